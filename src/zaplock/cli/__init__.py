@@ -1,0 +1,81 @@
+"""The command line: one module per verb, found by its file name.
+
+A module `zaplock/cli/NAME.py` is the verb `zaplock NAME`. It offers
+
+    SUMMARY: str                                      one line for `zaplock --help`
+    def configure(parser: argparse.ArgumentParser)    adds its arguments
+    def run(args: argparse.Namespace) -> int          does the work, returns the exit code
+
+Modules whose name starts with an underscore are helpers, not verbs. A `UserError` ends any verb
+with one line on stderr and exit code 2; Ctrl-C ends it with 130 after its clean-up has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import zaplock
+from zaplock.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Say what is wrong in one line, as every other error of zaplock is said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def verbs() -> list[str]:
+    """List the verbs in alphabetical order, without importing their modules."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def _load(verb: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{verb}")
+
+
+def _overview() -> str:
+    lines = ["usage: zaplock VERB [options]    (zaplock VERB --help tells a verb's options)", ""]
+    lines += [f"  {verb:<10} {_load(verb).SUMMARY}" for verb in verbs()]
+    return "\n".join([*lines, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"zaplock {zaplock.__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in verbs():
+        known = ", ".join(verbs())
+        print(f"zaplock: no verb {verb!r}; the verbs are {known}", file=sys.stderr)
+        return 2
+    module = _load(verb)
+    parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.configure(parser)
+    try:
+        code: int = module.run(parser.parse_args(arguments[1:]))
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"zaplock {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"zaplock {verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

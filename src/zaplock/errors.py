@@ -1,0 +1,9 @@
+"""Errors that are the user's to mend: one line, the value, the rule, the way out.
+
+Every verb lets these travel to `zaplock.cli.main`, which prints the line and exits with 2.
+A traceback means a fault of zaplock, never of its user.
+"""
+
+
+class UserError(Exception):
+    """Report bad input or a missing permission; `str(error)` is the one line to print."""

@@ -1,0 +1,103 @@
+"""The event stream: what the recorder reads from a kernel and what the timed engine emits.
+
+Events are columns of equal length in the order of their time stamps. The three lock events have the
+meaning of the kernel's own tracepoints (include/trace/events/mmap_lock.h, 5.11 and later), quirks
+included: a downgrade is an ACQUIRED with `write` 0 by a task that holds the lock exclusively,
+without an ASKED before it and without a RELEASED with `write` 1; an ACQUIRED with `success` 0 is a
+failed trylock or a killed wait, not a hold. So a fact that is learned from one side holds on the
+other, and every table, view and blame algorithm is written once.
+
+Times are integer nanoseconds of the recording's clock (CLOCK_MONOTONIC on a real kernel, virtual
+time in a simulation). `tid` is a thread id; `Task` names it and gives its process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Kind(IntEnum):
+    """What happened. The columns that carry a meaning are named; the others are 0."""
+
+    ASKED = 0  # mmap_lock_start_locking: mm, write
+    ACQUIRED = 1  # mmap_lock_acquire_returned: mm, write, success
+    RELEASED = 2  # mmap_lock_released: mm, write
+    OP_BEGIN = 3  # a system call begins: op, address, length, detail
+    OP_END = 4  # it returned: op, result
+    FAULT_BEGIN = 5  # a page fault of a user access: address, detail (the error code)
+    FAULT_END = 6
+    SCHED_OUT = 7  # tid leaves its cpu: detail is prev_state (0 = preempted, still runnable)
+    SCHED_IN = 8  # tid runs on cpu
+    WAKEUP = 9  # somebody on cpu wakes tid
+    CONTENTION_BEGIN = 10  # lock:contention_begin: address (of the lock), detail (flags)
+    CONTENTION_END = 11  # lock:contention_end: address, result
+    LOST = 12  # events of cpu are missing before this time: length says how many (-1: unknown)
+
+
+EVENT = np.dtype(
+    [
+        ("time_ns", np.int64),
+        ("kind", np.uint8),
+        ("write", np.uint8),
+        ("success", np.uint8),
+        ("cpu", np.int16),
+        ("tid", np.int32),
+        ("op", np.int16),
+        ("mm", np.uint64),
+        ("address", np.uint64),
+        ("length", np.int64),
+        ("detail", np.int64),
+        ("result", np.int64),
+    ]
+)
+"""One row per column: its name and type."""
+
+NO_OP = -1
+"""`op` of an event that is no system call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Who a thread id is: its name, its process and that process's name."""
+
+    tid: int
+    comm: str
+    pid: int
+    process: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """The columns of a recording, all of length n, sorted by `time_ns` (ties in order of emission).
+
+    `columns` maps each name of `EVENT` to its array. `op` is an index into `operations` (such as
+    "munmap", "mmap", "madvise") or `NO_OP`. `address` and `length` of an operation are the range
+    it works on, `detail` its third argument of interest (prot, advice, flags). `tasks` names the
+    thread ids, `mms` the process id that owns an mm (where known).
+    """
+
+    columns: Mapping[str, NDArray[np.generic]]
+    operations: tuple[str, ...]
+    tasks: Mapping[int, Task] = field(default_factory=dict)
+    mms: Mapping[int, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.columns["time_ns"])
+
+    def __getitem__(self, name: str) -> NDArray[np.generic]:
+        return self.columns[name]
+
+    def check(self) -> None:
+        """Raise AssertionError unless every column is there, typed, equally long and in order."""
+        assert set(self.columns) == set(EVENT.names or ()), set(self.columns)
+        for name, column in self.columns.items():
+            assert column.dtype == EVENT[name], (name, column.dtype)
+            assert len(column) == len(self), (name, len(column), len(self))
+        time_ns = self.columns["time_ns"]
+        assert bool((time_ns[1:] >= time_ns[:-1]).all()), "events are not in order of time"
+        assert int(self.columns["op"].max(initial=NO_OP)) < len(self.operations)
