@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Events:
     thread ids, `mms` the process id that owns an mm (where known).
     """
 
-    columns: Mapping[str, NDArray[np.generic]]
+    columns: Mapping[str, NDArray[Any]]
     operations: tuple[str, ...]
     tasks: Mapping[int, Task] = field(default_factory=dict)
     mms: Mapping[int, int] = field(default_factory=dict)
@@ -89,7 +90,7 @@ class Events:
     def __len__(self) -> int:
         return len(self.columns["time_ns"])
 
-    def __getitem__(self, name: str) -> NDArray[np.generic]:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
 
     def check(self) -> None:
