@@ -1,0 +1,73 @@
+"""What one teardown experiment showed, in a model or on a real kernel: the row of every table.
+
+`zaplock compare` (simulated) and `zaplock measure` (real) return the same frozen values, so they
+stand in one table and in one JSON shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Stalls:
+    """How long a bystander's operations took beyond their own work, in nanoseconds."""
+
+    count: int
+    p50_ns: int
+    p99_ns: int
+    max_ns: int
+
+    @classmethod
+    def of(cls, stall_ns: Sequence[int]) -> Stalls:
+        """Sum up a list of stalls; all figures are 0 where there was none."""
+        if len(stall_ns) == 0:
+            return cls(0, 0, 0, 0)
+        p50, p99 = np.percentile(np.asarray(stall_ns), [50, 99], method="higher")
+        return cls(len(stall_ns), int(p50), int(p99), int(max(stall_ns)))
+
+    def to_json(self) -> dict[str, int]:
+        return {
+            "count": self.count,
+            "p50_ns": self.p50_ns,
+            "p99_ns": self.p99_ns,
+            "max_ns": self.max_ns,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One teardown of one mapping beside some bystanders.
+
+    `exclusive_hold_ns` and `shared_hold_ns` are None where they could not be seen (no root, no
+    tracefs). `munmap_ns` is the whole call as its caller saw it. `stalls` has an entry for each
+    name in `bystanders`. `note` says what a reader must know to compare the row (the backing that
+    was really used, a spread, what could not be seen).
+    """
+
+    design: str
+    bystanders: tuple[str, ...]
+    exclusive_hold_ns: int | None
+    shared_hold_ns: int | None
+    munmap_ns: int
+    stalls: Mapping[str, Stalls]
+    hung_tasks: int = 0
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "design": self.design,
+            "bystanders": list(self.bystanders),
+            "exclusive_hold_ns": self.exclusive_hold_ns,
+            "shared_hold_ns": self.shared_hold_ns,
+            "munmap_ns": self.munmap_ns,
+            "stalls": {name: stalls.to_json() for name, stalls in self.stalls.items()},
+            "hung_tasks": self.hung_tasks,
+            **({"note": self.note} if self.note else {}),
+            **self.extra,
+        }
