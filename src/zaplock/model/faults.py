@@ -1,0 +1,34 @@
+"""What the model reports when a protocol breaks a rule: never a Python error, never silence."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Invariant(Enum):
+    """The rules that every protocol has to keep, by the names that reports use."""
+
+    NO_PTE_BEHIND_ZAP = "no PTE is installed between the zap and the end of the flush"
+    NO_VMA_OVER_FREED_TABLES = "no VMA overlaps a range whose page tables are being freed"
+    NO_STALE_VMA = "nobody uses a VMA that was found before the lock was dropped"
+    TEARDOWN_ORDER = "tree, PTEs, rmap, page tables, flush, pages: in this order"
+    PRIVATE_UNDER_READ = "a field written under a shared hold is private or otherwise locked"
+    LOCK_MODE = "the unlock matches the lock, and nothing is touched after it"
+    OLD_CONTENT_OR_SIGSEGV = "a racing access sees the old content or SIGSEGV"
+    NO_STALE_TRANSLATION = "no CPU can use a translation to a page or table that was returned"
+    NO_LIVE_PTE_IN_FREED_TABLE = "a page table with live PTEs is never freed"
+    WALK_INSIDE_VMA = "a page-table walk under read stays inside a VMA found under that read"
+    ERROR_LEAVES_NO_TRACE = "an error exit leaves map, flags and counters as before"
+    BOOKS_BALANCE = "no page is leaked or freed twice, and counters equal a recount"
+    NO_DEADLOCK = "somebody can always go on"
+    READER_WAITS_EXCLUSIVE_ONLY = "a reader waits no longer than the exclusive part"
+    USE_AFTER_FREE = "nobody uses what was freed"
+
+
+class Violation(Exception):
+    """A protocol broke `invariant`; the message names both sides."""
+
+    def __init__(self, invariant: Invariant, message: str) -> None:
+        super().__init__(f"{invariant.name}: {message}")
+        self.invariant = invariant
+        self.message = message

@@ -1,0 +1,270 @@
+"""The reader/writer semaphore, as pure functions from state to state.
+
+A lock's state is one immutable value in the cell `machine.locks[lock]`: who holds it, who queues.
+The engines decide WHEN a task asks; the functions here say what then happens, by the policy of a
+kernel (`RwsemPolicy`). Sources: kernel/locking/rwsem.c of 4.9 (rwsem-xadd.c), 5.3 (rewrite,
+commits 00f3c5a3df2c "always release wait_lock before waking", d3681e269fff "wake up almost all
+readers", 4f23dbc1e657 "handoff") and 5.11 (reader spinning removed, 617f3ef95177).
+
+The steps that a protocol awaits stand at the end: `down_read(lock)` and so on.
+
+Not covered here: the grain of the semaphore's own counter (see protocols.rwsem_counter, where that
+is checked) and real-time priorities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EINTR
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.step import Step, Task
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+Lock = tuple[str, int]
+"""A lock's name: ("mmap_lock", mm), ("i_mmap", file), ..."""
+
+
+class Rwsem(msgspec.Struct, frozen=True):
+    """Who holds a semaphore and who waits for it. Task ids; 0 is nobody.
+
+    `queue` is in order of arrival, (tid, is_writer) each. `downgraded` is the reader, if any, that
+    came by its shared hold through `downgrade_write`.
+    """
+
+    writer: int = 0
+    readers: tuple[int, ...] = ()
+    queue: tuple[tuple[int, bool], ...] = ()
+    downgraded: int = 0
+
+
+FREE = Rwsem()
+
+
+@dataclass(frozen=True)
+class RwsemPolicy:
+    """How a kernel's semaphore treats those who come, wait and leave.
+
+    reader_steals: may an arriving reader enter past a queue? "never" (4.9 to 5.2), "spinning"
+        (5.3 to 5.10: it spins on a running writer-owner and may enter past the queue), "unheld"
+        (5.11 on: unless the lock is reader-owned by another reader already).
+    wakes: readers woken when the head is a reader: "leading" (the run at the head) or "all" (up to
+        `max_readers_woken` of them anywhere in the queue).
+    writer_spins: "writer" (on a running writer-owner only) or "any" (up to `reader_spin_ns` on a
+        reader-owned lock too).
+    handoff_ns: after waiting this long the first waiter gets the lock handed over; None: never.
+    """
+
+    name: str
+    reader_steals: Literal["never", "spinning", "unheld"]
+    wakes: Literal["leading", "all"]
+    writer_spins: Literal["writer", "any"]
+    reader_spin_ns: int = 25_000
+    handoff_ns: int | None = None
+    max_readers_woken: int = 256
+
+
+RWSEM_4_9 = RwsemPolicy("4.9 to 5.2", "never", "leading", "writer")
+RWSEM_5_3 = RwsemPolicy("5.3 to 5.10", "spinning", "all", "any", handoff_ns=4_000_000)
+RWSEM_5_11 = RwsemPolicy("5.11 to 6.18", "unheld", "all", "any", handoff_ns=4_000_000)
+
+
+def held(sem: Rwsem, tid: int) -> Literal["", "read", "write"]:
+    """Return how `tid` holds the semaphore."""
+    if sem.writer == tid:
+        return "write"
+    return "read" if tid in sem.readers else ""
+
+
+def is_free_for(sem: Rwsem, write: bool) -> bool:
+    """Return whether the holders, queue apart, would let a reader or writer in."""
+    return not sem.writer and not (write and sem.readers)
+
+
+def acquire(sem: Rwsem, tid: int, write: bool) -> Rwsem:
+    """Give the semaphore to `tid`, who must be free to have it; its place in the queue goes."""
+    assert is_free_for(sem, write), (sem, tid, write)
+    queue = sem.queue
+    if queue:
+        queue = tuple(waiter for waiter in queue if waiter[0] != tid)
+    if write:
+        return Rwsem(tid, (), queue)
+    return Rwsem(0, _with(sem.readers, tid), queue, sem.downgraded)
+
+
+def enqueue(sem: Rwsem, tid: int, write: bool) -> Rwsem:
+    """Put `tid` at the end of the queue."""
+    return Rwsem(sem.writer, sem.readers, (*sem.queue, (tid, write)), sem.downgraded)
+
+
+def leave_queue(sem: Rwsem, tid: int) -> Rwsem:
+    """Take a waiter that was killed out of the queue."""
+    queue = tuple(waiter for waiter in sem.queue if waiter[0] != tid)
+    return Rwsem(sem.writer, sem.readers, queue, sem.downgraded)
+
+
+def release(sem: Rwsem, tid: int, write: bool) -> Rwsem:
+    """End the hold of `tid`; a hold that isn't there, or of the other mode, is a violation."""
+    mode = held(sem, tid)
+    if mode != ("write" if write else "read"):
+        wanted = "up_write" if write else "up_read"
+        raise Violation(Invariant.LOCK_MODE, f"task {tid} does {wanted} but holds {mode or 'not'}")
+    if write:
+        return Rwsem(0, (), sem.queue)
+    downgraded = 0 if sem.downgraded == tid else sem.downgraded
+    return Rwsem(0, _without(sem.readers, tid), sem.queue, downgraded)
+
+
+def downgrade(sem: Rwsem, tid: int) -> Rwsem:
+    """Turn the exclusive hold of `tid` into a shared one without a gap."""
+    if sem.writer != tid:
+        raise Violation(
+            Invariant.LOCK_MODE, f"task {tid} does downgrade_write but does not hold for write"
+        )
+    return Rwsem(0, (tid,), sem.queue, tid)
+
+
+def wake(sem: Rwsem, policy: RwsemPolicy) -> tuple[Rwsem, tuple[int, ...]]:
+    """Hand the semaphore to those whom a release or downgrade wakes, and name them.
+
+    A head that is a writer is granted when nobody holds; a head that is a reader is granted with
+    the readers that the policy wakes along with it. After a downgrade only readers can be, and only
+    when the HEAD is one: a queued writer in front keeps every reader behind it (the convoy).
+    """
+    if not sem.queue:
+        return sem, ()
+    tid, write = sem.queue[0]
+    if write:
+        return (acquire(sem, tid, True), (tid,)) if is_free_for(sem, True) else (sem, ())
+    if sem.writer:
+        return sem, ()
+    granted = readers_to_wake(sem, policy)
+    for reader in granted:
+        sem = acquire(sem, reader, False)
+    return sem, granted
+
+
+def readers_to_wake(sem: Rwsem, policy: RwsemPolicy) -> tuple[int, ...]:
+    """Name the queued readers that are woken together when the head is a reader."""
+    if policy.wakes == "all":
+        readers = [tid for tid, write in sem.queue if not write]
+        return tuple(readers[: policy.max_readers_woken])
+    leading = []
+    for tid, write in sem.queue:
+        if write:
+            break
+        leading.append(tid)
+    return tuple(leading)
+
+
+def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
+    """Return whether somebody who arrives may take a lock that others queue for.
+
+    Writers steal while they are awake (they spin); the timed engine decides that by who is on a
+    CPU. Here: readers. Not covered: the handoff bit, which the timed engine adds.
+    """
+    if write or sem.writer:
+        return False
+    return policy.reader_steals == "unheld" and not sem.readers
+
+
+def _with(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:
+    # A reader may hold it twice (a fault inside a read); sorted, so equal sets are equal.
+    return tuple(sorted((*readers, tid))) if readers else (tid,)
+
+
+def _without(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:
+    i = readers.index(tid)
+    return readers[:i] + readers[i + 1 :]
+
+
+class LockStep(Step[int]):
+    """Ask for, give back or downgrade a lock. What waiting means is the engine's business.
+
+    `action` is "down", "try", "up" or "downgrade"; `write` the mode. The result of "down" is 0, or
+    -EINTR where `killable` and the task has a fatal signal; of "try" 1 or 0; of the others 0.
+    """
+
+    __slots__ = ("action", "killable", "lock", "write")
+
+    def __init__(self, action: str, lock: Lock, write: bool, killable: bool = False) -> None:
+        super().__init__(_at_once, (action, lock, write))
+        self.action = action
+        self.lock = lock
+        self.write = write
+        self.killable = killable
+
+    @property
+    def name(self) -> str:
+        if self.action == "downgrade":
+            return "downgrade_write"
+        mode = "write" if self.write else "read"
+        prefix = "down" if self.action == "try" else self.action
+        suffix = "_trylock" if self.action == "try" else "_killable" if self.killable else ""
+        return f"{prefix}_{mode}{suffix}"
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.lock[0]})"
+
+
+def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool) -> int:
+    """Do a lock operation that cannot have to wait: the sequential engine's whole rwsem."""
+    sem = machine.locks.get(lock, FREE)
+    if action == "down" or action == "try":
+        if not is_free_for(sem, write):
+            if action == "try":
+                return 0
+            raise Violation(Invariant.NO_DEADLOCK, f"{task} waits for {lock[0]}, held by {sem}")
+        machine.locks.put(lock, acquire(sem, task.tid, write))
+        return 1 if action == "try" else 0
+    done = release(sem, task.tid, write) if action == "up" else downgrade(sem, task.tid)
+    machine.locks.put(lock, done)
+    return 0
+
+
+def down_read(lock: Lock) -> LockStep:
+    """Wait for a shared hold, uninterruptibly."""
+    return LockStep("down", lock, False)
+
+
+def down_read_killable(lock: Lock) -> LockStep:
+    """Wait for a shared hold; -EINTR on a fatal signal."""
+    return LockStep("down", lock, False, killable=True)
+
+
+def down_write(lock: Lock) -> LockStep:
+    """Wait for an exclusive hold, uninterruptibly."""
+    return LockStep("down", lock, True)
+
+
+def down_write_killable(lock: Lock) -> LockStep:
+    """Wait for an exclusive hold; -EINTR on a fatal signal."""
+    return LockStep("down", lock, True, killable=True)
+
+
+def down_read_trylock(lock: Lock) -> LockStep:
+    """Take a shared hold if that needs no waiting; 1 if so."""
+    return LockStep("try", lock, False)
+
+
+def up_read(lock: Lock) -> LockStep:
+    """End a shared hold."""
+    return LockStep("up", lock, False)
+
+
+def up_write(lock: Lock) -> LockStep:
+    """End an exclusive hold."""
+    return LockStep("up", lock, True)
+
+
+def downgrade_write(lock: Lock) -> LockStep:
+    """Turn an exclusive hold into a shared one without a gap."""
+    return LockStep("downgrade", lock, True)
+
+
+EINTR_RESULT = -EINTR

@@ -1,0 +1,147 @@
+"""What a protocol awaits: a step, the atom of everything that an engine schedules.
+
+A protocol is an `async def` function that awaits steps and nothing else. Between two awaits nobody
+else runs. A step carries a plain function `run(machine, task, *args)` that changes the state at one
+instant and returns an immutable result; so the results which a protocol has received determine
+where it stands, and an engine may hold it there, run it again from its beginning with the same
+results, or let time pass.
+
+A protocol must be a deterministic function of its arguments and of those results: it never reads
+the state behind the steps' back, never asks a clock or a random generator.
+
+Forgetting an `await` is an error: mypy reports it (`unused-awaitable`), and tests/test_protocols.py
+looks for it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Task:
+    """Who takes a step: a thread with the address space it runs in and the CPU of its TLB.
+
+    Identity only, no state: what a task changes is in the machine.
+    """
+
+    __slots__ = ("cpu", "mm", "name", "tid")
+
+    def __init__(self, tid: int, mm: int, name: str = "", cpu: int | None = None) -> None:
+        self.tid = tid
+        self.mm = mm
+        self.name = name or f"task{tid}"
+        self.cpu = tid if cpu is None else cpu
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Step(Generic[R_co]):
+    """One atomic transition, ready whenever its task is."""
+
+    __slots__ = ("args", "run")
+
+    def __init__(self, run: Callable[..., R_co], args: tuple[Any, ...] = ()) -> None:
+        self.run = run
+        self.args = args
+
+    def __await__(self) -> Generator[Step[R_co], R_co, R_co]:
+        return (yield self)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.run, "__name__", str(self.run))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(map(_show, self.args))})"
+
+
+def _show(value: object) -> str:
+    return hex(value) if isinstance(value, int) and value >= 4096 else str(value)
+
+
+class StepKind(Generic[P, R]):
+    """A step function: calling it gives a step to await, `.run` is its body.
+
+    The body of one step may call the body of another, which makes both one atomic transition.
+    """
+
+    __slots__ = ("__dict__", "run")
+
+    def __init__(self, run: Callable[Concatenate[Machine, Task, P], R]) -> None:
+        self.run = run
+        update_wrapper(self, run)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
+        assert not kwargs, "step arguments are positional"
+        return Step(self.run, args)
+
+
+def step(run: Callable[Concatenate[Machine, Task, P], R]) -> StepKind[P, R]:
+    """Make a function `(machine, task, *args) -> result` a step that a protocol can await."""
+    return StepKind(run)
+
+
+class WaitStep(Step[R_co]):
+    """A transition that has to wait until `ready(machine, task, *args)` is true.
+
+    `channel` names what to watch: a step that may make it true calls `machine.wake(channel)`. The
+    exhaustive engine needs no channel, it asks `ready` in every state. A killable wait ends with
+    `EINTR` (as the step's result) when its task has a fatal signal.
+    """
+
+    __slots__ = ("channel", "killable", "ready")
+
+    def __init__(
+        self,
+        run: Callable[..., R_co],
+        args: tuple[Any, ...],
+        ready: Callable[..., bool],
+        channel: tuple[Any, ...],
+        killable: bool = False,
+    ) -> None:
+        super().__init__(run, args)
+        self.ready = ready
+        self.channel = channel
+        self.killable = killable
+
+
+class MarkStep(Step[None]):
+    """A note to the engine that changes no state: an operation or a fault begins or ends.
+
+    `what` is one of "op_begin" (name, address, length, detail), "op_end" (name, result),
+    "fault_begin" (address, code), "fault_end" (result). Engines that don't record pass over it.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str, args: tuple[Any, ...]) -> None:
+        super().__init__(_nothing, args)
+        self.what = what
+
+
+class SleepStep(Step[None]):
+    """Let `ns` nanoseconds pass off the CPU. Only the timed engine takes it at its word."""
+
+    __slots__ = ("ns",)
+
+    def __init__(self, ns: int) -> None:
+        super().__init__(_nothing, ())
+        self.ns = ns
+
+    @property
+    def name(self) -> str:
+        return "sleep"
+
+
+def _nothing(_machine: Machine, _task: Task, *_args: Any) -> None:
+    return None
