@@ -1,0 +1,112 @@
+/* Bystanders: tasks that do a small thing over and over and write down how long each took.
+ *
+ *   fault   a thread of the target that touches a page of its own
+ *   mmap    a thread of the target that maps a page of its own anew: the queued writer
+ *   madvise a thread of the target that drops a page of its own by MADV_DONTNEED
+ *   proc    a foreign process that reads /proc/PID/cmdline of the target, as ps does
+ *
+ * Their records lie in memory that is shared with the supervisor and survive the target's exit.
+ */
+
+#define MAX_LANES 8
+#define MAX_OPS 32768
+#define ARENA (1UL << 28)
+
+struct lane {
+	char name[16];
+	int tid, pid;
+	int nr_ops;
+	int64_t ops[MAX_OPS][2]; /* begin and end, CLOCK_MONOTONIC, ns */
+};
+
+static struct shared {
+	volatile int nr_ready, go, stop;
+	int target_tid, target_pid;
+	int64_t populate_ns, begin_ns, end_ns;
+	long result;
+	struct range range;
+	struct lane lanes[MAX_LANES];
+} *shared;
+
+static int nr_lanes;
+static long period_ns = 1000000;
+
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void sleep_ns(int64_t ns)
+{
+	struct timespec t = { ns / 1000000000, ns % 1000000000 };
+
+	syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, NULL);
+}
+
+static void operate(const struct lane *lane, char *arena, int cmdline_dir)
+{
+	char line[256];
+	int fd;
+
+	if (is(lane->name, "fault"))
+		(void)*(volatile char *)(arena + (1 + lane->nr_ops) * PAGE);
+	else if (is(lane->name, "mmap"))
+		syscall(SYS_mmap, arena, PAGE, PROT_NONE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	else if (is(lane->name, "madvise"))
+		syscall(SYS_madvise, arena, 2 * PAGE, MADV_DONTNEED);
+	else if ((fd = openat(cmdline_dir, "cmdline", O_RDONLY)) >= 0) {
+		(void)!read(fd, line, sizeof(line));
+		close(fd);
+	}
+}
+
+static void *bystander(void *argument)
+{
+	struct lane *lane = argument;
+	char path[64], *arena = NULL;
+	int directory = -1;
+	int64_t begin;
+
+	lane->tid = syscall(SYS_gettid);
+	lane->pid = getpid();
+	prctl(PR_SET_NAME, lane->name);
+	if (is(lane->name, "proc")) {
+		snprintf(path, sizeof(path), "/proc/%d", shared->target_pid);
+		directory = open(path, O_RDONLY | O_DIRECTORY);
+	} else {
+		arena = map(NULL, ARENA, PROT_READ | PROT_WRITE, 0, -1);
+		madvise(arena, ARENA, MADV_NOHUGEPAGE);
+		*(volatile char *)arena = 1; /* so that the VMA has its anon_vma */
+	}
+	if (is(lane->name, "madvise")) /* two VMAs: even 6.15 and later take the mmap_lock for that */
+		mprotect(arena + PAGE, PAGE, PROT_READ);
+	memset(lane->ops, 0, sizeof(lane->ops));
+	__sync_fetch_and_add(&shared->nr_ready, 1);
+	while (!shared->go)
+		sleep_ns(1000000);
+	while (!shared->stop && lane->nr_ops < MAX_OPS - 1) {
+		begin = now_ns();
+		lane->ops[lane->nr_ops][0] = begin;
+		operate(lane, arena, directory);
+		lane->ops[lane->nr_ops][1] = now_ns();
+		lane->nr_ops++;
+		sleep_ns(period_ns);
+	}
+	return NULL;
+}
+
+static void start_thread(struct lane *lane)
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, 65536);
+	if (pthread_create(&thread, &attributes, bystander, lane))
+		die("cannot start the bystander %s", lane->name);
+	pthread_attr_destroy(&attributes);
+}

@@ -1,0 +1,130 @@
+/* The kernel's own view: a private tracefs instance with the mmap_lock events and, around them, the
+ * system calls of mm with their arguments, user page faults and scheduling; or, on request, the
+ * function_graph tracer over the functions that tear a mapping down.
+ *
+ * An event that this kernel does not have is left out; the capsule holds the format files of those
+ * that were switched on, so that the reader knows.
+ */
+
+static const char *tracefs;
+static char instance[128];
+
+static const char *const events[] = {
+	"mmap_lock/mmap_lock_start_locking", "mmap_lock/mmap_lock_acquire_returned",
+	"mmap_lock/mmap_lock_released",
+	"syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap",
+	"syscalls/sys_enter_mmap", "syscalls/sys_exit_mmap",
+	"syscalls/sys_enter_mremap", "syscalls/sys_exit_mremap",
+	"syscalls/sys_enter_brk", "syscalls/sys_exit_brk",
+	"syscalls/sys_enter_madvise", "syscalls/sys_exit_madvise",
+	"syscalls/sys_enter_exit_group",
+	"exceptions/page_fault_user",
+	"sched/sched_switch", "sched/sched_wakeup",
+};
+#define NR_EVENTS (sizeof(events) / sizeof(*events))
+
+static int write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_TRUNC);
+	ssize_t n;
+
+	if (fd < 0)
+		return 0;
+	n = write(fd, text, strlen(text));
+	close(fd);
+	return n == (ssize_t)strlen(text);
+}
+
+static int trace_set(const char *file, const char *text)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", instance, file);
+	return write_file(path, text);
+}
+
+static void trace_make(const char *name, long buffer_kb)
+{
+	char number[32];
+
+	snprintf(instance, sizeof(instance), "%s/instances/%s", tracefs, name);
+	if (mkdir(instance, 0700) && errno != EEXIST)
+		die("cannot make the trace instance %s", instance);
+	snprintf(number, sizeof(number), "%ld", buffer_kb);
+	if (!trace_set("trace_clock", "mono") || !trace_set("buffer_size_kb", number))
+		die("cannot set up the trace instance %s", instance);
+}
+
+static void trace_events(void)
+{
+	char path[128];
+	size_t i;
+
+	for (i = 0; i < NR_EVENTS; i++) {
+		snprintf(path, sizeof(path), "events/%s/enable", events[i]);
+		trace_set(path, "1");
+	}
+}
+
+/* function_graph works at the top level alone before 6.13: there the guest uses it, never the host. */
+static void trace_graph(const char *root_function, const char *functions)
+{
+	snprintf(instance, sizeof(instance), "%s", tracefs);
+	trace_set("tracing_on", "0");
+	trace_set("trace_clock", "mono");
+	trace_set("set_ftrace_filter", functions);
+	trace_set("set_graph_function", root_function);
+	if (!trace_set("current_tracer", "function_graph"))
+		die("this kernel has no function_graph tracer%s", "");
+	trace_set("options/funcgraph-abstime", "1");
+	trace_set("options/funcgraph-proc", "1");
+	trace_set("options/funcgraph-irqs", "0");
+	trace_set("options/sleep-time", "1");
+	trace_set("trace", "");
+}
+
+static void trace_save_formats(void)
+{
+	char name[128], path[256];
+	size_t i;
+
+	for (i = 0; i < NR_EVENTS; i++) {
+		snprintf(name, sizeof(name), "events/%s/format", events[i]);
+		snprintf(path, sizeof(path), "%s/%s", instance, name);
+		capsule_file(name, path, 4096);
+	}
+	snprintf(path, sizeof(path), "%s/events/header_page", tracefs);
+	capsule_file("header_page", path, 4096);
+	snprintf(path, sizeof(path), "%s/events/header_event", tracefs);
+	capsule_file("header_event", path, 4096);
+}
+
+static void trace_save_pages(int nr_cpus)
+{
+	char name[64], path[256];
+	int cpu;
+
+	for (cpu = 0; cpu < nr_cpus; cpu++) {
+		snprintf(name, sizeof(name), "stats/cpu%d", cpu);
+		snprintf(path, sizeof(path), "%s/per_cpu/cpu%d/stats", instance, cpu);
+		capsule_file(name, path, 4096);
+		snprintf(name, sizeof(name), "pages/cpu%d", cpu);
+		snprintf(path, sizeof(path), "%s/per_cpu/cpu%d/trace_pipe_raw", instance, cpu);
+		capsule_file(name, path, 4096);
+	}
+}
+
+static void trace_save_graph(void)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/trace", instance);
+	capsule_file("function_graph", path, 65536);
+	trace_set("current_tracer", "nop");
+}
+
+static void trace_remove(void)
+{
+	trace_set("events/enable", "0");
+	rmdir(instance);
+}
