@@ -1,0 +1,91 @@
+"""The sequential engine: one protocol, run to its end, with nobody beside it.
+
+This is the engine of the differential tests: a system call of the model gives its result and its
+state, the real kernel gives its own, and the two are compared. Nobody else runs, so a step that
+would have to wait can never go on: that is reported as `NO_DEADLOCK`. Time doesn't pass and notes
+to the engine are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, NamedTuple, TypeVar
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
+from zaplock.model.step import Step, Task, WaitStep
+
+T = TypeVar("T")
+
+
+class LockCall(NamedTuple):
+    """One lock operation that took effect, in the order in which a program did them.
+
+    `action` is "down", "try", "up" or "downgrade", or "failed" for a trylock that didn't get the
+    lock and a wait that a fatal signal ended; `name` is the lock's ("mmap_lock", "i_mmap", ...).
+    """
+
+    action: str
+    write: bool
+    name: str
+
+
+def run(
+    machine: Machine,
+    task: Task,
+    program: Coroutine[Step[Any], Any, T],
+    lock_calls: list[LockCall] | None = None,
+) -> T:
+    """Run `program` as `task` from its first step to its last and return what it returns.
+
+    Every lock operation is appended to `lock_calls` where that is given. Raises Violation where a
+    step reports one, and (NO_DEADLOCK) where a step would have to wait.
+    """
+    send = program.send
+    result: Any = None
+    try:
+        while True:
+            try:
+                step = send(result)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            if type(step) is Step:
+                result = step.run(machine, task, *step.args)
+            else:
+                result = _special(machine, task, step, lock_calls)
+    finally:
+        program.close()
+
+
+def _special(
+    machine: Machine, task: Task, step: Step[Any], lock_calls: list[LockCall] | None
+) -> Any:
+    if isinstance(step, LockStep):
+        return _lock(machine, task, step, lock_calls)
+    if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
+        if step.killable and machine.has_fatal_signal(task.tid):
+            return EINTR_RESULT
+        message = f"{task} waits for {step.channel} in {step}, and nobody is there to end that"
+        raise Violation(Invariant.NO_DEADLOCK, message)
+    return step.run(machine, task, *step.args)
+
+
+def _lock(machine: Machine, task: Task, step: LockStep, lock_calls: list[LockCall] | None) -> int:
+    if _is_killed_wait(machine, task, step):
+        result = EINTR_RESULT
+    else:
+        result = step.run(machine, task, *step.args)
+    if lock_calls is not None:
+        failed = result < 0 or (step.action == "try" and not result)
+        action = "failed" if failed else step.action
+        lock_calls.append(LockCall(action, step.write, step.lock[0]))
+    return int(result)
+
+
+def _is_killed_wait(machine: Machine, task: Task, step: LockStep) -> bool:
+    # A free lock is taken even by a task that is being killed: only a wait looks at signals.
+    if not (step.killable and machine.has_fatal_signal(task.tid)):
+        return False
+    return not is_free_for(machine.locks.get(step.lock, FREE), step.write)
