@@ -1,0 +1,109 @@
+"""Where events are missing, and the stretches between in which every event is known.
+
+A LOST event says that events of one cpu are missing between that cpu's last event and itself. A
+task may have run on any cpu, so nothing that reaches over such a gap can be trusted to be one hold
+or one wait: between the gaps the recording is cut into *segments*, and the state machines of
+`holds`, `waits` and `calls` never join events of two segments. Events that other cpus wrote inside
+a gap belong to no segment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.trace.events import Events, Kind
+
+IN_GAP = -1
+"""The segment of an event inside a gap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events of `cpu` are missing in [start_ns, end_ns]; `count` of them, -1 where unknown."""
+
+    cpu: int
+    start_ns: int
+    end_ns: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The gaps of a recording, and the segments between them.
+
+    Segment k holds the events with index in [first[k], last[k]); it is known from `begin_ns[k]` to
+    `end_ns[k]`. Without gaps there is one segment: the whole recording.
+    """
+
+    gaps: tuple[Gap, ...]
+    first: NDArray[Any]
+    last: NDArray[Any]
+    begin_ns: NDArray[Any]
+    end_ns: NDArray[Any]
+
+    @property
+    def lost_events(self) -> int:
+        """Sum the missing events; a gap of unknown size counts as one."""
+        return sum(max(gap.count, 1) for gap in self.gaps)
+
+    def of(self, index: NDArray[Any]) -> NDArray[Any]:
+        """Return the segment of each event index, `IN_GAP` for those inside a gap."""
+        if not self.gaps:
+            return np.zeros(len(index), np.int32)
+        segment = np.searchsorted(self.first, index, side="right").astype(np.int32) - 1
+        inside = (segment < 0) | (index >= self.last[np.maximum(segment, 0)])
+        segment[inside] = IN_GAP
+        return segment
+
+
+def _gap_ranges(events: Events) -> list[tuple[int, int]]:
+    """Return [index of the cpu's last event before, index of LOST] of every LOST event."""
+    lost = np.flatnonzero(events["kind"] == Kind.LOST)
+    cpus = events["cpu"]
+    ranges = []
+    for cpu in np.unique(cpus[lost]):
+        on_cpu = np.flatnonzero(cpus == cpu)
+        for end in lost[cpus[lost] == cpu]:
+            before = int(np.searchsorted(on_cpu, end)) - 1
+            ranges.append((int(on_cpu[before]) if before >= 0 else -1, int(end)))
+    return sorted(ranges)
+
+
+def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def segments(events: Events) -> Segments:
+    """Cut a recording at its gaps."""
+    ranges = _gap_ranges(events)
+    time_ns = events["time_ns"]
+
+    def at(index: int) -> int:
+        return int(time_ns[max(index, 0)]) if len(events) else 0
+
+    gaps = tuple(
+        Gap(int(events["cpu"][end]), at(start), at(end), int(events["length"][end]))
+        for start, end in ranges
+    )
+    merged = _merge(ranges)
+    first = [0, *(end for _, end in merged)]
+    last = [*(start + 1 for start, _ in merged), len(events)]
+    begin_ns = [at(0), *(at(end) for _, end in merged)]
+    end_ns = [*(at(start) for start, _ in merged), at(len(events) - 1)]
+    return Segments(
+        gaps,
+        np.array(first, np.int64),
+        np.array(last, np.int64),
+        np.array(begin_ns, np.int64),
+        np.array(end_ns, np.int64),
+    )

@@ -1,0 +1,227 @@
+"""Holds: the intervals in which one task holds an mmap_lock, exclusive or shared.
+
+A hold is read from one task's events on one mm:
+
+    ACQUIRED(w)  RELEASED(w)                 one hold of that mode
+    ACQUIRED(1)  ACQUIRED(0)  RELEASED(0)    a downgrade: an exclusive hold, then without a gap a
+                                             shared one; no RELEASED(1) is written
+    ACQUIRED(w, success 0)                   no hold: a failed trylock or a killed wait
+
+Kernels before 5.16 write RELEASED after the real unlock, so the next owner's ACQUIRED may stand
+before it: a hold ends no later than the first hold that it could not have stood beside.
+
+A hold of which only one edge was seen (the recording, or a stretch between two gaps, began or ended
+in its middle) is *incomplete*: it is known from or to that edge, and `hold_ns` is what was seen of
+it. Views keep incomplete holds apart; blame uses them. Nothing is joined across a gap.
+
+Not covered: a task that takes one lock for read twice without releasing it (Linux does not), and
+`mmap_read_unlock_non_owner`, whose RELEASED another task may write: both count as `unmatched`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.trace.calls import Calls, calls, no_op_columns
+from zaplock.trace.events import NO_OP, Events, Kind, Task
+from zaplock.trace.gaps import Segments, segments
+from zaplock.trace.lanes import Lanes, lanes
+
+if TYPE_CHECKING:
+    import polars
+
+Array = NDArray[Any]
+
+HOLD = np.dtype(
+    [
+        ("mm", np.uint64),
+        ("tid", np.int32),
+        ("exclusive", np.bool_),
+        ("start_ns", np.int64),
+        ("hold_ns", np.int64),
+        ("downgraded", np.bool_),
+        ("complete", np.bool_),
+        ("op", np.int16),
+        ("address", np.uint64),
+        ("length", np.int64),
+        ("detail", np.int64),
+        ("call", np.int32),
+    ]
+)
+"""One row per column of `Holds`: its name and type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """The holds of a recording as columns, sorted by `start_ns`.
+
+    `downgraded` marks an exclusive hold that ended by a downgrade and the shared one that began by
+    it. `op` indexes `operations` (or is `NO_OP`); `call` is the row of `Calls`. `unmatched` counts
+    the lock events that fit no story although nothing was lost beside them.
+    """
+
+    columns: Mapping[str, Array]
+    operations: tuple[str, ...]
+    tasks: Mapping[int, Task]
+    unmatched: int = 0
+
+    def __len__(self) -> int:
+        return len(self.columns["mm"])
+
+    def __getitem__(self, name: str) -> Array:
+        return self.columns[name]
+
+    @property
+    def end_ns(self) -> Array:
+        """When each hold ended."""
+        end: Array = self.columns["start_ns"] + self.columns["hold_ns"]
+        return end
+
+    def only(self, chosen: Array) -> Holds:
+        """Return the chosen holds (a mask, or row numbers in the wanted order)."""
+        columns = {name: column[chosen] for name, column in self.columns.items()}
+        return Holds(columns, self.operations, self.tasks, self.unmatched)
+
+    def complete(self) -> Holds:
+        """Return the holds of which both edges were seen."""
+        return self.only(self.columns["complete"])
+
+    def longest(self, count: int) -> Holds:
+        """Return the `count` longest holds, longest first, of equals the earlier first."""
+        return self.only(np.argsort(-self.columns["hold_ns"], kind="stable")[:count])
+
+    def frame(self) -> polars.DataFrame:
+        """Return a table with comm, mode and operation spelt out."""
+        return lock_frame(self.columns, self.operations, self.tasks)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the columns are typed, in order, and exclusion holds."""
+        for name in HOLD.names or ():
+            assert self.columns[name].dtype == HOLD[name], (name, self.columns[name].dtype)
+            assert len(self.columns[name]) == len(self), name
+        assert bool((self["hold_ns"] >= 0).all()), "a hold of negative length"
+        assert bool((np.diff(self["start_ns"]) >= 0).all()), "holds are not in order"
+
+
+def holds(
+    events: Events,
+    *,
+    cut: Segments | None = None,
+    in_calls: Calls | None = None,
+    rows: Lanes | None = None,
+) -> Holds:
+    """Find every hold of a recording.
+
+    The keyword arguments are parts that a caller who has them already may hand in (`analysis`).
+    """
+    cut = cut or segments(events)
+    in_calls = in_calls or calls(events, cut)
+    rows = rows or lock_lanes(events, cut)
+    edges, asked = _edges(events, rows)
+    kind, write = events["kind"][edges.index], events["write"][edges.index]
+    acquired = kind == Kind.ACQUIRED
+    starts, ends = edges.starts(), edges.ends()
+
+    same = ~ends
+    next_acquired, next_write = np.roll(acquired, -1), np.roll(write, -1)
+    released = acquired & same & ~next_acquired & (next_write == write)
+    next_downgrades = next_acquired & (next_write == 0) & ~np.roll(asked, -1)
+    downgrades = acquired & same & (write == 1) & next_downgrades
+    begun_by = np.roll(downgrades, 1)
+    open_end = acquired & ends
+    open_start = ~acquired & starts
+    used = np.roll(released, 1) | acquired & (released | downgrades | open_end) | open_start
+
+    time_ns = events["time_ns"][edges.index]
+    end_ns = np.where(open_end, cut.end_ns[edges.segment], np.roll(time_ns, -1))
+    start_ns = np.where(open_start, cut.begin_ns[edges.segment], time_ns)
+    end_ns = np.where(open_start, time_ns, end_ns)
+    chosen = np.flatnonzero(released | downgrades | open_end | open_start)
+    event = edges.index[chosen]
+    call = in_calls.during(events["tid"][event], event)
+    columns = {
+        "mm": events["mm"][event],
+        "tid": events["tid"][event],
+        "exclusive": write[chosen] == 1,
+        "start_ns": start_ns[chosen],
+        "hold_ns": (end_ns - start_ns)[chosen],
+        "downgraded": (downgrades | begun_by & acquired)[chosen],
+        "complete": ~(open_end | open_start)[chosen],
+        **no_op_columns(in_calls, call),
+        "call": call,
+    }
+    # By event, not by time: a hold that begins in the nanosecond in which another ends is later.
+    opening = np.where(open_start, cut.first[edges.segment], edges.index)[chosen]
+    order = np.argsort(opening, kind="stable")
+    columns = {name: column[order] for name, column in columns.items()}
+    columns["hold_ns"] = _clipped(columns)
+    return Holds(columns, in_calls.operations, events.tasks, int((~used).sum()))
+
+
+def lock_lanes(events: Events, cut: Segments) -> Lanes:
+    """Lay the lock events side by side by (mm, tid)."""
+    return lanes(events, cut, events["kind"] <= Kind.RELEASED, by_mm=True)
+
+
+def _edges(events: Events, rows: Lanes) -> tuple[Lanes, Array]:
+    """Leave the rows that begin or end a hold; say which of them were asked for just before."""
+    kind, write = events["kind"][rows.index], events["write"][rows.index]
+    asked = np.zeros(len(rows), bool)
+    asked[1:] = (kind[:-1] == Kind.ASKED) & (write[:-1] == write[1:]) & ~rows.starts()[1:]
+    success = events["success"][rows.index] != 0
+    chosen = (kind == Kind.RELEASED) | (kind == Kind.ACQUIRED) & success
+    return rows.keep(chosen), asked[chosen]
+
+
+def _clipped(columns: Mapping[str, Array]) -> Array:
+    """End each hold where one begins that excludes it (kernels before 5.16, and torn clocks)."""
+    mm, start_ns, hold_ns = columns["mm"], columns["start_ns"], columns["hold_ns"].copy()
+    order = np.argsort(np.searchsorted(np.unique(mm), mm).astype(np.int32), kind="stable")
+    by_mm, start, exclusive = mm[order], start_ns[order], columns["exclusive"][order]
+    never = np.iinfo(np.int64).max
+    position = np.arange(len(order))
+    next_writer = np.where(exclusive, position, len(order))
+    next_writer = np.minimum.accumulate(next_writer[::-1])[::-1]
+    following = np.where(exclusive, position + 1, np.append(next_writer[1:], len(order)))
+    there = following < len(order)
+    rival = np.minimum(following, len(order) - 1)
+    there &= by_mm[rival] == by_mm
+    limit = np.where(there, start[rival], never)
+    hold_ns[order] = np.minimum(hold_ns[order], limit - start)
+    return hold_ns
+
+
+def lock_frame(
+    columns: Mapping[str, Array], operations: tuple[str, ...], tasks: Mapping[int, Task]
+) -> polars.DataFrame:
+    """Make a table of holds or waits whose task, mode and operation are spelt out."""
+    import polars as pl
+
+    frame = pl.DataFrame(dict(columns))
+    names = pl.DataFrame(
+        {
+            "tid": pl.Series([task.tid for task in tasks.values()], dtype=pl.Int32),
+            "comm": pl.Series([task.comm for task in tasks.values()], dtype=pl.String),
+            "pid": pl.Series([task.pid for task in tasks.values()], dtype=pl.Int32),
+        }
+    )
+    ops = pl.DataFrame(
+        {
+            "op": pl.Series(range(len(operations)), dtype=pl.Int16),
+            "operation": pl.Series(operations, dtype=pl.String),
+        }
+    )
+    mode = pl.when("exclusive").then(pl.lit("exclusive")).otherwise(pl.lit("shared"))
+    frame = frame.join(names, on="tid", how="left", maintain_order="left")
+    frame = frame.join(ops, on="op", how="left", maintain_order="left")
+    return frame.with_columns(mode.alias("mode"), pl.col("comm").fill_null("")).drop(
+        "op", "exclusive", "call"
+    )
+
+
+__all__ = ["HOLD", "NO_OP", "Holds", "holds", "lock_frame", "lock_lanes"]
