@@ -1,6 +1,7 @@
 """The machine that tasks run on: the store and everything in it.
 
-A `Machine` owns all state. Steps change it and protocols see it only through steps.
+A `Machine` owns all state. Steps change it and protocols see it only through steps. What is not
+state (limits, the number of page-table levels, whether TLBs are followed) is fixed when it is made.
 """
 
 from __future__ import annotations
@@ -8,22 +9,128 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from zaplock.model.files import File
+from zaplock.model.frames import Frame
+from zaplock.model.mm import AddressSpace, Limits
 from zaplock.model.rwsem import Lock, Rwsem
-from zaplock.model.store import Cells, Store
+from zaplock.model.step import Task
+from zaplock.model.store import Cells, OrderedCells, RangeMap, Store
+from zaplock.model.tlb import Gather, Translation
+from zaplock.model.vma import FreedVma, Vma
 
 
 class Machine:
-    """All state of one model, and the meter for what its steps cost."""
+    """All state of one model, and the meter for what its steps cost.
 
-    def __init__(self) -> None:
+    With `tracks_tlbs` every CPU's TLB and page-walk cache are state, and returning a page that a
+    CPU still translates to is a violation; the timed engine leaves it off, since there a flush is a
+    price and nothing else. `gather_pages` is how many pages an mmu_gather holds before it must
+    flush; `remote_cpus` how many other CPUs a flush has to interrupt.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        levels: int = 4,
+        tracks_tlbs: bool = False,
+        gather_pages: int = 10_000,
+        remote_cpus: int = 0,
+    ) -> None:
         self.store = Store()
-        self.locks: Cells[Lock, Rwsem] = Cells(self.store, "locks")
-        self.signals: Cells[int, str] = Cells(self.store, "signals")
+        self.limits = limits or Limits()
+        self.levels = levels
+        self.tracks_tlbs = tracks_tlbs
+        self.gather_pages = gather_pages
+        self.remote_cpus = remote_cpus
         self.costs: Mapping[str, float] | None = None
         self.spent_ns = 0.0
         self.woken: list[tuple[Any, ...]] = []
 
-    def spend(self, unit: str, count: int = 1) -> None:
+        self.locks: Cells[Lock, Rwsem] = Cells(self.store, "locks")
+        self.signals: Cells[int, str] = Cells(self.store, "signals")
+        self.serials: Cells[tuple[int, str], int] = Cells(self.store, "serials")
+        self.globals: Cells[str, int] = Cells(self.store, "globals")
+        self.vmas: Cells[int, Vma | FreedVma] = Cells(self.store, "vmas")
+        self.vma_readers: Cells[int, tuple[int, ...]] = Cells(self.store, "vma_readers")
+        self.frames: RangeMap[Frame] = RangeMap(self.store, "frames")
+        self.content: RangeMap[int] = RangeMap(self.store, "content")
+        self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
+        self.files: Cells[int, File] = Cells(self.store, "files")
+        self.events: Cells[Any, Any] = Cells(self.store, "events")
+
+        self.mms: dict[int, AddressSpace] = {}
+        self._caches: dict[int, RangeMap[int]] = {}
+        self._i_mmaps: dict[int, Cells[int, bool]] = {}
+        self._tlbs: dict[int, RangeMap[Translation]] = {}
+        self._walks: dict[int, RangeMap[tuple[int, int]]] = {}
+
+    # Containers that come and go with files, address spaces and CPUs. An empty container is no
+    # state, so one that is made on a path which is later undone does no harm.
+
+    def mm(self, mm: int) -> AddressSpace:
+        """Return the address space `mm`; one that nobody used yet is empty."""
+        space = self.mms.get(mm)
+        if space is None:
+            space = self.mms[mm] = AddressSpace(self.store, mm, self.limits, self.levels)
+        return space
+
+    def page_cache(self, file: int) -> RangeMap[int]:
+        """Return the page cache of a file: page offset -> frame number less page offset."""
+        cache = self._caches.get(file)
+        if cache is None:
+            cache = self._caches[file] = RangeMap(self.store, f"cache:{file}")
+        return cache
+
+    def i_mmap(self, file: int) -> Cells[int, bool]:
+        """Return the rmap of a file: the VMAs that map it."""
+        rmap = self._i_mmaps.get(file)
+        if rmap is None:
+            rmap = self._i_mmaps[file] = OrderedCells(self.store, f"i_mmap:{file}")
+        return rmap
+
+    def tlb(self, cpu: int) -> RangeMap[Translation]:
+        """Return the translations that a CPU holds, by virtual page number."""
+        tlb = self._tlbs.get(cpu)
+        if tlb is None:
+            tlb = self._tlbs[cpu] = RangeMap(self.store, f"tlb:{cpu}")
+        return tlb
+
+    def walk_cache(self, cpu: int) -> RangeMap[tuple[int, int]]:
+        """Return the page tables that a CPU remembers: table index -> (mm, generation)."""
+        walks = self._walks.get(cpu)
+        if walks is None:
+            walks = self._walks[cpu] = RangeMap(self.store, f"walks:{cpu}")
+        return walks
+
+    @property
+    def cpus(self) -> list[int]:
+        """The CPUs that hold, or held, translations."""
+        return sorted(self._tlbs)
+
+    def next_serial(self, task: Task, kind: str, count: int = 1) -> int:
+        """Number what a task makes, from 0, in a series of its own."""
+        key = (task.tid, kind)
+        first: int = self.serials.get(key, 0)
+        self.serials.put(key, first + count)
+        return first
+
+    def new_handle(self, task: Task, kind: str) -> int:
+        """Return a handle that nothing had before, whatever other tasks do meanwhile."""
+        return (task.tid + 1 << 24) + self.next_serial(task, kind)
+
+    def translations_to(self, first: int, last: int) -> list[tuple[int, int]]:
+        """List (cpu, virtual page number) that still translate to frames in [first, last)."""
+        if not self.tracks_tlbs:
+            return []
+        return [
+            (cpu, max(start, first - entry.delta))
+            for cpu, tlb in self._tlbs.items()
+            for start, (end, entry) in tlb.data.items()
+            if start + entry.delta < last and first < end + entry.delta
+        ]
+
+    def spend(self, unit: str, count: float = 1) -> None:
         """Charge the step that runs now with `count` units of a cost profile."""
         if self.costs is not None:
             self.spent_ns += self.costs[unit] * count

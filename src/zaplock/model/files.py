@@ -1,0 +1,130 @@
+"""Files in memory: their page cache, and the rmap that says which VMAs map them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD
+from zaplock.model.frames import Frame, alloc_frames, change_frames
+from zaplock.model.step import Task, step
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.model.rwsem import Lock
+
+
+class File(msgspec.Struct, frozen=True):
+    """A file: "shmem" (memfd, shared anonymous memory), "disk", "hugetlb" or "device".
+
+    `size` is in bytes. `fails_after` of a device: how many pages its mmap maps before it fails
+    (None: it doesn't). `uprobe` is an offset in bytes where a uprobe is installed, -1 for none.
+    `seals` is "write" for a memfd sealed against writing.
+    """
+
+    kind: str
+    size: int
+    name: str = ""
+    fails_after: int | None = None
+    uprobe: int = -1
+    writable: bool = True
+    seals: str = ""
+    refs: int = 1
+
+
+def i_mmap_lock(file: int) -> Lock:
+    """Name the lock of a file's rmap (i_mmap_rwsem)."""
+    return ("i_mmap", file)
+
+
+def new_file(m: Machine, file: int, kind: str, size: int, name: str = "", **more: object) -> int:
+    """Make a file before a run starts."""
+    m.files.put(file, File(kind, size, name, **more))  # type: ignore[arg-type]
+    return file
+
+
+def cached_frame(m: Machine, task: Task, file: int, pgoff: int) -> int:
+    """Return the frame of a page of a file, reading (or making) it if it is not cached."""
+    cache = m.page_cache(file)
+    delta = cache.at(pgoff)
+    if delta is not None:
+        return pgoff + delta
+    return fill_cache(m, task, file, pgoff, pgoff + 1)
+
+
+def fill_cache(m: Machine, task: Task, file: int, first: int, last: int) -> int:
+    """Bring pages [first, last) into the cache where they are missing; return the first's frame."""
+    cache = m.page_cache(file)
+    kind = m.files[file].kind
+    at = first
+    for low, high, _ in [*cache.overlapping(first, last), (last, last, 0)]:
+        if at < low:
+            frame = alloc_frames(m, task, "file" if kind == "disk" else kind, low - at)
+            cache.set(at, low, frame - at)
+            if kind == "disk":
+                fill_content(m, file, at, low, frame)
+        at = high
+    delta = cache.at(first)
+    assert delta is not None
+    return first + delta
+
+
+def fill_content(m: Machine, file: int, first: int, last: int, frame: int) -> None:
+    """Give freshly read pages what the file holds: `disk_tag` of their offsets."""
+    if m.globals.get(f"tagged:{file}"):
+        for pgoff in range(first, last):
+            m.content.set(frame + pgoff - first, frame + pgoff - first + 1, disk_tag(file, pgoff))
+
+
+def disk_tag(file: int, pgoff: int) -> int:
+    """Return the tag that a page of a tagged file on disk holds before anybody writes to it."""
+    return (file << 32) | (pgoff + 1)
+
+
+@step
+def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
+    """Drop the pages of a file from `size` on out of its page cache."""
+    first = (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
+    cache = m.page_cache(file)
+    for low, high, delta in cache.overlapping(first, 1 << 52):
+        cache.clear(low, high)
+        change_frames(m, task, low + delta, high + delta, refs=-1)
+
+
+@step
+def set_file_size(m: Machine, _task: Task, file: int, size: int) -> None:
+    """Change i_size: from now on accesses beyond it raise SIGBUS."""
+    m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
+
+
+def link_vma(m: Machine, file: int, handle: int) -> None:
+    """Put a VMA into its file's rmap."""
+    m.i_mmap(file).put(handle, True)
+
+
+def unlink_vma(m: Machine, file: int, handle: int) -> None:
+    """Take a VMA out of its file's rmap."""
+    if handle in m.i_mmap(file):
+        m.i_mmap(file).drop(handle)
+
+
+def frames_of(kind: str, count: int) -> int:
+    """Return how many pages of the allocator `count` 4 KiB pages of a kind are."""
+    return count // PAGES_PER_PMD if kind in ("thp", "hugetlb") else count
+
+
+__all__ = [
+    "File",
+    "Frame",
+    "cached_frame",
+    "disk_tag",
+    "fill_cache",
+    "frames_of",
+    "i_mmap_lock",
+    "link_vma",
+    "new_file",
+    "set_file_size",
+    "truncate_pagecache",
+    "unlink_vma",
+]

@@ -1,0 +1,107 @@
+"""Physical pages: who refers to each, what it holds, and whether it still exists.
+
+`frames` maps ranges of page frame numbers to `Frame` values, so a run of any length is one cell.
+Frame numbers are never used twice: a freed frame stays freed for good, which is how a use after
+free is told from a new page. Each task allocates from a range of its own, as from the per-CPU lists
+of Linux; so allocations of different tasks commute, and the exhaustive engine sees one state where
+there is one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.step import Task
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+ZERO_PFN = 1
+"""The zero page: mapped by many, counted by nobody."""
+
+OWN_FRAMES_SHIFT = 36
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
+
+    `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
+    tables that map it. `freed_by` names the task that gave it back.
+    """
+
+    kind: str
+    refs: int
+    maps: int
+    freed_by: str = ""
+
+
+def alloc_frames(m: Machine, task: Task, kind: str, count: int, refs: int = 1) -> int:
+    """Allocate `count` consecutive frames and return the first one's number."""
+    first = m.next_serial(task, "frame", count) + (task.tid + 1 << OWN_FRAMES_SHIFT)
+    m.frames.set(first, first + count, Frame(kind, refs, 0))
+    return first
+
+
+def change_frames(
+    m: Machine, task: Task, first: int, last: int, refs: int = 0, maps: int = 0
+) -> None:
+    """Add to the counts of the frames in [first, last); those that nobody refers to are freed."""
+    for low, high, frame in _existing(m, task, first, last):
+        new_refs, new_maps = frame.refs + refs, frame.maps + maps
+        if new_refs < 0 or new_maps < 0:
+            raise Violation(
+                Invariant.BOOKS_BALANCE,
+                f"{task} drops {frame.kind} frame {low:#x} below 0: refs {new_refs}, maps {new_maps}",
+            )
+        if new_refs:
+            m.frames.set(low, high, Frame(frame.kind, new_refs, new_maps))
+        else:
+            _free(m, task, low, high, frame, new_maps)
+
+
+def _existing(m: Machine, task: Task, first: int, last: int) -> list[tuple[int, int, Frame]]:
+    runs = m.frames.overlapping(first, last)
+    for low, _, frame in runs:
+        if frame.freed_by:
+            raise Violation(
+                Invariant.USE_AFTER_FREE,
+                f"{task} uses {frame.kind} frame {low:#x}, which {frame.freed_by} freed",
+            )
+    return runs
+
+
+def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) -> None:
+    if maps:
+        raise Violation(
+            Invariant.USE_AFTER_FREE, f"{task} frees frame {low:#x} that {maps} page tables map"
+        )
+    for cpu, vpn in m.translations_to(low, high):
+        raise Violation(
+            Invariant.NO_STALE_TRANSLATION,
+            f"{task} returns {frame.kind} frame {low:#x} while CPU {cpu} "
+            f"still translates {vpn << 12:#x} to it",
+        )
+    m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name))
+    m.content.clear(low, high)
+    per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
+    m.spend(f"free_{frame.kind if frame.kind != 'shmem' else 'file'}", (high - low) // per_unit)
+
+
+def read_frame(m: Machine, task: Task, pfn: int) -> int:
+    """Return what a frame holds: the tag last written to it, 0 if none was."""
+    if pfn == ZERO_PFN:
+        return 0
+    _existing(m, task, pfn, pfn + 1)
+    return m.content.at(pfn) or 0
+
+
+def write_frame(m: Machine, task: Task, pfn: int, tag: int) -> None:
+    """Let a frame hold `tag`."""
+    _existing(m, task, pfn, pfn + 1)
+    if tag:
+        m.content.set(pfn, pfn + 1, tag)
+    else:
+        m.content.clear(pfn, pfn + 1)

@@ -1,0 +1,253 @@
+"""Page tables: which exist, what their entries hold, how they are zapped and freed.
+
+Entries are runs: `Pte` values over virtual page numbers, so that a mapping of any size whose pages
+are alike is one cell. Page-table pages are runs too, one map per level, with a generation that
+tells a table from the one that stood there before it. A run of frames and a run of virtual pages
+that go together differ by a constant, `Pte.delta`.
+
+Every function here that changes entries stands for one critical section under the page-table lock.
+
+Sources: mm/memory.c (zap_pte_range, free_pgd_range, copy_page_range), mm/huge_memory.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model import tlb
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
+from zaplock.model.frames import ZERO_PFN, change_frames
+from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import Translation
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+RSS = {"anon": "rss_anon", "thp": "rss_anon", "file": "rss_file", "shmem": "rss_shmem"}
+"""The counter that a kind of page is resident in; zero pages, hugetlb and PFNs are in none."""
+
+UNITS = {
+    "anon": ("zap_anon", 1),
+    "zero": ("zap_zero", 1),
+    "file": ("zap_file", 1),
+    "shmem": ("zap_file", 1),
+    "thp": ("zap_thp", PAGES_PER_PMD),
+    "zero_thp": ("zap_thp", PAGES_PER_PMD),
+    "hugetlb": ("zap_hugetlb", PAGES_PER_PMD),
+    "pfn": ("zap_pfn", 1),
+    "guard": ("zap_zero", 1),
+    "uffd_wp": ("zap_zero", 1),
+}
+"""What zapping one entry of a kind costs, and how many 4 KiB pages one entry maps."""
+
+COUNTED = frozenset({"anon", "thp", "file", "shmem", "hugetlb"})
+"""Kinds whose frames count their mappings."""
+
+HUGE = frozenset({"thp", "zero_thp", "hugetlb"})
+FIRST_LEVEL_OF = {"thp": 1, "zero_thp": 1, "hugetlb": 2}
+
+
+def alloc_tables(
+    m: Machine, task: Task, space: AddressSpace, first: int, last: int, lowest: int = 1
+) -> None:
+    """Let the page tables over virtual pages [first, last) exist, from level `lowest` up."""
+    for level, tables in space.tables.items():
+        if level < lowest:
+            continue
+        shift = 9 * level
+        low, high = first >> shift, (last - 1 >> shift) + 1
+        if tables.total(low, high) == high - low:
+            continue
+        generation = m.new_handle(task, "table")
+        at = low
+        for start, end, _ in [*tables.overlapping(low, high), (high, high, 0)]:
+            if at < start:
+                tables.set(at, start, generation)
+                if level < 4:
+                    space.add("pgtables_bytes", (start - at) * PAGE_SIZE)
+            at = end
+
+
+def install(
+    m: Machine, task: Task, space: AddressSpace, first: int, last: int, pte: Pte, live: bool = True
+) -> None:
+    """Set the entries of virtual pages [first, last), which must be empty; count the pages.
+
+    With `live`, the frames get a mapping each (their reference comes from the caller).
+    """
+    forbid_behind_zap(m, task, space, first, last)
+    level = FIRST_LEVEL_OF.get(pte.kind, 1)
+    shift = 9 * level
+    if space.tables[level].at(first >> shift) is None:
+        raise Violation(
+            Invariant.USE_AFTER_FREE,
+            f"{task} sets the entry of {first << PAGE_SHIFT:#x} in a page table that is gone",
+        )
+    space.ptes.set(first, last, pte)
+    if pte.kind in RSS:
+        space.add(RSS[pte.kind], last - first)
+    if live and pte.kind in COUNTED:
+        change_frames(m, task, first + pte.delta, last + pte.delta, maps=1)
+
+
+def forbid_behind_zap(m: Machine, task: Task, space: AddressSpace, first: int, last: int) -> None:
+    """Report an entry that is installed in a range which unmap_region is taking down."""
+    for low, high in space.teardown.data.values():
+        if first << PAGE_SHIFT < high and low < last << PAGE_SHIFT:
+            raise Violation(
+                Invariant.NO_PTE_BEHIND_ZAP,
+                f"{task} installs an entry at {first << PAGE_SHIFT:#x} "
+                f"while [{low:#x}, {high:#x}) is torn down",
+            )
+
+
+def zap(m: Machine, task: Task, space: AddressSpace, gather: int, first: int, last: int) -> int:
+    """Clear the entries of virtual pages [first, last) and gather their frames; return how many.
+
+    A huge page of which only a part is in the range is split first, as Linux splits its PMD.
+    """
+    split_huge_at(m, task, space, first)
+    split_huge_at(m, task, space, last)
+    cleared = 0
+    for low, high, pte in space.ptes.overlapping(first, last):
+        kind = pte.kind
+        pages = high - low
+        unit, per_entry = UNITS[kind]
+        m.spend(unit, pages / per_entry)
+        counted = kind in COUNTED
+        if kind in RSS:
+            space.add(RSS[kind], -pages)
+        if counted:
+            change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
+        tlb.gather_pages(m, gather, low, high, counted, pte.delta)
+        cleared += pages
+    if cleared:
+        space.ptes.clear(first, last)
+    return cleared
+
+
+def split_huge_at(m: Machine, task: Task, space: AddressSpace, vpn: int) -> None:
+    """Map a huge page by small entries if `vpn` lies inside it (split_huge_pmd)."""
+    if not vpn % PAGES_PER_PMD:
+        return
+    run = space.ptes.run_at(vpn)
+    if run is None or run[2].kind not in ("thp", "zero_thp"):
+        return
+    low = vpn - vpn % PAGES_PER_PMD
+    pte = run[2]
+    if pte.kind == "thp":
+        small = Pte("anon", pte.delta, pte.writable)
+    else:
+        small = Pte("zero", 0)
+    space.ptes.set(low, low + PAGES_PER_PMD, small)
+
+
+def clear_present(
+    m: Machine, task: Task, space: AddressSpace, first: int, last: int
+) -> list[tuple[int, int, Pte]]:
+    """Take the entries of a range out without giving anything up; for moves."""
+    split_huge_at(m, task, space, first)
+    split_huge_at(m, task, space, last)
+    runs = space.ptes.overlapping(first, last)
+    space.ptes.clear(first, last)
+    return runs
+
+
+def free_tables(
+    m: Machine,
+    task: Task,
+    space: AddressSpace,
+    gather: int,
+    first: int,
+    last: int,
+    floor: int,
+    ceiling: int,
+) -> None:
+    """Free the page tables over virtual pages [first, last) that nobody outside needs.
+
+    `floor` and `ceiling` (virtual pages; ceiling 0 is the top) bound what may be freed: a table
+    that reaches beyond one of them may serve a neighbour and stays (free_pgd_range).
+    """
+    top = ceiling or 1 << 52
+    for level, tables in space.tables.items():
+        shift = 9 * level
+        low = max(first >> shift, -(-floor >> shift))
+        high = min((last - 1 >> shift) + 1, top >> shift)
+        if low >= high:
+            continue
+        for start, end, generation in tables.overlapping(low, high):
+            live = space.ptes.overlapping(start << shift, end << shift) if level == 1 else []
+            if live:
+                raise Violation(
+                    Invariant.NO_LIVE_PTE_IN_FREED_TABLE,
+                    f"{task} frees the page table that maps {live[0][0] << PAGE_SHIFT:#x} "
+                    f"({live[0][2].kind})",
+                )
+            tlb.gather_tables(m, gather, level, (start, end, generation))
+            if level < 4:
+                space.add("pgtables_bytes", -(end - start) * PAGE_SIZE)
+        tables.clear(low, high)
+
+
+def protect(
+    m: Machine, space: AddressSpace, first: int, last: int, writable: bool, present: bool = True
+) -> None:
+    """Take write permission from the entries of a range (or give it, where pages are private)."""
+    for low, high, pte in space.ptes.overlapping(first, last):
+        m.spend("protect_pte", high - low)
+        if pte.writable and not writable:
+            space.ptes.set(low, high, Pte(pte.kind, pte.delta, False))
+
+
+def translate(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) -> int:
+    """Return the frame that the CPU of `task` reaches at `vpn`, or 0 if it must fault.
+
+    With `tracks_tlbs`, a stale translation is used like a good one, which is the point.
+    """
+    if not m.tracks_tlbs:
+        pte = space.ptes.at(vpn)
+        return _frame(pte, vpn, write)
+    entry = m.tlb(task.cpu).at(vpn)
+    if entry is not None and entry.mm == space.mm and (entry.writable or not write):
+        return vpn + entry.delta
+    return _walk(m, task, space, vpn, write)
+
+
+def _frame(pte: Pte | None, vpn: int, write: bool) -> int:
+    if pte is None or pte.kind in ("guard", "uffd_wp") or (write and not pte.writable):
+        return 0
+    return ZERO_PFN if pte.kind in ("zero", "zero_thp") else vpn + pte.delta
+
+
+def _walk(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) -> int:
+    index = vpn >> PMD_SHIFT - PAGE_SHIFT
+    known = m.walk_cache(task.cpu).at(index)
+    table = space.tables[1].at(index)
+    if known is not None and known[0] == space.mm and known[1] != table:
+        raise Violation(
+            Invariant.NO_STALE_TRANSLATION,
+            f"{task} walks through a page table of {vpn << PAGE_SHIFT:#x} that was freed",
+        )
+    pte = space.ptes.at(vpn)
+    frame = _frame(pte, vpn, write)
+    if table is not None:
+        m.walk_cache(task.cpu).set(index, index + 1, (space.mm, table))
+    if frame and pte is not None:
+        entry = Translation(space.mm, frame - vpn, pte.writable)
+        m.tlb(task.cpu).set(vpn, vpn + 1, entry)
+    return frame
+
+
+@step
+def pte_alloc(m: Machine, task: Task, mm: int, address: int, length: int) -> None:
+    """Let the page tables of a range exist (pte_alloc and its kin)."""
+    first = address >> PAGE_SHIFT
+    alloc_tables(m, task, m.mm(mm), first, max(first + 1, address + length >> PAGE_SHIFT))
+
+
+@step
+def read_pte(m: Machine, _task: Task, mm: int, address: int) -> Pte | None:
+    """Return the entry of an address, None if it is empty."""
+    return m.mm(mm).ptes.at(address >> PAGE_SHIFT)

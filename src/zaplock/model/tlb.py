@@ -1,0 +1,199 @@
+"""TLBs, and the mmu_gather that makes sure they forget before pages are given back.
+
+An access goes through its CPU's TLB first, then through the CPU's memory of page tables (the walk
+cache), then through the tables. A flush takes the translations of a range from every CPU; only one
+that knows of `freed_tables` takes the walk caches' entries too.
+
+The order that must hold (asm-generic/tlb.h): PTEs cleared, TLBs flushed, and only then pages and
+page tables returned. `tlb_flush_mmu_tlbonly` and `tlb_batch_pages_flush` are two steps, so that a
+protocol can do it wrong.
+
+What a finish does when another gather is under way on the mm differs by kernel (`NestedFlush`):
+"ignore" to 4.13 (before 99baac21e458), "forget-tables" from there to 5.1 (the forced flush resets
+the range and with it freed_tables), "full" since 7a30df49f63a (5.2).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.flags import PMD_SHIFT
+from zaplock.model.frames import change_frames
+from zaplock.model.step import Task, step
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+NestedFlush = Literal["ignore", "forget-tables", "full"]
+NOTHING = (1 << 64, 0)
+PAGES_PER_TABLE_SHIFT = PMD_SHIFT - 12
+
+
+class Translation(msgspec.Struct, frozen=True):
+    """What a TLB entry says: frame number less virtual page number, and whether it may write."""
+
+    mm: int
+    delta: int
+    writable: bool
+
+
+class Gather(msgspec.Struct, frozen=True):
+    """An mmu_gather: what was unmapped and must be flushed, then freed.
+
+    `low` and `high` bound the virtual pages to flush (NOTHING if none). `pages` are runs of frames
+    (first, last) that lose a reference each, `tables` runs (level, first index, last index) of
+    page tables, `freed_tables` says that some were unlinked.
+    """
+
+    mm: int
+    first: int
+    last: int
+    low: int = NOTHING[0]
+    high: int = NOTHING[1]
+    pages: tuple[tuple[int, int], ...] = ()
+    tables: tuple[tuple[int, int, int, int], ...] = ()
+    freed_tables: bool = False
+    fullmm: bool = False
+
+
+@step
+def tlb_gather_mmu(m: Machine, task: Task, mm: int, first: int, last: int) -> int:
+    """Begin to gather what is unmapped of virtual pages [first, last); returns the gather."""
+    m.mm(mm).add("tlb_flush_pending", 1)
+    gather = m.new_handle(task, "gather")
+    m.gathers.put(gather, Gather(mm, first, last))
+    return gather
+
+
+def gather_pages(m: Machine, gather: int, first: int, last: int, frames: bool, delta: int) -> None:
+    """Remember that PTEs of virtual pages [first, last) were cleared, and their frames if any."""
+    tlb = m.gathers[gather]
+    pages = tlb.pages
+    if frames:
+        low, high = first + delta, last + delta
+        if pages and pages[-1][1] == low:
+            pages = (*pages[:-1], (pages[-1][0], high))
+        else:
+            pages = (*pages, (low, high))
+    m.gathers.put(
+        gather,
+        Gather(
+            tlb.mm, tlb.first, tlb.last, min(tlb.low, first), max(tlb.high, last),
+            pages, tlb.tables, tlb.freed_tables, tlb.fullmm,
+        ),
+    )  # fmt: skip
+
+
+def gather_tables(m: Machine, gather: int, level: int, run: tuple[int, int, int]) -> None:
+    """Remember that the page tables run = (first index, last index, generation) were unlinked."""
+    tlb = m.gathers[gather]
+    shift = PAGES_PER_TABLE_SHIFT + 9 * (level - 1)
+    low, high = min(tlb.low, run[0] << shift), max(tlb.high, run[1] << shift)
+    tables = (*tlb.tables, (level, *run))
+    m.gathers.put(
+        gather,
+        Gather(tlb.mm, tlb.first, tlb.last, low, high, tlb.pages, tables, True, tlb.fullmm),
+    )
+
+
+def is_full(m: Machine, gather: int) -> bool:
+    """Return whether the batch must be flushed before more is unmapped."""
+    return sum(high - low for low, high in m.gathers[gather].pages) >= m.gather_pages
+
+
+@step
+def tlb_flush_mmu_tlbonly(m: Machine, _task: Task, gather: int) -> None:
+    """Let every CPU forget the translations that were gathered."""
+    flush_gathered(m, gather)
+
+
+def flush_gathered(m: Machine, gather: int) -> None:
+    """Flush what a gather remembers; its range starts anew."""
+    tlb = m.gathers[gather]
+    if tlb.low < tlb.high:
+        flush_tlb_range(m, tlb.mm, tlb.low, tlb.high, tlb.freed_tables)
+        m.gathers.put(
+            gather,
+            Gather(tlb.mm, tlb.first, tlb.last, *NOTHING, tlb.pages, tlb.tables, False, tlb.fullmm),
+        )
+
+
+def flush_tlb_range(m: Machine, mm: int, first: int, last: int, freed_tables: bool) -> None:
+    """Take the translations of virtual pages [first, last) of `mm` from every CPU."""
+    m.spend("flush")
+    if m.remote_cpus:
+        m.spend("flush_remote", m.remote_cpus)
+    if not m.tracks_tlbs:
+        return
+    for cpu in m.cpus:
+        for low, high, entry in m.tlb(cpu).overlapping(first, last):
+            if entry.mm == mm:
+                m.tlb(cpu).clear(low, high)
+        if freed_tables:
+            shift = PAGES_PER_TABLE_SHIFT
+            walks = m.walk_cache(cpu)
+            for low, high, entry_ in walks.overlapping(first >> shift, -(-last >> shift)):
+                if entry_[0] == mm:
+                    walks.clear(low, high)
+
+
+@step
+def tlb_batch_pages_flush(m: Machine, task: Task, gather: int) -> None:
+    """Return the gathered pages and page tables."""
+    return_gathered(m, task, gather)
+
+
+def return_gathered(m: Machine, task: Task, gather: int) -> None:
+    """Drop the references of the batch; nobody may still translate to what is freed by that."""
+    tlb = m.gathers[gather]
+    for low, high in tlb.pages:
+        change_frames(m, task, low, high, refs=-1)
+    for level, first, last, generation in tlb.tables:
+        _return_tables(m, task, tlb.mm, level, first, last, generation)
+    m.gathers.put(
+        gather,
+        Gather(tlb.mm, tlb.first, tlb.last, tlb.low, tlb.high, (), (), tlb.freed_tables),
+    )
+
+
+def _return_tables(
+    m: Machine, task: Task, mm: int, level: int, first: int, last: int, generation: int
+) -> None:
+    m.spend("free_table", last - first)
+    if level != 1 or not m.tracks_tlbs:
+        return
+    for cpu in m.cpus:
+        for low, _, (owner, known) in m.walk_cache(cpu).overlapping(first, last):
+            if owner == mm and known == generation:
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"{task} returns the page table of {low << PMD_SHIFT:#x} "
+                    f"while CPU {cpu} still walks through it",
+                )
+
+
+@step
+def tlb_begin_finish(m: Machine, _task: Task, gather: int, nested: NestedFlush) -> None:
+    """Look whether another gather is under way, and flush by the kernel's rule for that."""
+    tlb = m.gathers[gather]
+    if nested != "ignore" and m.mm(tlb.mm).count("tlb_flush_pending") > 1:
+        freed_tables = tlb.freed_tables or nested == "full"
+        if nested == "forget-tables":
+            freed_tables = False
+        tlb = Gather(
+            tlb.mm, tlb.first, tlb.last, tlb.first, tlb.last, tlb.pages, tlb.tables, freed_tables
+        )
+        m.gathers.put(gather, tlb)
+    flush_gathered(m, gather)
+
+
+@step
+def tlb_end_finish(m: Machine, _task: Task, gather: int) -> None:
+    """End a gather."""
+    tlb = m.gathers.drop(gather)
+    assert not tlb.pages, "a gather ends with pages in its batch"
+    assert not tlb.tables, "a gather ends with page tables in its batch"
+    m.mm(tlb.mm).add("tlb_flush_pending", -1)

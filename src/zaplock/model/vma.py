@@ -1,0 +1,398 @@
+"""VMAs and the tree that finds them.
+
+A VMA is named by a handle, which outlives it: a step that is given the handle of a freed VMA
+reports a use after free and names both sides. Its fields are one immutable `Vma` in one cell.
+
+Sources: mm/mmap.c (4.9 to 6.1), mm/vma.c (6.11 on). Linux keeps an rbtree and a list (to 6.0) or a
+maple tree (6.1 on); the model has one ordered index for both, since at the grain of a step nobody
+sees the difference (the one bug that lives below that grain, CVE-2023-3269, has its own protocol).
+"""
+
+from __future__ import annotations
+
+from errno import ENOMEM
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.files import link_vma, unlink_vma
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_ACCESS_FLAGS,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_GROWSUP,
+    VM_SHARED,
+    VM_SOFTDIRTY,
+    VM_SPECIAL,
+    VM_WRITE,
+    names,
+)
+from zaplock.model.step import Task, step
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.model.mm import AddressSpace
+
+
+class Vma(msgspec.Struct, frozen=True):
+    """A mapping: addresses [start, end) in bytes, vm_flags, what it maps and how it is found.
+
+    `pgoff` in pages; `file` and `anon_vma` are handles, 0 for none; `shared_anon_vma` says that
+    the anon_vma chain has more than one link (after a fork). `uffd` is a userfaultfd context.
+    `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
+    mm's. `name`: PR_SET_VMA_ANON_NAME.
+    """
+
+    mm: int
+    start: int
+    end: int
+    flags: int
+    pgoff: int = 0
+    file: int = 0
+    anon_vma: int = 0
+    shared_anon_vma: bool = False
+    uffd: int = 0
+    attached: bool = True
+    lock_seq: int = -1
+    name: str = ""
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    @property
+    def nr_pages(self) -> int:
+        return self.end - self.start >> PAGE_SHIFT
+
+    def pgoff_of(self, address: int) -> int:
+        """Return the page offset of an address."""
+        return self.pgoff + (address - self.start >> PAGE_SHIFT)
+
+    def __str__(self) -> str:
+        return f"VMA [{self.start:#x}, {self.end:#x}) {names(self.flags)}"
+
+
+class FreedVma(msgspec.Struct, frozen=True):
+    """What is left of a freed VMA: enough to say whose it was."""
+
+    start: int
+    end: int
+    freed_by: str
+
+
+change = msgspec.structs.replace
+
+
+def vma_of(m: Machine, task: Task, handle: int) -> Vma:
+    """Return the fields of a VMA; one that was freed is a violation."""
+    vma = m.vmas[handle]
+    if isinstance(vma, FreedVma):
+        raise Violation(
+            Invariant.USE_AFTER_FREE,
+            f"{task} uses the VMA [{vma.start:#x}, {vma.end:#x}), which {vma.freed_by} freed",
+        )
+    return vma
+
+
+def found_vma(m: Machine, task: Task, handle: int) -> Vma:
+    """Return the fields of a VMA that must still be in the tree."""
+    vma = vma_of(m, task, handle)
+    if not vma.attached:
+        raise Violation(
+            Invariant.NO_STALE_VMA, f"{task} uses {vma}, which is no longer in the tree"
+        )
+    return vma
+
+
+def lookup(m: Machine, space: AddressSpace, address: int) -> int:
+    """Return the handle of the first VMA that ends above `address`, or 0."""
+    tree = space.tree
+    start = tree.at_or_before(address)
+    if start is not None:
+        handle = tree.data[start]
+        if m.vmas.data[handle].end > address:
+            return handle
+    start = tree.at_or_after(address)
+    return 0 if start is None else tree.data[start]
+
+
+def previous(space: AddressSpace, start: int) -> int:
+    """Return the handle of the VMA before address `start`, or 0."""
+    before = space.tree.before(start)
+    return 0 if before is None else space.tree.data[before]
+
+
+def following(space: AddressSpace, start: int) -> int:
+    """Return the handle of the first VMA that starts at or above `start`, or 0."""
+    after = space.tree.at_or_after(start)
+    return 0 if after is None else space.tree.data[after]
+
+
+def overlapping(m: Machine, space: AddressSpace, start: int, end: int) -> list[int]:
+    """List the handles of the VMAs that overlap [start, end), in order."""
+    handles = [space.tree.data[at] for at in space.tree.between(start + 1, end)]
+    first = space.tree.at_or_before(start)
+    if first is not None and m.vmas.data[space.tree.data[first]].end > start:
+        handles.insert(0, space.tree.data[first])
+    return handles
+
+
+@step
+def find_vma(m: Machine, _task: Task, mm: int, address: int) -> int:
+    """Return the first VMA that ends above `address`, or 0."""
+    m.spend("vma_find")
+    return lookup(m, m.mm(mm), address)
+
+
+@step
+def find_vma_prev(m: Machine, _task: Task, mm: int, address: int) -> tuple[int, int]:
+    """Return (the first VMA that ends above `address` or 0, the one before it or 0)."""
+    m.spend("vma_find")
+    space = m.mm(mm)
+    handle = lookup(m, space, address)
+    start = m.vmas.data[handle].start if handle else 1 << 64
+    return handle, previous(space, start)
+
+
+@step
+def find_vmas(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, ...]:
+    """Return all VMAs that overlap [start, end)."""
+    m.spend("vma_find")
+    return tuple(overlapping(m, m.mm(mm), start, end))
+
+
+@step
+def read_vma(m: Machine, task: Task, handle: int) -> Vma:
+    """Return the fields of a VMA."""
+    return vma_of(m, task, handle)
+
+
+@step
+def neighbours(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, int]:
+    """Return the VMA before `start` and the one at or after `end`, 0 where there is none."""
+    space = m.mm(mm)
+    return previous(space, start), following(space, end)
+
+
+def write_vma(m: Machine, handle: int, vma: Vma) -> None:
+    """Replace the fields of a VMA in the tree, moving it in the index where its start moved."""
+    old = m.vmas[handle]
+    tree = m.mm(vma.mm).tree
+    if isinstance(old, Vma) and old.attached and vma.attached and old.start != vma.start:
+        tree.drop(old.start)
+        tree.put(vma.start, handle)
+    m.vmas.put(handle, vma)
+
+
+def insert(m: Machine, task: Task, vma: Vma) -> int:
+    """Put a new VMA into the tree and its file's rmap; return its handle."""
+    handle = m.new_handle(task, "vma")
+    forbid_torn_down(m, task, vma.mm, vma.start, vma.end)
+    m.spend("vma_alloc")
+    space = m.mm(vma.mm)
+    m.vmas.put(handle, vma)
+    space.tree.put(vma.start, handle)
+    space.add("map_count", 1)
+    if vma.file:
+        link_vma(m, vma.file, handle)
+    return handle
+
+
+def forbid_torn_down(m: Machine, task: Task, mm: int, start: int, end: int) -> None:
+    """Report a VMA that would come to lie over a range whose page tables are being freed."""
+    for low, high in m.mm(mm).teardown.data.values():
+        if start < high and low < end:
+            raise Violation(
+                Invariant.NO_VMA_OVER_FREED_TABLES,
+                f"{task} puts a VMA over [{max(start, low):#x}, {min(end, high):#x}) "
+                "while that range is torn down",
+            )
+
+
+def remove(m: Machine, task: Task, handle: int) -> Vma:
+    """Take a VMA out of the tree; it lives on, detached."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    space.tree.drop(vma.start)
+    space.add("map_count", -1)
+    m.vmas.put(handle, change(vma, attached=False))
+    return vma
+
+
+def free(m: Machine, task: Task, handle: int) -> None:
+    """Free a VMA; its handle stays recognisable."""
+    vma = vma_of(m, task, handle)
+    if vma.attached:
+        raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma}, still in the tree")
+    if vma.file and handle in m.i_mmap(vma.file):
+        raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma}, still in the rmap")
+    m.spend("vma_free")
+    m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))
+
+
+def unlink_rmap(m: Machine, task: Task, handle: int) -> None:
+    """Take a VMA out of its file's rmap."""
+    vma = vma_of(m, task, handle)
+    if vma.file:
+        unlink_vma(m, vma.file, handle)
+
+
+def split(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
+    """Cut a VMA in two at `address`; return the new one's handle, or -ENOMEM at the limit.
+
+    `new_below` says which part is the new VMA. The limit is max_map_count (mm/mmap.c split_vma);
+    callers that may go over it call `split_unlimited`.
+    """
+    space = m.mm(vma_of(m, task, handle).mm)
+    if space.count("map_count") >= space.limits.max_map_count:
+        return -ENOMEM
+    return split_unlimited(m, task, handle, address, new_below)
+
+
+def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
+    """Cut a VMA in two as __split_vma does, whatever the number of mappings."""
+    vma = vma_of(m, task, handle)
+    assert vma.start < address < vma.end, (vma, hex(address))
+    space = m.mm(vma.mm)
+    m.spend("vma_split")
+    below = change(vma, end=address)
+    above = change(vma, start=address, pgoff=vma.pgoff_of(address))
+    new = m.new_handle(task, "vma")
+    write_vma(m, handle, above if new_below else below)
+    m.vmas.put(new, below if new_below else above)
+    space.tree.put(m.vmas[new].start, new)
+    space.add("map_count", 1)
+    if vma.file:
+        link_vma(m, vma.file, new)
+    return new
+
+
+@step
+def split_vma(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
+    """Cut a VMA in two at `address`; return the new one's handle, or -ENOMEM at the limit."""
+    return split(m, task, handle, address, new_below)
+
+
+@step
+def split_vma_unlimited(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
+    """Cut a VMA in two whatever the number of mappings (__split_vma); return the new one."""
+    return split_unlimited(m, task, handle, address, new_below)
+
+
+# Merging
+
+
+def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
+    """Return whether two neighbours can be one VMA (is_mergeable_vma and its kin)."""
+    return (
+        left.end == right.start
+        and not (left.flags ^ right.flags) & ~VM_SOFTDIRTY
+        and left.file == right.file
+        and left.uffd == right.uffd
+        and left.name == right.name
+        and left.pgoff + left.nr_pages == right.pgoff
+        and anon_vmas_agree(left, right)
+        and not left.flags & VM_SPECIAL
+        and (not left.file or m.files[left.file].kind != "device")
+    )
+
+
+def anon_vmas_agree(left: Vma, right: Vma) -> bool:
+    """Return whether two VMAs may share an anon_vma (is_mergeable_anon_vma)."""
+    if left.anon_vma and right.anon_vma:
+        return left.anon_vma == right.anon_vma
+    only = left if left.anon_vma else right
+    return not only.shared_anon_vma
+
+
+def absorb(m: Machine, task: Task, left: int, right: int) -> int:
+    """Make two neighbours one VMA and return its handle; the right one is freed."""
+    first, second = vma_of(m, task, left), vma_of(m, task, right)
+    m.spend("vma_merge")
+    remove(m, task, right)
+    unlink_rmap(m, task, right)
+    free(m, task, right)
+    donor = first if first.anon_vma else second
+    grown = change(
+        first, end=second.end, anon_vma=donor.anon_vma, shared_anon_vma=donor.shared_anon_vma
+    )
+    m.vmas.put(left, grown)
+    return left
+
+
+def merge_around(m: Machine, task: Task, handle: int) -> int:
+    """Merge a VMA with its neighbours where it can; return the handle of what it is now."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    left = previous(space, vma.start)
+    if left and can_merge(m, vma_of(m, task, left), vma):
+        handle = absorb(m, task, left, handle)
+        vma = vma_of(m, task, handle)
+    right = following(space, vma.end)
+    if right and can_merge(m, vma, vma_of(m, task, right)):
+        handle = absorb(m, task, handle, right)
+    return handle
+
+
+@step
+def vma_merge(m: Machine, task: Task, handle: int) -> int:
+    """Merge a VMA with its neighbours where it can; return the handle of what it is now."""
+    return merge_around(m, task, handle)
+
+
+# Accounting
+
+
+def account(space: AddressSpace, flags: int, file: int, nr_pages: int) -> None:
+    """Count pages of a mapping into total_vm and its parts (vm_stat_account)."""
+    space.add("total_vm", nr_pages)
+    account_parts(space, flags, file, nr_pages)
+
+
+def account_parts(space: AddressSpace, flags: int, file: int, nr_pages: int) -> None:
+    """Count pages of a mapping into exec_vm, stack_vm or data_vm."""
+    if flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN | VM_GROWSUP) == VM_EXEC:
+        space.add("exec_vm", nr_pages)
+    elif flags & (VM_GROWSDOWN | VM_GROWSUP):
+        space.add("stack_vm", nr_pages)
+    elif flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
+        space.add("data_vm", nr_pages)
+
+
+def reusable_anon_vma(m: Machine, space: AddressSpace, vma: Vma) -> int:
+    """Return the anon_vma of a neighbour that a first fault can share, or 0.
+
+    Source: find_mergeable_anon_vma; access flags may differ, since mprotect could make them equal.
+    """
+    for handle, is_left in (
+        (following(space, vma.end), False),
+        (previous(space, vma.start), True),
+    ):
+        if not handle:
+            continue
+        other = m.vmas[handle]
+        assert isinstance(other, Vma)
+        left, right = (other, vma) if is_left else (vma, other)
+        if (
+            other.anon_vma
+            and not other.shared_anon_vma
+            and left.end == right.start
+            and left.file == right.file
+            and not (left.flags ^ right.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY)
+            and left.pgoff + left.nr_pages == right.pgoff
+        ):
+            return other.anon_vma
+    return 0
+
+
+@step
+def anon_vma_prepare(m: Machine, task: Task, handle: int) -> int:
+    """Give a VMA an anon_vma if it has none; return it."""
+    vma = found_vma(m, task, handle)
+    if vma.anon_vma:
+        return vma.anon_vma
+    anon_vma = reusable_anon_vma(m, m.mm(vma.mm), vma) or m.new_handle(task, "anon_vma")
+    m.vmas.put(handle, change(vma, anon_vma=anon_vma))
+    return anon_vma
