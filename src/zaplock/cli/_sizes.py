@@ -1,0 +1,78 @@
+"""Sizes and durations as people type them: 80G, 4K, 1.5G, 1073741824; 50ms, 1s, 2.5us.
+
+Suffixes of sizes are powers of 1024, as the kernel's own `memparse` has them. A size must be a
+whole number of pages, since every operation of the address space works on whole pages. Anything
+else is refused in one line that names the value, the rule and the way out.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from zaplock.errors import UserError
+
+PAGE = 4096
+LARGEST = 1 << 47
+"""User address space of x86-64 with 4 levels of page tables, in bytes."""
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_NUMBER = r"(\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})"
+_SIZE = re.compile(_NUMBER + r"\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_DURATION = re.compile(_NUMBER + r"\s*(ns|us|ms|s|m|h)")
+
+
+def parse_size(text: str, *, page: int = PAGE) -> int:
+    """Return a size in bytes, a positive multiple of `page`; raise UserError otherwise."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UserError(f"size {text!r} is not a number with K, M, G or T after it, such as 80G")
+    length = Decimal(found[1]) * _UNITS[found[2].upper()]
+    if length == 0:
+        raise UserError(f"size {text!r} is zero: give at least one page, such as {page}")
+    if length > LARGEST:
+        raise UserError(f"size {text!r} is more than a process can map: at most 128T")
+    if length % page:
+        raise UserError(
+            f"size {text!r} is not a multiple of the page size {page}: try {_near(length, page)}"
+        )
+    return int(length)
+
+
+def _near(length: Decimal, page: int) -> int:
+    return max(page, int(length // page) * page)
+
+
+def format_size(length: int) -> str:
+    """Write a size as `parse_size` reads it: in the largest unit that leaves a short number."""
+    for suffix in ("T", "G", "M", "K"):
+        unit = _UNITS[suffix]
+        if length >= unit:
+            return f"{length / unit:.4g}{suffix}"
+    return str(length)
+
+
+def parse_duration(text: str) -> int:
+    """Return a duration in nanoseconds, more than 0; raise UserError otherwise."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise UserError(
+            f"duration {text!r} is not a number with ns, us, ms, s, m or h after it, such as 50ms"
+        )
+    span_ns = int(Decimal(found[1]) * _TIMES[found[2]])
+    if not 1 <= span_ns < 1 << 63:
+        raise UserError(f"duration {text!r} must lie between 1ns and 292 years")
+    return span_ns
+
+
+def format_duration(span_ns: int | float) -> str:
+    """Write nanoseconds with three digits and the unit that fits: 8 us, 2.49 s."""
+    for unit in ("s", "ms", "us"):
+        if abs(span_ns) >= _TIMES[unit]:
+            return (
+                f"{span_ns / _TIMES[unit]:.3g} {unit}"
+                if abs(span_ns) < 1000 * _TIMES[unit]
+                else (f"{span_ns / _TIMES[unit]:.0f} {unit}")
+            )
+    return f"{span_ns:.0f} ns"

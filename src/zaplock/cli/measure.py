@@ -1,0 +1,201 @@
+"""Run one teardown experiment on the kernel that you are on: how long does it take, who stalls?
+
+A process of its own maps SIZE with every page present; bystanders work beside it; then the whole
+mapping is taken down by one system call. Bystanders: fault (a thread touching fresh pages), proc (a
+foreign process reading /proc/PID/cmdline), mmap (a thread mapping and unmapping 4 KiB), gup (a
+foreign process_vm_readv), madvise (a thread giving back one page).
+
+A stall is what an operation took beyond its typical duration before the teardown; "idle worst" is
+the same before the teardown, so a stall below it is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from zaplock.cli._sizes import format_duration, format_size, parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from zaplock.kernel.measure import Progress
+    from zaplock.trace.outcome import Outcome
+
+SUMMARY = "run a teardown on this kernel and time who stalls"
+
+
+_BACKING = (
+    "anonymous, zero (the shared zero page: no memory needed), file, thp, hugetlb, or auto: "
+    "anonymous where it fits, else zero (default)"
+)
+_TEARDOWN = (
+    "munmap (default), growsdown (munmap below a growing stack), fixed (mmap over it), brk, "
+    "mremap, dontneed, exit"
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock measure`."""
+    add = parser.add_argument
+    add("size", nargs="?", default="1G", metavar="SIZE", help="such as 80G (default 1G)")
+    add("--backing", default="auto", metavar="KIND", help=_BACKING)
+    add("--teardown", default="munmap", metavar="WAY", help=_TEARDOWN)
+    add(
+        "--bystanders",
+        default="fault,proc",
+        metavar="LIST",
+        help="of fault, proc, mmap, gup, madvise; none for none (default fault,proc)",
+    )
+    add("--rate", type=int, default=1000, metavar="N", help="operations a second of each (1000)")
+    add("--locked", action="store_true", help="lock the mapping in memory (mlock)")
+    add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
+    add("--repeat", type=int, default=1, metavar="N", help="run N times: medians and ranges (1)")
+    add("--timeout", default="300s", metavar="TIME", help="limit for one repetition (300s)")
+    add("--no-holds", action="store_true", help="leave the tracepoints alone, also as root")
+    add("--json", action="store_true", help="print every run, their median and range as JSON")
+
+
+def bystanders(text: str) -> tuple[str, ...]:
+    """Split a list of names; `none` and an empty list mean nobody."""
+    return tuple(name for name in text.split(",") if name and name != "none")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    from zaplock.kernel.measure import measure
+
+    length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
+    from rich.console import Console
+
+    stderr = Console(stderr=True)
+    with _progress(stderr) as progress:
+        outcomes = measure(
+            length,
+            backing=args.backing,
+            teardown=args.teardown,
+            bystanders=bystanders(args.bystanders),
+            rate=args.rate,
+            locked=args.locked,
+            nr_vmas=args.vmas,
+            repeat=args.repeat,
+            timeout_s=timeout_ns / 1e9,
+            trace=not args.no_holds,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps(as_json(outcomes), indent=2))
+    else:
+        console = Console()
+        console.print(table(outcomes))
+        for line in sentences(outcomes):
+            console.print(line, highlight=False, soft_wrap=True)
+    print(f"next: {_next(args, outcomes)}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+class _progress:
+    """A bar on stderr while pages are populated; gone before the experiment begins."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import Progress as Bar
+
+        self.bar = Bar(console=console, transient=True)
+        self.task = self.bar.add_task("", total=1)
+
+    def __enter__(self) -> Progress:
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, phase: str, done: int, of: int) -> None:
+        if phase != "populate" or not self.bar.console.is_terminal:
+            self.bar.stop()
+            return
+        self.bar.start()
+        self.bar.update(self.task, description="mapping every page", completed=done, total=of)
+
+
+def as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """Return the runs, and their median with its spread, as one JSON object."""
+    from zaplock.kernel.measure import summary
+
+    middle = summary(outcomes)
+    return {
+        "size": middle.extra["size"],
+        "kernel": middle.design,
+        "backing": middle.extra["backing"],
+        "teardown": middle.extra["teardown"],
+        "rows": [one.to_json() for one in outcomes],
+        "median": middle.to_json(),
+    }
+
+
+def _span(span_ns: int | None) -> str:
+    return "not seen" if span_ns is None else format_duration(span_ns)
+
+
+def _range(spread: dict[str, list[int]], name: str, repeat: int) -> str:
+    if repeat == 1 or name not in spread:
+        return ""
+    low, high = spread[name]
+    return f"{format_duration(low)} .. {format_duration(high)}"
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Draw the median of each figure, with its range where runs were repeated."""
+    from rich.box import SIMPLE
+    from rich.table import Table as RichTable
+
+    from zaplock.kernel.measure import summary
+
+    middle = summary(outcomes)
+    spread, repeat = middle.extra["spread"], len(outcomes)
+    size, way = format_size(middle.extra["size"]), middle.extra["teardown"]
+    title = f"{way} of {size} ({middle.extra['backing']}), {middle.design}, median of {repeat}"
+    drawn = RichTable(title=title, title_justify="left", box=SIMPLE)
+    drawn.add_column("", no_wrap=True)
+    for name in ("", "p99", "idle worst", "n", *(["range"] if repeat > 1 else [])):
+        drawn.add_column(name, justify="right", no_wrap=True)
+
+    def row(label: str, name: str, *cells: str) -> None:
+        cells += ("",) * (4 - len(cells))
+        drawn.add_row(label, *cells, *([_range(spread, name, repeat)] if repeat > 1 else []))
+
+    row(f"{way}, whole call", "munmap_ns", _span(middle.munmap_ns))
+    row("exclusive hold", "exclusive_hold_ns", _span(middle.exclusive_hold_ns))
+    row("shared hold", "shared_hold_ns", _span(middle.shared_hold_ns))
+    for name in middle.bystanders:
+        one, idle = middle.stalls[name], middle.extra["idle"][name]
+        spans = (_span(span) for span in (one.max_ns, one.p99_ns, idle["max_ns"]))
+        row(f"{name}: worst stall", f"{name}_max_ns", *spans, str(one.count))
+    return drawn
+
+
+def sentences(outcomes: Sequence[Outcome]) -> list[str]:
+    """Say in words who waited, computed from the figures."""
+    from zaplock.kernel.measure import summary
+
+    middle = summary(outcomes)
+    whole = middle.munmap_ns
+    noise = {name: middle.extra["idle"][name]["max_ns"] for name in middle.bystanders}
+    waited = [n for n in middle.bystanders if middle.stalls[n].max_ns > max(whole // 2, noise[n])]
+    undisturbed = [n for n in middle.bystanders if middle.stalls[n].max_ns <= 2 * noise[n]]
+    said = [middle.note]
+    if waited:
+        said.append(f"{', '.join(waited)} waited for most of the teardown.")
+    if undisturbed and not set(undisturbed) & set(waited):
+        said.append(f"{', '.join(undisturbed)}: no stall beyond this machine's own noise.")
+    return [line for line in said if line]
+
+
+def _next(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
+    if "mmap" not in outcomes[0].bystanders and args.teardown != "exit":
+        return f"zaplock measure {args.size} --bystanders fault,proc,mmap   (with a queued writer)"
+    return f"zaplock compare {args.size}   (the same under other kernels' designs)"

@@ -1,0 +1,33 @@
+"""A bystander from outside: a process of its own that looks at the measured one.
+
+Run by zaplock.kernel.measure as `python -m zaplock.kernel.foreign`. Orders name the bystander, the
+process and a present page of it; the next line ends the loop and the samples are told.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from zaplock.kernel.bystanders import foreign, loop
+from zaplock.kernel.children import die_with_parent, quiet_interpreter, read_orders, tell
+
+
+def main() -> None:
+    """Look until told to stop."""
+    die_with_parent()
+    quiet_interpreter()
+    orders = read_orders()
+    stopped = threading.Event()
+
+    def wait_for_the_end() -> None:
+        read_orders()
+        stopped.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    operation = foreign(orders["bystander"], orders["pid"], orders["probe"])
+    samples = loop(operation, orders["period_ns"], stopped.is_set)
+    tell(samples=[samples.begin_ns, samples.took_ns])
+
+
+if __name__ == "__main__":
+    main()
