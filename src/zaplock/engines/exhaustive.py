@@ -1,0 +1,219 @@
+"""Every interleaving: explicit-state search over a memoised transition relation.
+
+Breadth first over states that are ints (`packed`), by memoised transitions (`table`). A state is
+remembered whole, not by a hash, so a verdict of "proved" rests on no probability. It holds for the
+given configuration and for sequentially consistent memory only.
+
+Limits on states, time and memory end a search with the verdict "not-exhausted".
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zaplock.engines.programs import Configuration
+from zaplock.engines.table import Row, Table
+from zaplock.model.faults import Invariant, Violation
+
+Answer = Literal["proved", "broken", "not-exhausted", "vacuous"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up. seconds: of wall time. memory: resident bytes of this process."""
+
+    states: int = 20_000_000
+    seconds: float = 600.0
+    memory: int = 6 << 30
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search has come."""
+
+    states: int
+    frontier: int
+    depth: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a search found.
+
+    violations: one of each that was met; without `all_violations` the first only.
+    never: names of `sometimes` properties that were true in no state.
+    limit: which limit ended it, "" when it is complete.
+    """
+
+    answer: Answer
+    states: int
+    transitions: int
+    depth: int
+    seconds: float
+    violations: tuple[Violation, ...] = ()
+    never: tuple[str, ...] = ()
+    limit: str = ""
+    endings: int = 0
+    steps_run: int = field(default=0, compare=False)
+
+
+def explore(
+    configuration: Configuration,
+    limits: Limits = Limits(),
+    *,
+    all_violations: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    table: Table | None = None,
+) -> Verdict:
+    """Visit every reachable state once, or stop at the first violation or at a limit."""
+    own = table is None
+    table = table or Table(configuration)
+    try:
+        return _Search(table, limits, all_violations, progress).run()
+    finally:
+        if own:
+            table.close()
+
+
+class _Search:
+    """The visited states and the frontier of one exploration."""
+
+    def __init__(
+        self,
+        table: Table,
+        limits: Limits,
+        all_violations: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.table = table
+        self.limits = limits
+        self.all_violations = all_violations
+        self.progress = progress
+        self.visited = {table.initial}
+        self.transitions = 0
+        self.depth = 0
+        self.endings = 0
+        self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.started = time.monotonic()
+
+    def run(self) -> Verdict:
+        if self.table.initial_violation is not None:
+            self._note(self.table.initial_violation)
+            return self._verdict("")
+        frontier = [self.table.initial]
+        while frontier:
+            limit = self._limit(len(frontier))
+            if limit:
+                return self._verdict(limit)
+            frontier = self._expand(frontier)
+            if self.found and not self.all_violations:
+                break
+            self.depth += 1
+        return self._verdict("")
+
+    def _expand(self, frontier: list[int]) -> list[int]:
+        """Return the new states one transition away from those given."""
+        # The hot loop: see bench/test_check_rate.py before touching it.
+        table, visited, fill = self.table, self.visited, self.table.fill
+        known = visited.__contains__
+        found: list[int] = []
+        add, append = visited.add, found.append
+        tasks = [
+            (index, mask, table.rows[index])
+            for index, mask in enumerate(table.position_masks)
+        ]
+        transitions = 0
+        for state in frontier:
+            stuck = True
+            for index, position_mask, rows in tasks:
+                row = rows[state & position_mask]
+                if row is None:
+                    continue
+                change = row.memo.get(state & row.mask)
+                if change is None:
+                    change = fill(index, row, state)
+                if change > 0:
+                    stuck = False
+                    transitions += 1
+                    after = state ^ change
+                    if not known(after):
+                        add(after)
+                        append(after)
+                elif change < 0:
+                    stuck = False
+                    transitions += 1
+                    self._note(table.violation(change))
+            if stuck:
+                self._nobody_can_go_on(state)
+        self.transitions += transitions
+        return found
+
+    def _nobody_can_go_on(self, state: int) -> None:
+        results = self.table.results(state)
+        if results is None:
+            self._note(deadlock(self.table, state))
+            return
+        self.endings += 1
+        violation = self.table.at_end(state, results)
+        if violation is not None:
+            self._note(violation)
+
+    def _note(self, violation: Violation) -> None:
+        self.found.setdefault((violation.invariant, violation.message), violation)
+
+    def _limit(self, frontier: int) -> str:
+        seconds = time.monotonic() - self.started
+        states = len(self.visited)
+        if self.progress is not None:
+            self.progress(Progress(states, frontier, self.depth, seconds))
+        if states > self.limits.states:
+            return f"{self.limits.states} states"
+        if seconds > self.limits.seconds:
+            return f"{self.limits.seconds:g} s"
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > self.limits.memory:
+            return f"{self.limits.memory >> 20} MiB"
+        return ""
+
+    def _verdict(self, limit: str) -> Verdict:
+        never = tuple(
+            name for name in self.table.sometimes if name not in self.table.seen_sometimes
+        )
+        answer: Answer = "proved"
+        if self.found:
+            answer = "broken"
+        elif limit:
+            answer = "not-exhausted"
+        elif never:
+            answer = "vacuous"
+        return Verdict(
+            answer,
+            len(self.visited),
+            self.transitions,
+            self.depth,
+            time.monotonic() - self.started,
+            tuple(self.found.values()),
+            never if answer == "vacuous" else (),
+            limit,
+            self.endings,
+            self.table.misses,
+        )
+
+
+def deadlock(table: Table, state: int) -> Violation:
+    """Describe a state in which tasks wait and none of them can go on."""
+    waiting = []
+    for index, task in enumerate(table.tasks):
+        node = table.node(index, state)
+        if node.step is not None:
+            waiting.append(f"{task} waits in {node.step}")
+    return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
+
+
+def row_at(table: Table, index: int, state: int) -> Row | None:
+    """Return the row of a task's position in a state, None when it has ended."""
+    return table.rows[index][state & table.position_masks[index]]

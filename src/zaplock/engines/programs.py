@@ -1,0 +1,60 @@
+"""What the checking engines are given: tasks on a machine, rules for its locks, and promises.
+
+A `Configuration` is complete: every engine (exhaustive, plain, sampled, replay) runs the same one,
+and a schedule found by one of them can be replayed by another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import RWSEM_5_11, RwsemPolicy
+from zaplock.model.step import Step, Task
+
+Protocol = Coroutine[Step[Any], Any, Any]
+"""A started protocol: an `async def` function that was called and awaits steps."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One task and the protocol that it runs; `start` gives a fresh coroutine at each call."""
+
+    task: Task
+    start: Callable[[], Protocol]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Who may enter a lock.
+
+    fair: False: any waiter may be granted a free lock, asking and getting are one transition.
+        True: arrival and grant are two; waiters queue first-in-first-out and `policy` decides who
+        passes whom. The first rule allows more orders of entry, the second more deadlocks: a
+        reader, a queued writer, the same reader again.
+    """
+
+    fair: bool = False
+    policy: RwsemPolicy = RWSEM_5_11
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A closed system to explore.
+
+    build: makes the machine in its initial state, the same one each time.
+    always: raise `Violation` in a state that must not be; asked in every state.
+    at_task_end: asked, with the task's result, in the same instant in which a task ends.
+    at_end: asked in every state in which all tasks have ended, with their results in order.
+    sometimes: name -> predicate that has to be true in some state, or the check is vacuous.
+    """
+
+    build: Callable[[], Machine]
+    programs: tuple[Program, ...]
+    rules: Rules = Rules()
+    always: tuple[Callable[[Machine], None], ...] = ()
+    at_task_end: tuple[Callable[[Machine, Task, Any], None], ...] = ()
+    at_end: tuple[Callable[[Machine, tuple[Any, ...]], None], ...] = ()
+    sometimes: dict[str, Callable[[Machine], bool]] = field(default_factory=dict)
