@@ -1,0 +1,180 @@
+"""What the oracle compares: operations, their outcomes, and snapshots of an address space.
+
+Both sides of the comparison implement `Side`. A sequence is replayable on its own: an argument is
+a number or a `Ref` to the result of an earlier operation of the same sequence, so the addresses
+that a kernel chooses need not be known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Ref(NamedTuple):
+    """The result of operation number `op` plus `delta`; an address that a kernel chose."""
+
+    op: int
+    delta: int = 0
+
+
+Argument = int | Ref
+
+
+class Op(NamedTuple):
+    """One operation: a name of `CALLS` or `ACCESSES`, and its arguments in the call's order."""
+
+    name: str
+    args: tuple[Argument, ...] = ()
+
+    def __str__(self) -> str:
+        shown = (f"op{a.op}+{a.delta:#x}" if isinstance(a, Ref) else _number(a) for a in self.args)
+        return f"{self.name}({', '.join(shown)})"
+
+
+def _number(value: int) -> str:
+    return str(value) if -10 < value < 10 else hex(value)
+
+
+Sequence = tuple[Op, ...]
+
+# name: system call number, names of the arguments. `file` is a slot of FILES (-1: none).
+CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "mmap": (9, ("addr", "length", "prot", "flags", "file", "offset")),
+    "mprotect": (10, ("addr", "length", "prot")),
+    "munmap": (11, ("addr", "length")),
+    "brk": (12, ("addr",)),
+    "mremap": (25, ("addr", "length", "new_length", "flags", "new_addr")),
+    "msync": (26, ("addr", "length", "flags")),
+    "mincore": (27, ("addr", "length")),
+    "madvise": (28, ("addr", "length", "advice")),
+    "ftruncate": (77, ("file", "length")),
+    "mlock": (149, ("addr", "length")),
+    "munlock": (150, ("addr", "length")),
+    "mlockall": (151, ("flags",)),
+    "munlockall": (152, ()),
+    "remap_file_pages": (216, ("addr", "length", "prot", "pgoff", "flags")),
+    "mlock2": (325, ("addr", "length", "flags")),
+    "pkey_mprotect": (329, ("addr", "length", "prot", "pkey")),
+    "process_madvise": (440, ("addr", "length", "advice")),
+    "mseal": (462, ("addr", "length", "flags")),
+    "pread": (17, ("file", "addr", "length", "offset")),
+    "pwrite": (18, ("file", "addr", "length", "offset")),
+}
+# What is no single system call: user accesses, limits, fork (with the child's view), userfaultfd.
+ACCESSES: dict[str, tuple[str, ...]] = {
+    "load": ("addr",),
+    "store": ("addr",),
+    "setrlimit": ("resource", "length"),
+    "fork": (),
+    "uffd_register": ("addr", "length", "mode"),
+    "uffd_unregister": ("addr", "length"),
+}
+
+# The files that a sequence can map, by slot. Page i of a file begins with `file_tag(slot, i)`.
+FILES = ("m0", "m1", "disk", "zero")
+FILE_PAGES = (16, 4, 16, 0)
+HOLES = {0: range(12, 16), 1: range(0), 2: range(0), 3: range(0)}  # pages never written
+ZERO_SLOT, DISK_SLOT = 3, 2
+NO_FILE, BAD_FILE = -1, 40
+
+RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9
+
+
+def file_tag(slot: int, page: int) -> int:
+    """Return what page `page` of a file holds before anybody writes to it."""
+    return (slot + 1) << 32 | (page + 1)
+
+
+def store_tag(index: int) -> int:
+    """Return what operation number `index` writes, if it is a store."""
+    return 0x5A_0000 + index
+
+
+def signalled(result: int) -> tuple[int, int] | None:
+    """Decode the result of a load or store: (signal, si_code), None where it succeeded."""
+    return (-result >> 16, -result & 0xFFFF) if result < -4095 else None
+
+
+class Vma(NamedTuple):
+    """One line of maps and the figures of smaps; `offset` in bytes, `figures` in kB."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    name: str
+    flags: str
+    figures: tuple[int, ...]
+
+
+FIGURES = (
+    "Rss", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Anonymous",
+    "LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Swap", "Locked",
+)  # fmt: skip
+COUNTERS = (
+    "VmPeak", "VmSize", "VmLck", "VmPin", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem",
+    "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
+)  # fmt: skip
+"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib."""
+
+
+class Snapshot(NamedTuple):
+    """All that is compared of an address space.
+
+    `regions` is PAGEMAP_SCAN's answer (start, end, categories: three little-endian qwords each,
+    neighbours with equal categories joined); `tags` the first qword of every present page, in
+    order of address; what can't be read is a signal as in `signalled`. `counters` as COUNTERS.
+    """
+
+    vmas: tuple[Vma, ...]
+    regions: bytes
+    tags: bytes
+    counters: tuple[int, ...]
+
+
+class Outcome(NamedTuple):
+    """What an operation returned: a value or minus errno (a signal for accesses).
+
+    `seen` is mincore's vector; `child` what a forked child saw of its own address space.
+    """
+
+    result: int
+    seen: bytes = b""
+    child: Snapshot | None = None
+
+
+class Step(NamedTuple):
+    """One operation's outcome and the address space after it."""
+
+    outcome: Outcome
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the model has to know of the process it is compared with; sizes in bytes."""
+
+    ring: int
+    ring_length: int
+    mmap_base: int
+    start_brk: int
+    max_map_count: int
+    mmap_min_addr: int
+    memlock_limit: int
+    stack_limit: int
+    task_size: int
+    baseline: Snapshot
+
+
+class Side(Protocol):
+    """Something that runs sequences: the real kernel, or the model."""
+
+    def run(self, sequence: Many[Op]) -> list[Step]:
+        """Run a sequence in a fresh address space; return every operation's step."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the side holds."""
+        ...

@@ -1,0 +1,130 @@
+"""The real kernel as a side of the comparison."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zaplock.kernel.oracle import ops, program, ring, stub
+from zaplock.kernel.oracle.child import Child, Lost
+from zaplock.kernel.oracle.observe import Parser
+from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Snapshot, Step
+
+
+class RealSide:
+    """Run sequences on the kernel that this process runs on, each in a fresh bare process."""
+
+    def __init__(self) -> None:
+        """Start the child; raise UserError where the kernel can't be observed enough."""
+        self._directory = tempfile.mkdtemp(prefix="zaplock-oracle-")
+        data, where = ring.strings(
+            {
+                **dict(zip(ops.FILES, ops.FILES, strict=True)),
+                "disk": os.path.join(self._directory, "disk"),
+                "zero": "/dev/zero",
+            },
+            ring.FILE_STRINGS,
+        )
+        self._names = program.Names(tuple(where[name] for name in ops.FILES))
+        self._strings = data
+        self._start()
+
+    def _start(self) -> None:
+        self._child = Child()
+        self._child.write(ring.FILE_STRINGS, self._strings)
+        self._parser = Parser()
+        self.environment = self._explore()
+        self._parser = Parser(self.environment.baseline.counters)
+
+    def _explore(self) -> Environment:
+        page, private_anonymous = ring.PAGE, 0x22
+        probe = (
+            Op("brk", (0,)),
+            Op("mmap", (0, page, 0, private_anonymous, ops.NO_FILE, 0)),
+        )
+        built = program.build((), self._names)
+        self._child.run(built.code)
+        baseline = self._snapshots(built)[0]
+        brk, mapped = (step.outcome.result for step in self.run(probe))
+        return Environment(
+            ring=ring.RING,
+            ring_length=ring.RING_SIZE,
+            mmap_base=mapped + page,
+            start_brk=brk,
+            max_map_count=_sysctl("max_map_count"),
+            mmap_min_addr=_sysctl("mmap_min_addr"),
+            memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+            stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
+            task_size=ring.TASK_SIZE,
+            baseline=baseline,
+        )
+
+    def run(self, sequence: Sequence[Op]) -> list[Step]:
+        """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
+        built = program.build(sequence, self._names)
+        try:
+            status = self._child.run(built.code)
+        except Lost:
+            self.restart()
+            raise
+        if status:
+            raise Lost(f"the runner ended with wait status {status:#x}")
+        return self._steps(sequence, built)
+
+    def restart(self) -> None:
+        """Replace the bare process."""
+        self._child.close()
+        self._start()
+
+    def _steps(self, sequence: Sequence[Op], built: program.Program) -> list[Step]:
+        self._parser.begin()
+        code = self._child.program(len(built.code))
+        reader = _Reader(self._child, code, self._parser)
+        reader.snapshot(built.baseline)
+        return [reader.step(op, place) for op, place in zip(sequence, built.places, strict=True)]
+
+    def _snapshots(self, built: program.Program) -> list[Snapshot]:
+        code = self._child.program(len(built.code))
+        return [_Reader(self._child, code, self._parser).snapshot(built.baseline)]
+
+    def close(self) -> None:
+        """End the child and remove its files."""
+        self._child.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class _Reader:
+    """Walk once through what a program left behind."""
+
+    def __init__(self, child: Child, code: bytes, parser: Parser) -> None:
+        self._code, self._parser = code, parser
+        self._data = child.observed()
+        self._at = 0
+
+    def _take(self, entry: int) -> bytes:
+        length = program.result_at(self._code, entry)
+        begin = self._at
+        self._at = begin + max(length, 0)
+        return self._data[begin : self._at]
+
+    def snapshot(self, entry: int) -> Snapshot:
+        smaps, scan, status = (self._take(entry + k * stub.ENTRY) for k in range(3))
+        return self._parser.snapshot(smaps, scan, status)
+
+    def step(self, op: Op, place: program.Place) -> Step:
+        result = program.result_at(self._code, place.result)
+        seen = self._take(place.seen) if place.seen >= 0 else b""
+        child = None
+        if op.name == "fork":
+            result = min(result, 0)
+            child = self.snapshot(place.child) if result == 0 else None
+        outcome = Outcome(result, seen if result == 0 else b"", child)
+        return Step(outcome, self.snapshot(place.after))
+
+
+def _sysctl(name: str) -> int:
+    return int(Path("/proc/sys/vm", name).read_text())

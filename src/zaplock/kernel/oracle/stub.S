@@ -1,0 +1,149 @@
+# The interpreter that a bare process runs (x86-64, GNU as). stub.py holds it assembled; a test
+# assembles this text again and compares. It uses no stack, no data, no library: all it needs is
+# its own pages, so everything else of the process can be unmapped.
+#
+# rbx: the entry at work (64 bytes: handler offset u32, syscall number u32, six arguments, result)
+# r14: the last result   r13: where a faulting access resumes
+        .intel_syntax noprefix
+        .text
+start:                                  # start(first entry)
+        mov     rbx, rdi
+        jmp     next
+done:   mov     r14, rax
+        mov     [rbx+56], rax
+step:   add     rbx, 64
+next:   mov     eax, [rbx]
+        lea     rcx, [rip+start]
+        add     rcx, rax
+        jmp     rcx
+
+op_syscall:                             # result = syscall(arguments)
+        mov     eax, [rbx+4]
+        mov     rdi, [rbx+8]
+        mov     rsi, [rbx+16]
+        mov     rdx, [rbx+24]
+        mov     r10, [rbx+32]
+        mov     r8, [rbx+40]
+        mov     r9, [rbx+48]
+        syscall
+        jmp     done
+
+op_load:                                # result = qword at a0, or minus (signal << 16 | code)
+        lea     r13, [rip+done]
+        mov     rdi, [rbx+8]
+        mov     rax, [rdi]
+        jmp     done
+
+op_store:                               # qword at a0 = a1; result 0 or as op_load
+        lea     r13, [rip+done]
+        mov     rdi, [rbx+8]
+        mov     rsi, [rbx+16]
+        mov     [rdi], rsi
+        xor     eax, eax
+        jmp     done
+
+op_patch:                               # qword at a0 = qword at a1 + a2; the last result stays
+        mov     rdi, [rbx+8]
+        mov     rsi, [rbx+16]
+        mov     rax, [rsi]
+        add     rax, [rbx+24]
+        mov     [rdi], rax
+        jmp     step
+
+op_jump:                                # go on at the entry a0
+        mov     rbx, [rbx+8]
+        jmp     next
+
+op_jump_if_zero:                        # the same, if the last result was 0
+        test    r14, r14
+        jnz     step
+        mov     rbx, [rbx+8]
+        jmp     next
+
+op_read:                                # copy the file a0, through the buffer a2 of a1 bytes, to
+        mov     rdi, [rbx+8]            # the file a3, at least a4 bytes or all; result = bytes
+        xor     esi, esi
+        xor     edx, edx
+        mov     eax, 8
+        syscall
+        xor     r12d, r12d
+1:      mov     rdi, [rbx+8]
+        mov     rsi, [rbx+24]
+        mov     rdx, [rbx+16]
+        xor     eax, eax
+        syscall
+        test    rax, rax
+        jle     2f
+        add     r12, rax
+        mov     rdx, rax
+        mov     rdi, [rbx+32]
+        mov     rsi, [rbx+24]
+        mov     eax, 1
+        syscall
+        cmp     r12, [rbx+40]
+        jb      1b
+2:      mov     rax, r12
+        jmp     done
+
+op_scan:                                # write to the file a3 what PAGEMAP_SCAN (fd a0, argument a1)
+        mov     rsi, [rbx+16]           # and the first qword of every present page tell: regions or
+        mov     r15, [rbx+24]           # errno, number of qwords, regions, qwords. Buffer a2, no
+        lea     rcx, [r15+16]           # qword at or beyond a4. Result = bytes
+        mov     [rsi+40], rcx
+        mov     rdi, [rbx+8]
+        mov     rdx, rsi
+        mov     esi, 0xc0606610
+        mov     eax, 16
+        syscall
+        mov     [r15], rax
+        test    rax, rax
+        jns     1f
+        xor     eax, eax
+1:      lea     rax, [rax+rax*2]
+        lea     rsi, [r15+16]
+        lea     r8, [rsi+rax*8]
+        mov     r12, r8
+        lea     r13, [rip+6f]
+2:      cmp     rsi, r8
+        jae     5f
+        mov     rdi, [rsi]
+        mov     r9, [rsi+8]
+        test    byte ptr [rsi+16], 8
+        jz      4f
+3:      cmp     rdi, r9
+        jae     4f
+        cmp     r12, [rbx+40]
+        jae     5f
+        mov     rax, [rdi]
+6:      mov     [r12], rax
+        add     r12, 8
+        add     rdi, 4096
+        jmp     3b
+4:      add     rsi, 24
+        jmp     2b
+5:      mov     rdx, r12
+        sub     rdx, r8
+        shr     rdx, 3
+        mov     [r15+8], rdx
+        mov     rdx, r12
+        sub     rdx, r15
+        mov     rdi, [rbx+32]
+        mov     rsi, r15
+        mov     eax, 1
+        syscall
+        jmp     done
+
+on_signal:                              # handler(signal, siginfo, ucontext): rax = what, rip = r13
+        mov     eax, edi
+        shl     eax, 16
+        mov     ecx, [rsi+8]
+        and     ecx, 0xffff
+        or      eax, ecx
+        neg     rax
+        mov     [rdx+144], rax
+        mov     rcx, [rdx+80]
+        mov     [rdx+168], rcx
+        ret
+restorer:
+        mov     eax, 15
+        syscall
