@@ -1,0 +1,62 @@
+"""The whole chain in one call: events -> holds -> waits -> blame.
+
+The parts that several links need (segments, lanes, calls) are made once. Every view starts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from zaplock.trace.blame import Explained, Judge, judge
+from zaplock.trace.calls import Calls, calls
+from zaplock.trace.events import Events
+from zaplock.trace.gaps import Segments, segments
+from zaplock.trace.holds import Holds, holds, lock_lanes
+from zaplock.trace.queue import queue_of
+from zaplock.trace.vma_lock import vma_locks
+from zaplock.trace.waits import Waits, waits
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """A recording, understood. `kernel` is the release or design that it was made on."""
+
+    events: Events
+    kernel: str
+    segments: Segments
+    calls: Calls
+    holds: Holds
+    waits: Waits
+    judge: Judge
+
+    @property
+    def begin_ns(self) -> int:
+        """The first instant of the recording."""
+        return int(self.segments.begin_ns[0])
+
+    @property
+    def duration_ns(self) -> int:
+        """From the first event to the last."""
+        return int(self.segments.end_ns[-1]) - self.begin_ns
+
+    def explain(self, wait: int) -> Explained:
+        """Explain one wait, a row of `waits`."""
+        return self.judge.explain(wait)
+
+    def explain_all(self, rows: Iterable[int]) -> list[Explained]:
+        """Explain several waits (about 0.1 ms each)."""
+        return [self.judge.explain(int(row)) for row in rows]
+
+
+def analyse(events: Events, kernel: str = "") -> Analysis:
+    """Find the holds and waits of a recording and get ready to explain any of the waits."""
+    cut = segments(events)
+    in_calls = calls(events, cut)
+    rows = lock_lanes(events, cut)
+    held = holds(events, cut=cut, in_calls=in_calls, rows=rows)
+    waited = waits(events, cut=cut, in_calls=in_calls, rows=rows)
+    del rows
+    locks = vma_locks(events, in_calls, held)
+    verdict = judge(held, waited, queue_of(kernel), locks)
+    return Analysis(events, kernel, cut, in_calls, held, waited, verdict)

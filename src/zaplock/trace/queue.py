@@ -1,0 +1,56 @@
+"""Who stands in front of a waiting reader: the rwsem's queue, by kernel version.
+
+A reader is kept out by an exclusive holder, in every kernel. Beside shared holders it is kept out
+only by the queue, and there the kernels differ:
+
+    until 5.2     FIFO: whoever comes while anyone is queued queues behind him. Readers never spin.
+    5.3 to 5.10   a reader may spin on a lock that a writer owns, outside the queue, and when it
+                  gives up it queues behind writers that asked after it.
+    from 5.11     readers no longer spin; one that comes beside shared holders queues if somebody
+                  is queued, else it is let in.
+
+A writer spins only while a writer owns the lock (in 5.3 to 5.10 up to 25 us on shared holders too),
+so during a long shared hold every waiting writer is in the queue, and a writer that is woken too
+late is the only thing that time in front of a free lock is lost to.
+
+What is not modelled: two writers of which the later one queued first, because the earlier one was
+still spinning; the earlier one is then named. Who asked is in the events, who queued is not.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The rules of one range of kernels, as far as blame needs them."""
+
+    name: str
+    readers_spin: bool
+    """A writer that asked after a reader may stand in front of it."""
+
+
+FIFO = Queue("FIFO (until 5.2)", readers_spin=False)
+SPINNING_READERS = Queue("spinning readers (5.3 to 5.10)", readers_spin=True)
+MODERN = Queue("from 5.11", readers_spin=False)
+
+
+def queue_of(kernel: str) -> Queue:
+    """Return the rules of a kernel release ("6.18.44-generic") or a design ("linux-4.20").
+
+    A name without a version gets the rules of today's kernels, rfc-v6 those of 4.18.
+
+    >>> queue_of("5.10.0-28-amd64").name
+    'spinning readers (5.3 to 5.10)'
+    """
+    if kernel.startswith("rfc"):
+        return FIFO
+    found = re.search(r"(\d+)\.(\d+)", kernel)
+    if found is None:
+        return MODERN
+    version = (int(found[1]), int(found[2]))
+    if version < (5, 3):
+        return FIFO
+    return SPINNING_READERS if version < (5, 11) else MODERN

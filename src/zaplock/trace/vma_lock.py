@@ -1,0 +1,177 @@
+"""Holders that are victims: asleep with the mmap_lock, because of a per-VMA lock.
+
+Since 6.4 a fault, and by 6.18 an madvise inside one VMA, takes that VMA's own lock for read and
+not the mmap_lock. A writer of the mmap_lock that wants to change the VMA must write-lock it first
+(`vma_start_write`), and sleeps, mmap_lock in hand, until the madvise is over. Everybody who waits
+for the mmap_lock then waits for the madvise; the holder is a victim itself. No mmap_lock event says
+so. Two things do:
+
+- the holder leaves its cpu to sleep (sched_switch with a prev_state other than 0) while another
+  task of its process is inside an madvise, and runs again when that call is over;
+- or, without sched events, the ranges: a holder whose range overlaps that of an madvise which began
+  before the hold and took no mmap_lock itself must have waited for its VMA.
+
+Not covered: sleeping on the VMA lock of a page fault (short, unless the fault reads from a disk),
+and process_madvise, whose ranges lie in another process's memory and aren't in its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.trace.calls import Calls
+from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.holds import Holds
+
+Array = NDArray[Any]
+
+WAKE_NS = 5_000_000
+"""A sleeper runs within this time of the end of the madvise that it slept for: later, where a busy
+machine gives it no cpu for a scheduler's slice or two; earlier, where the madvise's task lost its
+own cpu between giving the VMA's lock back and returning."""
+
+SHORTEST_NS = 20_000
+"""Holds and sleeps shorter than this are not looked at: no wait of interest hangs on them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """The holder was asleep in [begin_ns, end_ns) because of row `call` of the calls."""
+
+    begin_ns: int
+    end_ns: int
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmaLocks:
+    """What is needed to tell why a holder slept."""
+
+    calls: Calls
+    madvises: Array
+    """Rows of `calls` that may hold a VMA's lock, sorted by their begin."""
+    begin_ns: Array
+    longest_ns: int
+    sleeps: Mapping[int, tuple[Array, Array]]
+    """Of each tid: when it went to sleep and when it ran again. Empty without sched events."""
+    tasks: Mapping[int, Task]
+
+    def behind(self, holds: Holds, row: int) -> tuple[Sleep, ...]:
+        """Return the parts of an exclusive hold in which its task slept on a VMA's lock."""
+        if not len(self.madvises) or not holds["exclusive"][row]:
+            return ()
+        start, hold = int(holds["start_ns"][row]), int(holds["hold_ns"][row])
+        if hold < SHORTEST_NS:
+            return ()
+        rivals = self._rivals(holds, row, start, start + hold)
+        if not rivals:
+            return ()
+        if self.sleeps:
+            return self._from_sleeps(holds, row, rivals)
+        return self._from_ranges(holds, row, rivals)
+
+    def _rivals(self, holds: Holds, row: int, start: int, end: int) -> list[int]:
+        """Return the madvise calls of other tasks of the process that overlap the hold."""
+        first = np.searchsorted(self.begin_ns, start - self.longest_ns)
+        last = np.searchsorted(self.begin_ns, end)
+        tid = int(holds["tid"][row])
+        return [
+            int(call)
+            for call in self.madvises[first:last]
+            if self.calls.end_ns[call] > start
+            and self.calls.tid[call] != tid
+            and self._one_process(int(self.calls.tid[call]), tid)
+        ]
+
+    def _one_process(self, tid: int, other: int) -> bool:
+        task, another = self.tasks.get(tid), self.tasks.get(other)
+        return task is None or another is None or task.pid == another.pid
+
+    def _from_sleeps(self, holds: Holds, row: int, rivals: list[int]) -> tuple[Sleep, ...]:
+        slept = self.sleeps.get(int(holds["tid"][row]))
+        if slept is None:
+            return ()
+        start = int(holds["start_ns"][row])
+        end = start + int(holds["hold_ns"][row])
+        first, last = np.searchsorted(slept[0], [start, end])
+        found = []
+        for begin_ns, ran_ns in zip(slept[0][first:last].tolist(), slept[1][first:last].tolist()):
+            call = self._slept_for(holds, row, rivals, begin_ns, ran_ns)
+            if call is not None and ran_ns - begin_ns >= SHORTEST_NS:
+                found.append(Sleep(begin_ns, min(ran_ns, end), call))
+        return tuple(found)
+
+    def _slept_for(
+        self, holds: Holds, row: int, rivals: list[int], begin_ns: int, ran_ns: int
+    ) -> int | None:
+        """Choose the madvise that covered the sleep and ended with it, overlapping ranges first."""
+        ended_with = [
+            call
+            for call in rivals
+            if self.calls.begin_ns[call] <= begin_ns < self.calls.end_ns[call]
+            and abs(int(self.calls.end_ns[call]) - ran_ns) <= WAKE_NS
+        ]
+        if not ended_with:
+            return None
+        return min(
+            ended_with,
+            key=lambda call: (
+                not self._overlap(holds, row, call),
+                abs(int(self.calls.end_ns[call]) - ran_ns),
+            ),
+        )
+
+    def _from_ranges(self, holds: Holds, row: int, rivals: list[int]) -> tuple[Sleep, ...]:
+        start = int(holds["start_ns"][row])
+        end = start + int(holds["hold_ns"][row])
+        sure = [
+            call
+            for call in rivals
+            if self._overlap(holds, row, call)
+            and self.calls.begin_ns[call] < start
+            and start < self.calls.end_ns[call] <= end
+        ]
+        if not sure:
+            return ()
+        last = max(sure, key=lambda call: int(self.calls.end_ns[call]))
+        return (Sleep(start, int(self.calls.end_ns[last]), last),)
+
+    def _overlap(self, holds: Holds, row: int, call: int) -> bool:
+        begin, length = int(holds["address"][row]), int(holds["length"][row])
+        other, size = int(self.calls.address[call]), int(self.calls.length[call])
+        return begin < other + size and other < begin + length
+
+
+def vma_locks(events: Events, calls: Calls, holds: Holds) -> VmaLocks:
+    """Gather the madvise calls that took no mmap_lock, and when every task slept."""
+    ops = [op for op, name in enumerate(calls.operations) if name == "madvise"]
+    madvise = np.flatnonzero(np.isin(calls.op, ops))
+    locked = np.unique(holds["call"])
+    madvise = madvise[~np.isin(madvise, locked)]
+    madvise = madvise[np.argsort(calls.begin_ns[madvise], kind="stable")]
+    begin_ns = calls.begin_ns[madvise]
+    longest = int((calls.end_ns[madvise] - begin_ns).max(initial=0))
+    sleeps = _sleeps(events) if len(madvise) else {}
+    return VmaLocks(calls, madvise, begin_ns, longest, sleeps, events.tasks)
+
+
+def _sleeps(events: Events) -> dict[int, tuple[Array, Array]]:
+    """Pair each task's going to sleep with its running again."""
+    kind = events["kind"]
+    index = np.flatnonzero((kind == Kind.SCHED_OUT) | (kind == Kind.SCHED_IN))
+    index = index[np.argsort(events["tid"][index], kind="stable")]
+    tid, time_ns = events["tid"][index], events["time_ns"][index]
+    asleep = (kind[index] == Kind.SCHED_OUT) & (events["detail"][index] != 0)
+    paired = asleep[:-1] & (kind[index][1:] == Kind.SCHED_IN) & (tid[1:] == tid[:-1])
+    out = np.flatnonzero(paired)
+    found = {}
+    cuts = np.flatnonzero(np.diff(tid[out])) + 1
+    for rows in np.split(out, cuts):
+        if len(rows):
+            found[int(tid[rows[0]])] = (time_ns[rows], time_ns[rows + 1])
+    return found
