@@ -1,9 +1,12 @@
 /* Bystanders: tasks that do a small thing over and over and write down how long each took.
  *
- *   fault   a thread of the target that touches a page of its own
- *   mmap    a thread of the target that maps a page of its own anew: the queued writer
- *   madvise a thread of the target that drops a page of its own by MADV_DONTNEED
+ *   fault   a thread of the target that writes to a fresh page of its own VMA
+ *   mmap    a thread of the target that maps a page and unmaps it: the queued writer
+ *   madvise a thread of the target that drops a page of its own VMA by MADV_DONTNEED
  *   proc    a foreign process that reads /proc/PID/cmdline of the target, as ps does
+ *   gup     a foreign process that reads a byte of the target: get_user_pages on its mm
+ *
+ * The next operation is due a period after the last began, or at once when that took longer.
  *
  * Their records lie in memory that is shared with the supervisor and survive the target's exit.
  */
@@ -46,18 +49,34 @@ static void sleep_ns(int64_t ns)
 	syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &t, NULL);
 }
 
+static int is_foreign(const struct lane *lane)
+{
+	return is(lane->name, "proc") || is(lane->name, "gup");
+}
+
+/* Read a byte of the target: ours at the same address, since it is our fork. */
+static void read_target(void)
+{
+	static char byte;
+	struct iovec local = { &byte, 1 }, remote = { &nr_lanes, 1 };
+
+	syscall(SYS_process_vm_readv, shared->target_pid, &local, 1, &remote, 1, 0);
+}
+
 static void operate(const struct lane *lane, char *arena, int cmdline_dir)
 {
 	char line[256];
 	int fd;
 
 	if (is(lane->name, "fault"))
-		(void)*(volatile char *)(arena + (1 + lane->nr_ops) * PAGE);
+		*(volatile char *)(arena + (1 + lane->nr_ops) * PAGE) = 1;
 	else if (is(lane->name, "mmap"))
-		syscall(SYS_mmap, arena, PAGE, PROT_NONE,
-			MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+		syscall(SYS_munmap, syscall(SYS_mmap, NULL, PAGE, PROT_READ | PROT_WRITE,
+					    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), PAGE);
+	else if (is(lane->name, "gup"))
+		read_target();
 	else if (is(lane->name, "madvise"))
-		syscall(SYS_madvise, arena, 2 * PAGE, MADV_DONTNEED);
+		syscall(SYS_madvise, arena, PAGE, MADV_DONTNEED);
 	else if ((fd = openat(cmdline_dir, "cmdline", O_RDONLY)) >= 0) {
 		(void)!read(fd, line, sizeof(line));
 		close(fd);
@@ -74,7 +93,7 @@ static void *bystander(void *argument)
 	lane->tid = syscall(SYS_gettid);
 	lane->pid = getpid();
 	prctl(PR_SET_NAME, lane->name);
-	if (is(lane->name, "proc")) {
+	if (is_foreign(lane)) {
 		snprintf(path, sizeof(path), "/proc/%d", shared->target_pid);
 		directory = open(path, O_RDONLY | O_DIRECTORY);
 	} else {
@@ -82,8 +101,6 @@ static void *bystander(void *argument)
 		madvise(arena, ARENA, MADV_NOHUGEPAGE);
 		*(volatile char *)arena = 1; /* so that the VMA has its anon_vma */
 	}
-	if (is(lane->name, "madvise")) /* two VMAs: even 6.15 and later take the mmap_lock for that */
-		mprotect(arena + PAGE, PAGE, PROT_READ);
 	memset(lane->ops, 0, sizeof(lane->ops));
 	__sync_fetch_and_add(&shared->nr_ready, 1);
 	while (!shared->go)
@@ -94,7 +111,9 @@ static void *bystander(void *argument)
 		operate(lane, arena, directory);
 		lane->ops[lane->nr_ops][1] = now_ns();
 		lane->nr_ops++;
-		sleep_ns(period_ns);
+		begin += period_ns - now_ns();
+		if (begin > 0)
+			sleep_ns(begin);
 	}
 	return NULL;
 }

@@ -4,7 +4,7 @@
  * trace leaves the guest as a memcpy, without a driver, a file system or a serial line. On the host
  * it is that file itself. Layout, little endian, every part aligned to 8 bytes:
  *
- *   header   "ZAPCAPS1", u64 bytes used (0 until the probe has finished)
+ *   header   "ZAPCAPS1", u64 bytes used (0 until the probe has finished), u64 phase, u64 0
  *   record   u32 length of the name, u32 0, u64 length of the data, name, data
  *
  * zaplock/kernel/guest/capsule.py reads it.
@@ -27,7 +27,13 @@ static void capsule_open(const char *path, size_t room)
 	if (capsule == MAP_FAILED)
 		die("cannot map the capsule %s", path);
 	close(fd);
-	capsule_used = 16;
+	capsule_used = 32;
+}
+
+/* Say what the probe is at, for whoever watches the file: 1 populates, 2 runs, 3 saves. */
+static void capsule_phase(uint64_t phase)
+{
+	memcpy(capsule + 16, &phase, 8);
 }
 
 /* Begin a record: returns where its data goes; capsule_end says how much of it came. */

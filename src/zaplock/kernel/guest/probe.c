@@ -2,12 +2,13 @@
  *
  *   probe key=value...
  *
- *   length=BYTES backing=anonymous|zero|thp|hugetlb bystanders=fault,proc,mmap,madvise
- *   teardown=munmap|fixed|growsdown|brk|mremap|exit
+ *   length=BYTES backing=anonymous|zero|file|thp|hugetlb bystanders=fault,mmap,madvise,proc,gup
+ *   teardown=munmap|fixed|growsdown|brk|mremap|dontneed|exit locked=1|0 vmas=N
  *   period_ns=N     a bystander sleeps so long between two operations
  *   settle_ns=N     the bystanders run so long alone before and after the teardown
  *   trace=1|0       record the mmap_lock events of the kernel (root and tracefs)
  *   graph=1         record the function_graph of the teardown instead (in a guest)
+ *   graph_root=FUNCTION,... graph_functions=PATTERN,...
  *   hung_s=N        set hung_task_timeout_secs (in a guest)
  *   capsule=FILE    where the results go (capsule.c); a guest finds its device itself
  *   tracefs=DIR instance=NAME buffer_kb=N
@@ -36,6 +37,7 @@
 #include <sys/reboot.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -107,10 +109,11 @@ static void target(void)
 	prctl(PR_SET_NAME, "zap");
 	shared->target_tid = shared->target_pid = getpid();
 	shared->range = range;
+	range_shape(range, number("locked", 0), number("vmas", 1));
 	range_populate(range, backing);
 	shared->populate_ns = now_ns() - begin;
 	for (i = 0; i < nr_lanes; i++)
-		if (!is(shared->lanes[i].name, "proc"))
+		if (!is_foreign(&shared->lanes[i]))
 			start_thread(&shared->lanes[i]);
 	__sync_fetch_and_add(&shared->nr_ready, 1);
 	while (!shared->go)
@@ -145,7 +148,7 @@ static int start(void)
 	while (!shared->target_pid)
 		sleep_ns(1000000);
 	for (i = 0; i < nr_lanes; i++)
-		if (is(shared->lanes[i].name, "proc") && !fork()) {
+		if (is_foreign(&shared->lanes[i]) && !fork()) {
 			bystander(&shared->lanes[i]);
 			_exit(0);
 		}
@@ -218,13 +221,16 @@ int main(int argc, char **argv)
 	read_lanes(option("bystanders", ""));
 	if (trace)
 		trace_make(option("instance", "zaplock-probe"), number("buffer_kb", 8192));
+	capsule_phase(1);
 	pid = start();
 	if (graph)
 		trace_graph(option("graph_root", "*"), option("graph_functions", "*"));
 	else if (trace)
 		trace_events();
 	trace_set("tracing_on", trace ? "1" : "0");
+	capsule_phase(2);
 	run(pid);
+	capsule_phase(3);
 	trace_set("tracing_on", "0");
 	save_results();
 	if (graph) {

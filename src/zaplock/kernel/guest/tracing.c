@@ -66,14 +66,31 @@ static void trace_events(void)
 	}
 }
 
+/* Have the tracer watch each of the comma-separated functions that this kernel has. */
+static void trace_filter(const char *file, const char *functions)
+{
+	char path[256], name[64];
+	const char *end;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", instance, file);
+	for (; *functions; functions = *end ? end + 1 : end) {
+		end = strchrnul(functions, ',');
+		snprintf(name, sizeof(name), "%.*s", (int)(end - functions), functions);
+		fd = open(path, O_WRONLY | O_APPEND);
+		(void)!write(fd, name, strlen(name));
+		close(fd);
+	}
+}
+
 /* function_graph works at the top level alone before 6.13: there the guest uses it, never the host. */
 static void trace_graph(const char *root_function, const char *functions)
 {
 	snprintf(instance, sizeof(instance), "%s", tracefs);
 	trace_set("tracing_on", "0");
 	trace_set("trace_clock", "mono");
-	trace_set("set_ftrace_filter", functions);
-	trace_set("set_graph_function", root_function);
+	trace_filter("set_ftrace_filter", functions);
+	trace_filter("set_graph_function", root_function);
 	if (!trace_set("current_tracer", "function_graph"))
 		die("this kernel has no function_graph tracer%s", "");
 	trace_set("options/funcgraph-abstime", "1");
@@ -94,9 +111,9 @@ static void trace_save_formats(void)
 		capsule_file(name, path, 4096);
 	}
 	snprintf(path, sizeof(path), "%s/events/header_page", tracefs);
-	capsule_file("header_page", path, 4096);
+	capsule_file("events/header_page", path, 4096);
 	snprintf(path, sizeof(path), "%s/events/header_event", tracefs);
-	capsule_file("header_event", path, 4096);
+	capsule_file("events/header_event", path, 4096);
 }
 
 static void trace_save_pages(int nr_cpus)
