@@ -1,0 +1,198 @@
+"""What is switched on in the kernel while a recording runs, and what of it is kept.
+
+Two instances where there is a target, one where there is none:
+
+locks   mmap_lock, contention and the names of tasks, of everybody: a foreign waiter is a waiter.
+        Where the target is one process, the kernel filters on its mm (see `targets`).
+calls   system calls, faults and scheduling, of the target's threads alone: a pid filter that new
+        threads and children join by `event-fork`.
+
+The system calls are taken from their own events (`sys_enter_munmap`) and not from
+`raw_syscalls:sys_enter`: these carry only the arguments that the call has and leave every other
+call alone. Both make every system call of the machine take the kernel's slow entry while they are
+on; whoever cannot pay that leaves the group `syscalls` out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from zaplock.errors import UserError
+from zaplock.kernel.buffers import Buffers, lost_in_kernel
+from zaplock.kernel.layouts import Layouts, read_layouts
+from zaplock.kernel.meanings import GROUPS, MMAP_LOCK, NAMING
+from zaplock.kernel.targets import check_process, descendants_of, learn_mm, threads_of
+from zaplock.kernel.tracefs import Instance, Tracefs, opened, sweep
+
+DEFAULT_GROUPS = ("mmap_lock", "syscalls")
+_OF_EVERYBODY = ("mmap_lock", "contention")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to record. `pid` None is the whole system; `groups` are keys of `meanings.GROUPS`."""
+
+    pid: int | None = None
+    children: bool = False
+    groups: tuple[str, ...] = DEFAULT_GROUPS
+    buffer_kb: int | None = None
+    percent: int = 25
+    """How full a buffer is before the reader wakes up."""
+
+    def check(self) -> None:
+        """Raise UserError where a group is unknown or a number makes no sense."""
+        for group in self.groups:
+            if group not in GROUPS:
+                raise UserError(f"no events {group!r}: choose among {', '.join(GROUPS)}")
+        if self.buffer_kb is not None and self.buffer_kb < 64:
+            raise UserError(f"a buffer of {self.buffer_kb} KiB is under 64 KiB: give a larger one")
+        if not 0 <= self.percent <= 100:
+            raise UserError(f"{self.percent} % of a buffer is not between 0 and 100")
+
+
+def chosen_buffer_kb() -> int:
+    """Choose the size of each CPU's buffer in KiB: 32 MiB, less where memory is short.
+
+    All buffers together take at most a sixteenth of the memory.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    share = memory // 16 // (os.cpu_count() or 1)
+    return max(1024, min(32 << 10, share >> 10))
+
+
+@dataclass
+class Capture:
+    """A prepared recording: start it, read its buffers, stop it. Made by `capturing`."""
+
+    layouts: Layouts
+    buffers: Buffers
+    instances: list[Instance]
+    target_mm: int | None
+    pids: set[int] = field(default_factory=set)
+    """The target's process ids at the beginning; empty for the whole system."""
+
+    def start(self) -> None:
+        """Let events in."""
+        for instance in self.instances:
+            instance.start()
+
+    def stop(self) -> None:
+        """Let no more events in."""
+        for instance in self.instances:
+            instance.stop()
+
+    def lost_in_kernel(self) -> int:
+        """Count the events that the kernel's own statistics call lost."""
+        return sum(lost_in_kernel(instance) for instance in self.instances)
+
+
+@contextlib.contextmanager
+def capturing(options: Options) -> Iterator[Capture]:
+    """Prepare a recording; afterwards everything that it switched on is off and gone.
+
+    Raises UserError where the kernel or the target does not allow it.
+    """
+    options.check()
+    if options.pid is not None:
+        check_process(options.pid)
+    with opened() as tracefs, contextlib.ExitStack() as stack:
+        sweep(tracefs)
+        layouts = _layouts(tracefs, options)
+        one_mm = options.pid is not None and not options.children
+        mm = learn_mm(tracefs, options.pid) if one_mm and options.pid is not None else None
+        instances = [_locks(stack, tracefs, layouts, options, mm)]
+        pids: set[int] = set()
+        if options.pid is not None:
+            pids = descendants_of(options.pid) if options.children else {options.pid}
+            instances.append(_calls(stack, tracefs, layouts, options, pids))
+        buffers = Buffers(instances, layouts.page.page_size)
+        stack.callback(buffers.close)
+        capture = Capture(layouts, buffers, instances, mm, pids)
+        try:
+            yield capture
+        finally:
+            capture.stop()
+
+
+def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
+    wanted = tuple(event for group in options.groups for event in GROUPS[group])
+    layouts = read_layouts(tracefs.path, wanted + NAMING)
+    if "mmap_lock" in options.groups and layouts.of(MMAP_LOCK[0]) is None:
+        raise UserError(
+            f"Linux {os.uname().release} has no mmap_lock events (they came with 5.11): "
+            "boot a newer kernel"
+        )
+    for group in options.groups:
+        if not any(layouts.of(event) for event in GROUPS[group]):
+            raise UserError(
+                f"this kernel has no events {group!r}: leave them out, or see 'zaplock doctor'"
+            )
+    return layouts
+
+
+def _instance(stack: contextlib.ExitStack, tracefs: Tracefs, options: Options) -> Instance:
+    size = options.buffer_kb or chosen_buffer_kb()
+    instance = stack.enter_context(Instance(tracefs, buffer_kb=size))
+    with contextlib.suppress(OSError):  # older than 4.20: every page wakes the reader
+        instance.write("buffer_percent", str(options.percent))
+    return instance
+
+
+def _enable(instance: Instance, layouts: Layouts, events: tuple[str, ...], condition: str) -> None:
+    for event in events:
+        if layouts.of(event):
+            instance.enable(event, condition)
+
+
+def _locks(
+    stack: contextlib.ExitStack,
+    tracefs: Tracefs,
+    layouts: Layouts,
+    options: Options,
+    mm: int | None,
+) -> Instance:
+    instance = _instance(stack, tracefs, options)
+    _enable(instance, layouts, NAMING, "")
+    for group in options.groups:
+        if group == "mmap_lock":
+            _enable(instance, layouts, MMAP_LOCK, f"mm == {mm:#x}" if mm else "")
+        elif group in _OF_EVERYBODY or options.pid is None:
+            _enable(instance, layouts, GROUPS[group], "")
+    return instance
+
+
+def _calls(
+    stack: contextlib.ExitStack,
+    tracefs: Tracefs,
+    layouts: Layouts,
+    options: Options,
+    pids: set[int],
+) -> Instance:
+    instance = _instance(stack, tracefs, options)
+    instance.write("options/event-fork", "1")
+    follow(instance, pids)
+    for group in options.groups:
+        if group not in _OF_EVERYBODY:
+            _enable(instance, layouts, GROUPS[group], "")
+    return instance
+
+
+def follow(instance: Instance, pids: set[int]) -> None:
+    """Put every thread of these processes into the pid filter.
+
+    A thread that is born while we list them is found by listing again; those that are born later
+    come by `event-fork`.
+    """
+    followed: set[int] = set()
+    while missing := {tid for pid in pids for tid in threads_of(pid)} - followed:
+        instance.add("set_event_pid", " ".join(map(str, sorted(missing))))
+        followed |= missing
+
+
+def root(capture: Capture) -> Path:
+    """Where the instances' tracefs is."""
+    return capture.instances[0].path.parent.parent

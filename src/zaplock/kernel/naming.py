@@ -1,0 +1,151 @@
+"""Who is behind a thread id, also when it has ended.
+
+Learned from a snapshot of /proc and from the kernel's own events.
+
+`/proc/TID/comm` and `/proc/TID/status` take no mmap_lock on any kernel (`cmdline` does, so it is
+never read). What is born, renamed or ends while recording tells its name by task_newtask,
+task_rename and sched_process_exit, so a name survives its task. A thread id that the kernel used
+twice in one recording has the name of its last user.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from zaplock.kernel.decode import Columns, Fact
+from zaplock.kernel.meanings import NAMING
+from zaplock.kernel.operations import CLONES, NAMES
+from zaplock.trace.events import Kind, Task
+
+CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
+_NEVER = 1 << 63
+_NEW, _RENAMED, _ENDED = NAMING
+_BORROWED = {"process_madvise", "process_mrelease", *CLONES}
+"""Operations in which a task locks another address space than its own."""
+
+
+class Names:
+    """Names of tasks and owners of mms, learned while a recording goes on."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, Task] = {}
+        self.mms: dict[int, int] = {}
+        self._guests: dict[int, tuple[int, int]] = {}
+        """When a task that vfork made was in its parent's mm: from birth to exec."""
+
+    def snapshot(self) -> None:
+        """Learn every task that exists now."""
+        for process in os.scandir("/proc"):
+            if process.name.isdigit():
+                for task in of_process(int(process.name)):
+                    self.tasks[task.tid] = task
+
+    def learn(self, facts: Iterable[Fact]) -> None:
+        """Learn from the kernel's events, given in order of time."""
+        for fact in facts:
+            if fact.event == _NEW:
+                self._born(fact)
+                continue
+            if fact.tid in self._guests:
+                self._guests[fact.tid] = (self._guests[fact.tid][0], fact.time_ns)
+            if fact.tid in self.tasks:
+                self._renamed(fact.tid, fact.comm)
+            else:
+                self.tasks[fact.tid] = Task(fact.tid, fact.comm, fact.tid, fact.comm)
+
+    def _born(self, fact: Fact) -> None:
+        parent = self.tasks.get(fact.by)
+        if fact.flags & CLONE_VM and not fact.flags & CLONE_THREAD:
+            self._guests[fact.tid] = (fact.time_ns, _NEVER)
+        if fact.flags & CLONE_THREAD and parent:
+            self.tasks[fact.tid] = Task(fact.tid, fact.comm, parent.pid, parent.process)
+        else:
+            self.tasks[fact.tid] = Task(fact.tid, fact.comm, fact.tid, fact.comm)
+
+    def _renamed(self, tid: int, comm: str) -> None:
+        task = self.tasks[tid]
+        if task.comm == comm:
+            return
+        process = comm if task.pid == tid else task.process
+        self.tasks[tid] = replace(task, comm=comm, process=process)
+        if task.pid == tid:
+            for other in [one for one in self.tasks.values() if one.pid == tid and one.tid != tid]:
+                self.tasks[other.tid] = replace(other, process=comm)
+
+    def complete(self, columns: Columns) -> None:
+        """Learn whose each mm is, and look up the tasks that no event has named yet.
+
+        `columns` are in order of time and follow those of the call before.
+        """
+        self._own(columns)
+        for tid in np.unique(columns["tid"]).tolist():
+            if tid > 0 and tid not in self.tasks and (task := of_thread(tid)):
+                self.tasks[tid] = task
+
+    def _own(self, columns: Columns) -> None:
+        """An mm that a task asks for inside its own munmap (say) is that task's own."""
+        for time_ns, tid, mm, op in _asked_inside(columns):
+            since_ns, until_ns = self._guests.get(tid, (_NEVER, 0))
+            if NAMES[op] not in _BORROWED and not since_ns <= time_ns <= until_ns:
+                self.mms[mm] = self.tasks[tid].pid if tid in self.tasks else tid
+
+
+def _asked_inside(columns: Columns) -> list[list[int]]:
+    """List each (time_ns, tid, mm, op): a task's system call begins with asking for mm's lock.
+
+    Each tid, mm and op once, at its first time.
+    """
+    rows = np.flatnonzero(columns["kind"] <= Kind.OP_END)
+    tid, kind = columns["tid"][rows], columns["kind"][rows]
+    order = np.argsort(tid, kind="stable")
+    before, after = order[:-1], order[1:]
+    inside = (kind[after] == Kind.ASKED) & (kind[before] == Kind.OP_BEGIN)
+    inside &= tid[after] == tid[before]
+    before, after = rows[before[inside]], rows[after[inside]]
+    key = (columns["tid"][after], columns["mm"][after], columns["op"][before])
+    keys = np.column_stack([column.astype(np.uint64) for column in key])
+    unique, first = np.unique(keys, axis=0, return_index=True)
+    return np.column_stack([columns["time_ns"][after][first].astype(np.uint64), unique]).tolist()
+
+
+def of_process(pid: int) -> list[Task]:
+    """Name the threads of a process that exists now; none where it is gone."""
+    try:
+        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        return []
+    process = _comm(pid)
+    named = [(tid, _comm_of(pid, tid)) for tid in threads]
+    return [Task(tid, comm, pid, process or comm) for tid, comm in named if comm]
+
+
+def of_thread(tid: int) -> Task | None:
+    """Name one thread that exists now, or None where it is gone."""
+    try:
+        status = Path(f"/proc/{tid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid"))
+    comm = _comm(tid)
+    return Task(tid, comm, pid, _comm(pid) or comm) if comm else None
+
+
+def _comm(pid: int) -> str:
+    return _line(f"/proc/{pid}/comm")
+
+
+def _comm_of(pid: int, tid: int) -> str:
+    return _line(f"/proc/{pid}/task/{tid}/comm")
+
+
+def _line(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read().rstrip("\n")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -1,0 +1,215 @@
+"""The kernel's trace file system: where it is, and instances that leave no trace of themselves.
+
+Where tracefs is mounted, it is used there. Where it is not, it is opened as a detached mount
+(fsopen, fsmount: Linux 5.2), which has no place in the directory tree, is seen by this process
+alone and ceases with its descriptor, so also when the process is killed.
+
+An instance (Documentation/trace/ftrace.rst, "Instances") is a trace buffer of its own with its own
+enabled events: what others trace is neither seen nor disturbed. Removing it switches off all its
+events. Its name tells which process made it, by number and start time; `sweep` removes the
+instances whose process is gone, however it ended. A recorder in another pid namespace is taken for
+gone: don't record from two containers that share one kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from zaplock.errors import UserError
+
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # one number on every architecture
+_CLOEXEC = 1
+_FSCONFIG_CMD_CREATE = 6
+_OURS = re.compile(r"zaplock-(\d+)-(\d+)-\d+$")
+_serial = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Tracefs:
+    """An opened tracefs: `path` leads to its root; `private` says that it is our own mount."""
+
+    path: Path
+    private: bool
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Tracefs]:
+    """Give the tracefs of this machine; a private mount is gone afterwards.
+
+    Raises UserError with the way out where it can't be had.
+    """
+    if (where := mounted()) and os.access(where / "instances", os.W_OK | os.X_OK):
+        yield Tracefs(where, private=False)
+        return
+    descriptor = _detached_mount()
+    try:
+        yield Tracefs(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), private=True)
+    finally:
+        os.close(descriptor)
+
+
+def mounted() -> Path | None:
+    """Find where tracefs is mounted, or None."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "tracefs":
+            return Path(where.encode().decode("unicode_escape"))
+    return None
+
+
+def _detached_mount() -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(*arguments: int | bytes | None) -> int:
+        result = int(libc.syscall(*arguments))
+        if result < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return result
+
+    context = -1
+    try:
+        context = call(_FSOPEN, b"tracefs", _CLOEXEC)
+        call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+        return call(_FSMOUNT, context, _CLOEXEC, 0)
+    except OSError as error:
+        raise UserError(_why_not(error)) from None
+    finally:
+        if context >= 0:
+            os.close(context)
+
+
+def _why_not(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "tracefs can't be opened without root: run the same command with sudo"
+    if error.errno == errno.ENODEV:
+        return "this kernel has no tracefs (CONFIG_TRACING): boot a distribution's kernel"
+    if error.errno == errno.ENOSYS:
+        return "tracefs is not mounted: run 'sudo mount -t tracefs tracefs /sys/kernel/tracing'"
+    return f"tracefs can't be mounted ({error.strerror}): run 'zaplock doctor'"
+
+
+class Instance:
+    """A private trace instance. Use it in a `with` block: it is gone afterwards.
+
+    Tracing is off until `start`. The clock is CLOCK_MONOTONIC (`mono`).
+    """
+
+    def __init__(self, tracefs: Tracefs, *, buffer_kb: int) -> None:
+        """Make the instance, with a buffer of `buffer_kb` KiB for each CPU."""
+        self.name = f"zaplock-{os.getpid()}-{start_time(os.getpid())}-{next(_serial)}"
+        self.path = tracefs.path / "instances" / self.name
+        try:
+            self.path.mkdir()
+        except OSError as error:
+            raise UserError(_why_no_instance(error)) from None
+        try:
+            self.write("tracing_on", "0")
+            self.write("trace_clock", "mono")
+            self.resize(buffer_kb)
+        except BaseException:
+            self.remove()
+            raise
+
+    def resize(self, buffer_kb: int) -> None:
+        """Set the size of each CPU's buffer in KiB."""
+        try:
+            self.write("buffer_size_kb", str(buffer_kb))
+        except OSError as error:
+            raise UserError(
+                f"the kernel has no {buffer_kb} KiB a CPU for a trace buffer ({error.strerror}): "
+                "give a smaller --buffer"
+            ) from None
+
+    def write(self, name: str, text: str) -> None:
+        """Write one control file. Raises OSError with the kernel's answer."""
+        control = os.open(self.path / name, os.O_WRONLY | os.O_TRUNC)
+        try:
+            os.write(control, text.encode())
+        finally:
+            os.close(control)
+
+    def add(self, name: str, text: str) -> None:
+        """Append to a control file (set_event_pid, a trigger)."""
+        # O_APPEND alone: Python's mode "a" seeks, which these files refuse with EINVAL.
+        control = os.open(self.path / name, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(control, text.encode())
+        finally:
+            os.close(control)
+
+    def read(self, name: str) -> str:
+        """Read one control file."""
+        return (self.path / name).read_text()
+
+    def has(self, event: str) -> bool:
+        """Say whether this kernel knows an event, given as system:name."""
+        return (self.path / "events" / event.replace(":", "/") / "format").exists()
+
+    def enable(self, event: str, condition: str = "") -> None:
+        """Switch an event on, given as system:name, optionally only where a filter holds."""
+        folder = f"events/{event.replace(':', '/')}"
+        if condition:
+            self.write(f"{folder}/filter", condition)
+        self.write(f"{folder}/enable", "1")
+
+    def start(self) -> None:
+        """Let events in."""
+        self.write("tracing_on", "1")
+
+    def stop(self) -> None:
+        """Let no more events in; what is in the buffers stays readable."""
+        self.write("tracing_on", "0")
+
+    def remove(self) -> None:
+        """Remove the instance, and with it every event that it enabled. Twice does no harm.
+
+        All its files must be closed before, or the kernel refuses (OSError EBUSY).
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rmdir()
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def _why_no_instance(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "a trace instance needs root: run the same command with sudo"
+    if error.errno == errno.ENOMEM:
+        return (
+            "the kernel has no memory for a trace instance: free some, or give a smaller --buffer"
+        )
+    return f"the kernel makes no trace instance ({error.strerror}): run 'zaplock doctor'"
+
+
+def sweep(tracefs: Tracefs) -> list[str]:
+    """Remove the instances of recorders that are gone; return their names."""
+    swept = []
+    for path in (tracefs.path / "instances").glob("zaplock-*"):
+        match = _OURS.match(path.name)
+        if match and start_time(int(match[1])) != int(match[2]):
+            with contextlib.suppress(OSError):  # somebody else reads it: the next start tries again
+                (path / "tracing_on").write_text("0")
+                path.rmdir()
+                swept.append(path.name)
+    return sorted(swept)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot, or None where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
