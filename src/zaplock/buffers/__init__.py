@@ -1,0 +1,1 @@
+"""`zaplock.buffers`: numpy arrays on mappings of their own."""

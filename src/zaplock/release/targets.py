@@ -1,0 +1,196 @@
+"""What a caller handed over: which range it is, who owns it, and how the owner lets go.
+
+Owners can be closed: then their range is zapped and unmapped. Views can't: whoever holds an array
+may read it at any time, and must not crash; so the memory of a view is given back and the
+addresses stay mapped until the last reference goes, which is then cheap.
+
+| handed over              | what it is | after the zap                                      |
+|--------------------------|------------|----------------------------------------------------|
+| address, length          | an owner   | munmap of exactly that range                       |
+| mmap.mmap                | an owner   | its `close()`, which unmaps without the GIL        |
+| SharedMemory             | an owner   | its `close()`; the segment lives until `unlink()`  |
+| numpy array, memoryview, | a view     | nothing: whole pages inside it are free, and read  |
+| any writable buffer      |            | as zero (as the file, if they map one)             |
+
+numpy is not imported: an array is known by its `__array_interface__`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zaplock.release.errors import ExportedError, ReleaseError
+from zaplock.release.pinned import Pinned
+from zaplock.release.syscalls import PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A page-aligned range and, for an owner that can be closed, how to close it (None: a view)."""
+
+    start: int
+    end: int
+    owner: object
+    close: Callable[[], None] | None
+    let_go: Callable[[], None]
+    is_address: bool = False
+
+
+def find(thing: Any, length: int | None) -> Target:
+    """Find the target of `thing` and pin its memory; raise ReleaseError or ExportedError."""
+    if isinstance(thing, int) and not isinstance(thing, bool):
+        return _address(thing, length)
+    if length is not None:
+        raise ReleaseError(
+            f"length={length!r} belongs to an address: a {type(thing).__name__} knows its own"
+        )
+    if isinstance(thing, mmap.mmap):
+        return _mmap(thing)
+    if _is_shared_memory(thing):
+        return _shared_memory(thing)
+    if hasattr(thing, "__array_interface__"):
+        return _array(thing)
+    return _view(thing)
+
+
+def closed_as(thing: Any) -> object:
+    """Return the object whose `close` would unmap the memory: a claim knows it by that."""
+    return (_mapping_of(thing) or thing) if _is_shared_memory(thing) else thing
+
+
+def _address(start: int, length: int | None) -> Target:
+    if not isinstance(length, int):
+        raise ReleaseError(
+            f"an address such as {start:#x} needs a length in bytes: release({start:#x}, length)"
+        )
+    if length <= 0 or start <= 0 or start + length > 1 << 56:
+        raise ReleaseError(f"{length} bytes at {start:#x} is not a range of addresses")
+    for name, value in (("address", start), ("length", length)):
+        if value % PAGE:
+            raise ReleaseError(f"{name} {value:#x} is not a multiple of the page size {PAGE}")
+    return Target(start, start + length, None, None, lambda: None, is_address=True)
+
+
+def _mmap(mapping: mmap.mmap) -> Target:
+    refuse_exports(mapping)
+    pinned = Pinned(mapping)
+    end = -(-(pinned.address + pinned.length) // PAGE) * PAGE
+
+    def close() -> None:
+        pinned.let_go()  # our own pin is an export as well
+        try:
+            mapping.close()
+        except BufferError as error:
+            raise ExportedError(
+                f"{error}: the mmap was used while it was released; its memory is free already"
+            ) from None
+
+    return Target(pinned.address, end, mapping, close, pinned.let_go)
+
+
+def refuse_exports(mapping: mmap.mmap) -> None:
+    """Raise ExportedError if buffers point into an mmap, ReleaseError if it is closed.
+
+    An impossible resize is refused for its size only after CPython has looked for exported buffers,
+    so it is a question without an effect. `close` is the only other one that asks.
+    """
+    try:
+        mmap.mmap.resize(mapping, -1)
+    except BufferError:
+        raise ExportedError(
+            "cannot release an mmap with exported pointers: drop the arrays and memoryviews on it "
+            "first, or release one of those (its memory goes, its addresses stay)"
+        ) from None
+    except ValueError as error:
+        if "closed" in str(error):
+            raise ReleaseError("this mmap is closed: it was released already") from None
+    except (TypeError, SystemError):
+        pass  # read-only, or no mremap here: no buffers are exported
+
+
+def _is_shared_memory(thing: object) -> bool:
+    module = sys.modules.get("multiprocessing.shared_memory")
+    return module is not None and isinstance(thing, module.SharedMemory)
+
+
+def _shared_memory(segment: Any) -> Target:
+    mapping = _mapping_of(segment)
+    if mapping is None:
+        raise ReleaseError("this SharedMemory is closed: it was released already")
+    try:
+        if segment._buf is not None:
+            segment._buf.release()  # its own export; refused while arrays stand on it
+        segment._buf = None
+        refuse_exports(mapping)
+    except BufferError:
+        if segment._buf is None:
+            segment._buf = memoryview(mapping)  # refused: the segment stays usable
+        raise ExportedError(
+            f"cannot release SharedMemory {segment.name!r} with exported pointers: "
+            "drop the arrays on its buf first"
+        ) from None
+    inner = _mmap(mapping)
+
+    def close() -> None:
+        inner.let_go()
+        segment.close()
+
+    def let_go() -> None:
+        inner.let_go()
+        if _mapping_of(segment) is not None:  # not closed: its memory was given back only
+            segment._buf = memoryview(mapping)
+
+    return Target(inner.start, inner.end, segment, close, let_go)
+
+
+def _mapping_of(segment: Any) -> mmap.mmap | None:
+    """Return a segment's mmap. It has no public name, but the same private one since 3.8."""
+    mapping: mmap.mmap | None = segment._mmap
+    return mapping
+
+
+def _array(array: Any) -> Target:
+    if getattr(array.dtype, "hasobject", False):
+        raise ReleaseError(
+            f"an array of dtype {array.dtype} holds Python objects: their references would be lost"
+        )
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        raise ReleaseError(
+            "a strided view is not one range of memory: release its base, or a contiguous slice"
+        )
+    if not array.flags.writeable and not isinstance(root(array), mmap.mmap):
+        raise ReleaseError(
+            "a read-only array may be shared by others who rely on its content: it is not released"
+        )
+    address = array.__array_interface__["data"][0]
+    return _inside(address, array.nbytes, array, lambda: None)
+
+
+def _view(thing: object) -> Target:
+    pinned = Pinned(thing)
+    if pinned.readonly and not isinstance(root(thing), mmap.mmap):
+        pinned.let_go()
+        raise ReleaseError(
+            f"this {type(thing).__name__} is read-only: others may rely on its content"
+        )
+    return _inside(pinned.address, pinned.length, thing, pinned.let_go)
+
+
+def _inside(address: int, length: int, owner: object, let_go: Callable[[], None]) -> Target:
+    start, end = -(-address // PAGE) * PAGE, (address + length) // PAGE * PAGE
+    return Target(start, max(start, end), owner, None, let_go)
+
+
+def root(thing: Any) -> object:
+    """Follow `base` and `obj` to the object that owns a view's memory."""
+    while True:
+        below = getattr(thing, "base", None)
+        if below is None:
+            below = getattr(thing, "obj", None) if isinstance(thing, memoryview) else None
+        if below is None:
+            return thing
+        thing = below

@@ -1,0 +1,118 @@
+"""Which VMAs lie in a range: asked of the kernel without stalling anybody.
+
+The PROCMAP_QUERY ioctl (6.11: ed5d583a88a9) finds one VMA by its address; on older kernels the
+text of /proc/self/maps is read. On 6.18 reading maps takes no mmap_lock; before, either takes it
+for read, for microseconds. `smaps`, which would also tell what is locked or registered with
+userfaultfd, holds it for as long as its walk takes, so those are found by trying.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from zaplock.release.errors import ReleaseError
+
+_QUERY: Final = struct.Struct("<9Q4I2Q")  # struct procmap_query of include/uapi/linux/fs.h
+_QUERY_NUMBER: Final = (3 << 30) | (_QUERY.size << 16) | (ord("f") << 8) | 17
+_COVERING_OR_NEXT: Final = 0x10
+_WRITABLE: Final = 2
+_NAME_SIZE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Vma:
+    """One VMA: its bounds, whether it may be written, its name in maps ("" if anonymous)."""
+
+    start: int
+    end: int
+    writable: bool
+    name: str
+
+
+def vmas_in(start: int, end: int) -> list[Vma]:
+    """Return the VMAs that overlap a range, in order of address; their bounds are not cut to it."""
+    try:
+        return list(_queried(start, end))
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EPERM):
+            raise
+        return list(_read(start, end))
+
+
+def _queried(start: int, end: int) -> Iterator[Vma]:
+    name = ctypes.create_string_buffer(_NAME_SIZE)
+    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while start < end:
+            vma = _query(maps, start, name)
+            if vma is None or vma.start >= end:
+                return
+            yield vma
+            start = vma.end
+    finally:
+        os.close(maps)
+
+
+def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Vma | None:
+    asked = (
+        _QUERY.size,
+        _COVERING_OR_NEXT,
+        address,
+        *[0] * 8,
+        _NAME_SIZE,
+        0,
+        ctypes.addressof(name),
+        0,
+    )
+    answer = bytearray(_QUERY.pack(*asked))
+    try:
+        fcntl.ioctl(maps, _QUERY_NUMBER, answer)
+    except FileNotFoundError:
+        return None
+    fields = _QUERY.unpack(answer)
+    named = fields[11] > 0
+    return Vma(
+        fields[3],
+        fields[4],
+        bool(fields[5] & _WRITABLE),
+        name.value.decode(errors="replace") if named else "",
+    )
+
+
+def _read(start: int, end: int) -> Iterator[Vma]:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            bounds, access, _, _, _, *name = line.split(maxsplit=5)
+            first, last = (int(bound, 16) for bound in bounds.split("-"))
+            if first < end and last > start:
+                yield Vma(first, last, access[1] == "w", name[0].rstrip("\n") if name else "")
+
+
+def require_mapped(start: int, end: int) -> list[Vma]:
+    """Return the VMAs of a range that is mapped without a hole and is nobody's special memory.
+
+    Raises ReleaseError otherwise: a hole is somebody else's next mapping, which one munmap over the
+    whole range would take away.
+    """
+    found, reached = vmas_in(start, end), start
+    for vma in found:
+        if vma.start > reached:
+            break
+        if vma.name.startswith("[") and not vma.name.startswith("[anon"):
+            raise ReleaseError(
+                f"{vma.start:#x} to {vma.end:#x} is {vma.name}: release only what you mapped"
+            )
+        reached = vma.end
+    if reached < end:
+        raise ReleaseError(
+            f"nothing is mapped at {reached:#x} in {start:#x} to {end:#x}: "
+            "it was released already, or was never yours"
+        )
+    return found
