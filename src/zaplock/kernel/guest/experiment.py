@@ -132,7 +132,8 @@ def arguments(plan: GuestPlan) -> list[str]:
     if plan.graph:
         from zaplock.kernel.guest import graph
 
-        words |= {"graph": 1, "graph_root": graph.ROOTS, "graph_functions": graph.FUNCTIONS}
+        words |= {"graph": 1, "graph_root": graph.root(plan.teardown)}
+        words |= {"graph_functions": f"{graph.root(plan.teardown)},{graph.FUNCTIONS}"}
     return [f"{name}={value}" for name, value in words.items()]
 
 

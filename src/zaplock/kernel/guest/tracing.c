@@ -89,6 +89,7 @@ static void trace_graph(const char *root_function, const char *functions)
 	snprintf(instance, sizeof(instance), "%s", tracefs);
 	trace_set("tracing_on", "0");
 	trace_set("trace_clock", "mono");
+	trace_set("buffer_size_kb", "8192");
 	trace_filter("set_ftrace_filter", functions);
 	trace_filter("set_graph_function", root_function);
 	if (!trace_set("current_tracer", "function_graph"))
