@@ -119,6 +119,7 @@ static void target(void)
 	while (!shared->go)
 		sleep_ns(1000000);
 	sleep_ns(settle);
+	syscall(SYS_brk, 0); /* tells whoever reads the trace where the heap ends */
 	shared->begin_ns = now_ns();
 	shared->result = range_teardown(range, teardown);
 	shared->end_ns = now_ns();
@@ -223,6 +224,7 @@ int main(int argc, char **argv)
 		trace_make(option("instance", "zaplock-probe"), number("buffer_kb", 8192));
 	capsule_phase(1);
 	pid = start();
+	trace_save_tasks();
 	if (graph)
 		trace_graph(option("graph_root", "*"), option("graph_functions", "*"));
 	else if (trace)
