@@ -55,15 +55,16 @@ class RwsemPolicy:
         (5.11 on: unless the lock is reader-owned by another reader already).
     wakes: readers woken when the head is a reader: "leading" (the run at the head) or "all" (up to
         `max_readers_woken` of them anywhere in the queue).
-    writer_spins: "writer" (on a running writer-owner only) or "any" (up to `reader_spin_ns` on a
-        reader-owned lock too).
+    writer_spins: "writer" (on a running writer-owner only), "any" (up to `reader_spin_ns` on a
+        reader-owned lock too) or "never" (a kernel built without RWSEM_SPIN_ON_OWNER; then writers
+        don't steal either).
     handoff_ns: after waiting this long the first waiter gets the lock handed over; None: never.
     """
 
     name: str
     reader_steals: Literal["never", "spinning", "unheld"]
     wakes: Literal["leading", "all"]
-    writer_spins: Literal["writer", "any"]
+    writer_spins: Literal["writer", "any", "never"]
     reader_spin_ns: int = 25_000
     handoff_ns: int | None = None
     max_readers_woken: int = 256

@@ -1,0 +1,218 @@
+"""The timed engine against SimPy: 28 readers and 4 writers that downgrade, on one FIFO lock.
+
+Both run the same threads with the same times and record the same three events of every hold, and
+both must arrive at the same holds and the same end; what differs is who does it. The SimPy side is
+written as its documentation advises: generator processes, an event only for who has to wait.
+
+    python -m pytest bench/test_timed.py -s
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import simpy
+
+from zaplock.engines.timed import Sched, TimedEngine
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import (
+    RWSEM_4_9,
+    down_read,
+    down_write,
+    downgrade_write,
+    up_read,
+)
+from zaplock.model.step import SleepStep, Step, Task, step
+
+READERS, WRITERS = 28, 4
+ROUNDS_READER, ROUNDS_WRITER = 2000, 200
+FIFO = replace(RWSEM_4_9, name="FIFO", writer_spins="never")
+ROUNDS = 5
+LEAST_RATIO = 1.5
+
+
+def reader_times(number: int) -> tuple[int, int]:
+    """Return hold and pause of a reader in nanoseconds; no two threads are in step."""
+    return 1_000 + 7 * number, 9_001 + 13 * number
+
+
+def writer_times(number: int) -> tuple[int, int, int]:
+    """Return exclusive hold, shared hold and pause of a writer in nanoseconds."""
+    return 803 + number, 5_009 + 3 * number, 90_001 + 17 * number
+
+
+class SimpyLock:
+    """A FIFO reader/writer lock; `ask` returns an event to wait for, or None if it was free."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self.env = env
+        self.writer = False
+        self.readers = 0
+        self.queue: deque[tuple[simpy.Event, bool]] = deque()
+
+    def ask(self, write: bool) -> simpy.Event | None:
+        if self.queue or self.writer or (write and self.readers):
+            event = self.env.event()
+            self.queue.append((event, write))
+            return event
+        self._grant(write)
+        return None
+
+    def up_read(self) -> None:
+        self.readers -= 1
+        self._wake()
+
+    def downgrade(self) -> None:
+        self.writer = False
+        self.readers = 1
+        self._wake()
+
+    def _grant(self, write: bool) -> None:
+        if write:
+            self.writer = True
+        else:
+            self.readers += 1
+
+    def _wake(self) -> None:
+        queue = self.queue
+        while queue and not self.writer:
+            event, write = queue[0]
+            if write and self.readers:
+                return
+            queue.popleft()
+            self._grant(write)
+            event.succeed()
+
+
+Log = list[tuple[int, str, bool, int]]
+
+
+def simpy_reader(env: simpy.Environment, lock: SimpyLock, log: Log, number: int) -> Generator[Any]:
+    hold_ns, pause_ns = reader_times(number)
+    timeout, append, tid = env.timeout, log.append, number + 1
+    yield timeout(number)
+    for _ in range(ROUNDS_READER):
+        append((env.now, "asked", False, tid))
+        event = lock.ask(False)
+        if event is not None:
+            yield event
+        append((env.now, "acquired", False, tid))
+        yield timeout(hold_ns)
+        append((env.now, "released", False, tid))
+        lock.up_read()
+        yield timeout(pause_ns)
+
+
+def simpy_writer(env: simpy.Environment, lock: SimpyLock, log: Log, number: int) -> Generator[Any]:
+    exclusive_ns, shared_ns, pause_ns = writer_times(number)
+    timeout, append, tid = env.timeout, log.append, READERS + number + 1
+    yield timeout(READERS + number)
+    for _ in range(ROUNDS_WRITER):
+        append((env.now, "asked", True, tid))
+        event = lock.ask(True)
+        if event is not None:
+            yield event
+        append((env.now, "acquired", True, tid))
+        yield timeout(exclusive_ns)
+        append((env.now, "acquired", False, tid))
+        lock.downgrade()
+        yield timeout(shared_ns)
+        append((env.now, "released", False, tid))
+        lock.up_read()
+        yield timeout(pause_ns)
+
+
+def run_simpy() -> tuple[float, Log]:
+    """Return how long SimPy took, in seconds, and what happened."""
+    env = simpy.Environment()
+    lock = SimpyLock(env)
+    log: Log = []
+    for number in range(READERS):
+        env.process(simpy_reader(env, lock, log, number))
+    for number in range(WRITERS):
+        env.process(simpy_writer(env, lock, log, number))
+    start = perf_counter()
+    env.run()
+    return perf_counter() - start, log
+
+
+@step
+def work(machine: Machine, _task: Task, ns: int) -> None:
+    machine.spent_ns += ns
+
+
+LOCK = ("mmap_lock", 1)
+
+
+async def reader(number: int) -> None:
+    hold_ns, pause_ns = reader_times(number)
+    down, hold, up, pause = down_read(LOCK), work(hold_ns), up_read(LOCK), SleepStep(pause_ns)
+    for _ in range(ROUNDS_READER):
+        await down
+        await hold
+        await up
+        await pause
+
+
+async def writer(number: int) -> None:
+    exclusive_ns, shared_ns, pause_ns = writer_times(number)
+    down, up, pause = down_write(LOCK), up_read(LOCK), SleepStep(pause_ns)
+    exclusive, downgrade, shared = work(exclusive_ns), downgrade_write(LOCK), work(shared_ns)
+    for _ in range(ROUNDS_WRITER):
+        await down
+        await exclusive
+        await downgrade
+        await shared
+        await up
+        await pause
+
+
+def run_zaplock() -> tuple[float, TimedEngine]:
+    """Return how long the timed engine took, in seconds, and itself."""
+    threads = READERS + WRITERS
+    engine = TimedEngine(Machine(), policy=FIFO, sched=Sched(cpus=threads))
+    for number in range(threads):
+        program = reader(number) if number < READERS else writer(number - READERS)
+        engine.spawn(Task(number + 1, 1), program, at_ns=number)
+    start = perf_counter()
+    engine.run()
+    return perf_counter() - start, engine
+
+
+def same_results(log: Log, engine: TimedEngine) -> None:
+    """Assert that both sides saw the same holds at the same times."""
+    events = engine.events()
+    names = ("asked", "acquired", "released")
+    ours = list(
+        zip(
+            events["time_ns"].tolist(),
+            (names[kind] for kind in events["kind"]),
+            events["write"].astype(bool).tolist(),
+            events["tid"].tolist(),
+        )
+    )
+    assert len(ours) == len(log)
+    assert sorted(ours) == sorted(log)
+
+
+def test_event_rate_is_above_that_of_simpy(capsys: Any) -> None:
+    took, ratios = [], []
+    for _ in range(ROUNDS):
+        simpy_s, log = run_simpy()
+        zaplock_s, engine = run_zaplock()
+        ratios.append(simpy_s / zaplock_s)
+        took.append((len(log) / simpy_s, len(log) / zaplock_s))
+    same_results(log, engine)
+    ratio = sorted(ratios)[ROUNDS // 2]
+    simpy_rate, rate = took[ratios.index(ratio)]
+    with capsys.disabled():
+        print(f"\n  {len(log):,} events; SimPy {simpy_rate:,.0f}/s, zaplock {rate:,.0f}/s")
+        print(f"  ratio: {ratio:.2f} (median of {ROUNDS}; at least {LEAST_RATIO})")
+    assert ratio >= LEAST_RATIO, ratios
+
+
+_ = Step

@@ -1,0 +1,196 @@
+"""Who runs where: a clock, its timers, and CPUs that share one run queue.
+
+A thread that works occupies a CPU. One that becomes runnable takes the CPU that it had last if that
+is idle, else any idle one, else it goes to the end of the queue; then the time slices of all CPUs
+count, and whoever has used his up goes behind the others. As long as nobody waits for a CPU no
+slice is watched and no timer spent on it.
+
+Not covered: priorities, CPU affinity, and the fairness of EEVDF or CFS beyond equal slices.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from heapq import heappush
+from itertools import count
+from typing import Any
+
+from zaplock.engines.recorder import MAX_CPUS, Recorder
+from zaplock.engines.threads import READY, RUNNING, SLEEPING, SPINNING, TICK, Thread
+from zaplock.trace.events import Kind
+
+FOREVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Sched:
+    """The machine that a timed run is run on: its CPUs, and what going on and off them costs.
+
+    `lock_ns`, `unlock_ns` and `downgrade_ns` are lock operations that nobody contends, `wakeup_ns`
+    is what a waker pays for each thread that it wakes, `wakeup_latency_ns` how long that thread
+    then takes to become runnable.
+    """
+
+    cpus: int = 8
+    slice_ns: int = 3_000_000
+    context_switch_ns: int = 0
+    wakeup_ns: int = 0
+    wakeup_latency_ns: int = 0
+    lock_ns: int = 0
+    unlock_ns: int = 0
+    downgrade_ns: int = 0
+
+    def __post_init__(self) -> None:
+        assert 0 < self.cpus <= MAX_CPUS, self.cpus
+        assert self.slice_ns > 0, self.slice_ns
+
+
+class Tick:
+    """The end of the time slice of one CPU, in the place of a thread among the timers."""
+
+    __slots__ = ("cpu", "state", "token")
+
+    def __init__(self, cpu: int) -> None:
+        self.cpu = cpu
+        self.state = TICK
+        self.token = 0
+
+
+Timer = tuple[int, int, Any, int]
+"""When it is due, its number, whose it is (a Thread or a Tick), and that one's token then."""
+
+
+class Clock:
+    """Virtual time in nanoseconds and the timers, in order of time and then of their setting."""
+
+    __slots__ = ("heap", "now", "sequence")
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.sequence = count()
+        # The last timer is never due: so the heap is never empty and needs no test for that.
+        self.heap: list[Timer] = [(FOREVER, -1, Tick(0), 0)]
+
+    def set(self, time_ns: int, thread: Thread | Tick) -> None:
+        """Set the timer of a thread; one set before no longer counts."""
+        thread.token += 1
+        heappush(self.heap, (time_ns, next(self.sequence), thread, thread.token))
+
+    def due_ns(self, thread: Thread) -> int:
+        """Return when the timer of a thread is due."""
+        token = thread.token
+        return next(timer[0] for timer in self.heap if timer[2] is thread and timer[3] == token)
+
+
+class Cpus:
+    """Which thread is on which CPU, and who waits for one."""
+
+    def __init__(self, clock: Clock, sched: Sched, recorder: Recorder) -> None:
+        self.clock = clock
+        self.sched = sched
+        self.running: list[Thread | None] = [None] * sched.cpus
+        self.last: list[Thread | None] = [None] * sched.cpus
+        self.since_ns = [0] * sched.cpus
+        self.ready: deque[Thread] = deque()
+        self.ticks = [Tick(cpu) for cpu in range(sched.cpus)]
+        self.armed = [False] * sched.cpus
+        self.stop_spinning: Callable[[Thread], None] = _nobody_spins
+        self.owner_left: Callable[[Thread], None] = _nobody_spins
+        self._recorder = recorder if recorder.sched else None
+
+    def wake(self, thread: Thread) -> None:
+        """Make a thread that is off the CPU runnable, after the latency of a wake-up."""
+        if self._recorder:
+            self._recorder.switch(self.clock.now, thread.code, Kind.WAKEUP)
+        if not self.sched.wakeup_latency_ns:
+            self.make_ready(thread)
+            return
+        thread.state = SLEEPING
+        self.clock.set(self.clock.now + self.sched.wakeup_latency_ns, thread)
+
+    def make_ready(self, thread: Thread) -> None:
+        """Give a thread a CPU, or a place in the queue for one."""
+        cpu = thread.cpu
+        if self.running[cpu] is not None:
+            if None not in self.running:
+                self._enqueue(thread)
+                return
+            cpu = self.running.index(None)
+        self._put_on(thread, cpu)
+
+    def leave(self, thread: Thread, state: int) -> None:
+        """Take a thread off its CPU and let the next one run."""
+        assert self.running[thread.cpu] is thread, thread
+        thread.state = state
+        thread.token += 1
+        if self._recorder:
+            prev_state = 0 if state == READY else 1
+            self._recorder.switch(self.clock.now, thread.code, Kind.SCHED_OUT, prev_state)
+        self.running[thread.cpu] = None
+        if self.ready:
+            self._put_on(self.ready.popleft(), thread.cpu)
+        if thread.spun:
+            self.owner_left(thread)
+
+    def tick(self, tick: Tick) -> None:
+        """End a time slice, if it is over and somebody waits for the CPU."""
+        cpu = tick.cpu
+        self.armed[cpu] = False
+        if not self.ready:
+            return
+        thread = self.running[cpu]
+        assert thread is not None, "a CPU idles while threads wait for one"
+        if self.since_ns[cpu] + self.sched.slice_ns > self.clock.now:
+            self._arm(cpu)
+        elif thread.state == SPINNING:
+            self.stop_spinning(thread)
+        else:
+            self._preempt(thread)
+        if self.ready:
+            self._arm(cpu)
+
+    def _preempt(self, thread: Thread) -> None:
+        thread.left_ns = self.clock.due_ns(thread) - self.clock.now
+        self.ready.append(thread)
+        self.leave(thread, READY)
+
+    def _enqueue(self, thread: Thread) -> None:
+        thread.state = READY
+        self.ready.append(thread)
+        for cpu in range(self.sched.cpus):
+            self._arm(cpu)
+
+    def _arm(self, cpu: int) -> None:
+        if not self.armed[cpu]:
+            self.armed[cpu] = True
+            end_ns = self.since_ns[cpu] + self.sched.slice_ns
+            self.clock.set(max(self.clock.now, end_ns), self.ticks[cpu])
+
+    def _put_on(self, thread: Thread, cpu: int) -> None:
+        if thread.cpu != cpu:
+            thread.move_to(cpu)
+        start_ns = self.clock.now
+        if self.last[cpu] is not thread:
+            start_ns += self.sched.context_switch_ns
+            self.last[cpu] = thread
+        if self._recorder:
+            self._recorder.switch(start_ns, thread.code, Kind.SCHED_IN)
+        self.running[cpu] = thread
+        self.since_ns[cpu] = start_ns
+        thread.state = RUNNING
+        start_ns += thread.left_ns
+        thread.left_ns = 0
+        self.clock.set(start_ns, thread)
+
+    def check(self) -> None:
+        """Assert that nobody waits for an idle CPU and everybody is where he says he is."""
+        assert not (self.ready and None in self.running), (self.ready, self.running)
+        for cpu, thread in enumerate(self.running):
+            assert thread is None or (thread.cpu == cpu and thread.on_cpu), (cpu, thread)
+        assert all(thread.state == READY for thread in self.ready), self.ready
+
+
+def _nobody_spins(_thread: Thread) -> None:
+    return None

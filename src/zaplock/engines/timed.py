@@ -1,0 +1,390 @@
+"""The timed engine: a discrete-event simulation in virtual nanoseconds.
+
+A step happens at one instant and then its price is paid: for `machine.spent_ns` its thread occupies
+a CPU, and after that takes its next step. Locks queue as a kernel's rwsem queues (contention.py),
+CPUs are shared (cpus.py), what happens is recorded (recorder.py). The same programs, seed and
+profile give the same events on every machine: all choices follow from the time and, among things
+at the same time, from the order in which they were set.
+
+Nearly all of a run is three things: a step with its price, a lock that is free, a sleep. These are
+done in one loop without a call; whatever makes somebody wait or wakes somebody goes through a
+method. As long as the running thread's next step comes before every timer it goes on without
+touching the heap.
+
+    engine = TimedEngine(machine, policy=RWSEM_4_9, sched=Sched(cpus=4))
+    engine.spawn(Task(1, mm=1), program())
+    engine.run()
+    engine.events()
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush, heappushpop
+from typing import Any
+
+from zaplock.engines.contention import Contention
+from zaplock.engines.cpus import FOREVER, Clock, Cpus, Sched, Tick
+from zaplock.engines.hung import LongWait, LongWaits
+from zaplock.engines.locks import LockView, TimedLock
+from zaplock.engines.recorder import (
+    ACQUIRED,
+    ASKED,
+    DOWNGRADED,
+    NOT_ACQUIRED,
+    RELEASED,
+    WRITE,
+    Recorder,
+)
+from zaplock.engines.threads import BLOCKED, DONE, RUNNING, SLEEPING, SPINNING, Program, Thread
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
+from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
+from zaplock.trace.events import Events
+from zaplock.trace.events import Task as TaskName
+
+
+class TimedEngine:
+    """One simulated machine with its threads."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        policy: RwsemPolicy,
+        sched: Sched = Sched(),
+        hung_task_timeout_ns: int | None = None,
+        record_sched: bool = False,
+    ) -> None:
+        """Stand beside `machine`, at time 0. No lock of it may be held."""
+        self.machine = machine
+        self.policy = policy
+        self.sched = sched
+        self.threads: dict[int, Thread] = {}
+        self.clock = Clock()
+        self.recorder = Recorder(sched=record_sched)
+        self.cpus = Cpus(self.clock, sched, self.recorder)
+        self._long_waits = LongWaits(hung_task_timeout_ns)
+        self._signals = machine.signals.data
+        self._contention = Contention(
+            self.clock, self.cpus, self.recorder, self._long_waits, self._signals
+        )
+        self._locks: dict[Lock, TimedLock] = {}
+        self._channels: dict[tuple[Any, ...], list[Thread]] = {}
+        self._known_signals = len(self._signals)
+        self._foreground = 0
+        self._next_cpu = 0
+
+    @property
+    def now_ns(self) -> int:
+        """The virtual time."""
+        return self.clock.now
+
+    @property
+    def long_waits(self) -> list[LongWait]:
+        """The uninterruptible waits above the timeout, in the order in which they ended."""
+        return self._long_waits.found
+
+    def spawn(
+        self, task: Task, program: Program, *, at_ns: int = 0, background: bool = False
+    ) -> Thread:
+        """Start a thread at a time that hasn't passed.
+
+        A run lasts until every foreground thread has ended; a background thread then ends at its
+        next sleep, so that what it is in the middle of is finished.
+        """
+        assert task.tid not in self.threads, f"two threads with id {task.tid}"
+        assert at_ns >= self.clock.now, (at_ns, self.clock.now)
+        thread = Thread(task, program, self._next_cpu, background)
+        self._next_cpu = (self._next_cpu + 1) % self.sched.cpus
+        self.threads[task.tid] = thread
+        self._foreground += not background
+        self.clock.set(at_ns, thread)
+        return thread
+
+    def run(self) -> None:
+        """Run until all foreground threads have ended and the background has come to rest.
+
+        Raises Violation where a step reports one, and (NO_DEADLOCK) where nobody can go on.
+        """
+        data = self.machine.locks.data
+        view = LockView(self._locks, data)
+        self.machine.locks.data = view
+        costs = self.machine.costs
+        if costs is None:
+            # Steps tell whom they wake only to an engine that keeps time.
+            self.machine.costs = _Free()
+        try:
+            self._run()
+            self._complain_of_deadlock()
+        finally:
+            self.machine.costs = costs
+            self.machine.locks.data = view.settled()
+            for thread in self.threads.values():
+                thread.program.close()
+
+    def events(self) -> Events:
+        """Return what was recorded so far."""
+        named = {
+            thread.tid: TaskName(thread.tid, thread.task.name, thread.task.mm)
+            for thread in self.threads.values()
+        }
+        return self.recorder.events(named, {})
+
+    def _run(self) -> None:
+        # One function on purpose: a call for each step would cost more than the step.
+        machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
+        heap, sequence, running, last = clock.heap, clock.sequence, cpus.running, cpus.last
+        locks, woken, signals, ready = self._locks, machine.woken, self._signals, cpus.ready
+        record_time, record_code = self.recorder.times.append, self.recorder.codes.append
+        lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
+        latency_ns, plain = self.sched.wakeup_latency_ns, not self.recorder.sched
+        which: Lock | None = None
+        lock: TimedLock
+        thread: Thread
+        step: Any
+        timer = heappop(heap)
+        while True:
+            now, _, thread, token = timer
+            if token != thread.token:
+                timer = heappop(heap)
+                continue
+            clock.now = now
+            cpu = thread.cpu
+            if thread.state == SLEEPING and running[cpu] is None and last[cpu] is thread and plain:
+                running[cpu] = thread
+                cpus.since_ns[cpu] = now
+                thread.state = RUNNING
+            elif thread.state:
+                if now == FOREVER:
+                    heappush(heap, timer)
+                    return
+                self._due(thread)
+                timer = heappop(heap)
+                continue
+            if thread.resume is not None and not thread.resume(thread):
+                timer = heappop(heap)
+                continue
+            task, send, code, result = thread.task, thread.send, thread.code, thread.result
+            price = thread.left_ns
+            thread.left_ns = 0
+            while True:
+                if price:
+                    thread.work_ns += price
+                    end = now + price
+                    if end < heap[0][0]:
+                        clock.now = now = end
+                    else:
+                        thread.result = result
+                        thread.token = token = thread.token + 1
+                        timer = heappushpop(heap, (end, next(sequence), thread, token))
+                        break
+                try:
+                    step = send(result)
+                except StopIteration as stop:
+                    self._finish(thread, stop.value)
+                    timer = heappop(heap)
+                    break
+                kind = type(step)
+                if kind is Step:
+                    machine.spent_ns = 0.0
+                    result = step.run(machine, task, *step.args)
+                    price = int(machine.spent_ns + 0.5)
+                    if woken or len(signals) != self._known_signals:
+                        price += self._after_step()
+                elif kind is LockStep:
+                    if step.lock is not which:
+                        which = step.lock
+                        lock = locks.get(which) or self._new_lock(which)
+                    action, write, result = step.action, step.write, 0
+                    if action == "down":
+                        recorded = lock.code
+                        if recorded:
+                            recorded |= code | WRITE if write else code
+                            record_time(now)
+                            record_code(recorded | ASKED)
+                        price = lock_ns
+                        if lock.owner is None and not lock.queue and not (write and lock.readers):
+                            if write:
+                                lock.owner = thread
+                            else:
+                                lock.readers.append(thread)
+                            if recorded:
+                                record_time(now)
+                                record_code(recorded | ACQUIRED)
+                        elif not contention.ask(thread, step, lock):
+                            timer = heappop(heap)
+                            break
+                    elif action == "up":
+                        if lock.code:
+                            record_time(now)
+                            record_code(lock.code | code | (WRITE if write else 0) | RELEASED)
+                        price = unlock_ns
+                        if write and lock.owner is thread:
+                            lock.owner = None
+                        elif not write and thread in lock.readers:
+                            lock.readers.remove(thread)
+                            if lock.downgraded is thread:
+                                lock.downgraded = None
+                        else:
+                            release(lock.value(), thread.tid, write)
+                        if lock.queue or lock.spinners:
+                            price += contention.let_in(lock)
+                    elif action == "downgrade":
+                        price = self._downgrade(thread, lock)
+                    else:
+                        result = self._try(thread, lock, write)
+                        price = lock_ns
+                elif kind is SleepStep:
+                    if thread.background and not self._foreground:
+                        self._finish(thread, None)
+                        timer = heappop(heap)
+                        break
+                    if ready or thread.spun or not plain:
+                        cpus.leave(thread, SLEEPING)
+                    else:
+                        running[cpu] = None
+                        thread.state = SLEEPING
+                    thread.result = None
+                    thread.token = token = thread.token + 1
+                    end = now + step.ns + latency_ns
+                    timer = heappushpop(heap, (end, next(sequence), thread, token))
+                    break
+                elif kind is MarkStep:
+                    self.recorder.mark(now, code, step)
+                    result, price = None, 0
+                else:
+                    thread.step, thread.asked_ns = step, now
+                    if not self._attempt(thread):
+                        timer = heappop(heap)
+                        break
+                    result, price = thread.result, thread.left_ns
+                    thread.left_ns = 0
+
+    def _due(self, thread: Thread | Tick) -> None:
+        """Do what a timer is for that isn't the end of some work."""
+        if isinstance(thread, Tick):
+            self.cpus.tick(thread)
+        elif thread.state == SPINNING:
+            self._contention.stop_spinning(thread)
+        else:
+            assert thread.state == SLEEPING, thread
+            self.cpus.make_ready(thread)
+
+    def _finish(self, thread: Thread, value: Any) -> None:
+        thread.value = value
+        thread.finished_ns = self.clock.now
+        self.cpus.leave(thread, DONE)
+        thread.program.close()
+        if thread.background:
+            return
+        self._foreground -= 1
+        if not self._foreground:
+            for other in self.threads.values():
+                if other.background and other.state == SLEEPING and other.resume is None:
+                    other.state = DONE
+                    other.token += 1
+
+    def _new_lock(self, which: Lock) -> TimedLock:
+        name, mm = which
+        code = self.recorder.lock_code(mm) if name == "mmap_lock" else 0
+        lock = self._locks[which] = TimedLock(which, self.policy, code)
+        return lock
+
+    def _downgrade(self, thread: Thread, lock: TimedLock) -> int:
+        if lock.owner is not thread:
+            downgrade(lock.value(), thread.tid)
+        lock.owner = None
+        lock.readers.append(thread)
+        lock.downgraded = thread
+        self._record(thread, lock, DOWNGRADED)
+        return self.sched.downgrade_ns + self._contention.let_in(lock)
+
+    def _try(self, thread: Thread, lock: TimedLock, write: bool) -> int:
+        """Take a lock only if nobody holds it in the way and nobody queues."""
+        mode = WRITE if write else 0
+        self._record(thread, lock, ASKED | mode)
+        if lock.queue or not lock.is_free_for(write):
+            self._record(thread, lock, NOT_ACQUIRED | mode)
+            return 0
+        lock.grant(thread, write)
+        self._record(thread, lock, ACQUIRED | mode)
+        return 1
+
+    def _record(self, thread: Thread, lock: TimedLock, what: int) -> None:
+        if lock.code:
+            self.recorder.times.append(self.clock.now)
+            self.recorder.codes.append(thread.code | lock.code | what)
+
+    def _attempt(self, thread: Thread) -> bool:
+        """Take the wait step of `thread` if it is ready, or else let it sleep; say which."""
+        step, machine = thread.step, self.machine
+        killed = isinstance(step, WaitStep) and step.killable and thread.tid in self._signals
+        if isinstance(step, WaitStep) and not step.ready(machine, thread.task, *step.args):
+            if not killed:
+                thread.resume = self._attempt
+                self._channels.setdefault(step.channel, []).append(thread)
+                self.cpus.leave(thread, BLOCKED)
+                return False
+            thread.result = EINTR_RESULT
+        else:
+            machine.spent_ns = 0.0
+            thread.result = step.run(machine, thread.task, *step.args)
+            thread.left_ns = int(machine.spent_ns + 0.5) + self._after_step()
+        if thread.resume is not None:
+            self._long_waits.look_at(thread, self.clock.now)
+            thread.resume = None
+        return True
+
+    def _after_step(self) -> int:
+        """Wake whom a step has woken or killed; return what that costs the waker."""
+        price = 0
+        woken = self.machine.woken
+        while woken:
+            price += self._wake_channel(woken.pop(0))
+        if len(self._signals) != self._known_signals:
+            self._known_signals = len(self._signals)
+            price += self._deliver_signals()
+        return price
+
+    def _wake_channel(self, channel: tuple[Any, ...]) -> int:
+        waiters = self._channels.pop(channel, [])
+        asleep = []
+        for thread in waiters:
+            killed = thread.step.killable and thread.tid in self._signals
+            if killed or thread.step.ready(self.machine, thread.task, *thread.step.args):
+                self.cpus.wake(thread)
+            else:
+                asleep.append(thread)
+        if asleep:
+            self._channels[channel] = asleep
+        return self.sched.wakeup_ns * (len(waiters) - len(asleep))
+
+    def _deliver_signals(self) -> int:
+        price = 0
+        for thread in self.threads.values():
+            if thread.tid in self._signals:
+                price += self._contention.kill(thread)
+        for channel in list(self._channels):
+            price += self._wake_channel(channel)
+        return price
+
+    def _complain_of_deadlock(self) -> None:
+        """Raise NO_DEADLOCK if a thread of the foreground can never go on."""
+        stuck = [thread for thread in self.threads.values() if thread.state == BLOCKED]
+        if self._foreground:
+            waits = "; ".join(f"{thread} in {thread.step}" for thread in stuck)
+            raise Violation(Invariant.NO_DEADLOCK, f"nobody can go on: {waits}")
+
+    def check(self) -> None:
+        """Assert every invariant of CPUs and locks."""
+        self.cpus.check()
+        for lock in self._locks.values():
+            lock.check()
+
+
+class _Free(dict[str, float]):
+    """The costs of a machine that has none: steps tell whom they wake only if there are costs."""
+
+    def __missing__(self, unit: str) -> float:
+        return 0.0
