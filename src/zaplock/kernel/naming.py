@@ -51,7 +51,7 @@ class Names:
             if fact.event == _NEW:
                 self._born(fact)
                 continue
-            if fact.tid in self._guests:
+            if fact.event == _RENAMED and self._guests.get(fact.tid, (0, 0))[1] == _NEVER:
                 self._guests[fact.tid] = (self._guests[fact.tid][0], fact.time_ns)
             if fact.tid in self.tasks:
                 self._renamed(fact.tid, fact.comm)
@@ -110,7 +110,9 @@ def _asked_inside(columns: Columns) -> list[list[int]]:
     key = (columns["tid"][after], columns["mm"][after], columns["op"][before])
     keys = np.column_stack([column.astype(np.uint64) for column in key])
     unique, first = np.unique(keys, axis=0, return_index=True)
-    return np.column_stack([columns["time_ns"][after][first].astype(np.uint64), unique]).tolist()
+    times = columns["time_ns"][after][first].astype(np.uint64)
+    rows_of: list[list[int]] = np.column_stack([times, unique]).tolist()
+    return rows_of
 
 
 def of_process(pid: int) -> list[Task]:

@@ -40,7 +40,6 @@ class Recorder:
         self._bytes = 0
         self._ended = threading.Event()
         names = Names()
-        names.snapshot()
         if capture.target_mm is not None and options.pid is not None:
             names.mms[capture.target_mm] = options.pid
         self._stream = Stream(
@@ -94,6 +93,8 @@ class Recorder:
     def _run(self) -> None:
         self._thread.start()
         self._capture.start()
+        # After the start: a task that is born later is told by its own event.
+        self._stream.names.snapshot()
 
     def _end(self) -> None:
         self._capture.stop()

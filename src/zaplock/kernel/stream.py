@@ -48,7 +48,7 @@ class Stream:
         self.pids = set(pids)
         self._decoder = Decoder(layouts)
         self._page_size = layouts.page.page_size
-        self._narrow = bool(self.pids) and mm is None
+        self._by_owner = mm is None
         self._children = children
         self._held = nothing()
         self._brk: dict[int, int] = {}
@@ -87,14 +87,23 @@ class Stream:
         return self._with_brk(self._narrowed(_once(columns)))
 
     def _narrowed(self, columns: Columns) -> Columns:
-        """Keep the locks of the target's mms, and all that isn't a lock event."""
-        if not self._narrow:
+        """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
+        if not self.pids:
             return columns
-        own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
-        keep = (columns["kind"] > Kind.RELEASED) | np.isin(
-            columns["mm"], np.array(own, dtype=np.uint64)
-        )
-        return {name: column[keep] for name, column in columns.items()}
+        keep = columns["kind"] == Kind.LOST
+        locks = columns["kind"] <= Kind.RELEASED
+        if self._by_owner:
+            own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
+            locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
+        tids = np.unique(columns["tid"])
+        known = [tid for tid in tids.tolist() if self._is_ours(tid)]
+        ours = np.union1d(np.array(known, np.int32), columns["tid"][locks])
+        keep |= locks | ((columns["kind"] > Kind.RELEASED) & np.isin(columns["tid"], ours))
+        return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
+
+    def _is_ours(self, tid: int) -> bool:
+        task = self.names.tasks.get(tid)
+        return task is None or task.pid in self.pids
 
     def _with_brk(self, columns: Columns) -> Columns:
         """Give brk a range: the kernel is told the new end of the heap, not how far it moves.

@@ -1,0 +1,220 @@
+"""Record who takes and who waits for the mmap_lock, of a process, a command or everybody.
+
+  zaplock record -p 4711                  a process, until Ctrl-C; foreign waiters (ps) included
+  zaplock record -- ./server --port 80    a command and its children, from its first instruction
+  zaplock record -d 10                    the whole system, for ten seconds
+  zaplock record -p 4711 --stop-after-hold 50ms --keep 30s
+                                          a flight recorder: runs for days in bounded memory and
+                                          disk, stops after the first hold of 50 ms, and has kept
+                                          the 30 seconds before it
+
+Needs root. Everything that is switched on is switched off again, also after Ctrl-C or SIGTERM;
+what a killed recorder left on is swept up by the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.kernel.capture import Options
+    from zaplock.kernel.session import Flight, Progress
+
+SUMMARY = "record who holds the mmap_lock of a real process and who waits for it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("-p", "--pid", type=int, help="record this process")
+    parser.add_argument("--children", action="store_true", help="and its children, with -p")
+    parser.add_argument("-o", "--output", metavar="FILE", help="where to write (a new directory)")
+    parser.add_argument(
+        "-d", "--duration", metavar="TIME", help="stop after this time, such as 10s"
+    )
+    parser.add_argument("--faults", action="store_true", help="page faults of user mode as well")
+    parser.add_argument("--sched", action="store_true", help="who runs, sleeps and wakes as well")
+    parser.add_argument(
+        "--contention", action="store_true", help="waits for the kernel's other locks as well"
+    )
+    parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
+    parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
+    parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
+    parser.add_argument("--stop-after-wait", metavar="TIME", help="stop after a wait this long")
+    parser.add_argument(
+        "--keep", metavar="TIME", default="10s", help="keep this much before it (default 10s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record, then say what to do next."""
+    from zaplock.kernel.command import Command
+
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if command and args.pid is not None:
+        raise UserError(f"-p {args.pid} and the command {command[0]!r}: give one of them")
+    if args.children and args.pid is None:
+        raise UserError("--children needs -p (a command's children are always recorded)")
+    if not command:
+        return _record(args, args.pid, lambda: None, lambda: True)
+    with Command(command) as started:
+        return _record(args, started.pid, started.open, started.running)
+
+
+def _record(
+    args: argparse.Namespace,
+    pid: int | None,
+    started: Callable[[], None],
+    running: Callable[[], bool],
+) -> int:
+    from zaplock.cli._sizes import parse_duration
+    from zaplock.kernel.session import record_to
+
+    path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
+    duration_ns = parse_duration(args.duration) if args.duration else None
+    began = time.monotonic_ns()
+    flight = _flight(args)
+    with _Signals() as signals, _Line(path, quiet=args.json) as line:
+
+        def ended() -> bool:
+            over = duration_ns is not None and time.monotonic_ns() - began >= duration_ns
+            return over or signals.asked or not running() or _gone(args.pid)
+
+        progress = record_to(
+            path,
+            _options(args, pid),
+            ended=ended,
+            flight=flight,
+            started=started,
+            report=line.show,
+            command_line=tuple(sys.argv),
+            target=_target(args, pid),
+        )
+    _say(args, path, progress, flight)
+    return 0
+
+
+def _gone(pid: int | None) -> bool:
+    from zaplock.kernel.tracefs import start_time
+
+    return pid is not None and start_time(pid) is None
+
+
+def _options(args: argparse.Namespace, pid: int | None) -> Options:
+    from zaplock.cli._sizes import parse_size
+    from zaplock.kernel.capture import Options
+
+    groups = ["mmap_lock"]
+    groups += [] if args.no_syscalls else ["syscalls"]
+    groups += [name for name in ("faults", "sched", "contention") if getattr(args, name)]
+    return Options(
+        pid=pid,
+        children=args.children or (pid is not None and args.pid is None),
+        groups=tuple(groups),
+        buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
+    )
+
+
+def _flight(args: argparse.Namespace) -> Flight | None:
+    from zaplock.cli._sizes import parse_duration
+    from zaplock.kernel.session import Flight
+
+    if not (args.stop_after_hold or args.stop_after_wait):
+        return None
+    return Flight(
+        hold_ns=parse_duration(args.stop_after_hold) if args.stop_after_hold else 0,
+        wait_ns=parse_duration(args.stop_after_wait) if args.stop_after_wait else 0,
+        keep_ns=parse_duration(args.keep),
+    )
+
+
+def _target(args: argparse.Namespace, pid: int | None) -> str:
+    from zaplock.kernel.naming import of_process
+
+    if pid is None:
+        return "everybody"
+    if args.pid is None:
+        return " ".join(args.command).removeprefix("-- ")
+    tasks = of_process(pid)
+    return f"{tasks[0].process} ({pid})" if tasks else str(pid)
+
+
+def _say(args: argparse.Namespace, path: str, progress: Progress, flight: Flight | None) -> None:
+    import json
+
+    if args.json:
+        outcome = {
+            "file": path,
+            "seconds": round(progress.seconds, 3),
+            "events": progress.events,
+            "lost_events": progress.lost_events,
+            "notes": progress.notes,
+        }
+        print(json.dumps(outcome))
+    out = sys.stderr if args.json else sys.stdout
+    for note in progress.notes:
+        print(note, file=out)
+    if flight and not progress.fired:
+        print("nothing lasted that long; what is kept is the end", file=out)
+    lost = f"; {progress.lost_events:,} events were lost: give a larger --buffer"
+    print(
+        f"{progress.events:,} events in {progress.seconds:.1f} s"
+        f"{lost if progress.lost_events else ', none lost'}",
+        file=out,
+    )
+    print(f"Next: zaplock report {path}", file=out)
+
+
+class _Signals:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order."""
+
+    _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._ask) for number in self._WHICH}
+        return self
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Line:
+    """One line on stderr that tells how far the recording is; nothing where nobody looks."""
+
+    def __init__(self, path: str, *, quiet: bool) -> None:
+        self._on = sys.stderr.isatty() and not quiet
+        self._path = path
+
+    def __enter__(self) -> _Line:
+        from rich.console import Console
+
+        self._status = Console(stderr=True).status("preparing") if self._on else None
+        if self._status:
+            self._status.start()
+        return self
+
+    def show(self, progress: Progress) -> None:
+        if self._status:
+            self._status.update(
+                f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "
+                f"{progress.lost_events:,} lost (Ctrl-C ends it)"
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self._status:
+            self._status.stop()

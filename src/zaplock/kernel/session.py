@@ -1,0 +1,309 @@
+"""Record to a file: one thread empties the kernel's buffers, this one decodes and writes.
+
+The first does nothing but move pages, so that no decoding, no disk and no garbage collection can
+make it late; between the two stands a queue of at most `QUEUE_BYTES`. When the writer can't follow
+for long, the queue is full, the kernel's buffers fill up and the kernel counts what it loses:
+memory stays bounded and the loss is told.
+
+A block is written every second at first and at longer intervals (to ten seconds) as the recording
+grows, or when it has a million events; so a recorder that is killed loses at most that.
+
+The flight recorder deletes blocks that are older than `keep_ns`, until its trigger fires.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+import zaplock
+from zaplock.errors import UserError
+from zaplock.kernel.buffers import Chunk
+from zaplock.kernel.capture import Capture, Options, capturing
+from zaplock.kernel.decode import Columns, merged, nothing
+from zaplock.kernel.flight import Fired, Trigger
+from zaplock.kernel.naming import Names
+from zaplock.kernel.operations import NAMES
+from zaplock.kernel.stream import Stream
+from zaplock.trace.events import EVENT, NO_OP, Kind
+from zaplock.trace.file import Manifest, Writer
+
+QUEUE_BYTES = 256 << 20
+_WAKE_MS = 250
+_BLOCK_EVENTS = 1_000_000
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """When to stop: a hold or wait of that length; what to keep before and record after it."""
+
+    hold_ns: int = 0
+    wait_ns: int = 0
+    keep_ns: int = 10 * _SECOND
+    after_ns: int = _SECOND
+
+
+@dataclass
+class Progress:
+    """How far a recording is. The same object is passed to `report` each time."""
+
+    seconds: float = 0.0
+    events: int = 0
+    lost_events: int = 0
+    fired: Fired | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def record_to(
+    path: str | os.PathLike[str],
+    options: Options,
+    *,
+    ended: Callable[[], bool],
+    flight: Flight | None = None,
+    started: Callable[[], None] = lambda: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    command_line: tuple[str, ...] = (),
+    target: str = "everybody",
+) -> Progress:
+    """Record until `ended()` says so (asked about four times a second) or the trigger fires.
+
+    `started` is called as soon as events are recorded. Raises UserError where the kernel, the
+    rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
+    tracing is off afterwards and the file whole up to its last block.
+    """
+    progress = Progress()
+    with capturing(options) as capture:
+        writer = Writer(path, _manifest(options, capture, command_line, target))
+        session = _Session(capture, options, writer, flight, progress)
+        try:
+            session.run(started, ended, report)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(_disk_trouble(Path(path), error)) from None
+    return progress
+
+
+class _Session:
+    def __init__(
+        self,
+        capture: Capture,
+        options: Options,
+        writer: Writer,
+        flight: Flight | None,
+        progress: Progress,
+    ) -> None:
+        self._capture = capture
+        self._options = options
+        self._writer = writer
+        self._flight = flight
+        self._progress = progress
+        self._names = Names()
+        self._stream = Stream(
+            capture.layouts,
+            self._names,
+            mm=capture.target_mm,
+            pids=capture.pids,
+            children=options.children,
+        )
+        if capture.target_mm is not None and options.pid is not None:
+            self._names.mms[capture.target_mm] = options.pid
+        self._trigger = Trigger(
+            hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
+        )
+        self._feeder = _Feeder(capture)
+        self._block: list[Columns] = []
+        self._block_events = 0
+        self._began = time.monotonic()
+        self._wrote = self._began
+        self._stop_at_ns: int | None = None
+
+    def run(
+        self,
+        started: Callable[[], None],
+        ended: Callable[[], bool],
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._feeder.start()
+        try:
+            self._capture.start()
+            self._names.snapshot()
+            started()
+            while not (ended() or self._fired_long_ago()):
+                self._take(*self._feeder.next())
+                report(self._progress)
+        finally:
+            self._capture.stop()
+            self._feeder.stop()
+        for before_ns, chunks in self._feeder.rest():
+            self._take(before_ns, chunks)
+        self._add(self._stream.rest())
+        self._add(self._unexplained_loss())
+        self._flush()
+        self._writer.change(ended_ns=time.monotonic_ns(), notes=tuple(self._progress.notes))
+        self._writer.close()
+        report(self._progress)
+
+    def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
+        columns = self._stream.feed(chunks, before_ns)
+        self._add(columns)
+        if self._flight and self._progress.fired is None:
+            self._watch(columns, before_ns, self._flight)
+        if self._due():
+            self._flush()
+            if self._flight and self._progress.fired is None:
+                self._writer.drop_before(before_ns - self._flight.keep_ns)
+
+    def _add(self, columns: Columns) -> None:
+        count = len(columns["time_ns"])
+        if count:
+            self._block.append(columns)
+            self._block_events += count
+        progress = self._progress
+        progress.events += count
+        progress.seconds = time.monotonic() - self._began
+        lost = columns["length"][columns["kind"] == Kind.LOST]
+        progress.lost_events += int(lost[lost > 0].sum())
+
+    def _watch(self, columns: Columns, now_ns: int, flight: Flight) -> None:
+        fired = self._trigger.check(columns, now_ns)
+        if fired:
+            self._progress.fired = fired
+            self._progress.notes.append(_what_fired(fired, self._names))
+            self._stop_at_ns = time.monotonic_ns() + flight.after_ns
+
+    def _fired_long_ago(self) -> bool:
+        return self._stop_at_ns is not None and time.monotonic_ns() >= self._stop_at_ns
+
+    def _due(self) -> bool:
+        age = time.monotonic() - self._wrote
+        patience = min(max(1.0, self._progress.seconds / 100), 10.0)
+        return self._block_events >= _BLOCK_EVENTS or (age >= patience and bool(self._block))
+
+    def _flush(self) -> None:
+        if self._block:
+            self._writer.append(merged(self._block))
+        self._writer.name(self._names.tasks, self._names.mms)
+        self._block, self._block_events = [], 0
+        self._wrote = time.monotonic()
+
+    def _unexplained_loss(self) -> Columns:
+        """Tell losses that the kernel counted but no page told: those at the very end."""
+        missing = self._capture.lost_in_kernel() - self._progress.lost_events
+        if missing <= 0:
+            return nothing()
+        columns: Columns = {name: np.zeros(1, EVENT[name]) for name in EVENT.names or ()}
+        columns["time_ns"][:] = time.monotonic_ns()
+        columns["kind"][:] = Kind.LOST
+        columns["length"][:] = missing
+        columns["cpu"][:] = -1
+        columns["op"][:] = NO_OP
+        return columns
+
+
+class _Feeder(threading.Thread):
+    """Empty the kernel's buffers into a bounded queue of (when the drain began, chunks)."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__(daemon=True)
+        self._buffers = capture.buffers
+        self._queue: deque[tuple[int, list[Chunk]]] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self._ended:
+                self._buffers.wait(_WAKE_MS)
+                self._drain()
+        except BaseException as error:
+            self.error = error
+        finally:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _drain(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._bytes < QUEUE_BYTES or self._ended)
+        before_ns = time.monotonic_ns()
+        chunks = self._buffers.drain()
+        with self._changed:
+            self._queue.append((before_ns, chunks))
+            self._bytes += sum(len(pages) for _, pages in chunks)
+            self._changed.notify_all()
+
+    def next(self) -> tuple[int, list[Chunk]]:
+        """Take everything that is queued; wait a quarter of a second where there is nothing."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._queue) or self.error is not None, 0.25)
+            if self.error:
+                raise self.error
+            return self._pop()
+
+    def _pop(self) -> tuple[int, list[Chunk]]:
+        if not self._queue:
+            return 0, []
+        before_ns, chunks = self._queue.popleft()
+        self._bytes -= sum(len(pages) for _, pages in chunks)
+        self._changed.notify_all()
+        return before_ns, chunks
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._ended = True
+        with self._changed:
+            self._changed.notify_all()
+        self._buffers.wake()
+        if self.is_alive():
+            self.join()
+
+    def rest(self) -> list[tuple[int, list[Chunk]]]:
+        """Give what is queued and what the kernel's buffers still hold, after `stop`."""
+        rest = list(self._queue)
+        self._queue.clear()
+        while chunks := self._buffers.drain():
+            rest.append((time.monotonic_ns(), chunks))
+        return rest
+
+
+def _manifest(
+    options: Options, capture: Capture, command_line: tuple[str, ...], target: str
+) -> Manifest:
+    kernel = os.uname()
+    return Manifest(
+        kernel=kernel.release,
+        machine=kernel.machine,
+        cpus=os.cpu_count() or 0,
+        target=target,
+        command_line=command_line,
+        enabled=tuple(layout.event for layout in capture.layouts.events),
+        operations=NAMES,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_ns=time.monotonic_ns(),
+        zaplock=zaplock.__version__,
+    )
+
+
+def _what_fired(fired: Fired, names: Names) -> str:
+    task = names.tasks.get(fired.tid)
+    who = f"{task.comm} ({fired.tid})" if task else f"task {fired.tid}"
+    mode = "exclusive" if fired.write else "shared"
+    return f"stopped after {who}'s {mode} {fired.what} of {fired.lasted_ns / 1e6:.1f} ms or more"
+
+
+def _disk_trouble(path: Path, error: BaseException) -> str:
+    reason = str(error).splitlines()[0]
+    return (
+        f"the recording stopped, since {path} could not be written ({reason}): free some space; "
+        f"what came before is whole ('zaplock report {path}')"
+    )
