@@ -54,7 +54,8 @@ def change_frames(
         if new_refs < 0 or new_maps < 0:
             raise Violation(
                 Invariant.BOOKS_BALANCE,
-                f"{task} drops {frame.kind} frame {low:#x} below 0: refs {new_refs}, maps {new_maps}",
+                f"{task} drops {frame.kind} frame {low:#x} below 0: "
+                f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
             m.frames.set(low, high, Frame(frame.kind, new_refs, new_maps))

@@ -1,0 +1,59 @@
+"""Find a design by its name, or a user's own by FILE.py:NAME; tell two designs apart."""
+
+from __future__ import annotations
+
+import runpy
+from dataclasses import fields
+from pathlib import Path
+
+from zaplock.designs.linux import SHIPPED
+from zaplock.errors import UserError
+from zaplock.protocols.design import Design
+
+
+def load(name: str) -> Design:
+    """Return a shipped design, or NAME of a Python file for "FILE.py:NAME".
+
+    Raises UserError where there is no such design, file or name, or where the file fails.
+    """
+    if name in SHIPPED:
+        return SHIPPED[name]
+    file, colon, variable = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        known = ", ".join(SHIPPED)
+        raise UserError(f"no design {name!r}; there are {known}, or FILE.py:NAME for your own")
+    return _from_file(Path(file), variable)
+
+
+def _from_file(file: Path, variable: str) -> Design:
+    if not file.is_file():
+        raise UserError(f"design file {str(file)!r} does not exist; give FILE.py:NAME")
+    try:
+        names = runpy.run_path(str(file))
+    except Exception as error:
+        raise UserError(
+            f"design file {str(file)!r} fails with {type(error).__name__}: {error}"
+        ) from error
+    design = names.get(variable)
+    if not isinstance(design, Design):
+        found = ", ".join(key for key, value in names.items() if isinstance(value, Design))
+        raise UserError(
+            f"{variable!r} in {str(file)!r} is not a Design; the file has {found or 'none'}"
+        )
+    return design
+
+
+def differences(design: Design, other: Design) -> list[tuple[str, str, str]]:
+    """List the fields in which a design differs from another: (field, its value, other's)."""
+    return [
+        (field.name, show(getattr(design, field.name)), show(getattr(other, field.name)))
+        for field in fields(Design)
+        if field.name not in ("name", "kernel", "summary")
+        and getattr(design, field.name) != getattr(other, field.name)
+    ]
+
+
+def show(value: object) -> str:
+    """Name a field's value: a protocol by its function, a policy by its kernels."""
+    named = getattr(value, "__name__", None) or getattr(value, "name", None)
+    return str(named or value)

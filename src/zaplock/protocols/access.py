@@ -1,0 +1,69 @@
+"""What user code does: read and write memory, fault where it must, die where it may not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
+from zaplock.model.frames import read_frame, write_frame
+from zaplock.model.pagetable import translate
+from zaplock.model.step import MarkStep, Task, step
+from zaplock.protocols.fault import RETRY
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+MUST_FAULT = -1000
+
+
+@step
+def load(m: Machine, task: Task, mm: int, address: int) -> int:
+    """Read the tag of a page through the CPU's eyes, or MUST_FAULT."""
+    frame = translate(m, task, m.mm(mm), address >> PAGE_SHIFT, False)
+    return read_frame(m, task, frame) if frame else MUST_FAULT
+
+
+@step
+def store(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
+    """Write a tag through the CPU's eyes: 0, or MUST_FAULT."""
+    frame = translate(m, task, m.mm(mm), address >> PAGE_SHIFT, True)
+    if not frame:
+        return MUST_FAULT
+    write_frame(m, task, frame, tag)
+    return 0
+
+
+async def read_memory(cx: Cx, address: int) -> int:
+    """Read a page's tag (0 for zeroes) as user code; -SIGSEGV or -SIGBUS where that kills."""
+    while (seen := await load(cx.mm, address)) == MUST_FAULT:
+        result = await user_fault(cx, address, False)
+        if result not in (0, RETRY):
+            return result
+    return seen
+
+
+async def write_memory(cx: Cx, address: int, tag: int) -> int:
+    """Write a tag into a page as user code: 0, -SIGSEGV or -SIGBUS."""
+    while await store(cx.mm, address, tag) == MUST_FAULT:
+        result = await user_fault(cx, address, True)
+        if result not in (0, RETRY):
+            return result
+    return 0
+
+
+async def user_fault(cx: Cx, address: int, write: bool) -> int:
+    """Take a page fault from user mode."""
+    await MarkStep("fault_begin", (address, int(write) << 1 | 4))
+    result = await cx.design.page_fault(cx, address, write)
+    await MarkStep("fault_end", (result,))
+    return result
+
+
+async def touch_range(cx: Cx, address: int, length: int) -> int:
+    """Write to every page of a range once, a fault each."""
+    for at in range(address, address + length, PAGE_SIZE):
+        result = await write_memory(cx, at, 1)
+        if result:
+            return result
+    return 0

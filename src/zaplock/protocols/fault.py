@@ -1,0 +1,246 @@
+"""Page faults: find the VMA, grow a stack, make the page accessible.
+
+To 6.3 the mmap_lock is held for read throughout (`page_fault_mmap_lock`). From 6.4 the VMA alone is
+locked where that suffices (`page_fault_vma_lock`), and the mmap_lock is the way for the rest: no
+VMA found or a writer has it, a first fault that needs an anon_vma, a stack that has to grow.
+
+Sources: arch/x86/mm/fault.c do_user_addr_fault, mm/memory.c handle_mm_fault; per-VMA locks
+0bff0aaea03e (6.4); growth under write 8d7071af8907 (6.5, and 6.1.37 by backport).
+"""
+
+from __future__ import annotations
+
+from errno import EFAULT, ENOMEM
+from signal import SIGSEGV
+from typing import TYPE_CHECKING
+
+from zaplock.model.faulting import USERFAULT, fault_page
+from zaplock.model.flags import (
+    PAGE_MASK,
+    PAGE_SHIFT,
+    VM_ACCESS_FLAGS,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+)
+from zaplock.model.pagetable import alloc_tables
+from zaplock.model.rwsem import down_read, down_read_killable, down_write_killable
+from zaplock.model.step import Task, step
+from zaplock.model.vma import (
+    Vma,
+    account,
+    anon_vma_prepare,
+    find_vma,
+    forbid_torn_down,
+    found_vma,
+    lookup,
+    previous,
+    read_vma,
+    vma_of,
+    write_vma,
+)
+from zaplock.protocols.locking import (
+    lock_vma_under_rcu,
+    mmap_read_unlock,
+    mmap_write_downgrade,
+    mmap_write_unlock,
+    vma_end_read,
+    vma_start_write,
+)
+from zaplock.protocols.userfaultfd import handle_userfault
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+RETRY = 2
+"""Result of a fault that has to be taken again from the access on."""
+
+
+async def page_fault_mmap_lock(cx: Cx, address: int, write: bool) -> int:
+    """Handle a fault under the mmap_lock; 0, -SIGSEGV, -SIGBUS or RETRY."""
+    waits = down_read_killable if cx.design.fault_killable else down_read
+    if await waits(cx.mmap_lock):
+        return -SIGSEGV  # killed: the signal that is pending counts, not this one
+    handle = await find_vma(cx.mm, address)
+    vma = await read_vma(handle) if handle else None
+    if vma is not None and address < vma.start:
+        if vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "write":
+            await mmap_read_unlock(cx)
+            return await fault_growing_stack(cx, address, write)
+        if not vma.flags & VM_GROWSDOWN or await expand_stack(handle, address):
+            vma = None
+    return await fault_in(cx, handle, vma, address, write)
+
+
+async def fault_in(cx: Cx, handle: int, vma: Vma | None, address: int, write: bool) -> int:
+    """Check the access and make the page accessible; ends the shared hold."""
+    if vma is None or access_error(vma, write):
+        await mmap_read_unlock(cx)
+        return -SIGSEGV
+    result = await handle_mm_fault(cx, handle, vma, address, write)
+    await mmap_read_unlock(cx)
+    if result == USERFAULT:
+        await handle_userfault(cx, vma.uffd, address)
+        return RETRY
+    return result
+
+
+async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
+    """Grow a stack under write, then go on under read (6.5 on: lock_mm_and_find_vma)."""
+    if await down_write_killable(cx.mmap_lock):
+        return -SIGSEGV
+    handle = await find_vma(cx.mm, address)
+    vma = await read_vma(handle) if handle else None
+    if vma is None or (address < vma.start and not vma.flags & VM_GROWSDOWN):
+        await mmap_write_unlock(cx)
+        return -SIGSEGV
+    if address < vma.start:
+        if cx.design.vma_locks:
+            await vma_start_write(handle)
+        if await expand_stack(handle, address):
+            await mmap_write_unlock(cx)
+            return -SIGSEGV
+    await mmap_write_downgrade(cx)
+    return await fault_in(cx, handle, vma, address, write)
+
+
+async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
+    """Handle a fault under its VMA's lock alone, or else under the mmap_lock."""
+    handle = await lock_vma_under_rcu(cx, address)
+    if not handle:
+        return await page_fault_mmap_lock(cx, address, write)
+    vma = await read_vma(handle)
+    if needs_mmap_lock(vma, write):
+        await vma_end_read(handle)
+        return await page_fault_mmap_lock(cx, address, write)
+    if access_error(vma, write):
+        await vma_end_read(handle)
+        return -SIGSEGV
+    result = await handle_mm_fault(cx, handle, vma, address, write)
+    await vma_end_read(handle)
+    if result == USERFAULT:
+        await handle_userfault(cx, vma.uffd, address)
+        return RETRY
+    return result
+
+
+def needs_mmap_lock(vma: Vma, write: bool) -> bool:
+    """Return whether a fault can't be served under the VMA lock: it would set an anon_vma."""
+    private = not vma.flags & VM_SHARED
+    return private and not vma.anon_vma and (write or not vma.file)
+
+
+def access_error(vma: Vma, write: bool) -> bool:
+    """Return whether a VMA forbids the access."""
+    return not vma.flags & (VM_WRITE if write else VM_ACCESS_FLAGS)
+
+
+async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> int:
+    """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry."""
+    if not vma.flags & VM_HUGETLB:
+        await alloc_fault_tables(handle, address)
+    if not vma.flags & VM_SHARED and not vma.anon_vma and (write or not vma.file):
+        await anon_vma_prepare(handle)
+    return await fault_entry(handle, address, write)
+
+
+@step
+def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> None:
+    """Let the page tables over a faulting address exist."""
+    vma = found_vma(m, task, handle)
+    vpn = address >> PAGE_SHIFT
+    alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1)
+
+
+@step
+def fault_entry(m: Machine, task: Task, handle: int, address: int, write: bool) -> int:
+    """Set the entry of a faulting address under the page-table lock."""
+    vma = found_vma(m, task, handle)
+    if vma.flags & VM_HUGETLB:
+        vpn = address >> PAGE_SHIFT
+        alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
+    return fault_page(m, task, vma, address, write)
+
+
+@step
+def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
+    """Let a stack VMA start at `address`; 0, -ENOMEM or -EFAULT.
+
+    One step, as the page_table_lock and the anon_vma's lock make it one (expand_downwards).
+    """
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    address &= PAGE_MASK
+    if address >= vma.start:
+        return 0
+    if not vma.flags & VM_GROWSDOWN:
+        return -EFAULT
+    if address < space.limits.mmap_min_addr:
+        return -ENOMEM
+    below = previous(space, vma.start)
+    if below and gap_too_small(vma_of(m, task, below), address, space.limits.stack_guard_gap):
+        return -ENOMEM
+    grow = vma.start - address >> PAGE_SHIFT
+    if vma.pgoff < grow or not stack_fits(m, vma, address, grow):
+        return -ENOMEM
+    forbid_torn_down(m, task, vma.mm, address, vma.start)
+    account(space, vma.flags, vma.file, grow)
+    if vma.flags & VM_LOCKED:
+        space.add("locked_vm", grow)
+    m.globals.put("committed_as", m.globals.get("committed_as", 0) + grow)
+    grown = Vma(
+        vma.mm, address, vma.end, vma.flags, vma.pgoff - grow, vma.file, vma.anon_vma,
+        vma.shared_anon_vma, vma.uffd, vma.attached, vma.lock_seq, vma.name,
+    )  # fmt: skip
+    write_vma(m, handle, grown)
+    return 0
+
+
+def gap_too_small(below: Vma, address: int, guard_gap: int) -> bool:
+    """Return whether a stack would come too close to the mapping below it."""
+    if address < below.end:
+        return True
+    accessible = below.flags & VM_ACCESS_FLAGS
+    return bool(accessible and not below.flags & VM_GROWSDOWN and address - below.end < guard_gap)
+
+
+def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
+    """Return whether the limits let a stack grow (acct_stack_growth)."""
+    limits = m.mm(vma.mm).limits
+    if vma.end - address > limits.rlimit_stack:
+        return False
+    if m.mm(vma.mm).count("total_vm") + grow > limits.rlimit_as >> PAGE_SHIFT:
+        return False
+    if vma.flags & VM_LOCKED and not limits.can_ipc_lock:
+        return m.mm(vma.mm).count("locked_vm") + grow <= limits.rlimit_memlock >> PAGE_SHIFT
+    return True
+
+
+async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
+    """Make a page accessible for the kernel, under a shared hold that the caller has.
+
+    Returns 0 or -EFAULT. Stacks grow here too, where that is allowed under read.
+    """
+    handle = await find_vma(mm, address)
+    if not handle:
+        return -EFAULT
+    vma = await read_vma(handle)
+    if address < vma.start:
+        grows = vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "read"
+        if not grows or await expand_stack(handle, address):
+            return -EFAULT
+    if not vma.flags & (VM_WRITE if write else VM_READ):
+        return -EFAULT
+    result = await handle_mm_fault(cx, handle, vma, address, write)
+    return 0 if result == 0 else -EFAULT
+
+
+@step
+def is_mapped(m: Machine, task: Task, mm: int, address: int) -> bool:
+    """Return whether a VMA covers an address."""
+    handle = lookup(m, m.mm(mm), address)
+    return bool(handle) and vma_of(m, task, handle).start <= address

@@ -1,0 +1,163 @@
+"""The mmap_lock and the per-VMA locks that end with it (include/linux/mmap_lock.h).
+
+From 6.4 on a writer that is done ends all its VMA write locks at once by moving `lock_seq`, and a
+downgrade does too: that is why a fault which then locks a VMA must look whether it is detached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.rwsem import (
+    down_read,
+    down_read_killable,
+    down_write,
+    down_write_killable,
+    downgrade_write,
+    held,
+    up_read,
+    up_write,
+)
+from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
+from zaplock.model.vma import FreedVma, Vma, change, lookup, vma_of
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, Protocol
+
+
+async def syscall(
+    cx: Cx, name: str, work: Protocol, address: int = 0, length: int = 0, detail: int = 0
+) -> int:
+    """Run an operation as a system call that recordings show."""
+    await MarkStep("op_begin", (name, address, length, detail))
+    result = await work
+    await MarkStep("op_end", (name, result))
+    return result
+
+
+async def mmap_write_lock_killable(cx: Cx) -> int:
+    """Hold the mmap_lock for write; -EINTR on a fatal signal, where the kernel asks for one."""
+    if cx.design.mmap_killable:
+        return await down_write_killable(cx.mmap_lock)
+    return await down_write(cx.mmap_lock)
+
+
+async def mmap_read_lock_killable(cx: Cx) -> int:
+    """Hold the mmap_lock for read; -EINTR on a fatal signal."""
+    return await down_read_killable(cx.mmap_lock)
+
+
+async def mmap_read_lock(cx: Cx) -> int:
+    """Hold the mmap_lock for read, however long that takes."""
+    return await down_read(cx.mmap_lock)
+
+
+async def mmap_read_unlock(cx: Cx) -> None:
+    await up_read(cx.mmap_lock)
+
+
+async def mmap_write_unlock(cx: Cx) -> None:
+    """End the exclusive hold and with it all VMA write locks."""
+    if cx.design.vma_locks:
+        await vma_end_write_all(cx.mm)
+    await up_write(cx.mmap_lock)
+
+
+async def mmap_write_downgrade(cx: Cx) -> None:
+    """Go on under read; all VMA write locks end."""
+    if cx.design.vma_locks:
+        await vma_end_write_all(cx.mm)
+    await downgrade_write(cx.mmap_lock)
+
+
+@step
+def vma_end_write_all(m: Machine, _task: Task, mm: int) -> None:
+    """End the write locks of all VMAs of an mm."""
+    m.mm(mm).add("lock_seq", 1)
+    m.wake(("vma_write", mm))
+
+
+def _start_write(m: Machine, task: Task, handle: int) -> None:
+    vma = vma_of(m, task, handle)
+    seq = m.mm(vma.mm).count("lock_seq")
+    if vma.lock_seq != seq:
+        m.vmas.put(handle, change(vma, lock_seq=seq))
+
+
+def _no_other_reader(m: Machine, task: Task, handle: int) -> bool:
+    return not m.vma_readers.get(handle)
+
+
+def vma_start_write(handle: int) -> Step[None]:
+    """Write-lock a VMA: wait for those who read-lock it, keep new ones out."""
+    return WaitStep(_start_write, (handle,), _no_other_reader, ("vma_readers", handle))
+
+
+@step
+def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
+    """Try to read-lock a VMA that was found without any lock.
+
+    False if a writer has it. A VMA that was freed meanwhile can't be locked either: its memory is
+    typesafe, and its count says that it is gone (6.15 on; before, RCU freed it later).
+    """
+    vma = m.vmas[handle]
+    if isinstance(vma, FreedVma) or vma.lock_seq == m.mm(vma.mm).count("lock_seq"):
+        return False
+    m.vma_readers.put(handle, tuple(sorted((*m.vma_readers.get(handle, ()), task.tid))))
+    return True
+
+
+@step
+def vma_end_read(m: Machine, task: Task, handle: int) -> None:
+    """Give a VMA's read lock back."""
+    readers = list(m.vma_readers[handle])
+    readers.remove(task.tid)
+    if readers:
+        m.vma_readers.put(handle, tuple(readers))
+    else:
+        m.vma_readers.drop(handle)
+        m.wake(("vma_readers", handle))
+
+
+@step
+def find_vma_rcu(m: Machine, _task: Task, mm: int, address: int) -> int:
+    """Find a VMA in the tree without any lock; it may go at once."""
+    m.spend("vma_find")
+    handle = lookup(m, m.mm(mm), address)
+    if not handle:
+        return 0
+    vma = m.vmas[handle]
+    return handle if isinstance(vma, Vma) and vma.start <= address else 0
+
+
+@step
+def still_covers(m: Machine, _task: Task, handle: int, address: int) -> bool:
+    """Look again, now that the VMA is locked: is it in the tree, does it cover the address?"""
+    vma = m.vmas[handle]
+    return isinstance(vma, Vma) and vma.attached and vma.start <= address < vma.end
+
+
+async def lock_vma_under_rcu(cx: Cx, address: int) -> int:
+    """Find and read-lock the VMA of an address without the mmap_lock; 0: use the mmap_lock.
+
+    Source: mm/mmap_lock.c (mm/memory.c in 6.4 to 6.14), 5e31275cc997.
+    """
+    handle = await find_vma_rcu(cx.mm, address)
+    if not handle or not await vma_start_read(handle):
+        return 0
+    if await still_covers(handle, address):
+        return handle
+    await vma_end_read(handle)
+    return 0
+
+
+def assert_write_locked(m: Machine, task: Task, mm: int, what: str) -> None:
+    """Report a change of what only a writer may change."""
+    sem = m.locks.get(("mmap_lock", mm))
+    if sem is None or held(sem, task.tid) != "write":
+        raise Violation(
+            Invariant.PRIVATE_UNDER_READ,
+            f"{task} changes {what} without holding the mmap_lock for write",
+        )

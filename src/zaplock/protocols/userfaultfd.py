@@ -1,0 +1,193 @@
+"""userfaultfd: a monitor that answers faults and is told when its ranges go.
+
+A context is a number. `m.events[("uffd", context)]` is the queue of what its monitor has not read
+yet: ("fault", address, tid) and ("unmap", start, end, tid). Who caused an unmap event waits until
+the monitor has read it; who caused a fault waits until the monitor has answered it. The monitor
+needs the mmap_lock for read to answer (UFFDIO_COPY), which is why the event must be delivered after
+the unlock.
+
+Sources: fs/userfaultfd.c; unmap events since 4.11 (897ab3e0c49e).
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST, ENOENT
+from typing import TYPE_CHECKING, Any
+
+from zaplock.model.flags import PAGE_SHIFT, VM_UFFD_FLAGS, VM_UFFD_MISSING
+from zaplock.model.frames import alloc_frames
+from zaplock.model.mm import Pte
+from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.step import Step, Task, WaitStep, step
+from zaplock.model.vma import change, lookup, vma_of
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, UnmapEvents
+
+Event = tuple[Any, ...]
+
+
+@step
+def userfaultfd_unmap_prep(
+    m: Machine, task: Task, handles: tuple[int, ...], start: int, end: int
+) -> tuple[tuple[int, int, int], ...]:
+    """List the (context, start, end) whose monitors are to be told of an unmap, one per context."""
+    contexts: dict[int, None] = {}
+    for handle in handles:
+        vma = vma_of(m, task, handle)
+        if vma.uffd and m.events.get(("uffd_features", vma.uffd)) == "unmap":
+            contexts[vma.uffd] = None
+    m.spend("userfault_event", len(contexts))
+    return tuple((context, start, end) for context in contexts)
+
+
+async def userfaultfd_unmap_complete(cx: Cx, events: UnmapEvents) -> None:
+    """Tell each monitor, and wait until it has read so."""
+    for context, start, end in events:
+        await post_event(context, ("unmap", start, end, cx.task.tid))
+        await event_read(context, ("unmap", start, end, cx.task.tid))
+
+
+@step
+def post_event(m: Machine, _task: Task, context: int, event: Event) -> None:
+    """Queue an event for a monitor."""
+    queue = m.events.get(("uffd", context), ())
+    m.events.put(("uffd", context), (*queue, event))
+    m.wake(("uffd", context))
+
+
+def event_read(context: int, event: Event) -> Step[None]:
+    """Wait until the monitor has read an event; over at once if there is no monitor any more."""
+    return WaitStep(_nothing, (context, event), _is_read, ("uffd_read", context))
+
+
+def _nothing(m: Machine, task: Task, context: int, event: Event) -> None:
+    return None
+
+
+def _is_read(m: Machine, task: Task, context: int, event: Event) -> bool:
+    return event not in m.events.get(("uffd", context), ())
+
+
+def next_event(context: int) -> Step[Event]:
+    """Wait for the next event of a context and take it from the queue (read() of the fd)."""
+    return WaitStep(_take, (context,), _has_event, ("uffd", context), killable=True)
+
+
+def _has_event(m: Machine, task: Task, context: int) -> bool:
+    return bool(m.events.get(("uffd", context)))
+
+
+def _take(m: Machine, task: Task, context: int) -> Event:
+    queue = m.events.get(("uffd", context), ())
+    if not queue:
+        return ("closed",)
+    rest = queue[1:]
+    if rest:
+        m.events.put(("uffd", context), rest)
+    else:
+        m.events.drop(("uffd", context))
+    if queue[0][0] == "fault":
+        m.events.put(("uffd_wait", queue[0][1], queue[0][2]), context)
+    m.wake(("uffd_read", context))
+    taken: Event = queue[0]
+    return taken
+
+
+@step
+def close_monitor(m: Machine, _task: Task, context: int) -> None:
+    """Close the userfaultfd: everybody who waits for its monitor goes on."""
+    if ("uffd", context) in m.events:
+        m.events.drop(("uffd", context))
+    m.events.put(("uffd_features", context), "closed")
+    m.wake(("uffd_read", context))
+
+
+async def handle_userfault(cx: Cx, context: int, address: int) -> None:
+    """Ask the monitor for a page and wait until it has answered; no lock is held."""
+    page = address >> PAGE_SHIFT << PAGE_SHIFT
+    await post_event(context, ("fault", page, cx.task.tid))
+    await fault_answered(context, page, cx.task.tid)
+
+
+def fault_answered(context: int, page: int, tid: int) -> Step[None]:
+    """Wait until the monitor has woken this fault."""
+    return WaitStep(
+        _nothing3, (context, page, tid), _answered, ("uffd_read", context), killable=True
+    )
+
+
+def _nothing3(m: Machine, task: Task, context: int, page: int, tid: int) -> None:
+    return None
+
+
+def _answered(m: Machine, task: Task, context: int, page: int, tid: int) -> bool:
+    queued = ("fault", page, tid) in m.events.get(("uffd", context), ())
+    return not queued and ("uffd_wait", page, tid) not in m.events
+
+
+async def monitor(cx: Cx, context: int, tag: int, nr_events: int) -> int:
+    """Be a monitor: answer faults with pages that hold `tag`, take note of unmaps.
+
+    Ends after `nr_events` events; returns how many unmaps it was told of.
+    """
+    unmaps = 0
+    for _ in range(nr_events):
+        event = await next_event(context)
+        if event[0] == "fault":
+            await uffdio_copy(cx, cx.mm, event[1], tag)
+            await wake_fault(context, event[1], event[2])
+        elif event[0] == "unmap":
+            unmaps += 1
+    await close_monitor(context)
+    return unmaps
+
+
+async def uffdio_copy(cx: Cx, mm: int, address: int, tag: int) -> int:
+    """Put a page that holds `tag` at an address (UFFDIO_COPY), under the mmap_lock for read."""
+    await down_read(("mmap_lock", mm))
+    result = await mcopy_atomic(mm, address, tag)
+    await up_read(("mmap_lock", mm))
+    return result
+
+
+@step
+def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
+    """Find the registered VMA and map a filled page: 0, -ENOENT or -EEXIST."""
+    space = m.mm(mm)
+    handle = lookup(m, space, address)
+    if not handle:
+        return -ENOENT
+    vma = vma_of(m, task, handle)
+    if vma.start > address or not vma.flags & VM_UFFD_MISSING:
+        return -ENOENT
+    vpn = address >> PAGE_SHIFT
+    if space.ptes.at(vpn) is not None:
+        return -EEXIST
+    alloc_tables(m, task, space, vpn, vpn + 1)
+    pfn = alloc_frames(m, task, "anon", 1)
+    m.content.set(pfn, pfn + 1, tag)
+    install(m, task, space, vpn, vpn + 1, Pte("anon", pfn - vpn, True))
+    return 0
+
+
+@step
+def wake_fault(m: Machine, _task: Task, context: int, page: int, tid: int) -> None:
+    """Let the task go on that waits for an answer (UFFDIO_WAKE)."""
+    if ("uffd_wait", page, tid) in m.events:
+        m.events.drop(("uffd_wait", page, tid))
+    m.wake(("uffd_read", context))
+
+
+@step
+def set_uffd(m: Machine, task: Task, handle: int, context: int, flags: int) -> None:
+    """Register a VMA with a context (or, with 0, unregister it)."""
+    vma = vma_of(m, task, handle)
+    m.vmas.put(handle, change(vma, uffd=context, flags=(vma.flags & ~VM_UFFD_FLAGS) | flags))
+
+
+def open_userfaultfd(m: Machine, context: int, tells_unmaps: bool) -> None:
+    """Make a context before a run starts."""
+    m.events.put(("uffd_features", context), "unmap" if tells_unmaps else "none")
