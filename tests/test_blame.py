@@ -119,7 +119,7 @@ def test_the_same_operation_again_and_again_is_summed() -> None:
     log.acquired(4 * MS, tid=2, mm=MM, write=True)
     found = wait_of(log.events(), 2)
     assert told(found) == [(1, "", "munmap", 8 * GIB, "holder", 4 * MS - 500 - 300)]
-    assert found.unexplained_ns == 300  # free, between two chunks
+    assert found.unexplained_ns == found.free_ns == 300  # between two chunks
 
 
 def test_who_held_before_the_recording_began_is_blamed_too() -> None:
@@ -270,6 +270,10 @@ def consistent(drawn: list[tuple[int, int, bool]]) -> list[Interval]:
     return sorted(kept, key=lambda hold: hold.start)
 
 
+def any_holds(holds: list[Interval], now: int) -> bool:
+    return any(hold.start <= now < hold.end for hold in holds)
+
+
 def reference(holds: list[Interval], waits: list[Interval], row: int) -> dict[tuple[int, str], int]:
     """Go through the wait nanosecond by nanosecond, doubled so that halves are whole."""
     wait, shares = waits[row], defaultdict(int)
@@ -285,8 +289,6 @@ def reference(holds: list[Interval], waits: list[Interval], row: int) -> dict[tu
         elif here and ahead:
             shares[max(hold.end for hold in here), "shared"] += 1
             shares[ahead[0].tid, "queued-writer"] += 1
-        elif not here and ahead:
-            shares[ahead[0].tid, "queued-writer"] += 2
     return dict(shares)
 
 
@@ -317,6 +319,8 @@ def test_shares_agree_with_brute_force(
             # Each stretch of a convoy is halved once, so a stretch may be off by half a ns.
             assert abs(2 * got[key] - doubled) <= 2 * (len(held) + len(waited))
         assert sum(got.values()) + found.unexplained_ns == wait.end - wait.start
+        free = [now for now in range(wait.start, wait.end) if not any_holds(held, now)]
+        assert found.free_ns == len(free)
         assert 2 * found.unexplained_ns == 2 * (wait.end - wait.start) - sum(expected.values())
 
 

@@ -9,9 +9,8 @@ At every instant of a wait the lock is in one of four states, and each has its c
     shared, a reader waits      nobody would keep him out but the queue: the writer in front of him
                                 *and* the shared holder whom that writer waits for. Take either away
                                 and he is in, so each explains half of the time: the convoy
-    free                        the writer in front, who was granted the lock and isn't on a cpu
-                                yet; where nobody is in front, the time is unexplained (the waiter
-                                himself on his way to a cpu)
+    free                        nobody: somebody was woken and isn't on a cpu yet. Unexplained, and
+                                counted in `free_ns` as well
 
 The shares of a wait and its unexplained rest add up to the wait, to the nanosecond. Shares of one
 task in equal operations (name and length) are summed. What the events don't show (a hold whose two
@@ -39,7 +38,14 @@ from zaplock.trace.waits import Waits
 Array = NDArray[Any]
 Role = Literal["holder", "queued-writer"]
 
+Key = tuple[str, int, str, int]
+"""What shares are summed by: role, tid, operation, length."""
+
+Part = tuple[Key, int, int, int]
+"""A share: its key, the row it comes from, the address of the operation, nanoseconds."""
+
 NOBODY = -1
+NOBODY_HOLDS: Key = ("free", NOBODY, "", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,15 @@ class Blame:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """A wait (the row of `Waits`) and who is to blame for it, the greatest share first."""
+    """A wait (the row of `Waits`) and who is to blame for it, the greatest share first.
+
+    `free_ns` is the part of `unexplained_ns` in which nobody held the lock.
+    """
 
     wait: int
     blame: tuple[Blame, ...]
     unexplained_ns: int
+    free_ns: int
 
     @property
     def culprit(self) -> Blame | None:
@@ -173,9 +183,12 @@ class Judge:
 
     def explain(self, wait: int) -> Explained:
         """Explain one wait (a row of `waits`); the shares and the rest add up to its length."""
-        shares: dict[tuple[str, int, str, int], list[int]] = {}
-        total = 0
+        shares: dict[Key, list[int]] = {}
+        total = free_ns = 0
         for key, row, address, share_ns in self._shares(wait):
+            if key is NOBODY_HOLDS:
+                free_ns = share_ns
+                continue
             entry = shares.setdefault(key, [0, 0, row, address])
             entry[0] += share_ns
             total += share_ns
@@ -183,7 +196,8 @@ class Judge:
                 entry[1:] = [share_ns, row, address]
         found = [self._blame(key, entry) for key, entry in shares.items()]
         found.sort(key=lambda blame: (-blame.share_ns, blame.role, blame.tid))
-        return Explained(wait, tuple(found), int(self.waits["wait_ns"][wait]) - total)
+        unexplained_ns = int(self.waits["wait_ns"][wait]) - total
+        return Explained(wait, tuple(found), unexplained_ns, free_ns)
 
     def sleeps(self, hold: int) -> tuple[Sleep, ...]:
         """Return the parts of a hold in which its task slept on a VMA's lock."""
@@ -192,7 +206,7 @@ class Judge:
             self._sleeps[hold] = behind
         return self._sleeps[hold]
 
-    def _blame(self, key: tuple[str, int, str, int], entry: list[int]) -> Blame:
+    def _blame(self, key: Key, entry: list[int]) -> Blame:
         kind, tid, operation, length = key
         task = self.holds.tasks.get(tid)
         role: Role = "queued-writer" if kind == "queued-writer" else "holder"
@@ -200,7 +214,7 @@ class Judge:
         share_ns, _, row, address = entry
         return Blame(tid, comm, operation, address, length, role, share_ns, row, kind == "vma")
 
-    def _shares(self, wait: int) -> Iterator[tuple[tuple[str, int, str, int], int, int, int]]:
+    def _shares(self, wait: int) -> Iterator[Part]:
         """Yield (key, row, address, share) of each stretch of the wait that somebody explains."""
         start = int(self.waits["start_ns"][wait])
         end = start + int(self.waits["wait_ns"][wait])
@@ -219,9 +233,9 @@ class Judge:
         half = np.where(convoy, span // 2, 0)
         for row, share_ns in _sums(np.where(alone, shared, NOBODY), span - half):
             yield self._as_holder(row, share_ns)
-        in_front = np.where(free | convoy, front, NOBODY)
-        for row, share_ns in _sums(in_front, np.where(convoy, half, span)):
+        for row, share_ns in _sums(np.where(convoy, front, NOBODY), half):
             yield self._as_writer(row, share_ns)
+        yield NOBODY_HOLDS, NOBODY, 0, int(span[free].sum())
 
     def _front(self, lock: _Lock, wait: int, time_ns: Array) -> Array:
         """Return the waiting writer in front of a waiter at each instant, or NOBODY."""
@@ -231,7 +245,7 @@ class Judge:
 
     def _exclusive(
         self, row: int, wait: int, start: int, end: int, share_ns: int
-    ) -> Iterator[tuple[tuple[str, int, str, int], int, int, int]]:
+    ) -> Iterator[Part]:
         rest = share_ns
         for sleep in self.sleeps(row):
             slept = min(sleep.end_ns, end) - max(sleep.begin_ns, start)
@@ -244,19 +258,13 @@ class Judge:
         if rest > 0:
             yield self._as_holder(row, rest)
 
-    def _as_holder(
-        self, row: int, share_ns: int
-    ) -> tuple[tuple[str, int, str, int], int, int, int]:
+    def _as_holder(self, row: int, share_ns: int) -> Part:
         return self._entry("holder", self.holds, row, share_ns)
 
-    def _as_writer(
-        self, row: int, share_ns: int
-    ) -> tuple[tuple[str, int, str, int], int, int, int]:
+    def _as_writer(self, row: int, share_ns: int) -> Part:
         return self._entry("queued-writer", self.waits, row, share_ns)
 
-    def _entry(
-        self, kind: str, table: Holds | Waits, row: int, share_ns: int
-    ) -> tuple[tuple[str, int, str, int], int, int, int]:
+    def _entry(self, kind: str, table: Holds | Waits, row: int, share_ns: int) -> Part:
         inside = int(table["call"][row]) != NO_CALL
         operation = table.operations[int(table["op"][row])] if inside else ""
         key = (kind, int(table["tid"][row]), operation, int(table["length"][row]))

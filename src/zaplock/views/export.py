@@ -1,0 +1,73 @@
+"""Holds, waits and blame as tables for other tools: Parquet and CSV.
+
+`blame` has a row for each part of each wait: its `wait` is the row number in the table of waits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from zaplock.errors import UserError
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.summary import Summary
+
+if TYPE_CHECKING:
+    import polars
+
+
+def tables(summary: Summary) -> dict[str, polars.DataFrame]:
+    """Return the tables `holds`, `waits` and `blame`."""
+    analysis = summary.analysis
+    return {
+        "holds": analysis.holds.frame(),
+        "waits": analysis.waits.frame(),
+        "blame": _blame(analysis, summary),
+    }
+
+
+def _blame(analysis: Analysis, summary: Summary) -> polars.DataFrame:
+    import polars as pl
+
+    rows = [
+        (found.wait, *part)
+        for found in summary.explained
+        for part in [
+            *(
+                (b.tid, b.comm, b.operation, b.address, b.length, b.role, b.vma, b.share_ns)
+                for b in found.blame
+            ),
+            (-1, "", "", 0, 0, "unexplained", False, found.unexplained_ns),
+        ]
+    ]
+    schema = {
+        "wait": pl.Int64,
+        "tid": pl.Int32,
+        "comm": pl.String,
+        "operation": pl.String,
+        "address": pl.UInt64,
+        "length": pl.Int64,
+        "role": pl.String,
+        "vma_lock": pl.Boolean,
+        "share_ns": pl.Int64,
+    }
+    return pl.DataFrame(rows, schema, orient="row")
+
+
+def export(summary: Summary, directory: Path, kind: Literal["csv", "parquet"]) -> list[Path]:
+    """Write the tables into a directory; return the files.
+
+    Raises UserError where the directory can't be made or written.
+    """
+    files = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, frame in tables(summary).items():
+            path = directory / f"{name}.{kind}"
+            frame.write_csv(path) if kind == "csv" else frame.write_parquet(path)
+            files.append(path)
+    except OSError as error:
+        raise UserError(
+            f"{directory} can't be written ({error.strerror}): name another directory"
+        ) from None
+    return files

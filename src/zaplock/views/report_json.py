@@ -1,0 +1,92 @@
+"""A report as JSON: the longest holds and the worst waits, each with its blame.
+
+The shape is a promise to other programs: fields are added to it, never renamed or taken away.
+Incomplete holds (one end outside the recording, or in a gap) are not in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.blame import Blame, Explained
+from zaplock.trace.events import NO_OP
+
+
+def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
+    """Return {"kernel", "duration_ns", "lost_events", "holds", "waits"}, `top` rows of each."""
+    return {
+        "kernel": analysis.kernel,
+        "duration_ns": analysis.duration_ns,
+        "lost_events": analysis.segments.lost_events,
+        "holds": _holds(analysis, top),
+        "waits": [
+            _wait(analysis, analysis.explain(row))
+            for row in longest(analysis.waits["wait_ns"], top)
+        ],
+    }
+
+
+def longest(span_ns: Any, top: int) -> list[int]:
+    """Return the rows of the `top` longest spans, of equals the earlier first."""
+    if top >= len(span_ns):
+        chosen = np.arange(len(span_ns))
+    else:
+        # Everything as long as the last one in; the sort then keeps the earliest of them.
+        least = np.partition(span_ns, len(span_ns) - top)[len(span_ns) - top] if top else 0
+        chosen = np.flatnonzero(span_ns >= least)
+    order = chosen[np.argsort(-span_ns[chosen], kind="stable")[:top]]
+    return [int(row) for row in order]
+
+
+def _comm(analysis: Analysis, tid: int) -> str:
+    task = analysis.events.tasks.get(tid)
+    return task.comm if task else ""
+
+
+def _operation(analysis: Analysis, op: int) -> str | None:
+    return None if op == NO_OP else analysis.calls.operations[op]
+
+
+def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
+    holds = analysis.holds.complete()
+    return [
+        {
+            "mm": f"{int(holds['mm'][row]):#x}",
+            "tid": int(holds["tid"][row]),
+            "comm": _comm(analysis, int(holds["tid"][row])),
+            "mode": "exclusive" if holds["exclusive"][row] else "shared",
+            "start_ns": int(holds["start_ns"][row]),
+            "hold_ns": int(holds["hold_ns"][row]),
+            "downgraded": bool(holds["downgraded"][row]),
+            "operation": _operation(analysis, int(holds["op"][row])),
+            "length": int(holds["length"][row]),
+        }
+        for row in longest(holds["hold_ns"], top)
+    ]
+
+
+def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
+    waits, row = analysis.waits, found.wait
+    return {
+        "tid": int(waits["tid"][row]),
+        "comm": _comm(analysis, int(waits["tid"][row])),
+        "mode": "exclusive" if waits["exclusive"][row] else "shared",
+        "start_ns": int(waits["start_ns"][row]),
+        "wait_ns": int(waits["wait_ns"][row]),
+        "blame": [_blame(blame) for blame in found.blame],
+        "unexplained_ns": found.unexplained_ns,
+    }
+
+
+def _blame(blame: Blame) -> dict[str, Any]:
+    return {
+        "tid": blame.tid,
+        "comm": blame.comm,
+        "operation": blame.operation or None,
+        "length": blame.length,
+        "role": blame.role,
+        "share_ns": blame.share_ns,
+    }

@@ -1,0 +1,164 @@
+"""The report in a terminal: the answer in sentences, then the tables it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from zaplock.trace import summary as figures
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.holds import Holds
+from zaplock.trace.summary import Histogram, Summary
+from zaplock.views.report_json import longest
+from zaplock.views.units import duration
+from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
+
+BAR = 40
+"""Width of the longest bar of a histogram, in characters."""
+
+
+def report_text(summary: Summary, *, top: int) -> RenderableType:
+    """Lay out a whole report for `rich`."""
+    analysis = summary.analysis
+    return Group(
+        Text(_heading(analysis)),
+        Text(),
+        *(Text(line) for line in answer(summary)),
+        Text(),
+        _longest_holds(analysis, top, exclusive=True),
+        _longest_holds(analysis, top, exclusive=False),
+        *_worst_waits(summary, top),
+        _groups("By operation", summary.by_operation, top),
+        _groups("By thread", summary.by_thread, top),
+        _groups("By process", summary.by_process, top),
+        *(_histogram(histogram) for histogram in summary.histograms if histogram.counts),
+    )
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Make a console that doesn't fold its tables when the output goes to a file or a pipe."""
+    wide = Console(stderr=stderr, highlight=False)
+    return wide if wide.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+
+
+def _heading(analysis: Analysis) -> str:
+    lost = analysis.segments.lost_events
+    losses = f"{lost:,} lost" if lost else "none lost"
+    kernel = analysis.kernel or "an unknown kernel"
+    span = duration(analysis.duration_ns)
+    odd = analysis.holds.unmatched
+    unmatched = f", {odd:,} unmatched" if odd else ""
+    return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        name, right = column.removeprefix(">"), column.startswith(">")
+        table.add_column(name, justify="right" if right else "left", no_wrap=right)
+    return table
+
+
+def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> RenderableType:
+    holds = analysis.holds.only(analysis.holds["exclusive"] == exclusive)
+    name = "exclusive" if exclusive else "shared"
+    table = _table(
+        f"Longest {name} holds", (">held", ">at", "task", "operation", "lock of", "remark")
+    )
+    for row in longest(holds["hold_ns"], top):
+        table.add_row(
+            duration(int(holds["hold_ns"][row])),
+            _at(analysis, int(holds["start_ns"][row])),
+            who(analysis, int(holds["tid"][row])),
+            doing(holds, row),
+            owner(analysis, int(holds["mm"][row])),
+            _remark(holds, row),
+        )
+    return Group(table, Text())
+
+
+def _remark(holds: Holds, row: int) -> str:
+    remarks = []
+    if holds["downgraded"][row]:
+        remarks.append("ended by downgrade" if holds["exclusive"][row] else "after downgrade")
+    if not holds["complete"][row]:
+        remarks.append("seen in part")
+    return ", ".join(remarks)
+
+
+def _at(analysis: Analysis, time_ns: int) -> str:
+    return f"{(time_ns - analysis.begin_ns) / 1e9:.6f} s"
+
+
+def _worst_waits(summary: Summary, top: int) -> list[RenderableType]:
+    analysis = summary.analysis
+    if not summary.explained:
+        return []
+    lines: list[RenderableType] = [Text("Worst waits and their chains", style="bold")]
+    for found in summary.explained[:top]:
+        at = _at(analysis, int(analysis.waits["start_ns"][found.wait]))
+        lines.append(Text(f"at {at}: {wait_sentence(analysis, found.wait)}:"))
+        lines += [Text(f"    {line}") for line in chain(analysis, found)]
+    if summary.explained_ns < summary.waited_ns:
+        lines.append(
+            Text(
+                f"(blame is worked out for the {len(summary.explained):,} longest waits, "
+                f"{duration(summary.explained_ns)} of {duration(summary.waited_ns)})"
+            )
+        )
+    return [*lines, Text()]
+
+
+def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> RenderableType:
+    columns = (
+        "",
+        ">made others wait",
+        ">waited",
+        ">longest wait",
+        ">holds",
+        ">exclusive",
+        ">longest",
+        ">shared",
+        ">longest",
+    )
+    table = _table(title, columns)
+    for group in groups[:top]:
+        table.add_row(
+            group.name,
+            *(
+                duration(value) if value else "-"
+                for value in (group.caused_ns, group.waited_ns, group.longest_wait_ns)
+            ),
+            f"{group.holds:,}",
+            *(
+                duration(value) if value else "-"
+                for value in (
+                    group.exclusive_ns,
+                    group.longest_exclusive_ns,
+                    group.shared_ns,
+                    group.longest_shared_ns,
+                )
+            ),
+        )
+    if len(groups) > top:
+        table.add_row(f"... and {len(groups) - top:,} more (--top)")
+    return Group(table, Text())
+
+
+def _histogram(histogram: Histogram) -> RenderableType:
+    most = max(histogram.counts)
+    title = (
+        f"{histogram.name.capitalize()}: {sum(histogram.counts):,}, half within "
+        f"{duration(histogram.p50_ns)}, 99 % within {duration(histogram.p99_ns)}, "
+        f"the longest {duration(histogram.max_ns)}"
+    )
+    lines = [Text(title, style="bold")]
+    edges = histogram.edges_ns
+    for low, high, count in zip(edges, (*edges[1:], None), histogram.counts):
+        until = f"to {duration(high)}" if high else "and more"
+        bar = "#" * -(-count * BAR // most)
+        lines.append(Text(f"  {duration(low):>6} {until:<9} {count:>11,}  {bar}"))
+    return Group(*lines, Text())

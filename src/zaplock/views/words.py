@@ -1,0 +1,176 @@
+"""Holds, waits and blame in plain sentences: what a report says before its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.blame import Blame, Explained
+from zaplock.trace.events import NO_OP
+from zaplock.trace.holds import Holds
+from zaplock.trace.summary import Summary, thread_name
+from zaplock.trace.waits import Outcome, Waits
+from zaplock.views.units import duration, share, size
+
+LONG_WAIT_NS = 1_000_000
+"""From here on a wait is one that somebody may have noticed."""
+
+CHAIN = 3
+"""A chain of queued writers is followed so far."""
+
+
+def who(analysis: Analysis, tid: int) -> str:
+    """Name a task."""
+    return thread_name(analysis.events.tasks, tid)
+
+
+def what(operation: str, length: int) -> str:
+    """Name an operation and its size, such as 'munmap of 8 GiB'."""
+    return f"{operation} of {size(length)}" if length > 0 else operation
+
+
+def doing(table: Holds | Waits, row: int) -> str:
+    """Name the operation that a hold or a wait belongs to, "" where none was recorded."""
+    op = int(table["op"][row])
+    return what("" if op == NO_OP else table.operations[op], int(table["length"][row]))
+
+
+def _in(operation: str) -> str:
+    return f" in {operation}" if operation else ""
+
+
+def owner(analysis: Analysis, mm: int) -> str:
+    """Name the process that an mm belongs to, by its pointer where it isn't known."""
+    pid = analysis.events.mms.get(mm)
+    if pid is None:
+        return f"mm {mm:#x}"
+    task = analysis.events.tasks.get(pid)
+    return f"{task.process or task.comm} (pid {pid})" if task else f"pid {pid}"
+
+
+def hold_sentence(analysis: Analysis, row: int) -> str:
+    """Say who held which lock, how, for how long and in what."""
+    holds = analysis.holds
+    mode = "exclusively" if holds["exclusive"][row] else "shared"
+    if holds["downgraded"][row]:
+        mode += ", then downgraded," if holds["exclusive"][row] else " after a downgrade"
+    seen = "" if holds["complete"][row] else " (seen in part)"
+    held = duration(int(holds["hold_ns"][row]))
+    task = who(analysis, int(holds["tid"][row]))
+    return f"{task} held it {mode} for {held}{seen}{_in(doing(holds, row))}"
+
+
+def wait_sentence(analysis: Analysis, row: int) -> str:
+    """Say who waited, for what and for how long."""
+    waits = analysis.waits
+    mode = "exclusively" if waits["exclusive"][row] else "shared"
+    outcome = Outcome(int(waits["outcome"][row]))
+    ended = {
+        Outcome.ACQUIRED: "waited",
+        Outcome.KILLED: "was killed after waiting",
+        Outcome.WAITING: "is still waiting after",
+    }[outcome]
+    span = duration(int(waits["wait_ns"][row]))
+    task = who(analysis, int(waits["tid"][row]))
+    lock = owner(analysis, int(waits["mm"][row]))
+    return f"{task}{_in(doing(waits, row))} {ended} {span} for the lock of {lock}, {mode}"
+
+
+def blame_sentence(analysis: Analysis, blame: Blame) -> str:
+    """Say who is to blame, in which role."""
+    name = (blame.comm and f"{blame.comm} (tid {blame.tid})") or f"tid {blame.tid}"
+    task = f"{name}{_in(what(blame.operation, blame.length))}"
+    if blame.vma:
+        victim = who(analysis, int(analysis.holds["tid"][blame.row]))
+        return f"{task}, which held a VMA's lock that the holder, {victim}, slept on"
+    if blame.role == "queued-writer":
+        return f"{task}, a writer queued in front"
+    if analysis.holds["exclusive"][blame.row]:
+        return f"{task}, which held it exclusively"
+    after = " after its downgrade" if analysis.holds["downgraded"][blame.row] else ""
+    return f"{task}, which held it shared{after}"
+
+
+def chain(analysis: Analysis, found: Explained, *, limit: int = 3, depth: int = 1) -> list[str]:
+    """List who made a wait long, the greatest share first, following queued writers."""
+    whole = int(analysis.waits["wait_ns"][found.wait])
+    lines = []
+    worth = [blame for blame in found.blame if blame.share_ns * 100 >= whole] or found.blame[:1]
+    for blame in worth[:limit]:
+        part = f"{duration(blame.share_ns)} ({share(blame.share_ns, whole)})"
+        lines.append(f"{part} behind {blame_sentence(analysis, blame)}")
+        if blame.role == "queued-writer" and depth < CHAIN:
+            behind = analysis.explain(blame.row)
+            lines += ["  which itself waited: " + line for line in _first(analysis, behind, depth)]
+    more = worth[limit:]
+    if more:
+        rest = sum(blame.share_ns for blame in more)
+        lines.append(f"{duration(rest)} ({share(rest, whole)}) behind {len(more)} more")
+    return lines + _rest(found, whole)
+
+
+def _rest(found: Explained, whole: int) -> list[str]:
+    """Name what nobody explains, where it is more than a hundredth."""
+    dark_ns = found.unexplained_ns - found.free_ns
+    lines = []
+    if found.free_ns * 100 > whole:
+        part = f"{duration(found.free_ns)} ({share(found.free_ns, whole)})"
+        lines.append(f"{part} nobody held it: whoever was woken was not on a cpu yet")
+    if dark_ns * 100 > whole:
+        lines.append(f"{duration(dark_ns)} ({share(dark_ns, whole)}) unexplained")
+    return lines
+
+
+def _first(analysis: Analysis, found: Explained, depth: int) -> list[str]:
+    return chain(analysis, found, limit=1, depth=depth + 1)[:1]
+
+
+def answer(summary: Summary) -> Iterator[str]:
+    """Say the most important things about a recording, the most important first."""
+    analysis = summary.analysis
+    yield from _losses(analysis)
+    yield _waits_in_one(summary)
+    if summary.explained:
+        worst = summary.explained[0]
+        yield f"The worst: {wait_sentence(analysis, worst.wait)}:"
+        yield from (f"    {line}" for line in chain(analysis, worst))
+        yield from _most_blamed(summary)
+    for exclusive, name in ((True, "exclusive"), (False, "shared")):
+        rows = np.flatnonzero(analysis.holds["exclusive"] == exclusive)
+        if len(rows):
+            longest = int(rows[np.argmax(analysis.holds["hold_ns"][rows])])
+            yield f"The longest {name} hold: {hold_sentence(analysis, longest)}."
+
+
+def _losses(analysis: Analysis) -> Iterator[str]:
+    cut = analysis.segments
+    if not cut.gaps:
+        return
+    lost_ns = sum(gap.end_ns - gap.start_ns for gap in cut.gaps)
+    first = cut.gaps[0].start_ns - analysis.begin_ns
+    yield (
+        f"EVENTS ARE MISSING: at least {cut.lost_events:,} in {len(cut.gaps)} gaps, the first "
+        f"{duration(first)} after the beginning, {duration(lost_ns)} in all. No hold and no wait "
+        f"is made up across them."
+    )
+
+
+def _waits_in_one(summary: Summary) -> str:
+    if not summary.queued:
+        return "Nobody waited for an mmap_lock in this recording."
+    waited = summary.analysis.waits["wait_ns"]
+    noticed = int((waited >= LONG_WAIT_NS).sum())
+    total = duration(summary.waited_ns)
+    return (
+        f"{summary.queued:,} times a task queued for an mmap_lock, {total} in all; {noticed:,} of "
+        f"these waits took {duration(LONG_WAIT_NS)} or more."
+    )
+
+
+def _most_blamed(summary: Summary) -> Iterator[str]:
+    group = max(summary.by_operation, key=lambda group: group.caused_ns)
+    if group.caused_ns:
+        of = share(group.caused_ns, summary.explained_ns)
+        yield f"Most waiting is due to {group.name}: {duration(group.caused_ns)}, {of} of it."
