@@ -18,7 +18,7 @@ LARGEST = 1 << 47
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIMES = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_NUMBER = r"(\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})"
+_NUMBER = r"([0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})"
 _SIZE = re.compile(_NUMBER + r"\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _DURATION = re.compile(_NUMBER + r"\s*(ns|us|ms|s|m|h)")
 

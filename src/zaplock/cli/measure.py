@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(outcomes), indent=2))
     else:
         console = Console()
+        console.print(headline(outcomes), highlight=False)
         console.print(table(outcomes))
         for line in sentences(outcomes):
             console.print(line, highlight=False, soft_wrap=True)
@@ -106,20 +107,24 @@ class _progress:
         from rich.progress import Progress as Bar
 
         self.bar = Bar(console=console, transient=True)
-        self.task = self.bar.add_task("", total=1)
+        self.task = self.bar.add_task("mapping every page", total=1)
+        self.shown = False
 
     def __enter__(self) -> Progress:
         return self.show
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+        self._set(False)
+
+    def _set(self, shown: bool) -> None:
+        if shown != self.shown:
+            (self.bar.start if shown else self.bar.stop)()
+        self.shown = shown
 
     def show(self, phase: str, done: int, of: int) -> None:
-        if phase != "populate" or not self.bar.console.is_terminal:
-            self.bar.stop()
-            return
-        self.bar.start()
-        self.bar.update(self.task, description="mapping every page", completed=done, total=of)
+        """Draw the bar while pages are mapped on a terminal; take it away in every other phase."""
+        self._set(phase == "populate" and self.bar.console.is_terminal)
+        self.bar.update(self.task, completed=done, total=of)
 
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
@@ -144,8 +149,9 @@ def _span(span_ns: int | None) -> str:
 def _range(spread: dict[str, list[int]], name: str, repeat: int) -> str:
     if repeat == 1 or name not in spread:
         return ""
-    low, high = spread[name]
-    return f"{format_duration(low)} .. {format_duration(high)}"
+    low, high = (format_duration(end) for end in spread[name])
+    same = low.split()[-1] == high.split()[-1]
+    return f"{low.split()[0] if same else low} .. {high}"
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
@@ -157,9 +163,8 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
     middle = summary(outcomes)
     spread, repeat = middle.extra["spread"], len(outcomes)
-    size, way = format_size(middle.extra["size"]), middle.extra["teardown"]
-    title = f"{way} of {size} ({middle.extra['backing']}), {middle.design}, median of {repeat}"
-    drawn = RichTable(title=title, title_justify="left", box=SIMPLE)
+    way = middle.extra["teardown"]
+    drawn = RichTable(box=SIMPLE)
     drawn.add_column("", no_wrap=True)
     for name in ("", "p99", "idle worst", "n", *(["range"] if repeat > 1 else [])):
         drawn.add_column(name, justify="right", no_wrap=True)
@@ -193,6 +198,14 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
     if undisturbed and not set(undisturbed) & set(waited):
         said.append(f"{', '.join(undisturbed)}: no stall beyond this machine's own noise.")
     return [line for line in said if line]
+
+
+def headline(outcomes: Sequence[Outcome]) -> str:
+    """Say what was measured, where and how often."""
+    first = outcomes[0]
+    what = f"{first.extra['teardown']} of {format_size(first.extra['size'])}"
+    times = "one run" if len(outcomes) == 1 else f"median of {len(outcomes)} runs"
+    return f"{what} on {first.design}: {times}"
 
 
 def _next(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:

@@ -16,8 +16,8 @@ adds: run queues, interrupts, the GIL. The worst of the idle phase, reckoned in 
 reported beside it as the noise floor: a stall below it proves nothing.
 
 Hold times come from the mmap_lock tracepoints (5.11+), which need root; without them they are None
-and the note says how to see them. Which kernels hold what: docs and KERNEL facts in
-zaplock.designs.
+and the note says how to see them. Which way of teardown holds what on which
+kernel: zaplock.kernel.teardown.
 """
 
 from __future__ import annotations
@@ -54,10 +54,15 @@ def _silent(_phase: str, _done: int, _of: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The raw result of one repetition, times in CLOCK_MONOTONIC nanoseconds."""
+    """The raw result of one repetition, times in CLOCK_MONOTONIC nanoseconds.
+
+    `cpu_ns` is the CPU time of the teardown's thread in it (None for exit, which it does not
+    survive).
+    """
 
     begin_ns: int
     end_ns: int
+    cpu_ns: int | None
     samples: Mapping[str, tuple[Sequence[int], Sequence[int]]]
     holds: lockview.TeardownHolds
     huge_bytes: int = 0
@@ -103,17 +108,19 @@ def once(plan: Plan, *, trace: bool = True, progress: Progress = _silent) -> Run
         watchers = {name: stack.enter_context(Child(FOREIGN)) for name in plan.foreign}
         subject = stack.enter_context(Child(SUBJECT, _orders(plan)))
         ready = _populated(subject, plan, deadline, progress)
-        view = stack.enter_context(lockview.watch(trace))
-        for name, watcher in watchers.items():
-            orders = {"bystander": name, "pid": subject.pid, "probe": ready["probe"]}
-            watcher.send({**orders, "period_ns": plan.period_ns})
-        progress("idle", 0, 1)
-        time.sleep(plan.idle_s)
-        progress("teardown", 0, 1)
-        done = _teardown(subject, plan, deadline)
-        holds = view.of_thread(subject.pid, done["begin_ns"], done["end_ns"])
+        with lockview.watch(subject.pid, trace) as view:
+            for name, watcher in watchers.items():
+                orders = {"bystander": name, "pid": subject.pid, "probe": ready["probe"]}
+                watcher.send({**orders, "period_ns": plan.period_ns})
+            progress("idle", 0, 1)
+            time.sleep(plan.idle_s)
+            progress("teardown", 0, 1)
+            done = _teardown(subject, plan, deadline)
         samples = done["samples"] | {name: _samples(child) for name, child in watchers.items()}
-    return Run(done["begin_ns"], done["end_ns"], samples, holds, ready["huge_bytes"])
+    holds = view.of_thread(subject.pid, done["begin_ns"], done["end_ns"])
+    return Run(
+        done["begin_ns"], done["end_ns"], done["cpu_ns"], samples, holds, ready["huge_bytes"]
+    )
 
 
 def _orders(plan: Plan) -> dict[str, Any]:
@@ -214,6 +221,7 @@ def outcome(plan: Plan, run: Run) -> Outcome:
             "size": plan.length,
             "backing": plan.backing,
             "teardown": plan.teardown,
+            "cpu_ns": run.cpu_ns,
             "idle": {name: idle.to_json() for name, (_, idle) in both.items()},
         },
     )
@@ -248,7 +256,12 @@ def summary(outcomes: Sequence[Outcome]) -> Outcome:
         munmap_ns=int(median(one.munmap_ns for one in outcomes)),
         stalls=merged,
         hung_tasks=max(one.hung_tasks for one in outcomes),
-        extra={**first.extra, "repeat": len(outcomes), "spread": spread(outcomes)},
+        extra={
+            **first.extra,
+            "cpu_ns": _middle([one.extra["cpu_ns"] for one in outcomes]),
+            "repeat": len(outcomes),
+            "spread": spread(outcomes),
+        },
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zaplock.errors import UserError
@@ -80,14 +80,10 @@ def checked(plan: Plan) -> Plan:
         raise UserError(f"bystanders {','.join(plan.bystanders)} name one twice: name each once")
     _between("rate", plan.rate, 1, MAX_RATE)
     _between("timeout", plan.timeout_s, 0.1, 86400)
-    chosen = Plan(**{**_fields(plan), "backing": choose_backing(plan.length, plan.backing)})
+    chosen = replace(plan, backing=choose_backing(plan.length, plan.backing))
     _check_shape(chosen)
     memory.require(chosen.length, chosen.backing)
     return chosen
-
-
-def _fields(plan: Plan) -> dict[str, object]:
-    return {name: getattr(plan, name) for name in Plan.__dataclass_fields__}
 
 
 def _check_shape(plan: Plan) -> None:

@@ -66,12 +66,14 @@ def run(orders: dict[str, Any]) -> None:
     read_orders()  # go
     work = teardown.WAYS[orders["teardown"]]
     if orders["teardown"] == "exit":
-        tell(done=True, samples=stop(bystanders), begin_ns=time.monotonic_ns())
+        tell(done=True, samples=stop(bystanders), begin_ns=time.monotonic_ns(), cpu_ns=None)
+    cpu_ns = time.thread_time_ns()
     begin_ns = time.monotonic_ns()
     work(mapping)
     end_ns = time.monotonic_ns()
+    cpu_ns = time.thread_time_ns() - cpu_ns
     time.sleep(SETTLE_S)
-    tell(done=True, samples=stop(bystanders), begin_ns=begin_ns, end_ns=end_ns)
+    tell(done=True, samples=stop(bystanders), begin_ns=begin_ns, end_ns=end_ns, cpu_ns=cpu_ns)
 
 
 def main() -> None:

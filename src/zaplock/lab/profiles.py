@@ -1,0 +1,189 @@
+"""Cost profiles: what each elementary piece of work costs on some machine, in nanoseconds.
+
+A profile is a TOML file with a name, where its figures come from, and one cost for each unit of
+`UNITS`. The timed engine multiplies these costs by the counts of what it does; it knows no other
+time. Profiles are read strictly: an unknown or missing unit, a negative or infinite cost, a missing
+file is one UserError line that names the file, the key and the rule.
+
+Names are looked up among the user's own profiles first (`zaplock calibrate` writes there:
+$XDG_CONFIG_HOME/zaplock/profiles/), then among those shipped in lab/data. A path (with a slash or
+ending in .toml) is read as it is.
+
+`predict` is the plain formula for one munmap, by which calibration checks itself: it has no lock,
+no queue and no other task; those are the engine's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from zaplock.errors import UserError
+
+DEFAULT = "e5-2680-rfc"
+"""The profile of a user who has not calibrated."""
+
+THIS_MACHINE = "this-machine"
+"""The name under which `zaplock calibrate` keeps this machine's profile."""
+
+UNITS: dict[str, str] = {
+    "zap_anon": "clear the PTE of an anonymous 4 KiB page and drop its rmap",
+    "zap_zero": "clear a PTE of the shared zero page",
+    "zap_file": "clear the PTE of a page-cache page and drop its rmap",
+    "zap_thp": "clear the PMD of a transparent huge page (2 MiB)",
+    "zap_hugetlb": "clear the PMD of a hugetlb page (2 MiB)",
+    "zap_pfn": "clear a PTE of a PFN mapping",
+    "free_anon": "return a 4 KiB anonymous page to the allocator",
+    "free_file": "drop a reference to a page-cache page",
+    "free_thp": "return a transparent huge page",
+    "free_hugetlb": "return a hugetlb page to its pool",
+    "free_table": "free one page-table page",
+    "fault_minor": "a page fault that finds everything: the base of every fault",
+    "fault_anon": "beyond fault_minor: allocate and clear a 4 KiB page",
+    "fault_zero": "beyond fault_minor: map the zero page",
+    "fault_file": "beyond fault_minor: look up and map a page-cache page",
+    "fault_thp": "beyond fault_minor: allocate and clear a 2 MiB page",
+    "fault_hugetlb": "beyond fault_minor: take and clear a hugetlb page",
+    "fault_cow": "beyond fault_minor: allocate and copy a 4 KiB page",
+    "populate_anon": "one page of MAP_POPULATE or MADV_POPULATE_WRITE",
+    "copy_pte": "one PTE of fork or of a move by mremap",
+    "protect_pte": "one PTE of mprotect",
+    "vma_find": "look up a VMA",
+    "vma_alloc": "make a VMA and put it into the tree",
+    "vma_split": "split a VMA",
+    "vma_merge": "merge two VMAs",
+    "vma_detach": "take a VMA out of the tree",
+    "vma_free": "unlink and free a detached VMA",
+    "lock": "acquire the uncontended mmap_lock",
+    "unlock": "release the mmap_lock",
+    "downgrade": "downgrade the mmap_lock from write to read",
+    "flush": "flush this CPU's TLB once",
+    "flush_remote": "per other CPU that runs the mm: the interrupt and its answer",
+    "munlock_page": "munlock one page",
+    "mlock_page": "mlock one present page",
+    "syscall": "entry to and exit from a system call",
+    "proc_read": "the own work of a read of /proc/PID/cmdline",
+    "gup_page": "get_user_pages of one present page",
+    "userfaultfd_event": "hand one event to a userfaultfd monitor and await its read",
+    "uprobe": "remove one uprobe with the mapping it is in",
+    "wakeup": "wake a task: the cost to the waker",
+    "wakeup_latency": "from the wake-up until the task runs on an idle CPU",
+    "context_switch": "switch a CPU from one task to another",
+}
+"""Every unit that a model may spend, and what it stands for; costs are in nanoseconds each."""
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One machine's costs in nanoseconds by unit, and where they come from.
+
+    `spread` gives the least and the greatest of the repeated measurements of a unit, where it was
+    measured; `notes` says how a unit that was not measured by itself was chosen.
+    """
+
+    name: str
+    description: str
+    source: str
+    costs: dict[str, float]
+    kernel: str = ""
+    cpu: str = ""
+    spread: dict[str, tuple[float, float]] = {}
+    notes: dict[str, str] = {}
+
+    def __getitem__(self, unit: str) -> float:
+        return self.costs[unit]
+
+
+def load(name_or_path: str | Path) -> Profile:
+    """Return a checked profile; raise UserError naming the file, the key and the rule."""
+    path = find(name_or_path)
+    try:
+        profile = msgspec.toml.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise UserError(f"profile {path}: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"profile {path}: {' '.join(str(error).split())}") from None
+    check(profile, str(path))
+    return profile
+
+
+def check(profile: Profile, where: str) -> None:
+    """Raise UserError unless every unit has one finite cost that is not negative."""
+    for unit, cost in profile.costs.items():
+        if unit not in UNITS:
+            raise UserError(
+                f"profile {where}: costs.{unit} is no unit: see zaplock calibrate --units"
+            )
+        if not (math.isfinite(cost) and cost >= 0):
+            raise UserError(
+                f"profile {where}: costs.{unit} = {cost} must be finite and not negative"
+            )
+    missing = [unit for unit in UNITS if unit not in profile.costs]
+    if missing:
+        raise UserError(f"profile {where}: costs.{missing[0]} is missing: give it in nanoseconds")
+    for table in ("spread", "notes"):
+        for unit in getattr(profile, table):
+            if unit not in UNITS:
+                raise UserError(
+                    f"profile {where}: {table}.{unit} is no unit: see zaplock calibrate --units"
+                )
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Return the file of a profile that is named or given by its path."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or os.sep in text or text.endswith(".toml"):
+        return Path(text)
+    known = available()
+    if text not in known:
+        raise UserError(f"no profile {text!r}; the profiles are {', '.join(sorted(known))}")
+    return known[text]
+
+
+def shipped() -> list[str]:
+    """Name the profiles that come with zaplock."""
+    return sorted(_in(Path(__file__).parent / "data"))
+
+
+def available() -> Mapping[str, Path]:
+    """Return every profile that can be named, the user's own before shipped ones, with its file."""
+    return {**_in(Path(__file__).parent / "data"), **_in(user_directory())}
+
+
+def _in(directory: Path) -> dict[str, Path]:
+    return {path.stem: path for path in directory.glob("*.toml")}
+
+
+def user_directory() -> Path:
+    """Return the directory of the user's own profiles."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "zaplock" / "profiles"
+
+
+PAGES_PER_TABLE = 512
+_ZAPPED = {
+    "anonymous": ("zap_anon", "free_anon", 1),
+    "zero": ("zap_zero", None, 1),
+    "file": ("zap_file", "free_file", 1),
+    "thp": ("zap_thp", "free_thp", 512),
+    "hugetlb": ("zap_hugetlb", "free_hugetlb", 512),
+}
+
+
+def predict(profile: Profile, length: int, backing: str = "anonymous", *, nr_vmas: int = 1) -> int:
+    """Return the nanoseconds of one undisturbed munmap of `length` populated bytes.
+
+    With n pages: n * (zap + free) + tables * free_table, and once the call, lock and VMA work.
+    """
+    zap, free, small = _ZAPPED[backing]
+    nr_pages = length // 4096 // small
+    nr_tables = nr_pages / PAGES_PER_TABLE
+    each = profile[zap] + (profile[free] if free else 0.0)
+    vmas = nr_vmas * (profile["vma_detach"] + profile["vma_free"])
+    fixed = sum(
+        profile[unit] for unit in ("syscall", "lock", "vma_find", "downgrade", "flush", "unlock")
+    )
+    return round(nr_pages * each + nr_tables * profile["free_table"] + vmas + fixed)
