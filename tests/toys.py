@@ -107,9 +107,7 @@ def _random_body(rng: random.Random, length: int) -> Callable[[], Any]:
             lock = rng.choice(sorted(k for k, w in held.items() if w))
             held[lock] = False
             plan.append(("downgrade", lock))
-        elif kind == "wait" and rng.random() < 0.8:
-            continue
-        elif kind == "kill" and rng.random() < 0.8:
+        elif kind in ("wait", "kill") and rng.random() < 0.8:
             continue
         else:
             plan.append((kind, (rng.choice("xyz"), rng.randrange(3))))

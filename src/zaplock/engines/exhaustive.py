@@ -124,8 +124,7 @@ class _Search:
         found: list[int] = []
         add, append = visited.add, found.append
         tasks = [
-            (index, mask, table.rows[index])
-            for index, mask in enumerate(table.position_masks)
+            (index, mask, table.rows[index]) for index, mask in enumerate(table.position_masks)
         ]
         transitions = 0
         for state in frontier:

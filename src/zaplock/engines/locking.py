@@ -1,9 +1,9 @@
 """What one step does when its turn comes: done, queued, or blocked. Shared by all checking engines.
 
 The timed engine has its own rules, since there waiting takes time. Here a task that can't go on is
-simply not enabled. Under the fair rule (`Rules.fair`) asking for a taken lock is a transition of its
-own, which puts the task into the queue; a release or downgrade then grants the lock to those whom
-the kernel's policy wakes, in the same instant, as the kernel hands it over under the wait_lock.
+simply not enabled. Under the fair rule (`Rules.fair`) asking for a taken lock is a transition of
+its own, which puts the task into the queue; a release or downgrade then grants the lock to those
+whom the kernel's policy wakes, in the same instant, as the kernel does under the wait_lock.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def _may_enter(rules: Rules, sem: rwsem.Rwsem, write: bool) -> bool:
     return passes or rwsem.may_enter_past_queue(sem, rules.policy, write)
 
 
-def _leave(
-    rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwsem.Rwsem
-) -> Outcome:
+def _leave(rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwsem.Rwsem) -> Outcome:
     if step.action == "up":
         after = rwsem.release(sem, task.tid, step.write)
     else:

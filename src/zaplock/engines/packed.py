@@ -106,18 +106,28 @@ class PackedStore:
         self.low_mask = (1 << reserved) - 1
         self.reads: set[Field] = set()
         self.writes: set[Field] = set()
-        self.containers = list(store.containers.values())
+        self.store = store
+        self.containers: list[Cells[Any, Any]] = []
         self.key_fields: list[Field] = []
-        for number, container in enumerate(self.containers):
+        self.current = 0
+        self.adopt()
+
+    def adopt(self) -> bool:
+        """Take in containers that the store has got since; return whether there were any.
+
+        A step that makes one has used it unseen: its caller has to let it run again.
+        """
+        new = list(self.store.containers.values())[len(self.containers) :]
+        for container in new:
+            number = len(self.containers)
+            self.containers.append(container)
             keys = Field(self.layout, number, KEYS)
             self.key_fields.append(keys)
             _install(self, number, container, keys)
-        self.current = 0
-        for number, container in enumerate(self.containers):
-            keys = self.key_fields[number]
             self.current |= keys.code(_keys_of(container))
             for key, value in dict.items(container.data):
                 self.current |= self.field(number, key).code(value)
+        return bool(new)
 
     def field(self, container: int, key: Hashable) -> Field:
         """Return the field of one cell."""
@@ -193,9 +203,7 @@ class _Fields(dict[Any, Field]):
         return field
 
 
-def _install(
-    packed: PackedStore, number: int, container: Cells[Any, Any], keys: Field
-) -> None:
+def _install(packed: PackedStore, number: int, container: Cells[Any, Any], keys: Field) -> None:
     container.data = _RecordingDict(container.data, packed, number, keys)
     if isinstance(container, OrderedCells):
         container.order = _RecordingList(container.order, packed, keys)
@@ -259,13 +267,13 @@ class _RecordingDict(dict[Any, Any]):
         # The order of insertion differs between paths to one state; a step must not see it.
         return iter(sorted(dict.__iter__(self), key=repr))
 
-    def keys(self) -> KeysView[Any]:
+    def keys(self) -> KeysView[Any]:  # type: ignore[override]
         return KeysView(self)
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> ValuesView[Any]:  # type: ignore[override]
         return ValuesView(self)
 
-    def items(self) -> ItemsView[Any, Any]:
+    def items(self) -> ItemsView[Any, Any]:  # type: ignore[override]
         return ItemsView(self)
 
     def __eq__(self, other: object) -> bool:
@@ -274,7 +282,7 @@ class _RecordingDict(dict[Any, Any]):
     def _behind_the_store(self, *_args: Any, **_kwargs: Any) -> Any:
         raise TypeError("a cell is written through Cells.put and Cells.drop only")
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
     setdefault = update = clear = popitem = _behind_the_store
 
 
@@ -307,4 +315,4 @@ class _RecordingList(list[int]):
     def __eq__(self, other: object) -> bool:
         return list(self) == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None

@@ -1,10 +1,10 @@
 """Transitions, each run once per value of the cells that it depends on.
 
-A state is an int (see `packed`) whose low bits are the tasks' positions. For each position of a task
-there is a row: the mask of all cells that its step was ever seen to read or write, and a memo from
-the state's bits under that mask to what the step did, as the XOR of old and new state. So a
+A state is an int (see `packed`) whose low bits are the tasks' positions. For each position of a
+task there is a row: the mask of all cells that its step was ever seen to read or write, and a memo
+from the state's bits under that mask to what the step did, as the XOR of old and new state. So a
 transition that was made before, in whatever surroundings, costs an AND, a look-up and an XOR, and
-the protocol and its steps run only a few hundred times however many states there are.
+steps really run some thousand times where there are a million states.
 
 Soundness: a step is a deterministic function of the cells that it reads. If it read the set A in
 some state, then it reads A, and does the same, in every state that agrees on A. The mask holds A,
@@ -108,15 +108,9 @@ class Table:
         """Run a step that has no memo for a state like this one, and write the memo."""
         self.misses += 1
         packed = self.packed
-        packed.go_to(state)
-        packed.begin()
-        extra_mask = 0
-        moved = 0
-        try:
-            moved, extra_mask = self._run(index, row.node, state)
-            outcome = 1
-        except Violation as violation:
-            outcome = self._number(violation)
+        outcome, moved, extra_mask = self._run_at(index, row.node, state)
+        while packed.adopt():
+            outcome, moved, extra_mask = self._run_at(index, row.node, state)
         written = packed.commit()
         row.written |= self._written_mask()
         violation_in_promise = None
@@ -134,6 +128,15 @@ class Table:
             self._widen()
         row.memo[state & row.mask] = outcome
         return outcome
+
+    def _run_at(self, index: int, node: Node, state: int) -> tuple[int, int, int]:
+        self.packed.commit()  # what an earlier try wrote
+        self.packed.go_to(state)
+        self.packed.begin()
+        try:
+            return 1, *self._run(index, node, state)
+        except Violation as violation:
+            return self._number(violation), 0, 0
 
     def _run(self, index: int, node: Node, state: int) -> tuple[int, int]:
         """Take the step; return how positions change (XOR) and whose positions that looked at."""

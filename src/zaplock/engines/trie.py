@@ -12,6 +12,7 @@ Tasks that have ended collapse to their result, since no history can matter any 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from zaplock.engines.programs import Program, Protocol
@@ -143,7 +144,6 @@ def resume(live: Protocol, result: Any) -> tuple[bool, Any]:
 def abandon(live: Protocol | None) -> None:
     """Close a coroutine that will not be run to its end."""
     if live is not None:
-        try:
+        # RuntimeError: its `finally` awaits an unlock, and there is nothing left to unlock.
+        with suppress(RuntimeError):
             live.close()
-        except RuntimeError:  # its `finally` awaits an unlock: there is nothing left to unlock
-            pass
