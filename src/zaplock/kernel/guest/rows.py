@@ -1,0 +1,73 @@
+"""Runs in a guest as rows of the table that `zaplock measure` and `compare` print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from zaplock.kernel.guest import recording, verdict
+from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, guest_name, run, stalls
+from zaplock.trace.outcome import Outcome
+
+_MESSAGE = "blocked for more than"
+
+
+def measure(
+    plan: GuestPlan,
+    *,
+    repeat: int = 1,
+    keep: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _phase: None,
+) -> list[Outcome]:
+    """Run a plan `repeat` times, each in a fresh guest, and return one row for each run.
+
+    `keep` names where the last run is written as a recording. Raises UserError where QEMU or the
+    kernel can't be had, or the guest fails.
+    """
+    rows = []
+    for _ in range(repeat):
+        done = run(plan, progress=progress)
+        rows.append(outcome(done))
+    if keep is not None:
+        recording.write(keep, done)
+    return rows
+
+
+def outcome(done: GuestRun) -> Outcome:
+    """Sum up one run as a row."""
+    plan, capsule = done.plan, done.capsule
+    both = stalls(done)
+    seen = None
+    if not plan.graph:
+        seen = verdict.read(capsule, recording.events(capsule), teardown=plan.teardown)
+    clock = "instruction-counted time" if plan.exact else "emulated: compare within this row only"
+    return Outcome(
+        design=guest_name(done),
+        bystanders=plan.bystanders,
+        exclusive_hold_ns=seen.held_ns("exclusive") if seen else None,
+        shared_hold_ns=seen.held_ns("shared") if seen else None,
+        munmap_ns=capsule.fact("end_ns") - capsule.fact("begin_ns"),
+        stalls={name: beside for name, (beside, _) in both.items()},
+        hung_tasks=len(hung_task_messages(capsule.text("kernel_log"))),
+        note=f"{plan.backing} backing; {clock}",
+        extra={
+            "size": plan.length,
+            "backing": plan.backing,
+            "teardown": plan.teardown,
+            "idle": {name: idle.to_json() for name, (_, idle) in both.items()},
+        },
+    )
+
+
+def hung_task_messages(log: str) -> list[str]:
+    """Return the kernel's own reports of hung tasks, each with its lines up to the next report."""
+    lines = [line.split("] ", 1)[-1] for line in log.splitlines()]
+    starts = [number for number, line in enumerate(lines) if _MESSAGE in line]
+    ends = [*starts[1:], len(lines)]
+    return ["\n".join(_report(lines[start:end])) for start, end in zip(starts, ends)]
+
+
+def _report(lines: list[str]) -> list[str]:
+    """Cut a report at the end of its call trace."""
+    done = next((n for n, line in enumerate(lines) if line.strip() == "</TASK>"), len(lines) - 1)
+    return lines[: done + 1]
