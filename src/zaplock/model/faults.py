@@ -22,6 +22,7 @@ class Invariant(Enum):
     BOOKS_BALANCE = "no page is leaked or freed twice, and counters equal a recount"
     NO_DEADLOCK = "somebody can always go on"
     READER_WAITS_EXCLUSIVE_ONLY = "a reader waits no longer than the exclusive part"
+    MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
 
 
