@@ -114,10 +114,11 @@ FIGURES = (
     "LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Swap", "Locked",
 )  # fmt: skip
 COUNTERS = (
-    "VmPeak", "VmSize", "VmLck", "VmPin", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem",
+    "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
 )  # fmt: skip
-"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib."""
+"""Of /proc/PID/status, in kB; VmExec is VmExe + VmLib. VmHWM is not here: the kernel takes it from
+per-CPU counters without summing them up, so it differs from run to run."""
 
 
 class Snapshot(NamedTuple):

@@ -1,10 +1,10 @@
 """The few pages that a bare process keeps: code, control words, program, observations.
 
-One memfd, mapped at RING in every child and anywhere in the parent; observations leave it
-through a small buffer into a second memfd, so that it stays small: smaps walks it each time. RING lies between mmap_base and
-the old stack, so no mapping whose address the kernel chooses can collide with it. The mapping is
-sealed (mseal, 6.10) where the kernel can: a test's wild munmap then fails instead of sawing off
-the branch that it sits on.
+One memfd, mapped at RING in every child and anywhere in the parent. Observations leave it through
+a small buffer into a second memfd, so that it stays small: smaps walks it each time. RING lies
+between mmap_base and the old stack, so no mapping whose address the kernel chooses can collide with
+it. It is sealed (mseal, 6.10) where the kernel can: a test's wild munmap then fails instead of
+sawing off the branch that it sits on.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ PRESENT, SWAPPED, GUARD = 1 << 3, 1 << 4, 1 << 8
 REPORTED = (1 << 2) | PRESENT | SWAPPED | (1 << 5) | (1 << 6) | GUARD  # file, zero page, huge
 
 _SYS = {
-    "open": 2, "close": 3, "mmap": 9, "munmap": 11, "lseek": 8, "brk": 12, "dup2": 33, "ftruncate": 77, "rt_sigaction": 13, "clone": 56,
-    "wait4": 61, "capset": 126, "sigaltstack": 131, "prctl": 157, "futex": 202,
-    "exit_group": 231, "close_range": 436, "mseal": 462, "madvise": 28, "ioctl": 16,
+    "open": 2, "close": 3, "lseek": 8, "munmap": 11, "brk": 12, "rt_sigaction": 13, "ioctl": 16,
+    "madvise": 28, "clone": 56, "wait4": 61, "capset": 126, "sigaltstack": 131, "prctl": 157,
+    "futex": 202, "exit_group": 231, "close_range": 436, "mseal": 462,
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ FILE_STRINGS = (STRINGS + len(PROC_STRINGS) + 63) & ~63
 
 
 def control_words(has_scan_guard: bool = True) -> bytes:
-    """Fill the control page: PAGEMAP_SCAN's argument, signal action and stack, empty capabilities."""
+    """Fill the control page: PAGEMAP_SCAN's argument, signal action and stack, no capability."""
     page = bytearray(SCRATCH - CONTROL)
     mask = REPORTED if has_scan_guard else REPORTED & ~GUARD
     any_of = mask & (PRESENT | SWAPPED | GUARD)
