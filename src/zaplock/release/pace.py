@@ -6,10 +6,11 @@ cost per byte allows for `max_stall_ns / SHARE`. The thread's CPU time is the me
 clock: in Python the return from a system call may wait milliseconds for the GIL, when the lock is
 long free.
 
-After each piece the worker sleeps. Without that it takes the mmap_lock again before the waiter
-whom it woke is running, and goes on until the rwsem's handoff, 4 ms later; with it, each waiter
-has its turn. Pieces are whole 2 MiB where they can be: then the kernel frees the page-table page
-along with its pages (CONFIG_PT_RECLAIM, 6.14), and a transparent huge page is not split.
+After each piece the worker sleeps. Without that it takes the mmap_lock
+again before the waiter whom it woke is running, and goes on until the rwsem's handoff, 4 ms later;
+with it, each waiter has its turn. Pieces are whole 2 MiB where they can be: then the kernel frees
+the page-table page along with its pages (CONFIG_PT_RECLAIM, 6.14), and a transparent huge page is
+not split.
 """
 
 from __future__ import annotations
