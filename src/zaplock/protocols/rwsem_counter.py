@@ -4,8 +4,8 @@ Everywhere else a semaphore is one cell (`model.rwsem`). Here its count, its que
 are cells of their own, and each atomic operation on one of them is a step; what the kernel does
 under the wait_lock is several steps, since the fast paths don't take that lock.
 
-The bug: since 70800c3c0cc5 (4.9) the waker lets each reader go (clears its `waiter->task`) before it
-has counted them all; only the first is counted beforehand. A reader that runs and leaves at once
+The bug: since 70800c3c0cc5 (4.9) the waker lets each reader go (clears its `waiter->task`) before
+it has counted them all; only the first is counted beforehand. A reader that runs and leaves at once
 takes its one off a count that was never raised for it; the count looks free; a writer that spins
 takes the lock beside the other reader. Mended by a9e9bcb45b15 (5.2, and 5.1 stable): first count,
 then let go.
