@@ -46,11 +46,11 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.teardown import (
-    Bounds,
     Handles,
     add_counter,
     clear_mayshare,
     detach_vmas_to_be_unmapped,
+    floor_and_ceiling,
     munmap_mlock_vma,
     read_counter,
     remove_vma_list,
@@ -193,9 +193,9 @@ async def settle_special_mapping(handle: int) -> None:
 async def do_munmap_4_20(
     cx: Cx, start: int, length: int, events: UnmapEvents, downgrade: bool = False
 ) -> int:
-    """4.20 and 5.10 (__do_munmap): as 4.18 up to the detach, then under read if asked. Returns 1 if so.
+    """4.20 and 5.10 (__do_munmap): as 4.18 up to the detach, then under read if asked.
 
-    5.10 stays under write beside a VMA that might grow into the range meanwhile.
+    Returns 1 if so. 5.10 stays under write beside a VMA that might grow into the range meanwhile.
     """
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
@@ -341,16 +341,6 @@ async def prepare_events(
     if cx.design.uffd_unmap:
         events.extend(await userfaultfd_unmap_prep(handles, start, end))
     return 0
-
-
-@step
-def floor_and_ceiling(m: Machine, task: Task, mm: int, start: int, end: int) -> Bounds:
-    """Return (end of the VMA before, start of the VMA behind): what page tables others need."""
-    space = m.mm(mm)
-    before, behind = previous(space, start), following(space, end)
-    floor = vma_of(m, task, before).end if before else 0
-    ceiling = vma_of(m, task, behind).start if behind else 0
-    return floor, ceiling
 
 
 @step

@@ -37,7 +37,9 @@ from zaplock.model.vma import (
     Vma,
     account_parts,
     change,
+    following,
     free,
+    previous,
     read_vma,
     remove,
     unlink_rmap,
@@ -191,6 +193,15 @@ def free_pgd_range(
     first, last = start >> PAGE_SHIFT, end >> PAGE_SHIFT
     floor, ceiling = bounds[0] >> PAGE_SHIFT, bounds[1] >> PAGE_SHIFT
     free_tables(m, task, m.mm(mm), gather, first, last, floor, ceiling)
+
+
+@step
+def floor_and_ceiling(m: Machine, task: Task, mm: int, start: int, end: int) -> Bounds:
+    """Return (end of the VMA before, start of the VMA behind): what page tables others need."""
+    space = m.mm(mm)
+    before, behind = previous(space, start), following(space, end)
+    floor = vma_of(m, task, before).end if before else 0
+    return floor, vma_of(m, task, behind).start if behind else 0
 
 
 async def tlb_finish_mmu(cx: Cx, gather: int) -> None:

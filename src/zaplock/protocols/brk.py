@@ -1,0 +1,107 @@
+"""brk: the heap, which grows as anonymous memory and shrinks as an munmap.
+
+From 4.20 on a shrinking brk downgrades too: `mm->brk` is written under write before, and put back
+if the unmap fails (9bc8039e715d). With the rwsem of its time that cost brk1 of will-it-scale dear.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_ACCOUNT,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYWRITE,
+    VM_READ,
+    VM_WRITE,
+    page_align,
+)
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, account, insert, lookup, merge_around, vma_of
+from zaplock.protocols.locking import (
+    mmap_read_unlock,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+)
+from zaplock.protocols.mmap import commit, mlock_fits
+from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.teardown import read_counter, write_counter
+from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, UnmapEvents
+
+
+async def brk(cx: Cx, wanted: int) -> int:
+    """The brk system call: returns where the heap ends now (the old end where it can't move)."""
+    events: UnmapEvents = []
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    old = await read_counter(cx.mm, "brk")
+    new_end, old_end = page_align(wanted), page_align(old)
+    if wanted < await read_counter(cx.mm, "start_brk"):
+        await mmap_write_unlock(cx)
+        return old
+    if new_end <= old_end:
+        return await shrink(cx, old, wanted, new_end, old_end, events)
+    grown = await grow(cx.mm, old_end, new_end, wanted)
+    await mmap_write_unlock(cx)
+    if not grown:
+        return old
+    if await read_counter(cx.mm, "def_flags") & VM_LOCKED:
+        await mm_populate(cx, old_end, new_end)
+    return wanted
+
+
+async def shrink(
+    cx: Cx, old: int, wanted: int, new_end: int, old_end: int, events: UnmapEvents
+) -> int:
+    """Move the end down and unmap what is above; ends the hold."""
+    await write_counter(cx.mm, "brk", wanted)
+    result = 0
+    if new_end < old_end:
+        downgrade = cx.design.brk_downgrades
+        result = await cx.design.do_munmap(cx, new_end, old_end - new_end, events, downgrade)
+    if result < 0:
+        await write_counter(cx.mm, "brk", old)
+    if result == 1:
+        await mmap_read_unlock(cx)
+    else:
+        await mmap_write_unlock(cx)
+    await userfaultfd_unmap_complete(cx, events)
+    return old if result < 0 else wanted
+
+
+@step
+def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: int) -> bool:
+    """Map [old_end, new_end) as heap, unless a limit or a mapping is in the way."""
+    space = m.mm(mm)
+    length = new_end - old_end
+    pages = length >> PAGE_SHIFT
+    ahead = lookup(m, space, old_end)
+    if ahead and vma_of(m, task, ahead).start < new_end + (1 << PAGE_SHIFT):
+        return False
+    limits = space.limits
+    if new_end > limits.task_size or space.count("map_count") > limits.max_map_count:
+        return False
+    if space.count("total_vm") + pages > limits.rlimit_as >> PAGE_SHIFT:
+        return False
+    flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
+    flags |= space.count("def_flags")
+    if flags & VM_LOCKED and not mlock_fits(space, length):
+        return False
+    if commit(m, pages):
+        return False
+    vma = Vma(mm, old_end, new_end, flags, old_end >> PAGE_SHIFT)
+    handle = insert(m, task, vma)
+    account(space, flags, 0, pages)
+    if flags & VM_LOCKED:
+        space.add("locked_vm", pages)
+    merge_around(m, task, handle)
+    space.counters.put("brk", wanted)
+    return True

@@ -1,0 +1,451 @@
+"""mmap: find a place, clear it, put a VMA there, map what must be mapped at once.
+
+Everything runs under the exclusive lock, also the teardown of what lay there before (MAP_FIXED):
+that is why mapping over a big range stalls everybody where munmap does not. Only MAP_POPULATE and
+MAP_LOCKED fault their pages in afterwards, under read.
+
+Sources: mm/mmap.c do_mmap, mmap_region (4.9 to 6.1), mm/vma.c __mmap_region (6.12 on).
+"""
+
+from __future__ import annotations
+
+from errno import (
+    EACCES,
+    EAGAIN,
+    EBADF,
+    EEXIST,
+    EINTR,
+    EINVAL,
+    ENODEV,
+    ENOMEM,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+)
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_DENYWRITE,
+    MAP_DROPPABLE,
+    MAP_EXECUTABLE,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_SYNC,
+    MAP_TYPE,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PMD_SIZE,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VM_ACCOUNT,
+    VM_DONTDUMP,
+    VM_DONTEXPAND,
+    VM_DROPPABLE,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_IO,
+    VM_LOCKED,
+    VM_LOCKED_MASK,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_WIPEONFORK,
+    VM_WRITE,
+    page_align,
+)
+from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.step import Task, step
+from zaplock.model.vma import (
+    Vma,
+    account,
+    change,
+    insert,
+    lookup,
+    merge_around,
+    overlapping,
+    previous,
+    remove,
+    vma_of,
+)
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
+from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, UnmapEvents
+
+LEGACY_FLAGS = (
+    MAP_TYPE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_GROWSDOWN | MAP_DENYWRITE
+    | MAP_EXECUTABLE | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK
+    | MAP_HUGETLB
+)  # fmt: skip
+
+
+async def mmap(
+    cx: Cx, address: int, length: int, prot: int, flags: int, file: int = 0, offset: int = 0
+) -> int:
+    """The mmap system call: the address, or a negative errno."""
+    error = mmap_arguments(length, flags, file, offset)
+    if error:
+        return error
+    if flags & MAP_HUGETLB:
+        length = (length + PMD_SIZE - 1) & -PMD_SIZE
+    events: UnmapEvents = []
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    placed, populate = await do_mmap(
+        cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
+    )
+    await mmap_write_unlock(cx)
+    await userfaultfd_unmap_complete(cx, events)
+    if populate and placed >= 0:
+        await mm_populate(cx, placed, placed + page_align(length))
+    return placed
+
+
+def mmap_arguments(length: int, flags: int, file: int, offset: int) -> int:
+    """Check what needs no lock: 0 or a negative errno."""
+    if offset & ~PAGE_MASK:
+        return -EINVAL
+    if not flags & MAP_ANONYMOUS and not file:
+        return -EBADF
+    return 0 if length else -EINVAL
+
+
+async def do_mmap(
+    cx: Cx,
+    address: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: int,
+    pgoff: int,
+    events: UnmapEvents,
+) -> tuple[int, bool]:
+    """Map under the exclusive lock: (address or error, whether to populate)."""
+    if flags & MAP_FIXED_NOREPLACE:
+        flags |= MAP_FIXED
+    length = page_align(length)
+    if not length:
+        return -ENOMEM, False
+    if pgoff + (length >> PAGE_SHIFT) >= 1 << 64 - PAGE_SHIFT:
+        return -EOVERFLOW, False
+    placed = await get_unmapped_area(cx.mm, address, length, flags)
+    if placed < 0:
+        return placed, False
+    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file)
+    if vm_flags < 0:
+        return vm_flags, False
+    if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
+        pgoff = 0 if vm_flags & VM_SHARED else placed >> PAGE_SHIFT
+        file = 0
+    result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events)
+    if result < 0:
+        return result, False
+    wanted = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
+    return placed, bool(vm_flags & VM_LOCKED or wanted)
+
+
+@step
+def get_unmapped_area(
+    m: Machine, task: Task, mm: int, address: int, length: int, flags: int
+) -> int:
+    """Return where a mapping goes: at a fixed address, at the hint, or top-down in a gap."""
+    space = m.mm(mm)
+    limits = space.limits
+    if space.count("map_count") > limits.max_map_count or length > limits.task_size:
+        return -ENOMEM
+    if flags & MAP_FIXED:
+        return fixed_area(m, space, address, length, flags)
+    address = page_align(address) if address else 0
+    if 0 < address < limits.mmap_min_addr:
+        address = limits.mmap_min_addr
+    if address and address <= limits.task_size - length and is_clear(m, space, address, length):
+        return address
+    top = 0x4000_0000 + 0x4000_0000 if flags & MAP_32BIT else limits.mmap_base
+    return highest_gap(m, space, length, top)
+
+
+def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+    """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST."""
+    if address > space.limits.task_size - length:
+        return -ENOMEM
+    if address & ~PAGE_MASK:
+        return -EINVAL
+    if address < space.limits.mmap_min_addr:
+        return -EPERM
+    if flags & MAP_FIXED_NOREPLACE and overlapping(m, space, address, address + length):
+        return -EEXIST
+    return address
+
+
+def is_clear(m: Machine, space: AddressSpace, address: int, length: int) -> bool:
+    """Return whether a hint can be had, the guard gap of a stack above it included."""
+    handle = lookup(m, space, address)
+    if not handle:
+        return True
+    vma = m.vmas[handle]
+    assert isinstance(vma, Vma)
+    return address + length <= start_with_gap(space, vma)
+
+
+def start_with_gap(space: AddressSpace, vma: Vma) -> int:
+    """Return where a VMA begins, with the guard gap of one that grows down."""
+    if vma.flags & VM_GROWSDOWN:
+        return max(0, vma.start - space.limits.stack_guard_gap)
+    return vma.start
+
+
+def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+    """Return the highest address below `top` with `length` bytes free, or -ENOMEM."""
+    at = top
+    handle = previous(space, top)
+    while True:
+        vma = m.vmas[handle] if handle else None
+        assert vma is None or isinstance(vma, Vma)
+        floor = vma.end if vma else space.limits.mmap_min_addr
+        if at - floor >= length:
+            return at - length
+        if vma is None:
+            return -ENOMEM
+        at = min(at, start_with_gap(space, vma))
+        handle = previous(space, vma.start)
+
+
+@step
+def mmap_flags(
+    m: Machine, task: Task, mm: int, address: int, length: int, prot: int, flags: int, file: int
+) -> int:
+    """Return the vm_flags of a mapping, or a negative errno where it may not be."""
+    space = m.mm(mm)
+    vm_flags = space.count("def_flags") | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    vm_flags |= prot_flags(prot)
+    vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
+    vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
+    if flags & MAP_STACK:
+        vm_flags |= VM_NOHUGEPAGE
+    if flags & MAP_LOCKED and not may_mlock(space):
+        return -EPERM
+    if vm_flags & VM_LOCKED and not mlock_fits(space, length):
+        return -EAGAIN
+    kind = flags & MAP_TYPE
+    if not flags & MAP_ANONYMOUS:
+        vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
+    else:
+        vm_flags = anonymous_flags(kind, vm_flags)
+    if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
+        vm_flags |= VM_NORESERVE
+    if vm_flags > 0 and flags & MAP_HUGETLB:
+        vm_flags |= VM_HUGETLB | VM_DONTEXPAND
+    return vm_flags
+
+
+def prot_flags(prot: int) -> int:
+    """Return VM_READ, VM_WRITE and VM_EXEC for PROT_*."""
+    return (
+        (VM_READ if prot & PROT_READ else 0)
+        | (VM_WRITE if prot & PROT_WRITE else 0)
+        | (VM_EXEC if prot & PROT_EXEC else 0)
+    )
+
+
+def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
+    """Return the vm_flags of a file mapping, or a negative errno."""
+    backing = m.files[file]
+    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS & ~(MAP_FIXED_NOREPLACE | MAP_SYNC):
+        return -EOPNOTSUPP
+    if kind == MAP_SHARED_VALIDATE and flags & MAP_SYNC:
+        return -EOPNOTSUPP
+    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if prot & PROT_WRITE and not backing.writable:
+            return -EACCES
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not backing.writable:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+        if backing.seals == "write" and prot & PROT_WRITE:
+            return -EPERM
+    elif kind != MAP_PRIVATE:
+        return -EINVAL
+    if backing.kind == "none":
+        return -ENODEV
+    return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
+
+
+def anonymous_flags(kind: int, vm_flags: int) -> int:
+    """Return the vm_flags of an anonymous mapping, or a negative errno."""
+    if kind == MAP_SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        return vm_flags | VM_SHARED | VM_MAYSHARE
+    if kind == MAP_DROPPABLE:
+        if vm_flags & (VM_LOCKED | VM_GROWSDOWN):
+            return -EINVAL
+        return vm_flags | VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
+    return vm_flags if kind == MAP_PRIVATE else -EINVAL
+
+
+def may_mlock(space: AddressSpace) -> bool:
+    """Return whether a process may lock memory at all (can_do_mlock)."""
+    return space.limits.can_ipc_lock or space.limits.rlimit_memlock > 0
+
+
+def mlock_fits(space: AddressSpace, length: int) -> bool:
+    """Return whether RLIMIT_MEMLOCK allows `length` more bytes."""
+    if space.limits.can_ipc_lock:
+        return True
+    pages = space.count("locked_vm") + (length >> PAGE_SHIFT)
+    return pages <= space.limits.rlimit_memlock >> PAGE_SHIFT
+
+
+async def mmap_region(
+    cx: Cx, start: int, length: int, vm_flags: int, file: int, pgoff: int, events: UnmapEvents
+) -> int:
+    """Clear the range, account for the new mapping and put it into the tree."""
+    end = start + length
+    error = await may_expand_vm(cx.mm, start, end, vm_flags)
+    if error:
+        return error
+    result = await cx.design.do_munmap(cx, start, length, events, False)
+    if result < 0:
+        return -ENOMEM if result == -EINVAL else result
+    charged = await charge_commit(cx.mm, vm_flags, length, file)
+    if charged < 0:
+        return charged
+    handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff)
+    if file:
+        error = await call_mmap(handle)
+        if error:
+            await undo_driver_mapping(cx, handle, start, end)
+            return error
+    await finish_mmap(handle)
+    return start
+
+
+@step
+def may_expand_vm(m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int) -> int:
+    """Return 0, or -ENOMEM where RLIMIT_AS or RLIMIT_DATA would be passed."""
+    space = m.mm(mm)
+    replaced = sum(
+        min(end, vma.end) - max(start, vma.start)
+        for vma in (vma_of(m, task, handle) for handle in overlapping(m, space, start, end))
+    )
+    pages = end - start - replaced >> PAGE_SHIFT
+    if space.count("total_vm") + pages > space.limits.rlimit_as >> PAGE_SHIFT:
+        return -ENOMEM
+    is_data = vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
+    over = space.count("data_vm") + pages > space.limits.rlimit_data >> PAGE_SHIFT
+    return -ENOMEM if is_data and over else 0
+
+
+@step
+def charge_commit(m: Machine, task: Task, mm: int, vm_flags: int, length: int, file: int) -> int:
+    """Charge Committed_AS for private writable memory: VM_ACCOUNT, 0, or -ENOMEM."""
+    if vm_flags & (VM_NORESERVE | VM_HUGETLB):
+        return 0
+    shared_anonymous = vm_flags & VM_SHARED and not file
+    if vm_flags & (VM_SHARED | VM_WRITE) != VM_WRITE and not shared_anonymous:
+        return 0
+    error = commit(m, length >> PAGE_SHIFT)
+    return error or (0 if shared_anonymous else VM_ACCOUNT)
+
+
+def commit(m: Machine, pages: int) -> int:
+    """Promise memory: 0, or -ENOMEM beyond what can ever be had (heuristic overcommit)."""
+    if m.globals.get("overcommit", 0) == 0 and pages > m.limits.overcommit_pages:
+        return -ENOMEM
+    m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
+    return 0
+
+
+@step
+def link_new_vma(
+    m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int, file: int, pgoff: int
+) -> int:
+    """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own."""
+    if not file and vm_flags & VM_SHARED:
+        file = m.new_handle(task, "file")
+        from zaplock.model.files import File
+
+        m.files.put(file, File("shmem", end - start, "/dev/zero"))
+    vma = Vma(mm, start, end, vm_flags, pgoff, file)
+    handle = insert(m, task, vma)
+    account(m.mm(mm), vm_flags, file, vma.nr_pages)
+    return handle
+
+
+@step
+def call_mmap(m: Machine, task: Task, handle: int) -> int:
+    """Let a driver map its pages: 0, or its error after it has mapped some of them."""
+    vma = vma_of(m, task, handle)
+    file = m.files[vma.file]
+    if file.kind != "device":
+        return 0
+    pages = vma.nr_pages if file.fails_after is None else min(file.fails_after, vma.nr_pages)
+    flags = vma.flags | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
+    m.vmas.put(handle, change(vma, flags=flags))
+    space, first = m.mm(vma.mm), vma.start >> PAGE_SHIFT
+    if pages:
+        alloc_tables(m, task, space, first, first + pages)
+        delta = (1 << 33) - first
+        install(m, task, space, first, first + pages, Pte("pfn", delta, bool(flags & VM_WRITE)))
+    return 0 if file.fails_after is None else -EAGAIN
+
+
+async def undo_driver_mapping(cx: Cx, handle: int, start: int, end: int) -> None:
+    """Undo what a driver had mapped when it failed: the unmap_region that keeps its flags' work."""
+    await unlink_failed(handle)
+    bounds = await floor_and_ceiling(cx.mm, start, end)
+    await unmap_region(cx, (handle,), start, end, bounds, False)
+    await uncharge_failed(handle)
+    await remove_vma(handle)
+
+
+@step
+def unlink_failed(m: Machine, task: Task, handle: int) -> None:
+    """Take the VMA of a failed mapping out of the tree again."""
+    remove(m, task, handle)
+
+
+@step
+def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
+    """Take back what was counted for a mapping that failed."""
+    vma = vma_of(m, task, handle)
+    m.mm(vma.mm).add("total_vm", -vma.nr_pages)
+    if vma.flags & VM_ACCOUNT:
+        m.globals.put("committed_as", m.globals.get("committed_as", 0) - vma.nr_pages)
+
+
+@step
+def finish_mmap(m: Machine, task: Task, handle: int) -> int:
+    """Count a locked mapping, and merge the new VMA with its neighbours where it can be."""
+    vma = vma_of(m, task, handle)
+    if vma.flags & VM_LOCKED:
+        if vma.flags & (VM_SPECIAL | VM_HUGETLB):
+            m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
+        else:
+            m.mm(vma.mm).add("locked_vm", vma.nr_pages)
+    return merge_around(m, task, handle)

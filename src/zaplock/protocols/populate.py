@@ -1,0 +1,103 @@
+"""Fault in a range ahead of its use, under the mmap_lock for read.
+
+MAP_POPULATE, MAP_LOCKED and mlock do it over a whole range in one shared hold, which is why a
+writer waits so long beside them; MADV_POPULATE_* reports what went wrong.
+
+Source: mm/gup.c __mm_populate, populate_vma_page_range, faultin_page_range.
+"""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINVAL, ENOMEM
+from signal import SIGBUS
+from typing import TYPE_CHECKING
+
+from zaplock.model.faulting import populate_range
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_ACCESS_FLAGS,
+    VM_IO,
+    VM_LOCKONFAULT,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+)
+from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+
+async def mm_populate(cx: Cx, start: int, end: int) -> int:
+    """Fault in [start, end) where something is mapped; errors end a VMA's part, not the call."""
+    await down_read(cx.mmap_lock)
+    result = 0
+    at = start
+    while at < end:
+        handle = await find_vma(cx.mm, at)
+        vma = await read_vma(handle) if handle else None
+        if vma is None or vma.start >= end:
+            break
+        low, high = max(at, vma.start), min(end, vma.end)
+        if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
+            result = await populate_vma_page_range(cx, handle, vma, low, high) or result
+        at = high
+    await up_read(cx.mmap_lock)
+    return result
+
+
+async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> int:
+    """Fault in a part of a VMA, for writing where that is private and writable."""
+    write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    if not vma.flags & VM_ACCESS_FLAGS or not (write or vma.flags & VM_READ):
+        return -EFAULT
+    return await populate_pages(cx, handle, vma, low, high, write)
+
+
+async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool) -> int:
+    """Fault in [low, high) of a VMA in steps of the grain: 0, -EFAULT or -ENOMEM."""
+    if not vma.flags & VM_SHARED and not vma.anon_vma and (write or not vma.file):
+        await anon_vma_prepare(handle)
+    grain = (cx.grain << PAGE_SHIFT) or high - low
+    for at in range(low, high, grain):
+        error = await fault_range(handle, at, min(at + grain, high), write)
+        if error:
+            return -EFAULT if error == -SIGBUS else -ENOMEM
+    return 0
+
+
+@step
+def fault_range(m: Machine, task: Task, handle: int, low: int, high: int, write: bool) -> int:
+    """Fault in every page of [low, high): 0, or the first fault's signal, negative."""
+    vma = found_vma(m, task, handle)
+    return populate_range(m, task, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT, write)
+
+
+async def madvise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
+    """MADV_POPULATE_READ and _WRITE: 0, -ENOMEM for holes, -EFAULT for pages that can't be had."""
+    await down_read(cx.mmap_lock)
+    result = await populate_strictly(cx, start, end, write)
+    await up_read(cx.mmap_lock)
+    return result
+
+
+async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
+    """Fault in [start, end) under a hold that the caller has; stop at the first error."""
+    at = start
+    while at < end:
+        handle = await find_vma(cx.mm, at)
+        vma = await read_vma(handle) if handle else None
+        if vma is None or vma.start > at:
+            return -ENOMEM
+        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
+            return -EINVAL
+        high = min(end, vma.end)
+        error = await populate_pages(cx, handle, vma, at, high, write)
+        if error:
+            return error
+        at = high
+    return 0
