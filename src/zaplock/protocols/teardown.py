@@ -139,11 +139,12 @@ async def unmap_hugepages(
         await up_write(i_mmap_lock(vma.file))
 
 
-async def unmap_page_range(cx: Cx, gather: int, low: int, high: int) -> None:
+async def unmap_page_range(cx: Cx, gather: int, low: int, high: int, mm: int | None = None) -> None:
     """Clear the entries of [low, high), flushing in the middle when the batch is full."""
+    mm = cx.mm if mm is None else mm
     grain = (cx.grain << PAGE_SHIFT) or high - low
     for at in range(low, high, grain):
-        full = await zap_pte_range(cx.mm, gather, at, min(at + grain, high))
+        full = await zap_pte_range(mm, gather, at, min(at + grain, high))
         if full and at + grain < high:
             await tlb_flush_mmu(gather)
 

@@ -1,0 +1,80 @@
+"""get_user_pages: the kernel takes hold of user pages, slowly under the lock or fast without.
+
+The fast walk runs with interrupts off: page tables can't go away under it, since who frees them
+must wait for it (an IPI, or RCU). The model's walk is one step, which says the same.
+
+Source: mm/gup.c.
+"""
+
+from __future__ import annotations
+
+from errno import EFAULT
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_SHIFT
+from zaplock.model.frames import ZERO_PFN, change_frames, read_frame
+from zaplock.model.rwsem import down_read, down_read_killable, up_read
+from zaplock.model.step import Task, step
+from zaplock.protocols.fault import fixup_user_fault
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+
+async def get_user_pages(cx: Cx, mm: int, address: int, write: bool) -> int:
+    """Pin the page of an address under the mmap_lock: its frame, or -EFAULT."""
+    lock = ("mmap_lock", mm)
+    waits = down_read_killable if cx.design.fault_killable else down_read
+    if await waits(lock):
+        return -EFAULT
+    frame = await follow_page(mm, address, write)
+    if not frame:
+        error = await fixup_user_fault(cx, mm, address, write)
+        frame = error or await follow_page(mm, address, write) or -EFAULT
+    await up_read(lock)
+    return frame
+
+
+async def get_user_pages_fast(cx: Cx, address: int, write: bool) -> int:
+    """Pin a page without the lock where it is mapped, else the slow way."""
+    frame = await follow_page(cx.mm, address, write)
+    return frame or await get_user_pages(cx, cx.mm, address, write)
+
+
+@step
+def follow_page(m: Machine, task: Task, mm: int, address: int, write: bool) -> int:
+    """Walk the page tables and take a reference on what is there: the frame, or 0."""
+    m.spend("gup_page")
+    vpn = address >> PAGE_SHIFT
+    pte = m.mm(mm).ptes.at(vpn)
+    if pte is None or pte.kind in ("guard", "uffd_wp", "pfn") or (write and not pte.writable):
+        return 0
+    if pte.kind in ("zero", "zero_thp"):
+        return ZERO_PFN
+    frame = vpn + pte.delta
+    change_frames(m, task, frame, frame + 1, refs=1)
+    return frame
+
+
+@step
+def read_page(m: Machine, task: Task, frame: int) -> int:
+    """Read a pinned page through the kernel's own mapping."""
+    return read_frame(m, task, frame)
+
+
+@step
+def put_page(m: Machine, task: Task, frame: int) -> None:
+    """Give a reference back."""
+    if frame != ZERO_PFN:
+        change_frames(m, task, frame, frame + 1, refs=-1)
+
+
+async def copy_from_user(cx: Cx, address: int) -> int:
+    """Pin, read and release a page of one's own, as direct I/O does: its tag, or -EFAULT."""
+    frame = await get_user_pages_fast(cx, address, False)
+    if frame < 0:
+        return frame
+    tag = await read_page(frame)
+    await put_page(frame)
+    return tag

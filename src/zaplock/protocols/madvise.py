@@ -1,0 +1,187 @@
+"""madvise: zap or fill pages, or change flags, under the weakest lock that will do.
+
+DONTNEED and FREE zap with the VMA still in the tree, so a racing access finds a fresh zero page:
+that is what makes them weaker than munmap. They hold the mmap_lock for read, from 6.17 on only the
+VMA's lock where the range lies in one VMA. Flag changes need the exclusive lock.
+
+Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL, ENOMEM, EPERM
+from typing import TYPE_CHECKING
+
+from zaplock.model import flags as f
+from zaplock.model.flags import (
+    PAGE_MASK,
+    PAGE_SHIFT,
+    VM_DONTCOPY,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_SEALED,
+    VM_SPECIAL,
+    VM_UFFD_FLAGS,
+    VM_WRITE,
+    page_align,
+)
+from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.step import Step, Task, step
+from zaplock.model.tlb import tlb_gather_mmu
+from zaplock.model.vma import Vma, read_vma
+from zaplock.protocols.locking import (
+    lock_vma_under_rcu,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+    vma_end_read,
+)
+from zaplock.protocols.mprotect import apply_to_range, modify_vma
+from zaplock.protocols.populate import populate_strictly
+from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+FLAG_ADVICE: dict[int, tuple[int, int]] = {
+    f.MADV_NORMAL: (0, f.VM_RAND_READ | f.VM_SEQ_READ),
+    f.MADV_RANDOM: (f.VM_RAND_READ, f.VM_SEQ_READ),
+    f.MADV_SEQUENTIAL: (f.VM_SEQ_READ, f.VM_RAND_READ),
+    f.MADV_DONTFORK: (VM_DONTCOPY, 0),
+    f.MADV_DOFORK: (0, VM_DONTCOPY),
+    f.MADV_WIPEONFORK: (f.VM_WIPEONFORK, 0),
+    f.MADV_KEEPONFORK: (0, f.VM_WIPEONFORK),
+    f.MADV_DONTDUMP: (f.VM_DONTDUMP, 0),
+    f.MADV_DODUMP: (0, f.VM_DONTDUMP),
+    f.MADV_HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
+    f.MADV_NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+}
+"""Advice that changes flags: (set, cleared)."""
+
+ZAPS = (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_FREE)
+POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
+LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
+
+
+async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
+    """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
+    known = advice in FLAG_ADVICE or advice in ZAPS or advice in POPULATES or advice in LOOKS
+    end = start + page_align(length)
+    if not known or start & ~PAGE_MASK or (length and end == start) or end >= 1 << 64:
+        return -EINVAL
+    if end == start:
+        return 0
+    if advice in FLAG_ADVICE:
+        return await advise_flags(cx, start, end, advice)
+    if advice in POPULATES:
+        return await advise_populate(cx, start, end, advice == f.MADV_POPULATE_WRITE)
+    return await advise_pages(cx, start, end, advice)
+
+
+async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
+    """Change the flags of a range under write."""
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    set_, cleared = FLAG_ADVICE[advice]
+
+    async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
+        error = forbidden_advice(vma, advice)
+        flags = (vma.flags & ~cleared) | set_
+        if error or flags == vma.flags:
+            return error
+        return min(0, await modify_vma(cx, handle, low, high, flags))
+
+    error, holes = await apply_to_range(cx, start, end, visit)
+    await mmap_write_unlock(cx)
+    return error or (-ENOMEM if holes else 0)
+
+
+def forbidden_advice(vma: Vma, advice: int) -> int:
+    """Return -EINVAL where a VMA can't take an advice that changes flags."""
+    flags = vma.flags
+    refused = (
+        (advice == f.MADV_DOFORK and flags & VM_SPECIAL)
+        or (advice == f.MADV_WIPEONFORK and (vma.file or flags & f.VM_SHARED))
+        or (advice == f.MADV_KEEPONFORK and flags & f.VM_DROPPABLE)
+        or (advice == f.MADV_DODUMP and (flags & (VM_SPECIAL | f.VM_DROPPABLE)) and
+            not flags & VM_HUGETLB)
+        or (advice in (f.MADV_HUGEPAGE, f.MADV_NOHUGEPAGE) and flags & (VM_SPECIAL | VM_HUGETLB))
+    )  # fmt: skip
+    return -EINVAL if refused else 0
+
+
+async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
+    """Fault a range in under read."""
+    await down_read(cx.mmap_lock)
+    result = await populate_strictly(cx, start, end, write)
+    await up_read(cx.mmap_lock)
+    return result
+
+
+async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
+    """Zap pages, or leave them be: under the VMA's lock alone where the design has that."""
+    if cx.design.dontneed_lock == "vma" and advice in ZAPS:
+        handle = await lock_vma_under_rcu(cx, start)
+        if handle:
+            vma = await read_vma(handle)
+            if end <= vma.end and not vma.flags & VM_UFFD_FLAGS:
+                result = await advise_vma(cx, handle, vma, start, end, advice)
+                await vma_end_read(handle)
+                return result
+            await vma_end_read(handle)
+    await down_read(cx.mmap_lock)
+
+    async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
+        return await advise_vma(cx, handle, vma, low, high, advice)
+
+    error, holes = await apply_to_range(cx, start, end, visit)
+    await up_read(cx.mmap_lock)
+    return error or (-ENOMEM if holes else 0)
+
+
+async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int) -> int:
+    """Do what an advice asks of the pages of one VMA."""
+    if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
+        return -EINVAL
+    if advice == f.MADV_FREE:
+        await mark_free(cx.mm, low, high)
+        return 0
+    if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
+        forbidden = VM_PFNMAP
+        if advice == f.MADV_DONTNEED:
+            forbidden |= VM_LOCKED
+        if vma.flags & forbidden:
+            return -EINVAL
+        if cx.design.mseal and vma.flags & VM_SEALED and not vma.flags & VM_WRITE:
+            return -EPERM
+        await zap_page_range_single(cx, handle, vma, low, high)
+        return 0
+    if advice == f.MADV_REMOVE:
+        return -EINVAL if not vma.file or vma.flags & VM_LOCKED else 0
+    if advice in (f.MADV_COLD, f.MADV_PAGEOUT) and vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
+        return -EINVAL
+    return 0
+
+
+async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> None:
+    """Zap a part of a VMA that stays in the tree, flush, and return the pages."""
+    gather = await gather_zap(cx.mm, low, high)
+    if vma.flags & VM_HUGETLB:
+        await unmap_hugepages(cx, gather, handle, vma, low, high, True)
+    else:
+        await unmap_page_range(cx, gather, low, high)
+    await tlb_finish_mmu(cx, gather)
+
+
+def gather_zap(mm: int, low: int, high: int) -> Step[int]:
+    """Begin a gather over a range of addresses."""
+    return tlb_gather_mmu(mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+
+
+@step
+def mark_free(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
+    """Mark pages as lazily freeable: until memory is short they stay as they are."""
+    m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))

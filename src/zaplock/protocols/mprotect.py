@@ -1,0 +1,262 @@
+"""mprotect: change what may be done with a range, VMA by VMA, under the exclusive lock.
+
+The loop over VMAs with splits and merges (`apply_to_range`) also serves mlock and madvise, which
+change flags in the same way (vma_modify).
+
+Source: mm/mprotect.c do_mprotect_pkey, mprotect_fixup; mm/vma.c vma_modify.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from errno import EACCES, EINTR, EINVAL, ENOMEM, EPERM
+from typing import TYPE_CHECKING, Any
+
+from zaplock.model.flags import (
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PROT_EXEC,
+    PROT_GROWSDOWN,
+    PROT_GROWSUP,
+    PROT_READ,
+    PROT_WRITE,
+    VM_ACCESS_FLAGS,
+    VM_ACCOUNT,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_NORESERVE,
+    VM_SEALED,
+    VM_SHARED,
+    VM_WRITE,
+    page_align,
+)
+from zaplock.model.pagetable import protect
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import (
+    Vma,
+    account_parts,
+    change,
+    find_vma,
+    merge_around,
+    read_vma,
+    split_vma,
+    vma_of,
+)
+from zaplock.protocols.locking import (
+    assert_write_locked,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+    vma_start_write,
+)
+from zaplock.protocols.mmap import commit, prot_flags
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+KNOWN_PROT = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP | 8
+NewFlags = Callable[[Vma], int]
+
+
+async def mprotect(cx: Cx, start: int, length: int, prot: int) -> int:
+    """The mprotect system call: 0 or a negative errno; VMAs before the error stay changed."""
+    grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
+    if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & ~PAGE_MASK:
+        return -EINVAL
+    if not length:
+        return 0
+    end = start + page_align(length)
+    if end <= start or end >= 1 << 64:
+        return -ENOMEM
+    if prot & ~KNOWN_PROT:
+        return -EINVAL
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    result = await protect_range(cx, start, end, prot & ~grows, grows)
+    await mmap_write_unlock(cx)
+    return result
+
+
+async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> int:
+    """Change [start, end) under the exclusive lock."""
+    first = await find_vma(cx.mm, start)
+    if not first:
+        return -ENOMEM
+    vma = await read_vma(first)
+    if grows & PROT_GROWSDOWN:
+        if vma.start >= end or not vma.flags & VM_GROWSDOWN:
+            return -ENOMEM if vma.start >= end else -EINVAL
+        start = vma.start
+    elif vma.start > start:
+        return -ENOMEM
+    elif grows:
+        return -EINVAL
+    wanted = prot_flags(prot)
+    at = start
+    while at < end:
+        handle = await find_vma(cx.mm, at)
+        vma = await read_vma(handle) if handle else None  # type: ignore[assignment]
+        if vma is None or vma.start > at:
+            return -ENOMEM
+        error = forbidden(vma, wanted, cx.design.mseal)
+        if error:
+            return error
+        high = min(end, vma.end)
+        error = await mprotect_fixup(cx, handle, at, high, wanted)
+        if error:
+            return error
+        at = high
+    return 0
+
+
+def forbidden(vma: Vma, wanted: int, mseal: bool) -> int:
+    """Return the errno of what a VMA doesn't allow, 0 if it allows it."""
+    if wanted & ~(vma.flags >> 4) & VM_ACCESS_FLAGS:
+        return -EACCES
+    return -EPERM if mseal and vma.flags & VM_SEALED else 0
+
+
+async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) -> int:
+    """Give [low, high) of a VMA its new access flags."""
+    vma = await read_vma(handle)
+    flags = (vma.flags & ~VM_ACCESS_FLAGS) | wanted
+    if flags == vma.flags:
+        return 0
+    charged = await charge_writable(cx.mm, vma, flags, high - low)
+    if charged < 0:
+        return charged
+    part = await modify_vma(cx, handle, low, high, flags | charged)
+    if part < 0:
+        await uncharge(charged, high - low)
+        return part
+    await change_protection(cx.mm, low, high, flags | charged, vma.flags)
+    return 0
+
+
+async def modify_vma(cx: Cx, handle: int, low: int, high: int, flags: int) -> int:
+    """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
+
+    Merging comes last here, while Linux merges instead of splitting where it can; the map is the
+    same, and the split's limit is asked only where no merge can save it.
+    """
+    vma = await read_vma(handle)
+    if cx.design.vma_locks:
+        await vma_start_write(handle)
+    merged = await merge_with_neighbour(handle, low, high, flags)
+    if merged:
+        return merged
+    if low > vma.start:
+        new = await split_vma(handle, low, False)
+        if new < 0:
+            return new
+        handle = new
+    if high < vma.end:
+        new = await split_vma(handle, high, False)
+        if new < 0:
+            return new
+    await set_flags(handle, flags)
+    return await merge(handle)
+
+
+@step
+def merge_with_neighbour(
+    m: Machine, task: Task, handle: int, low: int, high: int, flags: int
+) -> int:
+    """Move the border to a neighbour that the changed part fits to; its handle, or 0.
+
+    Only a part at one end of the VMA can go over; a whole VMA merges after its flags are set.
+    """
+    from zaplock.model.vma import can_merge, following, previous, write_vma
+
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    if (low > vma.start) == (high < vma.end):
+        return 0
+    part = change(vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags)
+    neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
+    if not neighbour:
+        return 0
+    other = vma_of(m, task, neighbour)
+    pair = (other, part) if low == vma.start else (part, other)
+    if not can_merge(m, *pair):
+        return 0
+    donor = other if other.anon_vma else part
+    links = {"anon_vma": donor.anon_vma, "shared_anon_vma": donor.shared_anon_vma}
+    if low == vma.start:
+        write_vma(m, handle, change(vma, start=high, pgoff=vma.pgoff_of(high)))
+        write_vma(m, neighbour, change(other, end=high, **links))
+    else:
+        write_vma(m, handle, change(vma, end=low))
+        write_vma(m, neighbour, change(other, start=low, pgoff=part.pgoff, **links))
+    return neighbour
+
+
+@step
+def set_flags(m: Machine, task: Task, handle: int, flags: int) -> None:
+    """Set the flags of a VMA in the tree."""
+    vma = vma_of(m, task, handle)
+    assert_write_locked(m, task, vma.mm, f"vm_flags of {vma}")
+    if vma.flags != flags:
+        m.vmas.put(handle, change(vma, flags=flags))
+
+
+@step
+def merge(m: Machine, task: Task, handle: int) -> int:
+    """Merge a VMA with its neighbours where it can be; return what it is now."""
+    return merge_around(m, task, handle)
+
+
+@step
+def charge_writable(m: Machine, task: Task, mm: int, vma: Vma, flags: int, length: int) -> int:
+    """Charge a private mapping that becomes writable: VM_ACCOUNT, 0, or -ENOMEM."""
+    space = m.mm(mm)
+    pages = length >> PAGE_SHIFT
+    if flags & VM_WRITE and not vma.flags & VM_WRITE:
+        is_data = flags & (VM_SHARED | VM_GROWSDOWN) == 0
+        if is_data and space.count("data_vm") + pages > space.limits.rlimit_data >> PAGE_SHIFT:
+            return -ENOMEM
+        if not vma.flags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
+            return commit(m, pages) or VM_ACCOUNT
+    return 0
+
+
+@step
+def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
+    """Take back a charge after an error."""
+    if charged:
+        m.globals.put("committed_as", m.globals.get("committed_as", 0) - (length >> PAGE_SHIFT))
+
+
+@step
+def change_protection(
+    m: Machine, _task: Task, mm: int, low: int, high: int, flags: int, old_flags: int
+) -> None:
+    """Take write permission from the entries where needed, flush, and move the counters."""
+    space = m.mm(mm)
+    if not flags & VM_WRITE or not flags & VM_ACCESS_FLAGS:
+        protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, False)
+        flush_tlb_range(m, mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT, False)
+    pages = high - low >> PAGE_SHIFT
+    account_parts(space, old_flags, 0, -pages)
+    account_parts(space, flags, 0, pages)
+
+
+async def apply_to_range(
+    cx: Cx, start: int, end: int, visit: Callable[[int, Vma, int, int], Coroutine[Any, Any, int]]
+) -> tuple[int, bool]:
+    """Visit every VMA's part of [start, end): (the first error, whether there were holes)."""
+    holes = False
+    at = start
+    while at < end:
+        handle = await find_vma(cx.mm, at)
+        vma = await read_vma(handle) if handle else None
+        if vma is None or vma.start >= end:
+            return 0, True
+        holes = holes or vma.start > at
+        low, high = max(at, vma.start), min(end, vma.end)
+        error = await visit(handle, vma, low, high)
+        if error:
+            return error, holes
+        at = high
+    return 0, holes

@@ -1,0 +1,62 @@
+"""The file's side: truncation finds the mappings of a file by its rmap, without any mmap_lock.
+
+unmap_mapping_range holds the rmap's lock for read while it zaps; who takes a VMA out of the rmap
+needs it for write. That is what keeps page tables alive under it.
+
+Source: mm/memory.c unmap_mapping_pages, mm/truncate.c truncate_pagecache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.files import i_mmap_lock, set_file_size, truncate_pagecache
+from zaplock.model.flags import PAGE_SHIFT, page_align
+from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import tlb_gather_mmu
+from zaplock.model.vma import Vma, read_vma, vma_of
+from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+
+async def truncate(cx: Cx, file: int, size: int) -> int:
+    """Cut a file at `size` bytes: unmap, drop the pages, unmap again what raced in between."""
+    await set_file_size(file, size)
+    await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+    await truncate_pagecache(file, size)
+    await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
+    return 0
+
+
+async def unmap_mapping_range(cx: Cx, file: int, first: int, last: int) -> None:
+    """Zap the pages of a file in bytes [first, last) wherever they are mapped."""
+    await down_read(i_mmap_lock(file))
+    for handle in await mapping_vmas(file, first >> PAGE_SHIFT):
+        vma = await read_vma(handle)
+        low = max(vma.start, vma.start + first - (vma.pgoff << PAGE_SHIFT))
+        high = min(vma.end, vma.start + last - (vma.pgoff << PAGE_SHIFT))
+        if low < high:
+            await zap_in(cx, vma, low, high)
+    await up_read(i_mmap_lock(file))
+
+
+async def zap_in(cx: Cx, vma: Vma, low: int, high: int) -> None:
+    """Zap a part of another address space."""
+    gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    await unmap_page_range(cx, gather, low, high, vma.mm)
+    await tlb_finish_mmu(cx, gather)
+
+
+@step
+def mapping_vmas(m: Machine, task: Task, file: int, first: int) -> tuple[int, ...]:
+    """List the VMAs that map a file from page offset `first` on."""
+    handles = m.i_mmap(file)
+    return tuple(
+        handle
+        for handle in handles
+        if (vma := vma_of(m, task, handle)).pgoff + vma.nr_pages > first
+    )
