@@ -15,8 +15,10 @@ no queue and no other task; those are the engine's.
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -161,6 +163,55 @@ def user_directory() -> Path:
     """Return the directory of the user's own profiles."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "zaplock" / "profiles"
+
+
+def dump(profile: Profile) -> str:
+    """Write a profile as TOML that `load` reads back to the same value."""
+    heads = ("name", "description", "source", "kernel", "cpu")
+    lines = [f"{head} = {_quoted(getattr(profile, head))}" for head in heads]
+    lines += ["", "[costs]  # nanoseconds each"]
+    lines += [f"{unit} = {profile.costs[unit]!r}  # {UNITS[unit]}" for unit in UNITS]
+    if profile.spread:
+        lines += ["", "[spread]  # least and greatest of the repeated rounds"]
+        lines += [f"{unit} = [{low!r}, {high!r}]" for unit, (low, high) in profile.spread.items()]
+    if profile.notes:
+        lines += ["", "[notes]"]
+        lines += [f"{unit} = {_quoted(note)}" for unit, note in profile.notes.items()]
+    return "\n".join([*lines, ""])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # a JSON string is a TOML basic string
+
+
+def require_writable(path: Path) -> None:
+    """Raise UserError, before any long work, unless a file can be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a directory")
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    why = error.strerror
+    return UserError(f"profile {path} can't be written: {why}; choose another --output")
+
+
+def save(profile: Profile, path: Path) -> None:
+    """Write a profile's file whole or not at all; raise UserError where it can't be written."""
+    check(profile, str(path))
+    require_writable(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(dump(profile))
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _unwritable(path, error) from None
 
 
 PAGES_PER_TABLE = 512

@@ -165,8 +165,8 @@ def experiments(scale: int) -> dict[str, float]:
     """Run all experiments on `scale` MiB of pages; what can't be had here is left out."""
     length = scale * MIB
     raw = {
-        "unmap_anonymous": unmap(length, "anonymous"),
-        "unmap_zero": unmap(16 * length, "zero"),
+        "unmap_anonymous": unmap(4 * length, "anonymous"),
+        "unmap_zero": unmap(32 * length, "zero"),
         "unmap_file": unmap(length, "file"),
         "zap_shared_anonymous": zap_shared(length, "anonymous"),
         "unmap_table": unmap_sparse(1024),

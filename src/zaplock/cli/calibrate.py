@@ -1,0 +1,225 @@
+"""Measure what this machine's memory management costs and keep it as a cost profile.
+
+Real experiments in processes of their own: unmaps, faults, forks, VMA operations, wake-ups. Each
+unit is the median of repeated rounds; the file keeps the spread. Other verbs then take it with
+--profile this-machine. With --check, the profile's predictions are laid beside measured munmaps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock.cli._sizes import format_duration, format_size, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from zaplock.kernel.calibrate import Calibration
+    from zaplock.lab.profiles import Profile
+
+SUMMARY = "measure this machine and write its cost profile"
+CHECKS = "anonymous:1G,2G,4G,8G zero:16G,80G,320G"
+"""What --check measures by default: backing and sizes."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock calibrate`."""
+    add = parser.add_argument
+    add("--output", metavar="FILE", help="where to write the profile (default: your own profiles)")
+    add("--rounds", type=int, default=5, metavar="N", help="repeat every experiment N times (5)")
+    add("--scale", type=int, default=128, metavar="MIB", help="MiB of an ordinary experiment (128)")
+    add("--json", action="store_true", help="print the profile as JSON, too")
+    add("--units", action="store_true", help="list the units of a profile and end")
+    add(
+        "--check",
+        nargs="?",
+        const=CHECKS,
+        metavar="LIST",
+        help=f"measure nothing new: compare the profile with real munmaps (default {CHECKS!r})",
+    )
+    add("--profile", default=None, metavar="NAME", help="profile to check (this-machine)")
+    add("--repeat", type=int, default=5, metavar="N", help="with --check: median of N munmaps (5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, check or list."""
+    if args.units:
+        return _list_units()
+    if args.check:
+        return _check(args)
+    return _calibrate(args)
+
+
+def _list_units() -> int:
+    from zaplock.lab.profiles import UNITS
+
+    for unit, meaning in UNITS.items():
+        print(f"{unit:<18} {meaning}")
+    print("next: zaplock calibrate   (measure them on this machine)")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from zaplock.kernel.calibrate import calibrate
+    from zaplock.lab import profiles
+
+    path = Path(args.output) if args.output else profiles.user_directory() / "this-machine.toml"
+    profiles.require_writable(path)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring this machine", total=None)
+
+        def progress(done: int, of: int) -> None:
+            bar.update(task, completed=done, total=of)
+
+        found = calibrate(rounds=args.rounds, scale_mib=args.scale, progress=progress)
+    profile = as_profile(found, path.stem)
+    profiles.save(profile, path)
+    if args.json:
+        print(json.dumps({"file": str(path), **_plain(profile)}, indent=2))
+    else:
+        _show(profile, path)
+    name = profile.name if not args.output else str(path)
+    print(f"next: zaplock calibrate --check --profile {name}   (predicted against measured)",
+          file=sys.stderr if args.json else sys.stdout)  # fmt: skip
+    return 0
+
+
+def as_profile(found: Calibration, name: str) -> Profile:
+    """Turn a calibration into a profile that says how it was made."""
+    from zaplock.lab.profiles import Profile
+
+    return Profile(
+        name=name,
+        description=f"measured on {found.cpu}, Linux {found.kernel}",
+        source=(
+            f"zaplock calibrate --rounds {found.rounds} --scale {found.scale_mib}: median of "
+            f"{found.rounds} rounds of real experiments, CPU time"
+        ),
+        kernel=found.kernel,
+        cpu=found.cpu,
+        costs=dict(found.costs),
+        spread=dict(found.spread),
+        notes=dict(found.notes),
+    )
+
+
+def _plain(profile: Profile) -> dict[str, object]:
+    import msgspec
+
+    plain: dict[str, object] = msgspec.to_builtins(profile)
+    return plain
+
+
+def _show(profile: Profile, path: Path) -> None:
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from zaplock.lab.profiles import UNITS
+
+    drawn = Table(box=SIMPLE)
+    for name in ("unit", "cost", "spread"):
+        drawn.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
+    drawn.add_column("what it is")
+    for unit, meaning in UNITS.items():
+        low, high = profile.spread.get(unit, (profile[unit], profile[unit]))
+        cells = (f"{profile[unit]:.4g} ns", f"{low:.4g} .. {high:.4g}")
+        drawn.add_row(unit, *cells, profile.notes.get(unit, meaning))
+    console = Console()
+    console.print(drawn)
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def cases(text: str) -> list[tuple[str, int]]:
+    """Read `backing:SIZE,SIZE backing:SIZE` into pairs of backing and bytes."""
+    from zaplock.errors import UserError
+    from zaplock.kernel.mappings import BACKINGS
+
+    found = []
+    for part in text.split():
+        backing, _, sizes = part.partition(":")
+        if backing not in BACKINGS or not sizes:
+            known = ", ".join(BACKINGS)
+            raise UserError(f"--check {part!r} is not BACKING:SIZE,SIZE with one of {known}")
+        found += [(backing, parse_size(size)) for size in sizes.split(",")]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One prediction beside what was measured, in nanoseconds; `error` is relative."""
+
+    backing: str
+    size: int
+    predicted_ns: int
+    measured_ns: int
+    cpu_ns: int
+    least_ns: int
+    greatest_ns: int
+
+    @property
+    def error(self) -> float:
+        """How far the prediction lies above the measured median: 0.1 is 10 % above."""
+        return self.predicted_ns / self.measured_ns - 1
+
+    def cells(self) -> list[str]:
+        """Return the cells of a row of the table."""
+        low, high = format_duration(self.least_ns), format_duration(self.greatest_ns)
+        times = (self.predicted_ns, self.measured_ns, self.cpu_ns)
+        spans = [format_duration(span_ns) for span_ns in times]
+        return [
+            self.backing,
+            format_size(self.size),
+            *spans,
+            f"{low} .. {high}",
+            f"{self.error:+.1%}",
+        ]
+
+
+HEAD = ["backing", "size", "predicted", "measured (median)", "on CPU", "range", "error"]
+
+
+def _check(args: argparse.Namespace) -> int:
+    from zaplock.lab.profiles import THIS_MACHINE, load
+
+    wanted = cases(args.check)
+    profile = load(args.profile or THIS_MACHINE)
+    rows = [_compare(profile, backing, length, args.repeat) for backing, length in wanted]
+    if args.json:
+        plain = [{**asdict(row), "error": row.error} for row in rows]
+        print(json.dumps({"profile": profile.name, "repeat": args.repeat, "rows": plain}, indent=2))
+    else:
+        print(markdown([HEAD, *(row.cells() for row in rows)]))
+    worst = max(abs(row.error) for row in rows)
+    print(f"worst error {worst:.1%}; next: zaplock compare 80G --profile {profile.name}",
+          file=sys.stderr if args.json else sys.stdout)  # fmt: skip
+    return 0
+
+
+def _compare(profile: Profile, backing: str, length: int, repeat: int) -> Checked:
+    from zaplock.kernel.measure import measure, summary
+    from zaplock.lab.profiles import predict
+
+    if sys.stderr.isatty():
+        print(f"measuring {format_size(length)} {backing}, {repeat} times", file=sys.stderr)
+    outcomes = measure(length, backing=backing, bystanders=(), repeat=repeat, trace=False)
+    middle = summary(outcomes)
+    low, high = middle.extra["spread"]["munmap_ns"]
+    predicted_ns, cpu_ns = predict(profile, length, backing), middle.extra["cpu_ns"]
+    return Checked(backing, length, predicted_ns, middle.munmap_ns, cpu_ns, low, high)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Write a table that reads well in a terminal and in a document; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
+    padded.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
