@@ -23,7 +23,7 @@ from zaplock.engines.cpus import Clock, Cpus
 from zaplock.engines.hung import LongWaits
 from zaplock.engines.locks import TimedLock
 from zaplock.engines.recorder import ACQUIRED, NOT_ACQUIRED, WRITE, Recorder
-from zaplock.engines.threads import BLOCKED, RUNNING, SPINNING, Thread
+from zaplock.engines.threads import BLOCKED, RESUMING, SPINNING, Thread
 from zaplock.model.rwsem import EINTR_RESULT, LockStep
 
 
@@ -96,6 +96,7 @@ class Contention:
         assert lock is not None
         assert thread.state == SPINNING, thread
         lock.spinners.remove(thread)
+        self._end_spin(thread)
         self._queue(thread, lock)
 
     def owner_left(self, owner: Thread) -> None:
@@ -121,17 +122,21 @@ class Contention:
 
     def _spin(self, thread: Thread, lock: TimedLock) -> None:
         thread.state = SPINNING
-        thread.token += 1
+        thread.stalled_since_ns = self.clock.now
+        thread.timer = None
         lock.spinners.append(thread)
         self._watch(thread, lock)
 
     def _watch(self, thread: Thread, lock: TimedLock) -> None:
         """Let a spinner spin on the owner as long as it runs, on readers for a while."""
         if lock.owner is not None:
-            thread.token += 1
+            thread.timer = None
             lock.owner.spun[lock] = None
         else:
             self.clock.set(self.clock.now + lock.policy.reader_spin_ns, thread)
+
+    def _end_spin(self, thread: Thread) -> None:
+        thread.stalled_ns += self.clock.now - thread.stalled_since_ns
 
     def _look_again(self, lock: TimedLock) -> None:
         """Let those who still spin look at whom they spin on now."""
@@ -145,8 +150,9 @@ class Contention:
         while lock.spinners and lock.is_free_for(lock.spinners[0].step.write):
             thread = lock.spinners.pop(0)
             lock.grant(thread, thread.step.write)
-            thread.state = RUNNING
+            thread.state = RESUMING
             thread.resume = self._has_it
+            self._end_spin(thread)
             self.clock.set(self.clock.now, thread)
 
     def _wake_queue(self, lock: TimedLock) -> None:
@@ -214,6 +220,5 @@ class Contention:
 
     def _record(self, thread: Thread, lock: TimedLock, what: int, write: bool) -> None:
         if lock.code:
-            self.recorder.times.append(self.clock.now)
             mode = WRITE if write else 0
-            self.recorder.codes.append(thread.code | lock.code | what | mode)
+            self.recorder.fresh += (self.clock.now, thread.code | lock.code | what | mode)

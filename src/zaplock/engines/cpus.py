@@ -1,9 +1,9 @@
 """Who runs where: a clock, its timers, and CPUs that share one run queue.
 
 A thread that works occupies a CPU. One that becomes runnable takes the CPU that it had last if that
-is idle, else any idle one, else it goes to the end of the queue; then the time slices of all CPUs
-count, and whoever has used his up goes behind the others. As long as nobody waits for a CPU no
-slice is watched and no timer spent on it.
+is idle, else any idle one, else it goes to the end of the queue; from then on the time slices of
+all CPUs count, and whoever has used his up goes behind the others. As long as nobody waits for a
+CPU no slice is watched and no timer spent on it.
 
 Not covered: priorities, CPU affinity, and the fairness of EEVDF or CFS beyond equal slices.
 """
@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from zaplock.engines.recorder import MAX_CPUS, Recorder
-from zaplock.engines.threads import READY, RUNNING, SLEEPING, SPINNING, TICK, Thread
+from zaplock.engines.threads import READY, RESUMING, RUNNING, SLEEPING, SPINNING, TICK, Thread
 from zaplock.trace.events import Kind
 
 FOREVER = 1 << 62
@@ -50,16 +50,16 @@ class Sched:
 class Tick:
     """The end of the time slice of one CPU, in the place of a thread among the timers."""
 
-    __slots__ = ("cpu", "state", "token")
+    __slots__ = ("cpu", "state", "timer")
 
     def __init__(self, cpu: int) -> None:
         self.cpu = cpu
         self.state = TICK
-        self.token = 0
+        self.timer: Timer | None = None
 
 
-Timer = tuple[int, int, Any, int]
-"""When it is due, its number, whose it is (a Thread or a Tick), and that one's token then."""
+Timer = tuple[int, int, Any]
+"""When it is due, its number, whose it is (a Thread or a Tick)."""
 
 
 class Clock:
@@ -71,17 +71,13 @@ class Clock:
         self.now = 0
         self.sequence = count()
         # The last timer is never due: so the heap is never empty and needs no test for that.
-        self.heap: list[Timer] = [(FOREVER, -1, Tick(0), 0)]
+        self.heap: list[Timer] = []
+        self.set(FOREVER, Tick(0))
 
     def set(self, time_ns: int, thread: Thread | Tick) -> None:
         """Set the timer of a thread; one set before no longer counts."""
-        thread.token += 1
-        heappush(self.heap, (time_ns, next(self.sequence), thread, thread.token))
-
-    def due_ns(self, thread: Thread) -> int:
-        """Return when the timer of a thread is due."""
-        token = thread.token
-        return next(timer[0] for timer in self.heap if timer[2] is thread and timer[3] == token)
+        thread.timer = (time_ns, next(self.sequence), thread)
+        heappush(self.heap, thread.timer)
 
 
 class Cpus:
@@ -112,19 +108,20 @@ class Cpus:
 
     def make_ready(self, thread: Thread) -> None:
         """Give a thread a CPU, or a place in the queue for one."""
-        cpu = thread.cpu
-        if self.running[cpu] is not None:
-            if None not in self.running:
-                self._enqueue(thread)
-                return
-            cpu = self.running.index(None)
-        self._put_on(thread, cpu)
+        if thread.state == SLEEPING and thread.resume is None:
+            thread.stalled_since_ns = self.clock.now
+        cpu = thread.cpu if self._is_idle(thread.cpu) else self._idle_cpu()
+        if cpu is None:
+            self._enqueue(thread)
+        else:
+            self._put_on(thread, cpu)
 
     def leave(self, thread: Thread, state: int) -> None:
         """Take a thread off its CPU and let the next one run."""
         assert self.running[thread.cpu] is thread, thread
         thread.state = state
-        thread.token += 1
+        thread.timer = None
+        thread.stalled_since_ns = self.clock.now
         if self._recorder:
             prev_state = 0 if state == READY else 1
             self._recorder.switch(self.clock.now, thread.code, Kind.SCHED_OUT, prev_state)
@@ -151,12 +148,25 @@ class Cpus:
         if self.ready:
             self._arm(cpu)
 
+    def _is_idle(self, cpu: int) -> bool:
+        # A thread that sleeps stays noted on its CPU as long as nobody else wants to run there.
+        thread = self.running[cpu]
+        return thread is None or thread.state == SLEEPING
+
+    def _idle_cpu(self) -> int | None:
+        if None in self.running:
+            return self.running.index(None)
+        return next(filter(self._is_idle, range(self.sched.cpus)), None)
+
     def _preempt(self, thread: Thread) -> None:
-        thread.left_ns = self.clock.due_ns(thread) - self.clock.now
+        assert thread.timer is not None, thread
+        thread.left_ns = thread.timer[0] - self.clock.now
         self.ready.append(thread)
         self.leave(thread, READY)
 
     def _enqueue(self, thread: Thread) -> None:
+        if not self.ready:
+            self.since_ns = [self.clock.now] * self.sched.cpus
         thread.state = READY
         self.ready.append(thread)
         for cpu in range(self.sched.cpus):
@@ -179,16 +189,18 @@ class Cpus:
             self._recorder.switch(start_ns, thread.code, Kind.SCHED_IN)
         self.running[cpu] = thread
         self.since_ns[cpu] = start_ns
-        thread.state = RUNNING
+        thread.state = RESUMING if thread.resume else RUNNING
+        thread.stalled_ns += start_ns - thread.stalled_since_ns
         start_ns += thread.left_ns
         thread.left_ns = 0
         self.clock.set(start_ns, thread)
 
     def check(self) -> None:
         """Assert that nobody waits for an idle CPU and everybody is where he says he is."""
-        assert not (self.ready and None in self.running), (self.ready, self.running)
+        assert not self.ready or self._idle_cpu() is None, (self.ready, self.running)
         for cpu, thread in enumerate(self.running):
-            assert thread is None or (thread.cpu == cpu and thread.on_cpu), (cpu, thread)
+            assert thread is None or thread.cpu == cpu, (cpu, thread)
+            assert thread is None or thread.on_cpu or thread.state == SLEEPING, (cpu, thread)
         assert all(thread.state == READY for thread in self.ready), self.ready
 
 

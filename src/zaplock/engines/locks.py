@@ -17,7 +17,10 @@ from zaplock.model.rwsem import FREE, Lock, Rwsem, RwsemPolicy
 
 
 class TimedLock:
-    """One semaphore. `code` is its part of an event's code, 0 if it isn't recorded."""
+    """One semaphore. `code` is its part of an event's code, 0 if it isn't recorded.
+
+    `readers` counts the holds of each reader: a fault inside a read holds it twice.
+    """
 
     __slots__ = ("code", "downgraded", "owner", "policy", "queue", "readers", "spinners", "which")
 
@@ -26,7 +29,7 @@ class TimedLock:
         self.policy = policy
         self.code = code
         self.owner: Thread | None = None
-        self.readers: list[Thread] = []
+        self.readers: dict[Thread, int] = {}
         self.downgraded: Thread | None = None
         self.queue: list[Thread] = []
         self.spinners: list[Thread] = []
@@ -41,7 +44,7 @@ class TimedLock:
         if write:
             self.owner = thread
         else:
-            self.readers.append(thread)
+            self.readers[thread] = self.readers.get(thread, 0) + 1
 
     def head_to_wake(self) -> Thread | None:
         """Return the first waiter if the holders would let it in."""
@@ -92,7 +95,7 @@ class TimedLock:
         """Return the state as the immutable value that steps see."""
         return Rwsem(
             self.owner.tid if self.owner else 0,
-            tuple(sorted(reader.tid for reader in self.readers)),
+            tuple(sorted(reader.tid for reader, n in self.readers.items() for _ in range(n))),
             tuple((waiter.tid, waiter.step.write) for waiter in self.queue),
             self.downgraded.tid if self.downgraded else 0,
         )
@@ -106,7 +109,7 @@ class TimedLock:
         assert head is None or head.woken, f"{head} sleeps for {self.which}, which is free"
 
     def __repr__(self) -> str:
-        return f"{self.which[0]}({self.owner or self.readers or 'free'}, queue {self.queue})"
+        return f"{self.which[0]}({self.owner or list(self.readers) or 'free'}, queue {self.queue})"
 
 
 class LockView(dict[Lock, Rwsem]):

@@ -1,7 +1,7 @@
 """What happens in a timed run, kept in two integers an event and decoded once, at the end.
 
 Nearly all events of a run say "this task, on this CPU, did that to this lock", so the whole event
-fits one 64-bit code beside its time: 16 bytes, two appends. Operations and faults have arguments;
+fits one 64-bit code beside its time: 16 bytes. Operations and faults have arguments;
 these stand in a side table that names the row they belong to. `events()` turns all of it into the
 columns of `zaplock.trace.events` in numpy, without a loop over events.
 """
@@ -40,14 +40,19 @@ def thread_code(tid: int, cpu: int) -> int:
     return tid << _TID | cpu << _CPU
 
 
+FRESH_MAX = 1 << 18
+"""How many numbers the engine lets `fresh` grow to before it calls `pack`."""
+
+
 class Recorder:
     """The events of one run while they happen."""
 
     def __init__(self, *, sched: bool = False) -> None:
         """Begin without events; `sched` asks for who runs where as well."""
         self.sched = sched
-        self.times = array("q")
-        self.codes = array("q")
+        self.fresh: list[int] = []
+        self._packed: list[NDArray[Any]] = []
+        self._packed_length = 0
         self._rows = array("q")
         self._arguments: list[tuple[int, int, int, int]] = []
         self._operations: dict[str, int] = {}
@@ -94,18 +99,23 @@ class Recorder:
         detail: int = 0,
         result: int | None = 0,
     ) -> None:
-        self._rows.append(len(self.times))
+        self._rows.append(len(self))
         self._arguments.append((address, length, detail, result or 0))
-        self.times.append(now_ns)
-        self.codes.append(code)
+        self.fresh += (now_ns, code)
+
+    def pack(self) -> None:
+        """Move the fresh events, a list of time and code by turns, to where they take 16 bytes."""
+        self._packed.append(np.array(self.fresh, np.int64))
+        self._packed_length += len(self.fresh)
+        self.fresh.clear()
 
     def __len__(self) -> int:
-        return len(self.times)
+        return (self._packed_length + len(self.fresh)) // 2
 
     def events(self, tasks: Mapping[int, Task], mms: Mapping[int, int]) -> Events:
         """Decode what was recorded so far into the columns of an event stream."""
-        time_ns = np.array(self.times, np.int64)
-        code = np.array(self.codes, np.int64)
+        self.pack()
+        time_ns, code = np.concatenate(self._packed).reshape(-1, 2).T
         order = np.argsort(time_ns, kind="stable") if _unordered(time_ns) else None
         columns = self._decode(time_ns, code)
         if order is not None:

@@ -11,35 +11,43 @@ from zaplock.model.step import Step, Task
 if TYPE_CHECKING:
     from zaplock.engines.locks import TimedLock
 
+LockCodes = tuple[int, int, int]
+"""The codes of asked, acquired and released in one mode."""
+
 Program = Coroutine[Step[Any], Any, Any]
 
 RUNNING = 0
 """On a CPU; its timer is the end of its work."""
 SPINNING = 1
 """On a CPU, spinning for a lock; its timer, if it has one, ends the spin."""
-READY = 2
+RESUMING = 2
+"""On a CPU; its timer calls `resume` before its program goes on."""
+READY = 3
 """Waits for a CPU; no timer."""
-BLOCKED = 3
+BLOCKED = 4
 """Waits for a lock or a channel; no timer."""
-SLEEPING = 4
+SLEEPING = 5
 """Off the CPU until its timer."""
-DONE = 5
-TICK = 6
+DONE = 6
+TICK = 7
 """Not a thread: the end of a time slice on a CPU."""
 
 
 class Thread:
-    """One thread. `token` tells a timer that is still meant from one that was cancelled.
+    """One thread. `timer` is the one that counts; any other among the timers was cancelled.
 
     `resume` is what to do when it next gets a CPU, before its program goes on; it returns whether
-    the program may. `left_ns` is work that it still has to pay for. `work_ns` is all the work that
-    it has paid for: time of its own, without waiting, spinning or switching.
+    the program may. `left_ns` is work that it still has to pay for. `stalled_ns` is how long in all
+    it could not do what its program says: waited, spun, was woken, switched to or preempted;
+    `stalled_since_ns` where that began.
     """
 
     __slots__ = (
         "asked_ns",
         "background",
         "code",
+        "codes",
+        "codes_of",
         "cpu",
         "finished_ns",
         "in_queue",
@@ -50,14 +58,15 @@ class Thread:
         "resume",
         "send",
         "spun",
+        "stalled_ns",
+        "stalled_since_ns",
         "state",
         "step",
         "task",
         "tid",
-        "token",
+        "timer",
         "value",
         "woken",
-        "work_ns",
     )
 
     def __init__(self, task: Task, program: Program, cpu: int, background: bool) -> None:
@@ -69,9 +78,10 @@ class Thread:
         self.result: Any = None
         self.value: Any = None
         self.state = SLEEPING
-        self.token = 0
+        self.timer: tuple[int, int, Any] | None = None
         self.left_ns = 0
-        self.work_ns = 0
+        self.stalled_ns = 0
+        self.stalled_since_ns = 0
         self.asked_ns = 0
         self.finished_ns = -1
         self.in_queue = False
@@ -87,10 +97,13 @@ class Thread:
         """Note the CPU that it runs on, or ran on last."""
         self.cpu = cpu
         self.code = thread_code(self.tid, cpu)
+        # The whole codes of its lock events, by mode, for the lock that it used last.
+        self.codes_of: TimedLock | None = None
+        self.codes: tuple[LockCodes, LockCodes] = ((0, 0, 0), (0, 0, 0))
 
     @property
     def on_cpu(self) -> bool:
-        return self.state <= SPINNING
+        return self.state <= RESUMING
 
     def __repr__(self) -> str:
         return f"{self.task.name}:{self.tid}"

@@ -30,12 +30,22 @@ from zaplock.engines.recorder import (
     ACQUIRED,
     ASKED,
     DOWNGRADED,
+    FRESH_MAX,
     NOT_ACQUIRED,
     RELEASED,
     WRITE,
     Recorder,
 )
-from zaplock.engines.threads import BLOCKED, DONE, RUNNING, SLEEPING, SPINNING, Program, Thread
+from zaplock.engines.threads import (
+    BLOCKED,
+    DONE,
+    RESUMING,
+    RUNNING,
+    SLEEPING,
+    SPINNING,
+    Program,
+    Thread,
+)
 from zaplock.model.faults import Invariant, Violation
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
@@ -65,13 +75,12 @@ class TimedEngine:
         self.recorder = Recorder(sched=record_sched)
         self.cpus = Cpus(self.clock, sched, self.recorder)
         self._long_waits = LongWaits(hung_task_timeout_ns)
-        self._signals = machine.signals.data
+        self._signals = machine.signals.data = _Signals(machine.signals.data, machine.woken)
         self._contention = Contention(
             self.clock, self.cpus, self.recorder, self._long_waits, self._signals
         )
         self._locks: dict[Lock, TimedLock] = {}
         self._channels: dict[tuple[Any, ...], list[Thread]] = {}
-        self._known_signals = len(self._signals)
         self._foreground = 0
         self._next_cpu = 0
 
@@ -134,50 +143,45 @@ class TimedEngine:
     def _run(self) -> None:
         # One function on purpose: a call for each step would cost more than the step.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
-        heap, sequence, running, last = clock.heap, clock.sequence, cpus.running, cpus.last
-        locks, woken, signals, ready = self._locks, machine.woken, self._signals, cpus.ready
-        record_time, record_code = self.recorder.times.append, self.recorder.codes.append
+        heap, sequence, running = clock.heap, clock.sequence, cpus.running
+        locks, woken, ready, fresh = self._locks, machine.woken, cpus.ready, self.recorder.fresh
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, plain = self.sched.wakeup_latency_ns, not self.recorder.sched
         which: Lock | None = None
         lock: TimedLock
         thread: Thread
         step: Any
+        price: Any
+        machine.spent_ns = 0
         timer = heappop(heap)
         while True:
-            now, _, thread, token = timer
-            if token != thread.token:
+            now, _, thread = timer
+            if thread.timer is not timer:
                 timer = heappop(heap)
                 continue
             clock.now = now
-            cpu = thread.cpu
-            if thread.state == SLEEPING and running[cpu] is None and last[cpu] is thread and plain:
-                running[cpu] = thread
-                cpus.since_ns[cpu] = now
-                thread.state = RUNNING
-            elif thread.state:
-                if now == FOREVER:
+            price = 0
+            if thread.state:
+                if thread.state == SLEEPING and running[thread.cpu] is thread and plain:
+                    thread.state = RUNNING
+                elif now == FOREVER:
                     heappush(heap, timer)
                     return
-                self._due(thread)
-                timer = heappop(heap)
-                continue
-            if thread.resume is not None and not thread.resume(thread):
-                timer = heappop(heap)
-                continue
-            task, send, code, result = thread.task, thread.send, thread.code, thread.result
-            price = thread.left_ns
-            thread.left_ns = 0
+                elif self._due(thread):
+                    price, thread.left_ns = thread.left_ns, 0
+                else:
+                    timer = heappop(heap)
+                    continue
+            send, result = thread.send, thread.result
             while True:
                 if price:
-                    thread.work_ns += price
                     end = now + price
                     if end < heap[0][0]:
                         clock.now = now = end
                     else:
                         thread.result = result
-                        thread.token = token = thread.token + 1
-                        timer = heappushpop(heap, (end, next(sequence), thread, token))
+                        thread.timer = timer = (end, next(sequence), thread)
+                        timer = heappushpop(heap, timer)
                         break
                 try:
                     step = send(result)
@@ -187,43 +191,52 @@ class TimedEngine:
                     break
                 kind = type(step)
                 if kind is Step:
-                    machine.spent_ns = 0.0
-                    result = step.run(machine, task, *step.args)
-                    price = int(machine.spent_ns + 0.5)
-                    if woken or len(signals) != self._known_signals:
+                    args = step.args
+                    if len(args) == 1:
+                        result = step.run(machine, thread.task, args[0])
+                    else:
+                        result = step.run(machine, thread.task, *args)
+                    price = machine.spent_ns
+                    if price:
+                        machine.spent_ns = 0
+                        if type(price) is float:
+                            price = int(price + 0.5)
+                    if woken:
                         price += self._after_step()
                 elif kind is LockStep:
                     if step.lock is not which:
                         which = step.lock
                         lock = locks.get(which) or self._new_lock(which)
+                    if lock.code and thread.codes_of is not lock:
+                        self._make_codes(thread, lock)
                     action, write, result = step.action, step.write, 0
                     if action == "down":
-                        recorded = lock.code
-                        if recorded:
-                            recorded |= code | WRITE if write else code
-                            record_time(now)
-                            record_code(recorded | ASKED)
                         price = lock_ns
                         if lock.owner is None and not lock.queue and not (write and lock.readers):
+                            if lock.code:
+                                asked, acquired, _ = thread.codes[write]
+                                fresh += (now, asked, now, acquired)
                             if write:
                                 lock.owner = thread
                             else:
-                                lock.readers.append(thread)
-                            if recorded:
-                                record_time(now)
-                                record_code(recorded | ACQUIRED)
-                        elif not contention.ask(thread, step, lock):
-                            timer = heappop(heap)
-                            break
+                                lock.readers[thread] = lock.readers.get(thread, 0) + 1
+                        else:
+                            if lock.code:
+                                fresh += (now, thread.codes[write][0])
+                            if not contention.ask(thread, step, lock):
+                                timer = heappop(heap)
+                                break
                     elif action == "up":
-                        if lock.code:
-                            record_time(now)
-                            record_code(lock.code | code | (WRITE if write else 0) | RELEASED)
                         price = unlock_ns
+                        if lock.code:
+                            fresh += (now, thread.codes[write][2])
                         if write and lock.owner is thread:
                             lock.owner = None
                         elif not write and thread in lock.readers:
-                            lock.readers.remove(thread)
+                            if lock.readers[thread] == 1:
+                                del lock.readers[thread]
+                            else:
+                                lock.readers[thread] -= 1
                             if lock.downgraded is thread:
                                 lock.downgraded = None
                         else:
@@ -243,33 +256,44 @@ class TimedEngine:
                     if ready or thread.spun or not plain:
                         cpus.leave(thread, SLEEPING)
                     else:
-                        running[cpu] = None
                         thread.state = SLEEPING
                     thread.result = None
-                    thread.token = token = thread.token + 1
-                    end = now + step.ns + latency_ns
-                    timer = heappushpop(heap, (end, next(sequence), thread, token))
+                    if len(fresh) > FRESH_MAX:
+                        self.recorder.pack()
+                    thread.timer = timer = (now + step.ns + latency_ns, next(sequence), thread)
+                    timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
-                    self.recorder.mark(now, code, step)
+                    self.recorder.mark(now, thread.code, step)
                     result, price = None, 0
                 else:
                     thread.step, thread.asked_ns = step, now
                     if not self._attempt(thread):
                         timer = heappop(heap)
                         break
-                    result, price = thread.result, thread.left_ns
-                    thread.left_ns = 0
+                    result, price, thread.left_ns = thread.result, thread.left_ns, 0
 
-    def _due(self, thread: Thread | Tick) -> None:
-        """Do what a timer is for that isn't the end of some work."""
+    def _due(self, thread: Thread | Tick) -> bool:
+        """Do what a timer is for that isn't the end of some work; say if the thread goes on."""
         if isinstance(thread, Tick):
             self.cpus.tick(thread)
         elif thread.state == SPINNING:
             self._contention.stop_spinning(thread)
+        elif thread.state == RESUMING:
+            assert thread.resume is not None
+            thread.state = RUNNING
+            return thread.resume(thread)
         else:
             assert thread.state == SLEEPING, thread
             self.cpus.make_ready(thread)
+        return False
+
+    def _make_codes(self, thread: Thread, lock: TimedLock) -> None:
+        """Keep the codes of a thread's events on a lock, so that recording one makes no number."""
+        common = thread.code | lock.code
+        read = (common | ASKED, common | ACQUIRED, common | RELEASED)
+        write = (read[0] | WRITE, read[1] | WRITE, read[2] | WRITE)
+        thread.codes_of, thread.codes = lock, (read, write)
 
     def _finish(self, thread: Thread, value: Any) -> None:
         thread.value = value
@@ -283,7 +307,7 @@ class TimedEngine:
             for other in self.threads.values():
                 if other.background and other.state == SLEEPING and other.resume is None:
                     other.state = DONE
-                    other.token += 1
+                    other.timer = None
 
     def _new_lock(self, which: Lock) -> TimedLock:
         name, mm = which
@@ -295,7 +319,7 @@ class TimedEngine:
         if lock.owner is not thread:
             downgrade(lock.value(), thread.tid)
         lock.owner = None
-        lock.readers.append(thread)
+        lock.readers[thread] = 1
         lock.downgraded = thread
         self._record(thread, lock, DOWNGRADED)
         return self.sched.downgrade_ns + self._contention.let_in(lock)
@@ -313,8 +337,7 @@ class TimedEngine:
 
     def _record(self, thread: Thread, lock: TimedLock, what: int) -> None:
         if lock.code:
-            self.recorder.times.append(self.clock.now)
-            self.recorder.codes.append(thread.code | lock.code | what)
+            self.recorder.fresh += (self.clock.now, thread.code | lock.code | what)
 
     def _attempt(self, thread: Thread) -> bool:
         """Take the wait step of `thread` if it is ready, or else let it sleep; say which."""
@@ -328,9 +351,9 @@ class TimedEngine:
                 return False
             thread.result = EINTR_RESULT
         else:
-            machine.spent_ns = 0.0
             thread.result = step.run(machine, thread.task, *step.args)
             thread.left_ns = int(machine.spent_ns + 0.5) + self._after_step()
+            machine.spent_ns = 0
         if thread.resume is not None:
             self._long_waits.look_at(thread, self.clock.now)
             thread.resume = None
@@ -342,9 +365,9 @@ class TimedEngine:
         woken = self.machine.woken
         while woken:
             price += self._wake_channel(woken.pop(0))
-        if len(self._signals) != self._known_signals:
-            self._known_signals = len(self._signals)
-            price += self._deliver_signals()
+            if self._signals.are_new:
+                self._signals.are_new = False
+                price += self._deliver_signals()
         return price
 
     def _wake_channel(self, channel: tuple[Any, ...]) -> int:
@@ -381,6 +404,20 @@ class TimedEngine:
         self.cpus.check()
         for lock in self._locks.values():
             lock.check()
+
+
+class _Signals(dict[int, str]):
+    """The signals of a machine; a new one makes the engine look, as a step that wakes does."""
+
+    def __init__(self, signals: dict[int, str], woken: list[tuple[Any, ...]]) -> None:
+        super().__init__(signals)
+        self.are_new = False
+        self._woken = woken
+
+    def __setitem__(self, tid: int, signal: str) -> None:
+        super().__setitem__(tid, signal)
+        self.are_new = True
+        self._woken.append(("signal", tid))
 
 
 class _Free(dict[str, float]):
