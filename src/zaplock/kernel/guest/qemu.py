@@ -38,6 +38,11 @@ EXACT_SHIFT = 2
 _KVM_LIMIT_S = 8.0
 _POLL_S = 0.05
 _QUIET_BOOT = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable mitigations=off"
+# Half of an emulated boot is self-tests and certificates, which have nothing to do with mm.
+_SHORT_BOOT = (
+    "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,"
+    "bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,init_blk_tracer"
+)
 _SAME_BOOT = "nokaslr norandmaps randomize_kstack_offset=off"
 _SUCCEEDED = 1  # isa-debug-exit: (0 << 1) | 1
 _PR_SET_PDEATHSIG = 1
@@ -113,7 +118,7 @@ def _run(
 def _command(
     kernel: Kernel, machine: Machine, arguments: Sequence[str], accelerator: str, folder: Path
 ) -> list[str]:
-    boot = [_QUIET_BOOT, *machine.boot_options]
+    boot = [_QUIET_BOOT, _SHORT_BOOT, *machine.boot_options]
     clock = ["-smp", str(machine.nr_cpus)]
     if machine.exact:
         boot.append(_SAME_BOOT)

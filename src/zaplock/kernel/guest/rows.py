@@ -60,14 +60,17 @@ def outcome(done: GuestRun) -> Outcome:
 
 
 def hung_task_messages(log: str) -> list[str]:
-    """Return the kernel's own reports of hung tasks, each with its lines up to the next report."""
+    """Return the kernel's own first report of each hung task, from its INFO line to its call trace."""
     lines = [line.split("] ", 1)[-1] for line in log.splitlines()]
     starts = [number for number, line in enumerate(lines) if _MESSAGE in line]
-    ends = [*starts[1:], len(lines)]
-    return ["\n".join(_report(lines[start:end])) for start, end in zip(starts, ends)]
+    first: dict[str, str] = {}
+    for start, end in zip(starts, [*starts[1:], len(lines)]):
+        task = lines[start].split()[2]
+        first.setdefault(task, "\n".join(_report(lines[start:end])))
+    return list(first.values())
 
 
 def _report(lines: list[str]) -> list[str]:
-    """Cut a report at the end of its call trace."""
-    done = next((n for n, line in enumerate(lines) if line.strip() == "</TASK>"), len(lines) - 1)
-    return lines[: done + 1]
+    """Cut a report behind the kernel's part of its call trace."""
+    done = next((n for n, line in enumerate(lines) if line.startswith("RIP: 0033")), len(lines))
+    return lines[:done]

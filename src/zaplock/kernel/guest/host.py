@@ -1,0 +1,68 @@
+"""The same probe on the kernel that runs here, so that host and guests are judged alike.
+
+Root is needed for the trace instance, which is made and removed here: a probe that is killed leaves
+nothing behind. On a real machine other work disturbs times; the structure of locking it can't.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from zaplock.errors import UserError
+from zaplock.kernel import tracefs
+from zaplock.kernel.guest import build, capsule
+from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, arguments
+
+HOST = "host"
+"""The name of this machine's own kernel among those of guests."""
+_BUFFER_KB = 8192
+
+
+def run(plan: GuestPlan) -> GuestRun:
+    """Run a plan on this machine's kernel. Raises UserError without root, or when the probe fails."""
+    plan = replace(plan, kernel=HOST, exact=False)
+    with (
+        tracefs.opened() as root,
+        tempfile.TemporaryDirectory(prefix="zaplock-probe-") as name,
+        tracefs.Instance(root, buffer_kb=_BUFFER_KB) as instance,
+    ):
+        path = Path(name) / "capsule"
+        capsule.make(path)
+        where = [f"tracefs={root.path}", f"instance={instance.name}", f"buffer_kb={_BUFFER_KB}"]
+        command = [str(build.probe()), *arguments(plan), *where, f"capsule={path}"]
+        said = _done(command, plan.timeout_s)
+        result = capsule.read(path)
+        if result is None:
+            raise UserError(f"the probe failed on this kernel ({said or 'it said nothing'}): try a smaller SIZE")
+        return GuestRun(plan, result)
+
+
+def _done(command: list[str], limit_s: float) -> str:
+    """Run the probe with all its processes to their end; return its last words."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, said = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"the probe was not done after {limit_s:.0f} s: try a smaller SIZE, or a bigger --timeout"
+        ) from None
+    finally:
+        _end(process)
+    return said.strip().splitlines()[-1] if said.strip() else ""
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Kill what is left of the probe: it leads a session of its own."""
+    import os
+    import signal
+
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
