@@ -24,7 +24,7 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
     """Lay out a whole report for `rich`."""
     analysis = summary.analysis
     return Group(
-        Text(_heading(analysis)),
+        Text(heading(analysis)),
         Text(),
         *(Text(line) for line in answer(summary)),
         Text(),
@@ -44,7 +44,8 @@ def console(*, stderr: bool = False) -> Console:
     return wide if wide.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
-def _heading(analysis: Analysis) -> str:
+def heading(analysis: Analysis) -> str:
+    """Say in one line what was recorded and what is missing."""
     lost = analysis.segments.lost_events
     losses = f"{lost:,} lost" if lost else "none lost"
     kernel = analysis.kernel or "an unknown kernel"

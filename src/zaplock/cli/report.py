@@ -1,0 +1,113 @@
+"""Explain a recording: who held an mmap_lock for long, who waited, and behind whom.
+
+Without options: the answer in sentences, then the longest holds, the worst waits with their chains,
+sums by operation, thread and process, and histograms. FILE is what `zaplock record`, `zaplock
+import` or a simulation wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.trace.analysis import Analysis
+    from zaplock.trace.summary import Summary
+
+SUMMARY = "explain a recording: longest holds, worst waits and who is to blame"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock report`."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a recording")
+    add("--top", type=int, default=10, metavar="N", help="rows of each table (10)")
+    add("--json", action="store_true", help="print holds, waits and blame as JSON")
+    add("--csv", metavar="DIR", help="write holds.csv, waits.csv and blame.csv into DIR")
+    add("--parquet", metavar="DIR", help="the same as Parquet")
+    add("--html", metavar="PAGE", help="write one self-contained page with a zoomable timeline")
+    add("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev (.pftrace)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, analyse, print."""
+    if args.top < 1:
+        raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
+    analysis = load(args.file)
+    if args.json:
+        from zaplock.views.report_json import report_json
+
+        print(json.dumps(report_json(analysis, top=args.top), indent=1))
+    written = _write(args, analysis)
+    if not args.json and not written:
+        _print(analysis, args.top)
+    _next(args, written)
+    return 0
+
+
+def load(file: str) -> Analysis:
+    """Read a recording and analyse it, showing on a terminal that this takes a while."""
+    from zaplock.cli._busy import busy
+    from zaplock.trace.analysis import analyse
+    from zaplock.trace.file import read
+
+    with busy(f"reading {file}"):
+        recording = read(file)
+    with busy("joining holds and waits"):
+        return analyse(recording.events, recording.manifest.kernel)
+
+
+def _summary(analysis: Analysis) -> Summary:
+    from zaplock.cli._busy import busy
+    from zaplock.trace.summary import summarise
+
+    with busy("finding who is to blame"):
+        return summarise(analysis)
+
+
+def _print(analysis: Analysis, top: int) -> None:
+    from zaplock.views.report_text import console, report_text
+
+    console().print(report_text(_summary(analysis), top=top))
+
+
+def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
+    """Write the files that were asked for; return them."""
+    written: list[Path] = []
+    if args.csv or args.parquet:
+        from zaplock.views.export import export
+
+        summary = _summary(analysis)
+        if args.csv:
+            written += export(summary, Path(args.csv), "csv")
+        if args.parquet:
+            written += export(summary, Path(args.parquet), "parquet")
+    if args.html:
+        from zaplock.views.html import write_html
+
+        written.append(write_html(_summary(analysis), Path(args.html)))
+    if args.perfetto:
+        from zaplock.views.perfetto import write_perfetto
+
+        written.append(write_perfetto(_summary(analysis), Path(args.perfetto)))
+    return written
+
+
+def _next(args: argparse.Namespace, written: list[Path]) -> None:
+    """Say what was written and what to type next."""
+    file = shlex.quote(args.file)
+    out = sys.stderr if args.json else sys.stdout
+    for path in written:
+        print(f"wrote {path}", file=out)
+    if args.html:
+        print(f"next: xdg-open {shlex.quote(args.html)}", file=out)
+    elif args.perfetto:
+        print("next: open it at ui.perfetto.dev (the file stays in your browser)", file=out)
+    else:
+        print(f"next: zaplock report {file} --html report.html", file=out)

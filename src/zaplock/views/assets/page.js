@@ -1,0 +1,48 @@
+// Tie the page together: unpack, draw, search, and tell the story of what is chosen.
+"use strict";
+
+async function startPage() {
+  const element = id => document.getElementById(id);
+  const header = JSON.parse(element("header").textContent);
+  const recording = new Recording(header, await readColumns(header, element("binary").textContent));
+  element("binary").remove();
+  const { holds, waits } = recording;
+
+  function choose(table, row, bring) {
+    timeline.select(table, row, bring);
+    element("story").textContent = recording.story(table, row);
+    lists.forEach(list => list.mark(list.table === table ? row : NOBODY));
+  }
+
+  function search(text) {
+    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+    const match = { hold: matching(recording, holds, words), wait: matching(recording, waits, words) };
+    timeline.match = words.length ? match : null;
+    timeline.later();
+    lists[0].show(match.wait);
+    lists[1].show(match.hold);
+  }
+
+  const timeline = new Timeline(element("timeline"), recording, choose);
+  const lists = [
+    new List(element("waits"), element("waits-count"), recording, waits, choose),
+    new List(element("holds"), element("holds-count"), recording, holds, choose),
+  ];
+  search("");
+  let pending = 0;
+  element("search").addEventListener("input", event => {
+    clearTimeout(pending);
+    pending = setTimeout(() => search(event.target.value), 120);
+  });
+  element("fit").addEventListener("click", () => timeline.show(0, timeline.all));
+  element("in").addEventListener("click", () => timeline.zoom(0.5));
+  element("out").addEventListener("click", () => timeline.zoom(2));
+  const [left_holds, left_waits] = recording.left_out;
+  if (left_holds || left_waits) element("story").textContent =
+    `This page has the longest ${holds.count.toLocaleString("en")} holds and ${waits.count.toLocaleString("en")} waits; ` +
+    `${left_holds.toLocaleString("en")} shorter holds and ${left_waits.toLocaleString("en")} shorter waits are left out.`;
+  window.zaplock = { recording, timeline, choose, search, ready: performance.now() };
+  document.body.dataset.ready = "1";
+}
+
+startPage();

@@ -1,0 +1,87 @@
+// Search all holds and waits, and list the longest that match.
+"use strict";
+
+const LISTED = 200;
+
+// A row matches if each word of the query is in its thread, process, operation, size, mode or kind.
+function matching(recording, table, words) {
+  const match = new Uint8Array(table.count).fill(1);
+  const kind = table === recording.waits ? "wait" : "hold";
+  for (const word of words) {
+    const lanes = recording.lanes.map(lane => `${lane.comm} ${lane.tid} ${lane.process} ${lane.pid}`.toLowerCase().includes(word));
+    const operations = recording.operations.map(name => name.includes(word));
+    const mms = recording.mms.map(name => name.toLowerCase().includes(word));
+    const modes = ["shared", "exclusive"].map(mode => mode.includes(word)), all = kind.includes(word) || (kind + "s").includes(word);
+    const sizes = new Map(), sized = length => {
+      if (!sizes.has(length)) sizes.set(length, length > 0 && bytes(length).toLowerCase().replace(" ", "").includes(word));
+      return sizes.get(length);
+    };
+    for (let row = 0; row < table.count; row++) {
+      if (!match[row]) continue;
+      const op = table.op[row];
+      const told = all || lanes[table.lane[row]] || (op !== NOBODY && operations[op]) || mms[table.mm[row]] ||
+        modes[table.flags[row] & EXCLUSIVE] || sized(table.length[row]) || (kind === "hold" && table.flags[row] & DOWNGRADED && "downgraded".includes(word));
+      if (!told) match[row] = 0;
+    }
+  }
+  return match;
+}
+
+function longestRows(table, match) {
+  const rows = [];
+  for (let row = 0; row < table.count; row++) if (match[row]) rows.push(row);
+  return rows.sort((a, b) => table.span[b] - table.span[a] || a - b);
+}
+
+class List {
+  constructor(element, counter, recording, table, chosen) {
+    Object.assign(this, { element, counter, recording, table });
+    element.addEventListener("click", event => {
+      const line = event.target.closest("tr.row");
+      if (line) chosen(table, Number(line.dataset.row), true);
+    });
+  }
+
+  show(match) {
+    const { recording, table } = this, rows = longestRows(table, match), waits = table === recording.waits;
+    this.counter.textContent = `${rows.length.toLocaleString("en")} match, ${Math.min(LISTED, rows.length)} longest shown`;
+    const columns = [waits ? "waited" : "held", "at", "task", "operation", "mode", "lock of"];
+    this.element.replaceChildren(this.line("thead", "th", columns), this.body(rows.slice(0, LISTED)));
+  }
+
+  body(rows) {
+    const { recording, table } = this, body = document.createElement("tbody");
+    for (const row of rows) {
+      const down = table.flags[row] & DOWNGRADED ? " (downgraded)" : "";
+      const line = this.cells("td", [
+        duration(table.span[row]), (table.start[row] / 1e9).toFixed(6) + " s", recording.task(table.lane[row]),
+        recording.doing(table, row), recording.mode(table, row) + down, recording.mms[table.mm[row]],
+      ]);
+      line.className = "row";
+      line.dataset.row = row;
+      body.append(line);
+    }
+    return body;
+  }
+
+  line(group, kind, texts) {
+    const element = document.createElement(group);
+    element.append(this.cells(kind, texts));
+    return element;
+  }
+
+  cells(kind, texts) {
+    const line = document.createElement("tr");
+    texts.forEach((text, place) => {
+      const cell = document.createElement(kind);
+      cell.textContent = text;
+      if (place > 1) cell.className = "text";
+      line.append(cell);
+    });
+    return line;
+  }
+
+  mark(row) {
+    for (const line of this.element.querySelectorAll("tr.row")) line.classList.toggle("chosen", Number(line.dataset.row) === row);
+  }
+}

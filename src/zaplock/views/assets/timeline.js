@@ -1,0 +1,263 @@
+// The timeline: a lane per thread on a canvas, bars for holds and waits, arrows from victim to culprit.
+"use strict";
+
+const LANE = 20, LABEL = 230, AXIS = 26, NEAREST_NS = 20;
+const STYLES = ["shared", "downgraded", "exclusive", "wait"];
+
+class Timeline {
+  constructor(canvas, recording, chosen) {
+    Object.assign(this, { canvas, recording, chosen, top: 0, selected: null, match: null });
+    const style = getComputedStyle(document.documentElement);
+    this.colours = Object.fromEntries([...STYLES, "gap"].map(name => [name, style.getPropertyValue("--" + name).trim()]));
+    this.all = Math.max(recording.duration, 1);
+    this.view = { start: 0, span: this.all };
+    this.listen();
+    new ResizeObserver(() => this.resize()).observe(canvas);
+    this.resize();
+  }
+
+  resize() {
+    const ratio = window.devicePixelRatio || 1, box = this.canvas.getBoundingClientRect();
+    this.width = box.width; this.height = box.height;
+    this.canvas.width = box.width * ratio; this.canvas.height = box.height * ratio;
+    this.pen = this.canvas.getContext("2d");
+    this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    this.draw();
+  }
+
+  x(time) { return LABEL + (time - this.view.start) / this.view.span * (this.width - LABEL); }
+  time(x) { return this.view.start + (x - LABEL) / (this.width - LABEL) * this.view.span; }
+  y(lane) { return AXIS + lane * LANE - this.top; }
+
+  show(start, span) {
+    span = Math.min(Math.max(span, NEAREST_NS), this.all);
+    this.view = { start: Math.min(Math.max(start, 0), this.all - span), span };
+    this.later();
+  }
+
+  zoom(factor, at = this.view.start + this.view.span / 2) {
+    const span = Math.min(Math.max(this.view.span * factor, NEAREST_NS), this.all);
+    this.show(at - (at - this.view.start) * span / this.view.span, span);
+  }
+
+  scroll(pixels) {
+    const most = Math.max(0, AXIS + this.recording.lanes.length * LANE - this.height);
+    this.top = Math.min(Math.max(this.top + pixels, 0), most);
+    this.later();
+  }
+
+  // Many moves in one frame are one drawing.
+  later() {
+    if (this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => { this.waiting = false; this.draw(); });
+  }
+
+  select(table, row, bring) {
+    this.selected = { table, row };
+    if (bring) {
+      const span = Math.max(table.span[row] * 2.5, 200);
+      this.show(table.start[row] + table.span[row] / 2 - span / 2, span);
+      const y = this.y(table.lane[row]);
+      if (y < AXIS || y > this.height - LANE) this.scroll(y - this.height / 2);
+    }
+    this.later();
+  }
+
+  draw() {
+    const { pen, width, height } = this;
+    pen.clearRect(0, 0, width, height);
+    pen.font = "12px system-ui, sans-serif";
+    pen.textBaseline = "middle";
+    this.drawGaps();
+    const first = Math.max(0, Math.floor(this.top / LANE)), last = Math.min(this.recording.lanes.length, first + Math.ceil(height / LANE) + 1);
+    for (let lane = first; lane < last; lane++) this.drawLane(lane);
+    this.drawLabels(first, last);
+    this.drawAxis();
+    this.drawArrows(first, last);
+  }
+
+  drawGaps() {
+    this.pen.fillStyle = this.colours.gap;
+    for (const [start, end] of this.recording.gaps) {
+      const left = Math.max(this.x(start), LABEL), right = this.x(end);
+      if (right >= LABEL && left <= this.width) this.pen.fillRect(left, AXIS, Math.max(right - left, 1), this.height);
+    }
+  }
+
+  drawLane(lane) {
+    const y = this.y(lane), { holds, waits } = this.recording;
+    this.pen.fillStyle = lane % 2 ? "rgba(0,0,0,0.025)" : "rgba(0,0,0,0)";
+    this.pen.fillRect(LABEL, y, this.width - LABEL, LANE);
+    for (const style of STYLES) {
+      const thin = style === "wait";
+      this.drawBars(this.recording.byLane[lane][style], thin ? waits : holds, this.colours[style], y + (thin ? 7 : 3), thin ? 6 : 14);
+    }
+  }
+
+  // Bars narrower than a pixel that fall on one pixel are one bar: a million cost no more than a screen.
+  drawBars(rows, table, colour, y, height) {
+    const { start, span } = table, end = this.view.start + this.view.span, faint = this.match && this.match[table.name];
+    let done = -1;
+    this.pen.fillStyle = colour;
+    for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
+      const row = rows[place];
+      if (start[row] > end) break;
+      const right = this.x(start[row] + span[row]);
+      if (right < LABEL || right < done) continue;
+      const left = Math.max(this.x(start[row]), LABEL, done), wide = Math.max(right - left, 1);
+      if (faint) this.pen.globalAlpha = faint[row] ? 1 : 0.12;
+      this.pen.fillRect(left, y, wide, height);
+      if (!faint || faint[row]) done = left + wide;
+    }
+    this.pen.globalAlpha = 1;
+  }
+
+  firstVisible(rows, table) {
+    let low = 0, high = rows.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (table.start[rows[middle]] < this.view.start) low = middle + 1; else high = middle;
+    }
+    return Math.max(0, low - 2);
+  }
+
+  drawLabels(first, last) {
+    const { pen, recording } = this;
+    pen.fillStyle = "#fff";
+    pen.fillRect(0, 0, LABEL, this.height);
+    for (let lane = first; lane < last; lane++) {
+      const { comm, tid, pid, process } = recording.lanes[lane], fresh = lane === first || recording.lanes[lane - 1].pid !== pid;
+      const y = this.y(lane);
+      if (fresh) {
+        pen.fillStyle = "#c3cad3";
+        pen.fillRect(0, y, this.width, 1);
+        pen.fillStyle = "#6a7480";
+        pen.fillText(`${process || "?"} ${pid}`, 4, y + LANE / 2, 96);
+      }
+      pen.fillStyle = "#1c2430";
+      pen.fillText(`${comm || "?"} ${tid}`, 104, y + LANE / 2, LABEL - 108);
+    }
+  }
+
+  drawAxis() {
+    const { pen } = this;
+    pen.fillStyle = "#f0f3f6";
+    pen.fillRect(0, 0, this.width, AXIS);
+    pen.fillStyle = "#3f4a57";
+    const rough = this.view.span / Math.max((this.width - LABEL) / 110, 1), power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map(n => n * power).find(n => n >= rough);
+    for (let time = Math.ceil(this.view.start / step) * step; time <= this.view.start + this.view.span; time += step) {
+      const x = this.x(time);
+      pen.fillRect(x, AXIS - 5, 1, 5);
+      pen.fillText(this.stamp(time, step), x + 4, AXIS / 2);
+    }
+    const span = document.getElementById("span");
+    span.textContent = `${duration(this.view.span)} from ${(this.view.start / 1e9).toFixed(6)} s`;
+  }
+
+  // Enough digits that two neighbouring ticks differ.
+  stamp(time, step) {
+    const [unit, size] = step >= 1e8 ? ["s", 1e9] : step >= 1e5 ? ["ms", 1e6] : ["us", 1e3];
+    return (time / size).toFixed(Math.max(0, Math.ceil(Math.log10(size / step)))) + " " + unit;
+  }
+
+  drawArrows(first, last) {
+    const { waits } = this.recording, end = this.view.start + this.view.span, seen = [];
+    for (let lane = first; lane < last && seen.length <= 60; lane++) {
+      const rows = this.recording.byLane[lane].wait;
+      for (let place = this.firstVisible(rows, waits); place < rows.length && seen.length <= 60; place++) {
+        const row = rows[place];
+        if (waits.start[row] > end) break;
+        if (waits.culprit[row] !== NOBODY && waits.span[row] > this.view.span / 50) seen.push(row);
+      }
+    }
+    if (seen.length <= 60) for (const row of seen) this.drawArrow(row, "rgba(70,70,70,0.35)", 1);
+    if (!this.selected) return;
+    this.outline(this.selected.table, this.selected.row);
+    if (this.selected.table === waits && waits.culprit[this.selected.row] !== NOBODY) {
+      this.outline(this.recording.holds, waits.culprit[this.selected.row]);
+      this.drawArrow(this.selected.row, "#111", 2);
+    }
+  }
+
+  // From the victim's wait to the hold that it waited for, where the two stand above each other.
+  drawArrow(row, colour, width) {
+    const { pen } = this, { waits, holds } = this.recording, hold = waits.culprit[row];
+    const common = Math.min(waits.start[row] + waits.span[row], holds.start[hold] + holds.span[hold]);
+    const x = Math.min(Math.max(this.x(common), LABEL + 6), this.width - 6), down = holds.lane[hold] > waits.lane[row] ? 1 : -1;
+    const from = this.y(waits.lane[row]) + 10, to = this.y(holds.lane[hold]) + 10 - down * 7;
+    pen.strokeStyle = pen.fillStyle = colour;
+    pen.lineWidth = width;
+    pen.beginPath();
+    pen.moveTo(x, from);
+    pen.lineTo(x, to - down * 5);
+    pen.stroke();
+    pen.beginPath();
+    pen.moveTo(x, to);
+    pen.lineTo(x - 4, to - down * 7);
+    pen.lineTo(x + 4, to - down * 7);
+    pen.fill();
+  }
+
+  outline(table, row) {
+    const left = Math.max(this.x(table.start[row]), LABEL), right = Math.min(this.x(table.start[row] + table.span[row]), this.width);
+    if (right < LABEL || left > this.width) return;
+    this.pen.strokeStyle = "#111";
+    this.pen.lineWidth = 1.5;
+    this.pen.strokeRect(left - 1, this.y(table.lane[row]) + 1.5, Math.max(right - left, 1) + 2, LANE - 3);
+  }
+
+  // The wait or hold under the pointer; of several within two pixels the longest.
+  at(x, y) {
+    const lane = Math.floor((y - AXIS + this.top) / LANE), slack = this.view.span / (this.width - LABEL) * 2;
+    if (x < LABEL || y < AXIS || lane < 0 || lane >= this.recording.lanes.length) return null;
+    const now = this.time(x);
+    let best = null;
+    for (const style of STYLES) {
+      const table = style === "wait" ? this.recording.waits : this.recording.holds, rows = this.recording.byLane[lane][style];
+      for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
+        const row = rows[place];
+        if (table.start[row] > now + slack) break;
+        if (table.start[row] + table.span[row] < now - slack) continue;
+        if (!best || table.span[row] > best.table.span[best.row]) best = { table, row };
+      }
+    }
+    return best;
+  }
+
+  listen() {
+    const { canvas } = this;
+    let drag = null;
+    canvas.addEventListener("wheel", event => {
+      event.preventDefault();
+      if (event.shiftKey || event.offsetX < LABEL) this.scroll(event.deltaY || event.deltaX);
+      else this.zoom(Math.exp(event.deltaY / 300), this.time(event.offsetX));
+    }, { passive: false });
+    canvas.addEventListener("pointerdown", event => {
+      drag = { x: event.offsetX, y: event.offsetY, start: this.view.start, top: this.top, moved: false };
+      canvas.setPointerCapture(event.pointerId);
+    });
+    canvas.addEventListener("pointermove", event => {
+      if (!drag) return;
+      drag.moved ||= Math.hypot(event.offsetX - drag.x, event.offsetY - drag.y) > 4;
+      if (!drag.moved) return;
+      this.show(drag.start - (event.offsetX - drag.x) / (this.width - LABEL) * this.view.span, this.view.span);
+      this.scroll(drag.top - (event.offsetY - drag.y) - this.top);
+    });
+    canvas.addEventListener("pointerup", event => {
+      const hit = drag && !drag.moved && this.at(event.offsetX, event.offsetY);
+      drag = null;
+      if (hit) this.chosen(hit.table, hit.row, false);
+    });
+    canvas.addEventListener("keydown", event => {
+      const { start, span } = this.view;
+      const moves = {
+        "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), "0": () => this.show(0, this.all),
+        ArrowLeft: () => this.show(start - span / 5, span), ArrowRight: () => this.show(start + span / 5, span),
+        ArrowUp: () => this.scroll(-LANE), ArrowDown: () => this.scroll(LANE),
+      };
+      if (moves[event.key]) { event.preventDefault(); moves[event.key](); }
+    });
+  }
+}

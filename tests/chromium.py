@@ -1,0 +1,148 @@
+"""Drive a headless Chromium through its debugging protocol, as a user's hands and eyes would."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+    "--window-size=1400,1000",
+)
+
+
+def find() -> str:
+    """Return the browser's path; skip the test where there is none."""
+    for name in NAMES:
+        path = shutil.which(name)
+        if path:
+            return path
+    pytest.skip(f"no Chromium on this machine: none of {', '.join(NAMES)} is on the path")
+
+
+class Page:
+    """One open page."""
+
+    def __init__(self, socket: WebSocketClientConnection) -> None:
+        self.socket = socket
+        self.number = 0
+        self.requests: list[str] = []
+        self.errors: list[str] = []
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        self.number += 1
+        await self.socket.write_message(
+            json.dumps({"id": self.number, "method": method, "params": params})
+        )
+        while True:
+            message = await asyncio.wait_for(self.socket.read_message(), 60)
+            assert message is not None, "the browser went away"
+            answer = json.loads(message)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            self._note(answer)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        if event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(event["params"]["request"]["url"])
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.errors.append(json.dumps(event["params"]["exceptionDetails"])[:500])
+
+    async def ask(self, expression: str) -> Any:
+        """Evaluate an expression in the page."""
+        found = await self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def until(self, expression: str) -> None:
+        """Wait until an expression is true."""
+        for _ in range(300):
+            if await self.ask(expression):
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError(f"never true: {expression}; errors: {self.errors}")
+
+    async def click(self, selector: str) -> None:
+        box = await self.ask(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+            " e.scrollIntoView({block: 'center'}); const b = e.getBoundingClientRect();"
+            " return [b.x + Math.min(b.width / 2, 60), b.y + b.height / 2]; })()"
+        )
+        await self.click_at(*box)
+
+    async def click_at(self, x: float, y: float) -> None:
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.call(
+                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+            )
+
+    async def wheel(self, x: float, y: float, delta: float) -> None:
+        await self.call(
+            "Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=delta
+        )
+
+    async def type(self, selector: str, text: str) -> None:
+        await self.ask(f"document.querySelector({json.dumps(selector)}).select()")
+        await self.click(selector)
+        await self.ask(f"document.querySelector({json.dumps(selector)}).select()")
+        await self.call("Input.insertText", text=text)
+
+    async def screenshot(self, path: Path) -> None:
+        shot = await self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+
+@contextlib.asynccontextmanager
+async def opened(file: Path) -> AsyncIterator[Page]:
+    """Start a browser, open a file in it, and end that browser afterwards."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = [find(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        try:
+            yield await _page(browser, file)
+        finally:
+            browser.kill()
+            browser.wait()
+
+
+async def _page(browser: subprocess.Popen[str], file: Path) -> Page:
+    assert browser.stderr is not None
+    for line in browser.stderr:
+        found = re.search(r"ws://[^/]+/", line)
+        if found:
+            break
+    else:
+        raise AssertionError("Chromium ended before it could be driven")
+    address = re.search(r"ws://\S+", line)
+    assert address is not None
+    whole = Page(await websocket_connect(address[0], max_message_size=1 << 28))
+    target = await whole.call("Target.createTarget", url="about:blank")
+    where = f"{found[0]}devtools/page/{target['targetId']}"
+    page = Page(await websocket_connect(where, max_message_size=1 << 28))
+    for domain in ("Page", "Network", "Runtime"):
+        await page.call(f"{domain}.enable")
+    await page.call("Page.navigate", url=file.as_uri())
+    await page.until("document.body && document.body.dataset.ready === '1'")
+    return page
