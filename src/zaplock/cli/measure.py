@@ -16,6 +16,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from zaplock.cli import _guest
 from zaplock.cli._sizes import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--timeout", default="300s", metavar="TIME", help="limit for one repetition (300s)")
     add("--no-holds", action="store_true", help="leave the tracepoints alone, also as root")
     add("--json", action="store_true", help="print every run, their median and range as JSON")
+    _guest.configure(parser)
 
 
 def bystanders(text: str) -> tuple[str, ...]:
@@ -68,14 +70,34 @@ def bystanders(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.kernel:
+        outcomes = _guest.measure(args, bystanders(args.bystanders))
+    else:
+        _guest.refuse_without_kernel(args)
+        outcomes = _here(args)
+    if args.json:
+        print(json.dumps(as_json(outcomes), indent=2))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        console.print(headline(outcomes), highlight=False)
+        console.print(table(outcomes))
+        for line in sentences(outcomes):
+            console.print(line, highlight=False, soft_wrap=True)
+    print(f"next: {_next(args, outcomes)}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def _here(args: argparse.Namespace) -> list[Outcome]:
+    """Measure on the kernel that runs."""
+    from rich.console import Console
+
     from zaplock.kernel.measure import measure
 
     length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
-    from rich.console import Console
-
-    stderr = Console(stderr=True)
-    with _progress(stderr) as progress:
-        outcomes = measure(
+    with _progress(Console(stderr=True)) as progress:
+        return measure(
             length,
             backing=args.backing,
             teardown=args.teardown,
@@ -88,16 +110,6 @@ def run(args: argparse.Namespace) -> int:
             trace=not args.no_holds,
             progress=progress,
         )
-    if args.json:
-        print(json.dumps(as_json(outcomes), indent=2))
-    else:
-        console = Console()
-        console.print(headline(outcomes), highlight=False)
-        console.print(table(outcomes))
-        for line in sentences(outcomes):
-            console.print(line, highlight=False, soft_wrap=True)
-    print(f"next: {_next(args, outcomes)}", file=sys.stderr if args.json else sys.stdout)
-    return 0
 
 
 class _progress:
@@ -209,6 +221,8 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def _next(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
+    if args.kernel:
+        return _guest.next_command(args)
     if "mmap" not in outcomes[0].bystanders and args.teardown != "exit":
         return f"zaplock measure {args.size} --bystanders fault,proc,mmap   (with a queued writer)"
     return f"zaplock compare {args.size}   (the same under other kernels' designs)"

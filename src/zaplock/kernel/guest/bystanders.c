@@ -25,7 +25,7 @@ struct lane {
 static struct shared {
 	volatile int nr_ready, go, stop;
 	int target_tid, target_pid;
-	int64_t populate_ns, begin_ns, end_ns;
+	int64_t populate_ns, begin_ns, end_ns, cpu_ns;
 	long result;
 	struct range range;
 	struct lane lanes[MAX_LANES];
@@ -34,13 +34,15 @@ static struct shared {
 static int nr_lanes;
 static long period_ns = 1000000;
 
-static int64_t now_ns(void)
+static int64_t clock_ns(clockid_t clock)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(clock, &t);
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
+
+static int64_t now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
 static void sleep_ns(int64_t ns)
 {

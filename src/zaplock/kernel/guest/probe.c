@@ -120,9 +120,11 @@ static void target(void)
 		sleep_ns(1000000);
 	sleep_ns(settle);
 	syscall(SYS_brk, 0); /* tells whoever reads the trace where the heap ends */
+	begin = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 	shared->begin_ns = now_ns();
 	shared->result = range_teardown(range, teardown);
 	shared->end_ns = now_ns();
+	shared->cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - begin;
 	sleep_ns(settle);
 	shared->stop = 1;
 	sleep_ns(2 * period_ns + settle);
@@ -184,11 +186,11 @@ static void save_results(void)
 	uname(&uname_);
 	capsule_printf("facts",
 		"release=%s\nversion=%s\nnr_cpus=%ld\nlength=%zu\nstart=%lu\ntarget_pid=%d\n"
-		"populate_ns=%lld\nbegin_ns=%lld\nend_ns=%lld\nresult=%ld\nsupervisor_pid=%d\n",
+		"populate_ns=%lld\nbegin_ns=%lld\nend_ns=%lld\ncpu_ns=%lld\nresult=%ld\nsupervisor_pid=%d\n",
 		uname_.release, uname_.version, sysconf(_SC_NPROCESSORS_CONF), shared->range.length,
 		(unsigned long)shared->range.start, shared->target_pid,
 		(long long)shared->populate_ns, (long long)shared->begin_ns, (long long)shared->end_ns,
-		shared->result, supervisor_pid);
+		(long long)shared->cpu_ns, shared->result, supervisor_pid);
 	for (i = 0; i < nr_lanes; i++) {
 		struct lane *lane = &shared->lanes[i];
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from zaplock.errors import UserError
 from zaplock.kernel.guest import recording, verdict
 from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, guest_name, run, stalls
+from zaplock.kernel.guest.graph import rewrite
 from zaplock.trace.outcome import Outcome
 
 _MESSAGE = "blocked for more than"
@@ -16,21 +18,33 @@ def measure(
     plan: GuestPlan,
     *,
     repeat: int = 1,
-    keep: str | Path | None = None,
+    record: str | Path | None = None,
+    graph: str | Path | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> list[Outcome]:
     """Run a plan `repeat` times, each in a fresh guest, and return one row for each run.
 
-    `keep` names where the last run is written as a recording. Raises UserError where QEMU or the
-    kernel can't be had, or the guest fails.
+    `record` names where the last run's events are written as a recording, `graph` where its
+    function_graph is (for a plan with `graph`). Raises UserError where QEMU or the kernel can't be
+    had, or the guest fails.
     """
     rows = []
     for _ in range(repeat):
         done = run(plan, progress=progress)
         rows.append(outcome(done))
-    if keep is not None:
-        recording.write(keep, done)
+    if record is not None and not plan.graph:
+        recording.write(record, done)
+    if graph is not None:
+        _write_graph(Path(graph), done)
     return rows
+
+
+def _write_graph(path: Path, done: GuestRun) -> None:
+    lines = rewrite(done.capsule.text("function_graph"))
+    try:
+        path.write_text("".join(f"{line}\n" for line in lines))
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another place") from None
 
 
 def outcome(done: GuestRun) -> Outcome:
@@ -40,6 +54,7 @@ def outcome(done: GuestRun) -> Outcome:
     seen = None
     if not plan.graph:
         seen = verdict.read(capsule, recording.events(capsule), teardown=plan.teardown)
+    messages = hung_task_messages(capsule.text("kernel_log"))
     clock = "instruction-counted time" if plan.exact else "emulated: compare within this row only"
     return Outcome(
         design=guest_name(done),
@@ -48,13 +63,15 @@ def outcome(done: GuestRun) -> Outcome:
         shared_hold_ns=seen.held_ns("shared") if seen else None,
         munmap_ns=capsule.fact("end_ns") - capsule.fact("begin_ns"),
         stalls={name: beside for name, (beside, _) in both.items()},
-        hung_tasks=len(hung_task_messages(capsule.text("kernel_log"))),
+        hung_tasks=len(messages),
         note=f"{plan.backing} backing; {clock}",
         extra={
             "size": plan.length,
             "backing": plan.backing,
             "teardown": plan.teardown,
+            "cpu_ns": capsule.fact("cpu_ns") or None,
             "idle": {name: idle.to_json() for name, (_, idle) in both.items()},
+            **({"hung_task_messages": messages} if messages else {}),
         },
     )
 
