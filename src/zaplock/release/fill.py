@@ -10,13 +10,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from typing import Final
 
 from zaplock.release import syscalls as sys
 from zaplock.release.errors import ReleaseError
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace, pieces
 
-FIRST: int = 1 << 20
-"""Bytes of the first piece: zeroing a page takes some ten times as long as freeing one."""
+FIRST: Final = 1 << 20
+PAGE_NS: Final = 2_500
+"""What populating a page is taken to cost at most: some ten times as much as freeing it."""
 
 
 def fill(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> Pace:
@@ -24,7 +26,7 @@ def fill(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> Pace:
 
     Raises ReleaseError where the range is not writable memory, MemoryError where memory ran out.
     """
-    pace = Pace(max_stall_ns, length=FIRST)
+    pace = Pace(max_stall_ns, length=FIRST, page_ns=PAGE_NS)
     pieces(start, end, pace, _populate)
     return pace
 

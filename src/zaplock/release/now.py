@@ -98,6 +98,12 @@ def release(
     )
 
 
+def empty_range(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
+    """Free the pages of a page-aligned range that is the caller's alone; it stays mapped."""
+    with claimed_range(start, end):
+        zap(start, end, require_mapped(start, end), Pace(max_stall_ns))
+
+
 @contextmanager
 def _held(buffer: Any, length: int | None) -> Iterator[Target]:
     target = targets.find(buffer, length)

@@ -6,9 +6,12 @@ cost per byte allows for `max_stall_ns / SHARE`. The thread's CPU time is the me
 clock: in Python the return from a system call may wait milliseconds for the GIL, when the lock is
 long free.
 
-After each piece the worker sleeps. Without that it takes the mmap_lock
-again before the waiter whom it woke is running, and goes on until the rwsem's handoff, 4 ms later;
-with it, each waiter has its turn. Pieces are whole 2 MiB where they can be: then the kernel frees
+After an empty stretch a piece may meet a full one. So no piece is longer than what the bound allows
+if all its pages are there, at the price of the dearest page seen so far.
+
+After each piece the worker sleeps. Without that it takes the mmap_lock again before the waiter whom
+it woke is running, and goes on until the rwsem's handoff, 4 ms later; with it, each waiter has its
+turn. Pieces are whole 2 MiB where they can be: then the kernel frees
 the page-table page along with its pages (CONFIG_PT_RECLAIM, 6.14), and a transparent huge page is
 not split.
 """
@@ -21,23 +24,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from zaplock.release.errors import ReleaseError
-from zaplock.release.syscalls import HUGE
+from zaplock.release.syscalls import HUGE, PAGE
 
 SHARE: Final = 4
 """Part of the bound that one piece may use: the rest is for waking up, and for a missed turn."""
 PAUSE_NS: Final = 50_000
 LEAST: Final = 256 << 10
-MOST: Final = 1 << 30
 SHORTEST_BOUND_NS: Final = 100_000
 DEFAULT_BOUND_NS: Final = 5_000_000
 
 
 @dataclass(slots=True)
 class Pace:
-    """The bound, the length of the next piece in bytes, and what was seen so far."""
+    """The bound, the length of the next piece in bytes, and what was seen so far.
+
+    `page_ns` is what a page costs at most, in nanoseconds: an assumption until more was seen.
+    """
 
     max_stall_ns: int = DEFAULT_BOUND_NS
     length: int = HUGE
+    page_ns: int = 150
     nr_pieces: int = 0
     longest_ns: int = 0
     paused_ns: int = 0
@@ -53,8 +59,12 @@ class Pace:
         """Choose the next length from what one piece of `length` bytes took."""
         self.nr_pieces += 1
         self.longest_ns = max(self.longest_ns, took_ns)
-        allowed = length * self.max_stall_ns // SHARE // max(took_ns, 1)
-        allowed = min(allowed, 2 * self.length, MOST)  # a cheap piece promises nothing of the next
+        self.page_ns = max(self.page_ns, took_ns * PAGE // length)
+        allowed = min(
+            length * self.max_stall_ns // SHARE // max(took_ns, 1),
+            self.max_stall_ns * PAGE // self.page_ns,
+            2 * self.length,
+        )
         unit = HUGE if allowed >= HUGE else LEAST
         self.length = max(allowed // unit * unit, LEAST)
 

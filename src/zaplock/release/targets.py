@@ -122,8 +122,11 @@ def _shared_memory(segment: Any) -> Target:
     if mapping is None:
         raise ReleaseError("this SharedMemory is closed: it was released already")
     try:
+        if sys.getrefcount(segment._buf) > 2 and segment._buf is not None:
+            # an np.ndarray(buffer=segment.buf) refers to it without exporting it, and would crash
+            raise BufferError
         if segment._buf is not None:
-            segment._buf.release()  # its own export; refused while arrays stand on it
+            segment._buf.release()  # its own export; refused while views of it are exported
         segment._buf = None
         refuse_exports(mapping)
     except BufferError:
@@ -131,7 +134,7 @@ def _shared_memory(segment: Any) -> Target:
             segment._buf = memoryview(mapping)  # refused: the segment stays usable
         raise ExportedError(
             f"cannot release SharedMemory {segment.name!r} with exported pointers: "
-            "drop the arrays on its buf first"
+            "drop the arrays on its buf, and other names of its buf, first"
         ) from None
     inner = _mmap(mapping)
 

@@ -1,0 +1,157 @@
+"""Arrays on mappings of their own: made, filled, moved, given back.
+
+They are plain `numpy.ndarray` objects (any dtype without Python objects), so every numpy call,
+pickle (by value), copy, view and `weakref.finalize` behaves as always. Only their end differs: the
+last reference's end frees the memory in paced pieces instead of in one stall.
+
+There is no NEP 49 allocator handler, which would do the same for every array of a program. Its
+`PyDataMem_SetHandler` wants C functions that numpy calls for each allocation, however small, in
+any thread, with or without the GIL, up to the interpreter's last moment. ctypes can make such
+pointers, but each call would enter Python: slow for small arrays, a deadlock where numpy allocates
+without the GIL, a crash at exit. It takes compiled code, and zaplock installs none. Arrays whose
+end is felt are few and huge: they are made by `empty`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from zaplock.buffers.mapping import Mapping, MappingError
+from zaplock.release import release
+from zaplock.release import syscalls as calls
+from zaplock.release.fill import fill
+from zaplock.release.now import empty_range
+from zaplock.release.pace import DEFAULT_BOUND_NS, Pace, pieces
+from zaplock.release.targets import root
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+Shape = int | tuple[int, ...]
+
+
+def empty(
+    shape: Shape,
+    dtype: DTypeLike = float,
+    *,
+    huge: str | None = None,
+    populate: bool = False,
+    name: str | None = None,
+    max_stall_ns: int = DEFAULT_BOUND_NS,
+    background: bool = False,
+) -> NDArray[Any]:
+    """Return an array of zeroes on its own mapping; its last reference releases it, stall-free.
+
+    - `huge`: "thp" asks for transparent huge pages (released some ten times as fast; price: up to
+      2 MiB of memory for each page touched), "hugetlb" takes reserved ones (price: they must be
+      reserved), "never" excludes both, None leaves it to the system.
+    - `populate`: have every page now, as by `populate`. Price: all the memory, at once.
+    - `name`: what /proc/PID/maps calls it, where the kernel can. No price.
+    - `max_stall_ns`: the bound for populating and releasing. Price of a low one: total time.
+    - `background`: let the worker thread release it. Price: the memory is free a little later.
+
+    Each array costs a mapping (`vm.max_map_count` allows 65,530) and, from 2 MiB on, addresses
+    rounded up to 2 MiB. Raises MappingError or NoMemoryError.
+    """
+    import numpy as np
+
+    kind = np.dtype(dtype)
+    if kind.hasobject:
+        raise MappingError(
+            f"dtype {kind} holds Python objects, which can't be zapped: use np.empty"
+        )
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    if any(size < 0 for size in sizes):
+        raise MappingError(f"shape {shape} has a negative size")
+    count = math.prod(sizes)
+    if count * kind.itemsize == 0:
+        return np.empty(sizes, kind)  # no memory: nothing to release
+    length = count * kind.itemsize
+    mapping = Mapping(
+        length, huge=huge, name=name, max_stall_ns=max_stall_ns, background=background
+    )
+    if populate:
+        fill(mapping.address, mapping.address + _pages(length), max_stall_ns)
+    return np.frombuffer(mapping, kind, count).reshape(sizes)
+
+
+def populate(array: NDArray[Any], *, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
+    """Make every page of an array present, in paced pieces; its content stays.
+
+    Works on any contiguous writable array. Price: all its memory at once, and some more total time
+    than touching it from one thread that nobody waits for.
+    """
+    start, length = _range(array)
+    if not array.flags.writeable:
+        raise MappingError("a read-only array can't be populated for writing")
+    first = start // calls.PAGE * calls.PAGE
+    fill(first, first + _pages(start + length - first), max_stall_ns)
+
+
+def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None) -> NDArray[Any]:
+    """Return an array of another shape with the content of `array`, whose pages move there.
+
+    Nothing is copied: mremap moves page tables (5.7; older kernels copy). What is new reads as
+    zero. Price: the old array and its views lose the content, they read as zeroes but stay valid
+    memory; nobody may write to them meanwhile. Raises MappingError if `array` isn't a whole array
+    made by `empty`.
+    """
+    start, length = _range(array)
+    old = root(array)
+    if not isinstance(old, Mapping) or old.address != start:
+        raise MappingError("only a whole array made by zaplock.buffers.empty can be resized")
+    bound_ns = max_stall_ns or old.max_stall_ns
+    new = empty(
+        shape,
+        array.dtype,
+        huge=old.huge,
+        max_stall_ns=bound_ns,
+        background=old.background,
+    )
+    keep = min(length, new.nbytes)
+    if keep:
+        _move(start, new.ctypes.data, keep, bound_ns)
+    ctypes.memset(new.ctypes.data + keep, 0, _pages(keep) - keep)  # what a shrink cut off
+    empty_range(start, start + len(old), bound_ns)
+    return new
+
+
+@contextmanager
+def borrowed(shape: Shape, dtype: DTypeLike = float, **options: Any) -> Iterator[NDArray[Any]]:
+    """Lend an array for a block; at its end the memory is free, whoever still holds a view.
+
+    Options are those of `empty`. Price: a view that outlives the block reads zeroes, and what is
+    written to it is memory again; the addresses stay mapped until the last view goes.
+    """
+    array = empty(shape, dtype, **options)
+    try:
+        yield array
+    finally:
+        if array.nbytes:
+            release(array, max_stall_ns=options.get("max_stall_ns", DEFAULT_BOUND_NS))
+
+
+def _move(source: int, target: int, length: int, max_stall_ns: int) -> None:
+    copied = False
+
+    def work(offset: int, piece: int) -> None:
+        nonlocal copied
+        if copied or calls.move_pages_onto(source + offset, piece, target + offset):
+            copied = True  # before 5.7, or several VMAs
+            ctypes.memmove(target + offset, source + offset, piece)
+
+    pieces(0, _pages(length), Pace(max_stall_ns), work)
+
+
+def _range(array: NDArray[Any]) -> tuple[int, int]:
+    if not (array.flags.c_contiguous or array.flags.f_contiguous) or not array.nbytes:
+        raise MappingError("an empty array, or a strided view, is not one range of memory")
+    return array.ctypes.data, array.nbytes
+
+
+def _pages(length: int) -> int:
+    return -(-length // calls.PAGE) * calls.PAGE
