@@ -94,6 +94,7 @@ LINUX_6_1 = replace(
     munlock_pass=False,
     stack_growth="write",
     fault_killable=True,
+    exit_tables="write",
 )
 
 LINUX_6_18 = replace(
@@ -109,7 +110,6 @@ LINUX_6_18 = replace(
     dontneed_lock="vma",
     maps_lock="vma",
     flush_before_rmap=True,
-    exit_tables="write",
     mseal=True,
 )
 

@@ -56,6 +56,7 @@ class Machine:
         self.frames: RangeMap[Frame] = RangeMap(self.store, "frames")
         self.content: RangeMap[int] = RangeMap(self.store, "content")
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
+        self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")
         self.events: Cells[Any, Any] = Cells(self.store, "events")
 
@@ -81,6 +82,10 @@ class Machine:
         if cache is None:
             cache = self._caches[file] = RangeMap(self.store, f"cache:{file}")
         return cache
+
+    def page_caches(self) -> list[RangeMap[int]]:
+        """List the page caches of all files."""
+        return list(self._caches.values())
 
     def i_mmap(self, file: int) -> Cells[int, bool]:
         """Return the rmap of a file: the VMAs that map it."""

@@ -74,7 +74,7 @@ class Design:
     nested_flush: what a finishing mmu_gather does when another is under way.
     flush_before_rmap: are PFN mappings flushed before they leave the rmap (6.18)?
     mremap_flush: is the TLB flushed "inside" (4.19 on) or "outside" the page-table lock?
-    exit_tables: exit frees page tables under "read" or "write".
+    exit_tables: exit frees page tables under "write", or (to 5.19) with "none" of the locks.
     mseal: are sealed mappings refused (6.10 on)?
     """
 
@@ -104,5 +104,5 @@ class Design:
     nested_flush: NestedFlush = "forget-tables"
     flush_before_rmap: bool = False
     mremap_flush: Literal["inside", "outside"] = "outside"
-    exit_tables: Literal["read", "write", "none"] = "none"
+    exit_tables: Literal["write", "none"] = "none"
     mseal: bool = False

@@ -54,6 +54,7 @@ def follow_page(m: Machine, task: Task, mm: int, address: int, write: bool) -> i
         return ZERO_PFN
     frame = vpn + pte.delta
     change_frames(m, task, frame, frame + 1, refs=1)
+    m.pins.put(frame, m.pins.get(frame, 0) + 1)
     return frame
 
 
@@ -66,8 +67,14 @@ def read_page(m: Machine, task: Task, frame: int) -> int:
 @step
 def put_page(m: Machine, task: Task, frame: int) -> None:
     """Give a reference back."""
-    if frame != ZERO_PFN:
-        change_frames(m, task, frame, frame + 1, refs=-1)
+    if frame == ZERO_PFN:
+        return
+    change_frames(m, task, frame, frame + 1, refs=-1)
+    pins = m.pins[frame] - 1
+    if pins:
+        m.pins.put(frame, pins)
+    else:
+        m.pins.drop(frame)
 
 
 async def copy_from_user(cx: Cx, address: int) -> int:

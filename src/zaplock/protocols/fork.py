@@ -1,0 +1,114 @@
+"""fork: copy an address space under its exclusive lock, sharing the pages for reading.
+
+Source: kernel/fork.c dup_mmap, mm/memory.c copy_page_range.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, ENOMEM
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_ACCOUNT,
+    VM_DONTCOPY,
+    VM_LOCKED_MASK,
+    VM_PFNMAP,
+    VM_SHARED,
+    VM_UFFD_FLAGS,
+    VM_WIPEONFORK,
+)
+from zaplock.model.frames import change_frames
+from zaplock.model.mm import Pte
+from zaplock.model.pagetable import COUNTED, alloc_tables, install
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma, vma_of
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
+from zaplock.protocols.mmap import commit
+from zaplock.protocols.teardown import add_counter
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+
+async def fork(cx: Cx, child: int) -> int:
+    """Copy the address space into the empty mm `child`: 0, -EINTR or -ENOMEM."""
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    result = 0
+    for handle in await find_vmas(cx.mm, 0, 1 << 63):
+        vma = await read_vma(handle)
+        if cx.design.vma_locks:
+            await vma_start_write(handle)
+        if vma.flags & VM_DONTCOPY:
+            continue
+        copy = await copy_one(handle, child)
+        if copy < 0:
+            result = copy
+            break
+        if needs_copy(vma):
+            await copy_page_range(cx, vma, child)
+    await flush_parent(cx.mm)
+    await mmap_write_unlock(cx)
+    await add_counter(child, "users", 1)
+    return result
+
+
+def needs_copy(vma: Vma) -> bool:
+    """Return whether faults can't bring the child's entries back by themselves."""
+    if vma.flags & VM_WIPEONFORK:
+        return False
+    return bool(vma.anon_vma or vma.flags & VM_PFNMAP)
+
+
+@step
+def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
+    """Copy a VMA: charged, unlocked, no longer watched; the handle or -ENOMEM."""
+    vma = vma_of(m, task, handle)
+    if vma.flags & VM_ACCOUNT and commit(m, vma.nr_pages):
+        return -ENOMEM
+    if vma.anon_vma:
+        m.vmas.put(handle, change(vma, shared_anon_vma=vma.shared_anon_vma))
+    wiped = bool(vma.flags & VM_WIPEONFORK)
+    copy = change(
+        vma,
+        mm=child,
+        flags=vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_FLAGS),
+        uffd=0,
+        anon_vma=0 if wiped else vma.anon_vma,
+        shared_anon_vma=bool(vma.anon_vma) and not wiped,
+        lock_seq=-1,
+    )
+    account(m.mm(child), copy.flags, copy.file, copy.nr_pages)
+    return insert(m, task, copy)
+
+
+async def copy_page_range(cx: Cx, vma: Vma, child: int) -> None:
+    """Copy the entries of a VMA in steps of the grain."""
+    grain = (cx.grain << PAGE_SHIFT) or vma.length
+    for at in range(vma.start, vma.end, grain):
+        await copy_ptes(vma, child, at, min(at + grain, vma.end))
+
+
+@step
+def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int) -> None:
+    """Copy entries; private pages lose their write permission on both sides."""
+    parent, space = m.mm(vma.mm), m.mm(child)
+    private = not vma.flags & VM_SHARED
+    for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        m.spend("copy_pte", last - first)
+        shared = Pte(pte.kind, pte.delta, pte.writable and not private)
+        if pte.kind in COUNTED:
+            change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
+        alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
+        install(m, task, space, first, last, shared)
+        if shared != pte:
+            parent.ptes.set(first, last, shared)
+
+
+@step
+def flush_parent(m: Machine, _task: Task, mm: int) -> None:
+    """Let the parent's CPUs forget that they may write."""
+    flush_tlb_range(m, mm, 0, 1 << 52, False)
