@@ -206,10 +206,10 @@ class _Search:
 def deadlock(table: Table, state: int) -> Violation:
     """Describe a state in which tasks wait and none of them can go on."""
     waiting = []
-    for index, task in enumerate(table.tasks):
+    for index, program in enumerate(table.configuration.programs):
         node = table.node(index, state)
-        if node.step is not None:
-            waiting.append(f"{task} waits in {node.step}")
+        if node.step is not None and not program.daemon:
+            waiting.append(f"{program.task} waits in {node.step}")
     return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
 
 

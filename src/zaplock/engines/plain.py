@@ -141,9 +141,9 @@ class _PlainSearch:
 
     def _nobody_can_go_on(self, positions: Positions) -> None:
         waiting = [
-            f"{task} waits in {node.step}"
-            for task, node in zip(self.tasks, positions)
-            if node.step is not None
+            f"{program.task} waits in {node.step}"
+            for program, node in zip(self.configuration.programs, positions)
+            if node.step is not None and not program.daemon
         ]
         if waiting:
             self._note(Violation(Invariant.NO_DEADLOCK, "; ".join(waiting)))

@@ -20,10 +20,14 @@ Protocol = Coroutine[Step[Any], Any, Any]
 
 @dataclass(frozen=True)
 class Program:
-    """One task and the protocol that it runs; `start` gives a fresh coroutine at each call."""
+    """One task and the protocol that it runs; `start` gives a fresh coroutine at each call.
+
+    A `daemon` may wait for ever: a state in which nobody else is left is an end, not a deadlock.
+    """
 
     task: Task
     start: Callable[[], Protocol]
+    daemon: bool = False
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,12 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether all tasks have come to their ends."""
-        return all(position.step is None for position in self.positions)
+        """Whether all tasks, daemons apart, have come to their ends."""
+        programs = self.configuration.programs
+        return all(
+            position.step is None or program.daemon
+            for position, program in zip(self.positions, programs)
+        )
 
     def results(self) -> tuple[Any, ...]:
         """Return what the tasks returned."""
@@ -170,9 +174,9 @@ class Run:
             return
         if not self.ended:
             waiting = [
-                f"{task} waits in {position.step}"
-                for task, position in zip(self.tasks, self.positions)
-                if position.step is not None
+                f"{program.task} waits in {position.step}"
+                for program, position in zip(self.configuration.programs, self.positions)
+                if position.step is not None and not program.daemon
             ]
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return

@@ -93,9 +93,10 @@ class Table:
         ]
 
     def results(self, state: int) -> tuple[Any, ...] | None:
-        """Return what the tasks returned, or None while one of them hasn't ended."""
+        """Return what the tasks returned, or None while one (daemons apart) hasn't ended."""
         nodes = [self.node(index, state) for index in range(len(self.tasks))]
-        if any(node.step is not None for node in nodes):
+        programs = self.configuration.programs
+        if any(node.step and not program.daemon for node, program in zip(nodes, programs)):
             return None
         return tuple(node.result for node in nodes)
 
