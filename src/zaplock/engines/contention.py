@@ -96,6 +96,10 @@ class Contention:
         assert lock is not None
         assert thread.state == SPINNING, thread
         lock.spinners.remove(thread)
+        if not lock.queue and lock.is_free_for(thread.step.write):
+            # A reader who spun behind a writer on what is now a reader's lock.
+            self._enter(thread, lock)
+            return
         self._end_spin(thread)
         self._queue(thread, lock)
 
@@ -148,12 +152,15 @@ class Contention:
 
     def _let_spinners_in(self, lock: TimedLock) -> None:
         while lock.spinners and lock.is_free_for(lock.spinners[0].step.write):
-            thread = lock.spinners.pop(0)
-            lock.grant(thread, thread.step.write)
-            thread.state = RESUMING
-            thread.resume = self._has_it
-            self._end_spin(thread)
-            self.clock.set(self.clock.now, thread)
+            self._enter(lock.spinners.pop(0), lock)
+
+    def _enter(self, thread: Thread, lock: TimedLock) -> None:
+        """Give the lock to a spinner, which goes on at once."""
+        lock.grant(thread, thread.step.write)
+        self._end_spin(thread)
+        thread.state = RESUMING
+        thread.resume = self._has_it
+        self.clock.set(self.clock.now, thread)
 
     def _wake_queue(self, lock: TimedLock) -> None:
         head = lock.head_to_wake()

@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from zaplock.engines.recorder import MAX_CPUS, Recorder
-from zaplock.engines.threads import READY, RESUMING, RUNNING, SLEEPING, SPINNING, TICK, Thread
+from zaplock.engines.threads import DONE, READY, RESUMING, RUNNING, SLEEPING, SPINNING, TICK, Thread
 from zaplock.trace.events import Kind
 
 FOREVER = 1 << 62
@@ -130,6 +130,13 @@ class Cpus:
             self._put_on(self.ready.popleft(), thread.cpu)
         if thread.spun:
             self.owner_left(thread)
+
+    def forget(self, thread: Thread) -> None:
+        """End a thread that sleeps."""
+        thread.state = DONE
+        thread.timer = None
+        if self.running[thread.cpu] is thread:
+            self.running[thread.cpu] = None
 
     def tick(self, tick: Tick) -> None:
         """End a time slice, if it is over and somebody waits for the CPU."""

@@ -159,14 +159,14 @@ class TimedEngine:
             if thread.timer is not timer:
                 timer = heappop(heap)
                 continue
+            if now == FOREVER:
+                heappush(heap, timer)
+                return
             clock.now = now
             price = 0
             if thread.state:
                 if thread.state == SLEEPING and running[thread.cpu] is thread and plain:
                     thread.state = RUNNING
-                elif now == FOREVER:
-                    heappush(heap, timer)
-                    return
                 elif self._due(thread):
                     price, thread.left_ns = thread.left_ns, 0
                 else:
@@ -306,8 +306,7 @@ class TimedEngine:
         if not self._foreground:
             for other in self.threads.values():
                 if other.background and other.state == SLEEPING and other.resume is None:
-                    other.state = DONE
-                    other.timer = None
+                    self.cpus.forget(other)
 
     def _new_lock(self, which: Lock) -> TimedLock:
         name, mm = which
