@@ -30,8 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--exact", action="store_true", help="count instructions for time: every run is the same")
     add("--guest-memory", metavar="SIZE", help="the guest's memory (what the backing needs)")
     add("--guest-cpus", type=int, metavar="N", help="the guest's CPUs (2; an exact guest has 1)")
-    add("--hung-task-timeout", metavar="TIME", help="report tasks blocked so long, in seconds (120s)")
-    add("--record", metavar="FILE", help="keep the guest's trace as a recording, for report and why")
+    add(
+        "--hung-task-timeout",
+        metavar="TIME",
+        help="report tasks blocked so long, in seconds (120s)",
+    )
+    add(
+        "--record", metavar="FILE", help="keep the guest's trace as a recording, for report and why"
+    )
     add("--graph", metavar="FILE", help="write the teardown's function_graph instead of holds")
 
 
@@ -51,7 +57,9 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
         raise UserError(f"--guest-cpus {args.guest_cpus} and --exact: an exact guest has one CPU")
     hung_ns = parse_duration(args.hung_task_timeout) if args.hung_task_timeout else 0
     if hung_ns % 10**9:
-        raise UserError(f"--hung-task-timeout {args.hung_task_timeout}: the kernel takes whole seconds")
+        raise UserError(
+            f"--hung-task-timeout {args.hung_task_timeout}: the kernel takes whole seconds"
+        )
     return GuestPlan(
         length=parse_size(args.size),
         kernel=args.kernel,

@@ -1,4 +1,4 @@
-"""Compile the probe once, into the cache: one static program, for the guest's init and for the host.
+"""Compile the probe once, into the cache: one static program, for guests' init and for the host.
 
 Its name there is a hash of its sources and of the command, so that a changed source is a new
 program and nothing is ever stale. Static, since the guest has no libraries.

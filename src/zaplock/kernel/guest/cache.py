@@ -17,6 +17,7 @@ def folder(name: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the cache {path} can't be made ({error.strerror}): set ZAPLOCK_CACHE to a folder of yours"
+            f"the cache {path} can't be made ({error.strerror}): "
+            "set ZAPLOCK_CACHE to a folder of yours"
         ) from None
     return path

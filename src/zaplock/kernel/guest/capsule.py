@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZE = 64 << 20
-"""Bytes of a capsule: room for 48 MiB of trace beside the rest. A power of two, as a BAR must be."""
+"""Bytes of a capsule: 48 MiB of trace and the rest. A power of two, as a BAR must be."""
 
 _MAGIC = b"ZAPCAPS1"
 _HEADER = struct.Struct("<8sQQQ")

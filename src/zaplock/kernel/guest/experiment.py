@@ -55,7 +55,9 @@ class GuestPlan:
     def machine(self) -> qemu.Machine:
         """The guest that this plan needs."""
         options = (f"hugepages={self.length // _HUGE}",) if self.backing == "hugetlb" else ()
-        return qemu.Machine(self.memory or _memory(self), self.nr_cpus, self.exact, self.shift, options)
+        return qemu.Machine(
+            self.memory or _memory(self), self.nr_cpus, self.exact, self.shift, options
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +81,57 @@ def _one_of(what: str, value: str, known: Sequence[str]) -> None:
 
 def checked(plan: GuestPlan) -> GuestPlan:
     """Return the plan with its backing chosen; raise UserError if it can't run here."""
-    available = _available_memory()
-    if plan.backing == "auto":
-        fits = _memory(replace(plan, backing="anonymous")) < available // 2
-        plan = replace(plan, backing="anonymous" if fits else "zero")
+    plan = _with_backing(plan)
     _one_of("backing", plan.backing, BACKINGS)
     _one_of("teardown", plan.teardown, TEARDOWNS)
     for name in plan.bystanders:
         _one_of("bystander", name, BYSTANDERS)
-    unit = _HUGE if plan.backing in ("thp", "hugetlb") else 4096
-    if plan.length <= 0 or plan.length % unit:
-        raise UserError(f"size {plan.length} is not a positive multiple of the page size {unit} of {plan.backing} backing")
-    if plan.teardown == "brk" and plan.backing in ("file", "hugetlb"):
-        raise UserError(f"teardown brk works on the heap, which can't have {plan.backing} backing: use anonymous or zero")
-    if plan.teardown == "mremap" and plan.backing in ("file", "hugetlb"):
-        raise UserError(f"teardown mremap in a guest can't have {plan.backing} backing: use anonymous, zero or thp")
-    if plan.teardown == "mremap" and plan.nr_vmas > 1:
-        raise UserError(f"teardown mremap works on one VMA, not on {plan.nr_vmas}: leave --vmas away")
-    if not 1 <= plan.nr_vmas <= min(60000, plan.length // unit):
-        raise UserError(f"--vmas {plan.nr_vmas} must lie between 1 and {min(60000, plan.length // unit)}")
-    if not 1 <= plan.nr_cpus <= 64:
-        raise UserError(f"--guest-cpus {plan.nr_cpus} must lie between 1 and 64")
-    need = plan.machine.memory
-    if need > available:
+    _check_length(plan)
+    _check_teardown(plan)
+    _between("--rate", plan.rate, 1, 10**6)
+    _between("--guest-cpus", plan.nr_cpus, 1, 64)
+    need, free = plan.machine.memory, _available_memory()
+    if need > free:
         raise UserError(
-            f"the guest needs {need >> 20} MiB and {available >> 20} MiB are free: give a smaller SIZE, or --backing zero"
+            f"the guest needs {need >> 20} MiB and {free >> 20} MiB are free: "
+            "give a smaller SIZE, or --backing zero"
         )
     return plan
+
+
+def _with_backing(plan: GuestPlan) -> GuestPlan:
+    if plan.backing != "auto":
+        return plan
+    populated = replace(plan, backing="anonymous")
+    fits = _memory(populated) < _available_memory() // 2
+    return populated if fits else replace(plan, backing="zero")
+
+
+def _check_length(plan: GuestPlan) -> None:
+    unit = _HUGE if plan.backing in ("thp", "hugetlb") else 4096
+    if plan.length <= 0 or plan.length % unit:
+        raise UserError(
+            f"size {plan.length} is not a positive multiple of the page size {unit} "
+            f"of {plan.backing} backing"
+        )
+    _between("--vmas", plan.nr_vmas, 1, min(60000, plan.length // unit))
+
+
+def _check_teardown(plan: GuestPlan) -> None:
+    if plan.teardown in ("brk", "mremap") and plan.backing in ("file", "hugetlb"):
+        raise UserError(
+            f"teardown {plan.teardown} in a guest can't have {plan.backing} backing: "
+            "use anonymous, zero or thp"
+        )
+    if plan.teardown == "mremap" and plan.nr_vmas > 1:
+        raise UserError(
+            f"teardown mremap works on one VMA, not on {plan.nr_vmas}: leave --vmas away"
+        )
+
+
+def _between(what: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise UserError(f"{what} {value} must lie between {least} and {most}")
 
 
 def _available_memory() -> int:
@@ -138,10 +164,12 @@ def arguments(plan: GuestPlan) -> list[str]:
 
 
 def run(plan: GuestPlan, *, progress: Callable[[str], None] = lambda _phase: None) -> GuestRun:
-    """Boot the plan's kernel and run the plan once. Raises UserError if it can't be had or fails."""
+    """Boot the plan's kernel and run the plan once. Raises UserError if it fails."""
     plan = checked(plan)
     kernel = kernels.find(plan.kernel)
-    result = qemu.run(kernel, plan.machine, arguments(plan), limit_s=plan.timeout_s, progress=progress)
+    result = qemu.run(
+        kernel, plan.machine, arguments(plan), limit_s=plan.timeout_s, progress=progress
+    )
     return GuestRun(plan, result)
 
 

@@ -6,6 +6,9 @@ nothing behind. On a real machine other work disturbs times; the structure of lo
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -22,7 +25,7 @@ _BUFFER_KB = 8192
 
 
 def run(plan: GuestPlan) -> GuestRun:
-    """Run a plan on this machine's kernel. Raises UserError without root, or when the probe fails."""
+    """Run a plan on this machine's kernel. Raises UserError without root, or if the probe fails."""
     plan = replace(plan, kernel=HOST, exact=False)
     with (
         tracefs.opened() as root,
@@ -36,7 +39,9 @@ def run(plan: GuestPlan) -> GuestRun:
         said = _done(command, plan.timeout_s)
         result = capsule.read(path)
         if result is None:
-            raise UserError(f"the probe failed on this kernel ({said or 'it said nothing'}): try a smaller SIZE")
+            raise UserError(
+                f"the probe failed on this kernel ({said or 'it said nothing'}): try a smaller SIZE"
+            )
         return GuestRun(plan, result)
 
 
@@ -49,7 +54,8 @@ def _done(command: list[str], limit_s: float) -> str:
         _, said = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"the probe was not done after {limit_s:.0f} s: try a smaller SIZE, or a bigger --timeout"
+            f"the probe was not done after {limit_s:.0f} s: "
+            "try a smaller SIZE, or a bigger --timeout"
         ) from None
     finally:
         _end(process)
@@ -58,11 +64,6 @@ def _done(command: list[str], limit_s: float) -> str:
 
 def _end(process: subprocess.Popen[str]) -> None:
     """Kill what is left of the probe: it leads a session of its own."""
-    import os
-    import signal
-
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

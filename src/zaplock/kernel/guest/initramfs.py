@@ -60,8 +60,8 @@ def guest_root(init: bytes) -> bytes:
 def _record(inode: int, name: str, entry: Entry) -> bytes:
     encoded = name.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
-    fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, *entry.device)
-    fields = (*fields, len(encoded), 0)
+    size, (major, minor) = len(entry.data), entry.device
+    fields = (inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, len(encoded), 0)
     assert len(fields) == _FIELDS
     header = b"070701" + b"".join(b"%08X" % field for field in fields)
     return _padded(header + encoded) + _padded(entry.data)

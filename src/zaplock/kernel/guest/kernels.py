@@ -6,7 +6,7 @@ kept in the cache with the name of its release; from then on no network is neede
 kernel is booted until the cache is emptied. Where apt has no package lists yet, or they can't be
 written (no root), they are fetched by the same client from the same sources into the cache.
 
-Debian's cloud kernel has all that is needed built in: serial console, PCI, tracefs, mmap_lock events.
+Debian's cloud kernel has all that is needed built in: serial console, PCI, tracefs and its events.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from zaplock.kernel.guest import cache
 
 _SPEC = re.compile(r"debian:(\d+\.\d+)")
 _LIMIT_S = 300
+_CHOICES = "give a vmlinuz, debian:6.1 or debian:6.12"
+_BY_PATH = "give the path of a vmlinuz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,9 @@ def _checked(path: Path) -> Path:
         with path.open("rb") as file:
             head = file.read(0x206)
     except OSError as error:
-        raise UserError(
-            f"kernel {path} can't be read ({error.strerror}): give a vmlinuz, debian:6.1 or debian:6.12"
-        ) from None
+        raise UserError(f"kernel {path} can't be read ({error.strerror}): {_CHOICES}") from None
     if head[0x202:0x206] != b"HdrS" and head[:4] != b"\x7fELF":
-        raise UserError(f"{path} is no Linux kernel image: give a vmlinuz, debian:6.1 or debian:6.12")
+        raise UserError(f"{path} is no Linux kernel image: {_CHOICES}")
     return path
 
 
@@ -75,7 +75,7 @@ def _fetched(version: str) -> Path:
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(
-                f"kernel debian:{version} needs {tool}, which this machine has not: give the path of a vmlinuz"
+                f"kernel debian:{version} needs {tool}, which this machine has not: {_BY_PATH}"
             )
     package, options = _package(version)
     with tempfile.TemporaryDirectory(dir=cache.folder("kernels")) as scratch:
@@ -96,15 +96,22 @@ def _package(version: str) -> tuple[str, Sequence[str]]:
         if names := _offered(version, options):
             return max(names, key=_numbers), options
     raise UserError(
-        f"no package linux-image-{version}*-cloud-amd64 in this machine's apt sources: add a Debian "
-        f"release that has Linux {version} to them, or give the path of a vmlinuz"
+        f"no package linux-image-{version}*-cloud-amd64 in this machine's apt sources: "
+        f"add a Debian release that has Linux {version} to them, or {_BY_PATH}"
     )
 
 
 def _private_lists() -> tuple[str, ...]:
     lists = cache.folder("apt") / "lists"
     (lists / "partial").mkdir(parents=True, exist_ok=True)
-    return ("-o", f"Dir::State::Lists={lists}", "-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+    return (
+        "-o",
+        f"Dir::State::Lists={lists}",
+        "-o",
+        "Dir::Cache::pkgcache=",
+        "-o",
+        "Dir::Cache::srcpkgcache=",
+    )
 
 
 def _offered(version: str, options: Sequence[str]) -> list[str]:
@@ -140,11 +147,11 @@ def _run(command: Sequence[str], what: str, folder: str | None = None) -> str:
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"{command[0]} did not get {what} in {_LIMIT_S} s: try again, or give the path of a vmlinuz"
+            f"{command[0]} did not get {what} in {_LIMIT_S} s: try again, or {_BY_PATH}"
         ) from None
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[-1]
         raise UserError(
-            f"{command[0]} can't get {what} ({reason}): check the network, or give the path of a vmlinuz"
+            f"{command[0]} can't get {what} ({reason}): check the network, or {_BY_PATH}"
         ) from None
     return done.stdout

@@ -73,8 +73,8 @@ def program() -> str:
     found = shutil.which(PROGRAM)
     if found is None:
         raise UserError(
-            f"{PROGRAM} is not installed: install it with 'apt-get install qemu-system-x86' (or your "
-            "distribution's QEMU for x86)"
+            f"{PROGRAM} is not installed: install it with 'apt-get install qemu-system-x86', "
+            "or your distribution's QEMU for x86"
         )
     return found
 
@@ -123,10 +123,17 @@ def _command(
     if machine.exact:
         boot.append(_SAME_BOOT)
         clock = ["-smp", "1", "-icount", f"shift={machine.shift},sleep=off", "-seed", "1"]
-    memory_file = f"memory-backend-file,id=capsule,share=on,mem-path={folder / 'capsule'},size={capsule.SIZE}"
+    memory_file = (
+        f"memory-backend-file,id=capsule,share=on,mem-path={folder / 'capsule'},size={capsule.SIZE}"
+    )
     return [
         program(),
-        *("-machine", f"pc,accel={accelerator}", "-cpu", "host" if accelerator == "kvm" else "qemu64"),
+        *(
+            "-machine",
+            f"pc,accel={accelerator}",
+            "-cpu",
+            "host" if accelerator == "kvm" else "qemu64",
+        ),
         *("-m", f"{machine.memory >> 20}M", *clock, "-rtc", "base=2020-01-01,clock=vm"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")),
@@ -173,12 +180,13 @@ def _what_failed(
     console = console_file.read_text(errors="replace") if console_file.exists() else ""
     last = _telling_line(console) or _last(said) or "it said nothing"
     at = capsule.phase(folder / "capsule")
+    what, way_out = f"failed in phase {at}", "give it more --guest-memory, or a smaller SIZE"
     if status is None:
-        way_out = "a bigger --timeout, a smaller SIZE, or another kernel"
-        return f"the guest {kernel.name} was not done after {limit_s:.0f} s, in phase {at} ({last}): try {way_out}"
-    if at == "boot":
-        return f"the kernel {kernel.name} did not boot into the probe ({last}): try debian:6.1 or debian:6.12"
-    return f"the guest {kernel.name} failed in phase {at} ({last}): give it more --guest-memory, or a smaller SIZE"
+        what = f"was not done after {limit_s:.0f} s, in phase {at}"
+        way_out = "try a bigger --timeout, a smaller SIZE, or another kernel"
+    elif at == "boot":
+        what, way_out = "did not boot into the probe", "try debian:6.1 or debian:6.12"
+    return f"the guest {kernel.name} {what} ({last}): {way_out}"
 
 
 def _last(text: str) -> str:

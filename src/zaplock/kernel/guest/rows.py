@@ -51,9 +51,7 @@ def outcome(done: GuestRun) -> Outcome:
     """Sum up one run as a row."""
     plan, capsule = done.plan, done.capsule
     both = stalls(done)
-    seen = None
-    if not plan.graph:
-        seen = verdict.read(capsule, recording.events(capsule), teardown=plan.teardown)
+    seen = None if plan.graph else verdict.read(done)
     messages = hung_task_messages(capsule.text("kernel_log"))
     clock = "instruction-counted time" if plan.exact else "emulated: compare within this row only"
     return Outcome(
@@ -77,7 +75,7 @@ def outcome(done: GuestRun) -> Outcome:
 
 
 def hung_task_messages(log: str) -> list[str]:
-    """Return the kernel's own first report of each hung task, from its INFO line to its call trace."""
+    """Return the kernel's own first report of each hung task: its INFO line to its call trace."""
     lines = [line.split("] ", 1)[-1] for line in log.splitlines()]
     starts = [number for number, line in enumerate(lines) if _MESSAGE in line]
     first: dict[str, str] = {}
