@@ -122,11 +122,13 @@ def crowd(count: int, *, seed: int = 1, tasks: int = 24) -> Events:
     rows = np.array(world.rows, dtype=EVENT)
     rows = rows[np.argsort(rows["time_ns"], kind="stable")]
     columns = {name: np.ascontiguousarray(rows[name]) for name in EVENT.names or ()}
+    # The first thread of each lock is its process's leader.
+    leader = {tid % 3: tid for tid in (1002, 1001, 1000)}
     people = {
-        tid: Task(tid, f"worker-{tid - 1000}", 1000 + tid % 3, f"service-{tid % 3}")
+        tid: Task(tid, f"worker-{tid - 1000}", leader[tid % 3], f"service-{tid % 3}")
         for tid in range(1000, 1000 + tasks)
     }
-    owners = {MM + 64 * lock: 1000 + (lock - 1000) % 3 for lock in range(3)}
+    owners = {MM + 64 * lock: leader[lock] for lock in range(3)}
     return Events(columns, OPERATIONS, people, owners)
 
 
