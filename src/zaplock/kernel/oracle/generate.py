@@ -17,7 +17,7 @@ from zaplock.kernel.oracle.ops import Argument, Op, Ref
 
 PAGE, PMD = ring.PAGE, 1 << 21
 WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
-WINDOW_PAGES = 40
+WINDOW_PAGES = 28
 HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
 LEFT_OUT_ADVICE = {21: "MADV_PAGEOUT", 25: "MADV_COLLAPSE", 100: "MADV_HWPOISON"}
 
@@ -30,7 +30,11 @@ _WILD = (
 _WILD_LENGTHS = (0, 1, PAGE - 1, 1 << 30, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1, 1 << 63)
 _RING_SAFE = ("munmap", "mprotect", "mmap", "mincore", "mseal")  # may be asked for all of memory
 
-UNMAP_ALL = Op("munmap", (PAGE, ring.RING - PAGE))  # how every sequence ends
+_ABOVE = ring.RING + ring.RING_SIZE
+UNMAP_ALL = (  # how every sequence ends
+    Op("munmap", (_ABOVE, ring.TASK_SIZE - _ABOVE)),
+    Op("munmap", (PAGE, ring.RING - PAGE)),
+)
 
 _FILLING = 0x2000 | 0x8000  # MAP_LOCKED, MAP_POPULATE: not for a terabyte
 _FIXED, _ANON, _NOREPLACE = 0x10, 0x20, 0x10_0000
@@ -40,7 +44,7 @@ _EXTRA = {  # flag: how often it is added, in percent
     0x2_0000: 4, 0x8_0000: 1, _NOREPLACE: 4,
 }  # fmt: skip
 
-_COMMON = {"mmap": 24, "munmap": 12, "mprotect": 12, "load": 8, "store": 18, "mincore": 2}
+_COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
 THEMES: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
     "advice": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 4, "fork": 2},
@@ -86,6 +90,7 @@ class Generator:
     random: random.Random = field(init=False)
     _mixes: dict[str, list[str]] = field(init=False)
     _theme: str = field(init=False, default="plain")
+    _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
 
@@ -108,14 +113,24 @@ class Generator:
         pick = self.random
         self._theme = pick.choice(self.scope.themes)
         names = self._mixes[self._theme]
-        self._made, self._chosen = [], []
+        self._made, self._chosen, self._fixed = [], [], []
         for _ in range(self.length):
             name = pick.choice(names)
             op = Op(name, _MAKERS[name](self))
-            if name in ("mmap", "mremap", "brk"):
-                self._chosen.append(len(self._made))
+            self._remember(op)
             self._made.append(op)
-        return (*self._made, UNMAP_ALL)
+        return (*self._made, *UNMAP_ALL)
+
+    def _remember(self, op: Op) -> None:
+        """Keep in mind where mappings may now be."""
+        if op.name not in ("mmap", "mremap", "brk"):
+            return
+        start, length = op.args[0], op.args[1] if op.name == "mmap" else 0
+        if op.name == "mmap" and isinstance(start, int) and isinstance(length, int) and start:
+            if PAGE <= length < 1 << 22 and not start % PAGE and start < 1 << 40:
+                self._fixed.append((start, length // PAGE))
+        else:
+            self._chosen.append(len(self._made))
 
     # Numbers
 
@@ -126,6 +141,9 @@ class Generator:
     def address(self) -> Argument:
         """Choose an address: in the window, near an earlier result, or wrong."""
         r = self.random.random()
+        if r < 0.35 and self._fixed:
+            start, pages = self.random.choice(self._fixed[-8:])
+            return start + PAGE * self.random.randrange(pages)
         if r < 0.70:
             return self._page()
         if r < 0.92 and self._chosen:
@@ -148,7 +166,7 @@ class Generator:
         if self._theme == "huge" and r < 0.5:
             return PMD * self.random.randint(1, 2)
         if r < 0.93:
-            return PAGE * min(1 + int(self.random.expovariate(0.25)), WINDOW_PAGES)
+            return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
         if r < 0.96:
             return PAGE * self.random.randint(1, 8) - self.random.randint(1, PAGE - 1)
         if r < 0.97 and wild:
@@ -193,6 +211,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "grow" and g.chance(40):
         flags |= 0x100
     length = g.extent(wild=True)
+    if g.chance(50):
+        length = PAGE * g.random.randint(4, 16)
     if length >= 1 << 28:
         flags &= ~_FILLING
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
@@ -256,10 +276,11 @@ def _setrlimit(g: Generator) -> tuple[Argument, ...]:
 
 
 def _access(g: Generator) -> tuple[Argument, ...]:
+    """Choose where to read or write: the beginning of a page, since that is where tags are."""
     where = g.address()
-    if isinstance(where, int) and where & 7:
-        where &= ~7
-    return (where,)
+    if isinstance(where, Ref):
+        return (where if g._made[where.op].name != "brk" else g._page(),)
+    return (where & -PAGE,)
 
 
 _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {

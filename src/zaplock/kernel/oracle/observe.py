@@ -56,10 +56,10 @@ class Parser:
             end_of_flags = piece.index(b"\n")
             end_of_header = text.index(b"\n")
             vma = self._vma(text[:end_of_header], text[end_of_header + 1 :], piece[:end_of_flags])
-            if vma.start >= ring.RING:
+            if vma.start == ring.RING:
                 self._ring_locked = "lo" in vma.flags
-                break
-            found.append(vma)
+            elif vma.start < ring.TASK_SIZE:
+                found.append(vma)
             text = piece[end_of_flags + 1 :]
         return tuple(found)
 
@@ -126,9 +126,10 @@ def _fields(text: bytes) -> dict[str, int]:
 
 def _label(path: str) -> str:
     """Name what a VMA maps as FILES does; the kernel's own [heap] and [stack] are no files."""
-    path = path.removesuffix(" (deleted)").strip()
+    path = path.strip()
     if path.startswith("["):
         return ""
-    if path == "/dev/zero":
+    if path == "/dev/zero (deleted)":
         return "shared"
+    path = path.removesuffix(" (deleted)")
     return path.rsplit("/", 1)[-1].removeprefix("memfd:")

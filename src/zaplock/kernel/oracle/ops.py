@@ -110,9 +110,14 @@ class Vma(NamedTuple):
 
 
 FIGURES = (
-    "Rss", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Anonymous",
-    "LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Swap", "Locked",
-)  # fmt: skip
+    "Rss",
+    "Anonymous",
+    "AnonHugePages",
+    "ShmemPmdMapped",
+    "FilePmdMapped",
+    "Swap",
+    "Locked",
+)
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
@@ -166,6 +171,7 @@ class Environment:
     memlock_limit: int
     stack_limit: int
     task_size: int
+    overcommit_pages: int
     baseline: Snapshot
 
 

@@ -60,6 +60,7 @@ class RealSide:
             memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
             stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
             task_size=ring.TASK_SIZE,
+            overcommit_pages=_total_pages(),
             baseline=baseline,
         )
 
@@ -128,3 +129,10 @@ class _Reader:
 
 def _sysctl(name: str) -> int:
     return int(Path("/proc/sys/vm", name).read_text())
+
+
+def _total_pages() -> int:
+    """Return how many pages one mapping may promise (heuristic overcommit: all RAM and swap)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines}
+    return (int(fields["MemTotal"]) + int(fields["SwapTotal"])) // 4

@@ -1,0 +1,234 @@
+"""The model as a side of the comparison: design linux-6.18 under the sequential engine.
+
+Every operation is the protocol that the design names, run to its end by one task. A snapshot is
+read straight from the state; nothing of the real side flows in but its environment (where mappings
+go, what the limits are, and the ring, which the model maps too).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from signal import SIGBUS, SIGSEGV
+from typing import Any
+
+import msgspec
+
+from zaplock.designs.linux import LINUX_6_18
+from zaplock.engines.sequential import LockCall, run
+from zaplock.kernel.oracle import ops
+from zaplock.kernel.oracle.generate import Scope
+from zaplock.kernel.oracle.modelview import View
+from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
+from zaplock.kernel.oracle.real import RealSide
+from zaplock.model import flags as f
+from zaplock.model.files import disk_tag, fill_cache, new_file
+from zaplock.model.machine import Machine
+from zaplock.model.mm import Limits
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma, insert, lookup
+from zaplock.protocols import access, brk, madvise, mlock, mmap, mprotect, rmap
+from zaplock.protocols.design import Cx, Design
+
+MM = 1
+RING_FILE = 99
+_MASK = (1 << 64) - 1
+_CANONICAL = 1 << 47
+
+COVERED = Scope(
+    without=frozenset({"mremap", "fork", "pread", "pwrite", "remap_file_pages", "msync", "mincore",
+                       "mseal", "uffd_register", "uffd_unregister", "process_madvise",
+                       "pkey_mprotect"}),
+    themes=("plain", "advice", "lock", "brk", "limits", "grow", "wild", "file", "huge"),
+)  # fmt: skip
+
+
+def model_side(real: RealSide) -> ModelSide:
+    """Make the model side for what the real side found out about its process."""
+    return ModelSide(real.environment)
+
+
+def limits_of(environment: Environment) -> Limits:
+    """Return the model's limits for a real process without capabilities."""
+    return Limits(
+        task_size=environment.task_size,
+        mmap_base=environment.mmap_base,
+        mmap_min_addr=environment.mmap_min_addr,
+        max_map_count=environment.max_map_count,
+        rlimit_memlock=environment.memlock_limit,
+        rlimit_stack=environment.stack_limit,
+        can_ipc_lock=False,
+        overcommit_pages=environment.overcommit_pages,
+    )
+
+
+class ModelSide:
+    """Run sequences on the model, each in a fresh machine."""
+
+    def __init__(self, environment: Environment, design: Design = LINUX_6_18) -> None:
+        self.environment = environment
+        self.design = design
+        self.lock_calls: list[list[LockCall]] | None = None
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def run(self, sequence: Sequence[Op]) -> list[Step]:
+        """Run a sequence in a fresh address space; return every operation's step."""
+        world = World(self.environment, self.design)
+        results: list[int] = []
+        steps = []
+        for index, op in enumerate(sequence):
+            arguments = [
+                (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in op.args
+            ]
+            calls: list[LockCall] | None = None if self.lock_calls is None else []
+            outcome = world.apply(index, op.name, arguments, calls)
+            if self.lock_calls is not None and calls is not None:
+                self.lock_calls.append(calls)
+            results.append(outcome.result)
+            steps.append(Step(outcome, world.snapshot()))
+        return steps
+
+
+class World:
+    """One machine with one process like the bare one: the ring, the files, nothing else."""
+
+    def __init__(self, environment: Environment, design: Design) -> None:
+        self.machine = Machine(limits=limits_of(environment))
+        self.task = Task(1, MM, "oracle")
+        self.cx = Cx(design, self.task, limits=self.machine.limits)
+        self.space = self.machine.mm(MM)
+        self.space.counters.put("brk", environment.start_brk)
+        self.space.counters.put("start_brk", environment.start_brk)
+        self._files()
+        self._ring(environment)
+        self.view = View(self.machine, MM, environment.ring)
+        self.view.set_baseline()
+
+    def _files(self) -> None:
+        for slot, name in enumerate(ops.FILES):
+            pages = ops.FILE_PAGES[slot]
+            kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
+            new_file(self.machine, slot + 1, kind, pages * f.PAGE_SIZE, name)
+            written = [page for page in range(pages) if page not in ops.HOLES[slot]]
+            if not written:
+                continue
+            first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
+            for page in written:
+                self.machine.content.set(first + page, first + page + 1, disk_tag(slot + 1, page))
+
+    def _ring(self, environment: Environment) -> None:
+        """Map and populate the ring as the bare process has it."""
+        length = environment.ring_length
+        new_file(self.machine, RING_FILE, "shmem", length, "ring")
+        flags = f.VM_ACCESS_FLAGS | f.VM_SHARED | f.VM_MAYSHARE | f.VM_SEALED
+        flags |= f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
+        vma = Vma(MM, environment.ring, environment.ring + length, flags, 0, RING_FILE)
+        handle = insert(self.machine, self.task, vma)
+        self.space.add("total_vm", vma.nr_pages)
+        from zaplock.protocols.populate import fault_range
+
+        fault_range.run(self.machine, self.task, handle, vma.start, vma.end, True)
+
+    def apply(
+        self, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
+    ) -> Outcome:
+        """Run one operation to its end."""
+        if name == "store":
+            arguments = [*arguments, ops.store_tag(index)]
+        return _OPERATIONS[name](self, calls, *arguments)
+
+    def syscall(self, program: Any, calls: list[LockCall] | None) -> Outcome:
+        """Run a protocol."""
+        return Outcome(run(self.machine, self.task, program, calls))
+
+    def snapshot(self) -> Snapshot:
+        """Read what the real side observes."""
+        return self.view.snapshot()
+
+    def limit(self, **changed: int) -> None:
+        """Change limits, as setrlimit does."""
+        limits = msgspec.structs.replace(self.space.limits, **changed)
+        self.space.limits = self.machine.limits = limits
+        self.cx = Cx(self.cx.design, self.task, limits=limits)
+
+    def signal_code(self, address: int, signal: int) -> int:
+        """Encode a fault as the real side does: which signal, with which si_code."""
+        if signal == SIGBUS:
+            return -(SIGBUS << 16 | 2)
+        canonical = address < _CANONICAL or address >= (1 << 64) - _CANONICAL
+        if not canonical:
+            return -(SIGSEGV << 16 | 128)
+        handle = lookup(self.machine, self.space, address)
+        vma = self.machine.vmas[handle] if handle else None
+        covered = isinstance(vma, Vma) and vma.start <= address
+        pte = self.space.ptes.at(address >> f.PAGE_SHIFT)
+        guarded = pte is not None and pte.kind == "guard"
+        return -(SIGSEGV << 16 | (2 if covered and not guarded else 1))
+
+
+Operation = Callable[..., Outcome]
+
+
+def _mmap(
+    w: World, calls: Any, addr: int, length: int, prot: int, flags: int, file: int, offset: int
+) -> Outcome:  # noqa: E501
+    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    return w.syscall(mmap.mmap(w.cx, addr, length, prot, flags, slot, offset), calls)
+
+
+def _load(w: World, calls: Any, address: int) -> Outcome:
+    if address >= f.TASK_SIZE_4_LEVELS:
+        return Outcome(w.signal_code(address, SIGSEGV))
+    result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
+    return Outcome(w.signal_code(address, -result) if result < 0 else result)
+
+
+def _store(w: World, calls: Any, address: int, tag: int) -> Outcome:
+    if address >= f.TASK_SIZE_4_LEVELS:
+        return Outcome(w.signal_code(address, SIGSEGV))
+    result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
+    return Outcome(w.signal_code(address, -result) if result < 0 else 0)
+
+
+def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> Outcome:
+    w.limit(**{_RLIMITS[resource]: soft})
+    return Outcome(0)
+
+
+_RLIMITS = {
+    ops.RLIMIT_AS: "rlimit_as",
+    ops.RLIMIT_DATA: "rlimit_data",
+    ops.RLIMIT_MEMLOCK: "rlimit_memlock",
+    ops.RLIMIT_STACK: "rlimit_stack",
+}
+
+
+def _ftruncate(w: World, calls: Any, file: int, length: int) -> Outcome:
+    if not 0 <= file < len(ops.FILES):
+        return Outcome(-9)
+    if ops.FILES[file] == "zero":
+        return Outcome(-22)
+    return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
+
+
+def _simple(make: Callable[..., Any]) -> Operation:
+    return lambda w, calls, *arguments: w.syscall(make(w.cx, *arguments), calls)
+
+
+_OPERATIONS: dict[str, Operation] = {
+    "mmap": _mmap,
+    "munmap": lambda w, calls, *a: w.syscall(w.cx.design.munmap(w.cx, *a), calls),
+    "mprotect": _simple(mprotect.mprotect),
+    "madvise": _simple(madvise.madvise),
+    "mlock": _simple(mlock.mlock),
+    "mlock2": _simple(mlock.mlock),
+    "munlock": _simple(mlock.munlock),
+    "mlockall": _simple(mlock.mlockall),
+    "munlockall": _simple(mlock.munlockall),
+    "brk": _simple(brk.brk),
+    "load": _load,
+    "store": _store,
+    "setrlimit": _setrlimit,
+    "ftruncate": _ftruncate,
+}
