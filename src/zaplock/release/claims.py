@@ -25,11 +25,11 @@ _owners: set[int] = set()
 def claimed_owner(owner: object) -> Iterator[None]:
     """Hold an object (by identity) for one thread; raise BusyError if another one has it."""
     key = id(owner)
+    kind = type(owner).__name__
+    del owner  # references are counted below; the caller holds one
     with _lock:
         if key in _owners:
-            raise BusyError(
-                f"this {type(owner).__name__} is being released by another thread: release it once"
-            )
+            raise BusyError(f"this {kind} is being released by another thread: release it once")
         _owners.add(key)
     try:
         yield

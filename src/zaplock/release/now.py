@@ -83,7 +83,7 @@ def release(
     pace = Pace(max_stall_ns)
     began = time.monotonic_ns()
     with claimed_owner(targets.closed_as(buffer)), _held(buffer, length) as target:
-        vmas = require_mapped(target.start, target.end)
+        vmas = require_mapped(target.start, target.end, plain=target.is_address)
         left = zap(target.start, target.end, vmas, pace)
         unmapped = unmap and _unmap(target)
     return Released(

@@ -21,6 +21,7 @@ import mmap
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from zaplock.release.errors import ExportedError, ReleaseError
@@ -118,25 +119,22 @@ def _is_shared_memory(thing: object) -> bool:
 
 
 def _shared_memory(segment: Any) -> Target:
-    mapping = _mapping_of(segment)
-    if mapping is None:
+    if _mapping_of(segment) is None:
         raise ReleaseError("this SharedMemory is closed: it was released already")
     try:
-        if sys.getrefcount(segment._buf) > 2 and segment._buf is not None:
-            # an np.ndarray(buffer=segment.buf) refers to it without exporting it, and would crash
-            raise BufferError
         if segment._buf is not None:
             segment._buf.release()  # its own export; refused while views of it are exported
         segment._buf = None
-        refuse_exports(mapping)
+        refuse_exports(segment._mmap)
+        _refuse_references(segment)
     except BufferError:
         if segment._buf is None:
-            segment._buf = memoryview(mapping)  # refused: the segment stays usable
+            segment._buf = memoryview(segment._mmap)  # refused: the segment stays usable
         raise ExportedError(
             f"cannot release SharedMemory {segment.name!r} with exported pointers: "
-            "drop the arrays on its buf, and other names of its buf, first"
+            "drop the arrays and views on its buf first"
         ) from None
-    inner = _mmap(mapping)
+    inner = _mmap(segment._mmap)
 
     def close() -> None:
         inner.let_go()
@@ -145,9 +143,20 @@ def _shared_memory(segment: Any) -> Target:
     def let_go() -> None:
         inner.let_go()
         if _mapping_of(segment) is not None:  # not closed: its memory was given back only
-            segment._buf = memoryview(mapping)
+            segment._buf = memoryview(segment._mmap)
 
     return Target(inner.start, inner.end, segment, close, let_go)
+
+
+def _refuse_references(segment: Any) -> None:
+    """Raise BufferError if anything but the segment refers to its mmap.
+
+    `np.ndarray(shape, buffer=segment.buf)`, the form that Python's manual shows, keeps a reference
+    but no export: `segment.close()` would pull the memory from under it, and the next access crash.
+    """
+    alone = SimpleNamespace(_mmap=object())
+    if sys.getrefcount(segment._mmap) > sys.getrefcount(alone._mmap):
+        raise BufferError
 
 
 def _mapping_of(segment: Any) -> mmap.mmap | None:

@@ -95,17 +95,17 @@ def _read(start: int, end: int) -> Iterator[Vma]:
                 yield Vma(first, last, access[1] == "w", name[0].rstrip("\n") if name else "")
 
 
-def require_mapped(start: int, end: int) -> list[Vma]:
-    """Return the VMAs of a range that is mapped without a hole and is nobody's special memory.
+def require_mapped(start: int, end: int, *, plain: bool = False) -> list[Vma]:
+    """Return the VMAs of a range that is mapped without a hole.
 
     Raises ReleaseError otherwise: a hole is somebody else's next mapping, which one munmap over the
-    whole range would take away.
+    whole range would take away. `plain` refuses heap, stack and the kernel's own mappings too.
     """
     found, reached = vmas_in(start, end), start
     for vma in found:
         if vma.start > reached:
             break
-        if vma.name.startswith("[") and not vma.name.startswith("[anon"):
+        if plain and vma.name.startswith("[") and not vma.name.startswith("[anon"):
             raise ReleaseError(
                 f"{vma.start:#x} to {vma.end:#x} is {vma.name}: release only what you mapped"
             )
