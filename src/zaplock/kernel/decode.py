@@ -186,9 +186,10 @@ def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: Field) -> 
     words = data.view(np.uint32)
     pairs = np.empty((len(at), 2), np.uint32)
     np.right_shift(at, 2, out=at)
-    np.take(words, at, out=pairs[:, 0])
+    # "clip" where nothing needs clipping: "raise" would fill a buffer first, then copy it.
+    np.take(words, at, out=pairs[:, 0], mode="clip")
     at += 1
-    np.take(words, at, out=pairs[:, 1])
+    np.take(words, at, out=pairs[:, 1], mode="clip")
     return pairs.view(np.int64 if field.signed else np.uint64)[:, 0]
 
 

@@ -14,6 +14,7 @@ The flight recorder deletes blocks that are older than `keep_ns`, until its trig
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -87,6 +88,9 @@ def record_to(
         session = _Session(capture, options, writer, flight, progress)
         try:
             session.run(started, ended, report)
+        except UserError:
+            shutil.rmtree(writer.path)  # nothing was recorded: the command could not be run
+            raise
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
     return progress

@@ -95,10 +95,12 @@ class Stream:
         if self._by_owner:
             own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
             locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
-        tids = np.unique(columns["tid"])
-        known = [tid for tid in tids.tolist() if self._is_ours(tid)]
-        ours = np.union1d(np.array(known, np.int32), columns["tid"][locks])
-        keep |= locks | ((columns["kind"] > Kind.RELEASED) & np.isin(columns["tid"], ours))
+        ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
+        is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
+        keep |= locks | (is_ours & (columns["kind"] > Kind.RELEASED))
+        # What a foreign waiter waits for is of interest, what else it calls is not.
+        waiting = columns["kind"] >= Kind.SCHED_OUT
+        keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
         return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
 
     def _is_ours(self, tid: int) -> bool:

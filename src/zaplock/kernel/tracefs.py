@@ -61,7 +61,7 @@ def mounted() -> Path | None:
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, where, kind, *_ = line.split()
         if kind == "tracefs":
-            return Path(where.encode().decode("unicode_escape"))
+            return Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), where))
     return None
 
 

@@ -1,0 +1,72 @@
+"""Turn a text trace into a recording that every zaplock verb reads.
+
+  trace-cmd report trace.dat > trace.txt && zaplock import trace.txt
+  perf script --ns > trace.txt           && zaplock import trace.txt
+  cat /sys/kernel/tracing/trace          | zaplock import - -o trace.zaplock
+
+It takes the events mmap_lock:*, the memory system calls, sched_switch, sched_wakeup,
+page_fault_user and lock:contention_*; other lines are passed over. A text can't tell the process
+of a thread, and most texts no time finer than a microsecond: 'zaplock record' tells both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from zaplock.errors import UserError
+
+SUMMARY = "turn trace-cmd, ftrace or perf script text into a recording"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("text", metavar="FILE", help="the text, or - for standard input")
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: FILE with .zaplock")
+    parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the text and write the recording."""
+    import json
+
+    import numpy as np
+
+    import zaplock
+    from zaplock.trace import file, text
+    from zaplock.trace.events import Kind
+
+    if args.text == "-" and not args.output:
+        raise UserError("standard input has no name to derive one from: give -o FILE")
+    output = args.output or str(Path(args.text).with_suffix(".zaplock"))
+    events = text.parse(_lines(args.text))
+    if not len(events):
+        raise UserError(
+            f"{args.text} has no event that zaplock knows: record mmap_lock:* "
+            "('trace-cmd record -e mmap_lock', 'perf record -e mmap_lock:*')"
+        )
+    manifest = file.Manifest(
+        source="import",
+        clock="text",
+        command_line=tuple(sys.argv),
+        zaplock=zaplock.__version__,
+        notes=(f"imported from {Path(args.text).name}",),
+    )
+    file.write(output, events, manifest)
+    counts = np.bincount(events["kind"], minlength=len(Kind))
+    kinds = {kind.name: int(counts[kind]) for kind in Kind if counts[kind]}
+    if args.json:
+        print(json.dumps({"file": output, "events": len(events), "kinds": kinds}))
+    out = sys.stderr if args.json else sys.stdout
+    print(f"{len(events):,} events in {output}\nNext: zaplock report {output}", file=out)
+    return 0
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        if name == "-":
+            return sys.stdin.read().splitlines()
+        return Path(name).read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{name} can't be read ({error.strerror}): give a text trace") from None

@@ -1,0 +1,76 @@
+"""The doctor tells what is there, and each missing thing with what mends it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.kernel import capture, doctor
+from zaplock.kernel.tracefs import opened
+
+pytestmark = pytest.mark.root
+
+
+def test_on_this_machine_zaplock_can_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["able"]
+    names = {finding["name"]: finding for finding in told["findings"]}
+    assert names["mmap_lock events"]["seen"] == "3 of 3"
+    assert os.uname().release in names["kernel"]["seen"]
+    for finding in told["findings"]:
+        assert finding["ok"] or finding["mend"], finding
+
+
+def test_the_table_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("kernel", "tracefs", "trace instance", "Next: zaplock"))
+
+
+def test_without_rights_each_missing_thing_has_its_command() -> None:
+    script = """
+import json, os, rich.console, rich.table, zaplock.kernel.capture, zaplock.kernel.doctor
+import zaplock.cli.doctor
+from zaplock.cli import main
+os.setgid(65534); os.setuid(65534)
+raise SystemExit(main(["doctor", "--json"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    missing = {one["name"]: one for one in json.loads(done.stdout)["findings"] if not one["ok"]}
+    assert {"root", "tracefs"} <= set(missing)
+    for finding in missing.values():
+        assert "sudo zaplock" in finding["mend"], finding
+
+
+def test_a_left_over_instance_is_seen_and_the_command_given_mends_it(tmp_path: Path) -> None:
+    with opened() as tracefs:
+        left = tracefs.path / "instances" / f"zaplock-{os.getpid()}-1-0"  # another start time
+        left.mkdir()
+        (finding,) = [one for one in doctor.examine() if one.name == "left-over instances"]
+        assert not finding.ok
+        assert left.name in finding.seen
+        command = finding.mend.removeprefix("sudo zaplock ").replace("/tmp/", f"{tmp_path}/")
+        assert main(command.split()) == 0
+        assert not left.exists()
+
+
+def test_an_old_kernel_is_told_what_to_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "release", lambda: "4.19.0-27-amd64")
+    with pytest.raises(UserError, match=r"kernel: Linux 4.19.* boot Linux 5.11 or newer"):
+        doctor.require("kernel")
+    monkeypatch.undo()
+    doctor.require("kernel")
+
+
+def test_a_machine_with_little_memory_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "chosen_buffer_kb", lambda: 1024)
+    (finding,) = [one for one in doctor.examine() if one.name == "buffers"]
+    assert not finding.ok
+    assert "--buffer" in finding.mend

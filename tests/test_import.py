@@ -1,0 +1,90 @@
+"""Text traces of other tools become recordings."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.cli import main
+from zaplock.trace import file, text
+from zaplock.trace.events import NO_OP, Events, Kind
+
+FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
+
+
+def parsed(name: str) -> Events:
+    events = text.parse((FIXTURES / name).read_text().splitlines())
+    events.check()
+    return events
+
+
+def operations(events: Events, kind: Kind, at_least: int = 0) -> list[tuple[str, int]]:
+    rows = np.flatnonzero((events["kind"] == kind) & (events["length"] >= at_least))
+    return [(events.operations[events["op"][row]], int(events["length"][row])) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["ftrace-6.18.txt", "perf-script-6.18.txt"])
+def test_a_real_trace_tells_the_threads_munmap(name: str) -> None:
+    events = parsed(name)
+    assert ("munmap", 4 << 20) in operations(events, Kind.OP_BEGIN, at_least=4 << 20)
+    assert {task.comm for task in events.tasks.values()} == {"python3"}
+    kinds = np.bincount(events["kind"], minlength=len(Kind))
+    assert min(kinds[Kind.ASKED], kinds[Kind.RELEASED], kinds[Kind.SCHED_IN]) > 0
+    # Each munmap downgrades: more acquisitions than requests.
+    assert kinds[Kind.ACQUIRED] > kinds[Kind.ASKED]
+
+
+def test_every_line_of_ours_is_read() -> None:
+    lines = (FIXTURES / "ftrace-6.18.txt").read_text().splitlines()
+    ours = [line for line in lines if "mmap_lock_" in line or "sys_" in line]
+    events = parsed("ftrace-6.18.txt")
+    assert int((events["kind"] <= Kind.OP_END).sum()) == len(ours)
+
+
+def test_the_trace_cmd_form() -> None:
+    events = parsed("trace-cmd-format.txt")
+    rows = [
+        (Kind(kind).name, int(tid), int(write), int(time_ns) - 100_000_000_000)
+        for kind, tid, write, time_ns in zip(
+            events["kind"], events["tid"], events["write"], events["time_ns"]
+        )
+    ]
+    assert rows == [
+        ("OP_BEGIN", 4711, 0, 1000),
+        ("ASKED", 4711, 1, 2000),
+        ("ACQUIRED", 4711, 1, 3000),
+        ("ACQUIRED", 4711, 0, 10_000),
+        ("ASKED", 4712, 0, 20_000),
+        ("LOST", 0, 0, 20_000),
+        ("RELEASED", 4711, 0, 500_000),
+        ("OP_END", 4711, 0, 501_000),
+        ("OP_END", 4711, 0, 600_000),
+    ]
+    assert set(events["mm"].tolist()) == {0, 0xFFFF888100000040}
+    assert events["length"][5] == 17
+    assert events["result"][8] == -12
+    assert events.tasks[4712].comm == "ps aux"
+    assert events["op"][1] == NO_OP
+
+
+def test_import_writes_a_recording_and_says_what_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a.zaplock"
+    assert main(["import", str(FIXTURES / "ftrace-6.18.txt"), "-o", str(output), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["events"] == len(file.read(output).events)
+    assert f"Next: zaplock report {output}" in said.err
+    assert file.read_manifest(output).source == "import"
+
+
+def test_a_text_without_events_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "nothing.txt"
+    empty.write_text("hello\n" * 3)
+    assert main(["import", str(empty)]) == 2
+    assert "trace-cmd record -e mmap_lock" in capsys.readouterr().err
+    assert main(["import", str(tmp_path / "missing.txt")]) == 2
+    assert main(["import", "-"]) == 2

@@ -1,0 +1,439 @@
+"""The recorder on the running kernel: what it sees, what it leaves behind, how it ends."""
+
+import contextlib
+import mmap
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.kernel import tracefs as tracefs_module
+from zaplock.kernel.capture import Options, capturing
+from zaplock.kernel.recorder import record_mm
+from zaplock.kernel.targets import learn_mm
+from zaplock.kernel.tracefs import Instance, opened, start_time, sweep
+from zaplock.trace import file
+from zaplock.trace.events import Events, Kind
+
+pytestmark = pytest.mark.root
+ME = os.getpid()
+SIZE = 37 << 20  # no size that an allocator would choose
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    assert ours() == []
+
+
+def ours(pid: int = ME) -> list[str]:
+    """Name the instances that a process has now."""
+    with opened() as tracefs:
+        return [path.name for path in (tracefs.path / "instances").glob(f"zaplock-{pid}-*")]
+
+
+def rows(events: Events, **wanted: int) -> list[int]:
+    keep = np.ones(len(events), np.bool_)
+    for name, value in wanted.items():
+        keep &= events[name] == value
+    return np.flatnonzero(keep).tolist()
+
+
+def calls(events: Events, operation: str) -> list[int]:
+    return rows(events, kind=Kind.OP_BEGIN, op=events.operations.index(operation))
+
+
+@contextlib.contextmanager
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
+def churn(seconds: float = 60.0) -> list[str]:
+    """A command that maps and unmaps as fast as Python can."""
+    script = f"""
+import mmap, time
+end = time.monotonic() + {seconds}
+while time.monotonic() < end:
+    for _ in range(100): mmap.mmap(-1, 65536).close()
+"""
+    return [sys.executable, "-c", script]
+
+
+def test_a_munmap_shows_with_its_size_and_its_two_holds() -> None:
+    with record_mm(ME) as recorder:
+        mmap.mmap(-1, SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    events = recorder.events()
+    events.check()
+    (begin,) = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
+    mine = rows(events, tid=int(events["tid"][begin]))
+    story = [
+        (Kind(events["kind"][row]).name, int(events["write"][row]))
+        for row in mine[mine.index(begin) : mine.index(begin) + 6]
+    ]
+    assert story == [
+        ("OP_BEGIN", 0),
+        ("ASKED", 1),
+        ("ACQUIRED", 1),
+        ("ACQUIRED", 0),  # the downgrade
+        ("RELEASED", 0),
+        ("OP_END", 0),
+    ]
+    assert events.mms[recorder.target_mm or 0] == ME
+    assert recorder.lost_events == 0
+
+
+def test_a_foreign_reader_of_the_targets_lock_is_kept() -> None:
+    with sleeper() as target, record_mm(target.pid) as recorder:
+        reader = subprocess.Popen(
+            ["cat", f"/proc/{target.pid}/smaps_rollup"], stdout=subprocess.DEVNULL
+        )
+        reader.wait()
+    events = recorder.events()
+    seen = {int(tid) for tid in events["tid"][events["kind"] == Kind.ASKED]}
+    assert seen == {reader.pid}
+    assert set(events["mm"][events["kind"] == Kind.ASKED].tolist()) == {recorder.target_mm}
+    assert events.tasks[reader.pid].comm == "cat"  # although it has ended
+
+
+def test_recording_a_quiet_process_leaves_it_quiet() -> None:
+    """The recorder itself never takes the target's lock while it records."""
+    with sleeper() as target, record_mm(target.pid) as recorder:
+        time.sleep(0.6)
+    assert len(recorder.events()) == 0
+
+
+def test_the_own_process_threads_and_children_of_a_target_are_told_apart() -> None:
+    def both() -> int:
+        thread = threading.Thread(target=lambda: mmap.mmap(-1, SIZE).close())
+        thread.start()
+        thread.join()
+        child = [sys.executable, "-c", f"import mmap; mmap.mmap(-1, {SIZE}).close()"]
+        with subprocess.Popen(child) as process:
+            process.wait()
+        return process.pid
+
+    sizes, of_child = {}, {}
+    for children in (False, True):
+        with record_mm(ME, children=children) as recorder:
+            pid = both()
+        events = recorder.events()
+        sizes[children] = sum(events["length"][row] == SIZE for row in calls(events, "munmap"))
+        of_child[children] = [mm for mm, owner in events.mms.items() if owner == pid]
+    assert (sizes[False], sizes[True]) == (1, 2)
+    assert of_child[True]
+
+
+def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> None:
+    """Without losses each request is answered, each hold released, each call returns."""
+    path = tmp_path / "a.zaplock"
+    assert main(["record", "-o", str(path), "--", *churn(1.0)]) == 0
+    recording = file.read(path)
+    events = recording.events
+    assert recording.manifest.complete
+    assert recording.manifest.lost_events == 0
+    assert not rows(events, kind=Kind.LOST)
+    assert unmatched(events) == []
+    assert len(calls(events, "munmap")) > 1000
+
+
+def unmatched(events: Events) -> list[tuple[str, int]]:
+    """Step through the events with the rules of the lock; list those that break them."""
+    wrong: list[tuple[str, int]] = []
+    state: dict[tuple[int, int], str] = {}
+    inside: dict[int, int] = {}
+    for row in range(len(events)):
+        kind, tid = Kind(events["kind"][row]), int(events["tid"][row])
+        who = (tid, int(events["mm"][row]))
+        mode = "exclusive" if events["write"][row] else "shared"
+        before = state.get(who, "free")
+        if kind == Kind.ASKED:
+            state[who] = "asked " + mode
+            ok = before == "free"
+        elif kind == Kind.ACQUIRED:
+            ok = before == "asked " + mode or (before == "exclusive" and mode == "shared")
+            state[who] = mode if events["success"][row] else "free"
+        elif kind == Kind.RELEASED:
+            ok = before == mode
+            state[who] = "free"
+        elif kind == Kind.OP_BEGIN:
+            ok = tid not in inside
+            inside[tid] = int(events["op"][row])
+        elif kind == Kind.OP_END:
+            ok = inside.pop(tid, None) == events["op"][row]
+        else:
+            continue
+        if not ok:
+            wrong.append((kind.name, row))
+    open_calls = {events.operations[op] for op in inside.values()} - {"exit", "exit_group"}
+    wrong += [(name, -1) for name in open_calls]
+    return wrong + [(what, -1) for what in state.values() if what != "free"]
+
+
+def test_losses_are_counted_as_the_kernel_counts_them() -> None:
+    """A buffer that is too small, and a reader that comes too late."""
+    with capturing(Options(buffer_kb=64, groups=("mmap_lock",))) as capture:
+        capture.start()
+        for _ in range(3000):
+            mmap.mmap(-1, 4096).close()
+        capture.stop()
+        counted = capture.lost_in_kernel()
+        from zaplock.kernel.naming import Names
+        from zaplock.kernel.stream import Stream
+
+        stream = Stream(capture.layouts, Names())
+        stream.feed(capture.buffers.drain(), 0)
+        columns = stream.rest()
+    lost = columns["length"][columns["kind"] == Kind.LOST]
+    assert counted > 1000
+    assert int(lost.sum()) == counted
+
+
+def test_the_kernels_own_word_for_lost_reaches_the_recording(tmp_path: Path) -> None:
+    """A recorder that is stopped while its target runs must say that it lost events."""
+    path = tmp_path / "a.zaplock"
+    recorder = started(path, "--buffer", "64K", "--", *churn(30))
+    os.kill(recorder.pid, signal.SIGSTOP)
+    time.sleep(0.7)
+    os.kill(recorder.pid, signal.SIGCONT)
+    time.sleep(0.5)
+    recorder.terminate()
+    assert recorder.wait(20) == 0
+    kill_the_rest(path)
+    manifest = file.read_manifest(path)
+    assert manifest.lost_events > 1000
+    lost = file.read(path).events
+    assert int(lost["length"][lost["kind"] == Kind.LOST].sum()) == manifest.lost_events
+
+
+def test_tracefs_is_opened_privately_where_it_is_not_mounted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = Path("/proc/self/mounts").read_text()
+    monkeypatch.setattr(tracefs_module, "mounted", lambda: None)
+    with opened() as tracefs:
+        assert tracefs.private
+        assert Path("/proc/self/mounts").read_text() == before
+        where = tracefs.path
+        assert (where / "events" / "header_page").exists()
+    assert not where.exists()
+    with record_mm(ME) as recorder:
+        mmap.mmap(-1, SIZE).close()
+    assert calls(recorder.events(), "munmap")
+
+
+def test_an_mm_can_be_learned_and_only_of_a_process() -> None:
+    with opened() as tracefs, sleeper() as target:
+        mm = learn_mm(tracefs, target.pid)
+        assert mm == learn_mm(tracefs, target.pid)
+        assert mm not in (0, learn_mm(tracefs, ME))
+        with pytest.raises(UserError, match="kernel thread"):
+            learn_mm(tracefs, 2)
+    with pytest.raises(UserError, match=r"there is no process .*'ps -e'"):
+        record_mm(2**22 - 1).__enter__()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (Options(groups=("mmap_lock", "magic")), "no events 'magic': choose among"),
+    (Options(buffer_kb=1), "under 64 KiB"),
+    (Options(percent=101), "not between 0 and 100"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused(options: Options, said: str) -> None:
+    with pytest.raises(UserError, match=said), capturing(options):
+        pass
+
+
+def started(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Start `zaplock record` in a process of its own; return when it records."""
+    said = path.with_suffix(".said")
+    with said.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "zaplock", "record", "-o", str(path), *arguments],
+            stdout=out,
+            stderr=out,
+        )
+    end = time.monotonic() + 20
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and any(tracing(name) for name in ours(process.pid)):
+            return process
+        time.sleep(0.02)
+    process.kill()
+    pytest.fail(f"nothing is recorded after 20 s: {said.read_text()}")
+
+
+def tracing(instance: str) -> bool:
+    with opened() as tracefs, contextlib.suppress(OSError):
+        return (tracefs.path / "instances" / instance / "tracing_on").read_text() == "1\n"
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_recording_in_good_order(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "a.zaplock"
+    process = started(path, "-p", str(ME))
+    mmap.mmap(-1, SIZE).close()
+    process.send_signal(number)
+    assert process.wait(20) == 0
+    assert path.with_suffix(".said").read_text().splitlines()[-1] == f"Next: zaplock report {path}"
+    assert ours(process.pid) == []
+    recording = file.read(path)
+    assert recording.manifest.complete
+    assert SIZE in recording.events["length"][calls(recording.events, "munmap")]
+
+
+def test_a_killed_recorder_leaves_whole_blocks_and_is_swept_up(tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    process = started(path, "--", *churn(30))
+    wait_for_a_block(path)
+    process.kill()
+    process.wait()
+    kill_the_rest(path)
+    left = ours(process.pid)[0]
+    recording = file.read(path)
+    recording.events.check()
+    assert not recording.manifest.complete
+    assert len(recording.events) > 0
+    with opened() as tracefs:
+        assert left in sweep(tracefs)
+    assert ours(process.pid) == []
+
+
+def wait_for_a_block(path: Path) -> None:
+    while not (list(path.glob("events-*.parquet")) and (path / "tasks.parquet").exists()):
+        time.sleep(0.02)
+
+
+def kill_the_rest(path: Path) -> None:
+    """End the command that a killed recorder has left behind."""
+    tasks = file.read(path).events.tasks
+    for pid in {task.pid for task in tasks.values()}:
+        with contextlib.suppress(OSError):
+            if b"time.monotonic() + 30" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_sweeping_spares_the_living() -> None:
+    with opened() as tracefs, Instance(tracefs, buffer_kb=64) as instance:
+        assert instance.name not in sweep(tracefs)
+        assert instance.path.exists()
+        recycled = tracefs.path / "instances" / f"zaplock-{ME}-{(start_time(ME) or 0) + 1}-0"
+        recycled.mkdir()  # our number, but another process's start time
+        foreign = tracefs.path / "instances" / f"somebody-{ME}"
+        foreign.mkdir()
+        try:
+            assert recycled.name in sweep(tracefs)
+            assert foreign.exists()
+        finally:
+            foreign.rmdir()
+
+
+def test_a_full_disk_ends_the_recording_with_what_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = Path(tempfile.mkdtemp(dir=tmp_path))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], check=True)
+    try:
+        path = disk / "a.zaplock"
+        assert main(["record", "-o", str(path), "--", *churn(20.0)]) == 2
+        said = capsys.readouterr().err
+        assert re.search(r"could not be written .*free some space.*zaplock report", said)
+        recording = file.read(path)
+        recording.events.check()
+        assert len(recording.events) > 1000
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_flight_recorder_stops_at_a_long_hold_and_keeps_what_was_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.zaplock"
+    script = f"""
+import mmap, time
+def hold():
+    big = mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    big.madvise(mmap.MADV_NOHUGEPAGE)
+    big.madvise({22})  # MADV_POPULATE_READ: the zero page, 4 GiB of page tables' worth
+    big.close()
+end = time.monotonic() + 4.5
+while time.monotonic() < end:
+    mmap.mmap(-1, 4096).close(); time.sleep(0.002)
+hold()
+time.sleep(60)
+"""
+    arguments = ["--stop-after-hold", "4ms", "--keep", "1s", "--", sys.executable, "-c", script]
+    assert main(["record", "-o", str(path), *arguments]) == 0
+    assert re.search(r"stopped after python\d?.* hold of .* ms", capsys.readouterr().out)
+    recording = file.read(path)
+    assert recording.manifest.notes
+    events = recording.events
+    fired = [row for row in calls(events, "munmap") if events["length"][row] == 4 << 30]
+    populated = [row for row in calls(events, "madvise") if events["detail"][row] == 22]
+    assert fired or populated
+    kept_ns = int(events["time_ns"][(populated or fired)[0]] - events["time_ns"][0])
+    assert 0.5e9 < kept_ns < 3.5e9  # at least half of what was asked for; not the 4.5 s before
+
+
+def test_a_command_that_does_not_exist_is_said_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["record", "-o", str(tmp_path / "a"), "--", "/no/such/program"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["record", "-p", "1", "--", "true"]) == 2
+    assert main(["record", "--children"]) == 2
+
+
+def test_sched_faults_and_contention_come_on_request() -> None:
+    groups = ("mmap_lock", "syscalls", "faults", "sched", "contention")
+    with record_mm(ME, events=groups) as recorder:
+        area = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area[4096] = 1
+        time.sleep(0.01)
+        area.close()
+    events = recorder.events()
+    assert rows(events, kind=Kind.FAULT_BEGIN, tid=threading.get_native_id())
+    slept = rows(events, kind=Kind.SCHED_OUT, tid=threading.get_native_id())
+    assert any(events["detail"][row] != 0 for row in slept)
+    assert rows(events, kind=Kind.SCHED_IN, tid=threading.get_native_id())
+
+
+def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    program = tmp_path / "heap.py"
+    program.write_text(
+        "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.sbrk.restype = ctypes.c_void_p\n"
+        "libc.sbrk.argtypes = [ctypes.c_ssize_t]\nlibc.sbrk(1 << 20)\nlibc.sbrk(-(1 << 19))\n"
+    )
+    assert main(["record", "-o", str(path), "--", sys.executable, str(program)]) == 0
+    events = file.read(path).events
+    moves = [int(events["detail"][row]) for row in calls(events, "brk")]
+    assert 1 << 20 in moves
+    assert -(1 << 19) in moves
+
+
+def test_without_root_the_way_out_is_said() -> None:
+    script = """
+import os, sys
+import rich.console, zaplock.cli._sizes, zaplock.cli.record, zaplock.kernel.command
+import zaplock.kernel.session
+from zaplock.cli import main
+os.setgid(65534); os.setuid(65534)
+sys.exit(main(["record", "-d", "1s", "-o", "/tmp/zaplock-never"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "sudo" in done.stderr
