@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zaplock import buffers as buffers
+    from zaplock.api import AddressSpace as AddressSpace
     from zaplock.release import release as release
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "AddressSpace": "zaplock.api",
+    "Lab": "zaplock.lab.lab",
+    "compare": "zaplock.lab.compare",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import `zaplock.release` (callable) and `zaplock.buffers` at their first use."""
-    if name in ("release", "buffers"):
+    """Import the parts at their first use, so that `zaplock --help` answers at once."""
+    if name in ("release", "buffers"):  # both are modules; release can be called
         return import_module(f"zaplock.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ raises a Violation that says which figure is off, by how much, in which mm.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -147,7 +148,7 @@ def check_frames(m: Machine) -> None:
         count(refs, frame_number, frame_number + 1, pins)
     edges = sorted({*maps, *refs, *m.frames.order, *(end for end, _ in m.frames.data.values())})
     seen_maps = seen_refs = 0
-    for low, _ in zip(edges, edges[1:]):
+    for low, _ in itertools.pairwise(edges):
         seen_maps += maps[low]
         seen_refs += refs[low]
         frame = m.frames.at(low)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD
-from zaplock.model.frames import Frame, alloc_frames, change_frames
+from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.step import Task, step
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class File(msgspec.Struct, frozen=True):
 
     `size` is in bytes. `fails_after` of a device: how many pages its mmap maps before it fails
     (None: it doesn't). `uprobe` is an offset in bytes where a uprobe is installed, -1 for none.
-    `seals` is "write" for a memfd sealed against writing.
+    `seals` is "write" for a memfd sealed against writing. `refs` counts open descriptors and VMAs;
+    with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
     """
 
     kind: str
@@ -31,6 +32,7 @@ class File(msgspec.Struct, frozen=True):
     writable: bool = True
     seals: str = ""
     refs: int = 1
+    charged: int = 0
 
 
 def i_mmap_lock(file: int) -> Lock:
@@ -98,6 +100,22 @@ def set_file_size(m: Machine, _task: Task, file: int, size: int) -> None:
     m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
 
 
+def get_file(m: Machine, file: int) -> None:
+    """Count one user of a file more."""
+    m.files.put(file, msgspec.structs.replace(m.files[file], refs=m.files[file].refs + 1))
+
+
+def put_file(m: Machine, task: Task, file: int) -> None:
+    """Count one user of a file less; with the last one an unnamed file is evicted."""
+    backing = m.files[file]
+    m.files.put(file, msgspec.structs.replace(backing, refs=backing.refs - 1))
+    if backing.refs > 1 or backing.kind == "disk":
+        return
+    truncate_pagecache.run(m, task, file, 0)
+    if backing.charged:
+        m.globals.put("committed_as", m.globals.get("committed_as", 0) - backing.charged)
+
+
 def link_vma(m: Machine, file: int, handle: int) -> None:
     """Put a VMA into its file's rmap."""
     m.i_mmap(file).put(handle, True)
@@ -112,19 +130,3 @@ def unlink_vma(m: Machine, file: int, handle: int) -> None:
 def frames_of(kind: str, count: int) -> int:
     """Return how many pages of the allocator `count` 4 KiB pages of a kind are."""
     return count // PAGES_PER_PMD if kind in ("thp", "hugetlb") else count
-
-
-__all__ = [
-    "File",
-    "Frame",
-    "cached_frame",
-    "disk_tag",
-    "fill_cache",
-    "frames_of",
-    "i_mmap_lock",
-    "link_vma",
-    "new_file",
-    "set_file_size",
-    "truncate_pagecache",
-    "unlink_vma",
-]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zaplock.model.faults import Invariant, Violation
-from zaplock.model.files import link_vma, unlink_vma
+from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCESS_FLAGS,
@@ -196,6 +196,7 @@ def insert(m: Machine, task: Task, vma: Vma) -> int:
     space.tree.put(vma.start, handle)
     space.add("map_count", 1)
     if vma.file:
+        get_file(m, vma.file)
         link_vma(m, vma.file, handle)
     return handle
 
@@ -229,6 +230,8 @@ def free(m: Machine, task: Task, handle: int) -> None:
     if vma.file and handle in m.i_mmap(vma.file):
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma}, still in the rmap")
     m.spend("vma_free")
+    if vma.file:
+        put_file(m, task, vma.file)
     m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))
 
 
@@ -265,6 +268,7 @@ def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below
     space.tree.put(m.vmas[new].start, new)
     space.add("map_count", 1)
     if vma.file:
+        get_file(m, vma.file)
         link_vma(m, vma.file, new)
     return new
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from errno import EINTR
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, VM_HUGETLB, VM_PFNMAP, VM_SHARED
+from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, VM_HUGETLB, VM_LOCKED, VM_PFNMAP, VM_SHARED
 from zaplock.model.rwsem import (
     down_read,
     down_read_killable,
@@ -103,6 +103,7 @@ def remove_all(m: Machine, task: Task, mm: int, handles: Handles) -> None:
         vma = vma_of(m, task, handle)
         account(m.mm(mm), vma.flags, vma.file, -vma.nr_pages)
         committed += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        m.mm(mm).add("locked_vm", -vma.nr_pages if vma.flags & VM_LOCKED else 0)
         remove(m, task, handle)
         unlink_rmap(m, task, handle)
         free(m, task, handle)

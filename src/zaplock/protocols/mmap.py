@@ -24,6 +24,7 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
+from zaplock.model.files import File
 from zaplock.model.flags import (
     MAP_32BIT,
     MAP_ANONYMOUS,
@@ -388,9 +389,8 @@ def link_new_vma(
     """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own."""
     if not file and vm_flags & VM_SHARED:
         file = m.new_handle(task, "file")
-        from zaplock.model.files import File
-
-        m.files.put(file, File("shmem", end - start, "/dev/zero"))
+        charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
+        m.files.put(file, File("shmem", end - start, "/dev/zero", refs=0, charged=charged))
     vma = Vma(mm, start, end, vm_flags, pgoff, file)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)

@@ -1,0 +1,158 @@
+"""An address space to try things on: the model under the sequential engine, for scripts.
+
+    >>> from zaplock import AddressSpace
+    >>> space = AddressSpace("rfc-v6")
+    >>> heap = space.mmap(1 << 30, populate=True)
+    >>> space.counters()["rss_anon"]
+    262144
+    >>> space.munmap(heap, 1 << 30)
+    >>> space.locks[-3:]
+    ['down_write', 'downgrade_write', 'up_read']
+
+Errors of the kernel come as OSError with the errno; a broken rule of the model as Violation. Every
+operation is one system call, run to its end with nobody beside it; for several tasks at once see
+`zaplock.lab` (timed) and `zaplock check` (every interleaving).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from zaplock.designs import Cx, Design, load
+from zaplock.engines.sequential import LockCall, run
+from zaplock.model import flags as f
+from zaplock.model.check import check
+from zaplock.model.files import new_file
+from zaplock.model.machine import Machine
+from zaplock.model.mm import COUNTERS, Limits
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma
+from zaplock.protocols.access import read_memory, write_memory
+from zaplock.protocols.brk import brk
+from zaplock.protocols.madvise import madvise
+from zaplock.protocols.mlock import mlock, munlock
+from zaplock.protocols.mmap import mmap
+from zaplock.protocols.mprotect import mprotect
+from zaplock.protocols.mremap import mremap
+
+HEAP = 0x5555_5575_6000
+
+
+class AddressSpace:
+    """One process's address space under one design.
+
+    `design` is a name ("linux-6.18", "FILE.py:NAME") or a `Design`. Lengths are bytes. `locks`
+    lists the mmap_lock operations of the last call.
+    """
+
+    def __init__(
+        self, design: str | Design = "linux-6.18", *, limits: Limits | None = None
+    ) -> None:
+        self.design = load(design) if isinstance(design, str) else design
+        self.machine = Machine(limits=limits)
+        self.task = Task(1, 1, "main")
+        self.cx = Cx(self.design, self.task, limits=self.machine.limits)
+        self.locks: list[str] = []
+        self._files = 0
+        counters = self.machine.mm(1).counters
+        for name, value in (("users", 1), ("start_brk", HEAP), ("brk", HEAP)):
+            counters.put(name, value)
+
+    def file(self, size: int, kind: str = "shmem") -> int:
+        """Make a file of `size` bytes to map: "shmem" (a memfd) or "disk"; returns its handle."""
+        self._files += 1
+        return new_file(self.machine, self._files, kind, size)
+
+    def mmap(
+        self,
+        length: int,
+        address: int = 0,
+        *,
+        prot: int = f.PROT_READ | f.PROT_WRITE,
+        flags: int = f.MAP_PRIVATE | f.MAP_ANONYMOUS,
+        file: int = 0,
+        offset: int = 0,
+        populate: bool = False,
+    ) -> int:
+        """Map memory, or a file if one is given; returns the address."""
+        if file:
+            flags &= ~f.MAP_ANONYMOUS
+        flags |= f.MAP_POPULATE if populate else 0
+        return self._call(mmap(self.cx, address, length, prot, flags, file, offset))
+
+    def munmap(self, address: int, length: int) -> None:
+        """Unmap a range, in the way of the design."""
+        self._call(self.design.munmap(self.cx, address, length))
+
+    def mremap(
+        self, address: int, old: int, new: int, *, flags: int = f.MREMAP_MAYMOVE, to: int = 0
+    ) -> int:
+        """Change the size of a mapping, or move it; returns its address."""
+        return self._call(mremap(self.cx, address, old, new, flags, to))
+
+    def brk(self, end: int) -> int:
+        """Move the end of the heap; returns where it is."""
+        return self._call(brk(self.cx, end))
+
+    def mprotect(self, address: int, length: int, prot: int) -> None:
+        """Change what may be done with a range."""
+        self._call(mprotect(self.cx, address, length, prot))
+
+    def madvise(self, address: int, length: int, advice: int) -> None:
+        """Give advice on a range, such as MADV_DONTNEED."""
+        self._call(madvise(self.cx, address, length, advice))
+
+    def mlock(self, address: int, length: int) -> None:
+        """Lock a range in memory."""
+        self._call(mlock(self.cx, address, length))
+
+    def munlock(self, address: int, length: int) -> None:
+        """Unlock a range."""
+        self._call(munlock(self.cx, address, length))
+
+    def read(self, address: int) -> int:
+        """Read a page's tag (0: zeroes), faulting it in; OSError(EFAULT) for a signal."""
+        return self._access(read_memory(self.cx, address))
+
+    def write(self, address: int, tag: int) -> None:
+        """Write a tag into a page, faulting it in; OSError(EFAULT) for a signal."""
+        self._access(write_memory(self.cx, address, tag))
+
+    def maps(self) -> list[Vma]:
+        """List the VMAs in order of address."""
+        tree = self.machine.mm(1).tree
+        found = [self.machine.vmas[tree[start]] for start in tree]
+        return [vma for vma in found if isinstance(vma, Vma)]
+
+    def counters(self) -> dict[str, int]:
+        """Return the counters of the mm: pages, except pgtables_bytes, brk and map_count."""
+        space = self.machine.mm(1)
+        return {name: space.count(name) for name in COUNTERS}
+
+    def check(self) -> None:
+        """Recount everything; raises Violation if a figure is off."""
+        check(self.machine)
+
+    def _call(self, work: Coroutine[Any, Any, int]) -> int:
+        calls: list[LockCall] = []
+        result = run(self.machine, self.task, work, calls)
+        self.locks = [
+            f"{call.action}_{'write' if call.write else 'read'}"
+            for call in calls
+            if call.name == "mmap_lock"
+        ]
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+
+    def _access(self, work: Coroutine[Any, Any, int]) -> int:
+        result = run(self.machine, self.task, work)
+        if result < 0:
+            raise OSError(14, f"signal {-result}")
+        return result
+
+    def __repr__(self) -> str:
+        lines = [f"AddressSpace({self.design.name}, {len(self.maps())} VMAs)"]
+        return "\n  ".join(lines + [str(vma) for vma in self.maps()])
