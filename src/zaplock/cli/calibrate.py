@@ -128,14 +128,18 @@ def _show(profile: Profile, path: Path) -> None:
     drawn = Table(box=SIMPLE)
     for name in ("unit", "cost", "spread"):
         drawn.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    drawn.add_column("what it is")
-    for unit, meaning in UNITS.items():
+    drawn.add_column("", no_wrap=True)
+    for unit in UNITS:
         low, high = profile.spread.get(unit, (profile[unit], profile[unit]))
         cells = (f"{profile[unit]:.4g} ns", f"{low:.4g} .. {high:.4g}")
-        drawn.add_row(unit, *cells, profile.notes.get(unit, meaning))
+        drawn.add_row(unit, *cells, "not measured" if _is_guess(profile, unit) else "")
     console = Console()
     console.print(drawn)
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def _is_guess(profile: Profile, unit: str) -> bool:
+    return "not measured" in profile.notes.get(unit, "")
 
 
 def cases(text: str) -> list[tuple[str, int]]:

@@ -124,7 +124,9 @@ def room() -> int:
 
 
 def gib(length: int) -> str:
-    """Write a size in GiB for a message."""
+    """Write a size in GiB for a message (or in TiB, from 1000 GiB)."""
+    if length >= 1000 << 30:
+        return f"{length / (1 << 40):.4g} TiB"
     return f"{length / (1 << 30):.4g} GiB"
 
 

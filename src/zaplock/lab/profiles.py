@@ -21,6 +21,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -103,13 +104,23 @@ def load(name_or_path: str | Path) -> Profile:
     """Return a checked profile; raise UserError naming the file, the key and the rule."""
     path = find(name_or_path)
     try:
-        profile = msgspec.toml.decode(path.read_bytes(), type=Profile)
+        plain = msgspec.toml.decode(path.read_bytes())
+        _check_numbers(plain, str(path))
+        profile = msgspec.convert(plain, Profile)
     except OSError as error:
         raise UserError(f"profile {path}: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UserError(f"profile {path}: {' '.join(str(error).split())}") from None
     check(profile, str(path))
     return profile
+
+
+def _check_numbers(plain: Any, where: str) -> None:
+    """Name the cost that is no number; msgspec names only its table."""
+    costs = plain.get("costs")
+    for unit, cost in costs.items() if isinstance(costs, dict) else ():
+        if isinstance(cost, bool) or not isinstance(cost, int | float):
+            raise UserError(f"profile {where}: costs.{unit} = {cost!r} must be a number")
 
 
 def check(profile: Profile, where: str) -> None:

@@ -1,0 +1,194 @@
+"""Measuring on the kernel that runs: real processes, real teardowns, small sizes."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.kernel import memory, plan
+from zaplock.kernel.measure import measure, spread, stalls, summary
+from zaplock.kernel.teardown import WAYS
+
+MIB = 1 << 20
+ROOT = os.geteuid() == 0
+
+
+def children() -> set[int]:
+    """Return the processes that this one has as children now."""
+    return {
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    }
+
+
+def test_an_experiment_tells_what_every_bystander_saw() -> None:
+    before = children()
+    names = ("fault", "proc", "mmap", "gup", "madvise")
+    (one,) = measure(64 * MIB, bystanders=names, trace=False)
+    assert one.bystanders == names
+    assert set(one.stalls) == set(names)
+    assert one.munmap_ns > 64 * MIB // 4096  # no kernel unmaps a page in a nanosecond
+    assert one.extra["backing"] == "anonymous"
+    assert 0 < one.extra["cpu_ns"] <= 2 * one.munmap_ns
+    for name in names:
+        idle = one.extra["idle"][name]
+        assert idle["count"] >= 20, (name, idle)
+        assert 0 <= idle["p50_ns"] <= idle["p99_ns"] <= idle["max_ns"]
+    assert children() == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_teardown_works(way: str) -> None:
+    (one,) = measure(32 * MIB, teardown=way, bystanders=("proc",), rate=200, trace=False)
+    assert one.extra["teardown"] == way
+    assert one.munmap_ns > 0
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "zero", "file", "thp"])
+@pytest.mark.parametrize("nr_vmas", [1, 7])
+def test_every_backing_works_in_one_vma_and_in_several(backing: str, nr_vmas: int) -> None:
+    if backing == "thp" and not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("this kernel has no transparent huge pages")
+    (one,) = measure(32 * MIB, backing=backing, nr_vmas=nr_vmas, bystanders=(), trace=False)
+    assert one.extra["backing"] == backing
+    assert backing in one.note
+
+
+def test_a_zero_page_costs_less_than_a_page_of_its_own() -> None:
+    zero, own = (
+        summary(measure(128 * MIB, backing=backing, bystanders=(), repeat=3, trace=False))
+        for backing in ("zero", "anonymous")
+    )
+    assert zero.extra["cpu_ns"] < own.extra["cpu_ns"]
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_munmap_downgrades_and_map_fixed_does_not() -> None:
+    (unmapped,) = measure(64 * MIB, bystanders=("proc",))
+    assert unmapped.exclusive_hold_ns is not None, unmapped.note
+    assert unmapped.shared_hold_ns is not None
+    assert 0 < unmapped.exclusive_hold_ns < unmapped.shared_hold_ns <= unmapped.munmap_ns
+    (replaced,) = measure(64 * MIB, teardown="fixed", bystanders=("proc",))
+    assert replaced.shared_hold_ns == 0
+    assert replaced.exclusive_hold_ns is not None
+    assert replaced.munmap_ns / 2 < replaced.exclusive_hold_ns <= replaced.munmap_ns
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_a_reader_waits_behind_map_fixed() -> None:
+    # 256 MiB take tens of milliseconds: the reader, a thousand a second, can't miss them.
+    (one,) = measure(256 * MIB, teardown="fixed", bystanders=("proc",))
+    assert one.stalls["proc"].max_ns > one.munmap_ns / 2
+
+
+def test_without_the_tracepoints_it_says_that_holds_are_not_seen() -> None:
+    (one,) = measure(4 * MIB, bystanders=(), trace=False)
+    assert one.exclusive_hold_ns is None
+    assert one.shared_hold_ns is None
+
+
+def test_stalls_are_what_overlapping_operations_took_beyond_the_typical() -> None:
+    begin_ns = [0, 100, 200, 290, 400, 1000]
+    took_ns = [10, 12, 10, 150, 30, 99]
+    beside, idle = stalls(begin_ns, took_ns, (300, 410))
+    assert (beside.count, beside.max_ns) == (2, 140)  # 290 reaches in, 400 begins in it
+    assert (idle.count, idle.max_ns) == (3, 2)
+
+
+def test_repeated_runs_have_a_median_and_a_range() -> None:
+    runs = measure(4 * MIB, bystanders=("fault",), repeat=3, trace=False)
+    middle = summary(runs)
+    took = sorted(run.munmap_ns for run in runs)
+    assert middle.munmap_ns == took[1]
+    assert spread(runs)["munmap_ns"] == [took[0], took[2]]
+    assert middle.extra["repeat"] == 3
+
+
+def test_what_does_not_fit_is_refused_with_a_way_out() -> None:
+    too_much = (memory.room() + (2 << 30)) // MIB * MIB
+    with pytest.raises(UserError, match="use --backing zero, which needs only its page tables"):
+        measure(too_much, backing="anonymous")
+    with pytest.raises(UserError, match=r"choose a size of at most|at most 127 TiB"):
+        measure(512 * too_much, backing="zero")
+    assert plan.choose_backing(too_much, "auto") == "zero"
+    assert plan.choose_backing(4 * MIB, "auto") == "anonymous"
+
+
+def test_page_tables_count() -> None:
+    zero, own = (memory.need(320 << 30, backing) for backing in ("zero", "anonymous"))
+    assert zero.pages == 0
+    assert zero.tables == pytest.approx(320 * 1024**3 / 512, rel=0.01)
+    assert own.total == zero.tables + (320 << 30)
+
+
+def test_the_tightest_cgroup_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "root" / "a" / "b"
+    inner.mkdir(parents=True)
+    (inner.parent / "memory.max").write_text("1000000\n")
+    (inner.parent / "memory.current").write_text("400000\n")
+    (inner.parent / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+    (inner / "memory.max").write_text("max\n")
+    (inner / "memory.current").write_text("10\n")
+    proc = tmp_path / "cgroup"
+    proc.write_text("0::/a/b\n")
+    assert memory.cgroup_room(proc, tmp_path / "root") == 650_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("80Q", "80Q"),
+        ("-1", "'-1'"),
+        ("4M --backing gold", "gold"),
+        ("4M --teardown shred", "shred"),
+        ("4M --bystanders fault,ghost", "ghost"),
+        ("4M --bystanders fault,fault", "twice"),
+        ("4M --rate 0", "rate 0"),
+        ("4M --vmas 0", "--vmas 0"),
+        ("4M --vmas 5000", "--vmas 5000"),
+        ("3M --backing thp", "2097152"),
+        ("4M --repeat 0", "repeat 0"),
+        ("4M --timeout never", "never"),
+        ("4M --teardown brk --backing file", "heap"),
+        ("4M --teardown mremap --vmas 2", "one VMA"),
+        ("1T --backing hugetlb", "vm.nr_hugepages"),
+        ("512M --timeout 0.1s", "time limit"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_code_2(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = children()
+    assert main(["measure", *arguments.split(), "--no-holds"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert len(error.splitlines()) == 1
+    assert children() == before
+
+
+def test_json_has_every_run_and_their_median(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", "4M", "--repeat", "2", "--json", "--no-holds"]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["size"] == 4 * MIB
+    assert len(told["rows"]) == 2
+    assert told["median"]["repeat"] == 2
+    keys = {"design", "bystanders", "exclusive_hold_ns", "shared_hold_ns", "munmap_ns", "stalls"}
+    assert keys | {"hung_tasks"} <= set(told["rows"][0])
+    assert printed.err.startswith("next: zaplock")
+
+
+def test_the_table_names_the_kernel_and_ends_with_a_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["measure", "4M", "--no-holds"]) == 0
+    printed = capsys.readouterr().out
+    assert os.uname().release in printed
+    assert "not seen" in printed
+    assert printed.strip().splitlines()[-1].startswith("next: zaplock")
