@@ -1,0 +1,41 @@
+"""Scenarios below the grain of the address space: the semaphore's counter, the tree's nodes."""
+
+from __future__ import annotations
+
+from zaplock.engines.programs import Configuration, Program
+from zaplock.errors import UserError
+from zaplock.lab.scenarios import Scenario
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import RWSEM_4_9
+from zaplock.model.step import Task
+from zaplock.protocols import rwsem_counter
+from zaplock.protocols.design import Design
+
+
+def part_configuration(scenario: Scenario, design: Design) -> Configuration:
+    """Make the closed system of a scenario that is no address space."""
+    if scenario.part == "rwsem":
+        return reader_count(counts_first=design.rwsem is not RWSEM_4_9)
+    raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
+
+
+def reader_count(counts_first: bool) -> Configuration:
+    """A writer inside leaves; two readers queue for it, a second writer spins."""
+    tasks = [Task(number + 1, 1, name) for number, name in enumerate(
+        ("leaving writer", "reader", "other reader", "spinning writer")
+    )]  # fmt: skip
+
+    def build() -> Machine:
+        m = Machine()
+        rwsem_counter.held_by_writer(m, 1, ((2, False), (3, False)))
+        return m
+
+    return Configuration(
+        build,
+        (
+            Program(tasks[0], lambda: rwsem_counter.leaving_writer(counts_first)),
+            Program(tasks[1], lambda: rwsem_counter.queued_reader(tasks[1], counts_first)),
+            Program(tasks[2], lambda: rwsem_counter.queued_reader(tasks[2], counts_first)),
+            Program(tasks[3], lambda: rwsem_counter.spinning_writer(counts_first)),
+        ),
+    )

@@ -1,0 +1,158 @@
+"""The invariants that no single step can see: results, stale translations, the books.
+
+Most rules are kept watch on by the model's own steps, which raise `Violation` where one is broken
+(`model.faults.Invariant`). Here is the rest: what holds when an operation has returned and when
+everything has ended, and what should happen at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zaplock.errors import UserError
+from zaplock.lab.operations import emptied
+from zaplock.lab.recount import recount
+from zaplock.lab.scenarios import BASE_PAGE, Operation, Scenario, parse_operation
+from zaplock.model.faults import Invariant, Violation
+from zaplock.model.frames import OWN_FRAMES_SHIFT
+from zaplock.model.machine import Machine
+from zaplock.model.step import Task
+
+SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
+"""The frames that the initial map is made of."""
+
+Results = tuple[int, ...]
+
+
+class Promises:
+    """What a scenario promises about its runs."""
+
+    def __init__(
+        self, scenario: Scenario, tasks: tuple[Task, ...], build: Callable[[], Machine]
+    ) -> None:
+        self.scenario = scenario
+        self.operations = {
+            task.tid: tuple(parse_operation(text) for text in spec.do)
+            for task, spec in zip(tasks, scenario.task)
+        }
+
+    def always(self) -> tuple[Callable[[Machine], None], ...]:
+        """Return what has to hold in every state."""
+        return (readers_wait_for_writers_only,) if self.scenario.liveness else ()
+
+    def at_task_end(self) -> tuple[Callable[[Machine, Task, Any], None], ...]:
+        """Return what has to hold when a task has ended."""
+        return (self._results_are_right, self._ranges_are_empty, holds_nothing)
+
+    def at_end(self) -> tuple[Callable[[Machine, tuple[Any, ...]], None], ...]:
+        """Return what has to hold when all have ended."""
+        return (books_balance,)
+
+    def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
+        """Return what has to happen in some run, by name."""
+        known = SOMETIMES
+        for name in self.scenario.sometimes:
+            if name not in known:
+                raise UserError(
+                    f"scenario {self.scenario.name!r}: nothing is called {name!r}; "
+                    f"`sometimes` can be {', '.join(known)}"
+                )
+        return {name: known[name] for name in self.scenario.sometimes}
+
+    def _results_are_right(self, _m: Machine, task: Task, results: Results) -> None:
+        for operation, result in zip(self.operations[task.tid], results):
+            if operation.expected and result not in operation.expected:
+                raise Violation(
+                    Invariant.OLD_CONTENT_OR_SIGSEGV,
+                    f"{task}: {describe(operation)} gave {result}, "
+                    f"right would be {' or '.join(map(str, operation.expected))}",
+                )
+
+    def _ranges_are_empty(self, m: Machine, task: Task, results: Results) -> None:
+        for operation, result in zip(self.operations[task.tid], results):
+            pages = emptied(operation)
+            if pages is not None and result >= 0:
+                no_old_translation(m, task, *pages)
+
+
+def describe(operation: Operation) -> str:
+    """Write an operation as scenarios do."""
+    return " ".join([operation.name, *map(str, operation.numbers)])
+
+
+def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
+    """Report a CPU that still translates an emptied range to what was there before the run."""
+    low, high = BASE_PAGE + first, BASE_PAGE + last
+    for cpu in m.cpus:
+        for start, _, entry in m.tlb(cpu).overlapping(low, high):
+            if entry.mm == task.mm and start + entry.delta in SETUP_FRAMES:
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"{task} has returned from emptying it, but CPU {cpu} still translates "
+                    f"page {start - BASE_PAGE} to its old frame",
+                )
+
+
+def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
+    """Report a task that ends while it holds a lock."""
+    for lock in m.locks:
+        sem = m.locks[lock]
+        if sem.writer == task.tid or task.tid in sem.readers:
+            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock[0]}")
+
+
+def readers_wait_for_writers_only(m: Machine) -> None:
+    """Report a reader that queues although only readers hold: the patch promised otherwise."""
+    sem = m.locks.get(("mmap_lock", 1))
+    if sem is not None and not sem.writer and sem.readers:
+        for tid, write in sem.queue:
+            if not write:
+                raise Violation(
+                    Invariant.READER_WAITS_EXCLUSIVE_ONLY,
+                    f"task {tid} queues to read behind {sem.queue[0]} while only readers hold",
+                )
+
+
+def books_balance(m: Machine, _results: tuple[Any, ...]) -> None:
+    """Report counters, frames or page tables that differ from a recount."""
+    errors = recount(m)
+    if errors:
+        raise Violation(Invariant.BOOKS_BALANCE, "; ".join(errors))
+
+
+def _downgraded(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and sem.downgraded != 0
+
+
+def _two_readers(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and len(sem.readers) > 1
+
+
+def _reader_beside_downgraded(m: Machine) -> bool:
+    return _downgraded(m) and _two_readers(m)
+
+
+def _tearing_down(m: Machine) -> bool:
+    return any(len(space.teardown) > 0 for space in m.mms.values())
+
+
+def _two_gathers(m: Machine) -> bool:
+    return len(m.gathers) > 1
+
+
+def _queued_writer(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and any(write for _, write in sem.queue)
+
+
+SOMETIMES: dict[str, Callable[[Machine], bool]] = {
+    "downgraded": _downgraded,
+    "two readers": _two_readers,
+    "a reader beside the downgraded holder": _reader_beside_downgraded,
+    "a range is torn down": _tearing_down,
+    "two gathers": _two_gathers,
+    "a queued writer": _queued_writer,
+}
