@@ -37,7 +37,7 @@ EXACT_SHIFT = 2
 """4 ns an instruction in an exact guest: a quarter of a thousand MIPS."""
 _KVM_LIMIT_S = 8.0
 _POLL_S = 0.05
-_QUIET_BOOT = "console=ttyS0 quiet loglevel=4 panic=-1 tsc=reliable mitigations=off"
+_QUIET_BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off"
 # Half of an emulated boot is self-tests and certificates, which have nothing to do with mm.
 _SHORT_BOOT = (
     "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,"
