@@ -39,21 +39,36 @@ def claimed_owner(owner: object) -> Iterator[None]:
 
 
 @contextmanager
-def claimed_range(start: int, end: int) -> Iterator[None]:
+def claimed_range(start: int, end: int) -> Iterator[RangeClaim]:
     """Hold a range for one thread; raise BusyError where it overlaps one that is held."""
+    claim = RangeClaim()
     with _lock:
         for first, last in list(_claimed.values()):
             if first < end and start < last:
                 raise BusyError(
                     f"{start:#x} to {end:#x} is busy: {first:#x} to {last:#x} is being released"
                 )
-        ticket = object()
-        _claimed[id(ticket)] = (start, end)
+        _claimed[id(claim)] = (start, end)
     try:
-        yield
+        yield claim
     finally:
+        claim.end()
+
+
+class RangeClaim:
+    """A range that is held; unmapping it and letting go of it are one step for everybody else.
+
+    Otherwise a new mapping at the old addresses could be refused as busy, or a second release of
+    the old one get through.
+    """
+
+    def end(self, unmap: Callable[[], None] = lambda: None) -> None:
+        """Unmap the range and let go of it."""
         with _lock:
-            _claimed.pop(id(ticket), None)
+            try:
+                unmap()
+            finally:
+                _claimed.pop(id(self), None)
 
 
 def nothing_is_claimed() -> bool:

@@ -20,17 +20,14 @@ What it costs, and what it does not promise:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from zaplock.release import syscalls as sys
 from zaplock.release import targets
-from zaplock.release.claims import claimed_owner, claimed_range
-from zaplock.release.errors import ReleaseError
+from zaplock.release.claims import RangeClaim, claimed_owner, claimed_range
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 from zaplock.release.targets import Target
 from zaplock.release.vmas import require_mapped
@@ -82,10 +79,10 @@ def release(
     """
     pace = Pace(max_stall_ns)
     began = time.monotonic_ns()
-    with claimed_owner(targets.closed_as(buffer)), _held(buffer, length) as target:
+    with claimed_owner(targets.closed_as(buffer)), _held(buffer, length) as (target, claim):
         vmas = require_mapped(target.start, target.end, plain=target.is_address)
         left = zap(target.start, target.end, vmas, pace)
-        unmapped = unmap and _unmap(target)
+        unmapped = unmap and _unmap(target, claim)
     return Released(
         address=target.start,
         length=target.end - target.start,
@@ -105,24 +102,17 @@ def empty_range(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> N
 
 
 @contextmanager
-def _held(buffer: Any, length: int | None) -> Iterator[Target]:
+def _held(buffer: Any, length: int | None) -> Iterator[tuple[Target, RangeClaim]]:
     target = targets.find(buffer, length)
     try:
-        with claimed_range(target.start, target.end):
-            yield target
+        with claimed_range(target.start, target.end) as claim:
+            yield target, claim
     finally:
         target.let_go()
 
 
-def _unmap(target: Target) -> bool:
-    if target.is_address:
-        failed = sys.munmap(target.start, target.end - target.start)
-        if failed:
-            raise ReleaseError(
-                f"{target.start:#x} is empty but could not be unmapped: {os.strerror(failed)}"
-            )
-        return True
+def _unmap(target: Target, claim: RangeClaim) -> bool:
     if target.close is None:
         return False
-    target.close()
+    claim.end(target.close)
     return True

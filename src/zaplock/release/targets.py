@@ -18,12 +18,14 @@ numpy is not imported: an array is known by its `__array_interface__`.
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from zaplock.release import syscalls as calls
 from zaplock.release.errors import ExportedError, ReleaseError
 from zaplock.release.pinned import Pinned
 from zaplock.release.syscalls import PAGE
@@ -73,7 +75,13 @@ def _address(start: int, length: int | None) -> Target:
     for name, value in (("address", start), ("length", length)):
         if value % PAGE:
             raise ReleaseError(f"{name} {value:#x} is not a multiple of the page size {PAGE}")
-    return Target(start, start + length, None, None, lambda: None, is_address=True)
+
+    def close() -> None:
+        failed = calls.munmap(start, length)
+        if failed:
+            raise ReleaseError(f"{start:#x} is empty but can't be unmapped: {os.strerror(failed)}")
+
+    return Target(start, start + length, None, close, lambda: None, is_address=True)
 
 
 def _mmap(mapping: mmap.mmap) -> Target:
