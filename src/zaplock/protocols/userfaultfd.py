@@ -39,7 +39,7 @@ def userfaultfd_unmap_prep(
         vma = vma_of(m, task, handle)
         if vma.uffd and m.events.get(("uffd_features", vma.uffd)) == "unmap":
             contexts[vma.uffd] = None
-    m.spend("userfault_event", len(contexts))
+    m.spend("userfaultfd_event", len(contexts))
     return tuple((context, start, end) for context in contexts)
 
 
