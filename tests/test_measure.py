@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,24 @@ def test_the_table_names_the_kernel_and_ends_with_a_command(
     assert os.uname().release in printed
     assert "not seen" in printed
     assert printed.strip().splitlines()[-1].startswith("next: zaplock")
+
+
+def test_an_interrupt_leaves_no_process_behind() -> None:
+    before = children()
+    command = [sys.executable, "-m", "zaplock", "measure", "64G", "--backing", "zero", "--no-holds"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    grandchildren = _wait_for_children(running.pid)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert error.decode().strip() == "zaplock measure: interrupted"
+    assert not [pid for pid in grandchildren if Path(f"/proc/{pid}").exists()]
+    assert children() == before
+
+
+def _wait_for_children(pid: int) -> list[int]:
+    """Return the children of a process as soon as one of them is the measured process."""
+    while True:
+        found = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        if any(b"subject" in Path(f"/proc/{one}/cmdline").read_bytes() for one in found):
+            return found

@@ -131,7 +131,10 @@ def _gup(pid: int, probe: int) -> Operation:
 
 
 def loop(operation: Operation, period_ns: int, stopped: Callable[[], bool]) -> Samples:
-    """Do the operation once a period until `stopped`; a process that is gone ends it too."""
+    """Do the operation once a period until `stopped`; a process that is gone ends it too.
+
+    Any other OSError is raised: a bystander that can't do its work must not look undisturbed.
+    """
     clock, samples = time.monotonic_ns, Samples()
     ready, work = operation.ready, operation.work
     sys.prctl(sys.PR_SET_TIMERSLACK, 1)
@@ -140,7 +143,7 @@ def loop(operation: Operation, period_ns: int, stopped: Callable[[], bool]) -> S
         begin = clock()
         try:
             work()
-        except OSError:
+        except (ProcessLookupError, FileNotFoundError):
             break
         end = clock()
         samples.begin_ns.append(begin)

@@ -29,18 +29,26 @@ class ChildError(UserError):
     """Report that a helper process failed, or did not answer in time."""
 
 
-class Child:
-    """A helper process; leave the `with` block and it is gone."""
-
-    def __init__(self, module: str, orders: dict[str, Any] | None = None) -> None:
-        path = str(Path(zaplock.__file__).parent.parent)
-        self.process = subprocess.Popen(
+def _start(module: str) -> subprocess.Popen[bytes]:
+    path = str(Path(zaplock.__file__).parent.parent)
+    try:
+        return subprocess.Popen(
             [sys.executable, "-S", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "ZAPLOCK_PARENT": str(os.getpid())},
         )
+    except OSError as error:
+        why = f"{error.strerror} ({sys.executable})"
+        raise ChildError(f"the measured process can't be started: {why}") from None
+
+
+class Child:
+    """A helper process; leave the `with` block and it is gone."""
+
+    def __init__(self, module: str, orders: dict[str, Any] | None = None) -> None:
+        self.process = _start(module)
         self.pid = self.process.pid
         self._seen = b""
         if orders is not None:

@@ -24,8 +24,13 @@ def main() -> None:
         stopped.set()
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
-    operation = foreign(orders["bystander"], orders["pid"], orders["probe"])
-    samples = loop(operation, orders["period_ns"], stopped.is_set)
+    name = orders["bystander"]
+    operation = foreign(name, orders["pid"], orders["probe"])
+    try:
+        samples = loop(operation, orders["period_ns"], stopped.is_set)
+    except OSError as error:
+        tell(error=f"bystander {name} can't do its work here: {error.strerror}; leave it out")
+        return
     tell(samples=[samples.begin_ns, samples.took_ns])
 
 

@@ -27,11 +27,15 @@ class Bystander(threading.Thread):
         self.operation = inside(name)
         self.period_ns = period_ns
         self.samples = Samples()
+        self.error: OSError | None = None
         self.stopped = False
 
     def run(self) -> None:
-        """Loop; the samples are there when the thread has ended."""
-        self.samples = loop(self.operation, self.period_ns, lambda: self.stopped)
+        """Loop; the samples, or the error, are there when the thread has ended."""
+        try:
+            self.samples = loop(self.operation, self.period_ns, lambda: self.stopped)
+        except OSError as error:
+            self.error = error
 
 
 def build(orders: dict[str, Any]) -> mappings.Mapping:
@@ -52,6 +56,8 @@ def stop(bystanders: list[Bystander]) -> dict[str, list[list[int]]]:
         bystander.stopped = True
     for bystander in bystanders:
         bystander.join()
+        if bystander.error:
+            raise bystander.error
     return {one.name: [one.samples.begin_ns, one.samples.took_ns] for one in bystanders}
 
 
