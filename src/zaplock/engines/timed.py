@@ -133,12 +133,13 @@ class TimedEngine:
                 thread.program.close()
 
     def events(self) -> Events:
-        """Return what was recorded so far."""
-        named = {
-            thread.tid: TaskName(thread.tid, thread.task.name, thread.task.mm)
-            for thread in self.threads.values()
-        }
-        return self.recorder.events(named, {})
+        """Return what was recorded so far. A process has the name of its first thread."""
+        leaders: dict[int, Task] = {}
+        named = {}
+        for tid, thread in sorted(self.threads.items()):
+            leader = leaders.setdefault(thread.task.mm, thread.task)
+            named[tid] = TaskName(tid, thread.task.name, leader.tid, leader.name)
+        return self.recorder.events(named, {mm: task.tid for mm, task in leaders.items()})
 
     def _run(self) -> None:
         # One function on purpose: a call for each step would cost more than the step.

@@ -1,0 +1,140 @@
+"""What bystanders do beside a teardown, and how long they stall. The same as in a real measurement.
+
+    fault     a thread of the process writes to a fresh page of its own VMA
+    mmap      a thread of the process maps and unmaps 4 KiB: the lock for write, twice
+    madvise   a thread of the process gives one page of its own back (MADV_DONTNEED)
+    proc      a foreign process, as `ps`, reads /proc/PID/cmdline
+    gup       a foreign process reads memory of this one (process_vm_readv)
+
+The loop is closed: the next operation is due one period after the last began, or at once when that
+one took longer. So one operation that waits out a whole teardown counts once.
+
+A *stall* is what an operation took beyond its own work: the time in which its thread waited, spun,
+was being woken or had no CPU. The engine knows that exactly, no idle phase is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zaplock.engines.threads import Thread
+from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM
+from zaplock.model.flags import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+)
+from zaplock.model.machine import Machine
+from zaplock.model.step import SleepStep, Step, Task, step
+from zaplock.protocols.access import write_memory
+from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.gup import get_user_pages, put_page, read_page
+from zaplock.protocols.locking import syscall
+from zaplock.protocols.madvise import madvise
+from zaplock.protocols.mmap import mmap
+
+PAGE = 4096
+FOREIGN = ("proc", "gup")
+COMM = {"proc": "ps"}
+"""The names of threads, where they are not the bystander's own."""
+
+
+@dataclass(slots=True)
+class Samples:
+    """When each operation began and ended, and for how long of that it stalled, in nanoseconds."""
+
+    begin_ns: list[int] = field(default_factory=list)
+    end_ns: list[int] = field(default_factory=list)
+    stall_ns: list[int] = field(default_factory=list)
+
+    def during(self, begin_ns: int, end_ns: int) -> list[int]:
+        """List the stalls of the operations that overlap an interval."""
+        rows = zip(self.begin_ns, self.end_ns, self.stall_ns)
+        return [stall for begin, end, stall in rows if end > begin_ns and begin < end_ns]
+
+
+@step
+def enter_kernel(m: Machine, _task: Task) -> None:
+    """Pay for entry to and exit from a system call."""
+    m.spend("syscall")
+
+
+async def system_call(
+    cx: Cx, name: str, work: Protocol, address: int = 0, length: int = 0, detail: int = 0
+) -> int:
+    """Do an operation as a system call, its entry and exit included."""
+    await enter_kernel()
+    return await syscall(cx, name, work, address, length, detail)
+
+
+async def fault(cx: Cx, nth: int) -> None:
+    """Write to a fresh page."""
+    await write_memory(cx, FAULTS + (nth + 1) * PAGE % FAULTS_LENGTH, 1)
+
+
+async def map_and_unmap(cx: Cx, _nth: int) -> None:
+    """Map and unmap one page."""
+    flags, prot = MAP_PRIVATE | MAP_ANONYMOUS, PROT_READ | PROT_WRITE
+    address = await system_call(cx, "mmap", mmap(cx, 0, PAGE, prot, flags), 0, PAGE, prot)
+    await system_call(cx, "munmap", cx.design.munmap(cx, address, PAGE), address, PAGE)
+
+
+async def advise(cx: Cx, _nth: int) -> None:
+    """Give a page back, which the next write would fault in again."""
+    work = madvise(cx, ADVISED, PAGE, MADV_DONTNEED)
+    await system_call(cx, "madvise", work, ADVISED, PAGE, MADV_DONTNEED)
+
+
+async def read_cmdline(cx: Cx, _nth: int) -> None:
+    """Read the command line of the process under study."""
+    await system_call(cx, "read", cx.design.proc_cmdline(cx, MM))
+
+
+async def read_remote(cx: Cx, _nth: int) -> None:
+    """Read a byte of the process under study."""
+    await system_call(cx, "process_vm_readv", _read_remote(cx), ARGUMENTS, 1)
+
+
+async def _read_remote(cx: Cx) -> int:
+    frame = await get_user_pages(cx, MM, ARGUMENTS, False)
+    await read_page(frame)
+    await put_page(frame)
+    return 1
+
+
+OPERATIONS = {
+    "fault": fault,
+    "mmap": map_and_unmap,
+    "madvise": advise,
+    "proc": read_cmdline,
+    "gup": read_remote,
+}
+
+
+async def keep_doing(
+    cx: Cx, name: str, period_ns: int, look: Callable[[], Step[tuple[int, int]]], samples: Samples
+) -> int:
+    """Do a bystander's operation once a period for ever; note what each took."""
+    operation, nth = OPERATIONS[name], 0
+    while True:
+        begin_ns, stalled_ns = await look()
+        await operation(cx, nth)
+        end_ns, stalled_then_ns = await look()
+        samples.begin_ns.append(begin_ns)
+        samples.end_ns.append(end_ns)
+        samples.stall_ns.append(stalled_then_ns - stalled_ns)
+        await SleepStep(max(0, period_ns - (end_ns - begin_ns)))
+        nth += 1
+
+
+def stopwatch(now: Callable[[], int], threads: dict[int, Thread]) -> Callable[[], Step[tuple[int, int]]]:
+    """Make a step that tells its thread (the time, how long it has stalled in all)."""
+
+    @step
+    def look(_m: Machine, task: Task) -> tuple[int, int]:
+        return now(), threads[task.tid].stalled_ns
+
+    return look

@@ -1,0 +1,154 @@
+"""Run one experiment under one design: the munmap, its bystanders, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+
+from zaplock.engines.cpus import Sched
+from zaplock.engines.hung import LongWait
+from zaplock.engines.timed import TimedEngine
+from zaplock.lab import bystanders as by
+from zaplock.lab.calls import CallLog
+from zaplock.lab.experiment import Experiment
+from zaplock.lab.profiles import Profile
+from zaplock.lab.subject import MAPPING, MM, prepare
+from zaplock.model.machine import Machine
+from zaplock.model.step import Step, Task
+from zaplock.protocols.design import Cx, Design
+from zaplock.trace.events import Events
+from zaplock.trace.holds import holds
+from zaplock.trace.outcome import Outcome, Stalls
+
+SUBJECT = 1
+"""The thread that unmaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teardown:
+    """What one run showed.
+
+    `begin_ns` and `end_ns` are of the munmap as its caller saw it; `calls` its functions, for
+    those who asked for them.
+    """
+
+    design: Design
+    experiment: Experiment
+    outcome: Outcome
+    events: Events
+    long_waits: tuple[LongWait, ...]
+    begin_ns: int
+    end_ns: int
+    calls: CallLog | None = None
+
+
+def run(
+    design: Design, experiment: Experiment, profile: Profile, *, log_calls: bool = False
+) -> Teardown:
+    """Run a checked experiment under a design with a profile's costs; the same each time."""
+    inside = [name for name in experiment.bystanders if name not in by.FOREIGN]
+    machine = Machine(remote_cpus=min(len(inside), experiment.cpus - 1))
+    subject = Task(SUBJECT, MM, "munmap", 0)
+    cx = Cx(design, subject)
+    prepare(machine, cx, experiment)
+    machine.costs = profile.costs
+    engine = TimedEngine(
+        machine,
+        policy=design.rwsem,
+        sched=sched_of(profile, experiment.cpus),
+        hung_task_timeout_ns=experiment.hung_task_timeout_ns,
+    )
+    look = by.stopwatch(lambda: engine.now_ns, engine.threads)
+    period_ns = experiment.period_under(profile)
+    called: list[int] = []
+    program = _unmap(cx, experiment.length, look, called)
+    calls = CallLog(lambda: engine.now_ns) if log_calls else None
+    engine.spawn(subject, calls.follow(program) if calls else program, at_ns=2 * period_ns)
+    samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
+    engine.run()
+    begin_ns, end_ns = called
+    events = engine.events()
+    outcome = _outcome(design, experiment, events, samples, engine.long_waits, begin_ns, end_ns)
+    return Teardown(
+        design, experiment, outcome, events, tuple(engine.long_waits), begin_ns, end_ns, calls
+    )
+
+
+def sched_of(profile: Profile, cpus: int) -> Sched:
+    """Return a machine of so many CPUs with a profile's costs of switching, waking and locking."""
+    return Sched(
+        cpus=cpus,
+        context_switch_ns=round(profile["context_switch"]),
+        wakeup_ns=round(profile["wakeup"]),
+        wakeup_latency_ns=round(profile["wakeup_latency"]),
+        lock_ns=round(profile["lock"]),
+        unlock_ns=round(profile["unlock"]),
+        downgrade_ns=round(profile["downgrade"]),
+    )
+
+
+async def _unmap(
+    cx: Cx, length: int, look: Callable[[], Step[tuple[int, int]]], called: list[int]
+) -> int:
+    called.append((await look())[0])
+    result = await by.system_call(
+        cx, "munmap", cx.design.munmap(cx, MAPPING, length), MAPPING, length
+    )
+    called.append((await look())[0])
+    assert result == 0, result
+    return result
+
+
+def _spawn_bystanders(
+    engine: TimedEngine,
+    design: Design,
+    experiment: Experiment,
+    period_ns: int,
+    look: Callable[[], Step[tuple[int, int]]],
+) -> dict[str, by.Samples]:
+    random = Random(experiment.seed)
+    samples = {}
+    for tid, name in enumerate(experiment.bystanders, SUBJECT + 1):
+        mm = tid if name in by.FOREIGN else MM
+        task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
+        samples[name] = by.Samples()
+        program = by.keep_doing(Cx(design, task), name, period_ns, look, samples[name])
+        engine.spawn(task, program, at_ns=random.randrange(period_ns), background=True)
+    return samples
+
+
+def _outcome(
+    design: Design,
+    experiment: Experiment,
+    events: Events,
+    samples: dict[str, by.Samples],
+    long_waits: Sequence[LongWait],
+    begin_ns: int,
+    end_ns: int,
+) -> Outcome:
+    exclusive_ns, shared_ns = held_by_subject(events, begin_ns, end_ns)
+    return Outcome(
+        design=design.name,
+        bystanders=experiment.bystanders,
+        exclusive_hold_ns=exclusive_ns,
+        shared_hold_ns=shared_ns,
+        munmap_ns=end_ns - begin_ns,
+        stalls={name: Stalls.of(one.during(begin_ns, end_ns)) for name, one in samples.items()},
+        hung_tasks=len({wait.tid for wait in long_waits}),
+    )
+
+
+def held_by_subject(events: Events, begin_ns: int, end_ns: int) -> tuple[int, int]:
+    """Return how long the munmap held the mmap_lock exclusively and shared."""
+    found = holds(events)
+    own = (found["tid"] == SUBJECT) & (found["start_ns"] >= begin_ns)
+    own &= found["start_ns"] <= end_ns
+    exclusive = found["exclusive"]
+    held_ns = found["hold_ns"]
+    return (
+        int(np.sum(held_ns[own & exclusive])),
+        int(np.sum(held_ns[own & ~exclusive])),
+    )
