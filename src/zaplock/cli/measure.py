@@ -200,16 +200,28 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
     from zaplock.kernel.measure import summary
 
     middle = summary(outcomes)
-    whole = middle.munmap_ns
-    noise = {name: middle.extra["idle"][name]["max_ns"] for name in middle.bystanders}
-    waited = [n for n in middle.bystanders if middle.stalls[n].max_ns > max(whole // 2, noise[n])]
-    undisturbed = [n for n in middle.bystanders if middle.stalls[n].max_ns <= 2 * noise[n]]
-    said = [middle.note]
-    if waited:
-        said.append(f"{', '.join(waited)} waited for most of the teardown.")
-    if undisturbed and not set(undisturbed) & set(waited):
-        said.append(f"{', '.join(undisturbed)}: no stall beyond this machine's own noise.")
-    return [line for line in said if line]
+    said: dict[str, list[str]] = {}
+    for name in middle.bystanders:
+        said.setdefault(verdict(middle, name), []).append(name)
+    return [
+        line
+        for line in (middle.note, *(f"{', '.join(who)}: {v}" for v, who in said.items()))
+        if line
+    ]
+
+
+def verdict(outcome: Outcome, name: str) -> str:
+    """Say what the teardown did to a bystander, as far as this machine's noise lets it be told."""
+    stall, noise_ns = outcome.stalls[name], outcome.extra["idle"][name]["max_ns"]
+    if stall.count == 0:
+        return "did nothing during the teardown (raise --rate, or take a larger SIZE)."
+    if stall.max_ns > max(outcome.munmap_ns // 2, 2 * noise_ns):
+        return "waited for most of the teardown."
+    if noise_ns > outcome.munmap_ns // 4:
+        return "not to be told: idle stalls here are as long (--repeat 5, or a larger SIZE)."
+    if stall.max_ns <= 2 * noise_ns:
+        return "no stall beyond this machine's own noise."
+    return f"stalled at most {stall.max_ns / outcome.munmap_ns:.1%} of the teardown's time."
 
 
 def headline(outcomes: Sequence[Outcome]) -> str:

@@ -239,26 +239,33 @@ def _middle(values: Sequence[int | None]) -> int | None:
     return int(median(known)) if known else None
 
 
+QUANTILES = ("count", "p50_ns", "p99_ns", "max_ns")
+
+
+def _middle_stalls(several: Sequence[Mapping[str, int]]) -> Stalls:
+    return Stalls(*(int(median(one[part] for one in several)) for part in QUANTILES))
+
+
 def summary(outcomes: Sequence[Outcome]) -> Outcome:
     """Return the median of each figure over repeated runs, and of each quantile of stalls."""
     first = outcomes[0]
-    merged = {
-        name: Stalls(*(
-            int(median(getattr(one.stalls[name], part) for one in outcomes))
-            for part in ("count", "p50_ns", "p99_ns", "max_ns")
-        ))
-        for name in first.bystanders
-    }  # fmt: skip
+    stalled = {
+        n: _middle_stalls([one.stalls[n].to_json() for one in outcomes]) for n in first.stalls
+    }
+    idle = {n: _middle_stalls([one.extra["idle"][n] for one in outcomes]) for n in first.stalls}
+    notes = dict.fromkeys(note for one in outcomes for note in one.note.split("; "))
     return replace(
         first,
         exclusive_hold_ns=_middle([one.exclusive_hold_ns for one in outcomes]),
         shared_hold_ns=_middle([one.shared_hold_ns for one in outcomes]),
         munmap_ns=int(median(one.munmap_ns for one in outcomes)),
-        stalls=merged,
+        stalls=stalled,
         hung_tasks=max(one.hung_tasks for one in outcomes),
+        note="; ".join(notes),
         extra={
             **first.extra,
-            "cpu_ns": _middle([one.extra["cpu_ns"] for one in outcomes]),
+            "idle": {name: stalls.to_json() for name, stalls in idle.items()},
+            "cpu_ns": _middle([one.extra.get("cpu_ns") for one in outcomes]),
             "repeat": len(outcomes),
             "spread": spread(outcomes),
         },
