@@ -35,7 +35,7 @@ def test_the_table_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_rights_each_missing_thing_has_its_command() -> None:
     script = """
-import json, os, rich.console, rich.table, zaplock.kernel.capture, zaplock.kernel.doctor
+import json, locale, os, rich.console, rich.table, zaplock.kernel.capture, zaplock.kernel.doctor
 import zaplock.cli.doctor
 from zaplock.cli import main
 os.setgid(65534); os.setuid(65534)

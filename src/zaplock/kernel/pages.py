@@ -22,7 +22,6 @@ number stands behind the data.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +31,21 @@ from zaplock.kernel.layouts import PageLayout
 _PADDING, _TIME_EXTEND, _TIME_STAMP = 29, 30, 31
 _MISSED, _STORED, _LENGTH = 1 << 31, 1 << 30, (1 << 27) - 1
 _STAMP_BITS = 59
+_WORDS = np.array([0, *range(2, 30), 0, 2, 2], np.int64)
+"""How many words an event takes, by its 5 bits; 0 where the next word must be asked."""
+_BEYOND = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """The data events of some pages, page by page and in order within a page.
 
-    `offset` is each event's first byte within the pages' bytes, `time_ns` its time and `page` its
-    page. `losses` has a row (time_ns, count or -1) for each gap, at the page's own time.
+    `offset` is each event's first byte within the pages' bytes and `time_ns` its time. `losses` has
+    a row (time_ns, count or -1) for each gap, at the page's own time.
     """
 
     offset: NDArray[np.int64]
     time_ns: NDArray[np.int64]
-    page: NDArray[np.int64]
     losses: tuple[tuple[int, int], ...]
 
 
@@ -58,7 +59,14 @@ def walk(raw: NDArray[np.uint8], layout: PageLayout) -> Found:
     data = start + layout.data_offset
     end = data + np.minimum(commit & _LENGTH, layout.page_size - layout.data_offset)
     losses = _losses(words, layout, time_ns, commit, end)
-    return Found(*_step(words, data, end, time_ns.copy()), losses)
+    at, head, count = _heads(words, data >> 2, end >> 2)
+    kind = (head & 31).astype(np.uint8)
+    happened = _times(words, at, head, kind, time_ns, count)
+    offset = (at << 2) + 4
+    offset[kind == 0] += 4
+    if (data_only := kind < _PADDING).all():
+        return Found(offset, happened, losses)
+    return Found(offset[data_only], happened[data_only], losses)
 
 
 def _losses(
@@ -77,90 +85,94 @@ def _losses(
     return tuple(found)
 
 
-def _step(
-    words: NDArray[np.uint32],
-    at: NDArray[np.int64],
-    end: NDArray[np.int64],
-    time_ns: NDArray[np.int64],
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Move all pages from event to event; `at` is where each page's next event begins."""
+def _heads(
+    words: NDArray[np.uint32], at: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.int64]]:
+    """Move all pages from head to head, together.
+
+    Gives each head's place (in words) and value, page by page, and how many each page has.
+    """
     nr_pages = len(at)
     page = np.flatnonzero(at < end)
-    at, end, time_ns = at[page], end[page], time_ns[page]
-    offsets, times, pages = [], [], []
+    at, end = at[page], end[page]
+    count = np.zeros(nr_pages, np.int64)
+    steps: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint32]]] = []
     while len(page):
-        head = words[at >> 2]
-        kind = (head & 31).astype(np.int64)
-        time_ns = time_ns + (head >> 5)
-        length = (kind << 2) + 4
-        data: NDArray[Any] | slice = slice(None)
-        first = at + 4
-        odd = np.flatnonzero((kind == 0) | (kind >= _PADDING))
-        if len(odd):
-            time_ns[odd], length[odd], first[odd] = _odd_heads(
-                kind[odd], head[odd], words[(at[odd] >> 2) + 1], time_ns[odd], at[odd]
-            )
-            data = np.flatnonzero(kind < _PADDING)
-        offsets.append(first[data])
-        times.append(time_ns[data])
-        pages.append(page[data])
+        head = words.take(at)
+        length = _WORDS.take(head & 31)
+        if not length.all():
+            _ask_next_word(words, at, head, length)
+        steps.append((page, at, head))
         at = at + length
         more = at < end
         if not more.all():
-            at, end, time_ns, page = at[more], end[more], time_ns[more], page[more]
-    return _page_by_page(offsets, times, pages, nr_pages)
+            count[page[~more]] = len(steps)
+            page, at, end = page[more], at[more], end[more]
+    # A page's n-th head goes to the page's first place plus n.
+    first = np.cumsum(count) - count
+    places = np.empty(int(count.sum()), np.int64)
+    heads = np.empty(len(places), np.uint32)
+    for number, (page, at, head) in enumerate(steps):
+        place = first[page] + number
+        places[place], heads[place] = at, head
+    return places, heads, count
 
 
-def _odd_heads(
-    kind: NDArray[np.int64],
-    head: NDArray[np.uint32],
-    word: NDArray[np.uint32],
-    time_ns: NDArray[np.int64],
+def _ask_next_word(
+    words: NDArray[np.uint32],
     at: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Give time, length and first byte of the data where the next word matters."""
+    head: NDArray[np.uint32],
+    length: NDArray[np.int64],
+) -> None:
+    """Set the length of long and of discarded events; of a page's unused end, beyond every page."""
+    odd = np.flatnonzero(length == 0)
+    following = words.take(at[odd] + 1, mode="clip").astype(np.int64)
+    length[odd] = 1 + (following >> 2)
+    length[odd[head[odd] == _PADDING]] = _BEYOND
+    # A word that makes no sense must not make this loop endless.
+    length[length < 1] = _BEYOND
+
+
+def _times(
+    words: NDArray[np.uint32],
+    at: NDArray[np.int64],
+    head: NDArray[np.uint32],
+    kind: NDArray[np.uint8],
+    base_ns: NDArray[np.int64],
+    count: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Add up the time of every head since its page began."""
     delta = (head >> 5).astype(np.int64)
-    high = word.astype(np.int64)
-    long, padding = kind == 0, kind == _PADDING
-    extend, stamp = kind == _TIME_EXTEND, kind == _TIME_STAMP
-    length = np.select([long | padding, extend | stamp], [high + 4, np.full_like(high, 8)])
-    # The unused end of a page: beyond every page, so that this page is done.
-    length[padding & (delta == 0)] = 1 << 40
-    before = time_ns - delta
-    upper = (before >> _STAMP_BITS) << _STAMP_BITS
-    absolute = (high << 27) + delta + upper
-    absolute = np.where(absolute < before - (1 << 58), absolute + (1 << _STAMP_BITS), absolute)
-    time_ns = np.select(
-        [extend, stamp, padding & (delta == 1)], [time_ns + (high << 27), absolute, before], time_ns
-    )
-    return time_ns, length, at + np.where(long, 8, 4)
+    odd = np.flatnonzero(kind >= _PADDING)
+    if len(odd):
+        high = words.take(at[odd] + 1, mode="clip").astype(np.int64) << 27
+        delta[odd[kind[odd] == _TIME_EXTEND]] += high[kind[odd] == _TIME_EXTEND]
+        delta[odd[(kind[odd] == _PADDING) & (delta[odd] == 1)]] = 0
+    has = count > 0
+    first = (np.cumsum(count) - count)[has]
+    base_ns, count = base_ns[has], count[has]
+    stamped = odd[kind[odd] == _TIME_STAMP] if len(odd) else odd
+    if len(stamped):
+        absolute = delta[stamped] + high[kind[odd] == _TIME_STAMP]
+        _resolve_stamps(delta, stamped, absolute, first, base_ns)
+    total = np.cumsum(delta)
+    start = base_ns - (total[first] - delta[first])
+    happened: NDArray[np.int64] = total + np.repeat(start, count)
+    return happened
 
 
-def _page_by_page(
-    offsets: list[NDArray[np.int64]],
-    times: list[NDArray[np.int64]],
-    pages: list[NDArray[np.int64]],
-    nr_pages: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Turn "the n-th event of each page" into "each page's events"."""
-    if not offsets:
-        nothing = np.empty(0, np.int64)
-        return nothing, nothing.copy(), nothing.copy()
-    offset, time_ns, page = np.concatenate(offsets), np.concatenate(times), np.concatenate(pages)
-    # An event's place is its page's first place plus how many of its page came before it.
-    first = np.zeros(nr_pages + 1, np.int64)
-    np.cumsum(np.bincount(page, minlength=nr_pages), out=first[1:])
-    place = np.empty(len(page), np.int64)
-    filled = first[:-1].copy()
-    start = 0
-    for step in pages:
-        place[start : start + len(step)] = filled[step]
-        filled[step] += 1
-        start += len(step)
-    return tuple(_scattered(column, place) for column in (offset, time_ns, page))  # type: ignore[return-value]
-
-
-def _scattered(column: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
-    out = np.empty_like(column)
-    out[place] = column
-    return out
+def _resolve_stamps(
+    delta: NDArray[np.int64],
+    stamped: NDArray[np.int64],
+    absolute: NDArray[np.int64],
+    first: NDArray[np.int64],
+    base_ns: NDArray[np.int64],
+) -> None:
+    """Turn absolute stamps into times since the head before. They are rare: one at a time."""
+    for row, stamp in zip(stamped.tolist(), absolute.tolist()):
+        page = int(np.searchsorted(first, row, side="right")) - 1
+        before = int(base_ns[page]) + int(delta[first[page] : row].sum())
+        now = ((before >> _STAMP_BITS) << _STAMP_BITS) | stamp
+        if now < before - (1 << (_STAMP_BITS - 1)):
+            now += 1 << _STAMP_BITS
+        delta[row] = now - before

@@ -20,7 +20,7 @@ from zaplock.kernel.operations import CLONES, NAMES
 from zaplock.trace.events import Kind
 
 _MARGIN_NS = 1_000_000
-_PAGES = 4096
+_PAGES = 2048
 """How many pages are decoded at once: enough for numpy, few enough for the cache."""
 
 _CLONE_OPS = [NAMES.index(name) for name in sorted(CLONES)]
