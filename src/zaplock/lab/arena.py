@@ -106,9 +106,12 @@ def build_machine(scenario: Scenario, limits: Limits) -> Machine:
     """Make the machine in the scenario's initial state."""
     m = Machine(limits=limits, tracks_tlbs=True, gather_pages=scenario.batch)
     mms = {spec.mm for spec in scenario.task} | {mapping.mm for mapping in scenario.map}
+    mms |= {1, *_children(scenario)}
     _touch_containers(m, scenario, mms)
     for mm in mms:
-        m.mm(mm).counters.put("users", 1)
+        leaving = sum(spec.mm == mm and "exit" in spec.do for spec in scenario.task)
+        if mm not in _children(scenario):
+            m.mm(mm).counters.put("users", max(1, leaving))
     m.globals.put("hugetlb_free", 4)
     for mapping in scenario.map:
         _map(m, mapping)
@@ -120,6 +123,11 @@ def build_machine(scenario: Scenario, limits: Limits) -> Machine:
     for number, spec in enumerate(scenario.task):
         _prepare_task(m, number, spec)
     return m
+
+
+def _children(scenario: Scenario) -> set[int]:
+    forks = (parse_operation(text) for spec in scenario.task for text in spec.do)
+    return {operation.numbers[0] for operation in forks if operation.name == "fork"}
 
 
 def _touch_containers(m: Machine, scenario: Scenario, mms: set[int]) -> None:

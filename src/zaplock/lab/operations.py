@@ -23,7 +23,21 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
 )
-from zaplock.protocols import access, brk, gup, madvise, mlock, mmap, mprotect, proc, rmap
+from zaplock.protocols import (
+    access,
+    brk,
+    exit,
+    fork,
+    gup,
+    madvise,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    proc,
+    rmap,
+    uprobes,
+)
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.userfaultfd import monitor
 
@@ -69,51 +83,17 @@ def _dontneed(cx: Cx, page: int, pages: int) -> Protocol:
 
 
 def _mremap(cx: Cx, page: int, pages: int, new_pages: int) -> Protocol:
-    from zaplock.protocols.mremap import mremap
-
-    return mremap(cx, address_of(page), length_of(pages), length_of(new_pages), 0, 0)
+    return mremap.mremap(cx, address_of(page), length_of(pages), length_of(new_pages))
 
 
 def _mremap_move(cx: Cx, page: int, pages: int, new_page: int) -> Protocol:
-    from zaplock.protocols.mremap import mremap
-
     flags = MREMAP_MAYMOVE | MREMAP_FIXED
     length = length_of(pages)
-    return mremap(cx, address_of(page), length, length, flags, address_of(new_page))
+    return mremap.mremap(cx, address_of(page), length, length, flags, address_of(new_page))
 
 
 def _mprotect(cx: Cx, page: int, pages: int, prot: int) -> Protocol:
     return mprotect.mprotect(cx, address_of(page), length_of(pages), PROTECTIONS[prot])
-
-
-def _oom_reap(cx: Cx, mm: int) -> Protocol:
-    from zaplock.protocols.exit import oom_reap_task_mm
-
-    return oom_reap_task_mm(cx, mm)
-
-
-def _process_mrelease(cx: Cx, mm: int) -> Protocol:
-    from zaplock.protocols.exit import process_mrelease
-
-    return process_mrelease(cx, mm)
-
-
-def _exit(cx: Cx) -> Protocol:
-    from zaplock.protocols.exit import exit_mmap
-
-    return exit_mmap(cx)
-
-
-def _fork(cx: Cx, child: int) -> Protocol:
-    from zaplock.protocols.fork import fork
-
-    return fork(cx, child)
-
-
-def _uprobe(cx: Cx, file: int, offset: int) -> Protocol:
-    from zaplock.protocols.uprobes import uprobe_register
-
-    return uprobe_register(cx, file, length_of(offset))
 
 
 KINDS: dict[str, Kind] = {
@@ -164,16 +144,20 @@ KINDS: dict[str, Kind] = {
         ("file", "pages"),
         "cut a file to so many pages",
     ),
-    "fork": Kind(_fork, ("child",), "fork into the address space `child`"),
-    "exit": Kind(_exit, (), "exit_mmap of the last user of an address space"),
-    "oom-reap": Kind(_oom_reap, ("mm",), "the oom reaper takes `mm`'s pages"),
-    "process-mrelease": Kind(_process_mrelease, ("mm",), "process_mrelease of `mm`"),
+    "fork": Kind(fork.fork, ("child",), "fork into the address space `child`"),
+    "exit": Kind(exit.exit_process, (), "give the address space up; the last user takes it down"),
+    "oom-reap": Kind(exit.oom_reap_task_mm, ("mm",), "the oom reaper takes `mm`'s pages"),
+    "process-mrelease": Kind(exit.process_mrelease, ("mm",), "process_mrelease of `mm`"),
     "monitor": Kind(
         lambda cx, context, events: monitor(cx, context, 77, events),
         ("context", "events"),
         "be a userfaultfd monitor for so many events",
     ),
-    "uprobe": Kind(_uprobe, ("file", "offset"), "install a uprobe at a page of a file"),
+    "uprobe": Kind(
+        lambda cx, file, page: uprobes.uprobe_register(cx, file, length_of(page)),
+        ("file", "page"),
+        "install a uprobe at a page of a file",
+    ),
 }
 
 
