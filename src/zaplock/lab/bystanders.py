@@ -130,7 +130,9 @@ async def keep_doing(
         nth += 1
 
 
-def stopwatch(now: Callable[[], int], threads: dict[int, Thread]) -> Callable[[], Step[tuple[int, int]]]:
+def stopwatch(
+    now: Callable[[], int], threads: dict[int, Thread]
+) -> Callable[[], Step[tuple[int, int]]]:
     """Make a step that tells its thread (the time, how long it has stalled in all)."""
 
     @step

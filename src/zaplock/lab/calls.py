@@ -13,6 +13,9 @@ from typing import Any
 from zaplock.engines.threads import call_chain
 from zaplock.model.step import MarkStep, Step
 
+ENTRY = "syscall"
+"""The function below which a system call's own functions begin; what is above is not logged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -41,7 +44,8 @@ class CallLog:
         if isinstance(step, MarkStep):
             return
         chain = tuple(call_chain(program)[::-1])
-        self._stops.append((self._now(), (*chain, step.name)))
+        inside = chain[chain.index(ENTRY) + 1 :] if ENTRY in chain else ()
+        self._stops.append((self._now(), (*inside, step.name) if inside else ()))
 
     def end(self) -> None:
         """Note that the program has ended."""
@@ -72,9 +76,7 @@ def _common(open_: list[tuple[str, int, int]], chain: tuple[str, ...]) -> int:
     return min(same, len(open_) - 1) if open_ else 0
 
 
-def _close(
-    found: list[Call], open_: list[tuple[str, int, int]], keep: int, time_ns: int
-) -> None:
+def _close(found: list[Call], open_: list[tuple[str, int, int]], keep: int, time_ns: int) -> None:
     while len(open_) > keep:
         name, begin_ns, row = open_.pop()
         is_leaf = row == len(found) - 1
@@ -105,5 +107,3 @@ class _Followed(Coroutine[Step[Any], Any, Any]):
 
     def __await__(self) -> Any:
         return self._program.__await__()
-
-

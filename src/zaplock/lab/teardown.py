@@ -37,6 +37,7 @@ class Teardown:
 
     design: Design
     experiment: Experiment
+    subject: Task
     outcome: Outcome
     events: Events
     long_waits: tuple[LongWait, ...]
@@ -73,7 +74,15 @@ def run(
     events = engine.events()
     outcome = _outcome(design, experiment, events, samples, engine.long_waits, begin_ns, end_ns)
     return Teardown(
-        design, experiment, outcome, events, tuple(engine.long_waits), begin_ns, end_ns, calls
+        design,
+        experiment,
+        subject,
+        outcome,
+        events,
+        tuple(engine.long_waits),
+        begin_ns,
+        end_ns,
+        calls,
     )
 
 

@@ -1,0 +1,204 @@
+"""Tear the same mapping down under every kernel's design: how long is the lock held, who stalls?
+
+SIZE bytes with every page mapped, one munmap, simulated in virtual time under each design; beside
+it bystanders: fault (a thread touching fresh pages), proc (`ps` reading /proc/PID/cmdline), mmap
+(a thread mapping and unmapping 4 KiB: a writer), gup (a foreign read of the memory), madvise (a
+thread giving one page back). Without --bystanders there are two blocks: readers alone, and readers
+with a writer queued. The last row of each block is this machine's own kernel, really measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock.cli._sizes import parse_duration, parse_size
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.lab.compare import Blocks, Comparison
+    from zaplock.lab.experiment import Experiment
+    from zaplock.protocols.design import Design
+    from zaplock.trace.outcome import Outcome
+
+SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
+
+PICTURES = (".svg", ".png", ".html")
+MESSAGES_SHOWN = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock compare`."""
+    add = parser.add_argument
+    add("size", nargs="?", default="80G", metavar="SIZE", help="such as 80G (default)")
+    add("--design", action="append", metavar="NAME", help="of `zaplock designs`, or FILE.py:NAME "
+        "for your own; several by commas or by repeating (default: all)")  # fmt: skip
+    add("--bystanders", action="append", metavar="LIST", help="of fault, proc, mmap, gup, madvise; "
+        "none for none; repeat for more blocks (default: two blocks, fault,proc and "
+        "fault,proc,mmap)")  # fmt: skip
+    add("--rate", type=int, metavar="N", help="operations a second of each bystander (default: "
+        "about 400 during the teardown, at least 100 a second)")  # fmt: skip
+    add("--cpus", type=int, default=8, metavar="N", help="CPUs of the simulated machine (8)")
+    add("--profile", default="e5-2680-rfc", metavar="NAME", help="costs: a profile's name or its "
+        "TOML file (e5-2680-rfc)")  # fmt: skip
+    add("--backing", metavar="KIND", help="anonymous, zero, file, thp or hugetlb (anonymous)")
+    add("--locked", action="store_true", help="lock the mapping in memory (mlock)")
+    add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
+    add("--hung-task-timeout", default="120s", metavar="TIME", help="report who waits longer "
+        "uninterruptibly (120s)")  # fmt: skip
+    add("--seed", type=int, default=1, metavar="N", help="when each bystander begins (1)")
+    add("--no-measure", action="store_true", help="leave this machine's kernel out")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--trace", metavar="FILE", help="write the runs as ftrace function_graph text")
+    add("--plot", metavar="FILE", help="draw who holds and who waits: FILE.svg, .png or .html")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, measure, print."""
+    from zaplock.lab import profiles
+    from zaplock.lab.compare import compare
+
+    experiment, blocks = _experiment(args), _blocks(args.bystanders)
+    designs, profile = _designs(args.design), profiles.load(args.profile)
+    for path in (args.trace, args.plot):
+        _require_writable(path, args.plot)
+    comparison = compare(
+        designs, experiment, profile, blocks=blocks, log_calls=args.trace is not None
+    )
+    if not args.no_measure:
+        comparison = replace(comparison, measured=_measured(args, comparison))
+    _write_files(args, comparison)
+    if args.json:
+        print(json.dumps(comparison.to_json(), indent=2))
+    else:
+        _print(comparison)
+    print(f"next: {_next(args, comparison)}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def _experiment(args: argparse.Namespace) -> Experiment:
+    from zaplock.lab.experiment import HUGE, PAGE, Experiment
+
+    backing = args.backing or "anonymous"
+    if args.rate is not None and not 1 <= args.rate <= 1_000_000:
+        raise UserError(f"rate {args.rate} must lie between 1 and 1000000 operations a second")
+    return Experiment(
+        length=parse_size(args.size, page=HUGE if backing in ("thp", "hugetlb") else PAGE),
+        backing=backing,
+        period_ns=None if args.rate is None else 10**9 // args.rate,
+        cpus=args.cpus,
+        locked=args.locked,
+        nr_vmas=args.vmas,
+        hung_task_timeout_ns=parse_duration(args.hung_task_timeout),
+        seed=args.seed,
+    )
+
+
+def _blocks(lists: list[str] | None) -> Blocks:
+    from zaplock.lab.compare import BLOCKS
+
+    if lists is None:
+        return BLOCKS
+    blocks = [tuple(n for n in text.split(",") if n and n != "none") for text in lists]
+    return list(dict.fromkeys(blocks))
+
+
+def _designs(names: list[str] | None) -> list[Design]:
+    from zaplock.designs import SHIPPED, load
+
+    if names is None:
+        return list(SHIPPED.values())
+    wanted = dict.fromkeys(name for text in names for name in text.split(",") if name)
+    if not wanted:
+        raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
+    return [load(name) for name in wanted]
+
+
+def _require_writable(path: str | None, plot: str | None) -> None:
+    if path is None:
+        return
+    if path == plot and Path(path).suffix not in PICTURES:
+        raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
+    try:
+        with Path(path).open("a"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{path!r} can't be written ({error.strerror}): choose another file"
+        ) from None
+
+
+def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome, ...] | None:
+    """Measure each block on the kernel that runs; None (and a word why) where that can't be."""
+    from zaplock.cli._busy import busy
+    from zaplock.kernel.measure import measure
+
+    experiment = comparison.experiment
+    outcomes = []
+    try:
+        with busy(f"unmapping {args.size} on this kernel, {len(comparison.blocks)} times"):
+            for block in comparison.blocks:
+                outcomes += measure(
+                    experiment.length,
+                    backing=args.backing or "auto",
+                    bystanders=block,
+                    rate=args.rate or 1000,
+                    locked=experiment.locked,
+                    nr_vmas=experiment.nr_vmas,
+                )
+    except UserError as error:
+        print(f"zaplock compare: this kernel was not measured: {error}", file=sys.stderr)
+        return None
+    return tuple(outcomes)
+
+
+def _print(comparison: Comparison) -> None:
+    from rich.console import Console
+
+    from zaplock.views import outcomes
+
+    console = Console()
+    console.print(outcomes.title(comparison), highlight=False, soft_wrap=True)
+    for block in comparison.blocks:
+        console.print(outcomes.table(comparison, block))
+    for line in outcomes.sentences(comparison):
+        console.print(line, highlight=False, soft_wrap=True)
+    for text in _hung_tasks(comparison):
+        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _hung_tasks(comparison: Comparison) -> list[str]:
+    """Return what the kernels would log about hung tasks, the first few of it."""
+    from zaplock.lab.hung_task import message
+
+    timeout_ns = comparison.experiment.hung_task_timeout_ns
+    texts = [
+        f"{run.design.name} logs:\n{message(wait, timeout_ns, run.design.kernel)}"
+        for run in comparison.runs
+        for wait in run.long_waits
+    ]
+    more = len(texts) - MESSAGES_SHOWN
+    return texts[:MESSAGES_SHOWN] + ([f"... and {more} more such messages"] if more > 0 else [])
+
+
+def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:
+    if args.trace:
+        from zaplock.views.function_graph import function_graph
+
+        Path(args.trace).write_text(function_graph(comparison))
+    if args.plot:
+        from zaplock.views.timeline import plot_comparison
+
+        plot_comparison(comparison, Path(args.plot))
+
+
+def _next(args: argparse.Namespace, comparison: Comparison) -> str:
+    if args.plot is None and len(comparison.runs) > 1:
+        return (
+            f"zaplock compare {args.size} --no-measure --plot compare.svg   (who holds, who waits)"
+        )
+    return f"zaplock measure {args.size} --bystanders fault,proc,mmap   (this kernel alone)"

@@ -1,0 +1,107 @@
+"""Compare designs: the same teardown beside the same bystanders under each of them.
+
+A comparison has one or more *blocks*, each with its own set of bystanders. The usual two differ in
+one thing: `mmap`, which asks for the lock for write. What that one queued writer does to readers is
+the point of the second block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zaplock.lab.experiment import Experiment, beside, checked
+from zaplock.lab.profiles import Profile
+from zaplock.lab.teardown import Teardown, run
+from zaplock.protocols.design import Design
+from zaplock.trace.outcome import Outcome
+
+if TYPE_CHECKING:
+    import polars
+
+BLOCKS = (("fault", "proc"), ("fault", "proc", "mmap"))
+"""Readers alone, and readers with a writer among them."""
+
+Blocks = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every design's teardown, block by block, and what the kernel at hand really did.
+
+    `measured` has an outcome for each block, or is None where nothing was measured.
+    """
+
+    experiment: Experiment
+    profile: Profile
+    blocks: tuple[tuple[str, ...], ...]
+    runs: tuple[Teardown, ...]
+    measured: tuple[Outcome, ...] | None = None
+
+    @property
+    def rows(self) -> tuple[Outcome, ...]:
+        """The simulated outcomes, block by block, in the order of the designs."""
+        return tuple(one.outcome for one in self.runs)
+
+    def block(self, bystanders: Sequence[str]) -> list[Outcome]:
+        """List the outcomes of one block, the measured one last."""
+        rows = [*self.rows, *(self.measured or ())]
+        return [row for row in rows if row.bystanders == tuple(bystanders)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain values: lengths in bytes, times in nanoseconds."""
+        measured = self.measured
+        return {
+            "size": self.experiment.length,
+            "profile": self.profile.name,
+            "rows": [row.to_json() for row in self.rows],
+            "measured": None if measured is None else [row.to_json() for row in measured],
+        }
+
+    @property
+    def frame(self) -> polars.DataFrame:
+        """The table: a row for each outcome, times in nanoseconds, stalls as their maximum."""
+        import polars
+
+        names = dict.fromkeys(name for block in self.blocks for name in block)
+        rows = [
+            {
+                "design": row.design,
+                "measured": row in (self.measured or ()),
+                "bystanders": ",".join(row.bystanders),
+                "exclusive_hold_ns": row.exclusive_hold_ns,
+                "shared_hold_ns": row.shared_hold_ns,
+                "munmap_ns": row.munmap_ns,
+                **{
+                    f"{name}_stall_ns": row.stalls[name].max_ns if name in row.stalls else None
+                    for name in names
+                },
+                "hung_tasks": row.hung_tasks,
+                "note": row.note,
+            }
+            for row in (*self.rows, *(self.measured or ()))
+        ]
+        return polars.DataFrame(rows, infer_schema_length=None)
+
+
+def compare(
+    designs: Sequence[Design],
+    experiment: Experiment,
+    profile: Profile,
+    *,
+    blocks: Blocks = BLOCKS,
+    log_calls: bool = False,
+    progress: Callable[[str], None] = lambda _design: None,
+) -> Comparison:
+    """Run an experiment under each design beside each block of bystanders.
+
+    `progress` is told the design that is run next. Raises UserError where the experiment can't be.
+    """
+    plans = [checked(beside(experiment, block)) for block in blocks]
+    runs = []
+    for plan in plans:
+        for design in designs:
+            progress(design.name)
+            runs.append(run(design, plan, profile, log_calls=log_calls))
+    return Comparison(experiment, profile, tuple(plan.bystanders for plan in plans), tuple(runs))

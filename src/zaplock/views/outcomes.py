@@ -1,0 +1,200 @@
+"""A comparison on the terminal: its table, and what the table says in plain sentences.
+
+The sentences are computed from the figures alone. A bystander *stalls* where its worst stall is at
+least half of the munmap's hold of the lock; why it does follows from how the lock was held and who
+else was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from zaplock.trace.outcome import Outcome
+from zaplock.views.units import duration, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zaplock.lab.compare import Comparison
+
+WRITERS = ("mmap",)
+"""Bystanders that ask for the lock for write."""
+
+
+def title(comparison: Comparison) -> str:
+    """Say what was compared, on which machine's costs."""
+    experiment = comparison.experiment
+    what = [size(experiment.length), f"{experiment.backing} memory, every page mapped"]
+    what += ["locked"] if experiment.locked else []
+    what += [f"{experiment.nr_vmas} VMAs"] if experiment.nr_vmas > 1 else []
+    costs = f"costs of {comparison.profile.name}, {experiment.cpus} CPUs"
+    return f"munmap of {what[0]} of {', '.join(what[1:])} ({costs})"
+
+
+def table(comparison: Comparison, block: Sequence[str]) -> Table:
+    """Draw one block: a row for each design, the kernel at hand last."""
+    from rich.box import SIMPLE
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=SIMPLE, title=heading(block), title_justify="left")
+    drawn.add_column("design", no_wrap=True)
+    for name in ("exclusive", "shared", *block, "hung"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    measured = comparison.measured or ()
+    for row in comparison.block(block):
+        if row in measured:
+            drawn.add_section()
+        drawn.add_row(*cells(row, block))
+    return drawn
+
+
+def heading(block: Sequence[str]) -> str:
+    """Name a block by its bystanders."""
+    if not block:
+        return "nobody beside it; hold times"
+    return f"beside {listed(block)}: hold times, and the worst stall of each"
+
+
+def cells(row: Outcome, block: Sequence[str]) -> list[str]:
+    """Write one outcome's figures."""
+    holds = (row.exclusive_hold_ns, row.shared_hold_ns)
+    stalls = (row.stalls[name].max_ns for name in block)
+    spans = ["not seen" if span is None else span_of(span) for span in (*holds, *stalls)]
+    return [row.design, *spans, str(row.hung_tasks)]
+
+
+def span_of(span_ns: int) -> str:
+    """Write a duration; nothing is a dash, which is easier to see past."""
+    return duration(span_ns) if span_ns else "-"
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """Say who stalls, because of whom, and under which design no more."""
+    said: list[str] = []
+    order = [row.design for row in comparison.block(comparison.blocks[0])]
+    for block in comparison.blocks:
+        rows = comparison.block(block)
+        simulated = [row for row in rows if row not in (comparison.measured or ())]
+        said += block_sentences(simulated, block, order)
+        said += [measured_sentence(row) for row in rows if row in (comparison.measured or ())]
+    return said
+
+
+def block_sentences(
+    rows: Sequence[Outcome], block: Sequence[str], order: Sequence[str]
+) -> list[str]:
+    """Say what one block shows, once for designs that show the same."""
+
+    def shows(row: Outcome) -> tuple[bool, tuple[str, ...]]:
+        return is_exclusive(row), tuple(stalled(row))
+
+    said = []
+    beside = f"Beside {listed(block)}" if block else "With nobody beside it"
+    groups: dict[tuple[bool, tuple[str, ...]], list[Outcome]] = {}
+    for row in rows:
+        groups.setdefault(shows(row), []).append(row)
+    for (exclusive, victims), alike in groups.items():
+        names = run_of([row.design for row in alike], order)
+        said.append(f"{beside}, {names}: {story(alike, exclusive, victims, block)}")
+    return said
+
+
+def story(
+    rows: Sequence[Outcome], exclusive: bool, victims: Sequence[str], block: Sequence[str]
+) -> str:
+    """Tell what happened under designs that behave alike."""
+    spared = [name for name in block if name not in victims]
+    parts = [held(rows, exclusive)]
+    if victims:
+        worst = max(row.stalls[name].max_ns for row in rows for name in victims)
+        verb = "stalls" if len(victims) == 1 else "stall"
+        parts.append(
+            f"{listed(victims)} {verb} for up to {duration(worst)}{why(exclusive, victims)}"
+        )
+    if spared:
+        worst = max(row.stalls[name].max_ns for row in rows for name in spared)
+        verb = "goes" if len(spared) == 1 else "go"
+        limit = f"at most {duration(worst)} late" if worst else "without a stall"
+        parts.append(f"{listed(spared)} {verb} on, {limit}{why_spared(victims, spared)}")
+    return "; ".join(parts) + "."
+
+
+def held(rows: Sequence[Outcome], exclusive: bool) -> str:
+    """Say how the munmap held the lock."""
+    alone = max(row.exclusive_hold_ns or 0 for row in rows)
+    shared = max(row.shared_hold_ns or 0 for row in rows)
+    if exclusive:
+        return f"munmap holds the lock exclusively for {duration(alone)}"
+    only = f"munmap holds it exclusively for {duration(alone)} only"
+    return f"{only}, then shared for {duration(shared)}"
+
+
+def why(exclusive: bool, victims: Sequence[str]) -> str:
+    """Name the cause of stalls."""
+    if exclusive:
+        return ", since nobody else may have the lock"
+    writers = [name for name in victims if name in WRITERS]
+    readers = [name for name in victims if name not in WRITERS]
+    if not writers or not readers:
+        return ", since a writer waits for every reader" if writers else ""
+    return (
+        f": {listed(writers)} queues as a writer behind the shared hold, and {listed(readers)} "
+        f"{'queues' if len(readers) == 1 else 'queue'} behind {listed(writers)} (a convoy)"
+    )
+
+
+def why_spared(victims: Sequence[str], spared: Sequence[str]) -> str:
+    """Say why somebody is spared although a convoy stands there."""
+    if "fault" in spared and any(name in WRITERS for name in victims):
+        return ", since page faults lock their VMA only"
+    return ""
+
+
+def measured_sentence(row: Outcome) -> str:
+    """Say what the kernel at hand really did."""
+    victims = stalled(row)
+    beside = f"beside {listed(row.bystanders)} " if row.bystanders else ""
+    took = f"{row.design}, measured {beside}({row.note}): munmap took {duration(row.munmap_ns)}"
+    if not victims:
+        worst = max((one.max_ns for one in row.stalls.values()), default=0)
+        return f"{took}; nobody stalled for longer than {duration(worst)}."
+    worst = max(row.stalls[name].max_ns for name in victims)
+    return f"{took}; {listed(victims)} stalled for up to {duration(worst)}."
+
+
+def is_exclusive(row: Outcome) -> bool:
+    """Return whether most of the hold was exclusive."""
+    return (row.exclusive_hold_ns or 0) >= (row.shared_hold_ns or 0)
+
+
+def stalled(row: Outcome) -> list[str]:
+    """Name the bystanders whose worst stall is at least half of the hold."""
+    known = row.exclusive_hold_ns is not None or row.shared_hold_ns is not None
+    hold_ns = (row.exclusive_hold_ns or 0) + (row.shared_hold_ns or 0) if known else row.munmap_ns
+    return [name for name in row.bystanders if row.stalls[name].max_ns >= max(1, hold_ns // 2)]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Join names as a sentence does.
+
+    >>> listed(["fault", "proc", "mmap"])
+    'fault, proc and mmap'
+    """
+    *most, last = list(names)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def run_of(names: Sequence[str], order: Sequence[str]) -> str:
+    """Join designs; three or more neighbours in the order of kernels become a range.
+
+    >>> run_of(["a", "b", "c", "e"], ["a", "b", "c", "d", "e"])
+    'a to c and e'
+    """
+    places = sorted(order.index(name) for name in names)
+    parts = []
+    for _, group in groupby(enumerate(places), key=lambda pair: pair[1] - pair[0]):
+        run = [order[place] for _, place in group]
+        parts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else run
+    return listed(parts)
