@@ -31,7 +31,7 @@ from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task, step
 from zaplock.protocols.access import write_memory
 from zaplock.protocols.design import Cx, Protocol
-from zaplock.protocols.gup import get_user_pages, put_page, read_page
+from zaplock.protocols.gup import process_vm_rw, put_page, read_page
 from zaplock.protocols.locking import syscall
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
@@ -99,7 +99,7 @@ async def read_remote(cx: Cx, _nth: int) -> None:
 
 
 async def _read_remote(cx: Cx) -> int:
-    frame = await get_user_pages(cx, MM, ARGUMENTS, False)
+    frame = await process_vm_rw(cx, MM, ARGUMENTS, False)
     await read_page(frame)
     await put_page(frame)
     return 1

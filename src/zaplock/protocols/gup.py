@@ -28,11 +28,30 @@ async def get_user_pages(cx: Cx, mm: int, address: int, write: bool) -> int:
     waits = down_read_killable if cx.design.fault_killable else down_read
     if await waits(lock):
         return -EFAULT
+    frame = await pin_locked(cx, mm, address, write)
+    await up_read(lock)
+    return frame
+
+
+async def process_vm_rw(cx: Cx, mm: int, address: int, write: bool) -> int:
+    """Pin a page of another process for process_vm_readv and _writev: its frame, or -EFAULT.
+
+    It waits uninterruptibly on every kernel, so khungtaskd reports it (mm/process_vm_access.c; seen
+    on 6.1 and 6.12).
+    """
+    lock = ("mmap_lock", mm)
+    await down_read(lock)
+    frame = await pin_locked(cx, mm, address, write)
+    await up_read(lock)
+    return frame
+
+
+async def pin_locked(cx: Cx, mm: int, address: int, write: bool) -> int:
+    """Pin a page, faulting it in where it is absent; the caller holds the lock for read."""
     frame = await follow_page(mm, address, write)
     if not frame:
         error = await fixup_user_fault(cx, mm, address, write)
         frame = error or await follow_page(mm, address, write) or -EFAULT
-    await up_read(lock)
     return frame
 
 
