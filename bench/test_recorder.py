@@ -1,0 +1,274 @@
+"""What recording costs the recorded, against perf trace and strace; and what it loses.
+
+    python -m pytest bench/test_recorder.py -s
+
+The subject is a C loop on one CPU: mmap and munmap of 4 KiB, or page faults of a mapping that is
+thrown away again and again. Each way of looking runs in turn with a run that nobody looks at, and
+the figure is the median ratio of such neighbours, since a machine's speed drifts. "Bare
+tracepoints" has the same events switched on in an instance that nobody reads, overwriting itself:
+the floor of what can be had from tracefs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.kernel.capture import DEFAULT_GROUPS, Options, capturing
+from zaplock.kernel.recorder import record_mm
+from zaplock.kernel.tracefs import opened, sweep
+from zaplock.trace import file
+from zaplock.trace.events import Kind
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+
+PROGRAM = r"""
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+static long long now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+/* map COUNT GAP: mmap and munmap, GAP ns apart; fault COUNT: touch fresh pages.
+   Waits for a line on standard input, then prints the nanoseconds of one round. */
+int main(int argc, char **argv) {
+  long count = atol(argv[2]);
+  long long gap = argc > 3 ? atoll(argv[3]) : 0;
+  int faults = !strcmp(argv[1], "fault");
+  char *area = mmap(0, 512 * 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  madvise(area, 512 * 4096, MADV_NOHUGEPAGE);
+  printf("ready\n");
+  fflush(stdout);
+  if (getchar() == EOF) return 1;
+  long long start = now();
+  for (long i = 0; i < count; i++) {
+    if (faults) {
+      area[(i % 512) * 4096] = 1;
+      if (i % 512 == 511) madvise(area, 512 * 4096, MADV_DONTNEED);
+    } else {
+      void *p = mmap(0, 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      munmap(p, 4096);
+      while (gap && now() - start < (i + 1) * gap) ;
+    }
+  }
+  printf("%f\n", (double)(now() - start) / count);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("subject")
+    (folder / "subject.c").write_text(PROGRAM)
+    subprocess.run(["gcc", "-O2", "-o", "subject", "subject.c"], cwd=folder, check=True)
+    return folder / "subject"
+
+
+@contextlib.contextmanager
+def waiting(subject: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the subject; it waits for a line before its loop."""
+    process = subprocess.Popen(
+        [str(subject), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def round_ns(process: subprocess.Popen[str]) -> float:
+    """Let the subject's loop run; give the nanoseconds of one round."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+Look = Callable[[int], contextlib.AbstractContextManager[object]]
+
+
+def nobody(pid: int) -> contextlib.AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def bare(pid: int, groups: tuple[str, ...]) -> Iterator[None]:
+    with capturing(Options(pid=pid, groups=groups)) as capture:
+        capture.start()
+        yield
+
+
+def looking(command: list[str]) -> Look:
+    """Look with another program; it is ready when it has been attached for half a second."""
+
+    @contextlib.contextmanager
+    def look(pid: int) -> Iterator[None]:
+        process = subprocess.Popen(
+            [*command, "-p", str(pid)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(1.0)
+        assert process.poll() is None, f"{command} has ended"
+        yield
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+    return look
+
+
+def looks(groups: tuple[str, ...], folder: Path) -> dict[str, Look]:
+    trace = ["perf", "trace", "-o", str(folder / "perf.txt")]
+    found: dict[str, Look] = {
+        "bare tracepoints": lambda pid: bare(pid, groups),
+        "zaplock (record_mm)": lambda pid: record_mm(pid, events=groups),
+        "zaplock record": lambda pid: recording(pid, groups, folder),
+    }
+    if shutil.which("perf"):
+        found["perf trace"] = looking(trace)
+    if shutil.which("strace"):
+        found["strace -f"] = looking(["strace", "-f", "-o", str(folder / "strace.txt")])
+    return found
+
+
+@contextlib.contextmanager
+def recording(pid: int, groups: tuple[str, ...], folder: Path) -> Iterator[None]:
+    path = folder / "bench.zaplock"
+    command = [sys.executable, "-m", "zaplock", "record", "-o", str(path), "-p", str(pid)]
+    command += ["--faults"] if "faults" in groups else []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (path / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.3)
+    yield
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("work", ["map", "fault"])
+def test_the_cost_of_being_recorded(
+    subject: Path, work: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = DEFAULT_GROUPS if work == "map" else (*DEFAULT_GROUPS, "faults")
+    slow = {"perf trace", "strace -f"}
+    ratios: dict[str, list[float]] = {}
+    for _ in range(5):
+        for name, look in looks(groups, tmp_path).items():
+            count = str(20_000 if name in slow and work == "map" else 200_000)
+            pair = []
+            for one in (nobody, look):
+                with waiting(subject, work, count) as process, one(process.pid):
+                    pair.append(round_ns(process))
+            ratios.setdefault(name, []).append(pair[1] / pair[0])
+    median = {name: statistics.median(values) for name, values in ratios.items()}
+    with capsys.disabled():
+        print(f"\n{work}: times as long as without anybody looking (median of 5, lowest, highest)")
+        for name, values in ratios.items():
+            print(f"  {name:<20} {median[name]:6.2f}  ({min(values):.2f} to {max(values):.2f})")
+        floor = median["bare tracepoints"]
+        print(f"  record_mm to bare: {median['zaplock (record_mm)'] / floor:.2f}", end=", ")
+        print(f"zaplock record to bare: {median['zaplock record'] / floor:.2f}")
+    for peer in slow & set(median) if work == "map" else ():
+        assert median["zaplock record"] < median[peer]
+
+
+SECONDS = int(os.environ.get("ZAPLOCK_BENCH_SECONDS", "30"))
+
+
+def test_no_loss_at_two_million_events_a_second(
+    subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mmap and munmap make 7 lock events and 4 of system calls."""
+    path = tmp_path / "a.zaplock"
+    gap_ns = 11 / 2e6 * 1e9
+    count = int(SECONDS * 1e9 / gap_ns)
+    with waiting(subject, "map", str(count), str(int(gap_ns))) as process:
+        with recording_at(path, process.pid) as recorder:
+            took_ns = round_ns(process) * count
+        assert recorder.returncode == 0
+    recording = file.read(path)
+    seconds = (recording.events["time_ns"][-1] - recording.events["time_ns"][0]) / 1e9
+    with capsys.disabled():
+        print(
+            f"\n{len(recording.events):,} events in {seconds:.1f} s = "
+            f"{len(recording.events) / took_ns * 1e3:.2f} million/s (wanted 2), "
+            f"lost: {recording.manifest.lost_events:,}, "
+            f"on disk: {sum(f.stat().st_size for f in path.iterdir()) / len(recording.events):.1f}"
+            " bytes an event"
+        )
+    assert recording.manifest.lost_events == 0
+    assert len(recording.events) >= 11 * count
+
+
+@contextlib.contextmanager
+def recording_at(path: Path, pid: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "zaplock", "record", "-o", str(path), "-p", str(pid)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not (path / "manifest.json").exists():
+        time.sleep(0.02)
+    time.sleep(0.5)
+    yield process
+    process.send_signal(signal.SIGINT)
+    process.wait()
+
+
+def test_twenty_kills_at_random_moments(
+    subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After each SIGKILL the file opens, and the next start leaves no instance and no event."""
+    random = np.random.default_rng(20)
+    opened_at, events = [], 0
+    for number in range(20):
+        path = tmp_path / f"{number}.zaplock"
+        with waiting(subject, "map", "100000000", "20000") as process:
+            process_stdin = process.stdin
+            assert process_stdin
+            process_stdin.write("\n")
+            process_stdin.flush()
+            command = [sys.executable, "-m", "zaplock", "record", "-o", str(path)]
+            recorder = subprocess.Popen([*command, "-p", str(process.pid)])
+            moment = float(random.uniform(0.3, 3.5))
+            time.sleep(moment)
+            recorder.kill()
+            recorder.wait()
+        if (path / "manifest.json").exists():
+            recording = file.read(path)
+            recording.events.check()
+            assert not len(rows_of_loss(recording)), "a kill must not look like a loss"
+            opened_at.append(moment)
+            events += len(recording.events)
+        with opened() as tracefs:
+            sweep(tracefs)
+            left = list((tracefs.path / "instances").glob(f"zaplock-{recorder.pid}-*"))
+            assert left == []
+    with capsys.disabled():
+        print(
+            f"\n20 kills between 0.3 and 3.5 s: {len(opened_at)} had begun a file, all of these "
+            f"open, {events:,} events kept; no instance left"
+        )
+    assert len(opened_at) >= 10
+
+
+def rows_of_loss(recording: file.Recording) -> np.ndarray:  # type: ignore[type-arg]
+    return np.flatnonzero(recording.events["kind"] == Kind.LOST)
