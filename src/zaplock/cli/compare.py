@@ -176,11 +176,13 @@ def _hung_tasks(comparison: Comparison) -> list[str]:
     from zaplock.lab.hung_task import message
 
     timeout_ns = comparison.experiment.hung_task_timeout_ns
-    texts = [
-        f"{run.design.name} logs:\n{message(wait, timeout_ns, run.design.kernel)}"
-        for run in comparison.runs
-        for wait in run.long_waits
-    ]
+    texts = list(
+        dict.fromkeys(
+            f"{run.design.name} logs:\n{message(wait, timeout_ns, run.design.kernel)}"
+            for run in comparison.runs
+            for wait in run.long_waits
+        )
+    )
     more = len(texts) - MESSAGES_SHOWN
     return texts[:MESSAGES_SHOWN] + ([f"... and {more} more such messages"] if more > 0 else [])
 

@@ -19,6 +19,9 @@ from zaplock.engines.programs import Configuration
 from zaplock.engines.table import Row, Table
 from zaplock.model.faults import Invariant, Violation
 
+SLICE = 20_000
+"""States to expand between two looks at the limits."""
+
 Answer = Literal["proved", "broken", "not-exhausted", "vacuous"]
 
 
@@ -74,13 +77,13 @@ def explore(
     own = table is None
     table = table or Table(configuration)
     try:
-        return _Search(table, limits, all_violations, progress).run()
+        return Search(table, limits, all_violations, progress).run()
     finally:
         if own:
             table.close()
 
 
-class _Search:
+class Search:
     """The visited states and the frontier of one exploration."""
 
     def __init__(
@@ -99,25 +102,40 @@ class _Search:
         self.depth = 0
         self.endings = 0
         self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.limit = ""
         self.started = time.monotonic()
 
     def run(self) -> Verdict:
+        """Explore to the end, to a violation or to a limit."""
+        self.until(None)
+        return self.verdict()
+
+    def until(self, enough: int | None) -> list[int]:
+        """Explore level by level until a frontier has `enough` states; return that frontier.
+
+        It is empty when the search has come to its end, a violation or a limit.
+        """
         if self.table.initial_violation is not None:
-            self._note(self.table.initial_violation)
-            return self._verdict("")
+            self.note(self.table.initial_violation)
+            return []
         frontier = [self.table.initial]
         while frontier:
-            limit = self._limit(len(frontier))
-            if limit:
-                return self._verdict(limit)
-            frontier = self._expand(frontier)
+            found: list[int] = []
+            for first in range(0, len(frontier), SLICE):
+                self.limit = self._look_at_limits(len(frontier) - first + len(found))
+                if self.limit:
+                    return []
+                found += self.expand(frontier[first : first + SLICE])
+            frontier = found
             if self.found and not self.all_violations:
-                break
+                return []
             self.depth += 1
-        return self._verdict("")
+            if enough is not None and len(frontier) >= enough:
+                return frontier
+        return []
 
-    def _expand(self, frontier: list[int]) -> list[int]:
-        """Return the new states one transition away from those given."""
+    def expand(self, frontier: list[int]) -> list[int]:
+        """Return the new states one transition away from those given (and remember them)."""
         # The hot loop: see bench/test_check_rate.py before touching it.
         table, visited, fill = self.table, self.visited, self.table.fill
         known = visited.__contains__
@@ -146,7 +164,7 @@ class _Search:
                 elif change < 0:
                     stuck = False
                     transitions += 1
-                    self._note(table.violation(change))
+                    self.note(table.violation(change))
             if stuck:
                 self._nobody_can_go_on(state)
         self.transitions += transitions
@@ -155,17 +173,17 @@ class _Search:
     def _nobody_can_go_on(self, state: int) -> None:
         results = self.table.results(state)
         if results is None:
-            self._note(deadlock(self.table, state))
+            self.note(deadlock(self.table, state))
             return
         self.endings += 1
         violation = self.table.at_end(state, results)
         if violation is not None:
-            self._note(violation)
+            self.note(violation)
 
-    def _note(self, violation: Violation) -> None:
+    def note(self, violation: Violation) -> None:
         self.found.setdefault((violation.invariant, violation.message), violation)
 
-    def _limit(self, frontier: int) -> str:
+    def _look_at_limits(self, frontier: int) -> str:
         seconds = time.monotonic() - self.started
         states = len(self.visited)
         if self.progress is not None:
@@ -178,26 +196,27 @@ class _Search:
             return f"{self.limits.memory >> 20} MiB"
         return ""
 
-    def _verdict(self, limit: str) -> Verdict:
-        never = tuple(
-            name for name in self.table.sometimes if name not in self.table.seen_sometimes
-        )
+    def verdict(self, states: int | None = None) -> Verdict:
+        """Sum up; `states` where others have visited some, too."""
+        configuration, seen = self.table.configuration, self.table.seen_sometimes
+        wanted = (*configuration.sometimes, *configuration.sometimes_at_end)
+        never = tuple(name for name in wanted if name not in seen)
         answer: Answer = "proved"
         if self.found:
             answer = "broken"
-        elif limit:
+        elif self.limit:
             answer = "not-exhausted"
         elif never:
             answer = "vacuous"
         return Verdict(
             answer,
-            len(self.visited),
+            len(self.visited) if states is None else states,
             self.transitions,
             self.depth,
             time.monotonic() - self.started,
             tuple(self.found.values()),
             never if answer == "vacuous" else (),
-            limit,
+            self.limit,
             self.endings,
             self.table.misses,
         )

@@ -59,31 +59,47 @@ class Field:
         """Return the bits that stand for `value`, already in place."""
         code = self.codes.get(value)
         if code is None:
-            number = self._layout.number(self, value)
-            while number >> CHUNK * len(self.shifts):
-                self.grow()
-            low = (1 << CHUNK) - 1
-            code = 0
-            for shift in self.shifts:
-                code |= (number & low) << shift
-                number >>= CHUNK
+            code = self._place(self._layout.number(self, value))
             self.codes[value] = code
             self.values[code] = value
         return code
+
+    def _place(self, number: int) -> int:
+        while number >> CHUNK * len(self.shifts):
+            self.grow()
+        low = (1 << CHUNK) - 1
+        code = 0
+        for shift in self.shifts:
+            code |= (number & low) << shift
+            number >>= CHUNK
+        return code
+
+    def number_of(self, value: Any) -> int:
+        """Return the number that stands for `value`."""
+        code = self.code(value)
+        number = 0
+        for place, shift in enumerate(self.shifts):
+            number |= (code >> shift & (1 << CHUNK) - 1) << CHUNK * place
+        return number
 
 
 class Layout:
     """Which field owns which bits. `grown` lists (old mask, new mask) of fields that took more."""
 
     def __init__(self, reserved: int) -> None:
-        self.owners: list[Field] = []
+        self.owners: dict[int, Field] = {}
         self.reserved = reserved
         self.grown: list[tuple[int, int]] = []
 
     def take(self, field: Field) -> int:
         """Give `field` the next free chunk and return its shift."""
-        self.owners.append(field)
-        return self.reserved + CHUNK * (len(self.owners) - 1)
+        chunk = len(self.owners)
+        self.owners[chunk] = field
+        return self.reserved + CHUNK * chunk
+
+    def own(self, shift: int, field: Field) -> None:
+        """Note whose chunk begins at `shift`, where somebody else has given it out."""
+        self.owners[(shift - self.reserved) // CHUNK] = field
 
     def number(self, field: Field, value: Any) -> int:
         """Number a value that `field` has not had before."""

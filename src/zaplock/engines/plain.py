@@ -149,9 +149,13 @@ class _PlainSearch:
             self._note(Violation(Invariant.NO_DEADLOCK, "; ".join(waiting)))
             return
         self.endings += 1
+        results = tuple(node.result for node in positions)
+        for name, is_true in self.configuration.sometimes_at_end.items():
+            if is_true(self.machine, results):
+                self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
-                check(self.machine, tuple(node.result for node in positions))
+                check(self.machine, results)
         except Violation as violation:
             self._note(violation)
 
@@ -166,7 +170,8 @@ class _PlainSearch:
         return ""
 
     def _verdict(self, limit: str) -> Verdict:
-        never = tuple(n for n in self.configuration.sometimes if n not in self.seen_sometimes)
+        wanted = (*self.configuration.sometimes, *self.configuration.sometimes_at_end)
+        never = tuple(name for name in wanted if name not in self.seen_sometimes)
         answer: Answer = "proved"
         if self.found:
             answer = "broken"

@@ -53,6 +53,7 @@ class Configuration:
     at_task_end: asked, with the task's result, in the same instant in which a task ends.
     at_end: asked in every state in which all tasks have ended, with their results in order.
     sometimes: name -> predicate that has to be true in some state, or the check is vacuous.
+    sometimes_at_end: the same for ends, asked with the results.
     """
 
     build: Callable[[], Machine]
@@ -62,3 +63,6 @@ class Configuration:
     at_task_end: tuple[Callable[[Machine, Task, Any], None], ...] = ()
     at_end: tuple[Callable[[Machine, tuple[Any, ...]], None], ...] = ()
     sometimes: dict[str, Callable[[Machine], bool]] = field(default_factory=dict)
+    sometimes_at_end: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = field(
+        default_factory=dict
+    )

@@ -72,12 +72,12 @@ class Table:
         self.sometimes = {name: Promise(run) for name, run in configuration.sometimes.items()}
         self.seen_sometimes: set[str] = set()
         self.misses = 0
-        positions = [self._enter(index, trie.root) for index, trie in enumerate(self.tries)]
+        positions = [self.enter(index, trie.root) for index, trie in enumerate(self.tries)]
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
         self.initial_violation = self._ask_promises(everything=True)
 
-    def _enter(self, index: int, node: Node) -> int:
+    def enter(self, index: int, node: Node) -> int:
         """Return the bits of a position, which has a row from now on (None: ended)."""
         if node.id >> POSITION_BITS:
             raise OverflowError(f"{self.tasks[index]} has over {1 << POSITION_BITS} positions")
@@ -126,7 +126,7 @@ class Table:
             row.mask = mask
             row.memo.clear()
         if packed.layout.grown:
-            self._widen()
+            self.widen()
         row.memo[state & row.mask] = outcome
         return outcome
 
@@ -149,7 +149,7 @@ class Table:
             return 0, 0
         trie = self.tries[index]
         child = trie.asleep(node) if kind == "queued" else trie.child(node, result)
-        moved = (node.id << POSITION_BITS * index) ^ self._enter(index, child)
+        moved = (node.id << POSITION_BITS * index) ^ self.enter(index, child)
         mask = 0
         if child.step is None:
             self._task_ended(index, child)
@@ -157,7 +157,7 @@ class Table:
             other = self.index_of[tid]
             at = self.node(other, state)
             after = self.tries[other].child(at, 0)
-            moved ^= (at.id << POSITION_BITS * other) ^ self._enter(other, after)
+            moved ^= (at.id << POSITION_BITS * other) ^ self.enter(other, after)
             mask |= self.position_masks[other]
             if after.step is None:
                 self._task_ended(other, after)
@@ -221,7 +221,7 @@ class Table:
                     if row is not None and row.written & new:
                         row.memo.clear()
 
-    def _widen(self) -> None:
+    def widen(self) -> None:
         """Follow fields that took more bits: whoever looked at them looks at the new bits too."""
         for old, new in self.packed.layout.grown:
             for rows in self.rows:
@@ -238,6 +238,9 @@ class Table:
     def at_end(self, state: int, results: tuple[Any, ...]) -> Violation | None:
         """Ask what is promised for the end of everything."""
         self.packed.go_to(state)
+        for name, is_true in self.configuration.sometimes_at_end.items():
+            if name not in self.seen_sometimes and is_true(self.machine, results):
+                self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
                 check(self.machine, results)

@@ -11,7 +11,6 @@ Tasks that have ended collapse to their result, since no history can matter any 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -57,23 +56,29 @@ class Trie:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.nodes: list[Node] = []
+        self.nodes: dict[int, Node] = {}
         self._ended: dict[Any, Node] = {}
         live = program.start()
         ended, step = resume(live, None)
-        self.root = self._end(step) if ended else self._new(None, None, step)
+        self.root = self._end(step) if ended else self._new(None, "step", None, step)
         if not ended:
             self.root._live = live
 
-    def _new(self, parent: Node | None, result: Any, step: Step[Any] | None) -> Node:
-        node = Node(len(self.nodes), parent, result, step)
-        self.nodes.append(node)
+    def number(self, _parent: Node | None, _kind: str, _result: Any) -> int:
+        """Number a position that was not met before ("step", "queued" or "end")."""
+        return len(self.nodes)
+
+    def _new(
+        self, parent: Node | None, kind: str, result: Any, step: Step[Any] | None
+    ) -> Node:
+        node = Node(self.number(parent, kind, result), parent, result, step)
+        self.nodes[node.id] = node
         return node
 
     def _end(self, result: Any) -> Node:
         key = type(result), result
         if key not in self._ended:
-            self._ended[key] = self._new(None, result, None)
+            self._ended[key] = self._new(None, "end", result, None)
         return self._ended[key]
 
     def child(self, node: Node, result: Any) -> Node:
@@ -93,7 +98,7 @@ class Trie:
         ended, step = resume(live, result)
         if ended:
             return self._end(step)
-        child = self._new(node, result, step)
+        child = self._new(node, "step", result, step)
         child._live = live
         return child
 
@@ -112,19 +117,20 @@ class Trie:
     def asleep(self, node: Node) -> Node:
         """Return the position of a task that queues for the lock of its step at `node`."""
         if node._asleep is None:
-            waiting = self._new(node, None, node.step)
+            waiting = self._new(node, "queued", None, node.step)
             waiting.queued = True
             node._asleep = waiting
         return node._asleep
 
     def close(self) -> None:
         """Drop every live coroutine without running its clean-up."""
-        for node in self.nodes:
+        for node in self.nodes.values():
             abandon(node._live)
             node._live = None
 
-    def __iter__(self) -> Iterator[Node]:
-        return iter(self.nodes)
+    def end(self, result: Any) -> Node:
+        """Return the position of a task that has ended with `result`."""
+        return self._end(result)
 
 
 def resume(live: Protocol, result: Any) -> tuple[bool, Any]:

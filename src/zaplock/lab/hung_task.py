@@ -9,12 +9,21 @@ from __future__ import annotations
 
 from zaplock.engines.hung import LongWait
 
+_OUTSIDE = ("write_memory", "syscall")
+"""Where the kernel's part of a call chain ends: what is further out is the program's own."""
+
+
+def kernel_chain(wait: LongWait) -> list[str]:
+    """Name the functions of the kernel that a task waited in, the innermost first."""
+    names = [wait.waits_for, *wait.chain]
+    inside = (i for i, name in enumerate(names) if name in _OUTSIDE)
+    return names[: next(inside, len(names))]
+
 
 def message(wait: LongWait, timeout_ns: int, release: str) -> str:
     """Return the lines that the kernel `release` would log about one wait."""
     seconds = timeout_ns / 1e9
     name = f"{wait.name:<15} D{0:>5} {wait.tid:>5}"
-    chain = [wait.waits_for, *wait.chain]
     return "\n".join(
         [
             f"INFO: task {wait.name}:{wait.tid} blocked for more than {seconds:g} seconds.",
@@ -22,6 +31,6 @@ def message(wait: LongWait, timeout_ns: int, release: str) -> str:
             '"echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.',
             name,
             "Call Trace:",
-            *(f" {function}" for function in chain),
+            *(f" {function}" for function in kernel_chain(wait)),
         ]
     )

@@ -53,11 +53,11 @@ def lines_of(calls: Sequence[Call], who: str) -> Iterator[str]:
     for call in calls:
         while open_ and open_[-1].depth >= call.depth:
             yield _exit(open_.pop(), who)
-        indent = "  " * call.depth
+        head, indent = _head(who, call.begin_ns, "entry"), "  " * call.depth
         if call.is_leaf:
-            yield f"{_head(who, call.begin_ns, 'entry')} {duration_of(call)} | {indent}{call.name}();"
+            yield f"{head} {duration_of(call)} | {indent}{call.name}();"
         else:
-            yield f"{_head(who, call.begin_ns, 'entry')} {BLANK} | {indent}{call.name}() {{"
+            yield f"{head} {BLANK} | {indent}{call.name}() {{"
             open_.append(call)
     while open_:
         yield _exit(open_.pop(), who)

@@ -8,6 +8,7 @@ else was there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def table(comparison: Comparison, block: Sequence[str]) -> Table:
     for row in comparison.block(block):
         if row in measured:
             drawn.add_section()
+            row = replace(row, design=f"this kernel ({row.extra['backing']})")
         drawn.add_row(*cells(row, block))
     return drawn
 
@@ -156,7 +158,8 @@ def measured_sentence(row: Outcome) -> str:
     """Say what the kernel at hand really did."""
     victims = stalled(row)
     beside = f"beside {listed(row.bystanders)} " if row.bystanders else ""
-    took = f"{row.design}, measured {beside}({row.note}): munmap took {duration(row.munmap_ns)}"
+    name = row.design[:1].upper() + row.design[1:]
+    took = f"{name}, measured {beside}({row.note}): munmap took {duration(row.munmap_ns)}"
     if not victims:
         worst = max((one.max_ns for one in row.stalls.values()), default=0)
         return f"{took}; nobody stalled for longer than {duration(worst)}."

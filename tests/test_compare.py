@@ -1,0 +1,285 @@
+"""`zaplock compare`: the figures of the RFC, the convoy, and what is said about them."""
+
+import json
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.designs import SHIPPED
+from zaplock.errors import UserError
+from zaplock.lab import profiles
+from zaplock.lab.compare import Comparison, compare
+from zaplock.lab.experiment import Experiment, checked
+from zaplock.lab.teardown import run
+from zaplock.trace.outcome import Outcome, Stalls
+from zaplock.views import outcomes
+
+GIB = 1 << 30
+RFC = profiles.load("e5-2680-rfc")
+READERS, WITH_WRITER = ("fault", "proc"), ("fault", "proc", "mmap")
+
+
+def outcome(design: str, size: int, block: tuple[str, ...], **more) -> Outcome:
+    return run(SHIPPED[design], Experiment(size, bystanders=block, **more), RFC).outcome
+
+
+@pytest.fixture(scope="module")
+def at_80g() -> Comparison:
+    return compare(list(SHIPPED.values()), Experiment(80 * GIB), RFC)
+
+
+def rows(comparison: Comparison, block: tuple[str, ...]) -> dict[str, Outcome]:
+    return {row.design: row for row in comparison.block(block)}
+
+
+# The figures
+
+
+def test_80_gb_are_held_for_as_long_as_the_rfc_says(at_80g: Comparison) -> None:
+    found = rows(at_80g, READERS)
+    assert found["linux-4.9"].exclusive_hold_ns == pytest.approx(2_485_700_000, rel=0.01)
+    assert found["linux-4.9"].shared_hold_ns == 0
+    assert found["rfc-v6"].exclusive_hold_ns <= 20_000
+    assert found["rfc-v6"].shared_hold_ns == pytest.approx(2_485_700_000, rel=0.01)
+
+
+def test_320_gb_take_18_seconds_on_the_other_machine() -> None:
+    experiment = Experiment(320 * GIB, bystanders=("fault",))
+    row = run(SHIPPED["linux-4.9"], experiment, profiles.load("e5-2680-320g")).outcome
+    assert 17.9e9 <= row.exclusive_hold_ns <= 18.1e9
+
+
+def test_readers_stall_for_the_exclusive_hold_only(at_80g: Comparison) -> None:
+    for design, row in rows(at_80g, READERS).items():
+        worst_ns = max(stalls.max_ns for stalls in row.stalls.values())
+        if design in ("linux-4.9", "linux-4.18"):
+            assert worst_ns >= 0.99 * row.exclusive_hold_ns, design
+        else:
+            assert worst_ns < 100_000, design
+
+
+def test_with_a_queued_writer_readers_wait_for_the_whole_zap(at_80g: Comparison) -> None:
+    found = rows(at_80g, WITH_WRITER)
+    for design in ("rfc-v6-posted", "rfc-v6", "linux-4.20", "linux-5.10", "linux-6.1"):
+        row = found[design]
+        for name in WITH_WRITER:
+            assert row.stalls[name].max_ns >= 0.99 * row.shared_hold_ns, (design, name)
+
+
+def test_locks_of_vmas_spare_faults_and_nobody_else(at_80g: Comparison) -> None:
+    row = rows(at_80g, WITH_WRITER)["linux-6.18"]
+    assert row.stalls["fault"].max_ns < 100_000
+    assert row.stalls["fault"].count > 300
+    for name in ("proc", "mmap"):
+        assert row.stalls[name].max_ns >= 0.99 * row.shared_hold_ns
+
+
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_the_convoy_does_not_hang_on_when_the_bystanders_begin(seed: int) -> None:
+    row = outcome("rfc-v6", 80 * GIB, WITH_WRITER, seed=seed)
+    assert all(stalls.max_ns >= 0.99 * row.shared_hold_ns for stalls in row.stalls.values()), row
+    alone = outcome("rfc-v6", 80 * GIB, READERS, seed=seed)
+    assert all(stalls.max_ns < 100_000 for stalls in alone.stalls.values()), alone
+
+
+def test_every_bystander_works_under_every_design() -> None:
+    block = ("fault", "proc", "gup", "madvise")
+    for design in SHIPPED:
+        row = outcome(design, GIB, block, period_ns=100_000)
+        assert set(row.stalls) == set(block)
+        assert all(stalls.count for stalls in row.stalls.values()), row
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "zero", "file", "thp", "hugetlb"])
+@pytest.mark.parametrize("design", ["linux-4.9", "rfc-v6-posted", "linux-6.18"])
+def test_the_hold_is_what_the_profile_predicts_for_every_backing(backing: str, design: str) -> None:
+    # Big enough for the pages to outweigh what differs between designs.
+    row = outcome(design, 64 * GIB, (), backing=backing)
+    held_ns = row.exclusive_hold_ns + row.shared_hold_ns
+    predicted_ns = profiles.predict(RFC, 64 * GIB, backing)
+    if backing == "thp":
+        # The model also frees the page table that lies deposited behind each huge page.
+        predicted_ns += RFC["free_table"] * (64 * GIB >> 21)
+    assert held_ns == pytest.approx(predicted_ns, rel=0.02)
+
+
+def test_many_vmas_and_locked_memory_make_the_exclusive_part_longer() -> None:
+    one = outcome("rfc-v6", GIB, ())
+    many = outcome("rfc-v6", GIB, (), nr_vmas=1000)
+    assert many.exclusive_hold_ns > 100 * one.exclusive_hold_ns
+    locked = outcome("rfc-v6", GIB, (), locked=True)
+    assert locked.exclusive_hold_ns > one.exclusive_hold_ns + 0.9 * RFC["munlock_page"] * 262144
+    assert outcome("linux-6.1", GIB, (), locked=True).exclusive_hold_ns < 100_000
+
+
+def test_the_same_experiment_gives_the_same_run() -> None:
+    experiment = Experiment(GIB, bystanders=WITH_WRITER, cpus=2, seed=5)
+    first, second = (run(SHIPPED["linux-5.10"], experiment, RFC) for _ in range(2))
+    assert first.outcome == second.outcome
+    for name in first.events.columns:
+        assert (first.events[name] == second.events[name]).all()
+
+
+def test_on_one_cpu_everybody_waits_for_the_munmap_to_be_preempted() -> None:
+    alone, shared = (outcome("rfc-v6", 8 * GIB, READERS, cpus=cpus) for cpus in (8, 1))
+    # A bystander that has no CPU doesn't even begin: it comes once a time slice at best.
+    assert shared.stalls["fault"].count < alone.stalls["fault"].count / 4
+    assert shared.munmap_ns > alone.munmap_ns
+
+
+# Hung tasks
+
+
+def test_only_uninterruptible_waits_hang() -> None:
+    short = {"hung_task_timeout_ns": 10**9}
+    assert outcome("linux-4.9", 80 * GIB, WITH_WRITER, **short).hung_tasks == 2
+    # 6.1 waits killably in all three: khungtaskd looks at nothing else.
+    assert outcome("linux-6.1", 80 * GIB, WITH_WRITER, **short).hung_tasks == 0
+    assert outcome("linux-4.9", 80 * GIB, WITH_WRITER).hung_tasks == 0
+
+
+# What is said
+
+
+def test_the_sentences_name_who_stalls_and_because_of_whom(at_80g: Comparison) -> None:
+    said = outcomes.sentences(at_80g)
+    assert len(said) == 5
+    assert "linux-4.9 and linux-4.18" in said[0]
+    assert "nobody else may have the lock" in said[0]
+    assert "rfc-v6-posted to linux-6.18" in said[1]
+    assert "without a stall" in said[1]
+    assert "rfc-v6-posted to linux-6.1:" in said[3]
+    assert "mmap queues as a writer behind the shared hold" in said[3]
+    assert "linux-6.18" in said[4]
+    assert "page faults lock their VMA only" in said[4]
+
+
+def test_the_sentences_follow_the_figures_and_not_the_names(at_80g: Comparison) -> None:
+    calm = Stalls(1, 5_000, 5_000, 5_000)
+    stories = [
+        replace(row, stalls=dict.fromkeys(row.stalls, calm))
+        for row in rows(at_80g, WITH_WRITER).values()
+    ]
+    said = outcomes.block_sentences(stories, WITH_WRITER, list(SHIPPED))
+    assert all("at most 5 us late" in line for line in said), said
+    assert not any("stall for" in line or "convoy" in line for line in said), said
+
+
+def test_a_design_of_ones_own_stands_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from zaplock.designs.linux import LINUX_6_18\n"
+        "MINE = replace(LINUX_6_18, name='mine', vma_locks=False)\n"
+    )
+    assert main(["compare", "1G", "--no-measure", "--design", f"{file}:MINE,linux-4.9"]) == 0
+    out = capsys.readouterr().out
+    assert "mine" in out
+    assert "linux-4.9" in out
+    assert "linux-6.1 " not in out
+
+
+def test_the_hung_task_message_is_the_kernels_with_the_models_chain(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["80G", "--no-measure", "--design", "linux-4.9", "--hung-task-timeout", "2s"]
+    assert main(["compare", *arguments, "--bystanders", "proc"]) == 0
+    out = capsys.readouterr().out
+    assert "INFO: task ps:2 blocked for more than 2 seconds." in out
+    assert "Call Trace:\n down_read\n proc_pid_cmdline_read\n" in out
+    assert "keep_doing" not in out
+
+
+def test_the_json_has_the_shape_that_scripts_rely_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "1G", "--no-measure", "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert told["size"] == GIB
+    assert told["profile"] == "e5-2680-rfc"
+    assert told["measured"] is None
+    assert [row["design"] for row in told["rows"]] == [*SHIPPED, *SHIPPED]
+    row = told["rows"][0]
+    assert set(row) == {
+        "design", "bystanders", "exclusive_hold_ns", "shared_hold_ns", "munmap_ns", "stalls",
+        "hung_tasks",
+    }  # fmt: skip
+    assert set(row["stalls"]["fault"]) == {"count", "p50_ns", "p99_ns", "max_ns"}
+    assert captured.err.startswith("next: zaplock ")
+
+
+def test_the_trace_is_function_graph_text_that_adds_up(tmp_path: Path) -> None:
+    file = tmp_path / "graph.txt"
+    options = ["--design", "rfc-v6", "--bystanders", "fault,proc", "--trace", str(file)]
+    assert main(["compare", "80G", "--no-measure", *options]) == 0
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert lines[0].endswith("| vm_munmap_zap_rlock() {")
+    assert lines[-1].endswith("| } /* vm_munmap_zap_rlock */")
+    assert sum(line.endswith("{") for line in lines) == sum(
+        "| " in line and "}" in line for line in lines
+    )
+    region = next(line for line in lines if line.endswith("} /* unmap_region */"))
+    assert "$ 24857" in region
+    names = ["munmap_lookup_vma", "detach_vmas_to_be_unmapped", "downgrade_write", "unmap_region"]
+    places = [next(i for i, line in enumerate(lines) if name in line) for name in names]
+    assert places == sorted(places)
+
+
+@pytest.mark.root
+def test_the_kernel_at_hand_stands_in_the_last_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "256M", "--design", "rfc-v6", "--bystanders", "fault,proc"]) == 0
+    out = capsys.readouterr().out
+    assert "this kernel (" in out
+    assert "measured beside fault and proc" in out
+
+
+# What can't be is refused in one line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["-1"], "size '-1'"),
+        (["0"], "size '0' is zero"),
+        (["80Q"], "size '80Q'"),
+        (["1e30G"], "size '1e30G'"),
+        (["127.5T", "--backing", "thp"], "does not fit the address space"),
+        (["3M", "--backing", "hugetlb"], "3M"),
+        (["1G", "--design", "linux-2.4"], "no design 'linux-2.4'"),
+        (["1G", "--profile", "my-laptop"], "no profile 'my-laptop'"),
+        (["1G", "--bystanders", "fault,cat"], "no bystander 'cat'"),
+        (["1G", "--bystanders", "fault,fault"], "name one twice"),
+        (["1G", "--backing", "tape"], "no backing 'tape'"),
+        (["1G", "--cpus", "0"], "cpus 0"),
+        (["1G", "--rate", "-3"], "rate -3"),
+        (["1G", "--vmas", "0"], "vmas 0"),
+        (["1G", "--hung-task-timeout", "soon"], "duration 'soon'"),
+        (["1G", "--trace", "/nonexistent/trace.txt"], "can't be written"),
+        (["1G", "--plot", "picture.gif"], "must end in .svg"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--no-measure", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert part in captured.err
+
+
+def test_the_experiment_of_a_script_is_checked_too() -> None:
+    with pytest.raises(UserError, match="no positive multiple of 4096"):
+        checked(Experiment(100))
+
+
+def test_a_whole_comparison_at_320_gb_needs_little_memory() -> None:
+    command = [sys.executable, "-m", "zaplock", "compare", "320G", "--no-measure", "--json"]
+    subprocess.run(command, check=True, capture_output=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 400 * 1024
