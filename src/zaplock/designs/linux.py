@@ -110,6 +110,8 @@ LINUX_6_18 = replace(
     dontneed_lock="vma",
     maps_lock="vma",
     flush_before_rmap=True,
+    gathers_first=True,
+    moves_many=True,
     mseal=True,
 )
 

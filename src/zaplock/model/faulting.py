@@ -237,6 +237,7 @@ def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write
             return 0
     pfn = cached_frame(m, task, vma.file, pgoff)
     m.spend("fault_file")
+    alloc_tables(m, task, space, vpn, vpn + 1)
     if write and not shared:
         m.spend("fault_cow")
         _map_new(m, task, space, vpn, m.content.at(pfn) or 0)
@@ -265,6 +266,7 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: in
         for pgoff in range(start, end):
             at = pgoff + shift
             if space.ptes.at(at) is None:
+                alloc_tables(m, task, space, at, at + 1)
                 change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
                 install(m, task, space, at, at + 1, Pte(kind, delta - shift, False))
 
@@ -276,15 +278,16 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
     go page by page. Returns 0 or the first fault's error.
     """
     space = m.mm(vma.mm)
-    lowest = 2 if vma.flags & VM_HUGETLB else 1
-    alloc_tables(m, task, space, first, last, lowest)
+    lowest = 2 if vma.flags & VM_HUGETLB or vma.file else 1
     plain = not vma.file and not vma.flags & (VM_HUGETLB | VM_UFFD_MISSING | VM_PFNMAP)
     huge = plain and huge_range(m, vma, space, -(-first // PAGES_PER_PMD) * PAGES_PER_PMD)
     if plain and huge is None and not space.ptes.any_in(first, last):
+        alloc_tables(m, task, space, first, last)
         _populate_run(m, task, space, first, last, write)
         return 0
     vpn = first
     while vpn < last:
+        alloc_tables(m, task, space, vpn, vpn + 1, lowest)
         result = fault_page(m, task, vma, vpn << PAGE_SHIFT, write)
         if result:
             return result

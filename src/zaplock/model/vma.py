@@ -365,6 +365,19 @@ def account_parts(space: AddressSpace, flags: int, file: int, nr_pages: int) -> 
         space.add("data_vm", nr_pages)
 
 
+def fits_limits(space: AddressSpace, flags: int, nr_pages: int) -> bool:
+    """Return whether RLIMIT_AS and RLIMIT_DATA allow more pages (may_expand_vm).
+
+    RLIMIT_DATA 0 is taken for no limit, as Valgrind needs it.
+    """
+    limits = space.limits
+    if space.count("total_vm") + nr_pages > limits.rlimit_as >> PAGE_SHIFT:
+        return False
+    if flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) != VM_WRITE or not limits.rlimit_data:
+        return True
+    return space.count("data_vm") + nr_pages <= limits.rlimit_data >> PAGE_SHIFT
+
+
 def reusable_anon_vma(m: Machine, space: AddressSpace, vma: Vma) -> int:
     """Return the anon_vma of a neighbour that a first fault can share, or 0.
 

@@ -21,7 +21,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, account, insert, lookup, merge_around, vma_of
+from zaplock.model.vma import Vma, account, fits_limits, insert, lookup, merge_around, vma_of
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_lock_killable,
@@ -89,10 +89,10 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     limits = space.limits
     if new_end > limits.task_size or space.count("map_count") > limits.max_map_count:
         return False
-    if space.count("total_vm") + pages > limits.rlimit_as >> PAGE_SHIFT:
-        return False
     flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
     flags |= space.count("def_flags")
+    if not fits_limits(space, flags, pages):
+        return False
     if flags & VM_LOCKED and not mlock_fits(space, length):
         return False
     if commit(m, pages):

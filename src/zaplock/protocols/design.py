@@ -75,6 +75,8 @@ class Design:
     flush_before_rmap: are PFN mappings flushed before they leave the rmap (6.18)?
     mremap_flush: is the TLB flushed "inside" (4.19 on) or "outside" the page-table lock?
     exit_tables: exit frees page tables under "write", or (to 5.19) with "none" of the locks.
+    gathers_first: does mmap gather (and split) the old mappings before it asks the limits (6.12)?
+    moves_many: may one mremap move a range of several VMAs (6.17)?
     mseal: are sealed mappings refused (6.10 on)?
     """
 
@@ -105,4 +107,6 @@ class Design:
     flush_before_rmap: bool = False
     mremap_flush: Literal["inside", "outside"] = "outside"
     exit_tables: Literal["write", "none"] = "none"
+    gathers_first: bool = False
+    moves_many: bool = False
     mseal: bool = False

@@ -34,6 +34,7 @@ from zaplock.model.vma import (
     account,
     anon_vma_prepare,
     find_vma,
+    fits_limits,
     forbid_torn_down,
     found_vma,
     lookup,
@@ -150,10 +151,13 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
 
 @step
 def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> None:
-    """Let the page tables over a faulting address exist."""
+    """Let the page tables over a faulting address exist.
+
+    For a file the last one comes only with a page to put into it (finish_fault).
+    """
     vma = found_vma(m, task, handle)
     vpn = address >> PAGE_SHIFT
-    alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1)
+    alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2 if vma.file else 1)
 
 
 @step
@@ -211,9 +215,7 @@ def gap_too_small(below: Vma, address: int, guard_gap: int) -> bool:
 def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
     """Return whether the limits let a stack grow (acct_stack_growth)."""
     limits = m.mm(vma.mm).limits
-    if vma.end - address > limits.rlimit_stack:
-        return False
-    if m.mm(vma.mm).count("total_vm") + grow > limits.rlimit_as >> PAGE_SHIFT:
+    if vma.end - address > limits.rlimit_stack or not fits_limits(m.mm(vma.mm), vma.flags, grow):
         return False
     if vma.flags & VM_LOCKED and not limits.can_ipc_lock:
         return m.mm(vma.mm).count("locked_vm") + grow <= limits.rlimit_memlock >> PAGE_SHIFT

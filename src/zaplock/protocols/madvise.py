@@ -9,7 +9,7 @@ Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL, ENOMEM, EPERM
+from errno import EAGAIN, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model import flags as f
@@ -58,6 +58,8 @@ FLAG_ADVICE: dict[int, tuple[int, int]] = {
     f.MADV_DODUMP: (0, f.VM_DONTDUMP),
     f.MADV_HUGEPAGE: (VM_HUGEPAGE, VM_NOHUGEPAGE),
     f.MADV_NOHUGEPAGE: (VM_NOHUGEPAGE, VM_HUGEPAGE),
+    f.MADV_MERGEABLE: (f.VM_MERGEABLE, 0),
+    f.MADV_UNMERGEABLE: (0, f.VM_MERGEABLE),
 }
 """Advice that changes flags: (set, cleared)."""
 
@@ -69,8 +71,9 @@ LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_R
 async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     known = advice in FLAG_ADVICE or advice in ZAPS or advice in POPULATES or advice in LOOKS
-    end = start + page_align(length)
-    if not known or start & ~PAGE_MASK or (length and end == start) or end >= 1 << 64:
+    aligned = page_align(length) % (1 << 64)
+    end = start + aligned
+    if not known or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
         return -EINVAL
     if end == start:
         return 0
@@ -88,27 +91,47 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     set_, cleared = FLAG_ADVICE[advice]
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        error = forbidden_advice(vma, advice)
+        error = refused_by_seal(cx, vma, advice) or forbidden_advice(vma, advice)
         flags = (vma.flags & ~cleared) | set_
+        if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
+            return 0
         if error or flags == vma.flags:
             return error
-        return min(0, await modify_vma(cx, handle, low, high, flags))
+        modified = await modify_vma(cx, handle, low, high, flags)
+        return -EAGAIN if modified == -ENOMEM else min(0, modified)
 
     error, holes = await apply_to_range(cx, start, end, visit)
     await mmap_write_unlock(cx)
     return error or (-ENOMEM if holes else 0)
 
 
+UNMERGEABLE = f.VM_SHARED | f.VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | f.VM_DROPPABLE
+"""VMAs that MADV_MERGEABLE passes over without a word."""
+
+DISCARDS = (
+    f.MADV_FREE, f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_REMOVE, f.MADV_DONTFORK,
+    f.MADV_WIPEONFORK, f.MADV_GUARD_INSTALL,
+)  # fmt: skip
+
+
+def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
+    """Return -EPERM where an advice would lose the content of a sealed mapping, else 0.
+
+    What the caller could overwrite anyway, and files, may be discarded (can_madvise_modify).
+    """
+    sealed = cx.design.mseal and vma.flags & VM_SEALED and advice in DISCARDS
+    return -EPERM if sealed and not vma.file and not vma.flags & VM_WRITE else 0
+
+
 def forbidden_advice(vma: Vma, advice: int) -> int:
     """Return -EINVAL where a VMA can't take an advice that changes flags."""
     flags = vma.flags
     refused = (
-        (advice == f.MADV_DOFORK and flags & VM_SPECIAL)
-        or (advice == f.MADV_WIPEONFORK and (vma.file or flags & f.VM_SHARED))
+        (advice == f.MADV_DOFORK and flags & f.VM_IO)
+        or (advice == f.MADV_WIPEONFORK and (vma.file or vma.name or flags & f.VM_SHARED))
         or (advice == f.MADV_KEEPONFORK and flags & f.VM_DROPPABLE)
         or (advice == f.MADV_DODUMP and (flags & (VM_SPECIAL | f.VM_DROPPABLE)) and
             not flags & VM_HUGETLB)
-        or (advice in (f.MADV_HUGEPAGE, f.MADV_NOHUGEPAGE) and flags & (VM_SPECIAL | VM_HUGETLB))
     )  # fmt: skip
     return -EINVAL if refused else 0
 
@@ -144,6 +167,9 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
 
 async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int) -> int:
     """Do what an advice asks of the pages of one VMA."""
+    refused = refused_by_seal(cx, vma, advice)
+    if refused:
+        return refused
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
@@ -155,8 +181,6 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
             forbidden |= VM_LOCKED
         if vma.flags & forbidden:
             return -EINVAL
-        if cx.design.mseal and vma.flags & VM_SEALED and not vma.flags & VM_WRITE:
-            return -EPERM
         await zap_page_range_single(cx, handle, vma, low, high)
         return 0
     if advice == f.MADV_REMOVE:

@@ -52,7 +52,7 @@ async def mlock(cx: Cx, start: int, length: int, flags: int = 0) -> int:
     await mmap_write_unlock(cx)
     if result:
         return result
-    error = await mm_populate(cx, low, high)
+    error = await mm_populate(cx, low, high, True)
     return ENOMEM_FOR.get(error, error)
 
 

@@ -47,6 +47,7 @@ from zaplock.model.flags import (
     MAP_TYPE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     PMD_SIZE,
     PROT_EXEC,
     PROT_READ,
@@ -71,6 +72,7 @@ from zaplock.model.flags import (
     VM_READ,
     VM_SHARED,
     VM_SPECIAL,
+    VM_SYNC,
     VM_WIPEONFORK,
     VM_WRITE,
     page_align,
@@ -82,6 +84,7 @@ from zaplock.model.vma import (
     Vma,
     account,
     change,
+    fits_limits,
     insert,
     lookup,
     merge_around,
@@ -150,21 +153,24 @@ async def do_mmap(
     """Map under the exclusive lock: (address or error, whether to populate)."""
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
-    length = page_align(length)
+    length = page_align(length) % (1 << 64)
     if not length:
         return -ENOMEM, False
-    if pgoff + (length >> PAGE_SHIFT) >= 1 << 64 - PAGE_SHIFT:
-        return -EOVERFLOW, False
-    placed = await get_unmapped_area(cx.mm, address, length, flags)
+    if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
+        file = 0
+    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff)
     if placed < 0:
         return placed, False
-    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file)
+    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff)
     if vm_flags < 0:
         return vm_flags, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
         pgoff = 0 if vm_flags & VM_SHARED else placed >> PAGE_SHIFT
+    name = ""
+    if file and await is_zero_device(file):
+        name = "" if vm_flags & VM_SHARED else "zero"
         file = 0
-    result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events)
+    result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name)
     if result < 0:
         return result, False
     wanted = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
@@ -173,22 +179,77 @@ async def do_mmap(
 
 @step
 def get_unmapped_area(
-    m: Machine, task: Task, mm: int, address: int, length: int, flags: int
+    m: Machine,
+    task: Task,
+    mm: int,
+    address: int,
+    length: int,
+    flags: int,
+    file: int = 0,
+    pgoff: int = 0,
 ) -> int:
-    """Return where a mapping goes: at a fixed address, at the hint, or top-down in a gap."""
+    """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
+
+    Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
+    pages is aligned to them (anonymous memory of whole huge pages since 6.7, files of file systems
+    that ask for it), by asking for a gap that is one huge page longer.
+    """
     space = m.mm(mm)
     limits = space.limits
     if space.count("map_count") > limits.max_map_count or length > limits.task_size:
         return -ENOMEM
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
-    address = page_align(address) if address else 0
+    address &= PAGE_MASK
     if 0 < address < limits.mmap_min_addr:
-        address = limits.mmap_min_addr
-    if address and address <= limits.task_size - length and is_clear(m, space, address, length):
+        address = page_align(limits.mmap_min_addr)
+    if wants_huge_alignment(m, address, length, flags, file, pgoff):
+        padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
+        if padded == address and address:
+            return address
+        if padded >= 0:
+            shift = ((pgoff << PAGE_SHIFT) - padded) % PMD_SIZE
+            return padded + (shift or PMD_SIZE)
+    return unaligned_area(m, space, address, length, flags)
+
+
+def wants_huge_alignment(
+    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int
+) -> bool:
+    """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
+    if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
+        return False
+    kind = m.files[file].kind if file else ""
+    if file and kind != "disk" and (kind != "zero" or flags & MAP_SHARED):
+        return False
+    offset = pgoff << PAGE_SHIFT
+    first = (offset + PMD_SIZE - 1) & -PMD_SIZE
+    return offset + length >= first + PMD_SIZE
+
+
+def unaligned_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+    """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64)."""
+    limits = space.limits
+    top = 0x8000_0000 if flags & MAP_32BIT else limits.task_size
+    if length > top:
+        return -ENOMEM
+    if address and address <= top - length and is_clear(m, space, address, length):
         return address
-    top = 0x4000_0000 + 0x4000_0000 if flags & MAP_32BIT else limits.mmap_base
-    return highest_gap(m, space, length, top)
+    if flags & MAP_32BIT:
+        return lowest_gap(m, space, length, 0x4000_0000, top)
+    return highest_gap(m, space, length, limits.mmap_base)
+
+
+def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) -> int:
+    """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
+    while at + length <= top:
+        handle = lookup(m, space, at)
+        vma = m.vmas[handle] if handle else None
+        assert vma is None or isinstance(vma, Vma)
+        if vma is None or at + length <= start_with_gap(space, vma):
+            return at
+        at = vma.end
+    return -ENOMEM
 
 
 def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
@@ -239,7 +300,15 @@ def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
 
 @step
 def mmap_flags(
-    m: Machine, task: Task, mm: int, address: int, length: int, prot: int, flags: int, file: int
+    m: Machine,
+    task: Task,
+    mm: int,
+    address: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: int,
+    pgoff: int,
 ) -> int:
     """Return the vm_flags of a mapping, or a negative errno where it may not be."""
     space = m.mm(mm)
@@ -247,6 +316,7 @@ def mmap_flags(
     vm_flags |= prot_flags(prot)
     vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
     vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
+    vm_flags |= VM_SYNC if flags & MAP_SYNC else 0
     if flags & MAP_STACK:
         vm_flags |= VM_NOHUGEPAGE
     if flags & MAP_LOCKED and not may_mlock(space):
@@ -254,7 +324,9 @@ def mmap_flags(
     if vm_flags & VM_LOCKED and not mlock_fits(space, length):
         return -EAGAIN
     kind = flags & MAP_TYPE
-    if not flags & MAP_ANONYMOUS:
+    if file and not fits_file(m.files[file].kind, pgoff, length):
+        return -EOVERFLOW
+    if file:
         vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
     else:
         vm_flags = anonymous_flags(kind, vm_flags)
@@ -263,6 +335,16 @@ def mmap_flags(
     if vm_flags > 0 and flags & MAP_HUGETLB:
         vm_flags |= VM_HUGETLB | VM_DONTEXPAND
     return vm_flags
+
+
+def fits_file(kind: str, pgoff: int, length: int) -> bool:
+    """Return whether a file of this kind can be as long as a mapping asks (file_mmap_ok)."""
+    largest = LARGEST_FILE.get(kind, (1 << 63) - 1)
+    return length <= largest and pgoff <= largest - length >> PAGE_SHIFT
+
+
+LARGEST_FILE = {"disk": (1 << 44) - PAGE_SIZE, "zero": (1 << 64) - 1, "device": (1 << 64) - 1}
+"""Bytes: ext4 with 4 KiB blocks; devices have no end; tmpfs has the largest offset."""
 
 
 def prot_flags(prot: int) -> int:
@@ -322,21 +404,34 @@ def mlock_fits(space: AddressSpace, length: int) -> bool:
     return pages <= space.limits.rlimit_memlock >> PAGE_SHIFT
 
 
+@step
+def is_zero_device(m: Machine, _task: Task, file: int) -> bool:
+    """Return whether a file is /dev/zero."""
+    return m.files[file].kind == "zero"
+
+
 async def mmap_region(
-    cx: Cx, start: int, length: int, vm_flags: int, file: int, pgoff: int, events: UnmapEvents
+    cx: Cx,
+    start: int,
+    length: int,
+    vm_flags: int,
+    file: int,
+    pgoff: int,
+    events: UnmapEvents,
+    name: str = "",
 ) -> int:
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
     if error:
-        return error
+        return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
     if result < 0:
         return -ENOMEM if result == -EINVAL else result
     charged = await charge_commit(cx.mm, vm_flags, length, file)
     if charged < 0:
         return charged
-    handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff)
+    handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
         error = await call_mmap(handle)
         if error:
@@ -344,6 +439,16 @@ async def mmap_region(
             return error
     await finish_mmap(handle)
     return start
+
+
+async def refuse_after_gather(cx: Cx, start: int, end: int, events: UnmapEvents, error: int) -> int:
+    """Return the error of a limit; from 6.12 on the old mappings are gathered, so split, before."""
+    if not cx.design.gathers_first:
+        return error
+    from zaplock.protocols.munmap import vms_gather_munmap_vmas
+
+    gathered, _ = await vms_gather_munmap_vmas(cx, start, end, events)
+    return gathered if gathered < 0 else error
 
 
 @step
@@ -354,12 +459,7 @@ def may_expand_vm(m: Machine, task: Task, mm: int, start: int, end: int, vm_flag
         min(end, vma.end) - max(start, vma.start)
         for vma in (vma_of(m, task, handle) for handle in overlapping(m, space, start, end))
     )
-    pages = end - start - replaced >> PAGE_SHIFT
-    if space.count("total_vm") + pages > space.limits.rlimit_as >> PAGE_SHIFT:
-        return -ENOMEM
-    is_data = vm_flags & (VM_WRITE | VM_SHARED | VM_GROWSDOWN) == VM_WRITE
-    over = space.count("data_vm") + pages > space.limits.rlimit_data >> PAGE_SHIFT
-    return -ENOMEM if is_data and over else 0
+    return 0 if fits_limits(space, vm_flags, end - start - replaced >> PAGE_SHIFT) else -ENOMEM
 
 
 @step
@@ -384,14 +484,26 @@ def commit(m: Machine, pages: int) -> int:
 
 @step
 def link_new_vma(
-    m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int, file: int, pgoff: int
+    m: Machine,
+    task: Task,
+    mm: int,
+    start: int,
+    end: int,
+    vm_flags: int,
+    file: int,
+    pgoff: int,
+    name: str,
 ) -> int:
-    """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own."""
+    """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own.
+
+    A private mapping of /dev/zero is anonymous memory that keeps its file: that `name` keeps it
+    apart from its neighbours.
+    """
     if not file and vm_flags & VM_SHARED:
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
         m.files.put(file, File("shmem", end - start, "/dev/zero", refs=0, charged=charged))
-    vma = Vma(mm, start, end, vm_flags, pgoff, file)
+    vma = Vma(mm, start, end, vm_flags, pgoff, file, name=name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

@@ -24,6 +24,7 @@ from zaplock.model.flags import (
     VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_HUGETLB,
+    VM_LOCKED,
     VM_NORESERVE,
     VM_SEALED,
     VM_SHARED,
@@ -38,6 +39,7 @@ from zaplock.model.vma import (
     account_parts,
     change,
     find_vma,
+    fits_limits,
     merge_around,
     read_vma,
     split_vma,
@@ -50,6 +52,7 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.mmap import commit, prot_flags
+from zaplock.protocols.populate import populate_vma_page_range
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -126,11 +129,20 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
     charged = await charge_writable(cx.mm, vma, flags, high - low)
     if charged < 0:
         return charged
-    part = await modify_vma(cx, handle, low, high, flags | charged)
+    flags |= charged
+    unwritten = not flags & VM_WRITE and vma.flags & VM_ACCOUNT
+    uncharged = unwritten and not vma.file and not vma.anon_vma
+    if uncharged:
+        flags &= ~VM_ACCOUNT
+    part = await modify_vma(cx, handle, low, high, flags)
     if part < 0:
         await uncharge(charged, high - low)
         return part
-    await change_protection(cx.mm, low, high, flags | charged, vma.flags)
+    await change_protection(cx.mm, low, high, flags, vma.flags)
+    if uncharged:
+        await uncharge(VM_ACCOUNT, high - low)
+    if vma.flags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
+        await populate_vma_page_range(cx, part, await read_vma(part), low, high)
     return 0
 
 
@@ -212,9 +224,8 @@ def charge_writable(m: Machine, task: Task, mm: int, vma: Vma, flags: int, lengt
     """Charge a private mapping that becomes writable: VM_ACCOUNT, 0, or -ENOMEM."""
     space = m.mm(mm)
     pages = length >> PAGE_SHIFT
-    if flags & VM_WRITE and not vma.flags & VM_WRITE:
-        is_data = flags & (VM_SHARED | VM_GROWSDOWN) == 0
-        if is_data and space.count("data_vm") + pages > space.limits.rlimit_data >> PAGE_SHIFT:
+    if flags & VM_WRITE:
+        if not fits_limits(space, flags, pages) and fits_limits(space, vma.flags, pages):
             return -ENOMEM
         if not vma.flags & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE):
             return commit(m, pages) or VM_ACCOUNT

@@ -9,7 +9,7 @@ Source: mm/gup.c __mm_populate, populate_vma_page_range, faultin_page_range.
 from __future__ import annotations
 
 from errno import EFAULT, EINVAL, ENOMEM
-from signal import SIGBUS
+from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING
 
 from zaplock.model.faulting import populate_range
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def mm_populate(cx: Cx, start: int, end: int) -> int:
-    """Fault in [start, end) where something is mapped; errors end a VMA's part, not the call."""
+async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int:
+    """Fault in [start, end) where something is mapped.
+
+    An error ends a VMA's part, with `strict` (mlock) the whole walk, and is then returned.
+    """
     await down_read(cx.mmap_lock)
     result = 0
     at = start
@@ -44,16 +47,21 @@ async def mm_populate(cx: Cx, start: int, end: int) -> int:
             break
         low, high = max(at, vma.start), min(end, vma.end)
         if not vma.flags & (VM_IO | VM_PFNMAP | VM_LOCKONFAULT):
-            result = await populate_vma_page_range(cx, handle, vma, low, high) or result
+            result = await populate_vma_page_range(cx, handle, vma, low, high)
+            if result and strict:
+                break
         at = high
     await up_read(cx.mmap_lock)
-    return result
+    return result if strict else 0
 
 
 async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> int:
-    """Fault in a part of a VMA, for writing where that is private and writable."""
+    """Fault in a part of a VMA, for writing where that is private and writable.
+
+    Any access that a VMA allows will do (FOLL_FORCE): one that only writes is read here.
+    """
     write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-    if not vma.flags & VM_ACCESS_FLAGS or not (write or vma.flags & VM_READ):
+    if not vma.flags & VM_ACCESS_FLAGS:
         return -EFAULT
     return await populate_pages(cx, handle, vma, low, high, write)
 
@@ -66,7 +74,7 @@ async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, wri
     for at in range(low, high, grain):
         error = await fault_range(handle, at, min(at + grain, high), write)
         if error:
-            return -EFAULT if error == -SIGBUS else -ENOMEM
+            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM
     return 0
 
 

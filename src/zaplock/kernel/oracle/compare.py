@@ -47,6 +47,9 @@ def first_divergence(
 
 def differences(real: Step, model: Step) -> Iterator[str]:
     """Tell in words what differs between two steps; the first word says what kind it is."""
+    if model.outcome.result == ops.BROKEN:
+        yield f"broke the model: {model.outcome.seen.decode()}"
+        return
     if real.outcome.result != model.outcome.result:
         yield _two("result", result_text(real.outcome.result), result_text(model.outcome.result))
     if real.outcome.seen != model.outcome.seen:

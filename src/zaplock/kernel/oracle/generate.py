@@ -305,7 +305,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     ),
     "mseal": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1))),
     "ftruncate": lambda g: (
-        g.slot(), PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
+        g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
+        PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "pread": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
     "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),

@@ -15,8 +15,8 @@ import msgspec
 
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import LockCall, run
-from zaplock.kernel.oracle import ops
-from zaplock.kernel.oracle.generate import Scope
+from zaplock.kernel.oracle import ops, ring
+from zaplock.kernel.oracle.generate import ADVICE, THEMES, Scope
 from zaplock.kernel.oracle.modelview import View
 from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
 from zaplock.kernel.oracle.real import RealSide
@@ -26,20 +26,36 @@ from zaplock.model.machine import Machine
 from zaplock.model.mm import Limits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
-from zaplock.protocols import access, brk, madvise, mlock, mmap, mprotect, rmap
+from zaplock.protocols import (
+    access,
+    brk,
+    exit,
+    fork,
+    madvise,
+    mincore,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    mseal,
+    msync,
+    remap_pages,
+    rmap,
+)
 from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.populate import fault_range
 
 MM = 1
+NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
 RING_FILE = 99
 _MASK = (1 << 64) - 1
 _CANONICAL = 1 << 47
 
 COVERED = Scope(
-    without=frozenset({"mremap", "fork", "pread", "pwrite", "remap_file_pages", "msync", "mincore",
-                       "mseal", "uffd_register", "uffd_unregister", "process_madvise",
-                       "pkey_mprotect"}),
-    themes=("plain", "advice", "lock", "brk", "limits", "grow", "wild", "file", "huge"),
-)  # fmt: skip
+    advice=tuple(advice for advice in ADVICE if advice not in (9, 102, 103)),
+    without=frozenset({"pread", "pwrite", "uffd_register", "uffd_unregister"}),
+    themes=tuple(theme for theme in THEMES if theme != "uffd"),
+)
 
 
 def model_side(real: RealSide) -> ModelSide:
@@ -82,7 +98,12 @@ class ModelSide:
                 (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in op.args
             ]
             calls: list[LockCall] | None = None if self.lock_calls is None else []
-            outcome = world.apply(index, op.name, arguments, calls)
+            try:
+                outcome = world.apply(index, op.name, arguments, calls)
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}"
+                steps.append(Step(Outcome(ops.BROKEN, told.encode()), NOTHING))
+                return steps
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
             results.append(outcome.result)
@@ -94,6 +115,7 @@ class World:
     """One machine with one process like the bare one: the ring, the files, nothing else."""
 
     def __init__(self, environment: Environment, design: Design) -> None:
+        self.environment = environment
         self.machine = Machine(limits=limits_of(environment))
         self.task = Task(1, MM, "oracle")
         self.cx = Cx(design, self.task, limits=self.machine.limits)
@@ -126,8 +148,6 @@ class World:
         vma = Vma(MM, environment.ring, environment.ring + length, flags, 0, RING_FILE)
         handle = insert(self.machine, self.task, vma)
         self.space.add("total_vm", vma.nr_pages)
-        from zaplock.protocols.populate import fault_range
-
         fault_range.run(self.machine, self.task, handle, vma.start, vma.end, True)
 
     def apply(
@@ -172,7 +192,7 @@ Operation = Callable[..., Outcome]
 
 def _mmap(
     w: World, calls: Any, addr: int, length: int, prot: int, flags: int, file: int, offset: int
-) -> Outcome:  # noqa: E501
+) -> Outcome:
     slot = file + 1 if 0 <= file < len(ops.FILES) else 0
     return w.syscall(mmap.mmap(w.cx, addr, length, prot, flags, slot, offset), calls)
 
@@ -212,6 +232,64 @@ def _ftruncate(w: World, calls: Any, file: int, length: int) -> Outcome:
     return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
 
 
+def _mincore(w: World, calls: Any, address: int, length: int) -> Outcome:
+    vector = ring.RING + ring.SCRATCH
+    program = mincore.mincore(w.cx, address, length, vector)
+    result, seen = run(w.machine, w.task, program, calls)
+    return Outcome(result, seen if result == 0 else b"")
+
+
+def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> Outcome:
+    if length >= 1 << 63:
+        return Outcome(-22)
+    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
+        return Outcome(-14)
+    length = min(length, _MAX_RW_COUNT)
+    result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
+    return Outcome(result or length)
+
+
+_MAX_RW_COUNT = 0x7FFF_F000
+
+
+def _pkey_mprotect(w: World, calls: Any, addr: int, length: int, prot: int, key: int) -> Outcome:
+    """Without protection keys in the CPU only -1 is allowed, and that after the other checks."""
+    program = mprotect.mprotect(w.cx, addr, length, prot)
+    if key in (-1, _MASK):
+        return w.syscall(program, calls)
+    program.close()
+    refused = mprotect_refuses(addr, length, prot)
+    return Outcome(-22 if refused is None else refused)
+
+
+def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
+    """Return what mprotect says before it takes the lock, None if it would go on."""
+    grows = prot & (f.PROT_GROWSDOWN | f.PROT_GROWSUP)
+    if grows == f.PROT_GROWSDOWN | f.PROT_GROWSUP or addr & ~f.PAGE_MASK:
+        return -22
+    if not length:
+        return 0
+    end = (addr + f.page_align(length)) & _MASK
+    return -12 if end <= addr else None
+
+
+def _fork(w: World, calls: Any) -> Outcome:
+    """Fork, let the child look at itself, and let it exit."""
+    child = MM + 1
+    result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
+    if result:
+        return Outcome(result)
+    ring_vma = w.machine.mm(child).tree.data.get(w.environment.ring)
+    if ring_vma is not None:
+        end = w.environment.ring + w.environment.ring_length
+        fault_range.run(w.machine, w.task, ring_vma, w.environment.ring, end, True)
+    seen = View(w.machine, child, w.environment.ring, w.view).snapshot()
+    task = Task(2, child, "child")
+    run(w.machine, task, exit.exit_process(Cx(w.cx.design, task, limits=w.cx.limits)))
+    w.machine.mms.pop(child)
+    return Outcome(0, b"", seen)
+
+
 def _simple(make: Callable[..., Any]) -> Operation:
     return lambda w, calls, *arguments: w.syscall(make(w.cx, *arguments), calls)
 
@@ -227,6 +305,14 @@ _OPERATIONS: dict[str, Operation] = {
     "mlockall": _simple(mlock.mlockall),
     "munlockall": _simple(mlock.munlockall),
     "brk": _simple(brk.brk),
+    "mremap": _simple(mremap.mremap),
+    "mseal": _simple(mseal.mseal),
+    "msync": _simple(msync.msync),
+    "mincore": _mincore,
+    "remap_file_pages": _simple(remap_pages.remap_file_pages),
+    "pkey_mprotect": _pkey_mprotect,
+    "process_madvise": _process_madvise,
+    "fork": _fork,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,

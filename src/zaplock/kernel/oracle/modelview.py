@@ -32,17 +32,18 @@ _CATEGORIES = {
 }  # fmt: skip
 _UNREADABLE = -(SIGSEGV << 16 | 2)
 _KB = 4
+_SPELLED: dict[int, str] = {}
 _PSS_PAGE = 4096 << 12
 
 
 class View:
     """What can be observed of one address space of a machine below `limit`."""
 
-    def __init__(self, machine: Machine, mm: int, ring: int) -> None:
+    def __init__(self, machine: Machine, mm: int, ring: int, parent: View | None = None) -> None:
+        """`parent`: share its names and its baseline, for a forked address space."""
         self._machine, self._space, self._ring = machine, machine.mm(mm), ring
-        self._spelled: dict[int, str] = {}
-        self._shared: dict[int, str] = {}
-        self._base: tuple[int, ...] = ()
+        self._shared: dict[int, str] = parent._shared if parent else {}
+        self._base: tuple[int, ...] = parent._base if parent else ()
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
@@ -95,7 +96,7 @@ class View:
         )  # fmt: skip
 
     def _offset(self, vma: model_vma.Vma) -> int:
-        return vma.pgoff << 12 if vma.file else 0
+        return vma.pgoff << 12 if vma.file or vma.name else 0
 
     def _pss(self, low: int, high: int, pte: Pte) -> int:
         frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
@@ -117,17 +118,17 @@ class View:
 
     def _name(self, vma: model_vma.Vma) -> str:
         if not vma.file:
-            return ""
+            return vma.name
         name = self._machine.files[vma.file].name
         if name == "/dev/zero":
             return self._shared.setdefault(vma.file, f"shared{len(self._shared)}")
         return name
 
     def _flags(self, flags: int) -> str:
-        known = self._spelled.get(flags)
+        known = _SPELLED.get(flags)
         if known is None:
             known = " ".join(sorted(name for bit, name in _VMFLAGS if flags & bit))
-            self._spelled[flags] = known
+            _SPELLED[flags] = known
         return known
 
     def _counters(self) -> tuple[int, ...]:

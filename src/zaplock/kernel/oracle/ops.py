@@ -140,6 +140,10 @@ class Snapshot(NamedTuple):
     counters: tuple[int, ...]
 
 
+BROKEN = 1 << 62
+"""The result of an operation in which the model broke a rule of its own; `seen` says which."""
+
+
 class Outcome(NamedTuple):
     """What an operation returned: a value or minus errno (a signal for accesses).
 

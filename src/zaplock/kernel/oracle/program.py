@@ -193,7 +193,8 @@ def _seen(b: Builder, op: Op) -> int:
 def _fork(b: Builder) -> tuple[int, int, int]:
     """Append a fork whose child writes down its address space and exits; the parent waits."""
     child_code = (
-        b"".join(ring.call("close", fd) for fd in (3 + 1, 3 + 2, 3 + 3))
+        ring.POPULATE
+        + b"".join(ring.call("close", fd) for fd in ring.PROC_FDS)
         + ring.open_proc()
         + ring.OBSERVE
         + ring.EXIT
@@ -207,7 +208,7 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         stub.entry(stub.JUMP, address(child + len(child_code))),
         child_code,
     )
-    return clone, -1, child + 6 * _E
+    return clone, -1, child + 7 * _E
 
 
 def _setrlimit(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:

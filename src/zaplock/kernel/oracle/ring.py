@@ -126,13 +126,16 @@ def boot() -> bytes:
     return b"".join(before + loop)
 
 
+POPULATE = call("madvise", RING, RING_SIZE, 23)  # MADV_POPULATE_WRITE
+PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD)
+
+
 def prelude() -> bytes:
     """Make the first entries of every program: fault the ring in, seal it, open /proc/self."""
-    populate_write = 23
     return b"".join(
         [
             call("prctl", 1, 9),
-            call("madvise", RING, RING_SIZE, populate_write),
+            POPULATE,
             call("mseal", RING, RING_SIZE, 0),
             call("lseek", OUT_FD, 0, 0),
             open_proc(),

@@ -1,0 +1,68 @@
+"""mincore: tell which pages are at hand, one byte each.
+
+For private anonymous memory a page is there if it is mapped; for file mappings also if it is in the
+page cache. Source: mm/mincore.c (5.0 on: only for files that the caller could write).
+"""
+
+from __future__ import annotations
+
+from errno import EFAULT, EINVAL, ENOMEM
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, lookup, vma_of
+from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+AT_ONCE = PAGE_SIZE  # pages that one hold of the lock looks at
+
+
+async def mincore(cx: Cx, start: int, length: int, vector: int) -> tuple[int, bytes]:
+    """The mincore system call: (0 or a negative errno, what it wrote to the address `vector`)."""
+    if start & ~PAGE_MASK:
+        return -EINVAL, b""
+    if length > cx.limits.task_size or start > cx.limits.task_size - length:
+        return -ENOMEM, b""
+    pages = (length + PAGE_SIZE - 1) >> PAGE_SHIFT
+    if pages > cx.limits.task_size - vector:
+        return -EFAULT, b""
+    seen = b""
+    while pages > 0:
+        await mmap_read_lock(cx)
+        part = await do_mincore(cx.mm, start, min(pages, AT_ONCE))
+        await mmap_read_unlock(cx)
+        if part is None:
+            return -ENOMEM, seen
+        seen += part
+        pages -= len(part)
+        start += len(part) << PAGE_SHIFT
+    return 0, seen
+
+
+@step
+def do_mincore(m: Machine, task: Task, mm: int, start: int, pages: int) -> bytes | None:
+    """Look at up to `pages` pages of the VMA at `start`; None where nothing is mapped."""
+    space = m.mm(mm)
+    handle = lookup(m, space, start)
+    if not handle:
+        return None
+    vma = vma_of(m, task, handle)
+    if vma.start > start:
+        return None
+    first = start >> PAGE_SHIFT
+    last = min(first + pages, vma.end >> PAGE_SHIFT)
+    return bytes(is_at_hand(m, vma, vpn) for vpn in range(first, last))
+
+
+def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
+    """Return whether a page is mapped, or at least cached."""
+    pte = m.mm(vma.mm).ptes.at(vpn)
+    if pte is not None and pte.kind not in ("guard", "uffd_wp"):
+        return True
+    if not vma.file or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED):
+        return False
+    return m.page_cache(vma.file).at(vma.pgoff_of(vpn << PAGE_SHIFT)) is not None
