@@ -15,6 +15,7 @@ what a killed recorder left on is swept up by the next start.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -56,6 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
+    # Before polars is imported: its threads would take the CPUs from the recorded.
+    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from zaplock.kernel.command import Command
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -210,6 +213,9 @@ class _Line:
 
     def show(self, progress: Progress) -> None:
         if self._status:
+            if progress.waiting_bytes:
+                self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
+                return
             self._status.update(
                 f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "
                 f"{progress.lost_events:,} lost (Ctrl-C ends it)"

@@ -1,9 +1,6 @@
 """Record to a file: one thread empties the kernel's buffers, this one decodes and writes.
 
-The first does nothing but move pages, so that no decoding, no disk and no garbage collection can
-make it late; between the two stands a queue of at most `QUEUE_BYTES`. When the writer can't follow
-for long, the queue is full, the kernel's buffers fill up and the kernel counts what it loses:
-memory stays bounded and the loss is told.
+See `feeder` for what stands between the two, so that a slow writer loses nothing.
 
 A block is written every second at first and at longer intervals (to ten seconds) as the recording
 grows, or when it has a million events; so a recorder that is killed loses at most that.
@@ -13,11 +10,11 @@ The flight recorder deletes blocks that are older than `keep_ns`, until its trig
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -31,6 +28,7 @@ from zaplock.errors import UserError
 from zaplock.kernel.buffers import Chunk
 from zaplock.kernel.capture import Capture, Options, capturing
 from zaplock.kernel.decode import Columns, merged, nothing
+from zaplock.kernel.feeder import Feeder
 from zaplock.kernel.flight import Fired, Trigger
 from zaplock.kernel.naming import Names
 from zaplock.kernel.operations import NAMES
@@ -38,8 +36,7 @@ from zaplock.kernel.stream import Stream
 from zaplock.trace.events import EVENT, NO_OP, Kind
 from zaplock.trace.file import Manifest, Writer
 
-QUEUE_BYTES = 256 << 20
-_WAKE_MS = 250
+_NICE = 10
 _BLOCK_EVENTS = 1_000_000
 _SECOND = 1_000_000_000
 
@@ -61,6 +58,8 @@ class Progress:
     seconds: float = 0.0
     events: int = 0
     lost_events: int = 0
+    waiting_bytes: int = 0
+    """Pages that were recorded but not yet decoded, after the end of the recording."""
     fired: Fired | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -93,6 +92,8 @@ def record_to(
             raise
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
+        finally:
+            session.discard()
     return progress
 
 
@@ -123,12 +124,13 @@ class _Session:
         self._trigger = Trigger(
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
-        self._feeder = _Feeder(capture)
+        self._feeder = Feeder(capture.buffers, writer.path)
         self._block: list[Columns] = []
         self._block_events = 0
         self._began = time.monotonic()
         self._wrote = self._began
         self._stop_at_ns: int | None = None
+        self._ended_at: int | None = None
 
     def run(
         self,
@@ -137,6 +139,7 @@ class _Session:
         report: Callable[[Progress], None],
     ) -> None:
         self._feeder.start()
+        _step_aside()
         try:
             self._capture.start()
             self._names.snapshot()
@@ -147,14 +150,25 @@ class _Session:
         finally:
             self._capture.stop()
             self._feeder.stop()
-        for before_ns, chunks in self._feeder.rest():
-            self._take(before_ns, chunks)
+        self._ended_at = time.monotonic_ns()
+        self._take_the_rest(report)
         self._add(self._stream.rest())
         self._add(self._unexplained_loss())
         self._flush()
-        self._writer.change(ended_ns=time.monotonic_ns(), notes=tuple(self._progress.notes))
+        self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
         report(self._progress)
+
+    def discard(self) -> None:
+        """Delete what was spooled and could not be written."""
+        self._feeder.discard()
+
+    def _take_the_rest(self, report: Callable[[Progress], None]) -> None:
+        while self._feeder.waiting_bytes:
+            before_ns, chunks = self._feeder.next()
+            self._take(before_ns, chunks)
+            self._progress.waiting_bytes = self._feeder.waiting_bytes
+            report(self._progress)
 
     def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
         columns = self._stream.feed(chunks, before_ns)
@@ -173,7 +187,8 @@ class _Session:
             self._block_events += count
         progress = self._progress
         progress.events += count
-        progress.seconds = time.monotonic() - self._began
+        if self._ended_at is None:
+            progress.seconds = time.monotonic() - self._began
         lost = columns["length"][columns["kind"] == Kind.LOST]
         progress.lost_events += int(lost[lost > 0].sum())
 
@@ -205,7 +220,7 @@ class _Session:
         if missing <= 0:
             return nothing()
         columns: Columns = {name: np.zeros(1, EVENT[name]) for name in EVENT.names or ()}
-        columns["time_ns"][:] = time.monotonic_ns()
+        columns["time_ns"][:] = self._ended_at
         columns["kind"][:] = Kind.LOST
         columns["length"][:] = missing
         columns["cpu"][:] = -1
@@ -213,71 +228,13 @@ class _Session:
         return columns
 
 
-class _Feeder(threading.Thread):
-    """Empty the kernel's buffers into a bounded queue of (when the drain began, chunks)."""
+def _step_aside() -> None:
+    """Let the recorded go first: decoding and writing can wait, the queue is there for that.
 
-    def __init__(self, capture: Capture) -> None:
-        super().__init__(daemon=True)
-        self._buffers = capture.buffers
-        self._queue: deque[tuple[int, list[Chunk]]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._ended = False
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            while not self._ended:
-                self._buffers.wait(_WAKE_MS)
-                self._drain()
-        except BaseException as error:
-            self.error = error
-        finally:
-            with self._changed:
-                self._changed.notify_all()
-
-    def _drain(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._bytes < QUEUE_BYTES or self._ended)
-        before_ns = time.monotonic_ns()
-        chunks = self._buffers.drain()
-        with self._changed:
-            self._queue.append((before_ns, chunks))
-            self._bytes += sum(len(pages) for _, pages in chunks)
-            self._changed.notify_all()
-
-    def next(self) -> tuple[int, list[Chunk]]:
-        """Take everything that is queued; wait a quarter of a second where there is nothing."""
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._queue) or self.error is not None, 0.25)
-            if self.error:
-                raise self.error
-            return self._pop()
-
-    def _pop(self) -> tuple[int, list[Chunk]]:
-        if not self._queue:
-            return 0, []
-        before_ns, chunks = self._queue.popleft()
-        self._bytes -= sum(len(pages) for _, pages in chunks)
-        self._changed.notify_all()
-        return before_ns, chunks
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._ended = True
-        with self._changed:
-            self._changed.notify_all()
-        self._buffers.wake()
-        if self.is_alive():
-            self.join()
-
-    def rest(self) -> list[tuple[int, list[Chunk]]]:
-        """Give what is queued and what the kernel's buffers still hold, after `stop`."""
-        rest = list(self._queue)
-        self._queue.clear()
-        while chunks := self._buffers.drain():
-            rest.append((time.monotonic_ns(), chunks))
-        return rest
+    Only this thread; the feeder was started before and keeps its priority.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def _manifest(
