@@ -1,7 +1,9 @@
 """The same probe on the kernel that runs here, so that host and guests are judged alike.
 
 Root is needed for the trace instance, which is made and removed here: a probe that is killed leaves
-nothing behind. On a real machine other work disturbs times; the structure of locking it can't.
+nothing behind. The probe narrows it to its own tasks (`set_event_pid`), since whatever else runs on
+a busy machine would overflow the buffers. Other work disturbs times; the structure of locking it
+can't.
 """
 
 from __future__ import annotations

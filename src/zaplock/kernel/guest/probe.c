@@ -54,9 +54,9 @@ static void leave(int failed) __attribute__((noreturn));
 static int supervisor_pid, in_guest;
 
 #include "capsule.c"
-#include "tracing.c"
 #include "teardown.c"
 #include "bystanders.c"
+#include "tracing.c"
 #include "guest.c"
 
 static char *const *arguments;
@@ -227,10 +227,13 @@ int main(int argc, char **argv)
 	capsule_phase(1);
 	pid = start();
 	trace_save_tasks();
-	if (graph)
+	if (graph) {
 		trace_graph(option("graph_root", "*"), option("graph_functions", "*"));
-	else if (trace)
+	} else if (trace) {
+		if (!in_guest)
+			trace_only_ours(shared->lanes, nr_lanes, shared->target_tid);
 		trace_events();
+	}
 	trace_set("tracing_on", trace ? "1" : "0");
 	capsule_phase(2);
 	run(pid);

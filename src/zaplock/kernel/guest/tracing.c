@@ -56,6 +56,20 @@ static void trace_make(const char *name, long buffer_kb)
 		die("cannot set up the trace instance %s", instance);
 }
 
+/* Keep out what the rest of the machine does: on a busy host it would fill the buffers. Threads of
+ * the target and the foreign readers are all there by now. What a stranger does to the target's lock
+ * is not seen then. */
+static void trace_only_ours(const struct lane *lanes, int nr_lanes, int target)
+{
+	char pids[256];
+	int i, length = snprintf(pids, sizeof(pids), "%d", target);
+
+	for (i = 0; i < nr_lanes; i++)
+		length += snprintf(pids + length, sizeof(pids) - length, " %d", lanes[i].tid);
+	if (!trace_set("set_event_pid", pids))
+		die("cannot narrow the trace instance %s", instance);
+}
+
 static void trace_events(void)
 {
 	char path[128];

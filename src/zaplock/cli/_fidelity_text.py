@@ -1,0 +1,153 @@
+"""`zaplock fidelity` in print: the table, the sentences, and the section of docs/fidelity.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from zaplock.lab.fidelity import TOLERANCE, phases, waiting
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zaplock.lab.fidelity import Agreement, HungTasks
+    from zaplock.trace.verdict import Verdict
+
+BEGIN = "<!-- begin: kernels beside their designs (written by zaplock fidelity) -->"
+END = "<!-- end: kernels beside their designs -->"
+COLUMNS = ("kernel", "design", "teardown", "writer", "lock", "who waits", "longest wait", "")
+_LETTER = {"exclusive": "W", "shared": "R"}
+
+
+def cells(row: Agreement) -> tuple[str, ...]:
+    """Return a row's cells; where measured and predicted differ, both are shown."""
+    return (
+        row.kernel,
+        row.design,
+        row.teardown,
+        "queued" if row.queued_writer else "",
+        _both(_modes(row.measured), _modes(row.predicted)),
+        _both(_waits(row.measured), _waits(row.predicted)),
+        f"{_worst(row, row.measured):.3f} / {_worst(row, row.predicted):.3f}",
+        "agree" if row.agrees else "DIFFER",
+    )
+
+
+def _both(measured: str, predicted: str) -> str:
+    return measured if measured == predicted else f"{measured} (predicted: {predicted})"
+
+
+def _modes(seen: Verdict) -> str:
+    return ", ".join(_LETTER[mode] for mode in phases(seen)) or "not seen"
+
+
+def _waits(seen: Verdict) -> str:
+    """Write "fault, proc behind mmap + teardown; mmap behind teardown"."""
+    by_cause: dict[str, list[str]] = {}
+    for name, behind in waiting(seen).items():
+        by_cause.setdefault(" + ".join(behind) or "nobody seen", []).append(name)
+    said = [f"{', '.join(names)} behind {cause}" for cause, names in by_cause.items()]
+    return "; ".join(said) or "nobody"
+
+
+def _worst(row: Agreement, seen: Verdict) -> float:
+    return max(seen.ratio(name) for name in row.bystanders)
+
+
+def table(rows: Sequence[Agreement]) -> Table:
+    """Draw the comparison."""
+    from rich.box import SIMPLE
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(title="measured / predicted", title_justify="left", box=SIMPLE)
+    for name in COLUMNS:
+        drawn.add_column(name)
+    for row in rows:
+        drawn.add_row(*cells(row))
+    return drawn
+
+
+def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]:
+    """Say in words how well they agree."""
+    agreeing = sum(row.agrees for row in rows)
+    worst = max(row.worst_difference for row in rows)
+    said = [
+        f"{agreeing} of {len(rows)} teardowns agree in modes, in who waits behind whom, and in the "
+        f"share of the teardown that each waits within {TOLERANCE:.0%} (worst: {worst:.1%})."
+    ]
+    for one in hung:
+        measured, predicted = (
+            ", ".join(names) or "nobody" for names in (one.measured, one.predicted)
+        )
+        verb = "as predicted" if one.agrees else f"predicted: {predicted}"
+        said.append(f"{one.kernel}: khungtaskd reports {measured}, {verb}.")
+    return said
+
+
+def as_json(
+    rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Sequence[str]
+) -> dict[str, object]:
+    """Return everything as plain values."""
+    return {
+        "tolerance": TOLERANCE,
+        "agree": all(one.agrees for one in rows) and all(one.agrees for one in hung),
+        "rows": [row.to_json() for row in rows],
+        "hung_tasks": [one.to_json() for one in hung],
+        "skipped": list(skipped),
+    }
+
+
+def section(rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Sequence[str]) -> str:
+    """Write the section of docs/fidelity.md, with its markers."""
+    lines = [
+        BEGIN,
+        "## Real kernels beside the designs that stand for them",
+        "",
+        "Made by `zaplock fidelity` (root; QEMU for the guests). Read from the mmap_lock",
+        "tracepoints and from the simulated events by the same code (`zaplock.trace.verdict`). W:",
+        "the lock is held exclusively, R: shared. The longest wait is a share of the teardown's",
+        "holds, measured / predicted. Guests run in instruction-counted time: their figures are the",
+        "same each time.",
+        "",
+        "```text",
+        *sentences(rows, hung),
+        *skipped,
+        "```",
+        "",
+        _markdown(COLUMNS),
+        _markdown(["---"] * len(COLUMNS)),
+        *(_markdown(cells(row)) for row in rows),
+        "",
+        *(line for one in hung for line in _messages(one)),
+        END,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(row: Sequence[str]) -> str:
+    return f"| {' | '.join(row)} |"
+
+
+def _messages(one: HungTasks) -> list[str]:
+    if not one.measured_message:
+        return []
+    return [
+        f"### {one.kernel}: a hung task in the kernel's words and in the model's",
+        "",
+        "```text",
+        one.measured_message,
+        "```",
+        "",
+        "```text",
+        one.predicted_message,
+        "```",
+        "",
+    ]
+
+
+def with_section(document: str, new: str) -> str:
+    """Return the document with this section in place of the old one, or behind all else."""
+    before, found, rest = document.partition(BEGIN)
+    if not found:
+        return f"{document.rstrip()}\n\n{new}" if document.strip() else f"# Fidelity\n\n{new}"
+    return before + new + rest.partition(END)[2].lstrip("\n")

@@ -1,0 +1,161 @@
+"""A real kernel's teardown beside that of the design that stands for it: do they agree?
+
+Compared are the modes of the lock, who waits behind whom, and how long each waits as a share of the
+teardown, which is free of any machine's speed. And hung tasks: whom khungtaskd reports, in a guest
+and in the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from zaplock.lab.experiment import Experiment
+from zaplock.lab.forecast import design_of, predict
+from zaplock.lab.hung_task import message
+from zaplock.lab.profiles import DEFAULT, load
+from zaplock.lab.teardown import run
+from zaplock.trace.verdict import Verdict
+
+READERS = ("fault", "proc")
+WRITER = "mmap"
+TOLERANCE = 0.1
+"""How far a predicted wait may lie from the measured one, as a share of the teardown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """One teardown on one kernel, measured and predicted."""
+
+    kernel: str
+    design: str
+    teardown: str
+    queued_writer: bool
+    measured: Verdict
+    predicted: Verdict
+
+    @property
+    def bystanders(self) -> tuple[str, ...]:
+        """Who was there beside the teardown."""
+        return (*READERS, WRITER) if self.queued_writer else READERS
+
+    @property
+    def modes(self) -> bool:
+        """Whether the lock was held in the predicted modes, one after the other."""
+        return phases(self.measured) == phases(self.predicted)
+
+    @property
+    def waits(self) -> bool:
+        """Whether those waited who were predicted to, behind the predicted ones."""
+        return waiting(self.measured) == waiting(self.predicted)
+
+    @property
+    def ratios(self) -> bool:
+        """Whether each wait is as long as predicted, as a share of the teardown."""
+        return self.worst_difference <= TOLERANCE
+
+    @property
+    def worst_difference(self) -> float:
+        """The greatest difference between a measured and a predicted wait, as such a share."""
+        both = (self.measured, self.predicted)
+        return max(abs(both[0].ratio(name) - both[1].ratio(name)) for name in self.bystanders)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the design does what the kernel does."""
+        return self.modes and self.waits and self.ratios
+
+    def to_json(self) -> dict[str, object]:
+        """Return the row as plain values."""
+        return {
+            "kernel": self.kernel,
+            "design": self.design,
+            "teardown": self.teardown,
+            "queued_writer": self.queued_writer,
+            "agrees": self.agrees,
+            "worst_difference": round(self.worst_difference, 4),
+            "measured": _plain(self.measured, self.bystanders),
+            "predicted": _plain(self.predicted, self.bystanders),
+        }
+
+
+def _plain(seen: Verdict, names: tuple[str, ...]) -> dict[str, object]:
+    return {
+        "modes": phases(seen),
+        "hold_ns": seen.hold_ns,
+        "waits": waiting(seen),
+        "ratios": {name: round(seen.ratio(name), 4) for name in names},
+    }
+
+
+def phases(seen: Verdict) -> list[str]:
+    """Return the modes of a teardown, each as often as it changed."""
+    return [mode for mode, _ in groupby(seen.modes)]
+
+
+def waiting(seen: Verdict) -> dict[str, list[str]]:
+    """Return who waited behind whom, without an order among those waited for."""
+    return {name: sorted(behind) for name, behind in sorted(seen.waits.items())}
+
+
+def compare(
+    release: str, kernel: str, teardown: str, queued_writer: bool, measured: Verdict, period_ns: int
+) -> Agreement:
+    """Lay a kernel's verdict beside that of the design which stands for its release."""
+    design = design_of(release)
+    bystanders = (*READERS, WRITER) if queued_writer else READERS
+    share = period_ns / measured.hold_ns if measured.hold_ns else 0.005
+    predicted = predict(design, teardown, bystanders, period_share=share)
+    return Agreement(kernel, design.name, teardown, queued_writer, measured, predicted)
+
+
+HUNG_BYSTANDERS = ("fault", "proc", "madvise", "gup", "mmap")
+"""Who stands beside a munmap that takes many times the hung-task timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class HungTasks:
+    """Whom khungtaskd reported beside a long munmap with a queued writer, and whom the model did.
+
+    The messages are those of the first task that both reported, "" where there is none.
+    """
+
+    kernel: str
+    design: str
+    measured: tuple[str, ...]
+    predicted: tuple[str, ...]
+    measured_message: str = ""
+    predicted_message: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both reported the same tasks."""
+        return self.measured == self.predicted
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as plain values."""
+        return {
+            "kernel": self.kernel,
+            "design": self.design,
+            "agrees": self.agrees,
+            "measured": list(self.measured),
+            "predicted": list(self.predicted),
+        }
+
+
+def compare_hung(release: str, kernel: str, messages: list[str]) -> HungTasks:
+    """Lay a guest's hung-task messages beside those of the design that stands for its release."""
+    design = design_of(release)
+    experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
+    waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
+    said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
+    both = sorted(set(waits) & set(said))
+    shown = message(waits[both[0]], 10**9, design.kernel) if both else ""
+    return HungTasks(
+        kernel,
+        design.name,
+        tuple(sorted(said)),
+        tuple(sorted(waits)),
+        said[both[0]] if both else "",
+        shown,
+    )
