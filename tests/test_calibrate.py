@@ -98,6 +98,7 @@ def test_a_check_lays_the_prediction_beside_the_measurement(
     assert [row["size"] for row in rows] == [64 << 20, 32 << 20]
     for row in rows:
         assert row["error"] == pytest.approx(row["predicted_ns"] / row["measured_ns"] - 1)
+        assert row["cpu_error"] == pytest.approx(row["predicted_ns"] / row["cpu_ns"] - 1)
     assert main([*arguments, "--repeat", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines[:4]}) == 1  # a table with straight edges
@@ -131,4 +132,4 @@ def test_bad_input_ends_with_one_line_and_code_2(
 @pytest.mark.skipif(memory.room() > 80 << 30, reason="this machine has the memory for it")
 def test_more_memory_than_there_is_is_not_taken() -> None:
     with pytest.raises(UserError, match=r"can be used now"):
-        calibrate(rounds=1, scale_mib=16384)  # an experiment takes five times that
+        calibrate(rounds=1, scale_mib=16384)  # an experiment takes eight times that

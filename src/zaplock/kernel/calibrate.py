@@ -49,14 +49,14 @@ def calibrate(
 ) -> Calibration:
     """Measure this machine; `progress` is told the steps done and the steps in all.
 
-    The largest experiment takes four times `scale_mib` MiB. Raises UserError when that doesn't fit
+    The largest experiment takes eight times `scale_mib` MiB. Raises UserError when that doesn't fit
     or a round takes longer than two minutes.
     """
     if not 1 <= rounds <= 100:
         raise UserError(f"rounds {rounds} must lie between 1 and 100")
     if not 16 <= scale_mib <= 16384:
         raise UserError(f"scale {scale_mib} MiB must lie between 16 and 16384")
-    memory.require(5 * scale_mib << 20, "anonymous")
+    memory.require(9 * scale_mib << 20, "anonymous")
     raws: list[dict[str, float]] = []
 
     def told(step: int) -> None:

@@ -165,7 +165,7 @@ def experiments(scale: int) -> dict[str, float]:
     """Run all experiments on `scale` MiB of pages; what can't be had here is left out."""
     length = scale * MIB
     raw = {
-        "unmap_anonymous": unmap(4 * length, "anonymous"),
+        "unmap_anonymous": unmap(8 * length, "anonymous"),
         "unmap_zero": unmap(32 * length, "zero"),
         "unmap_file": unmap(length, "file"),
         "zap_shared_anonymous": zap_shared(length, "anonymous"),
