@@ -184,13 +184,8 @@ class Checked:
         low, high = format_duration(self.least_ns), format_duration(self.greatest_ns)
         times = (self.predicted_ns, self.measured_ns, self.cpu_ns)
         spans = [format_duration(span_ns) for span_ns in times]
-        return [
-            self.backing,
-            format_size(self.size),
-            *spans,
-            f"{low} .. {high}",
-            f"{self.error:+.1%}",
-        ]
+        errors = (f"{self.error:+.1%}", f"{self.cpu_error:+.1%}")
+        return [self.backing, format_size(self.size), *spans, f"{low} .. {high}", *errors]
 
 
 HEAD = [
