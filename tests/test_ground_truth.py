@@ -19,6 +19,7 @@ import pytest
 from zaplock.kernel.recorder import record_mm
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events, Kind
+from zaplock.views.words import chain, wait_sentence
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -92,11 +93,12 @@ def test_no_event_is_unmatched_and_none_lost(run: Run) -> None:
 
 
 def inside(run: Run, did: Did) -> np.ndarray:
-    """Return the rows of the holds that a task took during one operation."""
+    """Return the rows of the holds that a task took in one operation, faults beside it left out."""
     holds = run.analysis.holds
     start = holds["start_ns"]
     during = (start >= did.begin_ns) & (start <= did.end_ns)
-    return np.flatnonzero((holds["tid"] == did.tid) & during)
+    named = holds["op"] == holds.operations.index(did.operation)
+    return np.flatnonzero((holds["tid"] == did.tid) & during & named)
 
 
 def test_every_large_munmap_has_its_two_holds_and_its_size(run: Run) -> None:
@@ -152,30 +154,37 @@ def test_holds_agree_with_the_workloads_own_clock(run: Run) -> None:
     assert agree >= 0.9 * len(errors)
 
 
-def queued_ns(run: Run, row: int) -> int:
-    """Take from a wait the time after the waiter was woken: that is the scheduler's."""
+def let_go_ns(run: Run, did: Did) -> int:
+    """Return when a culprit gave the lock back; an madvise gives a VMA's lock back at its end."""
+    rows = inside(run, did)
+    if did.kind == "vma-lock" or not len(rows):
+        return did.end_ns
+    return int(run.analysis.holds.end_ns[rows].max())
+
+
+def due_to(run: Run, row: int) -> Did | None:
+    """Return the culprit that the workload let loose on a wait: it was at it for most of the wait.
+
+    The rest may be anybody's: on a busy machine whoever is woken gets a cpu when there is one.
+    """
     waits = run.analysis.waits
     start, end, tid = int(waits["start_ns"][row]), int(waits.end_ns[row]), waits["tid"][row]
-    kind, time_ns = run.events["kind"], run.events["time_ns"]
-    first, last = np.searchsorted(time_ns, [start, end])
-    mine = run.events["tid"][first:last] == tid
-    woken = np.flatnonzero(mine & (kind[first:last] == Kind.WAKEUP))
-    return int(time_ns[first + woken[-1]]) - start if len(woken) else end - start
+    for did in run.culprits():
+        if did.begin_ns <= start <= did.end_ns and did.tid != tid:
+            return did if 2 * (let_go_ns(run, did) - start) > end - start else None
+    return None
 
 
 def test_blame_names_the_culprit(run: Run) -> None:
-    """Whoever slept for the lock for over 1 ms in a round did so because of its culprit."""
+    """Whoever waited for the lock for over 1 ms in a round did so because of its culprit."""
     waits = run.analysis.waits
-    right, wrong = 0, []
+    right, wrong = 0, list[str]()
     for row in np.flatnonzero(waits["wait_ns"] > 1 * MS).tolist():
-        start, tid = int(waits["start_ns"][row]), int(waits["tid"][row])
-        truth = [
-            did for did in run.culprits() if did.begin_ns <= start <= did.end_ns and did.tid != tid
-        ]
-        if not truth or queued_ns(run, row) <= 1 * MS:
+        did = due_to(run, row)
+        if did is None:
             continue
         found = run.analysis.explain(row)
-        culprit, did = found.culprit, truth[0]
+        culprit = found.culprit
         shares = sum(blame.share_ns for blame in found.blame)
         assert shares + found.unexplained_ns == int(waits["wait_ns"][row])
         if culprit is not None and (culprit.tid, culprit.operation, culprit.length) == (
@@ -186,10 +195,11 @@ def test_blame_names_the_culprit(run: Run) -> None:
             right += 1
             assert culprit.vma == (did.kind == "vma-lock")
         else:
-            wrong.append((did, found))
+            told = [f"{did.kind}: {wait_sentence(run.analysis, row)}", *chain(run.analysis, found)]
+            wrong.append("\n    ".join(told))
     print(f"\nblame names the culprit of {right} of {right + len(wrong)} waits over 1 ms")
     assert right >= 15, "hardly anybody waited"
-    assert len(wrong) <= (right + len(wrong)) // 100, wrong
+    assert len(wrong) <= (right + len(wrong)) // 100, "\n".join(wrong)
 
 
 def test_the_convoy_shows_both_the_zap_and_the_writer_in_front(run: Run) -> None:

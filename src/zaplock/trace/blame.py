@@ -9,8 +9,10 @@ At every instant of a wait the lock is in one of four states, and each has its c
     shared, a reader waits      nobody would keep him out but the queue: the writer in front of him
                                 *and* the shared holder whom that writer waits for. Take either away
                                 and he is in, so each explains half of the time: the convoy
-    free                        nobody: somebody was woken and isn't on a cpu yet. Unexplained, and
-                                counted in `free_ns` as well
+    free, a reader next         that reader, unless this waiter may read beside him: a reader owns
+                                the lock from the moment he is woken, and he has no cpu yet
+    free                        nobody: it is a writer's turn, or this waiter's own, and he has no
+                                cpu yet. Unexplained; `free_ns` says how much of it there is
 
 The shares of a wait and its unexplained rest add up to the wait, to the nanosecond. Shares of one
 task in equal operations (name and length) are summed. What the events don't show (a hold whose two
@@ -33,7 +35,7 @@ from zaplock.trace.calls import NO_CALL
 from zaplock.trace.holds import Holds
 from zaplock.trace.queue import MODERN, Queue
 from zaplock.trace.vma_lock import Sleep, VmaLocks
-from zaplock.trace.waits import Waits
+from zaplock.trace.waits import Outcome, Waits
 
 Array = NDArray[Any]
 Role = Literal["holder", "queued-writer"]
@@ -52,8 +54,10 @@ NOBODY_HOLDS: Key = ("free", NOBODY, "", 0)
 class Blame:
     """One task's part in a wait: in which operation on which range, and for how long.
 
-    `operation` is "" where no system call was recorded. `hold` is the row of its longest-blocking
-    hold (or wait, for a queued writer); `vma` says that it held a VMA's lock, not the mmap_lock.
+    `operation` is "" where no system call was recorded. `row` is the row of the hold that blocked
+    longest, or with `waited` of its wait: a queued writer's, or that of a reader who was let in and
+    had no cpu yet. `vma` says that it held a VMA's lock and not the mmap_lock, which the task of
+    the hold `row` had.
     """
 
     tid: int
@@ -65,13 +69,14 @@ class Blame:
     share_ns: int
     row: int
     vma: bool = False
+    waited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
     """A wait (the row of `Waits`) and who is to blame for it, the greatest share first.
 
-    `free_ns` is the part of `unexplained_ns` in which nobody held the lock.
+    `free_ns` is the part of `unexplained_ns` in which nobody had the lock.
     """
 
     wait: int
@@ -101,6 +106,9 @@ class _Lock:
     writer_start: Array
     writer_ends: Array
     writer_reach: Array
+    entered: Array
+    entered_start: Array
+    entered_end: Array
 
     def edges(self, start: int, end: int) -> Array:
         """Return the instants in [start, end] between which nothing changes, both ends included."""
@@ -112,6 +120,8 @@ class _Lock:
             self.shared_ends,
             self.writer_start,
             self.writer_ends,
+            self.entered_start,
+            self.entered_end,
         ):
             first, last = np.searchsorted(column, [start, end])
             parts.append(column[first:last])
@@ -135,6 +145,14 @@ class _Lock:
         there = (place < len(self.writers)) & (self.writer_start[found] <= time_ns)
         return np.where(there, self.writers[found], NOBODY)
 
+    def next_in_at(self, time_ns: Array) -> Array:
+        """Return the wait that ends next after each instant by having the lock, or NOBODY."""
+        if not len(self.entered):
+            return np.full(len(time_ns), NOBODY)
+        place = np.searchsorted(self.entered_end, time_ns, side="right")
+        found = np.minimum(place, len(self.entered) - 1)
+        return np.where(place < len(self.entered), self.entered[found], NOBODY)
+
 
 def _active(rows: Array, start: Array, end: Array, time_ns: Array) -> Array:
     if not len(rows):
@@ -154,6 +172,8 @@ def _lock(holds: Holds, waits: Waits, hold_rows: Array, wait_rows: Array) -> _Lo
     last = np.maximum.accumulate(record) if len(record) else record
     writers = wait_rows[waits["exclusive"][wait_rows] & (waits["wait_ns"][wait_rows] > 0)]
     wait_end = waits.end_ns
+    entered = wait_rows[waits["outcome"][wait_rows] == Outcome.ACQUIRED]
+    entered = entered[np.argsort(wait_end[entered], kind="stable")]
     return _Lock(
         exclusive,
         start[exclusive],
@@ -167,6 +187,9 @@ def _lock(holds: Holds, waits: Waits, hold_rows: Array, wait_rows: Array) -> _Lo
         waits["start_ns"][writers],
         np.sort(wait_end[writers]),
         np.maximum.accumulate(wait_end[writers]) if len(writers) else wait_end[writers],
+        entered,
+        np.sort(waits["start_ns"][entered]),
+        wait_end[entered],
     )
 
 
@@ -212,7 +235,18 @@ class Judge:
         role: Role = "queued-writer" if kind == "queued-writer" else "holder"
         comm = task.comm if task else ""
         share_ns, _, row, address = entry
-        return Blame(tid, comm, operation, address, length, role, share_ns, row, kind == "vma")
+        return Blame(
+            tid,
+            comm,
+            operation,
+            address,
+            length,
+            role,
+            share_ns,
+            row,
+            vma=kind == "vma",
+            waited=kind in ("queued-writer", "let in"),
+        )
 
     def _shares(self, wait: int) -> Iterator[Part]:
         """Yield (key, row, address, share) of each stretch of the wait that somebody explains."""
@@ -222,20 +256,33 @@ class Judge:
         edges = lock.edges(start, end)
         begin, span = edges[:-1], np.diff(edges)
         exclusive, shared = lock.exclusive_at(begin), lock.shared_at(begin)
-        front = self._front(lock, wait, begin)
+        front, writes = self._front(lock, wait, begin), bool(self.waits["exclusive"][wait])
         free = (exclusive == NOBODY) & (shared == NOBODY)
-        alone = (exclusive == NOBODY) & (shared != NOBODY)
-        convoy = alone & (front != NOBODY) & (not self.waits["exclusive"][wait])
-        if not self.waits["exclusive"][wait]:
-            alone = convoy
+        reader = self._let_in(lock, wait, np.where(free, begin, end), end)
+        read_held = (exclusive == NOBODY) & ((shared != NOBODY) | (reader != NOBODY))
+        convoy = read_held & (front != NOBODY) & (not writes)
+        blocked = read_held if writes else convoy
+        half = np.where(convoy, span // 2, 0)
         for row, share_ns in _sums(exclusive, span):
             yield from self._exclusive(row, wait, start, end, share_ns)
-        half = np.where(convoy, span // 2, 0)
-        for row, share_ns in _sums(np.where(alone, shared, NOBODY), span - half):
-            yield self._as_holder(row, share_ns)
+        for row, share_ns in _sums(np.where(blocked, shared, NOBODY), span - half):
+            yield self._entry("holder", self.holds, row, share_ns)
+        for row, share_ns in _sums(np.where(blocked, reader, NOBODY), span - half):
+            yield self._entry("let in", self.waits, row, share_ns)
         for row, share_ns in _sums(np.where(convoy, front, NOBODY), half):
-            yield self._as_writer(row, share_ns)
-        yield NOBODY_HOLDS, NOBODY, 0, int(span[free].sum())
+            yield self._entry("queued-writer", self.waits, row, share_ns)
+        yield NOBODY_HOLDS, NOBODY, 0, int(span[free & ~(blocked & (reader != NOBODY))].sum())
+
+    def _let_in(self, lock: _Lock, wait: int, free_ns: Array, end: int) -> Array:
+        """Return the waiting reader whose turn it is at each free instant, or NOBODY.
+
+        Instants at which the lock is not free are given as `end`.
+        """
+        coming = lock.next_in_at(free_ns)
+        start, ends = self.waits["start_ns"], self.waits.end_ns
+        there = (free_ns < end) & (coming != NOBODY) & (coming != wait)
+        there &= (start[coming] <= free_ns) & (ends[coming] < end)
+        return np.where(there & ~self.waits["exclusive"][coming], coming, NOBODY)
 
     def _front(self, lock: _Lock, wait: int, time_ns: Array) -> Array:
         """Return the waiting writer in front of a waiter at each instant, or NOBODY."""
@@ -256,13 +303,7 @@ class Judge:
                 yield key, row, int(calls.address[sleep.call]), slept
                 rest -= slept
         if rest > 0:
-            yield self._as_holder(row, rest)
-
-    def _as_holder(self, row: int, share_ns: int) -> Part:
-        return self._entry("holder", self.holds, row, share_ns)
-
-    def _as_writer(self, row: int, share_ns: int) -> Part:
-        return self._entry("queued-writer", self.waits, row, share_ns)
+            yield self._entry("holder", self.holds, row, rest)
 
     def _entry(self, kind: str, table: Holds | Waits, row: int, share_ns: int) -> Part:
         inside = int(table["call"][row]) != NO_CALL

@@ -7,7 +7,8 @@ for the mmap_lock then waits for the madvise; the holder is a victim itself. No 
 so. Two things do:
 
 - the holder leaves its cpu to sleep (sched_switch with a prev_state other than 0) while another
-  task of its process is inside an madvise, and runs again when that call is over;
+  task of its process is inside an madvise, and is woken when that call is over (its way back to a
+  cpu counts too: it would not have left it);
 - or, without sched events, the ranges: a holder whose range overlaps that of an madvise which began
   before the hold and took no mmap_lock itself must have waited for its VMA.
 
@@ -25,15 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.calls import Calls
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import Events, Task
 from zaplock.trace.holds import Holds
+from zaplock.trace.sleeps import Nap, Sleeps, sleeps
 
 Array = NDArray[Any]
 
 WAKE_NS = 5_000_000
-"""A sleeper runs within this time of the end of the madvise that it slept for: later, where a busy
-machine gives it no cpu for a scheduler's slice or two; earlier, where the madvise's task lost its
-own cpu between giving the VMA's lock back and returning."""
+"""A sleeper is woken within this time of the end of the madvise that it slept for: later, where the
+wake-up itself was not recorded; earlier, where the madvise's task still had to return. Time in
+which that task had no cpu does not count."""
 
 SHORTEST_NS = 20_000
 """Holds and sleeps shorter than this are not looked at: no wait of interest hangs on them."""
@@ -57,8 +59,8 @@ class VmaLocks:
     """Rows of `calls` that may hold a VMA's lock, sorted by their begin."""
     begin_ns: Array
     longest_ns: int
-    sleeps: Mapping[int, tuple[Array, Array]]
-    """Of each tid: when it went to sleep and when it ran again. Empty without sched events."""
+    sleeps: Sleeps | None
+    """None without sched events."""
     tasks: Mapping[int, Task]
 
     def behind(self, holds: Holds, row: int) -> tuple[Sleep, ...]:
@@ -71,8 +73,8 @@ class VmaLocks:
         rivals = self._rivals(holds, row, start, start + hold)
         if not rivals:
             return ()
-        if self.sleeps:
-            return self._from_sleeps(holds, row, rivals)
+        if self.sleeps is not None:
+            return self._from_sleeps(self.sleeps, holds, row, rivals)
         return self._from_ranges(holds, row, rivals)
 
     def _rivals(self, holds: Holds, row: int, start: int, end: int) -> list[int]:
@@ -92,39 +94,45 @@ class VmaLocks:
         task, another = self.tasks.get(tid), self.tasks.get(other)
         return task is None or another is None or task.pid == another.pid
 
-    def _from_sleeps(self, holds: Holds, row: int, rivals: list[int]) -> tuple[Sleep, ...]:
-        slept = self.sleeps.get(int(holds["tid"][row]))
-        if slept is None:
-            return ()
+    def _from_sleeps(
+        self, sleeps: Sleeps, holds: Holds, row: int, rivals: list[int]
+    ) -> tuple[Sleep, ...]:
         start = int(holds["start_ns"][row])
         end = start + int(holds["hold_ns"][row])
-        first, last = np.searchsorted(slept[0], [start, end])
         found = []
-        for begin_ns, ran_ns in zip(slept[0][first:last].tolist(), slept[1][first:last].tolist()):
-            call = self._slept_for(holds, row, rivals, begin_ns, ran_ns)
-            if call is not None and ran_ns - begin_ns >= SHORTEST_NS:
-                found.append(Sleep(begin_ns, min(ran_ns, end), call))
+        for nap in sleeps.naps(int(holds["tid"][row]), start, end):
+            call = self._slept_for(sleeps, holds, row, rivals, nap)
+            if call is not None and nap.ran_ns - nap.begin_ns >= SHORTEST_NS:
+                found.append(Sleep(nap.begin_ns, min(nap.ran_ns, end), call))
         return tuple(found)
 
     def _slept_for(
-        self, holds: Holds, row: int, rivals: list[int], begin_ns: int, ran_ns: int
+        self, sleeps: Sleeps, holds: Holds, row: int, rivals: list[int], nap: Nap
     ) -> int | None:
-        """Choose the madvise that covered the sleep and ended with it, overlapping ranges first."""
-        ended_with = [
+        """Choose the madvise that covered the sleep and ended it, overlapping ranges first."""
+        ended_it = [
             call
             for call in rivals
-            if self.calls.begin_ns[call] <= begin_ns < self.calls.end_ns[call]
-            and abs(int(self.calls.end_ns[call]) - ran_ns) <= WAKE_NS
+            if self.calls.begin_ns[call] <= nap.begin_ns < self.calls.end_ns[call]
+            and self._ended(sleeps, call, nap)
         ]
-        if not ended_with:
+        if not ended_it:
             return None
         return min(
-            ended_with,
+            ended_it,
             key=lambda call: (
                 not self._overlap(holds, row, call),
-                abs(int(self.calls.end_ns[call]) - ran_ns),
+                abs(int(self.calls.end_ns[call]) - nap.woken_ns),
             ),
         )
+
+    def _ended(self, sleeps: Sleeps, call: int, nap: Nap) -> bool:
+        """Say whether the sleep ended with the call: the call had next to nothing left to do."""
+        end_ns = int(self.calls.end_ns[call])
+        if end_ns < nap.woken_ns:
+            return nap.woken_ns - end_ns <= WAKE_NS
+        tid = int(self.calls.tid[call])
+        return sleeps.running_ns(tid, nap.woken_ns, end_ns) <= WAKE_NS
 
     def _from_ranges(self, holds: Holds, row: int, rivals: list[int]) -> tuple[Sleep, ...]:
         start = int(holds["start_ns"][row])
@@ -156,22 +164,5 @@ def vma_locks(events: Events, calls: Calls, holds: Holds) -> VmaLocks:
     madvise = madvise[np.argsort(calls.begin_ns[madvise], kind="stable")]
     begin_ns = calls.begin_ns[madvise]
     longest = int((calls.end_ns[madvise] - begin_ns).max(initial=0))
-    sleeps = _sleeps(events) if len(madvise) else {}
-    return VmaLocks(calls, madvise, begin_ns, longest, sleeps, events.tasks)
-
-
-def _sleeps(events: Events) -> dict[int, tuple[Array, Array]]:
-    """Pair each task's going to sleep with its running again."""
-    kind = events["kind"]
-    index = np.flatnonzero((kind == Kind.SCHED_OUT) | (kind == Kind.SCHED_IN))
-    index = index[np.argsort(events["tid"][index], kind="stable")]
-    tid, time_ns = events["tid"][index], events["time_ns"][index]
-    asleep = (kind[index] == Kind.SCHED_OUT) & (events["detail"][index] != 0)
-    paired = asleep[:-1] & (kind[index][1:] == Kind.SCHED_IN) & (tid[1:] == tid[:-1])
-    out = np.flatnonzero(paired)
-    found = {}
-    cuts = np.flatnonzero(np.diff(tid[out])) + 1
-    for rows in np.split(out, cuts):
-        if len(rows):
-            found[int(tid[rows[0]])] = (time_ns[rows], time_ns[rows + 1])
-    return found
+    slept = sleeps(events) if len(madvise) else None
+    return VmaLocks(calls, madvise, begin_ns, longest, slept, events.tasks)

@@ -161,7 +161,7 @@ def _culprits(summary: Summary, rows: Array, holds: Array) -> Array:
     wait_place = {int(row): number for number, row in enumerate(rows)}
     culprit = np.full(len(rows), NO_HOLD, np.int32)
     for found in summary.explained:
-        hold = next((b.row for b in found.blame if b.role == "holder"), NO_HOLD)
+        hold = next((b.row for b in found.blame if not b.waited), NO_HOLD)
         if found.wait in wait_place:
             culprit[wait_place[found.wait]] = place.get(hold, NO_HOLD)
     return culprit

@@ -150,8 +150,8 @@ def _arrow(analysis: Analysis, found: Explained, number: int) -> Iterator[Mark]:
     """Draw one arrow: out of the culprit while it was still in the way, to the end of the wait."""
     culprit = found.blame[0]
     wait_end = int(analysis.waits.end_ns[found.wait])
-    table: Any = analysis.waits if culprit.role == "queued-writer" else analysis.holds
-    span = table["wait_ns" if culprit.role == "queued-writer" else "hold_ns"]
+    table: Any = analysis.waits if culprit.waited else analysis.holds
+    span = table["wait_ns" if culprit.waited else "hold_ns"]
     culprit_end = int(table["start_ns"][culprit.row] + span[culprit.row])
     victim = lock_track(int(analysis.waits["tid"][found.wait]))
     leaves = min(culprit_end, wait_end)

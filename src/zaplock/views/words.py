@@ -87,6 +87,8 @@ def blame_sentence(analysis: Analysis, blame: Blame) -> str:
         return f"{task}, which held a VMA's lock that the holder, {victim}, slept on"
     if blame.role == "queued-writer":
         return f"{task}, a writer queued in front"
+    if blame.waited:
+        return f"{task}, which was let in and had no cpu yet"
     if analysis.holds["exclusive"][blame.row]:
         return f"{task}, which held it exclusively"
     after = " after its downgrade" if analysis.holds["downgraded"][blame.row] else ""
@@ -117,7 +119,7 @@ def _rest(found: Explained, whole: int) -> list[str]:
     lines = []
     if found.free_ns * 100 > whole:
         part = f"{duration(found.free_ns)} ({share(found.free_ns, whole)})"
-        lines.append(f"{part} nobody held it: whoever was woken was not on a cpu yet")
+        lines.append(f"{part} nobody had it: whose turn it was had no cpu yet")
     if dark_ns * 100 > whole:
         lines.append(f"{duration(dark_ns)} ({share(dark_ns, whole)}) unexplained")
     return lines

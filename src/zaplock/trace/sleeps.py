@@ -1,0 +1,85 @@
+"""When a task slept, when it was woken, and how long it was on a cpu.
+
+From sched_switch and sched_wakeup. With a pid filter, kernels leave out switches from idle to the
+task, so a SCHED_IN may be missing: any event of a task (but its WAKEUP, which another task writes)
+shows it running.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.trace.events import Events, Kind
+from zaplock.trace.lanes import dense
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Nap:
+    """One sleep: from `begin_ns` until woken at `woken_ns`, running again at `ran_ns`."""
+
+    begin_ns: int
+    woken_ns: int
+    ran_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sleeps:
+    """The events of each task by themselves; `order` are event indices sorted by (tid, time)."""
+
+    events: Events
+    order: Array
+    tid: Array
+
+    def _rows(self, tid: int) -> Array:
+        first, last = np.searchsorted(self.tid, [tid, tid + 1])
+        rows: Array = self.order[first:last]
+        return rows
+
+    def naps(self, tid: int, start_ns: int, end_ns: int) -> list[Nap]:
+        """Return the sleeps that a task began in [start_ns, end_ns)."""
+        rows = self._rows(tid)
+        kind, time_ns = self.events["kind"], self.events["time_ns"]
+        first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
+        chosen = np.flatnonzero(
+            (kind[rows[first:last]] == Kind.SCHED_OUT)
+            & (self.events["detail"][rows[first:last]] != 0)
+        )
+        found = (self._nap(rows, int(first + place)) for place in chosen)
+        return [nap for nap in found if nap is not None]
+
+    def _nap(self, rows: Array, place: int) -> Nap | None:
+        """Read one sleep from the events after the task left its cpu."""
+        if place + 1 >= len(rows):
+            return None
+        kind, time_ns = self.events["kind"], self.events["time_ns"]
+        out, after = rows[place], rows[place + 1]
+        ran = rows[min(place + 2, len(rows) - 1)] if kind[after] == Kind.WAKEUP else after
+        return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
+
+    def running_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
+        """Return how much of [start_ns, end_ns) a task was on a cpu."""
+        rows = self._rows(tid)
+        rows = rows[self.events["kind"][rows] != Kind.WAKEUP]
+        time_ns = self.events["time_ns"][rows]
+        first, last = np.searchsorted(time_ns, [start_ns, end_ns], side="right")
+        begin = np.clip(np.append(start_ns, time_ns[first:last]), start_ns, end_ns)
+        span = np.diff(np.append(begin, end_ns))
+        before = rows[max(first - 1, 0) : last]
+        on_cpu = self.events["kind"][before] != Kind.SCHED_OUT
+        if first == 0:
+            on_cpu = np.append(True, on_cpu)[: len(span)]
+        return int(span[on_cpu].sum())
+
+
+def sleeps(events: Events) -> Sleeps | None:
+    """Sort the events by task; None for a recording without scheduling events."""
+    if not bool((events["kind"] == Kind.SCHED_OUT).any()):
+        return None
+    order = np.argsort(dense(events["tid"])[0], kind="stable").astype(np.int32)
+    return Sleeps(events, order, events["tid"][order])
