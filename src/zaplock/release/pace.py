@@ -26,7 +26,7 @@ from typing import Final
 from zaplock.release.errors import ReleaseError
 from zaplock.release.syscalls import HUGE, PAGE
 
-SHARE: Final = 2
+SHARE: Final = 3
 """Part of the bound that one piece may use: the rest is for waking up, and for a missed turn."""
 PAUSE_NS: Final = 50_000
 LEAST: Final = 256 << 10
