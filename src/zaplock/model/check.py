@@ -39,6 +39,7 @@ def check_space(m: Machine, space: AddressSpace) -> None:
     for vma in vmas:
         expected["total_vm"] += vma.nr_pages
         expected["locked_vm"] += vma.nr_pages if vma.flags & VM_LOCKED else 0
+    expected["locked_vm"] += space.count("locked_vm_leaked")  # see mremap.keep_empty
     expected.update(parts(vmas))
     for start, (end, pte) in space.ptes.data.items():
         if pte.kind in RSS:

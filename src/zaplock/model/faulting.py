@@ -228,13 +228,15 @@ def take_hugetlb_page(m: Machine) -> bool:
 def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
     pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
     file = m.files[vma.file]
-    if file.kind == "device" or pgoff << PAGE_SHIFT >= file.size:
+    if file.kind == "device":
         return -SIGBUS
     shared = bool(vma.flags & VM_SHARED)
     if not write:
         _fault_around(m, task, vma, space, vpn)
         if space.ptes.at(vpn) is not None:
             return 0
+    if pgoff << PAGE_SHIFT >= file.size:
+        return -SIGBUS
     pfn = cached_frame(m, task, vma.file, pgoff)
     m.spend("fault_file")
     alloc_tables(m, task, space, vpn, vpn + 1)

@@ -26,6 +26,7 @@ class Limits(msgspec.Struct, frozen=True):
     task_size: int = TASK_SIZE_4_LEVELS
     mmap_base: int = 0x7FFF_F7FF_F000
     mmap_min_addr: int = 0x10000
+    mmap_min_hint: int = 0x10000
     max_map_count: int = 65530
     rlimit_as: int = 1 << 63
     rlimit_data: int = 1 << 63

@@ -14,7 +14,7 @@ from errno import EFAULT, ENOMEM
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.faulting import USERFAULT, fault_page
+from zaplock.model.faulting import USERFAULT, fault_page, huge_range
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -131,8 +131,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
 
 def needs_mmap_lock(vma: Vma, write: bool) -> bool:
     """Return whether a fault can't be served under the VMA lock: it would set an anon_vma."""
-    private = not vma.flags & VM_SHARED
-    return private and not vma.anon_vma and (write or not vma.file)
+    return write and not vma.flags & VM_SHARED and not vma.anon_vma
 
 
 def access_error(vma: Vma, write: bool) -> bool:
@@ -144,8 +143,9 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
     """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry."""
     if not vma.flags & VM_HUGETLB:
         await alloc_fault_tables(handle, address)
-    if not vma.flags & VM_SHARED and not vma.anon_vma and (write or not vma.file):
-        await anon_vma_prepare(handle)
+    if not vma.flags & VM_SHARED and not vma.anon_vma:
+        if write or (not vma.file and await fits_huge_page(handle, address)):
+            await anon_vma_prepare(handle)
     return await fault_entry(handle, address, write)
 
 
@@ -158,6 +158,13 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> Non
     vma = found_vma(m, task, handle)
     vpn = address >> PAGE_SHIFT
     alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2 if vma.file else 1)
+
+
+@step
+def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
+    """Return whether a fault may map a huge page, for which even a read needs an anon_vma."""
+    vma = found_vma(m, task, handle)
+    return huge_range(m, vma, m.mm(vma.mm), address >> PAGE_SHIFT) is not None
 
 
 @step

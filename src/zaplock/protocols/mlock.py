@@ -73,7 +73,7 @@ async def munlock(cx: Cx, start: int, length: int) -> int:
 def whole_pages(start: int, length: int) -> tuple[int, int]:
     """Widen a range to whole pages."""
     low = start & -PAGE_SIZE
-    return low, low + page_align(length + start - low)
+    return low, low + page_align((length + start - low) % WHOLE) % WHOLE
 
 
 async def mlockall(cx: Cx, flags: int) -> int:

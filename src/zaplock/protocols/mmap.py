@@ -201,8 +201,8 @@ def get_unmapped_area(
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
-    if 0 < address < limits.mmap_min_addr:
-        address = page_align(limits.mmap_min_addr)
+    if 0 < address < limits.mmap_min_hint:
+        address = page_align(limits.mmap_min_hint)
     if wants_huge_alignment(m, address, length, flags, file, pgoff):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -253,7 +253,12 @@ def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) 
 
 
 def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
-    """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST."""
+    """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST.
+
+    An address so high that it looks like an errno is taken for one (IS_ERR_VALUE).
+    """
+    if address > (1 << 64) - PAGE_SIZE:
+        return address - (1 << 64)
     if address > space.limits.task_size - length:
         return -ENOMEM
     if address & ~PAGE_MASK:

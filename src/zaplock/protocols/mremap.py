@@ -4,20 +4,28 @@ A move takes the entries out of the old place and puts them into the new one. Be
 TLB must be flushed before the page-table lock is dropped, or a truncation frees a page that the old
 address still translates to (CVE-2018-18281, eb66ae030829, 4.19): rule `mremap_flush`.
 
-Source: mm/mremap.c.
+The order of checks is that of 6.18; older kernels look at the same things in another order, so
+where two of them fail they may name the other one. With `moves_many` (6.17) a move that keeps its
+size may take a range of several VMAs, holes between them included.
+
+Source: mm/mremap.c, mm/vma.c copy_vma.
 """
 
 from __future__ import annotations
 
-from errno import EFAULT, EINTR, EINVAL, ENOMEM
-from typing import TYPE_CHECKING
+from errno import EAGAIN, EFAULT, EINTR, EINVAL, ENOMEM, EPERM
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
+    MAP_FIXED,
+    MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PMD_SIZE,
+    PUD_SIZE,
     VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -25,6 +33,7 @@ from zaplock.model.flags import (
     VM_LOCKED_MASK,
     VM_MAYSHARE,
     VM_PFNMAP,
+    VM_SEALED,
     VM_SHARED,
     page_align,
 )
@@ -36,9 +45,12 @@ from zaplock.model.vma import (
     account,
     change,
     find_vma,
-    following,
+    find_vmas,
+    fits_limits,
     insert,
+    lookup,
     merge_around,
+    overlapping,
     read_vma,
     vma_of,
     write_vma,
@@ -49,243 +61,328 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import commit, get_unmapped_area, mlock_fits, start_with_gap
+from zaplock.protocols.mmap import commit, get_unmapped_area, mlock_fits
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
 
+KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
+_WORD = 1 << 64
+
+
+class Request(NamedTuple):
+    """What is asked for; lengths and addresses in bytes, lengths in whole pages."""
+
+    address: int
+    old_length: int
+    new_length: int
+    flags: int
+    new_address: int
+
+    @property
+    def implies_move(self) -> bool:
+        """Whether the flags ask for a move, and so for a new address."""
+        return bool(self.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
+
+
+class Result(NamedTuple):
+    """The address or a negative errno, whether the lock was downgraded, what to populate."""
+
+    value: int
+    downgraded: bool = False
+    populate: tuple[int, int] | None = None
+
 
 async def mremap(
     cx: Cx, address: int, old_length: int, new_length: int, flags: int = 0, new_address: int = 0
 ) -> int:
     """The mremap system call: the address, or a negative errno."""
-    old_length, new_length = page_align(old_length), page_align(new_length)
-    error = mremap_arguments(cx, address, old_length, new_length, flags, new_address)
+    old, new = page_align(old_length) % _WORD, page_align(new_length) % _WORD
+    request = Request(address, old, new, flags, new_address)
+    error = mremap_arguments(cx, request)
     if error:
         return error
+    if request.implies_move and await near_map_limit(cx.mm, 5):
+        return -ENOMEM
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    result, downgraded, populate = await remap(
-        cx, address, old_length, new_length, flags, new_address, events
-    )
-    if downgraded:
+    result = await remap(cx, request, events)
+    if result.downgraded:
         await mmap_read_unlock(cx)
     else:
         await mmap_write_unlock(cx)
-    if populate:
-        await mm_populate(cx, populate[0], populate[1])
+    if result.populate:
+        await mm_populate(cx, *result.populate)
     await userfaultfd_unmap_complete(cx, events)
-    return result
+    return result.value
 
 
-def mremap_arguments(
-    cx: Cx, address: int, old_length: int, new_length: int, flags: int, new_address: int
-) -> int:
-    """Check what needs no lock: 0 or -EINVAL."""
-    if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) or address & ~PAGE_MASK:
+def mremap_arguments(cx: Cx, r: Request) -> int:
+    """Check what needs no lock: 0 or -EINVAL (check_mremap_params)."""
+    task_size = cx.limits.task_size
+    if r.flags & ~KNOWN or r.address & ~PAGE_MASK or not 0 < r.new_length <= task_size:
         return -EINVAL
-    if not new_length or new_length > cx.limits.task_size:
-        return -EINVAL
-    if not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
+    if not r.implies_move:
         return 0
-    if not flags & MREMAP_MAYMOVE or (flags & MREMAP_DONTUNMAP and old_length != new_length):
+    if r.new_address > task_size - r.new_length or r.new_address & ~PAGE_MASK:
         return -EINVAL
-    if flags & MREMAP_FIXED:
-        overlaps = address + old_length > new_address and new_address + new_length > address
-        beyond = new_address > cx.limits.task_size - new_length
-        if new_address & ~PAGE_MASK or beyond or overlaps:
-            return -EINVAL
-    return 0
+    if not r.flags & MREMAP_MAYMOVE:
+        return -EINVAL
+    if r.flags & MREMAP_DONTUNMAP and r.old_length != r.new_length:
+        return -EINVAL
+    old_end, new_end = r.address + r.old_length, r.new_address + r.new_length
+    return -EINVAL if old_end > r.new_address and new_end > r.address else 0
 
 
-async def remap(
-    cx: Cx,
-    address: int,
-    old_length: int,
-    new_length: int,
-    flags: int,
-    new_address: int,
-    events: UnmapEvents,
-) -> tuple[int, bool, tuple[int, int] | None]:
-    """Remap under the exclusive lock: (address or errno, downgraded, range to populate)."""
-    handle = await find_vma(cx.mm, address)
+async def remap(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+    """Remap under the exclusive lock."""
+    if cx.design.moves_many and r.flags & MREMAP_FIXED and r.old_length == r.new_length:
+        return await remap_move(cx, r, events)
+    handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle) if handle else None
-    if vma is None or vma.start > address:
-        return -EFAULT, False, None
-    moves = flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
-    if not moves and new_length <= old_length:
-        return await shrink(cx, address, old_length, new_length, events)
-    error = remap_forbidden(vma, address, old_length, new_length, flags)
+    if vma is None or vma.start > r.address:
+        return Result(-EFAULT)
+    error = await check_prep_vma(cx, vma, r)
     if error:
-        return error, False, None
-    grow = max(0, new_length - old_length)
-    error = await remap_limits(cx.mm, vma, grow, bool(flags & MREMAP_DONTUNMAP), new_length)
-    if error:
-        return error, False, None
-    if not moves and await expand_in_place(cx, handle, address, old_length, new_length):
-        locked = (address + old_length, address + new_length) if vma.flags & VM_LOCKED else None
-        return address, False, locked
-    if not flags & MREMAP_MAYMOVE:
-        return -ENOMEM, False, None
-    return await move(cx, handle, address, old_length, new_length, flags, new_address, events)
+        return Result(error)
+    if r.implies_move:
+        return await mremap_to(cx, r, events)
+    if r.new_length == r.old_length:
+        return Result(r.address)
+    if r.new_length < r.old_length:
+        return await shrink(cx, r, events)
+    return await expand_vma(cx, handle, vma, r, events)
 
 
-async def shrink(
-    cx: Cx, address: int, old_length: int, new_length: int, events: UnmapEvents
-) -> tuple[int, bool, None]:
-    """Unmap what is beyond the new length."""
-    if new_length == old_length:
-        return address, False, None
-    result = await cx.design.do_munmap(
-        cx, address + new_length, old_length - new_length, events, cx.design.mremap_downgrades
-    )
-    return (address if result >= 0 else result), result == 1, None
-
-
-def remap_forbidden(vma: Vma, address: int, old_length: int, new_length: int, flags: int) -> int:
-    """Return the errno for mappings that can't be remapped so, 0 if this one can."""
-    if not old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
-        return -EINVAL
-    if flags & MREMAP_DONTUNMAP and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
-        return -EINVAL
-    if old_length > vma.end - address:
-        return -EFAULT
-    if new_length > old_length and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
-        return -EFAULT
-    if vma.flags & VM_HUGETLB and new_length > old_length:
-        return -EINVAL
-    return 0
+async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+    """Move every VMA's part of a range, keeping the holes between them (6.17 on)."""
+    end = r.address + r.old_length
+    target, last_end, seen = r.new_address, 0, False
+    value = -EFAULT
+    handles = await find_vmas(cx.mm, r.address, end)
+    for handle in handles:
+        vma = await read_vma(handle)
+        start = max(vma.start, r.address)
+        length = min(vma.end, end) - start
+        if not seen and r.address < vma.start:
+            return Result(-EFAULT)
+        offset = vma.start - last_end if seen else 0
+        last_end = vma.end
+        if not await may_move_with_others(handle) and (seen or vma.end < end):
+            return Result(-EFAULT)
+        part = Request(start, length, length, r.flags, target + offset)
+        error = await check_prep_vma(cx, vma, part)
+        if error:
+            return Result(error)
+        moved = await mremap_to(cx, part, events)
+        if moved.value < 0:
+            return moved
+        value = value if seen else moved.value
+        seen = True
+        target = moved.value + length
+    return Result(value)
 
 
 @step
-def remap_limits(
-    m: Machine, task: Task, mm: int, vma: Vma, grow: int, keeps_old: bool, new_length: int
-) -> int:
-    """Return 0, or -EAGAIN, -ENOMEM where a limit stands against a remap."""
+def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
+    """Return whether a VMA can be one of several: not watched, no say in where it goes."""
+    vma = vma_of(m, task, handle)
+    shmem = bool(vma.file) and m.files[vma.file].kind in ("shmem", "hugetlb")
+    return not vma.uffd and not vma.name and (shmem or not vma.file)
+
+
+async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
+    """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
+    if cx.design.mseal and vma.flags & VM_SEALED:
+        return -EPERM
+    shrinks = r.new_length < r.old_length
+    if shrinks or (r.new_length == r.old_length and not r.implies_move):
+        return 0
+    if not r.old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
+        return -EINVAL
+    if r.flags & MREMAP_DONTUNMAP and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EINVAL
+    if r.old_length > vma.end - r.address:
+        return -EFAULT
+    if r.new_length == r.old_length:
+        return 0
+    if vma.pgoff_of(r.address) + (r.new_length >> PAGE_SHIFT) >= _WORD:
+        return -EINVAL
+    if vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
+        return -EFAULT
+    if vma.flags & VM_HUGETLB:
+        return -EINVAL
+    return await growth_limits(cx.mm, vma, r.new_length - r.old_length)
+
+
+@step
+def growth_limits(m: Machine, task: Task, mm: int, vma: Vma, grow: int) -> int:
+    """Return 0, or -EAGAIN, -ENOMEM where a limit stands against growing."""
     space = m.mm(mm)
     if vma.flags & VM_LOCKED and not mlock_fits(space, grow):
-        return -11
-    pages = (new_length if keeps_old else grow) >> PAGE_SHIFT
-    if space.count("total_vm") + pages > space.limits.rlimit_as >> PAGE_SHIFT:
-        return -ENOMEM
-    return 0
+        return -EAGAIN
+    return 0 if fits_limits(space, vma.flags, grow >> PAGE_SHIFT) else -ENOMEM
 
 
-async def expand_in_place(
-    cx: Cx, handle: int, address: int, old_length: int, new_length: int
-) -> bool:
-    """Grow a VMA at its end if there is room behind it."""
+async def shrink(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+    """Unmap what is beyond the new length."""
+    start, length = r.address + r.new_length, r.old_length - r.new_length
+    result = await cx.design.do_munmap(cx, start, length, events, cx.design.mremap_downgrades)
+    return Result(r.address if result >= 0 else result, result == 1)
+
+
+async def expand_vma(cx: Cx, handle: int, vma: Vma, r: Request, events: UnmapEvents) -> Result:
+    """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
-    return await expand(handle, address, old_length, new_length)
+    grown = await expand(handle, r.address, r.old_length, r.new_length)
+    if grown < 0:
+        return Result(grown)
+    if grown:
+        return Result(r.address, False, populate_range(vma, r, r.address))
+    if not r.flags & MREMAP_MAYMOVE:
+        return Result(-ENOMEM)
+    return await set_new_address_and_move(cx, r, events)
+
+
+def populate_range(vma: Vma, r: Request, target: int) -> tuple[int, int] | None:
+    """Return what a locked mapping has grown by, to be faulted in."""
+    if not vma.flags & VM_LOCKED or r.new_length <= r.old_length:
+        return None
+    return target + r.old_length, target + r.new_length
 
 
 @step
 def expand(
     m: Machine, task: Task, handle: int, address: int, old_length: int, new_length: int
-) -> bool:
-    """Move the end of a VMA from address + old_length on; False if it can't be there."""
+) -> int:
+    """Move the end of a VMA on: 1, 0 where there is no room, -ENOMEM where it can't be charged."""
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     new_end = address + new_length
     if address + old_length != vma.end or new_end > space.limits.task_size:
-        return False
-    behind = following(space, vma.end)
-    if behind and start_with_gap(space, vma_of(m, task, behind)) < new_end:
-        return False
+        return 0
+    if overlapping(m, space, vma.end, new_end):
+        return 0
     pages = new_end - vma.end >> PAGE_SHIFT
     if vma.flags & VM_ACCOUNT and commit(m, pages):
-        return False
+        return -ENOMEM
     account(space, vma.flags, vma.file, pages)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))
     merge_around(m, task, handle)
-    return True
+    return 1
+
+
+async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+    """Clear the new place, cut the old one, and move."""
+    if r.flags & MREMAP_FIXED:
+        result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
+        if result < 0:
+            return Result(result)
+    if r.old_length > r.new_length:
+        start, length = r.address + r.new_length, r.old_length - r.new_length
+        result = await cx.design.do_munmap(cx, start, length, events, False)
+        if result < 0:
+            return Result(result)
+        r = r._replace(old_length=r.new_length)
+    if r.flags & MREMAP_DONTUNMAP and not await fits_twice(cx.mm, r.address, r.old_length):
+        return Result(-ENOMEM)
+    return await set_new_address_and_move(cx, r, events)
+
+
+@step
+def fits_twice(m: Machine, task: Task, mm: int, address: int, length: int) -> bool:
+    """Return whether the limits allow the old mapping to stay beside the new one."""
+    space = m.mm(mm)
+    vma = vma_of(m, task, lookup(m, space, address))
+    return fits_limits(space, vma.flags, length >> PAGE_SHIFT)
+
+
+async def set_new_address_and_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+    """Find the new place (vrm_set_new_addr), then move there."""
+    handle = await find_vma(cx.mm, r.address)
+    vma = await read_vma(handle)
+    map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
+    map_flags |= MAP_SHARED if vma.flags & VM_MAYSHARE else 0
+    hint = r.new_address if r.implies_move else r.address
+    pgoff = vma.pgoff_of(r.address)
+    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, vma.file, pgoff)
+    if target < 0:
+        return Result(target)
+    if await near_map_limit(cx.mm, 3):
+        return Result(-ENOMEM)
+    return await move(cx, handle, vma, r, target, events)
+
+
+@step
+def near_map_limit(m: Machine, _task: Task, mm: int, room: int) -> bool:
+    """Return whether fewer than so many more VMAs may be made."""
+    space = m.mm(mm)
+    return space.count("map_count") >= space.limits.max_map_count - room
 
 
 async def move(
-    cx: Cx,
-    handle: int,
-    address: int,
-    old_length: int,
-    new_length: int,
-    flags: int,
-    new_address: int,
-    events: UnmapEvents,
-) -> tuple[int, bool, tuple[int, int] | None]:
-    """Move a part of a VMA to a place where it fits."""
-    if await near_map_limit(cx.mm):
-        return -ENOMEM, False, None
-    if flags & MREMAP_FIXED:
-        result = await cx.design.do_munmap(cx, new_address, new_length, events, False)
-        if result < 0:
-            return result, False, None
-        target = new_address
-    if old_length > new_length and not flags & MREMAP_DONTUNMAP:
-        result = await cx.design.do_munmap(
-            cx, address + new_length, old_length - new_length, events, False
-        )
-        if result < 0:
-            return result, False, None
-        old_length = new_length
-    if not flags & MREMAP_FIXED:
-        target = await get_unmapped_area(cx.mm, new_address, new_length, 0)
-        if target < 0:
-            return target, False, None
-    handle = await find_vma(cx.mm, address)
-    vma = await read_vma(handle)
+    cx: Cx, handle: int, vma: Vma, r: Request, target: int, events: UnmapEvents
+) -> Result:
+    """Move a part of a VMA to a place that is free (move_vma)."""
+    keeps_old = bool(r.flags & MREMAP_DONTUNMAP)
     if cx.design.vma_locks:
         await vma_start_write(handle)
-    if await charge_move(cx.mm, vma, old_length, new_length, bool(flags & MREMAP_DONTUNMAP)):
-        return -ENOMEM, False, None
-    new = await copy_vma(handle, address, target, new_length)
-    await move_page_tables(cx, address, target, min(old_length, new_length))
-    await finish_copy(new)
-    if flags & MREMAP_DONTUNMAP:
-        await keep_empty(handle, address, old_length)
-    elif old_length:
-        await cx.design.do_munmap(cx, address, old_length, events, False)
-    locked = (target + old_length, target + new_length) if vma.flags & VM_LOCKED else None
-    return target, False, locked if new_length > old_length else None
+    if await charge_move(cx.mm, vma, r.new_length):
+        return Result(-ENOMEM)
+    new = await copy_vma(handle, r.address, target, r.new_length)
+    await move_page_tables(cx, r.address, target, min(r.old_length, r.new_length))
+    hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
+    await account_copy(new, r.new_length)
+    if keeps_old:
+        await keep_empty(cx.mm, new, r.address, r.old_length)
+    elif r.old_length:
+        await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
+    await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
+    return Result(target, False, populate_range(vma, r, target))
 
 
 @step
-def near_map_limit(m: Machine, _task: Task, mm: int) -> bool:
-    """Return whether a move could need more VMAs than there may be."""
-    space = m.mm(mm)
-    return space.count("map_count") >= space.limits.max_map_count - 3
-
-
-@step
-def charge_move(
-    m: Machine, task: Task, mm: int, vma: Vma, old_length: int, new_length: int, keeps_old: bool
-) -> int:
+def charge_move(m: Machine, task: Task, mm: int, vma: Vma, new_length: int) -> int:
     """Charge the new place of an accounted mapping (its old one is given back by the unmap)."""
     return commit(m, new_length >> PAGE_SHIFT) if vma.flags & VM_ACCOUNT else 0
 
 
 @step
 def copy_vma(m: Machine, task: Task, handle: int, address: int, target: int, length: int) -> int:
-    """Put a copy of a VMA's part at `target`; counted, not yet merged."""
+    """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
+
+    Memory that was never faulted in takes the page offset of its new place; then the copy may even
+    merge with what it is a copy of.
+    """
     vma = vma_of(m, task, handle)
-    space = m.mm(vma.mm)
     pgoff = vma.pgoff_of(address)
     if not vma.file and not vma.anon_vma:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
+    return merge_around(m, task, insert(m, task, new))
+
+
+@step
+def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
+    """Count a copied mapping (vrm_stat_account)."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
     account(space, vma.flags, vma.file, length >> PAGE_SHIFT)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", length >> PAGE_SHIFT)
-    return insert(m, task, new)
 
 
 async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> None:
     """Move the entries of a range, with the flush where the kernel has it."""
+    await alloc_moved_tables(cx.mm, address, target, length)
     grain = (cx.grain << PAGE_SHIFT) or length or 1
     for at in range(0, length, grain):
         part = min(grain, length - at)
@@ -293,6 +390,27 @@ async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> No
         await move_ptes(cx.mm, address + at, target + at, part, inside)
     if length and cx.design.mremap_flush == "outside":
         await flush_moved(cx.mm, address, length)
+
+
+@step
+def alloc_moved_tables(m: Machine, task: Task, mm: int, old: int, new: int, length: int) -> None:
+    """Let page tables exist at the new place wherever the old one has some, used or not."""
+    space = m.mm(mm)
+    end = old + length
+    while old < end:
+        extent = extent_of(PUD_SIZE, old, new, end)
+        if space.tables[2].at(old >> 30) is not None:
+            vpn = new >> PAGE_SHIFT
+            alloc_tables(m, task, space, vpn, vpn + 1, 3)
+            extent = extent_of(PMD_SIZE, old, new, end)
+            if space.tables[1].at(old >> 21) is not None:
+                alloc_tables(m, task, space, vpn, vpn + 1)
+        old, new = old + extent, new + extent
+
+
+def extent_of(size: int, old: int, new: int, end: int) -> int:
+    """Return how far one table serves both places (get_extent)."""
+    return min(size - old % size, size - new % size, end - old)
 
 
 @step
@@ -321,16 +439,18 @@ def flush_moved(m: Machine, _task: Task, mm: int, old: int, length: int) -> None
 
 
 @step
-def finish_copy(m: Machine, task: Task, handle: int) -> int:
-    """Merge the copy with its neighbours where it can be."""
-    return merge_around(m, task, handle)
+def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: int) -> None:
+    """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked (dontunmap_complete).
 
-
-@step
-def keep_empty(m: Machine, task: Task, handle: int, address: int, length: int) -> None:
-    """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked."""
+    As in the kernel, locked_vm keeps counting it, though its VM_LOCKED is gone; so an address space
+    that did this with locked memory ends with a locked_vm that is too high.
+    """
+    handle = lookup(m, m.mm(mm), address)
     vma = vma_of(m, task, handle)
+    alone = handle != new and (vma.start, vma.end) == (address, address + length)
+    anon_vma = 0 if alone else vma.anon_vma
+    shared = vma.shared_anon_vma and not alone
+    flags = vma.flags & ~VM_LOCKED_MASK
     if vma.flags & VM_LOCKED:
-        m.mm(vma.mm).add("locked_vm", -vma.nr_pages)
-    anon_vma = 0 if (vma.start, vma.end) == (address, address + length) else vma.anon_vma
-    m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK, anon_vma=anon_vma))
+        m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+    m.vmas.put(handle, change(vma, flags=flags, anon_vma=anon_vma, shared_anon_vma=shared))

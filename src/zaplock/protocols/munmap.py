@@ -34,6 +34,7 @@ from zaplock.model.vma import (
     following,
     previous,
     read_vma,
+    split_vma,
     split_vma_unlimited,
     vma_of,
 )
@@ -291,7 +292,7 @@ async def vms_gather_munmap_vmas(
 ) -> tuple[int, Handles]:
     """Find, check for seals, split, and write-lock the VMAs of [start, end)."""
     if cx.design.mseal and await any_sealed(cx.mm, start, end):
-        return -EPERM, ()
+        return await split_up_to_seal(cx, start, end), ()
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found, ()
@@ -299,6 +300,21 @@ async def vms_gather_munmap_vmas(
         await vma_start_write(handle)
     error = await prepare_events(cx, handles, start, end, events)
     return (error, ()) if error else (1, handles)
+
+
+async def split_up_to_seal(cx: Cx, start: int, end: int) -> int:
+    """Return -EPERM; if the seal is not on the first VMA, that one has been split by then."""
+    first = (await find_vmas(cx.mm, start, end))[0]
+    vma = await read_vma(first)
+    if start > vma.start:
+        if end < vma.end and await at_map_limit(cx):
+            return -ENOMEM
+        if not vma.flags & VM_SEALED:
+            await start_write(cx, first)
+            split = await split_vma(first, start, False)
+            if split < 0:
+                return split
+    return -EPERM
 
 
 async def lookup_and_split(cx: Cx, start: int, end: int) -> tuple[int, Handles]:

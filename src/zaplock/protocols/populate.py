@@ -61,6 +61,8 @@ async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high:
     Any access that a VMA allows will do (FOLL_FORCE): one that only writes is read here.
     """
     write = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE
+    if vma.flags & VM_LOCKONFAULT:
+        return 0
     if not vma.flags & VM_ACCESS_FLAGS:
         return -EFAULT
     return await populate_pages(cx, handle, vma, low, high, write)
@@ -68,7 +70,7 @@ async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high:
 
 async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool) -> int:
     """Fault in [low, high) of a VMA in steps of the grain: 0, -EFAULT or -ENOMEM."""
-    if not vma.flags & VM_SHARED and not vma.anon_vma and (write or not vma.file):
+    if write and not vma.flags & VM_SHARED and not vma.anon_vma:
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
     for at in range(low, high, grain):

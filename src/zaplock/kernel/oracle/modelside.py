@@ -69,6 +69,7 @@ def limits_of(environment: Environment) -> Limits:
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
         mmap_min_addr=environment.mmap_min_addr,
+        mmap_min_hint=environment.mmap_min_hint,
         max_map_count=environment.max_map_count,
         rlimit_memlock=environment.memlock_limit,
         rlimit_stack=environment.stack_limit,
@@ -171,6 +172,10 @@ class World:
         limits = msgspec.structs.replace(self.space.limits, **changed)
         self.space.limits = self.machine.limits = limits
         self.cx = Cx(self.cx.design, self.task, limits=limits)
+
+    def next_child(self) -> int:
+        """Return a number for the address space of the next child."""
+        return MM + 1 + sum(1 for mm in self.machine.mms if mm != MM)
 
     def signal_code(self, address: int, signal: int) -> int:
         """Encode a fault as the real side does: which signal, with which si_code."""
@@ -275,7 +280,7 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
 
 def _fork(w: World, calls: Any) -> Outcome:
     """Fork, let the child look at itself, and let it exit."""
-    child = MM + 1
+    child = w.next_child()
     result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
     if result:
         return Outcome(result)
@@ -286,7 +291,6 @@ def _fork(w: World, calls: Any) -> Outcome:
     seen = View(w.machine, child, w.environment.ring, w.view).snapshot()
     task = Task(2, child, "child")
     run(w.machine, task, exit.exit_process(Cx(w.cx.design, task, limits=w.cx.limits)))
-    w.machine.mms.pop(child)
     return Outcome(0, b"", seen)
 
 

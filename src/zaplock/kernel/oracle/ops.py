@@ -172,6 +172,7 @@ class Environment:
     start_brk: int
     max_map_count: int
     mmap_min_addr: int
+    mmap_min_hint: int
     memlock_limit: int
     stack_limit: int
     task_size: int

@@ -45,11 +45,12 @@ class RealSide:
         probe = (
             Op("brk", (0,)),
             Op("mmap", (0, page, 0, private_anonymous, ops.NO_FILE, 0)),
+            Op("mmap", (page, page, 0, private_anonymous, ops.NO_FILE, 0)),
         )
         built = program.build((), self._names)
         self._child.run(built.code)
         baseline = self._snapshots(built)[0]
-        brk, mapped = (step.outcome.result for step in self.run(probe))
+        brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
         return Environment(
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
@@ -57,6 +58,7 @@ class RealSide:
             start_brk=brk,
             max_map_count=_sysctl("max_map_count"),
             mmap_min_addr=_sysctl("mmap_min_addr"),
+            mmap_min_hint=lowest,
             memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
             stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
             task_size=ring.TASK_SIZE,
