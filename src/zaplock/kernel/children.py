@@ -1,4 +1,4 @@
-"""Helper processes that speak JSON lines: a fresh interpreter for each part of an experiment.
+"""Processes that speak JSON lines: a fresh interpreter for each part of an experiment.
 
 The measured process is never the caller's own: a notebook's or a test's memory would be measured
 with it, and an exit could not be measured at all. A child runs `python -m MODULE` with nothing but
@@ -26,7 +26,7 @@ from zaplock.kernel import syscalls
 
 
 class ChildError(UserError):
-    """Report that a helper process failed, or did not answer in time."""
+    """Report that a process of the experiment failed, or did not answer in time."""
 
 
 def _start(module: str) -> subprocess.Popen[bytes]:
@@ -45,7 +45,7 @@ def _start(module: str) -> subprocess.Popen[bytes]:
 
 
 class Child:
-    """A helper process; leave the `with` block and it is gone."""
+    """One process of an experiment; leave the `with` block and it is gone."""
 
     def __init__(self, module: str, orders: dict[str, Any] | None = None) -> None:
         self.process = _start(module)

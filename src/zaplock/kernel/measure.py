@@ -42,7 +42,7 @@ from zaplock.trace.outcome import Outcome, Stalls
 SUBJECT = "zaplock.kernel.subject"
 FOREIGN = "zaplock.kernel.foreign"
 AFTER_S = 10.0
-"""What is allowed beyond the time limit for helpers to say their last words."""
+"""What is allowed beyond the time limit for bystanders to hand over their samples."""
 
 Progress = Callable[[str, int, int], None]
 """Told the phase ("populate", "idle", "teardown"), what is done and what is to be done of it."""
