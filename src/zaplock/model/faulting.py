@@ -264,6 +264,10 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: in
     end_of_file = -(-file.size >> PAGE_SHIFT)
     cache = m.page_cache(vma.file)
     last = min(table + high - shift, end_of_file)
+    if file.kind == "disk" and space.tables[1].at(vpn >> 9) is None:
+        cached = cache.overlapping(table + low - shift, last)
+        if cached and cached[0][0] == end_of_file - 1:
+            return  # the last page alone does not bring its page table (filemap_map_pages)
     for start, end, delta in cache.overlapping(table + low - shift, last):
         for pgoff in range(start, end):
             at = pgoff + shift

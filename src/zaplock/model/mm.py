@@ -42,12 +42,14 @@ class Pte(msgspec.Struct, frozen=True):
 
     kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "hugetlb", "pfn" or a marker
     ("guard", "uffd_wp"). `delta` is page frame number less virtual page number, so one value
-    serves a run of consecutive frames; the zero page and markers have delta 0.
+    serves a run of consecutive frames; the zero page and markers have delta 0. `no_access`: made
+    unreachable by mprotect(PROT_NONE), though the page is there.
     """
 
     kind: str
     delta: int
     writable: bool = False
+    no_access: bool = False
 
 
 COUNTERS = (

@@ -192,13 +192,14 @@ def free_tables(
 
 
 def protect(
-    m: Machine, space: AddressSpace, first: int, last: int, writable: bool, present: bool = True
+    m: Machine, space: AddressSpace, first: int, last: int, writable: bool, accessible: bool = True
 ) -> None:
-    """Take write permission from the entries of a range (or give it, where pages are private)."""
+    """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
         m.spend("protect_pte", high - low)
-        if pte.writable and not writable:
-            space.ptes.set(low, high, Pte(pte.kind, pte.delta, False))
+        new = Pte(pte.kind, pte.delta, pte.writable and writable and accessible, not accessible)
+        if new != pte:
+            space.ptes.set(low, high, new)
 
 
 def translate(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) -> int:
@@ -217,6 +218,8 @@ def translate(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool
 
 def _frame(pte: Pte | None, vpn: int, write: bool) -> int:
     if pte is None or pte.kind in ("guard", "uffd_wp") or (write and not pte.writable):
+        return 0
+    if pte.no_access:
         return 0
     return ZERO_PFN if pte.kind in ("zero", "zero_thp") else vpn + pte.delta
 

@@ -143,9 +143,9 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
     """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry."""
     if not vma.flags & VM_HUGETLB:
         await alloc_fault_tables(handle, address)
-    if not vma.flags & VM_SHARED and not vma.anon_vma:
-        if write or (not vma.file and await fits_huge_page(handle, address)):
-            await anon_vma_prepare(handle)
+    needs = not vma.flags & VM_SHARED and not vma.anon_vma
+    if needs and (write or (not vma.file and await fits_huge_page(handle, address))):
+        await anon_vma_prepare(handle)
     return await fault_entry(handle, address, write)
 
 
@@ -190,11 +190,13 @@ def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
         return 0
     if not vma.flags & VM_GROWSDOWN:
         return -EFAULT
-    if address < space.limits.mmap_min_addr:
+    if address < space.limits.mmap_min_hint:
         return -ENOMEM
     below = previous(space, vma.start)
     if below and gap_too_small(vma_of(m, task, below), address, space.limits.stack_guard_gap):
         return -ENOMEM
+    anon_vma_prepare.run(m, task, handle)
+    vma = vma_of(m, task, handle)
     grow = vma.start - address >> PAGE_SHIFT
     if vma.pgoff < grow or not stack_fits(m, vma, address, grow):
         return -ENOMEM

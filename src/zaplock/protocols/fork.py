@@ -86,10 +86,23 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
 
 
 async def copy_page_range(cx: Cx, vma: Vma, child: int) -> None:
-    """Copy the entries of a VMA in steps of the grain."""
+    """Copy the entries of a VMA in steps of the grain, page tables without entries included."""
+    await copy_tables(vma, child)
     grain = (cx.grain << PAGE_SHIFT) or vma.length
     for at in range(vma.start, vma.end, grain):
         await copy_ptes(vma, child, at, min(at + grain, vma.end))
+
+
+@step
+def copy_tables(m: Machine, task: Task, vma: Vma, child: int) -> None:
+    """Let the child have page tables over a VMA wherever the parent has some."""
+    parent, space = m.mm(vma.mm), m.mm(child)
+    first, last = vma.start >> PAGE_SHIFT, vma.end - 1 >> PAGE_SHIFT
+    for level, tables in parent.tables.items():
+        shift = 9 * level
+        for low, high, _ in tables.overlapping(first >> shift, (last >> shift) + 1):
+            begin = max(low << shift, first)
+            alloc_tables(m, task, space, begin, min((high << shift) - 1, last) + 1, level)
 
 
 @step

@@ -102,6 +102,9 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
 
+ZERO_DEVICE = -1
+"""Stands for /dev/zero where a private mapping of it looks for a new place."""
+
 LEGACY_FLAGS = (
     MAP_TYPE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_GROWSDOWN | MAP_DENYWRITE
     | MAP_EXECUTABLE | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK
@@ -208,7 +211,7 @@ def get_unmapped_area(
         if padded == address and address:
             return address
         if padded >= 0:
-            shift = ((pgoff << PAGE_SHIFT) - padded) % PMD_SIZE
+            shift = ((pgoff << PAGE_SHIFT if file else 0) - padded) % PMD_SIZE
             return padded + (shift or PMD_SIZE)
     return unaligned_area(m, space, address, length, flags)
 
@@ -219,10 +222,10 @@ def wants_huge_alignment(
     """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
     if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
         return False
-    kind = m.files[file].kind if file else ""
+    kind = "zero" if file == ZERO_DEVICE else m.files[file].kind if file else ""
     if file and kind != "disk" and (kind != "zero" or flags & MAP_SHARED):
         return False
-    offset = pgoff << PAGE_SHIFT
+    offset = pgoff << PAGE_SHIFT if file else 0
     first = (offset + PMD_SIZE - 1) & -PMD_SIZE
     return offset + length >= first + PMD_SIZE
 
@@ -299,7 +302,7 @@ def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
             return at - length
         if vma is None:
             return -ENOMEM
-        at = min(at, start_with_gap(space, vma))
+        at = start_with_gap(space, vma)
         handle = previous(space, vma.start)
 
 
@@ -334,7 +337,7 @@ def mmap_flags(
     if file:
         vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
     else:
-        vm_flags = anonymous_flags(kind, vm_flags)
+        vm_flags = anonymous_flags(kind, flags, vm_flags)
     if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
         vm_flags |= VM_NORESERVE
     if vm_flags > 0 and flags & MAP_HUGETLB:
@@ -348,8 +351,8 @@ def fits_file(kind: str, pgoff: int, length: int) -> bool:
     return length <= largest and pgoff <= largest - length >> PAGE_SHIFT
 
 
-LARGEST_FILE = {"disk": (1 << 44) - PAGE_SIZE, "zero": (1 << 64) - 1, "device": (1 << 64) - 1}
-"""Bytes: ext4 with 4 KiB blocks; devices have no end; tmpfs has the largest offset."""
+LARGEST_FILE = {"zero": (1 << 64) - 1, "device": (1 << 64) - 1}
+"""Bytes: devices have no end; for all else it is the largest offset of a file."""
 
 
 def prot_flags(prot: int) -> int:
@@ -383,14 +386,14 @@ def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file
     return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
 
 
-def anonymous_flags(kind: int, vm_flags: int) -> int:
+def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:
     """Return the vm_flags of an anonymous mapping, or a negative errno."""
     if kind == MAP_SHARED:
         if vm_flags & VM_GROWSDOWN:
             return -EINVAL
         return vm_flags | VM_SHARED | VM_MAYSHARE
     if kind == MAP_DROPPABLE:
-        if vm_flags & (VM_LOCKED | VM_GROWSDOWN):
+        if flags & (MAP_LOCKED | MAP_HUGETLB) or vm_flags & VM_GROWSDOWN:
             return -EINVAL
         return vm_flags | VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
     return vm_flags if kind == MAP_PRIVATE else -EINVAL
@@ -407,6 +410,12 @@ def mlock_fits(space: AddressSpace, length: int) -> bool:
         return True
     pages = space.count("locked_vm") + (length >> PAGE_SHIFT)
     return pages <= space.limits.rlimit_memlock >> PAGE_SHIFT
+
+
+@step
+def is_on_disk(m: Machine, _task: Task, file: int) -> bool:
+    """Return whether a file is one of a file system on a disk."""
+    return m.files[file].kind == "disk"
 
 
 @step
@@ -428,6 +437,7 @@ async def mmap_region(
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
+    error = error or await may_commit(cx.mm, start, end, vm_flags)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
@@ -436,6 +446,9 @@ async def mmap_region(
     charged = await charge_commit(cx.mm, vm_flags, length, file)
     if charged < 0:
         return charged
+    if file and vm_flags & VM_SYNC and await is_on_disk(file):
+        await uncharge(charged, length)
+        return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
         error = await call_mmap(handle)
@@ -468,6 +481,31 @@ def may_expand_vm(m: Machine, task: Task, mm: int, start: int, end: int, vm_flag
 
 
 @step
+def may_commit(m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int) -> int:
+    """Return 0, or -ENOMEM where so much memory could never be had, old mappings taken off."""
+    if vm_flags & (VM_NORESERVE | VM_HUGETLB | VM_SHARED) or not vm_flags & VM_WRITE:
+        return 0
+    pages = end - start >> PAGE_SHIFT
+    for handle in overlapping(m, m.mm(mm), start, end):
+        vma = vma_of(m, task, handle)
+        if vma.flags & VM_ACCOUNT:
+            pages -= min(end, vma.end) - max(start, vma.start) >> PAGE_SHIFT
+    return -ENOMEM if beyond_memory(m, pages) else 0
+
+
+def beyond_memory(m: Machine, pages: int) -> bool:
+    """Return whether heuristic overcommit refuses a promise of so many pages at once."""
+    return m.globals.get("overcommit", 0) == 0 and pages > m.limits.overcommit_pages
+
+
+@step
+def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
+    """Take back a charge after an error."""
+    if charged:
+        m.globals.put("committed_as", m.globals.get("committed_as", 0) - (length >> PAGE_SHIFT))
+
+
+@step
 def charge_commit(m: Machine, task: Task, mm: int, vm_flags: int, length: int, file: int) -> int:
     """Charge Committed_AS for private writable memory: VM_ACCOUNT, 0, or -ENOMEM."""
     if vm_flags & (VM_NORESERVE | VM_HUGETLB):
@@ -481,7 +519,7 @@ def charge_commit(m: Machine, task: Task, mm: int, vm_flags: int, length: int, f
 
 def commit(m: Machine, pages: int) -> int:
     """Promise memory: 0, or -ENOMEM beyond what can ever be had (heuristic overcommit)."""
-    if m.globals.get("overcommit", 0) == 0 and pages > m.limits.overcommit_pages:
+    if beyond_memory(m, pages):
         return -ENOMEM
     m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
     return 0
@@ -561,7 +599,7 @@ def finish_mmap(m: Machine, task: Task, handle: int) -> int:
     """Count a locked mapping, and merge the new VMA with its neighbours where it can be."""
     vma = vma_of(m, task, handle)
     if vma.flags & VM_LOCKED:
-        if vma.flags & (VM_SPECIAL | VM_HUGETLB):
+        if vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
             m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
         else:
             m.mm(vma.mm).add("locked_vm", vma.nr_pages)

@@ -51,7 +51,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import commit, prot_flags
+from zaplock.protocols.mmap import commit, prot_flags, uncharge
 from zaplock.protocols.populate import populate_vma_page_range
 
 if TYPE_CHECKING:
@@ -233,20 +233,15 @@ def charge_writable(m: Machine, task: Task, mm: int, vma: Vma, flags: int, lengt
 
 
 @step
-def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
-    """Take back a charge after an error."""
-    if charged:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) - (length >> PAGE_SHIFT))
-
-
-@step
 def change_protection(
     m: Machine, _task: Task, mm: int, low: int, high: int, flags: int, old_flags: int
 ) -> None:
     """Take write permission from the entries where needed, flush, and move the counters."""
     space = m.mm(mm)
-    if not flags & VM_WRITE or not flags & VM_ACCESS_FLAGS:
-        protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, False)
+    accessible = bool(flags & VM_ACCESS_FLAGS)
+    if not flags & VM_WRITE or not old_flags & VM_ACCESS_FLAGS:
+        writable = bool(flags & VM_WRITE)
+        protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, writable, accessible)
         flush_tlb_range(m, mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT, False)
     pages = high - low >> PAGE_SHIFT
     account_parts(space, old_flags, 0, -pages)

@@ -61,7 +61,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import commit, get_unmapped_area, mlock_fits
+from zaplock.protocols.mmap import ZERO_DEVICE, commit, get_unmapped_area, mlock_fits
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
@@ -135,7 +135,7 @@ def mremap_arguments(cx: Cx, r: Request) -> int:
         return -EINVAL
     if r.flags & MREMAP_DONTUNMAP and r.old_length != r.new_length:
         return -EINVAL
-    old_end, new_end = r.address + r.old_length, r.new_address + r.new_length
+    old_end, new_end = (r.address + r.old_length) % _WORD, r.new_address + r.new_length
     return -EINVAL if old_end > r.new_address and new_end > r.address else 0
 
 
@@ -190,26 +190,24 @@ async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
 
 @step
 def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
-    """Return whether a VMA can be one of several: not watched, no say in where it goes."""
+    """Return whether a VMA can be one of several: not watched, no driver's say in where it goes."""
     vma = vma_of(m, task, handle)
-    shmem = bool(vma.file) and m.files[vma.file].kind in ("shmem", "hugetlb")
-    return not vma.uffd and not vma.name and (shmem or not vma.file)
+    return not vma.uffd and not vma.name and (not vma.file or m.files[vma.file].kind != "device")
 
 
 async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
     """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
     if cx.design.mseal and vma.flags & VM_SEALED:
         return -EPERM
-    shrinks = r.new_length < r.old_length
-    if shrinks or (r.new_length == r.old_length and not r.implies_move):
+    if r.new_length <= r.old_length and not r.implies_move:
         return 0
     if not r.old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
         return -EINVAL
     if r.flags & MREMAP_DONTUNMAP and vma.flags & (VM_DONTEXPAND | VM_PFNMAP):
         return -EINVAL
-    if r.old_length > vma.end - r.address:
+    if min(r.old_length, r.new_length) > vma.end - r.address:
         return -EFAULT
-    if r.new_length == r.old_length:
+    if r.new_length <= r.old_length:
         return 0
     if vma.pgoff_of(r.address) + (r.new_length >> PAGE_SHIFT) >= _WORD:
         return -EINVAL
@@ -311,9 +309,10 @@ async def set_new_address_and_move(cx: Cx, r: Request, events: UnmapEvents) -> R
     vma = await read_vma(handle)
     map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
     map_flags |= MAP_SHARED if vma.flags & VM_MAYSHARE else 0
-    hint = r.new_address if r.implies_move else r.address
+    hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
-    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, vma.file, pgoff)
+    file = ZERO_DEVICE if vma.name == "zero" else vma.file
+    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff)
     if target < 0:
         return Result(target)
     if await near_map_limit(cx.mm, 3):

@@ -85,7 +85,9 @@ def is_same(before: Vma, now: Vma) -> bool:
 async def is_uniform(cx: Cx, first: Vma, end: int) -> bool:
     """Return whether VMAs of the same file and flags follow each other without a hole."""
     at = first.end
-    for handle in await find_vmas(cx.mm, first.end, max(end, first.end)):
+    if end <= at:
+        return True
+    for handle in await find_vmas(cx.mm, first.end, end):
         vma = await read_vma(handle)
         if vma.start != at or vma.file != first.file or vma.flags != first.flags:
             return False

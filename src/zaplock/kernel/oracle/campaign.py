@@ -133,7 +133,10 @@ class Bench:
             return
 
         def fails(sequence: tuple[Op, ...]) -> bool:
-            other = compare.leftovers(sequence, self.real.run(sequence))
+            try:
+                other = compare.leftovers(sequence, self.real.run(sequence))
+            except Lost:
+                return False
             return other is not None and other.signature == fault.signature
 
         if shrinking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,8 +88,12 @@ class RealSide:
         self._parser.begin()
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
-        reader.snapshot(built.baseline)
-        return [reader.step(op, place) for op, place in zip(sequence, built.places, strict=True)]
+        try:
+            reader.snapshot(built.baseline)
+            pairs = zip(sequence, built.places, strict=True)
+            return [reader.step(op, place) for op, place in pairs]
+        except (ValueError, struct.error) as error:
+            raise Lost(f"the runner's observations can't be read: {error}") from None
 
     def _snapshots(self, built: program.Program) -> list[Snapshot]:
         code = self._child.program(len(built.code))
