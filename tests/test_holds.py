@@ -1,5 +1,6 @@
 """What one task did with one mmap_lock, told by its events."""
 
+from zaplock.trace.analysis import analyse
 from zaplock.trace.gaps import segments
 from zaplock.trace.holds import Holds, holds
 from zaplock.trace.log import Log
@@ -195,3 +196,12 @@ def test_a_fault_outside_of_calls_names_its_hold() -> None:
     log.end(70, tid=1, op="madvise")
     frame = holds(log.events()).frame()
     assert frame["operation"].to_list() == ["page fault", "madvise"]
+
+
+def test_a_hang_lasts_until_the_recording_was_stopped() -> None:
+    """After the last event nothing happened, for as long as somebody looked."""
+    log = Log()
+    log.asked(100, tid=1, mm=MM, write=False)
+    assert waited(analyse(log.events(), span=(50, 9_000)).waits) == [(1, 100, 9_000, "WAITING")]
+    assert analyse(log.events(), span=(50, 9_000)).duration_ns == 8_950
+    assert analyse(Log().events(), span=(50, 9_000)).duration_ns == 8_950

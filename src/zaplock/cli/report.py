@@ -60,7 +60,9 @@ def load(file: str) -> Analysis:
     with busy(f"reading {file}"):
         recording = read(file)
     with busy("joining holds and waits"):
-        return analyse(recording.events, recording.manifest.kernel)
+        about = recording.manifest
+        span = (about.started_ns, about.ended_ns) if about.ended_ns else None
+        return analyse(recording.events, about.kernel, span=span)
 
 
 def _summary(analysis: Analysis) -> Summary:

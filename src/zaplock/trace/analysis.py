@@ -37,7 +37,7 @@ class Analysis:
 
     @property
     def duration_ns(self) -> int:
-        """From the first event to the last."""
+        """From the beginning of the recording to its end."""
         return int(self.segments.end_ns[-1]) - self.begin_ns
 
     def explain(self, wait: int) -> Explained:
@@ -49,9 +49,12 @@ class Analysis:
         return [self.judge.explain(int(row)) for row in rows]
 
 
-def analyse(events: Events, kernel: str = "") -> Analysis:
-    """Find the holds and waits of a recording and get ready to explain any of the waits."""
-    cut = segments(events)
+def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = None) -> Analysis:
+    """Find the holds and waits of a recording and get ready to explain any of the waits.
+
+    `span` is when the recording began and ended; without it, its first and its last event.
+    """
+    cut = segments(events, span)
     in_calls = calls(events, cut)
     rows = lock_lanes(events, cut)
     held = holds(events, cut=cut, in_calls=in_calls, rows=rows)

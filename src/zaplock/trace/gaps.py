@@ -83,8 +83,12 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def segments(events: Events) -> Segments:
-    """Cut a recording at its gaps."""
+def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
+    """Cut a recording at its gaps.
+
+    `span` is when the recording began and ended, where that is known: before its first event and
+    after its last one nothing happened, which is as good as an event to whoever waits or holds.
+    """
     ranges = _gap_ranges(events)
     time_ns = events["time_ns"]
 
@@ -96,10 +100,13 @@ def segments(events: Events) -> Segments:
         for start, end in ranges
     )
     merged = _merge(ranges)
+    whole = (at(0), at(len(events) - 1))
+    if span is not None:
+        whole = (min(whole[0], span[0]), max(whole[1], span[1])) if len(events) else span
     first = [0, *(end for _, end in merged)]
     last = [*(start + 1 for start, _ in merged), len(events)]
-    begin_ns = [at(0), *(at(end) for _, end in merged)]
-    end_ns = [*(at(start) for start, _ in merged), at(len(events) - 1)]
+    begin_ns = [whole[0], *(at(end) for _, end in merged)]
+    end_ns = [*(at(start) for start, _ in merged), whole[1]]
     return Segments(
         gaps,
         np.array(first, np.int64),
