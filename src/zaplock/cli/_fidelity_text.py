@@ -55,15 +55,16 @@ def _worst(row: Agreement, seen: Verdict) -> float:
 
 
 def table(rows: Sequence[Agreement]) -> Table:
-    """Draw the comparison."""
+    """Draw the comparison, narrow enough for a terminal."""
     from rich.box import SIMPLE
     from rich.table import Table as RichTable
 
     drawn = RichTable(title="measured / predicted", title_justify="left", box=SIMPLE)
-    for name in COLUMNS:
-        drawn.add_column(name)
+    for name in ("kernel", "teardown", "lock", "who waits", "longest wait", ""):
+        drawn.add_column(name, no_wrap=name != "who waits")
     for row in rows:
-        drawn.add_row(*cells(row))
+        kernel, _, teardown, writer, *rest = cells(row)
+        drawn.add_row(kernel, f"{teardown} + writer" if writer else teardown, *rest)
     return drawn
 
 
@@ -104,10 +105,10 @@ def section(rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Seque
         "## Real kernels beside the designs that stand for them",
         "",
         "Made by `zaplock fidelity` (root; QEMU for the guests). Read from the mmap_lock",
-        "tracepoints and from the simulated events by the same code (`zaplock.trace.verdict`). W:",
-        "the lock is held exclusively, R: shared. The longest wait is a share of the teardown's",
-        "holds, measured / predicted. Guests run in instruction-counted time: their figures are the",
-        "same each time.",
+        "tracepoints and from the simulated events by the same code (`zaplock.trace.verdict`).",
+        "W: the lock is held exclusively, R: shared. The longest wait is a share of the teardown's",
+        "holds, measured / predicted. Guests run in instruction-counted time: their figures are",
+        "the same each time.",
         "",
         "```text",
         *sentences(rows, hung),

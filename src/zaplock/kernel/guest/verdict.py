@@ -19,8 +19,8 @@ def read(done: GuestRun) -> Verdict:
     events = recording.events(capsule)
     if nr_gaps := int((events["kind"] == Kind.LOST).sum()):
         raise UserError(
-            f"{done.plan.kernel}: the trace buffers overflowed {nr_gaps} times, so its holds can't be "
-            "trusted: try again with a smaller SIZE, or a smaller --rate"
+            f"{done.plan.kernel}: the trace buffers overflowed {nr_gaps} times, so its holds can't "
+            "be trusted: try again with a smaller SIZE, or a smaller --rate"
         )
     pid = capsule.fact("target_pid")
     subject = Subject(

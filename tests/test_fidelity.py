@@ -1,0 +1,156 @@
+"""Designs beside the kernels they stand for: what is predicted, what is measured, who is right."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import _fidelity_text as text
+from zaplock.cli import main
+from zaplock.designs.linux import LINUX_4_18, LINUX_6_1
+from zaplock.errors import UserError
+from zaplock.kernel.guest import build, host, kernels, qemu
+from zaplock.kernel.guest import verdict as guest_verdict
+from zaplock.kernel.guest.experiment import GuestPlan
+from zaplock.lab import fidelity
+from zaplock.lab.fidelity import READERS, WRITER, Agreement
+from zaplock.lab.forecast import TEARDOWNS, design_of, predict
+
+CONVOY = (*READERS, WRITER)
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("6.1.0-56-cloud-amd64", "linux-6.1"),
+        ("6.12.117+deb12-cloud-amd64", "linux-6.12"),
+        ("6.18.44-custom", "linux-6.18"),
+        ("5.15.0", "linux-5.10"),
+        ("4.20.17", "linux-4.20"),
+        ("7.0", "linux-6.18"),
+    ],
+)
+def test_a_release_has_the_newest_design_that_is_not_newer(release: str, name: str) -> None:
+    assert design_of(release).name == name
+
+
+MODES_6_1 = {"fixed": "W", "growsdown": "W", "exit": "R, W"}
+MODES_6_12 = {"fixed": "W", "exit": "R, W"}
+
+
+@pytest.mark.parametrize("teardown", TEARDOWNS)
+@pytest.mark.parametrize(("release", "modes"), [("6.1", MODES_6_1), ("6.12", MODES_6_12)])
+def test_each_teardown_has_its_modes(release: str, modes: dict[str, str], teardown: str) -> None:
+    seen = predict(design_of(release), teardown, READERS)
+    letters = [{"exclusive": "W", "shared": "R"}[mode] for mode in fidelity.phases(seen)]
+    assert ", ".join(letters) == modes.get(teardown, "W, R")
+
+
+def test_before_the_patch_everybody_waits_for_an_exclusive_hold() -> None:
+    seen = predict(LINUX_4_18, "munmap", CONVOY)
+    assert fidelity.phases(seen) == ["exclusive"]
+    assert fidelity.waiting(seen) == {name: ["teardown"] for name in sorted(CONVOY)}
+
+
+def test_nobody_is_left_to_wait_for_an_exit() -> None:
+    for release in ("6.1", "6.12", "6.18"):
+        assert predict(design_of(release), "exit", CONVOY).waits == {}
+
+
+@pytest.mark.parametrize("share", [0.0002, 0.001, 0.02])
+def test_readers_that_come_often_do_not_keep_the_writer_spinning(share: float) -> None:
+    # Readers that left once renewed the patience of a spinning writer, which so never queued.
+    seen = predict(design_of("6.18"), "munmap", CONVOY, period_share=share)
+    assert fidelity.waiting(seen)["proc"] == ["mmap", "teardown"]
+
+
+def row(**changes: object) -> Agreement:
+    seen = predict(LINUX_6_1, "munmap", CONVOY)
+    fields = {"measured": seen, "predicted": seen, **changes}
+    return Agreement("debian:6.1", "linux-6.1", "munmap", True, **fields)  # type: ignore[arg-type]
+
+
+def test_a_design_agrees_with_itself() -> None:
+    assert row().agrees
+    assert row().worst_difference == 0
+
+
+def test_a_design_without_the_downgrade_is_told_from_one_with_it() -> None:
+    wrong = row(predicted=predict(LINUX_4_18, "munmap", CONVOY))
+    assert not wrong.modes
+    assert not wrong.waits  # before the patch nobody stands behind the queued writer
+    assert not wrong.agrees
+    assert text.cells(wrong)[-1] == "DIFFER"
+    assert "(predicted: W)" in text.cells(wrong)[4]
+
+
+def test_a_wait_half_as_long_as_predicted_is_a_difference() -> None:
+    seen = predict(LINUX_6_1, "munmap", CONVOY)
+    half = {name: wait // 2 for name, wait in seen.worst_wait_ns.items()}
+    shorter = row(measured=replace(seen, worst_wait_ns=half))
+    assert shorter.modes
+    assert shorter.waits
+    assert not shorter.ratios
+    assert shorter.worst_difference == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_section_replaces_itself_and_nothing_else() -> None:
+    rows = [row()]
+    section = text.section(rows, [], ["debian:6.12 left out: no network"])
+    once = text.with_section("# Fidelity\n\nbefore\n", section)
+    again = text.with_section(once + "\nbehind\n", text.section(rows, [], []))
+    assert once.startswith("# Fidelity\n\nbefore\n\n" + text.BEGIN)
+    assert "left out" in once
+    assert "left out" not in again
+    assert again.count(text.BEGIN) == again.count(text.END) == 1
+    assert again.startswith("# Fidelity\n\nbefore\n")
+    assert again.endswith("behind\n")
+
+
+def test_the_model_reports_those_hung_whom_khungtaskd_reports() -> None:
+    said = ["INFO: task gup:81 blocked for more than 1 seconds.", "INFO: task madvise:83 blocked"]
+    hung = fidelity.compare_hung("6.1.0-56-cloud-amd64", "debian:6.1", said)
+    assert hung.agrees
+    assert hung.measured == ("gup", "madvise")
+    assert "process_vm_rw" in hung.predicted_message
+    assert not fidelity.compare_hung("6.1.0", "debian:6.1", said[:1]).agrees
+
+
+def test_an_exact_guest_agrees_with_its_design(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        qemu.program(), build.probe(), kernels.find("debian:6.1")
+    except UserError as error:
+        pytest.skip(str(error))
+    target = tmp_path / "fidelity.md"
+    command = ["fidelity", "--kernels", "debian:6.1", "--teardowns", "brk", "--no-hung", "--json"]
+    assert main([*command, "--write", str(target)]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["agree"]
+    assert [one["measured"]["modes"] for one in shown["rows"]] == [["exclusive", "shared"]] * 2
+    assert shown["rows"][1]["measured"]["waits"]["proc"] == ["mmap", "teardown"]
+    assert "| debian:6.1 | linux-6.1 | brk | queued | W, R |" in target.read_text()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("teardown", TEARDOWNS)
+def test_this_machines_kernel_holds_the_lock_in_the_predicted_modes(teardown: str) -> None:
+    if os.geteuid() != 0 or build.compiler() is None:
+        pytest.skip("needs root and a C compiler")
+    done = host.run(GuestPlan(256 << 20, teardown=teardown, bystanders=READERS, rate=5000))
+    predicted = predict(design_of(done.capsule.facts["release"]), teardown, READERS)
+    assert fidelity.phases(guest_verdict.read(done)) == fidelity.phases(predicted)
+
+
+def test_kernels_that_cannot_be_had_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fidelity", "--kernels", "/no/such/vmlinuz", "--teardowns", "munmap"]) == 2
+    assert "/no/such/vmlinuz left out: kernel /no/such/vmlinuz can't be read" in (
+        capsys.readouterr().err
+    )
+    assert main(["fidelity", "--teardowns", "burn"]) == 2
+    assert "no teardown 'burn'" in capsys.readouterr().err
