@@ -12,6 +12,7 @@ from zaplock.trace import summary as figures
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary
+from zaplock.views.now import now
 from zaplock.views.report_json import longest
 from zaplock.views.units import duration
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
@@ -35,6 +36,19 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         _groups("By thread", summary.by_thread, top),
         _groups("By process", summary.by_process, top),
         *(_histogram(histogram) for histogram in summary.histograms if histogram.counts),
+    )
+
+
+def live_screen(summary: Summary, *, top: int) -> RenderableType:
+    """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait."""
+    return Group(
+        Text(heading(summary.analysis), style="bold"),
+        Text(),
+        *(Text(line) for line in now(summary.analysis)),
+        Text(),
+        *_worst_waits(summary, max(1, top // 2)),
+        _groups("By thread", summary.by_thread, top),
+        _groups("By operation", summary.by_operation, top),
     )
 
 

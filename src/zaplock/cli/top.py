@@ -1,0 +1,76 @@
+"""Watch, live, who holds mmap_locks and who waits for them.
+
+  zaplock top                      the whole system, until Ctrl-C
+  zaplock top -p 4711 -i 500ms     one process, twice a second
+
+Each screen is about the last ten seconds: who waits and who holds right now, the worst waits, and
+the threads that made others wait. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from zaplock.cli._live import Window
+
+SUMMARY = "watch live who holds and who waits"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock top`."""
+    add = parser.add_argument
+    add("-p", "--pid", type=int, help="one process (default: the whole system)")
+    add("-i", "--interval", default="1s", metavar="TIME", help="from screen to screen (1s)")
+    add("-w", "--window", default="10s", metavar="TIME", help="what a screen is about (10s)")
+    add("-n", "--screens", type=int, metavar="N", help="end after N screens")
+    add("--top", type=int, default=8, metavar="N", help="rows of each table (8)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show screens until interrupted."""
+    from zaplock.cli._live import window
+    from zaplock.cli._sizes import parse_duration
+
+    if args.screens is not None and args.screens < 1:
+        raise UserError(f"-n {args.screens} is less than 1: ask for at least one screen")
+    interval = parse_duration(args.interval) / 1e9
+    with window(args.pid, ("mmap_lock", "syscalls"), parse_duration(args.window)) as view:
+        _show(view, interval, args.screens, args.top)
+    target = f" -p {args.pid}" if args.pid else ""
+    print(f"next: zaplock record{target} -d 30s -o top.zaplock")
+    return 0
+
+
+def _show(view: Window, interval: float, screens: int | None, top: int) -> None:
+    """Draw one screen over the other in a terminal, one below the other elsewhere."""
+    from rich.live import Live
+
+    from zaplock.views.report_text import console
+
+    out, shown = console(), 0
+    if not out.is_terminal:
+        while screens is None or shown < screens:
+            out.print(_screen(view, interval, top))
+            shown += 1
+        return
+    with Live(console=out, screen=screens is None, auto_refresh=False) as live:
+        while screens is None or shown < screens:
+            live.update(_screen(view, interval, top), refresh=True)
+            shown += 1
+
+
+def _screen(view: Window, interval: float, top: int) -> RenderableType:
+    from zaplock.trace.analysis import analyse
+    from zaplock.trace.summary import summarise
+    from zaplock.views.report_text import live_screen
+
+    events, span = view.advance(interval)
+    analysis = analyse(events, os.uname().release, span=span)
+    return live_screen(summarise(analysis, explain=500), top=top)

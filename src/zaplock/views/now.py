@@ -1,0 +1,88 @@
+"""What goes on at this moment: who holds, who waits behind whom. For `zaplock why` and `top`.
+
+"Now" is the end of the recording: a hold whose release and a wait whose end were not seen by then
+is still going on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.summary import QUEUED_NS, Summary
+from zaplock.trace.waits import Outcome
+from zaplock.views.report_json import longest
+from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
+
+Array = NDArray[Any]
+
+
+def waiting_now(analysis: Analysis) -> list[int]:
+    """Return the waits that go on, the longest first."""
+    waits = analysis.waits
+    going_on = (waits["outcome"] == Outcome.WAITING) & (waits["wait_ns"] >= QUEUED_NS)
+    rows = np.flatnonzero(going_on)
+    return [int(rows[place]) for place in longest(waits["wait_ns"][rows], len(rows))]
+
+
+def holding_now(analysis: Analysis) -> list[int]:
+    """Return the holds that go on, the longest first."""
+    holds = analysis.holds
+    end_ns = int(analysis.segments.end_ns[-1])
+    rows = np.flatnonzero(~holds["complete"] & (holds.end_ns == end_ns))
+    return [int(rows[place]) for place in longest(holds["hold_ns"][rows], len(rows))]
+
+
+def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
+    """Say in sentences who waits and who holds at this moment."""
+    waiting, holding = waiting_now(analysis), holding_now(analysis)
+    if not waiting:
+        yield "Right now nobody waits for this lock."
+    else:
+        tasks = "1 task waits" if len(waiting) == 1 else f"{len(waiting)} tasks wait"
+        yield f"Right now {tasks} for this lock:"
+        for row in waiting[:limit]:
+            yield f"    {wait_sentence(analysis, row)}"
+            yield from (f"        {line}" for line in chain(analysis, analysis.explain(row)))
+    for row in holding[:limit]:
+        yield f"Held now: {hold_sentence(analysis, row).replace(' (seen in part)', ' so far')}."
+
+
+def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:
+    """Answer in one screen: is anything waiting now, behind whom, and what was worst before."""
+    analysis = summary.analysis
+    yield from now(analysis)
+    yield ""
+    yield f"In these {seconds:g} seconds:"
+    yield from answer(summary)
+
+
+def why_json(analysis: Analysis) -> dict[str, Any]:
+    """Return what goes on now as plain values."""
+    waits, holds = analysis.waits, analysis.holds
+    return {
+        "waiting": [
+            {
+                "tid": int(waits["tid"][row]),
+                "task": who(analysis, int(waits["tid"][row])),
+                "mode": "exclusive" if waits["exclusive"][row] else "shared",
+                "wait_ns": int(waits["wait_ns"][row]),
+                "behind": chain(analysis, analysis.explain(row)),
+            }
+            for row in waiting_now(analysis)
+        ],
+        "holding": [
+            {
+                "tid": int(holds["tid"][row]),
+                "task": who(analysis, int(holds["tid"][row])),
+                "mode": "exclusive" if holds["exclusive"][row] else "shared",
+                "hold_ns": int(holds["hold_ns"][row]),
+                "doing": doing(holds, row),
+            }
+            for row in holding_now(analysis)
+        ],
+    }

@@ -1,0 +1,101 @@
+"""`zaplock why` and `zaplock top`: what goes on at this moment."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from scenes import GIB, MM, MS
+
+from zaplock.cli import main
+from zaplock.trace.analysis import analyse
+from zaplock.trace.log import Log
+from zaplock.views.now import holding_now, now, waiting_now, why_json
+
+# A thread maps and unmaps 8 MiB for ever: every round holds its lock exclusively, then shared.
+BUSY = """
+import mmap
+print("ready", flush=True)
+while True:
+    area = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    area[::4096] = b"x" * (len(area) // 4096)
+    area.close()
+"""
+
+
+@pytest.fixture
+def busy() -> Iterator[int]:
+    if os.geteuid() != 0:
+        pytest.skip("recording needs root")
+    child = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    yield child.pid
+    child.kill()
+    child.wait()
+
+
+def hang() -> Log:
+    """A munmap that has not come to its end, and a ps that waits behind it for nine seconds."""
+    log = Log()
+    log.task(1, "db", 1)
+    log.task(2, "ps", 2)
+    log.owner(MM, 1)
+    log.begin(0, tid=1, op="munmap", length=320 * GIB)
+    log.asked(0, tid=1, mm=MM, write=True)
+    log.acquired(100, tid=1, mm=MM, write=True)
+    log.asked(1000 * MS, tid=2, mm=MM, write=False)
+    return log
+
+
+def test_a_hang_is_seen_while_it_lasts() -> None:
+    analysis = analyse(hang().events(), "4.9", span=(0, 10_000 * MS))
+    assert list(now(analysis)) == [
+        "Right now 1 task waits for this lock:",
+        "    ps (tid 2) is still waiting after 9 s for the lock of db (pid 1), shared",
+        "        9 s (100 %) behind db (tid 1) in munmap of 320 GiB, which held it exclusively",
+        "Held now: db (tid 1) held it exclusively for 10 s so far in munmap of 320 GiB.",
+    ]
+    said = why_json(analysis)
+    assert [waiter["task"] for waiter in said["waiting"]] == ["ps (tid 2)"]
+    assert said["holding"][0]["doing"] == "munmap of 320 GiB"
+
+
+def test_what_is_over_is_not_now() -> None:
+    log = hang()
+    log.released(2000 * MS, tid=1, mm=MM, write=True)
+    log.acquired(2000 * MS, tid=2, mm=MM, write=False)
+    log.released(2001 * MS, tid=2, mm=MM, write=False)
+    analysis = analyse(log.events(), "4.9", span=(0, 10_000 * MS))
+    assert waiting_now(analysis) == holding_now(analysis) == []
+
+
+@pytest.mark.root
+def test_why_looks_at_a_real_process(busy: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", "-p", str(busy), "-d", "400ms", "--json"]) == 0
+    printed = capsys.readouterr()
+    seen = json.loads(printed.out)
+    held = [hold for hold in seen["holds"] if hold["operation"] == "munmap"]
+    assert held, "a process that unmaps all the time was seen to unmap nothing"
+    assert {hold["length"] for hold in held} == {8 << 20}
+    assert printed.err.startswith(f"next: zaplock record -p {busy}")
+    assert main(["why", "-p", str(busy), "-d", "100ms"]) == 0
+    assert "Right now" in capsys.readouterr().out
+
+
+@pytest.mark.root
+def test_top_shows_screens(busy: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "-p", str(busy), "-n", "2", "-i", "300ms", "--top", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("By thread") == 2
+    assert "munmap" in out
+    assert f"(tid {busy})" in out
+
+
+def test_wrong_numbers_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["top", "-n", "0"]) == 2
+    assert "-n 0 is less than 1" in capsys.readouterr().err
+    assert main(["why", "-p", "1", "-d", "soon"]) == 2
+    assert "duration 'soon'" in capsys.readouterr().err
