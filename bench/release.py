@@ -7,7 +7,8 @@
 
 Each experiment is a fresh process; its bystanders do one operation a millisecond each. A stall is
 what an operation took beyond its typical duration before the teardown; the table has the median
-over the repetitions of the worst stall of each. Memory that is freed comes from that process, so a
+over the repetitions of the worst stall of each. "idle" is the worst of all of them before it: what
+cannot be told from the machine's own noise. Memory that is freed comes from that process, so a
 size must fit in free memory.
 """
 
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -30,10 +31,11 @@ from zaplock.kernel.measure import stalls
 
 GIB = 1 << 30
 PERIOD_NS = 1_000_000
-IDLE_S = 0.2
+IDLE_S = 0.5
 TIMEOUT_S = 120
 WAYS = ("munmap", "munmap by 32 MiB", "munmap in a thread", "MADV_DONTNEED", "release")
 FILLS = ("MAP_POPULATE", "populate")
+PACED = ("release", "populate")
 INSIDE = ("mmap", "fault", "beside", "mprotect")
 WITH_FORK = ("mmap", "fault", "fork")
 COLUMNS = ("mmap", "fault", "proc", "beside", "mprotect", "fork")
@@ -53,10 +55,14 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The total time and the worst stall of each bystander, in nanoseconds."""
+    """The total time and the worst stall of each bystander, in nanoseconds.
+
+    `idle_ns` is the worst stall of any in the half second before: what the machine itself adds.
+    """
 
     total_ns: int
     worst_ns: dict[str, int]
+    idle_ns: int
 
 
 def once(experiment: Experiment) -> Result:
@@ -77,55 +83,69 @@ def once(experiment: Experiment) -> Result:
         watcher.send({"end": True})
         samples = done["samples"] | {"proc": watcher.receive(deadline)["samples"]}
     window = (done["begin_ns"], done["end_ns"])
-    worst = {name: stalls(*both, window)[0].max_ns for name, both in samples.items()}
-    return Result(window[1] - window[0], worst)
+    found = {name: stalls(*both, window) for name, both in samples.items()}
+    worst = {name: beside.max_ns for name, (beside, _idle) in found.items()}
+    idle_ns = max(idle.max_ns for _beside, idle in found.values())
+    return Result(window[1] - window[0], worst, idle_ns)
 
 
-def medians(experiment: Experiment, repeat: int) -> Result:
-    """Run an experiment several times and take the median of each figure."""
-    results = [once(experiment) for _ in range(repeat)]
+def side_by_side(experiments: Sequence[Experiment], repeat: int) -> list[Result]:
+    """Run experiments in turn, several times; return the medians of each one's figures."""
+    rounds = [[_told(experiment) for experiment in experiments] for _ in range(repeat)]
+    return [_middle([results[index] for results in rounds]) for index in range(len(experiments))]
+
+
+def _told(experiment: Experiment) -> Result:
+    if sys.stderr.isatty():
+        size = f"{experiment.length / GIB:g} GiB"
+        print(f"\r\033[K{size} {experiment.way}", end="", file=sys.stderr, flush=True)
+    return once(experiment)
+
+
+def _middle(results: Sequence[Result]) -> Result:
     names = results[0].worst_ns
     return Result(
         int(median(one.total_ns for one in results)),
         {name: int(median(one.worst_ns[name] for one in results)) for name in names},
+        int(median(one.idle_ns for one in results)),
     )
 
 
-def row(experiment: Experiment, repeat: int, fork: bool) -> dict[str, Any]:
-    """Measure one row of the table; the fork has runs of its own, with the range MADV_DONTFORK."""
-    from dataclasses import replace
+def rows(experiments: Sequence[Experiment], repeat: int, *, fork: bool) -> Iterator[dict[str, Any]]:
+    """Measure some rows side by side; the fork has runs of its own, the range being DONTFORK."""
+    found = side_by_side(experiments, repeat)
+    forked = [replace(experiment, bystanders=WITH_FORK) for experiment in experiments]
+    beside_fork = side_by_side(forked, repeat) if fork else []
+    for index, experiment in enumerate(experiments):
+        worst = dict(found[index].worst_ns)
+        if fork:
+            worst["fork"] = beside_fork[index].worst_ns["fork"]
+        yield {
+            "size_gib": experiment.length / GIB,
+            "pages": "THP" if experiment.backing == "thp" else "4 KiB",
+            "way": experiment.way,
+            "max_stall_ns": experiment.max_stall_ns if experiment.way in PACED else 0,
+            "total_ns": found[index].total_ns,
+            "worst_ns": worst,
+            "idle_ns": found[index].idle_ns,
+        }
 
-    result = medians(experiment, repeat)
-    worst = dict(result.worst_ns)
-    if fork:
-        forked = medians(replace(experiment, bystanders=WITH_FORK), repeat)
-        worst["fork"] = forked.worst_ns["fork"]
-        worst["mmap, with fork"] = forked.worst_ns["mmap"]
-    return {
-        "size_gib": experiment.length / GIB,
-        "pages": "THP" if experiment.backing == "thp" else "4 KiB",
-        "way": experiment.way,
-        "max_stall_ns": experiment.max_stall_ns if experiment.way in ("release", "populate") else 0,
-        "total_ns": result.total_ns,
-        "worst_ns": worst,
-    }
 
-
-def experiments(args: argparse.Namespace) -> Iterator[Experiment]:
-    """List what the arguments ask for."""
+def groups(args: argparse.Namespace) -> Iterator[list[Experiment]]:
+    """List what the arguments ask for; the experiments of a group are run in turn."""
     for size in args.sizes:
         length = int(size * GIB)
         memory.require(length, "anonymous")
         if args.populate:
-            yield from (Experiment(way, length, bystanders=("mmap", "fault")) for way in FILLS)
+            yield [Experiment(way, length, bystanders=("mmap", "fault")) for way in FILLS]
         elif args.force_chunks:
-            yield Experiment("munmap", length, force_chunks=True)
-            for bound_ms in args.bounds:
-                bound_ns = int(bound_ms * 1e6)
-                yield Experiment("release", length, max_stall_ns=bound_ns, force_chunks=True)
+            bounds = [int(bound_ms * 1e6) for bound_ms in args.bounds]
+            forced = Experiment("release", length, force_chunks=True)
+            paced = [replace(forced, max_stall_ns=bound_ns) for bound_ns in bounds]
+            yield [replace(forced, way="munmap"), *paced]
         else:
             for backing in args.pages:
-                yield from (Experiment(way, length, backing) for way in args.ways)
+                yield [Experiment(way, length, backing) for way in args.ways]
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -153,32 +173,35 @@ def milliseconds(span_ns: int | None) -> str:
     return "" if span_ns is None else f"{span_ns / 1e6:.1f}"
 
 
-def line(found: dict[str, Any]) -> str:
+def line(measured: dict[str, Any]) -> str:
     """Write one row of the Markdown table."""
-    bound = f", bound {found['max_stall_ns'] / 1e6:g} ms" if found["max_stall_ns"] else ""
-    cells = [f"{found['size_gib']:g} GiB", found["pages"], found["way"] + bound]
-    cells.append(milliseconds(found["total_ns"]))
-    cells += [milliseconds(found["worst_ns"].get(name)) for name in COLUMNS]
+    bound_ns, worst = measured["max_stall_ns"], measured["worst_ns"]
+    way = measured["way"] + (f", bound {bound_ns / 1e6:g} ms" if bound_ns else "")
+    cells = [f"{measured['size_gib']:g} GiB", measured["pages"], way]
+    cells.append(milliseconds(measured["total_ns"]))
+    cells += [milliseconds(worst.get(name)) for name in COLUMNS]
+    cells.append(milliseconds(measured["idle_ns"]))
     return "| " + " | ".join(cells) + " |"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table row by row, as each is measured."""
     args = parse(argv)
-    head = ["size", "pages", "way", "total ms", *(f"{name} ms" for name in COLUMNS)]
+    head = ["size", "pages", "way", "total ms", *(f"{name} ms" for name in COLUMNS), "idle ms"]
     if not args.json:
         print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
-    rows = []
+    found: list[dict[str, Any]] = []
     try:
-        for experiment in experiments(args):
-            rows.append(row(experiment, args.repeat, not args.no_fork and not args.populate))
-            if not args.json:
-                print(line(rows[-1]), flush=True)
+        for group in groups(args):
+            for measured in rows(group, args.repeat, fork=not (args.no_fork or args.populate)):
+                found.append(measured)
+                if not args.json:
+                    print(line(measured), flush=True)
     except UserError as error:
         print(f"bench.release: {error}", file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
     return 0
 
 
