@@ -122,10 +122,23 @@ def zap(m: Machine, task: Task, space: AddressSpace, gather: int, first: int, la
         if counted:
             change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
         tlb.gather_pages(m, gather, low, high, counted, pte.delta)
+        if kind in ("thp", "zero_thp"):
+            drop_deposited_tables(space, low, high)
         cleared += pages
     if cleared:
         space.ptes.clear(first, last)
     return cleared
+
+
+def drop_deposited_tables(space: AddressSpace, first: int, last: int) -> None:
+    """Give back the page tables that huge pages had set aside for the case of being split.
+
+    They hold no entries, so nobody walks them and they need no flush (zap_deposited_table).
+    """
+    tables = space.tables[1]
+    low, high = first // PAGES_PER_PMD, last // PAGES_PER_PMD
+    space.add("pgtables_bytes", -tables.total(low, high) * PAGE_SIZE)
+    tables.clear(low, high)
 
 
 def split_huge_at(m: Machine, task: Task, space: AddressSpace, vpn: int) -> None:

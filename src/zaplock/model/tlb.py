@@ -191,9 +191,10 @@ def tlb_begin_finish(m: Machine, _task: Task, gather: int, nested: NestedFlush) 
 
 
 @step
-def tlb_end_finish(m: Machine, _task: Task, gather: int) -> None:
+def tlb_end_finish(m: Machine, task: Task, gather: int) -> None:
     """End a gather."""
     tlb = m.gathers.drop(gather)
-    assert not tlb.pages, "a gather ends with pages in its batch"
-    assert not tlb.tables, "a gather ends with page tables in its batch"
+    if tlb.pages or tlb.tables:
+        left = "pages" if tlb.pages else "page tables"
+        raise Violation(Invariant.TEARDOWN_ORDER, f"{task} ends a gather with {left} in its batch")
     m.mm(tlb.mm).add("tlb_flush_pending", -1)

@@ -192,6 +192,9 @@ def insert(m: Machine, task: Task, vma: Vma) -> int:
     forbid_torn_down(m, task, vma.mm, vma.start, vma.end)
     m.spend("vma_alloc")
     space = m.mm(vma.mm)
+    if vma.mm == task.mm:
+        # Write-locked from its first instant: nobody takes it by its own lock before the unlock.
+        vma = change(vma, lock_seq=space.count("lock_seq"))
     m.vmas.put(handle, vma)
     space.tree.put(vma.start, handle)
     space.add("map_count", 1)

@@ -43,8 +43,8 @@ async def brk(cx: Cx, wanted: int) -> int:
     if await mmap_write_lock_killable(cx):
         return -EINTR
     old = await read_counter(cx.mm, "brk")
-    new_end, old_end = page_align(wanted), page_align(old)
-    if wanted < await read_counter(cx.mm, "start_brk"):
+    new_end, old_end = page_align(wanted) % (1 << 64), page_align(old)
+    if not await may_move_brk(cx.mm, wanted, new_end, old_end):
         await mmap_write_unlock(cx)
         return old
     if new_end <= old_end:
@@ -56,6 +56,20 @@ async def brk(cx: Cx, wanted: int) -> int:
     if await read_counter(cx.mm, "def_flags") & VM_LOCKED:
         await mm_populate(cx, old_end, new_end)
     return wanted
+
+
+@step
+def may_move_brk(m: Machine, task: Task, mm: int, wanted: int, new_end: int, old_end: int) -> bool:
+    """Return whether the heap may end there: above its start, within RLIMIT_DATA.
+
+    A heap that shrinks must have something mapped in what it gives up.
+    """
+    space = m.mm(mm)
+    start, limit = space.count("start_brk"), space.limits.rlimit_data
+    if wanted < start or (limit < 1 << 63 and wanted - start + space.count("data_length") > limit):
+        return False
+    ahead = lookup(m, space, new_end)
+    return new_end >= old_end or bool(ahead and vma_of(m, task, ahead).start < old_end)
 
 
 async def shrink(

@@ -161,6 +161,8 @@ async def do_mmap(
         return -ENOMEM, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
         file = 0
+    if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
+        address = page_align(cx.limits.mmap_min_hint)
     placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff)
     if placed < 0:
         return placed, False
@@ -204,8 +206,6 @@ def get_unmapped_area(
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
-    if 0 < address < limits.mmap_min_hint:
-        address = page_align(limits.mmap_min_hint)
     if wants_huge_alignment(m, address, length, flags, file, pgoff):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -367,10 +367,8 @@ def prot_flags(prot: int) -> int:
 def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
     """Return the vm_flags of a file mapping, or a negative errno."""
     backing = m.files[file]
-    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS & ~(MAP_FIXED_NOREPLACE | MAP_SYNC):
-        return -EOPNOTSUPP
-    if kind == MAP_SHARED_VALIDATE and flags & MAP_SYNC:
-        return -EOPNOTSUPP
+    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS:
+        return -EOPNOTSUPP  # MAP_SYNC too: only files on persistent memory know it
     if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
         if prot & PROT_WRITE and not backing.writable:
             return -EACCES

@@ -24,6 +24,7 @@ from zaplock.model.flags import (
     MREMAP_MAYMOVE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     PMD_SIZE,
     PUD_SIZE,
     VM_ACCOUNT,
@@ -68,6 +69,7 @@ from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import AddressSpace
     from zaplock.protocols.design import Cx, UnmapEvents
 
 KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
@@ -403,8 +405,16 @@ def alloc_moved_tables(m: Machine, task: Task, mm: int, old: int, new: int, leng
             alloc_tables(m, task, space, vpn, vpn + 1, 3)
             extent = extent_of(PMD_SIZE, old, new, end)
             if space.tables[1].at(old >> 21) is not None:
+                if extent == PMD_SIZE and space.tables[1].at(new >> 21) is None:
+                    move_table(m, task, space, old, new)
                 alloc_tables(m, task, space, vpn, vpn + 1)
         old, new = old + extent, new + extent
+
+
+def move_table(m: Machine, task: Task, space: AddressSpace, old: int, new: int) -> None:
+    """Take a whole page table along instead of its entries (move_normal_pmd, move_huge_pmd)."""
+    space.tables[1].clear(old >> 21, (old >> 21) + 1)
+    space.add("pgtables_bytes", -PAGE_SIZE)
 
 
 def extent_of(size: int, old: int, new: int, end: int) -> int:

@@ -123,6 +123,7 @@ class World:
         self.space = self.machine.mm(MM)
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
+        self.space.counters.put("data_length", environment.data_length)
         self._files()
         self._ring(environment)
         self.view = View(self.machine, MM, environment.ring)
@@ -203,6 +204,7 @@ def _mmap(
 
 
 def _load(w: World, calls: Any, address: int) -> Outcome:
+    address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return Outcome(w.signal_code(address, SIGSEGV))
     result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
@@ -210,6 +212,7 @@ def _load(w: World, calls: Any, address: int) -> Outcome:
 
 
 def _store(w: World, calls: Any, address: int, tag: int) -> Outcome:
+    address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return Outcome(w.signal_code(address, SIGSEGV))
     result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
@@ -247,6 +250,8 @@ def _mincore(w: World, calls: Any, address: int, length: int) -> Outcome:
 def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> Outcome:
     if length >= 1 << 63:
         return Outcome(-22)
+    if length == 0:
+        return Outcome(0)
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
         return Outcome(-14)
     length = min(length, _MAX_RW_COUNT)

@@ -64,7 +64,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 # What is no single system call: user accesses, limits, fork (with the child's view), userfaultfd.
 ACCESSES: dict[str, tuple[str, ...]] = {
-    "load": ("addr",),
+    "load": ("addr",),  # of the page's first eight bytes
     "store": ("addr",),
     "setrlimit": ("resource", "length"),
     "fork": (),
@@ -170,6 +170,7 @@ class Environment:
     ring_length: int
     mmap_base: int
     start_brk: int
+    data_length: int
     max_map_count: int
     mmap_min_addr: int
     mmap_min_hint: int

@@ -150,7 +150,7 @@ def _operation(b: Builder, index: int, op: Op, results: list[int]) -> tuple[int,
         return _fork(b)
     arguments = [_value(name, value) for name, value in zip(arguments_of(op.name), op.args)]
     if op.name in ("load", "store"):
-        handler = stub.LOAD if op.name == "load" else stub.STORE
+        handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
         arguments += [ops.store_tag(index)] if op.name == "store" else []
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name in _COMPOSED:

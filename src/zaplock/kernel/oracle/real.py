@@ -57,6 +57,7 @@ class RealSide:
             ring_length=ring.RING_SIZE,
             mmap_base=mapped + page,
             start_brk=brk,
+            data_length=_data_length(self._child.pid),
             max_map_count=_sysctl("max_map_count"),
             mmap_min_addr=_sysctl("mmap_min_addr"),
             mmap_min_hint=lowest,
@@ -136,6 +137,12 @@ class _Reader:
 
 def _sysctl(name: str) -> int:
     return int(Path("/proc/sys/vm", name).read_text())
+
+
+def _data_length(pid: int) -> int:
+    """Return how long the data segment of a process's program is; RLIMIT_DATA counts it to brk."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[43]) - int(fields[42])
 
 
 def _total_pages() -> int:

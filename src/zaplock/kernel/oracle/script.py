@@ -152,9 +152,9 @@ def _text(name: str, value: Argument) -> str:
 def _call(k: int, op: Op, arguments: list[str]) -> str:
     inside = ", ".join(arguments)
     if op.name == "load":
-        return f"peek({inside})"
+        return f"peek({inside} & -4096)"
     if op.name == "store":
-        return f"poke({inside}, {ops.store_tag(k):#x})"
+        return f"poke({inside} & -4096, {ops.store_tag(k):#x})"
     if op.name == "fork":
         return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
     if op.name == "setrlimit":

@@ -34,6 +34,22 @@ op_load:                                # result = qword at a0, or minus (signal
         mov     rax, [rdi]
         jmp     done
 
+op_touch_load:                          # as op_load, at the beginning of the page of a0
+        lea     r13, [rip+done]
+        mov     rdi, [rbx+8]
+        and     rdi, -4096
+        mov     rax, [rdi]
+        jmp     done
+
+op_touch_store:                         # as op_store, at the beginning of the page of a0
+        lea     r13, [rip+done]
+        mov     rdi, [rbx+8]
+        and     rdi, -4096
+        mov     rsi, [rbx+16]
+        mov     [rdi], rsi
+        xor     eax, eax
+        jmp     done
+
 op_store:                               # qword at a0 = a1; result 0 or as op_load
         lea     r13, [rip+done]
         mov     rdi, [rbx+8]
