@@ -18,6 +18,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
+from zaplock.kernel import symbols
 from zaplock.kernel import tracefs as tracefs_module
 from zaplock.kernel.capture import Options, capturing
 from zaplock.kernel.recorder import record_mm
@@ -148,7 +149,7 @@ def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> Non
     assert recording.manifest.lost_events == 0
     assert not rows(events, kind=Kind.LOST)
     assert unmatched(events) == []
-    assert len(calls(events, "munmap")) > 1000
+    assert len(calls(events, "munmap")) > 100
 
 
 def unmatched(events: Events) -> list[tuple[str, int]]:
@@ -375,7 +376,7 @@ while time.monotonic() < end:
 hold()
 time.sleep(60)
 """
-    arguments = ["--stop-after-hold", "4ms", "--keep", "1s", "--", sys.executable, "-c", script]
+    arguments = ["--stop-after-hold", "60ms", "--keep", "1s", "--", sys.executable, "-c", script]
     assert main(["record", "-o", str(path), *arguments]) == 0
     assert re.search(r"stopped after python\d?.* hold of .* ms", capsys.readouterr().out)
     recording = file.read(path)
@@ -409,6 +410,64 @@ def test_sched_faults_and_contention_come_on_request() -> None:
     slept = rows(events, kind=Kind.SCHED_OUT, tid=threading.get_native_id())
     assert any(events["detail"][row] != 0 for row in slept)
     assert rows(events, kind=Kind.SCHED_IN, tid=threading.get_native_id())
+
+
+STACKED = r"""
+#define _GNU_SOURCE
+#include <sys/mman.h>
+#include <unistd.h>
+#include <sys/syscall.h>
+__attribute__((noinline)) static long unmap(void *p) {
+  long result;
+  __asm__ volatile("syscall" : "=a"(result) : "0"((long)SYS_munmap), "D"(p), "S"(1L << 20)
+                   : "rcx", "r11", "memory");
+  return result;
+}
+__attribute__((noinline)) long free_the_buffer(void *p) { return unmap(p) + 1; }
+__attribute__((noinline)) long serve_a_request(void *p) { return free_the_buffer(p) + 1; }
+int main(void) {
+  for (int i = 0; i < 3000; i++) {
+    serve_a_request(mmap(0, 1 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    usleep(1000);
+  }
+}
+"""
+
+
+def test_user_stacks_say_where_the_lock_was_taken(tmp_path: Path) -> None:
+    (tmp_path / "stacked.c").write_text(STACKED)
+    flags = [
+        "-O0",
+        "-fno-omit-frame-pointer",
+        "-mno-omit-leaf-frame-pointer",
+        "-fno-optimize-sibling-calls",
+    ]
+    subprocess.run(["gcc", *flags, "-o", "stacked", "stacked.c"], cwd=tmp_path, check=True)
+    path = tmp_path / "a.zaplock"
+    with subprocess.Popen([str(tmp_path / "stacked")]) as process:
+        assert (
+            main(["record", "-p", str(process.pid), "-d", "1s", "--stacks", "-o", str(path)]) == 0
+        )
+        process.kill()
+    events, stacks = file.read(path).events, file.read_stacks(path)
+    assert stacks is not None
+    taken = rows(events, kind=Kind.ACQUIRED, write=1)
+    told = [stacks.of(process.pid, process.pid, int(events["time_ns"][row])) for row in taken]
+    named = [[frame.partition(" ")[0] for frame in stack] for stack in told]
+    wanted = ["unmap", "free_the_buffer", "serve_a_request", "main"]
+    assert sum(stack[:4] == wanted for stack in named) > 100
+
+
+def test_the_map_that_python_writes_for_perf_names_python_functions(tmp_path: Path) -> None:
+    mapped = Path(f"/tmp/perf-{ME}.map")
+    mapped.write_text("7f0000001000 40 py::serve:/srv/app.py\n7f0000002000 10 trampoline\n")
+    try:
+        functions = symbols.python_functions(ME)
+    finally:
+        mapped.unlink()
+    assert functions.find(0x7F0000001020) == "serve:/srv/app.py"
+    assert functions.find(0x7F0000001040) is None
+    assert functions.find(0x7F0000002000) == "trampoline"
 
 
 def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contention", action="store_true", help="waits for the kernel's other locks as well"
     )
+    parser.add_argument(
+        "--stacks", action="store_true", help="user stacks of those who get the lock (costs more)"
+    )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
@@ -83,12 +86,16 @@ def _record(
 
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
     duration_ns = parse_duration(args.duration) if args.duration else None
-    began = time.monotonic_ns()
+    began_ns: list[int] = []
     flight = _flight(args)
     with _Signals() as signals, _Line(path, quiet=args.json) as line:
 
+        def begin() -> None:
+            began_ns.append(time.monotonic_ns())
+            started()
+
         def ended() -> bool:
-            over = duration_ns is not None and time.monotonic_ns() - began >= duration_ns
+            over = duration_ns is not None and time.monotonic_ns() - began_ns[0] >= duration_ns
             return over or signals.asked or not running() or _gone(args.pid)
 
         progress = record_to(
@@ -96,7 +103,7 @@ def _record(
             _options(args, pid),
             ended=ended,
             flight=flight,
-            started=started,
+            started=begin,
             report=line.show,
             command_line=tuple(sys.argv),
             target=_target(args, pid),
@@ -122,6 +129,7 @@ def _options(args: argparse.Namespace, pid: int | None) -> Options:
         pid=pid,
         children=args.children or (pid is not None and args.pid is None),
         groups=tuple(groups),
+        stacks=args.stacks,
         buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
     )
 

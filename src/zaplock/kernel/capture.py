@@ -24,7 +24,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.kernel.buffers import Buffers, lost_in_kernel
 from zaplock.kernel.layouts import Layouts, read_layouts
-from zaplock.kernel.meanings import GROUPS, MMAP_LOCK, NAMING
+from zaplock.kernel.meanings import GROUPS, MMAP_LOCK, NAMING, USER_STACK
 from zaplock.kernel.targets import check_process, descendants_of, learn_mm, threads_of
 from zaplock.kernel.tracefs import Instance, Tracefs, opened, sweep
 
@@ -42,6 +42,8 @@ class Options:
     buffer_kb: int | None = None
     percent: int = 25
     """How full a buffer is before the reader wakes up."""
+    stacks: bool = False
+    """Take the user stack of whoever gets the lock (see `stacks`)."""
 
     def check(self) -> None:
         """Raise UserError where a group is unknown or a number makes no sense."""
@@ -109,6 +111,8 @@ def capturing(options: Options) -> Iterator[Capture]:
         if options.pid is not None:
             pids = descendants_of(options.pid) if options.children else {options.pid}
             instances.append(_calls(stack, tracefs, layouts, options, pids))
+        if options.stacks:
+            instances.append(_stacks(stack, tracefs, options, mm))
         buffers = Buffers(instances, layouts.page.page_size)
         stack.callback(buffers.close)
         capture = Capture(layouts, buffers, instances, mm, pids)
@@ -120,7 +124,8 @@ def capturing(options: Options) -> Iterator[Capture]:
 
 def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
     wanted = tuple(event for group in options.groups for event in GROUPS[group])
-    layouts = read_layouts(tracefs.path, wanted + NAMING)
+    wanted += NAMING + ((USER_STACK,) if options.stacks else ())
+    layouts = read_layouts(tracefs.path, wanted)
     if "mmap_lock" in options.groups and layouts.of(MMAP_LOCK[0]) is None:
         raise UserError(
             f"Linux {os.uname().release} has no mmap_lock events (they came with 5.11): "
@@ -159,7 +164,8 @@ def _locks(
     _enable(instance, layouts, NAMING, "")
     for group in options.groups:
         if group == "mmap_lock":
-            _enable(instance, layouts, MMAP_LOCK, f"mm == {mm:#x}" if mm else "")
+            events = tuple(one for one in MMAP_LOCK if not (options.stacks and one == MMAP_LOCK[1]))
+            _enable(instance, layouts, events, f"mm == {mm:#x}" if mm else "")
         elif group in _OF_EVERYBODY or options.pid is None:
             _enable(instance, layouts, GROUPS[group], "")
     return instance
@@ -178,6 +184,22 @@ def _calls(
     for group in options.groups:
         if group not in _OF_EVERYBODY:
             _enable(instance, layouts, GROUPS[group], "")
+    return instance
+
+
+def _stacks(
+    stack: contextlib.ExitStack, tracefs: Tracefs, options: Options, mm: int | None
+) -> Instance:
+    """Make a third instance, since the option takes a stack at every event of its instance."""
+    instance = _instance(stack, tracefs, options)
+    try:
+        instance.write("options/userstacktrace", "1")
+    except OSError:
+        raise UserError(
+            "this kernel takes no user stacks (CONFIG_USER_STACKTRACE_SUPPORT): leave out --stacks"
+        ) from None
+    # So this event is left out of the other instance.
+    instance.enable(MMAP_LOCK[1], f"mm == {mm:#x}" if mm else "")
     return instance
 
 

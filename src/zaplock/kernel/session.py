@@ -33,6 +33,7 @@ from zaplock.kernel.flight import Fired, Trigger
 from zaplock.kernel.naming import Names
 from zaplock.kernel.operations import NAMES
 from zaplock.kernel.stream import Stream
+from zaplock.kernel.symbols import describe
 from zaplock.trace.events import EVENT, NO_OP, Kind
 from zaplock.trace.file import Manifest, Writer
 
@@ -125,6 +126,7 @@ class _Session:
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._feeder = Feeder(capture.buffers, writer.path)
+        self._addresses: dict[int, set[int]] = {}
         self._block: list[Columns] = []
         self._block_events = 0
         self._began = time.monotonic()
@@ -155,6 +157,7 @@ class _Session:
         self._add(self._stream.rest())
         self._add(self._unexplained_loss())
         self._flush()
+        self._name_frames()
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
         report(self._progress)
@@ -211,8 +214,37 @@ class _Session:
         if self._block:
             self._writer.append(merged(self._block))
         self._writer.name(self._names.tasks, self._names.mms)
+        self._flush_stacks()
         self._block, self._block_events = [], 0
         self._wrote = time.monotonic()
+
+    def _flush_stacks(self) -> None:
+        stacks = self._stream.stacks
+        if stacks:
+            frames = np.concatenate([part.frames for part in stacks])
+            tid = np.concatenate([part.tid for part in stacks])
+            self._writer.append_stacks(
+                np.concatenate([part.time_ns for part in stacks]), tid, frames
+            )
+            for one in np.unique(tid).tolist():
+                task = self._names.tasks.get(one)
+                seen = self._addresses.setdefault(task.pid if task else one, set())
+                seen.update(np.unique(frames[tid == one]).tolist())
+            stacks.clear()
+
+    def _name_frames(self) -> None:
+        """Say what code the frames are: after the end, since it reads /proc/PID/maps."""
+        texts, gone = {}, []
+        for pid, addresses in self._addresses.items():
+            described = describe(pid, addresses - {0})
+            gone += [pid] if not described and addresses - {0} else []
+            texts.update({(pid, address): text for address, text in described.items()})
+        if gone:
+            self._progress.notes.append(
+                f"stacks of {len(gone)} process(es) that have ended are bare addresses"
+            )
+        if texts:
+            self._writer.name_frames(texts)
 
     def _unexplained_loss(self) -> Columns:
         """Tell losses that the kernel counted but no page told: those at the very end."""

@@ -36,6 +36,10 @@ _MANIFEST = "manifest.json"
 _BLOCK = "events-{:06d}.parquet"
 _BLOCKS = "events-*.parquet"
 
+_STACKS = "stacks-{:06d}.parquet"
+_FRAMES = "frames.parquet"
+_STACK_PATIENCE_NS = 100_000
+
 Columns = Mapping[str, NDArray[Any]]
 
 
@@ -77,6 +81,49 @@ class Recording:
 
     events: Events
     manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class UserStacks:
+    """User stacks of those who got the lock, sorted by (tid, time_ns); `frames[i]` ends in zeros.
+
+    `texts` says what code an address of a process is, for (pid, address), where it is known.
+    """
+
+    time_ns: NDArray[np.int64]
+    tid: NDArray[np.int32]
+    frames: NDArray[np.uint64]
+    texts: Mapping[tuple[int, int], str]
+
+    def of(self, tid: int, pid: int, acquired_ns: int) -> tuple[str, ...]:
+        """Give the stack, innermost frame first, with which a task got the lock at that time.
+
+        Empty where none was taken. The kernel takes it just after the event, so the first one in
+        the next 100 us is the one.
+        """
+        first, last = np.searchsorted(self.tid, [tid, tid + 1])
+        place = int(first + np.searchsorted(self.time_ns[first:last], acquired_ns))
+        if place >= last or self.time_ns[place] - acquired_ns > _STACK_PATIENCE_NS:
+            return ()
+        addresses = [address for address in self.frames[place].tolist() if address]
+        return tuple(self.texts.get((pid, one), hex(one)) for one in addresses)
+
+
+def read_stacks(path: str | os.PathLike[str]) -> UserStacks | None:
+    """Read the user stacks of a recording, or None where it has none (`record --stacks`)."""
+    files = sorted(Path(path).glob("stacks-*.parquet"))
+    if not files:
+        return None
+    table = pl.concat([pl.read_parquet(file, memory_map=False) for file in files])
+    table = table.sort("tid", "time_ns", maintain_order=True)
+    texts = {}
+    if (Path(path) / _FRAMES).exists():
+        for pid, address, text in pl.read_parquet(Path(path) / _FRAMES).iter_rows():
+            texts[pid, address] = text
+    frames = np.stack(
+        [table[name].to_numpy() for name in table.columns if name.startswith("frame")], axis=1
+    )
+    return UserStacks(table["time_ns"].to_numpy(), table["tid"].to_numpy(), frames, texts)
 
 
 def is_recording(path: str | os.PathLike[str]) -> bool:
@@ -199,6 +246,22 @@ class Writer:
         self._next += 1
         self._blocks.append((path, int(columns["time_ns"].max())))
         self._count_losses(columns)
+
+    def append_stacks(
+        self, time_ns: NDArray[np.int64], tid: NDArray[np.int32], frames: NDArray[np.uint64]
+    ) -> None:
+        """Write a block of user stacks: a row of `frames` for each, innermost first."""
+        columns = {f"frame{number}": frames[:, number] for number in range(frames.shape[1])}
+        path = self.path / _STACKS.format(self._next)
+        self._put(path, pl.DataFrame({"time_ns": time_ns, "tid": tid, **columns}))
+        self._next += 1
+        self._blocks.append((path, int(time_ns.max())))
+
+    def name_frames(self, texts: Mapping[tuple[int, int], str]) -> None:
+        """Say what code the addresses are, by (pid, address)."""
+        rows = [(pid, address, text) for (pid, address), text in texts.items()]
+        schema = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String}
+        self._put(self.path / _FRAMES, pl.DataFrame(rows, schema, orient="row"))
 
     def name(self, tasks: Mapping[int, Task], mms: Mapping[int, int]) -> None:
         """Replace the tables of names by these."""
