@@ -25,6 +25,7 @@ from zaplock.engines.programs import Configuration, Rules
 from zaplock.engines.sampled import sample
 from zaplock.engines.schedule import replay, spell, unspell
 from zaplock.engines.search import easiest_counterexample
+from zaplock.engines.split import explore_split
 from zaplock.engines.trie import ProtocolError
 from zaplock.errors import UserError
 from zaplock.model import rwsem
@@ -334,3 +335,15 @@ def test_a_schedule_that_does_not_fit_is_refused() -> None:
         unspell("abc", 2)
     with pytest.raises(UserError, match="not letters of tasks"):
         unspell("a0", 2)
+
+
+@pytest.mark.parametrize("all_violations", [False, True])
+def test_several_processes_find_the_same_and_count_the_same(all_violations: bool) -> None:
+    def counted(verdict: Any) -> tuple[Any, ...]:
+        return (*brief(verdict), verdict.depth)
+
+    for seed in range(0, 40, 2):
+        configuration = random_configuration(seed, seed % 4 == 0)
+        alone = explore(configuration, all_violations=all_violations)
+        split = explore_split(configuration, 3, all_violations=all_violations, enough=3)
+        assert counted(alone) == counted(split), seed

@@ -146,7 +146,9 @@ class PackedStore:
         return bool(new)
 
     def field(self, container: int, key: Hashable) -> Field:
-        """Return the field of one cell."""
+        """Return the field of one cell, or with the key KEYS that of the container's keys."""
+        if key == KEYS:
+            return self.key_fields[container]
         fields: dict[Any, Field] = self.containers[container].data.fields  # type: ignore[attr-defined]
         return fields[key]
 

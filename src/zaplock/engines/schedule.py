@@ -74,10 +74,14 @@ class _Position:
         """Name the lines at which the protocol and those that it awaits stand."""
         lines = []
         at: Any = self.live
-        while getattr(at, "cr_frame", None) is not None:
-            frame = at.cr_frame
-            lines.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
-            at = at.cr_await
+        while at is not None:
+            frame = getattr(at, "cr_frame", None)
+            if frame is not None:
+                lines.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+                at = at.cr_await
+            else:  # a generator that drives a protocol, such as a mutation's filter, or a step's
+                frame = getattr(at, "gi_frame", None)
+                at = frame.f_locals.get("inner") if frame is not None else None
         return tuple(lines)
 
 

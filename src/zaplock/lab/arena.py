@@ -9,6 +9,7 @@ from typing import Any
 from zaplock.engines.programs import Configuration, Program, Rules
 from zaplock.errors import UserError
 from zaplock.lab import operations
+from zaplock.lab.mutations import Mutant, filtered
 from zaplock.lab.promises import Promises
 from zaplock.lab.scenarios import (
     BASE_PAGE,
@@ -33,6 +34,8 @@ from zaplock.protocols.userfaultfd import open_userfaultfd
 
 SETUP = Task(0, 1, "setup", cpu=0)
 FILE_PAGES = 8
+DEVICE = 9
+"""The number of the device file that `device_fails_after` makes."""
 UFFD_CONTEXT = 1
 MAY = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
 PROT_FLAGS = {"r": f.VM_READ, "rw": f.VM_READ | f.VM_WRITE, "none": 0}
@@ -75,6 +78,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         at_task_end=promises.at_task_end(),
         at_end=promises.at_end(),
         sometimes=promises.sometimes(),
+        sometimes_at_end=promises.sometimes_at_end(),
     )
 
 
@@ -96,7 +100,10 @@ def _program(
     async def body() -> tuple[int, ...]:
         results = []
         for operation in steps:
-            results.append(await operations.start(cx, operation))
+            protocol = operations.start(cx, operation)
+            if isinstance(design, Mutant) and design.rule is not None:
+                protocol = filtered(protocol, design.rule())
+            results.append(await protocol)
         return tuple(results)
 
     return Program(task, body, spec.daemon)
@@ -115,6 +122,10 @@ def build_machine(scenario: Scenario, limits: Limits) -> Machine:
     m.globals.put("hugetlb_free", 4)
     for mapping in scenario.map:
         _map(m, mapping)
+    if scenario.brk is not None:
+        m.mm(1).counters.put("brk", address_of(scenario.brk))
+    if scenario.device_fails_after is not None:
+        new_file(m, DEVICE, "device", 1 << 30, fails_after=scenario.device_fails_after)
     if scenario.arch_unmap is not None:
         low, high, first, last = map(address_of, scenario.arch_unmap)
         hook_arch_unmap(m, 1, (low, high, first, last))

@@ -58,7 +58,7 @@ SIDES: dict[str, Side] = {
     ),
     "brk": Side(lambda _at, _seen, _task: ("brk 1",), "heap", seen="SIGSEGV"),
     "mprotect": Side(lambda at, _seen, _task: (f"mprotect {at} 2 1",)),
-    "mlock": Side(lambda at, _seen, _task: (f"mlock {at} 4",)),
+    "mlock": Side(lambda at, _seen, _task: (f"mlock {at} 2",)),
     "gup": Side(lambda at, seen, _task: (f"gup {at + 1} -> old EFAULT {seen}",)),
     "proc": Side(lambda _at, _seen, _task: ("proc 1",), foreign=True, pins=True),
     "truncate": Side(

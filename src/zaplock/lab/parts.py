@@ -8,15 +8,42 @@ from zaplock.lab.scenarios import Scenario
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_4_9
 from zaplock.model.step import Task
-from zaplock.protocols import rwsem_counter
-from zaplock.protocols.design import Design
+from zaplock.protocols import maple_nodes, rwsem_counter
+from zaplock.protocols.design import Design, Protocol
+from zaplock.protocols.munmap import do_mas_align_munmap, do_vmi_align_munmap
 
 
 def part_configuration(scenario: Scenario, design: Design) -> Configuration:
     """Make the closed system of a scenario that is no address space."""
     if scenario.part == "rwsem":
         return reader_count(counts_first=design.rwsem is not RWSEM_4_9)
+    if scenario.part == "stack-rot":
+        return stack_rot(design)
     raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
+
+
+def stack_rot(design: Design) -> Configuration:
+    """A stack grows; another task looks an address up at the same time.
+
+    Kernels before 6.1 change their rbtree in place, so nothing is freed when a stack grows.
+    """
+    grower, reader = Task(1, 1, "grow"), Task(2, 1, "lookup")
+    maple = design.do_munmap in (do_mas_align_munmap, do_vmi_align_munmap)
+    under_write = design.stack_growth == "write"
+
+    def build() -> Machine:
+        m = Machine()
+        maple_nodes.plant(m, ((0, 4), (12, 16)))
+        return m
+
+    def grow() -> Protocol:
+        if maple:
+            return maple_nodes.expand_stack(11, under_write)
+        return maple_nodes.find_vma(11)
+
+    return Configuration(
+        build, (Program(grower, grow), Program(reader, lambda: maple_nodes.find_vma(13)))
+    )
 
 
 def reader_count(counts_first: bool) -> Configuration:

@@ -8,6 +8,7 @@ everything has ended, and what should happen at least once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from zaplock.errors import UserError
@@ -18,6 +19,7 @@ from zaplock.model.faults import Invariant, Violation
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
+from zaplock.model.vma import Vma
 
 SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
 """The frames that the initial map is made of."""
@@ -32,6 +34,7 @@ class Promises:
         self, scenario: Scenario, tasks: tuple[Task, ...], build: Callable[[], Machine]
     ) -> None:
         self.scenario = scenario
+        self.build = build
         self.operations = {
             task.tid: tuple(parse_operation(text) for text in spec.do)
             for task, spec in zip(tasks, scenario.task)
@@ -47,6 +50,8 @@ class Promises:
 
     def at_end(self) -> tuple[Callable[[Machine, tuple[Any, ...]], None], ...]:
         """Return what has to hold when all have ended."""
+        if self.scenario.unchanged:
+            return (books_balance, partial(nothing_changed, self.build()))
         return (books_balance,)
 
     def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
@@ -59,6 +64,14 @@ class Promises:
                     f"`sometimes` can be {', '.join(known)}"
                 )
         return {name: known[name] for name in self.scenario.sometimes}
+
+    def sometimes_at_end(self) -> dict[str, Callable[[Machine, tuple[Any, ...]], bool]]:
+        """Return that each task has to succeed in some run."""
+        return {
+            f"task {number + 1} succeeds": partial(_succeeds, number)
+            for number, spec in enumerate(self.scenario.task)
+            if not spec.daemon and not spec.killed and not self.scenario.may_fail
+        }
 
     def _results_are_right(self, _m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
@@ -74,6 +87,12 @@ class Promises:
             pages = emptied(operation)
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
+            if operation.name in ("mprotect", "fork") and result >= 0:
+                no_leftover_permission(m, task)
+
+
+def _succeeds(number: int, _m: Machine, results: tuple[Any, ...]) -> bool:
+    return all(result is None or result >= 0 for result in results[number])
 
 
 def describe(operation: Operation) -> str:
@@ -92,6 +111,23 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
+
+
+def no_leftover_permission(m: Machine, task: Task) -> None:
+    """Report a CPU that may still write to a page which its entry protects by now."""
+    ptes = m.mm(task.mm).ptes
+    for cpu in m.cpus:
+        for start, (end, entry) in m.tlb(cpu).data.items():
+            for vpn in range(start, end):
+                pte = ptes.at(vpn)
+                if entry.mm != task.mm or not entry.writable or pte is None or pte.writable:
+                    continue
+                if pte.delta == entry.delta:
+                    raise Violation(
+                        Invariant.NO_STALE_TRANSLATION,
+                        f"{task} has returned, but CPU {cpu} may still write to "
+                        f"page {vpn - BASE_PAGE}, which is write-protected",
+                    )
 
 
 def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
@@ -119,6 +155,36 @@ def books_balance(m: Machine, _results: tuple[Any, ...]) -> None:
     errors = recount(m)
     if errors:
         raise Violation(Invariant.BOOKS_BALANCE, "; ".join(errors))
+
+
+def nothing_changed(before: Machine, m: Machine, _results: tuple[Any, ...]) -> None:
+    """Report what failed operations have changed: the map (splits apart), flags or counters."""
+    for mm, space in before.mms.items():
+        if coverage(before, mm) != coverage(m, mm):
+            raise Violation(
+                Invariant.ERROR_LEAVES_NO_TRACE,
+                f"the map of mm {mm} was {coverage(before, mm)} and is {coverage(m, mm)}",
+            )
+        for name in ("total_vm", "locked_vm", "brk"):
+            old, new = space.count(name), m.mm(mm).count(name)
+            if old != new:
+                raise Violation(
+                    Invariant.ERROR_LEAVES_NO_TRACE, f"{name} of mm {mm} was {old} and is {new}"
+                )
+
+
+def coverage(m: Machine, mm: int) -> list[tuple[int, int, int]]:
+    """List (first page, end page, flags) of what is mapped, neighbours alike taken together."""
+    runs: list[tuple[int, int, int]] = []
+    space = m.mm(mm)
+    for start in space.tree:
+        vma = m.vmas[space.tree[start]]
+        assert isinstance(vma, Vma)
+        first, last = (start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
+        if runs and runs[-1][1] == first and runs[-1][2] == vma.flags:
+            first = runs.pop()[0]
+        runs.append((first, last, vma.flags))
+    return runs
 
 
 def _downgraded(m: Machine) -> bool:

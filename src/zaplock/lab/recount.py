@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, VM_ACCOUNT, VM_LOCKED
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_GROWSUP,
+    VM_LOCKED,
+    VM_SHARED,
+    VM_WRITE,
+)
 from zaplock.model.machine import Machine
 from zaplock.model.mm import AddressSpace
 from zaplock.model.pagetable import COUNTED, RSS
@@ -43,13 +53,32 @@ def _space(m: Machine, space: AddressSpace) -> Iterator[str]:
         "pgtables_bytes": PAGE_SIZE * _tables(space),
         "tlb_flush_pending": 0,
         **_resident(space),
+        **_parts(vmas),
     }
     for name, value in counted.items():
         if space.count(name) != value:
             yield f"{name} of mm {space.mm} is {space.count(name)}, counted {value}"
+    for handle in m.vmas:
+        vma = m.vmas[handle]
+        if isinstance(vma, Vma) and vma.mm == space.mm and not vma.attached:
+            yield f"{vma} is out of the tree and was never freed"
     yield from _outside(space, vmas)
     for low, high in space.teardown.data.values():
         yield f"[{low:#x}, {high:#x}) is still being torn down"
+
+
+def _parts(vmas: list[Vma]) -> dict[str, int]:
+    """Count again what account_parts keeps: code, stacks and data."""
+    parts = {"exec_vm": 0, "stack_vm": 0, "data_vm": 0}
+    for vma in vmas:
+        flags = vma.flags
+        if flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN | VM_GROWSUP) == VM_EXEC:
+            parts["exec_vm"] += vma.nr_pages
+        elif flags & (VM_GROWSDOWN | VM_GROWSUP):
+            parts["stack_vm"] += vma.nr_pages
+        elif flags & (VM_WRITE | VM_SHARED) == VM_WRITE:
+            parts["data_vm"] += vma.nr_pages
+    return parts
 
 
 def _tables(space: AddressSpace) -> int:

@@ -87,6 +87,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arch_unmap: (first, end, companion's first, companion's end) pages of the hook.
     cmdline: the page that /proc/PID/cmdline reads.
     sometimes: names of things that must happen in some interleaving (see `lab.promises`).
+    may_fail: an operation that never succeeds does not make the scenario vacuous.
+    unchanged: promise that nothing has changed at the end (for operations that fail).
+    brk: the page where the heap ends, if not where its mapping does.
+    device_fails_after: how many pages a device maps before its mmap fails.
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
     part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
     """
@@ -102,6 +106,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arch_unmap: tuple[int, int, int, int] | None = None
     cmdline: int | None = None
     sometimes: tuple[str, ...] = ()
+    may_fail: bool = False
+    unchanged: bool = False
+    brk: int | None = None
+    device_fails_after: int | None = None
     liveness: bool = False
     part: Literal["", "rwsem", "stack-rot"] = ""
 

@@ -1,0 +1,189 @@
+"""A counterexample as rows: who does what, at which line, holding what, and the state at the end.
+
+Made by running the schedule for real (`engines.schedule`), so the story is what happened and not
+what a search remembers.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zaplock.engines.programs import Configuration
+from zaplock.engines.schedule import Line, Run, Taken
+from zaplock.errors import UserError
+from zaplock.lab.scenarios import BASE_PAGE
+from zaplock.model.flags import names
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import Rwsem
+from zaplock.model.vma import Vma
+
+PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How a task stands to a lock: "write", "read", "downgraded" or "queued"."""
+
+    task: str
+    lock: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One transition. `result` is "" where nothing is returned; `place` is function and line."""
+
+    number: int
+    task: int
+    step: str
+    result: str
+    function: str
+    place: str
+    source: str
+    holds: tuple[Hold, ...]
+    changes: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A finished run, told. `state` describes the machine where it ended, line by line."""
+
+    tasks: tuple[str, ...]
+    does: tuple[str, ...]
+    rows: tuple[Row, ...]
+    invariant: str
+    rule: str
+    message: str
+    state: tuple[str, ...]
+
+
+def tell(system: Configuration, schedule: Sequence[int], does: Sequence[str] = ()) -> Story:
+    """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
+    run = Run(system)
+    tasks = tuple(str(program.task) for program in system.programs)
+    rows = []
+    for number, index in enumerate(schedule):
+        taken = run.take(index)
+        if taken is None:
+            raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number + 1}")
+        rows.append(_row(number + 1, taken, run, tasks))
+    if run.violation is None and not run.can_move():
+        run.finish()
+    run.close()
+    violation = run.violation
+    return Story(
+        tasks,
+        tuple(does) or tasks,
+        tuple(rows),
+        violation.invariant.name if violation else "",
+        violation.invariant.value if violation else "",
+        violation.message if violation else "",
+        tuple(describe_state(run.machine)),
+    )
+
+
+def _row(number: int, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
+    file, line, function = _innermost(taken.lines)
+    return Row(
+        number,
+        taken.index,
+        short(str(taken.step)),
+        _result(taken),
+        function,
+        f"{_relative(file)}:{line}",
+        linecache.getline(file, line).strip(),
+        tuple(_holds(run, tasks)),
+        tuple(f"{name}[{short(_key(key))}] = {short(str(value))}"
+              for name, key, value in taken.changes),
+        _note(taken, tasks, run),
+    )  # fmt: skip
+
+
+def _innermost(lines: tuple[Line, ...]) -> Line:
+    return lines[-1] if lines else ("", 0, "")
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
+
+
+def _result(taken: Taken) -> str:
+    if taken.kind != "done":
+        return taken.kind
+    return "" if taken.result is None else short(str(taken.result))
+
+
+def _note(taken: Taken, tasks: tuple[str, ...], run: Run) -> str:
+    if taken.kind == "queued":
+        return "waits in the queue"
+    if taken.granted:
+        index_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
+        return "lets in " + ", ".join(index_of[tid] for tid in taken.granted)
+    return ""
+
+
+def _holds(run: Run, tasks: tuple[str, ...]) -> list[Hold]:
+    names_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
+    holds = []
+    for lock, sem in sorted(run.machine.locks.data.items(), key=repr):
+        label = lock[0]
+        holds += _holds_of(sem, label, names_of)
+    return holds
+
+
+def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:
+    holds = []
+    if sem.writer:
+        holds.append(Hold(names_of.get(sem.writer, "?"), label, "write"))
+    for tid in sem.readers:
+        mode = "downgraded" if tid == sem.downgraded else "read"
+        holds.append(Hold(names_of.get(tid, "?"), label, mode))
+    for tid, _ in sem.queue:
+        holds.append(Hold(names_of.get(tid, "?"), label, "queued"))
+    return holds
+
+
+def short(text: str) -> str:
+    """Cut what is too long for a table."""
+    return text if len(text) <= 76 else text[:73] + "..."
+
+
+def _key(key: Any) -> str:
+    return hex(key) if isinstance(key, int) and key >= 4096 else str(key)
+
+
+def page_name(vpn: int) -> str:
+    """Name a virtual page as scenarios do."""
+    return f"page {vpn - BASE_PAGE}"
+
+
+def describe_state(m: Machine) -> list[str]:
+    """Describe what is mapped, translated, torn down and locked."""
+    lines = []
+    for mm, space in sorted(m.mms.items()):
+        for start in space.tree:
+            vma = m.vmas[space.tree[start]]
+            if isinstance(vma, Vma):
+                first, last = (vma.start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
+                lines.append(f"mm {mm}: VMA of pages [{first}, {last}) {names(vma.flags)}")
+        for start, (end, pte) in sorted(space.ptes.data.items()):
+            kind = f"{pte.kind}{', writable' if pte.writable else ''}"
+            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
+            lines.append(f"mm {mm}: pages {pages} are mapped ({kind})")
+        for low, high in space.teardown.data.values():
+            pages = f"[{(low >> 12) - BASE_PAGE}, {(high >> 12) - BASE_PAGE})"
+            lines.append(f"mm {mm}: pages {pages} are being torn down")
+    for cpu in m.cpus:
+        for start, (end, _) in sorted(m.tlb(cpu).data.items()):
+            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
+            lines.append(f"CPU {cpu}: its TLB translates pages {pages}")
+        for start, (end, _) in sorted(m.walk_cache(cpu).data.items()):
+            low, high = (start << 9) - BASE_PAGE, (end << 9) - BASE_PAGE
+            lines.append(f"CPU {cpu}: remembers the page table of pages [{low}, {high})")
+    return lines
