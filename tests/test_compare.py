@@ -102,9 +102,6 @@ def test_the_hold_is_what_the_profile_predicts_for_every_backing(backing: str, d
     row = outcome(design, 64 * GIB, (), backing=backing)
     held_ns = row.exclusive_hold_ns + row.shared_hold_ns
     predicted_ns = profiles.predict(RFC, 64 * GIB, backing)
-    if backing == "thp":
-        # The model also frees the page table that lies deposited behind each huge page.
-        predicted_ns += RFC["free_table"] * (64 * GIB >> 21)
     assert held_ns == pytest.approx(predicted_ns, rel=0.02)
 
 

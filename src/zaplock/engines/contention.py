@@ -50,7 +50,8 @@ class Contention:
     def ask(self, thread: Thread, step: LockStep, lock: TimedLock) -> bool:
         """Try to get a lock that isn't there for the taking; if False, `thread` now waits."""
         thread.asked_ns = self.clock.now
-        if lock.may_steal(step.write):
+        nobody_queues = not lock.queue and lock.is_free_for(step.write)
+        if nobody_queues or lock.may_steal(step.write):
             lock.grant(thread, step.write)
             self._record(thread, lock, ACQUIRED, step.write)
             return True
@@ -83,6 +84,7 @@ class Contention:
         if lock is None or not thread.in_queue or not thread.step.killable:
             return 0
         lock.queue.remove(thread)
+        lock.count_waiters()
         thread.in_queue = False
         thread.resume = self._killed
         if not thread.woken:
@@ -114,6 +116,7 @@ class Contention:
 
     def _queue(self, thread: Thread, lock: TimedLock) -> None:
         lock.queue.append(thread)
+        lock.contended = True
         thread.in_queue = True
         self._block(thread)
         if thread.tid in self.signals:
@@ -127,16 +130,18 @@ class Contention:
     def _spin(self, thread: Thread, lock: TimedLock) -> None:
         thread.state = SPINNING
         thread.stalled_since_ns = self.clock.now
-        thread.timer = None
+        thread.timer = 0
         lock.spinners.append(thread)
+        lock.contended = True
         self._watch(thread, lock)
 
     def _watch(self, thread: Thread, lock: TimedLock) -> None:
         """Let a spinner spin on the owner as long as it runs, on readers for a while."""
         if lock.owner is not None:
-            thread.timer = None
+            thread.timer = 0
             lock.owner.spun[lock] = None
-        else:
+        elif not thread.timer:
+            # Its patience counts from when readers came to own the lock: later ones don't renew it.
             self.clock.set(self.clock.now + lock.policy.reader_spin_ns, thread)
 
     def _end_spin(self, thread: Thread) -> None:
@@ -157,6 +162,7 @@ class Contention:
     def _enter(self, thread: Thread, lock: TimedLock) -> None:
         """Give the lock to a spinner, which goes on at once."""
         lock.grant(thread, thread.step.write)
+        lock.count_waiters()
         self._end_spin(thread)
         thread.state = RESUMING
         thread.resume = self._has_it
@@ -182,6 +188,7 @@ class Contention:
     def _grant(self, thread: Thread, lock: TimedLock) -> None:
         lock.grant(thread, thread.step.write)
         lock.queue.remove(thread)
+        lock.count_waiters()
         thread.in_queue = False
         thread.resume = self._has_it
         if not thread.woken:
@@ -199,6 +206,7 @@ class Contention:
         if lock.queue[0] is thread and lock.is_free_for(True):
             lock.grant(thread, True)
             lock.queue.remove(thread)
+            lock.count_waiters()
             thread.in_queue = False
             return self._has_it(thread)
         self._block(thread)

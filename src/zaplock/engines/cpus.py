@@ -14,11 +14,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heappush
-from itertools import count
 from typing import Any
 
 from zaplock.engines.recorder import MAX_CPUS, Recorder
-from zaplock.engines.threads import DONE, READY, RESUMING, RUNNING, SLEEPING, SPINNING, TICK, Thread
+from zaplock.engines.threads import (
+    DONE,
+    READY,
+    RESTING,
+    RESUMING,
+    RUNNING,
+    SLEEPING,
+    SPINNING,
+    TICK,
+    Thread,
+)
 from zaplock.trace.events import Kind
 
 FOREVER = 1 << 62
@@ -47,36 +56,50 @@ class Sched:
         assert self.slice_ns > 0, self.slice_ns
 
 
+SLOT_BITS = 20
+SLOT = (1 << SLOT_BITS) - 1
+"""A timer is one number: when it is due, and in its low bits the slot of whose it is."""
+
+
 class Tick:
     """The end of the time slice of one CPU, in the place of a thread among the timers."""
 
-    __slots__ = ("cpu", "state", "timer")
+    __slots__ = ("cpu", "slot", "state", "timer")
 
     def __init__(self, cpu: int) -> None:
         self.cpu = cpu
         self.state = TICK
-        self.timer: Timer | None = None
-
-
-Timer = tuple[int, int, Any]
-"""When it is due, its number, whose it is (a Thread or a Tick)."""
+        self.slot = 0
+        self.timer = 0
 
 
 class Clock:
-    """Virtual time in nanoseconds and the timers, in order of time and then of their setting."""
+    """Virtual time in nanoseconds and the timers, in order of time and then of their slots.
 
-    __slots__ = ("heap", "now", "sequence")
+    A timer is a single integer, since comparing those is most of what a heap does. A timer counts
+    as long as its thread says that it is its own; others are stale.
+    """
+
+    __slots__ = ("heap", "now", "slots")
 
     def __init__(self) -> None:
         self.now = 0
-        self.sequence = count()
+        self.heap: list[int] = []
+        self.slots: list[Any] = []
         # The last timer is never due: so the heap is never empty and needs no test for that.
-        self.heap: list[Timer] = []
-        self.set(FOREVER, Tick(0))
+        end = Tick(0)
+        self.enter(end)
+        self.set(FOREVER, end)
+
+    def enter(self, thread: Thread | Tick) -> None:
+        """Give a thread its slot among the timers."""
+        thread.slot = len(self.slots)
+        assert thread.slot <= SLOT, "too many threads"
+        self.slots.append(thread)
 
     def set(self, time_ns: int, thread: Thread | Tick) -> None:
         """Set the timer of a thread; one set before no longer counts."""
-        thread.timer = (time_ns, next(self.sequence), thread)
+        thread.timer = time_ns << SLOT_BITS | thread.slot
         heappush(self.heap, thread.timer)
 
 
@@ -91,6 +114,8 @@ class Cpus:
         self.since_ns = [0] * sched.cpus
         self.ready: deque[Thread] = deque()
         self.ticks = [Tick(cpu) for cpu in range(sched.cpus)]
+        for tick in self.ticks:
+            clock.enter(tick)
         self.armed = [False] * sched.cpus
         self.stop_spinning: Callable[[Thread], None] = _nobody_spins
         self.owner_left: Callable[[Thread], None] = _nobody_spins
@@ -108,7 +133,7 @@ class Cpus:
 
     def make_ready(self, thread: Thread) -> None:
         """Give a thread a CPU, or a place in the queue for one."""
-        if thread.state == SLEEPING and thread.resume is None:
+        if thread.resume is None and thread.state in (SLEEPING, RESTING):
             thread.stalled_since_ns = self.clock.now
         cpu = thread.cpu if self._is_idle(thread.cpu) else self._idle_cpu()
         if cpu is None:
@@ -120,7 +145,7 @@ class Cpus:
         """Take a thread off its CPU and let the next one run."""
         assert self.running[thread.cpu] is thread, thread
         thread.state = state
-        thread.timer = None
+        thread.timer = 0
         thread.stalled_since_ns = self.clock.now
         if self._recorder:
             prev_state = 0 if state == READY else 1
@@ -134,7 +159,7 @@ class Cpus:
     def forget(self, thread: Thread) -> None:
         """End a thread that sleeps."""
         thread.state = DONE
-        thread.timer = None
+        thread.timer = 0
         if self.running[thread.cpu] is thread:
             self.running[thread.cpu] = None
 
@@ -156,9 +181,8 @@ class Cpus:
             self._arm(cpu)
 
     def _is_idle(self, cpu: int) -> bool:
-        # A thread that sleeps stays noted on its CPU as long as nobody else wants to run there.
         thread = self.running[cpu]
-        return thread is None or thread.state == SLEEPING
+        return thread is None or thread.state == RESTING
 
     def _idle_cpu(self) -> int | None:
         if None in self.running:
@@ -166,8 +190,8 @@ class Cpus:
         return next(filter(self._is_idle, range(self.sched.cpus)), None)
 
     def _preempt(self, thread: Thread) -> None:
-        assert thread.timer is not None, thread
-        thread.left_ns = thread.timer[0] - self.clock.now
+        assert thread.timer, thread
+        thread.left_ns = (thread.timer >> SLOT_BITS) - self.clock.now
         self.ready.append(thread)
         self.leave(thread, READY)
 
@@ -194,6 +218,9 @@ class Cpus:
             self.last[cpu] = thread
         if self._recorder:
             self._recorder.switch(start_ns, thread.code, Kind.SCHED_IN)
+        resting = self.running[cpu]
+        if resting is not None and resting is not thread:
+            resting.state = SLEEPING
         self.running[cpu] = thread
         self.since_ns[cpu] = start_ns
         thread.state = RESUMING if thread.resume else RUNNING
@@ -207,7 +234,7 @@ class Cpus:
         assert not self.ready or self._idle_cpu() is None, (self.ready, self.running)
         for cpu, thread in enumerate(self.running):
             assert thread is None or thread.cpu == cpu, (cpu, thread)
-            assert thread is None or thread.on_cpu or thread.state == SLEEPING, (cpu, thread)
+            assert thread is None or thread.on_cpu or thread.state == RESTING, (cpu, thread)
         assert all(thread.state == READY for thread in self.ready), self.ready
 
 

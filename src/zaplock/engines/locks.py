@@ -15,14 +15,21 @@ from typing import Any
 from zaplock.engines.threads import Thread
 from zaplock.model.rwsem import FREE, Lock, Rwsem, RwsemPolicy
 
+DOWNGRADED = 1 << 20
+
+
+def _holds(count: int) -> int:
+    return count - DOWNGRADED + 1 if count >= DOWNGRADED else count
+
 
 class TimedLock:
     """One semaphore. `code` is its part of an event's code, 0 if it isn't recorded.
 
-    `readers` counts the holds of each reader: a fault inside a read holds it twice.
+    `readers` counts the holds of each reader: a fault inside a read holds it twice. A hold that
+    came by a downgrade counts as `DOWNGRADED`. `contended` says whether anybody queues or spins.
     """
 
-    __slots__ = ("code", "downgraded", "owner", "policy", "queue", "readers", "spinners", "which")
+    __slots__ = ("code", "contended", "owner", "policy", "queue", "readers", "spinners", "which")
 
     def __init__(self, which: Lock, policy: RwsemPolicy, code: int) -> None:
         self.which = which
@@ -30,7 +37,7 @@ class TimedLock:
         self.code = code
         self.owner: Thread | None = None
         self.readers: dict[Thread, int] = {}
-        self.downgraded: Thread | None = None
+        self.contended = False
         self.queue: list[Thread] = []
         self.spinners: list[Thread] = []
 
@@ -45,6 +52,25 @@ class TimedLock:
             self.owner = thread
         else:
             self.readers[thread] = self.readers.get(thread, 0) + 1
+
+    def downgrade(self, thread: Thread) -> None:
+        """Turn the exclusive hold of `thread` into a shared one."""
+        assert self.owner is thread, (self.which, thread)
+        self.owner = None
+        self.readers[thread] = DOWNGRADED
+
+    def drop_reader(self, thread: Thread) -> None:
+        """End one shared hold of `thread`, who has one; the downgraded one goes first."""
+        holds = self.readers[thread]
+        holds -= DOWNGRADED if holds >= DOWNGRADED else 1
+        if holds:
+            self.readers[thread] = holds
+        else:
+            del self.readers[thread]
+
+    def count_waiters(self) -> None:
+        """Note whether anybody still queues or spins."""
+        self.contended = bool(self.queue or self.spinners)
 
     def head_to_wake(self) -> Thread | None:
         """Return the first waiter if the holders would let it in."""
@@ -95,14 +121,17 @@ class TimedLock:
         """Return the state as the immutable value that steps see."""
         return Rwsem(
             self.owner.tid if self.owner else 0,
-            tuple(sorted(reader.tid for reader, n in self.readers.items() for _ in range(n))),
+            tuple(
+                sorted(reader.tid for reader, n in self.readers.items() for _ in range(_holds(n)))
+            ),
             tuple((waiter.tid, waiter.step.write) for waiter in self.queue),
-            self.downgraded.tid if self.downgraded else 0,
+            next((reader.tid for reader, n in self.readers.items() if n >= DOWNGRADED), 0),
         )
 
     def check(self) -> None:
         """Assert that nobody sleeps for a lock that he could have."""
         assert self.owner is None or not self.readers, self
+        assert self.contended == bool(self.queue or self.spinners), self
         for waiter in (*self.queue, *self.spinners):
             assert waiter.lock is self, waiter
         head = self.head_to_wake()

@@ -40,7 +40,7 @@ def thread_code(tid: int, cpu: int) -> int:
     return tid << _TID | cpu << _CPU
 
 
-FRESH_MAX = 1 << 18
+FRESH_MAX = 1 << 20
 """How many numbers the engine lets `fresh` grow to before it calls `pack`."""
 
 

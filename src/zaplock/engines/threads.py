@@ -28,13 +28,15 @@ BLOCKED = 4
 """Waits for a lock or a channel; no timer."""
 SLEEPING = 5
 """Off the CPU until its timer."""
-DONE = 6
-TICK = 7
+RESTING = 6
+"""Asleep like SLEEPING, and nobody else has run on its CPU since."""
+DONE = 7
+TICK = 8
 """Not a thread: the end of a time slice on a CPU."""
 
 
 class Thread:
-    """One thread. `timer` is the one that counts; any other among the timers was cancelled.
+    """One thread. `timer` is the one that counts (0: none); any other was cancelled.
 
     `resume` is what to do when it next gets a CPU, before its program goes on; it returns whether
     the program may. `left_ns` is work that it still has to pay for. `stalled_ns` is how long in all
@@ -57,6 +59,7 @@ class Thread:
         "result",
         "resume",
         "send",
+        "slot",
         "spun",
         "stalled_ns",
         "stalled_since_ns",
@@ -78,7 +81,8 @@ class Thread:
         self.result: Any = None
         self.value: Any = None
         self.state = SLEEPING
-        self.timer: tuple[int, int, Any] | None = None
+        self.timer = 0
+        self.slot = 0
         self.left_ns = 0
         self.stalled_ns = 0
         self.stalled_since_ns = 0
@@ -99,7 +103,7 @@ class Thread:
         self.code = thread_code(self.tid, cpu)
         # The whole codes of its lock events, by mode, for the lock that it used last.
         self.codes_of: TimedLock | None = None
-        self.codes: tuple[LockCodes, LockCodes] = ((0, 0, 0), (0, 0, 0))
+        self.codes: tuple[LockCodes | None, LockCodes | None] = (None, None)
 
     @property
     def on_cpu(self) -> bool:

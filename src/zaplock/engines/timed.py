@@ -4,7 +4,7 @@ A step happens at one instant and then its price is paid: for `machine.spent_ns`
 a CPU, and after that takes its next step. Locks queue as a kernel's rwsem queues (contention.py),
 CPUs are shared (cpus.py), what happens is recorded (recorder.py). The same programs, seed and
 profile give the same events on every machine: all choices follow from the time and, among things
-at the same time, from the order in which they were set.
+at the same time, from the order in which their threads were spawned.
 
 Nearly all of a run is three things: a step with its price, a lock that is free, a sleep. These are
 done in one loop without a call; whatever makes somebody wait or wakes somebody goes through a
@@ -23,7 +23,7 @@ from heapq import heappop, heappush, heappushpop
 from typing import Any
 
 from zaplock.engines.contention import Contention
-from zaplock.engines.cpus import FOREVER, Clock, Cpus, Sched, Tick
+from zaplock.engines.cpus import FOREVER, SLOT, SLOT_BITS, Clock, Cpus, Sched, Tick
 from zaplock.engines.hung import LongWait, LongWaits
 from zaplock.engines.locks import LockView, TimedLock
 from zaplock.engines.recorder import (
@@ -39,6 +39,7 @@ from zaplock.engines.recorder import (
 from zaplock.engines.threads import (
     BLOCKED,
     DONE,
+    RESTING,
     RESUMING,
     RUNNING,
     SLEEPING,
@@ -107,6 +108,7 @@ class TimedEngine:
         thread = Thread(task, program, self._next_cpu, background)
         self._next_cpu = (self._next_cpu + 1) % self.sched.cpus
         self.threads[task.tid] = thread
+        self.clock.enter(thread)
         self._foreground += not background
         self.clock.set(at_ns, thread)
         return thread
@@ -142,12 +144,15 @@ class TimedEngine:
         return self.recorder.events(named, {mm: task.tid for mm, task in leaders.items()})
 
     def _run(self) -> None:
-        # One function on purpose: a call for each step would cost more than the step.
+        # One function on purpose: a call for each step would cost more than the step. What is used
+        # at every step is a local variable, since an attribute costs as much as the work itself.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
-        heap, sequence, running = clock.heap, clock.sequence, cpus.running
-        locks, woken, ready, fresh = self._locks, machine.woken, cpus.ready, self.recorder.fresh
+        heap, slots, bits, mask = clock.heap, clock.slots, SLOT_BITS, SLOT
+        locks, woken, fresh = self._locks, machine.woken, self.recorder.fresh
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
-        latency_ns, plain = self.sched.wakeup_latency_ns, not self.recorder.sched
+        latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
+        a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
+        unseen = not self.recorder.sched
         which: Lock | None = None
         lock: TimedLock
         thread: Thread
@@ -156,42 +161,33 @@ class TimedEngine:
         machine.spent_ns = 0
         timer = heappop(heap)
         while True:
-            now, _, thread = timer
-            if thread.timer is not timer:
+            thread = slots[timer & mask]
+            if thread.timer != timer:
                 timer = heappop(heap)
                 continue
-            if now == FOREVER:
-                heappush(heap, timer)
-                return
-            clock.now = now
-            price = 0
+            now = timer >> bits
             if thread.state:
-                if thread.state == SLEEPING and running[thread.cpu] is thread and plain:
+                if thread.state == RESTING:
                     thread.state = RUNNING
-                elif self._due(thread):
-                    price, thread.left_ns = thread.left_ns, 0
+                elif now == FOREVER:
+                    heappush(heap, timer)
+                    return
                 else:
-                    timer = heappop(heap)
-                    continue
+                    clock.now = now
+                    if not self._due(thread):
+                        timer = heappop(heap)
+                        continue
+            clock.now = now
             send, result = thread.send, thread.result
             while True:
-                if price:
-                    end = now + price
-                    if end < heap[0][0]:
-                        clock.now = now = end
-                    else:
-                        thread.result = result
-                        thread.timer = timer = (end, next(sequence), thread)
-                        timer = heappushpop(heap, timer)
-                        break
                 try:
                     step = send(result)
                 except StopIteration as stop:
                     self._finish(thread, stop.value)
                     timer = heappop(heap)
                     break
-                kind = type(step)
-                if kind is Step:
+                kind = step.__class__
+                if kind is a_step:
                     args = step.args
                     if len(args) == 1:
                         result = step.run(machine, thread.task, args[0])
@@ -200,68 +196,70 @@ class TimedEngine:
                     price = machine.spent_ns
                     if price:
                         machine.spent_ns = 0
-                        if type(price) is float:
+                        if price.__class__ is not int:
                             price = int(price + 0.5)
                     if woken:
                         price += self._after_step()
-                elif kind is LockStep:
+                elif kind is a_lock_step:
                     if step.lock is not which:
                         which = step.lock
                         lock = locks.get(which) or self._new_lock(which)
-                    if lock.code and thread.codes_of is not lock:
+                    if thread.codes_of is not lock:
                         self._make_codes(thread, lock)
                     action, write, result = step.action, step.write, 0
+                    codes = thread.codes[write]
                     if action == "down":
                         price = lock_ns
-                        if lock.owner is None and not lock.queue and not (write and lock.readers):
-                            if lock.code:
-                                asked, acquired, _ = thread.codes[write]
+                        if (
+                            lock.owner is None
+                            and not lock.contended
+                            and not (write and lock.readers)
+                        ):
+                            if codes:
+                                asked, acquired, _ = codes
                                 fresh += (now, asked, now, acquired)
                             if write:
                                 lock.owner = thread
+                            elif thread in lock.readers:
+                                lock.readers[thread] += 1
                             else:
-                                lock.readers[thread] = lock.readers.get(thread, 0) + 1
+                                lock.readers[thread] = 1
                         else:
-                            if lock.code:
-                                fresh += (now, thread.codes[write][0])
+                            if codes:
+                                fresh += (now, codes[0])
                             if not contention.ask(thread, step, lock):
                                 timer = heappop(heap)
                                 break
                     elif action == "up":
                         price = unlock_ns
-                        if lock.code:
-                            fresh += (now, thread.codes[write][2])
-                        if write and lock.owner is thread:
+                        if codes:
+                            fresh += (now, codes[2])
+                        if write:
+                            if lock.owner is not thread:
+                                release(lock.value(), thread.tid, True)
                             lock.owner = None
-                        elif not write and thread in lock.readers:
-                            if lock.readers[thread] == 1:
-                                del lock.readers[thread]
-                            else:
-                                lock.readers[thread] -= 1
-                            if lock.downgraded is thread:
-                                lock.downgraded = None
-                        else:
-                            release(lock.value(), thread.tid, write)
-                        if lock.queue or lock.spinners:
+                        elif (holds := lock.readers.pop(thread, 0)) != 1:
+                            self._drop_reader(thread, lock, holds)
+                        if lock.contended:
                             price += contention.let_in(lock)
                     elif action == "downgrade":
                         price = self._downgrade(thread, lock)
                     else:
                         result = self._try(thread, lock, write)
                         price = lock_ns
-                elif kind is SleepStep:
+                elif kind is a_sleep:
                     if thread.background and not self._foreground:
                         self._finish(thread, None)
                         timer = heappop(heap)
                         break
-                    if ready or thread.spun or not plain:
+                    if ready or thread.spun or not unseen:
                         cpus.leave(thread, SLEEPING)
                     else:
-                        thread.state = SLEEPING
+                        thread.state = RESTING
                     thread.result = None
-                    if len(fresh) > FRESH_MAX:
+                    if len(fresh) > fresh_max:
                         self.recorder.pack()
-                    thread.timer = timer = (now + step.ns + latency_ns, next(sequence), thread)
+                    thread.timer = timer = now + step.ns + latency_ns << bits | thread.slot
                     timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
@@ -273,6 +271,16 @@ class TimedEngine:
                         timer = heappop(heap)
                         break
                     result, price, thread.left_ns = thread.result, thread.left_ns, 0
+                if price:
+                    end = now + price
+                    timer = end << bits | thread.slot
+                    if timer < heap[0]:
+                        clock.now = now = end
+                    else:
+                        thread.result = result
+                        thread.timer = timer
+                        timer = heappushpop(heap, timer)
+                        break
 
     def _due(self, thread: Thread | Tick) -> bool:
         """Do what a timer is for that isn't the end of some work; say if the thread goes on."""
@@ -283,18 +291,26 @@ class TimedEngine:
         elif thread.state == RESUMING:
             assert thread.resume is not None
             thread.state = RUNNING
-            return thread.resume(thread)
+            if not thread.resume(thread):
+                return False
+            if not thread.left_ns:
+                return True
+            self.clock.set(self.clock.now + thread.left_ns, thread)
+            thread.left_ns = 0
         else:
-            assert thread.state == SLEEPING, thread
+            assert thread.state in (SLEEPING, RESTING), thread
             self.cpus.make_ready(thread)
         return False
 
     def _make_codes(self, thread: Thread, lock: TimedLock) -> None:
         """Keep the codes of a thread's events on a lock, so that recording one makes no number."""
+        thread.codes_of, thread.codes = lock, (None, None)
+        if not lock.code:
+            return
         common = thread.code | lock.code
         read = (common | ASKED, common | ACQUIRED, common | RELEASED)
         write = (read[0] | WRITE, read[1] | WRITE, read[2] | WRITE)
-        thread.codes_of, thread.codes = lock, (read, write)
+        thread.codes = read, write
 
     def _finish(self, thread: Thread, value: Any) -> None:
         thread.value = value
@@ -306,7 +322,8 @@ class TimedEngine:
         self._foreground -= 1
         if not self._foreground:
             for other in self.threads.values():
-                if other.background and other.state == SLEEPING and other.resume is None:
+                asleep = other.state in (SLEEPING, RESTING) and other.resume is None
+                if other.background and asleep:
                     self.cpus.forget(other)
 
     def _new_lock(self, which: Lock) -> TimedLock:
@@ -318,11 +335,16 @@ class TimedEngine:
     def _downgrade(self, thread: Thread, lock: TimedLock) -> int:
         if lock.owner is not thread:
             downgrade(lock.value(), thread.tid)
-        lock.owner = None
-        lock.readers[thread] = 1
-        lock.downgraded = thread
+        lock.downgrade(thread)
         self._record(thread, lock, DOWNGRADED)
         return self.sched.downgrade_ns + self._contention.let_in(lock)
+
+    def _drop_reader(self, thread: Thread, lock: TimedLock, holds: int) -> None:
+        """End a shared hold that isn't the thread's only one, or came by a downgrade."""
+        if not holds:
+            release(lock.value(), thread.tid, False)
+        lock.readers[thread] = holds
+        lock.drop_reader(thread)
 
     def _try(self, thread: Thread, lock: TimedLock, write: bool) -> int:
         """Take a lock only if nobody holds it in the way and nobody queues."""
