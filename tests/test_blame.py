@@ -350,7 +350,7 @@ def reference(holds: list[Interval], waits: list[Interval], row: int) -> dict[tu
 
 
 @given(intervals, intervals)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_shares_agree_with_brute_force(
     drawn_holds: list[tuple[int, int, bool]], drawn_waits: list[tuple[int, int, bool]]
 ) -> None:
@@ -451,7 +451,7 @@ asks = st.tuples(
 
 
 @given(st.lists(asks, min_size=2, max_size=14))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_blame_agrees_with_a_lock_that_knows(
     drawn: list[tuple[int, bool, int, int | None]],
 ) -> None:

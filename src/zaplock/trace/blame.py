@@ -279,9 +279,9 @@ class Judge:
         Instants at which the lock is not free are given as `end`.
         """
         coming = lock.next_in_at(free_ns)
-        start, ends = self.waits["start_ns"], self.waits.end_ns
+        start = self.waits["start_ns"][coming]
         there = (free_ns < end) & (coming != NOBODY) & (coming != wait)
-        there &= (start[coming] <= free_ns) & (ends[coming] < end)
+        there &= (start <= free_ns) & (start + self.waits["wait_ns"][coming] < end)
         return np.where(there & ~self.waits["exclusive"][coming], coming, NOBODY)
 
     def _front(self, lock: _Lock, wait: int, time_ns: Array) -> Array:

@@ -159,8 +159,8 @@ def vma_locks(events: Events, calls: Calls, holds: Holds) -> VmaLocks:
     """Gather the madvise calls that took no mmap_lock, and when every task slept."""
     ops = [op for op, name in enumerate(calls.operations) if name == "madvise"]
     madvise = np.flatnonzero(np.isin(calls.op, ops))
-    locked = np.unique(holds["call"])
-    madvise = madvise[~np.isin(madvise, locked)]
+    if len(madvise):
+        madvise = madvise[~np.isin(madvise, holds["call"])]
     madvise = madvise[np.argsort(calls.begin_ns[madvise], kind="stable")]
     begin_ns = calls.begin_ns[madvise]
     longest = int((calls.end_ns[madvise] - begin_ns).max(initial=0))
