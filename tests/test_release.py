@@ -417,6 +417,32 @@ def test_a_forked_child_releases_what_its_parent_had_queued(
     assert mapping.closed
 
 
+def test_a_child_forked_in_the_middle_frees_its_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent's worker holds the mapping at the fork, in a thread that the child lacks."""
+    flush()
+    mapping = mmap.mmap(-1, 8 * MIB, flags=PRIVATE)
+    mapping[:] = b"x" * len(mapping)
+    start, length = address_of(mapping), len(mapping)
+    real, inside, forked = syscalls.madvise, threading.Event(), threading.Event()
+
+    def madvise(address: int, length: int, advice: int) -> int:
+        inside.set()
+        forked.wait()
+        return real(address, length, advice)
+
+    monkeypatch.setattr(syscalls, "madvise", madvise)
+    future = release_soon(mapping)
+    inside.wait()
+    child = os.fork()
+    if child == 0:
+        monkeypatch.undo()
+        flush()
+        os._exit(1 if resident(start, length) or pending() else 0)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert future.result().unmapped
+
+
 def test_what_waits_at_exit_is_flushed() -> None:
     import subprocess
     import sys

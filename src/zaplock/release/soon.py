@@ -19,9 +19,11 @@ import os
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from mmap import mmap
 from queue import SimpleQueue
 from typing import Any, Final
 
+from zaplock.release.errors import ExportedError
 from zaplock.release.now import Released, release
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 
@@ -34,13 +36,23 @@ class _Job:
     buffer: Any
     length: int | None
     max_stall_ns: int
+    adopted: bool = False
     done: Future[Released] = field(default_factory=Future)
 
     def run(self) -> None:
         try:
-            self.done.set_result(release(self.buffer, self.length, max_stall_ns=self.max_stall_ns))
+            self.done.set_result(self.release())
         except BaseException as error:
             self.done.set_exception(error)
+
+    def release(self) -> Released:
+        try:
+            return release(self.buffer, self.length, max_stall_ns=self.max_stall_ns)
+        except ExportedError:
+            if not (self.adopted and isinstance(self.buffer, mmap)):
+                raise
+            # the parent's worker was at it: its pin is an export that nobody in the child can drop
+            return release(memoryview(self.buffer), max_stall_ns=self.max_stall_ns)
 
 
 class _Worker:
@@ -131,7 +143,7 @@ def _take_over() -> None:
 
 def _again(job: _Job) -> _Job:
     """Copy a job of the parent: its future may be locked by a thread that the child lacks."""
-    fresh = _Job(job.buffer, job.length, job.max_stall_ns)
+    fresh = _Job(job.buffer, job.length, job.max_stall_ns, adopted=True)
     fresh.done.set_running_or_notify_cancel()
     return fresh
 
