@@ -1,0 +1,42 @@
+"""What a report of ten million events costs.
+
+python -m pytest bench/test_report.py -s
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from scenes import again, crowd
+
+from zaplock.trace.file import Manifest, write
+
+MILLION = 1_000_000
+LIMIT_CPU_S = 20
+LIMIT_BYTES = 2 << 30
+
+
+@pytest.mark.timeout(600)
+def test_ten_million_events_in_twenty_seconds_and_two_gigabytes(tmp_path: Path) -> None:
+    """CPU seconds, so that whoever else uses the machine doesn't count; wall time is printed."""
+    file = tmp_path / "ten-million.zaplock"
+    write(file, again(crowd(MILLION), 10), Manifest(kernel="6.18", source="simulation"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "zaplock", "report", file], check=True, stdout=subprocess.DEVNULL
+    )
+    wall = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    peak = after.ru_maxrss * 1024
+    print(f"\nreport of 10 million events: {cpu:.1f} CPU s, {wall:.1f} s, {peak / 2**30:.2f} GiB")
+    assert cpu < LIMIT_CPU_S
+    assert peak < LIMIT_BYTES
