@@ -1,10 +1,10 @@
-"""Let the real kernel judge the model: random sequences of memory-management calls run on both sides,
-and after every operation the result, the maps, residency, contents and counters are compared.
+"""Let the real kernel judge the model: random sequences of memory-management calls run on both
+sides, and after every operation result, maps, residency, contents and counters are compared.
 
-Every divergence is shrunk to a few operations and printed as a script that runs on its own. With
---against-itself a second process of the real kernel is the other side: what differs then is what the
-kernel itself does not repeat. With --replay FILE one saved sequence runs and every step is shown;
-with --strace FILE a recorded `strace -f -e trace=%memory` of any program runs through the model.
+Every divergence is shrunk to a few operations; --save keeps it as JSON and as a script that runs on
+its own. With --against-itself a second process of the real kernel is the other side: what differs
+then is what the kernel itself does not repeat. --replay FILE runs one saved sequence and shows every
+step; --strace FILE runs a recorded program (tests/fixtures/strace/record.py) through the model.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def _campaign(args: argparse.Namespace) -> Report:
     from zaplock.kernel.oracle.child import check_machine
 
     check_machine()
+    other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting")
-        other, scope = _other_side(args), _scope(args)
         for report in campaign.run(
             other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope
         ):
@@ -150,8 +150,8 @@ def _summary(report: Report) -> str:
     rate = report.operations / report.seconds if report.seconds else 0.0
     return (
         f"{report.operations:,} operations in {report.sequences:,} sequences, each compared in "
-        f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, outcome, "
-        f"state); {sum(report.signatures.values())} divergences of {len(report.signatures)} kinds, "
+        f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, "
+        f"outcome, state); {sum(report.signatures.values())} divergences of {len(report.signatures)} kinds, "
         f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
         f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
     )

@@ -21,19 +21,30 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, account, fits_limits, insert, lookup, merge_around, vma_of
+from zaplock.model.vma import (
+    Vma,
+    absorb,
+    account,
+    can_merge,
+    fits_limits,
+    insert,
+    lookup,
+    previous,
+    vma_of,
+)
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_lock_killable,
     mmap_write_unlock,
 )
-from zaplock.protocols.mmap import commit, mlock_fits
+from zaplock.protocols.mmap import commit, mlock_fits, start_with_gap
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import AddressSpace
     from zaplock.protocols.design import Cx, UnmapEvents
 
 
@@ -47,7 +58,7 @@ async def brk(cx: Cx, wanted: int) -> int:
     if not await may_move_brk(cx.mm, wanted, new_end, old_end):
         await mmap_write_unlock(cx)
         return old
-    if new_end <= old_end:
+    if wanted <= old or new_end == old_end:
         return await shrink(cx, old, wanted, new_end, old_end, events)
     grown = await grow(cx.mm, old_end, new_end, wanted)
     await mmap_write_unlock(cx)
@@ -68,8 +79,10 @@ def may_move_brk(m: Machine, task: Task, mm: int, wanted: int, new_end: int, old
     start, limit = space.count("start_brk"), space.limits.rlimit_data
     if wanted < start or (limit < 1 << 63 and wanted - start + space.count("data_length") > limit):
         return False
+    if wanted > space.count("brk") or new_end == old_end:
+        return True
     ahead = lookup(m, space, new_end)
-    return new_end >= old_end or bool(ahead and vma_of(m, task, ahead).start < old_end)
+    return bool(ahead) and vma_of(m, task, ahead).start < old_end
 
 
 async def shrink(
@@ -95,13 +108,13 @@ async def shrink(
 def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: int) -> bool:
     """Map [old_end, new_end) as heap, unless a limit or a mapping is in the way."""
     space = m.mm(mm)
-    length = new_end - old_end
+    length = (new_end - old_end) % (1 << 64)
     pages = length >> PAGE_SHIFT
     ahead = lookup(m, space, old_end)
-    if ahead and vma_of(m, task, ahead).start < new_end + (1 << PAGE_SHIFT):
+    if ahead and start_with_gap(space, vma_of(m, task, ahead)) < new_end + (1 << PAGE_SHIFT):
         return False
     limits = space.limits
-    if new_end > limits.task_size or space.count("map_count") > limits.max_map_count:
+    if old_end + length > limits.task_size or space.count("map_count") > limits.max_map_count:
         return False
     flags = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | VM_ACCOUNT
     flags |= space.count("def_flags")
@@ -116,6 +129,17 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     account(space, flags, 0, pages)
     if flags & VM_LOCKED:
         space.add("locked_vm", pages)
-    merge_around(m, task, handle)
+    merge_with_heap(m, task, space, handle)
     space.counters.put("brk", wanted)
     return True
+
+
+def merge_with_heap(m: Machine, task: Task, space: AddressSpace, handle: int) -> None:
+    """Let what the heap has grown by be one VMA with the heap, never with anything else."""
+    vma = vma_of(m, task, handle)
+    before = previous(space, vma.start)
+    if not before:
+        return
+    heap = vma_of(m, task, before)
+    if heap.end > space.count("start_brk") and can_merge(m, heap, vma):
+        absorb(m, task, before, handle)

@@ -38,6 +38,7 @@ async def fork(cx: Cx, child: int) -> int:
     if await mmap_write_lock_killable(cx):
         return -EINTR
     result = 0
+    await inherit_counters(cx.mm, child)
     for handle in await find_vmas(cx.mm, 0, 1 << 63):
         vma = await read_vma(handle)
         if cx.design.vma_locks:
@@ -54,6 +55,13 @@ async def fork(cx: Cx, child: int) -> int:
     await mmap_write_unlock(cx)
     await add_counter(child, "users", 1)
     return result
+
+
+@step
+def inherit_counters(m: Machine, _task: Task, mm: int, child: int) -> None:
+    """Give the child its parent's heap."""
+    for counter in ("brk", "start_brk", "data_length"):
+        m.mm(child).counters.put(counter, m.mm(mm).count(counter))
 
 
 def needs_copy(vma: Vma) -> bool:

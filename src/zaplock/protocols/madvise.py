@@ -16,6 +16,8 @@ from zaplock.model import flags as f
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_SHIFT,
     VM_DONTCOPY,
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -30,7 +32,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
-from zaplock.model.tlb import tlb_gather_mmu
+from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, read_vma
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
@@ -197,7 +199,23 @@ async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: i
         await unmap_hugepages(cx, gather, handle, vma, low, high, True)
     else:
         await unmap_page_range(cx, gather, low, high)
+        if cx.design.reclaims_tables:
+            await reclaim_tables(cx.mm, gather, low, high)
     await tlb_finish_mmu(cx, gather)
+
+
+@step
+def reclaim_tables(m: Machine, task: Task, mm: int, gather: int, low: int, high: int) -> None:
+    """Free the page tables that MADV_DONTNEED has emptied as a whole (PT_RECLAIM, 6.14)."""
+    space = m.mm(mm)
+    tables = space.tables[1]
+    first, last = -(-low >> PMD_SHIFT), high >> PMD_SHIFT
+    for start, end, generation in tables.overlapping(first, last):
+        for index in range(start, end):
+            if not space.ptes.any_in(index << 9, index + 1 << 9):
+                gather_tables(m, gather, 1, (index, index + 1, generation))
+                space.add("pgtables_bytes", -PAGE_SIZE)
+                tables.clear(index, index + 1)
 
 
 def gather_zap(mm: int, low: int, high: int) -> Step[int]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VM_WRITE
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, lookup, vma_of
+from zaplock.model.vma import Vma, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
 
 if TYPE_CHECKING:
@@ -37,10 +37,24 @@ async def mincore(cx: Cx, start: int, length: int, vector: int) -> tuple[int, by
         await mmap_read_unlock(cx)
         if part is None:
             return -ENOMEM, seen
+        if not await is_writable(cx.mm, vector + len(seen), len(part)):
+            return -EFAULT, seen
         seen += part
         pages -= len(part)
         start += len(part) << PAGE_SHIFT
     return 0, seen
+
+
+@step
+def is_writable(m: Machine, task: Task, mm: int, start: int, length: int) -> bool:
+    """Return whether the kernel can write to a range of user memory; faults are passed over."""
+    at, end = start, start + length
+    for handle in overlapping(m, m.mm(mm), start, end):
+        vma = vma_of(m, task, handle)
+        if vma.start > at or not vma.flags & VM_WRITE:
+            return False
+        at = vma.end
+    return at >= end
 
 
 @step

@@ -121,6 +121,8 @@ async def mmap(
         return error
     if flags & MAP_HUGETLB:
         length = (length + PMD_SIZE - 1) & -PMD_SIZE
+        if not flags & MAP_NORESERVE and not await hugetlb_fits(length):
+            return -ENOMEM
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
@@ -132,6 +134,13 @@ async def mmap(
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + page_align(length))
     return placed
+
+
+@step
+def hugetlb_fits(m: Machine, _task: Task, length: int) -> bool:
+    """Return whether the pool has huge pages to reserve; a machine without a pool has plenty."""
+    free = m.globals.get("hugetlb_free")
+    return free is None or length <= free * PMD_SIZE
 
 
 def mmap_arguments(length: int, flags: int, file: int, offset: int) -> int:

@@ -72,6 +72,7 @@ class Replay:
             mmap_base=mmap_base(recording.begin), mmap_min_addr=0x1000, can_ipc_lock=True
         )
         self.machine = Machine(limits=self.limits)
+        self.machine.globals.put("hugetlb_free", 0)
         self.files: dict[str, int] = {}
         self.spaces = {recording.pid: FIRST_MM}
         self.gone: set[int] = set()
@@ -230,6 +231,13 @@ async def _mbind(cx: Cx, start: int, length: int) -> int:
     return 0
 
 
+def _mincore(replay: Replay, cx: Cx, arguments: tuple[str, ...]) -> Any:
+    """strace shows what the vector holds instead of where it is, if the call went well."""
+    where = arguments[2]
+    vector = _STACK_TOP - f.PAGE_SIZE if where.startswith("[") else strace.number(where)
+    return mincore.mincore(cx, *_numbers(arguments[:2]), vector)
+
+
 def _simple(make: Any) -> Any:
     return lambda replay, cx, arguments: make(cx, *_numbers(arguments))
 
@@ -252,7 +260,7 @@ _CALLS: dict[str, Any] = {
     "mlockall": _simple(mlock.mlockall),
     "munlockall": _simple(mlock.munlockall),
     "msync": _simple(msync.msync),
-    "mincore": lambda replay, cx, a: mincore.mincore(cx, *_numbers(a[:2]), 0),
+    "mincore": _mincore,
     "mseal": _simple(mseal.mseal),
     "remap_file_pages": _simple(remap_pages.remap_file_pages),
 }

@@ -1,0 +1,194 @@
+"""The real kernel judges the model: what was once different stays the same."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.kernel.oracle import campaign, compare, record, script, shrink, stub
+from zaplock.kernel.oracle.campaign import Bench
+from zaplock.kernel.oracle.child import check_machine
+from zaplock.kernel.oracle.generate import UNMAP_ALL, Generator
+from zaplock.kernel.oracle.modelside import COVERED, model_side
+from zaplock.kernel.oracle.ops import Op, Ref
+
+CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+WINDOW = 0x1020_0000
+
+
+def can_run() -> bool:
+    try:
+        check_machine()
+    except UserError:
+        return False
+    return tuple(int(part) for part in platform.release().split(".")[:2]) >= (6, 17)
+
+
+needs_kernel = pytest.mark.skipif(
+    not can_run(), reason="the rules are those of x86-64 Linux 6.17 and later"
+)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    both = Bench(model_side, COVERED)
+    yield both
+    both.close()
+
+
+@needs_kernel
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_what_once_differed_agrees(bench: Bench, path: Path) -> None:
+    sequence, _ = record.load(path)
+    found = bench.diverge((*sequence, *UNMAP_ALL))
+    assert found is None, found.differences
+
+
+@needs_kernel
+def test_random_sequences_agree(bench: Bench) -> None:
+    report = bench.slice(seed=20_18, sequences=60)
+    assert report.operations > 2_900
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert not report.lost, report.lost
+
+
+@needs_kernel
+def test_two_real_kernels_agree_with_each_other() -> None:
+    both = Bench(campaign.against_itself)
+    try:
+        assert both.slice(seed=7, sequences=30).agrees
+    finally:
+        both.close()
+
+
+@needs_kernel
+def test_the_kernels_own_books_are_checked(bench: Bench) -> None:
+    """MREMAP_DONTUNMAP of locked memory: VmLck stays too high when nothing is mapped any more."""
+    path = Path(__file__).parent / "corpus" / "kernel-dontunmap-of-locked-memory.json"
+    sequence, _ = record.load(path)
+    fault = compare.leftovers(sequence, bench.real.run(sequence))
+    assert fault is not None
+    assert "leftover VmLck 24 kB" in fault.differences
+
+
+@needs_kernel
+def test_a_broken_model_is_found_shrunk_and_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge rule is taken away; the divergence shrinks to a few lines that run on their own."""
+    from zaplock.model import vma
+
+    monkeypatch.setattr(vma, "can_merge", lambda *_: False)
+    report = bench.slice(seed=3, sequences=4)
+    found = report.divergences[0]
+    assert len(found.sequence) <= 8
+    assert any(line.startswith(("maps", "end")) for line in found.differences)
+    text = script.write(found)
+    ran = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert f"op{found.at} {found.sequence[found.at]}" in ran.stdout
+
+
+@needs_kernel
+def test_faults_are_caught_with_their_codes(bench: Bench) -> None:
+    sequence = (
+        Op("mmap", (WINDOW, 0x1000, 0, 0x32, -1, 0)),
+        Op("load", (WINDOW,)),
+        Op("store", (0,)),
+        Op("load", (0x1234_5678_9000_0000,)),
+    )
+    results = [step.outcome.result for step in bench.real.run(sequence)]
+    told = [compare.result_text(result) for result in results[1:]]
+    assert told == ["SIGSEGV (code 2)", "SIGSEGV (code 1)", "SIGSEGV (code 128)"]
+
+
+def test_equal_seeds_make_equal_sequences() -> None:
+    one, other = Generator(5, COVERED), Generator(5, COVERED)
+    assert [one.sequence() for _ in range(5)] == [other.sequence() for _ in range(5)]
+    assert one.sequence() != Generator(6, COVERED).sequence()
+
+
+def test_shrinking_keeps_what_is_needed() -> None:
+    """Of ten operations the failure needs the third and the eighth, which refers to the third."""
+    sequence = tuple(
+        Op("munmap", (Ref(2, 0x1000), 0x5000))
+        if k == 7
+        else Op("mmap", (0, 0x3000, 3, 0x22, -1, 0))
+        for k in range(10)
+    )
+
+    def fails(tried: tuple[Op, ...]) -> bool:
+        return any(
+            op.name == "munmap" and isinstance(op.args[0], Ref) and op.args[1] for op in tried
+        )
+
+    short = shrink.shrink(sequence, [0] * 10, fails)
+    assert [op.name for op in short] == ["mmap", "munmap"]
+    assert short[1].args == (Ref(0, 0x1000), 1)
+
+
+def test_a_removed_operation_is_spelled_out() -> None:
+    sequence = (Op("brk", (0,)), Op("brk", (Ref(0, 0x2000),)))
+    assert shrink.keep(sequence, [0x5000, 0x7000], [1]) == (Op("brk", (0x7000,)),)
+
+
+def test_sequences_survive_their_file(tmp_path: Path) -> None:
+    sequence = Generator(9).sequence()
+    path = tmp_path / "sequence.json"
+    path.write_text(record.dump(sequence, "why not"))
+    assert record.load(path) == (sequence, "why not")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("nonsense", "not a sequence of operations"),
+        ('{"operations": [["mmapp", 1]]}', "operation 0 is 'mmapp'"),
+        ('{"operations": [["munmap", 1]]}', "has 1 arguments and takes 2: addr, length"),
+        ('{"operations": [["brk", {"op": 0}]]}', "refers to operation 0, not an earlier one"),
+        ('{"operations": [["brk", "x"]]}', "has the argument 'x', not a number"),
+    ],
+)
+def test_a_broken_file_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(text)
+    assert main(["oracle", "--replay", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--seconds", "0"], ["--jobs", "0"], ["--theme", "poetry"], ["--replay", "/none"]]
+)
+def test_bad_arguments_are_one_clear_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(["oracle", *arguments]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.skipif(not shutil.which("as"), reason="no assembler here")
+def test_the_stub_is_what_its_source_says(tmp_path: Path) -> None:
+    source = Path(stub.__file__).with_name("stub.S")
+    assembled, binary = tmp_path / "stub.o", tmp_path / "stub.bin"
+    subprocess.run(["as", "-o", assembled, source], check=True)
+    subprocess.run(["objcopy", "-O", "binary", "-j", ".text", assembled, binary], check=True)
+    assert binary.read_bytes() == stub.CODE
+    symbols = subprocess.run(["nm", assembled], check=True, capture_output=True, text=True).stdout
+    for line in symbols.splitlines():
+        offset, _, name = line.split()
+        if name.startswith("op_"):
+            assert getattr(stub, name[3:].upper()) == int(offset, 16)
