@@ -129,7 +129,7 @@ def test_losses_are_said_first_and_counted(tmp_path: Path) -> None:
     log.released(6 * MS, tid=1, mm=MM, write=True, cpu=1)
     analysis = analyse(log.events(), "6.18")
     said = next(answer(summarise(analysis)))
-    assert said.startswith("EVENTS ARE MISSING: at least 400 in 1 gaps")
+    assert said.startswith("EVENTS ARE MISSING: at least 400 in 1 gap,")
     report = report_json(analysis, top=10)
     assert report["lost_events"] == 400
     assert report["holds"] == []

@@ -81,6 +81,8 @@ def _print(analysis: Analysis, top: int) -> None:
 
 def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
     """Write the files that were asked for; return them."""
+    from zaplock.cli._busy import busy
+
     written: list[Path] = []
     if args.csv or args.parquet:
         from zaplock.views.export import export
@@ -93,11 +95,15 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
     if args.html:
         from zaplock.views.html import write_html
 
-        written.append(write_html(_summary(analysis), Path(args.html)))
+        summary = _summary(analysis)
+        with busy(f"writing {args.html}"):
+            written.append(write_html(summary, Path(args.html)))
     if args.perfetto:
         from zaplock.views.perfetto import write_perfetto
 
-        written.append(write_perfetto(_summary(analysis), Path(args.perfetto)))
+        summary = _summary(analysis)
+        with busy(f"writing {args.perfetto}"):
+            written.append(write_perfetto(summary, Path(args.perfetto)))
     return written
 
 

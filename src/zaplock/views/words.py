@@ -153,10 +153,14 @@ def _losses(analysis: Analysis) -> Iterator[str]:
     lost_ns = sum(gap.end_ns - gap.start_ns for gap in cut.gaps)
     first = cut.gaps[0].start_ns - analysis.begin_ns
     yield (
-        f"EVENTS ARE MISSING: at least {cut.lost_events:,} in {len(cut.gaps)} gaps, the first "
+        f"EVENTS ARE MISSING: at least {cut.lost_events:,} in {_gaps(len(cut.gaps))}, the first "
         f"{duration(first)} after the beginning, {duration(lost_ns)} in all. No hold and no wait "
         f"is made up across them."
     )
+
+
+def _gaps(count: int) -> str:
+    return "1 gap" if count == 1 else f"{count:,} gaps"
 
 
 def _waits_in_one(summary: Summary) -> str:
