@@ -1,9 +1,9 @@
 """The timed engine against SimPy: 28 readers and 4 writers that downgrade, on one FIFO lock.
 
 Both run the same threads with the same times and record the same three events of every hold, and
-both must arrive at the same holds at the same times; what differs is who does it. The SimPy side is
-written twice: as SimPy's own resources are, with an event for every request, and tuned by hand, with
-an event for those only who have to wait. Neither knows of CPUs, which the timed engine goes on
+both must arrive at the same holds at the same times; what differs is who does it. The SimPy side
+is written twice: as SimPy's own resources are, with an event for every request, and tuned by hand,
+with an event for those only who have to wait. Neither knows of CPUs, which the timed engine goes on
 simulating.
 
     python -m pytest bench/test_timed.py -s
@@ -40,13 +40,17 @@ LEAST_RATIO_TUNED = 1.0
 
 
 def reader_times(number: int) -> tuple[int, int]:
-    """Return hold and pause of a reader in nanoseconds; no two threads are in step."""
-    return 1_000 + 7 * number, 9_001 + 13 * number
+    """Return hold and pause of a reader in nanoseconds.
+
+    No two threads are in step, and the times are long, so that no two things fall on the same
+    nanosecond: their order would be each engine's own affair.
+    """
+    return 10_000_019 + 79_193 * number, 90_000_049 + 130_073 * number
 
 
 def writer_times(number: int) -> tuple[int, int, int]:
     """Return exclusive hold, shared hold and pause of a writer in nanoseconds."""
-    return 803 + number, 5_009 + 3 * number, 90_001 + 17 * number
+    return 8_030_003 + 10_007 * number, 50_090_009 + 30_011 * number, 900_010_033 + 170_003 * number
 
 
 class SimpyLock:
