@@ -11,7 +11,10 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +22,17 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.kernel.guest import build, capsule, host, initramfs, kernels, qemu, recording, rows
+from zaplock.kernel.guest import (
+    build,
+    capsule,
+    host,
+    initramfs,
+    kernels,
+    qemu,
+    recording,
+    rows,
+    scratch,
+)
 from zaplock.kernel.guest import verdict as guest_verdict
 from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, checked, run
 from zaplock.trace import file
@@ -162,6 +175,40 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
         run(GuestPlan(64 * MIB, "debian:6.1", timeout_s=1, exact=True))
     assert time.monotonic() - begin < 5
     assert children() == before
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_guest_does_not_outlive_zaplock(how: signal.Signals) -> None:
+    needs("debian:6.1")
+    command = [sys.executable, "-m", "zaplock", "measure", "--kernel", "debian:6.1", "--exact"]
+    zaplock = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    guest = first_child(zaplock.pid)
+    zaplock.send_signal(how)
+    zaplock.wait()
+    deadline = time.monotonic() + 5
+    while is_running(guest) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(guest)
+    scratch.sweep()
+    assert not list(Path(tempfile.gettempdir()).glob(f"zaplock-guest-{zaplock.pid}-*"))
+
+
+def first_child(pid: int) -> int:
+    """Wait until a process has started QEMU."""
+    for _ in range(400):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if "qemu" in Path(f"/proc/{child}/comm").read_text():
+                return int(child)
+        time.sleep(0.05)
+    raise AssertionError("no guest was started")
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process is there and no zombie (whose parent has yet to ask for it)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_an_image_that_does_not_boot_is_named(tmp_path: Path) -> None:

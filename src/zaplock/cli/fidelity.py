@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--kernels", default=KERNELS, metavar="LIST", help=f"which kernels ({KERNELS})")
     add("--teardowns", metavar="LIST", help="munmap, fixed, growsdown, brk, mremap, exit (all)")
-    add("--guest-size", default="64M", metavar="SIZE", help="what a guest maps (64M)")
+    add("--guest-size", default="128M", metavar="SIZE", help="what a guest maps (128M)")
     add("--host-size", default="2G", metavar="SIZE", help="what this machine maps (2G)")
     add("--no-hung", action="store_true", help="leave the hung tasks out")
     add("--write", metavar="FILE", help="write the section of docs/fidelity.md (there, if it is)")

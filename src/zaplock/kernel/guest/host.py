@@ -12,13 +12,11 @@ import contextlib
 import os
 import signal
 import subprocess
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.kernel import tracefs
-from zaplock.kernel.guest import build, capsule
+from zaplock.kernel.guest import build, capsule, qemu, scratch
 from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, arguments
 
 HOST = "host"
@@ -31,10 +29,11 @@ def run(plan: GuestPlan) -> GuestRun:
     plan = replace(plan, kernel=HOST, exact=False)
     with (
         tracefs.opened() as root,
-        tempfile.TemporaryDirectory(prefix="zaplock-probe-") as name,
+        scratch.folder() as folder,
         tracefs.Instance(root, buffer_kb=_BUFFER_KB) as instance,
     ):
-        path = Path(name) / "capsule"
+        tracefs.sweep(root)
+        path = folder / "capsule"
         capsule.make(path)
         where = [f"tracefs={root.path}", f"instance={instance.name}", f"buffer_kb={_BUFFER_KB}"]
         command = [str(build.probe()), *arguments(plan), *where, f"capsule={path}"]
@@ -50,7 +49,12 @@ def run(plan: GuestPlan) -> GuestRun:
 def _done(command: list[str], limit_s: float) -> str:
     """Run the probe with all its processes to their end; return its last words."""
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=qemu.die_with_parent,
     )
     try:
         _, said = process.communicate(timeout=limit_s)

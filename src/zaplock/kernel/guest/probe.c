@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -141,17 +142,27 @@ static void read_lanes(const char *list)
 	}
 }
 
+/* Fork a process that does not outlive this one, however this one ends. */
+static int fork_child(void)
+{
+	int pid = fork();
+
+	if (!pid)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
+}
+
 /* Fork the target, then the foreign readers of it; returns when all of them are ready. */
 static int start(void)
 {
-	int i, pid = fork();
+	int i, pid = fork_child();
 
 	if (!pid)
 		target();
 	while (!shared->target_pid)
 		sleep_ns(1000000);
 	for (i = 0; i < nr_lanes; i++)
-		if (is_foreign(&shared->lanes[i]) && !fork()) {
+		if (is_foreign(&shared->lanes[i]) && !fork_child()) {
 			bystander(&shared->lanes[i]);
 			_exit(0);
 		}

@@ -22,14 +22,13 @@ import platform
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.errors import UserError
-from zaplock.kernel.guest import build, cache, capsule, initramfs
+from zaplock.kernel.guest import build, cache, capsule, initramfs, scratch
 from zaplock.kernel.guest.kernels import Kernel
 
 PROGRAM = "qemu-system-x86_64"
@@ -103,8 +102,7 @@ def _run(
     limit_s: float,
     progress: Progress,
 ) -> capsule.Capsule:
-    with tempfile.TemporaryDirectory(prefix="zaplock-guest-") as name:
-        folder = Path(name)
+    with scratch.folder() as folder:
         capsule.make(folder / "capsule")
         (folder / "initramfs").write_bytes(initramfs.guest_root(build.probe().read_bytes()))
         command = _command(kernel, machine, arguments, accelerator, folder)
@@ -151,7 +149,7 @@ def _supervised(
     deadline, seen = time.monotonic() + limit_s, ""
     with (folder / "said").open("w+b") as said:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=_die_with_parent
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=die_with_parent
         )
         try:
             while process.poll() is None and time.monotonic() < deadline:
@@ -169,7 +167,8 @@ def _supervised(
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Have the kernel kill this process with its parent, however that one ends (Linux)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
