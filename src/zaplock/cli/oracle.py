@@ -3,8 +3,8 @@ sides, and after every operation result, maps, residency, contents and counters 
 
 Every divergence is shrunk to a few operations; --save keeps it as JSON and as a script that runs on
 its own. With --against-itself a second process of the real kernel is the other side: what differs
-then is what the kernel itself does not repeat. --replay FILE runs one saved sequence and shows every
-step; --strace FILE runs a recorded program (tests/fixtures/strace/record.py) through the model.
+then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
+--strace FILE runs a recorded program (tests/fixtures/strace/record.py) through the model.
 """
 
 from __future__ import annotations
@@ -151,7 +151,8 @@ def _summary(report: Report) -> str:
     return (
         f"{report.operations:,} operations in {report.sequences:,} sequences, each compared in "
         f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, "
-        f"outcome, state); {sum(report.signatures.values())} divergences of {len(report.signatures)} kinds, "
+        f"outcome, state); {sum(report.signatures.values())} divergences of "
+        f"{len(report.signatures)} kinds, "
         f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
         f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
     )

@@ -19,11 +19,14 @@ from zaplock.kernel.oracle import ops, ring
 from zaplock.kernel.oracle.generate import ADVICE, THEMES, Scope
 from zaplock.kernel.oracle.modelview import View
 from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
+from zaplock.kernel.oracle.program import arguments_of, uses_file
 from zaplock.kernel.oracle.real import RealSide
 from zaplock.model import flags as f
-from zaplock.model.files import disk_tag, fill_cache, new_file
+from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
+from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits
+from zaplock.model.mm import Limits, Pte
+from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.protocols import (
@@ -43,7 +46,9 @@ from zaplock.protocols import (
     rmap,
 )
 from zaplock.protocols.design import Cx, Design
-from zaplock.protocols.populate import fault_range
+
+WRITES = frozenset({"store", "pread", "pwrite", "ftruncate", "madvise", "process_madvise"})
+"""Operations that can change what a page holds without changing what is mapped where."""
 
 MM = 1
 NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
@@ -91,7 +96,7 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[Step]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = World(self.environment, self.design)
+        world = World(self.environment, self.design, any(map(needs_files, sequence)))
         results: list[int] = []
         steps = []
         for index, op in enumerate(sequence):
@@ -108,14 +113,19 @@ class ModelSide:
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
             results.append(outcome.result)
-            steps.append(Step(outcome, world.snapshot()))
+            steps.append(Step(outcome, world.snapshot(op.name in WRITES)))
         return steps
+
+
+def needs_files(op: Op) -> bool:
+    """Return whether an operation names one of the files."""
+    return "file" in arguments_of(op.name) and uses_file(op)
 
 
 class World:
     """One machine with one process like the bare one: the ring, the files, nothing else."""
 
-    def __init__(self, environment: Environment, design: Design) -> None:
+    def __init__(self, environment: Environment, design: Design, uses_files: bool) -> None:
         self.environment = environment
         self.machine = Machine(limits=limits_of(environment))
         self.task = Task(1, MM, "oracle")
@@ -124,7 +134,8 @@ class World:
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
-        self._files()
+        if uses_files:
+            self._files()
         self._ring(environment)
         self.view = View(self.machine, MM, environment.ring)
         self.view.set_baseline()
@@ -148,9 +159,10 @@ class World:
         flags = f.VM_ACCESS_FLAGS | f.VM_SHARED | f.VM_MAYSHARE | f.VM_SEALED
         flags |= f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
         vma = Vma(MM, environment.ring, environment.ring + length, flags, 0, RING_FILE)
-        handle = insert(self.machine, self.task, vma)
+        insert(self.machine, self.task, vma)
+        fill_cache(self.machine, self.task, RING_FILE, 0, vma.nr_pages)
         self.space.add("total_vm", vma.nr_pages)
-        fault_range.run(self.machine, self.task, handle, vma.start, vma.end, True)
+        populate_ring(self.machine, self.task, MM, environment)
 
     def apply(
         self, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
@@ -164,9 +176,9 @@ class World:
         """Run a protocol."""
         return Outcome(run(self.machine, self.task, program, calls))
 
-    def snapshot(self) -> Snapshot:
-        """Read what the real side observes."""
-        return self.view.snapshot()
+    def snapshot(self, written: bool = True) -> Snapshot:
+        """Read what the real side observes; `written`: some page's content may have changed."""
+        return self.view.snapshot(written)
 
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""
@@ -283,16 +295,29 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
     return -12 if end <= addr else None
 
 
+def environment_ring(w: World, mm: int) -> bool:
+    """Return whether an address space has the ring mapped (a child may have lost it)."""
+    return w.environment.ring in w.machine.mm(mm).tree
+
+
+def populate_ring(m: Machine, task: Task, mm: int, environment: Environment) -> None:
+    """Map every page of the ring, as one run instead of so many faults."""
+    space, first = m.mm(mm), environment.ring >> f.PAGE_SHIFT
+    last = first + (environment.ring_length >> f.PAGE_SHIFT)
+    frame = cached_frame(m, task, RING_FILE, 0)
+    alloc_tables(m, task, space, first, last)
+    change_frames(m, task, frame, frame + last - first, refs=1)
+    install(m, task, space, first, last, Pte("shmem", frame - first, True))
+
+
 def _fork(w: World, calls: Any) -> Outcome:
     """Fork, let the child look at itself, and let it exit."""
     child = w.next_child()
     result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
     if result:
         return Outcome(result)
-    ring_vma = w.machine.mm(child).tree.data.get(w.environment.ring)
-    if ring_vma is not None:
-        end = w.environment.ring + w.environment.ring_length
-        fault_range.run(w.machine, w.task, ring_vma, w.environment.ring, end, True)
+    if environment_ring(w, child):
+        populate_ring(w.machine, w.task, child, w.environment)
     seen = View(w.machine, child, w.environment.ring, w.view).snapshot()
     task = Task(2, child, "child")
     run(w.machine, task, exit.exit_process(Cx(w.cx.design, task, limits=w.cx.limits)))

@@ -6,9 +6,11 @@ The view is a reader only. It walks the VMAs once and their page-table runs with
 from __future__ import annotations
 
 import struct
+from operator import sub
 from signal import SIGSEGV
+from typing import NamedTuple
 
-from zaplock.kernel.oracle.ops import Snapshot, Vma
+from zaplock.kernel.oracle.ops import FIGURES, Snapshot, Vma
 from zaplock.kernel.oracle.ring import MAX_REGIONS
 from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
@@ -32,52 +34,92 @@ _CATEGORIES = {
 }  # fmt: skip
 _UNREADABLE = -(SIGSEGV << 16 | 2)
 _KB = 4
-_SPELLED: dict[int, str] = {}
+_SPELLED: dict[int, tuple[str, str]] = {}
+_RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
+_NO_FIGURES = (0,) * len(FIGURES)
 _PSS_PAGE = 4096 << 12
 
 
+class _Seen(NamedTuple):
+    """What a VMA looked like when last seen: valid while the VMA and its runs are the same."""
+
+    vma: model_vma.Vma
+    runs: list[tuple[int, int, Pte]]
+    shown: Vma
+    regions: list[int]
+    tags: list[int]
+
+
 class View:
-    """What can be observed of one address space of a machine below `limit`."""
+    """What can be observed of one address space of a machine, the ring left out.
+
+    `parent`: share its names and its baseline, for a forked address space.
+    """
 
     def __init__(self, machine: Machine, mm: int, ring: int, parent: View | None = None) -> None:
-        """`parent`: share its names and its baseline, for a forked address space."""
         self._machine, self._space, self._ring = machine, machine.mm(mm), ring
         self._shared: dict[int, str] = parent._shared if parent else {}
         self._base: tuple[int, ...] = parent._base if parent else ()
+        self._cache: dict[int, _Seen] = {}
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
         self._base = self._counters()
 
-    def snapshot(self) -> Snapshot:
-        """Read everything."""
+    def snapshot(self, written: bool = True) -> Snapshot:
+        """Read everything; without `written` no page's content has changed since the last time."""
+        if written:
+            self._cache.clear()
         vmas: list[Vma] = []
         regions: list[int] = []
         tags: list[int] = []
         ring_locked = False
-        for start in self._space.tree.order:
-            vma = self._machine.vmas.data[self._space.tree.data[start]]
+        tree, all_vmas, cache = self._space.tree, self._machine.vmas.data, self._cache
+        overlapping = self._space.ptes.overlapping
+        for start in tree.order:
+            handle = tree.data[start]
+            vma = all_vmas[handle]
             assert isinstance(vma, model_vma.Vma)
             if start == self._ring:
                 ring_locked = bool(vma.flags & f.VM_LOCKED)
                 continue
-            vmas.append(self._vma(vma, regions, tags, start < self._ring))
-        counters = tuple(now - then for now, then in zip(self._counters(), self._base, strict=True))
+            runs = overlapping(start >> 12, vma.end >> 12)
+            seen = cache.get(handle)
+            if seen is None or seen.vma is not vma or vma.flags & f.VM_LOCKED or seen.runs != runs:
+                seen = cache[handle] = self._see(vma, runs)
+            vmas.append(seen.shown)
+            if runs and start < self._ring:
+                _append(regions, seen.regions)
+                tags += seen.tags
+        counters = tuple(map(sub, self._counters(), self._base))
         if ring_locked:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
         return Snapshot(tuple(vmas), packed, struct.pack(f"<{len(tags)}q", *tags), counters)
 
     def _ring_kb(self) -> int:
-        return self._machine.vmas.data[self._space.tree.data[self._ring]].length >> 10  # type: ignore[union-attr]
+        ring = self._machine.vmas.data[self._space.tree.data[self._ring]]
+        assert isinstance(ring, model_vma.Vma)
+        return ring.length >> 10
 
-    def _vma(self, vma: model_vma.Vma, regions: list[int], tags: list[int], seen: bool) -> Vma:
+    def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
+        figures, regions, tags = _NO_FIGURES, list[int](), list[int]()
+        if runs:
+            figures = self._figures(vma, runs)
+            readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
+            for low, high, pte in runs:
+                _append(regions, [low << 12, high << 12, _CATEGORIES[pte.kind]])
+                if pte.kind != "guard":
+                    self._tags(tags, low, high, pte, readable)
+        flags, perms = _spelled(vma.flags)
+        shown = Vma(vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures)
+        return _Seen(vma, runs, shown, regions, tags)
+
+    def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
         rss = anonymous = huge = pss = 0
-        readable = vma.flags & f.VM_ACCESS_FLAGS
-        first, last = vma.start >> 12, vma.end >> 12
-        for low, high, pte in self._space.ptes.overlapping(first, last):
+        for low, high, pte in runs:
             pages, kind = high - low, pte.kind
-            if kind in ("anon", "thp", "file", "shmem"):
+            if kind in _RESIDENT:
                 rss += pages
                 if vma.flags & f.VM_LOCKED:
                     pss += self._pss(low, high, pte)
@@ -85,15 +127,7 @@ class View:
                 anonymous += pages
             if kind == "thp":
                 huge += pages
-            if seen:
-                _add_region(regions, low << 12, high << 12, _CATEGORIES[kind])
-                if kind != "guard":
-                    self._tags(tags, low, high, pte, bool(readable))
-        figures = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, 0, pss >> 22)
-        return Vma(
-            vma.start, vma.end, _perms(vma.flags), self._offset(vma), self._name(vma),
-            self._flags(vma.flags), figures,
-        )  # fmt: skip
+        return (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, 0, pss >> 22)
 
     def _offset(self, vma: model_vma.Vma) -> int:
         return vma.pgoff << 12 if vma.file or vma.name else 0
@@ -124,22 +158,25 @@ class View:
             return self._shared.setdefault(vma.file, f"shared{len(self._shared)}")
         return name
 
-    def _flags(self, flags: int) -> str:
-        known = _SPELLED.get(flags)
-        if known is None:
-            known = " ".join(sorted(name for bit, name in _VMFLAGS if flags & bit))
-            _SPELLED[flags] = known
-        return known
-
     def _counters(self) -> tuple[int, ...]:
-        count = self._space.count
-        total = count("total_vm")
-        pages = (
-            max(total, count("hiwater_vm")), total, count("locked_vm"), count("pinned_vm"),
-            self._space.rss, count("rss_anon"), count("rss_file"), count("rss_shmem"),
-            count("data_vm"), count("stack_vm"), count("exec_vm"),
+        get = self._space.counters.data.get
+        total = get("total_vm", 0)
+        anon, file, shmem = get("rss_anon", 0), get("rss_file", 0), get("rss_shmem", 0)
+        return (
+            max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
+            get("pinned_vm", 0) * _KB, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
+            shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
+            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0, 0,
         )  # fmt: skip
-        return (*(value * _KB for value in pages), count("pgtables_bytes") >> 10, 0, 0)
+
+
+def _spelled(flags: int) -> tuple[str, str]:
+    """Spell vm_flags as smaps and as maps do."""
+    known = _SPELLED.get(flags)
+    if known is None:
+        spelled = " ".join(sorted(name for bit, name in _VMFLAGS if flags & bit))
+        known = _SPELLED[flags] = (spelled, _perms(flags))
+    return known
 
 
 def _perms(flags: int) -> str:
@@ -151,9 +188,10 @@ def _perms(flags: int) -> str:
     )
 
 
-def _add_region(regions: list[int], start: int, end: int, categories: int) -> None:
-    """Append a region; neighbours with equal categories are one."""
-    if regions and regions[-2] == start and regions[-1] == categories:
-        regions[-2] = end
+def _append(regions: list[int], more: list[int]) -> None:
+    """Append regions; neighbours with equal categories are one."""
+    if regions and more and regions[-2] == more[0] and regions[-1] == more[2]:
+        regions[-2] = more[1]
+        regions += more[3:]
     else:
-        regions += (start, end, categories)
+        regions += more

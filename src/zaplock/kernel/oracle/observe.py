@@ -12,6 +12,7 @@ import struct
 from zaplock.kernel.oracle import ring
 from zaplock.kernel.oracle.ops import COUNTERS, FIGURES, Snapshot, Vma
 
+_COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
 _VMLCK = COUNTERS.index("VmLck")
 _RENAMED = {"VmExec": ("VmExe", "VmLib")}
@@ -102,7 +103,7 @@ class Parser:
         return known
 
     def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
-        count, _tags = struct.unpack_from("<qQ", scan)
+        count = _COUNT(scan)[0]
         if count < 0:
             raise ValueError(f"PAGEMAP_SCAN failed with errno {-count}")
         end = 16 + 24 * count

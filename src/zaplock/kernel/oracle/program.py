@@ -6,7 +6,6 @@ The places of all results are known when the program is built, so reading them i
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -245,9 +244,3 @@ _COMPOSED = {
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
 }
-
-
-def result_at(code: bytes, offset: int) -> int:
-    """Read the signed result of the entry at an offset of a program that has run."""
-    value: int = struct.unpack_from("<q", code, offset + stub.RESULT)[0]
-    return value

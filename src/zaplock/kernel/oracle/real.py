@@ -110,22 +110,28 @@ class _Reader:
     """Walk once through what a program left behind."""
 
     def __init__(self, child: Child, code: bytes, parser: Parser) -> None:
-        self._code, self._parser = code, parser
+        self._words, self._parser = memoryview(code).cast("q"), parser
         self._data = child.observed()
         self._at = 0
 
+    def _result(self, entry: int) -> int:
+        return self._words[entry + stub.RESULT >> 3]
+
     def _take(self, entry: int) -> bytes:
-        length = program.result_at(self._code, entry)
         begin = self._at
-        self._at = begin + max(length, 0)
+        self._at = begin + max(self._words[entry + stub.RESULT >> 3], 0)
         return self._data[begin : self._at]
 
     def snapshot(self, entry: int) -> Snapshot:
-        smaps, scan, status = (self._take(entry + k * stub.ENTRY) for k in range(3))
-        return self._parser.snapshot(smaps, scan, status)
+        words, data, begin = self._words, self._data, self._at
+        first = entry + stub.RESULT >> 3
+        scan = begin + words[first]
+        status = scan + max(words[first + 8], 0)
+        self._at = end = status + words[first + 16]
+        return self._parser.snapshot(data[begin:scan], data[scan:status], data[status:end])
 
     def step(self, op: Op, place: program.Place) -> Step:
-        result = program.result_at(self._code, place.result)
+        result = self._result(place.result)
         seen = self._take(place.seen) if place.seen >= 0 else b""
         child = None
         if op.name == "fork":

@@ -235,7 +235,8 @@ def _mincore(replay: Replay, cx: Cx, arguments: tuple[str, ...]) -> Any:
     """strace shows what the vector holds instead of where it is, if the call went well."""
     where = arguments[2]
     vector = _STACK_TOP - f.PAGE_SIZE if where.startswith("[") else strace.number(where)
-    return mincore.mincore(cx, *_numbers(arguments[:2]), vector)
+    start, length = _numbers(arguments[:2])
+    return mincore.mincore(cx, start, length, vector)
 
 
 def _simple(make: Any) -> Any:
