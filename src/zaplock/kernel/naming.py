@@ -37,13 +37,22 @@ class Names:
         self.mms: dict[int, int] = {}
         self._guests: dict[int, tuple[int, int]] = {}
         """When a task that vfork made was in its parent's mm: from birth to exec."""
+        self._threads: dict[int, set[int]] = {}
+        """The threads of each process beside its first."""
+        self._ended: dict[int, int] = {}
 
     def snapshot(self) -> None:
         """Learn every task that exists now."""
         for process in os.scandir("/proc"):
             if process.name.isdigit():
                 for task in of_process(int(process.name)):
-                    self.tasks[task.tid] = task
+                    self._add(task)
+
+    def _add(self, task: Task) -> None:
+        self.tasks[task.tid] = task
+        self._ended.pop(task.tid, None)
+        if task.tid != task.pid:
+            self._threads.setdefault(task.pid, set()).add(task.tid)
 
     def learn(self, facts: Iterable[Fact]) -> None:
         """Learn from the kernel's events, given in order of time."""
@@ -56,16 +65,34 @@ class Names:
             if fact.tid in self.tasks:
                 self._renamed(fact.tid, fact.comm)
             else:
-                self.tasks[fact.tid] = Task(fact.tid, fact.comm, fact.tid, fact.comm)
+                self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
+            if fact.event == _ENDED:
+                self._ended[fact.tid] = fact.time_ns
+
+    def forget(self, before_ns: int) -> None:
+        """Forget the tasks that ended before an instant, and the mms of such processes.
+
+        So that a flight recorder that sees a million tasks a day stays small.
+        """
+        gone = {tid for tid, time_ns in self._ended.items() if time_ns < before_ns}
+        for tid in gone:
+            task = self.tasks.pop(tid, None)
+            self._threads.pop(tid, None)
+            self._guests.pop(tid, None)
+            del self._ended[tid]
+            if task and task.pid in self._threads:
+                self._threads[task.pid].discard(tid)
+        for mm in [mm for mm, pid in self.mms.items() if pid in gone]:
+            del self.mms[mm]
 
     def _born(self, fact: Fact) -> None:
         parent = self.tasks.get(fact.by)
         if fact.flags & CLONE_VM and not fact.flags & CLONE_THREAD:
             self._guests[fact.tid] = (fact.time_ns, _NEVER)
         if fact.flags & CLONE_THREAD and parent:
-            self.tasks[fact.tid] = Task(fact.tid, fact.comm, parent.pid, parent.process)
+            self._add(Task(fact.tid, fact.comm, parent.pid, parent.process))
         else:
-            self.tasks[fact.tid] = Task(fact.tid, fact.comm, fact.tid, fact.comm)
+            self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
 
     def _renamed(self, tid: int, comm: str) -> None:
         task = self.tasks[tid]
@@ -74,8 +101,8 @@ class Names:
         process = comm if task.pid == tid else task.process
         self.tasks[tid] = replace(task, comm=comm, process=process)
         if task.pid == tid:
-            for other in [one for one in self.tasks.values() if one.pid == tid and one.tid != tid]:
-                self.tasks[other.tid] = replace(other, process=comm)
+            for other in self._threads.get(tid, ()):
+                self.tasks[other] = replace(self.tasks[other], process=comm)
 
     def complete(self, columns: Columns) -> None:
         """Learn whose each mm is, and look up the tasks that no event has named yet.
@@ -85,7 +112,7 @@ class Names:
         self._own(columns)
         for tid in np.unique(columns["tid"]).tolist():
             if tid > 0 and tid not in self.tasks and (task := of_thread(tid)):
-                self.tasks[tid] = task
+                self._add(task)
 
     def _own(self, columns: Columns) -> None:
         """An mm that a task asks for inside its own munmap (say) is that task's own."""

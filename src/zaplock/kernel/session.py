@@ -182,6 +182,7 @@ class _Session:
             self._flush()
             if self._flight and self._progress.fired is None:
                 self._writer.drop_before(before_ns - self._flight.keep_ns)
+                self._names.forget(before_ns - self._flight.keep_ns)
 
     def _add(self, columns: Columns) -> None:
         count = len(columns["time_ns"])
