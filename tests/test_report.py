@@ -122,7 +122,9 @@ def test_the_longest_are_chosen_and_equals_stay_in_order() -> None:
     assert longest(span, 0) == []
 
 
-def test_losses_are_said_first_and_counted(tmp_path: Path) -> None:
+def test_losses_are_said_first_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = Log()
     log.acquired(10, tid=1, mm=MM, write=True, cpu=1)
     log.lost(5 * MS, cpu=1, count=400)
@@ -133,6 +135,12 @@ def test_losses_are_said_first_and_counted(tmp_path: Path) -> None:
     report = report_json(analysis, top=10)
     assert report["lost_events"] == 400
     assert report["holds"] == []
+    assert report["gaps"] == [{"cpu": 1, "start_ns": 10, "end_ns": 5 * MS, "count": 400}]
+    file = recorded(tmp_path / "gap.zaplock", log.events())
+    assert main(["report", file]) == 0
+    out = capsys.readouterr().out
+    assert "Missing events, the longest gaps" in out
+    assert "400 lost" in out
 
 
 def test_an_empty_recording_is_said_to_be_quiet(
@@ -162,3 +170,16 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--top 0 is less than 1" in capsys.readouterr().err
     assert main(["report", file, "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "can't be written" in capsys.readouterr().err
+
+
+def test_any_name_of_a_task_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel lets a task call itself anything; markup of the terminal library included."""
+    log = Log()
+    log.task(1, "[/red] {x}", 1)
+    log.asked(0, tid=1, mm=MM, write=True)
+    log.acquired(5 * MS, tid=1, mm=MM, write=True)
+    log.released(6 * MS, tid=1, mm=MM, write=True)
+    assert main(["report", recorded(tmp_path / "odd.zaplock", log.events())]) == 0
+    assert capsys.readouterr().out.count("[/red] {x} (tid 1)") >= 4

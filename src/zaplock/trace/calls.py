@@ -122,7 +122,7 @@ def _sorted(table: Calls) -> Calls:
     return Calls(table.operations, **columns)
 
 
-def no_op_columns(calls: Calls, call: Array) -> dict[str, Array]:
+def call_columns(calls: Calls, call: Array) -> dict[str, Array]:
     """Return op, address, length and detail of each call number, empty for `NO_CALL`."""
     if not len(calls):
         zero = np.zeros(len(call), np.int64)

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.calls import Calls, calls, no_op_columns
-from zaplock.trace.events import NO_OP, Events, Kind, Task
+from zaplock.trace.calls import Calls, call_columns, calls
+from zaplock.trace.events import Events, Kind, Task
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.lanes import Lanes, lanes
 
@@ -61,8 +61,8 @@ class Holds:
     """The holds of a recording as columns, sorted by `start_ns`.
 
     `downgraded` marks an exclusive hold that ended by a downgrade and the shared one that began by
-    it. `op` indexes `operations` (or is `NO_OP`); `call` is the row of `Calls`. `unmatched` counts
-    the lock events that fit no story although nothing was lost beside them.
+    it. `op` indexes `operations` (or is `events.NO_OP`); `call` is the row of `Calls`. `unmatched`
+    counts the lock events that fit no story although nothing was lost beside them.
     """
 
     columns: Mapping[str, Array]
@@ -152,7 +152,7 @@ def holds(
         "hold_ns": (end_ns - start_ns)[chosen],
         "downgraded": (downgrades | begun_by & acquired)[chosen],
         "complete": ~(open_end | open_start)[chosen],
-        **no_op_columns(in_calls, call),
+        **call_columns(in_calls, call),
         "call": call,
     }
     # By event, not by time: a hold that begins in the nanosecond in which another ends is later.
@@ -222,6 +222,3 @@ def lock_frame(
     return frame.with_columns(mode.alias("mode"), pl.col("comm").fill_null("")).drop(
         "op", "exclusive", "call"
     )
-
-
-__all__ = ["HOLD", "NO_OP", "Holds", "holds", "lock_frame", "lock_lanes"]

@@ -8,7 +8,7 @@ much of all waiting that covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.blame import Blame, Explained
+from zaplock.trace.blame import Explained
 from zaplock.trace.events import NO_OP, Task
 from zaplock.trace.holds import Holds
 from zaplock.trace.waits import Waits
@@ -106,16 +106,16 @@ def operation_name(operations: tuple[str, ...], op: int) -> str:
     return NO_OPERATION if op == NO_OP else operations[op]
 
 
-def thread_name(tasks: object, tid: int) -> str:
+def thread_name(tasks: Mapping[int, Task], tid: int) -> str:
     """Name a thread as 'comm (tid 123)'."""
-    task = tasks.get(tid) if isinstance(tasks, dict) else None
-    return f"{task.comm} (tid {tid})" if isinstance(task, Task) and task.comm else f"tid {tid}"
+    task = tasks.get(tid)
+    return f"{task.comm} (tid {tid})" if task and task.comm else f"tid {tid}"
 
 
-def process_name(tasks: object, tid: int) -> str:
+def process_name(tasks: Mapping[int, Task], tid: int) -> str:
     """Name the process of a thread as 'name (pid 123)'."""
-    task = tasks.get(tid) if isinstance(tasks, dict) else None
-    if not isinstance(task, Task):
+    task = tasks.get(tid)
+    if task is None:
         return f"process of tid {tid}"
     return f"{task.process or task.comm} (pid {task.pid})"
 
@@ -225,17 +225,3 @@ def _histogram(name: str, values: Array) -> Histogram:
     p50, p99 = np.percentile(values, [50, 99], method="inverted_cdf")
     counted = tuple(counts[first:].tolist())
     return Histogram(name, edges, counted, int(p50), int(p99), int(values.max()))
-
-
-__all__ = [
-    "NO_OPERATION",
-    "QUEUED_NS",
-    "Blame",
-    "Group",
-    "Histogram",
-    "Summary",
-    "operation_name",
-    "process_name",
-    "summarise",
-    "thread_name",
-]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.calls import Calls, calls, no_op_columns
+from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import Events, Kind, Task
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.holds import lock_frame, lock_lanes
@@ -147,7 +147,7 @@ def waits(
         "start_ns": time_ns[chosen],
         "wait_ns": (end_ns - time_ns)[chosen],
         "outcome": outcome[chosen].astype(np.uint8),
-        **no_op_columns(in_calls, call),
+        **call_columns(in_calls, call),
         "call": call,
     }
     order = np.argsort(event, kind="stable")

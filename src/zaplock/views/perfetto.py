@@ -218,6 +218,3 @@ def _descriptors(analysis: Analysis, tracks: set[int], builder: Any) -> Iterator
 def _processes(analysis: Analysis) -> list[tuple[int, str]]:
     names = {task.pid: task.process or task.comm for task in analysis.events.tasks.values()}
     return sorted(names.items())
-
-
-__all__ = ["LIMIT", "Mark", "call_track", "lock_track", "marks", "write_perfetto"]

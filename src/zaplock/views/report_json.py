@@ -1,7 +1,8 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Incomplete holds (one end outside the recording, or in a gap) are not in it.
+Where events are missing, "gaps" tells when. Incomplete holds (one end outside the recording, or in
+a gap) are not in it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
             _wait(analysis, analysis.explain(row))
             for row in longest(analysis.waits["wait_ns"], top)
         ],
+        **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
     }
+
+
+def _gaps(analysis: Analysis) -> list[dict[str, int]]:
+    """Tell when events are missing; `count` is -1 where the kernel didn't say how many."""
+    return [
+        {"cpu": gap.cpu, "start_ns": gap.start_ns, "end_ns": gap.end_ns, "count": gap.count}
+        for gap in analysis.segments.gaps
+    ]
 
 
 def longest(span_ns: Any, top: int) -> list[int]:

@@ -29,6 +29,7 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         Text(),
         *(Text(line) for line in answer(summary)),
         Text(),
+        *_gaps(analysis, top),
         _longest_holds(analysis, top, exclusive=True),
         _longest_holds(analysis, top, exclusive=False),
         *_worst_waits(summary, top),
@@ -69,22 +70,44 @@ def heading(analysis: Analysis) -> str:
     return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def _table(columns: Iterable[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
     for column in columns:
         name, right = column.removeprefix(">"), column.startswith(">")
         table.add_column(name, justify="right" if right else "left", no_wrap=right)
     return table
 
 
+def _row(table: Table, *cells: str) -> None:
+    """Add a row of plain text: a task may be called "[/]", which rich would take for markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
+def _titled(title: str, table: Table) -> RenderableType:
+    """Put a title above a table (rich would fold its own titles to the width of the table)."""
+    return Group(Text(title, style="bold"), table, Text())
+
+
+def _gaps(analysis: Analysis, top: int) -> list[RenderableType]:
+    """List the longest gaps, where there are any."""
+    gaps = sorted(analysis.segments.gaps, key=lambda gap: gap.start_ns - gap.end_ns)
+    if not gaps:
+        return []
+    table = _table((">gap of", ">at", ">cpu", ">events"))
+    for gap in gaps[:top]:
+        count = f"{gap.count:,}" if gap.count >= 0 else "unknown"
+        span = duration(gap.end_ns - gap.start_ns)
+        _row(table, span, _at(analysis, gap.start_ns), str(gap.cpu), count)
+    return [_titled("Missing events, the longest gaps", table)]
+
+
 def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> RenderableType:
     holds = analysis.holds.only(analysis.holds["exclusive"] == exclusive)
     name = "exclusive" if exclusive else "shared"
-    table = _table(
-        f"Longest {name} holds", (">held", ">at", "task", "operation", "lock of", "remark")
-    )
+    table = _table((">held", ">at", "task", "operation", "lock of", "remark"))
     for row in longest(holds["hold_ns"], top):
-        table.add_row(
+        _row(
+            table,
             duration(int(holds["hold_ns"][row])),
             _at(analysis, int(holds["start_ns"][row])),
             who(analysis, int(holds["tid"][row])),
@@ -92,7 +115,7 @@ def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> Renderab
             owner(analysis, int(holds["mm"][row])),
             _remark(holds, row),
         )
-    return Group(table, Text())
+    return _titled(f"Longest {name} holds", table)
 
 
 def _remark(holds: Holds, row: int) -> str:
@@ -139,9 +162,10 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> Renderab
         ">shared",
         ">longest",
     )
-    table = _table(title, columns)
+    table = _table(columns)
     for group in groups[:top]:
-        table.add_row(
+        _row(
+            table,
             group.name,
             *(
                 duration(value) if value else "-"
@@ -159,8 +183,8 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> Renderab
             ),
         )
     if len(groups) > top:
-        table.add_row(f"... and {len(groups) - top:,} more (--top)")
-    return Group(table, Text())
+        _row(table, f"... and {len(groups) - top:,} more (--top)")
+    return _titled(title, table)
 
 
 def _histogram(histogram: Histogram) -> RenderableType:
