@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AddressSpace": "zaplock.api",
-    "Lab": "zaplock.lab.lab",
-    "compare": "zaplock.lab.compare",
+    "Lab": "zaplock.notebook",
+    "compare": "zaplock.notebook",
 }
 
 

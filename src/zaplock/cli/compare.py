@@ -193,9 +193,11 @@ def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:
 
         Path(args.trace).write_text(function_graph(comparison))
     if args.plot:
+        from zaplock.cli._busy import busy
         from zaplock.views.timeline import plot_comparison
 
-        plot_comparison(comparison, Path(args.plot))
+        with busy(f"drawing {args.plot}"):
+            plot_comparison(comparison, Path(args.plot))
 
 
 def _next(args: argparse.Namespace, comparison: Comparison) -> str:

@@ -41,7 +41,7 @@ def table(comparison: Comparison, block: Sequence[str]) -> Table:
 
     drawn = RichTable(box=SIMPLE, title=heading(block), title_justify="left")
     drawn.add_column("design", no_wrap=True)
-    for name in ("exclusive", "shared", *block, "hung"):
+    for name in columns(block):
         drawn.add_column(name, justify="right", no_wrap=True)
     measured = comparison.measured or ()
     for row in comparison.block(block):
@@ -57,6 +57,11 @@ def heading(block: Sequence[str]) -> str:
     if not block:
         return "nobody beside it; hold times"
     return f"beside {listed(block)}: hold times, and the worst stall of each"
+
+
+def columns(block: Sequence[str]) -> list[str]:
+    """Name the columns behind the design's."""
+    return ["exclusive", "shared", *block, "hung"]
 
 
 def cells(row: Outcome, block: Sequence[str]) -> list[str]:

@@ -1,0 +1,103 @@
+"""Comparing from Python: results that draw and explain themselves, and a lab of one's own."""
+
+import doctest
+from pathlib import Path
+
+import pytest
+
+import zaplock
+from zaplock import notebook
+from zaplock.errors import UserError
+from zaplock.model.step import SleepStep
+from zaplock.protocols.locking import syscall
+
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def result() -> notebook.Result:
+    return zaplock.compare("8G", designs=["linux-4.9", "rfc-v6", "linux-6.18"])
+
+
+def test_the_examples_in_the_docstring_are_real() -> None:
+    assert doctest.testmod(notebook).failed == 0
+
+
+def test_a_result_has_its_table_as_a_frame(result: notebook.Result) -> None:
+    frame = result.frame
+    assert frame.height == 6
+    assert frame["design"].to_list()[:3] == ["linux-4.9", "rfc-v6", "linux-6.18"]
+    assert frame["mmap_stall_ns"].null_count() == 3, "no mmap in the first block"
+    worst = frame.filter(frame["bystanders"] == "fault,proc")["fault_stall_ns"].to_list()
+    assert worst[0] > 100 * max(worst[1:])
+
+
+def test_a_result_shows_itself_in_a_notebook(result: notebook.Result) -> None:
+    page = result._repr_html_()
+    assert page.count("<table>") == page.count("</table>") == 2
+    assert page.count("<tr>") == page.count("</tr>") == 8
+    for line in result.sentences:
+        assert line in page
+    picture = result.plot()
+    assert picture is not None
+    assert picture._repr_svg_().startswith("<svg")
+
+
+def test_a_result_is_drawn_to_a_file(result: notebook.Result, tmp_path: Path) -> None:
+    assert result.plot(tmp_path / "who.svg") is None
+    assert "linux-4.9" in (tmp_path / "who.svg").read_text()
+    with pytest.raises(UserError, match="name a file that ends in"):
+        result.plot(tmp_path / "who.gif")
+
+
+def test_what_cannot_be_is_refused_in_scripts_too() -> None:
+    for arguments in ({"size": "80Q"}, {"designs": ["linux-2.4"]}, {"profile": "laptop"}):
+        with pytest.raises(UserError):
+            zaplock.compare(**arguments)
+
+
+def test_a_program_of_ones_own_runs_beside_bystanders() -> None:
+    lab = zaplock.Lab("linux-4.9", cpus=4)
+    heap = lab.map("4G")
+
+    async def free_in_chunks(cx) -> int:
+        for at in range(heap, heap + 4 * GIB, GIB // 8):
+            await syscall(cx, "munmap", cx.design.munmap(cx, at, GIB // 8), at, GIB // 8)
+            await SleepStep(1_000_000)
+        return 32
+
+    lab.thread("allocator", free_in_chunks)
+    lab.bystander("proc", period_ns=500_000)
+    seen = lab.run()
+    assert seen.results["allocator"] == 32
+    # A chunk is an eighth of a GiB: some 4 ms, and nobody waits longer than for one of them.
+    assert 2_000_000 < seen.stalls["proc"].max_ns < 8_000_000
+    assert (seen.holds["mode"] == "exclusive").sum() == 32
+    assert seen.waits.height > 0
+
+
+def test_a_foreign_process_has_an_address_space_of_its_own() -> None:
+    lab = zaplock.Lab("rfc-v6")
+    heap = lab.map("1M")
+    lab.thread("db", lambda cx: cx.design.munmap(cx, heap, 1 << 20))
+    lab.thread("ps", lambda cx: cx.design.proc_cmdline(cx, 1), foreign=True)
+    seen = lab.run()
+    tasks = {task.comm: task for task in seen.events.tasks.values()}
+    assert tasks["db"].pid == tasks["db"].tid
+    assert tasks["ps"].pid == tasks["ps"].tid
+    assert set(seen.events["mm"][seen.events["kind"] <= 2].tolist()) == {1}
+
+
+def test_a_lab_says_what_is_missing() -> None:
+    lab = zaplock.Lab()
+    with pytest.raises(UserError, match="call map\\(\\) first"):
+        lab.bystander("fault")
+    lab.map("1M")
+    with pytest.raises(UserError, match="no bystander 'cat'"):
+        lab.bystander("cat")
+    with pytest.raises(UserError, match="has its mapping"):
+        lab.map("1M")
+    lab.bystander("fault")
+    with pytest.raises(UserError, match="two threads named 'fault'"):
+        lab.bystander("fault")
+    assert lab.run().duration_ns < 1_000_000, "nobody is there whom bystanders could stand beside"
