@@ -98,7 +98,8 @@ static void *bystander(void *argument)
 	if (is_foreign(lane)) {
 		snprintf(path, sizeof(path), "/proc/%d", shared->target_pid);
 		directory = open(path, O_RDONLY | O_DIRECTORY);
-		operate(lane, NULL, directory); /* so that it has no page faults of its own later */
+		operate(lane, NULL, directory); /* so that it has no page faults of its own later, */
+		lane->ops[0][0] = now_ns(); /* not even those of the vdso */
 	} else {
 		arena = map(NULL, ARENA, PROT_READ | PROT_WRITE, 0, -1);
 		madvise(arena, ARENA, MADV_NOHUGEPAGE);

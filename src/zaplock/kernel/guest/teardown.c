@@ -28,7 +28,7 @@ static void map_file(struct range range)
 	if (fd < 0 || posix_fallocate(fd, 0, range.length) ||
 	    mmap(range.start, range.length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
 		die("cannot map a file of %zu bytes", range.length);
-	close(fd);
+	/* It stays open: else the teardown would drop the file's last reference, and free its pages. */
 }
 
 static struct range range_reserve(const char *teardown, const char *backing, size_t length)
