@@ -68,6 +68,13 @@ def test_the_trace_cmd_form() -> None:
     assert events["op"][1] == NO_OP
 
 
+def test_a_program_may_pass_any_number() -> None:
+    line = "a-1 [000] 1.000001: sys_enter_munmap: addr: 0xfffffffffffff000, len: 0xffffffffffffffff"
+    events = text.parse([line])
+    events.check()
+    assert (int(events["address"][0]), int(events["length"][0])) == (2**64 - 4096, -1)
+
+
 def test_import_writes_a_recording_and_says_what_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

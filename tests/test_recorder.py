@@ -476,12 +476,17 @@ def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:
     program.write_text(
         "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.sbrk.restype = ctypes.c_void_p\n"
         "libc.sbrk.argtypes = [ctypes.c_ssize_t]\nlibc.sbrk(1 << 20)\nlibc.sbrk(-(1 << 19))\n"
+        "for absurd in (2**64 - 4096, 2**63, 1):\n"
+        "    libc.syscall(12, ctypes.c_ulong(absurd))\n"
+        "    libc.syscall(11, ctypes.c_ulong(absurd), ctypes.c_ulong(absurd))\n"
     )
     assert main(["record", "-o", str(path), "--", sys.executable, str(program)]) == 0
     events = file.read(path).events
     moves = [int(events["detail"][row]) for row in calls(events, "brk")]
     assert 1 << 20 in moves
     assert -(1 << 19) in moves
+    # A program may pass any number; none stops the recorder.
+    assert 2**64 - 4096 in events["address"][calls(events, "munmap")]
 
 
 def test_without_root_the_way_out_is_said() -> None:

@@ -20,6 +20,9 @@ from zaplock.kernel.operations import CLONES, NAMES
 from zaplock.trace.events import Kind
 
 _MARGIN_NS = 1_000_000
+_USER_END = 1 << 62
+"""Beyond every user address: a program may pass any number, and the kernel refuses it."""
+_MANY = 10_000
 _PAGES = 2048
 """How many pages are decoded at once: enough for numpy, few enough for the cache."""
 
@@ -113,12 +116,14 @@ class Stream:
         `detail` is the distance (negative where the heap shrinks), `length` its size; 0 for a
         process's first brk, whose old end nobody has seen.
         """
+        if len(self._brk) > _MANY:
+            self._brk = {pid: end for pid, end in self._brk.items() if pid in self.names.tasks}
         for row in np.flatnonzero(columns["op"] == _BRK).tolist():
             tid = int(columns["tid"][row])
             pid = self.names.tasks[tid].pid if tid in self.names.tasks else tid
             if columns["kind"][row] == Kind.OP_END:
                 self._brk[pid] = int(columns["result"][row])
-            elif (address := int(columns["address"][row])) and pid in self._brk:
+            elif 0 < (address := int(columns["address"][row])) < _USER_END and pid in self._brk:
                 moved = address - self._brk[pid]
                 columns["detail"][row], columns["length"][row] = moved, abs(moved)
         return columns

@@ -71,13 +71,21 @@ def parse(lines: Iterable[str]) -> Events:
         rows += _rows(line, rows[-1]["time_ns"] if rows else 0, comms)
     columns = {
         name: np.array(
-            [row.get(name, NO_OP if name == "op" else 0) for row in rows], dtype=EVENT[name]
+            [_fitting(name, row.get(name, NO_OP if name == "op" else 0)) for row in rows],
+            dtype=EVENT[name],
         )
         for name in EVENT.names or ()
     }
     order = np.argsort(columns["time_ns"], kind="stable")
     tasks = {tid: Task(tid, comm, tid, comm) for tid, comm in comms.items()}
     return Events({name: col[order] for name, col in columns.items()}, OPERATIONS, tasks)
+
+
+def _fitting(column: str, number: int) -> int:
+    """Read 64 printed bits as the column's type has them: a program may pass any number."""
+    number &= (1 << 64) - 1
+    signed = EVENT[column].kind == "i"
+    return number - (1 << 64) if signed and number >= 1 << 63 else number
 
 
 def _rows(line: str, last_ns: int, comms: dict[int, str]) -> Sequence[Row]:
@@ -131,7 +139,6 @@ def _returned(op: str, text: str) -> list[Row]:
     if op not in _ARGUMENTS:
         return []
     result = _number(text.strip())
-    result -= 1 << 64 if result >= 1 << 63 else 0
     return [{"kind": int(Kind.OP_END), "op": OPERATIONS.index(op), "result": result}]
 
 
