@@ -1,10 +1,12 @@
 """`zaplock report`: the answer first, and the same figures in every form."""
 
+import io
 import json
 from pathlib import Path
 
 import polars as pl
 import pytest
+from rich.console import Console
 from scenes import GIB, MM, MS, crowd, database
 
 from zaplock.cli import main
@@ -14,6 +16,7 @@ from zaplock.trace.file import Manifest, write
 from zaplock.trace.log import Log
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import longest, report_json
+from zaplock.views.report_text import report_text
 from zaplock.views.words import answer
 
 
@@ -183,3 +186,14 @@ def test_any_name_of_a_task_is_printed_as_it_is(
     log.released(6 * MS, tid=1, mm=MM, write=True)
     assert main(["report", recorded(tmp_path / "odd.zaplock", log.events())]) == 0
     assert capsys.readouterr().out.count("[/red] {x} (tid 1)") >= 4
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_narrow_terminal_loses_columns_not_names(width: int) -> None:
+    out = Console(width=width, file=io.StringIO(), highlight=False)
+    out.print(report_text(summarise(analyse(database(), "6.18")), top=5))
+    assert isinstance(out.file, io.StringIO)
+    table = out.file.getvalue().split("By thread\n")[1]
+    assert "db-free (tid 101)" in table.split("By process")[0]
+    assert "186 ms" in table
+    assert "…" not in table

@@ -106,6 +106,8 @@ class Holds:
             assert len(self.columns[name]) == len(self), name
         assert bool((self["hold_ns"] >= 0).all()), "a hold of negative length"
         assert bool((np.diff(self["start_ns"]) >= 0).all()), "holds are not in order"
+        alone = _clipped(self.columns) == self["hold_ns"]
+        assert bool(alone.all()), "an exclusive hold stands beside another"
 
 
 def holds(

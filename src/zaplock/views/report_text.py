@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -33,9 +34,9 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         _longest_holds(analysis, top, exclusive=True),
         _longest_holds(analysis, top, exclusive=False),
         *_worst_waits(summary, top),
-        _groups("By operation", summary.by_operation, top),
-        _groups("By thread", summary.by_thread, top),
-        _groups("By process", summary.by_process, top),
+        _Groups("By operation", summary.by_operation, top),
+        _Groups("By thread", summary.by_thread, top),
+        _Groups("By process", summary.by_process, top),
         *(_histogram(histogram) for histogram in summary.histograms if histogram.counts),
     )
 
@@ -48,8 +49,8 @@ def live_screen(summary: Summary, *, top: int) -> RenderableType:
         *(Text(line) for line in now(summary.analysis)),
         Text(),
         *_worst_waits(summary, max(1, top // 2)),
-        _groups("By thread", summary.by_thread, top),
-        _groups("By operation", summary.by_operation, top),
+        _Groups("By thread", summary.by_thread, top),
+        _Groups("By operation", summary.by_operation, top),
     )
 
 
@@ -150,41 +151,53 @@ def _worst_waits(summary: Summary, top: int) -> list[RenderableType]:
     return [*lines, Text()]
 
 
-def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> RenderableType:
-    columns = (
-        "",
-        ">made others wait",
-        ">waited",
-        ">longest wait",
-        ">holds",
-        ">exclusive",
-        ">longest",
-        ">shared",
-        ">longest",
-    )
-    table = _table(columns)
-    for group in groups[:top]:
-        _row(
-            table,
-            group.name,
-            *(
-                duration(value) if value else "-"
-                for value in (group.caused_ns, group.waited_ns, group.longest_wait_ns)
-            ),
-            f"{group.holds:,}",
-            *(
-                duration(value) if value else "-"
-                for value in (
-                    group.exclusive_ns,
-                    group.longest_exclusive_ns,
-                    group.shared_ns,
-                    group.longest_shared_ns,
-                )
-            ),
-        )
-    if len(groups) > top:
-        _row(table, f"... and {len(groups) - top:,} more (--top)")
-    return _titled(title, table)
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """A table of groups that leaves columns out where the terminal is narrow."""
+
+    title: str
+    groups: tuple[figures.Group, ...]
+    top: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        brief = options.max_width < WIDE
+        columns = BRIEF if brief else FULL
+        table = _table(("", *(f">{name}" for name, _ in columns)))
+        table.columns[0].min_width = 16
+        for group in self.groups[: self.top]:
+            _row(table, group.name, *(_value(group, field) for _, field in columns))
+        if len(self.groups) > self.top:
+            _row(table, f"... and {len(self.groups) - self.top:,} more (--top)")
+        yield _titled(self.title, table)
+
+
+WIDE = 118
+"""From this width on a terminal has room for all columns."""
+
+FULL = (
+    ("made others wait", "caused_ns"),
+    ("waited", "waited_ns"),
+    ("longest wait", "longest_wait_ns"),
+    ("holds", "holds"),
+    ("exclusive", "exclusive_ns"),
+    ("longest", "longest_exclusive_ns"),
+    ("shared", "shared_ns"),
+    ("longest", "longest_shared_ns"),
+)
+BRIEF = (
+    ("caused", "caused_ns"),
+    ("waited", "waited_ns"),
+    ("exclusive", "longest_exclusive_ns"),
+    ("shared", "longest_shared_ns"),
+)
+"""Of the holds the longest, which says more than their sum."""
+
+
+def _value(group: figures.Group, field: str) -> str:
+    value = int(getattr(group, field))
+    if field == "holds":
+        return f"{value:,}"
+    return duration(value) if value else "-"
 
 
 def _histogram(histogram: Histogram) -> RenderableType:
