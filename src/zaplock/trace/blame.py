@@ -1,6 +1,6 @@
 """Blame: for every wait, whose hold made it long, and who stood in front in the queue.
 
-At every instant of a wait the lock is in one of four states, and each has its culprit:
+At every instant of a wait the lock is in one of five states, and each has its culprit:
 
     held exclusively            the holder; if he sleeps on a VMA's lock, the task whose madvise
                                 holds that (`vma_lock`): then the holder is a victim himself

@@ -10,8 +10,7 @@ only by the queue, and there the kernels differ:
                   is queued, else it is let in.
 
 A writer spins only while a writer owns the lock (in 5.3 to 5.10 up to 25 us on shared holders too),
-so during a long shared hold every waiting writer is in the queue, and a writer that is woken too
-late is the only thing that time in front of a free lock is lost to.
+so during a long shared hold every waiting writer is in the queue.
 
 What is not modelled: two writers of which the later one queued first, because the earlier one was
 still spinning; the earlier one is then named. Who asked is in the events, who queued is not.
