@@ -94,7 +94,7 @@ def test_the_same_schedule_always_gives_the_same_violation() -> None:
         found = easiest_counterexample(configuration)
         assert (found is not None) == (explore(configuration).answer == "broken")
         if found is not None:
-            schedule = unspell(spell(found.schedule), len(configuration.programs))
+            schedule = unspell(spell(found.schedule), len(configuration.programs))[0]
             run = replay(configuration, schedule)
             assert str(run.violation) == str(found.violation), seed
             assert len(run.taken) == len(schedule)
@@ -323,14 +323,14 @@ def test_a_protocol_that_is_no_function_of_its_results_is_caught() -> None:
 def test_the_sampler_finds_a_shallow_bug_and_its_token_replays(depth: int | None) -> None:
     found = sample(LOST_UPDATE, 500, seed=1, depth=depth)
     assert found.violation is not None
-    run = replay(LOST_UPDATE, unspell(spell(found.schedule), 2))
+    run = replay(LOST_UPDATE, unspell(spell(found.schedule), 2)[0])
     assert str(run.violation) == str(found.violation)
     assert sample(LOST_UPDATE, 500, seed=1, depth=depth).schedule == found.schedule
 
 
 def test_a_schedule_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UserError, match="step 3 task a can't move"):
-        replay(LOST_UPDATE, unspell("a3", 2))
+        replay(LOST_UPDATE, unspell("a3", 2)[0])
     with pytest.raises(UserError, match="names task c"):
         unspell("abc", 2)
     with pytest.raises(UserError, match="not letters of tasks"):

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zaplock.engines.programs import Configuration
-from zaplock.engines.table import Row, Table
+from zaplock.engines.reductions import Merged, until_sound
+from zaplock.engines.table import Table
 from zaplock.model.faults import Invariant, Violation
+from zaplock.model.rwsem import Lock
 
 SLICE = 20_000
 """States to expand between two looks at the limits."""
@@ -122,7 +124,7 @@ class Search:
         while frontier:
             found: list[int] = []
             for first in range(0, len(frontier), SLICE):
-                self.limit = self._look_at_limits(len(frontier) - first + len(found))
+                self.limit = self.look_at_limits(len(frontier) - first + len(found))
                 if self.limit:
                     return []
                 found += self.expand(frontier[first : first + SLICE])
@@ -166,11 +168,11 @@ class Search:
                     transitions += 1
                     self.note(table.violation(change))
             if stuck:
-                self._nobody_can_go_on(state)
+                self.nobody_can_go_on(state)
         self.transitions += transitions
         return found
 
-    def _nobody_can_go_on(self, state: int) -> None:
+    def nobody_can_go_on(self, state: int) -> None:
         results = self.table.results(state)
         if results is None:
             self.note(deadlock(self.table, state))
@@ -183,7 +185,7 @@ class Search:
     def note(self, violation: Violation) -> None:
         self.found.setdefault((violation.invariant, violation.message), violation)
 
-    def _look_at_limits(self, frontier: int) -> str:
+    def look_at_limits(self, frontier: int) -> str:
         seconds = time.monotonic() - self.started
         states = len(self.visited)
         if self.progress is not None:
@@ -232,6 +234,38 @@ def deadlock(table: Table, state: int) -> Violation:
     return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
 
 
-def row_at(table: Table, index: int, state: int) -> Row | None:
-    """Return the row of a task's position in a state, None when it has ended."""
-    return table.rows[index][state & table.position_masks[index]]
+def explore_merged(
+    configuration: Configuration, locks: Sequence[Lock], limits: Limits = Limits()
+) -> Verdict:
+    """Visit the states of the reduced system (see `reductions`), meeting every violation.
+
+    Fewer states than `explore` visits, the same verdict, the same rules broken.
+    """
+    table = Table(configuration)
+    merged = Merged(table, locks)
+    try:
+        return until_sound(merged, lambda: _visit_merged(table, merged, limits))
+    finally:
+        table.close()
+
+
+def _visit_merged(table: Table, merged: Merged, limits: Limits) -> Verdict:
+    search = Search(table, limits, True, None)
+    if table.initial_violation is not None:
+        search.note(table.initial_violation)
+    frontier = [] if search.found else [table.initial]
+    while frontier and not search.limit:
+        state = frontier.pop()
+        moves = merged.moves(state)
+        search.transitions += len(moves)
+        for move in moves:
+            if move.change < 0:
+                search.note(table.violation(move.change))
+            elif state ^ move.change not in search.visited:
+                search.visited.add(state ^ move.change)
+                frontier.append(state ^ move.change)
+        if not moves:
+            search.nobody_can_go_on(state)
+        if len(search.visited) % 1024 == 0:
+            search.limit = search.look_at_limits(len(frontier))
+    return search.verdict()

@@ -227,23 +227,37 @@ def replay(configuration: Configuration, schedule: Sequence[int]) -> Run:
     return run
 
 
-def spell(schedule: Sequence[int]) -> str:
-    """Write a schedule as a token: [0, 0, 1] is `a2b`."""
-    runs = ((index, len(list(group))) for index, group in groupby(schedule))
-    return "".join(f"{ascii_lowercase[i]}{n if n > 1 else ''}" for i, n in runs)
+def spell(schedule: Sequence[int], groups: Sequence[int] = ()) -> str:
+    """Write a schedule as a token: [0, 0, 1] is `a2b`.
+
+    `groups` are the sizes of its transitions, where some are of several steps: those are written
+    with a capital, so [0, 0, 0, 1] in groups of 2, 1, 1 is `A2ab`.
+    """
+    words: list[str] = []
+    at = 0
+    for size in groups or [1] * len(schedule):
+        letter = ascii_lowercase[schedule[at]]
+        words.append(f"{letter.upper()}{size}" if size > 1 else letter)
+        at += size
+    runs = ((word, len(list(group))) for word, group in groupby(words))
+    return "".join(
+        f"{word}{count}" if count > 1 and word.islower() else word * count for word, count in runs
+    )
 
 
-def unspell(token: str, tasks: int) -> tuple[int, ...]:
-    """Read what `spell` wrote, for a configuration of so many tasks."""
-    if not re.fullmatch(r"([a-z]([1-9][0-9]{0,5})?)*", token):
+def unspell(token: str, tasks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Read what `spell` wrote, for a configuration of so many tasks: (schedule, groups)."""
+    if not re.fullmatch(r"([a-zA-Z]([1-9][0-9]{0,5})?)*", token):
         raise UserError(f"schedule {token!r} is not letters of tasks with counts, such as a3b2a")
     schedule: list[int] = []
-    for letter, count in re.findall(r"([a-z])(\d*)", token):
-        index = ascii_lowercase.index(letter)
+    groups: list[int] = []
+    for letter, digits in re.findall(r"([a-zA-Z])(\d*)", token):
+        index, count = ascii_lowercase.index(letter.lower()), int(digits or 1)
         if index >= tasks:
             raise UserError(
                 f"schedule {token!r} names task {letter}, but the scenario's tasks are "
                 f"a to {ascii_lowercase[tasks - 1]}"
             )
-        schedule += [index] * int(count or 1)
-    return tuple(schedule)
+        schedule += [index] * count
+        groups += [count] if letter.isupper() else [1] * count
+    return tuple(schedule), tuple(groups)

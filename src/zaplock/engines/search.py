@@ -11,14 +11,17 @@ memoised transitions as the verdict.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Final
 
-from zaplock.engines.exhaustive import Limits, deadlock, row_at
+from zaplock.engines.exhaustive import Limits, deadlock
 from zaplock.engines.programs import Configuration
+from zaplock.engines.reductions import Merged, Plain, mmap_locks, until_sound
 from zaplock.engines.table import Table
 from zaplock.model.faults import Invariant, Violation
+from zaplock.model.rwsem import Lock
 
 NOBODY: Final = -1
 Place = tuple[int, int]
@@ -27,11 +30,15 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A schedule (indexes of tasks, in order) and the violation that its last step meets."""
+    """A schedule (indexes of tasks, in order) and the violation that its last step meets.
+
+    groups: how many steps each transition is of, where steps that nobody can see were merged.
+    """
 
     schedule: tuple[int, ...]
     violation: Violation
     preemptions: int
+    groups: tuple[int, ...] = ()
 
 
 def easiest_counterexample(
@@ -40,27 +47,35 @@ def easiest_counterexample(
     *,
     invariant: Invariant | None = None,
     table: Table | None = None,
+    merge: Sequence[Lock] | None = None,
 ) -> Counterexample | None:
     """Find the violation (of `invariant`, if given) with fewest preemptions, then fewest steps.
 
-    None if there is none, or none within the limits.
+    None if there is none, or none within the limits. `merge`: locks under whose exclusive hold
+    steps that nobody else can see count as one (default: every mmap_lock; () for none).
     """
     own = table is None
     table = table or Table(configuration)
     try:
-        return _Search(table, limits, invariant).run()
+        locks = mmap_locks(table) if merge is None else merge
+        if not locks:
+            return _Search(Plain(table), limits, invariant).run()
+        merged = Merged(table, locks)
+        return until_sound(merged, lambda: _Search(merged, limits, invariant).run())
     finally:
         if own:
             table.close()
 
 
 class _Search:
-    def __init__(self, table: Table, limits: Limits, invariant: Invariant | None) -> None:
-        self.table = table
+    def __init__(self, relation: Plain, limits: Limits, invariant: Invariant | None) -> None:
+        self.relation = relation
+        self.table = table = relation.table
         self.limits = limits
         self.invariant = invariant
         start = table.initial, NOBODY
         self.came_from: dict[Place, Place] = {start: start}
+        self.sizes: dict[Place, int] = {}
         self.costs: dict[Place, tuple[int, int]] = {start: (0, 0)}
         # (preemptions, steps, sequence number, place, violation that ends here)
         self.heap: list[tuple[int, int, int, Place, Violation | None]] = [(0, 0, 0, start, None)]
@@ -75,7 +90,7 @@ class _Search:
         while self.heap:
             preemptions, steps, _, place, violation = heappop(self.heap)
             if violation is not None:
-                return Counterexample(self._schedule(place), violation, preemptions)
+                return self._counterexample(place, violation, preemptions)
             if place in settled:
                 continue
             settled.add(place)
@@ -86,14 +101,14 @@ class _Search:
 
     def _expand(self, place: Place, preemptions: int, steps: int) -> None:
         state, last = place
-        moves = self._moves(state)
+        moves = self.relation.moves(state)
         if not moves:
             violation = self._stuck(state)
             if violation is not None and self._wanted(violation):
                 self._push(preemptions, steps, place, violation)
             return
-        switch = int(any(index == last for index, _ in moves))
-        for index, change in moves:
+        switch = int(any(move.index == last for move in moves))
+        for index, change, size in moves:
             cost = preemptions + (switch if index != last else 0), steps + 1
             if change < 0:
                 violation = self.table.violation(change)
@@ -102,23 +117,15 @@ class _Search:
                     if cost < self.costs.get(end, (1 << 60, 0)):
                         self.costs[end] = cost
                         self.came_from[end] = place
+                        self.sizes[end] = size
                         self._push(*cost, end, violation)
                 continue
             after = state ^ change, index
             if cost < self.costs.get(after, (1 << 60, 0)):
                 self.costs[after] = cost
                 self.came_from[after] = place
+                self.sizes[after] = size
                 self._push(*cost, after, None)
-
-    def _moves(self, state: int) -> list[tuple[int, int]]:
-        moves = []
-        for index in range(len(self.table.tasks)):
-            row = row_at(self.table, index, state)
-            if row is not None:
-                change = self.table.move(index, row, state)
-                if change:
-                    moves.append((index, change))
-        return moves
 
     def _stuck(self, state: int) -> Violation | None:
         results = self.table.results(state)
@@ -133,9 +140,13 @@ class _Search:
         self.sequence += 1
         heappush(self.heap, (preemptions, steps, self.sequence, place, end))
 
-    def _schedule(self, place: Place) -> tuple[int, ...]:
-        schedule = []
+    def _counterexample(
+        self, place: Place, violation: Violation, preemptions: int
+    ) -> Counterexample:
+        moves = []
         while place[1] != NOBODY:
-            schedule.append(place[1])
+            moves.append((place[1], self.sizes[place]))
             place = self.came_from[place]
-        return tuple(reversed(schedule))
+        moves.reverse()
+        schedule = tuple(index for index, size in moves for _ in range(size))
+        return Counterexample(schedule, violation, preemptions, tuple(size for _, size in moves))

@@ -37,7 +37,8 @@ class Found:
     """What a check found out.
 
     violations: one of each that was met, where all were asked for, else the first. schedule: the
-    easiest that shows `violation`. states: distinct ones visited (runs, for the sampler).
+    easiest that shows `violation`; groups: how many steps each of its transitions is of. states:
+    distinct ones visited (runs, for the sampler).
     """
 
     scenario: str
@@ -48,6 +49,7 @@ class Found:
     violation: Violation | None = None
     violations: tuple[Violation, ...] = ()
     schedule: tuple[int, ...] = ()
+    groups: tuple[int, ...] = ()
     preemptions: int = 0
     fair: bool = False
     why: str = ""
@@ -58,7 +60,7 @@ class Found:
         if self.violation is None:
             return ""
         rule = "~fair" if self.fair else ""
-        return f"{self.scenario}@{self.design}{rule}~{spell(self.schedule)}"
+        return f"{self.scenario}@{self.design}{rule}~{spell(self.schedule, self.groups)}"
 
     @property
     def invariants(self) -> tuple[str, ...]:
@@ -143,6 +145,7 @@ def explain(
         violation=easiest.violation,
         violations=found.violations or (easiest.violation,),
         schedule=easiest.schedule,
+        groups=easiest.groups,
         preemptions=easiest.preemptions,
     )
 
@@ -184,6 +187,7 @@ class Token:
     design: Design
     fair: bool
     schedule: tuple[int, ...]
+    groups: tuple[int, ...]
 
     def system(self) -> Configuration:
         """Make the closed system that the schedule belongs to."""
@@ -199,4 +203,4 @@ def read_token(text: str) -> Token:
         raise UserError(f"token {text!r} is not SCENARIO@DESIGN~SCHEDULE as a check prints it")
     found = find_scenario(scenario)
     system = closed_system(found, find_design(design), fair)
-    return Token(found, find_design(design), fair, unspell(schedule, len(system.programs)))
+    return Token(found, find_design(design), fair, *unspell(schedule, len(system.programs)))

@@ -7,16 +7,17 @@ what a search remembers.
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from zaplock.engines.programs import Configuration
 from zaplock.engines.schedule import Line, Run, Taken
 from zaplock.errors import UserError
-from zaplock.lab.scenarios import BASE_PAGE
+from zaplock.lab.scenarios import BASE_PAGE, PAGE_SHIFT
 from zaplock.model.flags import names
+from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Rwsem
 from zaplock.model.vma import Vma
@@ -35,9 +36,14 @@ class Hold:
 
 @dataclass(frozen=True)
 class Row:
-    """One transition. `result` is "" where nothing is returned; `place` is function and line."""
+    """One step. `result` is "" where nothing is returned; `place` is function and line.
+
+    number: of the transition that it belongs to; `joins`: not the first step of that, but one that
+    nobody else could have seen.
+    """
 
     number: int
+    joins: bool
     task: int
     step: str
     result: str
@@ -62,16 +68,23 @@ class Story:
     state: tuple[str, ...]
 
 
-def tell(system: Configuration, schedule: Sequence[int], does: Sequence[str] = ()) -> Story:
+def tell(
+    system: Configuration,
+    schedule: Sequence[int],
+    does: Sequence[str] = (),
+    groups: Sequence[int] = (),
+) -> Story:
     """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
     run = Run(system)
     tasks = tuple(str(program.task) for program in system.programs)
     rows = []
-    for number, index in enumerate(schedule):
+    numbers = [n for n, size in enumerate(groups or [1] * len(schedule), 1) for _ in range(size)]
+    for number, index in zip(numbers, schedule):
         taken = run.take(index)
         if taken is None:
-            raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number + 1}")
-        rows.append(_row(number + 1, taken, run, tasks))
+            raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number}")
+        joins = bool(rows) and rows[-1].number == number
+        rows.append(_row(number, joins, taken, run, tasks))
     if run.violation is None and not run.can_move():
         run.finish()
     run.close()
@@ -82,15 +95,16 @@ def tell(system: Configuration, schedule: Sequence[int], does: Sequence[str] = (
         tuple(rows),
         violation.invariant.name if violation else "",
         violation.invariant.value if violation else "",
-        violation.message if violation else "",
+        readable(violation.message) if violation else "",
         tuple(describe_state(run.machine)),
     )
 
 
-def _row(number: int, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
+def _row(number: int, joins: bool, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
     file, line, function = _innermost(taken.lines)
     return Row(
         number,
+        joins,
         taken.index,
         short(str(taken.step)),
         _result(taken),
@@ -98,7 +112,7 @@ def _row(number: int, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
         f"{_relative(file)}:{line}",
         linecache.getline(file, line).strip(),
         tuple(_holds(run, tasks)),
-        tuple(f"{name}[{short(_key(key))}] = {short(str(value))}"
+        tuple(f"{name}[{short(str(key))}] = {short(str(value))}"
               for name, key, value in taken.changes),
         _note(taken, tasks, run),
     )  # fmt: skip
@@ -150,12 +164,27 @@ def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:
 
 
 def short(text: str) -> str:
-    """Cut what is too long for a table."""
-    return text if len(text) <= 76 else text[:73] + "..."
+    """Write numbers as scenarios do, and cut what is too long for a table."""
+    text = readable(text)
+    return text if len(text) <= 90 else text[:87] + "..."
 
 
-def _key(key: Any) -> str:
-    return hex(key) if isinstance(key, int) and key >= 4096 else str(key)
+def readable(text: str) -> str:
+    """Write addresses as pages (p8), handles as maker.number (#1.0), frames likewise (f0.3)."""
+    return re.sub(r"0x[0-9a-f]+|\b\d{6,}\b", lambda found: _number(found.group()), text)
+
+
+def _number(text: str) -> str:
+    value = int(text, 0)
+    page = (value >> PAGE_SHIFT) - BASE_PAGE
+    if 0 <= page < 1 << 16:
+        return f"p{page}"
+    if 1 << 24 <= value < 1 << 30:
+        return f"#{(value >> 24) - 1}.{value & 0xFFFFFF}"
+    if value >> OWN_FRAMES_SHIFT and value >> OWN_FRAMES_SHIFT < 256:
+        tid = (value >> OWN_FRAMES_SHIFT) - 1
+        return f"f{tid}.{value & (1 << OWN_FRAMES_SHIFT) - 1}"
+    return text
 
 
 def page_name(vpn: int) -> str:

@@ -1,0 +1,343 @@
+"""Prove a locking protocol for a scenario, or show the interleaving that breaks it.
+
+SCENARIO is one that zaplock ships (--list), a pair of operations such as munmap+fault, or a .toml
+file. Every interleaving of its tasks is explored, with the design's own protocols and locks, and
+every rule is watched in every state. Memory is sequentially consistent.
+
+Exit code: 0 proved, 1 broken, 3 not exhausted or vacuous, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.lab.checking import Found
+    from zaplock.lab.matrix import Cell, Killed
+    from zaplock.lab.scenarios import Scenario
+    from zaplock.lab.story import Story
+    from zaplock.protocols.design import Design
+
+SUMMARY = "prove a locking protocol, or show the interleaving that breaks it"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", nargs="?", help="a scenario, a pair of operations, or a .toml")
+    parser.add_argument("--design", action="append", default=[], metavar="NAME",
+                        help="a design, FILE.py:NAME, or DESIGN/MUTATION; again for more "
+                        "(default: all shipped ones)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list scenarios and operations")
+    parser.add_argument("--all", action="store_true", help="every scenario under every design")
+    parser.add_argument("--mutations", action="store_true", help="try every mutant of every design")
+    parser.add_argument("--fair", action="store_true", help="queue as the design's kernel does")
+    parser.add_argument("--replay", metavar="TOKEN", help="run a counterexample again, step by step")
+    parser.add_argument("--timed", action="store_true",
+                        help="with --replay: the same schedule in the timed engine")  # fmt: skip
+    parser.add_argument("--html", metavar="FILE", help="draw the counterexample as a page")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="use N processes")
+    parser.add_argument("--sample", type=int, metavar="RUNS", help="try random runs instead")
+    parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
+    parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
+    parser.add_argument("--exact", action="store_true",
+                        help="the plain search that stores whole states: slow, for trust")  # fmt: skip
+    parser.add_argument("--max-states", type=int, default=20_000_000, metavar="N")
+    parser.add_argument("--max-seconds", type=float, default=600.0, metavar="S")
+    parser.add_argument("--max-memory", type=int, default=6144, metavar="MIB")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check_arguments(args)
+    if args.list:
+        return _list(args.json)
+    if args.replay:
+        return _replay(args)
+    if args.mutations:
+        return _mutations(args)
+    if args.all:
+        return _matrix(args)
+    return _check(args)
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    chosen = [bool(args.scenario), args.all, args.mutations, bool(args.replay), args.list]
+    if sum(chosen) != 1:
+        raise UserError("give one of: a SCENARIO, --all, --mutations, --replay TOKEN, --list")
+    positive = {"--jobs": args.jobs, "--max-states": args.max_states, "--sample": args.sample,
+                "--pct": args.pct, "--max-seconds": args.max_seconds,
+                "--max-memory": args.max_memory}  # fmt: skip
+    for name, value in positive.items():
+        if value is not None and value <= 0:
+            raise UserError(f"{name} {value} is not above 0")
+    if args.pct is not None and args.sample is None:
+        raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
+    if args.timed and not args.replay:
+        raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
+
+
+def _next(args: argparse.Namespace, command: str) -> None:
+    print(f"next: {command}", file=sys.stderr if args.json else sys.stdout)
+
+
+def _list(as_json: bool) -> int:
+    from zaplock.lab.operations import KINDS
+    from zaplock.lab.pairs import SIDES
+    from zaplock.lab.scenarios import shipped_scenarios
+
+    scenarios = {name: one.summary for name, one in shipped_scenarios().items()}
+    operations = {
+        " ".join([name, *(argument.upper() for argument in kind.arguments)]): kind.summary
+        for name, kind in KINDS.items()
+    }
+    if as_json:
+        print(json.dumps({"scenarios": scenarios, "pairs": list(SIDES), "operations": operations}))
+    else:
+        print("scenarios:")
+        for name, summary in scenarios.items():
+            print(f"  {name:<18} {summary}")
+        print(f"\npairs, such as munmap+fault, of: {', '.join(SIDES)}")
+        print("\noperations of a .toml scenario:")
+        for name, summary in operations.items():
+            print(f"  {name:<30} {summary}")
+    print("next: zaplock check expand", file=sys.stderr if as_json else sys.stdout)
+    return 0
+
+
+# One scenario
+
+
+def _check(args: argparse.Namespace) -> int:
+    from zaplock.designs import SHIPPED
+    from zaplock.lab.checking import EXIT_CODES, find_design, find_scenario
+
+    scenario = find_scenario(args.scenario)
+    designs = [find_design(name) for name in args.design or SHIPPED]
+    found = [_one(args, scenario, design) for design in designs]
+    stories = [_story(args, scenario, design, one) for design, one in zip(designs, found)]
+    _write_html(args, found, stories)
+    if args.json:
+        objects = [_as_json(one, story) for one, story in zip(found, stories)]
+        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+    else:
+        _print_verdicts(scenario, found, stories)
+    token = next((one.token for one in found if one.token), "")
+    _next(args, f"zaplock check --replay '{token}'" if token else "zaplock check --all")
+    return max(EXIT_CODES[one.verdict] for one in found) if not any(
+        one.verdict == "broken" for one in found
+    ) else 1
+
+
+def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
+    from zaplock.cli._progress import counter
+    from zaplock.engines.exhaustive import Limits
+    from zaplock.lab.checking import check, sample_check
+
+    limits = Limits(args.max_states, args.max_seconds, args.max_memory << 20)
+    with counter(f"{scenario.name} under {design.name}") as show:
+        if args.sample is not None:
+            return sample_check(
+                scenario, design, args.sample, seed=args.seed, depth=args.pct, fair=args.fair,
+                limits=limits, progress=lambda runs, s: show(f"{runs} runs, {s:.0f} s"),
+            )  # fmt: skip
+        return check(
+            scenario, design, limits, fair=args.fair, jobs=args.jobs, exact=args.exact,
+            progress=lambda p: show(
+                f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
+                f"frontier {p.frontier}, depth {p.depth}"
+            ),
+        )  # fmt: skip
+
+
+def _story(
+    args: argparse.Namespace, scenario: Scenario, design: Design, found: Found
+) -> Story | None:
+    from zaplock.lab.checking import closed_system
+    from zaplock.lab.story import tell
+
+    if found.violation is None:
+        return None
+    system = closed_system(scenario, design, args.fair)
+    does = ["; ".join(spec.do) for spec in scenario.task]
+    return tell(system, found.schedule, does, found.groups)
+
+
+def _as_json(found: Found, story: Story | None) -> dict[str, Any]:
+    from zaplock.views.counterexample import steps
+
+    return {
+        "scenario": found.scenario,
+        "design": found.design,
+        "verdict": found.verdict,
+        "invariant": found.violation.invariant.name if found.violation else None,
+        "message": found.violation.message if found.violation else None,
+        "states": found.states,
+        "seconds": round(found.seconds, 6),
+        "why": found.why,
+        "preemptions": found.preemptions,
+        "token": found.token or None,
+        "steps": steps(story) if story else [],
+    }
+
+
+def _print_verdicts(
+    scenario: Scenario, found: list[Found], stories: list[Story | None]
+) -> None:
+    from zaplock.views.counterexample import text
+
+    print(f"{scenario.name}: {scenario.summary}\n")
+    for one in found:
+        rule = one.violation.invariant.name if one.violation else one.why
+        print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
+              f"{one.seconds:>8.3f} s  {rule}")  # fmt: skip
+    broken = [(one, story) for one, story in zip(found, stories) if story is not None]
+    if broken:
+        one, story = broken[0]
+        title = (f"the easiest counterexample under {one.design}: {len(one.groups or one.schedule)} steps, "
+                 f"{one.preemptions} preemptions")  # fmt: skip
+        print(f"\n{text(story, title)}\n\ntoken: {one.token}")
+
+
+def _write_html(
+    args: argparse.Namespace, found: list[Found], stories: list[Story | None]
+) -> None:
+    if not args.html:
+        return
+    from zaplock.views.counterexample_html import page
+
+    broken = [(one, story) for one, story in zip(found, stories) if story is not None]
+    if not broken:
+        print("nothing is broken, so there is nothing to draw", file=sys.stderr)
+        return
+    one, story = broken[0]
+    _write(args.html, page(story, f"{one.scenario} under {one.design}", one.token))
+
+
+def _write(path: str, content: str) -> None:
+    try:
+        Path(path).write_text(content)
+    except OSError as error:
+        raise UserError(f"{path!r} can't be written: {error.strerror}") from error
+
+
+# A replay
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from zaplock.lab.checking import read_token
+    from zaplock.lab.story import tell
+    from zaplock.views.counterexample import steps, text
+
+    token = read_token(args.replay)
+    does = ["; ".join(spec.do) for spec in token.scenario.task]
+    story = tell(token.system(), token.schedule, does, token.groups)
+    title = f"{token.scenario.name} under {token.design.name}, replayed"
+    if args.html:
+        from zaplock.views.counterexample_html import page
+
+        _write(args.html, page(story, title, args.replay))
+    if args.timed:
+        return _replay_timed(args, token)
+    if args.json:
+        print(json.dumps({"token": args.replay, "invariant": story.invariant or None,
+                          "message": story.message or None, "steps": steps(story)}, indent=2))  # fmt: skip
+    else:
+        print(text(story, title))
+    _next(args, f"zaplock check --replay '{args.replay}' --html story.html")
+    return 1 if story.invariant else 0
+
+
+def _replay_timed(args: argparse.Namespace, token: Any) -> int:
+    from zaplock.lab.timed_replay import replay_timed
+
+    lines, violation = replay_timed(token)
+    if args.json:
+        rows = [{"at_ns": at, "task": task, "step": step} for at, task, step in lines]
+        print(json.dumps({"token": args.replay, "violation": violation or None, "steps": rows}))
+    else:
+        for at, task, step in lines:
+            print(f"{at:>12} ns  {task:<16} {step}")
+        print(violation or "no rule is broken")
+    _next(args, f"zaplock compare --design {token.design.name.partition('/')[0]}")
+    return 1 if violation else 0
+
+
+# All of them
+
+
+def _matrix(args: argparse.Namespace) -> int:
+    from zaplock.cli._progress import counter
+    from zaplock.designs import SHIPPED
+    from zaplock.lab.checking import find_design
+    from zaplock.lab.matrix import matrix, unexpected
+
+    designs = args.design or list(SHIPPED)
+    for name in designs:
+        find_design(name)
+    with counter("check --all") as show, _executor(args.jobs) as executor:
+        cells = matrix(
+            executor, designs=designs,
+            progress=lambda done, total: show(f"{done} of {total} scenarios"),
+        )  # fmt: skip
+    if args.json:
+        print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
+    else:
+        _print_matrix(cells, designs)
+    strange = unexpected(cells)
+    _next(args, f"zaplock check {(strange or cells)[0].scenario}")
+    if any(cell.verdict == "broken" for cell in strange):
+        return 1
+    return 3 if strange else 0
+
+
+def _executor(jobs: int) -> Any:
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+
+    return ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext(None)
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "scenario": cell.scenario, "design": cell.design, "verdict": cell.verdict,
+        "invariants": list(cell.invariants), "states": cell.states,
+        "seconds": round(cell.seconds, 6), "why": cell.why, "known_bug": cell.known or None,
+        "agrees_with_history": cell.agrees,
+    }  # fmt: skip
+
+
+def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
+    from zaplock.views.matrix import summary, table
+
+    print(table(cells, designs))
+    print(summary(cells))
+
+
+def _mutations(args: argparse.Namespace) -> int:
+    from zaplock.cli._progress import counter
+    from zaplock.lab.matrix import mutation_score
+
+    with counter("check --mutations") as show, _executor(args.jobs) as executor:
+        found = mutation_score(executor, lambda done, total: show(f"{done} of {total} mutants"))
+    if args.json:
+        print(json.dumps([_killed_json(one) for one in found], indent=1))
+    else:
+        from zaplock.views.matrix import mutation_table
+
+        print(mutation_table(found))
+    wrong = [one for one in found if not one.is_right]
+    _next(args, "zaplock check munmap-fault-gup --design linux-6.18/no-detached-recheck")
+    return 1 if wrong else 0
+
+
+def _killed_json(one: Killed) -> dict[str, Any]:
+    return {
+        "design": one.design, "mutation": one.mutation, "summary": one.summary,
+        "scenario": one.scenario or None, "invariant": one.invariant or None,
+        "equivalent": one.equivalent or None,
+    }  # fmt: skip

@@ -1,0 +1,89 @@
+"""The matrix of all scenarios under all designs, and the table of mutants, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zaplock.lab.history import LIVENESS
+from zaplock.lab.matrix import Cell, Killed, unexpected
+
+SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous"}
+
+
+def table(cells: Sequence[Cell], designs: Sequence[str]) -> str:
+    """Draw one row per scenario, one column per design: states where proved, else the verdict."""
+    width = max(13, *(len(name) + 1 for name in designs))
+    lines = [f"{'scenario':<24}" + "".join(f"{name:>{width}}" for name in designs)]
+    by_row: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.scenario, {})[cell.design] = cell
+    for scenario, row in by_row.items():
+        marks = "".join(f"{_mark(row[name]):>{width}}" for name in designs)
+        lines.append(f"{scenario:<24}{marks}  {_rules(row.values())}".rstrip())
+    return "\n".join(lines)
+
+
+def _mark(cell: Cell) -> str:
+    word = SHORT[cell.verdict]
+    strange = "" if cell.agrees else " ?"
+    return f"{word or cell.states}{strange}"
+
+
+def _rules(cells: object) -> str:
+    names: dict[str, None] = {}
+    for cell in cells:  # type: ignore[attr-defined]
+        names.update(dict.fromkeys(cell.invariants))
+    shown = list(names)
+    return ", ".join(shown[:2]) + (f" and {len(shown) - 2} more" if len(shown) > 2 else "")
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """Sum up: how many were proved, which known bugs showed, what history does not know."""
+    proved = [cell for cell in cells if cell.verdict == "proved"]
+    broken = [cell for cell in cells if cell.verdict == "broken" and cell.scenario != LIVENESS]
+    states = sum(cell.states for cell in cells)
+    bugs = sorted({cell.known for cell in broken if cell.known})
+    lines = [
+        "",
+        f"{len(proved)} of {len(cells)} proved, {states} states in all",
+        f"{len(broken)} broken by bugs that these kernels had: {', '.join(bugs) or 'none'}",
+    ]
+    liveness = [cell.design for cell in cells if cell.scenario == LIVENESS]
+    if liveness:
+        kept = [c.design for c in cells if c.scenario == LIVENESS and c.verdict == "proved"]
+        lines.append(
+            "the liveness promise (a reader waits no longer than the exclusive part) is broken by "
+            + ("a queued writer under every design" if not kept else f"all but {', '.join(kept)}")
+        )
+    strange = unexpected(cells)
+    for cell in strange:
+        what = ", ".join(cell.invariants) or cell.why
+        lines.append(f"? {cell.scenario} under {cell.design}: {cell.verdict} {what}")
+    lines.append("history agrees everywhere" if not strange else f"{len(strange)} need a look (?)")
+    return "\n".join(lines)
+
+
+def mutation_table(found: Sequence[Killed]) -> str:
+    """List the mutants as a Markdown table, designs with the same outcome in one row."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for one in found:
+        outcome = f"equivalent: {one.equivalent}" if one.equivalent else one.invariant
+        if not one.is_right:
+            outcome = "NOT FOUND" if not one.scenario else f"breaks: {one.invariant}"
+        key = (one.mutation, one.summary, one.scenario, outcome)
+        rows.setdefault(key, []).append(one.design)
+    lines = [
+        "| mutation | what it does wrong | designs | broken in | rule |",
+        "|---|---|---|---|---|",
+    ]
+    for (name, what, scenario, outcome), designs in rows.items():
+        lines.append(f"| {name} | {what} | {', '.join(designs)} | {scenario} | {outcome} |")
+    equivalent = [one for one in found if one.equivalent]
+    killed = [one for one in found if one.scenario and not one.equivalent]
+    total = len(found) - len(equivalent)
+    lines.append("")
+    lines.append(
+        f"{len(killed)} of {total} mutants broken ({100 * len(killed) / max(1, total):.0f} %), "
+        f"{len(equivalent)} more are equivalent"
+    )
+    return "\n".join(lines)
