@@ -72,7 +72,7 @@ class Task:
     process: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Events:
     """The columns of a recording, all of length n, sorted by `time_ns` (ties in order of emission).
 
@@ -89,6 +89,9 @@ class Events:
 
     def __len__(self) -> int:
         return len(self.columns["time_ns"])
+
+    def __repr__(self) -> str:
+        return f"Events({len(self)} events of {len(self.tasks)} tasks)"
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.columns[name]
