@@ -99,13 +99,13 @@ def experiments(length: int) -> dict[str, Callable[[], int]]:
         name: lambda way=way: torn_down(way, length)  # type: ignore[misc]
         for name, way in TEARDOWNS.items()
     }
-    write = syscalls.PROT_READ
+    read_only = syscalls.PROT_READ
     return {
         **found,
         "munmap of huge pages": lambda: torn_down("munmap", length, "thp"),
         "MAP_POPULATE": lambda: populated(length),
         "mprotect": lambda: on_full(
-            length, lambda mapping: syscalls.mprotect(mapping.address, length, write)
+            length, lambda mapping: syscalls.mprotect(mapping.address, length, read_only)
         ),
         "mlock": lambda: on_full(length, lambda mapping: syscalls.mlock(mapping.address, length)),
         "fork": lambda: on_full(length, lambda _mapping: fork()),

@@ -37,7 +37,6 @@ class Target:
 
     start: int
     end: int
-    owner: object
     close: Callable[[], None] | None
     let_go: Callable[[], None]
     is_address: bool = False
@@ -81,7 +80,7 @@ def _address(start: int, length: int | None) -> Target:
         if failed:
             raise ReleaseError(f"{start:#x} is empty but can't be unmapped: {os.strerror(failed)}")
 
-    return Target(start, start + length, None, close, lambda: None, is_address=True)
+    return Target(start, start + length, close, lambda: None, is_address=True)
 
 
 def _mmap(mapping: mmap.mmap) -> Target:
@@ -98,7 +97,7 @@ def _mmap(mapping: mmap.mmap) -> Target:
                 f"{error}: the mmap was used while it was released; its memory is free already"
             ) from None
 
-    return Target(pinned.address, end, mapping, close, pinned.let_go)
+    return Target(pinned.address, end, close, pinned.let_go)
 
 
 def refuse_exports(mapping: mmap.mmap) -> None:
@@ -153,7 +152,7 @@ def _shared_memory(segment: Any) -> Target:
         if _mapping_of(segment) is not None:  # not closed: its memory was given back only
             segment._buf = memoryview(segment._mmap)
 
-    return Target(inner.start, inner.end, segment, close, let_go)
+    return Target(inner.start, inner.end, close, let_go)
 
 
 def _refuse_references(segment: Any) -> None:
@@ -187,7 +186,7 @@ def _array(array: Any) -> Target:
             "a read-only array may be shared by others who rely on its content: it is not released"
         )
     address = array.__array_interface__["data"][0]
-    return _inside(address, array.nbytes, array, lambda: None)
+    return _inside(address, array.nbytes, lambda: None)
 
 
 def _view(thing: object) -> Target:
@@ -197,12 +196,12 @@ def _view(thing: object) -> Target:
         raise ReleaseError(
             f"this {type(thing).__name__} is read-only: others may rely on its content"
         )
-    return _inside(pinned.address, pinned.length, thing, pinned.let_go)
+    return _inside(pinned.address, pinned.length, pinned.let_go)
 
 
-def _inside(address: int, length: int, owner: object, let_go: Callable[[], None]) -> Target:
+def _inside(address: int, length: int, let_go: Callable[[], None]) -> Target:
     start, end = -(-address // PAGE) * PAGE, (address + length) // PAGE * PAGE
-    return Target(start, max(start, end), owner, None, let_go)
+    return Target(start, max(start, end), None, let_go)
 
 
 def root(thing: Any) -> object:

@@ -22,17 +22,15 @@ from zaplock.release.errors import ReleaseError
 _QUERY: Final = struct.Struct("<9Q4I2Q")  # struct procmap_query of include/uapi/linux/fs.h
 _QUERY_NUMBER: Final = (3 << 30) | (_QUERY.size << 16) | (ord("f") << 8) | 17
 _COVERING_OR_NEXT: Final = 0x10
-_WRITABLE: Final = 2
 _NAME_SIZE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Vma:
-    """One VMA: its bounds, whether it may be written, its name in maps ("" if anonymous)."""
+    """One VMA: its bounds and its name in maps ("" if anonymous)."""
 
     start: int
     end: int
-    writable: bool
     name: str
 
 
@@ -81,7 +79,6 @@ def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Vma | 
     return Vma(
         fields[3],
         fields[4],
-        bool(fields[5] & _WRITABLE),
         name.value.decode(errors="replace") if named else "",
     )
 
@@ -89,10 +86,10 @@ def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Vma | 
 def _read(start: int, end: int) -> Iterator[Vma]:
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         for line in maps:
-            bounds, access, _, _, _, *name = line.split(maxsplit=5)
+            bounds, _, _, _, _, *name = line.split(maxsplit=5)
             first, last = (int(bound, 16) for bound in bounds.split("-"))
             if first < end and last > start:
-                yield Vma(first, last, access[1] == "w", name[0].rstrip("\n") if name else "")
+                yield Vma(first, last, name[0].rstrip("\n") if name else "")
 
 
 def require_mapped(start: int, end: int, *, plain: bool = False) -> list[Vma]:
