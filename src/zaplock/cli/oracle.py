@@ -88,9 +88,10 @@ def _campaign(args: argparse.Namespace) -> Report:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from zaplock.kernel.oracle import campaign
-    from zaplock.kernel.oracle.child import check_machine
+    from zaplock.kernel.oracle.child import check_machine, check_overcommit
 
     check_machine()
+    check_overcommit()
     other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())

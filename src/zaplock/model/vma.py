@@ -263,6 +263,7 @@ def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below
     assert vma.start < address < vma.end, (vma, hex(address))
     space = m.mm(vma.mm)
     m.spend("vma_split")
+    split_huge_entry(m, task, space, address)
     below = change(vma, end=address)
     above = change(vma, start=address, pgoff=vma.pgoff_of(address))
     new = m.new_handle(task, "vma")
@@ -274,6 +275,13 @@ def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below
         get_file(m, vma.file)
         link_vma(m, vma.file, new)
     return new
+
+
+def split_huge_entry(m: Machine, task: Task, space: AddressSpace, address: int) -> None:
+    """Map a huge page by small entries where a VMA now ends inside it (vma_adjust_trans_huge)."""
+    from zaplock.model.pagetable import split_huge_at
+
+    split_huge_at(m, task, space, address >> PAGE_SHIFT)
 
 
 @step

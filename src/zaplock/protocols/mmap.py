@@ -85,6 +85,7 @@ from zaplock.model.vma import (
     account,
     change,
     fits_limits,
+    following,
     insert,
     lookup,
     merge_around,
@@ -300,19 +301,34 @@ def start_with_gap(space: AddressSpace, vma: Vma) -> int:
 
 
 def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
-    """Return the highest address below `top` with `length` bytes free, or -ENOMEM."""
-    at = top
-    handle = previous(space, top)
+    """Return the highest address below `top` with `length` bytes free, or -ENOMEM.
+
+    A place that is too near to a stack above it makes the search begin anew below that stack's
+    guard gap, whatever lies in the gap (unmapped_area_topdown).
+    """
     while True:
+        found = highest_hole(m, space, length, top)
+        if found < 0:
+            return found
+        above = following(space, found + length)
+        vma = m.vmas[above] if above else None
+        if not isinstance(vma, Vma) or start_with_gap(space, vma) >= found + length:
+            return found
+        top = start_with_gap(space, vma)
+
+
+def highest_hole(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+    """Return the highest address below `top` with `length` bytes free, stacks or not."""
+    while True:
+        handle = previous(space, top)
         vma = m.vmas[handle] if handle else None
         assert vma is None or isinstance(vma, Vma)
         floor = vma.end if vma else space.limits.mmap_min_addr
-        if at - floor >= length:
-            return at - length
+        if top - floor >= length:
+            return top - length
         if vma is None:
             return -ENOMEM
-        at = start_with_gap(space, vma)
-        handle = previous(space, vma.start)
+        top = vma.start
 
 
 @step

@@ -179,7 +179,7 @@ def merge_with_neighbour(
 
     Only a part at one end of the VMA can go over; a whole VMA merges after its flags are set.
     """
-    from zaplock.model.vma import can_merge, following, previous, write_vma
+    from zaplock.model.vma import can_merge, following, previous, split_huge_entry, write_vma
 
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
@@ -193,6 +193,7 @@ def merge_with_neighbour(
     pair = (other, part) if low == vma.start else (part, other)
     if not can_merge(m, *pair):
         return 0
+    split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part
     links = {"anon_vma": donor.anon_vma, "shared_anon_vma": donor.shared_anon_vma}
     if low == vma.start:

@@ -56,13 +56,14 @@ from zaplock.model.vma import (
     vma_of,
     write_vma,
 )
+from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_lock_killable,
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import ZERO_DEVICE, commit, get_unmapped_area, mlock_fits
+from zaplock.protocols.mmap import ZERO_DEVICE, beyond_memory, commit, get_unmapped_area, mlock_fits
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
@@ -282,19 +283,23 @@ def expand(
 
 async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> Result:
     """Clear the new place, cut the old one, and move."""
+    delta = 0
     if r.flags & MREMAP_FIXED:
         result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
         if result < 0:
             return Result(result)
+        if not await is_mapped(cx.mm, r.address):
+            return Result(-EFAULT)  # it was its own new place
     if r.old_length > r.new_length:
         start, length = r.address + r.new_length, r.old_length - r.new_length
         result = await cx.design.do_munmap(cx, start, length, events, False)
         if result < 0:
             return Result(result)
+        delta = r.old_length - r.new_length
         r = r._replace(old_length=r.new_length)
     if r.flags & MREMAP_DONTUNMAP and not await fits_twice(cx.mm, r.address, r.old_length):
         return Result(-ENOMEM)
-    return await set_new_address_and_move(cx, r, events)
+    return await set_new_address_and_move(cx, r, events, delta)
 
 
 @step
@@ -305,8 +310,13 @@ def fits_twice(m: Machine, task: Task, mm: int, address: int, length: int) -> bo
     return fits_limits(space, vma.flags, length >> PAGE_SHIFT)
 
 
-async def set_new_address_and_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
-    """Find the new place (vrm_set_new_addr), then move there."""
+async def set_new_address_and_move(
+    cx: Cx, r: Request, events: UnmapEvents, delta: int = 0
+) -> Result:
+    """Find the new place (vrm_set_new_addr), then move there.
+
+    `delta` is what was cut off before; 6.18 still asks whether so much may be committed.
+    """
     handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle)
     map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
@@ -319,7 +329,15 @@ async def set_new_address_and_move(cx: Cx, r: Request, events: UnmapEvents) -> R
         return Result(target)
     if await near_map_limit(cx.mm, 3):
         return Result(-ENOMEM)
+    if vma.flags & VM_ACCOUNT and await is_too_much(delta):
+        return Result(-ENOMEM)
     return await move(cx, handle, vma, r, target, events)
+
+
+@step
+def is_too_much(m: Machine, _task: Task, length: int) -> bool:
+    """Return whether heuristic overcommit refuses so many bytes at once."""
+    return beyond_memory(m, length >> PAGE_SHIFT)
 
 
 @step

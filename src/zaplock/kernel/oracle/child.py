@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.kernel.oracle import ring, stub
@@ -82,12 +83,28 @@ def check_machine() -> None:
         )
 
 
+def check_overcommit() -> None:
+    """Raise UserError unless memory is overcommitted heuristically.
+
+    The model knows only that mode. And 6.18 forgets to give back what a shrinking
+    mremap(MREMAP_FIXED) has cut off: Committed_AS grows with every run and never shrinks again.
+    Heuristic overcommit does not look at it, but strict overcommit (2) would run out of memory.
+    """
+    mode = int(Path("/proc/sys/vm/overcommit_memory").read_text())
+    if mode != 0:
+        raise UserError(
+            f"vm.overcommit_memory is {mode} and the oracle needs 0: its sequences make some kernels "
+            "leak Committed_AS, so run it on a machine with heuristic overcommit"
+        )
+
+
 class Child:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 
     def __init__(self) -> None:
         """Start the process and wait until it is bare; raise UserError where it can't be had."""
         check_machine()
+        check_overcommit()
         self._memfd = os.memfd_create("ring", 0)
         self._memfd, self._out = _memfd("ring"), _memfd("observations")
         os.ftruncate(self._memfd, ring.RING_SIZE)
