@@ -29,6 +29,8 @@ SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
 
 PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3
+LARGEST_ANONYMOUS_GUEST = 4 << 30
+WIDTH_OF_A_FILE = 120
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "uninterruptibly (120s)")  # fmt: skip
     add("--seed", type=int, default=1, metavar="N", help="when each bystander begins (1)")
     add("--no-measure", action="store_true", help="leave this machine's kernel out")
+    add("--measure-kernel", action="append", default=[], metavar="KERNEL", help="measure this real "
+        "kernel too, in QEMU: a vmlinuz, debian:6.1 or debian:6.12; may be repeated")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--trace", metavar="FILE", help="write the runs as ftrace function_graph text")
     add("--plot", metavar="FILE", help="draw who holds and who waits: FILE.svg, .png or .html")
@@ -71,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.no_measure:
         comparison = replace(comparison, measured=_measured(args, comparison))
+    for kernel in args.measure_kernel:
+        rows = (*(comparison.measured or ()), *_measured_in_guest(args, comparison, kernel))
+        comparison = replace(comparison, measured=rows)
     _write_files(args, comparison)
     if args.json:
         print(json.dumps(comparison.to_json(), indent=2))
@@ -156,12 +163,40 @@ def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome
     return tuple(outcomes)
 
 
+def _measured_in_guest(
+    args: argparse.Namespace, comparison: Comparison, kernel: str
+) -> tuple[Outcome, ...]:
+    """Measure each block on another kernel, in QEMU; big mappings are of zero pages there."""
+    from zaplock.cli._busy import busy
+    from zaplock.kernel.guest.experiment import GuestPlan
+    from zaplock.kernel.guest.rows import measure
+
+    experiment = comparison.experiment
+    fits = experiment.length <= LARGEST_ANONYMOUS_GUEST
+    rows: list[Outcome] = []
+    for block in comparison.blocks:
+        plan = GuestPlan(
+            length=experiment.length,
+            kernel=kernel,
+            backing=args.backing or ("anonymous" if fits else "zero"),
+            bystanders=block,
+            rate=args.rate or 1000,
+            locked=experiment.locked,
+            nr_vmas=experiment.nr_vmas,
+        )
+        with busy(f"unmapping {args.size} on {kernel} in QEMU beside {', '.join(block)}"):
+            rows += measure(plan)
+    return tuple(rows)
+
+
 def _print(comparison: Comparison) -> None:
     from rich.console import Console
 
     from zaplock.views import outcomes
 
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_A_FILE)
     console.print(outcomes.title(comparison), highlight=False, soft_wrap=True)
     for block in comparison.blocks:
         console.print(outcomes.table(comparison, block))

@@ -44,10 +44,14 @@ def table(comparison: Comparison, block: Sequence[str]) -> Table:
     for name in columns(block):
         drawn.add_column(name, justify="right", no_wrap=True)
     measured = comparison.measured or ()
+    begun = False
     for row in comparison.block(block):
         if row in measured:
-            drawn.add_section()
-            row = replace(row, design=f"this kernel ({row.extra['backing']})")
+            if not begun:
+                drawn.add_section()
+            begun = True
+            name = row.design.split(",")[0]
+            row = replace(row, design=f"{name} ({row.extra['backing']})")
         drawn.add_row(*cells(row, block))
     return drawn
 
