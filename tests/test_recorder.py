@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
+from zaplock.cli.record import Signals
 from zaplock.errors import UserError
 from zaplock.kernel import symbols
 from zaplock.kernel import tracefs as tracefs_module
@@ -296,6 +297,15 @@ def test_a_signal_ends_a_recording_in_good_order(tmp_path: Path, number: int) ->
     assert SIZE in recording.events["length"][calls(recording.events, "munmap")]
 
 
+def test_a_second_signal_does_not_wait() -> None:
+    with Signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_killed_recorder_leaves_whole_blocks_and_is_swept_up(tmp_path: Path) -> None:
     path = tmp_path / "a.zaplock"
     process = started(path, "--", *churn(30))
@@ -495,6 +505,7 @@ import os, sys
 import rich.console, zaplock.cli._sizes, zaplock.cli.record, zaplock.kernel.command
 import zaplock.kernel.session
 from zaplock.cli import main
+from zaplock.cli.record import Signals
 os.setgid(65534); os.setuid(65534)
 sys.exit(main(["record", "-d", "1s", "-o", "/tmp/zaplock-never"]))
 """

@@ -88,7 +88,7 @@ def _record(
     duration_ns = parse_duration(args.duration) if args.duration else None
     began_ns: list[int] = []
     flight = _flight(args)
-    with _Signals() as signals, _Line(path, quiet=args.json) as line:
+    with Signals() as signals, _Line(path, quiet=args.json) as line:
 
         def begin() -> None:
             began_ns.append(time.monotonic_ns())
@@ -184,19 +184,24 @@ def _say(args: argparse.Namespace, path: str, progress: Progress, flight: Flight
     print(f"Next: zaplock report {path}", file=out)
 
 
-class _Signals:
-    """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order."""
+class Signals:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order.
+
+    The second one doesn't wait for what is still to be decoded; the file is whole up to there.
+    """
 
     _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.asked = False
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         self._before = {number: signal.signal(number, self._ask) for number in self._WHICH}
         return self
 
     def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = True
 
     def __exit__(self, *_: object) -> None:
