@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -44,6 +45,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print JSON instead of a table")
 
 
+@dataclass(slots=True)
+class _Survey:
+    """What was found so far; `skipped` tells which kernels could not be had, and why."""
+
+    rows: list[Agreement] = field(default_factory=list)
+    hung: list[HungTasks] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        return all(one.agrees for one in self.rows) and all(one.agrees for one in self.hung)
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure, compare and print; 1 where a design disagrees with its kernel."""
     from rich.console import Console
@@ -51,31 +65,39 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.cli import _fidelity_text as text
 
     kernels, teardowns = _names(args)
-    rows: list[Agreement] = []
-    hung: list[HungTasks] = []
-    skipped: list[str] = []
+    found = _Survey()
     with Console(stderr=True).status("getting ready") as status:
         for kernel in kernels:
             try:
-                for teardown, writer in _cases(teardowns):
-                    beside = "with a queued writer" if writer else "readers alone"
-                    status.update(f"{kernel}: {teardown}, {beside}")
-                    rows.append(_compared(args, kernel, teardown, writer))
-                if kernel != HOST and not args.no_hung:
-                    status.update(f"{kernel}: waiting for khungtaskd")
-                    hung.append(_hung(args, kernel))
+                _survey(args, kernel, teardowns, found, status.update)
             except UserError as error:
-                skipped.append(f"{kernel} left out: {error}")
-    if not rows:
-        raise UserError("; ".join(skipped))
+                found.skipped.append(f"{kernel} left out: {error}")
+    if not found.rows:
+        raise UserError("; ".join(found.skipped))
     if args.json:
-        print(json.dumps(text.as_json(rows, hung, skipped), indent=2))
+        print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
     else:
-        Console().print(text.table(rows))
-        print("\n".join([*text.sentences(rows, hung), *skipped]))
-    _write(args, text.section(rows, hung, skipped))
+        Console().print(text.table(found.rows))
+        print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped]))
+    _write(args, text.section(found.rows, found.hung, found.skipped))
     print("next: zaplock measure --kernel debian:6.12 1G --exact", file=_beside(args))
-    return 0 if all(one.agrees for one in rows) and all(one.agrees for one in hung) else 1
+    return 0 if found.agrees else 1
+
+
+def _survey(
+    args: argparse.Namespace,
+    kernel: str,
+    teardowns: list[str],
+    found: _Survey,
+    tell: Callable[[str], None],
+) -> None:
+    """Compare all cases of one kernel."""
+    for teardown, writer in _cases(teardowns):
+        tell(f"{kernel}: {teardown}, {'with a queued writer' if writer else 'readers alone'}")
+        found.rows.append(_compared(args, kernel, teardown, writer))
+    if kernel != HOST and not args.no_hung:
+        tell(f"{kernel}: waiting for khungtaskd")
+        found.hung.append(_hung(args, kernel))
 
 
 def _beside(args: argparse.Namespace) -> TextIO:
