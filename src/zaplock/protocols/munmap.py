@@ -47,6 +47,7 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.teardown import (
+    Bounds,
     Handles,
     add_counter,
     clear_mayshare,
@@ -217,13 +218,7 @@ async def do_munmap_4_20(
         downgrade = not await may_grow_into(cx.mm, start, end)
     if cx.design.arch_unmap == "detached":
         await arch_unmap(cx, start, end)
-    if downgrade:
-        await mmap_write_downgrade(cx)
-        if cx.design.bounds_read == "after":
-            bounds = await floor_and_ceiling(cx.mm, start, end)
-    await unmap_region(cx, handles, start, end, bounds)
-    await remove_vma_list(cx, handles)
-    return 1 if downgrade else 0
+    return await zap_detached(cx, handles, start, end, bounds, downgrade)
 
 
 async def do_mas_align_munmap(
@@ -250,13 +245,7 @@ async def do_mas_align_munmap(
         await add_counter(cx.mm, "locked_vm", -locked)
     if downgrade and not cx.design.downgrade_beside_growable:
         downgrade = not await may_grow_into(cx.mm, start, end)
-    if downgrade:
-        await mmap_write_downgrade(cx)
-        if cx.design.bounds_read == "after":
-            bounds = await floor_and_ceiling(cx.mm, start, end)
-    await unmap_region(cx, handles, start, end, bounds)
-    await remove_vma_list(cx, handles)
-    return 1 if downgrade else 0
+    return await zap_detached(cx, handles, start, end, bounds, downgrade)
 
 
 async def do_vmi_align_munmap(
@@ -278,6 +267,13 @@ async def do_vmi_align_munmap(
     await detach_vmas_to_be_unmapped(handles)
     if locked:
         await add_counter(cx.mm, "locked_vm", -locked)
+    return await zap_detached(cx, handles, start, end, bounds, downgrade)
+
+
+async def zap_detached(
+    cx: Cx, handles: Handles, start: int, end: int, bounds: Bounds, downgrade: bool
+) -> int:
+    """Downgrade if asked, then zap and free what nobody can find any more; 1 if downgraded."""
     if downgrade:
         await mmap_write_downgrade(cx)
         if cx.design.bounds_read == "after":
