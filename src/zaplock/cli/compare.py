@@ -29,7 +29,6 @@ SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
 
 PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3
-LARGEST_ANONYMOUS_GUEST = 4 << 30
 WIDTH_OF_A_FILE = 120
 
 
@@ -166,19 +165,18 @@ def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome
 def _measured_in_guest(
     args: argparse.Namespace, comparison: Comparison, kernel: str
 ) -> tuple[Outcome, ...]:
-    """Measure each block on another kernel, in QEMU; big mappings are of zero pages there."""
+    """Measure each block on another kernel, in QEMU."""
     from zaplock.cli._busy import busy
     from zaplock.kernel.guest.experiment import GuestPlan
     from zaplock.kernel.guest.rows import measure
 
     experiment = comparison.experiment
-    fits = experiment.length <= LARGEST_ANONYMOUS_GUEST
     rows: list[Outcome] = []
     for block in comparison.blocks:
         plan = GuestPlan(
             length=experiment.length,
             kernel=kernel,
-            backing=args.backing or ("anonymous" if fits else "zero"),
+            backing=args.backing or "auto",
             bystanders=block,
             rate=args.rate or 1000,
             locked=experiment.locked,
