@@ -72,6 +72,7 @@ def _present(
         return _copy_zero(m, task, vma, space, vpn, pte)
     if vma.flags & VM_SHARED:
         space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True))
+        m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
         return 0
     return _copy_on_write(m, task, space, vpn, pte)
 
@@ -247,6 +248,8 @@ def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write
     change_frames(m, task, pfn, pfn + 1, refs=1)
     kind = "shmem" if file.kind == "shmem" else "file"
     install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, write and shared))
+    if write:
+        m.dirty.set(pfn, pfn + 1, True)
     return 0
 
 

@@ -55,6 +55,7 @@ class Machine:
         self.vma_readers: Cells[int, tuple[int, ...]] = Cells(self.store, "vma_readers")
         self.frames: RangeMap[Frame] = RangeMap(self.store, "frames")
         self.content: RangeMap[int] = RangeMap(self.store, "content")
+        self.dirty: RangeMap[bool] = RangeMap(self.store, "dirty")
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
         self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")

@@ -115,12 +115,12 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if not handle:
         return await page_fault_mmap_lock(cx, address, write)
     vma = await read_vma(handle)
-    if needs_mmap_lock(vma, write):
-        await vma_end_read(handle)
-        return await page_fault_mmap_lock(cx, address, write)
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
+    if needs_mmap_lock(vma, write):
+        await vma_end_read(handle)
+        return await page_fault_mmap_lock(cx, address, write)
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
     if result == USERFAULT:

@@ -72,10 +72,9 @@ LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_R
 
 async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
-    known = advice in FLAG_ADVICE or advice in ZAPS or advice in POPULATES or advice in LOOKS
     aligned = page_align(length) % (1 << 64)
     end = start + aligned
-    if not known or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
+    if not is_known(advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
         return -EINVAL
     if end == start:
         return 0
@@ -84,6 +83,11 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     if advice in POPULATES:
         return await advise_populate(cx, start, end, advice == f.MADV_POPULATE_WRITE)
     return await advise_pages(cx, start, end, advice)
+
+
+def is_known(advice: int) -> bool:
+    """Return whether there is such an advice."""
+    return advice in FLAG_ADVICE or advice in ZAPS or advice in POPULATES or advice in LOOKS
 
 
 async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
@@ -187,9 +191,18 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         return 0
     if advice == f.MADV_REMOVE:
         return -EINVAL if not vma.file or vma.flags & VM_LOCKED else 0
+    if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
+        await up_read(cx.mmap_lock)  # while the file system reads ahead
+        await down_read(cx.mmap_lock)
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT) and vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
         return -EINVAL
     return 0
+
+
+@step
+def has_readahead(m: Machine, _task: Task, file: int) -> bool:
+    """Return whether a file is not in memory anyway."""
+    return m.files[file].kind != "shmem"
 
 
 async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: int) -> None:

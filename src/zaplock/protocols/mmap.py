@@ -117,7 +117,7 @@ async def mmap(
     cx: Cx, address: int, length: int, prot: int, flags: int, file: int = 0, offset: int = 0
 ) -> int:
     """The mmap system call: the address, or a negative errno."""
-    error = mmap_arguments(length, flags, file, offset)
+    error = mmap_arguments(flags, file, offset)
     if error:
         return error
     if flags & MAP_HUGETLB:
@@ -144,13 +144,11 @@ def hugetlb_fits(m: Machine, _task: Task, length: int) -> bool:
     return free is None or length <= free * PMD_SIZE
 
 
-def mmap_arguments(length: int, flags: int, file: int, offset: int) -> int:
+def mmap_arguments(flags: int, file: int, offset: int) -> int:
     """Check what needs no lock: 0 or a negative errno."""
     if offset & ~PAGE_MASK:
         return -EINVAL
-    if not flags & MAP_ANONYMOUS and not file:
-        return -EBADF
-    return 0 if length else -EINVAL
+    return -EBADF if not flags & MAP_ANONYMOUS and not file else 0
 
 
 async def do_mmap(
@@ -164,6 +162,8 @@ async def do_mmap(
     events: UnmapEvents,
 ) -> tuple[int, bool]:
     """Map under the exclusive lock: (address or error, whether to populate)."""
+    if not length:
+        return -EINVAL, False
     if flags & MAP_FIXED_NOREPLACE:
         flags |= MAP_FIXED
     length = page_align(length) % (1 << 64)

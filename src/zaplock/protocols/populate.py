@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     VM_READ,
     VM_SHARED,
     VM_WRITE,
+    page_align,
 )
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
@@ -37,6 +38,8 @@ async def mm_populate(cx: Cx, start: int, end: int, strict: bool = False) -> int
 
     An error ends a VMA's part, with `strict` (mlock) the whole walk, and is then returned.
     """
+    if start >= end:
+        return 0
     await down_read(cx.mmap_lock)
     result = 0
     at = start
@@ -74,10 +77,30 @@ async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, wri
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
     for at in range(low, high, grain):
+        made_dirty = 0
+        if write and vma.flags & VM_SHARED and cx.design.vma_locks:
+            made_dirty = await count_clean(handle, at, min(at + grain, high))
         error = await fault_range(handle, at, min(at + grain, high), write)
+        for _ in range(made_dirty and made_dirty + 1):
+            # balance_dirty_pages may take long (5.1 on); once more to tell the caller of it
+            await up_read(cx.mmap_lock)
+            await down_read(cx.mmap_lock)
         if error:
             return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM
     return 0
+
+
+@step
+def count_clean(m: Machine, task: Task, handle: int, low: int, high: int) -> int:
+    """Count the pages of a shared file mapping that a write would be the first to make dirty."""
+    vma = found_vma(m, task, handle)
+    cache, size = m.page_cache(vma.file), m.files[vma.file].size
+    first, last = vma.pgoff_of(low), min(vma.pgoff_of(high), page_align(size) >> PAGE_SHIFT)
+    pages = range(first, last)
+    return sum(
+        delta is None or not m.dirty.at(page + delta)
+        for page, delta in ((page, cache.at(page)) for page in pages)
+    )
 
 
 @step

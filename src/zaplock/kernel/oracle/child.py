@@ -93,8 +93,8 @@ def check_overcommit() -> None:
     mode = int(Path("/proc/sys/vm/overcommit_memory").read_text())
     if mode != 0:
         raise UserError(
-            f"vm.overcommit_memory is {mode} and the oracle needs 0: its sequences make some kernels "
-            "leak Committed_AS, so run it on a machine with heuristic overcommit"
+            f"vm.overcommit_memory is {mode} and the oracle needs 0: its sequences make some "
+            "kernels leak Committed_AS, so run it on a machine with heuristic overcommit"
         )
 
 

@@ -114,8 +114,8 @@ class Generator:
         self._theme = pick.choice(self.scope.themes)
         names = self._mixes[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
-        for _ in range(self.length):
-            name = pick.choice(names)
+        for number in range(self.length):
+            name = "brk" if self._theme == "brk" and not number else pick.choice(names)
             op = Op(name, _MAKERS[name](self))
             self._remember(op)
             self._made.append(op)
@@ -141,6 +141,8 @@ class Generator:
     def address(self) -> Argument:
         """Choose an address: in the window, near an earlier result, or wrong."""
         r = self.random.random()
+        if self._theme == "brk" and r < 0.15 and self._chosen and self._made[0].name == "brk":
+            return Ref(0, PAGE * self.random.randint(-4, 2))  # beside the heap
         if r < 0.35 and self._fixed:
             start, pages = self.random.choice(self._fixed[-8:])
             return start + PAGE * self.random.randrange(pages)

@@ -46,6 +46,12 @@ from zaplock.protocols import (
     rmap,
 )
 from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.locking import (
+    mmap_read_lock,
+    mmap_read_unlock,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+)
 
 WRITES = frozenset({"store", "pread", "pwrite", "ftruncate", "madvise", "process_madvise"})
 """Operations that can change what a page holds without changing what is mapped where."""
@@ -150,7 +156,9 @@ class World:
                 continue
             first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
             for page in written:
-                self.machine.content.set(first + page, first + page + 1, disk_tag(slot + 1, page))
+                frame = first + page
+                self.machine.content.set(frame, frame + 1, disk_tag(slot + 1, page))
+                self.machine.dirty.set(frame, frame + 1, True)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""
@@ -267,8 +275,21 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
         return Outcome(-14)
     length = min(length, _MAX_RW_COUNT)
+    if address & ~f.PAGE_MASK or not madvise.is_known(advice):
+        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
+        return Outcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
     return Outcome(result or length)
+
+
+async def take_and_release_for(cx: Cx, advice: int) -> int:
+    """Hold what an advice needs and do nothing: ranges are checked under the lock here."""
+    if advice in (*madvise.POPULATES, *madvise.LOOKS):
+        await mmap_read_lock(cx)
+        await mmap_read_unlock(cx)
+    elif advice not in madvise.ZAPS:
+        await take_and_release(cx)
+    return 0
 
 
 _MAX_RW_COUNT = 0x7FFF_F000
@@ -281,7 +302,16 @@ def _pkey_mprotect(w: World, calls: Any, addr: int, length: int, prot: int, key:
         return w.syscall(program, calls)
     program.close()
     refused = mprotect_refuses(addr, length, prot)
+    if refused is None:
+        run(w.machine, w.task, take_and_release(w.cx), calls)
     return Outcome(-22 if refused is None else refused)
+
+
+async def take_and_release(cx: Cx) -> int:
+    """Hold the lock for write and do nothing: so far a call with a key that is none gets."""
+    await mmap_write_lock_killable(cx)
+    await mmap_write_unlock(cx)
+    return 0
 
 
 def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:

@@ -25,6 +25,10 @@ _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x80
 _UFFD_FEATURE_SIGBUS = 1 << 7
 
 
+MARK = stub.syscall(12, 0) + stub.syscall(27, ring.RING, 1, ring.RING + ring.SCRATCH)
+"""brk(0) and a mincore of the ring: the lock for write, then for read, and nothing is changed."""
+
+
 class Place(NamedTuple):
     """Where an operation's results are: offsets of entries in the program, in bytes.
 
@@ -73,9 +77,14 @@ def address(offset: int) -> int:
     return ring.RING + ring.PROGRAM + offset
 
 
-def build(sequence: Sequence[Op], names: Names) -> Program:
-    """Make the program of a sequence: set-up, operations, each observed, and the exit."""
+def build(sequence: Sequence[Op], names: Names, observing: bool = True) -> Program:
+    """Make the program of a sequence: set-up, operations, each observed, and the exit.
+
+    Without `observing` nothing but the operations takes the mmap_lock, except that MARK after
+    each of them shows its end; `baseline` is then the entry of a getpid.
+    """
     build_into = Builder()
+    observe = ring.OBSERVE if observing else MARK
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any("file" in arguments_of(op.name) and uses_file(op) for op in sequence) or used & {
@@ -86,13 +95,13 @@ def build(sequence: Sequence[Op], names: Names) -> Program:
         target = address(pid + 2 * _E + 8)
         build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
         build_into.add(stub.syscall(_PIDFD, 0, 0))
-    baseline = build_into.add(ring.OBSERVE)
+    baseline = build_into.add(observe if observing else stub.syscall(_GETPID))
     results: list[int] = []
     places = []
     for index, op in enumerate(sequence):
         result, seen, child = _operation(build_into, index, op, results)
         results.append(result)
-        places.append(Place(result, seen, child, build_into.add(ring.OBSERVE)))
+        places.append(Place(result, seen, child, build_into.add(observe)))
     build_into.add(ring.EXIT)
     return Program(b"".join(build_into.parts), tuple(places), baseline)
 
