@@ -30,8 +30,9 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import AddressSpace, Pte
-from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.pagetable import RSS, alloc_tables, install
 from zaplock.model.step import Task
+from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma
 
 if TYPE_CHECKING:
@@ -109,9 +110,6 @@ def _copy_on_write(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: P
 
 def drop_mapping(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> None:
     """Take one entry out whose frame another entry is about to replace, flushing the page."""
-    from zaplock.model.pagetable import RSS
-    from zaplock.model.tlb import flush_tlb_range
-
     space.ptes.clear(vpn, vpn + 1)
     if pte.kind in RSS:
         space.add(RSS[pte.kind], -1)
@@ -247,10 +245,19 @@ def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write
         return 0
     change_frames(m, task, pfn, pfn + 1, refs=1)
     kind = "shmem" if file.kind == "shmem" else "file"
-    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, write and shared))
+    writable = shared and (write or stays_writable(vma, kind))
+    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable))
     if write:
         m.dirty.set(pfn, pfn + 1, True)
     return 0
+
+
+def stays_writable(vma: Vma, kind: str) -> bool:
+    """Return whether even a read fault makes an entry that can be written through.
+
+    So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory.
+    """
+    return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 
 
 def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int) -> None:
@@ -277,7 +284,8 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: in
             if space.ptes.at(at) is None:
                 alloc_tables(m, task, space, at, at + 1)
                 change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
-                install(m, task, space, at, at + 1, Pte(kind, delta - shift, False))
+                writable = stays_writable(vma, kind)
+                install(m, task, space, at, at + 1, Pte(kind, delta - shift, writable))
 
 
 def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool) -> int:

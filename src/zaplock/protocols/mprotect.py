@@ -37,13 +37,18 @@ from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
     Vma,
     account_parts,
+    can_merge,
     change,
     find_vma,
     fits_limits,
+    following,
     merge_around,
+    previous,
     read_vma,
+    split_huge_entry,
     split_vma,
     vma_of,
+    write_vma,
 )
 from zaplock.protocols.locking import (
     assert_write_locked,
@@ -179,8 +184,6 @@ def merge_with_neighbour(
 
     Only a part at one end of the VMA can go over; a whole VMA merges after its flags are set.
     """
-    from zaplock.model.vma import can_merge, following, previous, split_huge_entry, write_vma
-
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     if (low > vma.start) == (high < vma.end):
