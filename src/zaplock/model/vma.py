@@ -106,6 +106,16 @@ def found_vma(m: Machine, task: Task, handle: int) -> Vma:
     return vma
 
 
+def walked_vma(m: Machine, task: Task, handle: int, address: int) -> Vma:
+    """Return the fields of a VMA in the tree for a walk to `address`, which must lie inside."""
+    vma = found_vma(m, task, handle)
+    if not vma.start <= address < vma.end:
+        raise Violation(
+            Invariant.WALK_INSIDE_VMA, f"{task} walks to {address:#x}, outside the {vma} it found"
+        )
+    return vma
+
+
 def lookup(m: Machine, space: AddressSpace, address: int) -> int:
     """Return the handle of the first VMA that ends above `address`, or 0."""
     tree = space.tree

@@ -41,6 +41,7 @@ from zaplock.model.vma import (
     previous,
     read_vma,
     vma_of,
+    walked_vma,
     write_vma,
 )
 from zaplock.protocols.locking import (
@@ -155,7 +156,7 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> Non
 
     For a file the last one comes only with a page to put into it (finish_fault).
     """
-    vma = found_vma(m, task, handle)
+    vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
     alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2 if vma.file else 1)
 
@@ -170,7 +171,7 @@ def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
 @step
 def fault_entry(m: Machine, task: Task, handle: int, address: int, write: bool) -> int:
     """Set the entry of a faulting address under the page-table lock."""
-    vma = found_vma(m, task, handle)
+    vma = walked_vma(m, task, handle, address)
     if vma.flags & VM_HUGETLB:
         vpn = address >> PAGE_SHIFT
         alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)

@@ -94,13 +94,14 @@ async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, wri
 def count_clean(m: Machine, task: Task, handle: int, low: int, high: int) -> int:
     """Count the pages of a shared file mapping that a write would be the first to make dirty."""
     vma = found_vma(m, task, handle)
-    cache, size = m.page_cache(vma.file), m.files[vma.file].size
-    first, last = vma.pgoff_of(low), min(vma.pgoff_of(high), page_align(size) >> PAGE_SHIFT)
-    pages = range(first, last)
-    return sum(
-        delta is None or not m.dirty.at(page + delta)
-        for page, delta in ((page, cache.at(page)) for page in pages)
-    )
+    cache, size, ptes = m.page_cache(vma.file), m.files[vma.file].size, m.mm(vma.mm).ptes
+    shift = (vma.start >> PAGE_SHIFT) - vma.pgoff
+    clean = 0
+    for page in range(vma.pgoff_of(low), min(vma.pgoff_of(high), page_align(size) >> PAGE_SHIFT)):
+        pte, delta = ptes.at(page + shift), cache.at(page)
+        if pte is None or not pte.writable:
+            clean += delta is None or not m.dirty.at(page + delta)
+    return clean
 
 
 @step
