@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from toys import (
+    LOCKS,
     Toy,
     add,
     insert,
@@ -19,7 +20,7 @@ from toys import (
     wait_for,
 )
 
-from zaplock.engines.exhaustive import Limits, Progress, explore
+from zaplock.engines.exhaustive import Limits, Progress, explore, explore_merged
 from zaplock.engines.plain import explore_plainly
 from zaplock.engines.programs import Configuration, Rules
 from zaplock.engines.sampled import sample
@@ -71,6 +72,24 @@ def test_it_agrees_with_the_plain_search_on_random_programs(fair: bool) -> None:
         assert brief(fast) == brief(slow), f"random_configuration({seed}, {fair})"
         answers.add(fast.answer)
     assert answers == {"proved", "broken", "vacuous"}
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_merging_steps_that_nobody_sees_changes_no_verdict(fair: bool) -> None:
+    plain = merged = 0
+    for seed in range(300):
+        configuration = random_configuration(seed, fair)
+        whole = explore(configuration, all_violations=True)
+        reduced = explore_merged(configuration, LOCKS)
+        assert (whole.answer == "broken") == (reduced.answer == "broken"), seed
+        rules = [{one.invariant for one in verdict.violations} for verdict in (whole, reduced)]
+        assert rules[0] == rules[1], seed
+        plain, merged = plain + whole.states, merged + reduced.states
+        found = easiest_counterexample(configuration, merge=LOCKS)
+        assert (found is not None) == (whole.answer == "broken"), seed
+        if found is not None:
+            assert str(replay(configuration, found.schedule).violation) == str(found.violation)
+    assert merged < 0.7 * plain
 
 
 def test_hashed_and_whole_states_agree() -> None:
@@ -284,7 +303,10 @@ def test_more_values_than_a_field_first_holds() -> None:
             if i % 5 == 0:
                 await insert(i)
 
-    configuration = Configuration(Toy, tasks(many, increment_in_two_steps))
+    async def look() -> int:
+        return await load("x")
+
+    configuration = Configuration(Toy, tasks(many, look))
     fast, slow = explore(configuration), explore_plainly(configuration, exact=True)
     assert brief(fast) == brief(slow)
 

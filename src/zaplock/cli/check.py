@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every scenario under every design")
     parser.add_argument("--mutations", action="store_true", help="try every mutant of every design")
     parser.add_argument("--fair", action="store_true", help="queue as the design's kernel does")
-    parser.add_argument("--replay", metavar="TOKEN", help="run a counterexample again, step by step")
+    parser.add_argument(
+        "--replay", metavar="TOKEN", help="run a counterexample again, step by step"
+    )
     parser.add_argument("--timed", action="store_true",
                         help="with --replay: the same schedule in the timed engine")  # fmt: skip
     parser.add_argument("--html", metavar="FILE", help="draw the counterexample as a page")
@@ -45,8 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, metavar="RUNS", help="try random runs instead")
     parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
     parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
-    parser.add_argument("--exact", action="store_true",
-                        help="the plain search that stores whole states: slow, for trust")  # fmt: skip
+    parser.add_argument("--exact", action="store_true", help="store whole states: slow, for trust")
     parser.add_argument("--max-states", type=int, default=20_000_000, metavar="N")
     parser.add_argument("--max-seconds", type=float, default=600.0, metavar="S")
     parser.add_argument("--max-memory", type=int, default=6144, metavar="MIB")
@@ -117,8 +119,12 @@ def _check(args: argparse.Namespace) -> int:
     from zaplock.lab.checking import EXIT_CODES, find_design, find_scenario
 
     scenario = find_scenario(args.scenario)
-    designs = [find_design(name) for name in args.design or SHIPPED]
-    found = [_one(args, scenario, design) for design in designs]
+    names = args.design or list(SHIPPED)
+    designs = [find_design(name) for name in names]
+    found = [
+        replace(_one(args, scenario, design), reference=name)
+        for name, design in zip(names, designs)
+    ]
     stories = [_story(args, scenario, design, one) for design, one in zip(designs, found)]
     _write_html(args, found, stories)
     if args.json:
@@ -128,9 +134,11 @@ def _check(args: argparse.Namespace) -> int:
         _print_verdicts(scenario, found, stories)
     token = next((one.token for one in found if one.token), "")
     _next(args, f"zaplock check --replay '{token}'" if token else "zaplock check --all")
-    return max(EXIT_CODES[one.verdict] for one in found) if not any(
-        one.verdict == "broken" for one in found
-    ) else 1
+    return (
+        max(EXIT_CODES[one.verdict] for one in found)
+        if not any(one.verdict == "broken" for one in found)
+        else 1
+    )
 
 
 def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
@@ -185,9 +193,7 @@ def _as_json(found: Found, story: Story | None) -> dict[str, Any]:
     }
 
 
-def _print_verdicts(
-    scenario: Scenario, found: list[Found], stories: list[Story | None]
-) -> None:
+def _print_verdicts(scenario: Scenario, found: list[Found], stories: list[Story | None]) -> None:
     from zaplock.views.counterexample import text
 
     print(f"{scenario.name}: {scenario.summary}\n")
@@ -198,14 +204,15 @@ def _print_verdicts(
     broken = [(one, story) for one, story in zip(found, stories) if story is not None]
     if broken:
         one, story = broken[0]
-        title = (f"the easiest counterexample under {one.design}: {len(one.groups or one.schedule)} steps, "
-                 f"{one.preemptions} preemptions")  # fmt: skip
+        length = len(one.groups or one.schedule)
+        title = (
+            f"the easiest counterexample under {one.design}: {length} steps, "
+            f"{one.preemptions} preemptions"
+        )
         print(f"\n{text(story, title)}\n\ntoken: {one.token}")
 
 
-def _write_html(
-    args: argparse.Namespace, found: list[Found], stories: list[Story | None]
-) -> None:
+def _write_html(args: argparse.Namespace, found: list[Found], stories: list[Story | None]) -> None:
     if not args.html:
         return
     from zaplock.views.counterexample_html import page
@@ -244,8 +251,13 @@ def _replay(args: argparse.Namespace) -> int:
     if args.timed:
         return _replay_timed(args, token)
     if args.json:
-        print(json.dumps({"token": args.replay, "invariant": story.invariant or None,
-                          "message": story.message or None, "steps": steps(story)}, indent=2))  # fmt: skip
+        told = {
+            "token": args.replay,
+            "invariant": story.invariant or None,
+            "message": story.message or None,
+            "steps": steps(story),
+        }
+        print(json.dumps(told, indent=2))
     else:
         print(text(story, title))
     _next(args, f"zaplock check --replay '{args.replay}' --html story.html")

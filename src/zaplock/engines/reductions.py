@@ -4,9 +4,10 @@ What a task does to cells that it alone touches is invisible to all others, and 
 holds a lock exclusively, what it does to cells that everybody touches under that lock only: it may
 as well happen at once. So a chain of such steps is merged into the step before it. Which cells are
 so is not declared: it is assumed of all of them at first, observed while exploring, and where a
-cell turns out to be touched by somebody else the assumption shrinks and the search begins again. When a search ends without such
-a surprise, its assumption holds in the unreduced system too (Stoller and Cohen, "Optimistic
-synchronization-based state-space reduction", TACAS 2003). Rules are watched at every merged step.
+cell turns out to be touched by somebody else the assumption shrinks and the search begins again.
+When a search ends without such a surprise, its assumption holds in the unreduced system too
+(Stoller and Cohen, "Optimistic synchronization-based state-space reduction", TACAS 2003). Rules are
+watched at every merged step.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Found = TypeVar("Found")
 class Move(NamedTuple):
     """A transition of a task: old XOR new state, or negative for a violation; steps it is of."""
 
-    index: int
+    task: int
     change: int
     steps: int = 1
 
@@ -70,7 +71,7 @@ class Merged(Plain):
         return [self._extend(move, state) for move in super().moves(state)]
 
     def _extend(self, move: Move, state: int) -> Move:
-        table, index = self.table, move.index
+        table, index = self.table, move.task
         row = table.rows[index][state & table.position_masks[index]]
         assert row is not None
         self._observe(index, row, state)

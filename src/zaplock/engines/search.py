@@ -107,7 +107,7 @@ class _Search:
             if violation is not None and self._wanted(violation):
                 self._push(preemptions, steps, place, violation)
             return
-        switch = int(any(move.index == last for move in moves))
+        switch = int(any(move.task == last for move in moves))
         for index, change, size in moves:
             cost = preemptions + (switch if index != last else 0), steps + 1
             if change < 0:

@@ -225,7 +225,7 @@ class _Worker:
         table.packed.layout.take = self._take  # type: ignore[method-assign]
         table.packed.layout.number = self._number  # type: ignore[method-assign]
         for index, trie in enumerate(table.tries):
-            trie.number = self._node_number(index)  # type: ignore[method-assign]
+            trie.number = self._node_number(index)  # type: ignore[method-assign,assignment]
 
     def _ask(self, key: Key) -> int:
         answer = self.known.get(key)
@@ -297,6 +297,4 @@ def pack(states: list[int]) -> bytes:
 def unpack(blob: bytes) -> list[int]:
     """Read what `pack` wrote."""
     width = int.from_bytes(blob[:4], "little")
-    return [
-        int.from_bytes(blob[at : at + width], "little") for at in range(4, len(blob), width)
-    ]
+    return [int.from_bytes(blob[at : at + width], "little") for at in range(4, len(blob), width)]

@@ -68,9 +68,7 @@ class Trie:
         """Number a position that was not met before ("step", "queued" or "end")."""
         return len(self.nodes)
 
-    def _new(
-        self, parent: Node | None, kind: str, result: Any, step: Step[Any] | None
-    ) -> Node:
+    def _new(self, parent: Node | None, kind: str, result: Any, step: Step[Any] | None) -> Node:
         node = Node(self.number(parent, kind, result), parent, result, step)
         self.nodes[node.id] = node
         return node

@@ -51,7 +51,8 @@ KIND_FLAGS = {
     "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND,
 }
 FILE_KINDS = {
-    "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb", "pfn": "device",
+    "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb",
+    "pfn": "device",
 }  # fmt: skip
 
 

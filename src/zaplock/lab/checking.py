@@ -38,7 +38,8 @@ class Found:
 
     violations: one of each that was met, where all were asked for, else the first. schedule: the
     easiest that shows `violation`; groups: how many steps each of its transitions is of. states:
-    distinct ones visited (runs, for the sampler).
+    distinct ones visited (runs, for the sampler). reference: how the design is asked for, where
+    that is not its name.
     """
 
     scenario: str
@@ -53,6 +54,7 @@ class Found:
     preemptions: int = 0
     fair: bool = False
     why: str = ""
+    reference: str = ""
 
     @property
     def token(self) -> str:
@@ -60,7 +62,7 @@ class Found:
         if self.violation is None:
             return ""
         rule = "~fair" if self.fair else ""
-        return f"{self.scenario}@{self.design}{rule}~{spell(self.schedule, self.groups)}"
+        return f"{self.scenario}@{self.reference or self.design}{rule}~{spell(self.schedule, self.groups)}"
 
     @property
     def invariants(self) -> tuple[str, ...]:
@@ -83,7 +85,9 @@ def find_scenario(name: str) -> Scenario:
         scenario = read_scenario(Path(name))
         return msgspec.structs.replace(scenario, name=name)
     known = ", ".join(shipped)
-    raise UserError(f"no scenario {name!r}; there are {known}, pairs such as munmap+fault, or a .toml")
+    raise UserError(
+        f"no scenario {name!r}; there are {known}, pairs such as munmap+fault, or a .toml"
+    )
 
 
 def find_design(name: str) -> Design:

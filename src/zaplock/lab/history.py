@@ -46,8 +46,8 @@ BUGS: tuple[Bug, ...] = (
         ("linux-4.9", "linux-4.18", *RFC), "to 4.18", "CVE-2018-18281, eb66ae030829"),
 )  # fmt: skip
 """Four more are mutations, since no shipped design has them: zero page (`zap-before-detach`),
-detached re-check (`no-detached-recheck`), event before unlock (`event-before-unlock`) and stale node
-(`growth-under-read` in the scenario stack-rot; CVE-2023-3269)."""
+detached re-check (`no-detached-recheck`), event before unlock (`event-before-unlock`) and stale
+node (`growth-under-read` in the scenario stack-rot; CVE-2023-3269)."""
 
 LIVENESS = "convoy"
 """The scenario of the liveness promise, which a queued writer breaks in every kernel."""

@@ -99,7 +99,9 @@ def filtered(inner: Any, rule: Rule) -> Steps:
 # Filters
 
 
-def is_lock(step: Step[Any], action: str, lock: str = "mmap_lock", write: bool | None = None) -> bool:
+def is_lock(
+    step: Step[Any], action: str, lock: str = "mmap_lock", write: bool | None = None
+) -> bool:
     """Return whether a step is that operation on that lock."""
     return (
         isinstance(step, LockStep)

@@ -92,9 +92,7 @@ def pair(name: str) -> Scenario:
     base = HEAP_PAGE if kind == "heap" else 0
     seen = " ".join(side.seen for side in sides if side.seen)
     leaving = "exit" in (left, right)
-    tasks = tuple(
-        _task(side, number, base, seen, leaving) for number, side in enumerate(sides)
-    )
+    tasks = tuple(_task(side, number, base, seen, leaving) for number, side in enumerate(sides))
     return Scenario(
         summary=f"{left} beside {right}, on one range",
         name=name,

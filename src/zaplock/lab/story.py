@@ -77,7 +77,7 @@ def tell(
     """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
     run = Run(system)
     tasks = tuple(str(program.task) for program in system.programs)
-    rows = []
+    rows: list[Row] = []
     numbers = [n for n, size in enumerate(groups or [1] * len(schedule), 1) for _ in range(size)]
     for number, index in zip(numbers, schedule):
         taken = run.take(index)

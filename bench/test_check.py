@@ -1,0 +1,105 @@
+"""zaplock check: states a second, and the way to a verdict against Spin's on the same protocol.
+
+The Promela model (munmap_fault_gup.pml) takes the same steps in the same order. Spin's time counts
+from the model's text: `spin -a`, the C compiler, `pan`; ours from the scenario's name: building the
+machine, filling the tables, visiting the states. Process start-up is left out on both sides (the
+interpreter's, and those of spin and cc are what they are).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import pytest
+
+from zaplock.engines.exhaustive import Verdict, explore
+from zaplock.lab.checking import closed_system, find_design, find_scenario
+from zaplock.lab.matrix import all_scenarios, matrix
+from zaplock.lab.scenarios import Mapping, TaskSpec
+
+MODEL = Path(__file__).with_name("munmap_fault_gup.pml")
+SCENARIO = "munmap-fault-gup"
+RUNS = 5
+
+
+def say(line: str) -> None:
+    print(f"\n  {line}", end="")
+
+
+def verdict_of(design: str, crowd: bool = False) -> tuple[Verdict, float]:
+    started = time.perf_counter()
+    scenario = find_scenario(SCENARIO)
+    if crowd:
+        more = (TaskSpec(("gup 512 -> old",), "other gup"), TaskSpec(("read 512 -> old",), "read"),
+                TaskSpec(("proc 1",), "proc", mm=2))  # fmt: skip
+        scenario = msgspec.structs.replace(
+            scenario, task=scenario.task + more, map=(*scenario.map, Mapping((600, 601))),
+            cmdline=512,
+        )  # fmt: skip
+    verdict = explore(closed_system(scenario, find_design(design)))
+    return verdict, time.perf_counter() - started
+
+
+def spin(folder: Path, *defines: str) -> tuple[bool, int, float]:
+    """Return (is safe, states, seconds from the text to the verdict)."""
+    started = time.perf_counter()
+    subprocess.run(["spin", "-a", *defines, str(MODEL)], cwd=folder, check=True)
+    subprocess.run(["cc", "-O2", "-w", "-DSAFETY", "-o", "pan", "pan.c"], cwd=folder, check=True)
+    pan = subprocess.run(["./pan", "-m100000"], cwd=folder, capture_output=True, text=True)
+    seconds = time.perf_counter() - started
+    errors = re.search(r"errors: (\d+)", pan.stdout)
+    states = re.search(r"(\d+) states, stored", pan.stdout)
+    assert errors is not None
+    assert states is not None
+    return errors.group(1) == "0", int(states.group(1)), seconds
+
+
+@pytest.mark.parametrize("design", ["linux-4.9", "linux-4.20", "linux-6.18"])
+def test_rate_on_the_shipped_scenario(design: str) -> None:
+    rates = []
+    for _ in range(RUNS):
+        verdict, _ = verdict_of(design)
+        assert verdict.answer == "proved"
+        rates.append(verdict.states / verdict.seconds)
+    say(f"{SCENARIO} under {design}: {verdict.states} states, {median(rates):,.0f} states/s")
+    assert median(rates) > 50_000
+
+
+def test_rate_with_three_more_tasks() -> None:
+    verdict, seconds = verdict_of("linux-4.20", crowd=True)
+    say(f"six tasks: {verdict.states} states in {seconds:.2f} s, "
+        f"{verdict.states / verdict.seconds:,.0f} states/s")  # fmt: skip
+    assert verdict.answer == "proved"
+    assert verdict.states / verdict.seconds > 50_000
+
+
+@pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
+def test_spin_says_the_same_and_later(tmp_path: Path) -> None:
+    spins = [spin(tmp_path) for _ in range(RUNS)]
+    ours = [verdict_of("linux-4.20") for _ in range(RUNS)]
+    broken = spin(tmp_path, "-DDOWNGRADE_BEFORE_DETACH")
+    ours_broken, _ = verdict_of("linux-4.20/downgrade-before-detach")
+    assert all(is_safe for is_safe, _, _ in spins)
+    assert all(verdict.answer == "proved" for verdict, _ in ours)
+    assert (broken[0], ours_broken.answer) == (False, "broken")
+    spin_s, our_s = median(s for *_, s in spins), median(s for _, s in ours)
+    say(f"spin: {spins[0][1]} states, {spin_s:.2f} s to the verdict with its compile")
+    say(f"zaplock: {ours[0][0].states} states, {our_s:.3f} s: {spin_s / our_s:.1f} times as fast")
+    assert our_s < spin_s
+
+
+def test_the_whole_matrix() -> None:
+    started = time.perf_counter()
+    cells = matrix(None)
+    seconds = time.perf_counter() - started
+    states = sum(cell.states for cell in cells)
+    say(f"{len(all_scenarios())} scenarios under 8 designs, one process: {len(cells)} verdicts, "
+        f"{states} states, {seconds:.1f} s")  # fmt: skip
+    assert all(cell.agrees for cell in cells)
+    assert seconds < 300

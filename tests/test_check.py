@@ -1,0 +1,331 @@
+"""zaplock check: the bugs of history are found where they were, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.designs import SHIPPED
+from zaplock.engines.exhaustive import explore
+from zaplock.engines.plain import explore_plainly
+from zaplock.errors import UserError
+from zaplock.lab.checking import check, closed_system, find_design, find_scenario, read_token
+from zaplock.lab.history import BUGS, LIVENESS, expected
+from zaplock.lab.matrix import check_row, unexpected
+from zaplock.lab.pairs import SIDES, pair_names
+from zaplock.lab.scenarios import parse_operation, shipped_scenarios
+from zaplock.lab.story import tell
+from zaplock.model.faults import Invariant
+
+OWN_BUGS = [
+    ("munmap-fault-gup", "linux-6.18/zap-before-detach", Invariant.OLD_CONTENT_OR_SIGSEGV),
+    ("munmap-fault-gup", "linux-6.18/no-detached-recheck", Invariant.NO_STALE_VMA),
+    ("uffd-event", "rfc-v6/event-before-unlock", Invariant.NO_DEADLOCK),
+    ("stack-rot", "linux-6.1/growth-under-read", Invariant.USE_AFTER_FREE),
+]
+RULE_OF = {
+    "expand": Invariant.NO_VMA_OVER_FREED_TABLES,
+    "ceiling": Invariant.NO_LIVE_PTE_IN_FREED_TABLE,
+    "nested-flush": Invariant.NO_STALE_TRANSLATION,
+    "missed-flush": Invariant.NO_STALE_TRANSLATION,
+    "reader-count": Invariant.MUTUAL_EXCLUSION,
+    "lost-update": Invariant.BOOKS_BALANCE,
+    "arch-unmap": Invariant.PRIVATE_UNDER_READ,
+    "hugetlb": Invariant.PRIVATE_UNDER_READ,
+    "mremap-flush": Invariant.NO_STALE_TRANSLATION,
+}
+
+
+@pytest.mark.parametrize("scenario", [name for name in shipped_scenarios() if name != LIVENESS])
+def test_a_written_scenario_breaks_where_history_says_and_is_proved_elsewhere(
+    scenario: str,
+) -> None:
+    cells = check_row(scenario, list(SHIPPED))
+    assert not unexpected(cells), [(c.design, c.verdict, c.invariants, c.why) for c in cells]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_pairs_break_where_history_says_and_are_proved_elsewhere(side: str) -> None:
+    mine = [name for name in pair_names() if name.startswith(f"{side}+")]
+    for name in mine:
+        strange = unexpected(check_row(name, list(SHIPPED)))
+        assert not strange, [(c.scenario, c.design, c.verdict, c.invariants) for c in strange]
+
+
+@pytest.mark.parametrize("scenario", RULE_OF)
+def test_a_bug_of_history_has_a_short_counterexample(scenario: str) -> None:
+    bug = next(bug for bug in BUGS if scenario in bug.scenarios)
+    for name in bug.designs:
+        found = check(find_scenario(scenario), find_design(name))
+        assert found.violation is not None
+        assert found.violation.invariant is RULE_OF[scenario]
+        assert len(found.groups or found.schedule) <= 25
+
+
+@pytest.mark.parametrize(("scenario", "design", "rule"), OWN_BUGS)
+def test_a_bug_that_no_shipped_design_has_is_found_in_its_mutant(
+    scenario: str, design: str, rule: Invariant
+) -> None:
+    found = check(find_scenario(scenario), find_design(design))
+    assert found.violation is not None
+    assert found.violation.invariant is rule
+    assert len(found.groups or found.schedule) <= 25
+    assert check(find_scenario(scenario), find_design(design.partition("/")[0])).verdict == "proved"
+
+
+def test_every_bug_names_designs_that_exist() -> None:
+    for bug in BUGS:
+        assert set(bug.designs) <= set(SHIPPED), bug
+        assert all(find_scenario(name) for name in bug.scenarios)
+
+
+def test_the_liveness_promise_is_broken_by_a_queued_writer_everywhere() -> None:
+    for cell in check_row(LIVENESS, list(SHIPPED)):
+        assert cell.invariants == ("READER_WAITS_EXCLUSIVE_ONLY",), cell.design
+
+
+def test_without_a_queued_writer_the_liveness_promise_is_kept() -> None:
+    import msgspec
+
+    convoy = find_scenario(LIVENESS)
+    readers = msgspec.structs.replace(
+        convoy, task=tuple(task for task in convoy.task if task.name != "mprotect")
+    )
+    for name in ("rfc-v6", "linux-4.20", "linux-6.1"):
+        assert check(readers, find_design(name)).verdict == "broken", "munmap itself is a writer"
+    alone = msgspec.structs.replace(
+        convoy, task=tuple(task for task in convoy.task if task.name in ("munmap", "proc"))
+    )
+    for name in SHIPPED:
+        assert check(alone, find_design(name)).verdict == "proved"
+
+
+@pytest.mark.parametrize("design", ["linux-4.9", "rfc-v6", "linux-6.18"])
+@pytest.mark.parametrize("scenario", ["expand", "munmap-reuse", "uffd-event", "munmap+truncate"])
+def test_packed_states_and_whole_states_agree_on_address_spaces(scenario: str, design: str) -> None:
+    system = closed_system(find_scenario(scenario), find_design(design))
+    packed = explore(system, all_violations=True)
+    whole = explore_plainly(system, exact=True)
+    assert (packed.answer, packed.states, packed.transitions) == (
+        whole.answer, whole.states, whole.transitions,
+    )  # fmt: skip
+    rules = [{one.invariant for one in verdict.violations} for verdict in (packed, whole)]
+    assert rules[0] == rules[1]
+
+
+def test_a_token_replays_to_the_same_violation_and_story() -> None:
+    found = check(find_scenario("ceiling"), find_design("linux-4.20"))
+    token = read_token(found.token)
+    assert (token.schedule, token.groups) == (found.schedule, found.groups)
+    stories = [tell(token.system(), token.schedule, (), token.groups) for _ in range(2)]
+    assert stories[0] == stories[1]
+    assert found.violation is not None
+    assert stories[0].invariant == found.violation.invariant.name
+    assert stories[0].rows[-1].result == "violation"
+    assert stories[0].rows[-1].function == "free_pgtables"
+
+
+def test_history_and_matrix_know_of_the_same_scenarios() -> None:
+    for bug in BUGS:
+        for scenario in bug.scenarios:
+            for design in bug.designs:
+                assert expected(scenario, design) is not None
+
+
+# The verb
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(["check", *argv])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_json_has_the_promised_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "expand", "--design", "linux-4.20", "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert err.startswith("next: zaplock check --replay")
+    wanted = {"scenario", "design", "verdict", "invariant", "states", "seconds", "token", "steps"}
+    assert wanted <= set(found)
+    assert (found["scenario"], found["design"]) == ("expand", "linux-4.20")
+    assert (found["verdict"], found["invariant"]) == ("broken", "NO_VMA_OVER_FREED_TABLES")
+    assert found["steps"][-1]["result"] == "violation"
+    code, out, _ = run(capsys, "expand", "--design", "linux-5.10", "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["invariant"], found["token"], found["steps"]) == (
+        0, "proved", None, None, [],
+    )  # fmt: skip
+
+
+def test_a_replay_tells_the_story_again(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "expand", "--design", "rfc-v6", "--json")
+    token = json.loads(out)["token"]
+    code, out, _ = run(capsys, "--replay", token)
+    assert code == 1
+    assert "downgrade_write(mmap_lock)" in out
+    assert "NO_VMA_OVER_FREED_TABLES: grow puts a VMA over [p11, p12)" in out
+    assert "munmap D, grow R" in out
+
+
+def test_html_needs_no_network(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "story.html"
+    run(capsys, "expand", "--design", "linux-4.20", "--html", str(page))
+    text = page.read_text()
+    assert "<svg" in text
+    assert "expand_stack" in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_a_limit_and_a_vacuous_scenario_end_with_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, out, _ = run(
+        capsys, "munmap-fault-gup", "--design", "linux-6.18", "--max-states", "100", "--json"
+    )
+    assert (code, json.loads(out)["verdict"]) == (3, "not-exhausted")
+    dull = tmp_path / "dull.toml"
+    dull.write_text(
+        'summary = "nothing downgrades"\nsometimes = ["downgraded"]\n[[map]]\npages = [0, 2]\n'
+        '[[task]]\ndo = ["read 0 -> 0"]\n'
+    )
+    code, out, _ = run(capsys, str(dull), "--design", "linux-6.18", "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["why"]) == (3, "vacuous", "never: downgraded")
+
+
+def test_random_runs_find_a_bug_and_prove_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(
+        capsys, "missed-flush", "--design", "linux-4.9", "--sample", "500", "--pct", "2", "--json"
+    )
+    assert (code, json.loads(out)["verdict"]) == (1, "broken")
+    code, out, _ = run(capsys, "missed-flush", "--design", "linux-6.18", "--sample", "50", "--json")
+    assert (code, json.loads(out)["verdict"]) == (3, "not-exhausted")
+
+
+def test_two_processes_and_whole_states_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    states = set()
+    for extra in ([], ["--jobs", "2"], ["--exact"]):
+        code, out, _ = run(capsys, "munmap-reuse", "--design", "rfc-v6", "--json", *extra)
+        found = json.loads(out)
+        assert (code, found["verdict"]) == (0, "proved")
+        states.add(found["states"])
+    assert len(states) == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["nonsense"], "no scenario 'nonsense'"),
+        (["munmap+sleep"], "no pair 'munmap+sleep'"),
+        (["expand", "--design", "linux-9"], "no design 'linux-9'"),
+        (["expand", "--design", "linux-6.18/none"], "no mutation 'none' of linux-6.18"),
+        ([], "give one of: a SCENARIO"),
+        (["expand", "--jobs", "0"], "--jobs 0 is not above 0"),
+        (["expand", "--pct", "2"], "--pct needs --sample"),
+        (["--replay", "expand"], "is not SCENARIO@DESIGN~SCHEDULE"),
+        (["--replay", "expand@linux-4.20~a99"], "the schedule doesn't fit"),
+        (["missing.toml"], "can't be read"),
+        (["expand", "--html", "/nowhere/x.html", "--design", "rfc-v6"], "can't be written"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], argv: list[str], words: str
+) -> None:
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[[map]]\npages = [0, 2]", "missing required field `summary`"),
+        ('summary = "x"\ncolour = "red"', "unknown field"),
+        ('summary = "x"\n[[task]]\ndo = ["munmap a b"]', "arguments must be numbers"),
+        ('summary = "x"\n[[task]]\ndo = ["munmap 0 4 -> fine"]', "'fine' is neither"),
+        ('summary = "x"\n[[task]]\ndo = ["munmap 0"]', "is written 'munmap PAGE PAGES'"),
+        ('summary = "x"\n[[task]]\ndo = ["dance 0"]', "no operation 'dance'"),
+        ('summary = "x"', "has no tasks"),
+        ('summary = "x"\nsometimes = ["rain"]\n[[task]]\ndo = ["read 0"]', "nothing is called"),
+    ],
+)
+def test_a_broken_scenario_file_is_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, words: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    code, _, err = run(capsys, str(path), "--design", "linux-6.18")
+    assert code == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_results_are_read_by_name() -> None:
+    operation = parse_operation("read 3 -> old SIGSEGV | 7")
+    assert operation.expected == (1003, -11, 7)
+    with pytest.raises(UserError, match="'old' is the content of a page"):
+        parse_operation("exit -> old")
+
+
+FIRES = {
+    Invariant.NO_PTE_BEHIND_ZAP: ("expand", "rfc-v6"),
+    Invariant.NO_VMA_OVER_FREED_TABLES: ("expand", "rfc-v6"),
+    Invariant.NO_STALE_VMA: ("munmap-fault-gup", "linux-6.18/no-detached-recheck"),
+    Invariant.TEARDOWN_ORDER: ("munmap-file", "linux-6.1/no-rmap-unlink"),
+    Invariant.PRIVATE_UNDER_READ: ("hugetlb", "rfc-v6-posted"),
+    Invariant.LOCK_MODE: ("munmap-fault-gup", "linux-4.20/unlock-read-as-write"),
+    Invariant.OLD_CONTENT_OR_SIGSEGV: ("munmap-fault-gup", "linux-6.1/zap-before-detach"),
+    Invariant.NO_STALE_TRANSLATION: ("missed-flush", "linux-4.9"),
+    Invariant.NO_LIVE_PTE_IN_FREED_TABLE: ("ceiling", "linux-4.20"),
+    Invariant.WALK_INSIDE_VMA: ("munmap-lower-half", "linux-4.18/fault-without-lock"),
+    Invariant.ERROR_LEAVES_NO_TRACE: ("brk-error", "linux-5.10/no-rollback"),
+    Invariant.BOOKS_BALANCE: ("lost-update", "linux-5.10"),
+    Invariant.NO_DEADLOCK: ("uffd-event", "linux-4.20/event-before-unlock"),
+    Invariant.READER_WAITS_EXCLUSIVE_ONLY: ("convoy", "linux-6.18"),
+    Invariant.MUTUAL_EXCLUSION: ("reader-count", "linux-4.20"),
+    Invariant.USE_AFTER_FREE: ("stack-rot", "linux-6.18/growth-under-read"),
+}
+
+
+@pytest.mark.parametrize("rule", Invariant)
+def test_every_invariant_fires_somewhere(rule: Invariant) -> None:
+    scenario, design = FIRES[rule]
+    system = closed_system(find_scenario(scenario), find_design(design))
+    broken = {one.invariant for one in explore(system, all_violations=True).violations}
+    assert rule in broken
+
+
+def test_a_design_of_ones_own_is_checked_and_its_token_replays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = Path(__file__).parent.parent / "docs" / "examples" / "own_munmap.py"
+    code, out, _ = run(capsys, "munmap-reuse", "--design", f"{own}:HASTY", "--json")
+    found = json.loads(out)
+    assert (code, found["design"]) == (1, "hasty")
+    assert found["invariant"] == "NO_VMA_OVER_FREED_TABLES"
+    code, out, _ = run(capsys, "--replay", found["token"])
+    assert code == 1
+    assert "own_munmap.py:" in out
+    for scenario in ("munmap-reuse", "munmap-fault-gup", "munmap-file", "expand"):
+        code, _, _ = run(capsys, scenario, "--design", f"{own}:MENDED", "--json")
+        assert code == 0
+
+
+def test_the_timed_engine_runs_the_same_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "expand", "--design", "linux-4.20", "--json")
+    found = json.loads(out)
+    code, out, _ = run(capsys, "--replay", found["token"], "--timed", "--json")
+    timed = json.loads(out)
+    assert code == 1
+    assert timed["violation"].startswith(f"{found['invariant']}: grow puts a VMA over [p11, p12)")
+    assert [(row["task"], row["step"]) for row in timed["steps"]] == [
+        (row["task"], row["does"]) for row in found["steps"]
+    ]
+    times = [row["at_ns"] for row in timed["steps"]]
+    assert times == sorted(times)
+    assert times[-1] > 0
