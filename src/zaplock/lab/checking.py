@@ -62,7 +62,8 @@ class Found:
         if self.violation is None:
             return ""
         rule = "~fair" if self.fair else ""
-        return f"{self.scenario}@{self.reference or self.design}{rule}~{spell(self.schedule, self.groups)}"
+        schedule = spell(self.schedule, self.groups)
+        return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
     @property
     def invariants(self) -> tuple[str, ...]:
