@@ -18,7 +18,6 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGES_PER_PMD,
     PMD_SIZE,
-    VM_GROWSDOWN,
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_NOHUGEPAGE,
@@ -166,7 +165,7 @@ def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | Non
         return None
     low = vpn - vpn % PAGES_PER_PMD
     start = low << PAGE_SHIFT
-    if start < vma.start or start + PMD_SIZE > vma.end or vma.flags & VM_GROWSDOWN:
+    if start < vma.start or start + PMD_SIZE > vma.end:
         return None
     return None if space.ptes.any_in(low, low + PAGES_PER_PMD) else low
 

@@ -103,16 +103,27 @@ def forbid_behind_zap(m: Machine, task: Task, space: AddressSpace, first: int, l
             )
 
 
-def zap(m: Machine, task: Task, space: AddressSpace, gather: int, first: int, last: int) -> int:
+def zap(
+    m: Machine,
+    task: Task,
+    space: AddressSpace,
+    gather: int,
+    first: int,
+    last: int,
+    spares: frozenset[str] = frozenset(),
+) -> int:
     """Clear the entries of virtual pages [first, last) and gather their frames; return how many.
 
     A huge page of which only a part is in the range is split first, as Linux splits its PMD.
+    Entries of the kinds `spares` stay.
     """
     split_huge_at(m, task, space, first)
     split_huge_at(m, task, space, last)
     cleared = 0
     for low, high, pte in space.ptes.overlapping(first, last):
         kind = pte.kind
+        if kind in spares:
+            continue
         pages = high - low
         unit, per_entry = UNITS[kind]
         m.spend(unit, pages / per_entry)
@@ -125,7 +136,9 @@ def zap(m: Machine, task: Task, space: AddressSpace, gather: int, first: int, la
         if kind in ("thp", "zero_thp"):
             drop_deposited_tables(space, low, high)
         cleared += pages
-    if cleared:
+        if spares:
+            space.ptes.clear(low, high)
+    if cleared and not spares:
         space.ptes.clear(first, last)
     return cleared
 
@@ -151,9 +164,9 @@ def split_huge_at(m: Machine, task: Task, space: AddressSpace, vpn: int) -> None
     low = vpn - vpn % PAGES_PER_PMD
     pte = run[2]
     if pte.kind == "thp":
-        small = Pte("anon", pte.delta, pte.writable)
+        small = Pte("anon", pte.delta, pte.writable, pte.no_access)
     else:
-        small = Pte("zero", 0)
+        small = Pte("zero", 0, False, pte.no_access)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
 
 
@@ -210,6 +223,8 @@ def protect(
     """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
         m.spend("protect_pte", high - low)
+        if pte.kind == "guard":
+            continue
         new = Pte(pte.kind, pte.delta, pte.writable and writable and accessible, not accessible)
         if new != pte:
             space.ptes.set(low, high, new)

@@ -24,8 +24,8 @@ from zaplock.model.flags import (
     VM_GROWSDOWN,
     VM_GROWSUP,
     VM_SHARED,
-    VM_SOFTDIRTY,
     VM_SPECIAL,
+    VM_STICKY,
     VM_WRITE,
     names,
 )
@@ -313,7 +313,7 @@ def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
     """Return whether two neighbours can be one VMA (is_mergeable_vma and its kin)."""
     return (
         left.end == right.start
-        and not (left.flags ^ right.flags) & ~VM_SOFTDIRTY
+        and not (left.flags ^ right.flags) & ~VM_STICKY
         and left.file == right.file
         and left.uffd == right.uffd
         and left.name == right.name
@@ -341,7 +341,11 @@ def absorb(m: Machine, task: Task, left: int, right: int) -> int:
     free(m, task, right)
     donor = first if first.anon_vma else second
     grown = change(
-        first, end=second.end, anon_vma=donor.anon_vma, shared_anon_vma=donor.shared_anon_vma
+        first,
+        end=second.end,
+        flags=first.flags | second.flags & VM_STICKY,
+        anon_vma=donor.anon_vma,
+        shared_anon_vma=donor.shared_anon_vma,
     )
     m.vmas.put(left, grown)
     return left
@@ -418,7 +422,7 @@ def reusable_anon_vma(m: Machine, space: AddressSpace, vma: Vma) -> int:
             and not other.shared_anon_vma
             and left.end == right.start
             and left.file == right.file
-            and not (left.flags ^ right.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY)
+            and not (left.flags ^ right.flags) & ~(VM_ACCESS_FLAGS | VM_STICKY)
             and left.pgoff + left.nr_pages == right.pgoff
         ):
             return other.anon_vma

@@ -13,13 +13,13 @@ from zaplock.model.flags import (
     VM_ACCOUNT,
     VM_DONTCOPY,
     VM_LOCKED_MASK,
+    VM_MAYBE_GUARD,
     VM_PFNMAP,
     VM_SHARED,
     VM_UFFD_FLAGS,
     VM_WIPEONFORK,
 )
 from zaplock.model.frames import change_frames
-from zaplock.model.mm import Pte
 from zaplock.model.pagetable import COUNTED, alloc_tables, install
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -68,7 +68,7 @@ def needs_copy(vma: Vma) -> bool:
     """Return whether faults can't bring the child's entries back by themselves."""
     if vma.flags & VM_WIPEONFORK:
         return False
-    return bool(vma.anon_vma or vma.flags & VM_PFNMAP)
+    return bool(vma.anon_vma or vma.flags & (VM_PFNMAP | VM_MAYBE_GUARD))
 
 
 @step
@@ -120,7 +120,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
     private = not vma.flags & VM_SHARED
     for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         m.spend("copy_pte", last - first)
-        shared = Pte(pte.kind, pte.delta, pte.writable and not private)
+        shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED:
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)

@@ -9,7 +9,7 @@ Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINTR, EINVAL, ENOMEM, EPERM
+from errno import EACCES, EAGAIN, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model import flags as f
@@ -30,10 +30,12 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
+from zaplock.model.mm import Pte
+from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
-from zaplock.model.vma import Vma, read_vma
+from zaplock.model.vma import Vma, anon_vma_prepare, change, read_vma, vma_of
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -42,6 +44,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
+from zaplock.protocols.rmap import MARKERS, punch_hole
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ FLAG_ADVICE: dict[int, tuple[int, int]] = {
 
 ZAPS = (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_FREE)
 POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
+GUARDS = (f.MADV_GUARD_INSTALL, f.MADV_GUARD_REMOVE)
 LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
 
 
@@ -87,7 +91,7 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
 
 def is_known(advice: int) -> bool:
     """Return whether there is such an advice."""
-    return advice in FLAG_ADVICE or advice in ZAPS or advice in POPULATES or advice in LOOKS
+    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS, *GUARDS)
 
 
 async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
@@ -190,13 +194,69 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         await zap_page_range_single(cx, handle, vma, low, high)
         return 0
     if advice == f.MADV_REMOVE:
-        return -EINVAL if not vma.file or vma.flags & VM_LOCKED else 0
+        return await remove_pages(cx, vma, low, high)
+    if advice in GUARDS:
+        return await guard(cx, handle, vma, low, high, advice == f.MADV_GUARD_INSTALL)
     if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
         await up_read(cx.mmap_lock)  # while the file system reads ahead
         await down_read(cx.mmap_lock)
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT) and vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
         return -EINVAL
     return 0
+
+
+async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
+    """MADV_REMOVE: punch a hole into the file, without the lock meanwhile."""
+    if vma.flags & VM_LOCKED or not (vma.file or vma.name):
+        return -EINVAL
+    if not vma.file or vma.flags & (f.VM_SHARED | f.VM_MAYWRITE) != f.VM_SHARED | f.VM_MAYWRITE:
+        return -EACCES
+    first = (vma.pgoff << PAGE_SHIFT) + low - vma.start
+    await up_read(cx.mmap_lock)
+    await punch_hole(cx, vma.file, first, first + high - low)
+    await down_read(cx.mmap_lock)
+    return 0
+
+
+async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:
+    """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch."""
+    if vma.flags & (VM_SPECIAL | VM_HUGETLB) or (install and vma.flags & VM_LOCKED):
+        return -EINVAL
+    if not install:
+        await remove_guards(cx.mm, low, high)
+        return 0
+    if not vma.flags & f.VM_SHARED:
+        await anon_vma_prepare(handle)
+    await mark_guarded(handle)
+    gather = await gather_zap(cx.mm, low, high)
+    await unmap_page_range(cx, gather, low, high)
+    await tlb_finish_mmu(cx, gather)
+    await install_guards(cx.mm, low, high)
+    return 0
+
+
+@step
+def mark_guarded(m: Machine, task: Task, handle: int) -> None:
+    """Note that a VMA may have guards; set atomically, so a shared hold is enough."""
+    vma = vma_of(m, task, handle)
+    m.vmas.put(handle, change(vma, flags=vma.flags | f.VM_MAYBE_GUARD))
+
+
+@step
+def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Put a guard marker into every entry of a range, which is empty."""
+    space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    alloc_tables(m, task, space, first, last)
+    install(m, task, space, first, last, Pte("guard", 0))
+
+
+@step
+def remove_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Take the guard markers of a range away; pages stay."""
+    ptes = m.mm(mm).ptes
+    for first, last, pte in ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind == "guard":
+            ptes.clear(first, last)
 
 
 @step
@@ -211,7 +271,7 @@ async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: i
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, True)
     else:
-        await unmap_page_range(cx, gather, low, high)
+        await unmap_page_range(cx, gather, low, high, None, MARKERS)
         if cx.design.reclaims_tables:
             await reclaim_tables(cx.mm, gather, low, high)
     await tlb_finish_mmu(cx, gather)

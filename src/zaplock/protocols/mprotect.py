@@ -28,6 +28,7 @@ from zaplock.model.flags import (
     VM_NORESERVE,
     VM_SEALED,
     VM_SHARED,
+    VM_STICKY,
     VM_WRITE,
     page_align,
 )
@@ -198,7 +199,11 @@ def merge_with_neighbour(
         return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part
-    links = {"anon_vma": donor.anon_vma, "shared_anon_vma": donor.shared_anon_vma}
+    links = {
+        "anon_vma": donor.anon_vma,
+        "shared_anon_vma": donor.shared_anon_vma,
+        "flags": other.flags | flags & VM_STICKY,
+    }
     if low == vma.start:
         write_vma(m, handle, change(vma, start=high, pgoff=vma.pgoff_of(high)))
         write_vma(m, neighbour, change(other, end=high, **links))

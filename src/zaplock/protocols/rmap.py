@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.files import i_mmap_lock, set_file_size, truncate_pagecache
 from zaplock.model.flags import PAGE_SHIFT, page_align
+from zaplock.model.frames import change_frames
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
@@ -32,22 +33,46 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
     return 0
 
 
-async def unmap_mapping_range(cx: Cx, file: int, first: int, last: int) -> None:
-    """Zap the pages of a file in bytes [first, last) wherever they are mapped."""
+async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
+    """Take bytes [first, last) out of a file in memory; private copies of them stay."""
+    await unmap_mapping_range(cx, file, first, last, MARKERS | {"anon", "thp"})
+    await drop_cached(file, first, last)
+
+
+@step
+def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> None:
+    """Drop pages of a file from its page cache."""
+    cache = m.page_cache(file)
+    low, high = first >> PAGE_SHIFT, last >> PAGE_SHIFT
+    for start, end, delta in cache.overlapping(low, high):
+        change_frames(m, task, start + delta, end + delta, refs=-1)
+    cache.clear(low, high)
+
+
+MARKERS = frozenset({"guard"})
+
+
+async def unmap_mapping_range(
+    cx: Cx, file: int, first: int, last: int, spares: frozenset[str] = MARKERS
+) -> None:
+    """Zap the pages of a file in bytes [first, last) wherever they are mapped.
+
+    Entries of the kinds `spares` stay.
+    """
     await down_read(i_mmap_lock(file))
     for handle in await mapping_vmas(file, first >> PAGE_SHIFT):
         vma = await read_vma(handle)
         low = max(vma.start, vma.start + first - (vma.pgoff << PAGE_SHIFT))
         high = min(vma.end, vma.start + last - (vma.pgoff << PAGE_SHIFT))
         if low < high:
-            await zap_in(cx, vma, low, high)
+            await zap_in(cx, vma, low, high, spares)
     await up_read(i_mmap_lock(file))
 
 
-async def zap_in(cx: Cx, vma: Vma, low: int, high: int) -> None:
+async def zap_in(cx: Cx, vma: Vma, low: int, high: int, spares: frozenset[str]) -> None:
     """Zap a part of another address space."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    await unmap_page_range(cx, gather, low, high, vma.mm)
+    await unmap_page_range(cx, gather, low, high, vma.mm, spares)
     await tlb_finish_mmu(cx, gather)
 
 

@@ -139,20 +139,38 @@ async def unmap_hugepages(
         await up_write(i_mmap_lock(vma.file))
 
 
-async def unmap_page_range(cx: Cx, gather: int, low: int, high: int, mm: int | None = None) -> None:
-    """Clear the entries of [low, high), flushing in the middle when the batch is full."""
+async def unmap_page_range(
+    cx: Cx,
+    gather: int,
+    low: int,
+    high: int,
+    mm: int | None = None,
+    spares: frozenset[str] = frozenset(),
+) -> None:
+    """Clear the entries of [low, high), flushing in the middle when the batch is full.
+
+    Entries of the kinds `spares` stay: guard markers outlive all but an unmap.
+    """
     mm = cx.mm if mm is None else mm
     grain = (cx.grain << PAGE_SHIFT) or high - low
     for at in range(low, high, grain):
-        full = await zap_pte_range(mm, gather, at, min(at + grain, high))
+        full = await zap_pte_range(mm, gather, at, min(at + grain, high), spares)
         if full and at + grain < high:
             await tlb_flush_mmu(gather)
 
 
 @step
-def zap_pte_range(m: Machine, task: Task, mm: int, gather: int, low: int, high: int) -> bool:
+def zap_pte_range(
+    m: Machine,
+    task: Task,
+    mm: int,
+    gather: int,
+    low: int,
+    high: int,
+    spares: frozenset[str] = frozenset(),
+) -> bool:
     """Clear entries under the page-table lock; returns whether the batch is full."""
-    zapped = zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    zapped = zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT, spares)
     return zapped > 0 and is_full(m, gather)
 
 

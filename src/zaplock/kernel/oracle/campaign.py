@@ -128,6 +128,10 @@ class Bench:
     def _judge_kernel(
         self, fault: Divergence, real: list[Step], report: Report, shrinking: bool
     ) -> None:
+        again = compare.leftovers(fault.sequence, self.real.run(fault.sequence))
+        if again is None or again.signature != fault.signature:
+            report.unrepeatable.append(f"{fault.signature}; {fault.differences[0]}")
+            return
         report.kernel_signatures[fault.signature] += 1
         if any(known.signature == fault.signature for known in report.kernel_faults):
             return

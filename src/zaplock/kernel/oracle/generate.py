@@ -58,7 +58,7 @@ THEMES: dict[str, dict[str, int]] = {
     "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
-    "seal": {**_COMMON, "mseal": 8, "mremap": 8, "madvise": 12, "mlock": 2, "brk": 2},
+    "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 12, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
              "msync": 6, "mincore": 8, "brk": 5, "remap_file_pages": 5, "mseal": 1,
@@ -91,6 +91,7 @@ class Generator:
     _mixes: dict[str, list[str]] = field(init=False)
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
+    _removes: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
 
@@ -114,6 +115,7 @@ class Generator:
         self._theme = pick.choice(self.scope.themes)
         names = self._mixes[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
+        self._removes = self.chance(40)  # holes are punched into files in memory only
         for number in range(self.length):
             name = "brk" if self._theme == "brk" and not number else pick.choice(names)
             op = Op(name, _MAKERS[name](self))
@@ -185,7 +187,8 @@ class Generator:
         """Choose a file."""
         if self.chance(2):
             return ops.BAD_FILE
-        return self.random.randrange(len(ops.FILES))
+        slot = self.random.randrange(len(ops.FILES))
+        return 0 if slot == ops.DISK_SLOT and self._removes else slot
 
     def flags_of(self, values: tuple[int, ...], wrong: tuple[int, ...]) -> int:
         """Choose flags from the usual ones, seldom from the wrong ones."""
@@ -246,7 +249,8 @@ def _advice(g: Generator) -> int:
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._theme == "huge" and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 22, 23))
-    return g.random.choice(g.scope.advice)
+    advice = g.random.choice(g.scope.advice)
+    return advice if advice != 9 or g._removes else 4
 
 
 def _madvise(g: Generator) -> tuple[Argument, ...]:
@@ -273,6 +277,8 @@ def _setrlimit(g: Generator) -> tuple[Argument, ...]:
     resource = g.random.choice((ops.RLIMIT_AS, ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK,
                                 ops.RLIMIT_DATA, ops.RLIMIT_STACK))  # fmt: skip
     pages = g.random.randint(0, 48)
+    if resource == ops.RLIMIT_MEMLOCK and g.chance(30):
+        return resource, 0
     base = ring.RING_SIZE if resource in (ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK) else 0
     return resource, (base if g.chance(70) else 0) + pages * PAGE + (g.chance(10) and 77)
 

@@ -16,7 +16,7 @@ import msgspec
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import LockCall, run
 from zaplock.kernel.oracle import ops, ring
-from zaplock.kernel.oracle.generate import ADVICE, THEMES, Scope
+from zaplock.kernel.oracle.generate import THEMES, Scope
 from zaplock.kernel.oracle.modelview import View
 from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
 from zaplock.kernel.oracle.program import arguments_of, uses_file
@@ -46,6 +46,7 @@ from zaplock.protocols import (
     rmap,
 )
 from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.fault import access_error
 from zaplock.protocols.locking import (
     mmap_read_lock,
     mmap_read_unlock,
@@ -63,7 +64,6 @@ _MASK = (1 << 64) - 1
 _CANONICAL = 1 << 47
 
 COVERED = Scope(
-    advice=tuple(advice for advice in ADVICE if advice not in (9, 102, 103)),
     without=frozenset({"pread", "pwrite", "uffd_register", "uffd_unregister"}),
     themes=tuple(theme for theme in THEMES if theme != "uffd"),
 )
@@ -198,7 +198,7 @@ class World:
         """Return a number for the address space of the next child."""
         return MM + 1 + sum(1 for mm in self.machine.mms if mm != MM)
 
-    def signal_code(self, address: int, signal: int) -> int:
+    def signal_code(self, address: int, signal: int, write: bool) -> int:
         """Encode a fault as the real side does: which signal, with which si_code."""
         if signal == SIGBUS:
             return -(SIGBUS << 16 | 2)
@@ -207,10 +207,10 @@ class World:
             return -(SIGSEGV << 16 | 128)
         handle = lookup(self.machine, self.space, address)
         vma = self.machine.vmas[handle] if handle else None
-        covered = isinstance(vma, Vma) and vma.start <= address
-        pte = self.space.ptes.at(address >> f.PAGE_SHIFT)
-        guarded = pte is not None and pte.kind == "guard"
-        return -(SIGSEGV << 16 | (2 if covered and not guarded else 1))
+        if not isinstance(vma, Vma) or vma.start > address:
+            return -(SIGSEGV << 16 | 1)
+        # Only a guard is fatal where the VMA allows the access; it passes for unmapped.
+        return -(SIGSEGV << 16 | (2 if access_error(vma, write) else 1))
 
 
 Operation = Callable[..., Outcome]
@@ -226,17 +226,17 @@ def _mmap(
 def _load(w: World, calls: Any, address: int) -> Outcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return Outcome(w.signal_code(address, SIGSEGV))
+        return Outcome(w.signal_code(address, SIGSEGV, False))
     result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
-    return Outcome(w.signal_code(address, -result) if result < 0 else result)
+    return Outcome(w.signal_code(address, -result, False) if result < 0 else result)
 
 
 def _store(w: World, calls: Any, address: int, tag: int) -> Outcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return Outcome(w.signal_code(address, SIGSEGV))
+        return Outcome(w.signal_code(address, SIGSEGV, True))
     result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
-    return Outcome(w.signal_code(address, -result) if result < 0 else 0)
+    return Outcome(w.signal_code(address, -result, True) if result < 0 else 0)
 
 
 def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> Outcome:
@@ -284,7 +284,7 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
 
 async def take_and_release_for(cx: Cx, advice: int) -> int:
     """Hold what an advice needs and do nothing: ranges are checked under the lock here."""
-    if advice in (*madvise.POPULATES, *madvise.LOOKS):
+    if advice in (*madvise.POPULATES, *madvise.LOOKS, *madvise.GUARDS):
         await mmap_read_lock(cx)
         await mmap_read_unlock(cx)
     elif advice not in madvise.ZAPS:
@@ -322,7 +322,9 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
     if not length:
         return 0
     end = (addr + f.page_align(length)) & _MASK
-    return -12 if end <= addr else None
+    if end <= addr:
+        return -12
+    return -22 if prot & ~mprotect.KNOWN_PROT else None
 
 
 def environment_ring(w: World, mm: int) -> bool:

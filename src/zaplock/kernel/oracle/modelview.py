@@ -20,7 +20,8 @@ from zaplock.model.mm import Pte
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
     (f.VM_MAYREAD, "mr"), (f.VM_MAYWRITE, "mw"), (f.VM_MAYEXEC, "me"), (f.VM_MAYSHARE, "ms"),
-    (f.VM_GROWSDOWN, "gd"), (f.VM_PFNMAP, "pf"), (f.VM_LOCKED, "lo"), (f.VM_IO, "io"),
+    (f.VM_GROWSDOWN, "gd"), (f.VM_MAYBE_GUARD, "gu"), (f.VM_PFNMAP, "pf"),
+    (f.VM_LOCKED, "lo"), (f.VM_IO, "io"),
     (f.VM_SEQ_READ, "sr"), (f.VM_RAND_READ, "rr"), (f.VM_DONTCOPY, "dc"),
     (f.VM_DONTEXPAND, "de"), (f.VM_LOCKONFAULT, "lf"), (f.VM_ACCOUNT, "ac"),
     (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"),
@@ -30,7 +31,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 256,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256,
 }  # fmt: skip
 _UNREADABLE = -(SIGSEGV << 16 | 2)
 _KB = 4
