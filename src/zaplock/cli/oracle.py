@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zaplock.cli._oracle_text import print_json, print_report
+from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.kernel.oracle.campaign import Report, SideMaker
-    from zaplock.kernel.oracle.compare import Divergence
 
 SUMMARY = "let the real kernel judge the model, operation by operation"
 
@@ -34,6 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
     parser.add_argument("--strace", metavar="FILE", help="replay a recorded program")
+    parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
+    parser.add_argument("--self-test", action="store_true", help="put faults in: are they found?")
     parser.add_argument("--coverage", action="store_true", help="print every outcome's count")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -48,11 +50,15 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
     if not 1 <= args.jobs <= 256:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
+    if args.self_test:
+        return _self_test(args)
+    if args.locks:
+        return _locks(args)
     report = _campaign(args)
     if args.json:
-        _print_json(report, args)
+        print_json(report, args.seed)
     else:
-        _print(report, args)
+        print_report(report, args.coverage)
     _say_next(report, args)
     return 0 if report.agrees else 1
 
@@ -100,18 +106,10 @@ def _campaign(args: argparse.Namespace) -> Report:
         for report in campaign.run(
             other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope
         ):
-            progress.update(task, description=_progress(report))
+            progress.update(task, description=progress_text(report))
     if args.save:
         _save(report, Path(args.save))
     return report
-
-
-def _progress(report: Report) -> str:
-    rate = report.operations / report.seconds if report.seconds else 0.0
-    return (
-        f"{report.operations:,} operations, {rate:,.0f}/s a job, {len(report.coverage):,} kinds, "
-        f"{sum(report.signatures.values())} divergences"
-    )
 
 
 def _save(report: Report, directory: Path) -> None:
@@ -129,85 +127,6 @@ def _save(report: Report, directory: Path) -> None:
         raise UserError(
             f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
         ) from None
-
-
-def _print(report: Report, args: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(_summary(report))
-    for found in report.divergences:
-        _print_divergence(console, "DIVERGENCE", found, report.signatures[found.signature])
-    for found in report.kernel_faults:
-        count = report.kernel_signatures[found.signature]
-        _print_divergence(console, "THE KERNEL'S OWN ACCOUNTING", found, count)
-    for line in report.lost[:3]:
-        console.print(f"LOST {line}")
-    if args.coverage:
-        _print_coverage(console, report)
-
-
-def _summary(report: Report) -> str:
-    rate = report.operations / report.seconds if report.seconds else 0.0
-    return (
-        f"{report.operations:,} operations in {report.sequences:,} sequences, each compared in "
-        f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, "
-        f"outcome, state); {sum(report.signatures.values())} divergences of "
-        f"{len(report.signatures)} kinds, "
-        f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
-        f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
-    )
-
-
-def _print_divergence(console: Any, title: str, found: Divergence, count: int) -> None:
-    console.print(f"\n{title} ({count} times) {found.signature}")
-    for number, op in enumerate(found.sequence[: found.at + 1]):
-        console.print(f"  op{number} {op}")
-    for line in found.differences:
-        console.print(f"    {line}")
-
-
-def _print_coverage(console: Any, report: Report) -> None:
-    from zaplock.kernel.oracle.coverage import Coverage
-
-    coverage = Coverage()
-    coverage.merge(report.coverage)
-    console.print()
-    for name, outcomes in sorted(coverage.outcomes().items()):
-        counts = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
-        console.print(f"{name:<18} {counts}")
-
-
-def _print_json(report: Report, args: argparse.Namespace) -> None:
-    import json
-
-    outcomes: dict[str, Counter[str]] = {}
-    for (name, outcome, _), count in report.coverage.items():
-        outcomes.setdefault(name, Counter())[outcome] += count
-    document = {
-        "seed": args.seed,
-        "operations": report.operations,
-        "sequences": report.sequences,
-        "seconds": round(report.seconds, 3),
-        "divergences": [_as_json(d, report.signatures[d.signature]) for d in report.divergences],
-        "kernel_faults": [
-            _as_json(d, report.kernel_signatures[d.signature]) for d in report.kernel_faults
-        ],
-        "unrepeatable": report.unrepeatable,
-        "lost": report.lost,
-        "outcomes": outcomes,
-        "kinds": len(report.coverage),
-    }
-    print(json.dumps(document, indent=1))
-
-
-def _as_json(found: Divergence, count: int) -> dict[str, object]:
-    return {
-        "signature": found.signature,
-        "count": count,
-        "operations": [str(op) for op in found.sequence[: found.at + 1]],
-        "differences": list(found.differences),
-    }
 
 
 def _say_next(report: Report, args: argparse.Namespace) -> None:
@@ -243,6 +162,78 @@ def _replay(args: argparse.Namespace) -> int:
     path.write_text(script.write(found))
     print(f"next: python3 {path}")
     return 1
+
+
+def _self_test(args: argparse.Namespace) -> int:
+    """Put each fault into the model and see whether it is found within --seconds."""
+    import json
+
+    from zaplock.kernel.oracle import faults
+    from zaplock.kernel.oracle.campaign import Bench
+
+    bench = Bench(_other_side(args), _scope(args))
+    rows = []
+    try:
+        for fault in faults.FAULTS:
+            found = faults.hunt(bench, fault, args.seed, args.seconds)
+            told = found.signature or "NOT FOUND"
+            text = (
+                f"{fault.name:<22} {found.operations:>8,} operations {found.seconds:6.1f} s  {told}"
+            )
+            print(text, file=sys.stderr if args.json else sys.stdout, flush=True)
+            rows.append((fault, found))
+    finally:
+        bench.close()
+    missed = [fault.name for fault, found in rows if not found.signature]
+    if args.json:
+        document = [
+            {"fault": fault.name, "rule": fault.rule, "operations": found.operations,
+             "seconds": round(found.seconds, 2), "found_as": found.signature or None}
+            for fault, found in rows
+        ]  # fmt: skip
+        print(json.dumps(document, indent=1))
+    else:
+        print(f"{len(rows) - len(missed)} of {len(rows)} faults found", *missed, sep="\n  missed: ")
+        print("next: zaplock oracle --seconds 60 --coverage")
+    return 1 if missed else 0
+
+
+def _locks(args: argparse.Namespace) -> int:
+    """Compare lock sequences for so many seconds."""
+    import json
+    import time
+
+    from zaplock.kernel.oracle import locks
+    from zaplock.kernel.oracle.campaign import slice_seed
+    from zaplock.kernel.oracle.modelside import ModelSide
+    from zaplock.kernel.oracle.real import RealSide
+
+    scope, real = _scope(args), RealSide()
+    model = ModelSide(real.environment)
+    operations = lock_operations = number = 0
+    differing: list[locks.Difference] = []
+    deadline = time.monotonic() + args.seconds
+    try:
+        while time.monotonic() < deadline:
+            found = locks.sample(real, model, slice_seed(args.seed, number), scope)
+            number += 1
+            operations += found.operations
+            lock_operations += found.lock_operations
+            differing += found.differences
+    finally:
+        real.close()
+    told = [f"{d.sequence[d.at]}: kernel {d.kernel}, model {d.model}" for d in differing]
+    if args.json:
+        document = {"operations": operations, "lock_operations": lock_operations, "differing": told}
+        print(json.dumps(document, indent=1))
+        return 1 if told else 0
+    print(*told[:10], sep="\n", end="\n" if told else "")
+    print(
+        f"{lock_operations:,} lock operations of {operations:,} operations compared, "
+        f"{len(told)} sequences differ"
+    )
+    print(f"next: zaplock oracle --locks --seed {args.seed + 1}")
+    return 1 if told else 0
 
 
 def _strace(args: argparse.Namespace) -> int:

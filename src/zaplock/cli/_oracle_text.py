@@ -1,0 +1,97 @@
+"""What `zaplock oracle` prints: a campaign's report, as text and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zaplock.kernel.oracle.campaign import Report
+    from zaplock.kernel.oracle.compare import Divergence
+
+
+def progress(report: Report) -> str:
+    rate = report.operations / report.seconds if report.seconds else 0.0
+    return (
+        f"{report.operations:,} operations, {rate:,.0f}/s a job, {len(report.coverage):,} kinds, "
+        f"{sum(report.signatures.values())} divergences"
+    )
+
+
+def print_report(report: Report, with_coverage: bool) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(_summary(report))
+    for found in report.divergences:
+        _print_divergence(console, "DIVERGENCE", found, report.signatures[found.signature])
+    for found in report.kernel_faults:
+        count = report.kernel_signatures[found.signature]
+        _print_divergence(console, "THE KERNEL'S OWN ACCOUNTING", found, count)
+    for line in report.lost[:3]:
+        console.print(f"LOST {line}")
+    if with_coverage:
+        _print_coverage(console, report)
+
+
+def _summary(report: Report) -> str:
+    rate = report.operations / report.seconds if report.seconds else 0.0
+    return (
+        f"{report.operations:,} operations in {report.sequences:,} sequences, each compared in "
+        f"full: {rate:,.0f} a second and job; {len(report.coverage):,} kinds of (operation, "
+        f"outcome, state); {sum(report.signatures.values())} divergences of "
+        f"{len(report.signatures)} kinds, "
+        f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
+        f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
+    )
+
+
+def _print_divergence(console: Any, title: str, found: Divergence, count: int) -> None:
+    console.print(f"\n{title} ({count} times) {found.signature}")
+    for number, op in enumerate(found.sequence[: found.at + 1]):
+        console.print(f"  op{number} {op}")
+    for line in found.differences:
+        console.print(f"    {line}")
+
+
+def _print_coverage(console: Any, report: Report) -> None:
+    from zaplock.kernel.oracle.coverage import Coverage
+
+    coverage = Coverage()
+    coverage.merge(report.coverage)
+    console.print()
+    for name, outcomes in sorted(coverage.outcomes().items()):
+        counts = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
+        console.print(f"{name:<18} {counts}")
+
+
+def print_json(report: Report, seed: int) -> None:
+    import json
+
+    outcomes: dict[str, Counter[str]] = {}
+    for (name, outcome, _), count in report.coverage.items():
+        outcomes.setdefault(name, Counter())[outcome] += count
+    document = {
+        "seed": seed,
+        "operations": report.operations,
+        "sequences": report.sequences,
+        "seconds": round(report.seconds, 3),
+        "divergences": [_as_json(d, report.signatures[d.signature]) for d in report.divergences],
+        "kernel_faults": [
+            _as_json(d, report.kernel_signatures[d.signature]) for d in report.kernel_faults
+        ],
+        "unrepeatable": report.unrepeatable,
+        "lost": report.lost,
+        "outcomes": outcomes,
+        "kinds": len(report.coverage),
+    }
+    print(json.dumps(document, indent=1))
+
+
+def _as_json(found: Divergence, count: int) -> dict[str, object]:
+    return {
+        "signature": found.signature,
+        "count": count,
+        "operations": [str(op) for op in found.sequence[: found.at + 1]],
+        "differences": list(found.differences),
+    }
