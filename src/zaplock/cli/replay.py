@@ -1,0 +1,170 @@
+"""Replay a recording: would another kernel, or another way of freeing, have avoided these stalls?
+
+FILE is a recording (zaplock record, import, or a simulation). Each thread's operations on the
+chosen process's mmap_lock are done again in virtual time, each at its recorded begin or when the
+thread's previous one has ended, at its recorded cost: under the design of the recorded kernel (the
+replay's own error, printed first), under other designs, and with memory freed in other ways:
+
+  munmap             as the program did
+  dontneed           MADV_DONTNEED of the whole range, then munmap of the empty one
+  dontneed-chunks    the same in chunks of 2 MiB, or of another size: dontneed-chunks:16M
+  munmap-chunks      one munmap for each chunk
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock.cli._sizes import parse_size
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.lab.profiles import Profile
+    from zaplock.lab.replay import Replay
+    from zaplock.lab.replay_threads import Way
+    from zaplock.protocols.design import Design
+
+SUMMARY = "replay a recording under another kernel, or freeing memory another way"
+
+PICTURES = (".svg", ".png", ".html")
+WIDTH_OF_A_FILE = 140
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock replay`."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a recording")
+    add("--design", action="append", metavar="NAME", help="of `zaplock designs`, or FILE.py:NAME "
+        "for your own; several by commas or by repeating (default: all)")  # fmt: skip
+    add("--free-by", action="append", metavar="WAY", help="munmap, dontneed, dontneed-chunks[:2M] "
+        "or munmap-chunks[:2M], for munmaps longer than a chunk; may be repeated (default: as "
+        "recorded under every design, and every way under the recorded kernel's)")  # fmt: skip
+    add("-p", "--pid", type=int, metavar="PID", help="the process (default: where most is waited)")
+    add("--mm", metavar="ADDRESS", help="the mm instead, as the recording has it")
+    add("--recorded-under", metavar="NAME", help="the design that stands for the recorded kernel "
+        "(default: by the release in the recording)")  # fmt: skip
+    add("--profile", metavar="NAME", help="costs of what the recording doesn't show (default: this "
+        "machine's, if it is calibrated, else e5-2680-rfc)")  # fmt: skip
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--plot", metavar="FILE", help="draw holds and waits: FILE.svg, .png or .html")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, replay, print."""
+    from zaplock.cli._progress import counter
+    from zaplock.cli.report import load as load_recording
+    from zaplock.designs import load
+    from zaplock.lab.replay import replay
+
+    ways, designs, mm = _ways(args.free_by), _designs(args.design), _mm(args.mm)
+    recorded = load(args.recorded_under) if args.recorded_under else None
+    profile = _profile(args.profile)
+    _require_picture(args.plot)
+    analysis = load_recording(args.file)
+    with counter("replaying") as show:
+        found = replay(
+            analysis, profile, recorded=recorded, designs=designs, ways=ways, pid=args.pid, mm=mm,
+            progress=show,
+        )  # fmt: skip
+    if args.plot:
+        from zaplock.cli._busy import busy
+        from zaplock.views.replay import plot
+
+        with busy(f"drawing {args.plot}"):
+            plot(found, Path(args.plot))
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        _print(found)
+    print(f"next: {_next(args)}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def _ways(texts: list[str] | None) -> list[Way] | None:
+    from zaplock.lab.replay_threads import WAYS, Way
+
+    if texts is None:
+        return None
+    ways = []
+    for text in dict.fromkeys(part for one in texts for part in one.split(",") if part):
+        name, colon, chunk = text.partition(":")
+        if name not in WAYS:
+            raise UserError(f"no way {text!r} of freeing memory; choose among {', '.join(WAYS)}")
+        if colon and not name.endswith("chunks"):
+            raise UserError(f"way {text!r} has no chunks: leave out {colon + chunk!r}")
+        ways.append(Way(name, parse_size(chunk)) if colon else Way(name))
+    if not ways:
+        raise UserError(f"no way in {','.join(texts)!r}; choose among {', '.join(WAYS)}")
+    return ways
+
+
+def _designs(names: list[str] | None) -> list[Design]:
+    from zaplock.designs import SHIPPED, load
+
+    if names is None:
+        return list(SHIPPED.values())
+    wanted = dict.fromkeys(name for text in names for name in text.split(",") if name)
+    if not wanted:
+        raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
+    return [load(name) for name in wanted]
+
+
+def _mm(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise UserError(f"mm {text!r} is no address: give it as 0x... or leave it out") from None
+
+
+def _profile(name: str | None) -> Profile:
+    from zaplock.lab import profiles
+
+    if name is None:
+        calibrated = profiles.THIS_MACHINE in profiles.available()
+        name = profiles.THIS_MACHINE if calibrated else profiles.DEFAULT
+    return profiles.load(name)
+
+
+def _require_picture(path: str | None) -> None:
+    if path is None:
+        return
+    if Path(path).suffix not in PICTURES:
+        raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path!r} can't be written (no such directory): choose another file")
+
+
+def _print(found: Replay) -> None:
+    from rich.console import Console
+
+    from zaplock.views import replay as view
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH_OF_A_FILE)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    say(view.title(found))
+    say(view.fit_sentence(found))
+    for line in view.remarks(found):
+        say(line)
+    console.print(view.table(found))
+    for line in view.sentences(found):
+        say(line)
+    say(view.LIMITS)
+
+
+def _next(args: argparse.Namespace) -> str:
+    file = shlex.quote(args.file)
+    if args.plot is None:
+        return f"zaplock replay {file} --plot replay.svg   (who holds, who waits)"
+    return f"zaplock report {file}   (who waited behind whom, in the recording)"
