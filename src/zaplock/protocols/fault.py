@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
+    VM_MAYBE_GUARD,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
@@ -119,7 +120,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
-    if needs_mmap_lock(vma, write):
+    if needs_mmap_lock(vma, write) and not await guarded(cx, vma, address):
         await vma_end_read(handle)
         return await page_fault_mmap_lock(cx, address, write)
     result = await handle_mm_fault(cx, handle, vma, address, write)
@@ -145,7 +146,8 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
     if not vma.flags & VM_HUGETLB:
         await alloc_fault_tables(handle, address)
     needs = not vma.flags & VM_SHARED and not vma.anon_vma
-    if needs and (write or (not vma.file and await fits_huge_page(handle, address))):
+    needs = needs and (write or (not vma.file and await fits_huge_page(handle, address)))
+    if needs and not await guarded(cx, vma, address):
         await anon_vma_prepare(handle)
     return await fault_entry(handle, address, write)
 
@@ -159,6 +161,18 @@ def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> Non
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
     alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2 if vma.file else 1)
+
+
+async def guarded(cx: Cx, vma: Vma, address: int) -> bool:
+    """Return whether a guard is at an address of a VMA that may have some."""
+    return bool(vma.flags & VM_MAYBE_GUARD) and await is_guarded(vma.mm, address)
+
+
+@step
+def is_guarded(m: Machine, _task: Task, mm: int, address: int) -> bool:
+    """Return whether a guard is at an address: it ends a fault before an anon_vma is needed."""
+    pte = m.mm(mm).ptes.at(address >> PAGE_SHIFT)
+    return pte is not None and pte.kind == "guard"
 
 
 @step

@@ -225,7 +225,7 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     if not install:
         await remove_guards(cx.mm, low, high)
         return 0
-    if not vma.flags & f.VM_SHARED:
+    if not vma.file and not vma.flags & f.VM_SHARED:
         await anon_vma_prepare(handle)
     await mark_guarded(handle)
     gather = await gather_zap(cx.mm, low, high)
