@@ -9,7 +9,7 @@ Limits on states, time and memory end a search with the verdict "not-exhausted".
 
 from __future__ import annotations
 
-import resource
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -194,7 +194,7 @@ class Search:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > self.limits.memory:
+        if resident_bytes() > self.limits.memory:
             return f"{self.limits.memory >> 20} MiB"
         return ""
 
@@ -222,6 +222,12 @@ class Search:
             self.endings,
             self.table.misses,
         )
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process occupies now."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def deadlock(table: Table, state: int) -> Violation:

@@ -74,7 +74,7 @@ class _Parent:
         self.processes = []
         for number in range(jobs):
             mine, theirs = context.Pipe()
-            own = [state for state in frontier if state % jobs == number]
+            own = [state for state in frontier if owner_of(state, jobs) == number]
             process = context.Process(
                 target=_work, args=(theirs, search, own, number, jobs), daemon=True
             )
@@ -262,8 +262,11 @@ class _Worker:
                     visited.add(state)
                     self.frontier.append(state)
         found = self.search.expand(self.frontier) if order == "level" else []
-        self.frontier = [state for state in found if state % self.jobs == self.number]
-        outboxes = self._hand_over(found)
+        by_owner: list[list[int]] = [[] for _ in range(self.jobs)]
+        for state in found:
+            by_owner[owner_of(state, self.jobs)].append(state)
+        self.frontier = by_owner[self.number]
+        outboxes = self._hand_over(by_owner)
         search = self.search
         counts = (
             len(visited) - self.base - self.handed_over,
@@ -275,16 +278,19 @@ class _Worker:
             ("done", outboxes, counts, list(search.found), search.table.seen_sometimes)
         )
 
-    def _hand_over(self, found: list[int]) -> list[tuple[int, bytes]]:
+    def _hand_over(self, by_owner: list[list[int]]) -> list[tuple[int, bytes]]:
         """Give others' states away; they stay known here too, so none is sent twice."""
         outboxes = []
-        for owner in range(self.jobs):
-            if owner != self.number:
-                states = [state for state in found if state % self.jobs == owner]
+        for owner, states in enumerate(by_owner):
+            if owner != self.number and states:
                 self.handed_over += len(states)
-                if states:
-                    outboxes.append((owner, pack(states)))
+                outboxes.append((owner, pack(states)))
         return outboxes
+
+
+def owner_of(state: int, jobs: int) -> int:
+    """Return which worker a state belongs to; spread evenly, the same in every process."""
+    return (hash(state) * 0x9E3779B97F4A7C15 >> 40) % jobs
 
 
 def pack(states: list[int]) -> bytes:
