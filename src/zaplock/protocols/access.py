@@ -31,6 +31,9 @@ def store(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
     if not frame:
         return MUST_FAULT
     write_frame(m, task, frame, tag)
+    written = m.frames.at(frame)
+    if written is not None and written.kind in ("file", "shmem"):
+        m.dirty.set(frame, frame + 1, True)
     return 0
 
 

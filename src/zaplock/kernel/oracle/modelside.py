@@ -271,6 +271,7 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     if length >= 1 << 63:
         return Outcome(-22)
     if length == 0:
+        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return Outcome(0)
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
         return Outcome(-14)
