@@ -3,7 +3,7 @@
     python -m pytest bench/test_recorder.py -s
 
 The subject is a C loop on one CPU: mmap and munmap of 4 KiB, or page faults of a mapping that is
-thrown away again and again. Each way of looking runs in turn with a run that nobody looks at, and
+thrown away again and again. "Watch" is `zaplock record --watch` while nobody waits. Each way of looking runs in turn with a run that nobody looks at, and
 the figure is the median ratio of such neighbours, since a machine's speed drifts. "Bare
 tracepoints" has the same events switched on in an instance that nobody reads, overwriting itself:
 the floor of what can be had from tracefs. "Each one seen" records page faults as events (--faults,
@@ -141,6 +141,7 @@ def looks(groups: tuple[str, ...], folder: Path) -> dict[str, Look]:
     trace = ["perf", "trace", "-o", str(folder / "perf.txt")]
     trace += ["-F", "all"] if "faults" in groups else []
     found: dict[str, Look] = {
+        "watch (nobody waits)": lambda pid: recording(pid, groups, folder, "--watch"),
         "bare tracepoints": lambda pid: bare(pid, groups),
         "zaplock (record_mm)": lambda pid: record_mm(pid, events=groups),
         "zaplock record": lambda pid: recording(pid, groups, folder),
@@ -153,9 +154,9 @@ def looks(groups: tuple[str, ...], folder: Path) -> dict[str, Look]:
 
 
 @contextlib.contextmanager
-def recording(pid: int, groups: tuple[str, ...], folder: Path) -> Iterator[None]:
+def recording(pid: int, groups: tuple[str, ...], folder: Path, *more: str) -> Iterator[None]:
     path = folder / "bench.zaplock"
-    command = [sys.executable, "-m", "zaplock", "record", "-o", str(path), "-p", str(pid)]
+    command = [sys.executable, "-m", "zaplock", "record", "-o", str(path), "-p", str(pid), *more]
     command += ["--faults"] if "faults" in groups else []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while not (path / "manifest.json").exists():

@@ -100,6 +100,31 @@ def test_a_reader_that_came_before_the_writer_has_nobody_in_front() -> None:
     assert spun.unexplained_ns == 0
 
 
+def test_a_reader_that_was_preempted_before_it_queued_is_behind_the_writer() -> None:
+    """It asked first, but a writer came while it had no cpu: then the queue keeps it out."""
+
+    def story(*, preempted: bool) -> Explained:
+        log = Log()
+        munmap(log, 1, 100, 5 * MS, 50 * MS)
+        log.asked(1 * MS, tid=3, mm=MM, write=False)
+        if preempted:
+            log.add(1 * MS + 100, Kind.SCHED_OUT, 3, detail=0)
+        log.asked(2 * MS, tid=2, mm=MM, write=True)
+        if preempted:
+            log.add(3 * MS, Kind.SCHED_IN, 3)
+        log.add(3 * MS + 100, Kind.SCHED_OUT, 3, detail=2)
+        log.acquired(50 * MS + 5, tid=2, mm=MM, write=True)
+        log.released(50 * MS + 6, tid=2, mm=MM, write=True)
+        log.acquired(50 * MS + 7, tid=3, mm=MM, write=False)
+        log.released(50 * MS + 8, tid=3, mm=MM, write=False)
+        return wait_of(log.events(), 3)
+
+    behind = story(preempted=True)
+    assert ("queued-writer", 2) in {(blame.role, blame.tid) for blame in behind.blame}
+    assert behind.unexplained_ns < 10
+    assert story(preempted=False).unexplained_ns > 40 * MS
+
+
 def test_the_last_of_several_readers_is_the_one_that_counts() -> None:
     log = Log()
     for tid, end in ((1, 20 * MS), (2, 90 * MS), (3, 40 * MS)):

@@ -7,6 +7,9 @@
                                           a flight recorder: runs for days in bounded memory and
                                           disk, stops after the first hold of 50 ms, and has kept
                                           the 30 seconds before it
+  zaplock record -p 4711 --watch --stop-after-wait 20ms
+                                          costs nothing while nobody waits; records the seconds
+                                          that follow on the first wait of 20 ms
 
 Needs root. Everything that is switched on is switched off again, also after Ctrl-C or SIGTERM;
 what a killed recorder left on is swept up by the next start.
@@ -54,6 +57,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", metavar="TIME", default="10s", help="keep this much before it (default 10s)"
     )
+    parser.add_argument(
+        "--after", metavar="TIME", help="record this much after it (default 1s, --watch: 5s)"
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="with -p: record nothing until a wait of --stop-after-wait (default 10ms)",
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
 
@@ -69,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"-p {args.pid} and the command {command[0]!r}: give one of them")
     if args.children and args.pid is None:
         raise UserError("--children needs -p (a command's children are always recorded)")
+    if args.watch and args.pid is None:
+        raise UserError("--watch needs -p PID: one process at a time can be watched")
     if not command:
         return _record(args, args.pid, lambda: None, lambda: True)
     with Command(command) as started:
@@ -88,7 +101,7 @@ def _record(
     duration_ns = parse_duration(args.duration) if args.duration else None
     began_ns: list[int] = []
     flight = _flight(args)
-    with Signals() as signals, _Line(path, quiet=args.json) as line:
+    with Signals() as signals, _Line(path, quiet=args.json, watching=args.watch) as line:
 
         def begin() -> None:
             began_ns.append(time.monotonic_ns())
@@ -131,6 +144,7 @@ def _options(args: argparse.Namespace, pid: int | None) -> Options:
         groups=tuple(groups),
         stacks=args.stacks,
         buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
+        watch=args.watch,
     )
 
 
@@ -138,12 +152,16 @@ def _flight(args: argparse.Namespace) -> Flight | None:
     from zaplock.cli._sizes import parse_duration
     from zaplock.kernel.session import Flight
 
-    if not (args.stop_after_hold or args.stop_after_wait):
+    if not (args.stop_after_hold or args.stop_after_wait or args.watch):
         return None
+    if args.watch and args.stop_after_hold:
+        raise UserError("--watch sees waits, not holds: give --stop-after-wait")
+    wait = args.stop_after_wait or ("10ms" if args.watch else None)
     return Flight(
         hold_ns=parse_duration(args.stop_after_hold) if args.stop_after_hold else 0,
-        wait_ns=parse_duration(args.stop_after_wait) if args.stop_after_wait else 0,
+        wait_ns=parse_duration(wait) if wait else 0,
         keep_ns=parse_duration(args.keep),
+        after_ns=parse_duration(args.after or ("5s" if args.watch else "1s")),
     )
 
 
@@ -174,7 +192,8 @@ def _say(args: argparse.Namespace, path: str, progress: Progress, flight: Flight
     for note in progress.notes:
         print(note, file=out)
     if flight and not progress.fired:
-        print("nothing lasted that long; what is kept is the end", file=out)
+        kept = "nothing was recorded" if args.watch else "what is kept is the end"
+        print(f"nothing lasted that long; {kept}", file=out)
     lost = f"; {progress.lost_events:,} events were lost: give a larger --buffer"
     print(
         f"{progress.events:,} events in {progress.seconds:.1f} s"
@@ -212,7 +231,8 @@ class Signals:
 class _Line:
     """One line on stderr that tells how far the recording is; nothing where nobody looks."""
 
-    def __init__(self, path: str, *, quiet: bool) -> None:
+    def __init__(self, path: str, *, quiet: bool, watching: bool) -> None:
+        self._watching = watching
         self._on = sys.stderr.isatty() and not quiet
         self._path = path
 
@@ -228,6 +248,9 @@ class _Line:
         if self._status:
             if progress.waiting_bytes:
                 self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
+                return
+            if self._watching and not progress.fired:
+                self._status.update(f"watching for {progress.seconds:.0f} s (Ctrl-C ends it)")
                 return
             self._status.update(
                 f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "

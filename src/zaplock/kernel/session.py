@@ -5,7 +5,8 @@ See `feeder` for what stands between the two, so that a slow writer loses nothin
 A block is written every second at first and at longer intervals (to ten seconds) as the recording
 grows, or when it has a million events; so a recorder that is killed loses at most that.
 
-The flight recorder deletes blocks that are older than `keep_ns`, until its trigger fires.
+The flight recorder deletes blocks that are older than `keep_ns`, until its trigger fires. With
+`Options.watch` nothing is recorded until a wait of `wait_ns` is noticed (`watch`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from zaplock.kernel.naming import Names
 from zaplock.kernel.operations import NAMES
 from zaplock.kernel.stream import Stream
 from zaplock.kernel.symbols import describe
+from zaplock.kernel.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, Kind
 from zaplock.trace.file import Manifest, Writer
 
@@ -125,6 +127,7 @@ class _Session:
         self._trigger = Trigger(
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
+        self._limit_ns = flight.wait_ns if flight else 0
         self._feeder = Feeder(capture.buffers, writer.path)
         self._addresses: dict[int, set[int]] = {}
         self._block: list[Columns] = []
@@ -140,12 +143,14 @@ class _Session:
         ended: Callable[[], bool],
         report: Callable[[Progress], None],
     ) -> None:
-        self._feeder.start()
-        _step_aside()
         try:
             self._capture.start()
             self._names.snapshot()
             started()
+            if self._options.watch:
+                self._wait_for_a_wait(ended, report)
+            self._feeder.start()
+            _step_aside()
             while not (ended() or self._fired_long_ago()):
                 self._take(*self._feeder.next())
                 report(self._progress)
@@ -162,6 +167,24 @@ class _Session:
         self._writer.close()
         report(self._progress)
 
+    def _wait_for_a_wait(
+        self, ended: Callable[[], bool], report: Callable[[Progress], None]
+    ) -> None:
+        """Let the detector look; what it notices is the recording's beginning."""
+
+        def over() -> bool:
+            self._progress.seconds = time.monotonic() - self._began
+            report(self._progress)
+            return ended()
+
+        noticed = watch(self._capture, self._names, self._limit_ns, over)
+        if noticed:
+            fired, first, on_ns = noticed
+            self._fire(fired)
+            self._began = time.monotonic()
+            self._writer.change(started_ns=on_ns)
+            self._add(first)
+
     def discard(self) -> None:
         """Delete what was spooled and could not be written."""
         self._feeder.discard()
@@ -177,7 +200,7 @@ class _Session:
         columns = self._stream.feed(chunks, before_ns)
         self._add(columns)
         if self._flight and self._progress.fired is None:
-            self._watch(columns, before_ns, self._flight)
+            self._watch(columns, before_ns)
         if self._due():
             self._flush()
             if self._flight and self._progress.fired is None:
@@ -196,12 +219,15 @@ class _Session:
         lost = columns["length"][columns["kind"] == Kind.LOST]
         progress.lost_events += int(lost[lost > 0].sum())
 
-    def _watch(self, columns: Columns, now_ns: int, flight: Flight) -> None:
+    def _watch(self, columns: Columns, now_ns: int) -> None:
         fired = self._trigger.check(columns, now_ns)
         if fired:
-            self._progress.fired = fired
-            self._progress.notes.append(_what_fired(fired, self._names))
-            self._stop_at_ns = time.monotonic_ns() + flight.after_ns
+            self._fire(fired)
+
+    def _fire(self, fired: Fired) -> None:
+        self._progress.fired = fired
+        self._progress.notes.append(_what_fired(fired, self._names))
+        self._stop_at_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
 
     def _fired_long_ago(self) -> bool:
         return self._stop_at_ns is not None and time.monotonic_ns() >= self._stop_at_ns

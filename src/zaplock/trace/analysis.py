@@ -14,6 +14,7 @@ from zaplock.trace.events import Events
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.holds import Holds, holds, lock_lanes
 from zaplock.trace.queue import queue_of
+from zaplock.trace.sleeps import sleeps
 from zaplock.trace.vma_lock import vma_locks
 from zaplock.trace.waits import Waits, waits
 
@@ -32,8 +33,9 @@ class Analysis:
 
     @property
     def begin_ns(self) -> int:
-        """The first instant of the recording."""
-        return int(self.segments.begin_ns[0])
+        """The first instant of the recording, or the first wait that it knows of."""
+        begin_ns = int(self.segments.begin_ns[0])
+        return min(begin_ns, int(self.events["time_ns"][0])) if len(self.events) else begin_ns
 
     @property
     def duration_ns(self) -> int:
@@ -60,6 +62,9 @@ def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = 
     held = holds(events, cut=cut, in_calls=in_calls, rows=rows)
     waited = waits(events, cut=cut, in_calls=in_calls, rows=rows)
     del rows
-    locks = vma_locks(events, in_calls, held)
-    verdict = judge(held, waited, queue_of(kernel), locks)
+    slept = sleeps(events)
+    locks = vma_locks(events, in_calls, held, slept)
+    verdict = judge(
+        held, waited, queue_of(kernel), locks, sleeps=slept, known_ns=int(cut.begin_ns[0])
+    )
     return Analysis(events, kernel, cut, in_calls, held, waited, verdict)

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from zaplock.trace.calls import NO_CALL
 from zaplock.trace.holds import Holds
 from zaplock.trace.queue import MODERN, Queue
+from zaplock.trace.sleeps import Sleeps
 from zaplock.trace.vma_lock import Sleep, VmaLocks
 from zaplock.trace.waits import Outcome, Waits
 
@@ -202,6 +203,9 @@ class Judge:
     queue: Queue
     vma_locks: VmaLocks | None
     locks: dict[int, _Lock]
+    tasks_sleeps: Sleeps | None
+    known_ns: int
+    """Before this instant only waits are known (of a watch), not who held the lock."""
     _sleeps: dict[int, tuple[Sleep, ...]]
 
     def explain(self, wait: int) -> Explained:
@@ -254,10 +258,12 @@ class Judge:
         end = start + int(self.waits["wait_ns"][wait])
         lock = self.locks[int(self.waits["mm"][wait])]
         edges = lock.edges(start, end)
+        if start < self.known_ns < end:
+            edges = np.union1d(edges, [self.known_ns])
         begin, span = edges[:-1], np.diff(edges)
         exclusive, shared = lock.exclusive_at(begin), lock.shared_at(begin)
         front, writes = self._front(lock, wait, begin), bool(self.waits["exclusive"][wait])
-        free = (exclusive == NOBODY) & (shared == NOBODY)
+        free = (exclusive == NOBODY) & (shared == NOBODY) & (begin >= self.known_ns)
         reader = self._let_in(lock, wait, np.where(free, begin, end), end)
         read_held = (exclusive == NOBODY) & ((shared != NOBODY) | (reader != NOBODY))
         convoy = read_held & (front != NOBODY) & (not writes)
@@ -288,7 +294,16 @@ class Judge:
         """Return the waiting writer in front of a waiter at each instant, or NOBODY."""
         first = lock.first_writer_at(time_ns)
         overtaken = self.queue.readers_spin and not self.waits["exclusive"][wait]
-        return np.where((first < wait) | (overtaken & (first != wait)), first, NOBODY)
+        before = (first < wait) | (self.waits["start_ns"][first] < self._queued_ns(wait))
+        return np.where((before | overtaken) & (first != wait), first, NOBODY)
+
+    def _queued_ns(self, wait: int) -> int:
+        """Return until when a waiter may have joined the queue: some time after it asked."""
+        start = int(self.waits["start_ns"][wait])
+        if self.tasks_sleeps is None:
+            return start
+        tid, span = int(self.waits["tid"][wait]), int(self.waits["wait_ns"][wait])
+        return self.tasks_sleeps.queued_ns(tid, start, start + span)
 
     def _exclusive(
         self, row: int, wait: int, start: int, end: int, share_ns: int
@@ -322,7 +337,13 @@ def _sums(rows: Array, span: Array) -> Iterable[tuple[int, int]]:
 
 
 def judge(
-    holds: Holds, waits: Waits, queue: Queue = MODERN, vma_locks: VmaLocks | None = None
+    holds: Holds,
+    waits: Waits,
+    queue: Queue = MODERN,
+    vma_locks: VmaLocks | None = None,
+    *,
+    sleeps: Sleeps | None = None,
+    known_ns: int = 0,
 ) -> Judge:
     """Lay out the history of every lock, so that its waits can be explained one by one."""
     locks = {}
@@ -330,7 +351,7 @@ def judge(
     nothing = np.zeros(0, np.int64)
     for mm, rows in wait_rows.items():
         locks[mm] = _lock(holds, waits, hold_rows.get(mm, nothing), rows)
-    return Judge(holds, waits, queue, vma_locks, locks, {})
+    return Judge(holds, waits, queue, vma_locks, locks, sleeps, known_ns, {})
 
 
 def _by_mm(mm: Array) -> dict[int, Array]:

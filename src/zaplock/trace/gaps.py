@@ -83,11 +83,21 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
+def _first_known(events: Events) -> int:
+    """Return the time of the first event that no watch writes."""
+    kind = events["kind"]
+    watched = (kind == Kind.ASKED) | (kind >= Kind.CONTENTION_BEGIN)
+    known = np.flatnonzero(~watched)
+    return int(events["time_ns"][known[0]]) if len(known) else 1 << 62
+
+
 def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
     """Cut a recording at its gaps.
 
     `span` is when the recording began and ended, where that is known: before its first event and
     after its last one nothing happened, which is as good as an event to whoever waits or holds.
+    A watch knows of waits that are older than the recording (an ASKED, contention); they don't
+    tell what else there was, so they don't move its beginning.
     """
     ranges = _gap_ranges(events)
     time_ns = events["time_ns"]
@@ -102,7 +112,7 @@ def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
     merged = _merge(ranges)
     whole = (at(0), at(len(events) - 1))
     if span is not None:
-        whole = (min(whole[0], span[0]), max(whole[1], span[1])) if len(events) else span
+        whole = (min(_first_known(events), span[0]), max(whole[1], span[1]))
     first = [0, *(end for _, end in merged)]
     last = [*(start + 1 for start, _ in merged), len(events)]
     begin_ns = [whole[0], *(at(end) for _, end in merged)]

@@ -12,6 +12,9 @@ only by the queue, and there the kernels differ:
 A writer spins only while a writer owns the lock (in 5.3 to 5.10 up to 25 us on shared holders too),
 so during a long shared hold every waiting writer is in the queue.
 
+Who asks first usually queues first. A task that is preempted in between is overtaken; where sched
+or contention events show it, the writer that came meanwhile stands in front of it (`sleeps`).
+
 What is not modelled: two writers of which the later one queued first, because the earlier one was
 still spinning; the earlier one is then named. Who asked is in the events, who queued is not.
 """

@@ -62,6 +62,28 @@ class Sleeps:
         ran = rows[min(place + 2, len(rows) - 1)] if kind[after] == Kind.WAKEUP else after
         return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
 
+    def queued_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
+        """Return until when a waiter may have joined the queue, who asked at `start_ns`.
+
+        A task that is preempted between asking and queueing lets others go first. The recorded
+        contention says when it queued; else it was before it slept, and after the last time that
+        it was preempted before. `start_ns` where no event tells of a delay.
+        """
+        rows = self._rows(tid)
+        time_ns, kind = self.events["time_ns"], self.events["kind"]
+        first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
+        inside = rows[first:last]
+        queued = inside[kind[inside] == Kind.CONTENTION_BEGIN]
+        if len(queued):
+            return int(time_ns[queued[0]])
+        out = inside[kind[inside] == Kind.SCHED_OUT]
+        slept = np.flatnonzero(self.events["detail"][out] != 0)
+        preempted = out[: slept[0]] if len(slept) else out[:0]
+        if not len(preempted):
+            return start_ns
+        ran = inside[(inside > preempted[-1]) & (kind[inside] != Kind.WAKEUP)]
+        return int(time_ns[ran[0]])
+
     def running_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
         """Return how much of [start_ns, end_ns) a task was on a cpu."""
         rows = self._rows(tid)
@@ -78,8 +100,9 @@ class Sleeps:
 
 
 def sleeps(events: Events) -> Sleeps | None:
-    """Sort the events by task; None for a recording without scheduling events."""
-    if not bool((events["kind"] == Kind.SCHED_OUT).any()):
+    """Sort the events by task; None for a recording without scheduling or contention."""
+    kind = events["kind"]
+    if not bool(((kind == Kind.SCHED_OUT) | (kind == Kind.CONTENTION_BEGIN)).any()):
         return None
     order = np.argsort(dense(events["tid"])[0], kind="stable").astype(np.int32)
     return Sleeps(events, order, events["tid"][order])

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.calls import Calls
-from zaplock.trace.events import Events, Task
+from zaplock.trace.events import Events, Kind, Task
 from zaplock.trace.holds import Holds
-from zaplock.trace.sleeps import Nap, Sleeps, sleeps
+from zaplock.trace.sleeps import Nap, Sleeps
 
 Array = NDArray[Any]
 
@@ -155,8 +155,8 @@ class VmaLocks:
         return begin < other + size and other < begin + length
 
 
-def vma_locks(events: Events, calls: Calls, holds: Holds) -> VmaLocks:
-    """Gather the madvise calls that took no mmap_lock, and when every task slept."""
+def vma_locks(events: Events, calls: Calls, holds: Holds, slept: Sleeps | None) -> VmaLocks:
+    """Gather the madvise calls that took no mmap_lock; `slept` is when every task slept."""
     ops = [op for op, name in enumerate(calls.operations) if name == "madvise"]
     madvise = np.flatnonzero(np.isin(calls.op, ops))
     if len(madvise):
@@ -164,5 +164,6 @@ def vma_locks(events: Events, calls: Calls, holds: Holds) -> VmaLocks:
     madvise = madvise[np.argsort(calls.begin_ns[madvise], kind="stable")]
     begin_ns = calls.begin_ns[madvise]
     longest = int((calls.end_ns[madvise] - begin_ns).max(initial=0))
-    slept = sleeps(events) if len(madvise) else None
+    if not bool((events["kind"] == Kind.SCHED_OUT).any()):
+        slept = None
     return VmaLocks(calls, madvise, begin_ns, longest, slept, events.tasks)

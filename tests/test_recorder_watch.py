@@ -1,0 +1,159 @@
+"""The always-on detector: quiet while nobody waits, then the very wait that was too long."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.cli import main
+from zaplock.kernel.capture import Options, capturing
+from zaplock.kernel.meanings import CONTENTION, MMAP_LOCK, NAMING
+from zaplock.kernel.watch import Queue
+from zaplock.trace import file
+from zaplock.trace.analysis import analyse
+from zaplock.trace.events import EVENT, Kind
+from zaplock.trace.waits import Outcome
+
+MS = 1_000_000
+STALLS = """
+import mmap, sys, threading, time
+def populated(size):
+    area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    area.madvise(22)  # MADV_POPULATE_READ: the zero page
+    return area
+def other():
+    while True:
+        mmap.mmap(-1, 4096).close()
+        time.sleep(0.001)
+areas = [populated(2 << 30) for _ in range(2)]
+print("ready", flush=True)
+sys.stdin.readline()
+threading.Thread(target=other, daemon=True).start()
+while True:
+    time.sleep(0.3)
+    areas.append(populated(2 << 30))
+    areas.pop(0).close()
+"""
+
+
+@contextlib.contextmanager
+def running(script: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.root
+def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    with running(STALLS) as process:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+        asked = ["record", "-p", str(process.pid), "--watch", "--stop-after-wait", "20ms"]
+        assert main([*asked, "--after", "1s", "-d", "60s", "-o", str(path)]) == 0
+    recording = file.read(path)
+    manifest = recording.manifest
+    assert "wait of" in manifest.notes[0]
+    recording.events.check()
+    analysis = analyse(
+        recording.events, manifest.kernel, span=(manifest.started_ns, manifest.ended_ns)
+    )
+    waits = analysis.waits
+    waits.check()
+    analysis.holds.check()
+    # The first seconds' tasks and calls are all there, with sizes.
+    munmap = recording.events.operations.index("munmap")
+    begun = recording.events["kind"] == Kind.OP_BEGIN
+    assert bool((recording.events["op"][begun] == munmap).any())
+    assert bool((waits["wait_ns"] >= 20 * MS).any())
+    explained = analysis.explain(int(np.argmax(waits["wait_ns"])))
+    assert explained.culprit is not None
+    # What was before the other events came on is nobody's: neither held by someone nor free.
+    early = np.flatnonzero(waits["start_ns"] < manifest.started_ns)
+    for wait in early.tolist():
+        dark_ns = manifest.started_ns - int(waits["start_ns"][wait])
+        if waits["outcome"][wait] == Outcome.ACQUIRED:
+            assert analysis.explain(wait).unexplained_ns >= min(
+                dark_ns, int(waits["wait_ns"][wait])
+            )
+
+
+@pytest.mark.root
+def test_while_nobody_waits_nothing_is_recorded_and_nothing_but_contention_is_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = """
+import mmap
+print("ready", flush=True)
+while True: mmap.mmap(-1, 4096).close()
+"""
+    path = tmp_path / "a.zaplock"
+    with running(script) as process:
+        with capturing(Options(pid=process.pid, watch=True)) as capture:
+            on = {event for one in capture.instances for event in enabled(one.path)}
+            assert on == {*CONTENTION, *NAMING}
+            capture.start()
+            time.sleep(0.2)
+            assert sum(len(pages) for _, pages in capture.buffers.drain()) < 65536
+            capture.widen()
+            on = {event for one in capture.instances for event in enabled(one.path)}
+            assert {*MMAP_LOCK, "syscalls:sys_enter_munmap"} < on
+            time.sleep(0.05)
+            assert sum(len(pages) for _, pages in capture.buffers.drain()) > 65536
+        asked = ["record", "-p", str(process.pid), "--watch", "-d", "1s", "-o", str(path)]
+        assert main(asked) == 0
+    assert "nothing was recorded" in capsys.readouterr().out
+    assert len(file.read(path).events) == 0
+
+
+def enabled(instance: Path) -> list[str]:
+    return (instance / "set_event").read_text().split()
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--watch"],
+    ["--watch", "--", "true"],
+    ["--watch", "-p", "1", "--stop-after-hold", "1s"],
+])  # fmt: skip
+def test_what_can_not_be_watched_is_said(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["record", "-o", str(tmp_path / "a"), *arguments]) == 2
+    assert "--watch" in capsys.readouterr().err
+
+
+def contention(*rows: tuple[float, Kind, int, int]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """Make (ms, kind, tid, flags) into columns."""
+    columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
+    for number, (at_ms, kind, tid, flags) in enumerate(rows):
+        columns["time_ns"][number] = int(at_ms * MS)
+        columns["kind"][number], columns["tid"][number] = kind, tid
+        columns["detail"][number] = flags
+    return columns
+
+
+def test_a_wait_is_late_while_it_lasts_and_also_when_it_is_over() -> None:
+    queue = Queue()
+    begin, end = Kind.CONTENTION_BEGIN, Kind.CONTENTION_END
+    short = contention((0, begin, 7, 4), (9, end, 7, 0), (10, begin, 8, 2))
+    assert queue.late(short, 15 * MS, 10 * MS, 1) is None
+    assert queue.next_ms(15 * MS, 10 * MS) == 6  # the reader's tenth millisecond is at 20
+    fired = queue.late(contention(), 21 * MS, 10 * MS, 1)
+    assert fired
+    assert (fired.tid, fired.start_ns, fired.write) == (8, 10 * MS, False)
+    over = contention((22, end, 8, 0), (30, begin, 9, 4), (41, end, 9, 0))
+    fired = queue.late(over, 50 * MS, 10 * MS, 1)
+    assert fired
+    assert queue.before(1 << 40) == []
