@@ -15,6 +15,7 @@ from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.faults import Invariant, Violation
 from zaplock.model.files import new_file
+from zaplock.model.machine import Machine
 from zaplock.model.mm import Limits
 from zaplock.model.step import StepKind, Task
 from zaplock.model.vma import find_vma, read_vma
@@ -29,6 +30,7 @@ PAGE = f.PAGE_SIZE
 MIB = 1 << 20
 EVERY = list(SHIPPED)
 DOWNGRADES = ["rfc-v6-posted", "rfc-v6", "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18"]
+ANONYMOUS = f.MAP_PRIVATE | f.MAP_ANONYMOUS | f.MAP_FIXED
 EXCLUSIVE = ["down_write", "up_write"]
 DOWNGRADED = ["down_write", "downgrade_write", "up_read"]
 
@@ -334,3 +336,18 @@ def test_books_are_checked_for_real() -> None:
     space.machine.mm(1).add("total_vm", 1)
     with pytest.raises(Violation, match="total_vm is 2, a recount gives 1"):
         check(space.machine)
+
+
+def test_five_levels_reach_further_and_count_their_tables_alike() -> None:
+    limits = Limits(task_size=f.TASK_SIZE_5_LEVELS, mmap_base=f.TASK_SIZE_5_LEVELS - (1 << 40))
+    machine = Machine(limits=limits, levels=5)
+    task = Task(1, 1)
+    cx = Cx(load("linux-6.18"), task, limits=limits)
+    work = mmap(cx, 1 << 50, PAGE, f.PROT_READ | f.PROT_WRITE, ANONYMOUS | f.MAP_POPULATE)
+    assert run(machine, task, work) == 1 << 50
+    assert machine.mm(1).count("pgtables_bytes") == 3 * PAGE
+    assert len(machine.mm(1).tables) == 4
+    check(machine)
+    assert run(machine, task, cx.design.munmap(cx, 1 << 50, PAGE)) == 0
+    assert machine.mm(1).count("pgtables_bytes") == 0
+    check(machine)
