@@ -42,6 +42,8 @@ from zaplock.trace.summary import NO_OPERATION, QUEUED_NS
 FOREIGN = 1 << 20
 """Address spaces of other processes."""
 SETUP = (1 << 24) - 1
+MOST_EXPLAINED = 5_000
+"""So many of the longest waits are looked into, 0.1 ms each."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Fit:
     """How the replay under the recorded kernel's design compares with the recording.
 
     Over the operations that waited `QUEUED_NS` or longer in either, as far as the recording shows
-    them whole. `typical_error` and `worst_error` are of single waits, as shares of the greater one.
+    them whole. `typical_error` is the median of single waits, as a share of the greater one,
+    `worst_ns` the greatest difference. `no_cpu_ns` is how much of the recorded waiting passed with
+    the lock free: the waiter's turn had come and it had no CPU, which is not replayed.
     """
 
     operations: int
@@ -79,7 +83,8 @@ class Fit:
     longest_recorded_ns: int
     longest_replayed_ns: int
     typical_error: float
-    worst_error: float
+    worst_ns: int
+    no_cpu_ns: int
 
     @property
     def sum_error(self) -> float:
@@ -165,6 +170,9 @@ class Replay:
             if one.whole and max(one.waited_ns, stall) >= QUEUED_NS
         ]
         errors = [abs(ours - theirs) / max(ours, theirs) for theirs, ours in pairs] or [0.0]
+        waits = [one.wait for one in self.operations if one.whole and one.waited_ns >= QUEUED_NS]
+        waits = sorted(waits, key=lambda row: -int(self.analysis.waits["wait_ns"][row]))
+        explained = self.analysis.explain_all(waits[:MOST_EXPLAINED])
         return Fit(
             len(pairs),
             sum(theirs for theirs, _ in pairs),
@@ -172,7 +180,8 @@ class Replay:
             max((theirs for theirs, _ in pairs), default=0),
             max((ours for _, ours in pairs), default=0),
             float(np.median(errors)),
-            max(errors),
+            max((abs(ours - theirs) for theirs, ours in pairs), default=0),
+            sum(one.free_ns for one in explained),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -195,7 +204,8 @@ class Replay:
                 "replayed_wait_ns": fit.replayed_ns,
                 "sum": fit.sum_error,
                 "typical": fit.typical_error,
-                "worst": fit.worst_error,
+                "worst_ns": fit.worst_ns,
+                "no_cpu_ns": fit.no_cpu_ns,
             },
             "profile": self.profile.name,
             "rows": [

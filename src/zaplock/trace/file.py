@@ -334,7 +334,7 @@ def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | Non
     about = msgspec.structs.replace(
         about,
         operations=events.operations,
-        started_ns=about.started_ns or int(time_ns.min(initial=0)),
+        started_ns=about.started_ns or (int(time_ns[0]) if len(time_ns) else 0),
         ended_ns=about.ended_ns or int(time_ns.max(initial=0)),
     )
     block = 1_000_000

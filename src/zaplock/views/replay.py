@@ -52,13 +52,20 @@ def fit_sentence(replay: Replay) -> str:
             f"Replayed under {replay.recorded.name} as recorded: nobody waits {limit} or longer, "
             "as in the recording."
         )
+    no_cpu = ""
+    if fit.no_cpu_ns >= QUEUED_NS:
+        no_cpu = (
+            f" {duration(fit.no_cpu_ns)} of the recorded waiting passed with the lock free: the "
+            "waiter had no CPU yet, which is not replayed."
+        )
     return (
         f"The replay's own error, under {replay.recorded.name} as recorded: "
         f"{fit.operations} operations waited {limit} or longer, {duration(fit.recorded_ns)} in all "
         f"in the recording and {duration(fit.replayed_ns)} in the replay "
         f"({100 * fit.sum_error:+.1f} %); the longest {duration(fit.longest_recorded_ns)} and "
         f"{duration(fit.longest_replayed_ns)}; a single wait is off by "
-        f"{100 * fit.typical_error:.1f} % in the middle, {100 * fit.worst_error:.0f} % at worst."
+        f"{100 * fit.typical_error:.1f} % in the middle, by {duration(fit.worst_ns)} at worst."
+        f"{no_cpu}"
     )
 
 
@@ -165,16 +172,24 @@ def at_least(wait_ns: int) -> str:
 
 
 def named(runs: Sequence[Run], all_: Sequence[tuple[Run, int]]) -> str:
-    """Name runs: designs that follow each other as a range, then the other ways of freeing."""
-    as_was = {run.design.name: run.design for run, _ in all_ if run.way.name == "munmap"}
-    order = sorted(as_was, key=lambda name: release(as_was[name].kernel))
-    designs = [run.design.name for run in runs if run.way.name == "munmap"]
-    others: dict[str, list[str]] = {}
+    """Name runs: the designs with the recorded way of freeing, then each other way with its own."""
+    kernels = {run.design.name: release(run.design.kernel) for run, _ in all_}
+    order = sorted(kernels, key=lambda name: kernels[name])
+    designs_of: dict[str, list[str]] = {}
     for run in runs:
-        if run.way.name != "munmap":
-            others.setdefault(run.design.name, []).append(str(run.way))
-    parts = [f"under {run_of(designs, order)}"] if designs else []
-    parts += [f"with {listed(ways)} under {name}" for name, ways in others.items()]
+        way = "" if run.way.name == "munmap" else f"{run.way} "
+        designs_of.setdefault(way, []).append(run.design.name)
+    ways_of: dict[str, list[str]] = {}
+    for way in sorted(designs_of):
+        ways_of.setdefault(run_of(designs_of[way], order), []).append(way.strip())
+    parts = []
+    for designs, ways in ways_of.items():
+        if not ways[0]:
+            parts.append(f"under {designs}")
+        others = [way for way in ways if way]
+        if others:
+            there = "there" if not ways[0] else f"under {designs}"
+            parts.append(f"with {listed(others)} {there}")
     return listed(parts)
 
 
