@@ -32,15 +32,17 @@ from zaplock.model.vma import (
     previous,
     vma_of,
 )
+from zaplock.protocols.commit import commit
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_lock_killable,
     mmap_write_unlock,
 )
-from zaplock.protocols.mmap import commit, mlock_fits, start_with_gap
+from zaplock.protocols.placement import start_with_gap
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

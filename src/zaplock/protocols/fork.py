@@ -24,8 +24,8 @@ from zaplock.model.pagetable import COUNTED, alloc_tables, install
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma, vma_of
+from zaplock.protocols.commit import commit
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
-from zaplock.protocols.mmap import commit
 from zaplock.protocols.teardown import add_counter
 
 if TYPE_CHECKING:

@@ -10,107 +10,66 @@ Sources: mm/mmap.c do_mmap, mmap_region (4.9 to 6.1), mm/vma.c __mmap_region (6.
 from __future__ import annotations
 
 from errno import (
-    EACCES,
     EAGAIN,
     EBADF,
-    EEXIST,
     EINTR,
     EINVAL,
-    ENODEV,
     ENOMEM,
     EOPNOTSUPP,
-    EOVERFLOW,
-    EPERM,
 )
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import File
 from zaplock.model.flags import (
-    MAP_32BIT,
     MAP_ANONYMOUS,
-    MAP_DENYWRITE,
-    MAP_DROPPABLE,
-    MAP_EXECUTABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
-    MAP_GROWSDOWN,
     MAP_HUGETLB,
-    MAP_LOCKED,
     MAP_NONBLOCK,
     MAP_NORESERVE,
     MAP_POPULATE,
-    MAP_PRIVATE,
-    MAP_SHARED,
-    MAP_SHARED_VALIDATE,
-    MAP_STACK,
-    MAP_SYNC,
-    MAP_TYPE,
     PAGE_MASK,
     PAGE_SHIFT,
-    PAGE_SIZE,
     PMD_SIZE,
-    PROT_EXEC,
-    PROT_READ,
-    PROT_WRITE,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DONTEXPAND,
     VM_DROPPABLE,
-    VM_EXEC,
-    VM_GROWSDOWN,
     VM_HUGETLB,
     VM_IO,
     VM_LOCKED,
     VM_LOCKED_MASK,
-    VM_MAYEXEC,
-    VM_MAYREAD,
-    VM_MAYSHARE,
-    VM_MAYWRITE,
-    VM_NOHUGEPAGE,
     VM_NORESERVE,
     VM_PFNMAP,
-    VM_READ,
     VM_SHARED,
     VM_SPECIAL,
     VM_SYNC,
-    VM_WIPEONFORK,
     VM_WRITE,
     page_align,
 )
-from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
     account,
     change,
-    fits_limits,
-    following,
     insert,
-    lookup,
     merge_around,
-    overlapping,
-    previous,
     remove,
     vma_of,
 )
+from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.vm_flags import mmap_flags
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
-
-ZERO_DEVICE = -1
-"""Stands for /dev/zero where a private mapping of it looks for a new place."""
-
-LEGACY_FLAGS = (
-    MAP_TYPE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_GROWSDOWN | MAP_DENYWRITE
-    | MAP_EXECUTABLE | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK
-    | MAP_HUGETLB
-)  # fmt: skip
 
 
 async def mmap(
@@ -193,249 +152,6 @@ async def do_mmap(
 
 
 @step
-def get_unmapped_area(
-    m: Machine,
-    task: Task,
-    mm: int,
-    address: int,
-    length: int,
-    flags: int,
-    file: int = 0,
-    pgoff: int = 0,
-) -> int:
-    """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
-
-    Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
-    pages is aligned to them (anonymous memory of whole huge pages since 6.7, files of file systems
-    that ask for it), by asking for a gap that is one huge page longer.
-    """
-    space = m.mm(mm)
-    limits = space.limits
-    if space.count("map_count") > limits.max_map_count or length > limits.task_size:
-        return -ENOMEM
-    if flags & MAP_FIXED:
-        return fixed_area(m, space, address, length, flags)
-    address &= PAGE_MASK
-    if wants_huge_alignment(m, address, length, flags, file, pgoff):
-        padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
-        if padded == address and address:
-            return address
-        if padded >= 0:
-            shift = ((pgoff << PAGE_SHIFT if file else 0) - padded) % PMD_SIZE
-            return padded + (shift or PMD_SIZE)
-    return unaligned_area(m, space, address, length, flags)
-
-
-def wants_huge_alignment(
-    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int
-) -> bool:
-    """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
-    if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
-        return False
-    kind = "zero" if file == ZERO_DEVICE else m.files[file].kind if file else ""
-    if file and kind != "disk" and (kind != "zero" or flags & MAP_SHARED):
-        return False
-    offset = pgoff << PAGE_SHIFT if file else 0
-    first = (offset + PMD_SIZE - 1) & -PMD_SIZE
-    return offset + length >= first + PMD_SIZE
-
-
-def unaligned_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
-    """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64)."""
-    limits = space.limits
-    top = 0x8000_0000 if flags & MAP_32BIT else limits.task_size
-    if length > top:
-        return -ENOMEM
-    if address and address <= top - length and is_clear(m, space, address, length):
-        return address
-    if flags & MAP_32BIT:
-        return lowest_gap(m, space, length, 0x4000_0000, top)
-    return highest_gap(m, space, length, limits.mmap_base)
-
-
-def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) -> int:
-    """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
-    while at + length <= top:
-        handle = lookup(m, space, at)
-        vma = m.vmas[handle] if handle else None
-        assert vma is None or isinstance(vma, Vma)
-        if vma is None or at + length <= start_with_gap(space, vma):
-            return at
-        at = vma.end
-    return -ENOMEM
-
-
-def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
-    """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST.
-
-    An address so high that it looks like an errno is taken for one (IS_ERR_VALUE).
-    """
-    if address > (1 << 64) - PAGE_SIZE:
-        return address - (1 << 64)
-    if address > space.limits.task_size - length:
-        return -ENOMEM
-    if address & ~PAGE_MASK:
-        return -EINVAL
-    if address < space.limits.mmap_min_addr:
-        return -EPERM
-    if flags & MAP_FIXED_NOREPLACE and overlapping(m, space, address, address + length):
-        return -EEXIST
-    return address
-
-
-def is_clear(m: Machine, space: AddressSpace, address: int, length: int) -> bool:
-    """Return whether a hint can be had, the guard gap of a stack above it included."""
-    handle = lookup(m, space, address)
-    if not handle:
-        return True
-    vma = m.vmas[handle]
-    assert isinstance(vma, Vma)
-    return address + length <= start_with_gap(space, vma)
-
-
-def start_with_gap(space: AddressSpace, vma: Vma) -> int:
-    """Return where a VMA begins, with the guard gap of one that grows down."""
-    if vma.flags & VM_GROWSDOWN:
-        return max(0, vma.start - space.limits.stack_guard_gap)
-    return vma.start
-
-
-def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
-    """Return the highest address below `top` with `length` bytes free, or -ENOMEM.
-
-    A place that is too near to a stack above it makes the search begin anew below that stack's
-    guard gap, whatever lies in the gap (unmapped_area_topdown).
-    """
-    while True:
-        found = highest_hole(m, space, length, top)
-        if found < 0:
-            return found
-        above = following(space, found + length)
-        vma = m.vmas[above] if above else None
-        if not isinstance(vma, Vma) or start_with_gap(space, vma) >= found + length:
-            return found
-        top = start_with_gap(space, vma)
-
-
-def highest_hole(m: Machine, space: AddressSpace, length: int, top: int) -> int:
-    """Return the highest address below `top` with `length` bytes free, stacks or not."""
-    while True:
-        handle = previous(space, top)
-        vma = m.vmas[handle] if handle else None
-        assert vma is None or isinstance(vma, Vma)
-        floor = vma.end if vma else space.limits.mmap_min_addr
-        if top - floor >= length:
-            return top - length
-        if vma is None:
-            return -ENOMEM
-        top = vma.start
-
-
-@step
-def mmap_flags(
-    m: Machine,
-    task: Task,
-    mm: int,
-    address: int,
-    length: int,
-    prot: int,
-    flags: int,
-    file: int,
-    pgoff: int,
-) -> int:
-    """Return the vm_flags of a mapping, or a negative errno where it may not be."""
-    space = m.mm(mm)
-    vm_flags = space.count("def_flags") | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
-    vm_flags |= prot_flags(prot)
-    vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
-    vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
-    vm_flags |= VM_SYNC if flags & MAP_SYNC else 0
-    if flags & MAP_STACK:
-        vm_flags |= VM_NOHUGEPAGE
-    if flags & MAP_LOCKED and not may_mlock(space):
-        return -EPERM
-    if vm_flags & VM_LOCKED and not mlock_fits(space, length):
-        return -EAGAIN
-    kind = flags & MAP_TYPE
-    if file and not fits_file(m.files[file].kind, pgoff, length):
-        return -EOVERFLOW
-    if file:
-        vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
-    else:
-        vm_flags = anonymous_flags(kind, flags, vm_flags)
-    if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
-        vm_flags |= VM_NORESERVE
-    if vm_flags > 0 and flags & MAP_HUGETLB:
-        vm_flags |= VM_HUGETLB | VM_DONTEXPAND
-    return vm_flags
-
-
-def fits_file(kind: str, pgoff: int, length: int) -> bool:
-    """Return whether a file of this kind can be as long as a mapping asks (file_mmap_ok)."""
-    largest = LARGEST_FILE.get(kind, (1 << 63) - 1)
-    return length <= largest and pgoff <= largest - length >> PAGE_SHIFT
-
-
-LARGEST_FILE = {"zero": (1 << 64) - 1, "device": (1 << 64) - 1}
-"""Bytes: devices have no end; for all else it is the largest offset of a file."""
-
-
-def prot_flags(prot: int) -> int:
-    """Return VM_READ, VM_WRITE and VM_EXEC for PROT_*."""
-    return (
-        (VM_READ if prot & PROT_READ else 0)
-        | (VM_WRITE if prot & PROT_WRITE else 0)
-        | (VM_EXEC if prot & PROT_EXEC else 0)
-    )
-
-
-def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
-    """Return the vm_flags of a file mapping, or a negative errno."""
-    backing = m.files[file]
-    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS:
-        return -EOPNOTSUPP  # MAP_SYNC too: only files on persistent memory know it
-    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
-        if prot & PROT_WRITE and not backing.writable:
-            return -EACCES
-        vm_flags |= VM_SHARED | VM_MAYSHARE
-        if not backing.writable:
-            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
-        if backing.seals == "write" and prot & PROT_WRITE:
-            return -EPERM
-    elif kind != MAP_PRIVATE:
-        return -EINVAL
-    if backing.kind == "none":
-        return -ENODEV
-    return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
-
-
-def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:
-    """Return the vm_flags of an anonymous mapping, or a negative errno."""
-    if kind == MAP_SHARED:
-        if vm_flags & VM_GROWSDOWN:
-            return -EINVAL
-        return vm_flags | VM_SHARED | VM_MAYSHARE
-    if kind == MAP_DROPPABLE:
-        if flags & (MAP_LOCKED | MAP_HUGETLB) or vm_flags & VM_GROWSDOWN:
-            return -EINVAL
-        return vm_flags | VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
-    return vm_flags if kind == MAP_PRIVATE else -EINVAL
-
-
-def may_mlock(space: AddressSpace) -> bool:
-    """Return whether a process may lock memory at all (can_do_mlock)."""
-    return space.limits.can_ipc_lock or space.limits.rlimit_memlock > 0
-
-
-def mlock_fits(space: AddressSpace, length: int) -> bool:
-    """Return whether RLIMIT_MEMLOCK allows `length` more bytes."""
-    if space.limits.can_ipc_lock:
-        return True
-    pages = space.count("locked_vm") + (length >> PAGE_SHIFT)
-    return pages <= space.limits.rlimit_memlock >> PAGE_SHIFT
-
-
-@step
 def is_on_disk(m: Machine, _task: Task, file: int) -> bool:
     """Return whether a file is one of a file system on a disk."""
     return m.files[file].kind == "disk"
@@ -490,62 +206,6 @@ async def refuse_after_gather(cx: Cx, start: int, end: int, events: UnmapEvents,
 
     gathered, _ = await vms_gather_munmap_vmas(cx, start, end, events)
     return gathered if gathered < 0 else error
-
-
-@step
-def may_expand_vm(m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int) -> int:
-    """Return 0, or -ENOMEM where RLIMIT_AS or RLIMIT_DATA would be passed."""
-    space = m.mm(mm)
-    replaced = sum(
-        min(end, vma.end) - max(start, vma.start)
-        for vma in (vma_of(m, task, handle) for handle in overlapping(m, space, start, end))
-    )
-    return 0 if fits_limits(space, vm_flags, end - start - replaced >> PAGE_SHIFT) else -ENOMEM
-
-
-@step
-def may_commit(m: Machine, task: Task, mm: int, start: int, end: int, vm_flags: int) -> int:
-    """Return 0, or -ENOMEM where so much memory could never be had, old mappings taken off."""
-    if vm_flags & (VM_NORESERVE | VM_HUGETLB | VM_SHARED) or not vm_flags & VM_WRITE:
-        return 0
-    pages = end - start >> PAGE_SHIFT
-    for handle in overlapping(m, m.mm(mm), start, end):
-        vma = vma_of(m, task, handle)
-        if vma.flags & VM_ACCOUNT:
-            pages -= min(end, vma.end) - max(start, vma.start) >> PAGE_SHIFT
-    return -ENOMEM if beyond_memory(m, pages) else 0
-
-
-def beyond_memory(m: Machine, pages: int) -> bool:
-    """Return whether heuristic overcommit refuses a promise of so many pages at once."""
-    return m.globals.get("overcommit", 0) == 0 and pages > m.limits.overcommit_pages
-
-
-@step
-def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
-    """Take back a charge after an error."""
-    if charged:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) - (length >> PAGE_SHIFT))
-
-
-@step
-def charge_commit(m: Machine, task: Task, mm: int, vm_flags: int, length: int, file: int) -> int:
-    """Charge Committed_AS for private writable memory: VM_ACCOUNT, 0, or -ENOMEM."""
-    if vm_flags & (VM_NORESERVE | VM_HUGETLB):
-        return 0
-    shared_anonymous = vm_flags & VM_SHARED and not file
-    if vm_flags & (VM_SHARED | VM_WRITE) != VM_WRITE and not shared_anonymous:
-        return 0
-    error = commit(m, length >> PAGE_SHIFT)
-    return error or (0 if shared_anonymous else VM_ACCOUNT)
-
-
-def commit(m: Machine, pages: int) -> int:
-    """Promise memory: 0, or -ENOMEM beyond what can ever be had (heuristic overcommit)."""
-    if beyond_memory(m, pages):
-        return -ENOMEM
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
-    return 0
 
 
 @step

@@ -51,14 +51,15 @@ from zaplock.model.vma import (
     vma_of,
     write_vma,
 )
+from zaplock.protocols.commit import commit, uncharge
 from zaplock.protocols.locking import (
     assert_write_locked,
     mmap_write_lock_killable,
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import commit, prot_flags, uncharge
 from zaplock.protocols.populate import populate_vma_page_range
+from zaplock.protocols.vm_flags import prot_flags
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -56,6 +56,7 @@ from zaplock.model.vma import (
     vma_of,
     write_vma,
 )
+from zaplock.protocols.commit import beyond_memory, commit
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_read_unlock,
@@ -63,10 +64,11 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
-from zaplock.protocols.mmap import ZERO_DEVICE, beyond_memory, commit, get_unmapped_area, mlock_fits
+from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -1,0 +1,181 @@
+"""Where a mapping goes: at a fixed address, at the hint, or into the highest gap.
+
+Source: mm/mmap.c __get_unmapped_area, arch/x86/kernel/sys_x86_64.c, mm/vma.c unmapped_area_topdown.
+"""
+
+from __future__ import annotations
+
+from errno import (
+    EEXIST,
+    EINVAL,
+    ENOMEM,
+    EPERM,
+)
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    MAP_32BIT,
+    MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
+    MAP_SHARED,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_SIZE,
+    VM_GROWSDOWN,
+)
+from zaplock.model.mm import AddressSpace
+from zaplock.model.step import Task, step
+from zaplock.model.vma import (
+    Vma,
+    following,
+    lookup,
+    overlapping,
+    previous,
+)
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+
+ZERO_DEVICE = -1
+"""Stands for /dev/zero where a private mapping of it looks for a new place."""
+
+
+@step
+def get_unmapped_area(
+    m: Machine,
+    task: Task,
+    mm: int,
+    address: int,
+    length: int,
+    flags: int,
+    file: int = 0,
+    pgoff: int = 0,
+) -> int:
+    """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
+
+    Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
+    pages is aligned to them (anonymous memory of whole huge pages since 6.7, files of file systems
+    that ask for it), by asking for a gap that is one huge page longer.
+    """
+    space = m.mm(mm)
+    limits = space.limits
+    if space.count("map_count") > limits.max_map_count or length > limits.task_size:
+        return -ENOMEM
+    if flags & MAP_FIXED:
+        return fixed_area(m, space, address, length, flags)
+    address &= PAGE_MASK
+    if wants_huge_alignment(m, address, length, flags, file, pgoff):
+        padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
+        if padded == address and address:
+            return address
+        if padded >= 0:
+            shift = ((pgoff << PAGE_SHIFT if file else 0) - padded) % PMD_SIZE
+            return padded + (shift or PMD_SIZE)
+    return unaligned_area(m, space, address, length, flags)
+
+
+def wants_huge_alignment(
+    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int
+) -> bool:
+    """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
+    if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
+        return False
+    kind = "zero" if file == ZERO_DEVICE else m.files[file].kind if file else ""
+    if file and kind != "disk" and (kind != "zero" or flags & MAP_SHARED):
+        return False
+    offset = pgoff << PAGE_SHIFT if file else 0
+    first = (offset + PMD_SIZE - 1) & -PMD_SIZE
+    return offset + length >= first + PMD_SIZE
+
+
+def unaligned_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+    """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64)."""
+    limits = space.limits
+    top = 0x8000_0000 if flags & MAP_32BIT else limits.task_size
+    if length > top:
+        return -ENOMEM
+    if address and address <= top - length and is_clear(m, space, address, length):
+        return address
+    if flags & MAP_32BIT:
+        return lowest_gap(m, space, length, 0x4000_0000, top)
+    return highest_gap(m, space, length, limits.mmap_base)
+
+
+def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) -> int:
+    """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
+    while at + length <= top:
+        handle = lookup(m, space, at)
+        vma = m.vmas[handle] if handle else None
+        assert vma is None or isinstance(vma, Vma)
+        if vma is None or at + length <= start_with_gap(space, vma):
+            return at
+        at = vma.end
+    return -ENOMEM
+
+
+def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+    """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST.
+
+    An address so high that it looks like an errno is taken for one (IS_ERR_VALUE).
+    """
+    if address > (1 << 64) - PAGE_SIZE:
+        return address - (1 << 64)
+    if address > space.limits.task_size - length:
+        return -ENOMEM
+    if address & ~PAGE_MASK:
+        return -EINVAL
+    if address < space.limits.mmap_min_addr:
+        return -EPERM
+    if flags & MAP_FIXED_NOREPLACE and overlapping(m, space, address, address + length):
+        return -EEXIST
+    return address
+
+
+def is_clear(m: Machine, space: AddressSpace, address: int, length: int) -> bool:
+    """Return whether a hint can be had, the guard gap of a stack above it included."""
+    handle = lookup(m, space, address)
+    if not handle:
+        return True
+    vma = m.vmas[handle]
+    assert isinstance(vma, Vma)
+    return address + length <= start_with_gap(space, vma)
+
+
+def start_with_gap(space: AddressSpace, vma: Vma) -> int:
+    """Return where a VMA begins, with the guard gap of one that grows down."""
+    if vma.flags & VM_GROWSDOWN:
+        return max(0, vma.start - space.limits.stack_guard_gap)
+    return vma.start
+
+
+def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+    """Return the highest address below `top` with `length` bytes free, or -ENOMEM.
+
+    A place that is too near to a stack above it makes the search begin anew below that stack's
+    guard gap, whatever lies in the gap (unmapped_area_topdown).
+    """
+    while True:
+        found = highest_hole(m, space, length, top)
+        if found < 0:
+            return found
+        above = following(space, found + length)
+        vma = m.vmas[above] if above else None
+        if not isinstance(vma, Vma) or start_with_gap(space, vma) >= found + length:
+            return found
+        top = start_with_gap(space, vma)
+
+
+def highest_hole(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+    """Return the highest address below `top` with `length` bytes free, stacks or not."""
+    while True:
+        handle = previous(space, top)
+        vma = m.vmas[handle] if handle else None
+        assert vma is None or isinstance(vma, Vma)
+        floor = vma.end if vma else space.limits.mmap_min_addr
+        if top - floor >= length:
+            return top - length
+        if vma is None:
+            return -ENOMEM
+        top = vma.start

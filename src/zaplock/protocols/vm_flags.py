@@ -1,0 +1,175 @@
+"""Which vm_flags a mapping gets, and where it is refused for what it asks.
+
+Source: mm/mmap.c do_mmap, include/linux/mman.h calc_vm_flag_bits.
+"""
+
+from __future__ import annotations
+
+from errno import (
+    EACCES,
+    EAGAIN,
+    EINVAL,
+    ENODEV,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+)
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    MAP_32BIT,
+    MAP_ANONYMOUS,
+    MAP_DENYWRITE,
+    MAP_DROPPABLE,
+    MAP_EXECUTABLE,
+    MAP_FIXED,
+    MAP_GROWSDOWN,
+    MAP_HUGETLB,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MAP_SHARED_VALIDATE,
+    MAP_STACK,
+    MAP_SYNC,
+    MAP_TYPE,
+    PAGE_SHIFT,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    VM_DONTDUMP,
+    VM_DONTEXPAND,
+    VM_DROPPABLE,
+    VM_EXEC,
+    VM_GROWSDOWN,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_MAYEXEC,
+    VM_MAYREAD,
+    VM_MAYSHARE,
+    VM_MAYWRITE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_READ,
+    VM_SHARED,
+    VM_SYNC,
+    VM_WIPEONFORK,
+    VM_WRITE,
+)
+from zaplock.model.mm import AddressSpace
+from zaplock.model.step import Task, step
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+LEGACY_FLAGS = (
+    MAP_TYPE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_GROWSDOWN | MAP_DENYWRITE
+    | MAP_EXECUTABLE | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK
+    | MAP_HUGETLB
+)  # fmt: skip
+
+
+@step
+def mmap_flags(
+    m: Machine,
+    task: Task,
+    mm: int,
+    address: int,
+    length: int,
+    prot: int,
+    flags: int,
+    file: int,
+    pgoff: int,
+) -> int:
+    """Return the vm_flags of a mapping, or a negative errno where it may not be."""
+    space = m.mm(mm)
+    vm_flags = space.count("def_flags") | VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC
+    vm_flags |= prot_flags(prot)
+    vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
+    vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
+    vm_flags |= VM_SYNC if flags & MAP_SYNC else 0
+    if flags & MAP_STACK:
+        vm_flags |= VM_NOHUGEPAGE
+    if flags & MAP_LOCKED and not may_mlock(space):
+        return -EPERM
+    if vm_flags & VM_LOCKED and not mlock_fits(space, length):
+        return -EAGAIN
+    kind = flags & MAP_TYPE
+    if file and not fits_file(m.files[file].kind, pgoff, length):
+        return -EOVERFLOW
+    if file:
+        vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
+    else:
+        vm_flags = anonymous_flags(kind, flags, vm_flags)
+    if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
+        vm_flags |= VM_NORESERVE
+    if vm_flags > 0 and flags & MAP_HUGETLB:
+        vm_flags |= VM_HUGETLB | VM_DONTEXPAND
+    return vm_flags
+
+
+def fits_file(kind: str, pgoff: int, length: int) -> bool:
+    """Return whether a file of this kind can be as long as a mapping asks (file_mmap_ok)."""
+    largest = LARGEST_FILE.get(kind, (1 << 63) - 1)
+    return length <= largest and pgoff <= largest - length >> PAGE_SHIFT
+
+
+LARGEST_FILE = {"zero": (1 << 64) - 1, "device": (1 << 64) - 1}
+"""Bytes: devices have no end; for all else it is the largest offset of a file."""
+
+
+def prot_flags(prot: int) -> int:
+    """Return VM_READ, VM_WRITE and VM_EXEC for PROT_*."""
+    return (
+        (VM_READ if prot & PROT_READ else 0)
+        | (VM_WRITE if prot & PROT_WRITE else 0)
+        | (VM_EXEC if prot & PROT_EXEC else 0)
+    )
+
+
+def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
+    """Return the vm_flags of a file mapping, or a negative errno."""
+    backing = m.files[file]
+    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS:
+        return -EOPNOTSUPP  # MAP_SYNC too: only files on persistent memory know it
+    if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
+        if prot & PROT_WRITE and not backing.writable:
+            return -EACCES
+        vm_flags |= VM_SHARED | VM_MAYSHARE
+        if not backing.writable:
+            vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
+        if backing.seals == "write" and prot & PROT_WRITE:
+            return -EPERM
+    elif kind != MAP_PRIVATE:
+        return -EINVAL
+    if backing.kind == "none":
+        return -ENODEV
+    return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
+
+
+def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:
+    """Return the vm_flags of an anonymous mapping, or a negative errno."""
+    if kind == MAP_SHARED:
+        if vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        return vm_flags | VM_SHARED | VM_MAYSHARE
+    if kind == MAP_DROPPABLE:
+        if flags & (MAP_LOCKED | MAP_HUGETLB) or vm_flags & VM_GROWSDOWN:
+            return -EINVAL
+        return vm_flags | VM_DROPPABLE | VM_NORESERVE | VM_WIPEONFORK | VM_DONTDUMP
+    return vm_flags if kind == MAP_PRIVATE else -EINVAL
+
+
+def may_mlock(space: AddressSpace) -> bool:
+    """Return whether a process may lock memory at all (can_do_mlock)."""
+    return space.limits.can_ipc_lock or space.limits.rlimit_memlock > 0
+
+
+def mlock_fits(space: AddressSpace, length: int) -> bool:
+    """Return whether RLIMIT_MEMLOCK allows `length` more bytes."""
+    if space.limits.can_ipc_lock:
+        return True
+    pages = space.count("locked_vm") + (length >> PAGE_SHIFT)
+    return pages <= space.limits.rlimit_memlock >> PAGE_SHIFT
