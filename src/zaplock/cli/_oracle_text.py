@@ -55,6 +55,7 @@ def _print_divergence(console: Any, title: str, found: Divergence, count: int) -
 
 
 def _print_coverage(console: Any, report: Report) -> None:
+    from zaplock.kernel.oracle import manual
     from zaplock.kernel.oracle.coverage import Coverage
 
     coverage = Coverage()
@@ -63,6 +64,9 @@ def _print_coverage(console: Any, report: Report) -> None:
     for name, outcomes in sorted(coverage.outcomes().items()):
         counts = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
         console.print(f"{name:<18} {counts}")
+    rare = manual.missing({name: dict(counts) for name, counts in coverage.outcomes().items()})
+    if rare:
+        console.print(f"fewer than {manual.LEAST} times: {', '.join(rare)}")
 
 
 def print_json(report: Report, seed: int) -> None:

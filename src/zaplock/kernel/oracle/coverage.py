@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from zaplock.kernel.oracle import ops
 from zaplock.kernel.oracle.ops import Op, Ref, Snapshot, Step, Vma
@@ -94,13 +94,3 @@ def vma_at(vmas: tuple[Vma, ...], address: int) -> Vma | None:
     """Return the VMA that contains an address."""
     index = bisect_right(vmas, address, key=lambda vma: vma.start) - 1
     return vmas[index] if index >= 0 and address < vmas[index].end else None
-
-
-def never(coverage: Coverage, wanted: Iterable[tuple[str, str]], least: int = 1) -> list[str]:
-    """List the (operation, outcome) pairs of `wanted` that occurred fewer than `least` times."""
-    seen = coverage.outcomes()
-    return [
-        f"{name} {outcome}: {seen.get(name, Counter())[outcome]}"
-        for name, outcome in wanted
-        if seen.get(name, Counter())[outcome] < least
-    ]

@@ -1,13 +1,15 @@
 """What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
 
 Most of an address space is the same from one operation to the next, so every piece of text (the
-whole of smaps, a VMA's header, a VMA's body, the counters) is parsed once and then found by its
+whole of smaps, a VMA, its figures, the counters) is parsed once and then found by its
 bytes. That makes a snapshot of ten VMAs cost about as much as splitting the text.
 """
 
 from __future__ import annotations
 
+import re
 import struct
+from typing import NamedTuple
 
 from zaplock.kernel.oracle import ring
 from zaplock.kernel.oracle.ops import COUNTERS, FIGURES, Snapshot, Vma
@@ -18,14 +20,36 @@ _VMLCK = COUNTERS.index("VmLck")
 _RENAMED = {"VmExec": ("VmExe", "VmLib")}
 
 
+_HEADER = re.compile(rb"[0-9a-f]+-[0-9a-f]+ ")
+_FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
+
+
+class _Head(NamedTuple):
+    """A VMA without its flags."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: str
+    name: str
+    figures: tuple[int, ...]
+
+
+class _Piece(NamedTuple):
+    """The flags of one VMA and what precedes the flags of the next (None at the end)."""
+
+    flags: str
+    head: _Head | None
+
+
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
     def __init__(self, baseline: tuple[int, ...] | None = None) -> None:
         self._figures: dict[bytes, tuple[int, ...]] = {}
-        self._headers: dict[bytes, tuple[int, int, str, int, str, str]] = {}
+        self._pieces: dict[bytes, _Piece] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
-        self._flags: dict[bytes, str] = {}
         self._shared: dict[str, str] = {}
         self._smaps: tuple[bytes, tuple[Vma, ...]] = (b"", ())
         self._ring_locked = False
@@ -35,7 +59,7 @@ class Parser:
         """Forget what belongs to one sequence only: the names of shared anonymous mappings."""
         self._shared.clear()
         self._smaps = (b"", ())
-        for cache in (self._figures, self._headers, self._counters):
+        for cache in (self._figures, self._pieces, self._counters):
             if len(cache) > _CACHE_LIMIT:
                 cache.clear()
 
@@ -50,40 +74,50 @@ class Parser:
         return Snapshot(self._smaps[1], regions, tags, counters)
 
     def _vmas(self, smaps: bytes) -> tuple[Vma, ...]:
-        pieces = smaps.split(b"VmFlags: ")
         found = []
-        text = pieces[0]
-        for piece in pieces[1:]:
-            end_of_flags = piece.index(b"\n")
-            end_of_header = text.index(b"\n")
-            vma = self._vma(text[:end_of_header], text[end_of_header + 1 :], piece[:end_of_flags])
-            if vma.start == ring.RING:
-                self._ring_locked = "lo" in vma.flags
-            elif vma.start < ring.TASK_SIZE:
-                found.append(vma)
-            text = piece[end_of_flags + 1 :]
+        known, shared = self._pieces.get, self._shared
+        head: _Head | None = None
+        for text in smaps.split(b"VmFlags: "):
+            piece = known(text) or self._piece(text)
+            if head is not None:
+                start, end, perms, offset, inode, name, figures = head
+                if start == ring.RING:
+                    self._ring_locked = "lo" in piece.flags
+                elif start < ring.TASK_SIZE:
+                    if name == "shared":
+                        name = shared.setdefault(inode, f"shared{len(shared)}")
+                    found.append(Vma(start, end, perms, offset, name, piece.flags, figures))
+            head = piece.head
         return tuple(found)
 
-    def _vma(self, header: bytes, body: bytes, flags: bytes) -> Vma:
-        head = self._headers.get(header) or self._header(header)
-        figures = self._figures.get(body) or self._body(body)
-        spelled = self._flags.get(flags)
-        if spelled is None:
-            spelled = self._flags[flags] = " ".join(sorted(flags.decode().split()))
-        start, end, perms, offset, inode, name = head
-        if name == "shared":
-            name = self._shared.setdefault(inode, f"shared{len(self._shared)}")
-        return Vma(start, end, perms, offset, name, spelled, figures)
+    def _piece(self, text: bytes) -> _Piece:
+        """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
+        flags, _, rest = text.partition(b"\n") if self._pieces_seen(text) else (b"", b"", text)
+        header, _, body = rest.partition(b"\n")
+        spelled = " ".join(sorted(flags.decode().split()))
+        head = None
+        if body.count(b"\n") > _FEWEST_LINES:
+            head = _Head(*self._header(header), self._body(body))
+        piece = _Piece(spelled, head)
+        self._pieces[text] = piece
+        return piece
 
-    def _header(self, header: bytes) -> tuple[int, int, str, int, str, str]:
+    @staticmethod
+    def _pieces_seen(text: bytes) -> bool:
+        """Tell whether a piece begins with flags; the very first one begins with a header."""
+        return _HEADER.match(text) is None
+
+    @staticmethod
+    def _header(header: bytes) -> tuple[int, int, str, int, str, str]:
         addresses, perms, offset, _device, inode, *path = header.decode().split(None, 5)
         start, end = (int(part, 16) for part in addresses.split("-"))
         name = _label(path[0]) if path else ""
-        result = (start, end, perms, int(offset, 16), inode, name)
-        self._headers[header] = result
-        return result
+        return start, end, perms, int(offset, 16), inode, name
 
     def _body(self, body: bytes) -> tuple[int, ...]:
+        known = self._figures.get(body)
+        if known is not None:
+            return known
         values = _fields(body)
         result = tuple(values[name] for name in FIGURES)
         self._figures[body] = result

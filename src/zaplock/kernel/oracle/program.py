@@ -174,7 +174,7 @@ def _value(name: str, value: int | Ref) -> int:
     if isinstance(value, Ref):
         return 0
     if name == "file":
-        return value if value < 0 else ring.FIRST_FILE_FD + value
+        return value & _MASK if value < 0 else ring.FIRST_FILE_FD + value
     return value & _MASK
 
 
@@ -184,7 +184,7 @@ def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)
-        b.add(stub.entry(stub.PATCH, address(target + 8 + 8 * k), source, ref.delta))
+        b.add(stub.entry(stub.PATCH, address(target + 8 + 8 * k), source, ref.delta & _MASK))
     return b.add(entry)
 
 

@@ -43,13 +43,12 @@ ENTRY = 64
 RESULT = 56  # where in an entry its result is
 
 _PACK = struct.Struct("<IIQQQQQQQ").pack
-_MASK = (1 << 64) - 1
+_PADDING = tuple((0,) * (7 - count) for count in range(7))
 
 
 def entry(handler: int, *arguments: int, number: int = 0) -> bytes:
-    """Pack one entry; `number` is the system call's, arguments are taken modulo 2**64."""
-    a = [value & _MASK for value in arguments] + [0] * (6 - len(arguments))
-    return _PACK(handler, number, a[0], a[1], a[2], a[3], a[4], a[5], 0)
+    """Pack one entry; `number` is the system call's, arguments are below 2**64."""
+    return _PACK(handler, number, *arguments, *_PADDING[len(arguments)])
 
 
 def syscall(number: int, *arguments: int) -> bytes:
