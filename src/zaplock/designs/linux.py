@@ -91,7 +91,6 @@ LINUX_6_1 = replace(
     summary="maple tree, no munlock pass; stacks grow under write (by backport)",
     rwsem=RWSEM_5_11,
     do_munmap=do_mas_align_munmap,
-    munlock_pass=False,
     stack_growth="write",
     fault_killable=True,
     exit_tables="write",

@@ -24,7 +24,9 @@ from zaplock.model.flags import (
     VM_PFNMAP,
     VM_SHARED,
     VM_SPECIAL,
+    VM_UFFD_MINOR,
     VM_UFFD_MISSING,
+    VM_UFFD_WP,
     VM_WRITE,
 )
 from zaplock.model.frames import alloc_frames, change_frames
@@ -50,8 +52,8 @@ def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> i
     pte = space.ptes.at(vpn)
     if pte is not None:
         return _present(m, task, vma, space, vpn, pte, write)
-    if vma.flags & VM_UFFD_MISSING and not vma.flags & VM_PFNMAP:
-        return USERFAULT
+    if vma.flags & VM_UFFD_MISSING and not vma.flags & VM_PFNMAP and not vma.file:
+        return ask_monitor(m, vma)
     if vma.flags & VM_HUGETLB:
         return _hugetlb(m, task, vma, space, vpn, write)
     if vma.file:
@@ -59,6 +61,12 @@ def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> i
     if vma.flags & VM_PFNMAP:
         return -SIGBUS
     return _anonymous(m, task, vma, space, vpn, write)
+
+
+def ask_monitor(m: Machine, vma: Vma) -> int:
+    """Return USERFAULT, or -SIGBUS where the monitor has asked for that (UFFD_FEATURE_SIGBUS)."""
+    signals = m.events.get(("uffd_features", vma.uffd)) == "sigbus"
+    return -SIGBUS if signals else USERFAULT
 
 
 def _present(
@@ -229,12 +237,14 @@ def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write
     if file.kind == "device":
         return -SIGBUS
     shared = bool(vma.flags & VM_SHARED)
-    if not write:
+    if not write and not vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
         _fault_around(m, task, vma, space, vpn)
         if space.ptes.at(vpn) is not None:
             return 0
     if pgoff << PAGE_SHIFT >= file.size:
         return -SIGBUS
+    if vma.flags & VM_UFFD_MISSING and m.page_cache(vma.file).at(pgoff) is None:
+        return ask_monitor(m, vma)
     pfn = cached_frame(m, task, vma.file, pgoff)
     m.spend("fault_file")
     alloc_tables(m, task, space, vpn, vpn + 1)

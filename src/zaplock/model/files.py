@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD
+from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.step import Task, step
 
@@ -125,8 +125,3 @@ def unlink_vma(m: Machine, file: int, handle: int) -> None:
     """Take a VMA out of its file's rmap."""
     if handle in m.i_mmap(file):
         m.i_mmap(file).drop(handle)
-
-
-def frames_of(kind: str, count: int) -> int:
-    """Return how many pages of the allocator `count` 4 KiB pages of a kind are."""
-    return count // PAGES_PER_PMD if kind in ("thp", "hugetlb") else count

@@ -5,7 +5,7 @@ from __future__ import annotations
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = ~(PAGE_SIZE - 1)
-PMD_SHIFT, PUD_SHIFT, PGDIR_SHIFT = 21, 30, 39
+PMD_SHIFT, PUD_SHIFT = 21, 30
 PMD_SIZE, PUD_SIZE = 1 << PMD_SHIFT, 1 << PUD_SHIFT
 PAGES_PER_PMD = PMD_SIZE // PAGE_SIZE
 
@@ -25,14 +25,11 @@ VM_SOFTDIRTY, VM_MIXEDMAP, VM_HUGEPAGE, VM_NOHUGEPAGE = (
 )
 VM_MERGEABLE, VM_DROPPABLE, VM_GROWSUP, VM_SEALED = 0x80000000, 1 << 40, 1 << 41, 1 << 42
 VM_PKEY_SHIFT = 32  # four bits: the memory protection key
-VM_PKEY_MASK = 0xF << VM_PKEY_SHIFT
 VM_UFFD_MINOR = 1 << 43
-VM_UPROBES = 1 << 44  # not a flag of Linux: an uprobe is installed (it keeps that in mm->flags)
 
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP | VM_MIXEDMAP
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
-VM_STACK = VM_GROWSDOWN
 VM_STICKY = VM_SOFTDIRTY | VM_MAYBE_GUARD  # no obstacle to a merge: what is merged has them too
 VM_UFFD_FLAGS = VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR
 
@@ -40,7 +37,7 @@ VM_NAMES = {
     value: name.removeprefix("VM_").lower()
     for name, value in list(globals().items())
     if name.startswith("VM_") and isinstance(value, int) and value and not value & (value - 1)
-    and name not in ("VM_STACK", "VM_PKEY_SHIFT")
+    and name != "VM_PKEY_SHIFT"
 }  # fmt: skip
 
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4

@@ -19,7 +19,7 @@ from zaplock.model.faults import Invariant, Violation
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
 from zaplock.model.mm import AddressSpace, Pte
-from zaplock.model.step import Task, step
+from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
 
 if TYPE_CHECKING:
@@ -269,16 +269,3 @@ def _walk(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) ->
         entry = Translation(space.mm, frame - vpn, pte.writable)
         m.tlb(task.cpu).set(vpn, vpn + 1, entry)
     return frame
-
-
-@step
-def pte_alloc(m: Machine, task: Task, mm: int, address: int, length: int) -> None:
-    """Let the page tables of a range exist (pte_alloc and its kin)."""
-    first = address >> PAGE_SHIFT
-    alloc_tables(m, task, m.mm(mm), first, max(first + 1, address + length >> PAGE_SHIFT))
-
-
-@step
-def read_pte(m: Machine, _task: Task, mm: int, address: int) -> Pte | None:
-    """Return the entry of an address, None if it is empty."""
-    return m.mm(mm).ptes.at(address >> PAGE_SHIFT)

@@ -304,16 +304,6 @@ class RangeMap(OrderedCells[tuple[int, V]]):
                 high = end
         self.put(low, (high, value))
 
-    def free_gap_at_or_after(self, low: int, length: int) -> int:
-        """Return the lowest start of a hole of `length` points that is not below `low`."""
-        run = self.run_at(low)
-        at = run[1] if run else low
-        i = bisect_left(self.order, at)
-        while i < len(self.order) and self.order[i] < at + length:
-            at = self.data[self.order[i]][0]
-            i += 1
-        return at
-
     def check(self) -> None:
         """Assert order, disjointness and canonical form."""
         super().check()

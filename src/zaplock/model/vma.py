@@ -157,16 +157,6 @@ def find_vma(m: Machine, _task: Task, mm: int, address: int) -> int:
 
 
 @step
-def find_vma_prev(m: Machine, _task: Task, mm: int, address: int) -> tuple[int, int]:
-    """Return (the first VMA that ends above `address` or 0, the one before it or 0)."""
-    m.spend("vma_find")
-    space = m.mm(mm)
-    handle = lookup(m, space, address)
-    start = m.vmas.data[handle].start if handle else 1 << 64
-    return handle, previous(space, start)
-
-
-@step
 def find_vmas(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, ...]:
     """Return all VMAs that overlap [start, end)."""
     m.spend("vma_find")
@@ -177,13 +167,6 @@ def find_vmas(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[i
 def read_vma(m: Machine, task: Task, handle: int) -> Vma:
     """Return the fields of a VMA."""
     return vma_of(m, task, handle)
-
-
-@step
-def neighbours(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, int]:
-    """Return the VMA before `start` and the one at or after `end`, 0 where there is none."""
-    space = m.mm(mm)
-    return previous(space, start), following(space, end)
 
 
 def write_vma(m: Machine, handle: int, vma: Vma) -> None:
@@ -363,12 +346,6 @@ def merge_around(m: Machine, task: Task, handle: int) -> int:
     if right and can_merge(m, vma, vma_of(m, task, right)):
         handle = absorb(m, task, handle, right)
     return handle
-
-
-@step
-def vma_merge(m: Machine, task: Task, handle: int) -> int:
-    """Merge a VMA with its neighbours where it can; return the handle of what it is now."""
-    return merge_around(m, task, handle)
 
 
 # Accounting

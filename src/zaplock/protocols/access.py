@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
+from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.frames import read_frame, write_frame
 from zaplock.model.pagetable import translate
 from zaplock.model.step import MarkStep, Task, step
@@ -61,12 +61,3 @@ async def user_fault(cx: Cx, address: int, write: bool) -> int:
     result = await cx.design.page_fault(cx, address, write)
     await MarkStep("fault_end", (result,))
     return result
-
-
-async def touch_range(cx: Cx, address: int, length: int) -> int:
-    """Write to every page of a range once, a fault each."""
-    for at in range(address, address + length, PAGE_SIZE):
-        result = await write_memory(cx, at, 1)
-        if result:
-            return result
-    return 0

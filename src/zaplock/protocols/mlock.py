@@ -1,6 +1,6 @@
 """mlock, mlock2, munlock, mlockall, munlockall: flags under write, then pages under read.
 
-Sources: mm/mlock.c. To 5.17 a munlock walks the pages (`munlock_pass`).
+Source: mm/mlock.c.
 """
 
 from __future__ import annotations

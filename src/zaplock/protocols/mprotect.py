@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 KNOWN_PROT = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP | 8
-NewFlags = Callable[[Vma], int]
 
 
 async def mprotect(cx: Cx, start: int, length: int, prot: int) -> int:
@@ -153,8 +152,10 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
     return 0
 
 
-async def modify_vma(cx: Cx, handle: int, low: int, high: int, flags: int) -> int:
-    """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
+async def modify_vma(
+    cx: Cx, handle: int, low: int, high: int, flags: int, uffd: int | None = None
+) -> int:
+    """Give [low, high) of a VMA other flags (and another userfaultfd context, if given): split it off, set them, merge; the handle or -ENOMEM.
 
     Merging comes last here, while Linux merges instead of splitting where it can; the map is the
     same, and the split's limit is asked only where no merge can save it.
@@ -162,7 +163,8 @@ async def modify_vma(cx: Cx, handle: int, low: int, high: int, flags: int) -> in
     vma = await read_vma(handle)
     if cx.design.vma_locks:
         await vma_start_write(handle)
-    merged = await merge_with_neighbour(handle, low, high, flags)
+    uffd = vma.uffd if uffd is None else uffd
+    merged = await merge_with_neighbour(handle, low, high, flags, uffd)
     if merged:
         return merged
     if low > vma.start:
@@ -174,13 +176,13 @@ async def modify_vma(cx: Cx, handle: int, low: int, high: int, flags: int) -> in
         new = await split_vma(handle, high, False)
         if new < 0:
             return new
-    await set_flags(handle, flags)
+    await set_flags(handle, flags, uffd)
     return await merge(handle)
 
 
 @step
 def merge_with_neighbour(
-    m: Machine, task: Task, handle: int, low: int, high: int, flags: int
+    m: Machine, task: Task, handle: int, low: int, high: int, flags: int, uffd: int
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
@@ -190,7 +192,7 @@ def merge_with_neighbour(
     space = m.mm(vma.mm)
     if (low > vma.start) == (high < vma.end):
         return 0
-    part = change(vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags)
+    part = change(vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags, uffd=uffd)
     neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
     if not neighbour:
         return 0
@@ -215,12 +217,12 @@ def merge_with_neighbour(
 
 
 @step
-def set_flags(m: Machine, task: Task, handle: int, flags: int) -> None:
-    """Set the flags of a VMA in the tree."""
+def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int) -> None:
+    """Set the flags and the userfaultfd context of a VMA in the tree."""
     vma = vma_of(m, task, handle)
     assert_write_locked(m, task, vma.mm, f"vm_flags of {vma}")
-    if vma.flags != flags:
-        m.vmas.put(handle, change(vma, flags=flags))
+    if vma.flags != flags or vma.uffd != uffd:
+        m.vmas.put(handle, change(vma, flags=flags, uffd=uffd))
 
 
 @step

@@ -36,6 +36,7 @@ from zaplock.model.flags import (
     VM_PFNMAP,
     VM_SEALED,
     VM_SHARED,
+    VM_UFFD_FLAGS,
     page_align,
 )
 from zaplock.model.pagetable import alloc_tables, clear_present
@@ -388,7 +389,19 @@ def copy_vma(m: Machine, task: Task, handle: int, address: int, target: int, len
     if not vma.file and not vma.anon_vma:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
-    return merge_around(m, task, insert(m, task, new))
+    copy = merge_around(m, task, insert(m, task, new))
+    forget_monitor(m, task, copy)
+    return copy
+
+
+def forget_monitor(m: Machine, task: Task, handle: int) -> None:
+    """Take a moved VMA, with what it has merged into, from its userfaultfd monitor.
+
+    Only a monitor that asked for UFFD_FEATURE_EVENT_REMAP would keep it; none here does.
+    """
+    vma = vma_of(m, task, handle)
+    if vma.uffd:
+        m.vmas.put(handle, change(vma, uffd=0, flags=vma.flags & ~VM_UFFD_FLAGS))
 
 
 @step

@@ -111,14 +111,6 @@ def fault_range(m: Machine, task: Task, handle: int, low: int, high: int, write:
     return populate_range(m, task, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT, write)
 
 
-async def madvise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
-    """MADV_POPULATE_READ and _WRITE: 0, -ENOMEM for holes, -EFAULT for pages that can't be had."""
-    await down_read(cx.mmap_lock)
-    result = await populate_strictly(cx, start, end, write)
-    await up_read(cx.mmap_lock)
-    return result
-
-
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
     """Fault in [start, end) under a hold that the caller has; stop at the first error."""
     at = start
