@@ -155,7 +155,9 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
 async def modify_vma(
     cx: Cx, handle: int, low: int, high: int, flags: int, uffd: int | None = None
 ) -> int:
-    """Give [low, high) of a VMA other flags (and another userfaultfd context, if given): split it off, set them, merge; the handle or -ENOMEM.
+    """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
+
+    `uffd` is a userfaultfd context that the part gets too.
 
     Merging comes last here, while Linux merges instead of splitting where it can; the map is the
     same, and the split's limit is asked only where no merge can save it.

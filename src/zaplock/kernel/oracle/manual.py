@@ -1,7 +1,7 @@
 """Which errors the manual pages name for these calls, and why some of them can't be had here.
 
-Source: man-pages 6.9 (mmap(2), mremap(2), madvise(2), ...), mseal(2) and process_madvise(2). Checked
-against a run by `zaplock oracle --coverage`.
+Source: man-pages 6.9 (mmap(2), mremap(2), madvise(2), ...), mseal(2) and process_madvise(2).
+`zaplock oracle --coverage` holds a run against it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ WANTED: dict[str, tuple[str, ...]] = {
     "remap_file_pages": ("EINVAL",),
     "mseal": ("EINVAL", "ENOMEM"),
     "ftruncate": ("EBADF", "EINVAL"),
+    "uffd_register": ("EINVAL",),
+    "uffd_unregister": ("EINVAL",),
     "load": ("SIGSEGV/MAPERR", "SIGSEGV/ACCERR", "SIGSEGV/KERNEL", "SIGBUS/ADRERR"),
     "store": ("SIGSEGV/MAPERR", "SIGSEGV/ACCERR", "SIGSEGV/KERNEL", "SIGBUS/ADRERR"),
 }

@@ -44,6 +44,7 @@ from zaplock.protocols import (
     msync,
     remap_pages,
     rmap,
+    uffd_range,
 )
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
@@ -60,12 +61,13 @@ WRITES = frozenset({"store", "pread", "pwrite", "ftruncate", "madvise", "process
 MM = 1
 NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
 RING_FILE = 99
+UFFD = 1
 _MASK = (1 << 64) - 1
 _CANONICAL = 1 << 47
 
 COVERED = Scope(
-    without=frozenset({"pread", "pwrite", "uffd_register", "uffd_unregister"}),
-    themes=tuple(theme for theme in THEMES if theme != "uffd"),
+    without=frozenset({"pread", "pwrite"}),
+    themes=tuple(THEMES),
 )
 
 
@@ -140,6 +142,7 @@ class World:
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
+        self.machine.events.put(("uffd_features", UFFD), "sigbus")
         if uses_files:
             self._files()
         self._ring(environment)
@@ -343,6 +346,14 @@ def populate_ring(m: Machine, task: Task, mm: int, environment: Environment) -> 
     install(m, task, space, first, last, Pte("shmem", frame - first, True))
 
 
+def _uffd(w: World, calls: Any, start: int, length: int, mode: int) -> Outcome:
+    return w.syscall(uffd_range.register(w.cx, UFFD, start, length, mode), calls)
+
+
+def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> Outcome:
+    return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
+
+
 def _fork(w: World, calls: Any) -> Outcome:
     """Fork, let the child look at itself, and let it exit."""
     child = w.next_child()
@@ -380,6 +391,8 @@ _OPERATIONS: dict[str, Operation] = {
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
     "fork": _fork,
+    "uffd_register": _uffd,
+    "uffd_unregister": _uffd_unregister,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,

@@ -1,0 +1,94 @@
+"""userfaultfd: which ranges a monitor watches (UFFDIO_REGISTER and _UNREGISTER).
+
+Only anonymous memory and files in memory can be watched. Registering splits and merges VMAs like
+any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: hugetlb,
+more than one monitor for an address space, write protection of single pages.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL, EPERM
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    PAGE_MASK,
+    VM_DROPPABLE,
+    VM_MAYWRITE,
+    VM_UFFD_FLAGS,
+    VM_UFFD_MINOR,
+    VM_UFFD_MISSING,
+    VM_UFFD_WP,
+)
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, overlapping, vma_of
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.mprotect import apply_to_range, modify_vma
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+MODES = {1: VM_UFFD_MISSING, 2: VM_UFFD_WP, 4: VM_UFFD_MINOR}
+
+
+async def register(cx: Cx, context: int, start: int, length: int, mode: int) -> int:
+    """UFFDIO_REGISTER: 0 or -EINVAL, -EPERM; nothing is registered unless all of it can be."""
+    if not mode or mode & ~sum(MODES) or not is_range(cx, start, length):
+        return -EINVAL
+    wanted = sum(flag for bit, flag in MODES.items() if mode & bit)
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+
+    async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
+        if vma.uffd == context and vma.flags & wanted == wanted:
+            return 0
+        flags = vma.flags & ~VM_UFFD_FLAGS | wanted
+        return min(0, await modify_vma(cx, handle, low, high, flags, context))
+
+    error = await refused(cx.mm, start, start + length, wanted)
+    if not error:
+        error, _ = await apply_to_range(cx, start, start + length, visit)
+    await mmap_write_unlock(cx)
+    return error
+
+
+async def unregister(cx: Cx, start: int, length: int) -> int:
+    """UFFDIO_UNREGISTER: 0 or -EINVAL."""
+    if not is_range(cx, start, length):
+        return -EINVAL
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+
+    async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
+        if not vma.uffd:
+            return 0
+        flags = vma.flags & ~VM_UFFD_FLAGS
+        return min(0, await modify_vma(cx, handle, low, high, flags, 0))
+
+    error = await refused(cx.mm, start, start + length, 0)
+    if not error:
+        error, _ = await apply_to_range(cx, start, start + length, visit)
+    await mmap_write_unlock(cx)
+    return error
+
+
+def is_range(cx: Cx, start: int, length: int) -> bool:
+    """Return whether a range may be asked for at all (validate_range)."""
+    if start & ~PAGE_MASK or length & ~PAGE_MASK or not length:
+        return False
+    size = cx.limits.task_size
+    return cx.limits.mmap_min_hint <= start < size and length <= size - start
+
+
+@step
+def refused(m: Machine, task: Task, mm: int, start: int, end: int, wanted: int) -> int:
+    """Return -EINVAL or -EPERM if a VMA of the range can't be watched so, or there is none."""
+    handles = overlapping(m, m.mm(mm), start, end)
+    for handle in handles:
+        vma = vma_of(m, task, handle)
+        in_memory = not vma.file or m.files[vma.file].kind == "shmem"
+        if vma.flags & VM_DROPPABLE or not in_memory or (wanted & VM_UFFD_MINOR and not vma.file):
+            return -EINVAL
+        if wanted and not vma.flags & VM_MAYWRITE:
+            return -EPERM
+    return 0 if handles else -EINVAL
