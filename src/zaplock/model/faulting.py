@@ -306,8 +306,9 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
     space = m.mm(vma.mm)
     lowest = 2 if vma.flags & VM_HUGETLB or vma.file else 1
     plain = not vma.file and not vma.flags & (VM_HUGETLB | VM_UFFD_MISSING | VM_PFNMAP)
-    huge = plain and huge_range(m, vma, space, -(-first // PAGES_PER_PMD) * PAGES_PER_PMD)
-    if plain and huge is None and not space.ptes.any_in(first, last):
+    ends = (first, -(-first // PAGES_PER_PMD) * PAGES_PER_PMD, last - 1)
+    huge = plain and any(huge_range(m, vma, space, vpn) is not None for vpn in ends)
+    if plain and not huge and not space.ptes.any_in(first, last):
         alloc_tables(m, task, space, first, last)
         _populate_run(m, task, space, first, last, write)
         return 0

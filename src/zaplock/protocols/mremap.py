@@ -44,11 +44,14 @@ from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
     Vma,
+    absorb,
     account,
+    can_merge,
     change,
     find_vma,
     find_vmas,
     fits_limits,
+    following,
     insert,
     lookup,
     merge_around,
@@ -280,8 +283,16 @@ def expand(
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))
-    merge_around(m, task, handle)
+    merge_with_next(m, task, handle)
     return 1
+
+
+def merge_with_next(m: Machine, task: Task, handle: int) -> None:
+    """Merge a grown VMA with the one that it has come to touch, never with the one before it."""
+    vma = vma_of(m, task, handle)
+    behind = following(m.mm(vma.mm), vma.end)
+    if behind and can_merge(m, vma, vma_of(m, task, behind)):
+        absorb(m, task, handle, behind)
 
 
 async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> Result:

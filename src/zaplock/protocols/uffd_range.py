@@ -77,7 +77,7 @@ def is_range(cx: Cx, start: int, length: int) -> bool:
     if start & ~PAGE_MASK or length & ~PAGE_MASK or not length:
         return False
     size = cx.limits.task_size
-    return cx.limits.mmap_min_hint <= start < size and length <= size - start
+    return start < size and length <= size - start
 
 
 @step

@@ -273,11 +273,11 @@ def _mincore(w: World, calls: Any, address: int, length: int) -> Outcome:
 def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> Outcome:
     if length >= 1 << 63:
         return Outcome(-22)
+    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
+        return Outcome(-14)
     if length == 0:
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return Outcome(0)
-    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
-        return Outcome(-14)
     length = min(length, _MAX_RW_COUNT)
     if address & ~f.PAGE_MASK or not madvise.is_known(advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
