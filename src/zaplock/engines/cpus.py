@@ -125,11 +125,12 @@ class Cpus:
         """Make a thread that is off the CPU runnable, after the latency of a wake-up."""
         if self._recorder:
             self._recorder.switch(self.clock.now, thread.code, Kind.WAKEUP)
-        if not self.sched.wakeup_latency_ns:
+        latency_ns = self.sched.wakeup_latency_ns + thread.late_ns
+        if not latency_ns:
             self.make_ready(thread)
             return
         thread.state = SLEEPING
-        self.clock.set(self.clock.now + self.sched.wakeup_latency_ns, thread)
+        self.clock.set(self.clock.now + latency_ns, thread)
 
     def make_ready(self, thread: Thread) -> None:
         """Give a thread a CPU, or a place in the queue for one."""

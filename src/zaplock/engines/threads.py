@@ -41,7 +41,8 @@ class Thread:
     `resume` is what to do when it next gets a CPU, before its program goes on; it returns whether
     the program may. `left_ns` is work that it still has to pay for. `stalled_ns` is how long in all
     it could not do what its program says: waited, spun, was woken, switched to or preempted;
-    `stalled_since_ns` where that began.
+    `stalled_since_ns` where that began. `late_ns` is how much longer than others it takes to run
+    after a wake-up (a replay's thread, on whose machine a CPU was hard to get).
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Thread:
         "cpu",
         "finished_ns",
         "in_queue",
+        "late_ns",
         "left_ns",
         "lock",
         "program",
@@ -84,6 +86,7 @@ class Thread:
         self.timer = 0
         self.slot = 0
         self.left_ns = 0
+        self.late_ns = 0
         self.stalled_ns = 0
         self.stalled_since_ns = 0
         self.asked_ns = 0

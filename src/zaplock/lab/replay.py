@@ -5,8 +5,9 @@ the design that stands for the recorded kernel first: how far its waits are from
 is the replay's own error, which is told with every answer. Then under other designs, and with other
 ways of freeing.
 
-The simulated machine has a CPU for every thread, so only locks make anybody wait: what a recorded
-thread lost because it had no CPU is in the recorded costs, if it happened outside of waits.
+The simulated machine has a CPU for every thread, so only locks make anybody wait. What a recorded
+thread lost because it had no CPU is in the recorded costs, and where its turn for the lock had come
+and it was late to run, it is as late in every replay in which it waits there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,17 @@ from zaplock.lab.bystanders import stopwatch
 from zaplock.lab.forecast import design_of
 from zaplock.lab.profiles import Profile
 from zaplock.lab.replay_plan import Operation, Plan, choose_mm, plan_of
-from zaplock.lab.replay_threads import FAULTED, MM, PAGE, Done, Places, Replayer, Way, put_mapping
+from zaplock.lab.replay_threads import (
+    FAULTED,
+    MM,
+    PAGE,
+    Done,
+    Places,
+    Replayer,
+    Way,
+    lateness,
+    put_mapping,
+)
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
@@ -42,8 +53,6 @@ from zaplock.trace.summary import NO_OPERATION, QUEUED_NS
 FOREIGN = 1 << 20
 """Address spaces of other processes."""
 SETUP = (1 << 24) - 1
-MOST_EXPLAINED = 5_000
-"""So many of the longest waits are looked into, 0.1 ms each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class Fit:
     Over the operations that waited `QUEUED_NS` or longer in either, as far as the recording shows
     them whole. `typical_error` is the median of single waits, as a share of the greater one,
     `worst_ns` the greatest difference. `no_cpu_ns` is how much of the recorded waiting passed with
-    the lock free: the waiter's turn had come and it had no CPU, which is not replayed.
+    the lock free, beyond the usual wake-up: the waiter's turn had come and it had no CPU.
     """
 
     operations: int
@@ -170,9 +179,6 @@ class Replay:
             if one.whole and max(one.waited_ns, stall) >= QUEUED_NS
         ]
         errors = [abs(ours - theirs) / max(ours, theirs) for theirs, ours in pairs] or [0.0]
-        waits = [one.wait for one in self.operations if one.whole and one.waited_ns >= QUEUED_NS]
-        waits = sorted(waits, key=lambda row: -int(self.analysis.waits["wait_ns"][row]))
-        explained = self.analysis.explain_all(waits[:MOST_EXPLAINED])
         return Fit(
             len(pairs),
             sum(theirs for theirs, _ in pairs),
@@ -181,7 +187,7 @@ class Replay:
             max((ours for _, ours in pairs), default=0),
             float(np.median(errors)),
             max((abs(ours - theirs) for theirs, ours in pairs), default=0),
-            sum(one.free_ns for one in explained),
+            sum(max(0, phase.late_ns) for one in self.operations for phase in one.phases),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -247,7 +253,8 @@ def replay(
     Raises UserError where the recording has no such process or does not say its kernel.
     """
     base = recorded or recorded_design(analysis.kernel)
-    plan = plan_of(analysis, base, choose_mm(analysis, pid) if mm is None else mm)
+    mm = choose_mm(analysis, pid) if mm is None else mm
+    plan = plan_of(analysis, base, mm, round(profile["wakeup_latency"]))
     wanted = list(dict.fromkeys([base.name, *(one.name for one in designs)]))
     by_name = {base.name: base, **{one.name: one for one in designs}}
     as_was = Way()
@@ -299,12 +306,14 @@ def run(plan: Plan, recorded: Design, design: Design, way: Way, profile: Profile
     machine = Machine()
     setup = Task(SETUP, MM, "setup")
     sequential.run(machine, setup, _prepare())
-    latency_ns = round(profile["wakeup_latency"])
+    latency_ns = plan.wakeup_ns
     cpus = min(max(len(plan.threads), 1), MAX_CPUS)
     sched = Sched(cpus=cpus, wakeup_latency_ns=latency_ns)
     engine = TimedEngine(machine, policy=design.rwsem, sched=sched)
     look = stopwatch(lambda: engine.now_ns, engine.threads)
-    replayer = Replayer(profile, way, look, Places(), _exclusive(plan, recorded))
+    replayer = Replayer(
+        profile, way, look, lateness(engine.threads), Places(), _exclusive(plan, recorded)
+    )
     done: dict[int, Done] = {}
     for tid, operations in plan.threads.items():
         done[tid] = Done([], [], [])

@@ -43,7 +43,8 @@ WAITED_NS = 1_000
 class Phase:
     """One ask for the lock and what followed, in nanoseconds without the wait.
 
-    An exclusive hold that was downgraded has both `exclusive_ns` and `shared_ns`.
+    An exclusive hold that was downgraded has both `exclusive_ns` and `shared_ns`. `late_ns` is how
+    much longer than usual the waiter took to get a CPU when its turn had come (less: negative).
     """
 
     before_ns: int
@@ -51,6 +52,7 @@ class Phase:
     exclusive_ns: int
     shared_ns: int
     downgraded: bool = False
+    late_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Plan:
     """The operations of every thread on one mm, in order of their begins.
 
     `mm` and `pid` are the recording's. Times count from the recording's first instant.
+    `wakeup_ns` is how long a waiter usually takes to get a CPU when its turn has come.
     """
 
     mm: int
@@ -90,6 +93,7 @@ class Plan:
     duration_ns: int
     left_out: int
     lost_events: int
+    wakeup_ns: int
 
     @property
     def operations(self) -> list[Operation]:
@@ -97,10 +101,14 @@ class Plan:
         return [one for own in self.threads.values() for one in own]
 
 
-def plan_of(analysis: Analysis, recorded: Design, mm: int) -> Plan:
-    """Take one mm's operations out of a recording that was made under `recorded`."""
+def plan_of(analysis: Analysis, recorded: Design, mm: int, wakeup_ns: int) -> Plan:
+    """Take one mm's operations out of a recording that was made under `recorded`.
+
+    `wakeup_ns` is how long a wake-up takes at most on a machine with CPUs to spare.
+    """
     pid = analysis.events.mms.get(mm, 0)
     parts, left_out = _parts(analysis, mm)
+    wakeup_ns = _find_late(analysis, parts, mm, wakeup_ns)
     operations = [*_in_calls(analysis, recorded, parts), *_outside(analysis, parts)]
     operations += _without_lock(analysis, recorded, parts, pid)
     threads: dict[int, list[Operation]] = {}
@@ -120,6 +128,7 @@ def plan_of(analysis: Analysis, recorded: Design, mm: int) -> Plan:
         analysis.duration_ns,
         left_out,
         analysis.segments.lost_events,
+        wakeup_ns,
     )
 
 
@@ -167,6 +176,7 @@ class _Part:
     downgraded: bool
     wait: int
     whole: bool
+    late_ns: int = 0
 
     @property
     def waited_ns(self) -> int:
@@ -214,14 +224,42 @@ def _parts(analysis: Analysis, mm: int) -> tuple[list[_Part], int]:
     return parts, killed + waits.failed_trylocks
 
 
+def _find_late(analysis: Analysis, parts: list[_Part], mm: int, wakeup_ns: int) -> int:
+    """Note who was late to run when his turn had come; return how long that usually takes.
+
+    A waiter's turn has come when the last hold ends that he could not have stood beside. Usual is
+    the median, unless that is above `wakeup_ns`: then CPUs were hard to get most of the time.
+    """
+    holds = analysis.holds
+    own = holds["mm"] == mm
+    ends = np.sort(holds.end_ns[own])
+    exclusive_ends = np.sort(holds.end_ns[own & holds["exclusive"]])
+    late = []
+    for part in parts:
+        if not part.waited_ns or not part.whole:
+            continue
+        rivals = ends if part.write else exclusive_ends
+        before = int(np.searchsorted(rivals, part.got_ns, side="right"))
+        turn_ns = int(rivals[before - 1]) if before else 0
+        if turn_ns >= part.asked_ns:
+            part.late_ns = part.got_ns - turn_ns
+            late.append(part)
+    usual_ns = int(np.median([part.late_ns for part in late])) if late else wakeup_ns
+    usual_ns = min(usual_ns, wakeup_ns)
+    for part in late:
+        part.late_ns -= usual_ns
+    return usual_ns
+
+
 def _phases(parts: list[_Part], begin_ns: int) -> tuple[tuple[Phase, ...], int]:
     """Turn parts into phases; return them and when the last one ended."""
     phases = []
     at = begin_ns
     for part in parts:
         before = part.asked_ns - at + (part.got_ns - part.asked_ns - part.waited_ns)
+        alone_ns, shared_ns, late_ns = part.exclusive_ns, part.shared_ns, part.late_ns
         phases.append(
-            Phase(max(0, before), part.write, part.exclusive_ns, part.shared_ns, part.downgraded)
+            Phase(max(0, before), part.write, alone_ns, shared_ns, part.downgraded, late_ns)
         )
         at = part.until_ns
     return tuple(phases), at

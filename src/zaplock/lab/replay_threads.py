@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from types import coroutine
 from typing import Any
 
+from zaplock.engines.threads import Thread
 from zaplock.lab.profiles import Profile
 from zaplock.lab.replay_plan import Operation, Phase
 from zaplock.model.flags import (
@@ -203,6 +204,7 @@ class Replayer:
     profile: Profile
     way: Way
     look: Callable[[], Step[tuple[int, int]]]
+    be_late: Callable[[int], Step[None]]
     places: Places
     exclusive: frozenset[str]
     """The calls that the recorded kernel did all their work in with an exclusive hold."""
@@ -227,9 +229,17 @@ class Replayer:
 
     async def do(self, cx: Cx, one: Operation) -> None:
         """Do one operation with the marks that recordings have."""
+        late_ns = one.phases[0].late_ns if one.phases else 0
+        if late_ns:
+            await self.be_late(late_ns)
         if self.way.replaces(one):
             await self._free_otherwise(cx, one)
-            return
+        else:
+            await self._do_marked(cx, one)
+        if late_ns:
+            await self.be_late(0)
+
+    async def _do_marked(self, cx: Cx, one: Operation) -> None:
         marked = one.name not in (PAGE_FAULT, NO_OPERATION)
         if marked:
             await MarkStep("op_begin", (one.name, one.address, one.length, one.detail))
@@ -243,7 +253,7 @@ class Replayer:
 
     async def _work(self, cx: Cx, one: Operation) -> None:
         if one.kind == "as recorded":
-            await as_recorded(one)
+            await self._as_recorded(one)
         elif one.kind == "fault":
             await self._fault(cx, one)
         elif one.kind == "dontneed":
@@ -341,23 +351,34 @@ class Replayer:
         for at in range(0, length, self.way.chunk):
             yield at, min(self.way.chunk, length - at)
 
+    async def _as_recorded(self, one: Operation) -> None:
+        """Ask for the lock and hold it as an operation did in the recording."""
+        lock: Lock = ("mmap_lock", MM)
+        for number, phase in enumerate(one.phases):
+            if number and phase.late_ns != one.phases[number - 1].late_ns:
+                await self.be_late(phase.late_ns)
+            await work(phase.before_ns)
+            if not phase.write:
+                await down_read(lock)
+                await work(phase.shared_ns)
+                await up_read(lock)
+                continue
+            await down_write(lock)
+            await work(phase.exclusive_ns)
+            if phase.downgraded:
+                await downgrade_write(lock)
+                await work(phase.shared_ns)
+                await up_read(lock)
+            else:
+                await up_write(lock)
+        await work(one.after_ns)
 
-async def as_recorded(one: Operation) -> None:
-    """Ask for the lock and hold it as an operation did in the recording."""
-    lock: Lock = ("mmap_lock", MM)
-    for phase in one.phases:
-        await work(phase.before_ns)
-        if not phase.write:
-            await down_read(lock)
-            await work(phase.shared_ns)
-            await up_read(lock)
-            continue
-        await down_write(lock)
-        await work(phase.exclusive_ns)
-        if phase.downgraded:
-            await downgrade_write(lock)
-            await work(phase.shared_ns)
-            await up_read(lock)
-        else:
-            await up_write(lock)
-    await work(one.after_ns)
+
+def lateness(threads: dict[int, Thread]) -> Callable[[int], Step[None]]:
+    """Make a step that lets its thread take so much longer to run after each wake-up."""
+
+    @step
+    def be_late(_m: Machine, task: Task, ns: int) -> None:
+        threads[task.tid].late_ns = ns
+
+    return be_late

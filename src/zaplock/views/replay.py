@@ -56,7 +56,7 @@ def fit_sentence(replay: Replay) -> str:
     if fit.no_cpu_ns >= QUEUED_NS:
         no_cpu = (
             f" {duration(fit.no_cpu_ns)} of the recorded waiting passed with the lock free: the "
-            "waiter had no CPU yet, which is not replayed."
+            "waiter had no CPU yet, and has none for as long in every replay in which it waits."
         )
     return (
         f"The replay's own error, under {replay.recorded.name} as recorded: "
