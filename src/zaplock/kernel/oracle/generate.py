@@ -60,10 +60,15 @@ THEMES: dict[str, dict[str, int]] = {
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
+              "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
              "msync": 6, "mincore": 8, "brk": 5, "remap_file_pages": 5, "mseal": 1,
              "pkey_mprotect": 5, "process_madvise": 4},
 }  # fmt: skip
+
+
+_FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class Scope:
 
     without: frozenset[str] = frozenset()
     advice: tuple[int, ...] = ADVICE
-    themes: tuple[str, ...] = tuple(THEMES)
+    themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme != "crowd")
     left_out: frozenset[str] = frozenset()
     mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
 
@@ -117,7 +122,8 @@ class Generator:
         self._made, self._chosen, self._fixed = [], [], []
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for number in range(self.length):
-            name = "brk" if self._theme == "brk" and not number else pick.choice(names)
+            name = _FIRST.get(self._theme, "") if not number else ""
+            name = name or pick.choice(names)
             op = Op(name, _MAKERS[name](self))
             self._remember(op)
             self._made.append(op)
@@ -322,6 +328,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "store": _access,
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
+    "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
     "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 0, 8))),
     "uffd_unregister": _range,
 }  # fmt: skip

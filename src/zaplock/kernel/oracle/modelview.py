@@ -62,6 +62,7 @@ class View:
         self._shared: dict[int, str] = parent._shared if parent else {}
         self._base: tuple[int, ...] = parent._base if parent else ()
         self._cache: dict[int, _Seen] = {}
+        self.end = 1 << 63  # mappings from here on are left out
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
@@ -78,6 +79,8 @@ class View:
         tree, all_vmas, cache = self._space.tree, self._machine.vmas.data, self._cache
         overlapping = self._space.ptes.overlapping
         for start in tree.order:
+            if start >= self.end:
+                break
             handle = tree.data[start]
             vma = all_vmas[handle]
             assert isinstance(vma, model_vma.Vma)

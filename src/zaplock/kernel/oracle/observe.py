@@ -53,10 +53,12 @@ class Parser:
         self._shared: dict[str, str] = {}
         self._smaps: tuple[bytes, tuple[Vma, ...]] = (b"", ())
         self._ring_locked = False
+        self._end = ring.TASK_SIZE
         self.baseline = baseline
 
-    def begin(self) -> None:
-        """Forget what belongs to one sequence only: the names of shared anonymous mappings."""
+    def begin(self, end: int = ring.TASK_SIZE) -> None:
+        """Forget what belongs to one sequence only; mappings from `end` on are left out now."""
+        self._end = end
         self._shared.clear()
         self._smaps = (b"", ())
         for cache in (self._figures, self._pieces, self._counters):
@@ -83,7 +85,7 @@ class Parser:
                 start, end, perms, offset, inode, name, figures = head
                 if start == ring.RING:
                     self._ring_locked = "lo" in piece.flags
-                elif start < ring.TASK_SIZE:
+                elif start < self._end:
                     if name == "shared":
                         name = shared.setdefault(inode, f"shared{len(shared)}")
                     found.append(Vma(start, end, perms, offset, name, piece.flags, figures))
@@ -141,7 +143,19 @@ class Parser:
         if count < 0:
             raise ValueError(f"PAGEMAP_SCAN failed with errno {-count}")
         end = 16 + 24 * count
+        if self._end < ring.TASK_SIZE:
+            return self._pages_below_end(scan[16:end], scan[end:])
         return scan[16:end], scan[end:]
+
+    def _pages_below_end(self, regions: bytes, tags: bytes) -> tuple[bytes, bytes]:
+        """Leave out what PAGEMAP_SCAN tells of mappings that are left out."""
+        kept = pages = 0
+        for start, stop, categories in struct.iter_unpack("<3Q", regions):
+            if start >= self._end:
+                break
+            kept += 24
+            pages += (stop - start) // ring.PAGE if categories & ring.PRESENT else 0
+        return regions[:kept], tags[: 8 * pages]
 
 
 def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:

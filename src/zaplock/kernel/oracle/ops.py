@@ -68,11 +68,15 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "store": ("addr",),
     "setrlimit": ("resource", "length"),
     "fork": (),
+    "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
 }
 
 # The files that a sequence can map, by slot. Page i of a file begins with `file_tag(slot, i)`.
+CROWD = 0x2_0000_0000
+"""From here on lie the many mappings of `crowd`: maps are compared only below it then."""
+
 FILES = ("m0", "m1", "disk", "zero")
 FILE_PAGES = (16, 4, 16, 0)
 HOLES = {0: range(12, 16), 1: range(0), 2: range(0), 3: range(0)}  # pages never written
@@ -90,6 +94,11 @@ def file_tag(slot: int, page: int) -> int:
 def store_tag(index: int) -> int:
     """Return what operation number `index` writes, if it is a store."""
     return 0x5A_0000 + index
+
+
+def is_crowded(sequence: Many[Op]) -> bool:
+    """Return whether a sequence fills the address space with mappings."""
+    return any(op.name == "crowd" for op in sequence)
 
 
 def signalled(result: int) -> tuple[int, int] | None:

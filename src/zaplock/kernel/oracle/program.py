@@ -51,9 +51,10 @@ class Program(NamedTuple):
 
 
 class Names(NamedTuple):
-    """The addresses, in the ring, of the strings that programs use."""
+    """What programs must know: where in the ring the files' names are, and max_map_count."""
 
     files: tuple[int, ...]
+    max_map_count: int
 
 
 class Builder:
@@ -99,7 +100,7 @@ def build(sequence: Sequence[Op], names: Names, observing: bool = True) -> Progr
     results: list[int] = []
     places = []
     for index, op in enumerate(sequence):
-        result, seen, child = _operation(build_into, index, op, results)
+        result, seen, child = _operation(build_into, index, op, results, names)
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(observe)))
     build_into.add(ring.EXIT)
@@ -152,7 +153,9 @@ def _fill(slot: int) -> bytes:
     return b"".join(parts)
 
 
-def _operation(b: Builder, index: int, op: Op, results: list[int]) -> tuple[int, int, int]:
+def _operation(
+    b: Builder, index: int, op: Op, results: list[int], names: Names
+) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""
     if op.name == "fork":
         return _fork(b)
@@ -161,6 +164,8 @@ def _operation(b: Builder, index: int, op: Op, results: list[int]) -> tuple[int,
         handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
         arguments += [ops.store_tag(index)] if op.name == "store" else []
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
+    if op.name == "crowd":
+        return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
     if op.name in _COMPOSED:
         return _COMPOSED[op.name](b, op, arguments, results), -1, -1
     number = ops.CALLS[op.name][0]
@@ -217,6 +222,24 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         child_code,
     )
     return clone, -1, child + 7 * _E
+
+
+def _crowd(b: Builder, count: int) -> int:
+    """Map `count` pages with nothing allowed, then let every other one be read: so many VMAs."""
+    counter = ring.RING + ring.SCRATCH
+    b.add(stub.syscall(9, ops.CROWD, count * ring.PAGE, 0, 0x4032, _MASK, 0))
+    b.add(stub.entry(stub.STORE, counter, count // 2))
+    first = b.here
+    own = address(first) + 8
+    b.add(
+        stub.syscall(10, ops.CROWD + ring.PAGE, ring.PAGE, 1),
+        stub.entry(stub.PATCH, own, own, 2 * ring.PAGE),
+        stub.entry(stub.PATCH, counter, counter, _MASK),
+        stub.entry(stub.LOAD, counter),
+        stub.entry(stub.JUMP_IF_ZERO, address(first) + 6 * _E),
+        stub.entry(stub.JUMP, address(first)),
+    )
+    return first
 
 
 def _setrlimit(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:

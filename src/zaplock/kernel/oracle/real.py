@@ -30,7 +30,8 @@ class RealSide:
             },
             ring.FILE_STRINGS,
         )
-        self._names = program.Names(tuple(where[name] for name in ops.FILES))
+        files = tuple(where[name] for name in ops.FILES)
+        self._names = program.Names(files, _sysctl("max_map_count"))
         self._strings = data
         self._start()
 
@@ -101,7 +102,7 @@ class RealSide:
         self._start()
 
     def _steps(self, sequence: Sequence[Op], built: program.Program) -> list[Step]:
-        self._parser.begin()
+        self._parser.begin(ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE)
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:

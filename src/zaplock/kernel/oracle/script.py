@@ -155,6 +155,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return f"peek({inside} & -4096)"
     if op.name == "store":
         return f"poke({inside} & -4096, {ops.store_tag(k):#x})"
+    if op.name == "crowd":
+        return "0  # fills the address space: see program._crowd"
     if op.name == "fork":
         return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
     if op.name == "setrlimit":
