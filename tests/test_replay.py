@@ -226,36 +226,39 @@ libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 length = int(sys.argv[1])
 print(os.getpid(), flush=True)
 sys.stdin.readline()
-over = threading.Event()
+over, freeing = threading.Event(), threading.Event()
 def beside():
     while not over.wait(0.002):
-        libc.munmap(libc.mmap(None, 4096, 3, 0x22, -1, 0), 4096)
+        if freeing.is_set():
+            libc.munmap(libc.mmap(None, 4096, 3, 0x22, -1, 0), 4096)
 other = threading.Thread(target=beside)
 other.start()
 for _ in range(3):
     heap = libc.mmap(None, length, 3, 0x22, -1, 0)
     libc.madvise(heap, length, 15)  # MADV_NOHUGEPAGE
     libc.madvise(heap, length, 23)  # MADV_POPULATE_WRITE
+    freeing.set()
     time.sleep(0.02)
-    libc.munmap(heap, length)
+    for call in sys.argv[2].split(","):
+        libc.madvise(heap, length, 4) if call == "dontneed" else libc.munmap(heap, length)
+    time.sleep(0.02)
+    freeing.clear()
     time.sleep(0.02)
 over.set()
 other.join()
 """
 
 
-@pytest.mark.root
-def test_a_real_munmap_beside_an_mmap_caller(capsys: pytest.CaptureFixture[str]) -> None:
-    """The sum of the waits is within 25 % (2 to 3 % on an idle machine of 2 CPUs).
-
-    What is off is mostly time in which a waiter's turn had come and it had no CPU.
-    """
+def really(freed_by: str) -> Events:
+    """Record a process that frees 256 MiB three times while a thread of it maps and unmaps."""
     from zaplock.kernel.recorder import record_mm
 
     child = subprocess.Popen(
-        [sys.executable, "-c", WORKLOAD, str(GIB // 4)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", WORKLOAD, str(GIB // 4), freed_by],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     try:
         pid = int(child.stdout.readline())
@@ -265,12 +268,32 @@ def test_a_real_munmap_beside_an_mmap_caller(capsys: pytest.CaptureFixture[str])
         child.kill()
         child.wait()
     assert recorder.lost_events == 0
-    found = replayed(recorder.events(), os.uname().release, "linux-4.9")
-    fit = found.fit
+    return recorder.events()
+
+
+@pytest.mark.root
+def test_a_real_munmap_beside_an_mmap_caller() -> None:
+    """All waits together within 15 %; on a machine of 2 CPUs under load it was 0 to 2 %."""
+    found = replayed(really("munmap"), os.uname().release, "linux-4.9")
     munmaps = [one for one in found.operations if one.kind == "munmap" and one.length > GIB // 8]
     assert len(munmaps) == 3
+    fit = found.fit
     assert fit.recorded_ns > 10 * MS, "nobody waited: the recording shows nothing"
-    assert abs(fit.replayed_ns - (fit.recorded_ns - fit.no_cpu_ns)) < 0.25 * fit.recorded_ns, fit
-    hold_ns = max(sum(one.phases[0].exclusive_ns + one.phases[0].shared_ns for one in [each])
-                  for each in munmaps)  # fmt: skip
+    assert abs(fit.sum_error) < 0.15, fit
+    phases = [one.phases[0] for one in munmaps]
+    hold_ns = max(phase.exclusive_ns + phase.shared_ns for phase in phases)
     assert found.runs[1].longest_exclusive_ns == pytest.approx(hold_ns, rel=0.01)
+
+
+@pytest.mark.root
+def test_the_kernel_does_what_the_replay_says_of_another_way() -> None:
+    """MADV_DONTNEED, then munmap: nobody waits for the zap (6.17 on: it locks the VMA only)."""
+    release = os.uname().release
+    if recorded_design(release).dontneed_lock != "vma":
+        pytest.skip("this kernel takes the mmap_lock for MADV_DONTNEED")
+    told = replayed(really("munmap"), release, ways=[Way(), Way("dontneed")])
+    was_ns, would_ns = (run.waited_ns for run in told.runs)
+    did = replayed(really("dontneed,munmap"), release)
+    is_ns = sum(one.waited_ns for one in did.operations)
+    assert would_ns < was_ns / 5
+    assert is_ns < was_ns / 2, "a wait or two for a CPU are not the lock's doing"

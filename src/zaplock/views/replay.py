@@ -52,6 +52,7 @@ def fit_sentence(replay: Replay) -> str:
             f"Replayed under {replay.recorded.name} as recorded: nobody waits {limit} or longer, "
             "as in the recording."
         )
+    counted = f"{fit.operations} operation{'s' if fit.operations != 1 else ''}"
     no_cpu = ""
     if fit.no_cpu_ns >= QUEUED_NS:
         no_cpu = (
@@ -60,7 +61,7 @@ def fit_sentence(replay: Replay) -> str:
         )
     return (
         f"The replay's own error, under {replay.recorded.name} as recorded: "
-        f"{fit.operations} operations waited {limit} or longer, {duration(fit.recorded_ns)} in all "
+        f"{counted} waited {limit} or longer, {duration(fit.recorded_ns)} in all "
         f"in the recording and {duration(fit.replayed_ns)} in the replay "
         f"({100 * fit.sum_error:+.1f} %); the longest {duration(fit.longest_recorded_ns)} and "
         f"{duration(fit.longest_replayed_ns)}; a single wait is off by "
@@ -93,7 +94,7 @@ def table(replay: Replay) -> Table:
     drawn = RichTable(
         box=SIMPLE, title="longest holds, and the longest wait of each", title_justify="left"
     )
-    shown = list(replay.kinds)[:KINDS_SHOWN]
+    shown = waiting_kinds(replay)
     drawn.add_column("design", no_wrap=True)
     drawn.add_column("freed by", no_wrap=True)
     for name in ("exclusive", "shared", *shown, "all waits"):
@@ -103,6 +104,17 @@ def table(replay: Replay) -> Table:
     for run in replay.runs:
         drawn.add_row(run.design.name, str(run.way), *cells(replay, run, shown))
     return drawn
+
+
+def waiting_kinds(replay: Replay) -> list[str]:
+    """Name the kinds of operations that wait in the recording or in any run, a few of them."""
+    runs: list[Run | None] = [None, *replay.runs]
+    waits = [
+        kind
+        for kind in replay.kinds
+        if max(replay.worst_ns(run, kind) for run in runs) >= QUEUED_NS
+    ]
+    return waits[:KINDS_SHOWN]
 
 
 def cells(replay: Replay, run: Run | None, kinds: Sequence[str]) -> list[str]:
@@ -214,8 +226,8 @@ def best_sentence(replay: Replay) -> str:
 
 
 LIMITS = (
-    "Not replayed: what threads do between these operations and would have done sooner, a shortage "
-    "of CPUs, VMA locks of the recorded mappings; see docs/replay.md."
+    "Not replayed: what threads would have done sooner if they had waited less, and the VMA locks "
+    "of the recorded mappings; see docs/replay.md."
 )
 
 
