@@ -105,7 +105,7 @@ class Trie:
         step = resume(live, None)[1]
         for result in node.history():
             step = resume(live, result)[1]
-        if repr(step) != repr(node.step):
+        if not _same(step, node.step):
             raise ProtocolError(
                 f"{self.program.task} is not a function of its steps' results: the same results "
                 f"led to {node.step} before and to {step} now"
@@ -129,6 +129,12 @@ class Trie:
     def end(self, result: Any) -> Node:
         """Return the position of a task that has ended with `result`."""
         return self._end(result)
+
+
+def _same(step: Step[Any] | None, other: Step[Any] | None) -> bool:
+    if step is None or other is None:
+        return step is other
+    return step.name == other.name and step.args == other.args
 
 
 def resume(live: Protocol, result: Any) -> tuple[bool, Any]:

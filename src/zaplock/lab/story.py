@@ -179,6 +179,8 @@ def _number(text: str) -> str:
     page = (value >> PAGE_SHIFT) - BASE_PAGE
     if 0 <= page < 1 << 16:
         return f"p{page}"
+    if text.startswith("0x") and BASE_PAGE <= value < BASE_PAGE + (1 << 16):
+        return f"p{value - BASE_PAGE}"  # a virtual page number
     if 1 << 24 <= value < 1 << 30:
         return f"#{(value >> 24) - 1}.{value & 0xFFFFFF}"
     if value >> OWN_FRAMES_SHIFT and value >> OWN_FRAMES_SHIFT < 256:
