@@ -1,0 +1,132 @@
+"""Lock sequences, faults put in on purpose, and address spaces that are full."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from test_oracle import WINDOW, needs_kernel
+
+from zaplock.engines.sequential import LockCall
+from zaplock.kernel.oracle import faults, locks, manual
+from zaplock.kernel.oracle.campaign import Bench
+from zaplock.kernel.oracle.compare import result_text
+from zaplock.kernel.oracle.coverage import Coverage
+from zaplock.kernel.oracle.modelside import COVERED, ModelSide, model_side
+from zaplock.kernel.oracle.ops import Op
+
+PAGE = 4096
+QUICK = ("merge-nothing", "no-sync", "munmap-keeps-locked", "page-tables-leak", "msync-locked")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    both = Bench(model_side, COVERED)
+    yield both
+    both.close()
+
+
+@needs_kernel
+@pytest.mark.root
+def test_the_kernel_locks_as_the_protocols_say(bench: Bench) -> None:
+    model = ModelSide(bench.real.environment)
+    found = locks.sample(bench.real, model, seed=18, scope=COVERED)
+    assert found.operations > 800
+    assert found.lock_operations > 1_000
+    assert not found.differences, found.differences[:3]
+
+
+@needs_kernel
+@pytest.mark.root
+def test_another_lock_mode_is_noticed(bench: Bench) -> None:
+    """munmap that forgets to downgrade: everything else about it stays the same."""
+    from dataclasses import replace
+
+    from zaplock.designs.linux import LINUX_6_18
+    from zaplock.protocols.munmap import do_vmi_align_munmap
+
+    async def never_downgrades(cx, start, length, events, downgrade=False):  # type: ignore[no-untyped-def]
+        return await do_vmi_align_munmap(cx, start, length, events, False)
+
+    broken = replace(LINUX_6_18, do_munmap=never_downgrades)
+    sequence = (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("store", (WINDOW,)),
+        Op("munmap", (WINDOW, 2 * PAGE)),
+    )
+    model = ModelSide(bench.real.environment, broken)
+    assert bench.real.run(sequence) == model.run(sequence)
+    found = locks.compare(bench.real, model, [sequence]).differences[0]
+    assert (found.at, found.kernel[:3], found.model[:2]) == (2, "WDr", "Ww")
+
+
+def test_letters_stand_for_what_was_done() -> None:
+    calls = [
+        LockCall("down", True, "mmap_lock"),
+        LockCall("down", True, "i_mmap"),
+        LockCall("downgrade", False, "mmap_lock"),
+        LockCall("up", False, "mmap_lock"),
+        LockCall("failed", False, "mmap_lock"),
+        LockCall("try", False, "mmap_lock"),
+        LockCall("up", False, "mmap_lock"),
+    ]
+    assert locks.letters_of(calls) == "WDrRr"
+
+
+def test_the_first_difference_is_named() -> None:
+    sequence = (Op("munmap", (0, 1)), Op("munmap", (0, 2)))
+    kernel = locks.PRELUDE + "WDr" + locks.MARK + "Ww" + locks.MARK
+    assert locks.first_difference(sequence, kernel, ["WDr", "Ww"]) is None
+    found = locks.first_difference(sequence, kernel, ["WDr", "WDr"])
+    assert found is not None
+    assert found.at == 1
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", QUICK)
+def test_a_fault_is_found_and_taken_out_again(bench: Bench, name: str) -> None:
+    fault = next(fault for fault in faults.FAULTS if fault.name == name)
+    found = faults.hunt(bench, fault, seed=2, limit_s=30)
+    assert found.signature, f"{name} ({fault.rule}) was not found"
+    assert bench.slice(seed=4, sequences=4).agrees
+
+
+def test_there_are_thirty_faults_with_names_of_their_own() -> None:
+    assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS) >= 30
+
+
+@needs_kernel
+def test_a_full_address_space_refuses_alike(bench: Bench) -> None:
+    """One more mapping fits, a split does not: 65,530 and 65,531 are two limits."""
+    sequence = (
+        Op("crowd", (1,)),
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("mprotect", (WINDOW + PAGE, PAGE, 1)),
+        Op("munmap", (WINDOW + PAGE, PAGE)),
+        Op("mmap", (WINDOW + 8 * PAGE, PAGE, 3, 0x32, -1, 0)),
+        Op("mmap", (WINDOW + 16 * PAGE, PAGE, 3, 0x32, -1, 0)),
+        Op("madvise", (WINDOW, PAGE, 10)),
+        Op("mremap", (WINDOW, PAGE, PAGE, 3, WINDOW + 32 * PAGE)),
+        Op("munmap", (WINDOW, PAGE)),
+    )
+    real = bench.real.run(sequence)
+    assert bench.diverge(sequence) is None
+    told = [result_text(step.outcome.result) for step in real]
+    assert told[2:4] == ["ENOMEM", "ENOMEM"]
+    assert told[5] == "ENOMEM"
+    assert told[6] == "EAGAIN"
+
+
+@needs_kernel
+def test_coverage_tells_what_never_happened(bench: Bench) -> None:
+    coverage = Coverage()
+    sequence = (Op("mmap", (WINDOW, PAGE, 3, 0x32, -1, 0)), Op("munmap", (WINDOW + 1, PAGE)))
+    coverage.add(sequence, bench.real.run(sequence), bench.real.environment.baseline)
+    outcomes = {name: dict(counts) for name, counts in coverage.outcomes().items()}
+    assert outcomes == {"mmap": {"ok": 1}, "munmap": {"EINVAL": 1}}
+    rare = manual.missing(outcomes, least=1)
+    assert "munmap EINVAL: 0" not in rare
+    assert "munmap ok: 0" in rare
+    assert not set(manual.OUT_OF_REACH) & {
+        (name, error) for name, errors in manual.WANTED.items() for error in errors
+    }
