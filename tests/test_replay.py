@@ -18,7 +18,7 @@ from zaplock.designs import SHIPPED, Cx
 from zaplock.lab import profiles
 from zaplock.lab.bystanders import system_call
 from zaplock.lab.replay import Replay, recorded_design, replay
-from zaplock.lab.replay_threads import Way
+from zaplock.lab.replay_ways import Way
 from zaplock.model.step import SleepStep
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events

@@ -26,7 +26,7 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
     from zaplock.lab.replay import Replay
-    from zaplock.lab.replay_threads import Way
+    from zaplock.lab.replay_ways import Way
     from zaplock.protocols.design import Design
 
 SUMMARY = "replay a recording under another kernel, or freeing memory another way"
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ways(texts: list[str] | None) -> list[Way] | None:
-    from zaplock.lab.replay_threads import WAYS, Way
+    from zaplock.lab.replay_ways import WAYS, Way
 
     if texts is None:
         return None

@@ -38,10 +38,10 @@ from zaplock.lab.replay_threads import (
     Done,
     Places,
     Replayer,
-    Way,
     lateness,
     put_mapping,
 )
+from zaplock.lab.replay_ways import Way
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx

@@ -9,13 +9,12 @@ and detached its mappings is charged to the first step under the lock, what it d
 zap, in proportion to the length that is zapped. So a hold that one kernel has exclusively is shared
 under the other, at the same cost. Everything else asks and holds as recorded.
 
-`Way` is another way of freeing what the program freed with munmap: the same page work by
-MADV_DONTNEED first, or in chunks. It is used for every munmap that is longer than a chunk.
+Another way of freeing (`replay_ways`) takes the place of every munmap that is longer than a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from types import coroutine
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from zaplock.engines.threads import Thread
 from zaplock.lab.profiles import Profile
 from zaplock.lab.replay_plan import Operation, Phase
+from zaplock.lab.replay_ways import Way
 from zaplock.model.flags import (
     MADV_DONTNEED,
     VM_MAYREAD,
@@ -61,32 +61,8 @@ FAULTED = 1 << 30
 MAPPING, FAR = 1 << 40, 1 << 47
 """Where mappings that operations need are put, by turns."""
 PAGE = 4096
-CHUNK = 2 << 20
-WAYS = ("munmap", "dontneed", "dontneed-chunks", "munmap-chunks")
 
 _FLAGS = VM_READ | VM_WRITE | VM_MAYREAD | VM_MAYWRITE
-
-
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How memory is freed: as the program did ("munmap"), or otherwise, in chunks of so many bytes.
-
-    >>> str(Way("munmap-chunks", 2 << 20))
-    'munmap-chunks:2M'
-    """
-
-    name: str = "munmap"
-    chunk: int = CHUNK
-
-    def __str__(self) -> str:
-        whole = self.chunk >> 20 if self.chunk % (1 << 20) == 0 else 0
-        size = f"{whole}M" if whole else f"{self.chunk >> 10}K"
-        return f"{self.name}:{size}" if self.name.endswith("chunks") else self.name
-
-    def replaces(self, operation: Operation) -> bool:
-        """Return whether an operation is a munmap that is done this way instead."""
-        large = operation.length > self.chunk
-        return self.name != "munmap" and operation.kind == "munmap" and large
 
 
 @dataclass(slots=True)
@@ -312,44 +288,27 @@ class Replayer:
         await work(one.after_ns)
 
     async def _free_otherwise(self, cx: Cx, one: Operation) -> None:
-        """Free what a munmap freed another way: the same page work, more calls."""
+        """Free what a munmap freed another way: the same page work, more calls in a row."""
         length = page_align(one.length)
         start = self.places.take(length)
         await put_mapping(start, length)
         price = self.price(one, length)
-        syscall_ns = one.phases[0].before_ns + one.after_ns + round(self.profile["syscall"])
         find_ns = round(self.profile["vma_find"] + self.profile["flush"])
-        if self.way.name == "munmap-chunks":
-            for at, part in self._chunks(length):
-                await self._call(
-                    cx, "munmap", cx.design.munmap(cx, start + at, part), price, syscall_ns,
-                    one.address + at, part,
-                )  # fmt: skip
-            return
-        chunks = [(0, length)] if self.way.name == "dontneed" else self._chunks(length)
-        pages = Price(find_ns, price.pages_ns, length)
-        for at, part in chunks:
-            await self._call(
-                cx, "madvise", madvise(cx, start + at, part, MADV_DONTNEED), pages, syscall_ns,
-                one.address + at, part, MADV_DONTNEED,
-            )  # fmt: skip
-        rest = Price(price.fixed_ns, 0, length)
-        await self._call(
-            cx, "munmap", cx.design.munmap(cx, start, length), rest, syscall_ns, one.address, length
-        )
-
-    async def _call(
-        self, cx: Cx, name: str, program: Protocol, price: Price, syscall_ns: int,
-        address: int, length: int, detail: int = 0,
-    ) -> None:  # fmt: skip
-        await MarkStep("op_begin", (name, address, length, detail))
-        await work(syscall_ns)
-        await priced(program, price)
-        await MarkStep("op_end", (name, 0))
-
-    def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
-        for at in range(0, length, self.way.chunk):
-            yield at, min(self.way.chunk, length - at)
+        await work(one.phases[0].before_ns)
+        for call in self.way.calls(length):
+            at = start + call.at
+            advice = 0 if call.name == "munmap" else MADV_DONTNEED
+            await MarkStep("op_begin", (call.name, one.address + call.at, call.length, advice))
+            await work(round(self.profile["syscall"]))
+            if advice:
+                zap = Price(find_ns, price.pages_ns, length)
+                await priced(madvise(cx, at, call.length, advice), zap)
+            else:
+                pages_ns = price.pages_ns if call.zaps else 0
+                unmap = Price(price.fixed_ns, pages_ns, length)
+                await priced(cx.design.munmap(cx, at, call.length), unmap)
+            await MarkStep("op_end", (call.name, 0))
+        await work(one.after_ns)
 
     async def _as_recorded(self, one: Operation) -> None:
         """Ask for the lock and hold it as an operation did in the recording."""
