@@ -150,6 +150,7 @@ def _write_hugetlb(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: P
 def _anonymous(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
     huge = huge_range(m, vma, space, vpn)
     if huge is not None:
+        alloc_tables(m, task, space, huge, huge + 1)  # set aside for the case of a split
         if write:
             _map_huge(m, task, space, huge)
         else:
@@ -175,6 +176,8 @@ def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | Non
     start = low << PAGE_SHIFT
     if start < vma.start or start + PMD_SIZE > vma.end:
         return None
+    if space.tables[1].at(low // PAGES_PER_PMD) is not None:
+        return None  # a page table is in the place, with or without entries
     return None if space.ptes.any_in(low, low + PAGES_PER_PMD) else low
 
 
@@ -314,7 +317,8 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
         return 0
     vpn = first
     while vpn < last:
-        alloc_tables(m, task, space, vpn, vpn + 1, lowest)
+        may_be_huge = plain and huge_range(m, vma, space, vpn) is not None
+        alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
         result = fault_page(m, task, vma, vpn << PAGE_SHIFT, write)
         if result:
             return result

@@ -156,11 +156,14 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
 def alloc_fault_tables(m: Machine, task: Task, handle: int, address: int) -> None:
     """Let the page tables over a faulting address exist.
 
-    For a file the last one comes only with a page to put into it (finish_fault).
+    For a file the last one comes only with a page to put into it (finish_fault), for what may
+    become a huge page not at all.
     """
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
-    alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2 if vma.file else 1)
+    space = m.mm(vma.mm)
+    no_last = vma.file or huge_range(m, vma, space, vpn) is not None
+    alloc_tables(m, task, space, vpn, vpn + 1, 2 if no_last else 1)
 
 
 async def guarded(cx: Cx, vma: Vma, address: int) -> bool:
