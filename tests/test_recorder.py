@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,6 +152,35 @@ def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> Non
     assert not rows(events, kind=Kind.LOST)
     assert unmatched(events) == []
     assert len(calls(events, "munmap")) > 100
+
+
+def test_a_command_is_not_mixed_up_with_others_whose_memory_it_gets(tmp_path: Path) -> None:
+    """Processes come and go beside it; the kernel gives the same mm_structs to both in turn."""
+    for name in ("mine", "stranger"):
+        shutil.copy("/bin/true", tmp_path / name)
+    path = tmp_path / "a.zaplock"
+    beside = subprocess.Popen(["sh", "-c", f"while :; do {tmp_path}/stranger; done"])
+    # A shell forks, Python's subprocess calls vfork; both then call exec.
+    script = f"import subprocess\nfor _ in range(30): subprocess.run(['{tmp_path}/mine'])"
+    loop = f'for i in $(seq 30); do {tmp_path}/mine; done; exec {sys.executable} -c "{script}"'
+    try:
+        assert main(["record", "-o", str(path), "--", "sh", "-c", loop]) == 0
+    finally:
+        beside.kill()
+        beside.wait()
+    events = file.read(path).events
+    locks = np.flatnonzero(events["kind"] <= Kind.RELEASED)
+    tids = {int(tid) for tid in events["tid"][locks]}
+    assert {events.tasks[tid].comm for tid in tids}.isdisjoint({"stranger"})
+    mine = {tid for tid in tids if events.tasks[tid].comm == "mine"}
+    assert len(mine) == 60
+    owners: dict[int, set[int]] = {tid: set() for tid in mine}
+    for tid, mm in zip(events["tid"][locks].tolist(), events["mm"][locks].tolist()):
+        if tid in owners:
+            owners[tid].add(events.mms[mm])
+    for tid, owned in owners.items():
+        assert tid in owned, "its own address space"
+        assert not (owned - {tid}) & mine, "and none of its brothers'"
 
 
 def unmatched(events: Events) -> list[tuple[str, int]]:

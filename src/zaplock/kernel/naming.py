@@ -11,8 +11,9 @@ twice in one recording has the name of its last user.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ import numpy as np
 from zaplock.kernel.decode import Columns, Fact
 from zaplock.kernel.meanings import NAMING
 from zaplock.kernel.operations import CLONES, NAMES
+from zaplock.kernel.owners import Owners, calls_of_interest
 from zaplock.trace.events import Kind, Task
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
+_MANY = 10_000
 _NEW, _RENAMED, _ENDED = NAMING
 _BORROWED = {"process_madvise", "process_mrelease", *CLONES}
 """Operations in which a task locks another address space than its own."""
@@ -35,6 +38,12 @@ class Names:
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
         self.mms: dict[int, int] = {}
+        """The process of each address space, by its name in the recording (`owners`)."""
+        self.owners = Owners()
+        self._lives: list[tuple[int, int, int | None]] = []
+        """Births (with the parent) and ends of processes that `owners` has not been told yet."""
+        self.renamed: set[int] = set()
+        """Processes whose first thread has changed its name: they may have called exec."""
         self._guests: dict[int, tuple[int, int]] = {}
         """When a task that vfork made was in its parent's mm: from birth to exec."""
         self._threads: dict[int, set[int]] = {}
@@ -62,12 +71,20 @@ class Names:
                 continue
             if fact.event == _RENAMED and self._guests.get(fact.tid, (0, 0))[1] == _NEVER:
                 self._guests[fact.tid] = (self._guests[fact.tid][0], fact.time_ns)
+            if fact.event == _RENAMED:
+                self.renamed.add(fact.tid)
             if fact.tid in self.tasks:
                 self._renamed(fact.tid, fact.comm)
             else:
                 self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
             if fact.event == _ENDED:
                 self._ended[fact.tid] = fact.time_ns
+                self._last_thread_ended(fact)
+
+    def _last_thread_ended(self, fact: Fact) -> None:
+        pid = self.tasks[fact.tid].pid
+        if {pid, *self._threads.get(pid, ())} <= self._ended.keys():
+            self._lives.append((fact.time_ns, pid, None))
 
     def forget(self, before_ns: int) -> None:
         """Forget the tasks that ended before an instant, and the mms of such processes.
@@ -82,6 +99,7 @@ class Names:
             del self._ended[tid]
             if task and task.pid in self._threads:
                 self._threads[task.pid].discard(tid)
+        self.owners.forget(gone)
         for mm in [mm for mm, pid in self.mms.items() if pid in gone]:
             del self.mms[mm]
 
@@ -93,6 +111,7 @@ class Names:
             self._add(Task(fact.tid, fact.comm, parent.pid, parent.process))
         else:
             self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
+            self._lives.append((fact.time_ns, fact.tid, fact.by))
 
     def _renamed(self, tid: int, comm: str) -> None:
         task = self.tasks[tid]
@@ -116,10 +135,34 @@ class Names:
 
     def _own(self, columns: Columns) -> None:
         """An mm that a task asks for inside its own munmap (say) is that task's own."""
+        story: list[tuple[int, Callable[[], None]]] = []
+        owners = self.owners
+        for call in calls_of_interest(columns):
+            story.append((call[-1], partial(owners.called, *call)))
+        for time_ns, pid, parent in self._lives_until(columns):
+            if parent is None:
+                story.append((time_ns, partial(owners.ended, pid, time_ns)))
+            else:
+                story.append((time_ns, partial(owners.born, pid, parent, time_ns)))
         for time_ns, tid, mm, op in _asked_inside(columns):
             since_ns, until_ns = self._guests.get(tid, (_NEVER, 0))
             if NAMES[op] not in _BORROWED and not since_ns <= time_ns <= until_ns:
-                self.mms[mm] = self.tasks[tid].pid if tid in self.tasks else tid
+                story.append((time_ns, partial(self._owns, tid, mm, time_ns)))
+        for _, tell in sorted(story, key=lambda pair: pair[0]):
+            tell()
+
+    def _owns(self, tid: int, mm: int, time_ns: int) -> None:
+        pid = self.tasks[tid].pid if tid in self.tasks else tid
+        self.mms.setdefault(self.owners.owns(pid, mm, time_ns), pid)
+
+    def _lives_until(self, columns: Columns) -> list[tuple[int, int, int | None]]:
+        """Take the births and ends up to the last of these events."""
+        horizon_ns = int(columns["time_ns"].max(initial=0))
+        if len(self._lives) > _MANY:
+            horizon_ns = _NEVER
+        known = [life for life in self._lives if life[0] <= horizon_ns]
+        self._lives = [life for life in self._lives if life[0] > horizon_ns]
+        return known
 
 
 def _asked_inside(columns: Columns) -> list[list[int]]:
@@ -139,7 +182,7 @@ def _asked_inside(columns: Columns) -> list[list[int]]:
     unique, first = np.unique(keys, axis=0, return_index=True)
     times = columns["time_ns"][after][first].astype(np.uint64)
     rows_of: list[list[int]] = np.column_stack([times, unique]).tolist()
-    return rows_of
+    return sorted(rows_of)
 
 
 def of_process(pid: int) -> list[Task]:

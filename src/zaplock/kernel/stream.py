@@ -87,7 +87,8 @@ class Stream:
 
     def _finished(self, columns: Columns) -> Columns:
         self.names.complete(columns)
-        return self._with_brk(self._narrowed(_once(columns)))
+        columns = self.names.owners.renamed(_once(columns), self.names.tasks)
+        return self._with_brk(self._narrowed(columns))
 
     def _narrowed(self, columns: Columns) -> Columns:
         """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
@@ -95,11 +96,11 @@ class Stream:
             return columns
         keep = columns["kind"] == Kind.LOST
         locks = columns["kind"] <= Kind.RELEASED
+        ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
+        is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
         if self._by_owner:
             own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
             locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
-        ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
-        is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
         keep |= locks | (is_ours & (columns["kind"] > Kind.RELEASED))
         # What a foreign waiter waits for is of interest, what else it calls is not.
         waiting = columns["kind"] >= Kind.SCHED_OUT
