@@ -76,7 +76,7 @@ def page(fd, number, tag):
 _OPEN = {
     "m0": 'os.memfd_create("m0")',
     "m1": 'os.memfd_create("m1")',
-    "disk": 'os.open("/var/tmp/oracle-disk-%d" % os.getpid(), os.O_RDWR | os.O_CREAT | os.O_TRUNC)',
+    "disk": 'os.open("/var/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)',
     "zero": 'os.open("/dev/zero", os.O_RDWR)',
 }
 
