@@ -185,6 +185,11 @@ class Replayer:
     exclusive: frozenset[str]
     """The calls that the recorded kernel did all their work in with an exclusive hold."""
 
+    @property
+    def detach_ns(self) -> int:
+        """How long finding and detaching a VMA takes, by the profile."""
+        return round(self.profile["vma_find"] + self.profile["vma_detach"])
+
     async def thread(
         self, cx: Cx, operations: tuple[Operation, ...], done: Done, latency_ns: int
     ) -> int:
@@ -260,8 +265,7 @@ class Replayer:
         phase = one.phases[0]
         if phase.downgraded or one.name not in self.exclusive:
             return Price(phase.exclusive_ns, phase.shared_ns, length)
-        fixed_ns = round(self.profile["vma_find"] + self.profile["vma_detach"])
-        fixed_ns = min(fixed_ns, phase.exclusive_ns)
+        fixed_ns = min(self.detach_ns, phase.exclusive_ns)
         return Price(fixed_ns, phase.exclusive_ns - fixed_ns, length)
 
     async def _dontneed(self, cx: Cx, one: Operation) -> None:
@@ -288,12 +292,17 @@ class Replayer:
         await work(one.after_ns)
 
     async def _free_otherwise(self, cx: Cx, one: Operation) -> None:
-        """Free what a munmap freed another way: the same page work, more calls in a row."""
+        """Free what a munmap freed another way: the same page work, more calls in a row.
+
+        What the one munmap did before its page work was recorded once and may hold an interrupt;
+        every further munmap does that part at the profile's price at most.
+        """
         length = page_align(one.length)
         start = self.places.take(length)
         await put_mapping(start, length)
         price = self.price(one, length)
         find_ns = round(self.profile["vma_find"] + self.profile["flush"])
+        fixed_ns = price.fixed_ns
         await work(one.phases[0].before_ns)
         for call in self.way.calls(length):
             at = start + call.at
@@ -305,8 +314,9 @@ class Replayer:
                 await priced(madvise(cx, at, call.length, advice), zap)
             else:
                 pages_ns = price.pages_ns if call.zaps else 0
-                unmap = Price(price.fixed_ns, pages_ns, length)
+                unmap = Price(fixed_ns, pages_ns, length)
                 await priced(cx.design.munmap(cx, at, call.length), unmap)
+                fixed_ns = min(fixed_ns, self.detach_ns)
             await MarkStep("op_end", (call.name, 0))
         await work(one.after_ns)
 
