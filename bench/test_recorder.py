@@ -3,11 +3,11 @@
     python -m pytest bench/test_recorder.py -s
 
 The subject is a C loop on one CPU: mmap and munmap of 4 KiB, or page faults of a mapping that is
-thrown away again and again. "Watch" is `zaplock record --watch` while nobody waits. Each way of looking runs in turn with a run that nobody looks at, and
-the figure is the median ratio of such neighbours, since a machine's speed drifts. "Bare
-tracepoints" has the same events switched on in an instance that nobody reads, overwriting itself:
-the floor of what can be had from tracefs. "Each one seen" records page faults as events (--faults,
-`perf trace -F all`; strace has no such thing).
+thrown away again and again. Each way of looking runs in turn with a run that nobody looks at, and
+the figure is the median ratio of such neighbours, since a machine's speed drifts. "Watch" is
+`zaplock record --watch` while nobody waits. "Bare tracepoints" has the same events switched on in
+an instance that nobody reads, overwriting itself: the floor of what can be had from tracefs. "Each
+one seen" records page faults as events (--faults, `perf trace -F all`; strace has no such thing).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from zaplock.kernel.capture import DEFAULT_GROUPS, Options, capturing
@@ -40,8 +41,21 @@ PROGRAM = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#define PIECES 1024
+static char pieces[PIECES];
+
+/* Take the own mmap_lock for read, once for each piece. */
+static void read_pieces(char *area) {
+  static struct iovec from[PIECES];
+  struct iovec to = {pieces, PIECES};
+  for (int i = 0; i < PIECES && !from[i].iov_len; i++)
+    from[i] = (struct iovec){area, 1};
+  if (process_vm_readv(getpid(), &to, 1, from, PIECES, 0) != PIECES) exit(1);
+}
 
 static long long now(void) {
   struct timespec t;
@@ -49,7 +63,8 @@ static long long now(void) {
   return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-/* map COUNT GAP: mmap and munmap, GAP ns apart; fault COUNT: touch fresh pages.
+/* map COUNT GAP: mmap and munmap, GAP ns apart; read COUNT GAP: 1024 pieces of the own memory;
+   fault COUNT: touch fresh pages.
    Waits for a line on standard input, then prints the nanoseconds of one round. */
 int main(int argc, char **argv) {
   long count = atol(argv[2]);
@@ -57,6 +72,7 @@ int main(int argc, char **argv) {
   int faults = !strcmp(argv[1], "fault");
   char *area = mmap(0, 512 * 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   madvise(area, 512 * 4096, MADV_NOHUGEPAGE);
+  area[0] = 1;
   printf("ready\n");
   fflush(stdout);
   if (getchar() == EOF) return 1;
@@ -66,6 +82,11 @@ int main(int argc, char **argv) {
       area[(i % 512) * 4096] = 1;
       if (i % 512 == 511) madvise(area, 512 * 4096, MADV_DONTNEED);
     } else {
+      if (*argv[1] == 'r') {
+        read_pieces(area);
+        while (gap && now() - start < (i + 1) * gap) ;
+        continue;
+      }
       void *p = mmap(0, 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       munmap(p, 4096);
       while (gap && now() - start < (i + 1) * gap) ;
@@ -199,31 +220,38 @@ def test_the_cost_of_being_recorded(
 SECONDS = int(os.environ.get("ZAPLOCK_BENCH_SECONDS", "30"))
 
 
+@pytest.mark.parametrize(("work", "events"), [("read", 3 * 1024), ("map", 11)])
 def test_no_loss_at_two_million_events_a_second(
-    subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    subject: Path, work: str, events: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """mmap and munmap make 7 lock events and 4 of system calls."""
+    """process_vm_readv makes 3 lock events a piece; mmap and munmap 7, and 4 of system calls.
+
+    The system calls make mmap and munmap too slow for two million on a busy machine, so "map" shows
+    only what it offered; "read" must reach the rate.
+    """
     path = tmp_path / "a.zaplock"
-    gap_ns = 11 / 2e6 * 1e9
+    gap_ns = events / 2e6 * 1e9
     count = int(SECONDS * 1e9 / gap_ns)
-    with waiting(subject, "map", str(count), str(int(gap_ns))) as process:
+    with waiting(subject, work, str(count), str(int(gap_ns))) as process:
+        # On a busy machine as well the events shall come; the recorder has no such privilege.
+        os.setpriority(os.PRIO_PROCESS, process.pid, -15)
         with recording_at(path, process.pid) as recorder:
             took_ns = round_ns(process) * count
         assert recorder.returncode == 0
-    recording = file.read(path)
-    seconds = (recording.events["time_ns"][-1] - recording.events["time_ns"][0]) / 1e9
+    manifest = file.read_manifest(path)
+    blocks = [pl.scan_parquet(block) for block in sorted(path.glob("events-*.parquet"))]
+    found = int(pl.concat(blocks).select(pl.len()).collect().item())
+    rate = found / took_ns * 1e3
     with capsys.disabled():
         print(
-            f"\n{len(recording.events):,} events in {seconds:.1f} s = "
-            f"{len(recording.events) / took_ns * 1e3:.2f} million/s (wanted 2), "
-            f"lost: {recording.manifest.lost_events:,}, "
-            f"on disk: {sum(f.stat().st_size for f in path.iterdir()) / len(recording.events):.1f}"
-            " bytes an event"
+            f"\n{work}: {found:,} events in {took_ns / 1e9:.1f} s = {rate:.2f} million/s "
+            f"(wanted 2), lost: {manifest.lost_events:,}, on disk: "
+            f"{sum(f.stat().st_size for f in path.iterdir()) / found:.1f} bytes an event"
         )
-    assert recording.manifest.lost_events == 0
-    assert len(recording.events) >= 11 * count
-    rate = len(recording.events) / took_ns * 1e3
-    assert rate > 1.9, f"nothing is shown: this busy machine made only {rate:.2f} million/s"
+    assert manifest.lost_events == manifest.unknown_losses == 0
+    assert found >= events * count
+    if work == "read":
+        assert rate > 1.9, f"nothing is shown: this busy machine made only {rate:.2f} million/s"
 
 
 @contextlib.contextmanager
