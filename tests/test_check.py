@@ -224,6 +224,7 @@ def test_two_processes_and_whole_states_say_the_same(capsys: pytest.CaptureFixtu
         (["expand", "--design", "linux-9"], "no design 'linux-9'"),
         (["expand", "--design", "linux-6.18/none"], "no mutation 'none' of linux-6.18"),
         ([], "give one of: a SCENARIO"),
+        (["--all", "--sample", "5"], "--sample is for one SCENARIO"),
         (["expand", "--jobs", "0"], "--jobs 0 is not above 0"),
         (["expand", "--pct", "2"], "--pct needs --sample"),
         (["--replay", "expand"], "is not SCENARIO@DESIGN~SCHEDULE"),
@@ -329,3 +330,8 @@ def test_the_timed_engine_runs_the_same_schedule(capsys: pytest.CaptureFixture[s
     times = [row["at_ns"] for row in timed["steps"]]
     assert times == sorted(times)
     assert times[-1] > 0
+
+
+def test_the_fair_queue_breaks_nothing_that_history_does_not_know() -> None:
+    for scenario in ("expand", "munmap-fault-gup", "munmap+proc", "exit+oom-reap"):
+        assert not unexpected(check_row(scenario, list(SHIPPED), fair=True)), scenario

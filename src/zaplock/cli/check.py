@@ -79,6 +79,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{name} {value} is not above 0")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
+    one_only = {"--sample": args.sample, "--exact": args.exact, "--html": args.html}
+    if args.all or args.mutations:
+        for name, value in one_only.items():
+            if value:
+                raise UserError(f"{name} is for one SCENARIO, not for --all or --mutations")
     if args.timed and not args.replay:
         raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
 
@@ -285,15 +290,17 @@ def _replay_timed(args: argparse.Namespace, token: Any) -> int:
 def _matrix(args: argparse.Namespace) -> int:
     from zaplock.cli._progress import counter
     from zaplock.designs import SHIPPED
+    from zaplock.engines.exhaustive import Limits
     from zaplock.lab.checking import find_design
     from zaplock.lab.matrix import matrix, unexpected
 
     designs = args.design or list(SHIPPED)
     for name in designs:
         find_design(name)
+    limits = Limits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter("check --all") as show, _executor(args.jobs) as executor:
         cells = matrix(
-            executor, designs=designs,
+            executor, designs=designs, fair=args.fair, limits=limits,
             progress=lambda done, total: show(f"{done} of {total} scenarios"),
         )  # fmt: skip
     if args.json:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
+from functools import partial
 
 from zaplock.designs import SHIPPED
 from zaplock.engines.exhaustive import Limits, explore
@@ -48,12 +49,15 @@ def all_scenarios() -> list[str]:
     return [*shipped_scenarios(), *pair_names()]
 
 
-def check_row(scenario: str, designs: Sequence[str]) -> list[Cell]:
+def check_row(
+    scenario: str, designs: Sequence[str], fair: bool = False, limits: Limits = QUICK
+) -> list[Cell]:
     """Check one scenario under each of some designs, meeting every violation that there is."""
     found = find_scenario(scenario)
     cells = []
     for name in designs:
-        verdict = explore(closed_system(found, find_design(name)), QUICK, all_violations=True)
+        system = closed_system(found, find_design(name), fair)
+        verdict = explore(system, limits, all_violations=True)
         rules = tuple(dict.fromkeys(one.invariant.name for one in verdict.violations))
         bug = expected(scenario, name)
         cells.append(
@@ -70,12 +74,15 @@ def matrix(
     scenarios: Sequence[str] = (),
     designs: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    *,
+    fair: bool = False,
+    limits: Limits = QUICK,
 ) -> list[Cell]:
     """Check everything, or what is named; in order of scenarios and designs."""
+    row = partial(check_row, designs=tuple(designs) or tuple(SHIPPED), fair=fair, limits=limits)
     scenarios = list(scenarios) or all_scenarios()
-    designs = list(designs) or list(SHIPPED)
     rows: dict[str, list[Cell]] = {}
-    for done, (scenario, cells) in enumerate(_rows(executor, scenarios, designs), 1):
+    for done, (scenario, cells) in enumerate(_rows(executor, scenarios, row), 1):
         rows[scenario] = cells
         if progress is not None:
             progress(done, len(scenarios))
@@ -83,13 +90,13 @@ def matrix(
 
 
 def _rows(
-    executor: Executor | None, scenarios: Sequence[str], designs: Sequence[str]
+    executor: Executor | None, scenarios: Sequence[str], row: Callable[[str], list[Cell]]
 ) -> Iterator[tuple[str, list[Cell]]]:
     if executor is None:
         for scenario in scenarios:
-            yield scenario, check_row(scenario, designs)
+            yield scenario, row(scenario)
         return
-    futures = {executor.submit(check_row, scenario, designs): scenario for scenario in scenarios}
+    futures = {executor.submit(row, scenario): scenario for scenario in scenarios}
     for future in as_completed(futures):
         yield futures[future], future.result()
 

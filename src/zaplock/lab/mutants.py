@@ -297,6 +297,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         equivalent="exit_mmap zaps under read and frees the tables under write, so a reaper that "
         "comes finds empty page tables or no VMAs: the mark only saves it the way",
     ),
+    Mutation(
+        "mremap-moves-nothing",
+        "a move leaves the entries where they were",
+        ALL,
+        ("mremap-touch",),
+        rule=lambda: Skip("move_ptes"),
+    ),
+    Mutation(
+        "fork-copies-nothing",
+        "the child of a fork gets no entries",
+        ALL,
+        ("fork-write",),
+        rule=lambda: Skip("copy_ptes"),
+    ),
+    Mutation(
+        "truncate-keeps-cache",
+        "a truncation leaves its pages in the page cache",
+        ALL,
+        ("munmap-file",),
+        rule=lambda: Skip("truncate_pagecache"),
+    ),
+    Mutation(
+        "exit-removes-nothing",
+        "exit_mmap leaves the VMAs",
+        ALL,
+        ("exit-reap",),
+        rule=lambda: Skip("remove_all"),
+    ),
     # Special mappings.
     Mutation(
         "skip-vm-flags-inverted",

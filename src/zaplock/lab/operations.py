@@ -137,6 +137,11 @@ KINDS: dict[str, Kind] = {
     "proc": Kind(
         lambda cx, mm: cx.design.proc_cmdline(cx, mm), ("mm",), "read /proc/PID/cmdline of `mm`"
     ),
+    "peek": Kind(
+        lambda cx, mm, page: proc.access_remote_vm(cx, mm, address_of(page)),
+        ("mm", "page"),
+        "read a page of another address space, as process_vm_readv does; 0 where there is none",
+    ),
     "maps": Kind(lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"),
     "smaps": Kind(lambda cx, mm: proc.proc_pid_smaps(cx, mm), ("mm",), "read /proc/PID/smaps"),
     "truncate": Kind(

@@ -31,6 +31,7 @@ def recount(m: Machine) -> list[str]:
     return [
         *(error for space in m.mms.values() for error in _space(m, space)),
         *_commitments(m),
+        *_cached(m),
         *_frames(m),
     ]
 
@@ -62,6 +63,8 @@ def _space(m: Machine, space: AddressSpace) -> Iterator[str]:
         vma = m.vmas[handle]
         if isinstance(vma, Vma) and vma.mm == space.mm and not vma.attached:
             yield f"{vma} is out of the tree and was never freed"
+    if vmas and space.count("users") <= 0:
+        yield f"mm {space.mm} has no users left, but {len(vmas)} VMAs"
     yield from _outside(space, vmas)
     for low, high in space.teardown.data.values():
         yield f"[{low:#x}, {high:#x}) is still being torn down"
@@ -117,6 +120,14 @@ def _commitments(m: Machine) -> Iterator[str]:
     )
     if m.globals.get("committed_as", 0) != counted:
         yield f"Committed_AS is {m.globals.get('committed_as', 0)}, counted {counted}"
+
+
+def _cached(m: Machine) -> Iterator[str]:
+    for file in m.files:
+        pages = -(-m.files[file].size >> PAGE_SHIFT)
+        for _, (end, _) in m.page_cache(file).data.items():
+            if end > pages:
+                yield f"the page cache of file {file} reaches to page {end}, the file to {pages}"
 
 
 def _frames(m: Machine) -> Iterator[str]:
