@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 KINDS_SHOWN = 4
 WAITS_TOLD = 3
+WORTH_TELLING = 0.01
+"""What share of the recorded waiting the wait for CPUs must be to be told."""
 ALIKE = 0.1
 """Waits that differ by less than this share are told as one."""
 
@@ -54,7 +56,7 @@ def fit_sentence(replay: Replay) -> str:
         )
     counted = f"{fit.operations} operation{'s' if fit.operations != 1 else ''}"
     no_cpu = ""
-    if fit.no_cpu_ns >= QUEUED_NS:
+    if fit.no_cpu_ns >= WORTH_TELLING * fit.recorded_ns:
         no_cpu = (
             f" {duration(fit.no_cpu_ns)} of the recorded waiting passed with the lock free: the "
             "waiter had no CPU yet, and has none for as long in every replay in which it waits."
@@ -63,7 +65,7 @@ def fit_sentence(replay: Replay) -> str:
         f"The replay's own error, under {replay.recorded.name} as recorded: "
         f"{counted} waited {limit} or longer, {duration(fit.recorded_ns)} in all "
         f"in the recording and {duration(fit.replayed_ns)} in the replay "
-        f"({100 * fit.sum_error:+.1f} %); the longest {duration(fit.longest_recorded_ns)} and "
+        f"({round(100 * fit.sum_error, 1) + 0.0:+.1f} %); the longest {duration(fit.longest_recorded_ns)} and "
         f"{duration(fit.longest_replayed_ns)}; a single wait is off by "
         f"{100 * fit.typical_error:.1f} % in the middle, by {duration(fit.worst_ns)} at worst."
         f"{no_cpu}"
