@@ -11,6 +11,10 @@ import re
 from decimal import Decimal
 
 from zaplock.errors import UserError
+from zaplock.views.units import duration as format_duration
+from zaplock.views.units import size
+
+__all__ = ["format_duration", "format_size", "parse_duration", "parse_size"]
 
 PAGE = 4096
 LARGEST = 1 << 47
@@ -46,11 +50,8 @@ def _near(length: Decimal, page: int) -> int:
 
 def format_size(length: int) -> str:
     """Write a size as `parse_size` reads it: in the largest unit that leaves a short number."""
-    for suffix in ("T", "G", "M", "K"):
-        unit = _UNITS[suffix]
-        if length >= unit:
-            return f"{length / unit:.4g}{suffix}"
-    return str(length)
+    value, unit = size(length).split()
+    return value + unit.removesuffix("iB").removesuffix("B")
 
 
 def parse_duration(text: str) -> int:
@@ -64,15 +65,3 @@ def parse_duration(text: str) -> int:
     if not 1 <= span_ns < 1 << 63:
         raise UserError(f"duration {text!r} must lie between 1ns and 292 years")
     return span_ns
-
-
-def format_duration(span_ns: int | float) -> str:
-    """Write nanoseconds with three digits and the unit that fits: 8 us, 2.49 s."""
-    for unit in ("s", "ms", "us"):
-        if abs(span_ns) >= _TIMES[unit]:
-            return (
-                f"{span_ns / _TIMES[unit]:.3g} {unit}"
-                if abs(span_ns) < 1000 * _TIMES[unit]
-                else (f"{span_ns / _TIMES[unit]:.0f} {unit}")
-            )
-    return f"{span_ns:.0f} ns"
