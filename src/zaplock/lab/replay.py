@@ -133,7 +133,7 @@ class Replay:
         if one.name != NO_OPERATION:
             return one.name
         task = self.plan.tasks.get(one.tid)
-        foreign = task is not None and task.pid != self.plan.pid
+        foreign = task is not None and bool(self.plan.pid) and task.pid != self.plan.pid
         return f"{task.comm} (reads it)" if task is not None and foreign else "kernel"
 
     def near(self, row: int, run: Run) -> int:
