@@ -66,7 +66,8 @@ def fit_sentence(replay: Replay) -> str:
         f"{counted} waited {limit} or longer, {duration(fit.recorded_ns)} in all "
         f"in the recording and {duration(fit.replayed_ns)} in the replay "
         f"({round(100 * fit.sum_error, 1) + 0.0:+.1f} %); "
-        f"the longest {duration(fit.longest_recorded_ns)} and {duration(fit.longest_replayed_ns)}; a single wait is off by "
+        f"the longest {duration(fit.longest_recorded_ns)} and {duration(fit.longest_replayed_ns)}; "
+        "a single wait is off by "
         f"{100 * fit.typical_error:.1f} % in the middle, by {duration(fit.worst_ns)} at worst."
         f"{no_cpu}"
     )
