@@ -239,6 +239,8 @@ def _mremap(g: Generator) -> tuple[Argument, ...]:
         new = old
     if g.chance(2):
         old = 0
+    if g._theme in ("lock", "limits") and g.chance(40):
+        old, new, flags = PAGE * g.random.randint(1, 4), PAGE * g.random.randint(16, 80), 1
     return g.address(), old, new, flags, g.address() if flags & 6 else 0
 
 
@@ -262,6 +264,9 @@ def _advice(g: Generator) -> int:
 def _madvise(g: Generator) -> tuple[Argument, ...]:
     """Advise, but neither on the ring (it lies above all else) nor to fill gigabytes."""
     (address, length), advice = _range(g), _advice(g)
+    if g._theme == "huge" and g.chance(20):
+        address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
+        advice = g.random.choice((4, 4, 22, 24, advice))
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
     wraps = length > (1 << 64) - (1 << 40)
     if length >= 1 << 30 and not wraps and (advice in (22, 23) or reaches_ring):
