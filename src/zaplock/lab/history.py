@@ -43,6 +43,9 @@ BUGS: tuple[Bug, ...] = (
         "read from the code; went with 8d7071af8907 (6.5, and 6.1.37)"),
     Bug("arch_unmap under R", ("arch-unmap",), RFC, "the RFC", "its review; 4.20 calls it earlier"),
     Bug("hugetlb inversion", ("hugetlb",), ("rfc-v6-posted",), "the RFC as posted", "its review"),
+    Bug("PFN flush", ("pfn-revoke",),
+        ("linux-4.9", "linux-4.18", *RFC, "linux-4.20", "linux-5.10"), "before 6.0",
+        "CVE-2022-39188, b67fbebd4cf9 (895428ee124a in older stable series)"),
     Bug("mremap flush", ("mremap-flush", "mremap+truncate"),
         ("linux-4.9", "linux-4.18", *RFC), "to 4.18", "CVE-2018-18281, eb66ae030829"),
 )  # fmt: skip

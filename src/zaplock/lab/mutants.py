@@ -334,6 +334,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         changes={"skip_vm_flags": "posted"},
     ),
     Mutation(
+        "no-flush-before-rmap",
+        "takes PFN mappings out of the rmap before they are flushed",
+        GROWTH_UNDER_WRITE,
+        ("pfn-revoke",),
+        changes={"flush_before_rmap": False},
+    ),
+    Mutation(
         "arch-unmap-late",
         "calls the architecture's hook under read",
         ("linux-4.20", "linux-5.10"),

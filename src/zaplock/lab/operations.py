@@ -96,6 +96,11 @@ def _mprotect(cx: Cx, page: int, pages: int, prot: int) -> Protocol:
     return mprotect.mprotect(cx, address_of(page), length_of(pages), PROTECTIONS[prot])
 
 
+async def _revoke(cx: Cx, file: int) -> int:
+    await rmap.unmap_mapping_range(cx, file, 0, 1 << 40)
+    return 0
+
+
 KINDS: dict[str, Kind] = {
     "munmap": Kind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
     "mmap-fixed": Kind(_mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True),
@@ -148,6 +153,11 @@ KINDS: dict[str, Kind] = {
         lambda cx, file, pages: rmap.truncate(cx, file, length_of(pages)),
         ("file", "pages"),
         "cut a file to so many pages",
+    ),
+    "revoke": Kind(
+        _revoke,
+        ("file",),
+        "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
     "fork": Kind(fork.fork, ("child",), "fork into the address space `child`"),
     "exit": Kind(exit.exit_process, (), "give the address space up; the last user takes it down"),

@@ -24,6 +24,9 @@ from zaplock.model.vma import Vma
 SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
 """The frames that the initial map is made of."""
 
+DEVICE_FRAMES = range(1 << 33, 1 << 34)
+"""The frames that device mappings show."""
+
 Results = tuple[int, ...]
 
 
@@ -87,6 +90,8 @@ class Promises:
             pages = emptied(operation)
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
+            if operation.name == "revoke":
+                nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
                 no_leftover_permission(m, task)
 
@@ -110,6 +115,18 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     Invariant.NO_STALE_TRANSLATION,
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
+                )
+
+
+def nobody_reaches_the_device(m: Machine, task: Task) -> None:
+    """Report a CPU that reaches a device's memory after its driver has taken that back."""
+    for cpu in m.cpus:
+        for start, (_, entry) in m.tlb(cpu).data.items():
+            if start + entry.delta in DEVICE_FRAMES:
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"{task} has returned from unmapping the device, but CPU {cpu} still "
+                    f"translates page {start - BASE_PAGE} to it",
                 )
 
 
