@@ -183,6 +183,33 @@ def test_a_command_is_not_mixed_up_with_others_whose_memory_it_gets(tmp_path: Pa
         assert not (owned - {tid}) & mine, "and none of its brothers'"
 
 
+def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    first, then = tmp_path / "first.py", tmp_path / "then.py"
+    then.write_text(
+        f"import mmap, time\nfor _ in range(500): mmap.mmap(-1, {SIZE}).close(); time.sleep(0.01)"
+    )
+    first.write_text(
+        f"import os, sys\nsys.stdin.readline()\n"
+        f"os.execv(sys.executable, [sys.executable, {str(then)!r}])"
+    )
+    with subprocess.Popen([sys.executable, str(first)], stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        time.sleep(0.3)
+        recorder = started(path, "-p", str(process.pid), "-d", "3s")
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert recorder.wait(30) == 0
+        process.kill()
+    events = file.read(path).events
+    mapped = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
+    locks = rows(events, kind=Kind.ASKED, write=1, tid=process.pid)
+    assert len(mapped) > 10
+    assert len(locks) > 10
+    mms = {int(events["mm"][row]) for row in locks}
+    assert {events.mms[mm] for mm in mms} == {process.pid}
+
+
 def unmatched(events: Events) -> list[tuple[str, int]]:
     """Step through the events with the rules of the lock; list those that break them."""
     wrong: list[tuple[str, int]] = []

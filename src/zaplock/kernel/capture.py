@@ -112,6 +112,24 @@ class Capture:
             _set_percent(instance, self.percent)
         return first_ns, last_ns
 
+    def follow_exec(self, pid: int) -> int | None:
+        """Point the filters at the address space that a process has now; return it if it is new.
+
+        None where it is the old one, has ended or can't be learned.
+        """
+        try:
+            mm = learn_mm(Tracefs(root(self), private=False), pid)
+        except UserError:
+            return None
+        if self.target_mm is None or mm == self.target_mm:
+            return None
+        old, self.target_mm = self.target_mm, mm
+        for instance in self.instances:
+            for event in MMAP_LOCK:
+                if f"mm == {old:#x}" in instance.read(f"events/{event.replace(':', '/')}/filter"):
+                    instance.filter(event, f"mm == {mm:#x}")
+        return mm
+
     def stop(self) -> None:
         """Let no more events in."""
         for instance in self.instances:

@@ -153,6 +153,7 @@ class _Session:
             _step_aside()
             while not (ended() or self._fired_long_ago()):
                 self._take(*self._feeder.next())
+                self._follow_exec()
                 report(self._progress)
         finally:
             self._capture.stop()
@@ -188,6 +189,15 @@ class _Session:
     def discard(self) -> None:
         """Delete what was spooled and could not be written."""
         self._feeder.discard()
+
+    def _follow_exec(self) -> None:
+        """Go with the one process that is recorded into the address space that its exec made."""
+        pid = self._options.pid
+        if pid in self._names.renamed and pid is not None and self._capture.target_mm is not None:
+            mm = self._capture.follow_exec(pid)
+            if mm is not None:
+                self._names.mms[mm] = pid
+        self._names.renamed.clear()
 
     def _take_the_rest(self, report: Callable[[Progress], None]) -> None:
         while self._feeder.waiting_bytes:

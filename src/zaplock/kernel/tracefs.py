@@ -155,10 +155,13 @@ class Instance:
 
     def enable(self, event: str, condition: str = "") -> None:
         """Switch an event on, given as system:name, optionally only where a filter holds."""
-        folder = f"events/{event.replace(':', '/')}"
         if condition:
-            self.write(f"{folder}/filter", condition)
-        self.write(f"{folder}/enable", "1")
+            self.filter(event, condition)
+        self.write(f"events/{event.replace(':', '/')}/enable", "1")
+
+    def filter(self, event: str, condition: str) -> None:
+        """Let an event in only where a condition holds, "0": always."""
+        self.write(f"events/{event.replace(':', '/')}/filter", condition)
 
     def start(self) -> None:
         """Let events in."""
