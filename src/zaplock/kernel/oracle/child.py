@@ -155,7 +155,7 @@ class Child:
 
         Raises Lost when it takes longer than HANG_S or the bare process itself died.
         """
-        assert len(program) <= ring.RING_SIZE - ring.PROGRAM, "the program is too long"
+        assert len(program) <= ring.SCRATCH - ring.PROGRAM, "the program is too long"
         self.write(ring.PROGRAM, program)
         struct.pack_into("<I", self.memory, ring.DONE, 0)
         struct.pack_into("<I", self.memory, ring.GO, 1)

@@ -26,8 +26,7 @@ CAPS = CONTROL + 0x400
 RLIMIT = CONTROL + 0x480
 BOOT = CONTROL + 0x500
 STRINGS = 0x2000
-SCRATCH = 0x3000  # results of mincore and the like
-SCRATCH_SIZE = 0x1000
+CONTROL_SIZE = 0x2000  # the strings included
 PATTERN = 0x4000  # one page: what is written to files and from buffers
 STACK = 0x5000  # of the signal handler
 STACK_SIZE = 0x4000
@@ -37,6 +36,8 @@ MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them 
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
 PROGRAM = 0x19000
 RING_SIZE = 0x40000
+SCRATCH_SIZE = 0x1000
+SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too long meets the end
 
 OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
 
@@ -72,7 +73,7 @@ FILE_STRINGS = (STRINGS + len(PROC_STRINGS) + 63) & ~63
 
 def control_words(has_scan_guard: bool = True) -> bytes:
     """Fill the control page: PAGEMAP_SCAN's argument, signal action and stack, no capability."""
-    page = bytearray(SCRATCH - CONTROL)
+    page = bytearray(CONTROL_SIZE)
     mask = REPORTED if has_scan_guard else REPORTED & ~GUARD
     any_of = mask & (PRESENT | SWAPPED | GUARD)
     scan = struct.pack("<12Q", 96, 0, 0, RING, 0, 0, MAX_REGIONS, 0, 0, 0, any_of, mask)
