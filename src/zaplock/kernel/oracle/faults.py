@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from zaplock.kernel.oracle.campaign import Bench, slice_seed
+from zaplock.kernel.oracle.modelside import ModelSide
 from zaplock.model import faulting, files, vma
 from zaplock.model import flags as f
 from zaplock.model.step import StepKind
@@ -255,6 +256,10 @@ def _users(original: Any, attribute: str) -> Iterator[tuple[Any, str]]:
             yield module, attribute
 
 
+HANG_S = 3.0
+"""A broken model may go round in circles: that is found too."""
+
+
 class Found(NamedTuple):
     """How a fault was found: after how many operations and seconds, by what divergence."""
 
@@ -270,6 +275,8 @@ def hunt(bench: Bench, fault_: Fault, seed: int = 1, limit_s: float = 60.0) -> F
     A divergence counts only if it is gone when the fault is: otherwise it is the model's own.
     """
     began, operations, number = time.monotonic(), 0, 0
+    if isinstance(bench.model, ModelSide):
+        bench.model.limit_s = HANG_S
     while time.monotonic() - began < limit_s:
         with inject(fault_):
             report = bench.slice(slice_seed(seed, number), sequences=4, shrinking=False)

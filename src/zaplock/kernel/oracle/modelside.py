@@ -7,7 +7,9 @@ go, what the limits are, and the ring, which the model maps too).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import LockCall
@@ -37,12 +39,17 @@ def model_side(real: RealSide) -> ModelSide:
 
 
 class ModelSide:
-    """Run sequences on the model, each in a fresh machine."""
+    """Run sequences on the model, each in a fresh machine.
+
+    `limit_s`: an operation that takes longer counts as broken (0: no limit); for a model that has
+    been broken on purpose and may never end. In the main thread only.
+    """
 
     def __init__(self, environment: Environment, design: Design = LINUX_6_18) -> None:
         self.environment = environment
         self.design = design
         self.lock_calls: list[list[LockCall]] | None = None
+        self.limit_s = 0.0
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -59,7 +66,8 @@ class ModelSide:
             ]
             calls: list[LockCall] | None = None if self.lock_calls is None else []
             try:
-                outcome = apply(world, index, op.name, arguments, calls)
+                with at_most(self.limit_s):
+                    outcome = apply(world, index, op.name, arguments, calls)
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
                 steps.append(Step(Outcome(ops.BROKEN, told.encode()), NOTHING))
@@ -69,3 +77,22 @@ class ModelSide:
             results.append(outcome.result)
             steps.append(Step(outcome, world.snapshot(op.name in WRITES)))
         return steps
+
+
+@contextmanager
+def at_most(limit_s: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds of wall time."""
+    if not limit_s:
+        yield
+        return
+
+    def stop(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"still running after {limit_s} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
