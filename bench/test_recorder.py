@@ -57,18 +57,21 @@ static void read_pieces(char *area) {
   if (process_vm_readv(getpid(), &to, 1, from, PIECES, 0) != PIECES) exit(1);
 }
 
+static clockid_t watch = CLOCK_MONOTONIC;
+
 static long long now(void) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(watch, &t);
   return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
 /* map COUNT GAP: mmap and munmap, GAP ns apart; read COUNT GAP: 1024 pieces of the own memory;
-   fault COUNT: touch fresh pages.
+   fault COUNT: touch fresh pages. With a third number, CPU time is told.
    Waits for a line on standard input, then prints the nanoseconds of one round. */
 int main(int argc, char **argv) {
   long count = atol(argv[2]);
   long long gap = argc > 3 ? atoll(argv[3]) : 0;
+  if (argc > 4) watch = CLOCK_PROCESS_CPUTIME_ID;
   int faults = !strcmp(argv[1], "fault");
   char *area = mmap(0, 512 * 4096, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   madvise(area, 512 * 4096, MADV_NOHUGEPAGE);
@@ -215,6 +218,29 @@ def test_the_cost_of_being_recorded(
         print(f"zaplock record to bare: {median['zaplock record'] / floor:.2f}")
     for peer in slow & set(median) if work == "map" else ():
         assert median["zaplock record"] < median[peer]
+
+
+def test_the_watch_costs_nothing_while_nobody_waits(
+    subject: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In CPU time of the watched, which neighbours on a busy machine don't change."""
+    ratios: dict[str, list[float]] = {"zaplock record --watch": [], "zaplock record": []}
+    for _ in range(9):
+        for name, found in ratios.items():
+            more = ["--watch"] if "watch" in name else []
+            with waiting(subject, "map", "100000", "0", "1") as process:
+                alone = round_ns(process)
+            with (
+                waiting(subject, "map", "100000", "0", "1") as process,
+                recording(process.pid, DEFAULT_GROUPS, tmp_path, *more),
+            ):
+                found.append(round_ns(process) / alone)
+    with capsys.disabled():
+        print("\nmap, times the CPU time without anybody looking (median of 9, lowest, highest)")
+        for name, found in ratios.items():
+            median = statistics.median(found)
+            print(f"  {name:<24} {median:.2f} ({min(found):.2f} to {max(found):.2f})")
+    assert statistics.median(ratios["zaplock record --watch"]) < 1.1
 
 
 SECONDS = int(os.environ.get("ZAPLOCK_BENCH_SECONDS", "30"))
