@@ -300,7 +300,7 @@ class _Session:
 def _step_aside() -> None:
     """Let the recorded go first: decoding and writing can wait, the queue is there for that.
 
-    Only this thread; the feeder was started before and keeps its priority.
+    Only this thread; the feeder has a priority of its own.
     """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
