@@ -9,6 +9,7 @@ from __future__ import annotations
 from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
 
+from zaplock.model.files import get_file, put_file
 from zaplock.model.flags import (
     MAP_FIXED,
     MAP_LOCKED,
@@ -26,6 +27,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vma, find_vmas, read_vma
 from zaplock.protocols.locking import (
     mmap_read_lock_killable,
@@ -37,6 +39,7 @@ from zaplock.protocols.mmap import do_mmap
 from zaplock.protocols.populate import mm_populate
 
 if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
 
 _WORD = 1 << 64
@@ -55,17 +58,33 @@ async def remap_file_pages(cx: Cx, start: int, size: int, prot: int, pgoff: int,
         return -EINVAL
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    placed, populate, length = -EINVAL, False, size
+    placed, populate, length, held = -EINVAL, False, size, 0
     vma = await shared_vma_at(cx, start)
     if vma is not None and is_same(before, vma) and await is_uniform(cx, vma, start + size):
         events: UnmapEvents = []
+        held = vma.file
+        await hold_file(held)  # mapping over the last mapping of it must not end it
         placed, populate = await do_mmap(
             cx, start, size, prot_of(vma), flags_of(vma, flags), vma.file, pgoff, events
         )
     await mmap_write_unlock(cx)
+    if held:
+        await release_file(held)
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + length)
     return min(placed, 0)
+
+
+@step
+def hold_file(m: Machine, _task: Task, file: int) -> None:
+    """Use a file beyond what maps it."""
+    get_file(m, file)
+
+
+@step
+def release_file(m: Machine, task: Task, file: int) -> None:
+    """Use a file no longer."""
+    put_file(m, task, file)
 
 
 async def shared_vma_at(cx: Cx, address: int) -> Vma | None:

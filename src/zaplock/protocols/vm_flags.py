@@ -132,8 +132,9 @@ def prot_flags(prot: int) -> int:
 def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
     """Return the vm_flags of a file mapping, or a negative errno."""
     backing = m.files[file]
-    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_FLAGS:
-        return -EOPNOTSUPP  # MAP_SYNC too: only files on persistent memory know it
+    known = LEGACY_FLAGS | (MAP_SYNC if backing.kind == "disk" else 0)
+    if kind == MAP_SHARED_VALIDATE and flags & ~known:
+        return -EOPNOTSUPP  # ext4 knows MAP_SYNC, and refuses it later where there is no DAX
     if kind in (MAP_SHARED, MAP_SHARED_VALIDATE):
         if prot & PROT_WRITE and not backing.writable:
             return -EACCES
