@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", metavar="FILE", help="where to write the profile (default: your own profiles)")
     add("--rounds", type=int, default=5, metavar="N", help="repeat every experiment N times (5)")
-    add("--scale", type=int, default=128, metavar="MIB", help="MiB of an ordinary experiment (128)")
+    add("--scale", type=int, default=512, metavar="MIB", help="MiB of an ordinary experiment (512: "
+        "the largest then takes 4 GiB; give less on a small machine)")  # fmt: skip
     add("--json", action="store_true", help="print the profile as JSON, too")
     add("--units", action="store_true", help="list the units of a profile and end")
     add(
