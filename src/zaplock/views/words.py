@@ -170,9 +170,14 @@ def _waits_in_one(summary: Summary) -> str:
     noticed = int((waited >= LONG_WAIT_NS).sum())
     total = duration(summary.waited_ns)
     return (
-        f"{summary.queued:,} times a task queued for an mmap_lock, {total} in all; {noticed:,} of "
+        f"{times(summary.queued)} a task queued for an mmap_lock, {total} in all; {noticed:,} of "
         f"these waits took {duration(LONG_WAIT_NS)} or more."
     )
+
+
+def times(count: int) -> str:
+    """Say how often, as one would."""
+    return "Once" if count == 1 else f"{count:,} times"
 
 
 def _most_blamed(summary: Summary) -> Iterator[str]:
