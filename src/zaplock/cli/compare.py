@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._designs import parse_designs
 from zaplock.cli._sizes import parse_duration, parse_size
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
     from zaplock.lab.experiment import Experiment
-    from zaplock.protocols.design import Design
     from zaplock.trace.outcome import Outcome
 
 SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.lab.compare import compare
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
-    designs, profile = _designs(args.design), profiles.load(args.profile)
+    designs, profile = parse_designs(args.design), profiles.load(args.profile)
     for path in (args.trace, args.plot):
         _require_writable(path, args.plot)
     comparison = compare(
@@ -111,17 +111,6 @@ def _blocks(lists: list[str] | None) -> Blocks:
         return BLOCKS
     blocks = [tuple(n for n in text.split(",") if n and n != "none") for text in lists]
     return list(dict.fromkeys(blocks))
-
-
-def _designs(names: list[str] | None) -> list[Design]:
-    from zaplock.designs import SHIPPED, load
-
-    if names is None:
-        return list(SHIPPED.values())
-    wanted = dict.fromkeys(name for text in names for name in text.split(",") if name)
-    if not wanted:
-        raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
-    return [load(name) for name in wanted]
 
 
 def _require_writable(path: str | None, plot: str | None) -> None:

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._designs import parse_designs
 from zaplock.cli._sizes import parse_size
 from zaplock.errors import UserError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
     from zaplock.lab.replay import Replay
     from zaplock.lab.replay_ways import Way
-    from zaplock.protocols.design import Design
 
 SUMMARY = "replay a recording under another kernel, or freeing memory another way"
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.designs import load
     from zaplock.lab.replay import replay
 
-    ways, designs, mm = _ways(args.free_by), _designs(args.design), _mm(args.mm)
+    ways, designs, mm = _ways(args.free_by), parse_designs(args.design), _mm(args.mm)
     recorded = load(args.recorded_under) if args.recorded_under else None
     profile = _profile(args.profile)
     _require_picture(args.plot)
@@ -101,17 +101,6 @@ def _ways(texts: list[str] | None) -> list[Way] | None:
     if not ways:
         raise UserError(f"no way in {','.join(texts)!r}; choose among {', '.join(WAYS)}")
     return ways
-
-
-def _designs(names: list[str] | None) -> list[Design]:
-    from zaplock.designs import SHIPPED, load
-
-    if names is None:
-        return list(SHIPPED.values())
-    wanted = dict.fromkeys(name for text in names for name in text.split(",") if name)
-    if not wanted:
-        raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
-    return [load(name) for name in wanted]
 
 
 def _mm(text: str | None) -> int | None:

@@ -24,9 +24,6 @@ from zaplock.model.flags import (
     MREMAP_MAYMOVE,
     PAGE_MASK,
     PAGE_SHIFT,
-    PAGE_SIZE,
-    PMD_SIZE,
-    PUD_SIZE,
     VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -39,9 +36,7 @@ from zaplock.model.flags import (
     VM_UFFD_FLAGS,
     page_align,
 )
-from zaplock.model.pagetable import alloc_tables, clear_present
 from zaplock.model.step import Task, step
-from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
     Vma,
     absorb,
@@ -68,6 +63,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
+from zaplock.protocols.move_tables import move_page_tables
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
@@ -76,7 +72,6 @@ from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import AddressSpace
     from zaplock.protocols.design import Cx, UnmapEvents
 
 KNOWN = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
@@ -423,72 +418,6 @@ def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
     account(space, vma.flags, vma.file, length >> PAGE_SHIFT)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", length >> PAGE_SHIFT)
-
-
-async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> None:
-    """Move the entries of a range, with the flush where the kernel has it."""
-    await alloc_moved_tables(cx.mm, address, target, length)
-    grain = (cx.grain << PAGE_SHIFT) or length or 1
-    for at in range(0, length, grain):
-        part = min(grain, length - at)
-        inside = cx.design.mremap_flush == "inside"
-        await move_ptes(cx.mm, address + at, target + at, part, inside)
-    if length and cx.design.mremap_flush == "outside":
-        await flush_moved(cx.mm, address, length)
-
-
-@step
-def alloc_moved_tables(m: Machine, task: Task, mm: int, old: int, new: int, length: int) -> None:
-    """Let page tables exist at the new place wherever the old one has some, used or not."""
-    space = m.mm(mm)
-    end = old + length
-    while old < end:
-        extent = extent_of(PUD_SIZE, old, new, end)
-        if space.tables[2].at(old >> 30) is not None:
-            vpn = new >> PAGE_SHIFT
-            alloc_tables(m, task, space, vpn, vpn + 1, 3)
-            extent = extent_of(PMD_SIZE, old, new, end)
-            if space.tables[1].at(old >> 21) is not None:
-                if extent == PMD_SIZE and space.tables[1].at(new >> 21) is None:
-                    move_table(m, task, space, old, new)
-                alloc_tables(m, task, space, vpn, vpn + 1)
-        old, new = old + extent, new + extent
-
-
-def move_table(m: Machine, task: Task, space: AddressSpace, old: int, new: int) -> None:
-    """Take a whole page table along instead of its entries (move_normal_pmd, move_huge_pmd)."""
-    space.tables[1].clear(old >> 21, (old >> 21) + 1)
-    space.add("pgtables_bytes", -PAGE_SIZE)
-
-
-def extent_of(size: int, old: int, new: int, end: int) -> int:
-    """Return how far one table serves both places (get_extent)."""
-    return min(size - old % size, size - new % size, end - old)
-
-
-@step
-def move_ptes(
-    m: Machine, task: Task, mm: int, old: int, new: int, length: int, flush: bool
-) -> None:
-    """Move entries under both page-table locks."""
-    space = m.mm(mm)
-    shift = new - old >> PAGE_SHIFT
-    first, last = old >> PAGE_SHIFT, old + length >> PAGE_SHIFT
-    runs = clear_present(m, task, space, first, last)
-    for low, high, pte in runs:
-        m.spend("copy_pte", high - low)
-        lowest = 2 if pte.kind == "hugetlb" else 1
-        alloc_tables(m, task, space, low + shift, high + shift, lowest)
-        moved = change(pte, delta=pte.delta - shift) if pte.delta else pte
-        space.ptes.set(low + shift, high + shift, moved)
-    if runs and flush:
-        flush_tlb_range(m, mm, first, last, False)
-
-
-@step
-def flush_moved(m: Machine, _task: Task, mm: int, old: int, length: int) -> None:
-    """Flush the old place only after the page-table locks were dropped (to 4.18)."""
-    flush_tlb_range(m, mm, old >> PAGE_SHIFT, old + length >> PAGE_SHIFT, False)
 
 
 @step
