@@ -1,8 +1,6 @@
 """mremap: shrink, grow in place, move; a shrink is an munmap and downgrades like one (4.20 on).
 
-A move takes the entries out of the old place and puts them into the new one. Between the two the
-TLB must be flushed before the page-table lock is dropped, or a truncation frees a page that the old
-address still translates to (CVE-2018-18281, eb66ae030829, 4.19): rule `mremap_flush`.
+How the entries of a move go from one place to the other stands in `move_tables`.
 
 The order of checks is that of 6.18; older kernels look at the same things in another order, so
 where two of them fail they may name the other one. With `moves_many` (6.17) a move that keeps its
