@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from zaplock.model.faults import Invariant, Violation
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
-from zaplock.model.step import Step, Task, WaitStep
+from zaplock.model.step import MarkStep, Step, Task, WaitStep
 
 T = TypeVar("T")
 
@@ -51,19 +51,20 @@ def run(
             except StopIteration as end:
                 value: T = end.value
                 return value
-            if type(step) is Step:
+            kind = type(step)
+            if kind is Step:
                 result = step.run(machine, task, *step.args)
+            elif isinstance(step, LockStep):
+                result = _lock(machine, task, step, lock_calls)
+            elif kind is MarkStep:
+                result = None
             else:
-                result = _special(machine, task, step, lock_calls)
+                result = _waited(machine, task, step)
     finally:
         program.close()
 
 
-def _special(
-    machine: Machine, task: Task, step: Step[Any], lock_calls: list[LockCall] | None
-) -> Any:
-    if isinstance(step, LockStep):
-        return _lock(machine, task, step, lock_calls)
+def _waited(machine: Machine, task: Task, step: Step[Any]) -> Any:
     if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
         if step.killable and machine.has_fatal_signal(task.tid):
             return EINTR_RESULT

@@ -58,7 +58,7 @@ def alloc_tables(
             continue
         shift = 9 * level
         low, high = first >> shift, (last - 1 >> shift) + 1
-        if tables.total(low, high) == high - low:
+        if tables.covers(low, high):
             continue
         generation = m.new_handle(task, "table")
         at = low

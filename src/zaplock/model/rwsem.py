@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from errno import EINTR
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -228,41 +229,49 @@ def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool)
     return 0
 
 
+@cache
 def down_read(lock: Lock) -> LockStep:
     """Wait for a shared hold, uninterruptibly."""
     return LockStep("down", lock, False)
 
 
+@cache
 def down_read_killable(lock: Lock) -> LockStep:
     """Wait for a shared hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, False, killable=True)
 
 
+@cache
 def down_write(lock: Lock) -> LockStep:
     """Wait for an exclusive hold, uninterruptibly."""
     return LockStep("down", lock, True)
 
 
+@cache
 def down_write_killable(lock: Lock) -> LockStep:
     """Wait for an exclusive hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, True, killable=True)
 
 
+@cache
 def down_read_trylock(lock: Lock) -> LockStep:
     """Take a shared hold if that needs no waiting; 1 if so."""
     return LockStep("try", lock, False)
 
 
+@cache
 def up_read(lock: Lock) -> LockStep:
     """End a shared hold."""
     return LockStep("up", lock, False)
 
 
+@cache
 def up_write(lock: Lock) -> LockStep:
     """End an exclusive hold."""
     return LockStep("up", lock, True)
 
 
+@cache
 def downgrade_write(lock: Lock) -> LockStep:
     """Turn an exclusive hold into a shared one without a gap."""
     return LockStep("downgrade", lock, True)

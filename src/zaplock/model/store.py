@@ -259,6 +259,20 @@ class RangeMap(OrderedCells[tuple[int, V]]):
             i += 1
         return found if low < high else []
 
+    def covers(self, low: int, high: int) -> bool:
+        """Return whether every point of [low, high) has a value."""
+        order = self.order
+        i = max(bisect_right(order, low) - 1, 0)
+        while low < high:
+            if i == len(order) or order[i] > low:
+                return False
+            end, _ = self.data[order[i]]
+            if end <= low:
+                return False
+            low = end
+            i += 1
+        return True
+
     def any_in(self, low: int, high: int) -> bool:
         """Return whether any point of [low, high) has a value."""
         i = bisect_left(self.order, high)
@@ -269,7 +283,9 @@ class RangeMap(OrderedCells[tuple[int, V]]):
         return sum(end - start for start, end, _ in self.overlapping(low, high))
 
     def clear(self, low: int, high: int) -> None:
-        """Make [low, high) a hole."""
+        """Make [low, high) a hole; an empty range changes nothing."""
+        if low >= high:
+            return
         order, data = self.order, self.data
         i = bisect_left(order, low)
         if i:

@@ -153,11 +153,11 @@ async def lock_vma_under_rcu(cx: Cx, address: int) -> int:
     return 0
 
 
-def assert_write_locked(m: Machine, task: Task, mm: int, what: str) -> None:
-    """Report a change of what only a writer may change."""
-    sem = m.locks.get(("mmap_lock", mm))
+def assert_write_locked(m: Machine, task: Task, vma: Vma, what: str) -> None:
+    """Report a change of what only a writer may change: `what` ("vm_flags of") a VMA."""
+    sem = m.locks.get(("mmap_lock", vma.mm))
     if sem is None or held(sem, task.tid) != "write":
         raise Violation(
             Invariant.PRIVATE_UNDER_READ,
-            f"{task} changes {what} without holding the mmap_lock for write",
+            f"{task} changes {what} {vma} without holding the mmap_lock for write",
         )

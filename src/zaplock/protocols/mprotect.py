@@ -222,7 +222,7 @@ def merge_with_neighbour(
 def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int) -> None:
     """Set the flags and the userfaultfd context of a VMA in the tree."""
     vma = vma_of(m, task, handle)
-    assert_write_locked(m, task, vma.mm, f"vm_flags of {vma}")
+    assert_write_locked(m, task, vma, "vm_flags of")
     if vma.flags != flags or vma.uffd != uffd:
         m.vmas.put(handle, change(vma, flags=flags, uffd=uffd))
 

@@ -260,7 +260,7 @@ def clear_mayshare(m: Machine, task: Task, handle: int) -> None:
 def guard_flags(m: Machine, task: Task, vma: Vma) -> None:
     """vm_flags of a VMA that others can find change only under the exclusive lock."""
     if vma.attached:
-        assert_write_locked(m, task, vma.mm, f"vm_flags of {vma}")
+        assert_write_locked(m, task, vma, "vm_flags of")
 
 
 @step
@@ -305,7 +305,7 @@ def detach_vmas_to_be_unmapped(m: Machine, task: Task, handles: Handles) -> None
     """Take VMAs out of the tree: from here on nobody can find them."""
     for handle in handles:
         vma = vma_of(m, task, handle)
-        assert_write_locked(m, task, vma.mm, f"the tree ({vma})")
+        assert_write_locked(m, task, vma, "the tree at")
         m.spend("vma_detach")
         remove(m, task, handle)
 

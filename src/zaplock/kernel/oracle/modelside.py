@@ -17,12 +17,10 @@ from zaplock.kernel.oracle import ops
 from zaplock.kernel.oracle.generate import THEMES, Scope
 from zaplock.kernel.oracle.modelops import apply
 from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
+from zaplock.kernel.oracle.program import uses_file
 from zaplock.kernel.oracle.real import RealSide
-from zaplock.kernel.oracle.world import World, needs_files
+from zaplock.kernel.oracle.world import World
 from zaplock.protocols.design import Design
-
-WRITES = frozenset({"store", "pread", "pwrite", "ftruncate", "madvise", "process_madvise"})
-"""Operations that can change what a page holds without changing what is mapped where."""
 
 NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
 _MASK = (1 << 64) - 1
@@ -56,7 +54,7 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[Step]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = World(self.environment, self.design, any(map(needs_files, sequence)))
+        world = World(self.environment, self.design, any(map(uses_file, sequence)))
         results: list[int] = []
         steps = []
         world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
@@ -66,7 +64,10 @@ class ModelSide:
             ]
             calls: list[LockCall] | None = None if self.lock_calls is None else []
             try:
-                with at_most(self.limit_s):
+                if self.limit_s:
+                    with at_most(self.limit_s):
+                        outcome = apply(world, index, op.name, arguments, calls)
+                else:
                     outcome = apply(world, index, op.name, arguments, calls)
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
@@ -75,16 +76,13 @@ class ModelSide:
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
             results.append(outcome.result)
-            steps.append(Step(outcome, world.snapshot(op.name in WRITES)))
+            steps.append(Step(outcome, world.view.snapshot()))
         return steps
 
 
 @contextmanager
 def at_most(limit_s: float) -> Iterator[None]:
     """Raise TimeoutError in the block after so many seconds of wall time."""
-    if not limit_s:
-        yield
-        return
 
     def stop(_number: int, _frame: object) -> None:
         raise TimeoutError(f"still running after {limit_s} s")

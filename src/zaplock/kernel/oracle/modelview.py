@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from operator import sub
 from signal import SIGSEGV
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zaplock.kernel.oracle.ops import FIGURES, Snapshot, Vma
 from zaplock.kernel.oracle.ring import MAX_REGIONS
@@ -16,6 +16,7 @@ from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
+from zaplock.model.store import Cells
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
@@ -51,8 +52,27 @@ class _Seen(NamedTuple):
     tags: list[int]
 
 
+class _Copy:
+    """What cells were when they were last asked about."""
+
+    __slots__ = ("_copy", "_data")
+
+    def __init__(self, cells: Cells[Any, Any]) -> None:
+        self._data, self._copy = cells.data, dict[Any, Any]()
+
+    def is_old(self) -> bool:
+        """Return whether the cells differ from the copy, and copy them again."""
+        if self._data == self._copy:
+            return False
+        self._copy = self._data.copy()
+        return True
+
+
 class View:
     """What can be observed of one address space of a machine, the ring left out.
+
+    Most operations change little, and many nothing: what was seen is kept with a copy of the cells
+    that it was read from, and it holds for as long as these are equal.
 
     `parent`: share its names and its baseline, for a forked address space.
     """
@@ -61,22 +81,41 @@ class View:
         self._machine, self._space, self._ring = machine, machine.mm(mm), ring
         self._shared: dict[int, str] = parent._shared if parent else {}
         self._base: tuple[int, ...] = parent._base if parent else ()
-        self._cache: dict[int, _Seen] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
+        self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
+        self._content = _Copy(machine.content)
+        self._last = Snapshot((), b"", b"", ())
+        self._ring_locked = False
         self.end = 1 << 63  # mappings from here on are left out
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
         self._base = self._counters()
 
-    def snapshot(self, written: bool = True) -> Snapshot:
-        """Read everything; without `written` no page's content has changed since the last time."""
-        if written:
-            self._cache.clear()
+    def snapshot(self) -> Snapshot:
+        """Read everything."""
+        # Every copy is asked, so that none stays old.
+        mapped = self._tree.is_old() | self._all_vmas.is_old()
+        paged = self._ptes.is_old() | self._frames.is_old()
+        written = self._content.is_old()
+        if mapped or paged or written:
+            self._look(paged or written, written)
+        counters = tuple(map(sub, self._counters(), self._base))
+        if self._ring_locked:
+            counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
+        return Snapshot(*self._last[:3], counters)
+
+    def _look(self, paged: bool, written: bool) -> None:
+        """Walk the VMAs, and their page-table runs.
+
+        `paged`: pages have come, gone or been written to; `written`: contents have changed.
+        """
         vmas: list[Vma] = []
         regions: list[int] = []
         tags: list[int] = []
-        ring_locked = False
-        tree, all_vmas, cache = self._space.tree, self._machine.vmas.data, self._cache
+        self._ring_locked = False
+        tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
         overlapping = self._space.ptes.overlapping
         for start in tree.order:
             if start >= self.end:
@@ -85,21 +124,24 @@ class View:
             vma = all_vmas[handle]
             assert isinstance(vma, model_vma.Vma)
             if start == self._ring:
-                ring_locked = bool(vma.flags & f.VM_LOCKED)
+                self._ring_locked = bool(vma.flags & f.VM_LOCKED)
                 continue
-            runs = overlapping(start >> 12, vma.end >> 12)
-            seen = cache.get(handle)
-            if seen is None or seen.vma is not vma or vma.flags & f.VM_LOCKED or seen.runs != runs:
-                seen = cache[handle] = self._see(vma, runs)
+            seen = known.get(handle)
+            if paged or seen is None or seen.vma is not vma:
+                runs = overlapping(start >> 12, vma.end >> 12)
+                if (
+                    seen is None
+                    or seen.vma is not vma
+                    or (runs and (written or vma.flags & f.VM_LOCKED))
+                    or seen.runs != runs
+                ):
+                    seen = known[handle] = self._see(vma, runs)
             vmas.append(seen.shown)
-            if runs and start < self._ring:
+            if seen.runs and start < self._ring:
                 _append(regions, seen.regions)
                 tags += seen.tags
-        counters = tuple(map(sub, self._counters(), self._base))
-        if ring_locked:
-            counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
-        return Snapshot(tuple(vmas), packed, struct.pack(f"<{len(tags)}q", *tags), counters)
+        self._last = Snapshot(tuple(vmas), packed, struct.pack(f"<{len(tags)}q", *tags), ())
 
     def _ring_kb(self) -> int:
         ring = self._machine.vmas.data[self._space.tree.data[self._ring]]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
+from operator import itemgetter, sub
 from typing import NamedTuple
 
 from zaplock.kernel.oracle import ring
@@ -17,23 +19,32 @@ from zaplock.kernel.oracle.ops import COUNTERS, FIGURES, Snapshot, Vma
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
 _VMLCK = COUNTERS.index("VmLck")
-_RENAMED = {"VmExec": ("VmExe", "VmLib")}
 
-
-_HEADER = re.compile(rb"[0-9a-f]+-[0-9a-f]+ ")
+# What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
+# header (addresses, permissions, offset, device, inode, path) and body.
+_PIECE = re.compile(
+    rb"(?:([a-z0-9 ]*)\n)?"
+    rb"(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+) *(.*)\n((?s:.*)))?"
+)
+_NUMBER = re.compile(rb"[ \t](\d+)")
 _FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
 
 
 class _Head(NamedTuple):
-    """A VMA without its flags."""
+    """A VMA without its flags, and what it is with those that it was seen with."""
 
     start: int
     end: int
     perms: str
     offset: int
-    inode: str
+    inode: bytes
     name: str
     figures: tuple[int, ...]
+    known: dict[str, Vma]
+
+    def vma(self, flags: str, name: str) -> Vma:
+        """Return the whole VMA."""
+        return Vma(self.start, self.end, self.perms, self.offset, name, flags, self.figures)
 
 
 class _Piece(NamedTuple):
@@ -43,17 +54,48 @@ class _Piece(NamedTuple):
     head: _Head | None
 
 
+class _Fields:
+    """Find some numbers in lines "Name: 12 kB" that always come in the same order."""
+
+    def __init__(self, wanted: tuple[str, ...], sums: dict[str, tuple[str, ...]]) -> None:
+        """Name what is `wanted`; `sums` says which of these are sums of several fields."""
+        self._wanted, self._sums = wanted, sums
+        self._picks: dict[int, tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]] = {}
+
+    def read(self, text: bytes) -> tuple[int, ...]:
+        """Return the wanted numbers of a text; raises ValueError where one isn't there."""
+        values = list(map(int, _NUMBER.findall(text)))
+        sums, pick = self._picks.get(len(values)) or self._learn(text, len(values))
+        for places in sums:
+            values.append(sum([values[place] for place in places]))
+        return pick(values)
+
+    def _learn(
+        self, text: bytes, count: int
+    ) -> tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]:
+        names = [line.split(b":")[0].decode() for line in text.splitlines()]
+        if len(names) != count:
+            raise ValueError(f"not one number a line: {text[:200]!r}")
+        sums = [tuple(map(names.index, parts)) for parts in self._sums.values()]
+        names += self._sums
+        learnt = self._picks[count] = (sums, itemgetter(*map(names.index, self._wanted)))
+        return learnt
+
+
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
     def __init__(self, baseline: tuple[int, ...] | None = None) -> None:
-        self._figures: dict[bytes, tuple[int, ...]] = {}
+        self._bodies: dict[bytes, tuple[int, ...]] = {}
         self._pieces: dict[bytes, _Piece] = {}
+        self._spelled: dict[bytes, str] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
-        self._shared: dict[str, str] = {}
+        self._shared: dict[bytes, str] = {}
         self._smaps: tuple[bytes, tuple[Vma, ...]] = (b"", ())
         self._ring_locked = False
         self._end = ring.TASK_SIZE
+        self._body_fields = _Fields(FIGURES, {})
+        self._status_fields = _Fields(COUNTERS, {"VmExec": ("VmExe", "VmLib")})
         self.baseline = baseline
 
     def begin(self, end: int = ring.TASK_SIZE) -> None:
@@ -61,7 +103,7 @@ class Parser:
         self._end = end
         self._shared.clear()
         self._smaps = (b"", ())
-        for cache in (self._figures, self._pieces, self._counters):
+        for cache in (self._bodies, self._pieces, self._counters):
             if len(cache) > _CACHE_LIMIT:
                 cache.clear()
 
@@ -77,64 +119,57 @@ class Parser:
 
     def _vmas(self, smaps: bytes) -> tuple[Vma, ...]:
         found = []
-        known, shared = self._pieces.get, self._shared
+        known = self._pieces.get
         head: _Head | None = None
         for text in smaps.split(b"VmFlags: "):
-            piece = known(text) or self._piece(text)
+            flags, next_head = known(text) or self._piece(text)
             if head is not None:
-                start, end, perms, offset, inode, name, figures = head
-                if start == ring.RING:
-                    self._ring_locked = "lo" in piece.flags
-                elif start < self._end:
-                    if name == "shared":
-                        name = shared.setdefault(inode, f"shared{len(shared)}")
-                    found.append(Vma(start, end, perms, offset, name, piece.flags, figures))
-            head = piece.head
+                if head.start == ring.RING:
+                    self._ring_locked = "lo" in flags
+                elif head.start < self._end:
+                    found.append(head.known.get(flags) or self._vma(head, flags))
+            head = next_head
         return tuple(found)
+
+    def _vma(self, head: _Head, flags: str) -> Vma:
+        if head.name == "shared":  # numbered in the order in which a sequence shows them
+            return head.vma(
+                flags, self._shared.setdefault(head.inode, f"shared{len(self._shared)}")
+            )
+        vma = head.known[flags] = head.vma(flags, head.name)
+        return vma
 
     def _piece(self, text: bytes) -> _Piece:
         """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
-        flags, _, rest = text.partition(b"\n") if self._pieces_seen(text) else (b"", b"", text)
-        header, _, body = rest.partition(b"\n")
-        spelled = " ".join(sorted(flags.decode().split()))
+        match = _PIECE.match(text)
+        if match is None:
+            raise ValueError(f"smaps says {text[:200]!r}")
+        flags, start, end, perms, offset, inode, path, body = match.groups()
         head = None
-        if body.count(b"\n") > _FEWEST_LINES:
-            head = _Head(*self._header(header), self._body(body))
-        piece = _Piece(spelled, head)
-        self._pieces[text] = piece
+        if start and body.count(b"\n") > _FEWEST_LINES:
+            figures = self._bodies.get(body)
+            if figures is None:
+                figures = self._bodies[body] = self._body_fields.read(body)
+            head = _Head(
+                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode,
+                _label(path.decode()), figures, {},
+            )  # fmt: skip
+        piece = self._pieces[text] = _Piece(self._spelling(flags or b""), head)
         return piece
 
-    @staticmethod
-    def _pieces_seen(text: bytes) -> bool:
-        """Tell whether a piece begins with flags; the very first one begins with a header."""
-        return _HEADER.match(text) is None
-
-    @staticmethod
-    def _header(header: bytes) -> tuple[int, int, str, int, str, str]:
-        addresses, perms, offset, _device, inode, *path = header.decode().split(None, 5)
-        start, end = (int(part, 16) for part in addresses.split("-"))
-        name = _label(path[0]) if path else ""
-        return start, end, perms, int(offset, 16), inode, name
-
-    def _body(self, body: bytes) -> tuple[int, ...]:
-        known = self._figures.get(body)
-        if known is not None:
-            return known
-        values = _fields(body)
-        result = tuple(values[name] for name in FIGURES)
-        self._figures[body] = result
-        return result
+    def _spelling(self, flags: bytes) -> str:
+        spelled = self._spelled.get(flags)
+        if spelled is None:
+            spelled = self._spelled[flags] = " ".join(sorted(flags.decode().split()))
+        return spelled
 
     def _status(self, status: bytes) -> tuple[int, ...]:
         text = status[status.index(b"VmPeak") : status.index(b"CoreDumping")]
         known = self._counters.get(text)
         if known is None:
-            values = _fields(text)
-            absolute = [
-                sum(values[part] for part in _RENAMED.get(name, (name,))) for name in COUNTERS
-            ]
-            base = self.baseline or (0,) * len(absolute)
-            known = tuple(value - zero for value, zero in zip(absolute, base, strict=True))
+            known = self._status_fields.read(text)
+            if self.baseline:
+                known = tuple(map(sub, known, self.baseline))
             self._counters[text] = known
         return known
 
@@ -163,14 +198,6 @@ def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:
     changed = list(counters)
     changed[_VMLCK] -= ring.RING_SIZE >> 10
     return tuple(changed)
-
-
-def _fields(text: bytes) -> dict[str, int]:
-    values = {}
-    for line in text.splitlines():
-        name, _, rest = line.partition(b":")
-        values[name.decode()] = int(rest.split()[0])
-    return values
 
 
 def _label(path: str) -> str:

@@ -88,7 +88,7 @@ def build(sequence: Sequence[Op], names: Names, observing: bool = True) -> Progr
     observe = ring.OBSERVE if observing else MARK
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
-    if any("file" in arguments_of(op.name) and uses_file(op) for op in sequence) or used & {
+    if any(map(uses_file, sequence)) or used & {
         "uffd_register", "uffd_unregister", "process_madvise",
     }:  # fmt: skip
         build_into.add(_open_files(names))
@@ -112,9 +112,18 @@ def arguments_of(name: str) -> tuple[str, ...]:
     return ops.CALLS[name][1] if name in ops.CALLS else ops.ACCESSES[name]
 
 
+_TAKES_FILE = {
+    name: arguments_of(name).index("file")
+    for name in (*ops.CALLS, *ops.ACCESSES)
+    if "file" in arguments_of(name)
+}
+
+
 def uses_file(op: Op) -> bool:
     """Tell whether an operation needs the files to be open."""
-    slot = op.args[arguments_of(op.name).index("file")]
+    if op.name not in _TAKES_FILE:
+        return False
+    slot = op.args[_TAKES_FILE[op.name]]
     return isinstance(slot, int) and 0 <= slot < len(ops.FILES)
 
 
@@ -159,7 +168,10 @@ def _operation(
     """Append one operation; return the places of its result, vector and child (or -1)."""
     if op.name == "fork":
         return _fork(b)
-    arguments = [_value(name, value) for name, value in zip(arguments_of(op.name), op.args)]
+    arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
+    if op.name in _TAKES_FILE:
+        at = _TAKES_FILE[op.name]
+        arguments[at] = _descriptor(op.args[at])
     if op.name in ("load", "store"):
         handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
         arguments += [ops.store_tag(index)] if op.name == "store" else []
@@ -175,17 +187,16 @@ def _operation(
     return result, _seen(b, op), -1
 
 
-def _value(name: str, value: int | Ref) -> int:
-    if isinstance(value, Ref):
-        return 0
-    if name == "file":
-        return value & _MASK if value < 0 else ring.FIRST_FILE_FD + value
-    return value & _MASK
+def _descriptor(slot: int | Ref) -> int:
+    assert isinstance(slot, int), slot
+    return slot & _MASK if slot < 0 else ring.FIRST_FILE_FD + slot
 
 
 def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     """Append an entry, before it the patches that put earlier results into its arguments."""
     refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
+    if not refs:
+        return b.add(entry)
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)

@@ -10,8 +10,7 @@ import msgspec
 from zaplock.engines.sequential import LockCall, run
 from zaplock.kernel.oracle import ops
 from zaplock.kernel.oracle.modelview import View
-from zaplock.kernel.oracle.ops import Environment, Op, Outcome, Snapshot
-from zaplock.kernel.oracle.program import arguments_of, uses_file
+from zaplock.kernel.oracle.ops import Environment, Outcome
 from zaplock.model import flags as f
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
@@ -42,11 +41,6 @@ def limits_of(environment: Environment) -> Limits:
         can_ipc_lock=False,
         overcommit_pages=environment.overcommit_pages,
     )
-
-
-def needs_files(op: Op) -> bool:
-    """Return whether an operation names one of the files."""
-    return "file" in arguments_of(op.name) and uses_file(op)
 
 
 class World:
@@ -80,7 +74,7 @@ class World:
             for page in written:
                 frame = first + page
                 self.machine.content.set(frame, frame + 1, disk_tag(slot + 1, page))
-                self.machine.dirty.set(frame, frame + 1, True)
+            self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""
@@ -97,10 +91,6 @@ class World:
     def syscall(self, program: Any, calls: list[LockCall] | None) -> Outcome:
         """Run a protocol."""
         return Outcome(run(self.machine, self.task, program, calls))
-
-    def snapshot(self, written: bool = True) -> Snapshot:
-        """Read what the real side observes; `written`: some page's content may have changed."""
-        return self.view.snapshot(written)
 
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""
