@@ -112,6 +112,7 @@ LINUX_6_18 = replace(
     flush_before_rmap=True,
     gathers_first=True,
     moves_many=True,
+    finds_zeros=True,
     reclaims_tables=True,
     mseal=True,
 )

@@ -167,10 +167,7 @@ def _anonymous(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, 
 
 def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | None:
     """Return the first page of the huge page that a fault may map here, or None."""
-    policy = m.globals.get("thp", 1)  # 0 never, 1 madvise, 2 always
-    if not policy or vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL):
-        return None
-    if policy == 1 and not vma.flags & VM_HUGEPAGE:
+    if not allows_huge_pages(m, vma):
         return None
     low = vpn - vpn % PAGES_PER_PMD
     start = low << PAGE_SHIFT
@@ -179,6 +176,22 @@ def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | Non
     if space.tables[1].at(low // PAGES_PER_PMD) is not None:
         return None  # a page table is in the place, with or without entries
     return None if space.ptes.any_in(low, low + PAGES_PER_PMD) else low
+
+
+def allows_huge_pages(m: Machine, vma: Vma) -> bool:
+    """Return whether the policy lets faults of a VMA map huge pages."""
+    policy = m.globals.get("thp", 1)  # 0 never, 1 madvise, 2 always
+    if not policy or vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL):
+        return False
+    return policy == 2 or bool(vma.flags & VM_HUGEPAGE)
+
+
+def meets_huge_pages(m: Machine, vma: Vma, first: int, last: int) -> bool:
+    """Return whether faults of virtual pages [first, last) may map a huge page somewhere."""
+    if not allows_huge_pages(m, vma):
+        return False
+    starts = (first, *range(-(-first // PAGES_PER_PMD) * PAGES_PER_PMD, last, PAGES_PER_PMD))
+    return any(huge_range(m, vma, m.mm(vma.mm), vpn) is not None for vpn in starts)
 
 
 def _map_new(m: Machine, task: Task, space: AddressSpace, vpn: int, tag: int = 0) -> None:
@@ -190,7 +203,7 @@ def _map_new(m: Machine, task: Task, space: AddressSpace, vpn: int, tag: int = 0
 
 def _map_huge(m: Machine, task: Task, space: AddressSpace, low: int) -> None:
     m.spend("fault_thp")
-    pfn = alloc_frames(m, task, "thp", PAGES_PER_PMD)
+    pfn = alloc_frames(m, task, "thp", PAGES_PER_PMD, align=PAGES_PER_PMD)
     install(m, task, space, low, low + PAGES_PER_PMD, Pte("thp", pfn - low, True))
 
 
@@ -309,15 +322,16 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
     space = m.mm(vma.mm)
     lowest = 2 if vma.flags & VM_HUGETLB or vma.file else 1
     plain = not vma.file and not vma.flags & (VM_HUGETLB | VM_UFFD_MISSING | VM_PFNMAP)
-    ends = (first, -(-first // PAGES_PER_PMD) * PAGES_PER_PMD, last - 1)
-    huge = plain and any(huge_range(m, vma, space, vpn) is not None for vpn in ends)
-    if plain and not huge and not space.ptes.any_in(first, last):
-        alloc_tables(m, task, space, first, last)
-        _populate_run(m, task, space, first, last, write)
-        return 0
+    grain = PAGES_PER_PMD if plain and allows_huge_pages(m, vma) else last
     vpn = first
     while vpn < last:
         may_be_huge = plain and huge_range(m, vma, space, vpn) is not None
+        end = min(last, (vpn // grain + 1) * grain)
+        if plain and not may_be_huge and not space.ptes.any_in(vpn, end):
+            alloc_tables(m, task, space, vpn, end)
+            _populate_run(m, task, space, vpn, end, write)
+            vpn = end
+            continue
         alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
         result = fault_page(m, task, vma, vpn << PAGE_SHIFT, write)
         if result:

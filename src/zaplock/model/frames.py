@@ -38,9 +38,16 @@ class Frame(msgspec.Struct, frozen=True):
     freed_by: str = ""
 
 
-def alloc_frames(m: Machine, task: Task, kind: str, count: int, refs: int = 1) -> int:
-    """Allocate `count` consecutive frames and return the first one's number."""
-    first = m.next_serial(task, "frame", count) + (task.tid + 1 << OWN_FRAMES_SHIFT)
+def alloc_frames(
+    m: Machine, task: Task, kind: str, count: int, refs: int = 1, align: int = 1
+) -> int:
+    """Allocate `count` consecutive frames and return the first one's number, a multiple of `align`.
+
+    A huge page is aligned, so that each of its frames tells where it begins.
+    """
+    padding: int = -m.serials.get((task.tid, "frame"), 0) % align
+    first = m.next_serial(task, "frame", padding + count) + padding
+    first += task.tid + 1 << OWN_FRAMES_SHIFT
     m.frames.set(first, first + count, Frame(kind, refs, 0))
     return first
 

@@ -162,12 +162,14 @@ def split_huge_at(m: Machine, task: Task, space: AddressSpace, vpn: int) -> None
     if run is None or run[2].kind not in ("thp", "zero_thp"):
         return
     low = vpn - vpn % PAGES_PER_PMD
-    pte = run[2]
+    space.ptes.set(low, low + PAGES_PER_PMD, small_entry(run[2]))
+
+
+def small_entry(pte: Pte) -> Pte:
+    """Return what maps the same pages as an entry does, but by small entries."""
     if pte.kind == "thp":
-        small = Pte("anon", pte.delta, pte.writable, pte.no_access)
-    else:
-        small = Pte("zero", 0, False, pte.no_access)
-    space.ptes.set(low, low + PAGES_PER_PMD, small)
+        return Pte("anon", pte.delta, pte.writable, pte.no_access)
+    return Pte("zero", 0, False, pte.no_access) if pte.kind == "zero_thp" else pte
 
 
 def clear_present(

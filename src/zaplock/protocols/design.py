@@ -76,6 +76,7 @@ class Design:
     exit_tables: exit frees page tables under "write", or (to 5.19) with "none" of the locks.
     gathers_first: does mmap gather (and split) the old mappings before it asks the limits (6.12)?
     moves_many: may one mremap move a range of several VMAs (6.17)?
+    finds_zeros: does splitting a huge page give back the pages that hold zeros (6.12)?
     reclaims_tables: does MADV_DONTNEED free page tables that it has emptied (6.14)?
     mseal: are sealed mappings refused (6.10 on)?
     """
@@ -108,5 +109,6 @@ class Design:
     exit_tables: Literal["write", "none"] = "none"
     gathers_first: bool = False
     moves_many: bool = False
+    finds_zeros: bool = False
     reclaims_tables: bool = False
     mseal: bool = False

@@ -30,6 +30,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
+from zaplock.model.folios import split_partly_covered
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
@@ -183,6 +184,7 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_FREE and (vma.file or vma.flags & (VM_LOCKED | VM_HUGETLB | VM_SPECIAL)):
         return -EINVAL
     if advice == f.MADV_FREE:
+        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
         await mark_free(cx.mm, low, high)
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
@@ -200,8 +202,10 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
         await up_read(cx.mmap_lock)  # while the file system reads ahead
         await down_read(cx.mmap_lock)
-    if advice in (f.MADV_COLD, f.MADV_PAGEOUT) and vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
-        return -EINVAL
+    if advice in (f.MADV_COLD, f.MADV_PAGEOUT):
+        if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
+            return -EINVAL
+        await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
     return 0
 
 

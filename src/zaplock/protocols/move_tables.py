@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
+    PAGES_PER_PMD,
     PMD_SIZE,
     PUD_SIZE,
 )
-from zaplock.model.pagetable import alloc_tables, clear_present
+from zaplock.model.pagetable import alloc_tables, clear_present, small_entry
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -80,6 +81,8 @@ def move_ptes(
     shift = new - old >> PAGE_SHIFT
     first, last = old >> PAGE_SHIFT, old + length >> PAGE_SHIFT
     runs = clear_present(m, task, space, first, last)
+    if shift % PAGES_PER_PMD:
+        runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
     for low, high, pte in runs:
         m.spend("copy_pte", high - low)
         lowest = 2 if pte.kind == "hugetlb" else 1

@@ -12,7 +12,7 @@ from errno import EFAULT, EINVAL, ENOMEM
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.faulting import populate_range
+from zaplock.model.faulting import meets_huge_pages, populate_range
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCESS_FLAGS,
@@ -108,7 +108,11 @@ def count_clean(m: Machine, task: Task, handle: int, low: int, high: int) -> int
 def fault_range(m: Machine, task: Task, handle: int, low: int, high: int, write: bool) -> int:
     """Fault in every page of [low, high): 0, or the first fault's signal, negative."""
     vma = found_vma(m, task, handle)
-    return populate_range(m, task, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT, write)
+    first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
+    if needs and meets_huge_pages(m, vma, first, last):
+        anon_vma_prepare.run(m, task, handle)
+    return populate_range(m, task, vma, first, last, write)
 
 
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:

@@ -69,6 +69,10 @@ THEMES: dict[str, dict[str, int]] = {
 
 
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
+_HUGE_PAGES = (  # how three in four of the theme "huge" do
+    Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, 14)),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,11 @@ class Generator:
         names = self._mixes[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._removes = self.chance(40)  # holes are punched into files in memory only
-        for number in range(self.length):
+        if self._theme == "huge" and self.chance(75):
+            for op in _HUGE_PAGES:
+                self._remember(op)
+                self._made.append(op)
+        for number in range(len(self._made), self.length):
             name = _FIRST.get(self._theme, "") if not number else ""
             name = name or pick.choice(names)
             op = Op(name, _MAKERS[name](self))
@@ -256,7 +264,7 @@ def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._theme == "huge" and g.chance(60):
-        return g.random.choice((14, 14, 14, 15, 4, 22, 23))
+        return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     advice = g.random.choice(g.scope.advice)
     return advice if advice != 9 or g._removes else 4
 

@@ -1,0 +1,109 @@
+"""Huge pages of anonymous memory as folios: mapped by small entries, they still are one.
+
+A page-table entry of a huge page can be split alone (split_huge_at); the folio is split when only a
+part of it is advised. From 6.12 on that finds pages which hold nothing but zeros: they are given
+back, and the zero page is mapped in their place, where the VMA is not locked.
+
+Sources: mm/madvise.c (madvise_cold_or_pageout_pte_range, madvise_free_pte_range),
+mm/huge_memory.c, mm/migrate.c (try_to_map_unused_to_zeropage, b1f202060afe).
+
+Not covered: folios of other sizes, and the flag that keeps a page locked whose VMA no longer is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
+from zaplock.model.frames import Frame, change_frames
+from zaplock.model.mm import Pte
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import overlapping, vma_of
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.model.mm import AddressSpace
+
+
+@step
+def split_partly_covered(
+    m: Machine, task: Task, mm: int, low: int, high: int, finds_zeros: bool
+) -> None:
+    """Split the folios that [low, high) does not cover as a whole, but for shared ones."""
+    space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    heads: set[int] = set()
+    while first < last:  # each page table by itself
+        end = min(last, (first // PAGES_PER_PMD + 1) * PAGES_PER_PMD)
+        heads |= _partly_covered(m, space, first, end)
+        first = end
+    for head in sorted(heads):
+        runs = m.frames.overlapping(head, head + PAGES_PER_PMD)
+        if all(frame.maps <= 1 for _, _, frame in runs):
+            split_folio(m, task, space, head, finds_zeros)
+
+
+def _partly_covered(m: Machine, space: AddressSpace, first: int, last: int) -> set[int]:
+    """Return the first frames of the folios with a run of pages in a range that isn't all of it."""
+    runs: list[tuple[int, int, int]] = []
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind not in ("thp", "anon"):
+            continue
+        if runs and runs[-1][1:] == (low, pte.delta):
+            low = runs.pop()[0]
+        runs.append((low, high, pte.delta))
+    heads = set()
+    for low, high, delta in runs:
+        for start, end, frame in m.frames.overlapping(low + delta, high + delta):
+            if frame.kind == "thp":
+                for head in range(start & -PAGES_PER_PMD, end, PAGES_PER_PMD):
+                    if low + delta > head or high + delta < head + PAGES_PER_PMD:
+                        heads.add(head)
+    return heads
+
+
+def split_folio(m: Machine, task: Task, space: AddressSpace, head: int, finds_zeros: bool) -> None:
+    """Make 512 pages of a huge page, mapped one by one."""
+    tail = head + PAGES_PER_PMD
+    for low, high, frame in m.frames.overlapping(head, tail):
+        if not frame.freed_by:
+            m.frames.set(low, high, Frame("anon", frame.refs, frame.maps))
+    mapped = [
+        (max(start, head - pte.delta), min(end, tail - pte.delta), pte)
+        for start, (end, pte) in space.ptes.data.items()
+        if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
+    ]
+    for low, high, pte in mapped:
+        space.ptes.set(low, high, Pte("anon", pte.delta, pte.writable, pte.no_access))
+        if finds_zeros:
+            for start, end in _zeros(m, task, space, low, high, pte.delta):
+                _map_zero_page(m, task, space, start, end, pte)
+
+
+def _zeros(
+    m: Machine, task: Task, space: AddressSpace, low: int, high: int, delta: int
+) -> list[tuple[int, int]]:
+    """List the runs of pages that hold zeros and lie in no locked VMA."""
+    found = []
+    for handle in overlapping(m, space, low << PAGE_SHIFT, high << PAGE_SHIFT):
+        vma = vma_of(m, task, handle)
+        if vma.flags & VM_LOCKED:
+            continue
+        at = max(low, vma.start >> PAGE_SHIFT)
+        end = min(high, vma.end >> PAGE_SHIFT)
+        for start, stop, _ in m.content.overlapping(at + delta, end + delta):
+            if at + delta < start:
+                found.append((at, start - delta))
+            at = stop - delta
+        if at < end:
+            found.append((at, end))
+    return found
+
+
+def _map_zero_page(
+    m: Machine, task: Task, space: AddressSpace, low: int, high: int, pte: Pte
+) -> None:
+    space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access))
+    space.add("rss_anon", low - high)
+    flush_tlb_range(m, space.mm, low, high, False)
+    change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)
