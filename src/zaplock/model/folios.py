@@ -7,7 +7,7 @@ back, and the zero page is mapped in their place, where the VMA is not locked.
 Sources: mm/madvise.c (madvise_cold_or_pageout_pte_range, madvise_free_pte_range),
 mm/huge_memory.c, mm/migrate.c (try_to_map_unused_to_zeropage, b1f202060afe).
 
-Not covered: folios of other sizes, and the flag that keeps a page locked whose VMA no longer is.
+Not covered: folios of other sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.vma import overlapping, vma_of
+from zaplock.model.vma import change, overlapping, vma_of
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -67,6 +67,7 @@ def split_folio(m: Machine, task: Task, space: AddressSpace, head: int, finds_ze
     tail = head + PAGES_PER_PMD
     for low, high, frame in m.frames.overlapping(head, tail):
         if not frame.freed_by:
+            finds_zeros = finds_zeros and not frame.stays_locked
             m.frames.set(low, high, Frame("anon", frame.refs, frame.maps))
     mapped = [
         (max(start, head - pte.delta), min(end, tail - pte.delta), pte)
@@ -78,6 +79,32 @@ def split_folio(m: Machine, task: Task, space: AddressSpace, head: int, finds_ze
         if finds_zeros:
             for start, end in _zeros(m, task, space, low, high, pte.delta):
                 _map_zero_page(m, task, space, start, end, pte)
+
+
+def keep_locked(m: Machine, space: AddressSpace, low: int, high: int) -> None:
+    """Note that the huge pages of a range stay locked in memory though their VMA is unlocked.
+
+    One that small entries map is not: splitting its entry in a locked VMA has unlocked it.
+    """
+    _mark_locked(m, space, low, high, True, ("thp",))
+
+
+def unlock(m: Machine, space: AddressSpace, low: int, high: int) -> None:
+    """Note that the huge pages with a page in a range are no longer locked in memory."""
+    _mark_locked(m, space, low, high, False, ("thp", "anon"))
+
+
+def _mark_locked(
+    m: Machine, space: AddressSpace, low: int, high: int, locked: bool, kinds: tuple[str, ...]
+) -> None:
+    for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind not in kinds:
+            continue
+        first = start + pte.delta & -PAGES_PER_PMD
+        last = -(-(end + pte.delta) // PAGES_PER_PMD) * PAGES_PER_PMD
+        for at, to, frame in m.frames.overlapping(first, last):
+            if frame.kind == "thp" and not frame.freed_by and frame.stays_locked != locked:
+                m.frames.set(at, to, change(frame, stays_locked=locked))
 
 
 def _zeros(

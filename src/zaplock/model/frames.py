@@ -29,13 +29,15 @@ class Frame(msgspec.Struct, frozen=True):
     """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
 
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
-    tables that map it. `freed_by` names the task that gave it back.
+    tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
+    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP).
     """
 
     kind: str
     refs: int
     maps: int
     freed_by: str = ""
+    stays_locked: bool = False
 
 
 def alloc_frames(
@@ -65,7 +67,8 @@ def change_frames(
                 f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
-            m.frames.set(low, high, Frame(frame.kind, new_refs, new_maps))
+            new = Frame(frame.kind, new_refs, new_maps, "", frame.stays_locked)
+            m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)
 

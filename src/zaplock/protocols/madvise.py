@@ -9,7 +9,7 @@ Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 
 from __future__ import annotations
 
-from errno import EACCES, EAGAIN, EINTR, EINVAL, ENOMEM, EPERM
+from errno import EACCES, EAGAIN, EFBIG, EINTR, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model import flags as f
@@ -68,6 +68,9 @@ FLAG_ADVICE: dict[int, tuple[int, int]] = {
     f.MADV_UNMERGEABLE: (0, f.VM_MERGEABLE),
 }
 """Advice that changes flags: (set, cleared)."""
+
+MAX_OFFSET = (1 << 63) - 1
+"""The last place in the largest file."""
 
 ZAPS = (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_FREE)
 POPULATES = (f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE)
@@ -216,10 +219,13 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     if not vma.file or vma.flags & (f.VM_SHARED | f.VM_MAYWRITE) != f.VM_SHARED | f.VM_MAYWRITE:
         return -EACCES
     first = (vma.pgoff << PAGE_SHIFT) + low - vma.start
+    last = first + high - low
     await up_read(cx.mmap_lock)
-    await punch_hole(cx, vma.file, first, first + high - low)
+    error = -EINVAL if first > MAX_OFFSET else -EFBIG if last > MAX_OFFSET else 0
+    if not error:
+        await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
-    return 0
+    return error
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:

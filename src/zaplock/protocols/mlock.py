@@ -23,6 +23,7 @@ from zaplock.model.flags import (
     VM_SPECIAL,
     page_align,
 )
+from zaplock.model.folios import unlock
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
@@ -160,6 +161,8 @@ def walk_locked_pages(m: Machine, _task: Task, mm: int, low: int, high: int, loc
     """Walk the resident pages of a range to mlock or munlock them."""
     pages = m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("mlock_page" if lock else "munlock_page", pages)
+    if not lock:
+        unlock(m, m.mm(mm), low, high)
 
 
 @step

@@ -34,6 +34,7 @@ from zaplock.model.flags import (
     VM_UFFD_FLAGS,
     page_align,
 )
+from zaplock.model.folios import keep_locked
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -433,4 +434,5 @@ def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: 
     flags = vma.flags & ~VM_LOCKED_MASK
     if vma.flags & VM_LOCKED:
         m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+        keep_locked(m, m.mm(mm), vma.start, vma.end)
     m.vmas.put(handle, change(vma, flags=flags, anon_vma=anon_vma, shared_anon_vma=shared))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from zaplock.kernel.oracle.campaign import Bench, slice_seed
 from zaplock.kernel.oracle.modelside import ModelSide
-from zaplock.model import faulting, files, vma
+from zaplock.model import faulting, files, folios, vma
 from zaplock.model import flags as f
 from zaplock.model.step import StepKind
 from zaplock.protocols import (
@@ -226,6 +226,12 @@ FAULTS: tuple[Fault, ...] = (
           _always(None)),
     Fault("mlock-counts-nothing", "mlock counts locked_vm", teardown.add_counter, "run",
           _always(None)),
+    Fault("zeros-kept", "splitting a huge page gives pages of zeros back", folios, "_map_zero_page",
+          _always(None)),
+    Fault("huge-anywhere", "a huge page fits only where it is aligned", move_tables, "small_entry",
+          lambda _original: lambda pte: pte),
+    Fault("read-needs-no-anon-vma", "populating huge pages for reading gives an anon_vma",
+          populate, "meets_huge_pages", _always(False)),
     Fault("msync-locked", "MS_INVALIDATE of locked memory is EBUSY", msync, "MS_INVALIDATE",
           lambda _original: 0),
 )  # fmt: skip

@@ -216,6 +216,9 @@ class Generator:
 
 
 def _mmap(g: Generator) -> tuple[Argument, ...]:
+    if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
+        start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
+        return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
     anonymous = g.chance(40 if g._theme == "file" else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     if g.chance(3):
@@ -276,7 +279,7 @@ def _madvise(g: Generator) -> tuple[Argument, ...]:
         address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
         advice = g.random.choice((4, 4, 22, 24, advice))
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
-    wraps = length > (1 << 64) - (1 << 40)
+    wraps = length > (1 << 64) - (1 << 40) and (isinstance(address, Ref) or address > 0)
     if length >= 1 << 30 and not wraps and (advice in (22, 23) or reaches_ring):
         length = PAGE * g.random.randint(1, 8)
     return address, length, advice
