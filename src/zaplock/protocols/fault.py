@@ -2,7 +2,8 @@
 
 To 6.3 the mmap_lock is held for read throughout (`page_fault_mmap_lock`). From 6.4 the VMA alone is
 locked where that suffices (`page_fault_vma_lock`), and the mmap_lock is the way for the rest: no
-VMA found or a writer has it, a first fault that needs an anon_vma, a stack that has to grow.
+VMA found or a writer has it, a stack that has to grow. A first fault that needs an anon_vma tries
+to get the mmap_lock for read beside the VMA's.
 
 Sources: arch/x86/mm/fault.c do_user_addr_fault, mm/memory.c handle_mm_fault; per-VMA locks
 0bff0aaea03e (6.4); growth under write 8d7071af8907 (6.5, and 6.1.37 by backport).
@@ -28,7 +29,12 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.pagetable import alloc_tables
-from zaplock.model.rwsem import down_read, down_read_killable, down_write_killable
+from zaplock.model.rwsem import (
+    down_read,
+    down_read_killable,
+    down_read_trylock,
+    down_write_killable,
+)
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -120,9 +126,13 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
-    if needs_mmap_lock(vma, write) and not await guarded(cx, vma, address):
-        await vma_end_read(handle)
-        return await page_fault_mmap_lock(cx, address, write)
+    if await needs_anon_vma(cx, handle, vma, address, write):
+        if not await down_read_trylock(cx.mmap_lock):
+            await vma_end_read(handle)
+            return await page_fault_mmap_lock(cx, address, write)
+        await anon_vma_prepare(handle)
+        await mmap_read_unlock(cx)
+        vma = await read_vma(handle)
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
     if result == USERFAULT:
@@ -131,9 +141,16 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     return result
 
 
-def needs_mmap_lock(vma: Vma, write: bool) -> bool:
-    """Return whether a fault can't be served under the VMA lock: it would set an anon_vma."""
-    return write and not vma.flags & VM_SHARED and not vma.anon_vma
+async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> bool:
+    """Return whether a fault has to give its VMA an anon_vma first.
+
+    That takes the mmap_lock for read, beside a VMA lock only if it is free (__vmf_anon_prepare).
+    """
+    if vma.flags & VM_SHARED or vma.anon_vma:
+        return False
+    if not write and (vma.file or not await fits_huge_page(handle, address)):
+        return False
+    return not await guarded(cx, vma, address)
 
 
 def access_error(vma: Vma, write: bool) -> bool:
@@ -145,9 +162,7 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
     """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry."""
     if not vma.flags & VM_HUGETLB:
         await alloc_fault_tables(handle, address)
-    needs = not vma.flags & VM_SHARED and not vma.anon_vma
-    needs = needs and (write or (not vma.file and await fits_huge_page(handle, address)))
-    if needs and not await guarded(cx, vma, address):
+    if await needs_anon_vma(cx, handle, vma, address, write):
         await anon_vma_prepare(handle)
     return await fault_entry(handle, address, write)
 

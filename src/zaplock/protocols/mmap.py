@@ -279,11 +279,14 @@ def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
 
 @step
 def finish_mmap(m: Machine, task: Task, handle: int) -> int:
-    """Count a locked mapping, and merge the new VMA with its neighbours where it can be."""
+    """Count a locked mapping, and merge the new VMA with its neighbours where it can be.
+
+    What can't be locked loses VM_LOCKED only after Linux has looked for a neighbour to merge with.
+    """
     vma = vma_of(m, task, handle)
     if vma.flags & VM_LOCKED:
         if vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
             m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
-        else:
-            m.mm(vma.mm).add("locked_vm", vma.nr_pages)
+            return handle
+        m.mm(vma.mm).add("locked_vm", vma.nr_pages)
     return merge_around(m, task, handle)

@@ -28,7 +28,7 @@ def shrink(sequence: Sequence[Op], results: Sequence[int], fails: Fails) -> tupl
     budget = _Budget(fails)
     kept = _fewer(list(range(len(sequence))), lambda k: budget(keep(sequence, results, k)))
     short = keep(sequence, results, kept)
-    return _simpler(short, budget)
+    return _without_idle(_simpler(short, budget), budget)
 
 
 class _Budget:
@@ -88,6 +88,16 @@ def _simpler(sequence: tuple[Op, ...], fails: Fails) -> tuple[Op, ...]:
                 if fails(trial):
                     sequence = trial
                     break
+    return sequence
+
+
+def _without_idle(sequence: tuple[Op, ...], fails: Fails) -> tuple[Op, ...]:
+    """Leave out what simpler arguments have made idle and nobody refers to."""
+    for index in reversed(range(len(sequence))):
+        named = {a.op for op in sequence for a in op.args if isinstance(a, Ref)}
+        if index not in named and len(sequence) > 1:
+            trial = keep(sequence, (), [k for k in range(len(sequence)) if k != index])
+            sequence = trial if fails(trial) else sequence
     return sequence
 
 
