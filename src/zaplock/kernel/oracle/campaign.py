@@ -29,7 +29,7 @@ from zaplock.kernel.oracle.real import RealSide
 from zaplock.kernel.oracle.shrink import shrink
 
 SLICE = 20  # sequences
-MAX_SHRUNK = 8  # divergences of one run that are worth the time to shrink
+MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
 SideMaker = Callable[[RealSide], Side]
 
 
@@ -81,6 +81,7 @@ class Bench:
         self.real = RealSide()
         self.model = make_model(self.real)
         self.scope = scope
+        self._told: set[str] = set()  # signatures of what has been shrunk
 
     def close(self) -> None:
         """End both sides."""
@@ -88,7 +89,7 @@ class Bench:
         self.real.close()
 
     def slice(self, seed: int, sequences: int = SLICE, shrinking: bool = True) -> Report:
-        """Run some sequences of a seed."""
+        """Run some sequences of a seed. What was shrunk once is only counted from then on."""
         report, coverage = Report(), Coverage()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
@@ -123,12 +124,18 @@ class Bench:
             report.unrepeatable.append(f"{found.signature}; {found.differences[0]}")
             return
         report.signatures[found.signature] += 1
-        known = {divergence.signature for divergence in report.divergences}
-        if found.signature in known:
+        if self._is_told(found, report.divergences, shrinking):
             return
-        if shrinking and len(known) < MAX_SHRUNK:
+        if shrinking and len(self._told) <= MAX_SHRUNK:
             again = self.shrink(again, [step.outcome.result for step in real])
         report.divergences.append(again)
+
+    def _is_told(self, found: Divergence, reported: list[Divergence], shrinking: bool) -> bool:
+        if shrinking:
+            known = found.signature in self._told
+            self._told.add(found.signature)
+            return known
+        return any(other.signature == found.signature for other in reported)
 
     def _judge_kernel(
         self, fault: Divergence, real: list[Step], report: Report, shrinking: bool
@@ -138,7 +145,7 @@ class Bench:
             report.unrepeatable.append(f"{fault.signature}; {fault.differences[0]}")
             return
         report.kernel_signatures[fault.signature] += 1
-        if any(known.signature == fault.signature for known in report.kernel_faults):
+        if self._is_told(fault, report.kernel_faults, shrinking):
             return
 
         def fails(sequence: tuple[Op, ...]) -> bool:

@@ -34,7 +34,8 @@ _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
     "zero_thp": 8 | 32 | 64, "guard": 16 | 256,
 }  # fmt: skip
-_UNREADABLE = -(SIGSEGV << 16 | 2)
+_QWORD = struct.Struct("<q").pack
+_UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
 _KB = 4
 _SPELLED: dict[int, tuple[str, str]] = {}
 _RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
@@ -49,7 +50,7 @@ class _Seen(NamedTuple):
     runs: list[tuple[int, int, Pte]]
     shown: Vma
     regions: list[int]
-    tags: list[int]
+    tags: bytes
 
 
 class _Copy:
@@ -113,7 +114,7 @@ class View:
         """
         vmas: list[Vma] = []
         regions: list[int] = []
-        tags: list[int] = []
+        tags: list[bytes] = []
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
         overlapping = self._space.ptes.overlapping
@@ -139,9 +140,9 @@ class View:
             vmas.append(seen.shown)
             if seen.runs and start < self._ring:
                 _append(regions, seen.regions)
-                tags += seen.tags
+                tags.append(seen.tags)
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
-        self._last = Snapshot(tuple(vmas), packed, struct.pack(f"<{len(tags)}q", *tags), ())
+        self._last = Snapshot(tuple(vmas), packed, b"".join(tags), ())
 
     def _ring_kb(self) -> int:
         ring = self._machine.vmas.data[self._space.tree.data[self._ring]]
@@ -149,14 +150,14 @@ class View:
         return ring.length >> 10
 
     def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
-        figures, regions, tags = _NO_FIGURES, list[int](), list[int]()
+        figures, regions, tags = _NO_FIGURES, list[int](), b""
         if runs:
             figures = self._figures(vma, runs)
             readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
             for low, high, pte in runs:
                 _append(regions, [low << 12, high << 12, _CATEGORIES[pte.kind]])
                 if pte.kind != "guard":
-                    self._tags(tags, low, high, pte, readable)
+                    tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
         shown = Vma(vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures)
         return _Seen(vma, runs, shown, regions, tags)
@@ -184,17 +185,13 @@ class View:
             (end - start) * (_PSS_PAGE // max(1, frame.maps)) for start, end, frame in frames
         )
 
-    def _tags(self, tags: list[int], low: int, high: int, pte: Pte, readable: bool) -> None:
-        pages = high - low
-        if not readable:
-            tags.extend([_UNREADABLE] * pages)
-            return
-        held = [0] * pages
+    def _tags(self, low: int, high: int, pte: Pte) -> bytes:
+        held = bytearray(8 * (high - low))
         if pte.kind not in ("zero", "zero_thp"):
             first = low + pte.delta
-            for start, end, tag in self._machine.content.overlapping(first, first + pages):
-                held[start - first : end - first] = [tag] * (end - start)
-        tags.extend(held)
+            for start, end, tag in self._machine.content.overlapping(first, high + pte.delta):
+                held[8 * (start - first) : 8 * (end - first)] = _QWORD(tag) * (end - start)
+        return bytes(held)
 
     def _name(self, vma: model_vma.Vma) -> str:
         if not vma.file:
