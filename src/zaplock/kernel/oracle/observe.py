@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from functools import cache
 from operator import itemgetter, sub
 from typing import NamedTuple
 
@@ -103,9 +104,9 @@ class Parser:
         self._end = end
         self._shared.clear()
         self._smaps = (b"", ())
-        for cache in (self._bodies, self._pieces, self._counters):
-            if len(cache) > _CACHE_LIMIT:
-                cache.clear()
+        for known in (self._bodies, self._pieces, self._counters):
+            if len(known) > _CACHE_LIMIT:
+                known.clear()
 
     def snapshot(self, smaps: bytes, scan: bytes, status: bytes) -> Snapshot:
         """Parse one observation; raises ValueError on text that no known kernel writes."""
@@ -152,7 +153,7 @@ class Parser:
                 figures = self._bodies[body] = self._body_fields.read(body)
             head = _Head(
                 int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode,
-                _label(path.decode()), figures, {},
+                _label(path) if path else "", figures, {},
             )  # fmt: skip
         piece = self._pieces[text] = _Piece(self._spelling(flags or b""), head)
         return piece
@@ -200,9 +201,10 @@ def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(changed)
 
 
-def _label(path: str) -> str:
+@cache
+def _label(told: bytes) -> str:
     """Name what a VMA maps as FILES does; the kernel's own [heap] and [stack] are no files."""
-    path = path.strip()
+    path = told.decode().strip()
     if path.startswith("["):
         return ""
     if path == "/dev/zero (deleted)":
