@@ -36,6 +36,42 @@ def test_the_kernel_locks_as_the_protocols_say(bench: Bench) -> None:
     assert not found.differences, found.differences[:3]
 
 
+SHARED = (  # of a write to each page of these the kernel is told, without the lock meanwhile
+    (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x31, -1, 0)),),
+    (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x31, -1, 0)),
+        Op("mmap", (WINDOW + 2 * PAGE, PAGE, 3, 0x31, -1, 0)),
+    ),
+    (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x31, -1, 0)),
+        Op("madvise", (WINDOW + 2 * PAGE, PAGE, 102)),
+    ),
+    (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x11, 0, 0)), Op("store", (WINDOW,))),
+    (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x11, 2, 0)), Op("store", (WINDOW,))),
+    (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x31, -1, 0)),
+        Op("uffd_register", (WINDOW, 4 * PAGE, 1)),
+    ),
+)
+
+
+@needs_kernel
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "mappings",
+    SHARED,
+    ids=["all anew", "two mappings", "a guard", "dirty in memory", "on a disk", "a monitor"],
+)
+def test_populating_shared_pages_lets_the_lock_go_as_often_as_the_kernel(
+    bench: Bench, mappings: tuple[Op, ...]
+) -> None:
+    model = ModelSide(bench.real.environment)
+    sequence = (*mappings, Op("madvise", (WINDOW, 4 * PAGE, 23)))
+    found = locks.compare(bench.real, model, [sequence])
+    assert found.operations == len(sequence)
+    assert not found.differences, found.differences
+
+
 @needs_kernel
 @pytest.mark.root
 def test_another_lock_mode_is_noticed(bench: Bench) -> None:

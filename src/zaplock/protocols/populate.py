@@ -16,13 +16,13 @@ from zaplock.model.faulting import meets_huge_pages, populate_range
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCESS_FLAGS,
+    VM_HUGETLB,
     VM_IO,
     VM_LOCKONFAULT,
     VM_PFNMAP,
     VM_READ,
     VM_SHARED,
     VM_WRITE,
-    page_align,
 )
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
@@ -68,66 +68,94 @@ async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high:
         return 0
     if not vma.flags & VM_ACCESS_FLAGS:
         return -EFAULT
-    return await populate_pages(cx, handle, vma, low, high, write)
+    error, _ = await populate_pages(cx, handle, vma, low, high, write)
+    return error
 
 
-async def populate_pages(cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool) -> int:
-    """Fault in [low, high) of a VMA in steps of the grain: 0, -EFAULT or -ENOMEM."""
+async def populate_pages(
+    cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool
+) -> tuple[int, bool]:
+    """Fault in [low, high) of a VMA in steps of the grain.
+
+    Returns 0, -EFAULT or -ENOMEM, and whether the mmap_lock was let go meanwhile: for each page
+    that a write makes dirty, since balance_dirty_pages may take long (5.1 on).
+    """
     if write and not vma.flags & VM_SHARED and not vma.anon_vma:
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
+    let_go = False
     for at in range(low, high, grain):
-        made_dirty = 0
-        if write and vma.flags & VM_SHARED and cx.design.vma_locks:
-            made_dirty = await count_clean(handle, at, min(at + grain, high))
-        error = await fault_range(handle, at, min(at + grain, high), write)
-        for _ in range(made_dirty and made_dirty + 1):
-            # balance_dirty_pages may take long (5.1 on); once more to tell the caller of it
-            await up_read(cx.mmap_lock)
-            await down_read(cx.mmap_lock)
+        error, made_dirty = await fault_range(handle, at, min(at + grain, high), write)
+        for _ in range(made_dirty if cx.design.vma_locks else 0):
+            await let_go_for_once(cx)
+            let_go = True
         if error:
-            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM
-    return 0
+            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, let_go
+    return 0, let_go
+
+
+async def let_go_for_once(cx: Cx) -> None:
+    """Give the shared hold up and take it again."""
+    await up_read(cx.mmap_lock)
+    await down_read(cx.mmap_lock)
 
 
 @step
-def count_clean(m: Machine, task: Task, handle: int, low: int, high: int) -> int:
-    """Count the pages of a shared file mapping that a write would be the first to make dirty."""
-    vma = found_vma(m, task, handle)
-    cache, size, ptes = m.page_cache(vma.file), m.files[vma.file].size, m.mm(vma.mm).ptes
-    shift = (vma.start >> PAGE_SHIFT) - vma.pgoff
-    clean = 0
-    for page in range(vma.pgoff_of(low), min(vma.pgoff_of(high), page_align(size) >> PAGE_SHIFT)):
-        pte, delta = ptes.at(page + shift), cache.at(page)
-        if pte is None or not pte.writable:
-            clean += delta is None or not m.dirty.at(page + delta)
-    return clean
+def fault_range(
+    m: Machine, task: Task, handle: int, low: int, high: int, write: bool
+) -> tuple[int, int]:
+    """Fault in every page of [low, high).
 
-
-@step
-def fault_range(m: Machine, task: Task, handle: int, low: int, high: int, write: bool) -> int:
-    """Fault in every page of [low, high): 0, or the first fault's signal, negative."""
+    Returns 0, or the first fault's signal, negative; and how many faults had to tell that a page of
+    a shared file is dirty now.
+    """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    if write and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
+        told = 0
+        for vpn in range(first, last):
+            tells = makes_dirty(m, vma, vpn)
+            error = populate_range(m, task, vma, vpn, vpn + 1, True)
+            if error:
+                return error, told
+            told += tells
+        return 0, told
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and meets_huge_pages(m, vma, first, last):
         anon_vma_prepare.run(m, task, handle)
-    return populate_range(m, task, vma, first, last, write)
+    return populate_range(m, task, vma, first, last, write), 0
+
+
+def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
+    """Return whether a write to a page of a shared mapping makes a clean page dirty.
+
+    A file system on a disk is told of every entry that becomes writable (page_mkwrite).
+    """
+    pte = m.mm(vma.mm).ptes.at(vpn)
+    if pte is not None and pte.writable:
+        return False
+    page = vma.pgoff_of(vpn << PAGE_SHIFT)
+    delta = m.page_cache(vma.file).at(page)
+    return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
 
 
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
-    """Fault in [start, end) under a hold that the caller has; stop at the first error."""
-    at = start
-    while at < end:
+    """Fault in [start, end) under a hold that the caller has; stop at the first error.
+
+    If the hold was let go on the way, it is once more at the end, to tell the caller of it.
+    """
+    at, error, let_go = start, 0, False
+    while at < end and not error:
         handle = await find_vma(cx.mm, at)
         vma = await read_vma(handle) if handle else None
         if vma is None or vma.start > at:
-            return -ENOMEM
-        if vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
-            return -EINVAL
-        high = min(end, vma.end)
-        error = await populate_pages(cx, handle, vma, at, high, write)
-        if error:
-            return error
-        at = high
-    return 0
+            error = -ENOMEM
+        elif vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
+            error = -EINVAL
+        else:
+            error, went = await populate_pages(cx, handle, vma, at, min(end, vma.end), write)
+            let_go = let_go or went
+            at = vma.end
+    if let_go:
+        await let_go_for_once(cx)
+    return error
