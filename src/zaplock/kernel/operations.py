@@ -54,4 +54,3 @@ OPERATIONS = (
 NAMES = tuple(operation.name for operation in OPERATIONS)
 CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 """They return twice; the second time in the new task, with 0."""
-NO_RETURN = frozenset({"exit", "exit_group"})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from zaplock.engines.programs import Configuration, Program, Rules
 from zaplock.errors import UserError
@@ -232,6 +230,3 @@ def _map_frames_of_device(m: Machine, vma: Vma, low: int, high: int) -> None:
     alloc_tables(m, SETUP, m.mm(vma.mm), low, high)
     pte = Pte("pfn", (1 << 33) - low, bool(vma.flags & f.VM_WRITE))
     install(m, SETUP, m.mm(vma.mm), low, high, pte)
-
-
-Build = Callable[[], Any]

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RFC = ("rfc-v6-posted", "rfc-v6")
-EVERYWHERE = (
-    "linux-4.9", "linux-4.18", *RFC, "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 
 from zaplock.designs import SHIPPED
 from zaplock.engines.exhaustive import Limits, explore
-from zaplock.lab.checking import BROKEN, PROVED, Found, closed_system, find_design, find_scenario
+from zaplock.lab.checking import BROKEN, PROVED, closed_system, find_design, find_scenario
 from zaplock.lab.history import LIVENESS, expected
 from zaplock.lab.mutants import MUTATIONS
 from zaplock.lab.mutations import Mutation
@@ -163,11 +163,3 @@ def mutation_score(
 def unexpected(cells: Iterable[Cell]) -> list[Cell]:
     """Return the cells on which history and the checker differ."""
     return [cell for cell in cells if not cell.agrees]
-
-
-def summary_of(found: Found) -> str:
-    """Say a verdict in one line."""
-    head = f"{found.scenario} under {found.design}: {found.verdict}"
-    if found.violation is not None:
-        return f"{head} ({found.violation.invariant.name})"
-    return f"{head} ({found.states} states, {found.seconds:.2f} s)"

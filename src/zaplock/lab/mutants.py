@@ -26,7 +26,6 @@ DOWNGRADING = (*RFC, "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18")
 FROM_4_18 = tuple(name for name in ALL if name != "linux-4.9")
 FROM_4_20 = ("linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18")
 FROM_5_10 = ("linux-5.10", "linux-6.1", "linux-6.18")
-MMAP_LOCK_FAULT = tuple(name for name in ALL if name != "linux-6.18")
 UP_TO_5_10 = tuple(name for name in ALL if name not in ("linux-6.1", "linux-6.18"))
 GROWTH_UNDER_WRITE = ("linux-6.1", "linux-6.18")
 

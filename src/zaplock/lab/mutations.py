@@ -21,12 +21,13 @@ from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.madvise import madvise
 
 Steps = Generator[Step[Any], Any, Any]
-Filter = Callable[[Step[Any]], Steps]
-"""One step of a protocol -> what is really done in its place; returns what the protocol gets."""
 
 
 class Rule:
-    """A filter with a memory for one run of one task; `at_end` is done when the protocol ends."""
+    """From each step of a protocol to what is really done in its place; `at_end` when it ends.
+
+    It returns what the protocol gets, and has a memory for one run of one task.
+    """
 
     def __call__(self, step: Step[Any]) -> Steps:
         return (yield step)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zaplock.errors import UserError
-from zaplock.lab.scenarios import PAGE_SHIFT, Numbers, Operation, address_of
+from zaplock.lab.scenarios import PAGE_SHIFT, Operation, address_of
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -199,8 +199,3 @@ def emptied(operation: Operation) -> tuple[int, int] | None:
         return None
     page, pages = operation.numbers[:2]
     return page, page + pages
-
-
-def touched_mm(numbers: Numbers) -> int:
-    """Return the address space that an operation on another process names."""
-    return numbers[0] if numbers else 1

@@ -189,11 +189,6 @@ def _number(text: str) -> str:
     return text
 
 
-def page_name(vpn: int) -> str:
-    """Name a virtual page as scenarios do."""
-    return f"page {vpn - BASE_PAGE}"
-
-
 def describe_state(m: Machine) -> list[str]:
     """Describe what is mapped, translated, torn down and locked."""
     lines = []

@@ -64,13 +64,6 @@ def count_add(m: Machine, _task: Task, amount: int) -> int:
 
 
 @step
-def read_count(m: Machine, _task: Task) -> int:
-    """Look at the count."""
-    count: int = m.events.get(COUNT, 0)
-    return count
-
-
-@step
 def read_queue(m: Machine, _task: Task) -> tuple[Waiter, ...]:
     """Look at the queue, under the wait_lock."""
     queue: tuple[Waiter, ...] = m.events.get(QUEUE, ())

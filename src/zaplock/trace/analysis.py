@@ -12,7 +12,8 @@ from zaplock.trace.blame import Explained, Judge, judge
 from zaplock.trace.calls import Calls, calls
 from zaplock.trace.events import Events
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.holds import Holds, holds, lock_lanes
+from zaplock.trace.holds import Holds, holds
+from zaplock.trace.intervals import lock_lanes
 from zaplock.trace.queue import queue_of
 from zaplock.trace.sleeps import sleeps
 from zaplock.trace.vma_lock import vma_locks

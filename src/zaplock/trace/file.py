@@ -126,11 +126,6 @@ def read_stacks(path: str | os.PathLike[str]) -> UserStacks | None:
     return UserStacks(table["time_ns"].to_numpy(), table["tid"].to_numpy(), frames, texts)
 
 
-def is_recording(path: str | os.PathLike[str]) -> bool:
-    """Say whether a path holds a recording (of any version)."""
-    return (Path(path) / _MANIFEST).is_file()
-
-
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read what a recording says of itself, without its events.
 

@@ -22,20 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zaplock.trace.calls import Calls, call_columns, calls
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import Events, Kind
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.lanes import Lanes, lanes
-
-if TYPE_CHECKING:
-    import polars
-
-Array = NDArray[Any]
+from zaplock.trace.intervals import Array, Intervals, lock_lanes
+from zaplock.trace.lanes import Lanes
 
 HOLD = np.dtype(
     [
@@ -57,55 +51,25 @@ HOLD = np.dtype(
 
 
 @dataclass(frozen=True, slots=True)
-class Holds:
+class Holds(Intervals):
     """The holds of a recording as columns, sorted by `start_ns`.
 
     `downgraded` marks an exclusive hold that ended by a downgrade and the shared one that began by
-    it. `op` indexes `operations` (or is `events.NO_OP`); `call` is the row of `Calls`. `unmatched`
-    counts the lock events that fit no story although nothing was lost beside them.
+    it. `unmatched` counts the lock events that fit no story although nothing was lost beside them.
     """
 
-    columns: Mapping[str, Array]
-    operations: tuple[str, ...]
-    tasks: Mapping[int, Task]
+    DTYPE = HOLD
+    LENGTH = "hold_ns"
+
     unmatched: int = 0
-
-    def __len__(self) -> int:
-        return len(self.columns["mm"])
-
-    def __getitem__(self, name: str) -> Array:
-        return self.columns[name]
-
-    @property
-    def end_ns(self) -> Array:
-        """When each hold ended."""
-        end: Array = self.columns["start_ns"] + self.columns["hold_ns"]
-        return end
-
-    def only(self, chosen: Array) -> Holds:
-        """Return the chosen holds (a mask, or row numbers in the wanted order)."""
-        columns = {name: column[chosen] for name, column in self.columns.items()}
-        return Holds(columns, self.operations, self.tasks, self.unmatched)
 
     def complete(self) -> Holds:
         """Return the holds of which both edges were seen."""
         return self.only(self.columns["complete"])
 
-    def longest(self, count: int) -> Holds:
-        """Return the `count` longest holds, longest first, of equals the earlier first."""
-        return self.only(np.argsort(-self.columns["hold_ns"], kind="stable")[:count])
-
-    def frame(self) -> polars.DataFrame:
-        """Return a table with comm, mode and operation spelt out."""
-        return lock_frame(self.columns, self.operations, self.tasks)
-
     def check(self) -> None:
         """Raise AssertionError unless the columns are typed, in order, and exclusion holds."""
-        for name in HOLD.names or ():
-            assert self.columns[name].dtype == HOLD[name], (name, self.columns[name].dtype)
-            assert len(self.columns[name]) == len(self), name
-        assert bool((self["hold_ns"] >= 0).all()), "a hold of negative length"
-        assert bool((np.diff(self["start_ns"]) >= 0).all()), "holds are not in order"
+        Intervals.check(self)
         alone = _clipped(self.columns) == self["hold_ns"]
         assert bool(alone.all()), "an exclusive hold stands beside another"
 
@@ -165,11 +129,6 @@ def holds(
     return Holds(columns, in_calls.operations, events.tasks, int((~used).sum()))
 
 
-def lock_lanes(events: Events, cut: Segments) -> Lanes:
-    """Lay the lock events side by side by (mm, tid)."""
-    return lanes(events, cut, events["kind"] <= Kind.RELEASED, by_mm=True)
-
-
 def _edges(events: Events, rows: Lanes) -> tuple[Lanes, Array]:
     """Leave the rows that begin or end a hold; say which of them were asked for just before."""
     kind, write = events["kind"][rows.index], events["write"][rows.index]
@@ -196,31 +155,3 @@ def _clipped(columns: Mapping[str, Array]) -> Array:
     limit = np.where(there, start[rival], never)
     hold_ns[order] = np.minimum(hold_ns[order], limit - start)
     return hold_ns
-
-
-def lock_frame(
-    columns: Mapping[str, Array], operations: tuple[str, ...], tasks: Mapping[int, Task]
-) -> polars.DataFrame:
-    """Make a table of holds or waits whose task, mode and operation are spelt out."""
-    import polars as pl
-
-    frame = pl.DataFrame(dict(columns))
-    names = pl.DataFrame(
-        {
-            "tid": pl.Series([task.tid for task in tasks.values()], dtype=pl.Int32),
-            "comm": pl.Series([task.comm for task in tasks.values()], dtype=pl.String),
-            "pid": pl.Series([task.pid for task in tasks.values()], dtype=pl.Int32),
-        }
-    )
-    ops = pl.DataFrame(
-        {
-            "op": pl.Series(range(len(operations)), dtype=pl.Int16),
-            "operation": pl.Series(operations, dtype=pl.String),
-        }
-    )
-    mode = pl.when("exclusive").then(pl.lit("exclusive")).otherwise(pl.lit("shared"))
-    frame = frame.join(names, on="tid", how="left", maintain_order="left")
-    frame = frame.join(ops, on="op", how="left", maintain_order="left")
-    return frame.with_columns(mode.alias("mode"), pl.col("comm").fill_null("")).drop(
-        "op", "exclusive", "call"
-    )

@@ -13,24 +13,20 @@ events are apart; `only(waits["wait_ns"] >= n)` leaves those that queued.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from zaplock.trace.calls import Calls, call_columns, calls
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import Events, Kind
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.holds import lock_frame, lock_lanes
+from zaplock.trace.intervals import Intervals, lock_lanes
 from zaplock.trace.lanes import Lanes
 
 if TYPE_CHECKING:
     import polars
-
-Array = NDArray[Any]
 
 TRYLOCK_NS = 10_000
 """A refusal that came sooner than this is a failed trylock: nobody is queued, killed and gone from
@@ -64,51 +60,22 @@ WAIT = np.dtype(
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class Waits(Intervals):
     """The waits of a recording as columns, sorted by `start_ns`; `exclusive` is what was asked."""
 
-    columns: Mapping[str, Array]
-    operations: tuple[str, ...]
-    tasks: Mapping[int, Task]
+    DTYPE = WAIT
+    LENGTH = "wait_ns"
+
     failed_trylocks: int = 0
     unmatched: int = 0
-
-    def __len__(self) -> int:
-        return len(self.columns["mm"])
-
-    def __getitem__(self, name: str) -> Array:
-        return self.columns[name]
-
-    @property
-    def end_ns(self) -> Array:
-        """When each wait ended."""
-        end: Array = self.columns["start_ns"] + self.columns["wait_ns"]
-        return end
-
-    def only(self, chosen: Array) -> Waits:
-        """Return the chosen waits (a mask, or row numbers in the wanted order)."""
-        columns = {name: column[chosen] for name, column in self.columns.items()}
-        return Waits(columns, self.operations, self.tasks, self.failed_trylocks, self.unmatched)
-
-    def longest(self, count: int) -> Waits:
-        """Return the `count` longest waits, longest first, of equals the earlier first."""
-        return self.only(np.argsort(-self.columns["wait_ns"], kind="stable")[:count])
 
     def frame(self) -> polars.DataFrame:
         """Return a table with comm, mode, operation and outcome spelt out."""
         import polars as pl
 
         names = {outcome.value: outcome.name.lower() for outcome in Outcome}
-        frame = lock_frame(self.columns, self.operations, self.tasks)
-        return frame.with_columns(pl.col("outcome").replace_strict(names, return_dtype=pl.String))
-
-    def check(self) -> None:
-        """Raise AssertionError unless the columns are typed and in order."""
-        for name in WAIT.names or ():
-            assert self.columns[name].dtype == WAIT[name], (name, self.columns[name].dtype)
-            assert len(self.columns[name]) == len(self), name
-        assert bool((self["wait_ns"] >= 0).all()), "a wait of negative length"
-        assert bool((np.diff(self["start_ns"]) >= 0).all()), "waits are not in order"
+        outcome = pl.col("outcome").replace_strict(names, return_dtype=pl.String)
+        return Intervals.frame(self).with_columns(outcome)
 
 
 def waits(

@@ -19,8 +19,8 @@ PAGE, PMD = ring.PAGE, 1 << 21
 WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
 WINDOW_PAGES = 28
 HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
-LEFT_OUT_ADVICE = {21: "MADV_PAGEOUT", 25: "MADV_COLLAPSE", 100: "MADV_HWPOISON"}
 
+# All but MADV_PAGEOUT (21), MADV_COLLAPSE (25) and MADV_HWPOISON (100): see docs/fidelity.md.
 ADVICE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 102, 103)
 _PROTS = (0, 1, 1, 3, 3, 3, 3, 3, 3, 5, 7, 2)
 _WILD = (
@@ -28,7 +28,6 @@ _WILD = (
     (1 << 64) - PAGE, (1 << 64) - 1, 0x1234_5678_9000_0000, 0xFFFF_8880_0000_0000,
 )  # fmt: skip
 _WILD_LENGTHS = (0, 1, PAGE - 1, 1 << 30, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1, 1 << 63)
-_RING_SAFE = ("munmap", "mprotect", "mmap", "mincore", "mseal")  # may be asked for all of memory
 
 _ABOVE = ring.RING + ring.RING_SIZE
 UNMAP_ALL = (  # how every sequence ends
