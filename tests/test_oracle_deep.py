@@ -8,7 +8,7 @@ import pytest
 from test_oracle import WINDOW, needs_kernel
 
 from zaplock.engines.sequential import LockCall
-from zaplock.kernel.oracle import faults, locks, manual
+from zaplock.kernel.oracle import committed, faults, locks, manual
 from zaplock.kernel.oracle.campaign import Bench
 from zaplock.kernel.oracle.compare import result_text
 from zaplock.kernel.oracle.coverage import Coverage
@@ -70,6 +70,62 @@ def test_populating_shared_pages_lets_the_lock_go_as_often_as_the_kernel(
     found = locks.compare(bench.real, model, [sequence])
     assert found.operations == len(sequence)
     assert not found.differences, found.differences
+
+
+CHARGED = (
+    ("shared memory is charged as a whole", (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x31, -1, 0)),)),
+    (
+        "without reserve page by page",
+        (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x4031, -1, 0)), Op("store", (WINDOW,))),
+    ),
+    (
+        "a hole in a memfd when it is filled",
+        (Op("mmap", (WINDOW, 4 * PAGE, 3, 0x11, 0, 12 * PAGE)), Op("store", (WINDOW,))),
+    ),
+    (
+        "private memory when it becomes writable",
+        (Op("mmap", (WINDOW, 4 * PAGE, 1, 0x32, -1, 0)), Op("mprotect", (WINDOW, PAGE, 3))),
+    ),
+    (
+        "6.18 keeps what a moving mremap has cut off",
+        (
+            Op("mmap", (WINDOW, 4 * PAGE, 3, 0x32, -1, 0)),
+            Op("mremap", (WINDOW, 4 * PAGE, PAGE, 3, WINDOW + 8 * PAGE)),
+        ),
+    ),
+    (
+        "6.18 keeps what a refused mapping was charged",
+        (
+            Op("mmap", (WINDOW, 2 * PAGE, 3, 0x32, -1, 0)),
+            Op("mmap", (WINDOW, 4 * PAGE, 3, 0x80012, 2, 0)),
+        ),
+    ),
+)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("rule", "sequence"), CHARGED, ids=[rule for rule, _ in CHARGED])
+def test_memory_is_promised_as_the_kernel_does_it(
+    bench: Bench, rule: str, sequence: tuple[Op, ...]
+) -> None:
+    """Others change Committed_AS too: one run of five must agree, and it must have changed."""
+    model = ModelSide(bench.real.environment)
+    ended = (*sequence, Op("munmap", (WINDOW, 32 * PAGE)))
+    assert any(committed.compare(bench.real, model, ended) is None for _ in range(5)), rule
+    figures, _ = bench.real.run_committed(ended)
+    assert len(set(figures)) > 1, rule
+
+
+@needs_kernel
+def test_a_forgotten_charge_is_noticed(bench: Bench) -> None:
+    from dataclasses import replace
+
+    from zaplock.designs.linux import LINUX_6_18
+
+    model = ModelSide(bench.real.environment, replace(LINUX_6_18, forgets_charges=False))
+    _, sequence = CHARGED[-2]
+    found = [committed.compare(bench.real, model, sequence) for _ in range(5)]
+    assert ("+0 pages", "-3 pages") in {(one.kernel, one.model) for one in found if one}
 
 
 @needs_kernel

@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
     parser.add_argument("--strace", metavar="FILE", help="replay a recorded program")
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
+    parser.add_argument(
+        "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
+    )
     parser.add_argument("--self-test", action="store_true", help="put faults in: are they found?")
     parser.add_argument("--coverage", action="store_true", help="print every outcome's count")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -52,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
     if args.self_test:
         return _self_test(args)
-    if args.locks:
-        return _locks(args)
+    if args.locks or args.committed:
+        return _sampled(args, "locks" if args.locks else "committed")
     report = _campaign(args)
     if args.json:
         print_json(report, args.seed)
@@ -198,12 +201,12 @@ def _self_test(args: argparse.Namespace) -> int:
     return 1 if missed else 0
 
 
-def _locks(args: argparse.Namespace) -> int:
-    """Compare lock sequences for so many seconds."""
+def _sampled(args: argparse.Namespace, flag: str) -> int:
+    """Compare lock sequences, or Committed_AS, for so many seconds."""
     import json
     import time
 
-    from zaplock.kernel.oracle import locks
+    from zaplock.kernel.oracle import committed, locks
     from zaplock.kernel.oracle.campaign import slice_seed
     from zaplock.kernel.oracle.modelside import ModelSide
     from zaplock.kernel.oracle.real import RealSide
@@ -211,15 +214,21 @@ def _locks(args: argparse.Namespace) -> int:
     scope, real = _scope(args), RealSide()
     model = ModelSide(real.environment)
     operations = lock_operations = number = 0
-    differing: list[locks.Difference] = []
+    differing: list[locks.Difference | committed.Difference] = []
     deadline = time.monotonic() + args.seconds
     try:
         while time.monotonic() < deadline:
-            found = locks.sample(real, model, slice_seed(args.seed, number), scope)
+            seed = slice_seed(args.seed, number)
             number += 1
-            operations += found.operations
-            lock_operations += found.lock_operations
-            differing += found.differences
+            if flag == "locks":
+                found = locks.sample(real, model, seed, scope)
+                lock_operations += found.lock_operations
+                operations += found.operations
+                differing += found.differences
+            else:
+                charges = committed.sample(real, model, seed, scope)
+                operations += charges.operations
+                differing += charges.differences
     finally:
         real.close()
     told = [f"{d.sequence[d.at]}: kernel {d.kernel}, model {d.model}" for d in differing]
@@ -228,11 +237,9 @@ def _locks(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
         return 1 if told else 0
     print(*told[:10], sep="\n", end="\n" if told else "")
-    print(
-        f"{lock_operations:,} lock operations of {operations:,} operations compared, "
-        f"{len(told)} sequences differ"
-    )
-    print(f"next: zaplock oracle --locks --seed {args.seed + 1}")
+    what = f"{lock_operations:,} lock operations" if flag == "locks" else "Committed_AS"
+    print(f"{what} of {operations:,} operations compared, {len(told)} sequences differ")
+    print(f"next: zaplock oracle --{flag} --seed {args.seed + 1}")
     return 1 if told else 0
 
 

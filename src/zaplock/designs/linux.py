@@ -113,6 +113,7 @@ LINUX_6_18 = replace(
     gathers_first=True,
     moves_many=True,
     finds_zeros=True,
+    forgets_charges=True,
     reclaims_tables=True,
     mseal=True,
 )

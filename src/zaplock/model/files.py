@@ -22,6 +22,8 @@ class File(msgspec.Struct, frozen=True):
     (None: it doesn't). `uprobe` is an offset in bytes where a uprobe is installed, -1 for none.
     `seals` is "write" for a memfd sealed against writing. `refs` counts open descriptors and VMAs;
     with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
+    Where the pages of a file in memory are not charged as a whole, each is when it is made
+    (`charged_by_page`: memfd, MAP_NORESERVE).
     """
 
     kind: str
@@ -33,6 +35,7 @@ class File(msgspec.Struct, frozen=True):
     seals: str = ""
     refs: int = 1
     charged: int = 0
+    charged_by_page: bool = False
 
 
 def i_mmap_lock(file: int) -> Lock:
@@ -64,12 +67,28 @@ def fill_cache(m: Machine, task: Task, file: int, first: int, last: int) -> int:
         if at < low:
             frame = alloc_frames(m, task, "file" if kind == "disk" else kind, low - at)
             cache.set(at, low, frame - at)
+            charge_pages(m, file, low - at)
             if kind == "disk":
                 fill_content(m, file, at, low, frame)
         at = high
     delta = cache.at(first)
     assert delta is not None
     return first + delta
+
+
+def charge_pages(m: Machine, file: int, pages: int) -> None:
+    """Count pages into Committed_AS as they come into a file, or go, where that is done so."""
+    if m.files[file].charged_by_page:
+        m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
+
+
+def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
+    """Drop pages [first, last) of a file from its page cache."""
+    cache = m.page_cache(file)
+    for low, high, delta in cache.overlapping(first, last):
+        cache.clear(low, high)
+        charge_pages(m, file, low - high)
+        change_frames(m, task, low + delta, high + delta, refs=-1)
 
 
 def fill_content(m: Machine, file: int, first: int, last: int, frame: int) -> None:
@@ -87,11 +106,7 @@ def disk_tag(file: int, pgoff: int) -> int:
 @step
 def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
     """Drop the pages of a file from `size` on out of its page cache."""
-    first = (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT
-    cache = m.page_cache(file)
-    for low, high, delta in cache.overlapping(first, 1 << 52):
-        cache.clear(low, high)
-        change_frames(m, task, low + delta, high + delta, refs=-1)
+    drop_pages(m, task, file, (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT, 1 << 52)
 
 
 @step

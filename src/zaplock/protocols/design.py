@@ -77,6 +77,8 @@ class Design:
     gathers_first: does mmap gather (and split) the old mappings before it asks the limits (6.12)?
     moves_many: may one mremap move a range of several VMAs (6.17)?
     finds_zeros: does splitting a huge page give back the pages that hold zeros (6.12)?
+    forgets_charges: does Committed_AS keep what a moving mremap has cut off, and what was charged
+        for a mapping that its file system then refuses (6.18, by mistake)?
     reclaims_tables: does MADV_DONTNEED free page tables that it has emptied (6.14)?
     mseal: are sealed mappings refused (6.10 on)?
     """
@@ -110,5 +112,6 @@ class Design:
     gathers_first: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
+    forgets_charges: bool = False
     reclaims_tables: bool = False
     mseal: bool = False

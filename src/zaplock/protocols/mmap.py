@@ -186,7 +186,8 @@ async def mmap_region(
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
-        await uncharge(charged, length)
+        if not cx.design.forgets_charges:
+            await uncharge(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
@@ -228,7 +229,10 @@ def link_new_vma(
     if not file and vm_flags & VM_SHARED:
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
-        m.files.put(file, File("shmem", end - start, "/dev/zero", refs=0, charged=charged))
+        backing = File(
+            "shmem", end - start, "/dev/zero", refs=0, charged=charged, charged_by_page=not charged
+        )
+        m.files.put(file, backing)
     vma = Vma(mm, start, end, vm_flags, pgoff, file, name=name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)

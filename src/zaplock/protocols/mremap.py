@@ -323,7 +323,8 @@ async def set_new_address_and_move(
 ) -> Result:
     """Find the new place (vrm_set_new_addr), then move there.
 
-    `delta` is what was cut off before; 6.18 still asks whether so much may be committed.
+    `delta` is what was cut off before; 6.18 still asks whether so much may be committed, and
+    commits it once more.
     """
     handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle)
@@ -339,7 +340,16 @@ async def set_new_address_and_move(
         return Result(-ENOMEM)
     if vma.flags & VM_ACCOUNT and await is_too_much(delta):
         return Result(-ENOMEM)
-    return await move(cx, handle, vma, r, target, events)
+    result = await move(cx, handle, vma, r, target, events)
+    if delta and vma.flags & VM_ACCOUNT and result.value >= 0 and cx.design.forgets_charges:
+        await charge_cut(delta)
+    return result
+
+
+@step
+def charge_cut(m: Machine, _task: Task, length: int) -> None:
+    """Commit what has been cut off and given back; it is never given back again."""
+    m.globals.put("committed_as", m.globals.get("committed_as", 0) + (length >> PAGE_SHIFT))
 
 
 @step

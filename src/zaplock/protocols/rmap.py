@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import i_mmap_lock, set_file_size, truncate_pagecache
+from zaplock.model.files import drop_pages, i_mmap_lock, set_file_size, truncate_pagecache
 from zaplock.model.flags import PAGE_SHIFT, page_align
-from zaplock.model.frames import change_frames
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
@@ -42,11 +41,7 @@ async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
 @step
 def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> None:
     """Drop pages of a file from its page cache."""
-    cache = m.page_cache(file)
-    low, high = first >> PAGE_SHIFT, last >> PAGE_SHIFT
-    for start, end, delta in cache.overlapping(low, high):
-        change_frames(m, task, start + delta, end + delta, refs=-1)
-    cache.clear(low, high)
+    drop_pages(m, task, file, first >> PAGE_SHIFT, last >> PAGE_SHIFT)
 
 
 MARKERS = frozenset({"guard"})

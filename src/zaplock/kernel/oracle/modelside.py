@@ -47,6 +47,7 @@ class ModelSide:
         self.environment = environment
         self.design = design
         self.lock_calls: list[list[LockCall]] | None = None
+        self.committed: list[int] | None = None
         self.limit_s = 0.0
 
     def close(self) -> None:
@@ -57,6 +58,8 @@ class ModelSide:
         world = World(self.environment, self.design, any(map(uses_file, sequence)))
         results: list[int] = []
         steps = []
+        if self.committed is not None:
+            self.committed.append(world.machine.globals.get("committed_as", 0))
         world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
         for index, op in enumerate(sequence):
             arguments = [
@@ -75,6 +78,8 @@ class ModelSide:
                 return steps
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
+            if self.committed is not None:
+                self.committed.append(world.machine.globals.get("committed_as", 0))
             results.append(outcome.result)
             steps.append(Step(outcome, world.view.snapshot()))
         return steps

@@ -16,6 +16,7 @@ _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
+_DUP2 = 33
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
 
@@ -54,7 +55,28 @@ class Names(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count."""
 
     files: tuple[int, ...]
+    meminfo: int
     max_map_count: int
+
+
+class Look(NamedTuple):
+    """What a program does to show something before its operations, and after each of them."""
+
+    before: bytes
+    after: bytes
+    needs_meminfo: bool = False
+
+
+OBSERVING = Look(ring.OBSERVE, ring.OBSERVE)
+MARKING = Look(stub.syscall(_GETPID), MARK)
+"""Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
+
+MEMINFO_FD = 60
+_MEMINFO = stub.entry(
+    stub.READ, MEMINFO_FD, ring.BUFFER_SIZE, ring.RING + ring.BUFFER, ring.OUT_FD, 1
+)
+COMMITTED = Look(_MEMINFO, _MEMINFO, True)
+"""The whole machine's /proc/meminfo, for Committed_AS."""
 
 
 class Builder:
@@ -78,14 +100,9 @@ def address(offset: int) -> int:
     return ring.RING + ring.PROGRAM + offset
 
 
-def build(sequence: Sequence[Op], names: Names, observing: bool = True) -> Program:
-    """Make the program of a sequence: set-up, operations, each observed, and the exit.
-
-    Without `observing` nothing but the operations takes the mmap_lock, except that MARK after
-    each of them shows its end; `baseline` is then the entry of a getpid.
-    """
+def build(sequence: Sequence[Op], names: Names, look: Look = OBSERVING) -> Program:
+    """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
     build_into = Builder()
-    observe = ring.OBSERVE if observing else MARK
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
@@ -96,13 +113,18 @@ def build(sequence: Sequence[Op], names: Names, observing: bool = True) -> Progr
         target = address(pid + 2 * _E + 8)
         build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
         build_into.add(stub.syscall(_PIDFD, 0, 0))
-    baseline = build_into.add(observe if observing else stub.syscall(_GETPID))
+    if look.needs_meminfo:
+        opened = build_into.add(stub.syscall(_OPEN, names.meminfo, 0))
+        target = address(opened + 2 * _E + 8)
+        build_into.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
+        build_into.add(stub.syscall(_DUP2, 0, MEMINFO_FD))
+    baseline = build_into.add(look.before)
     results: list[int] = []
     places = []
     for index, op in enumerate(sequence):
         result, seen, child = _operation(build_into, index, op, results, names)
         results.append(result)
-        places.append(Place(result, seen, child, build_into.add(observe)))
+        places.append(Place(result, seen, child, build_into.add(look.after)))
     build_into.add(ring.EXIT)
     return Program(b"".join(build_into.parts), tuple(places), baseline)
 

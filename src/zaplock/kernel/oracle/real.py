@@ -27,11 +27,12 @@ class RealSide:
                 **dict(zip(ops.FILES, ops.FILES, strict=True)),
                 "disk": os.path.join(self._directory, "disk"),
                 "zero": "/dev/zero",
+                "meminfo": "/proc/meminfo",
             },
             ring.FILE_STRINGS,
         )
         files = tuple(where[name] for name in ops.FILES)
-        self._names = program.Names(files, _sysctl("max_map_count"))
+        self._names = program.Names(files, where["meminfo"], _sysctl("max_map_count"))
         self._strings = data
         self._start()
 
@@ -86,15 +87,36 @@ class RealSide:
 
         A fork's result is 0, as in `run`.
         """
-        built = program.build(sequence, self._names, observing=False)
+        built = program.build(sequence, self._names, program.MARKING)
+        words, results = self._results(sequence, built)
+        return words[built.baseline + stub.RESULT >> 3], results
+
+    def run_committed(self, sequence: Sequence[Op]) -> tuple[list[int], list[int]]:
+        """Run a sequence: the machine's Committed_AS (kB) before and after each operation, results.
+
+        Whoever else runs on the machine changes it too.
+        """
+        built = program.build(sequence, self._names, program.COMMITTED)
+        words, results = self._results(sequence, built)
+        data, at, figures = self._child.observed(), 0, []
+        for place in (program.Place(-1, -1, -1, built.baseline), *built.places):
+            looks = [place.seen] if place.seen >= 0 else []
+            looks += [place.child + k * stub.ENTRY for k in range(3)] if place.child >= 0 else []
+            for look in (*looks, place.after):
+                begin, at = at, at + max(words[look + stub.RESULT >> 3], 0)
+            figures.append(int(data[begin:at].partition(b"Committed_AS:")[2].split(None, 1)[0]))
+        return figures, results
+
+    def _results(
+        self, sequence: Sequence[Op], built: program.Program
+    ) -> tuple[memoryview, list[int]]:
         status = self._child.run(built.code)
         if status:
             raise Lost(f"the runner ended with wait status {status:#x}")
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
         forked = [op.name == "fork" for op in sequence]
-        tid = words[built.baseline + stub.RESULT >> 3]
-        return tid, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
+        return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
 
     def restart(self) -> None:
         """Replace the bare process."""

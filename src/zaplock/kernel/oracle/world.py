@@ -66,7 +66,9 @@ class World:
         for slot, name in enumerate(ops.FILES):
             pages = ops.FILE_PAGES[slot]
             kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
-            new_file(self.machine, slot + 1, kind, pages * f.PAGE_SIZE, name)
+            by_page = kind == "shmem"
+            size = pages * f.PAGE_SIZE
+            new_file(self.machine, slot + 1, kind, size, name, charged_by_page=by_page)
             written = [page for page in range(pages) if page not in ops.HOLES[slot]]
             if not written:
                 continue
