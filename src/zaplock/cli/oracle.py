@@ -214,7 +214,7 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
     scope, real = _scope(args), RealSide()
     model = ModelSide(real.environment)
     operations = lock_operations = number = 0
-    differing: list[locks.Difference | committed.Difference] = []
+    differing: list[locks.Difference] = []
     deadline = time.monotonic() + args.seconds
     try:
         while time.monotonic() < deadline:

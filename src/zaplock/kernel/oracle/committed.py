@@ -9,21 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from zaplock.kernel.oracle.generate import Generator, Scope
+from zaplock.kernel.oracle.locks import BATCH, Difference
 from zaplock.kernel.oracle.modelside import ModelSide
 from zaplock.kernel.oracle.ops import Op
 from zaplock.kernel.oracle.real import RealSide
 
-BATCH = 20  # sequences in one sample
 RUNS = 3  # in which a difference must show
-
-
-class Difference(NamedTuple):
-    """The first operation of a sequence that changes Committed_AS by other amounts, in pages."""
-
-    sequence: tuple[Op, ...]
-    at: int
-    kernel: str
-    model: str
 
 
 class Sample(NamedTuple):

@@ -26,11 +26,11 @@ from zaplock.trace.events import Events, Kind
 
 PRELUDE = "RrWw"  # the ring populated and sealed
 MARK = "WwRr"  # program.MARK, after every operation
-BATCH = 20  # sequences in one recording
+BATCH = 20  # sequences in one sample
 
 
 class Difference(NamedTuple):
-    """The first operation of a sequence at which the two lock sequences part."""
+    """The first operation of a sequence at which the two sides part, and what each did."""
 
     sequence: tuple[Op, ...]
     at: int
