@@ -5,7 +5,9 @@ import random
 import pytest
 
 from zaplock.designs import SHIPPED, Cx, Design
+from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run
+from zaplock.lab.recount import recount
 from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file
@@ -130,3 +132,16 @@ def test_the_books_balance_after_every_operation(design: Design, seed: int) -> N
     assert not space.ptes.data
     assert space.count("pgtables_bytes") == 0
     assert program.m.globals.get("committed_as", 0) == 0
+
+
+def test_the_books_balance_where_a_kernel_forgets_a_charge() -> None:
+    """6.18: what a moving mremap cuts off stays committed; shared memory is charged by its file."""
+    machine, task = Machine(), Task(1, 1)
+    cx = Cx(LINUX_6_18, task)
+    machine.mm(1).add("users", 1)
+    run(machine, task, mmap(cx, 0x10000000, 4 * 4096, 3, 0x32))
+    moved = run(machine, task, mremap(cx, 0x10000000, 4 * 4096, 4096, 3, 0x20000000))
+    run(machine, task, mmap(cx, 0x30000000, 4 * 4096, 3, 0x31))
+    assert moved == 0x20000000
+    assert machine.globals["committed_as"] == 4 + 4
+    assert recount(machine) == []

@@ -186,7 +186,7 @@ def _map(m: Machine, mapping: Mapping) -> None:
     if file:
         link_vma(m, file, handle)
     if flags & f.VM_ACCOUNT:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) + last - first)
+        m.commit(last - first)
     if mapping.locked:
         space.add("locked_vm", last - first)
     if mapping.kind == "heap":

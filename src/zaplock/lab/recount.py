@@ -118,6 +118,12 @@ def _commitments(m: Machine) -> Iterator[str]:
         for vma in _vmas(m, space)
         if vma.flags & VM_ACCOUNT
     )
+    for number, file in m.files.data.items():
+        if file.refs > 0:
+            counted += file.charged
+            if file.charged_by_page:
+                counted += sum(end - at for at, (end, _) in m.page_cache(number).data.items())
+    counted += m.globals.get("committed_forgotten", 0)
     if m.globals.get("committed_as", 0) != counted:
         yield f"Committed_AS is {m.globals.get('committed_as', 0)}, counted {counted}"
 

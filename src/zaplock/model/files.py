@@ -79,7 +79,7 @@ def fill_cache(m: Machine, task: Task, file: int, first: int, last: int) -> int:
 def charge_pages(m: Machine, file: int, pages: int) -> None:
     """Count pages into Committed_AS as they come into a file, or go, where that is done so."""
     if m.files[file].charged_by_page:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
+        m.commit(pages)
 
 
 def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None:
@@ -128,7 +128,7 @@ def put_file(m: Machine, task: Task, file: int) -> None:
         return
     truncate_pagecache.run(m, task, file, 0)
     if backing.charged:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) - backing.charged)
+        m.commit(-backing.charged)
 
 
 def link_vma(m: Machine, file: int, handle: int) -> None:

@@ -5,7 +5,7 @@ part of it is advised. From 6.12 on that finds pages which hold nothing but zero
 back, and the zero page is mapped in their place, where the VMA is not locked.
 
 Sources: mm/madvise.c (madvise_cold_or_pageout_pte_range, madvise_free_pte_range),
-mm/huge_memory.c, mm/migrate.c (try_to_map_unused_to_zeropage, b1f202060afe).
+mm/huge_memory.c, mm/migrate.c (try_to_map_unused_to_zeropage).
 
 Not covered: folios of other sizes.
 """

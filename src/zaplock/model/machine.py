@@ -136,6 +136,14 @@ class Machine:
             if start + entry.delta < last and first < end + entry.delta
         ]
 
+    def commit(self, pages: int) -> None:
+        """Count pages into Committed_AS; what is given back is negative."""
+        self.globals.put("committed_as", self.globals.get("committed_as", 0) + pages)
+
+    def forget_commitment(self, pages: int) -> None:
+        """Note that pages of Committed_AS are never given back, as a kernel does by mistake."""
+        self.globals.put("committed_forgotten", self.globals.get("committed_forgotten", 0) + pages)
+
     def spend(self, unit: str, count: float = 1) -> None:
         """Charge the step that runs now with `count` units of a cost profile."""
         if self.costs is not None:

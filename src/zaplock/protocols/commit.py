@@ -62,7 +62,7 @@ def beyond_memory(m: Machine, pages: int) -> bool:
 def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
     """Take back a charge after an error."""
     if charged:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) - (length >> PAGE_SHIFT))
+        m.commit(-(length >> PAGE_SHIFT))
 
 
 @step
@@ -81,5 +81,5 @@ def commit(m: Machine, pages: int) -> int:
     """Promise memory: 0, or -ENOMEM beyond what can ever be had (heuristic overcommit)."""
     if beyond_memory(m, pages):
         return -ENOMEM
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) + pages)
+    m.commit(pages)
     return 0

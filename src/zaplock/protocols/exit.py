@@ -107,7 +107,7 @@ def remove_all(m: Machine, task: Task, mm: int, handles: Handles) -> None:
         remove(m, task, handle)
         unlink_rmap(m, task, handle)
         free(m, task, handle)
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) - committed)
+    m.commit(-committed)
 
 
 async def oom_reap_task_mm(cx: Cx, mm: int) -> int:

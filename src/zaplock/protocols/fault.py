@@ -237,7 +237,7 @@ def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
     account(space, vma.flags, vma.file, grow)
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", grow)
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) + grow)
+    m.commit(grow)
     grown = Vma(
         vma.mm, address, vma.end, vma.flags, vma.pgoff - grow, vma.file, vma.anon_vma,
         vma.shared_anon_vma, vma.uffd, vma.attached, vma.lock_seq, vma.name,

@@ -186,8 +186,7 @@ async def mmap_region(
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
-        if not cx.design.forgets_charges:
-            await uncharge(charged, length)
+        await (forget_charge if cx.design.forgets_charges else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
@@ -197,6 +196,13 @@ async def mmap_region(
             return error
     await finish_mmap(handle)
     return start
+
+
+@step
+def forget_charge(m: Machine, _task: Task, charged: int, length: int) -> None:
+    """Leave a charge where it is after an error."""
+    if charged:
+        m.forget_commitment(length >> PAGE_SHIFT)
 
 
 async def refuse_after_gather(cx: Cx, start: int, end: int, events: UnmapEvents, error: int) -> int:
@@ -278,7 +284,7 @@ def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
     vma = vma_of(m, task, handle)
     m.mm(vma.mm).add("total_vm", -vma.nr_pages)
     if vma.flags & VM_ACCOUNT:
-        m.globals.put("committed_as", m.globals.get("committed_as", 0) - vma.nr_pages)
+        m.commit(-vma.nr_pages)
 
 
 @step

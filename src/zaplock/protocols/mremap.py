@@ -349,7 +349,8 @@ async def set_new_address_and_move(
 @step
 def charge_cut(m: Machine, _task: Task, length: int) -> None:
     """Commit what has been cut off and given back; it is never given back again."""
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) + (length >> PAGE_SHIFT))
+    m.commit(length >> PAGE_SHIFT)
+    m.forget_commitment(length >> PAGE_SHIFT)
 
 
 @step

@@ -349,4 +349,4 @@ def remove_vma(m: Machine, task: Task, handle: int) -> None:
 @step
 def vm_unacct_memory(m: Machine, _task: Task, pages: int) -> None:
     """Give committed memory back."""
-    m.globals.put("committed_as", m.globals.get("committed_as", 0) - pages)
+    m.commit(-pages)
