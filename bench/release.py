@@ -25,9 +25,9 @@ from statistics import median
 from typing import Any
 
 from zaplock.errors import UserError
-from zaplock.kernel import memory
-from zaplock.kernel.children import Child
-from zaplock.kernel.measure import stalls
+from zaplock.measure import memory
+from zaplock.measure.children import Child
+from zaplock.measure.measure import stalls
 
 GIB = 1 << 30
 PERIOD_NS = 1_000_000
@@ -69,7 +69,7 @@ def once(experiment: Experiment) -> Result:
     """Run one experiment in a process of its own."""
     deadline = time.monotonic() + TIMEOUT_S
     with ExitStack() as stack:
-        watcher = stack.enter_context(Child("zaplock.kernel.foreign"))
+        watcher = stack.enter_context(Child("zaplock.measure.foreign_bystander"))
         orders = {name: getattr(experiment, name) for name in Experiment.__slots__}
         subject = stack.enter_context(
             Child("bench.release_subject", {**orders, "period_ns": PERIOD_NS})

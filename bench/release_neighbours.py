@@ -18,9 +18,9 @@ import os
 import signal
 from collections.abc import Callable
 
-from zaplock.kernel import syscalls as sys
-from zaplock.kernel.bystanders import Operation, inside
-from zaplock.kernel.mappings import Mapping, advise_huge
+from zaplock.measure import syscalls as sys
+from zaplock.measure.bystanders import Operation, inside
+from zaplock.measure.mappings import Mapping, advise_huge
 
 _clone = sys.bind("clone", ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_void_p)
 _exit = ctypes.cast(ctypes.CDLL(None)._exit, ctypes.c_void_p)

@@ -1,6 +1,6 @@
 """The measured process of the release bench: maps, populates, tears down or fills, tells.
 
-Its dialogue is that of zaplock.kernel.subject: orders in, `ready` out; `go` in, `done` with the
+Its dialogue is that of zaplock.measure.subject: orders in, `ready` out; `go` in, `done` with the
 samples out. The range lies at a fixed low address, where the kernel puts nothing by itself, so
 that a neighbour can map beside it and nobody is given its addresses after the unmap.
 """
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 from bench.release_neighbours import operation
-from zaplock.kernel import mappings, syscalls, teardown
-from zaplock.kernel.bystanders import Operation, Samples, loop, own_range
-from zaplock.kernel.children import die_with_parent, quiet_interpreter, read_orders, tell
-from zaplock.kernel.mappings import Mapping
+from zaplock.measure import mappings, syscalls, teardown
+from zaplock.measure.bystanders import Operation, Samples, loop, own_range
+from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.mappings import Mapping
 from zaplock.release import release
 from zaplock.release.fill import fill
 

@@ -18,10 +18,10 @@ from statistics import median
 import msgspec
 import pytest
 
-from zaplock.engines.exhaustive import Verdict, explore
-from zaplock.lab.checking import closed_system, find_design, find_scenario
-from zaplock.lab.matrix import all_scenarios, matrix
-from zaplock.lab.scenarios import Mapping, TaskSpec
+from zaplock.check.matrix import all_scenarios, matrix
+from zaplock.check.scenarios import Mapping, TaskSpec
+from zaplock.check.verdicts import closed_system, find_design, find_scenario
+from zaplock.engines.checking.exhaustive import Verdict, explore
 
 MODEL = Path(__file__).with_name("munmap_fault_gup.pml")
 SCENARIO = "munmap-fault-gup"

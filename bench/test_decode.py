@@ -20,11 +20,11 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from zaplock.kernel.buffers import Buffers
-from zaplock.kernel.decode import Decoder
-from zaplock.kernel.layouts import Layouts, read_layouts
-from zaplock.kernel.meanings import MMAP_LOCK
-from zaplock.kernel.tracefs import Instance, Tracefs, opened
+from zaplock.recorder.buffers import Buffers
+from zaplock.recorder.decode import Decoder
+from zaplock.recorder.layouts import Layouts, read_layouts
+from zaplock.recorder.meanings import MMAP_LOCK
+from zaplock.recorder.tracefs import Instance, Tracefs, opened
 from zaplock.trace.events import Kind
 
 PAIRS = 150_000

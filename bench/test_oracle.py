@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from zaplock.errors import UserError
-from zaplock.kernel.oracle.campaign import Bench, run
-from zaplock.kernel.oracle.child import check_machine
-from zaplock.kernel.oracle.generate import Generator
-from zaplock.kernel.oracle.modelside import COVERED, model_side
+from zaplock.oracle.bare_process import check_machine
+from zaplock.oracle.campaign import Bench, run
+from zaplock.oracle.generate import Generator
+from zaplock.oracle.modelside import COVERED, model_side
 
 SEQUENCES = 40
 

@@ -27,9 +27,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from zaplock.kernel.capture import DEFAULT_GROUPS, Options, capturing
-from zaplock.kernel.recorder import record_mm
-from zaplock.kernel.tracefs import opened, sweep
+from zaplock.recorder.capture import DEFAULT_GROUPS, Options, capturing
+from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.tracefs import opened, sweep
 from zaplock.trace import file
 from zaplock.trace.events import Kind
 

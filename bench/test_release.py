@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from bench.release import GIB, INSIDE, Experiment, Result, side_by_side
-from zaplock.kernel import memory
+from zaplock.measure import memory
 
 SIZE = 8 * GIB
 REPEAT = 5

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import simpy
 
-from zaplock.engines.timed import Sched, TimedEngine
+from zaplock.engines.timed.engine import Sched, TimedEngine
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (
     RWSEM_4_9,

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import zaplock.buffers
-from zaplock.kernel import syscalls
+from zaplock.measure import syscalls
 from zaplock.release import ExportedError, ReleaseError, flush, release, release_soon
 from zaplock.release.claims import nothing_is_claimed
 from zaplock.release.pinned import Pinned

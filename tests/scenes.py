@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from zaplock.trace.events import EVENT, Events, Kind, Task
-from zaplock.trace.log import Log
+from zaplock.trace.handwritten import Log
 
 MM = 0xFFFF888000001000
 MS = 1_000_000

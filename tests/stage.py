@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from zaplock.engines.cpus import Sched
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.cpus import Sched
+from zaplock.engines.timed.engine import TimedEngine
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (
     RWSEM_4_9,

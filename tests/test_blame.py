@@ -11,8 +11,8 @@ from zaplock.trace.analysis import analyse
 from zaplock.trace.blame import Explained, judge
 from zaplock.trace.calls import NO_CALL
 from zaplock.trace.events import Events, Kind
+from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import HOLD, Holds
-from zaplock.trace.log import Log
 from zaplock.trace.queue import FIFO, MODERN, SPINNING_READERS, queue_of
 from zaplock.trace.waits import WAIT, Waits
 

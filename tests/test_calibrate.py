@@ -8,10 +8,10 @@ import pytest
 from zaplock.cli import main
 from zaplock.cli.calibrate import cases
 from zaplock.errors import UserError
-from zaplock.kernel import memory
-from zaplock.kernel.calibrate import calibrate, merged
-from zaplock.kernel.calibration import derive
 from zaplock.lab.profiles import UNITS, load, predict
+from zaplock.measure import memory
+from zaplock.measure.calibrate import calibrate, merged
+from zaplock.measure.calibration import derive
 
 GIB = 1 << 30
 

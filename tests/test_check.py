@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from zaplock.check.bugs import BUGS, LIVENESS, expected
+from zaplock.check.counterexample import tell
+from zaplock.check.matrix import check_row, unexpected
+from zaplock.check.pairs import SIDES, pair_names
+from zaplock.check.scenarios import parse_operation, shipped_scenarios
+from zaplock.check.verdicts import check, closed_system, find_design, find_scenario, read_token
 from zaplock.cli import main
 from zaplock.designs import SHIPPED
-from zaplock.engines.exhaustive import explore
-from zaplock.engines.plain import explore_plainly
+from zaplock.engines.checking.exhaustive import explore
+from zaplock.engines.checking.reference import explore_plainly
 from zaplock.errors import UserError
-from zaplock.lab.checking import check, closed_system, find_design, find_scenario, read_token
-from zaplock.lab.history import BUGS, LIVENESS, expected
-from zaplock.lab.matrix import check_row, unexpected
-from zaplock.lab.pairs import SIDES, pair_names
-from zaplock.lab.scenarios import parse_operation, shipped_scenarios
-from zaplock.lab.story import tell
-from zaplock.model.faults import Invariant
+from zaplock.model.violations import Invariant
 
 OWN_BUGS = [
     ("munmap-fault-gup", "linux-6.18/zap-before-detach", Invariant.OLD_CONTENT_OR_SIGSEGV),

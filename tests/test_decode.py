@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from zaplock.errors import UserError
-from zaplock.kernel.buffers import Buffers
-from zaplock.kernel.decode import Decoder, merged
-from zaplock.kernel.layouts import check_header_event, read_layouts
-from zaplock.kernel.meanings import MMAP_LOCK, NAMING
-from zaplock.kernel.tracefs import Instance, opened
+from zaplock.recorder.buffers import Buffers
+from zaplock.recorder.decode import Decoder, merged
+from zaplock.recorder.layouts import check_header_event, read_layouts
+from zaplock.recorder.meanings import MMAP_LOCK, NAMING
+from zaplock.recorder.tracefs import Instance, opened
 from zaplock.trace import text
 from zaplock.trace.events import Kind
 

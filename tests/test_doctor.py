@@ -10,8 +10,8 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.kernel import capture, doctor
-from zaplock.kernel.tracefs import opened
+from zaplock.recorder import capture, doctor
+from zaplock.recorder.tracefs import opened
 
 pytestmark = pytest.mark.root
 

@@ -20,18 +20,18 @@ from toys import (
     wait_for,
 )
 
-from zaplock.engines.exhaustive import Limits, Progress, explore, explore_merged
-from zaplock.engines.plain import explore_plainly
-from zaplock.engines.programs import Configuration, Rules
-from zaplock.engines.sampled import sample
-from zaplock.engines.schedule import replay, spell, unspell
-from zaplock.engines.search import easiest_counterexample
-from zaplock.engines.split import explore_split
-from zaplock.engines.trie import ProtocolError
+from zaplock.engines.checking.configuration import Configuration, Rules
+from zaplock.engines.checking.easiest import easiest_counterexample
+from zaplock.engines.checking.exhaustive import Limits, Progress, explore, explore_merged
+from zaplock.engines.checking.parallel import explore_split
+from zaplock.engines.checking.positions import ProtocolError
+from zaplock.engines.checking.reference import explore_plainly
+from zaplock.engines.checking.sampled import sample
+from zaplock.engines.checking.schedule import replay, spell, unspell
 from zaplock.errors import UserError
 from zaplock.model import rwsem
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.step import MarkStep, SleepStep, Task, WaitStep
+from zaplock.model.violations import Invariant, Violation
 
 LOCK = ("mmap_lock", 1)
 
@@ -190,7 +190,7 @@ def test_a_downgrade_lets_a_reader_in_but_none_behind_a_queued_writer() -> None:
 
 def explore_names(configuration: Configuration) -> set[str]:
     """Name the `sometimes` properties that are true in some state."""
-    from zaplock.engines.table import Table
+    from zaplock.engines.checking.transitions import Table
 
     table = Table(configuration)
     explore(configuration, all_violations=True, table=table)

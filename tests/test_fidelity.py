@@ -13,12 +13,12 @@ from zaplock.cli import _fidelity_text as text
 from zaplock.cli import main
 from zaplock.designs.linux import LINUX_4_18, LINUX_6_1
 from zaplock.errors import UserError
-from zaplock.kernel.guest import build, host, kernels, qemu
-from zaplock.kernel.guest import verdict as guest_verdict
-from zaplock.kernel.guest.experiment import GuestPlan
 from zaplock.lab import fidelity
 from zaplock.lab.fidelity import READERS, WRITER, Agreement
 from zaplock.lab.forecast import TEARDOWNS, design_of, predict
+from zaplock.measure.guest import build, host, kernels, qemu
+from zaplock.measure.guest import verdict as guest_verdict
+from zaplock.measure.guest.experiment import GuestPlan
 
 CONVOY = (*READERS, WRITER)
 

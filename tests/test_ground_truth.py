@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zaplock.kernel.recorder import record_mm
+from zaplock.recorder.in_memory import record_mm
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events, Kind
 from zaplock.views.words import chain, wait_sentence

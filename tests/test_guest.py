@@ -22,7 +22,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.kernel.guest import (
+from zaplock.measure.guest import (
     build,
     capsule,
     host,
@@ -33,8 +33,8 @@ from zaplock.kernel.guest import (
     rows,
     scratch,
 )
-from zaplock.kernel.guest import verdict as guest_verdict
-from zaplock.kernel.guest.experiment import GuestPlan, GuestRun, checked, run
+from zaplock.measure.guest import verdict as guest_verdict
+from zaplock.measure.guest.experiment import GuestPlan, GuestRun, checked, run
 from zaplock.trace import file
 from zaplock.trace.verdict import Verdict
 
@@ -344,7 +344,7 @@ def test_the_same_probe_runs_on_the_host_and_leaves_no_instance() -> None:
         pytest.skip("needs a C compiler")
     done = host.run(GuestPlan(64 * MIB, bystanders=READERS, rate=5000))
     assert guest_verdict.read(done).modes[0] == "exclusive"
-    from zaplock.kernel import tracefs
+    from zaplock.recorder import tracefs
 
     with tracefs.opened() as root:
         names = [path.name for path in (root.path / "instances").iterdir()]

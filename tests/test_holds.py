@@ -2,8 +2,8 @@
 
 from zaplock.trace.analysis import analyse
 from zaplock.trace.gaps import segments
+from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import Holds, holds
-from zaplock.trace.log import Log
 from zaplock.trace.waits import Outcome, Waits, waits
 
 MM = 0xFFFF888000001000

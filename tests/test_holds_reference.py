@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from zaplock.trace.events import Kind
 from zaplock.trace.gaps import IN_GAP, segments
+from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import holds
-from zaplock.trace.log import Log
 from zaplock.trace.waits import TRYLOCK_NS, Outcome, waits
 
 STEP_NS = 10_000

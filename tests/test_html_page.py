@@ -11,7 +11,7 @@ from scenes import MS, crowd, database
 
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
-from zaplock.trace.log import Log
+from zaplock.trace.handwritten import Log
 from zaplock.trace.summary import summarise
 from zaplock.views.html import render, write_html
 

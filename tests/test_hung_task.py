@@ -1,8 +1,8 @@
 """Waits that khungtaskd would report: only uninterruptible ones, each with its call chain."""
 
-from zaplock.engines.cpus import Sched
-from zaplock.engines.hung import LongWait
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.cpus import Sched
+from zaplock.engines.timed.engine import TimedEngine
+from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab.hung_task import kernel_chain, message
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_4_9, LockStep, down_write, up_read, up_write

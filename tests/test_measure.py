@@ -13,9 +13,9 @@ import pytest
 from zaplock.cli import main
 from zaplock.cli.measure import verdict
 from zaplock.errors import UserError
-from zaplock.kernel import memory, plan
-from zaplock.kernel.measure import measure, spread, stalls, summary
-from zaplock.kernel.teardown import WAYS
+from zaplock.measure import memory, plan
+from zaplock.measure.measure import measure, spread, stalls, summary
+from zaplock.measure.teardown import WAYS
 from zaplock.trace.outcome import Outcome, Stalls
 
 MIB = 1 << 20

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from zaplock.check.recount import recount
 from zaplock.designs import SHIPPED, Cx, Design
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run
-from zaplock.lab.recount import recount
 from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from zaplock.check.matrix import try_mutant
+from zaplock.check.mutations import Mutation
+from zaplock.check.shipped_mutations import MUTATIONS
+from zaplock.check.verdicts import find_design
 from zaplock.designs import SHIPPED
-from zaplock.lab.checking import find_design
-from zaplock.lab.matrix import try_mutant
-from zaplock.lab.mutants import MUTATIONS
-from zaplock.lab.mutations import Mutation
 
 
 def name_of(mutation: Mutation) -> str:

@@ -11,8 +11,8 @@ from scenes import GIB, MM, MS
 
 from zaplock.cli import main
 from zaplock.trace.analysis import analyse
-from zaplock.trace.log import Log
-from zaplock.views.now import holding_now, now, waiting_now, why_json
+from zaplock.trace.handwritten import Log
+from zaplock.views.live import holding_now, now, waiting_now, why_json
 
 # A thread maps and unmaps 8 MiB for ever: every round holds its lock exclusively, then shared.
 BUSY = """

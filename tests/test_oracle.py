@@ -13,12 +13,12 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.kernel.oracle import campaign, compare, record, script, shrink, stub
-from zaplock.kernel.oracle.campaign import Bench
-from zaplock.kernel.oracle.child import check_machine
-from zaplock.kernel.oracle.generate import UNMAP_ALL, Generator
-from zaplock.kernel.oracle.modelside import COVERED, model_side
-from zaplock.kernel.oracle.ops import Op, Ref
+from zaplock.oracle import campaign, compare, corpus, script, shrink, stub
+from zaplock.oracle.bare_process import check_machine
+from zaplock.oracle.campaign import Bench
+from zaplock.oracle.generate import UNMAP_ALL, Generator
+from zaplock.oracle.modelside import COVERED, model_side
+from zaplock.oracle.ops import Op, Ref
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 WINDOW = 0x1020_0000
@@ -47,7 +47,7 @@ def bench() -> Iterator[Bench]:
 @needs_kernel
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_once_differed_agrees(bench: Bench, path: Path) -> None:
-    sequence, _ = record.load(path)
+    sequence, _ = corpus.load(path)
     found = bench.diverge((*sequence, *UNMAP_ALL))
     assert found is None, found.differences
 
@@ -73,7 +73,7 @@ def test_two_real_kernels_agree_with_each_other() -> None:
 def test_the_kernels_own_books_are_checked(bench: Bench) -> None:
     """MREMAP_DONTUNMAP of locked memory: VmLck stays too high when nothing is mapped any more."""
     path = Path(__file__).parent / "corpus" / "kernel-dontunmap-of-locked-memory.json"
-    sequence, _ = record.load(path)
+    sequence, _ = corpus.load(path)
     fault = compare.leftovers(sequence, bench.real.run(sequence))
     assert fault is not None
     assert "leftover VmLck 24 kB" in fault.differences
@@ -145,8 +145,8 @@ def test_a_removed_operation_is_spelled_out() -> None:
 def test_sequences_survive_their_file(tmp_path: Path) -> None:
     sequence = Generator(9).sequence()
     path = tmp_path / "sequence.json"
-    path.write_text(record.dump(sequence, "why not"))
-    assert record.load(path) == (sequence, "why not")
+    path.write_text(corpus.dump(sequence, "why not"))
+    assert corpus.load(path) == (sequence, "why not")
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import pytest
 from test_oracle import WINDOW, needs_kernel
 
 from zaplock.engines.sequential import LockCall
-from zaplock.kernel.oracle import committed, faults, locks, manual
-from zaplock.kernel.oracle.campaign import Bench
-from zaplock.kernel.oracle.compare import result_text
-from zaplock.kernel.oracle.coverage import Coverage
-from zaplock.kernel.oracle.modelside import COVERED, ModelSide, model_side
-from zaplock.kernel.oracle.ops import Op
+from zaplock.oracle import committed, lock_sequences, manual, seeded_faults
+from zaplock.oracle.campaign import Bench
+from zaplock.oracle.compare import result_text
+from zaplock.oracle.coverage import Coverage
+from zaplock.oracle.modelside import COVERED, ModelSide, model_side
+from zaplock.oracle.ops import Op
 
 PAGE = 4096
 QUICK = ("merge-nothing", "no-sync", "munmap-keeps-locked", "page-tables-leak", "msync-locked")
@@ -30,7 +30,7 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.root
 def test_the_kernel_locks_as_the_protocols_say(bench: Bench) -> None:
     model = ModelSide(bench.real.environment)
-    found = locks.sample(bench.real, model, seed=18, scope=COVERED)
+    found = lock_sequences.sample(bench.real, model, seed=18, scope=COVERED)
     assert found.operations > 800
     assert found.lock_operations > 1_000
     assert not found.differences, found.differences[:3]
@@ -67,7 +67,7 @@ def test_populating_shared_pages_lets_the_lock_go_as_often_as_the_kernel(
 ) -> None:
     model = ModelSide(bench.real.environment)
     sequence = (*mappings, Op("madvise", (WINDOW, 4 * PAGE, 23)))
-    found = locks.compare(bench.real, model, [sequence])
+    found = lock_sequences.compare(bench.real, model, [sequence])
     assert found.operations == len(sequence)
     assert not found.differences, found.differences
 
@@ -148,7 +148,7 @@ def test_another_lock_mode_is_noticed(bench: Bench) -> None:
     )
     model = ModelSide(bench.real.environment, broken)
     assert bench.real.run(sequence) == model.run(sequence)
-    found = locks.compare(bench.real, model, [sequence]).differences[0]
+    found = lock_sequences.compare(bench.real, model, [sequence]).differences[0]
     assert (found.at, found.kernel[:3], found.model[:2]) == (2, "WDr", "Ww")
 
 
@@ -162,14 +162,14 @@ def test_letters_stand_for_what_was_done() -> None:
         LockCall("try", False, "mmap_lock"),
         LockCall("up", False, "mmap_lock"),
     ]
-    assert locks.letters_of(calls) == "WDrRr"
+    assert lock_sequences.letters_of(calls) == "WDrRr"
 
 
 def test_the_first_difference_is_named() -> None:
     sequence = (Op("munmap", (0, 1)), Op("munmap", (0, 2)))
-    kernel = locks.PRELUDE + "WDr" + locks.MARK + "Ww" + locks.MARK
-    assert locks.first_difference(sequence, kernel, ["WDr", "Ww"]) is None
-    found = locks.first_difference(sequence, kernel, ["WDr", "WDr"])
+    kernel = lock_sequences.PRELUDE + "WDr" + lock_sequences.MARK + "Ww" + lock_sequences.MARK
+    assert lock_sequences.first_difference(sequence, kernel, ["WDr", "Ww"]) is None
+    found = lock_sequences.first_difference(sequence, kernel, ["WDr", "WDr"])
     assert found is not None
     assert found.at == 1
 
@@ -177,14 +177,14 @@ def test_the_first_difference_is_named() -> None:
 @needs_kernel
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fault_is_found_and_taken_out_again(bench: Bench, name: str) -> None:
-    fault = next(fault for fault in faults.FAULTS if fault.name == name)
-    found = faults.hunt(bench, fault, seed=2, limit_s=30)
+    fault = next(fault for fault in seeded_faults.FAULTS if fault.name == name)
+    found = seeded_faults.hunt(bench, fault, seed=2, limit_s=30)
     assert found.signature, f"{name} ({fault.rule}) was not found"
     assert bench.slice(seed=4, sequences=4).agrees
 
 
 def test_there_are_thirty_faults_with_names_of_their_own() -> None:
-    assert len({fault.name for fault in faults.FAULTS}) == len(faults.FAULTS) >= 30
+    assert len({fault.name for fault in seeded_faults.FAULTS}) == len(seeded_faults.FAULTS) >= 30
 
 
 @needs_kernel

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 from test_oracle import WINDOW, needs_kernel
 
-from zaplock.kernel.oracle.campaign import Bench
-from zaplock.kernel.oracle.generate import ADVICE, UNMAP_ALL
-from zaplock.kernel.oracle.modelside import COVERED, model_side
-from zaplock.kernel.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.campaign import Bench
+from zaplock.oracle.generate import ADVICE, UNMAP_ALL
+from zaplock.oracle.modelside import COVERED, model_side
+from zaplock.oracle.ops import Argument, Op, Ref
 
 PAGE = 4096
 pages = st.integers(1, 12)

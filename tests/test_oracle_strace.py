@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
-from zaplock.kernel.oracle import strace
-from zaplock.kernel.oracle.replay import Replay
+from zaplock.oracle import strace
+from zaplock.oracle.strace_replay import Replay
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 

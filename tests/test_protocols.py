@@ -13,11 +13,11 @@ from zaplock.engines.sequential import run
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.check import check
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Limits
 from zaplock.model.step import StepKind, Task
+from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
 from zaplock.protocols.gup import copy_from_user
 from zaplock.protocols.mmap import mmap

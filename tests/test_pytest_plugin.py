@@ -96,7 +96,7 @@ def test_without_the_right_to_record_the_test_runs_with_a_warning(
     """An unknown process can't be recorded by anybody: that stands for missing rights as well."""
     pytester.makeconftest(
         """
-        import zaplock.kernel.recorder as recorder
+        import zaplock.recorder.in_memory as recorder
         from zaplock.errors import UserError
 
         def refused(*args, **options):

@@ -20,12 +20,12 @@ import pytest
 from zaplock.cli import main
 from zaplock.cli.record import Signals
 from zaplock.errors import UserError
-from zaplock.kernel import symbols
-from zaplock.kernel import tracefs as tracefs_module
-from zaplock.kernel.capture import Options, capturing
-from zaplock.kernel.recorder import record_mm
-from zaplock.kernel.targets import learn_mm
-from zaplock.kernel.tracefs import Instance, opened, start_time, sweep
+from zaplock.recorder import symbols
+from zaplock.recorder import tracefs as tracefs_module
+from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.targets import learn_mm
+from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
 from zaplock.trace import file
 from zaplock.trace.events import Events, Kind
 
@@ -251,8 +251,8 @@ def test_losses_are_counted_as_the_kernel_counts_them() -> None:
             mmap.mmap(-1, 4096).close()
         capture.stop()
         counted = capture.lost_in_kernel()
-        from zaplock.kernel.naming import Names
-        from zaplock.kernel.stream import Stream
+        from zaplock.recorder.naming import Names
+        from zaplock.recorder.stream import Stream
 
         stream = Stream(capture.layouts, Names())
         stream.feed(capture.buffers.drain(), 0)
@@ -559,8 +559,8 @@ def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:
 def test_without_root_the_way_out_is_said() -> None:
     script = """
 import os, sys
-import rich.console, zaplock.cli._sizes, zaplock.cli.record, zaplock.kernel.command
-import zaplock.kernel.session
+import rich.console, zaplock.units, zaplock.cli.record, zaplock.recorder.command
+import zaplock.recorder.session
 from zaplock.cli import main
 from zaplock.cli.record import Signals
 os.setgid(65534); os.setuid(65534)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zaplock.kernel.flight import Trigger
+from zaplock.recorder.flight import Trigger
 from zaplock.trace.events import EVENT, Kind
 
 MS = 1_000_000

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from zaplock.kernel.decode import Fact
-from zaplock.kernel.meanings import NAMING
-from zaplock.kernel.naming import CLONE_THREAD, CLONE_VM, Names
-from zaplock.kernel.operations import NAMES
+from zaplock.recorder.decode import Fact
+from zaplock.recorder.meanings import NAMING
+from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, Names
+from zaplock.recorder.operations import NAMES
 from zaplock.trace.events import EVENT, Kind, Task
 
 NEW, RENAMED, ENDED = NAMING

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.kernel.capture import Options, capturing
-from zaplock.kernel.meanings import CONTENTION, MMAP_LOCK, NAMING
-from zaplock.kernel.watch import Queue
+from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
+from zaplock.recorder.watch import Queue
 from zaplock.trace import file
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EVENT, Kind

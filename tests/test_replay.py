@@ -17,14 +17,14 @@ from zaplock.cli import main
 from zaplock.designs import SHIPPED, Cx
 from zaplock.lab import profiles
 from zaplock.lab.bystanders import system_call
-from zaplock.lab.replay import Replay, recorded_design, replay
-from zaplock.lab.replay_ways import Way
 from zaplock.model.step import SleepStep
+from zaplock.replay.replay import Replay, recorded_design, replay
+from zaplock.replay.ways import Way
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
 from zaplock.trace.file import Manifest, write
-from zaplock.trace.log import Log
-from zaplock.views import replay as view
+from zaplock.trace.handwritten import Log
+from zaplock.views import replayed as view
 
 PROFILE = profiles.load("e5-2680-rfc")
 
@@ -251,7 +251,7 @@ other.join()
 
 def really(freed_by: str) -> Events:
     """Record a process that frees 256 MiB three times while a thread of it maps and unmaps."""
-    from zaplock.kernel.recorder import record_mm
+    from zaplock.recorder.in_memory import record_mm
 
     child = subprocess.Popen(
         [sys.executable, "-c", WORKLOAD, str(GIB // 4), freed_by],

@@ -13,7 +13,7 @@ from zaplock.cli import main
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
 from zaplock.trace.file import Manifest, write
-from zaplock.trace.log import Log
+from zaplock.trace.handwritten import Log
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import longest, report_json
 from zaplock.views.report_text import report_text

@@ -3,7 +3,6 @@
 import pytest
 
 from zaplock.engines.sequential import LockCall, run
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (
     EINTR_RESULT,
@@ -17,6 +16,7 @@ from zaplock.model.rwsem import (
     up_write,
 )
 from zaplock.model.step import MarkStep, SleepStep, Task, WaitStep, step
+from zaplock.model.violations import Invariant, Violation
 
 LOCK = ("mmap_lock", 1)
 T1, T2 = Task(1, 1), Task(2, 1)

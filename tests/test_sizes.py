@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zaplock.cli._sizes import (
+from zaplock.errors import UserError
+from zaplock.units import (
     LARGEST,
-    format_duration,
+    duration,
     format_size,
     parse_duration,
     parse_size,
 )
-from zaplock.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -81,5 +81,5 @@ def test_a_bad_duration_is_refused(text: str) -> None:
 def test_figures_are_written_short() -> None:
     sizes = [format_size(length) for length in (80 << 30, 3 << 29, 4096, 512)]
     assert sizes == ["80G", "1.5G", "4K", "512"]
-    spans = [format_duration(span_ns) for span_ns in (8, 8_000, 118_530, 2_485_684_000)]
+    spans = [duration(span_ns) for span_ns in (8, 8_000, 118_530, 2_485_684_000)]
     assert spans == ["8 ns", "8 us", "119 us", "2.49 s"]

@@ -3,7 +3,6 @@
 import pytest
 from stage import LOCK, MS, Story, kill, wait_for, wake, work
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.rwsem import (
     EINTR_RESULT,
     down_read,
@@ -12,6 +11,7 @@ from zaplock.model.rwsem import (
     up_write,
 )
 from zaplock.model.step import MarkStep, SleepStep
+from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Kind
 
 # Time and CPUs

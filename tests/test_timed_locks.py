@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from zaplock.engines.cpus import Sched
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.cpus import Sched
+from zaplock.engines.timed.engine import TimedEngine
 from zaplock.model import rwsem
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import FREE, RWSEM_4_9, RWSEM_5_3, RWSEM_5_11, Rwsem, RwsemPolicy

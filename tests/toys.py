@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zaplock.engines.programs import Configuration, Program, Rules
+from zaplock.engines.checking.configuration import Configuration, Program, Rules
 from zaplock.model import rwsem
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task, WaitStep, step
 from zaplock.model.store import Cells, OrderedCells
+from zaplock.model.violations import Invariant, Violation
 
 LOCKS = (("a", 0), ("b", 0))
 

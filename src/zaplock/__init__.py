@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from zaplock.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from zaplock import buffers as buffers
     from zaplock.api import AddressSpace as AddressSpace
     from zaplock.release import release as release
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AddressSpace": "zaplock.api",

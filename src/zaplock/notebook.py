@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zaplock.cli._sizes import parse_duration, parse_size
 from zaplock.designs import Design, load
 from zaplock.lab import profiles
 from zaplock.lab.compare import BLOCKS, Comparison
@@ -33,6 +32,7 @@ from zaplock.lab.compare import compare as compare_designs
 from zaplock.lab.experiment import HUGE, PAGE, Experiment
 from zaplock.lab.lab import Lab as _Lab
 from zaplock.lab.lab import Observation
+from zaplock.units import parse_duration, parse_size
 from zaplock.views import outcomes
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def compare(
 
 
 def _measured(result: Result, rate: int | None) -> tuple[Outcome, ...]:
-    from zaplock.kernel.measure import measure
+    from zaplock.measure.measure import measure
 
     experiment = result.experiment
     return tuple(

@@ -72,8 +72,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 def _limits(marker: pytest.Mark) -> Limits:
-    from zaplock.cli._sizes import parse_duration
     from zaplock.errors import UserError
+    from zaplock.units import parse_duration
 
     unknown = sorted(set(marker.kwargs) - set(LIMITS))
     if marker.args or unknown or not marker.kwargs:
@@ -91,7 +91,7 @@ def _start(item: pytest.Item) -> Any:
     import os
 
     from zaplock.errors import UserError
-    from zaplock.kernel.recorder import record_mm
+    from zaplock.recorder.in_memory import record_mm
 
     stack = contextlib.ExitStack()
     try:
@@ -145,7 +145,7 @@ def offenders(analysis: Analysis, limits: Limits) -> Iterator[str]:
 
 
 def _holds_over(analysis: Analysis, held: Any, over: Any, name: str, limit: int) -> Iterator[str]:
-    from zaplock.views.units import duration
+    from zaplock.units import duration
     from zaplock.views.words import hold_sentence, wait_sentence
 
     rows = sorted(over.nonzero()[0].tolist(), key=lambda row: -int(held[row]))
@@ -169,7 +169,7 @@ def _victims(analysis: Analysis, row: int) -> list[int]:
 
 
 def _waits_over(analysis: Analysis, limit: int) -> Iterator[str]:
-    from zaplock.views.units import duration
+    from zaplock.units import duration
     from zaplock.views.words import chain, wait_sentence
 
     waited = analysis.waits["wait_ns"]

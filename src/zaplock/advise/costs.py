@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from zaplock.errors import UserError
-from zaplock.kernel import memory
-from zaplock.kernel.children import Child
+from zaplock.measure import memory
+from zaplock.measure.children import Child
 
 LENGTHS: Final = (256 << 20, 64 << 20, 16 << 20)
 """Bytes to measure with: the first that fits."""

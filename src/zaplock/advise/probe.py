@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from zaplock.kernel import mappings, syscalls, teardown
-from zaplock.kernel.children import die_with_parent, quiet_interpreter, read_orders, tell
-from zaplock.kernel.mappings import Mapping
+from zaplock.measure import mappings, syscalls, teardown
+from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.mappings import Mapping
 from zaplock.release import release
 from zaplock.release.fill import fill
 

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
-import zaplock
 from zaplock.errors import UserError
+from zaplock.version import __version__
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     if arguments[0] in ("-V", "--version"):
-        print(f"zaplock {zaplock.__version__}")
+        print(f"zaplock {__version__}")
         return 0
     verb = arguments[0]
     if verb not in verbs():

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zaplock.cli._sizes import parse_duration, parse_size
 from zaplock.errors import UserError
+from zaplock.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from zaplock.kernel.guest.experiment import GuestPlan
+    from zaplock.measure.guest.experiment import GuestPlan
     from zaplock.trace.outcome import Outcome
 
 _NEEDS_KERNEL = {
@@ -50,7 +50,7 @@ def refuse_without_kernel(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
     """Make the plan that the options ask for."""
-    from zaplock.kernel.guest.experiment import GuestPlan
+    from zaplock.measure.guest.experiment import GuestPlan
 
     exact_cpus = 1 if args.exact else 2
     if args.exact and (args.guest_cpus or 1) != 1:
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Outco
     """Run the experiment in guests; write what was asked for; return a row for each run."""
     from rich.console import Console
 
-    from zaplock.kernel.guest import rows
+    from zaplock.measure.guest import rows
 
     wanted = plan(args, bystanders)
     for path in (args.record, args.graph):

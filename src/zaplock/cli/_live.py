@@ -50,7 +50,7 @@ class Window:
     def _events(self) -> Events:
         import numpy as np
 
-        from zaplock.kernel.operations import NAMES
+        from zaplock.recorder.operations import NAMES
         from zaplock.trace.events import EVENT, Events
 
         columns = {
@@ -64,9 +64,9 @@ class Window:
 @contextlib.contextmanager
 def window(pid: int | None, groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
     """Record into a window while the block runs; UserError where recording isn't allowed."""
-    from zaplock.kernel.capture import Options, capturing
-    from zaplock.kernel.naming import Names
-    from zaplock.kernel.stream import Stream
+    from zaplock.recorder.capture import Options, capturing
+    from zaplock.recorder.naming import Names
+    from zaplock.recorder.stream import Stream
 
     with capturing(Options(pid=pid, groups=groups)) as capture:
         names = Names()

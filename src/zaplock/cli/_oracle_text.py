@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zaplock.kernel.oracle.campaign import Report
-    from zaplock.kernel.oracle.compare import Divergence
+    from zaplock.oracle.campaign import Report
+    from zaplock.oracle.compare import Divergence
 
 
 def progress(report: Report) -> str:
@@ -55,8 +55,8 @@ def _print_divergence(console: Any, title: str, found: Divergence, count: int) -
 
 
 def _print_coverage(console: Any, report: Report) -> None:
-    from zaplock.kernel.oracle import manual
-    from zaplock.kernel.oracle.coverage import Coverage
+    from zaplock.oracle import manual
+    from zaplock.oracle.coverage import Coverage
 
     coverage = Coverage()
     coverage.merge(report.coverage)

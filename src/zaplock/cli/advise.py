@@ -16,8 +16,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from zaplock.cli._sizes import format_duration, format_size, parse_duration
 from zaplock.errors import UserError
+from zaplock.units import duration, format_size, parse_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,7 +102,7 @@ def _print(args: argparse.Namespace, found: list[Advice], costs: Costs) -> None:
     munmap = costs.of("munmap", 1 << 30)
     if munmap:
         console.print(
-            f"Measured on this kernel: munmap of 1G of 4 KiB pages {format_duration(munmap)}.",
+            f"Measured on this kernel: munmap of 1G of 4 KiB pages {duration(munmap)}.",
             highlight=False,
         )
 
@@ -118,11 +118,11 @@ def table(found: list[Advice]) -> Table:
         drawn.add_column("waits caused")
     drawn.add_column("note")
     for one in found:
-        then = "?" if one.then_ns is None else format_duration(one.then_ns)
+        then = "?" if one.then_ns is None else duration(one.then_ns)
         size = format_size(one.length) if one.length else ""
-        cells = [one.what, size, format_duration(one.now_ns), then]
+        cells = [one.what, size, duration(one.now_ns), then]
         if recorded:
-            cells += [str(one.count), format_duration(one.caused_ns) if one.caused_ns else ""]
+            cells += [str(one.count), duration(one.caused_ns) if one.caused_ns else ""]
         drawn.add_row(*cells, one.note)
     return drawn
 

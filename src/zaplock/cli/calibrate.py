@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zaplock.cli._sizes import format_duration, format_size, parse_size
+from zaplock.units import duration, format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from zaplock.kernel.calibrate import Calibration
     from zaplock.lab.profiles import Profile
+    from zaplock.measure.calibrate import Calibration
 
 SUMMARY = "measure this machine and write its cost profile"
 CHECKS = "anonymous:1G,2G,4G,8G zero:16G,80G,320G"
@@ -69,8 +69,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from zaplock.kernel.calibrate import calibrate
     from zaplock.lab import profiles
+    from zaplock.measure.calibrate import calibrate
 
     path = Path(args.output) if args.output else profiles.user_directory() / "this-machine.toml"
     profiles.require_writable(path)
@@ -146,7 +146,7 @@ def _is_guess(profile: Profile, unit: str) -> bool:
 def cases(text: str) -> list[tuple[str, int]]:
     """Read `backing:SIZE,SIZE backing:SIZE` into pairs of backing and bytes."""
     from zaplock.errors import UserError
-    from zaplock.kernel.mappings import BACKINGS
+    from zaplock.measure.mappings import BACKINGS
 
     found = []
     for part in text.split():
@@ -182,9 +182,9 @@ class Checked:
 
     def cells(self) -> list[str]:
         """Return the cells of a row of the table."""
-        low, high = format_duration(self.least_ns), format_duration(self.greatest_ns)
+        low, high = duration(self.least_ns), duration(self.greatest_ns)
         times = (self.predicted_ns, self.measured_ns, self.cpu_ns)
-        spans = [format_duration(span_ns) for span_ns in times]
+        spans = [duration(span_ns) for span_ns in times]
         errors = (f"{self.error:+.1%}", f"{self.cpu_error:+.1%}")
         return [self.backing, format_size(self.size), *spans, f"{low} .. {high}", *errors]
 
@@ -221,8 +221,8 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _compare(profile: Profile, backing: str, length: int, repeat: int) -> Checked:
-    from zaplock.kernel.measure import measure, summary
     from zaplock.lab.profiles import predict
+    from zaplock.measure.measure import measure, summary
 
     if sys.stderr.isatty():
         print(f"measuring {format_size(length)} {backing}, {repeat} times", file=sys.stderr)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.lab.checking import Found
-    from zaplock.lab.matrix import Cell, Killed
-    from zaplock.lab.scenarios import Scenario
-    from zaplock.lab.story import Story
+    from zaplock.check.counterexample import Story
+    from zaplock.check.matrix import Cell, Killed
+    from zaplock.check.scenarios import Scenario
+    from zaplock.check.verdicts import Found
     from zaplock.protocols.design import Design
 
 SUMMARY = "prove a locking protocol, or show the interleaving that breaks it"
@@ -93,9 +93,9 @@ def _next(args: argparse.Namespace, command: str) -> None:
 
 
 def _list(as_json: bool) -> int:
-    from zaplock.lab.operations import KINDS
-    from zaplock.lab.pairs import SIDES
-    from zaplock.lab.scenarios import shipped_scenarios
+    from zaplock.check.operations import KINDS
+    from zaplock.check.pairs import SIDES
+    from zaplock.check.scenarios import shipped_scenarios
 
     scenarios = {name: one.summary for name, one in shipped_scenarios().items()}
     operations = {
@@ -120,8 +120,8 @@ def _list(as_json: bool) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario
     from zaplock.designs import SHIPPED
-    from zaplock.lab.checking import EXIT_CODES, find_design, find_scenario
 
     scenario = find_scenario(args.scenario)
     names = args.design or list(SHIPPED)
@@ -147,9 +147,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
+    from zaplock.check.verdicts import check, sample_check
     from zaplock.cli._progress import counter
-    from zaplock.engines.exhaustive import Limits
-    from zaplock.lab.checking import check, sample_check
+    from zaplock.engines.checking.exhaustive import Limits
 
     limits = Limits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter(f"{scenario.name} under {design.name}") as show:
@@ -170,8 +170,8 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
 def _story(
     args: argparse.Namespace, scenario: Scenario, design: Design, found: Found
 ) -> Story | None:
-    from zaplock.lab.checking import closed_system
-    from zaplock.lab.story import tell
+    from zaplock.check.counterexample import tell
+    from zaplock.check.verdicts import closed_system
 
     if found.violation is None:
         return None
@@ -241,8 +241,8 @@ def _write(path: str, content: str) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from zaplock.lab.checking import read_token
-    from zaplock.lab.story import tell
+    from zaplock.check.counterexample import tell
+    from zaplock.check.verdicts import read_token
     from zaplock.views.counterexample import steps, text
 
     token = read_token(args.replay)
@@ -270,7 +270,7 @@ def _replay(args: argparse.Namespace) -> int:
 
 
 def _replay_timed(args: argparse.Namespace, token: Any) -> int:
-    from zaplock.lab.timed_replay import replay_timed
+    from zaplock.check.timed_schedule import replay_timed
 
     lines, violation = replay_timed(token)
     if args.json:
@@ -288,11 +288,11 @@ def _replay_timed(args: argparse.Namespace, token: Any) -> int:
 
 
 def _matrix(args: argparse.Namespace) -> int:
+    from zaplock.check.matrix import matrix, unexpected
+    from zaplock.check.verdicts import find_design
     from zaplock.cli._progress import counter
     from zaplock.designs import SHIPPED
-    from zaplock.engines.exhaustive import Limits
-    from zaplock.lab.checking import find_design
-    from zaplock.lab.matrix import matrix, unexpected
+    from zaplock.engines.checking.exhaustive import Limits
 
     designs = args.design or list(SHIPPED)
     for name in designs:
@@ -338,8 +338,8 @@ def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
 
 
 def _mutations(args: argparse.Namespace) -> int:
+    from zaplock.check.matrix import mutation_score
     from zaplock.cli._progress import counter
-    from zaplock.lab.matrix import mutation_score
 
     with counter("check --mutations") as show, _executor(args.jobs) as executor:
         found = mutation_score(executor, lambda done, total: show(f"{done} of {total} mutants"))

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_designs
-from zaplock.cli._sizes import parse_duration, parse_size
 from zaplock.errors import UserError
+from zaplock.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
@@ -130,7 +130,7 @@ def _require_writable(path: str | None, plot: str | None) -> None:
 def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome, ...] | None:
     """Measure each block on the kernel that runs; None (and a word why) where that can't be."""
     from zaplock.cli._busy import busy
-    from zaplock.kernel.measure import measure
+    from zaplock.measure.measure import measure
 
     experiment = comparison.experiment
     outcomes = []
@@ -156,8 +156,8 @@ def _measured_in_guest(
 ) -> tuple[Outcome, ...]:
     """Measure each block on another kernel, in QEMU."""
     from zaplock.cli._busy import busy
-    from zaplock.kernel.guest.experiment import GuestPlan
-    from zaplock.kernel.guest.rows import measure
+    from zaplock.measure.guest.experiment import GuestPlan
+    from zaplock.measure.guest.rows import measure
 
     experiment = comparison.experiment
     rows: list[Outcome] = []

@@ -9,7 +9,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zaplock.kernel.doctor import Finding
+    from zaplock.recorder.doctor import Finding
 
 SUMMARY = "what this kernel and user can see, and what mends the rest"
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from zaplock.kernel.doctor import examine
+    from zaplock.recorder.doctor import examine
 
     findings = examine()
     able = all(finding.ok for finding in findings if finding.needed)

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from zaplock.cli._sizes import parse_size
 from zaplock.errors import UserError
+from zaplock.units import parse_size
 
 if TYPE_CHECKING:
-    from zaplock.kernel.guest.experiment import GuestPlan, GuestRun
     from zaplock.lab.fidelity import Agreement, HungTasks
+    from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 
 SUMMARY = "lay real kernels beside the designs that stand for them"
 
@@ -121,8 +121,8 @@ def _cases(teardowns: list[str]) -> Iterator[tuple[str, bool]]:
 
 
 def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) -> GuestPlan:
-    from zaplock.kernel.guest.experiment import GuestPlan
     from zaplock.lab.fidelity import READERS, WRITER
+    from zaplock.measure.guest.experiment import GuestPlan
 
     on_host = kernel == HOST
     return GuestPlan(
@@ -138,14 +138,14 @@ def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) ->
 
 
 def _done(plan: GuestPlan) -> GuestRun:
-    from zaplock.kernel.guest import experiment, host
+    from zaplock.measure.guest import experiment, host
 
     return host.run(plan) if plan.kernel == HOST else experiment.run(plan)
 
 
 def _compared(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) -> Agreement:
-    from zaplock.kernel.guest import verdict
     from zaplock.lab import fidelity
+    from zaplock.measure.guest import verdict
 
     plan = _plan(args, kernel, teardown, writer)
     done = _done(plan)
@@ -157,8 +157,8 @@ def _compared(args: argparse.Namespace, kernel: str, teardown: str, writer: bool
 def _hung(args: argparse.Namespace, kernel: str) -> HungTasks:
     from dataclasses import replace
 
-    from zaplock.kernel.guest import rows
     from zaplock.lab import fidelity
+    from zaplock.measure.guest import rows
 
     plan = replace(
         _plan(args, kernel, "munmap", True),

@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    import zaplock
     from zaplock.trace import file, text
     from zaplock.trace.events import Kind
+    from zaplock.version import __version__
 
     if args.text == "-" and not args.output:
         raise UserError("standard input has no name to derive one from: give -o FILE")
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         source="import",
         clock="text",
         command_line=tuple(sys.argv),
-        zaplock=zaplock.__version__,
+        zaplock=__version__,
         notes=(f"imported from {Path(args.text).name}",),
     )
     file.write(output, events, manifest)

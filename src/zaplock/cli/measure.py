@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zaplock.cli import _guest
-from zaplock.cli._sizes import format_duration, format_size, parse_duration, parse_size
+from zaplock.units import duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from zaplock.kernel.measure import Progress
+    from zaplock.measure.measure import Progress
     from zaplock.trace.outcome import Outcome
 
 SUMMARY = "run a teardown on this kernel and time who stalls"
@@ -93,7 +93,7 @@ def _here(args: argparse.Namespace) -> list[Outcome]:
     """Measure on the kernel that runs."""
     from rich.console import Console
 
-    from zaplock.kernel.measure import measure
+    from zaplock.measure.measure import measure
 
     length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
     with _progress(Console(stderr=True)) as progress:
@@ -141,7 +141,7 @@ class _progress:
 
 def as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
     """Return the runs, and their median with its spread, as one JSON object."""
-    from zaplock.kernel.measure import summary
+    from zaplock.measure.measure import summary
 
     middle = summary(outcomes)
     return {
@@ -155,13 +155,13 @@ def as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
 
 
 def _span(span_ns: int | None) -> str:
-    return "not seen" if span_ns is None else format_duration(span_ns)
+    return "not seen" if span_ns is None else duration(span_ns)
 
 
 def _range(spread: dict[str, list[int]], name: str, repeat: int) -> str:
     if repeat == 1 or name not in spread:
         return ""
-    low, high = (format_duration(end) for end in spread[name])
+    low, high = (duration(end) for end in spread[name])
     same = low.split()[-1] == high.split()[-1]
     return f"{low.split()[0] if same else low} .. {high}"
 
@@ -171,7 +171,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table as RichTable
 
-    from zaplock.kernel.measure import summary
+    from zaplock.measure.measure import summary
 
     middle = summary(outcomes)
     spread, repeat = middle.extra["spread"], len(outcomes)
@@ -197,7 +197,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def sentences(outcomes: Sequence[Outcome]) -> list[str]:
     """Say in words who waited, computed from the figures."""
-    from zaplock.kernel.measure import summary
+    from zaplock.measure.measure import summary
 
     middle = summary(outcomes)
     said: dict[str, list[str]] = {}

@@ -4,7 +4,7 @@ sides, and after every operation result, maps, residency, contents and counters 
 Every divergence is shrunk to a few operations; --save keeps it as JSON and as a script that runs on
 its own. With --against-itself a second process of the real kernel is the other side: what differs
 then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
---strace FILE runs a recorded program (tests/fixtures/strace/record.py) through the model.
+--strace FILE runs a recorded program (tests/fixtures/strace/corpus.py) through the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.kernel.oracle.campaign import Report, SideMaker
+    from zaplock.oracle.campaign import Report, SideMaker
 
 SUMMARY = "let the real kernel judge the model, operation by operation"
 
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _other_side(args: argparse.Namespace) -> SideMaker:
-    from zaplock.kernel.oracle import campaign
+    from zaplock.oracle import campaign
 
     if args.against_itself:
         return campaign.against_itself
-    from zaplock.kernel.oracle.modelside import model_side
+    from zaplock.oracle.modelside import model_side
 
     return model_side
 
@@ -79,11 +79,11 @@ def _other_side(args: argparse.Namespace) -> SideMaker:
 def _scope(args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
-    from zaplock.kernel.oracle.generate import EVERYTHING, THEMES
+    from zaplock.oracle.generate import EVERYTHING, THEMES
 
     scope = EVERYTHING
     if not args.against_itself:
-        from zaplock.kernel.oracle.modelside import COVERED
+        from zaplock.oracle.modelside import COVERED
 
         scope = COVERED
     for theme in args.theme or ():
@@ -96,8 +96,8 @@ def _campaign(args: argparse.Namespace) -> Report:
     from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    from zaplock.kernel.oracle import campaign
-    from zaplock.kernel.oracle.child import check_machine, check_overcommit
+    from zaplock.oracle import campaign
+    from zaplock.oracle.bare_process import check_machine, check_overcommit
 
     check_machine()
     check_overcommit()
@@ -116,14 +116,14 @@ def _campaign(args: argparse.Namespace) -> Report:
 
 
 def _save(report: Report, directory: Path) -> None:
-    from zaplock.kernel.oracle import record, script
+    from zaplock.oracle import corpus, script
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for number, found in enumerate([*report.divergences, *report.kernel_faults]):
             name = f"{found.signature.split(':')[0]}-{number}"
             sequence = found.sequence[: found.at + 1]
-            text = record.dump(sequence, "; ".join(found.differences))
+            text = corpus.dump(sequence, "; ".join(found.differences))
             (directory / f"{name}.json").write_text(text)
             (directory / f"{name}.py").write_text(script.write(found))
     except OSError as error:
@@ -143,9 +143,9 @@ def _say_next(report: Report, args: argparse.Namespace) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from zaplock.kernel.oracle import campaign, compare, record, script
+    from zaplock.oracle import campaign, compare, corpus, script
 
-    sequence, why = record.load(Path(args.replay))
+    sequence, why = corpus.load(Path(args.replay))
     bench = campaign.Bench(_other_side(args))
     try:
         real = bench.real.run(sequence)
@@ -171,14 +171,14 @@ def _self_test(args: argparse.Namespace) -> int:
     """Put each fault into the model and see whether it is found within --seconds."""
     import json
 
-    from zaplock.kernel.oracle import faults
-    from zaplock.kernel.oracle.campaign import Bench
+    from zaplock.oracle import seeded_faults
+    from zaplock.oracle.campaign import Bench
 
     bench = Bench(_other_side(args), _scope(args))
     rows = []
     try:
-        for fault in faults.FAULTS:
-            found = faults.hunt(bench, fault, args.seed, args.seconds)
+        for fault in seeded_faults.FAULTS:
+            found = seeded_faults.hunt(bench, fault, args.seed, args.seconds)
             told = found.signature or "NOT FOUND"
             text = (
                 f"{fault.name:<22} {found.operations:>8,} operations {found.seconds:6.1f} s  {told}"
@@ -206,22 +206,22 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
     import json
     import time
 
-    from zaplock.kernel.oracle import committed, locks
-    from zaplock.kernel.oracle.campaign import slice_seed
-    from zaplock.kernel.oracle.modelside import ModelSide
-    from zaplock.kernel.oracle.real import RealSide
+    from zaplock.oracle import committed, lock_sequences
+    from zaplock.oracle.campaign import slice_seed
+    from zaplock.oracle.modelside import ModelSide
+    from zaplock.oracle.real import RealSide
 
     scope, real = _scope(args), RealSide()
     model = ModelSide(real.environment)
     operations = lock_operations = number = 0
-    differing: list[locks.Difference] = []
+    differing: list[lock_sequences.Difference] = []
     deadline = time.monotonic() + args.seconds
     try:
         while time.monotonic() < deadline:
             seed = slice_seed(args.seed, number)
             number += 1
             if flag == "locks":
-                found = locks.sample(real, model, seed, scope)
+                found = lock_sequences.sample(real, model, seed, scope)
                 lock_operations += found.lock_operations
                 operations += found.operations
                 differing += found.differences
@@ -244,6 +244,6 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
 
 
 def _strace(args: argparse.Namespace) -> int:
-    from zaplock.kernel.oracle import replay
+    from zaplock.oracle import strace_replay
 
-    return replay.run(Path(args.strace), as_json=args.json)
+    return strace_replay.run(Path(args.strace), as_json=args.json)

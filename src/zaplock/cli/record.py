@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.kernel.capture import Options
-    from zaplock.kernel.session import Flight, Progress
+    from zaplock.recorder.capture import Options
+    from zaplock.recorder.session import Flight, Progress
 
 SUMMARY = "record who holds the mmap_lock of a real process and who waits for it"
 
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
     # Before polars is imported: its threads would take the CPUs from the recorded.
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
-    from zaplock.kernel.command import Command
+    from zaplock.recorder.command import Command
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if command and args.pid is not None:
@@ -94,8 +94,8 @@ def _record(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
-    from zaplock.cli._sizes import parse_duration
-    from zaplock.kernel.session import record_to
+    from zaplock.recorder.session import record_to
+    from zaplock.units import parse_duration
 
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
     duration_ns = parse_duration(args.duration) if args.duration else None
@@ -126,14 +126,14 @@ def _record(
 
 
 def _gone(pid: int | None) -> bool:
-    from zaplock.kernel.tracefs import start_time
+    from zaplock.recorder.tracefs import start_time
 
     return pid is not None and start_time(pid) is None
 
 
 def _options(args: argparse.Namespace, pid: int | None) -> Options:
-    from zaplock.cli._sizes import parse_size
-    from zaplock.kernel.capture import Options
+    from zaplock.recorder.capture import Options
+    from zaplock.units import parse_size
 
     groups = ["mmap_lock"]
     groups += [] if args.no_syscalls else ["syscalls"]
@@ -149,8 +149,8 @@ def _options(args: argparse.Namespace, pid: int | None) -> Options:
 
 
 def _flight(args: argparse.Namespace) -> Flight | None:
-    from zaplock.cli._sizes import parse_duration
-    from zaplock.kernel.session import Flight
+    from zaplock.recorder.session import Flight
+    from zaplock.units import parse_duration
 
     if not (args.stop_after_hold or args.stop_after_wait or args.watch):
         return None
@@ -166,7 +166,7 @@ def _flight(args: argparse.Namespace) -> Flight | None:
 
 
 def _target(args: argparse.Namespace, pid: int | None) -> str:
-    from zaplock.kernel.naming import of_process
+    from zaplock.recorder.naming import of_process
 
     if pid is None:
         return "everybody"

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_designs
-from zaplock.cli._sizes import parse_size
 from zaplock.errors import UserError
+from zaplock.units import parse_size
 
 if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
-    from zaplock.lab.replay import Replay
-    from zaplock.lab.replay_ways import Way
+    from zaplock.replay.replay import Replay
+    from zaplock.replay.ways import Way
 
 SUMMARY = "replay a recording under another kernel, or freeing memory another way"
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.cli._progress import counter
     from zaplock.cli.report import load as load_recording
     from zaplock.designs import load
-    from zaplock.lab.replay import replay
+    from zaplock.replay.replay import replay
 
     ways, designs, mm = _ways(args.free_by), parse_designs(args.design), _mm(args.mm)
     recorded = load(args.recorded_under) if args.recorded_under else None
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     if args.plot:
         from zaplock.cli._busy import busy
-        from zaplock.views.replay import plot
+        from zaplock.views.replayed import plot
 
         with busy(f"drawing {args.plot}"):
             plot(found, Path(args.plot))
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ways(texts: list[str] | None) -> list[Way] | None:
-    from zaplock.lab.replay_ways import WAYS, Way
+    from zaplock.replay.ways import WAYS, Way
 
     if texts is None:
         return None
@@ -133,7 +133,7 @@ def _require_picture(path: str | None) -> None:
 def _print(found: Replay) -> None:
     from rich.console import Console
 
-    from zaplock.views import replay as view
+    from zaplock.views import replayed as view
 
     console = Console()
     if not console.is_terminal:

@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show screens until interrupted."""
     from zaplock.cli._live import window
-    from zaplock.cli._sizes import parse_duration
+    from zaplock.units import parse_duration
 
     if args.screens is not None and args.screens < 1:
         raise UserError(f"-n {args.screens} is less than 1: ask for at least one screen")

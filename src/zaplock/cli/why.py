@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, then tell."""
-    from zaplock.cli._sizes import parse_duration
     from zaplock.trace.summary import summarise
-    from zaplock.views.now import why_json, why_lines
+    from zaplock.units import parse_duration
+    from zaplock.views.live import why_json, why_lines
     from zaplock.views.report_json import report_json
     from zaplock.views.report_text import heading
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 def _look(pid: int, seconds: float, *, sched: bool) -> Analysis:
     """Record in memory for a while."""
     from zaplock.cli._busy import busy
-    from zaplock.kernel.recorder import record_mm
+    from zaplock.recorder.in_memory import record_mm
     from zaplock.trace.analysis import analyse
 
     groups = ("mmap_lock", "syscalls", *(("sched",) if sched else ()))

@@ -1,1 +1,1 @@
-"""engines."""
+"""The engines that run protocols: sequential, timed, checking."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, NamedTuple, TypeVar
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
 from zaplock.model.step import MarkStep, Step, Task, WaitStep
+from zaplock.model.violations import Invariant, Violation
 
 T = TypeVar("T")
 

@@ -1,1 +1,1 @@
-"""lab."""
+"""Simulated experiments: what a teardown costs its bystanders under each design."""

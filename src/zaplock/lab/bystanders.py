@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from zaplock.engines.threads import Thread
+from zaplock.engines.timed.threads import Thread
 from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM
 from zaplock.model.flags import (
     MADV_DONTNEED,

@@ -16,7 +16,7 @@ from typing import Any
 
 from zaplock.designs.linux import LINUX_6_18, SHIPPED
 from zaplock.engines import sequential
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.engine import TimedEngine
 from zaplock.lab import bystanders as by
 from zaplock.lab.experiment import PAGE, Experiment
 from zaplock.lab.profiles import DEFAULT, Profile, load

@@ -7,7 +7,7 @@ no taints here to print.
 
 from __future__ import annotations
 
-from zaplock.engines.hung import LongWait
+from zaplock.engines.timed.hung_tasks import LongWait
 
 _OUTSIDE = ("write_memory", "syscall")
 """Where the kernel's part of a call chain ends: what is further out is the program's own."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from zaplock.engines.hung import LongWait
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.engine import TimedEngine
+from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.errors import UserError
 from zaplock.lab import bystanders as by
 from zaplock.lab.experiment import BYSTANDERS, Experiment, checked

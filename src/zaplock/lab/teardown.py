@@ -8,11 +8,11 @@ from random import Random
 
 import numpy as np
 
-from zaplock.engines.cpus import Sched
-from zaplock.engines.hung import LongWait
-from zaplock.engines.timed import TimedEngine
+from zaplock.engines.timed.cpus import Sched
+from zaplock.engines.timed.engine import TimedEngine
+from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab import bystanders as by
-from zaplock.lab.calls import CallLog
+from zaplock.lab.call_log import CallLog
 from zaplock.lab.experiment import Experiment
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare

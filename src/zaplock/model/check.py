@@ -10,11 +10,11 @@ import itertools
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, VM_LOCKED
 from zaplock.model.mm import AddressSpace
 from zaplock.model.pagetable import COUNTED, FIRST_LEVEL_OF, RSS
 from zaplock.model.store import OrderedCells
+from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, account_parts
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zaplock.model import tlb
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
 from zaplock.model.mm import AddressSpace, Pte
 from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

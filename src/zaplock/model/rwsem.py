@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.step import Step, Task
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

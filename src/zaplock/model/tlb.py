@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.flags import PMD_SHIFT
 from zaplock.model.frames import change_frames
 from zaplock.model.step import Task, step
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -30,6 +29,7 @@ from zaplock.model.flags import (
     names,
 )
 from zaplock.model.step import Task, step
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

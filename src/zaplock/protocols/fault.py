@@ -15,7 +15,6 @@ from errno import EFAULT, ENOMEM
 from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.faulting import USERFAULT, fault_page, huge_range
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -28,6 +27,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.page_fault import USERFAULT, fault_page, huge_range
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.rwsem import (
     down_read,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.rwsem import (
     down_read,
     down_read_killable,
@@ -20,6 +19,7 @@ from zaplock.model.rwsem import (
     up_write,
 )
 from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
+from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import FreedVma, Vma, change, lookup, vma_of
 
 if TYPE_CHECKING:

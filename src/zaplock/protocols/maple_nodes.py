@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.rwsem import down_read, down_write, up_read, up_write
 from zaplock.model.step import Task, step
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

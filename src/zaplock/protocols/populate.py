@@ -12,7 +12,6 @@ from errno import EFAULT, EINVAL, ENOMEM
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING
 
-from zaplock.model.faulting import meets_huge_pages, populate_range
 from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCESS_FLAGS,
@@ -24,6 +23,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.page_fault import meets_huge_pages, populate_range
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from zaplock.model.faults import Invariant, Violation
 from zaplock.model.step import Step, Task, WaitStep, step
+from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.faulting import fault_page
 from zaplock.model.files import i_mmap_lock
 from zaplock.model.flags import PAGE_SHIFT, VM_SHARED
 from zaplock.model.frames import write_frame
+from zaplock.model.page_fault import fault_page
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.rwsem import down_read, down_write, up_read, up_write
 from zaplock.model.step import Task, step

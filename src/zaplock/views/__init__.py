@@ -1,1 +1,1 @@
-"""views."""
+"""Finished results as text, pages, pictures and files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zaplock.lab.story import Hold, Row, Story
+from zaplock.check.counterexample import Hold, Row, Story
 
 MARKS = {"write": "W", "read": "R", "downgraded": "D", "queued": "q"}
 

@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from zaplock.lab.story import Story
+from zaplock.check.counterexample import Story
 
 if TYPE_CHECKING:
     from jinja2 import Template

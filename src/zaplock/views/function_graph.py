@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zaplock.lab.calls import Call
+    from zaplock.lab.call_log import Call
     from zaplock.lab.compare import Comparison
     from zaplock.lab.teardown import Teardown
 

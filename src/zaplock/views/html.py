@@ -14,9 +14,9 @@ from typing import Any
 
 from zaplock.errors import UserError
 from zaplock.trace.summary import Group, Summary
+from zaplock.units import duration
 from zaplock.views.html_data import packed, page_data
 from zaplock.views.report_text import heading
-from zaplock.views.units import duration
 from zaplock.views.words import answer
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")

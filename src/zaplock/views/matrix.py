@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from zaplock.lab.history import LIVENESS
-from zaplock.lab.matrix import Cell, Killed, unexpected
+from zaplock.check.bugs import LIVENESS
+from zaplock.check.matrix import Cell, Killed, unexpected
 
 SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous"}
 

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from zaplock.trace.outcome import Outcome
-from zaplock.views.units import duration, size
+from zaplock.units import duration, size
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,9 +13,9 @@ from zaplock.trace import summary as figures
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary
-from zaplock.views.now import now
+from zaplock.units import duration
+from zaplock.views.live import now
 from zaplock.views.report_json import longest
-from zaplock.views.units import duration
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
 
 BAR = 40

@@ -193,7 +193,7 @@ def _chart(one: Panel, span_ns: int, unit: str, unit_ns: int, *, last: bool) -> 
 
 def plot_comparison(comparison: Comparison, path: Path) -> Path:
     """Draw every design's teardown, block by block (`zaplock compare --plot`)."""
-    from zaplock.views.units import size
+    from zaplock.units import size
 
     panels = [_of_run(run) for run in comparison.runs]
     length = size(comparison.experiment.length)

@@ -12,7 +12,7 @@ from zaplock.trace.events import NO_OP
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Summary, thread_name
 from zaplock.trace.waits import Outcome, Waits
-from zaplock.views.units import duration, share, size
+from zaplock.units import duration, share, size
 
 LONG_WAIT_NS = 1_000_000
 """From here on a wait is one that somebody may have noticed."""

@@ -1,0 +1,1 @@
+"""Prove or break a locking protocol: scenarios, invariants, verdicts, counterexamples."""

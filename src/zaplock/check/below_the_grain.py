@@ -1,0 +1,68 @@
+"""Scenarios below the grain of the address space: the semaphore's counter, the tree's nodes."""
+
+from __future__ import annotations
+
+from zaplock.check.scenarios import Scenario
+from zaplock.engines.checking.configuration import Configuration, Program
+from zaplock.errors import UserError
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import RWSEM_4_9
+from zaplock.model.step import Task
+from zaplock.protocols import maple_nodes, rwsem_counter
+from zaplock.protocols.design import Design, Protocol
+from zaplock.protocols.munmap import do_mas_align_munmap, do_vmi_align_munmap
+
+
+def part_configuration(scenario: Scenario, design: Design) -> Configuration:
+    """Make the closed system of a scenario that is no address space."""
+    if scenario.part == "rwsem":
+        return reader_count(counts_first=design.rwsem is not RWSEM_4_9)
+    if scenario.part == "stack-rot":
+        return stack_rot(design)
+    raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
+
+
+def stack_rot(design: Design) -> Configuration:
+    """A stack grows; another task looks an address up at the same time.
+
+    Kernels before 6.1 change their rbtree in place, so nothing is freed when a stack grows.
+    """
+    grower, reader = Task(1, 1, "grow"), Task(2, 1, "lookup")
+    maple = design.do_munmap in (do_mas_align_munmap, do_vmi_align_munmap)
+    under_write = design.stack_growth == "write"
+
+    def build() -> Machine:
+        m = Machine()
+        maple_nodes.plant(m, ((0, 4), (12, 16)))
+        return m
+
+    def grow() -> Protocol:
+        if maple:
+            return maple_nodes.expand_stack(11, under_write)
+        return maple_nodes.find_vma(11)
+
+    return Configuration(
+        build, (Program(grower, grow), Program(reader, lambda: maple_nodes.find_vma(13)))
+    )
+
+
+def reader_count(counts_first: bool) -> Configuration:
+    """A writer inside leaves; two readers queue for it, a second writer spins."""
+    tasks = [Task(number + 1, 1, name) for number, name in enumerate(
+        ("leaving writer", "reader", "other reader", "spinning writer")
+    )]  # fmt: skip
+
+    def build() -> Machine:
+        m = Machine()
+        rwsem_counter.held_by_writer(m, 1, ((2, False), (3, False)))
+        return m
+
+    return Configuration(
+        build,
+        (
+            Program(tasks[0], lambda: rwsem_counter.leaving_writer(counts_first)),
+            Program(tasks[1], lambda: rwsem_counter.queued_reader(tasks[1], counts_first)),
+            Program(tasks[2], lambda: rwsem_counter.queued_reader(tasks[2], counts_first)),
+            Program(tasks[3], lambda: rwsem_counter.spinning_writer(counts_first)),
+        ),
+    )

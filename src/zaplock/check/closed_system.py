@@ -1,0 +1,232 @@
+"""From a scenario and a design to the closed system that the engines explore."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from zaplock.check import operations
+from zaplock.check.invariants import Promises
+from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.scenarios import (
+    BASE_PAGE,
+    OLD_TAG,
+    Mapping,
+    Scenario,
+    TaskSpec,
+    address_of,
+    parse_operation,
+)
+from zaplock.engines.checking.configuration import Configuration, Program, Rules
+from zaplock.errors import UserError
+from zaplock.model import flags as f
+from zaplock.model.files import fill_cache, link_vma, new_file
+from zaplock.model.machine import Machine
+from zaplock.model.mm import Limits
+from zaplock.model.page_fault import populate_range
+from zaplock.model.pagetable import translate
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma, account
+from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.hooks import hook_arch_unmap
+from zaplock.protocols.userfaultfd import open_userfaultfd
+
+SETUP = Task(0, 1, "setup", cpu=0)
+FILE_PAGES = 8
+DEVICE = 9
+"""The number of the device file that `device_fails_after` makes."""
+UFFD_CONTEXT = 1
+MAY = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
+PROT_FLAGS = {"r": f.VM_READ, "rw": f.VM_READ | f.VM_WRITE, "none": 0}
+KIND_FLAGS = {
+    "anon": f.VM_ACCOUNT,
+    "heap": f.VM_ACCOUNT,
+    "uffd": f.VM_ACCOUNT | f.VM_UFFD_MISSING,
+    "stack": f.VM_ACCOUNT | f.VM_GROWSDOWN,
+    "private-file": 0,
+    "file": f.VM_SHARED | f.VM_MAYSHARE,
+    "shared": f.VM_SHARED | f.VM_MAYSHARE,
+    "hugetlb": f.VM_SHARED | f.VM_MAYSHARE | f.VM_HUGETLB,
+    "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND,
+}
+FILE_KINDS = {
+    "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb",
+    "pfn": "device",
+}  # fmt: skip
+
+
+def configuration(scenario: Scenario, design: Design) -> Configuration:
+    """Make what the engines explore of a scenario under a design."""
+    if scenario.part:
+        from zaplock.check.below_the_grain import part_configuration
+
+        return part_configuration(scenario, design)
+    if not scenario.task:
+        raise UserError(f"scenario {scenario.name!r} has no tasks; give it some [[task]]")
+    limits = limits_of(scenario)
+    programs = tuple(
+        _program(number, spec, design, scenario, limits)
+        for number, spec in enumerate(scenario.task)
+    )
+    build = partial(build_machine, scenario, limits)
+    promises = Promises(scenario, tuple(program.task for program in programs), build)
+    return Configuration(
+        build,
+        programs,
+        Rules(scenario.fair, design.rwsem),
+        always=promises.always(),
+        at_task_end=promises.at_task_end(),
+        at_end=promises.at_end(),
+        sometimes=promises.sometimes(),
+        sometimes_at_end=promises.sometimes_at_end(),
+    )
+
+
+def limits_of(scenario: Scenario) -> Limits:
+    """Return small limits, so that a scenario can reach them."""
+    return Limits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+
+
+def _program(
+    number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: Limits
+) -> Program:
+    name = spec.name or "ABCDEFGH"[number]
+    task = Task(number + 1, spec.mm, name, cpu=number + 1)
+    cx = Cx(design, task, scenario.grain, limits)
+    steps = [parse_operation(text) for text in spec.do]
+    for operation in steps:
+        operations.kind_of(operation)
+
+    async def body() -> tuple[int, ...]:
+        results = []
+        for operation in steps:
+            protocol = operations.start(cx, operation)
+            if isinstance(design, Mutant) and design.rule is not None:
+                protocol = filtered(protocol, design.rule())
+            results.append(await protocol)
+        return tuple(results)
+
+    return Program(task, body, spec.daemon)
+
+
+def build_machine(scenario: Scenario, limits: Limits) -> Machine:
+    """Make the machine in the scenario's initial state."""
+    m = Machine(limits=limits, tracks_tlbs=True, gather_pages=scenario.batch)
+    mms = {spec.mm for spec in scenario.task} | {mapping.mm for mapping in scenario.map}
+    mms |= {1, *_children(scenario)}
+    _touch_containers(m, scenario, mms)
+    for mm in mms:
+        leaving = sum(spec.mm == mm and "exit" in spec.do for spec in scenario.task)
+        if mm not in _children(scenario):
+            m.mm(mm).counters.put("users", max(1, leaving))
+    m.globals.put("hugetlb_free", 4)
+    for mapping in scenario.map:
+        _map(m, mapping)
+    if scenario.brk is not None:
+        m.mm(1).counters.put("brk", address_of(scenario.brk))
+    if scenario.device_fails_after is not None:
+        new_file(m, DEVICE, "device", 1 << 30, fails_after=scenario.device_fails_after)
+    if scenario.arch_unmap is not None:
+        low, high, first, last = map(address_of, scenario.arch_unmap)
+        hook_arch_unmap(m, 1, (low, high, first, last))
+    if scenario.cmdline is not None:
+        m.mm(1).counters.put("arg_start", address_of(scenario.cmdline))
+    for number, spec in enumerate(scenario.task):
+        _prepare_task(m, number, spec)
+    return m
+
+
+def _children(scenario: Scenario) -> set[int]:
+    forks = (parse_operation(text) for spec in scenario.task for text in spec.do)
+    return {operation.numbers[0] for operation in forks if operation.name == "fork"}
+
+
+def _touch_containers(m: Machine, scenario: Scenario, mms: set[int]) -> None:
+    # A container that a step makes on its way would cost that step a second run.
+    for mm in mms:
+        m.mm(mm)
+    for number in range(len(scenario.task)):
+        m.tlb(number + 1)
+        m.walk_cache(number + 1)
+    for mapping in scenario.map:
+        if mapping.kind in FILE_KINDS:
+            m.page_cache(mapping.file)
+            m.i_mmap(mapping.file)
+
+
+def _prepare_task(m: Machine, number: int, spec: TaskSpec) -> None:
+    task = Task(number + 1, spec.mm, cpu=number + 1)
+    if spec.killed:
+        m.signals.put(task.tid, "SIGKILL")
+    for page in spec.cached:
+        if not translate(m, task, m.mm(spec.mm), BASE_PAGE + page, True):
+            translate(m, task, m.mm(spec.mm), BASE_PAGE + page, False)
+
+
+def _map(m: Machine, mapping: Mapping) -> None:
+    first, last = mapping.pages
+    if first >= last:
+        raise UserError(f"mapping {list(mapping.pages)} is empty; give [first page, end page]")
+    start, end = address_of(first), address_of(last)
+    flags = PROT_FLAGS[mapping.prot] | KIND_FLAGS[mapping.kind] | MAY
+    flags |= f.VM_LOCKED if mapping.locked else 0
+    file = mapping.file if mapping.kind in FILE_KINDS else 0
+    if file:
+        _make_file(m, mapping, file, last - first)
+    space = m.mm(mapping.mm)
+    uffd = UFFD_CONTEXT if mapping.kind == "uffd" else 0
+    anonymous = not file
+    handle = m.new_handle(SETUP, "vma")
+    pgoff = 0 if file else start >> f.PAGE_SHIFT
+    anon_vma = m.new_handle(SETUP, "anon_vma") if anonymous and mapping.populated else 0
+    vma = Vma(mapping.mm, start, end, flags, pgoff, file, anon_vma, uffd=uffd)
+    m.vmas.put(handle, vma)
+    space.tree.put(start, handle)
+    space.add("map_count", 1)
+    account(space, flags, file, last - first)
+    if file:
+        link_vma(m, file, handle)
+    if flags & f.VM_ACCOUNT:
+        m.commit(last - first)
+    if mapping.locked:
+        space.add("locked_vm", last - first)
+    if mapping.kind == "heap":
+        space.counters.put("start_brk", start)
+        space.counters.put("brk", end)
+    if uffd:
+        open_userfaultfd(m, UFFD_CONTEXT, True)
+    if mapping.populated:
+        _populate(m, vma, *mapping.populated)
+
+
+def _make_file(m: Machine, mapping: Mapping, file: int, pages: int) -> None:
+    if file not in m.files:
+        new_file(m, file, FILE_KINDS[mapping.kind], max(pages, FILE_PAGES) << f.PAGE_SHIFT)
+
+
+def _populate(m: Machine, vma: Vma, first: int, last: int) -> None:
+    low, high = BASE_PAGE + first, BASE_PAGE + last
+    write = bool(vma.flags & f.VM_WRITE)
+    plain = Vma(
+        vma.mm, vma.start, vma.end, vma.flags & ~f.VM_UFFD_FLAGS, vma.pgoff, vma.file, vma.anon_vma
+    )
+    if vma.flags & f.VM_PFNMAP:
+        _map_frames_of_device(m, vma, low, high)
+        return
+    if vma.file and not vma.flags & f.VM_HUGETLB:
+        fill_cache(m, SETUP, vma.file, vma.pgoff, vma.pgoff + vma.nr_pages)
+    if populate_range(m, SETUP, plain, low, high, write):
+        raise UserError(f"pages {first} to {last} of the initial map can't be populated")
+    for vpn in range(low, high):
+        pte = m.mm(vma.mm).ptes.at(vpn)
+        if pte is not None and pte.kind in ("anon", "file", "shmem"):
+            frame = vpn + pte.delta
+            m.content.set(frame, frame + 1, OLD_TAG + vpn - BASE_PAGE)
+
+
+def _map_frames_of_device(m: Machine, vma: Vma, low: int, high: int) -> None:
+    from zaplock.model.mm import Pte
+    from zaplock.model.pagetable import alloc_tables, install
+
+    alloc_tables(m, SETUP, m.mm(vma.mm), low, high)
+    pte = Pte("pfn", (1 << 33) - low, bool(vma.flags & f.VM_WRITE))
+    install(m, SETUP, m.mm(vma.mm), low, high, pte)

@@ -1,0 +1,215 @@
+"""A counterexample as rows: who does what, at which line, holding what, and the state at the end.
+
+Made by running the schedule for real (`engines.schedule`), so the story is what happened and not
+what a search remembers.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
+from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.schedule import Line, Run, Taken
+from zaplock.errors import UserError
+from zaplock.model.flags import names
+from zaplock.model.frames import OWN_FRAMES_SHIFT
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import Rwsem
+from zaplock.model.vma import Vma
+
+PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Hold:
+    """How a task stands to a lock: "write", "read", "downgraded" or "queued"."""
+
+    task: str
+    lock: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step. `result` is "" where nothing is returned; `place` is function and line.
+
+    number: of the transition that it belongs to; `joins`: not the first step of that, but one that
+    nobody else could have seen.
+    """
+
+    number: int
+    joins: bool
+    task: int
+    step: str
+    result: str
+    function: str
+    place: str
+    source: str
+    holds: tuple[Hold, ...]
+    changes: tuple[str, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A finished run, told. `state` describes the machine where it ended, line by line."""
+
+    tasks: tuple[str, ...]
+    does: tuple[str, ...]
+    rows: tuple[Row, ...]
+    invariant: str
+    rule: str
+    message: str
+    state: tuple[str, ...]
+
+
+def tell(
+    system: Configuration,
+    schedule: Sequence[int],
+    does: Sequence[str] = (),
+    groups: Sequence[int] = (),
+) -> Story:
+    """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
+    run = Run(system)
+    tasks = tuple(str(program.task) for program in system.programs)
+    rows: list[Row] = []
+    numbers = [n for n, size in enumerate(groups or [1] * len(schedule), 1) for _ in range(size)]
+    for number, index in zip(numbers, schedule):
+        taken = run.take(index)
+        if taken is None:
+            raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number}")
+        joins = bool(rows) and rows[-1].number == number
+        rows.append(_row(number, joins, taken, run, tasks))
+    if run.violation is None and not run.can_move():
+        run.finish()
+    run.close()
+    violation = run.violation
+    return Story(
+        tasks,
+        tuple(does) or tasks,
+        tuple(rows),
+        violation.invariant.name if violation else "",
+        violation.invariant.value if violation else "",
+        readable(violation.message) if violation else "",
+        tuple(describe_state(run.machine)),
+    )
+
+
+def _row(number: int, joins: bool, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
+    file, line, function = _innermost(taken.lines)
+    return Row(
+        number,
+        joins,
+        taken.index,
+        short(str(taken.step)),
+        _result(taken),
+        function,
+        f"{_relative(file)}:{line}",
+        linecache.getline(file, line).strip(),
+        tuple(_holds(run, tasks)),
+        tuple(f"{name}[{short(str(key))}] = {short(str(value))}"
+              for name, key, value in taken.changes),
+        _note(taken, tasks, run),
+    )  # fmt: skip
+
+
+def _innermost(lines: tuple[Line, ...]) -> Line:
+    return lines[-1] if lines else ("", 0, "")
+
+
+def _relative(file: str) -> str:
+    path = Path(file)
+    return path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
+
+
+def _result(taken: Taken) -> str:
+    if taken.kind != "done":
+        return taken.kind
+    return "" if taken.result is None else short(str(taken.result))
+
+
+def _note(taken: Taken, tasks: tuple[str, ...], run: Run) -> str:
+    if taken.kind == "queued":
+        return "waits in the queue"
+    if taken.granted:
+        index_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
+        return "lets in " + ", ".join(index_of[tid] for tid in taken.granted)
+    return ""
+
+
+def _holds(run: Run, tasks: tuple[str, ...]) -> list[Hold]:
+    names_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
+    holds = []
+    for lock, sem in sorted(run.machine.locks.data.items(), key=repr):
+        label = lock[0]
+        holds += _holds_of(sem, label, names_of)
+    return holds
+
+
+def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:
+    holds = []
+    if sem.writer:
+        holds.append(Hold(names_of.get(sem.writer, "?"), label, "write"))
+    for tid in sem.readers:
+        mode = "downgraded" if tid == sem.downgraded else "read"
+        holds.append(Hold(names_of.get(tid, "?"), label, mode))
+    for tid, _ in sem.queue:
+        holds.append(Hold(names_of.get(tid, "?"), label, "queued"))
+    return holds
+
+
+def short(text: str) -> str:
+    """Write numbers as scenarios do, and cut what is too long for a table."""
+    text = readable(text)
+    return text if len(text) <= 90 else text[:87] + "..."
+
+
+def readable(text: str) -> str:
+    """Write addresses as pages (p8), handles as maker.number (#1.0), frames likewise (f0.3)."""
+    return re.sub(r"0x[0-9a-f]+|\b\d{6,}\b", lambda found: _number(found.group()), text)
+
+
+def _number(text: str) -> str:
+    value = int(text, 0)
+    page = (value >> PAGE_SHIFT) - BASE_PAGE
+    if 0 <= page < 1 << 16:
+        return f"p{page}"
+    if text.startswith("0x") and BASE_PAGE <= value < BASE_PAGE + (1 << 16):
+        return f"p{value - BASE_PAGE}"  # a virtual page number
+    if 1 << 24 <= value < 1 << 30:
+        return f"#{(value >> 24) - 1}.{value & 0xFFFFFF}"
+    if value >> OWN_FRAMES_SHIFT and value >> OWN_FRAMES_SHIFT < 256:
+        tid = (value >> OWN_FRAMES_SHIFT) - 1
+        return f"f{tid}.{value & (1 << OWN_FRAMES_SHIFT) - 1}"
+    return text
+
+
+def describe_state(m: Machine) -> list[str]:
+    """Describe what is mapped, translated, torn down and locked."""
+    lines = []
+    for mm, space in sorted(m.mms.items()):
+        for start in space.tree:
+            vma = m.vmas[space.tree[start]]
+            if isinstance(vma, Vma):
+                first, last = (vma.start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
+                lines.append(f"mm {mm}: VMA of pages [{first}, {last}) {names(vma.flags)}")
+        for start, (end, pte) in sorted(space.ptes.data.items()):
+            kind = f"{pte.kind}{', writable' if pte.writable else ''}"
+            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
+            lines.append(f"mm {mm}: pages {pages} are mapped ({kind})")
+        for low, high in space.teardown.data.values():
+            pages = f"[{(low >> 12) - BASE_PAGE}, {(high >> 12) - BASE_PAGE})"
+            lines.append(f"mm {mm}: pages {pages} are being torn down")
+    for cpu in m.cpus:
+        for start, (end, _) in sorted(m.tlb(cpu).data.items()):
+            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
+            lines.append(f"CPU {cpu}: its TLB translates pages {pages}")
+        for start, (end, _) in sorted(m.walk_cache(cpu).data.items()):
+            low, high = (start << 9) - BASE_PAGE, (end << 9) - BASE_PAGE
+            lines.append(f"CPU {cpu}: remembers the page table of pages [{low}, {high})")
+    return lines

@@ -1,0 +1,241 @@
+"""The invariants that no single step can see: results, stale translations, the books.
+
+Most rules are kept watch on by the model's own steps, which raise `Violation` where one is broken
+(`model.faults.Invariant`). Here is the rest: what holds when an operation has returned and when
+everything has ended, and what should happen at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from zaplock.check.operations import emptied
+from zaplock.check.recount import recount
+from zaplock.check.scenarios import BASE_PAGE, Operation, Scenario, parse_operation
+from zaplock.errors import UserError
+from zaplock.model.frames import OWN_FRAMES_SHIFT
+from zaplock.model.machine import Machine
+from zaplock.model.step import Task
+from zaplock.model.violations import Invariant, Violation
+from zaplock.model.vma import Vma
+
+SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
+"""The frames that the initial map is made of."""
+
+DEVICE_FRAMES = range(1 << 33, 1 << 34)
+"""The frames that device mappings show."""
+
+Results = tuple[int, ...]
+
+
+class Promises:
+    """What a scenario promises about its runs."""
+
+    def __init__(
+        self, scenario: Scenario, tasks: tuple[Task, ...], build: Callable[[], Machine]
+    ) -> None:
+        self.scenario = scenario
+        self.build = build
+        self.operations = {
+            task.tid: tuple(parse_operation(text) for text in spec.do)
+            for task, spec in zip(tasks, scenario.task)
+        }
+
+    def always(self) -> tuple[Callable[[Machine], None], ...]:
+        """Return what has to hold in every state."""
+        return (readers_wait_for_writers_only,) if self.scenario.liveness else ()
+
+    def at_task_end(self) -> tuple[Callable[[Machine, Task, Any], None], ...]:
+        """Return what has to hold when a task has ended."""
+        return (self._results_are_right, self._ranges_are_empty, holds_nothing)
+
+    def at_end(self) -> tuple[Callable[[Machine, tuple[Any, ...]], None], ...]:
+        """Return what has to hold when all have ended."""
+        if self.scenario.unchanged:
+            return (books_balance, partial(nothing_changed, self.build()))
+        return (books_balance,)
+
+    def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
+        """Return what has to happen in some run, by name."""
+        known = SOMETIMES
+        for name in self.scenario.sometimes:
+            if name not in known:
+                raise UserError(
+                    f"scenario {self.scenario.name!r}: nothing is called {name!r}; "
+                    f"`sometimes` can be {', '.join(known)}"
+                )
+        return {name: known[name] for name in self.scenario.sometimes}
+
+    def sometimes_at_end(self) -> dict[str, Callable[[Machine, tuple[Any, ...]], bool]]:
+        """Return that each task has to succeed in some run."""
+        return {
+            f"task {number + 1} succeeds": partial(_succeeds, number)
+            for number, spec in enumerate(self.scenario.task)
+            if not spec.daemon and not spec.killed and not self.scenario.may_fail
+        }
+
+    def _results_are_right(self, _m: Machine, task: Task, results: Results) -> None:
+        for operation, result in zip(self.operations[task.tid], results):
+            if operation.expected and result not in operation.expected:
+                raise Violation(
+                    Invariant.OLD_CONTENT_OR_SIGSEGV,
+                    f"{task}: {describe(operation)} gave {result}, "
+                    f"right would be {' or '.join(map(str, operation.expected))}",
+                )
+
+    def _ranges_are_empty(self, m: Machine, task: Task, results: Results) -> None:
+        for operation, result in zip(self.operations[task.tid], results):
+            pages = emptied(operation)
+            if pages is not None and result >= 0:
+                no_old_translation(m, task, *pages)
+            if operation.name == "revoke":
+                nobody_reaches_the_device(m, task)
+            if operation.name in ("mprotect", "fork") and result >= 0:
+                no_leftover_permission(m, task)
+
+
+def _succeeds(number: int, _m: Machine, results: tuple[Any, ...]) -> bool:
+    return all(result is None or result >= 0 for result in results[number])
+
+
+def describe(operation: Operation) -> str:
+    """Write an operation as scenarios do."""
+    return " ".join([operation.name, *map(str, operation.numbers)])
+
+
+def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
+    """Report a CPU that still translates an emptied range to what was there before the run."""
+    low, high = BASE_PAGE + first, BASE_PAGE + last
+    for cpu in m.cpus:
+        for start, _, entry in m.tlb(cpu).overlapping(low, high):
+            if entry.mm == task.mm and start + entry.delta in SETUP_FRAMES:
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"{task} has returned from emptying it, but CPU {cpu} still translates "
+                    f"page {start - BASE_PAGE} to its old frame",
+                )
+
+
+def nobody_reaches_the_device(m: Machine, task: Task) -> None:
+    """Report a CPU that reaches a device's memory after its driver has taken that back."""
+    for cpu in m.cpus:
+        for start, (_, entry) in m.tlb(cpu).data.items():
+            if start + entry.delta in DEVICE_FRAMES:
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"{task} has returned from unmapping the device, but CPU {cpu} still "
+                    f"translates page {start - BASE_PAGE} to it",
+                )
+
+
+def no_leftover_permission(m: Machine, task: Task) -> None:
+    """Report a CPU that may still write to a page which its entry protects by now."""
+    ptes = m.mm(task.mm).ptes
+    for cpu in m.cpus:
+        for start, (end, entry) in m.tlb(cpu).data.items():
+            for vpn in range(start, end):
+                pte = ptes.at(vpn)
+                if entry.mm != task.mm or not entry.writable or pte is None or pte.writable:
+                    continue
+                if pte.delta == entry.delta:
+                    raise Violation(
+                        Invariant.NO_STALE_TRANSLATION,
+                        f"{task} has returned, but CPU {cpu} may still write to "
+                        f"page {vpn - BASE_PAGE}, which is write-protected",
+                    )
+
+
+def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
+    """Report a task that ends while it holds a lock."""
+    for lock in m.locks:
+        sem = m.locks[lock]
+        if sem.writer == task.tid or task.tid in sem.readers:
+            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock[0]}")
+
+
+def readers_wait_for_writers_only(m: Machine) -> None:
+    """Report a reader that queues although only readers hold: the patch promised otherwise."""
+    sem = m.locks.get(("mmap_lock", 1))
+    if sem is not None and not sem.writer and sem.readers:
+        for tid, write in sem.queue:
+            if not write:
+                raise Violation(
+                    Invariant.READER_WAITS_EXCLUSIVE_ONLY,
+                    f"task {tid} queues to read behind {sem.queue[0]} while only readers hold",
+                )
+
+
+def books_balance(m: Machine, _results: tuple[Any, ...]) -> None:
+    """Report counters, frames or page tables that differ from a recount."""
+    errors = recount(m)
+    if errors:
+        raise Violation(Invariant.BOOKS_BALANCE, "; ".join(errors))
+
+
+def nothing_changed(before: Machine, m: Machine, _results: tuple[Any, ...]) -> None:
+    """Report what failed operations have changed: the map (splits apart), flags or counters."""
+    for mm, space in before.mms.items():
+        if coverage(before, mm) != coverage(m, mm):
+            raise Violation(
+                Invariant.ERROR_LEAVES_NO_TRACE,
+                f"the map of mm {mm} was {coverage(before, mm)} and is {coverage(m, mm)}",
+            )
+        for name in ("total_vm", "locked_vm", "brk"):
+            old, new = space.count(name), m.mm(mm).count(name)
+            if old != new:
+                raise Violation(
+                    Invariant.ERROR_LEAVES_NO_TRACE, f"{name} of mm {mm} was {old} and is {new}"
+                )
+
+
+def coverage(m: Machine, mm: int) -> list[tuple[int, int, int]]:
+    """List (first page, end page, flags) of what is mapped, neighbours alike taken together."""
+    runs: list[tuple[int, int, int]] = []
+    space = m.mm(mm)
+    for start in space.tree:
+        vma = m.vmas[space.tree[start]]
+        assert isinstance(vma, Vma)
+        first, last = (start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
+        if runs and runs[-1][1] == first and runs[-1][2] == vma.flags:
+            first = runs.pop()[0]
+        runs.append((first, last, vma.flags))
+    return runs
+
+
+def _downgraded(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and sem.downgraded != 0
+
+
+def _two_readers(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and len(sem.readers) > 1
+
+
+def _reader_beside_downgraded(m: Machine) -> bool:
+    return _downgraded(m) and _two_readers(m)
+
+
+def _tearing_down(m: Machine) -> bool:
+    return any(len(space.teardown) > 0 for space in m.mms.values())
+
+
+def _two_gathers(m: Machine) -> bool:
+    return len(m.gathers) > 1
+
+
+def _queued_writer(m: Machine) -> bool:
+    sem = m.locks.get(("mmap_lock", 1))
+    return sem is not None and any(write for _, write in sem.queue)
+
+
+SOMETIMES: dict[str, Callable[[Machine], bool]] = {
+    "downgraded": _downgraded,
+    "two readers": _two_readers,
+    "a reader beside the downgraded holder": _reader_beside_downgraded,
+    "a range is torn down": _tearing_down,
+    "two gathers": _two_gathers,
+    "a queued writer": _queued_writer,
+}

@@ -1,0 +1,241 @@
+"""Designs with one protecting step taken away or moved: what a checker has to find broken.
+
+A mutation is either another rule of the design (a field of the record), or a filter on the steps
+that its tasks take: it may leave one out, answer for it, put one before or after another. So every
+mutation is one line on the protocols as they are; no protocol is written twice.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from zaplock.designs import SHIPPED
+from zaplock.errors import UserError
+from zaplock.model.flags import MADV_DONTNEED
+from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
+from zaplock.model.step import Step
+from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.madvise import madvise
+
+Steps = Generator[Step[Any], Any, Any]
+
+
+class Rule:
+    """From each step of a protocol to what is really done in its place; `at_end` when it ends.
+
+    It returns what the protocol gets, and has a memory for one run of one task.
+    """
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        return (yield step)
+
+    def at_end(self) -> Steps:
+        """Do what is left to do."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One thing done wrong.
+
+    breaks: scenarios that show it. equivalent: why it breaks nothing, where it is no mutation at
+    all; a tuple of designs may need a reason each. changes: fields of the design. rule: a filter.
+    """
+
+    name: str
+    summary: str
+    designs: tuple[str, ...]
+    breaks: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+    rule: Callable[[], Rule] | None = None
+    equivalent: str = ""
+
+
+@dataclass(frozen=True)
+class Mutant(Design):
+    """A design whose tasks run under a filter."""
+
+    rule: Callable[[], Rule] | None = None
+
+
+def mutate(design: Design, mutation: Mutation) -> Design:
+    """Return the design with the mutation in it; it is named DESIGN/MUTATION."""
+    name = f"{design.name}/{mutation.name}"
+    changed = replace(design, name=name, summary=mutation.summary, **mutation.changes)
+    if mutation.rule is None:
+        return changed
+    fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
+    return Mutant(**fields, rule=mutation.rule)
+
+
+def mutant(name: str) -> Design | None:
+    """Return the mutant "DESIGN/MUTATION", or None where a name is of another form."""
+    from zaplock.check.shipped_mutations import MUTATIONS
+
+    design, slash, mutation = name.partition("/")
+    if not slash or design not in SHIPPED:
+        return None
+    known = {one.name: one for one in MUTATIONS if design in one.designs}
+    if mutation not in known:
+        raise UserError(f"no mutation {mutation!r} of {design}; there are {', '.join(known)}")
+    return mutate(SHIPPED[design], known[mutation])
+
+
+@types.coroutine
+def filtered(inner: Any, rule: Rule) -> Steps:
+    """Run a protocol with each of its steps put through a rule."""
+    result: Any = None
+    while True:
+        try:
+            step = inner.send(result)
+        except StopIteration as end:
+            yield from rule.at_end()
+            return end.value
+        result = yield from rule(step)
+
+
+# Filters
+
+
+def is_lock(
+    step: Step[Any], action: str, lock: str = "mmap_lock", write: bool | None = None
+) -> bool:
+    """Return whether a step is that operation on that lock."""
+    return (
+        isinstance(step, LockStep)
+        and step.action == action
+        and step.lock[0] == lock
+        and (write is None or step.write == write)
+    )
+
+
+class Skip(Rule):
+    """Leave out every step of a name and answer for it; `inside` names what must come before."""
+
+    def __init__(self, name: str, result: Any = None, nth: int | None = None) -> None:
+        self.name = name
+        self.result = result
+        self.nth = nth
+        self.seen = 0
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == self.name:
+            self.seen += 1
+            if self.nth is None or self.seen == self.nth:
+                return self.result
+        return (yield step)
+
+
+class SkipLock(Rule):
+    """Never take a lock, and so never give it back."""
+
+    def __init__(self, lock: str, write: bool) -> None:
+        self.lock = lock
+        self.write = write
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if isinstance(step, LockStep) and step.lock[0] == self.lock and step.write == self.write:
+            return 0
+        return (yield step)
+
+
+class DowngradeBefore(Rule):
+    """Downgrade before the first step of a name instead of where it belongs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.writes: LockStep | None = None
+        self.downgraded = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if is_lock(step, "down", write=True):
+            assert isinstance(step, LockStep)
+            self.writes = step
+        if step.name == self.name and self.writes is not None and not self.downgraded:
+            yield downgrade_write(self.writes.lock)
+            self.downgraded = True
+        if self.downgraded and is_lock(step, "downgrade"):
+            return 0
+        if self.downgraded and is_lock(step, "up", write=True):
+            assert isinstance(step, LockStep)
+            return (yield up_read(step.lock))
+        return (yield step)
+
+
+class Postpone(Rule):
+    """Do a step only after the next one of another name (or at the end); it is answered at once."""
+
+    def __init__(self, name: str, after: str, result: Any = None) -> None:
+        self.name = name
+        self.after = after
+        self.result = result
+        self.waiting: list[Step[Any]] = []
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == self.name:
+            self.waiting.append(step)
+            return self.result
+        result = yield step
+        if step.name == self.after:
+            yield from self.at_end()
+        return result
+
+    def at_end(self) -> Steps:
+        while self.waiting:
+            yield self.waiting.pop(0)
+
+
+class WrongUnlock(Rule):
+    """Unlock in the other mode."""
+
+    def __init__(self, write: bool) -> None:
+        self.write = write
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if is_lock(step, "up", write=self.write):
+            assert isinstance(step, LockStep)
+            return (yield up_read(step.lock) if self.write else up_write(step.lock))
+        return (yield step)
+
+
+class UnlockLast(Rule):
+    """Give the mmap_lock back only when the operation has ended: events come before the unlock."""
+
+    def __init__(self) -> None:
+        self.unlock: Step[Any] | None = None
+        self.unmaps = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        self.unmaps = self.unmaps or step.name == "userfaultfd_unmap_prep"
+        if self.unmaps and is_lock(step, "up"):
+            self.unlock = step
+            return 0
+        return (yield step)
+
+    def at_end(self) -> Steps:
+        if self.unlock is not None:
+            yield self.unlock
+
+
+class SkipWrite(Rule):
+    """Leave out the second write of a counter: the one that puts it back after an error."""
+
+    def __init__(self, counter: str) -> None:
+        self.counter = counter
+        self.seen = 0
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "write_counter" and step.args[1] == self.counter:
+            self.seen += 1
+            if self.seen > 1:
+                return None
+        return (yield step)
+
+
+async def zap_first_munmap(cx: Cx, start: int, length: int) -> int:
+    """An earlier idea of the RFC: zap under read while the VMAs can be found, then unmap."""
+    await madvise(cx, start, length, MADV_DONTNEED)
+    return await SHIPPED[cx.design.name.partition("/")[0]].munmap(cx, start, length)

@@ -1,0 +1,201 @@
+"""What the tasks of a scenario can do: the protocols, by the names that scenarios use.
+
+Numbers are pages (see `lab.scenarios`) and counts of pages. Every operation also says which ranges
+it promises to have emptied when it returns, so that `lab.promises` can look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from zaplock.check.scenarios import PAGE_SHIFT, Operation, address_of
+from zaplock.errors import UserError
+from zaplock.model.flags import (
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    MREMAP_FIXED,
+    MREMAP_MAYMOVE,
+    PROT_NONE,
+    PROT_READ,
+    PROT_WRITE,
+)
+from zaplock.protocols import (
+    access,
+    brk,
+    exit,
+    fork,
+    gup,
+    madvise,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    proc,
+    rmap,
+    uprobes,
+)
+from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.userfaultfd import monitor
+
+HEAP_PAGE = 64
+"""Where a scenario's heap begins."""
+
+PROTECTIONS = {0: PROT_NONE, 1: PROT_READ, 3: PROT_READ | PROT_WRITE}
+
+
+def length_of(pages: int) -> int:
+    """Return the bytes of so many pages."""
+    return pages << PAGE_SHIFT
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An operation: how to run it, its arguments by name, and whether it empties its range."""
+
+    run: Callable[..., Protocol]
+    arguments: tuple[str, ...]
+    summary: str
+    empties: bool = False
+
+
+def _munmap(cx: Cx, page: int, pages: int) -> Protocol:
+    return cx.design.munmap(cx, address_of(page), length_of(pages))
+
+
+def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    prot = PROT_READ | PROT_WRITE
+    return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
+
+
+async def _mmap_device(cx: Cx, page: int, pages: int, file: int) -> int:
+    flags = MAP_SHARED | MAP_FIXED
+    prot = PROT_READ | PROT_WRITE
+    return await mmap.mmap(cx, address_of(page), length_of(pages), prot, flags, file)
+
+
+def _dontneed(cx: Cx, page: int, pages: int) -> Protocol:
+    return madvise.madvise(cx, address_of(page), length_of(pages), MADV_DONTNEED)
+
+
+def _mremap(cx: Cx, page: int, pages: int, new_pages: int) -> Protocol:
+    return mremap.mremap(cx, address_of(page), length_of(pages), length_of(new_pages))
+
+
+def _mremap_move(cx: Cx, page: int, pages: int, new_page: int) -> Protocol:
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    length = length_of(pages)
+    return mremap.mremap(cx, address_of(page), length, length, flags, address_of(new_page))
+
+
+def _mprotect(cx: Cx, page: int, pages: int, prot: int) -> Protocol:
+    return mprotect.mprotect(cx, address_of(page), length_of(pages), PROTECTIONS[prot])
+
+
+async def _revoke(cx: Cx, file: int) -> int:
+    await rmap.unmap_mapping_range(cx, file, 0, 1 << 40)
+    return 0
+
+
+KINDS: dict[str, Kind] = {
+    "munmap": Kind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
+    "mmap-fixed": Kind(_mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True),
+    "mmap-device": Kind(_mmap_device, ("page", "pages", "file"), "map a device, which may fail"),
+    "read": Kind(
+        lambda cx, page: access.read_memory(cx, address_of(page)),
+        ("page",),
+        "read memory as user code does, faulting where it must",
+    ),
+    "write": Kind(
+        lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
+        ("page", "tag"),
+        "write memory as user code does; below a stack this grows it",
+    ),
+    "dontneed": Kind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
+    "mremap": Kind(_mremap, ("page", "pages", "new_pages"), "grow or shrink a mapping in place"),
+    "mremap-move": Kind(_mremap_move, ("page", "pages", "new_page"), "move a mapping", True),
+    "brk": Kind(
+        lambda cx, pages: brk.brk(cx, address_of(HEAP_PAGE + pages)),
+        ("pages",),
+        "let the heap be so many pages long",
+    ),
+    "mprotect": Kind(_mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"),
+    "mlock": Kind(
+        lambda cx, page, pages: mlock.mlock(cx, address_of(page), length_of(pages)),
+        ("page", "pages"),
+        "mlock",
+    ),
+    "munlock": Kind(
+        lambda cx, page, pages: mlock.munlock(cx, address_of(page), length_of(pages)),
+        ("page", "pages"),
+        "munlock",
+    ),
+    "gup": Kind(
+        lambda cx, page: gup.copy_from_user(cx, address_of(page)),
+        ("page",),
+        "pin a page of one's own, read and release it (direct I/O)",
+    ),
+    "proc": Kind(
+        lambda cx, mm: cx.design.proc_cmdline(cx, mm), ("mm",), "read /proc/PID/cmdline of `mm`"
+    ),
+    "peek": Kind(
+        lambda cx, mm, page: proc.access_remote_vm(cx, mm, address_of(page)),
+        ("mm", "page"),
+        "read a page of another address space, as process_vm_readv does; 0 where there is none",
+    ),
+    "maps": Kind(lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"),
+    "smaps": Kind(lambda cx, mm: proc.proc_pid_smaps(cx, mm), ("mm",), "read /proc/PID/smaps"),
+    "truncate": Kind(
+        lambda cx, file, pages: rmap.truncate(cx, file, length_of(pages)),
+        ("file", "pages"),
+        "cut a file to so many pages",
+    ),
+    "revoke": Kind(
+        _revoke,
+        ("file",),
+        "a driver takes its pages back from all mappings (unmap_mapping_range)",
+    ),
+    "fork": Kind(fork.fork, ("child",), "fork into the address space `child`"),
+    "exit": Kind(exit.exit_process, (), "give the address space up; the last user takes it down"),
+    "oom-reap": Kind(exit.oom_reap_task_mm, ("mm",), "the oom reaper takes `mm`'s pages"),
+    "process-mrelease": Kind(exit.process_mrelease, ("mm",), "process_mrelease of `mm`"),
+    "monitor": Kind(
+        lambda cx, context, events: monitor(cx, context, 77, events),
+        ("context", "events"),
+        "be a userfaultfd monitor for so many events",
+    ),
+    "uprobe": Kind(
+        lambda cx, file, page: uprobes.uprobe_register(cx, file, length_of(page)),
+        ("file", "page"),
+        "install a uprobe at a page of a file",
+    ),
+}
+
+
+def start(cx: Cx, operation: Operation) -> Protocol:
+    """Return the started protocol of an operation."""
+    return kind_of(operation).run(cx, *operation.numbers)
+
+
+def kind_of(operation: Operation) -> Kind:
+    """Return what an operation's name stands for; raises UserError for a wrong one."""
+    kind = KINDS.get(operation.name)
+    if kind is None:
+        raise UserError(f"no operation {operation.name!r}; there are {', '.join(KINDS)}")
+    if len(operation.numbers) != len(kind.arguments):
+        wanted = " ".join([operation.name, *(name.upper() for name in kind.arguments)])
+        given = " ".join([operation.name, *map(str, operation.numbers)])
+        raise UserError(f"operation {given!r} is written {wanted!r}")
+    return kind
+
+
+def emptied(operation: Operation) -> tuple[int, int] | None:
+    """Return (first page, page behind the last) that the operation promises to empty, or None."""
+    if not kind_of(operation).empties:
+        return None
+    page, pages = operation.numbers[:2]
+    return page, page + pages

@@ -1,0 +1,277 @@
+"""Every interleaving: explicit-state search over a memoised transition relation.
+
+Breadth first over states that are ints (`packed`), by memoised transitions (`table`). A state is
+remembered whole, not by a hash, so a verdict of "proved" rests on no probability. It holds for the
+given configuration and for sequentially consistent memory only.
+
+Limits on states, time and memory end a search with the verdict "not-exhausted".
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.reductions import Merged, until_sound
+from zaplock.engines.checking.transitions import Table
+from zaplock.model.rwsem import Lock
+from zaplock.model.violations import Invariant, Violation
+
+SLICE = 20_000
+"""States to expand between two looks at the limits."""
+
+Answer = Literal["proved", "broken", "not-exhausted", "vacuous"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up. seconds: of wall time. memory: resident bytes of this process."""
+
+    states: int = 20_000_000
+    seconds: float = 600.0
+    memory: int = 6 << 30
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search has come."""
+
+    states: int
+    frontier: int
+    depth: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a search found.
+
+    violations: one of each that was met; without `all_violations` the first only.
+    never: names of `sometimes` properties that were true in no state.
+    limit: which limit ended it, "" when it is complete.
+    """
+
+    answer: Answer
+    states: int
+    transitions: int
+    depth: int
+    seconds: float
+    violations: tuple[Violation, ...] = ()
+    never: tuple[str, ...] = ()
+    limit: str = ""
+    endings: int = 0
+    steps_run: int = field(default=0, compare=False)
+
+
+def explore(
+    configuration: Configuration,
+    limits: Limits = Limits(),
+    *,
+    all_violations: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    table: Table | None = None,
+) -> Verdict:
+    """Visit every reachable state once, or stop at the first violation or at a limit."""
+    own = table is None
+    table = table or Table(configuration)
+    try:
+        return Search(table, limits, all_violations, progress).run()
+    finally:
+        if own:
+            table.close()
+
+
+class Search:
+    """The visited states and the frontier of one exploration."""
+
+    def __init__(
+        self,
+        table: Table,
+        limits: Limits,
+        all_violations: bool,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.table = table
+        self.limits = limits
+        self.all_violations = all_violations
+        self.progress = progress
+        self.visited = {table.initial}
+        self.transitions = 0
+        self.depth = 0
+        self.endings = 0
+        self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.limit = ""
+        self.started = time.monotonic()
+
+    def run(self) -> Verdict:
+        """Explore to the end, to a violation or to a limit."""
+        self.until(None)
+        return self.verdict()
+
+    def until(self, enough: int | None) -> list[int]:
+        """Explore level by level until a frontier has `enough` states; return that frontier.
+
+        It is empty when the search has come to its end, a violation or a limit.
+        """
+        if self.table.initial_violation is not None:
+            self.note(self.table.initial_violation)
+            return []
+        frontier = [self.table.initial]
+        while frontier:
+            found: list[int] = []
+            for first in range(0, len(frontier), SLICE):
+                self.limit = self.look_at_limits(len(frontier) - first + len(found))
+                if self.limit:
+                    return []
+                found += self.expand(frontier[first : first + SLICE])
+            frontier = found
+            if self.found and not self.all_violations:
+                return []
+            self.depth += 1
+            if enough is not None and len(frontier) >= enough:
+                return frontier
+        return []
+
+    def expand(self, frontier: list[int]) -> list[int]:
+        """Return the new states one transition away from those given (and remember them)."""
+        # The hot loop: see bench/test_check_rate.py before touching it.
+        table, visited, fill = self.table, self.visited, self.table.fill
+        known = visited.__contains__
+        found: list[int] = []
+        add, append = visited.add, found.append
+        tasks = [
+            (index, mask, table.rows[index]) for index, mask in enumerate(table.position_masks)
+        ]
+        transitions = 0
+        for state in frontier:
+            stuck = True
+            for index, position_mask, rows in tasks:
+                row = rows[state & position_mask]
+                if row is None:
+                    continue
+                change = row.memo.get(state & row.mask)
+                if change is None:
+                    change = fill(index, row, state)
+                if change > 0:
+                    stuck = False
+                    transitions += 1
+                    after = state ^ change
+                    if not known(after):
+                        add(after)
+                        append(after)
+                elif change < 0:
+                    stuck = False
+                    transitions += 1
+                    self.note(table.violation(change))
+            if stuck:
+                self.nobody_can_go_on(state)
+        self.transitions += transitions
+        return found
+
+    def nobody_can_go_on(self, state: int) -> None:
+        results = self.table.results(state)
+        if results is None:
+            self.note(deadlock(self.table, state))
+            return
+        self.endings += 1
+        violation = self.table.at_end(state, results)
+        if violation is not None:
+            self.note(violation)
+
+    def note(self, violation: Violation) -> None:
+        self.found.setdefault((violation.invariant, violation.message), violation)
+
+    def look_at_limits(self, frontier: int) -> str:
+        seconds = time.monotonic() - self.started
+        states = len(self.visited)
+        if self.progress is not None:
+            self.progress(Progress(states, frontier, self.depth, seconds))
+        if states > self.limits.states:
+            return f"{self.limits.states} states"
+        if seconds > self.limits.seconds:
+            return f"{self.limits.seconds:g} s"
+        if resident_bytes() > self.limits.memory:
+            return f"{self.limits.memory >> 20} MiB"
+        return ""
+
+    def verdict(self, states: int | None = None) -> Verdict:
+        """Sum up; `states` where others have visited some, too."""
+        configuration, seen = self.table.configuration, self.table.seen_sometimes
+        wanted = (*configuration.sometimes, *configuration.sometimes_at_end)
+        never = tuple(name for name in wanted if name not in seen)
+        answer: Answer = "proved"
+        if self.found:
+            answer = "broken"
+        elif self.limit:
+            answer = "not-exhausted"
+        elif never:
+            answer = "vacuous"
+        return Verdict(
+            answer,
+            len(self.visited) if states is None else states,
+            self.transitions,
+            self.depth,
+            time.monotonic() - self.started,
+            tuple(self.found.values()),
+            never if answer == "vacuous" else (),
+            self.limit,
+            self.endings,
+            self.table.misses,
+        )
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process occupies now."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def deadlock(table: Table, state: int) -> Violation:
+    """Describe a state in which tasks wait and none of them can go on."""
+    waiting = []
+    for index, program in enumerate(table.configuration.programs):
+        node = table.node(index, state)
+        if node.step is not None and not program.daemon:
+            waiting.append(f"{program.task} waits in {node.step}")
+    return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
+
+
+def explore_merged(
+    configuration: Configuration, locks: Sequence[Lock], limits: Limits = Limits()
+) -> Verdict:
+    """Visit the states of the reduced system (see `reductions`), meeting every violation.
+
+    Fewer states than `explore` visits, the same verdict, the same rules broken.
+    """
+    table = Table(configuration)
+    merged = Merged(table, locks)
+    try:
+        return until_sound(merged, lambda: _visit_merged(table, merged, limits))
+    finally:
+        table.close()
+
+
+def _visit_merged(table: Table, merged: Merged, limits: Limits) -> Verdict:
+    search = Search(table, limits, True, None)
+    if table.initial_violation is not None:
+        search.note(table.initial_violation)
+    frontier = [] if search.found else [table.initial]
+    while frontier and not search.limit:
+        state = frontier.pop()
+        moves = merged.moves(state)
+        search.transitions += len(moves)
+        for move in moves:
+            if move.change < 0:
+                search.note(table.violation(move.change))
+            elif state ^ move.change not in search.visited:
+                search.visited.add(state ^ move.change)
+                frontier.append(state ^ move.change)
+        if not moves:
+            search.nobody_can_go_on(state)
+        if len(search.visited) % 1024 == 0:
+            search.limit = search.look_at_limits(len(frontier))
+    return search.verdict()

@@ -1,0 +1,192 @@
+"""The plain search: no tables, no packing. What the fast one is compared with.
+
+Depth first over the journaled store: each transition really runs its step, is hashed by what it
+wrote, and is taken back. A state is known by its 128-bit hash and the tasks' positions, or in the
+exact mode by the whole of both. It shares with the fast engine only the trie of positions and the
+rules of the locks, so an error in footprints, packing or memos shows as a different verdict or a
+different number of states.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.exhaustive import Answer, Limits, Verdict
+from zaplock.engines.checking.positions import Node, Trie
+from zaplock.engines.checking.turn import attempt
+from zaplock.model.violations import Invariant, Violation
+
+Positions = tuple[Node, ...]
+
+
+def explore_plainly(
+    configuration: Configuration, limits: Limits = Limits(), *, exact: bool = False
+) -> Verdict:
+    """Visit every reachable state, collecting all violations; `exact` remembers whole states."""
+    search = _PlainSearch(configuration, limits, exact)
+    try:
+        return search.run()
+    finally:
+        for trie in search.tries:
+            trie.close()
+
+
+class _PlainSearch:
+    """One machine that is stepped forth and back."""
+
+    def __init__(self, configuration: Configuration, limits: Limits, exact: bool) -> None:
+        self.configuration = configuration
+        self.limits = limits
+        self.exact = exact
+        self.machine = configuration.build()
+        self.machine.store.start_journal()
+        self.tries = [Trie(program) for program in configuration.programs]
+        self.tasks = [program.task for program in configuration.programs]
+        self.visited: set[Any] = set()
+        self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.seen_sometimes: set[str] = set()
+        self.transitions = self.depth = self.endings = 0
+        self.started = time.monotonic()
+
+    def run(self) -> Verdict:
+        limit = ""
+        # (positions, next task to try, mark to undo to when this state is left, anyone enabled)
+        stack: list[list[Any]] = []
+        roots = tuple(trie.root for trie in self.tries)
+        if self._arrive(roots):
+            stack.append([roots, 0, None, False])
+        while stack:
+            limit = self._limit()
+            if limit:
+                break
+            self._go_on(stack)
+        return self._verdict(limit)
+
+    def _go_on(self, stack: list[list[Any]]) -> None:
+        """Take the next transition of the state on top, or leave that state."""
+        top = stack[-1]
+        positions, index, mark, enabled = top
+        if index == len(positions):
+            if not enabled:
+                self._nobody_can_go_on(positions)
+            stack.pop()
+            if mark is not None:
+                self.machine.store.undo(mark)
+            return
+        top[1] += 1
+        if positions[index].step is None:
+            return
+        before = self.machine.store.mark()
+        try:
+            after = self._step(positions, index)
+            if after is None:
+                self.machine.store.undo(before)
+                return
+            top[3] = True
+            self.transitions += 1
+            if self._arrive(after):
+                stack.append([after, 0, before, False])
+                self.depth = max(self.depth, len(stack))
+                return
+        except Violation as violation:
+            top[3] = True
+            self.transitions += 1
+            self._note(violation)
+        self.machine.store.undo(before)
+
+    def _step(self, positions: Positions, index: int) -> Positions | None:
+        node = positions[index]
+        assert node.step is not None
+        rules = self.configuration.rules
+        outcome = attempt(rules, self.machine, self.tasks[index], node.step, node.queued)
+        if outcome.kind == "blocked":
+            return None
+        after = list(positions)
+        trie = self.tries[index]
+        queued = outcome.kind == "queued"
+        after[index] = trie.asleep(node) if queued else trie.child(node, outcome.result)
+        moved = [index]
+        for tid in outcome.granted:
+            other = next(i for i, task in enumerate(self.tasks) if task.tid == tid)
+            after[other] = self.tries[other].child(after[other], 0)
+            moved.append(other)
+        for i in moved:
+            if after[i].step is None:
+                for check in self.configuration.at_task_end:
+                    check(self.machine, self.tasks[i], after[i].result)
+        for promise in self.configuration.always:
+            promise(self.machine)
+        return tuple(after)
+
+    def _arrive(self, positions: Positions) -> bool:
+        """Return whether this state is new, and remember it."""
+        store = self.machine.store
+        ids = tuple(node.id for node in positions)
+        key = (store.snapshot(), ids) if self.exact else (store.hash, ids)
+        if key in self.visited:
+            return False
+        if not self.visited:
+            try:
+                for promise in self.configuration.always:
+                    promise(self.machine)
+            except Violation as violation:
+                self._note(violation)
+        self.visited.add(key)
+        for name, is_true in self.configuration.sometimes.items():
+            if name not in self.seen_sometimes and is_true(self.machine):
+                self.seen_sometimes.add(name)
+        return True
+
+    def _nobody_can_go_on(self, positions: Positions) -> None:
+        waiting = [
+            f"{program.task} waits in {node.step}"
+            for program, node in zip(self.configuration.programs, positions)
+            if node.step is not None and not program.daemon
+        ]
+        if waiting:
+            self._note(Violation(Invariant.NO_DEADLOCK, "; ".join(waiting)))
+            return
+        self.endings += 1
+        results = tuple(node.result for node in positions)
+        for name, is_true in self.configuration.sometimes_at_end.items():
+            if is_true(self.machine, results):
+                self.seen_sometimes.add(name)
+        try:
+            for check in self.configuration.at_end:
+                check(self.machine, results)
+        except Violation as violation:
+            self._note(violation)
+
+    def _note(self, violation: Violation) -> None:
+        self.found.setdefault((violation.invariant, violation.message), violation)
+
+    def _limit(self) -> str:
+        if len(self.visited) > self.limits.states:
+            return f"{self.limits.states} states"
+        if self.transitions % 256 == 0 and time.monotonic() - self.started > self.limits.seconds:
+            return f"{self.limits.seconds:g} s"
+        return ""
+
+    def _verdict(self, limit: str) -> Verdict:
+        wanted = (*self.configuration.sometimes, *self.configuration.sometimes_at_end)
+        never = tuple(name for name in wanted if name not in self.seen_sometimes)
+        answer: Answer = "proved"
+        if self.found:
+            answer = "broken"
+        elif limit:
+            answer = "not-exhausted"
+        elif never:
+            answer = "vacuous"
+        return Verdict(
+            answer,
+            len(self.visited),
+            self.transitions,
+            self.depth,
+            time.monotonic() - self.started,
+            tuple(self.found.values()),
+            never if answer == "vacuous" else (),
+            limit,
+            self.endings,
+        )

@@ -1,0 +1,97 @@
+"""Some interleavings, for what is too large to try them all. Never a proof.
+
+Two choosers: uniformly random among the tasks that can move, and PCT (Burckhardt, Kothari,
+Musuvathi, Nagarakatte, ASPLOS 2010): random priorities, the highest that can move goes, and at
+`depth` - 1 random moments the running one drops below all others. PCT finds a bug that needs
+`depth` ordering constraints with probability at least 1 / (n * k**(depth-1)) per run (n tasks,
+k steps).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.exhaustive import Limits
+from zaplock.engines.checking.schedule import Run
+from zaplock.model.violations import Violation
+
+Chooser = Callable[[int, int | None], Iterable[int]]
+"""(step number, task that moved last) -> the tasks in order of preference."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the runs showed. `schedule` and `violation` belong to the first that broke."""
+
+    runs: int
+    seconds: float
+    longest: int
+    violation: Violation | None = None
+    schedule: tuple[int, ...] = ()
+    never: tuple[str, ...] = ()
+
+
+def sample(
+    configuration: Configuration,
+    runs: int = 1000,
+    *,
+    seed: int = 0,
+    depth: int | None = None,
+    limits: Limits = Limits(),
+    progress: Callable[[int, float], None] | None = None,
+) -> Sample:
+    """Try random schedules, by PCT of this `depth` if given; stop at the first violation."""
+    rng = random.Random(seed)
+    started = time.monotonic()
+    longest = 1
+    never = set(configuration.sometimes)
+    for number in range(runs):
+        tasks = len(configuration.programs)
+        chooser = _uniform(rng, tasks) if depth is None else _pct(rng, tasks, longest, depth)
+        run = run_with(configuration, chooser)
+        longest = max(longest, len(run.taken))
+        never -= run.sometimes
+        seconds = time.monotonic() - started
+        if progress is not None:
+            progress(number + 1, seconds)
+        if run.violation is not None:
+            schedule = tuple(taken.index for taken in run.taken)
+            return Sample(number + 1, seconds, longest, run.violation, schedule)
+        if seconds > limits.seconds:
+            return Sample(number + 1, seconds, longest, never=tuple(sorted(never)))
+    seconds = time.monotonic() - started
+    return Sample(runs, seconds, longest, never=tuple(sorted(never)))
+
+
+def run_with(configuration: Configuration, chooser: Chooser) -> Run:
+    """Run one interleaving to its end, asking `chooser` before each step."""
+    run = Run(configuration)
+    last: int | None = None
+    while run.violation is None:
+        order = chooser(len(run.taken), last)
+        last = next((index for index in order if run.take(index) is not None), None)
+        if last is None:
+            run.finish()
+            break
+    run.close()
+    return run
+
+
+def _uniform(rng: random.Random, tasks: int) -> Chooser:
+    return lambda _step, _last: rng.sample(range(tasks), tasks)
+
+
+def _pct(rng: random.Random, tasks: int, length: int, depth: int) -> Chooser:
+    priorities = rng.sample(range(depth, depth + tasks), tasks)
+    drops = {rng.randrange(length): depth - 1 - i for i in range(depth - 1)}
+
+    def choose(step: int, last: int | None) -> Iterable[int]:
+        if step in drops and last is not None:
+            priorities[last] = drops[step]
+        return sorted(range(tasks), key=lambda index: -priorities[index])
+
+    return choose

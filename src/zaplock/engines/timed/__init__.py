@@ -1,0 +1,1 @@
+"""A discrete-event simulation in virtual nanoseconds: CPUs, semaphores, threads."""

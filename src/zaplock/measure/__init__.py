@@ -1,0 +1,1 @@
+"""Experiments on real kernels: the one that runs, and others in guests."""

@@ -1,0 +1,99 @@
+"""Calibration: the units of a cost profile, measured on this machine in repeated rounds.
+
+A round is a fresh process that runs every experiment once (zaplock.measure.calibration). Each round
+is derived by itself; a unit is the median over the rounds, its spread their least and greatest. So
+a round that was disturbed spoils nothing, and the spread shows how far the figures can be trusted.
+
+The figures hold for 4 KiB pages and an otherwise idle machine. What they don't hold: the cost of
+memory that a hypervisor still has to find, NUMA distances, and contention inside the kernel.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from zaplock.errors import UserError
+from zaplock.measure import memory
+from zaplock.measure.calibration import derive
+from zaplock.measure.children import Child
+
+WORKER = "zaplock.measure.calibration.worker"
+ROUND_LIMIT_S = 120.0
+STEPS = 3
+"""Progress lines in each round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The units of this machine in nanoseconds, with spread, notes and provenance."""
+
+    costs: Mapping[str, float]
+    spread: Mapping[str, tuple[float, float]]
+    notes: Mapping[str, str]
+    kernel: str
+    cpu: str
+    rounds: int
+    scale_mib: int
+
+
+def calibrate(
+    *,
+    rounds: int = 5,
+    scale_mib: int = 128,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> Calibration:
+    """Measure this machine; `progress` is told the steps done and the steps in all.
+
+    The largest experiment takes eight times `scale_mib` MiB. Raises UserError when that doesn't fit
+    or a round takes longer than two minutes.
+    """
+    if not 1 <= rounds <= 100:
+        raise UserError(f"rounds {rounds} must lie between 1 and 100")
+    if not 16 <= scale_mib <= 16384:
+        raise UserError(f"scale {scale_mib} MiB must lie between 16 and 16384")
+    memory.require(9 * scale_mib << 20, "anonymous")
+    raws: list[dict[str, float]] = []
+
+    def told(step: int) -> None:
+        progress(len(raws) * STEPS + step, rounds * STEPS)
+
+    while len(raws) < rounds:
+        raws.append(_round(scale_mib, told))
+    return merged(raws, scale_mib)
+
+
+def _round(scale_mib: int, progress: Callable[[int], None]) -> dict[str, float]:
+    deadline = time.monotonic() + ROUND_LIMIT_S
+    with Child(WORKER, {"scale_mib": scale_mib}) as worker:
+        for step in range(STEPS):
+            answer = worker.receive(deadline)
+            progress(step + 1)
+    raw: dict[str, float] = answer["raw"]
+    return raw
+
+
+def merged(raws: list[dict[str, float]], scale_mib: int = 0) -> Calibration:
+    """Return the median and the spread of each unit over the rounds."""
+    by_round = [derive.units(raw) for raw in raws]
+    found = {unit: [units[unit] for units in by_round] for unit in by_round[0]}
+    return Calibration(
+        costs={unit: round(median(values), 2) for unit, values in found.items()},
+        spread={unit: (round(min(v), 2), round(max(v), 2)) for unit, v in found.items()},
+        notes=derive.notes(raws[0]),
+        kernel=platform.release(),
+        cpu=cpu_name(),
+        rounds=len(raws),
+        scale_mib=scale_mib,
+    )
+
+
+def cpu_name() -> str:
+    """Return the CPU's name and the number of CPUs online."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()

@@ -1,0 +1,198 @@
+"""Experiments on pages: zap, free, tables, faults, populate, fork, mprotect, mlock.
+
+Each returns CPU nanoseconds per page (per huge page, per table), and does its own clean-up. User
+faults are made by a strided memoryview copy: one C loop that touches one byte of each page.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from zaplock.measure import mappings, memory
+from zaplock.measure import syscalls as sys
+from zaplock.measure.calibration.clock import spent
+
+MIB = 1 << 20
+
+
+@contextmanager
+def mapped(length: int, backing: str, *, populated: bool = True) -> Iterator[mappings.Mapping]:
+    """Give a mapping between guards; what is left of it goes afterwards."""
+    mapping = mappings.map_range(length, backing)
+    try:
+        if populated:
+            mappings.populate(mapping)
+        yield mapping
+    finally:
+        sys.munmap(mapping.address, mapping.length)
+        if mapping.fd >= 0:
+            os.close(mapping.fd)
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Have a child that shares every page while the block runs."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write_end)
+        os.read(read_end, 1)
+        os._exit(0)
+    os.close(read_end)
+    try:
+        yield
+    finally:
+        os.close(write_end)
+        os.waitpid(child, 0)
+
+
+def _bytes(mapping: mappings.Mapping) -> memoryview:
+    array = (ctypes.c_char * mapping.length).from_address(mapping.address)
+    return memoryview(array).cast("B")
+
+
+def write_touch(mapping: mappings.Mapping, step: int) -> Callable[[], object]:
+    """Return a call that writes one byte in each `step` of the mapping, from user mode."""
+    view, ones = _bytes(mapping), b"\1" * (mapping.length // step)
+
+    def touch() -> None:
+        view[::step] = ones
+
+    return touch
+
+
+def read_touch(mapping: mappings.Mapping, step: int) -> Callable[[], object]:
+    """Return a call that reads one byte in each `step` of the mapping, from user mode."""
+    view = _bytes(mapping)
+    return lambda: bytes(view[::step])
+
+
+def unmap(length: int, backing: str) -> float:
+    """Cost of munmap per page: zap, free and the page tables' share."""
+    with mapped(length, backing) as mapping:
+        took = spent(lambda: sys.munmap(mapping.address, mapping.length))
+    return took / (length // mappings.page_size(backing))
+
+
+def zap_shared(length: int, backing: str) -> float:
+    """Cost of munmap per page while a forked child keeps every page: no page is freed."""
+    with mapped(length, backing) as mapping, forked():
+        took = spent(lambda: sys.munmap(mapping.address, mapping.length))
+    return took / (length // mappings.page_size(backing))
+
+
+def unmap_sparse(nr_tables: int) -> float:
+    """Cost of munmap per page table that holds one zero page."""
+    with mapped(nr_tables * sys.HUGE, "zero", populated=False) as mapping:
+        read_touch(mapping, sys.HUGE)()
+        took = spent(lambda: sys.munmap(mapping.address, mapping.length))
+    return took / nr_tables
+
+
+def fault(length: int, backing: str) -> float:
+    """Cost of a user fault on a fresh page of this backing (file: write to a cached page)."""
+    step = mappings.page_size(backing)
+    with mapped(length, backing, populated=False) as mapping:
+        if mapping.fd >= 0:
+            os.posix_fallocate(mapping.fd, 0, length)
+        touch = (read_touch if backing == "zero" else write_touch)(mapping, step)
+        first, again = spent(touch), spent(touch)
+    return (first - again) / (length // step)
+
+
+def fault_reuse(length: int) -> float:
+    """Cost of a write fault that finds its page alone again: its other owner, a child, has gone."""
+    with mapped(length, "anonymous") as mapping:
+        touch = write_touch(mapping, sys.PAGE)
+        with forked():
+            pass
+        first, again = spent(touch), spent(touch)
+    return (first - again) / (length // sys.PAGE)
+
+
+def fault_copy(length: int) -> float:
+    """Cost of a write fault on a page that a child shares: copy on write."""
+    with mapped(length, "anonymous") as mapping:
+        touch = write_touch(mapping, sys.PAGE)
+        with forked():
+            first, again = spent(touch), spent(touch)
+    return (first - again) / (length // sys.PAGE)
+
+
+def populate(length: int) -> float:
+    """Cost of MADV_POPULATE_WRITE per page."""
+    with mapped(length, "anonymous", populated=False) as mapping:
+        took = spent(lambda: sys.madvise(mapping.address, length, sys.MADV_POPULATE_WRITE))
+    return took / (length // sys.PAGE)
+
+
+def fork(length: int) -> float:
+    """Cost of fork per page: with the mapping populated, less without."""
+
+    def took() -> int:
+        def fork_once() -> None:
+            if os.fork() == 0:
+                os._exit(0)
+
+        spent_ns = spent(fork_once)
+        os.wait()
+        return spent_ns
+
+    without = took()
+    with mapped(length, "anonymous"):
+        return (took() - without) / (length // sys.PAGE)
+
+
+def protect(length: int) -> float:
+    """Cost of mprotect per page, to read-only."""
+    with mapped(length, "anonymous") as mapping:
+        took = spent(lambda: sys.mprotect(mapping.address, length, sys.PROT_READ))
+    return took / (length // sys.PAGE)
+
+
+def lock_pages(length: int) -> tuple[float, float]:
+    """Cost of mlock and of munlock per present page."""
+    with mapped(length, "anonymous") as mapping:
+        locked = spent(lambda: sys.mlock(mapping.address, length))
+        unlocked = spent(lambda: sys.munlock(mapping.address, length))
+    return locked / (length // sys.PAGE), unlocked / (length // sys.PAGE)
+
+
+def experiments(scale: int) -> dict[str, float]:
+    """Run all experiments on `scale` MiB of pages; what can't be had here is left out."""
+    length = scale * MIB
+    raw = {
+        "unmap_anonymous": unmap(8 * length, "anonymous"),
+        "unmap_zero": unmap(32 * length, "zero"),
+        "unmap_file": unmap(length, "file"),
+        "zap_shared_anonymous": zap_shared(length, "anonymous"),
+        "unmap_table": unmap_sparse(1024),
+        "fault_anonymous": fault(length, "anonymous"),
+        "fault_zero": fault(length, "zero"),
+        "fault_file": fault(length, "file"),
+        "fault_reuse": fault_reuse(length // 4),
+        "fault_copy": fault_copy(length // 4),
+        "populate": populate(length),
+        "fork_page": fork(length),
+        "protect_page": protect(length),
+    }
+    raw |= _huge("thp", length) | _huge("hugetlb", min(length, 64 * MIB))
+    with suppress(OSError):  # RLIMIT_MEMLOCK: units that stay unmeasured, and say so
+        raw["mlock_page"], raw["munlock_page"] = lock_pages(length // 4)
+    return raw
+
+
+def _huge(backing: str, length: int) -> dict[str, float]:
+    if backing == "hugetlb" and not memory.fits(3 * length, backing):
+        return {}
+    try:
+        return {
+            f"unmap_{backing}": unmap(length, backing),
+            f"zap_shared_{backing}": zap_shared(length, backing),
+            f"fault_{backing}": fault(length, backing),
+        }
+    except OSError:
+        return {}

@@ -1,0 +1,227 @@
+"""One guest: boot a kernel into the probe under QEMU, with a limit in time, and read its capsule.
+
+The accelerator is TCG (emulation), or KVM where a probe shows that it works: /dev/kvm can be opened
+on machines whose guests then hang or abort, so only a guest that came to its end counts as proof.
+The answer is kept for as long as the host stays booted.
+
+`exact` gives the guest instruction-counted time (-icount, one CPU): each instruction takes
+2 ** shift ns, an idle CPU's clock jumps to the next timer, random numbers come from a seed, no
+hardware clock is read. Two runs of the same image are the same to the last byte, on any machine,
+however busy. It is no model of a real CPU's caches or of contention between CPUs: it shows the
+structure of locking exactly, and times in proportion to instructions.
+
+Nothing is left running: QEMU dies with this process (PR_SET_PDEATHSIG), at its limit, and with any
+error that passes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zaplock.errors import UserError
+from zaplock.measure.guest import build, cache, capsule, initramfs, scratch
+from zaplock.measure.guest.kernels import Kernel
+
+PROGRAM = "qemu-system-x86_64"
+EXACT_SHIFT = 2
+"""4 ns an instruction in an exact guest: a quarter of a thousand MIPS."""
+_KVM_LIMIT_S = 8.0
+_POLL_S = 0.05
+_QUIET_BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off"
+# Half of an emulated boot is self-tests and certificates, which have nothing to do with mm.
+_SHORT_BOOT = (
+    "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,"
+    "bpf_tcp_ca_kfunc_init,bpf_dummy_struct_ops_init,init_blk_tracer"
+)
+_SAME_BOOT = "nokaslr norandmaps randomize_kstack_offset=off"
+_SUCCEEDED = 1  # isa-debug-exit: (0 << 1) | 1
+_PR_SET_PDEATHSIG = 1
+
+Progress = Callable[[str], None]
+"""Told the phase of the guest: one of `capsule.PHASES`."""
+
+
+def _silent(_phase: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The guest's hardware. `memory` in bytes; `shift` matters in an exact guest only."""
+
+    memory: int
+    nr_cpus: int = 2
+    exact: bool = False
+    shift: int = EXACT_SHIFT
+    boot_options: tuple[str, ...] = ()
+
+
+def program() -> str:
+    """Return QEMU's program. Raises UserError where it isn't installed."""
+    if platform.machine() != "x86_64":
+        raise UserError(f"guests are x86-64 kernels; on {platform.machine()} use 'zaplock compare'")
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise UserError(
+            f"{PROGRAM} is not installed: install it with 'apt-get install qemu-system-x86', "
+            "or your distribution's QEMU for x86"
+        )
+    return found
+
+
+def run(
+    kernel: Kernel,
+    machine: Machine,
+    arguments: Sequence[str],
+    *,
+    limit_s: float,
+    progress: Progress = _silent,
+) -> capsule.Capsule:
+    """Boot the kernel, run the probe with these arguments, return what it handed over.
+
+    Raises UserError when the guest did not boot, failed, or was not done after `limit_s`.
+    """
+    accelerator = "tcg" if machine.exact else _accelerator(kernel)
+    return _run(kernel, machine, arguments, accelerator, limit_s, progress)
+
+
+def _run(
+    kernel: Kernel,
+    machine: Machine,
+    arguments: Sequence[str],
+    accelerator: str,
+    limit_s: float,
+    progress: Progress,
+) -> capsule.Capsule:
+    with scratch.folder() as folder:
+        capsule.make(folder / "capsule")
+        (folder / "initramfs").write_bytes(initramfs.guest_root(build.probe().read_bytes()))
+        command = _command(kernel, machine, arguments, accelerator, folder)
+        status, said = _supervised(command, folder, limit_s, progress)
+        result = capsule.read(folder / "capsule")
+        if status != _SUCCEEDED or result is None:
+            raise UserError(_what_failed(kernel, status, said, folder, limit_s))
+        return result
+
+
+def _command(
+    kernel: Kernel, machine: Machine, arguments: Sequence[str], accelerator: str, folder: Path
+) -> list[str]:
+    boot = [_QUIET_BOOT, _SHORT_BOOT, *machine.boot_options]
+    clock = ["-smp", str(machine.nr_cpus)]
+    if machine.exact:
+        boot.append(_SAME_BOOT)
+        clock = ["-smp", "1", "-icount", f"shift={machine.shift},sleep=off", "-seed", "1"]
+    memory_file = (
+        f"memory-backend-file,id=capsule,share=on,mem-path={folder / 'capsule'},size={capsule.SIZE}"
+    )
+    return [
+        program(),
+        *(
+            "-machine",
+            f"pc,accel={accelerator}",
+            "-cpu",
+            "host" if accelerator == "kvm" else "qemu64",
+        ),
+        *("-m", f"{machine.memory >> 20}M", *clock, "-rtc", "base=2020-01-01,clock=vm"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")),
+        *("-append", " ".join([*boot, "--", *arguments])),
+        *("-object", memory_file, "-device", "ivshmem-plain,memdev=capsule"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
+        *("-serial", f"file:{folder / 'console'}"),
+    ]
+
+
+def _supervised(
+    command: list[str], folder: Path, limit_s: float, progress: Progress
+) -> tuple[int | None, str]:
+    """Run to the end or to the limit (then the status is None); return also what QEMU said."""
+    deadline, seen = time.monotonic() + limit_s, ""
+    with (folder / "said").open("w+b") as said:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=die_with_parent
+        )
+        try:
+            while process.poll() is None and time.monotonic() < deadline:
+                if (phase := capsule.phase(folder / "capsule")) != seen:
+                    progress(seen := phase)
+                time.sleep(_POLL_S)
+            status = process.poll()
+        finally:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        return status, said.read().decode(errors="replace")
+
+
+_libc = ctypes.CDLL(None)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process with its parent, however that one ends (Linux)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _what_failed(
+    kernel: Kernel, status: int | None, said: str, folder: Path, limit_s: float
+) -> str:
+    console_file = folder / "console"
+    console = console_file.read_text(errors="replace") if console_file.exists() else ""
+    last = _telling_line(console) or _last(said) or "it said nothing"
+    at = capsule.phase(folder / "capsule")
+    what, way_out = f"failed in phase {at}", "give it more --guest-memory, or a smaller SIZE"
+    if status is None:
+        what = f"was not done after {limit_s:.0f} s, in phase {at}"
+        way_out = "try a bigger --timeout, a smaller SIZE, or another kernel"
+    elif at == "boot":
+        what, way_out = "did not boot into the probe", "try debian:6.1 or debian:6.12"
+    return f"the guest {kernel.name} {what} ({last}): {way_out}"
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _telling_line(console: str) -> str:
+    """Return the line that says most: the probe's own, the panic, else the last."""
+    lines = [line.strip() for line in console.splitlines() if line.strip()]
+    for sign in ("zaplock-probe:", "Out of memory", "Kernel panic"):
+        if telling := [line for line in lines if sign in line]:
+            return telling[-1]
+    return lines[-1] if lines else ""
+
+
+def _accelerator(kernel: Kernel) -> str:
+    """Return "kvm" where a guest on it comes to its end, else "tcg"."""
+    if not Path("/dev/kvm").exists():
+        return "tcg"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    answer = cache.folder("qemu") / f"accelerator-{boot_id}"
+    if not answer.exists():
+        chosen = "kvm" if _kvm_works(kernel) else "tcg"
+        for old in answer.parent.glob("accelerator-*"):
+            old.unlink(missing_ok=True)
+        answer.write_text(chosen)
+    return answer.read_text()
+
+
+@functools.lru_cache
+def _kvm_works(kernel: Kernel) -> bool:
+    machine = Machine(memory=512 << 20, nr_cpus=1)
+    arguments = ["length=1048576", "trace=0"]
+    try:
+        _run(kernel, machine, arguments, "kvm", _KVM_LIMIT_S, _silent)
+    except UserError:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""A guest's trace as an ordinary recording: the same decoder, the same file, the same views.
+
+The capsule brings the format files of the guest's kernel, so its pages are decoded by its own
+layouts. Names come from the guest too: this machine's /proc knows nothing of its tasks.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from zaplock.measure.guest.capsule import Capsule
+from zaplock.measure.guest.experiment import GuestRun, arguments
+from zaplock.recorder.decode import Columns
+from zaplock.recorder.layouts import Layouts, read_layouts
+from zaplock.recorder.naming import Names
+from zaplock.recorder.operations import NAMES
+from zaplock.recorder.stream import Stream
+from zaplock.trace import file
+from zaplock.trace.events import Events, Kind, Task
+
+_END_OF_TIME = 1 << 62
+
+
+class _GuestNames(Names):
+    """Names of another kernel's tasks: from the capsule and the trace, never from /proc here."""
+
+    def complete(self, columns: Columns) -> None:
+        self._own(columns)
+
+
+def events(capsule: Capsule) -> Events:
+    """Decode the trace of a capsule."""
+    layouts = _layouts(capsule)
+    names = _names(capsule)
+    stream = Stream(layouts, names)
+    chunks = [(_cpu(name), pages) for name, pages in sorted(capsule.files("pages/").items())]
+    columns = stream.feed(chunks, _END_OF_TIME)
+    found = Events(columns, NAMES, names.tasks, names.mms)
+    found.check()
+    return found
+
+
+def write(path: str | Path, run: GuestRun) -> None:
+    """Write a run as a recording. Two exact runs of one plan write the same bytes."""
+    happened = events(run.capsule)
+    file.write(path, happened, manifest(run, happened))
+
+
+def manifest(run: GuestRun, happened: Events) -> file.Manifest:
+    """Say where a recording comes from, without anything that changes from run to run."""
+    lost = happened["length"][happened["kind"] == Kind.LOST]
+    facts = run.capsule.facts
+    clock = "instruction-counted" if run.plan.exact else "emulated or virtual"
+    return file.Manifest(
+        kernel=facts["release"],
+        machine=f"QEMU guest, {facts['nr_cpus']} CPUs, {clock} time",
+        cpus=int(facts["nr_cpus"]),
+        target=f"zap ({facts['target_pid']})",
+        command_line=tuple(arguments(run.plan)),
+        enabled=enabled(run.capsule),
+        lost_events=int(lost[lost >= 0].sum()),
+        unknown_losses=int((lost < 0).sum()),
+        complete=True,
+        notes=(f"{run.plan.kernel}: {facts['version']}",),
+    )
+
+
+def enabled(capsule: Capsule) -> tuple[str, ...]:
+    """List the trace events that were on, as system:name."""
+    formats = [name.split("/") for name in capsule.files("events/") if name.endswith("/format")]
+    return tuple(f"{system}:{event}" for _, system, event, _ in formats)
+
+
+def _layouts(capsule: Capsule) -> Layouts:
+    with tempfile.TemporaryDirectory(prefix="zaplock-formats-") as name:
+        root = Path(name)
+        for record, data in capsule.files("events/").items():
+            (root / record).parent.mkdir(parents=True, exist_ok=True)
+            (root / record).write_bytes(data)
+        return read_layouts(root, enabled(capsule))
+
+
+def _names(capsule: Capsule) -> Names:
+    names = _GuestNames()
+    listed = [line.split(maxsplit=2) for line in capsule.text("tasks").splitlines()]
+    process = {pid: comm for pid, tid, comm in listed if pid == tid}
+    for pid, tid, comm in listed:
+        names.tasks[int(tid)] = Task(int(tid), comm, int(pid), process.get(pid, comm))
+    return names
+
+
+def _cpu(record: str) -> int:
+    return int(record.removeprefix("pages/cpu"))

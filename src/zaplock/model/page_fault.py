@@ -1,0 +1,355 @@
+"""What a page fault puts into a page table, once its VMA has been found and checked.
+
+`fault_page` is the part of handle_mm_fault that runs under the page-table lock. It looks at the
+entry again, so two tasks that fault on one page agree.
+
+Sources: mm/memory.c (do_anonymous_page, do_read_fault, do_cow_fault, do_shared_fault, do_wp_page,
+do_fault_around), mm/huge_memory.c, mm/hugetlb.c.
+"""
+
+from __future__ import annotations
+
+from signal import SIGBUS, SIGSEGV
+from typing import TYPE_CHECKING
+
+from zaplock.model.files import cached_frame
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    PAGES_PER_PMD,
+    PMD_SIZE,
+    VM_HUGEPAGE,
+    VM_HUGETLB,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_SHARED,
+    VM_SPECIAL,
+    VM_UFFD_MINOR,
+    VM_UFFD_MISSING,
+    VM_UFFD_WP,
+    VM_WRITE,
+)
+from zaplock.model.frames import alloc_frames, change_frames
+from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.pagetable import RSS, alloc_tables, install
+from zaplock.model.step import Task
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.violations import Invariant, Violation
+from zaplock.model.vma import Vma
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+
+FAULT_AROUND_PAGES = 16
+USERFAULT = 1
+"""Result of a fault that a userfaultfd monitor has to answer."""
+
+
+def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
+    """Make `address` accessible; return 0, -SIGBUS, -SIGSEGV or USERFAULT."""
+    space = m.mm(vma.mm)
+    vpn = address >> PAGE_SHIFT
+    m.spend("fault_minor")
+    pte = space.ptes.at(vpn)
+    if pte is not None:
+        return _present(m, task, vma, space, vpn, pte, write)
+    if vma.flags & VM_UFFD_MISSING and not vma.flags & VM_PFNMAP and not vma.file:
+        return ask_monitor(m, vma)
+    if vma.flags & VM_HUGETLB:
+        return _hugetlb(m, task, vma, space, vpn, write)
+    if vma.file:
+        return _file(m, task, vma, space, vpn, write)
+    if vma.flags & VM_PFNMAP:
+        return -SIGBUS
+    return _anonymous(m, task, vma, space, vpn, write)
+
+
+def ask_monitor(m: Machine, vma: Vma) -> int:
+    """Return USERFAULT, or -SIGBUS where the monitor has asked for that (UFFD_FEATURE_SIGBUS)."""
+    signals = m.events.get(("uffd_features", vma.uffd)) == "sigbus"
+    return -SIGBUS if signals else USERFAULT
+
+
+def _present(
+    m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, pte: Pte, write: bool
+) -> int:
+    if pte.kind == "guard":
+        return -SIGSEGV
+    if not write or pte.writable:
+        return 0
+    if pte.kind in ("zero", "zero_thp"):
+        return _copy_zero(m, task, vma, space, vpn, pte)
+    if vma.flags & VM_SHARED:
+        space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True))
+        m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
+        return 0
+    return _copy_on_write(m, task, space, vpn, pte)
+
+
+def _copy_zero(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, pte: Pte) -> int:
+    """Replace the zero page by a page of one's own; a huge zero page by a huge page."""
+    if pte.kind == "zero_thp":
+        low = vpn - vpn % PAGES_PER_PMD
+        space.ptes.clear(low, low + PAGES_PER_PMD)
+        _map_huge(m, task, space, low)
+        return 0
+    space.ptes.clear(vpn, vpn + 1)
+    m.spend("fault_cow")
+    _map_new(m, task, space, vpn)
+    return 0
+
+
+def _copy_on_write(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+    if pte.kind == "thp":
+        return _write_huge(m, task, space, vpn, pte)
+    if pte.kind == "hugetlb":
+        return _write_hugetlb(m, task, space, vpn, pte)
+    pfn = vpn + pte.delta
+    frame = m.frames.at(pfn)
+    if pte.kind == "anon" and frame is not None and frame.maps == 1:
+        space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True))
+        return 0
+    tag = m.content.at(pfn) or 0
+    drop_mapping(m, task, space, vpn, pte)
+    m.spend("fault_cow")
+    _map_new(m, task, space, vpn, tag)
+    return 0
+
+
+def drop_mapping(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> None:
+    """Take one entry out whose frame another entry is about to replace, flushing the page."""
+    space.ptes.clear(vpn, vpn + 1)
+    if pte.kind in RSS:
+        space.add(RSS[pte.kind], -1)
+    flush_tlb_range(m, space.mm, vpn, vpn + 1, False)
+    change_frames(m, task, vpn + pte.delta, vpn + pte.delta + 1, refs=-1, maps=-1)
+
+
+def _write_huge(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+    low = vpn - vpn % PAGES_PER_PMD
+    frame = m.frames.at(vpn + pte.delta)
+    if frame is not None and frame.maps == 1:
+        space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True))
+        return 0
+    space.ptes.set(low, low + PAGES_PER_PMD, Pte("anon", pte.delta, False))
+    return _copy_on_write(m, task, space, vpn, Pte("anon", pte.delta, False))
+
+
+def _write_hugetlb(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+    low = vpn - vpn % PAGES_PER_PMD
+    frame = m.frames.at(low + pte.delta)
+    if frame is not None and frame.kind == "hugetlb" and frame.refs == frame.maps == 1:
+        space.ptes.set(low, low + PAGES_PER_PMD, Pte("hugetlb", pte.delta, True))
+        return 0
+    space.ptes.clear(low, low + PAGES_PER_PMD)
+    change_frames(m, task, low + pte.delta, low + pte.delta + PAGES_PER_PMD, refs=-1, maps=-1)
+    new = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
+    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", new - low, True))
+    return 0
+
+
+def _anonymous(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+    huge = huge_range(m, vma, space, vpn)
+    if huge is not None:
+        alloc_tables(m, task, space, huge, huge + 1)  # set aside for the case of a split
+        if write:
+            _map_huge(m, task, space, huge)
+        else:
+            install(m, task, space, huge, huge + PAGES_PER_PMD, Pte("zero_thp", 0))
+        return 0
+    if write:
+        m.spend("fault_anon")
+        _map_new(m, task, space, vpn)
+    else:
+        m.spend("fault_zero")
+        install(m, task, space, vpn, vpn + 1, Pte("zero", 0))
+    return 0
+
+
+def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | None:
+    """Return the first page of the huge page that a fault may map here, or None."""
+    if not allows_huge_pages(m, vma):
+        return None
+    low = vpn - vpn % PAGES_PER_PMD
+    start = low << PAGE_SHIFT
+    if start < vma.start or start + PMD_SIZE > vma.end:
+        return None
+    if space.tables[1].at(low // PAGES_PER_PMD) is not None:
+        return None  # a page table is in the place, with or without entries
+    return None if space.ptes.any_in(low, low + PAGES_PER_PMD) else low
+
+
+def allows_huge_pages(m: Machine, vma: Vma) -> bool:
+    """Return whether the policy lets faults of a VMA map huge pages."""
+    policy = m.globals.get("thp", 1)  # 0 never, 1 madvise, 2 always
+    if not policy or vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL):
+        return False
+    return policy == 2 or bool(vma.flags & VM_HUGEPAGE)
+
+
+def meets_huge_pages(m: Machine, vma: Vma, first: int, last: int) -> bool:
+    """Return whether faults of virtual pages [first, last) may map a huge page somewhere."""
+    if not allows_huge_pages(m, vma):
+        return False
+    starts = (first, *range(-(-first // PAGES_PER_PMD) * PAGES_PER_PMD, last, PAGES_PER_PMD))
+    return any(huge_range(m, vma, m.mm(vma.mm), vpn) is not None for vpn in starts)
+
+
+def _map_new(m: Machine, task: Task, space: AddressSpace, vpn: int, tag: int = 0) -> None:
+    pfn = alloc_frames(m, task, "anon", 1)
+    if tag:
+        m.content.set(pfn, pfn + 1, tag)
+    install(m, task, space, vpn, vpn + 1, Pte("anon", pfn - vpn, True))
+
+
+def _map_huge(m: Machine, task: Task, space: AddressSpace, low: int) -> None:
+    m.spend("fault_thp")
+    pfn = alloc_frames(m, task, "thp", PAGES_PER_PMD, align=PAGES_PER_PMD)
+    install(m, task, space, low, low + PAGES_PER_PMD, Pte("thp", pfn - low, True))
+
+
+def _hugetlb(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+    low = vpn - vpn % PAGES_PER_PMD
+    m.spend("fault_hugetlb")
+    if vma.file and vma.flags & VM_SHARED:
+        return _hugetlb_shared(m, task, vma, space, low)
+    if not take_hugetlb_page(m):
+        return -SIGBUS
+    pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
+    writable = bool(vma.flags & VM_WRITE)
+    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", pfn - low, writable))
+    return 0
+
+
+def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: AddressSpace, low: int) -> int:
+    pgoff = vma.pgoff_of(low << PAGE_SHIFT)
+    cache = m.page_cache(vma.file)
+    delta = cache.at(pgoff)
+    if pgoff << PAGE_SHIFT >= m.files[vma.file].size:
+        return -SIGBUS
+    if delta is None:
+        if not take_hugetlb_page(m):
+            return -SIGBUS
+        pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
+        delta = pfn - pgoff
+        cache.set(pgoff, pgoff + PAGES_PER_PMD, delta)
+    pfn = pgoff + delta
+    change_frames(m, task, pfn, pfn + PAGES_PER_PMD, refs=1)
+    writable = bool(vma.flags & VM_WRITE)
+    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", pfn - low, writable))
+    return 0
+
+
+def take_hugetlb_page(m: Machine) -> bool:
+    """Take a page from the hugetlb pool; False if it is empty."""
+    left: int = m.globals.get("hugetlb_free", 0)
+    if left > 0:
+        m.globals.put("hugetlb_free", left - 1)
+    return left > 0
+
+
+def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+    pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
+    file = m.files[vma.file]
+    if file.kind == "device":
+        return -SIGBUS
+    shared = bool(vma.flags & VM_SHARED)
+    if not write and not vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
+        _fault_around(m, task, vma, space, vpn)
+        if space.ptes.at(vpn) is not None:
+            return 0
+    if pgoff << PAGE_SHIFT >= file.size:
+        return -SIGBUS
+    if vma.flags & VM_UFFD_MISSING and m.page_cache(vma.file).at(pgoff) is None:
+        return ask_monitor(m, vma)
+    pfn = cached_frame(m, task, vma.file, pgoff)
+    m.spend("fault_file")
+    alloc_tables(m, task, space, vpn, vpn + 1)
+    if write and not shared:
+        m.spend("fault_cow")
+        _map_new(m, task, space, vpn, m.content.at(pfn) or 0)
+        return 0
+    change_frames(m, task, pfn, pfn + 1, refs=1)
+    kind = "shmem" if file.kind == "shmem" else "file"
+    writable = shared and (write or stays_writable(vma, kind))
+    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable))
+    if write:
+        m.dirty.set(pfn, pfn + 1, True)
+    return 0
+
+
+def stays_writable(vma: Vma, kind: str) -> bool:
+    """Return whether even a read fault makes an entry that can be written through.
+
+    So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory.
+    """
+    return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
+
+
+def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int) -> None:
+    """Map the cached pages around a read fault too (do_fault_around: 64 KiB, one page table)."""
+    first_of_vma = vma.start >> PAGE_SHIFT
+    in_table = vpn % PAGES_PER_PMD
+    offset = vpn - first_of_vma
+    low = max(in_table - in_table % FAULT_AROUND_PAGES, in_table - min(in_table, offset))
+    high = min(low + FAULT_AROUND_PAGES, PAGES_PER_PMD, in_table + vma.nr_pages - offset)
+    table = vpn - in_table
+    file = m.files[vma.file]
+    kind = "shmem" if file.kind == "shmem" else "file"
+    shift = (vma.start >> PAGE_SHIFT) - vma.pgoff
+    end_of_file = -(-file.size >> PAGE_SHIFT)
+    cache = m.page_cache(vma.file)
+    last = min(table + high - shift, end_of_file)
+    if file.kind == "disk" and space.tables[1].at(vpn >> 9) is None:
+        cached = cache.overlapping(table + low - shift, last)
+        if cached and cached[0][0] == end_of_file - 1:
+            return  # the last page alone does not bring its page table (filemap_map_pages)
+    for start, end, delta in cache.overlapping(table + low - shift, last):
+        for pgoff in range(start, end):
+            at = pgoff + shift
+            if space.ptes.at(at) is None:
+                alloc_tables(m, task, space, at, at + 1)
+                change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
+                writable = stays_writable(vma, kind)
+                install(m, task, space, at, at + 1, Pte(kind, delta - shift, writable))
+
+
+def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool) -> int:
+    """Fault in virtual pages [first, last) of a VMA at once, as a loop of faults would.
+
+    For ranges of anonymous memory without huge pages this is one run, whatever its length; others
+    go page by page. Returns 0 or the first fault's error.
+    """
+    space = m.mm(vma.mm)
+    lowest = 2 if vma.flags & VM_HUGETLB or vma.file else 1
+    plain = not vma.file and not vma.flags & (VM_HUGETLB | VM_UFFD_MISSING | VM_PFNMAP)
+    grain = PAGES_PER_PMD if plain and allows_huge_pages(m, vma) else last
+    vpn = first
+    while vpn < last:
+        may_be_huge = plain and huge_range(m, vma, space, vpn) is not None
+        end = min(last, (vpn // grain + 1) * grain)
+        if plain and not may_be_huge and not space.ptes.any_in(vpn, end):
+            alloc_tables(m, task, space, vpn, end)
+            _populate_run(m, task, space, vpn, end, write)
+            vpn = end
+            continue
+        alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
+        result = fault_page(m, task, vma, vpn << PAGE_SHIFT, write)
+        if result:
+            return result
+        run = space.ptes.run_at(vpn)
+        if run is None:
+            raise Violation(Invariant.BOOKS_BALANCE, f"a fault at page {vpn:#x} mapped nothing")
+        vpn = run[1] if not write or run[2].writable else vpn + 1
+    return 0
+
+
+def _populate_run(
+    m: Machine, task: Task, space: AddressSpace, first: int, last: int, write: bool
+) -> None:
+    if write:
+        pfn = alloc_frames(m, task, "anon", last - first)
+        m.spend("populate_anon", last - first)
+        install(m, task, space, first, last, Pte("anon", pfn - first, True))
+    else:
+        m.spend("fault_zero", last - first)
+        install(m, task, space, first, last, Pte("zero", 0))

@@ -1,0 +1,243 @@
+"""A run of the oracle: slices of sequences on both sides, spread over jobs, summed up.
+
+A slice is a number of sequences whose seed follows from the run's seed and the slice's number
+alone, so a run repeats exactly, whatever the number of jobs. A divergence counts only if it comes
+again: the sequence is run afresh, and what does not repeat (an asynchronous khugepaged, say) is
+reported apart. Then it is shrunk.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import cycle
+from multiprocessing.queues import Queue
+
+from zaplock.oracle import compare
+from zaplock.oracle.bare_process import Lost
+from zaplock.oracle.compare import Divergence
+from zaplock.oracle.coverage import Coverage, Key
+from zaplock.oracle.generate import EVERYTHING, Generator, Scope
+from zaplock.oracle.ops import Op, Side, Step
+from zaplock.oracle.real import RealSide
+from zaplock.oracle.shrink import shrink
+
+SLICE = 20  # sequences
+MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
+SideMaker = Callable[[RealSide], Side]
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run, or a slice of it, found. `seconds` is time at work, summed over jobs."""
+
+    operations: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+    divergences: list[Divergence] = field(default_factory=list)
+    signatures: Counter[str] = field(default_factory=Counter)
+    kernel_faults: list[Divergence] = field(default_factory=list)
+    kernel_signatures: Counter[str] = field(default_factory=Counter)
+    unrepeatable: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    coverage: Counter[Key] = field(default_factory=Counter)
+
+    def merge(self, other: Report) -> None:
+        """Add another slice's findings."""
+        self.operations += other.operations
+        self.sequences += other.sequences
+        self.seconds += other.seconds
+        _add_new(self.divergences, other.divergences)
+        _add_new(self.kernel_faults, other.kernel_faults)
+        self.signatures.update(other.signatures)
+        self.kernel_signatures.update(other.kernel_signatures)
+        self.unrepeatable += other.unrepeatable
+        self.lost += other.lost
+        self.coverage.update(other.coverage)
+
+    @property
+    def agrees(self) -> bool:
+        """Tell whether the sides never differed; the kernel's own faults are not counted here."""
+        return not (self.signatures or self.lost)
+
+
+def _add_new(known: list[Divergence], found: list[Divergence]) -> None:
+    for divergence in found:
+        if all(divergence.signature != other.signature for other in known):
+            known.append(divergence)
+
+
+class Bench:
+    """Both sides, and the comparison of one sequence after another."""
+
+    def __init__(self, make_model: SideMaker, scope: Scope = EVERYTHING) -> None:
+        """Start both sides; `make_model` gets the real one, for its environment."""
+        self.real = RealSide()
+        self.model = make_model(self.real)
+        self.scope = scope
+        self._told: set[str] = set()  # signatures of what has been shrunk
+
+    def close(self) -> None:
+        """End both sides."""
+        self.model.close()
+        self.real.close()
+
+    def slice(self, seed: int, sequences: int = SLICE, shrinking: bool = True) -> Report:
+        """Run some sequences of a seed. What was shrunk once is only counted from then on."""
+        report, coverage = Report(), Coverage()
+        generator = Generator(seed, self.scope)
+        began = time.monotonic()
+        for _ in range(sequences):
+            self._one(generator.sequence(), report, coverage, shrinking)
+        report.seconds = time.monotonic() - began
+        report.coverage = coverage.counts
+        return report
+
+    def _one(
+        self, sequence: tuple[Op, ...], report: Report, coverage: Coverage, shrinking: bool
+    ) -> None:
+        try:
+            real = self.real.run(sequence)
+        except Lost as error:
+            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+            return
+        report.operations += len(sequence)
+        report.sequences += 1
+        coverage.add(sequence, real, self.real.environment.baseline)
+        found = compare.first_divergence(sequence, real, self.model.run(sequence))
+        if found:
+            self._judge(found, real, report, shrinking)
+        fault = compare.leftovers(sequence, real)
+        if fault:
+            self._judge_kernel(fault, real, report, shrinking)
+
+    def _judge(self, found: Divergence, real: list[Step], report: Report, shrinking: bool) -> None:
+        upto = found.sequence[: found.at + 1]
+        again = self.diverge(upto)
+        if again is None:
+            report.unrepeatable.append(f"{found.signature}; {found.differences[0]}")
+            return
+        report.signatures[found.signature] += 1
+        if self._is_told(found, report.divergences, shrinking):
+            return
+        if shrinking and len(self._told) <= MAX_SHRUNK:
+            again = self.shrink(again, [step.outcome.result for step in real])
+        report.divergences.append(again)
+
+    def _is_told(self, found: Divergence, reported: list[Divergence], shrinking: bool) -> bool:
+        if shrinking:
+            known = found.signature in self._told
+            self._told.add(found.signature)
+            return known
+        return any(other.signature == found.signature for other in reported)
+
+    def _judge_kernel(
+        self, fault: Divergence, real: list[Step], report: Report, shrinking: bool
+    ) -> None:
+        again = compare.leftovers(fault.sequence, self.real.run(fault.sequence))
+        if again is None or again.signature != fault.signature:
+            report.unrepeatable.append(f"{fault.signature}; {fault.differences[0]}")
+            return
+        report.kernel_signatures[fault.signature] += 1
+        if self._is_told(fault, report.kernel_faults, shrinking):
+            return
+
+        def fails(sequence: tuple[Op, ...]) -> bool:
+            try:
+                other = compare.leftovers(sequence, self.real.run(sequence))
+            except Lost:
+                return False
+            return other is not None and other.signature == fault.signature
+
+        if shrinking:
+            results = [step.outcome.result for step in real]
+            short = shrink(fault.sequence, results, fails)
+            fault = compare.leftovers(short, self.real.run(short)) or fault
+        report.kernel_faults.append(fault)
+
+    def diverge(self, sequence: tuple[Op, ...]) -> Divergence | None:
+        """Run a sequence on both sides; return the first divergence."""
+        real = self.real.run(sequence)
+        return compare.first_divergence(sequence, real, self.model.run(sequence))
+
+    def shrink(self, found: Divergence, results: list[int]) -> Divergence:
+        """Return a shortest divergence of the same signature that can be found."""
+
+        def fails(sequence: tuple[Op, ...]) -> bool:
+            try:
+                other = self.diverge(sequence)
+            except Lost:
+                return False
+            return (
+                other is not None
+                and other.signature == found.signature
+                and other.at == len(sequence) - 1
+            )
+
+        short = shrink(found.sequence, results, fails)
+        return self.diverge(short) or found
+
+
+def slice_seed(seed: int, number: int) -> int:
+    """Return the seed of slice `number` of a run."""
+    return seed * 1_000_003 + number
+
+
+_BENCH: list[Bench] = []
+
+
+def _enter(make_model: SideMaker, scope: Scope, cpus: Queue[int]) -> None:
+    """Start a job: one CPU for it and its bare process, which run in turns anyway.
+
+    A sequence leaves next to no garbage in cycles, so the collector need not look often, and never
+    at what the imports left.
+    """
+    os.sched_setaffinity(0, {cpus.get()})
+    _BENCH.append(Bench(make_model, scope))
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
+
+
+def _work(seed: int) -> Report:
+    return _BENCH[0].slice(seed)
+
+
+def run(
+    make_model: SideMaker,
+    *,
+    seconds: float,
+    seed: int,
+    jobs: int = 1,
+    scope: Scope = EVERYTHING,
+) -> Iterator[Report]:
+    """Run slices for so many seconds of wall time; yield the sum after each one."""
+    total, number = Report(), 0
+    deadline = time.monotonic() + seconds
+    cpus: Queue[int] = multiprocessing.Queue()
+    for _, cpu in zip(range(jobs), cycle(sorted(os.sched_getaffinity(0), reverse=True))):
+        cpus.put(cpu)
+    arguments = (make_model, scope, cpus)
+    with ProcessPoolExecutor(jobs, initializer=_enter, initargs=arguments) as pool:
+        pending: set[Future[Report]] = set()
+        while True:
+            while len(pending) < jobs and time.monotonic() < deadline:
+                pending.add(pool.submit(_work, slice_seed(seed, number)))
+                number += 1
+            if not pending:
+                return
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                total.merge(future.result())
+            yield total
+
+
+def against_itself(_real: RealSide) -> Side:
+    """Make a second bare process the other side: it finds what the kernel does not repeat."""
+    return RealSide()

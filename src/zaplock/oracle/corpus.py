@@ -1,0 +1,77 @@
+"""Sequences as JSON: the corpus of past divergences and the files of `--replay`.
+
+One file holds one sequence: {"why": text, "operations": [["mmap", 268435456, 4096, 3, 50, -1, 0],
+["store", {"op": 0, "delta": 8}]]}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from zaplock.errors import UserError
+from zaplock.oracle import ops, program
+from zaplock.oracle.ops import Argument, Op, Ref
+
+
+class _Reference(msgspec.Struct, forbid_unknown_fields=True):
+    op: int
+    delta: int = 0
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    operations: list[list[str | int | _Reference]]
+    why: str = ""
+
+
+def dump(sequence: Sequence[Op], why: str) -> str:
+    """Write a sequence as the text of a file, one operation a line."""
+    lines = ",\n  ".join(json.dumps([op.name, *map(_plain, op.args)]) for op in sequence)
+    return f'{{"why": {json.dumps(why)},\n "operations": [\n  {lines}\n ]}}\n'
+
+
+def _plain(argument: Argument) -> object:
+    return argument._asdict() if isinstance(argument, Ref) else argument
+
+
+def load(path: Path) -> tuple[tuple[Op, ...], str]:
+    """Read a file; return its sequence and why it was kept. Raises UserError on any fault of it."""
+    try:
+        raw = msgspec.json.decode(path.read_bytes(), type=_File)
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}; give a file of --save") from None
+    except msgspec.MsgspecError as error:
+        raise UserError(f"{path} is not a sequence of operations: {error}") from None
+    made: list[Op] = []
+    for line in raw.operations:
+        made.append(_operation(path, line, len(made)))
+    return tuple(made), raw.why
+
+
+def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:
+    name = line[0] if line else None
+    if not isinstance(name, str) or name not in {**ops.CALLS, **ops.ACCESSES}:
+        known = ", ".join([*ops.CALLS, *ops.ACCESSES])
+        raise UserError(f"{path}: operation {index} is {name!r}; the operations are {known}")
+    wanted = program.arguments_of(name)
+    if len(line) - 1 != len(wanted):
+        raise UserError(
+            f"{path}: operation {index}, {name}, has {len(line) - 1} arguments "
+            f"and takes {len(wanted)}: {', '.join(wanted) or 'none'}"
+        )
+    return Op(name, tuple(_argument(path, value, index) for value in line[1:]))
+
+
+def _argument(path: Path, value: str | int | _Reference, index: int) -> Argument:
+    if isinstance(value, _Reference):
+        if not 0 <= value.op < index:
+            raise UserError(
+                f"{path}: operation {index} refers to operation {value.op}, not an earlier one"
+            )
+        return Ref(value.op, value.delta)
+    if isinstance(value, str):
+        raise UserError(f"{path}: operation {index} has the argument {value!r}, not a number")
+    return value

@@ -1,0 +1,96 @@
+"""What has been exercised: (operation, outcome, feature of the state) triples, counted.
+
+An outcome is "ok", an errno or a signal; a feature is what the operation met at its address (no
+mapping, an anonymous, shared or file mapping, and which of the flags that change its course). So a
+report can say what never happened, which a count of operations can't.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+
+from zaplock.oracle import ops
+from zaplock.oracle.ops import Op, Ref, Snapshot, Step, Vma
+from zaplock.oracle.program import arguments_of
+
+TELLING = ("lo", "gd", "hg", "sl", "um", "uw", "dc", "wf", "dp", "dd", "nh")
+Key = tuple[str, str, str]
+
+_ADDRESS = {
+    name: arguments_of(name).index("addr")
+    for name in (*ops.CALLS, *ops.ACCESSES)
+    if "addr" in arguments_of(name)
+}
+
+
+class Coverage:
+    """Counts of keys; adds up over jobs."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Key] = Counter()
+        self._features: dict[Vma, str] = {}
+
+    def add(self, sequence: Sequence[Op], steps: Sequence[Step], before: Snapshot) -> None:
+        """Count every operation of a run."""
+        counts, results = self.counts, [step.outcome.result for step in steps]
+        for op, step in zip(sequence, steps, strict=True):
+            outcome = outcome_name(step.outcome.result)
+            counts[op.name, outcome, self._feature(op, results, before)] += 1
+            before = step.snapshot
+
+    def _feature(self, op: Op, results: Sequence[int], before: Snapshot) -> str:
+        k = _ADDRESS.get(op.name)
+        if k is None:
+            return ""
+        value = op.args[k]
+        if isinstance(value, Ref):
+            value = results[value.op] + value.delta
+        vma = vma_at(before.vmas, value)
+        if vma is None:
+            return "hole"
+        return self._features.get(vma) or self._describe(vma)
+
+    def _describe(self, vma: Vma) -> str:
+        if len(self._features) > 50_000:
+            self._features.clear()
+        kind = "shared" if vma.perms[3] == "s" else "private"
+        backing = "file" if vma.name and not vma.name.startswith("shared") else "anon"
+        present = "" if vma.figures[0] else "-empty"
+        flags = [flag for flag in vma.flags.split() if flag in TELLING]
+        text = "+".join([f"{kind}-{backing}{present}", *flags])
+        self._features[vma] = text
+        return text
+
+    def merge(self, counts: Counter[Key]) -> None:
+        """Add the counts of another run."""
+        self.counts.update(counts)
+
+    def outcomes(self) -> dict[str, Counter[str]]:
+        """Sum over features: for each operation how often it had each outcome."""
+        summed: dict[str, Counter[str]] = {}
+        for (name, outcome, _), count in self.counts.items():
+            summed.setdefault(name, Counter())[outcome] += count
+        return summed
+
+
+def outcome_name(result: int) -> str:
+    """Name a result: "ok", an errno, or a signal with its code."""
+    if result >= 0:
+        return "ok"
+    caught = ops.signalled(result)
+    if caught:
+        return f"{_SIGNALS.get(caught[0], caught[0])}/{_CODES.get(caught, caught[1])}"
+    return errno.errorcode.get(-result, str(-result))
+
+
+_SIGNALS = {11: "SIGSEGV", 7: "SIGBUS"}
+_CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "ADRERR"}
+
+
+def vma_at(vmas: tuple[Vma, ...], address: int) -> Vma | None:
+    """Return the VMA that contains an address."""
+    index = bisect_right(vmas, address, key=lambda vma: vma.start) - 1
+    return vmas[index] if index >= 0 and address < vmas[index].end else None

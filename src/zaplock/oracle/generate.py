@@ -1,0 +1,349 @@
+"""Random sequences of operations that collide: few pages, few files, every flag, many mistakes.
+
+A sequence keeps to one theme (what its operations are mostly about) and to one small window across
+a page-table boundary, so that mappings meet, split, merge and share page tables all the time. It
+needs no knowledge of the outcome: addresses that the kernel chooses are named by `Ref`. About one
+argument in eight is wrong on purpose: misaligned, wrapping, zero, beyond TASK_SIZE, contradictory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from zaplock.oracle import ops, ring
+from zaplock.oracle.ops import Argument, Op, Ref
+
+PAGE, PMD = ring.PAGE, 1 << 21
+WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
+WINDOW_PAGES = 28
+HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
+
+# All but MADV_PAGEOUT (21), MADV_COLLAPSE (25) and MADV_HWPOISON (100): see docs/fidelity.md.
+ADVICE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 102, 103)
+_PROTS = (0, 1, 1, 3, 3, 3, 3, 3, 3, 5, 7, 2)
+_WILD = (
+    0, PAGE, ring.TASK_SIZE - PAGE, ring.TASK_SIZE, ring.TASK_SIZE + PAGE, 1 << 47, 1 << 63,
+    (1 << 64) - PAGE, (1 << 64) - 1, 0x1234_5678_9000_0000, 0xFFFF_8880_0000_0000,
+)  # fmt: skip
+_WILD_LENGTHS = (0, 1, PAGE - 1, 1 << 30, 1 << 40, (1 << 64) - PAGE, (1 << 64) - 1, 1 << 63)
+
+_ABOVE = ring.RING + ring.RING_SIZE
+UNMAP_ALL = (  # how every sequence ends
+    Op("munmap", (_ABOVE, ring.TASK_SIZE - _ABOVE)),
+    Op("munmap", (PAGE, ring.RING - PAGE)),
+)
+
+_FILLING = 0x2000 | 0x8000  # MAP_LOCKED, MAP_POPULATE: not for a terabyte
+_FIXED, _ANON, _NOREPLACE = 0x10, 0x20, 0x10_0000
+_SHARED, _PRIVATE, _VALIDATE, _DROPPABLE = 1, 2, 3, 8
+_EXTRA = {  # flag: how often it is added, in percent
+    0x40: 3, 0x100: 3, 0x800: 1, 0x1000: 1, 0x2000: 4, 0x4000: 5, 0x8000: 10, 0x1_0000: 2,
+    0x2_0000: 4, 0x8_0000: 1, _NOREPLACE: 4,
+}  # fmt: skip
+
+_COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+THEMES: dict[str, dict[str, int]] = {
+    "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
+    "advice": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 4, "fork": 2},
+    "lock": {**_COMMON, "mlock": 10, "mlock2": 8, "munlock": 8, "mlockall": 3, "munlockall": 2,
+             "mremap": 10, "madvise": 6, "brk": 3, "setrlimit": 4},
+    "move": {**_COMMON, "mremap": 40, "madvise": 4, "mlock": 2},
+    "file": {**_COMMON, "ftruncate": 8, "pread": 4, "pwrite": 4, "msync": 6, "madvise": 10,
+             "mremap": 6, "remap_file_pages": 6, "fork": 1},
+    "fork": {**_COMMON, "fork": 12, "madvise": 16, "mremap": 6, "mlock": 2},
+    "brk": {**_COMMON, "brk": 30, "mlockall": 2, "madvise": 4, "mremap": 4, "setrlimit": 1},
+    "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
+    "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
+    "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
+    "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
+    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
+              "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
+    "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
+             "msync": 6, "mincore": 8, "brk": 5, "remap_file_pages": 5, "mseal": 1,
+             "pkey_mprotect": 5, "process_madvise": 4},
+}  # fmt: skip
+
+
+_FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
+_HUGE_PAGES = (  # how three in four of the theme "huge" do
+    Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (HUGE_WINDOW, 3 * PMD, 14)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to leave out, because the other side does not cover it (see docs/fidelity.md)."""
+
+    without: frozenset[str] = frozenset()
+    advice: tuple[int, ...] = ADVICE
+    themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme != "crowd")
+    left_out: frozenset[str] = frozenset()
+    mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
+
+
+EVERYTHING = Scope()
+
+
+@dataclass(slots=True)
+class Generator:
+    """Make sequences for a seed; equal seeds and scopes make equal sequences."""
+
+    seed: int
+    scope: Scope = EVERYTHING
+    length: int = 48
+    random: random.Random = field(init=False)
+    _mixes: dict[str, list[str]] = field(init=False)
+    _theme: str = field(init=False, default="plain")
+    _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
+    _removes: bool = field(init=False, default=False)
+    _made: list[Op] = field(init=False, default_factory=list)
+    _chosen: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self._mixes = {
+            theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES
+        }
+
+    def _mix(self, weights: dict[str, int]) -> list[str]:
+        return [
+            name
+            for name, weight in weights.items()
+            if name not in self.scope.without
+            for _ in range(weight)
+        ]
+
+    def sequence(self) -> tuple[Op, ...]:
+        """Make the next sequence."""
+        pick = self.random
+        self._theme = pick.choice(self.scope.themes)
+        names = self._mixes[self._theme]
+        self._made, self._chosen, self._fixed = [], [], []
+        self._removes = self.chance(40)  # holes are punched into files in memory only
+        if self._theme == "huge" and self.chance(75):
+            for op in _HUGE_PAGES:
+                self._remember(op)
+                self._made.append(op)
+        for number in range(len(self._made), self.length):
+            name = _FIRST.get(self._theme, "") if not number else ""
+            name = name or pick.choice(names)
+            op = Op(name, _MAKERS[name](self))
+            self._remember(op)
+            self._made.append(op)
+        return (*self._made, *UNMAP_ALL)
+
+    def _remember(self, op: Op) -> None:
+        """Keep in mind where mappings may now be."""
+        if op.name not in ("mmap", "mremap", "brk"):
+            return
+        start, length = op.args[0], op.args[1] if op.name == "mmap" else 0
+        if op.name == "mmap" and isinstance(start, int) and isinstance(length, int) and start:
+            if PAGE <= length < 1 << 22 and not start % PAGE and start < 1 << 40:
+                self._fixed.append((start, length // PAGE))
+        else:
+            self._chosen.append(len(self._made))
+
+    # Numbers
+
+    def chance(self, percent: float) -> bool:
+        """Return True in so many of a hundred cases."""
+        return self.random.random() * 100 < percent
+
+    def address(self) -> Argument:
+        """Choose an address: in the window, near an earlier result, or wrong."""
+        r = self.random.random()
+        if self._theme == "brk" and r < 0.15 and self._chosen and self._made[0].name == "brk":
+            return Ref(0, PAGE * self.random.randint(-4, 2))  # beside the heap
+        if r < 0.35 and self._fixed:
+            start, pages = self.random.choice(self._fixed[-8:])
+            return start + PAGE * self.random.randrange(pages)
+        if r < 0.70:
+            return self._page()
+        if r < 0.92 and self._chosen:
+            return Ref(self.random.choice(self._chosen[-6:]), PAGE * self.random.randint(-1, 6))
+        if r < 0.96:
+            return self._page()
+        if r < 0.98:
+            return self._page() + self.random.choice((1, 8, 0x800, PAGE - 1))
+        return self.random.choice(_WILD)
+
+    def _page(self) -> int:
+        if self._theme == "huge" and self.chance(80):
+            at = HUGE_WINDOW + PMD * self.random.randrange(3)
+            return at if self.chance(60) else at + PAGE * self.random.randrange(512)
+        return WINDOW + PAGE * self.random.randrange(WINDOW_PAGES)
+
+    def extent(self, wild: bool = False) -> int:
+        """Choose a length: a few pages mostly."""
+        r = self.random.random()
+        if self._theme == "huge" and r < 0.5:
+            return PMD * self.random.randint(1, 2)
+        if r < 0.93:
+            return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
+        if r < 0.96:
+            return PAGE * self.random.randint(1, 8) - self.random.randint(1, PAGE - 1)
+        if r < 0.97 and wild:
+            return ring.TASK_SIZE
+        return self.random.choice(_WILD_LENGTHS)
+
+    def prot(self) -> int:
+        """Choose a protection; one in fifty has bits that none should have."""
+        if self.chance(2):
+            return self.random.choice((8, 0x10, 0x100_0003, 0x200_0001, 0x300_0000, 1 << 30))
+        return self.random.choice(_PROTS)
+
+    def slot(self) -> int:
+        """Choose a file."""
+        if self.chance(2):
+            return ops.BAD_FILE
+        slot = self.random.randrange(len(ops.FILES))
+        return 0 if slot == ops.DISK_SLOT and self._removes else slot
+
+    def flags_of(self, values: tuple[int, ...], wrong: tuple[int, ...]) -> int:
+        """Choose flags from the usual ones, seldom from the wrong ones."""
+        return self.random.choice(wrong if self.chance(6) else values)
+
+    def offset(self) -> int:
+        """Choose an offset into a file: mostly inside it."""
+        if self.chance(3):
+            return self.random.choice((1, 0x800, (1 << 63) - PAGE, (1 << 64) - PAGE, 1 << 44))
+        return PAGE * self.random.choice((0, 0, 0, 1, 2, 3, 5, 8, 12, 15, 20))
+
+
+def _mmap(g: Generator) -> tuple[Argument, ...]:
+    if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
+        start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
+        return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
+    anonymous = g.chance(40 if g._theme == "file" else 75)
+    kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
+    if g.chance(3):
+        kind = g.random.choice((0, _VALIDATE, _DROPPABLE, 4))
+    if kind == _DROPPABLE and _DROPPABLE not in g.scope.mmap_flags:
+        kind = _PRIVATE
+    flags = kind | (_ANON if anonymous else 0)
+    flags |= _FIXED if g.chance(60) else 0
+    for flag, percent in _EXTRA.items():
+        if flag in g.scope.mmap_flags and g.chance(percent):
+            flags |= flag
+    if g._theme == "grow" and g.chance(40):
+        flags |= 0x100
+    length = g.extent(wild=True)
+    if g.chance(50):
+        length = PAGE * g.random.randint(4, 16)
+    if length >= 1 << 28:
+        flags &= ~_FILLING
+    address = 0 if not flags & _FIXED and g.chance(60) else g.address()
+    slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
+    offset = g.offset() if not anonymous or g.chance(3) else 0
+    return address, length, g.prot(), flags, slot, offset
+
+
+def _mremap(g: Generator) -> tuple[Argument, ...]:
+    flags = g.flags_of((0, 1, 1, 1, 3, 3, 5, 7), (2, 4, 6, 8, 1 << 31))
+    old, new = g.extent(), g.extent()
+    if flags & 4 and g.chance(80):
+        new = old
+    if g.chance(2):
+        old = 0
+    if g._theme in ("lock", "limits") and g.chance(40):
+        old, new, flags = PAGE * g.random.randint(1, 4), PAGE * g.random.randint(16, 80), 1
+    return g.address(), old, new, flags, g.address() if flags & 6 else 0
+
+
+def _range(g: Generator) -> tuple[Argument, int]:
+    return g.address(), g.extent()
+
+
+def _all_memory(g: Generator) -> tuple[Argument, int]:
+    return g.address(), g.extent(wild=True)
+
+
+def _advice(g: Generator) -> int:
+    if g.chance(3):
+        return g.random.choice((5, 6, 7, 26, 99, 104, -1))
+    if g._theme == "huge" and g.chance(60):
+        return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
+    advice = g.random.choice(g.scope.advice)
+    return advice if advice != 9 or g._removes else 4
+
+
+def _madvise(g: Generator) -> tuple[Argument, ...]:
+    """Advise, but neither on the ring (it lies above all else) nor to fill gigabytes."""
+    (address, length), advice = _range(g), _advice(g)
+    if g._theme == "huge" and g.chance(20):
+        address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
+        advice = g.random.choice((4, 4, 22, 24, advice))
+    reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
+    wraps = length > (1 << 64) - (1 << 40) and (isinstance(address, Ref) or address > 0)
+    if length >= 1 << 30 and not wraps and (advice in (22, 23) or reaches_ring):
+        length = PAGE * g.random.randint(1, 8)
+    return address, length, advice
+
+
+def _brk(g: Generator) -> tuple[Argument, ...]:
+    if not g._chosen or g.chance(25):
+        return (0,)
+    earlier = [k for k in g._chosen if g._made[k].name == "brk"]
+    if earlier and g.chance(90):
+        return (Ref(g.random.choice(earlier), PAGE * g.random.randint(-6, 10)
+                    + (g.random.randrange(PAGE) if g.chance(15) else 0)),)  # fmt: skip
+    return (g.address(),)
+
+
+def _setrlimit(g: Generator) -> tuple[Argument, ...]:
+    resource = g.random.choice((ops.RLIMIT_AS, ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK,
+                                ops.RLIMIT_DATA, ops.RLIMIT_STACK))  # fmt: skip
+    pages = g.random.randint(0, 48)
+    if resource == ops.RLIMIT_MEMLOCK and g.chance(30):
+        return resource, 0
+    base = ring.RING_SIZE if resource in (ops.RLIMIT_AS, ops.RLIMIT_MEMLOCK) else 0
+    return resource, (base if g.chance(70) else 0) + pages * PAGE + (g.chance(10) and 77)
+
+
+def _access(g: Generator) -> tuple[Argument, ...]:
+    """Choose where to read or write: the beginning of a page, since that is where tags are."""
+    where = g.address()
+    if isinstance(where, Ref):
+        return (where if g._made[where.op].name != "brk" else g._page(),)
+    return (where & -PAGE,)
+
+
+_MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
+    "mmap": _mmap,
+    "mremap": _mremap,
+    "munmap": _all_memory,
+    "mprotect": lambda g: (*_all_memory(g), g.prot()),
+    "pkey_mprotect": lambda g: (*_range(g), g.prot(), g.random.choice((-1, -1, -1, 0, 1, 16))),
+    "madvise": _madvise,
+    "process_madvise": _madvise,
+    "msync": lambda g: (*_range(g), g.flags_of((1, 2, 4, 0, 6), (5, 3, 8, -1))),
+    "mincore": _range,
+    "mlock": _range,
+    "mlock2": lambda g: (*_range(g), g.flags_of((0, 1, 1), (2, 3, -1))),
+    "munlock": _range,
+    "mlockall": lambda g: (g.flags_of((1, 2, 3, 6, 7, 5), (0, 4, 8, 9)),),
+    "munlockall": lambda g: (),
+    "brk": _brk,
+    "remap_file_pages": lambda g: (
+        *_range(g), g.random.choice((0, 0, 0, 1)), g.random.randrange(20),
+        g.random.choice((0, 0x10000)),
+    ),
+    "mseal": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1))),
+    "ftruncate": lambda g: (
+        g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
+        PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
+    ),
+    "pread": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "load": _access,
+    "store": _access,
+    "setrlimit": _setrlimit,
+    "fork": lambda g: (),
+    "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
+    "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 0, 8))),
+    "uffd_unregister": _range,
+}  # fmt: skip

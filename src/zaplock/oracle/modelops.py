@@ -1,0 +1,237 @@
+"""Every operation as the protocol that the design names for it, run to its end by one task.
+
+What a system call does before it takes a lock and the protocols leave to their callers (copying a
+vector of ranges, looking at a protection key) is here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from signal import SIGSEGV
+from typing import Any
+
+from zaplock.engines.sequential import LockCall, run
+from zaplock.model import flags as f
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma, insert
+from zaplock.oracle import ops, ring
+from zaplock.oracle.modelview import View
+from zaplock.oracle.ops import Outcome
+from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
+from zaplock.protocols import (
+    access,
+    brk,
+    exit,
+    fork,
+    madvise,
+    mincore,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    mseal,
+    msync,
+    remap_pages,
+    rmap,
+    uffd_range,
+)
+from zaplock.protocols.design import Cx
+from zaplock.protocols.locking import (
+    mmap_read_lock,
+    mmap_read_unlock,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+)
+
+_MASK = (1 << 64) - 1
+
+Operation = Callable[..., Outcome]
+
+
+def _mmap(
+    w: World, calls: Any, addr: int, length: int, prot: int, flags: int, file: int, offset: int
+) -> Outcome:
+    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    return w.syscall(mmap.mmap(w.cx, addr, length, prot, flags, slot, offset), calls)
+
+
+def _load(w: World, calls: Any, address: int) -> Outcome:
+    address &= f.PAGE_MASK
+    if address >= f.TASK_SIZE_4_LEVELS:
+        return Outcome(w.signal_code(address, SIGSEGV, False))
+    result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
+    return Outcome(w.signal_code(address, -result, False) if result < 0 else result)
+
+
+def _store(w: World, calls: Any, address: int, tag: int) -> Outcome:
+    address &= f.PAGE_MASK
+    if address >= f.TASK_SIZE_4_LEVELS:
+        return Outcome(w.signal_code(address, SIGSEGV, True))
+    result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
+    return Outcome(w.signal_code(address, -result, True) if result < 0 else 0)
+
+
+def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> Outcome:
+    w.limit(**{_RLIMITS[resource]: soft})
+    return Outcome(0)
+
+
+_RLIMITS = {
+    ops.RLIMIT_AS: "rlimit_as",
+    ops.RLIMIT_DATA: "rlimit_data",
+    ops.RLIMIT_MEMLOCK: "rlimit_memlock",
+    ops.RLIMIT_STACK: "rlimit_stack",
+}
+
+
+def _ftruncate(w: World, calls: Any, file: int, length: int) -> Outcome:
+    if not 0 <= file < len(ops.FILES):
+        return Outcome(-9)
+    if ops.FILES[file] == "zero":
+        return Outcome(-22)
+    return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
+
+
+def _mincore(w: World, calls: Any, address: int, length: int) -> Outcome:
+    vector = ring.RING + ring.SCRATCH
+    program = mincore.mincore(w.cx, address, length, vector)
+    result, seen = run(w.machine, w.task, program, calls)
+    return Outcome(result, seen if result == 0 else b"")
+
+
+def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> Outcome:
+    if length >= 1 << 63:
+        return Outcome(-22)
+    if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
+        return Outcome(-14)
+    if length == 0:
+        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
+        return Outcome(0)
+    length = min(length, _MAX_RW_COUNT)
+    if address & ~f.PAGE_MASK or not madvise.is_known(advice):
+        run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
+        return Outcome(-22)
+    result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
+    return Outcome(result or length)
+
+
+async def take_and_release_for(cx: Cx, advice: int) -> int:
+    """Hold what an advice needs and do nothing: ranges are checked under the lock here."""
+    if advice in (*madvise.POPULATES, *madvise.LOOKS, *madvise.GUARDS):
+        await mmap_read_lock(cx)
+        await mmap_read_unlock(cx)
+    elif advice not in madvise.ZAPS:
+        await take_and_release(cx)
+    return 0
+
+
+_MAX_RW_COUNT = 0x7FFF_F000
+
+
+def _pkey_mprotect(w: World, calls: Any, addr: int, length: int, prot: int, key: int) -> Outcome:
+    """Without protection keys in the CPU only -1 is allowed, and that after the other checks."""
+    program = mprotect.mprotect(w.cx, addr, length, prot)
+    if key in (-1, _MASK):
+        return w.syscall(program, calls)
+    program.close()
+    refused = mprotect_refuses(addr, length, prot)
+    if refused is None:
+        run(w.machine, w.task, take_and_release(w.cx), calls)
+    return Outcome(-22 if refused is None else refused)
+
+
+async def take_and_release(cx: Cx) -> int:
+    """Hold the lock for write and do nothing: so far a call with a key that is none gets."""
+    await mmap_write_lock_killable(cx)
+    await mmap_write_unlock(cx)
+    return 0
+
+
+def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
+    """Return what mprotect says before it takes the lock, None if it would go on."""
+    grows = prot & (f.PROT_GROWSDOWN | f.PROT_GROWSUP)
+    if grows == f.PROT_GROWSDOWN | f.PROT_GROWSUP or addr & ~f.PAGE_MASK:
+        return -22
+    if not length:
+        return 0
+    end = (addr + f.page_align(length)) & _MASK
+    if end <= addr:
+        return -12
+    return -22 if prot & ~mprotect.KNOWN_PROT else None
+
+
+def _uffd(w: World, calls: Any, start: int, length: int, mode: int) -> Outcome:
+    return w.syscall(uffd_range.register(w.cx, UFFD, start, length, mode), calls)
+
+
+def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> Outcome:
+    return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
+
+
+def _crowd(w: World, calls: Any, room: int) -> Outcome:
+    """Fill the address space with mappings, as the bare process does."""
+    count = w.environment.max_map_count - 1 - room
+    flags = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC | f.VM_NORESERVE
+    for page in range(count):
+        start = ops.CROWD + page * f.PAGE_SIZE
+        prot = f.VM_READ if page % 2 else 0
+        area = Vma(MM, start, start + f.PAGE_SIZE, flags | prot, start >> f.PAGE_SHIFT)
+        insert(w.machine, w.task, area)
+    w.space.add("total_vm", count)
+    return Outcome(0)
+
+
+def _fork(w: World, calls: Any) -> Outcome:
+    """Fork, let the child look at itself, and let it exit."""
+    child = w.next_child()
+    result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
+    if result:
+        return Outcome(result)
+    if environment_ring(w, child):
+        populate_ring(w.machine, w.task, child, w.environment)
+    seen = View(w.machine, child, w.environment.ring, w.view).snapshot()
+    task = Task(2, child, "child")
+    run(w.machine, task, exit.exit_process(Cx(w.cx.design, task, limits=w.cx.limits)))
+    return Outcome(0, b"", seen)
+
+
+def apply(
+    w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
+) -> Outcome:
+    """Run one operation; lock operations are appended to `calls` where that is given."""
+    if name == "store":
+        arguments = [*arguments, ops.store_tag(index)]
+    return OPERATIONS[name](w, calls, *arguments)
+
+
+def _simple(make: Callable[..., Any]) -> Operation:
+    return lambda w, calls, *arguments: w.syscall(make(w.cx, *arguments), calls)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "mmap": _mmap,
+    "munmap": lambda w, calls, *a: w.syscall(w.cx.design.munmap(w.cx, *a), calls),
+    "mprotect": _simple(mprotect.mprotect),
+    "madvise": _simple(madvise.madvise),
+    "mlock": _simple(mlock.mlock),
+    "mlock2": _simple(mlock.mlock),
+    "munlock": _simple(mlock.munlock),
+    "mlockall": _simple(mlock.mlockall),
+    "munlockall": _simple(mlock.munlockall),
+    "brk": _simple(brk.brk),
+    "mremap": _simple(mremap.mremap),
+    "mseal": _simple(mseal.mseal),
+    "msync": _simple(msync.msync),
+    "mincore": _mincore,
+    "remap_file_pages": _simple(remap_pages.remap_file_pages),
+    "pkey_mprotect": _pkey_mprotect,
+    "process_madvise": _process_madvise,
+    "fork": _fork,
+    "crowd": _crowd,
+    "uffd_register": _uffd,
+    "uffd_unregister": _uffd_unregister,
+    "load": _load,
+    "store": _store,
+    "setrlimit": _setrlimit,
+    "ftruncate": _ftruncate,
+}

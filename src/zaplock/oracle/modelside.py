@@ -1,0 +1,101 @@
+"""The model as a side of the comparison: design linux-6.18 under the sequential engine.
+
+Every operation is the protocol that the design names, run to its end by one task. A snapshot is
+read straight from the state; nothing of the real side flows in but its environment (where mappings
+go, what the limits are, and the ring, which the model maps too).
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from zaplock.designs.linux import LINUX_6_18
+from zaplock.engines.sequential import LockCall
+from zaplock.oracle import ops
+from zaplock.oracle.generate import THEMES, Scope
+from zaplock.oracle.modelops import apply
+from zaplock.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
+from zaplock.oracle.program import uses_file
+from zaplock.oracle.real import RealSide
+from zaplock.oracle.world import World
+from zaplock.protocols.design import Design
+
+NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
+_MASK = (1 << 64) - 1
+
+COVERED = Scope(
+    without=frozenset({"pread", "pwrite"}),
+    themes=tuple(theme for theme in THEMES if theme != "crowd"),  # slow: asked for by name
+)
+
+
+def model_side(real: RealSide) -> ModelSide:
+    """Make the model side for what the real side found out about its process."""
+    return ModelSide(real.environment)
+
+
+class ModelSide:
+    """Run sequences on the model, each in a fresh machine.
+
+    `limit_s`: an operation that takes longer counts as broken (0: no limit); for a model that has
+    been broken on purpose and may never end. In the main thread only.
+    """
+
+    def __init__(self, environment: Environment, design: Design = LINUX_6_18) -> None:
+        self.environment = environment
+        self.design = design
+        self.lock_calls: list[list[LockCall]] | None = None
+        self.committed: list[int] | None = None
+        self.limit_s = 0.0
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def run(self, sequence: Sequence[Op]) -> list[Step]:
+        """Run a sequence in a fresh address space; return every operation's step."""
+        world = World(self.environment, self.design, any(map(uses_file, sequence)))
+        results: list[int] = []
+        steps = []
+        if self.committed is not None:
+            self.committed.append(world.machine.globals.get("committed_as", 0))
+        world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
+        for index, op in enumerate(sequence):
+            arguments = [
+                (results[a.op] + a.delta) & _MASK if isinstance(a, Ref) else a for a in op.args
+            ]
+            calls: list[LockCall] | None = None if self.lock_calls is None else []
+            try:
+                if self.limit_s:
+                    with at_most(self.limit_s):
+                        outcome = apply(world, index, op.name, arguments, calls)
+                else:
+                    outcome = apply(world, index, op.name, arguments, calls)
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}"
+                steps.append(Step(Outcome(ops.BROKEN, told.encode()), NOTHING))
+                return steps
+            if self.lock_calls is not None and calls is not None:
+                self.lock_calls.append(calls)
+            if self.committed is not None:
+                self.committed.append(world.machine.globals.get("committed_as", 0))
+            results.append(outcome.result)
+            steps.append(Step(outcome, world.view.snapshot()))
+        return steps
+
+
+@contextmanager
+def at_most(limit_s: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds of wall time."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise TimeoutError(f"still running after {limit_s} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,240 @@
+"""The state of the model as the real side shows its own: maps, smaps, pages, contents, counters.
+
+The view is a reader only. It walks the VMAs once and their page-table runs with them.
+"""
+
+from __future__ import annotations
+
+import struct
+from operator import sub
+from signal import SIGSEGV
+from typing import Any, NamedTuple
+
+from zaplock.model import flags as f
+from zaplock.model import vma as model_vma
+from zaplock.model.machine import Machine
+from zaplock.model.mm import Pte
+from zaplock.model.store import Cells
+from zaplock.oracle.ops import FIGURES, Snapshot, Vma
+from zaplock.oracle.ring import MAX_REGIONS
+
+_VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
+    (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
+    (f.VM_MAYREAD, "mr"), (f.VM_MAYWRITE, "mw"), (f.VM_MAYEXEC, "me"), (f.VM_MAYSHARE, "ms"),
+    (f.VM_GROWSDOWN, "gd"), (f.VM_MAYBE_GUARD, "gu"), (f.VM_PFNMAP, "pf"),
+    (f.VM_LOCKED, "lo"), (f.VM_IO, "io"),
+    (f.VM_SEQ_READ, "sr"), (f.VM_RAND_READ, "rr"), (f.VM_DONTCOPY, "dc"),
+    (f.VM_DONTEXPAND, "de"), (f.VM_LOCKONFAULT, "lf"), (f.VM_ACCOUNT, "ac"),
+    (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"),
+    (f.VM_DONTDUMP, "dd"), (f.VM_MIXEDMAP, "mm"), (f.VM_HUGEPAGE, "hg"),
+    (f.VM_NOHUGEPAGE, "nh"), (f.VM_MERGEABLE, "mg"), (f.VM_UFFD_MISSING, "um"),
+    (f.VM_UFFD_WP, "uw"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
+)  # fmt: skip
+_CATEGORIES = {
+    "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256,
+}  # fmt: skip
+_QWORD = struct.Struct("<q").pack
+_UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
+_KB = 4
+_SPELLED: dict[int, tuple[str, str]] = {}
+_RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
+_NO_FIGURES = (0,) * len(FIGURES)
+_PSS_PAGE = 4096 << 12
+
+
+class _Seen(NamedTuple):
+    """What a VMA looked like when last seen: valid while the VMA and its runs are the same."""
+
+    vma: model_vma.Vma
+    runs: list[tuple[int, int, Pte]]
+    shown: Vma
+    regions: list[int]
+    tags: bytes
+
+
+class _Copy:
+    """What cells were when they were last asked about."""
+
+    __slots__ = ("_copy", "_data")
+
+    def __init__(self, cells: Cells[Any, Any]) -> None:
+        self._data, self._copy = cells.data, dict[Any, Any]()
+
+    def is_old(self) -> bool:
+        """Return whether the cells differ from the copy, and copy them again."""
+        if self._data == self._copy:
+            return False
+        self._copy = self._data.copy()
+        return True
+
+
+class View:
+    """What can be observed of one address space of a machine, the ring left out.
+
+    Most operations change little, and many nothing: what was seen is kept with a copy of the cells
+    that it was read from, and it holds for as long as these are equal.
+
+    `parent`: share its names and its baseline, for a forked address space.
+    """
+
+    def __init__(self, machine: Machine, mm: int, ring: int, parent: View | None = None) -> None:
+        self._machine, self._space, self._ring = machine, machine.mm(mm), ring
+        self._shared: dict[int, str] = parent._shared if parent else {}
+        self._base: tuple[int, ...] = parent._base if parent else ()
+        self._seen: dict[int, _Seen] = {}
+        self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
+        self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
+        self._content = _Copy(machine.content)
+        self._last = Snapshot((), b"", b"", ())
+        self._ring_locked = False
+        self.end = 1 << 63  # mappings from here on are left out
+
+    def set_baseline(self) -> None:
+        """Count from now on what is more than now."""
+        self._base = self._counters()
+
+    def snapshot(self) -> Snapshot:
+        """Read everything."""
+        # Every copy is asked, so that none stays old.
+        mapped = self._tree.is_old() | self._all_vmas.is_old()
+        paged = self._ptes.is_old() | self._frames.is_old()
+        written = self._content.is_old()
+        if mapped or paged or written:
+            self._look(paged or written, written)
+        counters = tuple(map(sub, self._counters(), self._base))
+        if self._ring_locked:
+            counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
+        return Snapshot(*self._last[:3], counters)
+
+    def _look(self, paged: bool, written: bool) -> None:
+        """Walk the VMAs, and their page-table runs.
+
+        `paged`: pages have come, gone or been written to; `written`: contents have changed.
+        """
+        vmas: list[Vma] = []
+        regions: list[int] = []
+        tags: list[bytes] = []
+        self._ring_locked = False
+        tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
+        overlapping = self._space.ptes.overlapping
+        for start in tree.order:
+            if start >= self.end:
+                break
+            handle = tree.data[start]
+            vma = all_vmas[handle]
+            assert isinstance(vma, model_vma.Vma)
+            if start == self._ring:
+                self._ring_locked = bool(vma.flags & f.VM_LOCKED)
+                continue
+            seen = known.get(handle)
+            if paged or seen is None or seen.vma is not vma:
+                runs = overlapping(start >> 12, vma.end >> 12)
+                if (
+                    seen is None
+                    or seen.vma is not vma
+                    or (runs and (written or vma.flags & f.VM_LOCKED))
+                    or seen.runs != runs
+                ):
+                    seen = known[handle] = self._see(vma, runs)
+            vmas.append(seen.shown)
+            if seen.runs and start < self._ring:
+                _append(regions, seen.regions)
+                tags.append(seen.tags)
+        packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
+        self._last = Snapshot(tuple(vmas), packed, b"".join(tags), ())
+
+    def _ring_kb(self) -> int:
+        ring = self._machine.vmas.data[self._space.tree.data[self._ring]]
+        assert isinstance(ring, model_vma.Vma)
+        return ring.length >> 10
+
+    def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
+        figures, regions, tags = _NO_FIGURES, list[int](), b""
+        if runs:
+            figures = self._figures(vma, runs)
+            readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
+            for low, high, pte in runs:
+                _append(regions, [low << 12, high << 12, _CATEGORIES[pte.kind]])
+                if pte.kind != "guard":
+                    tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
+        flags, perms = _spelled(vma.flags)
+        shown = Vma(vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures)
+        return _Seen(vma, runs, shown, regions, tags)
+
+    def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
+        rss = anonymous = huge = pss = 0
+        for low, high, pte in runs:
+            pages, kind = high - low, pte.kind
+            if kind in _RESIDENT:
+                rss += pages
+                if vma.flags & f.VM_LOCKED:
+                    pss += self._pss(low, high, pte)
+            if kind in ("anon", "thp"):
+                anonymous += pages
+            if kind == "thp":
+                huge += pages
+        return (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, 0, pss >> 22)
+
+    def _offset(self, vma: model_vma.Vma) -> int:
+        return vma.pgoff << 12 if vma.file or vma.name else 0
+
+    def _pss(self, low: int, high: int, pte: Pte) -> int:
+        frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
+        return sum(
+            (end - start) * (_PSS_PAGE // max(1, frame.maps)) for start, end, frame in frames
+        )
+
+    def _tags(self, low: int, high: int, pte: Pte) -> bytes:
+        held = bytearray(8 * (high - low))
+        if pte.kind not in ("zero", "zero_thp"):
+            first = low + pte.delta
+            for start, end, tag in self._machine.content.overlapping(first, high + pte.delta):
+                held[8 * (start - first) : 8 * (end - first)] = _QWORD(tag) * (end - start)
+        return bytes(held)
+
+    def _name(self, vma: model_vma.Vma) -> str:
+        if not vma.file:
+            return vma.name
+        name = self._machine.files[vma.file].name
+        if name == "/dev/zero":
+            return self._shared.setdefault(vma.file, f"shared{len(self._shared)}")
+        return name
+
+    def _counters(self) -> tuple[int, ...]:
+        get = self._space.counters.data.get
+        total = get("total_vm", 0)
+        anon, file, shmem = get("rss_anon", 0), get("rss_file", 0), get("rss_shmem", 0)
+        return (
+            max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
+            get("pinned_vm", 0) * _KB, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
+            shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
+            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0, 0,
+        )  # fmt: skip
+
+
+def _spelled(flags: int) -> tuple[str, str]:
+    """Spell vm_flags as smaps and as maps do."""
+    known = _SPELLED.get(flags)
+    if known is None:
+        spelled = " ".join(sorted(name for bit, name in _VMFLAGS if flags & bit))
+        known = _SPELLED[flags] = (spelled, _perms(flags))
+    return known
+
+
+def _perms(flags: int) -> str:
+    return (
+        ("r" if flags & f.VM_READ else "-")
+        + ("w" if flags & f.VM_WRITE else "-")
+        + ("x" if flags & f.VM_EXEC else "-")
+        + ("s" if flags & f.VM_MAYSHARE else "p")
+    )
+
+
+def _append(regions: list[int], more: list[int]) -> None:
+    """Append regions; neighbours with equal categories are one."""
+    if regions and more and regions[-2] == more[0] and regions[-1] == more[2]:
+        regions[-2] = more[1]
+        regions += more[3:]
+    else:
+        regions += more

@@ -1,0 +1,213 @@
+"""What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
+
+Most of an address space is the same from one operation to the next, so every piece of text (the
+whole of smaps, a VMA, its figures, the counters) is parsed once and then found by its
+bytes. That makes a snapshot of ten VMAs cost about as much as splitting the text.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from functools import cache
+from operator import itemgetter, sub
+from typing import NamedTuple
+
+from zaplock.oracle import ring
+from zaplock.oracle.ops import COUNTERS, FIGURES, Snapshot, Vma
+
+_COUNT = struct.Struct("<q").unpack_from
+_CACHE_LIMIT = 200_000
+_VMLCK = COUNTERS.index("VmLck")
+
+# What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
+# header (addresses, permissions, offset, device, inode, path) and body.
+_PIECE = re.compile(
+    rb"(?:([a-z0-9 ]*)\n)?"
+    rb"(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+) *(.*)\n((?s:.*)))?"
+)
+_NUMBER = re.compile(rb"[ \t](\d+)")
+_FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter
+
+
+class _Head(NamedTuple):
+    """A VMA without its flags, and what it is with those that it was seen with."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    inode: bytes
+    name: str
+    figures: tuple[int, ...]
+    known: dict[str, Vma]
+
+    def vma(self, flags: str, name: str) -> Vma:
+        """Return the whole VMA."""
+        return Vma(self.start, self.end, self.perms, self.offset, name, flags, self.figures)
+
+
+class _Piece(NamedTuple):
+    """The flags of one VMA and what precedes the flags of the next (None at the end)."""
+
+    flags: str
+    head: _Head | None
+
+
+class _Fields:
+    """Find some numbers in lines "Name: 12 kB" that always come in the same order."""
+
+    def __init__(self, wanted: tuple[str, ...], sums: dict[str, tuple[str, ...]]) -> None:
+        """Name what is `wanted`; `sums` says which of these are sums of several fields."""
+        self._wanted, self._sums = wanted, sums
+        self._picks: dict[int, tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]] = {}
+
+    def read(self, text: bytes) -> tuple[int, ...]:
+        """Return the wanted numbers of a text; raises ValueError where one isn't there."""
+        values = list(map(int, _NUMBER.findall(text)))
+        sums, pick = self._picks.get(len(values)) or self._learn(text, len(values))
+        for places in sums:
+            values.append(sum([values[place] for place in places]))
+        return pick(values)
+
+    def _learn(
+        self, text: bytes, count: int
+    ) -> tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]:
+        names = [line.split(b":")[0].decode() for line in text.splitlines()]
+        if len(names) != count:
+            raise ValueError(f"not one number a line: {text[:200]!r}")
+        sums = [tuple(map(names.index, parts)) for parts in self._sums.values()]
+        names += self._sums
+        learnt = self._picks[count] = (sums, itemgetter(*map(names.index, self._wanted)))
+        return learnt
+
+
+class Parser:
+    """Turn observations into snapshots. One per child; `begin` starts a sequence."""
+
+    def __init__(self, baseline: tuple[int, ...] | None = None) -> None:
+        self._bodies: dict[bytes, tuple[int, ...]] = {}
+        self._pieces: dict[bytes, _Piece] = {}
+        self._spelled: dict[bytes, str] = {}
+        self._counters: dict[bytes, tuple[int, ...]] = {}
+        self._shared: dict[bytes, str] = {}
+        self._smaps: tuple[bytes, tuple[Vma, ...]] = (b"", ())
+        self._ring_locked = False
+        self._end = ring.TASK_SIZE
+        self._body_fields = _Fields(FIGURES, {})
+        self._status_fields = _Fields(COUNTERS, {"VmExec": ("VmExe", "VmLib")})
+        self.baseline = baseline
+
+    def begin(self, end: int = ring.TASK_SIZE) -> None:
+        """Forget what belongs to one sequence only; mappings from `end` on are left out now."""
+        self._end = end
+        self._shared.clear()
+        self._smaps = (b"", ())
+        for known in (self._bodies, self._pieces, self._counters):
+            if len(known) > _CACHE_LIMIT:
+                known.clear()
+
+    def snapshot(self, smaps: bytes, scan: bytes, status: bytes) -> Snapshot:
+        """Parse one observation; raises ValueError on text that no known kernel writes."""
+        if smaps != self._smaps[0]:
+            self._smaps = (smaps, self._vmas(smaps))
+        regions, tags = self._pages(scan)
+        counters = self._status(status)
+        if self._ring_locked:
+            counters = _without_ring(counters)
+        return Snapshot(self._smaps[1], regions, tags, counters)
+
+    def _vmas(self, smaps: bytes) -> tuple[Vma, ...]:
+        found = []
+        known = self._pieces.get
+        head: _Head | None = None
+        for text in smaps.split(b"VmFlags: "):
+            flags, next_head = known(text) or self._piece(text)
+            if head is not None:
+                if head.start == ring.RING:
+                    self._ring_locked = "lo" in flags
+                elif head.start < self._end:
+                    found.append(head.known.get(flags) or self._vma(head, flags))
+            head = next_head
+        return tuple(found)
+
+    def _vma(self, head: _Head, flags: str) -> Vma:
+        if head.name == "shared":  # numbered in the order in which a sequence shows them
+            return head.vma(
+                flags, self._shared.setdefault(head.inode, f"shared{len(self._shared)}")
+            )
+        vma = head.known[flags] = head.vma(flags, head.name)
+        return vma
+
+    def _piece(self, text: bytes) -> _Piece:
+        """Parse what is between two VmFlags: a VMA's flags, and the next one's header and body."""
+        match = _PIECE.match(text)
+        if match is None:
+            raise ValueError(f"smaps says {text[:200]!r}")
+        flags, start, end, perms, offset, inode, path, body = match.groups()
+        head = None
+        if start and body.count(b"\n") > _FEWEST_LINES:
+            figures = self._bodies.get(body)
+            if figures is None:
+                figures = self._bodies[body] = self._body_fields.read(body)
+            head = _Head(
+                int(start, 16), int(end, 16), perms.decode(), int(offset, 16), inode,
+                _label(path) if path else "", figures, {},
+            )  # fmt: skip
+        piece = self._pieces[text] = _Piece(self._spelling(flags or b""), head)
+        return piece
+
+    def _spelling(self, flags: bytes) -> str:
+        spelled = self._spelled.get(flags)
+        if spelled is None:
+            spelled = self._spelled[flags] = " ".join(sorted(flags.decode().split()))
+        return spelled
+
+    def _status(self, status: bytes) -> tuple[int, ...]:
+        text = status[status.index(b"VmPeak") : status.index(b"CoreDumping")]
+        known = self._counters.get(text)
+        if known is None:
+            known = self._status_fields.read(text)
+            if self.baseline:
+                known = tuple(map(sub, known, self.baseline))
+            self._counters[text] = known
+        return known
+
+    def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
+        count = _COUNT(scan)[0]
+        if count < 0:
+            raise ValueError(f"PAGEMAP_SCAN failed with errno {-count}")
+        end = 16 + 24 * count
+        if self._end < ring.TASK_SIZE:
+            return self._pages_below_end(scan[16:end], scan[end:])
+        return scan[16:end], scan[end:]
+
+    def _pages_below_end(self, regions: bytes, tags: bytes) -> tuple[bytes, bytes]:
+        """Leave out what PAGEMAP_SCAN tells of mappings that are left out."""
+        kept = pages = 0
+        for start, stop, categories in struct.iter_unpack("<3Q", regions):
+            if start >= self._end:
+                break
+            kept += 24
+            pages += (stop - start) // ring.PAGE if categories & ring.PRESENT else 0
+        return regions[:kept], tags[: 8 * pages]
+
+
+def _without_ring(counters: tuple[int, ...]) -> tuple[int, ...]:
+    """Take the ring out of VmLck: mlockall has locked it too, and it is not under test."""
+    changed = list(counters)
+    changed[_VMLCK] -= ring.RING_SIZE >> 10
+    return tuple(changed)
+
+
+@cache
+def _label(told: bytes) -> str:
+    """Name what a VMA maps as FILES does; the kernel's own [heap] and [stack] are no files."""
+    path = told.decode().strip()
+    if path.startswith("["):
+        return ""
+    if path == "/dev/zero (deleted)":
+        return "shared"
+    path = path.removesuffix(" (deleted)")
+    return path.rsplit("/", 1)[-1].removeprefix("memfd:")

@@ -1,0 +1,311 @@
+"""From a sequence of operations to the program that a bare process runs, and back to outcomes.
+
+Every operation becomes a few entries of the stub and three that observe the address space after it.
+The places of all results are known when the program is built, so reading them is indexing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zaplock.oracle import ops, ring, stub
+from zaplock.oracle.ops import Op, Ref
+
+_E = stub.ENTRY
+_MASK = (1 << 64) - 1
+_OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
+_CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
+_DUP2 = 33
+_RDWR_CREAT_TRUNC = 0o1102
+MAX_SEEN = ring.SCRATCH_SIZE
+
+UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
+PID_FD = UFFD_FD + 1
+_UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_UFFD_FEATURE_SIGBUS = 1 << 7
+
+
+MARK = stub.syscall(12, 0) + stub.syscall(27, ring.RING, 1, ring.RING + ring.SCRATCH)
+"""brk(0) and a mincore of the ring: the lock for write, then for read, and nothing is changed."""
+
+
+class Place(NamedTuple):
+    """Where an operation's results are: offsets of entries in the program, in bytes.
+
+    `seen`: the entry that copies mincore's vector; `child`: the first of the three that observe
+    in a forked child; `after`: the first of the three that observe afterwards. -1: there is none.
+    """
+
+    result: int
+    seen: int
+    child: int
+    after: int
+
+
+class Program(NamedTuple):
+    """The bytes of a program and where in it each operation's results will be."""
+
+    code: bytes
+    places: tuple[Place, ...]
+    baseline: int
+
+
+class Names(NamedTuple):
+    """What programs must know: where in the ring the files' names are, and max_map_count."""
+
+    files: tuple[int, ...]
+    meminfo: int
+    max_map_count: int
+
+
+class Look(NamedTuple):
+    """What a program does to show something before its operations, and after each of them."""
+
+    before: bytes
+    after: bytes
+    needs_meminfo: bool = False
+
+
+OBSERVING = Look(ring.OBSERVE, ring.OBSERVE)
+MARKING = Look(stub.syscall(_GETPID), MARK)
+"""Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
+
+MEMINFO_FD = 60
+_MEMINFO = stub.entry(
+    stub.READ, MEMINFO_FD, ring.BUFFER_SIZE, ring.RING + ring.BUFFER, ring.OUT_FD, 1
+)
+COMMITTED = Look(_MEMINFO, _MEMINFO, True)
+"""The whole machine's /proc/meminfo, for Committed_AS."""
+
+
+class Builder:
+    """Append entries; `here` is where the next one will be (an offset from the program's start)."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.here = 0
+
+    def add(self, *entries: bytes) -> int:
+        """Append entries (each a multiple of an entry long); return where the first one is."""
+        first = self.here
+        for part in entries:
+            self.parts.append(part)
+            self.here += len(part)
+        return first
+
+
+def address(offset: int) -> int:
+    """Return where an entry of the program is in the child."""
+    return ring.RING + ring.PROGRAM + offset
+
+
+def build(sequence: Sequence[Op], names: Names, look: Look = OBSERVING) -> Program:
+    """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
+    build_into = Builder()
+    build_into.add(ring.PRELUDE)
+    used = {op.name for op in sequence}
+    if any(map(uses_file, sequence)) or used & {
+        "uffd_register", "uffd_unregister", "process_madvise",
+    }:  # fmt: skip
+        build_into.add(_open_files(names))
+        pid = build_into.add(stub.syscall(_GETPID))
+        target = address(pid + 2 * _E + 8)
+        build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
+        build_into.add(stub.syscall(_PIDFD, 0, 0))
+    if look.needs_meminfo:
+        opened = build_into.add(stub.syscall(_OPEN, names.meminfo, 0))
+        target = address(opened + 2 * _E + 8)
+        build_into.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
+        build_into.add(stub.syscall(_DUP2, 0, MEMINFO_FD))
+    baseline = build_into.add(look.before)
+    results: list[int] = []
+    places = []
+    for index, op in enumerate(sequence):
+        result, seen, child = _operation(build_into, index, op, results, names)
+        results.append(result)
+        places.append(Place(result, seen, child, build_into.add(look.after)))
+    build_into.add(ring.EXIT)
+    return Program(b"".join(build_into.parts), tuple(places), baseline)
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """Name the arguments of an operation, in order."""
+    return ops.CALLS[name][1] if name in ops.CALLS else ops.ACCESSES[name]
+
+
+_TAKES_FILE = {
+    name: arguments_of(name).index("file")
+    for name in (*ops.CALLS, *ops.ACCESSES)
+    if "file" in arguments_of(name)
+}
+
+
+def uses_file(op: Op) -> bool:
+    """Tell whether an operation needs the files to be open."""
+    if op.name not in _TAKES_FILE:
+        return False
+    slot = op.args[_TAKES_FILE[op.name]]
+    return isinstance(slot, int) and 0 <= slot < len(ops.FILES)
+
+
+def _open_files(names: Names) -> bytes:
+    """Open and fill the files, a userfaultfd and a pidfd; all become known descriptors."""
+    parts = []
+    for slot, name in enumerate(ops.FILES):
+        at = names.files[slot]
+        if name == "zero":
+            parts.append(stub.syscall(_OPEN, at, 2))
+        elif name == "disk":
+            parts.append(stub.syscall(_OPEN, at, _RDWR_CREAT_TRUNC, 0o600))
+        else:
+            parts.append(stub.syscall(_MEMFD, at, 0))
+        parts.append(_fill(slot))
+    api = ring.RING + ring.SCRATCH
+    parts += [
+        stub.syscall(_UFFD, 0o4000 | 1),  # O_NONBLOCK, UFFD_USER_MODE_ONLY
+        stub.entry(stub.STORE, api, 0xAA),
+        stub.entry(stub.STORE, api + 8, _UFFD_FEATURE_SIGBUS),
+        stub.entry(stub.STORE, api + 16, 0),
+        stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_API, api),
+    ]
+    return b"".join(parts)
+
+
+def _fill(slot: int) -> bytes:
+    if not ops.FILE_PAGES[slot]:
+        return b""
+    fd, source = ring.FIRST_FILE_FD + slot, ring.RING + ring.PATTERN
+    parts = [stub.syscall(_FTRUNCATE, fd, ops.FILE_PAGES[slot] * ring.PAGE)]
+    for page in range(ops.FILE_PAGES[slot]):
+        if page not in ops.HOLES[slot]:
+            parts.append(stub.entry(stub.STORE, source, ops.file_tag(slot, page)))
+            parts.append(stub.syscall(_PWRITE, fd, source, 8, page * ring.PAGE))
+    return b"".join(parts)
+
+
+def _operation(
+    b: Builder, index: int, op: Op, results: list[int], names: Names
+) -> tuple[int, int, int]:
+    """Append one operation; return the places of its result, vector and child (or -1)."""
+    if op.name == "fork":
+        return _fork(b)
+    arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
+    if op.name in _TAKES_FILE:
+        at = _TAKES_FILE[op.name]
+        arguments[at] = _descriptor(op.args[at])
+    if op.name in ("load", "store"):
+        handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
+        arguments += [ops.store_tag(index)] if op.name == "store" else []
+        return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
+    if op.name == "crowd":
+        return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
+    if op.name in _COMPOSED:
+        return _COMPOSED[op.name](b, op, arguments, results), -1, -1
+    number = ops.CALLS[op.name][0]
+    if op.name == "mincore":
+        arguments.append(ring.RING + ring.SCRATCH)
+    result = _with_refs(b, op, stub.syscall(number, *arguments), results)
+    return result, _seen(b, op), -1
+
+
+def _descriptor(slot: int | Ref) -> int:
+    assert isinstance(slot, int), slot
+    return slot & _MASK if slot < 0 else ring.FIRST_FILE_FD + slot
+
+
+def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
+    """Append an entry, before it the patches that put earlier results into its arguments."""
+    refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
+    if not refs:
+        return b.add(entry)
+    target = b.here + len(refs) * _E
+    for k, ref in refs:
+        source = address(results[ref.op] + stub.RESULT)
+        b.add(stub.entry(stub.PATCH, address(target + 8 + 8 * k), source, ref.delta & _MASK))
+    return b.add(entry)
+
+
+def _seen(b: Builder, op: Op) -> int:
+    if op.name != "mincore":
+        return -1
+    length = op.args[1]
+    pages = (int(length) + ring.PAGE - 1) // ring.PAGE if isinstance(length, int) else 0
+    if not 0 < pages <= MAX_SEEN:
+        return -1
+    return b.add(stub.syscall(_WRITE, ring.OUT_FD, ring.RING + ring.SCRATCH, pages))
+
+
+def _fork(b: Builder) -> tuple[int, int, int]:
+    """Append a fork whose child writes down its address space and exits; the parent waits."""
+    child_code = (
+        ring.POPULATE
+        + b"".join(ring.call("close", fd) for fd in ring.PROC_FDS)
+        + ring.open_proc()
+        + ring.OBSERVE
+        + ring.EXIT
+    )
+    clone = b.here
+    child = clone + 4 * _E
+    b.add(
+        stub.syscall(_CLONE, 17),
+        stub.entry(stub.JUMP_IF_ZERO, address(child)),
+        stub.syscall(_WAIT4, _MASK, ring.RING + ring.FORK_STATUS, 0x4000_0000, 0),
+        stub.entry(stub.JUMP, address(child + len(child_code))),
+        child_code,
+    )
+    return clone, -1, child + 7 * _E
+
+
+def _crowd(b: Builder, count: int) -> int:
+    """Map `count` pages with nothing allowed, then let every other one be read: so many VMAs."""
+    counter = ring.RING + ring.SCRATCH
+    b.add(stub.syscall(9, ops.CROWD, count * ring.PAGE, 0, 0x4032, _MASK, 0))
+    b.add(stub.entry(stub.STORE, counter, count // 2))
+    first = b.here
+    own = address(first) + 8
+    b.add(
+        stub.syscall(10, ops.CROWD + ring.PAGE, ring.PAGE, 1),
+        stub.entry(stub.PATCH, own, own, 2 * ring.PAGE),
+        stub.entry(stub.PATCH, counter, counter, _MASK),
+        stub.entry(stub.LOAD, counter),
+        stub.entry(stub.JUMP_IF_ZERO, address(first) + 6 * _E),
+        stub.entry(stub.JUMP, address(first)),
+    )
+    return first
+
+
+def _setrlimit(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    resource, soft = arguments
+    at = ring.RING + ring.RLIMIT
+    b.add(stub.syscall(_PRLIMIT, 0, resource, 0, at))
+    b.add(stub.entry(stub.STORE, at, soft))
+    return b.add(stub.syscall(_PRLIMIT, 0, resource, at, 0))
+
+
+def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    start, length, advice = arguments
+    at = ring.RING + ring.SCRATCH
+    store = Op("store", (at, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, at, start), results)
+    b.add(stub.entry(stub.STORE, at + 8, length))
+    return b.add(stub.syscall(ops.CALLS[op.name][0], PID_FD, at, 1, advice, 0))
+
+
+def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    at = ring.RING + ring.SCRATCH
+    store = Op("store", (at, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
+    if op.name == "uffd_unregister":
+        return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_UNREGISTER, at))
+    b.add(stub.entry(stub.STORE, at + 16, arguments[2]), stub.entry(stub.STORE, at + 24, 0))
+    return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_REGISTER, at))
+
+
+_COMPOSED = {
+    "setrlimit": _setrlimit,
+    "process_madvise": _process_madvise,
+    "uffd_register": _userfault,
+    "uffd_unregister": _userfault,
+}

@@ -1,0 +1,196 @@
+"""The real kernel as a side of the comparison."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from zaplock.oracle import ops, program, ring, stub
+from zaplock.oracle.bare_process import Child, Lost
+from zaplock.oracle.observe import Parser
+from zaplock.oracle.ops import Environment, Op, Outcome, Snapshot, Step
+
+
+class RealSide:
+    """Run sequences on the kernel that this process runs on, each in a fresh bare process."""
+
+    def __init__(self) -> None:
+        """Start the child; raise UserError where the kernel can't be observed enough."""
+        self._directory = tempfile.mkdtemp(prefix="zaplock-oracle-")
+        data, where = ring.strings(
+            {
+                **dict(zip(ops.FILES, ops.FILES, strict=True)),
+                "disk": os.path.join(self._directory, "disk"),
+                "zero": "/dev/zero",
+                "meminfo": "/proc/meminfo",
+            },
+            ring.FILE_STRINGS,
+        )
+        files = tuple(where[name] for name in ops.FILES)
+        self._names = program.Names(files, where["meminfo"], _sysctl("max_map_count"))
+        self._strings = data
+        self._start()
+
+    def _start(self) -> None:
+        self._child = Child()
+        self._child.write(ring.FILE_STRINGS, self._strings)
+        self._parser = Parser()
+        self.environment = self._explore()
+        self._parser = Parser(self.environment.baseline.counters)
+
+    def _explore(self) -> Environment:
+        page, private_anonymous = ring.PAGE, 0x22
+        probe = (
+            Op("brk", (0,)),
+            Op("mmap", (0, page, 0, private_anonymous, ops.NO_FILE, 0)),
+            Op("mmap", (page, page, 0, private_anonymous, ops.NO_FILE, 0)),
+        )
+        built = program.build((), self._names)
+        self._child.run(built.code)
+        baseline = self._snapshots(built)[0]
+        brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
+        return Environment(
+            ring=ring.RING,
+            ring_length=ring.RING_SIZE,
+            mmap_base=mapped + page,
+            start_brk=brk,
+            data_length=_data_length(self._child.pid),
+            max_map_count=_sysctl("max_map_count"),
+            mmap_min_addr=_sysctl("mmap_min_addr"),
+            mmap_min_hint=lowest,
+            memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+            stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
+            task_size=ring.TASK_SIZE,
+            overcommit_pages=_total_pages(),
+            baseline=baseline,
+        )
+
+    def run(self, sequence: Sequence[Op]) -> list[Step]:
+        """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
+        built = program.build(sequence, self._names)
+        try:
+            status = self._child.run(built.code)
+        except Lost:
+            self.restart()
+            raise
+        if status:
+            raise Lost(f"the runner ended with wait status {status:#x}")
+        return self._steps(sequence, built)
+
+    def run_unobserved(self, sequence: Sequence[Op]) -> tuple[int, list[int]]:
+        """Run a sequence without looking at its address space: (thread id, results).
+
+        A fork's result is 0, as in `run`.
+        """
+        built = program.build(sequence, self._names, program.MARKING)
+        words, results = self._results(sequence, built)
+        return words[built.baseline + stub.RESULT >> 3], results
+
+    def run_committed(self, sequence: Sequence[Op]) -> tuple[list[int], list[int]]:
+        """Run a sequence: the machine's Committed_AS (kB) before and after each operation, results.
+
+        Whoever else runs on the machine changes it too.
+        """
+        built = program.build(sequence, self._names, program.COMMITTED)
+        words, results = self._results(sequence, built)
+        data, at, figures = self._child.observed(), 0, []
+        for place in (program.Place(-1, -1, -1, built.baseline), *built.places):
+            looks = [place.seen] if place.seen >= 0 else []
+            looks += [place.child + k * stub.ENTRY for k in range(3)] if place.child >= 0 else []
+            for look in (*looks, place.after):
+                begin, at = at, at + max(words[look + stub.RESULT >> 3], 0)
+            figures.append(int(data[begin:at].partition(b"Committed_AS:")[2].split(None, 1)[0]))
+        return figures, results
+
+    def _results(
+        self, sequence: Sequence[Op], built: program.Program
+    ) -> tuple[memoryview, list[int]]:
+        status = self._child.run(built.code)
+        if status:
+            raise Lost(f"the runner ended with wait status {status:#x}")
+        words = memoryview(self._child.program(len(built.code))).cast("q")
+        results = [words[place.result + stub.RESULT >> 3] for place in built.places]
+        forked = [op.name == "fork" for op in sequence]
+        return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
+
+    def restart(self) -> None:
+        """Replace the bare process."""
+        self._child.close()
+        self._start()
+
+    def _steps(self, sequence: Sequence[Op], built: program.Program) -> list[Step]:
+        self._parser.begin(ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE)
+        code = self._child.program(len(built.code))
+        reader = _Reader(self._child, code, self._parser)
+        try:
+            reader.snapshot(built.baseline)
+            pairs = zip(sequence, built.places, strict=True)
+            return [reader.step(op, place) for op, place in pairs]
+        except (ValueError, struct.error) as error:
+            raise Lost(f"the runner's observations can't be read: {error}") from None
+
+    def _snapshots(self, built: program.Program) -> list[Snapshot]:
+        code = self._child.program(len(built.code))
+        return [_Reader(self._child, code, self._parser).snapshot(built.baseline)]
+
+    def close(self) -> None:
+        """End the child and remove its files."""
+        self._child.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class _Reader:
+    """Walk once through what a program left behind."""
+
+    def __init__(self, child: Child, code: bytes, parser: Parser) -> None:
+        self._words, self._parser = memoryview(code).cast("q"), parser
+        self._data = child.observed()
+        self._at = 0
+
+    def _result(self, entry: int) -> int:
+        return self._words[entry + stub.RESULT >> 3]
+
+    def _take(self, entry: int) -> bytes:
+        begin = self._at
+        self._at = begin + max(self._words[entry + stub.RESULT >> 3], 0)
+        return self._data[begin : self._at]
+
+    def snapshot(self, entry: int) -> Snapshot:
+        words, data, begin = self._words, self._data, self._at
+        first = entry + stub.RESULT >> 3
+        scan = begin + words[first]
+        status = scan + max(words[first + 8], 0)
+        self._at = end = status + words[first + 16]
+        return self._parser.snapshot(data[begin:scan], data[scan:status], data[status:end])
+
+    def step(self, op: Op, place: program.Place) -> Step:
+        result = self._result(place.result)
+        seen = self._take(place.seen) if place.seen >= 0 else b""
+        child = None
+        if op.name == "fork":
+            result = min(result, 0)
+            child = self.snapshot(place.child) if result == 0 else None
+        outcome = Outcome(result, seen if result == 0 else b"", child)
+        return Step(outcome, self.snapshot(place.after))
+
+
+def _sysctl(name: str) -> int:
+    return int(Path("/proc/sys/vm", name).read_text())
+
+
+def _data_length(pid: int) -> int:
+    """Return how long the data segment of a process's program is; RLIMIT_DATA counts it to brk."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[43]) - int(fields[42])
+
+
+def _total_pages() -> int:
+    """Return how many pages one mapping may promise (heuristic overcommit: all RAM and swap)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines}
+    return (int(fields["MemTotal"]) + int(fields["SwapTotal"])) // 4

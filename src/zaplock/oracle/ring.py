@@ -1,0 +1,166 @@
+"""The few pages that a bare process keeps: code, control words, program, observations.
+
+One memfd, mapped at RING in every child and anywhere in the parent. Observations leave it through
+a small buffer into a second memfd, so that it stays small: smaps walks it each time. RING lies
+between mmap_base and the old stack, so no mapping whose address the kernel chooses can collide with
+it. It is sealed (mseal, 6.10) where the kernel can: a test's wild munmap then fails instead of
+sawing off the branch that it sits on.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from zaplock.oracle import stub
+
+PAGE = 4096
+TASK_SIZE = 0x7FFF_FFFF_F000
+RING = 0x7FFF_F900_0000
+
+CONTROL = 0x1000  # words of the hand-shake, PAGEMAP_SCAN's argument, signal actions
+GO, DONE, STATUS, FORK_STATUS = (CONTROL + 64 * i for i in range(4))
+SCAN_ARG = CONTROL + 0x200
+SIGACTION = CONTROL + 0x300
+SIGSTACK = CONTROL + 0x380
+CAPS = CONTROL + 0x400
+RLIMIT = CONTROL + 0x480
+BOOT = CONTROL + 0x500
+STRINGS = 0x2000
+CONTROL_SIZE = 0x2000  # the strings included
+PATTERN = 0x4000  # one page: what is written to files and from buffers
+STACK = 0x5000  # of the signal handler
+STACK_SIZE = 0x4000
+BUFFER = 0x9000  # observations on their way out
+BUFFER_SIZE = 0x10000
+MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them is not seen
+SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
+PROGRAM = 0x19000
+RING_SIZE = 0x40000
+SCRATCH_SIZE = 0x1000
+SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too long meets the end
+
+OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
+
+# Categories of PAGEMAP_SCAN (include/uapi/linux/fs.h).
+PRESENT, SWAPPED, GUARD = 1 << 3, 1 << 4, 1 << 8
+REPORTED = (1 << 2) | PRESENT | SWAPPED | (1 << 5) | (1 << 6) | GUARD  # file, zero page, huge
+
+_SYS = {
+    "open": 2, "close": 3, "lseek": 8, "munmap": 11, "brk": 12, "rt_sigaction": 13, "ioctl": 16,
+    "madvise": 28, "clone": 56, "wait4": 61, "capset": 126, "sigaltstack": 131, "prctl": 157,
+    "futex": 202, "exit_group": 231, "close_range": 436, "mseal": 462,
+}  # fmt: skip
+
+
+def call(name: str, *arguments: int) -> bytes:
+    """Pack a system call of the machinery itself."""
+    return stub.syscall(_SYS[name], *arguments)
+
+
+def strings(texts: dict[str, str], offset: int) -> tuple[bytes, dict[str, int]]:
+    """Lay out zero-terminated strings at an offset; return the bytes and each one's address."""
+    data, where = b"", {}
+    for name, text in texts.items():
+        where[name] = RING + offset + len(data)
+        data += text.encode() + b"\0"
+    return data, where
+
+
+PROC = {"smaps": "/proc/self/smaps", "pagemap": "/proc/self/pagemap", "status": "/proc/self/status"}
+PROC_STRINGS, PROC_AT = strings(PROC, STRINGS)
+FILE_STRINGS = (STRINGS + len(PROC_STRINGS) + 63) & ~63
+
+
+def control_words(has_scan_guard: bool = True) -> bytes:
+    """Fill the control page: PAGEMAP_SCAN's argument, signal action and stack, no capability."""
+    page = bytearray(CONTROL_SIZE)
+    mask = REPORTED if has_scan_guard else REPORTED & ~GUARD
+    any_of = mask & (PRESENT | SWAPPED | GUARD)
+    scan = struct.pack("<12Q", 96, 0, 0, RING, 0, 0, MAX_REGIONS, 0, 0, 0, any_of, mask)
+    flags = 0x4 | 0x0800_0000 | 0x0400_0000 | 0x4000_0000  # SIGINFO, ONSTACK, RESTORER, NODEFER
+    action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, RING + stub.RESTORER, 0)
+    stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)
+    caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
+    for offset, data in (
+        (SCAN_ARG, scan), (SIGACTION, action), (SIGSTACK, stack), (CAPS, caps),
+        (STRINGS, PROC_STRINGS),
+    ):  # fmt: skip
+        page[offset - CONTROL : offset - CONTROL + len(data)] = data
+    return bytes(page)
+
+
+def boot() -> bytes:
+    """Make the program that turns a Python process into a bare one that runs what it is told.
+
+    It installs the handler of SIGSEGV and SIGBUS, unmaps everything but the ring, gives up all
+    capabilities (RLIMIT_MEMLOCK counts only then), and forks one runner per program.
+    """
+    futex_wait, futex_wake, wall = 0, 1, 0x4000_0000
+    before = [
+        call("brk", 0),  # the heap ends where it began; the starter fills the address in
+        call("prctl", 1, 9),  # PR_SET_PDEATHSIG SIGKILL: no orphan survives the parent
+        call("sigaltstack", RING + SIGSTACK, 0),
+        call("rt_sigaction", 11, RING + SIGACTION, 0, 8),
+        call("rt_sigaction", 7, RING + SIGACTION, 0, 8),
+        call("close_range", SMAPS_FD, 0xFFFF_FFFF, 0),
+        call("munmap", 0, RING),
+        call("munmap", RING + RING_SIZE, TASK_SIZE - RING - RING_SIZE),
+        call("capset", RING + CAPS, RING + CAPS + 8),
+    ]
+    top = RING + BOOT + len(before) * stub.ENTRY
+
+    def at(index: int) -> int:
+        return top + index * stub.ENTRY
+
+    loop = [
+        call("futex", RING + GO, futex_wait, 0, 0, 0, 0),
+        stub.entry(stub.LOAD, RING + GO),
+        stub.entry(stub.JUMP_IF_ZERO, at(0)),
+        stub.entry(stub.STORE, RING + GO, 0),
+        call("clone", 17, 0, 0, 0, 0),
+        stub.entry(stub.JUMP_IF_ZERO, RING + PROGRAM),
+        call("wait4", (1 << 64) - 1, RING + STATUS, wall, 0),
+        stub.entry(stub.STORE, RING + DONE, 1),
+        call("futex", RING + DONE, futex_wake, 1, 0, 0, 0),
+        stub.entry(stub.JUMP, at(0)),
+    ]
+    return b"".join(before + loop)
+
+
+POPULATE = call("madvise", RING, RING_SIZE, 23)  # MADV_POPULATE_WRITE
+PROC_FDS = (SMAPS_FD, PAGEMAP_FD, STATUS_FD)
+
+
+def prelude() -> bytes:
+    """Make the first entries of every program: fault the ring in, seal it, open /proc/self."""
+    return b"".join(
+        [
+            call("prctl", 1, 9),
+            POPULATE,
+            call("mseal", RING, RING_SIZE, 0),
+            call("lseek", OUT_FD, 0, 0),
+            open_proc(),
+        ]
+    )
+
+
+def open_proc() -> bytes:
+    """Open what is observed, as the lowest free descriptors: SMAPS_FD, PAGEMAP_FD, STATUS_FD."""
+    return b"".join(call("open", PROC_AT[name], 0) for name in ("smaps", "pagemap", "status"))
+
+
+def observe() -> bytes:
+    """Make the three entries that write down the address space: smaps, pages, counters."""
+    buffer, end = RING + BUFFER, RING + BUFFER + BUFFER_SIZE
+    return b"".join(
+        [
+            stub.entry(stub.READ, SMAPS_FD, BUFFER_SIZE, buffer, OUT_FD, SMAPS_LIMIT),
+            stub.entry(stub.SCAN, PAGEMAP_FD, RING + SCAN_ARG, buffer, OUT_FD, end),
+            stub.entry(stub.READ, STATUS_FD, BUFFER_SIZE, buffer, OUT_FD, 1),
+        ]
+    )
+
+
+OBSERVE = observe()
+PRELUDE = prelude()
+EXIT = call("exit_group", 0)

@@ -1,0 +1,174 @@
+"""A divergence as a script that runs on its own: Python and ctypes, no zaplock.
+
+The script does in one forked process what the sequence does, prints every result, and ends with the
+window's part of smaps. Accesses that may fault go through a few bytes of machine code with a signal
+handler, as in stub.S. What the model said stands beside it as comments. Operations that concern the
+whole process (mlockall, RLIMIT_AS) act on the interpreter too: there only the oracle's bare process
+shows the exact figures, and the script says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zaplock.oracle import ops
+from zaplock.oracle.compare import Divergence
+from zaplock.oracle.ops import Argument, Op, Ref
+
+# peek(address), poke(address, value), a handler that resumes at r13, and its restorer:
+#   push r13; lea r13,[rip+1f]; mov rax,[rdi]; 1: pop r13; ret
+#   push r13; lea r13,[rip+1f]; mov [rdi],rsi; xor eax,eax; 1: pop r13; ret
+#   and on_signal, restorer as in stub.S
+_TOUCH = (
+    "41554c8d2d03000000488b07415dc3"
+    "41554c8d2d05000000488937" "31c0415dc3"
+    "89f8c1e0108b4e0881e1ffff000009c848f7d848898290000000488b4a5048898aa8000000c3"
+    "b80f0000000f05"
+)  # fmt: skip
+_PEEK, _POKE, _HANDLER, _RESTORER = 0, 15, 32, 70
+
+_HEAD = '''#!/usr/bin/env python3
+"""{title}
+
+{differences}
+"""
+import ctypes, errno, mmap, os, struct, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+code = mmap.mmap(-1, 4096, prot=7)
+code.write(bytes.fromhex("{touch}"))
+base = ctypes.addressof(ctypes.c_char.from_buffer(code))
+peek = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_ulong)(base + {peek})
+poke = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)(base + {poke})
+vector = ctypes.create_string_buffer(1 << 16)
+
+
+def call(number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, arguments))
+    return result if result != -1 else -ctypes.get_errno()
+
+
+def say(k, text, result):
+    shown = errno.errorcode.get(-result) if -4096 < result < 0 else hex(result)
+    if result < -4095:
+        shown = "signal %d code %d" % (-result >> 16, -result & 0xFFFF)
+    print("op%d %s = %s" % (k, text, shown), flush=True)
+    return result
+
+
+def catch_faults():
+    stack = ctypes.create_string_buffer(1 << 16)
+    call(131, ctypes.addressof(ctypes.create_string_buffer(
+        struct.pack("<QQQ", ctypes.addressof(stack), 0, 1 << 16))), 0)
+    action = ctypes.create_string_buffer(struct.pack("<4Q", base + {handler}, 0x4C000004,
+                                                     base + {restorer}, 0))
+    for signal in (11, 7):
+        call(13, signal, ctypes.addressof(action), 0, 8)
+    return stack
+
+
+def page(fd, number, tag):
+    os.pwrite(fd, struct.pack("<Q", tag), number * 4096)
+
+'''
+
+_OPEN = {
+    "m0": 'os.memfd_create("m0")',
+    "m1": 'os.memfd_create("m1")',
+    "disk": 'os.open("/var/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)',
+    "zero": 'os.open("/dev/zero", os.O_RDWR)',
+}
+
+_TAIL = """
+for block in open("/proc/self/smaps").read().split("VmFlags:"):
+    lines = block.strip().splitlines()
+    header = next((line for line in lines if "-" in line.split(" ")[0]), "f-")
+    if int(header.split("-")[0], 16) < 0x40000000:
+        print("\\n".join(lines))
+"""
+
+
+def write(divergence: Divergence) -> str:
+    """Return the text of a script that shows a divergence's kernel side."""
+    sequence = divergence.sequence
+    title = f"After {sequence[divergence.at]} the kernel and the model differ."
+    head = _HEAD.format(
+        title=title,
+        differences="\n".join(divergence.differences),
+        touch=_TOUCH,
+        peek=_PEEK,
+        poke=_POKE,
+        handler=_HANDLER,
+        restorer=_RESTORER,
+    )
+    return head + "\n".join(_body(sequence)) + "\n" + _TAIL
+
+
+def _body(sequence: Sequence[Op]) -> list[str]:
+    lines = ["files = []", "stack = catch_faults()"]
+    if any(op.name in _NEED_FILES or "file" in _names(op) for op in sequence):
+        lines += _files()
+    return lines + [_line(k, op) for k, op in enumerate(sequence)]
+
+
+_NEED_FILES = ("uffd_register", "uffd_unregister")
+
+
+def _files() -> list[str]:
+    lines = []
+    for slot, name in enumerate(ops.FILES):
+        lines.append(f"files.append({_OPEN[name]})")
+        pages = ops.FILE_PAGES[slot]
+        if pages:
+            written = [n for n in range(pages) if n not in ops.HOLES[slot]]
+            lines.append(f"os.ftruncate(files[-1], {pages * 4096})")
+            lines.append(f"for n in {written}: page(files[-1], n, {slot + 1} << 32 | n + 1)")
+    lines += [
+        "uffd = call(323, 0o4000 | 1)",
+        "struct.pack_into('<QQQ', vector, 0, 0xAA, 1 << 7, 0)",
+        "call(16, uffd, 0xC018AA3F, ctypes.addressof(vector))",
+    ]
+    return lines
+
+
+def _names(op: Op) -> tuple[str, ...]:
+    return ops.CALLS[op.name][1] if op.name in ops.CALLS else ops.ACCESSES[op.name]
+
+
+def _line(k: int, op: Op) -> str:
+    arguments = [_text(name, value) for name, value in zip(_names(op), op.args, strict=True)]
+    return f"r{k} = say({k}, {str(op)!r}, {_call(k, op, arguments)})"
+
+
+def _text(name: str, value: Argument) -> str:
+    if isinstance(value, Ref):
+        return f"r{value.op} + {value.delta:#x}"
+    if name == "file" and 0 <= value < len(ops.FILES):
+        return f"files[{value}]"
+    return hex(value) if value > 9 else str(value)
+
+
+def _call(k: int, op: Op, arguments: list[str]) -> str:
+    inside = ", ".join(arguments)
+    if op.name == "load":
+        return f"peek({inside} & -4096)"
+    if op.name == "store":
+        return f"poke({inside} & -4096, {ops.store_tag(k):#x})"
+    if op.name == "crowd":
+        return "0  # fills the address space: see program._crowd"
+    if op.name == "fork":
+        return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
+    if op.name == "setrlimit":
+        return f"__import__('resource').prlimit(0, {arguments[0]}, ({arguments[1]}, -1)) and 0"
+    if op.name == "mincore":
+        return f"call(27, {inside}, ctypes.addressof(vector))"
+    if op.name.startswith("uffd"):
+        number = "0xC020AA00" if op.name == "uffd_register" else "0x8010AA01"
+        packed = f"struct.pack_into('<{len(arguments)}Q', vector, 0, {inside})"
+        return f"{packed} or call(16, uffd, {number}, ctypes.addressof(vector))"
+    if op.name == "process_madvise":
+        packed = f"struct.pack_into('<2Q', vector, 0, {arguments[0]}, {arguments[1]})"
+        where = "os.pidfd_open(os.getpid()), ctypes.addressof(vector), 1"
+        return f"{packed} or call(440, {where}, {arguments[2]}, 0)"
+    return f"call({ops.CALLS[op.name][0]}, {inside})"

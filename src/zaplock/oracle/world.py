@@ -1,0 +1,134 @@
+"""One machine with one process like the bare one: the ring, the files, nothing else."""
+
+from __future__ import annotations
+
+from signal import SIGBUS, SIGSEGV
+from typing import Any
+
+import msgspec
+
+from zaplock.engines.sequential import LockCall, run
+from zaplock.model import flags as f
+from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
+from zaplock.model.frames import change_frames
+from zaplock.model.machine import Machine
+from zaplock.model.mm import Limits, Pte
+from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma, insert, lookup
+from zaplock.oracle import ops
+from zaplock.oracle.modelview import View
+from zaplock.oracle.ops import Environment, Outcome
+from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.fault import access_error
+
+MM = 1
+RING_FILE = 99
+UFFD = 1
+_CANONICAL = 1 << 47
+
+
+def limits_of(environment: Environment) -> Limits:
+    """Return the model's limits for a real process without capabilities."""
+    return Limits(
+        task_size=environment.task_size,
+        mmap_base=environment.mmap_base,
+        mmap_min_addr=environment.mmap_min_addr,
+        mmap_min_hint=environment.mmap_min_hint,
+        max_map_count=environment.max_map_count,
+        rlimit_memlock=environment.memlock_limit,
+        rlimit_stack=environment.stack_limit,
+        can_ipc_lock=False,
+        overcommit_pages=environment.overcommit_pages,
+    )
+
+
+class World:
+    """One machine with one process like the bare one: the ring, the files, nothing else."""
+
+    def __init__(self, environment: Environment, design: Design, uses_files: bool) -> None:
+        self.environment = environment
+        self.machine = Machine(limits=limits_of(environment))
+        self.task = Task(1, MM, "oracle")
+        self.cx = Cx(design, self.task, limits=self.machine.limits)
+        self.space = self.machine.mm(MM)
+        self.space.counters.put("brk", environment.start_brk)
+        self.space.counters.put("start_brk", environment.start_brk)
+        self.space.counters.put("data_length", environment.data_length)
+        self.machine.events.put(("uffd_features", UFFD), "sigbus")
+        if uses_files:
+            self._files()
+        self._ring(environment)
+        self.view = View(self.machine, MM, environment.ring)
+        self.view.set_baseline()
+
+    def _files(self) -> None:
+        for slot, name in enumerate(ops.FILES):
+            pages = ops.FILE_PAGES[slot]
+            kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
+            by_page = kind == "shmem"
+            size = pages * f.PAGE_SIZE
+            new_file(self.machine, slot + 1, kind, size, name, charged_by_page=by_page)
+            written = [page for page in range(pages) if page not in ops.HOLES[slot]]
+            if not written:
+                continue
+            first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
+            for page in written:
+                frame = first + page
+                self.machine.content.set(frame, frame + 1, disk_tag(slot + 1, page))
+            self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
+
+    def _ring(self, environment: Environment) -> None:
+        """Map and populate the ring as the bare process has it."""
+        length = environment.ring_length
+        new_file(self.machine, RING_FILE, "shmem", length, "ring")
+        flags = f.VM_ACCESS_FLAGS | f.VM_SHARED | f.VM_MAYSHARE | f.VM_SEALED
+        flags |= f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
+        vma = Vma(MM, environment.ring, environment.ring + length, flags, 0, RING_FILE)
+        insert(self.machine, self.task, vma)
+        fill_cache(self.machine, self.task, RING_FILE, 0, vma.nr_pages)
+        self.space.add("total_vm", vma.nr_pages)
+        populate_ring(self.machine, self.task, MM, environment)
+
+    def syscall(self, program: Any, calls: list[LockCall] | None) -> Outcome:
+        """Run a protocol."""
+        return Outcome(run(self.machine, self.task, program, calls))
+
+    def limit(self, **changed: int) -> None:
+        """Change limits, as setrlimit does."""
+        limits = msgspec.structs.replace(self.space.limits, **changed)
+        self.space.limits = self.machine.limits = limits
+        self.cx = Cx(self.cx.design, self.task, limits=limits)
+
+    def next_child(self) -> int:
+        """Return a number for the address space of the next child."""
+        return MM + 1 + sum(1 for mm in self.machine.mms if mm != MM)
+
+    def signal_code(self, address: int, signal: int, write: bool) -> int:
+        """Encode a fault as the real side does: which signal, with which si_code."""
+        if signal == SIGBUS:
+            return -(SIGBUS << 16 | 2)
+        canonical = address < _CANONICAL or address >= (1 << 64) - _CANONICAL
+        if not canonical:
+            return -(SIGSEGV << 16 | 128)
+        handle = lookup(self.machine, self.space, address)
+        vma = self.machine.vmas[handle] if handle else None
+        if not isinstance(vma, Vma) or vma.start > address:
+            return -(SIGSEGV << 16 | 1)
+        # Only a guard is fatal where the VMA allows the access; it passes for unmapped.
+        return -(SIGSEGV << 16 | (2 if access_error(vma, write) else 1))
+
+
+def environment_ring(w: World, mm: int) -> bool:
+    """Return whether an address space has the ring mapped (a child may have lost it)."""
+    return w.environment.ring in w.machine.mm(mm).tree
+
+
+def populate_ring(m: Machine, task: Task, mm: int, environment: Environment) -> None:
+    """Map every page of the ring, as one run instead of so many faults."""
+    space, first = m.mm(mm), environment.ring >> f.PAGE_SHIFT
+    last = first + (environment.ring_length >> f.PAGE_SHIFT)
+    frame = cached_frame(m, task, RING_FILE, 0)
+    alloc_tables(m, task, space, first, last)
+    change_frames(m, task, frame, frame + last - first, refs=1)
+    install(m, task, space, first, last, Pte("shmem", frame - first, True))

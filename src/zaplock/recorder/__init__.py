@@ -1,0 +1,1 @@
+"""Record who holds and who waits for an mmap_lock: tracefs, decoding, naming, files."""

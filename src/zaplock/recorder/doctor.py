@@ -1,0 +1,191 @@
+"""What zaplock can see on this machine, and the one command that mends each thing it can't.
+
+Each finding is a frozen value; a check never changes anything. `require` is for everybody who needs
+one of these things: it raises the UserError that names the value and the way out.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zaplock.errors import UserError
+from zaplock.recorder.layouts import read_layouts
+from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
+from zaplock.recorder.tracefs import Instance, Tracefs, mounted, opened, start_time
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing: whether it is there, what was seen, what it is for, and what mends it.
+
+    `mend` is one command (or one step that is none); "" where nothing is to be mended.
+    `needed` says that zaplock can't record without it.
+    """
+
+    name: str
+    ok: bool
+    seen: str
+    use: str
+    mend: str = ""
+    needed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "seen": self.seen,
+            "use": self.use,
+            "mend": self.mend,
+            "needed": self.needed,
+        }
+
+
+_SUDO = "sudo zaplock doctor"
+_NEWER = "boot Linux 5.11 or newer"
+
+
+def examine() -> list[Finding]:
+    """Look at everything that zaplock uses on this machine, the needed things first."""
+    found = [_kernel(), _root()]
+    try:
+        with opened() as tracefs:
+            found += [
+                _tracefs(tracefs),
+                *_events(tracefs),
+                _instances(tracefs),
+                _left_over(tracefs),
+            ]
+    except UserError as error:
+        way_out = str(error).partition(": ")[2]
+        way_out = way_out.replace("run the same command with sudo", _SUDO)
+        found.append(
+            Finding("tracefs", False, str(error).partition(":")[0], "record", way_out, True)
+        )
+    return [*found, _locked_down(), _ptrace(), _memory()]
+
+
+def require(name: str) -> None:
+    """Raise UserError with the way out unless the finding of that name is there."""
+    for finding in examine():
+        if finding.name == name and not finding.ok:
+            raise UserError(f"{finding.name}: {finding.seen}; {finding.mend}")
+
+
+def _kernel() -> Finding:
+    release = platform.release()
+    number = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
+    ok = platform.system() == "Linux" and number >= (5, 11)
+    seen = f"{platform.system()} {release} on {platform.machine()}"
+    return Finding("kernel", ok, seen, "mmap_lock events (5.11)", "" if ok else _NEWER, True)
+
+
+def _root() -> Finding:
+    capable = _effective_capabilities()
+    ok = bool(capable >> 21 & 1)
+    seen = f"user {os.geteuid()}, CAP_SYS_ADMIN {'held' if ok else 'missing'}"
+    return Finding("root", ok, seen, "open tracefs", "" if ok else _SUDO, True)
+
+
+def _effective_capabilities() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _tracefs(tracefs: Tracefs) -> Finding:
+    where = "opened privately (not mounted)" if tracefs.private else f"mounted at {mounted()}"
+    return Finding("tracefs", True, where, "record", needed=True)
+
+
+def _events(tracefs: Tracefs) -> list[Finding]:
+    asked = (
+        ("mmap_lock events", MMAP_LOCK, "holds and waits", _NEWER, True),
+        (
+            "system call events",
+            SYSCALLS[:4],
+            "which call holds the lock, on how much",
+            "boot a kernel with CONFIG_FTRACE_SYSCALLS=y (or record --no-syscalls)",
+            False,
+        ),
+        ("sched events", SCHED, "holders that sleep", "boot a kernel with CONFIG_TRACING=y", False),
+        ("fault events", FAULTS, "stalls of page faults", "record without --faults", False),
+        (
+            "contention events",
+            CONTENTION,
+            "waits for other locks",
+            "boot Linux 5.19 or newer (or record without --contention)",
+            False,
+        ),
+    )
+    return [_event_group(tracefs, *group) for group in asked]
+
+
+def _event_group(
+    tracefs: Tracefs, name: str, events: tuple[str, ...], use: str, mend: str, needed: bool
+) -> Finding:
+    try:
+        have = {layout.event for layout in read_layouts(tracefs.path, events).events}
+    except UserError as error:
+        return Finding(name, False, str(error), use, mend, needed)
+    missing = [event for event in events if event not in have]
+    seen = f"no {', '.join(missing)}" if missing else f"{len(events)} of {len(events)}"
+    return Finding(name, not missing, seen, use, mend if missing else "", needed)
+
+
+def _instances(tracefs: Tracefs) -> Finding:
+    use = "a buffer of zaplock's own"
+    try:
+        with Instance(tracefs, buffer_kb=64):
+            return Finding("trace instance", True, "made and removed", use, needed=True)
+    except UserError as error:
+        seen, _, mend = str(error).partition(": ")
+        return Finding("trace instance", False, seen, use, mend, True)
+
+
+def _left_over(tracefs: Tracefs) -> Finding:
+    use = "no event is left switched on"
+    dead = []
+    for path in (tracefs.path / "instances").glob("zaplock-*-*-*"):
+        pid, started = path.name.split("-")[1:3]
+        if pid.isdigit() and str(start_time(int(pid))) != started:
+            dead.append(path.name)
+    if not dead:
+        return Finding("left-over instances", True, "none", use)
+    sweeping = "sudo zaplock record -d 1s -o /tmp/swept.zaplock"
+    return Finding("left-over instances", False, ", ".join(sorted(dead)), use, sweeping)
+
+
+def _locked_down() -> Finding:
+    """Lockdown in confidentiality mode forbids tracefs, also to root."""
+    use = "tracefs is readable"
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return Finding("lockdown", True, "no lockdown seen", use)
+    mode = text[text.find("[") + 1 : text.find("]")]
+    ok = mode != "confidentiality"
+    mend = "" if ok else "boot with lockdown=integrity on the kernel's command line"
+    return Finding("lockdown", ok, mode, use, mend, needed=True)
+
+
+def _ptrace() -> Finding:
+    """To find a target's mm, its pagemap is opened; cmdline serves where that is forbidden."""
+    ok = bool(_effective_capabilities() >> 19 & 1)
+    seen = f"CAP_SYS_PTRACE {'held' if ok else 'missing'}"
+    return Finding("ptrace", ok, seen, "other users' processes with -p", "" if ok else _SUDO)
+
+
+def _memory() -> Finding:
+    from zaplock.recorder.capture import chosen_buffer_kb
+
+    size = chosen_buffer_kb()
+    cpus = os.cpu_count() or 1
+    seen = f"{size >> 10} MiB for each of {cpus} CPUs" if size >= 1024 else f"{size} KiB a CPU"
+    ok = size >= 8192
+    mend = "" if ok else "zaplock record --buffer 8M, if that much can be spared"
+    return Finding("buffers", ok, seen, "2 million events a second without loss", mend)

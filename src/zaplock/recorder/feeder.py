@@ -1,0 +1,157 @@
+"""The thread that empties the kernel's buffers, and the queue between it and the writer.
+
+The thread does nothing but move pages, so that no decoding and no disk can make it late. What the
+writer has not yet taken waits in memory, up to `QUEUE_BYTES`; beyond that it waits as raw pages in
+files beside the recording (`spool-*.raw`), which cost a copy into the page cache and are deleted
+as they are taken. So a burst that outruns the decoder is decoded later and nothing is lost; only
+when `SPOOL_BYTES` are used up, or the disk is full, does the thread stop taking: then the kernel's
+buffers fill up, the kernel counts what it loses, and the recording tells it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+from zaplock.recorder.buffers import Buffers, Chunk
+
+QUEUE_BYTES = 128 << 20
+SPOOL_BYTES = 8 << 30
+_WAKE_MS = 250
+_NICE = -10
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What one drain brought, complete up to `before_ns`; its pages are here or in a file."""
+
+    before_ns: int
+    size: int
+    chunks: tuple[Chunk, ...] = ()
+    file: Path | None = None
+    parts: tuple[tuple[int, int], ...] = ()
+    """Of a file: the CPU and the number of bytes of each part."""
+
+    def take(self) -> list[Chunk]:
+        """Give the pages; a file is deleted."""
+        if self.file is None:
+            return list(self.chunks)
+        taken = []
+        with self.file.open("rb") as spool:
+            for cpu, size in self.parts:
+                taken.append((cpu, spool.read(size)))
+        self.file.unlink()
+        return taken
+
+
+class Feeder(threading.Thread):
+    """Drain `buffers` into a queue; its overflow is kept in `folder`."""
+
+    def __init__(self, buffers: Buffers, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._buffers = buffers
+        self._folder = folder
+        self._queue: deque[Drained] = deque()
+        self._in_memory = 0
+        self._on_disk = 0
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._numbers = count()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of pages are waiting for the writer."""
+        return self._in_memory + self._on_disk
+
+    def run(self) -> None:
+        """Drain until `stop`, before others: it has little to do, but on a busy machine soon."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        try:
+            while not self._ended:
+                self._buffers.wait(_WAKE_MS)
+                self._drain()
+        except BaseException as error:
+            self._error = error
+            with self._changed:
+                self._changed.notify_all()
+
+    def _drain(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._on_disk < SPOOL_BYTES or self._ended)
+        before_ns = time.monotonic_ns()
+        chunks = self._buffers.drain()
+        size = sum(len(pages) for _, pages in chunks)
+        if self._in_memory + size > QUEUE_BYTES and size:
+            drained = self._spooled(before_ns, size, chunks)
+        else:
+            drained = Drained(before_ns, size, tuple(chunks))
+        with self._changed:
+            self._queue.append(drained)
+            self._in_memory += size if drained.file is None else 0
+            self._on_disk += size if drained.file else 0
+            self._changed.notify_all()
+
+    def _spooled(self, before_ns: int, size: int, chunks: list[Chunk]) -> Drained:
+        file = self._folder / f"spool-{next(self._numbers):06d}.raw"
+        try:
+            with file.open("wb") as spool:
+                for _, pages in chunks:
+                    spool.write(pages)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+        parts = tuple((cpu, len(pages)) for cpu, pages in chunks)
+        return Drained(before_ns, size, file=file, parts=parts)
+
+    def next(self) -> tuple[int, list[Chunk]]:
+        """Take the oldest drain; (0, []) where there is none within a quarter of a second.
+
+        Raises what has ended the thread, a full disk among others.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._queue) or self._error is not None, 0.25)
+            if self._queue:
+                drained = self._queue.popleft()
+            elif self._error:
+                raise self._error
+            else:
+                return 0, []
+        chunks = drained.take()
+        with self._changed:
+            self._in_memory -= drained.size if drained.file is None else 0
+            self._on_disk -= drained.size if drained.file else 0
+            self._changed.notify_all()
+        return drained.before_ns, chunks
+
+    def stop(self) -> None:
+        """End the thread, and put what the kernel's buffers still hold into the queue."""
+        self._ended = True
+        with self._changed:
+            self._changed.notify_all()
+        self._buffers.wake()
+        if self.is_alive():
+            self.join()
+        while self._error is None and self._left():
+            pass
+
+    def _left(self) -> bool:
+        before = len(self._queue)
+        self._drain()
+        if self._queue[-1].size == 0:
+            self._queue.pop()
+        return len(self._queue) > before
+
+    def discard(self) -> None:
+        """Delete the files that nobody will take any more."""
+        for drained in self._queue:
+            if drained.file:
+                drained.file.unlink(missing_ok=True)
+        self._queue.clear()

@@ -1,0 +1,132 @@
+"""Record in this process and in memory: the library call for experiments and tests.
+
+    with record_mm(pid) as recorder:
+        ...                              # what is to be seen
+    events = recorder.events()           # zaplock.trace.events.Events, in order of time
+
+A thread takes the pages out of the kernel's buffers while the block runs; nothing is decoded before
+`events()` is called, so the block is disturbed as little as can be. On leaving the block everything
+is switched off. `zaplock record` uses `zaplock.recorder.session`, which writes a file meanwhile.
+
+Root is needed; UserError says so in one line. What is recorded is a process's lock with all who
+ask for it (`pid`), that of its children too (`children`), or every lock of the machine (no `pid`).
+Gaps show as rows of Kind.LOST and in `recorder.lost_events`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+from zaplock.recorder.buffers import Chunk
+from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.naming import Names
+from zaplock.recorder.operations import NAMES
+from zaplock.recorder.stream import Stream
+from zaplock.trace.events import Events, Kind
+
+_WAKE_MS = 500
+
+
+class Recorder:
+    """A recording in memory, as `record_mm` makes it."""
+
+    def __init__(self, capture: Capture, options: Options, limit_bytes: int) -> None:
+        self._capture = capture
+        self._limit_bytes = limit_bytes
+        self._chunks: list[Chunk] = []
+        self._bytes = 0
+        self._ended = threading.Event()
+        names = Names()
+        if capture.target_mm is not None and options.pid is not None:
+            names.mms[capture.target_mm] = options.pid
+        self._stream = Stream(
+            capture.layouts,
+            names,
+            mm=capture.target_mm,
+            pids=capture.pids,
+            children=options.children,
+        )
+        self._events: Events | None = None
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+
+    @property
+    def target_mm(self) -> int | None:
+        """The mm that is recorded, where it is one process's."""
+        return self._capture.target_mm
+
+    @property
+    def lost_events(self) -> int:
+        """How many events are missing, as far as the kernel counts them. After the block only."""
+        events = self.events()
+        lost = events["length"][events["kind"] == Kind.LOST]
+        return int(lost[lost > 0].sum())
+
+    def events(self) -> Events:
+        """Decode what was recorded. After the block only; the same value each time."""
+        if not self._ended.is_set():
+            raise RuntimeError("the recording still runs: leave the with block first")
+        if self._events is None:
+            self._stream.feed([], 0)
+            columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
+            self._chunks = []
+            self._events = Events(
+                columns, NAMES, dict(self._stream.names.tasks), dict(self._stream.names.mms)
+            )
+        return self._events
+
+    def _collect(self) -> None:
+        while not self._ended.is_set():
+            self._capture.buffers.wait(_WAKE_MS)
+            self._take()
+
+    def _take(self) -> None:
+        if self._bytes < self._limit_bytes:
+            taken = self._capture.buffers.drain()
+            self._bytes += sum(len(pages) for _, pages in taken)
+            self._chunks += taken
+        else:
+            self._ended.wait(0.5)
+
+    def _run(self) -> None:
+        self._thread.start()
+        self._capture.start()
+        # After the start: a task that is born later is told by its own event.
+        self._stream.names.snapshot()
+
+    def _end(self) -> None:
+        self._capture.stop()
+        self._ended.set()
+        self._capture.buffers.wake()
+        self._thread.join()
+        while taken := self._capture.buffers.drain():
+            self._chunks += taken
+
+
+@contextlib.contextmanager
+def record_mm(
+    pid: int | None = None,
+    *,
+    events: Iterable[str] = DEFAULT_GROUPS,
+    children: bool = False,
+    buffer_kb: int | None = None,
+    limit_bytes: int = 2 << 30,
+) -> Iterator[Recorder]:
+    """Record while the block runs; read `.events()` of what this gives afterwards.
+
+    `events` are groups: mmap_lock, syscalls, faults, contention, sched. `buffer_kb` is the kernel's
+    buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
+    it events are lost and counted.
+
+    Raises UserError where the kernel, the user's rights or the target don't allow it.
+    """
+    options = Options(pid=pid, children=children, groups=tuple(events), buffer_kb=buffer_kb)
+    with capturing(options) as capture:
+        recorder = Recorder(capture, options, limit_bytes)
+        recorder._run()
+        try:
+            yield recorder
+        finally:
+            recorder._end()

@@ -1,0 +1,104 @@
+"""What each trace event means in zaplock's columns, whatever its layout in this kernel.
+
+Sources: include/trace/events/{mmap_lock,lock,sched,task}.h, kernel/trace/trace_syscalls.c and
+arch/x86/include/asm/trace/exceptions.h. An event whose fields are missing from this kernel's
+layout keeps 0 in their columns.
+
+Not covered: the end of a page fault. No kernel has an event for it, so FAULT_END never comes from
+a recorder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from zaplock.recorder.layouts import Field, Layout
+from zaplock.recorder.operations import OPERATIONS, Operation
+from zaplock.trace.events import NO_OP, Kind
+
+MMAP_LOCK = (
+    "mmap_lock:mmap_lock_start_locking",
+    "mmap_lock:mmap_lock_acquire_returned",
+    "mmap_lock:mmap_lock_released",
+)
+SYSCALLS = tuple(
+    f"syscalls:sys_{side}_{operation.name}"
+    for operation in OPERATIONS
+    for side in ("enter", "exit")
+)
+FAULTS = ("exceptions:page_fault_user",)
+CONTENTION = ("lock:contention_begin", "lock:contention_end")
+SCHED = ("sched:sched_switch", "sched:sched_wakeup")
+NAMING = ("task:task_newtask", "task:task_rename", "sched:sched_process_exit")
+USER_STACK = "ftrace:user_stack"
+
+GROUPS = {
+    "mmap_lock": MMAP_LOCK,
+    "syscalls": SYSCALLS,
+    "faults": FAULTS,
+    "contention": CONTENTION,
+    "sched": SCHED,
+}
+"""What can be asked for, by one word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """One event's kind and the field that each column comes from."""
+
+    layout: Layout
+    kind: Kind
+    columns: dict[str, Field]
+    op: int = NO_OP
+
+
+_PLAIN: dict[str, tuple[Kind, dict[str, str]]] = {
+    MMAP_LOCK[0]: (Kind.ASKED, {"mm": "mm", "write": "write"}),
+    MMAP_LOCK[1]: (Kind.ACQUIRED, {"mm": "mm", "write": "write", "success": "success"}),
+    MMAP_LOCK[2]: (Kind.RELEASED, {"mm": "mm", "write": "write"}),
+    FAULTS[0]: (Kind.FAULT_BEGIN, {"address": "address", "detail": "error_code"}),
+    CONTENTION[0]: (Kind.CONTENTION_BEGIN, {"address": "lock_addr", "detail": "flags"}),
+    CONTENTION[1]: (Kind.CONTENTION_END, {"address": "lock_addr", "result": "ret"}),
+    SCHED[0]: (Kind.SCHED_OUT, {"tid": "prev_pid", "detail": "prev_state"}),
+    SCHED[1]: (Kind.WAKEUP, {"tid": "pid"}),
+}
+
+
+def meanings(layouts: Iterable[Layout]) -> list[Meaning]:
+    """Say what each of these events means; those without a kind (names, stacks) are left out."""
+    found = [_meaning(layout) for layout in layouts]
+    return [meaning for meaning in found if meaning is not None]
+
+
+def _meaning(layout: Layout) -> Meaning | None:
+    if layout.event in _PLAIN:
+        kind, names = _PLAIN[layout.event]
+        return Meaning(layout, kind, {"tid": _field(layout, "common_pid"), **_named(layout, names)})
+    for index, operation in enumerate(OPERATIONS):
+        if layout.event == f"syscalls:sys_enter_{operation.name}":
+            return Meaning(layout, Kind.OP_BEGIN, _arguments(layout, operation), index)
+        if layout.event == f"syscalls:sys_exit_{operation.name}":
+            columns = {"tid": _field(layout, "common_pid"), **_named(layout, {"result": "ret"})}
+            return Meaning(layout, Kind.OP_END, columns, index)
+    return None
+
+
+def _field(layout: Layout, name: str) -> Field:
+    field = layout.field(name)
+    assert field is not None, f"{layout.event} has no field {name}"
+    return field
+
+
+def _named(layout: Layout, names: dict[str, str]) -> dict[str, Field]:
+    found = {column: layout.field(name) for column, name in names.items()}
+    return {column: field for column, field in found.items() if field is not None}
+
+
+def _arguments(layout: Layout, operation: Operation) -> dict[str, Field]:
+    columns = {"tid": _field(layout, "common_pid")}
+    for column in ("address", "length", "detail"):
+        position = getattr(operation, column)
+        if position is not None and position < len(layout.arguments):
+            columns[column] = layout.arguments[position]
+    return columns

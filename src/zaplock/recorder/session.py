@@ -1,0 +1,339 @@
+"""Record to a file: one thread empties the kernel's buffers, this one decodes and writes.
+
+See `feeder` for what stands between the two, so that a slow writer loses nothing.
+
+A block is written every second at first and at longer intervals (to ten seconds) as the recording
+grows, or when it has a million events; so a recorder that is killed loses at most that.
+
+The flight recorder deletes blocks that are older than `keep_ns`, until its trigger fires. With
+`Options.watch` nothing is recorded until a wait of `wait_ns` is noticed (`watch`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from zaplock.errors import UserError
+from zaplock.recorder.buffers import Chunk
+from zaplock.recorder.capture import Capture, Options, capturing
+from zaplock.recorder.decode import Columns, merged, nothing
+from zaplock.recorder.feeder import Feeder
+from zaplock.recorder.flight import Fired, Trigger
+from zaplock.recorder.naming import Names
+from zaplock.recorder.operations import NAMES
+from zaplock.recorder.stream import Stream
+from zaplock.recorder.symbols import describe
+from zaplock.recorder.watch import watch
+from zaplock.trace.events import EVENT, NO_OP, Kind
+from zaplock.trace.file import Manifest, Writer
+from zaplock.version import __version__
+
+_NICE = 10
+_BLOCK_EVENTS = 1_000_000
+_SECOND = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """When to stop: a hold or wait of that length; what to keep before and record after it."""
+
+    hold_ns: int = 0
+    wait_ns: int = 0
+    keep_ns: int = 10 * _SECOND
+    after_ns: int = _SECOND
+
+
+@dataclass
+class Progress:
+    """How far a recording is. The same object is passed to `report` each time."""
+
+    seconds: float = 0.0
+    events: int = 0
+    lost_events: int = 0
+    waiting_bytes: int = 0
+    """Pages that were recorded but not yet decoded, after the end of the recording."""
+    fired: Fired | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def record_to(
+    path: str | os.PathLike[str],
+    options: Options,
+    *,
+    ended: Callable[[], bool],
+    flight: Flight | None = None,
+    started: Callable[[], None] = lambda: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+    command_line: tuple[str, ...] = (),
+    target: str = "everybody",
+) -> Progress:
+    """Record until `ended()` says so (asked about four times a second) or the trigger fires.
+
+    `started` is called as soon as events are recorded. Raises UserError where the kernel, the
+    rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
+    tracing is off afterwards and the file whole up to its last block.
+    """
+    progress = Progress()
+    with capturing(options) as capture:
+        writer = Writer(path, _manifest(options, capture, command_line, target))
+        session = _Session(capture, options, writer, flight, progress)
+        try:
+            session.run(started, ended, report)
+        except UserError:
+            shutil.rmtree(writer.path)  # nothing was recorded: the command could not be run
+            raise
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise UserError(_disk_trouble(Path(path), error)) from None
+        finally:
+            session.discard()
+    return progress
+
+
+class _Session:
+    def __init__(
+        self,
+        capture: Capture,
+        options: Options,
+        writer: Writer,
+        flight: Flight | None,
+        progress: Progress,
+    ) -> None:
+        self._capture = capture
+        self._options = options
+        self._writer = writer
+        self._flight = flight
+        self._progress = progress
+        self._names = Names()
+        self._stream = Stream(
+            capture.layouts,
+            self._names,
+            mm=capture.target_mm,
+            pids=capture.pids,
+            children=options.children,
+        )
+        if capture.target_mm is not None and options.pid is not None:
+            self._names.mms[capture.target_mm] = options.pid
+        self._trigger = Trigger(
+            hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
+        )
+        self._limit_ns = flight.wait_ns if flight else 0
+        self._feeder = Feeder(capture.buffers, writer.path)
+        self._addresses: dict[int, set[int]] = {}
+        self._block: list[Columns] = []
+        self._block_events = 0
+        self._began = time.monotonic()
+        self._wrote = self._began
+        self._stop_at_ns: int | None = None
+        self._ended_at: int | None = None
+
+    def run(
+        self,
+        started: Callable[[], None],
+        ended: Callable[[], bool],
+        report: Callable[[Progress], None],
+    ) -> None:
+        try:
+            self._capture.start()
+            self._names.snapshot()
+            started()
+            if self._options.watch:
+                self._wait_for_a_wait(ended, report)
+            self._feeder.start()
+            _step_aside()
+            while not (ended() or self._fired_long_ago()):
+                self._take(*self._feeder.next())
+                self._follow_exec()
+                report(self._progress)
+        finally:
+            self._capture.stop()
+            self._feeder.stop()
+        self._ended_at = time.monotonic_ns()
+        self._take_the_rest(report)
+        self._add(self._stream.rest())
+        self._add(self._unexplained_loss())
+        self._flush()
+        self._name_frames()
+        self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
+        self._writer.close()
+        report(self._progress)
+
+    def _wait_for_a_wait(
+        self, ended: Callable[[], bool], report: Callable[[Progress], None]
+    ) -> None:
+        """Let the detector look; what it notices is the recording's beginning."""
+
+        def over() -> bool:
+            self._progress.seconds = time.monotonic() - self._began
+            report(self._progress)
+            return ended()
+
+        noticed = watch(self._capture, self._names, self._limit_ns, over)
+        if noticed:
+            fired, first, on_ns = noticed
+            self._fire(fired)
+            self._began = time.monotonic()
+            self._writer.change(started_ns=on_ns)
+            self._add(first)
+
+    def discard(self) -> None:
+        """Delete what was spooled and could not be written."""
+        self._feeder.discard()
+
+    def _follow_exec(self) -> None:
+        """Go with the one process that is recorded into the address space that its exec made."""
+        pid = self._options.pid
+        if pid in self._names.renamed and pid is not None and self._capture.target_mm is not None:
+            mm = self._capture.follow_exec(pid)
+            if mm is not None:
+                self._names.mms[mm] = pid
+        self._names.renamed.clear()
+
+    def _take_the_rest(self, report: Callable[[Progress], None]) -> None:
+        while self._feeder.waiting_bytes:
+            before_ns, chunks = self._feeder.next()
+            self._take(before_ns, chunks)
+            self._progress.waiting_bytes = self._feeder.waiting_bytes
+            report(self._progress)
+
+    def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
+        columns = self._stream.feed(chunks, before_ns)
+        self._add(columns)
+        if self._flight and self._progress.fired is None:
+            self._watch(columns, before_ns)
+        if self._due():
+            self._flush()
+            if self._flight and self._progress.fired is None:
+                self._writer.drop_before(before_ns - self._flight.keep_ns)
+                self._names.forget(before_ns - self._flight.keep_ns)
+
+    def _add(self, columns: Columns) -> None:
+        count = len(columns["time_ns"])
+        if count:
+            self._block.append(columns)
+            self._block_events += count
+        progress = self._progress
+        progress.events += count
+        if self._ended_at is None:
+            progress.seconds = time.monotonic() - self._began
+        lost = columns["length"][columns["kind"] == Kind.LOST]
+        progress.lost_events += int(lost[lost > 0].sum())
+
+    def _watch(self, columns: Columns, now_ns: int) -> None:
+        fired = self._trigger.check(columns, now_ns)
+        if fired:
+            self._fire(fired)
+
+    def _fire(self, fired: Fired) -> None:
+        self._progress.fired = fired
+        self._progress.notes.append(_what_fired(fired, self._names))
+        self._stop_at_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
+
+    def _fired_long_ago(self) -> bool:
+        return self._stop_at_ns is not None and time.monotonic_ns() >= self._stop_at_ns
+
+    def _due(self) -> bool:
+        age = time.monotonic() - self._wrote
+        patience = min(max(1.0, self._progress.seconds / 100), 10.0)
+        return self._block_events >= _BLOCK_EVENTS or (age >= patience and bool(self._block))
+
+    def _flush(self) -> None:
+        if self._block:
+            self._writer.append(merged(self._block))
+        self._writer.name(self._names.tasks, self._names.mms)
+        self._flush_stacks()
+        self._block, self._block_events = [], 0
+        self._wrote = time.monotonic()
+
+    def _flush_stacks(self) -> None:
+        stacks = self._stream.stacks
+        if stacks:
+            frames = np.concatenate([part.frames for part in stacks])
+            tid = np.concatenate([part.tid for part in stacks])
+            self._writer.append_stacks(
+                np.concatenate([part.time_ns for part in stacks]), tid, frames
+            )
+            for one in np.unique(tid).tolist():
+                task = self._names.tasks.get(one)
+                seen = self._addresses.setdefault(task.pid if task else one, set())
+                seen.update(np.unique(frames[tid == one]).tolist())
+            stacks.clear()
+
+    def _name_frames(self) -> None:
+        """Say what code the frames are: after the end, since it reads /proc/PID/maps."""
+        texts, gone = {}, []
+        for pid, addresses in self._addresses.items():
+            described = describe(pid, addresses - {0})
+            gone += [pid] if not described and addresses - {0} else []
+            texts.update({(pid, address): text for address, text in described.items()})
+        if gone:
+            self._progress.notes.append(
+                f"stacks of {len(gone)} process(es) that have ended are bare addresses"
+            )
+        if texts:
+            self._writer.name_frames(texts)
+
+    def _unexplained_loss(self) -> Columns:
+        """Tell losses that the kernel counted but no page told: those at the very end."""
+        missing = self._capture.lost_in_kernel() - self._progress.lost_events
+        if missing <= 0:
+            return nothing()
+        columns: Columns = {name: np.zeros(1, EVENT[name]) for name in EVENT.names or ()}
+        columns["time_ns"][:] = self._ended_at
+        columns["kind"][:] = Kind.LOST
+        columns["length"][:] = missing
+        columns["cpu"][:] = -1
+        columns["op"][:] = NO_OP
+        return columns
+
+
+def _step_aside() -> None:
+    """Let the recorded go first: decoding and writing can wait, the queue is there for that.
+
+    Only this thread; the feeder has a priority of its own.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _manifest(
+    options: Options, capture: Capture, command_line: tuple[str, ...], target: str
+) -> Manifest:
+    kernel = os.uname()
+    return Manifest(
+        kernel=kernel.release,
+        machine=kernel.machine,
+        cpus=os.cpu_count() or 0,
+        target=target,
+        command_line=command_line,
+        enabled=tuple(layout.event for layout in capture.layouts.events),
+        operations=NAMES,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_ns=time.monotonic_ns(),
+        zaplock=__version__,
+    )
+
+
+def _what_fired(fired: Fired, names: Names) -> str:
+    task = names.tasks.get(fired.tid)
+    who = f"{task.comm} ({fired.tid})" if task else f"task {fired.tid}"
+    mode = "exclusive" if fired.write else "shared"
+    return f"stopped after {who}'s {mode} {fired.what} of {fired.lasted_ns / 1e6:.1f} ms or more"
+
+
+def _disk_trouble(path: Path, error: BaseException) -> str:
+    reason = str(error).splitlines()[0]
+    return (
+        f"the recording stopped, since {path} could not be written ({reason}): free some space; "
+        f"what came before is whole ('zaplock report {path}')"
+    )

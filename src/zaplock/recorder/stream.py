@@ -1,0 +1,147 @@
+"""From chunks of pages to one stream of events in order of time, named and narrowed to the target.
+
+The buffers of two CPUs are never read at the same instant, so what a drain brings is only complete
+up to the moment when it began; newer events wait for the next drain. What comes out of `feed` is
+therefore in order, and complete up to its end: a consumer may take it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from zaplock.recorder.buffers import Chunk
+from zaplock.recorder.decode import Columns, Decoder, Fact, Stacks, merged, nothing
+from zaplock.recorder.layouts import Layouts
+from zaplock.recorder.meanings import NAMING
+from zaplock.recorder.naming import CLONE_THREAD, Names
+from zaplock.recorder.operations import CLONES, NAMES
+from zaplock.trace.events import Kind
+
+_MARGIN_NS = 1_000_000
+_USER_END = 1 << 62
+"""Beyond every user address: a program may pass any number, and the kernel refuses it."""
+_MANY = 10_000
+_PAGES = 2048
+"""How many pages are decoded at once: enough for numpy, few enough for the cache."""
+
+_CLONE_OPS = [NAMES.index(name) for name in sorted(CLONES)]
+_BRK = NAMES.index("brk")
+
+
+class Stream:
+    """Decode, order, name and narrow what the buffers give.
+
+    `mm` keeps the lock events of one mm, `pids` those of the mms that these processes (and, with
+    `children`, their offspring) turn out to own; without either everything is kept.
+    """
+
+    def __init__(
+        self,
+        layouts: Layouts,
+        names: Names,
+        *,
+        mm: int | None = None,
+        pids: Iterable[int] = (),
+        children: bool = False,
+    ) -> None:
+        self.names = names
+        self.stacks: list[Stacks] = []
+        self.pids = set(pids)
+        self._decoder = Decoder(layouts)
+        self._page_size = layouts.page.page_size
+        self._by_owner = mm is None
+        self._children = children
+        self._held = nothing()
+        self._brk: dict[int, int] = {}
+
+    def feed(self, chunks: list[Chunk], before_ns: int) -> Columns:
+        """Take the chunks of a drain that began at `before_ns`; give what is complete by now."""
+        parts: list[Columns] = [self._held]
+        facts: list[Fact] = []
+        for cpu, pages in _joined(chunks):
+            for start in range(0, len(pages), _PAGES * self._page_size):
+                decoded = self._decoder.decode(pages[start : start + _PAGES * self._page_size], cpu)
+                parts.append(decoded.columns)
+                facts += decoded.facts
+                self.stacks += [decoded.stacks] if decoded.stacks else []
+        columns = merged(parts)
+        self._learn(sorted(facts, key=lambda fact: fact.time_ns))
+        ready = int(np.searchsorted(columns["time_ns"], before_ns - _MARGIN_NS))
+        self._held = {name: column[ready:] for name, column in columns.items()}
+        return self._finished({name: column[:ready] for name, column in columns.items()})
+
+    def rest(self) -> Columns:
+        """Give what was still held back; nothing comes after it."""
+        held, self._held = self._held, nothing()
+        return self._finished(held)
+
+    def _learn(self, facts: list[Fact]) -> None:
+        self.names.learn(facts)
+        for fact in facts if self._children else ():
+            if fact.event == NAMING[0] and not fact.flags & CLONE_THREAD:
+                parent = self.names.tasks.get(fact.by)
+                if parent and parent.pid in self.pids:
+                    self.pids.add(fact.tid)
+
+    def _finished(self, columns: Columns) -> Columns:
+        self.names.complete(columns)
+        columns = self.names.owners.renamed(_once(columns), self.names.tasks)
+        return self._with_brk(self._narrowed(columns))
+
+    def _narrowed(self, columns: Columns) -> Columns:
+        """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
+        if not self.pids:
+            return columns
+        keep = columns["kind"] == Kind.LOST
+        locks = columns["kind"] <= Kind.RELEASED
+        ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
+        is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
+        if self._by_owner:
+            own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
+            locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
+        keep |= locks | (is_ours & (columns["kind"] > Kind.RELEASED))
+        # What a foreign waiter waits for is of interest, what else it calls is not.
+        waiting = columns["kind"] >= Kind.SCHED_OUT
+        keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
+        return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
+
+    def _is_ours(self, tid: int) -> bool:
+        task = self.names.tasks.get(tid)
+        return task is None or task.pid in self.pids
+
+    def _with_brk(self, columns: Columns) -> Columns:
+        """Give brk a range: the kernel is told the new end of the heap, not how far it moves.
+
+        `detail` is the distance (negative where the heap shrinks), `length` its size; 0 for a
+        process's first brk, whose old end nobody has seen.
+        """
+        if len(self._brk) > _MANY:
+            self._brk = {pid: end for pid, end in self._brk.items() if pid in self.names.tasks}
+        for row in np.flatnonzero(columns["op"] == _BRK).tolist():
+            tid = int(columns["tid"][row])
+            pid = self.names.tasks[tid].pid if tid in self.names.tasks else tid
+            if columns["kind"][row] == Kind.OP_END:
+                self._brk[pid] = int(columns["result"][row])
+            elif 0 < (address := int(columns["address"][row])) < _USER_END and pid in self._brk:
+                moved = address - self._brk[pid]
+                columns["detail"][row], columns["length"][row] = moved, abs(moved)
+        return columns
+
+
+def _joined(chunks: list[Chunk]) -> list[Chunk]:
+    """Join the chunks of each CPU: the more pages at once, the cheaper each is."""
+    by_cpu: dict[int, list[bytes]] = {}
+    for cpu, pages in chunks:
+        by_cpu.setdefault(cpu, []).append(pages)
+    return [(cpu, b"".join(pages)) for cpu, pages in by_cpu.items()]
+
+
+def _once(columns: Columns) -> Columns:
+    """Leave out the second return of fork and clone: the new task's, which never called."""
+    twice = (columns["kind"] == Kind.OP_END) & (columns["result"] == 0)
+    twice &= np.isin(columns["op"], _CLONE_OPS)
+    if not twice.any():
+        return columns
+    return {name: column[~twice] for name, column in columns.items()}

@@ -1,0 +1,122 @@
+"""The always-on detector: nothing is recorded until somebody waits too long for the target's lock.
+
+`lock:contention_begin` (5.19) is written by a task that queues for a lock, so it costs nothing
+while nobody waits. The kernel filters it to the rwsem inside the target's mm_struct, whoever waits
+for it. Here the waits that it tells are timed; as soon as one is too old, also before it has ended,
+everything else is switched on, and what follows is a recording like any other.
+
+A wait that was in the queue before the other events came on has no ASKED event; its
+CONTENTION_BEGIN says the same (the lock, the mode, the task, the time), so its ASKED is made from
+that, and the report shows the very wait that woke the recorder.
+
+Not seen: a writer that spins for the lock outside the queue (it does so while a writer that has
+the lock is on a cpu). What the first holder had begun to do before it was noticed is not known; a
+system call is known when it returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from zaplock.recorder.capture import Capture
+from zaplock.recorder.decode import Columns, merged
+from zaplock.recorder.flight import Fired
+from zaplock.recorder.naming import Names
+from zaplock.recorder.stream import Stream
+from zaplock.trace.events import EVENT, NO_OP, Kind
+
+_IDLE_MS = 250
+_PAUSE_S = 0.005
+"""Between two looks while tasks queue: a busy lock must not keep the detector busy as well."""
+_MEMORY_NS = 10 * 10**9
+_ALL = 1 << 62
+_WRITE = 4
+"""LCB_F_WRITE."""
+
+Queued = tuple[int, int, bool]
+"""Since when, who, and whether exclusively."""
+
+
+class Queue:
+    """Who is in the queue of the target's lock, by its contention events."""
+
+    def __init__(self) -> None:
+        self._inside: dict[int, Queued] = {}
+        self._ended_ns = 0
+
+    def take(self, columns: Columns) -> Queued | None:
+        """Follow the events, in order of time; return the longest of the waits that ended."""
+        kinds = (columns["kind"] == Kind.CONTENTION_BEGIN) | (
+            columns["kind"] == Kind.CONTENTION_END
+        )
+        longest, longest_ns = None, -1
+        for row in np.flatnonzero(kinds).tolist():
+            tid, time_ns = int(columns["tid"][row]), int(columns["time_ns"][row])
+            if columns["kind"][row] == Kind.CONTENTION_BEGIN:
+                self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
+            elif (found := self._inside.pop(tid, None)) and time_ns - found[0] > longest_ns:
+                longest, longest_ns = found, time_ns - found[0]
+        self._ended_ns = longest_ns
+        return longest
+
+    def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
+        """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
+        ended = self.take(columns)
+        found = [(self._ended_ns, ended)] if ended else []
+        found += [(now_ns - one[0], one) for one in self._inside.values()]
+        lasted_ns, one = max(found, default=(0, None), key=lambda pair: pair[0])
+        if one is None or lasted_ns < limit_ns:
+            return None
+        return Fired("wait", one[1], mm, one[0], lasted_ns, one[2])
+
+    def next_ms(self, now_ns: int, limit_ns: int) -> int:
+        """Return in how many milliseconds the oldest wait is too old, if it stays."""
+        since = min((one[0] for one in self._inside.values()), default=None)
+        if since is None:
+            return _IDLE_MS
+        return max(1, min(_IDLE_MS, (since + limit_ns - now_ns) // 1_000_000 + 1))
+
+    def before(self, time_ns: int) -> list[Queued]:
+        """List those who are in the queue since before an instant."""
+        return sorted(one for one in self._inside.values() if one[0] < time_ns)
+
+
+def watch(
+    capture: Capture, names: Names, limit_ns: int, ended: Callable[[], bool]
+) -> tuple[Fired, Columns, int] | None:
+    """Wait until a task has waited `limit_ns` for the target's lock, then switch everything on.
+
+    `ended` is asked at least four times a second; None where it came first. Else return what was
+    noticed, the first events (with an ASKED of each who was in the queue), and when
+    (CLOCK_MONOTONIC) the lock events were on.
+    """
+    stream, queue = Stream(capture.layouts, names), Queue()
+    mm = capture.target_mm or 0
+    while not ended():
+        capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
+        time.sleep(_PAUSE_S)
+        now_ns = time.monotonic_ns()
+        fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
+        names.forget(now_ns - _MEMORY_NS)
+        if fired:
+            begun_ns, on_ns = capture.widen()
+            # Whoever left the queue while the events came on has no ACQUIRED either.
+            first = stream.feed(capture.buffers.drain(), _ALL)
+            queue.take(first)
+            return fired, merged([_asked(queue.before(begun_ns), mm), first]), on_ns
+    return None
+
+
+def _asked(waiting: Iterable[Queued], mm: int) -> Columns:
+    rows = np.array(list(waiting), dtype=[("time_ns", "i8"), ("tid", "i4"), ("write", "u1")])
+    columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
+    for name in rows.dtype.names or ():
+        columns[name] = rows[name].copy()
+    columns["kind"][:] = Kind.ASKED
+    columns["cpu"][:] = -1
+    columns["op"][:] = NO_OP
+    columns["mm"][:] = mm
+    return columns

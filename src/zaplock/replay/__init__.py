@@ -1,0 +1,1 @@
+"""A recording under other designs, or with other ways of freeing memory."""

@@ -1,0 +1,268 @@
+"""A replay on the terminal: its own error first, then the table, then who would have waited less.
+
+Every sentence is computed from the figures. Waits under `QUEUED_NS` are called none: a lock
+operation and a wake-up take as long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zaplock.trace.analysis import Analysis, analyse
+from zaplock.trace.events import Events
+from zaplock.trace.summary import NO_OPERATION, QUEUED_NS, thread_name
+from zaplock.units import duration, size
+from zaplock.views.outcomes import listed, run_of
+from zaplock.views.timeline import Panel, draw, panel
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zaplock.replay.replay import Replay, Run
+
+KINDS_SHOWN = 4
+WAITS_TOLD = 3
+WORTH_TELLING = 0.01
+"""What share of the recorded waiting the wait for CPUs must be to be told."""
+ALIKE = 0.1
+"""Waits that differ by less than this share are told as one."""
+
+
+def title(replay: Replay) -> str:
+    """Say what was replayed."""
+    plan = replay.plan
+    names = [task.process or task.comm for task in plan.tasks.values() if task.pid == plan.pid]
+    who = f"{names[0]} (pid {plan.pid})" if names else f"mm {plan.mm:#x}"
+    return (
+        f"{len(replay.operations)} operations of {len(plan.threads)} threads on the mmap_lock of "
+        f"{who}, {duration(plan.duration_ns)} of {replay.analysis.kernel or 'a recording'}"
+    )
+
+
+def fit_sentence(replay: Replay) -> str:
+    """Say how well the replay does what the recording did."""
+    fit = replay.fit
+    limit = duration(QUEUED_NS)
+    if not fit.operations:
+        return (
+            f"Replayed under {replay.recorded.name} as recorded: nobody waits {limit} or longer, "
+            "as in the recording."
+        )
+    counted = f"{fit.operations} operation{'s' if fit.operations != 1 else ''}"
+    no_cpu = ""
+    if fit.no_cpu_ns >= WORTH_TELLING * fit.recorded_ns:
+        no_cpu = (
+            f" {duration(fit.no_cpu_ns)} of the recorded waiting passed with the lock free: the "
+            "waiter had no CPU yet, and has none for as long in every replay in which it waits."
+        )
+    return (
+        f"The replay's own error, under {replay.recorded.name} as recorded: "
+        f"{counted} waited {limit} or longer, {duration(fit.recorded_ns)} in all "
+        f"in the recording and {duration(fit.replayed_ns)} in the replay "
+        f"({round(100 * fit.sum_error, 1) + 0.0:+.1f} %); "
+        f"the longest {duration(fit.longest_recorded_ns)} and {duration(fit.longest_replayed_ns)}; "
+        "a single wait is off by "
+        f"{100 * fit.typical_error:.1f} % in the middle, by {duration(fit.worst_ns)} at worst."
+        f"{no_cpu}"
+    )
+
+
+def remarks(replay: Replay) -> list[str]:
+    """Say what the recording lacks."""
+    said = []
+    if replay.plan.lost_events:
+        said.append(
+            f"The recording lacks {replay.plan.lost_events} events, so some operations are missing "
+            "here."
+        )
+    if replay.plan.left_out:
+        said.append(
+            f"Left out: {replay.plan.left_out} asks that got no lock (killed waits, failed "
+            "trylocks)."
+        )
+    return said
+
+
+def table(replay: Replay) -> Table:
+    """Draw a row for the recording and one for each run."""
+    from rich.box import SIMPLE
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(
+        box=SIMPLE, title="longest holds, and the longest wait of each", title_justify="left"
+    )
+    shown = waiting_kinds(replay)
+    drawn.add_column("design", no_wrap=True)
+    drawn.add_column("freed by", no_wrap=True)
+    for name in ("exclusive", "shared", *shown, "all waits"):
+        drawn.add_column(name, justify="right")
+    drawn.add_row("recorded", "", *cells(replay, None, shown))
+    drawn.add_section()
+    for run in replay.runs:
+        drawn.add_row(run.design.name, str(run.way), *cells(replay, run, shown))
+    return drawn
+
+
+def waiting_kinds(replay: Replay) -> list[str]:
+    """Name the kinds of operations that wait in the recording or in any run, a few of them."""
+    runs: list[Run | None] = [None, *replay.runs]
+    waits = [
+        kind
+        for kind in replay.kinds
+        if max(replay.worst_ns(run, kind) for run in runs) >= QUEUED_NS
+    ]
+    return waits[:KINDS_SHOWN]
+
+
+def cells(replay: Replay, run: Run | None, kinds: Sequence[str]) -> list[str]:
+    """Write the figures of one run, or of the recording (None)."""
+    if run is None:
+        holds, waited = replay.recorded_holds, sum(one.waited_ns for one in replay.operations)
+    else:
+        holds = run.longest_exclusive_ns, run.longest_shared_ns
+        waited = run.waited_ns
+    worst = [replay.worst_ns(run, kind) for kind in kinds]
+    return [duration(span) if span else "-" for span in (*holds, *worst, waited)]
+
+
+def sentences(replay: Replay) -> list[str]:
+    """Tell what would have become of the longest recorded waits, and which run waits least."""
+    order = sorted(range(len(replay.operations)), key=lambda row: -replay.operations[row].waited_ns)
+    told = [row for row in order[:WAITS_TOLD] if replay.operations[row].waited_ns >= QUEUED_NS]
+    if not told:
+        return [f"Nobody waited {duration(QUEUED_NS)} or longer: there is nothing to cure."]
+    said = [wait_sentence(replay, row) for row in told]
+    return [*said, best_sentence(replay)]
+
+
+def wait_sentence(replay: Replay, row: int) -> str:
+    """Tell what one wait would have been under each design and way.
+
+    A wait of a foreign reader is named by its thread, any other by its thread and call.
+    """
+    one = replay.operations[row]
+    call = "" if one.name == NO_OPERATION else f" in {one.name}"
+    who = f"{thread_name(replay.plan.tasks, one.tid)}{call}"
+    behind = culprit(replay, one.wait)
+    would = [(run, replay.near(row, run)) for run in replay.runs]
+    return f"The {duration(one.waited_ns)} wait of {who}{behind} would have been {grouped(would)}."
+
+
+def culprit(replay: Replay, wait: int) -> str:
+    """Name whom a recorded wait was behind."""
+    found = replay.analysis.explain(wait).culprit if wait >= 0 else None
+    if found is None:
+        return ""
+    of = f" of {size(found.length)}" if found.length > 0 else ""
+    what = f"{found.operation}{of} by " if found.operation else ""
+    return f" behind {what}{thread_name(replay.plan.tasks, found.tid)}"
+
+
+def label(run: Run) -> str:
+    """Name a run: its design, and the way of freeing where it isn't the recorded one."""
+    return run.design.name if run.way.name == "munmap" else f"{run.design.name} with {run.way}"
+
+
+def grouped(would: Sequence[tuple[Run, int]]) -> str:
+    """Join runs with their waits, those that wait alike as one, the longest first."""
+    groups: list[tuple[int, list[Run]]] = []
+    for run, wait_ns in sorted(would, key=lambda pair: -pair[1]):
+        alike = groups and (wait_ns >= groups[-1][0] * (1 - ALIKE) or groups[-1][0] < QUEUED_NS)
+        if alike:
+            groups[-1][1].append(run)
+        else:
+            groups.append((wait_ns, [run]))
+    return "; ".join(f"{at_least(wait_ns)} {named(runs, would)}" for wait_ns, runs in groups)
+
+
+def at_least(wait_ns: int) -> str:
+    """Write a wait, or that there was none to speak of."""
+    return duration(wait_ns) if wait_ns >= QUEUED_NS else f"under {duration(QUEUED_NS)}"
+
+
+def named(runs: Sequence[Run], all_: Sequence[tuple[Run, int]]) -> str:
+    """Name runs: the designs with the recorded way of freeing, then each other way with its own."""
+    kernels = {run.design.name: release(run.design.kernel) for run, _ in all_}
+    order = sorted(kernels, key=lambda name: kernels[name])
+    designs_of: dict[str, list[str]] = {}
+    for run in runs:
+        way = "" if run.way.name == "munmap" else f"{run.way} "
+        designs_of.setdefault(way, []).append(run.design.name)
+    ways_of: dict[str, list[str]] = {}
+    for way in sorted(designs_of):
+        ways_of.setdefault(run_of(designs_of[way], order), []).append(way.strip())
+    parts = []
+    for designs, ways in ways_of.items():
+        if not ways[0]:
+            parts.append(f"under {designs}")
+        others = [way for way in ways if way]
+        if others:
+            there = "there" if not ways[0] else f"under {designs}"
+            parts.append(f"with {listed(others)} {there}")
+    return listed(parts)
+
+
+def release(kernel: str) -> tuple[int, ...]:
+    """Return a kernel's version, to sort by; what only stands on it sorts beside it."""
+    return tuple(int(part) for part in re.findall(r"\d+", kernel.split("+")[0]))
+
+
+def best_sentence(replay: Replay) -> str:
+    """Say which designs and ways leave the least waiting, against the recorded kernel's."""
+    base = replay.runs[0]
+    waited = [(run, run.waited_ns) for run in replay.runs]
+    least = min(total for _, total in waited)
+    near = max(int(least / (1 - ALIKE)), QUEUED_NS)
+    best = [run for run, total in waited if total <= near]
+    if base in best:
+        return "None of these spares much waiting in all."
+    return (
+        f"Least is waited {named(best, waited)}: {at_least(least)} in all instead of "
+        f"{duration(base.waited_ns)}."
+    )
+
+
+LIMITS = (
+    "Not replayed: what threads would have done sooner if they had waited less, and the VMA locks "
+    "of the recorded mappings; see docs/replay.md."
+)
+
+
+def plot(replay: Replay, path: Path) -> None:
+    """Draw the recording and each run around the longest recorded wait."""
+    begin, end = _window(replay)
+    events, at = _only(replay.analysis.events, replay.plan.mm), replay.plan.begin_ns
+    panels = [panel("recorded", analyse(events, replay.analysis.kernel), at + begin, at + end)]
+    panels += [_of_run(run, begin, end) for run in replay.runs]
+    draw(_same_lanes(panels), path, title=f"replay of pid {replay.plan.pid}: holds and waits")
+
+
+def _window(replay: Replay) -> tuple[int, int]:
+    worst = max(replay.operations, key=lambda one: one.waited_ns)
+    margin = max(worst.waited_ns, 1_000_000)
+    return max(0, worst.begin_ns - margin), worst.begin_ns + worst.waited_ns + margin
+
+
+def _of_run(run: Run, begin: int, end: int) -> Panel:
+    found: Analysis = analyse(run.events, run.design.kernel)
+    return panel(label(run), found, begin, end)
+
+
+def _same_lanes(panels: Sequence[Panel]) -> list[Panel]:
+    """Give every panel the lanes that any of them has a bar in."""
+    lanes = tuple(dict.fromkeys(bar.lane for one in panels for bar in one.bars))
+    return [replace(one, lanes=lanes) for one in panels]
+
+
+def _only(events: Events, mm: int) -> Events:
+    """Leave the events of one mm's lock, and those of no lock."""
+    kept = (events["mm"] == mm) | (events["mm"] == 0)
+    rows = np.flatnonzero(kept)
+    columns = {name: column[rows] for name, column in events.columns.items()}
+    return Events(columns, events.operations, events.tasks, events.mms)
