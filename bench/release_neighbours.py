@@ -19,8 +19,8 @@ import signal
 from collections.abc import Callable
 
 from zaplock.measure import syscalls as sys
-from zaplock.measure.bystanders import Operation, inside
-from zaplock.measure.mappings import Mapping, advise_huge
+from zaplock.measure.bystanders import BystanderOperation, inside
+from zaplock.measure.mappings import StudiedMapping, advise_huge
 
 _clone = sys.bind("clone", ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int, ctypes.c_void_p)
 _exit = ctypes.cast(ctypes.CDLL(None)._exit, ctypes.c_void_p)
@@ -28,18 +28,18 @@ STACK = 64 << 10
 FLAGS = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_NORESERVE
 
 
-def _beside(mapping: Mapping) -> Operation:
-    page = Mapping(mapping.end, sys.PAGE, mapping.backing)
+def _beside(mapping: StudiedMapping) -> BystanderOperation:
+    page = StudiedMapping(mapping.end, sys.PAGE, mapping.backing)
 
     def work() -> None:
         sys.mmap(page.length, flags=FLAGS | sys.MAP_FIXED_NOREPLACE, address=page.address)
         advise_huge(page)
         sys.munmap(page.address, page.length)
 
-    return Operation(work)
+    return BystanderOperation(work)
 
 
-def _mprotect(mapping: Mapping) -> Operation:
+def _mprotect(mapping: StudiedMapping) -> BystanderOperation:
     page = mapping.address + mapping.length // 2
 
     def work() -> None:
@@ -49,10 +49,10 @@ def _mprotect(mapping: Mapping) -> Operation:
         except OSError:
             pass  # the range is gone
 
-    return Operation(work)
+    return BystanderOperation(work)
 
 
-def _fork(mapping: Mapping) -> Operation:
+def _fork(mapping: StudiedMapping) -> BystanderOperation:
     stack = sys.mmap(STACK)
 
     def work() -> None:
@@ -60,16 +60,16 @@ def _fork(mapping: Mapping) -> Operation:
         if pid > 0:
             os.waitpid(pid, 0)
 
-    return Operation(work)
+    return BystanderOperation(work)
 
 
-_ON_RANGE: dict[str, Callable[[Mapping], Operation]] = {
+_ON_RANGE: dict[str, Callable[[StudiedMapping], BystanderOperation]] = {
     "beside": _beside,
     "mprotect": _mprotect,
     "fork": _fork,
 }
 
 
-def operation(name: str, mapping: Mapping) -> Operation:
+def operation(name: str, mapping: StudiedMapping) -> BystanderOperation:
     """Return a bystander's operation by its name."""
     return _ON_RANGE[name](mapping) if name in _ON_RANGE else inside(name)

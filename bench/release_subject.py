@@ -18,9 +18,9 @@ from typing import Any
 
 from bench.release_neighbours import operation
 from zaplock.measure import mappings, syscalls, teardown
-from zaplock.measure.bystanders import Operation, Samples, loop, own_range
+from zaplock.measure.bystanders import BystanderOperation, MeasuredSamples, loop, own_range
 from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
-from zaplock.measure.mappings import Mapping
+from zaplock.measure.mappings import StudiedMapping
 from zaplock.release import release
 from zaplock.release.fill import fill
 
@@ -34,38 +34,38 @@ SETTLE_S = 0.02
 class Bystander(threading.Thread):
     """A thread that does one bystander's work until it is told to stop."""
 
-    def __init__(self, name: str, work: Operation, period_ns: int) -> None:
+    def __init__(self, name: str, work: BystanderOperation, period_ns: int) -> None:
         super().__init__(name=name, daemon=True)
         self.operation, self.period_ns = work, period_ns
-        self.samples, self.stopped = Samples(), False
+        self.samples, self.stopped = MeasuredSamples(), False
 
     def run(self) -> None:
         """Loop until stopped."""
         self.samples = loop(self.operation, self.period_ns, lambda: self.stopped)
 
 
-def _in_pieces(mapping: Mapping) -> None:
+def _in_pieces(mapping: StudiedMapping) -> None:
     for start in range(mapping.address, mapping.end, CHUNK):
         syscalls.munmap(start, min(CHUNK, mapping.end - start))
 
 
-def _in_a_thread(mapping: Mapping) -> None:
+def _in_a_thread(mapping: StudiedMapping) -> None:
     thread = threading.Thread(target=teardown.WAYS["munmap"], args=[mapping])
     thread.start()
     thread.join()
 
 
-def _dontneed(mapping: Mapping) -> None:
+def _dontneed(mapping: StudiedMapping) -> None:
     teardown.WAYS["dontneed"](mapping)
     teardown.WAYS["munmap"](mapping)
 
 
-def _mmap_populate(mapping: Mapping) -> None:
+def _mmap_populate(mapping: StudiedMapping) -> None:
     flags = FLAGS | syscalls.MAP_FIXED | MAP_POPULATE
     syscalls.mmap(mapping.length, flags=flags, address=mapping.address)
 
 
-WAYS: dict[str, Callable[[Mapping, int], object]] = {
+WAYS: dict[str, Callable[[StudiedMapping, int], object]] = {
     "munmap": lambda mapping, _bound: teardown.WAYS["munmap"](mapping),
     "munmap by 32 MiB": lambda mapping, _bound: _in_pieces(mapping),
     "munmap in a thread": lambda mapping, _bound: _in_a_thread(mapping),
@@ -77,7 +77,7 @@ WAYS: dict[str, Callable[[Mapping, int], object]] = {
 FILLS = ("MAP_POPULATE", "populate")
 
 
-def force_mmap_lock(mapping: Mapping) -> int:
+def force_mmap_lock(mapping: StudiedMapping) -> int:
     """Make MADV_DONTNEED take the mmap_lock for read, as before 6.18: register a userfaultfd.
 
     A VMA under userfaultfd is excluded from the per-VMA path of madvise. No event is asked for, so
@@ -93,9 +93,9 @@ def force_mmap_lock(mapping: Mapping) -> int:
     return int(descriptor)
 
 
-def build(orders: dict[str, Any]) -> Mapping:
+def build(orders: dict[str, Any]) -> StudiedMapping:
     """Map the range, with every page present unless it is to be filled."""
-    mapping = Mapping(ADDRESS, orders["length"], orders["backing"])
+    mapping = StudiedMapping(ADDRESS, orders["length"], orders["backing"])
     syscalls.mmap(
         mapping.length, flags=FLAGS | syscalls.MAP_FIXED_NOREPLACE, address=mapping.address
     )

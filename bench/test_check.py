@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from zaplock.check.matrix import all_scenarios, matrix
-from zaplock.check.scenarios import Mapping, TaskSpec
+from zaplock.check.scenarios import InitialMapping, TaskSpec
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.engines.checking.exhaustive import Verdict, explore
 
@@ -39,7 +39,7 @@ def verdict_of(design: str, crowd: bool = False) -> tuple[Verdict, float]:
         more = (TaskSpec(("gup 512 -> old",), "other gup"), TaskSpec(("read 512 -> old",), "read"),
                 TaskSpec(("proc 1",), "proc", mm=2))  # fmt: skip
         scenario = msgspec.structs.replace(
-            scenario, task=scenario.task + more, map=(*scenario.map, Mapping((600, 601))),
+            scenario, task=scenario.task + more, map=(*scenario.map, InitialMapping((600, 601))),
             cmdline=512,
         )  # fmt: skip
     verdict = explore(closed_system(scenario, find_design(design)))

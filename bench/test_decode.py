@@ -25,7 +25,7 @@ from zaplock.recorder.decode import Decoder
 from zaplock.recorder.layouts import Layouts, read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK
 from zaplock.recorder.tracefs import Instance, Tracefs, opened
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 PAIRS = 150_000
 LINE = re.compile(
@@ -151,5 +151,5 @@ def counted(decoder: Decoder, pages: bytes, cpu: int) -> int:
     portion, count = 2048 * 4096, 0
     for start in range(0, len(pages), portion):
         columns = decoder.decode(pages[start : start + portion], cpu).columns
-        count += int((columns["kind"] <= Kind.RELEASED).sum())
+        count += int((columns["kind"] <= EventKind.RELEASED).sum())
     return count

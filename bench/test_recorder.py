@@ -31,7 +31,7 @@ from zaplock.recorder.capture import DEFAULT_GROUPS, Options, capturing
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.tracefs import opened, sweep
 from zaplock.trace import file
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -342,4 +342,4 @@ def instances_of(pid: int) -> list[Path]:
 
 
 def rows_of_loss(recording: file.Recording) -> np.ndarray:  # type: ignore[type-arg]
-    return np.flatnonzero(recording.events["kind"] == Kind.LOST)
+    return np.flatnonzero(recording.events["kind"] == EventKind.LOST)

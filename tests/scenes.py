@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from zaplock.trace.events import EVENT, Events, Kind, Task
+from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
 from zaplock.trace.handwritten import Log
 
 MM = 0xFFFF888000001000
@@ -62,11 +62,13 @@ class _Crowd:
         self.serial += 1
         heapq.heappush(self.agenda, (at, self.serial, what, tid))
 
-    def write(self, now: int, kind: Kind, tid: int, write: bool = False, length: int = 0) -> None:
-        lock = kind <= Kind.RELEASED
+    def write(
+        self, now: int, kind: EventKind, tid: int, write: bool = False, length: int = 0
+    ) -> None:
+        lock = kind <= EventKind.RELEASED
         op = -1 if lock else self.doing[tid]
         mm = MM + 64 * (tid % 3) if lock else 0
-        success = int(kind == Kind.ACQUIRED)
+        success = int(kind == EventKind.ACQUIRED)
         at = 0x7F00_0000_0000 if length else 0
         self.rows.append((now, kind, int(write), success, tid % 2, tid, op, mm, at, length, 0, 0))
 
@@ -74,9 +76,9 @@ class _Crowd:
         op = self.rng.choice((MUNMAP, MMAP, MPROTECT, FAULT, FAULT, FAULT))
         self.doing[tid] = op
         if op != FAULT:
-            self.write(now, Kind.OP_BEGIN, tid, length=4096 << self.rng.randrange(18))
+            self.write(now, EventKind.OP_BEGIN, tid, length=4096 << self.rng.randrange(18))
         write = op != FAULT
-        self.write(now + 50, Kind.ASKED, tid, write)
+        self.write(now + 50, EventKind.ASKED, tid, write)
         self.queues.setdefault(tid % 3, deque()).append((tid, write))
         self.grant(now + 100, tid % 3)
 
@@ -88,7 +90,7 @@ class _Crowd:
                 return
             queue.popleft()
             holders[tid] = write
-            self.write(now, Kind.ACQUIRED, tid, write)
+            self.write(now, EventKind.ACQUIRED, tid, write)
             downgrades = self.doing[tid] == MUNMAP
             held = int(self.rng.paretovariate(1.1) * 500)
             self.later(now + min(held, 20 * MS), "downgrade" if downgrades else "release", tid)
@@ -99,14 +101,14 @@ class _Crowd:
         lock = tid % 3
         if what == "downgrade":
             self.holders[lock][tid] = False
-            self.write(now, Kind.ACQUIRED, tid)
+            self.write(now, EventKind.ACQUIRED, tid)
             self.grant(now, lock)
             return self.later(
                 now + min(int(self.rng.paretovariate(1.0) * 2000), 50 * MS), "release", tid
             )
-        self.write(now, Kind.RELEASED, tid, self.holders[lock].pop(tid))
+        self.write(now, EventKind.RELEASED, tid, self.holders[lock].pop(tid))
         if self.doing[tid] != FAULT:
-            self.write(now + 10, Kind.OP_END, tid)
+            self.write(now + 10, EventKind.OP_END, tid)
         self.grant(now + 20, lock)
         return self.later(now + 20 + int(self.rng.expovariate(1 / 40_000)), "begin", tid)
 
@@ -125,7 +127,7 @@ def crowd(count: int, *, seed: int = 1, tasks: int = 24) -> Events:
     # The first thread of each lock is its process's leader.
     leader = {tid % 3: tid for tid in (1002, 1001, 1000)}
     people = {
-        tid: Task(tid, f"worker-{tid - 1000}", leader[tid % 3], f"service-{tid % 3}")
+        tid: RecordedTask(tid, f"worker-{tid - 1000}", leader[tid % 3], f"service-{tid % 3}")
         for tid in range(1000, 1000 + tasks)
     }
     owners = {MM + 64 * lock: leader[lock] for lock in range(3)}

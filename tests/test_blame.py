@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from zaplock.trace.analysis import analyse
 from zaplock.trace.blame import Explained, judge
 from zaplock.trace.calls import NO_CALL
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import HOLD, Holds
 from zaplock.trace.queue import FIFO, MODERN, SPINNING_READERS, queue_of
@@ -108,11 +108,11 @@ def test_a_reader_that_was_preempted_before_it_queued_is_behind_the_writer() -> 
         munmap(log, 1, 100, 5 * MS, 50 * MS)
         log.asked(1 * MS, tid=3, mm=MM, write=False)
         if preempted:
-            log.add(1 * MS + 100, Kind.SCHED_OUT, 3, detail=0)
+            log.add(1 * MS + 100, EventKind.SCHED_OUT, 3, detail=0)
         log.asked(2 * MS, tid=2, mm=MM, write=True)
         if preempted:
-            log.add(3 * MS, Kind.SCHED_IN, 3)
-        log.add(3 * MS + 100, Kind.SCHED_OUT, 3, detail=2)
+            log.add(3 * MS, EventKind.SCHED_IN, 3)
+        log.add(3 * MS + 100, EventKind.SCHED_OUT, 3, detail=2)
         log.acquired(50 * MS + 5, tid=2, mm=MM, write=True)
         log.released(50 * MS + 6, tid=2, mm=MM, write=True)
         log.acquired(50 * MS + 7, tid=3, mm=MM, write=False)
@@ -181,7 +181,7 @@ def test_a_wait_that_is_not_over_is_explained_so_far() -> None:
     log = Log()
     log.acquired(10, tid=1, mm=MM, write=True)
     log.asked(1 * MS, tid=2, mm=MM, write=False)
-    log.add(30 * MS, Kind.OP_END, 7)
+    log.add(30 * MS, EventKind.OP_END, 7)
     assert told(wait_of(log.events(), 2)) == [(1, "", "", 0, "holder", 29 * MS)]
 
 
@@ -205,12 +205,12 @@ def vma_story(*, with_sched: bool) -> Log:
     log.asked(2 * MS, tid=2, mm=MM, write=True)
     log.acquired(2 * MS + 100, tid=2, mm=MM, write=True)
     if with_sched:
-        log.add(2 * MS + 500, Kind.SCHED_OUT, 2, detail=2)
+        log.add(2 * MS + 500, EventKind.SCHED_OUT, 2, detail=2)
     log.asked(3 * MS, tid=3, mm=MM, write=False)
     log.end(80 * MS, tid=1, op="madvise")
     if with_sched:
-        log.add(80 * MS + 1000, Kind.WAKEUP, 2)
-        log.add(80 * MS + 1500, Kind.SCHED_IN, 2)
+        log.add(80 * MS + 1000, EventKind.WAKEUP, 2)
+        log.add(80 * MS + 1500, EventKind.SCHED_IN, 2)
     log.released(80 * MS + 9000, tid=2, mm=MM, write=True)
     log.end(80 * MS + 9500, tid=2, op="mprotect")
     log.acquired(80 * MS + 9900, tid=3, mm=MM, write=False)
@@ -239,14 +239,14 @@ def test_an_madvise_that_lost_its_cpu_at_the_very_end_is_still_the_culprit() -> 
     log.begin(2 * MS, tid=2, op="mprotect", address=0x1000, length=4096, cpu=0)
     log.asked(2 * MS, tid=2, mm=MM, write=True)
     log.acquired(2 * MS, tid=2, mm=MM, write=True)
-    log.add(2 * MS, Kind.SCHED_OUT, 2, detail=2, cpu=0)
+    log.add(2 * MS, EventKind.SCHED_OUT, 2, detail=2, cpu=0)
     log.asked(3 * MS, tid=3, mm=MM, write=True)
-    log.add(9 * MS, Kind.WAKEUP, 2, cpu=1)
-    log.add(9 * MS + 5, Kind.SCHED_OUT, 1, detail=0, cpu=1)
-    log.add(9 * MS, Kind.SCHED_IN, 2, cpu=0)
+    log.add(9 * MS, EventKind.WAKEUP, 2, cpu=1)
+    log.add(9 * MS + 5, EventKind.SCHED_OUT, 1, detail=0, cpu=1)
+    log.add(9 * MS, EventKind.SCHED_IN, 2, cpu=0)
     log.released(10 * MS, tid=2, mm=MM, write=True)
     log.acquired(10 * MS, tid=3, mm=MM, write=True)
-    log.add(49 * MS, Kind.SCHED_IN, 1, cpu=1)
+    log.add(49 * MS, EventKind.SCHED_IN, 1, cpu=1)
     log.end(50 * MS, tid=1, op="madvise", cpu=1)
     shares = [(blame.tid, blame.vma, blame.share_ns) for blame in wait_of(log.events(), 3).blame]
     assert shares == [(1, True, 6 * MS), (2, False, 1 * MS)]
@@ -257,9 +257,9 @@ def test_a_holder_that_sleeps_for_something_else_stays_the_culprit() -> None:
     log = vma_story(with_sched=True)
     log.begin(90 * MS, tid=1, op="madvise", address=0x1000_0000, length=4 * GIB, detail=4)
     log.acquired(91 * MS, tid=2, mm=MM, write=True)
-    log.add(92 * MS, Kind.SCHED_OUT, 2, detail=2)
+    log.add(92 * MS, EventKind.SCHED_OUT, 2, detail=2)
     log.asked(93 * MS, tid=4, mm=MM, write=True)
-    log.add(120 * MS, Kind.SCHED_IN, 2)
+    log.add(120 * MS, EventKind.SCHED_IN, 2)
     log.released(121 * MS, tid=2, mm=MM, write=True)
     log.acquired(121 * MS, tid=4, mm=MM, write=True)
     log.end(300 * MS, tid=1, op="madvise")

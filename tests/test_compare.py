@@ -16,7 +16,7 @@ from zaplock.lab import profiles
 from zaplock.lab.compare import Comparison, compare
 from zaplock.lab.experiment import Experiment, checked
 from zaplock.lab.teardown import run
-from zaplock.trace.outcome import Outcome, Stalls
+from zaplock.trace.outcome import Stalls, TeardownOutcome
 from zaplock.views import outcomes
 
 GIB = 1 << 30
@@ -24,7 +24,7 @@ RFC = profiles.load("e5-2680-rfc")
 READERS, WITH_WRITER = ("fault", "proc"), ("fault", "proc", "mmap")
 
 
-def outcome(design: str, size: int, block: tuple[str, ...], **more) -> Outcome:
+def outcome(design: str, size: int, block: tuple[str, ...], **more) -> TeardownOutcome:
     return run(SHIPPED[design], Experiment(size, bystanders=block, **more), RFC).outcome
 
 
@@ -33,7 +33,7 @@ def at_80g() -> Comparison:
     return compare(list(SHIPPED.values()), Experiment(80 * GIB), RFC)
 
 
-def rows(comparison: Comparison, block: tuple[str, ...]) -> dict[str, Outcome]:
+def rows(comparison: Comparison, block: tuple[str, ...]) -> dict[str, TeardownOutcome]:
     return {row.design: row for row in comparison.block(block)}
 
 

@@ -16,7 +16,7 @@ from zaplock.recorder.layouts import check_header_event, read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK, NAMING
 from zaplock.recorder.tracefs import Instance, opened
 from zaplock.trace import text
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
 EVENTS = (*MMAP_LOCK, "syscalls:sys_enter_munmap", "syscalls:sys_exit_munmap", NAMING[0])
@@ -58,7 +58,7 @@ def released(tid: int, write: int = 0) -> bytes:
 def times(*pages: Page) -> list[int]:
     raw = b"".join(page.bytes() for page in pages)
     columns = Decoder(NEW).decode(raw, 3).columns
-    return columns["time_ns"][columns["kind"] == Kind.RELEASED].tolist()
+    return columns["time_ns"][columns["kind"] == EventKind.RELEASED].tolist()
 
 
 def test_deltas_add_up_within_a_page() -> None:
@@ -109,7 +109,7 @@ def test_long_events_and_empty_pages() -> None:
 def test_losses_are_told(tail: bytes, flags: int, count: int) -> None:
     page = Page(5000, flags=flags, tail=tail).event(10, released(1))
     columns = Decoder(NEW).decode(page.bytes(), 3).columns
-    assert columns["kind"].tolist() == [Kind.LOST, Kind.RELEASED]
+    assert columns["kind"].tolist() == [EventKind.LOST, EventKind.RELEASED]
     assert (columns["length"][0], columns["time_ns"][0], columns["cpu"][0]) == (count, 5000, 3)
 
 
@@ -120,7 +120,7 @@ def test_the_string_layout_of_older_kernels() -> None:
     freed = struct.pack("<HBBiQQIB", 903, 0, 0, 43, 0xFFFFFFFF81000000, MM, 0x0005_0020, 1)
     page = Page(1).event(1, asked).event(1, acquired).event(1, freed + b"/a\0")
     columns = Decoder(OLD).decode(page.bytes(), 0).columns
-    assert columns["kind"].tolist() == [Kind.ASKED, Kind.ACQUIRED, Kind.RELEASED]
+    assert columns["kind"].tolist() == [EventKind.ASKED, EventKind.ACQUIRED, EventKind.RELEASED]
     assert columns["mm"].tolist() == [MM] * 3
     assert columns["write"].tolist() == [1, 0, 1]
     assert columns["success"].tolist() == [0, 1, 0]

@@ -22,7 +22,12 @@ from toys import (
 
 from zaplock.engines.checking.configuration import Configuration, Rules
 from zaplock.engines.checking.easiest import easiest_counterexample
-from zaplock.engines.checking.exhaustive import Limits, Progress, explore, explore_merged
+from zaplock.engines.checking.exhaustive import (
+    SearchLimits,
+    SearchProgress,
+    explore,
+    explore_merged,
+)
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.positions import ProtocolError
 from zaplock.engines.checking.reference import explore_plainly
@@ -190,9 +195,9 @@ def test_a_downgrade_lets_a_reader_in_but_none_behind_a_queued_writer() -> None:
 
 def explore_names(configuration: Configuration) -> set[str]:
     """Name the `sometimes` properties that are true in some state."""
-    from zaplock.engines.checking.transitions import Table
+    from zaplock.engines.checking.transitions import TransitionTable
 
-    table = Table(configuration)
+    table = TransitionTable(configuration)
     explore(configuration, all_violations=True, table=table)
     return table.seen_sometimes
 
@@ -317,12 +322,12 @@ def test_limits_end_a_search_honestly() -> None:
             await add("x", 1)
 
     configuration = Configuration(Toy, tasks(long, long, long))
-    seen: list[Progress] = []
-    verdict = explore(configuration, Limits(states=5_000), progress=seen.append)
+    seen: list[SearchProgress] = []
+    verdict = explore(configuration, SearchLimits(states=5_000), progress=seen.append)
     assert (verdict.answer, verdict.limit) == ("not-exhausted", "5000 states")
     assert seen[-1].states == verdict.states >= 5_000
-    assert explore(configuration, Limits(seconds=0.0)).answer == "not-exhausted"
-    assert explore(configuration, Limits(memory=1)).answer == "not-exhausted"
+    assert explore(configuration, SearchLimits(seconds=0.0)).answer == "not-exhausted"
+    assert explore(configuration, SearchLimits(memory=1)).answer == "not-exhausted"
 
 
 def test_a_protocol_that_is_no_function_of_its_results_is_caught() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from zaplock.recorder.in_memory import record_mm
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 from zaplock.views.words import chain, wait_sentence
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -118,11 +118,13 @@ def test_every_large_munmap_has_its_two_holds_and_its_size(run: Run) -> None:
 def spent_off_cpu(run: Run, did: Did, taken: list[tuple[int, int]]) -> int:
     """Sum the time in a call in which the task was not on a cpu and no hold explains it."""
     kind, tid, time_ns = (run.events[name] for name in ("kind", "tid", "time_ns"))
-    mine = np.flatnonzero((tid == did.tid) & (kind >= Kind.SCHED_OUT) & (kind <= Kind.SCHED_IN))
+    mine = np.flatnonzero(
+        (tid == did.tid) & (kind >= EventKind.SCHED_OUT) & (kind <= EventKind.SCHED_IN)
+    )
     off, left_ns = 0, 0
     for row in mine:
         now = int(time_ns[row])
-        if kind[row] == Kind.SCHED_OUT:
+        if kind[row] == EventKind.SCHED_OUT:
             left_ns = now
         elif left_ns:
             away = (max(left_ns, did.begin_ns), min(now, did.end_ns))

@@ -36,7 +36,7 @@ from zaplock.measure.guest import (
 from zaplock.measure.guest import verdict as guest_verdict
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, checked, run
 from zaplock.trace import file
-from zaplock.trace.verdict import Verdict
+from zaplock.trace.verdict import TeardownVerdict
 
 MIB = 1 << 20
 READERS = ("fault", "proc")
@@ -60,7 +60,7 @@ def exact(kernel: str, teardown: str, bystanders: tuple[str, ...]) -> GuestRun:
     )
 
 
-def seen(kernel: str, teardown: str, bystanders: tuple[str, ...]) -> Verdict:
+def seen(kernel: str, teardown: str, bystanders: tuple[str, ...]) -> TeardownVerdict:
     needs(kernel)
     return guest_verdict.read(exact(kernel, teardown, bystanders))
 

@@ -4,7 +4,7 @@ from zaplock.trace.analysis import analyse
 from zaplock.trace.gaps import segments
 from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import Holds, holds
-from zaplock.trace.waits import Outcome, Waits, waits
+from zaplock.trace.waits import WaitOutcome, Waits, waits
 
 MM = 0xFFFF888000001000
 GIB = 1 << 30
@@ -23,7 +23,7 @@ def held(found: Holds) -> list[tuple[int, str, int, int]]:
 
 def waited(found: Waits) -> list[tuple[int, int, int, str]]:
     return [
-        (int(tid), int(start), int(end), Outcome(outcome).name)
+        (int(tid), int(start), int(end), WaitOutcome(outcome).name)
         for tid, start, end, outcome in zip(
             found["tid"], found["start_ns"], found.end_ns, found["outcome"]
         )

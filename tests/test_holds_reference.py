@@ -9,17 +9,19 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 from zaplock.trace.gaps import IN_GAP, segments
 from zaplock.trace.handwritten import Log
 from zaplock.trace.holds import holds
-from zaplock.trace.waits import TRYLOCK_NS, Outcome, waits
+from zaplock.trace.waits import TRYLOCK_NS, WaitOutcome, waits
 
 STEP_NS = 10_000
 
 events_drawn = st.lists(
     st.tuples(
-        st.sampled_from([Kind.ASKED, Kind.ACQUIRED, Kind.RELEASED] * 5 + [Kind.LOST]),
+        st.sampled_from(
+            [EventKind.ASKED, EventKind.ACQUIRED, EventKind.RELEASED] * 5 + [EventKind.LOST]
+        ),
         st.sampled_from([1, 1, 1, 2]),  # tid
         st.sampled_from([64, 64, 64, 128]),  # mm
         st.booleans(),  # write
@@ -41,17 +43,17 @@ class Lane:
     seen_edge: bool = False
     asked: tuple[bool, int, int] | None = None
     stories: list[tuple[int, bool, int, int, bool, bool]] = field(default_factory=list)
-    waits: list[tuple[bool, int, int, Outcome]] = field(default_factory=list)
+    waits: list[tuple[bool, int, int, WaitOutcome]] = field(default_factory=list)
     unmatched: int = 0
 
     def take(
-        self, index: int, kind: Kind, now: int, write: bool, success: bool, begin: int
+        self, index: int, kind: EventKind, now: int, write: bool, success: bool, begin: int
     ) -> None:
-        if kind == Kind.ASKED:
+        if kind == EventKind.ASKED:
             self.asked = (write, now, index)
             return
         asked, self.asked = self.asked, None
-        if kind == Kind.ACQUIRED:
+        if kind == EventKind.ACQUIRED:
             self.answer(asked, now, write, success)
             if success:
                 self.acquired(index, now, write, asked is not None and asked[0] == write)
@@ -65,7 +67,7 @@ class Lane:
             return
         if not success and now - asked[1] < TRYLOCK_NS:
             return
-        outcome = Outcome.ACQUIRED if success else Outcome.KILLED
+        outcome = WaitOutcome.ACQUIRED if success else WaitOutcome.KILLED
         self.waits.append((write, asked[1], now, outcome))
 
     def acquired(self, index: int, now: int, write: bool, asked: bool) -> None:
@@ -92,7 +94,7 @@ class Lane:
             write, index, downgraded = self.held
             self.stories.append((index, write, self.held_since, end, downgraded, False))
         if self.asked is not None and last:
-            self.waits.append((self.asked[0], self.asked[1], end, Outcome.WAITING))
+            self.waits.append((self.asked[0], self.asked[1], end, WaitOutcome.WAITING))
 
 
 def clip(
@@ -112,15 +114,15 @@ def clip(
 @given(events_drawn)
 @settings(max_examples=200, deadline=None)
 def test_the_columns_agree_with_one_event_at_a_time(
-    drawn: list[tuple[Kind, int, int, bool, bool, int, int]],
+    drawn: list[tuple[EventKind, int, int, bool, bool, int, int]],
 ) -> None:
     log, now = Log(), 0
     for kind, tid, mm, write, success, cpu, steps in drawn:
         now += steps * STEP_NS
-        if kind == Kind.LOST:
+        if kind == EventKind.LOST:
             log.lost(now, cpu=cpu, count=1)
         else:
-            ok = success and kind == Kind.ACQUIRED
+            ok = success and kind == EventKind.ACQUIRED
             log.add(now, kind, tid, mm=mm, write=write, success=ok, cpu=cpu)
     events = log.events()
     cut = segments(events)
@@ -130,8 +132,8 @@ def test_the_columns_agree_with_one_event_at_a_time(
     lanes: dict[tuple[int, int, int], Lane] = defaultdict(Lane)
     for index in range(len(events)):
         segment = int(segment_of[index])
-        kind = Kind(int(events["kind"][index]))
-        if segment == IN_GAP or kind == Kind.LOST:
+        kind = EventKind(int(events["kind"][index]))
+        if segment == IN_GAP or kind == EventKind.LOST:
             continue
         key = (int(events["mm"][index]), int(events["tid"][index]), segment)
         lanes[key].take(

@@ -8,7 +8,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.trace import file, text
-from zaplock.trace.events import NO_OP, Events, Kind
+from zaplock.trace.events import NO_OP, EventKind, Events
 
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
 
@@ -19,7 +19,7 @@ def parsed(name: str) -> Events:
     return events
 
 
-def operations(events: Events, kind: Kind, at_least: int = 0) -> list[tuple[str, int]]:
+def operations(events: Events, kind: EventKind, at_least: int = 0) -> list[tuple[str, int]]:
     rows = np.flatnonzero((events["kind"] == kind) & (events["length"] >= at_least))
     return [(events.operations[events["op"][row]], int(events["length"][row])) for row in rows]
 
@@ -27,25 +27,25 @@ def operations(events: Events, kind: Kind, at_least: int = 0) -> list[tuple[str,
 @pytest.mark.parametrize("name", ["ftrace-6.18.txt", "perf-script-6.18.txt"])
 def test_a_real_trace_tells_the_threads_munmap(name: str) -> None:
     events = parsed(name)
-    assert ("munmap", 4 << 20) in operations(events, Kind.OP_BEGIN, at_least=4 << 20)
+    assert ("munmap", 4 << 20) in operations(events, EventKind.OP_BEGIN, at_least=4 << 20)
     assert {task.comm for task in events.tasks.values()} == {"python3"}
-    kinds = np.bincount(events["kind"], minlength=len(Kind))
-    assert min(kinds[Kind.ASKED], kinds[Kind.RELEASED], kinds[Kind.SCHED_IN]) > 0
+    kinds = np.bincount(events["kind"], minlength=len(EventKind))
+    assert min(kinds[EventKind.ASKED], kinds[EventKind.RELEASED], kinds[EventKind.SCHED_IN]) > 0
     # Each munmap downgrades: more acquisitions than requests.
-    assert kinds[Kind.ACQUIRED] > kinds[Kind.ASKED]
+    assert kinds[EventKind.ACQUIRED] > kinds[EventKind.ASKED]
 
 
 def test_every_line_of_ours_is_read() -> None:
     lines = (FIXTURES / "ftrace-6.18.txt").read_text().splitlines()
     ours = [line for line in lines if "mmap_lock_" in line or "sys_" in line]
     events = parsed("ftrace-6.18.txt")
-    assert int((events["kind"] <= Kind.OP_END).sum()) == len(ours)
+    assert int((events["kind"] <= EventKind.OP_END).sum()) == len(ours)
 
 
 def test_the_trace_cmd_form() -> None:
     events = parsed("trace-cmd-format.txt")
     rows = [
-        (Kind(kind).name, int(tid), int(write), int(time_ns) - 100_000_000_000)
+        (EventKind(kind).name, int(tid), int(write), int(time_ns) - 100_000_000_000)
         for kind, tid, write, time_ns in zip(
             events["kind"], events["tid"], events["write"], events["time_ns"]
         )

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
-def result() -> notebook.Result:
+def result() -> notebook.ComparisonResult:
     return zaplock.compare("8G", designs=["linux-4.9", "rfc-v6", "linux-6.18"])
 
 
@@ -23,7 +23,7 @@ def test_the_examples_in_the_docstring_are_real() -> None:
     assert doctest.testmod(notebook).failed == 0
 
 
-def test_a_result_has_its_table_as_a_frame(result: notebook.Result) -> None:
+def test_a_result_has_its_table_as_a_frame(result: notebook.ComparisonResult) -> None:
     frame = result.frame
     assert frame.height == 6
     assert frame["design"].to_list()[:3] == ["linux-4.9", "rfc-v6", "linux-6.18"]
@@ -32,7 +32,7 @@ def test_a_result_has_its_table_as_a_frame(result: notebook.Result) -> None:
     assert worst[0] > 100 * max(worst[1:])
 
 
-def test_a_result_shows_itself_in_a_notebook(result: notebook.Result) -> None:
+def test_a_result_shows_itself_in_a_notebook(result: notebook.ComparisonResult) -> None:
     page = result._repr_html_()
     assert page.count("<table>") == page.count("</table>") == 2
     assert page.count("<tr>") == page.count("</tr>") == 8
@@ -43,7 +43,7 @@ def test_a_result_shows_itself_in_a_notebook(result: notebook.Result) -> None:
     assert picture._repr_svg_().startswith("<svg")
 
 
-def test_a_result_is_drawn_to_a_file(result: notebook.Result, tmp_path: Path) -> None:
+def test_a_result_is_drawn_to_a_file(result: notebook.ComparisonResult, tmp_path: Path) -> None:
     assert result.plot(tmp_path / "who.svg") is None
     assert "linux-4.9" in (tmp_path / "who.svg").read_text()
     with pytest.raises(UserError, match="name a file that ends in"):

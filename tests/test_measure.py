@@ -16,7 +16,7 @@ from zaplock.errors import UserError
 from zaplock.measure import memory, plan
 from zaplock.measure.measure import measure, spread, stalls, summary
 from zaplock.measure.teardown import WAYS
-from zaplock.trace.outcome import Outcome, Stalls
+from zaplock.trace.outcome import Stalls, TeardownOutcome
 
 MIB = 1 << 20
 ROOT = os.geteuid() == 0
@@ -132,7 +132,9 @@ def test_the_verdict_follows_from_stall_and_noise(
 ) -> None:
     stall = Stalls(count, 0, stall_ns, stall_ns)
     idle = {"proc": Stalls(300, 0, 0, noise_ns).to_json()}
-    one = Outcome("k", ("proc",), None, None, 10_000_000, {"proc": stall}, extra={"idle": idle})
+    one = TeardownOutcome(
+        "k", ("proc",), None, None, 10_000_000, {"proc": stall}, extra={"idle": idle}
+    )
     assert said in verdict(one, "proc")
 
 

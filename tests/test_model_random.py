@@ -12,7 +12,7 @@ from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits
+from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import Task
 from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.brk import brk
@@ -57,7 +57,9 @@ class Program:
 
     def __init__(self, design: Design, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.m = Machine(limits=Limits(stack_guard_gap=4 * PAGE), tracks_tlbs=True, gather_pages=8)
+        self.m = Machine(
+            limits=ResourceLimits(stack_guard_gap=4 * PAGE), tracks_tlbs=True, gather_pages=8
+        )
         self.task = Task(1, 1, "program")
         self.cx = Cx(design, self.task, limits=self.m.limits)
         new_file(self.m, 1, "shmem", 8 * PAGE)

@@ -8,14 +8,14 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.oracle import strace
-from zaplock.oracle.strace_replay import Replay
+from zaplock.oracle.strace_replay import StraceReplay
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_a_program_agrees_to_the_last_mapping(path: Path) -> None:
-    verdict = Replay(strace.parse(path)).play()
+    verdict = StraceReplay(strace.parse(path)).play()
     assert verdict.calls > 80
     assert not verdict.differing
     assert verdict.maps > 40

@@ -15,7 +15,7 @@ from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits
+from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import StepKind, Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
@@ -118,7 +118,7 @@ def test_munmap_refuses_ranges_that_cannot_be(design: str, start: int, length: i
 
 @pytest.mark.parametrize("design", EVERY)
 def test_a_hole_in_the_middle_needs_room_below_max_map_count(design: str) -> None:
-    space = AddressSpace(design, limits=Limits(max_map_count=1))
+    space = AddressSpace(design, limits=ResourceLimits(max_map_count=1))
     heap = space.mmap(3 * PAGE)
     with pytest.raises(OSError) as refused:
         space.munmap(heap + PAGE, PAGE)
@@ -339,7 +339,9 @@ def test_books_are_checked_for_real() -> None:
 
 
 def test_five_levels_reach_further_and_count_their_tables_alike() -> None:
-    limits = Limits(task_size=f.TASK_SIZE_5_LEVELS, mmap_base=f.TASK_SIZE_5_LEVELS - (1 << 40))
+    limits = ResourceLimits(
+        task_size=f.TASK_SIZE_5_LEVELS, mmap_base=f.TASK_SIZE_5_LEVELS - (1 << 40)
+    )
     machine = Machine(limits=limits, levels=5)
     task = Task(1, 1)
     cx = Cx(load("linux-6.18"), task, limits=limits)

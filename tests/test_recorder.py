@@ -27,7 +27,7 @@ from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.targets import learn_mm
 from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
 from zaplock.trace import file
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 
 pytestmark = pytest.mark.root
 ME = os.getpid()
@@ -54,7 +54,7 @@ def rows(events: Events, **wanted: int) -> list[int]:
 
 
 def calls(events: Events, operation: str) -> list[int]:
-    return rows(events, kind=Kind.OP_BEGIN, op=events.operations.index(operation))
+    return rows(events, kind=EventKind.OP_BEGIN, op=events.operations.index(operation))
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def test_a_munmap_shows_with_its_size_and_its_two_holds() -> None:
     (begin,) = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
     mine = rows(events, tid=int(events["tid"][begin]))
     story = [
-        (Kind(events["kind"][row]).name, int(events["write"][row]))
+        (EventKind(events["kind"][row]).name, int(events["write"][row]))
         for row in mine[mine.index(begin) : mine.index(begin) + 6]
     ]
     assert story == [
@@ -107,9 +107,9 @@ def test_a_foreign_reader_of_the_targets_lock_is_kept() -> None:
         )
         reader.wait()
     events = recorder.events()
-    seen = {int(tid) for tid in events["tid"][events["kind"] == Kind.ASKED]}
+    seen = {int(tid) for tid in events["tid"][events["kind"] == EventKind.ASKED]}
     assert seen == {reader.pid}
-    assert set(events["mm"][events["kind"] == Kind.ASKED].tolist()) == {recorder.target_mm}
+    assert set(events["mm"][events["kind"] == EventKind.ASKED].tolist()) == {recorder.target_mm}
     assert events.tasks[reader.pid].comm == "cat"  # although it has ended
 
 
@@ -149,7 +149,7 @@ def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> Non
     events = recording.events
     assert recording.manifest.complete
     assert recording.manifest.lost_events == 0
-    assert not rows(events, kind=Kind.LOST)
+    assert not rows(events, kind=EventKind.LOST)
     assert unmatched(events) == []
     assert len(calls(events, "munmap")) > 100
 
@@ -169,7 +169,7 @@ def test_a_command_is_not_mixed_up_with_others_whose_memory_it_gets(tmp_path: Pa
         beside.kill()
         beside.wait()
     events = file.read(path).events
-    locks = np.flatnonzero(events["kind"] <= Kind.RELEASED)
+    locks = np.flatnonzero(events["kind"] <= EventKind.RELEASED)
     tids = {int(tid) for tid in events["tid"][locks]}
     assert {events.tasks[tid].comm for tid in tids}.isdisjoint({"stranger"})
     mine = {tid for tid in tids if events.tasks[tid].comm == "mine"}
@@ -203,7 +203,7 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
         process.kill()
     events = file.read(path).events
     mapped = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
-    locks = rows(events, kind=Kind.ASKED, write=1, tid=process.pid)
+    locks = rows(events, kind=EventKind.ASKED, write=1, tid=process.pid)
     assert len(mapped) > 10
     assert len(locks) > 10
     mms = {int(events["mm"][row]) for row in locks}
@@ -216,23 +216,23 @@ def unmatched(events: Events) -> list[tuple[str, int]]:
     state: dict[tuple[int, int], str] = {}
     inside: dict[int, int] = {}
     for row in range(len(events)):
-        kind, tid = Kind(events["kind"][row]), int(events["tid"][row])
+        kind, tid = EventKind(events["kind"][row]), int(events["tid"][row])
         who = (tid, int(events["mm"][row]))
         mode = "exclusive" if events["write"][row] else "shared"
         before = state.get(who, "free")
-        if kind == Kind.ASKED:
+        if kind == EventKind.ASKED:
             state[who] = "asked " + mode
             ok = before == "free"
-        elif kind == Kind.ACQUIRED:
+        elif kind == EventKind.ACQUIRED:
             ok = before == "asked " + mode or (before == "exclusive" and mode == "shared")
             state[who] = mode if events["success"][row] else "free"
-        elif kind == Kind.RELEASED:
+        elif kind == EventKind.RELEASED:
             ok = before == mode
             state[who] = "free"
-        elif kind == Kind.OP_BEGIN:
+        elif kind == EventKind.OP_BEGIN:
             ok = tid not in inside
             inside[tid] = int(events["op"][row])
-        elif kind == Kind.OP_END:
+        elif kind == EventKind.OP_END:
             ok = inside.pop(tid, None) == events["op"][row]
         else:
             continue
@@ -251,13 +251,13 @@ def test_losses_are_counted_as_the_kernel_counts_them() -> None:
             mmap.mmap(-1, 4096).close()
         capture.stop()
         counted = capture.lost_in_kernel()
-        from zaplock.recorder.naming import Names
+        from zaplock.recorder.naming import TaskNames
         from zaplock.recorder.stream import Stream
 
-        stream = Stream(capture.layouts, Names())
+        stream = Stream(capture.layouts, TaskNames())
         stream.feed(capture.buffers.drain(), 0)
         columns = stream.rest()
-    lost = columns["length"][columns["kind"] == Kind.LOST]
+    lost = columns["length"][columns["kind"] == EventKind.LOST]
     assert counted > 1000
     assert int(lost.sum()) == counted
 
@@ -276,7 +276,7 @@ def test_the_kernels_own_word_for_lost_reaches_the_recording(tmp_path: Path) -> 
     manifest = file.read_manifest(path)
     assert manifest.lost_events > 1000
     lost = file.read(path).events
-    assert int(lost["length"][lost["kind"] == Kind.LOST].sum()) == manifest.lost_events
+    assert int(lost["length"][lost["kind"] == EventKind.LOST].sum()) == manifest.lost_events
 
 
 def test_tracefs_is_opened_privately_where_it_is_not_mounted(
@@ -473,10 +473,10 @@ def test_sched_faults_and_contention_come_on_request() -> None:
         time.sleep(0.01)
         area.close()
     events = recorder.events()
-    assert rows(events, kind=Kind.FAULT_BEGIN, tid=threading.get_native_id())
-    slept = rows(events, kind=Kind.SCHED_OUT, tid=threading.get_native_id())
+    assert rows(events, kind=EventKind.FAULT_BEGIN, tid=threading.get_native_id())
+    slept = rows(events, kind=EventKind.SCHED_OUT, tid=threading.get_native_id())
     assert any(events["detail"][row] != 0 for row in slept)
-    assert rows(events, kind=Kind.SCHED_IN, tid=threading.get_native_id())
+    assert rows(events, kind=EventKind.SCHED_IN, tid=threading.get_native_id())
 
 
 STACKED = r"""
@@ -518,7 +518,7 @@ def test_user_stacks_say_where_the_lock_was_taken(tmp_path: Path) -> None:
         process.kill()
     events, stacks = file.read(path).events, file.read_stacks(path)
     assert stacks is not None
-    taken = rows(events, kind=Kind.ACQUIRED, write=1)
+    taken = rows(events, kind=EventKind.ACQUIRED, write=1)
     told = [stacks.of(process.pid, process.pid, int(events["time_ns"][row])) for row in taken]
     named = [[frame.partition(" ")[0] for frame in stack] for stack in told]
     wanted = ["unmap", "free_the_buffer", "serve_a_request", "main"]

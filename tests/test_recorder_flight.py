@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from zaplock.recorder.flight import Trigger
-from zaplock.trace.events import EVENT, Kind
+from zaplock.trace.events import EVENT, EventKind
 
 MS = 1_000_000
 MM, OTHER = 0x1000, 0x2000
 
-Row = tuple[float, Kind, int, int, int]
+Row = tuple[float, EventKind, int, int, int]
 """Milliseconds, kind, tid, mm, write."""
 
 
@@ -19,15 +19,15 @@ def batch(*rows: Row) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
         columns["time_ns"][number] = int(at_ms * MS)
         columns["kind"][number], columns["tid"][number] = kind, tid
         columns["mm"][number], columns["write"][number] = mm, write
-        columns["success"][number] = kind == Kind.ACQUIRED
+        columns["success"][number] = kind == EventKind.ACQUIRED
     return columns
 
 
 def hold(at_ms: float, lasts_ms: float, tid: int = 7, mm: int = MM) -> list[Row]:
     return [
-        (at_ms, Kind.ASKED, tid, mm, 1),
-        (at_ms, Kind.ACQUIRED, tid, mm, 1),
-        (at_ms + lasts_ms, Kind.RELEASED, tid, mm, 1),
+        (at_ms, EventKind.ASKED, tid, mm, 1),
+        (at_ms, EventKind.ACQUIRED, tid, mm, 1),
+        (at_ms + lasts_ms, EventKind.RELEASED, tid, mm, 1),
     ]
 
 
@@ -47,9 +47,9 @@ def test_a_long_hold_fires_and_a_short_one_does_not() -> None:
 
 def test_the_two_parts_of_a_downgraded_hold_are_looked_at_apart() -> None:
     rows = [
-        (0, Kind.ACQUIRED, 7, MM, 1),
-        (30, Kind.ACQUIRED, 7, MM, 0),
-        (60, Kind.RELEASED, 7, MM, 0),
+        (0, EventKind.ACQUIRED, 7, MM, 1),
+        (30, EventKind.ACQUIRED, 7, MM, 0),
+        (60, EventKind.RELEASED, 7, MM, 0),
     ]
     assert Trigger(hold_ns=31 * MS).check(batch(*rows), 70 * MS) is None
     fired = Trigger(hold_ns=30 * MS).check(batch(*rows), 70 * MS)
@@ -59,7 +59,7 @@ def test_the_two_parts_of_a_downgraded_hold_are_looked_at_apart() -> None:
 
 def test_a_hold_fires_before_it_ends_and_across_batches() -> None:
     trigger = Trigger(hold_ns=50 * MS)
-    assert trigger.check(batch((0, Kind.ACQUIRED, 7, MM, 1)), 20 * MS) is None
+    assert trigger.check(batch((0, EventKind.ACQUIRED, 7, MM, 1)), 20 * MS) is None
     assert trigger.check(batch(*hold(25, 1, tid=8, mm=OTHER)), 40 * MS) is None
     fired = trigger.check(batch(), 60 * MS)
     assert fired is not None
@@ -68,9 +68,9 @@ def test_a_hold_fires_before_it_ends_and_across_batches() -> None:
 
 def test_a_wait_fires_only_where_waits_are_looked_for() -> None:
     rows = [
-        (0, Kind.ASKED, 9, MM, 0),
-        (20, Kind.ACQUIRED, 9, MM, 0),
-        (21, Kind.RELEASED, 9, MM, 0),
+        (0, EventKind.ASKED, 9, MM, 0),
+        (20, EventKind.ACQUIRED, 9, MM, 0),
+        (21, EventKind.RELEASED, 9, MM, 0),
     ]
     assert Trigger(hold_ns=15 * MS).check(batch(*rows), 30 * MS) is None
     fired = Trigger(wait_ns=15 * MS).check(batch(*rows), 30 * MS)
@@ -79,15 +79,15 @@ def test_a_wait_fires_only_where_waits_are_looked_for() -> None:
 
 
 def test_a_failed_trylock_is_no_hold() -> None:
-    failed = batch((0, Kind.ACQUIRED, 7, MM, 1))
+    failed = batch((0, EventKind.ACQUIRED, 7, MM, 1))
     failed["success"][:] = 0
     assert Trigger(hold_ns=1 * MS).check(failed, 100 * MS) is None
 
 
 def test_nothing_is_made_up_across_a_gap() -> None:
     trigger = Trigger(hold_ns=50 * MS, wait_ns=50 * MS)
-    assert trigger.check(batch((0, Kind.ACQUIRED, 7, MM, 1)), 10 * MS) is None
-    gap = batch((30, Kind.LOST, 0, 0, 0), (90, Kind.RELEASED, 7, MM, 1))
+    assert trigger.check(batch((0, EventKind.ACQUIRED, 7, MM, 1)), 10 * MS) is None
+    gap = batch((30, EventKind.LOST, 0, 0, 0), (90, EventKind.RELEASED, 7, MM, 1))
     assert trigger.check(gap, 95 * MS) is None
 
 

@@ -4,9 +4,9 @@ import numpy as np
 
 from zaplock.recorder.decode import Fact
 from zaplock.recorder.meanings import NAMING
-from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, Names
+from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
 from zaplock.recorder.operations import NAMES
-from zaplock.trace.events import EVENT, Kind, Task
+from zaplock.trace.events import EVENT, EventKind, RecordedTask
 
 NEW, RENAMED, ENDED = NAMING
 NONE = 2**22 + 1  # beyond every thread id of a running kernel: /proc knows nothing of it
@@ -20,7 +20,7 @@ def begins(*rows: tuple[int, int, str, int]) -> dict[str, np.ndarray]:  # type: 
     """Make (time, tid, operation, mm) into a system call that begins with asking for mm."""
     columns = {name: np.zeros(2 * len(rows), EVENT[name]) for name in EVENT.names or ()}
     for number, (time_ns, tid, operation, mm) in enumerate(rows):
-        for place, kind in ((2 * number, Kind.OP_BEGIN), (2 * number + 1, Kind.ASKED)):
+        for place, kind in ((2 * number, EventKind.OP_BEGIN), (2 * number + 1, EventKind.ASKED)):
             columns["time_ns"][place], columns["tid"][place] = time_ns, tid
             columns["kind"][place] = kind
         columns["op"][2 * number] = NAMES.index(operation)
@@ -29,7 +29,7 @@ def begins(*rows: tuple[int, int, str, int]) -> dict[str, np.ndarray]:  # type: 
 
 
 def test_a_child_and_a_thread_are_told_apart_and_keep_their_names_after_the_end() -> None:
-    names = Names()
+    names = TaskNames()
     names.learn([
         born(1, NONE, NONE + 1),
         Fact(2, RENAMED, NONE + 1, NONE + 1, "server"),
@@ -37,19 +37,19 @@ def test_a_child_and_a_thread_are_told_apart_and_keep_their_names_after_the_end(
         Fact(4, RENAMED, NONE + 2, NONE + 2, "worker"),
         Fact(5, ENDED, NONE + 2, NONE + 2, "worker"),
     ])  # fmt: skip
-    assert names.tasks[NONE + 1] == Task(NONE + 1, "server", NONE + 1, "server")
-    assert names.tasks[NONE + 2] == Task(NONE + 2, "worker", NONE + 1, "server")
+    assert names.tasks[NONE + 1] == RecordedTask(NONE + 1, "server", NONE + 1, "server")
+    assert names.tasks[NONE + 2] == RecordedTask(NONE + 2, "worker", NONE + 1, "server")
 
 
 def test_an_exec_renames_the_process_of_its_threads() -> None:
-    names = Names()
+    names = TaskNames()
     names.learn([born(1, NONE, NONE + 1), born(2, NONE + 1, NONE + 2, CLONE_VM | CLONE_THREAD)])
     names.learn([Fact(3, RENAMED, NONE + 1, NONE + 1, "database")])
     assert names.tasks[NONE + 2].process == "database"
 
 
 def test_an_mm_belongs_to_who_maps_in_it_not_to_who_visits_it() -> None:
-    names = Names()
+    names = TaskNames()
     names.learn([born(1, NONE, NONE + 1), born(2, NONE, NONE + 2)])
     names.complete(begins((10, NONE + 1, "mmap", 0xA), (11, NONE + 2, "process_madvise", 0xA)))
     names.complete(begins((12, NONE + 2, "clone", 0xB)))
@@ -57,7 +57,7 @@ def test_an_mm_belongs_to_who_maps_in_it_not_to_who_visits_it() -> None:
 
 
 def test_a_vfork_child_does_not_take_its_parents_mm_away() -> None:
-    names = Names()
+    names = TaskNames()
     names.learn([
         born(1, NONE, NONE + 1),
         born(5, NONE + 1, NONE + 2, CLONE_VM),
@@ -72,7 +72,7 @@ def test_a_vfork_child_does_not_take_its_parents_mm_away() -> None:
 
 
 def test_a_flight_recorder_forgets_what_ended_long_ago_but_not_who_came_back() -> None:
-    names = Names()
+    names = TaskNames()
     for number in range(1000):
         tid = NONE + 1 + number
         names.learn([born(number, NONE, tid), Fact(number + 1, ENDED, tid, tid, "sh")])

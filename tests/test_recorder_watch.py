@@ -13,11 +13,11 @@ import pytest
 from zaplock.cli import main
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
-from zaplock.recorder.watch import Queue
+from zaplock.recorder.watch import WatchedQueue
 from zaplock.trace import file
 from zaplock.trace.analysis import analyse
-from zaplock.trace.events import EVENT, Kind
-from zaplock.trace.waits import Outcome
+from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.waits import WaitOutcome
 
 MS = 1_000_000
 STALLS = """
@@ -75,7 +75,7 @@ def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> 
     analysis.holds.check()
     # The first seconds' tasks and calls are all there, with sizes.
     munmap = recording.events.operations.index("munmap")
-    begun = recording.events["kind"] == Kind.OP_BEGIN
+    begun = recording.events["kind"] == EventKind.OP_BEGIN
     assert bool((recording.events["op"][begun] == munmap).any())
     assert bool((waits["wait_ns"] >= 20 * MS).any())
     explained = analysis.explain(int(np.argmax(waits["wait_ns"])))
@@ -84,7 +84,7 @@ def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> 
     early = np.flatnonzero(waits["start_ns"] < manifest.started_ns)
     for wait in early.tolist():
         dark_ns = manifest.started_ns - int(waits["start_ns"][wait])
-        if waits["outcome"][wait] == Outcome.ACQUIRED:
+        if waits["outcome"][wait] == WaitOutcome.ACQUIRED:
             assert analysis.explain(wait).unexplained_ns >= min(
                 dark_ns, int(waits["wait_ns"][wait])
             )
@@ -134,7 +134,7 @@ def test_what_can_not_be_watched_is_said(
     assert "--watch" in capsys.readouterr().err
 
 
-def contention(*rows: tuple[float, Kind, int, int]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def contention(*rows: tuple[float, EventKind, int, int]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """Make (ms, kind, tid, flags) into columns."""
     columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
     for number, (at_ms, kind, tid, flags) in enumerate(rows):
@@ -145,8 +145,8 @@ def contention(*rows: tuple[float, Kind, int, int]) -> dict[str, np.ndarray]:  #
 
 
 def test_a_wait_is_late_while_it_lasts_and_also_when_it_is_over() -> None:
-    queue = Queue()
-    begin, end = Kind.CONTENTION_BEGIN, Kind.CONTENTION_END
+    queue = WatchedQueue()
+    begin, end = EventKind.CONTENTION_BEGIN, EventKind.CONTENTION_END
     short = contention((0, begin, 7, 4), (9, end, 7, 0), (10, begin, 8, 2))
     assert queue.late(short, 15 * MS, 10 * MS, 1) is None
     assert queue.next_ms(15 * MS, 10 * MS) == 6  # the reader's tenth millisecond is at 20

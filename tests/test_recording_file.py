@@ -13,7 +13,7 @@ import pytest
 
 from zaplock.errors import UserError
 from zaplock.trace import file
-from zaplock.trace.events import EVENT, NO_OP, Events, Kind, Task
+from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
 MM = 0xFFFF_8880_0000_1000
 
@@ -25,7 +25,7 @@ def events(count: int, start_ns: int = 0) -> Events:
     columns["op"][:] = NO_OP
     columns["address"][:] = 2**64 - 4096
     columns["result"][:] = -4095
-    return Events(columns, ("munmap",), {7: Task(7, "worker", 5, "db")}, {MM: 5})
+    return Events(columns, ("munmap",), {7: RecordedTask(7, "worker", 5, "db")}, {MM: 5})
 
 
 def test_every_column_comes_back(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_blocks_that_overlap_come_back_in_order(tmp_path: Path) -> None:
 
 def test_losses_are_counted_in_the_manifest(tmp_path: Path) -> None:
     lossy = events(3)
-    lossy["kind"][:] = Kind.LOST
+    lossy["kind"][:] = EventKind.LOST
     lossy["length"][:] = [40, -1, 2]
     file.write(tmp_path / "a.zaplock", lossy)
     manifest = file.read_manifest(tmp_path / "a.zaplock")

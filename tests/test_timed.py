@@ -12,7 +12,7 @@ from zaplock.model.rwsem import (
 )
 from zaplock.model.step import MarkStep, SleepStep
 from zaplock.model.violations import Invariant, Violation
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 # Time and CPUs
 
@@ -186,14 +186,14 @@ def test_the_event_stream_is_that_of_the_kernels_tracepoints() -> None:
     columns = ("time_ns", "kind", "write", "success", "mm", "address", "length", "detail", "result")
     rows = list(zip(*(events[name].tolist() for name in columns)))
     assert rows == [
-        (0, Kind.OP_BEGIN, 0, 0, 0, 0x7000, 4096, 3, 0),
-        (0, Kind.ASKED, 1, 0, 1, 0, 0, 0, 0),
-        (0, Kind.ACQUIRED, 1, 1, 1, 0, 0, 0, 0),
-        (10, Kind.ACQUIRED, 0, 1, 1, 0, 0, 0, 0),
-        (110, Kind.RELEASED, 0, 0, 1, 0, 0, 0, 0),
-        (110, Kind.OP_END, 0, 0, 0, 0, 0, 0, -12),
-        (110, Kind.FAULT_BEGIN, 0, 0, 0, 0x8000, 0, 6, 0),
-        (110, Kind.FAULT_END, 0, 0, 0, 0, 0, 0, 1),
+        (0, EventKind.OP_BEGIN, 0, 0, 0, 0x7000, 4096, 3, 0),
+        (0, EventKind.ASKED, 1, 0, 1, 0, 0, 0, 0),
+        (0, EventKind.ACQUIRED, 1, 1, 1, 0, 0, 0, 0),
+        (10, EventKind.ACQUIRED, 0, 1, 1, 0, 0, 0, 0),
+        (110, EventKind.RELEASED, 0, 0, 1, 0, 0, 0, 0),
+        (110, EventKind.OP_END, 0, 0, 0, 0, 0, 0, -12),
+        (110, EventKind.FAULT_BEGIN, 0, 0, 0, 0x8000, 0, 6, 0),
+        (110, EventKind.FAULT_END, 0, 0, 0, 0, 0, 0, 1),
     ]
     assert events.operations == ("munmap",)
     assert events.tasks[1].comm == "db"

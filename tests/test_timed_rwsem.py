@@ -22,7 +22,7 @@ from zaplock.model.rwsem import (
     up_write,
 )
 from zaplock.model.step import SleepStep, Task, step
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 
 def test_readers_share_and_writers_exclude() -> None:
@@ -204,7 +204,7 @@ def test_a_trylock_never_waits_and_never_passes_a_queue() -> None:
     story.run()
     assert results == [1, 0]
     events = story.engine.events()
-    acquired = events["kind"] == Kind.ACQUIRED
+    acquired = events["kind"] == EventKind.ACQUIRED
     assert events["success"][acquired].tolist() == [1, 1, 0, 1]
 
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from zaplock.engines.checking.configuration import Configuration, Program, Rules
+from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.model import rwsem
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task, WaitStep, step
@@ -75,8 +75,8 @@ def wait_for(name: str, value: int, killable: bool = False) -> WaitStep[int]:
     )
 
 
-def tasks(*starts: Callable[[], Any]) -> tuple[Program, ...]:
-    return tuple(Program(Task(i + 1, 1), start) for i, start in enumerate(starts))
+def tasks(*starts: Callable[[], Any]) -> tuple[TaskProgram, ...]:
+    return tuple(TaskProgram(Task(i + 1, 1), start) for i, start in enumerate(starts))
 
 
 def total_below(limit: int) -> Callable[[Any], None]:

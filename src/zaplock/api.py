@@ -26,7 +26,7 @@ from zaplock.model import flags as f
 from zaplock.model.check import check
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import COUNTERS, Limits
+from zaplock.model.mm import COUNTERS, ResourceLimits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma
 from zaplock.protocols.access import read_memory, write_memory
@@ -48,7 +48,7 @@ class AddressSpace:
     """
 
     def __init__(
-        self, design: str | Design = "linux-6.18", *, limits: Limits | None = None
+        self, design: str | Design = "linux-6.18", *, limits: ResourceLimits | None = None
     ) -> None:
         self.design = load(design) if isinstance(design, str) else design
         self.machine = Machine(limits=limits)

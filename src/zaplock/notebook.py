@@ -30,13 +30,13 @@ from zaplock.lab import profiles
 from zaplock.lab.compare import BLOCKS, Comparison
 from zaplock.lab.compare import compare as compare_designs
 from zaplock.lab.experiment import HUGE, PAGE, Experiment
-from zaplock.lab.lab import Lab as _Lab
+from zaplock.lab.lab import Laboratory as _Lab
 from zaplock.lab.lab import Observation
 from zaplock.units import parse_duration, parse_size
 from zaplock.views import outcomes
 
 if TYPE_CHECKING:
-    from zaplock.trace.outcome import Outcome
+    from zaplock.trace.outcome import TeardownOutcome
 
 Designs = Sequence["str | Design"]
 
@@ -56,7 +56,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Result(Comparison):
+class ComparisonResult(Comparison):
     """A comparison that draws and explains itself. Times are nanoseconds, lengths bytes."""
 
     @property
@@ -105,7 +105,7 @@ def compare(
     hung_task_timeout: str = "120s",
     seed: int = 1,
     measure: bool = False,
-) -> Result:
+) -> ComparisonResult:
     """Tear `size` bytes down under each design; see `zaplock compare --help` for the arguments.
 
     `bystanders` is a list of blocks. With `measure` the kernel that runs is measured too, which
@@ -126,11 +126,11 @@ def compare(
         seed=seed,
     )
     found = compare_designs(chosen, experiment, profiles.load(profile), blocks=bystanders)
-    result = Result(found.experiment, found.profile, found.blocks, found.runs)
+    result = ComparisonResult(found.experiment, found.profile, found.blocks, found.runs)
     return replace(result, measured=_measured(result, rate)) if measure else result
 
 
-def _measured(result: Result, rate: int | None) -> tuple[Outcome, ...]:
+def _measured(result: ComparisonResult, rate: int | None) -> tuple[TeardownOutcome, ...]:
     from zaplock.measure.measure import measure
 
     experiment = result.experiment
@@ -177,4 +177,4 @@ class Lab(_Lab):
         return super().map(parse_size(str(length), page=unit), **options)
 
 
-__all__ = ["Lab", "Observation", "Picture", "Result", "compare"]
+__all__ = ["ComparisonResult", "Lab", "Observation", "Picture", "compare"]

@@ -30,7 +30,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LockLimits:
     """Limits in nanoseconds; None is no limit."""
 
     max_exclusive_hold: int | None = None
@@ -71,7 +71,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     return outcome
 
 
-def _limits(marker: pytest.Mark) -> Limits:
+def _limits(marker: pytest.Mark) -> LockLimits:
     from zaplock.errors import UserError
     from zaplock.units import parse_duration
 
@@ -80,7 +80,7 @@ def _limits(marker: pytest.Mark) -> Limits:
         wrong = f"not {', '.join(unknown)}" if unknown else "by name"
         raise pytest.UsageError(f"mmap_lock takes {', '.join(LIMITS)}, {wrong}")
     try:
-        return Limits(**{name: parse_duration(text) for name, text in marker.kwargs.items()})
+        return LockLimits(**{name: parse_duration(text) for name, text in marker.kwargs.items()})
     except UserError as error:
         raise pytest.UsageError(f"mmap_lock: {error}") from None
 
@@ -119,7 +119,7 @@ class _Started:
         self.stack.close()
 
 
-def _judge(events: Any, limits: Limits) -> None:
+def _judge(events: Any, limits: LockLimits) -> None:
     """Fail the test with the offenders, if there are any."""
     import os
 
@@ -130,7 +130,7 @@ def _judge(events: Any, limits: Limits) -> None:
         pytest.fail("\n".join(["this test breaks its limits of mmap_lock:", *offences]), False)
 
 
-def offenders(analysis: Analysis, limits: Limits) -> Iterator[str]:
+def offenders(analysis: Analysis, limits: LockLimits) -> Iterator[str]:
     """Tell every hold and wait over the limit, the longest first."""
     exclusive = analysis.holds["exclusive"]
     held = analysis.holds["hold_ns"]

@@ -14,7 +14,7 @@ from statistics import median
 
 from zaplock.measure import mappings, syscalls, teardown
 from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
-from zaplock.measure.mappings import Mapping
+from zaplock.measure.mappings import StudiedMapping
 from zaplock.release import release
 from zaplock.release.fill import fill
 
@@ -36,7 +36,7 @@ def timed(work: Callable[[], object]) -> int:
     return time.monotonic_ns() - began
 
 
-def full(length: int, backing: str = "anonymous") -> Mapping:
+def full(length: int, backing: str = "anonymous") -> StudiedMapping:
     """Return a mapping with every page present."""
     mapping = mappings.map_range(length, backing)
     mappings.populate(mapping)
@@ -53,7 +53,7 @@ def torn_down(way: str, length: int, backing: str = "anonymous") -> int:
     return took
 
 
-def on_full(length: int, work: Callable[[Mapping], object]) -> int:
+def on_full(length: int, work: Callable[[StudiedMapping], object]) -> int:
     """Time a call on a full mapping, which is unmapped afterwards."""
     mapping = full(length)
     try:

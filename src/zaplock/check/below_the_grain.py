@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zaplock.check.scenarios import Scenario
-from zaplock.engines.checking.configuration import Configuration, Program
+from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_4_9
@@ -42,7 +42,7 @@ def stack_rot(design: Design) -> Configuration:
         return maple_nodes.find_vma(11)
 
     return Configuration(
-        build, (Program(grower, grow), Program(reader, lambda: maple_nodes.find_vma(13)))
+        build, (TaskProgram(grower, grow), TaskProgram(reader, lambda: maple_nodes.find_vma(13)))
     )
 
 
@@ -60,9 +60,9 @@ def reader_count(counts_first: bool) -> Configuration:
     return Configuration(
         build,
         (
-            Program(tasks[0], lambda: rwsem_counter.leaving_writer(counts_first)),
-            Program(tasks[1], lambda: rwsem_counter.queued_reader(tasks[1], counts_first)),
-            Program(tasks[2], lambda: rwsem_counter.queued_reader(tasks[2], counts_first)),
-            Program(tasks[3], lambda: rwsem_counter.spinning_writer(counts_first)),
+            TaskProgram(tasks[0], lambda: rwsem_counter.leaving_writer(counts_first)),
+            TaskProgram(tasks[1], lambda: rwsem_counter.queued_reader(tasks[1], counts_first)),
+            TaskProgram(tasks[2], lambda: rwsem_counter.queued_reader(tasks[2], counts_first)),
+            TaskProgram(tasks[3], lambda: rwsem_counter.spinning_writer(counts_first)),
         ),
     )

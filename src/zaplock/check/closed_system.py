@@ -10,18 +10,18 @@ from zaplock.check.mutations import Mutant, filtered
 from zaplock.check.scenarios import (
     BASE_PAGE,
     OLD_TAG,
-    Mapping,
+    InitialMapping,
     Scenario,
     TaskSpec,
     address_of,
     parse_operation,
 )
-from zaplock.engines.checking.configuration import Configuration, Program, Rules
+from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits
+from zaplock.model.mm import ResourceLimits
 from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
@@ -81,14 +81,14 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     )
 
 
-def limits_of(scenario: Scenario) -> Limits:
+def limits_of(scenario: Scenario) -> ResourceLimits:
     """Return small limits, so that a scenario can reach them."""
-    return Limits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+    return ResourceLimits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
 
 
 def _program(
-    number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: Limits
-) -> Program:
+    number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: ResourceLimits
+) -> TaskProgram:
     name = spec.name or "ABCDEFGH"[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
     cx = Cx(design, task, scenario.grain, limits)
@@ -105,10 +105,10 @@ def _program(
             results.append(await protocol)
         return tuple(results)
 
-    return Program(task, body, spec.daemon)
+    return TaskProgram(task, body, spec.daemon)
 
 
-def build_machine(scenario: Scenario, limits: Limits) -> Machine:
+def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:
     """Make the machine in the scenario's initial state."""
     m = Machine(limits=limits, tracks_tlbs=True, gather_pages=scenario.batch)
     mms = {spec.mm for spec in scenario.task} | {mapping.mm for mapping in scenario.map}
@@ -162,7 +162,7 @@ def _prepare_task(m: Machine, number: int, spec: TaskSpec) -> None:
             translate(m, task, m.mm(spec.mm), BASE_PAGE + page, False)
 
 
-def _map(m: Machine, mapping: Mapping) -> None:
+def _map(m: Machine, mapping: InitialMapping) -> None:
     first, last = mapping.pages
     if first >= last:
         raise UserError(f"mapping {list(mapping.pages)} is empty; give [first page, end page]")
@@ -198,7 +198,7 @@ def _map(m: Machine, mapping: Mapping) -> None:
         _populate(m, vma, *mapping.populated)
 
 
-def _make_file(m: Machine, mapping: Mapping, file: int, pages: int) -> None:
+def _make_file(m: Machine, mapping: InitialMapping, file: int, pages: int) -> None:
     if file not in m.files:
         new_file(m, file, FILE_KINDS[mapping.kind], max(pages, FILE_PAGES) << f.PAGE_SHIFT)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.schedule import Line, Run, Taken
+from zaplock.engines.checking.schedule import Line, ScheduleRun, Taken
 from zaplock.errors import UserError
 from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
@@ -35,7 +35,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Row:
+class StepRow:
     """One step. `result` is "" where nothing is returned; `place` is function and line.
 
     number: of the transition that it belongs to; `joins`: not the first step of that, but one that
@@ -61,7 +61,7 @@ class Story:
 
     tasks: tuple[str, ...]
     does: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[StepRow, ...]
     invariant: str
     rule: str
     message: str
@@ -75,9 +75,9 @@ def tell(
     groups: Sequence[int] = (),
 ) -> Story:
     """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
-    run = Run(system)
+    run = ScheduleRun(system)
     tasks = tuple(str(program.task) for program in system.programs)
-    rows: list[Row] = []
+    rows: list[StepRow] = []
     numbers = [n for n, size in enumerate(groups or [1] * len(schedule), 1) for _ in range(size)]
     for number, index in zip(numbers, schedule):
         taken = run.take(index)
@@ -100,9 +100,11 @@ def tell(
     )
 
 
-def _row(number: int, joins: bool, taken: Taken, run: Run, tasks: tuple[str, ...]) -> Row:
+def _row(
+    number: int, joins: bool, taken: Taken, run: ScheduleRun, tasks: tuple[str, ...]
+) -> StepRow:
     file, line, function = _innermost(taken.lines)
-    return Row(
+    return StepRow(
         number,
         joins,
         taken.index,
@@ -133,7 +135,7 @@ def _result(taken: Taken) -> str:
     return "" if taken.result is None else short(str(taken.result))
 
 
-def _note(taken: Taken, tasks: tuple[str, ...], run: Run) -> str:
+def _note(taken: Taken, tasks: tuple[str, ...], run: ScheduleRun) -> str:
     if taken.kind == "queued":
         return "waits in the queue"
     if taken.granted:
@@ -142,7 +144,7 @@ def _note(taken: Taken, tasks: tuple[str, ...], run: Run) -> str:
     return ""
 
 
-def _holds(run: Run, tasks: tuple[str, ...]) -> list[Hold]:
+def _holds(run: ScheduleRun, tasks: tuple[str, ...]) -> list[Hold]:
     names_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
     holds = []
     for lock, sem in sorted(run.machine.locks.data.items(), key=repr):

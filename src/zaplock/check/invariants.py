@@ -13,7 +13,7 @@ from typing import Any
 
 from zaplock.check.operations import emptied
 from zaplock.check.recount import recount
-from zaplock.check.scenarios import BASE_PAGE, Operation, Scenario, parse_operation
+from zaplock.check.scenarios import BASE_PAGE, Scenario, ScenarioOperation, parse_operation
 from zaplock.errors import UserError
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
@@ -100,7 +100,7 @@ def _succeeds(number: int, _m: Machine, results: tuple[Any, ...]) -> bool:
     return all(result is None or result >= 0 for result in results[number])
 
 
-def describe(operation: Operation) -> str:
+def describe(operation: ScenarioOperation) -> str:
     """Write an operation as scenarios do."""
     return " ".join([operation.name, *map(str, operation.numbers)])
 

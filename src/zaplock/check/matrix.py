@@ -18,9 +18,9 @@ from zaplock.check.scenarios import shipped_scenarios
 from zaplock.check.shipped_mutations import MUTATIONS
 from zaplock.check.verdicts import BROKEN, PROVED, closed_system, find_design, find_scenario
 from zaplock.designs import SHIPPED
-from zaplock.engines.checking.exhaustive import Limits, explore
+from zaplock.engines.checking.exhaustive import SearchLimits, explore
 
-QUICK = Limits(states=2_000_000, seconds=60.0)
+QUICK = SearchLimits(states=2_000_000, seconds=60.0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def all_scenarios() -> list[str]:
 
 
 def check_row(
-    scenario: str, designs: Sequence[str], fair: bool = False, limits: Limits = QUICK
+    scenario: str, designs: Sequence[str], fair: bool = False, limits: SearchLimits = QUICK
 ) -> list[Cell]:
     """Check one scenario under each of some designs, meeting every violation that there is."""
     found = find_scenario(scenario)
@@ -76,7 +76,7 @@ def matrix(
     progress: Callable[[int, int], None] | None = None,
     *,
     fair: bool = False,
-    limits: Limits = QUICK,
+    limits: SearchLimits = QUICK,
 ) -> list[Cell]:
     """Check everything, or what is named; in order of scenarios and designs."""
     row = partial(check_row, designs=tuple(designs) or tuple(SHIPPED), fair=fair, limits=limits)

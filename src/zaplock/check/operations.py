@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zaplock.check.scenarios import PAGE_SHIFT, Operation, address_of
+from zaplock.check.scenarios import PAGE_SHIFT, ScenarioOperation, address_of
 from zaplock.errors import UserError
 from zaplock.model.flags import (
     MADV_DONTNEED,
@@ -53,7 +53,7 @@ def length_of(pages: int) -> int:
 
 
 @dataclass(frozen=True)
-class Kind:
+class OperationKind:
     """An operation: how to run it, its arguments by name, and whether it empties its range."""
 
     run: Callable[..., Protocol]
@@ -101,74 +101,90 @@ async def _revoke(cx: Cx, file: int) -> int:
     return 0
 
 
-KINDS: dict[str, Kind] = {
-    "munmap": Kind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
-    "mmap-fixed": Kind(_mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True),
-    "mmap-device": Kind(_mmap_device, ("page", "pages", "file"), "map a device, which may fail"),
-    "read": Kind(
+KINDS: dict[str, OperationKind] = {
+    "munmap": OperationKind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
+    "mmap-fixed": OperationKind(
+        _mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True
+    ),
+    "mmap-device": OperationKind(
+        _mmap_device, ("page", "pages", "file"), "map a device, which may fail"
+    ),
+    "read": OperationKind(
         lambda cx, page: access.read_memory(cx, address_of(page)),
         ("page",),
         "read memory as user code does, faulting where it must",
     ),
-    "write": Kind(
+    "write": OperationKind(
         lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
     ),
-    "dontneed": Kind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
-    "mremap": Kind(_mremap, ("page", "pages", "new_pages"), "grow or shrink a mapping in place"),
-    "mremap-move": Kind(_mremap_move, ("page", "pages", "new_page"), "move a mapping", True),
-    "brk": Kind(
+    "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
+    "mremap": OperationKind(
+        _mremap, ("page", "pages", "new_pages"), "grow or shrink a mapping in place"
+    ),
+    "mremap-move": OperationKind(
+        _mremap_move, ("page", "pages", "new_page"), "move a mapping", True
+    ),
+    "brk": OperationKind(
         lambda cx, pages: brk.brk(cx, address_of(HEAP_PAGE + pages)),
         ("pages",),
         "let the heap be so many pages long",
     ),
-    "mprotect": Kind(_mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"),
-    "mlock": Kind(
+    "mprotect": OperationKind(
+        _mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"
+    ),
+    "mlock": OperationKind(
         lambda cx, page, pages: mlock.mlock(cx, address_of(page), length_of(pages)),
         ("page", "pages"),
         "mlock",
     ),
-    "munlock": Kind(
+    "munlock": OperationKind(
         lambda cx, page, pages: mlock.munlock(cx, address_of(page), length_of(pages)),
         ("page", "pages"),
         "munlock",
     ),
-    "gup": Kind(
+    "gup": OperationKind(
         lambda cx, page: gup.copy_from_user(cx, address_of(page)),
         ("page",),
         "pin a page of one's own, read and release it (direct I/O)",
     ),
-    "proc": Kind(
+    "proc": OperationKind(
         lambda cx, mm: cx.design.proc_cmdline(cx, mm), ("mm",), "read /proc/PID/cmdline of `mm`"
     ),
-    "peek": Kind(
+    "peek": OperationKind(
         lambda cx, mm, page: proc.access_remote_vm(cx, mm, address_of(page)),
         ("mm", "page"),
         "read a page of another address space, as process_vm_readv does; 0 where there is none",
     ),
-    "maps": Kind(lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"),
-    "smaps": Kind(lambda cx, mm: proc.proc_pid_smaps(cx, mm), ("mm",), "read /proc/PID/smaps"),
-    "truncate": Kind(
+    "maps": OperationKind(
+        lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"
+    ),
+    "smaps": OperationKind(
+        lambda cx, mm: proc.proc_pid_smaps(cx, mm), ("mm",), "read /proc/PID/smaps"
+    ),
+    "truncate": OperationKind(
         lambda cx, file, pages: rmap.truncate(cx, file, length_of(pages)),
         ("file", "pages"),
         "cut a file to so many pages",
     ),
-    "revoke": Kind(
+    "revoke": OperationKind(
         _revoke,
         ("file",),
         "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
-    "fork": Kind(fork.fork, ("child",), "fork into the address space `child`"),
-    "exit": Kind(exit.exit_process, (), "give the address space up; the last user takes it down"),
-    "oom-reap": Kind(exit.oom_reap_task_mm, ("mm",), "the oom reaper takes `mm`'s pages"),
-    "process-mrelease": Kind(exit.process_mrelease, ("mm",), "process_mrelease of `mm`"),
-    "monitor": Kind(
+    "fork": OperationKind(fork.fork, ("child",), "fork into the address space `child`"),
+    "exit": OperationKind(
+        exit.exit_process, (), "give the address space up; the last user takes it down"
+    ),
+    "oom-reap": OperationKind(exit.oom_reap_task_mm, ("mm",), "the oom reaper takes `mm`'s pages"),
+    "process-mrelease": OperationKind(exit.process_mrelease, ("mm",), "process_mrelease of `mm`"),
+    "monitor": OperationKind(
         lambda cx, context, events: monitor(cx, context, 77, events),
         ("context", "events"),
         "be a userfaultfd monitor for so many events",
     ),
-    "uprobe": Kind(
+    "uprobe": OperationKind(
         lambda cx, file, page: uprobes.uprobe_register(cx, file, length_of(page)),
         ("file", "page"),
         "install a uprobe at a page of a file",
@@ -176,12 +192,12 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def start(cx: Cx, operation: Operation) -> Protocol:
+def start(cx: Cx, operation: ScenarioOperation) -> Protocol:
     """Return the started protocol of an operation."""
     return kind_of(operation).run(cx, *operation.numbers)
 
 
-def kind_of(operation: Operation) -> Kind:
+def kind_of(operation: ScenarioOperation) -> OperationKind:
     """Return what an operation's name stands for; raises UserError for a wrong one."""
     kind = KINDS.get(operation.name)
     if kind is None:
@@ -193,7 +209,7 @@ def kind_of(operation: Operation) -> Kind:
     return kind
 
 
-def emptied(operation: Operation) -> tuple[int, int] | None:
+def emptied(operation: ScenarioOperation) -> tuple[int, int] | None:
     """Return (first page, page behind the last) that the operation promises to empty, or None."""
     if not kind_of(operation).empties:
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 from zaplock.check.operations import HEAP_PAGE
-from zaplock.check.scenarios import Kind, Mapping, Scenario, TaskSpec
+from zaplock.check.scenarios import InitialMapping, Kind, Scenario, TaskSpec
 
 PAGES = 4
 CHILD = 10
@@ -21,7 +21,7 @@ Do = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Side:
+class PairMember:
     """One side of a pair.
 
     do: (first page of the range, what a reader may see, number of the task) -> operations.
@@ -47,28 +47,30 @@ def _growing(base: int, _seen: str, _task: int) -> Do:
     return (f"write {base + 5} 7 -> 0 SIGSEGV", f"write {base + 3} 8 -> 0 SIGSEGV SIGBUS")
 
 
-SIDES: dict[str, Side] = {
-    "munmap": Side(lambda at, _seen, _task: (f"munmap {at} 4",), seen="SIGSEGV"),
-    "mmap-fixed": Side(lambda at, _seen, _task: (f"mmap-fixed {at} 4",), seen="0"),
-    "fault": Side(_reading),
-    "grow": Side(_growing, stack=True),
-    "dontneed": Side(lambda at, _seen, _task: (f"dontneed {at} 2",), seen="0"),
-    "mremap": Side(
+SIDES: dict[str, PairMember] = {
+    "munmap": PairMember(lambda at, _seen, _task: (f"munmap {at} 4",), seen="SIGSEGV"),
+    "mmap-fixed": PairMember(lambda at, _seen, _task: (f"mmap-fixed {at} 4",), seen="0"),
+    "fault": PairMember(_reading),
+    "grow": PairMember(_growing, stack=True),
+    "dontneed": PairMember(lambda at, _seen, _task: (f"dontneed {at} 2",), seen="0"),
+    "mremap": PairMember(
         lambda at, _seen, task: (f"mremap-move {at} 4 {at + 16 * (task + 1)}",), seen="SIGSEGV"
     ),
-    "brk": Side(lambda _at, _seen, _task: ("brk 1",), "heap", seen="SIGSEGV"),
-    "mprotect": Side(lambda at, _seen, _task: (f"mprotect {at} 2 1",)),
-    "mlock": Side(lambda at, _seen, _task: (f"mlock {at} 2",)),
-    "gup": Side(lambda at, seen, _task: (f"gup {at + 1} -> old EFAULT {seen}",)),
-    "proc": Side(lambda _at, _seen, _task: ("proc 1",), foreign=True, pins=True),
-    "truncate": Side(
+    "brk": PairMember(lambda _at, _seen, _task: ("brk 1",), "heap", seen="SIGSEGV"),
+    "mprotect": PairMember(lambda at, _seen, _task: (f"mprotect {at} 2 1",)),
+    "mlock": PairMember(lambda at, _seen, _task: (f"mlock {at} 2",)),
+    "gup": PairMember(lambda at, seen, _task: (f"gup {at + 1} -> old EFAULT {seen}",)),
+    "proc": PairMember(lambda _at, _seen, _task: ("proc 1",), foreign=True, pins=True),
+    "truncate": PairMember(
         lambda _at, _seen, _task: ("truncate 1 0",), "file", seen="SIGBUS", foreign=True
     ),
-    "fork": Side(lambda _at, _seen, task: (f"fork {CHILD + task}",)),
-    "exit": Side(lambda _at, _seen, _task: ()),
-    "oom-reap": Side(lambda _at, _seen, _task: ("oom-reap 1",), seen="0", foreign=True),
-    "monitor": Side(lambda _at, _seen, _task: ("monitor 1 3",), "uffd", seen="77", daemon=True),
-    "uprobe": Side(
+    "fork": PairMember(lambda _at, _seen, task: (f"fork {CHILD + task}",)),
+    "exit": PairMember(lambda _at, _seen, _task: ()),
+    "oom-reap": PairMember(lambda _at, _seen, _task: ("oom-reap 1",), seen="0", foreign=True),
+    "monitor": PairMember(
+        lambda _at, _seen, _task: ("monitor 1 3",), "uffd", seen="77", daemon=True
+    ),
+    "uprobe": PairMember(
         lambda _at, _seen, _task: ("uprobe 1 1",),
         "private-file",
         seen="0xcc",
@@ -102,7 +104,7 @@ def pair(name: str) -> Scenario:
     )
 
 
-def _kind_of_range(sides: tuple[Side, Side]) -> Kind:
+def _kind_of_range(sides: tuple[PairMember, PairMember]) -> Kind:
     wants = {side.wants for side in sides}
     for kind in ("private-file", "file", "heap", "uffd"):
         if kind in wants:
@@ -110,19 +112,21 @@ def _kind_of_range(sides: tuple[Side, Side]) -> Kind:
     return "anon"
 
 
-def _maps(sides: tuple[Side, Side], kind: Kind, base: int) -> tuple[Mapping, ...]:
-    maps = [Mapping((base, base + PAGES), kind, populated=(base, base + 2))]
+def _maps(
+    sides: tuple[PairMember, PairMember], kind: Kind, base: int
+) -> tuple[InitialMapping, ...]:
+    maps = [InitialMapping((base, base + PAGES), kind, populated=(base, base + 2))]
     wants = {side.wants for side in sides}
     if "heap" in wants and kind != "heap":
-        maps.append(Mapping((HEAP_PAGE, HEAP_PAGE + PAGES), "heap"))
+        maps.append(InitialMapping((HEAP_PAGE, HEAP_PAGE + PAGES), "heap"))
     if "uffd" in wants and kind != "uffd":
-        maps.append(Mapping((128, 130), "uffd"))
+        maps.append(InitialMapping((128, 130), "uffd"))
     if any(side.stack for side in sides):
-        maps.append(Mapping((base + 6, base + 8), "stack"))
+        maps.append(InitialMapping((base + 6, base + 8), "stack"))
     return tuple(maps)
 
 
-def _task(side: Side, number: int, base: int, seen: str, leaving: bool) -> TaskSpec:
+def _task(side: PairMember, number: int, base: int, seen: str, leaving: bool) -> TaskSpec:
     do = side.do(base, seen, number)
     foreign = side.foreign and not (leaving and side.pins)
     if leaving and not (foreign or side.daemon):

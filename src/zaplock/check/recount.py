@@ -21,7 +21,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.machine import Machine
-from zaplock.model.mm import AddressSpace
+from zaplock.model.mm import Mm
 from zaplock.model.pagetable import COUNTED, RSS
 from zaplock.model.vma import Vma
 
@@ -36,7 +36,7 @@ def recount(m: Machine) -> list[str]:
     ]
 
 
-def _vmas(m: Machine, space: AddressSpace) -> list[Vma]:
+def _vmas(m: Machine, space: Mm) -> list[Vma]:
     found = []
     for start in space.tree:
         vma = m.vmas[space.tree[start]]
@@ -45,7 +45,7 @@ def _vmas(m: Machine, space: AddressSpace) -> list[Vma]:
     return found
 
 
-def _space(m: Machine, space: AddressSpace) -> Iterator[str]:
+def _space(m: Machine, space: Mm) -> Iterator[str]:
     vmas = _vmas(m, space)
     counted = {
         "total_vm": sum(vma.nr_pages for vma in vmas),
@@ -84,7 +84,7 @@ def _parts(vmas: list[Vma]) -> dict[str, int]:
     return parts
 
 
-def _tables(space: AddressSpace) -> int:
+def _tables(space: Mm) -> int:
     return sum(
         end - start
         for level, tables in space.tables.items()
@@ -93,7 +93,7 @@ def _tables(space: AddressSpace) -> int:
     )
 
 
-def _resident(space: AddressSpace) -> dict[str, int]:
+def _resident(space: Mm) -> dict[str, int]:
     resident = dict.fromkeys(RSS.values(), 0)
     for start, (end, pte) in space.ptes.data.items():
         if pte.kind in RSS:
@@ -101,7 +101,7 @@ def _resident(space: AddressSpace) -> dict[str, int]:
     return resident
 
 
-def _outside(space: AddressSpace, vmas: list[Vma]) -> Iterator[str]:
+def _outside(space: Mm, vmas: list[Vma]) -> Iterator[str]:
     for start, (end, _) in space.ptes.data.items():
         covered = sum(
             max(0, min(end << PAGE_SHIFT, vma.end) - max(start << PAGE_SHIFT, vma.start))

@@ -48,7 +48,7 @@ def address_of(page: int) -> int:
     return (BASE_PAGE + page) << PAGE_SHIFT
 
 
-class Mapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class InitialMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One VMA of the initial map.
 
     pages: first page and the page behind the last. populated: such a range of pages that are in
@@ -97,7 +97,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     summary: str
     task: tuple[TaskSpec, ...] = ()
-    map: tuple[Mapping, ...] = ()
+    map: tuple[InitialMapping, ...] = ()
     name: str = ""
     fair: bool = False
     grain: int = 1
@@ -114,7 +114,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     part: Literal["", "rwsem", "stack-rot"] = ""
 
 
-class Operation(msgspec.Struct, frozen=True):
+class ScenarioOperation(msgspec.Struct, frozen=True):
     """One operation of a task: its name, its numbers, and which results are right (() for any)."""
 
     name: str
@@ -126,7 +126,7 @@ SIGNALS: Final = {"SIGSEGV": -11, "SIGBUS": -7, "EFAULT": -14, "ENOMEM": -12, "E
                   "EAGAIN": -11, "EINVAL": -22}  # fmt: skip
 
 
-def parse_operation(text: str) -> Operation:
+def parse_operation(text: str) -> ScenarioOperation:
     """Read "munmap 8 4 -> 0"; raises UserError on words that mean nothing."""
     left, arrow, right = text.partition("->")
     words = left.split()
@@ -139,7 +139,7 @@ def parse_operation(text: str) -> Operation:
     if arrow and not right.split():
         raise UserError(f"operation {text!r}: behind -> stand the results that are right")
     expected = tuple(_result(word, numbers, text) for word in right.replace("|", " ").split())
-    return Operation(words[0], numbers, expected)
+    return ScenarioOperation(words[0], numbers, expected)
 
 
 def _result(word: str, numbers: Numbers, text: str) -> int:

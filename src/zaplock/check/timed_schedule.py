@@ -13,7 +13,7 @@ from typing import Any
 
 from zaplock.check.counterexample import readable
 from zaplock.check.verdicts import Token
-from zaplock.engines.checking.configuration import Program
+from zaplock.engines.checking.configuration import TaskProgram
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.errors import UserError
 from zaplock.lab.profiles import load
@@ -73,7 +73,7 @@ class Turns:
         return WaitStep(_nothing, (index,), lambda _m, _t, i: self.is_mine(i), (*TURN, index))
 
     @types.coroutine
-    def gated(self, index: int, program: Program) -> Generator[Step[Any], Any, Any]:
+    def gated(self, index: int, program: TaskProgram) -> Generator[Step[Any], Any, Any]:
         """Run a program with every step that changes state held until its turn."""
         inner = program.start()
         result: Any = None

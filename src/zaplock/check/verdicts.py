@@ -18,12 +18,12 @@ from zaplock.check.scenarios import Scenario, read_scenario, shipped_scenarios
 from zaplock.designs import load
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.easiest import easiest_counterexample
-from zaplock.engines.checking.exhaustive import Limits, Progress, explore
+from zaplock.engines.checking.exhaustive import SearchLimits, SearchProgress, explore
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import spell, unspell
-from zaplock.engines.checking.transitions import Table
+from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.errors import UserError
 from zaplock.model.violations import Invariant, Violation
 from zaplock.protocols.design import Design
@@ -33,7 +33,7 @@ EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3}
 
 
 @dataclass(frozen=True)
-class Found:
+class CheckResult:
     """What a check found out.
 
     violations: one of each that was met, where all were asked for, else the first. schedule: the
@@ -107,14 +107,14 @@ def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Con
 def check(
     scenario: Scenario,
     design: Design,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     *,
     fair: bool = False,
     all_violations: bool = False,
     jobs: int = 1,
     exact: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-) -> Found:
+    progress: Callable[[SearchProgress], None] | None = None,
+) -> CheckResult:
     """Explore every interleaving; where one breaks a rule, find the easiest that does."""
     system = closed_system(scenario, design, fair)
     fair = fair or scenario.fair
@@ -127,7 +127,7 @@ def check(
     else:
         verdict = explore(system, limits, all_violations=all_violations, progress=progress)
     why = verdict.limit or "; ".join(f"never: {name}" for name in verdict.never)
-    found = Found(
+    found = CheckResult(
         scenario.name, design.name, verdict.answer, verdict.states, verdict.seconds,
         violations=verdict.violations, fair=fair, why=why,
     )  # fmt: skip
@@ -135,10 +135,13 @@ def check(
 
 
 def explain(
-    found: Found, system: Configuration, limits: Limits, invariant: Invariant | None = None
-) -> Found:
+    found: CheckResult,
+    system: Configuration,
+    limits: SearchLimits,
+    invariant: Invariant | None = None,
+) -> CheckResult:
     """Add the easiest counterexample, of one invariant if asked for."""
-    table = Table(system)
+    table = TransitionTable(system)
     try:
         easiest = easiest_counterexample(system, limits, invariant=invariant, table=table)
     finally:
@@ -163,14 +166,14 @@ def sample_check(
     seed: int = 0,
     depth: int | None = None,
     fair: bool = False,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     progress: Callable[[int, float], None] | None = None,
-) -> Found:
+) -> CheckResult:
     """Try random interleavings; never a proof, so what isn't broken is not exhausted."""
     system = closed_system(scenario, design, fair)
     drawn = sample(system, runs, seed=seed, depth=depth, limits=limits, progress=progress)
     broken = drawn.violation is not None
-    return Found(
+    return CheckResult(
         scenario.name,
         design.name,
         BROKEN if broken else NOT_EXHAUSTED,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zaplock.lab.fidelity import Agreement, HungTasks
-    from zaplock.trace.verdict import Verdict
+    from zaplock.trace.verdict import TeardownVerdict
 
 BEGIN = "<!-- begin: kernels beside their designs (written by zaplock fidelity) -->"
 END = "<!-- end: kernels beside their designs -->"
@@ -37,11 +37,11 @@ def _both(measured: str, predicted: str) -> str:
     return measured if measured == predicted else f"{measured} (predicted: {predicted})"
 
 
-def _modes(seen: Verdict) -> str:
+def _modes(seen: TeardownVerdict) -> str:
     return ", ".join(_LETTER[mode] for mode in phases(seen)) or "not seen"
 
 
-def _waits(seen: Verdict) -> str:
+def _waits(seen: TeardownVerdict) -> str:
     """Write "fault, proc behind mmap + teardown; mmap behind teardown"."""
     by_cause: dict[str, list[str]] = {}
     for name, behind in waiting(seen).items():
@@ -50,7 +50,7 @@ def _waits(seen: Verdict) -> str:
     return "; ".join(said) or "nobody"
 
 
-def _worst(row: Agreement, seen: Verdict) -> float:
+def _worst(row: Agreement, seen: TeardownVerdict) -> float:
     return max(seen.ratio(name) for name in row.bystanders)
 
 

@@ -11,7 +11,7 @@ from zaplock.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from zaplock.measure.guest.experiment import GuestPlan
-    from zaplock.trace.outcome import Outcome
+    from zaplock.trace.outcome import TeardownOutcome
 
 _NEEDS_KERNEL = {
     "--exact": "exact",
@@ -78,7 +78,7 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
     )
 
 
-def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Outcome]:
+def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[TeardownOutcome]:
     """Run the experiment in guests; write what was asked for; return a row for each run."""
     from rich.console import Console
 

@@ -65,11 +65,11 @@ class Window:
 def window(pid: int | None, groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
     """Record into a window while the block runs; UserError where recording isn't allowed."""
     from zaplock.recorder.capture import Options, capturing
-    from zaplock.recorder.naming import Names
+    from zaplock.recorder.naming import TaskNames
     from zaplock.recorder.stream import Stream
 
     with capturing(Options(pid=pid, groups=groups)) as capture:
-        names = Names()
+        names = TaskNames()
         if capture.target_mm is not None and pid is not None:
             names.mms[capture.target_mm] = pid
         stream = Stream(capture.layouts, names, mm=capture.target_mm, pids=capture.pids)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from zaplock.check.counterexample import Story
     from zaplock.check.matrix import Cell, Killed
     from zaplock.check.scenarios import Scenario
-    from zaplock.check.verdicts import Found
+    from zaplock.check.verdicts import CheckResult
     from zaplock.protocols.design import Design
 
 SUMMARY = "prove a locking protocol, or show the interleaving that breaks it"
@@ -146,12 +146,12 @@ def _check(args: argparse.Namespace) -> int:
     )
 
 
-def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
+def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckResult:
     from zaplock.check.verdicts import check, sample_check
     from zaplock.cli._progress import counter
-    from zaplock.engines.checking.exhaustive import Limits
+    from zaplock.engines.checking.exhaustive import SearchLimits
 
-    limits = Limits(args.max_states, args.max_seconds, args.max_memory << 20)
+    limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter(f"{scenario.name} under {design.name}") as show:
         if args.sample is not None:
             return sample_check(
@@ -168,7 +168,7 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> Found:
 
 
 def _story(
-    args: argparse.Namespace, scenario: Scenario, design: Design, found: Found
+    args: argparse.Namespace, scenario: Scenario, design: Design, found: CheckResult
 ) -> Story | None:
     from zaplock.check.counterexample import tell
     from zaplock.check.verdicts import closed_system
@@ -180,7 +180,7 @@ def _story(
     return tell(system, found.schedule, does, found.groups)
 
 
-def _as_json(found: Found, story: Story | None) -> dict[str, Any]:
+def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
     from zaplock.views.counterexample import steps
 
     return {
@@ -198,7 +198,9 @@ def _as_json(found: Found, story: Story | None) -> dict[str, Any]:
     }
 
 
-def _print_verdicts(scenario: Scenario, found: list[Found], stories: list[Story | None]) -> None:
+def _print_verdicts(
+    scenario: Scenario, found: list[CheckResult], stories: list[Story | None]
+) -> None:
     from zaplock.views.counterexample import text
 
     print(f"{scenario.name}: {scenario.summary}\n")
@@ -217,7 +219,9 @@ def _print_verdicts(scenario: Scenario, found: list[Found], stories: list[Story 
         print(f"\n{text(story, title)}\n\ntoken: {one.token}")
 
 
-def _write_html(args: argparse.Namespace, found: list[Found], stories: list[Story | None]) -> None:
+def _write_html(
+    args: argparse.Namespace, found: list[CheckResult], stories: list[Story | None]
+) -> None:
     if not args.html:
         return
     from zaplock.views.counterexample_html import page
@@ -292,12 +296,12 @@ def _matrix(args: argparse.Namespace) -> int:
     from zaplock.check.verdicts import find_design
     from zaplock.cli._progress import counter
     from zaplock.designs import SHIPPED
-    from zaplock.engines.checking.exhaustive import Limits
+    from zaplock.engines.checking.exhaustive import SearchLimits
 
     designs = args.design or list(SHIPPED)
     for name in designs:
         find_design(name)
-    limits = Limits(args.max_states, args.max_seconds, args.max_memory << 20)
+    limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter("check --all") as show, _executor(args.jobs) as executor:
         cells = matrix(
             executor, designs=designs, fair=args.fair, limits=limits,

@@ -23,7 +23,7 @@ from zaplock.units import parse_duration, parse_size
 if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
     from zaplock.lab.experiment import Experiment
-    from zaplock.trace.outcome import Outcome
+    from zaplock.trace.outcome import TeardownOutcome
 
 SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
 
@@ -127,7 +127,9 @@ def _require_writable(path: str | None, plot: str | None) -> None:
         ) from None
 
 
-def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome, ...] | None:
+def _measured(
+    args: argparse.Namespace, comparison: Comparison
+) -> tuple[TeardownOutcome, ...] | None:
     """Measure each block on the kernel that runs; None (and a word why) where that can't be."""
     from zaplock.cli._busy import busy
     from zaplock.measure.measure import measure
@@ -153,14 +155,14 @@ def _measured(args: argparse.Namespace, comparison: Comparison) -> tuple[Outcome
 
 def _measured_in_guest(
     args: argparse.Namespace, comparison: Comparison, kernel: str
-) -> tuple[Outcome, ...]:
+) -> tuple[TeardownOutcome, ...]:
     """Measure each block on another kernel, in QEMU."""
     from zaplock.cli._busy import busy
     from zaplock.measure.guest.experiment import GuestPlan
     from zaplock.measure.guest.rows import measure
 
     experiment = comparison.experiment
-    rows: list[Outcome] = []
+    rows: list[TeardownOutcome] = []
     for block in comparison.blocks:
         plan = GuestPlan(
             length=experiment.length,

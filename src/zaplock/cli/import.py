@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from zaplock.trace import file, text
-    from zaplock.trace.events import Kind
+    from zaplock.trace.events import EventKind
     from zaplock.version import __version__
 
     if args.text == "-" and not args.output:
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         notes=(f"imported from {Path(args.text).name}",),
     )
     file.write(output, events, manifest)
-    counts = np.bincount(events["kind"], minlength=len(Kind))
-    kinds = {kind.name: int(counts[kind]) for kind in Kind if counts[kind]}
+    counts = np.bincount(events["kind"], minlength=len(EventKind))
+    kinds = {kind.name: int(counts[kind]) for kind in EventKind if counts[kind]}
     if args.json:
         print(json.dumps({"file": output, "events": len(events), "kinds": kinds}))
     out = sys.stderr if args.json else sys.stdout

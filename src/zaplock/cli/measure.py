@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zaplock.measure.measure import Progress
-    from zaplock.trace.outcome import Outcome
+    from zaplock.trace.outcome import TeardownOutcome
 
 SUMMARY = "run a teardown on this kernel and time who stalls"
 
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _here(args: argparse.Namespace) -> list[Outcome]:
+def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
     """Measure on the kernel that runs."""
     from rich.console import Console
 
@@ -139,7 +139,7 @@ class _progress:
         self.bar.update(self.task, completed=done, total=of)
 
 
-def as_json(outcomes: Sequence[Outcome]) -> dict[str, object]:
+def as_json(outcomes: Sequence[TeardownOutcome]) -> dict[str, object]:
     """Return the runs, and their median with its spread, as one JSON object."""
     from zaplock.measure.measure import summary
 
@@ -166,7 +166,7 @@ def _range(spread: dict[str, list[int]], name: str, repeat: int) -> str:
     return f"{low.split()[0] if same else low} .. {high}"
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
+def table(outcomes: Sequence[TeardownOutcome]) -> Table:
     """Draw the median of each figure, with its range where runs were repeated."""
     from rich.box import SIMPLE
     from rich.table import Table as RichTable
@@ -195,7 +195,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     return drawn
 
 
-def sentences(outcomes: Sequence[Outcome]) -> list[str]:
+def sentences(outcomes: Sequence[TeardownOutcome]) -> list[str]:
     """Say in words who waited, computed from the figures."""
     from zaplock.measure.measure import summary
 
@@ -210,7 +210,7 @@ def sentences(outcomes: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def verdict(outcome: Outcome, name: str) -> str:
+def verdict(outcome: TeardownOutcome, name: str) -> str:
     """Say what the teardown did to a bystander, as far as this machine's noise lets it be told."""
     stall, noise_ns = outcome.stalls[name], outcome.extra["idle"][name]["max_ns"]
     if stall.count == 0:
@@ -224,7 +224,7 @@ def verdict(outcome: Outcome, name: str) -> str:
     return f"stalled at most {stall.max_ns / outcome.munmap_ns:.1%} of the teardown's time."
 
 
-def headline(outcomes: Sequence[Outcome]) -> str:
+def headline(outcomes: Sequence[TeardownOutcome]) -> str:
     """Say what was measured, where and how often."""
     first = outcomes[0]
     what = f"{first.extra['teardown']} of {format_size(first.extra['size'])}"
@@ -232,7 +232,7 @@ def headline(outcomes: Sequence[Outcome]) -> str:
     return f"{what} on {first.design}: {times}"
 
 
-def _next(args: argparse.Namespace, outcomes: Sequence[Outcome]) -> str:
+def _next(args: argparse.Namespace, outcomes: Sequence[TeardownOutcome]) -> str:
     if args.kernel:
         return _guest.next_command(args)
     if "mmap" not in outcomes[0].bystanders and args.teardown != "exit":

@@ -29,7 +29,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.recorder.capture import Options
-    from zaplock.recorder.session import Flight, Progress
+    from zaplock.recorder.session import Flight, RecordingProgress
 
 SUMMARY = "record who holds the mmap_lock of a real process and who waits for it"
 
@@ -176,7 +176,9 @@ def _target(args: argparse.Namespace, pid: int | None) -> str:
     return f"{tasks[0].process} ({pid})" if tasks else str(pid)
 
 
-def _say(args: argparse.Namespace, path: str, progress: Progress, flight: Flight | None) -> None:
+def _say(
+    args: argparse.Namespace, path: str, progress: RecordingProgress, flight: Flight | None
+) -> None:
     import json
 
     if args.json:
@@ -244,7 +246,7 @@ class _Line:
             self._status.start()
         return self
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RecordingProgress) -> None:
         if self._status:
             if progress.waiting_bytes:
                 self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")

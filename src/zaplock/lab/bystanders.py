@@ -43,7 +43,7 @@ COMM = {"proc": "ps"}
 
 
 @dataclass(slots=True)
-class Samples:
+class SimulatedSamples:
     """When each operation began and ended, and for how long of that it stalled, in nanoseconds."""
 
     begin_ns: list[int] = field(default_factory=list)
@@ -115,7 +115,11 @@ OPERATIONS = {
 
 
 async def keep_doing(
-    cx: Cx, name: str, period_ns: int, look: Callable[[], Step[tuple[int, int]]], samples: Samples
+    cx: Cx,
+    name: str,
+    period_ns: int,
+    look: Callable[[], Step[tuple[int, int]]],
+    samples: SimulatedSamples,
 ) -> int:
     """Do a bystander's operation once a period for ever; note what each took."""
     operation, nth = OPERATIONS[name], 0

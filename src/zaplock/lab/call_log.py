@@ -18,7 +18,7 @@ ENTRY = "syscall"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FunctionCall:
     """One function from its entry to its exit, in nanoseconds; `depth` counts from 0."""
 
     name: str
@@ -51,20 +51,20 @@ class CallLog:
         """Note that the program has ended."""
         self._stops.append((self._now(), ()))
 
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[FunctionCall]:
         """List the calls in the order of their entries, as function_graph nests them.
 
         A step lasts until the next one is taken. Two steps with the same chain of functions are in
         one call of these, unless one of them ended in between.
         """
-        found: list[Call] = []
+        found: list[FunctionCall] = []
         open_: list[tuple[str, int, int]] = []
         for time_ns, chain in self._stops:
             same = _common(open_, chain)
             _close(found, open_, same, time_ns)
             for name in chain[same:]:
                 open_.append((name, time_ns, len(found)))
-                found.append(Call(name, len(open_) - 1, time_ns, time_ns, False))
+                found.append(FunctionCall(name, len(open_) - 1, time_ns, time_ns, False))
         return found
 
 
@@ -76,11 +76,13 @@ def _common(open_: list[tuple[str, int, int]], chain: tuple[str, ...]) -> int:
     return min(same, len(open_) - 1) if open_ else 0
 
 
-def _close(found: list[Call], open_: list[tuple[str, int, int]], keep: int, time_ns: int) -> None:
+def _close(
+    found: list[FunctionCall], open_: list[tuple[str, int, int]], keep: int, time_ns: int
+) -> None:
     while len(open_) > keep:
         name, begin_ns, row = open_.pop()
         is_leaf = row == len(found) - 1
-        found[row] = Call(name, found[row].depth, begin_ns, time_ns, is_leaf)
+        found[row] = FunctionCall(name, found[row].depth, begin_ns, time_ns, is_leaf)
 
 
 class _Followed(Coroutine[Step[Any], Any, Any]):

@@ -15,7 +15,7 @@ from zaplock.lab.experiment import Experiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
 from zaplock.protocols.design import Design
-from zaplock.trace.outcome import Outcome
+from zaplock.trace.outcome import TeardownOutcome
 
 if TYPE_CHECKING:
     import polars
@@ -37,14 +37,14 @@ class Comparison:
     profile: Profile
     blocks: tuple[tuple[str, ...], ...]
     runs: tuple[Teardown, ...]
-    measured: tuple[Outcome, ...] | None = None
+    measured: tuple[TeardownOutcome, ...] | None = None
 
     @property
-    def rows(self) -> tuple[Outcome, ...]:
+    def rows(self) -> tuple[TeardownOutcome, ...]:
         """The simulated outcomes, block by block, in the order of the designs."""
         return tuple(one.outcome for one in self.runs)
 
-    def block(self, bystanders: Sequence[str]) -> list[Outcome]:
+    def block(self, bystanders: Sequence[str]) -> list[TeardownOutcome]:
         """List the outcomes of one block, the measured one last."""
         rows = [*self.rows, *(self.measured or ())]
         return [row for row in rows if row.bystanders == tuple(bystanders)]

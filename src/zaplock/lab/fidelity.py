@@ -15,7 +15,7 @@ from zaplock.lab.forecast import design_of, predict
 from zaplock.lab.hung_task import message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
-from zaplock.trace.verdict import Verdict
+from zaplock.trace.verdict import TeardownVerdict
 
 READERS = ("fault", "proc")
 WRITER = "mmap"
@@ -31,8 +31,8 @@ class Agreement:
     design: str
     teardown: str
     queued_writer: bool
-    measured: Verdict
-    predicted: Verdict
+    measured: TeardownVerdict
+    predicted: TeardownVerdict
 
     @property
     def bystanders(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class Agreement:
         }
 
 
-def _plain(seen: Verdict, names: tuple[str, ...]) -> dict[str, object]:
+def _plain(seen: TeardownVerdict, names: tuple[str, ...]) -> dict[str, object]:
     return {
         "modes": phases(seen),
         "hold_ns": seen.hold_ns,
@@ -88,18 +88,23 @@ def _plain(seen: Verdict, names: tuple[str, ...]) -> dict[str, object]:
     }
 
 
-def phases(seen: Verdict) -> list[str]:
+def phases(seen: TeardownVerdict) -> list[str]:
     """Return the modes of a teardown, each as often as it changed."""
     return [mode for mode, _ in groupby(seen.modes)]
 
 
-def waiting(seen: Verdict) -> dict[str, list[str]]:
+def waiting(seen: TeardownVerdict) -> dict[str, list[str]]:
     """Return who waited behind whom, without an order among those waited for."""
     return {name: sorted(behind) for name, behind in sorted(seen.waits.items())}
 
 
 def compare(
-    release: str, kernel: str, teardown: str, queued_writer: bool, measured: Verdict, period_ns: int
+    release: str,
+    kernel: str,
+    teardown: str,
+    queued_writer: bool,
+    measured: TeardownVerdict,
+    period_ns: int,
 ) -> Agreement:
     """Lay a kernel's verdict beside that of the design which stands for its release."""
     design = design_of(release)

@@ -41,7 +41,7 @@ from zaplock.protocols.exit import exit_process
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mremap import mremap
 from zaplock.trace import verdict
-from zaplock.trace.verdict import Subject, Verdict
+from zaplock.trace.verdict import Subject, TeardownVerdict
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "exit")
 LINUX_6_12 = replace(
@@ -84,7 +84,7 @@ def predict(
     length: int = 1 << 30,
     period_share: float = 0.005,
     profile: Profile | None = None,
-) -> Verdict:
+) -> TeardownVerdict:
     """Run a teardown of `length` bytes under a design and read its events.
 
     A bystander comes once in `period_share` of the time that the teardown takes.

@@ -69,7 +69,7 @@ class Observation:
         return self.analysis.waits.frame()
 
 
-class Lab:
+class Laboratory:
     """One simulated machine with one process under study, to be run once."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Lab:
             hung_task_timeout_ns=hung_task_timeout_ns,
         )
         self._random = Random(seed)
-        self._samples: dict[str, by.Samples] = {}
+        self._samples: dict[str, by.SimulatedSamples] = {}
         self._names: dict[int, str] = {}
         self._mapped = False
 
@@ -144,7 +144,7 @@ class Lab:
             raise UserError(f"no bystander {name!r}; choose among {', '.join(BYSTANDERS)}")
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
-        samples = self._samples[name] = by.Samples()
+        samples = self._samples[name] = by.SimulatedSamples()
         look = by.stopwatch(lambda: self.engine.now_ns, self.engine.threads)
         self.thread(
             by.COMM.get(name, name),

@@ -21,7 +21,7 @@ from zaplock.model.step import Step, Task
 from zaplock.protocols.design import Cx, Design
 from zaplock.trace.events import Events
 from zaplock.trace.holds import holds
-from zaplock.trace.outcome import Outcome, Stalls
+from zaplock.trace.outcome import Stalls, TeardownOutcome
 
 SUBJECT = 1
 """The thread that unmaps."""
@@ -38,7 +38,7 @@ class Teardown:
     design: Design
     experiment: Experiment
     subject: Task
-    outcome: Outcome
+    outcome: TeardownOutcome
     events: Events
     long_waits: tuple[LongWait, ...]
     begin_ns: int
@@ -117,13 +117,13 @@ def _spawn_bystanders(
     experiment: Experiment,
     period_ns: int,
     look: Callable[[], Step[tuple[int, int]]],
-) -> dict[str, by.Samples]:
+) -> dict[str, by.SimulatedSamples]:
     random = Random(experiment.seed)
     samples = {}
     for tid, name in enumerate(experiment.bystanders, SUBJECT + 1):
         mm = tid if name in by.FOREIGN else MM
         task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
-        samples[name] = by.Samples()
+        samples[name] = by.SimulatedSamples()
         program = by.keep_doing(Cx(design, task), name, period_ns, look, samples[name])
         engine.spawn(task, program, at_ns=random.randrange(period_ns), background=True)
     return samples
@@ -133,13 +133,13 @@ def _outcome(
     design: Design,
     experiment: Experiment,
     events: Events,
-    samples: dict[str, by.Samples],
+    samples: dict[str, by.SimulatedSamples],
     long_waits: Sequence[LongWait],
     begin_ns: int,
     end_ns: int,
-) -> Outcome:
+) -> TeardownOutcome:
     exclusive_ns, shared_ns = held_by_subject(events, begin_ns, end_ns)
-    return Outcome(
+    return TeardownOutcome(
         design=design.name,
         bystanders=experiment.bystanders,
         exclusive_hold_ns=exclusive_ns,

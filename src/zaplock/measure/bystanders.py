@@ -35,7 +35,7 @@ FRESH = 128 << 20
 
 
 @dataclass(slots=True)
-class Samples:
+class MeasuredSamples:
     """When each operation began (CLOCK_MONOTONIC) and how long it took, in nanoseconds."""
 
     begin_ns: list[int] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class BystanderOperation:
     """What a bystander does: `ready` before the clock runs, `work` while it does."""
 
     work: Callable[[], object]
@@ -78,29 +78,33 @@ class _Fresh:
         sys.memset(self.next, 1, 1)
 
 
-def _fault() -> Operation:
+def _fault() -> BystanderOperation:
     fresh = _Fresh()
-    return Operation(fresh.work, fresh.ready)
+    return BystanderOperation(fresh.work, fresh.ready)
 
 
-def _mmap() -> Operation:
-    return Operation(lambda: sys.munmap(sys.mmap(sys.PAGE), sys.PAGE))
+def _mmap() -> BystanderOperation:
+    return BystanderOperation(lambda: sys.munmap(sys.mmap(sys.PAGE), sys.PAGE))
 
 
-def _madvise() -> Operation:
+def _madvise() -> BystanderOperation:
     address = own_range(sys.PAGE)
-    return Operation(lambda: sys.madvise(address, sys.PAGE, sys.MADV_DONTNEED))
+    return BystanderOperation(lambda: sys.madvise(address, sys.PAGE, sys.MADV_DONTNEED))
 
 
-_INSIDE: dict[str, Callable[[], Operation]] = {"fault": _fault, "mmap": _mmap, "madvise": _madvise}
+_INSIDE: dict[str, Callable[[], BystanderOperation]] = {
+    "fault": _fault,
+    "mmap": _mmap,
+    "madvise": _madvise,
+}
 
 
-def inside(name: str) -> Operation:
+def inside(name: str) -> BystanderOperation:
     """Return the operation of a bystander that is a thread of the measured process."""
     return _INSIDE[name]()
 
 
-def foreign(name: str, pid: int, probe: int) -> Operation:
+def foreign(name: str, pid: int, probe: int) -> BystanderOperation:
     """Return the operation of a bystander that looks at process `pid` from outside.
 
     `probe` is the address of a present page of that process.
@@ -110,7 +114,7 @@ def foreign(name: str, pid: int, probe: int) -> Operation:
     return _gup(pid, probe)
 
 
-def _proc(pid: int) -> Operation:
+def _proc(pid: int) -> BystanderOperation:
     path = f"/proc/{pid}/cmdline"
 
     def work() -> None:
@@ -120,22 +124,24 @@ def _proc(pid: int) -> Operation:
         finally:
             os.close(fd)
 
-    return Operation(work)
+    return BystanderOperation(work)
 
 
-def _gup(pid: int, probe: int) -> Operation:
+def _gup(pid: int, probe: int) -> BystanderOperation:
     byte = ctypes.create_string_buffer(1)
     local = (sys.iovec * 1)(sys.iovec(ctypes.addressof(byte), 1))
     remote = (sys.iovec * 1)(sys.iovec(probe, 1))
-    return Operation(lambda: sys.read_remote(pid, remote, 1, local))
+    return BystanderOperation(lambda: sys.read_remote(pid, remote, 1, local))
 
 
-def loop(operation: Operation, period_ns: int, stopped: Callable[[], bool]) -> Samples:
+def loop(
+    operation: BystanderOperation, period_ns: int, stopped: Callable[[], bool]
+) -> MeasuredSamples:
     """Do the operation once a period until `stopped`; a process that is gone ends it too.
 
     Any other OSError is raised: a bystander that can't do its work must not look undisturbed.
     """
-    clock, samples = time.monotonic_ns, Samples()
+    clock, samples = time.monotonic_ns, MeasuredSamples()
     ready, work = operation.ready, operation.work
     sys.prctl(sys.PR_SET_TIMERSLACK, 1)
     while not stopped():

@@ -28,7 +28,7 @@ class TeardownHolds:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class LockHolds:
     """A finished look at one lock: a recording, or the reason why there is none."""
 
     recorder: Recorder | None
@@ -52,13 +52,13 @@ class View:
 
 
 @contextmanager
-def watch(pid: int, wanted: bool) -> Iterator[View]:
+def watch(pid: int, wanted: bool) -> Iterator[LockHolds]:
     """Watch the mmap_lock of a process while the block runs, where that is possible.
 
     Ask the view after the block only.
     """
     if not wanted:
-        yield View(None)
+        yield LockHolds(None)
         return
     from zaplock.recorder.in_memory import record_mm
 
@@ -66,9 +66,9 @@ def watch(pid: int, wanted: bool) -> Iterator[View]:
     try:
         recorder = recording.__enter__()
     except UserError as error:
-        yield View(None, f"hold times not seen: {error}")
+        yield LockHolds(None, f"hold times not seen: {error}")
         return
     try:
-        yield View(recorder)
+        yield LockHolds(recorder)
     finally:
         recording.__exit__(None, None, None)

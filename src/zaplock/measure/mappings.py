@@ -33,7 +33,7 @@ _PRIVATE = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_NORESERVE
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class StudiedMapping:
     """A range of this process and the file behind it (-1: none)."""
 
     address: int
@@ -52,7 +52,7 @@ def page_size(backing: str) -> int:
     return sys.HUGE if backing in ("thp", "hugetlb") else sys.PAGE
 
 
-def map_range(length: int, backing: str) -> Mapping:
+def map_range(length: int, backing: str) -> StudiedMapping:
     """Map `length` bytes between two guard pages, without populating them."""
     hole = sys.mmap(length + 2 * sys.HUGE, sys.PROT_NONE)
     address = (hole + sys.HUGE) // sys.HUGE * sys.HUGE  # guards of up to 2 MiB on either side
@@ -63,23 +63,23 @@ def map_range(length: int, backing: str) -> Mapping:
     if backing == "hugetlb":
         flags |= sys.MAP_HUGETLB
     sys.mmap(length, _READ_WRITE, flags, address=address, fd=fd)
-    mapping = Mapping(address, length, backing, fd)
+    mapping = StudiedMapping(address, length, backing, fd)
     advise_huge(mapping)
     return mapping
 
 
-def map_heap(length: int, backing: str) -> Mapping:
+def map_heap(length: int, backing: str) -> StudiedMapping:
     """Grow the heap by `length` bytes; in steps, since overcommit judges each step by itself."""
     sys.keep_malloc_off_the_heap()
     start = -(-sys.heap_end() // sys.HUGE) * sys.HUGE
     for end in [*range(start, start + length, CHUNK), start + length]:
         sys.brk(end)
-    mapping = Mapping(start, length, backing)
+    mapping = StudiedMapping(start, length, backing)
     advise_huge(mapping)
     return mapping
 
 
-def advise_huge(mapping: Mapping) -> None:
+def advise_huge(mapping: StudiedMapping) -> None:
     """Ask for huge pages where they are wanted and for none where they are not."""
     if mapping.backing in ("anonymous", "zero", "thp"):
         advice = sys.MADV_HUGEPAGE if mapping.backing == "thp" else sys.MADV_NOHUGEPAGE
@@ -90,7 +90,7 @@ def advise_huge(mapping: Mapping) -> None:
                 raise
 
 
-def cut(mapping: Mapping, nr_vmas: int) -> None:
+def cut(mapping: StudiedMapping, nr_vmas: int) -> None:
     """Cut the mapping into `nr_vmas` VMAs: every second piece becomes MADV_DONTFORK."""
     unit = page_size(mapping.backing)
     pieces = mapping.length // unit
@@ -99,7 +99,9 @@ def cut(mapping: Mapping, nr_vmas: int) -> None:
         sys.madvise(begin, end - begin, sys.MADV_DONTFORK)
 
 
-def populate(mapping: Mapping, progress: Callable[[int], None] = lambda _length: None) -> None:
+def populate(
+    mapping: StudiedMapping, progress: Callable[[int], None] = lambda _length: None
+) -> None:
     """Make every page present; `progress` is told the bytes of each piece that is done."""
     starts = range(mapping.address, mapping.end, CHUNK)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -110,7 +112,7 @@ def populate(mapping: Mapping, progress: Callable[[int], None] = lambda _length:
             progress(length)
 
 
-def _populate(mapping: Mapping, address: int, length: int) -> None:
+def _populate(mapping: StudiedMapping, address: int, length: int) -> None:
     if mapping.fd >= 0:
         os.posix_fallocate(mapping.fd, address - mapping.address, length)
     reading = mapping.backing in ("zero", "file")
@@ -122,7 +124,7 @@ def _populate(mapping: Mapping, address: int, length: int) -> None:
         _touch(mapping, address, length, reading)
 
 
-def _touch(mapping: Mapping, address: int, length: int, reading: bool) -> None:
+def _touch(mapping: StudiedMapping, address: int, length: int, reading: bool) -> None:
     """Populate on a kernel before 5.14, page by page."""
     for page in range(address, address + length, page_size(mapping.backing)):
         if reading:

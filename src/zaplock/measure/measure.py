@@ -36,8 +36,8 @@ from typing import Any
 from zaplock.errors import UserError
 from zaplock.measure import lock_holds
 from zaplock.measure.children import Child, ChildError
-from zaplock.measure.plan import Plan, checked
-from zaplock.trace.outcome import Outcome, Stalls
+from zaplock.measure.plan import MeasurePlan, checked
+from zaplock.trace.outcome import Stalls, TeardownOutcome
 
 SUBJECT = "zaplock.measure.subject"
 FOREIGN = "zaplock.measure.foreign_bystander"
@@ -53,7 +53,7 @@ def _silent(_phase: str, _done: int, _of: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MeasuredRun:
     """The raw result of one repetition, times in CLOCK_MONOTONIC nanoseconds.
 
     `cpu_ns` is the CPU time of the teardown's thread in it (None for exit, which it does not
@@ -86,7 +86,7 @@ def measure(
     timeout_s: float = 300.0,
     trace: bool = True,
     progress: Progress = _silent,
-) -> list[Outcome]:
+) -> list[TeardownOutcome]:
     """Run the experiment `repeat` times on this kernel and return one outcome for each run.
 
     `length` is in bytes. `backing` auto takes populated memory where it fits, else the zero page;
@@ -95,13 +95,15 @@ def measure(
     """
     if not 1 <= repeat <= 1000:
         raise UserError(f"repeat {repeat} must lie between 1 and 1000")
-    wanted = Plan(length, backing, teardown, tuple(bystanders), rate, locked, nr_vmas, timeout_s)
+    wanted = MeasurePlan(
+        length, backing, teardown, tuple(bystanders), rate, locked, nr_vmas, timeout_s
+    )
     plan = checked(wanted)
     runs = [once(plan, trace=trace, progress=progress) for _ in range(repeat)]
     return [outcome(plan, run) for run in runs]
 
 
-def once(plan: Plan, *, trace: bool = True, progress: Progress = _silent) -> Run:
+def once(plan: MeasurePlan, *, trace: bool = True, progress: Progress = _silent) -> MeasuredRun:
     """Run one checked plan once."""
     deadline = time.monotonic() + plan.timeout_s
     with ExitStack() as stack:
@@ -118,12 +120,12 @@ def once(plan: Plan, *, trace: bool = True, progress: Progress = _silent) -> Run
             done = _teardown(subject, plan, deadline)
         samples = done["samples"] | {name: _samples(child) for name, child in watchers.items()}
     holds = view.of_thread(subject.pid, done["begin_ns"], done["end_ns"])
-    return Run(
+    return MeasuredRun(
         done["begin_ns"], done["end_ns"], done["cpu_ns"], samples, holds, ready["huge_bytes"]
     )
 
 
-def _orders(plan: Plan) -> dict[str, Any]:
+def _orders(plan: MeasurePlan) -> dict[str, Any]:
     return {
         "length": plan.length,
         "backing": plan.backing,
@@ -135,7 +137,9 @@ def _orders(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _populated(subject: Child, plan: Plan, deadline: float, progress: Progress) -> dict[str, Any]:
+def _populated(
+    subject: Child, plan: MeasurePlan, deadline: float, progress: Progress
+) -> dict[str, Any]:
     done = 0
     progress("populate", done, plan.length)
     while "progress" in (answer := subject.receive(deadline)):
@@ -144,7 +148,7 @@ def _populated(subject: Child, plan: Plan, deadline: float, progress: Progress) 
     return answer
 
 
-def _teardown(subject: Child, plan: Plan, deadline: float) -> dict[str, Any]:
+def _teardown(subject: Child, plan: MeasurePlan, deadline: float) -> dict[str, Any]:
     gone = os.pidfd_open(subject.pid)
     try:
         subject.send({"go": True})
@@ -200,13 +204,13 @@ def hung_limit_ns() -> int | None:
     return seconds * 10**9 if seconds > 0 else None
 
 
-def outcome(plan: Plan, run: Run) -> Outcome:
+def outcome(plan: MeasurePlan, run: MeasuredRun) -> TeardownOutcome:
     """Sum up one run as a row."""
     window = (run.begin_ns, run.end_ns)
     both = {name: stalls(*run.samples[name], window) for name in plan.bystanders}
     limit = hung_limit_ns()
     notes = [f"{plan.backing} backing", _huge_note(plan, run), run.holds.note]
-    return Outcome(
+    return TeardownOutcome(
         design=kernel_name(),
         bystanders=plan.bystanders,
         exclusive_hold_ns=run.holds.exclusive_ns,
@@ -227,7 +231,7 @@ def outcome(plan: Plan, run: Run) -> Outcome:
     )
 
 
-def _huge_note(plan: Plan, run: Run) -> str:
+def _huge_note(plan: MeasurePlan, run: MeasuredRun) -> str:
     share = run.huge_bytes / plan.length
     if plan.backing != "thp" or share > 0.99:
         return ""
@@ -246,7 +250,7 @@ def _middle_stalls(several: Sequence[Mapping[str, int]]) -> Stalls:
     return Stalls(*(int(median(one[part] for one in several)) for part in QUANTILES))
 
 
-def summary(outcomes: Sequence[Outcome]) -> Outcome:
+def summary(outcomes: Sequence[TeardownOutcome]) -> TeardownOutcome:
     """Return the median of each figure over repeated runs, and of each quantile of stalls."""
     first = outcomes[0]
     stalled = {
@@ -272,7 +276,7 @@ def summary(outcomes: Sequence[Outcome]) -> Outcome:
     )
 
 
-def spread(outcomes: Sequence[Outcome]) -> dict[str, list[int]]:
+def spread(outcomes: Sequence[TeardownOutcome]) -> dict[str, list[int]]:
     """Return the least and the greatest of each figure over repeated runs, in nanoseconds."""
     figures: dict[str, list[int | None]] = {
         "munmap_ns": [one.munmap_ns for one in outcomes],

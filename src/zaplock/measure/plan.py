@@ -16,7 +16,7 @@ MAX_RATE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MeasurePlan:
     """One experiment: `length` bytes of `backing`, every page mapped, taken down once.
 
     `rate` is operations per second of each bystander (a closed loop: never more than one at a
@@ -70,7 +70,7 @@ def choose_backing(length: int, wanted: str) -> str:
     return "anonymous" if memory.fits(length, "anonymous") else "zero"
 
 
-def checked(plan: Plan) -> Plan:
+def checked(plan: MeasurePlan) -> MeasurePlan:
     """Return the plan with its backing chosen; raise UserError if it can't or mustn't run."""
     _one_of("backing", plan.backing, ("auto", *mappings.BACKINGS))
     _one_of("teardown", plan.teardown, tuple(teardown.WAYS))
@@ -86,7 +86,7 @@ def checked(plan: Plan) -> Plan:
     return chosen
 
 
-def _check_shape(plan: Plan) -> None:
+def _check_shape(plan: MeasurePlan) -> None:
     unit = mappings.page_size(plan.backing)
     if plan.length <= 0 or plan.length % unit:
         raise UserError(

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from zaplock.measure import mappings, syscalls, teardown
-from zaplock.measure.bystanders import Samples, inside, loop, own_range
+from zaplock.measure.bystanders import MeasuredSamples, inside, loop, own_range
 from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
 
 SETTLE_S = 0.02
@@ -26,7 +26,7 @@ class Bystander(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.operation = inside(name)
         self.period_ns = period_ns
-        self.samples = Samples()
+        self.samples = MeasuredSamples()
         self.error: OSError | None = None
         self.stopped = False
 
@@ -38,7 +38,7 @@ class Bystander(threading.Thread):
             self.error = error
 
 
-def build(orders: dict[str, Any]) -> mappings.Mapping:
+def build(orders: dict[str, Any]) -> mappings.StudiedMapping:
     """Map, lock, cut and populate as ordered."""
     mapping = teardown.prepare(orders["teardown"], orders["length"], orders["backing"])
     if orders["locked"]:

@@ -20,37 +20,37 @@ import os
 from collections.abc import Callable
 
 from zaplock.measure import syscalls as sys
-from zaplock.measure.mappings import Mapping, map_heap, map_range, page_size
+from zaplock.measure.mappings import StudiedMapping, map_heap, map_range, page_size
 
 
-def _munmap(mapping: Mapping) -> None:
+def _munmap(mapping: StudiedMapping) -> None:
     sys.munmap(mapping.address, mapping.length)
 
 
-def _fixed(mapping: Mapping) -> None:
+def _fixed(mapping: StudiedMapping) -> None:
     flags = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_NORESERVE | sys.MAP_FIXED
     sys.mmap(mapping.length, sys.PROT_NONE, flags, address=mapping.address)
 
 
-def _brk(mapping: Mapping) -> None:
+def _brk(mapping: StudiedMapping) -> None:
     if sys.heap_end() != mapping.end:
         raise RuntimeError("the heap has grown above the mapping under study")
     sys.brk(mapping.address)
 
 
-def _mremap(mapping: Mapping) -> None:
+def _mremap(mapping: StudiedMapping) -> None:
     sys.mremap(mapping.address, mapping.length, page_size(mapping.backing))
 
 
-def _dontneed(mapping: Mapping) -> None:
+def _dontneed(mapping: StudiedMapping) -> None:
     sys.madvise(mapping.address, mapping.length, sys.MADV_DONTNEED)
 
 
-def _exit(_mapping: Mapping) -> None:
+def _exit(_mapping: StudiedMapping) -> None:
     os._exit(0)
 
 
-WAYS: dict[str, Callable[[Mapping], None]] = {
+WAYS: dict[str, Callable[[StudiedMapping], None]] = {
     "munmap": _munmap,
     "growsdown": _munmap,
     "fixed": _fixed,
@@ -61,7 +61,7 @@ WAYS: dict[str, Callable[[Mapping], None]] = {
 }
 
 
-def prepare(way: str, length: int, backing: str) -> Mapping:
+def prepare(way: str, length: int, backing: str) -> StudiedMapping:
     """Map what this way of teardown is to take down, without populating it."""
     if way == "brk":
         return map_heap(length, backing)
@@ -71,7 +71,7 @@ def prepare(way: str, length: int, backing: str) -> Mapping:
     return mapping
 
 
-def _map_growing_neighbour(mapping: Mapping) -> None:
+def _map_growing_neighbour(mapping: StudiedMapping) -> None:
     flags = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_FIXED | sys.MAP_GROWSDOWN
     sys.mmap(4 * sys.PAGE, sys.PROT_READ | sys.PROT_WRITE, flags, address=mapping.end)
     sys.memset(mapping.end, 1, 4 * sys.PAGE)

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, VM_LOCKED
-from zaplock.model.mm import AddressSpace
+from zaplock.model.mm import Mm
 from zaplock.model.pagetable import COUNTED, FIRST_LEVEL_OF, RSS
 from zaplock.model.store import OrderedCells
 from zaplock.model.violations import Invariant, Violation
@@ -31,7 +31,7 @@ def check(m: Machine) -> None:
     check_frames(m)
 
 
-def check_space(m: Machine, space: AddressSpace) -> None:
+def check_space(m: Machine, space: Mm) -> None:
     """Verify one address space: order, counters, page tables."""
     vmas = vmas_in_order(m, space)
     check_tree(space, vmas)
@@ -61,7 +61,7 @@ def check_space(m: Machine, space: AddressSpace) -> None:
     check_tables(space, vmas)
 
 
-def vmas_in_order(m: Machine, space: AddressSpace) -> list[Vma]:
+def vmas_in_order(m: Machine, space: Mm) -> list[Vma]:
     """List the VMAs of the tree; each must exist."""
     vmas = []
     for start in space.tree.order:
@@ -72,7 +72,7 @@ def vmas_in_order(m: Machine, space: AddressSpace) -> list[Vma]:
     return vmas
 
 
-def check_tree(space: AddressSpace, vmas: list[Vma]) -> None:
+def check_tree(space: Mm, vmas: list[Vma]) -> None:
     """Verify that VMAs are whole pages, not empty, in bounds and apart."""
     end = 0
     for vma in vmas:
@@ -81,7 +81,7 @@ def check_tree(space: AddressSpace, vmas: list[Vma]) -> None:
         end = vma.end
 
 
-class _Parts(AddressSpace):
+class _Parts(Mm):
     """Counters to recount exec_vm, stack_vm and data_vm into."""
 
     __slots__ = ("counted",)
@@ -101,7 +101,7 @@ def parts(vmas: list[Vma]) -> Counter[str]:
     return space.counted
 
 
-def check_tables(space: AddressSpace, vmas: list[Vma]) -> None:
+def check_tables(space: Mm, vmas: list[Vma]) -> None:
     """Verify that every entry lies in a VMA and in a page table, and each table near a VMA."""
     for start in space.ptes.order:
         end, pte = space.ptes.data[start]

@@ -23,7 +23,7 @@ from zaplock.model.vma import change, overlapping, vma_of
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import AddressSpace
+    from zaplock.model.mm import Mm
 
 
 @step
@@ -43,7 +43,7 @@ def split_partly_covered(
             split_folio(m, task, space, head, finds_zeros)
 
 
-def _partly_covered(m: Machine, space: AddressSpace, first: int, last: int) -> set[int]:
+def _partly_covered(m: Machine, space: Mm, first: int, last: int) -> set[int]:
     """Return the first frames of the folios with a run of pages in a range that isn't all of it."""
     runs: list[tuple[int, int, int]] = []
     for low, high, pte in space.ptes.overlapping(first, last):
@@ -62,7 +62,7 @@ def _partly_covered(m: Machine, space: AddressSpace, first: int, last: int) -> s
     return heads
 
 
-def split_folio(m: Machine, task: Task, space: AddressSpace, head: int, finds_zeros: bool) -> None:
+def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool) -> None:
     """Make 512 pages of a huge page, mapped one by one."""
     tail = head + PAGES_PER_PMD
     for low, high, frame in m.frames.overlapping(head, tail):
@@ -81,7 +81,7 @@ def split_folio(m: Machine, task: Task, space: AddressSpace, head: int, finds_ze
                 _map_zero_page(m, task, space, start, end, pte)
 
 
-def keep_locked(m: Machine, space: AddressSpace, low: int, high: int) -> None:
+def keep_locked(m: Machine, space: Mm, low: int, high: int) -> None:
     """Note that the huge pages of a range stay locked in memory though their VMA is unlocked.
 
     One that small entries map is not: splitting its entry in a locked VMA has unlocked it.
@@ -89,13 +89,13 @@ def keep_locked(m: Machine, space: AddressSpace, low: int, high: int) -> None:
     _mark_locked(m, space, low, high, True, ("thp",))
 
 
-def unlock(m: Machine, space: AddressSpace, low: int, high: int) -> None:
+def unlock(m: Machine, space: Mm, low: int, high: int) -> None:
     """Note that the huge pages with a page in a range are no longer locked in memory."""
     _mark_locked(m, space, low, high, False, ("thp", "anon"))
 
 
 def _mark_locked(
-    m: Machine, space: AddressSpace, low: int, high: int, locked: bool, kinds: tuple[str, ...]
+    m: Machine, space: Mm, low: int, high: int, locked: bool, kinds: tuple[str, ...]
 ) -> None:
     for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         if pte.kind not in kinds:
@@ -108,7 +108,7 @@ def _mark_locked(
 
 
 def _zeros(
-    m: Machine, task: Task, space: AddressSpace, low: int, high: int, delta: int
+    m: Machine, task: Task, space: Mm, low: int, high: int, delta: int
 ) -> list[tuple[int, int]]:
     """List the runs of pages that hold zeros and lie in no locked VMA."""
     found = []
@@ -127,9 +127,7 @@ def _zeros(
     return found
 
 
-def _map_zero_page(
-    m: Machine, task: Task, space: AddressSpace, low: int, high: int, pte: Pte
-) -> None:
+def _map_zero_page(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pte) -> None:
     space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access))
     space.add("rss_anon", low - high)
     flush_tlb_range(m, space.mm, low, high, False)

@@ -11,7 +11,7 @@ from typing import Any
 
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
-from zaplock.model.mm import AddressSpace, Limits
+from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
 from zaplock.model.step import Task
 from zaplock.model.store import Cells, OrderedCells, RangeMap, Store
@@ -31,14 +31,14 @@ class Machine:
     def __init__(
         self,
         *,
-        limits: Limits | None = None,
+        limits: ResourceLimits | None = None,
         levels: int = 4,
         tracks_tlbs: bool = False,
         gather_pages: int = 10_000,
         remote_cpus: int = 0,
     ) -> None:
         self.store = Store()
-        self.limits = limits or Limits()
+        self.limits = limits or ResourceLimits()
         self.levels = levels
         self.tracks_tlbs = tracks_tlbs
         self.gather_pages = gather_pages
@@ -61,7 +61,7 @@ class Machine:
         self.files: Cells[int, File] = Cells(self.store, "files")
         self.events: Cells[Any, Any] = Cells(self.store, "events")
 
-        self.mms: dict[int, AddressSpace] = {}
+        self.mms: dict[int, Mm] = {}
         self._caches: dict[int, RangeMap[int]] = {}
         self._i_mmaps: dict[int, Cells[int, bool]] = {}
         self._tlbs: dict[int, RangeMap[Translation]] = {}
@@ -70,11 +70,11 @@ class Machine:
     # Containers that come and go with files, address spaces and CPUs. An empty container is no
     # state, so one that is made on a path which is later undone does no harm.
 
-    def mm(self, mm: int) -> AddressSpace:
+    def mm(self, mm: int) -> Mm:
         """Return the address space `mm`; one that nobody used yet is empty."""
         space = self.mms.get(mm)
         if space is None:
-            space = self.mms[mm] = AddressSpace(self.store, mm, self.limits, self.levels)
+            space = self.mms[mm] = Mm(self.store, mm, self.limits, self.levels)
         return space
 
     def page_cache(self, file: int) -> RangeMap[int]:

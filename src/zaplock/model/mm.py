@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zaplock.model.store import Store
 
 
-class Limits(msgspec.Struct, frozen=True):
+class ResourceLimits(msgspec.Struct, frozen=True):
     """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs)."""
 
     task_size: int = TASK_SIZE_4_LEVELS
@@ -59,7 +59,7 @@ COUNTERS = (
 )  # fmt: skip
 
 
-class AddressSpace:
+class Mm:
     """The containers of one mm. `tree` maps the start of each VMA to its handle.
 
     `ptes` is keyed by virtual page number, `tables[level]` by the index of the table (address >>
@@ -78,7 +78,7 @@ class AddressSpace:
         "tree",
     )
 
-    def __init__(self, store: Store, mm: int, limits: Limits, levels: int) -> None:
+    def __init__(self, store: Store, mm: int, limits: ResourceLimits, levels: int) -> None:
         self.mm = mm
         self.limits = limits
         self.mmap_lock: Lock = ("mmap_lock", mm)

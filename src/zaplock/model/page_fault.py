@@ -29,7 +29,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import RSS, alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.tlb import flush_tlb_range
@@ -69,9 +69,7 @@ def ask_monitor(m: Machine, vma: Vma) -> int:
     return -SIGBUS if signals else USERFAULT
 
 
-def _present(
-    m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, pte: Pte, write: bool
-) -> int:
+def _present(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte, write: bool) -> int:
     if pte.kind == "guard":
         return -SIGSEGV
     if not write or pte.writable:
@@ -85,7 +83,7 @@ def _present(
     return _copy_on_write(m, task, space, vpn, pte)
 
 
-def _copy_zero(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, pte: Pte) -> int:
+def _copy_zero(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte) -> int:
     """Replace the zero page by a page of one's own; a huge zero page by a huge page."""
     if pte.kind == "zero_thp":
         low = vpn - vpn % PAGES_PER_PMD
@@ -98,7 +96,7 @@ def _copy_zero(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, 
     return 0
 
 
-def _copy_on_write(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
     if pte.kind == "thp":
         return _write_huge(m, task, space, vpn, pte)
     if pte.kind == "hugetlb":
@@ -115,7 +113,7 @@ def _copy_on_write(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: P
     return 0
 
 
-def drop_mapping(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> None:
+def drop_mapping(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> None:
     """Take one entry out whose frame another entry is about to replace, flushing the page."""
     space.ptes.clear(vpn, vpn + 1)
     if pte.kind in RSS:
@@ -124,7 +122,7 @@ def drop_mapping(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte
     change_frames(m, task, vpn + pte.delta, vpn + pte.delta + 1, refs=-1, maps=-1)
 
 
-def _write_huge(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
     low = vpn - vpn % PAGES_PER_PMD
     frame = m.frames.at(vpn + pte.delta)
     if frame is not None and frame.maps == 1:
@@ -134,7 +132,7 @@ def _write_huge(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte)
     return _copy_on_write(m, task, space, vpn, Pte("anon", pte.delta, False))
 
 
-def _write_hugetlb(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: Pte) -> int:
+def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
     low = vpn - vpn % PAGES_PER_PMD
     frame = m.frames.at(low + pte.delta)
     if frame is not None and frame.kind == "hugetlb" and frame.refs == frame.maps == 1:
@@ -147,7 +145,7 @@ def _write_hugetlb(m: Machine, task: Task, space: AddressSpace, vpn: int, pte: P
     return 0
 
 
-def _anonymous(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+def _anonymous(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
     huge = huge_range(m, vma, space, vpn)
     if huge is not None:
         alloc_tables(m, task, space, huge, huge + 1)  # set aside for the case of a split
@@ -165,7 +163,7 @@ def _anonymous(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, 
     return 0
 
 
-def huge_range(m: Machine, vma: Vma, space: AddressSpace, vpn: int) -> int | None:
+def huge_range(m: Machine, vma: Vma, space: Mm, vpn: int) -> int | None:
     """Return the first page of the huge page that a fault may map here, or None."""
     if not allows_huge_pages(m, vma):
         return None
@@ -194,20 +192,20 @@ def meets_huge_pages(m: Machine, vma: Vma, first: int, last: int) -> bool:
     return any(huge_range(m, vma, m.mm(vma.mm), vpn) is not None for vpn in starts)
 
 
-def _map_new(m: Machine, task: Task, space: AddressSpace, vpn: int, tag: int = 0) -> None:
+def _map_new(m: Machine, task: Task, space: Mm, vpn: int, tag: int = 0) -> None:
     pfn = alloc_frames(m, task, "anon", 1)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     install(m, task, space, vpn, vpn + 1, Pte("anon", pfn - vpn, True))
 
 
-def _map_huge(m: Machine, task: Task, space: AddressSpace, low: int) -> None:
+def _map_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
     m.spend("fault_thp")
     pfn = alloc_frames(m, task, "thp", PAGES_PER_PMD, align=PAGES_PER_PMD)
     install(m, task, space, low, low + PAGES_PER_PMD, Pte("thp", pfn - low, True))
 
 
-def _hugetlb(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+def _hugetlb(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
     low = vpn - vpn % PAGES_PER_PMD
     m.spend("fault_hugetlb")
     if vma.file and vma.flags & VM_SHARED:
@@ -220,7 +218,7 @@ def _hugetlb(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, wr
     return 0
 
 
-def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: AddressSpace, low: int) -> int:
+def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: Mm, low: int) -> int:
     pgoff = vma.pgoff_of(low << PAGE_SHIFT)
     cache = m.page_cache(vma.file)
     delta = cache.at(pgoff)
@@ -247,7 +245,7 @@ def take_hugetlb_page(m: Machine) -> bool:
     return left > 0
 
 
-def _file(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int, write: bool) -> int:
+def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
     pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
     file = m.files[vma.file]
     if file.kind == "device":
@@ -285,7 +283,7 @@ def stays_writable(vma: Vma, kind: str) -> bool:
     return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 
 
-def _fault_around(m: Machine, task: Task, vma: Vma, space: AddressSpace, vpn: int) -> None:
+def _fault_around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
     """Map the cached pages around a read fault too (do_fault_around: 64 KiB, one page table)."""
     first_of_vma = vma.start >> PAGE_SHIFT
     in_table = vpn % PAGES_PER_PMD
@@ -343,9 +341,7 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
     return 0
 
 
-def _populate_run(
-    m: Machine, task: Task, space: AddressSpace, first: int, last: int, write: bool
-) -> None:
+def _populate_run(m: Machine, task: Task, space: Mm, first: int, last: int, write: bool) -> None:
     if write:
         pfn = alloc_frames(m, task, "anon", last - first)
         m.spend("populate_anon", last - first)

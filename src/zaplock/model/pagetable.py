@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
-from zaplock.model.mm import AddressSpace, Pte
+from zaplock.model.mm import Mm, Pte
 from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
 from zaplock.model.violations import Invariant, Violation
@@ -49,9 +49,7 @@ HUGE = frozenset({"thp", "zero_thp", "hugetlb"})
 FIRST_LEVEL_OF = {"thp": 1, "zero_thp": 1, "hugetlb": 2}
 
 
-def alloc_tables(
-    m: Machine, task: Task, space: AddressSpace, first: int, last: int, lowest: int = 1
-) -> None:
+def alloc_tables(m: Machine, task: Task, space: Mm, first: int, last: int, lowest: int = 1) -> None:
     """Let the page tables over virtual pages [first, last) exist, from level `lowest` up."""
     for level, tables in space.tables.items():
         if level < lowest:
@@ -71,7 +69,7 @@ def alloc_tables(
 
 
 def install(
-    m: Machine, task: Task, space: AddressSpace, first: int, last: int, pte: Pte, live: bool = True
+    m: Machine, task: Task, space: Mm, first: int, last: int, pte: Pte, live: bool = True
 ) -> None:
     """Set the entries of virtual pages [first, last), which must be empty; count the pages.
 
@@ -92,7 +90,7 @@ def install(
         change_frames(m, task, first + pte.delta, last + pte.delta, maps=1)
 
 
-def forbid_behind_zap(m: Machine, task: Task, space: AddressSpace, first: int, last: int) -> None:
+def forbid_behind_zap(m: Machine, task: Task, space: Mm, first: int, last: int) -> None:
     """Report an entry that is installed in a range which unmap_region is taking down."""
     for low, high in space.teardown.data.values():
         if first << PAGE_SHIFT < high and low < last << PAGE_SHIFT:
@@ -106,7 +104,7 @@ def forbid_behind_zap(m: Machine, task: Task, space: AddressSpace, first: int, l
 def zap(
     m: Machine,
     task: Task,
-    space: AddressSpace,
+    space: Mm,
     gather: int,
     first: int,
     last: int,
@@ -143,7 +141,7 @@ def zap(
     return cleared
 
 
-def drop_deposited_tables(space: AddressSpace, first: int, last: int) -> None:
+def drop_deposited_tables(space: Mm, first: int, last: int) -> None:
     """Give back the page tables that huge pages had set aside for the case of being split.
 
     They hold no entries, so nobody walks them and they need no flush (zap_deposited_table).
@@ -154,7 +152,7 @@ def drop_deposited_tables(space: AddressSpace, first: int, last: int) -> None:
     tables.clear(low, high)
 
 
-def split_huge_at(m: Machine, task: Task, space: AddressSpace, vpn: int) -> None:
+def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     """Map a huge page by small entries if `vpn` lies inside it (split_huge_pmd)."""
     if not vpn % PAGES_PER_PMD:
         return
@@ -173,7 +171,7 @@ def small_entry(pte: Pte) -> Pte:
 
 
 def clear_present(
-    m: Machine, task: Task, space: AddressSpace, first: int, last: int
+    m: Machine, task: Task, space: Mm, first: int, last: int
 ) -> list[tuple[int, int, Pte]]:
     """Take the entries of a range out without giving anything up; for moves."""
     split_huge_at(m, task, space, first)
@@ -186,7 +184,7 @@ def clear_present(
 def free_tables(
     m: Machine,
     task: Task,
-    space: AddressSpace,
+    space: Mm,
     gather: int,
     first: int,
     last: int,
@@ -220,7 +218,7 @@ def free_tables(
 
 
 def protect(
-    m: Machine, space: AddressSpace, first: int, last: int, writable: bool, accessible: bool = True
+    m: Machine, space: Mm, first: int, last: int, writable: bool, accessible: bool = True
 ) -> None:
     """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
@@ -232,7 +230,7 @@ def protect(
             space.ptes.set(low, high, new)
 
 
-def translate(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) -> int:
+def translate(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     """Return the frame that the CPU of `task` reaches at `vpn`, or 0 if it must fault.
 
     With `tracks_tlbs`, a stale translation is used like a good one, which is the point.
@@ -254,7 +252,7 @@ def _frame(pte: Pte | None, vpn: int, write: bool) -> int:
     return ZERO_PFN if pte.kind in ("zero", "zero_thp") else vpn + pte.delta
 
 
-def _walk(m: Machine, task: Task, space: AddressSpace, vpn: int, write: bool) -> int:
+def _walk(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     index = vpn >> PMD_SHIFT - PAGE_SHIFT
     known = m.walk_cache(task.cpu).at(index)
     table = space.tables[1].at(index)

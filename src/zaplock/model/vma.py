@@ -33,7 +33,7 @@ from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import AddressSpace
+    from zaplock.model.mm import Mm
 
 
 class Vma(msgspec.Struct, frozen=True):
@@ -116,7 +116,7 @@ def walked_vma(m: Machine, task: Task, handle: int, address: int) -> Vma:
     return vma
 
 
-def lookup(m: Machine, space: AddressSpace, address: int) -> int:
+def lookup(m: Machine, space: Mm, address: int) -> int:
     """Return the handle of the first VMA that ends above `address`, or 0."""
     tree = space.tree
     start = tree.at_or_before(address)
@@ -128,19 +128,19 @@ def lookup(m: Machine, space: AddressSpace, address: int) -> int:
     return 0 if start is None else tree.data[start]
 
 
-def previous(space: AddressSpace, start: int) -> int:
+def previous(space: Mm, start: int) -> int:
     """Return the handle of the VMA before address `start`, or 0."""
     before = space.tree.before(start)
     return 0 if before is None else space.tree.data[before]
 
 
-def following(space: AddressSpace, start: int) -> int:
+def following(space: Mm, start: int) -> int:
     """Return the handle of the first VMA that starts at or above `start`, or 0."""
     after = space.tree.at_or_after(start)
     return 0 if after is None else space.tree.data[after]
 
 
-def overlapping(m: Machine, space: AddressSpace, start: int, end: int) -> list[int]:
+def overlapping(m: Machine, space: Mm, start: int, end: int) -> list[int]:
     """List the handles of the VMAs that overlap [start, end), in order."""
     handles = [space.tree.data[at] for at in space.tree.between(start + 1, end)]
     first = space.tree.at_or_before(start)
@@ -270,7 +270,7 @@ def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below
     return new
 
 
-def split_huge_entry(m: Machine, task: Task, space: AddressSpace, address: int) -> None:
+def split_huge_entry(m: Machine, task: Task, space: Mm, address: int) -> None:
     """Map a huge page by small entries where a VMA now ends inside it (vma_adjust_trans_huge)."""
     from zaplock.model.pagetable import split_huge_at
 
@@ -351,13 +351,13 @@ def merge_around(m: Machine, task: Task, handle: int) -> int:
 # Accounting
 
 
-def account(space: AddressSpace, flags: int, file: int, nr_pages: int) -> None:
+def account(space: Mm, flags: int, file: int, nr_pages: int) -> None:
     """Count pages of a mapping into total_vm and its parts (vm_stat_account)."""
     space.add("total_vm", nr_pages)
     account_parts(space, flags, file, nr_pages)
 
 
-def account_parts(space: AddressSpace, flags: int, file: int, nr_pages: int) -> None:
+def account_parts(space: Mm, flags: int, file: int, nr_pages: int) -> None:
     """Count pages of a mapping into exec_vm, stack_vm or data_vm."""
     if flags & (VM_EXEC | VM_WRITE | VM_GROWSDOWN | VM_GROWSUP) == VM_EXEC:
         space.add("exec_vm", nr_pages)
@@ -367,7 +367,7 @@ def account_parts(space: AddressSpace, flags: int, file: int, nr_pages: int) -> 
         space.add("data_vm", nr_pages)
 
 
-def fits_limits(space: AddressSpace, flags: int, nr_pages: int) -> bool:
+def fits_limits(space: Mm, flags: int, nr_pages: int) -> bool:
     """Return whether RLIMIT_AS and RLIMIT_DATA allow more pages (may_expand_vm).
 
     RLIMIT_DATA 0 is taken for no limit, as Valgrind needs it.
@@ -380,7 +380,7 @@ def fits_limits(space: AddressSpace, flags: int, nr_pages: int) -> bool:
     return space.count("data_vm") + nr_pages <= limits.rlimit_data >> PAGE_SHIFT
 
 
-def reusable_anon_vma(m: Machine, space: AddressSpace, vma: Vma) -> int:
+def reusable_anon_vma(m: Machine, space: Mm, vma: Vma) -> int:
     """Return the anon_vma of a neighbour that a first fault can share, or 0.
 
     Source: find_mergeable_anon_vma; access flags may differ, since mprotect could make them equal.

@@ -98,7 +98,7 @@ def check_overcommit() -> None:
         )
 
 
-class Child:
+class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 
     def __init__(self) -> None:

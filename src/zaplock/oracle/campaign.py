@@ -24,7 +24,7 @@ from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.coverage import Coverage, Key
 from zaplock.oracle.generate import EVERYTHING, Generator, Scope
-from zaplock.oracle.ops import Op, Side, Step
+from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.shrink import shrink
 
@@ -117,7 +117,9 @@ class Bench:
         if fault:
             self._judge_kernel(fault, real, report, shrinking)
 
-    def _judge(self, found: Divergence, real: list[Step], report: Report, shrinking: bool) -> None:
+    def _judge(
+        self, found: Divergence, real: list[OracleStep], report: Report, shrinking: bool
+    ) -> None:
         upto = found.sequence[: found.at + 1]
         again = self.diverge(upto)
         if again is None:
@@ -138,7 +140,7 @@ class Bench:
         return any(other.signature == found.signature for other in reported)
 
     def _judge_kernel(
-        self, fault: Divergence, real: list[Step], report: Report, shrinking: bool
+        self, fault: Divergence, real: list[OracleStep], report: Report, shrinking: bool
     ) -> None:
         again = compare.leftovers(fault.sequence, self.real.run(fault.sequence))
         if again is None or again.signature != fault.signature:

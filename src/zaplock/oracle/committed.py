@@ -17,14 +17,14 @@ from zaplock.oracle.real import RealSide
 RUNS = 3  # in which a difference must show
 
 
-class Sample(NamedTuple):
+class CommittedSample(NamedTuple):
     """What a sample showed: operations compared, and what differed."""
 
     operations: int
     differences: tuple[Difference, ...]
 
 
-def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> Sample:
+def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> CommittedSample:
     """Compare Committed_AS over BATCH sequences."""
     generator, operations, differences = Generator(seed, scope), 0, []
     for _ in range(BATCH):
@@ -33,7 +33,7 @@ def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> Sample:
         found = compare(real, model, sequence)
         if found and all(compare(real, model, sequence) == found for _ in range(RUNS - 1)):
             differences.append(found)
-    return Sample(operations, tuple(differences))
+    return CommittedSample(operations, tuple(differences))
 
 
 def compare(real: RealSide, model: ModelSide, sequence: tuple[Op, ...]) -> Difference | None:

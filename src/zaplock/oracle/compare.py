@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from zaplock.oracle import ops
 from zaplock.oracle.generate import UNMAP_ALL
-from zaplock.oracle.ops import COUNTERS, FIGURES, Op, Outcome, Snapshot, Step, Vma
+from zaplock.oracle.ops import COUNTERS, FIGURES, CallOutcome, ObservedVma, Op, OracleStep, Snapshot
 
 SIDES = ("kernel", "model")
 MOST = 12  # lines of differences that are worth showing
@@ -33,7 +33,7 @@ class Divergence(NamedTuple):
 
 
 def first_divergence(
-    sequence: Sequence[Op], real: Sequence[Step], model: Sequence[Step]
+    sequence: Sequence[Op], real: Sequence[OracleStep], model: Sequence[OracleStep]
 ) -> Divergence | None:
     """Return the first operation after which two runs differ, None if there is none."""
     if list(real) == list(model):
@@ -45,7 +45,7 @@ def first_divergence(
     return Divergence(tuple(sequence), min(len(real), len(model)), ("length of the runs",))
 
 
-def differences(real: Step, model: Step) -> Iterator[str]:
+def differences(real: OracleStep, model: OracleStep) -> Iterator[str]:
     """Tell in words what differs between two steps; the first word says what kind it is."""
     if model.outcome.result == ops.BROKEN:
         yield f"broke the model: {model.outcome.seen.decode()}"
@@ -88,7 +88,9 @@ def _snapshots(prefix: str, real: Snapshot, model: Snapshot) -> Iterator[str]:
             yield _two(f"{prefix}{name}", f"{ours} kB", f"{theirs} kB")
 
 
-def _vmas(prefix: str, real: tuple[Vma, ...], model: tuple[Vma, ...]) -> Iterator[str]:
+def _vmas(
+    prefix: str, real: tuple[ObservedVma, ...], model: tuple[ObservedVma, ...]
+) -> Iterator[str]:
     theirs = {vma.start: vma for vma in model}
     for vma in real:
         other = theirs.pop(vma.start, None)
@@ -100,7 +102,7 @@ def _vmas(prefix: str, real: tuple[Vma, ...], model: tuple[Vma, ...]) -> Iterato
         yield f"{prefix}maps only the model has {vma_text(vma)}"
 
 
-def _one_vma(prefix: str, real: Vma, model: Vma) -> Iterator[str]:
+def _one_vma(prefix: str, real: ObservedVma, model: ObservedVma) -> Iterator[str]:
     for name in ("end", "perms", "offset", "name", "flags"):
         ours, theirs = getattr(real, name), getattr(model, name)
         if ours != theirs:
@@ -111,7 +113,7 @@ def _one_vma(prefix: str, real: Vma, model: Vma) -> Iterator[str]:
             yield _two(f"{prefix}{name} of {real.start:#x}:", f"{ours} kB", f"{theirs} kB")
 
 
-def vma_text(vma: Vma) -> str:
+def vma_text(vma: ObservedVma) -> str:
     """Write a VMA as a line of maps."""
     return f"{vma.start:x}-{vma.end:x} {vma.perms} {vma.offset:08x} {vma.name or '-'} [{vma.flags}]"
 
@@ -145,7 +147,7 @@ def _tag_list(tags: Sequence[int]) -> str:
     return "[" + " ".join(shown) + (" ...]" if len(tags) > 8 else "]")
 
 
-def leftovers(sequence: Sequence[Op], real: Sequence[Step]) -> Divergence | None:
+def leftovers(sequence: Sequence[Op], real: Sequence[OracleStep]) -> Divergence | None:
     """Return the kernel's own fault if, after everything was unmapped, a counter is not back at 0.
 
     This needs no model: it is the kernel's accounting against itself. The high-water marks stay.
@@ -165,4 +167,11 @@ def leftovers(sequence: Sequence[Op], real: Sequence[Step]) -> Divergence | None
     return Divergence(tuple(sequence), len(sequence) - 1, tuple(kept)) if kept else None
 
 
-__all__ = ["Divergence", "Outcome", "differences", "first_divergence", "leftovers", "result_text"]
+__all__ = [
+    "CallOutcome",
+    "Divergence",
+    "differences",
+    "first_divergence",
+    "leftovers",
+    "result_text",
+]

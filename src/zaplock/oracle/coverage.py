@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from zaplock.oracle import ops
-from zaplock.oracle.ops import Op, Ref, Snapshot, Step, Vma
+from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot
 from zaplock.oracle.program import arguments_of
 
 TELLING = ("lo", "gd", "hg", "sl", "um", "uw", "dc", "wf", "dp", "dd", "nh")
@@ -31,9 +31,9 @@ class Coverage:
 
     def __init__(self) -> None:
         self.counts: Counter[Key] = Counter()
-        self._features: dict[Vma, str] = {}
+        self._features: dict[ObservedVma, str] = {}
 
-    def add(self, sequence: Sequence[Op], steps: Sequence[Step], before: Snapshot) -> None:
+    def add(self, sequence: Sequence[Op], steps: Sequence[OracleStep], before: Snapshot) -> None:
         """Count every operation of a run."""
         counts, results = self.counts, [step.outcome.result for step in steps]
         for op, step in zip(sequence, steps, strict=True):
@@ -53,7 +53,7 @@ class Coverage:
             return "hole"
         return self._features.get(vma) or self._describe(vma)
 
-    def _describe(self, vma: Vma) -> str:
+    def _describe(self, vma: ObservedVma) -> str:
         if len(self._features) > 50_000:
             self._features.clear()
         kind = "shared" if vma.perms[3] == "s" else "private"
@@ -90,7 +90,7 @@ _SIGNALS = {11: "SIGSEGV", 7: "SIGBUS"}
 _CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "ADRERR"}
 
 
-def vma_at(vmas: tuple[Vma, ...], address: int) -> Vma | None:
+def vma_at(vmas: tuple[ObservedVma, ...], address: int) -> ObservedVma | None:
     """Return the VMA that contains an address."""
     index = bisect_right(vmas, address, key=lambda vma: vma.start) - 1
     return vmas[index] if index >= 0 and address < vmas[index].end else None

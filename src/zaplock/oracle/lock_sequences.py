@@ -22,7 +22,7 @@ from zaplock.oracle.generate import Generator, Scope
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import Op
 from zaplock.oracle.real import RealSide
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 
 PRELUDE = "RrWw"  # the ring populated and sealed
 MARK = "WwRr"  # program.MARK, after every operation
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
     model: str
 
 
-class Sample(NamedTuple):
+class LockSample(NamedTuple):
     """What a sample showed: operations compared, lock operations in them, and what differed."""
 
     operations: int
@@ -66,9 +66,9 @@ def letters_by_task(events: Events, tids: Sequence[int]) -> dict[int, str]:
     wanted, mms, written, writers = set(tids), dict[int, int](), dict[int, str](), set[int]()
     rows = zip(*(events[name].tolist() for name in _COLUMNS), strict=True)
     for kind, tid, mm, write, success in rows:
-        if tid not in wanted or kind not in (Kind.ACQUIRED, Kind.RELEASED):
+        if tid not in wanted or kind not in (EventKind.ACQUIRED, EventKind.RELEASED):
             continue
-        if mms.setdefault(tid, mm) != mm or (kind == Kind.ACQUIRED and not success):
+        if mms.setdefault(tid, mm) != mm or (kind == EventKind.ACQUIRED and not success):
             continue
         written[tid] = written.get(tid, "") + _letter(kind, bool(write), tid, writers)
     return written
@@ -79,7 +79,7 @@ _COLUMNS = ("kind", "tid", "mm", "write", "success")
 
 def _letter(kind: int, write: bool, tid: int, writers: set[int]) -> str:
     """Name one event; `writers` remembers who holds the lock for write."""
-    if kind == Kind.RELEASED:
+    if kind == EventKind.RELEASED:
         writers.discard(tid)
         return "w" if write else "r"
     if write:
@@ -90,7 +90,7 @@ def _letter(kind: int, write: bool, tid: int, writers: set[int]) -> str:
     return "D" if downgraded else "R"
 
 
-def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> Sample:
+def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> LockSample:
     """Compare the lock sequences of BATCH sequences. Raises UserError without root.
 
     A difference counts if it comes again: now and then a fault falls back to the mmap_lock for no
@@ -102,18 +102,18 @@ def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> Sample:
     return first._replace(differences=again.differences)
 
 
-def compare(real: RealSide, model: ModelSide, sequences: Sequence[tuple[Op, ...]]) -> Sample:
+def compare(real: RealSide, model: ModelSide, sequences: Sequence[tuple[Op, ...]]) -> LockSample:
     """Record these sequences, replay them on the model, and compare letter by letter."""
     from zaplock.recorder.in_memory import record_mm
 
     if os.geteuid() != 0:
         raise UserError("lock sequences are read from tracepoints: run as root")
     if not sequences:
-        return Sample(0, 0, ())
+        return LockSample(0, 0, ())
     with record_mm(events=("mmap_lock",)) as recorder:
         ran = [real.run_unobserved(sequence) for sequence in sequences]
     if recorder.lost_events:
-        return Sample(0, 0, ())
+        return LockSample(0, 0, ())
     seen = letters_by_task(recorder.events(), [tid for tid, _ in ran])
     differences, operations, total = [], 0, 0
     for sequence, (tid, results) in zip(sequences, ran, strict=True):
@@ -124,7 +124,7 @@ def compare(real: RealSide, model: ModelSide, sequences: Sequence[tuple[Op, ...]
         total += sum(map(len, parts))
         found = first_difference(sequence, seen.get(tid, ""), parts)
         differences += [found] if found else []
-    return Sample(operations, total, tuple(differences))
+    return LockSample(operations, total, tuple(differences))
 
 
 def _model_letters(

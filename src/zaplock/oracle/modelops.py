@@ -15,8 +15,8 @@ from zaplock.model import flags as f
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert
 from zaplock.oracle import ops, ring
-from zaplock.oracle.modelview import View
-from zaplock.oracle.ops import Outcome
+from zaplock.oracle.modelview import ModelView
+from zaplock.oracle.ops import CallOutcome
 from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
@@ -45,35 +45,35 @@ from zaplock.protocols.locking import (
 
 _MASK = (1 << 64) - 1
 
-Operation = Callable[..., Outcome]
+Operation = Callable[..., CallOutcome]
 
 
 def _mmap(
     w: World, calls: Any, addr: int, length: int, prot: int, flags: int, file: int, offset: int
-) -> Outcome:
+) -> CallOutcome:
     slot = file + 1 if 0 <= file < len(ops.FILES) else 0
     return w.syscall(mmap.mmap(w.cx, addr, length, prot, flags, slot, offset), calls)
 
 
-def _load(w: World, calls: Any, address: int) -> Outcome:
+def _load(w: World, calls: Any, address: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return Outcome(w.signal_code(address, SIGSEGV, False))
+        return CallOutcome(w.signal_code(address, SIGSEGV, False))
     result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
-    return Outcome(w.signal_code(address, -result, False) if result < 0 else result)
+    return CallOutcome(w.signal_code(address, -result, False) if result < 0 else result)
 
 
-def _store(w: World, calls: Any, address: int, tag: int) -> Outcome:
+def _store(w: World, calls: Any, address: int, tag: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
-        return Outcome(w.signal_code(address, SIGSEGV, True))
+        return CallOutcome(w.signal_code(address, SIGSEGV, True))
     result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
-    return Outcome(w.signal_code(address, -result, True) if result < 0 else 0)
+    return CallOutcome(w.signal_code(address, -result, True) if result < 0 else 0)
 
 
-def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> Outcome:
+def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> CallOutcome:
     w.limit(**{_RLIMITS[resource]: soft})
-    return Outcome(0)
+    return CallOutcome(0)
 
 
 _RLIMITS = {
@@ -84,35 +84,35 @@ _RLIMITS = {
 }
 
 
-def _ftruncate(w: World, calls: Any, file: int, length: int) -> Outcome:
+def _ftruncate(w: World, calls: Any, file: int, length: int) -> CallOutcome:
     if not 0 <= file < len(ops.FILES):
-        return Outcome(-9)
+        return CallOutcome(-9)
     if ops.FILES[file] == "zero":
-        return Outcome(-22)
+        return CallOutcome(-22)
     return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
 
 
-def _mincore(w: World, calls: Any, address: int, length: int) -> Outcome:
+def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
     vector = ring.RING + ring.SCRATCH
     program = mincore.mincore(w.cx, address, length, vector)
     result, seen = run(w.machine, w.task, program, calls)
-    return Outcome(result, seen if result == 0 else b"")
+    return CallOutcome(result, seen if result == 0 else b"")
 
 
-def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> Outcome:
+def _process_madvise(w: World, calls: Any, address: int, length: int, advice: int) -> CallOutcome:
     if length >= 1 << 63:
-        return Outcome(-22)
+        return CallOutcome(-22)
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
-        return Outcome(-14)
+        return CallOutcome(-14)
     if length == 0:
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return Outcome(0)
+        return CallOutcome(0)
     length = min(length, _MAX_RW_COUNT)
     if address & ~f.PAGE_MASK or not madvise.is_known(advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
-        return Outcome(-22)
+        return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
-    return Outcome(result or length)
+    return CallOutcome(result or length)
 
 
 async def take_and_release_for(cx: Cx, advice: int) -> int:
@@ -128,7 +128,9 @@ async def take_and_release_for(cx: Cx, advice: int) -> int:
 _MAX_RW_COUNT = 0x7FFF_F000
 
 
-def _pkey_mprotect(w: World, calls: Any, addr: int, length: int, prot: int, key: int) -> Outcome:
+def _pkey_mprotect(
+    w: World, calls: Any, addr: int, length: int, prot: int, key: int
+) -> CallOutcome:
     """Without protection keys in the CPU only -1 is allowed, and that after the other checks."""
     program = mprotect.mprotect(w.cx, addr, length, prot)
     if key in (-1, _MASK):
@@ -137,7 +139,7 @@ def _pkey_mprotect(w: World, calls: Any, addr: int, length: int, prot: int, key:
     refused = mprotect_refuses(addr, length, prot)
     if refused is None:
         run(w.machine, w.task, take_and_release(w.cx), calls)
-    return Outcome(-22 if refused is None else refused)
+    return CallOutcome(-22 if refused is None else refused)
 
 
 async def take_and_release(cx: Cx) -> int:
@@ -160,15 +162,15 @@ def mprotect_refuses(addr: int, length: int, prot: int) -> int | None:
     return -22 if prot & ~mprotect.KNOWN_PROT else None
 
 
-def _uffd(w: World, calls: Any, start: int, length: int, mode: int) -> Outcome:
+def _uffd(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
     return w.syscall(uffd_range.register(w.cx, UFFD, start, length, mode), calls)
 
 
-def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> Outcome:
+def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> CallOutcome:
     return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
 
 
-def _crowd(w: World, calls: Any, room: int) -> Outcome:
+def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
     flags = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC | f.VM_NORESERVE
@@ -178,26 +180,26 @@ def _crowd(w: World, calls: Any, room: int) -> Outcome:
         area = Vma(MM, start, start + f.PAGE_SIZE, flags | prot, start >> f.PAGE_SHIFT)
         insert(w.machine, w.task, area)
     w.space.add("total_vm", count)
-    return Outcome(0)
+    return CallOutcome(0)
 
 
-def _fork(w: World, calls: Any) -> Outcome:
+def _fork(w: World, calls: Any) -> CallOutcome:
     """Fork, let the child look at itself, and let it exit."""
     child = w.next_child()
     result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
     if result:
-        return Outcome(result)
+        return CallOutcome(result)
     if environment_ring(w, child):
         populate_ring(w.machine, w.task, child, w.environment)
-    seen = View(w.machine, child, w.environment.ring, w.view).snapshot()
+    seen = ModelView(w.machine, child, w.environment.ring, w.view).snapshot()
     task = Task(2, child, "child")
     run(w.machine, task, exit.exit_process(Cx(w.cx.design, task, limits=w.cx.limits)))
-    return Outcome(0, b"", seen)
+    return CallOutcome(0, b"", seen)
 
 
 def apply(
     w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
-) -> Outcome:
+) -> CallOutcome:
     """Run one operation; lock operations are appended to `calls` where that is given."""
     if name == "store":
         arguments = [*arguments, ops.store_tag(index)]

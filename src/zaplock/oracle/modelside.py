@@ -16,7 +16,7 @@ from zaplock.engines.sequential import LockCall
 from zaplock.oracle import ops
 from zaplock.oracle.generate import THEMES, Scope
 from zaplock.oracle.modelops import apply
-from zaplock.oracle.ops import Environment, Op, Outcome, Ref, Snapshot, Step
+from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Ref, Snapshot
 from zaplock.oracle.program import uses_file
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.world import World
@@ -53,7 +53,7 @@ class ModelSide:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def run(self, sequence: Sequence[Op]) -> list[Step]:
+    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
         world = World(self.environment, self.design, any(map(uses_file, sequence)))
         results: list[int] = []
@@ -74,14 +74,14 @@ class ModelSide:
                     outcome = apply(world, index, op.name, arguments, calls)
             except Exception as error:
                 told = f"{type(error).__name__}: {error}"
-                steps.append(Step(Outcome(ops.BROKEN, told.encode()), NOTHING))
+                steps.append(OracleStep(CallOutcome(ops.BROKEN, told.encode()), NOTHING))
                 return steps
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
             if self.committed is not None:
                 self.committed.append(world.machine.globals.get("committed_as", 0))
             results.append(outcome.result)
-            steps.append(Step(outcome, world.view.snapshot()))
+            steps.append(OracleStep(outcome, world.view.snapshot()))
         return steps
 
 

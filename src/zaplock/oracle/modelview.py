@@ -15,7 +15,7 @@ from zaplock.model import vma as model_vma
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.store import Cells
-from zaplock.oracle.ops import FIGURES, Snapshot, Vma
+from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import MAX_REGIONS
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
@@ -48,7 +48,7 @@ class _Seen(NamedTuple):
 
     vma: model_vma.Vma
     runs: list[tuple[int, int, Pte]]
-    shown: Vma
+    shown: ObservedVma
     regions: list[int]
     tags: bytes
 
@@ -69,7 +69,7 @@ class _Copy:
         return True
 
 
-class View:
+class ModelView:
     """What can be observed of one address space of a machine, the ring left out.
 
     Most operations change little, and many nothing: what was seen is kept with a copy of the cells
@@ -78,7 +78,9 @@ class View:
     `parent`: share its names and its baseline, for a forked address space.
     """
 
-    def __init__(self, machine: Machine, mm: int, ring: int, parent: View | None = None) -> None:
+    def __init__(
+        self, machine: Machine, mm: int, ring: int, parent: ModelView | None = None
+    ) -> None:
         self._machine, self._space, self._ring = machine, machine.mm(mm), ring
         self._shared: dict[int, str] = parent._shared if parent else {}
         self._base: tuple[int, ...] = parent._base if parent else ()
@@ -112,7 +114,7 @@ class View:
 
         `paged`: pages have come, gone or been written to; `written`: contents have changed.
         """
-        vmas: list[Vma] = []
+        vmas: list[ObservedVma] = []
         regions: list[int] = []
         tags: list[bytes] = []
         self._ring_locked = False
@@ -159,7 +161,9 @@ class View:
                 if pte.kind != "guard":
                     tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
-        shown = Vma(vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures)
+        shown = ObservedVma(
+            vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
+        )
         return _Seen(vma, runs, shown, regions, tags)
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from operator import itemgetter, sub
 from typing import NamedTuple
 
 from zaplock.oracle import ring
-from zaplock.oracle.ops import COUNTERS, FIGURES, Snapshot, Vma
+from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
@@ -41,11 +41,11 @@ class _Head(NamedTuple):
     inode: bytes
     name: str
     figures: tuple[int, ...]
-    known: dict[str, Vma]
+    known: dict[str, ObservedVma]
 
-    def vma(self, flags: str, name: str) -> Vma:
+    def vma(self, flags: str, name: str) -> ObservedVma:
         """Return the whole VMA."""
-        return Vma(self.start, self.end, self.perms, self.offset, name, flags, self.figures)
+        return ObservedVma(self.start, self.end, self.perms, self.offset, name, flags, self.figures)
 
 
 class _Piece(NamedTuple):
@@ -92,7 +92,7 @@ class Parser:
         self._spelled: dict[bytes, str] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
         self._shared: dict[bytes, str] = {}
-        self._smaps: tuple[bytes, tuple[Vma, ...]] = (b"", ())
+        self._smaps: tuple[bytes, tuple[ObservedVma, ...]] = (b"", ())
         self._ring_locked = False
         self._end = ring.TASK_SIZE
         self._body_fields = _Fields(FIGURES, {})
@@ -118,7 +118,7 @@ class Parser:
             counters = _without_ring(counters)
         return Snapshot(self._smaps[1], regions, tags, counters)
 
-    def _vmas(self, smaps: bytes) -> tuple[Vma, ...]:
+    def _vmas(self, smaps: bytes) -> tuple[ObservedVma, ...]:
         found = []
         known = self._pieces.get
         head: _Head | None = None
@@ -132,7 +132,7 @@ class Parser:
             head = next_head
         return tuple(found)
 
-    def _vma(self, head: _Head, flags: str) -> Vma:
+    def _vma(self, head: _Head, flags: str) -> ObservedVma:
         if head.name == "shared":  # numbered in the order in which a sequence shows them
             return head.vma(
                 flags, self._shared.setdefault(head.inode, f"shared{len(self._shared)}")

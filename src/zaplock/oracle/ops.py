@@ -106,7 +106,7 @@ def signalled(result: int) -> tuple[int, int] | None:
     return (-result >> 16, -result & 0xFFFF) if result < -4095 else None
 
 
-class Vma(NamedTuple):
+class ObservedVma(NamedTuple):
     """One line of maps and the figures of smaps; `offset` in bytes, `figures` in kB."""
 
     start: int
@@ -143,7 +143,7 @@ class Snapshot(NamedTuple):
     order of address; what can't be read is a signal as in `signalled`. `counters` as COUNTERS.
     """
 
-    vmas: tuple[Vma, ...]
+    vmas: tuple[ObservedVma, ...]
     regions: bytes
     tags: bytes
     counters: tuple[int, ...]
@@ -153,7 +153,7 @@ BROKEN = 1 << 62
 """The result of an operation in which the model broke a rule of its own; `seen` says which."""
 
 
-class Outcome(NamedTuple):
+class CallOutcome(NamedTuple):
     """What an operation returned: a value or minus errno (a signal for accesses).
 
     `seen` is mincore's vector; `child` what a forked child saw of its own address space.
@@ -164,10 +164,10 @@ class Outcome(NamedTuple):
     child: Snapshot | None = None
 
 
-class Step(NamedTuple):
+class OracleStep(NamedTuple):
     """One operation's outcome and the address space after it."""
 
-    outcome: Outcome
+    outcome: CallOutcome
     snapshot: Snapshot
 
 
@@ -193,7 +193,7 @@ class Environment:
 class Side(Protocol):
     """Something that runs sequences: the real kernel, or the model."""
 
-    def run(self, sequence: Many[Op]) -> list[Step]:
+    def run(self, sequence: Many[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
         ...
 

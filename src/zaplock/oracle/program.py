@@ -43,7 +43,7 @@ class Place(NamedTuple):
     after: int
 
 
-class Program(NamedTuple):
+class BareProgram(NamedTuple):
     """The bytes of a program and where in it each operation's results will be."""
 
     code: bytes
@@ -51,7 +51,7 @@ class Program(NamedTuple):
     baseline: int
 
 
-class Names(NamedTuple):
+class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count."""
 
     files: tuple[int, ...]
@@ -100,7 +100,7 @@ def address(offset: int) -> int:
     return ring.RING + ring.PROGRAM + offset
 
 
-def build(sequence: Sequence[Op], names: Names, look: Look = OBSERVING) -> Program:
+def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
     build_into = Builder()
     build_into.add(ring.PRELUDE)
@@ -126,7 +126,7 @@ def build(sequence: Sequence[Op], names: Names, look: Look = OBSERVING) -> Progr
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(look.after)))
     build_into.add(ring.EXIT)
-    return Program(b"".join(build_into.parts), tuple(places), baseline)
+    return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ def uses_file(op: Op) -> bool:
     return isinstance(slot, int) and 0 <= slot < len(ops.FILES)
 
 
-def _open_files(names: Names) -> bytes:
+def _open_files(names: ProgramNames) -> bytes:
     """Open and fill the files, a userfaultfd and a pidfd; all become known descriptors."""
     parts = []
     for slot, name in enumerate(ops.FILES):
@@ -185,7 +185,7 @@ def _fill(slot: int) -> bytes:
 
 
 def _operation(
-    b: Builder, index: int, op: Op, results: list[int], names: Names
+    b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
 ) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""
     if op.name == "fork":

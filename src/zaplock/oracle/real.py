@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zaplock.oracle import ops, program, ring, stub
-from zaplock.oracle.bare_process import Child, Lost
+from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.observe import Parser
-from zaplock.oracle.ops import Environment, Op, Outcome, Snapshot, Step
+from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 
 
 class RealSide:
@@ -32,12 +32,12 @@ class RealSide:
             ring.FILE_STRINGS,
         )
         files = tuple(where[name] for name in ops.FILES)
-        self._names = program.Names(files, where["meminfo"], _sysctl("max_map_count"))
+        self._names = program.ProgramNames(files, where["meminfo"], _sysctl("max_map_count"))
         self._strings = data
         self._start()
 
     def _start(self) -> None:
-        self._child = Child()
+        self._child = BareProcess()
         self._child.write(ring.FILE_STRINGS, self._strings)
         self._parser = Parser()
         self.environment = self._explore()
@@ -70,7 +70,7 @@ class RealSide:
             baseline=baseline,
         )
 
-    def run(self, sequence: Sequence[Op]) -> list[Step]:
+    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
         built = program.build(sequence, self._names)
         try:
@@ -108,7 +108,7 @@ class RealSide:
         return figures, results
 
     def _results(
-        self, sequence: Sequence[Op], built: program.Program
+        self, sequence: Sequence[Op], built: program.BareProgram
     ) -> tuple[memoryview, list[int]]:
         status = self._child.run(built.code)
         if status:
@@ -123,7 +123,7 @@ class RealSide:
         self._child.close()
         self._start()
 
-    def _steps(self, sequence: Sequence[Op], built: program.Program) -> list[Step]:
+    def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         self._parser.begin(ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE)
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
@@ -134,7 +134,7 @@ class RealSide:
         except (ValueError, struct.error) as error:
             raise Lost(f"the runner's observations can't be read: {error}") from None
 
-    def _snapshots(self, built: program.Program) -> list[Snapshot]:
+    def _snapshots(self, built: program.BareProgram) -> list[Snapshot]:
         code = self._child.program(len(built.code))
         return [_Reader(self._child, code, self._parser).snapshot(built.baseline)]
 
@@ -147,7 +147,7 @@ class RealSide:
 class _Reader:
     """Walk once through what a program left behind."""
 
-    def __init__(self, child: Child, code: bytes, parser: Parser) -> None:
+    def __init__(self, child: BareProcess, code: bytes, parser: Parser) -> None:
         self._words, self._parser = memoryview(code).cast("q"), parser
         self._data = child.observed()
         self._at = 0
@@ -168,15 +168,15 @@ class _Reader:
         self._at = end = status + words[first + 16]
         return self._parser.snapshot(data[begin:scan], data[scan:status], data[status:end])
 
-    def step(self, op: Op, place: program.Place) -> Step:
+    def step(self, op: Op, place: program.Place) -> OracleStep:
         result = self._result(place.result)
         seen = self._take(place.seen) if place.seen >= 0 else b""
         child = None
         if op.name == "fork":
             result = min(result, 0)
             child = self.snapshot(place.child) if result == 0 else None
-        outcome = Outcome(result, seen if result == 0 else b"", child)
-        return Step(outcome, self.snapshot(place.after))
+        outcome = CallOutcome(result, seen if result == 0 else b"", child)
+        return OracleStep(outcome, self.snapshot(place.after))
 
 
 def _sysctl(name: str) -> int:

@@ -267,7 +267,7 @@ HANG_S = 3.0
 """A broken model may go round in circles: that is found too."""
 
 
-class Found(NamedTuple):
+class Detection(NamedTuple):
     """How a fault was found: after how many operations and seconds, by what divergence."""
 
     fault: Fault
@@ -276,7 +276,7 @@ class Found(NamedTuple):
     signature: str
 
 
-def hunt(bench: Bench, fault_: Fault, seed: int = 1, limit_s: float = 60.0) -> Found:
+def hunt(bench: Bench, fault_: Fault, seed: int = 1, limit_s: float = 60.0) -> Detection:
     """Run slices with a fault in the model until a divergence; `signature` "" if there is none.
 
     A divergence counts only if it is gone when the fault is: otherwise it is the model's own.
@@ -292,5 +292,5 @@ def hunt(bench: Bench, fault_: Fault, seed: int = 1, limit_s: float = 60.0) -> F
         for divergence in report.divergences:
             if bench.diverge(divergence.sequence) is None:
                 seconds = time.monotonic() - began
-                return Found(fault_, operations, seconds, divergence.signature)
-    return Found(fault_, operations, time.monotonic() - began, "")
+                return Detection(fault_, operations, seconds, divergence.signature)
+    return Detection(fault_, operations, time.monotonic() - began, "")

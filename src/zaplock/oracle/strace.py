@@ -21,7 +21,7 @@ from zaplock.model import flags as model_flags
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 
 
-class Call(NamedTuple):
+class TracedCall(NamedTuple):
     """One system call: who, what, the arguments as written, the result (minus errno), the line."""
 
     pid: int
@@ -42,13 +42,13 @@ class Area(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Recording:
+class StraceRecording:
     """A parsed file: calls in their order, the maps before and after, the first process's id."""
 
     pid: int
     begin: tuple[Area, ...]
     end: tuple[Area, ...]
-    calls: tuple[Call, ...]
+    calls: tuple[TracedCall, ...]
 
 
 _LINE = re.compile(r"^(?:\[pid\s+)?(\d+)\]?\s+(.*)$")
@@ -70,11 +70,11 @@ class _State:
     pid: int = 0
     begin: list[Area] = field(default_factory=list)
     end: list[Area] = field(default_factory=list)
-    calls: list[Call | None] = field(default_factory=list)
+    calls: list[TracedCall | None] = field(default_factory=list)
     open: dict[int, tuple[str, int]] = field(default_factory=dict)
 
 
-def parse(path: Path) -> Recording:
+def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     try:
         text = path.read_text(errors="replace")
@@ -96,7 +96,7 @@ def parse(path: Path) -> Recording:
             f"{path} has no '# begin: ' lines: put /proc/PID/maps right after exec in front of it"
         )
     pid = state.pid or calls[0].pid
-    return Recording(pid, tuple(state.begin), tuple(state.end), calls)
+    return StraceRecording(pid, tuple(state.begin), tuple(state.end), calls)
 
 
 def _take(state: _State, number: int, line: str) -> None:
@@ -133,7 +133,7 @@ def _event(state: _State, number: int, pid: int, text: str) -> None:
         state.calls.append(call)
 
 
-def _call(pid: int, text: str, number: int) -> Call | None:
+def _call(pid: int, text: str, number: int) -> TracedCall | None:
     matched = _CALL.match(text)
     if not matched or matched[3] == "?":
         return None
@@ -141,7 +141,7 @@ def _call(pid: int, text: str, number: int) -> Call | None:
     value = int(result, 0)
     if failure:
         value = -getattr(errno, failure, 0)
-    return Call(pid, name, tuple(split_arguments(inside)), value, number)
+    return TracedCall(pid, name, tuple(split_arguments(inside)), value, number)
 
 
 def split_arguments(text: str) -> Iterator[str]:

@@ -19,12 +19,12 @@ from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits
+from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account, insert
 from zaplock.oracle import strace
 from zaplock.oracle.compare import result_text
-from zaplock.oracle.strace import Area, Call, Recording
+from zaplock.oracle.strace import Area, StraceRecording, TracedCall
 from zaplock.protocols import (
     brk,
     fork,
@@ -48,7 +48,7 @@ _SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
 
 
 @dataclass(slots=True)
-class Verdict:
+class StraceVerdict:
     """What a replay showed."""
 
     calls: int = 0
@@ -63,12 +63,12 @@ class Verdict:
         return not (self.differing or self.differing_maps)
 
 
-class Replay:
+class StraceReplay:
     """The processes of a recording, as address spaces of one machine."""
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
-        self.limits = Limits(
+        self.limits = ResourceLimits(
             mmap_base=mmap_base(recording.begin), mmap_min_addr=0x1000, can_ipc_lock=True
         )
         self.machine = Machine(limits=self.limits)
@@ -101,9 +101,9 @@ class Replay:
             new_file(self.machine, self.files[name], kind, LONG, name.removeprefix("memfd:"))
         return self.files[name]
 
-    def play(self) -> Verdict:
+    def play(self) -> StraceVerdict:
         """Run every call; compare every result and the final maps."""
-        verdict = Verdict()
+        verdict = StraceVerdict()
         for call in self.recording.calls:
             if call.pid in self.gone:
                 continue
@@ -116,7 +116,7 @@ class Replay:
         self._compare_maps(verdict)
         return verdict
 
-    def _new_process(self, call: Call) -> None:
+    def _new_process(self, call: TracedCall) -> None:
         if call.result <= 0:
             return
         mm = self._mm(call.pid)
@@ -131,7 +131,7 @@ class Replay:
     def _mm(self, pid: int) -> int:
         return self.spaces.get(pid, FIRST_MM)
 
-    def _compare(self, call: Call, verdict: Verdict) -> None:
+    def _compare(self, call: TracedCall, verdict: StraceVerdict) -> None:
         replayed = _CALLS.get(call.name)
         if replayed is None:
             verdict.passed_over[call.name] += 1
@@ -148,7 +148,7 @@ class Replay:
                 f"{result_text(call.result)}, model {result_text(result)}"
             )
 
-    def _compare_maps(self, verdict: Verdict) -> None:
+    def _compare_maps(self, verdict: StraceVerdict) -> None:
         if not self.recording.end:
             return
         ours = {shown(item) for item in self.recording.end if item.start < f.TASK_SIZE_4_LEVELS}
@@ -184,7 +184,7 @@ _STACK_TOP = 0x7FFF_FFFF_F000
 def mmap_base(begin: tuple[Area, ...]) -> int:
     """Return where top-down mappings end: the dynamic linker is the first of them."""
     below = [a for a in begin if a.start > 1 << 46 and a.name not in (*_SPECIAL, "[stack]")]
-    return max((a.end for a in below), default=Limits().mmap_base)
+    return max((a.end for a in below), default=ResourceLimits().mmap_base)
 
 
 def perms(flags: int) -> str:
@@ -211,7 +211,7 @@ def _numbers(arguments: tuple[str, ...]) -> list[int]:
     return [strace.number(argument) for argument in arguments]
 
 
-def _mmap(replay: Replay, cx: Cx, arguments: tuple[str, ...]) -> Any:
+def _mmap(replay: StraceReplay, cx: Cx, arguments: tuple[str, ...]) -> Any:
     address, length, prot, flags = _numbers(arguments[:4])
     name = strace.file_of(arguments[4])
     file = replay.file(name) if name else 0
@@ -231,7 +231,7 @@ async def _mbind(cx: Cx, start: int, length: int) -> int:
     return 0
 
 
-def _mincore(replay: Replay, cx: Cx, arguments: tuple[str, ...]) -> Any:
+def _mincore(replay: StraceReplay, cx: Cx, arguments: tuple[str, ...]) -> Any:
     """strace shows what the vector holds instead of where it is, if the call went well."""
     where = arguments[2]
     vector = _STACK_TOP - f.PAGE_SIZE if where.startswith("[") else strace.number(where)
@@ -243,7 +243,7 @@ def _simple(make: Any) -> Any:
     return lambda replay, cx, arguments: make(cx, *_numbers(arguments))
 
 
-def _mremap(replay: Replay, cx: Cx, arguments: tuple[str, ...]) -> Any:
+def _mremap(replay: StraceReplay, cx: Cx, arguments: tuple[str, ...]) -> Any:
     return mremap.mremap(cx, *_numbers(arguments))
 
 
@@ -269,7 +269,7 @@ _CALLS: dict[str, Any] = {
 
 def run(path: Path, as_json: bool = False) -> int:
     """Replay a file, print what differs; 0 if nothing does."""
-    verdict = Replay(strace.parse(path)).play()
+    verdict = StraceReplay(strace.parse(path)).play()
     if as_json:
         print(json.dumps(
             {"calls": verdict.calls, "differing": verdict.differing, "maps": verdict.maps,

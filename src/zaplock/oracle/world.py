@@ -12,13 +12,13 @@ from zaplock.model import flags as f
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Limits, Pte
+from zaplock.model.mm import Pte, ResourceLimits
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
-from zaplock.oracle.modelview import View
-from zaplock.oracle.ops import Environment, Outcome
+from zaplock.oracle.modelview import ModelView
+from zaplock.oracle.ops import CallOutcome, Environment
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
 
@@ -28,9 +28,9 @@ UFFD = 1
 _CANONICAL = 1 << 47
 
 
-def limits_of(environment: Environment) -> Limits:
+def limits_of(environment: Environment) -> ResourceLimits:
     """Return the model's limits for a real process without capabilities."""
-    return Limits(
+    return ResourceLimits(
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
         mmap_min_addr=environment.mmap_min_addr,
@@ -59,7 +59,7 @@ class World:
         if uses_files:
             self._files()
         self._ring(environment)
-        self.view = View(self.machine, MM, environment.ring)
+        self.view = ModelView(self.machine, MM, environment.ring)
         self.view.set_baseline()
 
     def _files(self) -> None:
@@ -90,9 +90,9 @@ class World:
         self.space.add("total_vm", vma.nr_pages)
         populate_ring(self.machine, self.task, MM, environment)
 
-    def syscall(self, program: Any, calls: list[LockCall] | None) -> Outcome:
+    def syscall(self, program: Any, calls: list[LockCall] | None) -> CallOutcome:
         """Run a protocol."""
-        return Outcome(run(self.machine, self.task, program, calls))
+        return CallOutcome(run(self.machine, self.task, program, calls))
 
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""

@@ -46,7 +46,7 @@ from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import AddressSpace
+    from zaplock.model.mm import Mm
     from zaplock.protocols.design import Cx, UnmapEvents
 
 
@@ -136,7 +136,7 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     return True
 
 
-def merge_with_heap(m: Machine, task: Task, space: AddressSpace, handle: int) -> None:
+def merge_with_heap(m: Machine, task: Task, space: Mm, handle: int) -> None:
     """Let what the heap has grown by be one VMA with the heap, never with anything else."""
     vma = vma_of(m, task, handle)
     before = previous(space, vma.start)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zaplock.model.mm import Limits
+from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
 from zaplock.model.step import Task
 from zaplock.model.tlb import NestedFlush
@@ -21,7 +21,7 @@ UnmapEvents = list[tuple[int, int, int]]
 """Unmap events that userfaultfd monitors are to be told of: (context, start, end)."""
 
 
-LIMITS = Limits()
+LIMITS = ResourceLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Cx:
     design: Design
     task: Task
     grain: int = 0
-    limits: Limits = LIMITS
+    limits: ResourceLimits = LIMITS
 
     @property
     def mm(self) -> int:

@@ -27,7 +27,7 @@ from zaplock.model.vma import (
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import AddressSpace
+    from zaplock.model.mm import Mm
     from zaplock.protocols.design import Cx
 
 
@@ -61,7 +61,7 @@ def alloc_moved_tables(m: Machine, task: Task, mm: int, old: int, new: int, leng
         old, new = old + extent, new + extent
 
 
-def move_table(m: Machine, task: Task, space: AddressSpace, old: int, new: int) -> None:
+def move_table(m: Machine, task: Task, space: Mm, old: int, new: int) -> None:
     """Take a whole page table along instead of its entries (move_normal_pmd, move_huge_pmd)."""
     space.tables[1].clear(old >> 21, (old >> 21) + 1)
     space.add("pgtables_bytes", -PAGE_SIZE)

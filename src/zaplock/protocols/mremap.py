@@ -92,7 +92,7 @@ class Request(NamedTuple):
         return bool(self.flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
 
 
-class Result(NamedTuple):
+class MremapResult(NamedTuple):
     """The address or a negative errno, whether the lock was downgraded, what to populate."""
 
     value: int
@@ -142,27 +142,27 @@ def mremap_arguments(cx: Cx, r: Request) -> int:
     return -EINVAL if old_end > r.new_address and new_end > r.address else 0
 
 
-async def remap(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Remap under the exclusive lock."""
     if cx.design.moves_many and r.flags & MREMAP_FIXED and r.old_length == r.new_length:
         return await remap_move(cx, r, events)
     handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle) if handle else None
     if vma is None or vma.start > r.address:
-        return Result(-EFAULT)
+        return MremapResult(-EFAULT)
     error = await check_prep_vma(cx, vma, r)
     if error:
-        return Result(error)
+        return MremapResult(error)
     if r.implies_move:
         return await mremap_to(cx, r, events)
     if r.new_length == r.old_length:
-        return Result(r.address)
+        return MremapResult(r.address)
     if r.new_length < r.old_length:
         return await shrink(cx, r, events)
     return await expand_vma(cx, handle, vma, r, events)
 
 
-async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Move every VMA's part of a range, keeping the holes between them (6.17 on)."""
     end = r.address + r.old_length
     target, last_end, seen = r.new_address, 0, False
@@ -173,22 +173,22 @@ async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> Result:
         start = max(vma.start, r.address)
         length = min(vma.end, end) - start
         if not seen and r.address < vma.start:
-            return Result(-EFAULT)
+            return MremapResult(-EFAULT)
         offset = vma.start - last_end if seen else 0
         last_end = vma.end
         if not await may_move_with_others(handle) and (seen or vma.end < end):
-            return Result(-EFAULT)
+            return MremapResult(-EFAULT)
         part = Request(start, length, length, r.flags, target + offset)
         error = await check_prep_vma(cx, vma, part)
         if error:
-            return Result(error)
+            return MremapResult(error)
         moved = await mremap_to(cx, part, events)
         if moved.value < 0:
             return moved
         value = value if seen else moved.value
         seen = True
         target = moved.value + length
-    return Result(value)
+    return MremapResult(value)
 
 
 @step
@@ -230,24 +230,26 @@ def growth_limits(m: Machine, task: Task, mm: int, vma: Vma, grow: int) -> int:
     return 0 if fits_limits(space, vma.flags, grow >> PAGE_SHIFT) else -ENOMEM
 
 
-async def shrink(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+async def shrink(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Unmap what is beyond the new length."""
     start, length = r.address + r.new_length, r.old_length - r.new_length
     result = await cx.design.do_munmap(cx, start, length, events, cx.design.mremap_downgrades)
-    return Result(r.address if result >= 0 else result, result == 1)
+    return MremapResult(r.address if result >= 0 else result, result == 1)
 
 
-async def expand_vma(cx: Cx, handle: int, vma: Vma, r: Request, events: UnmapEvents) -> Result:
+async def expand_vma(
+    cx: Cx, handle: int, vma: Vma, r: Request, events: UnmapEvents
+) -> MremapResult:
     """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
     grown = await expand(handle, r.address, r.old_length, r.new_length)
     if grown < 0:
-        return Result(grown)
+        return MremapResult(grown)
     if grown:
-        return Result(r.address, False, populate_range(vma, r, r.address))
+        return MremapResult(r.address, False, populate_range(vma, r, r.address))
     if not r.flags & MREMAP_MAYMOVE:
-        return Result(-ENOMEM)
+        return MremapResult(-ENOMEM)
     return await set_new_address_and_move(cx, r, events)
 
 
@@ -289,24 +291,24 @@ def merge_with_next(m: Machine, task: Task, handle: int) -> None:
         absorb(m, task, handle, behind)
 
 
-async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> Result:
+async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Clear the new place, cut the old one, and move."""
     delta = 0
     if r.flags & MREMAP_FIXED:
         result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
         if result < 0:
-            return Result(result)
+            return MremapResult(result)
         if not await is_mapped(cx.mm, r.address):
-            return Result(-EFAULT)  # it was its own new place
+            return MremapResult(-EFAULT)  # it was its own new place
     if r.old_length > r.new_length:
         start, length = r.address + r.new_length, r.old_length - r.new_length
         result = await cx.design.do_munmap(cx, start, length, events, False)
         if result < 0:
-            return Result(result)
+            return MremapResult(result)
         delta = r.old_length - r.new_length
         r = r._replace(old_length=r.new_length)
     if r.flags & MREMAP_DONTUNMAP and not await fits_twice(cx.mm, r.address, r.old_length):
-        return Result(-ENOMEM)
+        return MremapResult(-ENOMEM)
     return await set_new_address_and_move(cx, r, events, delta)
 
 
@@ -320,7 +322,7 @@ def fits_twice(m: Machine, task: Task, mm: int, address: int, length: int) -> bo
 
 async def set_new_address_and_move(
     cx: Cx, r: Request, events: UnmapEvents, delta: int = 0
-) -> Result:
+) -> MremapResult:
     """Find the new place (vrm_set_new_addr), then move there.
 
     `delta` is what was cut off before; 6.18 still asks whether so much may be committed, and
@@ -335,11 +337,11 @@ async def set_new_address_and_move(
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
     target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff)
     if target < 0:
-        return Result(target)
+        return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
-        return Result(-ENOMEM)
+        return MremapResult(-ENOMEM)
     if vma.flags & VM_ACCOUNT and await is_too_much(delta):
-        return Result(-ENOMEM)
+        return MremapResult(-ENOMEM)
     result = await move(cx, handle, vma, r, target, events)
     if delta and vma.flags & VM_ACCOUNT and result.value >= 0 and cx.design.forgets_charges:
         await charge_cut(delta)
@@ -368,13 +370,13 @@ def near_map_limit(m: Machine, _task: Task, mm: int, room: int) -> bool:
 
 async def move(
     cx: Cx, handle: int, vma: Vma, r: Request, target: int, events: UnmapEvents
-) -> Result:
+) -> MremapResult:
     """Move a part of a VMA to a place that is free (move_vma)."""
     keeps_old = bool(r.flags & MREMAP_DONTUNMAP)
     if cx.design.vma_locks:
         await vma_start_write(handle)
     if await charge_move(cx.mm, vma, r.new_length):
-        return Result(-ENOMEM)
+        return MremapResult(-ENOMEM)
     new = await copy_vma(handle, r.address, target, r.new_length)
     await move_page_tables(cx, r.address, target, min(r.old_length, r.new_length))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
@@ -384,7 +386,7 @@ async def move(
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
-    return Result(target, False, populate_range(vma, r, target))
+    return MremapResult(target, False, populate_range(vma, r, target))
 
 
 @step

@@ -24,7 +24,7 @@ from zaplock.model.flags import (
     PMD_SIZE,
     VM_GROWSDOWN,
 )
-from zaplock.model.mm import AddressSpace
+from zaplock.model.mm import Mm
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -90,7 +90,7 @@ def wants_huge_alignment(
     return offset + length >= first + PMD_SIZE
 
 
-def unaligned_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
     """Return the hint where it is free, or else a gap (arch_get_unmapped_area of x86-64)."""
     limits = space.limits
     top = 0x8000_0000 if flags & MAP_32BIT else limits.task_size
@@ -103,7 +103,7 @@ def unaligned_area(m: Machine, space: AddressSpace, address: int, length: int, f
     return highest_gap(m, space, length, limits.mmap_base)
 
 
-def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) -> int:
+def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:
     """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
     while at + length <= top:
         handle = lookup(m, space, at)
@@ -115,7 +115,7 @@ def lowest_gap(m: Machine, space: AddressSpace, length: int, at: int, top: int) 
     return -ENOMEM
 
 
-def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags: int) -> int:
+def fixed_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
     """Check a fixed address: itself, or -ENOMEM, -EINVAL, -EPERM, -EEXIST.
 
     An address so high that it looks like an errno is taken for one (IS_ERR_VALUE).
@@ -133,7 +133,7 @@ def fixed_area(m: Machine, space: AddressSpace, address: int, length: int, flags
     return address
 
 
-def is_clear(m: Machine, space: AddressSpace, address: int, length: int) -> bool:
+def is_clear(m: Machine, space: Mm, address: int, length: int) -> bool:
     """Return whether a hint can be had, the guard gap of a stack above it included."""
     handle = lookup(m, space, address)
     if not handle:
@@ -143,14 +143,14 @@ def is_clear(m: Machine, space: AddressSpace, address: int, length: int) -> bool
     return address + length <= start_with_gap(space, vma)
 
 
-def start_with_gap(space: AddressSpace, vma: Vma) -> int:
+def start_with_gap(space: Mm, vma: Vma) -> int:
     """Return where a VMA begins, with the guard gap of one that grows down."""
     if vma.flags & VM_GROWSDOWN:
         return max(0, vma.start - space.limits.stack_guard_gap)
     return vma.start
 
 
-def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+def highest_gap(m: Machine, space: Mm, length: int, top: int) -> int:
     """Return the highest address below `top` with `length` bytes free, or -ENOMEM.
 
     A place that is too near to a stack above it makes the search begin anew below that stack's
@@ -167,7 +167,7 @@ def highest_gap(m: Machine, space: AddressSpace, length: int, top: int) -> int:
         top = start_with_gap(space, vma)
 
 
-def highest_hole(m: Machine, space: AddressSpace, length: int, top: int) -> int:
+def highest_hole(m: Machine, space: Mm, length: int, top: int) -> int:
     """Return the highest address below `top` with `length` bytes free, stacks or not."""
     while True:
         handle = previous(space, top)

@@ -58,7 +58,7 @@ from zaplock.model.flags import (
     VM_WIPEONFORK,
     VM_WRITE,
 )
-from zaplock.model.mm import AddressSpace
+from zaplock.model.mm import Mm
 from zaplock.model.step import Task, step
 
 if TYPE_CHECKING:
@@ -163,12 +163,12 @@ def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:
     return vm_flags if kind == MAP_PRIVATE else -EINVAL
 
 
-def may_mlock(space: AddressSpace) -> bool:
+def may_mlock(space: Mm) -> bool:
     """Return whether a process may lock memory at all (can_do_mlock)."""
     return space.limits.can_ipc_lock or space.limits.rlimit_memlock > 0
 
 
-def mlock_fits(space: AddressSpace, length: int) -> bool:
+def mlock_fits(space: Mm, length: int) -> bool:
     """Return whether RLIMIT_MEMLOCK allows `length` more bytes."""
     if space.limits.can_ipc_lock:
         return True

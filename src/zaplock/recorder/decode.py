@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.recorder.layouts import Field, Layout, Layouts
+from zaplock.recorder.layouts import EventField, EventLayout, Layouts
 from zaplock.recorder.meanings import NAMING, SCHED, USER_STACK, meanings
 from zaplock.recorder.pages import walk
-from zaplock.trace.events import EVENT, NO_OP, Kind
+from zaplock.trace.events import EVENT, NO_OP, EventKind
 
 Columns = dict[str, NDArray[Any]]
 
@@ -70,9 +70,9 @@ class Decoder:
         self._op = np.array([meaning.op for meaning in self._meanings], np.int16)
         self._sources = self._grouped()
 
-    def _grouped(self) -> list[tuple[str, Field, NDArray[np.bool_]]]:
+    def _grouped(self) -> list[tuple[str, EventField, NDArray[np.bool_]]]:
         """List (column, field, which meanings have it just there)."""
-        groups: dict[tuple[str, int, int, bool], tuple[Field, NDArray[np.bool_]]] = {}
+        groups: dict[tuple[str, int, int, bool], tuple[EventField, NDArray[np.bool_]]] = {}
         for index, meaning in enumerate(self._meanings):
             for column, field in meaning.columns.items():
                 key = (column, field.offset, field.size, field.signed)
@@ -125,17 +125,17 @@ class Decoder:
         self, columns: Columns, data: NDArray[np.uint8], offset: NDArray[np.int64]
     ) -> Columns:
         """Make two rows of a sched_switch: the task that leaves and, just after it, the next."""
-        out = np.flatnonzero(columns["kind"] == Kind.SCHED_OUT)
+        out = np.flatnonzero(columns["kind"] == EventKind.SCHED_OUT)
         field = self._switch.field("next_pid") if self._switch else None
         if field is None or not len(out):
             return columns
         # Bit 8 alone (TASK_REPORT_MAX) is the kernel's word for "preempted, still runnable".
         columns["detail"][out] &= 0xFF
-        rows = np.repeat(np.arange(len(offset)), 1 + (columns["kind"] == Kind.SCHED_OUT))
+        rows = np.repeat(np.arange(len(offset)), 1 + (columns["kind"] == EventKind.SCHED_OUT))
         second = np.zeros(len(rows), np.bool_)
         second[out + np.arange(len(out)) + 1] = True
         wide = {name: column[rows] for name, column in columns.items()}
-        wide["kind"][second] = Kind.SCHED_IN
+        wide["kind"][second] = EventKind.SCHED_IN
         wide["detail"][second] = 0
         wide["tid"][second] = gather(data, offset[out], field)
         return wide
@@ -168,13 +168,13 @@ class Decoder:
         if caller is None or pid is None or not len(rows):
             return None
         frames = [
-            gather(data, offset[rows], Field("caller", caller.offset + 8 * i, 8, False))
+            gather(data, offset[rows], EventField("caller", caller.offset + 8 * i, 8, False))
             for i in range(caller.size // 8)
         ]
         return Stacks(time_ns[rows], gather(data, offset[rows], pid), np.stack(frames, axis=1))
 
 
-def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: Field) -> NDArray[Any]:
+def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: EventField) -> NDArray[Any]:
     """Read one number field of many events; `offset` is each event's first byte."""
     at = offset + field.offset
     if field.size == 1:
@@ -193,14 +193,17 @@ def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: Field) -> 
     return pairs.view(np.int64 if field.signed else np.uint64)[:, 0]
 
 
-def text(data: NDArray[np.uint8], offset: NDArray[np.int64], field: Field) -> list[str]:
+def text(data: NDArray[np.uint8], offset: NDArray[np.int64], field: EventField) -> list[str]:
     """Read one fixed-size string field of many events."""
     at = (offset + field.offset)[:, None] + np.arange(field.size)
     return [bytes(row).split(b"\0")[0].decode(errors="replace") for row in data[at]]
 
 
 def _facts_of(
-    layout: Layout, data: NDArray[np.uint8], offset: NDArray[np.int64], time_ns: NDArray[np.int64]
+    layout: EventLayout,
+    data: NDArray[np.uint8],
+    offset: NDArray[np.int64],
+    time_ns: NDArray[np.int64],
 ) -> list[Fact]:
     by, tid = layout.field("common_pid"), layout.field("pid")
     comm = layout.field("newcomm") or layout.field("comm")
@@ -229,7 +232,7 @@ def _with_losses(columns: Columns, losses: tuple[tuple[int, int], ...], cpu: int
     lost = {name: np.zeros(len(losses), EVENT[name]) for name in EVENT.names or ()}
     lost["time_ns"][:] = [time_ns for time_ns, _ in losses]
     lost["length"][:] = [count for _, count in losses]
-    lost["kind"][:] = Kind.LOST
+    lost["kind"][:] = EventKind.LOST
     lost["cpu"][:] = cpu
     lost["op"][:] = NO_OP
     return merged([lost, columns])

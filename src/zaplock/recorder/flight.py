@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 _USED = ("time_ns", "kind", "write", "success", "tid", "mm")
 
@@ -35,7 +35,7 @@ class Trigger:
     """Look for holds of at least `hold_ns` and waits of at least `wait_ns` (0: not looked for)."""
 
     def __init__(self, *, hold_ns: int = 0, wait_ns: int = 0) -> None:
-        self._limits = {Kind.ACQUIRED: hold_ns, Kind.ASKED: wait_ns}
+        self._limits = {EventKind.ACQUIRED: hold_ns, EventKind.ASKED: wait_ns}
         self._open: Columns | None = None
 
     def check(self, columns: Columns, now_ns: int) -> Fired | None:
@@ -43,8 +43,8 @@ class Trigger:
 
         `now_ns` is the time up to which the events are complete.
         """
-        rows = np.flatnonzero(columns["kind"] <= Kind.RELEASED)
-        gaps = columns["time_ns"][columns["kind"] == Kind.LOST]
+        rows = np.flatnonzero(columns["kind"] <= EventKind.RELEASED)
+        gaps = columns["time_ns"][columns["kind"] == EventKind.LOST]
         if len(gaps):
             rows = rows[columns["time_ns"][rows] >= gaps[-1]]
             self._open = None
@@ -57,8 +57,8 @@ class Trigger:
         )
         until = np.full(len(order), now_ns, np.int64)
         until[:-1][followed[:-1]] = batch["time_ns"][1:][followed[:-1]]
-        runs = (batch["kind"] == Kind.ASKED) | (
-            (batch["kind"] == Kind.ACQUIRED) & (batch["success"] == 1)
+        runs = (batch["kind"] == EventKind.ASKED) | (
+            (batch["kind"] == EventKind.ACQUIRED) & (batch["success"] == 1)
         )
         self._open = {name: column[runs & ~followed] for name, column in batch.items()}
         return self._first(batch, until - batch["time_ns"], runs)
@@ -80,7 +80,7 @@ class Trigger:
             return None
         row = rows[np.argmin(batch["time_ns"][rows])]
         return Fired(
-            "hold" if batch["kind"][row] == Kind.ACQUIRED else "wait",
+            "hold" if batch["kind"][row] == EventKind.ACQUIRED else "wait",
             int(batch["tid"][row]),
             int(batch["mm"][row]),
             int(batch["time_ns"][row]),

@@ -22,10 +22,10 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
-from zaplock.recorder.naming import Names
+from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 
 _WAKE_MS = 500
 
@@ -39,7 +39,7 @@ class Recorder:
         self._chunks: list[Chunk] = []
         self._bytes = 0
         self._ended = threading.Event()
-        names = Names()
+        names = TaskNames()
         if capture.target_mm is not None and options.pid is not None:
             names.mms[capture.target_mm] = options.pid
         self._stream = Stream(
@@ -61,7 +61,7 @@ class Recorder:
     def lost_events(self) -> int:
         """How many events are missing, as far as the kernel counts them. After the block only."""
         events = self.events()
-        lost = events["length"][events["kind"] == Kind.LOST]
+        lost = events["length"][events["kind"] == EventKind.LOST]
         return int(lost[lost > 0].sum())
 
     def events(self) -> Events:

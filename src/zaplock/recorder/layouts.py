@@ -25,7 +25,7 @@ _CODES = {"padding": "29", "time_extend": "30", "time_stamp": "31", "data max ty
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class EventField:
     """One field of an event: `offset` and `size` in bytes from the event's first byte."""
 
     name: str
@@ -35,20 +35,20 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class EventLayout:
     """One event's number and fields, in the order of the kernel's format file."""
 
     event: str
     """As system:name."""
     id: int
-    fields: tuple[Field, ...]
+    fields: tuple[EventField, ...]
 
-    def field(self, name: str) -> Field | None:
+    def field(self, name: str) -> EventField | None:
         """Find a field by name, or None where this kernel has none of that name."""
         return next((field for field in self.fields if field.name == name), None)
 
     @property
-    def arguments(self) -> tuple[Field, ...]:
+    def arguments(self) -> tuple[EventField, ...]:
         """The arguments of a system call's entry event, first to last."""
         names = [field.name for field in self.fields]
         return self.fields[names.index("__syscall_nr") + 1 :] if "__syscall_nr" in names else ()
@@ -64,18 +64,18 @@ class PageLayout:
     data_offset: int
 
 
-def parse_format(system: str, text: str) -> Layout:
+def parse_format(system: str, text: str) -> EventLayout:
     """Parse one `format` file."""
     name = re.search(r"^name: (\S+)", text, re.MULTILINE)
     number = re.search(r"^ID: (\d+)", text, re.MULTILINE)
     if not name or not number:
         raise UserError(f"the format of an event of {system} is unreadable: run 'zaplock doctor'")
-    return Layout(f"{system}:{name[1]}", int(number[1]), _fields(text))
+    return EventLayout(f"{system}:{name[1]}", int(number[1]), _fields(text))
 
 
-def _fields(text: str) -> tuple[Field, ...]:
+def _fields(text: str) -> tuple[EventField, ...]:
     return tuple(
-        Field(
+        EventField(
             re.sub(r"\[.*", "", match["declaration"]).split()[-1].lstrip("*"),
             int(match["offset"]),
             int(match["size"]),
@@ -112,9 +112,9 @@ class Layouts:
     """Everything that is needed to unpack the pages of one kernel."""
 
     page: PageLayout
-    events: tuple[Layout, ...]
+    events: tuple[EventLayout, ...]
 
-    def of(self, event: str) -> Layout | None:
+    def of(self, event: str) -> EventLayout | None:
         """Find an event by system:name."""
         return next((layout for layout in self.events if layout.event == event), None)
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from zaplock.recorder.layouts import Field, Layout
-from zaplock.recorder.operations import OPERATIONS, Operation
-from zaplock.trace.events import NO_OP, Kind
+from zaplock.recorder.layouts import EventField, EventLayout
+from zaplock.recorder.operations import OPERATIONS, TracedOperation
+from zaplock.trace.events import NO_OP, EventKind
 
 MMAP_LOCK = (
     "mmap_lock:mmap_lock_start_locking",
@@ -47,55 +47,55 @@ GROUPS = {
 class Meaning:
     """One event's kind and the field that each column comes from."""
 
-    layout: Layout
-    kind: Kind
-    columns: dict[str, Field]
+    layout: EventLayout
+    kind: EventKind
+    columns: dict[str, EventField]
     op: int = NO_OP
 
 
-_PLAIN: dict[str, tuple[Kind, dict[str, str]]] = {
-    MMAP_LOCK[0]: (Kind.ASKED, {"mm": "mm", "write": "write"}),
-    MMAP_LOCK[1]: (Kind.ACQUIRED, {"mm": "mm", "write": "write", "success": "success"}),
-    MMAP_LOCK[2]: (Kind.RELEASED, {"mm": "mm", "write": "write"}),
-    FAULTS[0]: (Kind.FAULT_BEGIN, {"address": "address", "detail": "error_code"}),
-    CONTENTION[0]: (Kind.CONTENTION_BEGIN, {"address": "lock_addr", "detail": "flags"}),
-    CONTENTION[1]: (Kind.CONTENTION_END, {"address": "lock_addr", "result": "ret"}),
-    SCHED[0]: (Kind.SCHED_OUT, {"tid": "prev_pid", "detail": "prev_state"}),
-    SCHED[1]: (Kind.WAKEUP, {"tid": "pid"}),
+_PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
+    MMAP_LOCK[0]: (EventKind.ASKED, {"mm": "mm", "write": "write"}),
+    MMAP_LOCK[1]: (EventKind.ACQUIRED, {"mm": "mm", "write": "write", "success": "success"}),
+    MMAP_LOCK[2]: (EventKind.RELEASED, {"mm": "mm", "write": "write"}),
+    FAULTS[0]: (EventKind.FAULT_BEGIN, {"address": "address", "detail": "error_code"}),
+    CONTENTION[0]: (EventKind.CONTENTION_BEGIN, {"address": "lock_addr", "detail": "flags"}),
+    CONTENTION[1]: (EventKind.CONTENTION_END, {"address": "lock_addr", "result": "ret"}),
+    SCHED[0]: (EventKind.SCHED_OUT, {"tid": "prev_pid", "detail": "prev_state"}),
+    SCHED[1]: (EventKind.WAKEUP, {"tid": "pid"}),
 }
 
 
-def meanings(layouts: Iterable[Layout]) -> list[Meaning]:
+def meanings(layouts: Iterable[EventLayout]) -> list[Meaning]:
     """Say what each of these events means; those without a kind (names, stacks) are left out."""
     found = [_meaning(layout) for layout in layouts]
     return [meaning for meaning in found if meaning is not None]
 
 
-def _meaning(layout: Layout) -> Meaning | None:
+def _meaning(layout: EventLayout) -> Meaning | None:
     if layout.event in _PLAIN:
         kind, names = _PLAIN[layout.event]
         return Meaning(layout, kind, {"tid": _field(layout, "common_pid"), **_named(layout, names)})
     for index, operation in enumerate(OPERATIONS):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
-            return Meaning(layout, Kind.OP_BEGIN, _arguments(layout, operation), index)
+            return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)
         if layout.event == f"syscalls:sys_exit_{operation.name}":
             columns = {"tid": _field(layout, "common_pid"), **_named(layout, {"result": "ret"})}
-            return Meaning(layout, Kind.OP_END, columns, index)
+            return Meaning(layout, EventKind.OP_END, columns, index)
     return None
 
 
-def _field(layout: Layout, name: str) -> Field:
+def _field(layout: EventLayout, name: str) -> EventField:
     field = layout.field(name)
     assert field is not None, f"{layout.event} has no field {name}"
     return field
 
 
-def _named(layout: Layout, names: dict[str, str]) -> dict[str, Field]:
+def _named(layout: EventLayout, names: dict[str, str]) -> dict[str, EventField]:
     found = {column: layout.field(name) for column, name in names.items()}
     return {column: field for column, field in found.items() if field is not None}
 
 
-def _arguments(layout: Layout, operation: Operation) -> dict[str, Field]:
+def _arguments(layout: EventLayout, operation: TracedOperation) -> dict[str, EventField]:
     columns = {"tid": _field(layout, "common_pid")}
     for column in ("address", "length", "detail"):
         position = getattr(operation, column)

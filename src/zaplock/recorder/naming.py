@@ -22,7 +22,7 @@ from zaplock.recorder.decode import Columns, Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.operations import CLONES, NAMES
 from zaplock.recorder.owners import Owners, calls_of_interest
-from zaplock.trace.events import Kind, Task
+from zaplock.trace.events import EventKind, RecordedTask
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
@@ -32,11 +32,11 @@ _BORROWED = {"process_madvise", "process_mrelease", *CLONES}
 """Operations in which a task locks another address space than its own."""
 
 
-class Names:
+class TaskNames:
     """Names of tasks and owners of mms, learned while a recording goes on."""
 
     def __init__(self) -> None:
-        self.tasks: dict[int, Task] = {}
+        self.tasks: dict[int, RecordedTask] = {}
         self.mms: dict[int, int] = {}
         """The process of each address space, by its name in the recording (`owners`)."""
         self.owners = Owners()
@@ -57,7 +57,7 @@ class Names:
                 for task in of_process(int(process.name)):
                     self._add(task)
 
-    def _add(self, task: Task) -> None:
+    def _add(self, task: RecordedTask) -> None:
         self.tasks[task.tid] = task
         self._ended.pop(task.tid, None)
         if task.tid != task.pid:
@@ -76,7 +76,7 @@ class Names:
             if fact.tid in self.tasks:
                 self._renamed(fact.tid, fact.comm)
             else:
-                self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
+                self._add(RecordedTask(fact.tid, fact.comm, fact.tid, fact.comm))
             if fact.event == _ENDED:
                 self._ended[fact.tid] = fact.time_ns
                 self._last_thread_ended(fact)
@@ -108,9 +108,9 @@ class Names:
         if fact.flags & CLONE_VM and not fact.flags & CLONE_THREAD:
             self._guests[fact.tid] = (fact.time_ns, _NEVER)
         if fact.flags & CLONE_THREAD and parent:
-            self._add(Task(fact.tid, fact.comm, parent.pid, parent.process))
+            self._add(RecordedTask(fact.tid, fact.comm, parent.pid, parent.process))
         else:
-            self._add(Task(fact.tid, fact.comm, fact.tid, fact.comm))
+            self._add(RecordedTask(fact.tid, fact.comm, fact.tid, fact.comm))
             self._lives.append((fact.time_ns, fact.tid, fact.by))
 
     def _renamed(self, tid: int, comm: str) -> None:
@@ -170,11 +170,11 @@ def _asked_inside(columns: Columns) -> list[list[int]]:
 
     Each tid, mm and op once, at its first time.
     """
-    rows = np.flatnonzero(columns["kind"] <= Kind.OP_END)
+    rows = np.flatnonzero(columns["kind"] <= EventKind.OP_END)
     tid, kind = columns["tid"][rows], columns["kind"][rows]
     order = np.argsort(tid, kind="stable")
     before, after = order[:-1], order[1:]
-    inside = (kind[after] == Kind.ASKED) & (kind[before] == Kind.OP_BEGIN)
+    inside = (kind[after] == EventKind.ASKED) & (kind[before] == EventKind.OP_BEGIN)
     inside &= tid[after] == tid[before]
     before, after = rows[before[inside]], rows[after[inside]]
     key = (columns["tid"][after], columns["mm"][after], columns["op"][before])
@@ -185,7 +185,7 @@ def _asked_inside(columns: Columns) -> list[list[int]]:
     return sorted(rows_of)
 
 
-def of_process(pid: int) -> list[Task]:
+def of_process(pid: int) -> list[RecordedTask]:
     """Name the threads of a process that exists now; none where it is gone."""
     try:
         threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
@@ -193,10 +193,10 @@ def of_process(pid: int) -> list[Task]:
         return []
     process = _comm(pid)
     named = [(tid, _comm_of(pid, tid)) for tid in threads]
-    return [Task(tid, comm, pid, process or comm) for tid, comm in named if comm]
+    return [RecordedTask(tid, comm, pid, process or comm) for tid, comm in named if comm]
 
 
-def of_thread(tid: int) -> Task | None:
+def of_thread(tid: int) -> RecordedTask | None:
     """Name one thread that exists now, or None where it is gone."""
     try:
         status = Path(f"/proc/{tid}/status").read_text()
@@ -204,7 +204,7 @@ def of_thread(tid: int) -> Task | None:
         return None
     pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid"))
     comm = _comm(tid)
-    return Task(tid, comm, pid, _comm(pid) or comm) if comm else None
+    return RecordedTask(tid, comm, pid, _comm(pid) or comm) if comm else None
 
 
 def _comm(pid: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class TracedOperation:
     """One system call; the positions of its arguments, None where it has no such one."""
 
     name: str
@@ -20,35 +20,35 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("munmap", 0, 1),
-    Operation("mmap", 0, 1, 3),  # detail: flags
-    Operation("mremap", 0, 1, 2),  # detail: the new length
-    Operation("brk", 0),
-    Operation("madvise", 0, 1, 2),
-    Operation("mprotect", 0, 1, 2),
-    Operation("pkey_mprotect", 0, 1, 2),
-    Operation("mlock", 0, 1),
-    Operation("mlock2", 0, 1, 2),
-    Operation("munlock", 0, 1),
-    Operation("mlockall", detail=0),
-    Operation("munlockall"),
-    Operation("msync", 0, 1, 2),
-    Operation("mincore", 0, 1),
-    Operation("mbind", 0, 1, 2),
-    Operation("mseal", 0, 1, 2),
-    Operation("remap_file_pages", 0, 1),
-    Operation("shmat", 1, None, 2),
-    Operation("shmdt", 0),
-    Operation("process_madvise", None, None, 3),  # its ranges are in user memory: not seen
-    Operation("process_mrelease", detail=0),
-    Operation("execve"),
-    Operation("execveat"),
-    Operation("exit", detail=0),
-    Operation("exit_group", detail=0),
-    Operation("clone", detail=0),
-    Operation("clone3"),  # its flags are in user memory: not seen
-    Operation("fork"),
-    Operation("vfork"),
+    TracedOperation("munmap", 0, 1),
+    TracedOperation("mmap", 0, 1, 3),  # detail: flags
+    TracedOperation("mremap", 0, 1, 2),  # detail: the new length
+    TracedOperation("brk", 0),
+    TracedOperation("madvise", 0, 1, 2),
+    TracedOperation("mprotect", 0, 1, 2),
+    TracedOperation("pkey_mprotect", 0, 1, 2),
+    TracedOperation("mlock", 0, 1),
+    TracedOperation("mlock2", 0, 1, 2),
+    TracedOperation("munlock", 0, 1),
+    TracedOperation("mlockall", detail=0),
+    TracedOperation("munlockall"),
+    TracedOperation("msync", 0, 1, 2),
+    TracedOperation("mincore", 0, 1),
+    TracedOperation("mbind", 0, 1, 2),
+    TracedOperation("mseal", 0, 1, 2),
+    TracedOperation("remap_file_pages", 0, 1),
+    TracedOperation("shmat", 1, None, 2),
+    TracedOperation("shmdt", 0),
+    TracedOperation("process_madvise", None, None, 3),  # its ranges are in user memory: not seen
+    TracedOperation("process_mrelease", detail=0),
+    TracedOperation("execve"),
+    TracedOperation("execveat"),
+    TracedOperation("exit", detail=0),
+    TracedOperation("exit_group", detail=0),
+    TracedOperation("clone", detail=0),
+    TracedOperation("clone3"),  # its flags are in user memory: not seen
+    TracedOperation("fork"),
+    TracedOperation("vfork"),
 )
 
 NAMES = tuple(operation.name for operation in OPERATIONS)

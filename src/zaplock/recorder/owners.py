@@ -20,7 +20,7 @@ import numpy as np
 
 from zaplock.recorder.decode import Columns
 from zaplock.recorder.operations import CLONES, NAMES
-from zaplock.trace.events import Kind, Task
+from zaplock.trace.events import EventKind, RecordedTask
 
 _SHIFT = 48
 _MOST = (1 << 15) - 1
@@ -71,7 +71,7 @@ class Owners:
 
     def called(self, tid: int, op: int, kind: int, result: int, time_ns: int) -> None:
         """A task began or ended an exec or a clone; who did exec has left its address space."""
-        if kind == Kind.OP_BEGIN:
+        if kind == EventKind.OP_BEGIN:
             self._begun[tid] = op, time_ns
         elif op in _EXECS:
             _, begun_ns = self._begun.pop(tid, (op, time_ns))
@@ -115,7 +115,7 @@ class Owners:
         """List the address spaces of some processes."""
         return [span for spans in self._spans.values() for span in spans if span.pid in pids]
 
-    def renamed(self, columns: Columns, tasks: Mapping[int, Task]) -> Columns:
+    def renamed(self, columns: Columns, tasks: Mapping[int, RecordedTask]) -> Columns:
         """Give each address space its own name in the column `mm`.
 
         What a stranger does with a pointer after its owner's end, or before its first owner's

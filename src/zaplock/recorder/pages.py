@@ -37,7 +37,7 @@ _BEYOND = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PageEvents:
     """The data events of some pages, page by page and in order within a page.
 
     `offset` is each event's first byte within the pages' bytes and `time_ns` its time. `losses` has
@@ -49,7 +49,7 @@ class Found:
     losses: tuple[tuple[int, int], ...]
 
 
-def walk(raw: NDArray[np.uint8], layout: PageLayout) -> Found:
+def walk(raw: NDArray[np.uint8], layout: PageLayout) -> PageEvents:
     """Find every data event in whole pages, laid end to end."""
     nr_pages = len(raw) // layout.page_size
     words = raw[: nr_pages * layout.page_size].view(np.uint32)
@@ -65,8 +65,8 @@ def walk(raw: NDArray[np.uint8], layout: PageLayout) -> Found:
     offset = (at << 2) + 4
     offset[kind == 0] += 4
     if (data_only := kind < _PADDING).all():
-        return Found(offset, happened, losses)
-    return Found(offset[data_only], happened[data_only], losses)
+        return PageEvents(offset, happened, losses)
+    return PageEvents(offset[data_only], happened[data_only], losses)
 
 
 def _losses(

@@ -30,12 +30,12 @@ from zaplock.recorder.capture import Capture, Options, capturing
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.flight import Fired, Trigger
-from zaplock.recorder.naming import Names
+from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.symbols import describe
 from zaplock.recorder.watch import watch
-from zaplock.trace.events import EVENT, NO_OP, Kind
+from zaplock.trace.events import EVENT, NO_OP, EventKind
 from zaplock.trace.file import Manifest, Writer
 from zaplock.version import __version__
 
@@ -55,7 +55,7 @@ class Flight:
 
 
 @dataclass
-class Progress:
+class RecordingProgress:
     """How far a recording is. The same object is passed to `report` each time."""
 
     seconds: float = 0.0
@@ -74,17 +74,17 @@ def record_to(
     ended: Callable[[], bool],
     flight: Flight | None = None,
     started: Callable[[], None] = lambda: None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[RecordingProgress], None] = lambda progress: None,
     command_line: tuple[str, ...] = (),
     target: str = "everybody",
-) -> Progress:
+) -> RecordingProgress:
     """Record until `ended()` says so (asked about four times a second) or the trigger fires.
 
     `started` is called as soon as events are recorded. Raises UserError where the kernel, the
     rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
     tracing is off afterwards and the file whole up to its last block.
     """
-    progress = Progress()
+    progress = RecordingProgress()
     with capturing(options) as capture:
         writer = Writer(path, _manifest(options, capture, command_line, target))
         session = _Session(capture, options, writer, flight, progress)
@@ -107,14 +107,14 @@ class _Session:
         options: Options,
         writer: Writer,
         flight: Flight | None,
-        progress: Progress,
+        progress: RecordingProgress,
     ) -> None:
         self._capture = capture
         self._options = options
         self._writer = writer
         self._flight = flight
         self._progress = progress
-        self._names = Names()
+        self._names = TaskNames()
         self._stream = Stream(
             capture.layouts,
             self._names,
@@ -141,7 +141,7 @@ class _Session:
         self,
         started: Callable[[], None],
         ended: Callable[[], bool],
-        report: Callable[[Progress], None],
+        report: Callable[[RecordingProgress], None],
     ) -> None:
         try:
             self._capture.start()
@@ -169,7 +169,7 @@ class _Session:
         report(self._progress)
 
     def _wait_for_a_wait(
-        self, ended: Callable[[], bool], report: Callable[[Progress], None]
+        self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]
     ) -> None:
         """Let the detector look; what it notices is the recording's beginning."""
 
@@ -199,7 +199,7 @@ class _Session:
                 self._names.mms[mm] = pid
         self._names.renamed.clear()
 
-    def _take_the_rest(self, report: Callable[[Progress], None]) -> None:
+    def _take_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         while self._feeder.waiting_bytes:
             before_ns, chunks = self._feeder.next()
             self._take(before_ns, chunks)
@@ -226,7 +226,7 @@ class _Session:
         progress.events += count
         if self._ended_at is None:
             progress.seconds = time.monotonic() - self._began
-        lost = columns["length"][columns["kind"] == Kind.LOST]
+        lost = columns["length"][columns["kind"] == EventKind.LOST]
         progress.lost_events += int(lost[lost > 0].sum())
 
     def _watch(self, columns: Columns, now_ns: int) -> None:
@@ -290,7 +290,7 @@ class _Session:
             return nothing()
         columns: Columns = {name: np.zeros(1, EVENT[name]) for name in EVENT.names or ()}
         columns["time_ns"][:] = self._ended_at
-        columns["kind"][:] = Kind.LOST
+        columns["kind"][:] = EventKind.LOST
         columns["length"][:] = missing
         columns["cpu"][:] = -1
         columns["op"][:] = NO_OP
@@ -324,7 +324,7 @@ def _manifest(
     )
 
 
-def _what_fired(fired: Fired, names: Names) -> str:
+def _what_fired(fired: Fired, names: TaskNames) -> str:
     task = names.tasks.get(fired.tid)
     who = f"{task.comm} ({fired.tid})" if task else f"task {fired.tid}"
     mode = "exclusive" if fired.write else "shared"

@@ -15,9 +15,9 @@ from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.decode import Columns, Decoder, Fact, Stacks, merged, nothing
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
-from zaplock.recorder.naming import CLONE_THREAD, Names
+from zaplock.recorder.naming import CLONE_THREAD, TaskNames
 from zaplock.recorder.operations import CLONES, NAMES
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 _MARGIN_NS = 1_000_000
 _USER_END = 1 << 62
@@ -40,7 +40,7 @@ class Stream:
     def __init__(
         self,
         layouts: Layouts,
-        names: Names,
+        names: TaskNames,
         *,
         mm: int | None = None,
         pids: Iterable[int] = (),
@@ -94,16 +94,16 @@ class Stream:
         """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
         if not self.pids:
             return columns
-        keep = columns["kind"] == Kind.LOST
-        locks = columns["kind"] <= Kind.RELEASED
+        keep = columns["kind"] == EventKind.LOST
+        locks = columns["kind"] <= EventKind.RELEASED
         ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
         is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
         if self._by_owner:
             own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
             locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
-        keep |= locks | (is_ours & (columns["kind"] > Kind.RELEASED))
+        keep |= locks | (is_ours & (columns["kind"] > EventKind.RELEASED))
         # What a foreign waiter waits for is of interest, what else it calls is not.
-        waiting = columns["kind"] >= Kind.SCHED_OUT
+        waiting = columns["kind"] >= EventKind.SCHED_OUT
         keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
         return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
 
@@ -122,7 +122,7 @@ class Stream:
         for row in np.flatnonzero(columns["op"] == _BRK).tolist():
             tid = int(columns["tid"][row])
             pid = self.names.tasks[tid].pid if tid in self.names.tasks else tid
-            if columns["kind"][row] == Kind.OP_END:
+            if columns["kind"][row] == EventKind.OP_END:
                 self._brk[pid] = int(columns["result"][row])
             elif 0 < (address := int(columns["address"][row])) < _USER_END and pid in self._brk:
                 moved = address - self._brk[pid]
@@ -140,7 +140,7 @@ def _joined(chunks: list[Chunk]) -> list[Chunk]:
 
 def _once(columns: Columns) -> Columns:
     """Leave out the second return of fork and clone: the new task's, which never called."""
-    twice = (columns["kind"] == Kind.OP_END) & (columns["result"] == 0)
+    twice = (columns["kind"] == EventKind.OP_END) & (columns["result"] == 0)
     twice &= np.isin(columns["op"], _CLONE_OPS)
     if not twice.any():
         return columns

@@ -34,7 +34,7 @@ _SYMTAB, _DYNSYM, _FUNCTION = 2, 11, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class SymbolTable:
     """Functions by where they begin, each with its size and name."""
 
     starts: tuple[int, ...]
@@ -48,11 +48,11 @@ class Table:
         return self.names[place] if inside else None
 
 
-def table(functions: Iterable[tuple[int, int, str]]) -> Table:
+def table(functions: Iterable[tuple[int, int, str]]) -> SymbolTable:
     """Make a table of (start, size, name)."""
     ordered = sorted(functions)
     columns = list(zip(*ordered)) or [(), (), ()]
-    return Table(*columns)
+    return SymbolTable(*columns)
 
 
 def describe(pid: int, addresses: Iterable[int]) -> dict[int, str]:
@@ -72,7 +72,9 @@ def _area(line: str) -> tuple[int, int, int, str]:
     return start, end, int(offset, 16), path[0] if path else ""
 
 
-def _describe(address: int, areas: list[tuple[int, int, int, str]], python: Table, pid: int) -> str:
+def _describe(
+    address: int, areas: list[tuple[int, int, int, str]], python: SymbolTable, pid: int
+) -> str:
     if name := python.find(address):
         return name
     for start, end, offset, path in areas:
@@ -91,7 +93,7 @@ def _in_file(path: str, offset: int, pid: int) -> str:
     return f"{name}+{offset:#x}"
 
 
-def python_functions(pid: int) -> Table:
+def python_functions(pid: int) -> SymbolTable:
     """Read the map that Python writes for perf; empty where there is none."""
     for path in (f"/proc/{pid}/root/tmp/perf-{pid}.map", f"/tmp/perf-{pid}.map"):
         try:
@@ -104,7 +106,7 @@ def python_functions(pid: int) -> Table:
 
 
 @lru_cache(maxsize=64)
-def _elf(path: str) -> tuple[Table | None, tuple[tuple[int, int, int], ...]]:
+def _elf(path: str) -> tuple[SymbolTable | None, tuple[tuple[int, int, int], ...]]:
     """Read a file's functions and its loaded segments (file offset, address, size)."""
     try:
         raw = Path(path).read_bytes()

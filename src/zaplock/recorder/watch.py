@@ -24,9 +24,9 @@ import numpy as np
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.flight import Fired
-from zaplock.recorder.naming import Names
+from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
-from zaplock.trace.events import EVENT, NO_OP, Kind
+from zaplock.trace.events import EVENT, NO_OP, EventKind
 
 _IDLE_MS = 250
 _PAUSE_S = 0.005
@@ -40,7 +40,7 @@ Queued = tuple[int, int, bool]
 """Since when, who, and whether exclusively."""
 
 
-class Queue:
+class WatchedQueue:
     """Who is in the queue of the target's lock, by its contention events."""
 
     def __init__(self) -> None:
@@ -49,13 +49,13 @@ class Queue:
 
     def take(self, columns: Columns) -> Queued | None:
         """Follow the events, in order of time; return the longest of the waits that ended."""
-        kinds = (columns["kind"] == Kind.CONTENTION_BEGIN) | (
-            columns["kind"] == Kind.CONTENTION_END
+        kinds = (columns["kind"] == EventKind.CONTENTION_BEGIN) | (
+            columns["kind"] == EventKind.CONTENTION_END
         )
         longest, longest_ns = None, -1
         for row in np.flatnonzero(kinds).tolist():
             tid, time_ns = int(columns["tid"][row]), int(columns["time_ns"][row])
-            if columns["kind"][row] == Kind.CONTENTION_BEGIN:
+            if columns["kind"][row] == EventKind.CONTENTION_BEGIN:
                 self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
             elif (found := self._inside.pop(tid, None)) and time_ns - found[0] > longest_ns:
                 longest, longest_ns = found, time_ns - found[0]
@@ -85,7 +85,7 @@ class Queue:
 
 
 def watch(
-    capture: Capture, names: Names, limit_ns: int, ended: Callable[[], bool]
+    capture: Capture, names: TaskNames, limit_ns: int, ended: Callable[[], bool]
 ) -> tuple[Fired, Columns, int] | None:
     """Wait until a task has waited `limit_ns` for the target's lock, then switch everything on.
 
@@ -93,7 +93,7 @@ def watch(
     noticed, the first events (with an ASKED of each who was in the queue), and when
     (CLOCK_MONOTONIC) the lock events were on.
     """
-    stream, queue = Stream(capture.layouts, names), Queue()
+    stream, queue = Stream(capture.layouts, names), WatchedQueue()
     mm = capture.target_mm or 0
     while not ended():
         capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
@@ -115,7 +115,7 @@ def _asked(waiting: Iterable[Queued], mm: int) -> Columns:
     columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
     for name in rows.dtype.names or ():
         columns[name] = rows[name].copy()
-    columns["kind"][:] = Kind.ASKED
+    columns["kind"][:] = EventKind.ASKED
     columns["cpu"][:] = -1
     columns["op"][:] = NO_OP
     columns["mm"][:] = mm

@@ -26,7 +26,7 @@ _NAME_SIZE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Vma:
+class MappedVma:
     """One VMA: its bounds and its name in maps ("" if anonymous)."""
 
     start: int
@@ -34,7 +34,7 @@ class Vma:
     name: str
 
 
-def vmas_in(start: int, end: int) -> list[Vma]:
+def vmas_in(start: int, end: int) -> list[MappedVma]:
     """Return the VMAs that overlap a range, in order of address; their bounds are not cut to it."""
     try:
         return list(_queried(start, end))
@@ -44,7 +44,7 @@ def vmas_in(start: int, end: int) -> list[Vma]:
         return list(_read(start, end))
 
 
-def _queried(start: int, end: int) -> Iterator[Vma]:
+def _queried(start: int, end: int) -> Iterator[MappedVma]:
     name = ctypes.create_string_buffer(_NAME_SIZE)
     maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -58,7 +58,7 @@ def _queried(start: int, end: int) -> Iterator[Vma]:
         os.close(maps)
 
 
-def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Vma | None:
+def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> MappedVma | None:
     asked = (
         _QUERY.size,
         _COVERING_OR_NEXT,
@@ -76,23 +76,23 @@ def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Vma | 
         return None
     fields = _QUERY.unpack(answer)
     named = fields[11] > 0
-    return Vma(
+    return MappedVma(
         fields[3],
         fields[4],
         name.value.decode(errors="replace") if named else "",
     )
 
 
-def _read(start: int, end: int) -> Iterator[Vma]:
+def _read(start: int, end: int) -> Iterator[MappedVma]:
     with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
         for line in maps:
             bounds, _, _, _, _, *name = line.split(maxsplit=5)
             first, last = (int(bound, 16) for bound in bounds.split("-"))
             if first < end and last > start:
-                yield Vma(first, last, name[0].rstrip("\n") if name else "")
+                yield MappedVma(first, last, name[0].rstrip("\n") if name else "")
 
 
-def require_mapped(start: int, end: int, *, plain: bool = False) -> list[Vma]:
+def require_mapped(start: int, end: int, *, plain: bool = False) -> list[MappedVma]:
     """Return the VMAs of a range that is mapped without a hole.
 
     Raises ReleaseError otherwise: a hole is somebody else's next mapping, which one munmap over the

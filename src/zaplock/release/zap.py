@@ -19,10 +19,10 @@ import os
 from zaplock.release import syscalls as sys
 from zaplock.release.errors import ReleaseError
 from zaplock.release.pace import Pace, pieces
-from zaplock.release.vmas import Vma
+from zaplock.release.vmas import MappedVma
 
 
-def zap(start: int, end: int, vmas: list[Vma], pace: Pace) -> int:
+def zap(start: int, end: int, vmas: list[MappedVma], pace: Pace) -> int:
     """Free the pages of a page-aligned range; return how many bytes could not be (device memory).
 
     What is read afterwards is zero in private anonymous memory; the file's content in a file

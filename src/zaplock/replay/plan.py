@@ -29,9 +29,9 @@ from zaplock.model.flags import MADV_DONTNEED
 from zaplock.protocols.design import Design
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.calls import NO_CALL, PAGE_FAULT
-from zaplock.trace.events import Task
+from zaplock.trace.events import RecordedTask
 from zaplock.trace.summary import NO_OPERATION
-from zaplock.trace.waits import Outcome
+from zaplock.trace.waits import WaitOutcome
 
 Kind = Literal["munmap", "shrink", "dontneed", "fault", "as recorded"]
 
@@ -40,7 +40,7 @@ WAITED_NS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class HoldPhase:
     """One ask for the lock and what followed, in nanoseconds without the wait.
 
     An exclusive hold that was downgraded has both `exclusive_ns` and `shared_ns`. `late_ns` is how
@@ -56,7 +56,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class RecordedOperation:
     """What one thread did from `begin_ns` on; `waited_ns` is how long it waited for the lock then.
 
     `wait` is the row of its longest wait in the recording's waits, -1 where it had none. `whole` is
@@ -67,7 +67,7 @@ class Operation:
     name: str
     kind: Kind
     begin_ns: int
-    phases: tuple[Phase, ...]
+    phases: tuple[HoldPhase, ...]
     after_ns: int
     address: int = 0
     length: int = 0
@@ -78,7 +78,7 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReplayPlan:
     """The operations of every thread on one mm, in order of their begins.
 
     `mm` and `pid` are the recording's. Times count from the recording's first instant.
@@ -87,8 +87,8 @@ class Plan:
 
     mm: int
     pid: int
-    threads: Mapping[int, tuple[Operation, ...]]
-    tasks: Mapping[int, Task]
+    threads: Mapping[int, tuple[RecordedOperation, ...]]
+    tasks: Mapping[int, RecordedTask]
     begin_ns: int
     duration_ns: int
     left_out: int
@@ -96,12 +96,12 @@ class Plan:
     wakeup_ns: int
 
     @property
-    def operations(self) -> list[Operation]:
+    def operations(self) -> list[RecordedOperation]:
         """List all operations, thread by thread, each thread's in order."""
         return [one for own in self.threads.values() for one in own]
 
 
-def plan_of(analysis: Analysis, recorded: Design, mm: int, wakeup_ns: int) -> Plan:
+def plan_of(analysis: Analysis, recorded: Design, mm: int, wakeup_ns: int) -> ReplayPlan:
     """Take one mm's operations out of a recording that was made under `recorded`.
 
     `wakeup_ns` is how long a wake-up takes at most on a machine with CPUs to spare.
@@ -111,7 +111,7 @@ def plan_of(analysis: Analysis, recorded: Design, mm: int, wakeup_ns: int) -> Pl
     wakeup_ns = _find_late(analysis, parts, mm, wakeup_ns)
     operations = [*_in_calls(analysis, recorded, parts), *_outside(analysis, parts)]
     operations += _without_lock(analysis, recorded, parts, pid)
-    threads: dict[int, list[Operation]] = {}
+    threads: dict[int, list[RecordedOperation]] = {}
     for one in sorted(operations, key=lambda one: one.begin_ns):
         threads.setdefault(one.tid, []).append(one)
     if not threads:
@@ -119,7 +119,7 @@ def plan_of(analysis: Analysis, recorded: Design, mm: int, wakeup_ns: int) -> Pl
             f"the recording has no lock event of mm {mm:#x}: choose a process of "
             f"{_processes(analysis)} with -p"
         )
-    return Plan(
+    return ReplayPlan(
         mm,
         pid,
         {tid: tuple(own) for tid, own in sorted(threads.items())},
@@ -193,9 +193,9 @@ def _parts(analysis: Analysis, mm: int) -> tuple[list[_Part], int]:
     ends = waits.end_ns
     for row in np.flatnonzero(waits["mm"] == mm).tolist():
         tid, outcome = int(waits["tid"][row]), int(waits["outcome"][row])
-        if outcome == Outcome.ACQUIRED:
+        if outcome == WaitOutcome.ACQUIRED:
             asked[tid, int(ends[row]), bool(waits["exclusive"][row])] = row
-        elif outcome == Outcome.WAITING:
+        elif outcome == WaitOutcome.WAITING:
             start, end = int(waits["start_ns"][row]), int(ends[row])
             write, call = bool(waits["exclusive"][row]), int(waits["call"][row])
             parts.append(_Part(tid, call, start, end, end, write, 0, 0, False, row, False))
@@ -251,7 +251,7 @@ def _find_late(analysis: Analysis, parts: list[_Part], mm: int, wakeup_ns: int) 
     return usual_ns
 
 
-def _phases(parts: list[_Part], begin_ns: int) -> tuple[tuple[Phase, ...], int]:
+def _phases(parts: list[_Part], begin_ns: int) -> tuple[tuple[HoldPhase, ...], int]:
     """Turn parts into phases; return them and when the last one ended."""
     phases = []
     at = begin_ns
@@ -259,7 +259,7 @@ def _phases(parts: list[_Part], begin_ns: int) -> tuple[tuple[Phase, ...], int]:
         before = part.asked_ns - at + (part.got_ns - part.asked_ns - part.waited_ns)
         alone_ns, shared_ns, late_ns = part.exclusive_ns, part.shared_ns, part.late_ns
         phases.append(
-            Phase(max(0, before), part.write, alone_ns, shared_ns, part.downgraded, late_ns)
+            HoldPhase(max(0, before), part.write, alone_ns, shared_ns, part.downgraded, late_ns)
         )
         at = part.until_ns
     return tuple(phases), at
@@ -273,7 +273,9 @@ def _waited(parts: list[_Part]) -> dict[str, int]:
     }
 
 
-def _in_calls(analysis: Analysis, recorded: Design, parts: list[_Part]) -> Iterator[Operation]:
+def _in_calls(
+    analysis: Analysis, recorded: Design, parts: list[_Part]
+) -> Iterator[RecordedOperation]:
     calls = analysis.calls
     by_call: dict[int, list[_Part]] = {}
     for part in parts:
@@ -286,7 +288,7 @@ def _in_calls(analysis: Analysis, recorded: Design, parts: list[_Part]) -> Itera
         # No event ends a real fault: what follows its last hold is not its own.
         after = 0 if name == PAGE_FAULT else max(0, int(calls.end_ns[call]) - until)
         detail, length = int(calls.detail[call]), int(calls.length[call])
-        yield Operation(
+        yield RecordedOperation(
             own[0].tid,
             name,
             _kind(name, phases, length, detail, recorded),
@@ -301,13 +303,13 @@ def _in_calls(analysis: Analysis, recorded: Design, parts: list[_Part]) -> Itera
         )
 
 
-def _outside(analysis: Analysis, parts: list[_Part]) -> Iterator[Operation]:
+def _outside(analysis: Analysis, parts: list[_Part]) -> Iterator[RecordedOperation]:
     """Yield what took the lock in no recorded call, each hold by itself: readers of /proc, say."""
     for part in parts:
         if part.call == NO_CALL:
             phases, _ = _phases([part], part.asked_ns)
             begin = part.asked_ns - analysis.begin_ns
-            yield Operation(
+            yield RecordedOperation(
                 part.tid, NO_OPERATION, "as recorded", begin, phases, 0,
                 **_waited([part]), whole=part.whole,
             )  # fmt: skip
@@ -315,7 +317,7 @@ def _outside(analysis: Analysis, parts: list[_Part]) -> Iterator[Operation]:
 
 def _without_lock(
     analysis: Analysis, recorded: Design, parts: list[_Part], pid: int
-) -> Iterator[Operation]:
+) -> Iterator[RecordedOperation]:
     """Yield what a kernel with per-VMA locks did without this lock, and others would do with it."""
     if not recorded.vma_locks or not pid:
         return
@@ -331,7 +333,7 @@ def _without_lock(
             continue
         begin, end = int(calls.begin_ns[call]), int(calls.end_ns[call])
         fault = bool(faults[call])
-        yield Operation(
+        yield RecordedOperation(
             tid,
             PAGE_FAULT if fault else "madvise",
             "fault" if fault else "dontneed",
@@ -344,7 +346,9 @@ def _without_lock(
         )
 
 
-def _kind(name: str, phases: tuple[Phase, ...], length: int, detail: int, recorded: Design) -> Kind:
+def _kind(
+    name: str, phases: tuple[HoldPhase, ...], length: int, detail: int, recorded: Design
+) -> Kind:
     """Say whether the kernel's design decides how an operation goes about the lock."""
     if len(phases) != 1:
         return "as recorded"

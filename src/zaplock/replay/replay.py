@@ -33,7 +33,7 @@ from zaplock.lab.profiles import Profile
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
-from zaplock.replay.plan import Operation, Plan, choose_mm, plan_of
+from zaplock.replay.plan import RecordedOperation, ReplayPlan, choose_mm, plan_of
 from zaplock.replay.threads import (
     FAULTED,
     MM,
@@ -56,7 +56,7 @@ SETUP = (1 << 24) - 1
 
 
 @dataclass(frozen=True)
-class Run:
+class ReplayRun:
     """The plan done under one design, memory freed in one way.
 
     `stall_ns` has, for each operation of the plan (thread by thread), how long it waited.
@@ -107,13 +107,13 @@ class Replay:
     """A recording, and what it would have been. The first of `runs` is the recorded kernel's."""
 
     analysis: Analysis
-    plan: Plan
+    plan: ReplayPlan
     recorded: Design
     profile: Profile
-    runs: tuple[Run, ...]
+    runs: tuple[ReplayRun, ...]
 
     @cached_property
-    def operations(self) -> list[Operation]:
+    def operations(self) -> list[RecordedOperation]:
         """The operations in the order of every run's `stall_ns`."""
         return self.plan.operations
 
@@ -128,7 +128,7 @@ class Replay:
         worst = {kind: int(waited[own].max()) for kind, own in rows.items()}
         return {kind: rows[kind] for kind in sorted(rows, key=lambda kind: (-worst[kind], kind))}
 
-    def kind_of(self, one: Operation) -> str:
+    def kind_of(self, one: RecordedOperation) -> str:
         """Name what an operation is: its call, or for a foreign reader the program's name."""
         if one.name != NO_OPERATION:
             return one.name
@@ -136,7 +136,7 @@ class Replay:
         foreign = task is not None and bool(self.plan.pid) and task.pid != self.plan.pid
         return f"{task.comm} (reads it)" if task is not None and foreign else "kernel"
 
-    def near(self, row: int, run: Run) -> int:
+    def near(self, row: int, run: ReplayRun) -> int:
         """Return the longest wait of an operation's thread around it, in a run.
 
         Around it is what began within the length of its recorded wait: where a lock is held longer
@@ -157,7 +157,7 @@ class Replay:
             row += len(own)
         return found
 
-    def worst_ns(self, run: Run | None, kind: str) -> int:
+    def worst_ns(self, run: ReplayRun | None, kind: str) -> int:
         """Return the longest wait of a kind in a run, or in the recording (None)."""
         rows = self.kinds[kind]
         if run is None:
@@ -220,7 +220,7 @@ class Replay:
             ],
         }
 
-    def _row(self, run: Run | None) -> dict[str, Any]:
+    def _row(self, run: ReplayRun | None) -> dict[str, Any]:
         alone, shared = self.recorded_holds if run is None else (
             run.longest_exclusive_ns, run.longest_shared_ns,
         )  # fmt: skip
@@ -278,7 +278,7 @@ def replay(
     return Replay(analysis, plan, base, profile, tuple(runs))
 
 
-def changes(plan: Plan, way: Way) -> bool:
+def changes(plan: ReplayPlan, way: Way) -> bool:
     """Return whether a way of freeing changes anything in a plan."""
     return any(way.replaces(one) for one in plan.operations)
 
@@ -301,7 +301,9 @@ def recorded_design(kernel: str) -> Design:
     return design_of(found[1])
 
 
-def run(plan: Plan, recorded: Design, design: Design, way: Way, profile: Profile) -> Run:
+def run(
+    plan: ReplayPlan, recorded: Design, design: Design, way: Way, profile: Profile
+) -> ReplayRun:
     """Do a plan under a design in virtual time."""
     machine = Machine()
     setup = Task(SETUP, MM, "setup")
@@ -324,7 +326,7 @@ def run(plan: Plan, recorded: Design, design: Design, way: Way, profile: Profile
     events = engine.events()
     alone_ns, shared_ns = _longest(events, MM)
     stalls = [stall for one in done.values() for stall in one.stall_ns]
-    return Run(design, way, events, tuple(stalls), alone_ns, shared_ns, engine.now_ns)
+    return ReplayRun(design, way, events, tuple(stalls), alone_ns, shared_ns, engine.now_ns)
 
 
 async def _prepare() -> int:
@@ -332,7 +334,7 @@ async def _prepare() -> int:
     return 0
 
 
-def _exclusive(plan: Plan, recorded: Design) -> frozenset[str]:
+def _exclusive(plan: ReplayPlan, recorded: Design) -> frozenset[str]:
     """Name the calls that the recorded kernel did their page work in with an exclusive hold."""
     munmaps = [one for one in plan.operations if one.kind == "munmap"]
     downgrades = {
@@ -343,7 +345,7 @@ def _exclusive(plan: Plan, recorded: Design) -> frozenset[str]:
     return frozenset(name for name, yes in downgrades.items() if not yes)
 
 
-def _task(plan: Plan, tid: int) -> Task:
+def _task(plan: ReplayPlan, tid: int) -> Task:
     known = plan.tasks.get(tid)
     inside = any(one.kind != "as recorded" for one in plan.threads[tid])
     if known is None or inside or known.pid == plan.pid:

@@ -50,7 +50,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.teardown import zap_pte_range
-from zaplock.replay.plan import Operation, Phase
+from zaplock.replay.plan import HoldPhase, RecordedOperation
 from zaplock.replay.ways import Way
 from zaplock.trace.calls import PAGE_FAULT
 from zaplock.trace.summary import NO_OPERATION
@@ -191,7 +191,7 @@ class Replayer:
         return round(self.profile["vma_find"] + self.profile["vma_detach"])
 
     async def thread(
-        self, cx: Cx, operations: tuple[Operation, ...], done: Done, latency_ns: int
+        self, cx: Cx, operations: tuple[RecordedOperation, ...], done: Done, latency_ns: int
     ) -> int:
         """Do a thread's operations, none before its time; note what each took."""
         for one in operations:
@@ -208,7 +208,7 @@ class Replayer:
             done.stall_ns.append(stalled_then_ns - stalled_ns)
         return 0
 
-    async def do(self, cx: Cx, one: Operation) -> None:
+    async def do(self, cx: Cx, one: RecordedOperation) -> None:
         """Do one operation with the marks that recordings have."""
         late_ns = one.phases[0].late_ns if one.phases else 0
         if late_ns:
@@ -220,7 +220,7 @@ class Replayer:
         if late_ns:
             await self.be_late(0)
 
-    async def _do_marked(self, cx: Cx, one: Operation) -> None:
+    async def _do_marked(self, cx: Cx, one: RecordedOperation) -> None:
         marked = one.name not in (PAGE_FAULT, NO_OPERATION)
         if marked:
             await MarkStep("op_begin", (one.name, one.address, one.length, one.detail))
@@ -232,7 +232,7 @@ class Replayer:
         elif one.name == PAGE_FAULT:
             await MarkStep("fault_end", (0,))
 
-    async def _work(self, cx: Cx, one: Operation) -> None:
+    async def _work(self, cx: Cx, one: RecordedOperation) -> None:
         if one.kind == "as recorded":
             await self._as_recorded(one)
         elif one.kind == "fault":
@@ -242,7 +242,7 @@ class Replayer:
         else:
             await self._unmap(cx, one)
 
-    async def _unmap(self, cx: Cx, one: Operation) -> None:
+    async def _unmap(self, cx: Cx, one: RecordedOperation) -> None:
         length = page_align(one.length)
         start = self.places.take(length)
         await put_mapping(start, length)
@@ -256,7 +256,7 @@ class Replayer:
             await priced(shrink(cx, start, length, downgrade), price)
         await work(one.after_ns)
 
-    def price(self, one: Operation, length: int) -> Price:
+    def price(self, one: RecordedOperation, length: int) -> Price:
         """Tell what an unmap does before its page work from the page work itself.
 
         A downgrade in the recording shows where the one ends; without it, the profile says how long
@@ -268,21 +268,21 @@ class Replayer:
         fixed_ns = min(self.detach_ns, phase.exclusive_ns)
         return Price(fixed_ns, phase.exclusive_ns - fixed_ns, length)
 
-    async def _dontneed(self, cx: Cx, one: Operation) -> None:
+    async def _dontneed(self, cx: Cx, one: RecordedOperation) -> None:
         length = page_align(one.length)
         start = self.places.take(length)
         await put_mapping(start, length)
         if one.phases:
             phase, after_ns = one.phases[0], one.after_ns
         else:
-            phase, after_ns = Phase(0, False, 0, one.after_ns), 0
+            phase, after_ns = HoldPhase(0, False, 0, one.after_ns), 0
         await work(phase.before_ns)
         price = Price(0, phase.shared_ns, length)
         await priced(madvise(cx, start, length, MADV_DONTNEED), price)
         await work(after_ns)
         await drop_mapping(start)
 
-    async def _fault(self, cx: Cx, one: Operation) -> None:
+    async def _fault(self, cx: Cx, one: RecordedOperation) -> None:
         if one.phases:
             await work(one.phases[0].before_ns)
             cost_ns = one.phases[0].shared_ns
@@ -291,7 +291,7 @@ class Replayer:
         await priced(cx.design.page_fault(cx, FAULTED, True), Price(0, cost_ns, PAGE))
         await work(one.after_ns)
 
-    async def _free_otherwise(self, cx: Cx, one: Operation) -> None:
+    async def _free_otherwise(self, cx: Cx, one: RecordedOperation) -> None:
         """Free what a munmap freed another way: the same page work, more calls in a row.
 
         What the one munmap did before its page work was recorded once and may hold an interrupt;
@@ -320,7 +320,7 @@ class Replayer:
             await MarkStep("op_end", (call.name, 0))
         await work(one.after_ns)
 
-    async def _as_recorded(self, one: Operation) -> None:
+    async def _as_recorded(self, one: RecordedOperation) -> None:
         """Ask for the lock and hold it as an operation did in the recording."""
         lock: Lock = ("mmap_lock", MM)
         for number, phase in enumerate(one.phases):

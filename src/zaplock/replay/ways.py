@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from zaplock.replay.plan import Operation
+from zaplock.replay.plan import RecordedOperation
 
 CHUNK = 2 << 20
 WAYS = ("munmap", "dontneed", "dontneed-chunks", "munmap-chunks")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FreeingCall:
     """One call of a way: "munmap" or "madvise" of `length` bytes, `at` bytes from the beginning.
 
     `zaps` says whether it finds pages.
@@ -45,20 +45,20 @@ class Way:
         size = f"{whole}M" if whole else f"{self.chunk >> 10}K"
         return f"{self.name}:{size}" if self.name.endswith("chunks") else self.name
 
-    def replaces(self, operation: Operation) -> bool:
+    def replaces(self, operation: RecordedOperation) -> bool:
         """Return whether an operation is a munmap that is done this way instead."""
         large = operation.length > self.chunk
         return self.name != "munmap" and operation.kind == "munmap" and large
 
-    def calls(self, length: int) -> list[Call]:
+    def calls(self, length: int) -> list[FreeingCall]:
         """List the calls that free a mapping of `length` bytes."""
         if self.name == "munmap":
-            return [Call("munmap", 0, length, True)]
+            return [FreeingCall("munmap", 0, length, True)]
         if self.name == "munmap-chunks":
-            return [Call("munmap", at, part, True) for at, part in self._chunks(length)]
+            return [FreeingCall("munmap", at, part, True) for at, part in self._chunks(length)]
         chunks = [(0, length)] if self.name == "dontneed" else self._chunks(length)
-        zaps = [Call("madvise", at, part, True) for at, part in chunks]
-        return [*zaps, Call("munmap", 0, length, False)]
+        zaps = [FreeingCall("madvise", at, part, True) for at, part in chunks]
+        return [*zaps, FreeingCall("munmap", 0, length, False)]
 
     def _chunks(self, length: int) -> Iterator[tuple[int, int]]:
         for at in range(0, length, self.chunk):

@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 from zaplock.trace.calls import NO_CALL
 from zaplock.trace.holds import Holds
-from zaplock.trace.queue import MODERN, Queue
+from zaplock.trace.queue import MODERN, RwsemQueue
 from zaplock.trace.sleeps import Sleeps
 from zaplock.trace.vma_lock import Sleep, VmaLocks
-from zaplock.trace.waits import Outcome, Waits
+from zaplock.trace.waits import WaitOutcome, Waits
 
 Array = NDArray[Any]
 Role = Literal["holder", "queued-writer"]
@@ -173,7 +173,7 @@ def _lock(holds: Holds, waits: Waits, hold_rows: Array, wait_rows: Array) -> _Lo
     last = np.maximum.accumulate(record) if len(record) else record
     writers = wait_rows[waits["exclusive"][wait_rows] & (waits["wait_ns"][wait_rows] > 0)]
     wait_end = waits.end_ns
-    entered = wait_rows[waits["outcome"][wait_rows] == Outcome.ACQUIRED]
+    entered = wait_rows[waits["outcome"][wait_rows] == WaitOutcome.ACQUIRED]
     entered = entered[np.argsort(wait_end[entered], kind="stable")]
     return _Lock(
         exclusive,
@@ -200,7 +200,7 @@ class Judge:
 
     holds: Holds
     waits: Waits
-    queue: Queue
+    queue: RwsemQueue
     vma_locks: VmaLocks | None
     locks: dict[int, _Lock]
     tasks_sleeps: Sleeps | None
@@ -339,7 +339,7 @@ def _sums(rows: Array, span: Array) -> Iterable[tuple[int, int]]:
 def judge(
     holds: Holds,
     waits: Waits,
-    queue: Queue = MODERN,
+    queue: RwsemQueue = MODERN,
     vma_locks: VmaLocks | None = None,
     *,
     sleeps: Sleeps | None = None,

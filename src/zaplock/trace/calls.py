@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import NO_OP, Events, Kind
+from zaplock.trace.events import NO_OP, EventKind, Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
 
@@ -66,19 +66,21 @@ def _key(tid: Array, index: Array) -> Array:
 def calls(events: Events, segments: Segments) -> Calls:
     """Pair the begins and ends of operations and faults."""
     kind = events["kind"]
-    rows = lanes(events, segments, (kind >= Kind.OP_BEGIN) & (kind <= Kind.FAULT_END), by_mm=False)
+    rows = lanes(
+        events, segments, (kind >= EventKind.OP_BEGIN) & (kind <= EventKind.FAULT_END), by_mm=False
+    )
     what = kind[rows.index]
     starts, ends = rows.starts(), rows.ends()
     # A fault inside a call is that call's affair: its begin and end must not cut the call in two.
-    is_op = what <= Kind.OP_END
+    is_op = what <= EventKind.OP_END
     last_op = np.maximum.accumulate(np.where(is_op | starts, np.arange(len(rows)), 0))
-    in_call = what[last_op] == Kind.OP_BEGIN
+    in_call = what[last_op] == EventKind.OP_BEGIN
     rows = rows.keep(is_op | ~in_call)
     what = kind[rows.index]
     starts, ends = rows.starts(), rows.ends()
 
-    begins = (what == Kind.OP_BEGIN) | (what == Kind.FAULT_BEGIN)
-    cut = (what == Kind.OP_END) & starts
+    begins = (what == EventKind.OP_BEGIN) | (what == EventKind.FAULT_BEGIN)
+    cut = (what == EventKind.OP_END) & starts
     chosen = begins | cut
     following = np.append(rows.index[1:], 0)
     edge = rows.segment
@@ -89,7 +91,7 @@ def calls(events: Events, segments: Segments) -> Calls:
     at_end = np.where(
         ends & ~cut, segments.end_ns[edge], time_ns[np.minimum(last, len(events) - 1)]
     )
-    fault = what == Kind.FAULT_BEGIN
+    fault = what == EventKind.FAULT_BEGIN
     operations, fault_op = _with_fault(events.operations)
     event = rows.index[chosen]
     known = ~cut[chosen]

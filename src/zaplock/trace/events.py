@@ -8,7 +8,7 @@ failed trylock or a killed wait, not a hold. So a fact that is learned from one 
 other, and every table, view and blame algorithm is written once.
 
 Times are integer nanoseconds of the recording's clock (CLOCK_MONOTONIC on a real kernel, virtual
-time in a simulation). `tid` is a thread id; `Task` names it and gives its process.
+time in a simulation). `tid` is a thread id; `RecordedTask` names it and gives its process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Kind(IntEnum):
+class EventKind(IntEnum):
     """What happened. The columns that carry a meaning are named; the others are 0."""
 
     ASKED = 0  # mmap_lock_start_locking: mm, write
@@ -63,7 +63,7 @@ NO_OP = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class RecordedTask:
     """Who a thread id is: its name, its process and that process's name."""
 
     tid: int
@@ -84,7 +84,7 @@ class Events:
 
     columns: Mapping[str, NDArray[Any]]
     operations: tuple[str, ...]
-    tasks: Mapping[int, Task] = field(default_factory=dict)
+    tasks: Mapping[int, RecordedTask] = field(default_factory=dict)
     mms: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:

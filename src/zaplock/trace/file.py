@@ -28,7 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
-from zaplock.trace.events import EVENT, Events, Kind, Task
+from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
 
 FORMAT = "zaplock recording"
 VERSION = 1
@@ -192,11 +192,11 @@ def _in_order(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return columns
 
 
-def _read_tasks(path: Path) -> dict[int, Task]:
+def _read_tasks(path: Path) -> dict[int, RecordedTask]:
     file = path / "tasks.parquet"
     if not file.exists():
         return {}
-    return {row[0]: Task(*row) for row in pl.read_parquet(file).iter_rows()}
+    return {row[0]: RecordedTask(*row) for row in pl.read_parquet(file).iter_rows()}
 
 
 def _read_mms(path: Path) -> dict[int, int]:
@@ -258,7 +258,7 @@ class Writer:
         schema = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String}
         self._put(self.path / _FRAMES, pl.DataFrame(rows, schema, orient="row"))
 
-    def name(self, tasks: Mapping[int, Task], mms: Mapping[int, int]) -> None:
+    def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
         """Replace the tables of names by these."""
         rows = [(task.tid, task.comm, task.pid, task.process) for task in tasks.values()]
         schema = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
@@ -298,7 +298,7 @@ class Writer:
         self.close(complete=kind is None)
 
     def _count_losses(self, columns: Columns) -> None:
-        lost = columns["length"][columns["kind"] == Kind.LOST]
+        lost = columns["length"][columns["kind"] == EventKind.LOST]
         if len(lost):
             known = lost[lost >= 0]
             self.change(

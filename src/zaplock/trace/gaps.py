@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 
 IN_GAP = -1
 """The segment of an event inside a gap."""
@@ -62,7 +62,7 @@ class Segments:
 
 def _gap_ranges(events: Events) -> list[tuple[int, int]]:
     """Return [index of the cpu's last event before, index of LOST] of every LOST event."""
-    lost = np.flatnonzero(events["kind"] == Kind.LOST)
+    lost = np.flatnonzero(events["kind"] == EventKind.LOST)
     cpus = events["cpu"]
     ranges = []
     for cpu in np.unique(cpus[lost]):
@@ -86,7 +86,7 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def _first_known(events: Events) -> int:
     """Return the time of the first event that no watch writes."""
     kind = events["kind"]
-    watched = (kind == Kind.ASKED) | (kind >= Kind.CONTENTION_BEGIN)
+    watched = (kind == EventKind.ASKED) | (kind >= EventKind.CONTENTION_BEGIN)
     known = np.flatnonzero(~watched)
     return int(events["time_ns"][known[0]]) if len(known) else 1 << 62
 

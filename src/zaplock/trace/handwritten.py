@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from zaplock.trace.events import EVENT, NO_OP, Events, Kind, Task
+from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
 
 class Log:
@@ -27,10 +27,10 @@ class Log:
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
         self._operations: dict[str, int] = {}
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, RecordedTask] = {}
         self._mms: dict[int, int] = {}
 
-    def add(self, time_ns: int, kind: Kind, tid: int, **columns: int) -> None:
+    def add(self, time_ns: int, kind: EventKind, tid: int, **columns: int) -> None:
         """Add one event of any kind; columns that are not named are 0 (`op`: none)."""
         values = {"time_ns": time_ns, "kind": int(kind), "tid": tid, "op": NO_OP, **columns}
         unknown = set(values) - set(EVENT.names or ())
@@ -39,7 +39,7 @@ class Log:
 
     def task(self, tid: int, comm: str, pid: int, process: str = "") -> None:
         """Name a task."""
-        self._tasks[tid] = Task(tid, comm, pid, process or comm)
+        self._tasks[tid] = RecordedTask(tid, comm, pid, process or comm)
 
     def owner(self, mm: int, pid: int) -> None:
         """Say which process an mm belongs to."""
@@ -47,13 +47,13 @@ class Log:
 
     def asked(self, time_ns: int, *, tid: int, mm: int, write: bool, cpu: int = 0) -> None:
         """The task asks for the lock."""
-        self.add(time_ns, Kind.ASKED, tid, mm=mm, write=write, cpu=cpu)
+        self.add(time_ns, EventKind.ASKED, tid, mm=mm, write=write, cpu=cpu)
 
     def acquired(
         self, time_ns: int, *, tid: int, mm: int, write: bool, success: bool = True, cpu: int = 0
     ) -> None:
         """The task has it, or with `success` False was refused."""
-        self.add(time_ns, Kind.ACQUIRED, tid, mm=mm, write=write, success=success, cpu=cpu)
+        self.add(time_ns, EventKind.ACQUIRED, tid, mm=mm, write=write, success=success, cpu=cpu)
 
     def downgraded(self, time_ns: int, *, tid: int, mm: int, cpu: int = 0) -> None:
         """The task turns its exclusive hold into a shared one."""
@@ -61,7 +61,7 @@ class Log:
 
     def released(self, time_ns: int, *, tid: int, mm: int, write: bool, cpu: int = 0) -> None:
         """The task gives the lock back."""
-        self.add(time_ns, Kind.RELEASED, tid, mm=mm, write=write, cpu=cpu)
+        self.add(time_ns, EventKind.RELEASED, tid, mm=mm, write=write, cpu=cpu)
 
     def begin(
         self,
@@ -78,7 +78,7 @@ class Log:
         number = self._operations.setdefault(op, len(self._operations))
         self.add(
             time_ns,
-            Kind.OP_BEGIN,
+            EventKind.OP_BEGIN,
             tid,
             op=number,
             address=address,
@@ -90,13 +90,13 @@ class Log:
     def end(self, time_ns: int, *, tid: int, op: str, result: int = 0, cpu: int = 0) -> None:
         """The task leaves it."""
         number = self._operations.setdefault(op, len(self._operations))
-        self.add(time_ns, Kind.OP_END, tid, op=number, result=result, cpu=cpu)
+        self.add(time_ns, EventKind.OP_END, tid, op=number, result=result, cpu=cpu)
 
     def lost(self, time_ns: int, *, cpu: int, count: int = -1) -> None:
         """Events of a cpu are missing before this time."""
-        self.add(time_ns, Kind.LOST, 0, cpu=cpu, length=count)
+        self.add(time_ns, EventKind.LOST, 0, cpu=cpu, length=count)
 
-    def events(self, *, tasks: Mapping[int, Task] | None = None) -> Events:
+    def events(self, *, tasks: Mapping[int, RecordedTask] | None = None) -> Events:
         """Return what was written, in order of time."""
         rows = np.array(self._rows, dtype=EVENT)
         rows = rows[np.argsort(rows["time_ns"], kind="stable")]

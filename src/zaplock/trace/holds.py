@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from zaplock.trace.calls import Calls, call_columns, calls
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.intervals import Array, Intervals, lock_lanes
 from zaplock.trace.lanes import Lanes
@@ -90,7 +90,7 @@ def holds(
     rows = rows or lock_lanes(events, cut)
     edges, asked = _edges(events, rows)
     kind, write = events["kind"][edges.index], events["write"][edges.index]
-    acquired = kind == Kind.ACQUIRED
+    acquired = kind == EventKind.ACQUIRED
     starts, ends = edges.starts(), edges.ends()
 
     same = ~ends
@@ -133,9 +133,9 @@ def _edges(events: Events, rows: Lanes) -> tuple[Lanes, Array]:
     """Leave the rows that begin or end a hold; say which of them were asked for just before."""
     kind, write = events["kind"][rows.index], events["write"][rows.index]
     asked = np.zeros(len(rows), bool)
-    asked[1:] = (kind[:-1] == Kind.ASKED) & (write[:-1] == write[1:]) & ~rows.starts()[1:]
+    asked[1:] = (kind[:-1] == EventKind.ASKED) & (write[:-1] == write[1:]) & ~rows.starts()[1:]
     success = events["success"][rows.index] != 0
-    chosen = (kind == Kind.RELEASED) | (kind == Kind.ACQUIRED) & success
+    chosen = (kind == EventKind.RELEASED) | (kind == EventKind.ACQUIRED) & success
     return rows.keep(chosen), asked[chosen]
 
 

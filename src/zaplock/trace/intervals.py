@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import Lanes, lanes
 
@@ -36,7 +36,7 @@ class Intervals:
 
     columns: Mapping[str, Array]
     operations: tuple[str, ...]
-    tasks: Mapping[int, Task]
+    tasks: Mapping[int, RecordedTask]
 
     def __len__(self) -> int:
         return len(self.columns["mm"])
@@ -95,4 +95,4 @@ class Intervals:
 
 def lock_lanes(events: Events, cut: Segments) -> Lanes:
     """Lay the lock events side by side by (mm, tid)."""
-    return lanes(events, cut, events["kind"] <= Kind.RELEASED, by_mm=True)
+    return lanes(events, cut, events["kind"] <= EventKind.RELEASED, by_mm=True)

@@ -40,7 +40,7 @@ class Stalls:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TeardownOutcome:
     """One teardown of one mapping beside some bystanders.
 
     `exclusive_hold_ns` and `shared_hold_ns` are None where they could not be seen (no root, no

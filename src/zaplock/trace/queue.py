@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
+class RwsemQueue:
     """The rules of one range of kernels, as far as blame needs them."""
 
     name: str
@@ -34,12 +34,12 @@ class Queue:
     """A writer that asked after a reader may stand in front of it."""
 
 
-FIFO = Queue("FIFO (until 5.2)", readers_spin=False)
-SPINNING_READERS = Queue("spinning readers (5.3 to 5.10)", readers_spin=True)
-MODERN = Queue("from 5.11", readers_spin=False)
+FIFO = RwsemQueue("FIFO (until 5.2)", readers_spin=False)
+SPINNING_READERS = RwsemQueue("spinning readers (5.3 to 5.10)", readers_spin=True)
+MODERN = RwsemQueue("from 5.11", readers_spin=False)
 
 
-def queue_of(kernel: str) -> Queue:
+def queue_of(kernel: str) -> RwsemQueue:
     """Return the rules of a kernel release ("6.18.44-generic") or a design ("linux-4.20").
 
     A name without a version gets the rules of today's kernels, rfc-v6 those of 4.18.

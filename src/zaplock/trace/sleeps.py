@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 from zaplock.trace.lanes import dense
 
 Array = NDArray[Any]
@@ -47,7 +47,7 @@ class Sleeps:
         kind, time_ns = self.events["kind"], self.events["time_ns"]
         first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
         chosen = np.flatnonzero(
-            (kind[rows[first:last]] == Kind.SCHED_OUT)
+            (kind[rows[first:last]] == EventKind.SCHED_OUT)
             & (self.events["detail"][rows[first:last]] != 0)
         )
         found = (self._nap(rows, int(first + place)) for place in chosen)
@@ -59,7 +59,7 @@ class Sleeps:
             return None
         kind, time_ns = self.events["kind"], self.events["time_ns"]
         out, after = rows[place], rows[place + 1]
-        ran = rows[min(place + 2, len(rows) - 1)] if kind[after] == Kind.WAKEUP else after
+        ran = rows[min(place + 2, len(rows) - 1)] if kind[after] == EventKind.WAKEUP else after
         return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
 
     def queued_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
@@ -73,27 +73,27 @@ class Sleeps:
         time_ns, kind = self.events["time_ns"], self.events["kind"]
         first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
         inside = rows[first:last]
-        queued = inside[kind[inside] == Kind.CONTENTION_BEGIN]
+        queued = inside[kind[inside] == EventKind.CONTENTION_BEGIN]
         if len(queued):
             return int(time_ns[queued[0]])
-        out = inside[kind[inside] == Kind.SCHED_OUT]
+        out = inside[kind[inside] == EventKind.SCHED_OUT]
         slept = np.flatnonzero(self.events["detail"][out] != 0)
         preempted = out[: slept[0]] if len(slept) else out[:0]
         if not len(preempted):
             return start_ns
-        ran = inside[(inside > preempted[-1]) & (kind[inside] != Kind.WAKEUP)]
+        ran = inside[(inside > preempted[-1]) & (kind[inside] != EventKind.WAKEUP)]
         return int(time_ns[ran[0]])
 
     def running_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
         """Return how much of [start_ns, end_ns) a task was on a cpu."""
         rows = self._rows(tid)
-        rows = rows[self.events["kind"][rows] != Kind.WAKEUP]
+        rows = rows[self.events["kind"][rows] != EventKind.WAKEUP]
         time_ns = self.events["time_ns"][rows]
         first, last = np.searchsorted(time_ns, [start_ns, end_ns], side="right")
         begin = np.clip(np.append(start_ns, time_ns[first:last]), start_ns, end_ns)
         span = np.diff(np.append(begin, end_ns))
         before = rows[max(first - 1, 0) : last]
-        on_cpu = self.events["kind"][before] != Kind.SCHED_OUT
+        on_cpu = self.events["kind"][before] != EventKind.SCHED_OUT
         if first == 0:
             on_cpu = np.append(True, on_cpu)[: len(span)]
         return int(span[on_cpu].sum())
@@ -102,7 +102,7 @@ class Sleeps:
 def sleeps(events: Events) -> Sleeps | None:
     """Sort the events by task; None for a recording without scheduling or contention."""
     kind = events["kind"]
-    if not bool(((kind == Kind.SCHED_OUT) | (kind == Kind.CONTENTION_BEGIN)).any()):
+    if not bool(((kind == EventKind.SCHED_OUT) | (kind == EventKind.CONTENTION_BEGIN)).any()):
         return None
     order = np.argsort(dense(events["tid"])[0], kind="stable").astype(np.int32)
     return Sleeps(events, order, events["tid"][order])

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
-from zaplock.trace.events import NO_OP, Task
+from zaplock.trace.events import NO_OP, RecordedTask
 from zaplock.trace.holds import Holds
 from zaplock.trace.waits import Waits
 
@@ -106,13 +106,13 @@ def operation_name(operations: tuple[str, ...], op: int) -> str:
     return NO_OPERATION if op == NO_OP else operations[op]
 
 
-def thread_name(tasks: Mapping[int, Task], tid: int) -> str:
+def thread_name(tasks: Mapping[int, RecordedTask], tid: int) -> str:
     """Name a thread as 'comm (tid 123)'."""
     task = tasks.get(tid)
     return f"{task.comm} (tid {tid})" if task and task.comm else f"tid {tid}"
 
 
-def process_name(tasks: Mapping[int, Task], tid: int) -> str:
+def process_name(tasks: Mapping[int, RecordedTask], tid: int) -> str:
     """Name the process of a thread as 'name (pid 123)'."""
     task = tasks.get(tid)
     if task is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from zaplock.trace.events import EVENT, NO_OP, Events, Kind, Task
+from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
 _LINE = re.compile(
     r"^\s*(?P<comm>\S.*?)(?:-|\s+)(?P<tid>\d+)\s+(?:\(\s*[-\d]+\)\s+)?\[(?P<cpu>\d+)\]\s+"
@@ -77,7 +77,7 @@ def parse(lines: Iterable[str]) -> Events:
         for name in EVENT.names or ()
     }
     order = np.argsort(columns["time_ns"], kind="stable")
-    tasks = {tid: Task(tid, comm, tid, comm) for tid, comm in comms.items()}
+    tasks = {tid: RecordedTask(tid, comm, tid, comm) for tid, comm in comms.items()}
     return Events({name: col[order] for name, col in columns.items()}, OPERATIONS, tasks)
 
 
@@ -91,7 +91,7 @@ def _fitting(column: str, number: int) -> int:
 def _rows(line: str, last_ns: int, comms: dict[int, str]) -> Sequence[Row]:
     if lost := _LOST.search(line):
         count = int(lost[2] or lost[3] or -1)
-        kind = int(Kind.LOST)
+        kind = int(EventKind.LOST)
         return [{"time_ns": last_ns, "kind": kind, "cpu": int(lost[1] or -1), "length": count}]
     found = _LINE.match(line)
     if found is None:
@@ -128,7 +128,7 @@ def _began(op: str, text: str) -> list[Row]:
     if op not in _ARGUMENTS:
         return []
     values = [_number(value, 16) for _, value in _VALUE.findall(text)]
-    row = {"kind": int(Kind.OP_BEGIN), "op": OPERATIONS.index(op)}
+    row = {"kind": int(EventKind.OP_BEGIN), "op": OPERATIONS.index(op)}
     for column, position in zip(("address", "length", "detail"), _ARGUMENTS[op]):
         if position is not None and position < len(values):
             row[column] = values[position]
@@ -139,10 +139,10 @@ def _returned(op: str, text: str) -> list[Row]:
     if op not in _ARGUMENTS:
         return []
     result = _number(text.strip())
-    return [{"kind": int(Kind.OP_END), "op": OPERATIONS.index(op), "result": result}]
+    return [{"kind": int(EventKind.OP_END), "op": OPERATIONS.index(op), "result": result}]
 
 
-def _lock(kind: Kind) -> Callable[[str], list[Row]]:
+def _lock(kind: EventKind) -> Callable[[str], list[Row]]:
     def read(text: str) -> list[Row]:
         values = dict(_VALUE.findall(text))
         row = {
@@ -150,7 +150,7 @@ def _lock(kind: Kind) -> Callable[[str], list[Row]]:
             "mm": int(values["mm"], 16),
             "write": int(values["write"] in ("true", "1")),
         }
-        if kind == Kind.ACQUIRED:
+        if kind == EventKind.ACQUIRED:
             row["success"] = int(values["success"] in ("true", "1"))
         return [row]
 
@@ -162,24 +162,24 @@ def _switch(text: str) -> list[Row]:
     if found is None:
         return []
     runnable = found[2] in ("R", "R+")
-    out = {"kind": int(Kind.SCHED_OUT), "tid": int(found[1]), "detail": 0 if runnable else 1}
-    return [out, {"kind": int(Kind.SCHED_IN), "tid": int(found[4])}]
+    out = {"kind": int(EventKind.SCHED_OUT), "tid": int(found[1]), "detail": 0 if runnable else 1}
+    return [out, {"kind": int(EventKind.SCHED_IN), "tid": int(found[4])}]
 
 
 def _wakeup(text: str) -> list[Row]:
-    return [{"kind": int(Kind.WAKEUP), "tid": int(dict(_VALUE.findall(text))["pid"])}]
+    return [{"kind": int(EventKind.WAKEUP), "tid": int(dict(_VALUE.findall(text))["pid"])}]
 
 
 def _fault(text: str) -> list[Row]:
     values = dict(_VALUE.findall(text))
     where = {"address": _number(values["address"]), "detail": _number(values["error_code"])}
-    return [{"kind": int(Kind.FAULT_BEGIN), **where}]
+    return [{"kind": int(EventKind.FAULT_BEGIN), **where}]
 
 
-def _contention(kind: Kind) -> Callable[[str], list[Row]]:
+def _contention(kind: EventKind) -> Callable[[str], list[Row]]:
     def read(text: str) -> list[Row]:
         row = {"kind": int(kind), "address": int(text.split()[0], 16)}
-        if kind == Kind.CONTENTION_END and (result := re.search(r"ret=(-?\d+)", text)):
+        if kind == EventKind.CONTENTION_END and (result := re.search(r"ret=(-?\d+)", text)):
             row["result"] = int(result[1])
         return [row]
 
@@ -187,14 +187,14 @@ def _contention(kind: Kind) -> Callable[[str], list[Row]]:
 
 
 _READERS: dict[str, Callable[[str], list[Row]]] = {
-    "mmap_lock_start_locking": _lock(Kind.ASKED),
-    "mmap_lock_acquire_returned": _lock(Kind.ACQUIRED),
-    "mmap_lock_released": _lock(Kind.RELEASED),
+    "mmap_lock_start_locking": _lock(EventKind.ASKED),
+    "mmap_lock_acquire_returned": _lock(EventKind.ACQUIRED),
+    "mmap_lock_released": _lock(EventKind.RELEASED),
     "sched_switch": _switch,
     "sched_wakeup": _wakeup,
     "page_fault_user": _fault,
-    "contention_begin": _contention(Kind.CONTENTION_BEGIN),
-    "contention_end": _contention(Kind.CONTENTION_END),
+    "contention_begin": _contention(EventKind.CONTENTION_BEGIN),
+    "contention_end": _contention(EventKind.CONTENTION_END),
 }
 
 

@@ -22,7 +22,7 @@ _PART = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Phase:
+class TeardownPhase:
     """One hold of the task that tears down: "exclusive" or "shared", in nanoseconds."""
 
     mode: str
@@ -46,14 +46,14 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TeardownVerdict:
     """How one kernel tore one mapping down.
 
     `waits` has, for each bystander that waited, the names of those it waited behind, the holder
     first; `worst_wait_ns` its longest wait for the mmap_lock.
     """
 
-    phases: tuple[Phase, ...]
+    phases: tuple[TeardownPhase, ...]
     waits: Mapping[str, tuple[str, ...]]
     worst_wait_ns: Mapping[str, int]
 
@@ -78,13 +78,13 @@ class Verdict:
         return self.worst_wait_ns.get(bystander, 0) / self.hold_ns if self.hold_ns else 0.0
 
 
-def read(events: Events, subject: Subject, kernel: str = "") -> Verdict:
+def read(events: Events, subject: Subject, kernel: str = "") -> TeardownVerdict:
     """Read a teardown's phases and victims. `kernel` is the release or design (for its queue)."""
     analysis = analyse(events, kernel)
     holds = analysis.holds
     rows = _exit_rows(analysis, subject) if subject.exits else _call_rows(analysis, subject)
     phases = tuple(
-        Phase(
+        TeardownPhase(
             "exclusive" if holds["exclusive"][row] else "shared",
             int(holds["start_ns"][row]),
             int(holds["hold_ns"][row]),
@@ -94,7 +94,7 @@ def read(events: Events, subject: Subject, kernel: str = "") -> Verdict:
     least_ns = int(WAITED * sum(phase.hold_ns for phase in phases))
     mms = {int(holds["mm"][row]) for row in rows}
     worst, behind = _waits(analysis, subject, mms, max(least_ns, 1))
-    return Verdict(phases, behind, worst)
+    return TeardownVerdict(phases, behind, worst)
 
 
 def _call_rows(analysis: Analysis, subject: Subject) -> list[int]:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.calls import Calls
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.holds import Holds
 from zaplock.trace.sleeps import Nap, Sleeps
 
@@ -61,7 +61,7 @@ class VmaLocks:
     longest_ns: int
     sleeps: Sleeps | None
     """None without sched events."""
-    tasks: Mapping[int, Task]
+    tasks: Mapping[int, RecordedTask]
 
     def behind(self, holds: Holds, row: int) -> tuple[Sleep, ...]:
         """Return the parts of an exclusive hold in which its task slept on a VMA's lock."""
@@ -164,6 +164,6 @@ def vma_locks(events: Events, calls: Calls, holds: Holds, slept: Sleeps | None) 
     madvise = madvise[np.argsort(calls.begin_ns[madvise], kind="stable")]
     begin_ns = calls.begin_ns[madvise]
     longest = int((calls.end_ns[madvise] - begin_ns).max(initial=0))
-    if not bool((events["kind"] == Kind.SCHED_OUT).any()):
+    if not bool((events["kind"] == EventKind.SCHED_OUT).any()):
         slept = None
     return VmaLocks(calls, madvise, begin_ns, longest, slept, events.tasks)

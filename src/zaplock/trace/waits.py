@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from zaplock.trace.calls import Calls, call_columns, calls
-from zaplock.trace.events import Events, Kind
+from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.intervals import Intervals, lock_lanes
 from zaplock.trace.lanes import Lanes
@@ -33,7 +33,7 @@ TRYLOCK_NS = 10_000
 the queue in 10 us, and a trylock takes longer only where its task was preempted in the middle."""
 
 
-class Outcome(IntEnum):
+class WaitOutcome(IntEnum):
     """How a wait ended."""
 
     ACQUIRED = 0
@@ -73,7 +73,7 @@ class Waits(Intervals):
         """Return a table with comm, mode, operation and outcome spelt out."""
         import polars as pl
 
-        names = {outcome.value: outcome.name.lower() for outcome in Outcome}
+        names = {outcome.value: outcome.name.lower() for outcome in WaitOutcome}
         outcome = pl.col("outcome").replace_strict(names, return_dtype=pl.String)
         return Intervals.frame(self).with_columns(outcome)
 
@@ -94,8 +94,8 @@ def waits(
     rows = rows or lock_lanes(events, cut)
     kind, write = events["kind"][rows.index], events["write"][rows.index]
     time_ns = events["time_ns"][rows.index]
-    asked, ends = kind == Kind.ASKED, rows.ends()
-    answers = (np.roll(kind, -1) == Kind.ACQUIRED) & (np.roll(write, -1) == write)
+    asked, ends = kind == EventKind.ASKED, rows.ends()
+    answers = (np.roll(kind, -1) == EventKind.ACQUIRED) & (np.roll(write, -1) == write)
     answered = asked & ~ends & answers
     waiting = asked & ends & (cut.last[rows.segment] == len(events))
     success = np.roll(events["success"][rows.index], -1) != 0
@@ -105,8 +105,8 @@ def waits(
     chosen = np.flatnonzero((answered & ~refused_at_once) | waiting)
     event = rows.index[chosen]
     call = in_calls.during(events["tid"][event], event)
-    outcome = np.where(success, Outcome.ACQUIRED, Outcome.KILLED)
-    outcome = np.where(waiting, Outcome.WAITING, outcome)
+    outcome = np.where(success, WaitOutcome.ACQUIRED, WaitOutcome.KILLED)
+    outcome = np.where(waiting, WaitOutcome.WAITING, outcome)
     columns = {
         "mm": events["mm"][event],
         "tid": events["tid"][event],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zaplock.check.counterexample import Hold, Row, Story
+from zaplock.check.counterexample import Hold, StepRow, Story
 
 MARKS = {"write": "W", "read": "R", "downgraded": "D", "queued": "q"}
 
@@ -23,11 +23,11 @@ def table(story: Story) -> str:
     return "\n".join(lines)
 
 
-def _place(row: Row, width: int) -> str:
+def _place(row: StepRow, width: int) -> str:
     return " " * (5 + width * row.task) + f"· {row.function} ({row.place})"
 
 
-def _step(row: Row, width: int, tasks: int) -> str:
+def _step(row: StepRow, width: int, tasks: int) -> str:
     text = row.step + (f" = {row.result}" if row.result not in ("", "violation") else "")
     room = width * (tasks - row.task) - 1
     cell = text if len(text) <= room else text[: room - 1] + "…"

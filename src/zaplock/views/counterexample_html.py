@@ -23,7 +23,7 @@ LEFT = 56
 
 
 @dataclass(frozen=True)
-class Bar:
+class LaneBar:
     """A stretch of rows in which a task holds a lock in one mode; coordinates in pixels."""
 
     x: int
@@ -75,9 +75,9 @@ def _tip(place: str, function: str, source: str, changes: tuple[str, ...]) -> st
     return "\n".join(line for line in lines if line)
 
 
-def bars(story: Story) -> list[Bar]:
+def bars(story: Story) -> list[LaneBar]:
     """Join rows in which a task stands to a lock in the same way into bars."""
-    found: list[Bar] = []
+    found: list[LaneBar] = []
     open_since: dict[tuple[str, str, str], int] = {}
     slots: dict[tuple[str, str], int] = {}
     for index, row in enumerate([*story.rows, None]):
@@ -95,11 +95,11 @@ def _bar(
     first: int,
     last: int,
     slots: dict[tuple[str, str], int],
-) -> Bar:
+) -> LaneBar:
     task, lock, mode = key
     lane = story.tasks.index(task) if task in story.tasks else 0
     taken = len([1 for name, _ in slots if name == task])
     slot = slots.setdefault((task, lock), taken)
-    return Bar(
+    return LaneBar(
         LEFT + LANE * lane + 6 + 8 * slot, TOP + ROW * first - 8, ROW * (last - first), mode, lock
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zaplock.lab.call_log import Call
+    from zaplock.lab.call_log import FunctionCall
     from zaplock.lab.compare import Comparison
     from zaplock.lab.teardown import Teardown
 
@@ -47,9 +47,9 @@ def run_lines(run: Teardown) -> Iterator[str]:
     )
 
 
-def lines_of(calls: Sequence[Call], who: str) -> Iterator[str]:
+def lines_of(calls: Sequence[FunctionCall], who: str) -> Iterator[str]:
     """Write calls in the order of their entries, closing each behind what it called."""
-    open_: list[Call] = []
+    open_: list[FunctionCall] = []
     for call in calls:
         while open_ and open_[-1].depth >= call.depth:
             yield _exit(open_.pop(), who)
@@ -63,7 +63,7 @@ def lines_of(calls: Sequence[Call], who: str) -> Iterator[str]:
         yield _exit(open_.pop(), who)
 
 
-def _exit(call: Call, who: str) -> str:
+def _exit(call: FunctionCall, who: str) -> str:
     indent = "  " * call.depth
     return f"{_head(who, call.end_ns, 'exit ')} {duration_of(call)} | {indent}}} /* {call.name} */"
 
@@ -73,7 +73,7 @@ def _head(who: str, time_ns: int, what: str) -> str:
     return f"{who} {seconds}.{rest_ns // 1000:06}: funcgraph_{what}:"
 
 
-def duration_of(call: Call) -> str:
+def duration_of(call: FunctionCall) -> str:
     """Write a duration as function_graph does: a mark, then microseconds in about 7 places."""
     span_ns = call.end_ns - call.begin_ns
     mark = next((mark for least, mark in MARKS if span_ns > least), " ")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Summary
-from zaplock.trace.waits import Outcome
+from zaplock.trace.waits import WaitOutcome
 from zaplock.views.report_json import longest
 from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
 
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 def waiting_now(analysis: Analysis) -> list[int]:
     """Return the waits that go on, the longest first."""
     waits = analysis.waits
-    going_on = (waits["outcome"] == Outcome.WAITING) & (waits["wait_ns"] >= QUEUED_NS)
+    going_on = (waits["outcome"] == WaitOutcome.WAITING) & (waits["wait_ns"] >= QUEUED_NS)
     rows = np.flatnonzero(going_on)
     return [int(rows[place]) for place in longest(waits["wait_ns"][rows], len(rows))]
 

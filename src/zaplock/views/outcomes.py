@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from zaplock.trace.outcome import Outcome
+from zaplock.trace.outcome import TeardownOutcome
 from zaplock.units import duration, size
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def columns(block: Sequence[str]) -> list[str]:
     return ["exclusive", "shared", *block, "hung"]
 
 
-def cells(row: Outcome, block: Sequence[str]) -> list[str]:
+def cells(row: TeardownOutcome, block: Sequence[str]) -> list[str]:
     """Write one outcome's figures."""
     holds = (row.exclusive_hold_ns, row.shared_hold_ns)
     stalls = (row.stalls[name].max_ns for name in block)
@@ -94,16 +94,16 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def block_sentences(
-    rows: Sequence[Outcome], block: Sequence[str], order: Sequence[str]
+    rows: Sequence[TeardownOutcome], block: Sequence[str], order: Sequence[str]
 ) -> list[str]:
     """Say what one block shows, once for designs that show the same."""
 
-    def shows(row: Outcome) -> tuple[bool, tuple[str, ...]]:
+    def shows(row: TeardownOutcome) -> tuple[bool, tuple[str, ...]]:
         return is_exclusive(row), tuple(stalled(row))
 
     said = []
     beside = f"Beside {listed(block)}" if block else "With nobody beside it"
-    groups: dict[tuple[bool, tuple[str, ...]], list[Outcome]] = {}
+    groups: dict[tuple[bool, tuple[str, ...]], list[TeardownOutcome]] = {}
     for row in rows:
         groups.setdefault(shows(row), []).append(row)
     for (exclusive, victims), alike in groups.items():
@@ -113,7 +113,7 @@ def block_sentences(
 
 
 def story(
-    rows: Sequence[Outcome], exclusive: bool, victims: Sequence[str], block: Sequence[str]
+    rows: Sequence[TeardownOutcome], exclusive: bool, victims: Sequence[str], block: Sequence[str]
 ) -> str:
     """Tell what happened under designs that behave alike."""
     spared = [name for name in block if name not in victims]
@@ -132,7 +132,7 @@ def story(
     return "; ".join(parts) + "."
 
 
-def held(rows: Sequence[Outcome], exclusive: bool) -> str:
+def held(rows: Sequence[TeardownOutcome], exclusive: bool) -> str:
     """Say how the munmap held the lock."""
     alone = max(row.exclusive_hold_ns or 0 for row in rows)
     shared = max(row.shared_hold_ns or 0 for row in rows)
@@ -163,7 +163,7 @@ def why_spared(victims: Sequence[str], spared: Sequence[str]) -> str:
     return ""
 
 
-def measured_sentence(row: Outcome) -> str:
+def measured_sentence(row: TeardownOutcome) -> str:
     """Say what the kernel at hand really did."""
     victims = stalled(row)
     beside = f"beside {listed(row.bystanders)} " if row.bystanders else ""
@@ -176,12 +176,12 @@ def measured_sentence(row: Outcome) -> str:
     return f"{took}; {listed(victims)} stalled for up to {duration(worst)}."
 
 
-def is_exclusive(row: Outcome) -> bool:
+def is_exclusive(row: TeardownOutcome) -> bool:
     """Return whether most of the hold was exclusive."""
     return (row.exclusive_hold_ns or 0) >= (row.shared_hold_ns or 0)
 
 
-def stalled(row: Outcome) -> list[str]:
+def stalled(row: TeardownOutcome) -> list[str]:
     """Name the bystanders whose worst stall is at least half of the hold."""
     known = row.exclusive_hold_ns is not None or row.shared_hold_ns is not None
     hold_ns = (row.exclusive_hold_ns or 0) + (row.shared_hold_ns or 0) if known else row.munmap_ns

@@ -21,7 +21,7 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
 from zaplock.trace.events import NO_OP
 from zaplock.trace.summary import QUEUED_NS, Summary
-from zaplock.trace.waits import Outcome
+from zaplock.trace.waits import WaitOutcome
 from zaplock.views.report_json import longest
 from zaplock.views.words import blame_sentence
 
@@ -134,7 +134,7 @@ def _waits(analysis: Analysis) -> Iterator[Mark]:
         notes: Notes = {
             "mm": f"{int(waits['mm'][row]):#x}",
             "operation": _operation(analysis, int(waits["op"][row])),
-            "outcome": Outcome(int(waits["outcome"][row])).name.lower(),
+            "outcome": WaitOutcome(int(waits["outcome"][row])).name.lower(),
         }
         track, start = lock_track(int(waits["tid"][row])), int(waits["start_ns"][row])
         yield from _slice(track, start, int(waits["wait_ns"][row]), f"wait {mode}", notes)

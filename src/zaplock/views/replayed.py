@@ -24,7 +24,7 @@ from zaplock.views.timeline import Panel, draw, panel
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zaplock.replay.replay import Replay, Run
+    from zaplock.replay.replay import Replay, ReplayRun
 
 KINDS_SHOWN = 4
 WAITS_TOLD = 3
@@ -111,7 +111,7 @@ def table(replay: Replay) -> Table:
 
 def waiting_kinds(replay: Replay) -> list[str]:
     """Name the kinds of operations that wait in the recording or in any run, a few of them."""
-    runs: list[Run | None] = [None, *replay.runs]
+    runs: list[ReplayRun | None] = [None, *replay.runs]
     waits = [
         kind
         for kind in replay.kinds
@@ -120,7 +120,7 @@ def waiting_kinds(replay: Replay) -> list[str]:
     return waits[:KINDS_SHOWN]
 
 
-def cells(replay: Replay, run: Run | None, kinds: Sequence[str]) -> list[str]:
+def cells(replay: Replay, run: ReplayRun | None, kinds: Sequence[str]) -> list[str]:
     """Write the figures of one run, or of the recording (None)."""
     if run is None:
         holds, waited = replay.recorded_holds, sum(one.waited_ns for one in replay.operations)
@@ -164,14 +164,14 @@ def culprit(replay: Replay, wait: int) -> str:
     return f" behind {what}{thread_name(replay.plan.tasks, found.tid)}"
 
 
-def label(run: Run) -> str:
+def label(run: ReplayRun) -> str:
     """Name a run: its design, and the way of freeing where it isn't the recorded one."""
     return run.design.name if run.way.name == "munmap" else f"{run.design.name} with {run.way}"
 
 
-def grouped(would: Sequence[tuple[Run, int]]) -> str:
+def grouped(would: Sequence[tuple[ReplayRun, int]]) -> str:
     """Join runs with their waits, those that wait alike as one, the longest first."""
-    groups: list[tuple[int, list[Run]]] = []
+    groups: list[tuple[int, list[ReplayRun]]] = []
     for run, wait_ns in sorted(would, key=lambda pair: -pair[1]):
         alike = groups and (wait_ns >= groups[-1][0] * (1 - ALIKE) or groups[-1][0] < QUEUED_NS)
         if alike:
@@ -186,7 +186,7 @@ def at_least(wait_ns: int) -> str:
     return duration(wait_ns) if wait_ns >= QUEUED_NS else f"under {duration(QUEUED_NS)}"
 
 
-def named(runs: Sequence[Run], all_: Sequence[tuple[Run, int]]) -> str:
+def named(runs: Sequence[ReplayRun], all_: Sequence[tuple[ReplayRun, int]]) -> str:
     """Name runs: the designs with the recorded way of freeing, then each other way with its own."""
     kernels = {run.design.name: release(run.design.kernel) for run, _ in all_}
     order = sorted(kernels, key=lambda name: kernels[name])
@@ -249,7 +249,7 @@ def _window(replay: Replay) -> tuple[int, int]:
     return max(0, worst.begin_ns - margin), worst.begin_ns + worst.waited_ns + margin
 
 
-def _of_run(run: Run, begin: int, end: int) -> Panel:
+def _of_run(run: ReplayRun, begin: int, end: int) -> Panel:
     found: Analysis = analyse(run.events, run.design.kernel)
     return panel(label(run), found, begin, end)
 

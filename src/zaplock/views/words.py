@@ -11,7 +11,7 @@ from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.events import NO_OP
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Summary, thread_name
-from zaplock.trace.waits import Outcome, Waits
+from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
 
 LONG_WAIT_NS = 1_000_000
@@ -66,11 +66,11 @@ def wait_sentence(analysis: Analysis, row: int) -> str:
     """Say who waited, for what and for how long."""
     waits = analysis.waits
     mode = "exclusively" if waits["exclusive"][row] else "shared"
-    outcome = Outcome(int(waits["outcome"][row]))
+    outcome = WaitOutcome(int(waits["outcome"][row]))
     ended = {
-        Outcome.ACQUIRED: "waited",
-        Outcome.KILLED: "was killed after waiting",
-        Outcome.WAITING: "is still waiting after",
+        WaitOutcome.ACQUIRED: "waited",
+        WaitOutcome.KILLED: "was killed after waiting",
+        WaitOutcome.WAITING: "is still waiting after",
     }[outcome]
     span = duration(int(waits["wait_ns"][row]))
     task = who(analysis, int(waits["tid"][row]))

@@ -19,7 +19,7 @@ Protocol = Coroutine[Step[Any], Any, Any]
 
 
 @dataclass(frozen=True)
-class Program:
+class TaskProgram:
     """One task and the protocol that it runs; `start` gives a fresh coroutine at each call.
 
     A `daemon` may wait for ever: a state in which nobody else is left is an end, not a deadlock.
@@ -57,7 +57,7 @@ class Configuration:
     """
 
     build: Callable[[], Machine]
-    programs: tuple[Program, ...]
+    programs: tuple[TaskProgram, ...]
     rules: Rules = Rules()
     always: tuple[Callable[[Machine], None], ...] = ()
     at_task_end: tuple[Callable[[Machine, Task, Any], None], ...] = ()

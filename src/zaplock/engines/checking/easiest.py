@@ -17,9 +17,9 @@ from heapq import heappop, heappush
 from typing import Final
 
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.exhaustive import Limits, deadlock
+from zaplock.engines.checking.exhaustive import SearchLimits, deadlock
 from zaplock.engines.checking.reductions import Merged, Plain, mmap_locks, until_sound
-from zaplock.engines.checking.transitions import Table
+from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, Violation
 
@@ -43,10 +43,10 @@ class Counterexample:
 
 def easiest_counterexample(
     configuration: Configuration,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     *,
     invariant: Invariant | None = None,
-    table: Table | None = None,
+    table: TransitionTable | None = None,
     merge: Sequence[Lock] | None = None,
 ) -> Counterexample | None:
     """Find the violation (of `invariant`, if given) with fewest preemptions, then fewest steps.
@@ -55,7 +55,7 @@ def easiest_counterexample(
     steps that nobody else can see count as one (default: every mmap_lock; () for none).
     """
     own = table is None
-    table = table or Table(configuration)
+    table = table or TransitionTable(configuration)
     try:
         locks = mmap_locks(table) if merge is None else merge
         if not locks:
@@ -68,7 +68,7 @@ def easiest_counterexample(
 
 
 class _Search:
-    def __init__(self, relation: Plain, limits: Limits, invariant: Invariant | None) -> None:
+    def __init__(self, relation: Plain, limits: SearchLimits, invariant: Invariant | None) -> None:
         self.relation = relation
         self.table = table = relation.table
         self.limits = limits

@@ -17,7 +17,7 @@ from typing import Literal
 
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
-from zaplock.engines.checking.transitions import Table
+from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, Violation
 
@@ -28,7 +28,7 @@ Answer = Literal["proved", "broken", "not-exhausted", "vacuous"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class SearchLimits:
     """When to give up. seconds: of wall time. memory: resident bytes of this process."""
 
     states: int = 20_000_000
@@ -37,7 +37,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SearchProgress:
     """How far a search has come."""
 
     states: int
@@ -69,15 +69,15 @@ class Verdict:
 
 def explore(
     configuration: Configuration,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     *,
     all_violations: bool = False,
-    progress: Callable[[Progress], None] | None = None,
-    table: Table | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
+    table: TransitionTable | None = None,
 ) -> Verdict:
     """Visit every reachable state once, or stop at the first violation or at a limit."""
     own = table is None
-    table = table or Table(configuration)
+    table = table or TransitionTable(configuration)
     try:
         return Search(table, limits, all_violations, progress).run()
     finally:
@@ -90,10 +90,10 @@ class Search:
 
     def __init__(
         self,
-        table: Table,
-        limits: Limits,
+        table: TransitionTable,
+        limits: SearchLimits,
         all_violations: bool,
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[SearchProgress], None] | None,
     ) -> None:
         self.table = table
         self.limits = limits
@@ -189,7 +189,7 @@ class Search:
         seconds = time.monotonic() - self.started
         states = len(self.visited)
         if self.progress is not None:
-            self.progress(Progress(states, frontier, self.depth, seconds))
+            self.progress(SearchProgress(states, frontier, self.depth, seconds))
         if states > self.limits.states:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
@@ -230,7 +230,7 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def deadlock(table: Table, state: int) -> Violation:
+def deadlock(table: TransitionTable, state: int) -> Violation:
     """Describe a state in which tasks wait and none of them can go on."""
     waiting = []
     for index, program in enumerate(table.configuration.programs):
@@ -241,13 +241,13 @@ def deadlock(table: Table, state: int) -> Violation:
 
 
 def explore_merged(
-    configuration: Configuration, locks: Sequence[Lock], limits: Limits = Limits()
+    configuration: Configuration, locks: Sequence[Lock], limits: SearchLimits = SearchLimits()
 ) -> Verdict:
     """Visit the states of the reduced system (see `reductions`), meeting every violation.
 
     Fewer states than `explore` visits, the same verdict, the same rules broken.
     """
-    table = Table(configuration)
+    table = TransitionTable(configuration)
     merged = Merged(table, locks)
     try:
         return until_sound(merged, lambda: _visit_merged(table, merged, limits))
@@ -255,7 +255,7 @@ def explore_merged(
         table.close()
 
 
-def _visit_merged(table: Table, merged: Merged, limits: Limits) -> Verdict:
+def _visit_merged(table: TransitionTable, merged: Merged, limits: SearchLimits) -> Verdict:
     search = Search(table, limits, True, None)
     if table.initial_violation is not None:
         search.note(table.initial_violation)

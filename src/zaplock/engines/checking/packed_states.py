@@ -31,12 +31,12 @@ CHUNK = 6
 """Bits that a field starts with and grows by."""
 
 
-class Field:
+class StateField:
     """The bits of one cell and the numbering of its values."""
 
     __slots__ = ("_layout", "codes", "container", "key", "mask", "shifts", "values")
 
-    def __init__(self, layout: Layout, container: int, key: Hashable) -> None:
+    def __init__(self, layout: StateLayout, container: int, key: Hashable) -> None:
         self._layout = layout
         self.container = container
         self.key = key
@@ -83,29 +83,29 @@ class Field:
         return number
 
 
-class Layout:
+class StateLayout:
     """Which field owns which bits. `grown` lists (old mask, new mask) of fields that took more."""
 
     def __init__(self, reserved: int) -> None:
-        self.owners: dict[int, Field] = {}
+        self.owners: dict[int, StateField] = {}
         self.reserved = reserved
         self.grown: list[tuple[int, int]] = []
 
-    def take(self, field: Field) -> int:
+    def take(self, field: StateField) -> int:
         """Give `field` the next free chunk and return its shift."""
         chunk = len(self.owners)
         self.owners[chunk] = field
         return self.reserved + CHUNK * chunk
 
-    def own(self, shift: int, field: Field) -> None:
+    def own(self, shift: int, field: StateField) -> None:
         """Note whose chunk begins at `shift`, where somebody else has given it out."""
         self.owners[(shift - self.reserved) // CHUNK] = field
 
-    def number(self, field: Field, value: Any) -> int:
+    def number(self, field: StateField, value: Any) -> int:
         """Number a value that `field` has not had before."""
         return len(field.codes)
 
-    def owner(self, bit: int) -> Field:
+    def owner(self, bit: int) -> StateField:
         """Return the field that holds this bit."""
         return self.owners[(bit - self.reserved) // CHUNK]
 
@@ -117,14 +117,14 @@ class PackedStore:
     the caller's (positions of tasks) and mean nothing here.
     """
 
-    def __init__(self, store: Store, reserved: int, layout: Layout | None = None) -> None:
-        self.layout = layout or Layout(reserved)
+    def __init__(self, store: Store, reserved: int, layout: StateLayout | None = None) -> None:
+        self.layout = layout or StateLayout(reserved)
         self.low_mask = (1 << reserved) - 1
-        self.reads: set[Field] = set()
-        self.writes: set[Field] = set()
+        self.reads: set[StateField] = set()
+        self.writes: set[StateField] = set()
         self.store = store
         self.containers: list[Cells[Any, Any]] = []
-        self.key_fields: list[Field] = []
+        self.key_fields: list[StateField] = []
         self.current = 0
         self.adopt()
 
@@ -137,7 +137,7 @@ class PackedStore:
         for container in new:
             number = len(self.containers)
             self.containers.append(container)
-            keys = Field(self.layout, number, KEYS)
+            keys = StateField(self.layout, number, KEYS)
             self.key_fields.append(keys)
             _install(self, number, container, keys)
             self.current |= keys.code(_keys_of(container))
@@ -145,11 +145,11 @@ class PackedStore:
                 self.current |= self.field(number, key).code(value)
         return bool(new)
 
-    def field(self, container: int, key: Hashable) -> Field:
+    def field(self, container: int, key: Hashable) -> StateField:
         """Return the field of one cell, or with the key KEYS that of the container's keys."""
         if key == KEYS:
             return self.key_fields[container]
-        fields: dict[Any, Field] = self.containers[container].data.fields  # type: ignore[attr-defined]
+        fields: dict[Any, StateField] = self.containers[container].data.fields  # type: ignore[attr-defined]
         return fields[key]
 
     def begin(self) -> None:
@@ -206,22 +206,24 @@ def _keys_of(container: Cells[Any, Any]) -> Any:
     return frozenset(dict.__iter__(container.data))
 
 
-class _Fields(dict[Any, Field]):
+class _Fields(dict[Any, StateField]):
     """The fields of one container, made when a key is first met."""
 
     __slots__ = ("container", "layout")
 
-    def __init__(self, layout: Layout, container: int) -> None:
+    def __init__(self, layout: StateLayout, container: int) -> None:
         super().__init__()
         self.layout = layout
         self.container = container
 
-    def __missing__(self, key: Any) -> Field:
-        field = self[key] = Field(self.layout, self.container, key)
+    def __missing__(self, key: Any) -> StateField:
+        field = self[key] = StateField(self.layout, self.container, key)
         return field
 
 
-def _install(packed: PackedStore, number: int, container: Cells[Any, Any], keys: Field) -> None:
+def _install(
+    packed: PackedStore, number: int, container: Cells[Any, Any], keys: StateField
+) -> None:
     container.data = _RecordingDict(container.data, packed, number, keys)
     if isinstance(container, OrderedCells):
         container.order = _RecordingList(container.order, packed, keys)
@@ -232,7 +234,9 @@ class _RecordingDict(dict[Any, Any]):
 
     __slots__ = ("fields", "keys_field", "reads", "writes")
 
-    def __init__(self, data: dict[Any, Any], packed: PackedStore, number: int, keys: Field) -> None:
+    def __init__(
+        self, data: dict[Any, Any], packed: PackedStore, number: int, keys: StateField
+    ) -> None:
         super().__init__(data)
         self.fields = _Fields(packed.layout, number)
         self.keys_field = keys
@@ -309,7 +313,7 @@ class _RecordingList(list[int]):
 
     __slots__ = ("keys_field", "reads")
 
-    def __init__(self, order: list[int], packed: PackedStore, keys: Field) -> None:
+    def __init__(self, order: list[int], packed: PackedStore, keys: StateField) -> None:
         super().__init__(order)
         self.keys_field = keys
         self.reads = packed.reads

@@ -23,14 +23,14 @@ from typing import Any, Final
 
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import (
-    Limits,
-    Progress,
     Search,
+    SearchLimits,
+    SearchProgress,
     Verdict,
 )
-from zaplock.engines.checking.packed_states import Field
+from zaplock.engines.checking.packed_states import StateField
 from zaplock.engines.checking.positions import Node
-from zaplock.engines.checking.transitions import Table
+from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.model.violations import Invariant, Violation
 
 ENOUGH: Final = 4_000
@@ -42,14 +42,14 @@ Key = tuple[Any, ...]
 def explore_split(
     configuration: Configuration,
     jobs: int,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     *,
     all_violations: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[SearchProgress], None] | None = None,
     enough: int = ENOUGH,
 ) -> Verdict:
     """Explore with `jobs` processes; needs fork(2), since configurations hold functions."""
-    table = Table(configuration)
+    table = TransitionTable(configuration)
     try:
         search = Search(table, limits, all_violations, progress)
         frontier = search.until(enough)
@@ -121,7 +121,7 @@ class _Parent:
         search = self.search
         seconds = time.monotonic() - search.started
         if search.progress is not None:
-            search.progress(Progress(states, waiting, search.depth, seconds))
+            search.progress(SearchProgress(states, waiting, search.depth, seconds))
         if states > search.limits.states:
             search.limit = f"{search.limits.states} states"
         elif seconds > search.limits.seconds:
@@ -165,7 +165,7 @@ class _Parent:
         return self.answers[key]
 
 
-def perform(table: Table, key: Key) -> int:
+def perform(table: TransitionTable, key: Key) -> int:
     """Do what a question is about in this process and return the number that it gets."""
     if key[0] == "node":
         _, index, parent, kind, _, result = key
@@ -234,13 +234,13 @@ class _Worker:
             answer = self.known[key] = self.connection.recv()
         return answer
 
-    def _take(self, field: Field) -> int:
+    def _take(self, field: StateField) -> int:
         layout = self.search.table.packed.layout
         shift = self._ask(("take", field.container, field.key, len(field.shifts)))
         layout.own(shift, field)
         return shift
 
-    def _number(self, field: Field, value: Any) -> int:
+    def _number(self, field: StateField, value: Any) -> int:
         return self._ask(("number", field.container, field.key, value))
 
     def _node_number(self, index: int) -> Callable[[Node | None, str, Any], int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from zaplock.engines.checking.configuration import Program, Protocol
+from zaplock.engines.checking.configuration import Protocol, TaskProgram
 from zaplock.model.step import MarkStep, SleepStep, Step
 
 
@@ -54,7 +54,7 @@ class Node:
 class Trie:
     """All positions of one task that have been met so far."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: TaskProgram) -> None:
         self.program = program
         self.nodes: dict[int, Node] = {}
         self._ended: dict[Any, Node] = {}

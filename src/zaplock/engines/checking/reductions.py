@@ -17,8 +17,8 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple, TypeVar
 
-from zaplock.engines.checking.packed_states import Field
-from zaplock.engines.checking.transitions import Row, Table
+from zaplock.engines.checking.packed_states import StateField
+from zaplock.engines.checking.transitions import Transition, TransitionTable
 from zaplock.model.rwsem import Lock, Rwsem, held
 
 Found = TypeVar("Found")
@@ -35,7 +35,7 @@ class Move(NamedTuple):
 class Plain:
     """Every step is a transition of its own."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: TransitionTable) -> None:
         self.table = table
 
     def moves(self, state: int) -> list[Move]:
@@ -53,11 +53,11 @@ class Plain:
 class Merged(Plain):
     """Steps under an exclusive lock on cells that only its holders touch are merged."""
 
-    def __init__(self, table: Table, locks: Sequence[Lock]) -> None:
+    def __init__(self, table: TransitionTable, locks: Sequence[Lock]) -> None:
         super().__init__(table)
         containers = [container.name for container in table.packed.containers]
         number = containers.index("locks")
-        self.fields: list[Field] = [table.packed.field(number, lock) for lock in locks]
+        self.fields: list[StateField] = [table.packed.field(number, lock) for lock in locks]
         # Bits of cells that somebody touches without the lock, by lock: assumed, and observed.
         self.unprotected = [0] * len(locks)
         self.observed = [0] * len(locks)
@@ -94,7 +94,7 @@ class Merged(Plain):
         sem = field.values[state & field.mask]
         return held(sem, self.table.tasks[index].tid) if isinstance(sem, Rwsem) else ""
 
-    def _covers(self, index: int, row: Row, state: int) -> bool:
+    def _covers(self, index: int, row: Transition, state: int) -> bool:
         """Return whether nobody else can see what this step touches: its own, or locked away."""
         mask = row.mask
         if not mask & (self.others[index] | self.table.packed.low_mask):
@@ -110,7 +110,7 @@ class Merged(Plain):
             for index in range(len(self.touched))
         ]
 
-    def _observe(self, index: int, row: Row, state: int) -> None:
+    def _observe(self, index: int, row: Transition, state: int) -> None:
         self.touching[index] |= row.mask
         for lock, field in enumerate(self.fields):
             if not self._mode(lock, index, state):
@@ -135,6 +135,6 @@ def until_sound(merged: Merged, search: Callable[[], Found]) -> Found:
             return found
 
 
-def mmap_locks(table: Table) -> list[Lock]:
+def mmap_locks(table: TransitionTable) -> list[Lock]:
     """List the mmap_locks of a machine's address spaces."""
     return [("mmap_lock", mm) for mm in sorted(getattr(table.machine, "mms", {}))]

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.exhaustive import Answer, Limits, Verdict
+from zaplock.engines.checking.exhaustive import Answer, SearchLimits, Verdict
 from zaplock.engines.checking.positions import Node, Trie
 from zaplock.engines.checking.turn import attempt
 from zaplock.model.violations import Invariant, Violation
@@ -22,7 +22,7 @@ Positions = tuple[Node, ...]
 
 
 def explore_plainly(
-    configuration: Configuration, limits: Limits = Limits(), *, exact: bool = False
+    configuration: Configuration, limits: SearchLimits = SearchLimits(), *, exact: bool = False
 ) -> Verdict:
     """Visit every reachable state, collecting all violations; `exact` remembers whole states."""
     search = _PlainSearch(configuration, limits, exact)
@@ -36,7 +36,7 @@ def explore_plainly(
 class _PlainSearch:
     """One machine that is stepped forth and back."""
 
-    def __init__(self, configuration: Configuration, limits: Limits, exact: bool) -> None:
+    def __init__(self, configuration: Configuration, limits: SearchLimits, exact: bool) -> None:
         self.configuration = configuration
         self.limits = limits
         self.exact = exact

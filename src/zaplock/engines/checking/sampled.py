@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.exhaustive import Limits
-from zaplock.engines.checking.schedule import Run
+from zaplock.engines.checking.exhaustive import SearchLimits
+from zaplock.engines.checking.schedule import ScheduleRun
 from zaplock.model.violations import Violation
 
 Chooser = Callable[[int, int | None], Iterable[int]]
@@ -24,7 +24,7 @@ Chooser = Callable[[int, int | None], Iterable[int]]
 
 
 @dataclass(frozen=True)
-class Sample:
+class ScheduleSample:
     """What the runs showed. `schedule` and `violation` belong to the first that broke."""
 
     runs: int
@@ -41,9 +41,9 @@ def sample(
     *,
     seed: int = 0,
     depth: int | None = None,
-    limits: Limits = Limits(),
+    limits: SearchLimits = SearchLimits(),
     progress: Callable[[int, float], None] | None = None,
-) -> Sample:
+) -> ScheduleSample:
     """Try random schedules, by PCT of this `depth` if given; stop at the first violation."""
     rng = random.Random(seed)
     started = time.monotonic()
@@ -60,16 +60,16 @@ def sample(
             progress(number + 1, seconds)
         if run.violation is not None:
             schedule = tuple(taken.index for taken in run.taken)
-            return Sample(number + 1, seconds, longest, run.violation, schedule)
+            return ScheduleSample(number + 1, seconds, longest, run.violation, schedule)
         if seconds > limits.seconds:
-            return Sample(number + 1, seconds, longest, never=tuple(sorted(never)))
+            return ScheduleSample(number + 1, seconds, longest, never=tuple(sorted(never)))
     seconds = time.monotonic() - started
-    return Sample(runs, seconds, longest, never=tuple(sorted(never)))
+    return ScheduleSample(runs, seconds, longest, never=tuple(sorted(never)))
 
 
-def run_with(configuration: Configuration, chooser: Chooser) -> Run:
+def run_with(configuration: Configuration, chooser: Chooser) -> ScheduleRun:
     """Run one interleaving to its end, asking `chooser` before each step."""
-    run = Run(configuration)
+    run = ScheduleRun(configuration)
     last: int | None = None
     while run.violation is None:
         order = chooser(len(run.taken), last)

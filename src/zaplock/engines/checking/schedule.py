@@ -85,7 +85,7 @@ class _Position:
         return tuple(lines)
 
 
-class Run:
+class ScheduleRun:
     """A configuration that is moved one transition at a time by whoever chooses the tasks."""
 
     def __init__(self, configuration: Configuration) -> None:
@@ -209,12 +209,12 @@ class Run:
             abandon(position.live)
 
 
-def replay(configuration: Configuration, schedule: Sequence[int]) -> Run:
+def replay(configuration: Configuration, schedule: Sequence[int]) -> ScheduleRun:
     """Run a schedule to its end; the run holds the violation, if it meets one.
 
     Raises UserError where the schedule names a task that can't move.
     """
-    run = Run(configuration)
+    run = ScheduleRun(configuration)
     for number, index in enumerate(schedule):
         if run.take(index) is None and run.violation is None:
             raise UserError(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.packed_states import Layout, PackedStore
+from zaplock.engines.checking.packed_states import PackedStore, StateLayout
 from zaplock.engines.checking.positions import Node, Trie
 from zaplock.engines.checking.turn import attempt
 from zaplock.model.machine import Machine
@@ -29,7 +29,7 @@ BLOCKED: Final = 0
 """A memo of 0: the task can't go on in this state. Negative: -1 - the index of a violation."""
 
 
-class Row:
+class Transition:
     """One position of one task: what its step depends on, and what it did so far."""
 
     __slots__ = ("mask", "memo", "node", "written")
@@ -51,10 +51,10 @@ class Promise:
         self.mask = 0
 
 
-class Table:
+class TransitionTable:
     """The transition relation of a configuration, filled as it is asked for."""
 
-    def __init__(self, configuration: Configuration, layout: Layout | None = None) -> None:
+    def __init__(self, configuration: Configuration, layout: StateLayout | None = None) -> None:
         self.configuration = configuration
         self.machine = configuration.build()
         self.tries = [Trie(program) for program in configuration.programs]
@@ -65,7 +65,7 @@ class Table:
         self.position_masks = [
             ((1 << POSITION_BITS) - 1) << POSITION_BITS * index for index in range(count)
         ]
-        self.rows: list[dict[int, Row | None]] = [{} for _ in self.tasks]
+        self.rows: list[dict[int, Transition | None]] = [{} for _ in self.tasks]
         self.violations: list[Violation] = []
         self._violation_numbers: dict[tuple[Any, str], int] = {}
         self.promises = [Promise(run) for run in configuration.always]
@@ -83,7 +83,7 @@ class Table:
             raise OverflowError(f"{self.tasks[index]} has over {1 << POSITION_BITS} positions")
         bits = node.id << POSITION_BITS * index
         if bits not in self.rows[index]:
-            self.rows[index][bits] = Row(node) if node.step is not None else None
+            self.rows[index][bits] = Transition(node) if node.step is not None else None
         return bits
 
     def node(self, index: int, state: int) -> Node:
@@ -100,12 +100,12 @@ class Table:
             return None
         return tuple(node.result for node in nodes)
 
-    def move(self, index: int, row: Row, state: int) -> int:
+    def move(self, index: int, row: Transition, state: int) -> int:
         """Return the memo of a task's next step in a state, running the step if there is none."""
         memo = row.memo.get(state & row.mask)
         return self.fill(index, row, state) if memo is None else memo
 
-    def fill(self, index: int, row: Row, state: int) -> int:
+    def fill(self, index: int, row: Transition, state: int) -> int:
         """Run a step that has no memo for a state like this one, and write the memo."""
         self.misses += 1
         packed = self.packed

@@ -17,7 +17,7 @@ from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep
 from zaplock.model.step import Step, Task, WaitStep
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """How an attempt went. `granted` names the waiters whom it let in."""
 
     kind: str
@@ -25,11 +25,13 @@ class Outcome(NamedTuple):
     granted: tuple[int, ...] = ()
 
 
-BLOCKED: Final = Outcome("blocked")
-QUEUED: Final = Outcome("queued")
+BLOCKED: Final = StepOutcome("blocked")
+QUEUED: Final = StepOutcome("queued")
 
 
-def attempt(rules: Rules, machine: Machine, task: Task, step: Step[Any], queued: bool) -> Outcome:
+def attempt(
+    rules: Rules, machine: Machine, task: Task, step: Step[Any], queued: bool
+) -> StepOutcome:
     """Let `task` take `step` now, if it can.
 
     `queued` tells that it stands in the queue of the step's lock already. Raises `Violation` where
@@ -39,12 +41,12 @@ def attempt(rules: Rules, machine: Machine, task: Task, step: Step[Any], queued:
         return _lock(rules, machine, task, step, queued)
     if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
         if step.killable and machine.has_fatal_signal(task.tid):
-            return Outcome("done", EINTR_RESULT)
+            return StepOutcome("done", EINTR_RESULT)
         return BLOCKED
-    return Outcome("done", step.run(machine, task, *step.args))
+    return StepOutcome("done", step.run(machine, task, *step.args))
 
 
-def _lock(rules: Rules, machine: Machine, task: Task, step: LockStep, queued: bool) -> Outcome:
+def _lock(rules: Rules, machine: Machine, task: Task, step: LockStep, queued: bool) -> StepOutcome:
     sem = machine.locks.get(step.lock, FREE)
     if step.action in ("up", "downgrade"):
         return _leave(rules, machine, task, step, sem)
@@ -52,14 +54,14 @@ def _lock(rules: Rules, machine: Machine, task: Task, step: LockStep, queued: bo
         free = rwsem.is_free_for(sem, step.write) and not sem.queue
         if free:
             machine.locks.put(step.lock, rwsem.acquire(sem, task.tid, step.write))
-        return Outcome("done", int(free))
+        return StepOutcome("done", int(free))
     if queued:
         return _wait_in_queue(rules, machine, task, step, sem)
     if _may_enter(rules, sem, step.write):
         machine.locks.put(step.lock, rwsem.acquire(sem, task.tid, step.write))
-        return Outcome("done", 0)
+        return StepOutcome("done", 0)
     if step.killable and machine.has_fatal_signal(task.tid):
-        return Outcome("done", EINTR_RESULT)
+        return StepOutcome("done", EINTR_RESULT)
     if not rules.fair:
         return BLOCKED
     machine.locks.put(step.lock, rwsem.enqueue(sem, task.tid, step.write))
@@ -73,7 +75,9 @@ def _may_enter(rules: Rules, sem: rwsem.Rwsem, write: bool) -> bool:
     return passes or rwsem.may_enter_past_queue(sem, rules.policy, write)
 
 
-def _leave(rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwsem.Rwsem) -> Outcome:
+def _leave(
+    rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwsem.Rwsem
+) -> StepOutcome:
     if step.action == "up":
         after = rwsem.release(sem, task.tid, step.write)
     else:
@@ -82,15 +86,15 @@ def _leave(rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwse
     if rules.fair:
         after, granted = rwsem.wake(after, rules.policy)
     machine.locks.put(step.lock, after)
-    return Outcome("done", 0, granted)
+    return StepOutcome("done", 0, granted)
 
 
 def _wait_in_queue(
     rules: Rules, machine: Machine, task: Task, step: LockStep, sem: rwsem.Rwsem
-) -> Outcome:
+) -> StepOutcome:
     # Only a fatal signal moves a queued task; being granted is the releaser's transition.
     if not (step.killable and machine.has_fatal_signal(task.tid)):
         return BLOCKED
     after, granted = rwsem.wake(rwsem.leave_queue(sem, task.tid), rules.policy)
     machine.locks.put(step.lock, after)
-    return Outcome("done", EINTR_RESULT, granted)
+    return StepOutcome("done", EINTR_RESULT, granted)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from zaplock.engines.timed.cpus import Clock, Cpus
-from zaplock.engines.timed.event_log import ACQUIRED, NOT_ACQUIRED, WRITE, Recorder
+from zaplock.engines.timed.event_log import ACQUIRED, NOT_ACQUIRED, WRITE, EventLog
 from zaplock.engines.timed.hung_tasks import LongWaits
 from zaplock.engines.timed.locks import TimedLock
 from zaplock.engines.timed.threads import BLOCKED, RESUMING, SPINNING, Thread
@@ -34,7 +34,7 @@ class Contention:
         self,
         clock: Clock,
         cpus: Cpus,
-        recorder: Recorder,
+        recorder: EventLog,
         long_waits: LongWaits,
         signals: Container[int],
     ) -> None:

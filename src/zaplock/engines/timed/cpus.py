@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from heapq import heappush
 from typing import Any
 
-from zaplock.engines.timed.event_log import MAX_CPUS, Recorder
+from zaplock.engines.timed.event_log import MAX_CPUS, EventLog
 from zaplock.engines.timed.threads import (
     DONE,
     READY,
@@ -28,7 +28,7 @@ from zaplock.engines.timed.threads import (
     TICK,
     Thread,
 )
-from zaplock.trace.events import Kind
+from zaplock.trace.events import EventKind
 
 FOREVER = 1 << 62
 
@@ -106,7 +106,7 @@ class Clock:
 class Cpus:
     """Which thread is on which CPU, and who waits for one."""
 
-    def __init__(self, clock: Clock, sched: Sched, recorder: Recorder) -> None:
+    def __init__(self, clock: Clock, sched: Sched, recorder: EventLog) -> None:
         self.clock = clock
         self.sched = sched
         self.running: list[Thread | None] = [None] * sched.cpus
@@ -124,7 +124,7 @@ class Cpus:
     def wake(self, thread: Thread) -> None:
         """Make a thread that is off the CPU runnable, after the latency of a wake-up."""
         if self._recorder:
-            self._recorder.switch(self.clock.now, thread.code, Kind.WAKEUP)
+            self._recorder.switch(self.clock.now, thread.code, EventKind.WAKEUP)
         latency_ns = self.sched.wakeup_latency_ns + thread.late_ns
         if not latency_ns:
             self.make_ready(thread)
@@ -150,7 +150,7 @@ class Cpus:
         thread.stalled_since_ns = self.clock.now
         if self._recorder:
             prev_state = 0 if state == READY else 1
-            self._recorder.switch(self.clock.now, thread.code, Kind.SCHED_OUT, prev_state)
+            self._recorder.switch(self.clock.now, thread.code, EventKind.SCHED_OUT, prev_state)
         self.running[thread.cpu] = None
         if self.ready:
             self._put_on(self.ready.popleft(), thread.cpu)
@@ -218,7 +218,7 @@ class Cpus:
             start_ns += self.sched.context_switch_ns
             self.last[cpu] = thread
         if self._recorder:
-            self._recorder.switch(start_ns, thread.code, Kind.SCHED_IN)
+            self._recorder.switch(start_ns, thread.code, EventKind.SCHED_IN)
         resting = self.running[cpu]
         if resting is not None and resting is not thread:
             resting.state = SLEEPING

@@ -32,7 +32,7 @@ from zaplock.engines.timed.event_log import (
     NOT_ACQUIRED,
     RELEASED,
     WRITE,
-    Recorder,
+    EventLog,
 )
 from zaplock.engines.timed.hung_tasks import LongWait, LongWaits
 from zaplock.engines.timed.locks import LockView, TimedLock
@@ -52,7 +52,7 @@ from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downg
 from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Events
-from zaplock.trace.events import Task as TaskName
+from zaplock.trace.events import RecordedTask as TaskName
 
 
 class TimedEngine:
@@ -73,7 +73,7 @@ class TimedEngine:
         self.sched = sched
         self.threads: dict[int, Thread] = {}
         self.clock = Clock()
-        self.recorder = Recorder(sched=record_sched)
+        self.recorder = EventLog(sched=record_sched)
         self.cpus = Cpus(self.clock, sched, self.recorder)
         self._long_waits = LongWaits(hung_task_timeout_ns)
         self._signals = machine.signals.data = _Signals(machine.signals.data, machine.woken)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.model.step import MarkStep
-from zaplock.trace.events import EVENT, NO_OP, Events, Kind, Task
+from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
 # The code of an event, from its lowest bit: kind 4, write 1, success 1, cpu 12, lock or operation
 # 20, tid 24. A thread keeps its own part ready, and so does a lock, so that recording is an OR.
@@ -25,10 +25,10 @@ SUCCESS = 1 << 5
 _CPU, _SUBJECT, _TID = 6, 18, 38
 MAX_CPUS, MAX_SUBJECTS, MAX_TID = 1 << 12, 1 << 20, 1 << 24
 
-ASKED = int(Kind.ASKED)
-ACQUIRED = int(Kind.ACQUIRED) | SUCCESS
-NOT_ACQUIRED = int(Kind.ACQUIRED)
-RELEASED = int(Kind.RELEASED)
+ASKED = int(EventKind.ASKED)
+ACQUIRED = int(EventKind.ACQUIRED) | SUCCESS
+NOT_ACQUIRED = int(EventKind.ACQUIRED)
+RELEASED = int(EventKind.RELEASED)
 DOWNGRADED = ACQUIRED
 """A downgrade looks like the kernel's: acquired, not for write."""
 
@@ -44,7 +44,7 @@ FRESH_MAX = 1 << 20
 """How many numbers the engine lets `fresh` grow to before it calls `pack`."""
 
 
-class Recorder:
+class EventLog:
     """The events of one run while they happen."""
 
     def __init__(self, *, sched: bool = False) -> None:
@@ -70,19 +70,19 @@ class Recorder:
         if what == "op_begin":
             name, address, length, detail = (*args, 0, 0, 0)[:4]
             self._with_arguments(
-                now_ns, code | Kind.OP_BEGIN | self._op(name), address, length, detail
+                now_ns, code | EventKind.OP_BEGIN | self._op(name), address, length, detail
             )
         elif what == "op_end":
             name, result = (*args, 0)[:2]
-            self._with_arguments(now_ns, code | Kind.OP_END | self._op(name), result=result)
+            self._with_arguments(now_ns, code | EventKind.OP_END | self._op(name), result=result)
         elif what == "fault_begin":
             address, detail = (*args, 0)[:2]
-            self._with_arguments(now_ns, code | Kind.FAULT_BEGIN, address, 0, detail)
+            self._with_arguments(now_ns, code | EventKind.FAULT_BEGIN, address, 0, detail)
         else:
             assert what == "fault_end", what
-            self._with_arguments(now_ns, code | Kind.FAULT_END, result=(*args, 0)[0])
+            self._with_arguments(now_ns, code | EventKind.FAULT_END, result=(*args, 0)[0])
 
-    def switch(self, now_ns: int, code: int, kind: Kind, detail: int = 0) -> None:
+    def switch(self, now_ns: int, code: int, kind: EventKind, detail: int = 0) -> None:
         """Record that a thread leaves or gets a CPU, or is woken."""
         self._with_arguments(now_ns, code | kind, detail=detail)
 
@@ -112,7 +112,7 @@ class Recorder:
     def __len__(self) -> int:
         return (self._packed_length + len(self.fresh)) // 2
 
-    def events(self, tasks: Mapping[int, Task], mms: Mapping[int, int]) -> Events:
+    def events(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> Events:
         """Decode what was recorded so far into the columns of an event stream."""
         self.pack()
         time_ns, code = np.concatenate(self._packed).reshape(-1, 2).T
@@ -126,8 +126,8 @@ class Recorder:
         columns = {name: np.zeros(len(code), EVENT[name]) for name in EVENT.names or ()}
         kind = code & 15
         subject = code >> _SUBJECT & MAX_SUBJECTS - 1
-        on_lock = kind <= Kind.RELEASED
-        is_op = (kind == Kind.OP_BEGIN) | (kind == Kind.OP_END)
+        on_lock = kind <= EventKind.RELEASED
+        is_op = (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END)
         mms = np.array([0, *self._mms], np.uint64)
         columns["time_ns"][:] = time_ns
         columns["kind"][:] = kind

@@ -19,7 +19,9 @@ MIB = 1 << 20
 
 
 @contextmanager
-def mapped(length: int, backing: str, *, populated: bool = True) -> Iterator[mappings.Mapping]:
+def mapped(
+    length: int, backing: str, *, populated: bool = True
+) -> Iterator[mappings.StudiedMapping]:
     """Give a mapping between guards; what is left of it goes afterwards."""
     mapping = mappings.map_range(length, backing)
     try:
@@ -49,12 +51,12 @@ def forked() -> Iterator[None]:
         os.waitpid(child, 0)
 
 
-def _bytes(mapping: mappings.Mapping) -> memoryview:
+def _bytes(mapping: mappings.StudiedMapping) -> memoryview:
     array = (ctypes.c_char * mapping.length).from_address(mapping.address)
     return memoryview(array).cast("B")
 
 
-def write_touch(mapping: mappings.Mapping, step: int) -> Callable[[], object]:
+def write_touch(mapping: mappings.StudiedMapping, step: int) -> Callable[[], object]:
     """Return a call that writes one byte in each `step` of the mapping, from user mode."""
     view, ones = _bytes(mapping), b"\1" * (mapping.length // step)
 
@@ -64,7 +66,7 @@ def write_touch(mapping: mappings.Mapping, step: int) -> Callable[[], object]:
     return touch
 
 
-def read_touch(mapping: mappings.Mapping, step: int) -> Callable[[], object]:
+def read_touch(mapping: mappings.StudiedMapping, step: int) -> Callable[[], object]:
     """Return a call that reads one byte in each `step` of the mapping, from user mode."""
     view = _bytes(mapping)
     return lambda: bytes(view[::step])

@@ -52,10 +52,10 @@ class GuestPlan:
     shift: int = qemu.EXACT_SHIFT
 
     @property
-    def machine(self) -> qemu.Machine:
+    def machine(self) -> qemu.GuestMachine:
         """The guest that this plan needs."""
         options = (f"hugepages={self.length // _HUGE}",) if self.backing == "hugetlb" else ()
-        return qemu.Machine(
+        return qemu.GuestMachine(
             self.memory or _memory(self), self.nr_cpus, self.exact, self.shift, options
         )
 

@@ -55,7 +55,7 @@ def _silent(_phase: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GuestMachine:
     """The guest's hardware. `memory` in bytes; `shift` matters in an exact guest only."""
 
     memory: int
@@ -80,7 +80,7 @@ def program() -> str:
 
 def run(
     kernel: Kernel,
-    machine: Machine,
+    machine: GuestMachine,
     arguments: Sequence[str],
     *,
     limit_s: float,
@@ -96,7 +96,7 @@ def run(
 
 def _run(
     kernel: Kernel,
-    machine: Machine,
+    machine: GuestMachine,
     arguments: Sequence[str],
     accelerator: str,
     limit_s: float,
@@ -114,7 +114,7 @@ def _run(
 
 
 def _command(
-    kernel: Kernel, machine: Machine, arguments: Sequence[str], accelerator: str, folder: Path
+    kernel: Kernel, machine: GuestMachine, arguments: Sequence[str], accelerator: str, folder: Path
 ) -> list[str]:
     boot = [_QUIET_BOOT, _SHORT_BOOT, *machine.boot_options]
     clock = ["-smp", str(machine.nr_cpus)]
@@ -218,7 +218,7 @@ def _accelerator(kernel: Kernel) -> str:
 
 @functools.lru_cache
 def _kvm_works(kernel: Kernel) -> bool:
-    machine = Machine(memory=512 << 20, nr_cpus=1)
+    machine = GuestMachine(memory=512 << 20, nr_cpus=1)
     arguments = ["length=1048576", "trace=0"]
     try:
         _run(kernel, machine, arguments, "kvm", _KVM_LIMIT_S, _silent)

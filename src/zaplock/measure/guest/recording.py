@@ -13,16 +13,16 @@ from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestRun, arguments
 from zaplock.recorder.decode import Columns
 from zaplock.recorder.layouts import Layouts, read_layouts
-from zaplock.recorder.naming import Names
+from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
 from zaplock.trace import file
-from zaplock.trace.events import Events, Kind, Task
+from zaplock.trace.events import EventKind, Events, RecordedTask
 
 _END_OF_TIME = 1 << 62
 
 
-class _GuestNames(Names):
+class _GuestNames(TaskNames):
     """Names of another kernel's tasks: from the capsule and the trace, never from /proc here."""
 
     def complete(self, columns: Columns) -> None:
@@ -49,7 +49,7 @@ def write(path: str | Path, run: GuestRun) -> None:
 
 def manifest(run: GuestRun, happened: Events) -> file.Manifest:
     """Say where a recording comes from, without anything that changes from run to run."""
-    lost = happened["length"][happened["kind"] == Kind.LOST]
+    lost = happened["length"][happened["kind"] == EventKind.LOST]
     facts = run.capsule.facts
     clock = "instruction-counted" if run.plan.exact else "emulated or virtual"
     return file.Manifest(
@@ -81,12 +81,12 @@ def _layouts(capsule: Capsule) -> Layouts:
         return read_layouts(root, enabled(capsule))
 
 
-def _names(capsule: Capsule) -> Names:
+def _names(capsule: Capsule) -> TaskNames:
     names = _GuestNames()
     listed = [line.split(maxsplit=2) for line in capsule.text("tasks").splitlines()]
     process = {pid: comm for pid, tid, comm in listed if pid == tid}
     for pid, tid, comm in listed:
-        names.tasks[int(tid)] = Task(int(tid), comm, int(pid), process.get(pid, comm))
+        names.tasks[int(tid)] = RecordedTask(int(tid), comm, int(pid), process.get(pid, comm))
     return names
 
 

@@ -9,7 +9,7 @@ from zaplock.errors import UserError
 from zaplock.measure.guest import recording, verdict
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, guest_name, run, stalls
 from zaplock.measure.guest.graph import rewrite
-from zaplock.trace.outcome import Outcome
+from zaplock.trace.outcome import TeardownOutcome
 
 _MESSAGE = "blocked for more than"
 
@@ -21,7 +21,7 @@ def measure(
     record: str | Path | None = None,
     graph: str | Path | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
-) -> list[Outcome]:
+) -> list[TeardownOutcome]:
     """Run a plan `repeat` times, each in a fresh guest, and return one row for each run.
 
     `record` names where the last run's events are written as a recording, `graph` where its
@@ -47,14 +47,14 @@ def _write_graph(path: Path, done: GuestRun) -> None:
         raise UserError(f"{path} can't be written ({error.strerror}): name another place") from None
 
 
-def outcome(done: GuestRun) -> Outcome:
+def outcome(done: GuestRun) -> TeardownOutcome:
     """Sum up one run as a row."""
     plan, capsule = done.plan, done.capsule
     both = stalls(done)
     seen = None if plan.graph else verdict.read(done)
     messages = hung_task_messages(capsule.text("kernel_log"))
     clock = "instruction-counted time" if plan.exact else "emulated: compare within this row only"
-    return Outcome(
+    return TeardownOutcome(
         design=guest_name(done),
         bystanders=plan.bystanders,
         exclusive_hold_ns=seen.held_ns("exclusive") if seen else None,

@@ -6,18 +6,18 @@ from zaplock.errors import UserError
 from zaplock.measure.guest import recording
 from zaplock.measure.guest.experiment import GuestRun
 from zaplock.trace import verdict
-from zaplock.trace.events import Kind
-from zaplock.trace.verdict import Subject, Verdict
+from zaplock.trace.events import EventKind
+from zaplock.trace.verdict import Subject, TeardownVerdict
 
 
-def read(done: GuestRun) -> Verdict:
+def read(done: GuestRun) -> TeardownVerdict:
     """Read the lock events of a run in a guest or on the host.
 
     Raises UserError where events were lost: what is missing could be any hold or wait.
     """
     capsule = done.capsule
     events = recording.events(capsule)
-    if nr_gaps := int((events["kind"] == Kind.LOST).sum()):
+    if nr_gaps := int((events["kind"] == EventKind.LOST).sum()):
         raise UserError(
             f"{done.plan.kernel}: the trace buffers overflowed {nr_gaps} times, so its holds can't "
             "be trusted: try again with a smaller SIZE, or a smaller --rate"
