@@ -277,7 +277,7 @@ def test_an_madvise_that_took_the_mmap_lock_was_not_under_a_vma_lock() -> None:
 
 def test_the_queue_is_known_by_kernel_version() -> None:
     assert queue_of("4.9.79-009.ali3000") is FIFO
-    assert queue_of("rfc-v6") is FIFO
+    assert queue_of("4.18 + RFC v6") is FIFO
     assert queue_of("linux-4.20") is FIFO
     assert queue_of("5.4.0") is SPINNING_READERS
     assert queue_of("5.11") is MODERN

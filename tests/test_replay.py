@@ -15,6 +15,8 @@ from scenes import GIB, MS, database
 from zaplock import Lab
 from zaplock.cli import main
 from zaplock.designs import SHIPPED, Cx
+from zaplock.designs.linux import linux
+from zaplock.errors import UserError
 from zaplock.lab import profiles
 from zaplock.lab.bystanders import system_call
 from zaplock.model.step import SleepStep
@@ -138,19 +140,64 @@ def test_sentences_are_of_the_figures() -> None:
     first, second, last = view.sentences(found)
     assert first.startswith(
         "The 185 ms wait of db-alloc (tid 102) in mmap behind munmap of 8 GiB by db-free (tid 101) "
-        "would have been 185 ms under linux-4.9 to linux-6.18 "
+        "would have been 185 ms under linux-4.9 to linux-6.18.44 "
     )
-    assert first.endswith("under 10 us with dontneed under linux-6.18.")
+    assert first.endswith("under 10 us with dontneed under linux-6.18.44.")
     assert second.startswith("The 176 ms wait of ps (tid 200) behind munmap of 8 GiB")
     assert last == (
-        "Least is waited with dontneed under linux-6.18: under 10 us in all instead of 361 ms."
+        "Least is waited with dontneed under linux-6.18.44: under 10 us in all instead of 361 ms."
     )
 
 
 def test_which_design_a_recording_stands_for() -> None:
-    assert recorded_design("4.14.336-generic").name == "linux-4.9"
-    assert recorded_design("4.18 + RFC v6").name == "rfc-v6-posted"
-    assert recorded_design("linux-5.10").name == "linux-5.10"
+    assert recorded_design("4.14.336-generic").design.name == "linux-4.14.336"
+    assert recorded_design("4.18 + RFC v6").design.name == "rfc-v6-posted"
+    assert recorded_design("linux-5.10").design.name == "linux-5.10"
+    with pytest.raises(UserError, match="names no kernel"):
+        recorded_design("")
+
+
+TRACE = """
+ db-1 [000] 1.000000: sys_enter_munmap: addr: 0x7f0000000000, len: 0x40000000
+ db-1 [000] 1.000001: mmap_lock_start_locking: mm=0000000011111111 write=true
+ db-1 [000] 1.000002: mmap_lock_acquire_returned: mm=0000000011111111 write=true success=true
+ db-1 [000] 1.000012: mmap_lock_acquire_returned: mm=0000000011111111 write=false success=true
+ ps-2 [001] 1.010000: mmap_lock_start_locking: mm=0000000011111111 write=false
+ db-1 [000] 1.100000: mmap_lock_released: mm=0000000011111111 write=false
+ db-1 [000] 1.100002: sys_exit_munmap: 0x0
+ ps-2 [001] 1.100010: mmap_lock_acquire_returned: mm=0000000011111111 write=false success=true
+ ps-2 [001] 1.100020: mmap_lock_released: mm=0000000011111111 write=false
+"""
+
+
+@pytest.mark.parametrize("release", ["5.15.167", "6.6.30", "6.12.9"])
+def test_a_recording_is_replayed_as_its_own_release(
+    release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "trace.txt", tmp_path / "trace.zaplock"
+    text.write_text(f"# os release : {release}\n{TRACE}")
+    assert main(["import", str(text), "-o", str(out)]) == 0
+    assert main(["replay", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.split("\n", 2)[2])
+    base = linux(release)
+    assert found["recorded"]["design"] == base.name == f"linux-{release}"
+    decided = found["rows"][0]["decided_by"]
+    assert "dd2283f2605e" in [row["commit"] for row in decided], "it downgrades"
+    asked = {rule for row in decided for rule in row["rules"]}
+    assert "rwsem" in asked
+    assert ("vma_locks" in asked) == (release != "5.15.167")
+
+
+def test_the_table_says_which_changes_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = saved(tmp_path / "db.zaplock", database(), "5.15.0-118-generic")
+    assert main(["replay", file, "--design", "linux-4.9"]) == 0
+    out = capsys.readouterr().out
+    assert "5.15.0-118-generic doesn't tell its stable release: taken with all that 5.15.y" in out
+    assert "linux-5.15.y is decided by " in out
+    assert "5.11 617f3ef95177" in out, "how the semaphore queues"
+    assert "6.4" not in out.partition("is decided by")[2].partition("\n")[0]
 
 
 def saved(path: Path, events: Events, kernel: str = "6.18.44") -> str:
@@ -164,12 +211,12 @@ def test_the_verb_prints_draws_and_writes_json(
     file, picture = saved(tmp_path / "db.zaplock", database()), tmp_path / "replay.svg"
     assert main(["replay", file, "--design", "linux-4.9", "--plot", str(picture)]) == 0
     out = capsys.readouterr().out
-    assert "The replay's own error, under linux-6.18 as recorded: 2 operations waited" in out
+    assert "The replay's own error, under linux-6.18.44 as recorded: 2 operations waited" in out
     assert "dontneed-chunks:2M" in out
     assert "linux-4.9" in picture.read_text()
     assert main(["replay", file, "--design", "linux-4.9", "--free-by", "munmap", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["design"] for row in found["rows"]] == ["linux-6.18", "linux-4.9"]
+    assert [row["design"] for row in found["rows"]] == ["linux-6.18.44", "linux-4.9"]
     assert found["recorded"]["worst_wait_ns"]["mmap"] == 185 * MS + 4_000
     assert abs(found["error"]["sum"]) < 0.001
 
@@ -289,7 +336,7 @@ def test_a_real_munmap_beside_an_mmap_caller() -> None:
 def test_the_kernel_does_what_the_replay_says_of_another_way() -> None:
     """MADV_DONTNEED, then munmap: nobody waits for the zap (6.17 on: it locks the VMA only)."""
     release = os.uname().release
-    if recorded_design(release).dontneed_lock != "vma":
+    if recorded_design(release).design.dontneed_lock != "vma":
         pytest.skip("this kernel takes the mmap_lock for MADV_DONTNEED")
     told = replayed(really("munmap"), release, ways=[Way(), Way("dontneed")])
     was_ns, would_ns = (run.waited_ns for run in told.runs)

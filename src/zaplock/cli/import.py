@@ -6,13 +6,16 @@
 
 It takes the events mmap_lock:*, the memory system calls, sched_switch, sched_wakeup,
 page_fault_user and lock:contention_*; other lines are passed over. A text can't tell the process
-of a thread, and most texts no time finer than a microsecond: 'zaplock record' tells both.
+of a thread, and most texts no time finer than a microsecond: 'zaplock record' tells both. Nor the
+kernel, which report and replay go by: perf script --header does, else give --kernel.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from zaplock.errors import UserError
@@ -24,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
     parser.add_argument("text", metavar="FILE", help="the text, or - for standard input")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: FILE with .zaplock")
+    parser.add_argument("--kernel", metavar="RELEASE", help="what uname -r says where the trace "
+                        "was made: report and replay go by it")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
@@ -40,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
     if args.text == "-" and not args.output:
         raise UserError("standard input has no name to derive one from: give -o FILE")
     output = args.output or str(Path(args.text).with_suffix(".zaplock"))
-    events = text.parse(_lines(args.text))
+    lines = _lines(args.text)
+    kernel = _kernel(args.kernel, lines)
+    events = text.parse(lines)
     if not len(events):
         raise UserError(
             f"{args.text} has no event that zaplock knows: record mmap_lock:* "
@@ -48,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         )
     manifest = file.Manifest(
         source="import",
+        kernel=kernel,
         clock="text",
         command_line=tuple(sys.argv),
         zaplock=__version__,
@@ -61,6 +69,18 @@ def run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     print(f"{len(events):,} events in {output}\nNext: zaplock report {output}", file=out)
     return 0
+
+
+def _kernel(given: str | None, lines: Sequence[str]) -> str:
+    """Return the release that was given or that perf's header names, "" where neither does."""
+    from zaplock.linux_version import find
+
+    if given is None:
+        header = (re.match(r"# os release : (\S+)", line) for line in lines)
+        return next((found[1] for found in header if found), "")
+    if find(given) is None:
+        raise UserError(f"kernel {given!r} is no Linux release: give what uname -r says there")
+    return given
 
 
 def _lines(name: str) -> list[str]:

@@ -83,7 +83,8 @@ async def vm_munmap(cx: Cx, start: int, length: int) -> int:
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    result = await cx.design.do_munmap(cx, start, length, events, True)
+    downgrades = cx.design.munmap_downgrades
+    result = await cx.design.do_munmap(cx, start, length, events, downgrades)
     if result == 1:
         await mmap_read_unlock(cx)
         result = 0

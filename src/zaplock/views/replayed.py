@@ -6,7 +6,6 @@ operation and a wake-up take as long.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zaplock.linux_version import LinuxVersion, find
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
 from zaplock.trace.summary import NO_OPERATION, QUEUED_NS, thread_name
@@ -75,7 +75,7 @@ def fit_sentence(replay: Replay) -> str:
 
 def remarks(replay: Replay) -> list[str]:
     """Say what the recording lacks."""
-    said = []
+    said = [f"{replay.note}."] if replay.note else []
     if replay.plan.lost_events:
         said.append(
             f"The recording lacks {replay.plan.lost_events} events, so some operations are missing "
@@ -208,9 +208,17 @@ def named(runs: Sequence[ReplayRun], all_: Sequence[tuple[ReplayRun, int]]) -> s
     return listed(parts)
 
 
-def release(kernel: str) -> tuple[int, ...]:
+def release(kernel: str) -> LinuxVersion:
     """Return a kernel's version, to sort by; what only stands on it sorts beside it."""
-    return tuple(int(part) for part in re.findall(r"\d+", kernel.split("+")[0]))
+    return find(kernel) or LinuxVersion(0, 0)
+
+
+def decided_sentence(replay: Replay) -> str:
+    """Name the changes of Linux that made the recorded kernel's locking what was replayed."""
+    base = replay.runs[0]
+    rows = [f"{one.since} {one.commit or one.subject}" for one in base.decided_by]
+    said = f"{base.design.name} is decided by " + (", ".join(rows) or "nothing newer than 4.9")
+    return f"{said} (zaplock designs {base.design.name} tells them)."
 
 
 def best_sentence(replay: Replay) -> str:
