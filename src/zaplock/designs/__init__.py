@@ -5,8 +5,8 @@
 """
 
 from zaplock.designs.changes import CHANGES, Change
-from zaplock.designs.linux import SHIPPED
 from zaplock.designs.load import differences, load
+from zaplock.designs.shipped import SHIPPED
 from zaplock.protocols.design import Cx, Design
 
 __all__ = ["CHANGES", "SHIPPED", "Change", "Cx", "Design", "differences", "load"]

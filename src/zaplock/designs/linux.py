@@ -205,18 +205,3 @@ LINUX_6_1 = _named(
 LINUX_6_18 = _named(
     "linux-6.18", "per-VMA locks: faults and MADV_DONTNEED do without the mmap_lock"
 )
-
-SHIPPED: dict[str, Design] = {
-    design.name: design
-    for design in (
-        LINUX_4_9,
-        LINUX_4_18,
-        RFC_V6_POSTED,
-        RFC_V6,
-        LINUX_4_20,
-        LINUX_5_10,
-        LINUX_6_1,
-        LINUX_6_18,
-    )
-}
-"""The designs that `compare`, `replay` and `check --all` lay side by side unless told otherwise."""

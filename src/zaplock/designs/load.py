@@ -7,8 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from zaplock.designs.changes import show
-from zaplock.designs.linux import NEWEST, OLDEST, SHIPPED, linux
+from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
+from zaplock.designs.proposals import PROPOSALS
+from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError
 from zaplock.protocols.design import Design
 
@@ -26,6 +28,9 @@ def load(name: str) -> Design:
     why = ""
     if name.startswith("linux-"):
         try:
+            release, _, proposal = name.removeprefix("linux-").partition("-")
+            if proposal in PROPOSALS:
+                return PROPOSALS[proposal](linux(release))
             return linux(name.removeprefix("linux-"))
         except UserError as error:
             why = f" ({error})"

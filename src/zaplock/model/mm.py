@@ -64,11 +64,14 @@ class Mm:
 
     `ptes` is keyed by virtual page number, `tables[level]` by the index of the table (address >>
     21 for level 1, the page-table pages; >> 30 for level 2; >> 39 for level 3), its value is the
-    table's generation. `teardown` holds the ranges that unmap_region works on, by gather.
+    table's generation. `teardown` holds the ranges that unmap_region works on, by gather. `dying`
+    holds tombstones: where a range starts that is unmapped and still being zapped -> (its end, a
+    handle of its own).
     """
 
     __slots__ = (
         "counters",
+        "dying",
         "limits",
         "mm",
         "mmap_lock",
@@ -88,6 +91,7 @@ class Mm:
             level: RangeMap(store, f"tables{level}:{mm}") for level in range(1, levels)
         }
         self.counters: Cells[str, int] = Cells(store, f"mm:{mm}")
+        self.dying: OrderedCells[tuple[int, int]] = OrderedCells(store, f"dying:{mm}")
         self.teardown: Cells[int, tuple[int, int]] = Cells(store, f"teardown:{mm}")
 
     def add(self, counter: str, amount: int) -> None:

@@ -40,6 +40,7 @@ from zaplock.model.vma import (
     Vma,
     account,
     anon_vma_prepare,
+    change,
     find_vma,
     fits_limits,
     forbid_torn_down,
@@ -59,6 +60,7 @@ from zaplock.protocols.locking import (
     vma_end_read,
     vma_start_write,
 )
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import handle_userfault
 
 if TYPE_CHECKING:
@@ -108,6 +110,9 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
         await mmap_write_unlock(cx)
         return -SIGSEGV
     if address < vma.start:
+        waited = await gave_way(cx, address & PAGE_MASK, vma.start)
+        if waited:
+            return RETRY if waited > 0 else -SIGSEGV
         if cx.design.vma_locks:
             await vma_start_write(handle)
         if await expand_stack(handle, address):
@@ -238,11 +243,7 @@ def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", grow)
     m.commit(grow)
-    grown = Vma(
-        vma.mm, address, vma.end, vma.flags, vma.pgoff - grow, vma.file, vma.anon_vma,
-        vma.shared_anon_vma, vma.uffd, vma.attached, vma.lock_seq, vma.name,
-    )  # fmt: skip
-    write_vma(m, handle, grown)
+    write_vma(m, handle, change(vma, start=address, pgoff=vma.pgoff - grow))
     return 0
 
 

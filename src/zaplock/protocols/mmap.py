@@ -64,6 +64,7 @@ from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unloc
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 from zaplock.protocols.vm_flags import mmap_flags
 
@@ -84,11 +85,20 @@ async def mmap(
         if not flags & MAP_NORESERVE and not await hugetlb_fits(length):
             return -ENOMEM
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    placed, populate = await do_mmap(
-        cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
-    )
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+        waited = await gave_way(cx, address, address + page_align(length)) if fixed else 0
+        if not waited:
+            placed, populate = await do_mmap(
+                cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
+            )
+            waited = await gave_way(cx) if placed == -ENOMEM else 0
+        if waited < 0:
+            return waited
+        if not waited:
+            break
     await mmap_write_unlock(cx)
     await userfaultfd_unmap_complete(cx, events)
     if populate and placed >= 0:

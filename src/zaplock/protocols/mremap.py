@@ -51,21 +51,22 @@ from zaplock.model.vma import (
     merge_around,
     overlapping,
     read_vma,
+    tombstones_over,
     vma_of,
     write_vma,
 )
 from zaplock.protocols.commit import beyond_memory, commit
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
-    mmap_read_unlock,
     mmap_write_lock_killable,
-    mmap_write_unlock,
+    unlock_after_unmap,
     vma_start_write,
 )
 from zaplock.protocols.move_tables import move_page_tables
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 from zaplock.protocols.vm_flags import mlock_fits
 
@@ -93,10 +94,10 @@ class Request(NamedTuple):
 
 
 class MremapResult(NamedTuple):
-    """The address or a negative errno, whether the lock was downgraded, what to populate."""
+    """The address or a negative errno, what do_munmap left of the lock, what to populate."""
 
     value: int
-    downgraded: bool = False
+    unmapped: int = 0
     populate: tuple[int, int] | None = None
 
 
@@ -112,13 +113,21 @@ async def mremap(
     if request.implies_move and await near_map_limit(cx.mm, 5):
         return -ENOMEM
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    result = await remap(cx, request, events)
-    if result.downgraded:
-        await mmap_read_unlock(cx)
-    else:
-        await mmap_write_unlock(cx)
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        shrinks = new < old
+        waited = await gave_way(cx, address, address + old, splits=shrinks)
+        if not waited and flags & MREMAP_FIXED:
+            waited = await gave_way(cx, new_address, new_address + new)
+        if not waited:
+            result = await remap(cx, request, events)
+            waited = await gave_way(cx) if result.value == -ENOMEM else 0
+        if waited < 0:
+            return waited
+        if not waited:
+            break
+    await unlock_after_unmap(cx, result.unmapped)
     if result.populate:
         await mm_populate(cx, *result.populate)
     await userfaultfd_unmap_complete(cx, events)
@@ -234,7 +243,7 @@ async def shrink(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Unmap what is beyond the new length."""
     start, length = r.address + r.new_length, r.old_length - r.new_length
     result = await cx.design.do_munmap(cx, start, length, events, cx.design.mremap_downgrades)
-    return MremapResult(r.address if result >= 0 else result, result == 1)
+    return MremapResult(r.address if result >= 0 else result, result)
 
 
 async def expand_vma(
@@ -247,7 +256,7 @@ async def expand_vma(
     if grown < 0:
         return MremapResult(grown)
     if grown:
-        return MremapResult(r.address, False, populate_range(vma, r, r.address))
+        return MremapResult(r.address, 0, populate_range(vma, r, r.address))
     if not r.flags & MREMAP_MAYMOVE:
         return MremapResult(-ENOMEM)
     return await set_new_address_and_move(cx, r, events)
@@ -270,7 +279,7 @@ def expand(
     new_end = address + new_length
     if address + old_length != vma.end or new_end > space.limits.task_size:
         return 0
-    if overlapping(m, space, vma.end, new_end):
+    if overlapping(m, space, vma.end, new_end) or tombstones_over(space, vma.end, new_end):
         return 0
     pages = new_end - vma.end >> PAGE_SHIFT
     if vma.flags & VM_ACCOUNT and commit(m, pages):
@@ -386,7 +395,7 @@ async def move(
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
-    return MremapResult(target, False, populate_range(vma, r, target))
+    return MremapResult(target, 0, populate_range(vma, r, target))
 
 
 @step
