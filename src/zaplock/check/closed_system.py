@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
+
 from zaplock.check import operations
+from zaplock.check.bounded_hold import BoundedHold
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
 from zaplock.check.scenarios import (
@@ -83,7 +86,11 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
     """Return small limits, so that a scenario can reach them."""
-    return ResourceLimits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+    small = ResourceLimits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+    if scenario.room is None:
+        return small
+    low, high = map(address_of, scenario.room)
+    return msgspec.structs.replace(small, mmap_min_addr=low, mmap_base=high)
 
 
 def _program(
@@ -102,6 +109,8 @@ def _program(
             protocol = operations.start(cx, operation)
             if isinstance(design, Mutant) and design.rule is not None:
                 protocol = filtered(protocol, design.rule())
+            if scenario.bounded_hold:
+                protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
             results.append(await protocol)
         return tuple(results)
 

@@ -13,19 +13,32 @@ from typing import Any
 
 from zaplock.check.operations import emptied
 from zaplock.check.recount import recount
-from zaplock.check.scenarios import BASE_PAGE, Scenario, ScenarioOperation, parse_operation
+from zaplock.check.scenarios import (
+    BASE_PAGE,
+    SIGNALS,
+    Scenario,
+    ScenarioOperation,
+    address_of,
+    parse_operation,
+)
 from zaplock.errors import UserError
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma
+from zaplock.model.vma import Vma, tombstones_over
 
 SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
 """The frames that the initial map is made of."""
 
 DEVICE_FRAMES = range(1 << 33, 1 << 34)
 """The frames that device mappings show."""
+
+SPURIOUS = {
+    SIGNALS["ENOMEM"]: Invariant.NO_SPURIOUS_ENOMEM,
+    SIGNALS["SIGSEGV"]: Invariant.NO_SPURIOUS_SEGV,
+}
+"""What it is called when a result is wrong because it is this one."""
 
 Results = tuple[int, ...]
 
@@ -80,7 +93,7 @@ class Promises:
         for operation, result in zip(self.operations[task.tid], results):
             if operation.expected and result not in operation.expected:
                 raise Violation(
-                    Invariant.OLD_CONTENT_OR_SIGSEGV,
+                    SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV),
                     f"{task}: {describe(operation)} gave {result}, "
                     f"right would be {' or '.join(map(str, operation.expected))}",
                 )
@@ -90,6 +103,7 @@ class Promises:
             pages = emptied(operation)
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
+                nothing_left_to_tear_down(m, task, *pages)
             if operation.name == "revoke":
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
@@ -116,6 +130,17 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
+
+
+def nothing_left_to_tear_down(m: Machine, task: Task, first: int, last: int) -> None:
+    """Report an emptied range that somebody is still tearing down."""
+    low, high = address_of(first), address_of(last)
+    for start in tombstones_over(m.mm(task.mm), low, high):
+        raise Violation(
+            Invariant.RETURN_MEANS_GONE,
+            f"{task} has returned from emptying it, but [{start:#x}, "
+            f"{m.mm(task.mm).dying[start][0]:#x}) is still being torn down",
+        )
 
 
 def nobody_reaches_the_device(m: Machine, task: Task) -> None:
@@ -224,6 +249,10 @@ def _tearing_down(m: Machine) -> bool:
 
 def _two_gathers(m: Machine) -> bool:
     return len(m.gathers) > 1
+
+
+def _dying(m: Machine) -> bool:
+    return any(len(space.dying) > 0 for space in m.mms.values())
 
 
 def _queued_writer(m: Machine) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zaplock.check.scenarios import PAGE_SHIFT, ScenarioOperation, address_of
+from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT, ScenarioOperation, address_of
 from zaplock.errors import UserError
 from zaplock.model.flags import (
     MADV_DONTNEED,
@@ -41,6 +41,7 @@ from zaplock.protocols import (
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.userfaultfd import monitor
 
+STILL_THERE = -1
 HEAP_PAGE = 64
 """Where a scenario's heap begins."""
 
@@ -70,6 +71,18 @@ def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     prot = PROT_READ | PROT_WRITE
     return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
+
+
+async def _mmap_anywhere(cx: Cx, pages: int) -> int:
+    flags = MAP_PRIVATE | MAP_ANONYMOUS
+    placed = await mmap.mmap(cx, 0, length_of(pages), PROT_READ | PROT_WRITE, flags)
+    return placed if placed < 0 else (placed >> PAGE_SHIFT) - BASE_PAGE
+
+
+async def _mmap_once_gone(cx: Cx, page: int, pages: int) -> int:
+    if await access.read_memory(cx, address_of(page)) >= 0:
+        return STILL_THERE
+    return await _mmap_anywhere(cx, pages)
 
 
 async def _mmap_device(cx: Cx, page: int, pages: int, file: int) -> int:
@@ -105,6 +118,14 @@ KINDS: dict[str, OperationKind] = {
     "munmap": OperationKind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
     "mmap-fixed": OperationKind(
         _mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True
+    ),
+    "mmap-anywhere": OperationKind(
+        _mmap_anywhere, ("pages",), "mmap where there is room; gives the page where it went"
+    ),
+    "mmap-once-gone": OperationKind(
+        _mmap_once_gone,
+        ("page", "pages"),
+        "read a page; if it is gone, mmap where there is room, else give -1",
     ),
     "mmap-device": OperationKind(
         _mmap_device, ("page", "pages", "file"), "map a device, which may fail"

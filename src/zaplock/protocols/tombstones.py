@@ -49,10 +49,10 @@ def dying_in(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[in
 
 def one_is_gone(mm: int, dying: tuple[int, ...]) -> Step[int]:
     """Wait until one of these tombstones has been taken away; EINTR on a fatal signal."""
-    return WaitStep(_zero, (mm, dying), _one_is_gone, ("dying", mm), killable=True)
+    return WaitStep(_go_on, (mm, dying), _one_is_gone, ("dying", mm), killable=True)
 
 
-def _zero(_m: Machine, _task: Task, _mm: int, _dying: tuple[int, ...]) -> int:
+def _go_on(_m: Machine, _task: Task, _mm: int, _dying: tuple[int, ...]) -> int:
     return 0
 
 
@@ -78,10 +78,10 @@ def exclude_border_readers(m: Machine, task: Task, mm: int, start: int, end: int
 
 def readers_gone(handle: int) -> Step[None]:
     """Wait until nobody read-locks a VMA any more."""
-    return WaitStep(_nothing, (handle,), _no_reader, ("vma_readers", handle))
+    return WaitStep(_drained, (handle,), _no_reader, ("vma_readers", handle))
 
 
-def _nothing(_m: Machine, _task: Task, _handle: int) -> None:
+def _drained(_m: Machine, _task: Task, _handle: int) -> None:
     return None
 
 

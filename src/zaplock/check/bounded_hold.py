@@ -1,0 +1,76 @@
+"""A promise about time that the checker can state: the exclusive hold is bounded.
+
+Under it nobody waits for another task, and nobody works on a number of pages that has no bound. A
+protocol keeps the promise if no interleaving meets a wait that is not over at once, a lock that
+somebody else has, or a step that walks over pages, while its task holds the mmap_lock for write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zaplock.check.mutations import Rule, Steps, is_lock
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import Lock, LockStep, held
+from zaplock.model.step import Step, Task, WaitStep, step
+from zaplock.model.violations import Invariant, Violation
+
+BY_PAGES = frozenset({"zap_pte_range", "copy_ptes", "munlock_vma_pages_all", "move_ptes"})
+"""Steps whose work grows with the number of pages."""
+
+
+class BoundedHold(Rule):
+    """Watch a task's steps for what may take long while it holds its mmap_lock for write."""
+
+    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+        self.task = task
+        self.mmap_lock = mmap_lock
+        self.writes = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if self.writes:
+            if step.name in BY_PAGES:
+                yield by_pages(step.name)
+            elif isinstance(step, WaitStep):
+                yield over_at_once(step)
+            elif isinstance(step, LockStep) and step.action == "down":
+                yield free_at_once(step.lock, step.write)
+        result = yield step
+        if isinstance(step, LockStep) and step.lock == self.mmap_lock:
+            if is_lock(step, "down", write=True):
+                self.writes = not result
+            elif step.action in ("up", "downgrade"):
+                self.writes = False
+        return result
+
+
+@step
+def by_pages(_m: Machine, task: Task, name: str) -> None:
+    """Report work on pages without a bound."""
+    raise Violation(
+        Invariant.BOUNDED_EXCLUSIVE_HOLD,
+        f"{task} does {name} while it holds the mmap_lock for write",
+    )
+
+
+@step
+def over_at_once(m: Machine, task: Task, wait: WaitStep[Any]) -> None:
+    """Report a wait that is not over yet."""
+    if not wait.ready(m, task, *wait.args):
+        raise Violation(
+            Invariant.BOUNDED_EXCLUSIVE_HOLD,
+            f"{task} waits for {wait.channel[0]} while it holds the mmap_lock for write",
+        )
+
+
+@step
+def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
+    """Report a lock that somebody else has."""
+    sem = m.locks.get(lock)
+    if sem is None or held(sem, task.tid):
+        return
+    if sem.writer or (write and sem.readers):
+        raise Violation(
+            Invariant.BOUNDED_EXCLUSIVE_HOLD,
+            f"{task} waits for {lock[0]} while it holds the mmap_lock for write",
+        )
