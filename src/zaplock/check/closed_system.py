@@ -7,7 +7,6 @@ from functools import partial
 import msgspec
 
 from zaplock.check import operations
-from zaplock.check.bounded_hold import BoundedHold
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
 from zaplock.check.scenarios import (
@@ -19,6 +18,7 @@ from zaplock.check.scenarios import (
     address_of,
     parse_operation,
 )
+from zaplock.check.watched import BoundedHold, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model import flags as f
@@ -111,6 +111,9 @@ def _program(
                 protocol = filtered(protocol, design.rule())
             if scenario.bounded_hold:
                 protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+            pages = operations.emptied(operation)
+            if design.tombstones and pages is not None:
+                protocol = filtered(protocol, ReturnMeansGone(task, *pages))
             results.append(await protocol)
         return tuple(results)
 

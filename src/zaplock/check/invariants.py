@@ -18,7 +18,6 @@ from zaplock.check.scenarios import (
     SIGNALS,
     Scenario,
     ScenarioOperation,
-    address_of,
     parse_operation,
 )
 from zaplock.errors import UserError
@@ -26,7 +25,7 @@ from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma, tombstones_over
+from zaplock.model.vma import Vma
 
 SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
 """The frames that the initial map is made of."""
@@ -103,7 +102,6 @@ class Promises:
             pages = emptied(operation)
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
-                nothing_left_to_tear_down(m, task, *pages)
             if operation.name == "revoke":
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
@@ -130,17 +128,6 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
-
-
-def nothing_left_to_tear_down(m: Machine, task: Task, first: int, last: int) -> None:
-    """Report an emptied range that somebody is still tearing down."""
-    low, high = address_of(first), address_of(last)
-    for start in tombstones_over(m.mm(task.mm), low, high):
-        raise Violation(
-            Invariant.RETURN_MEANS_GONE,
-            f"{task} has returned from emptying it, but [{start:#x}, "
-            f"{m.mm(task.mm).dying[start][0]:#x}) is still being torn down",
-        )
 
 
 def nobody_reaches_the_device(m: Machine, task: Task) -> None:

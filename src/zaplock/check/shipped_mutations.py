@@ -18,6 +18,7 @@ from zaplock.check.mutations import (
     WrongUnlock,
     zap_first_munmap,
 )
+from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
 from zaplock.designs import SHIPPED
 
 ALL = tuple(SHIPPED)
@@ -30,6 +31,7 @@ UP_TO_5_10 = tuple(name for name in ALL if name not in ("linux-6.1", "linux-6.18
 GROWTH_UNDER_WRITE = ("linux-6.1", "linux-6.18")
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *PROPOSAL_MUTATIONS,
     # The munmap itself.
     Mutation(
         "downgrade-before-detach",

@@ -1,8 +1,12 @@
-"""A promise about time that the checker can state: the exclusive hold is bounded.
+"""Promises that are kept watch on along an operation, not in a state or at its end.
 
-Under it nobody waits for another task, and nobody works on a number of pages that has no bound. A
-protocol keeps the promise if no interleaving meets a wait that is not over at once, a lock that
-somebody else has, or a step that walks over pages, while its task holds the mmap_lock for write.
+BoundedHold is a promise about time that the checker can state: under the exclusive lock nobody
+waits for another task, and nobody works on a number of pages that has no bound. A protocol keeps
+it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or a
+step that walks over pages, while its task holds the mmap_lock for write.
+
+ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
+returns.
 """
 
 from __future__ import annotations
@@ -10,10 +14,13 @@ from __future__ import annotations
 from typing import Any
 
 from zaplock.check.mutations import Rule, Steps, is_lock
+from zaplock.check.scenarios import address_of
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Lock, LockStep, held
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
+from zaplock.model.vma import tombstones_over
+from zaplock.protocols.tombstones import dying_in
 
 BY_PAGES = frozenset({"zap_pte_range", "copy_ptes", "munlock_vma_pages_all", "move_ptes"})
 """Steps whose work grows with the number of pages."""
@@ -74,3 +81,35 @@ def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
             Invariant.BOUNDED_EXCLUSIVE_HOLD,
             f"{task} waits for {lock[0]} while it holds the mmap_lock for write",
         )
+
+
+class ReturnMeansGone(Rule):
+    """Remember what an unmap saw dying in [first, last) pages, and look for it when it returns."""
+
+    def __init__(self, task: Task, first: int, last: int) -> None:
+        self.task = task
+        self.range = address_of(first), address_of(last)
+        self.seen: tuple[int, ...] | None = None
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        result = yield step
+        if self.seen is None and is_lock(step, "down", write=True) and not result:
+            self.seen = yield dying_in(self.task.mm, *self.range)
+        return result
+
+    def at_end(self) -> Steps:
+        if self.seen:
+            yield none_of_them_dies(self.seen, *self.range)
+
+
+@step
+def none_of_them_dies(m: Machine, task: Task, seen: tuple[int, ...], start: int, end: int) -> None:
+    """Report a range that is still torn down although an unmap of it has returned."""
+    dying = m.mm(task.mm).dying
+    for at in tombstones_over(m.mm(task.mm), start, end):
+        if dying[at][1] in seen:
+            raise Violation(
+                Invariant.RETURN_MEANS_GONE,
+                f"{task} has returned from emptying it, but [{at:#x}, {dying[at][0]:#x}) "
+                "is still being torn down",
+            )

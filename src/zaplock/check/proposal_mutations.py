@@ -1,0 +1,178 @@
+"""What protects a munmap that zaps under no lock: each of its safeguards taken away in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps
+from zaplock.model.machine import Machine
+from zaplock.model.step import Step, Task, step
+from zaplock.protocols.placement import get_unmapped_area
+from zaplock.protocols.teardown import floor_and_ceiling, free_pgd_range, remove_vma
+from zaplock.protocols.tombstones import readers_gone
+
+DYING = ("linux-6.18-dying",)
+
+
+class DrainUnderWrite(Rule):
+    """Wait for the readers of the VMAs before the lock is given up, as 6.18 does."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "bury":
+            for handle in step.args[1]:
+                yield readers_gone(handle)
+        return (yield step)
+
+
+class FreeBordersEarly(Rule):
+    """Free the page tables shared with the outside together with the others, under no lock."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "free_pgd_range" and not self.done:
+            self.done = True
+            mm, batch, start, end, _ = step.args
+            bounds = yield floor_and_ceiling(mm, start, end)
+            return (yield free_pgd_range(mm, batch, start, end, bounds))
+        return (yield step)
+
+
+class EraseFirst(Rule):
+    """Take the tombstone away before the zap begins."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "begin_unmap":
+            yield erase_tombstone(step.args[0], step.args[1])
+        if step.name == "take_tombstone":
+            return None
+        return (yield step)
+
+
+class BlindGapSearch(Rule):
+    """Look for a gap without seeing tombstones."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "get_unmapped_area":
+            return (yield blind_unmapped_area(*step.args))
+        return (yield step)
+
+
+class SettleTwice(Rule):
+    """Take the pages out of the books again as the VMA is closed."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "close_vma":
+            return (yield remove_vma(*step.args))
+        return (yield step)
+
+
+class BoundsWithoutTombstones(Rule):
+    """Take floor and ceiling from living VMAs only."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "bounds_beside_tombstones":
+            return (yield floor_and_ceiling(*step.args))
+        return (yield step)
+
+
+@step
+def erase_tombstone(m: Machine, _task: Task, mm: int, start: int) -> None:
+    """Take a tombstone away too early."""
+    if start in m.mm(mm).dying:
+        m.mm(mm).dying.drop(start)
+
+
+@step
+def blind_unmapped_area(m: Machine, task: Task, mm: int, *args: Any) -> int:
+    """Look for a gap as if nothing were dying."""
+    dying = m.mm(mm).dying
+    held = {start: dying[start] for start in dying}
+    for start in held:
+        dying.drop(start)
+    placed = get_unmapped_area.run(m, task, mm, *args)
+    for start, value in held.items():
+        dying.put(start, value)
+    return placed
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    Mutation(
+        "drain-under-write",
+        "waits for the VMAs' readers under the exclusive lock (a stall, no danger)",
+        DYING,
+        ("bounded-hold",),
+        rule=DrainUnderWrite,
+    ),
+    Mutation(
+        "split-under-readers",
+        "does not see to it that the VMAs to be split have no readers before it takes the lock",
+        DYING,
+        ("bounded-hold",),
+        rule=lambda: Skip("exclude_border_readers", 0),
+    ),
+    Mutation(
+        "no-drain",
+        "zaps while readers are still inside the VMAs",
+        DYING,
+        ("munmap-fault-gup",),
+        rule=lambda: Skip("_drained"),
+    ),
+    Mutation(
+        "borders-freed-early",
+        "frees page tables shared with the outside under no lock",
+        DYING,
+        ("dying-neighbours", "dying-table"),
+        rule=FreeBordersEarly,
+    ),
+    Mutation(
+        "bounds-without-tombstones",
+        "frees page tables that another dying range still needs",
+        DYING,
+        ("dying-neighbours",),
+        rule=BoundsWithoutTombstones,
+    ),
+    Mutation(
+        "erased-before-flush",
+        "takes the tombstone away before the range is zapped and flushed",
+        DYING,
+        ("munmap-reuse",),
+        rule=EraseFirst,
+    ),
+    Mutation(
+        "tombstone-unseen-by-gap-search",
+        "an mmap is placed in a dying range",
+        DYING,
+        ("dying-gap",),
+        rule=BlindGapSearch,
+    ),
+    Mutation(
+        "nobody-gives-way",
+        "a second munmap, a stack or a heap does not wait for a dying range",
+        DYING,
+        ("dying-twice",),
+        rule=lambda: Skip("dying_in", ()),
+    ),
+    Mutation(
+        "unlink-after-free",
+        "the VMAs leave their file's rmap only after their page tables are gone",
+        DYING,
+        ("munmap-file",),
+        rule=lambda: Postpone("unlink_file", "close_vma"),
+    ),
+    Mutation(
+        "books-settled-twice",
+        "the pages leave the books again when the VMA is closed",
+        DYING,
+        ("dying-twice",),
+        rule=SettleTwice,
+    ),
+    Mutation(
+        "no-tombstone-taken",
+        "leaves the tombstone",
+        DYING,
+        ("dying-twice",),
+        rule=lambda: Skip("take_tombstone"),
+    ),
+)
