@@ -231,7 +231,7 @@ def _reader_beside_downgraded(m: Machine) -> bool:
 
 
 def _tearing_down(m: Machine) -> bool:
-    return any(len(space.teardown) > 0 for space in m.mms.values())
+    return any(len(space.teardown) or len(space.cuts) for space in m.mms.values())
 
 
 def _two_gathers(m: Machine) -> bool:

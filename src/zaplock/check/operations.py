@@ -73,6 +73,11 @@ def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
     return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
 
 
+async def _write_read(cx: Cx, page: int, tag: int) -> int:
+    written = await access.write_memory(cx, address_of(page), tag)
+    return await access.read_memory(cx, address_of(page)) if written >= 0 else written
+
+
 async def _mmap_anywhere(cx: Cx, pages: int) -> int:
     flags = MAP_PRIVATE | MAP_ANONYMOUS
     placed = await mmap.mmap(cx, 0, length_of(pages), PROT_READ | PROT_WRITE, flags)
@@ -139,6 +144,9 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
+    ),
+    "write-read": OperationKind(
+        _write_read, ("page", "tag"), "write memory and read it again: what is there then"
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(

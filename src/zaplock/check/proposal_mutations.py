@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps
+from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps, is_lock
+from zaplock.model.flags import PMD_SIZE
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step
+from zaplock.model.vma import vma_of
+from zaplock.protocols.cut import cut_tables
 from zaplock.protocols.placement import get_unmapped_area
-from zaplock.protocols.teardown import floor_and_ceiling, free_pgd_range, remove_vma
+from zaplock.protocols.teardown import (
+    floor_and_ceiling,
+    free_pgd_range,
+    remove_vma,
+    zap_pte_range,
+)
 from zaplock.protocols.tombstones import readers_gone
 
 DYING = ("linux-6.18-dying",)
+CUT = ("linux-6.18-cut",)
 
 
 class DrainUnderWrite(Rule):
@@ -77,6 +86,49 @@ class BoundsWithoutTombstones(Rule):
         return (yield step)
 
 
+class CutTooMuch(Rule):
+    """Cut the page tables that reach out of the range, too."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "cut_tables":
+            mm, batch, handles, start, end = step.args
+            low, high = start // PMD_SIZE * PMD_SIZE, -(-end // PMD_SIZE) * PMD_SIZE
+            return (yield cut_tables(mm, batch, handles, low, high))
+        return (yield step)
+
+
+class KeepCutting(Rule):
+    """Zap what was cut out before the lock is given up."""
+
+    def __init__(self) -> None:
+        self.unlock: Step[Any] | None = None
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if is_lock(step, "up", write=True):
+            self.unlock = step
+            return 0
+        return (yield step)
+
+    def at_end(self) -> Steps:
+        if self.unlock is not None:
+            yield self.unlock
+
+
+class TrustTheList(Rule):
+    """Let truncation zap at the addresses of the VMAs that it has found, whatever is there now."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "zap_unless_cut":
+            return (yield zap_at(*step.args))
+        return (yield step)
+
+
+@step
+def zap_at(m: Machine, task: Task, handle: int, gather: int, *args: Any) -> bool:
+    """Zap at a VMA's addresses without a look whether it was cut."""
+    return zap_pte_range.run(m, task, vma_of(m, task, handle).mm, gather, *args)
+
+
 @step
 def erase_tombstone(m: Machine, _task: Task, mm: int, start: int) -> None:
     """Take a tombstone away too early."""
@@ -110,7 +162,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "does not see to it that the VMAs to be split have no readers before it takes the lock",
         DYING,
         ("bounded-hold",),
-        rule=lambda: Skip("exclude_border_readers", 0),
+        rule=lambda: Skip("exclude_readers", 0),
     ),
     Mutation(
         "no-drain",
@@ -174,5 +226,68 @@ MUTATIONS: tuple[Mutation, ...] = (
         DYING,
         ("dying-twice",),
         rule=lambda: Skip("take_tombstone"),
+    ),
+    Mutation(
+        "cut-too-much",
+        "cuts page tables that neighbours share",
+        CUT,
+        ("cut-fixed", "munmap-fault-gup"),
+        rule=CutTooMuch,
+    ),
+    Mutation(
+        "cut-not-flushed",
+        "gives the lock back without a flush",
+        CUT,
+        ("cut-fixed", "munmap-reuse"),
+        rule=lambda: Skip("tlb_begin_finish"),
+    ),
+    Mutation(
+        "borders-not-zapped",
+        "leaves the entries at both ends",
+        CUT,
+        ("munmap-reuse",),
+        rule=lambda: Skip("zap_borders"),
+    ),
+    Mutation(
+        "cut-under-readers",
+        "does not keep the readers of its VMAs out before it takes the lock",
+        CUT,
+        ("bounded-hold",),
+        rule=lambda: Skip("exclude_readers", 0),
+    ),
+    Mutation(
+        "cut-zapped-under-write",
+        "zaps what was cut out before it gives the lock back",
+        CUT,
+        ("bounded-cut",),
+        rule=KeepCutting,
+    ),
+    Mutation(
+        "cut-never-zapped",
+        "forgets the pages below the tables that it has cut out",
+        CUT,
+        ("cut-twice",),
+        rule=lambda: Skip("zap_cut_range"),
+    ),
+    Mutation(
+        "truncate-passes-cuts",
+        "truncation does not wait for cut page tables that still map the file",
+        CUT,
+        ("cut-truncate",),
+        rule=lambda: Skip("cut_vmas", False),
+    ),
+    Mutation(
+        "truncate-trusts-its-list",
+        "truncation zaps where its VMAs were, though new ones may be there by now",
+        CUT,
+        ("cut-truncate",),
+        rule=TrustTheList,
+    ),
+    Mutation(
+        "cut-tables-not-freed",
+        "never gives the cut page tables back",
+        CUT,
+        rule=lambda: Skip("gather_cut_tables"),
+        equivalent="the books count a table out when it is cut; nobody counts what is returned",
     ),
 )

@@ -68,6 +68,8 @@ def _space(m: Machine, space: Mm) -> Iterator[str]:
     yield from _outside(space, vmas)
     for low, high in space.teardown.data.values():
         yield f"[{low:#x}, {high:#x}) is still being torn down"
+    for cut in space.cuts:
+        yield f"the cut of VMAs {space.cuts[cut].handles} was never finished"
     for start in space.dying:
         yield f"the tombstone of [{start:#x}, {space.dying[start][0]:#x}) was never taken away"
 

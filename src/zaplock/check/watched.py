@@ -22,7 +22,9 @@ from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
 from zaplock.protocols.tombstones import dying_in
 
-BY_PAGES = frozenset({"zap_pte_range", "copy_ptes", "munlock_vma_pages_all", "move_ptes"})
+BY_PAGES = frozenset(
+    {"zap_pte_range", "copy_ptes", "munlock_vma_pages_all", "move_ptes", "zap_cut_range"}
+)
 """Steps whose work grows with the number of pages."""
 
 

@@ -12,7 +12,7 @@ from zaplock.designs.linux import (
     RFC_V6,
     RFC_V6_POSTED,
 )
-from zaplock.designs.proposals import dying
+from zaplock.designs.proposals import cut, dying
 from zaplock.protocols.design import Design
 
 SHIPPED: dict[str, Design] = {
@@ -27,6 +27,7 @@ SHIPPED: dict[str, Design] = {
         LINUX_6_1,
         LINUX_6_18,
         dying(LINUX_6_18),
+        cut(LINUX_6_18),
     )
 }
 """The designs that `compare`, `replay` and `check --all` take unless told otherwise."""

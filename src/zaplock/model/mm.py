@@ -59,6 +59,23 @@ COUNTERS = (
 )  # fmt: skip
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """Page tables that were taken out of an address space whole, and what still hangs below them.
+
+    `first`, `last`: the virtual pages that they map. `handles`: their VMAs, out of the tree.
+    `tables`: runs of page-table pages, (level, first index, last index, generation) each.
+    """
+
+    first: int
+    last: int
+    handles: tuple[int, ...]
+    tables: tuple[tuple[int, int, int, int], ...] = ()
+
+
+CUT_SHIFT = 40
+"""Entries of a cut are keyed by (cut << CUT_SHIFT) + virtual page number."""
+
+
 class Mm:
     """The containers of one mm. `tree` maps the start of each VMA to its handle.
 
@@ -66,11 +83,13 @@ class Mm:
     21 for level 1, the page-table pages; >> 30 for level 2; >> 39 for level 3), its value is the
     table's generation. `teardown` holds the ranges that unmap_region works on, by gather. `dying`
     holds tombstones: where a range starts that is unmapped and still being zapped -> (its end, a
-    handle of its own).
+    handle of its own). `cuts`, `cut_ptes`: page tables cut out and not zapped yet.
     """
 
     __slots__ = (
         "counters",
+        "cut_ptes",
+        "cuts",
         "dying",
         "limits",
         "mm",
@@ -91,6 +110,8 @@ class Mm:
             level: RangeMap(store, f"tables{level}:{mm}") for level in range(1, levels)
         }
         self.counters: Cells[str, int] = Cells(store, f"mm:{mm}")
+        self.cuts: Cells[int, Cut] = Cells(store, f"cuts:{mm}")
+        self.cut_ptes: RangeMap[Pte] = RangeMap(store, f"cut_ptes:{mm}")
         self.dying: OrderedCells[tuple[int, int]] = OrderedCells(store, f"dying:{mm}")
         self.teardown: Cells[int, tuple[int, int]] = Cells(store, f"teardown:{mm}")
 

@@ -99,6 +99,18 @@ def gather_tables(m: Machine, gather: int, level: int, run: tuple[int, int, int]
     )
 
 
+def note_range(m: Machine, gather: int, first: int, last: int) -> None:
+    """Remember that tables over virtual pages [first, last) were unlinked, to be returned later."""
+    tlb = m.gathers[gather]
+    m.gathers.put(
+        gather,
+        Gather(
+            tlb.mm, tlb.first, tlb.last, min(tlb.low, first), max(tlb.high, last),
+            tlb.pages, tlb.tables, True, tlb.fullmm,
+        ),
+    )  # fmt: skip
+
+
 def is_full(m: Machine, gather: int) -> bool:
     """Return whether the batch must be flushed before more is unmapped."""
     return sum(high - low for low, high in m.gathers[gather].pages) >= m.gather_pages

@@ -43,7 +43,8 @@ class Vma(msgspec.Struct, frozen=True):
     the anon_vma chain has more than one link (after a fork). `uffd` is a userfaultfd context.
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
     mm's. `leaving`: who read-locked it when it was taken out of the tree, where an unmap does not
-    wait for them. `name`: PR_SET_VMA_ANON_NAME.
+    wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
+    `name`: PR_SET_VMA_ANON_NAME.
     """
 
     mm: int
@@ -58,6 +59,7 @@ class Vma(msgspec.Struct, frozen=True):
     attached: bool = True
     lock_seq: int = -1
     leaving: tuple[int, ...] = ()
+    cut: bool = False
     name: str = ""
 
     @property

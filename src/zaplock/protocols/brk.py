@@ -35,6 +35,7 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.commit import commit
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,
@@ -44,7 +45,6 @@ from zaplock.protocols.placement import start_with_gap
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.tombstones import gave_way
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ async def brk(cx: Cx, wanted: int) -> int:
         old = await read_counter(cx.mm, "brk")
         new_end, old_end = page_align(wanted) % (1 << 64), page_align(old)
         shrinks = wanted <= old or new_end == old_end
-        waited = await gave_way(cx, new_end, old_end, splits=True) if shrinks else 0
+        waited = await gave_way(cx, new_end, old_end, unmaps=True) if shrinks else 0
         if not waited:
             if not await may_move_brk(cx.mm, wanted, new_end, old_end):
                 await mmap_write_unlock(cx)
@@ -111,7 +111,7 @@ async def shrink(
     if result < 0:
         await write_counter(cx.mm, "brk", old)
     await unlock_after_unmap(cx, result)
-    await userfaultfd_unmap_complete(cx, events)
+    await unmap_complete(cx, events)
     return old if result < 0 else wanted
 
 

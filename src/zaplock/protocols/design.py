@@ -61,8 +61,9 @@ class Design:
     such row: skip_vm_flags is the RFC's parameter: "no" (not there), "posted" (its hugetlb test
     inverted) or "yes". mmap_killable: a fatal signal ends the wait of mmap, munmap, brk, mremap and
     mprotect for the lock (so in every kernel from 4.7 on). tree: the tree that VMAs are kept in.
-    And no kernel has tombstones: munmap leaves one over the range and zaps it under no lock of the
-    address space (protocols.dying).
+    And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
+    lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
+    afterwards, protocols.cut).
 
     kernel: the Linux release that the design is, or stands on: "6.6.30", "4.18 + RFC v6".
     """
@@ -102,3 +103,4 @@ class Design:
     reclaims_tables: bool = False
     mseal: bool = False
     tombstones: bool = False
+    cuts: bool = False

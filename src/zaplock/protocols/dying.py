@@ -84,7 +84,7 @@ async def vm_munmap_dying(cx: Cx, start: int, length: int) -> int:
     while True:
         if await mmap_write_lock_killable(cx):
             return -EINTR
-        waited = await gave_way(cx, start, start + page_align(length), splits=True)
+        waited = await gave_way(cx, start, start + page_align(length), unmaps=True)
         if waited < 0:
             return waited
         if not waited:

@@ -60,12 +60,12 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.tombstones import gave_way
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 from zaplock.protocols.vm_flags import mmap_flags
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ async def mmap(
         if await mmap_write_lock_killable(cx):
             return -EINTR
         fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
-        waited = await gave_way(cx, address, address + page_align(length)) if fixed else 0
+        waited = (
+            await gave_way(cx, address, address + page_align(length), unmaps=True) if fixed else 0
+        )
         if not waited:
             placed, populate = await do_mmap(
                 cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
@@ -100,7 +102,7 @@ async def mmap(
         if not waited:
             break
     await mmap_write_unlock(cx)
-    await userfaultfd_unmap_complete(cx, events)
+    await unmap_complete(cx, events)
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + page_align(length))
     return placed

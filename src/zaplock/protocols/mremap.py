@@ -56,6 +56,7 @@ from zaplock.model.vma import (
     write_vma,
 )
 from zaplock.protocols.commit import beyond_memory, commit
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
@@ -67,7 +68,6 @@ from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.tombstones import gave_way
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ async def mremap(
         if await mmap_write_lock_killable(cx):
             return -EINTR
         shrinks = new < old
-        waited = await gave_way(cx, address, address + old, splits=shrinks)
+        waited = await gave_way(cx, address, address + old, unmaps=shrinks)
         if not waited and flags & MREMAP_FIXED:
-            waited = await gave_way(cx, new_address, new_address + new)
+            waited = await gave_way(cx, new_address, new_address + new, unmaps=True)
         if not waited:
             result = await remap(cx, request, events)
             waited = await gave_way(cx) if result.value == -ENOMEM else 0
@@ -130,7 +130,7 @@ async def mremap(
     await unlock_after_unmap(cx, result.unmapped)
     if result.populate:
         await mm_populate(cx, *result.populate)
-    await userfaultfd_unmap_complete(cx, events)
+    await unmap_complete(cx, events)
     return result.value
 
 

@@ -20,18 +20,22 @@ if TYPE_CHECKING:
 TOP = 1 << 63
 
 
-async def gave_way(cx: Cx, start: int = 0, end: int = TOP, *, splits: bool = False) -> int:
+async def gave_way(cx: Cx, start: int = 0, end: int = TOP, *, unmaps: bool = False) -> int:
     """Wait for what is dying in [start, end), if anything is: called under the exclusive lock.
 
-    With `splits`, also until the VMAs that reach out of the range have no readers: they are to be
-    split, and new readers are kept out first, so that the wait has an end. Returns 0 with the lock
-    still held if there was nothing to wait for. After a wait it returns 1, or -EINTR if a fatal
-    signal ended it, and holds nothing: what was seen under the lock may be different now.
+    With `unmaps`, also until VMAs of the range have no readers: with tombstones those that are to
+    be split, with cuts all of them. New readers are kept out first, so that the wait has an end.
+    Returns 0 with the lock still held if there was nothing to wait for. After a wait it returns 1,
+    or -EINTR if a fatal signal ended it, and holds nothing: what was seen under the lock may be
+    different now.
     """
-    if not cx.design.tombstones:
+    design = cx.design
+    if not (design.tombstones or design.cuts):
         return 0
-    dying = await dying_in(cx.mm, start, end)
-    border = 0 if dying or not splits else await exclude_border_readers(cx.mm, start, end)
+    dying = await dying_in(cx.mm, start, end) if design.tombstones else ()
+    border = 0
+    if unmaps and not dying:
+        border = await exclude_readers(cx.mm, start, end, design.cuts)
     if not dying and not border:
         return 0
     await mmap_write_unlock(cx)
@@ -63,11 +67,16 @@ def _one_is_gone(m: Machine, _task: Task, mm: int, dying: tuple[int, ...]) -> bo
 
 
 @step
-def exclude_border_readers(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
-    """Keep new readers out of the VMAs that reach out of [start, end); return one that has some."""
+def exclude_readers(
+    m: Machine, task: Task, mm: int, start: int, end: int, all_of_them: bool
+) -> int:
+    """Keep new readers out of all VMAs of [start, end), or of those that reach out of it.
+
+    Returns one that still has some, or 0.
+    """
     for handle in find_vmas.run(m, task, mm, start, end):
         vma = vma_of(m, task, handle)
-        if vma.start >= start and vma.end <= end:
+        if not all_of_them and vma.start >= start and vma.end <= end:
             continue
         if m.vma_readers.get(handle):
             m.vmas.put(handle, change(vma, lock_seq=EXCLUDED))
