@@ -15,6 +15,7 @@ from zaplock.check.operations import emptied
 from zaplock.check.recount import recount
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    PAGE_SHIFT,
     SIGNALS,
     Scenario,
     ScenarioOperation,
@@ -23,6 +24,7 @@ from zaplock.check.scenarios import (
 from zaplock.errors import UserError
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
+from zaplock.model.mm import CUT_SHIFT
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
@@ -102,6 +104,8 @@ class Promises:
             pages = emptied(operation)
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
+            if operation.name == "truncate":
+                no_cut_maps(m, task, *operation.numbers)
             if operation.name == "revoke":
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
@@ -128,6 +132,25 @@ def no_old_translation(m: Machine, task: Task, first: int, last: int) -> None:
                     f"{task} has returned from emptying it, but CPU {cpu} still translates "
                     f"page {start - BASE_PAGE} to its old frame",
                 )
+
+
+def no_cut_maps(m: Machine, task: Task, file: int, size: int) -> None:
+    """Report pages behind the end of a truncated file that cut page tables still map."""
+    for space in m.mms.values():
+        for cut in space.cuts:
+            for handle in space.cuts[cut].handles:
+                vma = m.vmas[handle]
+                if not isinstance(vma, Vma) or vma.file != file:
+                    continue
+                low = (cut << CUT_SHIFT) + (vma.start >> PAGE_SHIFT) + max(0, size - vma.pgoff)
+                high = (cut << CUT_SHIFT) + (vma.end >> PAGE_SHIFT)
+                kinds = {pte.kind for _, _, pte in space.cut_ptes.overlapping(low, max(low, high))}
+                if kinds & {"file", "shmem"}:
+                    raise Violation(
+                        Invariant.TEARDOWN_ORDER,
+                        f"{task} has truncated file {file}, and page tables that were cut out "
+                        "still map what was behind its end",
+                    )
 
 
 def nobody_reaches_the_device(m: Machine, task: Task) -> None:
