@@ -69,7 +69,7 @@ def test_shipped_names_are_names_of_folds() -> None:
         if name.startswith("linux-"):
             assert same_rules(design, linux(design.kernel)), name
         else:
-            changed = {"munmap", "munmap_downgrades", "skip_vm_flags"}
+            changed = {"munmap", "munmap_downgrades", "bounds_read", "skip_vm_flags"}
             rules = {field: getattr(linux("4.18"), field) for field in changed}
             assert same_rules(replace(design, **rules), linux("4.18")), name
 

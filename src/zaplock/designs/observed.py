@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
-from zaplock.designs.changes import CHANGES, Change
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import linux
 from zaplock.linux_version import find
 from zaplock.protocols.design import Design

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from zaplock.check.bugs import LIVENESS
 from zaplock.check.matrix import Cell, Killed, unexpected
@@ -21,6 +22,44 @@ def table(cells: Sequence[Cell], designs: Sequence[str]) -> str:
         marks = "".join(f"{_mark(row[name]):>{width}}" for name in designs)
         lines.append(f"{scenario:<24}{marks}  {_rules(row.values())}".rstrip())
     return "\n".join(lines)
+
+
+MOST_COLUMNS = 16
+"""Of designs that `table` can show side by side."""
+
+
+def history(cells: Sequence[Cell], designs: Sequence[str]) -> str:
+    """Draw one row per scenario that breaks somewhere: in which runs of designs, and how."""
+    by_row: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.scenario, {})[cell.design] = cell
+    lines = [f"{len(designs)} designs, {designs[0]} to {designs[-1]}", ""]
+    proved = 0
+    for scenario, row in by_row.items():
+        runs = [
+            (verdict, [cell.design for cell in run])
+            for verdict, run in _runs([row[name] for name in designs])
+        ]
+        if len(runs) == 1 and runs[0][0] == "proved":
+            proved += 1
+            continue
+        told = "; ".join(
+            f"{verdict} {run[0]}" + (f" to {run[-1]}" if len(run) > 1 else "")
+            for verdict, run in runs
+            if verdict != "proved"
+        )
+        lines.append(f"{scenario:<24}{told}  {_rules(row.values())}")
+    lines.append(f"proved under every one: {proved} scenarios")
+    return "\n".join(lines)
+
+
+def _runs(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    return [
+        (verdict, list(run))
+        for verdict, run in groupby(
+            cells, lambda cell: cell.verdict if cell.agrees else f"{cell.verdict} ?"
+        )
+    ]
 
 
 def _mark(cell: Cell) -> str:
