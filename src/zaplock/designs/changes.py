@@ -376,8 +376,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",
-        'MADV_GUARD_INSTALL and _REMOVE hold the "mmap" lock for read',
-        {"guard_lock": "mmap"},
+        "MADV_GUARD_INSTALL and _REMOVE, which hold the mmap_lock for read",
     ),
     Change(
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
@@ -437,7 +436,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
-        'guards are put and taken under the "vma" lock, unless an anon_vma has to be made',
+        'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
+        "anon_vma has to be made",
         {"guard_lock": "vma"},
     ),
     Change(

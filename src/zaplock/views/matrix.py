@@ -36,30 +36,28 @@ def history(cells: Sequence[Cell], designs: Sequence[str]) -> str:
     lines = [f"{len(designs)} designs, {designs[0]} to {designs[-1]}", ""]
     proved = 0
     for scenario, row in by_row.items():
-        runs = [
-            (verdict, [cell.design for cell in run])
-            for verdict, run in _runs([row[name] for name in designs])
-        ]
-        if len(runs) == 1 and runs[0][0] == "proved":
+        own = [row[name] for name in designs]
+        if all(cell.verdict == "proved" and cell.agrees for cell in own):
             proved += 1
             continue
-        told = "; ".join(
-            f"{verdict} {run[0]}" + (f" to {run[-1]}" if len(run) > 1 else "")
-            for verdict, run in runs
-            if verdict != "proved"
-        )
-        lines.append(f"{scenario:<24}{told}  {_rules(row.values())}")
+        lines.append(f"{scenario:<24}{_spans(own)}  {_rules(own)}")
     lines.append(f"proved under every one: {proved} scenarios")
     return "\n".join(lines)
 
 
-def _runs(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
-    return [
-        (verdict, list(run))
-        for verdict, run in groupby(
-            cells, lambda cell: cell.verdict if cell.agrees else f"{cell.verdict} ?"
-        )
-    ]
+def _spans(cells: Sequence[Cell]) -> str:
+    """Write "broken under linux-4.20 to linux-5.4.9, linux-5.5", each verdict but "proved" once."""
+    spans: dict[str, list[str]] = {}
+    for word, run in groupby(cells, _word):
+        names = [cell.design for cell in run]
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        spans.setdefault(word, []).append(span)
+    spans.pop("proved", None)
+    return "; ".join(f"{word} under {', '.join(names)}" for word, names in spans.items())
+
+
+def _word(cell: Cell) -> str:
+    return cell.verdict if cell.agrees else f"{cell.verdict} ?"
 
 
 def _mark(cell: Cell) -> str:
