@@ -17,7 +17,7 @@ ROOMS = {
     "notebook": {"designs", "lab", "measure", "trace", "units", "views"},
     "views": {"check", "errors", "lab", "linux_version", "replay", "trace", "units"},
     "advise": {"errors", "measure", "release", "trace"},
-    "check": {"designs", "engines", "errors", "lab", "model", "protocols"},
+    "check": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols"},
     "replay": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols",
                "trace"},
     "oracle": {"designs", "engines", "errors", "linux_version", "model", "protocols", "recorder",

@@ -10,6 +10,7 @@ from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step
 from zaplock.model.vma import vma_of
 from zaplock.protocols.cut import cut_tables
+from zaplock.protocols.design import Design
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.teardown import (
     floor_and_ceiling,
@@ -19,8 +20,13 @@ from zaplock.protocols.teardown import (
 )
 from zaplock.protocols.tombstones import readers_gone
 
-DYING = ("linux-6.18-dying",)
-CUT = ("linux-6.18-cut",)
+
+def has_tombstones(d: Design) -> bool:
+    return d.tombstones
+
+
+def cuts_tables(d: Design) -> bool:
+    return d.cuts
 
 
 class DrainUnderWrite(Rule):
@@ -153,140 +159,140 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "drain-under-write",
         "waits for the VMAs' readers under the exclusive lock (a stall, no danger)",
-        DYING,
+        has_tombstones,
         ("bounded-hold",),
         rule=DrainUnderWrite,
     ),
     Mutation(
         "split-under-readers",
         "does not see to it that the VMAs to be split have no readers before it takes the lock",
-        DYING,
+        has_tombstones,
         ("bounded-hold",),
         rule=lambda: Skip("exclude_readers", 0),
     ),
     Mutation(
         "no-drain",
         "zaps while readers are still inside the VMAs",
-        DYING,
+        has_tombstones,
         ("munmap-fault-gup",),
         rule=lambda: Skip("_drained"),
     ),
     Mutation(
         "borders-freed-early",
         "frees page tables shared with the outside under no lock",
-        DYING,
+        has_tombstones,
         ("dying-neighbours", "dying-table"),
         rule=FreeBordersEarly,
     ),
     Mutation(
         "bounds-without-tombstones",
         "frees page tables that another dying range still needs",
-        DYING,
+        has_tombstones,
         ("dying-neighbours",),
         rule=BoundsWithoutTombstones,
     ),
     Mutation(
         "erased-before-flush",
         "takes the tombstone away before the range is zapped and flushed",
-        DYING,
+        has_tombstones,
         ("munmap-reuse",),
         rule=EraseFirst,
     ),
     Mutation(
         "tombstone-unseen-by-gap-search",
         "an mmap is placed in a dying range",
-        DYING,
+        has_tombstones,
         ("dying-gap",),
         rule=BlindGapSearch,
     ),
     Mutation(
         "nobody-gives-way",
         "a second munmap, a stack or a heap does not wait for a dying range",
-        DYING,
+        has_tombstones,
         ("dying-twice",),
         rule=lambda: Skip("dying_in", ()),
     ),
     Mutation(
         "unlink-after-free",
         "the VMAs leave their file's rmap only after their page tables are gone",
-        DYING,
+        has_tombstones,
         ("munmap-file",),
         rule=lambda: Postpone("unlink_file", "close_vma"),
     ),
     Mutation(
         "books-settled-twice",
         "the pages leave the books again when the VMA is closed",
-        DYING,
+        has_tombstones,
         ("dying-twice",),
         rule=SettleTwice,
     ),
     Mutation(
         "no-tombstone-taken",
         "leaves the tombstone",
-        DYING,
+        has_tombstones,
         ("dying-twice",),
         rule=lambda: Skip("take_tombstone"),
     ),
     Mutation(
         "cut-too-much",
         "cuts page tables that neighbours share",
-        CUT,
+        cuts_tables,
         ("cut-fixed", "munmap-fault-gup"),
         rule=CutTooMuch,
     ),
     Mutation(
         "cut-not-flushed",
         "gives the lock back without a flush",
-        CUT,
+        cuts_tables,
         ("cut-fixed", "munmap-reuse"),
         rule=lambda: Skip("tlb_begin_finish"),
     ),
     Mutation(
         "borders-not-zapped",
         "leaves the entries at both ends",
-        CUT,
+        cuts_tables,
         ("munmap-reuse",),
         rule=lambda: Skip("zap_borders"),
     ),
     Mutation(
         "cut-under-readers",
         "does not keep the readers of its VMAs out before it takes the lock",
-        CUT,
+        cuts_tables,
         ("bounded-hold",),
         rule=lambda: Skip("exclude_readers", 0),
     ),
     Mutation(
         "cut-zapped-under-write",
         "zaps what was cut out before it gives the lock back",
-        CUT,
+        cuts_tables,
         ("bounded-cut",),
         rule=KeepCutting,
     ),
     Mutation(
         "cut-never-zapped",
         "forgets the pages below the tables that it has cut out",
-        CUT,
+        cuts_tables,
         ("cut-twice",),
         rule=lambda: Skip("zap_cut_range"),
     ),
     Mutation(
         "truncate-passes-cuts",
         "truncation does not wait for cut page tables that still map the file",
-        CUT,
+        cuts_tables,
         ("cut-truncate",),
         rule=lambda: Skip("cut_vmas", False),
     ),
     Mutation(
         "truncate-trusts-its-list",
         "truncation zaps where its VMAs were, though new ones may be there by now",
-        CUT,
+        cuts_tables,
         ("cut-truncate",),
         rule=TrustTheList,
     ),
     Mutation(
         "cut-tables-not-freed",
         "never gives the cut page tables back",
-        CUT,
+        cuts_tables,
         rule=lambda: Skip("gather_cut_tables"),
         equivalent="the books count a table out when it is cut; nobody counts what is returned",
     ),

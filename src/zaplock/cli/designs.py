@@ -135,7 +135,7 @@ def _print_changes(changes: list[Change]) -> None:
         print(f"{one.since:<6} {one.commit or '(id not known)'}  {one.subject}")
         print(fill(one.what, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
         rules = "; ".join(f"{rule}: {value}" for rule, value in one.to_json()["rules"].items())
-        print(f"       {rules or 'not in the model'}")
+        print(f"       {rules or 'no rule of the model'}")
         if one.backported:
             print(f"       also in {', '.join(one.backported)} and later of these series")
         if one.doubt:

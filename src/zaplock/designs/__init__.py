@@ -4,7 +4,8 @@
 `load` finds a design by name or a user's own in a Python file.
 """
 
-from zaplock.designs.changes import CHANGES, Change
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
 from zaplock.designs.load import differences, load
 from zaplock.designs.shipped import SHIPPED
 from zaplock.protocols.design import Cx, Design

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zaplock.designs.changes import CHANGES, Change
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import LINUX_4_9, linux, same_rules
 from zaplock.designs.shipped import SHIPPED
 from zaplock.linux_version import LinuxVersion, find

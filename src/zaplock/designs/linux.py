@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from zaplock.designs.changes import CHANGES, Change
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
 from zaplock.errors import UserError
 from zaplock.linux_version import WHOLE_SERIES, LinuxVersion, find, parse
-from zaplock.model.rwsem import RWSEM_4_9
+from zaplock.model.rwsem import RWSEM_4_9, RWSEM_5_3, RWSEM_5_11, RwsemPolicy
 from zaplock.protocols.design import Design
 from zaplock.protocols.fault import page_fault_mmap_lock
 from zaplock.protocols.munmap import do_munmap, vm_munmap, vm_munmap_zap_rlock
 from zaplock.protocols.proc import proc_pid_cmdline_read
 
 OLDEST = LinuxVersion(4, 9)
-LAST_MINOR = {4: 20, 5: 19, 6: 19, 7: 1}
+LAST_MINOR = {4: 20, 5: 19, 6: 19, 7: 3}
 """The last release of each major number; of the newest one, the last that the table covers."""
 NEWEST = LinuxVersion(max(LAST_MINOR), LAST_MINOR[max(LAST_MINOR)])
 STANDS_FOR = {"6.1": "6.1.37"}
@@ -76,15 +77,24 @@ def is_covered(release: LinuxVersion) -> bool:
 @cache
 def _fold(release: LinuxVersion) -> Design:
     carried = [change for change in CHANGES if change.is_in(release)]
+    kernel = f"{release}.0" if str(release) in STANDS_FOR else str(release)
     design = replace(
         LINUX_4_9,
-        name=f"linux-{release}",
-        kernel=str(release),
+        name=f"linux-{kernel}",
+        kernel=kernel,
         summary=_summary(carried),
     )
     for change in carried:
         design = applied(design, change)
     return design
+
+
+def _policy(policy: RwsemPolicy, since: str) -> RwsemPolicy:
+    """Return a semaphore's policy by the name under which it is known, if it has one."""
+    for known in (RWSEM_4_9, RWSEM_5_3, RWSEM_5_11):
+        if policy == known:
+            return known
+    return replace(policy, name=f"as of {since}")
 
 
 def _summary(carried: list[Change]) -> str:
@@ -97,7 +107,7 @@ def applied(design: Design, change: Change) -> Design:
     """Return a design with the rules of a change; of the semaphore a row may name parts only."""
     rules: dict[str, Any] = dict(change.rules)
     if isinstance(rules.get("rwsem"), dict):
-        rules["rwsem"] = replace(design.rwsem, **rules["rwsem"])
+        rules["rwsem"] = _policy(replace(design.rwsem, **rules["rwsem"]), change.since)
     return replace(design, **rules)
 
 
@@ -185,6 +195,7 @@ RFC_V6_POSTED = replace(
     summary="the RFC as posted: zaps under read, its hugetlb test is inverted",
     munmap=vm_munmap_zap_rlock,
     munmap_downgrades=True,
+    bounds_read="after",
     skip_vm_flags="posted",
 )
 RFC_V6 = replace(

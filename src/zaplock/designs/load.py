@@ -6,7 +6,7 @@ import runpy
 from dataclasses import fields
 from pathlib import Path
 
-from zaplock.designs.changes import show
+from zaplock.designs.change import show
 from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.proposals import PROPOSALS

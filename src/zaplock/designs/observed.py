@@ -6,10 +6,11 @@ whatever else they differ in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from zaplock.designs.changes import CHANGES, Change
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import linux
 from zaplock.linux_version import find
 from zaplock.protocols.design import Design
@@ -48,13 +49,19 @@ def deciding(design: Design, rules: Iterable[str]) -> list[Change]:
     if release is None:
         return []
     stock = linux(release)
-    last: dict[str, Change] = {}
+    last: dict[tuple[str, str], Change] = {}
     for change in CHANGES:
         if change.is_in(release):
-            last.update(dict.fromkeys(change.rules, change))
-    chosen = [
-        last[rule]
-        for rule in rules
-        if rule in last and getattr(stock, rule) == getattr(design, rule)
-    ]
+            last.update(dict.fromkeys(_parts(change), change))
+    kept = {rule for rule in rules if getattr(stock, rule) == getattr(design, rule)}
+    chosen = [change for (rule, _), change in last.items() if rule in kept]
     return [change for change in CHANGES if change in chosen]
+
+
+def _parts(change: Change) -> list[tuple[str, str]]:
+    """Name what a change sets: (rule, ""), or (rule, part) of a rule that has parts."""
+    return [
+        (rule, part)
+        for rule, value in change.rules.items()
+        for part in (value if isinstance(value, Mapping) else ("",))
+    ]

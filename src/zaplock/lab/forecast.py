@@ -32,10 +32,10 @@ from zaplock.model.flags import (
     PROT_WRITE,
 )
 from zaplock.model.machine import Machine
-from zaplock.model.step import SleepStep, Task, step
+from zaplock.model.step import SleepStep, Task
 from zaplock.protocols.brk import brk
 from zaplock.protocols.design import Cx, Design, Protocol
-from zaplock.protocols.exit import exit_process
+from zaplock.protocols.exit import exit_process, mmget_not_zero
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mremap import mremap
 from zaplock.trace import verdict
@@ -138,11 +138,3 @@ async def _beside_exit(cx: Cx, name: str, period_ns: int, window: list[int]) -> 
         alive = not foreign or await mmget_not_zero(MM)
         nth += 1
     return await exit_process(mine) if alive else 0
-
-
-@step
-def mmget_not_zero(m: Machine, _task: Task, mm: int) -> bool:
-    """Become a user of an mm that has one still."""
-    users = m.mm(mm).count("users")
-    m.mm(mm).add("users", int(users > 0))
-    return users > 0

@@ -36,13 +36,13 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.munmap import (
-    any_sealed,
     lookup_and_split,
     munmap_addr_sanity,
     prepare_events,
     settle_special_mapping,
     split_up_to_seal,
 )
+from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.teardown import (
     Handles,
     floor_and_ceiling,
@@ -104,9 +104,7 @@ async def do_munmap_cut(
         return found
     for handle in handles:
         await vma_start_write(handle)
-    error = await prepare_events(cx, handles, start, end, events)
-    if error:
-        return error
+    await prepare_events(cx, handles, start, end, events)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await detach_and_settle(cx.mm, handles)
     for handle in handles:

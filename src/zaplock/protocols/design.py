@@ -17,6 +17,8 @@ from zaplock.model.step import Task
 from zaplock.model.tlb import NestedFlush
 
 Protocol = Coroutine[Any, Any, int]
+ExitLock = Literal["users", "late-barrier", "barrier", "write", "read-write"]
+"""How exit_mmap keeps reapers out; `protocols.exit` says what each means."""
 UnmapEvents = list[tuple[int, int, int]]
 """Unmap events that userfaultfd monitors are to be told of: (context, start, end)."""
 
@@ -82,7 +84,7 @@ class Design:
     mremap_downgrades: bool = False
     downgrade_beside_growable: bool = True
     bounds_read: Literal["before", "after"] = "before"
-    arch_unmap: Literal["first", "detached", "last"] = "last"
+    arch_unmap: Literal["first", "detached", "last", "never"] = "last"
     skip_vm_flags: Literal["no", "posted", "yes"] = "no"
     uffd_unmap: bool = True
     vma_locks: bool = False
@@ -95,12 +97,21 @@ class Design:
     nested_flush: NestedFlush = "forget-tables"
     flush_before_rmap: bool = False
     mremap_flush: Literal["inside", "outside"] = "outside"
-    exit_tables: Literal["write", "none"] = "none"
+    exit_lock: ExitLock = "users"
+    munlock_pass: bool = True
+    vma_lock_faults: Literal["anonymous", "most", "all"] = "anonymous"
+    fork_locks_vma: bool = False
+    growth_locks_vma: bool = False
+    guard_lock: Literal["mmap", "vma"] = "mmap"
+    smaps_lock: Literal["mmap", "vma"] = "mmap"
+    dirty_fault_lets_go: bool = False
     gathers_first: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
-    forgets_charges: bool = False
+    mremap_forgets_charge: bool = False
+    mmap_forgets_charge: bool = False
+    dontunmap_leaks_locked: bool = True
     reclaims_tables: bool = False
-    mseal: bool = False
+    mseal: Literal["no", "range", "vma"] = "no"
     tombstones: bool = False
     cuts: bool = False

@@ -45,7 +45,6 @@ from zaplock.protocols.locking import (
     unlock_after_unmap,
 )
 from zaplock.protocols.munmap import (
-    any_sealed,
     count_locked,
     do_vmi_align_munmap,
     lookup_and_split,
@@ -53,6 +52,7 @@ from zaplock.protocols.munmap import (
     prepare_events,
     split_up_to_seal,
 )
+from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
@@ -131,8 +131,8 @@ async def gather(cx: Cx, start: int, end: int, events: UnmapEvents) -> tuple[int
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found, ()
-    error = await prepare_events(cx, handles, start, end, events)
-    return (error, ()) if error else (1, handles)
+    await prepare_events(cx, handles, start, end, events)
+    return 1, handles
 
 
 async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:

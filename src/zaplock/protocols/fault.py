@@ -113,7 +113,7 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
         waited = await gave_way(cx, address & PAGE_MASK, vma.start)
         if waited:
             return RETRY if waited > 0 else -SIGSEGV
-        if cx.design.vma_locks:
+        if cx.design.vma_locks and cx.design.growth_locks_vma:
             await vma_start_write(handle)
         if await expand_stack(handle, address):
             await mmap_write_unlock(cx)
@@ -128,11 +128,14 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if not handle:
         return await page_fault_mmap_lock(cx, address, write)
     vma = await read_vma(handle)
+    if cx.design.vma_lock_faults == "anonymous" and not is_plain_anonymous(vma):
+        await vma_end_read(handle)
+        return await page_fault_mmap_lock(cx, address, write)
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
     if await needs_anon_vma(cx, handle, vma, address, write):
-        if not await down_read_trylock(cx.mmap_lock):
+        if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
         await anon_vma_prepare(handle)
@@ -144,6 +147,11 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await handle_userfault(cx, vma.uffd, address)
         return RETRY
     return result
+
+
+def is_plain_anonymous(vma: Vma) -> bool:
+    """Return whether 6.4's faults do with the VMA lock: private, unwatched, with an anon_vma."""
+    return bool(vma.anon_vma and not vma.file and not vma.flags & VM_SHARED and not vma.uffd)
 
 
 async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> bool:

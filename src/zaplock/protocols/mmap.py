@@ -198,7 +198,7 @@ async def mmap_region(
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
-        await (forget_charge if cx.design.forgets_charges else uncharge)(charged, length)
+        await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:

@@ -209,7 +209,7 @@ def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
 
 async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
     """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
-    if cx.design.mseal and vma.flags & VM_SEALED:
+    if cx.design.mseal != "no" and vma.flags & VM_SEALED:
         return -EPERM
     if r.new_length <= r.old_length and not r.implies_move:
         return 0
@@ -334,8 +334,8 @@ async def set_new_address_and_move(
 ) -> MremapResult:
     """Find the new place (vrm_set_new_addr), then move there.
 
-    `delta` is what was cut off before; 6.18 still asks whether so much may be committed, and
-    commits it once more.
+    `delta` is what was cut off before; where charges are forgotten it is still asked whether so
+    much may be committed, and it is committed once more.
     """
     handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle)
@@ -349,11 +349,12 @@ async def set_new_address_and_move(
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
         return MremapResult(-ENOMEM)
-    if vma.flags & VM_ACCOUNT and await is_too_much(delta):
+    forgotten = delta if vma.flags & VM_ACCOUNT and cx.design.mremap_forgets_charge else 0
+    if forgotten and await is_too_much(forgotten):
         return MremapResult(-ENOMEM)
     result = await move(cx, handle, vma, r, target, events)
-    if delta and vma.flags & VM_ACCOUNT and result.value >= 0 and cx.design.forgets_charges:
-        await charge_cut(delta)
+    if forgotten and result.value >= 0:
+        await charge_cut(forgotten)
     return result
 
 
@@ -391,7 +392,8 @@ async def move(
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
-        await keep_empty(cx.mm, new, r.address, r.old_length)
+        leaks = cx.design.dontunmap_leaks_locked
+        await keep_empty(cx.mm, new, r.address, r.old_length, leaks)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
@@ -442,10 +444,12 @@ def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
 
 
 @step
-def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: int) -> None:
+def keep_empty(
+    m: Machine, task: Task, mm: int, new: int, address: int, length: int, leaks: bool
+) -> None:
     """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked (dontunmap_complete).
 
-    As in the kernel, locked_vm keeps counting it, though its VM_LOCKED is gone; so an address space
+    To 7.2 locked_vm keeps counting it, though its VM_LOCKED is gone (`leaks`); so an address space
     that did this with locked memory ends with a locked_vm that is too high.
     """
     handle = lookup(m, m.mm(mm), address)
@@ -455,6 +459,9 @@ def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: 
     shared = vma.shared_anon_vma and not alone
     flags = vma.flags & ~VM_LOCKED_MASK
     if vma.flags & VM_LOCKED:
-        m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+        if leaks:
+            m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+        else:
+            m.mm(mm).add("locked_vm", -vma.nr_pages)
         keep_locked(m, m.mm(mm), vma.start, vma.end)
     m.vmas.put(handle, change(vma, flags=flags, anon_vma=anon_vma, shared_anon_vma=shared))
