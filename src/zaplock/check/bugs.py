@@ -60,7 +60,7 @@ def _grows_into(d: Design) -> bool:
 _GROWTH_UNDER_WRITE = ("6.1.37", "6.3.11", "6.4.1")
 
 BUGS: tuple[Bug, ...] = (
-    Bug("expand", ("expand", "munmap+grow"), "4.20", "5.8",
+    Bug("expand", ("expand", "munmap+grow", "dying-stack"), "4.20", "5.8",
         lambda d: _zaps_under_read(d) and _grows_into(d),
         "CVE-2020-29369, 246c320a8cfe", ("5.4.54", "5.7.11")),
     Bug("expand, by brk", ("grow+brk",), "4.20", "5.8",
@@ -116,7 +116,7 @@ class Promise:
 PROMISES: tuple[Promise, ...] = (
     Promise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
     Promise(
-        "under the exclusive lock nobody waits, nor works on pages without a bound",
+        "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),
         lambda d: d.tombstones or d.cuts,
     ),

@@ -159,7 +159,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no-zap",
         "frees page tables whose entries are live",
-        everywhere,
+        lambda d: not d.cuts,
         ("munmap-fault-gup",),
         rule=lambda: Skip("zap_pte_range", False),
     ),
@@ -374,7 +374,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no-flush-before-rmap",
         "takes PFN mappings out of the rmap before they are flushed",
-        lambda d: d.flush_before_rmap,
+        lambda d: d.flush_before_rmap and not d.cuts,
         ("pfn-revoke",),
         changes=rules(flush_before_rmap=False),
     ),
@@ -403,7 +403,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no-vma-write-lock",
         "munmap does not write-lock the VMAs that it detaches",
-        has_vma_locks,
+        lambda d: d.vma_locks and unmaps_as_linux(d),
         ("munmap-fault-gup",),
         rule=lambda: Skip("_start_write"),
     ),

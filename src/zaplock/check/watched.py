@@ -1,9 +1,9 @@
 """Promises that are kept watch on along an operation, not in a state or at its end.
 
-BoundedHold is a promise about time that the checker can state: under the exclusive lock nobody
-waits for another task, and nobody works on a number of pages that has no bound. A protocol keeps
-it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or a
-step that walks over pages, while its task holds the mmap_lock for write.
+BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, in either
+mode, neither waits for another task nor works on a number of pages that has no bound. A protocol
+keeps it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or
+a step that walks over pages, while its task holds the lock.
 
 ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
 returns.
@@ -29,15 +29,15 @@ BY_PAGES = frozenset(
 
 
 class BoundedHold(Rule):
-    """Watch a task's steps for what may take long while it holds its mmap_lock for write."""
+    """Watch a task's steps for what may take long while it holds its mmap_lock."""
 
     def __init__(self, task: Task, mmap_lock: Lock) -> None:
         self.task = task
         self.mmap_lock = mmap_lock
-        self.writes = False
+        self.holds = False
 
     def __call__(self, step: Step[Any]) -> Steps:
-        if self.writes:
+        if self.holds:
             if step.name in BY_PAGES:
                 yield by_pages(step.name)
             elif isinstance(step, WaitStep):
@@ -46,10 +46,10 @@ class BoundedHold(Rule):
                 yield free_at_once(step.lock, step.write)
         result = yield step
         if isinstance(step, LockStep) and step.lock == self.mmap_lock:
-            if is_lock(step, "down", write=True):
-                self.writes = not result
-            elif step.action in ("up", "downgrade"):
-                self.writes = False
+            if step.action in ("down", "try"):
+                self.holds = bool(result) == (step.action == "try")
+            elif step.action == "up":
+                self.holds = False
         return result
 
 
@@ -57,8 +57,8 @@ class BoundedHold(Rule):
 def by_pages(_m: Machine, task: Task, name: str) -> None:
     """Report work on pages without a bound."""
     raise Violation(
-        Invariant.BOUNDED_EXCLUSIVE_HOLD,
-        f"{task} does {name} while it holds the mmap_lock for write",
+        Invariant.BOUNDED_HOLD,
+        f"{task} does {name} while it holds the mmap_lock",
     )
 
 
@@ -67,8 +67,8 @@ def over_at_once(m: Machine, task: Task, wait: WaitStep[Any]) -> None:
     """Report a wait that is not over yet."""
     if not wait.ready(m, task, *wait.args):
         raise Violation(
-            Invariant.BOUNDED_EXCLUSIVE_HOLD,
-            f"{task} waits for {wait.channel[0]} while it holds the mmap_lock for write",
+            Invariant.BOUNDED_HOLD,
+            f"{task} waits for {wait.channel[0]} while it holds the mmap_lock",
         )
 
 
@@ -80,8 +80,8 @@ def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
         return
     if sem.writer or (write and sem.readers):
         raise Violation(
-            Invariant.BOUNDED_EXCLUSIVE_HOLD,
-            f"{task} waits for {lock[0]} while it holds the mmap_lock for write",
+            Invariant.BOUNDED_HOLD,
+            f"{task} waits for {lock[0]} while it holds the mmap_lock",
         )
 
 
