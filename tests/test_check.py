@@ -345,6 +345,10 @@ FIRES = {
     Invariant.BOOKS_BALANCE: ("lost-update", "linux-5.10"),
     Invariant.NO_DEADLOCK: ("uffd-event", "linux-4.20/event-before-unlock"),
     Invariant.READER_WAITS_EXCLUSIVE_ONLY: ("convoy", "linux-6.18"),
+    Invariant.BOUNDED_HOLD: ("bounded-cut", "linux-6.18"),
+    Invariant.RETURN_MEANS_GONE: ("dying-twice", "linux-6.18-dying/nobody-gives-way"),
+    Invariant.NO_SPURIOUS_ENOMEM: ("dying-gap", "linux-6.18-dying/nobody-gives-way"),
+    Invariant.NO_SPURIOUS_SEGV: ("dying-stack", "linux-6.18-dying/fails-instead-of-waiting"),
     Invariant.MUTUAL_EXCLUSION: ("reader-count", "linux-4.20"),
     Invariant.USE_AFTER_FREE: ("stack-rot", "linux-6.18/growth-under-read"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import EINTR
 from typing import Any
 
 from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps, is_lock
@@ -211,6 +212,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         has_tombstones,
         ("dying-twice",),
         rule=lambda: Skip("dying_in", ()),
+    ),
+    Mutation(
+        "fails-instead-of-waiting",
+        "who needs a dying range fails instead of waiting for it",
+        has_tombstones,
+        ("dying-stack",),
+        rule=lambda: Skip("_gave_way", EINTR),
     ),
     Mutation(
         "unlink-after-free",

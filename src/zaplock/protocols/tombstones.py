@@ -53,10 +53,10 @@ def dying_in(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[in
 
 def one_is_gone(mm: int, dying: tuple[int, ...]) -> Step[int]:
     """Wait until one of these tombstones has been taken away; EINTR on a fatal signal."""
-    return WaitStep(_go_on, (mm, dying), _one_is_gone, ("dying", mm), killable=True)
+    return WaitStep(_gave_way, (mm, dying), _one_is_gone, ("dying", mm), killable=True)
 
 
-def _go_on(_m: Machine, _task: Task, _mm: int, _dying: tuple[int, ...]) -> int:
+def _gave_way(_m: Machine, _task: Task, _mm: int, _dying: tuple[int, ...]) -> int:
     return 0
 
 
