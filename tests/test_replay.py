@@ -140,13 +140,12 @@ def test_sentences_are_of_the_figures() -> None:
     first, second, last = view.sentences(found)
     assert first.startswith(
         "The 185 ms wait of db-alloc (tid 102) in mmap behind munmap of 8 GiB by db-free (tid 101) "
-        "would have been 185 ms under linux-4.9 to linux-6.18.44 "
+        "would have been 185 ms under linux-4.9 to linux-6."
     )
-    assert first.endswith("under 10 us with dontneed under linux-6.18.44.")
+    assert "under 10 us under linux-6.18-dying and linux-6.18-cut and with dontneed" in first
     assert second.startswith("The 176 ms wait of ps (tid 200) behind munmap of 8 GiB")
-    assert last == (
-        "Least is waited with dontneed under linux-6.18.44: under 10 us in all instead of 361 ms."
-    )
+    assert last.startswith("Least is waited under linux-6.18-dying")
+    assert last.endswith(": under 10 us in all instead of 361 ms.")
 
 
 def test_which_design_a_recording_stands_for() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from zaplock.check import maple_nodes, rwsem_counter
 from zaplock.check.scenarios import Scenario
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
-from zaplock.protocols import maple_nodes, rwsem_counter
 from zaplock.protocols.design import Design, Protocol
 
 

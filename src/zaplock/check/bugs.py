@@ -105,7 +105,7 @@ LIVENESS = "convoy"
 
 
 @dataclass(frozen=True)
-class Promise:
+class TimePromise:
     """What a design may promise about time: in words, by which scenarios, and which keep it."""
 
     says: str
@@ -113,9 +113,9 @@ class Promise:
     keeps: Callable[[Design], bool]
 
 
-PROMISES: tuple[Promise, ...] = (
-    Promise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
-    Promise(
+PROMISES: tuple[TimePromise, ...] = (
+    TimePromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
+    TimePromise(
         "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),
         lambda d: d.tombstones or d.cuts,
@@ -124,7 +124,7 @@ PROMISES: tuple[Promise, ...] = (
 """A scenario of a promise has to be broken under the designs that don't keep it."""
 
 
-def promise_of(scenario: str) -> Promise | None:
+def promise_of(scenario: str) -> TimePromise | None:
     """Return the promise that a scenario is about, if it is about one."""
     return next((one for one in PROMISES if scenario in one.scenarios), None)
 

@@ -8,7 +8,7 @@ readers", 4f23dbc1e657 "handoff") and 5.11 (reader spinning removed, 617f3ef9517
 
 The steps that a protocol awaits stand at the end: `down_read(lock)` and so on.
 
-Not covered here: the grain of the semaphore's own counter (see protocols.rwsem_counter, where that
+Not covered here: the grain of the semaphore's own counter (see check.rwsem_counter, where that
 is checked) and real-time priorities.
 """
 
