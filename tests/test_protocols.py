@@ -338,11 +338,36 @@ def test_books_are_checked_for_real() -> None:
         check(space.machine)
 
 
+def test_a_counter_that_does_not_exist_is_no_zero() -> None:
+    space = AddressSpace().machine.mm(1)
+    with pytest.raises(KeyError, match="an mm has no counter 'lockd_vm'; it has total_vm"):
+        space.count("lockd_vm")  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="lockd_vm"):
+        space.add("lockd_vm", 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("design", "left"), [("linux-6.18", 4), ("linux-7.3", 0)])
+def test_what_dontunmap_leaves_in_locked_vm_is_in_the_one_set_of_books(
+    design: str, left: int
+) -> None:
+    space = AddressSpace(design)
+    start = space.mmap(4 * PAGE)
+    space.mlock(start, 4 * PAGE)
+    flags = f.MREMAP_MAYMOVE | f.MREMAP_DONTUNMAP
+    moved = space.mremap(start, 4 * PAGE, 4 * PAGE, flags=flags)
+    space.check()
+    space.munmap(moved, 4 * PAGE)
+    space.munmap(start, 4 * PAGE)
+    space.check()
+    assert space.counters()["locked_vm"] == left
+
+
 def test_five_levels_reach_further_and_count_their_tables_alike() -> None:
     limits = ResourceLimits(
         task_size=f.TASK_SIZE_5_LEVELS, mmap_base=f.TASK_SIZE_5_LEVELS - (1 << 40)
     )
     machine = Machine(limits=limits, levels=5)
+    machine.mm(1).add("users", 1)
     task = Task(1, 1)
     cx = Cx(load("linux-6.18"), task, limits=limits)
     work = mmap(cx, 1 << 50, PAGE, f.PROT_READ | f.PROT_WRITE, ANONYMOUS | f.MAP_POPULATE)
