@@ -9,7 +9,7 @@ import pytest
 
 from zaplock import AddressSpace
 from zaplock.designs import SHIPPED, Cx, load
-from zaplock.engines.sequential import run
+from zaplock.engines.sequential import LockCall, run
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.check import check
@@ -19,6 +19,7 @@ from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import StepKind, Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
+from zaplock.protocols.exit import exit_process, mark_oom_victim
 from zaplock.protocols.gup import copy_from_user
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.proc import proc_pid_maps, proc_pid_smaps
@@ -29,7 +30,7 @@ from zaplock.protocols.userfaultfd import monitor, open_userfaultfd, set_uffd
 PAGE = f.PAGE_SIZE
 MIB = 1 << 20
 EVERY = list(SHIPPED)
-DOWNGRADES = ["rfc-v6-posted", "rfc-v6", "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18"]
+DOWNGRADES = [name for name, design in SHIPPED.items() if design.munmap_downgrades]
 ANONYMOUS = f.MAP_PRIVATE | f.MAP_ANONYMOUS | f.MAP_FIXED
 EXCLUSIVE = ["down_write", "up_write"]
 DOWNGRADED = ["down_write", "downgrade_write", "up_read"]
@@ -328,6 +329,54 @@ def test_every_step_is_awaited() -> None:
                 called = getattr(node.value.func, "id", "")
                 value = getattr(module, called, None)
                 assert not isinstance(value, StepKind), f"{path.name}:{node.lineno} {called}"
+
+
+CMDLINE = {"linux-4.9": 3, "linux-4.18": 2, "linux-5.10": 2, "linux-6.1": 2, "linux-6.18": 2}
+
+
+@pytest.mark.parametrize(("design", "times"), CMDLINE.items())
+def test_a_reader_of_cmdline_takes_the_lock_as_often_as_the_kernel(design: str, times: int) -> None:
+    space = AddressSpace(design)
+    space.machine.mm(1).counters.put("arg_start", space.mmap(PAGE))
+    calls: list[LockCall] = []
+    run(
+        space.machine, Task(9, 2), space.design.proc_cmdline(Cx(space.design, Task(9, 2)), 1), calls
+    )
+    assert [call.action for call in calls] == ["down", "up"] * times
+    assert not any(call.write for call in calls)
+
+
+EXITS = {
+    "linux-4.9": ("R", "R"),
+    "linux-4.14": ("R", "R W"),
+    "linux-4.17": ("R", "R W"),
+    "linux-5.16": ("R", "R W"),
+    "linux-5.17": ("R W", "R W"),
+    "linux-6.0": ("R W", "R W"),
+    "linux-6.1": ("R R W", "R R W"),
+}
+
+
+@pytest.mark.parametrize("design", EXITS)
+@pytest.mark.parametrize("victim", [False, True])
+def test_an_exit_takes_the_lock_for_write_only_where_the_kernel_does(
+    design: str, victim: bool
+) -> None:
+    space = AddressSpace(design)
+    space.mmap(PAGE)
+    if victim:
+        run(space.machine, Task(9, 2), mark_oom_victim_of(1))
+    calls: list[LockCall] = []
+    run(space.machine, space.task, exit_process(space.cx), calls)
+    taken = [
+        "RW"[call.write] for call in calls if call.action == "down" and call.name == "mmap_lock"
+    ]
+    assert " ".join(taken) == EXITS[design][victim]
+    space.check()
+
+
+async def mark_oom_victim_of(mm: int) -> bool:
+    return await mark_oom_victim(mm)
 
 
 def test_books_are_checked_for_real() -> None:

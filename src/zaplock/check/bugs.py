@@ -38,15 +38,6 @@ class Bug:
             return False
         return not self.until or not release.carries(self.until, self.backported)
 
-    @property
-    def kernels(self) -> str:
-        """Which releases have it, in words."""
-        if not self.since:
-            return "no release"
-        begin = f"from {self.since}" if self.since != "4.9" else "from 4.9 or earlier"
-        fixed = ", ".join((*self.backported, self.until))
-        return f"{begin}, mended in {fixed}" if self.until else begin
-
 
 def _zaps_under_read(d: Design) -> bool:
     return d.munmap_downgrades

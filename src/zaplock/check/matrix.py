@@ -33,7 +33,11 @@ QUICK = SearchLimits(states=2_000_000, seconds=60.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """One scenario under one design. `known`: the bug of history that a break is, "" if none."""
+    """One scenario under one design.
+
+    known: the bug of history that a break is, "" if none. shared: whether the verdict is that of a
+    design before it, which agrees in every rule that was asked for.
+    """
 
     scenario: str
     design: str
@@ -43,6 +47,7 @@ class Cell:
     invariants: tuple[str, ...] = ()
     why: str = ""
     known: str = ""
+    shared: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -69,7 +74,9 @@ def check_row(
     for name in designs:
         design = find_design(name)
         cell = next((cell for rules, cell in seen if _agrees(design, rules)), None)
-        if cell is None:
+        if cell is not None:
+            cell = replace(cell, shared=True)
+        else:
             rules, cell = _checked(found, design, fair, limits)
             if cell.verdict != NOT_EXHAUSTED and not isinstance(design, Mutant):
                 seen.append((rules, cell))

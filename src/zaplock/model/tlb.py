@@ -9,7 +9,7 @@ page tables returned. `tlb_flush_mmu_tlbonly` and `tlb_batch_pages_flush` are tw
 protocol can do it wrong.
 
 What a finish does when another gather is under way on the mm differs by kernel (`NestedFlush`):
-"ignore" to 4.13 (before 99baac21e458), "forget-tables" from there to 5.1 (the forced flush resets
+"ignore" to 4.12 (before 99baac21e458), "forget-tables" from there to 5.1 (the forced flush resets
 the range and with it freed_tables), "full" since 7a30df49f63a (5.2).
 """
 
