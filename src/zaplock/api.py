@@ -128,7 +128,7 @@ class AddressSpace:
         return [vma for vma in found if isinstance(vma, Vma)]
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the mm: pages, except pgtables_bytes, brk and map_count."""
+        """Return the counters of the mm by name; `model.mm.Counter` says what each counts."""
         space = self.machine.mm(1)
         return {name: space.count(name) for name in COUNTERS}
 
