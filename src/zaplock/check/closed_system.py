@@ -49,7 +49,7 @@ KIND_FLAGS = {
     "file": f.VM_SHARED | f.VM_MAYSHARE,
     "shared": f.VM_SHARED | f.VM_MAYSHARE,
     "hugetlb": f.VM_SHARED | f.VM_MAYSHARE | f.VM_HUGETLB,
-    "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND,
+    "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_PAT | f.VM_IO | f.VM_DONTEXPAND,
 }
 FILE_KINDS = {
     "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb",

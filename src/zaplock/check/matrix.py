@@ -33,9 +33,11 @@ QUICK = SearchLimits(states=2_000_000, seconds=60.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """One scenario under one design. `known`: the bug of history that a break is, "" if none.
+    """One scenario under one design.
 
-    `unkept`: the promise about time that the design does not make, which the scenario is about.
+    known: the bug of history that a break is, "" if none. shared: whether the verdict is that of a
+    design before it, which agrees in every rule that was asked for.
+    unkept: the promise about time that the design does not make, which the scenario is about.
     """
 
     scenario: str
@@ -47,6 +49,7 @@ class Cell:
     why: str = ""
     known: str = ""
     unkept: str = ""
+    shared: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -73,7 +76,9 @@ def check_row(
     for name in designs:
         design = find_design(name)
         cell = next((cell for rules, cell in seen if _agrees(design, rules)), None)
-        if cell is None:
+        if cell is not None:
+            cell = replace(cell, shared=True)
+        else:
             rules, cell = _checked(found, design, fair, limits)
             if cell.verdict != NOT_EXHAUSTED and not isinstance(design, Mutant):
                 seen.append((rules, cell))

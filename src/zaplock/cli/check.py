@@ -337,7 +337,7 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "scenario": cell.scenario, "design": cell.design, "verdict": cell.verdict,
         "invariants": list(cell.invariants), "states": cell.states,
         "seconds": round(cell.seconds, 6), "why": cell.why, "known_bug": cell.known or None,
-        "agrees_with_history": cell.agrees,
+        "agrees_with_history": cell.agrees, "shared": cell.shared,
     }  # fmt: skip
 
 

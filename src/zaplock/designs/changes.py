@@ -79,8 +79,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "5.2", "7a30df49f63a", "mm: mmu_gather: remove __tlb_reset_range() for force flush",
         "a finish beside another gather flushes everything, freed page tables included",
-        {"nested_flush": "full"},
-        doubt="5.1 took it too; in which of its releases is not confirmed",
+        {"nested_flush": "full"}, ("5.1.13",),
     ),
     Change(
         "5.2", "a9e9bcb45b15", "locking/rwsem: Prevent decrement of reader count before increment",
@@ -188,10 +187,11 @@ CHANGES: tuple[Change, ...] = (
         "5.19", "b67fbebd4cf9", "mmu_gather: Force tlb-flush VM_PFNMAP vmas",
         "mappings of device memory are flushed before they leave the rmap: who revokes the memory "
         "would no longer find them (CVE-2022-39188)",
-        {"flush_before_rmap": True}, ("4.14.294", "5.10.144", "5.15.69"),
-        doubt="stable series have a patch of their own, which looked at the first VMA only until "
-        "these releases; 4.9, 4.19 and 5.4 were completed in the same round, in releases that are "
-        "not confirmed",
+        {"flush_before_rmap": True},
+        ("4.9.329", "4.14.294", "4.19.259", "5.4.214", "5.10.144", "5.15.69"),
+        doubt="stable series have a patch of their own (895428ee124a in 5.10.141), which looked at "
+        "the first VMA only until these releases; 4.19.259 and 5.4.214 are known from their "
+        "release candidates",
     ),
     Change(
         "5.19", "6eebd5fb2083",
@@ -240,7 +240,6 @@ CHANGES: tuple[Change, ...] = (
         "6.4", "0bff0aaea03e", "x86/mm: try VMA lock-based page fault handling first",
         "a fault takes that way first, and looks whether its VMA is detached",
         {"page_fault": page_fault_vma_lock},
-        doubt="whether 6.4.3 switched VMA locks off is not confirmed",
     ),
     Change(
         "6.5", "c2508ec5a58d",
@@ -268,7 +267,7 @@ CHANGES: tuple[Change, ...] = (
         {"downgrade_beside_growable": True},
     ),
     Change(
-        "6.5", "fb49c455323f", "fork: lock VMAs of the parent process when forking",
+        "6.5", "fb49c455323f", "fork: lock VMAs of the parent process when forking, again",
         "fork write-locks each VMA that it copies, so that no fault runs beside it",
         {"fork_locks_vma": True}, ("6.4.3",),
     ),
@@ -392,11 +391,10 @@ CHANGES: tuple[Change, ...] = (
         "a VMA may be used anew, even by another mm, while somebody looks it up",
     ),
     Change(
-        "6.15", None, "mm/mremap: refactor of move_vma()",
+        "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
         "by mistake Committed_AS keeps what a moving mremap has cut off",
         {"mremap_forgets_charge": True},
-        doubt="not in 6.12, seen from 6.18 on; 6.15 by the series that rewrote mremap, whose "
-        "commit was not found",
+        doubt="the release is by the date of the series; not in 6.12, seen in 6.18",
     ),
     Change(
         "6.16", "bfe125f1b187",

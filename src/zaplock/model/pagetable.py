@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
-from zaplock.model.mm import CUT_SHIFT, Mm, Pte
+from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
 from zaplock.model.violations import Invariant, Violation
@@ -25,7 +25,12 @@ from zaplock.model.violations import Invariant, Violation
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
 
-RSS = {"anon": "rss_anon", "thp": "rss_anon", "file": "rss_file", "shmem": "rss_shmem"}
+RSS: dict[str, Counter] = {
+    "anon": "rss_anon",
+    "thp": "rss_anon",
+    "file": "rss_file",
+    "shmem": "rss_shmem",
+}
 """The counter that a kind of page is resident in; zero pages, hugetlb and PFNs are in none."""
 
 UNITS = {

@@ -3,8 +3,8 @@
 A lock's state is one immutable value in the cell `machine.locks[lock]`: who holds it, who queues.
 The engines decide WHEN a task asks; the functions here say what then happens, by the policy of a
 kernel (`RwsemPolicy`). Sources: kernel/locking/rwsem.c of 4.9 (rwsem-xadd.c), 5.3 (rewrite,
-commits 00f3c5a3df2c "always release wait_lock before waking", d3681e269fff "wake up almost all
-readers", 4f23dbc1e657 "handoff") and 5.11 (reader spinning removed, 617f3ef95177).
+commits 4f23dbc1e657 "handoff", d3681e269fff "wake up almost all readers", cf69482d62d9 and
+7d43f1ce9dd0 for spinning) and 5.11 (reader spinning removed, 617f3ef95177).
 
 The steps that a protocol awaits stand at the end: `down_read(lock)` and so on.
 
@@ -75,7 +75,7 @@ class RwsemPolicy:
 
 RWSEM_4_9 = RwsemPolicy("4.9 to 5.2", "never", "leading", "writer", counts_first=False)
 RWSEM_5_3 = RwsemPolicy("5.3 to 5.10", "spinning", "all", "any", handoff_ns=4_000_000)
-RWSEM_5_11 = RwsemPolicy("5.11 to 6.18", "unheld", "all", "any", handoff_ns=4_000_000)
+RWSEM_5_11 = RwsemPolicy("5.11 on", "unheld", "all", "any", handoff_ns=4_000_000)
 
 
 def held(sem: Rwsem, tid: int) -> Literal["", "read", "write"]:

@@ -178,6 +178,8 @@ def shown(item: Area) -> str:
     return f"{start}-{item.end:x} {item.perms} {item.offset:08x} {name}".rstrip()
 
 
+_HAS_POLICY = 1 << 44
+"""No flag of the kernel's: here it keeps a VMA with a memory policy from merging."""
 _STACK_TOP = 0x7FFF_FFFF_F000
 
 
@@ -222,7 +224,7 @@ async def _mbind(cx: Cx, start: int, length: int) -> int:
     """Give a range a memory policy: what matters here is that it no longer merges with others."""
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
-        part = await modify_vma(cx, handle, low, high, vma.flags | f.VM_ARCH_1)
+        part = await modify_vma(cx, handle, low, high, vma.flags | _HAS_POLICY)
         return min(0, part)
 
     await mmap_write_lock_killable(cx)

@@ -59,10 +59,10 @@ class Design:
     error; `page_fault(cx, address, write)`; `proc_cmdline(cx, mm)`.
 
     The other fields are rules. Each is documented in `zaplock.designs.changes`, in the row of the
-    change of Linux that set it (`zaplock designs linux-4.9 linux-6.18` prints them). Some have no
+    change of Linux that set it (`zaplock designs linux-4.9 linux-7.3` prints them). Some have no
     such row: skip_vm_flags is the RFC's parameter: "no" (not there), "posted" (its hugetlb test
     inverted) or "yes". mmap_killable: a fatal signal ends the wait of mmap, munmap, brk, mremap and
-    mprotect for the lock (so in every kernel from 4.7 on). tree: the tree that VMAs are kept in.
+    mprotect for the lock (so in every kernel from 4.9 on).
     And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
     afterwards, protocols.cut).

@@ -40,6 +40,7 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_NORESERVE,
+    VM_PAT,
     VM_PFNMAP,
     VM_SHARED,
     VM_SPECIAL,
@@ -265,7 +266,7 @@ def call_mmap(m: Machine, task: Task, handle: int) -> int:
     if file.kind != "device":
         return 0
     pages = vma.nr_pages if file.fails_after is None else min(file.fails_after, vma.nr_pages)
-    flags = vma.flags | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
+    flags = vma.flags | VM_PFNMAP | VM_PAT | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
     m.vmas.put(handle, change(vma, flags=flags))
     space, first = m.mm(vma.mm), vma.start >> PAGE_SHIFT
     if pages:

@@ -23,7 +23,7 @@ from zaplock.model.flags import (
     VM_GROWSUP,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_PFNMAP,
+    VM_PAT,
     VM_SEALED,
     page_align,
 )
@@ -185,7 +185,7 @@ async def settle_special_mapping(handle: int) -> None:
     vma = await read_vma(handle)
     if vma.file:
         await uprobe_munmap(handle, vma.start, vma.end)
-    if vma.flags & VM_PFNMAP:
+    if vma.flags & VM_PAT:
         await untrack_pfn(handle)
     if vma.flags & VM_HUGETLB:
         await clear_mayshare(handle)

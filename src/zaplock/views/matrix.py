@@ -78,7 +78,7 @@ def summary(cells: Sequence[Cell]) -> str:
     """Sum up: how many were proved, which known bugs showed, what history does not know."""
     proved = [cell for cell in cells if cell.verdict == "proved"]
     broken = [cell for cell in cells if cell.verdict == "broken" and cell.known]
-    states = sum(cell.states for cell in cells)
+    states = sum(cell.states for cell in cells if not cell.shared)
     bugs = sorted({cell.known for cell in broken if cell.known})
     lines = [
         "",

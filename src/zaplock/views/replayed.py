@@ -218,7 +218,7 @@ def decided_sentence(replay: Replay) -> str:
     base = replay.runs[0]
     rows = [f"{one.since} {one.commit or one.subject}" for one in base.decided_by]
     said = f"{base.design.name} is decided by " + (", ".join(rows) or "nothing newer than 4.9")
-    return f"{said} (zaplock designs {base.design.name} tells them)."
+    return f"{said} (zaplock designs 4.9 {base.design.kernel} tells of them)."
 
 
 def best_sentence(replay: Replay) -> str:
