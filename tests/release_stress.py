@@ -32,7 +32,7 @@ import zaplock.buffers
 from zaplock.measure import syscalls
 from zaplock.release import ExportedError, ReleaseError, flush, release, release_soon
 from zaplock.release.claims import nothing_is_claimed
-from zaplock.release.pinned import Pinned
+from zaplock.release.pinned import address_of
 
 PAGE = mmap.PAGESIZE
 PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -168,8 +168,7 @@ class Actor:
         life.canaries = [Canary(start - PAGE), Canary(start + life.length)]
 
     def address(self, life: Life) -> int:
-        with Pinned(buffer_of(life)) as pinned:
-            return pinned.address
+        return address_of(buffer_of(life))
 
     def write(self, life: Life) -> None:
         memoryview(buffer_of(life)).cast("B")[self.random.randrange(life.length)] = 1
