@@ -125,17 +125,18 @@ def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None
     hold, move = Hold(), Move(start, new, min(length, new.nbytes), bound_ns)
     try:
         try:
-            hold.take(memoryview(old), None)
-            move.run()
-            hold.work(Pace(bound_ns), unmap=False)
-            move.cut()
-        except BaseException:
-            move.undo()
-            raise
-        finally:
+            try:
+                hold.take(memoryview(old), None)
+                move.run()
+                hold.work(Pace(bound_ns), unmap=False)
+                move.cut()
+            finally:
+                hold.let_go()
+        finally:  # once more, if a signal handler raised inside the first
             hold.let_go()
-    finally:  # once more, if a signal handler raised inside the first
-        hold.let_go()
+    except BaseException:
+        move.undo()
+        raise
     return new
 
 

@@ -47,11 +47,11 @@ class Mapping(mmap.mmap):
     NoMemoryError (a MemoryError) for what can't be had.
     """
 
-    asked: int
-    huge: str | None
-    max_stall_ns: int
+    asked: int = 0
+    huge: str | None = None
+    max_stall_ns: int = DEFAULT_BOUND_NS
     background: bool = False
-    named: bool
+    named: bool = False
 
     def __new__(
         cls,

@@ -82,10 +82,12 @@ class Hold:
     def let_go(self) -> None:
         """Hold nothing any more; a second time does nothing."""
         self.intact = False
-        self.target.let_go()
-        self._range.let_go()
-        self._owner.let_go()
-        self._thing = None
+        try:
+            self.target.let_go()
+        finally:
+            self._range.let_go()
+            self._owner.let_go()
+            self._thing = None
 
 
 def _refuse_sealed(target: Target, vmas: list[MappedVma]) -> None:

@@ -156,11 +156,11 @@ def _format_has_objects(thing: Any) -> bool:
     try:
         try:
             pin.take(thing)
-            return pin.has_objects
         finally:
             pin.let_go()
-    finally:
+    finally:  # once more, if a signal handler raised inside the first
         pin.let_go()
+    return pin.has_objects
 
 
 def _numpy(name: str) -> tuple[type, ...]:

@@ -52,6 +52,7 @@ class Pin:
 
     def __init__(self) -> None:
         self._view: memoryview | None = None
+        self._asked = _Buffer()
         self.address = self.length = 0
         self.readonly = self.has_objects = False
 
@@ -59,7 +60,7 @@ class Pin:
         """Hold the buffer of `thing`; raise ReleaseError where it has none in one piece."""
         try:
             self._view = memoryview(thing)
-            self.address = _address(self._view)
+            self._find_address(self._view)
         except TypeError:
             raise ReleaseError(
                 f"{type(thing).__name__} has no memory to release: give an address and a length, "
@@ -72,9 +73,15 @@ class Pin:
 
     def let_go(self) -> None:
         """Hold nothing any more; a second time does nothing."""
+        _let_go(ctypes.byref(self._asked))
         if self._view is not None:
             self._view.release()
             self._view = None
+
+    def _find_address(self, view: memoryview) -> None:
+        _get(view, ctypes.byref(self._asked), _ANY_CONTIGUOUS)
+        self.address = self._asked.buf or 0
+        _let_go(ctypes.byref(self._asked))
 
 
 def address_of(thing: Any) -> int:
@@ -83,20 +90,8 @@ def address_of(thing: Any) -> int:
     try:
         try:
             pin.take(thing)
-            return pin.address
         finally:
             pin.let_go()
     finally:  # once more, if a signal handler raised inside the first
         pin.let_go()
-
-
-def _address(view: memoryview) -> int:
-    buffer = _Buffer()
-    try:
-        try:
-            _get(view, ctypes.byref(buffer), _ANY_CONTIGUOUS)
-            return buffer.buf or 0
-        finally:
-            _let_go(ctypes.byref(buffer))
-    finally:  # once more, if a signal handler raised inside the first
-        _let_go(ctypes.byref(buffer))
+    return pin.address

@@ -23,7 +23,8 @@ import atexit
 import ctypes
 import os
 import threading
-from concurrent.futures import Future, TimeoutError
+import time
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final
@@ -43,16 +44,26 @@ LOOK_S: Final = 0.2
 """How often one who waits for the worker looks whether it lives."""
 
 
-class _Job:
-    """A release that was handed over: what it holds, whose turn it is, its future."""
+class Job(Future[Released]):
+    """A release that was handed over: what it holds, whose turn it is, and the future of it all."""
 
     def __init__(self, max_stall_ns: int) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
         self.hold = Hold()
         self.max_stall_ns = max_stall_ns
-        self.done: Future[Released] = Future()
-        self.done.set_running_or_notify_cancel()
         self.runner: threading.Thread | None = None
         self._mark: dict[str, object] = {}
+
+    def result(self, timeout: float | None = None) -> Released:
+        """Wait, as `Future.result` does, and see to it that there is a thread that works."""
+        _here().wait_for(self, timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, as `Future.exception` does, and see to it that there is a thread that works."""
+        _here().wait_for(self, timeout)
+        return super().exception(0)
 
     def mine(self, mark: object) -> bool:
         """Put a mark on the job, unless it has one; tell whether it is this one."""
@@ -64,14 +75,22 @@ class _Job:
         self.hold.recheck()
         released = finish(self.hold, self.max_stall_ns)
         self.hold.let_go()
-        if not self.done.done():
-            self.done.set_result(released)
+        if not self.done():
+            self.set_result(released)
 
     def fail(self, error: BaseException) -> None:
         """Let go of everything and set the future to an error, unless it is set."""
-        self.hold.let_go()
-        if not self.done.done():
-            self.done.set_exception(error)
+        try:
+            self.hold.let_go()
+        finally:
+            if not self.done():
+                self.set_exception(error)
+
+    def anew(self) -> None:
+        """Be a job of a forked child: the lock may be held, the callbacks are the parent's."""
+        Future.__init__(self)
+        self.set_running_or_notify_cancel()
+        self.runner, self._mark = None, {}
 
 
 class _Worker:
@@ -84,11 +103,11 @@ class _Worker:
     def __init__(self, *, alone: bool) -> None:
         self.pid = os.getpid()
         self.alone = alone
-        self.unfinished: dict[int, _Job] = {}
+        self.unfinished: dict[int, Job] = {}
         self.wake: SimpleQueue[None] = SimpleQueue()
         self.thread: threading.Thread | None = None
 
-    def hand_over(self, job: _Job, buffer: Any, length: int | None, mark: object) -> None:
+    def hand_over(self, job: Job, buffer: Any, length: int | None, mark: object) -> None:
         """Hold the memory and queue the job; do it at once where it can't be queued."""
         try:
             job.hold.take(buffer, length)
@@ -104,7 +123,7 @@ class _Worker:
             _expected_errors_only(job)
             self.unfinished.pop(id(job), None)
 
-    def withdraw(self, job: _Job, mark: object) -> None:
+    def withdraw(self, job: Job, mark: object) -> None:
         """Take a job back, unless the worker has begun it."""
         if job.mine(mark):
             self.unfinished.pop(id(job), None)
@@ -140,7 +159,7 @@ class _Worker:
         for job in list(self.unfinished.values()):
             self.do(job)
 
-    def do(self, job: _Job) -> None:
+    def do(self, job: Job) -> None:
         """Do a job, unless somebody else has begun it."""
         mark = object()
         try:
@@ -152,34 +171,42 @@ class _Worker:
         finally:
             self.end(job, mark)
 
-    def end(self, job: _Job, mark: object) -> None:
+    def end(self, job: Job, mark: object) -> None:
         """Take a job that was done out of the queue; its future is set, whatever happened."""
         if job.mine(mark):
             job.fail(ReleaseError("this release was interrupted: what remains is left alone"))
             self.unfinished.pop(id(job), None)
 
-    def flush(self) -> bool:
-        """Wait until each job that there is now is done; tell whether there was one.
+    def wait_for(self, job: Job, timeout: float | None = None) -> None:
+        """Wait until a job is done; do it here, where no thread can be had.
 
-        Where no thread can be had they are done here. Not waited for is a job that this very
-        thread is doing, further out: the caller is a signal handler or a finalizer.
+        Raises TimeoutError. It is no use to wait for a job that this very thread is doing, further
+        out (the caller is a callback, a signal handler or a finalizer).
         """
+        me = threading.current_thread()
+        end = None if timeout is None else time.monotonic() + timeout
+        while not job.done() and job.runner is not me:
+            if id(job) in self.unfinished and (me is self.thread or not self.has_thread()):
+                self.do(job)
+            if job.runner is not None and not job.runner.is_alive():
+                job.fail(ReleaseError("the thread of this release has ended in the middle"))
+            self.wake.put(None)
+            wait([job], LOOK_S if end is None else min(LOOK_S, max(end - time.monotonic(), 0)))
+            if end is not None and time.monotonic() >= end:
+                break
+        if job.done():
+            self.unfinished.pop(id(job), None)
+
+    def flush(self) -> bool:
+        """Wait until each job that there is now is done; tell whether there was one."""
         me = threading.current_thread()
         others = [job for job in list(self.unfinished.values()) if job.runner is not me]
         for job in others:
-            while not job.done.done():
-                if me is self.thread or not self.has_thread():
-                    self.do(job)
-                if job.runner is not None and not job.runner.is_alive():
-                    job.fail(ReleaseError("the thread of this release has ended in the middle"))
-                self.wake.put(None)
-                with suppress(TimeoutError):
-                    job.done.exception(LOOK_S)
-            self.unfinished.pop(id(job), None)
+            self.wait_for(job)
         return bool(others)
 
 
-def _expected_errors_only(job: _Job) -> None:
+def _expected_errors_only(job: Job) -> None:
     """Work; what a release may raise is the future's, the rest (from a signal) travels on."""
     try:
         job.work()
@@ -210,7 +237,7 @@ def release_soon(
     of `release`. If it raises, nothing is queued.
     """
     Pace(max_stall_ns)  # a bad bound is the caller's line's fault
-    worker, job, mark = _here(), _Job(max_stall_ns), object()
+    worker, job, mark = _here(), Job(max_stall_ns), object()
     try:
         try:
             worker.hand_over(job, buffer, length, mark)
@@ -220,7 +247,7 @@ def release_soon(
     except BaseException:  # once more, if a signal handler raised inside the first
         worker.withdraw(job, mark)
         raise
-    return job.done
+    return job
 
 
 async def release_async(
@@ -262,22 +289,19 @@ def _begin_anew() -> _Worker:
 
 def _after_fork_in_child() -> None:
     for job in list(_begin_anew().unfinished.values()):
-        if job.done.done():
+        if job.done():
             continue
-        waiting = job.hold.intact and _is_here(job)
-        Future.__init__(job.done)  # its lock may be held, and its callbacks are the parent's
-        job.done.set_running_or_notify_cancel()
-        if waiting:
-            _take_over(job)
+        taken_over = job.hold.intact and _is_here(job)
+        job.anew()
+        if taken_over:
+            job.hold.after_fork()
+            _worker.unfinished[id(job)] = job
         else:
             with suppress(BufferError):  # a thread that the child lacks was looking at the pin
-                job.hold.let_go()
-            job.done.set_exception(
-                ReleaseError("this release is the parent process's: the child leaves it alone")
-            )
+                job.fail(ReleaseError("this release is the parent's: the child leaves it alone"))
 
 
-def _is_here(job: _Job) -> bool:
+def _is_here(job: Job) -> bool:
     """Tell whether a pinned range that waited or was being zapped at the fork is the child's copy.
 
     A range that fork left out (MADV_DONTFORK) is a hole, unless something was mapped there since
@@ -291,13 +315,6 @@ def _is_here(job: _Job) -> bool:
     except ReleaseError:
         return False
     return True
-
-
-def _take_over(parents: _Job) -> None:
-    job = _Job(parents.max_stall_ns)
-    job.hold, job.done = parents.hold, parents.done
-    job.hold.after_fork()
-    _worker.unfinished[id(job)] = job
 
 
 def _at_exit() -> None:
