@@ -87,7 +87,7 @@ class Hold:
         finally:
             self._range.let_go()
             self._owner.let_go()
-            self._thing = None
+        self._thing, self.target = None, Target()  # a future must not keep what it was about
 
 
 def _refuse_sealed(target: Target, vmas: list[MappedVma]) -> None:
