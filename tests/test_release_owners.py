@@ -78,7 +78,7 @@ def strangers() -> dict[str, tuple[Callable[[mmap.mmap], Any], str]]:
             "stands on a Tensor, and what owns its memory can't be shown",
         ),
         "a tensor": (lambda m: Tensor(address_of(m), len(m)), "no memory to release"),
-        "a base without an end": (endless, "stands on a Itself"),
+        "a base without an end": (endless, "stands on a Tensor"),
         "a view of nothing": (lambda m: from_memory(address_of(m), len(m), 0x200), "no owner"),
         "ctypes at an address": (
             lambda m: (ctypes.c_ubyte * len(m)).from_address(address_of(m)),

@@ -124,7 +124,7 @@ def _stays(thing: Any) -> bool:
 
 
 def _below(thing: Any) -> object:
-    """Return what a view says it stands on; None if it says nothing."""
+    """Return what a view stands on, as numpy, memoryview or ctypes keep it; None if nothing."""
     if isinstance(thing, memoryview):
         return thing.obj
     if isinstance(thing, _CTYPES):
@@ -132,10 +132,9 @@ def _below(thing: Any) -> object:
             return thing._b_base_
         kept = thing._objects.values() if isinstance(thing._objects, dict) else ()
         return next((one for one in kept if isinstance(one, memoryview)), None)
-    try:
-        return getattr(thing, "base", None)
-    except Exception:
-        return None
+    if is_array(thing):
+        return _numpy("ndarray")[0].base.__get__(thing)  # type: ignore[attr-defined]
+    return None
 
 
 def _refuse_objects(thing: Any) -> None:
