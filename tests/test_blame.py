@@ -220,7 +220,7 @@ def vma_story(*, with_sched: bool) -> Log:
 def test_a_holder_asleep_on_a_vma_lock_is_a_victim() -> None:
     found = wait_of(vma_story(with_sched=True).events(), 3)
     assert told(found) == [
-        (1, "trimmer", "madvise", 4 * GIB, "holder", 77 * MS + 1500),
+        (1, "trimmer", "madvise(MADV_DONTNEED)", 4 * GIB, "holder", 77 * MS + 1500),
         (2, "guard", "mprotect", 4096, "holder", 7500),
     ]
     assert found.blame[0].vma

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from zaplock.trace.calls import Calls
 from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.holds import Holds
+from zaplock.trace.madvise import call_of
 from zaplock.trace.sleeps import Nap, Sleeps
 
 Array = NDArray[Any]
@@ -157,7 +158,7 @@ class VmaLocks:
 
 def vma_locks(events: Events, calls: Calls, holds: Holds, slept: Sleeps | None) -> VmaLocks:
     """Gather the madvise calls that took no mmap_lock; `slept` is when every task slept."""
-    ops = [op for op, name in enumerate(calls.operations) if name == "madvise"]
+    ops = [op for op, name in enumerate(calls.operations) if call_of(name) == "madvise"]
     madvise = np.flatnonzero(np.isin(calls.op, ops))
     if len(madvise):
         madvise = madvise[~np.isin(madvise, holds["call"])]
