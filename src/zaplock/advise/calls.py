@@ -36,7 +36,7 @@ class RecordedAdvice:
     """Advice from a recording, and the waiting that is behind it.
 
     `waits` took the least that was asked for or more, `waited_ns` in all; nobody is known to be
-    behind `unexplained_ns` of it (shorter waits than the 5,000 longest are not worked out), `free_ns` of
+    behind `unexplained_ns` of it (only the 5,000 longest waits are worked out), `free_ns` of
     which passed with the lock free.
     """
 
