@@ -149,12 +149,11 @@ def from_recording(
     for found in summary.explained:
         if wait_ns[found.wait] < least_ns:
             continue
-        dark_ns -= sum(blame.share_ns for blame in found.blame)
+        dark_ns -= found.blamed_ns
         free_ns += found.free_ns
-        for blame in found.blame:
-            if blame is found.culprit or blame.share_ns >= least_ns:
-                kind, operation = _kind_of_blame(sites, blame)
-                sites.of(blame.tid, kind, operation).blamed(blame.share_ns, blame.length)
+        for blame in found.first(max(1, int((found.shares.share_ns >= least_ns).sum()))):
+            kind, operation = _kind_of_blame(sites, blame)
+            sites.of(blame.tid, kind, operation).blamed(blame.share_ns, blame.length)
     advice = tuple(_advice(*pair, costs, recognise) for pair in sites.found.items())
     return RecordedAdvice(advice, int(long.sum()), int(wait_ns[long].sum()), dark_ns, free_ns)
 

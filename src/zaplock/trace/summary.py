@@ -8,7 +8,7 @@ much of all waiting that covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,7 @@ def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
     rows = [
         *_hold_rows(analysis.holds),
         *_wait_rows(analysis.waits, queued),
-        *_caused_rows(analysis, explained),
+        *_caused_rows(explained),
     ]
     operations = analysis.calls.operations
     tasks = analysis.events.tasks
@@ -166,12 +166,15 @@ def _wait_rows(waits: Waits, queued: Array) -> Iterator[_Row]:
         yield _Row(tid, op, part)
 
 
-def _caused_rows(analysis: Analysis, explained: Iterable[Explained]) -> Iterator[_Row]:
-    number = {name: op for op, name in enumerate(analysis.calls.operations)}
-    for found in explained:
-        for blame in found.blame:
-            op = number.get(blame.operation, NO_OP)
-            yield _Row(blame.tid, op, Group("", caused_ns=blame.share_ns))
+def _caused_rows(explained: Sequence[Explained]) -> Iterator[_Row]:
+    if not explained:
+        return
+    columns = (
+        np.concatenate([getattr(found.shares, name) for found in explained])
+        for name in ("tid", "op", "share_ns")
+    )
+    for tid, op, _, total, _ in _cells(*columns):
+        yield _Row(tid, op, Group("", caused_ns=total))
 
 
 def _grouped(rows: list[_Row], name: Callable[[_Row], str]) -> tuple[Group, ...]:

@@ -10,7 +10,8 @@ so. Two things do:
   task of its process is inside an madvise, and is woken when that call is over (its way back to a
   cpu counts too: it would not have left it);
 - or, without sched events, the ranges: a holder whose range overlaps that of an madvise which began
-  before the hold and took no mmap_lock itself must have waited for its VMA.
+  before the hold and took no mmap_lock itself must have waited for its VMA. The woken holder may be
+  done before the madvise's task has returned from its call (`WAKE_NS`).
 
 Not covered: sleeping on the VMA lock of a page fault (short, unless the fault reads from a disk),
 and process_madvise, whose ranges lie in another process's memory and aren't in its arguments.
@@ -143,12 +144,12 @@ class VmaLocks:
             for call in rivals
             if self._overlap(holds, row, call)
             and self.calls.begin_ns[call] < start
-            and start < self.calls.end_ns[call] <= end
+            and start < self.calls.end_ns[call] <= end + WAKE_NS
         ]
         if not sure:
             return ()
         last = max(sure, key=lambda call: int(self.calls.end_ns[call]))
-        return (Sleep(start, int(self.calls.end_ns[last]), last),)
+        return (Sleep(start, min(int(self.calls.end_ns[last]), end), last),)
 
     def _overlap(self, holds: Holds, row: int, call: int) -> bool:
         begin, length = int(holds["address"][row]), int(holds["length"][row])

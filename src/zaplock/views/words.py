@@ -96,20 +96,25 @@ def blame_sentence(analysis: Analysis, blame: Blame) -> str:
 
 
 def chain(analysis: Analysis, found: Explained, *, limit: int = 3, depth: int = 1) -> list[str]:
-    """List who made a wait long, the greatest share first, following queued writers."""
+    """List who made a wait long, the greatest share first, following queued writers.
+
+    The lines add up to the wait, but for what is less than a hundredth of it.
+    """
     whole = int(analysis.waits["wait_ns"][found.wait])
     lines = []
-    worth = [blame for blame in found.blame if blame.share_ns * 100 >= whole] or found.blame[:1]
-    for blame in worth[:limit]:
+    shares = found.shares.share_ns
+    worth = max(int((shares * 100 >= whole).sum()), 1)
+    told = found.first(min(worth, limit))
+    for blame in told:
         part = f"{duration(blame.share_ns)} ({share(blame.share_ns, whole)})"
         lines.append(f"{part} behind {blame_sentence(analysis, blame)}")
         if blame.role == "queued-writer" and depth < CHAIN:
             behind = analysis.explain(blame.row)
             lines += ["  which itself waited: " + line for line in _first(analysis, behind, depth)]
-    more = worth[limit:]
-    if more:
-        rest = sum(blame.share_ns for blame in more)
-        lines.append(f"{duration(rest)} ({share(rest, whole)}) behind {len(more)} more")
+    rest, rest_ns = len(shares) - len(told), int(shares[len(told) :].sum())
+    if rest_ns * 100 >= whole and rest:
+        others = "1 other" if rest == 1 else f"{rest:,} others"
+        lines.append(f"{duration(rest_ns)} ({share(rest_ns, whole)}) behind {others}")
     return lines + _rest(found, whole)
 
 
