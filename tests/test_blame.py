@@ -233,7 +233,7 @@ def test_without_sched_events_overlapping_ranges_show_it() -> None:
 
 
 def returning_late(late_ns: int) -> Log:
-    """The madvise returns so much after the holder, whom it woke, is done; nothing tells of cpus."""
+    """The madvise returns so long after the holder that it woke is done; no event tells of cpus."""
     log = Log()
     log.task(1, "purger", 1)
     log.task(2, "jit", 1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
+from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP, RecordedTask
 from zaplock.trace.holds import Holds
 from zaplock.trace.waits import Waits
@@ -73,6 +74,7 @@ class Summary:
     by_thread: tuple[Group, ...]
     by_process: tuple[Group, ...]
     histograms: tuple[Histogram, ...]
+    calls: tuple[CallCount, ...]
 
 
 def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
@@ -98,6 +100,7 @@ def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
         _grouped(rows, lambda row: thread_name(tasks, row.tid)),
         _grouped(rows, lambda row: process_name(tasks, row.tid)),
         _histograms(analysis, queued),
+        call_counts(analysis),
     )
 
 

@@ -10,7 +10,7 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.events import NO_OP
 from zaplock.trace.holds import Holds
-from zaplock.trace.summary import Summary, thread_name
+from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
 
@@ -149,6 +149,20 @@ def answer(summary: Summary) -> Iterator[str]:
         if len(rows):
             longest = int(rows[np.argmax(analysis.holds["hold_ns"][rows])])
             yield f"The longest {name} hold: {hold_sentence(analysis, longest)}."
+    yield from _most_time(summary)
+
+
+def _most_time(summary: Summary) -> Iterator[str]:
+    """Name the call in which most time was spent, whether it took an mmap_lock or not."""
+    for most in summary.calls[:1]:
+        if most.total_ns and most.total_ns >= LONG_WAIT_NS:
+            bytes_ = f" of {size(most.length)} in all" if most.length else ""
+            without = f", {most.without_lock:,} of them without the mmap_lock"
+            yield (
+                f"Most time in calls: {process_name(summary.analysis.events.tasks, most.pid)} made "
+                f"{most.count:,} {most.operation}{bytes_}, {duration(most.total_ns)} together"
+                f"{without if most.without_lock else ''}."
+            )
 
 
 def _losses(analysis: Analysis) -> Iterator[str]:
