@@ -20,11 +20,11 @@ from zaplock.advise.mappings import advise, from_process, parse_maps, parse_stat
 from zaplock.cli import advise as verb
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.recorder.operations import NAMES
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind
 from zaplock.trace.file import write
 from zaplock.trace.handwritten import Log
+from zaplock.trace.operations import NAMES
 from zaplock.trace.summary import summarise
 
 MS = 1_000_000

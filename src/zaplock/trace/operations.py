@@ -1,5 +1,7 @@
 """The system calls that change or walk an address space, and where each says its range.
 
+One table for whatever reads them: the recorder from binary events, an import from text.
+
 The arguments are given by position, as in the kernel's SYSCALL_DEFINE lines, since the names in
 the `format` files have changed (madvise's `len_in`) while their order is part of the call itself.
 """
@@ -49,7 +51,28 @@ OPERATIONS = (
     TracedOperation("clone3"),  # its flags are in user memory: not seen
     TracedOperation("fork"),
     TracedOperation("vfork"),
+    TracedOperation("map_shadow_stack", 0, 1, 2),
+    TracedOperation("set_mempolicy", detail=0),
+    TracedOperation("set_mempolicy_home_node", 0, 1, 2),
+    TracedOperation("prctl", detail=0),
+    TracedOperation("io_uring_register", detail=1),
+    TracedOperation("process_vm_readv", detail=0),  # detail: whose memory
+    TracedOperation("process_vm_writev", detail=0),
+    TracedOperation("ptrace", detail=0),  # detail: what it asks for
+    TracedOperation("move_pages", detail=0),
+    TracedOperation("migrate_pages", detail=0),
 )
+
+FOREIGN = (
+    "process_madvise",
+    "process_mrelease",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "move_pages",
+    "migrate_pages",
+)
+"""Calls that work on another process's address space, so a recording takes everybody's."""
 
 NAMES = tuple(operation.name for operation in OPERATIONS)
 CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
