@@ -77,3 +77,16 @@ FOREIGN = (
 NAMES = tuple(operation.name for operation in OPERATIONS)
 CLONES = frozenset({"clone", "clone3", "fork", "vfork"})
 """They return twice; the second time in the new task, with 0."""
+
+X86_64 = {
+    9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 25: "mremap", 26: "msync", 27: "mincore",
+    28: "madvise", 30: "shmat", 56: "clone", 57: "fork", 58: "vfork", 59: "execve", 60: "exit",
+    67: "shmdt", 101: "ptrace", 149: "mlock", 150: "munlock", 151: "mlockall", 152: "munlockall",
+    157: "prctl", 216: "remap_file_pages", 231: "exit_group", 237: "mbind", 238: "set_mempolicy",
+    256: "migrate_pages", 279: "move_pages", 310: "process_vm_readv", 311: "process_vm_writev",
+    322: "execveat", 325: "mlock2", 329: "pkey_mprotect", 427: "io_uring_register", 435: "clone3",
+    440: "process_madvise", 448: "process_mrelease", 450: "set_mempolicy_home_node",
+    453: "map_shadow_stack", 462: "mseal",
+}  # fmt: skip
+"""Numbers of these calls on x86-64 (arch/x86/entry/syscalls/syscall_64.tbl), which raw_syscalls
+gives."""
