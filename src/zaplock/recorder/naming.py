@@ -28,8 +28,9 @@ CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
 _MANY = 10_000
 _NEW, _RENAMED, _ENDED = NAMING
-_BORROWED = {*FOREIGN, *CLONES}
-"""Operations in which a task locks another address space than its own."""
+_BORROWED = {*FOREIGN, *CLONES, "exit"}
+"""Operations that say nothing of the owner: a task locks another address space than its own, or
+one that has ended (an exit is told of everybody, `Stream._exits`, and after the process's end)."""
 
 
 class TaskNames:
