@@ -90,7 +90,7 @@ def test_what_took_no_lock_takes_it_under_an_older_kernel() -> None:
     found = replayed(recorded("linux-6.18", "fault", "madvise"), "linux-6.18", "linux-4.9")
     assert max(worst(found, 0).values()) < 20_000
     assert worst(found, 1)["page fault"] > 50 * MS
-    assert worst(found, 1)["madvise"] > 50 * MS
+    assert worst(found, 1)["madvise(MADV_DONTNEED)"] > 50 * MS
 
 
 def test_both_halves_of_a_downgraded_hold_are_one_without_the_downgrade() -> None:
@@ -146,6 +146,81 @@ def test_sentences_are_of_the_figures() -> None:
     assert second.startswith("The 176 ms wait of ps (tid 200) behind munmap of 8 GiB")
     assert last.startswith("Least is waited under linux-6.18-dying")
     assert last.endswith(": under 10 us in all instead of 361 ms.")
+
+
+def hanging_find() -> Log:
+    """A find hangs for 38 s; whoever has the lock took it before anything was recorded."""
+    log = Log()
+    log.task(1, "db", 1)
+    log.task(2, "find", 2)
+    log.owner(7, 1)
+    log.asked(1 * MS, tid=2, mm=7, write=False)
+    log.begin(37_900 * MS, tid=1, op="mmap", length=4096)
+    log.asked(37_900 * MS + 1, tid=1, mm=8, write=True)
+    log.acquired(37_900 * MS + 2, tid=1, mm=8, write=True)
+    log.released(38_000 * MS, tid=1, mm=8, write=True)
+    log.end(38_000 * MS + 1, tid=1, op="mmap")
+    return log
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_no_conclusion_where_the_holder_is_not_known(known: bool) -> None:
+    """The recorded kernel is the one on which it hung: the others cure nothing."""
+    span = (37_900 * MS, 38_001 * MS) if known else None
+    analysis = analyse(hanging_find().events(), "6.18", span=span)
+    found = replay(analysis, profiles.load(profiles.DEFAULT), designs=[SHIPPED["linux-4.9"]], mm=7)
+    first, last = view.sentences(found)
+    assert first.startswith("The 38 s wait of find (tid 2)")
+    if known:  # a watch: who held the lock before that instant can't be known
+        assert first.endswith(
+            "is not in the recording, so no replay can tell what it would have been."
+        )
+        assert any("does not show who held the lock" in line for line in view.remarks(found))
+        assert found.to_json()["unknown_holders"]["operations"] == 1
+    assert "under linux-4.9" not in first
+    assert last == "No conclusion on all waiting: the replay's own error can't be told."
+    assert "own error can't be told" in view.fit_sentence(found)
+
+
+def unlike(found: Replay, share: float) -> Replay:
+    """Return the replay with all waits of every run scaled: it is off by so much."""
+    runs = (
+        replace(run, stall_ns=tuple(int(stall * share) for stall in run.stall_ns))
+        for run in found.runs
+    )
+    return replace(found, runs=tuple(runs))
+
+
+def test_no_conclusion_beyond_the_replays_own_error() -> None:
+    sound = replayed(database(), "6.18.44", "linux-4.9", ways=[Way(), Way("dontneed")])
+    assert sound.fit.sound
+    off = unlike(sound, 0.42)  # an error of -58 %
+    assert not off.fit.sound
+    first, *_, last = view.sentences(off)
+    assert first.endswith(
+        "is 77.7 ms in the replay under linux-6.18.44 itself, so nothing can be told of it under "
+        "others."
+    )
+    assert last == (
+        "No conclusion on all waiting: the replay's own error is 58.0 %, more than 20 %."
+    )
+    assert view.remarks(off)[-1].startswith("WARNING: the replay's own error is 58.0 %")
+    assert not off.to_json()["error"]["sound"]
+
+
+def test_a_gain_below_the_error_is_no_gain() -> None:
+    sound = replayed(database(), "6.18.44", "linux-4.9", ways=[Way(), Way("dontneed")])
+    base, *others = sound.runs
+    # 15 % too much in the replay; another run spares a little less than that.
+    wrong = replace(base, stall_ns=tuple(int(1.15 * stall) for stall in base.stall_ns))
+    little = [
+        replace(run, stall_ns=tuple(int(0.87 * stall) for stall in wrong.stall_ns))
+        for run in others
+    ]
+    found = replace(sound, runs=(wrong, *little))
+    assert found.fit.sound
+    assert view.best_sentence(found).startswith("No conclusion on all waiting: ")
+    assert "own error is 54.2 ms" in view.best_sentence(found)
 
 
 def test_which_design_a_recording_stands_for() -> None:

@@ -54,6 +54,8 @@ from zaplock.trace.summary import NO_OPERATION, QUEUED_NS
 FOREIGN = 1 << 20
 """Address spaces of other processes."""
 SETUP = (1 << 24) - 1
+MOST_ERROR = 0.2
+"""A replay that is off by more than this share from what was recorded proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,16 @@ class Fit:
         most = max(self.recorded_ns, self.replayed_ns)
         return (self.replayed_ns - self.recorded_ns) / (self.recorded_ns or most or 1)
 
+    @property
+    def error_ns(self) -> int:
+        """Return by how much all recorded waiting and all replayed differ."""
+        return abs(self.replayed_ns - self.recorded_ns)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the replay is near enough to the recording for conclusions."""
+        return self.operations > 0 and abs(self.sum_error) <= MOST_ERROR
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -157,6 +169,26 @@ class Replay:
         first = int(np.searchsorted(begins, one.begin_ns - one.waited_ns))
         last = int(np.searchsorted(begins, one.begin_ns + one.waited_ns, side="right"))
         return max(run.stall_ns[rows + first : rows + last])
+
+    def holder_known(self, row: int) -> bool:
+        """Return whether the recording shows who held the lock for most of an operation's wait."""
+        wait = self.operations[row].wait
+        if wait < 0:
+            return True
+        found = self.analysis.explain(wait)
+        dark_ns = found.unexplained_ns - found.free_ns
+        return 2 * dark_ns <= int(self.analysis.waits["wait_ns"][wait])
+
+    def reproduced(self, row: int) -> bool:
+        """Return whether the replay under the recorded kernel has an operation's wait as well."""
+        recorded_ns, replayed_ns = self.operations[row].waited_ns, self.near(row, self.runs[0])
+        return abs(replayed_ns - recorded_ns) <= MOST_ERROR * max(recorded_ns, replayed_ns)
+
+    @cached_property
+    def unknown_holders(self) -> list[int]:
+        """The operations that waited for somebody whom the recording doesn't show."""
+        waited = (row for row, one in enumerate(self.operations) if one.waited_ns >= QUEUED_NS)
+        return [row for row in waited if not self.holder_known(row)]
 
     @cached_property
     def _rows_of(self) -> dict[int, tuple[int, NDArray[np.int64]]]:
@@ -223,6 +255,11 @@ class Replay:
                 "typical": fit.typical_error,
                 "worst_ns": fit.worst_ns,
                 "no_cpu_ns": fit.no_cpu_ns,
+                "sound": fit.sound,
+            },
+            "unknown_holders": {
+                "operations": len(self.unknown_holders),
+                "wait_ns": sum(self.operations[row].waited_ns for row in self.unknown_holders),
             },
             "profile": self.profile.name,
             "rows": [
