@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zaplock.buffers.mapping import Mapping, MappingError
-from zaplock.buffers.move import Move
+from zaplock.buffers.move import PageMove
 from zaplock.release import release
 from zaplock.release import syscalls as calls
 from zaplock.release.fill import fill
-from zaplock.release.hold import Hold
+from zaplock.release.hold import MemoryHold
 from zaplock.release.owners import Owner, stands_on
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 
@@ -122,7 +122,7 @@ def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None
         max_stall_ns=bound_ns,
         background=old.background,
     )
-    hold, move = Hold(), Move(start, new, min(length, new.nbytes), bound_ns)
+    hold, move = MemoryHold(), PageMove(start, new, min(length, new.nbytes), bound_ns)
     try:
         try:
             try:

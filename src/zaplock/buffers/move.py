@@ -28,7 +28,7 @@ _kept: list[Any] = []
 """Mappings with a hole, which must not be unmapped."""
 
 
-class Move:
+class PageMove:
     """The content of one mapping's first bytes on its way to a new array's, which is all zeroes.
 
     The whole pages of both must be the caller's alone.

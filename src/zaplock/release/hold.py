@@ -1,6 +1,6 @@
 """Memory that is being released: claimed and held in place from the first moment to the last.
 
-    hold = Hold()
+    hold = MemoryHold()
     try:
         try:
             hold.take(thing, length)      claims the object, pins its memory, claims the range
@@ -30,7 +30,7 @@ from zaplock.release.vmas import MappedVma, require_mapped
 from zaplock.release.zap import zap
 
 
-class Hold:
+class MemoryHold:
     """A claim on an object, a pin on its memory and a claim on the range; empty when new.
 
     `intact` tells whether the memory is pinned and nothing of it was unmapped or let go.
@@ -80,7 +80,7 @@ class Hold:
         self._range.again()
 
     def let_go(self) -> None:
-        """Hold nothing any more; a second time does nothing."""
+        """MemoryHold nothing any more; a second time does nothing."""
         self.intact = False
         try:
             self.target.let_go()

@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from zaplock.release.hold import Hold
+from zaplock.release.hold import MemoryHold
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 
 
@@ -72,7 +72,7 @@ def release(
     caller's to release.
     """
     Pace(max_stall_ns)
-    hold = Hold()
+    hold = MemoryHold()
     try:
         try:
             hold.take(buffer, length)
@@ -84,7 +84,7 @@ def release(
     return done  # not inside: the bytecode of a return in a try is in no handler's range
 
 
-def finish(hold: Hold, max_stall_ns: int, *, unmap: bool = True) -> Released:
+def finish(hold: MemoryHold, max_stall_ns: int, *, unmap: bool = True) -> Released:
     """Do the work on memory that is held; tell what it was."""
     pace, began = Pace(max_stall_ns), time.monotonic_ns()
     left, unmapped = hold.work(pace, unmap=unmap)

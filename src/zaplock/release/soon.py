@@ -6,7 +6,7 @@ bounds the memory that is dead but not yet free. So it does where no thread can 
 subinterpreter, in the last moments of the interpreter (the queue was flushed by then), when the
 system refuses one.
 
-What is handed over is claimed and pinned in the caller's line (`Hold`), so that it is the same
+What is handed over is claimed and pinned in the caller's line (`hold`), so that it is the same
 memory when its turn comes. A job is done by whoever first puts its mark on it; who marks a job
 that waits takes it out of the queue. There is no lock, so none is left held by an exception, and
 no line after which a job is nobody's: it can be found until its future is set.
@@ -32,7 +32,7 @@ from typing import Any, Final
 from zaplock.errors import UserError
 from zaplock.release import claims
 from zaplock.release.errors import ReleaseError
-from zaplock.release.hold import Hold
+from zaplock.release.hold import MemoryHold
 from zaplock.release.now import Released, finish
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 from zaplock.release.syscalls import HUGE
@@ -50,7 +50,7 @@ class Job(Future[Released]):
     def __init__(self, max_stall_ns: int) -> None:
         super().__init__()
         self.set_running_or_notify_cancel()
-        self.hold = Hold()
+        self.hold = MemoryHold()
         self.max_stall_ns = max_stall_ns
         self.runner: threading.Thread | None = None
         self._mark: dict[str, object] = {}
@@ -108,7 +108,7 @@ class _Worker:
         self.thread: threading.Thread | None = None
 
     def hand_over(self, job: Job, buffer: Any, length: int | None, mark: object) -> None:
-        """Hold the memory and queue the job; do it at once where it can't be queued."""
+        """MemoryHold the memory and queue the job; do it at once where it can't be queued."""
         try:
             job.hold.take(buffer, length)
         except (UserError, OSError) as error:
