@@ -129,6 +129,18 @@ def test_on_one_cpu_everybody_waits_for_the_munmap_to_be_preempted() -> None:
     assert shared.munmap_ns > alone.munmap_ns
 
 
+@pytest.mark.parametrize("proposal", ["linux-6.18-dying", "linux-6.18-cut"])
+def test_writers_wait_for_the_whole_zap_but_not_under_the_proposals(proposal: str) -> None:
+    writers = ("mmap", "fork", "mprotect", "clone")
+    today = outcome("linux-6.18", 80 * GIB, writers)
+    for name in writers:
+        assert today.stalls[name].max_ns > 0.9 * today.munmap_ns, name
+    spared = outcome(proposal, 80 * GIB, writers)
+    for name in writers:
+        assert spared.stalls[name].max_ns < 100_000, name
+    assert abs(spared.munmap_ns - today.munmap_ns) < 0.02 * today.munmap_ns
+
+
 # Hung tasks
 
 

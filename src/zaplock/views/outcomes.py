@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from zaplock.lab.compare import Comparison
 
-WRITERS = ("mmap",)
+WRITERS = ("mmap", "mprotect", "clone", "fork")
 """Bystanders that ask for the lock for write."""
 
 FELT_NS = 100_000
