@@ -165,9 +165,7 @@ class Judge:
         """Explain several waits (rows of `waits`), laying out the history around them once."""
         rows = [int(row) for row in waits]
         self._lay_out(np.array(rows, np.int64))
-        found = [self.explain(row) for row in rows]
-        self._stretches.clear()
-        return found
+        return [self.explain(row) for row in rows]
 
     def explain(self, wait: int) -> Explained:
         """Explain one wait (a row of `waits`); the shares and the rest add up to its length."""
@@ -183,7 +181,11 @@ class Judge:
         return self._sleeps[hold]
 
     def _lay_out(self, waits: Array) -> None:
-        """Cut each lock's history around these waits, every part of it once."""
+        """Cut each lock's history around these waits, every part of it once.
+
+        It is kept until others are asked for: a view looks again at some of those waits.
+        """
+        self._stretches.clear()
         mms = self.waits["mm"][waits]
         for mm in np.unique(mms).tolist():
             rows = waits[mms == mm]
@@ -300,14 +302,12 @@ class Judge:
             name: np.concatenate([getattr(part, name) for part in parts if len(part)])
             for name in names
         }
-        key = [columns[name] for name in ("length", "op", "tid", "why")]
-        order = np.lexsort((-columns["share_ns"], *key))
-        columns = {name: column[order] for name, column in columns.items()}
+        who = columns["why"].astype(np.int64) << 48 | (columns["op"].astype(np.int64) + 1) << 32
+        who |= columns["tid"].astype(np.int64) & 0xFFFFFFFF
+        order = np.lexsort((-columns["share_ns"], columns["length"], who))
+        columns, who = {name: column[order] for name, column in columns.items()}, who[order]
         new = np.ones(len(order), bool)
-        new[1:] = np.any(
-            [columns[name][1:] != columns[name][:-1] for name in ("length", "op", "tid", "why")],
-            axis=0,
-        )
+        new[1:] = (who[1:] != who[:-1]) | (columns["length"][1:] != columns["length"][:-1])
         groups = np.flatnonzero(new)
         total = np.add.reduceat(columns["share_ns"], groups)
         came = np.minimum.reduceat(order, groups)
