@@ -93,7 +93,9 @@ def _read(start: int, end: int) -> Iterator[MappedVma]:
             first, last = (int(bound, 16) for bound in bounds.split("-"))
             if first < end and last > start:
                 named = name[0].rstrip("\n") if name else ""
-                yield MappedVma(first, last, named, HUGE if named.startswith("/anon_hugepage") else PAGE)
+                yield MappedVma(
+                    first, last, named, HUGE if named.startswith("/anon_hugepage") else PAGE
+                )
 
 
 def require_mapped(start: int, end: int, *, certain: bool = False) -> list[MappedVma]:
