@@ -28,6 +28,7 @@ from zaplock.recorder.targets import learn_mm
 from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.holds import holds
 
 pytestmark = pytest.mark.root
 ME = os.getpid()
@@ -297,9 +298,9 @@ def test_tracefs_is_opened_privately_where_it_is_not_mounted(
 
 def test_an_mm_can_be_learned_and_only_of_a_process() -> None:
     with opened() as tracefs, sleeper() as target:
-        mm = learn_mm(tracefs, target.pid)
-        assert mm == learn_mm(tracefs, target.pid)
-        assert mm not in (0, learn_mm(tracefs, ME))
+        mm = learn_mm(tracefs, target.pid).mm
+        assert mm == learn_mm(tracefs, target.pid).mm
+        assert mm not in (0, learn_mm(tracefs, ME).mm)
         with pytest.raises(UserError, match="kernel thread"):
             learn_mm(tracefs, 2)
     with pytest.raises(UserError, match=r"there is no process .*'ps -e'"):
@@ -569,3 +570,37 @@ sys.exit(main(["record", "-d", "1s", "-o", "/tmp/zaplock-never"]))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 2
     assert "sudo" in done.stderr
+
+
+def test_instances_that_stop_one_after_the_other_leave_no_tail(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine half a second lies between two: what the later one has has no partner."""
+    real = Instance.stop
+
+    def late(self: Instance) -> None:
+        real(self)
+        time.sleep(0.2)
+
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            mmap.mmap(-1, SIZE).close()
+
+    worker = threading.Thread(target=work)
+    with record_mm(ME) as recorder:
+        worker.start()
+        time.sleep(0.2)
+        monkeypatch.setattr(Instance, "stop", late)
+        recorder.stop()
+        monkeypatch.undo()
+        done.set()
+        worker.join()
+    events = recorder.events()
+    assert int(events["time_ns"].max()) <= recorder.span[1]
+    assert holds(events).unmatched == 0
+    own = events["tid"] == worker.native_id
+    calls_end = events["time_ns"][own & (events["kind"] == EventKind.OP_END)].max()
+    locks_end = events["time_ns"][own & (events["kind"] == EventKind.RELEASED)].max()
+    assert abs(int(locks_end) - int(calls_end)) < 100_000_000

@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,14 @@ from zaplock.recorder.meanings import (
     NAMING,
     USER_STACK,
 )
-from zaplock.recorder.targets import check_process, descendants_of, learn_mm, threads_of
+from zaplock.recorder.targets import (
+    LearnedMm,
+    check_namespace,
+    check_process,
+    descendants_of,
+    learn_mm,
+    threads_of,
+)
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
@@ -45,15 +52,17 @@ _OF_EVERYBODY = ("mmap_lock", "contention")
 _NO_FILTER = "0"
 _RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
 """LCB_F_READ or LCB_F_WRITE, alone or with LCB_F_RT (include/trace/events/lock.h): a rwsem."""
+_MOST_MMS = 32
+"""Of more processes the kernel is not asked to filter by mm: that is done afterwards."""
 LOCK_WITHIN = 1024
 """The mmap_lock is the only rwsem in the first bytes of an mm_struct, wherever a kernel has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to record. `pid` None is the whole system; `groups` are keys of `meanings.GROUPS`."""
+    """What to record. No `pids` is the whole system; `groups` are keys of `meanings.GROUPS`."""
 
-    pid: int | None = None
+    pids: tuple[int, ...] = ()
     children: bool = False
     groups: tuple[str, ...] = DEFAULT_GROUPS
     buffer_kb: int | None = None
@@ -71,7 +80,7 @@ class Options:
                 raise UserError(f"no events {group!r}: choose among {', '.join(GROUPS)}")
         if self.buffer_kb is not None and self.buffer_kb < 64:
             raise UserError(f"a buffer of {self.buffer_kb} KiB is under 64 KiB: give a larger one")
-        if self.watch and (self.pid is None or self.children):
+        if self.watch and (len(self.pids) != 1 or self.children):
             raise UserError("one process at a time can be watched: give -p PID, without --children")
         if not 0 <= self.percent <= 100:
             raise UserError(f"{self.percent} % of a buffer is not between 0 and 100")
@@ -94,17 +103,35 @@ class Capture:
     layouts: Layouts
     buffers: Buffers
     instances: list[Instance]
-    target_mm: int | None
+    learned: dict[int, LearnedMm]
+    """The mm of each process, and our own read of it, which may still wait for its lock; empty
+    where the kernel doesn't filter by mm."""
     pids: set[int] = field(default_factory=set)
     """The target's process ids at the beginning; empty for the whole system."""
     percent: int = 25
     later: list[tuple[Instance, str, str]] = field(default_factory=list)
     """What `widen` switches on: instance, event, filter."""
 
+    on_ns: int = 0
+    """From when on every instance let events in (CLOCK_MONOTONIC), and until when all of them did:
+    one cannot be switched together with another, and on a busy machine half a second may lie
+    between two. What one of them has beyond that is left out, since its counterpart is missing."""
+    off_ns: int | None = None
+
+    @property
+    def target_mm(self) -> int | None:
+        """The mm that is recorded, where it is one."""
+        return (
+            next((one.mm for one in self.learned.values()), None)
+            if len(self.learned) == 1
+            else None
+        )
+
     def start(self) -> None:
         """Let events in."""
         for instance in self.instances:
             instance.start()
+        self.on_ns = time.monotonic_ns()
 
     def widen(self) -> tuple[int, int]:
         """End the watch: switch on what was prepared, the lock events first.
@@ -125,21 +152,26 @@ class Capture:
 
         None where it is the old one, has ended or can't be learned.
         """
+        if pid not in self.learned:
+            return None
         try:
-            mm = learn_mm(Tracefs(root(self), private=False), pid)
+            learned = learn_mm(Tracefs(root(self), private=False), pid)
         except UserError:
             return None
-        if self.target_mm is None or mm == self.target_mm:
+        if learned.mm == self.learned[pid].mm:
             return None
-        old, self.target_mm = self.target_mm, mm
+        before = _of_mms(self.learned)
+        self.learned[pid] = learned
         for instance in self.instances:
             for event in MMAP_LOCK:
-                if f"mm == {old:#x}" in instance.read(f"events/{event.replace(':', '/')}/filter"):
-                    instance.filter(event, f"mm == {mm:#x}")
-        return mm
+                if before in instance.read(f"events/{event.replace(':', '/')}/filter"):
+                    instance.filter(event, _of_mms(self.learned))
+        return learned.mm
 
     def stop(self) -> None:
-        """Let no more events in."""
+        """Let no more events in. Twice does no harm."""
+        if self.off_ns is None:
+            self.off_ns = time.monotonic_ns()
         for instance in self.instances:
             instance.stop()
 
@@ -155,25 +187,28 @@ def capturing(options: Options) -> Iterator[Capture]:
     Raises UserError where the kernel or the target does not allow it.
     """
     options.check()
-    if options.pid is not None:
-        check_process(options.pid)
+    check_namespace()
+    for pid in options.pids:
+        check_process(pid)
     with opened() as tracefs, contextlib.ExitStack() as stack:
         sweep(tracefs)
         layouts = _layouts(tracefs, options)
-        one_mm = options.pid is not None and not options.children
-        mm = learn_mm(tracefs, options.pid) if one_mm and options.pid is not None else None
+        locks, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
+        if not options.children and len(options.pids) <= _MOST_MMS:
+            learned = {pid: learn_mm(tracefs, pid, within=locks) for pid in options.pids}
         later: list[tuple[Instance, str, str]] = []
         enable = _enabler(layouts, later if options.watch else None)
-        instances = [_locks(stack, tracefs, enable, options, mm)]
-        pids: set[int] = set()
-        if options.pid is not None:
-            pids = descendants_of(options.pid) if options.children else {options.pid}
+        instances = [locks]
+        _locks(locks, enable, options, learned)
+        pids = set(options.pids)
+        if pids:
+            pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
         if options.stacks:
-            instances.append(_stacks(stack, tracefs, enable, options, mm))
+            instances.append(_stacks(stack, tracefs, enable, options, learned))
         buffers = Buffers(instances, layouts.page.page_size)
         stack.callback(buffers.close)
-        capture = Capture(layouts, buffers, instances, mm, pids, options.percent, later)
+        capture = Capture(layouts, buffers, instances, learned, pids, options.percent, later)
         try:
             yield capture
         finally:
@@ -231,30 +266,30 @@ def _enabler(layouts: Layouts, later: list[tuple[Instance, str, str]] | None) ->
     return enable
 
 
+def _of_mms(learned: Mapping[int, LearnedMm]) -> str:
+    """Make the filter of a lock event; "" where every lock is recorded."""
+    return " || ".join(f"mm == {one.mm:#x}" for one in learned.values())
+
+
 def _locks(
-    stack: contextlib.ExitStack,
-    tracefs: Tracefs,
-    enable: Enable,
-    options: Options,
-    mm: int | None,
-) -> Instance:
-    instance = _instance(stack, tracefs, options)
+    instance: Instance, enable: Enable, options: Options, learned: Mapping[int, LearnedMm]
+) -> None:
     for event in NAMING:
         if instance.has(event):
             instance.enable(event)
-    if options.watch and mm is not None:
+    if options.watch:
+        mm = learned[options.pids[0]].mm
         near = f"lock_addr >= {mm:#x} && lock_addr < {mm + LOCK_WITHIN:#x}"
         instance.enable(CONTENTION[0], f"{_RWSEM} && {near}")
         instance.enable(CONTENTION[1], near)
     for group in options.groups:
         if group == "mmap_lock":
             events = tuple(one for one in MMAP_LOCK if not (options.stacks and one == MMAP_LOCK[1]))
-            enable(instance, events, f"mm == {mm:#x}" if mm else "")
-        elif group in _OF_EVERYBODY or options.pid is None:
+            enable(instance, events, _of_mms(learned))
+        elif group in _OF_EVERYBODY or not options.pids:
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
         elif group == "syscalls":
             enable(instance, FOREIGN_CALLS, _NO_FILTER if options.watch else "")
-    return instance
 
 
 def _calls(
@@ -279,7 +314,7 @@ def _stacks(
     tracefs: Tracefs,
     enable: Enable,
     options: Options,
-    mm: int | None,
+    learned: Mapping[int, LearnedMm],
 ) -> Instance:
     """Make a third instance, since the option takes a stack at every event of its instance."""
     instance = _instance(stack, tracefs, options)
@@ -290,7 +325,7 @@ def _stacks(
             "this kernel takes no user stacks (CONFIG_USER_STACKTRACE_SUPPORT): leave out --stacks"
         ) from None
     # So this event is left out of the other instance.
-    enable(instance, MMAP_LOCK[1:2], f"mm == {mm:#x}" if mm else "")
+    enable(instance, MMAP_LOCK[1:2], _of_mms(learned))
     return instance
 
 

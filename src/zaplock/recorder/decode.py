@@ -70,6 +70,11 @@ class Decoder:
         self._op = np.array([meaning.op for meaning in self._meanings], np.int16)
         self._sources = self._grouped()
 
+    @property
+    def sees_calls(self) -> bool:
+        """Whether system calls are among the events."""
+        return EventKind.OP_BEGIN in self._kind
+
     def _grouped(self) -> list[tuple[str, EventField, NDArray[np.bool_]]]:
         """List (column, field, which meanings have it just there)."""
         groups: dict[tuple[str, int, int, bool], tuple[EventField, NDArray[np.bool_]]] = {}

@@ -9,7 +9,8 @@ A thread takes the pages out of the kernel's buffers while the block runs; nothi
 is switched off. `zaplock record` uses `zaplock.recorder.session`, which writes a file meanwhile.
 
 Root is needed; UserError says so in one line. What is recorded is a process's lock with all who
-ask for it (`pid`), that of its children too (`children`), or every lock of the machine (no `pid`).
+ask for it (`pid`, one or several), that of its children too (`children`), or every lock of the
+machine (no `pid`).
 Gaps show as rows of Kind.LOST and in `recorder.lost_events`.
 """
 
@@ -22,10 +23,11 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.first_look import first_look
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.operations import NAMES
 
 _WAKE_MS = 500
 
@@ -40,12 +42,10 @@ class Recorder:
         self._bytes = 0
         self._ended = threading.Event()
         names = TaskNames()
-        if capture.target_mm is not None and options.pid is not None:
-            names.mms[capture.target_mm] = options.pid
+        names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
         self._stream = Stream(
             capture.layouts,
             names,
-            mm=capture.target_mm,
             pids=capture.pids,
             children=options.children,
         )
@@ -58,22 +58,36 @@ class Recorder:
         return self._capture.target_mm
 
     @property
+    def notes(self) -> list[str]:
+        """What the recording lacks, beyond lost events."""
+        return [] if self._stream.looked_at_all else [NOT_WHOLE]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """From when to when (CLOCK_MONOTONIC) everything was recorded."""
+        return self._capture.on_ns, self._capture.off_ns or time.monotonic_ns()
+
+    @property
     def lost_events(self) -> int:
-        """How many events are missing, as far as the kernel counts them. After the block only."""
+        """How many events are missing, as far as the kernel counts them. After its end only."""
         events = self.events()
         lost = events["length"][events["kind"] == EventKind.LOST]
         return int(lost[lost > 0].sum())
 
     def events(self) -> Events:
-        """Decode what was recorded. After the block only; the same value each time."""
+        """Decode what was recorded. After its end only; the same value each time."""
         if not self._ended.is_set():
-            raise RuntimeError("the recording still runs: leave the with block first")
+            raise RuntimeError("the recording still runs: stop it, or leave the with block first")
         if self._events is None:
-            self._stream.feed([], 0)
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
+            names = self._stream.names
             self._events = Events(
-                columns, NAMES, dict(self._stream.names.tasks), dict(self._stream.names.mms)
+                columns,
+                tuple(self._stream.operations),
+                dict(names.tasks),
+                dict(names.mms),
+                self._stream.found,
             )
         return self._events
 
@@ -93,11 +107,19 @@ class Recorder:
     def _run(self) -> None:
         self._thread.start()
         self._capture.start()
+        self._stream.begin(first_look(self._capture))
         # After the start: a task that is born later is told by its own event.
         self._stream.names.snapshot()
 
-    def _end(self) -> None:
+    def stop(self) -> None:
+        """End the recording before the block ends: its events can be read, the rest takes a while.
+
+        Twice does no harm.
+        """
+        if self._ended.is_set():
+            return
         self._capture.stop()
+        self._stream.end(self.span[1])
         self._ended.set()
         self._capture.buffers.wake()
         self._thread.join()
@@ -105,9 +127,15 @@ class Recorder:
             self._chunks += taken
 
 
+def _pids(pid: int | Iterable[int] | None) -> tuple[int, ...]:
+    if pid is None:
+        return ()
+    return (pid,) if isinstance(pid, int) else tuple(pid)
+
+
 @contextlib.contextmanager
 def record_mm(
-    pid: int | None = None,
+    pid: int | Iterable[int] | None = None,
     *,
     events: Iterable[str] = DEFAULT_GROUPS,
     children: bool = False,
@@ -122,11 +150,11 @@ def record_mm(
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
-    options = Options(pid=pid, children=children, groups=tuple(events), buffer_kb=buffer_kb)
+    options = Options(pids=_pids(pid), children=children, groups=tuple(events), buffer_kb=buffer_kb)
     with capturing(options) as capture:
         recorder = Recorder(capture, options, limit_bytes)
         recorder._run()
         try:
             yield recorder
         finally:
-            recorder._end()
+            recorder.stop()

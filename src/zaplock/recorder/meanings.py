@@ -78,7 +78,9 @@ def meanings(layouts: Iterable[EventLayout]) -> list[Meaning]:
 def _meaning(layout: EventLayout) -> Meaning | None:
     if layout.event in _PLAIN:
         kind, names = _PLAIN[layout.event]
-        return Meaning(layout, kind, {"tid": _field(layout, "common_pid"), **_named(layout, names)})
+        running = _field(layout, "common_pid")
+        waker = {"detail": running} if kind == EventKind.WAKEUP else {}
+        return Meaning(layout, kind, {"tid": running, **waker, **_named(layout, names)})
     for index, operation in enumerate(OPERATIONS):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
             return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)

@@ -159,6 +159,10 @@ class Instance:
             self.filter(event, condition)
         self.write(f"events/{event.replace(':', '/')}/enable", "1")
 
+    def disable(self, event: str) -> None:
+        """Switch an event off again, given as system:name."""
+        self.write(f"events/{event.replace(':', '/')}/enable", "0")
+
     def filter(self, event: str, condition: str) -> None:
         """Let an event in only where a condition holds, "0": always."""
         self.write(f"events/{event.replace(':', '/')}/filter", condition)

@@ -39,6 +39,11 @@ class Analysis:
         return min(begin_ns, int(self.events["time_ns"][0])) if len(self.events) else begin_ns
 
     @property
+    def recorded_ns(self) -> int:
+        """When the recording itself began: what is earlier was found, or told by a watch."""
+        return int(self.segments.begin_ns[0])
+
+    @property
     def duration_ns(self) -> int:
         """From the beginning of the recording to its end."""
         return int(self.segments.end_ns[-1]) - self.begin_ns
@@ -65,7 +70,5 @@ def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = 
     del rows
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
-    verdict = judge(
-        held, waited, queue_of(kernel), locks, sleeps=slept, known_ns=int(cut.begin_ns[0])
-    )
+    verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)
     return Analysis(events, kernel, cut, in_calls, held, waited, verdict)

@@ -16,7 +16,7 @@ loses events; what the kernel had not yet written back is lost with the power.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
-from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
+from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 
 FORMAT = "zaplock recording"
 VERSION = 1
@@ -38,6 +38,7 @@ _BLOCKS = "events-*.parquet"
 
 _STACKS = "stacks-{:06d}.parquet"
 _FRAMES = "frames.parquet"
+_FOUND = "found.parquet"
 _STACK_PATIENCE_NS = 100_000
 
 Columns = Mapping[str, NDArray[Any]]
@@ -159,8 +160,9 @@ def read(path: str | os.PathLike[str]) -> Recording:
     """
     manifest = read_manifest(path)
     columns = _in_order(_load(sorted(Path(path).glob(_BLOCKS))))
-    events = Events(columns, manifest.operations, _read_tasks(Path(path)), _read_mms(Path(path)))
-    return Recording(events, manifest)
+    here = Path(path)
+    names = (_read_tasks(here), _read_mms(here), _read_found(here))
+    return Recording(Events(columns, manifest.operations, *names), manifest)
 
 
 def _load(blocks: list[Path]) -> dict[str, NDArray[Any]]:
@@ -202,6 +204,32 @@ def _read_tasks(path: Path) -> dict[int, RecordedTask]:
 def _read_mms(path: Path) -> dict[int, int]:
     file = path / "mms.parquet"
     return dict(pl.read_parquet(file).iter_rows()) if file.exists() else {}
+
+
+_FOUND_SCHEMA: dict[str, Any] = {
+    "tid": pl.Int32,
+    "time_ns": pl.Int64,
+    "state": pl.String,
+    "wchan": pl.String,
+    "operation": pl.String,
+    "stack": pl.List(pl.String),
+    "does": pl.String,
+    "exclusive": pl.Boolean,
+    "mm": pl.UInt64,
+    "since_ns": pl.Int64,
+    "address": pl.UInt64,
+    "length": pl.Int64,
+    "detail": pl.Int64,
+}
+"""The fields of `FoundTask`, in their order."""
+
+
+def _read_found(path: Path) -> tuple[FoundTask, ...]:
+    file = path / _FOUND
+    if not file.exists():
+        return ()
+    rows = pl.read_parquet(file, memory_map=False).select(*_FOUND_SCHEMA).iter_rows(named=True)
+    return tuple(FoundTask(**{**row, "stack": tuple(row["stack"])}) for row in rows)
 
 
 class Writer:
@@ -268,6 +296,11 @@ class Writer:
             self.path / "mms.parquet",
             pl.DataFrame(owners, {"mm": pl.UInt64, "pid": pl.Int32}, orient="row"),
         )
+
+    def find(self, found: Iterable[FoundTask]) -> None:
+        """Replace the table of what was already so when the recording began."""
+        rows = [[getattr(task, name) for name in _FOUND_SCHEMA] for task in found]
+        self._put(self.path / _FOUND, pl.DataFrame(rows, _FOUND_SCHEMA, orient="row"))
 
     def drop_before(self, time_ns: int) -> int:
         """Delete the blocks that end before an instant; return how many (the flight recorder)."""
@@ -337,3 +370,5 @@ def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | Non
         for start in range(0, len(events), block):
             writer.append({name: events[name][start : start + block] for name in EVENT.names or ()})
         writer.name(events.tasks, events.mms)
+        if events.found:
+            writer.find(events.found)

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
+from zaplock.units import duration
+from zaplock.views.found import found_lines
+from zaplock.views.headlines import headlines
 from zaplock.views.report_json import longest
 from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
 
@@ -49,16 +52,18 @@ def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
             yield f"    {wait_sentence(analysis, row)}"
             yield from (f"        {line}" for line in chain(analysis, analysis.explain(row)))
     for row in holding[:limit]:
-        yield f"Held now: {hold_sentence(analysis, row).replace(' (seen in part)', ' so far')}."
+        yield f"Held now: {hold_sentence(analysis, row, so_far=True)}."
 
 
 def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:
     """Answer in one screen: is anything waiting now, behind whom, and what was worst before."""
     analysis = summary.analysis
     yield from now(analysis)
+    yield from found_lines(analysis)
     yield ""
-    yield f"In these {seconds:g} seconds:"
+    yield f"In these {duration(round(seconds * 1e9))}:"
     yield from answer(summary)
+    yield from headlines(analysis)
 
 
 def why_json(analysis: Analysis) -> dict[str, Any]:

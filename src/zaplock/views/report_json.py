@@ -1,8 +1,8 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Where events are missing, "gaps" tells when. Incomplete holds (one end outside the recording, or in
-a gap) are not in it.
+Where events are missing, "gaps" tells when. Holds of which one end is outside the recording, or in
+a gap, are in "holds_in_part", with the length that was seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
+from zaplock.trace.holds import Holds
 from zaplock.trace.summary import process_name
+from zaplock.trace.waits import WaitOutcome
+from zaplock.views.found import found_json
+from zaplock.views.headlines import headlines_json
 
 
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
@@ -28,12 +32,15 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         "kernel": analysis.kernel,
         "duration_ns": analysis.duration_ns,
         "lost_events": analysis.segments.lost_events,
-        "holds": _holds(analysis, top),
+        "holds": _holds(analysis, analysis.holds.complete(), top),
+        "holds_in_part": _holds(analysis, analysis.holds.only(~analysis.holds["complete"]), top),
         "waits": [
             _wait(analysis, analysis.explain(row))
             for row in longest(analysis.waits["wait_ns"], top)
         ],
         "calls": [_call(analysis, count) for count in call_counts(analysis)[:top]],
+        "slept_behind": headlines_json(analysis)[:top],
+        **({"found": found_json(analysis)} if analysis.events.found else {}),
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
     }
 
@@ -67,8 +74,7 @@ def _operation(analysis: Analysis, op: int) -> str | None:
     return None if op == NO_OP else analysis.calls.operations[op]
 
 
-def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
-    holds = analysis.holds.complete()
+def _holds(analysis: Analysis, holds: Holds, top: int) -> list[dict[str, Any]]:
     return [
         {
             "mm": f"{int(holds['mm'][row]):#x}",
@@ -90,11 +96,19 @@ def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
     return {
         "tid": int(waits["tid"][row]),
         "comm": _comm(analysis, int(waits["tid"][row])),
+        "mm": f"{int(waits['mm'][row]):#x}",
+        "pid": analysis.events.mms.get(int(waits["mm"][row])),
+        "operation": _operation(analysis, int(waits["op"][row])),
+        "length": int(waits["length"][row]),
+        "outcome": WaitOutcome(int(waits["outcome"][row])).name.lower(),
         "mode": "exclusive" if waits["exclusive"][row] else "shared",
         "start_ns": int(waits["start_ns"][row]),
         "wait_ns": int(waits["wait_ns"][row]),
+        "at_least": bool(waits["partial"][row]),
         "blame": [_blame(blame) for blame in found.blame],
         "unexplained_ns": found.unexplained_ns,
+        "free_ns": found.free_ns,
+        "unseen_ns": found.unseen_ns,
     }
 
 

@@ -14,6 +14,8 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary, process_name
 from zaplock.units import duration, size
+from zaplock.views.found import found_lines, present_lines
+from zaplock.views.headlines import headlines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
@@ -29,6 +31,8 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         Text(heading(analysis)),
         Text(),
         *(Text(line) for line in answer(summary)),
+        *(Text(line) for line in headlines(analysis)),
+        *(Text(line) for line in found_lines(analysis)),
         Text(),
         *_gaps(analysis, top),
         _longest_holds(analysis, top, exclusive=True),
@@ -48,6 +52,8 @@ def live_screen(summary: Summary, *, top: int) -> RenderableType:
         Text(heading(summary.analysis), style="bold"),
         Text(),
         *(Text(line) for line in now(summary.analysis)),
+        *(Text(line) for line in present_lines(summary.analysis)),
+        *(Text(line) for line in headlines(summary.analysis)),
         Text(),
         *_worst_waits(summary, max(1, top // 2)),
         _Groups("By thread", summary.by_thread, top),
