@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     if args.screens is not None and args.screens < 1:
         raise UserError(f"-n {args.screens} is less than 1: ask for at least one screen")
     interval = parse_duration(args.interval) / 1e9
-    with window(args.pid, ("mmap_lock", "syscalls"), parse_duration(args.window)) as view:
+    groups = ("mmap_lock", "syscalls", *(("sched",) if args.pid is not None else ()))
+    with window(args.pid, groups, parse_duration(args.window)) as view:
         _show(view, interval, args.screens, args.top)
     target = f" -p {args.pid}" if args.pid else ""
     print(f"next: zaplock record{target} -d 30s -o top.zaplock")
@@ -72,5 +73,7 @@ def _screen(view: Window, interval: float, top: int) -> RenderableType:
     from zaplock.views.report_text import live_screen
 
     events, span = view.advance(interval)
-    analysis = analyse(events, os.uname().release, span=span)
+    analysis = analyse(
+        events, os.uname().release, span=span, stacks=view.stacks(), quotas=view.quotas()
+    )
     return live_screen(summarise(analysis, explain=500), top=top)

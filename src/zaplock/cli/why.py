@@ -58,8 +58,16 @@ def _look(pid: int, seconds: float, *, sched: bool) -> Analysis:
     from zaplock.trace.analysis import analyse
 
     groups = ("mmap_lock", "syscalls", *(("sched",) if sched else ()))
-    with record_mm(pid, events=groups) as recorder, busy(f"looking at {pid} for {seconds:g} s"):
+    looking = record_mm(pid, events=groups, kernel_stacks=True)
+    with looking as recorder, busy(f"looking at {pid} for {seconds:g} s"):
         began_ns = time.monotonic_ns()
         time.sleep(seconds)
         ended_ns = time.monotonic_ns()
-    return analyse(recorder.events(), os.uname().release, span=(began_ns, ended_ns))
+    events, stacks = recorder.events(), recorder.stacks()
+    return analyse(
+        events,
+        os.uname().release,
+        span=(began_ns, ended_ns),
+        stacks=stacks,
+        quotas=recorder.quotas(),
+    )

@@ -2,7 +2,8 @@
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
 Where events are missing, "gaps" tells when. Incomplete holds (one end outside the recording, or in
-a gap) are not in it.
+a gap) are not in it. "stack", where one was recorded, is {"kernel": [...], "user": [...]},
+innermost frame first.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
 from zaplock.trace.summary import process_name
+from zaplock.views.slowness import plain_time
+from zaplock.views.stacks import plain
 
 
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
@@ -68,7 +71,8 @@ def _operation(analysis: Analysis, op: int) -> str | None:
 
 
 def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
-    holds = analysis.holds.complete()
+    rows = np.flatnonzero(analysis.holds["complete"])
+    holds = analysis.holds.only(rows)
     return [
         {
             "mm": f"{int(holds['mm'][row]):#x}",
@@ -80,6 +84,8 @@ def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
             "downgraded": bool(holds["downgraded"][row]),
             "operation": _operation(analysis, int(holds["op"][row])),
             "length": int(holds["length"][row]),
+            **plain_time(analysis, int(rows[row])),
+            **plain(analysis.hold_stack(int(rows[row]))),
         }
         for row in longest(holds["hold_ns"], top)
     ]
@@ -93,8 +99,9 @@ def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
         "mode": "exclusive" if waits["exclusive"][row] else "shared",
         "start_ns": int(waits["start_ns"][row]),
         "wait_ns": int(waits["wait_ns"][row]),
-        "blame": [_blame(blame) for blame in found.blame],
+        "blame": [_blame(analysis, blame) for blame in found.blame],
         "unexplained_ns": found.unexplained_ns,
+        **plain(analysis.wait_stack(row)),
     }
 
 
@@ -102,7 +109,7 @@ def _call(analysis: Analysis, count: CallCount) -> dict[str, Any]:
     return {**asdict(count), "process": process_name(analysis.events.tasks, count.pid)}
 
 
-def _blame(blame: Blame) -> dict[str, Any]:
+def _blame(analysis: Analysis, blame: Blame) -> dict[str, Any]:
     return {
         "tid": blame.tid,
         "comm": blame.comm,
@@ -110,4 +117,5 @@ def _blame(blame: Blame) -> dict[str, Any]:
         "length": blame.length,
         "role": blame.role,
         "share_ns": blame.share_ns,
+        **plain(analysis.blamed_stack(blame)),
     }
