@@ -19,7 +19,13 @@ from zaplock.cli import main
 from zaplock.recorder import symbols
 from zaplock.recorder.code_names import CodeNames, kind_of
 from zaplock.recorder.stack_keeper import StackKeeper
-from zaplock.recorder.stack_samples import ForkedProcess, MappedCode, Sample, StackDecoder
+from zaplock.recorder.stack_samples import (
+    EndedProcess,
+    ForkedProcess,
+    MappedCode,
+    Sample,
+    StackDecoder,
+)
 from zaplock.recorder.target_files import opened
 from zaplock.trace import file
 from zaplock.trace.analysis import Analysis, analyse
@@ -355,6 +361,16 @@ def test_a_childs_code_is_its_parents_until_it_calls_exec() -> None:
     names.learn([MappedCode(5, 10, 0x1000, 0x2000, 0, "/none/lib.so", 1), ForkedProcess(6, 11, 10)])
     names.saw([Sample(7, 11, 11, StackReason.LOCKED, ((), (0x1010,)), 0)])
     assert names.named()[11, 0x1010].text == "lib.so+0x10"
+
+
+def test_a_process_that_ends_before_its_stacks_are_judged_keeps_its_names() -> None:
+    names = CodeNames()
+    names.learn([MappedCode(5, 10, 0x1000, 0x2000, 0, "/none/lib.so", 1), EndedProcess(9, 10)])
+    names.forget(before_ns=8)
+    names.saw([Sample(7, 10, 10, StackReason.LOCKED, ((), (0x1010, 0x77)), 0)])
+    found = names.named()
+    assert found[10, 0x1010].text == "lib.so+0x10"
+    assert found[10, 0x77].kind == AddressKind.NOWHERE
 
 
 def test_records_that_are_cut_or_odd_are_survived() -> None:

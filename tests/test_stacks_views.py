@@ -22,7 +22,7 @@ from zaplock.trace.stacks import (
     StackReason,
     StackRow,
     in_order,
-    with_caller,
+    program_stack,
 )
 from zaplock.trace.summary import summarise
 from zaplock.views.html import write_html
@@ -204,8 +204,14 @@ def test_equal_chains_are_kept_once() -> None:
 
 
 def test_the_caller_of_a_stub_is_put_in_only_where_it_is_one() -> None:
-    assert with_caller((STUB, MAIN), DB, PURGE, NAMES) == (STUB, PURGE, MAIN)
-    assert with_caller((STUB, PURGE), DB, PURGE, NAMES) == (STUB, PURGE)
-    assert with_caller((MAIN,), DB, PURGE, NAMES) == (MAIN,), "not in a system call's stub"
-    assert with_caller((STUB, MAIN), DB, 0x1234, NAMES) == (STUB, MAIN), "no address after a call"
-    assert with_caller((STUB, MAIN), PS, PURGE, NAMES) == (STUB, MAIN), "another process"
+    assert program_stack((STUB, MAIN), DB, PURGE, NAMES) == (STUB, PURGE, MAIN)
+    assert program_stack((STUB, PURGE), DB, PURGE, NAMES) == (STUB, PURGE)
+    assert program_stack((MAIN,), DB, PURGE, NAMES) == (MAIN,), "not in a system call's stub"
+    assert program_stack((STUB, MAIN), DB, 0x1234, NAMES) == (STUB, MAIN), "no address after a call"
+    assert program_stack((STUB, MAIN), PS, PURGE, NAMES) == (STUB, MAIN), "another process"
+
+
+def test_a_stack_ends_where_the_process_has_no_code() -> None:
+    names = {**NAMES, (DB, 0x1234): NamedAddress("0x1234", AddressKind.NOWHERE)}
+    assert program_stack((STUB, 0x1234, MAIN), DB, PURGE, names) == (STUB, PURGE)
+    assert program_stack((0x1234,), DB, 0, names) == ()

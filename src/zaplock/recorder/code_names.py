@@ -63,7 +63,7 @@ class _Process:
     areas: list[CodeArea] = field(default_factory=list)
     """The newest last."""
     user: int | None = None
-    ended: bool = False
+    ended_ns: int = _NEVER
     addresses: dict[int, Seen] = field(default_factory=dict)
 
 
@@ -102,7 +102,7 @@ class CodeNames:
             elif isinstance(event, ExecutedProcess):
                 process.areas = [_until(area, event.time_ns) for area in process.areas]
             elif isinstance(event, EndedProcess):
-                process.ended = True
+                process.ended_ns = event.time_ns
 
     def saw(self, samples: Iterable[Sample]) -> None:
         """Note the addresses of stacks that are kept."""
@@ -111,15 +111,19 @@ class CodeNames:
             _note(self._kernel, kernel, sample.time_ns)
             if user:
                 process = self._processes.setdefault(sample.pid, _Process())
-                if process.user is None and not process.ended:
+                if process.user is None and process.ended_ns == _NEVER:
                     process.user = user_of(sample.pid)
                 _note(process.addresses, user, sample.time_ns)
                 if sample.top:
                     _note(process.addresses, (0, sample.top), sample.time_ns)
 
-    def forget(self) -> None:
-        """Forget processes that have ended without a stack."""
-        gone = [pid for pid, one in self._processes.items() if one.ended and not one.addresses]
+    def forget(self, before_ns: int) -> None:
+        """Forget processes that have ended before an instant, to which all stacks were seen."""
+        gone = [
+            pid
+            for pid, one in self._processes.items()
+            if one.ended_ns < before_ns and not one.addresses
+        ]
         for pid in gone:
             del self._processes[pid]
 
@@ -199,7 +203,10 @@ class _Reader:
             self.runtime_unseen = False
             return NamedAddress(symbols.readable(found))
         area = self._area(inside, seen.time_ns)
-        if area is None or not area.path:
+        if area is None:
+            kind = AddressKind.NOWHERE if self._areas else AddressKind.OTHER
+            return NamedAddress(hex(address), kind)
+        if not area.path:
             return NamedAddress(hex(address))
         file = symbols.readable(area.path.rpartition("/")[2])
         offset = address - area.start + area.offset

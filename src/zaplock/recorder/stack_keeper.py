@@ -25,6 +25,7 @@ from zaplock.trace.stacks import Names, StackReason, StackRow
 Array = NDArray[np.int64]
 
 _NEVER = 1 << 62
+_SECOND = 1_000_000_000
 _USED = ("time_ns", "kind", "success", "tid", "mm")
 _SLACK_NS = 20_000
 """A sample and the lock event that it belongs to are not of the same nanosecond."""
@@ -62,7 +63,7 @@ class StackKeeper:
         self._pending = [one for one in self._pending if one.time_ns >= horizon_ns]
         kept = self._kept(known)
         self.code.saw(kept)
-        self.code.forget()
+        self.code.forget(horizon_ns - _SECOND)
         return [
             StackRow(one.time_ns, one.pid, one.tid, one.reason, *one.chain, one.top) for one in kept
         ]

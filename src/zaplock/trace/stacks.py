@@ -49,6 +49,7 @@ class AddressKind(IntEnum):
     OTHER = 0
     AFTER_CALL = 1
     AFTER_SYSCALL = 2
+    NOWHERE = 3  # the process has no code there
 
 
 class NamedAddress(NamedTuple):
@@ -157,12 +158,18 @@ class Stacks:
         return tuple(name.text if name else hex(one) for name, one in found)
 
 
-def with_caller(user: tuple[int, ...], pid: int, top: int, names: Names) -> tuple[int, ...]:
-    """Put the caller of a system call's stub into a user stack, where it is known.
+def program_stack(user: tuple[int, ...], pid: int, top: int, names: Names) -> tuple[int, ...]:
+    """Leave out what is no code, and put in the caller of a system call's stub, where it is known.
+
+    A walk by frame pointers through code that has none ends in any number: from the first address
+    on at which the process has no code, the stack is not known.
 
     `top` is the word at the program's stack pointer. Inside a stub without a frame it is where
     the stub returns to, and the walk by frame pointers has left that function out.
     """
+    kinds = [name.kind if (name := names.get((pid, one))) else None for one in user]
+    if AddressKind.NOWHERE in kinds:
+        user = user[: kinds.index(AddressKind.NOWHERE)]
     if not user or not top or user[1:2] == (top,):
         return user
     here, above = names.get((pid, user[0])), names.get((pid, top))
@@ -196,7 +203,7 @@ def in_order(rows: Iterable[StackRow], names: Names) -> Stacks:
         key = (row.pid, row.kernel, row.user, row.top)
         number = seen.get(key)
         if number is None:
-            chain = (row.kernel, with_caller(row.user, row.pid, row.top, names))
+            chain = (row.kernel, program_stack(row.user, row.pid, row.top, names))
             number = seen[key] = known.setdefault(chain, len(known))
         times.append(row.time_ns)
         tids.append(row.tid)
