@@ -20,7 +20,6 @@ import pytest
 from zaplock.cli import main
 from zaplock.cli.record import Signals
 from zaplock.errors import UserError
-from zaplock.recorder import symbols
 from zaplock.recorder import tracefs as tracefs_module
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.in_memory import record_mm
@@ -478,64 +477,6 @@ def test_sched_faults_and_contention_come_on_request() -> None:
     slept = rows(events, kind=EventKind.SCHED_OUT, tid=threading.get_native_id())
     assert any(events["detail"][row] != 0 for row in slept)
     assert rows(events, kind=EventKind.SCHED_IN, tid=threading.get_native_id())
-
-
-STACKED = r"""
-#define _GNU_SOURCE
-#include <sys/mman.h>
-#include <unistd.h>
-#include <sys/syscall.h>
-__attribute__((noinline)) static long unmap(void *p) {
-  long result;
-  __asm__ volatile("syscall" : "=a"(result) : "0"((long)SYS_munmap), "D"(p), "S"(1L << 20)
-                   : "rcx", "r11", "memory");
-  return result;
-}
-__attribute__((noinline)) long free_the_buffer(void *p) { return unmap(p) + 1; }
-__attribute__((noinline)) long serve_a_request(void *p) { return free_the_buffer(p) + 1; }
-int main(void) {
-  for (int i = 0; i < 3000; i++) {
-    serve_a_request(mmap(0, 1 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    usleep(1000);
-  }
-}
-"""
-
-
-def test_user_stacks_say_where_the_lock_was_taken(tmp_path: Path) -> None:
-    (tmp_path / "stacked.c").write_text(STACKED)
-    flags = [
-        "-O0",
-        "-fno-omit-frame-pointer",
-        "-mno-omit-leaf-frame-pointer",
-        "-fno-optimize-sibling-calls",
-    ]
-    subprocess.run(["gcc", *flags, "-o", "stacked", "stacked.c"], cwd=tmp_path, check=True)
-    path = tmp_path / "a.zaplock"
-    with subprocess.Popen([str(tmp_path / "stacked")]) as process:
-        assert (
-            main(["record", "-p", str(process.pid), "-d", "1s", "--stacks", "-o", str(path)]) == 0
-        )
-        process.kill()
-    events, stacks = file.read(path).events, file.read_stacks(path)
-    assert stacks is not None
-    taken = rows(events, kind=EventKind.ACQUIRED, write=1)
-    told = [stacks.of(process.pid, process.pid, int(events["time_ns"][row])) for row in taken]
-    named = [[frame.partition(" ")[0] for frame in stack] for stack in told]
-    wanted = ["unmap", "free_the_buffer", "serve_a_request", "main"]
-    assert sum(stack[:4] == wanted for stack in named) > 100
-
-
-def test_the_map_that_python_writes_for_perf_names_python_functions(tmp_path: Path) -> None:
-    mapped = Path(f"/tmp/perf-{ME}.map")
-    mapped.write_text("7f0000001000 40 py::serve:/srv/app.py\n7f0000002000 10 trampoline\n")
-    try:
-        functions = symbols.python_functions(ME)
-    finally:
-        mapped.unlink()
-    assert functions.find(0x7F0000001020) == "serve:/srv/app.py"
-    assert functions.find(0x7F0000001040) is None
-    assert functions.find(0x7F0000002000) == "trampoline"
 
 
 def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:

@@ -44,12 +44,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "-d", "--duration", metavar="TIME", help="stop after this time, such as 10s"
     )
     parser.add_argument("--faults", action="store_true", help="page faults of user mode as well")
-    parser.add_argument("--sched", action="store_true", help="who runs, sleeps and wakes as well")
+    parser.add_argument(
+        "--sched", action="store_true", help="who runs, sleeps and wakes, of everybody too"
+    )
+    parser.add_argument("--no-sched", action="store_true", help="leave it out, of a target too")
     parser.add_argument(
         "--contention", action="store_true", help="waits for the kernel's other locks as well"
     )
     parser.add_argument(
-        "--stacks", action="store_true", help="user stacks of those who get the lock (costs more)"
+        "--stacks", action="store_true", help="the program's stacks as well (costs more)"
+    )
+    parser.add_argument(
+        "--no-kernel-stacks", action="store_true", help="leave the kernel's stacks out"
     )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{spelt(args).strip()} and the command {command[0]!r}: give one of them")
     if args.children and not pids:
         raise UserError("--children needs -p (a command's children are always recorded)")
+    if args.sched and args.no_sched:
+        raise UserError("--sched and --no-sched: give one of them")
     if args.watch and len(pids) != 1:
         raise UserError("--watch needs -p PID: one process at a time can be watched")
     if not command:
@@ -141,12 +149,16 @@ def _options(args: argparse.Namespace, pids: tuple[int, ...]) -> Options:
 
     groups = ["mmap_lock"]
     groups += [] if args.no_syscalls else ["syscalls"]
-    groups += [name for name in ("faults", "sched", "contention") if getattr(args, name)]
+    groups += [name for name in ("faults", "contention") if getattr(args, name)]
+    # Of one target it is cheap (docs/recording.md); of a whole machine it may be much.
+    sched = args.sched or (bool(pids) and not args.no_sched)
+    groups += ["sched"] if sched else []
     return Options(
         pids=pids,
         children=args.children or in_group(args) or bool(args.command),
         groups=tuple(groups),
         stacks=args.stacks,
+        kernel_stacks=not args.no_kernel_stacks,
         buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
         watch=args.watch,
     )

@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     if args.screens is not None and args.screens < 1:
         raise UserError(f"-n {args.screens} is less than 1: ask for at least one screen")
     interval = parse_duration(args.interval) / 1e9
-    with window(targets(args), ("mmap_lock", "syscalls"), parse_duration(args.window)) as view:
+    pids = targets(args)
+    groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
+    with window(pids, groups, parse_duration(args.window)) as view:
         _show(view, interval, args.screens, args.top)
     print(f"next: zaplock record{spelt(args)} -d 30s -o top.zaplock")
     return 0
@@ -72,5 +74,7 @@ def _screen(view: Window, interval: float, top: int) -> RenderableType:
     from zaplock.views.report_text import live_screen
 
     events, span = view.advance(interval)
-    analysis = analyse(events, os.uname().release, span=span)
+    analysis = analyse(
+        events, os.uname().release, span=span, stacks=view.stacks(), quotas=view.quotas()
+    )
     return live_screen(summarise(analysis, explain=500), top=top)

@@ -23,7 +23,7 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.trace.events import Events
+    from zaplock.recorder.in_memory import Recorder
 
 _NICE = -10
 
@@ -73,12 +73,13 @@ def _answer(args: argparse.Namespace) -> int:
     seconds = parse_duration(args.duration) / 1e9
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
     who = " ".join(map(str, pids))
-    with record_mm(pids, events=groups, children=in_group(args)) as recorder:
+    looking = record_mm(pids, events=groups, children=in_group(args), kernel_stacks=True)
+    with looking as recorder:
         with busy(f"looking at {who} for {seconds:g} s"):
             gone = _look(pids, due_ns, int(seconds * 1e9 * _LEAST))
         recorder.stop()
         # Said before the kernel has cleared up, which may take it a quarter of a second.
-        _tell(args, recorder.events(), recorder.span, ended=gone)
+        _tell(args, recorder, ended=gone)
         for note in recorder.notes:
             print(f"note: {note}", file=sys.stderr if args.json else sys.stdout)
     out = sys.stderr if args.json else sys.stdout
@@ -117,14 +118,17 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     return gone
 
 
-def _tell(args: argparse.Namespace, events: Events, span: tuple[int, int], *, ended: bool) -> None:
+def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     from zaplock.trace.analysis import analyse
     from zaplock.trace.summary import summarise
     from zaplock.views.live import why_json, why_lines
     from zaplock.views.report_json import report_json
     from zaplock.views.report_text import heading
 
-    analysis = analyse(events, os.uname().release, span=span)
+    events, span = recorder.events(), recorder.span
+    analysis = analyse(
+        events, os.uname().release, span=span, stacks=recorder.stacks(), quotas=recorder.quotas()
+    )
     seconds = (span[1] - span[0]) / 1e9
     if args.json:
         about = {"ended": ended, **why_json(analysis)}

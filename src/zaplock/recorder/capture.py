@@ -27,16 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.recorder import perf
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
-from zaplock.recorder.meanings import (
-    CONTENTION,
-    FOREIGN_CALLS,
-    GROUPS,
-    MMAP_LOCK,
-    NAMING,
-    USER_STACK,
-)
+from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, MMAP_LOCK, NAMING
+from zaplock.recorder.stack_sampler import TRACEPOINTS, StackSampler, Wanted
 from zaplock.recorder.targets import (
     LearnedMm,
     check_namespace,
@@ -50,7 +45,7 @@ from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
 _NO_FILTER = "0"
-_RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
+RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
 """LCB_F_READ or LCB_F_WRITE, alone or with LCB_F_RT (include/trace/events/lock.h): a rwsem."""
 _MOST_MMS = 32
 """Of more processes the kernel is not asked to filter by mm: that is done afterwards."""
@@ -68,8 +63,10 @@ class Options:
     buffer_kb: int | None = None
     percent: int = 25
     """How full a buffer is before the reader wakes up."""
+    kernel_stacks: bool = False
+    """Sample kernel stacks of those who hold or wait (see `stack_sampler`)."""
     stacks: bool = False
-    """Take the user stack of whoever gets the lock (see `stacks`)."""
+    """And the program's stack, of everybody who gets the lock."""
     watch: bool = False
     """Begin with the contention of the target's lock alone; the rest waits for `Capture.widen`."""
 
@@ -111,6 +108,9 @@ class Capture:
     percent: int = 25
     later: list[tuple[Instance, str, str]] = field(default_factory=list)
     """What `widen` switches on: instance, event, filter."""
+    sampler: StackSampler | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be had, and why."""
 
     on_ns: int = 0
     """From when on every instance let events in (CLOCK_MONOTONIC), and until when all of them did:
@@ -129,6 +129,8 @@ class Capture:
 
     def start(self) -> None:
         """Let events in."""
+        if self.sampler and not self.later:
+            self.sampler.start()
         for instance in self.instances:
             instance.start()
         self.on_ns = time.monotonic_ns()
@@ -142,6 +144,8 @@ class Capture:
         for instance, event, condition in self.later:
             instance.enable(event, condition)
             last_ns = time.monotonic_ns() if event in MMAP_LOCK else last_ns
+        if self.sampler and self.later:
+            self.sampler.start()
         self.later.clear()
         for instance in self.instances:
             _set_percent(instance, self.percent)
@@ -166,6 +170,8 @@ class Capture:
             for event in MMAP_LOCK:
                 if before in instance.read(f"events/{event.replace(':', '/')}/filter"):
                     instance.filter(event, _of_mms(self.learned))
+        if self.sampler:
+            self.sampler.follow(_of_mms(self.learned), _queues_of(self.learned))
         return learned.mm
 
     def stop(self) -> None:
@@ -174,6 +180,8 @@ class Capture:
             self.off_ns = time.monotonic_ns()
         for instance in self.instances:
             instance.stop()
+        if self.sampler:
+            self.sampler.stop()
 
     def lost_in_kernel(self) -> int:
         """Count the events that the kernel's own statistics call lost."""
@@ -204,11 +212,23 @@ def capturing(options: Options) -> Iterator[Capture]:
         if pids:
             pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
-        if options.stacks:
-            instances.append(_stacks(stack, tracefs, enable, options, learned))
+        notes: list[str] = []
+        sampler = _sampler(tracefs, options, learned, pids, notes)
+        if sampler:
+            stack.callback(sampler.close)
         buffers = Buffers(instances, layouts.page.page_size)
         stack.callback(buffers.close)
-        capture = Capture(layouts, buffers, instances, learned, pids, options.percent, later)
+        capture = Capture(
+            layouts,
+            buffers,
+            instances,
+            learned,
+            pids,
+            options.percent,
+            later,
+            sampler,
+            tuple(notes),
+        )
         try:
             yield capture
         finally:
@@ -218,7 +238,7 @@ def capturing(options: Options) -> Iterator[Capture]:
 def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
     wanted = tuple(event for group in options.groups for event in GROUPS[group])
     wanted += tuple(event for event in CONTENTION if options.watch and event not in wanted)
-    wanted += NAMING + ((USER_STACK,) if options.stacks else ())
+    wanted += NAMING
     layouts = read_layouts(tracefs.path, wanted)
     if "mmap_lock" in options.groups and layouts.of(MMAP_LOCK[0]) is None:
         raise UserError(
@@ -278,14 +298,12 @@ def _locks(
         if instance.has(event):
             instance.enable(event)
     if options.watch:
-        mm = learned[options.pids[0]].mm
-        near = f"lock_addr >= {mm:#x} && lock_addr < {mm + LOCK_WITHIN:#x}"
-        instance.enable(CONTENTION[0], f"{_RWSEM} && {near}")
+        near = _near(learned[options.pids[0]].mm)
+        instance.enable(CONTENTION[0], f"{RWSEM} && {near}")
         instance.enable(CONTENTION[1], near)
     for group in options.groups:
         if group == "mmap_lock":
-            events = tuple(one for one in MMAP_LOCK if not (options.stacks and one == MMAP_LOCK[1]))
-            enable(instance, events, _of_mms(learned))
+            enable(instance, MMAP_LOCK, _of_mms(learned))
         elif group in _OF_EVERYBODY or not options.pids:
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
         elif group == "syscalls":
@@ -309,24 +327,41 @@ def _calls(
     return instance
 
 
-def _stacks(
-    stack: contextlib.ExitStack,
+def _sampler(
     tracefs: Tracefs,
-    enable: Enable,
     options: Options,
     learned: Mapping[int, LearnedMm],
-) -> Instance:
-    """Make a third instance, since the option takes a stack at every event of its instance."""
-    instance = _instance(stack, tracefs, options)
+    pids: set[int],
+    notes: list[str],
+) -> StackSampler | None:
+    """Make what takes the call stacks; a note, where the kernel gives them to nobody."""
+    if not (options.stacks or options.kernel_stacks):
+        return None
+    wanted = Wanted(
+        ids={event: one for event in TRACEPOINTS if (one := tracefs.event_id(event))},
+        queue=_queues_of(learned),
+        mm=_of_mms(learned),
+        tids=() if learned else tuple(sorted(tid for pid in pids for tid in threads_of(pid))),
+        user=options.stacks,
+        sleeps="sched" in options.groups,
+    )
     try:
-        instance.write("options/userstacktrace", "1")
-    except OSError:
-        raise UserError(
-            "this kernel takes no user stacks (CONFIG_USER_STACKTRACE_SUPPORT): leave out --stacks"
-        ) from None
-    # So this event is left out of the other instance.
-    enable(instance, MMAP_LOCK[1:2], _of_mms(learned))
-    return instance
+        return StackSampler(wanted)
+    except OSError as error:
+        if options.stacks:
+            raise UserError(f"no stacks: {perf.why_not(error)}, or leave out --stacks") from None
+        notes.append(f"without kernel stacks: {perf.why_not(error)}")
+        return None
+
+
+def _near(mm: int) -> str:
+    return f"lock_addr >= {mm:#x} && lock_addr < {mm + LOCK_WITHIN:#x}"
+
+
+def _queues_of(learned: Mapping[int, LearnedMm]) -> str:
+    """Make the filter that lets through waits for these address spaces' locks; "" for all."""
+    near = " || ".join(f"({_near(one.mm)})" for one in learned.values())
+    return f"{RWSEM} && ({near})" if near else RWSEM
 
 
 def follow(instance: Instance, pids: set[int]) -> None:

@@ -25,9 +25,13 @@ from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
+from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.quotas import Quotas
+from zaplock.trace.stacks import Stacks, in_order
 
 _WAKE_MS = 500
 
@@ -50,6 +54,12 @@ class Recorder:
             children=options.children,
         )
         self._events: Events | None = None
+        sampler = capture.sampler
+        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
+        self._found: Stacks | None = None
+        self._quotas = (
+            QuotaWatch(lambda: list(self._stream.pids)) if "sched" in options.groups else None
+        )
         self._thread = threading.Thread(target=self._collect, daemon=True)
 
     @property
@@ -82,6 +92,9 @@ class Recorder:
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
             names = self._stream.names
+            if self._keeper:
+                self._keeper.add(columns)
+                self._found = in_order(self._keeper.ready(), self._keeper.names())
             self._events = Events(
                 columns,
                 tuple(self._stream.operations),
@@ -90,6 +103,15 @@ class Recorder:
                 self._stream.found,
             )
         return self._events
+
+    def quotas(self) -> Quotas | None:
+        """Give what the cgroups' accounts said, None where none has a quota. After the block."""
+        return self._quotas.found() if self._quotas else None
+
+    def stacks(self) -> Stacks | None:
+        """Give the stacks that were taken, None where none could be. After the block only."""
+        self.events()
+        return self._found
 
     def _collect(self) -> None:
         while not self._ended.is_set():
@@ -106,6 +128,8 @@ class Recorder:
 
     def _run(self) -> None:
         self._thread.start()
+        if self._quotas:
+            self._quotas.start()
         self._capture.start()
         self._stream.begin(first_look(self._capture))
         # After the start: a task that is born later is told by its own event.
@@ -119,6 +143,8 @@ class Recorder:
         if self._ended.is_set():
             return
         self._capture.stop()
+        if self._quotas:
+            self._quotas.stop()
         self._stream.end(self.span[1])
         self._ended.set()
         self._capture.buffers.wake()
@@ -141,16 +167,24 @@ def record_mm(
     children: bool = False,
     buffer_kb: int | None = None,
     limit_bytes: int = 2 << 30,
+    kernel_stacks: bool = False,
 ) -> Iterator[Recorder]:
     """Record while the block runs; read `.events()` of what this gives afterwards.
 
     `events` are groups: mmap_lock, syscalls, faults, contention, sched. `buffer_kb` is the kernel's
     buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
-    it events are lost and counted.
+    it events are lost and counted. With `kernel_stacks`, `.stacks()` says where those who held and
+    waited were, as far as the kernel gives it.
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
-    options = Options(pids=_pids(pid), children=children, groups=tuple(events), buffer_kb=buffer_kb)
+    options = Options(
+        pids=_pids(pid),
+        children=children,
+        groups=tuple(events),
+        buffer_kb=buffer_kb,
+        kernel_stacks=kernel_stacks,
+    )
     with capturing(options) as capture:
         recorder = Recorder(capture, options, limit_bytes)
         recorder._run()

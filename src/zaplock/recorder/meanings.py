@@ -35,7 +35,6 @@ FAULTS = ("exceptions:page_fault_user",)
 CONTENTION = ("lock:contention_begin", "lock:contention_end")
 SCHED = ("sched:sched_switch", "sched:sched_wakeup")
 NAMING = ("task:task_newtask", "task:task_rename", "sched:sched_process_exit")
-USER_STACK = "ftrace:user_stack"
 
 GROUPS = {
     "mmap_lock": MMAP_LOCK,
@@ -70,7 +69,7 @@ _PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
 
 
 def meanings(layouts: Iterable[EventLayout]) -> list[Meaning]:
-    """Say what each of these events means; those without a kind (names, stacks) are left out."""
+    """Say what each of these events means; those without a kind (names) are left out."""
     found = [_meaning(layout) for layout in layouts]
     return [meaning for meaning in found if meaning is not None]
 

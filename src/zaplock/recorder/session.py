@@ -34,9 +34,10 @@ from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired, Trigger
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
-from zaplock.recorder.stream import Stream
-from zaplock.recorder.symbols import describe
+from zaplock.recorder.stack_keeper import StackKeeper
+from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
 from zaplock.trace.file import Manifest, Writer
@@ -44,8 +45,10 @@ from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
 _NICE = 10
+SCHED = "sched"
 _BLOCK_EVENTS = 1_000_000
 _SECOND = 1_000_000_000
+_END_OF_TIME = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,11 @@ class _Session:
         )
         self._limit_ns = flight.wait_ns if flight else 0
         self._feeder = Feeder(capture.buffers, writer.path)
-        self._addresses: dict[int, set[int]] = {}
+        sampler = capture.sampler
+        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
+        self._quotas = QuotaWatch(lambda: list(self._stream.pids))
+        self._complete_ns = 0
+        """Up to here all events have been taken."""
         self._open = nothing()
         """What was not over when the oldest block that is kept began."""
         self._ends: deque[tuple[int, Columns]] = deque()
@@ -150,6 +157,9 @@ class _Session:
         ended: Callable[[], bool],
         report: Callable[[RecordingProgress], None],
     ) -> None:
+        self._progress.notes += self._capture.notes
+        if self._keeper and self._options.stacks:
+            self._keeper.code.snapshot(self._capture.pids)
         try:
             self._capture.start()
             if not self._options.watch:
@@ -160,6 +170,8 @@ class _Session:
             started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
+            if SCHED in self._options.groups:
+                self._quotas.start()
             self._feeder.start()
             _step_aside()
             while not (ended() or self._fired_long_ago()):
@@ -168,6 +180,7 @@ class _Session:
                 report(self._progress)
         finally:
             self._capture.stop()
+            self._quotas.stop()
             self._feeder.stop()
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
         self._stream.end(self._ended_at)
@@ -177,6 +190,7 @@ class _Session:
         self._flush()
         self._writer.append(self._open)
         self._name_frames()
+        self._writer.write_quotas(*self._quotas.rows())
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
         report(self._progress)
@@ -221,6 +235,7 @@ class _Session:
     def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
         columns = self._stream.feed(chunks, before_ns)
         self._add(columns)
+        self._complete_ns = before_ns - MARGIN_NS
         if self._flight and self._progress.fired is None:
             self._watch(columns, before_ns)
         if self._due():
@@ -239,6 +254,8 @@ class _Session:
     def _add(self, columns: Columns) -> None:
         count = len(columns["time_ns"])
         if count:
+            if self._keeper:
+                self._keeper.add(columns)
             self._block.append(columns)
             self._block_events += count
         progress = self._progress
@@ -279,7 +296,7 @@ class _Session:
                 self._ends.append((int(block["time_ns"].max()), left))
         self._writer.name(self._names.tasks, self._names.mms)
         self._tell_the_beginning()
-        self._flush_stacks()
+        self._flush_stacks(self._complete_ns)
         self._block, self._block_events = [], 0
         self._wrote = time.monotonic()
 
@@ -291,33 +308,31 @@ class _Session:
             self._writer.change(operations=operations)
             self._told = found
 
-    def _flush_stacks(self) -> None:
-        stacks = self._stream.stacks
-        if stacks:
-            frames = np.concatenate([part.frames for part in stacks])
-            tid = np.concatenate([part.tid for part in stacks])
-            self._writer.append_stacks(
-                np.concatenate([part.time_ns for part in stacks]), tid, frames
-            )
-            for one in np.unique(tid).tolist():
-                task = self._names.tasks.get(one)
-                seen = self._addresses.setdefault(task.pid if task else one, set())
-                seen.update(np.unique(frames[tid == one]).tolist())
-            stacks.clear()
+    def _flush_stacks(self, horizon_ns: int) -> None:
+        if self._keeper:
+            self._writer.append_stacks(self._keeper.ready(horizon_ns))
 
     def _name_frames(self) -> None:
-        """Say what code the frames are: after the end, since it reads /proc/PID/maps."""
-        texts, gone = {}, []
-        for pid, addresses in self._addresses.items():
-            described = describe(pid, addresses - {0})
-            gone += [pid] if not described and addresses - {0} else []
-            texts.update({(pid, address): text for address, text in described.items()})
-        if gone:
+        """Say what code the stacks are in: after the end, since it may read /proc/PID/maps."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        self._flush_stacks(_END_OF_TIME)
+        names = keeper.names()
+        if names:
+            self._writer.name_frames(names)
+        if keeper.lost:
+            self._progress.notes.append(f"{keeper.lost:,} stacks were lost: the machine was busy")
+        if count := len(keeper.code.nameless):
             self._progress.notes.append(
-                f"stacks of {len(gone)} process(es) that have ended are bare addresses"
+                f"stacks of {count} process(es) that ended are bare addresses: they ran before the "
+                "recording began"
             )
-        if texts:
-            self._writer.name_frames(texts)
+        for pid in sorted(keeper.code.unwalked):
+            self._progress.notes.append(
+                f"process {pid} wrote a map of its functions, but no stack reaches them: its "
+                "runtime has no frame pointers (docs/recording.md, Stacks)"
+            )
 
     def _unexplained_loss(self) -> Columns:
         """Tell losses that the kernel counted but no page told: those at the very end."""

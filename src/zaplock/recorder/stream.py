@@ -13,14 +13,15 @@ import numpy as np
 
 from zaplock.recorder.beginning import Beginning, Endings, rows
 from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.decode import Columns, Decoder, Fact, Stacks, merged, nothing
+from zaplock.recorder.decode import Columns, Decoder, Fact, merged, nothing
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
 from zaplock.trace.events import EVENT, EventKind, FoundTask
 from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
-_MARGIN_NS = 1_000_000
+MARGIN_NS = 1_000_000
+"""So much before a drain began its events are surely complete."""
 _USER_END = 1 << 62
 """Beyond every user address: a program may pass any number, and the kernel refuses it."""
 _MANY = 10_000
@@ -49,7 +50,6 @@ class Stream:
         children: bool = False,
     ) -> None:
         self.names = names
-        self.stacks: list[Stacks] = []
         self.pids = set(pids)
         self.operations = list(NAMES)
         """What the column `op` counts: the recorded system calls, and what a look found."""
@@ -87,13 +87,12 @@ class Stream:
                 decoded = self._decoder.decode(pages[start : start + _PAGES * self._page_size], cpu)
                 parts.append(decoded.columns)
                 facts += decoded.facts
-                self.stacks += [decoded.stacks] if decoded.stacks else []
         facts.sort(key=lambda fact: fact.time_ns)
         columns = merged(parts)
         columns = self._within(merged([columns, self._exits(columns, facts)]))
         self._learn(facts)
-        ready = int(np.searchsorted(columns["time_ns"], before_ns - _MARGIN_NS))
-        if self._beginning and self._beginning.looked_ns > before_ns - _MARGIN_NS:
+        ready = int(np.searchsorted(columns["time_ns"], before_ns - MARGIN_NS))
+        if self._beginning and self._beginning.looked_ns > before_ns - MARGIN_NS:
             self._held = columns  # what was so at the beginning isn't settled before the look ended
             return nothing()
         self._held = {name: column[ready:] for name, column in columns.items()}
@@ -202,6 +201,10 @@ class Stream:
         waiting |= np.isin(columns["op"], _FOREIGN_OPS)
         keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
         return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
+
+    def keeps(self, pid: int) -> bool:
+        """Say whether a process is (of) the target; every one is, where there is no target."""
+        return not self.pids or pid in self.pids
 
     def _is_ours(self, tid: int) -> bool:
         task = self.names.tasks.get(tid)

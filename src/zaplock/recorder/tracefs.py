@@ -39,6 +39,13 @@ class Tracefs:
     path: Path
     private: bool
 
+    def event_id(self, event: str) -> int | None:
+        """Return the number of an event (system:name), None where this kernel has none such."""
+        try:
+            return int((self.path / "events" / event.replace(":", "/") / "id").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
 
 @contextlib.contextmanager
 def opened() -> Iterator[Tracefs]:

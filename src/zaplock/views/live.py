@@ -19,6 +19,8 @@ from zaplock.units import duration
 from zaplock.views.found import found_lines
 from zaplock.views.headlines import headlines
 from zaplock.views.report_json import longest
+from zaplock.views.slowness import of_culprit, plain_time, why_slow
+from zaplock.views.stacks import of_wait, plain, sentence
 from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
 
 Array = NDArray[Any]
@@ -50,9 +52,15 @@ def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
         yield f"Right now {tasks} for this lock:"
         for row in waiting[:limit]:
             yield f"    {wait_sentence(analysis, row)}"
-            yield from (f"        {line}" for line in chain(analysis, analysis.explain(row)))
+            found = analysis.explain(row)
+            yield from (f"        {line}" for line in chain(analysis, found))
+            yield from (f"    {line}" for line in of_culprit(analysis, found))
+            yield from (f"    {line}" for line in of_wait(analysis, found))
     for row in holding[:limit]:
         yield f"Held now: {hold_sentence(analysis, row, so_far=True)}."
+        yield from (f"    {line}" for line in why_slow(analysis, row))
+        if stack := analysis.hold_stack(row):
+            yield f"    it is {sentence(stack)}"
 
 
 def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:
@@ -77,6 +85,7 @@ def why_json(analysis: Analysis) -> dict[str, Any]:
                 "mode": "exclusive" if waits["exclusive"][row] else "shared",
                 "wait_ns": int(waits["wait_ns"][row]),
                 "behind": chain(analysis, analysis.explain(row)),
+                **plain(analysis.wait_stack(row)),
             }
             for row in waiting_now(analysis)
         ],
@@ -87,6 +96,8 @@ def why_json(analysis: Analysis) -> dict[str, Any]:
                 "mode": "exclusive" if holds["exclusive"][row] else "shared",
                 "hold_ns": int(holds["hold_ns"][row]),
                 "doing": doing(holds, row),
+                **plain_time(analysis, row),
+                **plain(analysis.hold_stack(row)),
             }
             for row in holding_now(analysis)
         ],

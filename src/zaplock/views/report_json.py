@@ -2,7 +2,8 @@
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
 Where events are missing, "gaps" tells when. Holds of which one end is outside the recording, or in
-a gap, are in "holds_in_part", with the length that was seen.
+a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
+recorded, is {"kernel": [...], "user": [...]}, innermost frame first.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
-from zaplock.trace.holds import Holds
 from zaplock.trace.summary import process_name
 from zaplock.trace.waits import WaitOutcome
 from zaplock.views.found import found_json
 from zaplock.views.headlines import headlines_json
+from zaplock.views.slowness import plain_time
+from zaplock.views.stacks import plain
 
 
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
@@ -32,8 +35,8 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         "kernel": analysis.kernel,
         "duration_ns": analysis.duration_ns,
         "lost_events": analysis.segments.lost_events,
-        "holds": _holds(analysis, analysis.holds.complete(), top),
-        "holds_in_part": _holds(analysis, analysis.holds.only(~analysis.holds["complete"]), top),
+        "holds": _holds(analysis, analysis.holds["complete"], top),
+        "holds_in_part": _holds(analysis, ~analysis.holds["complete"], top),
         "waits": [
             _wait(analysis, analysis.explain(row))
             for row in longest(analysis.waits["wait_ns"], top)
@@ -74,7 +77,9 @@ def _operation(analysis: Analysis, op: int) -> str | None:
     return None if op == NO_OP else analysis.calls.operations[op]
 
 
-def _holds(analysis: Analysis, holds: Holds, top: int) -> list[dict[str, Any]]:
+def _holds(analysis: Analysis, chosen: NDArray[np.bool_], top: int) -> list[dict[str, Any]]:
+    rows = np.flatnonzero(chosen)
+    holds = analysis.holds.only(rows)
     return [
         {
             "mm": f"{int(holds['mm'][row]):#x}",
@@ -86,6 +91,8 @@ def _holds(analysis: Analysis, holds: Holds, top: int) -> list[dict[str, Any]]:
             "downgraded": bool(holds["downgraded"][row]),
             "operation": _operation(analysis, int(holds["op"][row])),
             "length": int(holds["length"][row]),
+            **plain_time(analysis, int(rows[row])),
+            **plain(analysis.hold_stack(int(rows[row]))),
         }
         for row in longest(holds["hold_ns"], top)
     ]
@@ -105,10 +112,11 @@ def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
         "start_ns": int(waits["start_ns"][row]),
         "wait_ns": int(waits["wait_ns"][row]),
         "at_least": bool(waits["partial"][row]),
-        "blame": [_blame(blame) for blame in found.blame],
+        "blame": [_blame(analysis, blame) for blame in found.blame],
         "unexplained_ns": found.unexplained_ns,
         "free_ns": found.free_ns,
         "unseen_ns": found.unseen_ns,
+        **plain(analysis.wait_stack(row)),
     }
 
 
@@ -116,7 +124,7 @@ def _call(analysis: Analysis, count: CallCount) -> dict[str, Any]:
     return {**asdict(count), "process": process_name(analysis.events.tasks, count.pid)}
 
 
-def _blame(blame: Blame) -> dict[str, Any]:
+def _blame(analysis: Analysis, blame: Blame) -> dict[str, Any]:
     return {
         "tid": blame.tid,
         "comm": blame.comm,
@@ -124,4 +132,5 @@ def _blame(blame: Blame) -> dict[str, Any]:
         "length": blame.length,
         "role": blame.role,
         "share_ns": blame.share_ns,
+        **plain(analysis.blamed_stack(blame)),
     }

@@ -13,6 +13,8 @@ from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
+from zaplock.views.slowness import of_culprit, why_slow
+from zaplock.views.stacks import of_wait, sentence
 
 LONG_WAIT_NS = 1_000_000
 """From here on a wait is one that somebody may have noticed."""
@@ -150,12 +152,17 @@ def answer(summary: Summary) -> Iterator[str]:
         worst = summary.explained[0]
         yield f"The worst: {wait_sentence(analysis, worst.wait)}:"
         yield from (f"    {line}" for line in chain(analysis, worst))
+        yield from of_culprit(analysis, worst)
+        yield from of_wait(analysis, worst)
         yield from _most_blamed(summary)
     for exclusive, name in ((True, "exclusive"), (False, "shared")):
         rows = np.flatnonzero(analysis.holds["exclusive"] == exclusive)
         if len(rows):
             longest = int(rows[np.argmax(analysis.holds["hold_ns"][rows])])
             yield f"The longest {name} hold: {hold_sentence(analysis, longest)}."
+            yield from (f"    {line}" for line in why_slow(analysis, longest))
+            if stack := analysis.hold_stack(longest):
+                yield f"    it was {sentence(stack)}"
     yield from _most_time(summary)
 
 
