@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def check(m: Machine) -> None:
     """Verify every invariant of a machine at rest (no gather under way, nothing detached)."""
-    for container in m.store.containers.values():
+    for container in m.store.containers():
         if isinstance(container, OrderedCells):
             container.check()
     for space in m.mms.values():

@@ -34,7 +34,7 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
 
 async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
     """Take bytes [first, last) out of a file in memory; private copies of them stay."""
-    await unmap_mapping_range(cx, file, first, last, MARKERS | {"anon", "thp"})
+    await unmap_mapping_range(cx, file, first, last, (*MARKERS, "anon", "thp"))
     await drop_cached(file, first, last)
 
 
@@ -44,11 +44,11 @@ def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> Non
     drop_pages(m, task, file, first >> PAGE_SHIFT, last >> PAGE_SHIFT)
 
 
-MARKERS = frozenset({"guard"})
+MARKERS = ("guard",)
 
 
 async def unmap_mapping_range(
-    cx: Cx, file: int, first: int, last: int, spares: frozenset[str] = MARKERS
+    cx: Cx, file: int, first: int, last: int, spares: tuple[str, ...] = MARKERS
 ) -> None:
     """Zap the pages of a file in bytes [first, last) wherever they are mapped.
 
@@ -64,7 +64,7 @@ async def unmap_mapping_range(
     await up_read(i_mmap_lock(file))
 
 
-async def zap_in(cx: Cx, vma: Vma, low: int, high: int, spares: frozenset[str]) -> None:
+async def zap_in(cx: Cx, vma: Vma, low: int, high: int, spares: tuple[str, ...]) -> None:
     """Zap a part of another address space."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     await unmap_page_range(cx, gather, low, high, vma.mm, spares)

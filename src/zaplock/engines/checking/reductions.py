@@ -55,9 +55,7 @@ class Merged(Plain):
 
     def __init__(self, table: TransitionTable, locks: Sequence[Lock]) -> None:
         super().__init__(table)
-        containers = [container.name for container in table.packed.containers]
-        number = containers.index("locks")
-        self.fields: list[StateField] = [table.packed.field(number, lock) for lock in locks]
+        self.fields: list[StateField] = [table.packed.field("locks", lock) for lock in locks]
         # Bits of cells that somebody touches without the lock, by lock: assumed, and observed.
         self.unprotected = [0] * len(locks)
         self.observed = [0] * len(locks)

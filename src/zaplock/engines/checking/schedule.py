@@ -14,10 +14,12 @@ from itertools import groupby
 from string import ascii_lowercase
 from typing import Any
 
-from zaplock.engines.checking.configuration import Configuration, Protocol
+from zaplock.engines.checking.configuration import Configuration, Protocol, TaskProgram
+from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.positions import abandon
+from zaplock.engines.checking.sealed import seal
 from zaplock.engines.checking.turn import attempt
-from zaplock.errors import UserError
+from zaplock.errors import ProtocolError, UserError
 from zaplock.model.step import MarkStep, SleepStep, Step
 from zaplock.model.violations import Invariant, Violation
 
@@ -48,8 +50,9 @@ class Taken:
 class _Position:
     """A coroutine and the step that it is about to take."""
 
-    def __init__(self, live: Protocol) -> None:
-        self.live = live
+    def __init__(self, program: TaskProgram) -> None:
+        self.task = program.task
+        self.live: Protocol = program.start()
         self.step: Step[Any] | None = None
         self.result: Any = None
         self.queued = False
@@ -59,16 +62,22 @@ class _Position:
         """Go on to the next step that changes state."""
         self.queued = False
         self.marks = []
+        self.step = None
+        guarded(self._go_on, result)
+
+    def _go_on(self, result: Any) -> None:
         try:
             step = self.live.send(result)
             while isinstance(step, (MarkStep, SleepStep)):
                 if isinstance(step, MarkStep):
                     self.marks.append(step)
                 step = self.live.send(None)
-            self.step = step
         except StopIteration as end:
-            self.step = None
             self.result = end.value
+            return
+        if not isinstance(step, Step):
+            raise ProtocolError(f"{self.task} awaits {step!r}, which is no step")
+        self.step = step
 
     def lines(self) -> tuple[Line, ...]:
         """Name the lines at which the protocol and those that it awaits stand."""
@@ -90,10 +99,10 @@ class ScheduleRun:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.machine = configuration.build()
+        self.machine = seal(configuration.build())
         self.machine.store.start_journal()
         self.tasks = [program.task for program in configuration.programs]
-        self.positions = [_Position(program.start()) for program in configuration.programs]
+        self.positions = [_Position(program) for program in configuration.programs]
         self.taken: list[Taken] = []
         self.violation: Violation | None = None
         self.sometimes: set[str] = set()
@@ -109,7 +118,7 @@ class ScheduleRun:
 
     def _ask_promises(self) -> None:
         for promise in self.configuration.always:
-            promise(self.machine)
+            guarded(promise, self.machine)
         for name, is_true in self.configuration.sometimes.items():
             if is_true(self.machine):
                 self.sometimes.add(name)
@@ -169,7 +178,7 @@ class ScheduleRun:
         for i in moved:
             if self.positions[i].step is None:
                 for check in self.configuration.at_task_end:
-                    check(self.machine, self.tasks[i], self.positions[i].result)
+                    guarded(check, self.machine, self.tasks[i], self.positions[i].result)
         self._ask_promises()
 
     def finish(self) -> None:
@@ -185,7 +194,7 @@ class ScheduleRun:
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return
         for check in self.configuration.at_end:
-            self._guard(lambda check=check: check(self.machine, self.results()))
+            self._guard(lambda check=check: guarded(check, self.machine, self.results()))
 
     def can_move(self) -> bool:
         """Return whether some task could make a transition (tries each, and takes it back)."""
