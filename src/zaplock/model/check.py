@@ -86,8 +86,10 @@ class _Parts(Mm):
 
     __slots__ = ("counted",)
 
+    counted: Counter[str]
+
     def __init__(self) -> None:
-        self.counted: Counter[str] = Counter()
+        object.__setattr__(self, "counted", Counter())
 
     def add(self, counter: str, amount: int) -> None:
         self.counted[counter] += amount

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
@@ -63,6 +63,7 @@ class Verdict:
     never: names of `sometimes` properties that were true in no state.
     limit: which limit ended it, "" when it is complete.
     audit: what was done again to see that nothing hides.
+    results: for each task, everything that it was seen to return.
     """
 
     answer: Answer
@@ -76,6 +77,7 @@ class Verdict:
     endings: int = 0
     steps_run: int = field(default=0, compare=False)
     audit: Audit = field(default=Audit(), compare=False)
+    results: tuple[tuple[Any, ...], ...] = field(default=(), compare=False)
 
 
 def explore(
@@ -251,6 +253,7 @@ class Search:
             self.endings,
             self.table.misses,
             self.table.auditor.report,
+            tuple(tuple(end.result for end in trie.ended()) for trie in self.table.tries),
         )
 
 

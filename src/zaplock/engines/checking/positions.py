@@ -315,6 +315,10 @@ class Trie:
                 node._live.close()
                 node._live = None
 
+    def ended(self) -> list[Node]:
+        """List the ends that the task has come to."""
+        return list(self._ended.values())
+
     def end(self, result: Any) -> Node:
         """Return the position of a task that has ended with `result`."""
         return self._end(result)

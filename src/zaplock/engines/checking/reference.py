@@ -253,4 +253,5 @@ class _PlainSearch:
             limit,
             self.endings,
             audit=audit,
+            results=tuple(tuple(end.result for end in trie.ended()) for trie in self.tries),
         )
