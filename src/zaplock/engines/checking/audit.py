@@ -19,10 +19,11 @@ import random
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from zaplock.engines.checking.coverage import Coverage
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import ProtocolError
@@ -44,17 +45,20 @@ class Audit:
     """What was done again, and how long that took in sum.
 
     positions: walks of a task, from its beginning. steps: runs of a step. whole: all, not a sample.
+    never_run: lines of a user's code that none of that ran, known where it was whole.
     """
 
     positions: int = 0
     steps: int = 0
     seconds: float = 0.0
     whole: bool = False
+    never_run: tuple[str, ...] = ()
 
     def __add__(self, other: Audit) -> Audit:
+        never_run = set(self.never_run) & set(other.never_run)
         return Audit(
             self.positions + other.positions, self.steps + other.steps,
-            self.seconds + other.seconds, self.whole and other.whole,
+            self.seconds + other.seconds, self.whole and other.whole, tuple(sorted(never_run)),
         )  # fmt: skip
 
 
@@ -72,19 +76,21 @@ class Auditor:
         started = time.perf_counter()
         table = self.table
         whole = table.surroundings.has_users_code
-        positions = sum(walk_again(trie, whole) for trie in table.tries)
-        steps = 0
-        every = 1 if whole else SAMPLE
-        for number, (index, row, state, memo) in enumerate(list(self._memos())):
-            if number % every == 0:
+        coverage = Coverage(table.surroundings.covered)
+        with coverage.watching() if whole else nullcontext():
+            positions = sum(walk_again(trie, whole) for trie in table.tries)
+            again = list(self._memos())[:: 1 if whole else SAMPLE]
+            for index, row, state, memo in again:
                 self._run_again(index, row, state, memo)
-                steps += 1
         if whole:
             self._look_at_values()
         self._look_at_machine()
         table.surroundings.compare()
         seconds = time.perf_counter() - started
-        self.report = replace(self.report + Audit(positions, steps, seconds), whole=whole)
+        never_run = coverage.never_run() if whole else ()
+        self.report = replace(
+            self.report + Audit(positions, len(again), seconds), whole=whole, never_run=never_run
+        )
         return self.report
 
     def look_in(self) -> None:
@@ -135,6 +141,8 @@ class Auditor:
         table = self.table
         if memo == 0:
             return "it waits"
+        if memo == self.table.stays:
+            return "it changes nothing and stays"
         if memo < 0:
             return f"it breaks {table.violation(memo)}"
         after, owner, changes = state ^ memo, table.packed.layout.owner, []

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dis
 import types
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from random import Random
 from typing import Any, Final
@@ -57,6 +58,48 @@ def depict(value: object) -> Hashable:
     return _Depiction().of(value)
 
 
+@dataclass(frozen=True)
+class Stand:
+    """Where one frame of a suspended protocol stands.
+
+    seen: its code, instruction and locals. is_bare: nothing else is there. since: how many results
+    the protocol had received when the frame began to await what it awaits; it has not moved since.
+    """
+
+    seen: Hashable
+    is_bare: bool
+    since: int
+
+
+def is_same_place(now: Sequence[Stand], before: Sequence[Stand], had: int) -> bool:
+    """Return whether a protocol is where it was when it had received `had` results.
+
+    What can't be seen of a frame is unchanged if the frame has not moved since then.
+    """
+    return len(now) == len(before) and all(
+        one.seen == other.seen and (one.is_bare or one.since <= had)
+        for one, other in zip(now, before)
+    )
+
+
+def depict_frames(chain: Sequence[tuple[Any, int]]) -> tuple[Stand, ...]:
+    """Depict the frames of (coroutine or generator, since), the outermost first."""
+    depiction = _Depiction()
+    for one, _ in chain:
+        depiction.meet(one)
+    stands = []
+    for number, (one, since) in enumerate(chain):
+        awaits = isinstance(one, types.CoroutineType) or number + 1 < len(chain)
+        frame: Any = getattr(one, "cr_frame", None) or one.gi_frame
+        held = frame.f_locals
+        seen = (
+            frame.f_code, frame.f_lasti,
+            depiction.all(item for name in sorted(held) for item in (name, held[name])),
+        )  # fmt: skip
+        stands.append(Stand(seen, is_bare(frame.f_code, frame.f_lasti, awaits), since))
+    return tuple(stands)
+
+
 class _Depiction:
     """One look. What is met twice is the second time named by its number: aliases matter."""
 
@@ -74,9 +117,13 @@ class _Depiction:
         number = self.met.get(id(value))
         if number is not None:
             return "again", number
+        self.meet(value)
+        return type(value), self._inside(value)
+
+    def meet(self, value: object) -> None:
+        """Give a value its number."""
         self.met[id(value)] = len(self.met)
         self.kept.append(value)
-        return type(value), self._inside(value)
 
     def all(self, values: Any) -> Hashable:
         return tuple(self.of(value) for value in values)

@@ -19,7 +19,7 @@ from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
-from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, Violation
 
@@ -63,7 +63,8 @@ class Verdict:
     never: names of `sometimes` properties that were true in no state.
     limit: which limit ended it, "" when it is complete.
     audit: what was done again to see that nothing hides.
-    results: for each task, everything that it was seen to return.
+    results: for each task, everything that it was seen to return. loops: does a task come back to
+        a position where it has been?
     """
 
     answer: Answer
@@ -78,6 +79,7 @@ class Verdict:
     steps_run: int = field(default=0, compare=False)
     audit: Audit = field(default=Audit(), compare=False)
     results: tuple[tuple[Any, ...], ...] = field(default=(), compare=False)
+    loops: bool = field(default=False, compare=False)
 
 
 def explore(
@@ -186,7 +188,8 @@ class Search:
                 elif change < 0:
                     stuck = False
                     transitions += 1
-                    self.note(table.violation(change))
+                    if change != STAYS:
+                        self.note(table.violation(change))
             if stuck:
                 self.nobody_can_go_on(state)
         self.transitions += transitions
@@ -254,6 +257,7 @@ class Search:
             self.table.misses,
             self.table.auditor.report,
             tuple(tuple(end.result for end in trie.ended()) for trie in self.table.tries),
+            any(trie.merged for trie in self.table.tries),
         )
 
 

@@ -7,21 +7,29 @@ there from its beginning with the recorded results, which costs no state.
 
 Tasks that have ended collapse to their result, since no history can matter any more. And a task
 that goes round a loop comes back to a position where it has been, if all of its frames stand at the
-same instructions, with equal locals and with nothing on their value stacks (`depicting`): then what
-follows is the same, and a retry loop has a finite number of positions. Two frames at the same line
-with equal locals may still differ in a hidden iterator; those are never taken for one.
+same instructions, with equal locals, and if each either has nothing else on its value stack or has
+not moved since (`depicting`): then what follows is the same, and a retry loop has a finite number
+of positions. Two frames at the same line with equal locals may still differ in a hidden iterator;
+those are never taken for one.
 """
 
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Hashable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Final
 
 from zaplock.engines.checking.configuration import Protocol, TaskProgram
-from zaplock.engines.checking.depicting import Undepictable, depict
+from zaplock.engines.checking.depicting import (
+    Stand,
+    Undepictable,
+    depict,
+    depict_frames,
+    is_same_place,
+)
 from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.errors import ProtocolError
@@ -43,8 +51,8 @@ class Node:
     arguments when it was made.
     """
 
-    __slots__ = ("_asleep", "_live", "captured", "children", "id", "key", "parent", "place",
-                 "queued", "result", "step")  # fmt: skip
+    __slots__ = ("_asleep", "_live", "captured", "children", "depth", "id", "parent", "place",
+                 "queued", "result", "stands", "step")  # fmt: skip
 
     def __init__(self, number: int, parent: Node | None, result: Any, step: Step[Any] | None):
         self.id = number
@@ -54,8 +62,9 @@ class Node:
         self.queued = False
         self.captured: Hashable = None
         self.children: dict[Any, Node] = {}
+        self.depth: int = 0 if parent is None else parent.depth + 1
         self.place: Place = ()
-        self.key: Hashable = None
+        self.stands: tuple[Stand, ...] = ()
         self._live: LiveProtocol | None = None
         self._asleep: Node | None = None
 
@@ -70,11 +79,13 @@ class Node:
 class LiveProtocol:
     """A running coroutine, watched for steps that it makes and does not await."""
 
-    __slots__ = ("protocol", "task", "watch")
+    __slots__ = ("chain", "protocol", "received", "task", "watch")
 
     def __init__(self, program: TaskProgram) -> None:
         self.task = program.task
         self.watch = StepWatch()
+        self.chain: list[tuple[Any, int]] = []
+        self.received = -1
         self.protocol: Protocol = self._watched(lambda _result: program.start(), None)
 
     def _watched(self, act: Any, result: Any) -> Any:
@@ -89,6 +100,7 @@ class LiveProtocol:
 
         Marks and sleeps are passed over: they change nothing that another task could see.
         """
+        self.received += 1
         try:
             step = self._watched(self.protocol.send, result)
             while isinstance(step, (MarkStep, SleepStep)):
@@ -120,23 +132,41 @@ class LiveProtocol:
     def place(self) -> Place:
         """Name the instructions at which the protocol and those that it awaits stand."""
         found: list[int] = []
-        at: Any = self.protocol
+        before, self.chain = self.chain, []
+        level, since, at = 0, 0, self.protocol
         while at is not None:
-            frame = getattr(at, "cr_frame", None)
-            if frame is not None:
-                found += (id(frame.f_code), frame.f_lasti)
-                at = at.cr_await
-                continue
-            frame = getattr(at, "gi_frame", None)
+            # A frame that awaits what it awaited before has not moved; since when stands one below.
+            if level and (level >= len(before) or before[level][0] is not at):
+                since = self.received
+            elif level:
+                since = before[level][1]
+            frame, inner = _frame_of(at)
             if frame is None:
                 break
+            self.chain.append((at, since))
             found += (id(frame.f_code), frame.f_lasti)
-            at = at.gi_yieldfrom or frame.f_locals.get("inner")
+            level, at = level + 1, inner
         return tuple(found)
+
+    def stands(self) -> tuple[Stand, ...]:
+        """Depict all frames, as `place` found them; raises Undepictable."""
+        ones = [one for one, _ in self.chain]
+        awaits_since = [since for _, since in self.chain[1:]] + [self.received]
+        return depict_frames(list(zip(ones, awaits_since)))
 
     def close(self) -> None:
         """Let go of it without running its clean-up."""
         abandon(self.protocol)
+
+
+def _frame_of(at: Any) -> tuple[Any, Any]:
+    """Return the frame of a coroutine or generator and what that awaits; (None, None) of others."""
+    if isinstance(at, types.CoroutineType):
+        return at.cr_frame, at.cr_await
+    if isinstance(at, types.GeneratorType) and at.gi_frame is not None:
+        # A filter of steps (check.mutations) drives the protocol that it calls `inner`.
+        return at.gi_frame, at.gi_yieldfrom or at.gi_frame.f_locals.get("inner")
+    return None, None
 
 
 class Trie:
@@ -219,37 +249,37 @@ class Trie:
             self.ends.append((node, result, end))
             return end
         place = live.place()
-        locals_key, before = self._been_here(node, live, place)
+        stands, before = self._been_here(node, live, place)
         if before is not None:
             self.merged.append((node, result, before))
             live.close()
             return before
         child = self._new(node, "step", result, step, live, place)
-        child.key = locals_key
+        child.stands = stands
         return child
 
     def _been_here(
         self, node: Node, live: LiveProtocol, place: Place
-    ) -> tuple[Hashable, Node | None]:
-        """Return what the frames look like, and the earlier position on this path that is equal.
+    ) -> tuple[tuple[Stand, ...], Node | None]:
+        """Return how the frames stand, and the earlier position on this path that is the same.
 
         Only for places where this path has been before: elsewhere nothing can repeat.
         """
         if place not in self._places:
-            return None, None
+            return (), None
         at: Node | None = node
-        key: Hashable = None
+        stands: tuple[Stand, ...] = ()
         while at is not None:
             if at.place == place:
-                if key is None:
+                if not stands:
                     try:
-                        key = depict(live.protocol)
+                        stands = live.stands()
                     except Undepictable:
-                        return None, None
-                if at.key is not None and at.key == key:
-                    return key, at
+                        return (), None
+                if at.stands and is_same_place(stands, at.stands, at.depth):
+                    return stands, at
             at = at.parent
-        return key, None
+        return stands, None
 
     def walk_to(self, node: Node, every_step: bool = False) -> LiveProtocol:
         """Run a fresh coroutine to a position; raises ProtocolError where it comes out elsewhere.
@@ -262,6 +292,7 @@ class Trie:
         for at, then in pairwise(path):
             if every_step and not same_step(step, at.step):
                 raise self._differs(at, str(step))
+            live.place()
             ended, step = live.resume(then.result)
             if ended:
                 raise self._differs(then, f"its end with {step!r}")

@@ -69,6 +69,8 @@ class Surroundings:
         self._looks: list[tuple[str, Callable[[], Any], Any]] = []
         self._codes: set[types.CodeType] = set()
         self.has_users_code = False
+        self.covered: set[types.CodeType] = set()
+        self._observing = False
 
     def add(self, value: Any, name: str) -> None:
         """Read what `value` consists of, as far as it is code of a user's, and depict the rest."""
@@ -97,6 +99,12 @@ class Surroundings:
             self.add(value.__wrapped__, name)
         else:
             self._object(value, name)
+
+    def add_observer(self, value: Any) -> None:
+        """Read what looks at states and is neither a step nor a protocol."""
+        self._observing = True
+        self.add(value, "a promise")
+        self._observing = False
 
     def add_frames(self, live: Any) -> None:
         """Read the code of a suspended protocol and of those that it awaits."""
@@ -150,6 +158,8 @@ class Surroundings:
     def _read(self, code: types.CodeType, names: dict[str, Any], captured: dict[str, Any]) -> None:
         """Read code of a user's and follow every name in it."""
         self.has_users_code = True
+        if not self._observing:
+            self.covered.add(code)
         refuse_forbidden(code, names)
         used = {name: names[name] for name in names_in(code) if name in names}
         look_at_set_order(code, {**used, **captured})

@@ -18,7 +18,7 @@ from operator import or_
 from typing import Final, NamedTuple, TypeVar
 
 from zaplock.engines.checking.packed_states import StateField
-from zaplock.engines.checking.transitions import Transition, TransitionTable
+from zaplock.engines.checking.transitions import STAYS, Transition, TransitionTable
 from zaplock.model.rwsem import Lock, Rwsem, held
 
 Found = TypeVar("Found")
@@ -28,7 +28,10 @@ LONGEST: Final = 1_000
 
 
 class Move(NamedTuple):
-    """A transition of a task: old XOR new state, or negative for a violation; steps it is of."""
+    """A transition of a task: old XOR new state, or negative for a violation; steps it is of.
+
+    0 where it changes nothing and its task goes round a loop.
+    """
 
     task: int
     change: int
@@ -49,7 +52,7 @@ class Plain:
             if row is not None:
                 change = table.move(index, row, state)
                 if change:
-                    found.append(Move(index, change))
+                    found.append(Move(index, 0 if change == STAYS else change))
         return found
 
 
@@ -94,7 +97,7 @@ class Merged(Plain):
             if row is None:
                 break
             next_change = table.move(index, row, now)
-            if not next_change or not self._covers(index, row, now):
+            if not next_change or next_change == STAYS or not self._covers(index, row, now):
                 break
             self._observe(index, row, now)
             if next_change < 0:

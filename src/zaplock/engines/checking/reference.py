@@ -67,7 +67,7 @@ class _PlainSearch:
         self.surroundings = Surroundings()
         self.tries = [Trie(program, self.surroundings) for program in configuration.programs]
         for observer in configuration.observers():
-            self.surroundings.add(observer, "a promise")
+            self.surroundings.add_observer(observer)
         self.tasks = [program.task for program in configuration.programs]
         self.visited: set[Any] = set()
         self.found: dict[tuple[Invariant, str], Violation] = {}

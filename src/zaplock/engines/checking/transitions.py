@@ -34,6 +34,9 @@ from zaplock.model.violations import Violation
 BLOCKED: Final = 0
 """A memo of 0: the task can't go on in this state. Negative: -1 - the index of a violation."""
 
+STAYS: Final = -(1 << 62)
+"""A memo of a step that changes nothing and leads back to its own position: a turn of a loop."""
+
 
 class Transition:
     """One position of one task: what its step depends on, and what it did so far."""
@@ -60,13 +63,15 @@ class Promise:
 class TransitionTable:
     """The transition relation of a configuration, filled as it is asked for."""
 
+    stays = STAYS
+
     def __init__(self, configuration: Configuration, layout: StateLayout | None = None) -> None:
         self.configuration = configuration
         self.machine = seal(configuration.build())
         self.surroundings = Surroundings()
         self.tries = [Trie(program, self.surroundings) for program in configuration.programs]
         for observer in configuration.observers():
-            self.surroundings.add(observer, "a promise")
+            self.surroundings.add_observer(observer)
         self.tasks = [program.task for program in configuration.programs]
         self.index_of = {task.tid: index for index, task in enumerate(self.tasks)}
         count = len(self.tasks)
@@ -159,7 +164,7 @@ class TransitionTable:
                 if violation is not None:
                     outcome = self._number(violation)
             if outcome > 0:
-                outcome = written ^ moved
+                outcome = written ^ moved or STAYS
             return outcome, packed.read_mask() | extra_mask
 
     def adopt(self) -> bool:
@@ -180,18 +185,22 @@ class TransitionTable:
         if node.captured is not None:
             look_at_captured(node, self.tasks[index])
         try:
-            return 1, *self._run(index, node, state)
+            ran = self._run(index, node, state)
+            return (BLOCKED, 0, 0) if ran is None else (1, *ran)
         except Violation as violation:
             return self._number(violation), 0, 0
 
-    def _run(self, index: int, node: Node, state: int) -> tuple[int, int]:
-        """Take the step; return how positions change (XOR) and whose positions that looked at."""
+    def _run(self, index: int, node: Node, state: int) -> tuple[int, int] | None:
+        """Take the step; return how positions change (XOR) and whose positions that looked at.
+
+        None where it has to wait.
+        """
         task = self.tasks[index]
         assert node.step is not None
         rules = self.configuration.rules
         kind, result, granted = attempt(rules, self.machine, task, node.step, node.queued)
         if kind == "blocked":
-            return 0, 0
+            return None
         trie = self.tries[index]
         child = trie.asleep(node) if kind == "queued" else trie.child(node, result)
         moved = (node.id << POSITION_BITS * index) ^ self.enter(index, child)
