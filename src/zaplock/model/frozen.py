@@ -68,8 +68,7 @@ def _way(kind: type) -> Exactly:
     if issubclass(kind, msgspec.Struct):
         if not kind.__struct_config__.frozen:
             return _refuse("make its class frozen=True")
-        names = kind.__struct_fields__
-        return lambda value: (kind, *[exact(getattr(value, name)) for name in names])
+        return _struct
     if is_dataclass(kind):
         return _dataclass(kind)
     for plain in (tuple, int, str, bytes):
@@ -114,7 +113,29 @@ def _refuse(why: str) -> Exactly:
 
 
 def _tuple(value: tuple[Any, ...]) -> Hashable:
-    return (tuple, *[part if type(part) in ATOMS else exact(part) for part in value])
+    kinds = tuple(map(type, value))
+    if _FLAT[kinds]:
+        return kinds, value
+    return (tuple, *[exact(part) for part in value])
+
+
+def _struct(value: msgspec.Struct) -> Hashable:
+    held = msgspec.structs.astuple(value)
+    kinds = tuple(map(type, held))
+    if _FLAT[kinds]:
+        return kinds, value
+    return (type(value), *[exact(part) for part in held])
+
+
+class _Flat(dict[tuple[type, ...], bool]):
+    """Whether values of these types, with the types beside them, stand for themselves."""
+
+    def __missing__(self, kinds: tuple[type, ...]) -> bool:
+        found = self[kinds] = all(kind in ATOMS or kind is bool for kind in kinds)
+        return found
+
+
+_FLAT: Final = _Flat()
 
 
 def _function(value: types.FunctionType) -> Hashable:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -78,7 +78,7 @@ class Auditor:
         whole = table.surroundings.has_users_code
         coverage = Coverage(table.surroundings.covered)
         with coverage.watching() if whole else nullcontext():
-            positions = sum(walk_again(trie, whole) for trie in table.tries)
+            positions = walk_again(table.tries, whole)
             again = list(self._memos())[:: 1 if whole else SAMPLE]
             for index, row, state, memo in again:
                 self._run_again(index, row, state, memo)
@@ -176,20 +176,24 @@ class Auditor:
             )
 
 
-def walk_again(trie: Trie, whole: bool) -> int:
-    """Walk the positions of a task again, all or a sample; return how many walks that took."""
-    every = 1 if whole else SAMPLE
-    ends: list[tuple[Node, Any, Node | None]] = list(trie.ends)
-    ends += [(node, None, None) for node in trie.nodes.values()
-             if node.step is not None and not node.children and not node.queued]  # fmt: skip
-    walked = 0
-    for node, result, then in ends[::every]:
+def walk_again(tries: Sequence[Trie], whole: bool) -> int:
+    """Walk the positions of tasks again, all or a sample; return how many walks that took."""
+    walks: list[tuple[Trie, Node, Any, Node | None]] = []
+    rounds: list[tuple[Trie, Node, Any, Node]] = []
+    for trie in tries:
+        walks += [(trie, *end) for end in trie.ends]
+        walks += [
+            (trie, node, None, None)
+            for node in trie.nodes.values()
+            if node.step is not None and not node.children and not node.queued
+        ]
+        rounds += [(trie, *merged) for merged in trie.merged]
+    some_walks, some_rounds = walks[:: 1 if whole else SAMPLE], rounds[:: 1 if whole else 4]
+    for trie, node, result, then in some_walks:
         trie.walk_again(node, result, then)
-        walked += 1
-    for node, result, back_at in trie.merged[:: 1 if whole else 4]:
+    for trie, node, result, back_at in some_rounds:
         trie.walk_round(node, result, back_at)
-        walked += 1
-    return walked
+    return len(some_walks) + len(some_rounds)
 
 
 @contextmanager

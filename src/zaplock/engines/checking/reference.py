@@ -94,7 +94,7 @@ class _PlainSearch:
         """Walk all positions again, and see that nothing but cells has changed."""
         started = time.perf_counter()
         whole = self.surroundings.has_users_code
-        walks = sum(walk_again(trie, whole) for trie in self.tries)
+        walks = walk_again(self.tries, whole)
         if depict(vars(self.machine)) != self.attributes:
             raise ProtocolError("an attribute of the machine that is no cell has changed")
         self.surroundings.compare()
