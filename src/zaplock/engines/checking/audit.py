@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from zaplock.engines.checking.coverage import Coverage
+from zaplock.engines.checking.coverage import LineCoverage
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import ProtocolError
@@ -76,7 +76,7 @@ class Auditor:
         started = time.perf_counter()
         table = self.table
         whole = table.surroundings.has_users_code
-        coverage = Coverage(table.surroundings.covered)
+        coverage = LineCoverage(table.surroundings.covered)
         with coverage.watching() if whole else nullcontext():
             positions = walk_again(table.tries, whole)
             again = list(self._memos())[:: 1 if whole else SAMPLE]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Coverage:
+class LineCoverage:
     """The lines of some code, and those of them that have run."""
 
     def __init__(self, codes: Iterable[types.CodeType]) -> None:

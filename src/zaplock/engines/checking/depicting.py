@@ -89,14 +89,13 @@ def depict_frames(chain: Sequence[tuple[Any, int]]) -> tuple[Stand, ...]:
         depiction.meet(one)
     stands = []
     for number, (one, since) in enumerate(chain):
-        awaits = isinstance(one, types.CoroutineType) or number + 1 < len(chain)
         frame: Any = getattr(one, "cr_frame", None) or one.gi_frame
         held = frame.f_locals
         seen = (
             frame.f_code, frame.f_lasti,
             depiction.all(item for name in sorted(held) for item in (name, held[name])),
         )  # fmt: skip
-        stands.append(Stand(seen, is_bare(frame.f_code, frame.f_lasti, awaits), since))
+        stands.append(Stand(seen, stands_bare(one, number + 1 < len(chain)), since))
     return tuple(stands)
 
 
@@ -217,6 +216,16 @@ def _is_record(value: Any) -> bool:
 
 
 # Frames
+
+
+def stands_bare(one: Any, drives: bool) -> bool:
+    """Return whether nothing hides in the frame of a suspended coroutine or generator.
+
+    drives: it goes on with another one, by `await` or `yield from`.
+    """
+    is_coroutine = isinstance(one, types.CoroutineType)
+    frame: Any = one.cr_frame if is_coroutine else one.gi_frame
+    return is_bare(frame.f_code, frame.f_lasti, is_coroutine or drives)
 
 
 def is_bare(code: types.CodeType, at: int, awaits: bool) -> bool:

@@ -29,6 +29,7 @@ from zaplock.engines.checking.depicting import (
     depict,
     depict_frames,
     is_same_place,
+    stands_bare,
 )
 from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.purity import Surroundings
@@ -154,6 +155,16 @@ class LiveProtocol:
         awaits_since = [since for _, since in self.chain[1:]] + [self.received]
         return depict_frames(list(zip(ones, awaits_since)))
 
+    def shows_all_since(self, had: int) -> bool:
+        """Return whether each frame shows all of itself or has not moved since `had` results."""
+        chain = self.chain
+        for number, (one, _) in enumerate(chain):
+            is_last = number + 1 == len(chain)
+            since = self.received if is_last else chain[number + 1][1]
+            if since > had and not stands_bare(one, not is_last):
+                return False
+        return True
+
     def close(self) -> None:
         """Let go of it without running its clean-up."""
         abandon(self.protocol)
@@ -270,7 +281,7 @@ class Trie:
         at: Node | None = node
         stands: tuple[Stand, ...] = ()
         while at is not None:
-            if at.place == place:
+            if at.place == place and live.shows_all_since(at.depth):
                 if not stands:
                     try:
                         stands = live.stands()
