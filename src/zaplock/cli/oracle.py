@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,7 @@ def _replay(args: argparse.Namespace) -> int:
         print("next: zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    path = Path(args.replay).with_suffix(".py")
+    path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
     path.write_text(script.write(found))
     print(f"next: python3 {path}")
     return 1

@@ -111,6 +111,7 @@ LINUX_6_18 = replace(
     maps_lock="vma",
     flush_before_rmap=True,
     gathers_first=True,
+    realigns_moves=True,
     moves_many=True,
     finds_zeros=True,
     forgets_charges=True,

@@ -75,6 +75,8 @@ class Design:
     mremap_flush: is the TLB flushed "inside" (4.19 on) or "outside" the page-table lock?
     exit_tables: exit frees page tables under "write", or (to 5.19) with "none" of the locks.
     gathers_first: does mmap gather (and split) the old mappings before it asks the limits (6.12)?
+    realigns_moves: may a moving mremap take a page table along that it covers only from the first
+        mapping in it on (6.7)?
     moves_many: may one mremap move a range of several VMAs (6.17)?
     finds_zeros: does splitting a huge page give back the pages that hold zeros (6.12)?
     forgets_charges: does Committed_AS keep what a moving mremap has cut off, and what was charged
@@ -110,6 +112,7 @@ class Design:
     mremap_flush: Literal["inside", "outside"] = "outside"
     exit_tables: Literal["write", "none"] = "none"
     gathers_first: bool = False
+    realigns_moves: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
     forgets_charges: bool = False
