@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zaplock.errors import UserError
+from zaplock.oracle.strace import HOW
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report
     from zaplock.oracle.compare import Divergence
+    from zaplock.oracle.strace_replay import StraceVerdict
+
+
+def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
+    """Print what a recorded program showed; 0 if all that was compared agrees, 1 if not.
+
+    Raises UserError where nothing could be compared.
+    """
+    if as_json:
+        document = {
+            "calls": verdict.calls, "agreeing": verdict.agreeing, "differing": verdict.differing,
+            "refused": len(verdict.refused), "reasons": dict(verdict.reasons),
+            "maps": verdict.maps, "differing_maps": verdict.differing_maps,
+            "unknown_borders": verdict.unknown_borders,
+            "maps_not_compared": verdict.maps_not_compared,
+        }  # fmt: skip
+        print(json.dumps(document, indent=1))
+    left = [*verdict.reasons, *verdict.maps_not_compared]
+    if not verdict.calls + verdict.maps:
+        told = left[0] if left else "it has no call that is about memory"
+        raise UserError(f"{path}: nothing could be compared: {told}; {HOW}")
+    if as_json:
+        return 0 if verdict.agrees else 1
+    for line in [*verdict.differing, *verdict.differing_maps]:
+        print(line)
+    for why, count in verdict.reasons.most_common():
+        print(f"refused {count:,}: {why}")
+    for why in verdict.maps_not_compared:
+        print(f"maps not compared: {why}")
+    print(
+        f"{verdict.agreeing:,} of {verdict.calls:,} compared return values agree, "
+        f"{len(verdict.differing_maps)} differences in {verdict.maps:,} mappings, "
+        f"{len(verdict.refused):,} calls refused" + borders_text(verdict.unknown_borders)
+    )
+    print("next: zaplock oracle --seconds 60")
+    return 0 if verdict.agrees else 1
+
+
+def borders_text(count: int) -> str:
+    """Tell of borders that the recording can't settle."""
+    if not count:
+        return ""
+    return f"; {count} borders of mappings depend on which pages were written, which isn't recorded"
 
 
 def progress(report: Report) -> str:

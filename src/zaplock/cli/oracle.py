@@ -245,6 +245,9 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
 
 
 def _strace(args: argparse.Namespace) -> int:
-    from zaplock.oracle import strace_replay
+    from zaplock.cli import _oracle_text
+    from zaplock.oracle import strace
+    from zaplock.oracle.strace_replay import StraceReplay
 
-    return strace_replay.run(Path(args.strace), as_json=args.json)
+    verdict = StraceReplay(strace.parse(Path(args.strace))).play()
+    return _oracle_text.print_verdict(verdict, Path(args.strace), args.json)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
-    """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs)."""
+    """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs).
+
+    `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
+    """
 
     task_size: int = TASK_SIZE_4_LEVELS
     mmap_base: int = 0x7FFF_F7FF_F000
@@ -35,6 +38,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     stack_guard_gap: int = 256 << 12
     can_ipc_lock: bool = True
     overcommit_pages: int = 1 << 40
+    bottom_up: bool = False
 
 
 class Pte(msgspec.Struct, frozen=True):

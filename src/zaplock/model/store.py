@@ -54,17 +54,24 @@ _HASHES: Final = _CellHashes()
 class Store:
     """The journal and the hash over all containers of one model."""
 
-    __slots__ = ("containers", "hash", "journal")
+    __slots__ = ("containers", "hash", "hashes", "journal")
 
     def __init__(self) -> None:
         self.containers: dict[str, Cells[Any, Any]] = {}
         self.journal: list[tuple[Cells[Any, Any], Any, Any]] | None = None
         self.hash = 0
+        self.hashes = True
 
-    def start_journal(self) -> None:
-        """Keep inverses and the hash from now on."""
+    def start_journal(self, hashes: bool = True) -> None:
+        """Keep inverses from now on, and the hash unless nobody asks for it."""
         self.journal = []
-        self.hash = self.recount()
+        self.hashes = hashes
+        self.hash = self.recount() if hashes else 0
+
+    def forget_journal(self) -> None:
+        """Drop the inverses: what was written so far stays."""
+        assert self.journal is not None, "journaling is off"
+        self.journal.clear()
 
     def recount(self) -> int:
         """Hash the whole state from nothing; equals `hash` while journaling."""
@@ -106,6 +113,8 @@ class Store:
         """Journal one write; called by containers only."""
         assert self.journal is not None
         self.journal.append((container, key, old))
+        if not self.hashes:
+            return
         name = container.name
         if old is not ABSENT:
             self.hash ^= _HASHES[(name, key, old)]

@@ -32,6 +32,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
+    from zaplock.model.files import File
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm
 
@@ -42,7 +43,7 @@ class Vma(msgspec.Struct, frozen=True):
     `pgoff` in pages; `file` and `anon_vma` are handles, 0 for none; `shared_anon_vma` says that
     the anon_vma chain has more than one link (after a fork). `uffd` is a userfaultfd context.
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
-    mm's. `name`: PR_SET_VMA_ANON_NAME.
+    mm's. `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     """
 
     mm: int
@@ -57,6 +58,7 @@ class Vma(msgspec.Struct, frozen=True):
     attached: bool = True
     lock_seq: int = -1
     name: str = ""
+    anon_name: str = ""
 
     @property
     def length(self) -> int:
@@ -300,11 +302,17 @@ def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
         and left.file == right.file
         and left.uffd == right.uffd
         and left.name == right.name
+        and left.anon_name == right.anon_name
         and left.pgoff + left.nr_pages == right.pgoff
         and anon_vmas_agree(left, right)
         and not left.flags & VM_SPECIAL
-        and (not left.file or m.files[left.file].kind != "device")
+        and (not left.file or may_join(m.files[left.file]))
     )
+
+
+def may_join(file: File) -> bool:
+    """Return whether mappings of a file may become one: a driver or a count may forbid it."""
+    return file.kind != "device" and not file.counts_mappings
 
 
 def anon_vmas_agree(left: Vma, right: Vma) -> bool:

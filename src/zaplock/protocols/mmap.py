@@ -10,6 +10,7 @@ Sources: mm/mmap.c do_mmap, mmap_region (4.9 to 6.1), mm/vma.c __mmap_region (6.
 from __future__ import annotations
 
 from errno import (
+    EACCES,
     EAGAIN,
     EBADF,
     EINTR,
@@ -65,7 +66,7 @@ from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
-from zaplock.protocols.vm_flags import mmap_flags
+from zaplock.protocols.vm_flags import denies_write_exec, mmap_flags
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -175,6 +176,8 @@ async def mmap_region(
 ) -> int:
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
+    if await denies_write_exec(cx.mm, vm_flags, vm_flags):
+        return -EACCES
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
     error = error or await may_commit(cx.mm, start, end, vm_flags)
     if error:

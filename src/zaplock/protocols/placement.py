@@ -100,7 +100,10 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
         return address
     if flags & MAP_32BIT:
         return lowest_gap(m, space, length, 0x4000_0000, top)
-    return highest_gap(m, space, length, limits.mmap_base)
+    if limits.bottom_up:
+        return lowest_gap(m, space, length, limits.mmap_base, top)
+    found = highest_gap(m, space, length, limits.mmap_base)
+    return found if found >= 0 else lowest_gap(m, space, length, limits.task_size // 3, top)
 
 
 def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:

@@ -62,6 +62,7 @@ from zaplock.model.mm import Mm
 from zaplock.model.step import Task, step
 
 if TYPE_CHECKING:
+    from zaplock.model.files import File
     from zaplock.model.machine import Machine
 
 LEGACY_FLAGS = (
@@ -110,6 +111,25 @@ def mmap_flags(
     return vm_flags
 
 
+MDWE_REFUSES, MDWE_NO_INHERIT = 1, 2
+
+
+def gains_exec(space: Mm, old: int, new: int) -> bool:
+    """Return whether PR_SET_MDWE forbids these flags (map_deny_write_exec).
+
+    Nothing may be written to and executed, and what could not be executed never can be.
+    """
+    if not space.count("mdwe") & MDWE_REFUSES or not new & VM_EXEC:
+        return False
+    return bool(new & VM_WRITE) or not old & VM_EXEC
+
+
+@step
+def denies_write_exec(m: Machine, _task: Task, mm: int, old: int, new: int) -> bool:
+    """Ask `gains_exec` of an address space."""
+    return gains_exec(m.mm(mm), old, new)
+
+
 def fits_file(kind: str, pgoff: int, length: int) -> bool:
     """Return whether a file of this kind can be as long as a mapping asks (file_mmap_ok)."""
     largest = LARGEST_FILE.get(kind, (1 << 63) - 1)
@@ -141,13 +161,22 @@ def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file
         vm_flags |= VM_SHARED | VM_MAYSHARE
         if not backing.writable:
             vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
-        if backing.seals == "write" and prot & PROT_WRITE:
-            return -EPERM
     elif kind != MAP_PRIVATE:
         return -EINVAL
+    if not backing.readable:
+        return -EACCES
     if backing.kind == "none":
         return -ENODEV
-    return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
+    if vm_flags & VM_GROWSDOWN:
+        return -EINVAL
+    return sealed_flags(backing, vm_flags)
+
+
+def sealed_flags(backing: File, vm_flags: int) -> int:
+    """Return what a write seal leaves of the flags of a mapping, or -EPERM (check_write_seal)."""
+    if not backing.is_write_sealed or not vm_flags & VM_SHARED:
+        return vm_flags
+    return -EPERM if vm_flags & VM_WRITE else vm_flags & ~VM_MAYWRITE
 
 
 def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:
