@@ -25,8 +25,11 @@ from zaplock.model.violations import Invariant, Violation
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
 
-RSS = {"anon": "rss_anon", "thp": "rss_anon", "file": "rss_file", "shmem": "rss_shmem"}
-"""The counter that a kind of page is resident in; zero pages, hugetlb and PFNs are in none."""
+RSS = {
+    "anon": "rss_anon", "thp": "rss_anon", "file": "rss_file", "shmem": "rss_shmem",
+    "hugetlb": "hugetlb_usage",
+}  # fmt: skip
+"""The counter that a kind of page is resident in; zero pages and PFNs are in none."""
 
 UNITS = {
     "anon": ("zap_anon", 1),

@@ -10,7 +10,7 @@ sees the difference (the one bug that lives below that grain, CVE-2023-3269, has
 
 from __future__ import annotations
 
-from errno import ENOMEM
+from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,10 +18,12 @@ import msgspec
 from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PMD_SIZE,
     VM_ACCESS_FLAGS,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_GROWSUP,
+    VM_HUGETLB,
     VM_SHARED,
     VM_SPECIAL,
     VM_STICKY,
@@ -253,8 +255,13 @@ def split(m: Machine, task: Task, handle: int, address: int, new_below: bool) ->
 
 
 def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
-    """Cut a VMA in two as __split_vma does, whatever the number of mappings."""
+    """Cut a VMA in two as __split_vma does, whatever the number of mappings.
+
+    -EINVAL inside a huge page of hugetlb (hugetlb_vm_op_split).
+    """
     vma = vma_of(m, task, handle)
+    if vma.flags & VM_HUGETLB and address % PMD_SIZE:
+        return -EINVAL
     assert vma.start < address < vma.end, (vma, hex(address))
     space = m.mm(vma.mm)
     m.spend("vma_split")

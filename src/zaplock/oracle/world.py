@@ -55,6 +55,7 @@ class World:
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
+        self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.events.put(("uffd_features", UFFD), "sigbus")
         if uses_files:
             self._files()

@@ -18,6 +18,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_SHIFT,
+    PMD_SIZE,
     VM_DONTCOPY,
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -196,6 +197,12 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
             forbidden |= VM_LOCKED
         if vma.flags & forbidden:
             return -EINVAL
+        if vma.flags & VM_HUGETLB:
+            if low % PMD_SIZE:
+                return -EINVAL
+            high -= high % PMD_SIZE
+            if low >= high:
+                return 0
         await zap_page_range_single(cx, handle, vma, low, high)
         return 0
     if advice == f.MADV_REMOVE:
@@ -222,10 +229,26 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     last = first + high - low
     await up_read(cx.mmap_lock)
     error = -EINVAL if first > MAX_OFFSET else -EFBIG if last > MAX_OFFSET else 0
-    if not error:
+    if not error and vma.flags & VM_HUGETLB:
+        await zero_parts(vma.file, first, last)
+        first, last = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+    if not error and first < last:
         await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
     return error
+
+
+@step
+def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
+    """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
+    whole, end = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+    parts = [(first, min(last, whole))] if first < whole else []
+    parts += [(end, last)] if last > end and last > whole else []
+    for low, high in parts:
+        for start, stop, delta in m.page_cache(file).overlapping(
+            low >> PAGE_SHIFT, high >> PAGE_SHIFT
+        ):
+            m.content.clear(start + delta, stop + delta)
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VM_WRITE
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_HUGETLB, VM_SHARED, VM_WRITE
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
@@ -112,6 +112,10 @@ def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
     pte = m.mm(vma.mm).ptes.at(vpn)
     if pte is not None and pte.kind not in ("guard", "uffd_wp"):
         return True
-    if not vma.file or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED):
+    if (
+        vma.flags & VM_HUGETLB
+        or not vma.file
+        or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED)
+    ):
         return False
     return m.page_cache(vma.file).at(vma.pgoff_of(vpn << PAGE_SHIFT)) is not None

@@ -10,7 +10,6 @@ Sources: mm/mmap.c do_mmap, mmap_region (4.9 to 6.1), mm/vma.c __mmap_region (6.
 from __future__ import annotations
 
 from errno import (
-    EACCES,
     EAGAIN,
     EBADF,
     EINTR,
@@ -25,13 +24,17 @@ from zaplock.model.flags import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_NONBLOCK,
     MAP_NORESERVE,
     MAP_POPULATE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGES_PER_PMD,
+    PMD_SHIFT,
     PMD_SIZE,
+    PUD_SHIFT,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -66,7 +69,7 @@ from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
-from zaplock.protocols.vm_flags import denies_write_exec, mmap_flags
+from zaplock.protocols.vm_flags import mmap_flags
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -81,7 +84,12 @@ async def mmap(
     if error:
         return error
     if flags & MAP_HUGETLB:
+        if not flags & MAP_ANONYMOUS and not await is_huge_file(file):
+            return -EINVAL
         length = (length + PMD_SIZE - 1) & -PMD_SIZE
+        error = huge_page_size(flags)
+        if error:
+            return error
         if not flags & MAP_NORESERVE and not await hugetlb_fits(length):
             return -ENOMEM
     events: UnmapEvents = []
@@ -95,6 +103,18 @@ async def mmap(
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + page_align(length))
     return placed
+
+
+def huge_page_size(flags: int) -> int:
+    """Return 0 for huge pages of 2 MiB, -ENOMEM for 1 GiB (no pool of them), else -EINVAL."""
+    size = flags >> MAP_HUGE_SHIFT & 0x3F
+    return 0 if size in (0, PMD_SHIFT) else -ENOMEM if size == PUD_SHIFT else -EINVAL
+
+
+@step
+def is_huge_file(m: Machine, _task: Task, file: int) -> bool:
+    """Return whether a file is one of hugetlbfs."""
+    return m.files[file].kind == "hugetlb"
 
 
 @step
@@ -145,6 +165,10 @@ async def do_mmap(
     if file and await is_zero_device(file):
         name = "" if vm_flags & VM_SHARED else "zero"
         file = 0
+    if vm_flags & VM_HUGETLB and not file:
+        if pgoff % PAGES_PER_PMD:
+            return -EINVAL, False
+        name = "anon_hugepage"
     result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name)
     if result < 0:
         return result, False
@@ -176,15 +200,14 @@ async def mmap_region(
 ) -> int:
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
-    if await denies_write_exec(cx.mm, vm_flags, vm_flags):
-        return -EACCES
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
     error = error or await may_commit(cx.mm, start, end, vm_flags)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
     if result < 0:
-        return -ENOMEM if result == -EINVAL else result
+        in_time = cx.design.gathers_first or result != -EINVAL
+        return result if in_time else -ENOMEM
     charged = await charge_commit(cx.mm, vm_flags, length, file)
     if charged < 0:
         return charged
@@ -236,13 +259,25 @@ def link_new_vma(
     apart from its neighbours.
     """
     if not file and vm_flags & VM_SHARED:
+        name = name if vm_flags & VM_HUGETLB else ""
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
-        backing = File(
-            "shmem", end - start, "/dev/zero", refs=0, charged=charged, charged_by_page=not charged
+        huge = vm_flags & VM_HUGETLB
+        charged = 0 if huge else charged
+        backing = (
+            File("hugetlb", end - start, name, refs=0, counts_mappings=True)
+            if huge
+            else File(
+                "shmem",
+                end - start,
+                "/dev/zero",
+                refs=0,
+                charged=charged,
+                charged_by_page=not charged,
+            )
         )
         m.files.put(file, backing)
-    vma = Vma(mm, start, end, vm_flags, pgoff, file, name=name)
+    vma = Vma(mm, start, end, vm_flags, pgoff, file, name="" if file else name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

@@ -52,7 +52,7 @@ def alloc_moved_tables(
     """
     space = m.mm(mm)
     end = old + length
-    watched = is_watched(m, space, old)
+    address = old
     if realigns and length and may_realign(m, space, old, new, length):
         old, new = old & -PMD_SIZE, new & -PMD_SIZE
     while old < end:
@@ -60,14 +60,18 @@ def alloc_moved_tables(
         if space.tables[2].at(old >> 30) is not None:
             vpn = new >> PAGE_SHIFT
             alloc_tables(m, task, space, vpn, vpn + 1, 3)
-            if extent == PUD_SIZE and space.tables[2].at(new >> 30) is None and not watched:
+            if (
+                extent == PUD_SIZE
+                and space.tables[2].at(new >> 30) is None
+                and not is_watched(m, space, address)
+            ):
                 move_tables(m, task, space, old, new)
                 old, new = old + extent, new + extent
                 continue
             extent = extent_of(PMD_SIZE, old, new, end)
             if space.tables[1].at(old >> 21) is not None:
                 free = space.tables[1].at(new >> 21) is None
-                if extent == PMD_SIZE and free and not watched:
+                if extent == PMD_SIZE and free and not is_watched(m, space, address):
                     move_table(m, task, space, old, new)
                 alloc_tables(m, task, space, vpn, vpn + 1)
         old, new = old + extent, new + extent

@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     PROT_WRITE,
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
+    VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
@@ -109,8 +110,8 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
         if vma is None or vma.start > at:
             return -ENOMEM
         error = forbidden(vma, wanted, cx.design.mseal)
-        if error != -EACCES and await denies_write_exec(cx.mm, vma.flags, wanted):
-            error = -EACCES
+        gains = wanted & VM_EXEC and await denies_write_exec(cx.mm, vma.flags, wanted)
+        error = -EACCES if gains else error
         if error:
             return error
         high = min(end, vma.end)

@@ -327,11 +327,15 @@ async def lookup_and_split(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
             return -ENOMEM, ()
         await start_write(cx, handles[0])
         new = await split_vma_unlimited(handles[0], start, False)
+        if new < 0:
+            return new, ()
         handles = (new, *handles[1:])
     last = await read_vma(handles[-1])
     if end < last.end:
         await start_write(cx, handles[-1])
-        await split_vma_unlimited(handles[-1], end, False)
+        new = await split_vma_unlimited(handles[-1], end, False)
+        if new < 0:
+            return new, ()
     return 1, handles
 
 

@@ -17,6 +17,7 @@ from zaplock.model.flags import (
     MAP_32BIT,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGETLB,
     MAP_SHARED,
     PAGE_MASK,
     PAGE_SHIFT,
@@ -63,8 +64,13 @@ def get_unmapped_area(
     limits = space.limits
     if space.count("map_count") > limits.max_map_count or length > limits.task_size:
         return -ENOMEM
+    huge = flags & MAP_HUGETLB
+    if huge and (length % PMD_SIZE or (flags & MAP_FIXED and address % PMD_SIZE)):
+        return -EINVAL
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
+    if huge:
+        return huge_area(m, space, address, length)
     address &= PAGE_MASK
     if wants_huge_alignment(m, address, length, flags, file, pgoff):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
@@ -104,6 +110,18 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
         return lowest_gap(m, space, length, limits.mmap_base, top)
     found = highest_gap(m, space, length, limits.mmap_base)
     return found if found >= 0 else lowest_gap(m, space, length, limits.task_size // 3, top)
+
+
+def huge_area(m: Machine, space: Mm, address: int, length: int) -> int:
+    """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap."""
+    hint = (address + PMD_SIZE - 1) & -PMD_SIZE
+    if hint and hint <= space.limits.task_size - length and is_clear(m, space, hint, length):
+        return hint
+    padded = highest_gap(m, space, length + PMD_SIZE - PAGE_SIZE, space.limits.mmap_base)
+    if padded < 0:
+        return padded
+    found = padded + PMD_SIZE - PAGE_SIZE
+    return found - found % PMD_SIZE
 
 
 def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:

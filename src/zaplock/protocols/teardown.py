@@ -124,8 +124,8 @@ async def unmap_hugepages(
 ) -> None:
     """Zap a hugetlb VMA under its file's rmap lock.
 
-    The final unmap also clears VM_MAYSHARE, so that a racing page-table share can't take the VMA
-    for a partner. As posted, the RFC had the test the wrong way round.
+    In kernels without VMA locks the final unmap also clears VM_MAYSHARE, so that a racing page-table
+    share can't take the VMA for a partner. As posted, the RFC had the test the wrong way round.
     """
     final = not skip_vm_flags
     if cx.design.skip_vm_flags == "posted":
@@ -133,7 +133,7 @@ async def unmap_hugepages(
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
     await unmap_page_range(cx, gather, low, high)
-    if final:
+    if final and not cx.design.vma_locks:
         await clear_mayshare(handle)
     if vma.file:
         await up_write(i_mmap_lock(vma.file))

@@ -108,7 +108,7 @@ def mmap_flags(
         vm_flags |= VM_NORESERVE
     if vm_flags > 0 and flags & MAP_HUGETLB:
         vm_flags |= VM_HUGETLB | VM_DONTEXPAND
-    return vm_flags
+    return -EACCES if vm_flags > 0 and gains_exec(space, vm_flags, vm_flags) else vm_flags
 
 
 MDWE_REFUSES, MDWE_NO_INHERIT = 1, 2
