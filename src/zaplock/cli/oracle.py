@@ -94,14 +94,24 @@ def _scope(args: argparse.Namespace) -> Any:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    from zaplock.oracle import campaign
     from zaplock.oracle.bare_process import check_machine, check_overcommit
 
     check_machine()
     check_overcommit()
+    if "hugetlb" in (args.theme or ()):
+        from zaplock.oracle.huge_pool import huge_pages
+
+        with huge_pages():
+            return _run_campaign(args)
+    return _run_campaign(args)
+
+
+def _run_campaign(args: argparse.Namespace) -> Report:
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from zaplock.oracle import campaign
+
     other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())

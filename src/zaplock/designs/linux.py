@@ -94,6 +94,7 @@ LINUX_6_1 = replace(
     stack_growth="write",
     fault_killable=True,
     exit_tables="write",
+    clears_mayshare=False,
     flush_before_rmap=True,  # b67fbebd4cf9, "mmu_gather: Force tlb-flush VM_PFNMAP vmas"
 )
 

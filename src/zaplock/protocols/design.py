@@ -63,6 +63,7 @@ class Design:
     bounds_read: are floor and ceiling taken "before" or "after" the downgrade?
     arch_unmap: "first", "detached" (after the detach, under write) or "last" (after the zap).
     skip_vm_flags: the RFC's parameter: "no" (not there), "posted" (hugetlb test inverted), "yes".
+    clears_mayshare: does the final unmap of a hugetlb VMA clear VM_MAYSHARE (to 6.0)?
     uffd_unmap: are userfaultfd monitors told of an unmap (4.11 on)?
     vma_locks: do faults find their VMA by RCU and lock only that (6.4 on)?
     stack_growth: needs the mmap_lock for "read" (to 6.4) or for "write" (6.5 on).
@@ -99,6 +100,7 @@ class Design:
     bounds_read: Literal["before", "after"] = "before"
     arch_unmap: Literal["first", "detached", "last"] = "last"
     skip_vm_flags: Literal["no", "posted", "yes"] = "no"
+    clears_mayshare: bool = True
     uffd_unmap: bool = True
     vma_locks: bool = False
     stack_growth: Literal["read", "write"] = "read"

@@ -135,7 +135,8 @@ def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
     What the caller could overwrite anyway, and files, may be discarded (can_madvise_modify).
     """
     sealed = cx.design.mseal and vma.flags & VM_SEALED and advice in DISCARDS
-    return -EPERM if sealed and not vma.file and not vma.flags & VM_WRITE else 0
+    in_file = vma.file or vma.flags & VM_HUGETLB
+    return -EPERM if sealed and not in_file and not vma.flags & VM_WRITE else 0
 
 
 def forbidden_advice(vma: Vma, advice: int) -> int:

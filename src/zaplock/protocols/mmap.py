@@ -27,7 +27,6 @@ from zaplock.model.flags import (
     MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_NONBLOCK,
-    MAP_NORESERVE,
     MAP_POPULATE,
     PAGE_MASK,
     PAGE_SHIFT,
@@ -86,12 +85,11 @@ async def mmap(
     if flags & MAP_HUGETLB:
         if not flags & MAP_ANONYMOUS and not await is_huge_file(file):
             return -EINVAL
-        length = (length + PMD_SIZE - 1) & -PMD_SIZE
+        length = (length + PMD_SIZE - 1 & -PMD_SIZE) % (1 << 64)
         error = huge_page_size(flags)
         if error:
             return error
-        if not flags & MAP_NORESERVE and not await hugetlb_fits(length):
-            return -ENOMEM
+        file = 0 if flags & MAP_ANONYMOUS else file
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
@@ -118,10 +116,16 @@ def is_huge_file(m: Machine, _task: Task, file: int) -> bool:
 
 
 @step
-def hugetlb_fits(m: Machine, _task: Task, length: int) -> bool:
-    """Return whether the pool has huge pages to reserve; a machine without a pool has plenty."""
+def hugetlb_error(m: Machine, _task: Task, length: int, vm_flags: int, pgoff: int) -> int:
+    """Return why hugetlbfs refuses a mapping (hugetlbfs_file_mmap): its offset, or its pool.
+
+    A machine without a pool has plenty.
+    """
+    if pgoff % PAGES_PER_PMD:
+        return -EINVAL
     free = m.globals.get("hugetlb_free")
-    return free is None or length <= free * PMD_SIZE
+    fits = free is None or vm_flags & VM_NORESERVE or length <= free * PMD_SIZE
+    return 0 if fits else -ENOMEM
 
 
 def mmap_arguments(flags: int, file: int, offset: int) -> int:
@@ -166,8 +170,6 @@ async def do_mmap(
         name = "" if vm_flags & VM_SHARED else "zero"
         file = 0
     if vm_flags & VM_HUGETLB and not file:
-        if pgoff % PAGES_PER_PMD:
-            return -EINVAL, False
         name = "anon_hugepage"
     result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name)
     if result < 0:
@@ -214,6 +216,10 @@ async def mmap_region(
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
         await (forget_charge if cx.design.forgets_charges else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
+    if vm_flags & VM_HUGETLB:
+        error = await hugetlb_error(length, vm_flags, pgoff)
+        if error:
+            return error
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
         error = await call_mmap(handle)

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> None:
-    """Move the entries of a range, with the flush where the kernel has it."""
-    await alloc_moved_tables(cx.mm, address, target, length, cx.design.realigns_moves)
+async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge: bool) -> None:
+    """Move the entries of a range, with the flush where the kernel has it.
+
+    `huge`: of hugetlb, which goes entry by entry and makes tables only for those that are there.
+    """
+    if not huge:
+        await alloc_moved_tables(cx.mm, address, target, length, cx.design.realigns_moves)
     grain = (cx.grain << PAGE_SHIFT) or length or 1
     for at in range(0, length, grain):
         part = min(grain, length - at)

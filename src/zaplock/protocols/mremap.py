@@ -400,7 +400,8 @@ async def move(
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     new = await copy_vma(handle, r.address, target, r.new_length)
-    await move_page_tables(cx, r.address, target, min(r.old_length, r.new_length))
+    moved = min(r.old_length, r.new_length)
+    await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:

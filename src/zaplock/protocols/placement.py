@@ -69,9 +69,9 @@ def get_unmapped_area(
         return -EINVAL
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
-    if huge:
-        return huge_area(m, space, address, length)
     address &= PAGE_MASK
+    if huge:
+        return huge_area(m, space, address, length, flags)
     if wants_huge_alignment(m, address, length, flags, file, pgoff):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -112,11 +112,16 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
     return found if found >= 0 else lowest_gap(m, space, length, limits.task_size // 3, top)
 
 
-def huge_area(m: Machine, space: Mm, address: int, length: int) -> int:
+def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
     """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap."""
     hint = (address + PMD_SIZE - 1) & -PMD_SIZE
-    if hint and hint <= space.limits.task_size - length and is_clear(m, space, hint, length):
+    top = 0x8000_0000 if flags & MAP_32BIT else space.limits.task_size
+    if length > top:
+        return -ENOMEM
+    if hint and hint <= top - length and is_clear(m, space, hint, length):
         return hint
+    if flags & MAP_32BIT:
+        return lowest_gap(m, space, length, 0x4000_0000, top, PMD_SIZE)
     padded = highest_gap(m, space, length + PMD_SIZE - PAGE_SIZE, space.limits.mmap_base)
     if padded < 0:
         return padded
@@ -124,15 +129,18 @@ def huge_area(m: Machine, space: Mm, address: int, length: int) -> int:
     return found - found % PMD_SIZE
 
 
-def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:
+def lowest_gap(
+    m: Machine, space: Mm, length: int, at: int, top: int, align: int = PAGE_SIZE
+) -> int:
     """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
+    at = -(-at // align) * align
     while at + length <= top:
         handle = lookup(m, space, at)
         vma = m.vmas[handle] if handle else None
         assert vma is None or isinstance(vma, Vma)
         if vma is None or at + length <= start_with_gap(space, vma):
             return at
-        at = vma.end
+        at = -(-vma.end // align) * align
     return -ENOMEM
 
 

@@ -16,6 +16,7 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
+from zaplock.model.files import File
 from zaplock.model.flags import (
     MAP_32BIT,
     MAP_ANONYMOUS,
@@ -62,7 +63,6 @@ from zaplock.model.mm import Mm
 from zaplock.model.step import Task, step
 
 if TYPE_CHECKING:
-    from zaplock.model.files import File
     from zaplock.model.machine import Machine
 
 LEGACY_FLAGS = (
@@ -98,10 +98,11 @@ def mmap_flags(
     if vm_flags & VM_LOCKED and not mlock_fits(space, length):
         return -EAGAIN
     kind = flags & MAP_TYPE
-    if file and not fits_file(m.files[file].kind, pgoff, length):
+    backing = m.files[file] if file else HUGE_FILE if flags & MAP_HUGETLB else None
+    if backing and not fits_file(backing.kind, pgoff, length):
         return -EOVERFLOW
-    if file:
-        vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
+    if backing:
+        vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
     else:
         vm_flags = anonymous_flags(kind, flags, vm_flags)
     if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
@@ -149,9 +150,12 @@ def prot_flags(prot: int) -> int:
     )
 
 
-def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
+HUGE_FILE = File("hugetlb", 0, "anon_hugepage")
+"""What an anonymous mapping of huge pages maps, as far as its flags are concerned."""
+
+
+def file_flags(kind: int, flags: int, vm_flags: int, prot: int, backing: File) -> int:
     """Return the vm_flags of a file mapping, or a negative errno."""
-    backing = m.files[file]
     known = LEGACY_FLAGS | (MAP_SYNC if backing.kind == "disk" else 0)
     if kind == MAP_SHARED_VALIDATE and flags & ~known:
         return -EOPNOTSUPP  # ext4 knows MAP_SYNC, and refuses it later where there is no DAX
