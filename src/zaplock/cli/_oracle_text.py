@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,28 @@ def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
     )
     print("next: zaplock oracle --seconds 60")
     return 0 if verdict.agrees else 1
+
+
+def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -> int:
+    """Print a row for each recorded program; 0 if all that was compared agrees, else 1."""
+    head = ("recording", "compared", "differ", "refused", "mappings", "differ")
+    rows: list[tuple[str, Sequence[int]]] = []
+    agrees = True
+    for path, verdict in verdicts:
+        counts = (verdict.calls, len(verdict.differing), len(verdict.refused), verdict.maps,
+                  len(verdict.differing_maps))  # fmt: skip
+        rows.append((path.stem, counts))
+        agrees = agrees and verdict.agrees
+    if as_json:
+        keys = ("compared", "differing", "refused", "maps", "differing_maps")
+        document = {name: dict(zip(keys, counts, strict=True)) for name, counts in rows}
+        print(json.dumps(document, indent=1))
+        return 0 if agrees else 1
+    print(f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}", sep="\n")
+    sums = [sum(counts) for counts in zip(*(counts for _, counts in rows), strict=True)]
+    for name, numbers in (*rows, ("all", sums)):
+        print(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |")
+    return 0 if agrees else 1
 
 
 def borders_text(count: int) -> str:

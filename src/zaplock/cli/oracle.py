@@ -4,7 +4,8 @@ sides, and after every operation result, maps, residency, contents and counters 
 Every divergence is shrunk to a few operations; --save keeps it as JSON and as a script that runs on
 its own. With --against-itself a second process of the real kernel is the other side: what differs
 then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
---strace FILE runs a recorded program (tests/fixtures/strace/corpus.py) through the model.
+--trace FILE -- PROGRAM records a program and runs it through the model; --strace FILE does so with
+what strace has recorded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report, SideMaker
+    from zaplock.oracle.strace_replay import StraceVerdict
 
 SUMMARY = "let the real kernel judge the model, operation by operation"
 
@@ -34,7 +36,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
-    parser.add_argument("--strace", metavar="FILE", help="replay a recorded program")
+    parser.add_argument(
+        "--strace", metavar="FILE", nargs="+", help="replay recorded programs; several make a table"
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", nargs="?", const="", help="record a program, then replay it"
+    )
+    parser.add_argument("command", nargs="*", metavar="-- PROGRAM", help="what --trace runs")
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
     parser.add_argument(
         "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
@@ -46,8 +54,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
+    if args.trace is not None:
+        return _trace(args)
+    if args.command:
+        raise UserError(f"{args.command[0]!r} is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.strace:
-        return _strace(args)
+        return _strace(args.strace, args.json)
     if args.replay:
         return _replay(args)
     if not 0 < args.seconds <= 86_400:
@@ -254,10 +266,29 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
     return 1 if told else 0
 
 
-def _strace(args: argparse.Namespace) -> int:
+def _strace(files: list[str], as_json: bool) -> int:
     from zaplock.cli import _oracle_text
     from zaplock.oracle import strace
     from zaplock.oracle.strace_replay import StraceReplay
 
-    verdict = StraceReplay(strace.parse(Path(args.strace))).play()
-    return _oracle_text.print_verdict(verdict, Path(args.strace), args.json)
+    def replay(path: Path) -> StraceVerdict:
+        return StraceReplay(strace.parse(path)).play()
+
+    if len(files) > 1:
+        return _oracle_text.print_table(((Path(f), replay(Path(f))) for f in files), as_json)
+    return _oracle_text.print_verdict(replay(Path(files[0])), Path(files[0]), as_json)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    """Record a program with all that a replay needs, and replay it."""
+    from zaplock.oracle.bare_process import check_machine
+    from zaplock.oracle.tracer import record
+
+    if not args.command:
+        raise UserError("no program to record: zaplock oracle --trace FILE -- PROGRAM ARGUMENTS")
+    check_machine()
+    with tempfile.TemporaryDirectory(prefix="zaplock-") as directory:
+        path = Path(args.trace or Path(directory, "program.trace"))
+        status = record(args.command, path)
+        print(f"{args.command[0]} ended with {status}", file=sys.stderr)
+        return _strace([str(path)], args.json)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
-from zaplock.oracle.strace_text import NAMES, arguments_and_rest, split_arguments
+from zaplock.oracle.strace_text import NAMES, arguments_and_rest, file_of, split_arguments
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")
@@ -40,7 +40,8 @@ HOW = (
 class TracedCall(NamedTuple):
     """One system call: who, what, arguments as written, result (minus errno), first and last line.
 
-    `cut` says what is wrong with a call that can't be read whole, "" for a good one.
+    `cut` says what is wrong with a call that can't be read whole, "" for a good one. `opened`: the
+    path of the descriptor that it returned, where that is shown.
     """
 
     pid: int
@@ -50,6 +51,7 @@ class TracedCall(NamedTuple):
     line: int
     end: int
     cut: str = ""
+    opened: str = ""
 
 
 class Area(NamedTuple):
@@ -107,7 +109,7 @@ _CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
 _TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
 _NAME = re.compile(r"^(\w+)\(")
 _RESULT = re.compile(
-    r"^\s*=\s*(\?|-?0x[0-9a-f]+|-?\d+)(?:<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
+    r"^\s*=\s*(\?|-?0x[0-9a-f]+|-?\d+)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
 )
 _UNFINISHED = re.compile(r"<unfinished \.\.\.>.*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
@@ -291,11 +293,13 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
         state.calls.append(_cut(pid, text, begun, "the line is cut"))
         return
     value = UNKNOWN if matched[1] == "?" else int(matched[1], 0)
-    if matched[1] == "?" and (matched[2] or "").startswith("ERESTART"):
+    if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
         value = -errno.EINTR
-    elif matched[2]:
-        value = -getattr(errno, matched[2], 0) or value
-    state.calls.append(TracedCall(pid, *_named(name, split[0]), value, begun, number))
+    elif matched[3]:
+        value = -getattr(errno, matched[3], 0) or value
+    opened = file_of(matched[1] + matched[2]) if matched[2] else ""
+    call = TracedCall(pid, *_named(name, split[0]), value, begun, number, "", opened)
+    state.calls.append(call)
 
 
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from zaplock.designs.linux import LINUX_6_18
 from zaplock.model import flags as f
 from zaplock.oracle.strace import TracedCall
 from zaplock.oracle.strace_text import descriptor, field, file_of, number
-from zaplock.oracle.strace_world import LiveSpace, StraceWorld
+from zaplock.oracle.strace_world import LiveSpace, StraceWorld, label
 from zaplock.protocols import (
     brk,
     madvise,
@@ -58,7 +58,7 @@ def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """Return the file that an mmap maps, 0 for none."""
     path = file_of(call.arguments[4])
     known = dict(live.known.files).get(descriptor(call.arguments[4]))
-    if known is not None:
+    if known is not None and (not path or label(path) == world.machine.files[known].name):
         return known
     return world.file(path) if path else 0
 

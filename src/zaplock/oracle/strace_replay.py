@@ -381,7 +381,7 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
     told = arguments[path].strip('"') if len(arguments) > path else ""
     told = f"memfd:{told}" if name == "memfd_create" else told
-    file = world.new_file(told)
+    file = world.new_file(call.opened or told)
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
     world.set_mode(file, mode)
