@@ -32,7 +32,7 @@ import msgspec
 from zaplock.model import flags as f
 from zaplock.oracle.strace import TracedCall
 from zaplock.oracle.strace_calls import mapped_file, mmap_call, numbers, shmat_call
-from zaplock.oracle.strace_text import descriptor, file_of, number
+from zaplock.oracle.strace_text import CONSTANTS, descriptor, file_of, number
 from zaplock.oracle.strace_world import LiveSpace, StraceWorld, linker_of
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -128,7 +128,7 @@ def _of_kernel(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     if call.result != -EINVAL or got != 0:
         return ""
     if call.name == "prctl":
-        return "the recorded kernel has no such prctl"
+        return "the recorded kernel has no PR_SET_MDWE"
     if call.name != "madvise":
         return ""
     advice = number(call.arguments[2])
@@ -156,6 +156,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
     """Yield what the call may be beside what was assumed; each is undone by the caller."""
     if call.name == "mmap" and call.result >= 0:
         yield from _other_mmaps(world, live, call)
+    if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
+        yield lambda: _without_names(world, live, call)
     if call.name == "shmat" and call.result >= 0:
         yield lambda: _fills_its_hole(world, live, call)
     if call.name in LOCKING and "rlimit_memlock" in live.known.given:
@@ -193,6 +195,14 @@ def _bottom_up(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     assert linker is not None
     world.limit(live, bottom_up=True, mmap_base=linker[0])
     return mmap_call(world, live, call)
+
+
+def _without_names(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The kernel was built without names for mappings (CONFIG_ANON_VMA_NAME)."""
+    if number(call.arguments[0]) != CONSTANTS["PR_SET_VMA"]:
+        return 0
+    live.known = replace(live.known, given=live.known.given | {"no names"})
+    return -EINVAL
 
 
 def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -55,6 +55,7 @@ class Tracer:
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
     written: dict[int, set[str]] = field(default_factory=dict)
+    last_maps: dict[int, list[str]] = field(default_factory=dict)
     recording: bool = False
     status: int = 0
     _mms: int = 0
@@ -144,6 +145,7 @@ class Tracer:
             self._write(f"# pid: {thread.tid}", *(f"# anon: {told}" for told in fresh))
 
     def _leave(self, thread: _Thread) -> None:
+        self.last_maps.pop(thread.mm, None)
         result = p.registers(thread.tid).result
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
@@ -212,13 +214,14 @@ class Tracer:
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _exits(self, thread: _Thread) -> None:
-        others = [t for t in self.threads.values() if t.mm == thread.mm and t.tid != thread.tid]
-        if thread.told and not thread.is_written:
-            thread.told = ""
+        """Keep the maps as they are now: the last that are seen are those of the end.
+
+        A thread that is killed while it is stopped may go without telling.
+        """
+        thread.told = ""
         self._done(thread)
-        if not others:
-            with contextlib.suppress(OSError):
-                self._write(f"# pid: {thread.tid}", *text.maps_lines(thread.tid, "end"))
+        with contextlib.suppress(OSError):
+            self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
         p.ptrace(p.CONT, thread.tid)
 
     def _gone(self, tid: int) -> None:
@@ -226,6 +229,9 @@ class Tracer:
         thread = self.threads.pop(tid, None)
         if thread is not None:
             self._done(thread)
+            if not any(other.mm == thread.mm for other in self.threads.values()):
+                lines = self.last_maps.pop(thread.mm, [])
+                self._write(*([f"# pid: {tid}", *lines] if lines else []))
             self._write(f"{tid} +++ exited with 0 +++")
 
 
