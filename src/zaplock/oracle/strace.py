@@ -7,7 +7,7 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # pid: 100                 whose the lines after it are
     # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
     # end: LINE OF MAPS        ... and here, to be compared
-    # anon: START-END          a mapping that has an anon_vma from here on
+    # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
     # limit: NAME BYTES        a resource limit (as, data, memlock, stack)
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
 

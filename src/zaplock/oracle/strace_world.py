@@ -21,7 +21,7 @@ from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import Task
-from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, lookup
+from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, overlapping
 from zaplock.oracle.strace import Area
 from zaplock.oracle.strace_spaces import TracedSpace
 from zaplock.protocols import fork
@@ -185,10 +185,11 @@ class StraceWorld:
         """Note which mappings have an anon_vma from here on."""
         space = self.machine.mm(live.mm)
         for item in areas:
-            handle = lookup(self.machine, space, item.start)
-            vma = self.machine.vmas[handle] if handle else None
-            if isinstance(vma, Vma) and vma.start <= item.start and not vma.anon_vma:
-                anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
+            for handle in overlapping(self.machine, space, item.start, item.end):
+                vma = self.machine.vmas[handle]
+                assert isinstance(vma, Vma)
+                if not vma.anon_vma and not vma.flags & f.VM_SHARED:
+                    anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
 
     def vmas(self, live: LiveSpace) -> Iterator[Vma]:
         """List the mappings of a space in order."""

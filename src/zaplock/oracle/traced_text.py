@@ -5,13 +5,15 @@ Numbers stay numbers; only what lies behind a pointer or a descriptor is spelled
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from zaplock.oracle import ring
 from zaplock.oracle.strace_text import NAMES
 
 # How many arguments a call has that the replay reads as plain numbers.
@@ -28,11 +30,8 @@ SPELLED = (
 )  # fmt: skip
 NUMBERS = {name: number for number, name in NAMES.items() if name in PLAIN or name in SPELLED}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
-_SMAPS = re.compile(
-    rb"^([0-9a-f]+-[0-9a-f]+) ..(?:.)p [^\n]*\n(?:[A-Z][^\n]*\n)*?Anonymous: +(\d+) kB\n"
-    rb"(?:[A-Z][^\n]*\n)*?Swap: +(\d+) kB",
-    re.MULTILINE,
-)
+_PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
+_FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
 _LIMITS = {
     "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
     "Max stack size": "stack",
@@ -68,10 +67,24 @@ def maps_lines(tid: int, key: str) -> list[str]:
     return [f"# {key}: {line}" for line in lines]
 
 
-def written_ranges(tid: int) -> list[str]:
-    """List the private mappings that have pages of their own, as START-END."""
-    smaps = Path(f"/proc/{tid}/smaps").read_bytes()
-    return [m[1].decode() for m in _SMAPS.finditer(smaps) if m[2] != b"0" or m[3] != b"0"]
+def written_ranges(tid: int) -> list[tuple[int, int]]:
+    """List where a thread's process has pages of its own, by PAGEMAP_SCAN (6.7)."""
+    found: list[tuple[int, int]] = []
+    regions = ctypes.create_string_buffer(24 * _REGIONS)
+    begin = 0
+    with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
+        while begin < ring.TASK_SIZE:
+            argument = bytearray(struct.pack(
+                "<12Q", 96, 0, begin, ring.TASK_SIZE, 0, ctypes.addressof(regions), _REGIONS, 0,
+                _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+            ))  # fmt: skip
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+            for start, end, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count]):
+                found.append((start, end))
+            begin = struct.unpack_from("<Q", argument, 32)[0]
+            if count < _REGIONS:
+                break
+    return found
 
 
 def privileges(tid: int) -> list[str]:

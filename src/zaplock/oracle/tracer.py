@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TextIO
 
 from zaplock.errors import UserError
+from zaplock.model.store import RangeMap, Store
 from zaplock.oracle import ptrace as p
+from zaplock.oracle import ring
 from zaplock.oracle import traced_text as text
 from zaplock.oracle.strace_text import NAMES
 
@@ -41,6 +43,7 @@ class _Thread:
     mm: int
     name: str = ""
     told: str = ""
+    arguments: tuple[int, ...] = (0,) * 6
     shares: bool = False
     is_written: bool = False
 
@@ -54,7 +57,7 @@ class Tracer:
     early: set[int] = field(default_factory=set)
     in_flight: dict[int, int] = field(default_factory=dict)
     held: dict[int, deque[int]] = field(default_factory=dict)
-    written: dict[int, set[str]] = field(default_factory=dict)
+    written: dict[int, RangeMap[bool]] = field(default_factory=dict)
     last_maps: dict[int, list[str]] = field(default_factory=dict)
     recording: bool = False
     status: int = 0
@@ -127,6 +130,7 @@ class Tracer:
     def _begin(self, thread: _Thread) -> None:
         regs = p.registers(thread.tid)
         name = thread.name = NAMES[regs.number]
+        thread.arguments = regs.arguments
         thread.told = text.call_text(thread.tid, name, regs.arguments)
         thread.shares = name == "vfork" or _shares(thread.told)
         thread.is_written = False
@@ -137,16 +141,34 @@ class Tracer:
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
-        ranges = text.written_ranges(thread.tid)
-        known = self.written.setdefault(thread.mm, set())
-        fresh = [told for told in ranges if told not in known]
-        self.written[thread.mm] = set(ranges)
+        known = self._written(thread.mm)
+        fresh = [part for span in text.written_ranges(thread.tid) for part in holes(known, *span)]
+        for low, high in fresh:
+            known.set(low, high, True)
         if fresh:
-            self._write(f"# pid: {thread.tid}", *(f"# anon: {told}" for told in fresh))
+            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
+            self._write(f"# pid: {thread.tid}", *told)
+
+    def _written(self, mm: int) -> RangeMap[bool]:
+        """Return where an address space was seen to have pages, as it is mapped now."""
+        if mm not in self.written:
+            self.written[mm] = RangeMap(Store(), "written")
+        return self.written[mm]
+
+    def _forget_written(self, thread: _Thread, result: int) -> None:
+        """What a call has mapped, moved or unmapped is new: its pages have to be seen again."""
+        address, length, new_length = thread.arguments[:3]
+        known = self._written(thread.mm)
+        for low in (address, result if result > 0 else 0):
+            high = min(low + max(length, new_length) + 4096, ring.TASK_SIZE)
+            if low < high:
+                known.clear(low & -4096, high)
 
     def _leave(self, thread: _Thread) -> None:
         self.last_maps.pop(thread.mm, None)
         result = p.registers(thread.tid).result
+        if thread.name not in _QUIET:
+            self._forget_written(thread, result)
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
             if thread.is_written:
@@ -186,8 +208,6 @@ class Tracer:
         mm = thread.mm if thread.shares else self._new_mm()
         pid = thread.pid if "0x10000" in thread.told or _is_thread(thread.told) else child
         self.threads[child] = _Thread(child, pid, mm)
-        if mm != thread.mm:
-            self.written[mm] = set(self.written.get(thread.mm, ()))
         self._write(f"{thread.tid} {thread.told} = {child}")
         self._done(thread)
         p.ptrace(p.SYSCALL, thread.tid)
@@ -233,6 +253,16 @@ class Tracer:
                 lines = self.last_maps.pop(thread.mm, [])
                 self._write(*([f"# pid: {tid}", *lines] if lines else []))
             self._write(f"{tid} +++ exited with 0 +++")
+
+
+def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
+    """List the parts of a range that are not known yet."""
+    found = []
+    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
+        if low < start:
+            found.append((low, start))
+        low = end
+    return found
 
 
 def _shares(told: str) -> bool:
