@@ -132,12 +132,17 @@ class _State:
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
-    for number, line in enumerate(_lines(path), 1):
+    lines = _lines(path)
+    for number, whole in enumerate(lines, 1):
+        line = whole.rstrip("\n")
         if line.startswith("# "):
             _comment(state, path, number, line)
             continue
         _close_block(state)
         _take(state, number, line)
+    if lines and not lines[-1].endswith("\n") and state.block[1] == "end":
+        state.block, state.areas = (0, "", 0), []
+        state.unreadable.append(f"line {len(lines)}: the recording is cut in the last maps")
     _close_block(state)
     for pid, (text, number) in state.open.items():
         state.calls.append(_cut(pid, text, number, "its end is not in the recording"))
@@ -155,7 +160,7 @@ def _lines(path: Path) -> list[str]:
     """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
     try:
         if path.exists():
-            return path.read_text(errors="replace").splitlines()
+            return path.read_text(errors="replace").splitlines(keepends=True)
         parts = sorted(p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
         if parts:
             return _merged(path, parts)
@@ -178,9 +183,11 @@ def _merged(path: Path, parts: list[Path]) -> list[str]:
                     f"{path}.{pid} has lines without a time, so the files can't be put into one "
                     "order: record with -ff -tt -T"
                 )
+            took_s = float(took[1]) if took else 0.0
             clock = _seconds(told[1]) if told else clock
-            events += _spread(line, pid, clock, float(took[1]) if took else 0.0, len(events))
-    return [line for _, _, line in sorted(events)]
+            events += _spread(line, pid, clock, took_s, len(events))
+            clock += took_s
+    return [f"{line}\n" for _, _, line in sorted(events)]
 
 
 def _spread(
