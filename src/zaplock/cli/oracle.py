@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
+    parser.add_argument("--c", metavar="FILE", help="write the sequence of --replay as a C program")
     parser.add_argument(
         "--strace", metavar="FILE", nargs="+", help="replay recorded programs; several make a table"
     )
@@ -169,6 +170,8 @@ def _replay(args: argparse.Namespace) -> int:
     from zaplock.oracle import campaign, compare, corpus, script
 
     sequence, why = corpus.load(Path(args.replay))
+    if args.c:
+        return _write_c(Path(args.replay), Path(args.c))
     bench = campaign.Bench(_other_side(args))
     try:
         real = bench.real.run(sequence)
@@ -188,6 +191,22 @@ def _replay(args: argparse.Namespace) -> int:
     path.write_text(script.write(found))
     print(f"next: python3 {path}")
     return 1
+
+
+def _write_c(source: Path, target: Path) -> int:
+    """Write a sequence as a C program that shows the kernel's own accounting."""
+    from zaplock.oracle import corpus, reproducer
+
+    sequence, why = corpus.load(source)
+    text = reproducer.write(sequence, why, source.stem)
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise UserError(
+            f"can't write {target}: {error.strerror}; give --c a file of yours"
+        ) from None
+    print(f"next: cc -o {target.stem} {target} && ./{target.stem}")
+    return 0
 
 
 def _self_test(args: argparse.Namespace) -> int:
