@@ -1,4 +1,4 @@
-"""What a report of ten million events costs.
+"""What a report of ten million events costs, and one of many threads that wait for each other.
 
 python -m pytest bench/test_report.py -s
 """
@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from scenes import again, crowd
+from scenes import again, crowd, queue_of_writers
 
+from zaplock.trace.analysis import analyse
 from zaplock.trace.file import Manifest, write
+from zaplock.trace.summary import summarise
 
 MILLION = 1_000_000
 LIMIT_CPU_S = 20
 LIMIT_BYTES = 2 << 30
+LIMIT_RATIO = 15
 
 
 @pytest.mark.timeout(600)
@@ -40,3 +43,23 @@ def test_ten_million_events_in_twenty_seconds_and_two_gigabytes(tmp_path: Path) 
     print(f"\nreport of 10 million events: {cpu:.1f} CPU s, {wall:.1f} s, {peak / 2**30:.2f} GiB")
     assert cpu < LIMIT_CPU_S
     assert peak < LIMIT_BYTES
+
+
+def blamed_in(waiters: int) -> float:
+    """Return the CPU seconds in which a recording of so many waiting threads is explained."""
+    events = queue_of_writers(waiters)
+    began = time.process_time()
+    summarise(analyse(events, "6.18"))
+    return time.process_time() - began
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("waiters", [100, 500])
+def test_ten_times_the_waiters_take_at_most_fifteen_times_as_long(waiters: int) -> None:
+    """Each thread waits ten times, each time behind all the others."""
+    few = min(blamed_in(waiters) for _ in range(3))
+    many = blamed_in(10 * waiters)
+    print(
+        f"\n{waiters} waiters: {few:.2f} CPU s; {10 * waiters}: {many:.2f}, {many / few:.1f} times"
+    )
+    assert many < LIMIT_RATIO * few

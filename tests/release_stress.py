@@ -1,125 +1,84 @@
-"""Random lives of buffers in many threads: acquired, viewed, sliced, released, misused, dropped.
+"""Random lives of buffers in many threads, with forks and signals: no foreign byte may change.
 
-    python tests/release_stress.py --sequences 100000 --threads 4 --seed 1
+    python tests/release_stress.py --sequences 500000 --threads 3 --seed 1
 
-Every buffer has a page of a known pattern mapped right below and right above it (where nobody
-else's mapping is), of the same kind, so that the kernel merges them into one VMA with the buffer:
-a release that takes a page too many, or acts on addresses that it no longer owns, changes or
-unmaps a canary. Every misuse must be a clear exception. At the end nothing may be left in maps or
-memory. A failure names its seed and sequence.
+A sequence is one buffer's life: made, written, seen in many guises, released in part or whole, at
+once or in the background, resized, populated, misused, raced for, closed, dropped. Each has a
+shadow of every byte and canaries beside it (release_lives), each thread has blocks of malloc's
+that nobody may touch. In the main thread a signal handler raises somewhere in every other release.
+From time to time a thread forks: the child checks its copies against the shadows, releases some
+and works through what it took over from its parent's queue. Every misuse must be a clear exception.
+At the end nothing may be left in maps or memory. A failure names its seed, thread and sequence.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import mmap
 import os
 import random
+import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from multiprocessing.shared_memory import SharedMemory
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from release_lives import GUISES, KINDS, OWNERS, PAGE, Heap, Life
 
-import zaplock.buffers
+from zaplock import buffers
 from zaplock.measure import syscalls
 from zaplock.release import ExportedError, ReleaseError, flush, release, release_soon
 from zaplock.release.claims import nothing_is_claimed
-from zaplock.release.pinned import Pinned
 
-PAGE = mmap.PAGESIZE
-PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-FLAGS = syscalls.MAP_PRIVATE | syscalls.MAP_ANONYMOUS
-PATTERN = bytes(range(256)) * (PAGE // 256)
-
-
-class Canary:
-    """A page of pattern at a given address, if nothing is mapped there."""
-
-    def __init__(self, address: int) -> None:
-        self.address = 0
-        try:
-            self.address = syscalls.mmap(
-                PAGE, flags=FLAGS | syscalls.MAP_FIXED_NOREPLACE, address=address
-            )
-            ctypes.memmove(self.address, PATTERN, PAGE)
-        except OSError:
-            pass  # somebody lives there, and has canaries of his own
-
-    def check_and_bury(self) -> None:
-        """Raise AssertionError if the pattern is not whole; then unmap it."""
-        if self.address:
-            assert ctypes.string_at(self.address, PAGE) == PATTERN, hex(self.address)
-            syscalls.munmap(self.address, PAGE)
-            self.address = 0
-
-
-@dataclass(slots=True)
-class Life:
-    """One buffer: how it is handed to release, what was exported from it, its canaries."""
-
-    kind: str
-    handle: Any
-    length: int
-    views: list[Any] = field(default_factory=list)
-    canaries: list[Canary] = field(default_factory=list)
-    ended: bool = False
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Return what release is called with."""
-        return (self.handle, self.length) if self.kind == "address" else (self.handle,)
-
-
-def _private(length: int) -> Any:
-    return mmap.mmap(-1, length, flags=PRIVATE)
-
-
-def _shared(length: int) -> Any:
-    return mmap.mmap(-1, length)
-
-
-def _file(length: int) -> Any:
-    descriptor = os.memfd_create("zaplock-stress")
-    os.ftruncate(descriptor, length)
-    mapping = mmap.mmap(descriptor, length)
-    os.close(descriptor)
-    return mapping
-
-
-def _segment(length: int) -> Any:
-    segment = SharedMemory(create=True, size=length)
-    segment.unlink()
-    return segment
-
-
-KINDS: dict[str, Callable[[int], Any]] = {
-    "private": _private,
-    "shared": _shared,
-    "file": _file,
-    "segment": _segment,
-    "address": lambda length: syscalls.mmap(length, flags=FLAGS),
-    "array": lambda length: zaplock.buffers.empty((length,), np.uint8),
-    "background array": lambda length: zaplock.buffers.empty((length,), np.uint8, background=True),
-    "malloc": lambda length: np.empty(length, np.uint8),
-    "bytearray": bytearray,
-}
 SPARE = 32 << 20
 """What malloc may keep for itself, in bytes; the lives of 1,000 sequences add up to 400 MB."""
-OWNERS = ("private", "shared", "file", "segment", "address")
+CHILD_S = 60
 
 
-def buffer_of(life: Life) -> Any:
-    """Return something that memoryview and numpy take."""
-    if life.kind == "address":
-        return (ctypes.c_ubyte * life.length).from_address(life.handle)
-    return life.handle.buf if life.kind == "segment" else life.handle
+class Struck(Exception):
+    """What the signal handler raised."""
+
+
+def _hear(told: Any) -> None:
+    """Tell of what a finalizer could not raise, unless it was struck."""
+    if told.exc_type is not Struck:
+        sys.__unraisablehook__(told)
+
+
+class Signals:
+    """A timer whose handler raises in the main thread, while it is armed."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self.random, self.armed = draw, False
+        self.before = signal.signal(signal.SIGALRM, self.strike)
+        self.hook, sys.unraisablehook = sys.unraisablehook, _hear
+
+    def strike(self, _number: int, _frame: object) -> None:
+        if self.armed:
+            self.armed = False
+            raise Struck
+
+    @contextmanager
+    def somewhere(self) -> Iterator[None]:
+        """Raise Struck at some moment of the block, or not."""
+        self.armed = True
+        signal.setitimer(signal.ITIMER_REAL, self.random.uniform(1e-6, 6e-4))
+        try:
+            yield
+        finally:
+            self.armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def end(self) -> None:
+        """Have the signal and its tales as before."""
+        signal.signal(signal.SIGALRM, self.before)
+        sys.unraisablehook = self.hook
 
 
 class Actor:
@@ -133,55 +92,65 @@ class Actor:
         self.counts: Counter[str] = Counter()
         self.failure: str = ""
         self.name = f"seed {seed}, thread {number}"
+        self.heap = Heap(self.random)
+        self.signals: Signals | None = None
+        self.acts = [
+            self.write, self.write, self.view, self.misuse, self.empty, self.contend,
+            self.populate, self.resize, self.check,
+        ]  # fmt: skip
 
     def run(self) -> None:
         """Live all sequences; note the first failure."""
         for sequence in range(self.sequences):
             try:
                 self.one()
-            except BaseException as error:
-                self.failure = f"{self.name}, sequence {sequence}: {error!r}"
+            except BaseException:
+                self.failure = f"{self.name}, sequence {sequence}: {traceback.format_exc()}"
                 return
 
     def one(self) -> None:
         """Acquire one buffer and act on it until its life has ended."""
         life = self.acquire()
         for _ in range(self.random.randrange(1, 7)):
-            act = self.random.choice([self.write, self.view, self.misuse, self.empty, self.contend])
+            act = self.random.choice(self.acts)
             self.counts[act.__name__] += 1
             act(life)
+            if not life.is_open():
+                break
+        if self.random.random() < 0.004:
+            self.fork(life)
         self.end(life)
         for canary in life.canaries:
             canary.check_and_bury()
+        self.heap.turn_over()
+        if self.random.random() < 0.1:
+            self.heap.check()
 
     def acquire(self) -> Life:
-        pages = self.random.choice([1, 1, 2, 3, 16, 64, 64, 700])
+        pages = self.random.choice([1, 1, 2, 3, 16, 16, 64, 64, 300])
         kind = self.random.choice(self.kinds)
         life = Life(kind, KINDS[kind](pages * PAGE), pages * PAGE)
         self.counts[kind] += 1
-        if kind in OWNERS or "array" in kind:
-            self.guard(life)
+        self.write(life)
         return life
 
-    def guard(self, life: Life) -> None:
-        start = life.handle if life.kind == "address" else self.address(life)
-        life.canaries = [Canary(start - PAGE), Canary(start + life.length)]
-
-    def address(self, life: Life) -> int:
-        with Pinned(buffer_of(life)) as pinned:
-            return pinned.address
-
     def write(self, life: Life) -> None:
-        memoryview(buffer_of(life)).cast("B")[self.random.randrange(life.length)] = 1
+        cut = self.cut(life)
+        content = self.random.randbytes(min(cut.stop - cut.start, 1000))
+        life.write(cut.start, content * min(8, (life.length - cut.start) // len(content)))
+
+    def check(self, life: Life) -> None:
+        life.check()
 
     def view(self, life: Life) -> None:
-        """Keep an array or a slice, which exports the memory (an address has no exports)."""
-        if life.kind == "address":
-            return
-        if self.random.random() < 0.5:
-            life.views.append(np.frombuffer(buffer_of(life), np.uint8)[self.cut(life)])
-        else:
-            life.views.append(memoryview(buffer_of(life))[self.cut(life)])
+        """Keep a view of some of it (an address has no exports)."""
+        if life.kind != "address":
+            life.views.append(self.guise(life, self.cut(life)))
+
+    def guise(self, life: Life, cut: slice) -> Any:
+        name = self.random.choice(list(GUISES))
+        self.counts[name] += 1
+        return GUISES[name](life.buffer(), cut)
 
     def cut(self, life: Life) -> slice:
         start = self.random.randrange(life.length)
@@ -192,28 +161,69 @@ class Actor:
         attempts: list[Callable[[], Any]] = [
             lambda: release(*life.arguments(), max_stall_ns=5),
             lambda: release(*life.arguments()[:1], 5),
-            lambda: release(np.frombuffer(buffer_of(life), np.uint8)[::2]),
-            lambda: release(memoryview(buffer_of(life)).toreadonly().tobytes()),
+            lambda: release(memoryview(life.buffer()).toreadonly()),
+            lambda: release(np.ndarray((life.length,), np.uint8, buffer=life.buffer())[::2]),
+            lambda: release(bytes(life.shadow)),
+            lambda: release(np.void(bytes(life.shadow))),
         ]
-        if life.views and life.kind in OWNERS:
+        if life.kind in OWNERS and life.kind != "address" and any(map(exports, life.views)):
             attempts.append(lambda: release(*life.arguments()))
-        attempt = self.random.choice(attempts)
-        refused(attempt, f"misuse of a {life.kind}")
+        refused(self.random.choice(attempts), f"misuse of a {life.kind}")
+        life.check()
 
     def empty(self, life: Life) -> None:
-        """Give the memory back and go on using it: all of it or, through a view, a part."""
-        if life.views and self.random.random() < 0.5:
-            release(life.views[-1])
-        elif not life.views:
-            release(*life.arguments(), unmap=False)
-        self.write(life)
+        """Give some of the memory back and go on using it: through a view, or all of it."""
+        if life.kind in OWNERS and not life.views and self.random.random() < 0.3:
+            self.released(life, (0, life.length), lambda: release(*life.arguments(), unmap=False))
+        elif life.kind != "address":
+            cut = self.cut(life)
+            view = self.guise(life, cut)
+            how = self.random.choice([release, lambda seen: release_soon(seen).result(CHILD_S)])
+            self.released(life, (cut.start, cut.stop), lambda: how(view))
+        life.check()
+
+    def released(self, life: Life, within: tuple[int, int], work: Callable[[], Any]) -> None:
+        """Release, perhaps with a signal in the middle; the shadow follows."""
+        if self.signals is None or self.random.random() < 0.5:
+            life.given_back(work())
+            return
+        try:
+            with self.signals.somewhere():
+                work()
+        except Struck:
+            self.counts["struck"] += 1
+        flush()
+        if life.is_open():
+            life.check_interrupted(within)
+
+    def populate(self, life: Life) -> None:
+        if life.kind in ("segment", "address", "array.array"):
+            return
+        buffers.populate(np.ndarray((life.length,), np.uint8, buffer=life.buffer()))
+        life.check()
+
+    def resize(self, life: Life) -> None:
+        if life.kind not in ("array", "background array") or life.views:
+            return
+        for canary in life.canaries:
+            canary.check_and_bury()
+        length = max(self.random.randrange(2 * life.length), 1)
+        grown = Life(life.kind, buffers.resize(life.handle, length), length)
+        grown.shadow[: life.length] = life.shadow[:length]
+        grown.check()
+        life.shadow = bytearray(life.length)
+        life.check()  # it reads zeroes, and is memory still
+        life.handle, life.length, life.shadow = grown.handle, length, grown.shadow
+        life.canaries = grown.canaries
 
     def contend(self, life: Life) -> None:
         """Put an owner where all threads find it, take one from there and release it: some race."""
         if life.kind not in ("private", "shared", "file"):
             return
         other = Life(life.kind, KINDS[life.kind](life.length), life.length)
-        memoryview(other.handle)[life.length - 1] = 1
+        other.write(life.length - 1, b"1")
+        for canary in other.canaries:
+            canary.check_and_bury()
         self.common.append(other)
         try:
             chosen = self.random.choice(self.common)
@@ -223,28 +233,91 @@ class Actor:
             self.counts["race lost"] += 1
         del self.common[:-16]
 
+    def fork(self, life: Life) -> None:
+        """Have a child check and release its copies; it changes nothing of ours."""
+        self.counts["fork"] += 1
+        child = os.fork()
+        if child == 0:
+            try:
+                self.child(life)
+                os._exit(0)
+            except BaseException as error:
+                print(f"child of {self.name}: {error!r}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "a child failed"
+        if life.is_open():
+            life.check()
+        self.heap.check()
+
+    def child(self, life: Life) -> None:
+        signal.alarm(CHILD_S)  # ends it, should it hang
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        self.signals = None
+        self.heap.turn_over()
+        if life.is_open():
+            life.check()
+            if life.kind not in ("address", "shared", "file", "segment"):
+                self.write(life)
+                self.empty(life)
+        flush()
+        assert nothing_is_claimed()
+        if life.is_open():
+            life.check()
+        for canary in life.canaries:
+            canary.check()
+        self.heap.check()
+
     def end(self, life: Life) -> None:
         """Drop the views, end the life in one of its ways; a second end must be refused."""
         life.views.clear()
+        if not life.is_open():
+            return
+        life.check()
         if life.kind not in OWNERS:
             life.handle = None
             return
         way = self.random.choice(["release", "release", "soon", "close"])
         self.counts[way] += 1
-        if way == "release":
-            assert release(*life.arguments()).unmapped
-        elif way == "soon":
-            assert release_soon(*life.arguments()).result().unmapped
-        elif life.kind == "address":
-            syscalls.munmap(life.handle, life.length)
+        if way == "close":
+            close(life)
         else:
-            life.handle.close()
+            self.end_by_release(life, way)
         if life.kind != "address":  # by now its addresses may be somebody else's
-            self.second(life)
+            error = refused(lambda: release(*life.arguments()), "a second release")
+            assert "released already" in str(error), repr(error)
 
-    def second(self, life: Life) -> None:
-        error = refused(lambda: release(*life.arguments()), "a second release")
-        assert "released already" in str(error), repr(error)
+    def end_by_release(self, life: Life, way: str) -> None:
+        def work() -> Any:
+            if way == "release":
+                return release(*life.arguments())
+            return release_soon(*life.arguments()).result(CHILD_S)
+
+        whole = life.kind in ("address", "segment")  # how far it got can't be told from outside
+        if whole or self.signals is None or self.random.random() < 0.5:
+            assert work().unmapped
+            return
+        try:
+            with self.signals.somewhere():
+                work()
+        except Struck:
+            self.counts["struck"] += 1
+        flush()
+        if life.is_open():
+            life.check_interrupted((0, life.length))
+        close(life)
+
+
+def exports(view: Any) -> bool:
+    """Tell whether a view exports the memory; numpy's on a buffer keep a reference only."""
+    return not isinstance(view, np.ndarray) or isinstance(view.base, memoryview)
+
+
+def close(life: Life) -> None:
+    if life.kind == "address":
+        syscalls.munmap(life.handle, life.length)
+    else:
+        life.handle.close()
 
 
 def refused(attempt: Callable[[], Any], what: str) -> Exception:
@@ -263,7 +336,7 @@ def footprint() -> tuple[int, int]:
     with open("/proc/self/maps") as maps:
         nr_maps = sum(1 for _ in maps)
     with open("/proc/self/statm") as statm:
-        return nr_maps, int(statm.read().split()[1]) * PAGE
+        return nr_maps, int(statm.read().split()[1]) * mmap.PAGESIZE
 
 
 def stress(
@@ -272,26 +345,30 @@ def stress(
     """Run `sequences` lives over `threads` threads; raise AssertionError at anything wrong."""
     common: list[Life] = []
     share = -(-sequences // threads)
-    actors = [Actor(seed, number, share, common, kinds) for number in range(threads)]
-    running = [threading.Thread(target=actor.run) for actor in actors]
+    first, *more = [Actor(seed, number, share, common, kinds) for number in range(threads)]
+    running = [threading.Thread(target=actor.run) for actor in more]
     for thread in running:
         thread.start()
+    if threading.current_thread() is threading.main_thread():
+        first.signals = Signals(random.Random(seed))
+    first.run()
     for thread in running:
         thread.join()
+    if first.signals:
+        first.signals.end()
     common.clear()
-    failures = [actor.failure for actor in actors if actor.failure]
-    assert not failures, failures
+    failures = [actor.failure for actor in [first, *more] if actor.failure]
+    assert not failures, "\n".join(failures)
     flush()
     assert nothing_is_claimed()
-    counts: Counter[str] = sum((actor.counts for actor in actors), Counter())
-    return counts
+    return sum((actor.counts for actor in [first, *more]), Counter())
 
 
 def main() -> int:
     """Run the whole of it and say what was done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--sequences", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     stress(200, args.threads, args.seed + 1)  # malloc's arenas and the worker are there from now on

@@ -142,3 +142,33 @@ def again(events: Events, times: int) -> Events:
         columns[name] = np.tile(events[name], times)
     columns["time_ns"] += np.repeat(np.arange(times, dtype=np.int64) * span, len(events))
     return Events(columns, events.operations, events.tasks, events.mms)
+
+
+def queue_of_writers(waiters: int, *, rounds: int = 10, hold_ns: int = 10_000) -> Events:
+    """Make threads that do nothing but map a page, one after the other, again and again.
+
+    Each has asked again before its turn comes, so each waits behind all the others.
+    """
+    count = waiters * rounds
+    turn = np.arange(count, dtype=np.int64)
+    got = (turn + 1) * hold_ns
+    ended = got + hold_ns - 700  # whose turn it is has no cpu yet for 700 ns
+    asked = np.where(turn < waiters, turn, ended[turn - waiters] + 300)
+    steps = (
+        (asked - 1, EventKind.OP_BEGIN),
+        (asked, EventKind.ASKED),
+        (got, EventKind.ACQUIRED),
+        (ended, EventKind.RELEASED),
+        (ended + 1, EventKind.OP_END),
+    )
+    rows = np.zeros(count * len(steps), EVENT)
+    for place, (time_ns, kind) in enumerate(steps):
+        own = rows[place * count : (place + 1) * count]
+        own["time_ns"], own["kind"], own["tid"] = time_ns, kind, 1000 + turn % waiters
+        own["mm"], own["write"], own["success"], own["length"] = MM, 1, 1, 4096
+        own["op"] = 0 if kind in (EventKind.OP_BEGIN, EventKind.OP_END) else -1
+    rows = rows[np.argsort(rows["time_ns"], kind="stable")]
+    columns = {name: np.ascontiguousarray(rows[name]) for name in EVENT.names or ()}
+    tids = range(1000, 1000 + waiters)
+    people = {tid: RecordedTask(tid, f"worker-{tid - 1000}", 1000, "service") for tid in tids}
+    return Events(columns, ("mmap",), people, {MM: 1000})

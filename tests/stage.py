@@ -28,7 +28,7 @@ def work(machine: Machine, task: Task, ns: int) -> None:
 
 @step
 def wake(machine: Machine, task: Task, channel: str) -> None:
-    machine.events.put(channel, task.tid)
+    machine.cells("news").put(channel, task.tid)
     machine.wake((channel,))
 
 
@@ -38,8 +38,8 @@ def kill(machine: Machine, task: Task, tid: int) -> None:
 
 
 def wait_for(channel: str, killable: bool = False) -> WaitStep[int]:
-    ready = lambda machine, task, channel: channel in machine.events  # noqa: E731
-    answer = lambda machine, task, channel: machine.events[channel]  # noqa: E731
+    ready = lambda machine, task, channel: channel in machine.cells("news")  # noqa: E731
+    answer = lambda machine, task, channel: machine.cells("news")[channel]  # noqa: E731
     return WaitStep(answer, (channel,), ready, (channel,), killable)
 
 

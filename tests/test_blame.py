@@ -220,7 +220,7 @@ def vma_story(*, with_sched: bool) -> Log:
 def test_a_holder_asleep_on_a_vma_lock_is_a_victim() -> None:
     found = wait_of(vma_story(with_sched=True).events(), 3)
     assert told(found) == [
-        (1, "trimmer", "madvise", 4 * GIB, "holder", 77 * MS + 1500),
+        (1, "trimmer", "madvise(MADV_DONTNEED)", 4 * GIB, "holder", 77 * MS + 1500),
         (2, "guard", "mprotect", 4096, "holder", 7500),
     ]
     assert found.blame[0].vma
@@ -230,6 +230,35 @@ def test_a_holder_asleep_on_a_vma_lock_is_a_victim() -> None:
 def test_without_sched_events_overlapping_ranges_show_it() -> None:
     found = wait_of(vma_story(with_sched=False).events(), 3)
     assert [(blame.tid, blame.share_ns) for blame in found.blame] == [(1, 77 * MS), (2, 9000)]
+
+
+def returning_late(late_ns: int) -> Log:
+    """The madvise returns so long after the holder that it woke is done; no event tells of cpus."""
+    log = Log()
+    log.task(1, "purger", 1)
+    log.task(2, "jit", 1)
+    log.begin(1 * MS, tid=1, op="madvise", address=0x1000_0000, length=2 * GIB, detail=4)
+    log.begin(2 * MS, tid=2, op="mprotect", address=0x1000_0000 + 8192, length=4096)
+    log.asked(2 * MS, tid=2, mm=MM, write=True)
+    log.acquired(2 * MS, tid=2, mm=MM, write=True)
+    log.asked(3 * MS, tid=3, mm=MM, write=True)
+    log.released(90 * MS, tid=2, mm=MM, write=True)
+    log.end(90 * MS + 1, tid=2, op="mprotect")
+    log.acquired(90 * MS + 10, tid=3, mm=MM, write=True)
+    log.end(90 * MS + late_ns, tid=1, op="madvise")
+    return log
+
+
+def test_an_madvise_that_returns_after_the_holder_whom_it_woke_is_the_culprit() -> None:
+    """The woken holder takes the cpu from it, so its return is late by up to a millisecond."""
+    for late_ns in (270_000, 910_000):
+        (blame,) = wait_of(returning_late(late_ns).events(), 3).blame
+        assert (blame.tid, blame.vma, blame.share_ns) == (1, True, 87 * MS)
+
+
+def test_a_holder_that_was_done_long_before_the_madvise_did_not_wait_for_it() -> None:
+    (blame,) = wait_of(returning_late(200 * MS).events(), 3).blame
+    assert (blame.tid, blame.vma) == (2, False)
 
 
 def test_an_madvise_that_lost_its_cpu_at_the_very_end_is_still_the_culprit() -> None:
@@ -277,7 +306,7 @@ def test_an_madvise_that_took_the_mmap_lock_was_not_under_a_vma_lock() -> None:
 
 def test_the_queue_is_known_by_kernel_version() -> None:
     assert queue_of("4.9.79-009.ali3000") is FIFO
-    assert queue_of("rfc-v6") is FIFO
+    assert queue_of("4.18 + RFC v6") is FIFO
     assert queue_of("linux-4.20") is FIFO
     assert queue_of("5.4.0") is SPINNING_READERS
     assert queue_of("5.11") is MODERN

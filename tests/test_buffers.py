@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 import zaplock
-from zaplock.buffers import Mapping, MappingError, NoMemoryError, borrowed, empty, populate, resize
+from zaplock.buffers import (
+    Mapping,
+    MappingError,
+    NoMemoryError,
+    borrowed,
+    empty,
+    move,
+    populate,
+    resize,
+)
 from zaplock.errors import UserError
 from zaplock.release import flush, release, syscalls
 from zaplock.release.vmas import vmas_in
@@ -141,7 +150,7 @@ def test_what_a_shrink_cut_off_does_not_come_back() -> None:
 
 
 def test_resize_copies_where_the_kernel_cannot_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(syscalls, "move_pages_onto", lambda *_arguments: 22)
+    monkeypatch.setattr(move, "kernel_moves_pages", lambda: False)
     array = empty((2, MIB))
     array[:] = 3
     assert (resize(array, (4, MIB))[:2] == 3).all()

@@ -129,6 +129,18 @@ def test_on_one_cpu_everybody_waits_for_the_munmap_to_be_preempted() -> None:
     assert shared.munmap_ns > alone.munmap_ns
 
 
+@pytest.mark.parametrize("proposal", ["linux-6.18-dying", "linux-6.18-cut"])
+def test_writers_wait_for_the_whole_zap_but_not_under_the_proposals(proposal: str) -> None:
+    writers = ("mmap", "fork", "mprotect", "clone")
+    today = outcome("linux-6.18", 80 * GIB, writers)
+    for name in writers:
+        assert today.stalls[name].max_ns > 0.9 * today.munmap_ns, name
+    spared = outcome(proposal, 80 * GIB, writers)
+    for name in writers:
+        assert spared.stalls[name].max_ns < 100_000, name
+    assert abs(spared.munmap_ns - today.munmap_ns) < 0.02 * today.munmap_ns
+
+
 # Hung tasks
 
 
@@ -145,15 +157,18 @@ def test_only_uninterruptible_waits_hang() -> None:
 
 def test_the_sentences_name_who_stalls_and_because_of_whom(at_80g: Comparison) -> None:
     said = outcomes.sentences(at_80g)
-    assert len(said) == 5
+    assert len(said) == 7
     assert "linux-4.9 and linux-4.18" in said[0]
     assert "nobody else may have the lock" in said[0]
     assert "rfc-v6-posted to linux-6.18" in said[1]
     assert "without a stall" in said[1]
-    assert "rfc-v6-posted to linux-6.1:" in said[3]
-    assert "mmap queues as a writer behind the shared hold" in said[3]
-    assert "linux-6.18" in said[4]
-    assert "page faults lock their VMA only" in said[4]
+    assert "linux-6.18-dying and linux-6.18-cut" in said[2]
+    assert "zaps without it; fault and proc go on" in said[2]
+    assert "rfc-v6-posted to linux-6.1:" in said[4]
+    assert "mmap queues as a writer behind the shared hold" in said[4]
+    assert "linux-6.18:" in said[5]
+    assert "page faults lock their VMA only" in said[5]
+    assert "zaps without it; fault, proc and mmap go on" in said[6]
 
 
 def test_the_sentences_follow_the_figures_and_not_the_names(at_80g: Comparison) -> None:

@@ -175,7 +175,7 @@ def test_the_decoder_agrees_with_the_kernels_own_print() -> None:
                 script = "import mmap\nfor n in range(200): mmap.mmap(-1, 4096 + 4096 * n).close()"
                 subprocess.run([sys.executable, "-c", script], check=True)
                 instance.stop()
-                printed = text.parse(instance.read("trace").splitlines())
+                printed = text.parse(instance.read("trace").splitlines()).events
                 decoder = Decoder(layouts)
                 found = merged(
                     [decoder.decode(pages, cpu).columns for cpu, pages in buffers.drain()]

@@ -195,7 +195,7 @@ def test_a_fault_outside_of_calls_names_its_hold() -> None:
     take(log, 1, 50, 51, 60, write=False)
     log.end(70, tid=1, op="madvise")
     frame = holds(log.events()).frame()
-    assert frame["operation"].to_list() == ["page fault", "madvise"]
+    assert frame["operation"].to_list() == ["page fault", "madvise(MADV_NORMAL)"]
 
 
 def test_a_hang_lasts_until_the_recording_was_stopped() -> None:

@@ -56,15 +56,16 @@ def test_a_wait_for_something_else_than_a_lock_hangs_as_well() -> None:
         await Waking
 
     machine = Machine()
-    machine.events.put("answered", 0)
+    answers = machine.cells("answers")
+    answers.put("answered", 0)
     Waking = WaitStep(
-        lambda m, task: (m.events.put("answered", 1), m.wake(("answer",))),
+        lambda m, task: (answers.put("answered", 1), m.wake(("answer",))),
         (), lambda m, task: True, ("none",),
     )  # fmt: skip
 
     async def waiter() -> None:
         await WaitStep(
-            lambda m, task: None, (), lambda m, task: bool(m.events["answered"]), ("answer",)
+            lambda m, task: None, (), lambda m, task: bool(answers["answered"]), ("answer",)
         )
 
     engine = TimedEngine(

@@ -14,7 +14,7 @@ FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
 
 
 def parsed(name: str) -> Events:
-    events = text.parse((FIXTURES / name).read_text().splitlines())
+    events = text.parse((FIXTURES / name).read_text().splitlines()).events
     events.check()
     return events
 
@@ -70,7 +70,7 @@ def test_the_trace_cmd_form() -> None:
 
 def test_a_program_may_pass_any_number() -> None:
     line = "a-1 [000] 1.000001: sys_enter_munmap: addr: 0xfffffffffffff000, len: 0xffffffffffffffff"
-    events = text.parse([line])
+    events = text.parse([line]).events
     events.check()
     assert (int(events["address"][0]), int(events["length"][0])) == (2**64 - 4096, -1)
 

@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
-from zaplock.check.matrix import try_mutant
-from zaplock.check.mutations import Mutation
+from zaplock.check.matrix import mutants, try_mutant
+from zaplock.check.mutations import mutations_of
 from zaplock.check.shipped_mutations import MUTATIONS
 from zaplock.check.verdicts import find_design
 from zaplock.designs import SHIPPED
+from zaplock.designs.linux import releases_that_differ
+
+BETWEEN = ("linux-4.14", "linux-5.4", "linux-5.18", "linux-6.1.36", "linux-6.4", "linux-7.3")
+"""Releases between the shipped ones, in which other steps protect."""
 
 
-def name_of(mutation: Mutation) -> str:
-    return f"{mutation.name}-{mutation.designs[0]}"
+@pytest.mark.parametrize("mutation", dict.fromkeys(one.name for one in MUTATIONS))
+def test_every_mutant_is_broken_or_says_why_it_is_equivalent(mutation: str) -> None:
+    for design in SHIPPED.values():
+        if mutation in mutations_of(design):
+            outcome = try_mutant(design.name, mutation)
+            assert outcome.is_right, outcome
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=name_of)
-def test_every_mutant_is_broken_or_says_why_it_is_equivalent(mutation: Mutation) -> None:
-    for design in mutation.designs:
-        outcome = try_mutant(design, mutation.name)
+@pytest.mark.parametrize("design", BETWEEN)
+def test_so_is_every_mutant_of_a_release_between_them(design: str) -> None:
+    for name, mutation in mutants([design]):
+        outcome = try_mutant(name, mutation)
         assert outcome.is_right, outcome
 
 
-def test_every_design_has_mutants_and_every_mutant_a_design() -> None:
-    mutated = {design for mutation in MUTATIONS for design in mutation.designs}
-    assert mutated == set(SHIPPED)
-    names = [(one.name, design) for one in MUTATIONS for design in one.designs]
-    assert len(names) == len(set(names))
+def test_every_mutation_can_be_made_somewhere_and_is_named_once_in_a_design() -> None:
+    designs = [*releases_that_differ(), *SHIPPED.values()]
+    for one in MUTATIONS:
+        assert any(one.where(design) for design in designs), one.name
+    for design in designs:
+        names = [one.name for one in MUTATIONS if one.where(design)]
+        assert len(names) == len(set(names)), design.name
 
 
 def test_a_mutant_is_a_design_of_its_own() -> None:
     mutant = find_design("linux-6.18/no-detached-recheck")
     assert mutant.name == "linux-6.18/no-detached-recheck"
     assert mutant.munmap is SHIPPED["linux-6.18"].munmap
+
+
+def test_a_design_of_ones_own_has_mutants_by_its_rules(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from dataclasses import replace\nfrom zaplock.designs.linux import linux\n"
+        "MINE = replace(linux('6.6'), name='mine', uffd_unmap=False)\n"
+    )
+    names = mutations_of(find_design(f"{mine}:MINE"))
+    stock = mutations_of(find_design("linux-6.6"))
+    assert set(stock) - set(names) == {"event-before-unlock"}
+    outcome = try_mutant(f"{mine}:MINE", "no-detach")
+    assert (outcome.is_right, outcome.scenario) == (True, "munmap-fault-gup")
+    assert find_design(f"{mine}:MINE/no-detach").name == "mine/no-detach"
+
+
+def test_a_newer_kernel_is_no_old_one() -> None:
+    newer = replace(SHIPPED["linux-6.18"], name="linux-6.99", kernel="6.99")
+    assert set(mutations_of(newer)) == set(mutations_of(SHIPPED["linux-6.18"]))

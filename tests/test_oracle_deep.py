@@ -122,7 +122,10 @@ def test_a_forgotten_charge_is_noticed(bench: Bench) -> None:
 
     from zaplock.designs.linux import LINUX_6_18
 
-    model = ModelSide(bench.real.environment, replace(LINUX_6_18, forgets_charges=False))
+    model = ModelSide(
+        bench.real.environment,
+        replace(LINUX_6_18, mremap_forgets_charge=False, mmap_forgets_charge=False),
+    )
     _, sequence = CHARGED[-2]
     found = [committed.compare(bench.real, model, sequence) for _ in range(5)]
     assert ("+0 pages", "-3 pages") in {(one.kernel, one.model) for one in found if one}

@@ -9,7 +9,7 @@ import pytest
 
 from zaplock import AddressSpace
 from zaplock.designs import SHIPPED, Cx, load
-from zaplock.engines.sequential import run
+from zaplock.engines.sequential import LockCall, run
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.check import check
@@ -19,6 +19,7 @@ from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import StepKind, Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
+from zaplock.protocols.exit import exit_process, mark_oom_victim
 from zaplock.protocols.gup import copy_from_user
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.proc import proc_pid_maps, proc_pid_smaps
@@ -29,10 +30,17 @@ from zaplock.protocols.userfaultfd import monitor, open_userfaultfd, set_uffd
 PAGE = f.PAGE_SIZE
 MIB = 1 << 20
 EVERY = list(SHIPPED)
-DOWNGRADES = ["rfc-v6-posted", "rfc-v6", "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18"]
+DYING = [name for name, design in SHIPPED.items() if design.tombstones]
+DOWNGRADES = [name for name, design in SHIPPED.items() if design.munmap_downgrades]
 ANONYMOUS = f.MAP_PRIVATE | f.MAP_ANONYMOUS | f.MAP_FIXED
 EXCLUSIVE = ["down_write", "up_write"]
 DOWNGRADED = ["down_write", "downgrade_write", "up_read"]
+TWICE = EXCLUSIVE + EXCLUSIVE
+
+
+def locks_of(design: str, downgrades: bool) -> list[str]:
+    """Return how an unmap holds the lock; with tombstones it comes back for the border tables."""
+    return TWICE if design in DYING else DOWNGRADED if downgrades else EXCLUSIVE
 
 
 def stack_below(space: AddressSpace) -> int:
@@ -46,7 +54,7 @@ def test_munmap_holds_the_lock_as_its_kernel_does(design: str) -> None:
     space = AddressSpace(design)
     heap = space.mmap(64 * MIB, populate=True)
     space.munmap(heap, 64 * MIB)
-    assert space.locks == (DOWNGRADED if design in DOWNGRADES else EXCLUSIVE)
+    assert space.locks == locks_of(design, design in DOWNGRADES)
 
 
 @pytest.mark.parametrize("design", EVERY)
@@ -66,8 +74,7 @@ def test_a_shrinking_heap_downgrades_since_4_20(design: str) -> None:
     space.brk(start + MIB)
     space.write(start, 7)
     assert space.brk(start) == start
-    modern = design.startswith("linux") and design not in ("linux-4.9", "linux-4.18")
-    assert space.locks == (DOWNGRADED if modern else EXCLUSIVE)
+    assert space.locks == locks_of(design, load(design).brk_downgrades)
     space.check()
 
 
@@ -80,7 +87,7 @@ def test_only_those_kernels_avoid_a_growable_neighbour_where_stacks_grow_under_r
     space.munmap(stack, 8 * PAGE)
     careful = design in ("linux-5.10", "linux-6.1")
     downgrades = design in DOWNGRADES and not careful
-    assert space.locks == (DOWNGRADED if downgrades else EXCLUSIVE)
+    assert space.locks == locks_of(design, downgrades)
 
 
 def test_a_racing_reader_of_the_unmapped_range_gets_sigsegv() -> None:
@@ -331,6 +338,54 @@ def test_every_step_is_awaited() -> None:
                 assert not isinstance(value, StepKind), f"{path.name}:{node.lineno} {called}"
 
 
+CMDLINE = {"linux-4.9": 3, "linux-4.18": 2, "linux-5.10": 2, "linux-6.1": 2, "linux-6.18": 2}
+
+
+@pytest.mark.parametrize(("design", "times"), CMDLINE.items())
+def test_a_reader_of_cmdline_takes_the_lock_as_often_as_the_kernel(design: str, times: int) -> None:
+    space = AddressSpace(design)
+    space.machine.mm(1).counters.put("arg_start", space.mmap(PAGE))
+    calls: list[LockCall] = []
+    run(
+        space.machine, Task(9, 2), space.design.proc_cmdline(Cx(space.design, Task(9, 2)), 1), calls
+    )
+    assert [call.action for call in calls] == ["down", "up"] * times
+    assert not any(call.write for call in calls)
+
+
+EXITS = {
+    "linux-4.9": ("R", "R"),
+    "linux-4.14": ("R", "R W"),
+    "linux-4.17": ("R", "R W"),
+    "linux-5.16": ("R", "R W"),
+    "linux-5.17": ("R W", "R W"),
+    "linux-6.0": ("R W", "R W"),
+    "linux-6.1": ("R R W", "R R W"),
+}
+
+
+@pytest.mark.parametrize("design", EXITS)
+@pytest.mark.parametrize("victim", [False, True])
+def test_an_exit_takes_the_lock_for_write_only_where_the_kernel_does(
+    design: str, victim: bool
+) -> None:
+    space = AddressSpace(design)
+    space.mmap(PAGE)
+    if victim:
+        run(space.machine, Task(9, 2), mark_oom_victim_of(1))
+    calls: list[LockCall] = []
+    run(space.machine, space.task, exit_process(space.cx), calls)
+    taken = [
+        "RW"[call.write] for call in calls if call.action == "down" and call.name == "mmap_lock"
+    ]
+    assert " ".join(taken) == EXITS[design][victim]
+    space.check()
+
+
+async def mark_oom_victim_of(mm: int) -> bool:
+    return await mark_oom_victim(mm)
+
+
 def test_books_are_checked_for_real() -> None:
     space = AddressSpace()
     space.mmap(PAGE)
@@ -339,11 +394,36 @@ def test_books_are_checked_for_real() -> None:
         check(space.machine)
 
 
+def test_a_counter_that_does_not_exist_is_no_zero() -> None:
+    space = AddressSpace().machine.mm(1)
+    with pytest.raises(KeyError, match="an mm has no counter 'lockd_vm'; it has total_vm"):
+        space.count("lockd_vm")  # type: ignore[arg-type]
+    with pytest.raises(KeyError, match="lockd_vm"):
+        space.add("lockd_vm", 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("design", "left"), [("linux-6.18", 4), ("linux-7.3", 0)])
+def test_what_dontunmap_leaves_in_locked_vm_is_in_the_one_set_of_books(
+    design: str, left: int
+) -> None:
+    space = AddressSpace(design)
+    start = space.mmap(4 * PAGE)
+    space.mlock(start, 4 * PAGE)
+    flags = f.MREMAP_MAYMOVE | f.MREMAP_DONTUNMAP
+    moved = space.mremap(start, 4 * PAGE, 4 * PAGE, flags=flags)
+    space.check()
+    space.munmap(moved, 4 * PAGE)
+    space.munmap(start, 4 * PAGE)
+    space.check()
+    assert space.counters()["locked_vm"] == left
+
+
 def test_five_levels_reach_further_and_count_their_tables_alike() -> None:
     limits = ResourceLimits(
         task_size=f.TASK_SIZE_5_LEVELS, mmap_base=f.TASK_SIZE_5_LEVELS - (1 << 40)
     )
     machine = Machine(limits=limits, levels=5)
+    machine.mm(1).add("users", 1)
     task = Task(1, 1)
     cx = Cx(load("linux-6.18"), task, limits=limits)
     work = mmap(cx, 1 << 50, PAGE, f.PROT_READ | f.PROT_WRITE, ANONYMOUS | f.MAP_POPULATE)

@@ -5,8 +5,8 @@ import numpy as np
 from zaplock.recorder.decode import Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
-from zaplock.recorder.operations import NAMES
 from zaplock.trace.events import EVENT, EventKind, RecordedTask
+from zaplock.trace.operations import NAMES
 
 NEW, RENAMED, ENDED = NAMING
 NONE = 2**22 + 1  # beyond every thread id of a running kernel: /proc knows nothing of it

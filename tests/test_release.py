@@ -21,6 +21,7 @@ from zaplock.release import (
     ExportedError,
     Released,
     ReleaseError,
+    claims,
     flush,
     pending,
     release,
@@ -28,7 +29,7 @@ from zaplock.release import (
     release_soon,
     syscalls,
 )
-from zaplock.release.claims import claimed_owner, claimed_range, nothing_is_claimed
+from zaplock.release.claims import nothing_is_claimed
 from zaplock.release.pace import Pace, pieces
 from zaplock.release.vmas import _read, vmas_in
 
@@ -304,15 +305,18 @@ def test_of_many_threads_one_releases() -> None:
 
 
 def test_what_is_claimed_is_busy() -> None:
-    thing = object()
-    with claimed_owner(thing), pytest.raises(BusyError), claimed_owner(thing):
-        pass
-    with claimed_range(0, 10):
-        with claimed_range(10, 20):
-            pass
-        with pytest.raises(BusyError), claimed_range(9, 12):
-            pass
-    assert nothing_is_claimed()
+    first, second, third = (claims.of_range() for _ in range(3))
+    first.take(0, 10, "0 to 10")
+    second.take(10, 20, "10 to 20")
+    for start, end in [(9, 12), (0, 1), (19, 30)]:
+        with pytest.raises(BusyError, match="being released already"):
+            third.take(start, end, "this")
+    first.let_go()
+    first.let_go()
+    third.take(0, 10, "0 to 10")
+    assert not nothing_is_claimed()
+    del second, third
+    assert nothing_is_claimed()  # what nobody holds is not claimed
 
 
 def test_the_memory_cannot_go_away_under_a_release(
@@ -402,8 +406,8 @@ def test_a_forked_child_releases_what_its_parent_had_queued(
     from zaplock.release import soon
 
     flush()
-    monkeypatch.setattr(soon._Worker, "start", lambda self: None)
-    mapping = mmap.mmap(-1, MIB, flags=PRIVATE)
+    monkeypatch.setattr(soon._Worker, "has_thread", lambda self: True)
+    mapping = mmap.mmap(-1, 2 * MIB, flags=PRIVATE)
     release_soon(mapping)
     assert pending() == 1
     child = os.fork()

@@ -57,8 +57,9 @@ class AddressSpace:
         self.locks: list[str] = []
         self._files = 0
         counters = self.machine.mm(1).counters
-        for name, value in (("users", 1), ("start_brk", HEAP), ("brk", HEAP)):
-            counters.put(name, value)
+        counters.put("users", 1)
+        counters.put("start_brk", HEAP)
+        counters.put("brk", HEAP)
 
     def file(self, size: int, kind: str = "shmem") -> int:
         """Make a file of `size` bytes to map: "shmem" (a memfd) or "disk"; returns its handle."""
@@ -127,7 +128,7 @@ class AddressSpace:
         return [vma for vma in found if isinstance(vma, Vma)]
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the mm: pages, except pgtables_bytes, brk and map_count."""
+        """Return the counters of the mm by name; `model.mm.Counter` says what each counts."""
         space = self.machine.mm(1)
         return {name: space.count(name) for name in COUNTERS}
 

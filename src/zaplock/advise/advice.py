@@ -6,49 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from zaplock.advise.costs import Costs
-
-BY_PIECES = (
-    "zaplock.release(...) (or MADV_DONTNEED by pieces with a rest after each), then the call"
-)
-FILL_BY_PIECES = "map without it, then zaplock.buffers.populate (MADV_POPULATE_WRITE by pieces)"
-
-CHANGES = {
-    "munmap": BY_PIECES,
-    "mmap over it": "give the pages back first: " + BY_PIECES,
-    "mremap": "give the pages back first: " + BY_PIECES,
-    "brk": "keep big blocks off the heap (mallopt M_MMAP_THRESHOLD, MALLOC_MMAP_THRESHOLD_), "
-    "or trim less often (M_TRIM_THRESHOLD)",
-    "madvise": "the same by pieces with a rest after each: zaplock.release(..., unmap=False)",
-    "MAP_POPULATE": FILL_BY_PIECES,
-    "mprotect": "protect before the pages are there, or by pieces",
-    "mlock": "populate by pieces first (zaplock.buffers.populate), or mlock2 with MLOCK_ONFAULT",
-    "fork": "MADV_DONTFORK on the big buffers, or posix_spawn / vfork",
-}
-"""What to do about each kind of call."""
-
-LEFT = {
-    "munmap": "piece of a release",
-    "mmap over it": "piece of a release",
-    "mremap": "piece of a release",
-    "madvise": "piece of a release",
-    "MAP_POPULATE": "piece of a populate",
-    "fork": "fork without it",
-}
-"""Which measured figure tells what is left to wait for after the change."""
+from zaplock.advise.kinds import Kind, Means
+from zaplock.advise.runtimes import Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
     """Something worth changing.
 
-    `what` names the call or mapping, `kind` the kind of call (a key of `CHANGES`), `length` its
-    bytes. `now_ns` is the worst stall of others by it: seen (`seen` True) or expected if it is
-    called; `then_ns` the one after the change, None where this kernel can't tell. `caused_ns` is
-    the sum of all waits that a recording blames on it.
+    `what` names the call or mapping, `kind` what can be done about such calls, `length` its bytes.
+    `now_ns` is the worst stall of others by it: seen (`seen` True) or expected if it is called;
+    `then_ns` the one after the change, None where this kernel can't tell. `caused_ns` is the sum of
+    all waits that a recording blames on it. `runtime` is whose program it is, where that is known.
     """
 
     what: str
-    kind: str
+    kind: Kind
     length: int
     now_ns: int
     then_ns: int | None
@@ -56,11 +29,34 @@ class Advice:
     count: int = 1
     caused_ns: int = 0
     note: str = ""
+    runtime: Runtime | None = None
+
+    @property
+    def means(self) -> Means:
+        """How the stall is cured."""
+        return Means.SETTING if self._setting and not self._besides else self.kind.means
 
     @property
     def change(self) -> str:
-        """What to do."""
-        return CHANGES[self.kind]
+        """What to do, in the words of the program's own settings where it has one for that."""
+        if not self._setting:
+            return self.kind.change
+        own = f"{self.runtime.name}: {self._setting}" if self.runtime else ""
+        return own + self.kind.change if self._besides else own
+
+    @property
+    def source(self) -> str:
+        """Where the setting is documented, "" for advice of zaplock's own."""
+        return self.runtime.source if self.runtime and self._setting else ""
+
+    @property
+    def _setting(self) -> str:
+        return self.runtime.settings.get(self.kind.topic, "") if self.runtime else ""
+
+    @property
+    def _besides(self) -> bool:
+        """Whether the setting is for some of the calls only: it ends where the rest's begins."""
+        return self._setting.endswith(": ")
 
     @property
     def gain_ns(self) -> int:
@@ -69,16 +65,26 @@ class Advice:
 
     @property
     def worth_it(self) -> bool:
-        """Whether the change takes off half of the stall or more, as far as can be told."""
-        return self.then_ns is None or 2 * self.then_ns <= self.now_ns
+        """Whether the change takes off half of the stall or more, as far as can be told.
+
+        What others really waited for is always told.
+        """
+        return self.seen or self.then_ns is None or 2 * self.then_ns <= self.now_ns
 
     def to_json(self) -> dict[str, Any]:
         """Return the advice as JSON values."""
-        names = ("what", "kind", "length", "now_ns", "then_ns", "seen", "count", "caused_ns")
-        fields = {name: getattr(self, name) for name in names}
-        return {**fields, "change": self.change, "note": self.note}
+        names = ("what", "length", "now_ns", "then_ns", "seen", "count", "caused_ns")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "kind": self.kind.name,
+            "means": self.means.value,
+            "change": self.change,
+            "source": self.source,
+            "runtime": self.runtime.name if self.runtime else None,
+            "note": self.note,
+        }
 
 
-def left(kind: str, costs: Costs) -> int | None:
-    """Return the stall that remains after the change, in nanoseconds."""
-    return costs.fixed(LEFT[kind]) if kind in LEFT else None
+def left(kind: Kind, costs: Costs) -> int | None:
+    """Return the stall that remains after the change, in nanoseconds; None where it isn't known."""
+    return costs.fixed(kind.left) if kind.left else None

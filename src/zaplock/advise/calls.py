@@ -1,46 +1,59 @@
-"""Advice from a recording: the calls behind which others really waited.
+"""Advice from a recording: those behind whom others really waited, and who could have been.
 
 For each process and kind of call: the worst wait that one call explains, and all that the calls of
 that kind explain together. Calls that held the lock for long while nobody waited are named too, as
-what will stall the first who comes. Not advised on: exit and page faults, which nobody can call by
-pieces.
+what will stall the first who comes. Whoever made others wait is named, also where nothing is known
+to help, and how much waiting nobody is known to be behind.
+
+A hold is judged by itself: one of 4 KiB that lasted 50 ms, or one whose task was not running, is
+not cured by smaller pieces. Scheduling events tell that (`record --sched`); without them a hold ten
+times as long as its size costs on this kernel counts as one that its size does not explain.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from zaplock.advise.advice import CHANGES, Advice, left
+from zaplock.advise.advice import Advice, left
 from zaplock.advise.costs import Costs
-from zaplock.trace.summary import operation_name, process_name
+from zaplock.advise.kinds import ASLEEP, NO_CPU, OTHER_REASON, QUEUED, Kind, Means, kind_of
+from zaplock.advise.readers import reader
+from zaplock.advise.runtimes import Runtime
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.blame import Blame
+from zaplock.trace.summary import Summary, operation_name
 
-if TYPE_CHECKING:
-    from zaplock.trace.summary import Summary
+PIECE = 2 << 20
+"""Pieces are no smaller than this: a shorter range is done in one."""
+UNEXPLAINED = 10
+"""A hold that lasted so many times as long as its size costs has another reason."""
+Recognise = Callable[[int, str], Runtime | None]
 
-MAP_FIXED, MAP_POPULATE = 0x10, 0x8000
-KINDS = {
-    "munmap": "munmap",
-    "mremap": "mremap",
-    "brk": "brk",
-    "madvise": "madvise",
-    "process_madvise": "madvise",
-    "mprotect": "mprotect",
-    "pkey_mprotect": "mprotect",
-    "mlock": "mlock",
-    "mlock2": "mlock",
-    "mlockall": "mlock",
-    "clone": "fork",
-    "clone3": "fork",
-    "fork": "fork",
-}
-ADVICE_KINDS = {22: "MAP_POPULATE", 23: "MAP_POPULATE"}  # MADV_POPULATE_READ, _WRITE
+
+@dataclass(frozen=True, slots=True)
+class RecordedAdvice:
+    """Advice from a recording, and the waiting that is behind it.
+
+    `waits` took the least that was asked for or more, `waited_ns` in all; nobody is known to be
+    behind `unexplained_ns` of it (only the 5,000 longest waits are worked out), `free_ns` of
+    which passed with the lock free.
+    """
+
+    advice: tuple[Advice, ...]
+    waits: int
+    waited_ns: int
+    unexplained_ns: int
+    free_ns: int
 
 
 @dataclass(slots=True)
 class _Site:
     """The calls of one kind by one process."""
 
+    kind: Kind
+    pid: int
+    process: str
     count: int = 0
     longest_ns: int = 0
     length: int = 0
@@ -50,7 +63,8 @@ class _Site:
     def held(self, hold_ns: int, length: int) -> None:
         self.count += 1
         if hold_ns > self.longest_ns:
-            self.longest_ns, self.length = hold_ns, length
+            self.longest_ns = hold_ns
+            self.length = self.length if self.worst_share_ns else length
 
     def blamed(self, share_ns: int, length: int) -> None:
         self.caused_ns += share_ns
@@ -58,51 +72,120 @@ class _Site:
             self.worst_share_ns, self.length = share_ns, length
 
 
-def from_recording(summary: Summary, costs: Costs, *, least_ns: int) -> list[Advice]:
-    """Return advice on calls that stalled, or could have stalled, others for `least_ns` or more."""
-    analysis, sites = summary.analysis, dict[tuple[str, str], _Site]()
-    holds = analysis.holds.complete()
-    for row in (holds["hold_ns"] >= least_ns).nonzero()[0].tolist():
+@dataclass(slots=True)
+class _Sites:
+    analysis: Analysis
+    costs: Costs
+    found: dict[tuple[int, str, str], _Site] = field(default_factory=dict)
+
+    def of(self, tid: int, kind: Kind, operation: str) -> _Site:
+        """Return the calls of this kind by the thread's process."""
+        task = self.analysis.events.tasks.get(tid)
+        pid = task.pid if task else tid
+        process = (task.process or task.comm) if task else ""
+        name = f"{operation}: {kind.name}" if kind in (NO_CPU, ASLEEP, OTHER_REASON) else kind.name
+        return self.found.setdefault((pid, process, name), _Site(kind, pid, process))
+
+    def kind_of_hold(self, row: int) -> tuple[Kind, str]:
+        """Say what can be done about a hold, and name its operation."""
+        holds = self.analysis.holds
         operation = operation_name(holds.operations, int(holds["op"][row]))
-        kind = _kind(operation, int(holds["detail"][row]))
-        if kind:
-            key = (process_name(holds.tasks, int(holds["tid"][row])), kind)
-            site = sites.setdefault(key, _Site())
-            site.held(int(holds["hold_ns"][row]), int(holds["length"][row]))
+        if int(holds["op"][row]) < 0:
+            return self._outside(row), operation
+        length = int(holds["length"][row])
+        kind = kind_of(operation, int(holds["detail"][row]), length)
+        return self._reason(row, kind, length) or kind, operation
+
+    def _outside(self, row: int) -> Kind:
+        """Tell a reader from outside from a task of the process itself."""
+        holds, events = self.analysis.holds, self.analysis.events
+        owner, task = (
+            events.mms.get(int(holds["mm"][row])),
+            events.tasks.get(int(holds["tid"][row])),
+        )
+        if task is not None and task.pid == owner:
+            return kind_of("", 0, 0)
+        return reader((task.process or task.comm) if task else "")
+
+    def _reason(self, row: int, kind: Kind, length: int) -> Kind | None:
+        """Say whether a hold was long for another reason than its size, and for which."""
+        holds = self.analysis.holds
+        start, hold = int(holds["start_ns"][row]), int(holds["hold_ns"][row])
+        sleeps = self.analysis.judge.vma_locks.sleeps if self.analysis.judge.vma_locks else None
+        if sleeps is not None:
+            tid = int(holds["tid"][row])
+            if 2 * sleeps.running_ns(tid, start, start + hold) < hold:
+                naps = sleeps.naps(tid, start, start + hold)
+                slept = sum(min(nap.woken_ns, start + hold) - nap.begin_ns for nap in naps)
+                return ASLEEP if 2 * slept >= hold else NO_CPU
+        if kind.means not in (Means.RELEASE, Means.PIECES, Means.POPULATE) or length <= 0:
+            return None
+        usual_ns = self.costs.of(kind.cost, length) if kind.cost else None
+        if length < PIECE or (usual_ns is not None and hold > UNEXPLAINED * usual_ns):
+            return OTHER_REASON
+        return None
+
+
+def from_recording(
+    summary: Summary,
+    costs: Costs,
+    *,
+    least_ns: int,
+    recognise: Recognise = lambda _pid, _process: None,
+) -> RecordedAdvice:
+    """Return advice on what stalled, or could have stalled, others for `least_ns` or more.
+
+    `recognise` says whose program a process (pid and name) is.
+    """
+    analysis, sites = summary.analysis, _Sites(summary.analysis, costs)
+    holds = analysis.holds
+    for row in (holds["hold_ns"] >= least_ns).nonzero()[0].tolist():
+        kind, operation = sites.kind_of_hold(row)
+        site = sites.of(int(holds["tid"][row]), kind, operation)
+        site.held(int(holds["hold_ns"][row]), int(holds["length"][row]))
+    wait_ns = analysis.waits["wait_ns"]
+    long = wait_ns >= least_ns
+    dark_ns, free_ns = int(wait_ns[long].sum()), 0
     for found in summary.explained:
-        for blame in found.blame:
-            detail = 0
-            if not blame.waited and not blame.vma:
-                detail = int(analysis.holds["detail"][blame.row])
-            kind = _kind(blame.operation, detail)
-            if kind and blame.share_ns >= least_ns:
-                key = (process_name(analysis.events.tasks, blame.tid), kind)
-                sites.setdefault(key, _Site()).blamed(blame.share_ns, blame.length)
-    return [_advice(*key, site, costs) for key, site in sites.items()]
+        if wait_ns[found.wait] < least_ns:
+            continue
+        dark_ns -= found.blamed_ns
+        free_ns += found.free_ns
+        for blame in found.first(max(1, int((found.shares.share_ns >= least_ns).sum()))):
+            kind, operation = _kind_of_blame(sites, blame)
+            sites.of(blame.tid, kind, operation).blamed(blame.share_ns, blame.length)
+    advice = tuple(_advice(*pair, costs, recognise) for pair in sites.found.items())
+    return RecordedAdvice(advice, int(long.sum()), int(wait_ns[long].sum()), dark_ns, free_ns)
 
 
-def _advice(process: str, kind: str, site: _Site, costs: Costs) -> Advice:
+def _kind_of_blame(sites: _Sites, blame: Blame) -> tuple[Kind, str]:
+    if blame.role == "queued-writer":
+        return QUEUED, blame.operation
+    if blame.waited:
+        return NO_CPU, blame.operation
+    if blame.vma:
+        return kind_of(blame.operation, 0, blame.length), blame.operation
+    return sites.kind_of_hold(blame.row)
+
+
+def _advice(key: tuple[int, str, str], site: _Site, costs: Costs, recognise: Recognise) -> Advice:
     seen = site.worst_share_ns > 0
+    name = f"{site.process} (pid {site.pid})" if site.process else f"pid {site.pid}"
     return Advice(
-        what=f"{kind} by {process}",
-        kind=kind,
+        what=f"{key[2]} by {name}" if site.kind.means is not Means.READER else f"reader {name}",
+        kind=site.kind,
         length=site.length,
         now_ns=site.worst_share_ns or site.longest_ns,
-        then_ns=left(kind, costs),
+        then_ns=left(site.kind, costs),
         seen=seen,
         count=max(site.count, 1),
         caused_ns=site.caused_ns,
-        note="" if seen else "nobody waited this time",
+        note=_note(site, seen),
+        runtime=recognise(site.pid, site.process) if site.kind.topic else None,
     )
 
 
-def _kind(operation: str, detail: int) -> str:
-    if operation == "mmap":
-        if detail & MAP_POPULATE:
-            return "MAP_POPULATE"
-        return "mmap over it" if detail & MAP_FIXED else ""
-    if operation == "madvise" and detail in ADVICE_KINDS:
-        return ADVICE_KINDS[detail]
-    kind = KINDS.get(operation, "")
-    assert not kind or kind in CHANGES
-    return kind
+def _note(site: _Site, seen: bool) -> str:
+    if not seen:
+        return "nobody waited this time"
+    return f"held it for {site.longest_ns / 1e6:.3g} ms" if site.longest_ns else ""

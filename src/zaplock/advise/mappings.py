@@ -1,8 +1,8 @@
 """Advice from /proc/PID: the mappings whose end would stall the process.
 
-Only `maps` and `status` are read: on 6.18 neither takes the target's mmap_lock, on older kernels
-`maps` takes it for read, a few pages of text at a time. `smaps`, `numa_maps` and `pagemap`, which
-would tell how much of each mapping is present, hold the lock that this is about; so what is
+Only `maps`, `status` and `comm` are read: on 6.18 none takes the target's mmap_lock, on older
+kernels `maps` takes it for read, a few pages of text at a time. `smaps`, `numa_maps` and `pagemap`,
+which would tell how much of each mapping is present, hold the lock that this is about; so what is
 present is taken to be as much as can be (the mapping's size, but no more than the process has of
 that kind), and the figures are upper bounds. Huge pages can't be told from small ones: both
 figures are given.
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from zaplock.advise.advice import Advice, left
 from zaplock.advise.costs import Costs
+from zaplock.advise.kinds import BRK, MUNMAP
+from zaplock.advise.runtimes import Runtime, recognise
 from zaplock.errors import UserError
 
 FULL_SHARE = 0.8
@@ -76,25 +78,31 @@ def from_process(pid: int, costs: Costs, *, least_ns: int) -> list[Advice]:
     Raises UserError if there is no such process or it may not be read.
     """
     maps, status = list(parse_maps(_read(pid, "maps"))), parse_status(_read(pid, "status"))
-    return advise(maps, status, costs, least_ns=least_ns)
+    name = _read(pid, "comm").rstrip("\n")
+    return advise(maps, status, costs, least_ns=least_ns, runtime=recognise(pid, name))
 
 
 def advise(
-    maps: list[Mapped], status: dict[str, int], costs: Costs, *, least_ns: int
+    maps: list[Mapped],
+    status: dict[str, int],
+    costs: Costs,
+    *,
+    least_ns: int,
+    runtime: Runtime | None = None,
 ) -> list[Advice]:
     """Return advice on mappings whose teardown, if all that can be is present, is that long."""
     found = []
     for mapped in maps:
         present = min(mapped.length, status.get(mapped.backing, 0))
-        advice = _advice(mapped, present, costs)
+        advice = _advice(mapped, present, costs, runtime)
         if advice is not None and advice.now_ns >= least_ns:
             found.append(advice)
     return found
 
 
-def _advice(mapped: Mapped, present: int, costs: Costs) -> Advice | None:
-    kind = "brk" if mapped.name == "[heap]" else "munmap"
-    now_ns = costs.of(kind, present)
+def _advice(mapped: Mapped, present: int, costs: Costs, runtime: Runtime | None) -> Advice | None:
+    kind = BRK if mapped.name == "[heap]" else MUNMAP
+    now_ns = costs.of(kind.cost, present)
     if now_ns is None or mapped.access.startswith("---") or mapped.name == "[stack]":
         return None
     huge_ns = costs.of("munmap of huge pages", present)
@@ -108,6 +116,7 @@ def _advice(mapped: Mapped, present: int, costs: Costs) -> Advice | None:
         then_ns=left(kind, costs),
         seen=False,
         note=f"{present >> 20} MiB present at most{small}",
+        runtime=runtime,
     )
 
 

@@ -14,19 +14,19 @@ end is felt are few and huge: they are made by `empty`.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zaplock.buffers.mapping import Mapping, MappingError
+from zaplock.buffers.move import PageMove
 from zaplock.release import release
 from zaplock.release import syscalls as calls
 from zaplock.release.fill import fill
-from zaplock.release.now import empty_range
-from zaplock.release.pace import DEFAULT_BOUND_NS, Pace, pieces
-from zaplock.release.targets import root
+from zaplock.release.hold import MemoryHold
+from zaplock.release.owners import Owner, stands_on
+from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
@@ -82,14 +82,22 @@ def empty(
 def populate(array: NDArray[Any], *, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
     """Make every page of an array present, in paced pieces; its content stays.
 
-    Works on any contiguous writable array. Price: all its memory at once, and some more total time
-    than touching it from one thread that nobody waits for.
+    Works on any contiguous writable array whose memory's owner can be shown (as for `release`).
+    Price: all its memory at once, and some more total time than touching it from one thread that
+    nobody waits for. Raises ReleaseError where the pages can't be written.
     """
     start, length = _range(array)
-    if not array.flags.writeable:
-        raise MappingError("a read-only array can't be populated for writing")
-    first = start // calls.PAGE * calls.PAGE
-    fill(first, first + _pages(start + length - first), max_stall_ns)
+    _require_writable(array)
+    owner = Owner()
+    try:
+        try:
+            owner.take(array, start, length)
+            first = start // calls.PAGE * calls.PAGE
+            fill(first, first + _pages(start + length - first), max_stall_ns)
+        finally:
+            owner.let_go()
+    finally:  # once more, if a signal handler raised inside the first
+        owner.let_go()
 
 
 def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None) -> NDArray[Any]:
@@ -98,11 +106,13 @@ def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None
     Nothing is copied: mremap moves page tables (5.7; older kernels copy). What is new reads as
     zero. Price: the old array and its views lose the content, they read as zeroes but stay valid
     memory; nobody may write to them meanwhile. Raises MappingError if `array` isn't a whole array
-    made by `empty`.
+    made by `empty`, BusyError while it is being released, NoMemoryError where the pages can't be
+    moved; whatever it raises, `array` keeps its content.
     """
     start, length = _range(array)
-    old = root(array)
-    if not isinstance(old, Mapping) or old.address != start:
+    _require_writable(array)
+    old = stands_on(array)
+    if not isinstance(old, Mapping) or (old.address, old.asked) != (start, length):
         raise MappingError("only a whole array made by zaplock.buffers.empty can be resized")
     bound_ns = max_stall_ns or old.max_stall_ns
     new = empty(
@@ -112,11 +122,21 @@ def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None
         max_stall_ns=bound_ns,
         background=old.background,
     )
-    keep = min(length, new.nbytes)
-    if keep:
-        _move(start, new.ctypes.data, keep, bound_ns)
-    ctypes.memset(new.ctypes.data + keep, 0, _pages(keep) - keep)  # what a shrink cut off
-    empty_range(start, start + len(old), bound_ns)
+    hold, move = MemoryHold(), PageMove(start, new, min(length, new.nbytes), bound_ns)
+    try:
+        try:
+            try:
+                hold.take(memoryview(old), None)
+                move.run()
+                hold.work(Pace(bound_ns), unmap=False)
+                move.cut()
+            finally:
+                hold.let_go()
+        finally:  # once more, if a signal handler raised inside the first
+            hold.let_go()
+    except BaseException:
+        move.undo()
+        raise
     return new
 
 
@@ -128,23 +148,17 @@ def borrowed(shape: Shape, dtype: DTypeLike = float, **options: Any) -> Iterator
     written to it is memory again; the addresses stay mapped until the last view goes.
     """
     array = empty(shape, dtype, **options)
+    mapping = stands_on(array)
     try:
         yield array
     finally:
-        if array.nbytes:
-            release(array, max_stall_ns=options.get("max_stall_ns", DEFAULT_BOUND_NS))
+        if isinstance(mapping, Mapping):
+            release(memoryview(mapping), max_stall_ns=mapping.max_stall_ns)
 
 
-def _move(source: int, target: int, length: int, max_stall_ns: int) -> None:
-    copied = False
-
-    def work(offset: int, piece: int) -> None:
-        nonlocal copied
-        if copied or calls.move_pages_onto(source + offset, piece, target + offset):
-            copied = True  # before 5.7, or several VMAs
-            ctypes.memmove(target + offset, source + offset, piece)
-
-    pieces(0, _pages(length), Pace(max_stall_ns), work)
+def _require_writable(array: NDArray[Any]) -> None:
+    if not array.flags.writeable:
+        raise MappingError("this array is read-only: it can't be populated or resized")
 
 
 def _range(array: NDArray[Any]) -> tuple[int, int]:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import mmap
 import sys
+from contextlib import suppress
 from typing import Any
 
 from zaplock.errors import UserError
-from zaplock.release import release_soon
+from zaplock.release import ReleaseError, release_soon
 from zaplock.release import syscalls as calls
-from zaplock.release.now import empty_range
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
-from zaplock.release.pinned import Pinned
+from zaplock.release.pinned import address_of
+from zaplock.release.vmas import require_mapped
+from zaplock.release.zap import zap
 
 MAP_HUGETLB = 0x40000
 HUGE_KINDS = (None, "thp", "never", "hugetlb")
@@ -37,6 +39,7 @@ class NoMemoryError(UserError, MemoryError):
 class Mapping(mmap.mmap):
     """Private anonymous memory of `length` bytes, rounded up to whole pages; zero until written.
 
+    `asked` is `length` as it was asked for, `address` where the memory is at this moment.
     `huge` is "thp" (transparent huge pages wanted), "never", "hugetlb" (the reserved pool) or None
     (as the system is set). `name` shows in /proc/PID/maps where the kernel can (5.17,
     CONFIG_ANON_VMA_NAME); `named` tells whether it does. `background` lets the worker of
@@ -44,11 +47,11 @@ class Mapping(mmap.mmap):
     NoMemoryError (a MemoryError) for what can't be had.
     """
 
-    address: int
-    huge: str | None
-    max_stall_ns: int
-    background: bool
-    named: bool
+    asked: int = 0
+    huge: str | None = None
+    max_stall_ns: int = DEFAULT_BOUND_NS
+    background: bool = False
+    named: bool = False
 
     def __new__(
         cls,
@@ -68,8 +71,7 @@ class Mapping(mmap.mmap):
             self = super().__new__(cls, -1, rounded(length, huge), flags=flags)
         except (OSError, OverflowError) as error:
             raise _refusal(length, huge, error) from None
-        with Pinned(self) as pinned:
-            self.address = pinned.address
+        self.asked = length
         self.huge, self.max_stall_ns, self.background = huge, max_stall_ns, background
         if huge in ("thp", "never"):
             advice = calls.MADV_HUGEPAGE if huge == "thp" else calls.MADV_NOHUGEPAGE
@@ -80,6 +82,20 @@ class Mapping(mmap.mmap):
     def __init__(self, *_arguments: Any, **_options: Any) -> None:
         super().__init__()
 
+    @property
+    def address(self) -> int:
+        """Return where the memory begins: asked each time, so that it is never out of date."""
+        if self.closed:
+            raise MappingError("this Mapping is closed: it has no address any more")
+        return address_of(self)
+
+    def resize(self, newsize: int) -> None:
+        """Refuse: the arrays on a mapping, its alignment and its huge pages go by its size."""
+        raise MappingError(
+            f"a Mapping can't be resized to {newsize}: zaplock.buffers.resize moves an array's "
+            "content to a new one"
+        )
+
     def __del__(self) -> None:
         """Zap, so that the unmap which follows finds no pages (an exit does both)."""
         if sys.is_finalizing() or self.closed:
@@ -88,7 +104,14 @@ class Mapping(mmap.mmap):
             self.background = False
             release_soon(self, max_stall_ns=self.max_stall_ns)
         else:
-            empty_range(self.address, self.address + len(self), self.max_stall_ns)
+            self._empty()
+
+    def _empty(self) -> None:
+        """Give the pages back; where that can't be done, the unmap does it, with a stall."""
+        start = self.address
+        end = start + len(self)
+        with suppress(ReleaseError):
+            zap(start, end, require_mapped(start, end), Pace(self.max_stall_ns))
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from zaplock.check import maple_nodes, rwsem_counter
 from zaplock.check.scenarios import Scenario
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import RWSEM_4_9
 from zaplock.model.step import Task
-from zaplock.protocols import maple_nodes, rwsem_counter
 from zaplock.protocols.design import Design, Protocol
-from zaplock.protocols.munmap import do_mas_align_munmap, do_vmi_align_munmap
 
 
 def part_configuration(scenario: Scenario, design: Design) -> Configuration:
     """Make the closed system of a scenario that is no address space."""
     if scenario.part == "rwsem":
-        return reader_count(counts_first=design.rwsem is not RWSEM_4_9)
+        return reader_count(design.rwsem.counts_first)
     if scenario.part == "stack-rot":
         return stack_rot(design)
     raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
@@ -28,7 +26,7 @@ def stack_rot(design: Design) -> Configuration:
     Kernels before 6.1 change their rbtree in place, so nothing is freed when a stack grows.
     """
     grower, reader = Task(1, 1, "grow"), Task(2, 1, "lookup")
-    maple = design.do_munmap in (do_mas_align_munmap, do_vmi_align_munmap)
+    maple = design.tree == "maple"
     under_write = design.stack_growth == "write"
 
     def build() -> Machine:

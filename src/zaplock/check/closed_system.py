@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
+
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
@@ -16,6 +18,7 @@ from zaplock.check.scenarios import (
     address_of,
     parse_operation,
 )
+from zaplock.check.watched import BoundedHold, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model import flags as f
@@ -46,7 +49,7 @@ KIND_FLAGS = {
     "file": f.VM_SHARED | f.VM_MAYSHARE,
     "shared": f.VM_SHARED | f.VM_MAYSHARE,
     "hugetlb": f.VM_SHARED | f.VM_MAYSHARE | f.VM_HUGETLB,
-    "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_IO | f.VM_DONTEXPAND,
+    "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_PAT | f.VM_IO | f.VM_DONTEXPAND,
 }
 FILE_KINDS = {
     "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb",
@@ -83,7 +86,11 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
     """Return small limits, so that a scenario can reach them."""
-    return ResourceLimits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+    small = ResourceLimits(max_map_count=scenario.max_map_count, stack_guard_gap=1 << 12)
+    if scenario.room is None:
+        return small
+    low, high = map(address_of, scenario.room)
+    return msgspec.structs.replace(small, mmap_min_addr=low, mmap_base=high)
 
 
 def _program(
@@ -102,6 +109,11 @@ def _program(
             protocol = operations.start(cx, operation)
             if isinstance(design, Mutant) and design.rule is not None:
                 protocol = filtered(protocol, design.rule())
+            if scenario.bounded_hold:
+                protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+            pages = operations.emptied(operation)
+            if design.tombstones and pages is not None:
+                protocol = filtered(protocol, ReturnMeansGone(task, *pages))
             results.append(await protocol)
         return tuple(results)
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
-from zaplock.check.bugs import LIVENESS, expected
-from zaplock.check.mutations import Mutation
+from zaplock.check.bugs import expected, promise_of
+from zaplock.check.mutations import Mutant, Mutation, mutate, mutations_of
 from zaplock.check.pairs import pair_names
-from zaplock.check.scenarios import shipped_scenarios
-from zaplock.check.shipped_mutations import MUTATIONS
-from zaplock.check.verdicts import BROKEN, PROVED, closed_system, find_design, find_scenario
-from zaplock.designs import SHIPPED
+from zaplock.check.scenarios import Scenario, shipped_scenarios
+from zaplock.check.verdicts import (
+    BROKEN,
+    NOT_EXHAUSTED,
+    PROVED,
+    closed_system,
+    find_design,
+    find_scenario,
+)
+from zaplock.designs import SHIPPED, Design, load
+from zaplock.designs.observed import observe, rules_read
 from zaplock.engines.checking.exhaustive import SearchLimits, explore
 
 QUICK = SearchLimits(states=2_000_000, seconds=60.0)
@@ -25,7 +33,12 @@ QUICK = SearchLimits(states=2_000_000, seconds=60.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """One scenario under one design. `known`: the bug of history that a break is, "" if none."""
+    """One scenario under one design.
+
+    known: the bug of history that a break is, "" if none. shared: whether the verdict is that of a
+    design before it, which agrees in every rule that was asked for.
+    unkept: the promise about time that the design does not make, which the scenario is about.
+    """
 
     scenario: str
     design: str
@@ -35,13 +48,13 @@ class Cell:
     invariants: tuple[str, ...] = ()
     why: str = ""
     known: str = ""
+    unkept: str = ""
+    shared: bool = False
 
     @property
     def agrees(self) -> bool:
         """Whether history says the same: broken where a bug is known, proved elsewhere."""
-        if self.scenario == LIVENESS:
-            return self.verdict == BROKEN
-        return self.verdict == (BROKEN if expected(self.scenario, self.design) else PROVED)
+        return self.verdict == (BROKEN if self.known or self.unkept else PROVED)
 
 
 def all_scenarios() -> list[str]:
@@ -52,21 +65,48 @@ def all_scenarios() -> list[str]:
 def check_row(
     scenario: str, designs: Sequence[str], fair: bool = False, limits: SearchLimits = QUICK
 ) -> list[Cell]:
-    """Check one scenario under each of some designs, meeting every violation that there is."""
+    """Check one scenario under each of some designs, meeting every violation that there is.
+
+    A verdict depends on the rules that were asked for. Where two designs agree in those, whatever
+    else they differ in, the verdict of the one is that of the other.
+    """
     found = find_scenario(scenario)
+    seen: list[tuple[dict[str, Any], Cell]] = []
     cells = []
     for name in designs:
-        system = closed_system(found, find_design(name), fair)
-        verdict = explore(system, limits, all_violations=True)
-        rules = tuple(dict.fromkeys(one.invariant.name for one in verdict.violations))
-        bug = expected(scenario, name)
-        cells.append(
-            Cell(
-                scenario, name, verdict.answer, verdict.states, verdict.seconds, rules,
-                verdict.limit or "; ".join(verdict.never), bug.name if bug else "",
-            )
-        )  # fmt: skip
+        design = find_design(name)
+        cell = next((cell for rules, cell in seen if _agrees(design, rules)), None)
+        if cell is not None:
+            cell = replace(cell, shared=True)
+        else:
+            rules, cell = _checked(found, design, fair, limits)
+            if cell.verdict != NOT_EXHAUSTED and not isinstance(design, Mutant):
+                seen.append((rules, cell))
+        bug, promise = expected(scenario, design), promise_of(scenario)
+        unkept = promise.says if promise and not promise.keeps(design) else ""
+        known = bug.name if bug else ""
+        cells.append(replace(cell, scenario=scenario, design=name, known=known, unkept=unkept))
     return cells
+
+
+def _agrees(design: Design, rules: dict[str, Any]) -> bool:
+    if isinstance(design, Mutant):
+        return False
+    return all(getattr(design, rule) == value for rule, value in rules.items())
+
+
+def _checked(
+    scenario: Scenario, design: Design, fair: bool, limits: SearchLimits
+) -> tuple[dict[str, Any], Cell]:
+    """Check a scenario; return the rules that it asked for, with their values, and the verdict."""
+    observed = design if isinstance(design, Mutant) else observe(design)
+    verdict = explore(closed_system(scenario, observed, fair), limits, all_violations=True)
+    broken = tuple(dict.fromkeys(one.invariant.name for one in verdict.violations))
+    why = verdict.limit or "; ".join(verdict.never)
+    cell = Cell(
+        scenario.name, design.name, verdict.answer, verdict.states, verdict.seconds, broken, why
+    )
+    return {rule: getattr(design, rule) for rule in rules_read(observed)}, cell
 
 
 def matrix(
@@ -118,9 +158,13 @@ class Killed:
         return bool(self.scenario) != bool(self.equivalent)
 
 
-def mutants() -> list[tuple[str, str]]:
-    """Name every (design, mutation)."""
-    return [(design, one.name) for one in MUTATIONS for design in one.designs]
+def mutants(designs: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Name every (design, mutation) of these designs, or of the shipped ones."""
+    return [
+        (name, mutation)
+        for name in tuple(designs) or tuple(SHIPPED)
+        for mutation in mutations_of(load(name))
+    ]
 
 
 def try_mutant(design: str, name: str) -> Killed:
@@ -128,9 +172,10 @@ def try_mutant(design: str, name: str) -> Killed:
 
     An equivalent one is tried in every written scenario.
     """
-    one = next(m for m in MUTATIONS if m.name == name and design in m.designs)
-    mutated = find_design(f"{design}/{name}")
-    for scenario in _trials(one, design):
+    base = load(design)
+    one = mutations_of(base)[name]
+    mutated = mutate(base, one)
+    for scenario in _trials(one, base):
         verdict = explore(closed_system(find_scenario(scenario), mutated), QUICK)
         if verdict.answer == BROKEN:
             rule = verdict.violations[0].invariant.name
@@ -138,16 +183,24 @@ def try_mutant(design: str, name: str) -> Killed:
     return Killed(design, name, one.summary, equivalent=one.equivalent)
 
 
-def _trials(mutation: Mutation, design: str) -> Iterable[str]:
+def _trials(mutation: Mutation, design: Design) -> Iterable[str]:
     names = mutation.breaks or tuple(shipped_scenarios())
-    return [name for name in names if name != LIVENESS and expected(name, design) is None]
+    return [name for name in names if keeps(name, design) and expected(name, design) is None]
+
+
+def keeps(scenario: str, design: Design) -> bool:
+    """Return whether a scenario is about no promise, or about one that the design makes."""
+    promise = promise_of(scenario)
+    return promise is None or promise.keeps(design)
 
 
 def mutation_score(
-    executor: Executor | None, progress: Callable[[int, int], None] | None = None
+    executor: Executor | None,
+    designs: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Killed]:
-    """Try every mutant of every design."""
-    pairs = mutants()
+    """Try every mutant of these designs, or of the shipped ones."""
+    pairs = mutants(designs)
     if executor is None:
         outcomes: Iterable[Killed] = (try_mutant(*pair) for pair in pairs)
     else:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from zaplock.designs import SHIPPED
+from zaplock.designs import load
 from zaplock.errors import UserError
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
@@ -41,15 +41,17 @@ class Rule:
 class Mutation:
     """One thing done wrong.
 
-    breaks: scenarios that show it. equivalent: why it breaks nothing, where it is no mutation at
-    all; a tuple of designs may need a reason each. changes: fields of the design. rule: a filter.
+    where: which designs it can be made in, by their rules. breaks: scenarios that show it.
+    changes: fields of the design, from the design as it was. rule: a filter. equivalent: why it
+    breaks nothing, where it is no mutation at all; a mutation that is one in some designs only
+    stands twice, with different `where`.
     """
 
     name: str
     summary: str
-    designs: tuple[str, ...]
+    where: Callable[[Design], bool]
     breaks: tuple[str, ...] = ()
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: Callable[[Design], dict[str, Any]] | None = None
     rule: Callable[[], Rule] | None = None
     equivalent: str = ""
 
@@ -63,25 +65,32 @@ class Mutant(Design):
 
 def mutate(design: Design, mutation: Mutation) -> Design:
     """Return the design with the mutation in it; it is named DESIGN/MUTATION."""
+    changes = mutation.changes(design) if mutation.changes else {}
     name = f"{design.name}/{mutation.name}"
-    changed = replace(design, name=name, summary=mutation.summary, **mutation.changes)
+    changed = replace(design, name=name, summary=mutation.summary, **changes)
     if mutation.rule is None:
         return changed
     fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
     return Mutant(**fields, rule=mutation.rule)
 
 
-def mutant(name: str) -> Design | None:
-    """Return the mutant "DESIGN/MUTATION", or None where a name is of another form."""
+def mutations_of(design: Design) -> dict[str, Mutation]:
+    """Return the mutations that can be made in a design, by name."""
     from zaplock.check.shipped_mutations import MUTATIONS
 
-    design, slash, mutation = name.partition("/")
-    if not slash or design not in SHIPPED:
+    return {one.name: one for one in MUTATIONS if one.where(design)}
+
+
+def mutant(name: str) -> Design | None:
+    """Return the mutant "DESIGN/MUTATION", or None where a name is of another form."""
+    design_name, slash, mutation = name.rpartition("/")
+    if not slash or ".py" in mutation:
         return None
-    known = {one.name: one for one in MUTATIONS if design in one.designs}
+    design = load(design_name)
+    known = mutations_of(design)
     if mutation not in known:
-        raise UserError(f"no mutation {mutation!r} of {design}; there are {', '.join(known)}")
-    return mutate(SHIPPED[design], known[mutation])
+        raise UserError(f"no mutation {mutation!r} of {design_name}; there are {', '.join(known)}")
+    return mutate(design, known[mutation])
 
 
 @types.coroutine
@@ -235,7 +244,11 @@ class SkipWrite(Rule):
         return (yield step)
 
 
-async def zap_first_munmap(cx: Cx, start: int, length: int) -> int:
+def zaps_first(design: Design) -> dict[str, Any]:
     """An earlier idea of the RFC: zap under read while the VMAs can be found, then unmap."""
-    await madvise(cx, start, length, MADV_DONTNEED)
-    return await SHIPPED[cx.design.name.partition("/")[0]].munmap(cx, start, length)
+
+    async def zap_first_munmap(cx: Cx, start: int, length: int) -> int:
+        await madvise(cx, start, length, MADV_DONTNEED)
+        return await design.munmap(cx, start, length)
+
+    return {"munmap": zap_first_munmap}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zaplock.check.scenarios import PAGE_SHIFT, ScenarioOperation, address_of
+from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT, ScenarioOperation, address_of
 from zaplock.errors import UserError
 from zaplock.model.flags import (
     MADV_DONTNEED,
@@ -41,6 +41,7 @@ from zaplock.protocols import (
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.userfaultfd import monitor
 
+STILL_THERE = -1
 HEAP_PAGE = 64
 """Where a scenario's heap begins."""
 
@@ -70,6 +71,23 @@ def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     prot = PROT_READ | PROT_WRITE
     return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
+
+
+async def _write_read(cx: Cx, page: int, tag: int) -> int:
+    written = await access.write_memory(cx, address_of(page), tag)
+    return await access.read_memory(cx, address_of(page)) if written >= 0 else written
+
+
+async def _mmap_anywhere(cx: Cx, pages: int) -> int:
+    flags = MAP_PRIVATE | MAP_ANONYMOUS
+    placed = await mmap.mmap(cx, 0, length_of(pages), PROT_READ | PROT_WRITE, flags)
+    return placed if placed < 0 else (placed >> PAGE_SHIFT) - BASE_PAGE
+
+
+async def _mmap_once_gone(cx: Cx, page: int, pages: int) -> int:
+    if await access.read_memory(cx, address_of(page)) >= 0:
+        return STILL_THERE
+    return await _mmap_anywhere(cx, pages)
 
 
 async def _mmap_device(cx: Cx, page: int, pages: int, file: int) -> int:
@@ -106,6 +124,14 @@ KINDS: dict[str, OperationKind] = {
     "mmap-fixed": OperationKind(
         _mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True
     ),
+    "mmap-anywhere": OperationKind(
+        _mmap_anywhere, ("pages",), "mmap where there is room; gives the page where it went"
+    ),
+    "mmap-once-gone": OperationKind(
+        _mmap_once_gone,
+        ("page", "pages"),
+        "read a page; if it is gone, mmap where there is room, else give -1",
+    ),
     "mmap-device": OperationKind(
         _mmap_device, ("page", "pages", "file"), "map a device, which may fail"
     ),
@@ -118,6 +144,9 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
+    ),
+    "write-read": OperationKind(
+        _write_read, ("page", "tag"), "write memory and read it again: what is there then"
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(

@@ -92,6 +92,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     brk: the page where the heap ends, if not where its mapping does.
     device_fails_after: how many pages a device maps before its mmap fails.
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
+    bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
+        bound.
+    room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
     """
 
@@ -111,6 +114,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     brk: int | None = None
     device_fails_after: int | None = None
     liveness: bool = False
+    bounded_hold: bool = False
+    room: tuple[int, int] | None = None
     part: Literal["", "rwsem", "stack-rot"] = ""
 
 

@@ -7,6 +7,9 @@ checker says; `zaplock check --mutations` makes it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from zaplock.check.mutations import (
     DowngradeBefore,
     Mutation,
@@ -16,160 +19,189 @@ from zaplock.check.mutations import (
     SkipWrite,
     UnlockLast,
     WrongUnlock,
-    zap_first_munmap,
+    zaps_first,
 )
-from zaplock.designs import SHIPPED
+from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
+from zaplock.protocols.design import Design
 
-ALL = tuple(SHIPPED)
-RFC = ("rfc-v6-posted", "rfc-v6")
-DOWNGRADING = (*RFC, "linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18")
-FROM_4_18 = tuple(name for name in ALL if name != "linux-4.9")
-FROM_4_20 = ("linux-4.20", "linux-5.10", "linux-6.1", "linux-6.18")
-FROM_5_10 = ("linux-5.10", "linux-6.1", "linux-6.18")
-UP_TO_5_10 = tuple(name for name in ALL if name not in ("linux-6.1", "linux-6.18"))
-GROWTH_UNDER_WRITE = ("linux-6.1", "linux-6.18")
+
+def everywhere(_design: Design) -> bool:
+    return True
+
+
+def unmaps_as_linux(d: Design) -> bool:
+    """Whether munmap has Linux's steps: proposals have mutations of their own."""
+    return not d.tombstones and not d.cuts
+
+
+def downgrades(d: Design) -> bool:
+    return d.munmap_downgrades
+
+
+def grows_under_write(d: Design) -> bool:
+    return d.stack_growth == "write"
+
+
+def keeps_from_growable(d: Design) -> bool:
+    """Whether munmap does not downgrade beside a stack that may grow."""
+    return d.munmap_downgrades and not d.downgrade_beside_growable
+
+
+def takes_bounds_before(d: Design) -> bool:
+    return d.munmap_downgrades and d.bounds_read == "before" and grows_under_write(d)
+
+
+def has_vma_locks(d: Design) -> bool:
+    return d.vma_locks
+
+
+def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
+    """Set rules of the design to these values."""
+    return lambda _design: changes
+
 
 MUTATIONS: tuple[Mutation, ...] = (
+    *PROPOSAL_MUTATIONS,
     # The munmap itself.
     Mutation(
         "downgrade-before-detach",
         "downgrades before the VMAs are out of the tree",
-        DOWNGRADING,
+        downgrades,
         ("munmap-fault-gup",),
         rule=lambda: DowngradeBefore("detach_vmas_to_be_unmapped"),
     ),
     Mutation(
         "zap-before-detach",
         "zaps under read while the VMAs can still be found (an earlier form of the RFC)",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
-        changes={"munmap": zap_first_munmap},
+        changes=zaps_first,
     ),
     Mutation(
         "no-detach",
         "leaves the VMAs in the tree",
-        ALL,
+        unmaps_as_linux,
         ("munmap-fault-gup",),
         rule=lambda: Skip("detach_vmas_to_be_unmapped"),
     ),
     Mutation(
         "no-mmap-lock",
         "takes no mmap_lock for write",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
         rule=lambda: SkipLock("mmap_lock", True),
     ),
     Mutation(
         "unlock-read-as-write",
         "unlocks for write what it holds for read",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
         rule=lambda: WrongUnlock(write=False),
     ),
     Mutation(
         "unlock-write-as-read",
         "unlocks for read what it holds for write",
-        ALL,
+        everywhere,
         ("munmap-reuse",),
         rule=lambda: WrongUnlock(write=True),
     ),
     Mutation(
         "no-unlock-of-read",
         "forgets the unlock",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
         rule=lambda: Skip("up_read", 0),
     ),
     Mutation(
         "no-unlock-of-write",
         "forgets the unlock",
-        ALL,
+        everywhere,
         ("munmap-reuse",),
         rule=lambda: Skip("up_write", 0),
     ),
     Mutation(
         "no-neighbour-check",
         "downgrades beside a stack that may grow under read",
-        ("linux-5.10",),
+        lambda d: keeps_from_growable(d) and not grows_under_write(d),
         ("expand", "ceiling"),
-        changes={"downgrade_beside_growable": True},
+        changes=rules(downgrade_beside_growable=True),
     ),
     Mutation(
         "no-neighbour-check",
         "downgrades beside a stack that may grow",
-        ("linux-6.1",),
-        changes={"downgrade_beside_growable": True},
+        lambda d: keeps_from_growable(d) and grows_under_write(d),
+        changes=rules(downgrade_beside_growable=True),
         equivalent="stacks grow under write, so none grows while a downgraded holder reads; "
         "that is why 6.5 dropped the check",
     ),
     Mutation(
         "late-bounds",
         "reads floor and ceiling after the downgrade",
-        ("linux-6.18",),
-        changes={"bounds_read": "after"},
+        takes_bounds_before,
+        changes=rules(bounds_read="after"),
         equivalent="whatever moves a neighbour needs the lock for write, also growth since 6.5",
     ),
     Mutation(
         "late-bounds-and-growth-under-read",
         "reads floor and ceiling after the downgrade, and stacks grow under read",
-        ("linux-6.18",),
+        takes_bounds_before,
         ("ceiling",),
-        changes={"bounds_read": "after", "stack_growth": "read"},
+        changes=rules(bounds_read="after", stack_growth="read"),
     ),
     Mutation(
         "growth-under-read",
         "lets stacks grow under read: the accounting loses its lock",
-        GROWTH_UNDER_WRITE,
+        grows_under_write,
         ("lost-update", "stack-rot"),
-        changes={"stack_growth": "read"},
+        changes=rules(stack_growth="read"),
     ),
     # The order of the teardown.
     Mutation(
         "no-zap",
         "frees page tables whose entries are live",
-        ALL,
+        lambda d: not d.cuts,
         ("munmap-fault-gup",),
         rule=lambda: Skip("zap_pte_range", False),
     ),
     Mutation(
         "tables-before-zap",
         "zaps only after the page tables are freed",
-        ALL,
+        unmaps_as_linux,
         ("munmap-fault-gup",),
         rule=lambda: Postpone("zap_pte_range", "free_pgd_range", False),
     ),
     Mutation(
-        "exit-frees-tables-under-read",
-        "exit_mmap frees page tables without the lock for write",
-        GROWTH_UNDER_WRITE,
+        "exit-without-write-lock",
+        "exit_mmap keeps nobody out with the lock where it frees page tables",
+        lambda d: d.exit_lock != "users",
         ("exit-reap",),
         rule=lambda: SkipLock("mmap_lock", True),
     ),
     Mutation(
         "no-flush",
         "returns pages without a flush",
-        ALL,
+        everywhere,
         ("munmap-file", "nested-flush"),
         rule=lambda: Skip("tlb_begin_finish"),
     ),
     Mutation(
         "flush-after-free",
         "flushes after the pages are returned",
-        ALL,
+        everywhere,
         ("munmap-file", "nested-flush"),
         rule=lambda: Postpone("tlb_begin_finish", "tlb_batch_pages_flush"),
     ),
     Mutation(
         "no-return",
         "never returns the gathered pages",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
         rule=lambda: Skip("tlb_batch_pages_flush"),
     ),
     Mutation(
         "no-table-free",
         "leaves the page tables",
-        ALL,
+        everywhere,
         rule=lambda: Skip("free_pgd_range"),
         equivalent="an empty page table that stays is counted, used again and freed at exit: "
         "memory, not safety",
@@ -177,28 +209,28 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no-floor-and-ceiling",
         "frees page tables that neighbours share",
-        ALL,
+        unmaps_as_linux,
         ("shared-table",),
         rule=lambda: Skip("floor_and_ceiling", (0, 0)),
     ),
     Mutation(
         "no-rmap-unlink",
         "leaves the VMAs in the file's rmap",
-        ALL,
+        everywhere,
         ("munmap-file",),
         rule=lambda: Skip("unlink_file"),
     ),
     Mutation(
         "no-i-mmap-lock",
         "changes the file's rmap without its lock",
-        ALL,
+        everywhere,
         ("munmap-file", "munmap+truncate"),
         rule=lambda: SkipLock("i_mmap", True),
     ),
     Mutation(
         "no-i-mmap-read-lock",
         "truncation walks the rmap without its lock",
-        ALL,
+        everywhere,
         ("munmap-file", "munmap+truncate"),
         rule=lambda: SkipLock("i_mmap", False),
     ),
@@ -206,35 +238,35 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no-total-vm",
         "does not take the pages off total_vm",
-        ALL,
+        unmaps_as_linux,
         ("munmap-fault-gup",),
         rule=lambda: Skip("write_counter"),
     ),
     Mutation(
         "no-uncommit",
         "does not give committed memory back",
-        ALL,
+        everywhere,
         ("munmap-fault-gup",),
         rule=lambda: Skip("vm_unacct_memory"),
     ),
     Mutation(
         "no-locked-vm",
         "does not take locked pages off locked_vm",
-        ALL,
+        everywhere,
         ("munmap-locked",),
         rule=lambda: Skip("add_counter"),
     ),
     Mutation(
         "no-remove-vma",
         "never frees the VMA",
-        ALL,
+        unmaps_as_linux,
         ("munmap-fault-gup",),
         rule=lambda: Skip("remove_vma"),
     ),
     Mutation(
         "no-rollback",
         "leaves brk where an unmap that failed was to put it",
-        ALL,
+        everywhere,
         ("brk-error",),
         rule=lambda: SkipWrite("brk"),
     ),
@@ -242,85 +274,92 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "nested-flush-forgets-tables",
         "a nested flush resets its range and forgets the freed tables",
-        FROM_5_10,
+        lambda d: d.munmap_downgrades and d.nested_flush == "full",
         ("nested-flush",),
-        changes={"nested_flush": "forget-tables"},
+        changes=rules(nested_flush="forget-tables"),
     ),
     Mutation(
         "nested-flush-ignored",
         "a finishing gather does not look for others",
-        tuple(name for name in ALL if name != "linux-4.9"),
+        lambda d: d.nested_flush != "ignore",
         ("missed-flush",),
-        changes={"nested_flush": "ignore"},
+        changes=rules(nested_flush="ignore"),
     ),
     Mutation(
         "mremap-flush-outside",
         "moves entries and flushes after the page-table lock is dropped",
-        FROM_4_20,
+        lambda d: d.mremap_flush == "inside",
         ("mremap-flush",),
-        changes={"mremap_flush": "outside"},
+        changes=rules(mremap_flush="outside"),
     ),
     Mutation(
         "mremap-no-flush",
         "moves entries without a flush",
-        UP_TO_5_10[:4],
+        lambda d: d.mremap_flush == "outside",
         ("mremap-touch",),
         rule=lambda: Skip("flush_moved"),
     ),
     Mutation(
         "fork-no-flush",
         "fork lets other threads write to pages that are shared by now",
-        ALL,
+        everywhere,
         ("fork-write",),
         rule=lambda: Skip("flush_parent"),
     ),
     Mutation(
         "event-before-unlock",
         "tells the userfaultfd monitor before the lock is given back",
-        FROM_4_18,
+        lambda d: d.uffd_unmap,
         ("uffd-event",),
         rule=UnlockLast,
     ),
     Mutation(
         "exit-lets-reapers-in",
         "exit_mmap does not tell reapers to keep away",
-        UP_TO_5_10,
+        lambda d: d.exit_lock in ("late-barrier", "barrier"),
         ("exit-reap",),
         rule=lambda: Skip("set_oom_skip"),
     ),
     Mutation(
         "exit-lets-reapers-in",
         "exit_mmap does not tell reapers to keep away",
-        GROWTH_UNDER_WRITE,
+        lambda d: d.exit_lock == "read-write",
         rule=lambda: Skip("set_oom_skip"),
         equivalent="exit_mmap zaps under read and frees the tables under write, so a reaper that "
         "comes finds empty page tables or no VMAs: the mark only saves it the way",
     ),
     Mutation(
+        "reaper-is-no-user",
+        "a reaper does not count as a user of the address space",
+        lambda d: d.exit_lock in ("users", "late-barrier", "barrier"),
+        ("exit-reap",),
+        rule=lambda: Skip("mmget_not_zero", True),
+    ),
+    Mutation(
         "mremap-moves-nothing",
         "a move leaves the entries where they were",
-        ALL,
+        everywhere,
         ("mremap-touch",),
         rule=lambda: Skip("move_ptes"),
     ),
     Mutation(
         "fork-copies-nothing",
         "the child of a fork gets no entries",
-        ALL,
+        everywhere,
         ("fork-write",),
         rule=lambda: Skip("copy_ptes"),
     ),
     Mutation(
         "truncate-keeps-cache",
         "a truncation leaves its pages in the page cache",
-        ALL,
+        everywhere,
         ("munmap-file",),
         rule=lambda: Skip("truncate_pagecache"),
     ),
     Mutation(
         "exit-removes-nothing",
         "exit_mmap leaves the VMAs",
-        ALL,
+        everywhere,
         ("exit-reap",),
         rule=lambda: Skip("remove_all"),
     ),
@@ -328,21 +367,21 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "skip-vm-flags-inverted",
         "the hugetlb test of the RFC as posted",
-        ("rfc-v6",),
+        lambda d: d.skip_vm_flags == "yes",
         ("hugetlb",),
-        changes={"skip_vm_flags": "posted"},
+        changes=rules(skip_vm_flags="posted"),
     ),
     Mutation(
         "no-flush-before-rmap",
         "takes PFN mappings out of the rmap before they are flushed",
-        GROWTH_UNDER_WRITE,
+        lambda d: d.flush_before_rmap and not d.cuts,
         ("pfn-revoke",),
-        changes={"flush_before_rmap": False},
+        changes=rules(flush_before_rmap=False),
     ),
     Mutation(
         "arch-unmap-late",
         "calls the architecture's hook under read",
-        ("linux-4.20", "linux-5.10"),
+        lambda d: d.munmap_downgrades and d.arch_unmap in ("detached", "first"),
         ("arch-unmap",),
         rule=lambda: DowngradeBefore("companion"),
     ),
@@ -350,28 +389,28 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fault-without-lock",
         "faults and readers take no mmap_lock for read",
-        ALL,
+        everywhere,
         ("munmap-fault-gup", "munmap-reuse"),
         rule=lambda: SkipLock("mmap_lock", False),
     ),
     Mutation(
         "no-detached-recheck",
         "a fault that has read-locked its VMA does not look whether it is still in the tree",
-        ("linux-6.18",),
+        has_vma_locks,
         ("munmap-fault-gup",),
         rule=lambda: Skip("still_covers", True),
     ),
     Mutation(
         "no-vma-write-lock",
         "munmap does not write-lock the VMAs that it detaches",
-        ("linux-6.18",),
+        lambda d: d.vma_locks and unmaps_as_linux(d),
         ("munmap-fault-gup",),
         rule=lambda: Skip("_start_write"),
     ),
     Mutation(
         "no-end-of-vma-write-locks",
         "the downgrade and the unlock leave VMAs write-locked",
-        ("linux-6.18",),
+        has_vma_locks,
         rule=lambda: Skip("vma_end_write_all"),
         equivalent="a VMA that stays write-locked sends every fault the slow way, under the "
         "mmap_lock: speed, not safety",

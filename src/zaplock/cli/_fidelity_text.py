@@ -76,6 +76,7 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
         f"{agreeing} of {len(rows)} teardowns agree in modes, in who waits behind whom, and in the "
         f"share of the teardown that each waits within {TOLERANCE:.0%} (worst: {worst:.1%})."
     ]
+    said += decided(rows)
     for one in hung:
         measured, predicted = (
             ", ".join(names) or "nobody" for names in (one.measured, one.predicted)
@@ -83,6 +84,19 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
         verb = "as predicted" if one.agrees else f"predicted: {predicted}"
         said.append(f"{one.kernel}: khungtaskd reports {measured}, {verb}.")
     return said
+
+
+def decided(rows: Sequence[Agreement]) -> list[str]:
+    """Name, for each kernel, the changes of Linux that decided what was predicted for it."""
+    by_design: dict[tuple[str, str, str], dict[str, None]] = {}
+    for row in rows:
+        changes = by_design.setdefault((row.kernel, row.design, row.note), {})
+        changes.update((f"{one.since} {one.commit or one.subject}", None) for one in row.decided_by)
+    return [
+        f"{kernel} is predicted as {design}, decided by {', '.join(changes) or '4.9'}"
+        + (f"; {note}." if note else ".")
+        for (kernel, design, note), changes in by_design.items()
+    ]
 
 
 def as_json(

@@ -50,8 +50,8 @@ class Window:
     def _events(self) -> Events:
         import numpy as np
 
-        from zaplock.recorder.operations import NAMES
         from zaplock.trace.events import EVENT, Events
+        from zaplock.trace.operations import NAMES
 
         columns = {
             name: np.concatenate([np.empty(0, EVENT[name]), *(b[name] for b in self._blocks)])

@@ -5,7 +5,9 @@ looks at a running process without taking its lock: advice on mappings whose end
 upper bounds, since what is present can't be seen without that lock. Both need some seconds in
 which the calls are measured on this kernel, in a process of their own.
 
-"now" is the worst stall of others, "then" what the longest piece takes after the change.
+"now" is the worst stall of others, "then" what the longest piece takes after the change. Advice
+never costs data: pages are given back only where the call frees them anyway. A program with
+settings of its own (Java, Go, jemalloc, Redis, ...) is told those, and where they are documented.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zaplock.errors import UserError
 from zaplock.units import duration, format_size, parse_duration
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zaplock.advise.advice import Advice
+    from zaplock.advise.calls import RecordedAdvice
     from zaplock.advise.costs import Costs
 
 SUMMARY = "name the calls and mappings that are worth changing, and the gain"
@@ -46,18 +49,24 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
     least_ns = parse_duration(args.least)
     costs = _costs()
-    found = (
-        _from_file(args.file, costs, least_ns) if args.file else _from_pid(args, costs, least_ns)
-    )
-    found = [one for one in found if one.worth_it]
-    found = sorted(found, key=lambda one: (-one.caused_ns, -one.gain_ns, one.what))[: args.top]
+    told = _from_file(args.file, costs, least_ns) if args.file else _from_pid(args, costs, least_ns)
+    worth = [one for one in told.advice if one.worth_it]
+    found = sorted(worth, key=lambda one: (-one.caused_ns, -one.gain_ns, one.what))
     if args.json:
-        measured = {"length": costs.length, "took_ns": dict(costs.took_ns)}
-        print(json.dumps({"advice": [one.to_json() for one in found], "costs": measured}, indent=1))
+        print(json.dumps(_to_json(told, found[: args.top], costs), indent=1))
     else:
-        _print(args, found, costs)
+        _print(args, told, found, costs)
     print(_next(args), file=sys.stderr if args.json else sys.stdout)
     return 0
+
+
+def _to_json(told: RecordedAdvice, found: list[Advice], costs: Costs) -> dict[str, Any]:
+    names = ("waits", "waited_ns", "unexplained_ns", "free_ns")
+    return {
+        "advice": [one.to_json() for one in found],
+        **{name: getattr(told, name) for name in names},
+        "costs": {"length": costs.length, "took_ns": dict(costs.took_ns)},
+    }
 
 
 def _costs() -> Costs:
@@ -68,43 +77,68 @@ def _costs() -> Costs:
         return measure_costs()
 
 
-def _from_file(file: str, costs: Costs, least_ns: int) -> list[Advice]:
+def _from_file(file: str, costs: Costs, least_ns: int) -> RecordedAdvice:
     from zaplock.advise.calls import from_recording
+    from zaplock.advise.runtimes import recognise
     from zaplock.cli._busy import busy
     from zaplock.cli.report import load
     from zaplock.trace.summary import summarise
 
     analysis = load(file)
     with busy("finding who is to blame"):
-        return from_recording(summarise(analysis), costs, least_ns=least_ns)
+        return from_recording(summarise(analysis), costs, least_ns=least_ns, recognise=recognise)
 
 
-def _from_pid(args: argparse.Namespace, costs: Costs, least_ns: int) -> list[Advice]:
+def _from_pid(args: argparse.Namespace, costs: Costs, least_ns: int) -> RecordedAdvice:
+    from zaplock.advise.calls import RecordedAdvice
     from zaplock.advise.mappings import from_process, warnings
 
     found = from_process(args.pid, costs, least_ns=least_ns)
     for line in warnings(args.pid):
         print(line, file=sys.stderr)
-    return found
+    return RecordedAdvice(tuple(found), 0, 0, 0, 0)
 
 
-def _print(args: argparse.Namespace, found: list[Advice], costs: Costs) -> None:
+def _print(
+    args: argparse.Namespace, told: RecordedAdvice, found: list[Advice], costs: Costs
+) -> None:
     from rich.console import Console
 
     console = Console()
-    if not found:
-        print(f"nothing stalls others for {args.least} or longer")
-        return
-    console.print(table(found))
-    for kind in dict.fromkeys(one.kind for one in found):
-        change = next(one.change for one in found if one.kind == kind)
-        console.print(f"{kind}: {change}.", highlight=False, soft_wrap=True)
+    if found:
+        console.print(table(found[: args.top]))
+    for line in said(told, found, args.top, args.least):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     munmap = costs.of("munmap", 1 << 30)
     if munmap:
         console.print(
             f"Measured on this kernel: munmap of 1G of 4 KiB pages {duration(munmap)}.",
             highlight=False,
         )
+
+
+def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> list[str]:
+    """Say what to do about each kind, and what nobody is known to be behind."""
+    shown = found[:top]
+    lines = [f"{one.kind.name}: {one.change}." + _source(one) for one in shown]
+    lines = list(dict.fromkeys(lines))
+    if len(found) > top:
+        lines.append(f"... and {len(found) - top} more (--top).")
+    dark_ns = told.unexplained_ns - told.free_ns
+    if told.waits and (dark_ns or not found):
+        counted = "1 wait" if told.waits == 1 else f"{told.waits:,} waits"
+        lines.append(
+            f"{counted} took {least} or longer, {duration(told.waited_ns)} in all; who "
+            f"held the lock in {duration(dark_ns)} of that is not known, and in "
+            f"{duration(told.free_ns)} nobody had it."
+        )
+    elif not found:
+        lines.append(f"nothing stalls others for {least} or longer")
+    return lines
+
+
+def _source(one: Advice) -> str:
+    return f" See {one.source}" if one.source else ""
 
 
 def table(found: list[Advice]) -> Table:

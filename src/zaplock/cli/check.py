@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         "(default: all shipped ones)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list scenarios and operations")
     parser.add_argument("--all", action="store_true", help="every scenario under every design")
+    parser.add_argument("--releases", action="store_true",
+                        help="with --all: under every Linux release that differs from the one "
+                        "before it, backports included")  # fmt: skip
     parser.add_argument("--mutations", action="store_true", help="try every mutant of every design")
     parser.add_argument("--fair", action="store_true", help="queue as the design's kernel does")
     parser.add_argument(
@@ -84,6 +87,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         for name, value in one_only.items():
             if value:
                 raise UserError(f"{name} is for one SCENARIO, not for --all or --mutations")
+    if args.releases and (not args.all or args.design):
+        raise UserError("--releases goes with --all, and instead of --design")
     if args.timed and not args.replay:
         raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
 
@@ -296,9 +301,11 @@ def _matrix(args: argparse.Namespace) -> int:
     from zaplock.check.verdicts import find_design
     from zaplock.cli._progress import counter
     from zaplock.designs import SHIPPED
+    from zaplock.designs.linux import releases_that_differ
     from zaplock.engines.checking.exhaustive import SearchLimits
 
-    designs = args.design or list(SHIPPED)
+    releases = [design.name for design in releases_that_differ()] if args.releases else []
+    designs = args.design or releases or list(SHIPPED)
     for name in designs:
         find_design(name)
     limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
@@ -330,14 +337,15 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
         "scenario": cell.scenario, "design": cell.design, "verdict": cell.verdict,
         "invariants": list(cell.invariants), "states": cell.states,
         "seconds": round(cell.seconds, 6), "why": cell.why, "known_bug": cell.known or None,
-        "agrees_with_history": cell.agrees,
+        "agrees_with_history": cell.agrees, "shared": cell.shared,
     }  # fmt: skip
 
 
 def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
-    from zaplock.views.matrix import summary, table
+    from zaplock.views.matrix import MOST_COLUMNS, history, summary, table
 
-    print(table(cells, designs))
+    drawn = table if len(designs) <= MOST_COLUMNS else history
+    print(drawn(cells, designs))
     print(summary(cells))
 
 
@@ -346,7 +354,9 @@ def _mutations(args: argparse.Namespace) -> int:
     from zaplock.cli._progress import counter
 
     with counter("check --mutations") as show, _executor(args.jobs) as executor:
-        found = mutation_score(executor, lambda done, total: show(f"{done} of {total} mutants"))
+        found = mutation_score(
+            executor, args.design, lambda done, total: show(f"{done} of {total} mutants")
+        )
     if args.json:
         print(json.dumps([_killed_json(one) for one in found], indent=1))
     else:

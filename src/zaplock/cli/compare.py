@@ -132,13 +132,22 @@ def _measured(
 ) -> tuple[TeardownOutcome, ...] | None:
     """Measure each block on the kernel that runs; None (and a word why) where that can't be."""
     from zaplock.cli._busy import busy
+    from zaplock.lab.experiment import SIMULATED_ONLY
     from zaplock.measure.measure import measure
 
     experiment = comparison.experiment
+    blocks = [block for block in comparison.blocks if not set(block) & set(SIMULATED_ONLY)]
+    if not blocks:
+        print(
+            f"zaplock compare: nobody can be measured beside {', '.join(SIMULATED_ONLY)}: "
+            "this kernel was not measured",
+            file=sys.stderr,
+        )
+        return None
     outcomes = []
     try:
-        with busy(f"unmapping {args.size} on this kernel, {len(comparison.blocks)} times"):
-            for block in comparison.blocks:
+        with busy(f"unmapping {args.size} on this kernel, {len(blocks)} times"):
+            for block in blocks:
                 outcomes += measure(
                     experiment.length,
                     backing=args.backing or "auto",

@@ -1,54 +1,144 @@
-"""List the designs, or show one: what it does differently from its predecessor."""
+"""List the designs, show what one decides, or what changed between two.
+
+  zaplock designs                       the designs that are laid side by side, and which others
+                                        there are
+  zaplock designs rfc-v6                one design against the one it stands on or came after
+  zaplock designs 5.15 6.6              the changes of Linux between two releases: release, commit,
+                                        subject, what it did, which rules it set
+  zaplock designs linux-6.18 mine.py:M  any two designs: the changes between, and the rules in which
+                                        they differ
+
+A name is a shipped design, a release (5.15, 6.6.30, 6.6.y with every backport of its series), or
+FILE.py:NAME for your own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
 
-SUMMARY = "list the designs, or show how one differs from its predecessor"
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.designs import Change, Design
+
+SUMMARY = "list the designs, or show what changed in Linux between two of them"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", help="a design, or FILE.py:NAME for your own")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="none, one design, or two")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    from zaplock.designs import SHIPPED, load
-
-    if args.name is None:
-        rows = [
-            {"design": d.name, "kernel": d.kernel, "summary": d.summary} for d in SHIPPED.values()
-        ]
-        if args.json:
-            print(json.dumps(rows, indent=2))
-        else:
-            for row in rows:
-                print(f"{row['design']:<14} {row['summary']}")
-        print("next: zaplock designs rfc-v6", file=sys.stderr if args.json else sys.stdout)
-        return 0
-    load(args.name)
-    return _show_one(args.name, args.json)
-
-
-def _show_one(name: str, as_json: bool) -> int:
-    from zaplock.designs import SHIPPED, differences, load
-
-    design = load(name)
-    order = list(SHIPPED.values())
-    at = order.index(design) if design in order else len(order)
-    previous = order[at - 1] if at else None
-    changed = differences(design, previous) if previous else differences(design, order[-1])
-    other = previous or order[-1]
-    if as_json:
-        rules = {field: {"value": value, "before": before} for field, value, before in changed}
-        print(json.dumps({"design": design.name, "differs_from": other.name, "rules": rules}))
+    if len(args.name) > 2:
+        raise UserError(f"{len(args.name)} names given: name one design, or two to compare")
+    if not args.name:
+        _list(args.json)
+        next_ = "zaplock designs linux-4.9 linux-6.18"
+    elif len(args.name) == 1:
+        _show_one(_design(args.name[0]), args.json)
+        next_ = f"zaplock compare --design {_design(args.name[0]).name}"
     else:
-        print(f"{design.name} ({design.kernel}): {design.summary}\n")
-        print(f"{'against ' + other.name:<28} {'here':<26} there")
-        for field, value, before in changed:
-            print(f"  {field:<26} {value:<26} {before}")
-    next_ = f"next: zaplock compare --design {name}"
-    print(next_, file=sys.stderr if as_json else sys.stdout)
+        _show_two(_design(args.name[0]), _design(args.name[1]), args.json)
+        next_ = f"zaplock compare --design {','.join(map(_loadable, args.name))}"
+    print(f"next: {next_}", file=sys.stderr if args.json else sys.stdout)
     return 0
+
+
+def _loadable(name: str) -> str:
+    return f"linux-{name}" if name[:1].isdigit() else name
+
+
+def _design(name: str) -> Design:
+    from zaplock.designs import load
+
+    return load(_loadable(name))
+
+
+def _list(as_json: bool) -> None:
+    from zaplock.designs import SHIPPED
+    from zaplock.designs.linux import NEWEST, OLDEST
+
+    rows = [{"design": d.name, "kernel": d.kernel, "summary": d.summary} for d in SHIPPED.values()]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['design']:<14} {row['summary']}")
+    print(f"and every release from {OLDEST} to {NEWEST}: linux-5.15, linux-6.6.30, linux-6.6.y")
+
+
+def _show_one(design: Design, as_json: bool) -> None:
+    """Show a design against the one it was made from, or came after."""
+    from zaplock.designs.history import predecessor
+
+    other = predecessor(design)
+    if as_json:
+        told = {"design": design.name, "differs_from": other.name, "rules": _rules(design, other)}
+        print(json.dumps(told))
+        return
+    print(f"{design.name} ({design.kernel}): {design.summary}\n")
+    _print_rules(design, other)
+
+
+def _rules(design: Design, other: Design) -> dict[str, dict[str, str]]:
+    from zaplock.designs import differences
+
+    return {
+        field: {"value": value, "before": before}
+        for field, value, before in differences(design, other)
+    }
+
+
+def _print_rules(design: Design, other: Design) -> None:
+    from zaplock.designs import differences
+
+    print(f"{'against ' + other.name:<28} {'here':<26} there")
+    for field, value, before in differences(design, other):
+        print(f"  {field:<26} {value:<26} {before}")
+
+
+def _show_two(first: Design, second: Design, as_json: bool) -> None:
+    from zaplock.designs.history import changes_between, is_stock
+
+    gained, lost = changes_between(first, second)
+    own = not (is_stock(first) and is_stock(second))
+    if as_json:
+        told = {
+            "from": first.name,
+            "to": second.name,
+            "gained": [one.to_json() for one in gained],
+            "lost": [one.to_json() for one in lost],
+            "rules": _rules(second, first),
+        }
+        print(json.dumps(told, indent=2))
+        return
+    if gained:
+        print(f"{second.name} has, and {first.name} has not:\n")
+        _print_changes(gained)
+    if lost:
+        print(f"{first.name} has, and {second.name} has not:\n")
+        _print_changes(lost)
+    if not gained and not lost:
+        print(f"No change of the table lies between {first.name} and {second.name}.\n")
+    if own:
+        _print_rules(second, first)
+
+
+def _print_changes(changes: list[Change]) -> None:
+    from textwrap import fill
+
+    for one in changes:
+        print(f"{one.since:<6} {one.commit or '(id not known)'}  {one.subject}")
+        print(fill(one.what, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
+        rules = "; ".join(f"{rule}: {value}" for rule, value in one.to_json()["rules"].items())
+        print(f"       {rules or 'no rule of the model'}")
+        if one.backported:
+            print(f"       also in {', '.join(one.backported)} and later of these series")
+        if one.doubt:
+            print(fill(f"doubt: {one.doubt}", 100, initial_indent=" " * 7,
+                       subsequent_indent=" " * 7))  # fmt: skip
+        print()

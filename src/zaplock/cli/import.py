@@ -1,12 +1,16 @@
-"""Turn a text trace into a recording that every zaplock verb reads.
+"""Turn another tool's trace into a recording that every zaplock verb reads.
 
-  trace-cmd report trace.dat > trace.txt && zaplock import trace.txt
-  perf script --ns > trace.txt           && zaplock import trace.txt
-  cat /sys/kernel/tracing/trace          | zaplock import - -o trace.zaplock
+  zaplock import trace.dat                (printed by trace-cmd, which must be installed)
+  zaplock import perf.data                (printed by perf, which must be installed)
+  zaplock import trace.pftrace            (Perfetto, with its ftrace events)
+  perf script --ns --header > trace.txt   && zaplock import trace.txt
+  cat /sys/kernel/tracing/trace           | zaplock import - -o trace.zaplock
 
-It takes the events mmap_lock:*, the memory system calls, sched_switch, sched_wakeup,
-page_fault_user and lock:contention_*; other lines are passed over. A text can't tell the process
-of a thread, and most texts no time finer than a microsecond: 'zaplock record' tells both.
+A text may be packed with gzip. It takes the events mmap_lock:*, the memory system calls (syscalls:*
+or raw_syscalls:* of x86-64), sched_switch, sched_wakeup, page_fault_user and lock:contention_*;
+other lines are passed over. Most texts can't tell the process of a thread (perf script -F
+comm,pid,tid,cpu,time,event,trace does) nor a time finer than a microsecond: 'zaplock record' tells
+both. Nor the kernel, which report and replay go by: perf script --header does, else give --kernel.
 """
 
 from __future__ import annotations
@@ -17,30 +21,35 @@ from pathlib import Path
 
 from zaplock.errors import UserError
 
-SUMMARY = "turn trace-cmd, ftrace or perf script text into a recording"
+SUMMARY = "turn a trace of trace-cmd, perf, ftrace or Perfetto into a recording"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("text", metavar="FILE", help="the text, or - for standard input")
+    parser.add_argument("text", metavar="FILE", help="the trace, or - for text on standard input")
     parser.add_argument("-o", "--output", metavar="FILE", help="default: FILE with .zaplock")
+    parser.add_argument("--kernel", metavar="RELEASE", help="what uname -r says where the trace "
+                        "was made: report and replay go by it")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the text and write the recording."""
+    """Read the trace and write the recording."""
     import json
 
     import numpy as np
 
-    from zaplock.trace import file, text
+    from zaplock.trace import file
     from zaplock.trace.events import EventKind
+    from zaplock.trace.foreign import read_foreign
     from zaplock.version import __version__
 
     if args.text == "-" and not args.output:
         raise UserError("standard input has no name to derive one from: give -o FILE")
-    output = args.output or str(Path(args.text).with_suffix(".zaplock"))
-    events = text.parse(_lines(args.text))
+    _require_release(args.kernel)
+    output = args.output or str(_unpacked(Path(args.text)).with_suffix(".zaplock"))
+    imported = read_foreign(args.text)
+    events = imported.events
     if not len(events):
         raise UserError(
             f"{args.text} has no event that zaplock knows: record mmap_lock:* "
@@ -48,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         )
     manifest = file.Manifest(
         source="import",
+        kernel=args.kernel or imported.kernel,
         clock="text",
         command_line=tuple(sys.argv),
         zaplock=__version__,
@@ -59,14 +69,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": output, "events": len(events), "kinds": kinds}))
     out = sys.stderr if args.json else sys.stdout
-    print(f"{len(events):,} events in {output}\nNext: zaplock report {output}", file=out)
+    lost = file.read_manifest(output).lost_events
+    losses = f", at least {lost:,} lost" if lost else ""
+    print(f"{len(events):,} events in {output}{losses}\nNext: zaplock report {output}", file=out)
     return 0
 
 
-def _lines(name: str) -> list[str]:
-    try:
-        if name == "-":
-            return sys.stdin.read().splitlines()
-        return Path(name).read_text(errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{name} can't be read ({error.strerror}): give a text trace") from None
+def _require_release(given: str | None) -> None:
+    from zaplock.linux_version import find
+
+    if given is not None and find(given) is None:
+        raise UserError(f"kernel {given!r} is no Linux release: give what uname -r says there")
+
+
+def _unpacked(path: Path) -> Path:
+    return path.with_suffix("") if path.suffix == ".gz" else path

@@ -147,6 +147,7 @@ def _print(found: Replay) -> None:
     for line in view.remarks(found):
         say(line)
     console.print(view.table(found))
+    say(view.decided_sentence(found))
     for line in view.sentences(found):
         say(line)
     say(view.LIMITS)

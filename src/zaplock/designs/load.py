@@ -6,23 +6,38 @@ import runpy
 from dataclasses import fields
 from pathlib import Path
 
-from zaplock.designs.linux import SHIPPED
+from zaplock.designs.change import show
+from zaplock.designs.linux import NEWEST, OLDEST, linux
+from zaplock.designs.observed import NOT_RULES
+from zaplock.designs.proposals import PROPOSALS
+from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError
 from zaplock.protocols.design import Design
 
 
 def load(name: str) -> Design:
-    """Return a shipped design, or NAME of a Python file for "FILE.py:NAME".
+    """Return a shipped design, a Linux release's, or NAME of a Python file for "FILE.py:NAME".
 
     Raises UserError where there is no such design, file or name, or where the file fails.
     """
     if name in SHIPPED:
         return SHIPPED[name]
     file, colon, variable = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        known = ", ".join(SHIPPED)
-        raise UserError(f"no design {name!r}; there are {known}, or FILE.py:NAME for your own")
-    return _from_file(Path(file), variable)
+    if colon and file.endswith(".py"):
+        return _from_file(Path(file), variable)
+    why = ""
+    if name.startswith("linux-"):
+        try:
+            release, _, proposal = name.removeprefix("linux-").partition("-")
+            if proposal in PROPOSALS:
+                return PROPOSALS[proposal](linux(release))
+            return linux(name.removeprefix("linux-"))
+        except UserError as error:
+            why = f" ({error})"
+    raise UserError(
+        f"no design {name!r}{why}; there are {', '.join(SHIPPED)}, linux-RELEASE from {OLDEST} to "
+        f"{NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
+    )
 
 
 def _from_file(file: Path, variable: str) -> Design:
@@ -48,12 +63,5 @@ def differences(design: Design, other: Design) -> list[tuple[str, str, str]]:
     return [
         (field.name, show(getattr(design, field.name)), show(getattr(other, field.name)))
         for field in fields(Design)
-        if field.name not in ("name", "kernel", "summary")
-        and getattr(design, field.name) != getattr(other, field.name)
+        if field.name not in NOT_RULES and getattr(design, field.name) != getattr(other, field.name)
     ]
-
-
-def show(value: object) -> str:
-    """Name a field's value: a protocol by its function, a policy by its kernels."""
-    named = getattr(value, "__name__", None) or getattr(value, "name", None)
-    return str(named or value)

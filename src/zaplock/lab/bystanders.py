@@ -3,6 +3,11 @@
     fault     a thread of the process writes to a fresh page of its own VMA
     mmap      a thread of the process maps and unmaps 4 KiB: the lock for write, twice
     madvise   a thread of the process gives one page of its own back (MADV_DONTNEED)
+    mprotect  a thread of the process makes one page of its own read-only, or writable again
+    clone     a thread of the process starts another: maps a stack, protects its guard page, and
+              unmaps it when the other has ended
+    fork      a thread of the process forks, and the child exits; only from the teardown's begin
+              on, since before it would copy what is to be unmapped
     proc      a foreign process, as `ps`, reads /proc/PID/cmdline
     gup       a foreign process reads memory of this one (process_vm_readv)
 
@@ -16,14 +21,16 @@ was being woken or had no CPU. The engine knows that exactly, no idle phase is n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zaplock.engines.timed.threads import Thread
-from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM
+from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM, PROTECTED
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
+    MAP_NORESERVE,
     MAP_PRIVATE,
+    PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
@@ -31,12 +38,19 @@ from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task, step
 from zaplock.protocols.access import write_memory
 from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.exit import exit_process
+from zaplock.protocols.fork import fork
 from zaplock.protocols.gup import process_vm_rw, put_page, read_page
 from zaplock.protocols.locking import syscall
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
+from zaplock.protocols.mprotect import mprotect
 
 PAGE = 4096
+STACK = 8 << 20
+"""Bytes of a thread's stack."""
+FIRST_CHILD = 1000
+"""The mm of the first child that is forked."""
 FOREIGN = ("proc", "gup")
 COMM = {"proc": "ps"}
 """The names of threads, where they are not the bystander's own."""
@@ -105,12 +119,37 @@ async def _read_remote(cx: Cx) -> int:
     return 1
 
 
+async def protect(cx: Cx, nth: int) -> None:
+    """Take the write permission from a page, or give it back."""
+    prot = PROT_READ if nth % 2 == 0 else PROT_READ | PROT_WRITE
+    await system_call(cx, "mprotect", mprotect(cx, PROTECTED, PAGE, prot), PROTECTED, PAGE, prot)
+
+
+async def start_thread(cx: Cx, _nth: int) -> None:
+    """Map a thread's stack, its lowest page without access, and unmap it again."""
+    flags, prot = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, PROT_READ | PROT_WRITE
+    stack = await system_call(cx, "mmap", mmap(cx, 0, STACK, prot, flags), 0, STACK, prot)
+    await system_call(cx, "mprotect", mprotect(cx, stack, PAGE, PROT_NONE), stack, PAGE, PROT_NONE)
+    await system_call(cx, "munmap", cx.design.munmap(cx, stack, STACK), stack, STACK)
+
+
+async def fork_and_exit(cx: Cx, nth: int) -> None:
+    """Fork; the child, which does nothing, exits."""
+    child = FIRST_CHILD + nth
+    result = await system_call(cx, "clone", fork(cx, child))
+    assert result == 0, result
+    await exit_process(replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu)))
+
+
 OPERATIONS = {
     "fault": fault,
     "mmap": map_and_unmap,
     "madvise": advise,
     "proc": read_cmdline,
     "gup": read_remote,
+    "mprotect": protect,
+    "clone": start_thread,
+    "fork": fork_and_exit,
 }
 
 

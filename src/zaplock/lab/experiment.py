@@ -15,7 +15,9 @@ from zaplock.lab.profiles import Profile, predict
 PAGE = 4096
 HUGE = 2 << 20
 BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
-BYSTANDERS = ("fault", "proc", "mmap", "gup", "madvise")
+BYSTANDERS = ("fault", "proc", "mmap", "gup", "madvise", "mprotect", "clone", "fork")
+SIMULATED_ONLY = ("mprotect", "clone", "fork")
+"""Bystanders that `zaplock measure` has not."""
 ARRIVALS = 400
 """How often each bystander comes during the teardown, where no rate is given."""
 SHORTEST_PERIOD_NS, LONGEST_PERIOD_NS = 20_000, 10_000_000

@@ -10,8 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
+from zaplock.designs import Change
+from zaplock.designs.linux import design_of
+from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.lab.experiment import Experiment
-from zaplock.lab.forecast import design_of, predict
+from zaplock.lab.forecast import predict
 from zaplock.lab.hung_task import message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
@@ -33,6 +36,10 @@ class Agreement:
     queued_writer: bool
     measured: TeardownVerdict
     predicted: TeardownVerdict
+    decided_by: tuple[Change, ...] = ()
+    """The changes of Linux that gave the design the rules which the prediction asked for."""
+    note: str = ""
+    """What is not known of the kernel."""
 
     @property
     def bystanders(self) -> tuple[str, ...]:
@@ -76,6 +83,8 @@ class Agreement:
             "worst_difference": round(self.worst_difference, 4),
             "measured": _plain(self.measured, self.bystanders),
             "predicted": _plain(self.predicted, self.bystanders),
+            "decided_by": [change.to_json() for change in self.decided_by],
+            "note": self.note or None,
         }
 
 
@@ -107,11 +116,15 @@ def compare(
     period_ns: int,
 ) -> Agreement:
     """Lay a kernel's verdict beside that of the design which stands for its release."""
-    design = design_of(release)
+    stand_in = design_of(release)
+    design = observe(stand_in.design)
     bystanders = (*READERS, WRITER) if queued_writer else READERS
     share = period_ns / measured.hold_ns if measured.hold_ns else 0.005
     predicted = predict(design, teardown, bystanders, period_share=share)
-    return Agreement(kernel, design.name, teardown, queued_writer, measured, predicted)
+    return Agreement(
+        kernel, design.name, teardown, queued_writer, measured, predicted,
+        tuple(deciding(stand_in.design, rules_read(design))), stand_in.note,
+    )  # fmt: skip
 
 
 HUNG_BYSTANDERS = ("fault", "proc", "madvise", "gup", "mmap")
@@ -150,7 +163,7 @@ class HungTasks:
 
 def compare_hung(release: str, kernel: str, messages: list[str]) -> HungTasks:
     """Lay a guest's hung-task messages beside those of the design that stands for its release."""
-    design = design_of(release)
+    design = design_of(release).design
     experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
     waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}

@@ -8,13 +8,11 @@ with their process, and a foreigner that comes later finds no mm (mmget_not_zero
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 from typing import Any
 
-from zaplock.designs.linux import LINUX_6_18, SHIPPED
 from zaplock.engines import sequential
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.lab import bystanders as by
@@ -34,46 +32,18 @@ from zaplock.model.flags import (
     PROT_WRITE,
 )
 from zaplock.model.machine import Machine
-from zaplock.model.step import SleepStep, Task, step
+from zaplock.model.step import SleepStep, Task
 from zaplock.protocols.brk import brk
 from zaplock.protocols.design import Cx, Design, Protocol
-from zaplock.protocols.exit import exit_process
+from zaplock.protocols.exit import exit_process, mmget_not_zero
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mremap import mremap
 from zaplock.trace import verdict
 from zaplock.trace.verdict import Subject, TeardownVerdict
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "exit")
-LINUX_6_12 = replace(
-    LINUX_6_18,
-    name="linux-6.12",
-    kernel="6.12",
-    summary="as 6.18, but MADV_DONTNEED and /proc/PID/maps still take the mmap_lock",
-    dontneed_lock="mmap",
-    maps_lock="mmap",
-    flush_before_rmap=False,
-)
-"""What stands between two shipped designs, for the sake of Debian's kernel of that version."""
-
 _TID, _CPUS, _SEED = 1, 8, 1
 _MAP = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
-
-
-def design_of(release: str) -> Design:
-    """Return the design that stands for a kernel release: the newest that is not newer.
-
-    >>> design_of("6.12.117+deb12-cloud-amd64").name
-    'linux-6.12'
-    """
-    version = _version(release)
-    linux = [one for name, one in SHIPPED.items() if name.startswith("linux-")]
-    older = [one for one in (*linux, LINUX_6_12) if _version(one.kernel) <= version]
-    return max(older, key=lambda one: _version(one.kernel), default=linux[0])
-
-
-def _version(text: str) -> tuple[int, ...]:
-    found = re.match(r"(\d+)\.(\d+)", text)
-    return tuple(map(int, found.groups())) if found else (0, 0)
 
 
 def predict(
@@ -120,7 +90,7 @@ def predict(
     end_ns = engine.now_ns if exits else window[1]
     pid = engine.events().mms.get(MM, _TID)
     about = Subject(_TID, pid, window[0], end_ns, tids, exits)
-    return verdict.read(engine.events(), about, design.name)
+    return verdict.read(engine.events(), about, design.kernel)
 
 
 def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[[], Protocol]:
@@ -168,11 +138,3 @@ async def _beside_exit(cx: Cx, name: str, period_ns: int, window: list[int]) -> 
         alive = not foreign or await mmget_not_zero(MM)
         nth += 1
     return await exit_process(mine) if alive else 0
-
-
-@step
-def mmget_not_zero(m: Machine, _task: Task, mm: int) -> bool:
-    """Become a user of an mm that has one still."""
-    users = m.mm(mm).count("users")
-    m.mm(mm).add("users", int(users > 0))
-    return users > 0

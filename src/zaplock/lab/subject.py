@@ -47,6 +47,7 @@ FAULTS = 1 << 36
 FAULTS_LENGTH = 1 << 38
 """Where the fault bystander finds fresh pages; the first one is present."""
 ADVISED = 1 << 31
+PROTECTED = 1 << 32
 MAPPING = 1 << 40
 """Where the mapping under study begins."""
 FILE = 1
@@ -60,7 +61,12 @@ def prepare(machine: Machine, cx: Cx, experiment: Experiment) -> None:
     def do(work: Coroutine[Any, Any, int]) -> int:
         return sequential.run(machine, cx.task, work)
 
-    for start, length in ((ARGUMENTS, PAGE), (FAULTS, FAULTS_LENGTH), (ADVISED, PAGE)):
+    for start, length in (
+        (ARGUMENTS, PAGE),
+        (FAULTS, FAULTS_LENGTH),
+        (ADVISED, PAGE),
+        (PROTECTED, PAGE),
+    ):
         _require(do(_map(cx, start, length, _PRIVATE)), length)
         # The first fault of a VMA makes its anon_vma, under the mmap_lock on every kernel.
         assert do(write_memory(cx, start, 1)) == 0

@@ -125,7 +125,8 @@ def _spawn_bystanders(
         task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
         samples[name] = by.SimulatedSamples()
         program = by.keep_doing(Cx(design, task), name, period_ns, look, samples[name])
-        engine.spawn(task, program, at_ns=random.randrange(period_ns), background=True)
+        begin_ns = 2 * period_ns if name == "fork" else 0
+        engine.spawn(task, program, at_ns=begin_ns + random.randrange(period_ns), background=True)
     return samples
 
 

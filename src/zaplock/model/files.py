@@ -76,8 +76,6 @@ def fill_cache(m: Machine, task: Task, file: int, first: int, last: int) -> int:
             frame = alloc_frames(m, task, "file" if kind == "disk" else kind, low - at)
             cache.set(at, low, frame - at)
             charge_pages(m, file, low - at)
-            if kind == "disk":
-                fill_content(m, file, at, low, frame)
         at = high
     delta = cache.at(first)
     assert delta is not None
@@ -99,15 +97,8 @@ def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None
         change_frames(m, task, low + delta, high + delta, refs=-1)
 
 
-def fill_content(m: Machine, file: int, first: int, last: int, frame: int) -> None:
-    """Give freshly read pages what the file holds: `disk_tag` of their offsets."""
-    if m.globals.get(f"tagged:{file}"):
-        for pgoff in range(first, last):
-            m.content.set(frame + pgoff - first, frame + pgoff - first + 1, disk_tag(file, pgoff))
-
-
 def disk_tag(file: int, pgoff: int) -> int:
-    """Return the tag that a page of a tagged file on disk holds before anybody writes to it."""
+    """Return the tag that a page of a file on disk holds before anybody writes to it."""
     return (file << 32) | (pgoff + 1)
 
 

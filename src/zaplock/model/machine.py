@@ -7,7 +7,7 @@ state (limits, the number of page-table levels, whether TLBs are followed) is fi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
@@ -17,6 +17,17 @@ from zaplock.model.step import Task
 from zaplock.model.store import Cells, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
 from zaplock.model.vma import FreedVma, Vma
+
+Figure = Literal[
+    "committed_as",  # pages that are promised
+    "committed_forgotten",  # of these: what is never given back, as a kernel does by mistake
+    "hugetlb_free",  # huge pages in the pool
+    "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
+    "overcommit",  # vm.overcommit_memory
+]
+"""What the whole machine counts, and its settings."""
+UffdMode = Literal["unmap", "none", "sigbus", "closed"]
+"""A userfaultfd context: told of unmaps, or not, or answers faults with SIGBUS; or closed."""
 
 
 class Machine:
@@ -50,7 +61,7 @@ class Machine:
         self.locks: Cells[Lock, Rwsem] = Cells(self.store, "locks")
         self.signals: Cells[int, str] = Cells(self.store, "signals")
         self.serials: Cells[tuple[int, str], int] = Cells(self.store, "serials")
-        self.globals: Cells[str, int] = Cells(self.store, "globals")
+        self.globals: Cells[Figure, int] = Cells(self.store, "globals")
         self.vmas: Cells[int, Vma | FreedVma] = Cells(self.store, "vmas")
         self.vma_readers: Cells[int, tuple[int, ...]] = Cells(self.store, "vma_readers")
         self.frames: RangeMap[Frame] = RangeMap(self.store, "frames")
@@ -59,13 +70,27 @@ class Machine:
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
         self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")
-        self.events: Cells[Any, Any] = Cells(self.store, "events")
+        # userfaultfd, by context: what its monitor has not read, what it does about events; and the
+        # faults, by page and task, that it has read and not answered.
+        self.uffd_events: Cells[int, tuple[tuple[Any, ...], ...]] = Cells(self.store, "uffd_events")
+        self.uffd_modes: Cells[int, UffdMode] = Cells(self.store, "uffd_modes")
+        self.uffd_faults: Cells[tuple[int, int], int] = Cells(self.store, "uffd_faults")
+        # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
+        self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 
         self.mms: dict[int, Mm] = {}
         self._caches: dict[int, RangeMap[int]] = {}
         self._i_mmaps: dict[int, Cells[int, bool]] = {}
         self._tlbs: dict[int, RangeMap[Translation]] = {}
         self._walks: dict[int, RangeMap[tuple[int, int]]] = {}
+
+    def cells(self, name: str) -> Cells[Any, Any]:
+        """Return the cells of that name, made when they are first asked for.
+
+        For models of something that isn't an address space; who makes them gives them their types.
+        """
+        found = self.store.containers.get(name)
+        return Cells(self.store, name) if found is None else found
 
     # Containers that come and go with files, address spaces and CPUs. An empty container is no
     # state, so one that is made on a path which is later undone does no harm.

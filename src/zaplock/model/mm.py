@@ -1,14 +1,8 @@
-"""`mm_struct`: the containers, counters and limits of one address space.
-
-Counters are cells by name: total_vm, locked_vm, pinned_vm, data_vm, exec_vm, stack_vm and
-hiwater_vm, rss_anon, rss_file, rss_shmem and hiwater_rss in pages; map_count; pgtables_bytes; brk
-and start_brk (addresses); def_flags; tlb_flush_pending (flushes under way); lock_seq (ends all VMA
-write locks when it moves); users.
-"""
+"""`mm_struct`: the containers, counters and limits of one address space."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 
@@ -56,11 +50,39 @@ class Pte(msgspec.Struct, frozen=True):
     no_access: bool = False
 
 
-COUNTERS = (
-    "total_vm", "locked_vm", "pinned_vm", "data_vm", "exec_vm", "stack_vm", "hiwater_vm",
-    "rss_anon", "rss_file", "rss_shmem", "hiwater_rss", "map_count", "pgtables_bytes",
-    "brk", "start_brk", "def_flags", "tlb_flush_pending", "lock_seq", "users",
-)  # fmt: skip
+Counter = Literal[
+    # in pages
+    "total_vm", "locked_vm", "data_vm", "exec_vm", "stack_vm", "hiwater_vm",
+    "rss_anon", "rss_file", "rss_shmem", "hiwater_rss", "hugetlb_usage",
+    "locked_vm_leaked",  # of locked_vm: what MREMAP_DONTUNMAP leaves in it by mistake
+    # other amounts
+    "map_count", "pgtables_bytes", "data_length",
+    "users",  # tasks that run in the mm, and who acts as one
+    "tlb_flush_pending",  # flushes under way
+    "lock_seq",  # ends all VMA write locks when it moves
+    # addresses and flags
+    "brk", "start_brk", "arg_start", "def_flags", "mdwe",
+    "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
+]  # fmt: skip
+"""What an address space counts. One that was never changed is 0."""
+COUNTERS: tuple[Counter, ...] = get_args(Counter)
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """Page tables that were taken out of an address space whole, and what still hangs below them.
+
+    `first`, `last`: the virtual pages that they map. `handles`: their VMAs, out of the tree.
+    `tables`: runs of page-table pages, (level, first index, last index, generation) each.
+    """
+
+    first: int
+    last: int
+    handles: tuple[int, ...]
+    tables: tuple[tuple[int, int, int, int], ...] = ()
+
+
+CUT_SHIFT = 40
+"""Entries of a cut are keyed by (cut << CUT_SHIFT) + virtual page number."""
 
 
 class Mm:
@@ -68,11 +90,16 @@ class Mm:
 
     `ptes` is keyed by virtual page number, `tables[level]` by the index of the table (address >>
     21 for level 1, the page-table pages; >> 30 for level 2; >> 39 for level 3), its value is the
-    table's generation. `teardown` holds the ranges that unmap_region works on, by gather.
+    table's generation. `teardown` holds the ranges that unmap_region works on, by gather. `dying`
+    holds tombstones: where a range starts that is unmapped and still being zapped -> (its end, a
+    handle of its own). `cuts`, `cut_ptes`: page tables cut out and not zapped yet.
     """
 
     __slots__ = (
         "counters",
+        "cut_ptes",
+        "cuts",
+        "dying",
         "limits",
         "mm",
         "mmap_lock",
@@ -91,18 +118,25 @@ class Mm:
         self.tables: dict[int, RangeMap[int]] = {
             level: RangeMap(store, f"tables{level}:{mm}") for level in range(1, levels)
         }
-        self.counters: Cells[str, int] = Cells(store, f"mm:{mm}")
+        self.counters: Cells[Counter, int] = Cells(store, f"mm:{mm}")
+        self.cuts: Cells[int, Cut] = Cells(store, f"cuts:{mm}")
+        self.cut_ptes: RangeMap[Pte] = RangeMap(store, f"cut_ptes:{mm}")
+        self.dying: OrderedCells[tuple[int, int]] = OrderedCells(store, f"dying:{mm}")
         self.teardown: Cells[int, tuple[int, int]] = Cells(store, f"teardown:{mm}")
 
-    def add(self, counter: str, amount: int) -> None:
-        """Change a counter."""
+    def add(self, counter: Counter, amount: int) -> None:
+        """Change a counter. Raises KeyError where there is none of that name."""
         if amount:
-            self.counters.put(counter, self.counters.get(counter, 0) + amount)
+            self.counters.put(counter, self.count(counter) + amount)
 
-    def count(self, counter: str) -> int:
-        """Return a counter; one that was never changed is 0."""
-        value: int = self.counters.get(counter, 0)
-        return value
+    def count(self, counter: Counter) -> int:
+        """Return a counter. Raises KeyError where there is none of that name."""
+        value: int | None = self.counters.get(counter)
+        if value is not None:
+            return value
+        if counter not in COUNTERS:
+            raise KeyError(f"an mm has no counter {counter!r}; it has {', '.join(COUNTERS)}")
+        return 0
 
     @property
     def rss(self) -> int:

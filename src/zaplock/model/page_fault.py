@@ -65,7 +65,7 @@ def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> i
 
 def ask_monitor(m: Machine, vma: Vma) -> int:
     """Return USERFAULT, or -SIGBUS where the monitor has asked for that (UFFD_FEATURE_SIGBUS)."""
-    signals = m.events.get(("uffd_features", vma.uffd)) == "sigbus"
+    signals = m.uffd_modes.get(vma.uffd) == "sigbus"
     return -SIGBUS if signals else USERFAULT
 
 

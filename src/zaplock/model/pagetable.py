@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
-from zaplock.model.mm import Mm, Pte
+from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
 from zaplock.model.violations import Invariant, Violation
@@ -25,10 +25,13 @@ from zaplock.model.violations import Invariant, Violation
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
 
-RSS = {
-    "anon": "rss_anon", "thp": "rss_anon", "file": "rss_file", "shmem": "rss_shmem",
+RSS: dict[str, Counter] = {
+    "anon": "rss_anon",
+    "thp": "rss_anon",
+    "file": "rss_file",
+    "shmem": "rss_shmem",
     "hugetlb": "hugetlb_usage",
-}  # fmt: skip
+}
 """The counter that a kind of page is resident in; zero pages and PFNs are in none."""
 
 UNITS = {
@@ -125,23 +128,67 @@ def zap(
         kind = pte.kind
         if kind in spares:
             continue
-        pages = high - low
-        unit, per_entry = UNITS[kind]
-        m.spend(unit, pages / per_entry)
-        counted = kind in COUNTED
-        if kind in RSS:
-            space.add(RSS[kind], -pages)
-        if counted:
-            change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
-        tlb.gather_pages(m, gather, low, high, counted, pte.delta)
+        give_up(m, task, space, gather, low, high, pte)
         if kind in ("thp", "zero_thp"):
             drop_deposited_tables(space, low, high)
-        cleared += pages
+        cleared += high - low
         if spares:
             space.ptes.clear(low, high)
     if cleared and not spares:
         space.ptes.clear(first, last)
     return cleared
+
+
+def give_up(m: Machine, task: Task, space: Mm, gather: int, low: int, high: int, pte: Pte) -> None:
+    """Count out the pages that entries [low, high) map, and gather their frames."""
+    kind, pages = pte.kind, high - low
+    unit, per_entry = UNITS[kind]
+    m.spend(unit, pages / per_entry)
+    counted = kind in COUNTED
+    if kind in RSS:
+        space.add(RSS[kind], -pages)
+    if counted:
+        change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
+    tlb.gather_pages(m, gather, low, high, counted, pte.delta)
+
+
+def cut_out(
+    m: Machine, space: Mm, cut: int, first: int, last: int
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Take the page tables that lie whole in virtual pages [first, last) out, entries and all.
+
+    Costs one store for each table that hangs directly below one that stays. Returns the runs of
+    tables; their entries are found under the cut from now on.
+    """
+    taken = []
+    above = 0
+    for level in sorted(space.tables, reverse=True):
+        shift, tables = 9 * level, space.tables[level]
+        low, high = -(-first >> shift), last >> shift
+        if low >= high:
+            continue
+        inside = tables.total(low, high)
+        m.spend("zap_zero", inside - above)
+        above = inside * PAGES_PER_PMD
+        for start, end, generation in tables.overlapping(low, high):
+            taken.append((level, start, end, generation))
+            if level < 4:
+                space.add("pgtables_bytes", -(end - start) * PAGE_SIZE)
+        tables.clear(low, high)
+    for start, end, pte in space.ptes.overlapping(first, last):
+        space.cut_ptes.set((cut << CUT_SHIFT) + start, (cut << CUT_SHIFT) + end, pte)
+    space.ptes.clear(first, last)
+    return tuple(taken)
+
+
+def zap_cut(
+    m: Machine, task: Task, space: Mm, gather: int, cut: int, first: int, last: int
+) -> None:
+    """Give up what the entries of virtual pages [first, last) of a cut map."""
+    base = cut << CUT_SHIFT
+    for low, high, pte in space.cut_ptes.overlapping(base + first, base + last):
+        give_up(m, task, space, gather, low - base, high - base, pte)
+    space.cut_ptes.clear(base + first, base + last)
 
 
 def drop_deposited_tables(space: Mm, first: int, last: int) -> None:

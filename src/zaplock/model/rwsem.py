@@ -3,18 +3,18 @@
 A lock's state is one immutable value in the cell `machine.locks[lock]`: who holds it, who queues.
 The engines decide WHEN a task asks; the functions here say what then happens, by the policy of a
 kernel (`RwsemPolicy`). Sources: kernel/locking/rwsem.c of 4.9 (rwsem-xadd.c), 5.3 (rewrite,
-commits 00f3c5a3df2c "always release wait_lock before waking", d3681e269fff "wake up almost all
-readers", 4f23dbc1e657 "handoff") and 5.11 (reader spinning removed, 617f3ef95177).
+commits 4f23dbc1e657 "handoff", d3681e269fff "wake up almost all readers", cf69482d62d9 and
+7d43f1ce9dd0 for spinning) and 5.11 (reader spinning removed, 617f3ef95177).
 
 The steps that a protocol awaits stand at the end: `down_read(lock)` and so on.
 
-Not covered here: the grain of the semaphore's own counter (see protocols.rwsem_counter, where that
+Not covered here: the grain of the semaphore's own counter (see check.rwsem_counter, where that
 is checked) and real-time priorities.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EINTR
 from functools import cache
 from typing import TYPE_CHECKING, Literal
@@ -59,21 +59,23 @@ class RwsemPolicy:
     writer_spins: "writer" (on a running writer-owner only), "any" (up to `reader_spin_ns` on a
         reader-owned lock too) or "never" (a kernel built without RWSEM_SPIN_ON_OWNER; then writers
         don't steal either).
+    counts_first: are the readers of a wake-up counted before any of them runs (a9e9bcb45b15)?
     handoff_ns: after waiting this long the first waiter gets the lock handed over; None: never.
     """
 
-    name: str
+    name: str = field(compare=False)
     reader_steals: Literal["never", "spinning", "unheld"]
     wakes: Literal["leading", "all"]
     writer_spins: Literal["writer", "any", "never"]
     reader_spin_ns: int = 25_000
     handoff_ns: int | None = None
     max_readers_woken: int = 256
+    counts_first: bool = True
 
 
-RWSEM_4_9 = RwsemPolicy("4.9 to 5.2", "never", "leading", "writer")
+RWSEM_4_9 = RwsemPolicy("4.9 to 5.2", "never", "leading", "writer", counts_first=False)
 RWSEM_5_3 = RwsemPolicy("5.3 to 5.10", "spinning", "all", "any", handoff_ns=4_000_000)
-RWSEM_5_11 = RwsemPolicy("5.11 to 6.18", "unheld", "all", "any", handoff_ns=4_000_000)
+RWSEM_5_11 = RwsemPolicy("5.11 on", "unheld", "all", "any", handoff_ns=4_000_000)
 
 
 def held(sem: Rwsem, tid: int) -> Literal["", "read", "write"]:

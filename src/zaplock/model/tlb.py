@@ -9,7 +9,7 @@ page tables returned. `tlb_flush_mmu_tlbonly` and `tlb_batch_pages_flush` are tw
 protocol can do it wrong.
 
 What a finish does when another gather is under way on the mm differs by kernel (`NestedFlush`):
-"ignore" to 4.13 (before 99baac21e458), "forget-tables" from there to 5.1 (the forced flush resets
+"ignore" to 4.12 (before 99baac21e458), "forget-tables" from there to 5.1 (the forced flush resets
 the range and with it freed_tables), "full" since 7a30df49f63a (5.2).
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from zaplock.model.flags import PMD_SHIFT
 from zaplock.model.frames import change_frames
@@ -56,7 +57,6 @@ class Gather(msgspec.Struct, frozen=True):
     pages: tuple[tuple[int, int], ...] = ()
     tables: tuple[tuple[int, int, int, int], ...] = ()
     freed_tables: bool = False
-    fullmm: bool = False
 
 
 @step
@@ -73,18 +73,13 @@ def gather_pages(m: Machine, gather: int, first: int, last: int, frames: bool, d
     tlb = m.gathers[gather]
     pages = tlb.pages
     if frames:
-        low, high = first + delta, last + delta
-        if pages and pages[-1][1] == low:
-            pages = (*pages[:-1], (pages[-1][0], high))
+        begin, end = first + delta, last + delta
+        if pages and pages[-1][1] == begin:
+            pages = (*pages[:-1], (pages[-1][0], end))
         else:
-            pages = (*pages, (low, high))
-    m.gathers.put(
-        gather,
-        Gather(
-            tlb.mm, tlb.first, tlb.last, min(tlb.low, first), max(tlb.high, last),
-            pages, tlb.tables, tlb.freed_tables, tlb.fullmm,
-        ),
-    )  # fmt: skip
+            pages = (*pages, (begin, end))
+    low, high = min(tlb.low, first), max(tlb.high, last)
+    m.gathers.put(gather, replace(tlb, low=low, high=high, pages=pages))
 
 
 def gather_tables(m: Machine, gather: int, level: int, run: tuple[int, int, int]) -> None:
@@ -93,10 +88,14 @@ def gather_tables(m: Machine, gather: int, level: int, run: tuple[int, int, int]
     shift = PAGES_PER_TABLE_SHIFT + 9 * (level - 1)
     low, high = min(tlb.low, run[0] << shift), max(tlb.high, run[1] << shift)
     tables = (*tlb.tables, (level, *run))
-    m.gathers.put(
-        gather,
-        Gather(tlb.mm, tlb.first, tlb.last, low, high, tlb.pages, tables, True, tlb.fullmm),
-    )
+    m.gathers.put(gather, replace(tlb, low=low, high=high, tables=tables, freed_tables=True))
+
+
+def note_range(m: Machine, gather: int, first: int, last: int) -> None:
+    """Remember that tables over virtual pages [first, last) were unlinked, to be returned later."""
+    tlb = m.gathers[gather]
+    low, high = min(tlb.low, first), max(tlb.high, last)
+    m.gathers.put(gather, replace(tlb, low=low, high=high, freed_tables=True))
 
 
 def is_full(m: Machine, gather: int) -> bool:
@@ -115,10 +114,8 @@ def flush_gathered(m: Machine, gather: int) -> None:
     tlb = m.gathers[gather]
     if tlb.low < tlb.high:
         flush_tlb_range(m, tlb.mm, tlb.low, tlb.high, tlb.freed_tables)
-        m.gathers.put(
-            gather,
-            Gather(tlb.mm, tlb.first, tlb.last, *NOTHING, tlb.pages, tlb.tables, False, tlb.fullmm),
-        )
+        low, high = NOTHING
+        m.gathers.put(gather, replace(tlb, low=low, high=high, freed_tables=False))
 
 
 def flush_tlb_range(m: Machine, mm: int, first: int, last: int, freed_tables: bool) -> None:
@@ -153,10 +150,7 @@ def return_gathered(m: Machine, task: Task, gather: int) -> None:
         change_frames(m, task, low, high, refs=-1)
     for level, first, last, generation in tlb.tables:
         _return_tables(m, task, tlb.mm, level, first, last, generation)
-    m.gathers.put(
-        gather,
-        Gather(tlb.mm, tlb.first, tlb.last, tlb.low, tlb.high, (), (), tlb.freed_tables),
-    )
+    m.gathers.put(gather, replace(tlb, pages=(), tables=()))
 
 
 def _return_tables(
@@ -183,9 +177,7 @@ def tlb_begin_finish(m: Machine, _task: Task, gather: int, nested: NestedFlush) 
         freed_tables = tlb.freed_tables or nested == "full"
         if nested == "forget-tables":
             freed_tables = False
-        tlb = Gather(
-            tlb.mm, tlb.first, tlb.last, tlb.first, tlb.last, tlb.pages, tlb.tables, freed_tables
-        )
+        tlb = replace(tlb, low=tlb.first, high=tlb.last, freed_tables=freed_tables)
         m.gathers.put(gather, tlb)
     flush_gathered(m, gather)
 

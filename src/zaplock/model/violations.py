@@ -22,6 +22,10 @@ class Invariant(Enum):
     BOOKS_BALANCE = "no page is leaked or freed twice, and counters equal a recount"
     NO_DEADLOCK = "somebody can always go on"
     READER_WAITS_EXCLUSIVE_ONLY = "a reader waits no longer than the exclusive part"
+    BOUNDED_HOLD = "nobody waits, nor works on pages without a bound, under the mmap_lock"
+    RETURN_MEANS_GONE = "an unmap that has returned leaves nothing of its range to be torn down"
+    NO_SPURIOUS_ENOMEM = "no ENOMEM only because a range is still being torn down"
+    NO_SPURIOUS_SEGV = "no SIGSEGV only because a range is still being torn down"
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
 

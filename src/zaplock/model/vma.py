@@ -45,7 +45,9 @@ class Vma(msgspec.Struct, frozen=True):
     `pgoff` in pages; `file` and `anon_vma` are handles, 0 for none; `shared_anon_vma` says that
     the anon_vma chain has more than one link (after a fork). `uffd` is a userfaultfd context.
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
-    mm's. `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
+    mm's. `leaving`: who read-locked it when it was taken out of the tree, where an unmap does not
+    wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
+    `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     """
 
     mm: int
@@ -59,6 +61,8 @@ class Vma(msgspec.Struct, frozen=True):
     uffd: int = 0
     attached: bool = True
     lock_seq: int = -1
+    leaving: tuple[int, ...] = ()
+    cut: bool = False
     name: str = ""
     anon_name: str = ""
 
@@ -103,7 +107,7 @@ def vma_of(m: Machine, task: Task, handle: int) -> Vma:
 def found_vma(m: Machine, task: Task, handle: int) -> Vma:
     """Return the fields of a VMA that must still be in the tree."""
     vma = vma_of(m, task, handle)
-    if not vma.attached:
+    if not vma.attached and task.tid not in vma.leaving:
         raise Violation(
             Invariant.NO_STALE_VMA, f"{task} uses {vma}, which is no longer in the tree"
         )
@@ -151,6 +155,14 @@ def overlapping(m: Machine, space: Mm, start: int, end: int) -> list[int]:
     if first is not None and m.vmas.data[space.tree.data[first]].end > start:
         handles.insert(0, space.tree.data[first])
     return handles
+
+
+def tombstones_over(space: Mm, start: int, end: int) -> list[int]:
+    """List where the tombstones that overlap [start, end) begin, in order."""
+    dying = space.dying
+    found = dying.between(start + 1, end)
+    first = dying.at_or_before(start)
+    return [first, *found] if first is not None and dying.data[first][0] > start else found
 
 
 @step

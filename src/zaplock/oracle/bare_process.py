@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.linux_version import find
 from zaplock.oracle import ring, stub
 
 _BECOME_BARE = """
@@ -76,8 +77,8 @@ def check_machine() -> None:
             f"the oracle's child is x86-64 machine code and this is {platform.machine()}: "
             "run it on x86-64 Linux"
         )
-    major, minor = (int(part) for part in platform.release().split(".")[:2])
-    if (major, minor) < (6, 7):
+    version = find(platform.release())
+    if version is None or not version.carries("6.7"):
         raise UserError(
             f"kernel {platform.release()} has no PAGEMAP_SCAN: the oracle needs 6.7 or newer"
         )

@@ -7,11 +7,12 @@ go, what the limits are, and the ring, which the model maps too).
 
 from __future__ import annotations
 
+import platform
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from zaplock.designs.linux import LINUX_6_18
+from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import LockCall
 from zaplock.oracle import ops
 from zaplock.oracle.generate import Scope
@@ -40,9 +41,9 @@ class ModelSide:
     been broken on purpose and may never end. In the main thread only.
     """
 
-    def __init__(self, environment: Environment, design: Design = LINUX_6_18) -> None:
+    def __init__(self, environment: Environment, design: Design | None = None) -> None:
         self.environment = environment
-        self.design = design
+        self.design = design or design_of(platform.release()).design
         self.lock_calls: list[list[LockCall]] | None = None
         self.committed: list[int] | None = None
         self.limit_s = 0.0

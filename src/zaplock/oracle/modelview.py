@@ -214,7 +214,7 @@ class ModelView:
         anon, file, shmem = get("rss_anon", 0), get("rss_file", 0), get("rss_shmem", 0)
         return (
             max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
-            get("pinned_vm", 0) * _KB, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
+            0, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
             shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
             get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0,
             get("hugetlb_usage", 0) * _KB,

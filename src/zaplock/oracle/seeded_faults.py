@@ -32,6 +32,7 @@ from zaplock.protocols import (
     munmap,
     placement,
     populate,
+    seals,
     teardown,
     vm_flags,
 )
@@ -147,10 +148,10 @@ def _on_fault_too(original: Any) -> Any:
 
 
 def _stays_locked(original: Any) -> Any:
-    def keep(m: Any, task: Any, mm: int, new: int, address: int, length: int) -> None:
+    def keep(m: Any, task: Any, mm: int, new: int, address: int, length: int, leaks: bool) -> None:
         handle = vma.lookup(m, m.mm(mm), address)
         flags = m.vmas[handle].flags
-        original(m, task, mm, new, address, length)
+        original(m, task, mm, new, address, length, leaks)
         m.vmas.put(handle, vma.change(m.vmas[handle], flags=flags))
 
     return keep
@@ -184,7 +185,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("no-rlimit-stack", "RLIMIT_STACK bounds a stack", fault, "stack_fits", _always(True)),
     Fault("empty-munmap", "a length of 0 is EINVAL", munmap, "munmap_addr_sanity",
           lambda original: lambda cx, start, length: original(cx, start, length or 4096)),
-    Fault("seal-is-nothing", "sealed memory stays", munmap.any_sealed, "run", _always(False)),
+    Fault("seal-is-nothing", "sealed memory stays", seals.any_sealed, "run", _always(False)),
     Fault("seal-holes", "a range with holes can't be sealed", mseal.is_all_mapped, "run",
           _always(True)),
     Fault("mprotect-uncharged", "memory that becomes writable is charged",

@@ -120,11 +120,15 @@ def _mlock(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mlock.mlock(world.cx(live), *values))
 
 
+_HAS_POLICY = 1 << 44
+"""No flag of the kernel's: here it keeps a VMA with a memory policy from merging."""
+
+
 async def _policy(cx: Cx, start: int, length: int) -> int:
     """Give a range a memory policy: what matters here is that it no longer merges with others."""
 
     async def visit(handle: int, vma: Any, low: int, high: int) -> int:
-        part = await modify_vma(cx, handle, low, high, vma.flags | f.VM_ARCH_1)
+        part = await modify_vma(cx, handle, low, high, vma.flags | _HAS_POLICY)
         return min(0, part)
 
     await mmap_write_lock_killable(cx)

@@ -56,7 +56,7 @@ class World:
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
-        self.machine.events.put(("uffd_features", UFFD), "sigbus")
+        self.machine.uffd_modes.put(UFFD, "sigbus")
         if uses_files:
             self._files()
         self._ring(environment)

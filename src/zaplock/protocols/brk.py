@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PAGE_SIZE,
     VM_ACCOUNT,
     VM_LOCKED,
     VM_MAYEXEC,
@@ -30,18 +31,20 @@ from zaplock.model.vma import (
     insert,
     lookup,
     previous,
+    tombstones_over,
     vma_of,
 )
 from zaplock.protocols.commit import commit
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.locking import (
-    mmap_read_unlock,
     mmap_write_lock_killable,
     mmap_write_unlock,
+    unlock_after_unmap,
 )
 from zaplock.protocols.placement import start_with_gap
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
@@ -53,19 +56,28 @@ if TYPE_CHECKING:
 async def brk(cx: Cx, wanted: int) -> int:
     """The brk system call: returns where the heap ends now (the old end where it can't move)."""
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    old = await read_counter(cx.mm, "brk")
-    new_end, old_end = page_align(wanted) % (1 << 64), page_align(old)
-    if not await may_move_brk(cx.mm, wanted, new_end, old_end):
-        await mmap_write_unlock(cx)
-        return old
-    if wanted <= old or new_end == old_end:
-        return await shrink(cx, old, wanted, new_end, old_end, events)
-    grown = await grow(cx.mm, old_end, new_end, wanted)
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        old = await read_counter(cx.mm, "brk")
+        new_end, old_end = page_align(wanted) % (1 << 64), page_align(old)
+        shrinks = wanted <= old or new_end == old_end
+        waited = await gave_way(cx, new_end, old_end, unmaps=True) if shrinks else 0
+        if not waited:
+            if not await may_move_brk(cx.mm, wanted, new_end, old_end):
+                await mmap_write_unlock(cx)
+                return old
+            if shrinks:
+                return await shrink(cx, old, wanted, new_end, old_end, events)
+            if await grow(cx.mm, old_end, new_end, wanted):
+                break
+            waited = await gave_way(cx)
+            if not waited:
+                await mmap_write_unlock(cx)
+                return old
+        if waited < 0:
+            return waited
     await mmap_write_unlock(cx)
-    if not grown:
-        return old
     if await read_counter(cx.mm, "def_flags") & VM_LOCKED:
         await mm_populate(cx, old_end, new_end)
     return wanted
@@ -98,11 +110,8 @@ async def shrink(
         result = await cx.design.do_munmap(cx, new_end, old_end - new_end, events, downgrade)
     if result < 0:
         await write_counter(cx.mm, "brk", old)
-    if result == 1:
-        await mmap_read_unlock(cx)
-    else:
-        await mmap_write_unlock(cx)
-    await userfaultfd_unmap_complete(cx, events)
+    await unlock_after_unmap(cx, result)
+    await unmap_complete(cx, events)
     return old if result < 0 else wanted
 
 
@@ -112,6 +121,8 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
     space = m.mm(mm)
     length = (new_end - old_end) % (1 << 64)
     pages = length >> PAGE_SHIFT
+    if tombstones_over(space, old_end, new_end + PAGE_SIZE):
+        return False
     ahead = lookup(m, space, old_end)
     if ahead and start_with_gap(space, vma_of(m, task, ahead)) < new_end + (1 << PAGE_SHIFT):
         return False

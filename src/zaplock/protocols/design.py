@@ -17,6 +17,8 @@ from zaplock.model.step import Task
 from zaplock.model.tlb import NestedFlush
 
 Protocol = Coroutine[Any, Any, int]
+ExitLock = Literal["users", "late-barrier", "barrier", "write", "read-write"]
+"""How exit_mmap keeps reapers out; `protocols.exit` says what each means."""
 UnmapEvents = list[tuple[int, int, int]]
 """Unmap events that userfaultfd monitors are to be told of: (context, start, end)."""
 
@@ -56,34 +58,16 @@ class Design:
     userfaultfd events to deliver to the list `uf` and returns 1 if it downgraded, 0 if not, or an
     error; `page_fault(cx, address, write)`; `proc_cmdline(cx, mm)`.
 
-    Rules, each with what it decides:
+    The other fields are rules. Each is documented in `zaplock.designs.changes`, in the row of the
+    change of Linux that set it (`zaplock designs linux-4.9 linux-7.3` prints them). Some have no
+    such row: skip_vm_flags is the RFC's parameter: "no" (not there), "posted" (its hugetlb test
+    inverted) or "yes". mmap_killable: a fatal signal ends the wait of mmap, munmap, brk, mremap and
+    mprotect for the lock (so in every kernel from 4.9 on).
+    And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
+    lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
+    afterwards, protocols.cut).
 
-    brk_downgrades, mremap_downgrades: do a shrinking brk and mremap?
-    downgrade_beside_growable: ... also next to a stack that may grow (False: 5.8 to 6.4)?
-    bounds_read: are floor and ceiling taken "before" or "after" the downgrade?
-    arch_unmap: "first", "detached" (after the detach, under write) or "last" (after the zap).
-    skip_vm_flags: the RFC's parameter: "no" (not there), "posted" (hugetlb test inverted), "yes".
-    clears_mayshare: does the final unmap of a hugetlb VMA clear VM_MAYSHARE (to 6.0)?
-    uffd_unmap: are userfaultfd monitors told of an unmap (4.11 on)?
-    vma_locks: do faults find their VMA by RCU and lock only that (6.4 on)?
-    stack_growth: needs the mmap_lock for "read" (to 6.4) or for "write" (6.5 on).
-    dontneed_lock: MADV_DONTNEED of one VMA holds "mmap" (read) or that "vma" (6.17 on).
-    maps_lock: /proc/PID/maps holds "mmap" (read) or per-VMA locks ("vma", 6.17 on).
-    cmdline_killable: may a fatal signal end the wait of a reader of /proc/PID/cmdline?
-    fault_killable: ... of a page fault?  mmap_killable: ... of mmap, brk, mremap, mprotect?
-    nested_flush: what a finishing mmu_gather does when another is under way.
-    flush_before_rmap: are PFN mappings flushed before they leave the rmap (6.18)?
-    mremap_flush: is the TLB flushed "inside" (4.19 on) or "outside" the page-table lock?
-    exit_tables: exit frees page tables under "write", or (to 5.19) with "none" of the locks.
-    gathers_first: does mmap gather (and split) the old mappings before it asks the limits (6.12)?
-    realigns_moves: may a moving mremap take a page table along that it covers only from the first
-        mapping in it on (6.7)?
-    moves_many: may one mremap move a range of several VMAs (6.17)?
-    finds_zeros: does splitting a huge page give back the pages that hold zeros (6.12)?
-    forgets_charges: does Committed_AS keep what a moving mremap has cut off, and what was charged
-        for a mapping that its file system then refuses (6.18, by mistake)?
-    reclaims_tables: does MADV_DONTNEED free page tables that it has emptied (6.14)?
-    mseal: are sealed mappings refused (6.10 on)?
+    kernel: the Linux release that the design is, or stands on: "6.6.30", "4.18 + RFC v6".
     """
 
     name: str
@@ -94,11 +78,13 @@ class Design:
     do_munmap: Callable[[Cx, int, int, UnmapEvents, bool], Protocol]
     page_fault: Callable[[Cx, int, bool], Protocol]
     proc_cmdline: Callable[[Cx, int], Protocol]
+    tree: Literal["rbtree", "maple"] = "rbtree"
+    munmap_downgrades: bool = False
     brk_downgrades: bool = False
     mremap_downgrades: bool = False
     downgrade_beside_growable: bool = True
     bounds_read: Literal["before", "after"] = "before"
-    arch_unmap: Literal["first", "detached", "last"] = "last"
+    arch_unmap: Literal["first", "detached", "last", "never"] = "last"
     skip_vm_flags: Literal["no", "posted", "yes"] = "no"
     clears_mayshare: bool = True
     uffd_unmap: bool = True
@@ -112,11 +98,22 @@ class Design:
     nested_flush: NestedFlush = "forget-tables"
     flush_before_rmap: bool = False
     mremap_flush: Literal["inside", "outside"] = "outside"
-    exit_tables: Literal["write", "none"] = "none"
+    exit_lock: ExitLock = "users"
+    munlock_pass: bool = True
+    vma_lock_faults: Literal["anonymous", "most", "all"] = "anonymous"
+    fork_locks_vma: bool = False
+    growth_locks_vma: bool = False
+    guard_lock: Literal["mmap", "vma"] = "mmap"
+    smaps_lock: Literal["mmap", "vma"] = "mmap"
+    dirty_fault_lets_go: bool = False
     gathers_first: bool = False
     realigns_moves: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
-    forgets_charges: bool = False
+    mremap_forgets_charge: bool = False
+    mmap_forgets_charge: bool = False
+    dontunmap_leaks_locked: bool = True
     reclaims_tables: bool = False
-    mseal: bool = False
+    mseal: Literal["no", "range", "vma"] = "no"
+    tombstones: bool = False
+    cuts: bool = False

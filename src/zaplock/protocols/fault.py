@@ -40,6 +40,7 @@ from zaplock.model.vma import (
     Vma,
     account,
     anon_vma_prepare,
+    change,
     find_vma,
     fits_limits,
     forbid_torn_down,
@@ -59,6 +60,7 @@ from zaplock.protocols.locking import (
     vma_end_read,
     vma_start_write,
 )
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import handle_userfault
 
 if TYPE_CHECKING:
@@ -108,7 +110,10 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
         await mmap_write_unlock(cx)
         return -SIGSEGV
     if address < vma.start:
-        if cx.design.vma_locks:
+        waited = await gave_way(cx, address & PAGE_MASK, vma.start)
+        if waited:
+            return RETRY if waited > 0 else -SIGSEGV
+        if cx.design.vma_locks and cx.design.growth_locks_vma:
             await vma_start_write(handle)
         if await expand_stack(handle, address):
             await mmap_write_unlock(cx)
@@ -123,11 +128,14 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if not handle:
         return await page_fault_mmap_lock(cx, address, write)
     vma = await read_vma(handle)
+    if cx.design.vma_lock_faults == "anonymous" and not is_plain_anonymous(vma):
+        await vma_end_read(handle)
+        return await page_fault_mmap_lock(cx, address, write)
     if access_error(vma, write):
         await vma_end_read(handle)
         return -SIGSEGV
     if await needs_anon_vma(cx, handle, vma, address, write):
-        if not await down_read_trylock(cx.mmap_lock):
+        if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
         await anon_vma_prepare(handle)
@@ -139,6 +147,11 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await handle_userfault(cx, vma.uffd, address)
         return RETRY
     return result
+
+
+def is_plain_anonymous(vma: Vma) -> bool:
+    """Return whether 6.4's faults do with the VMA lock: private, unwatched, with an anon_vma."""
+    return bool(vma.anon_vma and not vma.file and not vma.flags & VM_SHARED and not vma.uffd)
 
 
 async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> bool:
@@ -240,11 +253,7 @@ def expand_stack(m: Machine, task: Task, handle: int, address: int) -> int:
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", grow)
     m.commit(grow)
-    grown = Vma(
-        vma.mm, address, vma.end, vma.flags, vma.pgoff - grow, vma.file, vma.anon_vma,
-        vma.shared_anon_vma, vma.uffd, vma.attached, vma.lock_seq, vma.name,
-    )  # fmt: skip
-    write_vma(m, handle, grown)
+    write_vma(m, handle, change(vma, start=address, pgoff=vma.pgoff - grow))
     return 0
 
 

@@ -42,7 +42,7 @@ async def fork(cx: Cx, child: int) -> int:
     await inherit_counters(cx.mm, child)
     for handle in await find_vmas(cx.mm, 0, 1 << 63):
         vma = await read_vma(handle)
-        if cx.design.vma_locks:
+        if cx.design.vma_locks and cx.design.fork_locks_vma:
             await vma_start_write(handle)
         if vma.flags & VM_DONTCOPY:
             continue

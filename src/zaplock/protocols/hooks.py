@@ -2,8 +2,8 @@
 
 `arch_unmap` on x86 told MPX that bounds tables might be stale, and MPX unmapped those itself: that
 is why it matters under which lock it is called. The model's hook unmaps a companion range, if the
-scenario names one for the range (`m.events[("arch_unmap", mm)]` = (start, end, companion start,
-companion end)).
+scenario names one for the range (`m.arch_hooks[mm]` = (start, end, companion start, companion
+end)).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ async def arch_unmap(cx: Cx, start: int, end: int) -> None:
 @step
 def companion(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, int, Handles]:
     """Return the companion range of an unmap and its VMAs, (0, 0, ()) if there is none."""
-    watched = m.events.get(("arch_unmap", mm))
+    watched = m.arch_hooks.get(mm)
     if watched is None or end <= watched[0] or watched[1] <= start:
         return 0, 0, ()
     low, high = watched[2], watched[3]
@@ -45,4 +45,4 @@ def companion(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[i
 
 def hook_arch_unmap(m: Machine, mm: int, watched: tuple[int, int, int, int]) -> None:
     """Arm the hook: unmapping in [watched[0], watched[1]) unmaps [watched[2], watched[3]) too."""
-    m.events.put(("arch_unmap", mm), watched)
+    m.arch_hooks.put(mm, watched)

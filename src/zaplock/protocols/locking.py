@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx, Protocol
 
 
+UNLOCKED = 2
+"""What do_munmap returns when it has given the lock back itself."""
+
+EXCLUDED = -2
+"""A VMA's lock_seq that keeps readers out beyond the end of the exclusive hold."""
+
+
 async def syscall(
     cx: Cx, name: str, work: Protocol, address: int = 0, length: int = 0, detail: int = 0
 ) -> int:
@@ -72,6 +79,14 @@ async def mmap_write_downgrade(cx: Cx) -> None:
     await downgrade_write(cx.mmap_lock)
 
 
+async def unlock_after_unmap(cx: Cx, result: int) -> None:
+    """End what do_munmap has left of the hold: it returned 1 if it downgraded, or UNLOCKED."""
+    if result == 1:
+        await mmap_read_unlock(cx)
+    elif result != UNLOCKED:
+        await mmap_write_unlock(cx)
+
+
 @step
 def vma_end_write_all(m: Machine, _task: Task, mm: int) -> None:
     """End the write locks of all VMAs of an mm."""
@@ -103,7 +118,7 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
     typesafe, and its count says that it is gone (6.15 on; before, RCU freed it later).
     """
     vma = m.vmas[handle]
-    if isinstance(vma, FreedVma) or vma.lock_seq == m.mm(vma.mm).count("lock_seq"):
+    if isinstance(vma, FreedVma) or vma.lock_seq in (EXCLUDED, m.mm(vma.mm).count("lock_seq")):
         return False
     m.vma_readers.put(handle, tuple(sorted((*m.vma_readers.get(handle, ()), task.tid))))
     return True

@@ -2,7 +2,8 @@
 
 DONTNEED and FREE zap with the VMA still in the tree, so a racing access finds a fresh zero page:
 that is what makes them weaker than munmap. They hold the mmap_lock for read, from 6.17 on only the
-VMA's lock where the range lies in one VMA. Flag changes need the exclusive lock.
+VMA's lock where the range lies in one VMA; guards so from 6.19 on. Flag changes need the exclusive
+lock.
 
 Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 """
@@ -37,7 +38,7 @@ from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
-from zaplock.model.vma import Vma, anon_vma_prepare, change, read_vma, vma_of
+from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -103,6 +104,9 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     """Change the flags of a range under write."""
     if await mmap_write_lock_killable(cx):
         return -EINTR
+    if await refused_beforehand(cx, start, end, advice):
+        await mmap_write_unlock(cx)
+        return -EPERM
     set_, cleared = FLAG_ADVICE[advice]
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
@@ -134,9 +138,29 @@ def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
 
     What the caller could overwrite anyway, and files, may be discarded (can_madvise_modify).
     """
-    sealed = cx.design.mseal and vma.flags & VM_SEALED and advice in DISCARDS
+    return -EPERM if cx.design.mseal == "vma" and is_kept_by_seal(vma, advice) else 0
+
+
+def is_kept_by_seal(vma: Vma, advice: int) -> bool:
+    """Return whether a seal keeps the content of a mapping from an advice."""
+    sealed = vma.flags & VM_SEALED and advice in DISCARDS
     in_file = vma.file or vma.flags & VM_HUGETLB
-    return -EPERM if sealed and not in_file and not vma.flags & VM_WRITE else 0
+    return bool(sealed and not in_file and not vma.flags & VM_WRITE)
+
+
+async def refused_beforehand(cx: Cx, start: int, end: int, advice: int) -> bool:
+    """Return whether a design that looks at the seals of the whole range first refuses an advice.
+
+    Before 6.12 (can_modify_mm_madv).
+    """
+    return cx.design.mseal == "range" and await any_kept(cx.mm, start, end, advice)
+
+
+@step
+def any_kept(m: Machine, task: Task, mm: int, start: int, end: int, advice: int) -> bool:
+    """Return whether a VMA of a range is sealed so that an advice must leave it alone."""
+    handles = find_vmas.run(m, task, mm, start, end)
+    return any(is_kept_by_seal(vma_of(m, task, handle), advice) for handle in handles)
 
 
 def forbidden_advice(vma: Vma, advice: int) -> int:
@@ -161,17 +185,22 @@ async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
 
 
 async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
-    """Zap pages, or leave them be: under the VMA's lock alone where the design has that."""
-    if cx.design.dontneed_lock == "vma" and advice in ZAPS:
+    """Zap, guard or look at pages: under the VMA's lock alone where the design has that."""
+    zaps_by_vma = cx.design.dontneed_lock == "vma" and advice in ZAPS
+    guards_by_vma = cx.design.guard_lock == "vma" and advice in GUARDS
+    if zaps_by_vma or guards_by_vma:
         handle = await lock_vma_under_rcu(cx, start)
         if handle:
             vma = await read_vma(handle)
-            if end <= vma.end and not vma.flags & VM_UFFD_FLAGS:
+            if end <= vma.end and not vma.flags & VM_UFFD_FLAGS and not lacks_anon_vma(vma, advice):
                 result = await advise_vma(cx, handle, vma, start, end, advice)
                 await vma_end_read(handle)
                 return result
             await vma_end_read(handle)
     await down_read(cx.mmap_lock)
+    if await refused_beforehand(cx, start, end, advice):
+        await up_read(cx.mmap_lock)
+        return -EPERM
 
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
         return await advise_vma(cx, handle, vma, low, high, advice)
@@ -179,6 +208,12 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
     error, holes = await apply_to_range(cx, start, end, visit)
     await up_read(cx.mmap_lock)
     return error or (-ENOMEM if holes else 0)
+
+
+def lacks_anon_vma(vma: Vma, advice: int) -> bool:
+    """Return whether a guard needs an anon_vma first, which takes the mmap_lock."""
+    private = not vma.file and not vma.flags & f.VM_SHARED
+    return advice == f.MADV_GUARD_INSTALL and private and not vma.anon_vma
 
 
 async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice: int) -> int:

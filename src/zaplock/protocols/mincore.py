@@ -1,7 +1,8 @@
 """mincore: tell which pages are at hand, one byte each.
 
 For private anonymous memory a page is there if it is mapped; for file mappings also if it is in the
-page cache. Source: mm/mincore.c (5.0 on: only for files that the caller could write).
+page cache. Source: mm/mincore.c (5.2 on: only for files that the caller could write,
+134fca9063ad).
 """
 
 from __future__ import annotations

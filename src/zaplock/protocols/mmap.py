@@ -43,6 +43,7 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_NORESERVE,
+    VM_PAT,
     VM_PFNMAP,
     VM_SHARED,
     VM_SPECIAL,
@@ -63,11 +64,12 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mmap_flags
 
 if TYPE_CHECKING:
@@ -91,13 +93,24 @@ async def mmap(
             return error
         file = 0 if flags & MAP_ANONYMOUS else file
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    placed, populate = await do_mmap(
-        cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
-    )
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)
+        waited = (
+            await gave_way(cx, address, address + page_align(length), unmaps=True) if fixed else 0
+        )
+        if not waited:
+            placed, populate = await do_mmap(
+                cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
+            )
+            waited = await gave_way(cx) if placed == -ENOMEM else 0
+        if waited < 0:
+            return waited
+        if not waited:
+            break
     await mmap_write_unlock(cx)
-    await userfaultfd_unmap_complete(cx, events)
+    await unmap_complete(cx, events)
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + page_align(length))
     return placed
@@ -214,7 +227,7 @@ async def mmap_region(
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
-        await (forget_charge if cx.design.forgets_charges else uncharge)(charged, length)
+        await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     if vm_flags & VM_HUGETLB:
         error = await hugetlb_error(length, vm_flags, pgoff)
@@ -297,7 +310,7 @@ def call_mmap(m: Machine, task: Task, handle: int) -> int:
     if file.kind != "device":
         return 0
     pages = vma.nr_pages if file.fails_after is None else min(file.fails_after, vma.nr_pages)
-    flags = vma.flags | VM_PFNMAP | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
+    flags = vma.flags | VM_PFNMAP | VM_PAT | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
     m.vmas.put(handle, change(vma, flags=flags))
     space, first = m.mm(vma.mm), vma.start >> PAGE_SHIFT
     if pages:

@@ -60,6 +60,7 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.populate import populate_vma_page_range
+from zaplock.protocols.seals import seal_in_range
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
         return -ENOMEM
     elif grows:
         return -EINVAL
+    if await seal_in_range(cx, start, end):
+        return -EPERM
     wanted = prot_flags(prot)
     at = start
     while at < end:
@@ -109,7 +112,7 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
         vma = await read_vma(handle) if handle else None  # type: ignore[assignment]
         if vma is None or vma.start > at:
             return -ENOMEM
-        error = forbidden(vma, wanted, cx.design.mseal)
+        error = forbidden(vma, wanted, cx.design.mseal == "vma")
         gains = wanted & VM_EXEC and await denies_write_exec(cx.mm, vma.flags, wanted)
         error = -EACCES if gains else error
         if error:
@@ -122,11 +125,11 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
     return 0
 
 
-def forbidden(vma: Vma, wanted: int, mseal: bool) -> int:
+def forbidden(vma: Vma, wanted: int, seals: bool) -> int:
     """Return the errno of what a VMA doesn't allow, 0 if it allows it."""
     if wanted & ~(vma.flags >> 4) & VM_ACCESS_FLAGS:
         return -EACCES
-    return -EPERM if mseal and vma.flags & VM_SEALED else 0
+    return -EPERM if seals and vma.flags & VM_SEALED else 0
 
 
 async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) -> int:

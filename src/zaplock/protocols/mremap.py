@@ -53,22 +53,23 @@ from zaplock.model.vma import (
     merge_around,
     overlapping,
     read_vma,
+    tombstones_over,
     vma_of,
     write_vma,
 )
 from zaplock.protocols.commit import beyond_memory, commit
+from zaplock.protocols.cut import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
-    mmap_read_unlock,
     mmap_write_lock_killable,
-    mmap_write_unlock,
+    unlock_after_unmap,
     vma_start_write,
 )
 from zaplock.protocols.move_tables import move_page_tables
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import read_counter, write_counter
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
 
 if TYPE_CHECKING:
@@ -95,10 +96,10 @@ class Request(NamedTuple):
 
 
 class MremapResult(NamedTuple):
-    """The address or a negative errno, whether the lock was downgraded, what to populate."""
+    """The address or a negative errno, what do_munmap left of the lock, what to populate."""
 
     value: int
-    downgraded: bool = False
+    unmapped: int = 0
     populate: tuple[int, int] | None = None
 
 
@@ -114,16 +115,24 @@ async def mremap(
     if request.implies_move and await near_map_limit(cx.mm, 5):
         return -ENOMEM
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    result = await remap(cx, request, events)
-    if result.downgraded:
-        await mmap_read_unlock(cx)
-    else:
-        await mmap_write_unlock(cx)
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        shrinks = new < old
+        waited = await gave_way(cx, address, address + old, unmaps=shrinks)
+        if not waited and flags & MREMAP_FIXED:
+            waited = await gave_way(cx, new_address, new_address + new, unmaps=True)
+        if not waited:
+            result = await remap(cx, request, events)
+            waited = await gave_way(cx) if result.value == -ENOMEM else 0
+        if waited < 0:
+            return waited
+        if not waited:
+            break
+    await unlock_after_unmap(cx, result.unmapped)
     if result.populate:
         await mm_populate(cx, *result.populate)
-    await userfaultfd_unmap_complete(cx, events)
+    await unmap_complete(cx, events)
     return result.value
 
 
@@ -219,7 +228,7 @@ def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
 
 async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
     """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
-    if cx.design.mseal and vma.flags & VM_SEALED:
+    if cx.design.mseal != "no" and vma.flags & VM_SEALED:
         return -EPERM
     if vma.flags & VM_HUGETLB and not is_aligned_for_hugetlb(r):
         return -EINVAL
@@ -255,7 +264,7 @@ async def shrink(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Unmap what is beyond the new length."""
     start, length = r.address + r.new_length, r.old_length - r.new_length
     result = await cx.design.do_munmap(cx, start, length, events, cx.design.mremap_downgrades)
-    return MremapResult(r.address if result >= 0 else result, result == 1)
+    return MremapResult(r.address if result >= 0 else result, result)
 
 
 async def expand_vma(
@@ -268,7 +277,7 @@ async def expand_vma(
     if grown < 0:
         return MremapResult(grown)
     if grown:
-        return MremapResult(r.address, False, populate_range(vma, r, r.address))
+        return MremapResult(r.address, 0, populate_range(vma, r, r.address))
     if not r.flags & MREMAP_MAYMOVE:
         return MremapResult(-ENOMEM)
     return await set_new_address_and_move(cx, r, events)
@@ -291,7 +300,7 @@ def expand(
     new_end = address + new_length
     if address + old_length != vma.end or new_end > space.limits.task_size:
         return 0
-    if overlapping(m, space, vma.end, new_end):
+    if overlapping(m, space, vma.end, new_end) or tombstones_over(space, vma.end, new_end):
         return 0
     pages = new_end - vma.end >> PAGE_SHIFT
     if vma.flags & VM_ACCOUNT and commit(m, pages):
@@ -346,8 +355,8 @@ async def set_new_address_and_move(
 ) -> MremapResult:
     """Find the new place (vrm_set_new_addr), then move there.
 
-    `delta` is what was cut off before; 6.18 still asks whether so much may be committed, and
-    commits it once more.
+    `delta` is what was cut off before; where charges are forgotten it is still asked whether so
+    much may be committed, and it is committed once more.
     """
     handle = await find_vma(cx.mm, r.address)
     vma = await read_vma(handle)
@@ -362,11 +371,12 @@ async def set_new_address_and_move(
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
         return MremapResult(-ENOMEM)
-    if vma.flags & VM_ACCOUNT and await is_too_much(delta):
+    forgotten = delta if vma.flags & VM_ACCOUNT and cx.design.mremap_forgets_charge else 0
+    if forgotten and await is_too_much(forgotten):
         return MremapResult(-ENOMEM)
     result = await move(cx, handle, vma, r, target, events)
-    if delta and vma.flags & VM_ACCOUNT and result.value >= 0 and cx.design.forgets_charges:
-        await charge_cut(delta)
+    if forgotten and result.value >= 0:
+        await charge_cut(forgotten)
     return result
 
 
@@ -405,11 +415,12 @@ async def move(
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
-        await keep_empty(cx.mm, new, r.address, r.old_length)
+        leaks = cx.design.dontunmap_leaks_locked
+        await keep_empty(cx.mm, new, r.address, r.old_length, leaks)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
-    return MremapResult(target, False, populate_range(vma, r, target))
+    return MremapResult(target, 0, populate_range(vma, r, target))
 
 
 @step
@@ -456,10 +467,12 @@ def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
 
 
 @step
-def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: int) -> None:
+def keep_empty(
+    m: Machine, task: Task, mm: int, new: int, address: int, length: int, leaks: bool
+) -> None:
     """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked (dontunmap_complete).
 
-    As in the kernel, locked_vm keeps counting it, though its VM_LOCKED is gone; so an address space
+    To 7.2 locked_vm keeps counting it, though its VM_LOCKED is gone (`leaks`); so an address space
     that did this with locked memory ends with a locked_vm that is too high.
     """
     handle = lookup(m, m.mm(mm), address)
@@ -469,6 +482,9 @@ def keep_empty(m: Machine, task: Task, mm: int, new: int, address: int, length: 
     shared = vma.shared_anon_vma and not alone
     flags = vma.flags & ~VM_LOCKED_MASK
     if vma.flags & VM_LOCKED:
-        m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+        if leaks:
+            m.mm(mm).add("locked_vm_leaked", vma.nr_pages)
+        else:
+            m.mm(mm).add("locked_vm", -vma.nr_pages)
         keep_locked(m, m.mm(mm), vma.start, vma.end)
     m.vmas.put(handle, change(vma, flags=flags, anon_vma=anon_vma, shared_anon_vma=shared))

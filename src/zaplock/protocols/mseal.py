@@ -6,7 +6,7 @@ vma_modify; before, it had its own loop with the same result).
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL, ENOMEM
+from errno import EINTR, EINVAL, ENOMEM, ENOSYS
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_MASK, VM_SEALED, page_align
@@ -23,7 +23,9 @@ _WORD = 1 << 64
 
 
 async def mseal(cx: Cx, start: int, length: int, flags: int) -> int:
-    """The mseal system call: 0, -EINVAL, or -ENOMEM for holes."""
+    """The mseal system call: 0, -EINVAL, -ENOMEM for holes, -ENOSYS before 6.10."""
+    if cx.design.mseal == "no":
+        return -ENOSYS
     if flags or start & ~PAGE_MASK:
         return -EINVAL
     aligned = page_align(length) % _WORD

@@ -3,11 +3,11 @@
 All of them do the same: check, find and split, detach, zap, free page tables, account, free. They
 differ in where the exclusive hold ends. Each function reads like the one of its kernel:
 
-    do_munmap                 4.9, 4.18: everything under write
+    do_munmap                 to 4.19: everything under write
     do_munmap_zap_rlock       the RFC, v6: special mappings dealt with, then under read
-    do_munmap_4_20            4.20, 5.10: under read when asked to (dd2283f2605e, 246c320a8cfe)
-    do_mas_align_munmap       6.1: the maple tree; clearing it is the point of no return
-    do_vmi_align_munmap       6.18: gather, clear, complete; VMAs write-locked one by one
+    do_munmap_4_20            4.20 to 6.0: under read when asked to (dd2283f2605e, 246c320a8cfe)
+    do_mas_align_munmap       6.1 to 6.3: the maple tree; clearing it is the point of no return
+    do_vmi_align_munmap       6.4 on: gather, clear, complete; VMAs write-locked one by one
 
 The system call is `vm_munmap`, for the RFC `vm_munmap_zap_rlock`.
 """
@@ -23,7 +23,7 @@ from zaplock.model.flags import (
     VM_GROWSUP,
     VM_HUGETLB,
     VM_LOCKED,
-    VM_PFNMAP,
+    VM_PAT,
     VM_SEALED,
     page_align,
 )
@@ -46,6 +46,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     vma_start_write,
 )
+from zaplock.protocols.seals import any_sealed, seal_in_range
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
@@ -83,7 +84,8 @@ async def vm_munmap(cx: Cx, start: int, length: int) -> int:
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    result = await cx.design.do_munmap(cx, start, length, events, True)
+    downgrades = cx.design.munmap_downgrades
+    result = await cx.design.do_munmap(cx, start, length, events, downgrades)
     if result == 1:
         await mmap_read_unlock(cx)
         result = 0
@@ -128,9 +130,7 @@ async def do_munmap(
     found, handles = await munmap_lookup_vma(cx, start, end)
     if found != 1:
         return found
-    error = await prepare_events(cx, handles, start, end, events)
-    if error:
-        return error
+    await prepare_events(cx, handles, start, end, events)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     if await read_counter(cx.mm, "locked_vm"):
         await munmap_mlock_vma(cx, handles)
@@ -158,9 +158,8 @@ async def do_munmap_zap_rlock(cx: Cx, start: int, length: int, events: UnmapEven
         return -EINTR
     result, handles = await munmap_lookup_vma(cx, start, end)
     if result == 1:
-        result = await prepare_events(cx, handles, start, end, events)
-        if not result:
-            return await zap_rlock(cx, handles, start, end)
+        await prepare_events(cx, handles, start, end, events)
+        return await zap_rlock(cx, handles, start, end)
     await mmap_write_unlock(cx)
     return result
 
@@ -186,7 +185,7 @@ async def settle_special_mapping(handle: int) -> None:
     vma = await read_vma(handle)
     if vma.file:
         await uprobe_munmap(handle, vma.start, vma.end)
-    if vma.flags & VM_PFNMAP:
+    if vma.flags & VM_PAT:
         await untrack_pfn(handle)
     if vma.flags & VM_HUGETLB:
         await clear_mayshare(handle)
@@ -195,9 +194,10 @@ async def settle_special_mapping(handle: int) -> None:
 async def do_munmap_4_20(
     cx: Cx, start: int, length: int, events: UnmapEvents, downgrade: bool = False
 ) -> int:
-    """4.20 and 5.10 (__do_munmap): as 4.18 up to the detach, then under read if asked.
+    """4.20 to 6.0 (__do_munmap): as 4.18 up to the detach, then under read if asked.
 
-    Returns 1 if so. 5.10 stays under write beside a VMA that might grow into the range meanwhile.
+    Returns 1 if so. From 5.8 on it stays under write beside a VMA that might grow into the range
+    meanwhile; from 5.18 on pages are munlocked as their rmap goes, and only counted here.
     """
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
@@ -207,13 +207,14 @@ async def do_munmap_4_20(
     found, handles = await munmap_lookup_vma(cx, start, end)
     if found != 1:
         return found
-    error = await prepare_events(cx, handles, start, end, events)
-    if error:
-        return error
-    if await read_counter(cx.mm, "locked_vm"):
+    await prepare_events(cx, handles, start, end, events)
+    if cx.design.munlock_pass and await read_counter(cx.mm, "locked_vm"):
         await munmap_mlock_vma(cx, handles)
+    locked = 0 if cx.design.munlock_pass else await count_locked(handles)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await detach_vmas_to_be_unmapped(handles)
+    if locked:
+        await add_counter(cx.mm, "locked_vm", -locked)
     if downgrade and not cx.design.downgrade_beside_growable:
         downgrade = not await may_grow_into(cx.mm, start, end)
     if cx.design.arch_unmap == "detached":
@@ -224,20 +225,19 @@ async def do_munmap_4_20(
 async def do_mas_align_munmap(
     cx: Cx, start: int, length: int, events: UnmapEvents, downgrade: bool = False
 ) -> int:
-    """6.1: move the VMAs to a side tree, clear the tree, then under read if asked.
+    """6.1 to 6.3: move the VMAs to a side tree, clear the tree, then under read if asked.
 
     No munlock pass: pages are munlocked as their rmap goes.
     """
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
     end = start + page_align(length)
-    await arch_unmap(cx, start, end)
+    if cx.design.arch_unmap == "first":
+        await arch_unmap(cx, start, end)
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found
-    error = await prepare_events(cx, handles, start, end, events)
-    if error:
-        return error
+    await prepare_events(cx, handles, start, end, events)
     locked = await count_locked(handles)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await detach_vmas_to_be_unmapped(handles)
@@ -251,14 +251,15 @@ async def do_mas_align_munmap(
 async def do_vmi_align_munmap(
     cx: Cx, start: int, length: int, events: UnmapEvents, downgrade: bool = False
 ) -> int:
-    """6.18: vms_gather_munmap_vmas, clear the tree, vms_complete_munmap_vmas.
+    """6.4 on: vms_gather_munmap_vmas, clear the tree, vms_complete_munmap_vmas (so from 6.12).
 
-    Each VMA is write-locked before it goes, so faults that read-lock it have ended; floor and
-    ceiling are remembered under write.
+    Each VMA is write-locked before it goes, so faults that read-lock it have ended.
     """
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
     end = start + page_align(length)
+    if cx.design.arch_unmap == "first":
+        await arch_unmap(cx, start, end)
     found, handles = await vms_gather_munmap_vmas(cx, start, end, events)
     if found != 1:
         return found
@@ -267,6 +268,8 @@ async def do_vmi_align_munmap(
     await detach_vmas_to_be_unmapped(handles)
     if locked:
         await add_counter(cx.mm, "locked_vm", -locked)
+    if downgrade and not cx.design.downgrade_beside_growable:
+        downgrade = not await may_grow_into(cx.mm, start, end)
     return await zap_detached(cx, handles, start, end, bounds, downgrade)
 
 
@@ -286,16 +289,18 @@ async def zap_detached(
 async def vms_gather_munmap_vmas(
     cx: Cx, start: int, end: int, events: UnmapEvents
 ) -> tuple[int, Handles]:
-    """Find, check for seals, split, and write-lock the VMAs of [start, end)."""
-    if cx.design.mseal and await any_sealed(cx.mm, start, end):
+    """Find, look for seals, split, and write-lock the VMAs of [start, end)."""
+    if await seal_in_range(cx, start, end):
+        return -EPERM, ()
+    if cx.design.mseal == "vma" and await any_sealed(cx.mm, start, end):
         return await split_up_to_seal(cx, start, end), ()
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found, ()
     for handle in handles:
         await vma_start_write(handle)
-    error = await prepare_events(cx, handles, start, end, events)
-    return (error, ()) if error else (1, handles)
+    await prepare_events(cx, handles, start, end, events)
+    return 1, handles
 
 
 async def split_up_to_seal(cx: Cx, start: int, end: int) -> int:
@@ -352,11 +357,10 @@ async def start_write(cx: Cx, handle: int) -> None:
 
 async def prepare_events(
     cx: Cx, handles: Handles, start: int, end: int, events: UnmapEvents
-) -> int:
-    """Collect the unmap events for userfaultfd monitors; its errors leave the splits."""
+) -> None:
+    """Collect the unmap events for userfaultfd monitors (no memory is short here: no error)."""
     if cx.design.uffd_unmap:
         events.extend(await userfaultfd_unmap_prep(handles, start, end))
-    return 0
 
 
 @step
@@ -374,10 +378,3 @@ def count_locked(m: Machine, task: Task, handles: Handles) -> int:
     """Count the pages of the locked VMAs among these."""
     vmas = [vma_of(m, task, handle) for handle in handles]
     return sum(vma.nr_pages for vma in vmas if vma.flags & VM_LOCKED)
-
-
-@step
-def any_sealed(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
-    """Return whether a VMA of the range is sealed (mseal, 6.10 on)."""
-    handles = find_vmas.run(m, task, mm, start, end)
-    return any(vma_of(m, task, handle).flags & VM_SEALED for handle in handles)

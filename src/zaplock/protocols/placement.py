@@ -33,6 +33,7 @@ from zaplock.model.vma import (
     lookup,
     overlapping,
     previous,
+    tombstones_over,
 )
 
 if TYPE_CHECKING:
@@ -138,9 +139,13 @@ def lowest_gap(
         handle = lookup(m, space, at)
         vma = m.vmas[handle] if handle else None
         assert vma is None or isinstance(vma, Vma)
-        if vma is None or at + length <= start_with_gap(space, vma):
+        if vma is not None and at + length > start_with_gap(space, vma):
+            at = -(-vma.end // align) * align
+            continue
+        dying = tombstones_over(space, at, at + length)
+        if not dying:
             return at
-        at = -(-vma.end // align) * align
+        at = -(-space.dying[dying[-1]][0] // align) * align
     return -ENOMEM
 
 
@@ -164,6 +169,8 @@ def fixed_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> 
 
 def is_clear(m: Machine, space: Mm, address: int, length: int) -> bool:
     """Return whether a hint can be had, the guard gap of a stack above it included."""
+    if tombstones_over(space, address, address + length):
+        return False
     handle = lookup(m, space, address)
     if not handle:
         return True
@@ -199,12 +206,26 @@ def highest_gap(m: Machine, space: Mm, length: int, top: int) -> int:
 def highest_hole(m: Machine, space: Mm, length: int, top: int) -> int:
     """Return the highest address below `top` with `length` bytes free, stacks or not."""
     while True:
-        handle = previous(space, top)
-        vma = m.vmas[handle] if handle else None
-        assert vma is None or isinstance(vma, Vma)
-        floor = vma.end if vma else space.limits.mmap_min_addr
+        start, floor = occupied_below(m, space, top)
         if top - floor >= length:
             return top - length
-        if vma is None:
+        if not start:
             return -ENOMEM
-        top = vma.start
+        top = start
+
+
+def occupied_below(m: Machine, space: Mm, top: int) -> tuple[int, int]:
+    """Return [start, end) of the nearest VMA or tombstone that starts below `top`.
+
+    (0, the lowest address that may be mapped) where there is none.
+    """
+    start, end = 0, space.limits.mmap_min_addr
+    handle = previous(space, top)
+    if handle:
+        vma = m.vmas[handle]
+        assert isinstance(vma, Vma)
+        start, end = vma.start, vma.end
+    dying = space.dying.before(top)
+    if dying is not None and dying >= start:
+        start, end = dying, space.dying[dying][0]
+    return start, end

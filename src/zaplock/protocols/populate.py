@@ -78,7 +78,7 @@ async def populate_pages(
     """Fault in [low, high) of a VMA in steps of the grain.
 
     Returns 0, -EFAULT or -ENOMEM, and whether the mmap_lock was let go meanwhile: for each page
-    that a write makes dirty, since balance_dirty_pages may take long (5.1 on).
+    that a write makes dirty, since balance_dirty_pages may take long (`dirty_fault_lets_go`).
     """
     if write and not vma.flags & VM_SHARED and not vma.anon_vma:
         await anon_vma_prepare(handle)
@@ -86,7 +86,7 @@ async def populate_pages(
     let_go = False
     for at in range(low, high, grain):
         error, made_dirty = await fault_range(handle, at, min(at + grain, high), write)
-        for _ in range(made_dirty if cx.design.vma_locks else 0):
+        for _ in range(made_dirty if cx.design.dirty_fault_lets_go else 0):
             await let_go_for_once(cx)
             let_go = True
         if error:

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import drop_pages, i_mmap_lock, set_file_size, truncate_pagecache
 from zaplock.model.flags import PAGE_SHIFT, page_align
 from zaplock.model.rwsem import down_read, up_read
-from zaplock.model.step import Task, step
+from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.vma import Vma, read_vma, vma_of
-from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
+from zaplock.protocols.teardown import (
+    tlb_finish_mmu,
+    tlb_flush_mmu,
+    unmap_page_range,
+    zap_pte_range,
+)
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -60,15 +65,57 @@ async def unmap_mapping_range(
         low = max(vma.start, vma.start + first - (vma.pgoff << PAGE_SHIFT))
         high = min(vma.end, vma.start + last - (vma.pgoff << PAGE_SHIFT))
         if low < high:
-            await zap_in(cx, vma, low, high, spares)
+            await zap_in(cx, vma, low, high, spares, handle)
+    waits = cx.design.cuts and await cut_vmas(file)
     await up_read(i_mmap_lock(file))
+    if waits:
+        await no_cut_of(file)
 
 
-async def zap_in(cx: Cx, vma: Vma, low: int, high: int, spares: frozenset[str]) -> None:
-    """Zap a part of another address space."""
+async def zap_in(
+    cx: Cx, vma: Vma, low: int, high: int, spares: frozenset[str], handle: int
+) -> None:
+    """Zap a part of another address space, as far as its VMA's page tables are not cut out."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
-    await unmap_page_range(cx, gather, low, high, vma.mm, spares)
+    if cx.design.cuts:
+        grain = (cx.grain << PAGE_SHIFT) or high - low
+        for at in range(low, high, grain):
+            if await zap_unless_cut(handle, gather, at, min(at + grain, high), spares):
+                await tlb_flush_mmu(gather)
+    else:
+        await unmap_page_range(cx, gather, low, high, vma.mm, spares)
     await tlb_finish_mmu(cx, gather)
+
+
+@step
+def zap_unless_cut(
+    m: Machine, task: Task, handle: int, gather: int, low: int, high: int, spares: frozenset[str]
+) -> bool:
+    """Clear entries under the page-table lock, where one sees whether the table was cut out.
+
+    Whoever is at a cut VMA's addresses by then is somebody else. Returns whether the batch is full.
+    """
+    vma = vma_of(m, task, handle)
+    return not vma.cut and zap_pte_range.run(m, task, vma.mm, gather, low, high, spares)
+
+
+@step
+def cut_vmas(m: Machine, task: Task, file: int) -> bool:
+    """Return whether pages of a file are mapped by page tables that are cut out (protocols.cut)."""
+    return not _none_is_cut(m, task, file)
+
+
+def no_cut_of(file: int) -> Step[None]:
+    """Wait until no page of a file is mapped by page tables that are cut out."""
+    return WaitStep(_go_on, (file,), _none_is_cut, ("cut", file))
+
+
+def _go_on(_m: Machine, _task: Task, _file: int) -> None:
+    return None
+
+
+def _none_is_cut(m: Machine, task: Task, file: int) -> bool:
+    return not any(vma_of(m, task, handle).cut for handle in m.i_mmap(file))
 
 
 @step

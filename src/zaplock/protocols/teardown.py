@@ -20,8 +20,10 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_MAYSHARE,
+    VM_PAT,
     VM_PFNMAP,
 )
+from zaplock.model.mm import Counter
 from zaplock.model.pagetable import free_tables, zap
 from zaplock.model.rwsem import down_write, up_write
 from zaplock.model.step import Task, step
@@ -83,7 +85,7 @@ def end_unmap(m: Machine, _task: Task, mm: int, gather: int) -> None:
     m.mm(mm).teardown.drop(gather)
 
 
-def raise_mark(m: Machine, mm: int, mark: str, value: int) -> None:
+def raise_mark(m: Machine, mm: int, mark: Counter, value: int) -> None:
     """Keep a high-water mark."""
     space = m.mm(mm)
     if value > space.count(mark):
@@ -109,7 +111,7 @@ async def unmap_single_vma(
     if not skip_vm_flags:
         if vma.file:
             await uprobe_munmap(handle, low, high)
-        if vma.flags & VM_PFNMAP:
+        if vma.flags & VM_PAT:
             await untrack_pfn(handle)
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, skip_vm_flags)
@@ -245,9 +247,10 @@ def uprobe_munmap(m: Machine, task: Task, handle: int, _start: int, _end: int) -
 
 @step
 def untrack_pfn(m: Machine, task: Task, handle: int) -> None:
-    """Give up the memory type of a PFN mapping; clears VM_PAT's stand-in."""
+    """Give up the memory type of a PFN mapping (VM_PAT)."""
     vma = vma_of(m, task, handle)
     guard_flags(m, task, vma)
+    m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_PAT))
 
 
 @step
@@ -259,8 +262,11 @@ def clear_mayshare(m: Machine, task: Task, handle: int) -> None:
 
 
 def guard_flags(m: Machine, task: Task, vma: Vma) -> None:
-    """vm_flags of a VMA that others can find change only under the exclusive lock."""
-    if vma.attached:
+    """vm_flags of a VMA that others can find change only under the exclusive lock.
+
+    exit_mmap needs none for it: nobody uses the address space any more.
+    """
+    if vma.attached and m.mm(vma.mm).count("users") > 0:
         assert_write_locked(m, task, vma, "vm_flags of")
 
 
@@ -284,19 +290,19 @@ async def munmap_mlock_vma(cx: Cx, handles: Handles) -> None:
 
 
 @step
-def add_counter(m: Machine, _task: Task, mm: int, counter: str, amount: int) -> None:
+def add_counter(m: Machine, _task: Task, mm: int, counter: Counter, amount: int) -> None:
     """Change a counter of the mm."""
     m.mm(mm).add(counter, amount)
 
 
 @step
-def read_counter(m: Machine, _task: Task, mm: int, counter: str) -> int:
+def read_counter(m: Machine, _task: Task, mm: int, counter: Counter) -> int:
     """Read a counter of the mm."""
     return m.mm(mm).count(counter)
 
 
 @step
-def write_counter(m: Machine, _task: Task, mm: int, counter: str, value: int) -> None:
+def write_counter(m: Machine, _task: Task, mm: int, counter: Counter, value: int) -> None:
     """Write a counter of the mm."""
     m.mm(mm).counters.put(counter, value)
 

@@ -1,6 +1,6 @@
 """userfaultfd: a monitor that answers faults and is told when its ranges go.
 
-A context is a number. `m.events[("uffd", context)]` is the queue of what its monitor has not read
+A context is a number. `m.uffd_events[context]` is the queue of what its monitor has not read
 yet: ("fault", address, tid) and ("unmap", start, end, tid). Who caused an unmap event waits until
 the monitor has read it; who caused a fault waits until the monitor has answered it. The monitor
 needs the mmap_lock for read to answer (UFFDIO_COPY), which is why the event must be delivered after
@@ -37,7 +37,7 @@ def userfaultfd_unmap_prep(
     contexts: dict[int, None] = {}
     for handle in handles:
         vma = vma_of(m, task, handle)
-        if vma.uffd and m.events.get(("uffd_features", vma.uffd)) == "unmap":
+        if vma.uffd and m.uffd_modes.get(vma.uffd) == "unmap":
             contexts[vma.uffd] = None
     m.spend("userfaultfd_event", len(contexts))
     return tuple((context, start, end) for context in contexts)
@@ -53,8 +53,8 @@ async def userfaultfd_unmap_complete(cx: Cx, events: UnmapEvents) -> None:
 @step
 def post_event(m: Machine, _task: Task, context: int, event: Event) -> None:
     """Queue an event for a monitor."""
-    queue = m.events.get(("uffd", context), ())
-    m.events.put(("uffd", context), (*queue, event))
+    queue = m.uffd_events.get(context, ())
+    m.uffd_events.put(context, (*queue, event))
     m.wake(("uffd", context))
 
 
@@ -68,7 +68,7 @@ def _nothing(m: Machine, task: Task, context: int, event: Event) -> None:
 
 
 def _is_read(m: Machine, task: Task, context: int, event: Event) -> bool:
-    return event not in m.events.get(("uffd", context), ())
+    return event not in m.uffd_events.get(context, ())
 
 
 def next_event(context: int) -> Step[Event]:
@@ -77,20 +77,20 @@ def next_event(context: int) -> Step[Event]:
 
 
 def _has_event(m: Machine, task: Task, context: int) -> bool:
-    return bool(m.events.get(("uffd", context)))
+    return bool(m.uffd_events.get(context))
 
 
 def _take(m: Machine, task: Task, context: int) -> Event:
-    queue = m.events.get(("uffd", context), ())
+    queue = m.uffd_events.get(context, ())
     if not queue:
         return ("closed",)
     rest = queue[1:]
     if rest:
-        m.events.put(("uffd", context), rest)
+        m.uffd_events.put(context, rest)
     else:
-        m.events.drop(("uffd", context))
+        m.uffd_events.drop(context)
     if queue[0][0] == "fault":
-        m.events.put(("uffd_wait", queue[0][1], queue[0][2]), context)
+        m.uffd_faults.put((queue[0][1], queue[0][2]), context)
     m.wake(("uffd_read", context))
     taken: Event = queue[0]
     return taken
@@ -99,9 +99,9 @@ def _take(m: Machine, task: Task, context: int) -> Event:
 @step
 def close_monitor(m: Machine, _task: Task, context: int) -> None:
     """Close the userfaultfd: everybody who waits for its monitor goes on."""
-    if ("uffd", context) in m.events:
-        m.events.drop(("uffd", context))
-    m.events.put(("uffd_features", context), "closed")
+    if context in m.uffd_events:
+        m.uffd_events.drop(context)
+    m.uffd_modes.put(context, "closed")
     m.wake(("uffd_read", context))
 
 
@@ -124,8 +124,8 @@ def _nothing3(m: Machine, task: Task, context: int, page: int, tid: int) -> None
 
 
 def _answered(m: Machine, task: Task, context: int, page: int, tid: int) -> bool:
-    queued = ("fault", page, tid) in m.events.get(("uffd", context), ())
-    return not queued and ("uffd_wait", page, tid) not in m.events
+    queued = ("fault", page, tid) in m.uffd_events.get(context, ())
+    return not queued and (page, tid) not in m.uffd_faults
 
 
 async def monitor(cx: Cx, context: int, tag: int, nr_events: int) -> int:
@@ -176,8 +176,8 @@ def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int
 @step
 def wake_fault(m: Machine, _task: Task, context: int, page: int, tid: int) -> None:
     """Let the task go on that waits for an answer (UFFDIO_WAKE)."""
-    if ("uffd_wait", page, tid) in m.events:
-        m.events.drop(("uffd_wait", page, tid))
+    if (page, tid) in m.uffd_faults:
+        m.uffd_faults.drop((page, tid))
     m.wake(("uffd_read", context))
 
 
@@ -190,4 +190,4 @@ def set_uffd(m: Machine, task: Task, handle: int, context: int, flags: int) -> N
 
 def open_userfaultfd(m: Machine, context: int, tells_unmaps: bool) -> None:
     """Make a context before a run starts."""
-    m.events.put(("uffd_features", context), "unmap" if tells_unmaps else "none")
+    m.uffd_modes.put(context, "unmap" if tells_unmaps else "none")

@@ -3,6 +3,7 @@
 Two instances where there is a target, one where there is none:
 
 locks   mmap_lock, contention and the names of tasks, of everybody: a foreign waiter is a waiter.
+        With them the system calls that work on another process (process_vm_readv, ptrace).
         Where the target is one process, the kernel filters on its mm (see `targets`).
 calls   system calls, faults and scheduling, of the target's threads alone: a pid filter that new
         threads and children join by `event-fork`.
@@ -28,7 +29,14 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
-from zaplock.recorder.meanings import CONTENTION, GROUPS, MMAP_LOCK, NAMING, USER_STACK
+from zaplock.recorder.meanings import (
+    CONTENTION,
+    FOREIGN_CALLS,
+    GROUPS,
+    MMAP_LOCK,
+    NAMING,
+    USER_STACK,
+)
 from zaplock.recorder.targets import check_process, descendants_of, learn_mm, threads_of
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 
@@ -244,6 +252,8 @@ def _locks(
             enable(instance, events, f"mm == {mm:#x}" if mm else "")
         elif group in _OF_EVERYBODY or options.pid is None:
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
+        elif group == "syscalls":
+            enable(instance, FOREIGN_CALLS, _NO_FILTER if options.watch else "")
     return instance
 
 
@@ -259,7 +269,8 @@ def _calls(
     follow(instance, pids)
     for group in options.groups:
         if group not in _OF_EVERYBODY:
-            enable(instance, GROUPS[group], "")
+            events = tuple(event for event in GROUPS[group] if event not in FOREIGN_CALLS)
+            enable(instance, events, "")
     return instance
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zaplock.errors import UserError
+from zaplock.linux_version import find
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted, opened, start_time
@@ -77,8 +78,8 @@ def require(name: str) -> None:
 
 def _kernel() -> Finding:
     release = platform.release()
-    number = tuple(int(part) for part in release.split("-")[0].split(".")[:2] if part.isdigit())
-    ok = platform.system() == "Linux" and number >= (5, 11)
+    version = find(release)
+    ok = platform.system() == "Linux" and version is not None and version.carries("5.11")
     seen = f"{platform.system()} {release} on {platform.machine()}"
     return Finding("kernel", ok, seen, "mmap_lock events (5.11)", "" if ok else _NEWER, True)
 

@@ -23,9 +23,9 @@ from collections.abc import Iterable, Iterator
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
 from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.operations import NAMES
 
 _WAKE_MS = 500
 

@@ -14,19 +14,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zaplock.recorder.layouts import EventField, EventLayout
-from zaplock.recorder.operations import OPERATIONS, TracedOperation
 from zaplock.trace.events import NO_OP, EventKind
+from zaplock.trace.operations import FOREIGN, NAMES, OPERATIONS, TracedOperation
 
 MMAP_LOCK = (
     "mmap_lock:mmap_lock_start_locking",
     "mmap_lock:mmap_lock_acquire_returned",
     "mmap_lock:mmap_lock_released",
 )
-SYSCALLS = tuple(
-    f"syscalls:sys_{side}_{operation.name}"
-    for operation in OPERATIONS
-    for side in ("enter", "exit")
-)
+
+
+def _events_of(calls: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"syscalls:sys_{side}_{name}" for name in calls for side in ("enter", "exit"))
+
+
+SYSCALLS = _events_of(NAMES)
+FOREIGN_CALLS = _events_of(FOREIGN)
+"""System calls that work on another process: a target's lock is taken by whoever makes them."""
 FAULTS = ("exceptions:page_fault_user",)
 CONTENTION = ("lock:contention_begin", "lock:contention_end")
 SCHED = ("sched:sched_switch", "sched:sched_wakeup")

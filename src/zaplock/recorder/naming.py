@@ -20,16 +20,17 @@ import numpy as np
 
 from zaplock.recorder.decode import Columns, Fact
 from zaplock.recorder.meanings import NAMING
-from zaplock.recorder.operations import CLONES, NAMES
 from zaplock.recorder.owners import Owners, calls_of_interest
 from zaplock.trace.events import EventKind, RecordedTask
+from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
 _MANY = 10_000
 _NEW, _RENAMED, _ENDED = NAMING
-_BORROWED = {"process_madvise", "process_mrelease", *CLONES}
-"""Operations in which a task locks another address space than its own."""
+_BORROWED = {*FOREIGN, *CLONES, "exit"}
+"""Operations that say nothing of the owner: a task locks another address space than its own, or
+one that has ended (an exit is told of everybody, `Stream._exits`, and after the process's end)."""
 
 
 class TaskNames:

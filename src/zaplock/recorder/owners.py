@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zaplock.recorder.decode import Columns
-from zaplock.recorder.operations import CLONES, NAMES
 from zaplock.trace.events import EventKind, RecordedTask
+from zaplock.trace.operations import CLONES, NAMES
 
 _SHIFT = 48
 _MOST = (1 << 15) - 1

@@ -31,12 +31,12 @@ from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.flight import Fired, Trigger
 from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.symbols import describe
 from zaplock.recorder.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, EventKind
 from zaplock.trace.file import Manifest, Writer
+from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
 _NICE = 10

@@ -16,8 +16,8 @@ from zaplock.recorder.decode import Columns, Decoder, Fact, Stacks, merged, noth
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
-from zaplock.recorder.operations import CLONES, NAMES
-from zaplock.trace.events import EventKind
+from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
 _MARGIN_NS = 1_000_000
 _USER_END = 1 << 62
@@ -28,6 +28,8 @@ _PAGES = 2048
 
 _CLONE_OPS = [NAMES.index(name) for name in sorted(CLONES)]
 _BRK = NAMES.index("brk")
+_FOREIGN_OPS = [NAMES.index(name) for name in FOREIGN]
+_EXIT, _EXIT_GROUP = NAMES.index("exit"), NAMES.index("exit_group")
 
 
 class Stream:
@@ -55,6 +57,8 @@ class Stream:
         self._children = children
         self._held = nothing()
         self._brk: dict[int, int] = {}
+        self._exiting: set[int] = set()
+        """Tasks that called exit or exit_group and have not ended yet."""
 
     def feed(self, chunks: list[Chunk], before_ns: int) -> Columns:
         """Take the chunks of a drain that began at `before_ns`; give what is complete by now."""
@@ -67,7 +71,9 @@ class Stream:
                 facts += decoded.facts
                 self.stacks += [decoded.stacks] if decoded.stacks else []
         columns = merged(parts)
-        self._learn(sorted(facts, key=lambda fact: fact.time_ns))
+        facts.sort(key=lambda fact: fact.time_ns)
+        columns = merged([columns, self._exits(columns, facts)])
+        self._learn(facts)
         ready = int(np.searchsorted(columns["time_ns"], before_ns - _MARGIN_NS))
         self._held = {name: column[ready:] for name, column in columns.items()}
         return self._finished({name: column[:ready] for name, column in columns.items()})
@@ -76,6 +82,27 @@ class Stream:
         """Give what was still held back; nothing comes after it."""
         held, self._held = self._held, nothing()
         return self._finished(held)
+
+    def _exits(self, columns: Columns, facts: list[Fact]) -> Columns:
+        """Tell the exit of tasks that never called it: another thread or a signal ended them.
+
+        From 6.16 on a task tells its end before it takes its address space down, which is what it
+        holds the lock for.
+        """
+        calls = (columns["kind"] == EventKind.OP_BEGIN) & np.isin(
+            columns["op"], [_EXIT, _EXIT_GROUP]
+        )
+        self._exiting.update(columns["tid"][calls].tolist())
+        ended = [fact for fact in facts if fact.event == NAMING[2]]
+        killed = [fact for fact in ended if fact.tid not in self._exiting]
+        self._exiting.difference_update(fact.tid for fact in ended)
+        rows: Columns = {name: np.zeros(len(killed), EVENT[name]) for name in EVENT.names or ()}
+        rows["time_ns"][:] = [fact.time_ns for fact in killed]
+        rows["tid"][:] = [fact.tid for fact in killed]
+        rows["kind"][:] = EventKind.OP_BEGIN
+        rows["op"][:] = _EXIT
+        rows["cpu"][:] = -1
+        return rows
 
     def _learn(self, facts: list[Fact]) -> None:
         self.names.learn(facts)
@@ -102,8 +129,9 @@ class Stream:
             own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
             locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
         keep |= locks | (is_ours & (columns["kind"] > EventKind.RELEASED))
-        # What a foreign waiter waits for is of interest, what else it calls is not.
+        # What a foreign waiter waits for is of interest, and the calls that are about others.
         waiting = columns["kind"] >= EventKind.SCHED_OUT
+        waiting |= np.isin(columns["op"], _FOREIGN_OPS)
         keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
         return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
 

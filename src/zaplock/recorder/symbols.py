@@ -5,7 +5,7 @@ Python functions come from the map that a Python of 3.12 or later writes when it
 only which C function of the interpreter ran. Functions of files come from the ELF symbol tables
 that they still have; else the frame is `file+0xoffset`, for `addr2line -e file offset`.
 
-`/proc/PID/maps` takes the target's lock on kernels before 6.18, so this is done after the recording
+`/proc/PID/maps` takes the target's lock on kernels before 6.17, so this is done after the recording
 has ended, and can't be done for a process that has ended as well.
 
 The kernel walks at most 8 frames by frame pointers. Code without them (most distributions' libc,

@@ -6,8 +6,12 @@ depends on nothing of zaplock but its errors, and on nothing outside the standar
 
     pace      how much at a time: measured against a bound on anybody's wait
     zap       MADV_DONTNEED by pieces, VMA by VMA
-    targets   what was handed over, who owns it, how it is closed
-    claims    who is releasing what at this moment
+    targets   what was handed over, how it is closed
+    owners    what owns the memory under a view, and how that is shown
+    pinned    memory held in place
+    not_yours addresses that are known to be somebody else's
+    claims    who is releasing what
+    hold      claimed, pinned, worked on, let go
     now       release
     soon      the background worker
 """

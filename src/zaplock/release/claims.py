@@ -1,89 +1,129 @@
-"""Who is releasing what at this moment, so that two threads never release the same thing.
+"""Who is releasing what, so that two threads never release the same thing.
 
 Without this, a thread that lost the race would go on zapping addresses which the winner has
-unmapped and the kernel has given to somebody else. The lock is re-entrant, because a garbage
-collection may run a finalizer, which releases, in the middle of a claim; each change is a single
-operation of a dict, so such a nested claim sees a consistent state. A fork takes the lock first,
-and the child forgets the claims of threads that it does not have.
+unmapped and the kernel has given to somebody else.
+
+There is no lock: an exception out of a signal handler can strike between taking a lock and being
+ready to give it back, and a garbage collection or a signal handler may release in the middle of a
+claim. A claim enters itself in a dict, which is one step for everybody, and then looks whether one
+that entered earlier is in its way; of any two, the later one sees the earlier. The dict holds weak
+references: a claim that nobody holds any more is none, whatever kept it from being ended.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+import weakref
+from collections.abc import Callable
+from itertools import count
+from typing import Final
 
 from zaplock.release.errors import BusyError
 
-_lock = threading.RLock()
-_claimed: dict[int, tuple[int, int]] = {}
-_owners: set[int] = set()
+_numbers: Final = count()
+_NAP_S: Final = 0.0002
+_NAPS: Final = 5_000
 
 
-@contextmanager
-def claimed_owner(owner: object) -> Iterator[None]:
-    """Hold an object (by identity) for one thread; raise BusyError if another one has it."""
-    key = id(owner)
-    kind = type(owner).__name__
-    del owner  # references are counted below; the caller holds one
-    with _lock:
-        if key in _owners:
-            raise BusyError(f"this {kind} is being released by another thread: release it once")
-        _owners.add(key)
-    try:
-        yield
-    finally:
-        with _lock:
-            _owners.discard(key)
+class Register:
+    """Claims of one kind, in the order in which they were entered."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, weakref.ref[Claim]] = {}
+
+    def enter(self, claim: Claim) -> Claim | None:
+        """Enter a claim; return an earlier one that overlaps it, if there is any."""
+        self._entries[claim.number] = weakref.ref(claim)
+        for number in list(self._entries):
+            entry = self._entries.get(number)
+            other = entry() if entry is not None else None
+            if other is claim:
+                return None
+            if other is None:
+                self._entries.pop(number, None)
+            elif other.start < claim.end and claim.start < other.end:
+                return other
+        return None
+
+    def leave(self, claim: Claim) -> None:
+        """Take a claim out; a second time does nothing."""
+        self._entries.pop(claim.number, None)
+
+    def forget(self) -> None:
+        """Drop all claims: a forked child lacks the threads that made them."""
+        self._entries.clear()
+
+    def empty(self) -> bool:
+        """Tell whether no claim is held."""
+        return all(entry() is None for entry in list(self._entries.values()))
 
 
-@contextmanager
-def claimed_range(start: int, end: int) -> Iterator[RangeClaim]:
-    """Hold a range for one thread; raise BusyError where it overlaps one that is held."""
-    claim = RangeClaim()
-    with _lock:
-        for first, last in list(_claimed.values()):
-            if first < end and start < last:
-                raise BusyError(
-                    f"{start:#x} to {end:#x} is busy: {first:#x} to {last:#x} is being released"
-                )
-        _claimed[id(claim)] = (start, end)
-    try:
-        yield claim
-    finally:
-        claim.end()
+class Claim:
+    """A range that one thread has to itself from `take` to `end`; a new one holds nothing."""
+
+    def __init__(self, register: Register) -> None:
+        self._register = register
+        self.number = next(_numbers)
+        self.start = self.end = 0
+        self.closing = 0
+
+    def take(self, start: int, end: int, what: str) -> None:
+        """Hold a range; raise BusyError where it overlaps one that is held."""
+        self.start, self.end = start, end
+        for _ in range(_NAPS):
+            other = self._register.enter(self)
+            if other is None:
+                return
+            self.let_go()
+            if other.closing in (0, threading.get_ident()):
+                break
+            time.sleep(_NAP_S)  # it is unmapped in this moment: the addresses may be new already
+        raise BusyError(f"{what} is being released already, here or in another thread")
+
+    def close(self, unmap: Callable[[], None]) -> None:
+        """Unmap the range and let go of it.
+
+        Whoever is given the addresses in between and releases them waits for the second step.
+        Letting go first would let a second release of the old mapping get through.
+        """
+        self.closing = threading.get_ident()
+        try:
+            unmap()
+        finally:
+            self.closing = 0
+            self.let_go()
+
+    def again(self) -> None:
+        """Enter once more after a fork, in a register that was emptied."""
+        if self.end:
+            self._register.enter(self)
+
+    def let_go(self) -> None:
+        """Hold nothing any more; a second time does nothing."""
+        self._register.leave(self)
 
 
-class RangeClaim:
-    """A range that is held; unmapping it and letting go of it are one step for everybody else.
+_owners: Final = Register()
+_ranges: Final = Register()
 
-    Otherwise a new mapping at the old addresses could be refused as busy, or a second release of
-    the old one get through.
-    """
 
-    def end(self, unmap: Callable[[], None] = lambda: None) -> None:
-        """Unmap the range and let go of it."""
-        with _lock:
-            try:
-                unmap()
-            finally:
-                _claimed.pop(id(self), None)
+def of_owner() -> Claim:
+    """Return an empty claim for an object, taken by its identity."""
+    return Claim(_owners)
+
+
+def of_range() -> Claim:
+    """Return an empty claim for a range of addresses."""
+    return Claim(_ranges)
+
+
+def forget() -> None:
+    """Drop all claims, in a forked child."""
+    _owners.forget()
+    _ranges.forget()
 
 
 def nothing_is_claimed() -> bool:
-    """Tell whether no release is under way (for tests of quiescence)."""
-    with _lock:
-        return not _claimed and not _owners
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()
-    _claimed.clear()
-    _owners.clear()
-
-
-_before: Callable[[], object] = lambda: _lock.acquire()  # noqa: E731
-_after: Callable[[], None] = lambda: _lock.release()  # noqa: E731
-os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_after_fork_in_child)
+    """Tell whether no release is queued or under way (for tests of quiescence)."""
+    return _owners.empty() and _ranges.empty()

@@ -7,7 +7,6 @@ rested after like a zap. Content that is there stays.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from typing import Final
@@ -33,15 +32,20 @@ def fill(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> Pace:
 
 def _populate(address: int, length: int) -> None:
     failed = sys.madvise(address, length, sys.MADV_POPULATE_WRITE)
-    if failed == errno.EINVAL:
-        _touch(address, length)
+    if failed == errno.EINVAL:  # a kernel before 5.14, or memory that can't be written
+        failed = _touch(address, length)
+        if failed:
+            raise ReleaseError(
+                f"{address:#x} to {address + length:#x} is not all writable memory: "
+                "it can't be populated"
+            )
     elif failed in (errno.ENOMEM, errno.EFAULT):
         raise MemoryError(f"{length} bytes at {address:#x} could not be populated")
     elif failed:
         raise ReleaseError(f"{address:#x} can't be populated: {os.strerror(failed)}")
 
 
-def _touch(address: int, length: int) -> None:
-    """Write each page's first byte back to it, for kernels before 5.14 (not atomic)."""
-    for page in range(address, address + length, sys.PAGE):
-        ctypes.memmove(page, page, 1)
+def _touch(address: int, length: int) -> int:
+    """Have each page for writing; return 0 or the errno of the first that can't be."""
+    pages = range(address, address + length, sys.PAGE)
+    return next((failed for failed in map(sys.write_nothing, pages) if failed), 0)

@@ -21,17 +21,11 @@ What it costs, and what it does not promise:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from zaplock.release import targets
-from zaplock.release.claims import RangeClaim, claimed_owner, claimed_range
+from zaplock.release.hold import MemoryHold
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
-from zaplock.release.targets import Target
-from zaplock.release.vmas import require_mapped
-from zaplock.release.zap import zap
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +71,26 @@ def release(
     thread is releasing the same memory, ReleaseError (a ValueError) for everything that isn't the
     caller's to release.
     """
-    pace = Pace(max_stall_ns)
-    began = time.monotonic_ns()
-    with claimed_owner(targets.closed_as(buffer)), _held(buffer, length) as (target, claim):
-        vmas = require_mapped(target.start, target.end, plain=target.is_address)
-        left = zap(target.start, target.end, vmas, pace)
-        unmapped = unmap and _unmap(target, claim)
+    Pace(max_stall_ns)
+    hold = MemoryHold()
+    try:
+        try:
+            hold.take(buffer, length)
+            done = finish(hold, max_stall_ns, unmap=unmap)
+        finally:
+            hold.let_go()
+    finally:
+        hold.let_go()
+    return done  # not inside: the bytecode of a return in a try is in no handler's range
+
+
+def finish(hold: MemoryHold, max_stall_ns: int, *, unmap: bool = True) -> Released:
+    """Do the work on memory that is held; tell what it was."""
+    pace, began = Pace(max_stall_ns), time.monotonic_ns()
+    left, unmapped = hold.work(pace, unmap=unmap)
     return Released(
-        address=target.start,
-        length=target.end - target.start,
+        address=hold.target.start,
+        length=hold.target.end - hold.target.start,
         unmapped=unmapped,
         total_ns=time.monotonic_ns() - began,
         paused_ns=pace.paused_ns,
@@ -93,26 +98,3 @@ def release(
         longest_piece_ns=pace.longest_ns,
         left=left,
     )
-
-
-def empty_range(start: int, end: int, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
-    """Free the pages of a page-aligned range that is the caller's alone; it stays mapped."""
-    with claimed_range(start, end):
-        zap(start, end, require_mapped(start, end), Pace(max_stall_ns))
-
-
-@contextmanager
-def _held(buffer: Any, length: int | None) -> Iterator[tuple[Target, RangeClaim]]:
-    target = targets.find(buffer, length)
-    try:
-        with claimed_range(target.start, target.end) as claim:
-            yield target, claim
-    finally:
-        target.let_go()
-
-
-def _unmap(target: Target, claim: RangeClaim) -> bool:
-    if target.close is None:
-        return False
-    claim.end(target.close)
-    return True

@@ -75,11 +75,17 @@ class Pace:
         self.paused_ns += time.monotonic_ns() - began
 
 
-def pieces(start: int, end: int, pace: Pace, work: Callable[[int, int], None]) -> None:
-    """Call `work(address, length)` piece by piece over a range, resting after each but the last."""
+def pieces(
+    start: int, end: int, pace: Pace, work: Callable[[int, int], None], page_size: int = PAGE
+) -> None:
+    """Call `work(address, length)` piece by piece over a range, resting after each but the last.
+
+    The range is whole pages of `page_size` bytes, and so is each piece.
+    """
     while start < end:
-        stop = min(start + pace.length, end)
-        if stop < end and pace.length >= HUGE:
+        length = max(pace.length // page_size * page_size, page_size)
+        stop = min(start + length, end)
+        if stop < end and length >= HUGE:
             stop -= stop % HUGE  # a whole number of page-table pages from the second piece on
         began = time.thread_time_ns()
         work(start, stop - start)

@@ -1,16 +1,16 @@
 """The memory under an object, held in place while it is worked on.
 
-`Pinned` takes the object's buffer as C code would (PyObject_GetBuffer). While it is held,
-`mmap.mmap`, `bytearray` and `memoryview` refuse to close, resize or let go of the memory, so no
-other thread can have the addresses reused under a release that is under way. It works for
-read-only memory as well, which ctypes' `from_buffer` does not.
+A memoryview is the pin: while it is held, `mmap.mmap`, `bytearray` and `array.array` refuse to
+close, resize or let go of the memory, so nobody can have the addresses reused under a release
+that is queued or under way. Its end is C code: an exception between any two lines may drop it, but
+can't leak it. The address, which Python does not tell, is asked for through PyObject_GetBuffer.
 """
 
 from __future__ import annotations
 
 import ctypes
-from types import TracebackType
-from typing import ClassVar
+import re
+from typing import Any, ClassVar, Final
 
 from zaplock.release.errors import ReleaseError
 
@@ -40,16 +40,27 @@ _get.restype, _get.argtypes = (
 )
 _let_go = ctypes.pythonapi.PyBuffer_Release
 _let_go.restype, _let_go.argtypes = None, [ctypes.POINTER(_Buffer)]
-_ANY_CONTIGUOUS = 0x0080 | 0x0010 | 0x0008  # PyBUF_ANY_CONTIGUOUS, with strides and shape
+_ANY_CONTIGUOUS: Final = 0x0080 | 0x0010 | 0x0008  # PyBUF_ANY_CONTIGUOUS, with strides and shape
+_FIELD_NAME: Final = re.compile(":[^:]*:")
 
 
-class Pinned:
-    """One contiguous buffer: `address`, `length` in bytes, `readonly`. A context manager."""
+class Pin:
+    """A hold on one contiguous buffer, from `take` to `let_go`; a new one holds nothing.
 
-    def __init__(self, thing: object) -> None:
-        self._buffer = _Buffer()
+    `address`, `length` in bytes, `readonly` and `has_objects` (references inside) tell of it.
+    """
+
+    def __init__(self) -> None:
+        self._view: memoryview | None = None
+        self._asked = _Buffer()
+        self.address = self.length = 0
+        self.readonly = self.has_objects = False
+
+    def take(self, thing: Any) -> None:
+        """Hold the buffer of `thing`; raise ReleaseError where it has none in one piece."""
         try:
-            _get(thing, ctypes.byref(self._buffer), _ANY_CONTIGUOUS)
+            self._view = memoryview(thing)
+            self._find_address(self._view)
         except TypeError:
             raise ReleaseError(
                 f"{type(thing).__name__} has no memory to release: give an address and a length, "
@@ -57,21 +68,30 @@ class Pinned:
             ) from None
         except (BufferError, ValueError) as error:
             raise ReleaseError(f"this {type(thing).__name__} can't be released: {error}") from None
-        self.address = int(self._buffer.buf or 0)
-        self.length = int(self._buffer.len)
-        self.readonly = bool(self._buffer.readonly)
-
-    def __enter__(self) -> Pinned:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.let_go()
+        self.length, self.readonly = self._view.nbytes, self._view.readonly
+        self.has_objects = "O" in _FIELD_NAME.sub("", self._view.format)
 
     def let_go(self) -> None:
-        """Give the buffer back; a second call does nothing."""
-        _let_go(ctypes.byref(self._buffer))
+        """Hold nothing any more; a second time does nothing."""
+        _let_go(ctypes.byref(self._asked))
+        if self._view is not None:
+            self._view.release()
+            self._view = None
+
+    def _find_address(self, view: memoryview) -> None:
+        _get(view, ctypes.byref(self._asked), _ANY_CONTIGUOUS)
+        self.address = self._asked.buf or 0
+        _let_go(ctypes.byref(self._asked))
+
+
+def address_of(thing: Any) -> int:
+    """Return where the buffer of an object begins at this moment."""
+    pin = Pin()
+    try:
+        try:
+            pin.take(thing)
+        finally:
+            pin.let_go()
+    finally:  # once more, if a signal handler raised inside the first
+        pin.let_go()
+    return pin.address

@@ -2,98 +2,228 @@
 
 One worker thread does all background releases, one after the other: two at once would only wait
 for each other. The queue is bounded: once `BOUND` releases wait, the caller does its own, which
-bounds the memory that is dead but not yet free. At exit the queue is flushed. A forked child has
-the mappings of its parent but not the thread: it takes over what was waiting or under way and
-starts a worker of its own at the next call, or flushes at its own exit.
+bounds the memory that is dead but not yet free. So it does where no thread can be had: in a
+subinterpreter, in the last moments of the interpreter (the queue was flushed by then), when the
+system refuses one.
 
-Price: the memory stays in use until the worker gets to it, the addresses stay reserved until then,
-and an object that is handed over must not be used any more (it is closed at some later moment;
-misuse is an error of the returned future, not of the caller's line).
+What is handed over is claimed and pinned in the caller's line (`hold`), so that it is the same
+memory when its turn comes. A job is done by whoever first puts its mark on it; who marks a job
+that waits takes it out of the queue. There is no lock, so none is left held by an exception, and
+no line after which a job is nobody's: it can be found until its future is set.
+
+Jobs belong to the process that made them. A forked child has the objects of its parent but not the
+thread. It takes over what it can show to have still: memory that an object pinned in the child
+owns, and that is mapped at the child's first moment, whole. Everything else it leaves alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import ctypes
 import os
 import threading
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from mmap import mmap
+import time
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
-from zaplock.release.errors import ExportedError
-from zaplock.release.now import Released, release
+from zaplock.errors import UserError
+from zaplock.release import claims
+from zaplock.release.errors import ReleaseError
+from zaplock.release.hold import MemoryHold
+from zaplock.release.now import Released, finish
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
+from zaplock.release.syscalls import HUGE
+from zaplock.release.vmas import require_mapped
 
 BOUND: Final = 64
 """Releases that may wait in the queue."""
+LOOK_S: Final = 0.2
+"""How often one who waits for the worker looks whether it lives."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    buffer: Any
-    length: int | None
-    max_stall_ns: int
-    adopted: bool = False
-    done: Future[Released] = field(default_factory=Future)
+class Job(Future[Released]):
+    """A release that was handed over: what it holds, whose turn it is, and the future of it all."""
 
-    def run(self) -> None:
+    def __init__(self, max_stall_ns: int) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+        self.hold = MemoryHold()
+        self.max_stall_ns = max_stall_ns
+        self.runner: threading.Thread | None = None
+        self._mark: dict[str, object] = {}
+
+    def result(self, timeout: float | None = None) -> Released:
+        """Wait, as `Future.result` does, and see to it that there is a thread that works."""
+        _here().wait_for(self, timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait, as `Future.exception` does, and see to it that there is a thread that works."""
+        _here().wait_for(self, timeout)
+        return super().exception(0)
+
+    def mine(self, mark: object) -> bool:
+        """Put a mark on the job, unless it has one; tell whether it is this one."""
+        return self._mark.setdefault("mark", mark) is mark
+
+    def work(self) -> None:
+        """Release what is held; set the future to the result, or raise."""
+        self.runner = threading.current_thread()
+        self.hold.recheck()
+        released = finish(self.hold, self.max_stall_ns)
+        self.hold.let_go()
+        if not self.done():
+            self.set_result(released)
+
+    def fail(self, error: BaseException) -> None:
+        """Let go of everything and set the future to an error, unless it is set."""
         try:
-            self.done.set_result(self.release())
-        except BaseException as error:
-            self.done.set_exception(error)
+            self.hold.let_go()
+        finally:
+            if not self.done():
+                self.set_exception(error)
 
-    def release(self) -> Released:
-        try:
-            return release(self.buffer, self.length, max_stall_ns=self.max_stall_ns)
-        except ExportedError:
-            if not (self.adopted and isinstance(self.buffer, mmap)):
-                raise
-            # the parent's worker was at it: its pin is an export that nobody in the child can drop
-            return release(memoryview(self.buffer), max_stall_ns=self.max_stall_ns)
+    def anew(self) -> None:
+        """Be a job of a forked child: the lock may be held, the callbacks are the parent's."""
+        Future.__init__(self)
+        self.set_running_or_notify_cancel()
+        self.runner, self._mark = None, {}
 
 
 class _Worker:
-    """The queue and its thread, which lives while there is work.
+    """The jobs that are not done, and the thread that does them.
 
-    A SimpleQueue, and no condition variable, because a finalizer may hand over a release in the
-    middle of a `put` or `get` of its own thread.
+    Its wake-ups go through a SimpleQueue, which a finalizer may use in the middle of a `put` or
+    `get` of its own thread.
     """
 
-    def __init__(self, waiting: list[_Job] | None = None) -> None:
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self.unfinished: dict[int, _Job] = {}
-        self.starting = threading.RLock()
+    def __init__(self, *, alone: bool) -> None:
+        self.pid = os.getpid()
+        self.alone = alone
+        self.unfinished: dict[int, Job] = {}
+        self.wake: SimpleQueue[None] = SimpleQueue()
         self.thread: threading.Thread | None = None
-        for job in waiting or []:
-            self.put(job)
 
-    def put(self, job: _Job) -> None:
-        self.unfinished[id(job)] = job
-        self.jobs.put(job)
+    def hand_over(self, job: Job, buffer: Any, length: int | None, mark: object) -> None:
+        """MemoryHold the memory and queue the job; do it at once where it can't be queued."""
+        try:
+            job.hold.take(buffer, length)
+        except (UserError, OSError) as error:
+            job.fail(error)
+            return
+        if len(self.unfinished) < BOUND and not self.alone:
+            self.unfinished[id(job)] = job
+            self.wake.put(None)
+            if self.has_thread():
+                return
+        if job.mine(mark):
+            _expected_errors_only(job)
+            self.unfinished.pop(id(job), None)
 
-    def start(self) -> None:
-        with self.starting:
-            if self.thread is None or not self.thread.is_alive():
-                self.thread = threading.Thread(target=self.run, name="zaplock-release", daemon=True)
-                self.thread.start()
+    def withdraw(self, job: Job, mark: object) -> None:
+        """Take a job back, unless the worker has begun it."""
+        if job.mine(mark):
+            self.unfinished.pop(id(job), None)
+            job.fail(ReleaseError("this release was interrupted as it was handed over"))
+
+    def has_thread(self) -> bool:
+        """Start the thread if there is none; tell whether there is one."""
+        if self.alone:
+            return False
+        if self.thread is not None and self.thread.is_alive():
+            return True
+        try:
+            self.thread = threading.Thread(target=self.run, name="zaplock-release", daemon=True)
+            self.thread.start()
+        except RuntimeError:
+            return False
+        return True
 
     def run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job.run()
+        """Do jobs as long as this is the worker's thread, and the worker this process's."""
+        me = threading.current_thread()
+        while self.pid == os.getpid():
+            try:
+                self.do_all()
+                if self.thread is not me:
+                    return
+                self.wake.get()
+            except BaseException:
+                continue  # the job's future has it; the others must not wait in vain
+
+    def do_all(self) -> None:
+        """Do every job that nobody has begun."""
+        for job in list(self.unfinished.values()):
+            self.do(job)
+
+    def do(self, job: Job) -> None:
+        """Do a job, unless somebody else has begun it."""
+        mark = object()
+        try:
+            try:
+                if job.mine(mark):
+                    _expected_errors_only(job)
+            finally:
+                self.end(job, mark)
+        finally:
+            self.end(job, mark)
+
+    def end(self, job: Job, mark: object) -> None:
+        """Take a job that was done out of the queue; its future is set, whatever happened."""
+        if job.mine(mark):
+            job.fail(ReleaseError("this release was interrupted: what remains is left alone"))
             self.unfinished.pop(id(job), None)
-            del job  # or the closed object would live until the next one comes
 
-    def flush(self) -> None:
-        while self.unfinished:
-            self.start()
-            for job in list(self.unfinished.values()):
-                job.done.exception()
+    def wait_for(self, job: Job, timeout: float | None = None) -> None:
+        """Wait until a job is done; do it here, where no thread can be had.
+
+        Raises TimeoutError. It is no use to wait for a job that this very thread is doing, further
+        out (the caller is a callback, a signal handler or a finalizer).
+        """
+        me = threading.current_thread()
+        end = None if timeout is None else time.monotonic() + timeout
+        while not job.done() and job.runner is not me:
+            if id(job) in self.unfinished and (me is self.thread or not self.has_thread()):
+                self.do(job)
+            if job.runner is not None and not job.runner.is_alive():
+                job.fail(ReleaseError("the thread of this release has ended in the middle"))
+            self.wake.put(None)
+            wait([job], LOOK_S if end is None else min(LOOK_S, max(end - time.monotonic(), 0)))
+            if end is not None and time.monotonic() >= end:
+                break
+        if job.done():
+            self.unfinished.pop(id(job), None)
+
+    def flush(self) -> bool:
+        """Wait until each job that there is now is done; tell whether there was one."""
+        me = threading.current_thread()
+        others = [job for job in list(self.unfinished.values()) if job.runner is not me]
+        for job in others:
+            self.wait_for(job)
+        return bool(others)
 
 
-_worker = _Worker()
+def _expected_errors_only(job: Job) -> None:
+    """Work; what a release may raise is the future's, the rest (from a signal) travels on."""
+    try:
+        job.work()
+    except (UserError, OSError, MemoryError) as error:
+        job.fail(error)
+
+
+def _in_subinterpreter() -> bool:
+    """Tell whether this isn't the main interpreter: its end aborts if a daemon thread is left."""
+    api = ctypes.pythonapi
+    api.PyInterpreterState_Get.restype = ctypes.c_void_p
+    api.PyInterpreterState_GetID.argtypes = [ctypes.c_void_p]
+    api.PyInterpreterState_GetID.restype = ctypes.c_int64
+    return bool(api.PyInterpreterState_GetID(api.PyInterpreterState_Get()))
+
+
+_worker = _Worker(alone=_in_subinterpreter())
 
 
 def release_soon(
@@ -101,18 +231,23 @@ def release_soon(
 ) -> Future[Released]:
     """Hand a release over to the background worker; return a future of its result or error.
 
-    Returns at once, unless `BOUND` releases wait already: then the caller does this one itself.
-    The future's `cancel` has no effect. Arguments are those of `release`.
+    Returns at once, unless `BOUND` releases wait already or no thread can be had: then the caller
+    does this one itself. From here on the memory is pinned: closing or resizing it raises
+    BufferError, releasing it BusyError. The future's `cancel` has no effect. Arguments are those
+    of `release`. If it raises, nothing is queued.
     """
     Pace(max_stall_ns)  # a bad bound is the caller's line's fault
-    job = _Job(buffer, length, max_stall_ns)
-    job.done.set_running_or_notify_cancel()
-    if len(_worker.unfinished) >= BOUND:
-        job.run()
-    else:
-        _worker.put(job)
-        _worker.start()
-    return job.done
+    worker, job, mark = _here(), Job(max_stall_ns), object()
+    try:
+        try:
+            worker.hand_over(job, buffer, length, mark)
+        except BaseException:
+            worker.withdraw(job, mark)
+            raise
+    except BaseException:  # once more, if a signal handler raised inside the first
+        worker.withdraw(job, mark)
+        raise
+    return job
 
 
 async def release_async(
@@ -128,25 +263,65 @@ async def release_async(
 
 def flush() -> None:
     """Wait until every release that was handed over is done."""
-    _worker.flush()
+    worker = _here()
+    while worker.flush():
+        pass  # what ended may have handed over more
 
 
 def pending() -> int:
     """Return how many releases wait or are under way."""
-    return len(_worker.unfinished)
+    return len(_here().unfinished)
 
 
-def _take_over() -> None:
+def _here() -> _Worker:
+    """Return this process's worker; a child that was forked behind Python's back has a new one."""
+    if _worker.pid != os.getpid():
+        _begin_anew()
+    return _worker
+
+
+def _begin_anew() -> _Worker:
     global _worker
-    _worker = _Worker([_again(job) for job in _worker.unfinished.values()])
+    before, _worker = _worker, _Worker(alone=_worker.alone)
+    claims.forget()
+    return before
 
 
-def _again(job: _Job) -> _Job:
-    """Copy a job of the parent: its future may be locked by a thread that the child lacks."""
-    fresh = _Job(job.buffer, job.length, job.max_stall_ns, adopted=True)
-    fresh.done.set_running_or_notify_cancel()
-    return fresh
+def _after_fork_in_child() -> None:
+    for job in list(_begin_anew().unfinished.values()):
+        if job.done():
+            continue
+        taken_over = job.hold.intact and _is_here(job)
+        job.anew()
+        if taken_over:
+            job.hold.after_fork()
+            _worker.unfinished[id(job)] = job
+        else:
+            with suppress(BufferError):  # a thread that the child lacks was looking at the pin
+                job.fail(ReleaseError("this release is the parent's: the child leaves it alone"))
 
 
-atexit.register(flush)
-os.register_at_fork(after_in_child=_take_over)
+def _is_here(job: Job) -> bool:
+    """Tell whether a pinned range that waited or was being zapped at the fork is the child's copy.
+
+    A range that fork left out (MADV_DONTFORK) is a hole, unless something was mapped there since
+    the fork; nothing that other hooks map is as large as a huge page. Addresses are nobody's word.
+    """
+    target = job.hold.target
+    if target.is_address or target.end - target.start < HUGE:
+        return False
+    try:
+        require_mapped(target.start, target.end, certain=True)
+    except ReleaseError:
+        return False
+    return True
+
+
+def _at_exit() -> None:
+    """Flush; whoever releases after this does it himself: a thread might find no interpreter."""
+    _here().alone = True
+    flush()
+
+
+atexit.register(_at_exit)
+os.register_at_fork(after_in_child=_after_fork_in_child)

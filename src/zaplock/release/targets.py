@@ -12,7 +12,8 @@ addresses stay mapped until the last reference goes, which is then cheap.
 | numpy array, memoryview, | a view     | nothing: whole pages inside it are free, and read  |
 | any writable buffer      |            | as zero (as the file, if they map one)             |
 
-numpy is not imported: an array is known by its `__array_interface__`.
+A target is made empty, takes hold of the memory (`take`), and lets go of it (`let_go`, as often as
+one likes): so there is no moment in which an exception leaves something held that nobody knows of.
 """
 
 from __future__ import annotations
@@ -20,84 +21,128 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from zaplock.release import owners
 from zaplock.release import syscalls as calls
 from zaplock.release.errors import ExportedError, ReleaseError
-from zaplock.release.pinned import Pinned
+from zaplock.release.owners import Owner
+from zaplock.release.pinned import Pin
 from zaplock.release.syscalls import PAGE
 
 
-@dataclass(frozen=True, slots=True)
 class Target:
-    """A page-aligned range and, for an owner that can be closed, how to close it (None: a view)."""
+    """A page-aligned range, `start` to `end`, once it was taken.
 
-    start: int
-    end: int
-    close: Callable[[], None] | None
-    let_go: Callable[[], None]
-    is_address: bool = False
+    `closes` tells whether the memory can be unmapped, `is_address` whether nothing but the caller's
+    word says whose it is.
+    """
+
+    closes = True
+    is_address = False
+
+    def __init__(self) -> None:
+        self.start = self.end = 0
+
+    def take(self) -> None:
+        """Find the range and hold its memory in place; raise ReleaseError or ExportedError."""
+        raise NotImplementedError
+
+    def recheck(self) -> None:
+        """Raise unless what was true when the memory was taken still is (it waited in a queue)."""
+
+    def close(self) -> None:
+        """Unmap the range."""
+
+    def let_go(self) -> None:
+        """Hold nothing any more; a second time does nothing."""
 
 
-def find(thing: Any, length: int | None) -> Target:
-    """Find the target of `thing` and pin its memory; raise ReleaseError or ExportedError."""
+def choose(thing: Any, length: int | None) -> Target:
+    """Return the target of `thing`, still empty; raise ReleaseError where there is none."""
     if isinstance(thing, int) and not isinstance(thing, bool):
-        return _address(thing, length)
+        return _Address(thing, length)
     if length is not None:
         raise ReleaseError(
             f"length={length!r} belongs to an address: a {type(thing).__name__} knows its own"
         )
     if isinstance(thing, mmap.mmap):
-        return _mmap(thing)
+        return _Mmap(thing)
     if _is_shared_memory(thing):
-        return _shared_memory(thing)
-    if hasattr(thing, "__array_interface__"):
-        return _array(thing)
-    return _view(thing)
+        return _Segment(thing)
+    return _View(thing)
 
 
-def closed_as(thing: Any) -> object:
-    """Return the object whose `close` would unmap the memory: a claim knows it by that."""
-    return (_mapping_of(thing) or thing) if _is_shared_memory(thing) else thing
+def identity(thing: Any) -> int:
+    """Return what a claim knows an object by: the one whose `close` unmaps; 0 for a number."""
+    if isinstance(thing, int):
+        return 0
+    return id(_mapping_of(thing) or thing) if _is_shared_memory(thing) else id(thing)
 
 
-def _address(start: int, length: int | None) -> Target:
-    if not isinstance(length, int):
-        raise ReleaseError(
-            f"an address such as {start:#x} needs a length in bytes: release({start:#x}, length)"
-        )
-    if length <= 0 or start <= 0 or start + length > 1 << 56:
-        raise ReleaseError(f"{length} bytes at {start:#x} is not a range of addresses")
-    for name, value in (("address", start), ("length", length)):
-        if value % PAGE:
-            raise ReleaseError(f"{name} {value:#x} is not a multiple of the page size {PAGE}")
+class _Address(Target):
+    is_address = True
 
-    def close() -> None:
-        failed = calls.munmap(start, length)
+    def __init__(self, start: int, length: int | None) -> None:
+        super().__init__()
+        if not isinstance(length, int):
+            raise ReleaseError(
+                f"an address such as {start:#x} needs a length in bytes: "
+                f"release({start:#x}, length)"
+            )
+        if length <= 0 or start <= 0 or start + length > 1 << 56:
+            raise ReleaseError(f"{length} bytes at {start:#x} is not a range of addresses")
+        for name, value in (("address", start), ("length", length)):
+            if value % PAGE:
+                raise ReleaseError(f"{name} {value:#x} is not a multiple of the page size {PAGE}")
+        self._wanted = start, start + length
+
+    def take(self) -> None:
+        self.start, self.end = self._wanted
+
+    def close(self) -> None:
+        failed = calls.munmap(self.start, self.end - self.start)
         if failed:
-            raise ReleaseError(f"{start:#x} is empty but can't be unmapped: {os.strerror(failed)}")
+            raise ReleaseError(
+                f"{self.start:#x} is empty but can't be unmapped: {os.strerror(failed)}"
+            )
 
-    return Target(start, start + length, close, lambda: None, is_address=True)
 
+class _Mmap(Target):
+    def __init__(self, mapping: mmap.mmap) -> None:
+        super().__init__()
+        self._mapping = mapping
+        self._pin = Pin()
 
-def _mmap(mapping: mmap.mmap) -> Target:
-    refuse_exports(mapping)
-    pinned = Pinned(mapping)
-    end = -(-(pinned.address + pinned.length) // PAGE) * PAGE
+    def take(self) -> None:
+        refuse_exports(self._mapping)
+        self._pin.take(self._mapping)
+        self.start = self._pin.address
+        self.end = -(-(self.start + self._pin.length) // PAGE) * PAGE
 
-    def close() -> None:
-        pinned.let_go()  # our own pin is an export as well
+    def recheck(self) -> None:
+        """Look for exports once more, which our own pin hides; the memory is the same or refused.
+
+        Without the pin, for three lines, the mmap may be closed or resized, which is then seen.
+        """
+        before = self.start, self.end
+        self._pin.let_go()
+        self.take()
+        if before != (self.start, self.end):
+            raise ReleaseError("this mmap was resized after it was handed over: it is left alone")
+
+    def close(self) -> None:
+        self._pin.let_go()  # our own pin is an export as well
         try:
-            mapping.close()
+            self._mapping.close()
         except BufferError as error:
             raise ExportedError(
                 f"{error}: the mmap was used while it was released; its memory is free already"
             ) from None
 
-    return Target(pinned.address, end, close, pinned.let_go)
+    def let_go(self) -> None:
+        self._pin.let_go()
 
 
 def refuse_exports(mapping: mmap.mmap) -> None:
@@ -125,45 +170,83 @@ def _is_shared_memory(thing: object) -> bool:
     return module is not None and isinstance(thing, module.SharedMemory)
 
 
-def _shared_memory(segment: Any) -> Target:
-    if _mapping_of(segment) is None:
-        raise ReleaseError("this SharedMemory is closed: it was released already")
-    try:
-        if segment._buf is not None:
-            segment._buf.release()  # its own export; refused while views of it are exported
-        segment._buf = None
-        refuse_exports(segment._mmap)
-        _refuse_references(segment)
-    except BufferError:
-        if segment._buf is None:
-            segment._buf = memoryview(segment._mmap)  # refused: the segment stays usable
-        raise ExportedError(
-            f"cannot release SharedMemory {segment.name!r} with exported pointers: "
-            "drop the arrays and views on its buf first"
-        ) from None
-    inner = _mmap(segment._mmap)
+class _Segment(Target):
+    """A SharedMemory: its mmap, and the memoryview `buf` that it exports to itself.
 
-    def close() -> None:
-        inner.let_go()
-        segment.close()
+    Its `buf` is put away while the memory is held, because it hides whether anybody else exports
+    the mmap, and made anew when it is let go without having been closed. Nobody sees that: a `buf`
+    that anybody else refers to is refused before it is touched.
+    """
 
-    def let_go() -> None:
-        inner.let_go()
-        if _mapping_of(segment) is not None:  # not closed: its memory was given back only
-            segment._buf = memoryview(segment._mmap)
+    def __init__(self, segment: Any) -> None:
+        super().__init__()
+        self._segment = segment
+        self._has_buf = False
+        self._inner: _Mmap | None = None
 
-    return Target(inner.start, inner.end, close, let_go)
+    def take(self) -> None:
+        segment = self._segment
+        if _mapping_of(segment) is None:
+            raise ReleaseError("this SharedMemory is closed: it was released already")
+        try:
+            if segment._buf is not None:
+                _refuse_references(segment, "_buf")
+                self._has_buf = True
+                segment._buf.release()
+                segment._buf = None
+            refuse_exports(segment._mmap)
+            _refuse_references(segment, "_mmap")
+        except BufferError:
+            self.let_go()
+            raise ExportedError(
+                f"cannot release SharedMemory {segment.name!r} with exported pointers: "
+                "drop the arrays and views on its buf, and references to buf itself, first"
+            ) from None
+        self._inner = _Mmap(segment._mmap)
+        self._inner.take()
+        self.start, self.end = self._inner.start, self._inner.end
+
+    def recheck(self) -> None:
+        before = self.start, self.end
+        self.let_go()
+        self.take()
+        if before != (self.start, self.end):
+            raise ReleaseError("this SharedMemory changed after it was handed over")
+
+    def close(self) -> None:
+        if self._inner is not None:
+            self._inner.let_go()
+        self._segment.close()
+
+    def let_go(self) -> None:
+        if self._inner is not None:
+            self._inner.let_go()
+            self._inner = None
+        if self._has_buf:
+            _give_back_buf(self._segment)
+            self._has_buf = False
 
 
-def _refuse_references(segment: Any) -> None:
-    """Raise BufferError if anything but the segment refers to its mmap.
+def _refuse_references(segment: Any, name: str) -> None:
+    """Raise BufferError if anything but the segment refers to its mmap, or to its buf.
 
     `np.ndarray(shape, buffer=segment.buf)`, the form that Python's manual shows, keeps a reference
-    but no export: `segment.close()` would pull the memory from under it, and the next access crash.
+    to the mmap, `torch.frombuffer(segment.buf)` one to the buf, and neither an export:
+    `segment.close()` would pull the memory from under them, and the next access crash.
     """
-    alone = SimpleNamespace(_mmap=object())
-    if sys.getrefcount(segment._mmap) > sys.getrefcount(alone._mmap):
+    alone = SimpleNamespace(**{name: object()})
+    if sys.getrefcount(getattr(segment, name)) > sys.getrefcount(getattr(alone, name)):
         raise BufferError
+
+
+def _give_back_buf(segment: Any) -> None:
+    mapping = _mapping_of(segment)
+    if mapping is None or mapping.closed:
+        return
+    try:
+        segment._buf.nbytes  # noqa: B018 - is it whole?
+    except (AttributeError, ValueError):
+        segment._buf = memoryview(mapping)
 
 
 def _mapping_of(segment: Any) -> mmap.mmap | None:
@@ -172,44 +255,60 @@ def _mapping_of(segment: Any) -> mmap.mmap | None:
     return mapping
 
 
-def _array(array: Any) -> Target:
-    if getattr(array.dtype, "hasobject", False):
-        raise ReleaseError(
-            f"an array of dtype {array.dtype} holds Python objects: their references would be lost"
-        )
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        raise ReleaseError(
-            "a strided view is not one range of memory: release its base, or a contiguous slice"
-        )
-    if not array.flags.writeable and not isinstance(root(array), mmap.mmap):
-        raise ReleaseError(
-            "a read-only array may be shared by others who rely on its content: it is not released"
-        )
-    address = array.__array_interface__["data"][0]
-    return _inside(address, array.nbytes, lambda: None)
+class _View(Target):
+    closes = False
+
+    def __init__(self, thing: Any) -> None:
+        super().__init__()
+        self._thing = thing
+        self._pin = Pin()
+        self._owner = Owner()
+        self._bytes = 0, 0
+
+    def take(self) -> None:
+        thing = self._thing
+        if owners.is_scalar(thing):
+            raise ReleaseError(
+                f"a numpy scalar ({type(thing).__name__}) does not show whose memory it has: "
+                "release the array it comes from"
+            )
+        address, length, writable = self._array() if owners.is_array(thing) else self._buffer()
+        if not writable and not isinstance(owners.stands_on(thing), mmap.mmap):
+            raise _read_only(thing)
+        self._owner.take(thing, address, length)
+        if not writable and not self._owner.is_read_only_mmap:
+            raise _read_only(thing)
+        self._bytes = address, length
+        self.start = -(-address // PAGE) * PAGE
+        self.end = max((address + length) // PAGE * PAGE, self.start)
+
+    def recheck(self) -> None:
+        self._owner.check(self._thing, *self._bytes)
+
+    def let_go(self) -> None:
+        self._owner.let_go()
+        self._pin.let_go()
+
+    def _array(self) -> tuple[int, int, bool]:
+        array = owners.plain(self._thing)
+        if array.dtype.hasobject:
+            raise ReleaseError(
+                f"an array of dtype {array.dtype} holds Python objects: "
+                "their references would be lost"
+            )
+        if not (array.flags.c_contiguous or array.flags.f_contiguous):
+            raise ReleaseError(
+                "a strided view is not one range of memory: release its base, or a contiguous slice"
+            )
+        return *owners.bounds(array), array.flags.writeable
+
+    def _buffer(self) -> tuple[int, int, bool]:
+        self._pin.take(self._thing)
+        return self._pin.address, self._pin.length, not self._pin.readonly
 
 
-def _view(thing: object) -> Target:
-    pinned = Pinned(thing)
-    if pinned.readonly and not isinstance(root(thing), mmap.mmap):
-        pinned.let_go()
-        raise ReleaseError(
-            f"this {type(thing).__name__} is read-only: others may rely on its content"
-        )
-    return _inside(pinned.address, pinned.length, pinned.let_go)
-
-
-def _inside(address: int, length: int, let_go: Callable[[], None]) -> Target:
-    start, end = -(-address // PAGE) * PAGE, (address + length) // PAGE * PAGE
-    return Target(start, max(start, end), None, let_go)
-
-
-def root(thing: Any) -> object:
-    """Follow `base` and `obj` to the object that owns a view's memory."""
-    while True:
-        below = getattr(thing, "base", None)
-        if below is None:
-            below = getattr(thing, "obj", None) if isinstance(thing, memoryview) else None
-        if below is None:
-            return thing
-        thing = below
+def _read_only(thing: Any) -> ReleaseError:
+    return ReleaseError(
+        f"this {type(thing).__name__} is read-only: others may rely on its content, "
+        "so it is not released"
+    )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zaplock.release.errors import ReleaseError
+from zaplock.release.syscalls import HUGE, PAGE, is_mapped
 
 _QUERY: Final = struct.Struct("<9Q4I2Q")  # struct procmap_query of include/uapi/linux/fs.h
 _QUERY_NUMBER: Final = (3 << 30) | (_QUERY.size << 16) | (ord("f") << 8) | 17
@@ -27,11 +28,12 @@ _NAME_SIZE: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class MappedVma:
-    """One VMA: its bounds and its name in maps ("" if anonymous)."""
+    """One VMA: its bounds, its name in maps ("" if anonymous) and the size of its pages."""
 
     start: int
     end: int
     name: str
+    page_size: int = PAGE
 
 
 def vmas_in(start: int, end: int) -> list[MappedVma]:
@@ -80,6 +82,7 @@ def _query(maps: int, address: int, name: ctypes.Array[ctypes.c_char]) -> Mapped
         fields[3],
         fields[4],
         name.value.decode(errors="replace") if named else "",
+        fields[6],
     )
 
 
@@ -89,23 +92,31 @@ def _read(start: int, end: int) -> Iterator[MappedVma]:
             bounds, _, _, _, _, *name = line.split(maxsplit=5)
             first, last = (int(bound, 16) for bound in bounds.split("-"))
             if first < end and last > start:
-                yield MappedVma(first, last, name[0].rstrip("\n") if name else "")
+                named = name[0].rstrip("\n") if name else ""
+                page_size = HUGE if named.startswith("/anon_hugepage") else PAGE
+                yield MappedVma(first, last, named, page_size)
 
 
-def require_mapped(start: int, end: int, *, plain: bool = False) -> list[MappedVma]:
+def require_mapped(start: int, end: int, *, certain: bool = False) -> list[MappedVma]:
     """Return the VMAs of a range that is mapped without a hole.
 
     Raises ReleaseError otherwise: a hole is somebody else's next mapping, which one munmap over the
-    whole range would take away. `plain` refuses heap, stack and the kernel's own mappings too.
+    whole range would take away. Where the kernel can't be asked for VMAs (no descriptor left, no
+    /proc), the range counts as one VMA, unless `certain` is wanted.
     """
-    found, reached = vmas_in(start, end), start
+    try:
+        found = vmas_in(start, end)
+    except OSError as error:
+        if certain:
+            raise ReleaseError(
+                f"what is mapped at {start:#x} can't be asked of /proc/self/maps "
+                f"({error.strerror}): it is left alone"
+            ) from None
+        found = [MappedVma(start, end, "")] if start < end and is_mapped(start, end - start) else []
+    reached = start
     for vma in found:
         if vma.start > reached:
             break
-        if plain and vma.name.startswith("[") and not vma.name.startswith("[anon"):
-            raise ReleaseError(
-                f"{vma.start:#x} to {vma.end:#x} is {vma.name}: release only what you mapped"
-            )
         reached = vma.end
     if reached < end:
         raise ReleaseError(

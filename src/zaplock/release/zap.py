@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 
 from zaplock.release import syscalls as sys
 from zaplock.release.errors import ReleaseError
@@ -23,21 +24,27 @@ from zaplock.release.vmas import MappedVma
 
 
 def zap(start: int, end: int, vmas: list[MappedVma], pace: Pace) -> int:
-    """Free the pages of a page-aligned range; return how many bytes could not be (device memory).
+    """Free the pages of a page-aligned range; return how many bytes could not be.
 
-    What is read afterwards is zero in private anonymous memory; the file's content in a file
-    mapping. Raises ReleaseError if the range is unmapped by somebody else meanwhile.
+    Those are device memory, and the parts of a huge page of the pool at either end. What is read
+    afterwards is zero in private anonymous memory; the file's content in a file mapping. Raises
+    ReleaseError if the range is unmapped by somebody else meanwhile.
     """
-    left = 0
+    freed = 0
+
+    def work(address: int, length: int) -> None:
+        nonlocal freed
+        _free(address, length)
+        freed += length
+
     for vma in vmas:
-        first, last = max(start, vma.start), min(end, vma.end)
-        try:
-            pieces(first, last, pace, _free)
-        except _CannotBeZapped:
-            left += last - first
-        if last < end:
+        size = vma.page_size
+        first = -(-max(start, vma.start) // size) * size
+        with suppress(_CannotBeZapped):
+            pieces(first, min(end, vma.end) // size * size, pace, work, size)
+        if vma.end < end:
             pace.rest()
-    return left
+    return end - start - freed
 
 
 class _CannotBeZapped(Exception):
@@ -56,7 +63,9 @@ def _free(address: int, length: int) -> None:
             "what remains is left alone"
         )
     if failed:
-        raise OSError(failed, f"madvise of {address:#x}: {os.strerror(failed)}")
+        raise ReleaseError(
+            f"{address:#x} can't be emptied ({os.strerror(failed)}): what remains is left alone"
+        )
 
 
 def _free_locked(address: int, length: int) -> int:

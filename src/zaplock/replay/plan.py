@@ -30,6 +30,7 @@ from zaplock.protocols.design import Design
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.calls import NO_CALL, PAGE_FAULT
 from zaplock.trace.events import RecordedTask
+from zaplock.trace.madvise import advised
 from zaplock.trace.summary import NO_OPERATION
 from zaplock.trace.waits import WaitOutcome
 
@@ -325,7 +326,8 @@ def _without_lock(
     used = {part.call for part in parts}
     inside = {tid for tid, task in tasks.items() if task.pid == pid}
     numbers = {name: number for number, name in enumerate(calls.operations)}
-    advice = (calls.op == numbers.get("madvise", -2)) & (calls.detail == MADV_DONTNEED)
+    dontneed = advised("madvise", MADV_DONTNEED)
+    advice = calls.op == numbers.get(dontneed, -2)
     faults = calls.op == numbers.get(PAGE_FAULT, -2)
     for call in np.flatnonzero(advice | faults).tolist():
         tid = int(calls.tid[call])
@@ -335,7 +337,7 @@ def _without_lock(
         fault = bool(faults[call])
         yield RecordedOperation(
             tid,
-            PAGE_FAULT if fault else "madvise",
+            PAGE_FAULT if fault else dontneed,
             "fault" if fault else "dontneed",
             begin - analysis.begin_ns,
             (),
@@ -362,6 +364,6 @@ def _kind(
             return "shrink"
     if not one.write and name == PAGE_FAULT and not recorded.vma_locks:
         return "fault"
-    if not one.write and name == "madvise" and detail == MADV_DONTNEED and length > 0:
+    if not one.write and name == advised("madvise", MADV_DONTNEED) and length > 0:
         return "as recorded" if recorded.dontneed_lock == "vma" else "dontneed"
     return "as recorded"

@@ -12,24 +12,25 @@ and it was late to run, it is as late in every replay in which it waits there.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.designs import SHIPPED, Design
+from zaplock.designs import SHIPPED, Change, Design
+from zaplock.designs.linux import StandIn, design_of, same_rules
+from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.engines import sequential
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.event_log import MAX_CPUS
 from zaplock.errors import UserError
 from zaplock.lab.bystanders import stopwatch
-from zaplock.lab.forecast import design_of
 from zaplock.lab.profiles import Profile
+from zaplock.linux_version import find
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
@@ -53,13 +54,16 @@ from zaplock.trace.summary import NO_OPERATION, QUEUED_NS
 FOREIGN = 1 << 20
 """Address spaces of other processes."""
 SETUP = (1 << 24) - 1
+MOST_ERROR = 0.2
+"""A replay that is off by more than this share from what was recorded proves nothing."""
 
 
 @dataclass(frozen=True)
 class ReplayRun:
     """The plan done under one design, memory freed in one way.
 
-    `stall_ns` has, for each operation of the plan (thread by thread), how long it waited.
+    `stall_ns` has, for each operation of the plan (thread by thread), how long it waited; `rules`
+    are those of the design that were asked for.
     """
 
     design: Design
@@ -69,6 +73,12 @@ class ReplayRun:
     longest_exclusive_ns: int
     longest_shared_ns: int
     duration_ns: int
+    rules: frozenset[str]
+
+    @property
+    def decided_by(self) -> list[Change]:
+        """The changes of Linux that gave the design the rules this run asked for."""
+        return deciding(self.design, self.rules)
 
     @property
     def waited_ns(self) -> int:
@@ -101,6 +111,16 @@ class Fit:
         most = max(self.recorded_ns, self.replayed_ns)
         return (self.replayed_ns - self.recorded_ns) / (self.recorded_ns or most or 1)
 
+    @property
+    def error_ns(self) -> int:
+        """Return by how much all recorded waiting and all replayed differ."""
+        return abs(self.replayed_ns - self.recorded_ns)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the replay is near enough to the recording for conclusions."""
+        return self.operations > 0 and abs(self.sum_error) <= MOST_ERROR
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -111,6 +131,8 @@ class Replay:
     recorded: Design
     profile: Profile
     runs: tuple[ReplayRun, ...]
+    note: str = ""
+    """What is not known of the recorded kernel."""
 
     @cached_property
     def operations(self) -> list[RecordedOperation]:
@@ -147,6 +169,26 @@ class Replay:
         first = int(np.searchsorted(begins, one.begin_ns - one.waited_ns))
         last = int(np.searchsorted(begins, one.begin_ns + one.waited_ns, side="right"))
         return max(run.stall_ns[rows + first : rows + last])
+
+    def holder_known(self, row: int) -> bool:
+        """Return whether the recording shows who held the lock for most of an operation's wait."""
+        wait = self.operations[row].wait
+        if wait < 0:
+            return True
+        found = self.analysis.explain(wait)
+        dark_ns = found.unexplained_ns - found.free_ns
+        return 2 * dark_ns <= int(self.analysis.waits["wait_ns"][wait])
+
+    def reproduced(self, row: int) -> bool:
+        """Return whether the replay under the recorded kernel has an operation's wait as well."""
+        recorded_ns, replayed_ns = self.operations[row].waited_ns, self.near(row, self.runs[0])
+        return abs(replayed_ns - recorded_ns) <= MOST_ERROR * max(recorded_ns, replayed_ns)
+
+    @cached_property
+    def unknown_holders(self) -> list[int]:
+        """The operations that waited for somebody whom the recording doesn't show."""
+        waited = (row for row, one in enumerate(self.operations) if one.waited_ns >= QUEUED_NS)
+        return [row for row in waited if not self.holder_known(row)]
 
     @cached_property
     def _rows_of(self) -> dict[int, tuple[int, NDArray[np.int64]]]:
@@ -197,6 +239,7 @@ class Replay:
             "recorded": {
                 "kernel": self.analysis.kernel,
                 "design": self.recorded.name,
+                "note": self.note or None,
                 "pid": self.plan.pid,
                 "mm": hex(self.plan.mm),
                 "operations": len(self.operations),
@@ -212,10 +255,20 @@ class Replay:
                 "typical": fit.typical_error,
                 "worst_ns": fit.worst_ns,
                 "no_cpu_ns": fit.no_cpu_ns,
+                "sound": fit.sound,
+            },
+            "unknown_holders": {
+                "operations": len(self.unknown_holders),
+                "wait_ns": sum(self.operations[row].waited_ns for row in self.unknown_holders),
             },
             "profile": self.profile.name,
             "rows": [
-                {"design": run.design.name, "free_by": str(run.way), **self._row(run)}
+                {
+                    "design": run.design.name,
+                    "free_by": str(run.way),
+                    **self._row(run),
+                    "decided_by": [change.to_json() for change in run.decided_by],
+                }
                 for run in self.runs
             ],
         }
@@ -252,11 +305,14 @@ def replay(
 
     Raises UserError where the recording has no such process or does not say its kernel.
     """
-    base = recorded or recorded_design(analysis.kernel)
+    stand_in = StandIn(recorded) if recorded else recorded_design(analysis.kernel)
+    base = stand_in.design
     mm = choose_mm(analysis, pid) if mm is None else mm
-    plan = plan_of(analysis, base, mm, round(profile["wakeup_latency"]))
-    wanted = list(dict.fromkeys([base.name, *(one.name for one in designs)]))
-    by_name = {base.name: base, **{one.name: one for one in designs}}
+    understood = observe(base)
+    plan = plan_of(analysis, understood, mm, round(profile["wakeup_latency"]))
+    rest = [one for one in designs if not same_rules(one, base)]
+    wanted = list(dict.fromkeys([base.name, *(one.name for one in rest)]))
+    by_name = {base.name: base, **{one.name: one for one in rest}}
     as_was = Way()
     pairs = [(base, as_was)]
     if ways is None:
@@ -274,8 +330,9 @@ def replay(
     runs = []
     for design, way in dict.fromkeys(pairs):
         progress(f"{design.name}, {way}")
-        runs.append(run(plan, base, design, way, profile))
-    return Replay(analysis, plan, base, profile, tuple(runs))
+        runs.append(run(plan, understood, design, way, profile))
+    runs[0] = replace(runs[0], rules=runs[0].rules | rules_read(understood))
+    return Replay(analysis, plan, base, profile, tuple(runs), stand_in.note)
 
 
 def changes(plan: ReplayPlan, way: Way) -> bool:
@@ -283,35 +340,35 @@ def changes(plan: ReplayPlan, way: Way) -> bool:
     return any(way.replaces(one) for one in plan.operations)
 
 
-def recorded_design(kernel: str) -> Design:
-    """Return the design of a recording's kernel: a release, or a simulation's design.
+def recorded_design(kernel: str) -> StandIn:
+    """Return the design of a recording's kernel: of its release, or a simulation's design.
 
-    >>> recorded_design("6.18.5-cloud").name, recorded_design("rfc-v6").name
-    ('linux-6.18', 'rfc-v6')
+    >>> [recorded_design(one).design.name for one in ("6.18.5-cloud", "rfc-v6")]
+    ['linux-6.18.5', 'rfc-v6']
     """
     for design in SHIPPED.values():
         if kernel in (design.name, design.kernel):
-            return design
-    found = re.match(r"(?:linux-)?(\d+\.\d+.*)", kernel)
-    if not found:
+            return StandIn(design)
+    if find(kernel) is None:
         raise UserError(
             f"the recording names no kernel ({kernel!r}): say which with --recorded-under NAME "
             "(see zaplock designs)"
         )
-    return design_of(found[1])
+    return design_of(kernel)
 
 
 def run(
     plan: ReplayPlan, recorded: Design, design: Design, way: Way, profile: Profile
 ) -> ReplayRun:
     """Do a plan under a design in virtual time."""
+    observed = observe(design)
     machine = Machine()
     setup = Task(SETUP, MM, "setup")
     sequential.run(machine, setup, _prepare())
     latency_ns = plan.wakeup_ns
     cpus = min(max(len(plan.threads), 1), MAX_CPUS)
     sched = Sched(cpus=cpus, wakeup_latency_ns=latency_ns)
-    engine = TimedEngine(machine, policy=design.rwsem, sched=sched)
+    engine = TimedEngine(machine, policy=observed.rwsem, sched=sched)
     look = stopwatch(lambda: engine.now_ns, engine.threads)
     replayer = Replayer(
         profile, way, look, lateness(engine.threads), Places(), _exclusive(plan, recorded)
@@ -319,14 +376,16 @@ def run(
     done: dict[int, Done] = {}
     for tid, operations in plan.threads.items():
         done[tid] = Done([], [], [])
-        cx = Cx(design, _task(plan, tid))
+        cx = Cx(observed, _task(plan, tid))
         program = replayer.thread(cx, operations, done[tid], latency_ns)
         engine.spawn(cx.task, program, at_ns=max(0, operations[0].begin_ns - 2 * latency_ns))
     engine.run()
     events = engine.events()
     alone_ns, shared_ns = _longest(events, MM)
     stalls = [stall for one in done.values() for stall in one.stall_ns]
-    return ReplayRun(design, way, events, tuple(stalls), alone_ns, shared_ns, engine.now_ns)
+    return ReplayRun(
+        design, way, events, tuple(stalls), alone_ns, shared_ns, engine.now_ns, rules_read(observed)
+    )
 
 
 async def _prepare() -> int:

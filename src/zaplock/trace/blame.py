@@ -18,37 +18,40 @@ The shares of a wait and its unexplained rest add up to the wait, to the nanosec
 task in equal operations (name and length) are summed. What the events don't show (a hold whose two
 ends were lost) is unexplained, never guessed.
 
+A lock's history is cut into stretches once for all waits that are asked about (`history`), and the
+shares of a wait stay columns until somebody looks at them. So 500 threads that wait for each other
+cost little more for each wait than 50 do (`bench/test_report.py`), although each wait has hundreds
+to blame.
+
 The half-and-half of the convoy is the Shapley value of two causes of which each is necessary.
 `queue` says what "in front" means for each kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.calls import NO_CALL
+from zaplock.trace.events import NO_OP
+from zaplock.trace.history import NOBODY, LockHistory, Stretches, by_mm, history_of, stretches
 from zaplock.trace.holds import Holds
 from zaplock.trace.queue import MODERN, RwsemQueue
 from zaplock.trace.sleeps import Sleeps
-from zaplock.trace.vma_lock import Sleep, VmaLocks
-from zaplock.trace.waits import WaitOutcome, Waits
+from zaplock.trace.vma_lock import SHORTEST_NS, Sleep, VmaLocks
+from zaplock.trace.waits import Waits
 
 Array = NDArray[Any]
 Role = Literal["holder", "queued-writer"]
 
-Key = tuple[str, int, str, int]
-"""What shares are summed by: role, tid, operation, length."""
-
-Part = tuple[Key, int, int, int]
-"""A share: its key, the row it comes from, the address of the operation, nanoseconds."""
-
-NOBODY = -1
-NOBODY_HOLDS: Key = ("free", NOBODY, "", 0)
+HOLDER, VMA, LET_IN, QUEUED = range(4)
+"""Why somebody is to blame: it has the lock, a VMA's lock, the next turn, a place in front."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,26 @@ class Blame:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """Who is to blame for a wait, as columns, the greatest share first.
+
+    `op` indexes the operations of `Calls` (`NO_OP`: none). The other columns are those of `Blame`;
+    `why` is one of HOLDER, VMA, LET_IN and QUEUED.
+    """
+
+    why: Array
+    tid: Array
+    op: Array
+    address: Array
+    length: Array
+    share_ns: Array
+    row: Array
+
+    def __len__(self) -> int:
+        return len(self.why)
+
+
+@dataclass(frozen=True)
 class Explained:
     """A wait (the row of `Waits`) and who is to blame for it, the greatest share first.
 
@@ -81,117 +104,46 @@ class Explained:
     """
 
     wait: int
-    blame: tuple[Blame, ...]
     unexplained_ns: int
     free_ns: int
+    shares: Shares
+    _holds: Holds = field(repr=False)
+
+    @cached_property
+    def blame(self) -> tuple[Blame, ...]:
+        """Everybody who is to blame."""
+        return self.first(len(self.shares))
+
+    def first(self, count: int) -> tuple[Blame, ...]:
+        """Return those with the greatest shares, without a look at the others."""
+        return tuple(self._blame(place) for place in range(min(count, len(self.shares))))
 
     @property
     def culprit(self) -> Blame | None:
         """Return whoever explains most of the wait, None if nobody explains any of it."""
-        return self.blame[0] if self.blame else None
+        return next(iter(self.first(1)), None)
 
+    @property
+    def blamed_ns(self) -> int:
+        """How much of the wait somebody explains."""
+        return int(self.shares.share_ns.sum())
 
-@dataclass(frozen=True, slots=True)
-class _Lock:
-    """The history of one mmap_lock, laid out so that an instant is answered by binary search."""
-
-    exclusive: Array
-    exclusive_start: Array
-    exclusive_end: Array
-    shared: Array
-    shared_start: Array
-    shared_ends: Array
-    shared_last: Array
-    shared_last_end: Array
-    writers: Array
-    writer_start: Array
-    writer_ends: Array
-    writer_reach: Array
-    entered: Array
-    entered_start: Array
-    entered_end: Array
-
-    def edges(self, start: int, end: int) -> Array:
-        """Return the instants in [start, end] between which nothing changes, both ends included."""
-        parts = [np.array([start, end], np.int64)]
-        for column in (
-            self.exclusive_start,
-            self.exclusive_end,
-            self.shared_start,
-            self.shared_ends,
-            self.writer_start,
-            self.writer_ends,
-            self.entered_start,
-            self.entered_end,
-        ):
-            first, last = np.searchsorted(column, [start, end])
-            parts.append(column[first:last])
-        edges = np.unique(np.concatenate(parts))
-        return edges[np.searchsorted(edges, start) :]
-
-    def exclusive_at(self, time_ns: Array) -> Array:
-        """Return the exclusive hold at each instant, or NOBODY."""
-        return _active(self.exclusive, self.exclusive_start, self.exclusive_end, time_ns)
-
-    def shared_at(self, time_ns: Array) -> Array:
-        """Return, of the shared holds at each instant, the one that ends last, or NOBODY."""
-        return _active(self.shared_last, self.shared_start, self.shared_last_end, time_ns)
-
-    def first_writer_at(self, time_ns: Array) -> Array:
-        """Return, of the writers that wait at each instant, the one that asked first, or NOBODY."""
-        if not len(self.writers):
-            return np.full(len(time_ns), NOBODY)
-        place = np.searchsorted(self.writer_reach, time_ns, side="right")
-        found = np.minimum(place, len(self.writers) - 1)
-        there = (place < len(self.writers)) & (self.writer_start[found] <= time_ns)
-        return np.where(there, self.writers[found], NOBODY)
-
-    def next_in_at(self, time_ns: Array) -> Array:
-        """Return the wait that ends next after each instant by having the lock, or NOBODY."""
-        if not len(self.entered):
-            return np.full(len(time_ns), NOBODY)
-        place = np.searchsorted(self.entered_end, time_ns, side="right")
-        found = np.minimum(place, len(self.entered) - 1)
-        return np.where(place < len(self.entered), self.entered[found], NOBODY)
-
-
-def _active(rows: Array, start: Array, end: Array, time_ns: Array) -> Array:
-    if not len(rows):
-        return np.full(len(time_ns), NOBODY)
-    place = np.searchsorted(start, time_ns, side="right") - 1
-    found = np.maximum(place, 0)
-    return np.where((place >= 0) & (end[found] > time_ns), rows[found], NOBODY)
-
-
-def _lock(holds: Holds, waits: Waits, hold_rows: Array, wait_rows: Array) -> _Lock:
-    start, end = holds["start_ns"], holds.end_ns
-    longer = hold_rows[holds["hold_ns"][hold_rows] > 0]
-    exclusive = longer[holds["exclusive"][longer]]
-    shared = longer[~holds["exclusive"][longer]]
-    reach = np.maximum.accumulate(end[shared]) if len(shared) else end[shared]
-    record = np.where(end[shared] == reach, np.arange(len(shared)), 0)
-    last = np.maximum.accumulate(record) if len(record) else record
-    writers = wait_rows[waits["exclusive"][wait_rows] & (waits["wait_ns"][wait_rows] > 0)]
-    wait_end = waits.end_ns
-    entered = wait_rows[waits["outcome"][wait_rows] == WaitOutcome.ACQUIRED]
-    entered = entered[np.argsort(wait_end[entered], kind="stable")]
-    return _Lock(
-        exclusive,
-        start[exclusive],
-        end[exclusive],
-        shared,
-        start[shared],
-        np.sort(end[shared]),
-        shared[last],
-        reach,
-        writers,
-        waits["start_ns"][writers],
-        np.sort(wait_end[writers]),
-        np.maximum.accumulate(wait_end[writers]) if len(writers) else wait_end[writers],
-        entered,
-        np.sort(waits["start_ns"][entered]),
-        wait_end[entered],
-    )
+    def _blame(self, place: int) -> Blame:
+        shares = self.shares
+        why, tid, op = (int(column[place]) for column in (shares.why, shares.tid, shares.op))
+        task = self._holds.tasks.get(tid)
+        return Blame(
+            tid,
+            task.comm if task else "",
+            self._holds.operations[op] if op != NO_OP else "",
+            int(shares.address[place]),
+            int(shares.length[place]),
+            "queued-writer" if why == QUEUED else "holder",
+            int(shares.share_ns[place]),
+            int(shares.row[place]),
+            vma=why == VMA,
+            waited=why in (LET_IN, QUEUED),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,29 +154,26 @@ class Judge:
     waits: Waits
     queue: RwsemQueue
     vma_locks: VmaLocks | None
-    locks: dict[int, _Lock]
+    locks: dict[int, LockHistory]
     tasks_sleeps: Sleeps | None
     known_ns: int
     """Before this instant only waits are known (of a watch), not who held the lock."""
+    _stretches: dict[int, list[Stretches]]
     _sleeps: dict[int, tuple[Sleep, ...]]
+
+    def explain_all(self, waits: Iterable[int]) -> list[Explained]:
+        """Explain several waits (rows of `waits`), laying out the history around them once."""
+        rows = [int(row) for row in waits]
+        self._lay_out(np.array(rows, np.int64))
+        found = [self.explain(row) for row in rows]
+        self._stretches.clear()
+        return found
 
     def explain(self, wait: int) -> Explained:
         """Explain one wait (a row of `waits`); the shares and the rest add up to its length."""
-        shares: dict[Key, list[int]] = {}
-        total = free_ns = 0
-        for key, row, address, share_ns in self._shares(wait):
-            if key is NOBODY_HOLDS:
-                free_ns = share_ns
-                continue
-            entry = shares.setdefault(key, [0, 0, row, address])
-            entry[0] += share_ns
-            total += share_ns
-            if share_ns > entry[1]:
-                entry[1:] = [share_ns, row, address]
-        found = [self._blame(key, entry) for key, entry in shares.items()]
-        found.sort(key=lambda blame: (-blame.share_ns, blame.role, blame.tid))
-        unexplained_ns = int(self.waits["wait_ns"][wait]) - total
-        return Explained(wait, tuple(found), unexplained_ns, free_ns)
+        shares, free_ns = self._shares(wait)
+        unexplained_ns = int(self.waits["wait_ns"][wait]) - int(shares.share_ns.sum())
+        return Explained(wait, unexplained_ns, free_ns, shares, self.holds)
 
     def sleeps(self, hold: int) -> tuple[Sleep, ...]:
         """Return the parts of a hold in which its task slept on a VMA's lock."""
@@ -233,66 +182,64 @@ class Judge:
             self._sleeps[hold] = behind
         return self._sleeps[hold]
 
-    def _blame(self, key: Key, entry: list[int]) -> Blame:
-        kind, tid, operation, length = key
-        task = self.holds.tasks.get(tid)
-        role: Role = "queued-writer" if kind == "queued-writer" else "holder"
-        comm = task.comm if task else ""
-        share_ns, _, row, address = entry
-        return Blame(
-            tid,
-            comm,
-            operation,
-            address,
-            length,
-            role,
-            share_ns,
-            row,
-            vma=kind == "vma",
-            waited=kind in ("queued-writer", "let in"),
-        )
+    def _lay_out(self, waits: Array) -> None:
+        """Cut each lock's history around these waits, every part of it once."""
+        mms = self.waits["mm"][waits]
+        for mm in np.unique(mms).tolist():
+            rows = waits[mms == mm]
+            start = self.waits["start_ns"][rows]
+            order = np.argsort(start, kind="stable")
+            start, end = start[order], (start + self.waits["wait_ns"][rows])[order]
+            reach = np.maximum.accumulate(end)
+            cuts = np.flatnonzero(start[1:] > reach[:-1]) + 1
+            firsts, lasts = np.append(0, cuts), np.append(cuts, len(rows)) - 1
+            pairs = zip(start[firsts].tolist(), reach[lasts].tolist())
+            lock = self.locks[mm]
+            self._stretches[mm] = [stretches(lock, *pair) for pair in pairs if pair[0] < pair[1]]
 
-    def _shares(self, wait: int) -> Iterator[Part]:
-        """Yield (key, row, address, share) of each stretch of the wait that somebody explains."""
+    def _around(self, wait: int, start_ns: int, end_ns: int) -> Stretches:
+        mm = int(self.waits["mm"][wait])
+        ready = self._stretches.get(mm, [])
+        place = bisect_right(ready, start_ns, key=lambda one: int(one.edges[0])) - 1
+        if place >= 0 and ready[place].covers(start_ns, end_ns):
+            return ready[place].between(start_ns, end_ns)
+        return stretches(self.locks[mm], start_ns, end_ns)
+
+    def _shares(self, wait: int) -> tuple[Shares, int]:
+        """Sum up who is to blame for a wait; return that and how long the lock was free."""
         start = int(self.waits["start_ns"][wait])
         end = start + int(self.waits["wait_ns"][wait])
-        lock = self.locks[int(self.waits["mm"][wait])]
-        edges = lock.edges(start, end)
-        if start < self.known_ns < end:
-            edges = np.union1d(edges, [self.known_ns])
-        begin, span = edges[:-1], np.diff(edges)
-        exclusive, shared = lock.exclusive_at(begin), lock.shared_at(begin)
-        front, writes = self._front(lock, wait, begin), bool(self.waits["exclusive"][wait])
+        if start == end:
+            return self._summed([]), 0
+        around = self._around(wait, start, end).cut_at(self.known_ns)
+        begin, span = around.edges[:-1], np.diff(around.edges)
+        exclusive, shared = around.exclusive, around.shared
+        front, writes = self._front(wait, around.writer), bool(self.waits["exclusive"][wait])
         free = (exclusive == NOBODY) & (shared == NOBODY) & (begin >= self.known_ns)
-        reader = self._let_in(lock, wait, np.where(free, begin, end), end)
+        reader = self._let_in(wait, around.coming, np.where(free, begin, end), end)
         read_held = (exclusive == NOBODY) & ((shared != NOBODY) | (reader != NOBODY))
         convoy = read_held & (front != NOBODY) & (not writes)
         blocked = read_held if writes else convoy
         half = np.where(convoy, span // 2, 0)
-        for row, share_ns in _sums(exclusive, span):
-            yield from self._exclusive(row, wait, start, end, share_ns)
-        for row, share_ns in _sums(np.where(blocked, shared, NOBODY), span - half):
-            yield self._entry("holder", self.holds, row, share_ns)
-        for row, share_ns in _sums(np.where(blocked, reader, NOBODY), span - half):
-            yield self._entry("let in", self.waits, row, share_ns)
-        for row, share_ns in _sums(np.where(convoy, front, NOBODY), half):
-            yield self._entry("queued-writer", self.waits, row, share_ns)
-        yield NOBODY_HOLDS, NOBODY, 0, int(span[free & ~(blocked & (reader != NOBODY))].sum())
+        parts = self._exclusive(*_sums(exclusive, span), start, end)
+        parts.append(self._part(HOLDER, *_sums(np.where(blocked, shared, NOBODY), span - half)))
+        parts.append(self._part(LET_IN, *_sums(np.where(blocked, reader, NOBODY), span - half)))
+        parts.append(self._part(QUEUED, *_sums(np.where(convoy, front, NOBODY), half)))
+        free_ns = int(span[free & ~(blocked & (reader != NOBODY))].sum())
+        return self._summed(parts), free_ns
 
-    def _let_in(self, lock: _Lock, wait: int, free_ns: Array, end: int) -> Array:
+    def _let_in(self, wait: int, coming: Array, free_ns: Array, end: int) -> Array:
         """Return the waiting reader whose turn it is at each free instant, or NOBODY.
 
         Instants at which the lock is not free are given as `end`.
         """
-        coming = lock.next_in_at(free_ns)
         start = self.waits["start_ns"][coming]
         there = (free_ns < end) & (coming != NOBODY) & (coming != wait)
         there &= (start <= free_ns) & (start + self.waits["wait_ns"][coming] < end)
         return np.where(there & ~self.waits["exclusive"][coming], coming, NOBODY)
 
-    def _front(self, lock: _Lock, wait: int, time_ns: Array) -> Array:
+    def _front(self, wait: int, first: Array) -> Array:
         """Return the waiting writer in front of a waiter at each instant, or NOBODY."""
-        first = lock.first_writer_at(time_ns)
         overtaken = self.queue.readers_spin and not self.waits["exclusive"][wait]
         before = (first < wait) | (self.waits["start_ns"][first] < self._queued_ns(wait))
         return np.where((before | overtaken) & (first != wait), first, NOBODY)
@@ -305,35 +252,81 @@ class Judge:
         tid, span = int(self.waits["tid"][wait]), int(self.waits["wait_ns"][wait])
         return self.tasks_sleeps.queued_ns(tid, start, start + span)
 
-    def _exclusive(
-        self, row: int, wait: int, start: int, end: int, share_ns: int
-    ) -> Iterator[Part]:
-        rest = share_ns
-        for sleep in self.sleeps(row):
-            slept = min(sleep.end_ns, end) - max(sleep.begin_ns, start)
-            if slept > 0 and self.vma_locks is not None:
-                calls = self.vma_locks.calls
-                name = calls.operations[calls.op[sleep.call]]
-                key = ("vma", int(calls.tid[sleep.call]), name, int(calls.length[sleep.call]))
-                yield key, row, int(calls.address[sleep.call]), slept
-                rest -= slept
-        if rest > 0:
-            yield self._entry("holder", self.holds, row, rest)
+    def _exclusive(self, rows: Array, spans: Array, start: int, end: int) -> list[Shares]:
+        """Blame the exclusive holders, or those whose VMA lock they slept on."""
+        if self.vma_locks is None or not len(self.vma_locks.madvises):
+            return [self._part(HOLDER, rows, spans)]
+        parts, rest = [], spans.copy()
+        calls = self.vma_locks.calls
+        for place in np.flatnonzero(self.holds["hold_ns"][rows] >= SHORTEST_NS).tolist():
+            row = int(rows[place])
+            for sleep in self.sleeps(row):
+                slept = min(sleep.end_ns, end) - max(sleep.begin_ns, start)
+                if slept > 0:
+                    call = np.array([sleep.call])
+                    parts.append(
+                        Shares(
+                            np.array([VMA]),
+                            calls.tid[call],
+                            calls.op[call],
+                            calls.address[call],
+                            calls.length[call],
+                            np.array([slept]),
+                            np.array([row]),
+                        )
+                    )
+                    rest[place] -= slept
+        return [*parts, self._part(HOLDER, rows[rest > 0], rest[rest > 0])]
 
-    def _entry(self, kind: str, table: Holds | Waits, row: int, share_ns: int) -> Part:
-        inside = int(table["call"][row]) != NO_CALL
-        operation = table.operations[int(table["op"][row])] if inside else ""
-        key = (kind, int(table["tid"][row]), operation, int(table["length"][row]))
-        return key, row, int(table["address"][row]), share_ns
+    def _part(self, why: int, rows: Array, spans: Array) -> Shares:
+        table: Holds | Waits = self.holds if why == HOLDER else self.waits
+        op = np.where(table["call"][rows] != NO_CALL, table["op"][rows], NO_OP)
+        return Shares(
+            np.full(len(rows), why),
+            table["tid"][rows],
+            op,
+            table["address"][rows],
+            table["length"][rows],
+            spans,
+            rows,
+        )
+
+    def _summed(self, parts: list[Shares]) -> Shares:
+        """Sum the shares of each task in equal operations; each has the row of its longest part."""
+        names = ("why", "tid", "op", "address", "length", "share_ns", "row")
+        if not sum(map(len, parts)):
+            return Shares(*(np.zeros(0, np.int64) for _ in names))
+        columns = {
+            name: np.concatenate([getattr(part, name) for part in parts if len(part)])
+            for name in names
+        }
+        key = [columns[name] for name in ("length", "op", "tid", "why")]
+        order = np.lexsort((-columns["share_ns"], *key))
+        columns = {name: column[order] for name, column in columns.items()}
+        new = np.ones(len(order), bool)
+        new[1:] = np.any(
+            [columns[name][1:] != columns[name][:-1] for name in ("length", "op", "tid", "why")],
+            axis=0,
+        )
+        groups = np.flatnonzero(new)
+        total = np.add.reduceat(columns["share_ns"], groups)
+        came = np.minimum.reduceat(order, groups)
+        columns = {**{name: column[groups] for name, column in columns.items()}, "share_ns": total}
+        by_share = np.lexsort((came, columns["tid"], columns["why"] == QUEUED, -total))
+        return Shares(*(columns[name][by_share] for name in names))
 
 
-def _sums(rows: Array, span: Array) -> Iterable[tuple[int, int]]:
-    """Sum the spans of each row that is somebody."""
+def _sums(rows: Array, span: Array) -> tuple[Array, Array]:
+    """Sum the spans of each row that is somebody; the rows rise."""
     chosen = (rows != NOBODY) & (span > 0)
-    distinct, place = np.unique(rows[chosen], return_inverse=True)
-    sums = np.zeros(len(distinct), np.int64)
-    np.add.at(sums, place, span[chosen])
-    return zip(distinct.tolist(), sums.tolist())
+    rows, span = rows[chosen], span[chosen]
+    if not len(rows):
+        return rows, span
+    if bool((rows[1:] < rows[:-1]).any()):
+        order = np.argsort(rows, kind="stable")
+        rows, span = rows[order], span[order]
+    groups = np.flatnonzero(np.append(True, rows[1:] != rows[:-1]))
+    return rows[groups], np.add.reduceat(span, groups)
 
 
 def judge(
@@ -347,15 +340,8 @@ def judge(
 ) -> Judge:
     """Lay out the history of every lock, so that its waits can be explained one by one."""
     locks = {}
-    hold_rows, wait_rows = _by_mm(holds["mm"]), _by_mm(waits["mm"])
+    hold_rows, wait_rows = by_mm(holds["mm"]), by_mm(waits["mm"])
     nothing = np.zeros(0, np.int64)
     for mm, rows in wait_rows.items():
-        locks[mm] = _lock(holds, waits, hold_rows.get(mm, nothing), rows)
-    return Judge(holds, waits, queue, vma_locks, locks, sleeps, known_ns, {})
-
-
-def _by_mm(mm: Array) -> dict[int, Array]:
-    distinct = np.unique(mm)
-    order = np.argsort(np.searchsorted(distinct, mm).astype(np.int32), kind="stable")
-    cuts = np.searchsorted(mm[order], distinct[1:])
-    return {int(key): rows for key, rows in zip(distinct, np.split(order, cuts))}
+        locks[mm] = history_of(holds, waits, hold_rows.get(mm, nothing), rows)
+    return Judge(holds, waits, queue, vma_locks, locks, sleeps, known_ns, {}, {})

@@ -2,13 +2,14 @@
 
 An OP_BEGIN lasts until its task's next OP_END (or OP_BEGIN, where the end was never written, as
 for exit). A call that was under way when the recording or a segment began is known by its OP_END
-alone: its name, not its size. A fault counts where its task is in no call; x86 writes no event at a
-fault's end, so it lasts until the task's next event of either kind.
+alone: its name, not its size. An madvise has its advice in its name (`madvise`). A fault counts
+where its task is in no call; x86 writes no event at a fault's end, so it lasts until the task's
+next event of either kind.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from zaplock.trace.events import NO_OP, EventKind, Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
+from zaplock.trace.madvise import ADVICE, ADVISING, advised
 
 Array = NDArray[Any]
 
@@ -107,7 +109,25 @@ def calls(events: Events, segments: Segments) -> Calls:
         np.where(known, events["length"][event], 0),
         np.where(known, events["detail"][event], 0),
     )
-    return _sorted(table)
+    return _sorted(_with_advice(table, known))
+
+
+def _with_advice(table: Calls, known: Array) -> Calls:
+    """Give every kind of advice that occurs an operation of its own."""
+    operations, op = list(table.operations), table.op.copy()
+    for call in ADVISING:
+        rows = np.flatnonzero(known & np.isin(table.op, _places(table.operations, call)))
+        advice = np.where(np.isin(table.detail[rows], list(ADVICE)), table.detail[rows], -1)
+        for number in np.unique(advice).tolist():
+            name = advised(call, number)
+            if name not in operations:
+                operations.append(name)
+            op[rows[advice == number]] = operations.index(name)
+    return replace(table, operations=tuple(operations), op=op)
+
+
+def _places(operations: tuple[str, ...], name: str) -> list[int]:
+    return [place for place, known in enumerate(operations) if known == name]
 
 
 def _with_fault(operations: tuple[str, ...]) -> tuple[tuple[str, ...], int]:

@@ -21,8 +21,9 @@ still spinning; the earlier one is then named. Who asked is in the events, who q
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+
+from zaplock.linux_version import find
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +41,14 @@ MODERN = RwsemQueue("from 5.11", readers_spin=False)
 
 
 def queue_of(kernel: str) -> RwsemQueue:
-    """Return the rules of a kernel release ("6.18.44-generic") or a design ("linux-4.20").
+    """Return the rules of a kernel release ("6.18.44-generic", "4.18 + RFC v6") or "linux-4.20".
 
-    A name without a version gets the rules of today's kernels, rfc-v6 those of 4.18.
+    A name that begins with no release gets the rules of today's kernels.
 
     >>> queue_of("5.10.0-28-amd64").name
     'spinning readers (5.3 to 5.10)'
     """
-    if kernel.startswith("rfc"):
-        return FIFO
-    found = re.search(r"(\d+)\.(\d+)", kernel)
-    if found is None:
+    release = find(kernel)
+    if release is None or release.carries("5.11"):
         return MODERN
-    version = (int(found[1]), int(found[2]))
-    if version < (5, 3):
-        return FIFO
-    return SPINNING_READERS if version < (5, 11) else MODERN
+    return SPINNING_READERS if release.carries("5.3") else FIFO

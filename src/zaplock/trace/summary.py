@@ -8,7 +8,7 @@ much of all waiting that covers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
+from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP, RecordedTask
 from zaplock.trace.holds import Holds
 from zaplock.trace.waits import Waits
@@ -73,6 +74,7 @@ class Summary:
     by_thread: tuple[Group, ...]
     by_process: tuple[Group, ...]
     histograms: tuple[Histogram, ...]
+    calls: tuple[CallCount, ...]
 
 
 def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
@@ -84,7 +86,7 @@ def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
     rows = [
         *_hold_rows(analysis.holds),
         *_wait_rows(analysis.waits, queued),
-        *_caused_rows(analysis, explained),
+        *_caused_rows(explained),
     ]
     operations = analysis.calls.operations
     tasks = analysis.events.tasks
@@ -98,6 +100,7 @@ def summarise(analysis: Analysis, *, explain: int = 5_000) -> Summary:
         _grouped(rows, lambda row: thread_name(tasks, row.tid)),
         _grouped(rows, lambda row: process_name(tasks, row.tid)),
         _histograms(analysis, queued),
+        call_counts(analysis),
     )
 
 
@@ -166,12 +169,15 @@ def _wait_rows(waits: Waits, queued: Array) -> Iterator[_Row]:
         yield _Row(tid, op, part)
 
 
-def _caused_rows(analysis: Analysis, explained: Iterable[Explained]) -> Iterator[_Row]:
-    number = {name: op for op, name in enumerate(analysis.calls.operations)}
-    for found in explained:
-        for blame in found.blame:
-            op = number.get(blame.operation, NO_OP)
-            yield _Row(blame.tid, op, Group("", caused_ns=blame.share_ns))
+def _caused_rows(explained: Sequence[Explained]) -> Iterator[_Row]:
+    if not explained:
+        return
+    columns = (
+        np.concatenate([getattr(found.shares, name) for found in explained])
+        for name in ("tid", "op", "share_ns")
+    )
+    for tid, op, _, total, _ in _cells(*columns):
+        yield _Row(tid, op, Group("", caused_ns=total))
 
 
 def _grouped(rows: list[_Row], name: Callable[[_Row], str]) -> tuple[Group, ...]:

@@ -1,84 +1,109 @@
 """Read the text of a trace: ftrace's `trace` and `trace_pipe`, `trace-cmd report`, `perf script`.
 
-Their lines differ in small things only: perf puts the thread id after a blank and the event's
-system before its name, ftrace joins name and id by a dash, adds a column of flags, and prints a
-system call as `sys_munmap(addr: ..., len: ...)` where the others print `sys_enter_munmap: ...`.
+Their lines differ in small things only. A line is read from its time stamp on: what stands after it
+is the event (`text_events`); what stands before it ends, from right to left, in ftrace's flags, the
+cpu in brackets, ftrace's "(tgid)", the thread's id (perf: "pid/tid"), and the rest is the name.
+perf leaves out what its -F does not name: the cpu, the name, and then the thread alone is known.
 
 What text can't tell: times finer than it prints (a microsecond unless `perf script --ns`), the
-process of a thread, and, with ftrace's own printing, the true `mm` (it is hashed, yet the same for
-the same mm, so holds and waits come out right). One line costs about as much as a hundred events
-of a binary page; record with `zaplock record` where that can be had.
+process of a thread where no pid is printed, and, with ftrace's own printing, the true `mm` (it is
+hashed, yet the same for the same mm, so holds and waits come out right). One line costs about as
+much as a hundred events of a binary page; record with `zaplock record` where that can be had.
+
+Events that the kernel had overwritten are told by ftrace's header ("entries-in-buffer/
+entries-written") and by lines such as "CPU 1 buffer started": they are missing before those times.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
+from zaplock.errors import UserError
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
+from zaplock.trace.operations import NAMES
+from zaplock.trace.text_events import Row, rows_of
 
-_LINE = re.compile(
-    r"^\s*(?P<comm>\S.*?)(?:-|\s+)(?P<tid>\d+)\s+(?:\(\s*[-\d]+\)\s+)?\[(?P<cpu>\d+)\]\s+"
-    r"(?:\S{4,6}\s+)?(?P<seconds>\d+)\.(?P<fraction>\d+):\s+(?:[a-z]\w*:(?=\w))?(?P<rest>\S.*)$"
-)
-_NAMED = re.compile(r"^(?P<event>\w+): *(?P<text>.*)$")
-_CALL = re.compile(r"^sys_(?P<op>\w+)\((?P<text>.*)\)$")
-_RETURN = re.compile(r"^sys_(?P<op>\w+) -> (?P<text>\S+)")
-_VALUE = re.compile(r"(\w+)[=:] ?(\([^)]*\)|[^\s,]+)")
+_TIME = re.compile(r"(?<!\S)(\d{1,10}+)\.(\d{1,9}+): ")
+_CPU = re.compile(r"\[(\d{1,5}+)\](?:\s{1,8}\S{1,8})?$")
+_TGID = re.compile(r"\(\s{0,8}([\d-]{1,10}+)\)$")
+_TASK = re.compile(r"(?:^|[\s-])(?:(\d{1,20})/\s{0,12})?(\d{1,20})$")
+_TAIL = 48
+"""So many characters before the time hold the thread, the cpu and the flags."""
+_TIMES = 3
+"""A task may be called "1.5: x": so many places are tried for the time."""
+_PERIOD = re.compile(r"\d{1,20}+\s++")
+"""`perf script -F period` puts it before the event."""
+_RELEASE = re.compile(r"#\s{0,4}os release\s{0,8}:\s{0,4}(\S{1,100}+)")
+_WRITTEN = re.compile(r"entries-in-buffer/entries-written:\s{0,8}(\d{1,18}+)/(\d{1,18}+)")
+_STARTED = re.compile(r"#{2,8} CPU (\d{1,5}+) buffer started")
 _LOST = re.compile(
-    r"CPU:\s*(\d+) \[(?:LOST )?(\d+)? ?EVENTS(?: DROPPED)?\]|PERF_RECORD_LOST.*?(\d+)"
+    r"CPU:\s{0,8}(\d{1,5}+) \[(?:LOST )?(\d{1,18}+)? ?EVENTS(?: DROPPED)?\]"
+    r"|PERF_RECORD_LOST\D{0,80}+(\d{1,18}+)"
 )
-_SWITCH = re.compile(r"prev_pid=(\d+).*prev_state=(\S+) ==> .*next_comm=(.*) next_pid=(\d+)")
-
-# The arguments that say an operation's address, length and detail: by position, as the binary
-# recorder takes them (mm system calls' own order).
-_ARGUMENTS: dict[str, tuple[int | None, int | None, int | None]] = {
-    "munmap": (0, 1, None),
-    "mmap": (0, 1, 3),
-    "mremap": (0, 1, 2),
-    "brk": (0, None, None),
-    "madvise": (0, 1, 2),
-    "mprotect": (0, 1, 2),
-    "pkey_mprotect": (0, 1, 2),
-    "mlock": (0, 1, None),
-    "mlock2": (0, 1, 2),
-    "munlock": (0, 1, None),
-    "mlockall": (None, None, 0),
-    "munlockall": (None, None, None),
-    "msync": (0, 1, 2),
-    "process_madvise": (None, None, 3),
-    "process_mrelease": (None, None, 0),
-    "execve": (None, None, None),
-    "exit": (None, None, 0),
-    "exit_group": (None, None, 0),
-    "clone": (None, None, 0),
-    "clone3": (None, None, None),
-    "fork": (None, None, None),
-    "vfork": (None, None, None),
-}
-OPERATIONS = tuple(_ARGUMENTS)
-
-Row = dict[str, int]
+_MOST = {"tid": (1 << 31) - 1, "cpu": (1 << 15) - 1}
+_UNNAMED = ("<...>", ":-1", "")
 
 
-def parse(lines: Iterable[str]) -> Events:
-    """Read the events of a text trace; lines that are none of ours are passed over."""
-    rows: list[Row] = []
-    comms: dict[int, str] = {}
-    for line in lines:
-        rows += _rows(line, rows[-1]["time_ns"] if rows else 0, comms)
-    columns = {
-        name: np.array(
-            [_fitting(name, row.get(name, NO_OP if name == "op" else 0)) for row in rows],
-            dtype=EVENT[name],
-        )
-        for name in EVENT.names or ()
-    }
-    order = np.argsort(columns["time_ns"], kind="stable")
-    tasks = {tid: RecordedTask(tid, comm, tid, comm) for tid, comm in comms.items()}
-    return Events({name: col[order] for name, col in columns.items()}, OPERATIONS, tasks)
+@dataclass(frozen=True, slots=True)
+class ImportedTrace:
+    """The events of another tool's trace; `kernel` is the release it tells, "" where it doesn't."""
+
+    events: Events
+    kernel: str = ""
+
+
+@dataclass(slots=True)
+class TraceBuilder:
+    """Collects rows in any order of time and the names of tasks; then makes events of them."""
+
+    rows: list[Row] = field(default_factory=list)
+    comms: dict[int, str] = field(default_factory=dict)
+    pids: dict[int, int] = field(default_factory=dict)
+    kernel: str = ""
+
+    def finished(self) -> ImportedTrace:
+        """Put everything in order of time."""
+        columns = {
+            name: np.array(
+                [_fitting(name, row.get(name, NO_OP if name == "op" else 0)) for row in self.rows],
+                dtype=EVENT[name],
+            )
+            for name in EVENT.names or ()
+        }
+        order = np.argsort(columns["time_ns"], kind="stable")
+        events = Events({name: col[order] for name, col in columns.items()}, NAMES, self._tasks())
+        return ImportedTrace(events, self.kernel)
+
+    def _tasks(self) -> dict[int, RecordedTask]:
+        tids = self.comms.keys() | self.pids.keys()
+        return {tid: self._task(tid) for tid in sorted(tids)}
+
+    def _task(self, tid: int) -> RecordedTask:
+        pid, comm = self.pids.get(tid, tid), self.comms.get(tid, "")
+        return RecordedTask(tid, comm, pid, self.comms.get(pid, comm))
+
+
+def parse(lines: Iterable[str]) -> ImportedTrace:
+    """Read the events of a text trace; lines that are none of ours are passed over.
+
+    Raises UserError for a line that is one of ours and can't be read, or has an absurd number.
+    """
+    trace = TraceBuilder()
+    for number, line in enumerate(lines, 1):
+        try:
+            if not _header(line, trace):
+                _line(line, trace)
+        except (KeyError, ValueError, IndexError, OverflowError):
+            raise UserError(
+                f"line {number} can't be read ({line.strip()[:80]!r}): give the tool's own text, "
+                "or take the line out"
+            ) from None
+    return trace.finished()
 
 
 def _fitting(column: str, number: int) -> int:
@@ -88,119 +113,73 @@ def _fitting(column: str, number: int) -> int:
     return number - (1 << 64) if signed and number >= 1 << 63 else number
 
 
-def _rows(line: str, last_ns: int, comms: dict[int, str]) -> Sequence[Row]:
-    if lost := _LOST.search(line):
+def _header(line: str, trace: TraceBuilder) -> bool:
+    """Read a line that tells of the trace and not of an event; say whether it was one."""
+    if line.startswith("#"):
+        if found := _RELEASE.match(line):
+            trace.kernel = found[1]
+        elif found := _WRITTEN.search(line):
+            overwritten = int(found[2]) - int(found[1])
+            if overwritten > 0:
+                # Its time is that of the first event, which is not known yet.
+                trace.rows.append(_lost(0, -1, overwritten))
+        elif found := _STARTED.match(line):
+            trace.rows.append(_lost(_last_ns(trace), int(found[1]), 0))
+        return True
+    lost = _LOST.search(line)
+    if lost:
         count = int(lost[2] or lost[3] or -1)
-        kind = int(EventKind.LOST)
-        return [{"time_ns": last_ns, "kind": kind, "cpu": int(lost[1] or -1), "length": count}]
-    found = _LINE.match(line)
-    if found is None:
-        return []
-    fraction = found["fraction"].ljust(9, "0")[:9]
+        trace.rows.append(_lost(_last_ns(trace), int(lost[1] or -1), count))
+    return bool(lost)
+
+
+def _lost(time_ns: int, cpu: int, count: int) -> Row:
+    return {"time_ns": time_ns, "kind": int(EventKind.LOST), "cpu": cpu, "length": count}
+
+
+def _last_ns(trace: TraceBuilder) -> int:
+    return trace.rows[-1]["time_ns"] if trace.rows else 0
+
+
+def _line(line: str, trace: TraceBuilder) -> None:
+    for found in islice(_TIME.finditer(line), _TIMES):
+        said = line[found.end() :].strip()
+        period = _PERIOD.match(said)
+        rows = rows_of(said[period.end() :] if period else said)
+        if rows:
+            break
+    else:
+        return
     head = {
-        "time_ns": int(found["seconds"]) * 1_000_000_000 + int(fraction),
-        "cpu": int(found["cpu"]),
-        "tid": int(found["tid"]),
+        "time_ns": int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")),
+        **_who(line[: found.start()].rstrip(), trace),
     }
-    rows = [{**head, **row} for row in _meaning(found["rest"])]
-    if rows and found["comm"] not in ("<...>", ":-1"):
-        comms[head["tid"]] = found["comm"]
-    return rows
+    if trace.rows and not trace.rows[0]["time_ns"]:
+        trace.rows[0]["time_ns"] = head["time_ns"]
+    for row in rows:
+        whole = {**head, **row}
+        for column, most in _MOST.items():
+            if not 0 <= whole[column] + (column == "cpu") <= most:
+                raise ValueError(f"{column} {whole[column]}")
+        trace.rows.append(whole)
 
 
-def _meaning(rest: str) -> list[Row]:
-    if call := _CALL.match(rest):
-        return _began(call["op"], call["text"])
-    if back := _RETURN.match(rest):
-        return _returned(back["op"], back["text"])
-    named = _NAMED.match(rest)
-    if named is None:
-        return []
-    event, text = named["event"], named["text"]
-    if event.startswith("sys_enter_"):
-        return _began(event.removeprefix("sys_enter_"), text)
-    if event.startswith("sys_exit_"):
-        return _returned(event.removeprefix("sys_exit_"), text)
-    return _READERS[event](text) if event in _READERS else []
-
-
-def _began(op: str, text: str) -> list[Row]:
-    if op not in _ARGUMENTS:
-        return []
-    values = [_number(value, 16) for _, value in _VALUE.findall(text)]
-    row = {"kind": int(EventKind.OP_BEGIN), "op": OPERATIONS.index(op)}
-    for column, position in zip(("address", "length", "detail"), _ARGUMENTS[op]):
-        if position is not None and position < len(values):
-            row[column] = values[position]
-    return [row]
-
-
-def _returned(op: str, text: str) -> list[Row]:
-    if op not in _ARGUMENTS:
-        return []
-    result = _number(text.strip())
-    return [{"kind": int(EventKind.OP_END), "op": OPERATIONS.index(op), "result": result}]
-
-
-def _lock(kind: EventKind) -> Callable[[str], list[Row]]:
-    def read(text: str) -> list[Row]:
-        values = dict(_VALUE.findall(text))
-        row = {
-            "kind": int(kind),
-            "mm": int(values["mm"], 16),
-            "write": int(values["write"] in ("true", "1")),
-        }
-        if kind == EventKind.ACQUIRED:
-            row["success"] = int(values["success"] in ("true", "1"))
-        return [row]
-
-    return read
-
-
-def _switch(text: str) -> list[Row]:
-    found = _SWITCH.search(text)
+def _who(head: str, trace: TraceBuilder) -> Row:
+    """Read the cpu and the thread from what stands before the time; learn the thread's name."""
+    cpu, pid = -1, None
+    if found := _CPU.search(head, max(len(head) - _TAIL, 0)):
+        cpu, head = int(found[1]), head[: found.start()].rstrip()
+    if found := _TGID.search(head, max(len(head) - _TAIL, 0)):
+        pid = int(found[1]) if found[1].isdigit() else None
+        head = head[: found.start()].rstrip()
+    found = _TASK.search(head, max(len(head) - _TAIL, 0))
     if found is None:
-        return []
-    runnable = found[2] in ("R", "R+")
-    out = {"kind": int(EventKind.SCHED_OUT), "tid": int(found[1]), "detail": 0 if runnable else 1}
-    return [out, {"kind": int(EventKind.SCHED_IN), "tid": int(found[4])}]
-
-
-def _wakeup(text: str) -> list[Row]:
-    return [{"kind": int(EventKind.WAKEUP), "tid": int(dict(_VALUE.findall(text))["pid"])}]
-
-
-def _fault(text: str) -> list[Row]:
-    values = dict(_VALUE.findall(text))
-    where = {"address": _number(values["address"]), "detail": _number(values["error_code"])}
-    return [{"kind": int(EventKind.FAULT_BEGIN), **where}]
-
-
-def _contention(kind: EventKind) -> Callable[[str], list[Row]]:
-    def read(text: str) -> list[Row]:
-        row = {"kind": int(kind), "address": int(text.split()[0], 16)}
-        if kind == EventKind.CONTENTION_END and (result := re.search(r"ret=(-?\d+)", text)):
-            row["result"] = int(result[1])
-        return [row]
-
-    return read
-
-
-_READERS: dict[str, Callable[[str], list[Row]]] = {
-    "mmap_lock_start_locking": _lock(EventKind.ASKED),
-    "mmap_lock_acquire_returned": _lock(EventKind.ACQUIRED),
-    "mmap_lock_released": _lock(EventKind.RELEASED),
-    "sched_switch": _switch,
-    "sched_wakeup": _wakeup,
-    "page_fault_user": _fault,
-    "contention_begin": _contention(EventKind.CONTENTION_BEGIN),
-    "contention_end": _contention(EventKind.CONTENTION_END),
-}
-
-
-def _number(text: str, base: int = 0) -> int:
-    """Read a printed number. An argument of a system call is hexadecimal also without its 0x."""
-    try:
-        return int(text, base)
-    except ValueError:
-        return 0
+        raise ValueError(head)
+    tid, comm = int(found[2]), head[: found.start()].strip()
+    if found[1]:
+        pid = int(found[1])
+    if comm not in _UNNAMED:
+        trace.comms[tid] = comm
+    if pid is not None and pid <= _MOST["tid"]:
+        trace.pids[tid] = pid
+    return {"cpu": cpu, "tid": tid}

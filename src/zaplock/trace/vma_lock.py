@@ -10,7 +10,8 @@ so. Two things do:
   task of its process is inside an madvise, and is woken when that call is over (its way back to a
   cpu counts too: it would not have left it);
 - or, without sched events, the ranges: a holder whose range overlaps that of an madvise which began
-  before the hold and took no mmap_lock itself must have waited for its VMA.
+  before the hold and took no mmap_lock itself must have waited for its VMA. The woken holder may be
+  done before the madvise's task has returned from its call (`WAKE_NS`).
 
 Not covered: sleeping on the VMA lock of a page fault (short, unless the fault reads from a disk),
 and process_madvise, whose ranges lie in another process's memory and aren't in its arguments.
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from zaplock.trace.calls import Calls
 from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.holds import Holds
+from zaplock.trace.madvise import call_of
 from zaplock.trace.sleeps import Nap, Sleeps
 
 Array = NDArray[Any]
@@ -142,12 +144,12 @@ class VmaLocks:
             for call in rivals
             if self._overlap(holds, row, call)
             and self.calls.begin_ns[call] < start
-            and start < self.calls.end_ns[call] <= end
+            and start < self.calls.end_ns[call] <= end + WAKE_NS
         ]
         if not sure:
             return ()
         last = max(sure, key=lambda call: int(self.calls.end_ns[call]))
-        return (Sleep(start, int(self.calls.end_ns[last]), last),)
+        return (Sleep(start, min(int(self.calls.end_ns[last]), end), last),)
 
     def _overlap(self, holds: Holds, row: int, call: int) -> bool:
         begin, length = int(holds["address"][row]), int(holds["length"][row])
@@ -157,7 +159,7 @@ class VmaLocks:
 
 def vma_locks(events: Events, calls: Calls, holds: Holds, slept: Sleeps | None) -> VmaLocks:
     """Gather the madvise calls that took no mmap_lock; `slept` is when every task slept."""
-    ops = [op for op, name in enumerate(calls.operations) if name == "madvise"]
+    ops = [op for op, name in enumerate(calls.operations) if call_of(name) == "madvise"]
     madvise = np.flatnonzero(np.isin(calls.op, ops))
     if len(madvise):
         madvise = madvise[~np.isin(madvise, holds["call"])]

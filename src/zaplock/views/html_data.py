@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.blame import Blame
+from zaplock.trace.blame import VMA, Blame
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.views.report_json import longest
 from zaplock.views.words import blame_sentence, chain, owner
@@ -73,9 +73,10 @@ def _lanes(summary: Summary, holds: Array, waits: Array) -> list[int]:
     weight: dict[int, int] = dict.fromkeys(tids, 0)
     for found in summary.explained:
         weight[int(analysis.waits["tid"][found.wait])] += int(analysis.waits["wait_ns"][found.wait])
-        for blame in found.blame:
-            if blame.tid in weight:
-                weight[blame.tid] += blame.share_ns
+        shares = found.shares
+        for tid, share_ns in zip(shares.tid.tolist(), shares.share_ns.tolist()):
+            if tid in weight:
+                weight[tid] += share_ns
     process = {tid: _pid(analysis, tid) for tid in tids}
     heavy: dict[int, int] = {}
     for tid in tids:
@@ -161,7 +162,8 @@ def _culprits(summary: Summary, rows: Array, holds: Array) -> Array:
     wait_place = {int(row): number for number, row in enumerate(rows)}
     culprit = np.full(len(rows), NO_HOLD, np.int32)
     for found in summary.explained:
-        hold = next((b.row for b in found.blame if not b.waited), NO_HOLD)
+        held = found.shares.row[found.shares.why <= VMA]
+        hold = int(held[0]) if len(held) else NO_HOLD
         if found.wait in wait_place:
             culprit[wait_place[found.wait]] = place.get(hold, NO_HOLD)
     return culprit

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
-from zaplock.check.bugs import LIVENESS
+from zaplock.check.bugs import PROMISES
 from zaplock.check.matrix import Cell, Killed, unexpected
 
 SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous"}
@@ -21,6 +22,42 @@ def table(cells: Sequence[Cell], designs: Sequence[str]) -> str:
         marks = "".join(f"{_mark(row[name]):>{width}}" for name in designs)
         lines.append(f"{scenario:<24}{marks}  {_rules(row.values())}".rstrip())
     return "\n".join(lines)
+
+
+MOST_COLUMNS = 16
+"""Of designs that `table` can show side by side."""
+
+
+def history(cells: Sequence[Cell], designs: Sequence[str]) -> str:
+    """Draw one row per scenario that breaks somewhere: in which runs of designs, and how."""
+    by_row: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_row.setdefault(cell.scenario, {})[cell.design] = cell
+    lines = [f"{len(designs)} designs, {designs[0]} to {designs[-1]}", ""]
+    proved = 0
+    for scenario, row in by_row.items():
+        own = [row[name] for name in designs]
+        if all(cell.verdict == "proved" and cell.agrees for cell in own):
+            proved += 1
+            continue
+        lines.append(f"{scenario:<24}{_spans(own)}  {_rules(own)}")
+    lines.append(f"proved under every one: {proved} scenarios")
+    return "\n".join(lines)
+
+
+def _spans(cells: Sequence[Cell]) -> str:
+    """Write "broken under linux-4.20 to linux-5.4.9, linux-5.5", each verdict but "proved" once."""
+    spans: dict[str, list[str]] = {}
+    for word, run in groupby(cells, _word):
+        names = [cell.design for cell in run]
+        span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        spans.setdefault(word, []).append(span)
+    spans.pop("proved", None)
+    return "; ".join(f"{word} under {', '.join(names)}" for word, names in spans.items())
+
+
+def _word(cell: Cell) -> str:
+    return cell.verdict if cell.agrees else f"{cell.verdict} ?"
 
 
 def _mark(cell: Cell) -> str:
@@ -41,20 +78,21 @@ def summary(cells: Sequence[Cell]) -> str:
     """Sum up: how many were proved, which known bugs showed, what history does not know."""
     proved = [cell for cell in cells if cell.verdict == "proved"]
     broken = [cell for cell in cells if cell.verdict == "broken" and cell.known]
-    states = sum(cell.states for cell in cells)
+    states = sum(cell.states for cell in cells if not cell.shared)
     bugs = sorted({cell.known for cell in broken if cell.known})
     lines = [
         "",
         f"{len(proved)} of {len(cells)} proved, {states} states in all",
         f"{len(broken)} broken by bugs that these kernels had: {', '.join(bugs) or 'none'}",
     ]
-    liveness = [cell.design for cell in cells if cell.scenario == LIVENESS]
-    if liveness:
-        kept = [c.design for c in cells if c.scenario == LIVENESS and c.verdict == "proved"]
-        lines.append(
-            "the liveness promise (a reader waits no longer than the exclusive part) is broken by "
-            + ("a queued writer under every design" if not kept else f"all but {', '.join(kept)}")
-        )
+    for promise in PROMISES:
+        about = [cell for cell in cells if cell.scenario in promise.scenarios]
+        designs = dict.fromkeys(cell.design for cell in about)
+        broken_by = {cell.design for cell in about if cell.verdict == "broken"}
+        kept = [name for name in designs if name not in broken_by]
+        if about:
+            who = f"kept by {', '.join(kept)} alone" if kept else "kept by none"
+            lines.append(f"the promise that {promise.says}: {who}")
     strange = unexpected(cells)
     for cell in strange:
         what = ", ".join(cell.invariants) or cell.why

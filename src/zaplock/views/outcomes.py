@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from zaplock.trace.outcome import TeardownOutcome
 from zaplock.units import duration, size
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
 
     from zaplock.lab.compare import Comparison
 
-WRITERS = ("mmap",)
+WRITERS = ("mmap", "mprotect", "clone", "fork")
 """Bystanders that ask for the lock for write."""
+
+FELT_NS = 100_000
+"""What nobody calls a stall where the lock is held for microseconds."""
+
+Hold = Literal["exclusive", "shared", "brief"]
 
 
 def title(comparison: Comparison) -> str:
@@ -98,32 +103,30 @@ def block_sentences(
 ) -> list[str]:
     """Say what one block shows, once for designs that show the same."""
 
-    def shows(row: TeardownOutcome) -> tuple[bool, tuple[str, ...]]:
-        return is_exclusive(row), tuple(stalled(row))
+    def shows(row: TeardownOutcome) -> tuple[Hold, tuple[str, ...]]:
+        return hold_of(row), tuple(stalled(row))
 
     said = []
     beside = f"Beside {listed(block)}" if block else "With nobody beside it"
-    groups: dict[tuple[bool, tuple[str, ...]], list[TeardownOutcome]] = {}
+    groups: dict[tuple[Hold, tuple[str, ...]], list[TeardownOutcome]] = {}
     for row in rows:
         groups.setdefault(shows(row), []).append(row)
-    for (exclusive, victims), alike in groups.items():
+    for (hold, victims), alike in groups.items():
         names = run_of([row.design for row in alike], order)
-        said.append(f"{beside}, {names}: {story(alike, exclusive, victims, block)}")
+        said.append(f"{beside}, {names}: {story(alike, hold, victims, block)}")
     return said
 
 
 def story(
-    rows: Sequence[TeardownOutcome], exclusive: bool, victims: Sequence[str], block: Sequence[str]
+    rows: Sequence[TeardownOutcome], hold: Hold, victims: Sequence[str], block: Sequence[str]
 ) -> str:
     """Tell what happened under designs that behave alike."""
     spared = [name for name in block if name not in victims]
-    parts = [held(rows, exclusive)]
+    parts = [held(rows, hold)]
     if victims:
         worst = max(row.stalls[name].max_ns for row in rows for name in victims)
         verb = "stalls" if len(victims) == 1 else "stall"
-        parts.append(
-            f"{listed(victims)} {verb} for up to {duration(worst)}{why(exclusive, victims)}"
-        )
+        parts.append(f"{listed(victims)} {verb} for up to {duration(worst)}{why(hold, victims)}")
     if spared:
         worst = max(row.stalls[name].max_ns for row in rows for name in spared)
         verb = "goes" if len(spared) == 1 else "go"
@@ -132,19 +135,21 @@ def story(
     return "; ".join(parts) + "."
 
 
-def held(rows: Sequence[TeardownOutcome], exclusive: bool) -> str:
+def held(rows: Sequence[TeardownOutcome], hold: Hold) -> str:
     """Say how the munmap held the lock."""
     alone = max(row.exclusive_hold_ns or 0 for row in rows)
     shared = max(row.shared_hold_ns or 0 for row in rows)
-    if exclusive:
+    if hold == "exclusive":
         return f"munmap holds the lock exclusively for {duration(alone)}"
+    if hold == "brief":
+        return f"munmap holds the lock exclusively for {duration(alone)} and zaps without it"
     only = f"munmap holds it exclusively for {duration(alone)} only"
     return f"{only}, then shared for {duration(shared)}"
 
 
-def why(exclusive: bool, victims: Sequence[str]) -> str:
+def why(hold: Hold, victims: Sequence[str]) -> str:
     """Name the cause of stalls."""
-    if exclusive:
+    if hold != "shared":
         return ", since nobody else may have the lock"
     writers = [name for name in victims if name in WRITERS]
     readers = [name for name in victims if name not in WRITERS]
@@ -176,16 +181,20 @@ def measured_sentence(row: TeardownOutcome) -> str:
     return f"{took}; {listed(victims)} stalled for up to {duration(worst)}."
 
 
-def is_exclusive(row: TeardownOutcome) -> bool:
-    """Return whether most of the hold was exclusive."""
-    return (row.exclusive_hold_ns or 0) >= (row.shared_hold_ns or 0)
+def hold_of(row: TeardownOutcome) -> Hold:
+    """Return how the lock was held for the most part; "brief": for less than half of the time."""
+    exclusive_ns, shared_ns = row.exclusive_hold_ns or 0, row.shared_hold_ns or 0
+    if shared_ns > exclusive_ns:
+        return "shared"
+    return "brief" if 0 < exclusive_ns + shared_ns < row.munmap_ns // 2 else "exclusive"
 
 
 def stalled(row: TeardownOutcome) -> list[str]:
-    """Name the bystanders whose worst stall is at least half of the hold."""
+    """Name the bystanders whose worst stall is at least half of the hold, and can be felt."""
     known = row.exclusive_hold_ns is not None or row.shared_hold_ns is not None
     hold_ns = (row.exclusive_hold_ns or 0) + (row.shared_hold_ns or 0) if known else row.munmap_ns
-    return [name for name in row.bystanders if row.stalls[name].max_ns >= max(1, hold_ns // 2)]
+    least_ns = max(FELT_NS if hold_of(row) == "brief" else 1, hold_ns // 2)
+    return [name for name in row.bystanders if row.stalls[name].max_ns >= least_ns]
 
 
 def listed(names: Iterable[str]) -> str:

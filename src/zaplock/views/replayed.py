@@ -6,7 +6,6 @@ operation and a wake-up take as long.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zaplock.linux_version import LinuxVersion, find
+from zaplock.replay.replay import MOST_ERROR
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
 from zaplock.trace.summary import NO_OPERATION, QUEUED_NS, thread_name
@@ -49,6 +50,12 @@ def fit_sentence(replay: Replay) -> str:
     """Say how well the replay does what the recording did."""
     fit = replay.fit
     limit = duration(QUEUED_NS)
+    if not fit.operations and any(one.waited_ns >= QUEUED_NS for one in replay.operations):
+        return (
+            f"Replayed under {replay.recorded.name} as recorded. None of the recorded waits of "
+            f"{limit} or longer was seen from its beginning to its end with its holder, so the "
+            "replay's own error can't be told."
+        )
     if not fit.operations:
         return (
             f"Replayed under {replay.recorded.name} as recorded: nobody waits {limit} or longer, "
@@ -75,7 +82,7 @@ def fit_sentence(replay: Replay) -> str:
 
 def remarks(replay: Replay) -> list[str]:
     """Say what the recording lacks."""
-    said = []
+    said = [f"{replay.note}."] if replay.note else []
     if replay.plan.lost_events:
         said.append(
             f"The recording lacks {replay.plan.lost_events} events, so some operations are missing "
@@ -86,6 +93,15 @@ def remarks(replay: Replay) -> list[str]:
             f"Left out: {replay.plan.left_out} asks that got no lock (killed waits, failed "
             "trylocks)."
         )
+    unknown = replay.unknown_holders
+    if unknown:
+        waited_ns = sum(replay.operations[row].waited_ns for row in unknown)
+        said.append(
+            f"In {len(unknown)} of the recorded waits, {duration(waited_ns)} in all, the recording "
+            "does not show who held the lock: the replays lack those holds, and so those waits."
+        )
+    if any(one.waited_ns >= QUEUED_NS for one in replay.operations) and not replay.fit.sound:
+        said.append(f"WARNING: {_unsound(replay)}: the rows below prove nothing.")
     return said
 
 
@@ -132,7 +148,10 @@ def cells(replay: Replay, run: ReplayRun | None, kinds: Sequence[str]) -> list[s
 
 
 def sentences(replay: Replay) -> list[str]:
-    """Tell what would have become of the longest recorded waits, and which run waits least."""
+    """Tell what would have become of the longest recorded waits, and which run waits least.
+
+    Nothing is concluded from a replay that doesn't do what the recording did.
+    """
     order = sorted(range(len(replay.operations)), key=lambda row: -replay.operations[row].waited_ns)
     told = [row for row in order[:WAITS_TOLD] if replay.operations[row].waited_ns >= QUEUED_NS]
     if not told:
@@ -142,16 +161,28 @@ def sentences(replay: Replay) -> list[str]:
 
 
 def wait_sentence(replay: Replay, row: int) -> str:
-    """Tell what one wait would have been under each design and way.
+    """Tell what one wait would have been under each design and way, or why that can't be told.
 
     A wait of a foreign reader is named by its thread, any other by its thread and call.
     """
     one = replay.operations[row]
     call = "" if one.name == NO_OPERATION else f" in {one.name}"
     who = f"{thread_name(replay.plan.tasks, one.tid)}{call}"
-    behind = culprit(replay, one.wait)
+    wait = f"The {duration(one.waited_ns)} wait of {who}"
+    if not replay.holder_known(row):
+        return (
+            f"{wait}: who held the lock is not in the recording, so no replay can tell what it "
+            "would have been."
+        )
+    if not replay.reproduced(row):
+        base = replay.runs[0]
+        instead = at_least(replay.near(row, base))
+        return (
+            f"{wait}{culprit(replay, one.wait)} is {instead} in the replay under "
+            f"{base.design.name} itself, so nothing can be told of it under others."
+        )
     would = [(run, replay.near(row, run)) for run in replay.runs]
-    return f"The {duration(one.waited_ns)} wait of {who}{behind} would have been {grouped(would)}."
+    return f"{wait}{culprit(replay, one.wait)} would have been {grouped(would)}."
 
 
 def culprit(replay: Replay, wait: int) -> str:
@@ -208,24 +239,47 @@ def named(runs: Sequence[ReplayRun], all_: Sequence[tuple[ReplayRun, int]]) -> s
     return listed(parts)
 
 
-def release(kernel: str) -> tuple[int, ...]:
+def release(kernel: str) -> LinuxVersion:
     """Return a kernel's version, to sort by; what only stands on it sorts beside it."""
-    return tuple(int(part) for part in re.findall(r"\d+", kernel.split("+")[0]))
+    return find(kernel) or LinuxVersion(0, 0)
+
+
+def decided_sentence(replay: Replay) -> str:
+    """Name the changes of Linux that made the recorded kernel's locking what was replayed."""
+    base = replay.runs[0]
+    rows = [f"{one.since} {one.commit or one.subject}" for one in base.decided_by]
+    said = f"{base.design.name} is decided by " + (", ".join(rows) or "nothing newer than 4.9")
+    return f"{said} (zaplock designs 4.9 {base.design.kernel} tells of them)."
 
 
 def best_sentence(replay: Replay) -> str:
     """Say which designs and ways leave the least waiting, against the recorded kernel's."""
     base = replay.runs[0]
+    if not replay.fit.sound:
+        return f"No conclusion on all waiting: {_unsound(replay)}."
     waited = [(run, run.waited_ns) for run in replay.runs]
     least = min(total for _, total in waited)
     near = max(int(least / (1 - ALIKE)), QUEUED_NS)
     best = [run for run, total in waited if total <= near]
     if base in best:
         return "None of these spares much waiting in all."
+    spared_ns, error_ns = base.waited_ns - least, replay.fit.error_ns
+    if spared_ns <= error_ns:
+        return (
+            f"No conclusion on all waiting: {named(best, waited)} would spare "
+            f"{duration(spared_ns)}, and the replay's own error is {duration(error_ns)}."
+        )
     return (
         f"Least is waited {named(best, waited)}: {at_least(least)} in all instead of "
         f"{duration(base.waited_ns)}."
     )
+
+
+def _unsound(replay: Replay) -> str:
+    if not replay.fit.operations:
+        return "the replay's own error can't be told"
+    error, most = abs(replay.fit.sum_error), MOST_ERROR
+    return f"the replay's own error is {100 * error:.1f} %, more than {100 * most:.0f} %"
 
 
 LIMITS = (

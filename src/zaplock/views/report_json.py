@@ -7,17 +7,23 @@ a gap) are not in it.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
+from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
+from zaplock.trace.summary import process_name
 
 
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
-    """Return {"kernel", "duration_ns", "lost_events", "holds", "waits"}, `top` rows of each."""
+    """Return {"kernel", "duration_ns", "lost_events", "holds", "waits", "calls"}.
+
+    `top` rows of each list.
+    """
     return {
         "kernel": analysis.kernel,
         "duration_ns": analysis.duration_ns,
@@ -27,6 +33,7 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
             _wait(analysis, analysis.explain(row))
             for row in longest(analysis.waits["wait_ns"], top)
         ],
+        "calls": [_call(analysis, count) for count in call_counts(analysis)[:top]],
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
     }
 
@@ -89,6 +96,10 @@ def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
         "blame": [_blame(blame) for blame in found.blame],
         "unexplained_ns": found.unexplained_ns,
     }
+
+
+def _call(analysis: Analysis, count: CallCount) -> dict[str, Any]:
+    return {**asdict(count), "process": process_name(analysis.events.tasks, count.pid)}
 
 
 def _blame(blame: Blame) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from rich.text import Text
 from zaplock.trace import summary as figures
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
-from zaplock.trace.summary import Histogram, Summary
-from zaplock.units import duration
+from zaplock.trace.summary import Histogram, Summary, process_name
+from zaplock.units import duration, size
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
@@ -37,6 +37,7 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         _Groups("By operation", summary.by_operation, top),
         _Groups("By thread", summary.by_thread, top),
         _Groups("By process", summary.by_process, top),
+        *_calls(summary, top),
         *(_histogram(histogram) for histogram in summary.histograms if histogram.counts),
     )
 
@@ -126,6 +127,28 @@ def _remark(holds: Holds, row: int) -> str:
     if not holds["complete"][row]:
         remarks.append("seen in part")
     return ", ".join(remarks)
+
+
+def _calls(summary: Summary, top: int) -> list[RenderableType]:
+    """List the calls in which most time was spent, with or without an mmap_lock."""
+    counts = summary.calls
+    if not counts:
+        return []
+    table = _table(("", ">calls", ">in all", ">longest", ">bytes", ">without mmap_lock", "process"))
+    for one in counts[:top]:
+        _row(
+            table,
+            one.operation,
+            f"{one.count:,}",
+            "" if one.total_ns is None else duration(one.total_ns),
+            "" if one.longest_ns is None else duration(one.longest_ns),
+            size(one.length) if one.length else "",
+            f"{one.without_lock:,}",
+            process_name(summary.analysis.events.tasks, one.pid),
+        )
+    if len(counts) > top:
+        _row(table, f"... and {len(counts) - top:,} more (--top)")
+    return [_titled("Time in calls", table)]
 
 
 def _at(analysis: Analysis, time_ns: int) -> str:

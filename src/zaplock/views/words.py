@@ -10,7 +10,7 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.events import NO_OP
 from zaplock.trace.holds import Holds
-from zaplock.trace.summary import Summary, thread_name
+from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
 
@@ -96,20 +96,25 @@ def blame_sentence(analysis: Analysis, blame: Blame) -> str:
 
 
 def chain(analysis: Analysis, found: Explained, *, limit: int = 3, depth: int = 1) -> list[str]:
-    """List who made a wait long, the greatest share first, following queued writers."""
+    """List who made a wait long, the greatest share first, following queued writers.
+
+    The lines add up to the wait, but for what is less than a hundredth of it.
+    """
     whole = int(analysis.waits["wait_ns"][found.wait])
     lines = []
-    worth = [blame for blame in found.blame if blame.share_ns * 100 >= whole] or found.blame[:1]
-    for blame in worth[:limit]:
+    shares = found.shares.share_ns
+    worth = max(int((shares * 100 >= whole).sum()), 1)
+    told = found.first(min(worth, limit))
+    for blame in told:
         part = f"{duration(blame.share_ns)} ({share(blame.share_ns, whole)})"
         lines.append(f"{part} behind {blame_sentence(analysis, blame)}")
         if blame.role == "queued-writer" and depth < CHAIN:
             behind = analysis.explain(blame.row)
             lines += ["  which itself waited: " + line for line in _first(analysis, behind, depth)]
-    more = worth[limit:]
-    if more:
-        rest = sum(blame.share_ns for blame in more)
-        lines.append(f"{duration(rest)} ({share(rest, whole)}) behind {len(more)} more")
+    rest, rest_ns = len(shares) - len(told), int(shares[len(told) :].sum())
+    if rest_ns * 100 >= whole and rest:
+        others = "1 other" if rest == 1 else f"{rest:,} others"
+        lines.append(f"{duration(rest_ns)} ({share(rest_ns, whole)}) behind {others}")
     return lines + _rest(found, whole)
 
 
@@ -144,6 +149,20 @@ def answer(summary: Summary) -> Iterator[str]:
         if len(rows):
             longest = int(rows[np.argmax(analysis.holds["hold_ns"][rows])])
             yield f"The longest {name} hold: {hold_sentence(analysis, longest)}."
+    yield from _most_time(summary)
+
+
+def _most_time(summary: Summary) -> Iterator[str]:
+    """Name the call in which most time was spent, whether it took an mmap_lock or not."""
+    for most in summary.calls[:1]:
+        if most.total_ns and most.total_ns >= LONG_WAIT_NS:
+            bytes_ = f" of {size(most.length)} in all" if most.length else ""
+            without = f", {most.without_lock:,} of them without the mmap_lock"
+            yield (
+                f"Most time in calls: {process_name(summary.analysis.events.tasks, most.pid)} made "
+                f"{most.count:,} {most.operation}{bytes_}, {duration(most.total_ns)} together"
+                f"{without if most.without_lock else ''}."
+            )
 
 
 def _losses(analysis: Analysis) -> Iterator[str]:

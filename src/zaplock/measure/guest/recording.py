@@ -14,10 +14,10 @@ from zaplock.measure.guest.experiment import GuestRun, arguments
 from zaplock.recorder.decode import Columns
 from zaplock.recorder.layouts import Layouts, read_layouts
 from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.operations import NAMES
 from zaplock.recorder.stream import Stream
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events, RecordedTask
+from zaplock.trace.operations import NAMES
 
 _END_OF_TIME = 1 << 62
 

@@ -23,33 +23,49 @@ from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.store import Cells
 
 ACTIVE: Final = 1
 WAITING: Final = -(1 << 32)
 WRITING: Final = WAITING + ACTIVE
 ACTIVE_MASK: Final = (1 << 32) - 1
 
-COUNT: Final = ("rwsem", "count")
-QUEUE: Final = ("rwsem", "queue")
-WAIT_LOCK: Final = ("rwsem", "wait_lock")
-INSIDE: Final = ("rwsem", "inside")
+COUNT: Final = "count"
+WAIT_LOCK: Final = "wait_lock"
+QUEUE: Final = "queue"
+INSIDE: Final = "inside"
 
 Waiter = tuple[int, bool]
 """Task id, and whether it wants to write."""
 
 
+def words(m: Machine) -> Cells[str, int]:
+    """Return the semaphore's count, and its wait_lock (the task that has it, or 0)."""
+    return m.cells("rwsem_words")
+
+
+def lists(m: Machine) -> Cells[str, tuple[Waiter, ...]]:
+    """Return who is in the queue, and who is inside."""
+    return m.cells("rwsem_lists")
+
+
+def waiting(m: Machine) -> Cells[int, int]:
+    """Return each waiter's `waiter->task`: 1 while it has to wait."""
+    return m.cells("rwsem_waiting")
+
+
 def waits(tid: int) -> tuple[str, int]:
-    """Name the cell that stands for `waiter->task`: 1 while the waiter has to wait."""
+    """Name the channel on which a waiter is let go."""
     return ("rwsem waiter", tid)
 
 
 def held_by_writer(m: Machine, tid: int, queue: tuple[Waiter, ...] = ()) -> None:
     """Let a run begin with one writer inside and these waiters queued."""
-    m.events.put(COUNT, WRITING + (WAITING if queue else 0))
-    m.events.put(QUEUE, queue)
-    m.events.put(INSIDE, ((tid, True),))
+    words(m).put(COUNT, WRITING + (WAITING if queue else 0))
+    lists(m).put(QUEUE, queue)
+    lists(m).put(INSIDE, ((tid, True),))
     for waiter, _ in queue:
-        m.events.put(waits(waiter), 1)
+        waiting(m).put(waiter, 1)
 
 
 # Steps
@@ -58,78 +74,78 @@ def held_by_writer(m: Machine, tid: int, queue: tuple[Waiter, ...] = ()) -> None
 @step
 def count_add(m: Machine, _task: Task, amount: int) -> int:
     """Add to the count; return what it is now (atomic_long_add_return)."""
-    count: int = m.events.get(COUNT, 0) + amount
-    m.events.put(COUNT, count)
+    count: int = words(m).get(COUNT, 0) + amount
+    words(m).put(COUNT, count)
     return count
 
 
 @step
 def read_queue(m: Machine, _task: Task) -> tuple[Waiter, ...]:
     """Look at the queue, under the wait_lock."""
-    queue: tuple[Waiter, ...] = m.events.get(QUEUE, ())
+    queue: tuple[Waiter, ...] = lists(m).get(QUEUE, ())
     return queue
 
 
 @step
 def queue_add(m: Machine, _task: Task, waiter: Waiter) -> None:
     """Stand at the end of the queue, under the wait_lock."""
-    m.events.put(QUEUE, (*m.events.get(QUEUE, ()), waiter))
-    m.events.put(waits(waiter[0]), 1)
+    lists(m).put(QUEUE, (*lists(m).get(QUEUE, ()), waiter))
+    waiting(m).put(waiter[0], 1)
 
 
 @step
 def queue_remove(m: Machine, _task: Task, tids: tuple[int, ...]) -> None:
     """Take waiters out of the queue, under the wait_lock."""
-    queue = m.events.get(QUEUE, ())
-    m.events.put(QUEUE, tuple(waiter for waiter in queue if waiter[0] not in tids))
+    queue = lists(m).get(QUEUE, ())
+    lists(m).put(QUEUE, tuple(waiter for waiter in queue if waiter[0] not in tids))
 
 
 @step
 def clear_waiter_task(m: Machine, _task: Task, tid: int) -> None:
     """Let one waiter go: from here on it runs (smp_store_release(&waiter->task, NULL))."""
-    m.events.put(waits(tid), 0)
+    waiting(m).put(tid, 0)
     m.wake(waits(tid))
 
 
 @step
 def enter(m: Machine, task: Task, write: bool) -> None:
     """Be inside; a writer beside anybody breaks what the semaphore is for."""
-    inside = m.events.get(INSIDE, ())
+    inside = lists(m).get(INSIDE, ())
     if inside and (write or any(writer for _, writer in inside)):
         others = " and ".join(f"{'writer' if w else 'reader'} {tid}" for tid, w in inside)
         raise Violation(
             Invariant.MUTUAL_EXCLUSION,
             f"{task} enters as a {'writer' if write else 'reader'} beside {others}",
         )
-    m.events.put(INSIDE, tuple(sorted((*inside, (task.tid, write)))))
+    lists(m).put(INSIDE, tuple(sorted((*inside, (task.tid, write)))))
 
 
 @step
 def leave(m: Machine, task: Task, write: bool) -> None:
     """Be outside again."""
-    inside = m.events.get(INSIDE, ())
-    m.events.put(INSIDE, tuple(one for one in inside if one != (task.tid, write)))
+    inside = lists(m).get(INSIDE, ())
+    lists(m).put(INSIDE, tuple(one for one in inside if one != (task.tid, write)))
 
 
 def take_wait_lock() -> Step[None]:
     """Take the spin lock around the queue."""
-    return WaitStep(lock_wait_lock, (), _wait_lock_free, WAIT_LOCK)
+    return WaitStep(lock_wait_lock, (), _wait_lock_free, ("rwsem", WAIT_LOCK))
 
 
 def _wait_lock_free(m: Machine, _task: Task) -> bool:
-    return not m.events.get(WAIT_LOCK, 0)
+    return not words(m).get(WAIT_LOCK, 0)
 
 
 def lock_wait_lock(m: Machine, task: Task) -> None:
     """Take the wait_lock."""
-    m.events.put(WAIT_LOCK, task.tid)
+    words(m).put(WAIT_LOCK, task.tid)
 
 
 @step
 def drop_wait_lock(m: Machine, _task: Task) -> None:
     """Give the spin lock around the queue back."""
-    m.events.put(WAIT_LOCK, 0)
-    m.wake(WAIT_LOCK)
+    words(m).put(WAIT_LOCK, 0)
+    m.wake(("rwsem", WAIT_LOCK))
 
 
 def wait_to_be_let_go(tid: int) -> Step[None]:
@@ -138,7 +154,7 @@ def wait_to_be_let_go(tid: int) -> Step[None]:
 
 
 def _let_go(m: Machine, task: Task) -> bool:
-    return not m.events.get(waits(task.tid), 0)
+    return not waiting(m).get(task.tid, 0)
 
 
 def let_go(_m: Machine, _task: Task) -> None:
@@ -147,16 +163,16 @@ def let_go(_m: Machine, _task: Task) -> None:
 
 def spin_for_write() -> Step[None]:
     """Spin, without queueing, until the count looks free, and take it in the same instant."""
-    return WaitStep(steal, (), _looks_free, COUNT)
+    return WaitStep(steal, (), _looks_free, ("rwsem", COUNT))
 
 
 def _looks_free(m: Machine, _task: Task) -> bool:
-    return m.events.get(COUNT, 0) in (0, WAITING)
+    return words(m).get(COUNT, 0) in (0, WAITING)
 
 
 def steal(m: Machine, _task: Task) -> None:
     """Take a count that looks free."""
-    m.events.put(COUNT, m.events.get(COUNT, 0) + WRITING)
+    words(m).put(COUNT, words(m).get(COUNT, 0) + WRITING)
 
 
 # Protocols

@@ -22,30 +22,35 @@ from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.store import Cells
 
 MMAP_LOCK: Final = ("mmap_lock", 1)
-ROOT: Final = ("maple", "root")
+ROOT: Final = "root"
 
 Entries = tuple[tuple[int, int], ...]
 """What a node holds: (start, end) of each VMA."""
 
 
-def node_cell(node: int) -> tuple[str, int]:
-    """Name the cell of a node: its entries, or who freed it."""
-    return ("maple node", node)
+def nodes(m: Machine) -> Cells[int, Entries | str]:
+    """Return the nodes: what each holds, or the name of who freed it."""
+    return m.cells("maple_nodes")
+
+
+def root(m: Machine) -> Cells[str, int]:
+    """Return the root: which node hangs there."""
+    return m.cells("maple_root")
 
 
 def plant(m: Machine, entries: Entries) -> None:
     """Let a tree of one node stand before a run starts."""
-    m.events.put(ROOT, 1)
-    m.events.put(node_cell(1), entries)
+    root(m).put(ROOT, 1)
+    nodes(m).put(1, entries)
 
 
 @step
 def mas_start(m: Machine, _task: Task) -> int:
     """Go from the root to the node."""
-    node: int = m.events[ROOT]
-    return node
+    return root(m)[ROOT]
 
 
 @step
@@ -59,13 +64,12 @@ def mas_walk(m: Machine, task: Task, node: int, address: int) -> tuple[int, int]
 
 def entries_of(m: Machine, task: Task, node: int) -> Entries:
     """Return what a node holds; a freed one is a use after free."""
-    held = m.events[node_cell(node)]
+    held = nodes(m)[node]
     if isinstance(held, str):
         raise Violation(
             Invariant.USE_AFTER_FREE, f"{task} reads the tree node {node}, which {held} freed"
         )
-    entries: Entries = held
-    return entries
+    return held
 
 
 @step
@@ -73,14 +77,14 @@ def mas_replace_node(m: Machine, task: Task, node: int, old: tuple[int, int], st
     """Hang in a copy of a node in which one VMA starts lower (mas_store_prealloc)."""
     grown = tuple((start, old[1]) if entry == old else entry for entry in entries_of(m, task, node))
     new = m.next_serial(task, "maple node") + 10 * task.tid
-    m.events.put(node_cell(new), grown)
-    m.events.put(ROOT, new)
+    nodes(m).put(new, grown)
+    root(m).put(ROOT, new)
 
 
 @step
 def mt_free_rcu(m: Machine, task: Task, node: int) -> None:
     """The grace period is over: the old node's memory goes."""
-    m.events.put(node_cell(node), task.name)
+    nodes(m).put(node, task.name)
 
 
 async def find_vma(address: int) -> int:

@@ -1,0 +1,117 @@
+"""Promises that are kept watch on along an operation, not in a state or at its end.
+
+BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, in either
+mode, neither waits for another task nor works on a number of pages that has no bound. A protocol
+keeps it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or
+a step that walks over pages, while its task holds the lock.
+
+ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
+returns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zaplock.check.mutations import Rule, Steps, is_lock
+from zaplock.check.scenarios import address_of
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import Lock, LockStep, held
+from zaplock.model.step import Step, Task, WaitStep, step
+from zaplock.model.violations import Invariant, Violation
+from zaplock.model.vma import tombstones_over
+from zaplock.protocols.tombstones import dying_in
+
+BY_PAGES = frozenset(
+    {"zap_pte_range", "copy_ptes", "munlock_vma_pages_all", "move_ptes", "zap_cut_range"}
+)
+"""Steps whose work grows with the number of pages."""
+
+
+class BoundedHold(Rule):
+    """Watch a task's steps for what may take long while it holds its mmap_lock."""
+
+    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+        self.task = task
+        self.mmap_lock = mmap_lock
+        self.holds = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if self.holds:
+            if step.name in BY_PAGES:
+                yield by_pages(step.name)
+            elif isinstance(step, WaitStep):
+                yield over_at_once(step)
+            elif isinstance(step, LockStep) and step.action == "down":
+                yield free_at_once(step.lock, step.write)
+        result = yield step
+        if isinstance(step, LockStep) and step.lock == self.mmap_lock:
+            if step.action in ("down", "try"):
+                self.holds = bool(result) == (step.action == "try")
+            elif step.action == "up":
+                self.holds = False
+        return result
+
+
+@step
+def by_pages(_m: Machine, task: Task, name: str) -> None:
+    """Report work on pages without a bound."""
+    raise Violation(
+        Invariant.BOUNDED_HOLD,
+        f"{task} does {name} while it holds the mmap_lock",
+    )
+
+
+@step
+def over_at_once(m: Machine, task: Task, wait: WaitStep[Any]) -> None:
+    """Report a wait that is not over yet."""
+    if not wait.ready(m, task, *wait.args):
+        raise Violation(
+            Invariant.BOUNDED_HOLD,
+            f"{task} waits for {wait.channel[0]} while it holds the mmap_lock",
+        )
+
+
+@step
+def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
+    """Report a lock that somebody else has."""
+    sem = m.locks.get(lock)
+    if sem is None or held(sem, task.tid):
+        return
+    if sem.writer or (write and sem.readers):
+        raise Violation(
+            Invariant.BOUNDED_HOLD,
+            f"{task} waits for {lock[0]} while it holds the mmap_lock",
+        )
+
+
+class ReturnMeansGone(Rule):
+    """Remember what an unmap saw dying in [first, last) pages, and look for it when it returns."""
+
+    def __init__(self, task: Task, first: int, last: int) -> None:
+        self.task = task
+        self.range = address_of(first), address_of(last)
+        self.seen: tuple[int, ...] | None = None
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        result = yield step
+        if self.seen is None and is_lock(step, "down", write=True) and not result:
+            self.seen = yield dying_in(self.task.mm, *self.range)
+        return result
+
+    def at_end(self) -> Steps:
+        if self.seen:
+            yield none_of_them_dies(self.seen, *self.range)
+
+
+@step
+def none_of_them_dies(m: Machine, task: Task, seen: tuple[int, ...], start: int, end: int) -> None:
+    """Report a range that is still torn down although an unmap of it has returned."""
+    dying = m.mm(task.mm).dying
+    for at in tombstones_over(m.mm(task.mm), start, end):
+        if dying[at][1] in seen:
+            raise Violation(
+                Invariant.RETURN_MEANS_GONE,
+                f"{task} has returned from emptying it, but [{at:#x}, {dying[at][0]:#x}) "
+                "is still being torn down",
+            )

@@ -1,0 +1,503 @@
+"""Linux as a dated list of changes: what each of them did to the rules of a design.
+
+A row has the release that a change came with, its commit, the rules it set, and the stable releases
+that took it as well. `linux.linux` folds the rows up to a release into a design. A rule is
+documented where it changes; before its first row it is what `LINUX_4_9` or `Design` says.
+
+Rows without rules are history that the model does not tell: they are shown, and change nothing.
+"""
+
+from __future__ import annotations
+
+from zaplock.designs.change import Change
+from zaplock.protocols.fault import page_fault_vma_lock
+from zaplock.protocols.munmap import do_mas_align_munmap, do_munmap_4_20, do_vmi_align_munmap
+from zaplock.protocols.proc import proc_pid_cmdline
+
+CHANGES: tuple[Change, ...] = (
+    Change(
+        "4.11", "897ab3e0c49e", "userfaultfd: non-cooperative: add event for memory unmaps",
+        "userfaultfd monitors are told of an unmap, after the unlock",
+        {"uffd_unmap": True},
+    ),
+    Change(
+        "4.13", "99baac21e458", "mm: fix MADV_[FREE|DONTNEED] TLB flush miss problem",
+        "a finishing mmu_gather looks whether another is under way on the mm, and then flushes its "
+        "whole range; that flush forgets that page tables were freed",
+        {"nested_flush": "forget-tables"},
+    ),
+    Change(
+        "4.14", "212925802454", "mm: oom: let oom_reap_task and exit_mmap run concurrently",
+        "the oom reaper may zap beside exit_mmap. An oom killer's victim waits for it before it "
+        "frees page tables: it takes the lock for write and gives it back",
+        {"exit_lock": "late-barrier"},
+    ),
+    Change(
+        "4.17", "27ae357fa82b", "mm, oom: fix concurrent munlock and oom reaper unmap, v3",
+        "an oom killer's victim reaps itself in exit_mmap, and keeps the reaper out before it does "
+        "anything else",
+        {"exit_lock": "barrier"},
+    ),
+    Change(
+        "4.18", "88aa7cc688d4",
+        "mm: introduce arg_lock to protect arg_start|end and env_start|end in mm_struct",
+        "a reader of /proc/PID/cmdline no longer takes the mmap_lock for the bounds: twice for a "
+        "read, no longer three times",
+        {"proc_cmdline": proc_pid_cmdline},
+    ),
+    Change(
+        "4.19", "eb66ae030829", "mremap: properly flush TLB before releasing the page",
+        'mremap flushes the TLB "inside" the page-table lock, no longer "outside": when another '
+        "task finds the page by its rmap, nobody can reach it by the old address any more",
+        {"mremap_flush": "inside"}, ("4.9.135", "4.14.78", "4.18.16"),
+    ),
+    Change(
+        "4.20", "dd2283f2605e", "mm: mmap: zap pages with read mmap_sem in munmap",
+        "munmap downgrades to a shared hold once the VMAs are detached. floor and ceiling of the "
+        'page-table freeing are read "after" the downgrade, and the architecture\'s hook is called '
+        'when the VMAs are "detached", before it',
+        {
+            "do_munmap": do_munmap_4_20, "munmap_downgrades": True,
+            "bounds_read": "after", "arch_unmap": "detached",
+        },
+    ),
+    Change(
+        "4.20", "9bc8039e715d", "mm: brk: downgrade mmap_sem to read when shrinking",
+        "a shrinking brk downgrades too",
+        {"brk_downgrades": True},
+    ),
+    Change(
+        "4.20", "85a06835f6f1", "mm: mremap: downgrade mmap_sem to read when shrinking",
+        "a shrinking mremap downgrades too",
+        {"mremap_downgrades": True},
+    ),
+    Change(
+        "5.2", "5a28fc94c914", "x86/mpx, mm/core: Fix recursive munmap() corruption",
+        'the architecture\'s hook is called "first" of all, before any VMA was looked up',
+        {"arch_unmap": "first"}, ("5.0.19", "5.1.5"),
+    ),
+    Change(
+        "5.2", "7a30df49f63a", "mm: mmu_gather: remove __tlb_reset_range() for force flush",
+        "a finish beside another gather flushes everything, freed page tables included",
+        {"nested_flush": "full"}, ("5.1.13",),
+    ),
+    Change(
+        "5.2", "a9e9bcb45b15", "locking/rwsem: Prevent decrement of reader count before increment",
+        "the waker counts the readers that it lets in before any of them can run and leave",
+        {"rwsem": {"counts_first": True}},
+        ("4.9.178", "4.14.121", "4.19.45", "5.0.18", "5.1.4"),
+    ),
+    Change(
+        "5.2", "134fca9063ad", "mm/mincore.c: make mincore() more conservative",
+        "mincore calls every page of a file present that the caller neither owns nor may write",
+        backported=("4.9.178", "4.14.121", "4.19.45", "5.0.18", "5.1.4"),
+    ),
+    Change(
+        "5.3", "4f23dbc1e657", "locking/rwsem: Implement lock handoff to prevent lock starvation",
+        "a waiter that has waited 4 ms gets the lock handed over at the next release",
+        {"rwsem": {"handoff_ns": 4_000_000}},
+    ),
+    Change(
+        "5.3", "d3681e269fff", "locking/rwsem: Wake up almost all readers in wait queue",
+        "when a reader is first, up to 256 readers from anywhere in the queue are woken with it",
+        {"rwsem": {"wakes": "all"}},
+    ),
+    Change(
+        "5.3", "cf69482d62d9", "locking/rwsem: Enable readers spinning on writer",
+        "a reader may spin on a lock that a writer owns, and enter past the queue",
+        {"rwsem": {"reader_steals": "spinning"}},
+    ),
+    Change(
+        "5.3", "7d43f1ce9dd0",
+        "locking/rwsem: Enable time-based spinning on reader-owned rwsem",
+        "a writer spins up to 25 us on a lock that readers own",
+        {"rwsem": {"writer_spins": "any"}},
+    ),
+    Change(
+        "5.3", "1e426fe28261",
+        "mm: use down_read_killable for locking mmap_sem in access_remote_vm",
+        "a fatal signal ends the wait of a reader of /proc/PID/cmdline, so it no longer counts as "
+        "a hung task",
+        {"cmdline_killable": True}, ("4.19.63", "5.2.5"),
+        doubt="whether 5.1 took it is not confirmed",
+    ),
+    Change(
+        "5.5", "89b15332af7c",
+        "mm: drop mmap_sem before calling balance_dirty_pages() in write fault",
+        "a fault that makes a page of a shared file dirty lets the lock go before it is throttled",
+        {"dirty_fault_lets_go": True}, ("5.4.9",),
+    ),
+    Change(
+        "5.8", "246c320a8cfe",
+        "mm/mmap.c: close race between munmap() and expand_upwards()/downwards()",
+        "munmap, brk and mremap keep the exclusive hold beside a stack that might grow into the "
+        "range under read",
+        {"downgrade_beside_growable": False}, ("5.4.54", "5.7.11"),
+    ),
+    Change(
+        "5.10", "ff9f47f6f00c",
+        "mm: proc: smaps_rollup: do not stall write attempts on mmap_lock",
+        "a reader of smaps_rollup gives the lock up between two VMAs when somebody waits for it",
+    ),
+    Change(
+        "5.11", "617f3ef95177", "locking/rwsem: Remove reader optimistic spinning",
+        "readers no longer spin",
+        {"rwsem": {"reader_steals": "never"}},
+    ),
+    Change(
+        "5.11", "1a728dff855a", "locking/rwsem: Enable reader optimistic lock stealing",
+        'a reader that arrives may enter past a queue ("unheld")',
+        {"rwsem": {"reader_steals": "unheld"}},
+    ),
+    Change(
+        "5.11", "2f06f702925b", "locking/rwsem: Prevent potential lock starvation",
+        '... unless other readers hold the lock, which is what "unheld" says',
+        {"rwsem": {"reader_steals": "unheld"}},
+    ),
+    Change(
+        "5.14", "97113eb39fa7",
+        "mm/mremap: hold the rmap lock in write mode when moving page table entries.",
+        "mremap takes the rmap locks when it moves whole page tables",
+        backported=("5.10.137",), doubt="other stable series were not looked up",
+    ),
+    Change(
+        "5.15", "884a7e5964e0", "mm: introduce process_mrelease system call",
+        "a second reaper, which waits for the lock",
+        doubt="the release is inferred from later fixes of it",
+    ),
+    Change(
+        "5.16", "d257cc8cb8d5", "locking/rwsem: Make handoff bit handling more consistent",
+        "the handoff is the first waiter's, and goes when it goes",
+        backported=("5.15.6",),
+    ),
+    Change(
+        "5.17", "64591e8605d6",
+        "mm: protect free_pgtables with mmap_lock write lock in exit_mmap",
+        "all of exit_mmap runs under write: readers of /proc wait for a whole exit, in these "
+        "releases only. process_mrelease no longer has to be a user of the mm",
+        {"exit_lock": "write"},
+    ),
+    Change(
+        "5.18", "a213e5cf71cb", "mm/munlock: delete munlock_vma_pages_all(), allow oomreap",
+        "no pass over locked pages before the zap: they are munlocked as their rmap goes, so under "
+        "read; the oom reaper takes locked memory, too",
+        {"munlock_pass": False},
+    ),
+    Change(
+        "5.19", "b67fbebd4cf9", "mmu_gather: Force tlb-flush VM_PFNMAP vmas",
+        "mappings of device memory are flushed before they leave the rmap: who revokes the memory "
+        "would no longer find them (CVE-2022-39188)",
+        {"flush_before_rmap": True},
+        ("4.9.329", "4.14.294", "4.19.259", "5.4.214", "5.10.144", "5.15.69"),
+        doubt="stable series have a patch of their own (895428ee124a in 5.10.141), which looked at "
+        "the first VMA only until these releases; 4.19.259 and 5.4.214 are known from their "
+        "release candidates",
+    ),
+    Change(
+        "5.19", "6eebd5fb2083",
+        "locking/rwsem: Allow slowpath writer to ignore handoff bit if not set by first waiter",
+        "a writer that is not first may take a free lock although a handoff is due",
+        backported=("5.18.16",),
+    ),
+    Change(
+        "6.1", "763ecb035029", "mm: remove the vma linked list",
+        "VMAs live in a maple tree alone, whose nodes are replaced and not changed in place",
+        {"tree": "maple"},
+    ),
+    Change(
+        "6.1", "11f9a21ab655", "mm/mmap: reorganize munmap to use maple states",
+        "munmap moves the VMAs to a side tree; clearing the range in the tree is the point of no "
+        "return",
+        {"do_munmap": do_mas_align_munmap},
+    ),
+    Change(
+        "6.1", "bf3980c85212", "mm: drop oom code from exit_mmap",
+        "exit zaps under read and takes the lock for write to free the page tables",
+        {"exit_lock": "read-write"},
+    ),
+    Change(
+        "6.1", None, "hugetlb: fix vma lock handling during split vma and range unmapping",
+        "the final unmap of a hugetlb mapping no longer clears VM_MAYSHARE: it frees the mapping's "
+        "own hugetlb lock, so that nobody shares page tables with it",
+        {"clears_mayshare": False}, doubt="its id was not looked up; the release is by its text",
+    ),
+    Change(
+        "6.1", "7d8faaf15545", "mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse",
+        "a new advice: for each 2 MiB it takes the lock for read, and for write to copy",
+    ),
+    Change(
+        "6.3", "b613c7f31476",
+        "locking/rwsem: Prevent non-first waiter from spinning in down_write() slowpath",
+        "only the first waiter spins for a handoff",
+        backported=("6.1.16",),
+    ),
+    Change(
+        "6.4", "5e31275cc997", "mm: add per-VMA lock and helper functions to control it",
+        "who changes a VMA write-locks it; the downgrade and the unlock end these locks",
+        {"vma_locks": True, "do_munmap": do_vmi_align_munmap},
+    ),
+    Change(
+        "6.4", "50ee32537206",
+        "mm: introduce lock_vma_under_rcu to be used from arch-specific code",
+        "a VMA can be found under RCU and locked alone, if it is \"anonymous\" and has an anon_vma",
+        {"vma_lock_faults": "anonymous"},
+    ),
+    Change(
+        "6.4", "0bff0aaea03e", "x86/mm: try VMA lock-based page fault handling first",
+        "a fault takes that way first, and looks whether its VMA is detached",
+        {"page_fault": page_fault_vma_lock},
+    ),
+    Change(
+        "6.5", "c2508ec5a58d",
+        "mm: introduce new 'lock_mm_and_find_vma()' page fault helper",
+        "a fault that finds a stack to grow takes the lock for write",
+        {"stack_growth": "write"}, ("6.1.37", "6.3.11", "6.4.1"),
+    ),
+    Change(
+        "6.5", "8d7071af8907", "mm: always expand the stack with the mmap write lock held",
+        'a stack grows under "write", no longer under "read" (CVE-2023-3269)',
+        {"stack_growth": "write"}, ("6.1.37", "6.3.11", "6.4.1"),
+    ),
+    Change(
+        "6.5", "eda0047296a1", "mm: make the page fault mmap locking killable",
+        "a fatal signal ends the wait of a page fault for the mmap_lock",
+        {"fault_killable": True}, ("6.1.37", "6.3.11", "6.4.1"),
+    ),
+    Change(
+        "6.5", "408579cd627a", "mm: Update do_vmi_align_munmap() return semantics",
+        "do_vmi_align_munmap unlocks, no longer its caller",
+    ),
+    Change(
+        "6.5", "e4bd84c069f2", "mm: Always downgrade mmap_lock if requested",
+        "nobody grows under read any more, so munmap downgrades beside a stack, too",
+        {"downgrade_beside_growable": True},
+    ),
+    Change(
+        "6.5", "fb49c455323f", "fork: lock VMAs of the parent process when forking, again",
+        "fork write-locks each VMA that it copies, so that no fault runs beside it",
+        {"fork_locks_vma": True}, ("6.4.3",),
+    ),
+    Change(
+        "6.5", "c137381f71ae", "mm: lock a vma before stack expansion",
+        "a stack that grows is write-locked, too",
+        {"growth_locks_vma": True}, ("6.4.3",),
+    ),
+    Change(
+        "6.5", "33313a747e81",
+        "mm: lock newly mapped VMA which can be modified after it becomes visible",
+        "a new VMA is write-locked from the beginning",
+        backported=("6.4.3",),
+    ),
+    Change(
+        "6.5", "6c21e066f925", "mm/mempolicy: Take VMA lock before replacing policy",
+        "mbind write-locks the VMA",
+        backported=("6.4.8",),
+    ),
+    Change(
+        "6.5", "657b5146955e",
+        "mm: lock_vma_under_rcu() must check vma->anon_vma under vma lock",
+        "a fault looks for the anon_vma when it has the VMA's lock",
+        backported=("6.4.10",),
+    ),
+    Change(
+        "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
+        "who walks page tables to change them write-locks the VMAs",
+        backported=("6.4.13",),
+    ),
+    Change(
+        "6.6", "350f6bbca1de", "mm: allow per-VMA locks on file-backed VMAs",
+        '"most" faults do with the VMA lock: on files, too, unless they need an anon_vma first',
+        {"vma_lock_faults": "most"},
+    ),
+    Change(
+        "6.6", "1235ccd05b6d", "mm: handle swap page faults under per-VMA lock",
+        "a fault on a swapped page does with the VMA lock",
+    ),
+    Change(
+        "6.6", "29a22b9e08d7", "mm: handle userfaults under VMA lock",
+        "a fault that a userfaultfd monitor answers does with the VMA lock",
+        {"vma_lock_faults": "most"},
+    ),
+    Change(
+        "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
+        "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
+        doubt="the release is inferred from the trees before and after",
+    ),
+    Change(
+        "6.6", "1d65b771bc08",
+        "mm/khugepaged: retract_page_tables() without mmap or vma lock",
+        "page tables of other processes are taken back without a lock of their address spaces",
+    ),
+    Change(
+        "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
+        "the last of the faults on files that took the mmap_lock",
+    ),
+    Change(
+        "6.7", None, "mm/mremap: optimize the start addresses in move_page_tables()",
+        "a moving mremap takes a page table along that it covers only from the first mapping in it "
+        "on, where both places have the same offset in their tables",
+        {"realigns_moves": True}, doubt="its id was not looked up; posted in 2023, seen in 6.18",
+    ),
+    Change(
+        "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
+        'a first fault keeps the VMA lock and asks for the mmap_lock beside it: "all" do',
+        {"vma_lock_faults": "all"}, doubt="the release is not confirmed",
+    ),
+    Change(
+        "6.10", "8be7258aad44", "mseal: add mseal syscall",
+        'sealed mappings can\'t be unmapped, moved, protected or discarded; the whole "range" is '
+        "looked over before anything of it is changed",
+        {"mseal": "range"},
+    ),
+    Change(
+        "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
+        'a seal is looked for in each "vma" when its turn comes, so that what lies before it has '
+        "been split or changed by then (siblings: 4a2dd02b0916, 38075679b5f1, 23c57d1fa2b9)",
+        {"mseal": "vma"}, doubt="parts of it may be in 6.11's stable releases",
+    ),
+    Change(
+        "6.12", "6898c9039bc8",
+        "mm/vma: extract the gathering of vmas from do_vmi_align_munmap()",
+        "munmap gathers, clears the tree, completes; floor and ceiling of the page-table freeing "
+        'are taken under write, "before" the downgrade',
+        {"bounds_read": "before"},
+        doubt="which commit of the series took the bounds under write is not confirmed",
+    ),
+    Change(
+        "6.12", "f8d112a4e657", "mm/mmap: avoid zeroing vma tree in mmap_region()",
+        "mmap over old mappings gathers (and splits) them first and takes them out of the tree "
+        "with the new one's coming",
+        {"gathers_first": True},
+    ),
+    Change(
+        "6.12", "224c1c702c08", "mm: move may_expand_vm() check in mmap_region()",
+        "... and asks the limits only then",
+        {"gathers_first": True},
+    ),
+    Change(
+        "6.12", None, "mm: remove arch_unmap()",
+        'the architecture\'s hook is "never" called',
+        {"arch_unmap": "never"}, doubt="not in 6.12; its id was not found",
+    ),
+    Change(
+        "6.12", "b1f202060afe",
+        "mm: remap unused subpages to shared zeropage when splitting isolated thp",
+        "splitting a huge page gives back those of its pages that hold zeros",
+        {"finds_zeros": True},
+    ),
+    Change(
+        "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",
+        "MADV_GUARD_INSTALL and _REMOVE, which hold the mmap_lock for read",
+    ),
+    Change(
+        "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
+        "MADV_DONTNEED frees the page tables that it has emptied",
+        {"reclaims_tables": True},
+    ),
+    Change(
+        "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
+        "a VMA's lock and its being detached are one count",
+    ),
+    Change(
+        "6.15", "3104138517fc", "mm: make vma cache SLAB_TYPESAFE_BY_RCU",
+        "a VMA may be used anew, even by another mm, while somebody looks it up",
+    ),
+    Change(
+        "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
+        "by mistake Committed_AS keeps what a moving mremap has cut off",
+        {"mremap_forgets_charge": True},
+        doubt="the release is by the date of the series; not in 6.12, seen in 6.18",
+    ),
+    Change(
+        "6.16", "bfe125f1b187",
+        "mmu_gather: move tlb flush for VM_PFNMAP/VM_MIXEDMAP vmas into free_pgtables()",
+        "the flush of device memory is paid only where the rmap goes",
+    ),
+    Change(
+        "6.16", "c84bf6dd2b83", "mm: introduce new .mmap_prepare() file callback",
+        "by mistake Committed_AS keeps what was charged for a mapping that its file system then "
+        "refuses",
+        {"mmap_forgets_charge": True},
+    ),
+    Change(
+        "6.17", "a6fde7add78d", "mm: use per_vma lock for MADV_DONTNEED",
+        'MADV_DONTNEED and MADV_FREE of one VMA hold that "vma" alone, no longer the mmap_lock',
+        {"dontneed_lock": "vma"},
+    ),
+    Change(
+        "6.17", "5631da56c9a8", "fs/proc/task_mmu: read proc/pid/maps under per-vma lock",
+        'a reader of /proc/PID/maps locks one "vma" after the other, no longer the mmap_lock',
+        {"maps_lock": "vma"},
+    ),
+    Change(
+        "6.17", "d23cb648e365", "mm/mremap: permit mremap() move of multiple VMAs",
+        "one mremap may move a range of several VMAs",
+        {"moves_many": True},
+    ),
+    Change(
+        "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
+        "a task whose group has used up its CPU time stops when it returns to user mode, so never "
+        "with a lock in its hands",
+    ),
+    Change(
+        "6.18", None, "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
+        "the query of a mapping locks that VMA only",
+        doubt="its id was not found; the release is by the date of its selftest",
+    ),
+    Change(
+        "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
+        'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
+        "anon_vma has to be made",
+        {"guard_lock": "vma"},
+    ),
+    Change(
+        "6.19", "2197bb60f890", "mm: add vma_start_write_killable()",
+        "a fatal signal may end the wait for a VMA's write lock",
+    ),
+    Change(
+        "6.19", "7370f8e1b3a8", "mm: use vma_start_write_killable() in dup_mmap()",
+        "... in fork",
+    ),
+    Change(
+        "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
+        "a VMA's writer excludes readers and then waits for those that are there, in two parts",
+    ),
+    Change(
+        "7.0", "9c8c02df3f87", "mm: make PT_RECLAIM depends on MMU_GATHER_RCU_TABLE_FREE",
+        "other architectures' MADV_DONTNEED frees emptied page tables, too",
+    ),
+    Change(
+        "7.0", None, "mm: change dup_mmap() recovery",
+        "a fork that fails takes down only what it has made",
+        doubt="seen in 7.1.8; its id is not confirmed",
+    ),
+    Change(
+        "7.1", "1ea4b473504b", "locking/rwsem: Remove the list_head from struct rw_semaphore",
+        "the semaphore points to its first waiter; the order of service is the same",
+    ),
+    Change(
+        "7.1", "bee9ef4a40a2",
+        "bpf: switch task_vma iterator from mmap_lock to per-VMA locks",
+        "BPF's iterator over VMAs locks one after the other",
+        backported=("6.12.91",),
+    ),
+    Change(
+        "7.2", "ea3085dd7a4e",
+        "fs/proc/task_mmu: read proc/pid/{smaps|numa_maps} under per-vma lock",
+        'a reader of /proc/PID/smaps or numa_maps locks one "vma" after the other; smaps_rollup '
+        "stays with the mmap_lock",
+        {"smaps_lock": "vma"},
+    ),
+    Change(
+        "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
+        "what was charged for a mapping that its file system refuses is given back",
+        {"mmap_forgets_charge": False}, ("7.2.8",),
+    ),
+    Change(
+        "7.3", "397432cab17b",
+        "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
+        "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away",
+        {"dontunmap_leaks_locked": False}, ("7.2.8",),
+    ),
+)  # fmt: skip
+"""In the order of the releases; a row's rules override those of the rows before it."""

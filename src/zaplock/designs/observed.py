@@ -1,0 +1,67 @@
+"""Which rules of a design did a run ask for, and which changes of Linux decided them?
+
+A run is a function of the rules that it read: two designs that agree in those give the same run,
+whatever else they differ in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from zaplock.designs.change import Change
+from zaplock.designs.changes import CHANGES
+from zaplock.designs.linux import linux
+from zaplock.linux_version import find
+from zaplock.protocols.design import Design
+
+NOT_RULES = frozenset({"name", "kernel", "summary"})
+
+
+class _Observed:
+    """Stands before a design. What was read once is kept, so that only the first read costs."""
+
+    def __init__(self, design: Design) -> None:
+        self.__dict__["_design"] = design
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__dict__["_design"], name)
+        self.__dict__[name] = value
+        return value
+
+
+def observe(design: Design) -> Design:
+    """Return a stand-in for a design that remembers what is read of it."""
+    return cast(Design, _Observed(design))
+
+
+def rules_read(observed: Design) -> frozenset[str]:
+    """Name the rules that were read of a stand-in."""
+    return frozenset(vars(observed)) - NOT_RULES - {"_design"}
+
+
+def deciding(design: Design, rules: Iterable[str]) -> list[Change]:
+    """Return the changes that gave a design these rules, in the order of the table.
+
+    What a design has of its own, and what is as it was in 4.9, has no change.
+    """
+    release = find(design.kernel)
+    if release is None:
+        return []
+    stock = linux(release)
+    last: dict[tuple[str, str], Change] = {}
+    for change in CHANGES:
+        if change.is_in(release):
+            last.update(dict.fromkeys(_parts(change), change))
+    kept = {rule for rule in rules if getattr(stock, rule) == getattr(design, rule)}
+    chosen = [change for (rule, _), change in last.items() if rule in kept]
+    return [change for change in CHANGES if change in chosen]
+
+
+def _parts(change: Change) -> list[tuple[str, str]]:
+    """Name what a change sets: (rule, ""), or (rule, part) of a rule that has parts."""
+    return [
+        (rule, part)
+        for rule, value in change.rules.items()
+        for part in (value if isinstance(value, Mapping) else ("",))
+    ]

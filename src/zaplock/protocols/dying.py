@@ -1,0 +1,215 @@
+"""A munmap that stalls nobody, by tombstones: the zap runs under no lock of the address space.
+
+Under one short exclusive hold the VMAs go out of the tree, a tombstone takes their place (the gap
+search sees it as occupied, a look-up as a hole) and the books are settled. Then, holding nothing:
+wait for those who still read-lock one of the VMAs, zap, flush, leave the rmap, free the page tables
+whose whole span lies inside, close. A second exclusive hold frees the page tables that the range
+shares with what is outside it, and takes the tombstone away.
+
+Who needs a dying range (a second munmap, MAP_FIXED, mremap onto it, a growing heap or stack, an
+mmap that finds no other gap) waits for it holding nothing. It neither fails nor returns early.
+
+Nothing here waits, or works on a number of pages without a bound, under the exclusive lock: a VMA
+that has to be split is drained of its readers before (`tombstones.gave_way`).
+
+Stands on 6.18. The split into gather and complete is vms_gather_munmap_vmas and
+vms_complete_munmap_vmas (6.12); keeping VMA readers out without waiting for them is half of
+__vma_start_write. Not covered: hugetlb page-table sharing, and drivers whose close() wants the
+mmap_lock.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, page_align
+from zaplock.model.rwsem import down_write
+from zaplock.model.step import Task, step
+from zaplock.model.tlb import tlb_gather_mmu
+from zaplock.model.vma import (
+    account_parts,
+    change,
+    following,
+    free,
+    previous,
+    read_vma,
+    remove,
+    vma_of,
+)
+from zaplock.protocols.locking import (
+    UNLOCKED,
+    assert_write_locked,
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+    unlock_after_unmap,
+)
+from zaplock.protocols.munmap import (
+    count_locked,
+    do_vmi_align_munmap,
+    lookup_and_split,
+    munmap_addr_sanity,
+    prepare_events,
+    split_up_to_seal,
+)
+from zaplock.protocols.seals import any_sealed
+from zaplock.protocols.teardown import (
+    Bounds,
+    Handles,
+    add_counter,
+    begin_unmap,
+    end_unmap,
+    free_pgd_range,
+    free_pgtables,
+    raise_mark,
+    tlb_finish_mmu,
+    unmap_vmas,
+    vm_unacct_memory,
+)
+from zaplock.protocols.tombstones import gave_way, readers_gone
+from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, UnmapEvents
+
+TOP = 1 << 63
+
+
+async def vm_munmap_dying(cx: Cx, start: int, length: int) -> int:
+    """The munmap system call: 0, or -EINVAL, -ENOMEM, -EPERM, or -EINTR before anything is done."""
+    events: UnmapEvents = []
+    if not munmap_addr_sanity(cx, start, length):
+        return -EINVAL
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        waited = await gave_way(cx, start, start + page_align(length), unmaps=True)
+        if waited < 0:
+            return waited
+        if not waited:
+            break
+    result = await do_munmap_dying(cx, start, length, events, True)
+    await unlock_after_unmap(cx, result)
+    await userfaultfd_unmap_complete(cx, events)
+    return min(result, 0)
+
+
+async def do_munmap_dying(
+    cx: Cx, start: int, length: int, events: UnmapEvents, downgrade: bool = False
+) -> int:
+    """Unmap under the exclusive lock that the caller has (after gave_way); UNLOCKED if asked.
+
+    Without `downgrade` the caller needs the range at once and under this hold: zaps as 6.18 does.
+    """
+    if not downgrade:
+        return await do_vmi_align_munmap(cx, start, length, events, False)
+    if not munmap_addr_sanity(cx, start, length):
+        return -EINVAL
+    end = start + page_align(length)
+    found, handles = await gather(cx, start, end, events)
+    if found != 1:
+        return found
+    locked = await count_locked(handles)
+    await bury(cx.mm, handles, start, end)
+    if locked:
+        await add_counter(cx.mm, "locked_vm", -locked)
+    await mmap_write_unlock(cx)
+    unaccounted = await digest(cx, handles, start, end)
+    await down_write(cx.mmap_lock)
+    await erase(cx, start, end)
+    if unaccounted:
+        await vm_unacct_memory(unaccounted)
+    await mmap_write_unlock(cx)
+    return UNLOCKED
+
+
+async def gather(cx: Cx, start: int, end: int, events: UnmapEvents) -> tuple[int, Handles]:
+    """Check for seals and split, as vms_gather_munmap_vmas, without waiting for a VMA's readers."""
+    if await any_sealed(cx.mm, start, end):
+        return await split_up_to_seal(cx, start, end), ()
+    found, handles = await lookup_and_split(cx, start, end)
+    if found != 1:
+        return found, ()
+    await prepare_events(cx, handles, start, end, events)
+    return 1, handles
+
+
+async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:
+    """Zap and free what nobody can find any more, holding nothing; return pages to give back."""
+    for handle in handles:
+        await readers_gone(handle)
+    batch = await begin_unmap(cx.mm, start, end)
+    await unmap_vmas(cx, batch, handles, start, end, False)
+    await free_pgtables(cx, batch, handles, start, end, (start, end))
+    await tlb_finish_mmu(cx, batch)
+    await end_unmap(cx.mm, batch)
+    unaccounted = 0
+    for handle in handles:
+        vma = await read_vma(handle)
+        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        await close_vma(handle)
+    return unaccounted
+
+
+async def erase(cx: Cx, start: int, end: int) -> None:
+    """Under write: free the page tables shared with the outside, and take the tombstone away."""
+    bounds = await bounds_beside_tombstones(cx.mm, start, end)
+    batch = await gather_tables_of(cx.mm, start, end)
+    await free_pgd_range(cx.mm, batch, start, end, bounds)
+    await tlb_finish_mmu(cx, batch)
+    await take_tombstone(cx.mm, start)
+
+
+@step
+def bury(m: Machine, task: Task, mm: int, handles: Handles, start: int, end: int) -> None:
+    """Put a tombstone over [start, end) in the place of its VMAs, and settle the books.
+
+    Readers that are inside a VMA go on until they leave it; new ones see that it is detached.
+    """
+    space = m.mm(mm)
+    for handle in handles:
+        vma = vma_of(m, task, handle)
+        assert_write_locked(m, task, vma, "the tree at")
+        m.spend("vma_detach")
+        remove(m, task, handle)
+        leaving = m.vma_readers.get(handle, ())
+        m.vmas.put(handle, change(m.vmas[handle], leaving=leaving))
+        raise_mark(m, mm, "hiwater_vm", space.count("total_vm"))
+        space.add("total_vm", -vma.nr_pages)
+        account_parts(space, vma.flags, vma.file, -vma.nr_pages)
+    space.dying.put(start, (end, m.new_handle(task, "tombstone")))
+
+
+@step
+def close_vma(m: Machine, task: Task, handle: int) -> None:
+    """Close and free a VMA that is in no book any more."""
+    free(m, task, handle)
+
+
+@step
+def gather_tables_of(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
+    """Begin a gather for page tables alone."""
+    return tlb_gather_mmu.run(m, task, mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+
+
+@step
+def bounds_beside_tombstones(m: Machine, task: Task, mm: int, start: int, end: int) -> Bounds:
+    """Return floor and ceiling of the page-table freeing: VMAs and other tombstones both count."""
+    space = m.mm(mm)
+    before, behind = previous(space, start), following(space, end)
+    floor = vma_of(m, task, before).end if before else 0
+    ceiling = vma_of(m, task, behind).start if behind else 0
+    left, right = space.dying.before(start), space.dying.at_or_after(end)
+    if left is not None:
+        floor = max(floor, space.dying[left][0])
+    if right is not None:
+        ceiling = min(ceiling or TOP, right)
+    return floor, ceiling
+
+
+@step
+def take_tombstone(m: Machine, _task: Task, mm: int, start: int) -> None:
+    """Give the addresses back; whoever waits for them looks again."""
+    m.mm(mm).dying.drop(start)
+    m.wake(("dying", mm))

@@ -1,0 +1,132 @@
+"""Traces of other tools, whatever file they are in: text, gzip, trace.dat, perf.data, Perfetto.
+
+A binary trace.dat or perf.data is turned into text by its own tool, where that is installed:
+`trace-cmd report` and `perf script`. Where it isn't, the file is named as what it is, with what to
+type on a machine that has it. Perfetto's traces are read as they are (`pftrace`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase, TextIOWrapper
+from pathlib import Path
+from typing import Final
+
+from zaplock.errors import UserError
+from zaplock.trace import pftrace
+from zaplock.trace.text import ImportedTrace, parse
+
+_GZIP: Final = b"\x1f\x8b"
+_FIELDS: Final = "comm,pid,tid,cpu,time,event,trace"
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryTrace:
+    """A binary format: how its files begin, and the command that prints one as text."""
+
+    name: str
+    magic: bytes
+    command: tuple[str, ...]
+
+
+BINARIES: Final = (
+    BinaryTrace("trace.dat of trace-cmd", b"\x17\x08Dtracing", ("trace-cmd", "report", "-i")),
+    BinaryTrace(
+        "perf.data",
+        b"PERFILE2",
+        ("perf", "script", "--ns", "--header", "-F", _FIELDS, "-i"),
+    ),
+)
+_OTHERS: Final = {
+    b"\xfd7zXZ": "an xz archive: unpack it first (xz -d)",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first (zstd -d)",
+    b"BZh": "a bzip2 archive: unpack it first (bzip2 -d)",
+    b"PK\x03\x04": "a zip archive: unpack it first (unzip)",
+    b"\x7fELF": "a program, no trace",
+}
+
+
+def read_foreign(name: str) -> ImportedTrace:
+    """Read a trace of another tool from a file, "-" for a text on standard input.
+
+    Raises UserError where the file can't be read, is damaged or of a kind that can't be turned
+    into events here.
+    """
+    if name == "-":
+        return parse(sys.stdin)
+    path = Path(name)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+            file.seek(0)
+            if start.startswith(_GZIP):
+                return _read_gzip(path)
+            return _read(path, start, file)
+    except OSError as error:
+        raise UserError(f"{name} can't be read ({error.strerror}): give a trace") from None
+
+
+def _read_gzip(path: Path) -> ImportedTrace:
+    try:
+        with gzip.open(path) as file:
+            start = file.read(16)
+            file.seek(0)
+            return _read(path, start, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is a damaged gzip archive ({error}): copy it again") from None
+
+
+def _read(path: Path, start: bytes, file: BufferedIOBase) -> ImportedTrace:
+    for binary in BINARIES:
+        if start.startswith(binary.magic):
+            return parse(_printed(binary, path))
+    for magic, what in _OTHERS.items():
+        if start.startswith(magic):
+            raise UserError(f"{path} is {what}")
+    if pftrace.looks_like(start):
+        return pftrace.read(path, file.read())
+    return parse(TextIOWrapper(file, encoding="utf-8", errors="replace"))  # type: ignore[type-var]
+
+
+def _printed(binary: BinaryTrace, path: Path) -> Iterable[str]:
+    """Let its own tool print a binary trace."""
+    if path.suffix == ".gz":
+        raise UserError(f"{path} is a packed {binary.name}: unpack it first (gzip -d)")
+    tool = binary.command[0]
+    if shutil.which(tool) is None:
+        shown = " ".join(binary.command)
+        raise UserError(
+            f"{path} is a binary {binary.name}, and {tool}, which reads it, is not installed here: "
+            f"install it, or run '{shown} {path.name} > trace.txt' where it is, and import that"
+        )
+    return _output(binary, path)
+
+
+def _output(binary: BinaryTrace, path: Path) -> Iterator[str]:
+    with subprocess.Popen(
+        [*binary.command, str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+    ) as tool:
+        assert tool.stdout is not None
+        assert tool.stderr is not None
+        try:
+            yield from tool.stdout
+            said = tool.stderr.read()
+        finally:
+            tool.kill()
+        if tool.wait() > 0:
+            reason = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+            raise UserError(
+                f"{binary.command[0]} can't print {path} ({reason.strip()}): it may be damaged, or "
+                "of a newer version"
+            )

@@ -1,0 +1,140 @@
+"""Read the ftrace packets of a Perfetto trace (perfetto/trace/trace.proto).
+
+Perfetto has no messages of its own for mmap_lock events and for single system calls: it records
+them as generic events, by name and fields, and sys_enter and sys_exit with their number. Those, its
+sched_switch and sched_wakeup, its compact form of both, what each bundle says it lost and the
+process trees are read; the rest is passed over. Needs the `perfetto` package, whose message
+classes decode the packets (`pip install zaplock[perfetto]`).
+
+System calls are told by number without the machine: those of x86-64 are assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from zaplock.errors import UserError
+from zaplock.trace.events import EventKind
+from zaplock.trace.operations import X86_64
+from zaplock.trace.text import ImportedTrace, TraceBuilder
+from zaplock.trace.text_events import Row, operation_row, result_row, rows_of, switch_rows
+
+_PACKET: Final = 0x0A
+"""A trace is a list of field 1 (packet), each with its length: this is how each begins."""
+
+
+def looks_like(start: bytes) -> bool:
+    """Say whether a file that starts so may be a Perfetto trace: a packet, and no text."""
+    return len(start) > 2 and start[0] == _PACKET and not start.decode("latin-1").isprintable()
+
+
+def read(path: Path, data: bytes) -> ImportedTrace:
+    """Read the events of a trace. Raises UserError without the package, or where it is damaged."""
+    try:
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
+    except ImportError:
+        raise UserError(
+            f"{path} looks like a Perfetto trace, and the perfetto package is not installed: "
+            "pip install 'zaplock[perfetto]'"
+        ) from None
+    trace = Trace()
+    try:
+        trace.ParseFromString(data)
+    except DecodeError:
+        raise UserError(
+            f"{path} is neither a text nor a whole Perfetto trace: give a text trace, trace.dat, "
+            "perf.data or .pftrace"
+        ) from None
+    found = TraceBuilder()
+    for packet in trace.packet:
+        _packet(packet, found)
+    return found.finished()
+
+
+def _packet(packet: Any, found: TraceBuilder) -> None:
+    if packet.HasField("process_tree"):
+        for process in packet.process_tree.processes:
+            name = process.cmdline[0].rpartition("/")[2][:15] if process.cmdline else ""
+            found.comms.setdefault(process.pid, name)
+            found.pids.setdefault(process.pid, process.pid)
+        for thread in packet.process_tree.threads:
+            found.pids[thread.tid] = thread.tgid
+            if thread.name:
+                found.comms[thread.tid] = thread.name
+    if packet.HasField("system_info"):
+        found.kernel = packet.system_info.utsname.release or found.kernel
+    if packet.HasField("ftrace_events"):
+        _bundle(packet.ftrace_events, found)
+
+
+def _bundle(bundle: Any, found: TraceBuilder) -> None:
+    rows = [row for event in bundle.event for row in _rows(event, found)]
+    rows += _compact(bundle.compact_sched)
+    if bundle.lost_events and rows:
+        first_ns = min(row["time_ns"] for row in rows)
+        lost = {"time_ns": first_ns, "kind": int(EventKind.LOST), "length": -1}
+        rows.insert(0, lost)
+    found.rows += ({"cpu": bundle.cpu, **row} for row in rows)
+
+
+def _rows(event: Any, found: TraceBuilder) -> Iterator[Row]:
+    head = {"time_ns": event.timestamp, "tid": event.pid}
+    for row in _meaning(event):
+        yield {**head, **row}
+    if event.HasField("sched_switch"):
+        found.comms[event.sched_switch.next_pid] = event.sched_switch.next_comm
+        found.comms[event.sched_switch.prev_pid] = event.sched_switch.prev_comm
+    if event.HasField("task_rename"):
+        found.comms[event.task_rename.pid] = event.task_rename.newcomm
+
+
+def _meaning(event: Any) -> list[Row]:
+    if event.HasField("sched_switch"):
+        switch = event.sched_switch
+        state = "R" if switch.prev_state & 0xFF == 0 else "S"
+        return switch_rows(switch.prev_pid, state, switch.next_pid)
+    if event.HasField("sched_wakeup"):
+        return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_wakeup.pid}]
+    if event.HasField("sys_enter"):
+        return operation_row(X86_64.get(event.sys_enter.id, ""), list(event.sys_enter.args))
+    if event.HasField("sys_exit"):
+        return result_row(X86_64.get(event.sys_exit.id, ""), event.sys_exit.ret)
+    return rows_of(_printed(event.generic)) if event.HasField("generic") else []
+
+
+def _printed(generic: Any) -> str:
+    """Print a generic event as ftrace does: its fields in order, numbers in hexadecimal."""
+    fields = (
+        f"{one.name}: {one.str_value or hex(one.uint_value or one.int_value)}"
+        for one in generic.field
+        if one.name not in ("__syscall_nr", "nr")
+    )
+    said = ", ".join(fields).replace("write: 0x", "write: ").replace("success: 0x", "success: ")
+    name = generic.event_name
+    if name.startswith("sys_exit_"):
+        said = next((hex(one.int_value) for one in generic.field if one.name == "ret"), "0")
+    return f"{name}: {said}"
+
+
+def _compact(sched: Any) -> list[Row]:
+    """Undo the compact form: switches by the next task, time stamps as differences."""
+    rows: list[Row] = []
+    time_ns, running = 0, None
+    for delta, state, tid in zip(
+        sched.switch_timestamp, sched.switch_prev_state, sched.switch_next_pid
+    ):
+        time_ns += delta
+        if running is not None:
+            letter = "R" if state & 0xFF == 0 else "S"
+            rows += ({"time_ns": time_ns, **row} for row in switch_rows(running, letter, tid))
+        else:
+            rows.append({"time_ns": time_ns, "kind": int(EventKind.SCHED_IN), "tid": tid})
+        running = tid
+    time_ns = 0
+    for delta, tid in zip(sched.waking_timestamp, sched.waking_pid):
+        time_ns += delta
+        rows.append({"time_ns": time_ns, "kind": int(EventKind.WAKEUP), "tid": tid})
+    return rows

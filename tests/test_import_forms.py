@@ -1,0 +1,304 @@
+"""Whatever form another tool's trace has: it is read, or named as what it is in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.trace import file, text
+from zaplock.trace.analysis import analyse
+from zaplock.trace.events import EventKind, Events
+from zaplock.trace.operations import NAMES, OPERATIONS, X86_64
+from zaplock.trace.text_events import operation_row
+
+FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
+LOCK = "mmap_lock:mmap_lock_start_locking: mm=0xffff888100000040 memcg_id=1 write=true"
+
+
+def first(line: str) -> tuple[int, int, int, str]:
+    """Return (tid, cpu, pid, comm) of a line's event."""
+    events = text.parse([line]).events
+    assert len(events) == 1, line
+    tid = int(events["tid"][0])
+    task = events.tasks.get(tid)
+    return tid, int(events["cpu"][0]), task.pid if task else 0, task.comm if task else ""
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"  python3 20112 [001]  4604.072603740:  {LOCK}", (20112, 1, 20112, "python3")),
+        (f"  python3 18853/32346 [001]  4604.072603: {LOCK}", (32346, 1, 18853, "python3")),
+        (f"  tokio rt 18853/32346   4604.072603: {LOCK}", (32346, -1, 18853, "tokio rt")),
+        (f"  32346 [001]  4604.072603: {LOCK}", (32346, 1, 0, "")),
+        (f"  32346  4604.072603: {LOCK}", (32346, -1, 0, "")),
+        (f"  18853/32346  4604.072603:          1 {LOCK}", (32346, -1, 18853, "")),
+        (f"  a-b 7-1234    ( 1200) [000] d..1. 10.000001: {LOCK}", (1234, 0, 1200, "a-b 7")),
+        (f"  ab [1]-1234    (-------) [000] .....  10.000001: {LOCK}", (1234, 0, 1234, "ab [1]")),
+        (f"  ps aux-4712  [000]   100.000020: {LOCK}", (4712, 0, 4712, "ps aux")),
+        (f"  3.25: x-4712  [000]   100.000020: {LOCK}", (4712, 0, 4712, "3.25: x")),
+    ],
+)  # fmt: skip
+def test_the_thread_is_found_in_every_tools_line(
+    line: str, told: tuple[int, int, int, str]
+) -> None:
+    assert first(line) == told
+
+
+def test_every_call_that_record_knows_is_read() -> None:
+    assert set(X86_64.values()) == set(NAMES)
+    for operation in OPERATIONS:
+        begin = (
+            f"a-1 [000] 1.000001: sys_enter_{operation.name}: a: 1, b: 2, c: 3, d: 4, e: 5, f: 6"
+        )
+        end = f"a-1 [000] 1.000002: sys_exit_{operation.name}: 0x0"
+        events = text.parse([begin, end]).events
+        assert [events.operations[op] for op in events["op"]] == [operation.name] * 2
+        for column in ("address", "length", "detail"):
+            position = getattr(operation, column)
+            assert events[column][0] == (0 if position is None else position + 1)
+
+
+def test_raw_system_calls_are_told_by_number() -> None:
+    lines = [
+        "a-1 [000] 1.000001: sys_enter: NR 11 (7f0000000000, 400000, 0, 0, 0, 0)",
+        "a-1 [000] 1.000002: sys_exit: NR 11 = 0",
+        "a-1 [000] 1.000003: sys_enter: NR 0 (3, 0, 0, 0, 0, 0)",
+    ]
+    events = text.parse(lines).events
+    assert [EventKind(kind).name for kind in events["kind"]] == ["OP_BEGIN", "OP_END"]
+    assert (events.operations[events["op"][0]], int(events["length"][0])) == ("munmap", 4 << 20)
+
+
+def test_trace_cmds_own_form_of_scheduling() -> None:
+    lines = [
+        "a-1 [000] 1.000001: sched_switch: bash:12 [120] S ==> kworker/0:1:13 [120]",
+        "a-1 [000] 1.000002: sched_wakeup: bash:12 [120] success=1 CPU:000",
+    ]
+    events = text.parse(lines).events
+    told = list(zip(events["kind"].tolist(), events["tid"].tolist(), events["detail"].tolist()))
+    assert told == [
+        (EventKind.SCHED_OUT, 12, 1),
+        (EventKind.SCHED_IN, 13, 0),
+        (EventKind.WAKEUP, 12, 0),
+    ]
+
+
+def test_overwritten_buffers_are_losses() -> None:
+    lines = [
+        "# tracer: nop",
+        "# entries-in-buffer/entries-written: 3/323886   #P:2",
+        f"a-1 [000] d.... 1.000001: {LOCK}",
+        "##### CPU 1 buffer started ####",
+        f"b-2 [001] d.... 1.500000: {LOCK}",
+        f"a-1 [000] d.... 2.000000: {LOCK}",
+    ]
+    events = text.parse(lines).events
+    events.check()
+    lost = np.flatnonzero(events["kind"] == EventKind.LOST)
+    assert events["length"][lost].tolist() == [323883, 0]
+    analysis = analyse(events, "6.18")
+    assert analysis.segments.lost_events >= 323883
+    whole = text.parse(["# entries-in-buffer/entries-written: 3/3   #P:2", *lines[2:3]]).events
+    assert not (whole["kind"] == EventKind.LOST).any()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        " " * 100_000,
+        "a" + " " * 100_000 + "b",
+        "a " * 50_000,
+        "(" * 100_000,
+        "a=(" * 33_000,
+        "1" * 100_000,
+        "1.1: " * 20_000,
+        "a-1 [000] 1.000001: sched_switch: " + "prev_pid=1 prev_state=S ==> " * 3_000,
+        "a-1 [000] 1.000001: sys_munmap(" + "a(" * 50_000,
+        "a-1 [000] 1.000001: sys_enter_munmap: " + "x" * 100_000,
+        "a-1 [000] 1.000001: sys_enter_munmap: " + "a: (" * 25_000,
+        "CPU:" * 25_000,
+        "PERF_RECORD_LOST" * 6_000,
+        "[" * 100_000 + "1.5: x",
+    ],
+    ids=lambda line: f"{line[:12]}...{len(line)}",
+)
+def test_no_line_takes_long(line: str) -> None:
+    """Four times as long a line must not take sixteen times as long (twelve: room for noise)."""
+
+    def took(line: str) -> float:
+        began = time.process_time()
+        with contextlib.suppress(UserError):
+            text.parse([line])
+        return time.process_time() - began
+
+    quarter = min(took(line[: len(line) // 4]) for _ in range(3))
+    assert min(took(line) for _ in range(3)) < max(12 * quarter, 0.2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"a-99999999999 [000] 1.000001: {LOCK}",
+        f"a-1 [99999] 1.000001: {LOCK}",
+        "a-1 [000] 1.000001: mmap_lock_released: mm=zebra write=true",
+        "a-1 [000] 1.000001: mmap_lock_released: write=true",
+        "a-1 [000] 1.000001: sched_wakeup: comm=x",
+        "a-1 [000] 1.000001: sched_switch: x ==> y",
+        "a-1 [000] 1.000001: contention_begin: zzz",
+        f"nobody 1.000001: {LOCK}",
+        "a-1 [000] 1.000001: sched_wakeup: comm=x pid=" + "9" * 5_000,
+    ],
+)
+def test_a_bad_number_is_one_line(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "bad.txt"
+    trace.write_text(f"# a header\n{line}\n")
+    assert main(["import", str(trace)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "line 2 can't be read" in said
+
+
+def imported(path: Path, tmp_path: Path) -> tuple[Events, file.Manifest]:
+    output = tmp_path / "out.zaplock"
+    assert main(["import", str(path), "-o", str(output), "--json"]) == 0
+    recording = file.read(output)
+    return recording.events, recording.manifest
+
+
+def test_a_packed_text_is_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = (FIXTURES / "perf-script-6.18.txt").read_bytes()
+    packed = tmp_path / "perf.txt.gz"
+    packed.write_bytes(gzip.compress(b"# ========\n# os release : 6.18.44-fc\n" + raw))
+    events, manifest = imported(packed, tmp_path)
+    assert len(events) == len(text.parse(raw.decode().splitlines()).events)
+    assert manifest.kernel == "6.18.44-fc"
+    assert main(["import", str(packed)]) == 0
+    assert (tmp_path / "perf.zaplock").exists()
+    packed.write_bytes(packed.read_bytes()[:500])
+    assert main(["import", str(packed), "-o", str(tmp_path / "damaged")]) == 2
+    assert "damaged gzip" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\x17\x08Dtracing6\0", "binary trace.dat of trace-cmd"),
+        (b"PERFILE2\0\0", "binary perf.data"),
+        (b"\xfd7zXZ\0", "xz -d"),
+        (b"\x7fELF", "a program"),
+        (b"\x0a\xff\x01\x02\x03garbage", "neither a text nor a whole Perfetto trace"),
+    ],
+)
+def test_a_binary_file_is_named_as_what_it_is(
+    start: bytes,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no tool is installed
+    (tmp_path / "trace.bin").write_bytes(start + b"\0" * 64)
+    assert main(["import", str(tmp_path / "trace.bin")]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("perf") is None, reason="perf is not installed")
+def test_a_damaged_perf_data_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "perf.data").write_bytes(b"PERFILE2" + b"\0" * 64)
+    assert main(["import", str(tmp_path / "perf.data")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("zaplock import: perf can't print")
+    assert err.count("\n") == 1
+
+
+def test_a_real_perf_data_tells_processes_and_the_kernel(tmp_path: Path) -> None:
+    data = tmp_path / "perf.data"
+    code = "import mmap; a = mmap.mmap(-1, 8 << 20); a.close()"
+    command = ["perf", "record", "-q", "-o", str(data), "-e", "mmap_lock:*", "--"]
+    try:
+        done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("perf is not installed")
+    if done.returncode:
+        pytest.skip("perf may not record here")
+    events, manifest = imported(data, tmp_path)
+    assert (events["kind"] == EventKind.RELEASED).any()
+    assert manifest.kernel.startswith(Path("/proc/sys/kernel/osrelease").read_text().strip())
+
+
+def test_perfettos_ftrace_packets(tmp_path: Path) -> None:
+    pb = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    trace = pb.Trace()
+    tree = trace.packet.add().process_tree
+    process, thread = tree.processes.add(), tree.threads.add()
+    process.pid, thread.tid, thread.tgid, thread.name = 10, 11, 10, "mapper"
+    process.cmdline.append("/usr/bin/server")
+    bundle = trace.packet.add().ftrace_events
+    bundle.cpu, bundle.lost_events = 3, True
+
+    def add(time_ns: int) -> object:
+        event = bundle.event.add()
+        event.timestamp, event.pid = time_ns, 11
+        return event
+
+    def lock(time_ns: int, name: str, **fields: int) -> None:
+        event = add(time_ns)
+        event.generic.event_name = name  # type: ignore[attr-defined]
+        for key, value in {"mm": 0xFFFF888100000040, **fields}.items():
+            field = event.generic.field.add()  # type: ignore[attr-defined]
+            field.name, field.uint_value = key, value
+
+    call = add(1000)
+    call.sys_enter.id = 11  # type: ignore[attr-defined]
+    call.sys_enter.args.extend([1 << 40, 8 << 20, 0, 0, 0, 0])  # type: ignore[attr-defined]
+    lock(2000, "mmap_lock_start_locking", write=1)
+    lock(3000, "mmap_lock_acquire_returned", write=1, success=1)
+    lock(9000, "mmap_lock_released", write=1)
+    back = add(9500)
+    back.sys_exit.id, back.sys_exit.ret = 11, 0  # type: ignore[attr-defined]
+    switch = add(9900).sched_switch  # type: ignore[attr-defined]
+    switch.prev_pid, switch.prev_comm, switch.next_pid = 11, "mapper", 12
+    switch.next_comm, switch.prev_state = "other", 1
+    path = tmp_path / "trace.pftrace"
+    path.write_bytes(trace.SerializeToString())
+    events, _ = imported(path, tmp_path)
+    analysis = analyse(events, "6.18")
+    (hold,) = analysis.holds.frame().to_dicts()
+    assert (hold["operation"], hold["length"], hold["hold_ns"]) == ("munmap", 8 << 20, 6000)
+    assert events.tasks[11].pid == 10
+    assert events.tasks[12].comm == "other"
+    assert {EventKind.LOST, EventKind.SCHED_OUT, EventKind.SCHED_IN} <= set(events["kind"].tolist())
+
+
+def test_a_perfetto_trace_without_the_package_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.protobuf.message", None)
+    (tmp_path / "x.pftrace").write_bytes(b"\x0a\x02\x08\x01")
+    assert main(["import", str(tmp_path / "x.pftrace")]) == 2
+    assert "pip install 'zaplock[perfetto]'" in capsys.readouterr().err
+
+
+def test_an_unknown_call_is_no_row() -> None:
+    assert operation_row("read", [1]) == []
+    assert json.loads(json.dumps(operation_row("brk", [7]))) == [
+        {"kind": 3, "op": NAMES.index("brk"), "address": 7}
+    ]
