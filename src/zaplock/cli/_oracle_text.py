@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock.errors import UserError
-from zaplock.oracle.strace import HOW
+from zaplock.programs.recording import HOW
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report
     from zaplock.oracle.compare import Divergence
-    from zaplock.oracle.strace_replay import StraceVerdict
+    from zaplock.programs.replay import StraceVerdict
 
 
 def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:

@@ -22,7 +22,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report, SideMaker
-    from zaplock.oracle.strace_replay import StraceVerdict
+    from zaplock.programs.replay import StraceVerdict
 
 SUMMARY = "let the real kernel judge the model, operation by operation"
 
@@ -287,11 +287,11 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
 
 def _strace(files: list[str], as_json: bool) -> int:
     from zaplock.cli import _oracle_text
-    from zaplock.oracle import strace
-    from zaplock.oracle.strace_replay import StraceReplay
+    from zaplock.programs import recording
+    from zaplock.programs.replay import StraceReplay
 
     def replay(path: Path) -> StraceVerdict:
-        return StraceReplay(strace.parse(path)).play()
+        return StraceReplay(recording.parse(path)).play()
 
     if len(files) > 1:
         return _oracle_text.print_table(((Path(f), replay(Path(f))) for f in files), as_json)
@@ -301,7 +301,7 @@ def _strace(files: list[str], as_json: bool) -> int:
 def _trace(args: argparse.Namespace) -> int:
     """Record a program with all that a replay needs, and replay it."""
     from zaplock.oracle.bare_process import check_machine
-    from zaplock.oracle.tracer import record
+    from zaplock.programs.tracer import record
 
     if not args.command:
         raise UserError("no program to record: zaplock oracle --trace FILE -- PROGRAM ARGUMENTS")

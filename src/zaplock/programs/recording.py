@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
-from zaplock.oracle.strace_text import NAMES, arguments_and_rest, file_of, split_arguments
+from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zaplock.oracle.strace import (
+from zaplock.programs.recording import (
     EXECS,
     MAKES_PROCESS,
     UNKNOWN,
@@ -24,7 +24,7 @@ from zaplock.oracle.strace import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.oracle.strace_text import number
+from zaplock.programs.text import number
 
 
 class Fork(NamedTuple):

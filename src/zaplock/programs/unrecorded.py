@@ -30,10 +30,10 @@ from errno import (
 import msgspec
 
 from zaplock.model import flags as f
-from zaplock.oracle.strace import TracedCall
-from zaplock.oracle.strace_calls import mapped_file, mmap_call, numbers, shmat_call
-from zaplock.oracle.strace_text import CONSTANTS, descriptor, file_of, number
-from zaplock.oracle.strace_world import LiveSpace, StraceWorld, linker_of
+from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
+from zaplock.programs.recording import TracedCall
+from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
 LOCKING = ("mlock", "mlock2", "mlockall", "mmap", "mremap", "munlock")
@@ -207,7 +207,7 @@ def _without_names(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int
 
 def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """RLIMIT_MEMLOCK binds whoever has not CAP_IPC_LOCK."""
-    from zaplock.oracle.strace_calls import CALLS
+    from zaplock.programs.calls import CALLS
 
     world.limit(live, can_ipc_lock=False)
     return CALLS[call.name](world, live, call)

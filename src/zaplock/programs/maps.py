@@ -12,8 +12,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from zaplock.model import flags as f
-from zaplock.oracle.strace import Area
-from zaplock.oracle.strace_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recording import Area
 
 
 class MapsVerdict(NamedTuple):

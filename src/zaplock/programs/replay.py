@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from zaplock.model import flags as f
-from zaplock.oracle import strace_rules
 from zaplock.oracle.compare import result_text
-from zaplock.oracle.strace import UNKNOWN, Note, StraceRecording, TracedCall
-from zaplock.oracle.strace_calls import CALLS, NotRecorded, mmap_call, numbers, set_limit
-from zaplock.oracle.strace_maps import MapsVerdict, compare_maps
-from zaplock.oracle.strace_spaces import Fork, TracedSpace, spaces_of
-from zaplock.oracle.strace_text import descriptor, number
-from zaplock.oracle.strace_world import Cloud, LiveSpace, StraceWorld
+from zaplock.programs import unrecorded
+from zaplock.programs.calls import CALLS, NotRecorded, mmap_call, numbers, set_limit
+from zaplock.programs.maps import MapsVerdict, compare_maps
+from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
+from zaplock.programs.recording import UNKNOWN, Note, StraceRecording, TracedCall
+from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
+from zaplock.programs.text import descriptor, number
 
 ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
 
@@ -213,7 +213,7 @@ class StraceReplay:
             if call.result >= 0:
                 self._follow_in_cloud(live, call)
             return Ruling("refused", call, cloud.why)
-        taken = strace_rules.take_base(live, call)
+        taken = unrecorded.take_base(live, call)
         mark = self.world.mark(live)
         try:
             got = CALLS[call.name](self.world, live, call)
@@ -222,11 +222,11 @@ class StraceReplay:
             if got == call.result:
                 return Ruling("agrees", call)
             self.world.undo(live, mark)
-            for attempt in strace_rules.otherwise(self.world, live, call):
+            for attempt in unrecorded.otherwise(self.world, live, call):
                 if attempt() == call.result:
                     return Ruling("agrees", call)
                 self.world.undo(live, mark)
-            why = strace_rules.reason(self.world, live, call, got)
+            why = unrecorded.reason(self.world, live, call, got)
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
             told = str(error)
@@ -245,7 +245,7 @@ class StraceReplay:
         if call.name != "shmat":
             return False
         mark = self.world.mark(live)
-        for attempt in strace_rules.otherwise(self.world, live, call):
+        for attempt in unrecorded.otherwise(self.world, live, call):
             if attempt() == call.result:
                 return True
             self.world.undo(live, mark)

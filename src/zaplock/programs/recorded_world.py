@@ -22,8 +22,8 @@ from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, overlapping
-from zaplock.oracle.strace import Area
-from zaplock.oracle.strace_spaces import TracedSpace
+from zaplock.programs.recording import Area
+from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
 from zaplock.protocols.design import Cx
 

@@ -5,7 +5,7 @@ each call, which mappings have got pages of their own. Calls on one address spac
 one at a time, so their order is the order in which they took effect; one that waits for another
 thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
 
-The file is text as strace writes it (see `strace`).
+The file is text as strace writes it (see `recording`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import TextIO
 
 from zaplock.errors import UserError
 from zaplock.model.store import RangeMap, Store
-from zaplock.oracle import ptrace as p
 from zaplock.oracle import ring
-from zaplock.oracle import traced_text as text
-from zaplock.oracle.strace_text import NAMES
+from zaplock.programs import ptrace as p
+from zaplock.programs import spelling as text
+from zaplock.programs.text import NAMES
 
 PATIENCE_S = 1.0
 _FORKS = ("clone", "clone3", "fork", "vfork")

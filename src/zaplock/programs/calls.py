@@ -13,9 +13,9 @@ from typing import Any
 
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.model import flags as f
-from zaplock.oracle.strace import TracedCall
-from zaplock.oracle.strace_text import descriptor, field, file_of, number
-from zaplock.oracle.strace_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recording import TracedCall
+from zaplock.programs.text import descriptor, field, file_of, number
 from zaplock.protocols import (
     brk,
     madvise,

@@ -10,8 +10,8 @@ import pytest
 from test_oracle import needs_kernel
 
 from zaplock.cli import main
-from zaplock.oracle import strace, strace_text
-from zaplock.oracle.strace_replay import StraceReplay, StraceVerdict
+from zaplock.programs import recording
+from zaplock.programs.replay import StraceReplay, StraceVerdict
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 
@@ -33,7 +33,7 @@ UNCHANGED = "# end: 7ffff7efe000-7ffff7f00000 rw-p 00000000 00:00 0\n"
 def replay(tmp_path: Path, text: str, begin: str = BEGIN) -> StraceVerdict:
     path = tmp_path / "program.strace"
     path.write_text(begin + text)
-    return StraceReplay(strace.parse(path)).play()
+    return StraceReplay(recording.parse(path)).play()
 
 
 def ruled(tmp_path: Path, text: str, begin: str = BEGIN) -> tuple[int, int, int]:
@@ -44,7 +44,7 @@ def ruled(tmp_path: Path, text: str, begin: str = BEGIN) -> tuple[int, int, int]
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
 def test_a_program_agrees_to_the_last_mapping(path: Path) -> None:
-    verdict = StraceReplay(strace.parse(path)).play()
+    verdict = StraceReplay(recording.parse(path)).play()
     assert verdict.calls > 80
     assert not verdict.differing
     assert verdict.maps > 40
@@ -235,7 +235,7 @@ def test_files_of_ff_are_merged_by_time(tmp_path: Path) -> None:
         f"12:00:01.000300 {TWO} <0.000010>\n"
     )
     (tmp_path / "t.101").write_text(f"12:00:01.000200 {ONE} <0.000010>\n+++ exited with 0 +++\n")
-    verdict = StraceReplay(strace.parse(tmp_path / "t")).play()
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
@@ -278,7 +278,7 @@ def test_a_program_is_recorded_and_agrees(
     told = capfd.readouterr()
     assert "0 differences" in told.out
     assert path.read_text().count("execve(") >= 2
-    verdict = StraceReplay(strace.parse(path)).play()
+    verdict = StraceReplay(recording.parse(path)).play()
     assert verdict.calls > 100
     assert verdict.maps > 100
     assert not verdict.refused

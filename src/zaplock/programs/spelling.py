@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zaplock.oracle import ring
-from zaplock.oracle.strace_text import NAMES
+from zaplock.programs.text import NAMES
 
 # How many arguments a call has that the replay reads as plain numbers.
 PLAIN = {
