@@ -11,6 +11,7 @@ from test_oracle import needs_kernel
 
 from zaplock.cli import main
 from zaplock.programs import recording
+from zaplock.programs import text as strace_text
 from zaplock.programs.replay import StraceReplay, StraceVerdict
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
