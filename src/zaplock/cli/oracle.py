@@ -168,13 +168,19 @@ def _say_next(report: Report, args: argparse.Namespace) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.oracle import campaign, compare, corpus, script
+    from zaplock.oracle.bare_process import Lost
 
     sequence, why = corpus.load(Path(args.replay))
     if args.c:
         return _write_c(Path(args.replay), Path(args.c))
     bench = campaign.Bench(_other_side(args))
     try:
-        real = bench.real.run(sequence)
+        try:
+            real = bench.real.run(sequence)
+        except Lost as error:
+            raise UserError(
+                f"{args.replay}: {error}: make its ranges smaller, a sequence has 10 s"
+            ) from None
         found = compare.first_divergence(sequence, real, bench.model.run(sequence))
     finally:
         bench.close()

@@ -70,6 +70,7 @@ THEMES: dict[str, dict[str, int]] = {
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
@@ -87,8 +88,9 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
-ASKED_FOR = ("crowd", "hugetlb")
-"""Themes that run only when asked for: one is slow, the other needs a pool of huge pages."""
+ASKED_FOR = ("crowd", "hugetlb", "collapse")
+"""Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
+the third needs free huge pages at every moment."""
 
 _LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
 
@@ -145,7 +147,7 @@ class Generator:
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
         self._removes = self.chance(40)  # holes are punched into files in memory only
-        if self._theme == "huge" and self.chance(75):
+        if self._is_huge and self.chance(75):
             for op in _HUGE_PAGES:
                 self._remember(op)
                 self._made.append(op)
@@ -162,6 +164,10 @@ class Generator:
         if not self.chance(60 if self._theme == "move" else 20):
             return (WINDOW,)
         return (WINDOW, *self.random.sample(FAR_WINDOWS, self.random.randint(1, 3)))
+
+    @property
+    def _is_huge(self) -> bool:
+        return self._theme in ("huge", "collapse")
 
     @property
     def _goes_far(self) -> bool:
@@ -213,7 +219,7 @@ class Generator:
         if self._theme == "hugetlb":
             at = HUGE_WINDOW + PMD * self.random.randrange(4)
             return at if self.chance(75) else at + PAGE * self.random.randrange(512)
-        if self._theme == "huge" and self.chance(80):
+        if self._is_huge and self.chance(80):
             at = HUGE_WINDOW + PMD * self.random.randrange(3)
             return at if self.chance(60) else at + PAGE * self.random.randrange(512)
         return self.random.choice(self._windows) + PAGE * self.random.randrange(WINDOW_PAGES)
@@ -225,7 +231,7 @@ class Generator:
             return PMD * self.random.randint(1, 2) - PAGE * self.chance(10)
         if self._goes_far and r < 0.2:
             return self.random.choice(LONG) if r < 0.15 else PAGE * self.random.randint(28, 600)
-        if self._theme == "huge" and r < 0.5:
+        if self._is_huge and r < 0.5:
             return PMD * self.random.randint(1, 2)
         if r < 0.93:
             return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
@@ -263,8 +269,9 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    anonymous = g.chance(40 if g._theme == "file" else 75)
+    anonymous = g._theme == "collapse" or g.chance(40 if g._theme == "file" else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
+    kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
         kind = g.random.choice((0, _VALIDATE, _DROPPABLE, 4))
     if kind == _DROPPABLE and _DROPPABLE not in g.scope.mmap_flags:
@@ -325,7 +332,9 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
-    if g._theme == "huge" and g.chance(60):
+    if g._theme == "collapse" and g.chance(70):
+        return g.random.choice((25, 25, 25, 25, 4, 14, 15, 102, 103, 22, 23))
+    if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     advice = g.random.choice(g.scope.advice)
     return advice if advice != 9 or g._removes else 4
@@ -334,7 +343,7 @@ def _advice(g: Generator) -> int:
 def _madvise(g: Generator) -> tuple[Argument, ...]:
     """Advise, but neither on the ring (it lies above all else) nor to fill gigabytes."""
     (address, length), advice = _range(g), _advice(g)
-    if g._theme == "huge" and g.chance(20):
+    if g._is_huge and g.chance(20):
         address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
         advice = g.random.choice((4, 4, 22, 24, advice))
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING

@@ -39,6 +39,7 @@ from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
+from zaplock.protocols.collapse import collapse
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -248,6 +249,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
         await up_read(cx.mmap_lock)  # while the file system reads ahead
         await down_read(cx.mmap_lock)
+    if advice == f.MADV_COLLAPSE:
+        return await collapse(cx, vma, low, high)
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT):
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL

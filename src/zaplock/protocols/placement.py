@@ -121,31 +121,30 @@ def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> i
         return -ENOMEM
     if hint and hint <= top - length and is_clear(m, space, hint, length):
         return hint
+    padding = PMD_SIZE - PAGE_SIZE
     if flags & MAP_32BIT:
-        return lowest_gap(m, space, length, 0x4000_0000, top, PMD_SIZE)
-    padded = highest_gap(m, space, length + PMD_SIZE - PAGE_SIZE, space.limits.mmap_base)
+        found = lowest_gap(m, space, length + padding, 0x4000_0000, top)
+        return (found + padding) & -PMD_SIZE if found >= 0 else found
+    padded = highest_gap(m, space, length + padding, space.limits.mmap_base)
     if padded < 0:
         return padded
-    found = padded + PMD_SIZE - PAGE_SIZE
+    found = padded + padding
     return found - found % PMD_SIZE
 
 
-def lowest_gap(
-    m: Machine, space: Mm, length: int, at: int, top: int, align: int = PAGE_SIZE
-) -> int:
+def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:
     """Return the lowest address from `at` on with `length` bytes free below `top`, or -ENOMEM."""
-    at = -(-at // align) * align
     while at + length <= top:
         handle = lookup(m, space, at)
         vma = m.vmas[handle] if handle else None
         assert vma is None or isinstance(vma, Vma)
         if vma is not None and at + length > start_with_gap(space, vma):
-            at = -(-vma.end // align) * align
+            at = vma.end
             continue
         dying = tombstones_over(space, at, at + length)
         if not dying:
             return at
-        at = -(-space.dying[dying[-1]][0] // align) * align
+        at = space.dying[dying[-1]][0]
     return -ENOMEM
 
 
