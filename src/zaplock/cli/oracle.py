@@ -169,10 +169,17 @@ def _say_next(report: Report, args: argparse.Namespace) -> None:
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.oracle import campaign, compare, corpus, script
     from zaplock.oracle.bare_process import Lost
+    from zaplock.oracle.modelops import OPERATIONS
 
     sequence, why = corpus.load(Path(args.replay))
     if args.c:
         return _write_c(Path(args.replay), Path(args.c))
+    unknown = sorted({op.name for op in sequence} - set(OPERATIONS))
+    if unknown and not args.against_itself:
+        raise UserError(
+            f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "
+            "kernel with itself (--against-itself)"
+        )
     bench = campaign.Bench(_other_side(args))
     try:
         try:

@@ -325,6 +325,12 @@ def _range(g: Generator) -> tuple[Argument, int]:
     return g.address(), g.extent()
 
 
+def _page_and_length(g: Generator) -> tuple[Argument, int]:
+    """Choose where a read system call writes: whole pages, and eight bytes of a last one."""
+    (where,) = _access(g)
+    return where, PAGE * g.random.randint(0, 6) + g.random.choice((0, 0, 8, 2048))
+
+
 def _all_memory(g: Generator) -> tuple[Argument, int]:
     return g.address(), g.extent(wild=True)
 
@@ -407,7 +413,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
-    "pread": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
     "load": _access,
     "store": _access,
