@@ -139,7 +139,7 @@ def nobody(pid: int) -> contextlib.AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def bare(pid: int, groups: tuple[str, ...]) -> Iterator[None]:
-    with capturing(Options(pid=pid, groups=groups)) as capture:
+    with capturing(Options(pids=(pid,), groups=groups)) as capture:
         capture.start()
         yield
 

@@ -81,13 +81,13 @@ class PlainJudge:
         start = int(self.waits["start_ns"][wait])
         end = start + int(self.waits["wait_ns"][wait])
         lock = self.locks[int(self.waits["mm"][wait])]
-        edges = lock.edges(start, end)
-        if start < self.known_ns < end:
-            edges = np.union1d(edges, [self.known_ns])
+        edges, known_ns = lock.edges(start, end), self._known_since(wait, end)
+        if start < known_ns < end:
+            edges = np.union1d(edges, [known_ns])
         begin, span = edges[:-1], np.diff(edges)
         exclusive, shared = lock.exclusive_at(begin), lock.shared_at(begin)
         front, writes = self._front(lock, wait, begin), bool(self.waits["exclusive"][wait])
-        free = (exclusive == NOBODY) & (shared == NOBODY) & (begin >= self.known_ns)
+        free = (exclusive == NOBODY) & (shared == NOBODY) & (begin >= known_ns)
         reader = self._let_in(lock, wait, np.where(free, begin, end), end)
         read_held = (exclusive == NOBODY) & ((shared != NOBODY) | (reader != NOBODY))
         convoy = read_held & (front != NOBODY) & (not writes)
@@ -102,6 +102,19 @@ class PlainJudge:
         for row, share_ns in _sums(np.where(convoy, front, NOBODY), half):
             yield self._entry("queued-writer", self.waits, row, share_ns)
         yield NOBODY_HOLDS, NOBODY, 0, int(span[free & ~(blocked & (reader != NOBODY))].sum())
+
+    def _known_since(self, wait: int, end_ns: int) -> int:
+        """Walk through the holds: the first exclusive one after the segment's beginning."""
+        begins = [int(one) for one in self.begin_ns]
+        if not begins:
+            return 0
+        begin_ns = max((one for one in begins if one <= end_ns), default=begins[0])
+        holds = self.holds
+        for row in np.flatnonzero(holds["mm"] == self.waits["mm"][wait]).tolist():
+            start, length = int(holds["start_ns"][row]), int(holds["hold_ns"][row])
+            if holds["exclusive"][row] and length and start + length > begin_ns:
+                return min(max(start, begin_ns), end_ns)
+        return end_ns
 
     def _let_in(self, lock: LockHistory, wait: int, free_ns: Array, end: int) -> Array:
         """Return the waiting reader whose turn it is at each free instant, or NOBODY.

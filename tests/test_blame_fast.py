@@ -31,13 +31,17 @@ def assert_the_same(verdict: Judge, rows: list[int]) -> None:
             assert said.free_ns == expected.free_ns
 
 
-@given(intervals, intervals, st.sampled_from([FIFO, MODERN, SPINNING_READERS]), st.integers(-1, 40))
+begins = st.lists(st.integers(-1, 40), max_size=3).map(sorted)
+"""When the segments of a recording began; none: every lock was free at first."""
+
+
+@given(intervals, intervals, st.sampled_from([FIFO, MODERN, SPINNING_READERS]), begins)
 @settings(max_examples=200, deadline=None)
 def test_random_holds_and_waits(
     drawn_holds: list[tuple[int, int, bool]],
     drawn_waits: list[tuple[int, int, bool]],
     queue: object,
-    known_ns: int,
+    begun: list[int],
 ) -> None:
     held = consistent(drawn_holds)
     waited = [
@@ -46,7 +50,8 @@ def test_random_holds_and_waits(
     ]
     holds = Holds(table(HOLD, [row_of(hold, "hold_ns") for hold in held]), (), {})
     waits = Waits(table(WAIT, [row_of(wait, "wait_ns") for wait in waited]), (), {})
-    assert_the_same(judge(holds, waits, queue, known_ns=known_ns), list(range(len(waited))))
+    verdict = judge(holds, waits, queue, begin_ns=np.array(begun, np.int64))
+    assert_the_same(verdict, list(range(len(waited))))
 
 
 def longest(events: Events, kernel: str, count: int) -> tuple[Judge, list[int]]:

@@ -174,7 +174,9 @@ def test_nothing_is_joined_across_a_gap() -> None:
         (2, "exclusive", 80, 90),
     ]
     assert found["complete"].tolist() == [False, False, True]
-    assert waited(waits(events)) == [(1, 10, 11, "ACQUIRED")]
+    asked_before = waits(events)
+    assert waited(asked_before) == [(1, 10, 11, "ACQUIRED"), (2, 60, 80, "ACQUIRED")]
+    assert asked_before["partial"].tolist() == [False, True]
 
 
 def test_a_call_that_was_under_way_is_known_by_its_end() -> None:

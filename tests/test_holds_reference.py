@@ -40,20 +40,26 @@ class Lane:
 
     held: tuple[bool, int, bool] | None = None
     held_since: int = 0
+    begun: bool = False
     seen_edge: bool = False
     asked: tuple[bool, int, int] | None = None
     stories: list[tuple[int, bool, int, int, bool, bool]] = field(default_factory=list)
-    waits: list[tuple[bool, int, int, WaitOutcome]] = field(default_factory=list)
+    waits: list[tuple[bool, int, int, WaitOutcome, bool]] = field(default_factory=list)
     unmatched: int = 0
 
     def take(
         self, index: int, kind: EventKind, now: int, write: bool, success: bool, begin: int
     ) -> None:
+        first, self.begun = not self.begun, True
         if kind == EventKind.ASKED:
             self.asked = (write, now, index)
             return
         asked, self.asked = self.asked, None
         if kind == EventKind.ACQUIRED:
+            # Nobody gets it exclusively without asking: it asked before this stretch.
+            if first and write and now > begin:
+                outcome = WaitOutcome.ACQUIRED if success else WaitOutcome.KILLED
+                self.waits.append((write, begin, now, outcome, True))
             self.answer(asked, now, write, success)
             if success:
                 self.acquired(index, now, write, asked is not None and asked[0] == write)
@@ -68,7 +74,7 @@ class Lane:
         if not success and now - asked[1] < TRYLOCK_NS:
             return
         outcome = WaitOutcome.ACQUIRED if success else WaitOutcome.KILLED
-        self.waits.append((write, asked[1], now, outcome))
+        self.waits.append((write, asked[1], now, outcome, False))
 
     def acquired(self, index: int, now: int, write: bool, asked: bool) -> None:
         downgrades = self.held is not None and self.held[0] and not write and not asked
@@ -94,7 +100,7 @@ class Lane:
             write, index, downgraded = self.held
             self.stories.append((index, write, self.held_since, end, downgraded, False))
         if self.asked is not None and last:
-            self.waits.append((self.asked[0], self.asked[1], end, WaitOutcome.WAITING))
+            self.waits.append((self.asked[0], self.asked[1], end, WaitOutcome.WAITING, False))
 
 
 def clip(
@@ -180,5 +186,6 @@ def test_the_columns_agree_with_one_event_at_a_time(
             told["start_ns"].tolist(),
             told.end_ns.tolist(),
             told["outcome"].tolist(),
+            told["partial"].tolist(),
         )
     ) == sorted(expected_waits)

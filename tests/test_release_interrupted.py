@@ -6,6 +6,7 @@ story, one run each, in whatever thread executes it: more places than a real sig
 
 from __future__ import annotations
 
+import _thread
 import gc
 import mmap
 import sys
@@ -41,16 +42,26 @@ class Striker:
     """Counts the bytecodes of both rooms that threads execute, and raises at one of them."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.seen = at, 0
+        self.at, self.seen, self.over = at, 0, False
 
     def __enter__(self) -> Striker:
-        threading.settrace(self.enter)
+        soon.get_ident = self.get_ident  # the worker's first call
         sys.settrace(self.enter)
         return self
 
     def __exit__(self, *_arguments: object) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        soon.get_ident = _thread.get_ident
+        self.over = self.seen > self.at
+        self.at = sys.maxsize  # a thread that lives on is not struck later
+
+    def get_ident(self) -> int:
+        """Have a new thread traced from here on, and its caller's frame as well."""
+        if sys.gettrace() is None and threading.main_thread().ident != _thread.get_ident():
+            sys.settrace(self.enter)
+            caller = sys._getframe(1)
+            caller.f_trace, caller.f_trace_opcodes = self.step, True
+        return _thread.get_ident()
 
     def enter(self, frame: FrameType, _event: str, _argument: Any) -> Any:
         if self.seen > self.at or not frame.f_code.co_filename.startswith(ROOMS):
@@ -77,7 +88,7 @@ def new_worker() -> None:
     """Have a worker without a thread; the old one's ends."""
     flush()
     before, soon._worker = soon._worker, soon._Worker(alone=False)
-    before.thread = None
+    before.thread = 0
     before.wake.put(None)
 
 
@@ -227,7 +238,6 @@ STORIES = [
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Finalizers and threads tell of what struck them: that is not asked here."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _told: None)
-    monkeypatch.setattr(threading, "excepthook", lambda _told: None)
     gc.collect()
     gc.disable()
     yield
@@ -242,7 +252,7 @@ def struck_at(kind: type[Story], at: int) -> tuple[bool, Story]:
             story.act()
         except BaseException as error:
             story.saved = error  # its traceback keeps all frames, and what their names mean
-    return striker.seen > at, story
+    return striker.over, story
 
 
 def flush_in_time() -> None:

@@ -138,10 +138,10 @@ def test_a_job_whose_thread_cannot_start_is_not_left_behind(
 ) -> None:
     new_worker()
 
-    def start(self: threading.Thread) -> None:
+    def start(_function: Callable[[], object], _arguments: tuple[()]) -> int:
         raise error
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(soon, "start_new_thread", start)
     mapping = private()
     if isinstance(error, RuntimeError):
         assert release_soon(mapping).result(0).unmapped  # the caller did it

@@ -8,6 +8,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.protocols.design import Design
+    from zaplock.trace.quotas import CpuMax
 
 
 def parse_designs(names: list[str] | None) -> list[Design]:
@@ -23,3 +24,19 @@ def parse_designs(names: list[str] | None) -> list[Design]:
     if not wanted:
         raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
     return [load(name) for name in wanted]
+
+
+def parse_cpu_max(text: str) -> CpuMax:
+    """Read a quota as cpu.max has it, in microseconds: "10000/100000" or "10000 100000".
+
+    Raises UserError for anything else.
+    """
+    from zaplock.trace.quotas import CpuMax
+
+    parts = text.replace("/", " ").split()
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(
+            f"--cpu-max {text!r} is not QUOTA/PERIOD in microseconds, such as 10000/100000 (10 %)"
+        )
+    quota_us, period_us = map(int, parts)
+    return CpuMax(quota_us * 1000, period_us * 1000)

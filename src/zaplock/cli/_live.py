@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zaplock.trace.events import Events
+    from zaplock.trace.quotas import Quotas
+    from zaplock.trace.stacks import StackRow, Stacks
 
 MOST_EVENTS = 2_000_000
 """A window never has more events; a lock that busy shows all there is to see in less time."""
@@ -18,8 +20,17 @@ class Window:
     """The events of the last `window_ns`, as they come in."""
 
     def __init__(self, capture: Any, stream: Any, window_ns: int) -> None:
+        from zaplock.recorder.quota_watch import QuotaWatch
+        from zaplock.recorder.stack_keeper import StackKeeper
+
         self._capture, self._stream, self._window_ns = capture, stream, window_ns
         self._blocks: list[Any] = []
+        self._open: Any = None
+        sampler = capture.sampler
+        self._keeper = StackKeeper(sampler, stream.keeps) if sampler else None
+        self._rows: list[StackRow] = []
+        self._watch = QuotaWatch(lambda: list(stream.pids))
+        self._watch.start()
         self.began_ns = self.until_ns = time.monotonic_ns()
 
     def advance(self, seconds: float) -> tuple[Events, tuple[int, int]]:
@@ -32,48 +43,80 @@ class Window:
         return self._events(), (self.began_ns, self.until_ns)
 
     def _take(self) -> None:
+        from zaplock.recorder.stream import MARGIN_NS
+
         before_ns = time.monotonic_ns()
         columns = self._stream.feed(self._capture.buffers.drain(), before_ns)
         self.until_ns = before_ns
+        if self._keeper:
+            self._keeper.add(columns)
+            self._rows += self._keeper.ready(before_ns - MARGIN_NS)
         if len(columns["time_ns"]):
             self._blocks.append(columns)
         self._forget()
 
     def _forget(self) -> None:
-        """Drop blocks that left the window; at least the newest one stays."""
+        """Drop blocks that left the window, but for what is not over; the newest one stays."""
+        from zaplock.recorder.beginning import still_open
+        from zaplock.recorder.decode import merged
+
         while len(self._blocks) > 1 and (
             int(self._blocks[0]["time_ns"][-1]) < self.until_ns - self._window_ns
             or sum(len(block["time_ns"]) for block in self._blocks) > MOST_EVENTS
         ):
-            self.began_ns = int(self._blocks.pop(0)["time_ns"][-1])
+            old = self._blocks.pop(0)
+            self.began_ns = int(old["time_ns"][-1])
+            self._open = still_open(merged([self._open, old]) if self._open else old)
+        self._rows = [row for row in self._rows if row.time_ns >= self.began_ns]
+
+    def quotas(self) -> Quotas | None:
+        """Give what the cgroups' accounts said, None where none has a quota."""
+        return self._watch.found()
+
+    def close(self) -> None:
+        """End what reads the accounts."""
+        self._watch.stop()
+
+    def stacks(self) -> Stacks | None:
+        """Give the stacks of the window, None where the kernel gives none."""
+        from zaplock.trace.stacks import in_order
+
+        return in_order(self._rows, self._keeper.names()) if self._keeper else None
 
     def _events(self) -> Events:
         import numpy as np
 
+        from zaplock.recorder.first_look import first_look
         from zaplock.trace.events import EVENT, Events
-        from zaplock.trace.operations import NAMES
 
+        blocks = [self._open, *self._blocks] if self._open else self._blocks
         columns = {
-            name: np.concatenate([np.empty(0, EVENT[name]), *(b[name] for b in self._blocks)])
+            name: np.concatenate([np.empty(0, EVENT[name]), *(b[name] for b in blocks)])
             for name in EVENT.names or ()
         }
-        names = self._stream.names
-        return Events(columns, NAMES, dict(names.tasks), dict(names.mms))
+        names, operations = self._stream.names, tuple(self._stream.operations)
+        present = first_look(self._capture).at_present()
+        return Events(columns, operations, dict(names.tasks), dict(names.mms), present)
 
 
 @contextlib.contextmanager
-def window(pid: int | None, groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
+def window(pids: tuple[int, ...], groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
     """Record into a window while the block runs; UserError where recording isn't allowed."""
     from zaplock.recorder.capture import Options, capturing
+    from zaplock.recorder.first_look import first_look
     from zaplock.recorder.naming import TaskNames
     from zaplock.recorder.stream import Stream
 
-    with capturing(Options(pid=pid, groups=groups)) as capture:
+    with capturing(Options(pids=pids, groups=groups, kernel_stacks=True)) as capture:
         names = TaskNames()
-        if capture.target_mm is not None and pid is not None:
-            names.mms[capture.target_mm] = pid
-        stream = Stream(capture.layouts, names, mm=capture.target_mm, pids=capture.pids)
+        names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
+        stream = Stream(capture.layouts, names, pids=capture.pids)
         capture.start()
+        stream.begin(first_look(capture))
         # After the start: a task that is born later is told by its own event.
         names.snapshot()
-        yield Window(capture, stream, window_ns)
+        view = Window(capture, stream, window_ns)
+        try:
+            yield view
+        finally:
+            view.close()

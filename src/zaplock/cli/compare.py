@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zaplock.cli._designs import parse_designs
+from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -49,6 +49,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--backing", metavar="KIND", help="anonymous, zero, file, thp or hugetlb (anonymous)")
     add("--locked", action="store_true", help="lock the mapping in memory (mlock)")
     add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
+    add("--cpu-max", metavar="QUOTA/PERIOD", help="give the process so many us of CPU time in each "
+        "period, such as 10000/100000 (10 %%)")  # fmt: skip
     add("--hung-task-timeout", default="120s", metavar="TIME", help="report who waits longer "
         "uninterruptibly (120s)")  # fmt: skip
     add("--seed", type=int, default=1, metavar="N", help="when each bystander begins (1)")
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
     designs, profile = parse_designs(args.design), profiles.load(args.profile)
+    if args.measure_kernel and args.cpu_max:
+        raise UserError("--cpu-max is not for --measure-kernel (no cgroups there): leave one out")
     for path in (args.trace, args.plot):
         _require_writable(path, args.plot)
     comparison = compare(
@@ -101,6 +105,7 @@ def _experiment(args: argparse.Namespace) -> Experiment:
         nr_vmas=args.vmas,
         hung_task_timeout_ns=parse_duration(args.hung_task_timeout),
         seed=args.seed,
+        cpu_max=parse_cpu_max(args.cpu_max) if args.cpu_max else None,
     )
 
 
@@ -155,6 +160,7 @@ def _measured(
                     rate=args.rate or 1000,
                     locked=experiment.locked,
                     nr_vmas=experiment.nr_vmas,
+                    cpu_max=experiment.cpu_max,
                 )
     except UserError as error:
         print(f"zaplock compare: this kernel was not measured: {error}", file=sys.stderr)

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,19 +37,25 @@ SUMMARY = "record who holds the mmap_lock of a real process and who waits for it
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("-p", "--pid", type=int, help="record this process")
+    add_targets(parser)
     parser.add_argument("--children", action="store_true", help="and its children, with -p")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write (a new directory)")
     parser.add_argument(
         "-d", "--duration", metavar="TIME", help="stop after this time, such as 10s"
     )
     parser.add_argument("--faults", action="store_true", help="page faults of user mode as well")
-    parser.add_argument("--sched", action="store_true", help="who runs, sleeps and wakes as well")
+    parser.add_argument(
+        "--sched", action="store_true", help="who runs, sleeps and wakes, of everybody too"
+    )
+    parser.add_argument("--no-sched", action="store_true", help="leave it out, of a target too")
     parser.add_argument(
         "--contention", action="store_true", help="waits for the kernel's other locks as well"
     )
     parser.add_argument(
-        "--stacks", action="store_true", help="user stacks of those who get the lock (costs more)"
+        "--stacks", action="store_true", help="the program's stacks as well (costs more)"
+    )
+    parser.add_argument(
+        "--no-kernel-stacks", action="store_true", help="leave the kernel's stacks out"
     )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
@@ -76,21 +83,24 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.recorder.command import Command
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
-    if command and args.pid is not None:
-        raise UserError(f"-p {args.pid} and the command {command[0]!r}: give one of them")
-    if args.children and args.pid is None:
+    pids = targets(args)
+    if command and pids:
+        raise UserError(f"{spelt(args).strip()} and the command {command[0]!r}: give one of them")
+    if args.children and not pids:
         raise UserError("--children needs -p (a command's children are always recorded)")
-    if args.watch and args.pid is None:
+    if args.sched and args.no_sched:
+        raise UserError("--sched and --no-sched: give one of them")
+    if args.watch and len(pids) != 1:
         raise UserError("--watch needs -p PID: one process at a time can be watched")
     if not command:
-        return _record(args, args.pid, lambda: None, lambda: True)
+        return _record(args, pids, lambda: None, lambda: True)
     with Command(command) as started:
-        return _record(args, started.pid, started.open, started.running)
+        return _record(args, (started.pid,), started.open, started.running)
 
 
 def _record(
     args: argparse.Namespace,
-    pid: int | None,
+    pids: tuple[int, ...],
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
@@ -101,6 +111,7 @@ def _record(
     duration_ns = parse_duration(args.duration) if args.duration else None
     began_ns: list[int] = []
     flight = _flight(args)
+    watched = pids if not args.command else ()
     with Signals() as signals, _Line(path, quiet=args.json, watching=args.watch) as line:
 
         def begin() -> None:
@@ -109,40 +120,45 @@ def _record(
 
         def ended() -> bool:
             over = duration_ns is not None and time.monotonic_ns() - began_ns[0] >= duration_ns
-            return over or signals.asked or not running() or _gone(args.pid)
+            return over or signals.asked or not running() or _gone(watched)
 
         progress = record_to(
             path,
-            _options(args, pid),
+            _options(args, pids),
             ended=ended,
             flight=flight,
             started=begin,
             report=line.show,
             command_line=tuple(sys.argv),
-            target=_target(args, pid),
+            target=_target(args, pids),
         )
     _say(args, path, progress, flight)
     return 0
 
 
-def _gone(pid: int | None) -> bool:
+def _gone(pids: tuple[int, ...]) -> bool:
+    """Say whether there was a process to be recorded, and all of them have ended."""
     from zaplock.recorder.tracefs import start_time
 
-    return pid is not None and start_time(pid) is None
+    return bool(pids) and all(start_time(pid) is None for pid in pids)
 
 
-def _options(args: argparse.Namespace, pid: int | None) -> Options:
+def _options(args: argparse.Namespace, pids: tuple[int, ...]) -> Options:
     from zaplock.recorder.capture import Options
     from zaplock.units import parse_size
 
     groups = ["mmap_lock"]
     groups += [] if args.no_syscalls else ["syscalls"]
-    groups += [name for name in ("faults", "sched", "contention") if getattr(args, name)]
+    groups += [name for name in ("faults", "contention") if getattr(args, name)]
+    # Of one target it is cheap (docs/recording.md); of a whole machine it may be much.
+    sched = args.sched or (bool(pids) and not args.no_sched)
+    groups += ["sched"] if sched else []
     return Options(
-        pid=pid,
-        children=args.children or (pid is not None and args.pid is None),
+        pids=pids,
+        children=args.children or in_group(args) or bool(args.command),
         groups=tuple(groups),
         stacks=args.stacks,
+        kernel_stacks=not args.no_kernel_stacks,
         buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
         watch=args.watch,
     )
@@ -165,15 +181,15 @@ def _flight(args: argparse.Namespace) -> Flight | None:
     )
 
 
-def _target(args: argparse.Namespace, pid: int | None) -> str:
+def _target(args: argparse.Namespace, pids: tuple[int, ...]) -> str:
     from zaplock.recorder.naming import of_process
 
-    if pid is None:
+    if not pids:
         return "everybody"
-    if args.pid is None:
+    if args.command:
         return " ".join(args.command).removeprefix("-- ")
-    tasks = of_process(pid)
-    return f"{tasks[0].process} ({pid})" if tasks else str(pid)
+    named = {pid: of_process(pid) for pid in pids}
+    return ", ".join(f"{own[0].process} ({pid})" if own else str(pid) for pid, own in named.items())
 
 
 def _say(

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--csv", metavar="DIR", help="write holds.csv, waits.csv and blame.csv into DIR")
     add("--parquet", metavar="DIR", help="the same as Parquet")
     add("--html", metavar="PAGE", help="write one self-contained page with a zoomable timeline")
+    add("--folded", metavar="FILE", help="write the stacks as folded text for flame graphs")
     add("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev (.pftrace)")
 
 
@@ -55,14 +56,20 @@ def load(file: str) -> Analysis:
     """Read a recording and analyse it, showing on a terminal that this takes a while."""
     from zaplock.cli._busy import busy
     from zaplock.trace.analysis import analyse
-    from zaplock.trace.file import read
+    from zaplock.trace.file import read, read_quotas, read_stacks
 
     with busy(f"reading {file}"):
         recording = read(file)
     with busy("joining holds and waits"):
         about = recording.manifest
         span = (about.started_ns, about.ended_ns) if about.ended_ns else None
-        return analyse(recording.events, about.kernel, span=span)
+        return analyse(
+            recording.events,
+            about.kernel,
+            span=span,
+            stacks=read_stacks(file),
+            quotas=read_quotas(file),
+        )
 
 
 def _summary(analysis: Analysis) -> Summary:
@@ -98,6 +105,12 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
         summary = _summary(analysis)
         with busy(f"writing {args.html}"):
             written.append(write_html(summary, Path(args.html)))
+    if args.folded:
+        from zaplock.views.stacks import write_folded
+
+        summary = _summary(analysis)
+        with busy(f"writing {args.folded}"):
+            written.append(write_folded(summary, Path(args.folded)))
     if args.perfetto:
         from zaplock.views.perfetto import write_perfetto
 
@@ -117,5 +130,7 @@ def _next(args: argparse.Namespace, written: list[Path]) -> None:
         print(f"next: xdg-open {shlex.quote(args.html)}", file=out)
     elif args.perfetto:
         print("next: open it at ui.perfetto.dev (the file stays in your browser)", file=out)
+    elif args.folded:
+        print("next: open it at speedscope.app, or draw it: flamegraph.pl FILE > x.svg", file=out)
     else:
         print(f"next: zaplock report {file} --html report.html", file=out)

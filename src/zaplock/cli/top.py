@@ -13,6 +13,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SUMMARY = "watch live who holds and who waits"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock top`."""
     add = parser.add_argument
-    add("-p", "--pid", type=int, help="one process (default: the whole system)")
+    add_targets(parser)
     add("-i", "--interval", default="1s", metavar="TIME", help="from screen to screen (1s)")
     add("-w", "--window", default="10s", metavar="TIME", help="what a screen is about (10s)")
     add("-n", "--screens", type=int, metavar="N", help="end after N screens")
@@ -41,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
     if args.screens is not None and args.screens < 1:
         raise UserError(f"-n {args.screens} is less than 1: ask for at least one screen")
     interval = parse_duration(args.interval) / 1e9
-    with window(args.pid, ("mmap_lock", "syscalls"), parse_duration(args.window)) as view:
+    pids = targets(args)
+    groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
+    with window(pids, groups, parse_duration(args.window)) as view:
         _show(view, interval, args.screens, args.top)
-    target = f" -p {args.pid}" if args.pid else ""
-    print(f"next: zaplock record{target} -d 30s -o top.zaplock")
+    print(f"next: zaplock record{spelt(args)} -d 30s -o top.zaplock")
     return 0
 
 
@@ -72,5 +74,7 @@ def _screen(view: Window, interval: float, top: int) -> RenderableType:
     from zaplock.views.report_text import live_screen
 
     events, span = view.advance(interval)
-    analysis = analyse(events, os.uname().release, span=span)
+    analysis = analyse(
+        events, os.uname().release, span=span, stacks=view.stacks(), quotas=view.quotas()
+    )
     return live_screen(summarise(analysis, explain=500), top=top)

@@ -436,8 +436,9 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
-        "a task whose group has used up its CPU time stops when it returns to user mode, so never "
-        "with a lock in its hands",
+        "a task whose group has used up its CPU time (cpu.max) is throttled on its way back to "
+        '"user" mode, so never with a lock in its hands; before, anywhere in the "kernel"',
+        {"throttled_in": "user"},
     ),
     Change(
         "6.18", None, "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from zaplock.errors import UserError
 from zaplock.lab.profiles import Profile, predict
+from zaplock.trace.quotas import CpuMax
 
 PAGE = 4096
 HUGE = 2 << 20
@@ -30,7 +31,8 @@ class Experiment:
     Each bystander does one operation every `period_ns`, never two at a time; None lets it come
     about 400 times during the teardown, at least every 10 ms and at most every 20 us. `seed`
     decides when within its first period it begins. `hung_task_timeout_ns` is the kernel's
-    /proc/sys/kernel/hung_task_timeout_secs.
+    /proc/sys/kernel/hung_task_timeout_secs. `cpu_max` is the quota of the
+    process under study; foreign bystanders have none.
     """
 
     length: int
@@ -42,6 +44,7 @@ class Experiment:
     nr_vmas: int = 1
     hung_task_timeout_ns: int = 120 * 10**9
     seed: int = 1
+    cpu_max: CpuMax | None = None
 
     def period_under(self, profile: Profile) -> int:
         """Return the period of the bystanders on a machine with these costs."""
@@ -68,6 +71,9 @@ def checked(experiment: Experiment) -> Experiment:
     _between("cpus", experiment.cpus, 1, 4096)
     _between("vmas", experiment.nr_vmas, 1, min(65_000, experiment.length // unit))
     _between("hung task timeout in nanoseconds", experiment.hung_task_timeout_ns, 1, 1 << 60)
+    if experiment.cpu_max is not None:
+        _between("quota of cpu.max in nanoseconds", experiment.cpu_max.quota_ns, 10**6, 10**12)
+        _between("period of cpu.max in nanoseconds", experiment.cpu_max.period_ns, 10**6, 10**9)
     if experiment.period_ns is not None:
         _between("period in nanoseconds", experiment.period_ns, 1_000, 10**12)
     return experiment

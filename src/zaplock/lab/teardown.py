@@ -61,13 +61,16 @@ def run(
         policy=design.rwsem,
         sched=sched_of(profile, experiment.cpus),
         hung_task_timeout_ns=experiment.hung_task_timeout_ns,
+        cpu_max=experiment.cpu_max,
+        throttled_in=design.throttled_in,
     )
     look = by.stopwatch(lambda: engine.now_ns, engine.threads)
     period_ns = experiment.period_under(profile)
     called: list[int] = []
     program = _unmap(cx, experiment.length, look, called)
     calls = CallLog(lambda: engine.now_ns) if log_calls else None
-    engine.spawn(subject, calls.follow(program) if calls else program, at_ns=2 * period_ns)
+    started = calls.follow(program) if calls else program
+    engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
     engine.run()
     begin_ns, end_ns = called
@@ -126,7 +129,8 @@ def _spawn_bystanders(
         samples[name] = by.SimulatedSamples()
         program = by.keep_doing(Cx(design, task), name, period_ns, look, samples[name])
         begin_ns = 2 * period_ns if name == "fork" else 0
-        engine.spawn(task, program, at_ns=begin_ns + random.randrange(period_ns), background=True)
+        at_ns, limited = begin_ns + random.randrange(period_ns), mm == MM
+        engine.spawn(task, program, at_ns=at_ns, background=True, limited=limited)
     return samples
 
 

@@ -27,7 +27,7 @@ import platform
 import select
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -36,8 +36,10 @@ from typing import Any
 from zaplock.errors import UserError
 from zaplock.measure import lock_holds
 from zaplock.measure.children import Child, ChildError
+from zaplock.measure.cpu_limit import limited
 from zaplock.measure.plan import MeasurePlan, checked
 from zaplock.trace.outcome import Stalls, TeardownOutcome
+from zaplock.trace.quotas import CpuMax
 
 SUBJECT = "zaplock.measure.subject"
 FOREIGN = "zaplock.measure.foreign_bystander"
@@ -85,6 +87,7 @@ def measure(
     repeat: int = 1,
     timeout_s: float = 300.0,
     trace: bool = True,
+    cpu_max: CpuMax | None = None,
     progress: Progress = _silent,
 ) -> list[TeardownOutcome]:
     """Run the experiment `repeat` times on this kernel and return one outcome for each run.
@@ -96,7 +99,7 @@ def measure(
     if not 1 <= repeat <= 1000:
         raise UserError(f"repeat {repeat} must lie between 1 and 1000")
     wanted = MeasurePlan(
-        length, backing, teardown, tuple(bystanders), rate, locked, nr_vmas, timeout_s
+        length, backing, teardown, tuple(bystanders), rate, locked, nr_vmas, timeout_s, cpu_max
     )
     plan = checked(wanted)
     runs = [once(plan, trace=trace, progress=progress) for _ in range(repeat)]
@@ -117,7 +120,8 @@ def once(plan: MeasurePlan, *, trace: bool = True, progress: Progress = _silent)
             progress("idle", 0, 1)
             time.sleep(plan.idle_s)
             progress("teardown", 0, 1)
-            done = _teardown(subject, plan, deadline)
+            with limited(subject.pid, plan.cpu_max) if plan.cpu_max else nullcontext():
+                done = _teardown(subject, plan, deadline)
         samples = done["samples"] | {name: _samples(child) for name, child in watchers.items()}
     holds = view.of_thread(subject.pid, done["begin_ns"], done["end_ns"])
     return MeasuredRun(

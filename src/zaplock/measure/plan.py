@@ -11,6 +11,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.measure import mappings, memory, teardown
 from zaplock.measure.bystanders import FOREIGN, INSIDE, NAMES
+from zaplock.trace.quotas import CpuMax
 
 MAX_RATE = 1_000_000
 
@@ -20,7 +21,8 @@ class MeasurePlan:
     """One experiment: `length` bytes of `backing`, every page mapped, taken down once.
 
     `rate` is operations per second of each bystander (a closed loop: never more than one at a
-    time); `timeout_s` limits one repetition.
+    time); `timeout_s` limits one repetition; `cpu_max` is the quota of the process while it tears
+    down.
     """
 
     length: int
@@ -31,6 +33,7 @@ class MeasurePlan:
     locked: bool = False
     nr_vmas: int = 1
     timeout_s: float = 300.0
+    cpu_max: CpuMax | None = None
 
     @property
     def inside(self) -> list[str]:

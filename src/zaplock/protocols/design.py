@@ -106,6 +106,7 @@ class Design:
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"
     dirty_fault_lets_go: bool = False
+    throttled_in: Literal["kernel", "user"] = "kernel"
     gathers_first: bool = False
     realigns_moves: bool = False
     moves_many: bool = False

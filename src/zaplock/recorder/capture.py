@@ -22,45 +22,51 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.recorder import perf
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
-from zaplock.recorder.meanings import (
-    CONTENTION,
-    FOREIGN_CALLS,
-    GROUPS,
-    MMAP_LOCK,
-    NAMING,
-    USER_STACK,
+from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, MMAP_LOCK, NAMING
+from zaplock.recorder.stack_sampler import TRACEPOINTS, StackSampler, Wanted
+from zaplock.recorder.targets import (
+    LearnedMm,
+    check_namespace,
+    check_process,
+    descendants_of,
+    learn_mm,
+    threads_of,
 )
-from zaplock.recorder.targets import check_process, descendants_of, learn_mm, threads_of
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
 _NO_FILTER = "0"
-_RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
+RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
 """LCB_F_READ or LCB_F_WRITE, alone or with LCB_F_RT (include/trace/events/lock.h): a rwsem."""
+_MOST_MMS = 32
+"""Of more processes the kernel is not asked to filter by mm: that is done afterwards."""
 LOCK_WITHIN = 1024
 """The mmap_lock is the only rwsem in the first bytes of an mm_struct, wherever a kernel has it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to record. `pid` None is the whole system; `groups` are keys of `meanings.GROUPS`."""
+    """What to record. No `pids` is the whole system; `groups` are keys of `meanings.GROUPS`."""
 
-    pid: int | None = None
+    pids: tuple[int, ...] = ()
     children: bool = False
     groups: tuple[str, ...] = DEFAULT_GROUPS
     buffer_kb: int | None = None
     percent: int = 25
     """How full a buffer is before the reader wakes up."""
+    kernel_stacks: bool = False
+    """Sample kernel stacks of those who hold or wait (see `stack_sampler`)."""
     stacks: bool = False
-    """Take the user stack of whoever gets the lock (see `stacks`)."""
+    """And the program's stack, of everybody who gets the lock."""
     watch: bool = False
     """Begin with the contention of the target's lock alone; the rest waits for `Capture.widen`."""
 
@@ -71,7 +77,7 @@ class Options:
                 raise UserError(f"no events {group!r}: choose among {', '.join(GROUPS)}")
         if self.buffer_kb is not None and self.buffer_kb < 64:
             raise UserError(f"a buffer of {self.buffer_kb} KiB is under 64 KiB: give a larger one")
-        if self.watch and (self.pid is None or self.children):
+        if self.watch and (len(self.pids) != 1 or self.children):
             raise UserError("one process at a time can be watched: give -p PID, without --children")
         if not 0 <= self.percent <= 100:
             raise UserError(f"{self.percent} % of a buffer is not between 0 and 100")
@@ -94,17 +100,40 @@ class Capture:
     layouts: Layouts
     buffers: Buffers
     instances: list[Instance]
-    target_mm: int | None
+    learned: dict[int, LearnedMm]
+    """The mm of each process, and our own read of it, which may still wait for its lock; empty
+    where the kernel doesn't filter by mm."""
     pids: set[int] = field(default_factory=set)
     """The target's process ids at the beginning; empty for the whole system."""
     percent: int = 25
     later: list[tuple[Instance, str, str]] = field(default_factory=list)
     """What `widen` switches on: instance, event, filter."""
+    sampler: StackSampler | None = None
+    notes: tuple[str, ...] = ()
+    """What could not be had, and why."""
+
+    on_ns: int = 0
+    """From when on every instance let events in (CLOCK_MONOTONIC), and until when all of them did:
+    one cannot be switched together with another, and on a busy machine half a second may lie
+    between two. What one of them has beyond that is left out, since its counterpart is missing."""
+    off_ns: int | None = None
+
+    @property
+    def target_mm(self) -> int | None:
+        """The mm that is recorded, where it is one."""
+        return (
+            next((one.mm for one in self.learned.values()), None)
+            if len(self.learned) == 1
+            else None
+        )
 
     def start(self) -> None:
         """Let events in."""
+        if self.sampler and not self.later:
+            self.sampler.start()
         for instance in self.instances:
             instance.start()
+        self.on_ns = time.monotonic_ns()
 
     def widen(self) -> tuple[int, int]:
         """End the watch: switch on what was prepared, the lock events first.
@@ -115,6 +144,8 @@ class Capture:
         for instance, event, condition in self.later:
             instance.enable(event, condition)
             last_ns = time.monotonic_ns() if event in MMAP_LOCK else last_ns
+        if self.sampler and self.later:
+            self.sampler.start()
         self.later.clear()
         for instance in self.instances:
             _set_percent(instance, self.percent)
@@ -125,23 +156,32 @@ class Capture:
 
         None where it is the old one, has ended or can't be learned.
         """
+        if pid not in self.learned:
+            return None
         try:
-            mm = learn_mm(Tracefs(root(self), private=False), pid)
+            learned = learn_mm(Tracefs(root(self), private=False), pid)
         except UserError:
             return None
-        if self.target_mm is None or mm == self.target_mm:
+        if learned.mm == self.learned[pid].mm:
             return None
-        old, self.target_mm = self.target_mm, mm
+        before = _of_mms(self.learned)
+        self.learned[pid] = learned
         for instance in self.instances:
             for event in MMAP_LOCK:
-                if f"mm == {old:#x}" in instance.read(f"events/{event.replace(':', '/')}/filter"):
-                    instance.filter(event, f"mm == {mm:#x}")
-        return mm
+                if before in instance.read(f"events/{event.replace(':', '/')}/filter"):
+                    instance.filter(event, _of_mms(self.learned))
+        if self.sampler:
+            self.sampler.follow(_of_mms(self.learned), _queues_of(self.learned))
+        return learned.mm
 
     def stop(self) -> None:
-        """Let no more events in."""
+        """Let no more events in. Twice does no harm."""
+        if self.off_ns is None:
+            self.off_ns = time.monotonic_ns()
         for instance in self.instances:
             instance.stop()
+        if self.sampler:
+            self.sampler.stop()
 
     def lost_in_kernel(self) -> int:
         """Count the events that the kernel's own statistics call lost."""
@@ -155,25 +195,40 @@ def capturing(options: Options) -> Iterator[Capture]:
     Raises UserError where the kernel or the target does not allow it.
     """
     options.check()
-    if options.pid is not None:
-        check_process(options.pid)
+    check_namespace()
+    for pid in options.pids:
+        check_process(pid)
     with opened() as tracefs, contextlib.ExitStack() as stack:
         sweep(tracefs)
         layouts = _layouts(tracefs, options)
-        one_mm = options.pid is not None and not options.children
-        mm = learn_mm(tracefs, options.pid) if one_mm and options.pid is not None else None
+        locks, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
+        if not options.children and len(options.pids) <= _MOST_MMS:
+            learned = {pid: learn_mm(tracefs, pid, within=locks) for pid in options.pids}
         later: list[tuple[Instance, str, str]] = []
         enable = _enabler(layouts, later if options.watch else None)
-        instances = [_locks(stack, tracefs, enable, options, mm)]
-        pids: set[int] = set()
-        if options.pid is not None:
-            pids = descendants_of(options.pid) if options.children else {options.pid}
+        instances = [locks]
+        _locks(locks, enable, options, learned)
+        pids = set(options.pids)
+        if pids:
+            pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
-        if options.stacks:
-            instances.append(_stacks(stack, tracefs, enable, options, mm))
+        notes: list[str] = []
+        sampler = _sampler(tracefs, options, learned, pids, notes)
+        if sampler:
+            stack.callback(sampler.close)
         buffers = Buffers(instances, layouts.page.page_size)
         stack.callback(buffers.close)
-        capture = Capture(layouts, buffers, instances, mm, pids, options.percent, later)
+        capture = Capture(
+            layouts,
+            buffers,
+            instances,
+            learned,
+            pids,
+            options.percent,
+            later,
+            sampler,
+            tuple(notes),
+        )
         try:
             yield capture
         finally:
@@ -183,7 +238,7 @@ def capturing(options: Options) -> Iterator[Capture]:
 def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
     wanted = tuple(event for group in options.groups for event in GROUPS[group])
     wanted += tuple(event for event in CONTENTION if options.watch and event not in wanted)
-    wanted += NAMING + ((USER_STACK,) if options.stacks else ())
+    wanted += NAMING
     layouts = read_layouts(tracefs.path, wanted)
     if "mmap_lock" in options.groups and layouts.of(MMAP_LOCK[0]) is None:
         raise UserError(
@@ -231,30 +286,28 @@ def _enabler(layouts: Layouts, later: list[tuple[Instance, str, str]] | None) ->
     return enable
 
 
+def _of_mms(learned: Mapping[int, LearnedMm]) -> str:
+    """Make the filter of a lock event; "" where every lock is recorded."""
+    return " || ".join(f"mm == {one.mm:#x}" for one in learned.values())
+
+
 def _locks(
-    stack: contextlib.ExitStack,
-    tracefs: Tracefs,
-    enable: Enable,
-    options: Options,
-    mm: int | None,
-) -> Instance:
-    instance = _instance(stack, tracefs, options)
+    instance: Instance, enable: Enable, options: Options, learned: Mapping[int, LearnedMm]
+) -> None:
     for event in NAMING:
         if instance.has(event):
             instance.enable(event)
-    if options.watch and mm is not None:
-        near = f"lock_addr >= {mm:#x} && lock_addr < {mm + LOCK_WITHIN:#x}"
-        instance.enable(CONTENTION[0], f"{_RWSEM} && {near}")
+    if options.watch:
+        near = _near(learned[options.pids[0]].mm)
+        instance.enable(CONTENTION[0], f"{RWSEM} && {near}")
         instance.enable(CONTENTION[1], near)
     for group in options.groups:
         if group == "mmap_lock":
-            events = tuple(one for one in MMAP_LOCK if not (options.stacks and one == MMAP_LOCK[1]))
-            enable(instance, events, f"mm == {mm:#x}" if mm else "")
-        elif group in _OF_EVERYBODY or options.pid is None:
+            enable(instance, MMAP_LOCK, _of_mms(learned))
+        elif group in _OF_EVERYBODY or not options.pids:
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
         elif group == "syscalls":
             enable(instance, FOREIGN_CALLS, _NO_FILTER if options.watch else "")
-    return instance
 
 
 def _calls(
@@ -274,24 +327,41 @@ def _calls(
     return instance
 
 
-def _stacks(
-    stack: contextlib.ExitStack,
+def _sampler(
     tracefs: Tracefs,
-    enable: Enable,
     options: Options,
-    mm: int | None,
-) -> Instance:
-    """Make a third instance, since the option takes a stack at every event of its instance."""
-    instance = _instance(stack, tracefs, options)
+    learned: Mapping[int, LearnedMm],
+    pids: set[int],
+    notes: list[str],
+) -> StackSampler | None:
+    """Make what takes the call stacks; a note, where the kernel gives them to nobody."""
+    if not (options.stacks or options.kernel_stacks):
+        return None
+    wanted = Wanted(
+        ids={event: one for event in TRACEPOINTS if (one := tracefs.event_id(event))},
+        queue=_queues_of(learned),
+        mm=_of_mms(learned),
+        tids=() if learned else tuple(sorted(tid for pid in pids for tid in threads_of(pid))),
+        user=options.stacks,
+        sleeps="sched" in options.groups,
+    )
     try:
-        instance.write("options/userstacktrace", "1")
-    except OSError:
-        raise UserError(
-            "this kernel takes no user stacks (CONFIG_USER_STACKTRACE_SUPPORT): leave out --stacks"
-        ) from None
-    # So this event is left out of the other instance.
-    enable(instance, MMAP_LOCK[1:2], f"mm == {mm:#x}" if mm else "")
-    return instance
+        return StackSampler(wanted)
+    except OSError as error:
+        if options.stacks:
+            raise UserError(f"no stacks: {perf.why_not(error)}, or leave out --stacks") from None
+        notes.append(f"without kernel stacks: {perf.why_not(error)}")
+        return None
+
+
+def _near(mm: int) -> str:
+    return f"lock_addr >= {mm:#x} && lock_addr < {mm + LOCK_WITHIN:#x}"
+
+
+def _queues_of(learned: Mapping[int, LearnedMm]) -> str:
+    """Make the filter that lets through waits for these address spaces' locks; "" for all."""
+    near = " || ".join(f"({_near(one.mm)})" for one in learned.values())
+    return f"{RWSEM} && ({near})" if near else RWSEM
 
 
 def follow(instance: Instance, pids: set[int]) -> None:

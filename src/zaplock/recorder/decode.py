@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.layouts import EventField, EventLayout, Layouts
-from zaplock.recorder.meanings import NAMING, SCHED, USER_STACK, meanings
+from zaplock.recorder.meanings import NAMING, SCHED, meanings
 from zaplock.recorder.pages import walk
 from zaplock.trace.events import EVENT, NO_OP, EventKind
 
@@ -36,21 +36,11 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Stacks:
-    """User stacks: row i was taken at `time_ns[i]` by `tid[i]`; `frames[i]` ends in zeros."""
-
-    time_ns: NDArray[np.int64]
-    tid: NDArray[np.int32]
-    frames: NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
 class Decoded:
     """What some pages of one CPU hold. `columns` are in the order of the CPU's time."""
 
     columns: Columns
     facts: tuple[Fact, ...]
-    stacks: Stacks | None
 
 
 class Decoder:
@@ -60,7 +50,6 @@ class Decoder:
         self._page = layouts.page
         self._meanings = meanings(layouts.events)
         self._naming = [layout for layout in layouts.events if layout.event in NAMING]
-        self._stack = layouts.of(USER_STACK)
         self._switch = layouts.of(SCHED[0])
         # From an event's id to its place in `_meanings`, -1 where it has none.
         self._known = np.full(1 << 16, -1, np.int16)
@@ -69,6 +58,11 @@ class Decoder:
         self._kind = np.array([meaning.kind for meaning in self._meanings], np.uint8)
         self._op = np.array([meaning.op for meaning in self._meanings], np.int16)
         self._sources = self._grouped()
+
+    @property
+    def sees_calls(self) -> bool:
+        """Whether system calls are among the events."""
+        return EventKind.OP_BEGIN in self._kind
 
     def _grouped(self) -> list[tuple[str, EventField, NDArray[np.bool_]]]:
         """List (column, field, which meanings have it just there)."""
@@ -87,7 +81,6 @@ class Decoder:
         ids = data.view(np.uint16)[found.offset >> 1]
         which = self._known[ids]
         facts = tuple(self._facts(data, found.offset, found.time_ns, ids))
-        stacks = self._stacks(data, found.offset, found.time_ns, ids)
         offset, time_ns = found.offset, found.time_ns
         known = which >= 0
         if not known.all():
@@ -95,7 +88,7 @@ class Decoder:
         columns = self._columns(data, offset, time_ns, which, cpu)
         if self._switch is not None:
             columns = self._switched_in(columns, data, offset)
-        return Decoded(_with_losses(columns, found.losses, cpu), facts, stacks)
+        return Decoded(_with_losses(columns, found.losses, cpu), facts)
 
     def _columns(
         self,
@@ -153,25 +146,6 @@ class Decoder:
             if len(rows):
                 facts += _facts_of(layout, data, offset[rows], time_ns[rows])
         return sorted(facts, key=lambda fact: fact.time_ns)
-
-    def _stacks(
-        self,
-        data: NDArray[np.uint8],
-        offset: NDArray[np.int64],
-        time_ns: NDArray[np.int64],
-        ids: NDArray[np.uint16],
-    ) -> Stacks | None:
-        if self._stack is None:
-            return None
-        rows = np.flatnonzero(ids == self._stack.id)
-        caller, pid = self._stack.field("caller"), self._stack.field("common_pid")
-        if caller is None or pid is None or not len(rows):
-            return None
-        frames = [
-            gather(data, offset[rows], EventField("caller", caller.offset + 8 * i, 8, False))
-            for i in range(caller.size // 8)
-        ]
-        return Stacks(time_ns[rows], gather(data, offset[rows], pid), np.stack(frames, axis=1))
 
 
 def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: EventField) -> NDArray[Any]:

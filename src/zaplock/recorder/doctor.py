@@ -16,6 +16,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
+from zaplock.recorder.targets import check_namespace
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted, opened, start_time
 
 
@@ -51,7 +52,7 @@ _NEWER = "boot Linux 5.11 or newer"
 
 def examine() -> list[Finding]:
     """Look at everything that zaplock uses on this machine, the needed things first."""
-    found = [_kernel(), _root()]
+    found = [_kernel(), _root(), _namespace()]
     try:
         with opened() as tracefs:
             found += [
@@ -89,6 +90,15 @@ def _root() -> Finding:
     ok = bool(capable >> 21 & 1)
     seen = f"user {os.geteuid()}, CAP_SYS_ADMIN {'held' if ok else 'missing'}"
     return Finding("root", ok, seen, "open tracefs", "" if ok else _SUDO, True)
+
+
+def _namespace() -> Finding:
+    try:
+        check_namespace()
+    except UserError as error:
+        seen, _, mend = str(error).partition(": ")
+        return Finding("host's pids", False, seen, "name the tasks of a trace", mend, True)
+    return Finding("host's pids", True, "those of /proc", "name the tasks of a trace", needed=True)
 
 
 def _effective_capabilities() -> int:

@@ -9,7 +9,8 @@ A thread takes the pages out of the kernel's buffers while the block runs; nothi
 is switched off. `zaplock record` uses `zaplock.recorder.session`, which writes a file meanwhile.
 
 Root is needed; UserError says so in one line. What is recorded is a process's lock with all who
-ask for it (`pid`), that of its children too (`children`), or every lock of the machine (no `pid`).
+ask for it (`pid`, one or several), that of its children too (`children`), or every lock of the
+machine (no `pid`).
 Gaps show as rows of Kind.LOST and in `recorder.lost_events`.
 """
 
@@ -22,10 +23,15 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.first_look import first_look
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.quota_watch import QuotaWatch
+from zaplock.recorder.snapshot import NOT_WHOLE
+from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.operations import NAMES
+from zaplock.trace.quotas import Quotas
+from zaplock.trace.stacks import Stacks, in_order
 
 _WAKE_MS = 500
 
@@ -40,16 +46,20 @@ class Recorder:
         self._bytes = 0
         self._ended = threading.Event()
         names = TaskNames()
-        if capture.target_mm is not None and options.pid is not None:
-            names.mms[capture.target_mm] = options.pid
+        names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
         self._stream = Stream(
             capture.layouts,
             names,
-            mm=capture.target_mm,
             pids=capture.pids,
             children=options.children,
         )
         self._events: Events | None = None
+        sampler = capture.sampler
+        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
+        self._found: Stacks | None = None
+        self._quotas = (
+            QuotaWatch(lambda: list(self._stream.pids)) if "sched" in options.groups else None
+        )
         self._thread = threading.Thread(target=self._collect, daemon=True)
 
     @property
@@ -58,24 +68,50 @@ class Recorder:
         return self._capture.target_mm
 
     @property
+    def notes(self) -> list[str]:
+        """What the recording lacks, beyond lost events."""
+        return [] if self._stream.looked_at_all else [NOT_WHOLE]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """From when to when (CLOCK_MONOTONIC) everything was recorded."""
+        return self._capture.on_ns, self._capture.off_ns or time.monotonic_ns()
+
+    @property
     def lost_events(self) -> int:
-        """How many events are missing, as far as the kernel counts them. After the block only."""
+        """How many events are missing, as far as the kernel counts them. After its end only."""
         events = self.events()
         lost = events["length"][events["kind"] == EventKind.LOST]
         return int(lost[lost > 0].sum())
 
     def events(self) -> Events:
-        """Decode what was recorded. After the block only; the same value each time."""
+        """Decode what was recorded. After its end only; the same value each time."""
         if not self._ended.is_set():
-            raise RuntimeError("the recording still runs: leave the with block first")
+            raise RuntimeError("the recording still runs: stop it, or leave the with block first")
         if self._events is None:
-            self._stream.feed([], 0)
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
+            names = self._stream.names
+            if self._keeper:
+                self._keeper.add(columns)
+                self._found = in_order(self._keeper.ready(), self._keeper.names())
             self._events = Events(
-                columns, NAMES, dict(self._stream.names.tasks), dict(self._stream.names.mms)
+                columns,
+                tuple(self._stream.operations),
+                dict(names.tasks),
+                dict(names.mms),
+                self._stream.found,
             )
         return self._events
+
+    def quotas(self) -> Quotas | None:
+        """Give what the cgroups' accounts said, None where none has a quota. After the block."""
+        return self._quotas.found() if self._quotas else None
+
+    def stacks(self) -> Stacks | None:
+        """Give the stacks that were taken, None where none could be. After the block only."""
+        self.events()
+        return self._found
 
     def _collect(self) -> None:
         while not self._ended.is_set():
@@ -92,12 +128,24 @@ class Recorder:
 
     def _run(self) -> None:
         self._thread.start()
+        if self._quotas:
+            self._quotas.start()
         self._capture.start()
+        self._stream.begin(first_look(self._capture))
         # After the start: a task that is born later is told by its own event.
         self._stream.names.snapshot()
 
-    def _end(self) -> None:
+    def stop(self) -> None:
+        """End the recording before the block ends: its events can be read, the rest takes a while.
+
+        Twice does no harm.
+        """
+        if self._ended.is_set():
+            return
         self._capture.stop()
+        if self._quotas:
+            self._quotas.stop()
+        self._stream.end(self.span[1])
         self._ended.set()
         self._capture.buffers.wake()
         self._thread.join()
@@ -105,28 +153,42 @@ class Recorder:
             self._chunks += taken
 
 
+def _pids(pid: int | Iterable[int] | None) -> tuple[int, ...]:
+    if pid is None:
+        return ()
+    return (pid,) if isinstance(pid, int) else tuple(pid)
+
+
 @contextlib.contextmanager
 def record_mm(
-    pid: int | None = None,
+    pid: int | Iterable[int] | None = None,
     *,
     events: Iterable[str] = DEFAULT_GROUPS,
     children: bool = False,
     buffer_kb: int | None = None,
     limit_bytes: int = 2 << 30,
+    kernel_stacks: bool = False,
 ) -> Iterator[Recorder]:
     """Record while the block runs; read `.events()` of what this gives afterwards.
 
     `events` are groups: mmap_lock, syscalls, faults, contention, sched. `buffer_kb` is the kernel's
     buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
-    it events are lost and counted.
+    it events are lost and counted. With `kernel_stacks`, `.stacks()` says where those who held and
+    waited were, as far as the kernel gives it.
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
-    options = Options(pid=pid, children=children, groups=tuple(events), buffer_kb=buffer_kb)
+    options = Options(
+        pids=_pids(pid),
+        children=children,
+        groups=tuple(events),
+        buffer_kb=buffer_kb,
+        kernel_stacks=kernel_stacks,
+    )
     with capturing(options) as capture:
         recorder = Recorder(capture, options, limit_bytes)
         recorder._run()
         try:
             yield recorder
         finally:
-            recorder._end()
+            recorder.stop()

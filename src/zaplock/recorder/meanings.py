@@ -35,7 +35,6 @@ FAULTS = ("exceptions:page_fault_user",)
 CONTENTION = ("lock:contention_begin", "lock:contention_end")
 SCHED = ("sched:sched_switch", "sched:sched_wakeup")
 NAMING = ("task:task_newtask", "task:task_rename", "sched:sched_process_exit")
-USER_STACK = "ftrace:user_stack"
 
 GROUPS = {
     "mmap_lock": MMAP_LOCK,
@@ -70,7 +69,7 @@ _PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
 
 
 def meanings(layouts: Iterable[EventLayout]) -> list[Meaning]:
-    """Say what each of these events means; those without a kind (names, stacks) are left out."""
+    """Say what each of these events means; those without a kind (names) are left out."""
     found = [_meaning(layout) for layout in layouts]
     return [meaning for meaning in found if meaning is not None]
 
@@ -78,7 +77,9 @@ def meanings(layouts: Iterable[EventLayout]) -> list[Meaning]:
 def _meaning(layout: EventLayout) -> Meaning | None:
     if layout.event in _PLAIN:
         kind, names = _PLAIN[layout.event]
-        return Meaning(layout, kind, {"tid": _field(layout, "common_pid"), **_named(layout, names)})
+        running = _field(layout, "common_pid")
+        waker = {"detail": running} if kind == EventKind.WAKEUP else {}
+        return Meaning(layout, kind, {"tid": running, **waker, **_named(layout, names)})
     for index, operation in enumerate(OPERATIONS):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
             return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)

@@ -152,6 +152,10 @@ class TaskNames:
         for _, tell in sorted(story, key=lambda pair: pair[0]):
             tell()
 
+    def owns_since_before(self, pid: int, mm: int) -> None:
+        """Learn whose an address space is that was there before the recording began."""
+        self.mms.setdefault(self.owners.owns(pid, mm, 0), pid)
+
     def _owns(self, tid: int, mm: int, time_ns: int) -> None:
         pid = self.tasks[tid].pid if tid in self.tasks else tid
         self.mms.setdefault(self.owners.owns(pid, mm, time_ns), pid)

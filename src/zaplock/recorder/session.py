@@ -16,6 +16,7 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,23 +26,29 @@ import numpy as np
 import polars as pl
 
 from zaplock.errors import UserError
+from zaplock.recorder.beginning import still_open
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import Capture, Options, capturing
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
+from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired, Trigger
 from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.stream import Stream
-from zaplock.recorder.symbols import describe
+from zaplock.recorder.quota_watch import QuotaWatch
+from zaplock.recorder.snapshot import NOT_WHOLE
+from zaplock.recorder.stack_keeper import StackKeeper
+from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.watch import watch
-from zaplock.trace.events import EVENT, NO_OP, EventKind
+from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
 from zaplock.trace.file import Manifest, Writer
 from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
 _NICE = 10
+SCHED = "sched"
 _BLOCK_EVENTS = 1_000_000
 _SECOND = 1_000_000_000
+_END_OF_TIME = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +125,25 @@ class _Session:
         self._stream = Stream(
             capture.layouts,
             self._names,
-            mm=capture.target_mm,
             pids=capture.pids,
             children=options.children,
         )
-        if capture.target_mm is not None and options.pid is not None:
-            self._names.mms[capture.target_mm] = options.pid
+        self._names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
         self._trigger = Trigger(
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._limit_ns = flight.wait_ns if flight else 0
         self._feeder = Feeder(capture.buffers, writer.path)
-        self._addresses: dict[int, set[int]] = {}
+        sampler = capture.sampler
+        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
+        self._quotas = QuotaWatch(lambda: list(self._stream.pids))
+        self._complete_ns = 0
+        """Up to here all events have been taken."""
+        self._open = nothing()
+        """What was not over when the oldest block that is kept began."""
+        self._ends: deque[tuple[int, Columns]] = deque()
+        """When each block that is kept ended, and what was not over then."""
+        self._told: tuple[FoundTask, ...] = ()
         self._block: list[Columns] = []
         self._block_events = 0
         self._began = time.monotonic()
@@ -143,12 +157,21 @@ class _Session:
         ended: Callable[[], bool],
         report: Callable[[RecordingProgress], None],
     ) -> None:
+        self._progress.notes += self._capture.notes
+        if self._keeper and self._options.stacks:
+            self._keeper.code.snapshot(self._capture.pids)
         try:
             self._capture.start()
+            if not self._options.watch:
+                self._stream.begin(first_look(self._capture))
+                self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
+                self._writer.change(started_ns=self._capture.on_ns)
             self._names.snapshot()
             started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
+            if SCHED in self._options.groups:
+                self._quotas.start()
             self._feeder.start()
             _step_aside()
             while not (ended() or self._fired_long_ago()):
@@ -157,13 +180,17 @@ class _Session:
                 report(self._progress)
         finally:
             self._capture.stop()
+            self._quotas.stop()
             self._feeder.stop()
-        self._ended_at = time.monotonic_ns()
+        self._ended_at = self._capture.off_ns or time.monotonic_ns()
+        self._stream.end(self._ended_at)
         self._take_the_rest(report)
         self._add(self._stream.rest())
         self._add(self._unexplained_loss())
         self._flush()
+        self._writer.append(self._open)
         self._name_frames()
+        self._writer.write_quotas(*self._quotas.rows())
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
         report(self._progress)
@@ -178,22 +205,21 @@ class _Session:
             report(self._progress)
             return ended()
 
-        noticed = watch(self._capture, self._names, self._limit_ns, over)
+        noticed = watch(self._capture, self._names, self._limit_ns, over, self._stream.operations)
         if noticed:
-            fired, first, on_ns = noticed
-            self._fire(fired)
+            self._fire(noticed.fired)
             self._began = time.monotonic()
-            self._writer.change(started_ns=on_ns)
-            self._add(first)
+            self._writer.change(started_ns=noticed.on_ns)
+            self._stream.resume(noticed.found, noticed.hidden)
+            self._add(noticed.first)
 
     def discard(self) -> None:
         """Delete what was spooled and could not be written."""
         self._feeder.discard()
 
     def _follow_exec(self) -> None:
-        """Go with the one process that is recorded into the address space that its exec made."""
-        pid = self._options.pid
-        if pid in self._names.renamed and pid is not None and self._capture.target_mm is not None:
+        """Go with a process that is recorded into the address space that its exec made."""
+        for pid in self._names.renamed & self._capture.learned.keys():
             mm = self._capture.follow_exec(pid)
             if mm is not None:
                 self._names.mms[mm] = pid
@@ -209,17 +235,27 @@ class _Session:
     def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
         columns = self._stream.feed(chunks, before_ns)
         self._add(columns)
+        self._complete_ns = before_ns - MARGIN_NS
         if self._flight and self._progress.fired is None:
             self._watch(columns, before_ns)
         if self._due():
             self._flush()
             if self._flight and self._progress.fired is None:
-                self._writer.drop_before(before_ns - self._flight.keep_ns)
-                self._names.forget(before_ns - self._flight.keep_ns)
+                self._forget(before_ns - self._flight.keep_ns)
+
+    def _forget(self, before_ns: int) -> None:
+        """Forget the blocks before an instant, but for what they began and did not end."""
+        self._writer.drop_before(before_ns)
+        self._names.forget(before_ns)
+        while self._ends and self._ends[0][0] < before_ns:
+            from_ns, self._open = self._ends.popleft()
+            self._writer.change(started_ns=from_ns)
 
     def _add(self, columns: Columns) -> None:
         count = len(columns["time_ns"])
         if count:
+            if self._keeper:
+                self._keeper.add(columns)
             self._block.append(columns)
             self._block_events += count
         progress = self._progress
@@ -237,6 +273,9 @@ class _Session:
     def _fire(self, fired: Fired) -> None:
         self._progress.fired = fired
         self._progress.notes.append(_what_fired(fired, self._names))
+        if not self._options.watch:  # which has looked already
+            looked = first_look(self._capture).at_present()
+            self._stream.found += tuple(task for task in looked if task.does)
         self._stop_at_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
 
     def _fired_long_ago(self) -> bool:
@@ -249,39 +288,51 @@ class _Session:
 
     def _flush(self) -> None:
         if self._block:
-            self._writer.append(merged(self._block))
+            block = merged(self._block)
+            self._writer.append(block)
+            if self._flight:
+                before = self._ends[-1][1] if self._ends else self._open
+                left = still_open(merged([before, block]))
+                self._ends.append((int(block["time_ns"].max()), left))
         self._writer.name(self._names.tasks, self._names.mms)
-        self._flush_stacks()
+        self._tell_the_beginning()
+        self._flush_stacks(self._complete_ns)
         self._block, self._block_events = [], 0
         self._wrote = time.monotonic()
 
-    def _flush_stacks(self) -> None:
-        stacks = self._stream.stacks
-        if stacks:
-            frames = np.concatenate([part.frames for part in stacks])
-            tid = np.concatenate([part.tid for part in stacks])
-            self._writer.append_stacks(
-                np.concatenate([part.time_ns for part in stacks]), tid, frames
-            )
-            for one in np.unique(tid).tolist():
-                task = self._names.tasks.get(one)
-                seen = self._addresses.setdefault(task.pid if task else one, set())
-                seen.update(np.unique(frames[tid == one]).tolist())
-            stacks.clear()
+    def _tell_the_beginning(self) -> None:
+        """Write what was found at the beginning, once it is settled."""
+        found, operations = self._stream.found, tuple(self._stream.operations)
+        if found and found != self._told:
+            self._writer.find(found)
+            self._writer.change(operations=operations)
+            self._told = found
+
+    def _flush_stacks(self, horizon_ns: int) -> None:
+        if self._keeper:
+            self._writer.append_stacks(self._keeper.ready(horizon_ns))
 
     def _name_frames(self) -> None:
-        """Say what code the frames are: after the end, since it reads /proc/PID/maps."""
-        texts, gone = {}, []
-        for pid, addresses in self._addresses.items():
-            described = describe(pid, addresses - {0})
-            gone += [pid] if not described and addresses - {0} else []
-            texts.update({(pid, address): text for address, text in described.items()})
-        if gone:
+        """Say what code the stacks are in: after the end, since it may read /proc/PID/maps."""
+        keeper = self._keeper
+        if keeper is None:
+            return
+        self._flush_stacks(_END_OF_TIME)
+        names = keeper.names()
+        if names:
+            self._writer.name_frames(names)
+        if keeper.lost:
+            self._progress.notes.append(f"{keeper.lost:,} stacks were lost: the machine was busy")
+        if count := len(keeper.code.nameless):
             self._progress.notes.append(
-                f"stacks of {len(gone)} process(es) that have ended are bare addresses"
+                f"stacks of {count} process(es) that ended are bare addresses: they ran before the "
+                "recording began"
             )
-        if texts:
-            self._writer.name_frames(texts)
+        for pid in sorted(keeper.code.unwalked):
+            self._progress.notes.append(
+                f"process {pid} wrote a map of its functions, but no stack reaches them: its "
+                "runtime has no frame pointers (docs/recording.md, Stacks)"
+            )
 
     def _unexplained_loss(self) -> Columns:
         """Tell losses that the kernel counted but no page told: those at the very end."""

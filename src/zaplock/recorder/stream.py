@@ -11,15 +11,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from zaplock.recorder.beginning import Beginning, Endings, rows
 from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.decode import Columns, Decoder, Fact, Stacks, merged, nothing
+from zaplock.recorder.decode import Columns, Decoder, Fact, merged, nothing
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
-from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.events import EVENT, EventKind, FoundTask
 from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
-_MARGIN_NS = 1_000_000
+MARGIN_NS = 1_000_000
+"""So much before a drain began its events are surely complete."""
 _USER_END = 1 << 62
 """Beyond every user address: a program may pass any number, and the kernel refuses it."""
 _MANY = 10_000
@@ -35,8 +37,8 @@ _EXIT, _EXIT_GROUP = NAMES.index("exit"), NAMES.index("exit_group")
 class Stream:
     """Decode, order, name and narrow what the buffers give.
 
-    `mm` keeps the lock events of one mm, `pids` those of the mms that these processes (and, with
-    `children`, their offspring) turn out to own; without either everything is kept.
+    `pids` keeps the lock events of the mms that these processes (and, with `children`, their
+    offspring) are known or turn out to own; without them everything is kept.
     """
 
     def __init__(
@@ -44,21 +46,37 @@ class Stream:
         layouts: Layouts,
         names: TaskNames,
         *,
-        mm: int | None = None,
         pids: Iterable[int] = (),
         children: bool = False,
     ) -> None:
         self.names = names
-        self.stacks: list[Stacks] = []
         self.pids = set(pids)
+        self.operations = list(NAMES)
+        """What the column `op` counts: the recorded system calls, and what a look found."""
+        self.found: tuple[FoundTask, ...] = ()
+        """What was already so when the recording began."""
+        self.looked_at_all = True
+        """Whether there was time to look at every process for what was already so."""
+        self._beginning: Beginning | None = None
+        self._endings = Endings()
+        self._hidden: list[int] = []
+        self._on_ns, self._off_ns = 0, 1 << 62
         self._decoder = Decoder(layouts)
         self._page_size = layouts.page.page_size
-        self._by_owner = mm is None
         self._children = children
         self._held = nothing()
         self._brk: dict[int, int] = {}
         self._exiting: set[int] = set()
         """Tasks that called exit or exit_group and have not ended yet."""
+
+    def begin(self, beginning: Beginning) -> None:
+        """Begin with what a look found."""
+        self._beginning = beginning
+        self.looked_at_all = beginning.look.whole
+        self._on_ns = beginning.on_ns
+        self._hidden = list(beginning.hidden)
+        for pid, mm in beginning.mms.items():
+            self.names.owns_since_before(pid, mm)
 
     def feed(self, chunks: list[Chunk], before_ns: int) -> Columns:
         """Take the chunks of a drain that began at `before_ns`; give what is complete by now."""
@@ -69,18 +87,29 @@ class Stream:
                 decoded = self._decoder.decode(pages[start : start + _PAGES * self._page_size], cpu)
                 parts.append(decoded.columns)
                 facts += decoded.facts
-                self.stacks += [decoded.stacks] if decoded.stacks else []
-        columns = merged(parts)
         facts.sort(key=lambda fact: fact.time_ns)
-        columns = merged([columns, self._exits(columns, facts)])
+        columns = merged(parts)
+        columns = self._within(merged([columns, self._exits(columns, facts)]))
         self._learn(facts)
-        ready = int(np.searchsorted(columns["time_ns"], before_ns - _MARGIN_NS))
+        ready = int(np.searchsorted(columns["time_ns"], before_ns - MARGIN_NS))
+        if self._beginning and self._beginning.looked_ns > before_ns - MARGIN_NS:
+            self._held = columns  # what was so at the beginning isn't settled before the look ended
+            return nothing()
         self._held = {name: column[ready:] for name, column in columns.items()}
         return self._finished({name: column[:ready] for name, column in columns.items()})
 
+    def _within(self, columns: Columns) -> Columns:
+        """Keep what was recorded while every instance was on."""
+        first, last = np.searchsorted(columns["time_ns"], [self._on_ns, self._off_ns + 1])
+        if first == 0 and last == len(columns["time_ns"]):
+            return columns
+        lost = columns["kind"] == EventKind.LOST
+        lost[first:last] = True
+        return {name: column[lost] for name, column in columns.items()}
+
     def rest(self) -> Columns:
         """Give what was still held back; nothing comes after it."""
-        held, self._held = self._held, nothing()
+        held, self._held = self._within(self._held), nothing()
         return self._finished(held)
 
     def _exits(self, columns: Columns, facts: list[Fact]) -> Columns:
@@ -115,7 +144,45 @@ class Stream:
     def _finished(self, columns: Columns) -> Columns:
         self.names.complete(columns)
         columns = self.names.owners.renamed(_once(columns), self.names.tasks)
-        return self._with_brk(self._narrowed(columns))
+        columns = self._without_ours(self._with_brk(self._narrowed(columns)))
+        return self._endings.added(self._begun(columns))
+
+    def _without_ours(self, columns: Columns) -> Columns:
+        """Leave out what our own read of the target did, which may still wait for its lock."""
+        ours = np.isin(columns["tid"], np.array(self._hidden, np.int32))
+        if not ours.any():
+            return columns
+        return {name: column[~ours] for name, column in columns.items()}
+
+    def _begun(self, columns: Columns) -> Columns:
+        """Put what was already so before the first events."""
+        if self._beginning is None:
+            return columns
+        early = columns["time_ns"] <= self._beginning.looked_ns
+        self.found = self._beginning.found({name: col[early] for name, col in columns.items()})
+        self._beginning = None
+        begun = rows(self.found, self.operations)
+        self._expect_ends()
+        return merged([begun, columns])
+
+    def end(self, off_ns: int) -> None:
+        """Leave out what comes after this instant: not every instance recorded it."""
+        self._off_ns = off_ns
+
+    def resume(self, found: tuple[FoundTask, ...], hidden: Iterable[int]) -> None:
+        """Go on where a watch has begun: with what it found, whose rows it has made."""
+        self.found = found
+        self._hidden = list(hidden)
+        self._expect_ends()
+
+    def _expect_ends(self) -> None:
+        everybody = not self.pids
+        recorded = {
+            task.tid
+            for task in self.found
+            if self._decoder.sees_calls and (everybody or self._is_ours(task.tid))
+        }
+        self._endings.expect(self.found, recorded, self.operations)
 
     def _narrowed(self, columns: Columns) -> Columns:
         """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
@@ -125,15 +192,19 @@ class Stream:
         locks = columns["kind"] <= EventKind.RELEASED
         ours = [tid for tid in np.unique(columns["tid"]).tolist() if self._is_ours(tid)]
         is_ours = np.isin(columns["tid"], np.array(ours, np.int32))
-        if self._by_owner:
-            own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
-            locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
+        # Also where the kernel filters by mm: another process may get its memory after its end.
+        own = [mm for mm, pid in self.names.mms.items() if pid in self.pids]
+        locks &= np.isin(columns["mm"], np.array(own, dtype=np.uint64))
         keep |= locks | (is_ours & (columns["kind"] > EventKind.RELEASED))
         # What a foreign waiter waits for is of interest, and the calls that are about others.
         waiting = columns["kind"] >= EventKind.SCHED_OUT
         waiting |= np.isin(columns["op"], _FOREIGN_OPS)
         keep |= waiting & np.isin(columns["tid"], columns["tid"][locks])
         return columns if keep.all() else {name: col[keep] for name, col in columns.items()}
+
+    def keeps(self, pid: int) -> bool:
+        """Say whether a process is (of) the target; every one is, where there is no target."""
+        return not self.pids or pid in self.pids
 
     def _is_ours(self, tid: int) -> bool:
         task = self.names.tasks.get(tid)

@@ -1,145 +1,181 @@
-"""What code an address of a process is: a Python function, a function of a file, a place in it.
+"""Functions by address: of an ELF file, of a perf map, of the kernel.
 
-Python functions come from the map that a Python of 3.12 or later writes when it is started with
-`-X perf` (or PYTHONPERFSUPPORT=1): `/tmp/perf-PID.map`. Without it a frame of the interpreter says
-only which C function of the interpreter ran. Functions of files come from the ELF symbol tables
-that they still have; else the frame is `file+0xoffset`, for `addr2line -e file offset`.
+Names come from the ELF symbol tables that a file still has, demangled (C++, Rust, ...) by the
+`demangle` package. Functions that a runtime makes come from the map that it writes for perf:
+Python (3.12 or later, started with `-X perf` or PYTHONPERFSUPPORT=1), node (`--perf-basic-prof`),
+Java (`jcmd PID Compiler.perfmap`, addresses with 0x). The kernel's come from /proc/kallsyms.
 
-`/proc/PID/maps` takes the target's lock on kernels before 6.17, so this is done after the recording
-has ended, and can't be done for a process that has ended as well.
+What is read here may be made by an enemy: each number is checked against the file's end, and sizes
+are limited (`target_files` chooses what is opened at all).
 
-The kernel walks at most 8 frames by frame pointers. Code without them (most distributions' libc,
-leaf functions) is skipped or ends the walk, and the addresses are right but the list is short.
-
-Not covered: inlined functions, separate debug files, 32-bit files.
+Not covered: inlined functions, separate debug files, 32-bit files, big-endian ones.
 """
 
 from __future__ import annotations
 
-import bisect
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cache, lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
+
+from zaplock.recorder.target_files import part
 
 _SYMBOL = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"),
      ("size", "<u8")]
 )  # fmt: skip
-_SYMTAB, _DYNSYM, _FUNCTION = 2, 11, 2
+_SYMTAB, _DYNSYM, _FUNCTION, _LOAD = 2, 11, 2, 1
+_SECTION, _SEGMENT = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IIQQQQQQ")
+MOST_TABLE = 64 << 20
+"""A symbol table or its strings larger than this is not read."""
+MOST_MAP = 32 << 20
+"""Of a perf map no more than this is read."""
+LONGEST = 300
+"""A name is cut here."""
+_LONGEST_SYMBOL = 4096
+_MAP_LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) (?:py::)?(.+)")
+_MANGLED = ("_Z", "_R", "__Z")
 
 
 @dataclass(frozen=True, slots=True)
 class SymbolTable:
-    """Functions by where they begin, each with its size and name."""
+    """Functions by where they begin, sorted; `name` gives the name of one, by its place."""
 
-    starts: tuple[int, ...]
-    sizes: tuple[int, ...]
-    names: tuple[str, ...]
+    starts: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+    name: Callable[[int], str]
 
     def find(self, address: int) -> str | None:
         """Name the function that an address lies in."""
-        place = bisect.bisect_right(self.starts, address) - 1
-        inside = place >= 0 and address < self.starts[place] + max(1, self.sizes[place])
-        return self.names[place] if inside else None
+        if not 0 <= address < 1 << 64:
+            return None
+        place = int(np.searchsorted(self.starts, np.uint64(address), side="right")) - 1
+        if place < 0 or address >= int(self.starts[place]) + max(1, int(self.sizes[place])):
+            return None
+        return self.name(place)
 
 
 def table(functions: Iterable[tuple[int, int, str]]) -> SymbolTable:
     """Make a table of (start, size, name)."""
     ordered = sorted(functions)
-    columns = list(zip(*ordered)) or [(), (), ()]
-    return SymbolTable(*columns)
+    starts = np.array([start for start, _, _ in ordered], np.uint64)
+    sizes = np.array([size for _, size, _ in ordered], np.uint64)
+    return SymbolTable(starts, sizes, lambda place: ordered[place][2])
 
 
-def describe(pid: int, addresses: Iterable[int]) -> dict[int, str]:
-    """Say what code each address of a process is; nothing for one that has ended."""
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return {}
-    areas = [_area(line) for line in maps]
-    python = python_functions(pid)
-    return {address: _describe(address, areas, python, pid) for address in addresses}
+NO_FUNCTIONS = table(())
 
 
-def _area(line: str) -> tuple[int, int, int, str]:
-    bounds, _, offset, _, _, *path = line.split(maxsplit=5)
-    start, end = (int(bound, 16) for bound in bounds.split("-"))
-    return start, end, int(offset, 16), path[0] if path else ""
+@dataclass(frozen=True, slots=True)
+class ElfFile:
+    """What is needed of an ELF file: its functions and its loaded segments.
+
+    A segment is (file offset, address, size in the file). All of it is empty for any other file.
+    """
+
+    functions: tuple[SymbolTable, ...] = ()
+    segments: tuple[tuple[int, int, int], ...] = ()
+
+    def find(self, offset: int) -> str | None:
+        """Name the function that lies at an offset of the file."""
+        for file_offset, address, size in self.segments:
+            if file_offset <= offset < file_offset + size:
+                there = offset - file_offset + address
+                return next(filter(None, (one.find(there) for one in self.functions)), None)
+        return None
 
 
-def _describe(
-    address: int, areas: list[tuple[int, int, int, str]], python: SymbolTable, pid: int
-) -> str:
-    if name := python.find(address):
-        return name
-    for start, end, offset, path in areas:
-        if start <= address < end:
-            return _in_file(path, address - start + offset, pid) if path else hex(address)
-    return hex(address)
+def read_elf(file: int) -> ElfFile:
+    """Read the symbols of an opened file; nothing of one that is damaged or no ELF file."""
+    head = part(file, 0, 64, 64)
+    if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
+        return ElfFile()
+    segments_at, sections_at = struct.unpack_from("<QQ", head, 32)
+    segment_size, segments, section_size, sections = struct.unpack_from("<4H", head, 54)
+    if segment_size != _SEGMENT.size or section_size not in (0, _SECTION.size):
+        return ElfFile()
+    loaded = tuple(
+        (offset, address, size)
+        for kind, _, offset, address, _, size, _, _ in _rows(
+            part(file, segments_at, segment_size * segments, 1 << 22), _SEGMENT
+        )
+        if kind == _LOAD
+    )
+    headers = list(_rows(part(file, sections_at, section_size * sections, 1 << 22), _SECTION))
+    return ElfFile(tuple(_functions(file, headers)), loaded)
 
 
-def _in_file(path: str, offset: int, pid: int) -> str:
-    functions, headers = _elf(f"/proc/{pid}/root{path}") if path.startswith("/") else (None, ())
-    name = path.rpartition("/")[2]
-    for file_offset, address, size in headers:
-        inside = file_offset <= offset < file_offset + size
-        if inside and functions and (found := functions.find(offset - file_offset + address)):
-            return f"{found} ({name})"
-    return f"{name}+{offset:#x}"
+def _rows(raw: bytes, layout: struct.Struct) -> Iterator[tuple[int, ...]]:
+    whole = len(raw) - len(raw) % layout.size
+    yield from layout.iter_unpack(raw[:whole])
 
 
-def python_functions(pid: int) -> SymbolTable:
-    """Read the map that Python writes for perf; empty where there is none."""
-    for path in (f"/proc/{pid}/root/tmp/perf-{pid}.map", f"/tmp/perf-{pid}.map"):
-        try:
-            lines = Path(path).read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        found = (re.match(r"([0-9a-f]+) ([0-9a-f]+) (?:py::)?(.+)", line) for line in lines)
-        return table((int(one[1], 16), int(one[2], 16), one[3]) for one in found if one)
-    return table(())
-
-
-@lru_cache(maxsize=64)
-def _elf(path: str) -> tuple[SymbolTable | None, tuple[tuple[int, int, int], ...]]:
-    """Read a file's functions and its loaded segments (file offset, address, size)."""
-    try:
-        raw = Path(path).read_bytes()
-    except OSError:
-        return None, ()
-    if raw[:6] != b"\x7fELF\x02\x01":
-        return None, ()
-    segments_at, sections_at = struct.unpack_from("<QQ", raw, 32)
-    segment_size, segment_count, section_size, section_count = struct.unpack_from("<4H", raw, 54)
-    segments = []
-    for at in range(segments_at, segments_at + segment_size * segment_count, segment_size):
-        kind, _, offset, address, _, size = struct.unpack_from("<IIQQQQ", raw, at)
-        if kind == 1:
-            segments.append((offset, address, size))
-    sections = [
-        struct.unpack_from("<IIQQQQII", raw, sections_at + section_size * number)
-        for number in range(section_count)
-    ]
-    return table(_functions(raw, sections)), tuple(segments)
-
-
-def _functions(raw: bytes, sections: list[tuple[int, ...]]) -> list[tuple[int, int, str]]:
-    found = []
-    for _, kind, _, _, offset, size, link, _ in sections:
-        if kind not in (_SYMTAB, _DYNSYM) or offset + size > len(raw):
-            continue
-        symbols = np.frombuffer(raw, _SYMBOL, size // _SYMBOL.itemsize, offset)
-        names = sections[link][4]
+def _functions(file: int, sections: list[tuple[int, ...]]) -> Iterator[SymbolTable]:
+    """Read the symbol tables, of an enemy's file no more than a good one has."""
+    tables = [one for one in sections if one[1] in (_SYMTAB, _DYNSYM) and one[6] < len(sections)]
+    for _, _, _, _, offset, size, link, *_ in tables[:2]:
+        strings = part(file, sections[link][4], sections[link][5], MOST_TABLE)
+        raw = part(file, offset, size, MOST_TABLE)
+        symbols = np.frombuffer(raw, _SYMBOL, len(raw) // _SYMBOL.itemsize)
         kept = symbols[((symbols["info"] & 15) == _FUNCTION) & (symbols["value"] > 0)]
-        for name, value, length in zip(
-            kept["name"].tolist(), kept["value"].tolist(), kept["size"].tolist()
-        ):
-            at = names + name
-            text = raw[at : raw.index(b"\0", at)].decode(errors="replace")
-            found.append((value, length, text))
-    return found
+        yield _named(kept[np.argsort(kept["value"], kind="stable")], strings)
+
+
+def _named(symbols: NDArray[np.void], strings: bytes) -> SymbolTable:
+    names = symbols["name"]
+
+    def name(place: int) -> str:
+        start = int(names[place])
+        return strings[start : start + _LONGEST_SYMBOL].split(b"\0")[0].decode(errors="replace")
+
+    starts = np.ascontiguousarray(symbols["value"])
+    return SymbolTable(starts, np.ascontiguousarray(symbols["size"]), name)
+
+
+def read_perf_map(file: int) -> SymbolTable:
+    """Read the map that a runtime writes for perf."""
+    lines = part(file, 0, MOST_MAP, MOST_MAP).splitlines()
+    found = (_MAP_LINE.fullmatch(line) for line in lines)
+    return table(
+        (int(one[1], 16), int(one[2], 16), one[3].decode(errors="replace")) for one in found if one
+    )
+
+
+@lru_cache(maxsize=100_000)
+def readable(name: str) -> str:
+    """Demangle a name and make it one short line of printable characters."""
+    if name.startswith(_MANGLED) and len(name) < 4096:
+        name = _demangled(name)
+    name = "".join(char if char.isprintable() else "?" for char in name[: LONGEST + 1])
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+
+
+def _demangled(name: str) -> str:
+    import demangle
+
+    return str(demangle.demangle(name))
+
+
+@cache
+def kernel_functions() -> SymbolTable:
+    """Read the kernel's functions (and its modules'), once; empty where they are hidden."""
+    try:
+        with open("/proc/kallsyms", "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return NO_FUNCTIONS
+    rows = (line.split(None, 3)[:3] for line in lines)
+    found = sorted(
+        (int(address, 16), name.decode(errors="replace"))
+        for address, kind, name in rows
+        if kind in b"tTwW" and not name.startswith(b"__pfx_")
+    )
+    if not found or found[-1][0] == 0:
+        return NO_FUNCTIONS
+    starts = [start for start, _ in found]
+    ends = [*starts[1:], starts[-1] + 1]
+    return table((start, end - start, name) for (start, name), end in zip(found, ends))

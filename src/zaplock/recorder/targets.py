@@ -10,20 +10,42 @@ is done by a thread that nobody waits for. This happens once, before the recordi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers
-from zaplock.recorder.decode import Decoder, merged
+from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK
 from zaplock.recorder.tracefs import Instance, Tracefs
 
 _PATIENCE_S = 2.0
+_FIRST_PID_NAMESPACE = 0xEFFFFFFC
+"""PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
+
+_GLANCE_S = 0.03
+"""How long our read may take where nobody has the lock; after that it waits for it."""
+
+
+def check_namespace() -> None:
+    """Raise UserError in a PID namespace: the kernel's events name tasks by other numbers there."""
+    try:
+        own = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return
+    if own != _FIRST_PID_NAMESPACE:
+        raise UserError(
+            "this is a container (a PID namespace): the kernel's trace names tasks by their "
+            "numbers outside, which can't be known in here. Run zaplock outside, where --comm NAME "
+            "or --cgroup PATH finds the process, or give the container the host's pids (--pid=host)"
+        )
 
 
 def check_process(pid: int) -> None:
@@ -49,13 +71,13 @@ def threads_of(pid: int) -> set[int]:
         return set()
 
 
-def descendants_of(pid: int) -> set[int]:
-    """List a process and its children, grandchildren and so on."""
+def descendants_of(pids: Iterable[int]) -> set[int]:
+    """List processes and their children, grandchildren and so on."""
     children: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and (parent := _parent(int(entry.name))) is not None:
             children.setdefault(parent, []).append(int(entry.name))
-    found, todo = set(), [pid]
+    found, todo = set(), list(pids)
     while todo:
         one = todo.pop()
         found.add(one)
@@ -70,16 +92,40 @@ def _parent(pid: int) -> int | None:
         return None
 
 
-def learn_mm(tracefs: Tracefs, pid: int) -> int:
+@dataclass(frozen=True, slots=True)
+class LearnedMm:
+    """A process's `mm`, and our own read that told it: thread `tid` asked at `asked_ns`.
+
+    The read waits for the process's lock like anybody's; it may still do so (`waits`).
+    """
+
+    mm: int
+    tid: int
+    asked_ns: int
+    done: threading.Event
+
+    @property
+    def waits(self) -> bool:
+        """Whether our read still waits for the lock: somebody has it since before `asked_ns`."""
+        return not self.done.is_set()
+
+
+def learn_mm(tracefs: Tracefs, pid: int, within: Instance | None = None) -> LearnedMm:
     """Find the kernel's `mm` pointer of a process.
 
-    Takes its mmap_lock for read, once. Raises UserError where it can't be learned.
+    Asks for its mmap_lock for read, once; if somebody has it, a thread of ours is left waiting.
+    `within` is an instance that has not begun to record, to be looked through in place of a new one
+    (which the kernel takes a tenth of a second to make and to remove).
+    Raises UserError where it can't be learned.
     """
-    own, *others = _asked(tracefs, pid) or [0]
-    if pid == os.getpid():
-        others.append(own)
+    with contextlib.nullcontext(within) if within else Instance(tracefs, buffer_kb=64) as instance:
+        assert instance is not None
+        reader = _Reader(pid)
+        asked = _asked(tracefs, instance, reader)
+    others = dict(list(asked.items())[0 if pid == os.getpid() else 1 :])
     if len(others) == 1:
-        return others[0]
+        (mm, asked_ns), *_ = others.items()
+        return LearnedMm(mm, reader.tid, asked_ns, reader.done)
     check_process(pid)
     raise UserError(
         f"the address space of process {pid} can't be told from others ({len(others)} seen): "
@@ -87,49 +133,69 @@ def learn_mm(tracefs: Tracefs, pid: int) -> int:
     )
 
 
-def _asked(tracefs: Tracefs, pid: int) -> list[int]:
-    """List the mms that one thread of ours asks for: first our own, then the process's."""
-    layouts = read_layouts(tracefs.path, MMAP_LOCK[:1])
-    with Instance(tracefs, buffer_kb=64) as instance:
-        done = threading.Event()
-        reader = threading.Thread(target=_look, args=(pid, instance, done), daemon=True)
-        reader.start()
-        buffers = Buffers([instance], layouts.page.page_size)
+class _Reader:
+    """A thread that takes our own mmap_lock, then the process's, and may stay there."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.tid = pid, 0
+        self.done = threading.Event()
+        self._ready, self._may = threading.Event(), threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+        self._ready.wait()
+
+    def go(self) -> None:
+        """Let it read."""
+        self._may.set()
+
+    def _run(self) -> None:
+        self.tid = threading.get_native_id()
+        self._ready.set()
+        self._may.wait()
+        files = []
         try:
-            return _seen_soon(buffers, Decoder(layouts), done)
+            for pid in (os.getpid(), self.pid):
+                files.append(_openable(pid))
+                os.pread(files[-1], 8, 0)
+        except OSError:  # the process has ended
+            pass
         finally:
-            instance.stop()
-            buffers.close()
+            self.done.set()
+            for file in files:
+                os.close(file)
 
 
-def _seen_soon(buffers: Buffers, decoder: Decoder, done: threading.Event) -> list[int]:
-    parts = []
+def _asked(tracefs: Tracefs, instance: Instance, reader: _Reader) -> dict[int, int]:
+    """List the mms that the reader asks for, and when: first our own, then the process's."""
+    layouts = read_layouts(tracefs.path, MMAP_LOCK[:1])
+    buffers = Buffers([instance], layouts.page.page_size)
+    instance.add("set_event_pid", str(reader.tid))
+    instance.enable(MMAP_LOCK[0])
+    instance.start()
+    try:
+        reader.go()
+        return _seen_soon(buffers, Decoder(layouts), reader)
+    finally:
+        instance.stop()
+        buffers.close()
+        instance.disable(MMAP_LOCK[0])
+        instance.write("set_event_pid", "")
+
+
+def _seen_soon(buffers: Buffers, decoder: Decoder, reader: _Reader) -> dict[int, int]:
+    """Collect until the reader is through, or has asked for every lock and waits."""
+    enough = 1 if reader.pid == os.getpid() else 2
+    parts: list[Columns] = []
+    seen = dict[int, int]()
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
-        finished = done.wait(0.05)
+        finished = reader.done.wait(_GLANCE_S)
         parts += [decoder.decode(pages, cpu).columns for cpu, pages in buffers.drain()]
-        if finished:
+        columns = merged(parts) if parts else nothing()
+        for mm, time_ns in zip(columns["mm"].tolist(), columns["time_ns"].tolist()):
+            seen.setdefault(mm, time_ns)
+        if finished or len(seen) >= enough:
             break
-    return list(dict.fromkeys(merged(parts)["mm"].tolist())) if parts else []
-
-
-def _look(pid: int, instance: Instance, done: threading.Event) -> None:
-    """Take our own mmap_lock, then the process's, in sight of the instance."""
-    files = []
-    try:
-        instance.add("set_event_pid", str(threading.get_native_id()))
-        instance.enable(MMAP_LOCK[0])
-        files = [_openable(os.getpid()), _openable(pid)]
-        instance.start()
-        for file in files:
-            os.pread(file, 8, 0)
-        instance.stop()
-    except OSError:  # the process has ended, or the instance, since this took too long
-        pass
-    finally:
-        done.set()
-        for file in files:
-            os.close(file)
+    return seen
 
 
 def _openable(pid: int) -> int:

@@ -39,6 +39,13 @@ class Tracefs:
     path: Path
     private: bool
 
+    def event_id(self, event: str) -> int | None:
+        """Return the number of an event (system:name), None where this kernel has none such."""
+        try:
+            return int((self.path / "events" / event.replace(":", "/") / "id").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
 
 @contextlib.contextmanager
 def opened() -> Iterator[Tracefs]:
@@ -158,6 +165,10 @@ class Instance:
         if condition:
             self.filter(event, condition)
         self.write(f"events/{event.replace(':', '/')}/enable", "1")
+
+    def disable(self, event: str) -> None:
+        """Switch an event off again, given as system:name."""
+        self.write(f"events/{event.replace(':', '/')}/enable", "0")
 
     def filter(self, event: str, condition: str) -> None:
         """Let an event in only where a condition holds, "0": always."""

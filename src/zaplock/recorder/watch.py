@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zaplock.recorder.beginning import rows
 from zaplock.recorder.capture import Capture
-from zaplock.recorder.decode import Columns, merged
+from zaplock.recorder.decode import Columns, merged, nothing
+from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
-from zaplock.trace.events import EVENT, NO_OP, EventKind
+from zaplock.trace.events import EVENT, IN_PART, NO_OP, EventKind, FoundTask
 
 _IDLE_MS = 250
 _PAUSE_S = 0.005
@@ -45,7 +48,16 @@ class WatchedQueue:
 
     def __init__(self) -> None:
         self._inside: dict[int, Queued] = {}
+        self.found: set[int] = set()
+        """Who was found there, so that it has waited longer than is known."""
         self._ended_ns = 0
+
+    def begin_with(self, found: Iterable[FoundTask]) -> None:
+        """Put in who was found waiting before any event told of it."""
+        for task in found:
+            if task.does == "waits" and task.mm:
+                self._inside[task.tid] = (task.since_ns, task.tid, task.exclusive)
+                self.found.add(task.tid)
 
     def take(self, columns: Columns) -> Queued | None:
         """Follow the events, in order of time; return the longest of the waits that ended."""
@@ -56,6 +68,7 @@ class WatchedQueue:
         for row in np.flatnonzero(kinds).tolist():
             tid, time_ns = int(columns["tid"][row]), int(columns["time_ns"][row])
             if columns["kind"][row] == EventKind.CONTENTION_BEGIN:
+                self.found.discard(tid)
                 self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
             elif (found := self._inside.pop(tid, None)) and time_ns - found[0] > longest_ns:
                 longest, longest_ns = found, time_ns - found[0]
@@ -84,30 +97,67 @@ class WatchedQueue:
         return sorted(one for one in self._inside.values() if one[0] < time_ns)
 
 
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """What a watch noticed: the wait, the first events, and when the lock events were all on.
+
+    `found` are the tasks as they were found then; `hidden` threads of ours.
+    """
+
+    fired: Fired
+    first: Columns
+    on_ns: int
+    found: tuple[FoundTask, ...]
+    hidden: tuple[int, ...]
+
+
 def watch(
-    capture: Capture, names: TaskNames, limit_ns: int, ended: Callable[[], bool]
-) -> tuple[Fired, Columns, int] | None:
+    capture: Capture,
+    names: TaskNames,
+    limit_ns: int,
+    ended: Callable[[], bool],
+    operations: list[str],
+) -> Noticed | None:
     """Wait until a task has waited `limit_ns` for the target's lock, then switch everything on.
 
-    `ended` is asked at least four times a second; None where it came first. Else return what was
-    noticed, the first events (with an ASKED of each who was in the queue), and when
-    (CLOCK_MONOTONIC) the lock events were on.
+    Whoever waits already when the watch begins is found by a look at the tasks. `ended` is asked at
+    least four times a second; None where it came first. `operations` are the recording's; what a
+    look finds may be added to them.
     """
     stream, queue = Stream(capture.layouts, names), WatchedQueue()
     mm = capture.target_mm or 0
+    queue.begin_with(first_look(capture).found(nothing()))
     while not ended():
-        capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
-        time.sleep(_PAUSE_S)
         now_ns = time.monotonic_ns()
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
         names.forget(now_ns - _MEMORY_NS)
         if fired:
-            begun_ns, on_ns = capture.widen()
-            # Whoever left the queue while the events came on has no ACQUIRED either.
-            first = stream.feed(capture.buffers.drain(), _ALL)
-            queue.take(first)
-            return fired, merged([_asked(queue.before(begun_ns), mm), first]), on_ns
+            return _noticed(capture, stream, queue, fired, operations)
+        capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
+        time.sleep(_PAUSE_S)
     return None
+
+
+def _noticed(
+    capture: Capture,
+    stream: Stream,
+    queue: WatchedQueue,
+    fired: Fired,
+    operations: list[str],
+) -> Noticed:
+    begun_ns, on_ns = capture.widen()
+    beginning = replace(first_look(capture), on_ns=on_ns)
+    # Whoever left the queue while the events came on has no ACQUIRED either.
+    first = stream.feed(capture.buffers.drain(), _ALL)
+    queue.take(first)
+    found = beginning.found(first)
+    looked = {task.tid for task in found if task.does == "waits" and task.mm}
+    waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
+    asked = _asked(waiting, fired.mm)
+    asked["result"][np.isin(asked["tid"], list(queue.found))] = IN_PART
+    begun = rows(found, operations, asked=[one[1] for one in waiting])
+    first = merged([asked, begun, first])
+    return Noticed(fired, first, on_ns, found, beginning.hidden)
 
 
 def _asked(waiting: Iterable[Queued], mm: int) -> Columns:

@@ -22,9 +22,11 @@ import asyncio
 import atexit
 import ctypes
 import os
-import threading
+import sys
 import time
-from concurrent.futures import Future, wait
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final
@@ -42,6 +44,19 @@ BOUND: Final = 64
 """Releases that may wait in the queue."""
 LOOK_S: Final = 0.2
 """How often one who waits for the worker looks whether it lives."""
+START_S: Final = 0.2
+"""How long a thread that was started may take until it runs."""
+
+
+class _Lock(RLock):  # type: ignore[misc]
+    """The lock in a future. Entering and leaving it is C code, unlike a Condition's.
+
+    A signal handler that raises inside `Condition.__enter__` or `wait` leaves a lock held, on which
+    the worker would wait for ever.
+    """
+
+    def notify_all(self) -> None:
+        """Wake nobody: who waits for a job does so in `Job.ended`."""
 
 
 class Job(Future[Released]):
@@ -49,11 +64,22 @@ class Job(Future[Released]):
 
     def __init__(self, max_stall_ns: int) -> None:
         super().__init__()
-        self.set_running_or_notify_cancel()
         self.hold = MemoryHold()
         self.max_stall_ns = max_stall_ns
-        self.runner: threading.Thread | None = None
+        self.anew()
+
+    def anew(self) -> None:
+        """Be nobody's yet, in a forked child once more: a thread that it lacks may have locked it.
+
+        Callbacks are the parent's.
+        """
+        Future.__init__(self)
+        self._condition = _Lock()  # type: ignore[assignment]
+        self._ended = allocate_lock()
+        self._ended.acquire()
+        self.runner = 0
         self._mark: dict[str, object] = {}
+        self.set_running_or_notify_cancel()
 
     def result(self, timeout: float | None = None) -> Released:
         """Wait, as `Future.result` does, and see to it that there is a thread that works."""
@@ -65,18 +91,24 @@ class Job(Future[Released]):
         _here().wait_for(self, timeout)
         return super().exception(0)
 
+    def ends_within(self, seconds: float) -> None:
+        """Wait until the job is done, but no longer than that."""
+        if self._ended.acquire(timeout=max(seconds, 0)):
+            self._ended.release()
+
     def mine(self, mark: object) -> bool:
         """Put a mark on the job, unless it has one; tell whether it is this one."""
         return self._mark.setdefault("mark", mark) is mark
 
     def work(self) -> None:
         """Release what is held; set the future to the result, or raise."""
-        self.runner = threading.current_thread()
+        self.runner = get_ident()
         self.hold.recheck()
         released = finish(self.hold, self.max_stall_ns)
         self.hold.let_go()
         if not self.done():
             self.set_result(released)
+        self.tell()
 
     def fail(self, error: BaseException) -> None:
         """Let go of everything and set the future to an error, unless it is set."""
@@ -85,19 +117,20 @@ class Job(Future[Released]):
         finally:
             if not self.done():
                 self.set_exception(error)
+            self.tell()
 
-    def anew(self) -> None:
-        """Be a job of a forked child: the lock may be held, the callbacks are the parent's."""
-        Future.__init__(self)
-        self.set_running_or_notify_cancel()
-        self.runner, self._mark = None, {}
+    def tell(self) -> None:
+        """Wake who waits in `ends_within`."""
+        with suppress(RuntimeError):  # told already
+            self._ended.release()
 
 
 class _Worker:
     """The jobs that are not done, and the thread that does them.
 
     Its wake-ups go through a SimpleQueue, which a finalizer may use in the middle of a `put` or
-    `get` of its own thread.
+    `get` of its own thread. The thread is not a `threading.Thread`, whose start waits for an Event
+    (see `_Lock`).
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -105,10 +138,11 @@ class _Worker:
         self.alone = alone
         self.unfinished: dict[int, Job] = {}
         self.wake: SimpleQueue[None] = SimpleQueue()
-        self.thread: threading.Thread | None = None
+        self.thread = 0
+        self.started_s = -START_S
 
     def hand_over(self, job: Job, buffer: Any, length: int | None, mark: object) -> None:
-        """MemoryHold the memory and queue the job; do it at once where it can't be queued."""
+        """Hold the memory and queue the job; do it at once where it can't be queued."""
         try:
             job.hold.take(buffer, length)
         except (UserError, OSError) as error:
@@ -133,22 +167,23 @@ class _Worker:
         """Start the thread if there is none; tell whether there is one."""
         if self.alone:
             return False
-        if self.thread is not None and self.thread.is_alive():
+        if _runs(self.thread, _Worker.run) or time.monotonic() < self.started_s + START_S:
             return True
         try:
-            self.thread = threading.Thread(target=self.run, name="zaplock-release", daemon=True)
-            self.thread.start()
+            self.started_s = time.monotonic()
+            start_new_thread(self.run, ())
         except RuntimeError:
+            self.started_s = -START_S
             return False
         return True
 
     def run(self) -> None:
         """Do jobs as long as this is the worker's thread, and the worker this process's."""
-        me = threading.current_thread()
+        self.thread = get_ident()
         while self.pid == os.getpid():
             try:
                 self.do_all()
-                if self.thread is not me:
+                if self.thread != get_ident():
                     return
                 self.wake.get()
             except BaseException:
@@ -183,15 +218,15 @@ class _Worker:
         Raises TimeoutError. It is no use to wait for a job that this very thread is doing, further
         out (the caller is a callback, a signal handler or a finalizer).
         """
-        me = threading.current_thread()
+        me = get_ident()
         end = None if timeout is None else time.monotonic() + timeout
-        while not job.done() and job.runner is not me:
-            if id(job) in self.unfinished and (me is self.thread or not self.has_thread()):
+        while not job.done() and job.runner != me:
+            if id(job) in self.unfinished and (me == self.thread or not self.has_thread()):
                 self.do(job)
-            if job.runner is not None and not job.runner.is_alive():
+            if job.runner and not _runs(job.runner):
                 job.fail(ReleaseError("the thread of this release has ended in the middle"))
             self.wake.put(None)
-            wait([job], LOOK_S if end is None else min(LOOK_S, max(end - time.monotonic(), 0)))
+            job.ends_within(LOOK_S if end is None else min(LOOK_S, end - time.monotonic()))
             if end is not None and time.monotonic() >= end:
                 break
         if job.done():
@@ -199,8 +234,8 @@ class _Worker:
 
     def flush(self) -> bool:
         """Wait until each job that there is now is done; tell whether there was one."""
-        me = threading.current_thread()
-        others = [job for job in list(self.unfinished.values()) if job.runner is not me]
+        me = get_ident()
+        others = [job for job in list(self.unfinished.values()) if job.runner != me]
         for job in others:
             self.wait_for(job)
         return bool(others)
@@ -212,6 +247,16 @@ def _expected_errors_only(job: Job) -> None:
         job.work()
     except (UserError, OSError, MemoryError) as error:
         job.fail(error)
+
+
+def _runs(thread: int, function: Callable[..., object] | None = None) -> bool:
+    """Tell whether a thread lives, and whether it is one that a function began in."""
+    frame = sys._current_frames().get(thread)
+    while function is not None and frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    if frame is None or function is None:
+        return frame is not None
+    return frame.f_code is function.__code__
 
 
 def _in_subinterpreter() -> bool:

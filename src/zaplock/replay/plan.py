@@ -214,6 +214,7 @@ def _parts(analysis: Analysis, mm: int) -> tuple[list[_Part], int]:
             part.whole &= complete
             continue
         wait = asked.get((tid, start, exclusive), -1)
+        complete = complete and not (wait >= 0 and waits["partial"][wait])
         begun = int(waits["start_ns"][wait]) if wait >= 0 else start
         alone, shared = (hold, 0) if exclusive else (0, hold)
         part = _Part(

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
-from zaplock.trace.blame import Explained, Judge, judge
+from zaplock.trace.blame import Blame, Explained, Judge, judge
 from zaplock.trace.calls import Calls, calls
-from zaplock.trace.events import Events
+from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
+from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
 from zaplock.trace.intervals import lock_lanes
 from zaplock.trace.queue import queue_of
+from zaplock.trace.quotas import Quotas
+from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of
 from zaplock.trace.sleeps import sleeps
+from zaplock.trace.stacks import NO_STACK, CallStack, Stacks
 from zaplock.trace.vma_lock import vma_locks
 from zaplock.trace.waits import Waits, waits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Analysis:
     """A recording, understood. `kernel` is the release or design that it was made on."""
 
@@ -31,12 +36,19 @@ class Analysis:
     holds: Holds
     waits: Waits
     judge: Judge
+    stacks: Stacks | None = None
+    quotas: Quotas | None = None
 
     @property
     def begin_ns(self) -> int:
         """The first instant of the recording, or the first wait that it knows of."""
         begin_ns = int(self.segments.begin_ns[0])
         return min(begin_ns, int(self.events["time_ns"][0])) if len(self.events) else begin_ns
+
+    @property
+    def recorded_ns(self) -> int:
+        """When the recording itself began: what is earlier was found, or told by a watch."""
+        return int(self.segments.begin_ns[0])
 
     @property
     def duration_ns(self) -> int:
@@ -51,8 +63,80 @@ class Analysis:
         """Explain several waits (about 0.1 ms each)."""
         return self.judge.explain_all(rows)
 
+    def hold_stack(self, row: int) -> CallStack:
+        """Give the stack that tells of a hold; an empty one where none was recorded."""
+        return self._stack(self.holds, row) if self.stacks else NO_STACK
 
-def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = None) -> Analysis:
+    def wait_stack(self, row: int) -> CallStack:
+        """Give the stack that tells of a wait; an empty one where none was recorded."""
+        return self._stack(self.waits, row) if self.stacks else NO_STACK
+
+    def blamed_stack(self, blame: Blame) -> CallStack:
+        """Give the stack of whoever made a wait long: of its hold, or of its own wait."""
+        if blame.vma:  # its call holds a VMA's lock; the row is the sleeping holder's
+            return NO_STACK
+        return self.wait_stack(blame.row) if blame.waited else self.hold_stack(blame.row)
+
+    def hold_time(self, row: int) -> HoldTime:
+        """Say where the time of a hold went."""
+        holds = self.holds
+        tid, start_ns = int(holds["tid"][row]), int(holds["start_ns"][row])
+        end_ns = start_ns + int(holds["hold_ns"][row])
+        task = self.events.tasks.get(tid)
+        pid = task.pid if task else tid
+        # Of others' tasks not every switch is recorded (the kernel's filter by process id).
+        told = self.judge.tasks_sleeps if self.has_sched and pid in self.owners else None
+        whole = bool(holds["complete"][row])
+        begun = whole or start_ns not in self.segments.begin_ns
+        window = HoldWindow(tid, start_ns, end_ns, begun, whole or not begun)
+
+        def asleep_on(time_ns: int) -> str:
+            return self._asleep_on(row, tid, time_ns)
+
+        def throttled(begin_ns: int, end_ns: int) -> tuple[str, int]:
+            if self.quotas is None or not throttles_in_kernel(self.kernel):
+                return "", 0
+            return self.quotas.throttled(pid, begin_ns, end_ns)
+
+        return hold_time(told, window, asleep_on, throttled)
+
+    def _asleep_on(self, row: int, tid: int, time_ns: int) -> str:
+        """Say what a holder slept on that fell asleep at an instant."""
+        stack = self.stacks.asleep(tid, time_ns) if self.stacks else ()
+        if what := reason_of(stack):
+            return what
+        naps = self.judge.sleeps(row)
+        if any(nap.begin_ns <= time_ns < nap.end_ns for nap in naps):
+            return VMA_LOCK
+        return f"in {stack[0]}" if stack else NOT_KNOWN
+
+    @cached_property
+    def has_sched(self) -> bool:
+        """Whether scheduling events were recorded."""
+        return bool((self.events["kind"] == EventKind.SCHED_OUT).any())
+
+    @cached_property
+    def owners(self) -> frozenset[int]:
+        """The processes whose lock was recorded."""
+        return frozenset(self.events.mms.values())
+
+    def _stack(self, table: Holds | Waits, row: int) -> CallStack:
+        assert self.stacks is not None
+        tid, start_ns = int(table["tid"][row]), int(table["start_ns"][row])
+        task = self.events.tasks.get(tid)
+        find = self.stacks.of_hold if isinstance(table, Holds) else self.stacks.of_wait
+        end_ns = start_ns + int(table[table.LENGTH][row])
+        return find(tid, task.pid if task else tid, start_ns, end_ns)
+
+
+def analyse(
+    events: Events,
+    kernel: str = "",
+    *,
+    span: tuple[int, int] | None = None,
+    stacks: Stacks | None = None,
+    quotas: Quotas | None = None,
+) -> Analysis:
     """Find the holds and waits of a recording and get ready to explain any of the waits.
 
     `span` is when the recording began and ended; without it, its first and its last event.
@@ -65,7 +149,5 @@ def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = 
     del rows
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
-    verdict = judge(
-        held, waited, queue_of(kernel), locks, sleeps=slept, known_ns=int(cut.begin_ns[0])
-    )
-    return Analysis(events, kernel, cut, in_calls, held, waited, verdict)
+    verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)
+    return Analysis(events, kernel, cut, in_calls, held, waited, verdict, stacks, quotas)

@@ -14,6 +14,10 @@ At every instant of a wait the lock is in one of five states, and each has its c
     free                        nobody: it is a writer's turn, or this waiter's own, and he has no
                                 cpu yet. Unexplained; `free_ns` says how much of it there is
 
+"Free" is said only of a lock whose state is known: somebody may have taken it before the recording
+began, and still have it. That is so no longer once a task is seen to have it exclusively; before,
+a time in which nobody is seen to have it is *unseen*, and nobody is blamed for it.
+
 The shares of a wait and its unexplained rest add up to the wait, to the nanosecond. Shares of one
 task in equal operations (name and length) are summed. What the events don't show (a hold whose two
 ends were lost) is unexplained, never guessed.
@@ -100,12 +104,14 @@ class Shares:
 class Explained:
     """A wait (the row of `Waits`) and who is to blame for it, the greatest share first.
 
-    `free_ns` is the part of `unexplained_ns` in which nobody had the lock.
+    `free_ns` is the part of `unexplained_ns` in which nobody had the lock, `unseen_ns` the part in
+    which it isn't known whether somebody had it, who took it before anything was recorded.
     """
 
     wait: int
     unexplained_ns: int
     free_ns: int
+    unseen_ns: int
     shares: Shares
     _holds: Holds = field(repr=False)
 
@@ -156,8 +162,8 @@ class Judge:
     vma_locks: VmaLocks | None
     locks: dict[int, LockHistory]
     tasks_sleeps: Sleeps | None
-    known_ns: int
-    """Before this instant only waits are known (of a watch), not who held the lock."""
+    begin_ns: Array
+    """When each segment of the recording began: what a lock's state was then isn't known."""
     _stretches: dict[int, list[Stretches]]
     _sleeps: dict[int, tuple[Sleep, ...]]
 
@@ -165,15 +171,27 @@ class Judge:
         """Explain several waits (rows of `waits`), laying out the history around them once."""
         rows = [int(row) for row in waits]
         self._lay_out(np.array(rows, np.int64))
-        found = [self.explain(row) for row in rows]
-        self._stretches.clear()
-        return found
+        return [self.explain(row) for row in rows]
 
     def explain(self, wait: int) -> Explained:
         """Explain one wait (a row of `waits`); the shares and the rest add up to its length."""
-        shares, free_ns = self._shares(wait)
+        shares, free_ns, unseen_ns = self._shares(wait)
         unexplained_ns = int(self.waits["wait_ns"][wait]) - int(shares.share_ns.sum())
-        return Explained(wait, unexplained_ns, free_ns, shares, self.holds)
+        return Explained(wait, unexplained_ns, free_ns, unseen_ns, shares, self.holds)
+
+    def _known_ns(self, lock: LockHistory, end_ns: int) -> int:
+        """Return from when on, in the segment of a wait's end, everybody who has a lock is seen.
+
+        That is when a task first has it exclusively: then nobody else does.
+        """
+        if not len(self.begin_ns):
+            return 0
+        segment = max(int(np.searchsorted(self.begin_ns, end_ns, side="right")) - 1, 0)
+        begin_ns = int(self.begin_ns[segment])
+        first = int(np.searchsorted(lock.exclusive_end, begin_ns, side="right"))
+        if first == len(lock.exclusive_start):
+            return end_ns
+        return min(max(int(lock.exclusive_start[first]), begin_ns), end_ns)
 
     def sleeps(self, hold: int) -> tuple[Sleep, ...]:
         """Return the parts of a hold in which its task slept on a VMA's lock."""
@@ -183,7 +201,11 @@ class Judge:
         return self._sleeps[hold]
 
     def _lay_out(self, waits: Array) -> None:
-        """Cut each lock's history around these waits, every part of it once."""
+        """Cut each lock's history around these waits, every part of it once.
+
+        It is kept until others are asked for: a view looks again at some of those waits.
+        """
+        self._stretches.clear()
         mms = self.waits["mm"][waits]
         for mm in np.unique(mms).tolist():
             rows = waits[mms == mm]
@@ -205,17 +227,19 @@ class Judge:
             return ready[place].between(start_ns, end_ns)
         return stretches(self.locks[mm], start_ns, end_ns)
 
-    def _shares(self, wait: int) -> tuple[Shares, int]:
-        """Sum up who is to blame for a wait; return that and how long the lock was free."""
+    def _shares(self, wait: int) -> tuple[Shares, int, int]:
+        """Sum up who is to blame for a wait; return also how long the lock was free and unseen."""
         start = int(self.waits["start_ns"][wait])
         end = start + int(self.waits["wait_ns"][wait])
         if start == end:
-            return self._summed([]), 0
-        around = self._around(wait, start, end).cut_at(self.known_ns)
+            return self._summed([]), 0, 0
+        known_ns = self._known_ns(self.locks[int(self.waits["mm"][wait])], end)
+        around = self._around(wait, start, end).cut_at(known_ns)
         begin, span = around.edges[:-1], np.diff(around.edges)
         exclusive, shared = around.exclusive, around.shared
         front, writes = self._front(wait, around.writer), bool(self.waits["exclusive"][wait])
-        free = (exclusive == NOBODY) & (shared == NOBODY) & (begin >= self.known_ns)
+        nobody = (exclusive == NOBODY) & (shared == NOBODY)
+        free = nobody & (begin >= known_ns)
         reader = self._let_in(wait, around.coming, np.where(free, begin, end), end)
         read_held = (exclusive == NOBODY) & ((shared != NOBODY) | (reader != NOBODY))
         convoy = read_held & (front != NOBODY) & (not writes)
@@ -226,7 +250,7 @@ class Judge:
         parts.append(self._part(LET_IN, *_sums(np.where(blocked, reader, NOBODY), span - half)))
         parts.append(self._part(QUEUED, *_sums(np.where(convoy, front, NOBODY), half)))
         free_ns = int(span[free & ~(blocked & (reader != NOBODY))].sum())
-        return self._summed(parts), free_ns
+        return self._summed(parts), free_ns, int(span[nobody & ~free].sum())
 
     def _let_in(self, wait: int, coming: Array, free_ns: Array, end: int) -> Array:
         """Return the waiting reader whose turn it is at each free instant, or NOBODY.
@@ -300,14 +324,12 @@ class Judge:
             name: np.concatenate([getattr(part, name) for part in parts if len(part)])
             for name in names
         }
-        key = [columns[name] for name in ("length", "op", "tid", "why")]
-        order = np.lexsort((-columns["share_ns"], *key))
-        columns = {name: column[order] for name, column in columns.items()}
+        who = columns["why"].astype(np.int64) << 48 | (columns["op"].astype(np.int64) + 1) << 32
+        who |= columns["tid"].astype(np.int64) & 0xFFFFFFFF
+        order = np.lexsort((-columns["share_ns"], columns["length"], who))
+        columns, who = {name: column[order] for name, column in columns.items()}, who[order]
         new = np.ones(len(order), bool)
-        new[1:] = np.any(
-            [columns[name][1:] != columns[name][:-1] for name in ("length", "op", "tid", "why")],
-            axis=0,
-        )
+        new[1:] = (who[1:] != who[:-1]) | (columns["length"][1:] != columns["length"][:-1])
         groups = np.flatnonzero(new)
         total = np.add.reduceat(columns["share_ns"], groups)
         came = np.minimum.reduceat(order, groups)
@@ -336,12 +358,16 @@ def judge(
     vma_locks: VmaLocks | None = None,
     *,
     sleeps: Sleeps | None = None,
-    known_ns: int = 0,
+    begin_ns: Array | None = None,
 ) -> Judge:
-    """Lay out the history of every lock, so that its waits can be explained one by one."""
+    """Lay out the history of every lock, so that its waits can be explained one by one.
+
+    `begin_ns` is when each segment began; without it every lock was free at first.
+    """
     locks = {}
     hold_rows, wait_rows = by_mm(holds["mm"]), by_mm(waits["mm"])
     nothing = np.zeros(0, np.int64)
     for mm, rows in wait_rows.items():
         locks[mm] = history_of(holds, waits, hold_rows.get(mm, nothing), rows)
-    return Judge(holds, waits, queue, vma_locks, locks, sleeps, known_ns, {}, {})
+    begins = np.zeros(0, np.int64) if begin_ns is None else begin_ns
+    return Judge(holds, waits, queue, vma_locks, locks, sleeps, begins, {}, {})

@@ -34,7 +34,7 @@ class EventKind(IntEnum):
     FAULT_END = 6
     SCHED_OUT = 7  # tid leaves its cpu: detail is prev_state (0 = preempted, still runnable)
     SCHED_IN = 8  # tid runs on cpu
-    WAKEUP = 9  # somebody on cpu wakes tid
+    WAKEUP = 9  # somebody on cpu wakes tid: detail is who (0: not known)
     CONTENTION_BEGIN = 10  # lock:contention_begin: address (of the lock), detail (flags)
     CONTENTION_END = 11  # lock:contention_end: address, result
     LOST = 12  # events of cpu are missing before this time: length says how many (-1: unknown)
@@ -61,6 +61,10 @@ EVENT = np.dtype(
 NO_OP = -1
 """`op` of an event that is no system call."""
 
+IN_PART = 1
+"""`result` of an ASKED, ACQUIRED or OP_BEGIN that nobody saw happen: it was already so when the
+recording began (`FoundTask`). Its time is the earliest at which it is known to have been so."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
@@ -72,6 +76,31 @@ class RecordedTask:
     process: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class FoundTask:
+    """What a task was doing when somebody looked, before any event told of it.
+
+    `stack` are the kernel functions it was in, innermost first; `state` is its letter in /proc.
+    `does` is "waits" or "holds" (an mmap_lock: that of `mm`, 0 where it isn't known whose), or ""
+    for anything else, which `operation` names. `since_ns` is the earliest time from which on it
+    is known to have been so, 0 where only the look itself tells, at `time_ns`.
+    """
+
+    tid: int
+    time_ns: int
+    state: str
+    wchan: str
+    operation: str
+    stack: tuple[str, ...]
+    does: str = ""
+    exclusive: bool = False
+    mm: int = 0
+    since_ns: int = 0
+    address: int = 0
+    length: int = 0
+    detail: int = 0
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Events:
     """The columns of a recording, all of length n, sorted by `time_ns` (ties in order of emission).
@@ -79,13 +108,15 @@ class Events:
     `columns` maps each name of `EVENT` to its array. `op` is an index into `operations` (such as
     "munmap", "mmap", "madvise") or `NO_OP`. `address` and `length` of an operation are the range
     it works on, `detail` its third argument of interest (prot, advice, flags). `tasks` names the
-    thread ids, `mms` the process id that owns an mm (where known).
+    thread ids, `mms` the process id that owns an mm (where known). `found` is what was already so
+    at the beginning.
     """
 
     columns: Mapping[str, NDArray[Any]]
     operations: tuple[str, ...]
     tasks: Mapping[int, RecordedTask] = field(default_factory=dict)
     mms: Mapping[int, int] = field(default_factory=dict)
+    found: tuple[FoundTask, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["time_ns"])

@@ -16,7 +16,7 @@ loses events; what the kernel had not yet written back is lost with the power.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,17 +28,30 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
-from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
+from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
+from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.stacks import (
+    AddressKind,
+    NamedAddress,
+    Names,
+    StackReason,
+    StackRow,
+    Stacks,
+    in_order,
+)
 
 FORMAT = "zaplock recording"
-VERSION = 1
+VERSION = 2
+"""2 (from 1): stacks have a reason, a kernel part and lists of frames; quotas of cgroups."""
 _MANIFEST = "manifest.json"
 _BLOCK = "events-{:06d}.parquet"
 _BLOCKS = "events-*.parquet"
 
 _STACKS = "stacks-{:06d}.parquet"
 _FRAMES = "frames.parquet"
-_STACK_PATIENCE_NS = 100_000
+_FOUND = "found.parquet"
+_QUOTAS = "quotas.parquet"
+_GROUPS = "groups.parquet"
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -83,47 +96,50 @@ class Recording:
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
-class UserStacks:
-    """User stacks of those who got the lock, sorted by (tid, time_ns); `frames[i]` ends in zeros.
-
-    `texts` says what code an address of a process is, for (pid, address), where it is known.
-    """
-
-    time_ns: NDArray[np.int64]
-    tid: NDArray[np.int32]
-    frames: NDArray[np.uint64]
-    texts: Mapping[tuple[int, int], str]
-
-    def of(self, tid: int, pid: int, acquired_ns: int) -> tuple[str, ...]:
-        """Give the stack, innermost frame first, with which a task got the lock at that time.
-
-        Empty where none was taken. The kernel takes it just after the event, so the first one in
-        the next 100 us is the one.
-        """
-        first, last = np.searchsorted(self.tid, [tid, tid + 1])
-        place = int(first + np.searchsorted(self.time_ns[first:last], acquired_ns))
-        if place >= last or self.time_ns[place] - acquired_ns > _STACK_PATIENCE_NS:
-            return ()
-        addresses = [address for address in self.frames[place].tolist() if address]
-        return tuple(self.texts.get((pid, one), hex(one)) for one in addresses)
-
-
-def read_stacks(path: str | os.PathLike[str]) -> UserStacks | None:
-    """Read the user stacks of a recording, or None where it has none (`record --stacks`)."""
+def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
+    """Read the stacks of a recording, or None where it has none."""
     files = sorted(Path(path).glob("stacks-*.parquet"))
     if not files:
         return None
-    table = pl.concat([pl.read_parquet(file, memory_map=False) for file in files])
-    table = table.sort("tid", "time_ns", maintain_order=True)
-    texts = {}
-    if (Path(path) / _FRAMES).exists():
-        for pid, address, text in pl.read_parquet(Path(path) / _FRAMES).iter_rows():
-            texts[pid, address] = text
-    frames = np.stack(
-        [table[name].to_numpy() for name in table.columns if name.startswith("frame")], axis=1
-    )
-    return UserStacks(table["time_ns"].to_numpy(), table["tid"].to_numpy(), frames, texts)
+    names = _read_frames(Path(path) / _FRAMES)
+    rows = [row for file in files for row in _stack_block(file)]
+    return in_order(rows, names)
+
+
+def _stack_block(file: Path) -> Iterator[StackRow]:
+    """Read a block; version 1 had user stacks of eight frames, taken with the lock."""
+    table = pl.read_parquet(file, memory_map=False)
+    if "user" in table.columns:
+        for row in table.select(*StackRow._fields).iter_rows():
+            time_ns, pid, tid, reason, kernel, user, top = row
+            yield StackRow(time_ns, pid, tid, reason, tuple(kernel), tuple(user), top)
+    else:
+        for time_ns, tid, *frames in table.iter_rows():
+            user = tuple(address for address in frames if address)
+            yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
+
+
+def _read_frames(file: Path) -> Names:
+    """Read what code the addresses are; version 1 did not tell kinds."""
+    if not file.exists():
+        return {}
+    table = pl.read_parquet(file)
+    kinds = table["kind"] if "kind" in table.columns else [AddressKind.OTHER] * len(table)
+    columns = (table["pid"], table["address"], table["text"], kinds)
+    return {
+        (pid, address): NamedAddress(text, AddressKind(kind))
+        for pid, address, text, kind in zip(*columns)
+    }
+
+
+def read_quotas(path: str | os.PathLike[str]) -> Quotas | None:
+    """Read what the cgroups' accounts said, or None where no group had a quota."""
+    readings, groups = Path(path) / _QUOTAS, Path(path) / _GROUPS
+    if not (readings.exists() and groups.exists()):
+        return None
+    rows = [QuotaReading(*row) for row in pl.read_parquet(readings).iter_rows()]
+    chains = {pid: tuple(chain) for pid, chain in pl.read_parquet(groups).iter_rows()}
+    return quotas(rows, chains)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
@@ -159,8 +175,9 @@ def read(path: str | os.PathLike[str]) -> Recording:
     """
     manifest = read_manifest(path)
     columns = _in_order(_load(sorted(Path(path).glob(_BLOCKS))))
-    events = Events(columns, manifest.operations, _read_tasks(Path(path)), _read_mms(Path(path)))
-    return Recording(events, manifest)
+    here = Path(path)
+    names = (_read_tasks(here), _read_mms(here), _read_found(here))
+    return Recording(Events(columns, manifest.operations, *names), manifest)
 
 
 def _load(blocks: list[Path]) -> dict[str, NDArray[Any]]:
@@ -204,6 +221,32 @@ def _read_mms(path: Path) -> dict[int, int]:
     return dict(pl.read_parquet(file).iter_rows()) if file.exists() else {}
 
 
+_FOUND_SCHEMA: dict[str, Any] = {
+    "tid": pl.Int32,
+    "time_ns": pl.Int64,
+    "state": pl.String,
+    "wchan": pl.String,
+    "operation": pl.String,
+    "stack": pl.List(pl.String),
+    "does": pl.String,
+    "exclusive": pl.Boolean,
+    "mm": pl.UInt64,
+    "since_ns": pl.Int64,
+    "address": pl.UInt64,
+    "length": pl.Int64,
+    "detail": pl.Int64,
+}
+"""The fields of `FoundTask`, in their order."""
+
+
+def _read_found(path: Path) -> tuple[FoundTask, ...]:
+    file = path / _FOUND
+    if not file.exists():
+        return ()
+    rows = pl.read_parquet(file, memory_map=False).select(*_FOUND_SCHEMA).iter_rows(named=True)
+    return tuple(FoundTask(**{**row, "stack": tuple(row["stack"])}) for row in rows)
+
+
 class Writer:
     """Write a recording, block by block.
 
@@ -242,21 +285,45 @@ class Writer:
         self._blocks.append((path, int(columns["time_ns"].max())))
         self._count_losses(columns)
 
-    def append_stacks(
-        self, time_ns: NDArray[np.int64], tid: NDArray[np.int32], frames: NDArray[np.uint64]
-    ) -> None:
-        """Write a block of user stacks: a row of `frames` for each, innermost first."""
-        columns = {f"frame{number}": frames[:, number] for number in range(frames.shape[1])}
+    def append_stacks(self, rows: Sequence[StackRow]) -> None:
+        """Write a block of stacks."""
+        addresses = pl.List(pl.UInt64)
+        schema: dict[str, Any] = {
+            "time_ns": pl.Int64,
+            "pid": pl.Int32,
+            "tid": pl.Int32,
+            "reason": pl.UInt8,
+            "kernel": addresses,
+            "user": addresses,
+            "top": pl.UInt64,
+        }
+        if not rows:
+            return
+        columns = dict(zip(schema, zip(*rows)))
+        series = [pl.Series(name, columns[name], dtype=kind) for name, kind in schema.items()]
         path = self.path / _STACKS.format(self._next)
-        self._put(path, pl.DataFrame({"time_ns": time_ns, "tid": tid, **columns}))
+        self._put(path, pl.DataFrame(series))
         self._next += 1
-        self._blocks.append((path, int(time_ns.max())))
+        self._blocks.append((path, max(row.time_ns for row in rows)))
 
-    def name_frames(self, texts: Mapping[tuple[int, int], str]) -> None:
+    def name_frames(self, names: Names) -> None:
         """Say what code the addresses are, by (pid, address)."""
-        rows = [(pid, address, text) for (pid, address), text in texts.items()]
-        schema = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String}
+        rows = [(pid, address, *name) for (pid, address), name in names.items()]
+        schema = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
         self._put(self.path / _FRAMES, pl.DataFrame(rows, schema, orient="row"))
+
+    def write_quotas(
+        self, readings: Sequence[QuotaReading], groups: Mapping[int, tuple[str, ...]]
+    ) -> None:
+        """Write the cgroups' accounts, in order of time, and which groups the processes are in."""
+        if not readings:
+            return
+        schema: dict[str, Any] = dict.fromkeys(QuotaReading._fields, pl.Int64)
+        schema["group"] = pl.String
+        self._put(self.path / _QUOTAS, pl.DataFrame(list(readings), schema, orient="row"))
+        rows = [(pid, list(chain)) for pid, chain in groups.items()]
+        chains: dict[str, Any] = {"pid": pl.Int32, "groups": pl.List(pl.String)}
+        self._put(self.path / _GROUPS, pl.DataFrame(rows, chains, orient="row"))
 
     def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
         """Replace the tables of names by these."""
@@ -268,6 +335,11 @@ class Writer:
             self.path / "mms.parquet",
             pl.DataFrame(owners, {"mm": pl.UInt64, "pid": pl.Int32}, orient="row"),
         )
+
+    def find(self, found: Iterable[FoundTask]) -> None:
+        """Replace the table of what was already so when the recording began."""
+        rows = [[getattr(task, name) for name in _FOUND_SCHEMA] for task in found]
+        self._put(self.path / _FOUND, pl.DataFrame(rows, _FOUND_SCHEMA, orient="row"))
 
     def drop_before(self, time_ns: int) -> int:
         """Delete the blocks that end before an instant; return how many (the flight recorder)."""
@@ -337,3 +409,5 @@ def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | Non
         for start in range(0, len(events), block):
             writer.append({name: events[name][start : start + block] for name in EVENT.names or ()})
         writer.name(events.tasks, events.mms)
+        if events.found:
+            writer.find(events.found)

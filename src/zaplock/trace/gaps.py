@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import EventKind, Events
+from zaplock.trace.events import IN_PART, EventKind, Events
 
 IN_GAP = -1
 """The segment of an event inside a gap."""
@@ -84,9 +84,10 @@ def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _first_known(events: Events) -> int:
-    """Return the time of the first event that no watch writes."""
+    """Return the time of the first event that no watch writes and no look at the tasks gave."""
     kind = events["kind"]
     watched = (kind == EventKind.ASKED) | (kind >= EventKind.CONTENTION_BEGIN)
+    watched |= (kind <= EventKind.OP_BEGIN) & (events["result"] == IN_PART)
     known = np.flatnonzero(~watched)
     return int(events["time_ns"][known[0]]) if len(known) else 1 << 62
 
@@ -96,8 +97,9 @@ def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
 
     `span` is when the recording began and ended, where that is known: before its first event and
     after its last one nothing happened, which is as good as an event to whoever waits or holds.
-    A watch knows of waits that are older than the recording (an ASKED, contention); they don't
-    tell what else there was, so they don't move its beginning.
+    A watch knows of waits that are older than the recording (an ASKED, contention), and a look at
+    the tasks of what they were doing when it began (`IN_PART`); neither tells what else there was
+    before, so they don't move its beginning.
     """
     ranges = _gap_ranges(events)
     time_ns = events["time_ns"]

@@ -28,7 +28,7 @@ import numpy as np
 from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.intervals import Array, Intervals, lock_lanes
+from zaplock.trace.intervals import Array, Intervals, begun_before, found_so, lock_lanes
 from zaplock.trace.lanes import Lanes
 
 HOLD = np.dtype(
@@ -92,9 +92,13 @@ def holds(
     kind, write = events["kind"][edges.index], events["write"][edges.index]
     acquired = kind == EventKind.ACQUIRED
     starts, ends = edges.starts(), edges.ends()
+    found = found_so(events, edges)
 
     same = ~ends
     next_acquired, next_write = np.roll(acquired, -1), np.roll(write, -1)
+    # What a task was found to hold is a guess in its mode; what it does next says which it was.
+    told = found & same & ~(next_acquired & np.roll(asked, -1))
+    write = np.where(told, np.where(next_acquired, 1, next_write), write)
     released = acquired & same & ~next_acquired & (next_write == write)
     next_downgrades = next_acquired & (next_write == 0) & ~np.roll(asked, -1)
     downgrades = acquired & same & (write == 1) & next_downgrades
@@ -103,6 +107,8 @@ def holds(
     open_start = ~acquired & starts
     used = np.roll(released, 1) | acquired & (released | downgrades | open_end) | open_start
 
+    # An exclusive hold that began earlier and was turned into this shared one.
+    turned = begun_before(events, edges, in_calls)[1]
     time_ns = events["time_ns"][edges.index]
     end_ns = np.where(open_end, cut.end_ns[edges.segment], np.roll(time_ns, -1))
     start_ns = np.where(open_start, cut.begin_ns[edges.segment], time_ns)
@@ -116,13 +122,22 @@ def holds(
         "exclusive": write[chosen] == 1,
         "start_ns": start_ns[chosen],
         "hold_ns": (end_ns - start_ns)[chosen],
-        "downgraded": (downgrades | begun_by & acquired)[chosen],
-        "complete": ~(open_end | open_start)[chosen],
+        "downgraded": (downgrades | turned | begun_by & acquired)[chosen],
+        "complete": ~(open_end | open_start | found)[chosen],
         **call_columns(in_calls, call),
         "call": call,
     }
     # By event, not by time: a hold that begins in the nanosecond in which another ends is later.
     opening = np.where(open_start, cut.first[edges.segment], edges.index)[chosen]
+    before = np.flatnonzero(turned[chosen])
+    columns = {name: np.append(column, column[before]) for name, column in columns.items()}
+    if len(before):
+        segment = edges.segment[chosen][before]
+        opening = np.append(opening * 2, cut.first[segment] * 2 - 1)  # before the first of them
+        columns["hold_ns"][-len(before) :] = columns["start_ns"][before] - cut.begin_ns[segment]
+        columns["start_ns"][-len(before) :] = cut.begin_ns[segment]
+        columns["exclusive"][-len(before) :] = True
+        columns["complete"][-len(before) :] = False
     order = np.argsort(opening, kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
     columns["hold_ns"] = _clipped(columns)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import EventKind, Events, RecordedTask
+from zaplock.trace.calls import NO_CALL, Calls
+from zaplock.trace.events import IN_PART, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import Lanes, lanes
 
@@ -91,6 +92,38 @@ class Intervals:
             assert len(self.columns[name]) == len(self), name
         assert bool((self[self.LENGTH] >= 0).all()), f"a negative {self.LENGTH}"
         assert bool((np.diff(self["start_ns"]) >= 0).all()), "the rows are not in order"
+
+
+def found_so(events: Events, rows: Lanes) -> Array:
+    """Say of each row whether it was so already when the recording began (`IN_PART`)."""
+    begins = events["kind"][rows.index] <= EventKind.ACQUIRED
+    found: Array = begins & (events["result"][rows.index] == IN_PART)
+    return found
+
+
+DOWNGRADES = ("munmap", "brk", "mremap")
+"""Operations that turn their exclusive hold into a shared one."""
+
+
+def begun_before(events: Events, rows: Lanes, in_calls: Calls) -> tuple[Array, Array]:
+    """Say which rows end a wait, and which an exclusive hold, that began before their segment.
+
+    Both are an ACQUIRED that is the first of its lane. Getting the lock is told by an ASKED before
+    it; a downgrade has none, so a shared one in a call that downgrades is taken for that,
+    and in a recording without calls for neither.
+    """
+    first = rows.starts() & (events["kind"][rows.index] == EventKind.ACQUIRED)
+    first &= ~found_so(events, rows)
+    downgraded = np.zeros(len(rows), bool)
+    places = np.flatnonzero(first & (events["write"][rows.index] == 0))
+    event = rows.index[places]
+    call = in_calls.during(events["tid"][event], event)
+    ops = [op for op, name in enumerate(in_calls.operations) if name in DOWNGRADES]
+    if len(in_calls):
+        in_one = (call != NO_CALL) & np.isin(in_calls.op[call], ops)
+        downgraded[places] = in_one & (events["success"][event] != 0)
+        return first & ~downgraded, downgraded
+    return first & (events["write"][rows.index] != 0), downgraded
 
 
 def lock_lanes(events: Events, cut: Segments) -> Lanes:

@@ -41,6 +41,15 @@ class Sleeps:
         rows: Array = self.order[first:last]
         return rows
 
+    def story(self, tid: int, start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
+        """List (kind, time_ns, detail) of a task's events inside (start_ns, end_ns)."""
+        rows = self._rows(tid)
+        time_ns = self.events["time_ns"][rows]
+        first = np.searchsorted(time_ns, start_ns, side="right")
+        inside = rows[first : np.searchsorted(time_ns, end_ns)]
+        columns = (self.events[name][inside].tolist() for name in ("kind", "time_ns", "detail"))
+        return list(zip(*columns))
+
     def naps(self, tid: int, start_ns: int, end_ns: int) -> list[Nap]:
         """Return the sleeps that a task began in [start_ns, end_ns)."""
         rows = self._rows(tid)

@@ -158,6 +158,8 @@ def _line(line: str, trace: TraceBuilder) -> None:
         trace.rows[0]["time_ns"] = head["time_ns"]
     for row in rows:
         whole = {**head, **row}
+        if row["kind"] == EventKind.WAKEUP:
+            whole["detail"] = head["tid"]
         for column, most in _MOST.items():
             if not 0 <= whole[column] + (column == "cpu") <= most:
                 raise ValueError(f"{column} {whole[column]}")

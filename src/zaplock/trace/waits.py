@@ -7,6 +7,10 @@ for nobody, and is left out (`failed_trylocks` counts them).
 
 A task that has asked and was not answered when the recording ended is still waiting: those waits
 are the point of looking at a process that hangs, so they are kept, with the time seen so far.
+A wait that was on when the recording began, or a stretch between two gaps, is `partial`: it took at
+least as long as was seen of it. Either its ACQUIRED has no ASKED, or the task was found waiting
+(`events.IN_PART`).
+
 Nothing is joined across a gap. Every lock operation is a wait, if only for the 100 ns that its two
 events are apart; `only(waits["wait_ns"] >= n)` leaves those that queued.
 """
@@ -22,7 +26,7 @@ import numpy as np
 from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.intervals import Intervals, lock_lanes
+from zaplock.trace.intervals import Intervals, begun_before, found_so, lock_lanes
 from zaplock.trace.lanes import Lanes
 
 if TYPE_CHECKING:
@@ -49,6 +53,7 @@ WAIT = np.dtype(
         ("start_ns", np.int64),
         ("wait_ns", np.int64),
         ("outcome", np.uint8),
+        ("partial", np.bool_),
         ("op", np.int16),
         ("address", np.uint64),
         ("length", np.int64),
@@ -61,7 +66,10 @@ WAIT = np.dtype(
 
 @dataclass(frozen=True, slots=True)
 class Waits(Intervals):
-    """The waits of a recording as columns, sorted by `start_ns`; `exclusive` is what was asked."""
+    """The waits of a recording as columns, sorted by `start_ns`; `exclusive` is what was asked.
+
+    A `partial` wait began at its `start_ns` or earlier: it took at least `wait_ns`.
+    """
 
     DTYPE = WAIT
     LENGTH = "wait_ns"
@@ -95,14 +103,22 @@ def waits(
     kind, write = events["kind"][rows.index], events["write"][rows.index]
     time_ns = events["time_ns"][rows.index]
     asked, ends = kind == EventKind.ASKED, rows.ends()
-    answers = (np.roll(kind, -1) == EventKind.ACQUIRED) & (np.roll(write, -1) == write)
+    found = found_so(events, rows) & asked
+    next_write = np.roll(write, -1)
+    # In which mode a task was found to wait is a guess; what it got says which it was.
+    answers = (np.roll(kind, -1) == EventKind.ACQUIRED) & ((next_write == write) | found)
     answered = asked & ~ends & answers
     waiting = asked & ends & (cut.last[rows.segment] == len(events))
+    unasked, _ = begun_before(events, rows, in_calls)
     success = np.roll(events["success"][rows.index], -1) != 0
+    success = np.where(unasked, events["success"][rows.index] != 0, success)
+    start_ns = np.where(unasked, cut.begin_ns[rows.segment], time_ns)
     end_ns = np.where(waiting, cut.end_ns[rows.segment], np.roll(time_ns, -1))
+    end_ns = np.where(unasked, time_ns, end_ns)
+    unasked &= end_ns > start_ns
     refused_at_once = answered & ~success & (end_ns - time_ns < TRYLOCK_NS)
 
-    chosen = np.flatnonzero((answered & ~refused_at_once) | waiting)
+    chosen = np.flatnonzero((answered & ~refused_at_once) | waiting | unasked)
     event = rows.index[chosen]
     call = in_calls.during(events["tid"][event], event)
     outcome = np.where(success, WaitOutcome.ACQUIRED, WaitOutcome.KILLED)
@@ -110,13 +126,15 @@ def waits(
     columns = {
         "mm": events["mm"][event],
         "tid": events["tid"][event],
-        "exclusive": write[chosen] == 1,
-        "start_ns": time_ns[chosen],
-        "wait_ns": (end_ns - time_ns)[chosen],
+        "exclusive": np.where(found & answered, next_write, write)[chosen] == 1,
+        "start_ns": start_ns[chosen],
+        "wait_ns": (end_ns - start_ns)[chosen],
         "outcome": outcome[chosen].astype(np.uint8),
+        "partial": (found | unasked)[chosen],
         **call_columns(in_calls, call),
         "call": call,
     }
+    event = np.where(unasked[chosen], cut.first[rows.segment[chosen]], event)
     order = np.argsort(event, kind="stable")
     columns = {name: column[order] for name, column in columns.items()}
     lost_answer = int((asked & ~ends & ~answers).sum())

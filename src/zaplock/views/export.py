@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis
+from zaplock.trace.holds import Holds
+from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import Summary
+from zaplock.trace.waits import Waits
+from zaplock.views.stacks import columns
 
 if TYPE_CHECKING:
     import polars
@@ -20,10 +25,21 @@ def tables(summary: Summary) -> dict[str, polars.DataFrame]:
     """Return the tables `holds`, `waits` and `blame`."""
     analysis = summary.analysis
     return {
-        "holds": analysis.holds.frame(),
-        "waits": analysis.waits.frame(),
+        "holds": _with_stacks(analysis, analysis.holds, analysis.hold_stack),
+        "waits": _with_stacks(analysis, analysis.waits, analysis.wait_stack),
         "blame": _blame(analysis, summary),
     }
+
+
+def _with_stacks(
+    analysis: Analysis, table: Holds | Waits, find: Callable[[int], CallStack]
+) -> polars.DataFrame:
+    import polars as pl
+
+    said = columns(analysis, table, find)
+    return table.frame().with_columns(
+        pl.Series(name, values, dtype=pl.String) for name, values in said.items()
+    )
 
 
 def _blame(analysis: Analysis, summary: Summary) -> polars.DataFrame:

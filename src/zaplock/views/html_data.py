@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import VMA, Blame
+from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.views.report_json import longest
+from zaplock.views.slowness import why_slow
+from zaplock.views.stacks import telling
 from zaplock.views.words import blame_sentence, chain, owner
 
 Array = NDArray[Any]
@@ -29,6 +32,7 @@ LIMIT = 400_000
 
 EXCLUSIVE, DOWNGRADED, COMPLETE = 1, 2, 4
 NO_HOLD = -1
+STACKS = 20_000
 CHAINS = 2_000
 """So many of the longest waits have their whole chain in the page; the others their culprit."""
 
@@ -42,7 +46,10 @@ def page_data(summary: Summary) -> dict[str, Any]:
     waits = np.sort(queued[chosen])
     lanes = _lanes(summary, holds, waits)
     mms, mm_of_hold, mm_of_wait = _mms(analysis, holds, waits)
+    told, hold_stack, wait_stack = _stacks(analysis, holds, waits)
     columns = {
+        "hold_stack": hold_stack,
+        "wait_stack": wait_stack,
         **_hold_columns(analysis, holds, lanes, mm_of_hold),
         **_wait_columns(summary, waits, holds, lanes, mm_of_wait),
     }
@@ -53,6 +60,8 @@ def page_data(summary: Summary) -> dict[str, Any]:
         "mms": [owner(analysis, mm) for mm in mms],
         "gaps": [_gap(analysis, gap.start_ns, gap.end_ns) for gap in analysis.segments.gaps],
         "chains": _chains(summary, waits),
+        "stacks": told,
+        "times": _times_of(analysis, holds),
         "left_out": [len(analysis.holds) - len(holds), len(queued) - len(waits)],
         "columns": columns,
     }
@@ -167,6 +176,38 @@ def _culprits(summary: Summary, rows: Array, holds: Array) -> Array:
         if found.wait in wait_place:
             culprit[wait_place[found.wait]] = place.get(hold, NO_HOLD)
     return culprit
+
+
+def _times_of(analysis: Analysis, rows: Array) -> dict[str, list[str]]:
+    """Say of the longest holds why they were slow, by their place in the page."""
+    spans = analysis.holds["hold_ns"][rows]
+    said = {}
+    for place in longest(spans, CHAINS) if analysis.has_sched else ():
+        if lines := list(why_slow(analysis, int(rows[place]))):
+            said[str(place)] = lines
+    return said
+
+
+def _stacks(
+    analysis: Analysis, holds: Array, waits: Array
+) -> tuple[list[list[list[str]]], Array, Array]:
+    """Return the stacks ([user, kernel], innermost first) and which one each hold and wait has.
+
+    Only the longest `STACKS` of each have theirs in the page.
+    """
+    known: dict[CallStack, int] = {}
+    columns = []
+    for rows, table, find in (
+        (holds, analysis.holds["hold_ns"], analysis.hold_stack),
+        (waits, analysis.waits["wait_ns"], analysis.wait_stack),
+    ):
+        column = np.full(len(rows), NO_HOLD, np.int32)
+        for place in longest(table[rows], STACKS) if analysis.stacks else ():
+            if stack := find(int(rows[place])):
+                column[place] = known.setdefault(stack, len(known))
+        columns.append(column)
+    said = [[list(stack.user), list(telling(stack.kernel))] for stack in known]
+    return said, columns[0], columns[1]
 
 
 def _chains(summary: Summary, rows: Array) -> dict[str, list[str]]:

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
+from zaplock.units import duration
+from zaplock.views.found import found_lines
+from zaplock.views.headlines import headlines
 from zaplock.views.report_json import longest
+from zaplock.views.slowness import of_culprit, plain_time, why_slow
+from zaplock.views.stacks import of_wait, plain, sentence
 from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
 
 Array = NDArray[Any]
@@ -47,18 +52,26 @@ def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
         yield f"Right now {tasks} for this lock:"
         for row in waiting[:limit]:
             yield f"    {wait_sentence(analysis, row)}"
-            yield from (f"        {line}" for line in chain(analysis, analysis.explain(row)))
+            found = analysis.explain(row)
+            yield from (f"        {line}" for line in chain(analysis, found))
+            yield from (f"    {line}" for line in of_culprit(analysis, found))
+            yield from (f"    {line}" for line in of_wait(analysis, found))
     for row in holding[:limit]:
-        yield f"Held now: {hold_sentence(analysis, row).replace(' (seen in part)', ' so far')}."
+        yield f"Held now: {hold_sentence(analysis, row, so_far=True)}."
+        yield from (f"    {line}" for line in why_slow(analysis, row))
+        if stack := analysis.hold_stack(row):
+            yield f"    it is {sentence(stack)}"
 
 
 def why_lines(summary: Summary, *, seconds: float) -> Iterator[str]:
     """Answer in one screen: is anything waiting now, behind whom, and what was worst before."""
     analysis = summary.analysis
     yield from now(analysis)
+    yield from found_lines(analysis)
     yield ""
-    yield f"In these {seconds:g} seconds:"
+    yield f"In these {duration(round(seconds * 1e9))}:"
     yield from answer(summary)
+    yield from headlines(analysis)
 
 
 def why_json(analysis: Analysis) -> dict[str, Any]:
@@ -72,6 +85,7 @@ def why_json(analysis: Analysis) -> dict[str, Any]:
                 "mode": "exclusive" if waits["exclusive"][row] else "shared",
                 "wait_ns": int(waits["wait_ns"][row]),
                 "behind": chain(analysis, analysis.explain(row)),
+                **plain(analysis.wait_stack(row)),
             }
             for row in waiting_now(analysis)
         ],
@@ -82,6 +96,8 @@ def why_json(analysis: Analysis) -> dict[str, Any]:
                 "mode": "exclusive" if holds["exclusive"][row] else "shared",
                 "hold_ns": int(holds["hold_ns"][row]),
                 "doing": doing(holds, row),
+                **plain_time(analysis, row),
+                **plain(analysis.hold_stack(row)),
             }
             for row in holding_now(analysis)
         ],

@@ -36,6 +36,7 @@ def title(comparison: Comparison) -> str:
     what += ["locked"] if experiment.locked else []
     what += [f"{experiment.nr_vmas} VMAs"] if experiment.nr_vmas > 1 else []
     costs = f"costs of {comparison.profile.name}, {experiment.cpus} CPUs"
+    costs += f", cpu.max {experiment.cpu_max}" if experiment.cpu_max else ""
     return f"munmap of {what[0]} of {', '.join(what[1:])} ({costs})"
 
 
@@ -94,7 +95,27 @@ def sentences(comparison: Comparison) -> list[str]:
         rows = comparison.block(block)
         simulated = [row for row in rows if row not in (comparison.measured or ())]
         said += block_sentences(simulated, block, order)
+        said += quota_sentences(comparison, block)
         said += [measured_sentence(row) for row in rows if row in (comparison.measured or ())]
+    return said
+
+
+def quota_sentences(comparison: Comparison, block: Sequence[str]) -> list[str]:
+    """Say where the quota stopped the munmap, and how long its caller waited."""
+    if comparison.experiment.cpu_max is None:
+        return []
+    said = []
+    for where, stops in (
+        ("kernel", "in the middle of its work, with the lock in hand"),
+        ("user", "when it has given the lock back"),
+    ):
+        runs = [run for run in comparison.runs if run.design.throttled_in == where]
+        runs = [run for run in runs if run.outcome.bystanders == tuple(block)]
+        if runs:
+            order = [run.design.name for run in comparison.runs]
+            names = run_of([run.design.name for run in runs], list(dict.fromkeys(order)))
+            took = reach([run.outcome.munmap_ns for run in runs])
+            said.append(f"The quota stops munmap {stops}, under {names}: the call takes {took}.")
     return said
 
 
@@ -137,14 +158,19 @@ def story(
 
 def held(rows: Sequence[TeardownOutcome], hold: Hold) -> str:
     """Say how the munmap held the lock."""
-    alone = max(row.exclusive_hold_ns or 0 for row in rows)
-    shared = max(row.shared_hold_ns or 0 for row in rows)
+    alone = reach([row.exclusive_hold_ns or 0 for row in rows])
     if hold == "exclusive":
-        return f"munmap holds the lock exclusively for {duration(alone)}"
+        return f"munmap holds the lock exclusively for {alone}"
     if hold == "brief":
-        return f"munmap holds the lock exclusively for {duration(alone)} and zaps without it"
-    only = f"munmap holds it exclusively for {duration(alone)} only"
-    return f"{only}, then shared for {duration(shared)}"
+        return f"munmap holds the lock exclusively for {alone} and zaps without it"
+    shared = reach([row.shared_hold_ns or 0 for row in rows])
+    return f"munmap holds it exclusively for {alone} only, then shared for {shared}"
+
+
+def reach(values: Sequence[int]) -> str:
+    """Say the greatest of some durations, or both ends where they are far apart."""
+    least, most = min(values), max(values)
+    return duration(most) if most <= 1.5 * least else f"{duration(least)} to {duration(most)}"
 
 
 def why(hold: Hold, victims: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
 from zaplock.trace.events import NO_OP
+from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
 from zaplock.views.report_json import longest
@@ -120,6 +121,7 @@ def _holds(analysis: Analysis) -> Iterator[Mark]:
             "length": int(holds["length"][row]),
             "downgraded": int(holds["downgraded"][row]),
             "complete": int(holds["complete"][row]),
+            **_stack_notes(analysis.hold_stack(row)),
         }
         track, start = lock_track(int(holds["tid"][row])), int(holds["start_ns"][row])
         yield from _slice(track, start, int(holds["hold_ns"][row]), f"hold {mode}", notes)
@@ -135,9 +137,16 @@ def _waits(analysis: Analysis) -> Iterator[Mark]:
             "mm": f"{int(waits['mm'][row]):#x}",
             "operation": _operation(analysis, int(waits["op"][row])),
             "outcome": WaitOutcome(int(waits["outcome"][row])).name.lower(),
+            **_stack_notes(analysis.wait_stack(row)),
         }
         track, start = lock_track(int(waits["tid"][row])), int(waits["start_ns"][row])
         yield from _slice(track, start, int(waits["wait_ns"][row]), f"wait {mode}", notes)
+
+
+def _stack_notes(stack: CallStack) -> Notes:
+    """Give a slice's stack as its arguments, innermost function first."""
+    parts = {"user stack": stack.user, "kernel stack": stack.kernel}
+    return {name: " < ".join(frames) for name, frames in parts.items() if frames}
 
 
 def _arrows(summary: Summary) -> Iterator[Mark]:

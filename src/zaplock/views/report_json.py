@@ -1,8 +1,9 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Where events are missing, "gaps" tells when. Incomplete holds (one end outside the recording, or in
-a gap) are not in it.
+Where events are missing, "gaps" tells when. Holds of which one end is outside the recording, or in
+a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
+recorded, is {"kernel": [...], "user": [...]}, innermost frame first.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
 from zaplock.trace.summary import process_name
+from zaplock.trace.waits import WaitOutcome
+from zaplock.views.found import found_json
+from zaplock.views.headlines import headlines_json
+from zaplock.views.slowness import plain_time
+from zaplock.views.stacks import plain
 
 
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
@@ -28,12 +35,15 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         "kernel": analysis.kernel,
         "duration_ns": analysis.duration_ns,
         "lost_events": analysis.segments.lost_events,
-        "holds": _holds(analysis, top),
+        "holds": _holds(analysis, analysis.holds["complete"], top),
+        "holds_in_part": _holds(analysis, ~analysis.holds["complete"], top),
         "waits": [
             _wait(analysis, analysis.explain(row))
             for row in longest(analysis.waits["wait_ns"], top)
         ],
         "calls": [_call(analysis, count) for count in call_counts(analysis)[:top]],
+        "slept_behind": headlines_json(analysis)[:top],
+        **({"found": found_json(analysis)} if analysis.events.found else {}),
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
     }
 
@@ -67,8 +77,9 @@ def _operation(analysis: Analysis, op: int) -> str | None:
     return None if op == NO_OP else analysis.calls.operations[op]
 
 
-def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
-    holds = analysis.holds.complete()
+def _holds(analysis: Analysis, chosen: NDArray[np.bool_], top: int) -> list[dict[str, Any]]:
+    rows = np.flatnonzero(chosen)
+    holds = analysis.holds.only(rows)
     return [
         {
             "mm": f"{int(holds['mm'][row]):#x}",
@@ -80,6 +91,8 @@ def _holds(analysis: Analysis, top: int) -> list[dict[str, Any]]:
             "downgraded": bool(holds["downgraded"][row]),
             "operation": _operation(analysis, int(holds["op"][row])),
             "length": int(holds["length"][row]),
+            **plain_time(analysis, int(rows[row])),
+            **plain(analysis.hold_stack(int(rows[row]))),
         }
         for row in longest(holds["hold_ns"], top)
     ]
@@ -90,11 +103,20 @@ def _wait(analysis: Analysis, found: Explained) -> dict[str, Any]:
     return {
         "tid": int(waits["tid"][row]),
         "comm": _comm(analysis, int(waits["tid"][row])),
+        "mm": f"{int(waits['mm'][row]):#x}",
+        "pid": analysis.events.mms.get(int(waits["mm"][row])),
+        "operation": _operation(analysis, int(waits["op"][row])),
+        "length": int(waits["length"][row]),
+        "outcome": WaitOutcome(int(waits["outcome"][row])).name.lower(),
         "mode": "exclusive" if waits["exclusive"][row] else "shared",
         "start_ns": int(waits["start_ns"][row]),
         "wait_ns": int(waits["wait_ns"][row]),
-        "blame": [_blame(blame) for blame in found.blame],
+        "at_least": bool(waits["partial"][row]),
+        "blame": [_blame(analysis, blame) for blame in found.blame],
         "unexplained_ns": found.unexplained_ns,
+        "free_ns": found.free_ns,
+        "unseen_ns": found.unseen_ns,
+        **plain(analysis.wait_stack(row)),
     }
 
 
@@ -102,7 +124,7 @@ def _call(analysis: Analysis, count: CallCount) -> dict[str, Any]:
     return {**asdict(count), "process": process_name(analysis.events.tasks, count.pid)}
 
 
-def _blame(blame: Blame) -> dict[str, Any]:
+def _blame(analysis: Analysis, blame: Blame) -> dict[str, Any]:
     return {
         "tid": blame.tid,
         "comm": blame.comm,
@@ -110,4 +132,5 @@ def _blame(blame: Blame) -> dict[str, Any]:
         "length": blame.length,
         "role": blame.role,
         "share_ns": blame.share_ns,
+        **plain(analysis.blamed_stack(blame)),
     }

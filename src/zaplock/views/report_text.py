@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -14,8 +15,12 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary, process_name
 from zaplock.units import duration, size
+from zaplock.views.found import found_lines, present_lines
+from zaplock.views.headlines import headlines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
+from zaplock.views.slowness import WORTH_NS, of_culprit, split
+from zaplock.views.stacks import of_wait, sentence
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
 
 BAR = 40
@@ -29,6 +34,8 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
         Text(heading(analysis)),
         Text(),
         *(Text(line) for line in answer(summary)),
+        *(Text(line) for line in headlines(analysis)),
+        *(Text(line) for line in found_lines(analysis)),
         Text(),
         *_gaps(analysis, top),
         _longest_holds(analysis, top, exclusive=True),
@@ -48,6 +55,8 @@ def live_screen(summary: Summary, *, top: int) -> RenderableType:
         Text(heading(summary.analysis), style="bold"),
         Text(),
         *(Text(line) for line in now(summary.analysis)),
+        *(Text(line) for line in present_lines(summary.analysis)),
+        *(Text(line) for line in headlines(summary.analysis)),
         Text(),
         *_worst_waits(summary, max(1, top // 2)),
         _Groups("By thread", summary.by_thread, top),
@@ -104,10 +113,12 @@ def _gaps(analysis: Analysis, top: int) -> list[RenderableType]:
 
 
 def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> RenderableType:
-    holds = analysis.holds.only(analysis.holds["exclusive"] == exclusive)
+    rows = np.flatnonzero(analysis.holds["exclusive"] == exclusive)
+    holds = analysis.holds.only(rows)
     name = "exclusive" if exclusive else "shared"
     table = _table((">held", ">at", "task", "operation", "lock of", "remark"))
-    for row in longest(holds["hold_ns"], top):
+    shown = longest(holds["hold_ns"], top)
+    for row in shown:
         _row(
             table,
             duration(int(holds["hold_ns"][row])),
@@ -117,7 +128,32 @@ def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> Renderab
             owner(analysis, int(holds["mm"][row])),
             _remark(holds, row),
         )
-    return _titled(f"Longest {name} holds", table)
+    found = [int(rows[row]) for row in shown]
+    more = [*_times_of(analysis, found), *_stacks_of(analysis, found)]
+    return Group(_titled(f"Longest {name} holds", table), *more)
+
+
+def _times_of(analysis: Analysis, rows: list[int]) -> list[RenderableType]:
+    """Say where the time of long holds went, where that is known."""
+    lines = []
+    for row in rows:
+        spent = analysis.hold_time(row)
+        if spent.whole_ns >= WORTH_NS and spent.unknown_ns < spent.whole_ns:
+            lines.append(Text(f"{duration(spent.whole_ns)}: {split(spent)}"))
+    return [Text("Where their time went", style="bold"), *lines, Text()] if lines else []
+
+
+def _stacks_of(analysis: Analysis, rows: list[int]) -> list[RenderableType]:
+    """Say where the holds of a table were, each place once."""
+    places: dict[str, list[str]] = {}
+    for row in rows:
+        if stack := analysis.hold_stack(row):
+            held = duration(int(analysis.holds["hold_ns"][row]))
+            places.setdefault(sentence(stack), []).append(held)
+    if not places:
+        return []
+    lines = [Text(f"{', '.join(held)} {place}") for place, held in places.items()]
+    return [Text("Their stacks, innermost function first", style="bold"), *lines, Text()]
 
 
 def _remark(holds: Holds, row: int) -> str:
@@ -164,6 +200,8 @@ def _worst_waits(summary: Summary, top: int) -> list[RenderableType]:
         at = _at(analysis, int(analysis.waits["start_ns"][found.wait]))
         lines.append(Text(f"at {at}: {wait_sentence(analysis, found.wait)}:"))
         lines += [Text(f"    {line}") for line in chain(analysis, found)]
+        lines += [Text(line) for line in of_culprit(analysis, found)]
+        lines += [Text(line) for line in of_wait(analysis, found)]
     if summary.explained_ns < summary.waited_ns:
         lines.append(
             Text(

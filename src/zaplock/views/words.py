@@ -13,6 +13,8 @@ from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
+from zaplock.views.slowness import of_culprit, why_slow
+from zaplock.views.stacks import of_wait, sentence
 
 LONG_WAIT_NS = 1_000_000
 """From here on a wait is one that somebody may have noticed."""
@@ -50,14 +52,17 @@ def owner(analysis: Analysis, mm: int) -> str:
     return f"{task.process or task.comm} (pid {pid})" if task else f"pid {pid}"
 
 
-def hold_sentence(analysis: Analysis, row: int) -> str:
-    """Say who held which lock, how, for how long and in what."""
+def hold_sentence(analysis: Analysis, row: int, *, so_far: bool = False) -> str:
+    """Say who held which lock, how, for how long and in what; `so_far`: it goes on."""
     holds = analysis.holds
     mode = "exclusively" if holds["exclusive"][row] else "shared"
     if holds["downgraded"][row]:
         mode += ", then downgraded," if holds["exclusive"][row] else " after a downgrade"
-    seen = "" if holds["complete"][row] else " (seen in part)"
-    held = duration(int(holds["hold_ns"][row]))
+    whole = holds["complete"][row]
+    seen = " so far" if so_far else "" if whole else " (seen in part)"
+    early = int(holds["start_ns"][row]) <= analysis.recorded_ns
+    least = "at least " if not whole and early else ""
+    held = least + duration(int(holds["hold_ns"][row]))
     task = who(analysis, int(holds["tid"][row]))
     return f"{task} held it {mode} for {held}{seen}{_in(doing(holds, row))}"
 
@@ -72,7 +77,8 @@ def wait_sentence(analysis: Analysis, row: int) -> str:
         WaitOutcome.KILLED: "was killed after waiting",
         WaitOutcome.WAITING: "is still waiting after",
     }[outcome]
-    span = duration(int(waits["wait_ns"][row]))
+    least = "at least " if waits["partial"][row] else ""
+    span = least + duration(int(waits["wait_ns"][row]))
     task = who(analysis, int(waits["tid"][row]))
     lock = owner(analysis, int(waits["mm"][row]))
     return f"{task}{_in(doing(waits, row))} {ended} {span} for the lock of {lock}, {mode}"
@@ -120,11 +126,14 @@ def chain(analysis: Analysis, found: Explained, *, limit: int = 3, depth: int = 
 
 def _rest(found: Explained, whole: int) -> list[str]:
     """Name what nobody explains, where it is more than a hundredth."""
-    dark_ns = found.unexplained_ns - found.free_ns
+    dark_ns = found.unexplained_ns - found.free_ns - found.unseen_ns
     lines = []
     if found.free_ns * 100 > whole:
         part = f"{duration(found.free_ns)} ({share(found.free_ns, whole)})"
         lines.append(f"{part} nobody had it: whose turn it was had no cpu yet")
+    if found.unseen_ns * 100 > whole:
+        part = f"{duration(found.unseen_ns)} ({share(found.unseen_ns, whole)})"
+        lines.append(f"{part} not known: whoever had it took it before anything was recorded")
     if dark_ns * 100 > whole:
         lines.append(f"{duration(dark_ns)} ({share(dark_ns, whole)}) unexplained")
     return lines
@@ -143,12 +152,17 @@ def answer(summary: Summary) -> Iterator[str]:
         worst = summary.explained[0]
         yield f"The worst: {wait_sentence(analysis, worst.wait)}:"
         yield from (f"    {line}" for line in chain(analysis, worst))
+        yield from of_culprit(analysis, worst)
+        yield from of_wait(analysis, worst)
         yield from _most_blamed(summary)
     for exclusive, name in ((True, "exclusive"), (False, "shared")):
         rows = np.flatnonzero(analysis.holds["exclusive"] == exclusive)
         if len(rows):
             longest = int(rows[np.argmax(analysis.holds["hold_ns"][rows])])
             yield f"The longest {name} hold: {hold_sentence(analysis, longest)}."
+            yield from (f"    {line}" for line in why_slow(analysis, longest))
+            if stack := analysis.hold_stack(longest):
+                yield f"    it was {sentence(stack)}"
     yield from _most_time(summary)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from heapq import heappush
 from typing import Any
 
+from zaplock.engines.timed.bandwidth import Bandwidth, QuotaTick
 from zaplock.engines.timed.event_log import MAX_CPUS, EventLog
 from zaplock.engines.timed.threads import (
     DONE,
@@ -91,13 +92,13 @@ class Clock:
         self.enter(end)
         self.set(FOREVER, end)
 
-    def enter(self, thread: Thread | Tick) -> None:
+    def enter(self, thread: Thread | Tick | QuotaTick) -> None:
         """Give a thread its slot among the timers."""
         thread.slot = len(self.slots)
         assert thread.slot <= SLOT, "too many threads"
         self.slots.append(thread)
 
-    def set(self, time_ns: int, thread: Thread | Tick) -> None:
+    def set(self, time_ns: int, thread: Thread | Tick | QuotaTick) -> None:
         """Set the timer of a thread; one set before no longer counts."""
         thread.timer = time_ns << SLOT_BITS | thread.slot
         heappush(self.heap, thread.timer)
@@ -119,6 +120,7 @@ class Cpus:
         self.armed = [False] * sched.cpus
         self.stop_spinning: Callable[[Thread], None] = _nobody_spins
         self.owner_left: Callable[[Thread], None] = _nobody_spins
+        self.bandwidth: Bandwidth | None = None
         self._recorder = recorder if recorder.sched else None
 
     def wake(self, thread: Thread) -> None:
@@ -134,6 +136,9 @@ class Cpus:
 
     def make_ready(self, thread: Thread) -> None:
         """Give a thread a CPU, or a place in the queue for one."""
+        if self.bandwidth is not None and self.bandwidth.stops(thread):
+            self.bandwidth.park(thread)
+            return
         if thread.resume is None and thread.state in (SLEEPING, RESTING):
             thread.stalled_since_ns = self.clock.now
         cpu = thread.cpu if self._is_idle(thread.cpu) else self._idle_cpu()
@@ -145,6 +150,8 @@ class Cpus:
     def leave(self, thread: Thread, state: int) -> None:
         """Take a thread off its CPU and let the next one run."""
         assert self.running[thread.cpu] is thread, thread
+        if self.bandwidth is not None:
+            self.bandwidth.goes_off(thread)
         thread.state = state
         thread.timer = 0
         thread.stalled_since_ns = self.clock.now
@@ -191,9 +198,13 @@ class Cpus:
         return next(filter(self._is_idle, range(self.sched.cpus)), None)
 
     def _preempt(self, thread: Thread) -> None:
+        self.ready.append(thread)
+        self.stop(thread)
+
+    def stop(self, thread: Thread) -> None:
+        """Take a thread off its CPU in the middle of its work, which it will go on with."""
         assert thread.timer, thread
         thread.left_ns = (thread.timer >> SLOT_BITS) - self.clock.now
-        self.ready.append(thread)
         self.leave(thread, READY)
 
     def _enqueue(self, thread: Thread) -> None:
@@ -224,6 +235,8 @@ class Cpus:
             resting.state = SLEEPING
         self.running[cpu] = thread
         self.since_ns[cpu] = start_ns
+        if self.bandwidth is not None:
+            self.bandwidth.goes_on(thread, start_ns)
         thread.state = RESUMING if thread.resume else RUNNING
         thread.stalled_ns += start_ns - thread.stalled_since_ns
         start_ns += thread.left_ns

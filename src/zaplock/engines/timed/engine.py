@@ -20,8 +20,9 @@ touching the heap.
 from __future__ import annotations
 
 from heapq import heappop, heappush, heappushpop
-from typing import Any
+from typing import Any, Literal
 
+from zaplock.engines.timed.bandwidth import Bandwidth, QuotaTick
 from zaplock.engines.timed.contention import Contention
 from zaplock.engines.timed.cpus import FOREVER, SLOT, SLOT_BITS, Clock, Cpus, Sched, Tick
 from zaplock.engines.timed.event_log import (
@@ -53,6 +54,7 @@ from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Events
 from zaplock.trace.events import RecordedTask as TaskName
+from zaplock.trace.quotas import CpuMax
 
 
 class TimedEngine:
@@ -66,6 +68,8 @@ class TimedEngine:
         sched: Sched = Sched(),
         hung_task_timeout_ns: int | None = None,
         record_sched: bool = False,
+        cpu_max: CpuMax | None = None,
+        throttled_in: Literal["kernel", "user"] = "kernel",
     ) -> None:
         """Stand beside `machine`, at time 0. No lock of it may be held."""
         self.machine = machine
@@ -75,6 +79,9 @@ class TimedEngine:
         self.clock = Clock()
         self.recorder = EventLog(sched=record_sched)
         self.cpus = Cpus(self.clock, sched, self.recorder)
+        if cpu_max is not None:
+            in_kernel = throttled_in == "kernel"
+            self.cpus.bandwidth = Bandwidth(self.cpus, cpu_max, in_kernel=in_kernel)
         self._long_waits = LongWaits(hung_task_timeout_ns)
         self._signals = machine.signals.data = _Signals(machine.signals.data, machine.woken)
         self._contention = Contention(
@@ -96,9 +103,15 @@ class TimedEngine:
         return self._long_waits.found
 
     def spawn(
-        self, task: Task, program: Program, *, at_ns: int = 0, background: bool = False
+        self,
+        task: Task,
+        program: Program,
+        *,
+        at_ns: int = 0,
+        background: bool = False,
+        limited: bool = False,
     ) -> Thread:
-        """Start a thread at a time that hasn't passed.
+        """Start a thread at a time that hasn't passed; `limited`: under the engine's `cpu_max`.
 
         A run lasts until every foreground thread has ended; a background thread then ends at its
         next sleep, so that what it is in the middle of is finished.
@@ -109,6 +122,8 @@ class TimedEngine:
         self._next_cpu = (self._next_cpu + 1) % self.sched.cpus
         self.threads[task.tid] = thread
         self.clock.enter(thread)
+        if limited and self.cpus.bandwidth is not None:
+            self.cpus.bandwidth.add(thread)
         self._foreground += not background
         self.clock.set(at_ns, thread)
         return thread
@@ -152,7 +167,8 @@ class TimedEngine:
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
-        unseen = not self.recorder.sched
+        bandwidth = cpus.bandwidth
+        unseen = not self.recorder.sched and bandwidth is None
         which: Lock | None = None
         lock: TimedLock
         thread: Thread
@@ -265,6 +281,14 @@ class TimedEngine:
                 elif kind is MarkStep:
                     self.recorder.mark(now, thread.code, step)
                     result, price = None, 0
+                    if bandwidth is not None:
+                        thread.inside += 1 if step.what.endswith("begin") else -1
+                        if bandwidth.stops(thread):
+                            thread.result, thread.timer = None, now << bits | thread.slot
+                            cpus.stop(thread)
+                            bandwidth.park(thread)
+                            timer = heappop(heap)
+                            break
                 else:
                     thread.step, thread.asked_ns = step, now
                     if not self._attempt(thread):
@@ -282,10 +306,13 @@ class TimedEngine:
                         timer = heappushpop(heap, timer)
                         break
 
-    def _due(self, thread: Thread | Tick) -> bool:
+    def _due(self, thread: Thread | Tick | QuotaTick) -> bool:
         """Do what a timer is for that isn't the end of some work; say if the thread goes on."""
         if isinstance(thread, Tick):
             self.cpus.tick(thread)
+        elif isinstance(thread, QuotaTick):
+            assert self.cpus.bandwidth is not None
+            self.cpus.bandwidth.look()
         elif thread.state == SPINNING:
             self._contention.stop_spinning(thread)
         elif thread.state == RESUMING:

@@ -42,7 +42,8 @@ class Thread:
     the program may. `left_ns` is work that it still has to pay for. `stalled_ns` is how long in all
     it could not do what its program says: waited, spun, was woken, switched to or preempted;
     `stalled_since_ns` where that began. `late_ns` is how much longer than others it takes to run
-    after a wake-up (a replay's thread, on whose machine a CPU was hard to get).
+    after a wake-up (a replay's thread, on whose machine a CPU was hard to get). `inside` is how
+    many system calls and faults it is in, where somebody asks for that (a CPU quota).
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Thread:
         "cpu",
         "finished_ns",
         "in_queue",
+        "inside",
         "late_ns",
         "left_ns",
         "lock",
@@ -92,6 +94,7 @@ class Thread:
         self.asked_ns = 0
         self.finished_ns = -1
         self.in_queue = False
+        self.inside = 0
         self.woken = False
         self.lock: TimedLock | None = None
         self.step: Any = None

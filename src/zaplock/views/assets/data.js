@@ -33,6 +33,7 @@ function table(columns, name) {
     name, start, span, count: start.length, length: whole(columns, name + "_length"),
     lane: columns[name + "_lane"], op: columns[name + "_op"], mm: columns[name + "_mm"],
     flags: columns[name + "_flags"], outcome: columns[name + "_outcome"], culprit: columns[name + "_culprit"],
+    stack: columns[name + "_stack"],
   };
 }
 
@@ -78,7 +79,27 @@ class Recording {
 
   mode(table, row) { return table.flags[row] & EXCLUSIVE ? "exclusive" : "shared"; }
 
+  // The stack of a hold or a wait, a function a line, innermost first.
+  stackLines(table, row, whose) {
+    if (table.stack[row] === NOBODY) return [];
+    const [user, kernel] = this.stacks[table.stack[row]];
+    return [`${whose}, innermost function first:`, ...kernel.map(frame => `    ${frame} (kernel)`), ...user.map(frame => "    " + frame)];
+  }
+
   story(table, row) {
+    return [this.told(table, row), ...this.timeLines(table, row), ...this.stackLines(table, row, "its stack"), ...this.culpritLines(table, row)].join("\n");
+  }
+
+  // Why a hold was slow.
+  timeLines(table, row) { return table === this.holds ? (this.times[row] || []).map(line => "    " + line) : []; }
+
+  culpritLines(table, row) {
+    if (table !== this.waits || table.culprit[row] === NOBODY) return [];
+    const hold = table.culprit[row];
+    return this.timeLines(this.holds, hold).concat(this.stackLines(this.holds, hold, `the stack of ${this.task(this.holds.lane[hold])}`));
+  }
+
+  told(table, row) {
     const doing = this.doing(table, row), task = this.task(table.lane[row]) + (doing && " in " + doing);
     const at = `at ${(table.start[row] / 1e9).toFixed(6)} s`, span = duration(table.span[row]), lock = this.mms[table.mm[row]];
     if (table === this.waits) {

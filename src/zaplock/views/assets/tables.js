@@ -3,7 +3,7 @@
 
 const LISTED = 200;
 
-// A row matches if each word of the query is in its thread, process, operation, size, mode or kind.
+// A row matches if each word of the query is in its thread, process, operation, size, mode, kind or stack.
 function matching(recording, table, words) {
   const match = new Uint8Array(table.count).fill(1);
   const kind = table === recording.waits ? "wait" : "hold";
@@ -12,6 +12,7 @@ function matching(recording, table, words) {
     const operations = recording.operations.map(name => name.includes(word));
     const mms = recording.mms.map(name => name.toLowerCase().includes(word));
     const modes = ["shared", "exclusive"].map(mode => mode.includes(word)), all = kind.includes(word) || (kind + "s").includes(word);
+    const stacks = recording.stacks.map(parts => parts.flat().some(frame => frame.toLowerCase().includes(word)));
     const sizes = new Map(), sized = length => {
       if (!sizes.has(length)) sizes.set(length, length > 0 && bytes(length).toLowerCase().replace(" ", "").includes(word));
       return sizes.get(length);
@@ -20,7 +21,7 @@ function matching(recording, table, words) {
       if (!match[row]) continue;
       const op = table.op[row];
       const told = all || lanes[table.lane[row]] || (op !== NOBODY && operations[op]) || mms[table.mm[row]] ||
-        modes[table.flags[row] & EXCLUSIVE] || sized(table.length[row]) || (kind === "hold" && table.flags[row] & DOWNGRADED && "downgraded".includes(word));
+        modes[table.flags[row] & EXCLUSIVE] || sized(table.length[row]) || (table.stack[row] !== NOBODY && stacks[table.stack[row]]) || (kind === "hold" && table.flags[row] & DOWNGRADED && "downgraded".includes(word));
       if (!told) match[row] = 0;
     }
   }

@@ -1,0 +1,86 @@
+"""The look at the beginning of a recording: what was already so, and with which address space."""
+
+from __future__ import annotations
+
+from zaplock.errors import UserError
+from zaplock.recorder.beginning import Beginning
+from zaplock.recorder.capture import Capture, root
+from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
+from zaplock.recorder.targets import LearnedMm, learn_mm
+from zaplock.recorder.tracefs import Tracefs
+from zaplock.trace.events import FoundTask
+
+MOST_PROCESSES = 8
+"""Of a whole system so many processes in trouble are looked up, the earliest first."""
+
+OUR_READ = "zaplock's own read of pagemap"
+
+
+def first_look(capture: Capture) -> Beginning:
+    """See what the tasks are doing now; just after events were let in.
+
+    Where one process is recorded, of everybody else only those are kept that work on it, and those
+    that are stuck (state D), since nothing may tell what for.
+    """
+    learned = list(capture.learned.values())
+    seen = look(capture.pids, hidden=[one.tid for one in learned])
+    if capture.pids:
+        kept = [one for one in seen.seen if _concerns(one, capture.pids)]
+        seen = TaskSnapshot(tuple(kept), seen.whole)
+    mms = {pid: one.mm for pid, one in capture.learned.items()}
+    if not learned:
+        mms, learned = _learn(capture, seen)
+        in_trouble = {one.subject for one in seen.seen if one.task.does and one.subject}
+        seen = TaskSnapshot(seen.seen, seen.whole and len(in_trouble) <= MOST_PROCESSES)
+    stuck = {one.mm: one for one in learned if one.waits}
+    lone = [one for mm, one in stuck.items() if not _explained(seen, mms, mm)]
+    own = tuple(_ours(one, mms) for one in lone)
+    hidden = {one.tid for one in learned} - {one.tid for one in lone}
+    asked = {mm: one.asked_ns for mm, one in stuck.items()}
+    seen = TaskSnapshot((*seen.seen, *own), seen.whole)
+    return Beginning(seen, capture.on_ns, mms, asked, tuple(hidden))
+
+
+def _concerns(one: Seen, pids: set[int]) -> bool:
+    if one.pid in pids or one.subject in pids:
+        return True
+    return one.task.state == "D" and not one.task.does
+
+
+def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[LearnedMm]]:
+    """Learn the address spaces of those whose lock somebody waits for or has."""
+    tracefs = Tracefs(root(capture), private=False)
+    wanted = {one.subject: 0 for one in seen.seen if one.task.does == "waits" and one.subject}
+    wanted |= {one.subject: 0 for one in seen.seen if one.task.does == "holds" and one.subject}
+    if capture.pids:
+        wanted = {pid: 0 for pid in wanted if pid in capture.pids}
+    mms, learned = {}, []
+    for pid in list(wanted)[:MOST_PROCESSES]:
+        try:
+            one = learn_mm(tracefs, pid)
+        except UserError:  # it has ended meanwhile
+            continue
+        mms[pid] = one.mm
+        learned.append(one)
+    return mms, learned
+
+
+def _explained(seen: TaskSnapshot, mms: dict[int, int], mm: int) -> bool:
+    """Say whether somebody was found who has this lock."""
+    return any(one.task.does == "holds" and mms.get(one.subject) == mm for one in seen.seen)
+
+
+def _ours(learned: LearnedMm, mms: dict[int, int]) -> Seen:
+    """Tell of our own read that waits for a lock of which nobody was found to have it."""
+    pid = next(pid for pid, mm in mms.items() if mm == learned.mm)
+    task = FoundTask(
+        learned.tid,
+        learned.asked_ns,
+        "D",
+        "",
+        OUR_READ,
+        (),
+        does="waits",
+        since_ns=learned.asked_ns,
+    )
+    return Seen(task, 0, pid)

@@ -1,0 +1,274 @@
+"""Look at what tasks are doing at this moment, without any trace event.
+
+A stall that began before the recording has no event that tells of its beginning. /proc does: of
+each thread of the target, of every task that sleeps without being interruptible (state D) and of
+every one that runs, its kernel stack, its system call with the arguments, and when it went to
+sleep. None of these files takes the mmap_lock. What the stacks mean is in `trace.kernel_stacks`.
+
+A task that is on a cpu shows no stack. So the look is made from that same cpu, before others: while
+we run there it doesn't, and its stack holds still (some 50 us).
+
+Since when: /proc/PID/sched tells by a cpu's task clock when the task last ran (CONFIG_SCHED_DEBUG;
+always from 6.15 on). Our own last run, read on that cpu just now, says how that clock and
+CLOCK_MONOTONIC differ. The task clock leaves out stolen time, so a sleep is at least so long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from zaplock.trace.events import FoundTask
+from zaplock.trace.kernel_stacks import WRITE, functions, meaning
+from zaplock.trace.operations import OPERATIONS
+
+FOREIGN_PATIENCE_S = 0.25
+"""Other processes are looked at for so long; then the rest of them is left out, and told."""
+
+_OFTEN = 3
+"""A running task may slip away to another cpu while we come to its own: so many tries."""
+_PROC_FILE = re.compile(r"/proc/(\d+)/(?:task/\d+/)?(\w+)$")
+_EXEC_START = re.compile(r"se\.exec_start\s*:\s*([\d.]+)")
+_READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
+_DETAILS = {operation.name: operation for operation in OPERATIONS}
+_MANY_FILES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A found task, its process, and the process whose address space it works on (0: unknown)."""
+
+    task: FoundTask
+    pid: int
+    subject: int
+
+
+NOT_WHOLE = (
+    "there was no time to look at every process when this began: who of the others had or wanted "
+    "the lock before may be missing"
+)
+"""What to say of a look that was not whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSnapshot:
+    """What was found. `whole` is False where there was no time to look at every process."""
+
+    seen: tuple[Seen, ...]
+    whole: bool
+
+
+def look(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> TaskSnapshot:
+    """Look at every thread of `pids`, and at everybody else who is in state D or R.
+
+    `hidden` are threads of ours that are not to be told of.
+    """
+    found: list[TaskSnapshot] = []
+    looker = threading.Thread(target=lambda: found.append(_look(set(pids), set(hidden))))
+    looker.start()  # a thread of its own, since it goes from cpu to cpu with a higher priority
+    looker.join()
+    return found[0]
+
+
+def _look(pids: set[int], hidden: set[int]) -> TaskSnapshot:
+    kernel = version(os.uname().release)
+    at = _Cpus()
+    hidden.add(threading.get_native_id())
+    seen = [
+        one
+        for pid in sorted(pids)
+        for tid in _threads(pid)
+        if tid not in hidden and (one := _seen(pid, tid, at, kernel, every=True))
+    ]
+    end = time.monotonic() + FOREIGN_PATIENCE_S
+    for pid in _processes():
+        if time.monotonic() > end:
+            return TaskSnapshot(tuple(seen), whole=False)
+        if pid in pids:
+            continue
+        for tid in _threads(pid):
+            if tid not in hidden and (one := _seen(pid, tid, at, kernel, every=False)):
+                seen.append(one)
+    return TaskSnapshot(tuple(seen), whole=True)
+
+
+def version(release: str) -> tuple[int, int]:
+    """Read a kernel's version; one that can't be read is taken for a new one."""
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else (99, 0)
+
+
+def _processes() -> Iterator[int]:
+    own = os.getpid()
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit() and int(entry.name) != own:
+                yield int(entry.name)
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return []
+
+
+def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool) -> Seen | None:
+    """Look at one task; None where it is gone or there is nothing to tell of it."""
+    path = f"/proc/{pid}/task/{tid}"
+    state, cpu = _state(path)
+    if state not in ("D", "R") and not (every and state in ("S", "T", "t")):
+        return None
+    stack = functions(_read(path, "stack"))
+    for _ in range(_OFTEN if state == "R" and not stack else 0):
+        at.go_to(cpu)
+        stack = functions(_read(path, "stack"))
+        if stack:
+            break
+        state, cpu = _state(path)
+    now_ns = time.monotonic_ns()
+    means = meaning(stack, asleep=state in "DS", kernel=kernel)
+    if not stack or not (means.does or state == "D" or means.operation):
+        return None
+    if not every and not means.does and state != "D":
+        return None
+    wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
+    arguments = _arguments(call)
+    name, subject, ranged = _work(path, pid, means.operation, arguments)
+    since_ns = at.since(path, cpu) if state in "DS" and means.does != "holds" else 0
+    exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
+    address, length, detail = ranged
+    task = FoundTask(
+        tid,
+        now_ns,
+        state,
+        "" if wchan == "0" else wchan,
+        name,
+        stack,
+        means.does,
+        exclusive if means.does else False,
+        0,
+        min(since_ns, now_ns),
+        address,
+        length,
+        detail,
+    )
+    return Seen(task, pid, subject)
+
+
+_SHARED_ADVICE = frozenset({"madvise", "process_madvise"})
+
+
+def _state(path: str) -> tuple[str, int]:
+    """Return a task's state and the cpu that it is or was on."""
+    fields = _read(path, "stat").rpartition(")")[2].split()
+    return (fields[0], int(fields[36])) if len(fields) > 36 else ("X", 0)
+
+
+def _read(path: str, name: str) -> str:
+    try:
+        with open(f"{path}/{name}", errors="replace") as file:
+            return file.read().strip()
+    except OSError:  # gone, or this kernel has no such file
+        return ""
+
+
+def _arguments(call: list[str]) -> tuple[int, ...]:
+    """Read /proc/PID/syscall: the six arguments; none for a task that runs or is in no call."""
+    return tuple(int(word, 16) for word in call[1:7]) if len(call) == 9 else ()
+
+
+def _work(
+    path: str, pid: int, operation: str, arguments: tuple[int, ...]
+) -> tuple[str, int, tuple[int, int, int]]:
+    """Return the operation's full name, the process that it works on, and its range and detail."""
+    known = _DETAILS.get(operation)
+    if known is not None:
+        places = (known.address, known.length, known.detail)
+        ranged = [
+            arguments[place] if place is not None and place < len(arguments) else 0
+            for place in places
+        ]
+        length = min(ranged[1], (1 << 62) - 1)
+        return operation, pid, (ranged[0], length, min(ranged[2], (1 << 62) - 1))
+    file = _proc_file(path, operation, arguments)
+    if file:
+        subject, name = file
+        verb = "write" if operation.startswith("write") or operation == "pwrite64" else "read"
+        return f"{verb} of /proc/{subject}/{name}", subject, (0, 0, 0)
+    if operation in ("process_vm_readv", "process_vm_writev") and arguments:
+        return operation, arguments[0], (0, 0, 0)
+    if operation == "ptrace" and len(arguments) > 1:
+        return operation, arguments[1], (0, 0, 0)
+    return operation, pid, (0, 0, 0)
+
+
+def _proc_file(path: str, operation: str, arguments: tuple[int, ...]) -> tuple[int, str] | None:
+    """Find which file of which process in /proc a task reads or writes."""
+    kind = operation.removeprefix("read of ").removeprefix("write of ")
+    if operation in _READS and arguments:
+        return _link(path, str(arguments[0]))
+    if kind == operation and operation not in _READS:
+        return None
+    # It runs, so its arguments can't be seen: the one open file of that name.
+    try:
+        files = os.listdir(f"{path}/fd")[:_MANY_FILES]
+    except OSError:
+        return None
+    links = {link for file in files if (link := _link(path, file))}
+    named = {link for link in links if link[1] == kind} if kind != operation else links
+    return named.pop() if len(named) == 1 else None
+
+
+def _link(path: str, file: str) -> tuple[int, str] | None:
+    try:
+        found = _PROC_FILE.search(os.readlink(f"{path}/fd/{file}"))
+    except OSError:
+        return None
+    return (int(found[1]), found[2]) if found else None
+
+
+class _Cpus:
+    """This thread, on one cpu after the other; what each one's task clock is ahead or behind."""
+
+    def __init__(self) -> None:
+        self._allowed = os.sched_getaffinity(0)
+        self._offset_ns: dict[int, int | None] = {}
+        with contextlib.suppress(OSError):  # without it we come to a cpu somewhat later
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+
+    def go_to(self, cpu: int) -> bool:
+        """Run on that cpu from now on."""
+        try:
+            os.sched_setaffinity(0, {cpu})
+        except OSError:  # not ours, or off line
+            return False
+        return True
+
+    def since(self, path: str, cpu: int) -> int:
+        """Return when (CLOCK_MONOTONIC) a sleeping task last ran, 0 where that isn't known."""
+        last = _exec_start_ns(path)
+        if last is None:
+            return 0
+        if cpu not in self._offset_ns:
+            self._offset_ns[cpu] = self._ahead_ns(cpu)
+        offset = self._offset_ns[cpu]
+        return last + offset if offset is not None else 0
+
+    def _ahead_ns(self, cpu: int) -> int | None:
+        if not self.go_to(cpu):
+            return None
+        time.sleep(0)
+        os.sched_yield()
+        own = _exec_start_ns("/proc/thread-self")
+        return time.monotonic_ns() - own if own is not None else None
+
+
+def _exec_start_ns(path: str) -> int | None:
+    found = _EXEC_START.search(_read(path, "sched"))
+    return int(float(found[1]) * 1_000_000) if found else None

@@ -1,0 +1,194 @@
+"""Take call stacks while a recording runs.
+
+Always, where the kernel gives perf events: a clock samples whoever is on a cpu (its kernel stack),
+and whoever joins the queue of a rwsem gives its own. Neither costs a task anything that holds the
+lock for less than a tick. With the scheduling events also who goes to sleep, and with `--stacks`
+everybody who gets the lock, with the program's stack: these cost something each time
+(docs/recording.md). `stack_keeper` keeps those that tell of a hold or a wait.
+
+Not covered: a hold shorter than a tick that never sleeps has no stack without `--stacks`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from zaplock.recorder import perf
+from zaplock.recorder.perf import Event, Ring
+from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
+from zaplock.trace.stacks import StackReason
+
+QUEUED, LOCKED, SLEEPS = (
+    "lock:contention_begin",
+    "mmap_lock:mmap_lock_acquire_returned",
+    "sched:sched_switch",
+)
+TRACEPOINTS = (QUEUED, LOCKED, SLEEPS)
+TICK_NS = 1_000_000
+_TICKS_PER_SECOND = 8_000
+"""So many samples a second at most, of all cpus together."""
+_ASLEEP = "prev_state & 2"
+"""TASK_UNINTERRUPTIBLE, as whoever holds a lock sleeps; other sleeps are far more frequent."""
+_RING, _LARGE_RING = 1 << 20, 8 << 20
+_PAUSE_S = 0.1
+_MOST_BYTES = 256 << 20
+_MOST_EVENTS = 8_192
+"""A target's threads get an event each on each cpu, up to so many; of more, everybody has one."""
+_EVERYBODY = (-1,)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to sample. `ids` has the numbers of those of `TRACEPOINTS` that this kernel has.
+
+    `queue` is a condition on contention, `mm` one on lock events ("": none); `tids` are the threads
+    of a target whose children are recorded as well, empty for another target. `user` is --stacks,
+    `sleeps` the scheduling events.
+    """
+
+    ids: dict[str, int]
+    queue: str = ""
+    mm: str = ""
+    tids: tuple[int, ...] = ()
+    user: bool = False
+    sleeps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One kind of sample: why, of what, of whom, and where."""
+
+    reason: StackReason
+    event: Event
+    condition: str = ""
+    tids: tuple[int, ...] = _EVERYBODY
+
+
+def _sources(wanted: Wanted, cpus: int) -> Iterator[_Source]:
+    caller = wanted.user and perf.caller_can_be_had()
+    plain = Event(
+        perf.TRACEPOINT,
+        0,
+        flags=0 if wanted.user else perf.NO_USER_CHAIN,
+        sample=perf.PLAIN | (perf.REGS_USER | perf.STACK_USER) * caller,
+        stack_bytes=8 * caller,
+    )
+    tick_ns = max(TICK_NS, 10**9 * cpus // _TICKS_PER_SECOND)
+    flags = plain.flags | perf.EXCLUDE_IDLE
+    clock = replace(plain, kind=perf.SOFTWARE, number=perf.CPU_CLOCK, period=tick_ns, flags=flags)
+    yield _Source(StackReason.SAMPLED, clock)
+    if QUEUED in wanted.ids:
+        event = replace(plain, number=wanted.ids[QUEUED])
+        yield _Source(StackReason.QUEUED, event, wanted.queue)
+    if wanted.sleeps and SLEEPS in wanted.ids:
+        event = replace(plain, number=wanted.ids[SLEEPS])
+        yield _Source(StackReason.SLEEPS, event, _ASLEEP)
+    if wanted.user and LOCKED in wanted.ids:
+        own = 0 < len(wanted.tids) * cpus <= _MOST_EVENTS
+        flags = plain.flags | perf.NO_KERNEL_CHAIN | (perf.INHERIT if own else 0)
+        event = replace(plain, number=wanted.ids[LOCKED], flags=flags)
+        yield _Source(StackReason.LOCKED, event, wanted.mm, wanted.tids if own else _EVERYBODY)
+
+
+class StackSampler:
+    """Take samples between `start` and `stop`; `take` gives what came in meanwhile."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        """Open the events. Raises OSError where the kernel gives none."""
+        self._wanted = wanted
+        self._rings: list[Ring] = []
+        self._reasons: dict[int, StackReason] = {}
+        self._raw: list[bytes] = []
+        self._size = 0
+        self._mutex = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.lost = 0
+        """Samples that the kernel had no room for, and those that nobody took in time."""
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+        self._decoder = StackDecoder(self._reasons, wanted.user and perf.caller_can_be_had())
+
+    def _open(self) -> None:
+        perf.allow_many_files()
+        wanted, cpus = self._wanted, perf.online_cpus()
+        self._cpus = len(cpus)
+        code = perf.MMAP | perf.MMAP2 | perf.COMM | perf.COMM_EXEC | perf.TASK
+        flags = perf.SAMPLE_ID_ALL | (code if wanted.user else 0)
+        owner = Event(perf.SOFTWARE, perf.DUMMY, flags=flags)
+        for cpu in cpus:
+            ring = Ring(cpu, owner, _LARGE_RING if wanted.user else _RING)
+            self._rings.append(ring)
+            self._add(ring, tuple(StackReason))
+
+    def _add(self, ring: Ring, reasons: tuple[StackReason, ...]) -> None:
+        for source in _sources(self._wanted, self._cpus):
+            if source.reason in reasons:
+                ids = ring.add(source.event, source.tids, source.condition)
+                self._reasons.update(dict.fromkeys(ids, source.reason))
+
+    def start(self) -> None:
+        """Let samples in."""
+        for ring in self._rings:
+            ring.enable()
+        self._thread.start()
+
+    def follow(self, mm: str, queue: str) -> None:
+        """Sample another address space's lock: the target has called exec."""
+        self._wanted = replace(self._wanted, mm=mm, queue=queue)
+        changed = (StackReason.LOCKED, StackReason.QUEUED)
+        old = {number for number, reason in self._reasons.items() if reason in changed}
+        for ring in self._rings:
+            ring.remove(old)
+            self._add(ring, changed)
+            ring.enable()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            perf.wait_for(self._rings, _PAUSE_S)
+            self._drain()
+
+    def _drain(self) -> None:
+        for ring in self._rings:
+            taken = ring.drain()
+            with self._mutex:
+                if self._size + len(taken) <= _MOST_BYTES:
+                    self._raw.append(taken)
+                    self._size += len(taken)
+                else:
+                    self.lost += 1
+
+    def take(self) -> tuple[list[Sample], list[CodeEvent]]:
+        """Give the samples that came in since, and what processes did to their code."""
+        with self._mutex:
+            raw, self._raw, self._size = self._raw, [], 0
+        samples: list[Sample] = []
+        code: list[CodeEvent] = []
+        for part in raw:
+            decoded = self._decoder.decode(part)
+            samples += decoded.samples
+            code += decoded.code
+            self.lost += decoded.lost
+        return samples, code
+
+    def stop(self) -> None:
+        """Let no more samples in; what has come in can still be taken. Twice does no harm."""
+        if self._ended.is_set():
+            return
+        for ring in self._rings:
+            ring.disable()
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            self._drain()
+
+    def close(self) -> None:
+        """End the events. Twice does no harm."""
+        self.stop()
+        for ring in self._rings:
+            ring.close()

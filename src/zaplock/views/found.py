@@ -1,0 +1,108 @@
+"""What was already so when the recording began, in sentences and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from zaplock.trace.analysis import Analysis
+from zaplock.trace.events import FoundTask
+from zaplock.trace.kernel_stacks import USERFAULT
+from zaplock.units import duration
+from zaplock.views.words import owner, what, who
+
+FRAMES = 8
+"""So many functions of a stack are shown; the rest is how every system call begins."""
+
+_ENTRY = ("do_syscall_64", "entry_SYSCALL_64", "x64_sys_call", "el0_svc", "invoke_syscall")
+_OFTEN = 3
+
+
+def found_lines(analysis: Analysis, *, limit: int = 6) -> Iterator[str]:
+    """Say who was found to wait for a lock or to have one, and in which kernel function."""
+    tasks = [task for task in analysis.events.found if task.does]
+    early = [task for task in tasks if 0 < task.since_ns <= analysis.recorded_ns]
+    if early:
+        yield "Already so at the beginning:"
+        yield from _listed(analysis, early, limit)
+    late = [task for task in tasks if not 0 < task.since_ns <= analysis.recorded_ns]
+    if late:
+        at_ns = min(task.time_ns for task in late) - analysis.recorded_ns
+        yield f"Seen after {duration(max(at_ns, 0))}:"
+        yield from _listed(analysis, late, limit)
+    yield from _userfaults(analysis)
+
+
+def present_lines(analysis: Analysis, *, limit: int = 3) -> Iterator[str]:
+    """Say where in the kernel those are that have a lock now, of a look that was just made."""
+    tasks = [task for task in analysis.events.found if task.does == "holds" and task.stack]
+    for task in tasks[:limit]:
+        name = what(task.operation, task.length)
+        yield f"{who(analysis, task.tid)}, in {name}, is in {stack_line(task.stack)}"
+    yield from _userfaults(analysis)
+
+
+def _listed(analysis: Analysis, tasks: list[FoundTask], limit: int) -> Iterator[str]:
+    tasks.sort(key=lambda task: (task.does == "waits", task.since_ns))
+    for task in tasks[:limit]:
+        yield f"    {_sentence(analysis, task)}"
+        if task.stack:
+            yield f"        in the kernel: {stack_line(task.stack)}"
+    if len(tasks) > limit:
+        waiting = sum(task.does == "waits" for task in tasks[limit:])
+        yield f"    ... and {len(tasks) - limit:,} more, {waiting:,} of them waiting"
+
+
+def stack_line(stack: tuple[str, ...]) -> str:
+    """Write a kernel stack in one line, innermost first."""
+    shown = [name for name in stack if not name.startswith(_ENTRY)]
+    more = " < ..." if len(shown) > FRAMES else ""
+    return " < ".join(shown[:FRAMES]) + more
+
+
+def _sentence(analysis: Analysis, task: FoundTask) -> str:
+    mode = "exclusively" if task.exclusive else "shared"
+    lock = f"the lock of {owner(analysis, task.mm)}" if task.mm else "an mmap_lock"
+    verb = "waited for" if task.does == "waits" else "had"
+    doing = what(task.operation, task.length)
+    since_ns = analysis.recorded_ns - task.since_ns
+    since = f", for at least {duration(since_ns)}" if task.since_ns and since_ns > 0 else ""
+    return f"{who(analysis, task.tid)} {verb} {lock}, {mode}, in {doing}{since}"
+
+
+def _userfaults(analysis: Analysis) -> Iterator[str]:
+    stuck = [task for task in analysis.events.found if task.operation == USERFAULT]
+    if not stuck:
+        return
+    oldest = min((task.since_ns for task in stuck if task.since_ns), default=0)
+    looked_ns = max(task.time_ns for task in stuck)
+    since = f" for {duration(looked_ns - oldest)}" if oldest else ""
+    names = [who(analysis, task.tid) for task in stuck[:_OFTEN]]
+    more = f" and {len(stuck) - _OFTEN} more" if len(stuck) > _OFTEN else ""
+    stand = "stands" if len(stuck) == 1 else "stand"
+    yield (
+        f"{', '.join(names)}{more} {stand} in {USERFAULT},{since or ' now'}: that is no wait "
+        "for the lock. Does the monitor (the process that reads the userfaultfd) live and answer?"
+    )
+
+
+def found_json(analysis: Analysis) -> list[dict[str, Any]]:
+    """Return every found task as plain values."""
+    return [
+        {
+            "tid": task.tid,
+            "task": who(analysis, task.tid),
+            "state": task.state,
+            "does": task.does or None,
+            "mode": ("exclusive" if task.exclusive else "shared") if task.does else None,
+            "mm": f"{task.mm:#x}" if task.mm else None,
+            "operation": task.operation or None,
+            "address": task.address,
+            "length": task.length,
+            "since_ns": task.since_ns or None,
+            "looked_ns": task.time_ns,
+            "wchan": task.wchan or None,
+            "kernel_stack": list(task.stack),
+        }
+        for task in analysis.events.found
+    ]

@@ -1,0 +1,37 @@
+/* Somebody outside who reads or changes another process's files in /proc, slowly.
+ *
+ *     reader NICE read FILE
+ *     reader NICE write FILE TEXT
+ */
+#include "common.h"
+
+static char buffer[1 << 20];
+
+static void through_proc(char **argv)
+{
+	int writes = !strcmp(argv[0], "write");
+	int file = open(argv[1], writes ? O_WRONLY : O_RDONLY);
+
+	if (file < 0) {
+		perror(argv[1]);
+		exit(1);
+	}
+	say("go");
+	if (writes && write(file, argv[2], strlen(argv[2])) < 0)
+		perror("write");
+	while (!writes && read(file, buffer, sizeof(buffer)) > 0)
+		;
+}
+
+int main(int argc, char **argv)
+{
+	double begin;
+
+	named("agent");
+	on_a_crowded_cpu(atoi(argv[1]));
+	begin = seconds();
+	through_proc(argv + 2);
+	printf("%s %.3f\n", argv[2], seconds() - begin);
+	say("over");
+	return argc < 4;
+}

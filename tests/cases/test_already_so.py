@@ -1,0 +1,233 @@
+"""It hangs before anybody looks: what `why`, `record`, the watch and `top` say then.
+
+Each case is a program that does what a public report describes (where from is said at each).
+The program that holds the lock shares its cpu with another, so that what takes 0.1 s takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import Program, built, running
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+SLOW = 19
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("recording needs root")
+    return tmp_path_factory.mktemp("cases")
+
+
+def zaplock(*arguments: object) -> str:
+    command = [sys.executable, "-m", "zaplock", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def why(pid: int) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads(zaplock("why", "-p", pid, "-d", "300ms", "--json"))
+    return said
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.005)
+
+
+def stack_has(pid: int, function: str) -> Callable[[], bool]:
+    """Say whether some thread of a process is in a kernel function."""
+
+    def look() -> bool:
+        stacks = Path(f"/proc/{pid}/task").glob("*/stack")
+        return any(function in stack.read_text() for stack in stacks)
+
+    return look
+
+
+def found(said: dict[str, Any], does: str, name: str) -> dict[str, Any]:
+    rows = [one for one in said["found"] if one["does"] == does and one["task"].startswith(name)]
+    assert rows, f"{name} was not found: {said['found']}"
+    row: dict[str, Any] = rows[0]
+    return row
+
+
+def blamed(said: dict[str, Any], victim: str) -> list[tuple[str, str | None]]:
+    waits = [wait for wait in said["waits"] if wait["comm"] == victim]
+    assert waits, f"{victim} did not wait: {said['waits']}"
+    longest = max(waits, key=lambda wait: int(wait["wait_ns"]))
+    assert longest["at_least"]
+    return [(blame["comm"], blame["operation"]) for blame in longest["blame"]]
+
+
+@contextmanager
+def hanging(folder: Path, gib: float = 1.0) -> Iterator[Program]:
+    """A munmap that takes seconds, and an mmap that waits for it, since 0.3 s."""
+    with running(built("already", folder), gib, SLOW) as program:
+        program.says("go")
+        time.sleep(0.3)
+        yield program
+
+
+def test_a_munmap_that_began_before_is_named_with_its_victim_and_stack(folder: Path) -> None:
+    """What the discussion of the kernel's patch began with: a ps that hangs, now."""
+    with hanging(folder) as program:
+        said = why(program.pid)
+        took = program.seconds()
+    if took["mmap"] < 0.6:
+        pytest.skip(f"the stall was over before it was looked at ({took['mmap']} s)")
+    holder, waiter = found(said, "holds", "culprit"), found(said, "waits", "victim")
+    assert (holder["operation"], waiter["operation"]) == ("munmap", "mmap")
+    assert "unmap_vmas" in holder["kernel_stack"]
+    assert waiter["kernel_stack"][0] == "vm_mmap_pgoff"
+    assert blamed(said, "victim")[0] == ("culprit", "munmap")
+    wait = next(wait for wait in said["waits"] if wait["comm"] == "victim")
+    # It went to sleep before we came, and did not wait longer than it says itself.
+    assert 300e6 < wait["wait_ns"] <= took["mmap"] * 1e9
+    assert said["found"][0]["since_ns"]
+
+
+def test_why_says_so_in_words_with_since_when(folder: Path) -> None:
+    with hanging(folder) as program:
+        said = zaplock("why", "-p", program.pid, "-d", "300ms")
+    assert "victim" in said
+    assert "at least" in said
+    assert "in munmap, which held it" in said
+    assert "in the kernel: " in said
+    assert "Nobody waited" not in said
+
+
+def test_a_recording_begins_with_it_and_keeps_it(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hang.zaplock"
+    with hanging(folder) as program:
+        zaplock("record", "-p", program.pid, "-d", "300ms", "-o", file)
+    said = json.loads(zaplock("report", file, "--json"))
+    assert blamed(said, "victim")[0] == ("culprit", "munmap")
+    assert found(said, "holds", "culprit")["kernel_stack"]
+    assert "Already so at the beginning" in zaplock("report", file)
+
+
+def test_a_watch_notices_a_wait_that_is_older_than_itself(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "watched.zaplock"
+    with hanging(folder) as program:
+        began = time.monotonic()
+        said = zaplock(
+            *("record", "-p", program.pid, "--watch", "--stop-after-wait", "20ms"),
+            *("-d", "20s", "--after", "100ms", "-o", file),
+        )
+        assert time.monotonic() - began < 15, "it watched to the end"
+    assert "stopped after victim" in said
+    told = json.loads(zaplock("report", file, "--json"))
+    assert blamed(told, "victim")[0] == ("culprit", "munmap")
+
+
+def test_top_shows_it_on_its_first_screen(folder: Path) -> None:
+    with hanging(folder) as program:
+        said = zaplock("top", "-p", program.pid, "-n", "1", "-i", "200ms")
+    assert "Right now 1 task waits" in said
+    assert "behind culprit" in said
+    assert re.search(r"culprit \(tid \d+\), in munmap, is in .*unmap_vmas", said)
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path) -> Iterator[Program]:
+    with running(built("app", folder), 1.0) as program:
+        program.says("go")
+        yield program
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "verb"),
+    [
+        # process-exporter#246, telegraf#15295, atop#97, htop#1712
+        (("read", "smaps_rollup"), "smaps_pte_range", "read"),
+        (("read", "smaps"), "smaps_pte_range", "read"),
+        # cadvisor#3670
+        (("write", "clear_refs", "1"), "clear_refs", "write"),
+    ],
+)
+def test_a_foreign_reader_is_named_with_the_file_that_it_reads(
+    folder: Path, app: Program, arguments: tuple[str, ...], function: str, verb: str
+) -> None:
+    how, name, *text = arguments
+    file = f"/proc/{app.pid}/{name}"
+    with running(built("reader", folder), SLOW, how, file, *text) as reader:
+        reader.says("go")
+        until(stack_has(reader.pid, function))
+        said = why(app.pid)
+    agent = found(said, "holds", "agent")
+    assert agent["operation"] == f"{verb} of {file}"
+    assert any(function in name for name in agent["kernel_stack"])
+
+
+def test_threads_that_wait_for_a_userfault_are_told_with_the_cause(folder: Path) -> None:
+    """infra#644, firecracker#3020: the handler of the userfaultfd is gone."""
+    with running(built("uffd", folder), 2) as program:
+        program.says("go")
+        said = zaplock("why", "-p", program.pid, "-d", "100ms")
+    assert "vcpu0" in said
+    assert "vcpu1" in said
+    assert "userfaultfd monitor has to answer, for" in said
+
+
+def test_a_process_that_reads_its_own_smaps_is_named(folder: Path) -> None:
+    """ayende.com, RavenDB: 30,000 mappings, and its own metrics read them."""
+    with running(built("own_smaps", folder), 10_000, SLOW) as program:
+        program.says("go")
+        until(stack_has(program.pid, "show_smaps_rollup"))
+        said = why(program.pid)
+    metrics = [one for one in said["found"] if one["task"].startswith("metrics")]
+    assert metrics, said["found"]
+    assert metrics[0]["operation"] == f"read of /proc/{program.pid}/smaps_rollup"
+
+
+def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
+    """A read() into memory that isn't there yet waits behind a munmap and a writer in front."""
+    with running(built("kfault", folder), 1.0, SLOW) as program:
+        program.says("go")
+        until(stack_has(program.pid, "lock_mm_and_find_vma"))
+        said = why(program.pid)
+    io = found(said, "waits", "io-read")
+    assert io["operation"] == "read (kernel-mode fault)"
+    assert io["mode"] == "shared"
+    assert ("culprit", "munmap") in blamed(said, "io-read")
+
+
+def test_the_whole_system_is_looked_at_too(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "all.zaplock"
+    with hanging(folder) as program:
+        zaplock("record", "-d", "200ms", "-o", file)
+    said = json.loads(zaplock("report", file, "--json", "--top", "50"))
+    assert blamed(said, "victim")[0] == ("culprit", "munmap")
+    wait = next(wait for wait in said["waits"] if wait["comm"] == "victim")
+    assert wait["pid"] == program.pid
+
+
+def test_a_crowd_of_threads_is_answered_for(folder: Path) -> None:
+    """will-it-scale#4, argobots#369: many threads map, and one has the lock for long."""
+    with running(built("crowd", folder), 1.0, SLOW, 60) as program:
+        program.says("go")
+        time.sleep(0.3)
+        said = why(program.pid)
+        words = zaplock("why", "-p", program.pid, "-d", "100ms")
+    waiting = [one for one in said["found"] if one["does"] == "waits"]
+    assert len(waiting) >= 50
+    assert {one["operation"] for one in waiting} == {"mmap"}
+    found(said, "holds", "culprit")
+    assert "of them waiting" in words or "Nobody waited" in words

@@ -1,0 +1,127 @@
+"""What a kernel stack says of an mmap_lock: stacks as real kernels print them."""
+
+import pytest
+
+from zaplock.trace.kernel_stacks import USERFAULT, functions, meaning, syscall_of
+
+NEW, OLD = (6, 18), (5, 10)
+
+MUNMAP_6_18 = """
+[<0>] unmap_page_range+0x6fb/0x1460
+[<0>] unmap_vmas+0x94/0x180
+[<0>] vms_clear_ptes.part.0+0xc6/0x150
+[<0>] vms_complete_munmap_vmas+0x12e/0x1d0
+[<0>] do_vmi_align_munmap+0x1b5/0x230
+[<0>] do_vmi_munmap+0xcc/0x1a0
+[<0>] __vm_munmap+0xaf/0x180
+[<0>] __x64_sys_munmap+0x17/0x30
+[<0>] do_syscall_64+0x71/0x280
+[<0>] entry_SYSCALL_64_after_hwframe+0x76/0x7e
+"""
+
+# As a hung-task report prints it, with the scheduler's own functions.
+HUNG_PS = """
+ __schedule+0x23c/0x810
+ schedule+0x2f/0x80
+ rwsem_down_read_slowpath+0x2ef/0x500
+ down_read_killable+0x47/0xa0
+ __access_remote_vm+0x4d/0x3b0
+ proc_pid_cmdline_read+0x197/0x4b0
+ vfs_read+0xbb/0x360
+ __x64_sys_read+0x66/0xe0
+"""
+
+
+def said(stack: str, *, asleep: bool = True, kernel: tuple[int, int] = NEW) -> tuple[str, str, str]:
+    names = functions(stack) if "\n" in stack else tuple(stack.split(" < "))
+    found = meaning(names, asleep=asleep, kernel=kernel)
+    return found.does, found.mode, found.operation
+
+
+def test_a_munmap_past_its_downgrade_has_the_lock_shared() -> None:
+    assert said(MUNMAP_6_18, asleep=False) == ("holds", "shared", "munmap")
+
+
+def test_a_munmap_before_its_page_work_has_it_exclusively() -> None:
+    stack = "vms_gather_munmap_vmas < do_vmi_align_munmap < do_vmi_munmap < __vm_munmap"
+    assert said(stack, asleep=False) == ("holds", "exclusive", "munmap")
+
+
+def test_an_mmap_over_something_never_downgrades() -> None:
+    stack = "unmap_vmas < vms_clear_ptes < __mmap_region < do_mmap < vm_mmap_pgoff"
+    assert said(stack, asleep=False) == ("holds", "exclusive", "mmap")
+
+
+@pytest.mark.parametrize(
+    ("stack", "mode", "operation"),
+    [
+        ("vm_mmap_pgoff < do_syscall_64", "exclusive", "mmap"),
+        ("__vm_munmap < __x64_sys_munmap", "exclusive", "munmap"),
+        ("__do_sys_brk < do_syscall_64", "exclusive", "brk"),
+        ("do_mprotect_pkey < __x64_sys_mprotect", "exclusive", "mprotect"),
+        ("dup_mmap < dup_mm < copy_process < kernel_clone < __do_sys_clone", "exclusive", "clone"),
+        ("lock_mm_and_find_vma < do_user_addr_fault < exc_page_fault", "shared", "page fault"),
+        ("m_start < seq_read_iter < vfs_read < ksys_read", "shared", "read"),
+        ("clear_refs_write < vfs_write < ksys_write", "exclusive", "write of clear_refs"),
+        ("process_vm_rw_core < process_vm_rw", "shared", "process_vm_readv"),
+        (
+            "lock_mm_and_find_vma < do_user_addr_fault < exc_page_fault < asm_exc_page_fault < "
+            "rep_stos_alternative < vfs_read < ksys_read < __x64_sys_read",
+            "shared",
+            "read (kernel-mode fault)",
+        ),
+    ],
+)
+def test_who_sleeps_in_the_function_that_asks_waits(stack: str, mode: str, operation: str) -> None:
+    assert said(stack) == ("waits", mode, operation)
+
+
+def test_the_slow_path_says_the_mode_where_the_stack_has_it() -> None:
+    assert said(HUNG_PS) == ("waits", "shared", "read")
+    old = "call_rwsem_down_write_failed_killable < down_write_killable < vm_mmap_pgoff < SyS_mmap"
+    assert said(old, kernel=(4, 9)) == ("waits", "exclusive", "mmap")
+
+
+def test_a_task_that_runs_in_such_a_function_does_not_wait() -> None:
+    assert said("vm_mmap_pgoff < do_syscall_64", asleep=False)[0] == ""
+
+
+def test_a_wait_for_another_rwsem_is_no_wait_for_this_one() -> None:
+    stack = "rwsem_down_write_slowpath < down_write < ext4_file_write_iter < vfs_write < ksys_write"
+    assert said(stack) == ("", "", "write")
+
+
+@pytest.mark.parametrize(
+    ("stack", "mode", "operation"),
+    [
+        ("smaps_pte_range < walk_pgd_range < smap_gather_stats < show_smap < seq_read_iter",
+         "shared", "read of smaps"),
+        ("smaps_pte_range < walk_page_vma < show_smaps_rollup < seq_read", "shared",
+         "read of smaps_rollup"),
+        ("clear_refs_pte_range < walk_page_range < clear_refs_write < vfs_write < ksys_write",
+         "exclusive", "write of clear_refs"),
+        ("copy_page_range < dup_mmap < copy_process < __do_sys_clone", "exclusive", "clone"),
+        ("unmap_page_range < unmap_vmas < exit_mmap < mmput < do_exit", "shared", "exit"),
+        ("folio_wait_bit < populate_vma_page_range < __mm_populate < do_mlock < __x64_sys_mlock",
+         "shared", "mlock"),
+    ],
+)  # fmt: skip
+def test_who_is_deeper_inside_has_it(stack: str, mode: str, operation: str) -> None:
+    assert said(stack) == ("holds", mode, operation)
+
+
+def test_madvise_frees_under_its_vmas_lock_from_6_17_on() -> None:
+    stack = "unmap_page_range < zap_page_range_single_batched < madvise_dontneed_free < do_madvise"
+    assert said(stack, asleep=False, kernel=(6, 17)) == ("", "", "madvise")
+    assert said(stack, asleep=False, kernel=(6, 16)) == ("holds", "shared", "madvise")
+
+
+def test_a_fault_that_waits_for_its_monitor_has_let_go() -> None:
+    stack = "handle_userfault < do_anonymous_page < __handle_mm_fault < handle_mm_fault"
+    assert said(stack) == ("", "", USERFAULT)
+
+
+def test_a_stack_that_tells_nothing_means_nothing() -> None:
+    assert said("do_epoll_wait < __x64_sys_epoll_wait") == ("", "", "epoll_wait")
+    assert meaning((), asleep=True, kernel=NEW) == meaning(["schedule"], asleep=True, kernel=NEW)
+    assert syscall_of(["foo", "bar"]) == ""
