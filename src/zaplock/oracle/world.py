@@ -33,6 +33,7 @@ def limits_of(environment: Environment) -> ResourceLimits:
     return ResourceLimits(
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
+        legacy_base=environment.task_size // 3,
         mmap_min_addr=environment.mmap_min_addr,
         mmap_min_hint=environment.mmap_min_hint,
         max_map_count=environment.max_map_count,

@@ -104,7 +104,10 @@ class StraceWorld:
         """Make the address space that a recording begins with."""
         linker = linker_of(traced.begin)
         limits = ResourceLimits(
-            mmap_base=mmap_base(traced.begin, linker), mmap_min_addr=0x1000, can_ipc_lock=True
+            mmap_base=mmap_base(traced.begin, linker),
+            mmap_min_addr=0x1000,
+            can_ipc_lock=True,
+            legacy_base=f.TASK_SIZE_4_LEVELS // 3,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
         known = Known(limits, traced.unknown, base=linker is not None)

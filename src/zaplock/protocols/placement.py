@@ -110,7 +110,9 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
     if limits.bottom_up:
         return lowest_gap(m, space, length, limits.mmap_base, top)
     found = highest_gap(m, space, length, limits.mmap_base)
-    return found if found >= 0 else lowest_gap(m, space, length, limits.task_size // 3, top)
+    if found >= 0 or not limits.legacy_base:
+        return found
+    return lowest_gap(m, space, length, limits.legacy_base, top)
 
 
 def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
