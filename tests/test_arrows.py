@@ -12,7 +12,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
 ROOMS = {
     "__main__": {"cli"},
     "cli": {"advise", "check", "designs", "engines", "errors", "lab", "linux_version", "measure",
-            "oracle", "protocols", "recorder", "replay", "trace", "units", "version", "views"},
+            "oracle", "programs", "protocols", "recorder", "replay", "trace", "units", "version",
+            "views"},
     "pytest_plugin": {"errors", "recorder", "trace", "units", "views"},
     "notebook": {"designs", "lab", "measure", "trace", "units", "views"},
     "views": {"check", "errors", "lab", "linux_version", "replay", "trace", "units"},
@@ -20,6 +21,7 @@ ROOMS = {
     "check": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols"},
     "replay": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols",
                "trace"},
+    "programs": {"designs", "engines", "errors", "model", "oracle", "protocols"},
     "oracle": {"designs", "engines", "errors", "linux_version", "model", "protocols", "recorder",
                "trace"},
     "lab": {"designs", "engines", "errors", "model", "protocols", "trace"},

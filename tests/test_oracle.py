@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.oracle import campaign, compare, corpus, script, shrink, stub
+from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink, stub
 from zaplock.oracle.bare_process import check_machine
 from zaplock.oracle.campaign import Bench
-from zaplock.oracle.generate import UNMAP_ALL, Generator
+from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
 from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Op, Ref
 
@@ -192,3 +194,48 @@ def test_the_stub_is_what_its_source_says(tmp_path: Path) -> None:
         offset, _, name = line.split()
         if name.startswith("op_"):
             assert getattr(stub, name[3:].upper()) == int(offset, 16)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
+def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
+    before = huge_pool.POOL.read_text()
+    with huge_pool.huge_pages():
+        both = Bench(model_side, replace(COVERED, themes=("hugetlb",)))
+        try:
+            report = both.slice(seed=31, sequences=30)
+        finally:
+            both.close()
+    assert huge_pool.POOL.read_text() == before
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
+
+
+@needs_kernel
+def test_collapsed_memory_agrees() -> None:
+    both = Bench(model_side, replace(COVERED, themes=("collapse",)))
+    try:
+        report = both.slice(seed=32, sequences=30)
+    finally:
+        both.close()
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+
+
+def test_no_sequence_fills_gigabytes() -> None:
+    """What an operation may fault in is bounded, in every theme and however far it reaches."""
+    for theme in THEMES:
+        generator = Generator(8, replace(COVERED, themes=(theme,)))
+        for op in (op for _ in range(20) for op in generator.sequence()):
+            if op.name == "mmap" and isinstance(op.args[1], int) and op.args[1] < 1 << 63:
+                assert op.args[1] < MOST_FILLED or not int(str(op.args[3])) & 0xA000, op
+            if op.name == "madvise" and op.args[2] in (22, 23):
+                assert int(str(op.args[1])) < MOST_FILLED or int(str(op.args[1])) > 1 << 40, op
+
+
+def test_an_operation_that_the_model_lacks_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "write.json"
+    path.write_text('{"operations": [["pwrite", 0, 4096, 8, 0]]}')
+    assert main(["oracle", "--replay", str(path)]) == 2
+    assert "the model has no pwrite" in capsys.readouterr().err

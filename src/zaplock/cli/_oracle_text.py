@@ -2,12 +2,83 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zaplock.errors import UserError
+from zaplock.programs.recording import HOW
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report
     from zaplock.oracle.compare import Divergence
+    from zaplock.programs.replay import StraceVerdict
+
+
+def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
+    """Print what a recorded program showed; 0 if all that was compared agrees, 1 if not.
+
+    Raises UserError where nothing could be compared.
+    """
+    if as_json:
+        document = {
+            "calls": verdict.calls, "agreeing": verdict.agreeing, "differing": verdict.differing,
+            "refused": len(verdict.refused), "reasons": dict(verdict.reasons),
+            "maps": verdict.maps, "differing_maps": verdict.differing_maps,
+            "unknown_borders": verdict.unknown_borders,
+            "maps_not_compared": verdict.maps_not_compared,
+        }  # fmt: skip
+        print(json.dumps(document, indent=1))
+    left = [*verdict.reasons, *verdict.maps_not_compared]
+    if not verdict.calls + verdict.maps:
+        told = left[0] if left else "it has no call that is about memory"
+        raise UserError(f"{path}: nothing could be compared: {told}; {HOW}")
+    if as_json:
+        return 0 if verdict.agrees else 1
+    for line in [*verdict.differing, *verdict.differing_maps]:
+        print(line)
+    for why, count in verdict.reasons.most_common():
+        print(f"refused {count:,}: {why}")
+    for why in verdict.maps_not_compared:
+        print(f"maps not compared: {why}")
+    print(
+        f"{verdict.agreeing:,} of {verdict.calls:,} compared return values agree, "
+        f"{len(verdict.differing_maps)} differences in {verdict.maps:,} mappings, "
+        f"{len(verdict.refused):,} calls refused" + borders_text(verdict.unknown_borders)
+    )
+    print("next: zaplock oracle --seconds 60")
+    return 0 if verdict.agrees else 1
+
+
+def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -> int:
+    """Print a row for each recorded program; 0 if all that was compared agrees, else 1."""
+    head = ("recording", "compared", "differ", "refused", "mappings", "differ")
+    rows: list[tuple[str, Sequence[int]]] = []
+    agrees = True
+    for path, verdict in verdicts:
+        counts = (verdict.calls, len(verdict.differing), len(verdict.refused), verdict.maps,
+                  len(verdict.differing_maps))  # fmt: skip
+        rows.append((path.stem, counts))
+        agrees = agrees and verdict.agrees
+    if as_json:
+        keys = ("compared", "differing", "refused", "maps", "differing_maps")
+        document = {name: dict(zip(keys, counts, strict=True)) for name, counts in rows}
+        print(json.dumps(document, indent=1))
+        return 0 if agrees else 1
+    print(f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}", sep="\n")
+    sums = [sum(counts) for counts in zip(*(counts for _, counts in rows), strict=True)]
+    for name, numbers in (*rows, ("all", sums)):
+        print(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |")
+    return 0 if agrees else 1
+
+
+def borders_text(count: int) -> str:
+    """Tell of borders that the recording can't settle."""
+    if not count:
+        return ""
+    return f"; {count} borders of mappings depend on which pages were written, which isn't recorded"
 
 
 def progress(report: Report) -> str:

@@ -4,13 +4,15 @@ sides, and after every operation result, maps, residency, contents and counters 
 Every divergence is shrunk to a few operations; --save keeps it as JSON and as a script that runs on
 its own. With --against-itself a second process of the real kernel is the other side: what differs
 then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
---strace FILE runs a recorded program (tests/fixtures/strace/corpus.py) through the model.
+--trace FILE -- PROGRAM records a program and runs it through the model; --strace FILE does so with
+what strace has recorded.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report, SideMaker
+    from zaplock.programs.replay import StraceVerdict
 
 SUMMARY = "let the real kernel judge the model, operation by operation"
 
@@ -33,7 +36,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
-    parser.add_argument("--strace", metavar="FILE", help="replay a recorded program")
+    parser.add_argument("--c", metavar="FILE", help="write the sequence of --replay as a C program")
+    parser.add_argument(
+        "--strace", metavar="FILE", nargs="+", help="replay recorded programs; several make a table"
+    )
+    parser.add_argument(
+        "--trace", metavar="FILE", nargs="?", const="", help="record a program, then replay it"
+    )
+    parser.add_argument("command", nargs="*", metavar="-- PROGRAM", help="what --trace runs")
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
     parser.add_argument(
         "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
@@ -45,8 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
+    if args.trace is not None:
+        return _trace(args)
+    if args.command:
+        raise UserError(f"{args.command[0]!r} is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.strace:
-        return _strace(args)
+        return _strace(args.strace, args.json)
     if args.replay:
         return _replay(args)
     if not 0 < args.seconds <= 86_400:
@@ -93,14 +107,24 @@ def _scope(args: argparse.Namespace) -> Any:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from rich.console import Console
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    from zaplock.oracle import campaign
     from zaplock.oracle.bare_process import check_machine, check_overcommit
 
     check_machine()
     check_overcommit()
+    if "hugetlb" in (args.theme or ()):
+        from zaplock.oracle.huge_pool import huge_pages
+
+        with huge_pages():
+            return _run_campaign(args)
+    return _run_campaign(args)
+
+
+def _run_campaign(args: argparse.Namespace) -> Report:
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from zaplock.oracle import campaign
+
     other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
@@ -144,11 +168,26 @@ def _say_next(report: Report, args: argparse.Namespace) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.oracle import campaign, compare, corpus, script
+    from zaplock.oracle.bare_process import Lost
+    from zaplock.oracle.modelops import OPERATIONS
 
     sequence, why = corpus.load(Path(args.replay))
+    if args.c:
+        return _write_c(Path(args.replay), Path(args.c))
+    unknown = sorted({op.name for op in sequence} - set(OPERATIONS))
+    if unknown and not args.against_itself:
+        raise UserError(
+            f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "
+            "kernel with itself (--against-itself)"
+        )
     bench = campaign.Bench(_other_side(args))
     try:
-        real = bench.real.run(sequence)
+        try:
+            real = bench.real.run(sequence)
+        except Lost as error:
+            raise UserError(
+                f"{args.replay}: {error}: make its ranges smaller, a sequence has 10 s"
+            ) from None
         found = compare.first_divergence(sequence, real, bench.model.run(sequence))
     finally:
         bench.close()
@@ -161,10 +200,26 @@ def _replay(args: argparse.Namespace) -> int:
         print("next: zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    path = Path(args.replay).with_suffix(".py")
+    path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
     path.write_text(script.write(found))
     print(f"next: python3 {path}")
     return 1
+
+
+def _write_c(source: Path, target: Path) -> int:
+    """Write a sequence as a C program that shows the kernel's own accounting."""
+    from zaplock.oracle import corpus, reproducer
+
+    sequence, why = corpus.load(source)
+    text = reproducer.write(sequence, why, source.stem)
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise UserError(
+            f"can't write {target}: {error.strerror}; give --c a file of yours"
+        ) from None
+    print(f"next: cc -o {target.stem} {target} && ./{target.stem}")
+    return 0
 
 
 def _self_test(args: argparse.Namespace) -> int:
@@ -243,7 +298,29 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
     return 1 if told else 0
 
 
-def _strace(args: argparse.Namespace) -> int:
-    from zaplock.oracle import strace_replay
+def _strace(files: list[str], as_json: bool) -> int:
+    from zaplock.cli import _oracle_text
+    from zaplock.programs import recording
+    from zaplock.programs.replay import StraceReplay
 
-    return strace_replay.run(Path(args.strace), as_json=args.json)
+    def replay(path: Path) -> StraceVerdict:
+        return StraceReplay(recording.parse(path)).play()
+
+    if len(files) > 1:
+        return _oracle_text.print_table(((Path(f), replay(Path(f))) for f in files), as_json)
+    return _oracle_text.print_verdict(replay(Path(files[0])), Path(files[0]), as_json)
+
+
+def _trace(args: argparse.Namespace) -> int:
+    """Record a program with all that a replay needs, and replay it."""
+    from zaplock.oracle.bare_process import check_machine
+    from zaplock.programs.tracer import record
+
+    if not args.command:
+        raise UserError("no program to record: zaplock oracle --trace FILE -- PROGRAM ARGUMENTS")
+    check_machine()
+    with tempfile.TemporaryDirectory(prefix="zaplock-") as directory:
+        path = Path(args.trace or Path(directory, "program.trace"))
+        status = record(args.command, path)
+        print(f"{args.command[0]} ended with {status}", file=sys.stderr)
+        return _strace([str(path)], args.json)

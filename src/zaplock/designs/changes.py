@@ -216,6 +216,12 @@ CHANGES: tuple[Change, ...] = (
         {"exit_lock": "read-write"},
     ),
     Change(
+        "6.1", None, "hugetlb: fix vma lock handling during split vma and range unmapping",
+        "the final unmap of a hugetlb mapping no longer clears VM_MAYSHARE: it frees the mapping's "
+        "own hugetlb lock, so that nobody shares page tables with it",
+        {"clears_mayshare": False}, doubt="its id was not looked up; the release is by its text",
+    ),
+    Change(
         "6.1", "7d8faaf15545", "mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse",
         "a new advice: for each 2 MiB it takes the lock for read, and for write to copy",
     ),
@@ -325,6 +331,12 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
         "the last of the faults on files that took the mmap_lock",
+    ),
+    Change(
+        "6.7", None, "mm/mremap: optimize the start addresses in move_page_tables()",
+        "a moving mremap takes a page table along that it covers only from the first mapping in it "
+        "on, where both places have the same offset in their tables",
+        {"realigns_moves": True}, doubt="its id was not looked up; posted in 2023, seen in 6.18",
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",

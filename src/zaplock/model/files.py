@@ -23,7 +23,8 @@ class File(msgspec.Struct, frozen=True):
     `seals` is "write" for a memfd sealed against writing. `refs` counts open descriptors and VMAs;
     with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
     Where the pages of a file in memory are not charged as a whole, each is when it is made
-    (`charged_by_page`: memfd, MAP_NORESERVE).
+    (`charged_by_page`: memfd, MAP_NORESERVE). One that counts its mappings (`counts_mappings`: a
+    segment of System V shared memory) keeps every one of them apart.
     """
 
     kind: str
@@ -32,10 +33,17 @@ class File(msgspec.Struct, frozen=True):
     fails_after: int | None = None
     uprobe: int = -1
     writable: bool = True
+    readable: bool = True
     seals: str = ""
     refs: int = 1
     charged: int = 0
     charged_by_page: bool = False
+    counts_mappings: bool = False
+
+    @property
+    def is_write_sealed(self) -> bool:
+        """Whether nobody may map it shared and writable any more."""
+        return "write" in self.seals
 
 
 def i_mmap_lock(file: int) -> Lock:

@@ -97,6 +97,8 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
         )
     m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name))
     m.content.clear(low, high)
+    if frame.kind == "hugetlb":
+        m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
     m.spend(f"free_{frame.kind if frame.kind != 'shmem' else 'file'}", (high - low) // per_unit)
 

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
-    """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs)."""
+    """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs).
+
+    `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
+    `legacy_base`: where the search upwards begins where `mmap_base` leaves no room (0: none).
+    """
 
     task_size: int = TASK_SIZE_4_LEVELS
     mmap_base: int = 0x7FFF_F7FF_F000
@@ -32,6 +36,8 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     stack_guard_gap: int = 256 << 12
     can_ipc_lock: bool = True
     overcommit_pages: int = 1 << 40
+    bottom_up: bool = False
+    legacy_base: int = 0
 
 
 class Pte(msgspec.Struct, frozen=True):
@@ -52,7 +58,7 @@ class Pte(msgspec.Struct, frozen=True):
 Counter = Literal[
     # in pages
     "total_vm", "locked_vm", "data_vm", "exec_vm", "stack_vm", "hiwater_vm",
-    "rss_anon", "rss_file", "rss_shmem", "hiwater_rss",
+    "rss_anon", "rss_file", "rss_shmem", "hiwater_rss", "hugetlb_usage",
     "locked_vm_leaked",  # of locked_vm: what MREMAP_DONTUNMAP leaves in it by mistake
     # other amounts
     "map_count", "pgtables_bytes", "data_length",
@@ -60,7 +66,7 @@ Counter = Literal[
     "tlb_flush_pending",  # flushes under way
     "lock_seq",  # ends all VMA write locks when it moves
     # addresses and flags
-    "brk", "start_brk", "arg_start", "def_flags",
+    "brk", "start_brk", "arg_start", "def_flags", "mdwe",
     "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
 ]  # fmt: skip
 """What an address space counts. One that was never changed is 0."""

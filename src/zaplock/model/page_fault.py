@@ -159,9 +159,15 @@ def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     if frame is not None and frame.kind == "hugetlb" and frame.refs == frame.maps == 1:
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("hugetlb", pte.delta, True))
         return 0
+    if not take_hugetlb_page(m):
+        return -SIGBUS
+    held = m.content.overlapping(low + pte.delta, low + pte.delta + PAGES_PER_PMD)
     space.ptes.clear(low, low + PAGES_PER_PMD)
+    space.add(RSS["hugetlb"], -PAGES_PER_PMD)
     change_frames(m, task, low + pte.delta, low + pte.delta + PAGES_PER_PMD, refs=-1, maps=-1)
     new = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
+    for start, end, tag in held:
+        m.content.set(start - low - pte.delta + new, end - low - pte.delta + new, tag)
     install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", new - low, True))
     return 0
 

@@ -30,8 +30,9 @@ RSS: dict[str, Counter] = {
     "thp": "rss_anon",
     "file": "rss_file",
     "shmem": "rss_shmem",
+    "hugetlb": "hugetlb_usage",
 }
-"""The counter that a kind of page is resident in; zero pages, hugetlb and PFNs are in none."""
+"""The counter that a kind of page is resident in; zero pages and PFNs are in none."""
 
 UNITS = {
     "anon": ("zap_anon", 1),

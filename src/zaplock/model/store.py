@@ -60,7 +60,7 @@ _HASHES: Final = _CellHashes()
 class Store:
     """The journal and the hash over all containers of one model."""
 
-    __slots__ = ("_containers", "families", "hash", "journal", "making", "origins")
+    __slots__ = ("_containers", "families", "hash", "hashes", "journal", "making", "origins")
 
     def __init__(self) -> None:
         self._containers: dict[str, Cells[Any, Any]] = {}
@@ -69,6 +69,7 @@ class Store:
         self.making: tuple[str, Any] | None = None
         self.journal: list[tuple[Cells[Any, Any], Any, Any]] | None = None
         self.hash = 0
+        self.hashes = True
 
     @property
     def made(self) -> int:
@@ -86,10 +87,16 @@ class Store:
         if self.making is not None:
             self.origins[container.name] = self.making
 
-    def start_journal(self) -> None:
-        """Keep inverses and the hash from now on."""
+    def start_journal(self, hashes: bool = True) -> None:
+        """Keep inverses from now on, and the hash unless nobody asks for it."""
         self.journal = []
-        self.hash = self.recount()
+        self.hashes = hashes
+        self.hash = self.recount() if hashes else 0
+
+    def forget_journal(self) -> None:
+        """Drop the inverses: what was written so far stays."""
+        assert self.journal is not None, "journaling is off"
+        self.journal.clear()
 
     def recount(self) -> int:
         """Hash the whole state from nothing; equals `hash` while journaling."""
@@ -130,6 +137,9 @@ class Store:
     def note(self, container: Cells[Any, Any], key: Any, old: Any, new: Any) -> None:
         """Journal one write; called by containers only."""
         assert self.journal is not None
+        if not self.hashes:
+            self.journal.append((container, key, old))
+            return
         name, exact_key = container.name, exact(key)
         change = 0
         if old is not ABSENT:

@@ -10,7 +10,7 @@ sees the difference (the one bug that lives below that grain, CVE-2023-3269, has
 
 from __future__ import annotations
 
-from errno import ENOMEM
+from errno import EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,10 +18,12 @@ import msgspec
 from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PMD_SIZE,
     VM_ACCESS_FLAGS,
     VM_EXEC,
     VM_GROWSDOWN,
     VM_GROWSUP,
+    VM_HUGETLB,
     VM_SHARED,
     VM_SPECIAL,
     VM_STICKY,
@@ -32,6 +34,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
+    from zaplock.model.files import File
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm
 
@@ -44,7 +47,7 @@ class Vma(msgspec.Struct, frozen=True):
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
     mm's. `leaving`: who read-locked it when it was taken out of the tree, where an unmap does not
     wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
-    `name`: PR_SET_VMA_ANON_NAME.
+    `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     """
 
     mm: int
@@ -61,6 +64,7 @@ class Vma(msgspec.Struct, frozen=True):
     leaving: tuple[int, ...] = ()
     cut: bool = False
     name: str = ""
+    anon_name: str = ""
 
     @property
     def length(self) -> int:
@@ -263,8 +267,13 @@ def split(m: Machine, task: Task, handle: int, address: int, new_below: bool) ->
 
 
 def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below: bool) -> int:
-    """Cut a VMA in two as __split_vma does, whatever the number of mappings."""
+    """Cut a VMA in two as __split_vma does, whatever the number of mappings.
+
+    -EINVAL inside a huge page of hugetlb (hugetlb_vm_op_split).
+    """
     vma = vma_of(m, task, handle)
+    if vma.flags & VM_HUGETLB and address % PMD_SIZE:
+        return -EINVAL
     assert vma.start < address < vma.end, (vma, hex(address))
     space = m.mm(vma.mm)
     m.spend("vma_split")
@@ -312,11 +321,17 @@ def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
         and left.file == right.file
         and left.uffd == right.uffd
         and left.name == right.name
+        and left.anon_name == right.anon_name
         and left.pgoff + left.nr_pages == right.pgoff
         and anon_vmas_agree(left, right)
         and not left.flags & VM_SPECIAL
-        and (not left.file or m.files[left.file].kind != "device")
+        and (not left.file or may_join(m.files[left.file]))
     )
+
+
+def may_join(file: File) -> bool:
+    """Return whether mappings of a file may become one: a driver or a count may forbid it."""
+    return file.kind != "device" and not file.counts_mappings
 
 
 def anon_vmas_agree(left: Vma, right: Vma) -> bool:

@@ -6,8 +6,9 @@
 
 `child` runs programs of system calls in a bare process (`stub`, `ring`), `observe` and `modelview`
 show both address spaces as equal values (`ops`), `campaign` runs slices of sequences over jobs,
-`coverage` counts what was exercised, `locks` compares lock sequences, `strace` and `replay` run
-recorded programs on the model, `faults` breaks the model to see whether that is found.
+`coverage` counts what was exercised, `lock_sequences` compares lock sequences, `seeded_faults`
+breaks the model to see whether that is found, `reproducer` writes a finding as a C program.
+Recorded programs have a room of their own (`zaplock.programs`).
 
 What is compared and what is not:
 docs/fidelity.md.

@@ -1,9 +1,12 @@
 """Random sequences of operations that collide: few pages, few files, every flag, many mistakes.
 
-A sequence keeps to one theme (what its operations are mostly about) and to one small window across
-a page-table boundary, so that mappings meet, split, merge and share page tables all the time. It
-needs no knowledge of the outcome: addresses that the kernel chooses are named by `Ref`. About one
-argument in eight is wrong on purpose: misaligned, wrapping, zero, beyond TASK_SIZE, contradictory.
+A sequence keeps to one theme (what its operations are mostly about) and to small windows across
+page-table boundaries, so that mappings meet, split, merge and share page tables all the time. Most
+sequences have one window; others have more, at the boundaries of 2 MiB, 1 GiB and 512 GiB and at
+equal places in their page tables, and lengths up to a gigabyte. It needs no knowledge of the
+outcome: addresses that the kernel chooses are named by `Ref`. About one argument in eight is wrong
+on purpose: misaligned, wrapping, zero, beyond TASK_SIZE, contradictory. Nothing fills more than
+`MOST_FILLED` bytes, so no sequence takes seconds or gigabytes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,14 @@ PAGE, PMD = ring.PAGE, 1 << 21
 WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
 WINDOW_PAGES = 28
 HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
+PUD, PGD = 1 << 30, 1 << 39
+FAR_WINDOWS = (  # as WINDOW, below boundaries of page tables of every level, and one at its start
+    WINDOW + 64 * PMD, PUD - 16 * PAGE, PGD - 16 * PAGE, PGD + PUD - 16 * PAGE, 3 * PGD,
+)  # fmt: skip
+LONG = (PMD - 16 * PAGE, PMD, PMD + 16 * PAGE, 3 * PMD, PUD // 4, PUD - PMD, PUD, PUD + PMD)
+MOST_FILLED = 16 << 20  # bytes that one operation may fault in
+MOST_GUARDED = 64 << 20
+BELOW_RING = 8 << 20  # bytes between where the kernel begins to map and the ring, at least
 
 # All but MADV_PAGEOUT (21), MADV_COLLAPSE (25) and MADV_HWPOISON (100): see docs/fidelity.md.
 ADVICE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 102, 103)
@@ -35,7 +46,7 @@ UNMAP_ALL = (  # how every sequence ends
     Op("munmap", (PAGE, ring.RING - PAGE)),
 )
 
-_FILLING = 0x2000 | 0x8000  # MAP_LOCKED, MAP_POPULATE: not for a terabyte
+_FILLING = 0x2000 | 0x8000  # MAP_LOCKED, MAP_POPULATE
 _FIXED, _ANON, _NOREPLACE = 0x10, 0x20, 0x10_0000
 _SHARED, _PRIVATE, _VALIDATE, _DROPPABLE = 1, 2, 3, 8
 _EXTRA = {  # flag: how often it is added, in percent
@@ -59,6 +70,9 @@ THEMES: dict[str, dict[str, int]] = {
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
+    "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
+                "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
@@ -74,13 +88,20 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
+ASKED_FOR = ("crowd", "hugetlb", "collapse")
+"""Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
+the third needs free huge pages at every moment."""
+
+_LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What to leave out, because the other side does not cover it (see docs/fidelity.md)."""
 
     without: frozenset[str] = frozenset()
     advice: tuple[int, ...] = ADVICE
-    themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme != "crowd")
+    themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme not in ASKED_FOR)
     left_out: frozenset[str] = frozenset()
     mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
 
@@ -102,6 +123,7 @@ class Generator:
     _removes: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
+    _windows: tuple[int, ...] = field(init=False, default=(WINDOW,))
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -123,8 +145,9 @@ class Generator:
         self._theme = pick.choice(self.scope.themes)
         names = self._mixes[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
+        self._windows = self._choose_windows()
         self._removes = self.chance(40)  # holes are punched into files in memory only
-        if self._theme == "huge" and self.chance(75):
+        if self._is_huge and self.chance(75):
             for op in _HUGE_PAGES:
                 self._remember(op)
                 self._made.append(op)
@@ -136,13 +159,27 @@ class Generator:
             self._made.append(op)
         return (*self._made, *UNMAP_ALL)
 
+    def _choose_windows(self) -> tuple[int, ...]:
+        """Choose where a sequence works: mostly in one place."""
+        if not self.chance(60 if self._theme == "move" else 20):
+            return (WINDOW,)
+        return (WINDOW, *self.random.sample(FAR_WINDOWS, self.random.randint(1, 3)))
+
+    @property
+    def _is_huge(self) -> bool:
+        return self._theme in ("huge", "collapse")
+
+    @property
+    def _goes_far(self) -> bool:
+        return len(self._windows) > 1 and self._theme not in _LOCKING_THEMES
+
     def _remember(self, op: Op) -> None:
         """Keep in mind where mappings may now be."""
         if op.name not in ("mmap", "mremap", "brk"):
             return
         start, length = op.args[0], op.args[1] if op.name == "mmap" else 0
         if op.name == "mmap" and isinstance(start, int) and isinstance(length, int) and start:
-            if PAGE <= length < 1 << 22 and not start % PAGE and start < 1 << 40:
+            if PAGE <= length < 1 << 31 and not start % PAGE and start < 1 << 40:
                 self._fixed.append((start, length // PAGE))
         else:
             self._chosen.append(len(self._made))
@@ -160,7 +197,7 @@ class Generator:
             return Ref(0, PAGE * self.random.randint(-4, 2))  # beside the heap
         if r < 0.35 and self._fixed:
             start, pages = self.random.choice(self._fixed[-8:])
-            return start + PAGE * self.random.randrange(pages)
+            return start + PAGE * self._page_of(pages)
         if r < 0.70:
             return self._page()
         if r < 0.92 and self._chosen:
@@ -171,16 +208,30 @@ class Generator:
             return self._page() + self.random.choice((1, 8, 0x800, PAGE - 1))
         return self.random.choice(_WILD)
 
+    def _page_of(self, pages: int) -> int:
+        """Choose a page of a mapping: of a long one near its ends or at a huge page's border."""
+        if pages <= 64:
+            return self.random.randrange(pages)
+        near = self.random.randrange(16)
+        return self.random.choice((0, near, pages - 1 - near, near * 512 % pages))
+
     def _page(self) -> int:
-        if self._theme == "huge" and self.chance(80):
+        if self._theme == "hugetlb":
+            at = HUGE_WINDOW + PMD * self.random.randrange(4)
+            return at if self.chance(75) else at + PAGE * self.random.randrange(512)
+        if self._is_huge and self.chance(80):
             at = HUGE_WINDOW + PMD * self.random.randrange(3)
             return at if self.chance(60) else at + PAGE * self.random.randrange(512)
-        return WINDOW + PAGE * self.random.randrange(WINDOW_PAGES)
+        return self.random.choice(self._windows) + PAGE * self.random.randrange(WINDOW_PAGES)
 
     def extent(self, wild: bool = False) -> int:
         """Choose a length: a few pages mostly."""
         r = self.random.random()
-        if self._theme == "huge" and r < 0.5:
+        if self._theme == "hugetlb" and r < 0.8:
+            return PMD * self.random.randint(1, 2) - PAGE * self.chance(10)
+        if self._goes_far and r < 0.2:
+            return self.random.choice(LONG) if r < 0.15 else PAGE * self.random.randint(28, 600)
+        if self._is_huge and r < 0.5:
             return PMD * self.random.randint(1, 2)
         if r < 0.93:
             return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
@@ -218,8 +269,9 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    anonymous = g.chance(40 if g._theme == "file" else 75)
+    anonymous = g._theme == "collapse" or g.chance(40 if g._theme == "file" else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
+    kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
         kind = g.random.choice((0, _VALIDATE, _DROPPABLE, 4))
     if kind == _DROPPABLE and _DROPPABLE not in g.scope.mmap_flags:
@@ -234,7 +286,10 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     length = g.extent(wild=True)
     if g.chance(50):
         length = PAGE * g.random.randint(4, 16)
-    if length >= 1 << 28:
+    if g._theme == "hugetlb":
+        flags |= 0x4_0000 if g.chance(85) else 0
+        length = g.extent()
+    if length >= MOST_FILLED:
         flags &= ~_FILLING
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
     slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
@@ -251,11 +306,29 @@ def _mremap(g: Generator) -> tuple[Argument, ...]:
         old = 0
     if g._theme in ("lock", "limits") and g.chance(40):
         old, new, flags = PAGE * g.random.randint(1, 4), PAGE * g.random.randint(16, 80), 1
+    if g._fixed and g._goes_far and g.chance(50):
+        return _move_far(g, flags)
     return g.address(), old, new, flags, g.address() if flags & 6 else 0
+
+
+def _move_far(g: Generator, flags: int) -> tuple[Argument, ...]:
+    """Move a whole mapping to another window, mostly to the same place in its page table."""
+    start, pages = g.random.choice(g._fixed[-8:])
+    length = pages * PAGE
+    target = g.random.choice(g._windows)
+    grain = g.random.choice((PAGE, PMD, PMD, PUD))
+    target += (start - target) % grain
+    return start, length, length, flags if flags & 6 else flags | 3, target
 
 
 def _range(g: Generator) -> tuple[Argument, int]:
     return g.address(), g.extent()
+
+
+def _page_and_length(g: Generator) -> tuple[Argument, int]:
+    """Choose where a read system call writes: whole pages, and eight bytes of a last one."""
+    (where,) = _access(g)
+    return where, PAGE * g.random.randint(0, 6) + g.random.choice((0, 0, 8, 2048))
 
 
 def _all_memory(g: Generator) -> tuple[Argument, int]:
@@ -265,7 +338,9 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
-    if g._theme == "huge" and g.chance(60):
+    if g._theme == "collapse" and g.chance(70):
+        return g.random.choice((25, 25, 25, 25, 4, 14, 15, 102, 103, 22, 23))
+    if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     advice = g.random.choice(g.scope.advice)
     return advice if advice != 9 or g._removes else 4
@@ -274,12 +349,13 @@ def _advice(g: Generator) -> int:
 def _madvise(g: Generator) -> tuple[Argument, ...]:
     """Advise, but neither on the ring (it lies above all else) nor to fill gigabytes."""
     (address, length), advice = _range(g), _advice(g)
-    if g._theme == "huge" and g.chance(20):
+    if g._is_huge and g.chance(20):
         address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
         advice = g.random.choice((4, 4, 22, 24, advice))
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
     wraps = length > (1 << 64) - (1 << 40) and (isinstance(address, Ref) or address > 0)
-    if length >= 1 << 30 and not wraps and (advice in (22, 23) or reaches_ring):
+    most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(advice, 1 << 64)
+    if length >= (min(most, BELOW_RING) if reaches_ring else most) and not wraps:
         length = PAGE * g.random.randint(1, 8)
     return address, length, advice
 
@@ -337,7 +413,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
-    "pread": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
     "load": _access,
     "store": _access,

@@ -23,6 +23,7 @@ from zaplock.protocols import (
     brk,
     exit,
     fork,
+    kernel_access,
     madvise,
     mincore,
     mlock,
@@ -90,6 +91,12 @@ def _ftruncate(w: World, calls: Any, file: int, length: int) -> CallOutcome:
     if ops.FILES[file] == "zero":
         return CallOutcome(-22)
     return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
+
+
+def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
+    if not 0 <= file < len(ops.FILES):
+        return CallOutcome(-9)
+    return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
 
 
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
@@ -225,6 +232,7 @@ OPERATIONS: dict[str, Operation] = {
     "mseal": _simple(mseal.mseal),
     "msync": _simple(msync.msync),
     "mincore": _mincore,
+    "pread": _pread,
     "remap_file_pages": _simple(remap_pages.remap_file_pages),
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,

@@ -32,7 +32,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 16 | 256,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "hugetlb": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
@@ -157,7 +157,10 @@ class ModelView:
             figures = self._figures(vma, runs)
             readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
             for low, high, pte in runs:
-                _append(regions, [low << 12, high << 12, _CATEGORIES[pte.kind]])
+                category = _CATEGORIES[pte.kind]
+                if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
+                    category |= 4
+                _append(regions, [low << 12, high << 12, category])
                 if pte.kind != "guard":
                     tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
@@ -213,7 +216,8 @@ class ModelView:
             max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
             0, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
             shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
-            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0, 0,
+            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0,
+            get("hugetlb_usage", 0) * _KB,
         )  # fmt: skip
 
 

@@ -187,6 +187,7 @@ class Environment:
     stack_limit: int
     task_size: int
     overcommit_pages: int
+    hugetlb_pages: int
     baseline: Snapshot
 
 

@@ -67,6 +67,7 @@ class RealSide:
             stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
             task_size=ring.TASK_SIZE,
             overcommit_pages=_total_pages(),
+            hugetlb_pages=_free_huge_pages(),
             baseline=baseline,
         )
 
@@ -187,6 +188,17 @@ def _data_length(pid: int) -> int:
     """Return how long the data segment of a process's program is; RLIMIT_DATA counts it to brk."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[43]) - int(fields[42])
+
+
+def _free_huge_pages() -> int:
+    """Return how many huge pages of 2 MiB the pool has that nobody uses or has reserved."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    try:
+        return int((pool / "free_hugepages").read_text()) - int(
+            (pool / "resv_hugepages").read_text()
+        )
+    except OSError:
+        return 0
 
 
 def _total_pages() -> int:

@@ -103,8 +103,8 @@ op_read:                                # copy the file a0, through the buffer a
 
 op_scan:                                # write to the file a3 what PAGEMAP_SCAN (fd a0, argument a1)
         mov     rsi, [rbx+16]           # and the first qword of every present page tell: regions or
-        mov     r15, [rbx+24]           # errno, number of qwords, regions, qwords. Buffer a2, no
-        lea     rcx, [r15+16]           # qword at or beyond a4. Result = bytes
+        mov     r15, [rbx+24]           # errno, 0, regions, qwords. Buffer a2, no qword at or beyond
+        lea     rcx, [r15+16]           # a4: what is full is written out. Result = bytes
         mov     [rsi+40], rcx
         mov     rdi, [rbx+8]
         mov     rdx, rsi
@@ -119,6 +119,7 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
         lea     rsi, [r15+16]
         lea     r8, [rsi+rax*8]
         mov     r12, r8
+        xor     r14d, r14d
         lea     r13, [rip+6f]
 2:      cmp     rsi, r8
         jae     5f
@@ -129,8 +130,21 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
 3:      cmp     rdi, r9
         jae     4f
         cmp     r12, [rbx+40]
-        jae     5f
-        mov     rax, [rdi]
+        jb      7f
+        mov     rbp, rdi
+        mov     r10, rsi
+        mov     rdx, r12
+        sub     rdx, r15
+        add     r14, rdx
+        mov     rdi, [rbx+32]
+        mov     rsi, r15
+        mov     eax, 1
+        syscall
+        mov     r15, r8
+        mov     r12, r8
+        mov     rsi, r10
+        mov     rdi, rbp
+7:      mov     rax, [rdi]
 6:      mov     [r12], rax
         add     r12, 8
         add     rdi, 4096
@@ -138,15 +152,13 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
 4:      add     rsi, 24
         jmp     2b
 5:      mov     rdx, r12
-        sub     rdx, r8
-        shr     rdx, 3
-        mov     [r15+8], rdx
-        mov     rdx, r12
         sub     rdx, r15
+        add     r14, rdx
         mov     rdi, [rbx+32]
         mov     rsi, r15
         mov     eax, 1
         syscall
+        mov     rax, r14
         jmp     done
 
 on_signal:                              # handler(signal, siginfo, ucontext): rax = what, rip = r13

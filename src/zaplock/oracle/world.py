@@ -33,6 +33,7 @@ def limits_of(environment: Environment) -> ResourceLimits:
     return ResourceLimits(
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
+        legacy_base=environment.task_size // 3,
         mmap_min_addr=environment.mmap_min_addr,
         mmap_min_hint=environment.mmap_min_hint,
         max_map_count=environment.max_map_count,
@@ -55,6 +56,7 @@ class World:
         self.space.counters.put("brk", environment.start_brk)
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
+        self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         if uses_files:
             self._files()

@@ -108,7 +108,7 @@ async def do_munmap_cut(
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await detach_and_settle(cx.mm, handles)
     for handle in handles:
-        await settle_special_mapping(handle)
+        await settle_special_mapping(cx, handle)
     batch = await tlb_gather_mmu(cx.mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
     await zap_borders(cx.mm, batch, start, end)
     cut = await cut_tables(cx.mm, batch, handles, start, end)

@@ -86,6 +86,7 @@ class Design:
     bounds_read: Literal["before", "after"] = "before"
     arch_unmap: Literal["first", "detached", "last", "never"] = "last"
     skip_vm_flags: Literal["no", "posted", "yes"] = "no"
+    clears_mayshare: bool = True
     uffd_unmap: bool = True
     vma_locks: bool = False
     stack_growth: Literal["read", "write"] = "read"
@@ -107,6 +108,7 @@ class Design:
     dirty_fault_lets_go: bool = False
     throttled_in: Literal["kernel", "user"] = "kernel"
     gathers_first: bool = False
+    realigns_moves: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
     mremap_forgets_charge: bool = False

@@ -161,6 +161,8 @@ async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: boo
     """
     if vma.flags & VM_SHARED or vma.anon_vma:
         return False
+    if vma.flags & VM_HUGETLB:
+        return True
     if not write and (vma.file or not await fits_huge_page(handle, address)):
         return False
     return not await guarded(cx, vma, address)

@@ -27,6 +27,7 @@ from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma,
 from zaplock.protocols.commit import commit
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
 from zaplock.protocols.teardown import add_counter
+from zaplock.protocols.vm_flags import MDWE_NO_INHERIT
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -62,6 +63,9 @@ def inherit_counters(m: Machine, _task: Task, mm: int, child: int) -> None:
     """Give the child its parent's heap."""
     for counter in ("brk", "start_brk", "data_length"):
         m.mm(child).counters.put(counter, m.mm(mm).count(counter))
+    mdwe = m.mm(mm).count("mdwe")
+    if mdwe and not mdwe & MDWE_NO_INHERIT:
+        m.mm(child).counters.put("mdwe", mdwe)
 
 
 def needs_copy(vma: Vma) -> bool:

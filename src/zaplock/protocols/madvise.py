@@ -19,6 +19,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_SHIFT,
+    PMD_SIZE,
     VM_DONTCOPY,
     VM_HUGEPAGE,
     VM_HUGETLB,
@@ -38,6 +39,7 @@ from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
+from zaplock.protocols.collapse import collapse
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -143,7 +145,8 @@ def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
 def is_kept_by_seal(vma: Vma, advice: int) -> bool:
     """Return whether a seal keeps the content of a mapping from an advice."""
     sealed = vma.flags & VM_SEALED and advice in DISCARDS
-    return bool(sealed and not vma.file and not vma.flags & VM_WRITE)
+    in_file = vma.file or vma.flags & VM_HUGETLB
+    return bool(sealed and not in_file and not vma.flags & VM_WRITE)
 
 
 async def refused_beforehand(cx: Cx, start: int, end: int, advice: int) -> bool:
@@ -231,6 +234,12 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
             forbidden |= VM_LOCKED
         if vma.flags & forbidden:
             return -EINVAL
+        if vma.flags & VM_HUGETLB:
+            if low % PMD_SIZE:
+                return -EINVAL
+            high -= high % PMD_SIZE
+            if low >= high:
+                return 0
         await zap_page_range_single(cx, handle, vma, low, high)
         return 0
     if advice == f.MADV_REMOVE:
@@ -240,6 +249,8 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
     if advice == f.MADV_WILLNEED and (vma.name or (vma.file and await has_readahead(vma.file))):
         await up_read(cx.mmap_lock)  # while the file system reads ahead
         await down_read(cx.mmap_lock)
+    if advice == f.MADV_COLLAPSE:
+        return await collapse(cx, vma, low, high)
     if advice in (f.MADV_COLD, f.MADV_PAGEOUT):
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL
@@ -257,10 +268,26 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     last = first + high - low
     await up_read(cx.mmap_lock)
     error = -EINVAL if first > MAX_OFFSET else -EFBIG if last > MAX_OFFSET else 0
-    if not error:
+    if not error and vma.flags & VM_HUGETLB:
+        await zero_parts(vma.file, first, last)
+        first, last = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+    if not error and first < last:
         await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
     return error
+
+
+@step
+def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
+    """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
+    whole, end = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+    parts = [(first, min(last, whole))] if first < whole else []
+    parts += [(end, last)] if last > end and last > whole else []
+    for low, high in parts:
+        for start, stop, delta in m.page_cache(file).overlapping(
+            low >> PAGE_SHIFT, high >> PAGE_SHIFT
+        ):
+            m.content.clear(start + delta, stop + delta)
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_SHARED, VM_WRITE
+from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_HUGETLB, VM_SHARED, VM_WRITE
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
@@ -22,15 +22,23 @@ if TYPE_CHECKING:
 AT_ONCE = PAGE_SIZE  # pages that one hold of the lock looks at
 
 
-async def mincore(cx: Cx, start: int, length: int, vector: int) -> tuple[int, bytes]:
-    """The mincore system call: (0 or a negative errno, what it wrote to the address `vector`)."""
+async def mincore(
+    cx: Cx, start: int, length: int, vector: int | None, looks: bool = True
+) -> tuple[int, bytes]:
+    """The mincore system call: (0 or a negative errno, what it wrote to the address `vector`).
+
+    `vector` None: somewhere it can be written. Without `looks` only whether everything is mapped
+    is asked, however much that is; what was written is empty then.
+    """
     if start & ~PAGE_MASK:
         return -EINVAL, b""
     if length > cx.limits.task_size or start > cx.limits.task_size - length:
         return -ENOMEM, b""
     pages = (length + PAGE_SIZE - 1) >> PAGE_SHIFT
-    if pages > cx.limits.task_size - vector:
+    if vector is not None and pages > cx.limits.task_size - vector:
         return -EFAULT, b""
+    if not looks:
+        return await is_mapped_throughout(cx, start, pages, vector)
     seen = b""
     while pages > 0:
         await mmap_read_lock(cx)
@@ -38,12 +46,39 @@ async def mincore(cx: Cx, start: int, length: int, vector: int) -> tuple[int, by
         await mmap_read_unlock(cx)
         if part is None:
             return -ENOMEM, seen
-        if not await is_writable(cx.mm, vector + len(seen), len(part)):
+        if vector is not None and not await is_writable(cx.mm, vector + len(seen), len(part)):
             return -EFAULT, seen
         seen += part
         pages -= len(part)
         start += len(part) << PAGE_SHIFT
     return 0, seen
+
+
+async def is_mapped_throughout(
+    cx: Cx, start: int, pages: int, vector: int | None
+) -> tuple[int, bytes]:
+    """Tell what mincore returns, mapping by mapping."""
+    done = 0
+    while done < pages:
+        await mmap_read_lock(cx)
+        part = await pages_of_vma(cx.mm, start + (done << PAGE_SHIFT), pages - done)
+        await mmap_read_unlock(cx)
+        if not part:
+            return -ENOMEM, b""
+        if vector is not None and not await is_writable(cx.mm, vector + done, part):
+            return -EFAULT, b""
+        done += part
+    return 0, b""
+
+
+@step
+def pages_of_vma(m: Machine, task: Task, mm: int, start: int, pages: int) -> int:
+    """Return how many of so many pages the mapping at `start` has, 0 where there is none."""
+    handle = lookup(m, m.mm(mm), start)
+    vma = vma_of(m, task, handle) if handle else None
+    if vma is None or vma.start > start:
+        return 0
+    return min(pages, vma.end - start >> PAGE_SHIFT)
 
 
 @step
@@ -78,6 +113,10 @@ def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
     pte = m.mm(vma.mm).ptes.at(vpn)
     if pte is not None and pte.kind not in ("guard", "uffd_wp"):
         return True
-    if not vma.file or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED):
+    if (
+        vma.flags & VM_HUGETLB
+        or not vma.file
+        or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED)
+    ):
         return False
     return m.page_cache(vma.file).at(vma.pgoff_of(vpn << PAGE_SHIFT)) is not None

@@ -24,13 +24,16 @@ from zaplock.model.flags import (
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_NONBLOCK,
-    MAP_NORESERVE,
     MAP_POPULATE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGES_PER_PMD,
+    PMD_SHIFT,
     PMD_SIZE,
+    PUD_SHIFT,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -82,9 +85,13 @@ async def mmap(
     if error:
         return error
     if flags & MAP_HUGETLB:
-        length = (length + PMD_SIZE - 1) & -PMD_SIZE
-        if not flags & MAP_NORESERVE and not await hugetlb_fits(length):
-            return -ENOMEM
+        if not flags & MAP_ANONYMOUS and not await is_huge_file(file):
+            return -EINVAL
+        length = (length + PMD_SIZE - 1 & -PMD_SIZE) % (1 << 64)
+        error = huge_page_size(flags)
+        if error:
+            return error
+        file = 0 if flags & MAP_ANONYMOUS else file
     events: UnmapEvents = []
     while True:
         if await mmap_write_lock_killable(cx):
@@ -109,11 +116,29 @@ async def mmap(
     return placed
 
 
+def huge_page_size(flags: int) -> int:
+    """Return 0 for huge pages of 2 MiB, -ENOMEM for 1 GiB (no pool of them), else -EINVAL."""
+    size = flags >> MAP_HUGE_SHIFT & 0x3F
+    return 0 if size in (0, PMD_SHIFT) else -ENOMEM if size == PUD_SHIFT else -EINVAL
+
+
 @step
-def hugetlb_fits(m: Machine, _task: Task, length: int) -> bool:
-    """Return whether the pool has huge pages to reserve; a machine without a pool has plenty."""
+def is_huge_file(m: Machine, _task: Task, file: int) -> bool:
+    """Return whether a file is one of hugetlbfs."""
+    return m.files[file].kind == "hugetlb"
+
+
+@step
+def hugetlb_error(m: Machine, _task: Task, length: int, vm_flags: int, pgoff: int) -> int:
+    """Return why hugetlbfs refuses a mapping (hugetlbfs_file_mmap): its offset, or its pool.
+
+    A machine without a pool has plenty.
+    """
+    if pgoff % PAGES_PER_PMD:
+        return -EINVAL
     free = m.globals.get("hugetlb_free")
-    return free is None or length <= free * PMD_SIZE
+    fits = free is None or vm_flags & VM_NORESERVE or length <= free * PMD_SIZE
+    return 0 if fits else -ENOMEM
 
 
 def mmap_arguments(flags: int, file: int, offset: int) -> int:
@@ -157,6 +182,8 @@ async def do_mmap(
     if file and await is_zero_device(file):
         name = "" if vm_flags & VM_SHARED else "zero"
         file = 0
+    if vm_flags & VM_HUGETLB and not file:
+        name = "anon_hugepage"
     result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name)
     if result < 0:
         return result, False
@@ -194,13 +221,18 @@ async def mmap_region(
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
     if result < 0:
-        return -ENOMEM if result == -EINVAL else result
+        in_time = cx.design.gathers_first or result != -EINVAL
+        return result if in_time else -ENOMEM
     charged = await charge_commit(cx.mm, vm_flags, length, file)
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
         await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
+    if vm_flags & VM_HUGETLB:
+        error = await hugetlb_error(length, vm_flags, pgoff)
+        if error:
+            return error
     handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
     if file:
         error = await call_mmap(handle)
@@ -246,13 +278,25 @@ def link_new_vma(
     apart from its neighbours.
     """
     if not file and vm_flags & VM_SHARED:
+        name = name if vm_flags & VM_HUGETLB else ""
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
-        backing = File(
-            "shmem", end - start, "/dev/zero", refs=0, charged=charged, charged_by_page=not charged
+        huge = vm_flags & VM_HUGETLB
+        charged = 0 if huge else charged
+        backing = (
+            File("hugetlb", end - start, name, refs=0, counts_mappings=True)
+            if huge
+            else File(
+                "shmem",
+                end - start,
+                "/dev/zero",
+                refs=0,
+                charged=charged,
+                charged_by_page=not charged,
+            )
         )
         m.files.put(file, backing)
-    vma = Vma(mm, start, end, vm_flags, pgoff, file, name=name)
+    vma = Vma(mm, start, end, vm_flags, pgoff, file, name="" if file else name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

@@ -21,9 +21,7 @@ from zaplock.model.flags import (
 from zaplock.model.pagetable import alloc_tables, clear_present, small_entry
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.vma import (
-    change,
-)
+from zaplock.model.vma import Vma, change, lookup, overlapping
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -31,9 +29,13 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> None:
-    """Move the entries of a range, with the flush where the kernel has it."""
-    await alloc_moved_tables(cx.mm, address, target, length)
+async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge: bool) -> None:
+    """Move the entries of a range, with the flush where the kernel has it.
+
+    `huge`: of hugetlb, which goes entry by entry and makes tables only for those that are there.
+    """
+    if not huge:
+        await alloc_moved_tables(cx.mm, address, target, length, cx.design.realigns_moves)
     grain = (cx.grain << PAGE_SHIFT) or length or 1
     for at in range(0, length, grain):
         part = min(grain, length - at)
@@ -44,21 +46,77 @@ async def move_page_tables(cx: Cx, address: int, target: int, length: int) -> No
 
 
 @step
-def alloc_moved_tables(m: Machine, task: Task, mm: int, old: int, new: int, length: int) -> None:
-    """Let page tables exist at the new place wherever the old one has some, used or not."""
+def alloc_moved_tables(
+    m: Machine, task: Task, mm: int, old: int, new: int, length: int, realigns: bool
+) -> None:
+    """Let page tables exist at the new place wherever the old one has some, used or not.
+
+    A table that the range covers as a whole goes along, if its new place is free and nobody watches
+    the mapping (which could not be told of it).
+    """
     space = m.mm(mm)
     end = old + length
+    address = old
+    if realigns and length and may_realign(m, space, old, new, length):
+        old, new = old & -PMD_SIZE, new & -PMD_SIZE
     while old < end:
         extent = extent_of(PUD_SIZE, old, new, end)
         if space.tables[2].at(old >> 30) is not None:
             vpn = new >> PAGE_SHIFT
             alloc_tables(m, task, space, vpn, vpn + 1, 3)
+            if (
+                extent == PUD_SIZE
+                and space.tables[2].at(new >> 30) is None
+                and not is_watched(m, space, address)
+            ):
+                move_tables(m, task, space, old, new)
+                old, new = old + extent, new + extent
+                continue
             extent = extent_of(PMD_SIZE, old, new, end)
             if space.tables[1].at(old >> 21) is not None:
-                if extent == PMD_SIZE and space.tables[1].at(new >> 21) is None:
+                free = space.tables[1].at(new >> 21) is None
+                if extent == PMD_SIZE and free and not is_watched(m, space, address):
                     move_table(m, task, space, old, new)
                 alloc_tables(m, task, space, vpn, vpn + 1)
         old, new = old + extent, new + extent
+
+
+def is_watched(m: Machine, space: Mm, address: int) -> bool:
+    """Return whether a userfaultfd monitor watches the mapping at an address."""
+    handle = lookup(m, space, address)
+    vma = m.vmas[handle] if handle else None
+    return isinstance(vma, Vma) and bool(vma.uffd)
+
+
+def may_realign(m: Machine, space: Mm, old: int, new: int, length: int) -> bool:
+    """Return whether a move may begin at the page table's first entry (try_realign_addr, 6.7).
+
+    So the whole table can go along, where both mappings begin at the same place in it, nothing lies
+    before them in it, and the move reaches its end.
+    """
+    inside = old % PMD_SIZE
+    if not inside or inside != new % PMD_SIZE or length < PMD_SIZE - inside:
+        return False
+    for address in (old, new):
+        handle = lookup(m, space, address)
+        vma = m.vmas[handle] if handle else None
+        if not isinstance(vma, Vma) or vma.start != address:
+            return False
+        if overlapping(m, space, address & -PMD_SIZE, address):
+            return False
+    return True
+
+
+def move_tables(m: Machine, task: Task, space: Mm, old: int, new: int) -> None:
+    """Take the tables of a whole gigabyte along, the upper one and all below (move_normal_pud)."""
+    shift = (new >> 21) - (old >> 21)
+    tables = space.tables[1].overlapping(old >> 21, old + PUD_SIZE >> 21)
+    space.tables[1].clear(old >> 21, old + PUD_SIZE >> 21)
+    space.tables[2].clear(old >> 30, (old >> 30) + 1)
+    generation = m.new_handle(task, "table")
+    space.tables[2].set(new >> 30, (new >> 30) + 1, generation)
+    for low, high, _ in tables:
+        space.tables[1].set(low + shift, high + shift, generation)
 
 
 def move_table(m: Machine, task: Task, space: Mm, old: int, new: int) -> None:

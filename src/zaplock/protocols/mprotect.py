@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     PROT_WRITE,
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
+    VM_EXEC,
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_LOCKED,
@@ -60,7 +61,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
-from zaplock.protocols.vm_flags import prot_flags
+from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -112,6 +113,8 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
         if vma is None or vma.start > at:
             return -ENOMEM
         error = forbidden(vma, wanted, cx.design.mseal == "vma")
+        gains = wanted & VM_EXEC and await denies_write_exec(cx.mm, vma.flags, wanted)
+        error = -EACCES if gains else error
         if error:
             return error
         high = min(end, vma.end)
@@ -156,11 +159,17 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
 
 
 async def modify_vma(
-    cx: Cx, handle: int, low: int, high: int, flags: int, uffd: int | None = None
+    cx: Cx,
+    handle: int,
+    low: int,
+    high: int,
+    flags: int,
+    uffd: int | None = None,
+    anon_name: str | None = None,
 ) -> int:
     """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
 
-    `uffd` is a userfaultfd context that the part gets too.
+    `uffd` is a userfaultfd context, `anon_name` a name, that the part gets too.
 
     Merging comes last here, while Linux merges instead of splitting where it can; the map is the
     same, and the split's limit is asked only where no merge can save it.
@@ -169,7 +178,8 @@ async def modify_vma(
     if cx.design.vma_locks:
         await vma_start_write(handle)
     uffd = vma.uffd if uffd is None else uffd
-    merged = await merge_with_neighbour(handle, low, high, flags, uffd)
+    anon_name = vma.anon_name if anon_name is None else anon_name
+    merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name)
     if merged:
         return merged
     if low > vma.start:
@@ -181,13 +191,20 @@ async def modify_vma(
         new = await split_vma(handle, high, False)
         if new < 0:
             return new
-    await set_flags(handle, flags, uffd)
+    await set_flags(handle, flags, uffd, anon_name)
     return await merge(handle)
 
 
 @step
 def merge_with_neighbour(
-    m: Machine, task: Task, handle: int, low: int, high: int, flags: int, uffd: int
+    m: Machine,
+    task: Task,
+    handle: int,
+    low: int,
+    high: int,
+    flags: int,
+    uffd: int,
+    anon_name: str,
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
@@ -197,7 +214,10 @@ def merge_with_neighbour(
     space = m.mm(vma.mm)
     if (low > vma.start) == (high < vma.end):
         return 0
-    part = change(vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags, uffd=uffd)
+    part = change(
+        vma, start=low, end=high, pgoff=vma.pgoff_of(low), flags=flags, uffd=uffd,
+        anon_name=anon_name,
+    )  # fmt: skip
     neighbour = previous(space, vma.start) if low == vma.start else following(space, vma.end)
     if not neighbour:
         return 0
@@ -222,12 +242,12 @@ def merge_with_neighbour(
 
 
 @step
-def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int) -> None:
-    """Set the flags and the userfaultfd context of a VMA in the tree."""
+def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int, anon_name: str) -> None:
+    """Set the flags, the userfaultfd context and the name of a VMA in the tree."""
     vma = vma_of(m, task, handle)
     assert_write_locked(m, task, vma, "vm_flags of")
-    if vma.flags != flags or vma.uffd != uffd:
-        m.vmas.put(handle, change(vma, flags=flags, uffd=uffd))
+    if vma.flags != flags or vma.uffd != uffd or vma.anon_name != anon_name:
+        m.vmas.put(handle, change(vma, flags=flags, uffd=uffd, anon_name=anon_name))
 
 
 @step

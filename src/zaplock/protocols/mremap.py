@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     MAP_FIXED,
+    MAP_HUGETLB,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PAGE_MASK,
     PAGE_SHIFT,
+    PMD_SIZE,
     VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -159,6 +161,7 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     vma = await read_vma(handle) if handle else None
     if vma is None or vma.start > r.address:
         return MremapResult(-EFAULT)
+    r = align_hugetlb(vma, r)
     error = await check_prep_vma(cx, vma, r)
     if error:
         return MremapResult(error)
@@ -169,6 +172,20 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if r.new_length < r.old_length:
         return await shrink(cx, r, events)
     return await expand_vma(cx, handle, vma, r, events)
+
+
+def align_hugetlb(vma: Vma, r: Request) -> Request:
+    """Round the lengths to huge pages where a mapping has such."""
+    if not vma.flags & VM_HUGETLB:
+        return r
+    old, new = ((length + PMD_SIZE - 1) & -PMD_SIZE for length in (r.old_length, r.new_length))
+    return r._replace(old_length=old, new_length=new)
+
+
+def is_aligned_for_hugetlb(r: Request) -> bool:
+    """Return whether huge pages can be remapped so; they can't grow, for want of reservations."""
+    unaligned = (r.address | r.new_address) % PMD_SIZE
+    return not unaligned and r.new_length <= r.old_length
 
 
 async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
@@ -187,7 +204,7 @@ async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
         last_end = vma.end
         if not await may_move_with_others(handle) and (seen or vma.end < end):
             return MremapResult(-EFAULT)
-        part = Request(start, length, length, r.flags, target + offset)
+        part = align_hugetlb(vma, Request(start, length, length, r.flags, target + offset))
         error = await check_prep_vma(cx, vma, part)
         if error:
             return MremapResult(error)
@@ -204,6 +221,8 @@ async def remap_move(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
 def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
     """Return whether a VMA can be one of several: not watched, no driver's say in where it goes."""
     vma = vma_of(m, task, handle)
+    if vma.flags & VM_HUGETLB:
+        return not vma.uffd
     return not vma.uffd and not vma.name and (not vma.file or m.files[vma.file].kind != "device")
 
 
@@ -211,6 +230,8 @@ async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
     """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
     if cx.design.mseal != "no" and vma.flags & VM_SEALED:
         return -EPERM
+    if vma.flags & VM_HUGETLB and not is_aligned_for_hugetlb(r):
+        return -EINVAL
     if r.new_length <= r.old_length and not r.implies_move:
         return 0
     if not r.old_length and not vma.flags & (VM_SHARED | VM_MAYSHARE):
@@ -341,6 +362,7 @@ async def set_new_address_and_move(
     vma = await read_vma(handle)
     map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
     map_flags |= MAP_SHARED if vma.flags & VM_MAYSHARE else 0
+    map_flags |= MAP_HUGETLB if vma.flags & VM_HUGETLB else 0
     hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
@@ -388,7 +410,8 @@ async def move(
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     new = await copy_vma(handle, r.address, target, r.new_length)
-    await move_page_tables(cx, r.address, target, min(r.old_length, r.new_length))
+    moved = min(r.old_length, r.new_length)
+    await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
@@ -415,7 +438,7 @@ def copy_vma(m: Machine, task: Task, handle: int, address: int, target: int, len
     """
     vma = vma_of(m, task, handle)
     pgoff = vma.pgoff_of(address)
-    if not vma.file and not vma.anon_vma:
+    if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
     copy = merge_around(m, task, insert(m, task, new))

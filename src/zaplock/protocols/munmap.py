@@ -170,7 +170,7 @@ async def zap_rlock(cx: Cx, handles: Handles, start: int, end: int) -> int:
         await munmap_mlock_vma(cx, handles)
     await detach_vmas_to_be_unmapped(handles)
     for handle in handles:
-        await settle_special_mapping(handle)
+        await settle_special_mapping(cx, handle)
     await mmap_write_downgrade(cx)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await unmap_region(cx, handles, start, end, bounds, True)
@@ -180,14 +180,14 @@ async def zap_rlock(cx: Cx, handles: Handles, start: int, end: int) -> int:
     return 0
 
 
-async def settle_special_mapping(handle: int) -> None:
+async def settle_special_mapping(cx: Cx, handle: int) -> None:
     """Do under write what the zap would have to change flags for."""
     vma = await read_vma(handle)
     if vma.file:
         await uprobe_munmap(handle, vma.start, vma.end)
     if vma.flags & VM_PAT:
         await untrack_pfn(handle)
-    if vma.flags & VM_HUGETLB:
+    if vma.flags & VM_HUGETLB and cx.design.clears_mayshare:
         await clear_mayshare(handle)
 
 
@@ -332,11 +332,15 @@ async def lookup_and_split(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
             return -ENOMEM, ()
         await start_write(cx, handles[0])
         new = await split_vma_unlimited(handles[0], start, False)
+        if new < 0:
+            return new, ()
         handles = (new, *handles[1:])
     last = await read_vma(handles[-1])
     if end < last.end:
         await start_write(cx, handles[-1])
-        await split_vma_unlimited(handles[-1], end, False)
+        new = await split_vma_unlimited(handles[-1], end, False)
+        if new < 0:
+            return new, ()
     return 1, handles
 
 

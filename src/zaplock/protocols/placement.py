@@ -17,6 +17,7 @@ from zaplock.model.flags import (
     MAP_32BIT,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGETLB,
     MAP_SHARED,
     PAGE_MASK,
     PAGE_SHIFT,
@@ -64,9 +65,14 @@ def get_unmapped_area(
     limits = space.limits
     if space.count("map_count") > limits.max_map_count or length > limits.task_size:
         return -ENOMEM
+    huge = flags & MAP_HUGETLB
+    if huge and (length % PMD_SIZE or (flags & MAP_FIXED and address % PMD_SIZE)):
+        return -EINVAL
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
+    if huge:
+        return huge_area(m, space, address, length, flags)
     if wants_huge_alignment(m, address, length, flags, file, pgoff):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -101,7 +107,31 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
         return address
     if flags & MAP_32BIT:
         return lowest_gap(m, space, length, 0x4000_0000, top)
-    return highest_gap(m, space, length, limits.mmap_base)
+    if limits.bottom_up:
+        return lowest_gap(m, space, length, limits.mmap_base, top)
+    found = highest_gap(m, space, length, limits.mmap_base)
+    if found >= 0 or not limits.legacy_base:
+        return found
+    return lowest_gap(m, space, length, limits.legacy_base, top)
+
+
+def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
+    """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap."""
+    hint = (address + PMD_SIZE - 1) & -PMD_SIZE
+    top = 0x8000_0000 if flags & MAP_32BIT else space.limits.task_size
+    if length > top:
+        return -ENOMEM
+    if hint and hint <= top - length and is_clear(m, space, hint, length):
+        return hint
+    padding = PMD_SIZE - PAGE_SIZE
+    if flags & MAP_32BIT:
+        found = lowest_gap(m, space, length + padding, 0x4000_0000, top)
+        return (found + padding) & -PMD_SIZE if found >= 0 else found
+    padded = highest_gap(m, space, length + padding, space.limits.mmap_base)
+    if padded < 0:
+        return padded
+    found = padded + padding
+    return found - found % PMD_SIZE
 
 
 def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:

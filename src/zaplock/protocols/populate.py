@@ -121,7 +121,7 @@ def fault_range(
             told += tells
         return 0, told
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
-    if needs and meets_huge_pages(m, vma, first, last):
+    if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
     return populate_range(m, task, vma, first, last, write), 0
 

@@ -127,7 +127,8 @@ async def unmap_hugepages(
     """Zap a hugetlb VMA under its file's rmap lock.
 
     The final unmap also clears VM_MAYSHARE, so that a racing page-table share can't take the VMA
-    for a partner. As posted, the RFC had the test the wrong way round.
+    for a partner (to 6.0; later the VMA's own hugetlb lock goes instead, 131a79b474e9). As posted,
+    the RFC had the test the wrong way round.
     """
     final = not skip_vm_flags
     if cx.design.skip_vm_flags == "posted":
@@ -135,7 +136,7 @@ async def unmap_hugepages(
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
     await unmap_page_range(cx, gather, low, high)
-    if final:
+    if final and cx.design.clears_mayshare:
         await clear_mayshare(handle)
     if vma.file:
         await up_write(i_mmap_lock(vma.file))

@@ -16,6 +16,7 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
+from zaplock.model.files import File
 from zaplock.model.flags import (
     MAP_32BIT,
     MAP_ANONYMOUS,
@@ -97,17 +98,37 @@ def mmap_flags(
     if vm_flags & VM_LOCKED and not mlock_fits(space, length):
         return -EAGAIN
     kind = flags & MAP_TYPE
-    if file and not fits_file(m.files[file].kind, pgoff, length):
+    backing = m.files[file] if file else HUGE_FILE if flags & MAP_HUGETLB else None
+    if backing and not fits_file(backing.kind, pgoff, length):
         return -EOVERFLOW
-    if file:
-        vm_flags = file_flags(m, kind, flags, vm_flags, prot, file)
+    if backing:
+        vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
     else:
         vm_flags = anonymous_flags(kind, flags, vm_flags)
     if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
         vm_flags |= VM_NORESERVE
     if vm_flags > 0 and flags & MAP_HUGETLB:
         vm_flags |= VM_HUGETLB | VM_DONTEXPAND
-    return vm_flags
+    return -EACCES if vm_flags > 0 and gains_exec(space, vm_flags, vm_flags) else vm_flags
+
+
+MDWE_REFUSES, MDWE_NO_INHERIT = 1, 2
+
+
+def gains_exec(space: Mm, old: int, new: int) -> bool:
+    """Return whether PR_SET_MDWE forbids these flags (map_deny_write_exec).
+
+    Nothing may be written to and executed, and what could not be executed never can be.
+    """
+    if not space.count("mdwe") & MDWE_REFUSES or not new & VM_EXEC:
+        return False
+    return bool(new & VM_WRITE) or not old & VM_EXEC
+
+
+@step
+def denies_write_exec(m: Machine, _task: Task, mm: int, old: int, new: int) -> bool:
+    """Ask `gains_exec` of an address space."""
+    return gains_exec(m.mm(mm), old, new)
 
 
 def fits_file(kind: str, pgoff: int, length: int) -> bool:
@@ -129,9 +150,12 @@ def prot_flags(prot: int) -> int:
     )
 
 
-def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file: int) -> int:
+HUGE_FILE = File("hugetlb", 0, "anon_hugepage")
+"""What an anonymous mapping of huge pages maps, as far as its flags are concerned."""
+
+
+def file_flags(kind: int, flags: int, vm_flags: int, prot: int, backing: File) -> int:
     """Return the vm_flags of a file mapping, or a negative errno."""
-    backing = m.files[file]
     known = LEGACY_FLAGS | (MAP_SYNC if backing.kind == "disk" else 0)
     if kind == MAP_SHARED_VALIDATE and flags & ~known:
         return -EOPNOTSUPP  # ext4 knows MAP_SYNC, and refuses it later where there is no DAX
@@ -141,13 +165,22 @@ def file_flags(m: Machine, kind: int, flags: int, vm_flags: int, prot: int, file
         vm_flags |= VM_SHARED | VM_MAYSHARE
         if not backing.writable:
             vm_flags &= ~(VM_MAYWRITE | VM_SHARED)
-        if backing.seals == "write" and prot & PROT_WRITE:
-            return -EPERM
     elif kind != MAP_PRIVATE:
         return -EINVAL
+    if not backing.readable:
+        return -EACCES
     if backing.kind == "none":
         return -ENODEV
-    return -EINVAL if vm_flags & VM_GROWSDOWN else vm_flags
+    if vm_flags & VM_GROWSDOWN:
+        return -EINVAL
+    return sealed_flags(backing, vm_flags)
+
+
+def sealed_flags(backing: File, vm_flags: int) -> int:
+    """Return what a write seal leaves of the flags of a mapping, or -EPERM (check_write_seal)."""
+    if not backing.is_write_sealed or not vm_flags & VM_SHARED:
+        return vm_flags
+    return -EPERM if vm_flags & VM_WRITE else vm_flags & ~VM_MAYWRITE
 
 
 def anonymous_flags(kind: int, flags: int, vm_flags: int) -> int:

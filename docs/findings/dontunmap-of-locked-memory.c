@@ -1,0 +1,65 @@
+/* mremap(MREMAP_DONTUNMAP) of locked memory: VmLck stays too high
+ * cc -o reproducer reproducer.c && ./reproducer
+ * written by: zaplock oracle --replay dontunmap-of-locked-memory.json --c reproducer.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+static long field(const char *path, const char *name)
+{
+	char line[256];
+	long kb = -1;
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, name, strlen(name)))
+			kb = atol(line + strlen(name) + 1);
+	if (file)
+		fclose(file);
+	return kb;
+}
+
+static long sequence(void)
+{
+	char *r[2];
+	long before = field("/proc/self/status", "VmLck");
+
+	r[0] = (char *)(long)mmap((void *)0x10000000, 0x6000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_LOCKED, -1, 0);
+	r[1] = (char *)(long)mremap((void *)0x10000000, 0x4000, 0x4000, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, (void *)0);
+
+	if (r[0] != MAP_FAILED)
+		munmap(r[0], 0x6000);
+	if (r[1] != MAP_FAILED)
+		munmap(r[1], 0x4000);
+	munmap((void *)0x10000000, 0x4000);
+	return field("/proc/self/status", "VmLck") - before;
+}
+
+int main(void)
+{
+	long before = field("/proc/meminfo", "Committed_AS");
+
+	for (int round = 0; round < 16; round++) {
+		if (!fork()) {
+			long locked = sequence();
+
+			if (!round)
+				printf("VmLck with nothing mapped: %ld kB\n", locked);
+			exit(0);
+		}
+		wait(NULL);
+	}
+	printf("Committed_AS after 16 rounds: %+ld kB\n",
+		field("/proc/meminfo", "Committed_AS") - before);
+	return 0;
+}

@@ -1,0 +1,63 @@
+/* a private mapping that the file system refuses: Committed_AS stays too high
+ * cc -o reproducer reproducer.c && ./reproducer
+ * written by: zaplock oracle --replay refused-mapping.json --c reproducer.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+static long field(const char *path, const char *name)
+{
+	char line[256];
+	long kb = -1;
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, name, strlen(name)))
+			kb = atol(line + strlen(name) + 1);
+	if (file)
+		fclose(file);
+	return kb;
+}
+
+static long sequence(void)
+{
+	char *r[1];
+	long before = field("/proc/self/status", "VmLck");
+	int file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);
+	ftruncate(file, 64 * 4096);
+
+	r[0] = (char *)(long)mmap((void *)0x10000000, 0x4000000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_SYNC, file, 0);
+
+	if (r[0] != MAP_FAILED)
+		munmap(r[0], 0x4000000);
+	return field("/proc/self/status", "VmLck") - before;
+}
+
+int main(void)
+{
+	long before = field("/proc/meminfo", "Committed_AS");
+
+	for (int round = 0; round < 16; round++) {
+		if (!fork()) {
+			long locked = sequence();
+
+			if (!round)
+				printf("VmLck with nothing mapped: %ld kB\n", locked);
+			exit(0);
+		}
+		wait(NULL);
+	}
+	printf("Committed_AS after 16 rounds: %+ld kB\n",
+		field("/proc/meminfo", "Committed_AS") - before);
+	return 0;
+}

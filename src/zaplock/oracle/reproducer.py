@@ -1,0 +1,157 @@
+"""A sequence as a C program of a few lines, to show a kernel's own accounting to its developers.
+
+The program does the sequence in forked children, each of which unmaps everything it has mapped and
+ends. It prints VmLck of a child when nothing is mapped any more, and by how much Committed_AS of
+the machine has grown when all are gone. Both would be 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zaplock.errors import UserError
+from zaplock.model import flags as f
+from zaplock.oracle import ops
+from zaplock.oracle.ops import Argument, Op, Ref
+
+ROUNDS = 16
+_FLAGS = {
+    "prot": ("PROT_", (1, 2, 4)),
+    "flags": ("MAP_", (1, 2, 0x10, 0x20, 0x100, 0x2000, 0x4000, 0x8000, 0x4_0000, 0x8_0000)),
+}
+_REMAPS = {1: "MREMAP_MAYMOVE", 2: "MREMAP_FIXED", 4: "MREMAP_DONTUNMAP"}
+_KNOWN = ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "load")
+
+_PROGRAM = """\
+/* {why}
+ * cc -o reproducer reproducer.c && ./reproducer
+ * written by: zaplock oracle --replay {name}.json --c reproducer.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+static long field(const char *path, const char *name)
+{{
+	char line[256];
+	long kb = -1;
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, name, strlen(name)))
+			kb = atol(line + strlen(name) + 1);
+	if (file)
+		fclose(file);
+	return kb;
+}}
+
+static long sequence(void)
+{{
+	char *r[{count}];
+	long before = field("/proc/self/status", "VmLck");
+{files}
+{body}
+
+{unmaps}
+	return field("/proc/self/status", "VmLck") - before;
+}}
+
+int main(void)
+{{
+	long before = field("/proc/meminfo", "Committed_AS");
+
+	for (int round = 0; round < {rounds}; round++) {{
+		if (!fork()) {{
+			long locked = sequence();
+
+			if (!round)
+				printf("VmLck with nothing mapped: %ld kB\\n", locked);
+			exit(0);
+		}}
+		wait(NULL);
+	}}
+	printf("Committed_AS after {rounds} rounds: %+ld kB\\n",
+		field("/proc/meminfo", "Committed_AS") - before);
+	return 0;
+}}
+"""
+
+
+def write(sequence: Sequence[Op], why: str, name: str) -> str:
+    """Return the program of a sequence. Raises UserError where it has an operation C lacks here."""
+    strange = sorted({op.name for op in sequence} - set(_KNOWN))
+    if strange:
+        raise UserError(f"{name}: {', '.join(strange)} can't be written in C; use the .py script")
+    body = "\n".join(f"\tr[{k}] = (char *)(long){_call(op)};" for k, op in enumerate(sequence))
+    uses_file = any(op.name == "mmap" and op.args[4] != ops.NO_FILE for op in sequence)
+    files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
+    files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
+    return _PROGRAM.format(
+        why=why, name=name, count=len(sequence), files=files, body=body, rounds=ROUNDS,
+        unmaps="\n".join(_unmaps(sequence)),
+    )  # fmt: skip
+
+
+def _call(op: Op) -> str:
+    a = [_value(value) for value in op.args]
+    if op.name == "mmap":
+        file = "-1" if op.args[4] == ops.NO_FILE else "file"
+        return f"mmap((void *){a[0]}, {a[1]}, {_named('prot', op.args[2])}, " + (
+            f"{_named('flags', op.args[3])}, {file}, {a[5]})"
+        )
+    if op.name == "mremap":
+        flags = _joined([name for bit, name in _REMAPS.items() if _number(op.args[3]) & bit])
+        return f"mremap((void *){a[0]}, {a[1]}, {a[2]}, {flags}, (void *){a[4]})"
+    if op.name == "store":
+        return f"(*(volatile char *){a[0]} = 1)"
+    if op.name == "load":
+        return f"*(volatile char *){a[0]}"
+    return f"{op.name}((void *){', '.join(a)})"
+
+
+def _unmaps(sequence: Sequence[Op]) -> list[str]:
+    """Unmap where anything can be: what was asked for, and what was returned."""
+    lines = []
+    for k, op in enumerate(sequence):
+        if op.name in ("mmap", "mremap"):
+            length = max(_number(value) for value in op.args[1 : 3 if op.name == "mremap" else 2])
+            lines.append(f"\tif (r[{k}] != MAP_FAILED)\n\t\tmunmap(r[{k}], {length:#x});")
+            if op.name == "mremap":
+                lines.append(f"\tmunmap((void *){_value(op.args[0])}, {length:#x});")
+    return lines
+
+
+def _number(value: Argument) -> int:
+    return 0 if isinstance(value, Ref) else value
+
+
+def _value(value: Argument) -> str:
+    if isinstance(value, Ref):
+        return f"(r[{value.op}] + {value.delta:#x})"
+    return hex(value) if value > 9 else str(value)
+
+
+def _named(kind: str, value: Argument) -> str:
+    prefix, bits = _FLAGS[kind]
+    number = _number(value)
+    names = {
+        bit: name
+        for name, bit in vars(f).items()
+        if name.startswith(prefix) and isinstance(bit, int) and bit in bits
+    }
+    found = [names[bit] for bit in bits if number & bit]
+    rest = number & ~sum(bits)
+    return _joined(found + ([hex(rest)] if rest else []))
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " | ".join(names) or "0"

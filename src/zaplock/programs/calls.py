@@ -1,0 +1,232 @@
+"""Each recorded call as what the model does for it.
+
+A `Handler` gets the space and the call, runs the protocol and returns the model's result. It raises
+ValueError where an argument can't be read (or IndexError where it isn't there).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from zaplock.designs.linux import LINUX_6_18
+from zaplock.model import flags as f
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recording import TracedCall
+from zaplock.programs.text import descriptor, field, file_of, number
+from zaplock.protocols import (
+    brk,
+    madvise,
+    mincore,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    mseal,
+    msync,
+    prctl,
+    remap_pages,
+    shm,
+)
+from zaplock.protocols.design import Cx
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.mprotect import apply_to_range, modify_vma
+
+
+class NotRecorded(ValueError):
+    """A fact that a call needs is not in the recording; `str` says which."""
+
+
+Handler = Callable[[StraceWorld, LiveSpace, TracedCall], int]
+_MASK = (1 << 64) - 1
+
+
+def numbers(call: TracedCall, count: int) -> list[int]:
+    """Return the first arguments of a call as unsigned numbers."""
+    if len(call.arguments) < count:
+        raise ValueError(f"{call.name} has {len(call.arguments)} arguments and takes {count}")
+    return [number(argument) & _MASK for argument in call.arguments[:count]]
+
+
+def _simple(make: Callable[..., Any], count: int) -> Handler:
+    return lambda world, live, call: world.run(live, make(world.cx(live), *numbers(call, count)))
+
+
+def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Return the file that an mmap maps, 0 for none."""
+    path = file_of(call.arguments[4])
+    known = dict(live.known.files).get(descriptor(call.arguments[4]))
+    if known is not None and (not path or label(path) == world.machine.files[known].name):
+        return known
+    return world.file(path) if path else 0
+
+
+def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | None = None) -> int:
+    """Run an mmap, where `at` is given at that place."""
+    address, length, prot, flags = numbers(call, 4)
+    if at is not None:
+        address, flags = at, (flags | f.MAP_FIXED) & ~f.MAP_FIXED_NOREPLACE
+    anonymous = flags & f.MAP_ANONYMOUS and not flags & f.MAP_HUGETLB
+    file = 0 if anonymous else mapped_file(world, live, call)
+    offset = number(call.arguments[5]) & _MASK
+    return world.run(live, mmap.mmap(world.cx(live), address, length, prot, flags, file, offset))
+
+
+def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """mremap has a fifth argument only where it moves."""
+    values = numbers(call, min(5, max(4, len(call.arguments))))
+    return world.run(live, mremap.mremap(world.cx(live), *values))
+
+
+def _mprotect(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    start, length, prot = numbers(call, 3)
+    if call.name == "pkey_mprotect" and number(call.arguments[3]) & 0xFFFF_FFFF != 0xFFFF_FFFF:
+        return -22  # without keys in the CPU no key is allocated
+    return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot))
+
+
+def _madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    start, length, advice = numbers(call, 3)
+    return world.run(live, madvise.madvise(world.cx(live), start, length, advice))
+
+
+def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Advise range by range, and return how many bytes were done."""
+    advice, done = number(call.arguments[3]), 0
+    ranges = re.findall(r"iov_base=(\w+), iov_len=(\d+)", call.arguments[1])
+    if not ranges:
+        raise ValueError("no range can be read")
+    for base, told in ranges:
+        start, length = number(base), int(told)
+        result = world.run(live, madvise.madvise(world.cx(live), start, length, advice))
+        if result:
+            return done or result
+        done += length
+    return done
+
+
+def _mincore(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """strace shows what the vector holds instead of where it is, if the call went well."""
+    where = call.arguments[2]
+    vector = None if where.startswith("[") else number(where)
+    start, length = numbers(call, 2)
+    return world.run(live, mincore.mincore(world.cx(live), start, length, vector, False))
+
+
+def _mlock(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    values = numbers(call, 3 if call.name == "mlock2" else 2)
+    return world.run(live, mlock.mlock(world.cx(live), *values))
+
+
+_HAS_POLICY = 1 << 44
+"""No flag of the kernel's: here it keeps a VMA with a memory policy from merging."""
+
+
+async def _policy(cx: Cx, start: int, length: int) -> int:
+    """Give a range a memory policy: what matters here is that it no longer merges with others."""
+
+    async def visit(handle: int, vma: Any, low: int, high: int) -> int:
+        part = await modify_vma(cx, handle, low, high, vma.flags | _HAS_POLICY)
+        return min(0, part)
+
+    await mmap_write_lock_killable(cx)
+    await apply_to_range(cx, start, start + f.page_align(length), visit)
+    await mmap_write_unlock(cx)
+    return 0
+
+
+def _brk(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The first brk that is seen tells where the heap ends, if the maps don't."""
+    (wanted,) = numbers(call, 1)
+    space = world.machine.mm(live.mm)
+    if not live.known.heap:
+        live.known = replace(live.known, heap=True)
+        if not space.count("start_brk"):
+            space.counters.put("start_brk", call.result)
+            space.counters.put("brk", call.result)
+        elif f.page_align(call.result) == space.count("brk"):
+            space.counters.put("brk", call.result)
+    return world.run(live, brk.brk(world.cx(live), wanted))
+
+
+def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    option = number(call.arguments[0])
+    if option == 65:  # PR_SET_MDWE
+        return world.run(live, prctl.prctl_set_mdwe(world.cx(live), number(call.arguments[1])))
+    if "no names" in live.known.given:
+        return -22
+    start, length = number(call.arguments[2]), number(call.arguments[3])
+    told = call.arguments[4]
+    name = told[1:-1] if told.startswith('"') else ""
+    if not name and number(told):
+        raise ValueError("the name of the mapping can't be read")
+    return world.run(live, prctl.set_vma_name(world.cx(live), start, length, name))
+
+
+_RLIMITS = {2: "rlimit_data", 3: "rlimit_stack", 8: "rlimit_memlock", 9: "rlimit_as"}
+
+
+def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> None:
+    """Set a limit; whether it binds who may lock memory at all is told by the next mlock."""
+    name = _RLIMITS.get(resource)
+    if name:
+        soft = min(soft, 1 << 63)
+        world.limit(live, **{name: soft})
+        live.known = replace(live.known, given=live.known.given | {name})
+
+
+def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    at = 0 if call.name == "setrlimit" else 1
+    told = call.arguments[at + 1]
+    if call.result == 0 and told != "NULL" and (at == 0 or is_own(call)):
+        set_limit(world, live, number(call.arguments[at]), number(field(told, "rlim_cur")))
+    return call.result
+
+
+def is_own(call: TracedCall) -> bool:
+    """Return whether prlimit64 is about the caller."""
+    told = re.match(r"-?\d+", call.arguments[0])
+    return told is not None and int(told[0]) in (0, call.pid)
+
+
+def shmat_call(
+    world: StraceWorld, live: LiveSpace, call: TracedCall, length: int | None = None
+) -> int:
+    """Attach a segment, whose length is that of shmget, or given."""
+    segment, address, flags = numbers(call, 3)
+    file = dict(live.known.segments).get(segment)
+    if file is None:
+        if length is None:
+            raise NotRecorded("the size of the segment is not in the recording")
+        file = world.new_segment(length)
+        live.known = replace(live.known, segments=(*live.known.segments, (segment, file)))
+    return world.run(live, shm.shmat(world.cx(live), file, address, flags))
+
+
+CALLS: dict[str, Handler] = {
+    "mmap": mmap_call,
+    "mremap": _mremap,
+    "mbind": lambda world, live, call: world.run(live, _policy(world.cx(live), *numbers(call, 2))),
+    "munmap": _simple(LINUX_6_18.munmap, 2),
+    "mprotect": _mprotect,
+    "pkey_mprotect": _mprotect,
+    "madvise": _madvise,
+    "process_madvise": _process_madvise,
+    "brk": _brk,
+    "mlock": _mlock,
+    "mlock2": _mlock,
+    "munlock": _simple(mlock.munlock, 2),
+    "mlockall": _simple(mlock.mlockall, 1),
+    "munlockall": _simple(mlock.munlockall, 0),
+    "msync": _simple(msync.msync, 3),
+    "mincore": _mincore,
+    "mseal": _simple(mseal.mseal, 3),
+    "remap_file_pages": _simple(remap_pages.remap_file_pages, 5),
+    "shmat": shmat_call,
+    "shmdt": _simple(shm.shmdt, 1),
+    "setrlimit": _setrlimit,
+    "prlimit64": _setrlimit,
+    "prctl": _prctl,
+}

@@ -1,0 +1,94 @@
+"""ptrace and seccomp, as far as recording a program's system calls needs them (x86-64 Linux).
+
+A seccomp filter stops the traced threads at the calls of a list only; all others run at full speed.
+Source: ptrace(2), seccomp(2); the filter's layout is struct sock_filter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import NamedTuple
+
+CONT, GETREGS, SYSCALL, LISTEN, SEIZE = 7, 12, 24, 0x4208, 0x4206
+GETEVENTMSG = 0x4201
+EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP = 1, 2, 3, 4, 6, 7
+EVENT_STOP = 128
+_SYSGOOD, _EXITKILL = 1, 1 << 20
+OPTIONS = (
+    _SYSGOOD
+    | _EXITKILL
+    | sum(
+        1 << event
+        for event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE, EVENT_EXEC, EVENT_EXIT, EVENT_SECCOMP)
+    )
+)
+SYSCALL_STOP = 0x80 | 5
+WALL = 0x4000_0000
+
+_AUDIT_ARCH_X86_64 = 0xC000003E
+_RET_TRACE, _RET_ALLOW = 0x7FF0_0000, 0x7FFF_0000
+_LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_PR_SET_SECCOMP, _MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Registers(NamedTuple):
+    """The number, arguments and result of the system call that a thread is in."""
+
+    number: int
+    arguments: tuple[int, ...]
+    result: int
+
+
+def ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> None:
+    """Make a request. Raises ProcessLookupError where the thread is gone."""
+    if _libc.ptrace(request, tid, address, data) == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def registers(tid: int) -> Registers:
+    """Read the registers of a stopped thread."""
+    buffer = ctypes.create_string_buffer(27 * 8)
+    ptrace(GETREGS, tid, 0, ctypes.addressof(buffer))
+    words = struct.unpack("<27Q", buffer.raw)
+    (_, _, _, _, _, _, _, r10, r9, r8, rax, _, rdx, rsi, rdi, orig_rax) = words[:16]
+    result = rax - (1 << 64) if rax >> 63 else rax
+    return Registers(orig_rax, (rdi, rsi, rdx, r10, r8, r9), result)
+
+
+def event_message(tid: int) -> int:
+    """Read what an event tells: the new process, or who a thread was before its execve."""
+    value = ctypes.c_ulong()
+    ptrace(GETEVENTMSG, tid, 0, ctypes.addressof(value))
+    return value.value
+
+
+def stop_at(numbers: list[int]) -> None:
+    """Let this thread, and all that it makes, stop for its tracer at these system calls."""
+    count = len(numbers)
+    lines = [
+        struct.pack("<HBBI", _LOAD, 0, 0, 4),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, count + 1, _AUDIT_ARCH_X86_64),
+        struct.pack("<HBBI", _LOAD, 0, 0, 0),
+        *(
+            struct.pack("<HBBI", _JUMP_EQUAL, count - k, 0, number)
+            for k, number in enumerate(numbers)
+        ),
+        struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW),
+        struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE),
+    ]
+    code = ctypes.create_string_buffer(b"".join(lines))
+    program = ctypes.create_string_buffer(
+        struct.pack("<HxxxxxxQ", len(lines), ctypes.addressof(code))
+    )
+    if _libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0):
+        _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if _libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0):
+            code_ = ctypes.get_errno()
+            raise OSError(code_, os.strerror(code_))

@@ -1,0 +1,276 @@
+"""The address spaces of a recording on one machine of the model, and what is known beside maps.
+
+What a trace does not show is taken for granted only until it shows: files are on a disk whose file
+system places them for huge pages, a process may lock memory and has no limits, mappings go down
+from where the dynamic linker ends. Where a result tells otherwise, that is learnt (`Known`).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from zaplock.designs.linux import LINUX_6_18
+from zaplock.engines.sequential import run as run_protocol
+from zaplock.model import flags as f
+from zaplock.model.files import new_file
+from zaplock.model.machine import Machine
+from zaplock.model.mm import ResourceLimits
+from zaplock.model.step import Task
+from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, overlapping
+from zaplock.programs.recording import Area
+from zaplock.programs.spaces import TracedSpace
+from zaplock.protocols import fork
+from zaplock.protocols.design import Cx
+
+LONG = 1 << 40
+SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
+LINKERS = ("ld-", "ld.so", "ld64.so", "ld-linux")
+_PLENTY = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """Addresses [start, end) of which nothing is known since a call that could not be followed."""
+
+    start: int
+    end: int
+    why: str
+
+    def meets(self, start: int, end: int) -> bool:
+        """Return whether a range overlaps or touches these addresses."""
+        return start <= self.end and self.start <= end
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a space beside the model's state; replaced as a whole, so kept with a mark.
+
+    `unknown`: why nothing can be compared any more, "" while it can. `heap`, `base`: is it known
+    where the heap, and where mappings begin? `files`: the file behind each open descriptor.
+    `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
+    by id. `given`: which limits and capabilities the recording tells.
+    """
+
+    limits: ResourceLimits
+    unknown: str = ""
+    heap: bool = False
+    base: bool = True
+    clouds: tuple[Cloud, ...] = ()
+    given: frozenset[str] = frozenset()
+    modes: tuple[tuple[int, int], ...] = ()
+    files: tuple[tuple[int, int], ...] = ()
+    segments: tuple[tuple[int, int], ...] = ()
+
+    def cloud_over(self, start: int, end: int) -> Cloud | None:
+        """Return what hides a part of a range, if anything does."""
+        return next((c for c in self.clouds if start < c.end and c.start < end), None)
+
+
+@dataclass(slots=True, eq=False)
+class LiveSpace:
+    """A space of the recording as an address space of the model."""
+
+    traced: TracedSpace
+    mm: int
+    known: Known
+    stack_end: int = 0
+    joints: set[int] = field(default_factory=set)
+
+
+class StraceWorld:
+    """The machine, its files, and how to go back to where it was."""
+
+    def __init__(self) -> None:
+        self.machine = Machine(limits=ResourceLimits())
+        self.machine.globals.put("hugetlb_free", _PLENTY)
+        self.files: dict[str, int] = {}
+        self.machine.store.start_journal(hashes=False)
+
+    def mark(self, live: LiveSpace) -> tuple[Any, Known]:
+        """Return where the machine and what is known of a space stand."""
+        return self.machine.store.mark(), live.known
+
+    def undo(self, live: LiveSpace, mark: tuple[Any, Known]) -> None:
+        """Go back to a mark."""
+        self.machine.store.undo(mark[0])
+        live.known = mark[1]
+
+    def open_space(self, traced: TracedSpace) -> LiveSpace:
+        """Make the address space that a recording begins with."""
+        linker = linker_of(traced.begin)
+        limits = ResourceLimits(
+            mmap_base=mmap_base(traced.begin, linker),
+            mmap_min_addr=0x1000,
+            can_ipc_lock=True,
+            legacy_base=f.TASK_SIZE_4_LEVELS // 3,
+        )
+        stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
+        known = Known(limits, traced.unknown, base=linker is not None)
+        live = LiveSpace(traced, traced.number, known, stack)
+        self.use(live)
+        space, task = self.machine.mm(live.mm), Task(1, live.mm)
+        for item in traced.begin:
+            if item.start >= f.TASK_SIZE_4_LEVELS:
+                continue
+            file = self.file(item.name) if item.name and not item.name.startswith("[") else 0
+            anonymous = file and self.machine.files[file].kind == "zero" and "s" not in item.perms
+            file = 0 if anonymous else file
+            pgoff = (item.offset if file else item.start) >> f.PAGE_SHIFT
+            vma = Vma(
+                live.mm, item.start, item.end, vm_flags(item), pgoff, file,
+                name="zero" if anonymous else "", anon_name=anon_name(item.name),
+            )  # fmt: skip
+            insert(self.machine, task, vma)
+            account(space, vma.flags, vma.file, vma.nr_pages)
+        heap = [a for a in traced.begin if a.name == "[heap]"]
+        if heap:
+            space.counters.put("start_brk", heap[0].start)
+            space.counters.put("brk", heap[-1].end)
+        return live
+
+    def copy_space(self, parent: LiveSpace, traced: TracedSpace) -> LiveSpace:
+        """Fork: the child begins as its parent is."""
+        mm, task = traced.number, Task(1, parent.mm)
+        self.use(parent)
+        run_protocol(self.machine, task, fork.fork(self.cx(parent), mm))
+        known = replace(parent.known, limits=parent.known.limits)
+        return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
+
+    def use(self, live: LiveSpace) -> None:
+        """Let the machine have the limits of a space."""
+        self.machine.limits = live.known.limits
+        self.machine.mm(live.mm).limits = live.known.limits
+
+    def cx(self, live: LiveSpace) -> Cx:
+        """Return the context in which protocols run."""
+        return Cx(LINUX_6_18, Task(1, live.mm), limits=live.known.limits)
+
+    def run(self, live: LiveSpace, program: Any) -> int:
+        """Run a protocol in a space; return its result."""
+        self.use(live)
+        result = run_protocol(self.machine, Task(1, live.mm), program)
+        return int(result[0] if isinstance(result, tuple) else result)
+
+    def limit(self, live: LiveSpace, **limits: Any) -> None:
+        """Change limits of a space."""
+        live.known = replace(
+            live.known, limits=msgspec.structs.replace(live.known.limits, **limits)
+        )
+
+    def file(self, path: str) -> int:
+        """Return the file of a path, which is opened once."""
+        if path not in self.files:
+            self.files[path] = self.new_file(path)
+        return self.files[path]
+
+    def new_file(self, path: str, size: int = LONG) -> int:
+        """Open a file anew: what is opened twice does not merge."""
+        handle = len(self.machine.files) + 1
+        return new_file(self.machine, handle, kind_of(path), size, label(path))
+
+    def set_mode(self, file: int, mode: int) -> None:
+        """Note how a file was opened (O_ACCMODE)."""
+        backing = self.machine.files[file]
+        changed = msgspec.structs.replace(backing, writable=mode == 2, readable=mode != 1)
+        self.machine.files.put(file, changed)
+
+    def new_segment(self, size: int) -> int:
+        """Make a segment of System V shared memory."""
+        handle = len(self.machine.files) + 1
+        return new_file(self.machine, handle, "shmem", size, "SYSV00000000", counts_mappings=True)
+
+    def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
+        """Note which mappings have an anon_vma from here on."""
+        space = self.machine.mm(live.mm)
+        for item in areas:
+            for handle in overlapping(self.machine, space, item.start, item.end):
+                vma = self.machine.vmas[handle]
+                assert isinstance(vma, Vma)
+                if not vma.anon_vma and not vma.flags & f.VM_SHARED:
+                    anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
+
+    def vmas(self, live: LiveSpace) -> Iterator[Vma]:
+        """List the mappings of a space in order."""
+        tree = self.machine.mm(live.mm).tree
+        for start in tree.order:
+            vma = self.machine.vmas[tree.data[start]]
+            assert isinstance(vma, Vma)
+            yield vma
+
+    def areas(self, live: LiveSpace) -> list[Area]:
+        """List the mappings of a space as maps would."""
+        found = []
+        for vma in self.vmas(live):
+            name = self.machine.files[vma.file].name if vma.file else vma.name
+            shared = "_shmem" if vma.file else ""
+            name = f"[anon{shared}:{vma.anon_name}]" if vma.anon_name else label(name)
+            offset = vma.pgoff << f.PAGE_SHIFT if vma.file else 0
+            found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
+        return found
+
+
+def kind_of(path: str) -> str:
+    """Tell from its path what a file is, as far as mappings differ by it."""
+    if label(path) == "zero":
+        return "zero"
+    if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
+        return "shmem"
+    if path.startswith(("pipe:", "socket:", "TCP", "UDP", "UNIX", "NETLINK")):
+        return "none"
+    return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
+
+
+def label(path: str) -> str:
+    """Return the name by which mappings of a path are compared: its last part."""
+    path = path.removesuffix(" (deleted)")
+    return path.lstrip("/") if "memfd:" in path else posixpath.basename(path)
+
+
+def anon_name(name: str) -> str:
+    """Return the name that PR_SET_VMA gave a mapping, as maps shows it."""
+    for prefix in ("[anon:", "[anon_shmem:"):
+        if name.startswith(prefix):
+            return name[len(prefix) : -1]
+    return ""
+
+
+def linker_of(begin: tuple[Area, ...]) -> tuple[int, int] | None:
+    """Return where the dynamic linker lies: the first mapping whose place the kernel chose."""
+    parts = [a for a in begin if label(a.name).startswith(LINKERS)]
+    return (parts[0].start, max(a.end for a in parts)) if parts else None
+
+
+def mmap_base(begin: tuple[Area, ...], linker: tuple[int, int] | None) -> int:
+    """Return where mappings that go down begin."""
+    below = [a for a in begin if a.start > 1 << 46 and a.name not in (*SPECIAL, "[stack]")]
+    if linker and linker[0] < 1 << 46:
+        below = [a for a in begin if a.end <= linker[1]]
+    end = linker[1] if linker else ResourceLimits().mmap_base
+    for item in sorted(below):  # what continues the linker, its own bss for example
+        end = item.end if item.start <= end <= item.end else end
+    return max([end, *(a.end for a in below)]) if below else end
+
+
+def perms(flags: int) -> str:
+    """Write vm_flags as maps does."""
+    letters = zip("rwx", (f.VM_READ, f.VM_WRITE, f.VM_EXEC), strict=True)
+    shared = "s" if flags & f.VM_MAYSHARE else "p"
+    return "".join(letter if flags & bit else "-" for letter, bit in letters) + shared
+
+
+def vm_flags(item: Area) -> int:
+    """Return the vm_flags that a line of maps stands for."""
+    flags = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
+    flags |= f.VM_READ if "r" in item.perms else 0
+    flags |= f.VM_WRITE if "w" in item.perms else 0
+    flags |= f.VM_EXEC if "x" in item.perms else 0
+    if "s" in item.perms:
+        return flags | f.VM_SHARED | f.VM_MAYSHARE
+    flags |= f.VM_ACCOUNT if "w" in item.perms else 0
+    flags |= f.VM_GROWSDOWN if item.name == "[stack]" else 0
+    return flags | (f.VM_PFNMAP | f.VM_IO if item.name in SPECIAL else 0)

@@ -1,0 +1,349 @@
+"""Parse what strace wrote (4.x to 7.x), with the maps that a recorder put around it.
+
+A call has a beginning and an end (`<unfinished ...>`, `<... resumed>`): between them it took
+effect, so two that overlap have no order of their own. Lines that begin with `#` are a recorder's
+(`zaplock oracle --trace` writes them, see `tracer`):
+
+    # pid: 100                 whose the lines after it are
+    # begin: LINE OF MAPS      an address space as it is here: at the start, or after an execve
+    # end: LINE OF MAPS        ... and here, to be compared
+    # anon: START-END          addresses of pages of its own, so that their mapping has an anon_vma
+    # limit: NAME BYTES        a resource limit (as, data, memlock, stack)
+    # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
+
+Understood are the prefixes of -f, -ff (one file a process), -Y, -t, -tt, -ttt, -r, -n, -i and
+what -T, -y and -yy add. What a cut line has lost is told as a call without a result.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from zaplock.errors import UserError
+from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
+
+MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
+EXECS = ("execve", "execveat")
+UNKNOWN = 1 << 70
+"""The result of a call whose end is not in the recording."""
+
+HOW = (
+    "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
+    "-e trace=%memory,%process,prctl,prlimit64,openat,memfd_create, and the maps"
+)
+
+
+class TracedCall(NamedTuple):
+    """One system call: who, what, arguments as written, result (minus errno), first and last line.
+
+    `cut` says what is wrong with a call that can't be read whole, "" for a good one. `opened`: the
+    path of the descriptor that it returned, where that is shown.
+    """
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+    result: int
+    line: int
+    end: int
+    cut: str = ""
+    opened: str = ""
+
+
+class Area(NamedTuple):
+    """One line of /proc/PID/maps; `name` is the path as it stands there, without (deleted)."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    name: str
+
+
+class Note(NamedTuple):
+    """What a recorder wrote about a process at a line.
+
+    `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
+    "exit" (the process ended here).
+    """
+
+    pid: int
+    line: int
+    kind: str
+    areas: tuple[Area, ...] = ()
+    name: str = ""
+    value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StraceRecording:
+    """A parsed file: calls in the order of their beginnings, notes, the first process's id."""
+
+    pid: int
+    calls: tuple[TracedCall, ...]
+    notes: tuple[Note, ...]
+    unreadable: tuple[str, ...]
+
+    @property
+    def begin(self) -> tuple[Area, ...]:
+        """The first maps of the first process."""
+        return next((n.areas for n in self.notes if n.kind == "begin" and n.pid == self.pid), ())
+
+    @property
+    def end(self) -> tuple[Area, ...]:
+        """The last maps of the first process."""
+        found = [n.areas for n in self.notes if n.kind == "end" and n.pid == self.pid]
+        return found[-1] if found else ()
+
+
+_PREFIX = re.compile(
+    r"^\s*(?:\[pid\s+(\d+)(?:<[^>]*>)?\]\s*|(\d+)(?:<[^>]*>)?(?:\s+/\*.*?\*/)?\s+)?"
+    r"(?:(?:\d\d:\d\d:\d\d(?:\.\d+)?|\d+\.\d+)\s+(?:\(\+\s*[\d.]+\)\s+)?)?"
+    r"(?:\[\s*\d+\]\s+)?(?:\[(?:[0-9a-f]{8,}|\?+)\]\s+)?"
+)
+_CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
+_TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
+_NAME = re.compile(r"^(\w+)\(")
+_RESULT = re.compile(
+    r"^\s*=\s*(\?|-?0x[0-9a-f]+|-?\d+)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
+)
+_UNFINISHED = re.compile(r"<unfinished \.\.\.>.*$")
+_RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
+_GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d+))")
+_SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
+_RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
+
+
+@dataclass(slots=True)
+class _State:
+    pid: int = 0
+    calls: list[TracedCall] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    open: dict[int, tuple[str, int]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+    block: tuple[int, str, int] = (0, "", 0)
+    areas: list[Area] = field(default_factory=list)
+
+
+def parse(path: Path) -> StraceRecording:
+    """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
+    state = _State()
+    lines = _lines(path)
+    for number, whole in enumerate(lines, 1):
+        line = whole.rstrip("\n")
+        if line.startswith("# "):
+            _comment(state, path, number, line)
+            continue
+        _close_block(state)
+        _take(state, number, line)
+    if lines and not lines[-1].endswith("\n") and state.block[1] == "end":
+        state.block, state.areas = (0, "", 0), []
+        state.unreadable.append(f"line {len(lines)}: the recording is cut in the last maps")
+    _close_block(state)
+    for pid, (text, number) in state.open.items():
+        state.calls.append(_cut(pid, text, number, "its end is not in the recording"))
+    calls = tuple(sorted(state.calls, key=lambda call: call.line))
+    if not calls:
+        raise UserError(f"{path} has no line that is a system call: {HOW}")
+    if not any(note.kind == "begin" for note in state.notes):
+        raise UserError(f"{path} has no '# begin: ' lines (the maps right after exec): {HOW}")
+    first = next(note.pid for note in state.notes if note.kind == "begin") or calls[0].pid
+    notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
+    return StraceRecording(first, calls, notes, tuple(state.unreadable))
+
+
+def _lines(path: Path) -> list[str]:
+    """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
+    try:
+        if path.exists():
+            return path.read_text(errors="replace").splitlines(keepends=True)
+        parts = sorted(p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
+        if parts:
+            return _merged(path, parts)
+        path.read_text()
+    except OSError as error:
+        told = error.strerror
+        raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
+    return []
+
+
+def _merged(path: Path, parts: list[Path]) -> list[str]:
+    """Merge the files of `-ff`: by time, a call that took long as one that began and ended."""
+    events: list[tuple[float, int, str]] = []
+    for part in parts:
+        pid, clock = part.suffix[1:], 0.0
+        for line in part.read_text(errors="replace").splitlines():
+            told, took = _CLOCK.search(line), _TOOK.search(line)
+            if told is None and len(parts) > 1 and not line.startswith(("#", "+++", "---")):
+                raise UserError(
+                    f"{path}.{pid} has lines without a time, so the files can't be put into one "
+                    "order: record with -ff -tt -T"
+                )
+            took_s = float(took[1]) if took else 0.0
+            clock = _seconds(told[1]) if told else clock
+            events += _spread(line, pid, clock, took_s, len(events))
+            clock += took_s
+    return [f"{line}\n" for _, _, line in sorted(events)]
+
+
+def _spread(
+    line: str, pid: str, clock: float, took_s: float, number: int
+) -> list[tuple[float, int, str]]:
+    if line.startswith("#"):
+        return [(clock, number, line)]
+    split = _NAME.match(line[_end_of_prefix(line) :])
+    rest = arguments_and_rest(line[_end_of_prefix(line) :].partition("(")[2]) if split else None
+    if not took_s or split is None or rest is None:
+        return [(clock, number, f"{pid} {line}")]
+    begun, ended = f"{pid} {line.removesuffix(rest[1])[:-1]} <unfinished ...>", rest[1]
+    resumed = f"{pid} <... {split[1]} resumed>){ended}"
+    return [(clock, number, begun), (clock + took_s, number + 1, resumed)]
+
+
+def _end_of_prefix(line: str) -> int:
+    matched = _PREFIX.match(line)
+    return matched.end() if matched else 0
+
+
+def _seconds(told: str) -> float:
+    value = 0.0
+    for part in told.split(":"):
+        value = value * 60 + float(part)
+    return value
+
+
+def _comment(state: _State, path: Path, number: int, line: str) -> None:
+    """Read one of the recorder's own lines."""
+    key, _, value = line[2:].partition(": ")
+    if key == "pid":
+        _close_block(state)
+        state.pid = int(value) if value.isdigit() else 0
+    elif key in ("begin", "end", "anon"):
+        if state.block[1] != key:
+            _close_block(state)
+            state.block = (state.pid, key, number)
+        try:
+            state.areas.append(_range(value) if key == "anon" else area(value))
+        except ValueError as error:
+            if key == "begin":
+                raise UserError(f"{path}, line {number}: {error}: give it as maps has it") from None
+            state.unreadable.append(f"line {number}: {error}")
+    elif key in ("limit", "capable"):
+        _close_block(state)
+        name, _, told = value.partition(" ")
+        amount = {"yes": 1, "no": 0, "unlimited": (1 << 64) - 1}.get(told)
+        if amount is None and not told.isdigit():
+            raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
+        amount = int(told) if amount is None else amount
+        state.notes.append(Note(state.pid, number, key, (), name, amount))
+
+
+def _close_block(state: _State) -> None:
+    pid, kind, number = state.block
+    if kind:
+        state.notes.append(Note(pid, number, kind, tuple(state.areas)))
+        state.block, state.areas = (0, "", 0), []
+
+
+def _take(state: _State, number: int, line: str) -> None:
+    matched = _PREFIX.match(line)
+    assert matched is not None
+    pid = int(matched[1] or matched[2] or state.pid)
+    text = line[matched.end() :]
+    gone = _GONE.match(text)
+    resumed = _RESUMED.match(text)
+    if gone:
+        _process_gone(state, number, pid, gone)
+    elif resumed:
+        begun = state.open.pop(pid, None)
+        if begun is None:
+            told = f"{resumed[1]}({resumed[2]}"
+            state.calls.append(_cut(pid, told, number, "its beginning is not in the recording"))
+        else:
+            _event(state, number, pid, begun[0] + resumed[2], begun[1])
+    elif _NAME.match(text):
+        if pid in state.open:
+            old, at = state.open.pop(pid)
+            state.calls.append(_cut(pid, old, at, "its end is not in the recording"))
+        _event(state, number, pid, text, number)
+    elif text.strip() and (matched[1] or matched[2]) and not text.startswith(_SPEECH):
+        state.calls.append(_cut(pid, text, number, "the line can't be read"))
+
+
+def _process_gone(state: _State, number: int, pid: int, gone: re.Match[str]) -> None:
+    if gone[2]:  # a thread's execve goes on under the id of its process
+        if int(gone[2]) in state.open:
+            state.open[pid] = state.open.pop(int(gone[2]))
+        return
+    begun = state.open.pop(pid, None)
+    if begun is not None:
+        state.calls.append(_cut(pid, begun[0], begun[1], "the process ended in it"))
+    state.notes.append(Note(pid, number, "exit"))
+
+
+def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
+    unfinished = _UNFINISHED.search(text)
+    if unfinished:
+        state.open[pid] = (text[: unfinished.start()], begun)
+        return
+    name, _, inside = text.partition("(")
+    split = arguments_and_rest(inside)
+    if split is None:
+        state.calls.append(_cut(pid, text, begun, "the line is cut"))
+        return
+    matched = _RESULT.match(split[1])
+    if matched is None:
+        state.calls.append(_cut(pid, text, begun, "the line is cut"))
+        return
+    value = UNKNOWN if matched[1] == "?" else int(matched[1], 0)
+    if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
+        value = -errno.EINTR
+    elif matched[3]:
+        value = -getattr(errno, matched[3], 0) or value
+    opened = file_of(matched[1] + matched[2]) if matched[2] else ""
+    call = TracedCall(pid, *_named(name, split[0]), value, begun, number, "", opened)
+    state.calls.append(call)
+
+
+def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
+    if name.startswith("syscall_0x"):
+        name = NAMES.get(int(name[8:], 16), name)
+    elif name == "syscall" and arguments:
+        try:
+            name = NAMES.get(int(arguments[0], 0), name)
+        except ValueError:
+            return name, tuple(arguments)
+        arguments = arguments[1:]
+    return name, tuple(arguments)
+
+
+def _cut(pid: int, text: str, number: int, why: str) -> TracedCall:
+    name, _, inside = text.partition("(")
+    named, arguments = _named(name, split_arguments(inside))
+    return TracedCall(pid, named, arguments, UNKNOWN, number, 1 << 60, why)
+
+
+def area(line: str) -> Area:
+    """Parse one line of maps. Raises ValueError where it isn't one."""
+    parts = line.split(None, 5)
+    if len(parts) < 5:
+        raise ValueError(f"{line!r} is no line of maps")
+    offset = int(parts[2], 16) if re.fullmatch("[0-9a-f]+", parts[2]) else 0
+    span = _range(parts[0])
+    name = parts[5].strip() if len(parts) > 5 else ""
+    return Area(span.start, span.end, parts[1], offset, name.removesuffix(" (deleted)"))
+
+
+def _range(text: str) -> Area:
+    matched = _RANGE.match(text)
+    if not matched:
+        raise ValueError(f"{text!r} is no range of addresses")
+    start, end = int(matched[1], 16), int(matched[2], 16)
+    if start >= end:
+        raise ValueError(f"{text} ends before it begins")
+    return Area(start, end, "", 0, "")

@@ -1,0 +1,425 @@
+"""A recorded program's memory calls on the model: every return value and the final maps compared.
+
+Every call gets a ruling. It *agrees* or *differs*; or it is *refused*: the model has no such call,
+or the recording lacks a fact that the result depends on. What a refused call has touched is hidden
+by a cloud, and what meets a cloud is refused too; so what agrees has been compared.
+
+Calls that overlap in time took effect in one of several orders (`<unfinished ...>`): all that
+their beginnings and ends allow are tried until one explains every result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from zaplock.model import flags as f
+from zaplock.oracle.compare import result_text
+from zaplock.programs import unrecorded
+from zaplock.programs.calls import CALLS, NotRecorded, mmap_call, numbers, set_limit
+from zaplock.programs.maps import MapsVerdict, compare_maps
+from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
+from zaplock.programs.recording import UNKNOWN, Note, StraceRecording, TracedCall
+from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
+from zaplock.programs.text import descriptor, number
+
+ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
+
+UNMODELLED = {
+    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "userfaultfd",
+}  # fmt: skip
+"""Calls that change mappings, or what can be done with them, and that the model lacks."""
+
+
+class Ruling(NamedTuple):
+    """What is said of one call: "agrees", "differs", "refused", or "silent" (no memory call)."""
+
+    kind: str
+    call: TracedCall
+    why: str = ""
+
+    def __str__(self) -> str:
+        told = f"line {self.call.line}: {self.call.name}({', '.join(self.call.arguments)})"
+        return f"{told}: {self.why}"
+
+
+@dataclass(slots=True)
+class StraceVerdict:
+    """What a replay showed: counts, and in words what differs or was refused."""
+
+    agreeing: int = 0
+    differing: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    maps: int = 0
+    differing_maps: list[str] = field(default_factory=list)
+    unknown_borders: int = 0
+    maps_not_compared: list[str] = field(default_factory=list)
+
+    @property
+    def calls(self) -> int:
+        """Return how many calls were compared."""
+        return self.agreeing + len(self.differing)
+
+    @property
+    def agrees(self) -> bool:
+        """Tell whether something was compared and nothing differs."""
+        return self.calls + self.maps > 0 and not (self.differing or self.differing_maps)
+
+    def add(self, ruling: Ruling) -> None:
+        """Count the ruling of a call."""
+        if ruling.kind == "agrees":
+            self.agreeing += 1
+        elif ruling.kind == "differs":
+            self.differing.append(str(ruling))
+        elif ruling.kind == "refused":
+            self.refused.append(str(ruling))
+            self.reasons[ruling.why] += 1
+
+
+class StraceReplay:
+    """The address spaces of a recording, one after another; forks come after what they left."""
+
+    def __init__(self, recording: StraceRecording) -> None:
+        self.recording = recording
+        self.world = StraceWorld()
+        self.knows_writes = any(note.kind == "anon" for note in recording.notes)
+        self.verdict = StraceVerdict()
+        self._forked: dict[TracedSpace, LiveSpace] = {}
+
+    def play(self) -> StraceVerdict:
+        """Run every call; compare every result and the maps."""
+        for text in self.recording.unreadable:
+            self.verdict.maps_not_compared.append(text)
+        for traced in spaces_of(self.recording):
+            live = self._forked.pop(traced, None)
+            if live is None:
+                live = self.world.open_space(traced)
+            for group in overlapping_groups(traced.items):
+                self._group(live, group)
+                self.world.machine.store.forget_journal()
+        return self.verdict
+
+    # Orders
+
+    def _group(self, live: LiveSpace, group: Sequence[Item]) -> None:
+        mark = self.world.mark(live)
+        rulings = self._search(live, group) if len(group) > 1 else None
+        if rulings is None:
+            self.world.undo(live, mark)
+            rulings = [self._item(live, item) for item in sorted(group, key=_end)]
+        for ruling in rulings:
+            if ruling is not None:
+                self.verdict.add(ruling)
+
+    def _search(self, live: LiveSpace, group: Sequence[Item]) -> list[Ruling | None] | None:
+        """Find an order in which every result is explained; None if there is none."""
+        left = ORDERS
+        trail: list[tuple[Item, object, Ruling | None]] = []
+        pending = list(group)
+        choices = [next_candidates(pending)]
+        while pending:
+            if not choices[-1]:
+                choices.pop()
+                if not choices:
+                    return None
+                item, mark, _ = trail.pop()
+                self.world.undo(live, mark)  # type: ignore[arg-type]
+                pending.append(item)
+                continue
+            left -= 1
+            if left < 0:
+                return None
+            item = choices[-1].pop(0)
+            mark = self.world.mark(live)
+            ruling = self._item(live, item)
+            if ruling is not None and ruling.kind == "differs":
+                self.world.undo(live, mark)
+                continue
+            trail.append((item, mark, ruling))
+            pending.remove(item)
+            choices.append(next_candidates(pending))
+        return [ruling for _, _, ruling in trail]
+
+    def _item(self, live: LiveSpace, item: Item) -> Ruling | None:
+        if isinstance(item, Note):
+            self._note(live, item)
+            return None
+        if isinstance(item, Fork):
+            self._forked[item.child] = self.world.copy_space(live, item.child)
+            return None
+        ruling = self._judge(live, item)
+        live.joints.update(vma.start for vma in self.world.vmas(live))
+        return ruling
+
+    def _note(self, live: LiveSpace, note: Note) -> None:
+        if note.kind == "anon":
+            self.world.touch(live, note.areas)
+        elif note.kind == "limit":
+            names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
+            set_limit(self.world, live, names.get(note.name, 0), note.value)
+        elif note.kind == "capable" and note.name == "ipc_lock":
+            self.world.limit(live, can_ipc_lock=bool(note.value))
+        elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
+            self.world.limit(live, mmap_min_addr=0)
+        elif note.kind == "end":
+            self._compare_maps(live, note)
+
+    def _compare_maps(self, live: LiveSpace, note: Note) -> None:
+        if live.known.unknown:
+            self.verdict.maps_not_compared.append(f"line {note.line}: {live.known.unknown}")
+            return
+        found: MapsVerdict = compare_maps(self.world, live, note.areas, self.knows_writes)
+        self.verdict.maps += found.compared
+        self.verdict.unknown_borders += found.borders
+        self.verdict.differing_maps += [f"line {note.line}: {text}" for text in found.differing]
+        self.verdict.maps_not_compared += [f"line {note.line}: {t}" for t in found.hidden]
+
+    # One call
+
+    def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        if call.name in _DESCRIPTORS:
+            _DESCRIPTORS[call.name](self.world, live, call)
+            return Ruling("silent", call)
+        if not call.cut and not is_about_memory(call):
+            return Ruling("silent", call)
+        if live.known.unknown:
+            return Ruling("refused", call, live.known.unknown)
+        if call.cut or call.result == UNKNOWN:
+            return self._lose(live, call, call.cut or "its result is not in the recording")
+        if call.name not in CALLS:
+            return self._without_model(live, call)
+        return self._compare(live, call)
+
+    def _lose(self, live: LiveSpace, call: TracedCall, why: str) -> Ruling:
+        """Refuse a call that may have done anything to the maps, and all that comes after it."""
+        if call.name in _HARMLESS:
+            return Ruling("refused", call, why)
+        unknown = f"what line {call.line} did is not known ({why})"
+        live.known = replace(live.known, unknown=unknown)
+        return Ruling("refused", call, why)
+
+    def _without_model(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        why = f"the model has no {call.name}"
+        if call.result < 0:
+            return Ruling("refused", call, why)
+        return self._lose(live, call, why)
+
+    def _compare(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        cloud = self._cloud_over(live, call)
+        if cloud is not None:
+            if call.result >= 0:
+                self._follow_in_cloud(live, call)
+            return Ruling("refused", call, cloud.why)
+        taken = unrecorded.take_base(live, call)
+        mark = self.world.mark(live)
+        try:
+            got = CALLS[call.name](self.world, live, call)
+            if taken and got == call.result:
+                return Ruling("refused", call, "where mappings begin was learnt from this call")
+            if got == call.result:
+                return Ruling("agrees", call)
+            self.world.undo(live, mark)
+            for attempt in unrecorded.otherwise(self.world, live, call):
+                if attempt() == call.result:
+                    return Ruling("agrees", call)
+                self.world.undo(live, mark)
+            why = unrecorded.reason(self.world, live, call, got)
+        except (ValueError, IndexError) as error:
+            self.world.undo(live, mark)
+            told = str(error)
+            why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
+            if call.result >= 0 and not self._attached(live, call):
+                return self._lose(live, call, why)
+            return Ruling("refused", call, why)
+        self._follow(live, call)
+        if why:
+            return Ruling("refused", call, why)
+        told = f"kernel {result_text(call.result)}, model {result_text(got)}"
+        return Ruling("differs", call, told)
+
+    def _attached(self, live: LiveSpace, call: TracedCall) -> bool:
+        """Follow an shmat whose size is told by where it lies alone."""
+        if call.name != "shmat":
+            return False
+        mark = self.world.mark(live)
+        for attempt in unrecorded.otherwise(self.world, live, call):
+            if attempt() == call.result:
+                return True
+            self.world.undo(live, mark)
+        return False
+
+    # Following the kernel where the model would have gone elsewhere
+
+    def _cloud_over(self, live: LiveSpace, call: TracedCall) -> Cloud | None:
+        if not live.known.clouds:
+            return None
+        found = (live.known.cloud_over(low, high) for low, high in ranges_of(call))
+        return next((cloud for cloud in found if cloud is not None), None)
+
+    def _follow_in_cloud(self, live: LiveSpace, call: TracedCall) -> None:
+        for low, high in ranges_of(call):
+            self._hide(live, low, high, f"a cloud since line {call.line}")
+
+    def _follow(self, live: LiveSpace, call: TracedCall) -> None:
+        """Bring the model to where the kernel is after a call whose result it did not give."""
+        if call.name == "brk":
+            self._follow_brk(live, call)
+        elif call.result >= 0 and not self._placed(live, call):
+            why = f"what line {call.line} did is not known"
+            for low, high in ranges_of(call):
+                self._hide(live, low, high, why)
+
+    def _placed(self, live: LiveSpace, call: TracedCall) -> bool:
+        """Map at the place that the kernel chose."""
+        if call.name != "mmap":
+            return False
+        return mmap_call(self.world, live, call, call.result) == call.result
+
+    def _follow_brk(self, live: LiveSpace, call: TracedCall) -> None:
+        space = self.world.machine.mm(live.mm)
+        moved = call._replace(arguments=(hex(call.result),))
+        if CALLS["brk"](self.world, live, moved) != call.result:
+            low, high = sorted((space.count("brk"), call.result))
+            space.counters.put("brk", call.result)
+            self._hide(live, low & -4096, f.page_align(high), f"the heap since line {call.line}")
+
+    def _hide(self, live: LiveSpace, low: int, high: int, why: str) -> None:
+        live.known = replace(live.known, clouds=(*live.known.clouds, Cloud(low, high, why)))
+
+
+Item = TracedCall | Fork | Note
+
+
+def _end(item: Item) -> int:
+    return item.line if isinstance(item, Note) else item.end
+
+
+def _begin(item: Item) -> int:
+    return item.line
+
+
+def overlapping_groups(items: Sequence[Item]) -> Iterator[list[Item]]:
+    """Cut the items of a space into groups that don't overlap in time."""
+    group: list[Item] = []
+    last = -1
+    for item in sorted(items, key=_begin):
+        if group and _begin(item) > last:
+            yield group
+            group, last = [], -1
+        group.append(item)
+        last = max(last, min(_end(item), 1 << 59))
+    if group:
+        yield group
+
+
+def next_candidates(pending: Sequence[Item]) -> list[Item]:
+    """List what may have taken effect next: what began before anything pending had ended."""
+    if not pending:
+        return []
+    horizon = min(map(_end, pending))
+    return sorted((item for item in pending if _begin(item) <= horizon), key=_end)
+
+
+def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
+    """List the addresses that a call names or was given; empty where they can't be read."""
+    try:
+        if call.name == "mmap":
+            address, length, _, flags = numbers(call, 4)
+            at = call.result if call.result >= 0 else address
+            return [(at, at + f.page_align(length))] if call.result >= 0 or flags & 16 else []
+        if call.name == "mremap":
+            address, old, new = numbers(call, 3)
+            found = [(address, address + f.page_align(old))]
+            return found + ([(call.result, call.result + new)] if call.result >= 0 else [])
+        if call.name in _OF_A_RANGE:
+            start, length = numbers(call, 2)
+            return [(start, start + f.page_align(length))]
+        if call.name in ("mlockall", "munlockall"):
+            return [(0, f.TASK_SIZE_4_LEVELS)]
+        if call.name == "shmdt":
+            (start,) = numbers(call, 1)
+            return [(start, start + 1)]
+    except ValueError:
+        return []
+    return []
+
+
+_OF_A_RANGE = frozenset({
+    "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
+    "mbind", "pkey_mprotect", "remap_file_pages",
+})  # fmt: skip
+
+_HARMLESS = frozenset({
+    "msync", "mincore", "mlock", "munlock", "process_madvise", "prctl", "setrlimit", "prlimit64",
+})  # fmt: skip
+"""Calls after which the maps are what they were, or nearly (locking is not in maps)."""
+
+
+def is_about_memory(call: TracedCall) -> bool:
+    """Return whether a call is about mappings at all."""
+    if call.name == "prctl":
+        try:
+            option = number(call.arguments[0])
+        except (ValueError, IndexError):
+            return any(a.startswith(("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MM")) for a in
+                       call.arguments[:1])  # fmt: skip
+        return option in (65, 0x53564D41)
+    if call.name in ("setrlimit", "prlimit64"):
+        return any(name in ",".join(call.arguments) for name in
+                   ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK"))  # fmt: skip
+    return call.name in CALLS or call.name in UNMODELLED
+
+
+def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Remember what a new descriptor stands for, and how it was opened."""
+    if call.result < 0 or call.result == UNKNOWN:
+        return
+    name, arguments = call.name, call.arguments
+    path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
+    told = arguments[path].strip('"') if len(arguments) > path else ""
+    told = f"memfd:{told}" if name == "memfd_create" else told
+    file = world.new_file(call.opened or told)
+    flags = " ".join(arguments)
+    mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
+    world.set_mode(file, mode)
+    files = {**dict(live.known.files), call.result: file}
+    modes = {**dict(live.known.modes), file: mode}
+    live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
+
+
+def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    files = dict(live.known.files)
+    try:
+        old = files.get(descriptor(call.arguments[0]))
+    except (ValueError, IndexError):
+        return
+    if old is not None and 0 <= call.result < UNKNOWN:
+        files[call.result] = old
+        live.known = replace(live.known, files=tuple(files.items()))
+
+
+def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    files = dict(live.known.files)
+    try:
+        files.pop(descriptor(call.arguments[0]), None)
+    except (ValueError, IndexError):
+        return
+    live.known = replace(live.known, files=tuple(files.items()))
+
+
+def _segment(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    if 0 <= call.result < UNKNOWN:
+        segments = dict(live.known.segments)
+        if call.result not in segments:
+            segments[call.result] = world.new_segment(number(call.arguments[1]))
+            live.known = replace(live.known, segments=tuple(segments.items()))
+
+
+_DESCRIPTORS = {
+    "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
+    "memfd_create": _opened, "dup": _duplicated, "dup2": _duplicated, "dup3": _duplicated,
+    "close": _closed, "shmget": _segment,
+}  # fmt: skip

@@ -1,0 +1,185 @@
+"""Whose address space a recorded call works on: forks, threads, execs, and what is not recorded.
+
+A *space* is one address space from its beginning to its end: that of the first process, of a
+forked child, or of a process after its execve. Its items are the calls on it, the forks from it and
+the recorder's notes. A thread, a vfork and a clone with CLONE_VM share a space.
+
+A process that nothing in the recording has made (strace attached with -p) is taken for a thread of
+the first one, unless the recorder has noted its maps.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from zaplock.programs.recording import (
+    EXECS,
+    MAKES_PROCESS,
+    UNKNOWN,
+    Area,
+    Note,
+    StraceRecording,
+    TracedCall,
+)
+from zaplock.programs.text import number
+
+
+class Fork(NamedTuple):
+    """A call that has copied a space into another one."""
+
+    call: TracedCall
+    child: TracedSpace
+
+    @property
+    def line(self) -> int:
+        return self.call.line
+
+    @property
+    def end(self) -> int:
+        return self.call.end
+
+
+@dataclass(slots=True, eq=False)
+class TracedSpace:
+    """One address space of a recording.
+
+    `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
+    known, if they aren't. `pids`: all that ran in it.
+    """
+
+    number: int
+    begin: tuple[Area, ...] = ()
+    unknown: str = ""
+    is_copy: bool = False
+    items: list[TracedCall | Fork | Note] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+
+
+def spaces_of(recording: StraceRecording) -> list[TracedSpace]:
+    """Sort the calls and notes of a recording by address space, in the order of their making."""
+    return _Sorter(recording).sort()
+
+
+class _Sorter:
+    def __init__(self, recording: StraceRecording) -> None:
+        self.recording = recording
+        self.spaces: list[TracedSpace] = []
+        self.at: dict[int, TracedSpace] = {}
+        self.unborn: list[tuple[TracedCall, TracedSpace]] = []  # clones whose result is not known
+
+    def sort(self) -> list[TracedSpace]:
+        events: list[TracedCall | Note] = [*self.recording.calls, *self.recording.notes]
+        for event in sorted(events, key=lambda event: (event.line, isinstance(event, TracedCall))):
+            if isinstance(event, Note):
+                self._note(event)
+            else:
+                self._call(event)
+        return self.spaces
+
+    def _new(self, pid: int, **how: object) -> TracedSpace:
+        space = TracedSpace(len(self.spaces) + 1, **how)  # type: ignore[arg-type]
+        self.spaces.append(space)
+        self._enter(pid, space)
+        return space
+
+    def _enter(self, pid: int, space: TracedSpace) -> None:
+        self.at[pid] = space
+        space.pids.add(pid)
+
+    def _space(self, pid: int) -> TracedSpace:
+        if pid not in self.at:
+            self._appear(pid)
+        return self.at[pid]
+
+    def _appear(self, pid: int) -> None:
+        """Place a process that no finished call has made."""
+        if self.unborn:
+            call, parent = self.unborn.pop(0)
+            if shares_memory(call):
+                self._enter(pid, parent)
+            else:
+                parent.items.append(Fork(call, self._new(pid, is_copy=True)))
+            return
+        first = self.at.get(self.recording.pid)
+        if first is None:
+            self._new(pid, unknown=f"the maps of process {pid} are not in the recording")
+        else:
+            self._enter(pid, first)
+
+    def _note(self, note: Note) -> None:
+        if note.kind == "exit":
+            self.at.pop(note.pid, None)
+        elif note.kind == "begin":
+            space = self.at.get(note.pid)
+            if space is not None and space.unknown and not space.items:
+                space.begin, space.unknown = note.areas, ""
+            else:
+                self._new(note.pid, begin=note.areas)
+        else:
+            self._space(note.pid).items.append(note)
+
+    def _call(self, call: TracedCall) -> None:
+        space = self._space(call.pid)
+        if call.name in MAKES_PROCESS:
+            self._make_process(call, space)
+        elif call.name in EXECS:
+            self._exec(call, space)
+        elif call.name not in ("exit_group", "exit"):
+            space.items.append(call)
+
+    def _make_process(self, call: TracedCall, space: TracedSpace) -> None:
+        if call.result == UNKNOWN:
+            self.unborn.append((call, space))
+        elif call.result > 0 and shares_memory(call):
+            self._enter(call.result, space)
+        elif call.result > 0:
+            space.items.append(Fork(call, self._new(call.result, is_copy=True)))
+
+    def _exec(self, call: TracedCall, space: TracedSpace) -> None:
+        if call.result != 0:
+            return
+        program = executed(call)
+        fresh = not any(isinstance(item, TracedCall | Fork) for item in space.items)
+        if fresh and space.begin and is_mapped(program, space.begin):
+            return  # the recording begins with the execve whose maps it has
+        told = posixpath.basename(program) or "a program"
+        unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
+        self._new(call.pid, unknown=unknown)
+
+
+def shares_memory(call: TracedCall) -> bool:
+    """Return whether a call that makes a process lets it work on the same memory."""
+    if call.name == "vfork":
+        return True
+    for argument in call.arguments:
+        flags = re.search(r"\bflags=([^,}]+)", argument)
+        if flags:
+            try:
+                return bool(number(_known(flags[1])) & 0x100)
+            except ValueError:
+                return "CLONE_VM" in flags[1].split("|")
+    return False
+
+
+def _known(flags: str) -> str:
+    """Keep of flags what has a number here: SIGCHLD and most of CLONE_* don't matter."""
+    kept = [part for part in flags.split("|") if part.strip() == "CLONE_VM" or part[:1].isdigit()]
+    return "|".join(kept) or "0"
+
+
+def executed(call: TracedCall) -> str:
+    """Return the path that an execve runs, "" where it can't be read."""
+    path = call.arguments[1 if call.name == "execveat" else 0] if call.arguments else ""
+    return path.strip('"')
+
+
+def is_mapped(program: str, areas: tuple[Area, ...]) -> bool:
+    """Return whether maps are those of a program just begun: python3 may be a python3.12."""
+    wanted = posixpath.basename(program)
+    names = {posixpath.basename(a.name) for a in areas if a.name and not a.name.startswith("[")}
+    return bool(wanted) and any(
+        name == wanted or name.startswith(wanted) or wanted.startswith(name) for name in names
+    )

@@ -1,0 +1,195 @@
+"""What a recorder writes about a stopped thread: its call as strace would, and its address space.
+
+Numbers stay numbers; only what lies behind a pointer or a descriptor is spelled out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from zaplock.oracle import ring
+from zaplock.programs.text import NAMES
+
+# How many arguments a call has that the replay reads as plain numbers.
+PLAIN = {
+    "mmap": 6, "mprotect": 3, "munmap": 2, "brk": 1, "mremap": 5, "msync": 3, "mincore": 3,
+    "madvise": 3, "shmget": 3, "shmat": 3, "shmdt": 1, "dup": 1, "dup2": 2, "dup3": 3, "close": 1,
+    "mlock": 2, "munlock": 2, "mlockall": 1, "munlockall": 0, "remap_file_pages": 5, "mbind": 6,
+    "mlock2": 3, "pkey_mprotect": 4, "mseal": 3, "io_setup": 2, "io_destroy": 1,
+    "map_shadow_stack": 3, "fork": 0, "vfork": 0,
+}  # fmt: skip
+SPELLED = (
+    "clone", "clone3", "execve", "execveat", "open", "openat", "creat", "memfd_create", "prctl",
+    "setrlimit", "prlimit64", "process_madvise",
+)  # fmt: skip
+NUMBERS = {name: number for number, name in NAMES.items() if name in PLAIN or name in SPELLED}
+_ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
+_PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
+_FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
+_LIMITS = {
+    "Max address space": "as", "Max data size": "data", "Max locked memory": "memlock",
+    "Max stack size": "stack",
+}  # fmt: skip
+_CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17}
+
+
+def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
+    """Write a call that a thread is about to make."""
+    spell = _SPELL.get(name)
+    told = spell(tid, arguments) if spell else list(map(hex, arguments[: PLAIN[name]]))
+    if name == "mmap":
+        told[4] = _descriptor(tid, arguments[4])
+    return f"{name}({', '.join(told)})"
+
+
+OPENS = ("open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
+
+
+def result_text(tid: int, name: str, result: int) -> str:
+    """Write what a call returned."""
+    if name in OPENS and result >= 0:
+        return _descriptor(tid, result)
+    if -4096 < result < 0:
+        code = errno.errorcode.get(-result, "")
+        return f"-1 {code} ({os.strerror(-result)})" if code else str(result)
+    return hex(result % (1 << 64)) if name in ("mmap", "mremap", "brk", "shmat") else str(result)
+
+
+def maps_lines(tid: int, key: str) -> list[str]:
+    """Write the maps of a thread's process as lines of a recording."""
+    lines = Path(f"/proc/{tid}/maps").read_text(errors="replace").splitlines()
+    return [f"# {key}: {line}" for line in lines]
+
+
+def written_ranges(tid: int) -> list[tuple[int, int]]:
+    """List where a thread's process has pages of its own, by PAGEMAP_SCAN (6.7)."""
+    found: list[tuple[int, int]] = []
+    regions = ctypes.create_string_buffer(24 * _REGIONS)
+    begin = 0
+    with open(f"/proc/{tid}/pagemap", "rb", buffering=0) as pagemap:
+        while begin < ring.TASK_SIZE:
+            argument = bytearray(struct.pack(
+                "<12Q", 96, 0, begin, ring.TASK_SIZE, 0, ctypes.addressof(regions), _REGIONS, 0,
+                _FILE | _ZERO, _FILE | _ZERO, _PRESENT | _SWAPPED, _PRESENT,
+            ))  # fmt: skip
+            count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument)
+            for start, end, _ in struct.iter_unpack("<3Q", regions.raw[: 24 * count]):
+                found.append((start, end))
+            begin = struct.unpack_from("<Q", argument, 32)[0]
+            if count < _REGIONS:
+                break
+    return found
+
+
+def privileges(tid: int) -> list[str]:
+    """Write the limits and capabilities that decide about memory."""
+    found = []
+    for line in Path(f"/proc/{tid}/limits").read_text().splitlines():
+        for told, name in _LIMITS.items():
+            if line.startswith(told):
+                found.append(f"# limit: {name} {line[26:].split()[0]}")
+    status = Path(f"/proc/{tid}/status").read_text()
+    held = int(status.partition("CapEff:")[2].split()[0], 16)
+    for name, bit in _CAPABILITIES.items():
+        found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")
+    return found
+
+
+def _descriptor(tid: int, fd: int) -> str:
+    number = struct.unpack("<i", struct.pack("<I", fd & 0xFFFF_FFFF))[0]
+    if number < 0:
+        return str(number)
+    try:
+        return f"{number}<{os.readlink(f'/proc/{tid}/fd/{number}')}>"
+    except OSError:
+        return str(number)
+
+
+def _read(tid: int, address: int, length: int) -> bytes:
+    try:
+        with open(f"/proc/{tid}/mem", "rb", buffering=0) as memory:
+            memory.seek(address)
+            return memory.read(length)
+    except (OSError, OverflowError, ValueError):
+        return b""
+
+
+def _string(tid: int, address: int) -> str:
+    """Read a string of at most 4096 bytes, page by page, as strace would write it."""
+    text = b""
+    while address and b"\0" not in text and len(text) < 4096:
+        part = _read(tid, address + len(text), 4096 - (address + len(text)) % 4096)
+        if not part:
+            break
+        text += part
+    shown = text.partition(b"\0")[0].decode(errors="replace")
+    return '"' + shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _clone(tid: int, a: tuple[int, ...]) -> list[str]:
+    return [f"flags={a[0]:#x}"]
+
+
+def _clone3(tid: int, a: tuple[int, ...]) -> list[str]:
+    held = _read(tid, a[0], 8)
+    return [f"{{flags={struct.unpack('<Q', held)[0] if len(held) == 8 else 0:#x}}}", str(a[1])]
+
+
+def _openat(tid: int, a: tuple[int, ...]) -> list[str]:
+    return [hex(a[0]), _string(tid, a[1]), _ACCESS[a[2] & 3]]
+
+
+def _prctl(tid: int, a: tuple[int, ...]) -> list[str]:
+    told = [hex(value) for value in a[:5]]
+    if a[0] == 0x53564D41 and a[4]:
+        told[4] = _string(tid, a[4])
+    return told
+
+
+def _limit(tid: int, address: int) -> str:
+    held = _read(tid, address, 16) if address else b""
+    if len(held) < 16:
+        return "NULL"
+    soft, hard = struct.unpack("<QQ", held)
+    return f"{{rlim_cur={soft}, rlim_max={hard}}}"
+
+
+_RESOURCES = {2: "RLIMIT_DATA", 3: "RLIMIT_STACK", 8: "RLIMIT_MEMLOCK", 9: "RLIMIT_AS"}
+
+
+def _resource(number: int) -> str:
+    return _RESOURCES.get(number, str(number))
+
+
+def _prlimit64(tid: int, a: tuple[int, ...]) -> list[str]:
+    return [str(a[0]), _resource(a[1]), _limit(tid, a[2]), hex(a[3])]
+
+
+def _process_madvise(tid: int, a: tuple[int, ...]) -> list[str]:
+    count = min(a[2], 64)
+    held = _read(tid, a[1], 16 * count)
+    pairs = struct.iter_unpack("<QQ", held[: len(held) // 16 * 16])
+    told = ", ".join(f"{{iov_base={base:#x}, iov_len={length}}}" for base, length in pairs)
+    return [_descriptor(tid, a[0]), f"[{told}]", str(a[2]), str(a[3]), str(a[4])]
+
+
+_SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
+    "clone": _clone,
+    "clone3": _clone3,
+    "execve": lambda tid, a: [_string(tid, a[0])],
+    "execveat": lambda tid, a: [hex(a[0]), _string(tid, a[1])],
+    "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],
+    "openat": _openat,
+    "creat": lambda tid, a: [_string(tid, a[0]), "O_WRONLY"],
+    "memfd_create": lambda tid, a: [_string(tid, a[0]), hex(a[1])],
+    "prctl": _prctl,
+    "setrlimit": lambda tid, a: [_resource(a[0]), _limit(tid, a[1])],
+    "prlimit64": _prlimit64,
+    "process_madvise": _process_madvise,
+}

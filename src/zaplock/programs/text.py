@@ -1,0 +1,152 @@
+"""The words of a line of strace: where an argument ends, which number it stands for, which file.
+
+strace writes what people read, so nothing here is fixed: paths hold commas, brackets and
+parentheses (`3<a(b>`), sockets hold `->`, numbers that have no name come beside names that have one
+(`0x8 /* MAP_??? */|MAP_ANONYMOUS`), and old versions know fewer names.
+"""
+
+from __future__ import annotations
+
+import re
+
+from zaplock.model import flags as model_flags
+
+CONSTANTS = {
+    name: value
+    for name, value in vars(model_flags).items()
+    if name.startswith(("MAP_", "PROT_", "MADV_", "MREMAP_", "MCL_")) and isinstance(value, int)
+} | {
+    "NULL": 0, "MAP_FILE": 0, "MLOCK_ONFAULT": 1, "MS_ASYNC": 1, "MS_INVALIDATE": 2, "MS_SYNC": 4,
+    "MAP_HUGE_SHIFT": 26, "MADV_SOFT_OFFLINE": 101, "MADV_HWPOISON": 100, "PROT_SEM": 8,
+    "MAP_HUGE_2MB": 21 << 26, "MAP_HUGE_1GB": 30 << 26, "MAP_UNINITIALIZED": 0x400_0000,
+    "RLIM_INFINITY": (1 << 64) - 1, "RLIM64_INFINITY": (1 << 64) - 1,
+    "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9,
+    "SHM_RDONLY": 0o10000, "SHM_RND": 0o20000, "SHM_REMAP": 0o40000, "SHM_EXEC": 0o100000,
+    "PR_SET_VMA": 0x53564D41, "PR_SET_VMA_ANON_NAME": 0, "PR_SET_MDWE": 65, "PR_SET_MM": 35,
+    "PR_MDWE_REFUSE_EXEC_GAIN": 1, "PR_MDWE_NO_INHERIT": 2, "PR_SET_THP_DISABLE": 41,
+    "CLONE_VM": 0x100, "CLONE_THREAD": 0x10000, "CLONE_VFORK": 0x4000,
+    "O_RDONLY": 0, "O_WRONLY": 1, "O_RDWR": 2,
+}  # fmt: skip
+"""The names that strace writes for the numbers that the replay asks for."""
+
+NAMES = {
+    2: "open", 3: "close", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 17: "pread64",
+    25: "mremap", 26: "msync", 27: "mincore", 28: "madvise", 29: "shmget", 30: "shmat", 32: "dup",
+    33: "dup2", 56: "clone", 57: "fork", 58: "vfork", 59: "execve", 67: "shmdt",
+    77: "ftruncate", 85: "creat", 149: "mlock", 150: "munlock", 151: "mlockall",
+    152: "munlockall", 157: "prctl", 160: "setrlimit", 206: "io_setup", 207: "io_destroy",
+    216: "remap_file_pages", 231: "exit_group", 237: "mbind", 238: "set_mempolicy",
+    239: "get_mempolicy", 257: "openat", 292: "dup3", 302: "prlimit64", 319: "memfd_create",
+    322: "execveat", 325: "mlock2", 329: "pkey_mprotect", 330: "pkey_alloc", 331: "pkey_free",
+    434: "pidfd_open", 435: "clone3", 437: "openat2", 440: "process_madvise", 447: "memfd_secret",
+    448: "process_mrelease", 450: "set_mempolicy_home_node", 453: "map_shadow_stack",
+    462: "mseal",
+}  # fmt: skip
+"""System calls of x86-64 by number, for a strace that is older than a call."""
+
+_COMMENT = re.compile(r"/\*.*?\*/")
+_CLOSERS = {"(": ")", "[": "]", "{": "}"}
+
+
+def arguments_and_rest(text: str) -> tuple[list[str], str] | None:
+    """Split what follows `name(` into its arguments and what comes after the closing parenthesis.
+
+    None where there is no closing parenthesis: the line has been cut.
+    """
+    found: list[str] = []
+    closers: list[str] = []
+    begin = k = 0
+    while k < len(text):
+        character = text[k]
+        if closers and closers[-1] == ">":  # a path: only angle brackets count
+            k = _in_angle(text, k, closers)
+        elif character == '"':
+            k = _end_of_string(text, k)
+        elif text.startswith("/*", k):
+            k = max(text.find("*/", k) + 1, k)
+        elif character == "<" and text[k - 1 : k].isalnum() and not text.startswith("<<", k):
+            closers.append(">")
+        elif character == "<" and text.startswith("<<", k):
+            k += 1
+        elif character in _CLOSERS:
+            closers.append(_CLOSERS[character])
+        elif closers and character == closers[-1]:
+            closers.pop()
+        elif character == ")" and not closers:
+            if text[begin:k].strip():
+                found.append(text[begin:k].strip())
+            return found, text[k + 1 :]
+        elif character == "," and not closers:
+            found.append(text[begin:k].strip())
+            begin = k + 1
+        k += 1
+    return None
+
+
+def _in_angle(text: str, k: int, closers: list[str]) -> int:
+    if text[k] == "<":
+        closers.append(">")
+    elif text[k] == ">" and text[k - 1] != "-":
+        closers.pop()
+    return k
+
+
+def _end_of_string(text: str, k: int) -> int:
+    k += 1
+    while k < len(text) and text[k] != '"':
+        k += 2 if text[k] == "\\" else 1
+    return k
+
+
+def split_arguments(text: str) -> list[str]:
+    """Split at the commas that are not inside brackets, angle brackets, comments or quotes."""
+    split = arguments_and_rest(text + ")")
+    return split[0] if split else [text]
+
+
+def number(text: str) -> int:
+    """Return the value of an argument: a number, names joined by |, a shift, a product.
+
+    Raises ValueError for what is none of these.
+    """
+    value = 0
+    for part in _COMMENT.sub("", text).split("|"):
+        value |= _term(part.strip())
+    return value
+
+
+def _term(part: str) -> int:
+    if "<<" in part:
+        left, right = part.split("<<")
+        return _term(left) << _term(right)
+    if "*" in part:
+        left, right = part.split("*")
+        return _term(left) * _term(right)
+    if part in CONSTANTS:
+        return CONSTANTS[part]
+    if part.startswith("~"):
+        return ~_term(part[1:])
+    if len(part) > 1 and part[0] == "0" and part.isdigit():
+        return int(part, 8)
+    return int(part, 0)
+
+
+def file_of(text: str) -> str:
+    """Return the path behind a descriptor argument as `-y` shows it, "" for none."""
+    matched = re.match(r"^-?\w+<(.*)>(?:\(deleted\))?$", text)
+    if not matched:
+        return ""
+    path = matched[1]
+    path = path.split("<", 1)[0] if path.endswith(">") else path  # -yy: </dev/null<char 1:3>>
+    return path.removesuffix(" (deleted)").removesuffix("(deleted)")
+
+
+def descriptor(text: str) -> int:
+    """Return the number of a descriptor argument. Raises ValueError where there is none."""
+    return int(re.split(r"[<\s]", text, maxsplit=1)[0], 0)
+
+
+def field(text: str, name: str) -> str:
+    """Return the value of `name=` in a structure as strace writes it, "" where it isn't there."""
+    matched = re.search(rf"\b{name}=([^,}}\s]+)", text)
+    return matched[1] if matched else ""

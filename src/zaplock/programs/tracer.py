@@ -1,0 +1,317 @@
+"""Record a program's memory calls, with all that a replay needs to know, by ptrace.
+
+Of every process the maps are written when it begins, after each execve and when it ends; before
+each call, which mappings have got pages of their own. Calls on one address space are let through
+one at a time, so their order is the order in which they took effect; one that waits for another
+thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
+
+The file is text as strace writes it (see `recording`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from zaplock.errors import UserError
+from zaplock.model.store import RangeMap, Store
+from zaplock.oracle import ring
+from zaplock.programs import ptrace as p
+from zaplock.programs import spelling as text
+from zaplock.programs.text import NAMES
+
+PATIENCE_S = 1.0
+_FORKS = ("clone", "clone3", "fork", "vfork")
+_STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_QUIET = frozenset({"open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"})
+_CLONE_VM = 0x100
+
+
+@dataclass(slots=True)
+class _Thread:
+    """A traced thread: the process and address space it is of, and the call it is in."""
+
+    tid: int
+    pid: int
+    mm: int
+    name: str = ""
+    told: str = ""
+    arguments: tuple[int, ...] = (0,) * 6
+    shares: bool = False
+    is_written: bool = False
+
+
+@dataclass(slots=True)
+class Tracer:
+    """Runs one program and all that it makes; writes what they do to `out`."""
+
+    out: TextIO
+    threads: dict[int, _Thread] = field(default_factory=dict)
+    early: set[int] = field(default_factory=set)
+    in_flight: dict[int, int] = field(default_factory=dict)
+    held: dict[int, deque[int]] = field(default_factory=dict)
+    written: dict[int, RangeMap[bool]] = field(default_factory=dict)
+    last_maps: dict[int, list[str]] = field(default_factory=dict)
+    recording: bool = False
+    status: int = 0
+    _mms: int = 0
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a program to its end; return its exit status (a signal's number, negative)."""
+        first = start(command)
+        self.threads[first] = _Thread(first, first, self._new_mm())
+        p.ptrace(p.CONT, first)
+        last = time.monotonic()
+        while self.threads or self.early:
+            waiting = any(self.held.values())
+            try:
+                tid, status = os.waitpid(-1, p.WALL | (os.WNOHANG if waiting else 0))
+            except ChildProcessError:
+                break
+            if tid:
+                last = time.monotonic()
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    self._event(tid, status, first)
+            elif time.monotonic() - last > PATIENCE_S:
+                self._overtake()
+                last = time.monotonic()
+            else:
+                time.sleep(0.0005)
+        return self.status
+
+    def _new_mm(self) -> int:
+        self._mms += 1
+        return self._mms
+
+    def _write(self, *lines: str) -> None:
+        if self.recording:
+            self.out.writelines(f"{line}\n" for line in lines)
+
+    def _event(self, tid: int, status: int, first: int) -> None:
+        if os.WIFEXITED(status) or os.WIFSIGNALED(status):
+            self._gone(tid)
+            if tid == first:
+                self.status = os.waitstatus_to_exitcode(status)
+            return
+        number, event = os.WSTOPSIG(status), status >> 16
+        thread = self.threads.get(tid)
+        if thread is None:
+            self.early.add(tid)  # its maker has not told of it yet
+        elif event == p.EVENT_SECCOMP:
+            self._enter(thread)
+        elif number == p.SYSCALL_STOP:
+            self._leave(thread)
+        elif event in (p.EVENT_FORK, p.EVENT_VFORK, p.EVENT_CLONE):
+            self._made(thread, p.event_message(tid))
+        elif event == p.EVENT_EXEC:
+            self._executed(thread, p.event_message(tid))
+        elif event == p.EVENT_EXIT:
+            self._exits(thread)
+        elif event == p.EVENT_STOP:
+            p.ptrace(p.LISTEN if number in _STOPS else p.CONT, tid)
+        else:
+            p.ptrace(p.CONT, tid, 0, number)
+
+    # A call
+
+    def _enter(self, thread: _Thread) -> None:
+        if thread.mm in self.in_flight:
+            self.held.setdefault(thread.mm, deque()).append(thread.tid)
+        else:
+            self._begin(thread)
+
+    def _begin(self, thread: _Thread) -> None:
+        regs = p.registers(thread.tid)
+        name = thread.name = NAMES[regs.number]
+        thread.arguments = regs.arguments
+        thread.told = text.call_text(thread.tid, name, regs.arguments)
+        thread.shares = name == "vfork" or _shares(thread.told)
+        thread.is_written = False
+        self.in_flight[thread.mm] = thread.tid
+        if self.recording and name not in _QUIET:
+            self._write_written(thread)
+        p.ptrace(p.SYSCALL, thread.tid)
+
+    def _write_written(self, thread: _Thread) -> None:
+        """Write which mappings have got pages since the last call."""
+        known = self._written(thread.mm)
+        fresh = [part for span in text.written_ranges(thread.tid) for part in holes(known, *span)]
+        for low, high in fresh:
+            known.set(low, high, True)
+        if fresh:
+            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
+            self._write(f"# pid: {thread.tid}", *told)
+
+    def _written(self, mm: int) -> RangeMap[bool]:
+        """Return where an address space was seen to have pages, as it is mapped now."""
+        if mm not in self.written:
+            self.written[mm] = RangeMap(Store(), "written")
+        return self.written[mm]
+
+    def _forget_written(self, thread: _Thread, result: int) -> None:
+        """What a call has mapped, moved or unmapped is new: its pages have to be seen again."""
+        address, length, new_length = thread.arguments[:3]
+        known = self._written(thread.mm)
+        for low in (address, result if result > 0 else 0):
+            high = min(low + max(length, new_length) + 4096, ring.TASK_SIZE)
+            if low < high:
+                known.clear(low & -4096, high)
+
+    def _leave(self, thread: _Thread) -> None:
+        self.last_maps.pop(thread.mm, None)
+        result = p.registers(thread.tid).result
+        if thread.name not in _QUIET:
+            self._forget_written(thread, result)
+        if thread.name and thread.told:
+            shown = text.result_text(thread.tid, thread.name, result)
+            if thread.is_written:
+                self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
+            else:
+                self._write(f"{thread.tid} {thread.told} = {shown}")
+        self._done(thread)
+        p.ptrace(p.CONT, thread.tid)
+
+    def _done(self, thread: _Thread) -> None:
+        """A call has taken effect: the next one on its address space may go."""
+        thread.name = thread.told = ""
+        if self.in_flight.get(thread.mm) == thread.tid:
+            del self.in_flight[thread.mm]
+        waiting = self.held.get(thread.mm)
+        while waiting and thread.mm not in self.in_flight:
+            waiter = self.threads.get(waiting.popleft())
+            if waiter is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._begin(waiter)
+
+    def _overtake(self) -> None:
+        """Let held threads go beside a call that takes so long that it may wait for them."""
+        for mm, waiting in self.held.items():
+            slow = self.threads.get(self.in_flight.pop(mm, 0))
+            if slow is not None and slow.told and not slow.is_written:
+                self._write(f"{slow.tid} {slow.told[:-1]} <unfinished ...>")
+                slow.is_written = True
+            while waiting and mm not in self.in_flight:
+                waiter = self.threads.get(waiting.popleft())
+                if waiter is not None:
+                    self._begin(waiter)
+
+    # Processes
+
+    def _made(self, thread: _Thread, child: int) -> None:
+        mm = thread.mm if thread.shares else self._new_mm()
+        pid = thread.pid if "0x10000" in thread.told or _is_thread(thread.told) else child
+        self.threads[child] = _Thread(child, pid, mm)
+        self._write(f"{thread.tid} {thread.told} = {child}")
+        self._done(thread)
+        p.ptrace(p.SYSCALL, thread.tid)
+        if child in self.early:
+            self.early.discard(child)
+            p.ptrace(p.CONT, child)
+
+    def _executed(self, thread: _Thread, former: int) -> None:
+        """After an execve the process has one thread, whose id is that of the process."""
+        actor = self.threads.get(former, thread)
+        told = actor.told
+        for tid in [t for t, other in self.threads.items() if other.pid == thread.pid]:
+            if tid != thread.tid:
+                self._gone(tid)
+        self._done(thread)
+        was_recording, self.recording = self.recording, True
+        thread.mm = self._new_mm()
+        if was_recording:
+            self._write(f"{thread.tid} {told} = 0")
+        else:
+            self.out.write(f"# command: {told}\n# pid: {thread.tid}\n")
+            self._write(*text.privileges(thread.tid))
+        self._write(f"# pid: {thread.tid}", *text.maps_lines(thread.tid, "begin"))
+        p.ptrace(p.SYSCALL, thread.tid)
+
+    def _exits(self, thread: _Thread) -> None:
+        """Keep the maps as they are now: the last that are seen are those of the end.
+
+        A thread that is killed while it is stopped may go without telling.
+        """
+        thread.told = ""
+        self._done(thread)
+        with contextlib.suppress(OSError):
+            self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
+        p.ptrace(p.CONT, thread.tid)
+
+    def _gone(self, tid: int) -> None:
+        self.early.discard(tid)
+        thread = self.threads.pop(tid, None)
+        if thread is not None:
+            self._done(thread)
+            if not any(other.mm == thread.mm for other in self.threads.values()):
+                lines = self.last_maps.pop(thread.mm, [])
+                self._write(*([f"# pid: {tid}", *lines] if lines else []))
+            self._write(f"{tid} +++ exited with 0 +++")
+
+
+def holes(known: RangeMap[bool], low: int, high: int) -> list[tuple[int, int]]:
+    """List the parts of a range that are not known yet."""
+    found = []
+    for start, end, _ in [*known.overlapping(low, high), (high, high, True)]:
+        if low < start:
+            found.append((low, start))
+        low = end
+    return found
+
+
+def _shares(told: str) -> bool:
+    return bool(_flags(told) & _CLONE_VM)
+
+
+def _is_thread(told: str) -> bool:
+    return bool(_flags(told) & 0x10000)
+
+
+def _flags(told: str) -> int:
+    _, found, flags = told.partition("flags=")
+    return int(flags.rstrip(")}").split("}")[0].split(",")[0], 16) if found else 0
+
+
+def start(command: Sequence[str]) -> int:
+    """Fork a child that is traced and executes a command as soon as it is let go."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(writing)
+            os.read(reading, 1)
+            p.stop_at(sorted(text.NUMBERS.values()))
+            os.execvp(command[0], list(command))
+        except OSError as error:
+            os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+        finally:
+            os._exit(127)
+    os.close(reading)
+    p.ptrace(p.SEIZE, pid, 0, p.OPTIONS)
+    os.kill(pid, signal.SIGSTOP)
+    os.waitpid(pid, p.WALL)
+    os.kill(pid, signal.SIGCONT)
+    os.write(writing, b"x")
+    os.close(writing)
+    return pid
+
+
+def record(command: Sequence[str], path: Path) -> int:
+    """Record a program into a file; return its exit status. Raises UserError where it can't."""
+    try:
+        with path.open("w") as out:
+            status = Tracer(out).run(command)
+            began = out.tell() > 0
+    except PermissionError as error:
+        raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
+    except OSError as error:
+        raise UserError(f"can't record into {path}: {error.strerror}") from None
+    if not began:
+        raise UserError(f"{command[0]} could not be executed: give a program that can")
+    return status

@@ -1,0 +1,235 @@
+"""Why a recorded result that the model doesn't give may still be right: what a trace doesn't tell.
+
+`reason` returns the one fact that the recording lacks, "" where there is no excuse. `OTHERWISE`
+lists what a call may be besides what is assumed of it; a result that one of these gives teaches it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from errno import (
+    EACCES,
+    EAGAIN,
+    EBADF,
+    EBUSY,
+    EFAULT,
+    EINTR,
+    EINVAL,
+    EIO,
+    ENODEV,
+    ENOMEM,
+    ENOSYS,
+    ENXIO,
+    EOPNOTSUPP,
+    EOVERFLOW,
+    EPERM,
+    ETXTBSY,
+)
+
+import msgspec
+
+from zaplock.model import flags as f
+from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
+from zaplock.programs.recording import TracedCall
+from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
+
+LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
+LOCKING = ("mlock", "mlock2", "mlockall", "mmap", "mremap", "munlock")
+OF_FILES = (
+    EACCES, EPERM, ENODEV, ETXTBSY, EINVAL, EOVERFLOW, EOPNOTSUPP, ENOMEM, EAGAIN, EIO, ENXIO,
+    EBUSY, EBADF,
+)  # fmt: skip
+OF_PAGES = (
+    f.MADV_COLLAPSE, f.MADV_PAGEOUT, f.MADV_COLD, f.MADV_POPULATE_READ, f.MADV_POPULATE_WRITE,
+    f.MADV_WILLNEED, f.MADV_REMOVE, 100, 101,
+)  # fmt: skip
+OF_A_KERNEL = (f.MADV_HUGEPAGE, f.MADV_NOHUGEPAGE, f.MADV_MERGEABLE, f.MADV_UNMERGEABLE)
+FIRST_NEW_ADVICE = 18  # MADV_WIPEONFORK, 4.14
+
+Attempt = Callable[[], int]
+
+
+def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """Return which fact the recording lacks that would explain a result, "" for none."""
+    if call.result == -ENOSYS:
+        return f"the recorded kernel has no {call.name}"
+    if call.result == -EINTR:
+        return "a signal ended the call"
+    for rule in _RULES:
+        told = rule(world, live, call, got)
+        if told:
+            return told
+    return ""
+
+
+def _of_file(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name != "mmap" or -call.result not in OF_FILES:
+        return ""
+    flags = numbers(call, 4)[3]
+    if flags & f.MAP_HUGETLB and flags & f.MAP_ANONYMOUS:
+        return "the pool of huge pages is not in the recording"
+    if flags & f.MAP_ANONYMOUS:
+        return ""
+    path = file_of(call.arguments[4])
+    mode = dict(live.known.modes).get(dict(live.known.files).get(descriptor(call.arguments[4]), 0))
+    if mode is not None and call.result == -EACCES:
+        return ""
+    told = path or "the file"
+    return f"what {told} allows (how it was opened, its seals, its driver) is not recorded"
+
+
+def _of_protection(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name not in ("mmap", "mprotect", "pkey_mprotect"):
+        return ""
+    prot = numbers(call, 3)[2]
+    if call.result in (-EACCES, -EPERM) and prot & f.PROT_EXEC:
+        return "PR_SET_MDWE, a noexec mount or a security module forbids it; none is recorded"
+    if call.result == -EACCES and got == 0 and prot & f.PROT_WRITE and call.name != "mmap":
+        return "how the mapped file was opened is not in the recording"
+    if call.name == "pkey_mprotect":
+        return "protection keys are not in the model"
+    return ""
+
+
+def _of_locking(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name not in LOCKING or "rlimit_memlock" in live.known.given:
+        return ""
+    locks = call.name not in ("mmap", "mremap") or got >= 0
+    if locks and call.result in (-ENOMEM, -EAGAIN, -EPERM) and call.name != "mmap":
+        return "RLIMIT_MEMLOCK and CAP_IPC_LOCK are not in the recording"
+    if call.name == "mmap" and call.result in (-EAGAIN, -EPERM):
+        return "RLIMIT_MEMLOCK and CAP_IPC_LOCK are not in the recording"
+    return ""
+
+
+def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    refused_brk = call.name == "brk" and got > call.result >= 0
+    if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
+        return ""
+    if {"rlimit_as", "rlimit_data"} <= live.known.given and call.name in ("munmap", "mprotect"):
+        return ""
+    return "limits (RLIMIT_AS, RLIMIT_DATA, memory, map count) are not in the recording"
+
+
+def _of_pages(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name == "mincore" and call.result == -EFAULT:
+        return "where the vector lies is not in the recording"
+    if call.name not in ("madvise", "process_madvise"):
+        return ""
+    advice = number(call.arguments[2 if call.name == "madvise" else 3])
+    if advice in OF_PAGES:
+        return "it depends on pages, which a trace doesn't show"
+    return ""
+
+
+def _of_kernel(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.result != -EINVAL or got != 0:
+        return ""
+    if call.name == "prctl":
+        return "the recorded kernel has no PR_SET_MDWE"
+    if call.name != "madvise":
+        return ""
+    advice = number(call.arguments[2])
+    if advice in OF_A_KERNEL or advice >= FIRST_NEW_ADVICE:
+        return "the recorded kernel was built without this advice, or is older"
+    return ""
+
+
+def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """A mapping here may be two there, if pages of both had been written before they touched."""
+    if call.name != "mremap" or call.result != -EFAULT or got < 0:
+        return ""
+    start, length = numbers(call, 2)
+    if any(start < joint < start + length for joint in live.joints):
+        return "whether two mappings had become one depends on which pages were written"
+    return ""
+
+
+_RULES = (
+    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _written,
+)  # fmt: skip
+
+
+def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator[Attempt]:
+    """Yield what the call may be beside what was assumed; each is undone by the caller."""
+    if call.name == "mmap" and call.result >= 0:
+        yield from _other_mmaps(world, live, call)
+    if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
+        yield lambda: _without_names(world, live, call)
+    if call.name == "shmat" and call.result >= 0:
+        yield lambda: _fills_its_hole(world, live, call)
+    if call.name in LOCKING and "rlimit_memlock" in live.known.given:
+        yield lambda: _without_privilege(world, live, call)
+
+
+def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator[Attempt]:
+    flags = numbers(call, 4)[3]
+    if not flags & f.MAP_ANONYMOUS:
+        yield lambda: _not_for_huge_pages(world, live, call)
+    if call.result < live.known.limits.mmap_min_addr:
+        yield lambda: _as_root(world, live, call)
+    if not live.known.limits.bottom_up and linker_of(live.traced.begin):
+        yield lambda: _bottom_up(world, live, call)
+
+
+def _not_for_huge_pages(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The file system of a file does not place mappings for huge pages."""
+    file = mapped_file(world, live, call)
+    backing = world.machine.files[file]
+    if backing.kind == "disk":
+        world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
+    return mmap_call(world, live, call)
+
+
+def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """With CAP_SYS_RAWIO the lowest pages can be mapped."""
+    world.limit(live, mmap_min_addr=0)
+    return mmap_call(world, live, call)
+
+
+def _bottom_up(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The legacy layout: mappings go up from where the dynamic linker begins."""
+    linker = linker_of(live.traced.begin)
+    assert linker is not None
+    world.limit(live, bottom_up=True, mmap_base=linker[0])
+    return mmap_call(world, live, call)
+
+
+def _without_names(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The kernel was built without names for mappings (CONFIG_ANON_VMA_NAME)."""
+    if number(call.arguments[0]) != CONSTANTS["PR_SET_VMA"]:
+        return 0
+    live.known = replace(live.known, given=live.known.given | {"no names"})
+    return -EINVAL
+
+
+def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """RLIMIT_MEMLOCK binds whoever has not CAP_IPC_LOCK."""
+    from zaplock.programs.calls import CALLS
+
+    world.limit(live, can_ipc_lock=False)
+    return CALLS[call.name](world, live, call)
+
+
+def _fills_its_hole(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """A segment of unknown size that the kernel placed fills the hole up to the next mapping."""
+    above = [vma.start for vma in world.vmas(live) if vma.start > call.result]
+    end = min([*above, live.known.limits.mmap_base])
+    if end <= call.result:
+        return -EINVAL
+    return shmat_call(world, live, call, end - call.result)
+
+
+def take_base(live: LiveSpace, call: TracedCall) -> bool:
+    """Learn from the first mapping that the kernel places where mappings begin."""
+    if call.name != "mmap" or call.result < 0 or live.known.base:
+        return False
+    address, length, _, flags = numbers(call, 4)
+    if address or flags & (f.MAP_FIXED | f.MAP_FIXED_NOREPLACE | f.MAP_32BIT):
+        return False
+    base = call.result + f.page_align(length)
+    limits = msgspec.structs.replace(live.known.limits, mmap_base=base)
+    live.known = replace(live.known, base=True, limits=limits)
+    return True

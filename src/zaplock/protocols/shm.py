@@ -1,0 +1,114 @@
+"""System V shared memory as mappings: shmat and shmdt.
+
+A segment is a file in memory that has no other name. Its mappings count themselves when they are
+opened and closed, so two of them never become one (vm_ops->close).
+
+Source: ipc/shm.c do_shmat, ksys_shmdt.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import (
+    MAP_FIXED,
+    MAP_SHARED,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PROT_EXEC,
+    PROT_READ,
+    PROT_WRITE,
+    page_align,
+)
+from zaplock.model.step import Task, step
+from zaplock.model.vma import overlapping, vma_of
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.mmap import do_mmap
+from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx, UnmapEvents
+
+SHM_RDONLY, SHM_RND, SHM_REMAP, SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000
+SHMLBA = 4096
+
+
+async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
+    """The shmat system call on the segment `file`: where it is now, or a negative errno."""
+    if address:
+        if address % SHMLBA:
+            if not flags & SHM_RND:
+                return -EINVAL
+            address -= address % SHMLBA
+            if not address and flags & SHM_REMAP:
+                return -EINVAL
+    elif flags & SHM_REMAP:
+        return -EINVAL
+    map_flags = MAP_SHARED | (MAP_FIXED if address else 0)
+    prot = PROT_READ | (0 if flags & SHM_RDONLY else PROT_WRITE)
+    prot |= PROT_EXEC if flags & SHM_EXEC else 0
+    size = await size_of(file)
+    events: UnmapEvents = []
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    result = -EINVAL
+    end = address + page_align(size)
+    taken = address and not flags & SHM_REMAP and await is_taken(cx.mm, address, end)
+    if not taken and end < 1 << 64:
+        result, _ = await do_mmap(cx, address, size, prot, map_flags, file, 0, events)
+    await mmap_write_unlock(cx)
+    await userfaultfd_unmap_complete(cx, events)
+    return result
+
+
+async def shmdt(cx: Cx, address: int) -> int:
+    """The shmdt system call: detach what is left of the segment that was attached at `address`."""
+    if address & ~PAGE_MASK:
+        return -EINVAL
+    events: UnmapEvents = []
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    parts = await attached_at(cx.mm, address)
+    for start, end in parts:
+        await cx.design.do_munmap(cx, start, end - start, events, False)
+    await mmap_write_unlock(cx)
+    await userfaultfd_unmap_complete(cx, events)
+    return 0 if parts else -EINVAL
+
+
+@step
+def size_of(m: Machine, _task: Task, file: int) -> int:
+    """Return how long a segment is, in bytes."""
+    return m.files[file].size
+
+
+@step
+def is_taken(m: Machine, _task: Task, mm: int, start: int, end: int) -> bool:
+    """Return whether something is mapped in a range."""
+    return bool(overlapping(m, m.mm(mm), start, end))
+
+
+@step
+def attached_at(m: Machine, task: Task, mm: int, address: int) -> tuple[tuple[int, int], ...]:
+    """List the mappings of one segment that stand where attaching it at `address` put them.
+
+    The first of them decides which segment is meant, wherever it lies above the address.
+    """
+    space = m.mm(mm)
+    parts: list[tuple[int, int]] = []
+    file, limit = 0, 1 << 63
+    for handle in overlapping(m, space, address, limit):
+        vma = vma_of(m, task, handle)
+        if vma.start >= limit:
+            break
+        if not vma.file or not m.files[vma.file].counts_mappings:
+            continue
+        if vma.start - address >> PAGE_SHIFT != vma.pgoff or vma.start < address:
+            continue
+        if not file:
+            file, limit = vma.file, address + page_align(m.files[vma.file].size)
+        if vma.file == file and vma.end - address <= limit - address:
+            parts.append((vma.start, vma.end))
+    return tuple(parts)

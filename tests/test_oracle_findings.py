@@ -1,0 +1,62 @@
+"""What was found in kernels: each finding has a page, its sequence, and the program made of it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.oracle import corpus, reproducer
+
+FINDINGS = Path(__file__).parents[1] / "docs" / "findings"
+SEQUENCES = sorted(FINDINGS.glob("*.json"))
+RELEASE = tuple(int(part) for part in platform.release().split(".")[:2])
+
+
+def test_every_finding_has_its_page_its_sequence_and_its_program() -> None:
+    names = {path.stem for path in FINDINGS.iterdir()}
+    assert len(names) >= 3
+    for name in names:
+        assert {path.suffix for path in FINDINGS.glob(f"{name}.*")} == {".md", ".json", ".c"}
+
+
+@pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)
+def test_the_program_is_what_the_tool_writes(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "reproducer.c"
+    assert main(["oracle", "--replay", str(path), "--c", str(target)]) == 0
+    assert target.read_text() == path.with_suffix(".c").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="no compiler here")
+@pytest.mark.parametrize("path", SEQUENCES, ids=lambda path: path.stem)
+def test_the_program_compiles_and_runs(path: Path, tmp_path: Path) -> None:
+    program = tmp_path / "reproducer"
+    source = path.with_suffix(".c")
+    subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)
+    told = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "VmLck with nothing mapped: " in told
+    if path.stem == "dontunmap-of-locked-memory" and (5, 7) <= RELEASE < (7, 2):
+        assert "VmLck with nothing mapped: 24 kB" in told
+
+
+def test_what_c_can_not_say_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fork.json"
+    path.write_text('{"operations": [["fork"]]}')
+    assert main(["oracle", "--replay", str(path), "--c", str(tmp_path / "x.c")]) == 2
+    assert "fork can't be written in C" in capsys.readouterr().err
+
+
+def test_earlier_results_are_named_in_the_program(tmp_path: Path) -> None:
+    path = tmp_path / "named.json"
+    path.write_text(
+        '{"operations": [["mmap", 0, 8192, 3, 34, -1, 0], ["store", {"op": 0, "delta": 4096}]]}'
+    )
+    text = reproducer.write(corpus.load(path)[0], "why", "named")
+    assert "*(volatile char *)(r[0] + 0x1000) = 1" in text
+    assert "MAP_PRIVATE | MAP_ANONYMOUS" in text

@@ -1,0 +1,330 @@
+"""Recorded programs on the model: every return value, and the maps in the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from test_oracle import needs_kernel
+
+from zaplock.cli import main
+from zaplock.programs import recording
+from zaplock.programs import text as strace_text
+from zaplock.programs.replay import StraceReplay, StraceVerdict
+
+FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
+
+
+BEGIN = """\
+# pid: 100
+# begin: 555555554000-555555556000 r-xp 00000000 fe:00 1 prog
+# begin: 7ffff7f00000-7ffff7f04000 rw-p 00031000 fe:00 2 ld.so
+# begin: 7ffffffde000-7ffffffff000 rw-p 00000000 00:00 0 [stack]
+"""
+MAPPED = "mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+ONE = f"{MAPPED} = 0x7ffff7efe000"
+TWO = f"{MAPPED} = 0x7ffff7efc000"
+WRONG = f"{MAPPED} = 0x7ffff7000000"
+END = BEGIN.replace("begin", "end")
+UNCHANGED = "# end: 7ffff7efe000-7ffff7f00000 rw-p 00000000 00:00 0\n"
+
+
+def replay(tmp_path: Path, text: str, begin: str = BEGIN) -> StraceVerdict:
+    path = tmp_path / "program.strace"
+    path.write_text(begin + text)
+    return StraceReplay(recording.parse(path)).play()
+
+
+def ruled(tmp_path: Path, text: str, begin: str = BEGIN) -> tuple[int, int, int]:
+    """Return how many calls agree, differ and were refused."""
+    verdict = replay(tmp_path, text, begin)
+    return verdict.agreeing, len(verdict.differing), len(verdict.refused)
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+def test_a_program_agrees_to_the_last_mapping(path: Path) -> None:
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert verdict.calls > 80
+    assert not verdict.differing
+    assert verdict.maps > 40
+    assert not verdict.differing_maps
+    assert len(verdict.refused) <= 1  # stress-ng asks for huge pages, whose pool nobody recorded
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["100 ", "[pid   100] ", "100<prog> ", "100 12:00:01 ", "100 12:00:01.123456 ",
+     "100 1700000000.123456 ", "100 12:00:01.1 (+     0.000123) ", "100 [00007ffff7ec1234] ",
+     "100 12:00:01.1 [   9] [00007ffff7ec1234] ", "", "12:00:01.123456 ", "     0.000012 "],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["", " <0.000012>", "  (DELAYED)"])
+def test_every_prefix_and_suffix_is_read(tmp_path: Path, prefix: str, suffix: str) -> None:
+    assert ruled(tmp_path, f"{prefix}{ONE}{suffix}\n{prefix}{TWO}{suffix}\n") == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ("mmap(NULL, 8192, PROT_READ|PROT_SEM, 0x8 /* MAP_??? */|MAP_ANONYMOUS, -1, 0)",
+         "0x7ffff7efe000"),
+        ("mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3</tmp/a(b, c>, 0)", "0x7ffff7efe000"),
+        ("mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3</dev/zero<char 1:5>>, 0)", "0x7ffff7efe000"),
+        ("mmap(NULL, 4194304, PROT_READ, MAP_SHARED, 3</memfd:x>(deleted), 0)", "0x7ffff7b00000"),
+        ("mmap(NULL, 8192, PROT_READ, MAP_SHARED, 3<UNIX:[1->2]>, 0)", "-1 ENODEV (x)"),
+        ("syscall_0x1ce(0x555555554000, 0x1000, 0, 0xffffffff, 0, 0)", "0"),
+        ("pkey_mprotect(0x555555554000, 4096, PROT_READ, -1)", "0"),
+        ("process_madvise(3, [{iov_base=0x555555554000, iov_len=4096}], 1, MADV_DONTNEED, 0)",
+         "4096"),
+        ("mincore(0x555555554000, 8192, [1, 0])", "0"),
+    ],
+)  # fmt: skip
+def test_arguments_are_read_as_people_write_them(tmp_path: Path, call: str, result: str) -> None:
+    assert ruled(tmp_path, f"100 {call} = {result}\n") == (1, 0, 0)
+
+
+def test_a_trace_that_begins_with_its_execve_is_compared(tmp_path: Path) -> None:
+    execve = '100 execve("/usr/bin/prog", ["prog"], 0x1 /* 0 vars */) = 0\n'
+    assert ruled(tmp_path, f"{execve}100 {ONE}\n") == (1, 0, 0)
+    assert ruled(tmp_path, f"{execve}100 {WRONG}\n") == (0, 1, 0)
+
+
+def test_a_failed_execve_changes_nothing(tmp_path: Path) -> None:
+    execve = '100 execve("a", ["a"], 0x1) = -1 ENOENT (No such file or directory)\n'
+    assert ruled(tmp_path, f"{execve}100 {WRONG}\n") == (0, 1, 0)
+
+
+def test_after_another_execve_nothing_is_known_until_its_maps_are(tmp_path: Path) -> None:
+    text = f'100 {ONE}\n100 execve("/bin/ls", ["ls"], 0x1) = 0\n'
+    assert ruled(tmp_path, f"{text}100 {TWO}\n") == (1, 0, 1)
+    maps = BEGIN.replace("prog", "ls")
+    assert ruled(tmp_path, f"{text}{maps}100 {ONE}\n") == (2, 0, 0)
+
+
+def test_a_thread_of_a_child_that_has_executed_is_not_the_first_process(tmp_path: Path) -> None:
+    text = (
+        "100 clone(child_stack=NULL, flags=CLONE_CHILD_SETTID|SIGCHLD, child_tidptr=0x1) = 101\n"
+        f'101 execve("/bin/ls", ["ls"], 0x1) = 0\n{BEGIN.replace("100", "101")}'
+        "101 clone3({flags=CLONE_VM|CLONE_THREAD, exit_signal=0} => {parent_tid=[102]}, 88) = 102\n"
+        f"102 {ONE}\n101 {TWO}\n100 {ONE}\n"
+    )
+    assert ruled(tmp_path, text) == (3, 0, 0)
+
+
+def test_a_forked_child_goes_on_where_its_parent_was(tmp_path: Path) -> None:
+    text = f"100 {ONE}\n100 fork() = 101\n101 {TWO}\n100 {TWO}\n101 +++ exited with 0 +++\n"
+    assert ruled(tmp_path, text) == (3, 0, 0)
+
+
+def test_a_childs_calls_may_come_before_its_maker_returns(tmp_path: Path) -> None:
+    text = (
+        f"100 {ONE}\n100 clone(flags=SIGCHLD <unfinished ...>\n101 {TWO}\n"
+        f"100 <... clone resumed>, child_tidptr=0x1) = 101\n100 {TWO}\n"
+    )
+    assert ruled(tmp_path, text) == (3, 0, 0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_overlapping_calls_are_tried_in_either_order(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    ends = [f"10{k} <... mmap resumed>) = {(ONE, TWO)[k].rpartition(' ')[2]}\n" for k in (0, 1)]
+    text = (
+        "100 clone(flags=CLONE_VM|CLONE_THREAD) = 101\n"
+        f"101 {MAPPED[:-1]} <unfinished ...>\n100 {MAPPED[:-1]} <unfinished ...>\n"
+        + ends[order[0]] + ends[order[1]]
+    )  # fmt: skip
+    assert ruled(tmp_path, text) == (2, 0, 0)
+
+
+def test_calls_one_after_the_other_are_not_swapped(tmp_path: Path) -> None:
+    text = f"100 clone(flags=CLONE_VM|CLONE_THREAD) = 101\n101 {TWO}\n100 {ONE}\n"
+    assert ruled(tmp_path, text)[1] > 0
+
+
+@pytest.mark.parametrize(
+    "line", [f"{MAPPED[:30]}100 {ONE}", f"{MAPPED[:30]}", "<... munmap resumed>) = 0"]
+)
+def test_what_a_cut_line_did_is_not_known(tmp_path: Path, line: str) -> None:
+    verdict = replay(tmp_path, f"100 {ONE}\n100 {line}\n100 {WRONG}\n{END}")
+    assert (verdict.agreeing, len(verdict.differing)) == (1, 0)
+    assert verdict.refused
+    assert verdict.maps_not_compared
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, 3<f>, 0) = -1 EACCES (x)", "what f allows"),
+        ("mprotect(0x555555554000, 4096, PROT_READ|PROT_EXEC) = -1 EACCES (x)", "PR_SET_MDWE"),
+        ("mlock(0x555555554000, 4096) = -1 ENOMEM (x)", "RLIMIT_MEMLOCK"),
+        ("madvise(0x555555554000, 4096, MADV_COLLAPSE) = -1 EAGAIN (x)", "depends on pages"),
+        ("munmap(0x555555554000, 4096) = -1 ENOSYS (x)", "no munmap"),
+        ("io_setup(128, [0x7ffff7000000]) = 0", "the model has no io_setup"),
+    ],
+)
+def test_what_a_trace_does_not_tell_is_refused(tmp_path: Path, call: str, why: str) -> None:
+    verdict = replay(tmp_path, f"100 {call}\n")
+    assert not verdict.differing
+    assert [why in told for told in verdict.refused] == [True]
+
+
+def test_what_was_traced_is_no_excuse(tmp_path: Path) -> None:
+    opened = '100 openat(AT_FDCWD, "f", O_RDWR) = 3<f>\n'
+    call = "100 mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, 3<f>, 0) = -1 EACCES (x)\n"
+    assert ruled(tmp_path, opened + call) == (0, 1, 0)
+    assert ruled(tmp_path, opened.replace("O_RDWR", "O_RDONLY") + call) == (1, 0, 0)
+
+
+def test_limits_and_mdwe_bind_where_they_were_recorded(tmp_path: Path) -> None:
+    limit = (
+        "100 prlimit64(0, RLIMIT_AS, {rlim_cur=1024*1024, rlim_max=RLIM64_INFINITY}, NULL) = 0\n"
+    )
+    call = "mmap(NULL, 8388608, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+    assert ruled(tmp_path, f"{limit}100 {call} = -1 ENOMEM (x)\n")[:2] == (2, 0)
+    mdwe = "100 prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) = 0\n"
+    both = "mmap(NULL, 4096, PROT_WRITE|PROT_EXEC, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)"
+    assert ruled(tmp_path, f"{mdwe}100 {both} = -1 EACCES (x)\n") == (2, 0, 0)
+
+
+def test_a_segment_is_as_long_as_the_hole_that_it_fills(tmp_path: Path) -> None:
+    text = "100 shmat(0, NULL, 0) = 0x7ffff7efe000\n100 shmdt(0x7ffff7efe000) = 0\n"
+    assert ruled(tmp_path, text) == (1, 0, 1)
+    segment = "100 shmget(IPC_PRIVATE, 8192, IPC_CREAT|0600) = 0\n"
+    assert ruled(tmp_path, segment + text) == (2, 0, 0)
+
+
+def test_huge_pages_can_not_be_split(tmp_path: Path) -> None:
+    text = (
+        "100 mmap(NULL, 2097152, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS|MAP_HUGETLB, -1, 0)"
+        " = 0x7ffff7c00000\n100 munmap(0x7ffff7c00000, 4096) = -1 EINVAL (Invalid argument)\n"
+    )
+    assert ruled(tmp_path, text) == (2, 0, 0)
+
+
+def test_a_legacy_layout_and_page_0_are_learnt(tmp_path: Path) -> None:
+    begin = BEGIN.replace("7ffff7f0", "2aaaaaab")
+    up = "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x2aaaaaab4000\n"
+    assert ruled(tmp_path, up, begin) == (1, 0, 0)
+    zero = "100 mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0) = 0\n"
+    assert ruled(tmp_path, zero) == (1, 0, 0)
+
+
+def test_borders_that_written_pages_decide_are_counted(tmp_path: Path) -> None:
+    """Three pages, the middle one mapped last: whether they are one depends on who was written."""
+    at = (0x10000000, 0x10002000, 0x10001000)
+    calls = [
+        f"100 mmap({a:#x}, 4096, PROT_READ, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0) = {a:#x}\n"
+        for a in at
+    ]
+    end = (
+        END
+        + "# end: 10000000-10002000 r--p 00000000 00:00 0\n"
+        + ("# end: 10002000-10003000 r--p 00000000 00:00 0\n")
+    )
+    unknown = replay(tmp_path, "".join(calls) + end)
+    assert (unknown.differing_maps, unknown.unknown_borders) == ([], 1)
+    written = "# anon: 10000000-10001000\n# anon: 10002000-10003000\n"
+    known = replay(tmp_path, "".join(calls[:2]) + f"# pid: 100\n{written}{calls[2]}{end}")
+    assert (known.differing_maps, known.unknown_borders) == ([], 0)
+
+
+def test_files_of_ff_are_merged_by_time(tmp_path: Path) -> None:
+    (tmp_path / "t.100").write_text(
+        f"{BEGIN}12:00:01.000001 clone(flags=CLONE_VM|CLONE_THREAD) = 101 <0.000001>\n"
+        f"12:00:01.000300 {TWO} <0.000010>\n"
+    )
+    (tmp_path / "t.101").write_text(f"12:00:01.000200 {ONE} <0.000010>\n+++ exited with 0 +++\n")
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
+def test_nothing_compared_is_no_agreement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "nothing.strace"
+    path.write_text(BEGIN + '100 execve("/bin/ls", ["ls"], 0x1) = 0\n100 brk(NULL) = 0x1000\n')
+    assert main(["oracle", "--strace", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "nothing could be compared" in told
+    assert "maps of ls" in told
+    assert len(told.splitlines()) == 1
+
+
+def test_several_files_make_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle", "--strace", *map(str, FIXTURES[:2])]) == 0
+    told = capsys.readouterr().out
+    assert "| java-version | 455 | 0 | 0 | 179 | 0 |" in told
+    assert "| all | 713 |" in told
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
+def test_a_program_is_recorded_and_agrees(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Threads, a forked child and a pipeline: every process's calls and its last maps."""
+    code = (
+        "import threading, os, subprocess, mmap\n"
+        "ts = [threading.Thread(target=lambda: bytearray(1 << 22)) for _ in range(3)]\n"
+        "[t.start() for t in ts]; [t.join() for t in ts]\n"
+        "m = mmap.mmap(-1, 1 << 21); m[0] = 1\n"
+        "pid = os.fork()\n"
+        "if not pid: m.close(); os._exit(0)\n"
+        "os.waitpid(pid, 0); subprocess.run(['/bin/sh', '-c', 'true | cat'])\n"
+    )
+    path = tmp_path / "threads.trace"
+    assert main(["oracle", "--trace", str(path), "--", sys.executable, "-S", "-c", code]) == 0
+    told = capfd.readouterr()
+    assert "0 differences" in told.out
+    assert path.read_text().count("execve(") >= 2
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert verdict.calls > 100
+    assert verdict.maps > 100
+    assert not verdict.refused
+    assert "ended with 0" in told.err
+
+
+def test_a_program_that_is_not_there_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["oracle", "--trace", str(tmp_path / "x"), "--", "/no/such/program"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_changed_result_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = FIXTURES[1].read_text()
+    broken = text.replace("= 0x7ffff7fc0000", "= 0x7ffff7fc1000", 1)
+    assert broken != text
+    path = tmp_path / "changed.strace"
+    path.write_text(broken)
+    assert main(["oracle", "--strace", str(path)]) == 1
+    assert "kernel 0x7ffff7fc1000, model 0x7ffff7fc0000" in capsys.readouterr().out
+
+
+def test_arguments_are_split_outside_brackets() -> None:
+    text = '3</a, b>, {one=[1, 2], two="x, y"}, A|B, 21<<26'
+    assert list(strace_text.split_arguments(text)) == [
+        "3</a, b>", '{one=[1, 2], two="x, y"}', "A|B", "21<<26",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("NULL", 0), ("0x10", 16), ("010", 8), ("PROT_READ|PROT_WRITE", 3), ("21<<MAP_HUGE_SHIFT",
+     21 << 26), ("MAP_PRIVATE|0x8000 /* MAP_??? */", 0x8002), ("8192*1024", 8 << 20),
+     ("0x8 /* MAP_??? */|MAP_ANONYMOUS", 0x28), ("~0", -1)],
+)  # fmt: skip
+def test_numbers_are_read_as_strace_writes_them(text: str, value: int) -> None:
+    assert strace_text.number(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "no call at all\n"])
+def test_what_is_no_recording_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "not.strace"
+    path.write_text(text)
+    assert main(["oracle", "--strace", str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
