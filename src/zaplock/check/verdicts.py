@@ -5,7 +5,8 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
 from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import Scenario, read_scenario, shipped_scenarios
-from zaplock.designs import load
+from zaplock.designs import SHIPPED, load
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.easiest import easiest_counterexample
 from zaplock.engines.checking.exhaustive import SearchLimits, SearchProgress, explore
@@ -95,6 +96,17 @@ def find_design(name: str) -> Design:
     """Return a shipped design, a user's FILE.py:NAME, or a mutant DESIGN/MUTATION."""
     found = mutant(name)
     return found if found is not None else load(name)
+
+
+def _shipped(design: str) -> bool:
+    """Say whether a name stands for zaplock's own; else it would be a file's (`designs.load`)."""
+    return design.partition("/")[0] in SHIPPED or ".py:" not in design
+
+
+def replaying(token: str, design: str) -> str:
+    """Return the command that shows a counterexample again."""
+    file = "" if _shipped(design) else f" --design {shlex.quote(design)}"
+    return f"zaplock check --replay {shlex.quote(token)}{file}"
 
 
 def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Configuration:
@@ -193,6 +205,8 @@ class Token:
 
     scenario: Scenario
     design: Design
+    reference: str
+    """How the design is asked for."""
     fair: bool
     schedule: tuple[int, ...]
     groups: tuple[int, ...]
@@ -202,13 +216,22 @@ class Token:
         return closed_system(self.scenario, self.design, self.fair)
 
 
-def read_token(text: str) -> Token:
-    """Read what `Found.token` wrote; raises UserError where it is none."""
+def read_token(text: str, designs: Collection[str] = ()) -> Token:
+    """Read what `Found.token` wrote; raises UserError where it is none.
+
+    A design that is a file's (FILE.py:NAME) runs that file, so a token alone, which somebody may
+    have sent, doesn't name one: it must be among `designs`, which the user gives.
+    """
     rest, tilde, schedule = text.rpartition("~")
     fair = rest.endswith("~fair")
     scenario, at, design = rest.removesuffix("~fair").partition("@")
     if not tilde or not at:
         raise UserError(f"token {text!r} is not SCENARIO@DESIGN~SCHEDULE as a check prints it")
+    if not _shipped(design) and design not in designs:
+        raise UserError(
+            f"token {text!r} would run the file of {design!r}: if you trust that file, "
+            f"give --design {design} as well"
+        )
     found = find_scenario(scenario)
     system = closed_system(found, find_design(design), fair)
-    return Token(found, find_design(design), fair, *unspell(schedule, len(system.programs)))
+    return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))
