@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stacks", action="store_true", help="user stacks of those who get the lock (costs more)"
     )
+    parser.add_argument(
+        "--hash-pointers", action="store_true", help="no addresses of the kernel in the recording"
+    )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
@@ -120,6 +123,7 @@ def _record(
             report=line.show,
             command_line=tuple(sys.argv),
             target=_target(args, pid),
+            hash_pointers=args.hash_pointers,
         )
     _say(args, path, progress, flight)
     return 0

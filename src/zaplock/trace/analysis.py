@@ -31,6 +31,8 @@ class Analysis:
     holds: Holds
     waits: Waits
     judge: Judge
+    caveats: tuple[str, ...] = ()
+    """Why the recording is not to be taken for whole, gaps apart: a sentence each."""
 
     @property
     def begin_ns(self) -> int:
@@ -52,10 +54,17 @@ class Analysis:
         return self.judge.explain_all(rows)
 
 
-def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = None) -> Analysis:
+def analyse(
+    events: Events,
+    kernel: str = "",
+    *,
+    span: tuple[int, int] | None = None,
+    caveats: tuple[str, ...] = (),
+) -> Analysis:
     """Find the holds and waits of a recording and get ready to explain any of the waits.
 
     `span` is when the recording began and ended; without it, its first and its last event.
+    `caveats` is what reading it told (`file.Recording`).
     """
     cut = segments(events, span)
     in_calls = calls(events, cut)
@@ -68,4 +77,4 @@ def analyse(events: Events, kernel: str = "", *, span: tuple[int, int] | None = 
     verdict = judge(
         held, waited, queue_of(kernel), locks, sleeps=slept, known_ns=int(cut.begin_ns[0])
     )
-    return Analysis(events, kernel, cut, in_calls, held, waited, verdict)
+    return Analysis(events, kernel, cut, in_calls, held, waited, verdict, caveats)

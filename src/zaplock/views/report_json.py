@@ -1,7 +1,8 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Where events are missing, "gaps" tells when. Incomplete holds (one end outside the recording, or in
+Where events are missing, "gaps" tells when; where the recording is not to be taken for whole for
+another reason, "caveats" has sentences. Incomplete holds (one end outside the recording, or in
 a gap) are not in it.
 """
 
@@ -35,6 +36,7 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         ],
         "calls": [_call(analysis, count) for count in call_counts(analysis)[:top]],
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
+        **({"caveats": list(analysis.caveats)} if analysis.caveats else {}),
     }
 
 
