@@ -18,7 +18,10 @@ class Window:
     """The events of the last `window_ns`, as they come in."""
 
     def __init__(self, capture: Any, stream: Any, window_ns: int) -> None:
+        from zaplock.recorder.guard import Guard
+
         self._capture, self._stream, self._window_ns = capture, stream, window_ns
+        self._guard = Guard(capture.instances)
         self._blocks: list[Any] = []
         self.began_ns = self.until_ns = time.monotonic_ns()
 
@@ -32,9 +35,14 @@ class Window:
         return self._events(), (self.began_ns, self.until_ns)
 
     def _take(self) -> None:
+        from zaplock.recorder.decode import merged
+        from zaplock.trace.file import losses
+
         before_ns = time.monotonic_ns()
         columns = self._stream.feed(self._capture.buffers.drain(), before_ns)
         self.until_ns = before_ns
+        if gap := self._guard.check():
+            columns = merged([losses([gap]), columns])
         if len(columns["time_ns"]):
             self._blocks.append(columns)
         self._forget()

@@ -22,9 +22,12 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.decode import merged
+from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.file import losses
 from zaplock.trace.operations import NAMES
 
 _WAKE_MS = 500
@@ -49,6 +52,8 @@ class Recorder:
             pids=capture.pids,
             children=options.children,
         )
+        self._guard = Guard(capture.instances)
+        self._gaps: list[tuple[int, int]] = []
         self._events: Events | None = None
         self._thread = threading.Thread(target=self._collect, daemon=True)
 
@@ -72,6 +77,7 @@ class Recorder:
             self._stream.feed([], 0)
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
+            columns = merged([losses(self._gaps), columns])
             self._events = Events(
                 columns, NAMES, dict(self._stream.names.tasks), dict(self._stream.names.mms)
             )
@@ -81,6 +87,12 @@ class Recorder:
         while not self._ended.is_set():
             self._capture.buffers.wait(_WAKE_MS)
             self._take()
+            self._look_after()
+
+    def _look_after(self, *, now: bool = False) -> None:
+        """Note a gap where somebody else has switched something off."""
+        if gap := self._guard.check(now=now):
+            self._gaps.append(gap)
 
     def _take(self) -> None:
         if self._bytes < self._limit_bytes:
@@ -91,16 +103,18 @@ class Recorder:
             self._ended.wait(0.5)
 
     def _run(self) -> None:
-        self._thread.start()
         self._capture.start()
+        self._guard.expect()
+        self._thread.start()
         # After the start: a task that is born later is told by its own event.
         self._stream.names.snapshot()
 
     def _end(self) -> None:
-        self._capture.stop()
         self._ended.set()
         self._capture.buffers.wake()
         self._thread.join()
+        self._look_after(now=True)
+        self._capture.stop()
         while taken := self._capture.buffers.drain():
             self._chunks += taken
 

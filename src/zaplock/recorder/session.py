@@ -29,12 +29,13 @@ from zaplock.recorder.capture import Capture, Options, capturing
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.flight import Fired, Trigger
+from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.symbols import describe
 from zaplock.recorder.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, EventKind
-from zaplock.trace.file import Manifest, Writer
+from zaplock.trace.file import Manifest, Writer, losses
 from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
@@ -129,6 +130,7 @@ class _Session:
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._limit_ns = flight.wait_ns if flight else 0
+        self._guard = Guard(capture.instances)
         self._feeder = Feeder(capture.buffers, writer.folder)
         self._addresses: dict[int, set[int]] = {}
         self._block: list[Columns] = []
@@ -146,16 +148,20 @@ class _Session:
     ) -> None:
         try:
             self._capture.start()
+            self._guard.expect()
             self._names.snapshot()
             started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
+                self._guard.expect()
             self._feeder.start()
             _step_aside()
             while not (ended() or self._fired_long_ago()):
                 self._take(*self._feeder.next())
                 self._follow_exec()
+                self._look_after()
                 report(self._progress)
+            self._look_after(now=True)
         finally:
             self._capture.stop()
             self._feeder.stop()
@@ -187,6 +193,12 @@ class _Session:
             self._writer.change(started_ns=on_ns)
             self._add(first)
 
+    def _look_after(self, *, now: bool = False) -> None:
+        """Enter a gap where somebody else has switched something off."""
+        if gap := self._guard.check(now=now):
+            self._add(losses([gap]))
+            self._progress.notes.append(self._guard.notes[-1])
+
     def discard(self) -> None:
         """Delete what was spooled and could not be written; let go of the folder."""
         self._feeder.discard()
@@ -199,6 +211,7 @@ class _Session:
             mm = self._capture.follow_exec(pid)
             if mm is not None:
                 self._names.mms[mm] = pid
+                self._guard.expect()
         self._names.renamed.clear()
 
     def _take_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:

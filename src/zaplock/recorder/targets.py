@@ -96,9 +96,10 @@ def _asked(tracefs: Tracefs, pid: int) -> list[int]:
         reader.start()
         buffers = Buffers([instance], layouts.page.page_size)
         try:
-            return _seen_soon(buffers, Decoder(layouts), done)
-        finally:
+            found = _seen_soon(buffers, Decoder(layouts), done)
             instance.stop()
+            return found
+        finally:
             buffers.close()
 
 
