@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_plain
 from zaplock.model import flags as model_flags
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
@@ -65,6 +66,9 @@ _CONSTANTS = {
 }  # fmt: skip
 
 
+_LARGEST = 1 << 30
+
+
 @dataclass(slots=True)
 class _State:
     pid: int = 0
@@ -76,15 +80,18 @@ class _State:
 
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
+    way_out = "give a recording of strace"
     try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
-        raise UserError(
-            f"can't read {path}: {error.strerror}; give a recording of strace"
-        ) from None
+        text = read_plain(path, _LARGEST, way_out).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"can't read {path}: {reason}; {way_out}") from None
     state = _State()
     for number, line in enumerate(text.splitlines(), 1):
-        _take(state, number, line)
+        try:
+            _take(state, number, line)
+        except (ValueError, OverflowError):
+            raise UserError(f"{path}: line {number} is not what strace writes: {way_out}") from None
     calls = tuple(call for call in state.calls if call is not None)
     if not calls:
         raise UserError(
@@ -172,8 +179,11 @@ def number(text: str) -> int:
     value = 0
     for part in text.split("|"):
         if "<<" in part:
-            left, right = part.split("<<")
-            value |= number(left) << number(right)
+            left, _, right = part.partition("<<")
+            distance = number(right)
+            if not 0 <= distance < 64:
+                raise ValueError(f"a shift by {distance}")
+            value |= number(left) << distance
         elif part in _CONSTANTS:
             value |= _CONSTANTS[part]
         elif len(part) > 1 and part[0] == "0" and part.isdigit():
