@@ -57,6 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-kernel-stacks", action="store_true", help="leave the kernel's stacks out"
     )
+    parser.add_argument(
+        "--hash-pointers", action="store_true", help="no addresses of the kernel in the recording"
+    )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
@@ -131,6 +134,7 @@ def _record(
             report=line.show,
             command_line=tuple(sys.argv),
             target=_target(args, pids),
+            hash_pointers=args.hash_pointers,
         )
     _say(args, path, progress, flight)
     return 0
@@ -255,14 +259,16 @@ class _Line:
         self._path = path
 
     def __enter__(self) -> _Line:
-        from rich.console import Console
+        from zaplock.views.screen import Screen
 
-        self._status = Console(stderr=True).status("preparing") if self._on else None
+        self._status = Screen(stderr=True).status("preparing") if self._on else None
         if self._status:
             self._status.start()
         return self
 
     def show(self, progress: RecordingProgress) -> None:
+        from rich.text import Text
+
         if self._status:
             if progress.waiting_bytes:
                 self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
@@ -270,10 +276,11 @@ class _Line:
             if self._watching and not progress.fired:
                 self._status.update(f"watching for {progress.seconds:.0f} s (Ctrl-C ends it)")
                 return
-            self._status.update(
+            told = (
                 f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "
                 f"{progress.lost_events:,} lost (Ctrl-C ends it)"
             )
+            self._status.update(Text(told))
 
     def __exit__(self, *_: object) -> None:
         if self._status:

@@ -45,6 +45,7 @@ ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ring)(first)
 
 _FUTEX_WAIT, _FUTEX_WAKE, _SYS_FUTEX, _SYS_PERSONALITY = 0, 1, 202, 135
 _ADDR_NO_RANDOMIZE = 0x0040000
+_PR_SET_PDEATHSIG = 1
 HANG_S = 10.0
 
 
@@ -56,6 +57,7 @@ def _preparation() -> Callable[[], None]:
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with whoever asks it
         libc.syscall(_SYS_PERSONALITY, _ADDR_NO_RANDOMIZE)
 
     return prepare
@@ -102,8 +104,12 @@ def check_overcommit() -> None:
 class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 
-    def __init__(self) -> None:
-        """Start the process and wait until it is bare; raise UserError where it can't be had."""
+    def __init__(self, inherited: int) -> None:
+        """Start the process and wait until it is bare; raise UserError where it can't be had.
+
+        It has the `inherited` descriptor (not one of the small ones) too, under the same number.
+        """
+        self._inherited = inherited
         check_machine()
         check_overcommit()
         self._memfd = os.memfd_create("ring", 0)
@@ -115,14 +121,14 @@ class BareProcess:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.write(0, stub.CODE)
         self.write(ring.CONTROL, ring.control_words())
-        self.write(ring.BOOT, ring.boot())
+        self.write(ring.BOOT, ring.boot(inherited))
         self._start()
 
     def _start(self) -> None:
         arguments = (self._memfd, self._out, ring.RING, ring.RING_SIZE, ring.RING + ring.BOOT)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BECOME_BARE, *map(str, arguments)],
-            pass_fds=[self._memfd, self._out],
+            pass_fds=[self._memfd, self._out, self._inherited],
             preexec_fn=_preparation(),
             env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"},
             stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
@@ -32,6 +33,8 @@ LIMIT = 200_000
 Notes = dict[str, str | int]
 
 SEQUENCE = 1
+OURS = 1
+"""The track on which zaplock says what is to be known of the whole recording."""
 BEGIN, END, INSTANT = 1, 2, 3
 
 
@@ -60,13 +63,10 @@ def write_perfetto(summary: Summary, path: Path) -> Path:
         raise UserError(
             "the perfetto package is not installed: pip install 'zaplock[perfetto]'"
         ) from None
-    try:
-        with path.open("wb") as file:
-            builder = StreamingTraceProtoBuilder(file)
-            for packet in _packets(summary, builder):
-                builder.write_packet(packet)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    with outputs.writing(path) as file:
+        builder = StreamingTraceProtoBuilder(file)
+        for packet in _packets(summary, builder):
+            builder.write_packet(packet)
     return path
 
 
@@ -84,6 +84,8 @@ def marks(summary: Summary) -> list[Mark]:
     """List all that is drawn, in order of time."""
     analysis = summary.analysis
     found = [*_calls(analysis), *_holds(analysis), *_waits(analysis), *_arrows(summary)]
+    begin_ns = analysis.begin_ns
+    found += [Mark(begin_ns, 0, OURS, INSTANT, caveat) for caveat in analysis.caveats]
     return sorted(found, key=lambda mark: (mark.time_ns, mark.order))
 
 
@@ -202,7 +204,12 @@ def _packet(builder: Any) -> Any:
 
 def _descriptors(analysis: Analysis, tracks: set[int], builder: Any) -> Iterator[Any]:
     """Describe each thread's two tracks."""
-    for tid in sorted({(track - 2) // 2 for track in tracks}):
+    if OURS in tracks:
+        packet = _packet(builder)
+        packet.track_descriptor.uuid = OURS
+        packet.track_descriptor.name = "zaplock"
+        yield packet
+    for tid in sorted({(track - 2) // 2 for track in tracks - {OURS}}):
         task = analysis.events.tasks.get(tid)
         packet = _packet(builder)
         descriptor = packet.track_descriptor
