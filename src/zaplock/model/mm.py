@@ -18,7 +18,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs).
 
     `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
-    `legacy_base`: where the search upwards begins when there is no room below `mmap_base` (0: none).
+    `legacy_base`: where the search upwards begins if there is no room below `mmap_base` (0: none).
     """
 
     task_size: int = TASK_SIZE_4_LEVELS
