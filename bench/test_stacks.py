@@ -99,7 +99,7 @@ def round_ns(subject: Path, work: str, look: Look) -> float:
 
 @contextlib.contextmanager
 def bare(pid: int, *more: str) -> Iterator[None]:
-    with capturing(Options(pid=pid, groups=(*DEFAULT_GROUPS, *more))) as capture:
+    with capturing(Options(pids=(pid,), groups=(*DEFAULT_GROUPS, *more))) as capture:
         capture.start()
         yield
 

@@ -110,7 +110,7 @@ class Canary:
     def check(self) -> None:
         """Raise AssertionError if the pattern is not whole."""
         if self.address:
-            assert ctypes.string_at(self.address, PAGE) == PATTERN, hex(self.address)
+            assert ctypes.string_at(self.address, PAGE) == PATTERN, f"canary {self.address:#x}"
 
     def check_and_bury(self) -> None:
         """Check, then unmap it."""

@@ -173,7 +173,7 @@ def test_a_reader_from_outside_is_named_with_what_to_switch_off() -> None:
     wait(log, 107, 337, 1)
     told = told_of(log)
     (found,) = (one for one in told.advice if one.means is Means.READER)
-    assert found.what == "reader telegraf (pid 9)"
+    assert found.what == "reader by telegraf (pid 9)"
     assert found.note == "held it for 237 ms"
     assert found.now_ns == pytest.approx(230 * MS, rel=0.01)
     assert "procstat" in found.change

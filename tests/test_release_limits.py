@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 import resource
 import subprocess
 import sys
@@ -218,6 +219,7 @@ SUB = """
 import test.support
 story = '''
 import mmap
+import os
 from zaplock import buffers
 from zaplock.release import release_soon, flush
 m = mmap.mmap(-1, 1 << 22, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -248,6 +250,7 @@ def late():
     flush()
 atexit.register(late)  # runs after zaplock's own flush
 import mmap
+import os
 from zaplock import buffers
 from zaplock.release import release_soon, flush
 held = [buffers.empty(1 << 22, "u1", populate=True, background=True) for _ in range(5)]
@@ -261,3 +264,25 @@ def test_what_ends_after_the_last_flush_is_released_by_who_drops_it() -> None:
     for _ in range(5):
         done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, timeout=60)
         assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+def test_asking_whose_an_address_is_waits_for_nobody() -> None:
+    """Under a userfaultfd whoever touches a page that is missing waits for it to be provided."""
+    number = 323 if os.uname().machine == "x86_64" else 282
+    story = f"""
+import ctypes, fcntl, struct
+from zaplock.measure import syscalls
+from zaplock.release import release
+descriptor = ctypes.CDLL(None).syscall({number}, 0)
+if descriptor < 0:
+    print("not allowed")
+else:
+    fcntl.ioctl(descriptor, 0xC018AA3F, bytearray(struct.pack("<3Q", 0xAA, 0, 0)))
+    start = syscalls.mmap(1 << 22)
+    fcntl.ioctl(descriptor, 0xC020AA00, bytearray(struct.pack("<4Q", start, 1 << 22, 1, 0)))
+    print(release(start, 1 << 22).unmapped)
+"""
+    done = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, timeout=60)
+    if done.stdout == "not allowed\n":
+        pytest.skip("userfaultfd is not allowed here")
+    assert (done.stdout, done.stderr) == ("True\n", "")

@@ -99,7 +99,7 @@ def test_both_halves_of_a_downgraded_hold_are_one_without_the_downgrade() -> Non
     assert found.runs[1].longest_exclusive_ns == alone_ns + shared_ns
     assert found.runs[2].longest_exclusive_ns == alone_ns
     waits = {one.name: one.waited_ns for one in found.operations}
-    assert waits == {"munmap": 0, "mmap": 185 * MS + 4_000, "(no system call)": 176 * MS + 12_000}
+    assert waits == {"munmap": 0, "mmap": 185 * MS + 4_000, "(not recorded)": 176 * MS + 12_000}
     assert found.fit.sum_error == pytest.approx(0, abs=0.001)
 
 

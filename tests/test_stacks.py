@@ -17,10 +17,12 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.recorder import symbols
-from zaplock.recorder.code_names import CodeNames, kind_of
+from zaplock.recorder.code_names import CodeNames
+from zaplock.recorder.code_reader import areas_of, kind_of
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stack_samples import (
     EndedProcess,
+    ExecutedProcess,
     ForkedProcess,
     MappedCode,
     Sample,
@@ -361,6 +363,27 @@ def test_a_childs_code_is_its_parents_until_it_calls_exec() -> None:
     names.learn([MappedCode(5, 10, 0x1000, 0x2000, 0, "/none/lib.so", 1), ForkedProcess(6, 11, 10)])
     names.saw([Sample(7, 11, 11, StackReason.LOCKED, ((), (0x1010,)), 0)])
     assert names.named()[11, 0x1010].text == "lib.so+0x10"
+
+
+def test_what_another_cpu_tells_first_is_put_in_order() -> None:
+    """A child maps its code on one CPU; the other tells its birth and its exec later."""
+    names = CodeNames()
+    names.learn([MappedCode(1, 10, 0x5000, 0x6000, 0, "/none/parent.so", 1)])
+    names.learn([MappedCode(9, 11, 0x1000, 0x2000, 0, "/none/child.so", 1)])
+    names.learn([ForkedProcess(7, 11, 10), ExecutedProcess(8, 11)])
+    names.saw([Sample(10, 11, 11, StackReason.LOCKED, ((), (0x1010, 0x5010)), 0)])
+    found = names.named()
+    assert found[11, 0x1010].text == "child.so+0x10"
+    assert found[11, 0x5010].kind == AddressKind.NOWHERE, "exec has taken it away"
+
+
+def test_a_child_that_has_ended_is_named_by_the_code_of_its_living_parent() -> None:
+    child = 1 << 30
+    code = next(area for area in areas_of(ME) if area.path.startswith("/"))
+    names = CodeNames()
+    names.learn([ForkedProcess(5, child, ME), EndedProcess(9, child)])
+    names.saw([Sample(7, child, child, StackReason.LOCKED, ((), (code.start + 16,)), 0)])
+    assert not names.named()[child, code.start + 16].text.startswith("0x")
 
 
 def test_a_process_that_ends_before_its_stacks_are_judged_keeps_its_names() -> None:

@@ -90,6 +90,8 @@ def test_a_fork_stalls_its_own_caller(folder: Path) -> None:
 def test_who_waits_for_a_mutex_behind_a_munmap_is_told(folder: Path) -> None:
     """pytorch#77139: the pin thread unmaps with the interpreter's lock in hand."""
     words, said, took = looked_at(built("gil", folder), 1.0, 10)
+    if took["stood"] < 0.02:
+        pytest.skip("main did not stand for long enough to be told of")
     behind = [one for one in said["slept_behind"] if one["operation"] == "munmap"]
     assert behind, said["slept_behind"]
     assert behind[0]["length"] == 1 << 30

@@ -22,12 +22,15 @@ from zaplock.advise.readers import reader
 from zaplock.advise.runtimes import Runtime
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame
-from zaplock.trace.summary import Summary, operation_name
+from zaplock.trace.calls import NO_CALL
+from zaplock.trace.summary import NO_OPERATION, Summary, operation_name
 
 PIECE = 2 << 20
 """Pieces are no smaller than this: a shorter range is done in one."""
 UNEXPLAINED = 10
 """A hold that lasted so many times as long as its size costs has another reason."""
+_LOOKS = ("read of ", "write of ", "access to ")
+"""How operations on files of /proc are named."""
 Recognise = Callable[[int, str], Runtime | None]
 
 
@@ -83,28 +86,29 @@ class _Sites:
         task = self.analysis.events.tasks.get(tid)
         pid = task.pid if task else tid
         process = (task.process or task.comm) if task else ""
-        name = f"{operation}: {kind.name}" if kind in (NO_CPU, ASLEEP, OTHER_REASON) else kind.name
+        named = operation != NO_OPERATION and kind.means is Means.READER
+        why = kind in (NO_CPU, ASLEEP, OTHER_REASON)
+        name = operation if named else f"{operation}: {kind.name}" if why else kind.name
         return self.found.setdefault((pid, process, name), _Site(kind, pid, process))
 
     def kind_of_hold(self, row: int) -> tuple[Kind, str]:
         """Say what can be done about a hold, and name its operation."""
         holds = self.analysis.holds
         operation = operation_name(holds.operations, int(holds["op"][row]))
-        if int(holds["op"][row]) < 0:
-            return self._outside(row), operation
+        if int(holds["call"][row]) == NO_CALL:
+            return self._outside(row, operation), operation
         length = int(holds["length"][row])
         kind = kind_of(operation, int(holds["detail"][row]), length)
         return self._reason(row, kind, length) or kind, operation
 
-    def _outside(self, row: int) -> Kind:
-        """Tell a reader from outside from a task of the process itself."""
+    def _outside(self, row: int, operation: str) -> Kind:
+        """Tell who reads the process's /proc from a task of its own that is in another call."""
         holds, events = self.analysis.holds, self.analysis.events
-        owner, task = (
-            events.mms.get(int(holds["mm"][row])),
-            events.tasks.get(int(holds["tid"][row])),
-        )
-        if task is not None and task.pid == owner:
-            return kind_of("", 0, 0)
+        mm, tid = int(holds["mm"][row]), int(holds["tid"][row])
+        owner, task = events.mms.get(mm), events.tasks.get(tid)
+        own = task is not None and task.pid == owner
+        if own and not operation.startswith(_LOOKS):
+            return kind_of("" if operation == NO_OPERATION else operation, 0, 0)
         return reader((task.process or task.comm) if task else "")
 
     def _reason(self, row: int, kind: Kind, length: int) -> Kind | None:
@@ -172,7 +176,7 @@ def _advice(key: tuple[int, str, str], site: _Site, costs: Costs, recognise: Rec
     seen = site.worst_share_ns > 0
     name = f"{site.process} (pid {site.pid})" if site.process else f"pid {site.pid}"
     return Advice(
-        what=f"{key[2]} by {name}" if site.kind.means is not Means.READER else f"reader {name}",
+        what=f"{key[2]} by {name}",
         kind=site.kind,
         length=site.length,
         now_ns=site.worst_share_ns or site.longest_ns,

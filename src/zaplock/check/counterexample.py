@@ -14,7 +14,7 @@ from pathlib import Path
 
 from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.schedule import Line, ScheduleRun, Taken
+from zaplock.engines.checking.schedule import Line, RunPlace, ScheduleRun, Taken
 from zaplock.errors import UserError
 from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
@@ -57,7 +57,10 @@ class StepRow:
 
 @dataclass(frozen=True)
 class Story:
-    """A finished run, told. `state` describes the machine where it ended, line by line."""
+    """A finished run, told. `state` describes the machine where it ended, line by line.
+
+    cycle: so many rows at the end repeat for ever.
+    """
 
     tasks: tuple[str, ...]
     does: tuple[str, ...]
@@ -66,6 +69,7 @@ class Story:
     rule: str
     message: str
     state: tuple[str, ...]
+    cycle: int = 0
 
 
 def tell(
@@ -73,19 +77,28 @@ def tell(
     schedule: Sequence[int],
     does: Sequence[str] = (),
     groups: Sequence[int] = (),
+    cycle: int = 0,
 ) -> Story:
-    """Run a schedule and tell it row by row; raises UserError where it doesn't fit."""
+    """Run a schedule and tell it row by row; raises UserError where it doesn't fit.
+
+    cycle: so many steps at its end repeat for ever.
+    """
     run = ScheduleRun(system)
     tasks = tuple(str(program.task) for program in system.programs)
     rows: list[StepRow] = []
     numbers = [n for n, size in enumerate(groups or [1] * len(schedule), 1) for _ in range(size)]
-    for number, index in zip(numbers, schedule):
+    begin: RunPlace | None = None
+    for at, (number, index) in enumerate(zip(numbers, schedule)):
+        if cycle and at == len(schedule) - cycle:
+            begin = run.place()
         taken = run.take(index)
         if taken is None:
             raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number}")
         joins = bool(rows) and rows[-1].number == number
         rows.append(_row(number, joins, taken, run, tasks))
-    if run.violation is None and not run.can_move():
+    if cycle:
+        run.judge_cycle(begin, cycle)
+    elif run.violation is None and not run.can_move():
         run.finish()
     run.close()
     violation = run.violation
@@ -97,6 +110,7 @@ def tell(
         violation.invariant.value if violation else "",
         readable(violation.message) if violation else "",
         tuple(describe_state(run.machine)),
+        cycle,
     )
 
 

@@ -268,6 +268,10 @@ def _queued_writer(m: Machine) -> bool:
     return sem is not None and any(write for _, write in sem.queue)
 
 
+def _two_copies(m: Machine) -> bool:
+    return sum(end - start for start, (end, f) in m.frames.data.items() if f.kind == "anon") > 1
+
+
 SOMETIMES: dict[str, Callable[[Machine], bool]] = {
     "downgraded": _downgraded,
     "two readers": _two_readers,
@@ -275,4 +279,5 @@ SOMETIMES: dict[str, Callable[[Machine], bool]] = {
     "a range is torn down": _tearing_down,
     "two gathers": _two_gathers,
     "a queued writer": _queued_writer,
+    "two copies of a page": _two_copies,
 }

@@ -20,9 +20,13 @@ from zaplock.check.verdicts import (
     BROKEN,
     NOT_EXHAUSTED,
     PROVED,
+    Queue,
     closed_system,
+    combined,
     find_design,
     find_scenario,
+    rules_of,
+    with_liveness,
 )
 from zaplock.designs import SHIPPED, Design, load
 from zaplock.designs.observed import observe, rules_read
@@ -63,7 +67,7 @@ def all_scenarios() -> list[str]:
 
 
 def check_row(
-    scenario: str, designs: Sequence[str], fair: bool = False, limits: SearchLimits = QUICK
+    scenario: str, designs: Sequence[str], queue: Queue = "both", limits: SearchLimits = QUICK
 ) -> list[Cell]:
     """Check one scenario under each of some designs, meeting every violation that there is.
 
@@ -79,7 +83,7 @@ def check_row(
         if cell is not None:
             cell = replace(cell, shared=True)
         else:
-            rules, cell = _checked(found, design, fair, limits)
+            rules, cell = _checked(found, design, queue, limits)
             if cell.verdict != NOT_EXHAUSTED and not isinstance(design, Mutant):
                 seen.append((rules, cell))
         bug, promise = expected(scenario, design), promise_of(scenario)
@@ -96,16 +100,20 @@ def _agrees(design: Design, rules: dict[str, Any]) -> bool:
 
 
 def _checked(
-    scenario: Scenario, design: Design, fair: bool, limits: SearchLimits
+    scenario: Scenario, design: Design, queue: Queue, limits: SearchLimits
 ) -> tuple[dict[str, Any], Cell]:
     """Check a scenario; return the rules that it asked for, with their values, and the verdict."""
     observed = design if isinstance(design, Mutant) else observe(design)
-    verdict = explore(closed_system(scenario, observed, fair), limits, all_violations=True)
-    broken = tuple(dict.fromkeys(one.invariant.name for one in verdict.violations))
-    why = verdict.limit or "; ".join(verdict.never)
+    verdicts = []
+    for fair in rules_of(scenario, queue):
+        system = closed_system(scenario, observed, fair)
+        verdict = explore(system, limits, all_violations=True)
+        verdicts.append((fair, with_liveness(system, verdict, limits)[0]))
+    found = combined(scenario, design, verdicts)
     cell = Cell(
-        scenario.name, design.name, verdict.answer, verdict.states, verdict.seconds, broken, why
-    )
+        scenario.name, design.name, found.verdict, found.states, found.seconds, found.invariants,
+        found.why,
+    )  # fmt: skip
     return {rule: getattr(design, rule) for rule in rules_read(observed)}, cell
 
 
@@ -115,11 +123,11 @@ def matrix(
     designs: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
     *,
-    fair: bool = False,
+    queue: Queue = "both",
     limits: SearchLimits = QUICK,
 ) -> list[Cell]:
     """Check everything, or what is named; in order of scenarios and designs."""
-    row = partial(check_row, designs=tuple(designs) or tuple(SHIPPED), fair=fair, limits=limits)
+    row = partial(check_row, designs=tuple(designs) or tuple(SHIPPED), queue=queue, limits=limits)
     scenarios = list(scenarios) or all_scenarios()
     rows: dict[str, list[Cell]] = {}
     for done, (scenario, cells) in enumerate(_rows(executor, scenarios, row), 1):

@@ -163,6 +163,13 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
         ) from None
 
 
+def expected_results(text: str) -> list[tuple[str, int]]:
+    """List the results that are right for an operation, as they are written and as numbers."""
+    operation = parse_operation(text)
+    words = text.partition("->")[2].replace("|", " ").split()
+    return list(zip(words, operation.expected))
+
+
 def read_scenario(path: Path) -> Scenario:
     """Read a scenario from a TOML file; its name is the file's unless it says another."""
     try:

@@ -5,41 +5,65 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
 from zaplock.check.pairs import SIDES, pair, pair_names
-from zaplock.check.scenarios import Scenario, read_scenario, shipped_scenarios
+from zaplock.check.scenarios import (
+    Scenario,
+    expected_results,
+    read_scenario,
+    shipped_scenarios,
+)
 from zaplock.designs import load
+from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.easiest import easiest_counterexample
-from zaplock.engines.checking.exhaustive import SearchLimits, SearchProgress, explore
+from zaplock.engines.checking.exhaustive import (
+    SearchLimits,
+    SearchProgress,
+    Verdict,
+    answer_of,
+    explore,
+)
+from zaplock.engines.checking.liveness import Lasso, find_livelock
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
-from zaplock.engines.checking.schedule import spell, unspell
-from zaplock.engines.checking.transitions import TransitionTable
-from zaplock.errors import UserError
+from zaplock.engines.checking.schedule import replay, spell, unspell
+from zaplock.errors import ProtocolError, UserError
 from zaplock.model.violations import Invariant, Violation
 from zaplock.protocols.design import Design
 
 PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "vacuous"
-EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3}
+FAILED = "failed"
+EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3, FAILED: 4}
+
+Queue = Literal["both", "any", "fair"]
+"""Who may be next to a lock: any waiter, whom the fair queue of the design's kernel lets in, or
+both rules, one after the other: each shows what the other hides."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """What a check found out.
 
-    violations: one of each that was met, where all were asked for, else the first. schedule: the
-    easiest that shows `violation`; groups: how many steps each of its transitions is of. states:
-    distinct ones visited (runs, for the sampler). reference: how the design is asked for, where
-    that is not its name.
+    violations: one of each that was met, where all were asked for, else the first. states: distinct
+    ones visited, of both queue rules (runs, for the sampler). queues: the rules that were searched.
+    schedule: the easiest that shows `violation`, None where none was found within the limits;
+    groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
+    for ever; fair: in which queue. reference: how the design is asked for, where that is not its
+    name. unmet: expectations of the scenario that no interleaving met. never_run: lines of the
+    user's code that none ran. audit: what was done again.
     """
 
     scenario: str
@@ -49,20 +73,25 @@ class CheckResult:
     seconds: float
     violation: Violation | None = None
     violations: tuple[Violation, ...] = ()
-    schedule: tuple[int, ...] = ()
+    schedule: tuple[int, ...] | None = None
     groups: tuple[int, ...] = ()
+    cycle: int = 0
     preemptions: int = 0
     fair: bool = False
     why: str = ""
     reference: str = ""
+    queues: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
+    never_run: tuple[str, ...] = ()
+    audit: Audit = field(default_factory=Audit)
 
     @property
     def token(self) -> str:
         """Name this counterexample for `zaplock check --replay`."""
-        if self.violation is None:
+        if self.schedule is None:
             return ""
         rule = "~fair" if self.fair else ""
-        schedule = spell(self.schedule, self.groups)
+        schedule = spell(self.schedule, self.groups, self.cycle)
         return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
     @property
@@ -104,34 +133,143 @@ def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Con
     return configuration(scenario, design)
 
 
+def rules_of(scenario: Scenario, queue: Queue) -> tuple[bool, ...]:
+    """Return which queue rules a check searches: fair or not, in order."""
+    if scenario.fair or queue == "fair":
+        return (True,)
+    return (False,) if queue == "any" else (False, True)
+
+
 def check(
     scenario: Scenario,
     design: Design,
     limits: SearchLimits = SearchLimits(),
     *,
-    fair: bool = False,
+    queue: Queue = "both",
     all_violations: bool = False,
     jobs: int = 1,
     exact: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
 ) -> CheckResult:
-    """Explore every interleaving; where one breaks a rule, find the easiest that does."""
-    system = closed_system(scenario, design, fair)
-    fair = fair or scenario.fair
-    if exact:
-        verdict = explore_plainly(system, limits, exact=True)
-    elif jobs > 1:
-        verdict = explore_split(
-            system, jobs, limits, all_violations=all_violations, progress=progress
+    """Explore every interleaving; where one breaks a rule, find the easiest that does.
+
+    Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
+    the search for the easiest counterexample included.
+    """
+    deadline = time.monotonic() + limits.seconds
+    verdicts: list[tuple[bool, Verdict]] = []
+    for fair in rules_of(scenario, queue):
+        system = closed_system(scenario, design, fair)
+        left = what_is_left(limits, verdicts, deadline)
+        if exact:
+            verdict = explore_plainly(system, left, exact=True)
+        elif jobs > 1:
+            verdict = explore_split(
+                system, jobs, left, all_violations=all_violations, progress=progress
+            )
+        else:
+            verdict = explore(system, left, all_violations=all_violations, progress=progress)
+        verdict, lasso = with_liveness(system, verdict, left)
+        verdicts.append((fair, verdict))
+        if lasso is not None and not all_violations:
+            return told_as_lasso(combined(scenario, design, verdicts), system, lasso)
+        if verdict.violations and not all_violations:
+            break
+    found = combined(scenario, design, verdicts)
+    if not found.violations:
+        return found
+    system = closed_system(scenario, design, found.fair)
+    return explain(found, system, what_is_left(limits, (), deadline))
+
+
+def with_liveness(
+    system: Configuration, verdict: Verdict, limits: SearchLimits
+) -> tuple[Verdict, Lasso | None]:
+    """Look for a run that never ends, where tasks go round loops and nothing worse was met."""
+    if not verdict.loops or verdict.violations or verdict.limit:
+        return verdict, None
+    try:
+        lasso = find_livelock(system, limits)
+    except TimeoutError as error:
+        return replace(verdict, answer="not-exhausted", limit=f"{error} (livelocks)"), None
+    if lasso is None:
+        return verdict, None
+    return replace(verdict, answer="broken", violations=(lasso.violation,)), lasso
+
+
+def told_as_lasso(found: CheckResult, system: Configuration, lasso: Lasso) -> CheckResult:
+    """Add the schedule that goes into a cycle and round it; it is run to see that it does."""
+    run = replay(system, lasso.schedule, lasso.cycle)
+    if str(run.violation) != str(lasso.violation):
+        raise ProtocolError(
+            f"the cycle {spell(lasso.schedule)} of {found.scenario} does not come back to where it "
+            "began when it is run alone: something that is no cell has a say in it"
         )
-    else:
-        verdict = explore(system, limits, all_violations=all_violations, progress=progress)
-    why = verdict.limit or "; ".join(f"never: {name}" for name in verdict.never)
-    found = CheckResult(
-        scenario.name, design.name, verdict.answer, verdict.states, verdict.seconds,
-        violations=verdict.violations, fair=fair, why=why,
+    return replace(found, schedule=lasso.schedule, cycle=lasso.cycle)
+
+
+def what_is_left(
+    limits: SearchLimits, verdicts: Sequence[tuple[bool, Verdict]], deadline: float
+) -> SearchLimits:
+    """Return the limits less what was used of them."""
+    used = sum(verdict.states for _, verdict in verdicts)
+    seconds = max(0.0, deadline - time.monotonic())
+    return replace(limits, states=max(0, limits.states - used), seconds=seconds)
+
+
+def combined(
+    scenario: Scenario, design: Design, verdicts: Sequence[tuple[bool, Verdict]]
+) -> CheckResult:
+    """Sum up the searches of the queue rules: the worst counts, and what neither has shown."""
+    worst: str = min((verdict.answer for _, verdict in verdicts), key=WORST.index)
+    broken = [one for one in verdicts if one[1].violations]
+    fair = broken[0][0] if broken else verdicts[0][0]
+    never = [set(verdict.never) for _, verdict in verdicts]
+    missing = sorted(set.intersection(*never)) if all(never) else []
+    if worst == VACUOUS and not missing:
+        worst = PROVED
+    limit = next((verdict.limit for _, verdict in verdicts if verdict.limit), "")
+    violations = {
+        (one.invariant, one.message): one for _, verdict in verdicts for one in verdict.violations
+    }
+    return CheckResult(
+        scenario.name, design.name, worst,
+        sum(verdict.states for _, verdict in verdicts),
+        sum(verdict.seconds for _, verdict in verdicts),
+        violation=broken[0][1].violations[0] if broken else None,
+        violations=tuple(violations.values()), fair=fair,
+        why=limit or "; ".join(f"never: {name}" for name in missing),
+        queues=tuple("fair" if fair else "any" for fair, _ in verdicts),
+        unmet=tuple(unmet_expectations(scenario, [verdict for _, verdict in verdicts])),
+        never_run=lines_never_run([verdict for _, verdict in verdicts]),
+        audit=reduce(add, (verdict.audit for _, verdict in verdicts)),
     )  # fmt: skip
-    return explain(found, system, limits) if verdict.answer == BROKEN else found
+
+
+WORST: Final = (BROKEN, FAILED, NOT_EXHAUSTED, VACUOUS, PROVED)
+
+
+def unmet_expectations(scenario: Scenario, verdicts: Sequence[Verdict]) -> list[str]:
+    """Name the results that a scenario expects and no interleaving has shown."""
+    if any(verdict.answer != PROVED for verdict in verdicts):
+        return []
+    unmet = []
+    for number, spec in enumerate(scenario.task):
+        seen = [results for verdict in verdicts for results in verdict.results[number]]
+        for at, text in enumerate(spec.do):
+            for word, value in expected_results(text):
+                if not any(results[at] == value for results in seen):
+                    name = spec.name or f"task {number + 1}"
+                    unmet.append(f"{name}: {text.partition('->')[0].strip()} -> {word}")
+    return unmet
+
+
+def lines_never_run(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    """Name the lines of a user's code that no search ran, where all of them were whole."""
+    if any(verdict.answer not in (PROVED, VACUOUS) for verdict in verdicts):
+        return ()
+    never = [set(verdict.audit.never_run) for verdict in verdicts]
+    return tuple(sorted(set.intersection(*never))) if never else ()
 
 
 def explain(
@@ -140,14 +278,24 @@ def explain(
     limits: SearchLimits,
     invariant: Invariant | None = None,
 ) -> CheckResult:
-    """Add the easiest counterexample, of one invariant if asked for."""
-    table = TransitionTable(system)
+    """Add the easiest counterexample, of one invariant if asked for, within the limits.
+
+    The verdict stands whatever becomes of this search. A schedule is run once more, in an engine
+    that shares nothing with the search; raises ProtocolError where it then shows something else.
+    """
     try:
-        easiest = easiest_counterexample(system, limits, invariant=invariant, table=table)
-    finally:
-        table.close()
+        easiest = easiest_counterexample(system, limits, invariant=invariant)
+    except (MemoryError, OverflowError):
+        easiest = None
     if easiest is None:
         return found
+    run = replay(system, easiest.schedule)
+    if str(run.violation) != str(easiest.violation):
+        raise ProtocolError(
+            f"the schedule {spell(easiest.schedule)} of {found.scenario} has shown "
+            f"{easiest.violation} in the search and shows {run.violation or 'nothing'} when it is "
+            "run alone: something that is no cell has a say in it"
+        )
     return replace(
         found,
         violation=easiest.violation,
@@ -173,15 +321,22 @@ def sample_check(
     system = closed_system(scenario, design, fair)
     drawn = sample(system, runs, seed=seed, depth=depth, limits=limits, progress=progress)
     broken = drawn.violation is not None
+    if drawn.violation is not None and str(replay(system, drawn.schedule).violation) != str(
+        drawn.violation
+    ):
+        raise ProtocolError(
+            f"a random run of {scenario.name} has shown {drawn.violation} and does not show it "
+            "again: something that is no cell has a say in it"
+        )
     return CheckResult(
         scenario.name,
         design.name,
-        BROKEN if broken else NOT_EXHAUSTED,
+        answer_of([drawn.violation]) if drawn.violation is not None else NOT_EXHAUSTED,
         drawn.runs,
         drawn.seconds,
         violation=drawn.violation,
         violations=(drawn.violation,) if drawn.violation is not None else (),
-        schedule=drawn.schedule,
+        schedule=drawn.schedule if broken else None,
         fair=fair or scenario.fair,
         why="" if broken else f"{drawn.runs} random runs",
     )
@@ -196,6 +351,7 @@ class Token:
     fair: bool
     schedule: tuple[int, ...]
     groups: tuple[int, ...]
+    cycle: int
 
     def system(self) -> Configuration:
         """Make the closed system that the schedule belongs to."""

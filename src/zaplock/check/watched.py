@@ -11,6 +11,7 @@ returns.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from zaplock.check.mutations import Rule, Steps, is_lock
@@ -41,7 +42,7 @@ class BoundedHold(Rule):
             if step.name in BY_PAGES:
                 yield by_pages(step.name)
             elif isinstance(step, WaitStep):
-                yield over_at_once(step)
+                yield over_at_once(step.ready, str(step.channel[0]), step.args)
             elif isinstance(step, LockStep) and step.action == "down":
                 yield free_at_once(step.lock, step.write)
         result = yield step
@@ -63,12 +64,13 @@ def by_pages(_m: Machine, task: Task, name: str) -> None:
 
 
 @step
-def over_at_once(m: Machine, task: Task, wait: WaitStep[Any]) -> None:
+def over_at_once(
+    m: Machine, task: Task, ready: Callable[..., bool], awaited: str, args: tuple[Any, ...]
+) -> None:
     """Report a wait that is not over yet."""
-    if not wait.ready(m, task, *wait.args):
+    if not ready(m, task, *args):
         raise Violation(
-            Invariant.BOUNDED_HOLD,
-            f"{task} waits for {wait.channel[0]} while it holds the mmap_lock",
+            Invariant.BOUNDED_HOLD, f"{task} waits for {awaited} while it holds the mmap_lock"
         )
 
 

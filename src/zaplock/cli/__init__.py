@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"zaplock {verb}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"zaplock {verb}: interrupted", file=sys.stderr)
         return 130

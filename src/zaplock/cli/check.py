@@ -2,9 +2,11 @@
 
 SCENARIO is one that zaplock ships (--list), a pair of operations such as munmap+fault, or a .toml
 file. Every interleaving of its tasks is explored, with the design's own protocols and locks, and
-every rule is watched in every state. Memory is sequentially consistent.
+every rule is watched in every state, once with any waiter next to a lock and once with the fair
+queue of the design's kernel. Memory is sequentially consistent.
 
-Exit code: 0 proved, 1 broken, 3 not exhausted or vacuous, 2 bad input.
+Exit code: 0 proved, 1 broken, 3 not exhausted or vacuous, 2 bad input, 4 the code of a design or
+operation fails, or keeps state where no checker can see it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="with --all: under every Linux release that differs from the one "
                         "before it, backports included")  # fmt: skip
     parser.add_argument("--mutations", action="store_true", help="try every mutant of every design")
-    parser.add_argument("--fair", action="store_true", help="queue as the design's kernel does")
+    parser.add_argument("--queue", choices=("both", "any", "fair"), default="both",
+                        help="who may be next to a lock: any waiter, whom the fair queue of the "
+                        "design's kernel lets in, or both rules (default)")  # fmt: skip
     parser.add_argument(
         "--replay", metavar="TOKEN", help="run a counterexample again, step by step"
     )
@@ -135,7 +139,7 @@ def _check(args: argparse.Namespace) -> int:
         replace(_one(args, scenario, design), reference=name)
         for name, design in zip(names, designs)
     ]
-    stories = [_story(args, scenario, design, one) for design, one in zip(designs, found)]
+    stories = [_story(scenario, design, one) for design, one in zip(designs, found)]
     _write_html(args, found, stories)
     if args.json:
         objects = [_as_json(one, story) for one, story in zip(found, stories)]
@@ -144,11 +148,8 @@ def _check(args: argparse.Namespace) -> int:
         _print_verdicts(scenario, found, stories)
     token = next((one.token for one in found if one.token), "")
     _next(args, f"zaplock check --replay '{token}'" if token else "zaplock check --all")
-    return (
-        max(EXIT_CODES[one.verdict] for one in found)
-        if not any(one.verdict == "broken" for one in found)
-        else 1
-    )
+    verdicts = {one.verdict for one in found}
+    return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
 
 
 def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckResult:
@@ -160,11 +161,12 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
     with counter(f"{scenario.name} under {design.name}") as show:
         if args.sample is not None:
             return sample_check(
-                scenario, design, args.sample, seed=args.seed, depth=args.pct, fair=args.fair,
+                scenario, design, args.sample, seed=args.seed, depth=args.pct,
+                fair=args.queue == "fair",
                 limits=limits, progress=lambda runs, s: show(f"{runs} runs, {s:.0f} s"),
             )  # fmt: skip
         return check(
-            scenario, design, limits, fair=args.fair, jobs=args.jobs, exact=args.exact,
+            scenario, design, limits, queue=args.queue, jobs=args.jobs, exact=args.exact,
             progress=lambda p: show(
                 f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
                 f"frontier {p.frontier}, depth {p.depth}"
@@ -172,17 +174,15 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
         )  # fmt: skip
 
 
-def _story(
-    args: argparse.Namespace, scenario: Scenario, design: Design, found: CheckResult
-) -> Story | None:
+def _story(scenario: Scenario, design: Design, found: CheckResult) -> Story | None:
     from zaplock.check.counterexample import tell
     from zaplock.check.verdicts import closed_system
 
-    if found.violation is None:
+    if found.schedule is None:
         return None
-    system = closed_system(scenario, design, args.fair)
+    system = closed_system(scenario, design, found.fair)
     does = ["; ".join(spec.do) for spec in scenario.task]
-    return tell(system, found.schedule, does, found.groups)
+    return tell(system, found.schedule, does, found.groups, found.cycle)
 
 
 def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
@@ -194,6 +194,17 @@ def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
         "verdict": found.verdict,
         "invariant": found.violation.invariant.name if found.violation else None,
         "message": found.violation.message if found.violation else None,
+        "invariants": list(found.invariants),
+        "queues": list(found.queues),
+        "queue": "fair" if found.fair else "any",
+        "unmet": list(found.unmet),
+        "never_run": list(found.never_run),
+        "audit": {
+            "positions": found.audit.positions,
+            "steps": found.audit.steps,
+            "seconds": round(found.audit.seconds, 6),
+            "whole": found.audit.whole,
+        },
         "states": found.states,
         "seconds": round(found.seconds, 6),
         "why": found.why,
@@ -210,18 +221,58 @@ def _print_verdicts(
 
     print(f"{scenario.name}: {scenario.summary}\n")
     for one in found:
-        rule = one.violation.invariant.name if one.violation else one.why
         print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
-              f"{one.seconds:>8.3f} s  {rule}")  # fmt: skip
-    broken = [(one, story) for one, story in zip(found, stories) if story is not None]
-    if broken:
-        one, story = broken[0]
-        length = len(one.groups or one.schedule)
+              f"{one.seconds:>8.3f} s  {_what(one)}")  # fmt: skip
+    for line in _notes(found):
+        print(line)
+    told: dict[tuple[Any, ...], str] = {}
+    for one, story in zip(found, stories):
+        if story is None:
+            continue
+        key = (story.rows, story.message)
+        if key in told:
+            print(f"\n{one.design} breaks in the same way as {told[key]}\n\ntoken: {one.token}")
+            continue
+        told[key] = one.design
+        length = len(one.groups or one.schedule or ())
         title = (
             f"the easiest counterexample under {one.design}: {length} steps, "
             f"{one.preemptions} preemptions"
         )
         print(f"\n{text(story, title)}\n\ntoken: {one.token}")
+
+
+def _what(one: CheckResult) -> str:
+    """Name the rules that were broken and in which queue, or why there is no verdict."""
+    if one.violation is None:
+        return one.why
+    queue = "" if one.fair not in (True,) or "any" not in one.queues else " (fair queue)"
+    unexplained = "" if one.schedule is not None else f": {one.violation.message}"
+    return ", ".join(one.invariants) + queue + unexplained
+
+
+def _notes(found: list[CheckResult]) -> list[str]:
+    """Tell what "proved" leaves open, and what the audits were."""
+    lines = []
+    for title, field in (
+        ("expected, and never seen", "unmet"),
+        ("lines that no interleaving ran", "never_run"),
+    ):
+        by_what: dict[tuple[str, ...], list[str]] = {}
+        for one in found:
+            if getattr(one, field):
+                by_what.setdefault(getattr(one, field), []).append(one.design)
+        for what, designs in by_what.items():
+            lines.append(f"  {title} under {', '.join(designs)}: {'; '.join(what)}")
+    audit = sum((one.audit for one in found[1:]), start=found[0].audit)
+    if audit.positions or audit.steps:
+        seconds = sum(one.seconds for one in found)
+        share = 100 * audit.seconds / max(seconds, 1e-9)
+        lines.append(
+            f"  audited: {audit.positions} positions and {audit.steps} steps again, "
+            f"{'all' if audit.whole else 'a sample'}, {share:.0f} % of the time"
+        )
+    return ["", *lines] if lines else []
 
 
 def _write_html(
@@ -256,7 +307,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     token = read_token(args.replay)
     does = ["; ".join(spec.do) for spec in token.scenario.task]
-    story = tell(token.system(), token.schedule, does, token.groups)
+    story = tell(token.system(), token.schedule, does, token.groups, token.cycle)
     title = f"{token.scenario.name} under {token.design.name}, replayed"
     if args.html:
         from zaplock.views.counterexample_html import page
@@ -311,7 +362,7 @@ def _matrix(args: argparse.Namespace) -> int:
     limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter("check --all") as show, _executor(args.jobs) as executor:
         cells = matrix(
-            executor, designs=designs, fair=args.fair, limits=limits,
+            executor, designs=designs, queue=args.queue, limits=limits,
             progress=lambda done, total: show(f"{done} of {total} scenarios"),
         )  # fmt: skip
     if args.json:

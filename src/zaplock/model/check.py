@@ -34,7 +34,7 @@ def check(m: Machine) -> None:
 
     Also the store itself, which is slower: for tests.
     """
-    for container in m.store.containers.values():
+    for container in m.store.containers():
         if isinstance(container, OrderedCells):
             container.check()
     check_books(m)
@@ -141,8 +141,10 @@ class _Parts(Mm):
 
     __slots__ = ("counted",)
 
+    counted: Tally[Counter]
+
     def __init__(self) -> None:
-        self.counted: Tally[Counter] = Tally()
+        object.__setattr__(self, "counted", Tally())
 
     def add(self, counter: Counter, amount: int) -> None:
         self.counted[counter] += amount

@@ -14,7 +14,7 @@ from zaplock.model.frames import Frame
 from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
 from zaplock.model.step import Task
-from zaplock.model.store import Cells, OrderedCells, RangeMap, Store
+from zaplock.model.store import Cells, OnDemand, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
 from zaplock.model.vma import FreedVma, Vma
 
@@ -55,6 +55,7 @@ class Machine:
         self.gather_pages = gather_pages
         self.remote_cpus = remote_cpus
         self.costs: Mapping[str, float] | None = None
+        self.tells_wakes = False
         self.spent_ns = 0.0
         self.woken: list[tuple[Any, ...]] = []
 
@@ -78,66 +79,59 @@ class Machine:
         # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
         self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 
-        self.mms: dict[int, Mm] = {}
-        self._caches: dict[int, RangeMap[int]] = {}
-        self._i_mmaps: dict[int, Cells[int, bool]] = {}
-        self._tlbs: dict[int, RangeMap[Translation]] = {}
-        self._walks: dict[int, RangeMap[tuple[int, int]]] = {}
+        # Containers that come with files, address spaces and CPUs.
+        self.mms: OnDemand[int, Mm] = OnDemand(
+            self.store, "mm", lambda mm: Mm(self.store, mm, self.limits, self.levels), Mm.is_empty
+        )
+        self._caches: OnDemand[int, RangeMap[int]] = self._on_demand("cache", RangeMap)
+        self._i_mmaps: OnDemand[int, OrderedCells[bool]] = self._on_demand("i_mmap", OrderedCells)
+        self._tlbs: OnDemand[int, RangeMap[Translation]] = self._on_demand("tlb", RangeMap)
+        self._walks: OnDemand[int, RangeMap[tuple[int, int]]] = self._on_demand("walks", RangeMap)
+        self._named: OnDemand[str, Cells[Any, Any]] = OnDemand(
+            self.store, "cells", lambda name: Cells(self.store, name), lambda cells: not cells
+        )
 
     def cells(self, name: str) -> Cells[Any, Any]:
         """Return the cells of that name, made when they are first asked for.
 
         For models of something that isn't an address space; who makes them gives them their types.
         """
-        found = self.store.containers.get(name)
-        return Cells(self.store, name) if found is None else found
+        return self._named[name]
 
-    # Containers that come and go with files, address spaces and CPUs. An empty container is no
-    # state, so one that is made on a path which is later undone does no harm.
+    def _on_demand(self, family: str, kind: Any) -> OnDemand[int, Any]:
+        def make(key: int) -> Any:
+            return kind(self.store, f"{family}:{key}")
+
+        return OnDemand(self.store, family, make, lambda cells: not cells)
 
     def mm(self, mm: int) -> Mm:
         """Return the address space `mm`; one that nobody used yet is empty."""
-        space = self.mms.get(mm)
-        if space is None:
-            space = self.mms[mm] = Mm(self.store, mm, self.limits, self.levels)
-        return space
+        return self.mms[mm]
 
     def page_cache(self, file: int) -> RangeMap[int]:
         """Return the page cache of a file: page offset -> frame number less page offset."""
-        cache = self._caches.get(file)
-        if cache is None:
-            cache = self._caches[file] = RangeMap(self.store, f"cache:{file}")
-        return cache
+        return self._caches[file]
 
     def page_caches(self) -> list[RangeMap[int]]:
-        """List the page caches of all files."""
-        return list(self._caches.values())
+        """List the page caches that hold pages."""
+        return self._caches.values()
 
     def i_mmap(self, file: int) -> Cells[int, bool]:
         """Return the rmap of a file: the VMAs that map it."""
-        rmap = self._i_mmaps.get(file)
-        if rmap is None:
-            rmap = self._i_mmaps[file] = OrderedCells(self.store, f"i_mmap:{file}")
-        return rmap
+        return self._i_mmaps[file]
 
     def tlb(self, cpu: int) -> RangeMap[Translation]:
         """Return the translations that a CPU holds, by virtual page number."""
-        tlb = self._tlbs.get(cpu)
-        if tlb is None:
-            tlb = self._tlbs[cpu] = RangeMap(self.store, f"tlb:{cpu}")
-        return tlb
+        return self._tlbs[cpu]
 
     def walk_cache(self, cpu: int) -> RangeMap[tuple[int, int]]:
         """Return the page tables that a CPU remembers: table index -> (mm, generation)."""
-        walks = self._walks.get(cpu)
-        if walks is None:
-            walks = self._walks[cpu] = RangeMap(self.store, f"walks:{cpu}")
-        return walks
+        return self._walks[cpu]
 
     @property
     def cpus(self) -> list[int]:
-        """The CPUs that hold, or held, translations."""
-        return sorted(self._tlbs)
+        """The CPUs that hold translations, or remember page tables."""
+        return sorted({*self._tlbs, *self._walks})
 
     def next_serial(self, task: Task, kind: str, count: int = 1) -> int:
         """Number what a task makes, from 0, in a series of its own."""
@@ -175,8 +169,8 @@ class Machine:
             self.spent_ns += self.costs[unit] * count
 
     def wake(self, channel: tuple[Any, ...]) -> None:
-        """Tell the engine that waits on `channel` may be over."""
-        if self.costs is not None:
+        """Tell an engine that asks for it (`tells_wakes`) that waits on `channel` may be over."""
+        if self.tells_wakes:
             self.woken.append(channel)
 
     def has_fatal_signal(self, tid: int) -> bool:

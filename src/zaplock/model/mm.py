@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
@@ -18,7 +21,7 @@ class ResourceLimits(msgspec.Struct, frozen=True):
     """What bounds an address space. Bytes and addresses, except `max_map_count` (VMAs).
 
     `bottom_up`: mappings go up from `mmap_base` (the legacy layout) instead of down from it.
-    `legacy_base`: where the search upwards begins if there is no room below `mmap_base` (0: none).
+    `legacy_base`: where the search upwards begins where `mmap_base` leaves no room (0: none).
     """
 
     task_size: int = TASK_SIZE_4_LEVELS
@@ -111,20 +114,50 @@ class Mm:
         "tree",
     )
 
+    mm: int
+    limits: ResourceLimits
+    mmap_lock: Lock
+    tree: OrderedCells[int]
+    ptes: RangeMap[Pte]
+    tables: Mapping[int, RangeMap[int]]
+    counters: Cells[Counter, int]
+    cuts: Cells[int, Cut]
+    cut_ptes: RangeMap[Pte]
+    dying: OrderedCells[tuple[int, int]]
+    teardown: Cells[int, tuple[int, int]]
+
     def __init__(self, store: Store, mm: int, limits: ResourceLimits, levels: int) -> None:
-        self.mm = mm
-        self.limits = limits
-        self.mmap_lock: Lock = ("mmap_lock", mm)
-        self.tree: OrderedCells[int] = OrderedCells(store, f"tree:{mm}")
-        self.ptes: RangeMap[Pte] = RangeMap(store, f"ptes:{mm}")
-        self.tables: dict[int, RangeMap[int]] = {
+        keep = partial(object.__setattr__, self)
+        tables: dict[int, RangeMap[int]] = {
             level: RangeMap(store, f"tables{level}:{mm}") for level in range(1, levels)
         }
-        self.counters: Cells[Counter, int] = Cells(store, f"mm:{mm}")
-        self.cuts: Cells[int, Cut] = Cells(store, f"cuts:{mm}")
-        self.cut_ptes: RangeMap[Pte] = RangeMap(store, f"cut_ptes:{mm}")
-        self.dying: OrderedCells[tuple[int, int]] = OrderedCells(store, f"dying:{mm}")
-        self.teardown: Cells[int, tuple[int, int]] = Cells(store, f"teardown:{mm}")
+        keep("mm", mm)
+        keep("limits", limits)
+        keep("mmap_lock", ("mmap_lock", mm))
+        keep("tree", OrderedCells(store, f"tree:{mm}"))
+        keep("ptes", RangeMap(store, f"ptes:{mm}"))
+        keep("tables", MappingProxyType(tables))
+        keep("counters", Cells(store, f"mm:{mm}"))
+        keep("cuts", Cells(store, f"cuts:{mm}"))
+        keep("cut_ptes", RangeMap(store, f"cut_ptes:{mm}"))
+        keep("dying", OrderedCells(store, f"dying:{mm}"))
+        keep("teardown", Cells(store, f"teardown:{mm}"))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} = {value!r}: an mm has no state outside its cells")
+
+    def is_empty(self) -> bool:
+        """Return whether nothing was ever kept here, or nothing is left."""
+        return not (
+            self.counters
+            or self.tree
+            or self.ptes
+            or self.teardown
+            or self.cuts
+            or self.cut_ptes
+            or self.dying
+            or any(self.tables.values())
+        )
 
     def add(self, counter: Counter, amount: int) -> None:
         """Change a counter. Raises KeyError where there is none of that name."""
@@ -144,3 +177,8 @@ class Mm:
     def rss(self) -> int:
         """Pages resident: anonymous, file and shmem."""
         return self.count("rss_anon") + self.count("rss_file") + self.count("rss_shmem")
+
+
+def change_limits(space: Mm, limits: ResourceLimits) -> None:
+    """Give an address space other limits, between runs: limits are no state that steps change."""
+    object.__setattr__(space, "limits", limits)

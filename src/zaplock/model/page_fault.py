@@ -1,7 +1,9 @@
 """What a page fault puts into a page table, once its VMA has been found and checked.
 
 `fault_page` is the part of handle_mm_fault that runs under the page-table lock. It looks at the
-entry again, so two tasks that fault on one page agree.
+entry again, so two tasks that fault on one page agree. A page that has to be copied is copied
+outside that lock (wp_page_copy): `fault_page` then returns what to copy, with a reference on it,
+and `finish_copy` sets the new entry, if the old one is still there.
 
 Sources: mm/memory.c (do_anonymous_page, do_read_fault, do_cow_fault, do_shared_fault, do_wp_page,
 do_fault_around), mm/huge_memory.c, mm/hugetlb.c.
@@ -10,7 +12,7 @@ do_fault_around), mm/huge_memory.c, mm/hugetlb.c.
 from __future__ import annotations
 
 from signal import SIGBUS, SIGSEGV
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.files import cached_frame
 from zaplock.model.flags import (
@@ -44,8 +46,15 @@ USERFAULT = 1
 """Result of a fault that a userfaultfd monitor has to answer."""
 
 
-def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
-    """Make `address` accessible; return 0, -SIGBUS, -SIGSEGV or USERFAULT."""
+class PageCopy(NamedTuple):
+    """A copy-on-write fault in the middle: the entry that it found, and whose frame it holds."""
+
+    pte: Pte
+    frame: int
+
+
+def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int | PageCopy:
+    """Make `address` accessible; return 0, -SIGBUS, -SIGSEGV, USERFAULT or what to copy first."""
     space = m.mm(vma.mm)
     vpn = address >> PAGE_SHIFT
     m.spend("fault_minor")
@@ -69,7 +78,9 @@ def ask_monitor(m: Machine, vma: Vma) -> int:
     return -SIGBUS if signals else USERFAULT
 
 
-def _present(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte, write: bool) -> int:
+def _present(
+    m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte, write: bool
+) -> int | PageCopy:
     if pte.kind == "guard":
         return -SIGSEGV
     if not write or pte.writable:
@@ -96,7 +107,7 @@ def _copy_zero(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte) 
     return 0
 
 
-def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
+def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
     if pte.kind == "thp":
         return _write_huge(m, task, space, vpn, pte)
     if pte.kind == "hugetlb":
@@ -106,11 +117,21 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     if pte.kind == "anon" and frame is not None and frame.maps == 1:
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True))
         return 0
-    tag = m.content.at(pfn) or 0
-    drop_mapping(m, task, space, vpn, pte)
+    change_frames(m, task, pfn, pfn + 1, refs=1)
+    return PageCopy(pte, pfn)
+
+
+def finish_copy(m: Machine, task: Task, vma: Vma, address: int, copy: PageCopy, tag: int) -> None:
+    """Put a page with the copied content in the place of the old one, and let go of that.
+
+    Where the entry has changed meanwhile, the fault is taken again and the copy was in vain.
+    """
+    space, vpn = m.mm(vma.mm), address >> PAGE_SHIFT
     m.spend("fault_cow")
-    _map_new(m, task, space, vpn, tag)
-    return 0
+    if space.ptes.at(vpn) == copy.pte:
+        drop_mapping(m, task, space, vpn, copy.pte)
+        _map_new(m, task, space, vpn, tag)
+    change_frames(m, task, copy.frame, copy.frame + 1, refs=-1)
 
 
 def drop_mapping(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> None:
@@ -122,7 +143,7 @@ def drop_mapping(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> None:
     change_frames(m, task, vpn + pte.delta, vpn + pte.delta + 1, refs=-1, maps=-1)
 
 
-def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
+def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
     low = vpn - vpn % PAGES_PER_PMD
     frame = m.frames.at(vpn + pte.delta)
     if frame is not None and frame.maps == 1:
@@ -317,6 +338,15 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None
                 install(m, task, space, at, at + 1, Pte(kind, delta - shift, writable))
 
 
+def fault_at_once(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
+    """Do a whole fault with nobody in between, copying included; return what `fault_page` does."""
+    result = fault_page(m, task, vma, address, write)
+    if isinstance(result, PageCopy):
+        finish_copy(m, task, vma, address, result, m.content.at(result.frame) or 0)
+        return 0
+    return result
+
+
 def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool) -> int:
     """Fault in virtual pages [first, last) of a VMA at once, as a loop of faults would.
 
@@ -337,7 +367,7 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
             vpn = end
             continue
         alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
-        result = fault_page(m, task, vma, vpn << PAGE_SHIFT, write)
+        result = fault_at_once(m, task, vma, vpn << PAGE_SHIFT, write)
         if result:
             return result
         run = space.ptes.run_at(vpn)

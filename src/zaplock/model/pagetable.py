@@ -114,7 +114,7 @@ def zap(
     gather: int,
     first: int,
     last: int,
-    spares: frozenset[str] = frozenset(),
+    spares: tuple[str, ...] = (),
 ) -> int:
     """Clear the entries of virtual pages [first, last) and gather their frames; return how many.
 

@@ -14,14 +14,15 @@ is checked) and real-time priorities.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from errno import EINTR
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from zaplock.model.step import Step, Task
+from zaplock.model.step import Step, Task, watching
 from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
@@ -231,49 +232,60 @@ def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool)
     return 0
 
 
-@cache
+def _kept(make: Callable[[Lock], LockStep]) -> Callable[[Lock], LockStep]:
+    """Make each lock's step once, except for whoever watches steps being made."""
+    kept = cache(make)
+
+    @wraps(make)
+    def step_of(lock: Lock) -> LockStep:
+        return kept(lock) if watching.watch is None else make(lock)
+
+    return step_of
+
+
+@_kept
 def down_read(lock: Lock) -> LockStep:
     """Wait for a shared hold, uninterruptibly."""
     return LockStep("down", lock, False)
 
 
-@cache
+@_kept
 def down_read_killable(lock: Lock) -> LockStep:
     """Wait for a shared hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, False, killable=True)
 
 
-@cache
+@_kept
 def down_write(lock: Lock) -> LockStep:
     """Wait for an exclusive hold, uninterruptibly."""
     return LockStep("down", lock, True)
 
 
-@cache
+@_kept
 def down_write_killable(lock: Lock) -> LockStep:
     """Wait for an exclusive hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, True, killable=True)
 
 
-@cache
+@_kept
 def down_read_trylock(lock: Lock) -> LockStep:
     """Take a shared hold if that needs no waiting; 1 if so."""
     return LockStep("try", lock, False)
 
 
-@cache
+@_kept
 def up_read(lock: Lock) -> LockStep:
     """End a shared hold."""
     return LockStep("up", lock, False)
 
 
-@cache
+@_kept
 def up_write(lock: Lock) -> LockStep:
     """End an exclusive hold."""
     return LockStep("up", lock, True)
 
 
-@cache
+@_kept
 def downgrade_write(lock: Lock) -> LockStep:
     """Turn an exclusive hold into a shared one without a gap."""
     return LockStep("downgrade", lock, True)

@@ -30,19 +30,59 @@ R_co = TypeVar("R_co", covariant=True)
 class Task:
     """Who takes a step: a thread with the address space it runs in and the CPU of its TLB.
 
-    Identity only, no state: what a task changes is in the machine.
+    Identity only, no state: what a task changes is in the machine, and nothing here can be changed.
     """
 
     __slots__ = ("cpu", "mm", "name", "tid")
 
+    is_constant = True
+
+    cpu: int
+    mm: int
+    name: str
+    tid: int
+
     def __init__(self, tid: int, mm: int, name: str = "", cpu: int | None = None) -> None:
-        self.tid = tid
-        self.mm = mm
-        self.name = name or f"task{tid}"
-        self.cpu = tid if cpu is None else cpu
+        keep = object.__setattr__
+        keep(self, "tid", tid)
+        keep(self, "mm", mm)
+        keep(self, "name", name or f"task{tid}")
+        keep(self, "cpu", tid if cpu is None else cpu)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} = {value!r}: a task has no state; keep it in a cell")
 
     def __repr__(self) -> str:
         return self.name
+
+
+class StepWatch:
+    """The steps that were made and not awaited yet: what a forgotten `await` leaves behind."""
+
+    __slots__ = ("pending",)
+
+    def __init__(self) -> None:
+        self.pending: dict[int, Step[Any]] = {}
+
+    def made(self, step: Step[Any]) -> None:
+        """Note a new step."""
+        self.pending[id(step)] = step
+
+    def awaited(self, step: Step[Any]) -> None:
+        """Note that a step was awaited."""
+        self.pending.pop(id(step), None)
+
+
+class _Watching:
+    """Who watches steps being made: the checker while it resumes a protocol, nobody else."""
+
+    __slots__ = ("watch",)
+
+    def __init__(self) -> None:
+        self.watch: StepWatch | None = None
+
+
+watching = _Watching()
 
 
 class Step(Generic[R_co]):
@@ -53,8 +93,12 @@ class Step(Generic[R_co]):
     def __init__(self, run: Callable[..., R_co], args: tuple[Any, ...] = ()) -> None:
         self.run = run
         self.args = args
+        if watching.watch is not None:
+            watching.watch.made(self)
 
     def __await__(self) -> Generator[Step[R_co], R_co, R_co]:
+        if watching.watch is not None:
+            watching.watch.awaited(self)
         return (yield self)
 
     @property

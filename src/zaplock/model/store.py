@@ -5,8 +5,12 @@ write. With journaling on, each write leaves its inverse and updates a 128-bit h
 state by that one cell, so that the exhaustive engine can step, look whether it has been here before
 and step back, at the price of what changed and not of what there is.
 
-Keys and values must be immutable and hashable, and their `repr` must determine them: the hash of a
-cell is taken from it, so that two processes agree on the hash of a state.
+Keys and values must be frozen (see `model.frozen`): while there is a journal, and in the checker,
+what could be changed in place is refused, and 1 is told from True. The hash of a cell is taken from
+the `repr` of its exact value, so that two processes agree on the hash of a state.
+
+Containers that come into being on the way (a file's, a CPU's) belong to an `OnDemand`, which makes
+no difference between one that is empty and one that was never asked for.
 
 `OrderedCells` are cells with integer keys that can be walked in order. They keep their keys in a
 plain list with `bisect`: the address spaces that are checked and compared hold a few to a few
@@ -16,9 +20,11 @@ hundred keys, and even at 65,530 VMAs an insertion only moves half a megabyte of
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, Generic, TypeVar
+
+from zaplock.model.frozen import exact, same
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -37,12 +43,12 @@ ABSENT: Final = _Absent()
 Mark = tuple[int, int]
 
 
-class _CellHashes(dict[tuple[str, Any, Any], int]):
-    """Remember the 128-bit hash of each (container, key, value) that was ever seen."""
+class _CellHashes(dict[tuple[str, Hashable, Hashable], int]):
+    """Remember the 128-bit hash of each (container, exact key and value) that was ever seen."""
 
     __slots__ = ()
 
-    def __missing__(self, cell: tuple[str, Any, Any]) -> int:
+    def __missing__(self, cell: tuple[str, Hashable, Hashable]) -> int:
         digest = blake2b(repr(cell).encode(), digest_size=16).digest()
         value = self[cell] = int.from_bytes(digest, "little")
         return value
@@ -54,13 +60,32 @@ _HASHES: Final = _CellHashes()
 class Store:
     """The journal and the hash over all containers of one model."""
 
-    __slots__ = ("containers", "hash", "hashes", "journal")
+    __slots__ = ("_containers", "families", "hash", "hashes", "journal", "making", "origins")
 
     def __init__(self) -> None:
-        self.containers: dict[str, Cells[Any, Any]] = {}
+        self._containers: dict[str, Cells[Any, Any]] = {}
+        self.families: dict[str, OnDemand[Any, Any]] = {}
+        self.origins: dict[str, tuple[str, Any]] = {}
+        self.making: tuple[str, Any] | None = None
         self.journal: list[tuple[Cells[Any, Any], Any, Any]] | None = None
         self.hash = 0
         self.hashes = True
+
+    @property
+    def made(self) -> int:
+        """How many containers there are."""
+        return len(self._containers)
+
+    def containers(self) -> list[Cells[Any, Any]]:
+        """List all containers in the order in which they were made."""
+        return list(self._containers.values())
+
+    def register(self, container: Cells[Any, Any]) -> None:
+        """Take a container in; called by containers only."""
+        assert container.name not in self._containers, f"two containers named {container.name}"
+        self._containers[container.name] = container
+        if self.making is not None:
+            self.origins[container.name] = self.making
 
     def start_journal(self, hashes: bool = True) -> None:
         """Keep inverses from now on, and the hash unless nobody asks for it."""
@@ -76,9 +101,9 @@ class Store:
     def recount(self) -> int:
         """Hash the whole state from nothing; equals `hash` while journaling."""
         value = 0
-        for container in self.containers.values():
+        for container in self.containers():
             for key, held in container.data.items():
-                value ^= _HASHES[(container.name, key, held)]
+                value ^= _HASHES[(container.name, exact(key), exact(held))]
         return value
 
     def mark(self) -> Mark:
@@ -101,25 +126,28 @@ class Store:
         touched = {(cells.name, key): cells for cells, key, _ in self.journal[mark[0] :]}
         return [(cells, key, cells.data.get(key, ABSENT)) for (_, key), cells in touched.items()]
 
-    def snapshot(self) -> frozenset[tuple[str, Any, Any]]:
+    def snapshot(self) -> frozenset[tuple[str, Hashable, Hashable]]:
         """Return the full state as a value, for the exact mode and for tests."""
         return frozenset(
-            (container.name, key, held)
-            for container in self.containers.values()
+            (container.name, exact(key), exact(held))
+            for container in self.containers()
             for key, held in container.data.items()
         )
 
     def note(self, container: Cells[Any, Any], key: Any, old: Any, new: Any) -> None:
         """Journal one write; called by containers only."""
         assert self.journal is not None
-        self.journal.append((container, key, old))
         if not self.hashes:
+            self.journal.append((container, key, old))
             return
-        name = container.name
+        name, exact_key = container.name, exact(key)
+        change = 0
         if old is not ABSENT:
-            self.hash ^= _HASHES[(name, key, old)]
+            change ^= _HASHES[(name, exact_key, exact(old))]
         if new is not ABSENT:
-            self.hash ^= _HASHES[(name, key, new)]
+            change ^= _HASHES[(name, exact_key, exact(new))]
+        self.journal.append((container, key, old))
+        self.hash ^= change
 
 
 class Cells(Generic[K, V]):
@@ -128,11 +156,18 @@ class Cells(Generic[K, V]):
     __slots__ = ("data", "name", "store")
 
     def __init__(self, store: Store, name: str) -> None:
-        assert name not in store.containers, f"two containers named {name}"
         self.store = store
         self.name = name
         self.data: dict[K, V] = {}
-        store.containers[name] = self
+        store.register(self)
+
+    def back_with(self, make: Callable[[dict[K, V]], dict[K, V]]) -> None:
+        """Keep the cells in what `make` makes of the dict that holds them now.
+
+        For engines: one that wants to see reads and writes, or has its own way to store them, puts
+        a dict of its own class here.
+        """
+        self.data = make(self.data)
 
     def __getitem__(self, key: K) -> V:
         return self.data[key]
@@ -153,7 +188,7 @@ class Cells(Generic[K, V]):
         """Write one cell."""
         if self.store.journal is not None:
             old = self.data.get(key, ABSENT)
-            if old is not ABSENT and old == value:
+            if old is not ABSENT and old == value and same(old, value):
                 return
             self.store.note(self, key, old, value)
         self.data[key] = value
@@ -180,6 +215,10 @@ class OrderedCells(Cells[int, V]):
     def __init__(self, store: Store, name: str) -> None:
         super().__init__(store, name)
         self.order: list[int] = []
+
+    def order_with(self, make: Callable[[list[int]], list[int]]) -> None:
+        """Keep the keys in what `make` makes of their list; see `back_with`."""
+        self.order = make(self.order)
 
     def put(self, key: int, value: V) -> None:
         if key not in self.data:
@@ -320,11 +359,11 @@ class RangeMap(OrderedCells[tuple[int, V]]):
         if i:
             start = order[i - 1]
             end, left = data[start]
-            if end == low and left == value:
+            if end == low and left == value and same(left, value):
                 low = start
         if i < len(order) and order[i] == high:
             end, right = data[high]
-            if right == value:
+            if right == value and same(right, value):
                 self.drop(high)
                 high = end
         self.put(low, (high, value))
@@ -341,3 +380,46 @@ class RangeMap(OrderedCells[tuple[int, V]]):
                 merged = previous[0] == start and previous[1] == value
                 assert not merged, f"{self.name}: two ranges at {start:#x} should be one"
             previous = end, value
+
+
+class OnDemand(Generic[K, V]):
+    """Things made of containers that are made when they are first asked for, by key.
+
+    One that holds nothing is as good as one that was never made: a walk passes over it, so nothing
+    can be told from who asked before.
+    """
+
+    __slots__ = ("_family", "_is_empty", "_made", "_make", "_store")
+
+    def __init__(
+        self, store: Store, family: str, make: Callable[[K], V], is_empty: Callable[[V], bool]
+    ) -> None:
+        self._store = store
+        self._family = family
+        self._make = make
+        self._is_empty = is_empty
+        self._made: dict[K, V] = {}
+        store.families[family] = self
+
+    def __getitem__(self, key: K) -> V:
+        found = self._made.get(key)
+        if found is None:
+            self._store.making = (self._family, key)
+            try:
+                found = self._made[key] = self._make(key)
+            finally:
+                self._store.making = None
+        return found
+
+    def items(self) -> list[tuple[K, V]]:
+        """List those that hold something, in order of their keys."""
+        made = self._made
+        # sorted() of what can't be compared would not do: all keys of a family are of one kind.
+        return [(key, made[key]) for key in sorted(made) if not self._is_empty(made[key])]  # type: ignore[type-var]
+
+    def values(self) -> list[V]:
+        """List the things that hold something, in order of their keys."""
+        return [thing for _, thing in self.items()]
+
+    def __iter__(self) -> Iterator[K]:
+        return iter([key for key, _ in self.items()])

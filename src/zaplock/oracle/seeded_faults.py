@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from zaplock.model import files, folios, page_fault, vma
 from zaplock.model import flags as f
+from zaplock.model.mm import change_limits
 from zaplock.model.step import StepKind
 from zaplock.oracle.campaign import Bench, slice_seed
 from zaplock.oracle.modelside import ModelSide
@@ -123,11 +124,11 @@ def _unlimited(limit: str) -> Change:
     def change(original: Any) -> Any:
         def fits(space: Any, flags: int, pages: int) -> Any:
             kept = space.limits
-            space.limits = vma.change(kept, **{limit: 1 << 63})
+            change_limits(space, vma.change(kept, **{limit: 1 << 63}))
             try:
                 return original(space, flags, pages)
             finally:
-                space.limits = kept
+                change_limits(space, kept)
 
         return fits
 

@@ -12,7 +12,7 @@ from zaplock.model import flags as f
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
-from zaplock.model.mm import Pte, ResourceLimits
+from zaplock.model.mm import Pte, ResourceLimits, change_limits
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
@@ -99,7 +99,8 @@ class World:
     def limit(self, **changed: int) -> None:
         """Change limits, as setrlimit does."""
         limits = msgspec.structs.replace(self.space.limits, **changed)
-        self.space.limits = self.machine.limits = limits
+        self.machine.limits = limits
+        change_limits(self.space, limits)
         self.cx = Cx(self.cx.design, self.task, limits=limits)
 
     def next_child(self) -> int:

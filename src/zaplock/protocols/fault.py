@@ -27,7 +27,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.page_fault import USERFAULT, fault_page, huge_range
+from zaplock.model.page_fault import USERFAULT, PageCopy, fault_page, finish_copy, huge_range
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.rwsem import (
     down_read,
@@ -179,7 +179,12 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
         await alloc_fault_tables(handle, address)
     if await needs_anon_vma(cx, handle, vma, address, write):
         await anon_vma_prepare(handle)
-    return await fault_entry(handle, address, write)
+    result = await fault_entry(handle, address, write)
+    if isinstance(result, int):
+        return result
+    tag = await copy_user_page(result.frame)
+    await install_copy(handle, address, result, tag)
+    return 0
 
 
 @step
@@ -216,13 +221,27 @@ def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
 
 
 @step
-def fault_entry(m: Machine, task: Task, handle: int, address: int, write: bool) -> int:
-    """Set the entry of a faulting address under the page-table lock."""
+def fault_entry(m: Machine, task: Task, handle: int, address: int, write: bool) -> int | PageCopy:
+    """Set the entry of a faulting address under the page-table lock, or say what to copy first."""
     vma = walked_vma(m, task, handle, address)
     if vma.flags & VM_HUGETLB:
         vpn = address >> PAGE_SHIFT
         alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
     return fault_page(m, task, vma, address, write)
+
+
+@step
+def copy_user_page(m: Machine, _task: Task, frame: int) -> int:
+    """Read a page that is held, to copy it: under no lock, others may still write to it."""
+    return m.content.at(frame) or 0
+
+
+@step
+def install_copy(
+    m: Machine, task: Task, handle: int, address: int, copy: PageCopy, tag: int
+) -> None:
+    """Set the entry of a copied page under the page-table lock."""
+    finish_copy(m, task, walked_vma(m, task, handle, address), address, copy, tag)
 
 
 @step

@@ -11,13 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zaplock.model.step import Task, step
-from zaplock.model.vma import overlapping
-from zaplock.protocols.teardown import (
-    Handles,
-    detach_vmas_to_be_unmapped,
-    remove_vma_list,
-    unmap_region,
-)
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -25,22 +18,23 @@ if TYPE_CHECKING:
 
 
 async def arch_unmap(cx: Cx, start: int, end: int) -> None:
-    """Let the architecture take down what belongs to a range; here: a companion mapping."""
-    low, high, handles = await companion(cx.mm, start, end)
-    if handles:
-        await detach_vmas_to_be_unmapped(handles)
-        await unmap_region(cx, handles, low, high, (low, high))
-        await remove_vma_list(cx, handles)
+    """Let the architecture take down what belongs to a range: a companion mapping, by do_munmap.
+
+    A whole unmap inside another one: it looks up its VMAs and their neighbours in the tree as that
+    is now, with those of the outer unmap in it or not.
+    """
+    low, high = await companion(cx.mm, start, end)
+    if low < high:
+        await cx.design.do_munmap(cx, low, high - low, [], False)
 
 
 @step
-def companion(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, int, Handles]:
-    """Return the companion range of an unmap and its VMAs, (0, 0, ()) if there is none."""
+def companion(m: Machine, _task: Task, mm: int, start: int, end: int) -> tuple[int, int]:
+    """Return the companion range of an unmap, (0, 0) if there is none."""
     watched = m.arch_hooks.get(mm)
     if watched is None or end <= watched[0] or watched[1] <= start:
-        return 0, 0, ()
-    low, high = watched[2], watched[3]
-    return low, high, tuple(overlapping(m, m.mm(mm), low, high))
+        return 0, 0
+    return watched[2], watched[3]
 
 
 def hook_arch_unmap(m: Machine, mm: int, watched: tuple[int, int, int, int]) -> None:

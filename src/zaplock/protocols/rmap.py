@@ -39,7 +39,7 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
 
 async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
     """Take bytes [first, last) out of a file in memory; private copies of them stay."""
-    await unmap_mapping_range(cx, file, first, last, MARKERS | {"anon", "thp"})
+    await unmap_mapping_range(cx, file, first, last, (*MARKERS, "anon", "thp"))
     await drop_cached(file, first, last)
 
 
@@ -49,11 +49,11 @@ def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> Non
     drop_pages(m, task, file, first >> PAGE_SHIFT, last >> PAGE_SHIFT)
 
 
-MARKERS = frozenset({"guard"})
+MARKERS = ("guard",)
 
 
 async def unmap_mapping_range(
-    cx: Cx, file: int, first: int, last: int, spares: frozenset[str] = MARKERS
+    cx: Cx, file: int, first: int, last: int, spares: tuple[str, ...] = MARKERS
 ) -> None:
     """Zap the pages of a file in bytes [first, last) wherever they are mapped.
 
@@ -73,7 +73,7 @@ async def unmap_mapping_range(
 
 
 async def zap_in(
-    cx: Cx, vma: Vma, low: int, high: int, spares: frozenset[str], handle: int
+    cx: Cx, vma: Vma, low: int, high: int, spares: tuple[str, ...], handle: int
 ) -> None:
     """Zap a part of another address space, as far as its VMA's page tables are not cut out."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
@@ -89,7 +89,7 @@ async def zap_in(
 
 @step
 def zap_unless_cut(
-    m: Machine, task: Task, handle: int, gather: int, low: int, high: int, spares: frozenset[str]
+    m: Machine, task: Task, handle: int, gather: int, low: int, high: int, spares: tuple[str, ...]
 ) -> bool:
     """Clear entries under the page-table lock, where one sees whether the table was cut out.
 

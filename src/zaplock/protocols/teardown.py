@@ -148,7 +148,7 @@ async def unmap_page_range(
     low: int,
     high: int,
     mm: int | None = None,
-    spares: frozenset[str] = frozenset(),
+    spares: tuple[str, ...] = (),
 ) -> None:
     """Clear the entries of [low, high), flushing in the middle when the batch is full.
 
@@ -170,7 +170,7 @@ def zap_pte_range(
     gather: int,
     low: int,
     high: int,
-    spares: frozenset[str] = frozenset(),
+    spares: tuple[str, ...] = (),
 ) -> bool:
     """Clear entries under the page-table lock; returns whether the batch is full."""
     zapped = zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT, spares)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import i_mmap_lock
 from zaplock.model.flags import PAGE_SHIFT, VM_SHARED
 from zaplock.model.frames import write_frame
-from zaplock.model.page_fault import fault_page
+from zaplock.model.page_fault import fault_at_once
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.rwsem import down_read, down_write, up_read, up_write
 from zaplock.model.step import Task, step
@@ -83,7 +83,7 @@ def write_opcode(m: Machine, task: Task, mm: int, file: int, address: int, opcod
     anon_vma_prepare.run(m, task, handle)
     vpn = address >> PAGE_SHIFT
     alloc_tables(m, task, space, vpn, vpn + 1)
-    if fault_page(m, task, vma_of(m, task, handle), address, True):
+    if fault_at_once(m, task, vma_of(m, task, handle), address, True):
         return 0
     pte = space.ptes.at(vpn)
     assert pte is not None

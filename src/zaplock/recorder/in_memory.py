@@ -70,7 +70,8 @@ class Recorder:
     @property
     def notes(self) -> list[str]:
         """What the recording lacks, beyond lost events."""
-        return [] if self._stream.looked_at_all else [NOT_WHOLE]
+        missing = [] if self._stream.looked_at_all else [NOT_WHOLE]
+        return [*self._capture.notes, *missing]
 
     @property
     def span(self) -> tuple[int, int]:

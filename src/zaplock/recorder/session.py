@@ -325,8 +325,8 @@ class _Session:
             self._progress.notes.append(f"{keeper.lost:,} stacks were lost: the machine was busy")
         if count := len(keeper.code.nameless):
             self._progress.notes.append(
-                f"stacks of {count} process(es) that ended are bare addresses: they ran before the "
-                "recording began"
+                f"stacks of {count} process(es) that ended are bare addresses: their code was "
+                "mapped before the recording began"
             )
         for pid in sorted(keeper.code.unwalked):
             self._progress.notes.append(

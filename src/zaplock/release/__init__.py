@@ -13,6 +13,7 @@ depends on nothing of zaplock but its errors, and on nothing outside the standar
     claims    who is releasing what
     hold      claimed, pinned, worked on, let go
     now       release
+    job       a release that waits for its turn, and its future
     soon      the background worker
 """
 

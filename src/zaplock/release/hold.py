@@ -80,7 +80,7 @@ class MemoryHold:
         self._range.again()
 
     def let_go(self) -> None:
-        """MemoryHold nothing any more; a second time does nothing."""
+        """Hold nothing any more; a second time does nothing."""
         self.intact = False
         try:
             self.target.let_go()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from array import array
 from typing import Final
 
 from zaplock.release import syscalls as calls
@@ -89,15 +90,29 @@ def _around(inside: int) -> list[tuple[int, int]]:
 def _pool_in(start: int, end: int) -> int:
     """Return the address of a pool of small objects within an arena's length of either end; or 0.
 
-    A pool tells its size class twice, which other memory does by chance once in 2**40 or so.
+    A pool tells its size class twice, which other memory does by chance once in 2**40 or so. Pages
+    that are not there are not read: under a userfaultfd that would wait for whoever provides them.
     """
-    bases = {*range(start // _POOL * _POOL, min(end, start + _ARENA), _POOL)}
-    bases |= {*range(max(start, end - _ARENA) // _POOL * _POOL, end, _POOL)}
+    first = range(start // _POOL * _POOL, min(end, start + _ARENA), _POOL)
+    last = range(max(first.stop, end - _ARENA) // _POOL * _POOL, end, _POOL)
     known = _Known()
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
+    with (
+        open("/proc/self/mem", "rb", buffering=0) as memory,
+        open("/proc/self/pagemap", "rb", buffering=0) as pagemap,
+    ):
         if not _is_pool(memory.fileno(), id(known) // _POOL * _POOL):
             return 0  # another allocator, or another layout
-        return next((base for base in sorted(bases) if _is_pool(memory.fileno(), base)), 0)
+        there = [*_there(pagemap.fileno(), first), *_there(pagemap.fileno(), last)]
+        return next((base for base in there if _is_pool(memory.fileno(), base)), 0)
+
+
+def _there(pagemap: int, bases: range) -> list[int]:
+    """Return those addresses whose page is present or swapped out."""
+    if not bases:
+        return []
+    length = bases[-1] + PAGE - bases[0]
+    entries = array("Q", os.pread(pagemap, length // PAGE * 8, bases[0] // PAGE * 8))
+    return [base for base, entry in zip(bases, entries[:: _POOL // PAGE]) if entry >> 62]
 
 
 class _Known:

@@ -24,7 +24,7 @@ import ctypes
 import os
 import sys
 import time
-from _thread import RLock, allocate_lock, get_ident, start_new_thread
+from _thread import get_ident, start_new_thread
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -34,8 +34,8 @@ from typing import Any, Final
 from zaplock.errors import UserError
 from zaplock.release import claims
 from zaplock.release.errors import ReleaseError
-from zaplock.release.hold import MemoryHold
-from zaplock.release.now import Released, finish
+from zaplock.release.job import Job
+from zaplock.release.now import Released
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 from zaplock.release.syscalls import HUGE
 from zaplock.release.vmas import require_mapped
@@ -48,89 +48,12 @@ START_S: Final = 0.2
 """How long a thread that was started may take until it runs."""
 
 
-class _Lock(RLock):  # type: ignore[misc]
-    """The lock in a future. Entering and leaving it is C code, unlike a Condition's.
-
-    A signal handler that raises inside `Condition.__enter__` or `wait` leaves a lock held, on which
-    the worker would wait for ever.
-    """
-
-    def notify_all(self) -> None:
-        """Wake nobody: who waits for a job does so in `Job.ended`."""
-
-
-class Job(Future[Released]):
-    """A release that was handed over: what it holds, whose turn it is, and the future of it all."""
-
-    def __init__(self, max_stall_ns: int) -> None:
-        super().__init__()
-        self.hold = MemoryHold()
-        self.max_stall_ns = max_stall_ns
-        self.anew()
-
-    def anew(self) -> None:
-        """Be nobody's yet, in a forked child once more: a thread that it lacks may have locked it.
-
-        Callbacks are the parent's.
-        """
-        Future.__init__(self)
-        self._condition = _Lock()  # type: ignore[assignment]
-        self._ended = allocate_lock()
-        self._ended.acquire()
-        self.runner = 0
-        self._mark: dict[str, object] = {}
-        self.set_running_or_notify_cancel()
-
-    def result(self, timeout: float | None = None) -> Released:
-        """Wait, as `Future.result` does, and see to it that there is a thread that works."""
-        _here().wait_for(self, timeout)
-        return super().result(0)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait, as `Future.exception` does, and see to it that there is a thread that works."""
-        _here().wait_for(self, timeout)
-        return super().exception(0)
-
-    def ends_within(self, seconds: float) -> None:
-        """Wait until the job is done, but no longer than that."""
-        if self._ended.acquire(timeout=max(seconds, 0)):
-            self._ended.release()
-
-    def mine(self, mark: object) -> bool:
-        """Put a mark on the job, unless it has one; tell whether it is this one."""
-        return self._mark.setdefault("mark", mark) is mark
-
-    def work(self) -> None:
-        """Release what is held; set the future to the result, or raise."""
-        self.runner = get_ident()
-        self.hold.recheck()
-        released = finish(self.hold, self.max_stall_ns)
-        self.hold.let_go()
-        if not self.done():
-            self.set_result(released)
-        self.tell()
-
-    def fail(self, error: BaseException) -> None:
-        """Let go of everything and set the future to an error, unless it is set."""
-        try:
-            self.hold.let_go()
-        finally:
-            if not self.done():
-                self.set_exception(error)
-            self.tell()
-
-    def tell(self) -> None:
-        """Wake who waits in `ends_within`."""
-        with suppress(RuntimeError):  # told already
-            self._ended.release()
-
-
 class _Worker:
     """The jobs that are not done, and the thread that does them.
 
     Its wake-ups go through a SimpleQueue, which a finalizer may use in the middle of a `put` or
     `get` of its own thread. The thread is not a `threading.Thread`, whose start waits for an Event
-    (see `_Lock`).
+    (see `job`).
     """
 
     def __init__(self, *, alone: bool) -> None:
@@ -282,7 +205,7 @@ def release_soon(
     of `release`. If it raises, nothing is queued.
     """
     Pace(max_stall_ns)  # a bad bound is the caller's line's fault
-    worker, job, mark = _here(), Job(max_stall_ns), object()
+    worker, job, mark = _here(), Job(max_stall_ns, _wait_for), object()
     try:
         try:
             worker.hand_over(job, buffer, length, mark)
@@ -316,6 +239,10 @@ def flush() -> None:
 def pending() -> int:
     """Return how many releases wait or are under way."""
     return len(_here().unfinished)
+
+
+def _wait_for(job: Job, timeout: float | None) -> None:
+    _here().wait_for(job, timeout)
 
 
 def _here() -> _Worker:

@@ -6,7 +6,7 @@ The parts that several links need (segments, lanes, calls) are made once. Every 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from zaplock.trace.blame import Blame, Explained, Judge, judge
@@ -16,6 +16,7 @@ from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
 from zaplock.trace.intervals import lock_lanes
+from zaplock.trace.outside import named_by_stack
 from zaplock.trace.queue import queue_of
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of
@@ -122,11 +123,15 @@ class Analysis:
 
     def _stack(self, table: Holds | Waits, row: int) -> CallStack:
         assert self.stacks is not None
-        tid, start_ns = int(table["tid"][row]), int(table["start_ns"][row])
-        task = self.events.tasks.get(tid)
-        find = self.stacks.of_hold if isinstance(table, Holds) else self.stacks.of_wait
-        end_ns = start_ns + int(table[table.LENGTH][row])
-        return find(tid, task.pid if task else tid, start_ns, end_ns)
+        return _stack(self.events, self.stacks, table, row)
+
+
+def _stack(events: Events, stacks: Stacks, table: Holds | Waits, row: int) -> CallStack:
+    tid, start_ns = int(table["tid"][row]), int(table["start_ns"][row])
+    task = events.tasks.get(tid)
+    find = stacks.of_hold if isinstance(table, Holds) else stacks.of_wait
+    end_ns = start_ns + int(table[table.LENGTH][row])
+    return find(tid, task.pid if task else tid, start_ns, end_ns)
 
 
 def analyse(
@@ -147,6 +152,12 @@ def analyse(
     held = holds(events, cut=cut, in_calls=in_calls, rows=rows)
     waited = waits(events, cut=cut, in_calls=in_calls, rows=rows)
     del rows
+    if stacks:
+        held = named_by_stack(held, lambda row: _stack(events, stacks, held, row).kernel)
+        waited = replace(waited, operations=held.operations)
+        waited = named_by_stack(waited, lambda row: _stack(events, stacks, waited, row).kernel)
+        held = replace(held, operations=waited.operations)
+        in_calls = replace(in_calls, operations=waited.operations)
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
     verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)

@@ -42,7 +42,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.calls import NO_CALL
 from zaplock.trace.events import NO_OP
 from zaplock.trace.history import NOBODY, LockHistory, Stretches, by_mm, history_of, stretches
 from zaplock.trace.holds import Holds
@@ -304,11 +303,10 @@ class Judge:
 
     def _part(self, why: int, rows: Array, spans: Array) -> Shares:
         table: Holds | Waits = self.holds if why == HOLDER else self.waits
-        op = np.where(table["call"][rows] != NO_CALL, table["op"][rows], NO_OP)
         return Shares(
             np.full(len(rows), why),
             table["tid"][rows],
-            op,
+            table["op"][rows],
             table["address"][rows],
             table["length"][rows],
             spans,

@@ -285,3 +285,37 @@ def _mode(mode: str, inner: Sequence[str]) -> str:
     if mode == WRITE and names & _ZAPS and downgrades and not {"do_mmap", "move_vma"} & names:
         return READ
     return mode
+
+
+# Whose work it is that takes the lock, where no system call's name tells.
+_WORK = {
+    "mem_rw": "access to mem", "proc_pid_cmdline_read": "read of cmdline",
+    "get_mm_cmdline": "read of cmdline", "environ_read": "read of environ",
+    "pagemap_read": "read of pagemap", "do_pagemap_scan": "PAGEMAP_SCAN",
+    "io_wq_worker": "io_uring", "io_submit_sqes": "io_uring", "__do_sys_io_uring_enter": "io_uring",
+    "khugepaged": "khugepaged", "ksm_scan_thread": "ksmd", "oom_reaper": "oom_reaper",
+    "task_numa_work": "NUMA balancing", "dump_vma_snapshot": "core dump",
+}  # fmt: skip
+_FAULTS = frozenset(
+    {"exc_page_fault", "asm_exc_page_fault", "do_user_addr_fault", "__do_page_fault",
+     "do_page_fault", "do_mem_abort", "el1_abort"}
+)  # fmt: skip
+
+
+def operation_of(stack: Sequence[str]) -> str:
+    """Name what a task was in, by its kernel stack; "" where no function tells.
+
+    >>> operation_of(["smaps_pte_range", "show_smap", "seq_read_iter", "ksys_read"])
+    'read of smaps'
+    >>> operation_of(["do_user_addr_fault", "exc_page_fault", "copyout", "ksys_read"])
+    'read (kernel-mode fault)'
+    """
+    call = syscall_of(stack)
+    for place in range(len(stack) - 1, -1, -1):
+        name = stack[place]
+        if name in _FAULTS:
+            return f"{call} (kernel-mode fault)" if call else PAGE_FAULT
+        found = (_INSIDE_OF.get(name) or _HAS.get(name) or _ASKS.get(name) or ("", ""))[1]
+        if operation := _WORK.get(name) or found:
+            return operation
+    return call

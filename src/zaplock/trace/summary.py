@@ -28,8 +28,9 @@ QUEUED_NS = 10_000
 """A lock operation that took longer than this stood in the queue (a free lock takes 0.1 to 1 us; a
 task that is interrupted just then, some more)."""
 
-NO_OPERATION = "(no system call)"
-"""The name under which holds and waits outside of recorded system calls stand."""
+NO_OPERATION = "(not recorded)"
+"""The name of the operation of holds and waits outside of recorded system calls, whose task gave no
+stack either."""
 
 
 @dataclass(frozen=True, slots=True)

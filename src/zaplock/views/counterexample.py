@@ -15,7 +15,10 @@ def table(story: Story) -> str:
     head = "".join(name[: width - 1].ljust(width) for name in story.tasks)
     lines = [f"{'':>4} {head}locks held"]
     previous = ""
-    for row in story.rows:
+    for at, row in enumerate(story.rows):
+        if story.cycle and at == len(story.rows) - story.cycle:
+            lines.append(f"  -- from here on these {story.cycle} steps repeat for ever --")
+            previous = ""
         if row.function != previous:
             lines.append(_place(row, width))
             previous = row.function

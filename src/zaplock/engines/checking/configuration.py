@@ -66,3 +66,10 @@ class Configuration:
     sometimes_at_end: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = field(
         default_factory=dict
     )
+
+    def observers(self) -> tuple[Callable[..., Any], ...]:
+        """List everything that looks at states and is no task."""
+        return (
+            *self.always, *self.at_task_end, *self.at_end, *self.sometimes.values(),
+            *self.sometimes_at_end.values(),
+        )  # fmt: skip

@@ -9,22 +9,31 @@ Limits on states, time and memory end a search with the verdict "not-exhausted".
 
 from __future__ import annotations
 
-import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from zaplock.engines.checking.audit import Audit, no_forgotten_await
+from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
-from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, Violation
 
 SLICE = 20_000
-"""States to expand between two looks at the limits."""
+"""States to expand in one go."""
 
-Answer = Literal["proved", "broken", "not-exhausted", "vacuous"]
+LOOK = 4_000
+"""States to meet between two looks at the limits."""
+
+SLOT = 16
+"""Bytes of one slot of a set's table."""
+
+Answer = Literal["proved", "broken", "not-exhausted", "vacuous", "failed"]
+"""failed: the code of a step or protocol raised an error, and no rule was seen broken."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,9 @@ class Verdict:
     violations: one of each that was met; without `all_violations` the first only.
     never: names of `sometimes` properties that were true in no state.
     limit: which limit ended it, "" when it is complete.
+    audit: what was done again to see that nothing hides.
+    results: for each task, everything that it was seen to return. loops: does a task come back to
+        a position where it has been?
     """
 
     answer: Answer
@@ -65,6 +77,9 @@ class Verdict:
     limit: str = ""
     endings: int = 0
     steps_run: int = field(default=0, compare=False)
+    audit: Audit = field(default=Audit(), compare=False)
+    results: tuple[tuple[Any, ...], ...] = field(default=(), compare=False)
+    loops: bool = field(default=False, compare=False)
 
 
 def explore(
@@ -77,12 +92,13 @@ def explore(
 ) -> Verdict:
     """Visit every reachable state once, or stop at the first violation or at a limit."""
     own = table is None
-    table = table or TransitionTable(configuration)
-    try:
-        return Search(table, limits, all_violations, progress).run()
-    finally:
-        if own:
-            table.close()
+    with no_forgotten_await():
+        table = table or TransitionTable(configuration)
+        try:
+            return Search(table, limits, all_violations, progress).run()
+        finally:
+            if own:
+                table.close()
 
 
 class Search:
@@ -105,11 +121,13 @@ class Search:
         self.endings = 0
         self.found: dict[tuple[Invariant, str], Violation] = {}
         self.limit = ""
+        self.next_look = 0
         self.started = time.monotonic()
 
     def run(self) -> Verdict:
-        """Explore to the end, to a violation or to a limit."""
+        """Explore to the end, to a violation or to a limit, and audit what was remembered."""
         self.until(None)
+        self.table.auditor.finish()
         return self.verdict()
 
     def until(self, enough: int | None) -> list[int]:
@@ -124,10 +142,14 @@ class Search:
         while frontier:
             found: list[int] = []
             for first in range(0, len(frontier), SLICE):
-                self.limit = self.look_at_limits(len(frontier) - first + len(found))
-                if self.limit:
-                    return []
+                if len(self.visited) >= self.next_look:
+                    self.next_look = len(self.visited) + LOOK
+                    self.limit = self.look_at_limits(len(frontier) - first + len(found))
+                    if self.limit:
+                        return []
                 found += self.expand(frontier[first : first + SLICE])
+                if len(found) >= SLICE:
+                    self.table.auditor.look_in()
             frontier = found
             if self.found and not self.all_violations:
                 return []
@@ -166,7 +188,8 @@ class Search:
                 elif change < 0:
                     stuck = False
                     transitions += 1
-                    self.note(table.violation(change))
+                    if change != STAYS:
+                        self.note(table.violation(change))
             if stuck:
                 self.nobody_can_go_on(state)
         self.transitions += transitions
@@ -194,9 +217,20 @@ class Search:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
-        if resident_bytes() > self.limits.memory:
+        if self.memory_ahead() > self.limits.memory:
             return f"{self.limits.memory >> 20} MiB"
         return ""
+
+    def memory_ahead(self) -> int:
+        """Return what this process will occupy after the next slice, in bytes.
+
+        A set that outgrows its table is copied into one of at least twice the size: no small step.
+        """
+        occupied = resident_bytes()
+        table = sys.getsizeof(self.visited)
+        slots = table // SLOT
+        is_near = (len(self.visited) + 4 * SLICE) * 5 > slots * 3
+        return occupied + (2 * table if is_near and slots > SLICE else 0)
 
     def verdict(self, states: int | None = None) -> Verdict:
         """Sum up; `states` where others have visited some, too."""
@@ -205,7 +239,7 @@ class Search:
         never = tuple(name for name in wanted if name not in seen)
         answer: Answer = "proved"
         if self.found:
-            answer = "broken"
+            answer = answer_of(self.found.values())
         elif self.limit:
             answer = "not-exhausted"
         elif never:
@@ -221,13 +255,16 @@ class Search:
             self.limit,
             self.endings,
             self.table.misses,
+            self.table.auditor.report,
+            tuple(tuple(end.result for end in trie.ended()) for trie in self.table.tries),
+            any(trie.merged for trie in self.table.tries),
         )
 
 
-def resident_bytes() -> int:
-    """Return how much memory this process occupies now."""
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+def answer_of(violations: Iterable[Violation]) -> Answer:
+    """Return "failed" if Python errors are all that was met, else "broken"."""
+    only_errors = all(one.invariant is Invariant.CODE_RUNS for one in violations)
+    return "failed" if only_errors else "broken"
 
 
 def deadlock(table: TransitionTable, state: int) -> Violation:
@@ -247,12 +284,13 @@ def explore_merged(
 
     Fewer states than `explore` visits, the same verdict, the same rules broken.
     """
-    table = TransitionTable(configuration)
-    merged = Merged(table, locks)
-    try:
-        return until_sound(merged, lambda: _visit_merged(table, merged, limits))
-    finally:
-        table.close()
+    with no_forgotten_await():
+        table = TransitionTable(configuration)
+        merged = Merged(table, locks)
+        try:
+            return until_sound(merged, lambda: _visit_merged(table, merged, limits))
+        finally:
+            table.close()
 
 
 def _visit_merged(table: TransitionTable, merged: Merged, limits: SearchLimits) -> Verdict:
@@ -274,4 +312,5 @@ def _visit_merged(table: TransitionTable, merged: Merged, limits: SearchLimits) 
             search.nobody_can_go_on(state)
         if len(search.visited) % 1024 == 0:
             search.limit = search.look_at_limits(len(frontier))
+    table.auditor.finish()
     return search.verdict()

@@ -8,9 +8,12 @@ that this step looks at" is one AND.
 New cells take new bits above the old ones and a field that runs out of numbers takes more bits, so
 that every int made earlier stays what it was.
 
-`PackedStore` puts recording mappings into the containers of a `Store`: whatever a step reads or
-writes, it leaves its footprint. Walking over a container's keys is a read of the container's key
-field, which changes whenever a cell comes or goes.
+`PackedStore` puts what records (`recording`) behind the containers of a `Store`: whatever a step
+reads or writes, it leaves its footprint. Walking over a container's keys is a read of the
+container's key field, which changes whenever a cell comes or goes.
+
+Values are numbered by their exact value (`model.frozen`), so 1 and True are two states, and what
+could be changed in place is refused.
 
 Cf. the collapse compression of Spin (Holzmann 1997), and the memoised `pins` of LTSmin (Blom, van
 de Pol, Weber 2010): both store components by number; LTSmin also calls a step's code only once per
@@ -19,9 +22,11 @@ value of the cells that it depends on. There the dependencies are declared, here
 
 from __future__ import annotations
 
-from collections.abc import Hashable, ItemsView, Iterator, KeysView, ValuesView
-from typing import Any, Final
+from collections.abc import Callable, Hashable
+from typing import Any, Final, cast
 
+from zaplock.engines.checking.recording import Fields, RecordingDict, RecordingList
+from zaplock.model.frozen import ATOMS, exact
 from zaplock.model.store import ABSENT, Cells, OrderedCells, Store
 
 KEYS: Final = "\0keys"
@@ -34,12 +39,13 @@ CHUNK = 6
 class StateField:
     """The bits of one cell and the numbering of its values."""
 
-    __slots__ = ("_layout", "codes", "container", "key", "mask", "shifts", "values")
+    __slots__ = ("_layout", "codes", "container", "is_keys", "key", "mask", "shifts", "values")
 
-    def __init__(self, layout: StateLayout, container: int, key: Hashable) -> None:
+    def __init__(self, layout: StateLayout, container: str, key: Hashable) -> None:
         self._layout = layout
         self.container = container
         self.key = key
+        self.is_keys = isinstance(key, str) and key == KEYS
         self.codes: dict[Any, int] = {ABSENT: 0}
         self.values: dict[int, Any] = {0: ABSENT}
         self.shifts: list[int] = []
@@ -56,11 +62,12 @@ class StateField:
             self._layout.grown.append((old, self.mask))
 
     def code(self, value: Any) -> int:
-        """Return the bits that stand for `value`, already in place."""
-        code = self.codes.get(value)
+        """Return the bits that stand for `value`, already in place; raises NotFrozen."""
+        name = value if type(value) in ATOMS or value is ABSENT or self.is_keys else exact(value)
+        code = self.codes.get(name)
         if code is None:
             code = self._place(self._layout.number(self, value))
-            self.codes[value] = code
+            self.codes[name] = code
             self.values[code] = value
         return code
 
@@ -123,34 +130,62 @@ class PackedStore:
         self.reads: set[StateField] = set()
         self.writes: set[StateField] = set()
         self.store = store
-        self.containers: list[Cells[Any, Any]] = []
-        self.key_fields: list[StateField] = []
+        self.cells: dict[str, dict[Any, Any]] = {}
+        self.orders: dict[str, list[int]] = {}
+        self.fields: dict[str, Fields] = {}
+        self.key_fields: dict[str, StateField] = {}
         self.current = 0
+        self.announce: Callable[[str], None] | None = None
         self.adopt()
 
     def adopt(self) -> bool:
         """Take in containers that the store has got since; return whether there were any.
 
-        A step that makes one has used it unseen: its caller has to let it run again.
+        A step that makes one has used it unseen, and so may have those before it: its caller has
+        to let it run again and to forget what it remembers of others.
         """
-        new = list(self.store.containers.values())[len(self.containers) :]
+        if len(self.cells) == self.store.made:
+            return False
+        new = self.store.containers()[len(self.cells) :]
         for container in new:
-            number = len(self.containers)
-            self.containers.append(container)
-            keys = StateField(self.layout, number, KEYS)
-            self.key_fields.append(keys)
-            _install(self, number, container, keys)
-            self.current |= keys.code(_keys_of(container))
-            for key, value in dict.items(container.data):
-                self.current |= self.field(number, key).code(value)
-        return bool(new)
+            if self.announce is not None:
+                self.announce(container.name)
+            self._record(container)
+            name = container.name
+            self.current |= self.key_fields[name].code(self._keys_of(name))
+            for key, value in self.cells[name].items():
+                self.current |= self.fields[name][key].code(value)
+        return True
 
-    def field(self, container: int, key: Hashable) -> StateField:
+    def _record(self, container: Cells[Any, Any]) -> None:
+        name, layout = container.name, self.layout
+        keys = self.key_fields[name] = StateField(layout, name, KEYS)
+        fields = self.fields[name] = Fields(lambda key: StateField(layout, name, key))
+
+        def back(cells: dict[Any, Any]) -> dict[Any, Any]:
+            self.cells[name] = cells
+            recording = RecordingDict(cells, fields, keys, self.reads, self.writes)
+            return cast("dict[Any, Any]", recording)
+
+        def order(keys_in_order: list[int]) -> list[int]:
+            self.orders[name] = keys_in_order
+            return cast("list[int]", RecordingList(keys_in_order, keys, self.reads, self.writes))
+
+        container.back_with(back)
+        if isinstance(container, OrderedCells):
+            container.order_with(order)
+
+    def _keys_of(self, container: str) -> Any:
+        if not self.cells[container]:
+            return ABSENT
+        order = self.orders.get(container)
+        return frozenset(self.cells[container]) if order is None else tuple(order)
+
+    def field(self, container: str, key: Hashable) -> StateField:
         """Return the field of one cell, or with the key KEYS that of the container's keys."""
         if key == KEYS:
             return self.key_fields[container]
-        fields: dict[Any, StateField] = self.containers[container].data.fields  # type: ignore[attr-defined]
-        return fields[key]
+        return self.fields[container][key]
 
     def begin(self) -> None:
         """Forget the footprint recorded so far."""
@@ -165,18 +200,22 @@ class PackedStore:
         return mask
 
     def commit(self) -> int:
-        """Take in what was written since `begin`; return old XOR new."""
+        """Take in what was written since `begin`; return old XOR new. Raises NotFrozen."""
         before = after = self.current
         for field in self.writes:
-            container = self.containers[field.container]
-            if field.key is KEYS:
-                value: Any = _keys_of(container)
+            if field.is_keys:
+                value = self._keys_of(field.container)
             else:
-                value = dict.get(container.data, field.key, ABSENT)
+                value = self.cells[field.container].get(field.key, ABSENT)
             code = field.code(value)  # before the mask: it may grow
             after = after & ~field.mask | code
         self.current = after
         return before ^ after
+
+    def take_back(self, state: int) -> None:
+        """Bring what was written since `begin` back to what it is in `state`, uncommitted."""
+        for field in self.writes:
+            self._set(field, field.values[state & field.mask])
 
     def go_to(self, state: int) -> None:
         """Bring the store into `state`, touching only what differs."""
@@ -186,155 +225,30 @@ class PackedStore:
         while differs:
             field = owner((differs & -differs).bit_length() - 1)
             differs &= ~field.mask
-            value = field.values[state & field.mask]
-            container = self.containers[field.container]
-            if field.key is KEYS:
-                if isinstance(container, OrderedCells):
-                    list.__setitem__(container.order, slice(None), () if value is ABSENT else value)
-            elif value is ABSENT:
-                dict.__delitem__(container.data, field.key)
-            else:
-                dict.__setitem__(container.data, field.key, value)
+            self._set(field, field.values[state & field.mask])
         self.current = state
 
+    def completed(self, state: int, mask: int) -> int:
+        """Return a whole state that agrees with `state` on the bits of `mask`, which has no others.
 
-def _keys_of(container: Cells[Any, Any]) -> Any:
-    if not dict.__len__(container.data):
-        return ABSENT
-    if isinstance(container, OrderedCells):
-        return tuple(list.__iter__(container.order))
-    return frozenset(dict.__iter__(container.data))
+        Cells that must be there, since the keys under the mask name them, get any value.
+        """
+        for container, keys in self.key_fields.items():
+            value = keys.values[state & keys.mask]
+            if value is ABSENT:
+                continue
+            for key in value:
+                field = self.fields[container][key]
+                if not field.mask & mask:
+                    state |= next(code for code in field.values if code)
+        return state
 
-
-class _Fields(dict[Any, StateField]):
-    """The fields of one container, made when a key is first met."""
-
-    __slots__ = ("container", "layout")
-
-    def __init__(self, layout: StateLayout, container: int) -> None:
-        super().__init__()
-        self.layout = layout
-        self.container = container
-
-    def __missing__(self, key: Any) -> StateField:
-        field = self[key] = StateField(self.layout, self.container, key)
-        return field
-
-
-def _install(
-    packed: PackedStore, number: int, container: Cells[Any, Any], keys: StateField
-) -> None:
-    container.data = _RecordingDict(container.data, packed, number, keys)
-    if isinstance(container, OrderedCells):
-        container.order = _RecordingList(container.order, packed, keys)
-
-
-class _RecordingDict(dict[Any, Any]):
-    """The cells of a container, leaving a footprint. Walks are in a fixed order."""
-
-    __slots__ = ("fields", "keys_field", "reads", "writes")
-
-    def __init__(
-        self, data: dict[Any, Any], packed: PackedStore, number: int, keys: StateField
-    ) -> None:
-        super().__init__(data)
-        self.fields = _Fields(packed.layout, number)
-        self.keys_field = keys
-        self.reads = packed.reads
-        self.writes = packed.writes
-
-    def __getitem__(self, key: Any) -> Any:
-        self.reads.add(self.fields[key])
-        return dict.__getitem__(self, key)
-
-    def get(self, key: Any, default: Any = None) -> Any:
-        self.reads.add(self.fields[key])
-        return dict.get(self, key, default)
-
-    def __contains__(self, key: Any) -> bool:
-        self.reads.add(self.fields[key])
-        return dict.__contains__(self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        field = self.fields[key]
-        self.reads.add(field)
-        self.writes.add(field)
-        if not dict.__contains__(self, key):
-            self.reads.add(self.keys_field)
-            self.writes.add(self.keys_field)
-        dict.__setitem__(self, key, value)
-
-    def _leave(self, key: Any) -> None:
-        field = self.fields[key]
-        self.reads |= {field, self.keys_field}
-        self.writes |= {field, self.keys_field}
-
-    def __delitem__(self, key: Any) -> None:
-        self._leave(key)
-        dict.__delitem__(self, key)
-
-    def pop(self, key: Any, *default: Any) -> Any:
-        self._leave(key)
-        return dict.pop(self, key, *default)
-
-    def __len__(self) -> int:
-        self.reads.add(self.keys_field)
-        return dict.__len__(self)
-
-    def __bool__(self) -> bool:
-        return len(self) > 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.reads.add(self.keys_field)
-        # The order of insertion differs between paths to one state; a step must not see it.
-        return iter(sorted(dict.__iter__(self), key=repr))
-
-    def keys(self) -> KeysView[Any]:  # type: ignore[override]
-        return KeysView(self)
-
-    def values(self) -> ValuesView[Any]:  # type: ignore[override]
-        return ValuesView(self)
-
-    def items(self) -> ItemsView[Any, Any]:  # type: ignore[override]
-        return ItemsView(self)
-
-    def __eq__(self, other: object) -> bool:
-        return dict(self.items()) == other
-
-    def _behind_the_store(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise TypeError("a cell is written through Cells.put and Cells.drop only")
-
-    __hash__ = None
-    setdefault = update = clear = popitem = _behind_the_store
-
-
-class _RecordingList(list[int]):
-    """The keys of an ordered container; any look at them is a read of the key field."""
-
-    __slots__ = ("keys_field", "reads")
-
-    def __init__(self, order: list[int], packed: PackedStore, keys: StateField) -> None:
-        super().__init__(order)
-        self.keys_field = keys
-        self.reads = packed.reads
-
-    def __getitem__(self, index: Any) -> Any:
-        self.reads.add(self.keys_field)
-        return list.__getitem__(self, index)
-
-    def __len__(self) -> int:
-        self.reads.add(self.keys_field)
-        return list.__len__(self)
-
-    def __iter__(self) -> Iterator[int]:
-        self.reads.add(self.keys_field)
-        return list.__iter__(self)
-
-    def __contains__(self, key: object) -> bool:
-        self.reads.add(self.keys_field)
-        return list.__contains__(self, key)
-
-    def __eq__(self, other: object) -> bool:
-        return list(self) == other
-
-    __hash__ = None
+    def _set(self, field: StateField, value: Any) -> None:
+        if field.is_keys:
+            order = self.orders.get(field.container)
+            if order is not None:
+                order[:] = () if value is ABSENT else value
+        elif value is ABSENT:
+            self.cells[field.container].pop(field.key, None)
+        else:
+            self.cells[field.container][field.key] = value

@@ -6,14 +6,17 @@ and expands it, so each is counted once. Level by level, states that belong to o
 over, and all violations of a level are met before the search stops: as in one process.
 
 The int of a state means the same everywhere because all numbers are given out in one place: a
-worker that meets a new cell, value or position asks the parent for its number, and hears of those
-that others met before it gets their states. Such questions become rare soon: the numbers are those
-of values, not of states.
+worker that meets a new container, cell, value or position asks the parent for its number, and hears
+of those that others met before it gets their states. Such questions become rare soon: the numbers
+are those of values, not of states.
+
+Workers die with their parent, whatever ends it. The limit on memory is for all processes in sum.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -21,8 +24,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
+from zaplock.engines.checking.audit import Audit, no_forgotten_await
+from zaplock.engines.checking.children import die_with, resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import (
+    SLICE,
     Search,
     SearchLimits,
     SearchProgress,
@@ -31,12 +37,21 @@ from zaplock.engines.checking.exhaustive import (
 from zaplock.engines.checking.packed_states import StateField
 from zaplock.engines.checking.positions import Node
 from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.errors import ProtocolError
+from zaplock.model.frozen import exact
 from zaplock.model.violations import Invariant, Violation
 
 ENOUGH: Final = 4_000
 """A frontier of so many states is worth more than one process."""
 
 Key = tuple[Any, ...]
+"""What a question is about; values in it are exact ones."""
+
+News = tuple[Key, Any, int]
+"""A question, the value that it is about, and the answer."""
+
+Counts = tuple[int, int, int, bool, str]
+"""States, transitions and endings of a worker; has it a frontier; which limit it has met."""
 
 
 def explore_split(
@@ -49,15 +64,17 @@ def explore_split(
     enough: int = ENOUGH,
 ) -> Verdict:
     """Explore with `jobs` processes; needs fork(2), since configurations hold functions."""
-    table = TransitionTable(configuration)
-    try:
-        search = Search(table, limits, all_violations, progress)
-        frontier = search.until(enough)
-        if not frontier or search.limit or jobs < 2:
-            return search.verdict()
-        return _Parent(search, frontier, jobs).run()
-    finally:
-        table.close()
+    with no_forgotten_await():
+        table = TransitionTable(configuration)
+        try:
+            search = Search(table, limits, all_violations, progress)
+            frontier = search.until(enough)
+            if not frontier or search.limit or jobs < 2:
+                table.auditor.finish()
+                return search.verdict()
+            return _Parent(search, frontier, jobs).run()
+        finally:
+            table.close()
 
 
 class _Parent:
@@ -67,7 +84,7 @@ class _Parent:
         self.search = search
         self.table = search.table
         self.jobs = jobs
-        self.log: list[Key] = []
+        self.log: list[News] = []
         self.answers: dict[Key, int] = {}
         context = multiprocessing.get_context("fork")
         self.connections: list[Connection] = []
@@ -76,7 +93,9 @@ class _Parent:
             mine, theirs = context.Pipe()
             own = [state for state in frontier if owner_of(state, jobs) == number]
             process = context.Process(
-                target=_work, args=(theirs, search, own, number, jobs), daemon=True
+                target=_work,
+                args=(theirs, [*self.connections, mine], search, own, number, jobs, os.getpid()),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -88,18 +107,21 @@ class _Parent:
     def run(self) -> Verdict:
         search = self.search
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
-        counts = [(0, 0, 0, True)] * self.jobs
+        counts: list[Counts] = [(0, 0, 0, True, "")] * self.jobs
         try:
-            while any(busy for *_, busy in counts) or any(boxes):
+            while any(busy for *_, busy, _ in counts) or any(boxes):
                 self._send("level", boxes)
                 boxes, counts = self._collect()
                 states = self.base + sum(count[0] for count in counts)
                 self._report(states, sum(len(blob) for box in boxes for blob in box))
+                search.limit = search.limit or next((at for *_, at in counts if at), "")
                 if search.limit or (search.found and not search.all_violations):
                     self._send("absorb", boxes)
                     counts = self._collect()[1]
                     break
                 search.depth += 1
+            self._send("audit", [[] for _ in range(self.jobs)])
+            self._collect()
         finally:
             self._stop()
         search.transitions += sum(count[1] for count in counts)
@@ -112,7 +134,7 @@ class _Parent:
             with suppress(OSError):
                 connection.send(("stop", [], []))
             connection.close()
-            process.join(timeout=1)
+            process.join(timeout=0.2)
             if process.is_alive():  # in the middle of a level whose result nobody wants
                 process.terminate()
                 process.join()
@@ -126,24 +148,46 @@ class _Parent:
             search.limit = f"{search.limits.states} states"
         elif seconds > search.limits.seconds:
             search.limit = f"{search.limits.seconds:g} s"
+        elif self._memory() > search.limits.memory:
+            search.limit = f"{search.limits.memory >> 20} MiB"
+
+    def _memory(self) -> int:
+        return resident_bytes() + sum(resident_bytes(one.pid or 0) for one in self.processes)
 
     def _send(self, order: str, boxes: list[list[bytes]]) -> None:
         for number, connection in enumerate(self.connections):
-            news = [(key, self.answers[key]) for key in self.log[self.told[number] :]]
+            news = self.log[self.told[number] :]
             self.told[number] = len(self.log)
-            connection.send((order, news, boxes[number]))
+            share = max(0, self.search.limits.memory - resident_bytes()) // self.jobs
+            try:
+                connection.send((order, news, boxes[number], share))
+            except OSError:
+                raise self._lost(number) from None
 
-    def _collect(self) -> tuple[list[list[bytes]], list[tuple[int, int, int, bool]]]:
+    def _lost(self, number: int) -> MemoryError:
+        self.processes[number].join(timeout=1)
+        return MemoryError(
+            f"a worker of the search has ended (exit code {self.processes[number].exitcode}); was "
+            "it killed for lack of memory?"
+        )
+
+    def _collect(self) -> tuple[list[list[bytes]], list[Counts]]:
         """Answer questions until every worker has finished the level."""
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
-        counts: dict[int, tuple[int, int, int, bool]] = {}
+        counts: dict[int, Counts] = {}
         while len(counts) < self.jobs:
             for connection in wait(self.connections):
                 assert isinstance(connection, Connection)
                 number = self.connections.index(connection)
-                message = connection.recv()
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    raise self._lost(number) from None
                 if message[0] == "ask":
-                    connection.send(self._answer(message[1]))
+                    connection.send(self._answer(message[1], message[2]))
+                elif message[0] == "audited":
+                    counts[number] = (0, 0, 0, False, "")
+                    self.table.auditor.report += message[1]
                 elif message[0] == "error":
                     raise message[1]
                 else:
@@ -158,17 +202,21 @@ class _Parent:
             self.search.note(Violation(invariant, message))
         self.table.seen_sometimes |= sometimes
 
-    def _answer(self, key: Key) -> int:
+    def _answer(self, key: Key, value: Any) -> int:
         if key not in self.answers:
-            self.answers[key] = perform(self.table, key)
-            self.log.append(key)
+            answer = self.answers[key] = perform(self.table, key, value)
+            self.log.append((key, value, answer))
         return self.answers[key]
 
 
-def perform(table: TransitionTable, key: Key) -> int:
+def perform(table: TransitionTable, key: Key, result: Any) -> int:
     """Do what a question is about in this process and return the number that it gets."""
+    if key[0] == "container":
+        made = table.machine.store.families[key[1]][result]
+        table.adopt()
+        return int(made is None)
     if key[0] == "node":
-        _, index, parent, kind, _, result = key
+        _, index, parent, kind, _ = key
         trie = table.tries[index]
         if kind == "end":
             node = trie.end(result)
@@ -184,25 +232,37 @@ def perform(table: TransitionTable, key: Key) -> int:
             field.grow()
         number = field.shifts[key[3]]
     else:
-        number = field.number_of(key[3])
+        number = field.number_of(result)
     table.widen()
     return number
 
 
 def _work(
-    connection: Connection, search: Search, frontier: list[int], number: int, jobs: int
+    connection: Connection,
+    of_others: list[Connection],
+    search: Search,
+    frontier: list[int],
+    number: int,
+    jobs: int,
+    parent: int,
 ) -> None:
     """Be a worker: expand the own states of each level until the parent hangs up."""
+    die_with(parent)
+    for other in of_others:
+        other.close()
     worker = _Worker(connection, search, frontier, number, jobs)
     try:
         while (message := connection.recv())[0] != "stop":
             worker.obey(*message)
+    except (EOFError, OSError):
+        return  # nobody is there any more who would want the result
     except Exception as error:
         try:
             pickle.dumps(error)
         except Exception:
             error = RuntimeError(repr(error))
-        connection.send(("error", error))
+        with suppress(OSError):
+            connection.send(("error", error))
 
 
 class _Worker:
@@ -222,17 +282,29 @@ class _Worker:
         search.transitions = search.endings = 0
         search.found = {}
         table = search.table
+        table.auditor.report = Audit()
         table.packed.layout.take = self._take  # type: ignore[method-assign]
         table.packed.layout.number = self._number  # type: ignore[method-assign]
+        table.packed.announce = self._announce
         for index, trie in enumerate(table.tries):
             trie.number = self._node_number(index)  # type: ignore[method-assign,assignment]
 
-    def _ask(self, key: Key) -> int:
+    def _ask(self, key: Key, value: Any = None) -> int:
         answer = self.known.get(key)
         if answer is None:
-            self.connection.send(("ask", key))
+            self.connection.send(("ask", key, value))
             answer = self.known[key] = self.connection.recv()
         return answer
+
+    def _announce(self, name: str) -> None:
+        """Let everybody have a container that this worker is the first to make."""
+        origin = self.search.table.machine.store.origins.get(name)
+        if origin is None:
+            raise ProtocolError(
+                f"a step has made the container {name!r}, which other processes can't make: make "
+                "it with the machine, or use --jobs 1"
+            )
+        self._ask(("container", *origin), origin[1])
 
     def _take(self, field: StateField) -> int:
         layout = self.search.table.packed.layout
@@ -241,42 +313,59 @@ class _Worker:
         return shift
 
     def _number(self, field: StateField, value: Any) -> int:
-        return self._ask(("number", field.container, field.key, value))
+        name = value if field.is_keys else exact(value)
+        return self._ask(("number", field.container, field.key, name), value)
 
     def _node_number(self, index: int) -> Callable[[Node | None, str, Any], int]:
         def number(parent: Node | None, kind: str, result: Any) -> int:
             parent_id = parent.id if parent is not None else -1
-            return self._ask(("node", index, parent_id, kind, type(result).__name__, result))
+            return self._ask(("node", index, parent_id, kind, exact(result)), result)
 
         return number
 
-    def obey(self, order: str, news: list[tuple[Key, int]], blobs: list[bytes]) -> None:
+    def obey(self, order: str, news: list[News], blobs: list[bytes], memory: int) -> None:
         """Learn what others met, take in states, and for a "level" expand and hand over."""
-        self.known.update(news)
-        for key, _ in news:
-            perform(self.search.table, key)
+        self.known.update((key, answer) for key, _, answer in news)
+        for key, value, _ in news:
+            perform(self.search.table, key, value)
+        if order == "audit":
+            self.connection.send(("audited", self.search.table.auditor.finish()))
+            return
         visited = self.search.visited
         for blob in blobs:
             for state in unpack(blob):
                 if state not in visited:
                     visited.add(state)
                     self.frontier.append(state)
-        found = self.search.expand(self.frontier) if order == "level" else []
+        found, limit = self._expand(memory) if order == "level" else ([], "")
         by_owner: list[list[int]] = [[] for _ in range(self.jobs)]
         for state in found:
             by_owner[owner_of(state, self.jobs)].append(state)
         self.frontier = by_owner[self.number]
         outboxes = self._hand_over(by_owner)
         search = self.search
-        counts = (
+        counts: Counts = (
             len(visited) - self.base - self.handed_over,
             search.transitions,
             search.endings,
             bool(self.frontier),
+            limit,
         )
         self.connection.send(
             ("done", outboxes, counts, list(search.found), search.table.seen_sometimes)
         )
+
+    def _expand(self, memory: int) -> tuple[list[int], str]:
+        """Expand the frontier in slices; return the states found and which limit ended that."""
+        found: list[int] = []
+        limits, search = self.search.limits, self.search
+        for first in range(0, len(self.frontier), SLICE):
+            if time.monotonic() - search.started > limits.seconds:
+                return found, f"{limits.seconds:g} s"
+            if search.memory_ahead() > memory:
+                return found, f"{limits.memory >> 20} MiB"
+            found += search.expand(self.frontier[first : first + SLICE])
+        return found, ""
 
     def _hand_over(self, by_owner: list[list[int]]) -> list[tuple[int, bytes]]:
         """Give others' states away; they stay known here too, so none is sent twice."""

@@ -15,17 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import or_
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from zaplock.engines.checking.packed_states import StateField
-from zaplock.engines.checking.transitions import Transition, TransitionTable
+from zaplock.engines.checking.transitions import STAYS, Transition, TransitionTable
 from zaplock.model.rwsem import Lock, Rwsem, held
 
 Found = TypeVar("Found")
 
+LONGEST: Final = 1_000
+"""Steps that are merged into one at most, so that limits are looked at in between."""
+
 
 class Move(NamedTuple):
-    """A transition of a task: old XOR new state, or negative for a violation; steps it is of."""
+    """A transition of a task: old XOR new state, or negative for a violation; steps it is of.
+
+    0 where it changes nothing and its task goes round a loop.
+    """
 
     task: int
     change: int
@@ -46,7 +52,7 @@ class Plain:
             if row is not None:
                 change = table.move(index, row, state)
                 if change:
-                    found.append(Move(index, change))
+                    found.append(Move(index, 0 if change == STAYS else change))
         return found
 
 
@@ -55,9 +61,7 @@ class Merged(Plain):
 
     def __init__(self, table: TransitionTable, locks: Sequence[Lock]) -> None:
         super().__init__(table)
-        containers = [container.name for container in table.packed.containers]
-        number = containers.index("locks")
-        self.fields: list[StateField] = [table.packed.field(number, lock) for lock in locks]
+        self.fields: list[StateField] = [table.packed.field("locks", lock) for lock in locks]
         # Bits of cells that somebody touches without the lock, by lock: assumed, and observed.
         self.unprotected = [0] * len(locks)
         self.observed = [0] * len(locks)
@@ -68,26 +72,39 @@ class Merged(Plain):
 
     def moves(self, state: int) -> list[Move]:
         """List what the tasks can do in a state, each chain of invisible steps as one."""
-        return [self._extend(move, state) for move in super().moves(state)]
+        moves = super().moves(state)
+        for index, mask in enumerate(self.table.position_masks):
+            row = self.table.rows[index][state & mask]
+            if row is not None:  # what a step that has to wait looks at counts, too
+                self._observe(index, row, state)
+        return [extended for move in moves for extended in self._extend(move, state)]
 
-    def _extend(self, move: Move, state: int) -> Move:
+    def _extend(self, move: Move, state: int) -> list[Move]:
+        """Return a move with the invisible steps behind it.
+
+        Where those end in a violation, what comes before that is a move of its own as well: its
+        task may stop there for ever, and others see what the first step of the chain has done.
+        """
         table, index = self.table, move.task
-        row = table.rows[index][state & table.position_masks[index]]
-        assert row is not None
-        self._observe(index, row, state)
         change, steps = move.change, 1
-        while change > 0:
+        been = {state}
+        while change > 0 and steps < LONGEST:
             now = state ^ change
+            if now in been:  # round a loop that nobody else sees
+                break
+            been.add(now)
             row = table.rows[index][now & table.position_masks[index]]
             if row is None:
                 break
             next_change = table.move(index, row, now)
-            if not next_change or not self._covers(index, row, now):
+            if not next_change or next_change == STAYS or not self._covers(index, row, now):
                 break
             self._observe(index, row, now)
+            if next_change < 0:
+                return [Move(index, change, steps), Move(index, next_change, steps + 1)]
             steps += 1
-            change = next_change if next_change < 0 else change ^ next_change
-        return Move(index, change, steps)
+            change ^= next_change
+        return [Move(index, change, steps)]
 
     def _mode(self, lock: int, index: int, state: int) -> str:
         field = self.fields[lock]

@@ -10,12 +10,23 @@ different number of states.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from zaplock.engines.checking.audit import SAMPLE, Audit, no_forgotten_await, walk_again
+from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.exhaustive import Answer, SearchLimits, Verdict
-from zaplock.engines.checking.positions import Node, Trie
+from zaplock.engines.checking.depicting import depict
+from zaplock.engines.checking.exhaustive import Answer, SearchLimits, Verdict, answer_of
+from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.positions import Node, Trie, look_at_captured
+from zaplock.engines.checking.purity import Surroundings
+from zaplock.engines.checking.sealed import seal
 from zaplock.engines.checking.turn import attempt
+from zaplock.errors import ProtocolError
+from zaplock.model.frozen import NotFrozen
+from zaplock.model.store import Mark
 from zaplock.model.violations import Invariant, Violation
 
 Positions = tuple[Node, ...]
@@ -25,12 +36,22 @@ def explore_plainly(
     configuration: Configuration, limits: SearchLimits = SearchLimits(), *, exact: bool = False
 ) -> Verdict:
     """Visit every reachable state, collecting all violations; `exact` remembers whole states."""
-    search = _PlainSearch(configuration, limits, exact)
+    with no_forgotten_await(), frozen_only():
+        search = _PlainSearch(configuration, limits, exact)
+        try:
+            return search.run()
+        finally:
+            for trie in search.tries:
+                trie.close()
+
+
+@contextmanager
+def frozen_only() -> Iterator[None]:
+    """Report a cell that holds what can be changed."""
     try:
-        return search.run()
-    finally:
-        for trie in search.tries:
-            trie.close()
+        yield
+    except NotFrozen as error:
+        raise ProtocolError(f"a cell of the machine holds what can be changed: {error}") from None
 
 
 class _PlainSearch:
@@ -40,14 +61,18 @@ class _PlainSearch:
         self.configuration = configuration
         self.limits = limits
         self.exact = exact
-        self.machine = configuration.build()
+        self.machine = seal(configuration.build())
         self.machine.store.start_journal()
-        self.tries = [Trie(program) for program in configuration.programs]
+        self.attributes = depict(vars(self.machine))
+        self.surroundings = Surroundings()
+        self.tries = [Trie(program, self.surroundings) for program in configuration.programs]
+        for observer in configuration.observers():
+            self.surroundings.add_observer(observer)
         self.tasks = [program.task for program in configuration.programs]
         self.visited: set[Any] = set()
         self.found: dict[tuple[Invariant, str], Violation] = {}
         self.seen_sometimes: set[str] = set()
-        self.transitions = self.depth = self.endings = 0
+        self.transitions = self.depth = self.endings = self.steps_again = 0
         self.started = time.monotonic()
 
     def run(self) -> Verdict:
@@ -62,7 +87,18 @@ class _PlainSearch:
             if limit:
                 break
             self._go_on(stack)
-        return self._verdict(limit)
+        audit = self._audit()
+        return self._verdict(limit, audit)
+
+    def _audit(self) -> Audit:
+        """Walk all positions again, and see that nothing but cells has changed."""
+        started = time.perf_counter()
+        whole = self.surroundings.has_users_code
+        walks = walk_again(self.tries, whole)
+        if depict(vars(self.machine)) != self.attributes:
+            raise ProtocolError("an attribute of the machine that is no cell has changed")
+        self.surroundings.compare()
+        return Audit(walks, self.steps_again, time.perf_counter() - started, whole)
 
     def _go_on(self, stack: list[list[Any]]) -> None:
         """Take the next transition of the state on top, or leave that state."""
@@ -81,6 +117,8 @@ class _PlainSearch:
         before = self.machine.store.mark()
         try:
             after = self._step(positions, index)
+            if self._is_audited():
+                self._step_again(positions, index, before, after)
             if after is None:
                 self.machine.store.undo(before)
                 return
@@ -96,9 +134,32 @@ class _PlainSearch:
             self._note(violation)
         self.machine.store.undo(before)
 
+    def _is_audited(self) -> bool:
+        whole = self.surroundings.has_users_code
+        return whole or self.transitions % SAMPLE == 0
+
+    def _step_again(
+        self, positions: Positions, index: int, before: Mark, after: Positions | None
+    ) -> None:
+        """Take a step back and take it again; raises ProtocolError where it then does otherwise."""
+        self.steps_again += 1
+        store = self.machine.store
+        did = (store.hash, after)
+        store.undo(before)
+        does = None
+        with suppress(Violation):
+            does = self._step(positions, index)
+        if (store.hash, does) != did:
+            raise ProtocolError(
+                f"{self.tasks[index]}: the step {positions[index].step} did two things in one "
+                "state; it goes by something that is no cell"
+            )
+
     def _step(self, positions: Positions, index: int) -> Positions | None:
         node = positions[index]
         assert node.step is not None
+        if node.captured is not None:
+            look_at_captured(node, self.tasks[index])
         rules = self.configuration.rules
         outcome = attempt(rules, self.machine, self.tasks[index], node.step, node.queued)
         if outcome.kind == "blocked":
@@ -115,9 +176,9 @@ class _PlainSearch:
         for i in moved:
             if after[i].step is None:
                 for check in self.configuration.at_task_end:
-                    check(self.machine, self.tasks[i], after[i].result)
+                    guarded(check, self.machine, self.tasks[i], after[i].result)
         for promise in self.configuration.always:
-            promise(self.machine)
+            guarded(promise, self.machine)
         return tuple(after)
 
     def _arrive(self, positions: Positions) -> bool:
@@ -130,7 +191,7 @@ class _PlainSearch:
         if not self.visited:
             try:
                 for promise in self.configuration.always:
-                    promise(self.machine)
+                    guarded(promise, self.machine)
             except Violation as violation:
                 self._note(violation)
         self.visited.add(key)
@@ -155,7 +216,7 @@ class _PlainSearch:
                 self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
-                check(self.machine, results)
+                guarded(check, self.machine, results)
         except Violation as violation:
             self._note(violation)
 
@@ -167,14 +228,16 @@ class _PlainSearch:
             return f"{self.limits.states} states"
         if self.transitions % 256 == 0 and time.monotonic() - self.started > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
+        if self.transitions % 1024 == 0 and resident_bytes() > self.limits.memory:
+            return f"{self.limits.memory >> 20} MiB"
         return ""
 
-    def _verdict(self, limit: str) -> Verdict:
+    def _verdict(self, limit: str, audit: Audit) -> Verdict:
         wanted = (*self.configuration.sometimes, *self.configuration.sometimes_at_end)
         never = tuple(name for name in wanted if name not in self.seen_sometimes)
         answer: Answer = "proved"
         if self.found:
-            answer = "broken"
+            answer = answer_of(self.found.values())
         elif limit:
             answer = "not-exhausted"
         elif never:
@@ -189,4 +252,6 @@ class _PlainSearch:
             never if answer == "vacuous" else (),
             limit,
             self.endings,
+            audit=audit,
+            results=tuple(tuple(end.result for end in trie.ended()) for trie in self.tries),
         )

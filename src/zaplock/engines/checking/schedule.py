@@ -8,21 +8,48 @@ replay is also a second opinion on a counterexample.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from string import ascii_lowercase
 from typing import Any
 
-from zaplock.engines.checking.configuration import Configuration, Protocol
-from zaplock.engines.checking.positions import abandon
+from zaplock.engines.checking.configuration import Configuration, Protocol, TaskProgram
+from zaplock.engines.checking.depicting import Stand, is_same_place
+from zaplock.engines.checking.faults import guarded
+from zaplock.engines.checking.positions import LiveProtocol, abandon
+from zaplock.engines.checking.sealed import seal
 from zaplock.engines.checking.turn import attempt
-from zaplock.errors import UserError
+from zaplock.errors import ProtocolError, UserError
 from zaplock.model.step import MarkStep, SleepStep, Step
 from zaplock.model.violations import Invariant, Violation
 
 Line = tuple[str, int, str]
 """A line of a protocol: file, line number, function."""
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """What the rest of a run depends on: cells and frames; and how many results came before."""
+
+    cells: Hashable
+    stands: tuple[tuple[Stand, ...], ...]
+    received: tuple[int, ...]
+
+    def is_as(self, before: RunPlace) -> bool:
+        """Return whether what follows here is what followed there."""
+        return self.cells == before.cells and all(
+            map(is_same_place, self.stands, before.stands, before.received)
+        )
+
+
+def livelock(turning: Sequence[str], never: Sequence[str], steps: int) -> Violation:
+    """Describe a cycle: who moves in it, who never comes to an end, how many steps it has."""
+    return Violation(
+        Invariant.NO_LIVELOCK,
+        f"{' and '.join(turning)} can go round for ever ({steps} steps); "
+        f"no end comes for {', '.join(never)}",
+    )
 
 
 @dataclass(frozen=True)
@@ -48,8 +75,10 @@ class Taken:
 class _Position:
     """A coroutine and the step that it is about to take."""
 
-    def __init__(self, live: Protocol) -> None:
-        self.live = live
+    def __init__(self, program: TaskProgram) -> None:
+        self.task = program.task
+        self.tracked = LiveProtocol(program)
+        self.live: Protocol = self.tracked.protocol
         self.step: Step[Any] | None = None
         self.result: Any = None
         self.queued = False
@@ -59,16 +88,28 @@ class _Position:
         """Go on to the next step that changes state."""
         self.queued = False
         self.marks = []
+        self.step = None
+        self.tracked.received += 1
+        guarded(self._go_on, result)
+        self.tracked.place()
+
+    def _go_on(self, result: Any) -> None:
         try:
             step = self.live.send(result)
             while isinstance(step, (MarkStep, SleepStep)):
                 if isinstance(step, MarkStep):
                     self.marks.append(step)
                 step = self.live.send(None)
-            self.step = step
         except StopIteration as end:
-            self.step = None
             self.result = end.value
+            return
+        if not isinstance(step, Step):
+            raise ProtocolError(f"{self.task} awaits {step!r}, which is no step")
+        self.step = step
+
+    def stands(self) -> tuple[Stand, ...]:
+        """Return where the coroutine stands, () at its end."""
+        return () if self.step is None else self.tracked.stands()
 
     def lines(self) -> tuple[Line, ...]:
         """Name the lines at which the protocol and those that it awaits stand."""
@@ -90,10 +131,10 @@ class ScheduleRun:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.machine = configuration.build()
+        self.machine = seal(configuration.build())
         self.machine.store.start_journal()
         self.tasks = [program.task for program in configuration.programs]
-        self.positions = [_Position(program.start()) for program in configuration.programs]
+        self.positions = [_Position(program) for program in configuration.programs]
         self.taken: list[Taken] = []
         self.violation: Violation | None = None
         self.sometimes: set[str] = set()
@@ -109,7 +150,7 @@ class ScheduleRun:
 
     def _ask_promises(self) -> None:
         for promise in self.configuration.always:
-            promise(self.machine)
+            guarded(promise, self.machine)
         for name, is_true in self.configuration.sometimes.items():
             if is_true(self.machine):
                 self.sometimes.add(name)
@@ -169,7 +210,7 @@ class ScheduleRun:
         for i in moved:
             if self.positions[i].step is None:
                 for check in self.configuration.at_task_end:
-                    check(self.machine, self.tasks[i], self.positions[i].result)
+                    guarded(check, self.machine, self.tasks[i], self.positions[i].result)
         self._ask_promises()
 
     def finish(self) -> None:
@@ -185,7 +226,31 @@ class ScheduleRun:
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return
         for check in self.configuration.at_end:
-            self._guard(lambda check=check: check(self.machine, self.results()))
+            self._guard(lambda check=check: guarded(check, self.machine, self.results()))
+
+    def place(self) -> RunPlace:
+        """Return what the run depends on from here on: all cells, and where the tasks stand."""
+        positions = self.positions
+        return RunPlace(
+            self.machine.store.snapshot(),
+            tuple(position.stands() for position in positions),
+            tuple(position.tracked.received for position in positions),
+        )
+
+    def judge_cycle(self, begin: RunPlace | None, cycle: int) -> None:
+        """Report a livelock if the last steps have led back to where they began."""
+        if self.violation is not None or begin is None or not self.place().is_as(begin):
+            return
+        tasks = self.tasks
+        turning = sorted({taken.index for taken in self.taken[len(self.taken) - cycle :]})
+        never = [
+            str(tasks[index])
+            for index, (position, program) in enumerate(
+                zip(self.positions, self.configuration.programs)
+            )
+            if position.step is not None and not program.daemon
+        ]
+        self.violation = livelock([str(tasks[index]) for index in turning], never, cycle)
 
     def can_move(self) -> bool:
         """Return whether some task could make a transition (tries each, and takes it back)."""
@@ -209,30 +274,39 @@ class ScheduleRun:
             abandon(position.live)
 
 
-def replay(configuration: Configuration, schedule: Sequence[int]) -> ScheduleRun:
+def replay(configuration: Configuration, schedule: Sequence[int], cycle: int = 0) -> ScheduleRun:
     """Run a schedule to its end; the run holds the violation, if it meets one.
 
-    Raises UserError where the schedule names a task that can't move.
+    cycle: so many steps at its end are said to repeat for ever; that they lead back to where they
+    began is the violation NO_LIVELOCK. Raises UserError where the schedule names a task that can't
+    move.
     """
     run = ScheduleRun(configuration)
+    begin: RunPlace | None = None
     for number, index in enumerate(schedule):
+        if cycle and number == len(schedule) - cycle:
+            begin = run.place()
         if run.take(index) is None and run.violation is None:
             raise UserError(
                 f"the schedule doesn't fit: at its step {number + 1} task "
                 f"{ascii_lowercase[index]} can't move (was it made for this scenario and design?)"
             )
-    if run.violation is None and not run.can_move():
+    if cycle:
+        run.judge_cycle(begin, cycle)
+    elif run.violation is None and not run.can_move():
         run.finish()
     run.close()
     return run
 
 
-def spell(schedule: Sequence[int], groups: Sequence[int] = ()) -> str:
-    """Write a schedule as a token: [0, 0, 1] is `a2b`.
+def spell(schedule: Sequence[int], groups: Sequence[int] = (), cycle: int = 0) -> str:
+    """Write a schedule as a token: [0, 0, 1] is `a2b`, and `a.ab` goes round `ab` for ever.
 
     `groups` are the sizes of its transitions, where some are of several steps: those are written
     with a capital, so [0, 0, 0, 1] in groups of 2, 1, 1 is `A2ab`.
     """
+    if cycle:
+        return f"{spell(schedule[:-cycle])}.{spell(schedule[-cycle:])}"
     words: list[str] = []
     at = 0
     for size in groups or [1] * len(schedule):
@@ -245,8 +319,12 @@ def spell(schedule: Sequence[int], groups: Sequence[int] = ()) -> str:
     )
 
 
-def unspell(token: str, tasks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Read what `spell` wrote, for a configuration of so many tasks: (schedule, groups)."""
+def unspell(token: str, tasks: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Read what `spell` wrote, for a configuration of so many tasks: (schedule, groups, cycle)."""
+    stem, dot, cycle = token.partition(".")
+    if dot:
+        parts = unspell(stem, tasks), unspell(cycle, tasks)
+        return (*parts[0][0], *parts[1][0]), (), len(parts[1][0])
     if not re.fullmatch(r"([a-zA-Z]([1-9][0-9]{0,5})?)*", token):
         raise UserError(f"schedule {token!r} is not letters of tasks with counts, such as a3b2a")
     schedule: list[int] = []
@@ -260,4 +338,4 @@ def unspell(token: str, tasks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
             )
         schedule += [index] * count
         groups += [count] if letter.isupper() else [1] * count
-    return tuple(schedule), tuple(groups)
+    return tuple(schedule), tuple(groups), 0

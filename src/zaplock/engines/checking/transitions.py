@@ -6,7 +6,8 @@ from the state's bits under that mask to what the step did, as the XOR of old an
 transition that was made before, in whatever surroundings, costs an AND, a look-up and an XOR, and
 steps really run some thousand times where there are a million states.
 
-Soundness: a step is a deterministic function of the cells that it reads. If it read the set A in
+Soundness: a step is a deterministic function of the cells that it reads (`purity` and `audit` see
+to that). If it read the set A in
 some state, then it reads A, and does the same, in every state that agrees on A. The mask holds A,
 and widening it only drops memos. Everything else that is asked in the same instant (promises about
 every state or a task's end) is run together with the step and adds its own reads to the footprint.
@@ -17,16 +18,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from zaplock.engines.checking.audit import Auditor
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.packed_states import PackedStore, StateLayout
-from zaplock.engines.checking.positions import Node, Trie
+from zaplock.engines.checking.positions import POSITION_BITS, Node, Trie, look_at_captured
+from zaplock.engines.checking.purity import Surroundings
+from zaplock.engines.checking.sealed import seal
 from zaplock.engines.checking.turn import attempt
+from zaplock.errors import ProtocolError
+from zaplock.model.frozen import NotFrozen
 from zaplock.model.machine import Machine
 from zaplock.model.violations import Violation
 
-POSITION_BITS: Final = 20
 BLOCKED: Final = 0
 """A memo of 0: the task can't go on in this state. Negative: -1 - the index of a violation."""
+
+STAYS: Final = -(1 << 62)
+"""A memo of a step that changes nothing and leads back to its own position: a turn of a loop."""
 
 
 class Transition:
@@ -54,14 +63,24 @@ class Promise:
 class TransitionTable:
     """The transition relation of a configuration, filled as it is asked for."""
 
+    stays = STAYS
+
     def __init__(self, configuration: Configuration, layout: StateLayout | None = None) -> None:
         self.configuration = configuration
-        self.machine = configuration.build()
-        self.tries = [Trie(program) for program in configuration.programs]
+        self.machine = seal(configuration.build())
+        self.surroundings = Surroundings()
+        self.tries = [Trie(program, self.surroundings) for program in configuration.programs]
+        for observer in configuration.observers():
+            self.surroundings.add_observer(observer)
         self.tasks = [program.task for program in configuration.programs]
         self.index_of = {task.tid: index for index, task in enumerate(self.tasks)}
         count = len(self.tasks)
-        self.packed = PackedStore(self.machine.store, POSITION_BITS * count, layout)
+        try:
+            self.packed = PackedStore(self.machine.store, POSITION_BITS * count, layout)
+        except NotFrozen as error:
+            raise ProtocolError(
+                f"a cell of the machine holds what can be changed: {error}"
+            ) from None
         self.position_masks = [
             ((1 << POSITION_BITS) - 1) << POSITION_BITS * index for index in range(count)
         ]
@@ -76,6 +95,8 @@ class TransitionTable:
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
         self.initial_violation = self._ask_promises(everything=True)
+        self.packed.adopt()
+        self.auditor = Auditor(self)
 
     def enter(self, index: int, node: Node) -> int:
         """Return the bits of a position, which has a row from now on (None: ended)."""
@@ -108,45 +129,78 @@ class TransitionTable:
     def fill(self, index: int, row: Transition, state: int) -> int:
         """Run a step that has no memo for a state like this one, and write the memo."""
         self.misses += 1
-        packed = self.packed
-        outcome, moved, extra_mask = self._run_at(index, row.node, state)
-        while packed.adopt():
-            outcome, moved, extra_mask = self._run_at(index, row.node, state)
-        written = packed.commit()
-        row.written |= self._written_mask()
-        violation_in_promise = None
-        if outcome > 0 and (self.promises or self.sometimes):
-            violation_in_promise = self._ask_promises()
-        if violation_in_promise is not None:
-            outcome = self._number(violation_in_promise)
-        if outcome > 0:
-            outcome = written ^ moved
-        mask = row.mask | packed.read_mask() | extra_mask
+        try:
+            outcome, mask = self.outcome(index, row, state)
+        except NotFrozen as error:
+            raise ProtocolError(
+                f"{self.tasks[index]}: the step {row.node.step} writes a cell with what can be "
+                f"changed: {error}"
+            ) from None
+        mask |= row.mask
         if mask != row.mask:
             row.mask = mask
             row.memo.clear()
-        if packed.layout.grown:
+        if self.packed.layout.grown:
             self.widen()
         row.memo[state & row.mask] = outcome
         return outcome
 
+    def outcome(self, index: int, row: Transition, state: int) -> tuple[int, int]:
+        """Run a step in a state: (its memo, the mask of what it and the promises looked at)."""
+        packed = self.packed
+        everything = False
+        while True:
+            outcome, moved, extra_mask = self._run_at(index, row.node, state)
+            if self.adopt():
+                everything = True
+                continue
+            written = packed.commit()
+            row.written |= self._written_mask()
+            if outcome > 0 and (self.promises or self.sometimes):
+                violation = self._ask_promises(everything)
+                if self.adopt():
+                    everything = True
+                    continue
+                if violation is not None:
+                    outcome = self._number(violation)
+            if outcome > 0:
+                outcome = written ^ moved or STAYS
+            return outcome, packed.read_mask() | extra_mask
+
+    def adopt(self) -> bool:
+        """Take in new containers; if any, forget all memos: steps may have looked there."""
+        if not self.packed.adopt():
+            return False
+        for rows in self.rows:
+            for row in rows.values():
+                if row is not None:
+                    row.memo.clear()
+        return True
+
     def _run_at(self, index: int, node: Node, state: int) -> tuple[int, int, int]:
-        self.packed.commit()  # what an earlier try wrote
-        self.packed.go_to(state)
-        self.packed.begin()
+        packed = self.packed
+        packed.take_back(packed.current)  # what an earlier try wrote
+        packed.go_to(state)
+        packed.begin()
+        if node.captured is not None:
+            look_at_captured(node, self.tasks[index])
         try:
-            return 1, *self._run(index, node, state)
+            ran = self._run(index, node, state)
+            return (BLOCKED, 0, 0) if ran is None else (1, *ran)
         except Violation as violation:
             return self._number(violation), 0, 0
 
-    def _run(self, index: int, node: Node, state: int) -> tuple[int, int]:
-        """Take the step; return how positions change (XOR) and whose positions that looked at."""
+    def _run(self, index: int, node: Node, state: int) -> tuple[int, int] | None:
+        """Take the step; return how positions change (XOR) and whose positions that looked at.
+
+        None where it has to wait.
+        """
         task = self.tasks[index]
         assert node.step is not None
         rules = self.configuration.rules
         kind, result, granted = attempt(rules, self.machine, task, node.step, node.queued)
         if kind == "blocked":
-            return 0, 0
+            return None
         trie = self.tries[index]
         child = trie.asleep(node) if kind == "queued" else trie.child(node, result)
         moved = (node.id << POSITION_BITS * index) ^ self.enter(index, child)
@@ -165,7 +219,7 @@ class TransitionTable:
 
     def _task_ended(self, index: int, node: Node) -> None:
         for check in self.configuration.at_task_end:
-            check(self.machine, self.tasks[index], node.result)
+            guarded(check, self.machine, self.tasks[index], node.result)
 
     def _number(self, violation: Violation) -> int:
         key = violation.invariant, violation.message
@@ -205,7 +259,7 @@ class TransitionTable:
         known = set(packed.reads)
         packed.reads.clear()
         try:
-            return promise.run(self.machine)
+            return guarded(promise.run, self.machine)
         finally:
             looked_at = packed.read_mask()
             packed.reads.update(known)
@@ -243,7 +297,7 @@ class TransitionTable:
                 self.seen_sometimes.add(name)
         try:
             for check in self.configuration.at_end:
-                check(self.machine, results)
+                guarded(check, self.machine, results)
         except Violation as violation:
             return violation
         return None

@@ -11,10 +11,12 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from zaplock.engines.checking.configuration import Rules
+from zaplock.engines.checking.faults import guarded
+from zaplock.errors import ProtocolError
 from zaplock.model import rwsem
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep
-from zaplock.model.step import Step, Task, WaitStep
+from zaplock.model.step import Step, StepWatch, Task, WaitStep, watching
 
 
 class StepOutcome(NamedTuple):
@@ -37,6 +39,24 @@ def attempt(
     `queued` tells that it stands in the queue of the step's lock already. Raises `Violation` where
     the step finds a broken rule; the machine may then be half changed.
     """
+    watch = StepWatch()
+    before, watching.watch = watching.watch, watch
+    try:
+        outcome = guarded(_attempt, rules, machine, task, step, queued)
+    finally:
+        watching.watch = before
+    if watch.pending:
+        made = next(iter(watch.pending.values()))
+        raise ProtocolError(
+            f"{task}: the step {step} makes the step {made}, which does nothing by itself: call "
+            f"{made.name}.run(machine, task, ...) to do it in the same instant"
+        )
+    return outcome
+
+
+def _attempt(
+    rules: Rules, machine: Machine, task: Task, step: Step[Any], queued: bool
+) -> StepOutcome:
     if isinstance(step, LockStep):
         return _lock(rules, machine, task, step, queued)
     if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):

@@ -83,7 +83,8 @@ class TimedEngine:
             in_kernel = throttled_in == "kernel"
             self.cpus.bandwidth = Bandwidth(self.cpus, cpu_max, in_kernel=in_kernel)
         self._long_waits = LongWaits(hung_task_timeout_ns)
-        self._signals = machine.signals.data = _Signals(machine.signals.data, machine.woken)
+        signals = self._signals = _Signals(machine.signals.data, machine.woken)
+        machine.signals.back_with(lambda _data: signals)
         self._contention = Contention(
             self.clock, self.cpus, self.recorder, self._long_waits, self._signals
         )
@@ -133,19 +134,16 @@ class TimedEngine:
 
         Raises Violation where a step reports one, and (NO_DEADLOCK) where nobody can go on.
         """
-        data = self.machine.locks.data
-        view = LockView(self._locks, data)
-        self.machine.locks.data = view
-        costs = self.machine.costs
-        if costs is None:
-            # Steps tell whom they wake only to an engine that keeps time.
-            self.machine.costs = _Free()
+        view = LockView(self._locks, self.machine.locks.data)
+        self.machine.locks.back_with(lambda _data: view)
+        self.machine.tells_wakes = True
         try:
             self._run()
             self._complain_of_deadlock()
         finally:
-            self.machine.costs = costs
-            self.machine.locks.data = view.settled()
+            self.machine.tells_wakes = False
+            settled = view.settled()
+            self.machine.locks.back_with(lambda _view: settled)
             for thread in self.threads.values():
                 thread.program.close()
 
@@ -467,10 +465,3 @@ class _Signals(dict[int, str]):
         super().__setitem__(tid, signal)
         self.are_new = True
         self._woken.append(("signal", tid))
-
-
-class _Free(dict[str, float]):
-    """The costs of a machine that has none: steps tell whom they wake only if there are costs."""
-
-    def __missing__(self, unit: str) -> float:
-        return 0.0

@@ -1,0 +1,83 @@
+"""What made others wait is named in a recording, also where no recorded call was behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import Program, built, running
+from test_already_so import zaplock
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("recording needs root")
+    return tmp_path_factory.mktemp("cases")
+
+
+@pytest.fixture(scope="module")
+def app(folder: Path) -> Iterator[Program]:
+    with running(built("app", folder), 1.0) as program:
+        program.says("go")
+        yield program
+
+
+def recorded(command: list[object], file: Path) -> dict[str, Any]:
+    zaplock("record", *command, "-o", file)
+    said: dict[str, Any] = json.loads(zaplock("report", file, "--json", "--top", "50"))
+    return said
+
+
+def operations(said: dict[str, Any], comm: str) -> list[str | None]:
+    """List the operations of a task that others waited for, the greatest share first."""
+    blames = [blame for wait in said["waits"] for blame in wait["blame"] if blame["comm"] == comm]
+    return [blame["operation"] for blame in sorted(blames, key=lambda one: -one["share_ns"])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "operation"),
+    [
+        (("read", "smaps_rollup"), "read of smaps_rollup"),
+        (("read", "smaps"), "read of smaps"),
+        (("write", "clear_refs", "1"), "write of clear_refs"),
+    ],
+)
+def test_a_reader_that_comes_while_it_is_recorded(
+    folder: Path, app: Program, tmp_path: Path, arguments: tuple[str, ...], operation: str
+) -> None:
+    how, name, *text = arguments
+    reader = " ".join(map(str, (built("reader", folder), 0, how, f"/proc/{app.pid}/{name}", *text)))
+    again = f"while :; do {reader}; done"
+    file = tmp_path / "read.zaplock"
+    with subprocess.Popen(
+        ["sh", "-c", again], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as readers:
+        said = recorded(["-p", app.pid, "-d", "1s"], file)
+        os.killpg(readers.pid, signal.SIGKILL)
+    named = operations(said, "agent")
+    assert named, f"nobody waited for the reader: {said['waits'][:2]}"
+    assert named[0] == operation
+    advice = json.loads(zaplock("advise", file, "--json"))["advice"]
+    readers_told = [one for one in advice if one["means"] == "reader"]
+    assert any(one["what"].startswith(operation) for one in readers_told)
+
+
+def test_a_fault_is_named_whoever_it_happens_to(folder: Path, tmp_path: Path) -> None:
+    """The thread faults in read(), or before that in its own code or on its way out of a sleep."""
+    with running(built("kfault", folder), 1, 0) as program:
+        said = recorded(["-p", program.pid, "-d", "1s"], tmp_path / "kfault.zaplock")
+    long = [wait for wait in said["waits"] if wait["wait_ns"] > 1_000_000]
+    named = {wait["operation"] for wait in long if wait["comm"] == "io-read"}
+    if not named:
+        pytest.skip("the thread did not wait this time")
+    faults = {"page fault", "read (kernel-mode fault)", "clock_nanosleep (kernel-mode fault)"}
+    assert named <= faults

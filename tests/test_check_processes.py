@@ -1,0 +1,128 @@
+"""Processes of a check: they end with their parent, and share one limit on memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BIG = """
+summary = "too many tasks to exhaust in the time that a test has"
+[[map]]
+pages = [0, 4]
+populated = [0, 2]
+[[map]]
+pages = [512, 514]
+populated = [512, 513]
+[[task]]
+do = ["munmap 0 4"]
+[[task]]
+do = ["read 1", "write 2 7"]
+[[task]]
+do = ["gup 0"]
+[[task]]
+do = ["gup 512"]
+[[task]]
+do = ["read 512", "munmap 512 1"]
+[[task]]
+do = ["dontneed 512 1", "write 513 4"]
+"""
+
+
+def processes_of(session: int) -> list[int]:
+    """List the processes of a session that have not ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != b"Z":
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 30.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
+    scenario = tmp_path / "big.toml"
+    scenario.write_text(BIG)
+    command = ["check", str(scenario), "--design", "linux-6.18", "--jobs", "2", "--queue", "any"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "zaplock", *command],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert wait_for(lambda: len(processes_of(child.pid)) == 3), "no workers"
+    time.sleep(random.Random(int(number)).random() / 2)
+    os.kill(child.pid, number)
+    said = child.communicate(timeout=30)[1]
+    assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
+    assert "Traceback" not in said, said
+
+
+def test_an_error_in_the_code_of_a_design_is_told_with_line_and_schedule(tmp_path: Path) -> None:
+    design = tmp_path / "own.py"
+    design.write_text(
+        "from dataclasses import replace\n"
+        "from zaplock.designs import SHIPPED\n"
+        "from zaplock.model.step import step\n"
+        "@step\n"
+        "def stumble(m, task):\n"
+        "    return {}[task.mm]\n"
+        "async def munmap(cx, start, length):\n"
+        "    return await stumble()\n"
+        "OWN = replace(SHIPPED['linux-6.1'], name='own', munmap=munmap)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "zaplock", "check", "munmap+fault", "--design", f"{design}:OWN"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "CODE_RUNS: KeyError in stumble (own.py:6): 1" in done.stdout
+    assert "munmap (own.py:8)" in done.stdout
+    assert "token: munmap+fault@" in done.stdout
+    assert not done.stderr
+
+
+def test_a_limit_on_memory_is_for_all_processes_together(tmp_path: Path) -> None:
+    scenario = tmp_path / "big.toml"
+    scenario.write_text(BIG)
+    most = 0
+    command = ["check", str(scenario), "--design", "linux-6.18", "--jobs", "2", "--queue", "any",
+               "--max-memory", "330"]  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-m", "zaplock", *command], start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    while child.poll() is None:
+        most = max(most, sum(map(resident, processes_of(child.pid))))
+        time.sleep(0.05)
+    assert child.stdout is not None
+    assert "330 MiB" in child.stdout.read()
+    child.stdout.close()
+    assert child.returncode == 3
+    assert most < 330 * 1.1
+
+
+def resident(pid: int) -> float:
+    """Return MiB that a process occupies."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGESIZE") / (1 << 20)
