@@ -19,7 +19,7 @@ from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
 from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
-from zaplock.model.mm import ResourceLimits
+from zaplock.model.mm import ResourceLimits, change_limits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, overlapping
 from zaplock.programs.recording import Area
@@ -144,7 +144,7 @@ class StraceWorld:
     def use(self, live: LiveSpace) -> None:
         """Let the machine have the limits of a space."""
         self.machine.limits = live.known.limits
-        self.machine.mm(live.mm).limits = live.known.limits
+        change_limits(self.machine.mm(live.mm), live.known.limits)
 
     def cx(self, live: LiveSpace) -> Cx:
         """Return the context in which protocols run."""
