@@ -32,7 +32,9 @@ from zaplock.release import (
     syscalls,
     vmas,
 )
+from zaplock.release.pace import Pace
 from zaplock.release.pinned import address_of
+from zaplock.release.zap import zap
 
 
 def protect(thing: Any, length: int, protection: int) -> None:
@@ -126,7 +128,9 @@ def test_a_sealed_page_is_refused_before_anything_is_lost() -> None:
     story = f"""
 import ctypes, mmap
 from zaplock.release import ReleaseError, release
+from zaplock.release.pace import Pace
 from zaplock.release.pinned import address_of
+from zaplock.release.zap import zap
 m = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 m[:] = b"x" * len(m)
 start = address_of(m)
@@ -264,6 +268,30 @@ def test_what_ends_after_the_last_flush_is_released_by_who_drops_it() -> None:
     for _ in range(5):
         done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, timeout=60)
         assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 0)
+
+
+@pytest.mark.parametrize("fails_at", [None, 0, 2])
+def test_pieces_are_whole_huge_pages_and_what_stays_is_counted(
+    monkeypatch: pytest.MonkeyPatch, fails_at: int | None
+) -> None:
+    """As in a pool of huge pages; before 5.18 the kernel refuses them."""
+    seen: list[tuple[int, int]] = []
+
+    def madvise(address: int, length: int, _advice: int) -> int:
+        if len(seen) == fails_at:
+            return errno.EINVAL
+        seen.append((address, length))
+        return 0
+
+    monkeypatch.setattr(syscalls, "madvise", madvise)
+    monkeypatch.setattr(syscalls, "munlock", lambda *_arguments: errno.EINVAL)
+    start, end = 100 * MIB + PAGE, 120 * MIB + 5 * PAGE
+    pool = [vmas.MappedVma(98 * MIB, 130 * MIB, "/anon_hugepage (deleted)", 2 * MIB)]
+    left = zap(start, end, pool, Pace(100_000))
+    assert all(address % (2 * MIB) == length % (2 * MIB) == 0 for address, length in seen)
+    assert left == end - start - sum(length for _, length in seen)
+    if fails_at is None:
+        assert sum(length for _, length in seen) == 18 * MIB
 
 
 def test_asking_whose_an_address_is_waits_for_nobody() -> None:
