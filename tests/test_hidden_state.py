@@ -144,11 +144,11 @@ def test_values_that_python_calls_equal_are_two_states(pair: tuple[Any, Any]) ->
 
     @step
     def change(m: Toy, _task: Task) -> None:
-        m.events.put("kind", after)
+        m.cells("kinds").put("kind", after)
 
     @step
     def look(m: Toy, _task: Task) -> str:
-        return repr(m.events["kind"])
+        return repr(m.cells("kinds")["kind"])
 
     async def changes() -> None:
         await change()
@@ -159,7 +159,7 @@ def test_values_that_python_calls_equal_are_two_states(pair: tuple[Any, Any]) ->
 
     def build() -> Toy:
         m = Toy()
-        m.events.put("kind", before)
+        m.cells("kinds").put("kind", before)
         return m
 
     for bodies in ((changes, looks), (looks, changes)):
