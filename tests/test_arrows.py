@@ -23,7 +23,7 @@ ROOMS = {
               "protocols", "strangers"},
     "replay": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols",
                "trace"},
-    "programs": {"designs", "engines", "errors", "model", "oracle", "protocols"},
+    "programs": {"designs", "engines", "errors", "inputs", "model", "oracle", "protocols"},
     "oracle": {"designs", "engines", "errors", "inputs", "linux_version", "model", "protocols",
                "recorder", "strangers", "trace"},
     "lab": {"designs", "engines", "errors", "inputs", "model", "outputs", "protocols", "strangers",

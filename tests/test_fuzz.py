@@ -41,8 +41,9 @@ from zaplock.engines.checking.exhaustive import SearchLimits
 from zaplock.errors import UserError
 from zaplock.lab import profiles
 from zaplock.measure.guest import capsule, recording
-from zaplock.oracle import corpus, strace
+from zaplock.oracle import corpus
 from zaplock.outputs import walk
+from zaplock.programs import recording as programs_recording
 from zaplock.trace import file, tables
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EVENT
@@ -316,7 +317,7 @@ def test_a_recording_of_strace(which: int, changes: list[tuple[int, float, float
     good = [one for one in sorted((HERE / "fixtures/strace").iterdir()) if one.suffix != ".py"]
     raw = good[which % len(good)].read_bytes()[:20_000]
     with well_behaved():
-        strace.parse(written("strace.txt", mutated(raw, changes)))
+        programs_recording.parse(written("strace.txt", mutated(raw, changes)))
 
 
 @times(200)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_plain
 from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
@@ -35,6 +36,8 @@ HOW = (
     "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
     "-e trace=%memory,%process,prctl,prlimit64,openat,memfd_create, and the maps"
 )
+
+_LARGEST = 1 << 30
 
 
 class TracedCall(NamedTuple):
@@ -160,7 +163,7 @@ def _lines(path: Path) -> list[str]:
     """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
     try:
         if path.exists():
-            return path.read_text(errors="replace").splitlines(keepends=True)
+            return _text(path).splitlines(keepends=True)
         parts = sorted(p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
         if parts:
             return _merged(path, parts)
@@ -171,12 +174,19 @@ def _lines(path: Path) -> list[str]:
     return []
 
 
+def _text(path: Path) -> str:
+    try:
+        return read_plain(path, _LARGEST, "give a recording of strace").decode(errors="replace")
+    except ValueError as error:
+        raise UserError(f"can't read {path}: {error}") from None
+
+
 def _merged(path: Path, parts: list[Path]) -> list[str]:
     """Merge the files of `-ff`: by time, a call that took long as one that began and ended."""
     events: list[tuple[float, int, str]] = []
     for part in parts:
         pid, clock = part.suffix[1:], 0.0
-        for line in part.read_text(errors="replace").splitlines():
+        for line in _text(part).splitlines():
             told, took = _CLOCK.search(line), _TOOK.search(line)
             if told is None and len(parts) > 1 and not line.startswith(("#", "+++", "---")):
                 raise UserError(
