@@ -235,7 +235,8 @@ def test_html_needs_no_network(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     text = page.read_text()
     assert "<svg" in text
     assert "expand_stack" in text
-    assert "http" not in text.replace("http://www.w3.org", "")
+    assert "http:" not in text.replace("http://www.w3.org", "")
+    assert "https:" not in text
 
 
 def test_a_limit_and_a_vacuous_scenario_end_with_3(
@@ -373,7 +374,11 @@ def test_a_design_of_ones_own_is_checked_and_its_token_replays(
     found = json.loads(out)
     assert (code, found["design"]) == (1, "hasty")
     assert found["invariant"] == "NO_VMA_OVER_FREED_TABLES"
-    code, out, _ = run(capsys, "--replay", found["token"])
+    # A token may come from anybody: alone it runs no file.
+    code, _, err = run(capsys, "--replay", found["token"])
+    assert code == 2
+    assert f"--design {own}:HASTY" in err
+    code, out, _ = run(capsys, "--replay", found["token"], "--design", f"{own}:HASTY")
     assert code == 1
     assert "own_munmap.py:" in out
     for scenario in ("munmap-reuse", "munmap-fault-gup", "munmap-file", "expand"):

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zaplock import outputs
 from zaplock.designs import Design, load
 from zaplock.lab import profiles
 from zaplock.lab.compare import BLOCKS, Comparison
@@ -52,7 +53,7 @@ class Picture:
 
     def save(self, path: str | Path) -> None:
         """Write the drawing as SVG."""
-        Path(path).write_text(self.svg)
+        outputs.write(path, self.svg)
 
 
 @dataclass(frozen=True)

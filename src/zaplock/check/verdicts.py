@@ -5,8 +5,9 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -24,7 +25,7 @@ from zaplock.check.scenarios import (
     read_scenario,
     shipped_scenarios,
 )
-from zaplock.designs import load
+from zaplock.designs import SHIPPED, load
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.easiest import easiest_counterexample
@@ -124,6 +125,17 @@ def find_design(name: str) -> Design:
     """Return a shipped design, a user's FILE.py:NAME, or a mutant DESIGN/MUTATION."""
     found = mutant(name)
     return found if found is not None else load(name)
+
+
+def _shipped(design: str) -> bool:
+    """Say whether a name stands for zaplock's own; else it would be a file's (`designs.load`)."""
+    return design.partition("/")[0] in SHIPPED or ".py:" not in design
+
+
+def replaying(token: str, design: str) -> str:
+    """Return the command that shows a counterexample again."""
+    file = "" if _shipped(design) else f" --design {shlex.quote(design)}"
+    return f"zaplock check --replay {shlex.quote(token)}{file}"
 
 
 def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Configuration:
@@ -348,6 +360,8 @@ class Token:
 
     scenario: Scenario
     design: Design
+    reference: str
+    """How the design is asked for."""
     fair: bool
     schedule: tuple[int, ...]
     groups: tuple[int, ...]
@@ -358,13 +372,22 @@ class Token:
         return closed_system(self.scenario, self.design, self.fair)
 
 
-def read_token(text: str) -> Token:
-    """Read what `Found.token` wrote; raises UserError where it is none."""
+def read_token(text: str, designs: Collection[str] = ()) -> Token:
+    """Read what `Found.token` wrote; raises UserError where it is none.
+
+    A design that is a file's (FILE.py:NAME) runs that file, so a token alone, which somebody may
+    have sent, doesn't name one: it must be among `designs`, which the user gives.
+    """
     rest, tilde, schedule = text.rpartition("~")
     fair = rest.endswith("~fair")
     scenario, at, design = rest.removesuffix("~fair").partition("@")
     if not tilde or not at:
         raise UserError(f"token {text!r} is not SCENARIO@DESIGN~SCHEDULE as a check prints it")
+    if not _shipped(design) and design not in designs:
+        raise UserError(
+            f"token {text!r} would run the file of {design!r}: if you trust that file, "
+            f"give --design {design} as well"
+        )
     found = find_scenario(scenario)
     system = closed_system(found, find_design(design), fair)
-    return Token(found, find_design(design), fair, *unspell(schedule, len(system.programs)))
+    return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))

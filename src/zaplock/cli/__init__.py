@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NoReturn
 
+from zaplock.cli._streams import guarded
 from zaplock.errors import UserError
 from zaplock.version import __version__
 
@@ -60,14 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = arguments[0]
     if verb not in verbs():
         known = ", ".join(verbs())
-        print(f"zaplock: no verb {verb!r}; the verbs are {known}", file=sys.stderr)
+        print(f"zaplock: no verb {verb!a}; the verbs are {known}", file=sys.stderr)
         return 2
+    with guarded():
+        return _run(verb, arguments[1:])
+
+
+def _run(verb: str, arguments: list[str]) -> int:
     module = _load(verb)
     parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
     try:
-        code: int = module.run(parser.parse_args(arguments[1:]))
+        code: int = module.run(parser.parse_args(arguments))
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """Show a spinner on stderr while the block runs."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(stderr=True)
+    from zaplock.views.screen import Screen
+
+    console = Screen(stderr=True)
     if not console.is_terminal:
         yield
         return
-    with console.status(what):
+    with console.status(Text(what)):
         yield

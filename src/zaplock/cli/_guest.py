@@ -80,21 +80,22 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
 
 def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[TeardownOutcome]:
     """Run the experiment in guests; write what was asked for; return a row for each run."""
-    from rich.console import Console
+    from rich.text import Text
 
     from zaplock.measure.guest import rows
+    from zaplock.views.screen import Screen
 
     wanted = plan(args, bystanders)
     for path in (args.record, args.graph):
         if path and Path(path).exists():
             raise UserError(f"{path} is already there: remove it or name another file")
-    with Console(stderr=True).status(f"{args.kernel}: getting ready") as status:
+    with Screen(stderr=True).status(Text(f"{args.kernel}: getting ready")) as status:
         return rows.measure(
             wanted,
             repeat=args.repeat,
             record=args.record,
             graph=args.graph,
-            progress=lambda phase: status.update(f"{args.kernel} in QEMU: {phase}"),
+            progress=lambda phase: status.update(Text(f"{args.kernel} in QEMU: {phase}")),
         )
 
 

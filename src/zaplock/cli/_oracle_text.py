@@ -90,9 +90,9 @@ def progress(report: Report) -> str:
 
 
 def print_report(report: Report, with_coverage: bool) -> None:
-    from rich.console import Console
+    from zaplock.views.screen import Screen
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Screen(soft_wrap=True, highlight=False, markup=False)
     console.print(_summary(report))
     for found in report.divergences:
         _print_divergence(console, "DIVERGENCE", found, report.signatures[found.signature])

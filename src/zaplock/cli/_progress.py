@@ -13,14 +13,16 @@ PATIENCE_S = 1.5
 @contextmanager
 def counter(what: str) -> Iterator[Callable[[str], None]]:
     """Give a function that shows a line of progress on stderr, from PATIENCE_S on."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(stderr=True)
+    from zaplock.views.screen import Screen
+
+    console = Screen(stderr=True)
     if not console.is_terminal:
         yield lambda _line: None
         return
     started = time.monotonic()
-    status = console.status(what)
+    status = console.status(Text(what))
     running = False
 
     def show(line: str) -> None:
@@ -29,7 +31,7 @@ def counter(what: str) -> Iterator[Callable[[str], None]]:
             status.start()
             running = True
         if running:
-            status.update(f"{what}: {line}")
+            status.update(Text(f"{what}: {line}"))
 
     try:
         yield show

@@ -102,9 +102,9 @@ def _from_pid(args: argparse.Namespace, costs: Costs, least_ns: int) -> Recorded
 def _print(
     args: argparse.Namespace, told: RecordedAdvice, found: list[Advice], costs: Costs
 ) -> None:
-    from rich.console import Console
+    from zaplock.views.screen import Screen
 
-    console = Console()
+    console = Screen()
     if found:
         console.print(table(found[: args.top]))
     for line in said(told, found, args.top, args.least):

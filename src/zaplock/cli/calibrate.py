@@ -66,15 +66,15 @@ def _list_units() -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.progress import Progress
 
     from zaplock.lab import profiles
     from zaplock.measure.calibrate import calibrate
+    from zaplock.views.screen import Screen
 
     path = Path(args.output) if args.output else profiles.user_directory() / "this-machine.toml"
     profiles.require_writable(path)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Screen(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring this machine", total=None)
 
         def progress(done: int, of: int) -> None:
@@ -121,10 +121,10 @@ def _plain(profile: Profile) -> dict[str, object]:
 
 def _show(profile: Profile, path: Path) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
     from zaplock.lab.profiles import UNITS
+    from zaplock.views.screen import Screen
 
     drawn = Table(box=SIMPLE)
     for name in ("unit", "cost", "spread"):
@@ -134,7 +134,7 @@ def _show(profile: Profile, path: Path) -> None:
         low, high = profile.spread.get(unit, (profile[unit], profile[unit]))
         cells = (f"{profile[unit]:.4g} ns", f"{low:.4g} .. {high:.4g}")
         drawn.add_row(unit, *cells, "not measured" if _is_guess(profile, unit) else "")
-    console = Console()
+    console = Screen()
     console.print(drawn)
     console.print(f"written: {path}", highlight=False, soft_wrap=True)
 

@@ -15,9 +15,9 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zaplock import outputs
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _list(as_json: bool) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario
+    from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario, replaying
     from zaplock.designs import SHIPPED
 
     scenario = find_scenario(args.scenario)
@@ -146,8 +146,9 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
     else:
         _print_verdicts(scenario, found, stories)
-    token = next((one.token for one in found if one.token), "")
-    _next(args, f"zaplock check --replay '{token}'" if token else "zaplock check --all")
+    broken = next((one for one in found if one.token), None)
+    again = replaying(broken.token, broken.reference) if broken else "zaplock check --all"
+    _next(args, again)
     verdicts = {one.verdict for one in found}
     return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
 
@@ -280,6 +281,7 @@ def _write_html(
 ) -> None:
     if not args.html:
         return
+    from zaplock.check.verdicts import replaying
     from zaplock.views.counterexample_html import page
 
     broken = [(one, story) for one, story in zip(found, stories) if story is not None]
@@ -287,14 +289,8 @@ def _write_html(
         print("nothing is broken, so there is nothing to draw", file=sys.stderr)
         return
     one, story = broken[0]
-    _write(args.html, page(story, f"{one.scenario} under {one.design}", one.token))
-
-
-def _write(path: str, content: str) -> None:
-    try:
-        Path(path).write_text(content)
-    except OSError as error:
-        raise UserError(f"{path!r} can't be written: {error.strerror}") from error
+    again = replaying(one.token, one.reference)
+    outputs.write(args.html, page(story, f"{one.scenario} under {one.design}", again))
 
 
 # A replay
@@ -302,17 +298,17 @@ def _write(path: str, content: str) -> None:
 
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.check.counterexample import tell
-    from zaplock.check.verdicts import read_token
+    from zaplock.check.verdicts import read_token, replaying
     from zaplock.views.counterexample import steps, text
 
-    token = read_token(args.replay)
+    token = read_token(args.replay, args.design or ())
     does = ["; ".join(spec.do) for spec in token.scenario.task]
     story = tell(token.system(), token.schedule, does, token.groups, token.cycle)
     title = f"{token.scenario.name} under {token.design.name}, replayed"
     if args.html:
         from zaplock.views.counterexample_html import page
 
-        _write(args.html, page(story, title, args.replay))
+        outputs.write(args.html, page(story, title, replaying(args.replay, token.reference)))
     if args.timed:
         return _replay_timed(args, token)
     if args.json:
@@ -325,7 +321,7 @@ def _replay(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2))
     else:
         print(text(story, title))
-    _next(args, f"zaplock check --replay '{args.replay}' --html story.html")
+    _next(args, f"{replaying(args.replay, token.reference)} --html story.html")
     return 1 if story.invariant else 0
 
 

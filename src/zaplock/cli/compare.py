@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
@@ -123,13 +124,7 @@ def _require_writable(path: str | None, plot: str | None) -> None:
         return
     if path == plot and Path(path).suffix not in PICTURES:
         raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
-    try:
-        with Path(path).open("a"):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{path!r} can't be written ({error.strerror}): choose another file"
-        ) from None
+    outputs.require_writable(path)
 
 
 def _measured(
@@ -194,11 +189,10 @@ def _measured_in_guest(
 
 
 def _print(comparison: Comparison) -> None:
-    from rich.console import Console
-
     from zaplock.views import outcomes
+    from zaplock.views.screen import Screen
 
-    console = Console()
+    console = Screen()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH_OF_A_FILE)
     console.print(outcomes.title(comparison), highlight=False, soft_wrap=True)
@@ -230,7 +224,7 @@ def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:
     if args.trace:
         from zaplock.views.function_graph import function_graph
 
-        Path(args.trace).write_text(function_graph(comparison))
+        outputs.write(args.trace, function_graph(comparison))
     if args.plot:
         from zaplock.cli._busy import busy
         from zaplock.views.timeline import plot_comparison

@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(findings: list[Finding]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from zaplock.views.screen import Screen
 
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", "seen", "what for", "mended by"):
@@ -47,4 +48,4 @@ def _table(findings: list[Finding]) -> None:
     for finding in findings:
         mark = "ok" if finding.ok else ("MISSING" if finding.needed else "no")
         table.add_row(mark, finding.name, finding.seen, finding.use, finding.mend)
-    Console(soft_wrap=False).print(table)
+    Screen(soft_wrap=False).print(table)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.units import parse_size
 
@@ -60,13 +61,12 @@ class _Survey:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, compare and print; 1 where a design disagrees with its kernel."""
-    from rich.console import Console
-
     from zaplock.cli import _fidelity_text as text
+    from zaplock.views.screen import Screen
 
     kernels, teardowns = _names(args)
     found = _Survey()
-    with Console(stderr=True).status("getting ready") as status:
+    with Screen(stderr=True).status("getting ready") as status:
         for kernel in kernels:
             try:
                 _survey(args, kernel, teardowns, found, status.update)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
     else:
-        Console().print(text.table(found.rows))
+        Screen().print(text.table(found.rows))
         print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped]))
     _write(args, text.section(found.rows, found.hung, found.skipped))
     print("next: zaplock measure --kernel debian:6.12 1G --exact", file=_beside(args))
@@ -179,6 +179,6 @@ def _write(args: argparse.Namespace, section: str) -> None:
         return
     try:
         old = path.read_text() if path.exists() else ""
-        path.write_text(text.with_section(old, section))
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read ({error}): name another file") from None
+    outputs.write(path, text.with_section(old, section))

@@ -22,11 +22,11 @@ from zaplock.units import duration, format_size, parse_duration, parse_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import Console
     from rich.table import Table
 
     from zaplock.measure.measure import Progress
     from zaplock.trace.outcome import TeardownOutcome
+    from zaplock.views.screen import Screen
 
 SUMMARY = "run a teardown on this kernel and time who stalls"
 
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(as_json(outcomes), indent=2))
     else:
-        from rich.console import Console
+        from zaplock.views.screen import Screen
 
-        console = Console()
+        console = Screen()
         console.print(headline(outcomes), highlight=False)
         console.print(table(outcomes))
         for line in sentences(outcomes):
@@ -91,12 +91,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
     """Measure on the kernel that runs."""
-    from rich.console import Console
-
     from zaplock.measure.measure import measure
+    from zaplock.views.screen import Screen
 
     length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
-    with _progress(Console(stderr=True)) as progress:
+    with _progress(Screen(stderr=True)) as progress:
         return measure(
             length,
             backing=args.backing,
@@ -115,7 +114,7 @@ def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
 class _progress:
     """A bar on stderr while pages are populated; gone before the experiment begins."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         from rich.progress import Progress as Bar
 
         self.bar = Bar(console=console, transient=True)

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zaplock import outputs
 from zaplock.cli._oracle_text import print_json, print_report
 from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError
@@ -120,15 +121,15 @@ def _campaign(args: argparse.Namespace) -> Report:
 
 
 def _run_campaign(args: argparse.Namespace) -> Report:
-    from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from zaplock.oracle import campaign
+    from zaplock.views.screen import Screen
 
     other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
         task = progress.add_task("starting")
         for report in campaign.run(
             other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope
@@ -143,13 +144,13 @@ def _save(report: Report, directory: Path) -> None:
     from zaplock.oracle import corpus, script
 
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for number, found in enumerate([*report.divergences, *report.kernel_faults]):
-            name = f"{found.signature.split(':')[0]}-{number}"
-            sequence = found.sequence[: found.at + 1]
-            text = corpus.dump(sequence, "; ".join(found.differences))
-            (directory / f"{name}.json").write_text(text)
-            (directory / f"{name}.py").write_text(script.write(found))
+        with outputs.walk(directory, make=True) as folder:
+            for number, found in enumerate([*report.divergences, *report.kernel_faults]):
+                name = f"{found.signature.split(':')[0]}-{number}"
+                sequence = found.sequence[: found.at + 1]
+                text = corpus.dump(sequence, "; ".join(found.differences))
+                folder.write(f"{name}.json", text.encode(), 0o666)
+                folder.write(f"{name}.py", script.write(found).encode(), 0o666)
     except OSError as error:
         raise UserError(
             f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
@@ -201,8 +202,8 @@ def _replay(args: argparse.Namespace) -> int:
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
     path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
-    path.write_text(script.write(found))
-    print(f"next: python3 {path}")
+    outputs.write(path, script.write(found))
+    print(f"next: python3 -I {path}")
     return 1
 
 

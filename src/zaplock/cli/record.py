@@ -255,14 +255,16 @@ class _Line:
         self._path = path
 
     def __enter__(self) -> _Line:
-        from rich.console import Console
+        from zaplock.views.screen import Screen
 
-        self._status = Console(stderr=True).status("preparing") if self._on else None
+        self._status = Screen(stderr=True).status("preparing") if self._on else None
         if self._status:
             self._status.start()
         return self
 
     def show(self, progress: RecordingProgress) -> None:
+        from rich.text import Text
+
         if self._status:
             if progress.waiting_bytes:
                 self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
@@ -270,10 +272,11 @@ class _Line:
             if self._watching and not progress.fired:
                 self._status.update(f"watching for {progress.seconds:.0f} s (Ctrl-C ends it)")
                 return
-            self._status.update(
+            told = (
                 f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "
                 f"{progress.lost_events:,} lost (Ctrl-C ends it)"
             )
+            self._status.update(Text(told))
 
     def __exit__(self, *_: object) -> None:
         if self._status:

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock import outputs
 from zaplock.cli._designs import parse_designs
 from zaplock.errors import UserError
 from zaplock.units import parse_size
@@ -126,16 +127,14 @@ def _require_picture(path: str | None) -> None:
         return
     if Path(path).suffix not in PICTURES:
         raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
-    if not Path(path).parent.is_dir():
-        raise UserError(f"{path!r} can't be written (no such directory): choose another file")
+    outputs.require_writable(path)
 
 
 def _print(found: Replay) -> None:
-    from rich.console import Console
-
     from zaplock.views import replayed as view
+    from zaplock.views.screen import Screen
 
-    console = Console()
+    console = Screen()
     if not console.is_terminal:
         console.width = max(console.width, WIDTH_OF_A_FILE)
 

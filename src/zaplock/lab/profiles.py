@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from zaplock import outputs
 from zaplock.errors import UserError
 
 DEFAULT = "e5-2680-rfc"
@@ -197,32 +197,14 @@ def _quoted(text: str) -> str:
 
 def require_writable(path: Path) -> None:
     """Raise UserError, before any long work, unless a file can be written there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a directory")
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    why = error.strerror
-    return UserError(f"profile {path} can't be written: {why}; choose another --output")
+    outputs.require_writable(path, parents=True)
 
 
 def save(profile: Profile, path: Path) -> None:
     """Write a profile's file whole or not at all; raise UserError where it can't be written."""
     check(profile, str(path))
     require_writable(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(dump(profile))
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _unwritable(path, error) from None
+    outputs.write(path, dump(profile), parents=True)
 
 
 PAGES_PER_TABLE = 512

@@ -4,6 +4,10 @@ The measured process is never the caller's own: a notebook's or a test's memory 
 with it, and an exit could not be measured at all. A child runs `python -m MODULE` with nothing but
 the standard library, reads one JSON line as its orders, writes JSON lines, and dies with its parent
 (PR_SET_PDEATHSIG, and its input ends). It offers itself first to the OOM killer.
+
+It never imports from the directory that it is started in (-P): that may be another user's, who
+puts a `contextlib.py` there. Nor from anywhere else that the environment names (PYTHONPATH and its
+like).
 """
 
 from __future__ import annotations
@@ -28,15 +32,19 @@ class ChildError(UserError):
     """Report that a process of the experiment failed, or did not answer in time."""
 
 
+def _plain_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 def _start(module: str) -> subprocess.Popen[bytes]:
     path = str(Path(__file__).parents[2])
     try:
         return subprocess.Popen(
-            [sys.executable, "-S", "-m", module],
+            [sys.executable, "-P", "-s", "-S", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "ZAPLOCK_PARENT": str(os.getpid())},
+            env={**_plain_environment(), "PYTHONPATH": path, "ZAPLOCK_PARENT": str(os.getpid())},
         )
     except OSError as error:
         why = f"{error.strerror} ({sys.executable})"

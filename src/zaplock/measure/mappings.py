@@ -22,9 +22,9 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from zaplock.measure import syscalls as sys
+from zaplock.strangers import read_text
 
 BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
 CHUNK = 1 << 30
@@ -136,7 +136,7 @@ def _touch(mapping: StudiedMapping, address: int, length: int, reading: bool) ->
 def huge_bytes(address: int) -> int:
     """Return how much of the VMA at `address` is mapped by transparent huge pages, in bytes."""
     inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in read_text("/proc/self/smaps").splitlines():
         first = line.split(maxsplit=1)[0]
         if "-" in first and not first.endswith(":"):
             begin, _, end = first.partition("-")

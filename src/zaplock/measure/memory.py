@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.strangers import read_text
 
 TABLE_SPAN = 2 << 20
 LARGEST = 1 << 47
@@ -96,7 +97,7 @@ def _inactive_file(directory: Path) -> int:
 def cgroup_room(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return what the memory cgroups above this process still allow (huge if there is no limit)."""
     try:
-        lines = proc.read_text().splitlines()
+        lines = read_text(proc).splitlines()
     except OSError:
         return LARGEST
     rooms = [LARGEST]

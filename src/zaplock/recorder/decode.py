@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zaplock.recorder.layouts import EventField, EventLayout, Layouts
 from zaplock.recorder.meanings import NAMING, SCHED, meanings
 from zaplock.recorder.pages import walk
+from zaplock.strangers import name_of
 from zaplock.trace.events import EVENT, NO_OP, EventKind
 
 Columns = dict[str, NDArray[Any]]
@@ -170,7 +171,7 @@ def gather(data: NDArray[np.uint8], offset: NDArray[np.int64], field: EventField
 def text(data: NDArray[np.uint8], offset: NDArray[np.int64], field: EventField) -> list[str]:
     """Read one fixed-size string field of many events."""
     at = (offset + field.offset)[:, None] + np.arange(field.size)
-    return [bytes(row).split(b"\0")[0].decode(errors="replace") for row in data[at]]
+    return [name_of(bytes(row).split(b"\0")[0]) for row in data[at]]
 
 
 def _facts_of(

@@ -18,6 +18,7 @@ from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.targets import check_namespace
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted, opened, start_time
+from zaplock.strangers import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _namespace() -> Finding:
 
 
 def _effective_capabilities() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in read_text("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0

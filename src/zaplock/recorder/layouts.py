@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def _fields(text: str) -> tuple[EventField, ...]:
 def parse_header_page(text: str) -> PageLayout:
     """Parse `events/header_page`."""
     fields = {field.name: field for field in _fields(text)}
-    data, commit = fields["data"], fields["commit"]
+    data, commit = fields.get("data"), fields.get("commit")
+    if data is None or commit is None:
+        raise UserError("the layout of trace pages is unreadable: run 'zaplock doctor'")
     return PageLayout(data.offset + data.size, commit.offset, commit.size, data.offset)
 
 
@@ -120,17 +123,29 @@ class Layouts:
 
 
 def read_layouts(root: Path, events: tuple[str, ...]) -> Layouts:
-    """Read the layouts of these events (system:name) under a tracefs or a folder like one.
+    """Read the layouts of these events (system:name) under a tracefs.
 
     An event that this kernel doesn't have is left out.
     """
-    folder = root / "events"
-    check_header_event((folder / "header_event").read_text())
-    page = parse_header_page((folder / "header_page").read_text())
+
+    def told(name: str) -> str | None:
+        file = root / "events" / name
+        return file.read_text() if file.exists() else None
+
+    return layouts_told(told, events)
+
+
+def layouts_told(told: Callable[[str], str | None], events: tuple[str, ...]) -> Layouts:
+    """Parse the layouts of these events from the texts of a tracefs's `events` folder, by name.
+
+    Raises UserError where a text is missing or makes no sense.
+    """
+    check_header_event(told("header_event") or "")
+    page = parse_header_page(told("header_page") or "")
     found = []
     for event in events:
         system, name = event.split(":")
-        file = folder / system / name / "format"
-        if file.exists():
-            found.append(parse_format(system, file.read_text()))
+        text = told(f"{system}/{name}/format")
+        if text is not None:
+            found.append(parse_format(system, text))
     return Layouts(page, tuple(found))

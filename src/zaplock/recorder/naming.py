@@ -21,6 +21,7 @@ import numpy as np
 from zaplock.recorder.decode import Columns, Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.owners import Owners, calls_of_interest
+from zaplock.strangers import name_of, read_text
 from zaplock.trace.events import EventKind, RecordedTask
 from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
@@ -204,7 +205,7 @@ def of_process(pid: int) -> list[RecordedTask]:
 def of_thread(tid: int) -> RecordedTask | None:
     """Name one thread that exists now, or None where it is gone."""
     try:
-        status = Path(f"/proc/{tid}/status").read_text()
+        status = read_text(f"/proc/{tid}/status")
     except (FileNotFoundError, ProcessLookupError):
         return None
     pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid"))
@@ -222,7 +223,6 @@ def _comm_of(pid: int, tid: int) -> str:
 
 def _line(path: str) -> str:
     try:
-        with open(path, errors="replace") as file:
-            return file.read().rstrip("\n")
+        return name_of(Path(path).read_bytes().removesuffix(b"\n"))
     except (FileNotFoundError, ProcessLookupError):
         return ""

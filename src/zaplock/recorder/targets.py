@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers
@@ -25,6 +24,7 @@ from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK
 from zaplock.recorder.tracefs import Instance, Tracefs
+from zaplock.strangers import read_text
 
 _PATIENCE_S = 2.0
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
@@ -51,7 +51,7 @@ def check_namespace() -> None:
 def check_process(pid: int) -> None:
     """Raise UserError unless this is a process with an address space that we may look at."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = read_text(f"/proc/{pid}/status")
     except (FileNotFoundError, ProcessLookupError):
         raise UserError(f"there is no process {pid}: 'ps -e' lists those that are") from None
     tgid = re.search(r"^Tgid:\s+(\d+)", status, re.MULTILINE)
@@ -87,7 +87,7 @@ def descendants_of(pids: Iterable[int]) -> set[int]:
 
 def _parent(pid: int) -> int | None:
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
 

@@ -24,6 +24,7 @@ from itertools import count
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.strangers import read_text
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # one number on every architecture
 _CLOEXEC = 1
@@ -65,10 +66,12 @@ def opened() -> Iterator[Tracefs]:
 
 def mounted() -> Path | None:
     """Find where tracefs is mounted, or None."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, where, kind, *_ = line.split()
-        if kind == "tracefs":
-            return Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), where))
+    for line in Path("/proc/self/mounts").read_bytes().split(b"\n"):
+        # Others may mount at places of any name; a blank in one is written as \\040.
+        fields = line.split(b" ")
+        if len(fields) > 2 and fields[2] == b"tracefs":
+            plain = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8) & 255]), fields[1])
+            return Path(os.fsdecode(plain))
     return None
 
 
@@ -223,7 +226,7 @@ def sweep(tracefs: Tracefs) -> list[str]:
 def start_time(pid: int) -> int | None:
     """When a process began, in clock ticks since boot, or None where there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])

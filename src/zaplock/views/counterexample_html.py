@@ -12,6 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from zaplock.check.counterexample import Story
+from zaplock.views.own_page import policy
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,12 +34,13 @@ class LaneBar:
     lock: str
 
 
-def page(story: Story, title: str, token: str) -> str:
-    """Draw the story as HTML."""
+def page(story: Story, title: str, again: str) -> str:
+    """Draw the story as HTML; `again` is the command that shows it once more."""
     return _template().render(
         story=story,
         title=title,
-        token=token,
+        again=again,
+        policy=policy(),
         rows=[
             {
                 "row": row,

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zaplock.errors import UserError
+from zaplock import outputs
+from zaplock.strangers import cell
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.stacks import CallStack
@@ -77,13 +78,18 @@ def export(summary: Summary, directory: Path, kind: Literal["csv", "parquet"]) -
     """
     files = []
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, frame in tables(summary).items():
-            path = directory / f"{name}.{kind}"
-            frame.write_csv(path) if kind == "csv" else frame.write_parquet(path)
-            files.append(path)
+        with outputs.walk(directory, make=True) as folder:
+            for name, frame in tables(summary).items():
+                with folder.replacing(f"{name}.{kind}", 0o666) as file:
+                    _quoted(frame).write_csv(file) if kind == "csv" else frame.write_parquet(file)
+                files.append(directory / f"{name}.{kind}")
     except OSError as error:
-        raise UserError(
-            f"{directory} can't be written ({error.strerror}): name another directory"
-        ) from None
+        raise outputs.unwritable(directory, error) from None
     return files
+
+
+def _quoted(frame: polars.DataFrame) -> polars.DataFrame:
+    """Quote the cells that a spreadsheet would take for formulas: names are strangers'."""
+    import polars as pl
+
+    return frame.with_columns(pl.col(pl.String).map_elements(cell, return_dtype=pl.String))

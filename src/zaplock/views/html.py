@@ -7,15 +7,14 @@ lists, `page.js` ties them together. Nothing is loaded from anywhere.
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from zaplock.errors import UserError
+from zaplock import outputs
 from zaplock.trace.summary import Group, Summary
 from zaplock.units import duration
 from zaplock.views.html_data import packed, page_data
+from zaplock.views.own_page import policy, safe_json
 from zaplock.views.report_text import heading
 from zaplock.views.words import answer
 
@@ -24,10 +23,7 @@ SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")
 
 def write_html(summary: Summary, path: Path) -> Path:
     """Write the page; raise UserError where it can't be written."""
-    try:
-        path.write_text(render(summary), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    outputs.write(path, render(summary))
     return path
 
 
@@ -39,6 +35,7 @@ def render(summary: Summary) -> str:
     layout, binary = packed(header.pop("columns"))
     assets = resources.files("zaplock.views") / "assets"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    scripts = [(assets / name).read_text(encoding="utf-8") for name in SCRIPTS]
     template = environment.from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         heading=heading(summary.analysis),
@@ -46,16 +43,12 @@ def render(summary: Summary) -> str:
         groups=_groups(summary),
         histograms=[histogram for histogram in summary.histograms if histogram.counts],
         duration=duration,
-        header=_safe_json({**header, "layout": layout}),
+        header=safe_json({**header, "layout": layout}),
         binary=binary,
         style=(assets / "page.css").read_text(encoding="utf-8"),
-        scripts=[(assets / name).read_text(encoding="utf-8") for name in SCRIPTS],
+        scripts=scripts,
+        policy=policy(scripts),
     )
-
-
-def _safe_json(value: Any) -> str:
-    """Write JSON that can stand inside a script element, whatever tasks are called."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _groups(summary: Summary) -> list[tuple[str, tuple[Group, ...]]]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
@@ -60,13 +61,10 @@ def write_perfetto(summary: Summary, path: Path) -> Path:
         raise UserError(
             "the perfetto package is not installed: pip install 'zaplock[perfetto]'"
         ) from None
-    try:
-        with path.open("wb") as file:
-            builder = StreamingTraceProtoBuilder(file)
-            for packet in _packets(summary, builder):
-                builder.write_packet(packet)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    with outputs.writing(path) as file:
+        builder = StreamingTraceProtoBuilder(file)
+        for packet in _packets(summary, builder):
+            builder.write_packet(packet)
     return path
 
 

@@ -19,6 +19,7 @@ from zaplock.views.found import found_lines, present_lines
 from zaplock.views.headlines import headlines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
+from zaplock.views.screen import Screen
 from zaplock.views.slowness import WORTH_NS, of_culprit, split
 from zaplock.views.stacks import of_wait, sentence
 from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
@@ -64,10 +65,10 @@ def live_screen(summary: Summary, *, top: int) -> RenderableType:
     )
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> Screen:
     """Make a console that doesn't fold its tables when the output goes to a file or a pipe."""
-    wide = Console(stderr=stderr, highlight=False)
-    return wide if wide.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+    wide = Screen(stderr=stderr, highlight=False)
+    return wide if wide.is_terminal else Screen(stderr=stderr, highlight=False, width=160)
 
 
 def heading(analysis: Analysis) -> str:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.summary import QUEUED_NS
+from zaplock.views.own_page import policy, safe_json
 
 if TYPE_CHECKING:
     from zaplock.lab.compare import Comparison
@@ -130,16 +133,34 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str = "") -> Path:
     with altair.data_transformers.enable("default", max_rows=None):
         whole = altair.vconcat(*charts, spacing=6, title=title)
         whole = whole.resolve_scale(x="shared", color="shared", y="independent")
-        options: dict[str, Any] = {"inline": True} if path.suffix == ".html" else {}
-        if path.suffix == ".png":
-            options = {"scale_factor": 2}
-        try:
-            whole.save(str(path), **options)
-        except OSError as error:
-            raise UserError(
-                f"{path} can't be written ({error.strerror}): name another file"
-            ) from None
+        spec = whole.to_dict()
+    outputs.write(path, _rendered(spec, path.suffix, title))
     return path
+
+
+def _rendered(spec: dict[str, Any], suffix: str, title: str) -> str | bytes:
+    import vl_convert
+
+    version = "v" + ".".join(spec["$schema"].rpartition("/v")[2].split(".")[:2])
+    if suffix == ".svg":
+        return vl_convert.vegalite_to_svg(spec, vl_version=version)
+    if suffix == ".png":
+        return vl_convert.vegalite_to_png(spec, vl_version=version, scale=2)
+    plot = (resources.files("zaplock.views") / "assets" / "plot.js").read_text("utf-8")
+    return _page(spec, title, vl_convert.javascript_bundle(plot, vl_version=version))
+
+
+def _page(spec: dict[str, Any], title: str, script: str) -> str:
+    """Lay the drawing out as a page; Vega interprets its expressions, so that none is compiled."""
+    import jinja2
+
+    assets = resources.files("zaplock.views") / "assets"
+    script = script.replace("</script", "<\\/script")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((assets / "plot.html.j2").read_text("utf-8"))
+    return template.render(
+        title=title, script=script, policy=policy([script]), spec=safe_json(spec)
+    )
 
 
 def _unit(span_ns: int) -> tuple[str, int]:

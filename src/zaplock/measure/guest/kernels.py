@@ -2,17 +2,21 @@
 
 `debian:6.1` is the newest linux-image-6.1*-cloud-amd64 that the machine's own apt sources offer. It
 is fetched by apt's own client (which checks its signature), unpacked without being installed, and
-kept in the cache with the name of its release; from then on no network is needed, and the same
-kernel is booted until the cache is emptied. Where apt has no package lists yet, or they can't be
-written (no root), they are fetched by the same client from the same sources into the cache.
+kept in the cache with the name of its release and its SHA-256, which is checked each time; from
+then on no network is needed, and the same kernel is booted until the cache is emptied. Where apt
+has no package lists yet, or they can't be written (no root), they are fetched by the same client
+from the same sources into the cache.
 
 Debian's cloud kernel has all that is needed built in: serial console, PCI, tracefs and its events.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -25,16 +29,36 @@ from zaplock.measure.guest import cache
 
 _SPEC = re.compile(r"debian:(\d+\.\d+)")
 _LIMIT_S = 300
+_LARGEST = 1 << 30
 _CHOICES = "give a vmlinuz, debian:6.1 or debian:6.12"
 _BY_PATH = "give the path of a vmlinuz"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A bootable kernel: `name` as the user gave it, `image` the vmlinuz."""
+    """A bootable kernel: `name` as the user gave it, `image` the vmlinuz.
+
+    `sha256` is what it must be, "" for the user's own, which may change.
+    """
 
     name: str
     image: Path
+    sha256: str = ""
+
+    def content(self) -> bytes:
+        """Read the image. Raises UserError where it isn't what was fetched."""
+        try:
+            content = _read(self.image)
+        except OSError as error:
+            raise UserError(
+                f"kernel {self.image} can't be read ({error.strerror}): {_CHOICES}"
+            ) from None
+        if self.sha256 and hashlib.sha256(content).hexdigest() != self.sha256:
+            raise UserError(
+                f"{self.image} is not what was fetched (its SHA-256 differs): "
+                "remove it, and it is fetched again"
+            )
+        return content
 
 
 def find(spec: str) -> Kernel:
@@ -44,7 +68,8 @@ def find(spec: str) -> Kernel:
     """
     match = _SPEC.fullmatch(spec)
     if match:
-        return Kernel(spec, _cached(match[1]) or _fetched(match[1]))
+        image = _cached(match[1]) or _fetched(match[1])
+        return Kernel(spec, image, _digest_kept(image))
     if spec.startswith("debian:"):
         raise UserError(f"kernel {spec!r} is not debian:MAJOR.MINOR, such as debian:6.1")
     return Kernel(spec, _checked(Path(spec)))
@@ -53,8 +78,7 @@ def find(spec: str) -> Kernel:
 def _checked(path: Path) -> Path:
     """Return the path if it looks like something that QEMU boots: a bzImage or an ELF vmlinux."""
     try:
-        with path.open("rb") as file:
-            head = file.read(0x206)
+        head = _read(path)[:0x206]
     except OSError as error:
         raise UserError(f"kernel {path} can't be read ({error.strerror}): {_CHOICES}") from None
     if head[0x202:0x206] != b"HdrS" and head[:4] != b"\x7fELF":
@@ -62,12 +86,31 @@ def _checked(path: Path) -> Path:
     return path
 
 
+def _read(path: Path) -> bytes:
+    """Read a regular file of a kernel's size; a FIFO would keep us waiting for ever."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(file, "rb") as image:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST:
+            raise UserError(f"{path} is no Linux kernel image: {_CHOICES}")
+        return image.read(_LARGEST)
+
+
+def _digest(image: Path) -> Path:
+    return image.with_name(f"sha256-{image.name}")
+
+
+def _digest_kept(image: Path) -> str:
+    return _digest(image).read_text(encoding="ascii", errors="replace").strip()
+
+
 def _folder(version: str) -> Path:
     return cache.folder("kernels") / f"debian-{version}"
 
 
 def _cached(version: str) -> Path | None:
-    images = sorted(_folder(version).glob("vmlinuz-*"))
+    # One without its hash is from an earlier zaplock: it is fetched again.
+    images = sorted(one for one in _folder(version).glob("vmlinuz-*") if _digest(one).exists())
     return images[-1] if images else None
 
 
@@ -84,7 +127,10 @@ def _fetched(version: str) -> Path:
         image = _unpacked(archive, Path(scratch))
         folder = _folder(version)
         folder.mkdir(exist_ok=True)
-        return image.rename(folder / image.name)
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        kept = image.rename(folder / image.name)
+        _digest(kept).write_text(f"{digest}\n")
+        return kept
 
 
 def _package(version: str) -> tuple[str, Sequence[str]]:

@@ -12,13 +12,20 @@ structure of locking exactly, and times in proportion to instructions.
 
 Nothing is left running: QEMU dies with this process (PR_SET_PDEATHSIG), at its limit, and with any
 error that passes.
+
+A guest may be hostile, and QEMU is what stands between it and this machine. So QEMU has no device
+but those that the probe needs, may start no program and gain no right (-sandbox, no_new_privs), and
+where root starts it, it runs as `nobody` in a folder that holds nothing but the guest's own files:
+a copy of the kernel, the root file system, the capsule and the console.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import platform
+import pwd
 import shutil
 import signal
 import subprocess
@@ -30,6 +37,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.measure.guest import build, cache, capsule, initramfs, scratch
 from zaplock.measure.guest.kernels import Kernel
+from zaplock.strangers import visible
 
 PROGRAM = "qemu-system-x86_64"
 EXACT_SHIFT = 2
@@ -45,6 +53,9 @@ _SHORT_BOOT = (
 _SAME_BOOT = "nokaslr norandmaps randomize_kstack_offset=off"
 _SUCCEEDED = 1  # isa-debug-exit: (0 << 1) | 1
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_MOST_SAID = 1 << 20
 
 Progress = Callable[[str], None]
 """Told the phase of the guest: one of `capsule.PHASES`."""
@@ -105,8 +116,13 @@ def _run(
     with scratch.folder() as folder:
         capsule.make(folder / "capsule")
         (folder / "initramfs").write_bytes(initramfs.guest_root(build.probe().read_bytes()))
+        (folder / "kernel").write_bytes(kernel.content())
+        (folder / "console").touch()
+        user = _unprivileged(accelerator)
+        if user is not None:
+            _let_in(folder, user)
         command = _command(kernel, machine, arguments, accelerator, folder)
-        status, said = _supervised(command, folder, limit_s, progress)
+        status, said = _supervised(command, folder, limit_s, progress, user)
         result = capsule.read(folder / "capsule")
         if status != _SUCCEEDED or result is None:
             raise UserError(_what_failed(kernel, status, said, folder, limit_s))
@@ -128,13 +144,14 @@ def _command(
         program(),
         *(
             "-machine",
-            f"pc,accel={accelerator}",
+            f"pc,accel={accelerator},usb=off,vmport=off,smbus=off",
             "-cpu",
             "host" if accelerator == "kvm" else "qemu64",
         ),
         *("-m", f"{machine.memory >> 20}M", *clock, "-rtc", "base=2020-01-01,clock=vm"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-kernel", str(kernel.image), "-initrd", str(folder / "initramfs")),
+        *("-sandbox", _SANDBOX),
+        *("-kernel", str(folder / "kernel"), "-initrd", str(folder / "initramfs")),
         *("-append", " ".join([*boot, "--", *arguments])),
         *("-object", memory_file, "-device", "ivshmem-plain,memdev=capsule"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=4"),
@@ -143,13 +160,25 @@ def _command(
 
 
 def _supervised(
-    command: list[str], folder: Path, limit_s: float, progress: Progress
+    command: list[str],
+    folder: Path,
+    limit_s: float,
+    progress: Progress,
+    user: _User | None = None,
 ) -> tuple[int | None, str]:
     """Run to the end or to the limit (then the status is None); return also what QEMU said."""
     deadline, seen = time.monotonic() + limit_s, ""
     with (folder / "said").open("w+b") as said:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=die_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            cwd=folder,
+            preexec_fn=_alone,
+            user=user.uid if user else None,
+            group=user.gid if user else None,
+            extra_groups=user.groups if user else None,
         )
         try:
             while process.poll() is None and time.monotonic() < deadline:
@@ -161,7 +190,7 @@ def _supervised(
             process.kill()
             process.wait()
         said.seek(0)
-        return status, said.read().decode(errors="replace")
+        return status, said.read(_MOST_SAID).decode(errors="replace")
 
 
 _libc = ctypes.CDLL(None)
@@ -172,11 +201,45 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _alone() -> None:
+    """Before QEMU begins (in the child): no program that it starts has more rights than it."""
+    die_with_parent()
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _User:
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
+def _unprivileged(accelerator: str) -> _User | None:
+    """Choose whom QEMU runs as: `nobody` where we are root (with /dev/kvm's group), else us."""
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    kvm = [os.stat("/dev/kvm").st_gid] if accelerator == "kvm" else []
+    return _User(nobody.pw_uid, nobody.pw_gid, tuple(group for group in kvm if group))
+
+
+def _let_in(folder: Path, user: _User) -> None:
+    """Let QEMU read its files and write two of them; it can put nothing in their place."""
+    os.chown(folder, 0, user.gid)
+    folder.chmod(0o710)
+    for name in ("initramfs", "kernel"):
+        os.chown(folder / name, 0, user.gid)
+        (folder / name).chmod(0o640)
+    for name in ("capsule", "console"):
+        os.chown(folder / name, user.uid, user.gid)
+        (folder / name).chmod(0o600)
+
+
 def _what_failed(
     kernel: Kernel, status: int | None, said: str, folder: Path, limit_s: float
 ) -> str:
     console_file = folder / "console"
-    console = console_file.read_text(errors="replace") if console_file.exists() else ""
+    console = _tail(console_file)
     last = _telling_line(console) or _last(said) or "it said nothing"
     at = capsule.phase(folder / "capsule")
     what, way_out = f"failed in phase {at}", "give it more --guest-memory, or a smaller SIZE"
@@ -186,6 +249,16 @@ def _what_failed(
     elif at == "boot":
         what, way_out = "did not boot into the probe", "try debian:6.1 or debian:6.12"
     return f"the guest {kernel.name} {what} ({last}): {way_out}"
+
+
+def _tail(path: Path) -> str:
+    """Read the end of what a guest wrote, which may be anything and without end."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(_MOST_SAID, os.fstat(file.fileno()).st_size), os.SEEK_END)
+            return visible(file.read(_MOST_SAID).decode(errors="replace"), "\n")
+    except OSError:
+        return ""
 
 
 def _last(text: str) -> str:

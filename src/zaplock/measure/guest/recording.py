@@ -6,15 +6,15 @@ layouts. Names come from the guest too: this machine's /proc knows nothing of it
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
-from zaplock.measure.guest.capsule import Capsule
+from zaplock.measure.guest.capsule import Capsule, CapsuleError
 from zaplock.measure.guest.experiment import GuestRun, arguments
 from zaplock.recorder.decode import Columns
-from zaplock.recorder.layouts import Layouts, read_layouts
+from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
+from zaplock.strangers import visible
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.operations import NAMES
@@ -30,7 +30,16 @@ class _GuestNames(TaskNames):
 
 
 def events(capsule: Capsule) -> Events:
-    """Decode the trace of a capsule."""
+    """Decode the trace of a capsule. Raises CapsuleError where it is none of a kernel's."""
+    try:
+        return _decoded(capsule)
+    except (CapsuleError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # a guest's kernel may lay out and send anything whatsoever
+        raise CapsuleError(f"its trace: {type(error).__name__}: {error}") from None
+
+
+def _decoded(capsule: Capsule) -> Events:
     layouts = _layouts(capsule)
     names = _names(capsule)
     stream = Stream(layouts, names)
@@ -73,19 +82,18 @@ def enabled(capsule: Capsule) -> tuple[str, ...]:
 
 
 def _layouts(capsule: Capsule) -> Layouts:
-    with tempfile.TemporaryDirectory(prefix="zaplock-formats-") as name:
-        root = Path(name)
-        for record, data in capsule.files("events/").items():
-            (root / record).parent.mkdir(parents=True, exist_ok=True)
-            (root / record).write_bytes(data)
-        return read_layouts(root, enabled(capsule))
+    def told(name: str) -> str | None:
+        record = f"events/{name}"
+        return capsule.text(record) if record in capsule.records else None
+
+    return layouts_told(told, enabled(capsule))
 
 
 def _names(capsule: Capsule) -> TaskNames:
     names = _GuestNames()
     listed = [line.split(maxsplit=2) for line in capsule.text("tasks").splitlines()]
-    process = {pid: comm for pid, tid, comm in listed if pid == tid}
-    for pid, tid, comm in listed:
+    process = {pid: visible(comm) for pid, tid, comm in listed if pid == tid}
+    for pid, tid, comm in ((pid, tid, visible(comm)) for pid, tid, comm in listed):
         names.tasks[int(tid)] = RecordedTask(int(tid), comm, int(pid), process.get(pid, comm))
     return names
 

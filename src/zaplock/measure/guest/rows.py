@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from zaplock.errors import UserError
+from zaplock import outputs
 from zaplock.measure.guest import recording, verdict
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, guest_name, run, stalls
 from zaplock.measure.guest.graph import rewrite
@@ -41,10 +41,7 @@ def measure(
 
 def _write_graph(path: Path, done: GuestRun) -> None:
     lines = rewrite(done.capsule.text("function_graph"))
-    try:
-        path.write_text("".join(f"{line}\n" for line in lines))
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another place") from None
+    outputs.write(path, "".join(f"{line}\n" for line in lines))
 
 
 def outcome(done: GuestRun) -> TeardownOutcome:
