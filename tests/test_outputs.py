@@ -17,9 +17,14 @@ STRANGER = 65534
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     outputs.write(page, "old")
-    with pytest.raises(RuntimeError), outputs.writing(page) as file:
-        file.write(b"half of the n")
-        raise RuntimeError("the disk is gone")
+
+    def write_half() -> None:
+        with outputs.writing(page) as file:
+            file.write(b"half of the n")
+            raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert page.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 

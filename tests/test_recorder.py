@@ -381,7 +381,7 @@ def test_a_killed_recorder_leaves_whole_blocks_and_is_swept_up(tmp_path: Path) -
 
 
 def wait_for_a_block(path: Path) -> None:
-    while not (list(path.glob("events-*.parquet")) and (path / "tasks.parquet").exists()):
+    while not (list(path.glob("events-*.parquet")) and list(path.glob("tasks-*.parquet"))):
         time.sleep(0.02)
 
 

@@ -1,6 +1,9 @@
 """A recording comes back as it was written, and is whole after whatever stopped its writer."""
 
+import errno
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,9 +14,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.trace import file
+from zaplock.outputs import Folder, walk
+from zaplock.trace import file, tables
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
+from zaplock.trace.gaps import segments
 
 MM = 0xFFFF_8880_0000_1000
 
@@ -70,7 +76,7 @@ def test_the_flight_recorder_forgets_old_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("reader", ["duckdb", "pandas", "polars"])
 def test_anybody_can_read_the_tables(tmp_path: Path, reader: str) -> None:
     file.write(tmp_path / "a.zaplock", events(100))
-    blocks = tmp_path / "a.zaplock" / "events-000000.parquet"
+    [blocks] = (tmp_path / "a.zaplock").glob("events-*.parquet")
     if reader == "duckdb":
         duckdb = pytest.importorskip("duckdb")
         row = duckdb.sql(f"select count(*), max(time_ns), max(mm) from '{blocks}'").fetchall()[0]
@@ -117,7 +123,7 @@ def test_what_is_no_recording_is_said_in_one_line(tmp_path: Path) -> None:
     file.write(tmp_path / "a.zaplock", events(1))
     with pytest.raises(UserError, match="already there"):
         file.write(tmp_path / "a.zaplock", events(1))
-    (tmp_path / "a.zaplock" / "events-000000.parquet").write_bytes(b"PAR1 but not really")
+    block(tmp_path / "a.zaplock").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match="can't be read"):
         file.read(tmp_path / "a.zaplock")
     manifest = tmp_path / "a.zaplock" / "manifest.json"
@@ -127,3 +133,215 @@ def test_what_is_no_recording_is_said_in_one_line(tmp_path: Path) -> None:
     manifest.write_text("{")
     with pytest.raises(UserError, match="damaged"):
         file.read(tmp_path / "a.zaplock")
+
+
+# ---- a recording that isn't what was written is not told as one
+
+
+def block(path: Path, number: int = 0, kind: str = "events") -> Path:
+    [found] = path.glob(f"{kind}-{number:06d}-*.parquet")
+    return found
+
+
+def three_blocks(path: Path, start_ns: int = 1000) -> Path:
+    manifest = file.Manifest(operations=("munmap",), started_ns=start_ns, ended_ns=start_ns + 300)
+    with file.Writer(path, manifest) as writer:
+        for number in range(3):
+            writer.append(events(100, start_ns + 100 * number).columns)
+        writer.name({7: RecordedTask(7, "worker", 5, "db")}, {MM: 5})
+    return path
+
+
+def test_no_bit_of_a_block_can_flip_unnoticed(tmp_path: Path) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    chosen = random.Random(1)
+    for victim in (block(path, 1), block(path, 0, "tasks"), path / "manifest.json"):
+        whole = victim.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            damaged[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+            victim.write_bytes(damaged)
+            with pytest.raises(UserError) as caught:
+                file.read(path)
+            assert "\n" not in str(caught.value)
+        victim.write_bytes(whole)
+    assert file.read(path).caveats == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "gap"), [(0, (1000, 1100)), (1, (1099, 1200)), (2, (1199, 1300))]
+)
+def test_a_block_that_was_moved_away_is_a_gap(
+    tmp_path: Path, number: int, gap: tuple[int, int]
+) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    block(path, number).unlink()
+    read = file.read(path)
+    assert read.caveats == ("A block is missing from this recording: a gap.",)
+    [row] = np.flatnonzero(read.events["kind"] == EventKind.LOST).tolist()
+    assert (int(read.events["detail"][row]), int(read.events["time_ns"][row])) == gap
+    [found] = segments(read.events, (1000, 1300)).gaps
+    assert (found.cpu, found.count, found.end_ns) == (-1, -1, gap[1])
+    assert found.start_ns <= gap[0]
+
+
+def test_an_unfinished_recording_says_so_in_every_view(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.zaplock"
+    writer = file.Writer(path, file.Manifest(operations=("munmap",)))
+    writer.append(events(100, 1000).columns)
+    assert file.read(path).caveats == (
+        "This recording has no end: its recorder still runs, or was killed.",
+    )
+    for option in ([], ["--json"], ["--html", "page.html"], ["--csv", "csv"]):
+        where = [str(tmp_path / one) if one[0] != "-" else one for one in option]
+        assert main(["report", str(path), *where]) == 0
+        printed = capsys.readouterr()
+        assert "has no end" in printed.err
+        assert option[:1] == ["--csv"] or "has no end" in printed.out + _text(tmp_path, option)
+        assert "none lost" not in printed.out
+
+
+def _text(folder: Path, option: list[str]) -> str:
+    return (folder / option[1]).read_text() if option[:1] == ["--html"] else ""
+
+
+def test_a_flight_recorder_that_was_killed_begins_where_it_kept(tmp_path: Path) -> None:
+    writer = file.Writer(tmp_path / "a.zaplock", file.Manifest(operations=("munmap",)))
+    for number in range(3):
+        writer.append(events(100, 1000 + 100 * number).columns)
+    writer.drop_before(1150)
+    read = file.read(tmp_path / "a.zaplock")
+    assert read.manifest.started_ns == 1100
+    assert not (read.events["kind"] == EventKind.LOST).any()
+    writer.close()
+    assert file.read(tmp_path / "a.zaplock").manifest.started_ns == 1099
+    assert file.read(tmp_path / "a.zaplock").caveats[0].startswith("The table tasks")
+
+
+def test_a_recording_of_version_1_is_read_and_said_to_be_unchecked(tmp_path: Path) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    for table in path.glob("*.parquet"):
+        kind, number, _ = table.name.split("-")
+        plain = f"{kind}-{number}" if kind == "events" else kind
+        table.rename(path / f"{plain}.parquet")
+    old = {"format": "zaplock recording", "version": 1, "operations": ["munmap"],
+           "started_ns": 1000, "ended_ns": 1300, "complete": True}  # fmt: skip
+    (path / "manifest.json").write_text(json.dumps(old))
+    read = file.read(path)
+    assert len(read.events) == 300
+    assert read.events.tasks[7].comm == "worker"
+    assert read.caveats == (
+        "This recording is from an earlier zaplock, without sums: damage isn't noticed.",
+    )
+    (path / "events-000001.parquet").unlink()
+    assert "A block is missing" in file.read(path).caveats[1]
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("tid", pl.Series([2**32 + 7] * 10)),
+        ("kind", pl.Series([200] * 10, dtype=pl.UInt8)),
+        ("time_ns", pl.Series([1.5] * 10)),
+        ("time_ns", pl.Series([-1] * 10)),
+        ("mm", pl.Series([0.5] * 10)),
+        ("op", pl.Series([3] * 10, dtype=pl.Int16)),
+        ("write", pl.Series([7] * 10, dtype=pl.UInt8)),
+        ("cpu", pl.Series([None] * 10, dtype=pl.Int16)),
+        ("address", None),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    tmp_path: Path, column: str, values: pl.Series | None
+) -> None:
+    frame = pl.DataFrame({name: events(10)[name] for name in EVENT.names or ()})
+    frame = frame.drop(column) if values is None else frame.with_columns(values.alias(column))
+    path = tmp_path / "a.zaplock"
+    file.write(path, events(10))
+    block(path).unlink()
+    with walk(path) as folder:
+        tables.put(folder, "events", 0, frame)
+    with pytest.raises(UserError, match=column) as caught:
+        file.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_is_a_path(tmp_path: Path) -> None:
+    file.write(tmp_path / "run[1].zaplock", events(10))
+    file.write(tmp_path / "run1.zaplock", events(20))
+    assert len(file.read(tmp_path / "run[1].zaplock").events) == 10
+    file.write(tmp_path / "*.zaplock", events(30))
+    assert len(file.read(tmp_path / "*.zaplock").events) == 30
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "events", "tasks"])
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "directory"])
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, victim: str, kind: str) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    odd = path / victim if "." in victim else block(path, 0, victim)
+    odd.unlink()
+    if kind == "fifo":
+        os.mkfifo(odd)
+    elif kind == "directory":
+        odd.mkdir()
+    else:
+        odd.symlink_to(kind)
+    with pytest.raises(UserError, match=r"can't be read|no plain file"):
+        file.read(path)
+
+
+def test_a_bomb_is_refused_before_its_memory_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    frame = pl.DataFrame({name: np.zeros(1 << 23, EVENT[name]) for name in EVENT.names or ()})
+    with walk(path) as folder:
+        tables.put(folder, "events", 3, frame)
+    assert block(path, 3).stat().st_size < 1 << 20
+    with pytest.raises(UserError, match="claims 8,388,608 rows"):
+        file.read(path)
+    block(path, 3).unlink()
+    monkeypatch.setattr(tables, "_available", lambda: 20_000)
+    with pytest.raises(UserError, match=r"needs .* MiB of memory"):
+        file.read(path)
+
+
+def test_a_recording_is_its_owners_alone(tmp_path: Path) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    assert path.stat().st_mode & 0o777 == 0o700
+    assert {one.stat().st_mode & 0o777 for one in path.iterdir()} == {0o600}
+
+
+def test_hashed_pointers_tell_only_which_are_the_same(tmp_path: Path) -> None:
+    written = events(4)
+    written["mm"][:] = [MM, MM + 0x5000, MM, 0]
+    written["kind"][3] = EventKind.CONTENTION_BEGIN
+    written["address"][3] = MM + 0x68
+    with file.Writer(
+        tmp_path / "a", file.Manifest(operations=("munmap",)), hash_pointers=True
+    ) as to:
+        to.append(written.columns)
+        to.name({}, {MM: 5, MM + 0x5000: 6})
+    read = file.read(tmp_path / "a")
+    first, second, third, none = read.events["mm"].tolist()
+    assert first == third != second
+    assert none == 0
+    assert MM not in (first, second)
+    assert read.events.mms == {first: 5, second: 6}
+    assert int(read.events["address"][3]) == first + 0x68
+    assert read.events["address"][0] == written["address"][0]
+    assert read.manifest.hashed_pointers
+
+
+def test_a_full_disk_at_the_start_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Folder, "write", full)
+    with pytest.raises(UserError, match=r"No space left on device.*free some space"):
+        file.Writer(tmp_path / "a.zaplock", file.Manifest())
+    assert list(tmp_path.iterdir()) == []

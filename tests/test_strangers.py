@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import chromium
+import polars as pl
 import pytest
 import scenes
 from hypothesis import given
@@ -21,9 +22,10 @@ from rich.text import Text
 
 from zaplock.cli import main
 from zaplock.cli._streams import guarded
+from zaplock.outputs import walk
 from zaplock.strangers import cell, name_of, visible
 from zaplock.trace import file
-from zaplock.trace.events import RecordedTask
+from zaplock.trace.tables import TASKS, put
 from zaplock.views.screen import Screen
 from zaplock.views.timeline import Bar, Panel, draw
 
@@ -56,10 +58,13 @@ HOSTILE = (
 def recording_of(name: str, path: Path) -> None:
     """Write a recording whose tasks all have one name, as no recorder would."""
     events = scenes.database()
-    tasks = {tid: RecordedTask(tid, name, task.pid, name) for tid, task in events.tasks.items()}
-    for tid in tasks:
-        events.tasks[tid] = tasks[tid]  # type: ignore[index]
-    file.write(path, events, file.Manifest(source="simulation", kernel="6.18.44"))
+    file.write(path, events, file.Manifest(source="simulation", kernel=name, target=name))
+    raw = name.encode("utf-8", "replace").decode()
+    rows = [(task.tid, raw, task.pid, raw) for task in events.tasks.values()]
+    [tasks] = path.glob("tasks-*")
+    tasks.unlink()
+    with walk(path) as folder:
+        put(folder, "tasks", 0, pl.DataFrame(rows, TASKS, orient="row"))
 
 
 def is_plain(text: str) -> bool:

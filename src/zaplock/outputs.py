@@ -59,6 +59,11 @@ class Folder:
         """Make a file that was not there, and open it for writing."""
         return os.fdopen(os.open(name, _NEW, mode, dir_fd=self.descriptor), "wb")
 
+    def read(self, name: str) -> BinaryIO:
+        """Open a file for reading, no link."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.fdopen(os.open(name, flags, dir_fd=self.descriptor), "rb")
+
     @contextlib.contextmanager
     def replacing(self, name: str, mode: int = 0o600) -> Iterator[BinaryIO]:
         """Give a file to write; at the end of the block it has its name, whole.

@@ -57,6 +57,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-kernel-stacks", action="store_true", help="leave the kernel's stacks out"
     )
+    parser.add_argument(
+        "--hash-pointers", action="store_true", help="no addresses of the kernel in the recording"
+    )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
@@ -131,6 +134,7 @@ def _record(
             report=line.show,
             command_line=tuple(sys.argv),
             target=_target(args, pids),
+            hash_pointers=args.hash_pointers,
         )
     _say(args, path, progress, flight)
     return 0

@@ -63,13 +63,17 @@ def load(file: str) -> Analysis:
     with busy("joining holds and waits"):
         about = recording.manifest
         span = (about.started_ns, about.ended_ns) if about.ended_ns else None
-        return analyse(
+        found = analyse(
             recording.events,
             about.kernel,
             span=span,
             stacks=read_stacks(file),
             quotas=read_quotas(file),
+            caveats=recording.caveats,
         )
+    for caveat in recording.caveats:
+        print(f"{file}: {caveat}", file=sys.stderr)
+    return found
 
 
 def _summary(analysis: Analysis) -> Summary:

@@ -17,8 +17,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 
+from zaplock.outputs import Folder
 from zaplock.recorder.buffers import Buffers, Chunk
 
 QUEUE_BYTES = 128 << 20
@@ -34,26 +34,32 @@ class Drained:
     before_ns: int
     size: int
     chunks: tuple[Chunk, ...] = ()
-    file: Path | None = None
+    file: str = ""
+    """Its name in the folder, "" where the pages are here."""
+    folder: Folder | None = None
     parts: tuple[tuple[int, int], ...] = ()
     """Of a file: the CPU and the number of bytes of each part."""
 
     def take(self) -> list[Chunk]:
         """Give the pages; a file is deleted."""
-        if self.file is None:
+        if self.folder is None:
             return list(self.chunks)
-        taken = []
-        with self.file.open("rb") as spool:
-            for cpu, size in self.parts:
-                taken.append((cpu, spool.read(size)))
-        self.file.unlink()
+        with self.folder.read(self.file) as spool:
+            taken = [(cpu, spool.read(size)) for cpu, size in self.parts]
+        self.folder.remove(self.file)
         return taken
+
+    def discard(self) -> None:
+        """Delete the file, if there is one."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):  # the writer has given the folder up
+                self.folder.remove(self.file)
 
 
 class Feeder(threading.Thread):
     """Drain `buffers` into a queue; its overflow is kept in `folder`."""
 
-    def __init__(self, buffers: Buffers, folder: Path) -> None:
+    def __init__(self, buffers: Buffers, folder: Folder) -> None:
         super().__init__(daemon=True)
         self._buffers = buffers
         self._folder = folder
@@ -95,21 +101,21 @@ class Feeder(threading.Thread):
             drained = Drained(before_ns, size, tuple(chunks))
         with self._changed:
             self._queue.append(drained)
-            self._in_memory += size if drained.file is None else 0
+            self._in_memory += 0 if drained.file else size
             self._on_disk += size if drained.file else 0
             self._changed.notify_all()
 
     def _spooled(self, before_ns: int, size: int, chunks: list[Chunk]) -> Drained:
-        file = self._folder / f"spool-{next(self._numbers):06d}.raw"
+        file = f"spool-{next(self._numbers):06d}.raw"
         try:
-            with file.open("wb") as spool:
+            with self._folder.create(file) as spool:
                 for _, pages in chunks:
                     spool.write(pages)
         except OSError:
-            file.unlink(missing_ok=True)
+            self._folder.remove(file)
             raise
         parts = tuple((cpu, len(pages)) for cpu, pages in chunks)
-        return Drained(before_ns, size, file=file, parts=parts)
+        return Drained(before_ns, size, file=file, folder=self._folder, parts=parts)
 
     def next(self) -> tuple[int, list[Chunk]]:
         """Take the oldest drain; (0, []) where there is none within a quarter of a second.
@@ -126,7 +132,7 @@ class Feeder(threading.Thread):
                 return 0, []
         chunks = drained.take()
         with self._changed:
-            self._in_memory -= drained.size if drained.file is None else 0
+            self._in_memory -= 0 if drained.file else drained.size
             self._on_disk -= drained.size if drained.file else 0
             self._changed.notify_all()
         return drained.before_ns, chunks
@@ -152,6 +158,5 @@ class Feeder(threading.Thread):
     def discard(self) -> None:
         """Delete the files that nobody will take any more."""
         for drained in self._queue:
-            if drained.file:
-                drained.file.unlink(missing_ok=True)
+            drained.discard()
         self._queue.clear()

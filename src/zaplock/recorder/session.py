@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections import deque
@@ -84,6 +83,7 @@ def record_to(
     report: Callable[[RecordingProgress], None] = lambda progress: None,
     command_line: tuple[str, ...] = (),
     target: str = "everybody",
+    hash_pointers: bool = False,
 ) -> RecordingProgress:
     """Record until `ended()` says so (asked about four times a second) or the trigger fires.
 
@@ -93,12 +93,13 @@ def record_to(
     """
     progress = RecordingProgress()
     with capturing(options) as capture:
-        writer = Writer(path, _manifest(options, capture, command_line, target))
+        manifest = _manifest(options, capture, command_line, target)
+        writer = Writer(path, manifest, hash_pointers=hash_pointers)
         session = _Session(capture, options, writer, flight, progress)
         try:
             session.run(started, ended, report)
         except UserError:
-            shutil.rmtree(writer.path)  # nothing was recorded: the command could not be run
+            writer.remove()  # nothing was recorded: the command could not be run
             raise
         except (OSError, pl.exceptions.PolarsError) as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
@@ -133,7 +134,7 @@ class _Session:
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._limit_ns = flight.wait_ns if flight else 0
-        self._feeder = Feeder(capture.buffers, writer.path)
+        self._feeder = Feeder(capture.buffers, writer.folder)
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
         self._quotas = QuotaWatch(lambda: list(self._stream.pids))
@@ -214,8 +215,9 @@ class _Session:
             self._add(noticed.first)
 
     def discard(self) -> None:
-        """Delete what was spooled and could not be written."""
+        """Delete what was spooled and could not be written; let go of the folder."""
         self._feeder.discard()
+        self._writer.folder.close()
 
     def _follow_exec(self) -> None:
         """Go with a process that is recorded into the address space that its exec made."""

@@ -39,6 +39,8 @@ class Analysis:
     judge: Judge
     stacks: Stacks | None = None
     quotas: Quotas | None = None
+    caveats: tuple[str, ...] = ()
+    """Why the recording is not to be taken for whole, gaps apart: a sentence each."""
 
     @property
     def begin_ns(self) -> int:
@@ -141,10 +143,12 @@ def analyse(
     span: tuple[int, int] | None = None,
     stacks: Stacks | None = None,
     quotas: Quotas | None = None,
+    caveats: tuple[str, ...] = (),
 ) -> Analysis:
     """Find the holds and waits of a recording and get ready to explain any of the waits.
 
     `span` is when the recording began and ended; without it, its first and its last event.
+    `caveats` is what reading it told (`file.Recording`).
     """
     cut = segments(events, span)
     in_calls = calls(events, cut)
@@ -161,4 +165,4 @@ def analyse(
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
     verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)
-    return Analysis(events, kernel, cut, in_calls, held, waited, verdict, stacks, quotas)
+    return Analysis(events, kernel, cut, in_calls, held, waited, verdict, stacks, quotas, caveats)

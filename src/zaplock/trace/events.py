@@ -37,7 +37,9 @@ class EventKind(IntEnum):
     WAKEUP = 9  # somebody on cpu wakes tid: detail is who (0: not known)
     CONTENTION_BEGIN = 10  # lock:contention_begin: address (of the lock), detail (flags)
     CONTENTION_END = 11  # lock:contention_end: address, result
-    LOST = 12  # events of cpu are missing before this time: length says how many (-1: unknown)
+    # Events of cpu (-1: of all) are missing before this time: length says how many (-1: unknown),
+    # detail since when (0: since that cpu's last event).
+    LOST = 12
 
 
 EVENT = np.dtype(

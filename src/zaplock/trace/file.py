@@ -6,20 +6,25 @@ moment, by SIGKILL or a full disk, leaves a recording that is whole up to its la
 are in the order of their writing; two of them may overlap in time (the buffers of two CPUs are
 never read at the same instant), and `read` puts the events in order.
 
+Reading believes nothing (`tables`, `manifest`): a damaged block is an error, one that is missing a
+gap, and whatever else is not as it should be is among the recording's `caveats`, which every view
+tells. The directory is its owner's alone (0700): it has names and the kernel's pointers in it.
+
 Anybody can read the tables without zaplock: `SELECT * FROM 'x.zaplock/events-*.parquet'` in
 DuckDB, `polars.read_parquet("x.zaplock/events-*.parquet")`.
 
 Not covered: power loss. Nothing is synced to the device, since a recorder that waits for a disk
-loses events; what the kernel had not yet written back is lost with the power.
+loses events; what the kernel had not yet written back is lost with the power. And somebody who
+writes a recording of his own: the sums show damage, not who made it.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -28,7 +33,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
+from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
+from zaplock.trace.manifest import CHECKED, Manifest, read_manifest
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 from zaplock.trace.stacks import (
     AddressKind,
@@ -39,164 +46,263 @@ from zaplock.trace.stacks import (
     Stacks,
     in_order,
 )
+from zaplock.trace.tables import (
+    FOUND,
+    FRAMES,
+    GROUPS,
+    MMS,
+    QUOTAS,
+    STACKS,
+    STACKS_1,
+    TASKS,
+    WAY_OUT,
+    Columns,
+    Raw,
+    TableFile,
+    columns_of,
+    open_table,
+    parse,
+    require_memory,
+    tables_in,
+)
+from zaplock.trace.writer import Writer, write
 
-FORMAT = "zaplock recording"
-VERSION = 2
-"""2 (from 1): stacks have a reason, a kernel part and lists of frames; quotas of cgroups."""
-_MANIFEST = "manifest.json"
-_BLOCK = "events-{:06d}.parquet"
-_BLOCKS = "events-*.parquet"
+__all__ = [
+    "Manifest",
+    "Recording",
+    "Writer",
+    "read",
+    "read_manifest",
+    "read_quotas",
+    "read_stacks",
+    "write",
+]
 
-_STACKS = "stacks-{:06d}.parquet"
-_FRAMES = "frames.parquet"
-_FOUND = "found.parquet"
-_QUOTAS = "quotas.parquet"
-_GROUPS = "groups.parquet"
+_MOST_NS = 1 << 62
+_MOST_LOST = 1 << 48
+_BYTES_AN_EVENT = 100
+"""What reading takes at its worst: the columns, their copy in order, a block of Parquet."""
 
-Columns = Mapping[str, NDArray[Any]]
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recording is: where, when and how it was made, and what it lacks.
-
-    `lost_events` counts the losses whose number is known; `unknown_losses` the gaps whose number
-    isn't. `complete` is False while a recorder is writing and stays so when it was killed.
-    """
-
-    format: str = FORMAT
-    version: int = VERSION
-    source: str = "recorder"
-    """"recorder", "simulation" or "import"."""
-    kernel: str = ""
-    machine: str = ""
-    clock: str = "mono"
-    cpus: int = 0
-    target: str = ""
-    command_line: tuple[str, ...] = ()
-    enabled: tuple[str, ...] = ()
-    """The trace events that were switched on, as system:name."""
-    operations: tuple[str, ...] = ()
-    started_at: str = ""
-    """Wall-clock time in ISO 8601, UTC."""
-    started_ns: int = 0
-    """First instant of the recording by `clock`; `ended_ns` is its last."""
-    ended_ns: int = 0
-    lost_events: int = 0
-    unknown_losses: int = 0
-    complete: bool = False
-    notes: tuple[str, ...] = ()
-    zaplock: str = ""
+_EVENTS = dict(pl.DataFrame({name: np.empty(0, EVENT[name]) for name in EVENT.names or ()}).schema)
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recording as read: its events in order of time, and what its manifest says."""
+    """A recording as read: its events in order of time, and what its manifest says.
+
+    `caveats` are sentences, each a reason not to take it for whole.
+    """
 
     events: Events
     manifest: Manifest
+    caveats: tuple[str, ...] = ()
 
 
 def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
     """Read the stacks of a recording, or None where it has none."""
-    files = sorted(Path(path).glob("stacks-*.parquet"))
+    files = _of_kind(Path(path), "stacks")
     if not files:
         return None
-    names = _read_frames(Path(path) / _FRAMES)
-    rows = [row for file in files for row in _stack_block(file)]
-    return in_order(rows, names)
+    raws = [open_table(file) for file in files]
+    require_memory(sum(raw.rows for raw in raws) * 500, f"the stacks of {path}")
+    return in_order([row for raw in raws for row in _stack_block(raw)], _read_frames(Path(path)))
 
 
-def _stack_block(file: Path) -> Iterator[StackRow]:
+def _stack_block(raw: Raw) -> Iterator[StackRow]:
     """Read a block; version 1 had user stacks of eight frames, taken with the lock."""
-    table = pl.read_parquet(file, memory_map=False)
-    if "user" in table.columns:
-        for row in table.select(*StackRow._fields).iter_rows():
+    if "user" in columns_of(raw):
+        for row in parse(raw, STACKS).iter_rows():
             time_ns, pid, tid, reason, kernel, user, top = row
             yield StackRow(time_ns, pid, tid, reason, tuple(kernel), tuple(user), top)
-    else:
-        for time_ns, tid, *frames in table.iter_rows():
-            user = tuple(address for address in frames if address)
-            yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
+        return
+    for time_ns, tid, *frames in parse(raw, STACKS_1).iter_rows():
+        user = tuple(address for address in frames if address)
+        yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
 
 
-def _read_frames(file: Path) -> Names:
+def _read_frames(path: Path) -> Names:
     """Read what code the addresses are; version 1 did not tell kinds."""
-    if not file.exists():
+    files = _of_kind(path, "frames")
+    if not files:
         return {}
-    table = pl.read_parquet(file)
-    kinds = table["kind"] if "kind" in table.columns else [AddressKind.OTHER] * len(table)
-    columns = (table["pid"], table["address"], table["text"], kinds)
-    return {
-        (pid, address): NamedAddress(text, AddressKind(kind))
-        for pid, address, text, kind in zip(*columns)
-    }
+    told = "kind" in columns_of(open_table(files[-1]))
+    schema = FRAMES if told else {name: FRAMES[name] for name in ("pid", "address", "text")}
+    known = set(AddressKind)
+    names = {}
+    for pid, address, text, *kind in _newest(path, "frames", schema):
+        chosen = AddressKind(kind[0]) if kind and kind[0] in known else AddressKind.OTHER
+        names[pid, address] = NamedAddress(visible(text), chosen)
+    return names
 
 
 def read_quotas(path: str | os.PathLike[str]) -> Quotas | None:
     """Read what the cgroups' accounts said, or None where no group had a quota."""
-    readings, groups = Path(path) / _QUOTAS, Path(path) / _GROUPS
-    if not (readings.exists() and groups.exists()):
+    here = Path(path)
+    if not (_of_kind(here, "quotas") and _of_kind(here, "groups")):
         return None
-    rows = [QuotaReading(*row) for row in pl.read_parquet(readings).iter_rows()]
-    chains = {pid: tuple(chain) for pid, chain in pl.read_parquet(groups).iter_rows()}
+    rows = [
+        QuotaReading(time_ns, visible(group), *figures)
+        for time_ns, group, *figures in _newest(here, "quotas", QUOTAS)
+    ]
+    chains = {
+        pid: tuple(visible(group) for group in chain)
+        for pid, chain in _newest(here, "groups", GROUPS)
+    }
     return quotas(rows, chains)
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read what a recording says of itself, without its events.
+def _read_found(path: Path) -> tuple[FoundTask, ...]:
+    return tuple(
+        FoundTask(*(_shown(value) for value in row)) for row in _newest(path, "found", FOUND)
+    )
 
-    Raises UserError where there is no recording, or one of a version that this zaplock can't read.
-    """
-    file = Path(path) / _MANIFEST
-    try:
-        raw = file.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{path} is no recording (it has no {_MANIFEST}): make one with "
-            f"'zaplock record', or turn a text trace into one with 'zaplock import'"
-        ) from None
-    try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{file} is damaged ({error}): record again") from None
-    if manifest.format != FORMAT or manifest.version > VERSION:
-        raise UserError(
-            f"{path} is a {manifest.format!r} of version {manifest.version}; this zaplock reads "
-            f"{FORMAT!r} up to version {VERSION}: update zaplock"
-        )
-    return manifest
+
+def _shown(value: Any) -> Any:
+    """Make the texts of a field visible."""
+    if isinstance(value, list):
+        return tuple(visible(one) for one in value)
+    return visible(value) if isinstance(value, str) else value
 
 
 def read(path: str | os.PathLike[str]) -> Recording:
     """Read a recording: every event in order of time, the names of tasks and of mms.
 
     Needs about 59 bytes of memory an event, and a quarter more while it sorts.
-    Raises UserError where the path holds no recording or a damaged one.
+    Raises UserError where the path holds no recording or a damaged one, or one that doesn't fit.
     """
-    manifest = read_manifest(path)
-    columns = _in_order(_load(sorted(Path(path).glob(_BLOCKS))))
-    here = Path(path)
-    names = (_read_tasks(here), _read_mms(here), _read_found(here))
-    return Recording(Events(columns, manifest.operations, *names), manifest)
+    where = Path(path)
+    manifest = read_manifest(where)
+    files = _of_kind(where, "events")
+    columns, edges = _load(files, manifest)
+    holes = holes_in([file.number for file in files], edges, manifest)
+    if files and not manifest.complete and files[0].number > manifest.blocks.get("events", (0,))[0]:
+        manifest = msgspec.structs.replace(manifest, started_ns=edges[0][0])  # a flight recorder
+    columns = _in_order(_with_losses(columns, holes))
+    tasks = {row[0]: _task(*row) for row in _newest(where, "tasks", TASKS)}
+    mms = dict(_newest(where, "mms", MMS))
+    events = Events(columns, manifest.operations, tasks, mms, _read_found(where))
+    return Recording(events, manifest, tuple(_caveats(where, manifest, len(holes))))
 
 
-def _load(blocks: list[Path]) -> dict[str, NDArray[Any]]:
+def _of_kind(path: Path, kind: str) -> list[TableFile]:
     try:
-        counts = [pl.scan_parquet(block).select(pl.len()).collect().item() for block in blocks]
-        columns = {name: np.empty(sum(counts), EVENT[name]) for name in EVENT.names or ()}
-        start = 0
-        for block, count in zip(blocks, counts):
-            frame = pl.read_parquet(block, columns=list(columns), memory_map=False)
-            for name, column in columns.items():
-                column[start : start + count] = frame[name].to_numpy()
-            start += count
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"an event block in {blocks[0].parent} can't be read ({reason}): record again, or move "
-            "the damaged block away to read the rest"
-        ) from None
+        files = [file for file in tables_in(path) if file.kind == kind]
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): is it yours?") from None
+    if twice := [a for a, b in itertools.pairwise(files) if a.number == b.number]:
+        raise UserError(f"{twice[0].path} is there twice: move the one that isn't this recording's")
+    return files
+
+
+def _newest(path: Path, kind: str, schema: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Read the rows of a table that is replaced: the last that was written."""
+    files = _of_kind(path, kind)
+    if not files:
+        return []
+    raw = open_table(files[-1])
+    require_memory(raw.rows * 500, str(files[-1].path))
+    return parse(raw, schema).rows()
+
+
+def _task(tid: int, comm: str, pid: int, process: str) -> RecordedTask:
+    return RecordedTask(tid, visible(comm), pid, visible(process))
+
+
+def _load(
+    files: list[TableFile], manifest: Manifest
+) -> tuple[dict[str, NDArray[Any]], list[tuple[int, int]]]:
+    """Read the blocks, and the first and the last time of each."""
+    raws = [open_table(file) for file in files]
+    total = sum(raw.rows for raw in raws)
+    require_memory(total * _BYTES_AN_EVENT, f"a recording of {total:,} events")
+    columns = {name: np.empty(total, EVENT[name]) for name in EVENT.names or ()}
+    edges: list[tuple[int, int]] = []
+    start = 0
+    while raws:
+        raw = raws.pop(0)
+        frame = parse(raw, _EVENTS)
+        block = {name: frame[name].to_numpy() for name in columns}
+        _check_ranges(block, raw.file, len(manifest.operations))
+        for name, column in columns.items():
+            column[start : start + raw.rows] = block[name]
+        times = block["time_ns"]
+        known = edges[-1][1] if edges else manifest.started_ns
+        edges.append((int(times.min()), int(times.max())) if len(times) else (known, known))
+        start += raw.rows
+    return columns, edges
+
+
+def _check_ranges(block: Columns, file: TableFile, nr_operations: int) -> None:
+    """Raise UserError where a number in a block means nothing."""
+    lost = block["length"][block["kind"] == EventKind.LOST]
+    for name, values, least, beyond in (
+        ("time_ns", block["time_ns"], 0, _MOST_NS),
+        ("kind", block["kind"], 0, len(EventKind)),
+        ("write", block["write"], 0, 2),
+        ("success", block["success"], 0, 2),
+        ("cpu", block["cpu"], -1, 1 << 15),
+        ("tid", block["tid"], 0, 1 << 31),
+        ("op", block["op"], -1, nr_operations),
+        ("length of a loss", lost, -1, _MOST_LOST),
+    ):
+        if len(values) and not (least <= int(values.min()) and int(values.max()) < beyond):
+            raise UserError(
+                f"{file.path} is damaged (a {name} is not in {least} to {beyond - 1}): {WAY_OUT}"
+            )
+
+
+def holes_in(
+    numbers: list[int], edges: list[tuple[int, int]], manifest: Manifest
+) -> list[tuple[int, int]]:
+    """Say between which instants blocks are missing, by their numbers.
+
+    `edges` are the first and the last time of each block that is there.
+    """
+    first, beyond = manifest.blocks.get("events", (0, 0))
+    if not manifest.complete or manifest.version < CHECKED:
+        first, beyond = (numbers[0], numbers[-1] + 1) if numbers else (0, 0)
+    until_ns, expected, holes = manifest.started_ns, first, []
+    for number, (begin_ns, end_ns) in zip(numbers, edges):
+        if number != expected:
+            holes.append((min(until_ns, begin_ns), max(until_ns, begin_ns)))
+        until_ns, expected = max(until_ns, end_ns), number + 1
+    if expected < beyond:
+        holes.append((until_ns, max(until_ns, manifest.ended_ns)))
+    return holes
+
+
+def _with_losses(
+    columns: dict[str, NDArray[Any]], holes: list[tuple[int, int]]
+) -> dict[str, NDArray[Any]]:
+    """Enter holes as losses; before the events, so that they are first among equals."""
+    if not holes:
+        return columns
+    lost = losses(holes)
+    return {name: np.concatenate([lost[name], column]) for name, column in columns.items()}
+
+
+def losses(holes: Sequence[tuple[int, int]]) -> dict[str, NDArray[Any]]:
+    """Make LOST events, of all CPUs and of no known number, for the times [since, until] in ns."""
+    columns = {name: np.zeros(len(holes), EVENT[name]) for name in EVENT.names or ()}
+    columns["kind"][:] = EventKind.LOST
+    columns["cpu"][:] = columns["op"][:] = columns["length"][:] = -1
+    columns["detail"][:] = [max(1, since_ns) for since_ns, _ in holes]
+    columns["time_ns"][:] = [until_ns for _, until_ns in holes]
     return columns
+
+
+def _caveats(path: Path, manifest: Manifest, nr_holes: int) -> Iterator[str]:
+    if not manifest.complete:
+        yield "This recording has no end: its recorder still runs, or was killed."
+    if manifest.version < CHECKED:
+        yield "This recording is from an earlier zaplock, without sums: damage isn't noticed."
+    if nr_holes:
+        blocks = "A block is" if nr_holes == 1 else f"In {nr_holes} places blocks are"
+        yield f"{blocks} missing from this recording: a gap."
+    for kind in ("tasks", "mms") if manifest.complete and manifest.version >= CHECKED else ():
+        files = _of_kind(path, kind)
+        if not files or files[-1].number + 1 != manifest.blocks.get(kind, (0, 0))[1]:
+            yield f"The table {kind} of this recording is not its last one: names may be missing."
 
 
 def _in_order(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -207,207 +313,3 @@ def _in_order(columns: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     for name in list(columns):
         columns[name] = columns[name][order]
     return columns
-
-
-def _read_tasks(path: Path) -> dict[int, RecordedTask]:
-    file = path / "tasks.parquet"
-    if not file.exists():
-        return {}
-    return {row[0]: RecordedTask(*row) for row in pl.read_parquet(file).iter_rows()}
-
-
-def _read_mms(path: Path) -> dict[int, int]:
-    file = path / "mms.parquet"
-    return dict(pl.read_parquet(file).iter_rows()) if file.exists() else {}
-
-
-_FOUND_SCHEMA: dict[str, Any] = {
-    "tid": pl.Int32,
-    "time_ns": pl.Int64,
-    "state": pl.String,
-    "wchan": pl.String,
-    "operation": pl.String,
-    "stack": pl.List(pl.String),
-    "does": pl.String,
-    "exclusive": pl.Boolean,
-    "mm": pl.UInt64,
-    "since_ns": pl.Int64,
-    "address": pl.UInt64,
-    "length": pl.Int64,
-    "detail": pl.Int64,
-}
-"""The fields of `FoundTask`, in their order."""
-
-
-def _read_found(path: Path) -> tuple[FoundTask, ...]:
-    file = path / _FOUND
-    if not file.exists():
-        return ()
-    rows = pl.read_parquet(file, memory_map=False).select(*_FOUND_SCHEMA).iter_rows(named=True)
-    return tuple(FoundTask(**{**row, "stack": tuple(row["stack"])}) for row in rows)
-
-
-class Writer:
-    """Write a recording, block by block.
-
-    >>> with Writer("run.zaplock", Manifest(operations=events.operations)) as writer:
-    ...     writer.append(events.columns)
-    ...     writer.name(events.tasks, events.mms)          # doctest: +SKIP
-
-    Leaving the `with` block closes it: the manifest says `complete` unless an error passed.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], manifest: Manifest) -> None:
-        """Make the directory. Raises UserError where something is already there."""
-        self.path = Path(path)
-        self.manifest = manifest
-        self._blocks: list[tuple[Path, int]] = []
-        self._next = 0
-        try:
-            self.path.mkdir(parents=True)
-        except FileExistsError:
-            raise UserError(f"{path} is already there: remove it or name another file") from None
-        except OSError as error:
-            raise UserError(
-                f"{path} can't be made ({error.strerror}): name another place"
-            ) from None
-        self._replace_manifest()
-
-    def append(self, columns: Columns) -> None:
-        """Write one block; no event is in the recording before this returns, all are after."""
-        count = len(columns["time_ns"])
-        if count == 0:
-            return
-        frame = pl.DataFrame({name: columns[name] for name in EVENT.names or ()})
-        path = self.path / _BLOCK.format(self._next)
-        self._put(path, frame)
-        self._next += 1
-        self._blocks.append((path, int(columns["time_ns"].max())))
-        self._count_losses(columns)
-
-    def append_stacks(self, rows: Sequence[StackRow]) -> None:
-        """Write a block of stacks."""
-        addresses = pl.List(pl.UInt64)
-        schema: dict[str, Any] = {
-            "time_ns": pl.Int64,
-            "pid": pl.Int32,
-            "tid": pl.Int32,
-            "reason": pl.UInt8,
-            "kernel": addresses,
-            "user": addresses,
-            "top": pl.UInt64,
-        }
-        if not rows:
-            return
-        columns = dict(zip(schema, zip(*rows)))
-        series = [pl.Series(name, columns[name], dtype=kind) for name, kind in schema.items()]
-        path = self.path / _STACKS.format(self._next)
-        self._put(path, pl.DataFrame(series))
-        self._next += 1
-        self._blocks.append((path, max(row.time_ns for row in rows)))
-
-    def name_frames(self, names: Names) -> None:
-        """Say what code the addresses are, by (pid, address)."""
-        rows = [(pid, address, *name) for (pid, address), name in names.items()]
-        schema = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
-        self._put(self.path / _FRAMES, pl.DataFrame(rows, schema, orient="row"))
-
-    def write_quotas(
-        self, readings: Sequence[QuotaReading], groups: Mapping[int, tuple[str, ...]]
-    ) -> None:
-        """Write the cgroups' accounts, in order of time, and which groups the processes are in."""
-        if not readings:
-            return
-        schema: dict[str, Any] = dict.fromkeys(QuotaReading._fields, pl.Int64)
-        schema["group"] = pl.String
-        self._put(self.path / _QUOTAS, pl.DataFrame(list(readings), schema, orient="row"))
-        rows = [(pid, list(chain)) for pid, chain in groups.items()]
-        chains: dict[str, Any] = {"pid": pl.Int32, "groups": pl.List(pl.String)}
-        self._put(self.path / _GROUPS, pl.DataFrame(rows, chains, orient="row"))
-
-    def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
-        """Replace the tables of names by these."""
-        rows = [(task.tid, task.comm, task.pid, task.process) for task in tasks.values()]
-        schema = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
-        self._put(self.path / "tasks.parquet", pl.DataFrame(rows, schema, orient="row"))
-        owners = list(mms.items())
-        self._put(
-            self.path / "mms.parquet",
-            pl.DataFrame(owners, {"mm": pl.UInt64, "pid": pl.Int32}, orient="row"),
-        )
-
-    def find(self, found: Iterable[FoundTask]) -> None:
-        """Replace the table of what was already so when the recording began."""
-        rows = [[getattr(task, name) for name in _FOUND_SCHEMA] for task in found]
-        self._put(self.path / _FOUND, pl.DataFrame(rows, _FOUND_SCHEMA, orient="row"))
-
-    def drop_before(self, time_ns: int) -> int:
-        """Delete the blocks that end before an instant; return how many (the flight recorder)."""
-        old = [block for block in self._blocks if block[1] < time_ns]
-        for path, _ in old:
-            path.unlink()
-        self._blocks = [block for block in self._blocks if block[1] >= time_ns]
-        return len(old)
-
-    def change(self, **fields: Any) -> None:
-        """Change fields of the manifest, on disk as well."""
-        self.manifest = msgspec.structs.replace(self.manifest, **fields)
-        self._replace_manifest()
-
-    def close(self, *, complete: bool = True) -> None:
-        """Write the manifest for the last time."""
-        self.change(complete=complete)
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close(complete=kind is None)
-
-    def _count_losses(self, columns: Columns) -> None:
-        lost = columns["length"][columns["kind"] == EventKind.LOST]
-        if len(lost):
-            known = lost[lost >= 0]
-            self.change(
-                lost_events=self.manifest.lost_events + int(known.sum()),
-                unknown_losses=self.manifest.unknown_losses + len(lost) - len(known),
-            )
-
-    def _replace_manifest(self) -> None:
-        pretty = msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
-        beside = self.path / (_MANIFEST + ".part")
-        beside.write_bytes(pretty + b"\n")
-        beside.replace(self.path / _MANIFEST)
-
-    def _put(self, path: Path, frame: pl.DataFrame) -> None:
-        beside = path.with_name(path.name + ".part")
-        try:
-            frame.write_parquet(beside, compression="zstd", compression_level=1)
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-
-
-def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | None = None) -> None:
-    """Write finished events (of a simulation, say) as a recording of one block a million events."""
-    about = manifest or Manifest(source="simulation")
-    time_ns = events["time_ns"]
-    about = msgspec.structs.replace(
-        about,
-        operations=events.operations,
-        started_ns=about.started_ns or (int(time_ns[0]) if len(time_ns) else 0),
-        ended_ns=about.ended_ns or int(time_ns.max(initial=0)),
-    )
-    block = 1_000_000
-    with Writer(path, about) as writer:
-        for start in range(0, len(events), block):
-            writer.append({name: events[name][start : start + block] for name in EVENT.names or ()})
-        writer.name(events.tasks, events.mms)
-        if events.found:
-            writer.find(events.found)

@@ -1,6 +1,7 @@
 """Where events are missing, and the stretches between in which every event is known.
 
-A LOST event says that events of one cpu are missing between that cpu's last event and itself. A
+A LOST event says that events of one cpu are missing between that cpu's last event and itself, or
+since the time that it names (`detail`). A
 task may have run on any cpu, so nothing that reaches over such a gap can be trusted to be one hold
 or one wait: between the gaps the recording is cut into *segments*, and the state machines of
 `holds`, `waits` and `calls` never join events of two segments. Events that other cpus wrote inside
@@ -64,7 +65,12 @@ def _gap_ranges(events: Events) -> list[tuple[int, int]]:
     """Return [index of the cpu's last event before, index of LOST] of every LOST event."""
     lost = np.flatnonzero(events["kind"] == EventKind.LOST)
     cpus = events["cpu"]
-    ranges = []
+    since_ns = events["detail"][lost]
+    named = since_ns > 0
+    starts = np.searchsorted(events["time_ns"], since_ns[named], side="right") - 1
+    ends = lost[named]
+    ranges = [(min(start, end - 1), end) for start, end in zip(starts.tolist(), ends.tolist())]
+    lost = lost[~named]
     for cpu in np.unique(cpus[lost]):
         on_cpu = np.flatnonzero(cpus == cpu)
         for end in lost[cpus[lost] == cpu]:
@@ -108,7 +114,12 @@ def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
         return int(time_ns[max(index, 0)]) if len(events) else 0
 
     gaps = tuple(
-        Gap(int(events["cpu"][end]), at(start), at(end), int(events["length"][end]))
+        Gap(
+            int(events["cpu"][end]),
+            int(events["detail"][end]) or at(start),
+            at(end),
+            int(events["length"][end]),
+        )
         for start, end in ranges
     )
     merged = _merge(ranges)
@@ -118,7 +129,7 @@ def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
     first = [0, *(end for _, end in merged)]
     last = [*(start + 1 for start, _ in merged), len(events)]
     begin_ns = [whole[0], *(at(end) for _, end in merged)]
-    end_ns = [*(at(start) for start, _ in merged), whole[1]]
+    end_ns = [*(at(start) if start >= 0 else whole[0] for start, _ in merged), whole[1]]
     return Segments(
         gaps,
         np.array(first, np.int64),

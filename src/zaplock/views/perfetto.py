@@ -33,6 +33,8 @@ LIMIT = 200_000
 Notes = dict[str, str | int]
 
 SEQUENCE = 1
+OURS = 1
+"""The track on which zaplock says what is to be known of the whole recording."""
 BEGIN, END, INSTANT = 1, 2, 3
 
 
@@ -82,6 +84,8 @@ def marks(summary: Summary) -> list[Mark]:
     """List all that is drawn, in order of time."""
     analysis = summary.analysis
     found = [*_calls(analysis), *_holds(analysis), *_waits(analysis), *_arrows(summary)]
+    begin_ns = analysis.begin_ns
+    found += [Mark(begin_ns, 0, OURS, INSTANT, caveat) for caveat in analysis.caveats]
     return sorted(found, key=lambda mark: (mark.time_ns, mark.order))
 
 
@@ -200,7 +204,12 @@ def _packet(builder: Any) -> Any:
 
 def _descriptors(analysis: Analysis, tracks: set[int], builder: Any) -> Iterator[Any]:
     """Describe each thread's two tracks."""
-    for tid in sorted({(track - 2) // 2 for track in tracks}):
+    if OURS in tracks:
+        packet = _packet(builder)
+        packet.track_descriptor.uuid = OURS
+        packet.track_descriptor.name = "zaplock"
+        yield packet
+    for tid in sorted({(track - 2) // 2 for track in tracks - {OURS}}):
         task = analysis.events.tasks.get(tid)
         packet = _packet(builder)
         descriptor = packet.track_descriptor

@@ -1,7 +1,8 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Where events are missing, "gaps" tells when. Holds of which one end is outside the recording, or in
+Where events are missing, "gaps" tells when; where the recording is not to be taken for whole for
+another reason, "caveats" has sentences. Holds of which one end is outside the recording, or in
 a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
 recorded, is {"kernel": [...], "user": [...]}, innermost frame first.
 """
@@ -45,6 +46,7 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         "slept_behind": headlines_json(analysis)[:top],
         **({"found": found_json(analysis)} if analysis.events.found else {}),
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
+        **({"caveats": list(analysis.caveats)} if analysis.caveats else {}),
     }
 
 

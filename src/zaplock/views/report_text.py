@@ -74,7 +74,8 @@ def console(*, stderr: bool = False) -> Screen:
 def heading(analysis: Analysis) -> str:
     """Say in one line what was recorded and what is missing."""
     lost = analysis.segments.lost_events
-    losses = f"{lost:,} lost" if lost else "none lost"
+    none = "none known to be lost" if analysis.caveats else "none lost"
+    losses = f"{lost:,} lost" if lost else none
     kernel = analysis.kernel or "an unknown kernel"
     span = duration(analysis.duration_ns)
     odd = analysis.holds.unmatched

@@ -180,6 +180,7 @@ def _most_time(summary: Summary) -> Iterator[str]:
 
 
 def _losses(analysis: Analysis) -> Iterator[str]:
+    yield from analysis.caveats
     cut = analysis.segments
     if not cut.gaps:
         return

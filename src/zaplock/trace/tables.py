@@ -1,0 +1,216 @@
+"""The tables of a recording as files: checked when they are read, whole when they are written.
+
+A table's name says what it is, its number and how its bytes begin when they are summed up:
+`events-000012-9f86d081884c7d65.parquet` ends in 16 digits of the SHA-256 of its content. So a file
+is checked before a byte of it is parsed, a block that is missing leaves a hole in the numbers, and
+no second file must be kept in step with it. (Until version 1 a name had no sum, and a table that is
+replaced had no number.)
+
+Reading trusts nothing: only plain files are opened, and without waiting for anybody; a path is a
+path, whatever characters are in it; how much memory a table will take is bounded before any of it
+is taken; types are compared exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import resource
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from numpy.typing import NDArray
+
+from zaplock.errors import UserError
+from zaplock.outputs import Folder
+from zaplock.strangers import read_text
+from zaplock.trace.quotas import QuotaReading
+
+_NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
+_DIGITS = 16
+_LARGEST_FILE = 1 << 30
+MOST_ROWS = 1 << 22
+"""In one block; a larger one is written as several. Blocks of version 1 knew no bound."""
+_MOST_TEXT = 4096
+WAY_OUT = "record again, or move it away: the rest can be read, and what is missing is told"
+
+Columns = Mapping[str, NDArray[Any]]
+TASKS = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
+MMS = {"mm": pl.UInt64, "pid": pl.Int32}
+FRAMES = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
+STACKS: dict[str, Any] = {
+    "time_ns": pl.Int64,
+    "pid": pl.Int32,
+    "tid": pl.Int32,
+    "reason": pl.UInt8,
+    "kernel": pl.List(pl.UInt64),
+    "user": pl.List(pl.UInt64),
+    "top": pl.UInt64,
+}
+STACKS_1 = {
+    "time_ns": pl.Int64,
+    "tid": pl.Int32,
+    **dict.fromkeys([f"frame{number}" for number in range(8)], pl.UInt64),
+}
+"""Of version 1."""
+QUOTAS = {name: pl.String if name == "group" else pl.Int64 for name in QuotaReading._fields}
+GROUPS: dict[str, Any] = {"pid": pl.Int32, "groups": pl.List(pl.String)}
+FOUND: dict[str, Any] = {
+    "tid": pl.Int32,
+    "time_ns": pl.Int64,
+    "state": pl.String,
+    "wchan": pl.String,
+    "operation": pl.String,
+    "stack": pl.List(pl.String),
+    "does": pl.String,
+    "exclusive": pl.Boolean,
+    "mm": pl.UInt64,
+    "since_ns": pl.Int64,
+    "address": pl.UInt64,
+    "length": pl.Int64,
+    "detail": pl.Int64,
+}
+"""The fields of `FoundTask`, in their order."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TableFile:
+    """A table's file: its kind, number (-1: it has none) and sum ("": it has none)."""
+
+    kind: str
+    number: int
+    sum: str
+    path: Path
+
+
+def tables_in(directory: Path) -> list[TableFile]:
+    """List the tables of a recording, by kind and number."""
+    found = []
+    for entry in os.scandir(directory):
+        if match := _NAME.fullmatch(entry.name):
+            kind, number, digits = match.groups()
+            path = directory / entry.name
+            found.append(TableFile(kind, int(number or -1), digits or "", path))
+    return sorted(found)
+
+
+def read_plain(path: Path, most: int = _LARGEST_FILE) -> bytes:
+    """Read a plain file of at most so many bytes. Raises UserError for a FIFO, a device, a link.
+
+    FileNotFoundError and the like pass.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(file, "rb") as opened:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is no plain file: {WAY_OUT}")
+        if found.st_size > most:
+            raise UserError(f"{path} has {found.st_size:,} bytes, and at most {most:,} are read")
+        return opened.read(most)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A table whose bytes are what was written, not yet parsed; `rows` is what it says it has."""
+
+    file: TableFile
+    content: bytes
+    rows: int
+
+
+def open_table(file: TableFile) -> Raw:
+    """Read a table's bytes and check their sum. Raises UserError where it is damaged."""
+    with _told(file.path):
+        content = read_plain(file.path)
+        if file.sum and _sum(content) != file.sum:
+            raise ValueError("its content is not what was written")
+        rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
+    if file.sum and rows > MOST_ROWS:
+        raise UserError(f"{file.path} claims {rows:,} rows, and none has over {MOST_ROWS:,}")
+    return Raw(file, content, int(rows))
+
+
+def columns_of(raw: Raw) -> set[str]:
+    """Name the columns of a table. Raises UserError where it is damaged."""
+    with _told(raw.file.path):
+        return set(pl.read_parquet_schema(io.BytesIO(raw.content)))
+
+
+def parse(raw: Raw, schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Parse the columns of a table, which must have just these types and no empty fields.
+
+    Raises UserError where it has others, or where a text is longer than any name.
+    """
+    with _told(raw.file.path):
+        has = pl.read_parquet_schema(io.BytesIO(raw.content))
+        for name, kind in schema.items():
+            if has.get(name) != kind:
+                raise ValueError(f"its column {name} is {has.get(name)}, not {kind}")
+        frame = pl.read_parquet(io.BytesIO(raw.content), columns=list(schema))
+        if frame.height != raw.rows:
+            raise ValueError("it has not the rows that it says")
+        for name, kind in schema.items():
+            if frame[name].null_count():
+                raise ValueError(f"its column {name} has empty fields")
+            longest = frame[name].str.len_bytes().max() if kind == pl.String else 0
+            if isinstance(longest, int) and longest > _MOST_TEXT:
+                raise ValueError(f"a text in {name} has {longest:,} bytes")
+    return frame
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes the libraries say into one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # polars' PanicException is no Exception
+        lines = str(error).splitlines() or [type(error).__name__]
+        if isinstance(error, OSError):
+            lines = [error.strerror or lines[0]]
+        raise UserError(f"{path} can't be read ({lines[0][:200]}): {WAY_OUT}") from None
+
+
+def require_memory(needed: int, what: str) -> None:
+    """Raise UserError, before any of it is taken, where so many bytes can't be had."""
+    free = _available()
+    if needed > free:
+        raise UserError(
+            f"{what} needs {needed >> 20:,} MiB of memory, and {free >> 20:,} MiB are free: "
+            "use a larger machine, or record for a shorter time"
+        )
+
+
+def _available() -> int:
+    rooms = [1 << 62]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        used = int(read_text("/proc/self/statm").split()[0]) * resource.getpagesize()
+        rooms.append(max(0, limit - used))
+    with contextlib.suppress(OSError, IndexError):
+        for line in read_text("/proc/meminfo").splitlines():
+            if line.startswith("MemAvailable:"):
+                rooms.append(int(line.split()[1]) << 10)
+    return min(rooms)
+
+
+def put(folder: Folder, kind: str, number: int, frame: pl.DataFrame) -> str:
+    """Write a table whole; return its file's name."""
+    packed = io.BytesIO()
+    frame.write_parquet(packed, compression="zstd", compression_level=1)
+    content = packed.getvalue()
+    name = f"{kind}-{number:06d}-{_sum(content)}.parquet"
+    folder.write(name, content)
+    return name
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]

@@ -1,0 +1,221 @@
+"""Write a recording, block by block (docs/recording.md; `file` tells the idea and reads it)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from zaplock.errors import UserError
+from zaplock.outputs import place, unwritable
+from zaplock.strangers import visible
+from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
+from zaplock.trace.manifest import FILE, Manifest, encode
+from zaplock.trace.pointers import Pointers
+from zaplock.trace.quotas import QuotaReading
+from zaplock.trace.stacks import Names, StackRow
+from zaplock.trace.tables import (
+    FOUND,
+    FRAMES,
+    GROUPS,
+    MMS,
+    MOST_ROWS,
+    QUOTAS,
+    STACKS,
+    TASKS,
+    Columns,
+    put,
+)
+
+
+class Writer:
+    """Write a recording, block by block.
+
+    >>> with Writer("run.zaplock", Manifest(operations=events.operations)) as writer:
+    ...     writer.append(events.columns)
+    ...     writer.name(events.tasks, events.mms)          # doctest: +SKIP
+
+    Leaving the `with` block closes it: the manifest says `complete` unless an error passed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        manifest: Manifest,
+        *,
+        hash_pointers: bool = False,
+    ) -> None:
+        """Make the directory. Raises UserError where something is already there, or no room."""
+        self.path = Path(path)
+        self.manifest = msgspec.structs.replace(manifest, hashed_pointers=hash_pointers)
+        self._pointers = Pointers() if hash_pointers else None
+        self._numbers: dict[str, int] = {}
+        self._blocks: dict[str, list[tuple[str, int]]] = {}
+        self._files: dict[str, str] = {}
+        """Of each table that is replaced: the file that stands now."""
+        try:
+            with place(path, make_parents=True) as where:
+                self.folder = where.folder.make(where.name)
+        except FileExistsError:
+            raise UserError(f"{path} is already there: remove it or name another file") from None
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{path} can't be made ({reason}): name another place") from None
+        try:
+            self._replace_manifest()
+        except OSError as error:
+            self.remove()
+            raise unwritable(path, error) from None
+
+    def remove(self) -> None:
+        """Remove the recording: nothing is in it."""
+        self.folder.close()
+        with place(self.path) as where:
+            where.folder.remove_tree(where.name)
+
+    def append(self, columns: Columns) -> None:
+        """Write one block; no event is in the recording before this returns, all are after.
+
+        More events than a block may have (`tables.MOST_ROWS`) are written as several.
+        """
+        for start in range(0, len(columns["time_ns"]), MOST_ROWS):
+            part = {name: columns[name][start : start + MOST_ROWS] for name in EVENT.names or ()}
+            if self._pointers:
+                part = self._pointers.hidden(part)
+            self._append("events", pl.DataFrame(part), int(part["time_ns"].max()))
+            self._count_losses(part)
+
+    def append_stacks(self, rows: Sequence[StackRow]) -> None:
+        """Write a block of stacks."""
+        if rows:
+            columns = dict(zip(STACKS, zip(*rows)))
+            series = [pl.Series(name, columns[name], dtype=kind) for name, kind in STACKS.items()]
+            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in rows))
+
+    def name_frames(self, names: Names) -> None:
+        """Say what code the addresses are, by (pid, address)."""
+        rows = [(*key, visible(name.text), name.kind) for key, name in names.items()]
+        self._put("frames", pl.DataFrame(rows, FRAMES, orient="row"))
+
+    def write_quotas(
+        self, readings: Sequence[QuotaReading], groups: Mapping[int, tuple[str, ...]]
+    ) -> None:
+        """Write the cgroups' accounts, in order of time, and which groups the processes are in."""
+        if not readings:
+            return
+        plain = [reading._replace(group=visible(reading.group)) for reading in readings]
+        self._put("quotas", pl.DataFrame(plain, QUOTAS, orient="row"))
+        rows = [(pid, [visible(group) for group in chain]) for pid, chain in groups.items()]
+        self._put("groups", pl.DataFrame(rows, GROUPS, orient="row"))
+
+    def find(self, found: Iterable[FoundTask]) -> None:
+        """Replace the table of what was already so when the recording began."""
+        hide = self._pointers.hide if self._pointers else int
+        rows = [
+            [hide(task.mm) if name == "mm" else getattr(task, name) for name in FOUND]
+            for task in found
+        ]
+        self._put("found", pl.DataFrame(rows, FOUND, orient="row"))
+
+    def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
+        """Replace the tables of names by these."""
+        rows = [
+            (task.tid, visible(task.comm), task.pid, visible(task.process))
+            for task in tasks.values()
+        ]
+        self._put("tasks", pl.DataFrame(rows, TASKS, orient="row"))
+        hide = self._pointers.hide if self._pointers else int
+        owners = [(hide(mm), pid) for mm, pid in mms.items()]
+        self._put("mms", pl.DataFrame(owners, MMS, orient="row"))
+
+    def drop_before(self, time_ns: int) -> int:
+        """Delete the blocks that end before an instant; return how many (the flight recorder).
+
+        What is left begins where the last of them ended.
+        """
+        dropped = 0
+        for kind, blocks in self._blocks.items():
+            while blocks and blocks[0][1] < time_ns:
+                name, ended_ns = blocks.pop(0)
+                self.folder.remove(name)
+                dropped += 1
+                if kind == "events" and ended_ns > self.manifest.started_ns:
+                    self.manifest = msgspec.structs.replace(self.manifest, started_ns=ended_ns)
+        return dropped
+
+    def change(self, **fields: Any) -> None:
+        """Change fields of the manifest, on disk as well."""
+        self.manifest = msgspec.structs.replace(self.manifest, **fields)
+        self._replace_manifest()
+
+    def close(self, *, complete: bool = True) -> None:
+        """Write the manifest for the last time."""
+        self.change(complete=complete)
+        self.folder.close()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close(complete=kind is None)
+
+    def _count_losses(self, columns: Columns) -> None:
+        lost = columns["length"][columns["kind"] == EventKind.LOST]
+        if len(lost):
+            known = lost[lost >= 0]
+            self.change(
+                lost_events=self.manifest.lost_events + int(known.sum()),
+                unknown_losses=self.manifest.unknown_losses + len(lost) - len(known),
+            )
+
+    def _replace_manifest(self) -> None:
+        blocks = {}
+        for kind, beyond in self._numbers.items():
+            standing = len(self._blocks[kind]) if kind in self._blocks else 1
+            blocks[kind] = (beyond - standing, beyond)
+        self.manifest = msgspec.structs.replace(self.manifest, blocks=blocks)
+        self.folder.write(FILE, encode(self.manifest))
+
+    def _append(self, kind: str, frame: pl.DataFrame, ended_ns: int) -> None:
+        """Write one more block of a kind."""
+        number = self._numbers.get(kind, 0)
+        name = put(self.folder, kind, number, frame)
+        self._numbers[kind] = number + 1
+        self._blocks.setdefault(kind, []).append((name, ended_ns))
+
+    def _put(self, kind: str, frame: pl.DataFrame) -> None:
+        """Write a table anew; the old one goes when the new one stands."""
+        number = self._numbers.get(kind, 0)
+        old, new = self._files.get(kind), put(self.folder, kind, number, frame)
+        self._numbers[kind], self._files[kind] = number + 1, new
+        if old:
+            self.folder.remove(old)
+
+
+def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | None = None) -> None:
+    """Write finished events (of a simulation, say) as a recording of one block a million events."""
+    about = manifest or Manifest(source="simulation")
+    time_ns = events["time_ns"]
+    about = msgspec.structs.replace(
+        about,
+        operations=events.operations,
+        started_ns=about.started_ns or (int(time_ns[0]) if len(time_ns) else 0),
+        ended_ns=about.ended_ns or int(time_ns.max(initial=0)),
+    )
+    block = 1_000_000
+    with Writer(path, about) as writer:
+        for start in range(0, len(events), block):
+            writer.append({name: events[name][start : start + block] for name in EVENT.names or ()})
+        writer.name(events.tasks, events.mms)
+        if events.found:
+            writer.find(events.found)
