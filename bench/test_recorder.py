@@ -338,7 +338,7 @@ def test_twenty_kills_at_random_moments(
 
 def instances_of(pid: int) -> list[Path]:
     with opened() as tracefs:
-        return list((tracefs.path / "instances").glob(f"zaplock-{pid}-*"))
+        return list((tracefs.path / "instances").glob(f"zaplock-*-*-{pid}-*-*"))
 
 
 def rows_of_loss(recording: file.Recording) -> np.ndarray:  # type: ignore[type-arg]

@@ -11,7 +11,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.recorder import capture, doctor
-from zaplock.recorder.tracefs import opened
+from zaplock.recorder.tracefs import Instance, opened
 
 pytestmark = pytest.mark.root
 
@@ -52,7 +52,9 @@ raise SystemExit(main(["doctor", "--json"]))
 
 def test_a_left_over_instance_is_seen_and_the_command_given_mends_it(tmp_path: Path) -> None:
     with opened() as tracefs:
-        left = tracefs.path / "instances" / f"zaplock-{os.getpid()}-1-0"  # another start time
+        with Instance(tracefs, buffer_kb=64) as instance:
+            owner = instance.name.rsplit("-", 2)[0]
+        left = tracefs.path / "instances" / f"{owner}-1-0"  # another start time
         left.mkdir()
         (finding,) = [one for one in doctor.examine() if one.name == "left-over instances"]
         assert not finding.ok

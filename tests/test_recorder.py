@@ -43,7 +43,7 @@ def nothing_is_left() -> Iterator[None]:
 def ours(pid: int = ME) -> list[str]:
     """Name the instances that a process has now."""
     with opened() as tracefs:
-        return [path.name for path in (tracefs.path / "instances").glob(f"zaplock-{pid}-*")]
+        return [path.name for path in (tracefs.path / "instances").glob(f"zaplock-*-*-{pid}-*-*")]
 
 
 def rows(events: Events, **wanted: int) -> list[int]:
@@ -398,7 +398,8 @@ def test_sweeping_spares_the_living() -> None:
     with opened() as tracefs, Instance(tracefs, buffer_kb=64) as instance:
         assert instance.name not in sweep(tracefs)
         assert instance.path.exists()
-        recycled = tracefs.path / "instances" / f"zaplock-{ME}-{(start_time(ME) or 0) + 1}-0"
+        owner = instance.name.rsplit("-", 2)[0]
+        recycled = tracefs.path / "instances" / f"{owner}-{(start_time(ME) or 0) + 1}-0"
         recycled.mkdir()  # our number, but another process's start time
         foreign = tracefs.path / "instances" / f"somebody-{ME}"
         foreign.mkdir()

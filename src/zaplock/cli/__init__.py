@@ -17,10 +17,13 @@ import importlib
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
+from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
 from zaplock.errors import UserError
 from zaplock.version import __version__
@@ -63,8 +66,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = ", ".join(verbs())
         print(f"zaplock: no verb {verb!a}; the verbs are {known}", file=sys.stderr)
         return 2
-    with guarded():
-        return _run(verb, arguments[1:])
+    with guarded(), warnings.catch_warnings():
+        warnings.showwarning = partial(_warn, verb)
+        try:
+            require_room()
+            return _run(verb, arguments[1:])
+        except UserError as error:
+            print(f"zaplock {verb}: {error}", file=sys.stderr)
+            return error.exit_code
+        except (OSError, MemoryError, RuntimeError, ImportError) as error:
+            lack = shortage(error)
+            if lack is None:
+                raise
+            print(f"zaplock {verb}: {lack}", file=sys.stderr)
+        return 2
+
+
+def _warn(verb: str, message: Warning | str, *_: object) -> None:
+    """Print a warning as everything else is said: in one line, without the place in the code."""
+    print(f"zaplock {verb}: {message}", file=sys.stderr)
 
 
 def _run(verb: str, arguments: list[str]) -> int:
@@ -76,9 +96,6 @@ def _run(verb: str, arguments: list[str]) -> int:
         code: int = module.run(parser.parse_args(arguments))
         sys.stdout.flush()
         return code
-    except UserError as error:
-        print(f"zaplock {verb}: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         print(f"zaplock {verb}: interrupted", file=sys.stderr)
         return 130

@@ -20,10 +20,12 @@ class Window:
     """The events of the last `window_ns`, as they come in."""
 
     def __init__(self, capture: Any, stream: Any, window_ns: int) -> None:
+        from zaplock.recorder.guard import Guard
         from zaplock.recorder.quota_watch import QuotaWatch
         from zaplock.recorder.stack_keeper import StackKeeper
 
         self._capture, self._stream, self._window_ns = capture, stream, window_ns
+        self._guard = Guard(capture.instances)
         self._blocks: list[Any] = []
         self._open: Any = None
         sampler = capture.sampler
@@ -43,11 +45,15 @@ class Window:
         return self._events(), (self.began_ns, self.until_ns)
 
     def _take(self) -> None:
+        from zaplock.recorder.decode import merged
         from zaplock.recorder.stream import MARGIN_NS
+        from zaplock.trace.file import losses
 
         before_ns = time.monotonic_ns()
         columns = self._stream.feed(self._capture.buffers.drain(), before_ns)
         self.until_ns = before_ns
+        if gap := self._guard.check():
+            columns = merged([losses([gap]), columns])
         if self._keeper:
             self._keeper.add(columns)
             self._rows += self._keeper.ready(before_ns - MARGIN_NS)

@@ -45,6 +45,7 @@ ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ring)(first)
 
 _FUTEX_WAIT, _FUTEX_WAKE, _SYS_FUTEX, _SYS_PERSONALITY = 0, 1, 202, 135
 _ADDR_NO_RANDOMIZE = 0x0040000
+_PR_SET_PDEATHSIG = 1
 HANG_S = 10.0
 
 
@@ -56,6 +57,7 @@ def _preparation() -> Callable[[], None]:
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with whoever asks it
         libc.syscall(_SYS_PERSONALITY, _ADDR_NO_RANDOMIZE)
 
     return prepare

@@ -8,9 +8,11 @@ reported apart. Then it is shrunk.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from zaplock.oracle.real import RealSide
 from zaplock.oracle.shrink import shrink
 
 SLICE = 20  # sequences
+_PR_SET_PDEATHSIG = 1
 MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
 SideMaker = Callable[[RealSide], Side]
 
@@ -198,8 +201,9 @@ def _enter(make_model: SideMaker, scope: Scope, cpus: Queue[int]) -> None:
     """Start a job: one CPU for it and its bare process, which run in turns anyway.
 
     A sequence leaves next to no garbage in cycles, so the collector need not look often, and never
-    at what the imports left.
+    at what the imports left. It dies with the campaign, also where that one is killed.
     """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, {cpus.get()})
     _BENCH.append(Bench(make_model, scope))
     gc.collect()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
-import shutil
 import struct
 import tempfile
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ class RealSide:
 
     def __init__(self) -> None:
         """Start the child; raise UserError where the kernel can't be observed enough."""
-        self._directory = tempfile.mkdtemp(prefix="zaplock-oracle-")
+        self._disk = _nameless("disk")
         data, where = ring.strings(
             {
                 **dict(zip(ops.FILES, ops.FILES, strict=True)),
-                "disk": os.path.join(self._directory, "disk"),
+                "disk": f"/proc/{os.getpid()}/fd/{self._disk}",
                 "zero": "/dev/zero",
                 "meminfo": "/proc/meminfo",
             },
@@ -142,7 +142,7 @@ class RealSide:
     def close(self) -> None:
         """End the child and remove its files."""
         self._child.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._disk)
 
 
 class _Reader:
@@ -178,6 +178,19 @@ class _Reader:
             child = self.snapshot(place.child) if result == 0 else None
         outcome = CallOutcome(result, seen if result == 0 else b"", child)
         return OracleStep(outcome, self.snapshot(place.after))
+
+
+def _nameless(name: str) -> int:
+    """Open a file on a disk that has no place any more; mappings of it still tell its name.
+
+    Nothing of it is left, however this process ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="zaplock-oracle-") as directory:
+        file = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 64)  # none of the child's small ones
+        finally:
+            os.close(file)
 
 
 def _sysctl(name: str) -> int:

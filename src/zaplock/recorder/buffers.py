@@ -16,7 +16,7 @@ import select
 from collections.abc import Sequence
 from pathlib import Path
 
-from zaplock.recorder.tracefs import Instance
+from zaplock.recorder.tracefs import Instance, patiently
 
 _PIPE = 1 << 20
 _F_SETPIPE_SZ = 1031
@@ -34,16 +34,43 @@ class Buffers:
         self._files: list[tuple[int, int]] = []
         self._out, self._in = os.pipe()
         os.set_blocking(self._out, False)
+        self._ends: tuple[int, ...] = (self._out, self._in)
         self._stop, self._stopper = os.pipe()
+        self._ends += (self._stop, self._stopper)
         with contextlib.suppress(OSError):  # a smaller pipe only means more calls
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _PIPE)
         self._poll = select.poll()
-        for instance in instances:
-            for cpu, path in per_cpu(instance.path):
-                file = os.open(path / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK)
-                self._files.append((cpu, file))
-                self._poll.register(file, select.POLLIN)
         self._poll.register(self._stop, select.POLLIN)
+        self._closed = [
+            (cpu, path / "trace_pipe_raw")
+            for instance in instances
+            for cpu, path in per_cpu(instance.path)
+        ]
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Open the buffers of the CPUs that are there.
+
+        `per_cpu` has all that may ever be; one that was never online has no buffer yet: its file
+        can be opened, but says POLLERR at once and ENODEV when it is read. When the CPU comes, its
+        buffer keeps what happens until the file is opened at the next drain.
+        """
+        still = []
+        for cpu, path in self._closed:
+            file = _opened(path)
+            probe = select.poll()
+            probe.register(file, select.POLLIN)
+            if any(seen & select.POLLERR for _, seen in probe.poll(0)):
+                os.close(file)
+                still.append((cpu, path))
+                continue
+            self._files.append((cpu, file))
+            self._poll.register(file, select.POLLIN)
+        self._closed = still
 
     def wait(self, timeout_ms: int) -> None:
         """Sleep until a buffer fills up, `wake` is called or the time is over."""
@@ -56,6 +83,8 @@ class Buffers:
     def drain(self) -> list[Chunk]:
         """Take everything that the buffers hold now."""
         chunks: list[Chunk] = []
+        if self._closed:
+            self._open()
         for cpu, file in self._files:
             chunks += ((cpu, pages) for pages in self._whole_pages(file))
             chunks += ((cpu, page) for page in self._last_page(file))
@@ -92,10 +121,20 @@ class Buffers:
         """Close every file. Twice does no harm."""
         for _, file in self._files:
             os.close(file)
-        if self._files:
-            for end in (self._out, self._in, self._stop, self._stopper):
-                os.close(end)
-        self._files = []
+        for end in self._ends:
+            os.close(end)
+        self._files, self._ends, self._closed = [], (), []
+
+
+def _opened(path: Path) -> int:
+    file = -1
+
+    def open_once() -> None:
+        nonlocal file
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    patiently(open_once)
+    return file
 
 
 def per_cpu(path: Path) -> list[tuple[int, Path]]:
@@ -107,7 +146,11 @@ def lost_in_kernel(instance: Instance) -> int:
     """Count the events that the kernel says it lost, over all CPUs."""
     lost = 0
     for _, cpu in per_cpu(instance.path):
-        for line in (cpu / "stats").read_text().splitlines():
+        try:
+            lines = (cpu / "stats").read_text().splitlines()
+        except OSError:  # a CPU that was never there
+            continue
+        for line in lines:
             name, _, value = line.partition(":")
             if name in ("overrun", "dropped events", "commit overrun"):
                 lost += int(value)

@@ -17,7 +17,7 @@ from zaplock.linux_version import find
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.targets import check_namespace
-from zaplock.recorder.tracefs import Instance, Tracefs, mounted, opened, start_time
+from zaplock.recorder.tracefs import Instance, Tracefs, left_over, mounted, opened
 from zaplock.strangers import read_text
 
 
@@ -161,15 +161,16 @@ def _instances(tracefs: Tracefs) -> Finding:
 
 def _left_over(tracefs: Tracefs) -> Finding:
     use = "no event is left switched on"
-    dead = []
-    for path in (tracefs.path / "instances").glob("zaplock-*-*-*"):
-        pid, started = path.name.split("-")[1:3]
-        if pid.isdigit() and str(start_time(int(pid))) != started:
-            dead.append(path.name)
-    if not dead:
-        return Finding("left-over instances", True, "none", use)
-    sweeping = "sudo zaplock record -d 1s -o /tmp/swept.zaplock"
-    return Finding("left-over instances", False, ", ".join(sorted(dead)), use, sweeping)
+    gone, unknown = left_over(tracefs)
+    if gone:
+        sweeping = "sudo zaplock record -d 1s -o /tmp/swept.zaplock"
+        return Finding("left-over instances", False, ", ".join(gone), use, sweeping)
+    if unknown:
+        # Of another pid namespace or an earlier zaplock: whether its owner lives isn't seen here.
+        seen = f"held by nobody, whose owner isn't seen from here: {', '.join(unknown)}"
+        paths = " ".join(f"/sys/kernel/tracing/instances/{name}" for name in unknown)
+        return Finding("left-over instances", False, seen, use, f"sudo rmdir {paths}")
+    return Finding("left-over instances", True, "none", use)
 
 
 def _locked_down() -> Finding:

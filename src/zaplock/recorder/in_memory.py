@@ -23,13 +23,16 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.decode import merged
 from zaplock.recorder.first_look import first_look
+from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.file import losses
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.stacks import Stacks, in_order
 
@@ -53,6 +56,9 @@ class Recorder:
             pids=capture.pids,
             children=options.children,
         )
+        self._guard = Guard(capture.instances)
+        self._gaps: list[tuple[int, int]] = []
+        self._looking, self._looks = threading.Lock(), True
         self._events: Events | None = None
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
@@ -92,6 +98,7 @@ class Recorder:
         if self._events is None:
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
+            columns = merged([losses(self._gaps), columns])
             names = self._stream.names
             if self._keeper:
                 self._keeper.add(columns)
@@ -118,6 +125,14 @@ class Recorder:
         while not self._ended.is_set():
             self._capture.buffers.wait(_WAKE_MS)
             self._take()
+            self._look_after()
+
+    def _look_after(self, *, last: bool = False) -> None:
+        """Note a gap where somebody else has switched something off; for the `last` time or not."""
+        with self._looking:
+            if self._looks and (gap := self._guard.check(now=last)):
+                self._gaps.append(gap)
+            self._looks = self._looks and not last
 
     def _take(self) -> None:
         if self._bytes < self._limit_bytes:
@@ -128,10 +143,11 @@ class Recorder:
             self._ended.wait(0.5)
 
     def _run(self) -> None:
+        self._capture.start()
+        self._guard.expect()
         self._thread.start()
         if self._quotas:
             self._quotas.start()
-        self._capture.start()
         self._stream.begin(first_look(self._capture))
         # After the start: a task that is born later is told by its own event.
         self._stream.names.snapshot()
@@ -143,6 +159,7 @@ class Recorder:
         """
         if self._ended.is_set():
             return
+        self._look_after(last=True)
         self._capture.stop()
         if self._quotas:
             self._quotas.stop()

@@ -32,6 +32,7 @@ from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired, Trigger
+from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
@@ -39,7 +40,7 @@ from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
-from zaplock.trace.file import Manifest, Writer
+from zaplock.trace.file import Manifest, Writer, losses
 from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
@@ -134,6 +135,7 @@ class _Session:
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._limit_ns = flight.wait_ns if flight else 0
+        self._guard = Guard(capture.instances)
         self._feeder = Feeder(capture.buffers, writer.folder)
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
@@ -163,6 +165,7 @@ class _Session:
             self._keeper.code.snapshot(self._capture.pids)
         try:
             self._capture.start()
+            self._guard.expect()
             if not self._options.watch:
                 self._stream.begin(first_look(self._capture))
                 self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
@@ -171,6 +174,7 @@ class _Session:
             started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
+                self._guard.expect()
             if SCHED in self._options.groups:
                 self._quotas.start()
             self._feeder.start()
@@ -178,7 +182,9 @@ class _Session:
             while not (ended() or self._fired_long_ago()):
                 self._take(*self._feeder.next())
                 self._follow_exec()
+                self._look_after()
                 report(self._progress)
+            self._look_after(now=True)
         finally:
             self._capture.stop()
             self._quotas.stop()
@@ -214,6 +220,12 @@ class _Session:
             self._stream.resume(noticed.found, noticed.hidden)
             self._add(noticed.first)
 
+    def _look_after(self, *, now: bool = False) -> None:
+        """Enter a gap where somebody else has switched something off."""
+        if gap := self._guard.check(now=now):
+            self._add(losses([gap]))
+            self._progress.notes.append(self._guard.notes[-1])
+
     def discard(self) -> None:
         """Delete what was spooled and could not be written; let go of the folder."""
         self._feeder.discard()
@@ -225,6 +237,7 @@ class _Session:
             mm = self._capture.follow_exec(pid)
             if mm is not None:
                 self._names.mms[mm] = pid
+                self._guard.expect()
         self._names.renamed.clear()
 
     def _take_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:

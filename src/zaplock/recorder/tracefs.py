@@ -6,9 +6,17 @@ alone and ceases with its descriptor, so also when the process is killed.
 
 An instance (Documentation/trace/ftrace.rst, "Instances") is a trace buffer of its own with its own
 enabled events: what others trace is neither seen nor disturbed. Removing it switches off all its
-events. Its name tells which process made it, by number and start time; `sweep` removes the
-instances whose process is gone, however it ended. A recorder in another pid namespace is taken for
-gone: don't record from two containers that share one kernel.
+events. A recorder that was killed leaves its instances, which the next one sweeps up (`sweep`).
+
+Whose an instance is, is told by its name (boot, pid namespace, process, the process's start) and by
+a lock: as long as its owner lives, it holds a flock on the instance's directory. There is one
+tracefs for all containers of a kernel, so the lock is seen in each of them, and it goes with the
+process, however that ends. Only an instance that nobody holds and whose owner would be seen here is
+swept.
+
+Others may hold files of an instance open for a moment (a monitor that reads all of tracefs); then
+the kernel answers EBUSY, and asking again helps. Where it does not, the instance is switched off
+and told (`LeftOver`), and goes with the next start.
 """
 
 from __future__ import annotations
@@ -16,9 +24,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import re
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -29,8 +40,16 @@ from zaplock.strangers import read_text
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # one number on every architecture
 _CLOEXEC = 1
 _FSCONFIG_CMD_CREATE = 6
-_OURS = re.compile(r"zaplock-(\d+)-(\d+)-\d+$")
+_OURS = re.compile(r"zaplock-([0-9a-f]{8})-(\d+)-(\d+)-(\d+)-\d+")
+_PATIENCE_S = 3.0
+_PAUSE_S = 0.01
 _serial = count()
+_given_up: dict[str, int] = {}
+"""Instances of this process that could not be removed, with their locks."""
+
+
+class LeftOver(UserWarning):
+    """Warn that an instance could not be removed: it is off, and the next start removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +133,15 @@ class Instance:
 
     def __init__(self, tracefs: Tracefs, *, buffer_kb: int) -> None:
         """Make the instance, with a buffer of `buffer_kb` KiB for each CPU."""
-        self.name = f"zaplock-{os.getpid()}-{start_time(os.getpid())}-{next(_serial)}"
+        self.name = f"zaplock-{_owner()}-{next(_serial)}"
         self.path = tracefs.path / "instances" / self.name
+        self._lock = -1
         try:
             self.path.mkdir()
         except OSError as error:
             raise UserError(_why_no_instance(error)) from None
         try:
+            self._lock = locked(self.path, wait=True)
             self.write("tracing_on", "0")
             self.write("trace_clock", "mono")
             self.resize(buffer_kb)
@@ -140,6 +161,9 @@ class Instance:
 
     def write(self, name: str, text: str) -> None:
         """Write one control file. Raises OSError with the kernel's answer."""
+        patiently(lambda: self._write_once(name, text))
+
+    def _write_once(self, name: str, text: str) -> None:
         control = os.open(self.path / name, os.O_WRONLY | os.O_TRUNC)
         try:
             os.write(control, text.encode())
@@ -188,10 +212,36 @@ class Instance:
     def remove(self) -> None:
         """Remove the instance, and with it every event that it enabled. Twice does no harm.
 
-        All its files must be closed before, or the kernel refuses (OSError EBUSY).
+        All its files must be closed before. Where another process keeps one open, the instance is
+        switched off and left, with a warning (LeftOver).
         """
+        try:
+            patiently(self._remove_once)
+        except OSError as error:
+            self._leave(error)
+        else:
+            self._unlock()
+
+    def _remove_once(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             self.path.rmdir()
+
+    def _leave(self, error: OSError) -> None:
+        for name, text in (("tracing_on", "0"), ("events/enable", "0"), ("buffer_size_kb", "1")):
+            with contextlib.suppress(OSError):
+                self._write_once(name, text)
+        _given_up[self.name], self._lock = self._lock, -1
+        warnings.warn(
+            f"trace instance {self.name} can't be removed ({error.strerror}: another process reads "
+            "it); it is off, and the next start of zaplock removes it",
+            LeftOver,
+            stacklevel=3,
+        )
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def __enter__(self) -> Instance:
         return self
@@ -210,17 +260,92 @@ def _why_no_instance(error: OSError) -> str:
     return f"the kernel makes no trace instance ({error.strerror}): run 'zaplock doctor'"
 
 
+def patiently(action: Callable[[], None]) -> None:
+    """Do something again for a while, as long as the kernel says EBUSY."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _owner() -> str:
+    pid = os.getpid()
+    return f"{_boot()}-{_pid_namespace()}-{pid}-{start_time(pid)}"
+
+
+def _boot() -> str:
+    return read_text("/proc/sys/kernel/random/boot_id").replace("-", "")[:8]
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def locked(path: Path, *, wait: bool = False) -> int:
+    """Lock an instance's directory; return the descriptor that holds the lock.
+
+    Raises OSError (EWOULDBLOCK) where somebody holds it, unless told to `wait`: whoever sweeps
+    holds the lock of a new instance for the moment in which he sees that it is new. An open
+    directory, other than an open file of the instance, does not keep the kernel from removing it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def left_over(tracefs: Tracefs) -> tuple[list[str], list[str]]:
+    """List the instances of recorders that are gone, and those of which that can't be told.
+
+    The latter are from another pid namespace or an earlier zaplock, and nobody holds their lock.
+    """
+    gone, unknown = [], []
+    for path in (tracefs.path / "instances").glob("zaplock-*"):
+        try:
+            os.close(locked(path))
+        except OSError:
+            continue  # it is held, or has just gone
+        match = _OURS.fullmatch(path.name)
+        if match is None or (match[1], int(match[2])) != (_boot(), _pid_namespace()):
+            unknown.append(path.name)
+        elif start_time(int(match[3])) != int(match[4]):
+            gone.append(path.name)
+    return sorted(gone), sorted(unknown)
+
+
 def sweep(tracefs: Tracefs) -> list[str]:
     """Remove the instances of recorders that are gone; return their names."""
+    for name in list(_given_up):
+        _forget(tracefs.path / "instances" / name)
     swept = []
-    for path in (tracefs.path / "instances").glob("zaplock-*"):
-        match = _OURS.match(path.name)
-        if match and start_time(int(match[1])) != int(match[2]):
-            with contextlib.suppress(OSError):  # somebody else reads it: the next start tries again
+    for name in left_over(tracefs)[0]:
+        path = tracefs.path / "instances" / name
+        with contextlib.suppress(OSError):  # somebody else reads it: the next start tries again
+            lock = locked(path)
+            try:
                 (path / "tracing_on").write_text("0")
                 path.rmdir()
-                swept.append(path.name)
-    return sorted(swept)
+                swept.append(name)
+            finally:
+                os.close(lock)
+    return swept
+
+
+def _forget(path: Path) -> None:
+    """Remove an instance of ours that could not be removed before."""
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
+        lock = _given_up.pop(path.name)
+        if lock >= 0:
+            os.close(lock)
 
 
 def start_time(pid: int) -> int | None:

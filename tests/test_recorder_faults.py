@@ -1,0 +1,287 @@
+"""What goes wrong while recording: CPUs that come and go, meddlers, containers, too little of it.
+
+Every recording opens or says in one line why there is none; nothing is left switched on; what was
+not seen is a gap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.session import record_to
+from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
+from zaplock.trace import file
+from zaplock.trace.events import EventKind
+from zaplock.trace.gaps import segments
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root"),
+]
+ME = os.getpid()
+SOURCE = str(Path(__file__).parent.parent / "src")
+SECOND_CPU = Path("/sys/devices/system/cpu/cpu1/online")
+
+
+def mine() -> list[str]:
+    with opened() as tracefs:
+        found = (tracefs.path / "instances").glob(f"zaplock-*-*-{ME}-*-*")
+        return sorted(path.name for path in found)
+
+
+@contextlib.contextmanager
+def second_cpu_off() -> Iterator[None]:
+    if not SECOND_CPU.exists():
+        pytest.skip("this machine has no second CPU that can be switched off")
+    SECOND_CPU.write_text("0")
+    try:
+        yield
+    finally:
+        SECOND_CPU.write_text("1")
+
+
+def test_a_cpu_may_be_off_at_the_start_and_come_later() -> None:
+    with second_cpu_off(), capturing(Options(pid=ME)) as capture:
+        capture.start()
+        SECOND_CPU.write_text("1")
+        capture.buffers.drain()
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {1})
+        Path("/proc/self/smaps_rollup").read_bytes()
+        os.sched_setaffinity(0, before)
+        assert {cpu for cpu, _ in capture.buffers.drain()} >= {1}
+    assert mine() == []
+
+
+def a_poller(name: str, seconds: float) -> subprocess.Popen[bytes]:
+    """Start a monitor that reads every file of an instance, again and again."""
+    with opened() as tracefs:
+        script = (
+            "import os, sys, time\n"
+            "end = time.monotonic() + float(sys.argv[2])\n"
+            "print('on', flush=True)\n"
+            "while time.monotonic() < end:\n"
+            "    for root, _, names in os.walk(sys.argv[1]):\n"
+            "        if 'zaplock-' in root and '/events' not in root:\n"
+            "            for name in names:\n"
+            "                try:\n"
+            "                    f = os.open(f'{root}/{name}', os.O_RDONLY | os.O_NONBLOCK)\n"
+            "                    os.close(f)\n"
+            "                except OSError:\n"
+            "                    pass\n"
+        )
+        command = [sys.executable, "-c", script, str(tracefs.path / "instances"), str(seconds)]
+        poller = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert poller.stdout is not None
+    poller.stdout.readline()
+    return poller
+
+
+def test_a_monitor_that_reads_all_of_tracefs_disturbs_nothing() -> None:
+    poller = a_poller("all", 6)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for _ in range(12):
+                with record_mm(ME, buffer_kb=64):
+                    pass
+    finally:
+        poller.kill()
+        poller.wait()
+    assert mine() == []
+
+
+def test_an_instance_that_stays_open_is_off_told_and_goes_with_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zaplock.recorder.tracefs._PATIENCE_S", 0.1)
+    with opened() as tracefs:
+        instance = Instance(tracefs, buffer_kb=64)
+        instance.enable("mmap_lock:mmap_lock_released")
+        instance.start()
+        held = os.open(instance.path / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            with pytest.warns(LeftOver, match="the next start of zaplock removes it"):
+                instance.remove()
+            assert instance.read("tracing_on") == "0\n"
+            assert instance.read("events/enable") == "0\n"
+            sweep(tracefs)
+            assert instance.path.exists()
+        finally:
+            os.close(held)
+        sweep(tracefs)
+        assert not instance.path.exists()
+    assert mine() == []
+
+
+# ---- meddlers
+
+
+MEDDLING = {
+    "tracing off": ("tracing_on", "0", "tracing was switched off"),
+    "clock changed": ("trace_clock", "boot", "the clock was changed to boot"),
+    "events off": ("events/enable", "0", "events were disabled"),
+    "filter changed": ("events/mmap_lock/mmap_lock_released/filter", "mm == 1", "filters were"),
+    "buffers cleared": ("trace", "", "the buffers were cleared"),
+}
+
+
+@pytest.mark.parametrize("how", MEDDLING)
+def test_what_others_switch_off_is_a_gap_and_on_again(how: str, tmp_path: Path) -> None:
+    name, text, told = MEDDLING[how]
+    state: dict[str, float] = {}
+
+    def ended() -> bool:
+        now = time.monotonic()
+        begun = state.setdefault("begun", now)
+        Path("/proc/self/smaps_rollup").read_bytes()
+        if now - begun > 0.9 and "meddled" not in state:
+            with opened() as tracefs:
+                mask = os.umask(0)
+                os.umask(mask)
+                for one in mine():
+                    path = tracefs.path / "instances" / one / name
+                    path.write_text(text)
+            state["meddled"] = time.monotonic()
+        return now - begun > 2.6
+
+    progress = record_to(tmp_path / "a.zaplock", Options(pid=ME, buffer_kb=512), ended=ended)
+    assert any(told in note for note in progress.notes), progress.notes
+    recording = file.read(tmp_path / "a.zaplock")
+    lost = np.flatnonzero(recording.events["kind"] == EventKind.LOST)
+    assert len(lost), "no gap"
+    since_ns = int(recording.events["detail"][lost[0]])
+    until_ns = int(recording.events["time_ns"][lost[0]])
+    meddled_ns = int(state["meddled"] * 1e9)
+    assert since_ns <= meddled_ns <= until_ns
+    about = recording.manifest
+    assert segments(recording.events, (about.started_ns, about.ended_ns)).lost_events
+    after = recording.events["kind"][recording.events["time_ns"] > until_ns]
+    assert (after == EventKind.RELEASED).any(), "what was switched off did not come on again"
+    assert any(told in note for note in about.notes)
+
+
+def test_in_memory_too_what_was_switched_off_is_a_gap() -> None:
+    with record_mm(ME, buffer_kb=512) as recorder:
+        time.sleep(0.6)
+        with opened() as tracefs:
+            for one in mine():
+                (tracefs.path / "instances" / one / "tracing_on").write_text("0")
+    assert (recorder.events()["kind"] == EventKind.LOST).any()
+
+
+# ---- containers
+
+
+def in_a_container(code: str) -> str:
+    """Run Python in a pid namespace of its own, whose /proc shows nobody else."""
+    command = ["unshare", "-pf", "--mount-proc", sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOOK = """
+from zaplock.recorder.tracefs import left_over, opened, sweep
+with opened() as tracefs:
+    print(left_over(tracefs), sweep(tracefs))
+"""
+
+
+def test_a_container_touches_no_recorder_of_the_host() -> None:
+    with opened() as tracefs, Instance(tracefs, buffer_kb=64) as instance:
+        instance.start()
+        assert instance.name not in in_a_container(LOOK)
+        assert instance.read("tracing_on") == "1\n"
+
+
+def test_the_host_touches_no_recorder_in_a_container() -> None:
+    """The container's dies here; whether its owner lives isn't seen outside, so it is only told."""
+    name = in_a_container(
+        "import os\n"
+        "from zaplock.recorder.tracefs import Instance, opened\n"
+        "with opened() as tracefs:\n"
+        "    print(Instance(tracefs, buffer_kb=64).name, flush=True)\n"
+        "    os._exit(0)\n"
+    ).strip()
+    with opened() as tracefs:
+        path = tracefs.path / "instances" / name
+        try:
+            gone, unknown = left_over(tracefs)
+            assert name in unknown
+            assert name not in gone
+            assert name not in sweep(tracefs)
+            assert path.exists()
+        finally:
+            path.rmdir()
+
+
+def test_a_lock_dies_with_its_process() -> None:
+    script = (
+        "import os\n"
+        "from zaplock.recorder.tracefs import Instance, opened\n"
+        "with opened() as tracefs:\n"
+        "    print(Instance(tracefs, buffer_kb=64).name, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    with opened() as tracefs:
+        assert done.stdout.strip() in sweep(tracefs)
+
+
+# ---- too little of something
+
+
+def limited(which: int, value: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def lower() -> None:
+        resource.setrlimit(which, (value, value))
+
+    command = [sys.executable, "-P", "-m", "zaplock", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, preexec_fn=lower, timeout=60,
+                          env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
+
+
+@pytest.mark.parametrize("files", [8, 10, 12, 14, 16, 24])
+def test_few_descriptors_are_enough_or_told_in_one_line(files: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    done = limited(resource.RLIMIT_NOFILE, files, "record", "-p", str(ME), "-d", "200ms",
+                   "-o", str(path))  # fmt: skip
+    assert done.returncode in (0, 2), done.stderr
+    assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.returncode == 0 or "ulimit -n" in done.stderr
+    if path.exists():
+        file.read(path)
+
+
+@pytest.mark.parametrize("mib", [150, 300, 500, 700])
+def test_little_address_space_is_told_in_one_line(mib: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.zaplock"
+    done = limited(resource.RLIMIT_AS, mib << 20, "record", "-d", "200ms", "-o", str(path))
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "ulimit -v" in done.stderr
+    assert not path.exists()
+
+
+def test_no_thread_of_ours_is_left() -> None:
+    before = threading.active_count()
+    with record_mm(ME, buffer_kb=64):
+        pass
+    assert threading.active_count() == before
