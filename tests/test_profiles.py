@@ -102,7 +102,7 @@ def test_a_broken_profile_is_refused_in_one_line(
 def test_a_profile_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match=r"no profile 'pdp-11'; the profiles are e5-2680-320g"):
         load("pdp-11")
-    with pytest.raises(UserError, match=r"/nowhere/p.toml: No such file"):
+    with pytest.raises(UserError, match=r"/nowhere/p.toml' can't be read \(No such file"):
         load("/nowhere/p.toml")
     with pytest.raises(UserError, match=r"Is a directory"):
         load("/tmp/")
@@ -118,7 +118,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="can't be written"):
         save(load("e5-2680-rfc"), Path("/proc/nowhere/p.toml"))
-    with pytest.raises(UserError, match="it is a directory"):
+    with pytest.raises(UserError, match="is a directory"):
         save(load("e5-2680-rfc"), tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 

@@ -176,8 +176,6 @@ def _prepare_task(m: Machine, number: int, spec: TaskSpec) -> None:
 
 def _map(m: Machine, mapping: InitialMapping) -> None:
     first, last = mapping.pages
-    if first >= last:
-        raise UserError(f"mapping {list(mapping.pages)} is empty; give [first page, end page]")
     start, end = address_of(first), address_of(last)
     flags = PROT_FLAGS[mapping.prot] | KIND_FLAGS[mapping.kind] | MAY
     flags |= f.VM_LOCKED if mapping.locked else 0

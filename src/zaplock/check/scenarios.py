@@ -27,15 +27,21 @@ page held before the run.
 from __future__ import annotations
 
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_text
+from zaplock.strangers import visible
 
 BASE_PAGE: Final = 1 << 18
 PAGE_SHIFT: Final = 12
+MOST_PAGES: Final = 1 << 14
+"""The largest number in a scenario: two levels of page tables, and walked in no time."""
+MOST_TASKS: Final = 8
 OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
@@ -127,6 +133,7 @@ class ScenarioOperation(msgspec.Struct, frozen=True):
     expected: tuple[int, ...] = ()
 
 
+_LONGEST = 20
 SIGNALS: Final = {"SIGSEGV": -11, "SIGBUS": -7, "EFAULT": -14, "ENOMEM": -12, "EINTR": -4,
                   "EAGAIN": -11, "EINVAL": -22}  # fmt: skip
 
@@ -138,13 +145,19 @@ def parse_operation(text: str) -> ScenarioOperation:
     if not words:
         raise UserError(f"operation {text!r} is empty; write a name and its numbers: munmap 8 4")
     try:
-        numbers = tuple(int(word, 0) for word in words[1:])
+        numbers = tuple(_number(word) for word in words[1:])
     except ValueError as error:
         raise UserError(f"operation {text!r}: its arguments must be numbers") from error
     if arrow and not right.split():
         raise UserError(f"operation {text!r}: behind -> stand the results that are right")
     expected = tuple(_result(word, numbers, text) for word in right.replace("|", " ").split())
     return ScenarioOperation(words[0], numbers, expected)
+
+
+def _number(word: str) -> int:
+    if len(word) > _LONGEST:  # Python refuses to read more digits than that, or takes long
+        raise ValueError(word)
+    return int(word, 0)
 
 
 def _result(word: str, numbers: Numbers, text: str) -> int:
@@ -155,7 +168,7 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
     if word in SIGNALS:
         return SIGNALS[word]
     try:
-        return int(word, 0)
+        return _number(word)
     except ValueError:
         known = ", ".join(["old", *SIGNALS])
         raise UserError(
@@ -170,23 +183,70 @@ def expected_results(text: str) -> list[tuple[str, int]]:
     return list(zip(words, operation.expected))
 
 
+def check(scenario: Scenario) -> None:
+    """Raise UserError unless every number of a scenario is one that can be checked in good time.
+
+    One step of a protocol may walk a whole range, and nothing can interrupt a step; so it is the
+    ranges that are bounded.
+    """
+    if len(scenario.task) > MOST_TASKS:
+        raise UserError(f"{len(scenario.task)} tasks are more than {MOST_TASKS}: leave some out")
+    for name in ("grain", "max_map_count", "batch"):
+        _bounded(name, getattr(scenario, name), 1)
+    for name in ("cmdline", "brk", "device_fails_after"):
+        if (value := getattr(scenario, name)) is not None:
+            _bounded(name, value, 0)
+    for page in scenario.arch_unmap or ():
+        _bounded("a page of arch_unmap", page, 0)
+    _check_map(scenario)
+    for task in scenario.task:
+        _bounded("mm", task.mm, 1)
+        for page in task.cached:
+            _bounded("a cached page", page, 0)
+        for text in task.do:
+            for number in parse_operation(text).numbers:
+                _bounded(f"a number of {text!a}", number, -1)
+
+
+def _check_map(scenario: Scenario) -> None:
+    taken: list[tuple[int, int, int]] = []
+    for mapping in scenario.map:
+        for name, pages in (("pages", mapping.pages), ("populated", mapping.populated)):
+            for page in pages or ():
+                _bounded(f"a page of {name}", page, 0)
+        first, last = mapping.pages
+        if first >= last:
+            raise UserError(f"mapping {list(mapping.pages)} is empty; give [first page, end page]")
+        low, high = mapping.populated or (first, first)
+        if not first <= low <= high <= last:
+            raise UserError(f"populated {[low, high]} does not lie in pages {[first, last]}")
+        _bounded("mm", mapping.mm, 1)
+        _bounded("file", mapping.file, 1)
+        taken.append((mapping.mm, first, last))
+    for (mm, _, end), (other, start, _) in pairwise(sorted(taken)):
+        if mm == other and start < end:
+            raise UserError(f"two mappings of mm {mm} overlap at page {start}: move one")
+
+
+def _bounded(name: str, value: int, least: int) -> None:
+    if not least <= value <= MOST_PAGES:
+        raise UserError(f"{name}, {value}, must lie between {least} and {MOST_PAGES}")
+
+
 def read_scenario(path: Path) -> Scenario:
     """Read a scenario from a TOML file; its name is the file's unless it says another."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(f"scenario {str(path)!r} can't be read: {error.strerror}") from error
-    return _decode(text, path.stem, str(path))
+    return _decode(read_text(path, "a scenario in TOML"), path.stem, str(path))
 
 
 def _decode(text: str, name: str, where: str) -> Scenario:
     try:
         scenario = msgspec.toml.decode(text, type=Scenario)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise UserError(f"scenario {where!r}: {error}") from error
-    for task in scenario.task:
-        for text_of_operation in task.do:
-            parse_operation(text_of_operation)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UserError(f"scenario {where!a}: {visible(str(error))}") from None
+    try:
+        check(scenario)
+    except UserError as error:
+        raise UserError(f"scenario {where!a}: {error}") from None
     return scenario if scenario.name else msgspec.structs.replace(scenario, name=name)
 
 

@@ -26,6 +26,8 @@ import msgspec
 
 from zaplock import outputs
 from zaplock.errors import UserError
+from zaplock.inputs import read_text
+from zaplock.strangers import visible
 
 DEFAULT = "e5-2680-rfc"
 """The profile of a user who has not calibrated."""
@@ -104,13 +106,11 @@ def load(name_or_path: str | Path) -> Profile:
     """Return a checked profile; raise UserError naming the file, the key and the rule."""
     path = find(name_or_path)
     try:
-        plain = msgspec.toml.decode(path.read_bytes())
+        plain = msgspec.toml.decode(read_text(path, "a profile"))
         _check_numbers(plain, str(path))
         profile = msgspec.convert(plain, Profile)
-    except OSError as error:
-        raise UserError(f"profile {path}: {error.strerror}") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"profile {path}: {' '.join(str(error).split())}") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f"profile {path}: {visible(' '.join(str(error).split()))}") from None
     check(profile, str(path))
     return profile
 

@@ -104,8 +104,12 @@ def check_overcommit() -> None:
 class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 
-    def __init__(self) -> None:
-        """Start the process and wait until it is bare; raise UserError where it can't be had."""
+    def __init__(self, inherited: int) -> None:
+        """Start the process and wait until it is bare; raise UserError where it can't be had.
+
+        It has the `inherited` descriptor (not one of the small ones) too, under the same number.
+        """
+        self._inherited = inherited
         check_machine()
         check_overcommit()
         self._memfd = os.memfd_create("ring", 0)
@@ -117,14 +121,14 @@ class BareProcess:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.write(0, stub.CODE)
         self.write(ring.CONTROL, ring.control_words())
-        self.write(ring.BOOT, ring.boot())
+        self.write(ring.BOOT, ring.boot(inherited))
         self._start()
 
     def _start(self) -> None:
         arguments = (self._memfd, self._out, ring.RING, ring.RING_SIZE, ring.RING + ring.BOOT)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BECOME_BARE, *map(str, arguments)],
-            pass_fds=[self._memfd, self._out],
+            pass_fds=[self._memfd, self._out, self._inherited],
             preexec_fn=_preparation(),
             env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"},
             stdin=subprocess.DEVNULL,

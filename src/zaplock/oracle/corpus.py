@@ -13,8 +13,12 @@ from pathlib import Path
 import msgspec
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_text
 from zaplock.oracle import ops, program
 from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.strangers import visible
+
+MOST_OPERATIONS = 1000
 
 
 class _Reference(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,11 +44,14 @@ def _plain(argument: Argument) -> object:
 def load(path: Path) -> tuple[tuple[Op, ...], str]:
     """Read a file; return its sequence and why it was kept. Raises UserError on any fault of it."""
     try:
-        raw = msgspec.json.decode(path.read_bytes(), type=_File)
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}; give a file of --save") from None
-    except msgspec.MsgspecError as error:
-        raise UserError(f"{path} is not a sequence of operations: {error}") from None
+        raw = msgspec.json.decode(read_text(path, "a file of --save"), type=_File)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        reason = visible(str(error))
+        raise UserError(f"{path} is not a sequence of operations: {reason}") from None
+    if len(raw.operations) > MOST_OPERATIONS:
+        raise UserError(
+            f"{path} has {len(raw.operations)} operations, and at most {MOST_OPERATIONS} are run"
+        )
     made: list[Op] = []
     for line in raw.operations:
         made.append(_operation(path, line, len(made)))
@@ -71,7 +78,15 @@ def _argument(path: Path, value: str | int | _Reference, index: int) -> Argument
             raise UserError(
                 f"{path}: operation {index} refers to operation {value.op}, not an earlier one"
             )
+        _fits(path, value.delta, index)
         return Ref(value.op, value.delta)
     if isinstance(value, str):
         raise UserError(f"{path}: operation {index} has the argument {value!r}, not a number")
+    _fits(path, value, index)
     return value
+
+
+def _fits(path: Path, value: int, index: int) -> None:
+    """A register has 64 bits."""
+    if not -(1 << 63) <= value < 1 << 64:
+        raise UserError(f"{path}: operation {index} has the argument {value}, beyond 64 bits")

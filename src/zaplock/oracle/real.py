@@ -25,7 +25,7 @@ class RealSide:
         data, where = ring.strings(
             {
                 **dict(zip(ops.FILES, ops.FILES, strict=True)),
-                "disk": f"/proc/{os.getpid()}/fd/{self._disk}",
+                "disk": f"/proc/self/fd/{self._disk}",
                 "zero": "/dev/zero",
                 "meminfo": "/proc/meminfo",
             },
@@ -37,7 +37,7 @@ class RealSide:
         self._start()
 
     def _start(self) -> None:
-        self._child = BareProcess()
+        self._child = BareProcess(self._disk)
         self._child.write(ring.FILE_STRINGS, self._strings)
         self._parser = Parser()
         self.environment = self._explore()

@@ -89,11 +89,12 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     return bytes(page)
 
 
-def boot() -> bytes:
+def boot(kept: int) -> bytes:
     """Make the program that turns a Python process into a bare one that runs what it is told.
 
     It installs the handler of SIGSEGV and SIGBUS, unmaps everything but the ring, gives up all
-    capabilities (RLIMIT_MEMLOCK counts only then), and forks one runner per program.
+    capabilities (RLIMIT_MEMLOCK counts only then), and forks one runner per program. Of its
+    descriptors beyond the small ones only `kept` stays open.
     """
     futex_wait, futex_wake, wall = 0, 1, 0x4000_0000
     before = [
@@ -102,7 +103,8 @@ def boot() -> bytes:
         call("sigaltstack", RING + SIGSTACK, 0),
         call("rt_sigaction", 11, RING + SIGACTION, 0, 8),
         call("rt_sigaction", 7, RING + SIGACTION, 0, 8),
-        call("close_range", SMAPS_FD, 0xFFFF_FFFF, 0),
+        call("close_range", SMAPS_FD, kept - 1, 0),
+        call("close_range", kept + 1, 0xFFFF_FFFF, 0),
         call("munmap", 0, RING),
         call("munmap", RING + RING_SIZE, TASK_SIZE - RING - RING_SIZE),
         call("capset", RING + CAPS, RING + CAPS + 8),

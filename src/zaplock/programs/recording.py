@@ -18,12 +18,14 @@ what -T, -y and -yy add. What a cut line has lost is told as a call without a re
 from __future__ import annotations
 
 import errno
+import glob
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_plain
 from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
@@ -129,6 +131,9 @@ class _State:
     areas: list[Area] = field(default_factory=list)
 
 
+_LARGEST = 1 << 30
+
+
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
@@ -160,15 +165,20 @@ def _lines(path: Path) -> list[str]:
     """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
     try:
         if path.exists():
-            return path.read_text(errors="replace").splitlines(keepends=True)
-        parts = sorted(p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
+            return _text(path).splitlines(keepends=True)
+        beside = path.parent.glob(f"{glob.escape(path.name)}.*")
+        parts = sorted(part for part in beside if part.suffix[1:].isdigit())
         if parts:
             return _merged(path, parts)
-        path.read_text()
-    except OSError as error:
-        told = error.strerror
+        _text(path)
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
         raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
     return []
+
+
+def _text(path: Path) -> str:
+    return read_plain(path, _LARGEST, "give a recording of strace").decode(errors="replace")
 
 
 def _merged(path: Path, parts: list[Path]) -> list[str]:
@@ -176,7 +186,7 @@ def _merged(path: Path, parts: list[Path]) -> list[str]:
     events: list[tuple[float, int, str]] = []
     for part in parts:
         pid, clock = part.suffix[1:], 0.0
-        for line in part.read_text(errors="replace").splitlines():
+        for line in _text(part).splitlines():
             told, took = _CLOCK.search(line), _TOOK.search(line)
             if told is None and len(parts) > 1 and not line.startswith(("#", "+++", "---")):
                 raise UserError(

@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_plain
 from zaplock.strangers import visible
-from zaplock.trace.tables import read_plain
 
 FORMAT = "zaplock recording"
 VERSION = 3
@@ -86,7 +86,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """
     file = Path(path) / FILE
     try:
-        raw = read_plain(file, _LARGEST)
+        raw = read_plain(file, _LARGEST, "record again", follow=False)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{path} is no recording (it has no {FILE}): make one with "

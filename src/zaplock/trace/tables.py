@@ -19,7 +19,6 @@ import io
 import os
 import re
 import resource
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
+from zaplock.inputs import read_plain
 from zaplock.outputs import Folder
 from zaplock.strangers import read_text
 from zaplock.trace.quotas import QuotaReading
@@ -101,21 +101,6 @@ def tables_in(directory: Path) -> list[TableFile]:
     return sorted(found)
 
 
-def read_plain(path: Path, most: int = _LARGEST_FILE) -> bytes:
-    """Read a plain file of at most so many bytes. Raises UserError for a FIFO, a device, a link.
-
-    FileNotFoundError and the like pass.
-    """
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with os.fdopen(file, "rb") as opened:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{path} is no plain file: {WAY_OUT}")
-        if found.st_size > most:
-            raise UserError(f"{path} has {found.st_size:,} bytes, and at most {most:,} are read")
-        return opened.read(most)
-
-
 @dataclass(frozen=True, slots=True)
 class Raw:
     """A table whose bytes are what was written, not yet parsed; `rows` is what it says it has."""
@@ -128,7 +113,7 @@ class Raw:
 def open_table(file: TableFile) -> Raw:
     """Read a table's bytes and check their sum. Raises UserError where it is damaged."""
     with _told(file.path):
-        content = read_plain(file.path)
+        content = read_plain(file.path, _LARGEST_FILE, WAY_OUT, follow=False)
         if file.sum and _sum(content) != file.sum:
             raise ValueError("its content is not what was written")
         rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
