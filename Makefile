@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test bench lint clean
+.PHONY: setup run test fuzz bench lint lock clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 run: setup
@@ -22,6 +23,15 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# As many mutations of each kind as FUZZ says, others each time.
+FUZZ := 20000
+fuzz: setup
+	ZAPLOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+
+# Choose all versions anew and write them down with their hashes.
+lock:
+	.ci/lock
 
 bench: setup
 	$(BIN)/python -m pytest bench

@@ -1,0 +1,208 @@
+"""The zoo: an unprivileged user, and root who runs zaplock in that user's directory on his process.
+
+Nothing of his is run, nothing is overwritten, nothing hangs, and no escape of his reaches root's
+terminal. The user is `nobody`; his names, his files, his mounts (in a mount namespace of their own)
+and his modules are as bad as can be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can be led astray by another user"),
+]
+NOBODY = 65534
+NAMES = (
+    b"\xff\xfe\x80db",
+    b"\x1b]52;c;eA==\x07",
+    b"\x1b[2J\x1b[H",
+    b"a\nnone lost",
+    b"\xe2\x80\xaetxt.exe",
+    b"\x9b31m\xc2\x9b",
+    b"[/]:smile:",
+    b"</script><b>",
+    b"=cmd|'!A0",
+    b") R 1 1 1",
+)
+SHADOWED = ("contextlib", "json", "argparse", "numpy", "polars", "rich", "zaplock", "gc", "select")
+
+LIVE = """
+import ctypes, mmap, os, sys, threading, time
+name = bytes.fromhex(sys.argv[1])
+os.setgroups([])
+os.setgid(int(sys.argv[3]))
+os.setuid(int(sys.argv[3]))  # here and not before: he may not be let into Python's own directory
+libc = ctypes.CDLL(None)
+libc.prctl(15, name[:15])
+if sys.argv[2] == "fork":
+    for _ in range(2):
+        if os.fork() == 0:
+            break
+def work():
+    libc.prctl(15, name[:15])
+    while True:
+        with mmap.mmap(-1, 1 << 20) as area:
+            for at in range(0, 1 << 20, 4096):
+                area[at] = 1
+        time.sleep(0.002)
+threading.Thread(target=work, daemon=True).start()
+print("on", flush=True)
+work()
+"""
+
+
+@pytest.fixture
+def lair(tmp_path: Path) -> Path:
+    """Make the user's directory: his modules, his links, and files that are root's alone."""
+    for parent in tmp_path.parents:
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    (tmp_path / "precious").write_text("root's")
+    (tmp_path / "precious").chmod(0o600)
+    place = tmp_path / "lair"
+    place.mkdir()
+    for module in SHADOWED:
+        trap = (
+            f"open({str(tmp_path / 'sprung')!r}, 'a').write('uid %d' % __import__('os').getuid())"
+        )
+        (place / f"{module}.py").write_text(trap)
+    for name in ("page.html", "out.pftrace", "out.svg", "trace.txt"):
+        (place / name).symlink_to("../precious")
+    (place / "manifest.json").symlink_to("/dev/zero")
+    for one in (place, *place.iterdir()):
+        os.lchown(one, NOBODY, NOBODY)
+    return place
+
+
+def zaplock(lair: Path, *arguments: str, limit_s: float = 60) -> subprocess.CompletedProcess[bytes]:
+    """Run a verb as root, standing in the user's directory."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    command = [str(Path(sys.executable).parent / "zaplock"), *arguments]
+    return subprocess.run(command, cwd=lair, capture_output=True, timeout=limit_s, env=environment)
+
+
+def harmless(lair: Path, done: subprocess.CompletedProcess[bytes], *codes: int) -> None:
+    assert done.returncode in codes, done.stderr
+    for stream in (done.stdout, done.stderr):
+        text = stream.decode()  # strictly: what is no UTF-8 would raise here
+        assert all(char.isprintable() or char in "\n\t" for char in text), text
+        assert "Traceback" not in text
+    assert not (lair.parent / "sprung").exists(), (lair.parent / "sprung").read_text()
+    assert (lair.parent / "precious").read_text() == "root's"
+
+
+@contextlib.contextmanager
+def the_process_of(name: bytes, *, how: str = "") -> Iterator[int]:
+    """Run a process of his by that name, which maps and unmaps memory in two threads."""
+    command = [sys.executable, "-I", "-S", "-c", LIVE, name.hex(), how, str(NOBODY)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"on\n"
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_of_any_name_is_recorded_and_shown(name: bytes, lair: Path) -> None:
+    with the_process_of(name) as pid:
+        seen = zaplock(lair, "why", "-p", str(pid), "-d", "300ms")
+        recorded = zaplock(lair, "record", "-p", str(pid), "-d", "300ms", "-o", "x.zaplock")
+    harmless(lair, seen, 0)
+    harmless(lair, recorded, 0)
+    harmless(lair, zaplock(lair, "report", "x.zaplock"), 0)
+    assert (lair / "x.zaplock").stat().st_mode & 0o77 == 0
+
+
+def test_his_names_break_no_recording_of_somebody_elses_children(lair: Path) -> None:
+    with the_process_of(NAMES[0], how="fork"), the_process_of(b"db") as mine:
+        done = zaplock(lair, "record", "-p", str(mine), "--children", "-d", "300ms", "-o", "c.z")
+        harmless(lair, done, 0)
+        harmless(lair, zaplock(lair, "top", "-n", "1", "-i", "300ms"), 0)
+
+
+def test_mounts_of_any_name(lair: Path) -> None:
+    """As seen from inside a mount namespace where he could mount: the worst place to look from."""
+    bad = os.fsencode(lair) + b"/\xff\x1b]0;x\x07 \n\\040"
+    os.mkdir(bad)
+    script = (
+        "import os, subprocess, sys\n"
+        "bad = bytes.fromhex(sys.argv[1])\n"
+        "subprocess.run([b'mount', b'-t', b'tmpfs', b'none', bad], check=True)\n"
+        "sys.exit(subprocess.run(sys.argv[2:]).returncode)\n"
+    )
+    program = str(Path(sys.executable).parent / "zaplock")
+    for verb in (["doctor"], ["record", "-d", "200ms", "-o", "m.zaplock"]):
+        command = ["unshare", "-m", sys.executable, "-I", "-c", script, bad.hex(), program, *verb]
+        done = subprocess.run(command, cwd=lair, capture_output=True, timeout=60)
+        harmless(lair, done, 0, 1)
+
+
+def test_his_links_are_not_written_through(lair: Path) -> None:
+    with the_process_of(b"db") as pid:
+        done = zaplock(lair, "record", "-p", str(pid), "-d", "300ms", "-o", "x.zaplock")
+    harmless(lair, done, 0)
+    for option, name in (("--html", "page.html"), ("--perfetto", "out.pftrace")):
+        harmless(lair, zaplock(lair, "report", "x.zaplock", option, name), 2)
+    harmless(lair, zaplock(lair, "replay", "x.zaplock", "--plot", "out.svg"), 2)
+    (lair / "etc").mkdir()
+    (lair / "out").symlink_to("etc")
+    os.lchown(lair / "out", NOBODY, NOBODY)
+    harmless(lair, zaplock(lair, "report", "x.zaplock", "--csv", "out"), 2)
+    harmless(lair, zaplock(lair, "record", "-d", "100ms", "-o", "out/x.zaplock"), 2)
+    assert list((lair / "etc").iterdir()) == []
+    harmless(lair, zaplock(lair, "report", "."), 2)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["measure", "4M", "--bystanders", "fault,proc"],
+        ["compare", "4M", "--design", "linux-6.18", "--bystanders", "fault,proc"],
+        ["check", "expand", "--design", "rfc-v6"],
+        ["designs"],
+        ["calibrate", "--rounds", "1", "--scale", "16", "-o", "machine.toml"],
+    ],
+)
+def test_his_modules_are_not_imported(verb: list[str], lair: Path) -> None:
+    harmless(lair, zaplock(lair, *verb, limit_s=110), 0, 1, 2)
+
+
+def test_his_modules_are_not_imported_by_advise(lair: Path) -> None:
+    with the_process_of(b"db") as pid:
+        done = zaplock(lair, "record", "-p", str(pid), "-d", "300ms", "-o", "x.zaplock")
+    harmless(lair, done, 0)
+    harmless(lair, zaplock(lair, "advise", "x.zaplock"), 0, 2)
+
+
+def test_a_token_of_his_runs_nothing(lair: Path) -> None:
+    evil = lair / "evil.py"
+    evil.write_text(f"open({str(lair.parent / 'sprung')!r}, 'w').write('x')\n")
+    done = zaplock(lair, "check", "--replay", f"expand@{evil}:X~a1")
+    harmless(lair, done, 2)
+    assert re.search(rb"--design .*evil\.py:X", done.stderr)
+
+
+def test_his_cache_is_not_used(lair: Path) -> None:
+    (lair / "cache").mkdir()
+    os.chown(lair / "cache", NOBODY, NOBODY)
+    environment = {**os.environ, "ZAPLOCK_CACHE": str(lair / "cache")}
+    program = str(Path(sys.executable).parent / "zaplock")
+    done = subprocess.run([program, "measure", "4M", "--kernel", "debian:6.1"], cwd=lair,
+                          capture_output=True, env=environment, timeout=60)  # fmt: skip
+    harmless(lair, done, 2)
+    assert b"others can replace what zaplock runs" in done.stderr
