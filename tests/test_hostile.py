@@ -117,22 +117,26 @@ def the_process_of(name: bytes, *, how: str = "") -> Iterator[int]:
         process.wait()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_process_of_any_name_is_recorded_and_shown(name: bytes, lair: Path) -> None:
-    with the_process_of(name) as pid:
-        seen = zaplock(lair, "why", "-p", str(pid), "-d", "300ms")
-        recorded = zaplock(lair, "record", "-p", str(pid), "-d", "300ms", "-o", "x.zaplock")
-    harmless(lair, seen, 0)
-    harmless(lair, recorded, 0)
-    harmless(lair, zaplock(lair, "report", "x.zaplock"), 0)
-    assert (lair / "x.zaplock").stat().st_mode & 0o77 == 0
+def test_processes_of_any_name_are_recorded_and_shown(lair: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        pids = [stack.enter_context(the_process_of(name)) for name in NAMES]
+        harmless(lair, zaplock(lair, "why", "-p", str(pids[0]), "-d", "300ms"), 0)
+        harmless(lair, zaplock(lair, "why", "-p", str(pids[1]), "-d", "300ms"), 0)
+        harmless(lair, zaplock(lair, "top", "-n", "1", "-i", "300ms"), 0)
+        done = zaplock(lair, "record", "-p", str(pids[0]), "-d", "200ms", "-o", "one.zaplock")
+        harmless(lair, done, 0)
+        harmless(lair, zaplock(lair, "record", "-d", "500ms", "-o", "all.zaplock"), 0)
+    reported = zaplock(lair, "report", "all.zaplock", "--top", "50")
+    harmless(lair, reported, 0)
+    for shown in (rb"\xff\xfe\x80db", rb"\x1b]52;c;eA==", rb"a\nnone lost", rb"\u202etxt.exe"):
+        assert shown in reported.stdout, shown
+    assert (lair / "all.zaplock").stat().st_mode & 0o77 == 0
 
 
 def test_his_names_break_no_recording_of_somebody_elses_children(lair: Path) -> None:
     with the_process_of(NAMES[0], how="fork"), the_process_of(b"db") as mine:
         done = zaplock(lair, "record", "-p", str(mine), "--children", "-d", "300ms", "-o", "c.z")
         harmless(lair, done, 0)
-        harmless(lair, zaplock(lair, "top", "-n", "1", "-i", "300ms"), 0)
 
 
 def test_mounts_of_any_name(lair: Path) -> None:
