@@ -37,7 +37,6 @@ SETUP = Task(0, 1, "setup", cpu=0)
 FILE_PAGES = 8
 DEVICE = 9
 """The number of the device file that `device_fails_after` makes."""
-UFFD_CONTEXT = 1
 MAY = f.VM_MAYREAD | f.VM_MAYWRITE | f.VM_MAYEXEC
 PROT_FLAGS = {"r": f.VM_READ, "rw": f.VM_READ | f.VM_WRITE, "none": 0}
 KIND_FLAGS = {
@@ -100,8 +99,12 @@ def _program(
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
     cx = Cx(design, task, scenario.grain, limits)
     steps = [parse_operation(text) for text in spec.do]
+    files = {mapping.file for mapping in scenario.map if mapping.kind in FILE_KINDS}
+    files |= {DEVICE} if scenario.device_fails_after is not None else set()
+    spaces = {task.mm for task in scenario.task} | {mapping.mm for mapping in scenario.map}
+    spaces |= {1, *_children(scenario)}
     for operation in steps:
-        operations.kind_of(operation)
+        operations.check(operation, files, spaces)
 
     async def body() -> tuple[int, ...]:
         results = []
@@ -183,7 +186,7 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
     if file:
         _make_file(m, mapping, file, last - first)
     space = m.mm(mapping.mm)
-    uffd = UFFD_CONTEXT if mapping.kind == "uffd" else 0
+    uffd = operations.UFFD_CONTEXT if mapping.kind == "uffd" else 0
     anonymous = not file
     handle = m.new_handle(SETUP, "vma")
     pgoff = 0 if file else start >> f.PAGE_SHIFT
@@ -203,7 +206,7 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
         space.counters.put("start_brk", start)
         space.counters.put("brk", end)
     if uffd:
-        open_userfaultfd(m, UFFD_CONTEXT, True)
+        open_userfaultfd(m, operations.UFFD_CONTEXT, True)
     if mapping.populated:
         _populate(m, vma, *mapping.populated)
 

@@ -6,10 +6,16 @@ it promises to have emptied when it returns, so that `lab.promises` can look.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT, ScenarioOperation, address_of
+from zaplock.check.scenarios import (
+    BASE_PAGE,
+    MOST_PAGES,
+    PAGE_SHIFT,
+    ScenarioOperation,
+    address_of,
+)
 from zaplock.errors import UserError
 from zaplock.model.flags import (
     MADV_DONTNEED,
@@ -42,6 +48,10 @@ from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.userfaultfd import monitor
 
 STILL_THERE = -1
+
+UFFD_CONTEXT = 1
+"""The one userfaultfd of a scenario."""
+
 HEAP_PAGE = 64
 """Where a scenario's heap begins."""
 
@@ -236,6 +246,27 @@ def kind_of(operation: ScenarioOperation) -> OperationKind:
         given = " ".join([operation.name, *map(str, operation.numbers)])
         raise UserError(f"operation {given!r} is written {wanted!r}")
     return kind
+
+
+def check(operation: ScenarioOperation, files: Collection[int], spaces: Collection[int]) -> None:
+    """Raise UserError unless an operation's numbers stand for what a scenario has.
+
+    `files` and `spaces` are the numbers of its files and of its address spaces.
+    """
+    for name, number in zip(kind_of(operation).arguments, operation.numbers):
+        if name in _KNOWN:
+            allowed: Collection[int] = _KNOWN[name]
+        elif name in ("file", "mm", "child"):
+            allowed = files if name == "file" else spaces
+        else:
+            allowed = range(MOST_PAGES + 1)
+        if number not in allowed:
+            given = " ".join([operation.name, *map(str, operation.numbers)])
+            there = f"0 to {MOST_PAGES}" if isinstance(allowed, range) else sorted(allowed)
+            raise UserError(f"operation {given!r}: its {name} {number} is not among {there}")
+
+
+_KNOWN = {"prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,)}
 
 
 def emptied(operation: ScenarioOperation) -> tuple[int, int] | None:
