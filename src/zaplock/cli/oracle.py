@@ -213,12 +213,7 @@ def _write_c(source: Path, target: Path) -> int:
 
     sequence, why = corpus.load(source)
     text = reproducer.write(sequence, why, source.stem)
-    try:
-        target.write_text(text)
-    except OSError as error:
-        raise UserError(
-            f"can't write {target}: {error.strerror}; give --c a file of yours"
-        ) from None
+    outputs.write(target, text)
     print(f"next: cc -o {target.stem} {target} && ./{target.stem}")
     return 0
 
