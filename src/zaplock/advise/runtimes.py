@@ -167,7 +167,7 @@ def _c_library(maps: str) -> Runtime | None:
 
 def _comm(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+        return name_of(Path(f"/proc/{pid}/comm").read_bytes().removesuffix(b"\n"))
     except OSError:
         return ""
 

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(verb, arguments[1:])
         except UserError as error:
             print(f"zaplock {verb}: {error}", file=sys.stderr)
+            return error.exit_code
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error)
             if lack is None:

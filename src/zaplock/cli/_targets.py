@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.strangers import name_of, read_text
 
 _COMM_LENGTH = 15
 """The kernel keeps so many bytes of a task's name."""
@@ -54,7 +55,7 @@ def _named(name: str) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                comm = Path(entry.path, "comm").read_text(errors="replace").rstrip("\n")
+                comm = name_of(Path(entry.path, "comm").read_bytes().removesuffix(b"\n"))
             except OSError:  # gone
                 continue
             if comm == wanted:
@@ -66,7 +67,7 @@ def _named(name: str) -> list[int]:
 
 def _roots() -> list[Path]:
     """Where control groups are mounted: the unified hierarchy first."""
-    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    mounts = [line.split() for line in read_text("/proc/self/mounts").splitlines()]
     kinds = ("cgroup2", "cgroup")
     found = [(kinds.index(kind), where) for _, where, kind, *_ in mounts if kind in kinds]
     unescaped = [
@@ -121,6 +122,6 @@ def _members(folder: Path, name: str) -> list[int]:
 def _has_memory(pid: int) -> bool:
     """Say whether it is a process with an address space, and not a kernel thread or a zombie."""
     try:
-        return "\nVmSize:" in Path(f"/proc/{pid}/status").read_text()
+        return "\nVmSize:" in read_text(f"/proc/{pid}/status")
     except OSError:
         return False

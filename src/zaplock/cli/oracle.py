@@ -201,9 +201,7 @@ def _replay(args: argparse.Namespace) -> int:
         print("next: zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    path = Path(args.replay).with_suffix(".py")
-    if path.exists():
-        raise UserError(f"the program that shows it would go to {path}, which is there: move it")
+    path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
     outputs.write(path, script.write(found))
     print(f"next: python3 -I {path}")
     return 1
@@ -215,12 +213,7 @@ def _write_c(source: Path, target: Path) -> int:
 
     sequence, why = corpus.load(source)
     text = reproducer.write(sequence, why, source.stem)
-    try:
-        target.write_text(text)
-    except OSError as error:
-        raise UserError(
-            f"can't write {target}: {error.strerror}; give --c a file of yours"
-        ) from None
+    outputs.write(target, text)
     print(f"next: cc -o {target.stem} {target} && ./{target.stem}")
     return 0
 

@@ -18,6 +18,7 @@ what -T, -y and -yy add. What a cut line has lost is told as a call without a re
 from __future__ import annotations
 
 import errno
+import glob
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,9 @@ class _State:
     areas: list[Area] = field(default_factory=list)
 
 
+_LARGEST = 1 << 30
+
+
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
@@ -164,21 +168,19 @@ def _lines(path: Path) -> list[str]:
     try:
         if path.exists():
             return _text(path).splitlines(keepends=True)
-        parts = sorted(p for p in path.parent.glob(f"{path.name}.*") if p.suffix[1:].isdigit())
+        beside = path.parent.glob(f"{glob.escape(path.name)}.*")
+        parts = sorted(part for part in beside if part.suffix[1:].isdigit())
         if parts:
             return _merged(path, parts)
-        path.read_text()
-    except OSError as error:
-        told = error.strerror
+        _text(path)
+    except (OSError, ValueError) as error:
+        told = getattr(error, "strerror", None) or error
         raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
     return []
 
 
 def _text(path: Path) -> str:
-    try:
-        return read_plain(path, _LARGEST, "give a recording of strace").decode(errors="replace")
-    except ValueError as error:
-        raise UserError(f"can't read {path}: {error}") from None
+    return read_plain(path, _LARGEST, "give a recording of strace").decode(errors="replace")
 
 
 def _merged(path: Path, parts: list[Path]) -> list[str]:

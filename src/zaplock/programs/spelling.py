@@ -15,6 +15,7 @@ from pathlib import Path
 
 from zaplock.oracle import ring
 from zaplock.programs.text import NAMES
+from zaplock.strangers import read_text
 
 # How many arguments a call has that the replay reads as plain numbers.
 PLAIN = {
@@ -90,11 +91,11 @@ def written_ranges(tid: int) -> list[tuple[int, int]]:
 def privileges(tid: int) -> list[str]:
     """Write the limits and capabilities that decide about memory."""
     found = []
-    for line in Path(f"/proc/{tid}/limits").read_text().splitlines():
+    for line in read_text(f"/proc/{tid}/limits").splitlines():
         for told, name in _LIMITS.items():
             if line.startswith(told):
                 found.append(f"# limit: {name} {line[26:].split()[0]}")
-    status = Path(f"/proc/{tid}/status").read_text()
+    status = read_text(f"/proc/{tid}/status")
     held = int(status.partition("CapEff:")[2].split()[0], 16)
     for name, bit in _CAPABILITIES.items():
         found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")

@@ -11,6 +11,7 @@ The file is text as strace writes it (see `recording`).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import time
@@ -23,6 +24,7 @@ from typing import TextIO
 from zaplock.errors import UserError
 from zaplock.model.store import RangeMap, Store
 from zaplock.oracle import ring
+from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
 from zaplock.programs.text import NAMES
@@ -305,7 +307,11 @@ def start(command: Sequence[str]) -> int:
 def record(command: Sequence[str], path: Path) -> int:
     """Record a program into a file; return its exit status. Raises UserError where it can't."""
     try:
-        with path.open("w") as out:
+        with (
+            place(path) as where,
+            where.folder.replacing(where.name, 0o666) as file,
+            io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True) as out,
+        ):
             status = Tracer(out).run(command)
             began = out.tell() > 0
     except PermissionError as error:

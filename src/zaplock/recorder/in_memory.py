@@ -58,6 +58,7 @@ class Recorder:
         )
         self._guard = Guard(capture.instances)
         self._gaps: list[tuple[int, int]] = []
+        self._looking, self._looks = threading.Lock(), True
         self._events: Events | None = None
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
@@ -126,10 +127,12 @@ class Recorder:
             self._take()
             self._look_after()
 
-    def _look_after(self, *, now: bool = False) -> None:
-        """Note a gap where somebody else has switched something off."""
-        if gap := self._guard.check(now=now):
-            self._gaps.append(gap)
+    def _look_after(self, *, last: bool = False) -> None:
+        """Note a gap where somebody else has switched something off; for the `last` time or not."""
+        with self._looking:
+            if self._looks and (gap := self._guard.check(now=last)):
+                self._gaps.append(gap)
+            self._looks = self._looks and not last
 
     def _take(self) -> None:
         if self._bytes < self._limit_bytes:
@@ -140,11 +143,11 @@ class Recorder:
             self._ended.wait(0.5)
 
     def _run(self) -> None:
-        if self._quotas:
-            self._quotas.start()
         self._capture.start()
         self._guard.expect()
         self._thread.start()
+        if self._quotas:
+            self._quotas.start()
         self._stream.begin(first_look(self._capture))
         # After the start: a task that is born later is told by its own event.
         self._stream.names.snapshot()
@@ -156,6 +159,7 @@ class Recorder:
         """
         if self._ended.is_set():
             return
+        self._look_after(last=True)
         self._capture.stop()
         if self._quotas:
             self._quotas.stop()

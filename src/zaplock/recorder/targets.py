@@ -175,8 +175,8 @@ def _asked(tracefs: Tracefs, instance: Instance, reader: _Reader) -> dict[int, i
         reader.go()
         return _seen_soon(buffers, Decoder(layouts), reader)
     finally:
-        instance.stop()
         buffers.close()
+        instance.stop()
         instance.disable(MMAP_LOCK[0])
         instance.write("set_event_pid", "")
 

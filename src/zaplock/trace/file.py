@@ -49,7 +49,6 @@ from zaplock.trace.stacks import (
 from zaplock.trace.tables import (
     FOUND,
     FRAMES,
-    FRAMES_1,
     GROUPS,
     MMS,
     QUOTAS,
@@ -79,9 +78,6 @@ __all__ = [
     "write",
 ]
 
-_BYTES_A_STACK = 2500
-_REASONS = frozenset(map(int, StackReason))
-_KINDS = frozenset(map(int, AddressKind))
 _MOST_NS = 1 << 62
 _MOST_LOST = 1 << 48
 _BYTES_AN_EVENT = 100
@@ -104,60 +100,68 @@ class Recording:
 
 def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
     """Read the stacks of a recording, or None where it has none."""
-    where = Path(path)
-    files = _of_kind(where, "stacks")
+    files = _of_kind(Path(path), "stacks")
     if not files:
         return None
     raws = [open_table(file) for file in files]
-    require_memory(sum(raw.rows for raw in raws) * _BYTES_A_STACK, f"the stacks of {path}")
-    rows = [row for raw in raws for row in _stack_rows(raw)]
-    return in_order(rows, _frame_names(where))
+    require_memory(sum(raw.rows for raw in raws) * 500, f"the stacks of {path}")
+    return in_order([row for raw in raws for row in _stack_block(raw)], _read_frames(Path(path)))
 
 
-def _stack_rows(raw: Raw) -> Iterator[StackRow]:
+def _stack_block(raw: Raw) -> Iterator[StackRow]:
     """Read a block; version 1 had user stacks of eight frames, taken with the lock."""
     if "user" in columns_of(raw):
-        for time_ns, pid, tid, reason, kernel, user, top in parse(raw, STACKS).iter_rows():
-            if reason not in _REASONS:
-                raise UserError(f"{raw.file.path} is damaged (a reason is {reason}): {WAY_OUT}")
+        for row in parse(raw, STACKS).iter_rows():
+            time_ns, pid, tid, reason, kernel, user, top = row
             yield StackRow(time_ns, pid, tid, reason, tuple(kernel), tuple(user), top)
-    else:
-        for time_ns, tid, *frames in parse(raw, STACKS_1).iter_rows():
-            user = tuple(address for address in frames if address)
-            yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
+        return
+    for time_ns, tid, *frames in parse(raw, STACKS_1).iter_rows():
+        user = tuple(address for address in frames if address)
+        yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
 
 
-def _frame_names(path: Path) -> Names:
+def _read_frames(path: Path) -> Names:
     """Read what code the addresses are; version 1 did not tell kinds."""
     files = _of_kind(path, "frames")
     if not files:
         return {}
-    raw = open_table(files[-1])
-    require_memory(raw.rows * 500, str(files[-1].path))
-    if "kind" not in columns_of(raw):
-        rows = [(*row, int(AddressKind.OTHER)) for row in parse(raw, FRAMES_1).iter_rows()]
-    else:
-        rows = list(parse(raw, FRAMES).iter_rows())
-    if any(kind not in _KINDS for *_, kind in rows):
-        raise UserError(f"{raw.file.path} is damaged (a kind has no meaning): {WAY_OUT}")
-    return {
-        (pid, address): NamedAddress(visible(text), AddressKind(kind))
-        for pid, address, text, kind in rows
-    }
+    told = "kind" in columns_of(open_table(files[-1]))
+    schema = FRAMES if told else {name: FRAMES[name] for name in ("pid", "address", "text")}
+    known = set(AddressKind)
+    names = {}
+    for pid, address, text, *kind in _newest(path, "frames", schema):
+        chosen = AddressKind(kind[0]) if kind and kind[0] in known else AddressKind.OTHER
+        names[pid, address] = NamedAddress(visible(text), chosen)
+    return names
 
 
 def read_quotas(path: str | os.PathLike[str]) -> Quotas | None:
     """Read what the cgroups' accounts said, or None where no group had a quota."""
-    where = Path(path)
-    readings, groups = _newest(where, "quotas", QUOTAS), _newest(where, "groups", GROUPS)
-    if not readings:
+    here = Path(path)
+    if not (_of_kind(here, "quotas") and _of_kind(here, "groups")):
         return None
-    return quotas([QuotaReading(*row) for row in readings], {pid: tuple(c) for pid, c in groups})
+    rows = [
+        QuotaReading(time_ns, visible(group), *figures)
+        for time_ns, group, *figures in _newest(here, "quotas", QUOTAS)
+    ]
+    chains = {
+        pid: tuple(visible(group) for group in chain)
+        for pid, chain in _newest(here, "groups", GROUPS)
+    }
+    return quotas(rows, chains)
 
 
-def _found(path: Path) -> tuple[FoundTask, ...]:
-    rows = [dict(zip(FOUND, row)) for row in _newest(path, "found", FOUND)]
-    return tuple(FoundTask(**{**row, "stack": tuple(row["stack"])}) for row in rows)
+def _read_found(path: Path) -> tuple[FoundTask, ...]:
+    return tuple(
+        FoundTask(*(_shown(value) for value in row)) for row in _newest(path, "found", FOUND)
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Make the texts of a field visible."""
+    if isinstance(value, list):
+        return tuple(visible(one) for one in value)
+    return visible(value) if isinstance(value, str) else value
 
 
 def read(path: str | os.PathLike[str]) -> Recording:
@@ -176,7 +180,7 @@ def read(path: str | os.PathLike[str]) -> Recording:
     columns = _in_order(_with_losses(columns, holes))
     tasks = {row[0]: _task(*row) for row in _newest(where, "tasks", TASKS)}
     mms = dict(_newest(where, "mms", MMS))
-    events = Events(columns, manifest.operations, tasks, mms, _found(where))
+    events = Events(columns, manifest.operations, tasks, mms, _read_found(where))
     return Recording(events, manifest, tuple(_caveats(where, manifest, len(holes))))
 
 

@@ -1,7 +1,7 @@
 """What a recording says of itself: where, when and how it was made, and what it lacks.
 
 The manifest carries the SHA-256 of its own fields (in the order of their names, without blanks), so
-that it is not believed after it was changed or damaged. Since version 2; an older one is read and
+that it is not believed after it was changed or damaged. Since version 3; an older one is read and
 said to be unchecked.
 """
 
@@ -19,9 +19,10 @@ from zaplock.inputs import read_plain
 from zaplock.strangers import visible
 
 FORMAT = "zaplock recording"
-VERSION = 2
-"""2 (from 1): every table and the manifest have a sum, blocks of a kind are numbered by it."""
-CHECKED = 2
+VERSION = 3
+"""2 (from 1): stacks have a reason, a kernel part and lists of frames; quotas of cgroups. 3: every
+table and the manifest have a sum, blocks of a kind are numbered by it."""
+CHECKED = 3
 """From this version on there are sums."""
 FILE = "manifest.json"
 _LARGEST = 16 << 20

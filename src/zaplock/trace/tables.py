@@ -31,6 +31,7 @@ from zaplock.errors import UserError
 from zaplock.inputs import read_plain
 from zaplock.outputs import Folder
 from zaplock.strangers import read_text
+from zaplock.trace.quotas import QuotaReading
 
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
 _DIGITS = 16
@@ -43,14 +44,7 @@ WAY_OUT = "record again, or move it away: the rest can be read, and what is miss
 Columns = Mapping[str, NDArray[Any]]
 TASKS = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
 MMS = {"mm": pl.UInt64, "pid": pl.Int32}
-FRAMES_1 = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String}
-FRAMES = {**FRAMES_1, "kind": pl.UInt8}
-STACKS_1: dict[str, Any] = {
-    "time_ns": pl.Int64,
-    "tid": pl.Int32,
-    **{f"frame{number}": pl.UInt64 for number in range(8)},
-}
-"""Version 1 had user stacks of eight frames, taken with the lock."""
+FRAMES = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
 STACKS: dict[str, Any] = {
     "time_ns": pl.Int64,
     "pid": pl.Int32,
@@ -60,14 +54,13 @@ STACKS: dict[str, Any] = {
     "user": pl.List(pl.UInt64),
     "top": pl.UInt64,
 }
-QUOTAS: dict[str, Any] = {
+STACKS_1 = {
     "time_ns": pl.Int64,
-    "group": pl.String,
-    "quota_ns": pl.Int64,
-    "period_ns": pl.Int64,
-    "throttled_ns": pl.Int64,
-    "throttled": pl.Int64,
+    "tid": pl.Int32,
+    **dict.fromkeys([f"frame{number}" for number in range(8)], pl.UInt64),
 }
+"""Of version 1."""
+QUOTAS = {name: pl.String if name == "group" else pl.Int64 for name in QuotaReading._fields}
 GROUPS: dict[str, Any] = {"pid": pl.Int32, "groups": pl.List(pl.String)}
 FOUND: dict[str, Any] = {
     "tid": pl.Int32,
@@ -130,7 +123,7 @@ def open_table(file: TableFile) -> Raw:
 
 
 def columns_of(raw: Raw) -> set[str]:
-    """Name the columns that a table has."""
+    """Name the columns of a table. Raises UserError where it is damaged."""
     with _told(raw.file.path):
         return set(pl.read_parquet_schema(io.BytesIO(raw.content)))
 

@@ -92,19 +92,14 @@ class Writer:
 
     def append_stacks(self, rows: Sequence[StackRow]) -> None:
         """Write a block of stacks."""
-        for start in range(0, len(rows), MOST_ROWS):
-            part = rows[start : start + MOST_ROWS]
-            columns = {name: [getattr(row, name) for row in part] for name in STACKS}
-            columns["kernel"] = [tuple(map(self._hide, row.kernel)) for row in part]
+        if rows:
+            columns = dict(zip(STACKS, zip(*rows)))
             series = [pl.Series(name, columns[name], dtype=kind) for name, kind in STACKS.items()]
-            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in part))
+            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in rows))
 
     def name_frames(self, names: Names) -> None:
         """Say what code the addresses are, by (pid, address)."""
-        rows = [
-            (pid, address if pid else self._hide(address), visible(name.text), int(name.kind))
-            for (pid, address), name in names.items()
-        ]
+        rows = [(*key, visible(name.text), name.kind) for key, name in names.items()]
         self._put("frames", pl.DataFrame(rows, FRAMES, orient="row"))
 
     def write_quotas(
@@ -113,23 +108,19 @@ class Writer:
         """Write the cgroups' accounts, in order of time, and which groups the processes are in."""
         if not readings:
             return
-        told = [reading._replace(group=visible(reading.group)) for reading in readings]
-        self._put("quotas", pl.DataFrame(told, QUOTAS, orient="row"))
+        plain = [reading._replace(group=visible(reading.group)) for reading in readings]
+        self._put("quotas", pl.DataFrame(plain, QUOTAS, orient="row"))
         rows = [(pid, [visible(group) for group in chain]) for pid, chain in groups.items()]
         self._put("groups", pl.DataFrame(rows, GROUPS, orient="row"))
 
     def find(self, found: Iterable[FoundTask]) -> None:
         """Replace the table of what was already so when the recording began."""
-        rows = []
-        for task in found:
-            row = {name: getattr(task, name) for name in FOUND}
-            row["mm"] = self._hide(task.mm)
-            row["stack"] = [visible(function) for function in task.stack]
-            rows.append([visible(one) if isinstance(one, str) else one for one in row.values()])
+        hide = self._pointers.hide if self._pointers else int
+        rows = [
+            [hide(task.mm) if name == "mm" else getattr(task, name) for name in FOUND]
+            for task in found
+        ]
         self._put("found", pl.DataFrame(rows, FOUND, orient="row"))
-
-    def _hide(self, pointer: int) -> int:
-        return self._pointers.hide(pointer) if self._pointers else pointer
 
     def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
         """Replace the tables of names by these."""
@@ -138,7 +129,8 @@ class Writer:
             for task in tasks.values()
         ]
         self._put("tasks", pl.DataFrame(rows, TASKS, orient="row"))
-        owners = [(self._hide(mm), pid) for mm, pid in mms.items()]
+        hide = self._pointers.hide if self._pointers else int
+        owners = [(hide(mm), pid) for mm, pid in mms.items()]
         self._put("mms", pl.DataFrame(owners, MMS, orient="row"))
 
     def drop_before(self, time_ns: int) -> int:

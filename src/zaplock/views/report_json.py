@@ -1,7 +1,8 @@
 """A report as JSON: the longest holds and the worst waits, each with its blame.
 
 The shape is a promise to other programs: fields are added to it, never renamed or taken away.
-Where events are missing, "gaps" tells when. Holds of which one end is outside the recording, or in
+Where events are missing, "gaps" tells when; where the recording is not to be taken for whole for
+another reason, "caveats" has sentences. Holds of which one end is outside the recording, or in
 a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
 recorded, is {"kernel": [...], "user": [...]}, innermost frame first. Where the
 recording is not to be taken for whole for another reason, "caveats" has sentences.

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
@@ -124,11 +125,7 @@ def write_folded(summary: Summary, path: Path) -> Path:
         raise UserError(
             "this recording has no stacks to fold: record with --stacks, or on a kernel with perf"
         )
-    try:
-        with path.open("w", encoding="utf-8", errors="replace") as file:
-            file.writelines(f"{line}\n" for line in folded(summary))
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    outputs.write(path, "".join(f"{line}\n" for line in folded(summary)))
     return path
 
 
