@@ -18,7 +18,7 @@ ROOMS = {
     "notebook": {"designs", "lab", "measure", "outputs", "trace", "units", "views"},
     "views": {"check", "errors", "lab", "linux_version", "outputs", "replay", "strangers", "trace",
               "units"},
-    "advise": {"errors", "measure", "release", "trace"},
+    "advise": {"errors", "measure", "release", "strangers", "trace"},
     "check": {"designs", "engines", "errors", "inputs", "lab", "linux_version", "model",
               "protocols", "strangers"},
     "replay": {"designs", "engines", "errors", "lab", "linux_version", "model", "protocols",

@@ -128,7 +128,7 @@ def _kind(mode: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OutputPlace:
     """Where an output goes: the opened directory and the name in it."""
 
     folder: Folder
@@ -136,7 +136,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(path: str | os.PathLike[str], *, make_parents: bool = False) -> Iterator[Place]:
+def place(path: str | os.PathLike[str], *, make_parents: bool = False) -> Iterator[OutputPlace]:
     """Open the directory in which an output lies, missing ones made if wanted.
 
     Raises OSError where there is none, UserError where the way leads over a stranger's link.
@@ -146,7 +146,7 @@ def place(path: str | os.PathLike[str], *, make_parents: bool = False) -> Iterat
     if not name or "\0" in str(path):
         raise UserError(f"{str(path)!r} names no file: give a name")
     with walk(given.parent, make=make_parents) as folder:
-        yield Place(folder, name)
+        yield OutputPlace(folder, name)
 
 
 def walk(path: str | os.PathLike[str], *, make: bool = False) -> Folder:

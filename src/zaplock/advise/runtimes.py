@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zaplock.strangers import name_of
+
 
 @dataclass(frozen=True, slots=True)
 class Runtime:

@@ -38,8 +38,6 @@ HOW = (
     "-e trace=%memory,%process,prctl,prlimit64,openat,memfd_create, and the maps"
 )
 
-_LARGEST = 1 << 30
-
 
 class TracedCall(NamedTuple):
     """One system call: who, what, arguments as written, result (minus errno), first and last line.

@@ -167,8 +167,6 @@ class Recorder:
         self._ended.set()
         self._capture.buffers.wake()
         self._thread.join()
-        self._look_after(now=True)
-        self._capture.stop()
         while taken := self._capture.buffers.drain():
             self._chunks += taken
 

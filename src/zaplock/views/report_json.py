@@ -4,8 +4,7 @@ The shape is a promise to other programs: fields are added to it, never renamed 
 Where events are missing, "gaps" tells when; where the recording is not to be taken for whole for
 another reason, "caveats" has sentences. Holds of which one end is outside the recording, or in
 a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
-recorded, is {"kernel": [...], "user": [...]}, innermost frame first. Where the
-recording is not to be taken for whole for another reason, "caveats" has sentences.
+recorded, is {"kernel": [...], "user": [...]}, innermost frame first.
 """
 
 from __future__ import annotations
