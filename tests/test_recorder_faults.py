@@ -55,7 +55,7 @@ def second_cpu_off() -> Iterator[None]:
 
 
 def test_a_cpu_may_be_off_at_the_start_and_come_later() -> None:
-    with second_cpu_off(), capturing(Options(pid=ME)) as capture:
+    with second_cpu_off(), capturing(Options(pids=(ME,))) as capture:
         capture.start()
         SECOND_CPU.write_text("1")
         capture.buffers.drain()
@@ -159,7 +159,7 @@ def test_what_others_switch_off_is_a_gap_and_on_again(how: str, tmp_path: Path) 
             state["meddled"] = time.monotonic()
         return now - begun > 2.6
 
-    progress = record_to(tmp_path / "a.zaplock", Options(pid=ME, buffer_kb=512), ended=ended)
+    progress = record_to(tmp_path / "a.zaplock", Options(pids=(ME,), buffer_kb=512), ended=ended)
     assert any(told in note for note in progress.notes), progress.notes
     recording = file.read(tmp_path / "a.zaplock")
     lost = np.flatnonzero(recording.events["kind"] == EventKind.LOST)

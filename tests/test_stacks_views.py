@@ -185,7 +185,8 @@ def test_a_recording_of_the_first_version_still_has_its_user_stacks(tmp_path: Pa
     for block in path.glob("stacks-*.parquet"):
         block.unlink()
     frames = {f"frame{place}": [0] for place in range(8)} | {"frame0": [PURGE], "frame1": [MAIN]}
-    table = pl.DataFrame({"time_ns": [1_900], "tid": [FREER], **frames})
+    schema = {"time_ns": pl.Int64, "tid": pl.Int32, **dict.fromkeys(frames, pl.UInt64)}
+    table = pl.DataFrame({"time_ns": [1_900], "tid": [FREER], **frames}, schema)
     table.write_parquet(path / "stacks-000001.parquet")
     stacks = file.read_stacks(path)
     assert stacks is not None
