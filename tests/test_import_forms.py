@@ -91,7 +91,7 @@ def test_trace_cmds_own_form_of_scheduling() -> None:
     assert told == [
         (EventKind.SCHED_OUT, 12, 1),
         (EventKind.SCHED_IN, 13, 0),
-        (EventKind.WAKEUP, 12, 0),
+        (EventKind.WAKEUP, 12, 1),  # woken by 1
     ]
 
 

@@ -157,5 +157,5 @@ def test_the_cycle_is_shown_and_its_token_replays(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "from here on these 6 steps repeat for ever" in out
     token = out.split("token: ")[1].splitlines()[0]
-    assert main(["check", "--replay", token]) == 1
+    assert main(["check", "--replay", token, "--design", f"{EXAMPLES}:GIVING_WAY"]) == 1
     assert "NO_LIVELOCK: A and B can go round for ever" in capsys.readouterr().out

@@ -381,7 +381,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "arch-unmap-late",
         "calls the architecture's hook under read",
-        lambda d: d.munmap_downgrades and d.arch_unmap in ("detached", "first"),
+        lambda d: d.munmap_downgrades and d.arch_unmap == "first",
         ("arch-unmap",),
         rule=lambda: DowngradeBefore("companion"),
     ),
