@@ -42,7 +42,7 @@ def new_worker() -> None:
     """Have a worker without a thread; the old one's ends."""
     flush()
     before, soon._worker = soon._worker, soon._Worker(alone=False)
-    before.thread = 0
+    before.pid = 0
     before.wake.put(None)
 
 

@@ -22,10 +22,8 @@ import asyncio
 import atexit
 import ctypes
 import os
-import sys
 import time
-from _thread import get_ident, start_new_thread
-from collections.abc import Callable
+from _thread import allocate_lock, get_ident, start_new_thread
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -61,6 +59,7 @@ class _Worker:
         self.alone = alone
         self.unfinished: dict[int, Job] = {}
         self.wake: SimpleQueue[None] = SimpleQueue()
+        self.alive = allocate_lock()  # held by the thread as long as it lives
         self.thread = 0
         self.started_s = -START_S
 
@@ -90,7 +89,7 @@ class _Worker:
         """Start the thread if there is none; tell whether there is one."""
         if self.alone:
             return False
-        if _runs(self.thread, _Worker.run) or time.monotonic() < self.started_s + START_S:
+        if self.alive.locked() or time.monotonic() < self.started_s + START_S:
             return True
         try:
             self.started_s = time.monotonic()
@@ -101,13 +100,16 @@ class _Worker:
         return True
 
     def run(self) -> None:
-        """Do jobs as long as this is the worker's thread, and the worker this process's."""
+        """Be the worker's thread, one at a time."""
+        with self.alive:
+            self.serve()  # a `try` in here would have bytecodes that no handler covers
+
+    def serve(self) -> None:
+        """Do jobs as long as the worker is this process's."""
         self.thread = get_ident()
         while self.pid == os.getpid():
             try:
                 self.do_all()
-                if self.thread != get_ident():
-                    return
                 self.wake.get()
             except BaseException:
                 continue  # the job's future has it; the others must not wait in vain
@@ -146,8 +148,6 @@ class _Worker:
         while not job.done() and job.runner != me:
             if id(job) in self.unfinished and (me == self.thread or not self.has_thread()):
                 self.do(job)
-            if job.runner and not _runs(job.runner):
-                job.fail(ReleaseError("the thread of this release has ended in the middle"))
             self.wake.put(None)
             job.ends_within(LOOK_S if end is None else min(LOOK_S, end - time.monotonic()))
             if end is not None and time.monotonic() >= end:
@@ -170,16 +170,6 @@ def _expected_errors_only(job: Job) -> None:
         job.work()
     except (UserError, OSError, MemoryError) as error:
         job.fail(error)
-
-
-def _runs(thread: int, function: Callable[..., object] | None = None) -> bool:
-    """Tell whether a thread lives, and whether it is one that a function began in."""
-    frame = sys._current_frames().get(thread)
-    while function is not None and frame is not None and frame.f_back is not None:
-        frame = frame.f_back
-    if frame is None or function is None:
-        return frame is not None
-    return frame.f_code is function.__code__
 
 
 def _in_subinterpreter() -> bool:
