@@ -21,6 +21,7 @@ from zaplock.designs.linux import (
     same_rules,
 )
 from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.designs.proposals import PROPOSALS
 from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find, parse
 from zaplock.trace.queue import queue_of
@@ -66,9 +67,9 @@ def _before(release: str) -> LinuxVersion:
 
 def test_shipped_names_are_names_of_folds() -> None:
     for name, design in SHIPPED.items():
-        if design.tombstones or design.cuts:
-            continue
-        if name.startswith("linux-"):
+        if proposal := next((one for one in PROPOSALS if name.endswith(f"-{one}")), ""):
+            assert design == PROPOSALS[proposal](SHIPPED[name.removesuffix(f"-{proposal}")])
+        elif name.startswith("linux-"):
             assert same_rules(design, linux(design.kernel)), name
         else:
             changed = {"munmap", "munmap_downgrades", "bounds_read", "skip_vm_flags"}
@@ -218,3 +219,11 @@ def test_the_verb_shows_a_stable_release_and_ones_own(
     assert "against linux-6.6" in out
     assert re.search(r"vma_locks +False +True", out)
     assert main(["designs", "6.6", "6.7", "6.8"]) == 2
+
+
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_a_proposal_needs_what_it_stands_on(proposal: str) -> None:
+    for release in ("linux-4.9", "linux-6.1", "linux-6.17"):
+        with pytest.raises(UserError, match=r"stand on linux-6\.18 or later"):
+            load(f"{release}-{proposal}")
+    assert load(f"linux-7.1-{proposal}").kernel.startswith("7.1 + ")

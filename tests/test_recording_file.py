@@ -20,8 +20,10 @@ from zaplock.outputs import Folder, walk
 from zaplock.trace import file, tables
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import segments
+from zaplock.trace.stacks import AddressKind, NamedAddress, StackReason, StackRow
 
 MM = 0xFFFF_8880_0000_1000
+TEXT = 0xFFFF_FFFF_8123_4560
 
 
 def events(count: int, start_ns: int = 0) -> Events:
@@ -324,6 +326,23 @@ def test_hashed_pointers_tell_only_which_are_the_same(tmp_path: Path) -> None:
     ) as to:
         to.append(written.columns)
         to.name({}, {MM: 5, MM + 0x5000: 6})
+        to.append_stacks(
+            [StackRow(1, 5, 5, int(StackReason.LOCKED), (TEXT, TEXT + 9), (0x400,), 0)]
+        )
+        to.name_frames(
+            {
+                (0, TEXT): NamedAddress("do_munmap", AddressKind.OTHER),
+                (0, TEXT + 9): NamedAddress(hex(TEXT + 9), AddressKind.OTHER),
+                (5, 0x400): NamedAddress("main", AddressKind.OTHER),
+            }
+        )
+    kept = b"".join(one.read_bytes() for one in (tmp_path / "a").glob("frames-*"))
+    rows = pl.read_parquet(kept).rows()
+    assert [row[2] for row in rows if row[0] == 5] == ["main"]
+    assert TEXT not in [row[1] for row in rows]
+    assert hex(TEXT + 9) not in [row[2] for row in rows]
+    stacks = file.read_stacks(tmp_path / "a")
+    assert stacks is not None
     read = file.read(tmp_path / "a")
     first, second, third, none = read.events["mm"].tolist()
     assert first == third != second

@@ -1,7 +1,7 @@
 """The invariants that no single step can see: results, stale translations, the books.
 
 Most rules are kept watch on by the model's own steps, which raise `Violation` where one is broken
-(`model.faults.Invariant`). Here is the rest: what holds when an operation has returned and when
+(`model.violations.Invariant`). Here is the rest: what holds when an operation has returned and when
 everything has ended, and what should happen at least once.
 """
 

@@ -1,7 +1,7 @@
 """What the tasks of a scenario can do: the protocols, by the names that scenarios use.
 
 Numbers are pages (see `lab.scenarios`) and counts of pages. Every operation also says which ranges
-it promises to have emptied when it returns, so that `lab.promises` can look.
+it promises to have emptied when it returns, so that `check.invariants` can look.
 """
 
 from __future__ import annotations

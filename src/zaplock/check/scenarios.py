@@ -92,7 +92,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grain: pages per zap step. max_map_count, batch: limits of the mm and of an mmu_gather (pages).
     arch_unmap: (first, end, companion's first, companion's end) pages of the hook.
     cmdline: the page that /proc/PID/cmdline reads.
-    sometimes: names of things that must happen in some interleaving (see `lab.promises`).
+    sometimes: names of things that must happen in some interleaving (see `check.invariants`).
     may_fail: an operation that never succeeds does not make the scenario vacuous.
     unchanged: promise that nothing has changed at the end (for operations that fail).
     brk: the page where the heap ends, if not where its mapping does.
@@ -251,7 +251,7 @@ def _decode(text: str, name: str, where: str) -> Scenario:
 
 
 def shipped_scenarios() -> dict[str, Scenario]:
-    """Return the scenarios that come with zaplock, by name, pairs apart (see `lab.pairs`)."""
+    """Return the scenarios that come with zaplock, by name, pairs apart (see `check.pairs`)."""
     folder = resources.files("zaplock.check") / "scenario_files"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=str)
     found = {}

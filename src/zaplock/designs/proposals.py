@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from zaplock.protocols.cut import do_munmap_cut, vm_munmap_cut
+from zaplock.errors import UserError
+from zaplock.linux_version import LinuxVersion, find
+from zaplock.protocols.cut import do_munmap_cut
 from zaplock.protocols.design import Design
-from zaplock.protocols.dying import do_munmap_dying, vm_munmap_dying
+from zaplock.protocols.dying import do_munmap_dying
+
+OLDEST = LinuxVersion(6, 18)
+"""The first release that has what the proposals stand on: VMA locks, gather and complete."""
 
 
 def dying(base: Design) -> Design:
     """Return a design whose munmap leaves a tombstone and zaps under no lock (protocols.dying)."""
+    require_base(base)
     return replace(
         base,
         name=f"{base.name}-dying",
         kernel=f"{base.kernel} + tombstones",
         summary="a proposal: munmap leaves a tombstone and zaps under no lock of the address space",
-        munmap=vm_munmap_dying,
         do_munmap=do_munmap_dying,
         munmap_downgrades=False,
         tombstones=True,
@@ -29,18 +34,25 @@ def dying(base: Design) -> Design:
 
 def cut(base: Design) -> Design:
     """Return a design whose unmaps cut page tables out and zap them after the unlock."""
+    require_base(base)
     return replace(
         base,
         name=f"{base.name}-cut",
         kernel=f"{base.kernel} + cut tables",
         summary="a proposal: page tables are cut out under the lock, and zapped under none",
-        munmap=vm_munmap_cut,
         do_munmap=do_munmap_cut,
         munmap_downgrades=False,
         brk_downgrades=False,
         mremap_downgrades=False,
         cuts=True,
     )
+
+
+def require_base(base: Design) -> None:
+    """Raise UserError for a release that lacks what the proposals stand on."""
+    release = find(base.kernel)
+    if release is None or release < OLDEST:
+        raise UserError(f"{base.name} can't carry a proposal: they stand on linux-6.18 or later")
 
 
 PROPOSALS: dict[str, Callable[[Design], Design]] = {"dying": dying, "cut": cut}

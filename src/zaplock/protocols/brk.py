@@ -35,7 +35,7 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.commit import commit
-from zaplock.protocols.cut import unmap_complete
+from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,

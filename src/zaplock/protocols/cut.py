@@ -16,78 +16,33 @@ its code is used. Not covered: reclaim and migration, which would merely fail on
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL
+from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_ACCOUNT, VM_LOCKED, page_align
-from zaplock.model.mm import CUT_SHIFT, Cut
-from zaplock.model.pagetable import cut_out, zap, zap_cut
+from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, page_align
+from zaplock.model.mm import Cut
+from zaplock.model.pagetable import cut_out, zap
 from zaplock.model.step import Task, step
-from zaplock.model.tlb import (
-    gather_tables,
-    note_range,
-    tlb_gather_mmu,
-)
-from zaplock.model.vma import account_parts, change, free, read_vma, remove, vma_of
-from zaplock.protocols.locking import (
-    assert_write_locked,
-    mmap_write_lock_killable,
-    unlock_after_unmap,
-    vma_start_write,
-)
+from zaplock.model.tlb import note_range, tlb_gather_mmu
+from zaplock.model.vma import change
+from zaplock.protocols.cuts import CUT
 from zaplock.protocols.munmap import (
-    lookup_and_split,
     munmap_addr_sanity,
-    prepare_events,
     settle_special_mapping,
-    split_up_to_seal,
+    vms_gather_munmap_vmas,
 )
-from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.teardown import (
     Handles,
     floor_and_ceiling,
     free_pgd_range,
+    leave_tree_and_books,
     raise_mark,
     tlb_finish_mmu,
-    unlink_file_vma,
-    vm_unacct_memory,
 )
-from zaplock.protocols.tombstones import gave_way
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
-
-CUT = -1
-"""In the place of a context in a list of unmap events: a cut that is to be zapped first."""
-
-
-async def vm_munmap_cut(cx: Cx, start: int, length: int) -> int:
-    """The munmap system call: 0, or -EINVAL, -ENOMEM, -EPERM, or -EINTR before anything is done."""
-    events: UnmapEvents = []
-    if not munmap_addr_sanity(cx, start, length):
-        return -EINVAL
-    while True:
-        if await mmap_write_lock_killable(cx):
-            return -EINTR
-        waited = await gave_way(cx, start, start + page_align(length), unmaps=True)
-        if waited < 0:
-            return waited
-        if not waited:
-            break
-    result = await do_munmap_cut(cx, start, length, events, False)
-    await unlock_after_unmap(cx, result)
-    await unmap_complete(cx, events)
-    return result
-
-
-async def unmap_complete(cx: Cx, events: UnmapEvents) -> None:
-    """Do what an unmap has left for after the unlock: zap cuts, then tell monitors."""
-    for context, cut, _ in events:
-        if context == CUT:
-            await finish_cut(cx, cut)
-    await userfaultfd_unmap_complete(cx, [event for event in events if event[0] != CUT])
 
 
 async def do_munmap_cut(
@@ -97,16 +52,11 @@ async def do_munmap_cut(
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
     end = start + page_align(length)
-    if await any_sealed(cx.mm, start, end):
-        return await split_up_to_seal(cx, start, end)
-    found, handles = await lookup_and_split(cx, start, end)
+    found, handles = await vms_gather_munmap_vmas(cx, start, end, events)
     if found != 1:
         return found
-    for handle in handles:
-        await vma_start_write(handle)
-    await prepare_events(cx, handles, start, end, events)
     bounds = await floor_and_ceiling(cx.mm, start, end)
-    await detach_and_settle(cx.mm, handles)
+    await detach_and_settle(handles)
     for handle in handles:
         await settle_special_mapping(cx, handle)
     batch = await tlb_gather_mmu(cx.mm, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
@@ -118,41 +68,11 @@ async def do_munmap_cut(
     return 0
 
 
-async def finish_cut(cx: Cx, cut: int) -> None:
-    """Zap what hangs below cut tables and free them, holding nothing."""
-    taken = await read_cut(cx.mm, cut)
-    batch = await tlb_gather_mmu(cx.mm, taken.first, taken.last)
-    for first, last in await runs_of(cx.mm, cut):
-        for at in range(first, last, cx.grain or last - first):
-            await zap_cut_range(cx.mm, batch, cut, at, min(at + (cx.grain or last - first), last))
-    await gather_cut_tables(batch, taken.tables)
-    await tlb_finish_mmu(cx, batch)
-    unaccounted = 0
-    for handle in taken.handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
-        await unlink_file_vma(cx, handle)
-        await close_cut_vma(handle)
-    await forget_cut(cx.mm, cut)
-    if unaccounted:
-        await vm_unacct_memory(unaccounted)
-
-
 @step
-def detach_and_settle(m: Machine, task: Task, mm: int, handles: Handles) -> None:
+def detach_and_settle(m: Machine, task: Task, handles: Handles) -> None:
     """Take VMAs out of the tree and the books; those of files are marked for who truncates them."""
-    space = m.mm(mm)
     for handle in handles:
-        vma = vma_of(m, task, handle)
-        assert_write_locked(m, task, vma, "the tree at")
-        m.spend("vma_detach")
-        remove(m, task, handle)
-        m.vmas.put(handle, change(vma_of(m, task, handle), cut=True))
-        raise_mark(m, mm, "hiwater_vm", space.count("total_vm"))
-        space.add("total_vm", -vma.nr_pages)
-        account_parts(space, vma.flags, vma.file, -vma.nr_pages)
-        if vma.flags & VM_LOCKED:
-            space.add("locked_vm", -vma.nr_pages)
+        m.vmas.put(handle, change(leave_tree_and_books(m, task, handle), cut=True))
 
 
 def whole_tables(start: int, end: int) -> tuple[int, int]:
@@ -186,49 +106,3 @@ def cut_tables(
         note_range(m, batch, low, high)
     space.cuts.put(cut, Cut(low, high, handles, tables))
     return cut
-
-
-@step
-def read_cut(m: Machine, _task: Task, mm: int, cut: int) -> Cut:
-    """Return what was cut out."""
-    return m.mm(mm).cuts[cut]
-
-
-@step
-def runs_of(m: Machine, _task: Task, mm: int, cut: int) -> tuple[tuple[int, int], ...]:
-    """Return the runs of virtual pages that a cut still maps."""
-    base, space = cut << CUT_SHIFT, m.mm(mm)
-    taken = space.cuts[cut]
-    runs = space.cut_ptes.overlapping(base + taken.first, base + taken.last)
-    return tuple((low - base, high - base) for low, high, _ in runs)
-
-
-@step
-def zap_cut_range(
-    m: Machine, task: Task, mm: int, batch: int, cut: int, first: int, last: int
-) -> None:
-    """Give up a part of the pages below cut tables."""
-    zap_cut(m, task, m.mm(mm), batch, cut, first, last)
-
-
-@step
-def gather_cut_tables(
-    m: Machine, _task: Task, batch: int, tables: tuple[tuple[int, int, int, int], ...]
-) -> None:
-    """Gather cut tables to be returned."""
-    for level, first, last, generation in tables:
-        gather_tables(m, batch, level, (first, last, generation))
-
-
-@step
-def close_cut_vma(m: Machine, task: Task, handle: int) -> None:
-    """Close and free a VMA that is in no book any more; who waits to truncate looks again."""
-    file = vma_of(m, task, handle).file
-    free(m, task, handle)
-    m.wake(("cut", file))
-
-
-@step
-def forget_cut(m: Machine, _task: Task, mm: int, cut: int) -> None:
-    """Nothing is left of a cut."""
-    m.mm(mm).cuts.drop(cut)

@@ -20,79 +20,39 @@ mmap_lock.
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL
+from errno import EINVAL
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, page_align
 from zaplock.model.rwsem import down_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
-from zaplock.model.vma import (
-    account_parts,
-    change,
-    following,
-    free,
-    previous,
-    read_vma,
-    remove,
-    vma_of,
-)
-from zaplock.protocols.locking import (
-    UNLOCKED,
-    assert_write_locked,
-    mmap_write_lock_killable,
-    mmap_write_unlock,
-    unlock_after_unmap,
-)
+from zaplock.model.vma import change, following, free, previous, read_vma, vma_of
+from zaplock.protocols.locking import UNLOCKED, mmap_write_unlock
 from zaplock.protocols.munmap import (
-    count_locked,
     do_vmi_align_munmap,
-    lookup_and_split,
     munmap_addr_sanity,
-    prepare_events,
-    split_up_to_seal,
+    vms_gather_munmap_vmas,
 )
-from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
-    add_counter,
     begin_unmap,
     end_unmap,
     free_pgd_range,
     free_pgtables,
-    raise_mark,
+    leave_tree_and_books,
     tlb_finish_mmu,
     unmap_vmas,
     vm_unacct_memory,
 )
-from zaplock.protocols.tombstones import gave_way, readers_gone
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
+from zaplock.protocols.tombstones import readers_gone
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx, UnmapEvents
 
 TOP = 1 << 63
-
-
-async def vm_munmap_dying(cx: Cx, start: int, length: int) -> int:
-    """The munmap system call: 0, or -EINVAL, -ENOMEM, -EPERM, or -EINTR before anything is done."""
-    events: UnmapEvents = []
-    if not munmap_addr_sanity(cx, start, length):
-        return -EINVAL
-    while True:
-        if await mmap_write_lock_killable(cx):
-            return -EINTR
-        waited = await gave_way(cx, start, start + page_align(length), unmaps=True)
-        if waited < 0:
-            return waited
-        if not waited:
-            break
-    result = await do_munmap_dying(cx, start, length, events, True)
-    await unlock_after_unmap(cx, result)
-    await userfaultfd_unmap_complete(cx, events)
-    return min(result, 0)
 
 
 async def do_munmap_dying(
@@ -107,13 +67,10 @@ async def do_munmap_dying(
     if not munmap_addr_sanity(cx, start, length):
         return -EINVAL
     end = start + page_align(length)
-    found, handles = await gather(cx, start, end, events)
+    found, handles = await vms_gather_munmap_vmas(cx, start, end, events, False)
     if found != 1:
         return found
-    locked = await count_locked(handles)
     await bury(cx.mm, handles, start, end)
-    if locked:
-        await add_counter(cx.mm, "locked_vm", -locked)
     await mmap_write_unlock(cx)
     unaccounted = await digest(cx, handles, start, end)
     await down_write(cx.mmap_lock)
@@ -122,17 +79,6 @@ async def do_munmap_dying(
         await vm_unacct_memory(unaccounted)
     await mmap_write_unlock(cx)
     return UNLOCKED
-
-
-async def gather(cx: Cx, start: int, end: int, events: UnmapEvents) -> tuple[int, Handles]:
-    """Check for seals and split, as vms_gather_munmap_vmas, without waiting for a VMA's readers."""
-    if await any_sealed(cx.mm, start, end):
-        return await split_up_to_seal(cx, start, end), ()
-    found, handles = await lookup_and_split(cx, start, end)
-    if found != 1:
-        return found, ()
-    await prepare_events(cx, handles, start, end, events)
-    return 1, handles
 
 
 async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:
@@ -167,18 +113,10 @@ def bury(m: Machine, task: Task, mm: int, handles: Handles, start: int, end: int
 
     Readers that are inside a VMA go on until they leave it; new ones see that it is detached.
     """
-    space = m.mm(mm)
     for handle in handles:
-        vma = vma_of(m, task, handle)
-        assert_write_locked(m, task, vma, "the tree at")
-        m.spend("vma_detach")
-        remove(m, task, handle)
         leaving = m.vma_readers.get(handle, ())
-        m.vmas.put(handle, change(m.vmas[handle], leaving=leaving))
-        raise_mark(m, mm, "hiwater_vm", space.count("total_vm"))
-        space.add("total_vm", -vma.nr_pages)
-        account_parts(space, vma.flags, vma.file, -vma.nr_pages)
-    space.dying.put(start, (end, m.new_handle(task, "tombstone")))
+        m.vmas.put(handle, change(leave_tree_and_books(m, task, handle), leaving=leaving))
+    m.mm(mm).dying.put(start, (end, m.new_handle(task, "tombstone")))
 
 
 @step

@@ -64,7 +64,7 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
-from zaplock.protocols.cut import unmap_complete
+from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate

@@ -58,7 +58,7 @@ from zaplock.model.vma import (
     write_vma,
 )
 from zaplock.protocols.commit import beyond_memory, commit
-from zaplock.protocols.cut import unmap_complete
+from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,

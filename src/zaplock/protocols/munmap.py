@@ -38,12 +38,14 @@ from zaplock.model.vma import (
     split_vma_unlimited,
     vma_of,
 )
+from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.hooks import arch_unmap
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_downgrade,
     mmap_write_lock_killable,
     mmap_write_unlock,
+    unlock_after_unmap,
     vma_start_write,
 )
 from zaplock.protocols.seals import any_sealed, seal_in_range
@@ -61,6 +63,7 @@ from zaplock.protocols.teardown import (
     untrack_pfn,
     uprobe_munmap,
 )
+from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete, userfaultfd_unmap_prep
 
 if TYPE_CHECKING:
@@ -79,20 +82,23 @@ def munmap_addr_sanity(cx: Cx, start: int, length: int) -> bool:
 async def vm_munmap(cx: Cx, start: int, length: int) -> int:
     """The munmap system call. -EINTR if killed while waiting for the lock.
 
-    do_munmap says whether it downgraded, and the unlock goes by that.
+    do_munmap says what it has left of the hold, and the unlock goes by that.
     """
     events: UnmapEvents = []
-    if await mmap_write_lock_killable(cx):
-        return -EINTR
-    downgrades = cx.design.munmap_downgrades
-    result = await cx.design.do_munmap(cx, start, length, events, downgrades)
-    if result == 1:
-        await mmap_read_unlock(cx)
-        result = 0
-    else:
-        await mmap_write_unlock(cx)
-    await userfaultfd_unmap_complete(cx, events)
-    return result
+    end = start + page_align(length) if munmap_addr_sanity(cx, start, length) else start
+    while True:
+        if await mmap_write_lock_killable(cx):
+            return -EINTR
+        waited = await gave_way(cx, start, end, unmaps=True)
+        if waited < 0:
+            return waited
+        if not waited:
+            break
+    lets_go = cx.design.munmap_downgrades or cx.design.tombstones
+    result = await cx.design.do_munmap(cx, start, length, events, lets_go)
+    await unlock_after_unmap(cx, result)
+    await unmap_complete(cx, events)
+    return min(result, 0)
 
 
 async def munmap_lookup_vma(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
@@ -287,9 +293,12 @@ async def zap_detached(
 
 
 async def vms_gather_munmap_vmas(
-    cx: Cx, start: int, end: int, events: UnmapEvents
+    cx: Cx, start: int, end: int, events: UnmapEvents, waits: bool = True
 ) -> tuple[int, Handles]:
-    """Find, look for seals, split, and write-lock the VMAs of [start, end)."""
+    """Find, look for seals, split, and write-lock the VMAs of [start, end).
+
+    Write-locking one waits for its readers; with `waits` False that is left to the caller.
+    """
     if await seal_in_range(cx, start, end):
         return -EPERM, ()
     if cx.design.mseal == "vma" and await any_sealed(cx.mm, start, end):
@@ -297,8 +306,9 @@ async def vms_gather_munmap_vmas(
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found, ()
-    for handle in handles:
-        await vma_start_write(handle)
+    if waits:
+        for handle in handles:
+            await vma_start_write(handle)
     await prepare_events(cx, handles, start, end, events)
     return 1, handles
 

@@ -317,6 +317,21 @@ def detach_vmas_to_be_unmapped(m: Machine, task: Task, handles: Handles) -> None
         remove(m, task, handle)
 
 
+def leave_tree_and_books(m: Machine, task: Task, handle: int) -> Vma:
+    """Take a VMA out of the tree and out of every counter at once; return what it is now."""
+    vma = vma_of(m, task, handle)
+    assert_write_locked(m, task, vma, "the tree at")
+    m.spend("vma_detach")
+    remove(m, task, handle)
+    space = m.mm(vma.mm)
+    raise_mark(m, vma.mm, "hiwater_vm", space.count("total_vm"))
+    space.add("total_vm", -vma.nr_pages)
+    account_parts(space, vma.flags, vma.file, -vma.nr_pages)
+    if vma.flags & VM_LOCKED:
+        space.add("locked_vm", -vma.nr_pages)
+    return vma_of(m, task, handle)
+
+
 async def remove_vma_list(cx: Cx, handles: Handles) -> None:
     """Account for the VMAs that are gone and free them.
 

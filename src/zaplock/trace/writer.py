@@ -92,14 +92,21 @@ class Writer:
 
     def append_stacks(self, rows: Sequence[StackRow]) -> None:
         """Write a block of stacks."""
-        if rows:
-            columns = dict(zip(STACKS, zip(*rows)))
+        for start in range(0, len(rows), MOST_ROWS):
+            part = [
+                row._replace(kernel=tuple(map(self._hide, row.kernel)))
+                for row in rows[start : start + MOST_ROWS]
+            ]
+            columns = dict(zip(STACKS, zip(*part)))
             series = [pl.Series(name, columns[name], dtype=kind) for name, kind in STACKS.items()]
-            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in rows))
+            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in part))
 
     def name_frames(self, names: Names) -> None:
         """Say what code the addresses are, by (pid, address)."""
-        rows = [(*key, visible(name.text), name.kind) for key, name in names.items()]
+        rows = [
+            (pid, *self._told(address, name.text, of_kernel=not pid), name.kind)
+            for (pid, address), name in names.items()
+        ]
         self._put("frames", pl.DataFrame(rows, FRAMES, orient="row"))
 
     def write_quotas(
@@ -115,9 +122,8 @@ class Writer:
 
     def find(self, found: Iterable[FoundTask]) -> None:
         """Replace the table of what was already so when the recording began."""
-        hide = self._pointers.hide if self._pointers else int
         rows = [
-            [hide(task.mm) if name == "mm" else getattr(task, name) for name in FOUND]
+            [self._hide(task.mm) if name == "mm" else getattr(task, name) for name in FOUND]
             for task in found
         ]
         self._put("found", pl.DataFrame(rows, FOUND, orient="row"))
@@ -129,9 +135,18 @@ class Writer:
             for task in tasks.values()
         ]
         self._put("tasks", pl.DataFrame(rows, TASKS, orient="row"))
-        hide = self._pointers.hide if self._pointers else int
-        owners = [(hide(mm), pid) for mm, pid in mms.items()]
+        owners = [(self._hide(mm), pid) for mm, pid in mms.items()]
         self._put("mms", pl.DataFrame(owners, MMS, orient="row"))
+
+    def _hide(self, pointer: int) -> int:
+        return self._pointers.hide(pointer) if self._pointers else pointer
+
+    def _told(self, address: int, text: str, *, of_kernel: bool) -> tuple[int, str]:
+        """Return an address and what it is called; a bare number is hidden with the address."""
+        if not of_kernel or self._pointers is None:
+            return address, visible(text)
+        hidden = self._hide(address)
+        return hidden, hex(hidden) if text.startswith("0x") else visible(text)
 
     def drop_before(self, time_ns: int) -> int:
         """Delete the blocks that end before an instant; return how many (the flight recorder).
