@@ -1,8 +1,8 @@
 """The kernel's hung-task message for a wait of the model, with the model's call chain.
 
 Only waits that the kernel's code path does uninterruptibly are told of
-(`engines.timed.hung_tasks`). The shape is that of kernel/hung_task.c, so that what greps a log for it finds it; there are no
-addresses and no taints here to print.
+(`engines.timed.hung_tasks`). The shape is that of kernel/hung_task.c, so that what greps a log for
+it finds it; there are no addresses and no taints here to print.
 """
 
 from __future__ import annotations
