@@ -13,7 +13,7 @@ from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.decode import Decoder, merged
 from zaplock.recorder.layouts import check_header_event, read_layouts
-from zaplock.recorder.meanings import MMAP_LOCK, NAMING
+from zaplock.recorder.meanings import MMAP_LOCK, NAMING, SCHED
 from zaplock.recorder.tracefs import Instance, opened
 from zaplock.trace import text
 from zaplock.trace.events import EventKind
@@ -21,6 +21,7 @@ from zaplock.trace.events import EventKind
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
 EVENTS = (*MMAP_LOCK, "syscalls:sys_enter_munmap", "syscalls:sys_exit_munmap", NAMING[0])
 NEW = read_layouts(FIXTURES / "format-6.18", EVENTS)
+SCHEDULING = read_layouts(FIXTURES / "format-6.18", [SCHED[1]])
 OLD = read_layouts(FIXTURES / "format-memcg-path", EVENTS)
 MM = 0xFFFF_8881_0000_0040
 
@@ -53,6 +54,11 @@ class Page:
 def released(tid: int, write: int = 0) -> bytes:
     number = next(layout.id for layout in NEW.events if layout.event == MMAP_LOCK[2])
     return struct.pack("<HBBiQQB", number, 0, 0, tid, MM, 7, write)
+
+
+def waking(tid: int, *, woken: int, flags: int) -> bytes:
+    number = SCHEDULING.events[0].id
+    return struct.pack("<HBBi16siii", number, flags, 0, tid, b"bash", woken, 120, 1)
 
 
 def times(*pages: Page) -> list[int]:
@@ -113,6 +119,18 @@ def test_losses_are_told(tail: bytes, flags: int, count: int) -> None:
     assert (columns["length"][0], columns["time_ns"][0], columns["cpu"][0]) == (count, 5000, 3)
 
 
+def test_an_interrupt_tells_nobody_who_woke() -> None:
+    """A timer fires while 9 is in munmap: 9 did not wake 12 then, but it does so afterwards."""
+    hardirq, softirq, nmi, irqs_off = 0x08, 0x10, 0x40, 0x01
+    page = Page(1000)
+    for flags in (hardirq, softirq, nmi, irqs_off):
+        page.event(5, waking(9, woken=12, flags=flags | irqs_off))
+    columns = Decoder(SCHEDULING).decode(page.bytes(), 0).columns
+    assert columns["kind"].tolist() == [EventKind.WAKEUP] * 4
+    assert columns["tid"].tolist() == [12] * 4
+    assert columns["detail"].tolist() == [0, 0, 0, 9]
+
+
 def test_the_string_layout_of_older_kernels() -> None:
     """Synthesised to the documented format of 5.11 to 6.14; `released` has an `ip` in front."""
     asked = struct.pack("<HBBiQIBB", 901, 0, 0, 42, MM, 0x0005_0018, 1, 0) + b"/a\0\0\0"
@@ -164,7 +182,7 @@ def test_any_order_of_any_heads_agrees_with_a_plain_loop() -> None:
 def test_the_decoder_agrees_with_the_kernels_own_print() -> None:
     """One recording, read twice: as the kernel prints it, and as pages."""
     with opened() as tracefs:
-        layouts = read_layouts(tracefs.path, EVENTS)
+        layouts = read_layouts(tracefs.path, (*EVENTS, *SCHED))
         with Instance(tracefs, buffer_kb=8192) as instance:
             instance.write("options/hash-ptr", "0")
             for layout in layouts.events:
@@ -172,7 +190,11 @@ def test_the_decoder_agrees_with_the_kernels_own_print() -> None:
             buffers = Buffers([instance], layouts.page.page_size)
             try:
                 instance.start()
-                script = "import mmap\nfor n in range(200): mmap.mmap(-1, 4096 + 4096 * n).close()"
+                script = """
+import mmap, time
+for n in range(200): mmap.mmap(-1, 4096 + 4096 * n).close()
+for n in range(20): time.sleep(0.001)  # woken by a timer
+"""
                 subprocess.run([sys.executable, "-c", script], check=True)
                 instance.stop()
                 printed = text.parse(instance.read("trace").splitlines()).events
@@ -183,10 +205,15 @@ def test_the_decoder_agrees_with_the_kernels_own_print() -> None:
             finally:
                 buffers.close()
     assert len(printed) == len(found["time_ns"]) > 2000
-    # The print rounds to microseconds, so events of two CPUs may swap places: compare by thread.
-    for tid in set(found["tid"].tolist()):
-        ours, theirs = found["tid"] == tid, printed["tid"] == tid
-        for name in ("kind", "write", "success", "cpu", "mm", "address", "length", "result"):
-            assert found[name][ours].tolist() == printed[name][theirs].tolist(), (tid, name)
+    # The print rounds to microseconds, so events of two CPUs may swap places: compare by CPU.
+    for cpu in set(found["cpu"].tolist()):
+        ours, theirs = found["cpu"] == cpu, printed["cpu"] == cpu
+        for name in ("kind", "tid", "write", "success", "mm", "address", "length", "result"):
+            assert found[name][ours].tolist() == printed[name][theirs].tolist(), (cpu, name)
+        woken = found["kind"][ours] == EventKind.WAKEUP
+        wakers = found["detail"][ours][woken], printed["detail"][theirs][woken]
+        assert wakers[0].tolist() == wakers[1].tolist()
         late = np.abs(found["time_ns"][ours] - printed["time_ns"][theirs])
         assert int(late.max()) <= 1000
+    wakers = found["detail"][found["kind"] == EventKind.WAKEUP]
+    assert (wakers != 0).any(), "nobody is known to have woken anybody"

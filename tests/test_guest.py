@@ -174,7 +174,7 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
     with pytest.raises(UserError, match=r"was not done after 1 s, in phase boot .*--timeout"):
         run(GuestPlan(64 * MIB, "debian:6.1", timeout_s=1, exact=True))
     assert time.monotonic() - begin < 5
-    assert children() == before
+    assert children() <= before
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -219,7 +219,7 @@ def test_an_image_that_does_not_boot_is_named(tmp_path: Path) -> None:
     before = children()
     with pytest.raises(UserError, match=r"vmlinuz .*(did not boot|was not done after)"):
         run(GuestPlan(MIB, str(image), timeout_s=6, exact=True))
-    assert children() == before
+    assert children() <= before
 
 
 def test_a_guest_without_enough_memory_says_so() -> None:

@@ -52,10 +52,10 @@ if sys.argv[2] == "fork":
 def work():
     libc.prctl(15, name[:15])
     while True:
-        with mmap.mmap(-1, 1 << 20) as area:
-            for at in range(0, 1 << 20, 4096):
+        with mmap.mmap(-1, 1 << 16) as area:
+            for at in range(0, 1 << 16, 4096):
                 area[at] = 1
-        time.sleep(0.002)
+        time.sleep(0.05)
 threading.Thread(target=work, daemon=True).start()
 print("on", flush=True)
 work()

@@ -91,8 +91,20 @@ def test_trace_cmds_own_form_of_scheduling() -> None:
     assert told == [
         (EventKind.SCHED_OUT, 12, 1),
         (EventKind.SCHED_IN, 13, 0),
-        (EventKind.WAKEUP, 12, 1),  # woken by 1
+        (EventKind.WAKEUP, 12, 0),  # written by whatever CPU it runs on: nobody woke it there
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "waker"),
+    [("d..2. ", 1), ("dNh2. ", 0), ("d.s3. ", 0), ("d.Z1. ", 0), ("", 0)],
+)
+def test_who_woke_it_is_known_by_the_flags(flags: str, waker: int) -> None:
+    """An interrupt's wake-up is not the doing of the thread on that CPU; perf prints no flags."""
+    waking = "sched_waking: comm=bash pid=12 prio=120 target_cpu=001"
+    events = text.parse([f"a-1 [000] {flags}1.000001: {waking}"]).events
+    assert events["kind"].tolist() == [EventKind.WAKEUP]
+    assert (events["tid"].tolist(), events["detail"].tolist()) == ([12], [waker])
 
 
 def test_overwritten_buffers_are_losses() -> None:

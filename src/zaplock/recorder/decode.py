@@ -16,7 +16,7 @@ from zaplock.recorder.layouts import EventField, EventLayout, Layouts
 from zaplock.recorder.meanings import NAMING, SCHED, meanings
 from zaplock.recorder.pages import walk
 from zaplock.strangers import name_of
-from zaplock.trace.events import EVENT, NO_OP, EventKind
+from zaplock.trace.events import EVENT, IN_INTERRUPT, NO_OP, EventKind
 
 Columns = dict[str, NDArray[Any]]
 
@@ -52,6 +52,7 @@ class Decoder:
         self._meanings = meanings(layouts.events)
         self._naming = [layout for layout in layouts.events if layout.event in NAMING]
         self._switch = layouts.of(SCHED[0])
+        self._waking = layouts.of(SCHED[1])
         # From an event's id to its place in `_meanings`, -1 where it has none.
         self._known = np.full(1 << 16, -1, np.int16)
         for index, meaning in enumerate(self._meanings):
@@ -87,6 +88,8 @@ class Decoder:
         if not known.all():
             offset, time_ns, which = offset[known], time_ns[known], which[known]
         columns = self._columns(data, offset, time_ns, which, cpu)
+        if self._waking is not None:
+            self._forget_interrupted(columns, self._waking, data, offset)
         if self._switch is not None:
             columns = self._switched_in(columns, data, offset)
         return Decoded(_with_losses(columns, found.losses, cpu), facts)
@@ -114,6 +117,20 @@ class Decoder:
             elif len(rows):
                 columns[column][rows] = gather(data, offset[rows], field).astype(EVENT[column])
         return columns
+
+    def _forget_interrupted(
+        self,
+        columns: Columns,
+        waking: EventLayout,
+        data: NDArray[np.uint8],
+        offset: NDArray[np.int64],
+    ) -> None:
+        """A timer that wakes a task interrupts another one, which has nothing to do with it."""
+        rows = np.flatnonzero((columns["kind"] == EventKind.WAKEUP) & (columns["detail"] != 0))
+        field = waking.field("common_flags")
+        if field is not None and len(rows):
+            interrupted = gather(data, offset[rows], field) & IN_INTERRUPT != 0
+            columns["detail"][rows[interrupted]] = 0
 
     def _switched_in(
         self, columns: Columns, data: NDArray[np.uint8], offset: NDArray[np.int64]

@@ -33,7 +33,10 @@ FOREIGN_CALLS = _events_of(FOREIGN)
 """System calls that work on another process: a target's lock is taken by whoever makes them."""
 FAULTS = ("exceptions:page_fault_user",)
 CONTENTION = ("lock:contention_begin", "lock:contention_end")
-SCHED = ("sched:sched_switch", "sched:sched_wakeup")
+SCHED = ("sched:sched_switch", "sched:sched_waking", "sched:sched_wakeup")
+"""Only sched_waking runs in whoever wakes: the task is put on an idle CPU's queue, and sched_wakeup
+written, by that CPU's own interrupt (TTWU_QUEUE). sched_wakeup is the time from which it is ready.
+"""
 NAMING = ("task:task_newtask", "task:task_rename", "sched:sched_process_exit")
 
 GROUPS = {
@@ -64,7 +67,8 @@ _PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
     CONTENTION[0]: (EventKind.CONTENTION_BEGIN, {"address": "lock_addr", "detail": "flags"}),
     CONTENTION[1]: (EventKind.CONTENTION_END, {"address": "lock_addr", "result": "ret"}),
     SCHED[0]: (EventKind.SCHED_OUT, {"tid": "prev_pid", "detail": "prev_state"}),
-    SCHED[1]: (EventKind.WAKEUP, {"tid": "pid"}),
+    SCHED[1]: (EventKind.WAKEUP, {"tid": "pid", "detail": "common_pid"}),
+    SCHED[2]: (EventKind.WAKEUP, {"tid": "pid"}),
 }
 
 
@@ -78,8 +82,7 @@ def _meaning(layout: EventLayout) -> Meaning | None:
     if layout.event in _PLAIN:
         kind, names = _PLAIN[layout.event]
         running = _field(layout, "common_pid")
-        waker = {"detail": running} if kind == EventKind.WAKEUP else {}
-        return Meaning(layout, kind, {"tid": running, **waker, **_named(layout, names)})
+        return Meaning(layout, kind, {"tid": running, **_named(layout, names)})
     for index, operation in enumerate(OPERATIONS):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
             return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)

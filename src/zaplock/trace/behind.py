@@ -5,8 +5,11 @@ waits for the mmap_lock: an interpreter's lock, a mutex, an answer through a pip
 tells of it. What tells is who woke it: a sleep that a thread ended which was in one recorded call
 for most of that sleep, and came out of it just before.
 
-Needs scheduling events with the waker in them. Not covered: a thread that still sleeps at the end,
-since nobody has woken it; a waker that something else woke first (a longer chain of wake-ups).
+Needs sched_waking, and with it the flags that say whether an interrupt woke the sleeper: a timer
+that fires while a thread is in munmap was not set by that thread. Nor can a thread release a mutex
+while it is in its munmap, so the call is over when the sleep is. Not covered: a thread that still
+sleeps at the end, since nobody has woken it; a waker that something else woke first (a longer chain
+of wake-ups).
 """
 
 from __future__ import annotations
@@ -97,11 +100,10 @@ def _explained(
     calls = analysis.calls
     first, last = np.searchsorted(calls.tid, [waker, waker + 1])
     rows = np.arange(first, last)
-    rows = rows[(calls.begin_ns[rows] < end_ns) & (calls.end_ns[rows] > begin_ns)]
-    rows = rows[calls.end_ns[rows] >= end_ns - AFTER_NS]
+    rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= end_ns - AFTER_NS)]
     if not len(rows):
         return None
-    inside = np.minimum(calls.end_ns[rows], end_ns) - np.maximum(calls.begin_ns[rows], begin_ns)
+    inside = calls.end_ns[rows] - np.maximum(calls.begin_ns[rows], begin_ns)
     best = int(np.argmax(inside))
     call, inside_ns = int(rows[best]), int(inside[best])
     name = calls.operations[int(calls.op[call])]

@@ -42,6 +42,12 @@ class EventKind(IntEnum):
     LOST = 12
 
 
+IN_INTERRUPT = 0x08 | 0x10 | 0x40
+"""In an event's common_flags: TRACE_FLAG_HARDIRQ, _SOFTIRQ and _NMI (include/linux/trace_events.h).
+
+Whoever is on the CPU then is not who did it: a timer that wakes a task interrupts another one.
+"""
+
 EVENT = np.dtype(
     [
         ("time_ns", np.int64),

@@ -2,7 +2,7 @@
 
 Perfetto has no messages of its own for mmap_lock events and for single system calls: it records
 them as generic events, by name and fields, and sys_enter and sys_exit with their number. Those, its
-sched_switch and sched_wakeup, its compact form of both, what each bundle says it lost and the
+sched_switch, sched_waking and sched_wakeup, its compact form, what each bundle says it lost and the
 process trees are read; the rest is passed over. Needs the `perfetto` package, whose message
 classes decode the packets (`pip install zaplock[perfetto]`).
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zaplock.errors import UserError
-from zaplock.trace.events import EventKind
+from zaplock.trace.events import IN_INTERRUPT, EventKind
 from zaplock.trace.operations import X86_64
 from zaplock.trace.text import ImportedTrace, TraceBuilder
 from zaplock.trace.text_events import Row, operation_row, result_row, rows_of, switch_rows
@@ -96,6 +96,10 @@ def _meaning(event: Any) -> list[Row]:
         switch = event.sched_switch
         state = "R" if switch.prev_state & 0xFF == 0 else "S"
         return switch_rows(switch.prev_pid, state, switch.next_pid)
+    if event.HasField("sched_waking"):
+        told = event.HasField("common_flags") and not event.common_flags & IN_INTERRUPT
+        waker = event.pid if told else 0
+        return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_waking.pid, "detail": waker}]
     if event.HasField("sched_wakeup"):
         return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_wakeup.pid}]
     if event.HasField("sys_enter"):

@@ -1,8 +1,8 @@
 """When a task slept, when it was woken, and how long it was on a cpu.
 
-From sched_switch and sched_wakeup. With a pid filter, kernels leave out switches from idle to the
-task, so a SCHED_IN may be missing: any event of a task (but its WAKEUP, which another task writes)
-shows it running.
+From sched_switch, and the first of sched_waking and sched_wakeup. With a pid filter, kernels leave
+out switches from idle to the task, so a SCHED_IN may be missing: any event of a task (but its
+WAKEUP, which another task writes) shows it running.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Sleeps:
             return None
         kind, time_ns = self.events["kind"], self.events["time_ns"]
         out, after = rows[place], rows[place + 1]
-        ran = rows[min(place + 2, len(rows) - 1)] if kind[after] == EventKind.WAKEUP else after
+        later = rows[place + 1 : place + 4]  # a sleep ends with two WAKEUPs at most
+        on_its_way = kind[later] == EventKind.WAKEUP
+        ran = later[-1] if on_its_way.all() else later[np.argmin(on_its_way)]
         return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
 
     def queued_ns(self, tid: int, start_ns: int, end_ns: int) -> int:

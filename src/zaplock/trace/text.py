@@ -29,7 +29,9 @@ from zaplock.trace.operations import NAMES
 from zaplock.trace.text_events import Row, rows_of
 
 _TIME = re.compile(r"(?<!\S)(\d{1,10}+)\.(\d{1,9}+): ")
-_CPU = re.compile(r"\[(\d{1,5}+)\](?:\s{1,8}\S{1,8})?$")
+_CPU = re.compile(r"\[(\d{1,5}+)\](?:\s{1,8}(\S{1,8}))?$")
+_IN_INTERRUPT = re.compile("[hHsSzZ]")
+"""Among ftrace's flags: in a hard or soft interrupt or an NMI."""
 _TGID = re.compile(r"\(\s{0,8}([\d-]{1,10}+)\)$")
 _TASK = re.compile(r"(?:^|[\s-])(?:(\d{1,20})/\s{0,12})?(\d{1,20})$")
 _TAIL = 48
@@ -150,20 +152,27 @@ def _line(line: str, trace: TraceBuilder) -> None:
             break
     else:
         return
+    before = line[: found.start()].rstrip()
     head = {
         "time_ns": int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")),
-        **_who(line[: found.start()].rstrip(), trace),
+        **_who(before, trace),
     }
     if trace.rows and not trace.rows[0]["time_ns"]:
         trace.rows[0]["time_ns"] = head["time_ns"]
     for row in rows:
         whole = {**head, **row}
-        if row["kind"] == EventKind.WAKEUP:
-            whole["detail"] = head["tid"]
+        if row["kind"] == EventKind.WAKEUP and said.startswith("sched_waking:"):
+            whole["detail"] = 0 if _perhaps_interrupted(before) else head["tid"]
         for column, most in _MOST.items():
             if not 0 <= whole[column] + (column == "cpu") <= most:
                 raise ValueError(f"{column} {whole[column]}")
         trace.rows.append(whole)
+
+
+def _perhaps_interrupted(head: str) -> bool:
+    """Say whether the thread on that CPU need not be who did it; perf prints no flags that tell."""
+    found = _CPU.search(head, max(len(head) - _TAIL, 0))
+    return found is None or not found[2] or _IN_INTERRUPT.search(found[2]) is not None
 
 
 def _who(head: str, trace: TraceBuilder) -> Row:

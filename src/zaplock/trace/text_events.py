@@ -150,6 +150,7 @@ _READERS: dict[str, Callable[[str], list[Row]]] = {
     "mmap_lock_acquire_returned": _lock(EventKind.ACQUIRED),
     "mmap_lock_released": _lock(EventKind.RELEASED),
     "sched_switch": _switch,
+    "sched_waking": _wakeup,
     "sched_wakeup": _wakeup,
     "page_fault_user": _fault,
     "contention_begin": _contention(EventKind.CONTENTION_BEGIN),

@@ -19,7 +19,7 @@ static const char *const events[] = {
 	"syscalls/sys_enter_madvise", "syscalls/sys_exit_madvise",
 	"syscalls/sys_enter_exit_group",
 	"exceptions/page_fault_user",
-	"sched/sched_switch", "sched/sched_wakeup", "sched/sched_process_exit",
+	"sched/sched_switch", "sched/sched_waking", "sched/sched_wakeup", "sched/sched_process_exit",
 	"task/task_newtask", "task/task_rename",
 };
 #define NR_EVENTS (sizeof(events) / sizeof(*events))
