@@ -18,7 +18,7 @@ from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.errors import UserError
 from zaplock.lab import profiles
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.teardown import run
 from zaplock.measure.cpu_limit import limited
 from zaplock.model.rwsem import down_read, down_write, up_read, up_write
@@ -146,7 +146,7 @@ def test_who_wakes_up_while_the_group_is_throttled_waits_and_is_not_forgotten() 
 
 def test_a_quota_of_all_cpus_changes_nothing() -> None:
     profile = profiles.load("e5-2680-rfc")
-    plain = Experiment(64 << 20, bystanders=("fault", "mmap"), cpus=2)
+    plain = SimulatedExperiment(64 << 20, bystanders=("fault", "mmap"), cpus=2)
     free = run(linux("6.1"), plain, profile).outcome
     wide = CpuMax(400 * MS, 100 * MS)
     assert run(linux("6.1"), replace(plain, cpu_max=wide), profile).outcome == free

@@ -29,7 +29,7 @@ SUMMARY = "lay real kernels beside the designs that stand for them"
 
 HOST = "host"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
-_GUEST_RATE, _HOST_RATE = 1000, 5000
+_GUEST_PERIOD_NS, _HOST_PERIOD_NS = 1_000_000, 200_000
 _LIMIT_S = 180.0
 _SLOW_SHIFT = 7  # 128 ns an instruction: a second of waiting is soon over
 
@@ -130,7 +130,7 @@ def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) ->
         kernel=kernel,
         teardown=teardown,
         bystanders=(*READERS, WRITER) if writer else READERS,
-        rate=_HOST_RATE if on_host else _GUEST_RATE,
+        period_ns=_HOST_PERIOD_NS if on_host else _GUEST_PERIOD_NS,
         timeout_s=_LIMIT_S,
         exact=not on_host,
         nr_cpus=1,
@@ -150,8 +150,7 @@ def _compared(args: argparse.Namespace, kernel: str, teardown: str, writer: bool
     plan = _plan(args, kernel, teardown, writer)
     done = _done(plan)
     release = done.capsule.facts["release"]
-    period_ns = 10**9 // plan.rate
-    return fidelity.compare(release, kernel, teardown, writer, verdict.read(done), period_ns)
+    return fidelity.compare(release, kernel, teardown, writer, verdict.read(done), plan.period_ns)
 
 
 def _hung(args: argparse.Namespace, kernel: str) -> HungTasks:

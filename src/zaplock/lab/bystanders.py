@@ -51,7 +51,6 @@ STACK = 8 << 20
 """Bytes of a thread's stack."""
 FIRST_CHILD = 1000
 """The mm of the first child that is forked."""
-FOREIGN = ("proc", "gup")
 COMM = {"proc": "ps"}
 """The names of threads, where they are not the bystander's own."""
 

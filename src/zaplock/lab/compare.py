@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zaplock.lab.experiment import Experiment, beside, checked
+from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
 from zaplock.protocols.design import Design
@@ -33,7 +33,7 @@ class Comparison:
     `measured` has an outcome for each block, or is None where nothing was measured.
     """
 
-    experiment: Experiment
+    experiment: SimulatedExperiment
     profile: Profile
     blocks: tuple[tuple[str, ...], ...]
     runs: tuple[Teardown, ...]
@@ -87,7 +87,7 @@ class Comparison:
 
 def compare(
     designs: Sequence[Design],
-    experiment: Experiment,
+    experiment: SimulatedExperiment,
     profile: Profile,
     *,
     blocks: Blocks = BLOCKS,

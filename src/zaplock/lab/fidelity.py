@@ -13,7 +13,7 @@ from itertools import groupby
 from zaplock.designs import Change
 from zaplock.designs.linux import design_of
 from zaplock.designs.observed import deciding, observe, rules_read
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.forecast import predict
 from zaplock.lab.hung_task import message
 from zaplock.lab.profiles import DEFAULT, load
@@ -164,7 +164,9 @@ class HungTasks:
 def compare_hung(release: str, kernel: str, messages: list[str]) -> HungTasks:
     """Lay a guest's hung-task messages beside those of the design that stands for its release."""
     design = design_of(release).design
-    experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
+    experiment = SimulatedExperiment(
+        80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9
+    )
     waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
     both = sorted(set(waits) & set(said))

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.errors import UserError
+from zaplock.experiment import FOREIGN, one_of
 from zaplock.lab import bystanders as by
-from zaplock.lab.experiment import BYSTANDERS, Experiment, checked
+from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.lab.teardown import sched_of
@@ -83,7 +84,9 @@ class Laboratory:
     ) -> None:
         """Begin with an empty address space. Raises UserError for a machine that can't be."""
         self._plan = checked(
-            Experiment(4096, cpus=cpus, hung_task_timeout_ns=hung_task_timeout_ns, seed=seed)
+            SimulatedExperiment(
+                4096, cpus=cpus, hung_task_timeout_ns=hung_task_timeout_ns, seed=seed
+            )
         )
         self.design = design
         self.machine = Machine()
@@ -108,7 +111,9 @@ class Laboratory:
         """
         if self._mapped:
             raise UserError("this lab has its mapping: map more from a thread's program")
-        plan = checked(Experiment(length, backing, (), locked=locked, nr_vmas=nr_vmas))
+        plan = checked(
+            SimulatedExperiment(length, backing, bystanders=(), locked=locked, nr_vmas=nr_vmas)
+        )
         costs, self.machine.costs = self.machine.costs, None
         prepare(self.machine, Cx(self.design, Task(SETUP, MM, "setup")), plan)
         self.machine.costs = costs
@@ -140,8 +145,7 @@ class Laboratory:
 
     def bystander(self, name: str, *, period_ns: int = 1_000_000) -> None:
         """Add a bystander of `zaplock compare` that does its operation once a period."""
-        if name not in BYSTANDERS:
-            raise UserError(f"no bystander {name!r}; choose among {', '.join(BYSTANDERS)}")
+        one_of("bystander", name, by.OPERATIONS)
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
         samples = self._samples[name] = by.SimulatedSamples()
@@ -150,7 +154,7 @@ class Laboratory:
             by.COMM.get(name, name),
             lambda cx: by.keep_doing(cx, name, period_ns, look, samples),
             at_ns=self._random.randrange(period_ns),
-            foreign=name in by.FOREIGN,
+            foreign=name in FOREIGN,
             background=True,
         )
 

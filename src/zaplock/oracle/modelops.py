@@ -20,22 +20,17 @@ from zaplock.oracle.ops import CallOutcome
 from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
-    brk,
     exit,
     fork,
     kernel_access,
     madvise,
     mincore,
-    mlock,
     mmap,
     mprotect,
-    mremap,
-    mseal,
-    msync,
-    remap_pages,
     rmap,
     uffd_range,
 )
+from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx
 from zaplock.protocols.locking import (
     mmap_read_lock,
@@ -115,7 +110,7 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(0)
     length = min(length, _MAX_RW_COUNT)
-    if address & ~f.PAGE_MASK or not madvise.is_known(advice):
+    if address & ~f.PAGE_MASK or not madvise.is_known(w.cx.design, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
@@ -218,22 +213,10 @@ def _simple(make: Callable[..., Any]) -> Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
+    **{name: _simple(make) for name, make in SERVED.items()},
     "mmap": _mmap,
-    "munmap": lambda w, calls, *a: w.syscall(w.cx.design.munmap(w.cx, *a), calls),
-    "mprotect": _simple(mprotect.mprotect),
-    "madvise": _simple(madvise.madvise),
-    "mlock": _simple(mlock.mlock),
-    "mlock2": _simple(mlock.mlock),
-    "munlock": _simple(mlock.munlock),
-    "mlockall": _simple(mlock.mlockall),
-    "munlockall": _simple(mlock.munlockall),
-    "brk": _simple(brk.brk),
-    "mremap": _simple(mremap.mremap),
-    "mseal": _simple(mseal.mseal),
-    "msync": _simple(msync.msync),
     "mincore": _mincore,
     "pread": _pread,
-    "remap_file_pages": _simple(remap_pages.remap_file_pages),
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
     "fork": _fork,

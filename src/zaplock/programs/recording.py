@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 from zaplock.errors import UserError
 from zaplock.inputs import read_plain
-from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
+from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
+from zaplock.system_calls import BY_NUMBER
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")
@@ -322,10 +323,10 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
     if name.startswith("syscall_0x"):
-        name = NAMES.get(int(name[8:], 16), name)
+        name = BY_NUMBER.get(int(name[8:], 16), name)
     elif name == "syscall" and arguments:
         try:
-            name = NAMES.get(int(arguments[0], 0), name)
+            name = BY_NUMBER.get(int(arguments[0], 0), name)
         except ValueError:
             return name, tuple(arguments)
         arguments = arguments[1:]

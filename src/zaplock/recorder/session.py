@@ -39,9 +39,9 @@ from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.watch import watch
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
 from zaplock.trace.file import Manifest, Writer, losses
-from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
 _NICE = 10
@@ -383,7 +383,7 @@ def _manifest(
         target=target,
         command_line=command_line,
         enabled=tuple(layout.event for layout in capture.layouts.events),
-        operations=NAMES,
+        operations=TRACED_NAMES,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         started_ns=time.monotonic_ns(),
         zaplock=__version__,

@@ -24,8 +24,8 @@ from itertools import islice
 import numpy as np
 
 from zaplock.errors import UserError
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
-from zaplock.trace.operations import NAMES
 from zaplock.trace.text_events import Row, rows_of
 
 _TIME = re.compile(r"(?<!\S)(\d{1,10}+)\.(\d{1,9}+): ")
@@ -78,7 +78,9 @@ class TraceBuilder:
             for name in EVENT.names or ()
         }
         order = np.argsort(columns["time_ns"], kind="stable")
-        events = Events({name: col[order] for name, col in columns.items()}, NAMES, self._tasks())
+        events = Events(
+            {name: col[order] for name, col in columns.items()}, TRACED_NAMES, self._tasks()
+        )
         return ImportedTrace(events, self.kernel)
 
     def _tasks(self) -> dict[int, RecordedTask]:

@@ -15,9 +15,9 @@ from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.strangers import visible
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events, RecordedTask
-from zaplock.trace.operations import NAMES
 
 _END_OF_TIME = 1 << 62
 
@@ -45,7 +45,7 @@ def _decoded(capsule: Capsule) -> Events:
     stream = Stream(layouts, names)
     chunks = [(_cpu(name), pages) for name, pages in sorted(capsule.files("pages/").items())]
     columns = stream.feed(chunks, _END_OF_TIME)
-    found = Events(columns, NAMES, names.tasks, names.mms)
+    found = Events(columns, TRACED_NAMES, names.tasks, names.mms)
     found.check()
     return found
 
