@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz bench lint lock clean
+.PHONY: setup run test fuzz bench lint docs coverage lock clean
 
 setup: $(VENV)/.ready
 
@@ -21,8 +21,28 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest
+
+# The site, in out/site: without warnings, dead links or a look at the network.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --require-hashes --requirement docs/requirements.txt
+	touch $@
+
+# Lines that the tests which only compute run, child processes included (docs/design.md says why these).
+COVERED := $(addprefix tests/test_,$(addsuffix .py, \
+	protocols sequential store model_random lab compare quota holds blame waits_fast replay report \
+	recipes programs import_forms recording_file transcripts names arrows))
+FLOOR := 50
+coverage: setup
+	rm -rf out/coverage && mkdir -p out/coverage
+	$(BIN)/coverage run -m pytest $(wildcard $(COVERED))
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under $(FLOOR) | tail -1
 
 # As many mutations of each kind as FUZZ says, others each time.
 FUZZ := 20000
@@ -37,4 +57,4 @@ bench: setup
 	$(BIN)/python -m pytest bench
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) .venv-docs build dist out

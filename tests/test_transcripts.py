@@ -26,7 +26,7 @@ VERBS = {module.name for module in pkgutil.iter_modules(cli.__path__)}
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LONG = re.compile(
-    r"check (--all|expand|munmap-reuse)|--profile e5-2680-320g|--kernel|\bmeasure\b|record|why|top\b"
+    r"check (--all|expand|munmap-reuse)|e5-2680-320g|--kernel|\bmeasure\b|record|why|top\b"
 )
 """Commands that take minutes, ask root or a guest, or are run elsewhere: these are parsed only."""
 VARYING = (

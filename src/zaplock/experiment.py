@@ -33,9 +33,16 @@ HUGE = 2 << 20
 
 
 class Backing(NamedTuple):
-    """What a mapping is made of: bytes of its page, whether it takes memory and from the pool."""
+    """What a mapping is made of.
+
+    page: bytes of its page. takes_memory, from_pool: whether pages are memory of their own, and
+    from the hugetlb pool. on_heap: the heap can be made of it. zap, free: the units of a cost
+    profile that one page takes when it is unmapped.
+    """
 
     page: int = PAGE
+    zap: str = "zap_anon"
+    free: str | None = "free_anon"
     takes_memory: bool = True
     from_pool: bool = False
     on_heap: bool = True
@@ -43,10 +50,10 @@ class Backing(NamedTuple):
 
 BACKINGS = {
     "anonymous": Backing(),
-    "zero": Backing(takes_memory=False),
-    "file": Backing(on_heap=False),
-    "thp": Backing(HUGE),
-    "hugetlb": Backing(HUGE, from_pool=True, on_heap=False),
+    "zero": Backing(PAGE, "zap_zero", None, takes_memory=False),
+    "file": Backing(PAGE, "zap_file", "free_file", on_heap=False),
+    "thp": Backing(HUGE, "zap_thp", "free_thp"),
+    "hugetlb": Backing(HUGE, "zap_hugetlb", "free_hugetlb", from_pool=True, on_heap=False),
 }
 TEARDOWNS = ("munmap", "growsdown", "fixed", "brk", "mremap", "dontneed", "exit")
 
