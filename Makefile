@@ -35,8 +35,8 @@ docs: .venv-docs/.ready
 
 # Lines that the tests which only compute run, child processes included (docs/design.md says why these).
 COVERED := $(addprefix tests/test_,$(addsuffix .py, \
-	protocols sequential store model_random lab compare quota holds blame waits_fast replay report \
-	recipes programs import_forms recording_file transcripts names arrows))
+	protocols sequential store lab quota holds blame report programs import_forms recording_file \
+	exhaustive outside now mutations))
 FLOOR := 50
 coverage: setup
 	rm -rf out/coverage && mkdir -p out/coverage
