@@ -9,14 +9,14 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 TRIES = 3
-"""Of a case: it has to hang while somebody looks, and others may compute just then."""
+"""Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
 REPEATED = pytest.StashKey[list[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Repeat a case that failed, and log its last try; which ones were is told at the end."""
-    if item.path.parent.name != "cases":
+    """Repeat what failed by chance, and log its last try; which ones were is told at the end."""
+    if item.path.parent.name != "cases" and item.get_closest_marker("by_chance") is None:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for left in reversed(range(TRIES)):
@@ -32,7 +32,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which cases needed another try."""
+    """Say which needed another try."""
     for nodeid in terminalreporter.config.stash.get(REPEATED, []):
         terminalreporter.write_line(f"repeated: {nodeid}")
 
