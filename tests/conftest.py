@@ -8,11 +8,22 @@ from multiprocessing.shared_memory import SharedMemory
 import pytest
 from _pytest.runner import runtestprotocol
 
-ONLY_COMPUTE = """
-    test_arrows test_blame test_check test_exhaustive test_footprints test_hidden_state test_history
-    test_liveness test_model_random test_mutations test_names test_protocols test_sequential
-    test_store
-""".split()
+ONLY_COMPUTE = {
+    "test_arrows",
+    "test_blame",
+    "test_check",
+    "test_exhaustive",
+    "test_footprints",
+    "test_hidden_state",
+    "test_history",
+    "test_liveness",
+    "test_model_random",
+    "test_mutations",
+    "test_names",
+    "test_protocols",
+    "test_sequential",
+    "test_store",
+}
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 
 TRIES = 3
