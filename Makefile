@@ -21,8 +21,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 
+# What only computes runs beside what looks at this machine (tests/conftest.py).
+TESTERS := 2
 test: lint docs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
 
 # The site, in out/site: without warnings, dead links or a look at the network.
 docs: .venv-docs/.ready

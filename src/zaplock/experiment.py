@@ -23,7 +23,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 
 if TYPE_CHECKING:  # a measured process imports this, and shall not import numpy
     from zaplock.trace.quotas import CpuMax
@@ -167,8 +167,7 @@ def page_of(backing: str) -> int:
 def one_of(what: str, value: str, known: Collection[str], where: str = "") -> None:
     """Raise UserError unless a name is known; `where` is the place that knows it."""
     if value not in known:
-        there = f" {where}" if where else ""
-        raise UserError(f"no {what} {value!r}{there}; choose among {', '.join(known)}")
+        raise no_such(what, value, known, also=f" {where}" if where else "")
 
 
 def between(what: str, value: float, least: float, most: float) -> None:
