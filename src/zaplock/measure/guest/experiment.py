@@ -20,6 +20,7 @@ from zaplock.trace.outcome import Stalls
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "dontneed", "exit")
 BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
+LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
 BYSTANDERS = ("fault", "mmap", "madvise", "proc", "gup")
 _HUGE = 2 << 20
 _BASE_MEMORY = 512 << 20
@@ -31,7 +32,8 @@ class GuestPlan:
     """One experiment in a guest. Lengths in bytes; `memory` 0 chooses what the backing needs.
 
     `rate` is operations per second of each bystander. `hung_task_timeout_s` 0 leaves the kernel's
-    own (120 s). `graph` records function_graph instead of events. `shift` stretches an exact
+    own (120 s). `graph` records function_graph instead of events. `locks` says where lock events come
+    from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes. `shift` stretches an exact
     guest's time: an instruction takes 2 ** shift ns.
     """
 
@@ -49,6 +51,7 @@ class GuestPlan:
     memory: int = 0
     hung_task_timeout_s: int = 0
     graph: bool = False
+    locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
 
     @property
@@ -84,6 +87,7 @@ def checked(plan: GuestPlan) -> GuestPlan:
     plan = _with_backing(plan)
     _one_of("backing", plan.backing, BACKINGS)
     _one_of("teardown", plan.teardown, TEARDOWNS)
+    _one_of("lock events", plan.locks, LOCK_EVENTS)
     for name in plan.bystanders:
         _one_of("bystander", name, BYSTANDERS)
     _check_length(plan)
@@ -153,6 +157,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         "locked": int(plan.locked),
         "vmas": plan.nr_vmas,
     }
+    if plan.locks != "auto":
+        words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
     if plan.graph:

@@ -10,13 +10,13 @@ from zaplock.trace.events import EventKind
 from zaplock.trace.verdict import Subject, TeardownVerdict
 
 
-def read(done: GuestRun) -> TeardownVerdict:
-    """Read the lock events of a run in a guest or on the host.
+def read(done: GuestRun, by: str = "") -> TeardownVerdict:
+    """Read the lock events of a run in a guest or on the host, `by` one of its ways to record them.
 
     Raises UserError where events were lost: what is missing could be any hold or wait.
     """
     capsule = done.capsule
-    events = recording.events(capsule)
+    events = recording.events(capsule, by)
     if nr_gaps := int((events["kind"] == EventKind.LOST).sum()):
         raise UserError(
             f"{done.plan.kernel}: the trace buffers overflowed {nr_gaps} times, so its holds can't "
