@@ -29,7 +29,7 @@ ROOMS = {
                "recorder", "strangers", "trace"},
     "lab": {"designs", "engines", "errors", "inputs", "model", "outputs", "protocols", "strangers",
             "trace"},
-    "measure": {"errors", "outputs", "recorder", "strangers", "trace"},
+    "measure": {"errors", "linux_version", "outputs", "recorder", "strangers", "trace"},
     "recorder": {"errors", "linux_version", "outputs", "strangers", "trace", "version"},
     "__init__": {"api", "buffers", "release", "version"},
     "api": {"designs", "engines", "model", "protocols"},

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-from zaplock.designs import Change
-from zaplock.designs.linux import design_of
+from zaplock.designs import Change, Design
+from zaplock.designs.linux import StandIn, design_of
 from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.lab.experiment import Experiment
 from zaplock.lab.forecast import predict
@@ -47,6 +47,11 @@ class Agreement:
         return (*READERS, WRITER) if self.queued_writer else READERS
 
     @property
+    def seen(self) -> bool:
+        """Whether the kernel showed its lock; else the bystanders' stalls alone are compared."""
+        return self.measured.seen
+
+    @property
     def modes(self) -> bool:
         """Whether the lock was held in the predicted modes, one after the other."""
         return phases(self.measured) == phases(self.predicted)
@@ -68,8 +73,13 @@ class Agreement:
         return max(abs(both[0].ratio(name) - both[1].ratio(name)) for name in self.bystanders)
 
     @property
-    def agrees(self) -> bool:
-        """Whether the design does what the kernel does."""
+    def agrees(self) -> bool | None:
+        """Whether the design does what the kernel does; None where that was not seen.
+
+        A stall that no design of this kind predicts is a disagreement, seen lock or not.
+        """
+        if not self.seen:
+            return None if self.ratios else False
         return self.modes and self.waits and self.ratios
 
     def to_json(self) -> dict[str, object]:
@@ -80,6 +90,7 @@ class Agreement:
             "teardown": self.teardown,
             "queued_writer": self.queued_writer,
             "agrees": self.agrees,
+            "seen": self.seen,
             "worst_difference": round(self.worst_difference, 4),
             "measured": _plain(self.measured, self.bystanders),
             "predicted": _plain(self.predicted, self.bystanders),
@@ -114,12 +125,17 @@ def compare(
     queued_writer: bool,
     measured: TeardownVerdict,
     period_ns: int,
+    told: Design | None = None,
 ) -> Agreement:
-    """Lay a kernel's verdict beside that of the design which stands for its release."""
-    stand_in = design_of(release)
+    """Lay a kernel's verdict beside that of the design which stands for its release.
+
+    `told` is the design instead: a release can't say which patches are in it.
+    """
+    stand_in = StandIn(told) if told else design_of(release)
     design = observe(stand_in.design)
     bystanders = (*READERS, WRITER) if queued_writer else READERS
-    share = period_ns / measured.hold_ns if measured.hold_ns else 0.005
+    whole_ns = measured.took_ns or measured.hold_ns
+    share = period_ns / whole_ns if whole_ns else 0.005
     predicted = predict(design, teardown, bystanders, period_share=share)
     return Agreement(
         kernel, design.name, teardown, queued_writer, measured, predicted,
@@ -129,6 +145,10 @@ def compare(
 
 HUNG_BYSTANDERS = ("fault", "proc", "madvise", "gup", "mmap")
 """Who stands beside a munmap that takes many times the hung-task timeout."""
+
+
+_COMM = {"ps": "proc"}
+"""What the guest's tasks are called that have another name in a simulation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +181,15 @@ class HungTasks:
         }
 
 
-def compare_hung(release: str, kernel: str, messages: list[str]) -> HungTasks:
+def compare_hung(
+    release: str, kernel: str, messages: list[str], told: Design | None = None
+) -> HungTasks:
     """Lay a guest's hung-task messages beside those of the design that stands for its release."""
-    design = design_of(release).design
+    design = told or design_of(release).design
     experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
     waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
+    waits = {_COMM.get(name, name): wait for name, wait in waits.items()}
     both = sorted(set(waits) & set(said))
     shown = message(waits[both[0]], 10**9, design.kernel) if both else ""
     return HungTasks(

@@ -42,6 +42,14 @@ from zaplock.trace import verdict
 from zaplock.trace.verdict import Subject, TeardownVerdict
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "exit")
+MAPPINGS: Mapping[str, Mapping[str, Any]] = {
+    "locked": {"locked": True},
+    "hugetlb": {"backing": "hugetlb"},
+    "vmas": {"nr_vmas": 1024},
+    "zero": {"backing": "zero"},
+}
+"""Other mappings than one VMA of anonymous memory, each taken down by munmap: by its name, what
+differs (fields of an Experiment of 1 GiB: a VMA a MiB)."""
 _TID, _CPUS, _SEED = 1, 8, 1
 _MAP = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 
@@ -60,7 +68,13 @@ def predict(
     A bystander comes once in `period_share` of the time that the teardown takes.
     """
     costs = profile or load(DEFAULT)
-    period_ns = max(1_000, int(predicted_hold_ns(costs, length, "anonymous") * period_share))
+    hold_ns = predicted_hold_ns(
+        costs,
+        length,
+        MAPPINGS.get(teardown, {}).get("backing", "anonymous"),
+        nr_vmas=MAPPINGS.get(teardown, {}).get("nr_vmas", 1),
+    )
+    period_ns = max(1_000, int(hold_ns * period_share))
     machine = Machine(remote_cpus=len(bystanders))
     machine.mm(MM).counters.put("users", 1)
     # As an mmu_gather: what is full is freed at once, so that exit frees little under write.
@@ -96,7 +110,7 @@ def predict(
 def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[[], Protocol]:
     """Map what the teardown is to take down; return it, ready to start."""
     flags = PROT_READ | PROT_WRITE
-    prepare(machine, cx, Experiment(length, bystanders=()))
+    prepare(machine, cx, Experiment(length, bystanders=(), **MAPPINGS.get(teardown, {})))
     if teardown == "growsdown":
         above = mmap(cx, MAPPING + length, 16 * PAGE, flags, _MAP | MAP_GROWSDOWN)
         assert sequential.run(machine, cx.task, above) == MAPPING + length
@@ -112,6 +126,7 @@ def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[
         "mremap": lambda: mremap(cx, MAPPING, length, PAGE),
         "exit": lambda: exit_process(cx),
     }
+    teardown = "munmap" if teardown in MAPPINGS else teardown
     name = {"growsdown": "munmap", "fixed": "mmap", "exit": "exit_group"}.get(teardown, teardown)
     return lambda: by.system_call(cx, name, end[teardown](), MAPPING, length)
 

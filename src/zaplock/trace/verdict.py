@@ -56,6 +56,14 @@ class TeardownVerdict:
     phases: tuple[TeardownPhase, ...]
     waits: Mapping[str, tuple[str, ...]]
     worst_wait_ns: Mapping[str, int]
+    took_ns: int = 0
+    """How long the teardown took, where no lock event was there to be seen; `worst_wait_ns` are
+    then the longest stalls of the bystanders."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether lock events were recorded: without them there are no phases and no waits."""
+        return not self.took_ns
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -75,7 +83,8 @@ class TeardownVerdict:
 
     def ratio(self, bystander: str) -> float:
         """A bystander's longest wait, as a share of the teardown's holds."""
-        return self.worst_wait_ns.get(bystander, 0) / self.hold_ns if self.hold_ns else 0.0
+        whole_ns = self.took_ns or self.hold_ns
+        return self.worst_wait_ns.get(bystander, 0) / whole_ns if whole_ns else 0.0
 
 
 def read(events: Events, subject: Subject, kernel: str = "") -> TeardownVerdict:

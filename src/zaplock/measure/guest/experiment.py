@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zaplock import linux_version
 from zaplock.errors import UserError
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
@@ -32,9 +33,9 @@ class GuestPlan:
     """One experiment in a guest. Lengths in bytes; `memory` 0 chooses what the backing needs.
 
     `rate` is operations per second of each bystander. `hung_task_timeout_s` 0 leaves the kernel's
-    own (120 s). `graph` records function_graph instead of events. `locks` says where lock events come
-    from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes. `shift` stretches an exact
-    guest's time: an instruction takes 2 ** shift ns.
+    own (120 s). `graph` records function_graph instead of events. `locks` says where lock events
+    come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes. `shift`
+    stretches an exact guest's time: an instruction takes 2 ** shift ns.
     """
 
     length: int
@@ -173,10 +174,20 @@ def run(plan: GuestPlan, *, progress: Callable[[str], None] = lambda _phase: Non
     """Boot the plan's kernel and run the plan once. Raises UserError if it fails."""
     plan = checked(plan)
     kernel = kernels.find(plan.kernel)
-    result = qemu.run(
-        kernel, plan.machine, arguments(plan), limit_s=plan.timeout_s, progress=progress
-    )
+    machine = _with_places(plan.machine, kernels.release_in(kernel.content()))
+    result = qemu.run(kernel, machine, arguments(plan), limit_s=plan.timeout_s, progress=progress)
     return GuestRun(plan, result)
+
+
+_PLACES = 64
+
+
+def _with_places(machine: qemu.GuestMachine, release: str) -> qemu.GuestMachine:
+    """Give return probes places for waiting tasks: before 4.12 as many as there may be CPUs."""
+    found = linux_version.find(release)
+    if found is None or found.carries("4.12"):
+        return machine
+    return replace(machine, boot_options=(*machine.boot_options, f"possible_cpus={_PLACES}"))
 
 
 def lane_stalls(lane: capsule.Lane, begin_ns: int, end_ns: int) -> tuple[Stalls, Stalls]:

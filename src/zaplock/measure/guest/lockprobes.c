@@ -128,6 +128,38 @@ static void locks_save(void)
 		capsule_file("kprobe_profile", path, 4096);
 }
 
+static int file_has(const char *path, const char *word)
+{
+	static char text[4096];
+	int fd = open(path, O_RDONLY);
+	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	return strstr(text, word) != NULL;
+}
+
+/* Say which features that a judgement can use this kernel has: lines of name=0 or 1. */
+static void features_save(void)
+{
+	char tracers[256], probes[256], calls[320], sched[320], faults[320];
+
+	snprintf(tracers, sizeof(tracers), "%s/available_tracers", tracefs);
+	snprintf(probes, sizeof(probes), "%s/kprobe_events", tracefs);
+	snprintf(calls, sizeof(calls), "%s/events/syscalls/sys_enter_munmap", tracefs);
+	snprintf(sched, sizeof(sched), "%s/events/sched/sched_switch", tracefs);
+	snprintf(faults, sizeof(faults), "%s/events/exceptions/page_fault_user", tracefs);
+	capsule_printf("features",
+		"tracefs=%d\nmmap_lock=%d\nkprobe_events=%d\nkallsyms=%d\nfunction_graph=%d\n"
+		"syscalls=%d\nsched=%d\npage_fault_user=%d\nhung_task=%d\nhugetlb=%d\n",
+		has_tracefs(tracefs), *instance ? has_tracepoints() : 0, !access(probes, F_OK),
+		!access("/proc/kallsyms", F_OK), file_has(tracers, "function_graph"),
+		!access(calls, F_OK), !access(sched, F_OK), !access(faults, F_OK),
+		!access("/proc/sys/kernel/hung_task_timeout_secs", F_OK),
+		!access("/proc/sys/vm/nr_hugepages", F_OK));
+}
+
 static void locks_remove(void)
 {
 	char command[192];

@@ -227,7 +227,7 @@ int main(int argc, char **argv)
 	if (in_guest)
 		guest_boot();
 	capsule_open(in_guest ? guest_capsule() : option("capsule", "capsule"), 0);
-	trace = number("trace", 1);
+	trace = number("trace", 1) && has_tracefs(option("tracefs", "/sys/kernel/tracing"));
 	graph = in_guest && number("graph", 0);
 	tracefs = option("tracefs", "/sys/kernel/tracing");
 	period_ns = number("period_ns", period_ns);
@@ -257,6 +257,7 @@ int main(int argc, char **argv)
 	capsule_phase(3);
 	trace_set("tracing_on", "0");
 	save_results();
+	features_save();
 	if (graph) {
 		trace_save_graph();
 	} else if (trace) {

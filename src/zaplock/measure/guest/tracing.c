@@ -49,6 +49,14 @@ static int trace_set(const char *file, const char *text)
 	return write_file(path, text);
 }
 
+static int has_tracefs(const char *folder)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/trace_clock", folder);
+	return !access(path, F_OK);
+}
+
 static void trace_make(const char *name, long buffer_kb)
 {
 	char number[32];
