@@ -202,8 +202,10 @@ def _compared(kernel: _Judged, teardown: str, writer: bool, done: GuestRun) -> A
 
     release = done.capsule.facts["release"]
     period_ns = 10**9 // done.plan.rate
+    cpus = 8 if kernel.name == HOST else done.plan.nr_cpus
+    seen = verdict.read(done)
     return fidelity.compare(
-        release, kernel.name, teardown, writer, verdict.read(done), period_ns, kernel.design
+        release, kernel.name, teardown, writer, seen, period_ns, kernel.design, cpus
     )
 
 

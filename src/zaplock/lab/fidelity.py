@@ -126,9 +126,11 @@ def compare(
     measured: TeardownVerdict,
     period_ns: int,
     told: Design | None = None,
+    cpus: int = 8,
 ) -> Agreement:
     """Lay a kernel's verdict beside that of the design which stands for its release.
 
+    Predicted is what `cpus` CPUs do when bystanders come as they came to the kernel.
     `told` is the design instead: a release can't say which patches are in it.
     """
     stand_in = StandIn(told) if told else design_of(release)
@@ -136,7 +138,12 @@ def compare(
     bystanders = (*READERS, WRITER) if queued_writer else READERS
     whole_ns = measured.took_ns or measured.hold_ns
     share = period_ns / whole_ns if whole_ns else 0.005
-    predicted = predict(design, teardown, bystanders, period_share=share)
+    arrivals = (
+        {name: at / whole_ns for name, at in measured.arrivals_ns.items()} if whole_ns else {}
+    )
+    predicted = predict(
+        design, teardown, bystanders, period_share=share, cpus=cpus, arrivals=arrivals
+    )
     return Agreement(
         kernel, design.name, teardown, queued_writer, measured, predicted,
         tuple(deciding(stand_in.design, rules_read(design))), stand_in.note,

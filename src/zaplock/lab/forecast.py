@@ -50,7 +50,7 @@ MAPPINGS: Mapping[str, Mapping[str, Any]] = {
 }
 """Other mappings than one VMA of anonymous memory, each taken down by munmap: by its name, what
 differs (fields of an Experiment of 1 GiB: a VMA a MiB)."""
-_TID, _CPUS, _SEED = 1, 8, 1
+_TID, _CPUS, _SEED, _SLICES = 1, 8, 1, 200
 _MAP = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 
 
@@ -61,11 +61,14 @@ def predict(
     *,
     length: int = 1 << 30,
     period_share: float = 0.005,
+    cpus: int = _CPUS,
+    arrivals: Mapping[str, float] | None = None,
     profile: Profile | None = None,
 ) -> TeardownVerdict:
     """Run a teardown of `length` bytes under a design and read its events.
 
-    A bystander comes once in `period_share` of the time that the teardown takes.
+    A bystander comes once in `period_share` of the time that the teardown takes, first at its share
+    in `arrivals`, else at random. On one CPU nobody spins on an owner that runs.
     """
     costs = profile or load(DEFAULT)
     hold_ns = predicted_hold_ns(
@@ -81,7 +84,9 @@ def predict(
     cx = Cx(design, Task(_TID, MM, "zap", 0), grain=machine.gather_pages)
     work = _prepared(machine, cx, teardown, length)
     machine.costs = costs.costs
-    engine = TimedEngine(machine, policy=design.rwsem, sched=sched_of(costs, _CPUS))
+    # Who wakes up preempts who runs for long, so nobody is late by more than a hundredth or so.
+    sched = replace(sched_of(costs, cpus), slice_ns=max(1_000, hold_ns // _SLICES))
+    engine = TimedEngine(machine, policy=design.rwsem, sched=sched)
     exits = teardown == "exit"
     window: list[int] = []
 
@@ -95,11 +100,14 @@ def predict(
     random, tids = Random(_SEED), {}
     for tid, name in enumerate(bystanders, _TID + 1):
         foreign = name in by.FOREIGN
-        task = Task(tid, tid if foreign else MM, name, tid % _CPUS)
+        task = Task(tid, tid if foreign else MM, name, tid % cpus)
         loop = _beside_exit if exits else _beside
         program = loop(replace(cx, task=task), name, period_ns, window)
         tids[name] = tid
-        engine.spawn(task, program, at_ns=random.randrange(period_ns), background=not exits)
+        at_ns = random.randrange(period_ns)
+        if arrivals and name in arrivals and not exits:
+            at_ns = 10 * period_ns + int(arrivals[name] * hold_ns)
+        engine.spawn(task, program, at_ns=at_ns, background=not exits)
     engine.run()
     end_ns = engine.now_ns if exits else window[1]
     pid = engine.events().mms.get(MM, _TID)

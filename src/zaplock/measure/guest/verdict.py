@@ -41,4 +41,4 @@ def _stalls_alone(done: GuestRun) -> TeardownVerdict:
     """Tell what the bystanders' own clocks say: it needs nothing of the kernel."""
     took_ns = done.capsule.fact("end_ns") - done.capsule.fact("begin_ns")
     worst = {name: beside.max_ns for name, (beside, _) in stalls(done).items()}
-    return TeardownVerdict((), {}, worst, max(took_ns, 1))
+    return TeardownVerdict((), {}, worst, took_ns=max(took_ns, 1))
