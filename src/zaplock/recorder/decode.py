@@ -67,7 +67,8 @@ class Decoder:
         self._function = np.array([function or 0 for function in functions], np.int64)
         probed = [None if function is None else FUNCTIONS[function] for function in functions]
         self._write = np.array([one.write if one else 0 for one in probed], np.uint8)
-        self._success = np.array([int(bool(one and not one.asks)) for one in probed], np.uint8)
+        acquires = [one is not None and one.kind == EventKind.ACQUIRED for one in probed]
+        self._success = np.array(acquires, np.uint8)
 
     @property
     def sees_calls(self) -> bool:

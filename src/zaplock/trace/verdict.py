@@ -14,9 +14,10 @@ import numpy as np
 
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
+from zaplock.trace.summary import QUEUED_NS
 
 WAITED = 0.05
-"""A wait counts where it lasts this share of the teardown's holds, or more."""
+"""A wait counts where it lasts this share of the teardown's holds, or more, and QUEUED_NS."""
 _PART = 0.1
 """A task is named as the one waited for where it explains this share of the wait, or more."""
 
@@ -153,6 +154,8 @@ def _waits(
         if not len(rows):
             continue
         row = int(rows[np.argmax(waits["wait_ns"][rows])])
+        if waits["wait_ns"][row] < QUEUED_NS:
+            continue  # it found the lock free
         worst[name] = int(waits["wait_ns"][row])
         if worst[name] >= least_ns:
             behind[name] = _culprits(analysis, row, names)
