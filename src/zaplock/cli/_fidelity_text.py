@@ -88,6 +88,11 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
         )
         verb = "as predicted" if one.agrees else f"predicted: {predicted}"
         said.append(f"{one.kernel}: khungtaskd reports {measured}, {verb}.")
+        if one.other_lines:
+            said.append("Its messages differ in (-: the kernel's, +: the model's):")
+            said += [f"    {line}" for line in one.other_lines]
+        elif one.measured_message:
+            said.append("Its messages are the model's, line by line.")
     return said
 
 

@@ -8,13 +8,16 @@ and in the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import unified_diff
 from itertools import groupby
 
 from zaplock.designs import Change, Design
 from zaplock.designs.linux import StandIn, design_of
 from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab.experiment import Experiment
 from zaplock.lab.forecast import predict
+from zaplock.lab.hung_report import comparable, task_in
 from zaplock.lab.hung_task import message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
@@ -162,7 +165,8 @@ _COMM = {"ps": "proc"}
 class HungTasks:
     """Whom khungtaskd reported beside a long munmap with a queued writer, and whom the model did.
 
-    The messages are those of the first task that both reported, "" where there is none.
+    The messages are those of the first task that both reported, "" where there is none;
+    `other_lines` are how the messages of all of them differ, as of unified diffs.
     """
 
     kernel: str
@@ -171,6 +175,7 @@ class HungTasks:
     predicted: tuple[str, ...]
     measured_message: str = ""
     predicted_message: str = ""
+    other_lines: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -185,6 +190,7 @@ class HungTasks:
             "agrees": self.agrees,
             "measured": list(self.measured),
             "predicted": list(self.predicted),
+            "other_lines": list(self.other_lines),
         }
 
 
@@ -198,12 +204,25 @@ def compare_hung(
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
     waits = {_COMM.get(name, name): wait for name, wait in waits.items()}
     both = sorted(set(waits) & set(said))
-    shown = message(waits[both[0]], 10**9, design.kernel) if both else ""
+    texts = {name: _in_its_words(waits[name], said[name], design.kernel) for name in both}
+    other = [line for name in both for line in _differing(said[name], texts[name])]
     return HungTasks(
         kernel,
         design.name,
         tuple(sorted(said)),
         tuple(sorted(waits)),
         said[both[0]] if both else "",
-        shown,
+        texts[both[0]] if both else "",
+        tuple(other),
     )
+
+
+def _in_its_words(wait: LongWait, said: str, kernel: str) -> str:
+    """Write the model's message about the task that a kernel's own is about."""
+    return message(wait, 10**9, kernel, task_in(said))
+
+
+def _differing(said: str, predicted: str) -> list[str]:
+    both = comparable(said), comparable(predicted)
+    lines = unified_diff(*both, lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
