@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from zaplock import outputs
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from zaplock.lab.fidelity import Agreement, HungTasks
     from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 
-SUMMARY = "lay real kernels beside the designs that stand for them"
 
 HOST = "host"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
@@ -151,7 +150,7 @@ def _names(args: argparse.Namespace) -> tuple[list[_Judged], list[str]]:
     teardowns = args.teardowns.split(",") if args.teardowns else list(known)
     for name in teardowns:
         if name not in known:
-            raise UserError(f"no teardown {name!r}; choose among {', '.join(known)}")
+            raise no_such("teardown", name, known)
     return [_judged(one) for one in args.kernels.split(",")], teardowns
 
 

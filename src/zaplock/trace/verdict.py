@@ -58,7 +58,7 @@ class TeardownVerdict:
     waits: Mapping[str, tuple[str, ...]]
     worst_wait_ns: Mapping[str, int]
     arrivals_ns: Mapping[str, int] = field(default_factory=dict)
-    """When each bystander first asked for the lock, from the teardown's begin."""
+    """When each bystander came first, from the teardown's begin, where that is known."""
     took_ns: int = 0
     """How long the teardown took, where no lock event was there to be seen; `worst_wait_ns` are
     then the longest stalls of the bystanders."""
@@ -106,18 +106,7 @@ def read(events: Events, subject: Subject, kernel: str = "") -> TeardownVerdict:
     least_ns = int(WAITED * sum(phase.hold_ns for phase in phases))
     mms = {int(holds["mm"][row]) for row in rows}
     worst, behind = _waits(analysis, subject, mms, max(least_ns, 1))
-    return TeardownVerdict(phases, behind, worst, _arrivals(analysis, subject, mms))
-
-
-def _arrivals(analysis: Analysis, subject: Subject, mms: set[int]) -> dict[str, int]:
-    waits, begin_ns = analysis.waits, subject.begin_ns
-    beside = np.isin(waits["mm"], np.array(sorted(mms), np.uint64))
-    beside &= (waits["start_ns"] >= begin_ns) & (waits["start_ns"] <= subject.end_ns)
-    first = {
-        name: waits["start_ns"][beside & (waits["tid"] == tid)]
-        for name, tid in subject.bystanders.items()
-    }
-    return {name: int(starts.min()) - begin_ns for name, starts in first.items() if len(starts)}
+    return TeardownVerdict(phases, behind, worst)
 
 
 def _call_rows(analysis: Analysis, subject: Subject) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from zaplock.errors import UserError
 from zaplock.measure.guest import recording
+from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestRun, stalls
 from zaplock.trace import verdict
 from zaplock.trace.events import EventKind
@@ -34,7 +37,15 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
         bystanders={lane.name: lane.tid for lane in capsule.lanes},
         exits=done.plan.teardown == "exit",
     )
-    return verdict.read(events, subject, capsule.facts["release"])
+    seen = verdict.read(events, subject, capsule.facts["release"])
+    return replace(seen, arrivals_ns=_arrivals(capsule))
+
+
+def _arrivals(capsule: Capsule) -> dict[str, int]:
+    """Say when each bystander's next operation began, whether it took the lock or not."""
+    begin_ns = capsule.fact("begin_ns")
+    later = {lane.name: lane.begin_ns[lane.begin_ns >= begin_ns] for lane in capsule.lanes}
+    return {name: int(begins[0]) - begin_ns for name, begins in later.items() if len(begins)}
 
 
 def _stalls_alone(done: GuestRun) -> TeardownVerdict:
