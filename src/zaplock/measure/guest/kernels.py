@@ -44,6 +44,26 @@ class Kernel:
         return content
 
 
+_VERSION_AT = 0x20E
+_RELEASE = re.compile(rb"[0-9]{1,3}\.[0-9]{1,3}[!-~]{0,100}")
+_BANNER = b"Linux version "
+
+
+def release_in(image: bytes) -> str:
+    """Read the release that an image tells, as uname(2) will; "" where it tells none.
+
+    A bzImage has it where its header says (`kernel_version`, Documentation/arch/x86/boot.rst), a
+    vmlinux in its banner.
+    """
+    found = None
+    if image[0x202:0x206] == b"HdrS":
+        at = int.from_bytes(image[_VERSION_AT : _VERSION_AT + 2], "little") + 0x200
+        found = _RELEASE.match(image, at) if at > 0x200 else None
+    elif (at := image.find(_BANNER)) >= 0:
+        found = _RELEASE.match(image, at + len(_BANNER))
+    return found[0].decode() if found else ""
+
+
 def find(spec: str) -> Kernel:
     """Return the kernel that `spec` names: a path, `debian:6.1` or `debian:6.12.107+deb12`.
 
