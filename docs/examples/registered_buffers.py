@@ -29,12 +29,14 @@ from zaplock.author import (
     address_of,
     down_read,
     down_write,
+    get_user_pages,
+    page_of,
+    put_page,
     replace,
     step,
     up_read,
     up_write,
 )
-from zaplock.protocols.gup import get_user_pages, put_page
 
 
 class Buffer(NamedTuple):
@@ -88,16 +90,17 @@ async def unregister(cx: Cx) -> int:
 @step
 def is_registered(m: Machine, _task: object, mm: int, start: int, length: int) -> bool:
     """Look whether a buffer overlaps [start, start + length)."""
-    first, last = start >> 12, start + length >> 12
-    buffers = BUFFERS.of(m)
-    found = [buffers[tid] for tid in buffers]
+    first, last = page_of(start), page_of(start + length)
     return any(
-        one.mm == mm
-        and BASE_PAGE + one.page < last
-        and first < BASE_PAGE + one.page + len(one.frames)
-        for one in found
-        if one is not None
+        buffer.mm == mm and buffer.page < last and first < buffer.page + len(buffer.frames)
+        for buffer in registered(m)
     )
+
+
+def registered(m: Machine) -> list[Buffer]:
+    """List the buffers that are registered now."""
+    found = [BUFFERS.get(m, tid) for tid in BUFFERS.of(m)]
+    return [buffer for buffer in found if buffer is not None]
 
 
 async def munmap_unless_registered(cx: Cx, start: int, length: int) -> int:
@@ -112,26 +115,20 @@ async def munmap_unless_registered(cx: Cx, start: int, length: int) -> int:
 
 
 def unmapped(m: Machine) -> str | None:
-    """Say which registered page is no longer mapped."""
-    for tid in BUFFERS.of(m):
-        buffer = BUFFERS.get(m, tid)
-        if buffer is None:
-            continue
-        for number, frame in enumerate(buffer.frames):
-            vpn = BASE_PAGE + buffer.page + number
-            pte = m.mm(buffer.mm).ptes.at(vpn)
-            if pte is None or vpn + pte.delta != frame:
-                return f"page {buffer.page + number} of task {tid}'s buffer is not mapped"
+    """Say which page of a registered buffer is not mapped, or is another one by now."""
+    for buffer in registered(m):
+        for page, frame in enumerate(buffer.frames, buffer.page):
+            pte = m.mm(buffer.mm).ptes.at(BASE_PAGE + page)
+            if pte is None or BASE_PAGE + page + pte.delta != frame:
+                return f"page {page} is registered, and not mapped any more"
     return None
 
 
 def counted_wrong(m: Machine, _results: object) -> str | None:
     """Compare the counter with the buffers."""
-    there = [buffer for tid in BUFFERS.of(m) if (buffer := BUFFERS.get(m, tid)) is not None]
-    pages = sum(len(buffer.frames) for buffer in there if buffer.mm == 1)
-    if REGISTERED.get(m, 1) != pages:
-        return f"registered_vm is {REGISTERED.get(m, 1)}, but {pages} pages are registered"
-    return None
+    pages = sum(len(buffer.frames) for buffer in registered(m))
+    counted = REGISTERED.get(m, 1)
+    return None if counted == pages else f"registered_vm is {counted}, and {pages} pages are"
 
 
 REFUSING = replace(
@@ -150,7 +147,7 @@ STAYS_MAPPED = OwnInvariant(
     name="BUFFER_STAYS_MAPPED",
     says="the pages of a registered buffer stay where they are",
     always=unmapped,
-    sometimes=lambda m: len(BUFFERS.of(m)) > 0,
+    sometimes=lambda m: len(registered(m)) > 0,
 )
 IS_COUNTED = OwnInvariant(
     name="BUFFERS_ARE_COUNTED",

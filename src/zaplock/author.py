@@ -7,20 +7,22 @@ to build on, function by function as Linux has it; that follows the kernel and m
 Steps. `step` makes a function `(machine, task, *args)` one atomic transition that a protocol, an
 `async` function of a `Cx`, awaits. Nobody else runs inside a step, anybody may between two.
 
-    Cx          who runs: `cx.task`, `cx.mm`, `cx.design`, `cx.mmap_lock`
-    WaitStep    a step that waits until something is true
-    Machine     what a step changes: `m.mm(1).ptes`, `m.vmas`, ...; `m.new_handle(task, kind)`
+    `Cx`        who runs: `cx.task`, `cx.mm`, `cx.design`, `cx.mmap_lock`
+    `Step`      what is awaited; `SleepStep(ns)` lets time pass, `WaitStep` waits for something
+    `Machine`   what a step changes: `m.mm(1).ptes`, `m.vmas`, ...; `m.new_handle(task, kind)`
                 gives a name for what a task makes, which nothing had before
-    Task        `task.tid`, `task.mm`, `task.name`, `task.cpu`
-    Violation, Invariant    what a step raises that finds a rule of zaplock's broken
+    `Task`      `task.tid`, `task.mm`, `task.name`, `task.cpu`
+    `Violation` of an `Invariant`: what a step raises that finds one of zaplock's rules broken
 
 State. `OwnCells(name, default)` is state of your own, a counter for instance: `read`, `write`,
 `add` and `wait_for` are steps for protocols; `get` and `put` are for the bodies of steps.
 
 Locks. `LockClass(name)` is a class of locks of your own, `cx.mmap_lock` the one of the address
-space; `down_read`, `down_write`, `up_read`, `up_write`, `downgrade_write`, the killable ones and
-the trylocks are steps. `mmap_write_lock_killable` and its like take the mmap_lock as the design
-does.
+space (a `Lock` is a name and a number). Steps for any of them: `down_read`, `down_read_killable`,
+`down_read_trylock`, `down_write`, `down_write_killable`, `down_write_trylock`, `downgrade_write`,
+`up_read`, `up_write`. The mmap_lock as the design takes it: `mmap_read_lock`,
+`mmap_read_lock_killable`, `mmap_read_unlock`, `mmap_write_lock_killable`, `mmap_write_downgrade`,
+`mmap_write_unlock`.
 
 Memory and system calls. `read_memory`, `write_memory`, `get_user_pages`, `put_page`; `mmap`,
 `madvise`, `mprotect`, `mremap`, `brk`, `fork`, with the constants in `flags`; munmap and the fault
@@ -30,13 +32,17 @@ Munmap in pieces, to put together otherwise: `munmap_addr_sanity`, `lookup_and_s
 `prepare_events`, `count_locked`, `floor_and_ceiling`, `detach_vmas_to_be_unmapped`, `add_counter`,
 `unmap_region`, `remove_vma_list`, `userfaultfd_unmap_complete`; `find_vma` and `read_vma`.
 
-Addresses. `address_of(page)` is the address of a scenario's page, `length_of(pages)` is in bytes.
+Addresses. `address_of(page)` is the address of a scenario's page and `page_of(address)` its
+number; page 0 is the virtual page `BASE_PAGE`. `length_of(pages)` is in bytes, `page_align(length)`
+rounds up to whole pages.
 
-Designs. `replace(SHIPPED["linux-6.18"], name="mine", munmap=...)`, or `linux("6.6.30")` instead.
+Designs. A `Design` is a record: `replace(SHIPPED["linux-6.18"], name="mine", munmap=...)`, or of
+any release: `replace(linux("6.6.30"), ...)`.
 
 Scenarios. `Scenario`, `InitialMapping` and `TaskSpec` say what is mapped and who does what;
 `OwnOperation` and `OwnInvariant` are what you add; `Mutation` is what has to break it, by a `Rule`
-on its steps such as `Skip("step")` or `SkipLock("class", write=True)`.
+on its steps such as `Skip("step")`, `SkipLock("class", write=True)` or
+`Postpone("step", after="other")`.
 
 Tasks. A scenario's `TaskSpec` may be of another address space (`mm`), be killed, or go on for ever
 (`daemon`): a kernel thread is a daemon that does an operation of your own. In a `zaplock.Lab` any
@@ -50,7 +56,14 @@ from dataclasses import replace
 from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, SkipLock
 from zaplock.check.operations import length_of
 from zaplock.check.own import OwnInvariant, OwnOperation
-from zaplock.check.scenarios import BASE_PAGE, InitialMapping, Scenario, TaskSpec, address_of
+from zaplock.check.scenarios import (
+    BASE_PAGE,
+    InitialMapping,
+    Scenario,
+    TaskSpec,
+    address_of,
+    page_of,
+)
 from zaplock.designs import SHIPPED, Cx, Design
 from zaplock.designs.linux import linux
 from zaplock.model import flags
@@ -160,6 +173,7 @@ __all__ = [
     "mremap",
     "munmap_addr_sanity",
     "page_align",
+    "page_of",
     "prepare_events",
     "put_page",
     "read_memory",

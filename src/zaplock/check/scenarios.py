@@ -55,6 +55,11 @@ def address_of(page: int) -> int:
     return (BASE_PAGE + page) << PAGE_SHIFT
 
 
+def page_of(address: int) -> int:
+    """Return the number that a scenario would give the page of an address."""
+    return (address >> PAGE_SHIFT) - BASE_PAGE
+
+
 class InitialMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One VMA of the initial map.
 
