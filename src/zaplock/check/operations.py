@@ -16,7 +16,7 @@ from zaplock.check.scenarios import (
     ScenarioOperation,
     address_of,
 )
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -241,7 +241,7 @@ def kind_of(
     """Return what an operation's name stands for; raises UserError for a wrong one."""
     kind = kinds.get(operation.name)
     if kind is None:
-        raise UserError(f"no operation {operation.name!r}; there are {', '.join(kinds)}")
+        raise no_such("operation", operation.name, kinds)
     if len(operation.numbers) != len(kind.arguments):
         wanted = " ".join([operation.name, *(name.upper() for name in kind.arguments)])
         given = " ".join([operation.name, *map(str, operation.numbers)])

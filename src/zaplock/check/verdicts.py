@@ -43,7 +43,7 @@ from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell
-from zaplock.errors import ProtocolError, UserError
+from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
 from zaplock.protocols.design import Design
 
@@ -141,11 +141,8 @@ def _scenario_of(name: str) -> Scenario:
     if name.endswith(".toml"):
         scenario = read_scenario(Path(name))
         return msgspec.structs.replace(scenario, name=name)
-    known = ", ".join(shipped)
-    raise UserError(
-        f"no scenario {name!r}; there are {known}, pairs such as munmap+fault, a .toml, or "
-        "FILE.py:NAME for your own"
-    )
+    also = ", pairs such as munmap+fault, a .toml, or FILE.py:NAME for your own"
+    raise no_such("scenario", name, shipped, also=also)
 
 
 def find_design(name: str) -> Design:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from zaplock.check.verdicts import Added, CheckResult
     from zaplock.protocols.design import Design
 
-SUMMARY = "prove a locking protocol, or show the interleaving that breaks it"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -10,7 +10,7 @@ from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.designs.proposals import PROPOSALS
 from zaplock.designs.shipped import SHIPPED
-from zaplock.errors import UserError
+from zaplock.errors import UserError, or_meant
 from zaplock.model.rwsem import RwsemPolicy
 from zaplock.protocols.design import Design
 
@@ -33,10 +33,9 @@ def load(name: str) -> Design:
             return linux(name.removeprefix("linux-"))
         except UserError as error:
             why = f" ({error})"
-    raise UserError(
-        f"no design {name!r}{why}; there are {', '.join(SHIPPED)}, linux-RELEASE from {OLDEST} to "
-        f"{NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
-    )
+    others = f"linux-RELEASE from {OLDEST} to {NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
+    meant = why or or_meant(name, SHIPPED)
+    raise UserError(f"no design {name!r}{meant}; there are {', '.join(SHIPPED)}, {others}")
 
 
 def _checked(design: Design, name: str) -> Design:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.lab import bystanders as by
 from zaplock.lab.experiment import BYSTANDERS, Experiment, checked
 from zaplock.lab.profiles import Profile
@@ -152,9 +152,7 @@ class Laboratory:
         `foreign`.
         """
         if does is None and name not in BYSTANDERS:
-            raise UserError(
-                f"no bystander {name!r}; choose among {', '.join(BYSTANDERS)}, or say what it does"
-            )
+            raise no_such("bystander", name, BYSTANDERS, also=", or say what it `does`")
         operation = does or by.OPERATIONS[name]
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
