@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -401,7 +402,9 @@ def _matrix(args: argparse.Namespace) -> int:
     else:
         _print_matrix(cells, designs)
     strange = unexpected(cells)
-    _next(args, f"zaplock check {(strange or cells)[0].scenario}")
+    one = (strange or cells)[0]
+    design = ["--design", one.design] if args.design else []
+    _next(args, shlex.join(["zaplock", "check", one.scenario, *design]))
     verdicts = {cell.verdict for cell in strange}
     if "broken" in verdicts:
         return 1
