@@ -82,6 +82,8 @@ class _Session:
             print("> ", end="", flush=True)
         line = sys.stdin.readline(1000)
         if not line:
+            if sys.stdin.isatty():
+                print()
             return None
         if not sys.stdin.isatty() and not self.json:
             print(f"> {line.strip()}")
