@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from zaplock.designs import load
 from zaplock.designs.own_files import is_reference, named_in_file
-from zaplock.errors import UserError, no_such
+from zaplock.errors import UserError, or_meant
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
 from zaplock.model.step import Step
@@ -129,7 +129,8 @@ def mutation_named(name: str, design: Design) -> Mutation:
         return own
     known = mutations_of(design)
     if name not in known:
-        raise no_such(f"mutation of {design.name}", name, known)
+        there_are = f"of {design.name}{or_meant(name, known)}; there are {', '.join(known)}"
+        raise UserError(f"no mutation {name!a} {there_are}")
     return known[name]
 
 
