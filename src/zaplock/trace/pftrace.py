@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from zaplock.errors import UserError
+from zaplock.strangers import name_of
 from zaplock.trace.events import IN_INTERRUPT, EventKind
 from zaplock.trace.imported import ImportedTrace, TraceBuilder
 from zaplock.trace.operations import X86_64
@@ -81,15 +82,15 @@ def _varint(file: IO[bytes]) -> int:
 def _packet(packet: Any, found: TraceBuilder) -> None:
     if packet.HasField("process_tree"):
         for process in packet.process_tree.processes:
-            name = process.cmdline[0].rpartition("/")[2][:15] if process.cmdline else ""
+            name = _text(process.cmdline[0]).rpartition("/")[2][:15] if process.cmdline else ""
             found.name(process.pid, name)
             found.own(process.pid, process.pid)
         for thread in packet.process_tree.threads:
             found.own(thread.tid, thread.tgid)
             if thread.name:
-                found.name(thread.tid, thread.name)
+                found.name(thread.tid, _text(thread.name))
     if packet.HasField("system_info"):
-        found.kernel = packet.system_info.utsname.release or found.kernel
+        found.kernel = _text(packet.system_info.utsname.release) or found.kernel
     if packet.HasField("ftrace_events"):
         _bundle(packet.ftrace_events, found)
 
@@ -116,10 +117,11 @@ def _rows(event: Any, found: TraceBuilder) -> Iterator[Row]:
     for row in _meaning(event):
         yield {**head, **row}
     if event.HasField("sched_switch"):
-        found.name(event.sched_switch.next_pid, event.sched_switch.next_comm)
-        found.name(event.sched_switch.prev_pid, event.sched_switch.prev_comm)
+        switch = event.sched_switch
+        found.name(switch.next_pid, _text(switch.next_comm))
+        found.name(switch.prev_pid, _text(switch.prev_comm))
     if event.HasField("task_rename"):
-        found.name(event.task_rename.pid, event.task_rename.newcomm)
+        found.name(event.task_rename.pid, _text(event.task_rename.newcomm))
 
 
 def _meaning(event: Any) -> list[Row]:
@@ -143,15 +145,20 @@ def _meaning(event: Any) -> list[Row]:
 def _printed(generic: Any) -> str:
     """Print a generic event as ftrace does: its fields in order, numbers in hexadecimal."""
     fields = (
-        f"{one.name}: {one.str_value or hex(one.uint_value or one.int_value)}"
+        f"{_text(one.name)}: {_text(one.str_value) or hex(one.uint_value or one.int_value)}"
         for one in generic.field
         if one.name not in ("__syscall_nr", "nr")
     )
     said = ", ".join(fields).replace("write: 0x", "write: ").replace("success: 0x", "success: ")
-    name = generic.event_name
+    name = _text(generic.event_name)
     if name.startswith("sys_exit_"):
         said = next((hex(one.int_value) for one in generic.field if one.name == "ret"), "0")
     return f"{name}: {said}"
+
+
+def _text(raw: str | bytes) -> str:
+    """Read a string field; protobuf gives one that is no UTF-8 as it is."""
+    return raw if isinstance(raw, str) else name_of(raw)
 
 
 def _compact(sched: Any) -> Iterator[Row]:
