@@ -26,7 +26,7 @@ LIBRARIES = (
     "zaplock.views.report_text", "zaplock.views.outcomes", "zaplock.replay.replay",
     "zaplock.trace.foreign", "zaplock.trace.analysis", "zaplock.check.verdicts",
     "zaplock.views.counterexample", "zaplock.oracle.campaign", "zaplock.programs.replay",
-    "zaplock.lab.lab", "zaplock.advise.calls",
+    "zaplock.lab.lab", "zaplock.advise.calls", "zaplock.recorder.session", "zaplock.trace.file",
 )  # fmt: skip
 ROOM = 6 << 30
 """Of address space: no fault of zaplock's shall take the machine down."""
@@ -34,8 +34,8 @@ WALL = 12
 """So many times its CPU time may a process take, on a machine that does other work."""
 
 
-def child(argv: list[str], streams: list[int], limit_s: int) -> None:
-    """Be zaplock."""
+def child(argv: list[str], streams: list[int], limit_s: int, ready: int = -1) -> None:
+    """Be zaplock; say on `ready` when it begins."""
     os.setpgid(0, 0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(streams[0], 1)
@@ -45,6 +45,8 @@ def child(argv: list[str], streams: list[int], limit_s: int) -> None:
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = ["zaplock", *argv]
     code = 1
+    if ready >= 0:
+        os.close(ready)
     try:
         code = main(argv)
     except SystemExit as ended:
@@ -78,12 +80,17 @@ def run(argv: list[str], limit_s: int) -> dict[str, Any]:
         }
 
 
-def serve() -> None:
-    """Answer until nobody asks any more."""
+def prepare() -> None:
+    """Import what the verbs will want; start no thread, for a forked child would lack it."""
     for verb in verbs():
         importlib.import_module(f"zaplock.cli.{verb}")
     for name in LIBRARIES:
         importlib.import_module(name)
+
+
+def serve() -> None:
+    """Answer until nobody asks any more."""
+    prepare()
     for line in sys.stdin:
         job = json.loads(line)
         print(json.dumps(run(job["argv"], job["limit_s"])), flush=True)
