@@ -30,7 +30,7 @@ LIBRARIES = (
 )  # fmt: skip
 ROOM = 6 << 30
 """Of address space: no fault of zaplock's shall take the machine down."""
-WALL = 12
+WALL = 60
 """So many times its CPU time may a process take, on a machine that does other work."""
 
 
