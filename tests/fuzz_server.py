@@ -18,7 +18,7 @@ import tempfile
 import traceback
 from typing import Any
 
-from zaplock.cli import main, verbs
+from zaplock.cli import SUMMARIES, main
 
 LIBRARIES = (
     "zaplock.views.html", "zaplock.views.perfetto", "zaplock.views.replayed",
@@ -82,7 +82,7 @@ def run(argv: list[str], limit_s: int) -> dict[str, Any]:
 
 def prepare() -> None:
     """Import what the verbs will want; start no thread, for a forked child would lack it."""
-    for verb in verbs():
+    for verb in SUMMARIES:
         importlib.import_module(f"zaplock.cli.{verb}")
     for name in LIBRARIES:
         importlib.import_module(name)
