@@ -27,9 +27,12 @@ page held before the run.
 from __future__ import annotations
 
 import errno
+import functools
+from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -291,7 +294,8 @@ def _decode(text: str, name: str, where: str) -> Scenario:
     return scenario if scenario.name else msgspec.structs.replace(scenario, name=name)
 
 
-def shipped_scenarios() -> dict[str, Scenario]:
+@functools.cache
+def shipped_scenarios() -> Mapping[str, Scenario]:
     """Return the scenarios that come with zaplock, by name, pairs apart (see `check.pairs`)."""
     folder = resources.files("zaplock.check") / "scenario_files"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=str)
@@ -299,4 +303,4 @@ def shipped_scenarios() -> dict[str, Scenario]:
     for file in files:
         name = file.name.removesuffix(".toml")
         found[name] = _decode(file.read_text(), name, file.name)
-    return found
+    return MappingProxyType(found)

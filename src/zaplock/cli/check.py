@@ -101,6 +101,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{name} {value} is not above 0")
+    for name, value, most in (("--jobs", args.jobs, 256), ("--pct", args.pct, 1000)):
+        if value is not None and value > most:
+            raise UserError(f"{name} {value} is above {most}: give a smaller number")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {"--sample": args.sample, "--exact": args.exact, "--html": args.html}
