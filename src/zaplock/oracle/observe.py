@@ -86,7 +86,9 @@ class _Fields:
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
-    def __init__(self, baseline: tuple[int, ...] | None = None) -> None:
+    def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
+        """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
+        self._has_scan = has_scan
         self._bodies: dict[bytes, tuple[int, ...]] = {}
         self._pieces: dict[bytes, _Piece] = {}
         self._spelled: dict[bytes, str] = {}
@@ -159,9 +161,11 @@ class Parser:
         return piece
 
     def _spelling(self, flags: bytes) -> str:
+        # Kernels with soft-dirty tracking show it of every VMA until somebody clears it.
         spelled = self._spelled.get(flags)
         if spelled is None:
-            spelled = self._spelled[flags] = " ".join(sorted(flags.decode().split()))
+            shown = (flag for flag in flags.decode().split() if flag != "sd")
+            spelled = self._spelled[flags] = " ".join(sorted(shown))
         return spelled
 
     def _status(self, status: bytes) -> tuple[int, ...]:
@@ -176,6 +180,8 @@ class Parser:
 
     def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
         count = _COUNT(scan)[0]
+        if not self._has_scan:
+            return b"", b""
         if count < 0:
             raise ValueError(f"PAGEMAP_SCAN failed with errno {-count}")
         end = 16 + 24 * count
