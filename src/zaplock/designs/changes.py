@@ -329,6 +329,18 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.5", None, "mm/mprotect: untouched anonymous memory that may not be written is uncharged",
+        "an mprotect that takes write permission from anonymous memory which was never touched "
+        "gives back what was charged for it",
+        {"uncharges_untouched": True},
+        doubt="neither its id nor its release was looked up: 6.1 does not, 6.12 does",
+    ),
+    Change(
+        "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
+        "MAP_STACK keeps huge pages out of a mapping",
+        {"stacks_nohugepage": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+    ),
+    Change(
         "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
         "the last of the faults on files that took the mmap_lock",
     ),
@@ -388,6 +400,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",
         "MADV_GUARD_INSTALL and _REMOVE, which hold the mmap_lock for read",
+        {"guards": True},
     ),
     Change(
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
@@ -433,6 +446,13 @@ CHANGES: tuple[Change, ...] = (
         "6.17", "d23cb648e365", "mm/mremap: permit mremap() move of multiple VMAs",
         "one mremap may move a range of several VMAs",
         {"moves_many": True},
+    ),
+    Change(
+        "6.17", None, "mm/mremap: check remap conditions earlier",
+        "an mremap looks at all its arguments before it looks for the mapping: a bad new address "
+        "or length is EINVAL, also where nothing is mapped (EFAULT before)",
+        {"mremap_looks_up_first": False},
+        doubt="its id was not looked up; 6.12 looks up first, 6.18 does not",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -497,7 +517,8 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.3", "397432cab17b",
         "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
-        "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away",
+        "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away: what "
+        "moved is split off and alone unlocked, and merges neither again nor with its copy",
         {"dontunmap_leaks_locked": False}, ("7.2.8",),
     ),
 )  # fmt: skip

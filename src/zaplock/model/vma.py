@@ -361,16 +361,19 @@ def absorb(m: Machine, task: Task, left: int, right: int) -> int:
     return left
 
 
-def merge_around(m: Machine, task: Task, handle: int) -> int:
-    """Merge a VMA with its neighbours where it can; return the handle of what it is now."""
+def merge_around(m: Machine, task: Task, handle: int, apart: int = 0) -> int:
+    """Merge a VMA with its neighbours where it can; return the handle of what it is now.
+
+    It does not merge with the VMA `apart`.
+    """
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     left = previous(space, vma.start)
-    if left and can_merge(m, vma_of(m, task, left), vma):
+    if left and left != apart and can_merge(m, vma_of(m, task, left), vma):
         handle = absorb(m, task, left, handle)
         vma = vma_of(m, task, handle)
     right = following(space, vma.end)
-    if right and can_merge(m, vma, vma_of(m, task, right)):
+    if right and right != apart and can_merge(m, vma, vma_of(m, task, right)):
         handle = absorb(m, task, handle, right)
     return handle
 

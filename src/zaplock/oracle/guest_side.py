@@ -6,7 +6,8 @@ back the same way. So everything that judges the host's kernel judges a guest's,
 follows the design of that kernel's own release.
 
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
-results, maps, smaps' figures and counters are compared, and what loads return. Where there is no
+results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
+keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out. Where there is no
 mseal (before 6.10), sequences keep away from the ring.
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
@@ -139,15 +141,23 @@ class GuestSide(RealSide):
         facts = self._guest_process.await_boot()
         self.release = facts["release"]
         self._names = self._names._replace(max_map_count=int(facts["max_map_count"]))
-        self._has_scan = has_scan(self.release)
-        self._parser = Parser(has_scan=self._has_scan)
+        self.hidden = hidden_by(self.release)
+        if carries(self.release, "6.16"):
+            self._guest_process.write(ring.CONTROL, ring.control_words()[: ring.BOOT - ring.CONTROL])
+            self._guest_process.restart()
+        self._parser = Parser(has_scan=not self.hidden.pages)
         self._facts = ProcessFacts(
             **{name: int(facts[name]) for name in _NUMBERS},
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
         )
         self.environment = self._explore(self._facts)
-        self._parser = Parser(self.environment.baseline.counters, self._has_scan)
+        self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)
+
+    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
+        """Run a sequence, and leave out what the kernel shows in lumps only."""
+        steps = super().run(sequence)
+        return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
     def restart(self) -> None:
         """Replace the bare process."""
@@ -184,10 +194,41 @@ def booted(spec: str) -> Iterator[GuestSide]:
             side.close()
 
 
-def has_scan(release: str) -> bool:
-    """Return whether a release has PAGEMAP_SCAN (6.7)."""
+def carries(release: str, since: str) -> bool:
+    """Return whether a release has what came with another one."""
     version = find(release)
-    return version is not None and version.carries("6.7")
+    return version is not None and version.carries(since)
+
+
+class Hidden(NamedTuple):
+    """What a kernel does not show: residency and contents page by page, counters of residency."""
+
+    pages: bool
+    rss: bool
+
+    def step(self, step: OracleStep) -> OracleStep:
+        """Take it out of a step."""
+        child = step.outcome.child
+        outcome = step.outcome._replace(child=self.snapshot(child)) if child else step.outcome
+        return OracleStep(outcome, self.snapshot(step.snapshot))
+
+    def snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Take it out of a snapshot."""
+        if self.pages:
+            snapshot = snapshot._replace(regions=b"", tags=b"")
+        if self.rss:
+            pairs = zip(ops.COUNTERS, snapshot.counters, strict=True)
+            counters = tuple(0 if name in _RSS else value for name, value in pairs)
+            snapshot = snapshot._replace(counters=counters)
+        return snapshot
+
+
+_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
+
+
+def hidden_by(release: str) -> Hidden:
+    """Return what a release does not show: see the head of this file."""
+    return Hidden(not carries(release, "6.7"), not carries(release, "6.2"))
 
 
 class GuestModel(ModelSide):
@@ -195,27 +236,15 @@ class GuestModel(ModelSide):
 
     def __init__(self, side: GuestSide) -> None:
         super().__init__(side.environment, design_of(side.release).design)
-        self._shows_pages = has_scan(side.release)
+        self._hidden = side.hidden
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
-        """Run a sequence; without PAGEMAP_SCAN pages are left out."""
+        """Run a sequence, and leave out what the kernel does not show."""
         steps = super().run(sequence)
-        return steps if self._shows_pages else [_without_pages(step) for step in steps]
-
-
-def _without_pages(step: OracleStep) -> OracleStep:
-    child = step.outcome.child
-    outcome = step.outcome._replace(child=_blind(child)) if child else step.outcome
-    return OracleStep(outcome, _blind(step.snapshot))
-
-
-def _blind(snapshot: Snapshot) -> Snapshot:
-    return snapshot._replace(regions=b"", tags=b"")
+        return list(map(self._hidden.step, steps)) if any(self._hidden) else steps
 
 
 def guest_scope(release: str) -> Scope:
     """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
-    version = find(release)
-    assert version is not None
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
-    return replace(COVERED, slots=slots, spares_ring=not version.carries("6.10"))
+    return replace(COVERED, slots=slots, spares_ring=not carries(release, "6.10"))

@@ -101,7 +101,7 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(0)
     length = min(length, _MAX_RW_COUNT)
-    if address & ~f.PAGE_MASK or not madvise.is_known(advice):
+    if address & ~f.PAGE_MASK or not madvise.is_known(w.cx, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)

@@ -114,6 +114,10 @@ class Design:
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
+    mremap_looks_up_first: bool = True
+    uncharges_untouched: bool = False
+    stacks_nohugepage: bool = False
+    guards: bool = False
     reclaims_tables: bool = False
     mseal: Literal["no", "range", "vma"] = "no"
     tombstones: bool = False

@@ -85,7 +85,7 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     aligned = page_align(length) % (1 << 64)
     end = start + aligned
-    if not is_known(advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
+    if not is_known(cx, advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
         return -EINVAL
     if end == start:
         return 0
@@ -96,9 +96,11 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     return await advise_pages(cx, start, end, advice)
 
 
-def is_known(advice: int) -> bool:
-    """Return whether there is such an advice."""
-    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS, *GUARDS)
+def is_known(cx: Cx, advice: int) -> bool:
+    """Return whether there is such an advice; guards have been there since 6.13."""
+    if advice in GUARDS:
+        return cx.design.guards
+    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS)
 
 
 async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:

@@ -173,7 +173,10 @@ async def do_mmap(
     placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff)
     if placed < 0:
         return placed, False
-    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff)
+    stacks_nohugepage = cx.design.stacks_nohugepage
+    vm_flags = await mmap_flags(
+        cx.mm, placed, length, prot, flags, file, pgoff, stacks_nohugepage
+    )
     if vm_flags < 0:
         return vm_flags, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:

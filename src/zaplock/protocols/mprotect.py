@@ -143,7 +143,8 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
         return charged
     flags |= charged
     unwritten = not flags & VM_WRITE and vma.flags & VM_ACCOUNT
-    uncharged = unwritten and not vma.file and not vma.anon_vma
+    untouched = cx.design.uncharges_untouched and not vma.file and not vma.anon_vma
+    uncharged = unwritten and untouched
     if uncharged:
         flags &= ~VM_ACCOUNT
     part = await modify_vma(cx, handle, low, high, flags)

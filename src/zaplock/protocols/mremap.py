@@ -53,6 +53,7 @@ from zaplock.model.vma import (
     merge_around,
     overlapping,
     read_vma,
+    split_vma,
     tombstones_over,
     vma_of,
     write_vma,
@@ -110,6 +111,8 @@ async def mremap(
     old, new = page_align(old_length) % _WORD, page_align(new_length) % _WORD
     request = Request(address, old, new, flags, new_address)
     error = mremap_arguments(cx, request)
+    if error and (cx.design.mremap_looks_up_first and not is_malformed(request)):
+        return await refuse_after_look_up(cx, request, error)
     if error:
         return error
     if request.implies_move and await near_map_limit(cx.mm, 5):
@@ -151,6 +154,24 @@ def mremap_arguments(cx: Cx, r: Request) -> int:
         return -EINVAL
     old_end, new_end = (r.address + r.old_length) % _WORD, r.new_address + r.new_length
     return -EINVAL if old_end > r.new_address and new_end > r.address else 0
+
+
+def is_malformed(r: Request) -> bool:
+    """Return whether a request is refused before anything is looked up, in every kernel."""
+    if r.flags & ~KNOWN or r.address & ~PAGE_MASK or not r.new_length:
+        return True
+    if r.implies_move and not r.flags & MREMAP_MAYMOVE:
+        return True
+    return bool(r.flags & MREMAP_DONTUNMAP and r.old_length != r.new_length)
+
+
+async def refuse_after_look_up(cx: Cx, r: Request, error: int) -> int:
+    """Return -EFAULT where nothing is mapped, else what is wrong with the arguments (to 6.16)."""
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    mapped = await is_mapped(cx.mm, r.address)
+    await unlock_after_unmap(cx, 0)
+    return error if mapped else -EFAULT
 
 
 async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
@@ -407,20 +428,35 @@ async def move(
     keeps_old = bool(r.flags & MREMAP_DONTUNMAP)
     if cx.design.vma_locks:
         await vma_start_write(handle)
+    leaks = cx.design.dontunmap_leaks_locked
+    if keeps_old and not leaks and vma.flags & VM_LOCKED:
+        handle = await split_off(cx, handle, vma, r)
+        if handle < 0:
+            return MremapResult(handle)
+        vma = await read_vma(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
-    new = await copy_vma(handle, r.address, target, r.new_length)
+    merges = leaks or not keeps_old
+    new = await copy_vma(handle, r.address, target, r.new_length, merges)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
-        leaks = cx.design.dontunmap_leaks_locked
         await keep_empty(cx.mm, new, r.address, r.old_length, leaks)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
     return MremapResult(target, 0, populate_range(vma, r, target))
+
+
+async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:
+    """Split what is to be unlocked off its VMA; its handle, or -ENOMEM."""
+    if r.address > vma.start:
+        handle = await split_vma(handle, r.address, False)
+    if handle > 0 and r.address + r.old_length < vma.end:
+        await split_vma(handle, r.address + r.old_length, False)
+    return handle
 
 
 @step
@@ -430,18 +466,20 @@ def charge_move(m: Machine, task: Task, mm: int, vma: Vma, new_length: int) -> i
 
 
 @step
-def copy_vma(m: Machine, task: Task, handle: int, address: int, target: int, length: int) -> int:
+def copy_vma(
+    m: Machine, task: Task, handle: int, address: int, target: int, length: int, merges: bool
+) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
-    merge with what it is a copy of.
+    merge with what it is a copy of (where it `merges`).
     """
     vma = vma_of(m, task, handle)
     pgoff = vma.pgoff_of(address)
     if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
-    copy = merge_around(m, task, insert(m, task, new))
+    copy = merge_around(m, task, insert(m, task, new), 0 if merges else handle)
     forget_monitor(m, task, copy)
     return copy
 

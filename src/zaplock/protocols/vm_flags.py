@@ -83,6 +83,7 @@ def mmap_flags(
     flags: int,
     file: int,
     pgoff: int,
+    stacks_nohugepage: bool,
 ) -> int:
     """Return the vm_flags of a mapping, or a negative errno where it may not be."""
     space = m.mm(mm)
@@ -91,7 +92,7 @@ def mmap_flags(
     vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
     vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
     vm_flags |= VM_SYNC if flags & MAP_SYNC else 0
-    if flags & MAP_STACK:
+    if flags & MAP_STACK and stacks_nohugepage:
         vm_flags |= VM_NOHUGEPAGE
     if flags & MAP_LOCKED and not may_mlock(space):
         return -EPERM
