@@ -341,6 +341,11 @@ CHANGES: tuple[Change, ...] = (
         {"stacks_nohugepage": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
     ),
     Change(
+        "6.7", "efa7df3e3bb5", "mm: align larger anonymous mappings on THP boundaries",
+        "anonymous mappings of whole huge pages are placed so that huge pages fit",
+        {"aligns_for_huge_pages": "memory"}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+    ),
+    Change(
         "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
         "the last of the faults on files that took the mmap_lock",
     ),
@@ -349,6 +354,18 @@ CHANGES: tuple[Change, ...] = (
         "a moving mremap takes a page table along that it covers only from the first mapping in it "
         "on, where both places have the same offset in their tables",
         {"realigns_moves": True}, doubt="its id was not looked up; posted in 2023, seen in 6.18",
+    ),
+    Change(
+        "6.9", None, "mm/madvise: process_madvise() of oneself needs no CAP_SYS_NICE",
+        "process_madvise of oneself needs no capability",
+        {"advises_itself": "some"},
+        doubt="neither id nor release was looked up; 6.1 needs it, 6.12 does not",
+    ),
+    Change(
+        "6.9", "631426ba1d45",
+        "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
+        "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
+        {"populates_over_holes": False}, doubt="its id is from memory; 6.1 goes on, 6.12 does not",
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
@@ -360,6 +377,12 @@ CHANGES: tuple[Change, ...] = (
         'sealed mappings can\'t be unmapped, moved, protected or discarded; the whole "range" is '
         "looked over before anything of it is changed",
         {"mseal": "range"},
+    ),
+    Change(
+        "6.11", "9651fcedf7b9",
+        "mm: add MAP_DROPPABLE for designating always lazily freeable mappings",
+        "mappings of the kind MAP_DROPPABLE",
+        {"droppable": True}, doubt="its id is from memory; 6.1 has none, 6.12 has",
     ),
     Change(
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
@@ -403,9 +426,33 @@ CHANGES: tuple[Change, ...] = (
         {"guards": True},
     ),
     Change(
+        "6.13", None, "mm/madvise: allow process_madvise() any advice for the caller itself",
+        'process_madvise takes "all" advice for oneself; before "some", as for others: WILLNEED, '
+        "COLD, PAGEOUT and COLLAPSE",
+        {"advises_itself": "all"}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+    ),
+    Change(
+        "6.13", None, "mm: allocate a huge page on a write fault on the huge zero page",
+        "a write to the huge zero page gets a huge page; before, that was split into small zero "
+        "pages and one of them replaced",
+        {"replaces_huge_zero": True}, doubt="its id was not looked up; 6.12 splits, 6.18 does not",
+    ),
+    Change(
+        "6.14", None, "mm: userfaultfd can't watch droppable mappings",
+        "userfaultfd refuses mappings of the kind MAP_DROPPABLE",
+        {"watches_droppable": False},
+        doubt="neither id nor release was looked up; 6.12 does not refuse, 6.18 does",
+    ),
+    Change(
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
         "MADV_DONTNEED frees the page tables that it has emptied",
         {"reclaims_tables": True},
+    ),
+    Change(
+        "6.15", None, "/dev/zero: private mappings are placed like anonymous memory",
+        "private mappings of /dev/zero are placed so that huge pages fit, too",
+        {"aligns_for_huge_pages": "devices"},
+        doubt="neither id nor release was looked up; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
@@ -425,6 +472,12 @@ CHANGES: tuple[Change, ...] = (
         "6.16", "bfe125f1b187",
         "mmu_gather: move tlb flush for VM_PFNMAP/VM_MIXEDMAP vmas into free_pgtables()",
         "the flush of device memory is paid only where the rmap goes",
+    ),
+    Change(
+        "6.16", "879bca0a2c4f", "mm/vma: fix incorrectly disallowed anonymous VMA merges",
+        "what was touched merges with a neighbour that never was, too; before, only the other way "
+        "round",
+        {"merges_untouched": True}, doubt="its id is from memory; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.16", "c84bf6dd2b83", "mm: introduce new .mmap_prepare() file callback",
@@ -449,10 +502,10 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.17", None, "mm/mremap: check remap conditions earlier",
-        "an mremap looks at all its arguments before it looks for the mapping: a bad new address "
-        "or length is EINVAL, also where nothing is mapped (EFAULT before)",
-        {"mremap_looks_up_first": False},
-        doubt="its id was not looked up; 6.12 looks up first, 6.18 does not",
+        "an mremap looks at all its arguments before it looks for the mapping (a bad new address "
+        "is EINVAL, also where nothing is mapped), and at the mapping before it clears the new "
+        "place",
+        {"mremap_checks_first": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -519,7 +572,7 @@ CHANGES: tuple[Change, ...] = (
         "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
         "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away: what "
         "moved is split off and alone unlocked, and merges neither again nor with its copy",
-        {"dontunmap_leaks_locked": False}, ("7.2.8",),
+        {"dontunmap_leaks_locked": False}, ("6.1.192", "6.12.117", "7.2.8"),
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

@@ -7,8 +7,8 @@ follows the design of that kernel's own release.
 
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
 results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
-keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out. Where there is no
-mseal (before 6.10), sequences keep away from the ring.
+keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out.
+Where there is no mseal (before 6.10), sequences keep away from the ring.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from zaplock.linux_version import find
 from zaplock.measure.guest import build, kernels, qemu
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
+from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
@@ -143,7 +144,9 @@ class GuestSide(RealSide):
         self._names = self._names._replace(max_map_count=int(facts["max_map_count"]))
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
-            self._guest_process.write(ring.CONTROL, ring.control_words()[: ring.BOOT - ring.CONTROL])
+            self._guest_process.write(
+                ring.CONTROL, ring.control_words()[: ring.BOOT - ring.CONTROL]
+            )
             self._guest_process.restart()
         self._parser = Parser(has_scan=not self.hidden.pages)
         self._facts = ProcessFacts(
@@ -201,10 +204,11 @@ def carries(release: str, since: str) -> bool:
 
 
 class Hidden(NamedTuple):
-    """What a kernel does not show: residency and contents page by page, counters of residency."""
+    """What a kernel does not show: pages one by one, counters of residency, the flag "lf"."""
 
     pages: bool
     rss: bool
+    onfault: bool
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -216,6 +220,9 @@ class Hidden(NamedTuple):
         """Take it out of a snapshot."""
         if self.pages:
             snapshot = snapshot._replace(regions=b"", tags=b"")
+        if self.onfault:
+            vmas = tuple(vma._replace(flags=vma.flags.replace("lf ", "")) for vma in snapshot.vmas)
+            snapshot = snapshot._replace(vmas=vmas)
         if self.rss:
             pairs = zip(ops.COUNTERS, snapshot.counters, strict=True)
             counters = tuple(0 if name in _RSS else value for name, value in pairs)
@@ -228,7 +235,8 @@ _RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
 
 def hidden_by(release: str) -> Hidden:
     """Return what a release does not show: see the head of this file."""
-    return Hidden(not carries(release, "6.7"), not carries(release, "6.2"))
+    old = not carries(release, "6.2")
+    return Hidden(not carries(release, "6.7"), old, old)
 
 
 class GuestModel(ModelSide):
@@ -248,3 +256,14 @@ def guest_scope(release: str) -> Scope:
     """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
     return replace(COVERED, slots=slots, spares_ring=not carries(release, "6.10"))
+
+
+def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:
+    """Compare sequences on a guest's kernel for so many seconds; yield the sum after each slice."""
+    bench = Bench(lambda real: GuestModel(side), scope, side)
+    total, number = Report(), 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        total.merge(bench.slice(slice_seed(seed, number)))
+        number += 1
+        yield total

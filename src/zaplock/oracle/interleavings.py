@@ -115,9 +115,9 @@ class Interleavings:
             protocol = self.wrap(start(cx, number_of(thread, index), op))
             result = run(world.machine, cx.task, protocol)
             at[thread] += 1
-            if result_of(op, result) == outcome.results[thread][index]:
-                if self._goes_on(world, at, outcome):
-                    return True
+            fits = result_of(op, result) == outcome.results[thread][index]
+            if fits and self._goes_on(world, at, outcome):
+                return True
             at[thread] -= 1
             store.undo(mark)
         return ended and world.view.afresh().snapshot() == outcome.after
@@ -189,5 +189,3 @@ class _Endings(Search):
         if results is not None:
             self.table.packed.go_to(state)
             self.reached.add(self.outcome(self.table.machine, results))
-
-

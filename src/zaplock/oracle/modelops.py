@@ -7,7 +7,7 @@ vector of ranges, looking at a protection key) is here too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import EBADF, EINVAL
+from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
@@ -98,14 +98,29 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
         return CallOutcome(-14)
     if length == 0:
+        refused = _refused_process_madvise(w.cx, advice)
+        if refused:
+            return CallOutcome(refused)
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(0)
+    refused = _refused_process_madvise(w.cx, advice)
+    if refused:
+        return CallOutcome(refused)
     length = min(length, _MAX_RW_COUNT)
     if address & ~f.PAGE_MASK or not madvise.is_known(w.cx, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
     return CallOutcome(result or length)
+
+
+def _refused_process_madvise(cx: Cx, advice: int) -> int:
+    """Return what a kernel says to a process without CAP_SYS_NICE that advises itself, or 0."""
+    if cx.design.advises_itself == "all":
+        return 0
+    if advice not in madvise.FOR_OTHERS:
+        return -EINVAL
+    return 0 if cx.design.advises_itself == "some" or cx.limits.can_ipc_lock else -EPERM
 
 
 async def take_and_release_for(cx: Cx, advice: int) -> int:

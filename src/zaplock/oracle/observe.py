@@ -24,7 +24,7 @@ _VMLCK = COUNTERS.index("VmLck")
 # What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
 # header (addresses, permissions, offset, device, inode, path) and body.
 _PIECE = re.compile(
-    rb"(?:([a-z0-9 ]*)\n)?"
+    rb"(?:([a-z0-9? ]*)\n)?"
     rb"(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+) *(.*)\n((?s:.*)))?"
 )
 _NUMBER = re.compile(rb"[ \t](\d+)")
@@ -161,10 +161,11 @@ class Parser:
         return piece
 
     def _spelling(self, flags: bytes) -> str:
-        # Kernels with soft-dirty tracking show it of every VMA until somebody clears it.
+        # Kernels with soft-dirty tracking show it of every VMA until somebody clears it. "??" is
+        # a flag that a kernel has no name for.
         spelled = self._spelled.get(flags)
         if spelled is None:
-            shown = (flag for flag in flags.decode().split() if flag != "sd")
+            shown = (flag for flag in flags.decode().split() if flag not in ("sd", "??"))
             spelled = self._spelled[flags] = " ".join(sorted(shown))
         return spelled
 

@@ -1,8 +1,9 @@
 """A run of programs of threads: the real kernel shows outcomes, the model must allow each.
 
 Every program runs several times, each time with other delays. An outcome that the model does not
-allow is a divergence, as is a rule that the model itself breaks on the way; a program whose search
-came to a limit before the outcome was met is counted as not known. One program in `EXPLORED_EVERY`
+allow is a divergence if it comes again in `AGAIN` more runs (a page of the process's own machinery
+that was paged out for a while does not), as is a rule that the model itself breaks on the way; a
+program whose search came to a limit before the outcome was met is counted as not known. One program in `EXPLORED_EVERY`
 is searched to its end whether or not that is needed, so that the model's own rules are watched in
 interleavings that the kernel did not happen to take.
 """
@@ -61,6 +62,7 @@ class ThreadReport:
     explored: int = 0
     reached: int = 0
     divergences: list[ThreadDivergence] = field(default_factory=list)
+    unrepeatable: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
 
@@ -115,8 +117,8 @@ class ThreadBench:
                 self._judge(generator, model, outcome, report)
             if report.programs % self.explored_every == 0:
                 model.explored()
-        except Violation as violation:
-            self._broken(threaded, violation, report)
+        except Violation as found:
+            self._broken(threaded, found, report)
         if model.is_explored:
             report.explored += 1
             report.reached += len(model.explored())
@@ -140,6 +142,9 @@ class ThreadBench:
                 for _ in range(AGAIN)
             )
             told = f"no interleaving gives {_results(outcome)}"
+            if not again:
+                report.unrepeatable.append(f"{model.threaded}: {told}")
+                return
             report.divergences.append(ThreadDivergence(model.threaded, outcome, told, again))
 
     def _broken(

@@ -68,7 +68,8 @@ def build(
     threaded: ThreadedProgram, delays: Sequence[Sequence[int]], names: ProgramNames
 ) -> tuple[BareProgram, _ThreadPlaces]:
     """Make the program; `delays` says how long each thread turns round before each operation."""
-    assert len(threaded.setup) <= SETUP_LENGTH and len(threaded.threads) <= ring.MOST_THREADS
+    assert len(threaded.setup) <= SETUP_LENGTH
+    assert len(threaded.threads) <= ring.MOST_THREADS
     everything = [*threaded.setup, *(op for thread in threaded.threads for op in thread)]
     b = Builder()
     program.begin(b, everything, names, Look(b"", b""))
@@ -126,7 +127,7 @@ def _spawn(
 
 
 def _join(b: Builder, thread: int) -> None:
-    """Append the wait for a thread's end: the kernel clears its word then (CLONE_CHILD_CLEARTID)."""
+    """Append the wait for a thread's end: the kernel clears its word (CLONE_CHILD_CLEARTID)."""
     first = b.here
     b.add(
         stub.entry(stub.LOAD, ring.RING + ring.THREAD_IDS + 8 * thread),

@@ -114,7 +114,14 @@ class Design:
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
-    mremap_looks_up_first: bool = True
+    mremap_checks_first: bool = False
+    merges_untouched: bool = False
+    advises_itself: Literal["no", "some", "all"] = "no"
+    droppable: bool = False
+    watches_droppable: bool = True
+    aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
+    populates_over_holes: bool = True
+    replaces_huge_zero: bool = False
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False
     guards: bool = False

@@ -81,6 +81,10 @@ GUARDS = (f.MADV_GUARD_INSTALL, f.MADV_GUARD_REMOVE)
 LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
 
 
+FOR_OTHERS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE)
+"""What process_madvise may ask of another process, and before 6.13 of any."""
+
+
 async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     aligned = page_align(length) % (1 << 64)
@@ -180,9 +184,17 @@ def forbidden_advice(vma: Vma, advice: int) -> int:
 
 
 async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
-    """Fault a range in under read."""
+    """Fault a range in under read; to 6.8 what lies behind holes, too."""
+
+    async def visit(_handle: int, _vma: Vma, low: int, high: int) -> int:
+        return await populate_strictly(cx, low, high, write)
+
     await down_read(cx.mmap_lock)
-    result = await populate_strictly(cx, start, end, write)
+    if cx.design.populates_over_holes:
+        error, holes = await apply_to_range(cx, start, end, visit)
+        result = error or (-ENOMEM if holes else 0)
+    else:
+        result = await populate_strictly(cx, start, end, write)
     await up_read(cx.mmap_lock)
     return result
 

@@ -170,13 +170,12 @@ async def do_mmap(
         file = 0
     if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
         address = page_align(cx.limits.mmap_min_hint)
-    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff)
+    aligns = cx.design.aligns_for_huge_pages
+    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
     if placed < 0:
         return placed, False
-    stacks_nohugepage = cx.design.stacks_nohugepage
-    vm_flags = await mmap_flags(
-        cx.mm, placed, length, prot, flags, file, pgoff, stacks_nohugepage
-    )
+    rules = cx.design.stacks_nohugepage, cx.design.droppable
+    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff, *rules)
     if vm_flags < 0:
         return vm_flags, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
@@ -219,7 +218,8 @@ async def mmap_region(
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
-    error = error or await may_commit(cx.mm, start, end, vm_flags)
+    if cx.design.gathers_first:  # before, what is there is unmapped by the time that this shows
+        error = error or await may_commit(cx.mm, start, end, vm_flags)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)

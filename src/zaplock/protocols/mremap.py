@@ -41,6 +41,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
     absorb,
+    accepts,
     account,
     can_merge,
     change,
@@ -110,10 +111,13 @@ async def mremap(
     """The mremap system call: the address, or a negative errno."""
     old, new = page_align(old_length) % _WORD, page_align(new_length) % _WORD
     request = Request(address, old, new, flags, new_address)
+    if flags & MREMAP_DONTUNMAP and old_length != new_length and not cx.design.mremap_checks_first:
+        return -EINVAL  # here to 6.16 before both are rounded to pages
     error = mremap_arguments(cx, request)
-    if error and (cx.design.mremap_looks_up_first and not is_malformed(request)):
-        return await refuse_after_look_up(cx, request, error)
-    if error:
+    if error and not cx.design.mremap_checks_first and not is_malformed(request):
+        if request.implies_move:
+            return await refuse_after_look_up(cx, request, error)
+    elif error:
         return error
     if request.implies_move and await near_map_limit(cx.mm, 5):
         return -ENOMEM
@@ -170,6 +174,9 @@ async def refuse_after_look_up(cx: Cx, r: Request, error: int) -> int:
     if await mmap_write_lock_killable(cx):
         return -EINTR
     mapped = await is_mapped(cx.mm, r.address)
+    if mapped and cx.design.mseal != "no":
+        vma = await read_vma(await find_vma(cx.mm, r.address))
+        error = -EPERM if vma.flags & VM_SEALED else error
     await unlock_after_unmap(cx, 0)
     return error if mapped else -EFAULT
 
@@ -183,6 +190,11 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if vma is None or vma.start > r.address:
         return MremapResult(-EFAULT)
     r = align_hugetlb(vma, r)
+    if r.flags & MREMAP_FIXED and not cx.design.mremap_checks_first:
+        cleared = await clear_before_checks(cx, vma, r, events)
+        if cleared < 0:
+            return MremapResult(cleared)
+        vma = await read_vma(await find_vma(cx.mm, r.address))
     error = await check_prep_vma(cx, vma, r)
     if error:
         return MremapResult(error)
@@ -193,6 +205,19 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if r.new_length < r.old_length:
         return await shrink(cx, r, events)
     return await expand_vma(cx, handle, vma, r, events)
+
+
+async def clear_before_checks(cx: Cx, vma: Vma, r: Request, events: UnmapEvents) -> int:
+    """Unmap the new place and the old one's tail before the mapping is looked at (to 6.16)."""
+    if cx.design.mseal != "no" and vma.flags & VM_SEALED:
+        return -EPERM
+    result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
+    if result < 0 or not await is_mapped(cx.mm, r.address):
+        return min(result, 0) or -EFAULT
+    if r.old_length > r.new_length:
+        start, length = r.address + r.new_length, r.old_length - r.new_length
+        result = await cx.design.do_munmap(cx, start, length, events, False)
+    return result
 
 
 def align_hugetlb(vma: Vma, r: Request) -> Request:
@@ -294,7 +319,8 @@ async def expand_vma(
     """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
-    grown = await expand(handle, r.address, r.old_length, r.new_length)
+    untouched = cx.design.merges_untouched
+    grown = await expand(handle, r.address, r.old_length, r.new_length, untouched)
     if grown < 0:
         return MremapResult(grown)
     if grown:
@@ -313,7 +339,13 @@ def populate_range(vma: Vma, r: Request, target: int) -> tuple[int, int] | None:
 
 @step
 def expand(
-    m: Machine, task: Task, handle: int, address: int, old_length: int, new_length: int
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    old_length: int,
+    new_length: int,
+    untouched: bool,
 ) -> int:
     """Move the end of a VMA on: 1, 0 where there is no room, -ENOMEM where it can't be charged."""
     vma = vma_of(m, task, handle)
@@ -330,15 +362,18 @@ def expand(
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))
-    merge_with_next(m, task, handle)
+    merge_with_next(m, task, handle, untouched)
     return 1
 
 
-def merge_with_next(m: Machine, task: Task, handle: int) -> None:
+def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool) -> None:
     """Merge a grown VMA with the one that it has come to touch, never with the one before it."""
     vma = vma_of(m, task, handle)
     behind = following(m.mm(vma.mm), vma.end)
-    if behind and can_merge(m, vma, vma_of(m, task, behind)):
+    if not behind:
+        return
+    other = vma_of(m, task, behind)
+    if can_merge(m, vma, other) and (untouched or accepts(vma, other)):
         absorb(m, task, handle, behind)
 
 
@@ -387,7 +422,8 @@ async def set_new_address_and_move(
     hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
-    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff)
+    aligns = cx.design.aligns_for_huge_pages
+    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff, aligns)
     if target < 0:
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
@@ -436,8 +472,8 @@ async def move(
         vma = await read_vma(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
-    merges = leaks or not keeps_old
-    new = await copy_vma(handle, r.address, target, r.new_length, merges)
+    merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
+    new = await copy_vma(handle, r.address, target, r.new_length, merges, untouched)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
@@ -467,7 +503,14 @@ def charge_move(m: Machine, task: Task, mm: int, vma: Vma, new_length: int) -> i
 
 @step
 def copy_vma(
-    m: Machine, task: Task, handle: int, address: int, target: int, length: int, merges: bool
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    target: int,
+    length: int,
+    merges: bool,
+    untouched: bool,
 ) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
@@ -479,7 +522,8 @@ def copy_vma(
     if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
-    copy = merge_around(m, task, insert(m, task, new), 0 if merges else handle)
+    apart = 0 if merges else handle
+    copy = merge_around(m, task, insert(m, task, new), apart, untouched)
     forget_monitor(m, task, copy)
     return copy
 

@@ -84,6 +84,7 @@ def mmap_flags(
     file: int,
     pgoff: int,
     stacks_nohugepage: bool,
+    droppable: bool,
 ) -> int:
     """Return the vm_flags of a mapping, or a negative errno where it may not be."""
     space = m.mm(mm)
@@ -105,7 +106,8 @@ def mmap_flags(
     if backing:
         vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
     else:
-        vm_flags = anonymous_flags(kind, flags, vm_flags)
+        known = kind != MAP_DROPPABLE or droppable
+        vm_flags = anonymous_flags(kind, flags, vm_flags) if known else -EINVAL
     if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
         vm_flags |= VM_NORESERVE
     if vm_flags > 0 and flags & MAP_HUGETLB:

@@ -140,7 +140,9 @@ def _package(version: str) -> tuple[str, Sequence[str]]:
         if update:
             _run(["apt-get", *options, "update", "-qq"], "the package lists")
         if names := _offered(version, options):
-            return max(names, key=_numbers), options
+            newest = max(names, key=_numbers)
+            holder = newest.replace("linux-image-", "linux-binary-")
+            return (holder if holder in names else newest), options
     raise UserError(
         f"no package linux-image-{version}*-cloud-amd64 in this machine's apt sources: "
         f"add a Debian release that has Linux {version} to them, or {_BY_PATH}"
@@ -161,7 +163,8 @@ def _private_lists() -> tuple[str, ...]:
 
 
 def _offered(version: str, options: Sequence[str]) -> list[str]:
-    pattern = rf"^linux-image-{re.escape(version)}\.[0-9.+a-z~-]*cloud-amd64$"
+    # From 7 on the image is a package that only depends on the one that has it.
+    pattern = rf"^linux-(image|binary)-{re.escape(version)}\.[0-9.+a-z~-]*cloud-amd64$"
     command = ["apt-cache", *options, "search", "--names-only", pattern]
     names = [line.split()[0] for line in _run(command, "apt's package names").splitlines()]
     return [name for name in names if re.fullmatch(pattern[1:-1], name)]
