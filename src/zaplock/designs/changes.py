@@ -385,6 +385,12 @@ CHANGES: tuple[Change, ...] = (
         {"droppable": True}, doubt="its id is from memory; 6.1 has none, 6.12 has",
     ),
     Change(
+        "6.12", "cacded5e42b9", "mm: avoid using vma_merge() for new VMAs",
+        "a new mapping between two that it fits to is looked at with both at once; before, first "
+        "with the one behind",
+        {"merges_anew": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+    ),
+    Change(
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
         'a seal is looked for in each "vma" when its turn comes, so that what lies before it has '
         "been split or changed by then (siblings: 4a2dd02b0916, 38075679b5f1, 23c57d1fa2b9)",

@@ -255,7 +255,11 @@ class GuestModel(ModelSide):
 def guest_scope(release: str) -> Scope:
     """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
-    return replace(COVERED, slots=slots, spares_ring=not carries(release, "6.10"))
+    themes = COVERED.themes
+    if not carries(release, "6.12"):  # registering merges by rules that are not in the model
+        themes = tuple(theme for theme in themes if theme != "uffd")
+    spares_ring = not carries(release, "6.10")
+    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)
 
 
 def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:

@@ -3,9 +3,9 @@
 Every program runs several times, each time with other delays. An outcome that the model does not
 allow is a divergence if it comes again in `AGAIN` more runs (a page of the process's own machinery
 that was paged out for a while does not), as is a rule that the model itself breaks on the way; a
-program whose search came to a limit before the outcome was met is counted as not known. One program in `EXPLORED_EVERY`
-is searched to its end whether or not that is needed, so that the model's own rules are watched in
-interleavings that the kernel did not happen to take.
+program whose search came to a limit before the outcome was met is counted as not known. One program
+in `EXPLORED_EVERY` is searched to its end whether or not that is needed, so that the model's own
+rules are watched in interleavings that the kernel did not happen to take.
 """
 
 from __future__ import annotations

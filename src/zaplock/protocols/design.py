@@ -116,6 +116,7 @@ class Design:
     dontunmap_leaks_locked: bool = True
     mremap_checks_first: bool = False
     merges_untouched: bool = False
+    merges_anew: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     droppable: bool = False
     watches_droppable: bool = True

@@ -424,6 +424,8 @@ async def set_new_address_and_move(
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
     aligns = cx.design.aligns_for_huge_pages
     target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff, aligns)
+    if 0 <= target < cx.limits.mmap_min_addr:
+        return MremapResult(-EPERM)  # a hint isn't rounded up here
     if target < 0:
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
@@ -473,7 +475,8 @@ async def move(
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
-    new = await copy_vma(handle, r.address, target, r.new_length, merges, untouched)
+    parts = "with all" if merges else "apart" if cx.design.merges_anew else "not"
+    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
@@ -509,21 +512,22 @@ def copy_vma(
     address: int,
     target: int,
     length: int,
-    merges: bool,
+    merges: str,
     untouched: bool,
 ) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
-    merge with what it is a copy of (where it `merges`).
+    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, or "not".
     """
     vma = vma_of(m, task, handle)
     pgoff = vma.pgoff_of(address)
     if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
-    apart = 0 if merges else handle
-    copy = merge_around(m, task, insert(m, task, new), apart, untouched)
+    copy = insert(m, task, new)
+    if merges != "not":
+        copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
     forget_monitor(m, task, copy)
     return copy
 

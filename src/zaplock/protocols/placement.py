@@ -60,7 +60,8 @@ def get_unmapped_area(
 
     Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
     pages is aligned to them (`aligns`: "files" of file systems that ask for it, "memory" too, of
-    whole huge pages, or "devices" too: private mappings of /dev/zero), by asking for a gap that is one huge page longer.
+    whole huge pages, or "devices" too: private mappings of /dev/zero), by asking for a gap that is
+    one huge page longer.
     """
     space = m.mm(mm)
     limits = space.limits
