@@ -329,7 +329,7 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
-        "6.5", None, "mm/mprotect: untouched anonymous memory that may not be written is uncharged",
+        "6.7", None, "mm/mprotect: untouched anonymous memory that may not be written is uncharged",
         "an mprotect that takes write permission from anonymous memory which was never touched "
         "gives back what was charged for it",
         {"uncharges_untouched": True},
