@@ -444,6 +444,11 @@ CHANGES: tuple[Change, ...] = (
         {"replaces_huge_zero": True}, doubt="its id was not looked up; 6.12 splits, 6.18 does not",
     ),
     Change(
+        "6.14", "665575cff098", "filemap: move prefaulting out of hot write path",
+        "a write looks at user memory when it has the file's page, and faults it in only then",
+        {"prefaults_writes": False}, doubt="its id is from memory; 6.12 does not, 6.18 does",
+    ),
+    Change(
         "6.14", None, "mm: userfaultfd can't watch droppable mappings",
         "userfaultfd refuses mappings of the kind MAP_DROPPABLE",
         {"watches_droppable": False},

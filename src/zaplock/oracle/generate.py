@@ -261,6 +261,11 @@ class Generator:
         slot = self.random.choice(self.scope.slots)
         return 0 if slot == ops.DISK_SLOT and self._removes else slot
 
+    def memory_slot(self) -> int:
+        """Choose a file that is not on a disk: what is written there waits for the disk."""
+        slot = self.slot()
+        return 0 if slot == ops.DISK_SLOT else slot
+
     def flags_of(self, values: tuple[int, ...], wrong: tuple[int, ...]) -> int:
         """Choose flags from the usual ones, seldom from the wrong ones."""
         return self.random.choice(wrong if self.chance(6) else values)
@@ -436,7 +441,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
-    "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
     "load": _access,
     "store": _access,
     "setrlimit": _setrlimit,

@@ -81,8 +81,14 @@ _RLIMITS = {
 
 def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
     if not 0 <= file < len(ops.FILES):
-        return CallOutcome(-9)
+        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
+
+
+def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
+    if not 0 <= file < len(ops.FILES):
+        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
+    return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
 
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
@@ -256,6 +262,7 @@ OPERATIONS: dict[str, Operation] = {
     **{name: _simple(make) for name, make in PROTOCOLS.items()},
     "mincore": _mincore,
     "pread": _pread,
+    "pwrite": _pwrite,
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
     "fork": _fork,

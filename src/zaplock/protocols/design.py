@@ -122,6 +122,7 @@ class Design:
     watches_droppable: bool = True
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
+    prefaults_writes: bool = True
     replaces_huge_zero: bool = False
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False

@@ -53,6 +53,7 @@ from zaplock.model.vma import (
     lookup,
     merge_around,
     overlapping,
+    previous,
     read_vma,
     split_vma,
     tombstones_over,
@@ -475,7 +476,7 @@ async def move(
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
-    parts = "with all" if merges else "apart" if cx.design.merges_anew else "not"
+    parts = "with all" if merges else "apart" if cx.design.merges_anew else "elsewhere"
     new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
@@ -518,7 +519,8 @@ def copy_vma(
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
-    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, or "not".
+    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, or only
+    "elsewhere", not beside it.
     """
     vma = vma_of(m, task, handle)
     pgoff = vma.pgoff_of(address)
@@ -526,7 +528,9 @@ def copy_vma(
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
     copy = insert(m, task, new)
-    if merges != "not":
+    space = m.mm(vma.mm)
+    beside = handle in (previous(space, target), following(space, target + length))
+    if merges != "elsewhere" or not beside:
         copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
     forget_monitor(m, task, copy)
     return copy
