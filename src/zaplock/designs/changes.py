@@ -512,6 +512,11 @@ CHANGES: tuple[Change, ...] = (
         {"moves_many": True},
     ),
     Change(
+        "6.17", None, "mm/mseal: update madvise() logic",
+        "a seal keeps private mappings of /dev/zero from being discarded, too",
+        {"seals_devices": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+    ),
+    Change(
         "6.17", None, "mm/mremap: check remap conditions earlier",
         "an mremap looks at all its arguments before it looks for the mapping (a bad new address "
         "is EINVAL, also where nothing is mapped), and at the mapping before it clears the new "

@@ -123,6 +123,7 @@ class Design:
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
     prefaults_writes: bool = True
+    seals_devices: bool = False
     replaces_huge_zero: bool = False
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False

@@ -3,7 +3,7 @@
 A fault that fails ends the copy: what was copied counts, nothing copied is -EFAULT. Contents are
 tags of whole pages, so addresses and offsets are those of pages.
 
-A write gets the file's page first and reads user memory then (665575cff098, 6.14), so one that finds
+A write gets the page of the file first, then reads user memory (665575cff098, 6.14); one that finds
 nothing there leaves an empty page behind, and a file that ends where it was to go on.
 
 Source: mm/shmem.c shmem_file_read_iter, mm/filemap.c filemap_read, drivers/char/mem.c.

@@ -213,11 +213,11 @@ async def clear_before_checks(cx: Cx, vma: Vma, r: Request, events: UnmapEvents)
     if cx.design.mseal != "no" and vma.flags & VM_SEALED:
         return -EPERM
     result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
-    if result < 0 or not await is_mapped(cx.mm, r.address):
-        return min(result, 0) or -EFAULT
-    if r.old_length > r.new_length:
+    if result >= 0 and r.old_length > r.new_length:
         start, length = r.address + r.new_length, r.old_length - r.new_length
         result = await cx.design.do_munmap(cx, start, length, events, False)
+    if result >= 0 and not await is_mapped(cx.mm, r.address):
+        return -EFAULT
     return result
 
 
