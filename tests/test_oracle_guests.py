@@ -104,5 +104,5 @@ def test_sequences_keep_away_from_a_ring_that_nothing_seals() -> None:
 
 
 def test_a_kernel_that_does_not_boot_is_one_clear_line(tmp_path: object) -> None:
-    with pytest.raises(UserError, match="is not debian:MAJOR"), booted("debian:six"):
+    with pytest.raises(UserError, match="debian:six"), booted("debian:six"):
         pass
