@@ -45,7 +45,6 @@ from zaplock.check.scenarios import (
 from zaplock.check.scenarios import check as bounded
 from zaplock.check.tokens import read_token
 from zaplock.check.verdicts import check, find_design
-from zaplock.cli import main
 from zaplock.engines.checking.exhaustive import SearchLimits
 from zaplock.errors import UserError
 from zaplock.lab import profiles

@@ -81,11 +81,15 @@ GUARDS = (f.MADV_GUARD_INSTALL, f.MADV_GUARD_REMOVE)
 LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
 
 
+FOR_OTHERS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE)
+"""What process_madvise may ask of another process, and before 6.13 of any."""
+
+
 async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     aligned = page_align(length) % (1 << 64)
     end = start + aligned
-    if not is_known(advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
+    if not is_known(cx, advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
         return -EINVAL
     if end == start:
         return 0
@@ -96,9 +100,11 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     return await advise_pages(cx, start, end, advice)
 
 
-def is_known(advice: int) -> bool:
-    """Return whether there is such an advice."""
-    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS, *GUARDS)
+def is_known(cx: Cx, advice: int) -> bool:
+    """Return whether there is such an advice; guards have been there since 6.13."""
+    if advice in GUARDS:
+        return cx.design.guards
+    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS)
 
 
 async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
@@ -139,6 +145,8 @@ def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
 
     What the caller could overwrite anyway, and files, may be discarded (can_madvise_modify).
     """
+    if vma.name and not cx.design.seals_devices:
+        return 0
     return -EPERM if cx.design.mseal == "vma" and is_kept_by_seal(vma, advice) else 0
 
 
@@ -178,9 +186,17 @@ def forbidden_advice(vma: Vma, advice: int) -> int:
 
 
 async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
-    """Fault a range in under read."""
+    """Fault a range in under read; to 6.8 what lies behind holes, too."""
+
+    async def visit(_handle: int, _vma: Vma, low: int, high: int) -> int:
+        return await populate_strictly(cx, low, high, write)
+
     await down_read(cx.mmap_lock)
-    result = await populate_strictly(cx, start, end, write)
+    if cx.design.populates_over_holes:
+        error, holes = await apply_to_range(cx, start, end, visit)
+        result = error or (-ENOMEM if holes else 0)
+    else:
+        result = await populate_strictly(cx, start, end, write)
     await up_read(cx.mmap_lock)
     return result
 

@@ -31,9 +31,14 @@ def compiler() -> str | None:
 
 def probe() -> Path:
     """Return the compiled probe, compiling it on first use. Raises UserError without a compiler."""
-    program = cache.folder("probe") / f"probe-{_fingerprint()}"
+    return compiled(MAIN)
+
+
+def compiled(main: Path) -> Path:
+    """Return a program for guests by its C source, which may include the probe's files."""
+    program = cache.folder("probe") / f"{main.stem}-{_fingerprint(main)}"
     if not _is_whole(program):
-        _compile(program)
+        _compile(main, program)
     return program
 
 
@@ -53,20 +58,20 @@ def _sum_file(program: Path) -> Path:
     return program.with_name(f"sha256-{program.name}")
 
 
-def _fingerprint() -> str:
+def _fingerprint(main: Path) -> str:
     digest = hashlib.sha256(" ".join(FLAGS).encode())
-    for source in sorted(SOURCES.glob("*.c")):
+    for source in sorted({*SOURCES.glob("*.c"), main}):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _compile(program: Path) -> None:
+def _compile(main: Path, program: Path) -> None:
     cc = compiler()
     if cc is None:
         raise UserError(f"the probe for other kernels needs a C compiler: {_WAY_OUT}")
     with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
         made = Path(scratch) / program.name
-        command = [cc, *FLAGS, "-o", str(made), str(MAIN)]
+        command = [cc, *FLAGS, f"-I{SOURCES}", "-o", str(made), str(main)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         if done.returncode:
             reason = (done.stderr.strip() or "no message").splitlines()[0]
