@@ -28,7 +28,7 @@ from typing import NoReturn
 from zaplock.cli._overview import SUMMARIES, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
-from zaplock.errors import UserError, no_such, or_meant
+from zaplock.errors import ProtocolError, UserError, no_such, or_meant
 from zaplock.strangers import visible
 from zaplock.version import __version__
 
@@ -87,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error)
             if lack is None:
-                raise
+                return _own_code(verb, error)
             print(f"zaplock {verb}: {lack}", file=sys.stderr)
+        except Exception as error:
+            return _own_code(verb, error)
         return 2
 
 
@@ -126,6 +128,16 @@ def _in_good_order() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _own_code(verb: str, error: Exception) -> int:
+    """Say in one line what code of the user's own has done; any other error is a fault here."""
+    own_files = sys.modules.get("zaplock.designs.own_files")
+    said = own_files.said_of_own_code(error) if own_files is not None else ""
+    if not said:
+        raise error
+    print(f"zaplock {verb}: {said}; zaplock check shows how it comes to that", file=sys.stderr)
+    return ProtocolError.exit_code
 
 
 def _warn(verb: str, message: Warning | str, *_: object) -> None:
