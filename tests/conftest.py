@@ -10,6 +10,7 @@ from _pytest.runner import runtestprotocol
 
 ONLY_COMPUTE = {
     "test_arrows",
+    "test_authors",
     "test_blame",
     "test_check",
     "test_exhaustive",
@@ -24,6 +25,7 @@ ONLY_COMPUTE = {
     "test_transcripts",
     "test_sequential",
     "test_store",
+    "test_without_locks",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 

@@ -204,7 +204,8 @@ def test_the_hung_task_message_is_the_kernels_with_the_models_chain(
     assert main(["compare", *arguments, "--bystanders", "proc"]) == 0
     out = capsys.readouterr().out
     assert "INFO: task ps:2 blocked for more than 2 seconds." in out
-    assert "Call Trace:\n down_read\n proc_pid_cmdline_read\n" in out
+    waiting = "schedule\n rwsem_down_read_failed\n call_rwsem_down_read_failed\n down_read"
+    assert f"Call Trace:\n {waiting}\n proc_pid_cmdline_read\n" in out
     assert "keep_doing" not in out
 
 

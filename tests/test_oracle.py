@@ -19,6 +19,7 @@ from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink,
 from zaplock.oracle.bare_process import check_machine
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
+from zaplock.oracle.modelops import OPERATIONS
 from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Op, Ref
 
@@ -233,8 +234,9 @@ def test_no_sequence_fills_gigabytes() -> None:
 
 
 def test_an_operation_that_the_model_lacks_is_one_clear_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delitem(OPERATIONS, "pwrite")
     path = tmp_path / "write.json"
     path.write_text('{"operations": [["pwrite", 0, 4096, 8, 0]]}')
     assert main(["oracle", "--replay", str(path)]) == 2

@@ -5,7 +5,8 @@ Every divergence is shrunk to a few operations; --save keeps it as JSON and as a
 its own. With --against-itself a second process of the real kernel is the other side: what differs
 then is what the kernel itself does not repeat. --replay FILE runs one saved sequence, step by step;
 --trace FILE -- PROGRAM records a program and runs it through the model; --strace FILE does so with
-what strace has recorded.
+what strace has recorded. --threads runs programs of two to four threads: every outcome must be one
+that the exhaustive engine allows. --kernel judges by another kernel, in QEMU, under its own design.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--theme", action="append", help="only sequences of this theme; repeatable")
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
-    parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
+    parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script; "
+        "with --replay, the script")  # fmt: skip
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
     parser.add_argument("--c", metavar="FILE", help="write the sequence of --replay as a C program")
     parser.add_argument(
@@ -43,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--trace", metavar="FILE", nargs="?", const="", help="record a program, then replay it"
     )
     parser.add_argument("command", nargs="*", metavar="-- PROGRAM", help="what --trace runs")
+    parser.add_argument(
+        "--threads", action="store_true", help="programs of threads: is every outcome allowed?"
+    )
+    parser.add_argument(
+        "--kernel", metavar="KERNEL", help="judge by a guest's kernel: debian:6.12 or a vmlinuz"
+    )
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
     parser.add_argument(
         "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
@@ -66,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
     if not 1 <= args.jobs <= 256:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
+    if args.threads:
+        return _threads(args)
+    elsewhere = args.jobs != 1 or args.against_itself or args.self_test
+    if args.kernel and (elsewhere or args.locks or args.committed):
+        raise UserError("--kernel runs one guest: leave --jobs and the other comparisons away")
     if args.self_test:
         return _self_test(args)
     if args.locks or args.committed:
@@ -105,9 +119,25 @@ def _scope(args: argparse.Namespace) -> Any:
     return replace(scope, themes=tuple(args.theme)) if args.theme else scope
 
 
+def _threads(args: argparse.Namespace) -> int:
+    """Run programs of threads, or with --self-test look for mutants with them."""
+    from zaplock.cli import _oracle_threads
+    from zaplock.oracle.bare_process import check_machine, check_overcommit
+
+    if args.kernel or args.theme or args.jobs != 1:
+        raise UserError(
+            "--threads runs on this kernel, in one job: leave --kernel, --theme, --jobs"
+        )
+    check_machine()
+    check_overcommit()
+    return (_oracle_threads.hunt_mutants if args.self_test else _oracle_threads.run_threads)(args)
+
+
 def _campaign(args: argparse.Namespace) -> Report:
     from zaplock.oracle.bare_process import check_machine, check_overcommit
 
+    if args.kernel:
+        return _guest_campaign(args)
     check_machine()
     check_overcommit()
     if "hugetlb" in (args.theme or ()):
@@ -119,19 +149,39 @@ def _campaign(args: argparse.Namespace) -> Report:
 
 
 def _run_campaign(args: argparse.Namespace) -> Report:
+    from zaplock.oracle import campaign
+
+    other, scope = _other_side(args), _scope(args)
+    reports = campaign.run(other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope)
+    return _watched(reports, args)
+
+
+def _guest_campaign(args: argparse.Namespace) -> Report:
+    """Run a campaign on a guest's kernel."""
+    from dataclasses import replace
+
+    from zaplock.oracle.guest_side import booted, guest_scope, run_in
+
+    themes = _scope(args).themes
+    with booted(args.kernel) as side:
+        print(f"{args.kernel} is {side.release}", file=sys.stderr)
+        scope = guest_scope(side.release)
+        scope = replace(scope, themes=themes) if args.theme else scope
+        return _watched(run_in(side, seconds=args.seconds, seed=args.seed, scope=scope), args)
+
+
+def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
+    """Show the reports as they come; return the last, saved where that is asked for."""
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from zaplock.oracle import campaign
     from zaplock.views.screen import Screen
 
-    other, scope = _other_side(args), _scope(args)
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
         task = progress.add_task("starting")
-        for report in campaign.run(
-            other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope
-        ):
+        for report in reports:
             progress.update(task, description=progress_text(report))
     if args.save:
         _save(report, Path(args.save))
@@ -199,9 +249,12 @@ def _replay(args: argparse.Namespace) -> int:
         print("next: zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
-    outputs.write(path, script.write(found))
-    print(f"next: python3 -I {path}")
+    if args.save:
+        path = Path(args.save) / f"{Path(args.replay).stem}.py"
+        outputs.write(path, script.write(found), parents=True)
+        print(f"next: python3 -I {path}")
+    else:
+        print(f"next: zaplock oracle --replay {args.replay} --save out/oracle")
     return 1
 
 

@@ -329,6 +329,23 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
+        "6.7", None, "mm/mprotect: untouched anonymous memory that may not be written is uncharged",
+        "an mprotect that takes write permission from anonymous memory which was never touched "
+        "gives back what was charged for it",
+        {"uncharges_untouched": True},
+        doubt="neither its id nor its release was looked up: 6.1 does not, 6.12 does",
+    ),
+    Change(
+        "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
+        "MAP_STACK keeps huge pages out of a mapping",
+        {"stacks_nohugepage": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+    ),
+    Change(
+        "6.7", "efa7df3e3bb5", "mm: align larger anonymous mappings on THP boundaries",
+        "anonymous mappings of whole huge pages are placed so that huge pages fit",
+        {"aligns_for_huge_pages": "memory"}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+    ),
+    Change(
         "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
         "the last of the faults on files that took the mmap_lock",
     ),
@@ -337,6 +354,18 @@ CHANGES: tuple[Change, ...] = (
         "a moving mremap takes a page table along that it covers only from the first mapping in it "
         "on, where both places have the same offset in their tables",
         {"realigns_moves": True}, doubt="its id was not looked up; posted in 2023, seen in 6.18",
+    ),
+    Change(
+        "6.9", None, "mm/madvise: process_madvise() of oneself needs no CAP_SYS_NICE",
+        "process_madvise of oneself needs no capability",
+        {"advises_itself": "some"},
+        doubt="neither id nor release was looked up; 6.1 needs it, 6.12 does not",
+    ),
+    Change(
+        "6.9", "631426ba1d45",
+        "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
+        "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
+        {"populates_over_holes": False}, doubt="its id is from memory; 6.1 goes on, 6.12 does not",
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
@@ -348,6 +377,18 @@ CHANGES: tuple[Change, ...] = (
         'sealed mappings can\'t be unmapped, moved, protected or discarded; the whole "range" is '
         "looked over before anything of it is changed",
         {"mseal": "range"},
+    ),
+    Change(
+        "6.11", "9651fcedf7b9",
+        "mm: add MAP_DROPPABLE for designating always lazily freeable mappings",
+        "mappings of the kind MAP_DROPPABLE",
+        {"droppable": True}, doubt="its id is from memory; 6.1 has none, 6.12 has",
+    ),
+    Change(
+        "6.12", "cacded5e42b9", "mm: avoid using vma_merge() for new VMAs",
+        "a new mapping between two that it fits to is looked at with both at once; before, first "
+        "with the one behind",
+        {"merges_anew": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
     ),
     Change(
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
@@ -388,11 +429,41 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.13", "662df3e5c376", "mm: madvise: implement lightweight guard page mechanism",
         "MADV_GUARD_INSTALL and _REMOVE, which hold the mmap_lock for read",
+        {"guards": True},
+    ),
+    Change(
+        "6.13", None, "mm/madvise: allow process_madvise() any advice for the caller itself",
+        'process_madvise takes "all" advice for oneself; before "some", as for others: WILLNEED, '
+        "COLD, PAGEOUT and COLLAPSE",
+        {"advises_itself": "all"}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+    ),
+    Change(
+        "6.13", None, "mm: allocate a huge page on a write fault on the huge zero page",
+        "a write to the huge zero page gets a huge page; before, that was split into small zero "
+        "pages and one of them replaced",
+        {"replaces_huge_zero": True}, doubt="its id was not looked up; 6.12 splits, 6.18 does not",
+    ),
+    Change(
+        "6.14", "665575cff098", "filemap: move prefaulting out of hot write path",
+        "a write looks at user memory when it has the file's page, and faults it in only then",
+        {"prefaults_writes": False}, doubt="its id is from memory; 6.12 does not, 6.18 does",
+    ),
+    Change(
+        "6.14", None, "mm: userfaultfd can't watch droppable mappings",
+        "userfaultfd refuses mappings of the kind MAP_DROPPABLE",
+        {"watches_droppable": False},
+        doubt="neither id nor release was looked up; 6.12 does not refuse, 6.18 does",
     ),
     Change(
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
         "MADV_DONTNEED frees the page tables that it has emptied",
         {"reclaims_tables": True},
+    ),
+    Change(
+        "6.15", None, "/dev/zero: private mappings are placed like anonymous memory",
+        "private mappings of /dev/zero are placed so that huge pages fit, too",
+        {"aligns_for_huge_pages": "devices"},
+        doubt="neither id nor release was looked up; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
@@ -414,6 +485,12 @@ CHANGES: tuple[Change, ...] = (
         "the flush of device memory is paid only where the rmap goes",
     ),
     Change(
+        "6.16", "879bca0a2c4f", "mm/vma: fix incorrectly disallowed anonymous VMA merges",
+        "what was touched merges with a neighbour that never was, too; before, only the other way "
+        "round",
+        {"merges_untouched": True}, doubt="its id is from memory; 6.12 does not, 6.18 does",
+    ),
+    Change(
         "6.16", "c84bf6dd2b83", "mm: introduce new .mmap_prepare() file callback",
         "by mistake Committed_AS keeps what was charged for a mapping that its file system then "
         "refuses",
@@ -433,6 +510,18 @@ CHANGES: tuple[Change, ...] = (
         "6.17", "d23cb648e365", "mm/mremap: permit mremap() move of multiple VMAs",
         "one mremap may move a range of several VMAs",
         {"moves_many": True},
+    ),
+    Change(
+        "6.17", None, "mm/mseal: update madvise() logic",
+        "a seal keeps private mappings of /dev/zero from being discarded, too",
+        {"seals_devices": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+    ),
+    Change(
+        "6.17", None, "mm/mremap: check remap conditions earlier",
+        "an mremap looks at all its arguments before it looks for the mapping (a bad new address "
+        "is EINVAL, also where nothing is mapped), and at the mapping before it clears the new "
+        "place",
+        {"mremap_checks_first": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -497,8 +586,9 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.3", "397432cab17b",
         "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
-        "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away",
-        {"dontunmap_leaks_locked": False}, ("7.2.8",),
+        "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away: what "
+        "moved is split off and alone unlocked, and merges neither again nor with its copy",
+        {"dontunmap_leaks_locked": False}, ("6.1.192", "6.12.117", "7.2.8"),
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

@@ -213,6 +213,13 @@ def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     space.ptes.set(low, low + PAGES_PER_PMD, small_entry(run[2]))
 
 
+def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
+    """Map the huge zero page by small entries where it is mapped (to 6.12 before a write)."""
+    pte, low = space.ptes.at(vpn), vpn - vpn % PAGES_PER_PMD
+    if pte is not None and pte.kind == "zero_thp":
+        space.ptes.set(low, low + PAGES_PER_PMD, small_entry(pte))
+
+
 def small_entry(pte: Pte) -> Pte:
     """Return what maps the same pages as an entry does, but by small entries."""
     if pte.kind == "thp":

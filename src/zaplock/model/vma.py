@@ -342,6 +342,11 @@ def anon_vmas_agree(left: Vma, right: Vma) -> bool:
     return not only.shared_anon_vma
 
 
+def accepts(vma: Vma, neighbour: Vma) -> bool:
+    """Return whether a kernel before 6.16 lets a VMA merge with a neighbour, by their anon_vmas."""
+    return bool(neighbour.anon_vma or not vma.anon_vma)
+
+
 def absorb(m: Machine, task: Task, left: int, right: int) -> int:
     """Make two neighbours one VMA and return its handle; the right one is freed."""
     first, second = vma_of(m, task, left), vma_of(m, task, right)
@@ -361,16 +366,28 @@ def absorb(m: Machine, task: Task, left: int, right: int) -> int:
     return left
 
 
-def merge_around(m: Machine, task: Task, handle: int) -> int:
-    """Merge a VMA with its neighbours where it can; return the handle of what it is now."""
+def merge_around(
+    m: Machine, task: Task, handle: int, apart: int = 0, untouched: bool = True
+) -> int:
+    """Merge a VMA with its neighbours where it can; return the handle of what it is now.
+
+    It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
+    they merge with the `untouched` too (6.16).
+    """
+    original = vma_of(m, task, handle)
+
+    def joins(neighbour: int) -> bool:
+        other = vma_of(m, task, neighbour)
+        return neighbour != apart and (untouched or accepts(original, other))
+
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
     left = previous(space, vma.start)
-    if left and can_merge(m, vma_of(m, task, left), vma):
+    if left and joins(left) and can_merge(m, vma_of(m, task, left), vma):
         handle = absorb(m, task, left, handle)
         vma = vma_of(m, task, handle)
     right = following(space, vma.end)
-    if right and can_merge(m, vma, vma_of(m, task, right)):
+    if right and joins(right) and can_merge(m, vma, vma_of(m, task, right)):
         handle = absorb(m, task, handle, right)
     return handle
 

@@ -79,9 +79,14 @@ def _add_new(known: list[Divergence], found: list[Divergence]) -> None:
 class Bench:
     """Both sides, and the comparison of one sequence after another."""
 
-    def __init__(self, make_model: SideMaker, scope: Scope = EVERYTHING) -> None:
-        """Start both sides; `make_model` gets the real one, for its environment."""
-        self.real = RealSide()
+    def __init__(
+        self, make_model: SideMaker, scope: Scope = EVERYTHING, real: RealSide | None = None
+    ) -> None:
+        """Start both sides; `make_model` gets the real one, for its environment.
+
+        `real`: a kernel that runs already, instead of this one.
+        """
+        self.real = real or RealSide()
         self.model = make_model(self.real)
         self.scope = scope
         self._told: set[str] = set()  # signatures of what has been shrunk

@@ -101,13 +101,18 @@ _LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to leave out, because the other side does not cover it (see docs/fidelity.md)."""
+    """What to leave out, because the other side does not cover it (see docs/fidelity.md).
+
+    `slots`: the files that there are. `spares_ring`: keep away from the ring, where no seal does.
+    """
 
     without: frozenset[str] = frozenset()
     advice: tuple[int, ...] = ADVICE
     themes: tuple[str, ...] = tuple(theme for theme in THEMES if theme not in ASKED_FOR)
     left_out: frozenset[str] = frozenset()
     mmap_flags: frozenset[int] = frozenset(_EXTRA) | {_DROPPABLE}
+    slots: tuple[int, ...] = tuple(range(len(ops.FILES)))
+    spares_ring: bool = False
 
 
 EVERYTHING = Scope()
@@ -161,6 +166,8 @@ class Generator:
             op = Op(name, _MAKERS[name](self))
             self._remember(op)
             self._made.append(op)
+        if self.scope.spares_ring:
+            self._made = [away_from_ring(op) for op in self._made]
         return (*self._made, *UNMAP_ALL)
 
     def _choose_windows(self) -> tuple[int, ...]:
@@ -255,8 +262,13 @@ class Generator:
         """Choose a file."""
         if self.chance(2):
             return ops.BAD_FILE
-        slot = self.random.randrange(len(ops.FILES))
+        slot = self.random.choice(self.scope.slots)
         return 0 if slot == ops.DISK_SLOT and self._removes else slot
+
+    def memory_slot(self) -> int:
+        """Choose a file that is not on a disk: what is written there waits for the disk."""
+        slot = self.slot()
+        return 0 if slot == ops.DISK_SLOT else slot
 
     def flags_of(self, values: tuple[int, ...], wrong: tuple[int, ...]) -> int:
         """Choose flags from the usual ones, seldom from the wrong ones."""
@@ -267,6 +279,21 @@ class Generator:
         if self.chance(3):
             return self.random.choice((1, 0x800, (1 << 63) - PAGE, (1 << 64) - PAGE, 1 << 44))
         return PAGE * self.random.choice((0, 0, 0, 1, 2, 3, 5, 8, 12, 15, 20))
+
+
+def away_from_ring(op: Op) -> Op:
+    """Make an operation's range short where it might reach the ring of a process without mseal."""
+    names = ops.CALLS[op.name][1] if op.name in ops.CALLS else ops.ACCESSES[op.name]
+    if "addr" not in names or "length" not in names:
+        return op
+    arguments, at = list(op.args), names.index("length")
+    start, length = arguments[names.index("addr")], arguments[at]
+    assert isinstance(length, int)
+    if length > PAGE and (isinstance(start, Ref) or start + length >= ring.RING - BELOW_RING):
+        arguments[at] = min(length, BELOW_RING >> 1) if isinstance(start, Ref) else PAGE
+    if op.name == "mremap" and isinstance(arguments[2], int) and arguments[2] > BELOW_RING >> 1:
+        arguments[2] = PAGE
+    return Op(op.name, tuple(arguments))
 
 
 def _mmap(g: Generator) -> tuple[Argument, ...]:
@@ -418,7 +445,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
-    "pwrite": lambda g: (g.slot(), g.address(), g.extent() & 0xFFFF, g.offset()),
+    "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
     "load": _access,
     "store": _access,
     "setrlimit": _setrlimit,

@@ -7,6 +7,7 @@ vector of ranges, looking at a protection key) is here too.
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import EBADF, EINVAL, EPERM
 from signal import SIGSEGV
 from typing import Any
 
@@ -44,13 +45,6 @@ _MASK = (1 << 64) - 1
 Operation = Callable[..., CallOutcome]
 
 
-def _mmap(
-    w: World, calls: Any, addr: int, length: int, prot: int, flags: int, file: int, offset: int
-) -> CallOutcome:
-    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
-    return w.syscall(mmap.mmap(w.cx, addr, length, prot, flags, slot, offset), calls)
-
-
 def _load(w: World, calls: Any, address: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
@@ -80,18 +74,16 @@ _RLIMITS = {
 }
 
 
-def _ftruncate(w: World, calls: Any, file: int, length: int) -> CallOutcome:
-    if not 0 <= file < len(ops.FILES):
-        return CallOutcome(-9)
-    if ops.FILES[file] == "zero":
-        return CallOutcome(-22)
-    return w.syscall(rmap.truncate(w.cx, file + 1, length), calls)
-
-
 def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
     if not 0 <= file < len(ops.FILES):
-        return CallOutcome(-9)
+        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
+
+
+def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
+    if not 0 <= file < len(ops.FILES):
+        return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
+    return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
 
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
@@ -107,14 +99,29 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     if length > f.TASK_SIZE_4_LEVELS or address > f.TASK_SIZE_4_LEVELS - length:
         return CallOutcome(-14)
     if length == 0:
+        refused = _refused_process_madvise(w.cx, advice)
+        if refused:
+            return CallOutcome(refused)
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(0)
+    refused = _refused_process_madvise(w.cx, advice)
+    if refused:
+        return CallOutcome(refused)
     length = min(length, _MAX_RW_COUNT)
     if address & ~f.PAGE_MASK or not madvise.is_known(w.cx.design, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
     return CallOutcome(result or length)
+
+
+def _refused_process_madvise(cx: Cx, advice: int) -> int:
+    """Return what a kernel says to a process without CAP_SYS_NICE that advises itself, or 0."""
+    if cx.design.advises_itself == "all":
+        return 0
+    if advice not in madvise.FOR_OTHERS:
+        return -EINVAL
+    return 0 if cx.design.advises_itself == "some" or cx.limits.can_ipc_lock else -EPERM
 
 
 async def take_and_release_for(cx: Cx, advice: int) -> int:
@@ -212,11 +219,33 @@ def _simple(make: Callable[..., Any]) -> Operation:
     return lambda w, calls, *arguments: w.syscall(make(w.cx, *arguments), calls)
 
 
+def _start_mmap(
+    cx: Cx, addr: int, length: int, prot: int, flags: int, file: int, offset: int
+) -> Any:
+    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    return mmap.mmap(cx, addr, length, prot, flags, slot, offset)
+
+
+async def _start_truncate(cx: Cx, file: int, length: int) -> int:
+    if not 0 <= file < len(ops.FILES):
+        return -EBADF
+    if ops.FILES[file] == "zero":
+        return -EINVAL
+    return await rmap.truncate(cx, file + 1, length)
+
+
+PROTOCOLS: dict[str, Callable[..., Any]] = {
+    **SERVED,
+    "mmap": _start_mmap,
+    "ftruncate": _start_truncate,
+}
+"""Operations that are one protocol and nothing else."""
+
 OPERATIONS: dict[str, Operation] = {
-    **{name: _simple(make) for name, make in SERVED.items()},
-    "mmap": _mmap,
+    **{name: _simple(make) for name, make in PROTOCOLS.items()},
     "mincore": _mincore,
     "pread": _pread,
+    "pwrite": _pwrite,
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
     "fork": _fork,
@@ -226,5 +255,4 @@ OPERATIONS: dict[str, Operation] = {
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,
-    "ftruncate": _ftruncate,
 }

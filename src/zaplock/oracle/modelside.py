@@ -26,7 +26,7 @@ from zaplock.protocols.design import Design
 NOTHING = Snapshot((), b"", b"", (0,) * len(ops.COUNTERS))
 _MASK = (1 << 64) - 1
 
-COVERED = Scope(without=frozenset({"pwrite"}))
+COVERED = Scope()
 
 
 def model_side(real: RealSide) -> ModelSide:

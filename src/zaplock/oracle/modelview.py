@@ -96,6 +96,12 @@ class ModelView:
         """Count from now on what is more than now."""
         self._base = self._counters()
 
+    def afresh(self, machine: Machine | None = None) -> ModelView:
+        """Return a view with the same baseline that remembers nothing, of another machine maybe."""
+        view = ModelView(machine or self._machine, self._space.mm, self._ring)
+        view._base = self._base
+        return view
+
     def snapshot(self) -> Snapshot:
         """Read everything."""
         # Every copy is asked, so that none stays old.

@@ -24,7 +24,7 @@ _VMLCK = COUNTERS.index("VmLck")
 # What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
 # header (addresses, permissions, offset, device, inode, path) and body.
 _PIECE = re.compile(
-    rb"(?:([a-z0-9 ]*)\n)?"
+    rb"(?:([a-z0-9? ]*)\n)?"
     rb"(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+) *(.*)\n((?s:.*)))?"
 )
 _NUMBER = re.compile(rb"[ \t](\d+)")
@@ -86,7 +86,9 @@ class _Fields:
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
-    def __init__(self, baseline: tuple[int, ...] | None = None) -> None:
+    def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
+        """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
+        self._has_scan = has_scan
         self._bodies: dict[bytes, tuple[int, ...]] = {}
         self._pieces: dict[bytes, _Piece] = {}
         self._spelled: dict[bytes, str] = {}
@@ -159,9 +161,12 @@ class Parser:
         return piece
 
     def _spelling(self, flags: bytes) -> str:
+        # Kernels with soft-dirty tracking show it of every VMA until somebody clears it. "??" is
+        # a flag that a kernel has no name for.
         spelled = self._spelled.get(flags)
         if spelled is None:
-            spelled = self._spelled[flags] = " ".join(sorted(flags.decode().split()))
+            shown = (flag for flag in flags.decode().split() if flag not in ("sd", "??"))
+            spelled = self._spelled[flags] = " ".join(sorted(shown))
         return spelled
 
     def _status(self, status: bytes) -> tuple[int, ...]:
@@ -176,6 +181,8 @@ class Parser:
 
     def _pages(self, scan: bytes) -> tuple[bytes, bytes]:
         count = _COUNT(scan)[0]
+        if not self._has_scan:
+            return b"", b""
         if count < 0:
             raise ValueError(f"PAGEMAP_SCAN failed with errno {-count}")
         end = 16 + 24 * count

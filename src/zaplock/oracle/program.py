@@ -103,6 +103,20 @@ def address(offset: int) -> int:
 def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
     build_into = Builder()
+    begin(build_into, sequence, names, look)
+    baseline = build_into.add(look.before)
+    results: list[int] = []
+    places = []
+    for index, op in enumerate(sequence):
+        result, seen, child = operation(build_into, index, op, results, names)
+        results.append(result)
+        places.append(Place(result, seen, child, build_into.add(look.after)))
+    build_into.add(ring.EXIT)
+    return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
+
+
+def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
+    """Append the set-up: the ring, and the files if an operation of the sequence needs them."""
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
@@ -118,15 +132,6 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
         target = address(opened + 2 * _E + 8)
         build_into.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
         build_into.add(stub.syscall(_DUP2, 0, MEMINFO_FD))
-    baseline = build_into.add(look.before)
-    results: list[int] = []
-    places = []
-    for index, op in enumerate(sequence):
-        result, seen, child = _operation(build_into, index, op, results, names)
-        results.append(result)
-        places.append(Place(result, seen, child, build_into.add(look.after)))
-    build_into.add(ring.EXIT)
-    return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
@@ -184,7 +189,7 @@ def _fill(slot: int) -> bytes:
     return b"".join(parts)
 
 
-def _operation(
+def operation(
     b: Builder, index: int, op: Op, results: list[int], names: ProgramNames
 ) -> tuple[int, int, int]:
     """Append one operation; return the places of its result, vector and child (or -1)."""

@@ -9,11 +9,26 @@ import struct
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from zaplock.oracle import ops, program, ring, stub
+from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
+from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
+
+
+class ProcessFacts(NamedTuple):
+    """What is asked about a bare process and its kernel, and not found out by trying; bytes."""
+
+    data_length: int
+    max_map_count: int
+    mmap_min_addr: int
+    memlock_limit: int
+    stack_limit: int
+    overcommit_pages: int
+    hugetlb_pages: int
 
 
 class RealSide:
@@ -22,28 +37,26 @@ class RealSide:
     def __init__(self) -> None:
         """Start the child; raise UserError where the kernel can't be observed enough."""
         self._disk = _nameless("disk")
-        data, where = ring.strings(
-            {
-                **dict(zip(ops.FILES, ops.FILES, strict=True)),
-                "disk": f"/proc/self/fd/{self._disk}",
-                "zero": "/dev/zero",
-                "meminfo": "/proc/meminfo",
-            },
-            ring.FILE_STRINGS,
-        )
-        files = tuple(where[name] for name in ops.FILES)
-        self._names = program.ProgramNames(files, where["meminfo"], _sysctl("max_map_count"))
-        self._strings = data
+        self._names, self._strings = file_names(self._disk, _sysctl("max_map_count"))
         self._start()
 
     def _start(self) -> None:
         self._child = BareProcess(self._disk)
         self._child.write(ring.FILE_STRINGS, self._strings)
         self._parser = Parser()
-        self.environment = self._explore()
+        facts = ProcessFacts(
+            data_length=_data_length(self._child.pid),
+            max_map_count=_sysctl("max_map_count"),
+            mmap_min_addr=_sysctl("mmap_min_addr"),
+            memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+            stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
+            overcommit_pages=_total_pages(),
+            hugetlb_pages=_free_huge_pages(),
+        )
+        self.environment = self._explore(facts)
         self._parser = Parser(self.environment.baseline.counters)
 
-    def _explore(self) -> Environment:
+    def _explore(self, facts: ProcessFacts) -> Environment:
         page, private_anonymous = ring.PAGE, 0x22
         probe = (
             Op("brk", (0,)),
@@ -59,16 +72,10 @@ class RealSide:
             ring_length=ring.RING_SIZE,
             mmap_base=mapped + page,
             start_brk=brk,
-            data_length=_data_length(self._child.pid),
-            max_map_count=_sysctl("max_map_count"),
-            mmap_min_addr=_sysctl("mmap_min_addr"),
             mmap_min_hint=lowest,
-            memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-            stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
             task_size=ring.TASK_SIZE,
-            overcommit_pages=_total_pages(),
-            hugetlb_pages=_free_huge_pages(),
             baseline=baseline,
+            **facts._asdict(),
         )
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
@@ -108,6 +115,28 @@ class RealSide:
             figures.append(int(data[begin:at].partition(b"Committed_AS:")[2].split(None, 1)[0]))
         return figures, results
 
+    def run_threads(
+        self, threaded: ThreadedProgram, delays: Sequence[Sequence[int]]
+    ) -> ThreadedOutcome:
+        """Run a program of threads once, with these delays before its operations."""
+        built, places = threads.build(threaded, delays, self._names)
+        try:
+            status = self._child.run(built.code)
+        except Lost:
+            self.restart()
+            raise
+        if status:
+            raise Lost(f"the runner ended with wait status {status:#x}")
+        self._parser.begin()
+        code = self._child.program(len(built.code))
+        words, reader = memoryview(code).cast("q"), _Reader(self._child, code, self._parser)
+        reader.snapshot(built.baseline)
+        results = tuple(
+            tuple(threads.shown(words[place + stub.RESULT >> 3]) for place in thread)
+            for thread in places.threads
+        )
+        return ThreadedOutcome(results, reader.snapshot(built.places[0].after))
+
     def _results(
         self, sequence: Sequence[Op], built: program.BareProgram
     ) -> tuple[memoryview, list[int]]:
@@ -143,6 +172,21 @@ class RealSide:
         """End the child and remove its files."""
         self._child.close()
         os.close(self._disk)
+
+
+def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, bytes]:
+    """Lay out the names of the files for the ring, `disk` being open under that number."""
+    data, where = ring.strings(
+        {
+            **dict(zip(ops.FILES, ops.FILES, strict=True)),
+            "disk": f"/proc/self/fd/{disk}",
+            "zero": "/dev/zero",
+            "meminfo": "/proc/meminfo",
+        },
+        ring.FILE_STRINGS,
+    )
+    files = tuple(where[name] for name in ops.FILES)
+    return program.ProgramNames(files, where["meminfo"], max_map_count), data
 
 
 class _Reader:

@@ -25,6 +25,8 @@ SIGSTACK = CONTROL + 0x380
 CAPS = CONTROL + 0x400
 RLIMIT = CONTROL + 0x480
 BOOT = CONTROL + 0x500
+MEETING = CONTROL + 0xB00  # where threads meet, the word of each one's id, and its signal stack
+THREAD_IDS, THREAD_SIGSTACKS = MEETING + 0x40, MEETING + 0x80
 STRINGS = 0x2000
 CONTROL_SIZE = 0x2000  # the strings included
 PATTERN = 0x4000  # one page: what is written to files and from buffers
@@ -38,6 +40,9 @@ PROGRAM = 0x19000
 RING_SIZE = 0x40000
 SCRATCH_SIZE = 0x1000
 SCRATCH = RING_SIZE - SCRATCH_SIZE  # mincore's vector and the like; one too long meets the end
+
+MOST_THREADS = 4
+THREAD_STACKS = SCRATCH - MOST_THREADS * STACK_SIZE  # no program of threads reaches up to here
 
 OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
 
@@ -83,10 +88,16 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
     for offset, data in (
         (SCAN_ARG, scan), (SIGACTION, action), (SIGSTACK, stack), (CAPS, caps),
-        (STRINGS, PROC_STRINGS),
+        (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
     ):  # fmt: skip
         page[offset - CONTROL : offset - CONTROL + len(data)] = data
     return bytes(page)
+
+
+def thread_stacks() -> bytes:
+    """Pack a stack for each thread's signal handler, as sigaltstack takes them."""
+    places = (RING + THREAD_STACKS + STACK_SIZE * number for number in range(MOST_THREADS))
+    return b"".join(struct.pack("<QQQ", place, 0, STACK_SIZE) for place in places)
 
 
 def boot(kept: int) -> bytes:

@@ -161,6 +161,26 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
         mov     rax, r14
         jmp     done
 
+op_meet:                                # one less in the qword a0; wait until it is 0 or less (first
+        mov     rdi, [rbx+8]            # turning round, then yielding the CPU); then turn round a1
+        lock dec qword ptr [rdi]        # times more. Result 0
+1:      mov     r12d, 4096
+2:      cmp     qword ptr [rdi], 0
+        jle     3f
+        pause
+        dec     r12d
+        jnz     2b
+        mov     eax, 24
+        syscall
+        jmp     1b
+3:      mov     r12, [rbx+16]
+4:      test    r12, r12
+        jz      5f
+        dec     r12
+        jmp     4b
+5:      xor     eax, eax
+        jmp     done
+
 on_signal:                              # handler(signal, siginfo, ucontext): rax = what, rip = r13
         mov     eax, edi
         shl     eax, 16

@@ -47,9 +47,15 @@ def limits_of(environment: Environment) -> ResourceLimits:
 class World:
     """One machine with one process like the bare one: the ring, the files, nothing else."""
 
-    def __init__(self, environment: Environment, design: Design, uses_files: bool) -> None:
+    def __init__(
+        self,
+        environment: Environment,
+        design: Design,
+        uses_files: bool,
+        tracks_tlbs: bool = False,
+    ) -> None:
         self.environment = environment
-        self.machine = Machine(limits=limits_of(environment))
+        self.machine = Machine(limits=limits_of(environment), tracks_tlbs=tracks_tlbs)
         self.task = Task(1, MM, "oracle")
         self.cx = Cx(design, self.task, limits=self.machine.limits)
         self.space = self.machine.mm(MM)

@@ -28,7 +28,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.page_fault import USERFAULT, PageCopy, fault_page, finish_copy, huge_range
-from zaplock.model.pagetable import alloc_tables
+from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import (
     down_read,
     down_read_killable,
@@ -135,6 +135,8 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await vma_end_read(handle)
         return -SIGSEGV
     if await needs_anon_vma(cx, handle, vma, address, write):
+        if cx.design.vma_lock_faults == "all" and not vma.flags & VM_HUGETLB:
+            await alloc_fault_tables(handle, address)  # they stay where the fault has to give way
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
@@ -179,7 +181,7 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
         await alloc_fault_tables(handle, address)
     if await needs_anon_vma(cx, handle, vma, address, write):
         await anon_vma_prepare(handle)
-    result = await fault_entry(handle, address, write)
+    result = await fault_entry(handle, address, write, cx.design.replaces_huge_zero)
     if isinstance(result, int):
         return result
     tag = await copy_user_page(result.frame)
@@ -221,12 +223,16 @@ def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
 
 
 @step
-def fault_entry(m: Machine, task: Task, handle: int, address: int, write: bool) -> int | PageCopy:
+def fault_entry(
+    m: Machine, task: Task, handle: int, address: int, write: bool, replaces_huge_zero: bool
+) -> int | PageCopy:
     """Set the entry of a faulting address under the page-table lock, or say what to copy first."""
     vma = walked_vma(m, task, handle, address)
     if vma.flags & VM_HUGETLB:
         vpn = address >> PAGE_SHIFT
         alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
+    if write and not replaces_huge_zero:
+        split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
     return fault_page(m, task, vma, address, write)
 
 

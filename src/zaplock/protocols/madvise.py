@@ -84,6 +84,10 @@ GUARDS = (f.MADV_GUARD_INSTALL, f.MADV_GUARD_REMOVE)
 LOOKS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE, f.MADV_REMOVE)
 
 
+FOR_OTHERS = (f.MADV_WILLNEED, f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_COLLAPSE)
+"""What process_madvise may ask of another process, and before 6.13 of any."""
+
+
 async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     aligned = page_align(length) % (1 << 64)
@@ -105,14 +109,16 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
 
 
 def is_known(design: Design, advice: int) -> bool:
-    """Return whether a design's release has such an advice."""
+    """Return whether a design has such an advice: guards by its rule, all others by its release."""
+    if advice in GUARDS:
+        return design.guards
     return advice in known_advice(design.kernel)
 
 
 @cache
 def known_advice(kernel: str) -> frozenset[int]:
-    """Return the advice that a release has; all there is, where the text names no release."""
-    release, every = find(kernel), (*FLAG_ADVICE, *ZAPS, *POPULATES, *LOOKS, *GUARDS)
+    """Return the advice but guards of a release; all there is, where the text names no release."""
+    release, every = find(kernel), (*FLAG_ADVICE, *ZAPS, *POPULATES, *LOOKS)
     return frozenset(
         one for one in every if release is None or release.carries(SINCE.get(one, "4.9"))
     )
@@ -156,6 +162,8 @@ def refused_by_seal(cx: Cx, vma: Vma, advice: int) -> int:
 
     What the caller could overwrite anyway, and files, may be discarded (can_madvise_modify).
     """
+    if vma.name and not cx.design.seals_devices:
+        return 0
     return -EPERM if cx.design.mseal == "vma" and is_kept_by_seal(vma, advice) else 0
 
 
@@ -195,9 +203,17 @@ def forbidden_advice(vma: Vma, advice: int) -> int:
 
 
 async def advise_populate(cx: Cx, start: int, end: int, write: bool) -> int:
-    """Fault a range in under read."""
+    """Fault a range in under read; to 6.8 what lies behind holes, too."""
+
+    async def visit(_handle: int, _vma: Vma, low: int, high: int) -> int:
+        return await populate_strictly(cx, low, high, write)
+
     await down_read(cx.mmap_lock)
-    result = await populate_strictly(cx, start, end, write)
+    if cx.design.populates_over_holes:
+        error, holes = await apply_to_range(cx, start, end, visit)
+        result = error or (-ENOMEM if holes else 0)
+    else:
+        result = await populate_strictly(cx, start, end, write)
     await up_read(cx.mmap_lock)
     return result
 

@@ -57,9 +57,12 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
     account,
+    can_merge,
     change,
+    following,
     insert,
     merge_around,
+    previous,
     remove,
     vma_of,
 )
@@ -170,10 +173,12 @@ async def do_mmap(
         file = 0
     if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
         address = page_align(cx.limits.mmap_min_hint)
-    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff)
+    aligns = cx.design.aligns_for_huge_pages
+    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
     if placed < 0:
         return placed, False
-    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff)
+    rules = cx.design.stacks_nohugepage, cx.design.droppable
+    vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff, *rules)
     if vm_flags < 0:
         return vm_flags, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
@@ -216,7 +221,8 @@ async def mmap_region(
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
-    error = error or await may_commit(cx.mm, start, end, vm_flags)
+    if cx.design.gathers_first:  # before, what is there is unmapped by the time that this shows
+        error = error or await may_commit(cx.mm, start, end, vm_flags)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
@@ -239,7 +245,7 @@ async def mmap_region(
         if error:
             await undo_driver_mapping(cx, handle, start, end)
             return error
-    await finish_mmap(handle)
+    await finish_mmap(handle, cx.design.merges_anew or cx.design.tree == "rbtree")
     return start
 
 
@@ -345,8 +351,10 @@ def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
 
 
 @step
-def finish_mmap(m: Machine, task: Task, handle: int) -> int:
+def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     """Count a locked mapping, and merge the new VMA with its neighbours where it can be.
+
+    From 6.1 to 6.11 the one behind comes first; if that has an anon_vma the one before needs one.
 
     What can't be locked loses VM_LOCKED only after Linux has looked for a neighbour to merge with.
     """
@@ -356,4 +364,10 @@ def finish_mmap(m: Machine, task: Task, handle: int) -> int:
             m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
             return handle
         m.mm(vma.mm).add("locked_vm", vma.nr_pages)
-    return merge_around(m, task, handle)
+    behind = following(m.mm(vma.mm), vma.end)
+    if merges_anew or not behind:
+        return merge_around(m, task, handle)
+    other, before = vma_of(m, task, behind), previous(m.mm(vma.mm), vma.start)
+    first = can_merge(m, vma, other) and other.anon_vma and before
+    apart = before if first and not vma_of(m, task, before).anon_vma else 0
+    return merge_around(m, task, handle, apart)

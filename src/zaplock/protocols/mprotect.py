@@ -38,6 +38,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
     Vma,
+    accepts,
     account_parts,
     can_merge,
     change,
@@ -143,7 +144,8 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) 
         return charged
     flags |= charged
     unwritten = not flags & VM_WRITE and vma.flags & VM_ACCOUNT
-    uncharged = unwritten and not vma.file and not vma.anon_vma
+    untouched = cx.design.uncharges_untouched and not vma.file and not vma.anon_vma
+    uncharged = unwritten and untouched
     if uncharged:
         flags &= ~VM_ACCOUNT
     part = await modify_vma(cx, handle, low, high, flags)
@@ -179,7 +181,8 @@ async def modify_vma(
         await vma_start_write(handle)
     uffd = vma.uffd if uffd is None else uffd
     anon_name = vma.anon_name if anon_name is None else anon_name
-    merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name)
+    untouched = cx.design.merges_untouched
+    merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, untouched)
     if merged:
         return merged
     if low > vma.start:
@@ -192,7 +195,7 @@ async def modify_vma(
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)
-    return await merge(handle)
+    return await merge(handle, untouched)
 
 
 @step
@@ -205,6 +208,7 @@ def merge_with_neighbour(
     flags: int,
     uffd: int,
     anon_name: str,
+    untouched: bool,
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
@@ -223,7 +227,7 @@ def merge_with_neighbour(
         return 0
     other = vma_of(m, task, neighbour)
     pair = (other, part) if low == vma.start else (part, other)
-    if not can_merge(m, *pair):
+    if not can_merge(m, *pair) or not (untouched or accepts(part, other)):
         return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part
@@ -251,9 +255,9 @@ def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int, anon_n
 
 
 @step
-def merge(m: Machine, task: Task, handle: int) -> int:
+def merge(m: Machine, task: Task, handle: int, untouched: bool) -> int:
     """Merge a VMA with its neighbours where it can be; return what it is now."""
-    return merge_around(m, task, handle)
+    return merge_around(m, task, handle, 0, untouched)
 
 
 @step

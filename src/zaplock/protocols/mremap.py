@@ -41,6 +41,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
     absorb,
+    accepts,
     account,
     can_merge,
     change,
@@ -52,7 +53,9 @@ from zaplock.model.vma import (
     lookup,
     merge_around,
     overlapping,
+    previous,
     read_vma,
+    split_vma,
     tombstones_over,
     vma_of,
     write_vma,
@@ -109,8 +112,13 @@ async def mremap(
     """The mremap system call: the address, or a negative errno."""
     old, new = page_align(old_length) % _WORD, page_align(new_length) % _WORD
     request = Request(address, old, new, flags, new_address)
+    if flags & MREMAP_DONTUNMAP and old_length != new_length and not cx.design.mremap_checks_first:
+        return -EINVAL  # here to 6.16 before both are rounded to pages
     error = mremap_arguments(cx, request)
-    if error:
+    if error and not cx.design.mremap_checks_first and not is_malformed(request):
+        if request.implies_move:
+            return await refuse_after_look_up(cx, request, error)
+    elif error:
         return error
     if request.implies_move and await near_map_limit(cx.mm, 5):
         return -ENOMEM
@@ -153,6 +161,27 @@ def mremap_arguments(cx: Cx, r: Request) -> int:
     return -EINVAL if old_end > r.new_address and new_end > r.address else 0
 
 
+def is_malformed(r: Request) -> bool:
+    """Return whether a request is refused before anything is looked up, in every kernel."""
+    if r.flags & ~KNOWN or r.address & ~PAGE_MASK or not r.new_length:
+        return True
+    if r.implies_move and not r.flags & MREMAP_MAYMOVE:
+        return True
+    return bool(r.flags & MREMAP_DONTUNMAP and r.old_length != r.new_length)
+
+
+async def refuse_after_look_up(cx: Cx, r: Request, error: int) -> int:
+    """Return -EFAULT where nothing is mapped, else what is wrong with the arguments (to 6.16)."""
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    mapped = await is_mapped(cx.mm, r.address)
+    if mapped and cx.design.mseal != "no":
+        vma = await read_vma(await find_vma(cx.mm, r.address))
+        error = -EPERM if vma.flags & VM_SEALED else error
+    await unlock_after_unmap(cx, 0)
+    return error if mapped else -EFAULT
+
+
 async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Remap under the exclusive lock."""
     if cx.design.moves_many and r.flags & MREMAP_FIXED and r.old_length == r.new_length:
@@ -162,6 +191,11 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if vma is None or vma.start > r.address:
         return MremapResult(-EFAULT)
     r = align_hugetlb(vma, r)
+    if r.flags & MREMAP_FIXED and not cx.design.mremap_checks_first:
+        cleared = await clear_before_checks(cx, vma, r, events)
+        if cleared < 0:
+            return MremapResult(cleared)
+        vma = await read_vma(await find_vma(cx.mm, r.address))
     error = await check_prep_vma(cx, vma, r)
     if error:
         return MremapResult(error)
@@ -172,6 +206,19 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     if r.new_length < r.old_length:
         return await shrink(cx, r, events)
     return await expand_vma(cx, handle, vma, r, events)
+
+
+async def clear_before_checks(cx: Cx, vma: Vma, r: Request, events: UnmapEvents) -> int:
+    """Unmap the new place and the old one's tail before the mapping is looked at (to 6.16)."""
+    if cx.design.mseal != "no" and vma.flags & VM_SEALED:
+        return -EPERM
+    result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
+    if result >= 0 and r.old_length > r.new_length:
+        start, length = r.address + r.new_length, r.old_length - r.new_length
+        result = await cx.design.do_munmap(cx, start, length, events, False)
+    if result >= 0 and not await is_mapped(cx.mm, r.address):
+        return -EFAULT
+    return result
 
 
 def align_hugetlb(vma: Vma, r: Request) -> Request:
@@ -273,7 +320,8 @@ async def expand_vma(
     """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
-    grown = await expand(handle, r.address, r.old_length, r.new_length)
+    untouched = cx.design.merges_untouched
+    grown = await expand(handle, r.address, r.old_length, r.new_length, untouched)
     if grown < 0:
         return MremapResult(grown)
     if grown:
@@ -292,7 +340,13 @@ def populate_range(vma: Vma, r: Request, target: int) -> tuple[int, int] | None:
 
 @step
 def expand(
-    m: Machine, task: Task, handle: int, address: int, old_length: int, new_length: int
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    old_length: int,
+    new_length: int,
+    untouched: bool,
 ) -> int:
     """Move the end of a VMA on: 1, 0 where there is no room, -ENOMEM where it can't be charged."""
     vma = vma_of(m, task, handle)
@@ -309,15 +363,18 @@ def expand(
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))
-    merge_with_next(m, task, handle)
+    merge_with_next(m, task, handle, untouched)
     return 1
 
 
-def merge_with_next(m: Machine, task: Task, handle: int) -> None:
+def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool) -> None:
     """Merge a grown VMA with the one that it has come to touch, never with the one before it."""
     vma = vma_of(m, task, handle)
     behind = following(m.mm(vma.mm), vma.end)
-    if behind and can_merge(m, vma, vma_of(m, task, behind)):
+    if not behind:
+        return
+    other = vma_of(m, task, behind)
+    if can_merge(m, vma, other) and (untouched or accepts(vma, other)):
         absorb(m, task, handle, behind)
 
 
@@ -366,7 +423,10 @@ async def set_new_address_and_move(
     hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
-    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff)
+    aligns = cx.design.aligns_for_huge_pages
+    target = await get_unmapped_area(cx.mm, hint, r.new_length, map_flags, file, pgoff, aligns)
+    if 0 <= target < cx.limits.mmap_min_addr:
+        return MremapResult(-EPERM)  # a hint isn't rounded up here
     if target < 0:
         return MremapResult(target)
     if await near_map_limit(cx.mm, 3):
@@ -407,20 +467,36 @@ async def move(
     keeps_old = bool(r.flags & MREMAP_DONTUNMAP)
     if cx.design.vma_locks:
         await vma_start_write(handle)
+    leaks = cx.design.dontunmap_leaks_locked
+    if keeps_old and not leaks and vma.flags & VM_LOCKED:
+        handle = await split_off(cx, handle, vma, r)
+        if handle < 0:
+            return MremapResult(handle)
+        vma = await read_vma(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
-    new = await copy_vma(handle, r.address, target, r.new_length)
+    merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
+    parts = "with all" if merges else "apart" if cx.design.merges_anew else "elsewhere"
+    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
-        leaks = cx.design.dontunmap_leaks_locked
         await keep_empty(cx.mm, new, r.address, r.old_length, leaks)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
     return MremapResult(target, 0, populate_range(vma, r, target))
+
+
+async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:
+    """Split what is to be unlocked off its VMA; its handle, or -ENOMEM."""
+    if r.address > vma.start:
+        handle = await split_vma(handle, r.address, False)
+    if handle > 0 and r.address + r.old_length < vma.end:
+        await split_vma(handle, r.address + r.old_length, False)
+    return handle
 
 
 @step
@@ -430,18 +506,32 @@ def charge_move(m: Machine, task: Task, mm: int, vma: Vma, new_length: int) -> i
 
 
 @step
-def copy_vma(m: Machine, task: Task, handle: int, address: int, target: int, length: int) -> int:
+def copy_vma(
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    target: int,
+    length: int,
+    merges: str,
+    untouched: bool,
+) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
-    merge with what it is a copy of.
+    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, or only
+    "elsewhere", not beside it.
     """
     vma = vma_of(m, task, handle)
     pgoff = vma.pgoff_of(address)
     if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
         pgoff = target >> PAGE_SHIFT
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
-    copy = merge_around(m, task, insert(m, task, new))
+    copy = insert(m, task, new)
+    space = m.mm(vma.mm)
+    beside = handle in (previous(space, target), following(space, target + length))
+    if merges != "elsewhere" or not beside:
+        copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
     forget_monitor(m, task, copy)
     return copy
 

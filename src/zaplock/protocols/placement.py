@@ -54,12 +54,14 @@ def get_unmapped_area(
     flags: int,
     file: int = 0,
     pgoff: int = 0,
+    aligns: str = "devices",
 ) -> int:
     """Return where a mapping goes: at a fixed address, at the hint, or in a gap.
 
     Gaps are searched top-down; for MAP_32BIT bottom-up in the second gigabyte. What could hold huge
-    pages is aligned to them (anonymous memory of whole huge pages since 6.7, files of file systems
-    that ask for it), by asking for a gap that is one huge page longer.
+    pages is aligned to them (`aligns`: "files" of file systems that ask for it, "memory" too, of
+    whole huge pages, or "devices" too: private mappings of /dev/zero), by asking for a gap that is
+    one huge page longer.
     """
     space = m.mm(mm)
     limits = space.limits
@@ -73,7 +75,7 @@ def get_unmapped_area(
     address &= PAGE_MASK
     if huge:
         return huge_area(m, space, address, length, flags)
-    if wants_huge_alignment(m, address, length, flags, file, pgoff):
+    if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
             return address
@@ -84,12 +86,14 @@ def get_unmapped_area(
 
 
 def wants_huge_alignment(
-    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int
+    m: Machine, address: int, length: int, flags: int, file: int, pgoff: int, aligns: str
 ) -> bool:
     """Return whether a mapping is placed so that huge pages fit (thp_get_unmapped_area)."""
     if not file and (flags & MAP_SHARED or address or length % PMD_SIZE):
         return False
     kind = "zero" if file == ZERO_DEVICE else m.files[file].kind if file else ""
+    if (not file and aligns == "files") or (kind == "zero" and aligns != "devices"):
+        return False
     if file and kind != "disk" and (kind != "zero" or flags & MAP_SHARED):
         return False
     offset = pgoff << PAGE_SHIFT if file else 0

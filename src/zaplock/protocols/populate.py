@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PAGES_PER_PMD,
     VM_ACCESS_FLAGS,
     VM_HUGETLB,
     VM_IO,
@@ -24,6 +25,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.page_fault import meets_huge_pages, populate_range
+from zaplock.model.pagetable import split_huge_zero
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
@@ -85,7 +87,8 @@ async def populate_pages(
     grain = (cx.grain << PAGE_SHIFT) or high - low
     let_go = False
     for at in range(low, high, grain):
-        error, made_dirty = await fault_range(handle, at, min(at + grain, high), write)
+        until, splits = min(at + grain, high), write and not cx.design.replaces_huge_zero
+        error, made_dirty = await fault_range(handle, at, until, write, splits)
         for _ in range(made_dirty if cx.design.dirty_fault_lets_go else 0):
             await let_go_for_once(cx)
             let_go = True
@@ -102,15 +105,17 @@ async def let_go_for_once(cx: Cx) -> None:
 
 @step
 def fault_range(
-    m: Machine, task: Task, handle: int, low: int, high: int, write: bool
+    m: Machine, task: Task, handle: int, low: int, high: int, write: bool, splits_zero: bool
 ) -> tuple[int, int]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how many faults had to tell that a page of
-    a shared file is dirty now.
+    a shared file is dirty now. `splits_zero`: the huge zero page is mapped by small entries first.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    for vpn in (*range(first, last, PAGES_PER_PMD), last - 1) if splits_zero else ():
+        split_huge_zero(m, task, m.mm(vma.mm), vpn)
     if write and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
         told = 0
         for vpn in range(first, last):

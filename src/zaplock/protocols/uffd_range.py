@@ -45,7 +45,8 @@ async def register(cx: Cx, context: int, start: int, length: int, mode: int) -> 
         flags = vma.flags & ~VM_UFFD_FLAGS | wanted
         return min(0, await modify_vma(cx, handle, low, high, flags, context))
 
-    error = await refused(cx.mm, start, start + length, wanted)
+    droppable = cx.design.watches_droppable
+    error = await refused(cx.mm, start, start + length, wanted, droppable)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
@@ -65,7 +66,8 @@ async def unregister(cx: Cx, start: int, length: int) -> int:
         flags = vma.flags & ~VM_UFFD_FLAGS
         return min(0, await modify_vma(cx, handle, low, high, flags, 0))
 
-    error = await refused(cx.mm, start, start + length, 0)
+    droppable = cx.design.watches_droppable
+    error = await refused(cx.mm, start, start + length, 0, droppable)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
@@ -81,13 +83,17 @@ def is_range(cx: Cx, start: int, length: int) -> bool:
 
 
 @step
-def refused(m: Machine, task: Task, mm: int, start: int, end: int, wanted: int) -> int:
+def refused(
+    m: Machine, task: Task, mm: int, start: int, end: int, wanted: int, droppable: bool
+) -> int:
     """Return -EINVAL or -EPERM if a VMA of the range can't be watched so, or there is none."""
     handles = overlapping(m, m.mm(mm), start, end)
     for handle in handles:
         vma = vma_of(m, task, handle)
         in_memory = not vma.file or m.files[vma.file].kind == "shmem"
-        if vma.flags & VM_DROPPABLE or not in_memory or (wanted & VM_UFFD_MINOR and not vma.file):
+        if vma.flags & VM_DROPPABLE and not droppable:
+            return -EINVAL
+        if not in_memory or (wanted & VM_UFFD_MINOR and not vma.file):
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM

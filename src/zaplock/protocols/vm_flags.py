@@ -83,6 +83,8 @@ def mmap_flags(
     flags: int,
     file: int,
     pgoff: int,
+    stacks_nohugepage: bool,
+    droppable: bool,
 ) -> int:
     """Return the vm_flags of a mapping, or a negative errno where it may not be."""
     space = m.mm(mm)
@@ -91,7 +93,7 @@ def mmap_flags(
     vm_flags |= VM_GROWSDOWN if flags & MAP_GROWSDOWN else 0
     vm_flags |= VM_LOCKED if flags & MAP_LOCKED else 0
     vm_flags |= VM_SYNC if flags & MAP_SYNC else 0
-    if flags & MAP_STACK:
+    if flags & MAP_STACK and stacks_nohugepage:
         vm_flags |= VM_NOHUGEPAGE
     if flags & MAP_LOCKED and not may_mlock(space):
         return -EPERM
@@ -104,7 +106,8 @@ def mmap_flags(
     if backing:
         vm_flags = file_flags(kind, flags, vm_flags, prot, backing)
     else:
-        vm_flags = anonymous_flags(kind, flags, vm_flags)
+        known = kind != MAP_DROPPABLE or droppable
+        vm_flags = anonymous_flags(kind, flags, vm_flags) if known else -EINVAL
     if vm_flags > 0 and flags & MAP_NORESERVE and m.globals.get("overcommit", 0) != 2:
         vm_flags |= VM_NORESERVE
     if vm_flags > 0 and flags & MAP_HUGETLB:

@@ -38,6 +38,7 @@ from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
+from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
@@ -186,9 +187,7 @@ class _Session:
                 report(self._progress)
             self._look_after(now=True)
         finally:
-            self._capture.stop()
-            self._quotas.stop()
-            self._feeder.stop()
+            surely(self._stop)
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
         self._stream.end(self._ended_at)
         self._take_the_rest(report)
@@ -201,6 +200,11 @@ class _Session:
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
         report(self._progress)
+
+    def _stop(self) -> None:
+        self._capture.stop()
+        self._quotas.stop()
+        self._feeder.stop()
 
     def _wait_for_a_wait(
         self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from zaplock import linux_version
 from zaplock.errors import UserError
-from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check
+from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check, one_of
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
 
+LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
 _BASE_MEMORY = 512 << 20
 _SETTLE_NS = 30_000_000
 
@@ -28,7 +30,9 @@ class GuestPlan(Experiment):
     """An experiment in a guest. `memory` in bytes, 0 chooses what the backing needs.
 
     `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `graph` records function_graph instead
-    of events. `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
+    of events. `locks` says where lock events come from: one of LOCK_EVENTS, of which "auto" takes
+    the tracepoints, else kprobes. `shift` stretches an exact guest's time: an instruction takes
+    2 ** shift ns.
     """
 
     period_ns: int = 1_000_000
@@ -39,6 +43,7 @@ class GuestPlan(Experiment):
     memory: int = 0
     hung_task_timeout_s: int = 0
     graph: bool = False
+    locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
 
     @property
@@ -70,6 +75,7 @@ def checked(plan: GuestPlan) -> GuestPlan:
     """Return the plan with its backing chosen; raise UserError if it can't run here."""
     plan = _with_backing(plan)
     check(plan, GUEST)
+    one_of("lock events", plan.locks, LOCK_EVENTS, GUEST.where)
     between("--guest-cpus", plan.nr_cpus, 1, 64)
     need, free = plan.machine.memory, _available_memory()
     if need > free:
@@ -107,6 +113,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         "locked": int(plan.locked),
         "vmas": plan.nr_vmas,
     }
+    if plan.locks != "auto":
+        words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
     if plan.graph:
@@ -121,10 +129,20 @@ def run(plan: GuestPlan, *, progress: Callable[[str], None] = lambda _phase: Non
     """Boot the plan's kernel and run the plan once. Raises UserError if it fails."""
     plan = checked(plan)
     kernel = kernels.find(plan.kernel)
-    result = qemu.run(
-        kernel, plan.machine, arguments(plan), limit_s=plan.timeout_s, progress=progress
-    )
+    machine = _with_places(plan.machine, kernels.release_in(kernel.content()))
+    result = qemu.run(kernel, machine, arguments(plan), limit_s=plan.timeout_s, progress=progress)
     return GuestRun(plan, result)
+
+
+_PLACES = 64
+
+
+def _with_places(machine: qemu.GuestMachine, release: str) -> qemu.GuestMachine:
+    """Give return probes places for waiting tasks: before 4.12 as many as there may be CPUs."""
+    found = linux_version.find(release)
+    if found is None or found.carries("4.12"):
+        return machine
+    return replace(machine, boot_options=(*machine.boot_options, f"possible_cpus={_PLACES}"))
 
 
 def lane_stalls(lane: capsule.Lane, begin_ns: int, end_ns: int) -> tuple[Stalls, Stalls]:

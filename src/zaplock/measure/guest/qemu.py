@@ -30,9 +30,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from zaplock.errors import UserError
 from zaplock.measure.guest import build, cache, capsule, initramfs, scratch
@@ -42,6 +44,7 @@ from zaplock.strangers import visible
 PROGRAM = "qemu-system-x86_64"
 EXACT_SHIFT = 2
 """4 ns an instruction in an exact guest: a quarter of a thousand MIPS."""
+_ACCELERATORS = ("kvm", "tcg")
 _KVM_LIMIT_S = 8.0
 _POLL_S = 0.05
 _QUIET_BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off"
@@ -114,19 +117,77 @@ def _run(
     progress: Progress,
 ) -> capsule.Capsule:
     with scratch.folder() as folder:
-        capsule.make(folder / "capsule")
-        (folder / "initramfs").write_bytes(initramfs.guest_root(build.probe().read_bytes()))
-        (folder / "kernel").write_bytes(kernel.content())
-        (folder / "console").touch()
-        user = _unprivileged(accelerator)
-        if user is not None:
-            _let_in(folder, user)
+        user = _lay_out(folder, kernel, build.probe(), accelerator)
         command = _command(kernel, machine, arguments, accelerator, folder)
         status, said = _supervised(command, folder, limit_s, progress, user)
         result = capsule.read(folder / "capsule")
         if status != _SUCCEEDED or result is None:
             raise UserError(_what_failed(kernel, status, said, folder, limit_s))
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class LiveGuest:
+    """A guest that runs: its process, the folder of its console, and the memory shared with it."""
+
+    kernel: Kernel
+    process: subprocess.Popen[bytes]
+    folder: Path
+    memory: Path
+
+    def why_it_ended(self, limit_s: float) -> str:
+        """Say in a line why it did not do what it should within a limit."""
+        said = (self.folder / "said").read_bytes()[:_MOST_SAID].decode(errors="replace")
+        return _what_failed(self.kernel, self.process.poll(), said, self.folder, limit_s)
+
+
+@contextmanager
+def running(
+    kernel: Kernel, machine: GuestMachine, init: Path, arguments: Sequence[str]
+) -> Iterator[LiveGuest]:
+    """Boot a kernel into `init` and let it run until the end of the block.
+
+    The memory of its device is a file that both sides map while it runs.
+    """
+    accelerator = _accelerator(kernel)
+    with scratch.folder() as folder:
+        user = _lay_out(folder, kernel, init, accelerator)
+        with (folder / "said").open("w+b") as said:
+            command = _command(kernel, machine, arguments, accelerator, folder)
+            process = _started(command, folder, said, user)
+            try:
+                yield LiveGuest(kernel, process, folder, folder / "capsule")
+            finally:
+                process.kill()
+                process.wait()
+
+
+def _lay_out(folder: Path, kernel: Kernel, init: Path, accelerator: str) -> _User | None:
+    """Put what a guest needs into its folder; return whom QEMU is to run as (None: as we do)."""
+    capsule.make(folder / "capsule")
+    (folder / "initramfs").write_bytes(initramfs.guest_root(init.read_bytes()))
+    (folder / "kernel").write_bytes(kernel.content())
+    (folder / "console").touch()
+    user = _unprivileged(accelerator)
+    if user is not None:
+        _let_in(folder, user)
+    return user
+
+
+def _started(
+    command: list[str], folder: Path, said: BinaryIO, user: _User | None
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=said,
+        cwd=folder,
+        preexec_fn=_alone,
+        user=user.uid if user else None,
+        group=user.gid if user else None,
+        extra_groups=user.groups if user else None,
+    )
 
 
 def _command(
@@ -169,17 +230,7 @@ def _supervised(
     """Run to the end or to the limit (then the status is None); return also what QEMU said."""
     deadline, seen = time.monotonic() + limit_s, ""
     with (folder / "said").open("w+b") as said:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            cwd=folder,
-            preexec_fn=_alone,
-            user=user.uid if user else None,
-            group=user.gid if user else None,
-            extra_groups=user.groups if user else None,
-        )
+        process = _started(command, folder, said, user)
         try:
             while process.poll() is None and time.monotonic() < deadline:
                 if (phase := capsule.phase(folder / "capsule")) != seen:
@@ -281,7 +332,7 @@ def _accelerator(kernel: Kernel) -> str:
         return "tcg"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     answer = cache.folder("qemu") / f"accelerator-{boot_id}"
-    if not answer.exists():
+    if not answer.exists() or answer.read_text() not in _ACCELERATORS:
         chosen = "kvm" if _kvm_works(kernel) else "tcg"
         for old in answer.parent.glob("accelerator-*"):
             old.unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""`zaplock oracle --threads`: programs of threads and the exhaustive engine, and its self-test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zaplock.oracle.thread_campaign import ThreadReport
+
+MOST_TOLD = 10
+
+
+def run_threads(args: argparse.Namespace) -> int:
+    """Run programs of threads for --seconds; 0 if the model allows every outcome, 1 if not."""
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from zaplock.designs.linux import design_of
+    from zaplock.oracle import thread_campaign
+    from zaplock.views.screen import Screen
+
+    bench = thread_campaign.ThreadBench(design_of(platform.release()).design)
+    report = thread_campaign.ThreadReport()
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=Screen(stderr=True), transient=True) as progress:
+            task = progress.add_task("starting")
+            for report in thread_campaign.run(bench, seconds=args.seconds, seed=args.seed):
+                text = f"{report.programs:,} programs, {len(report.divergences)} divergences"
+                progress.update(task, description=text)
+    finally:
+        bench.close()
+    if args.json:
+        print(json.dumps(_document(report, args.seed), indent=1))
+    else:
+        _print(report)
+    stream = sys.stderr if args.json else sys.stdout
+    print(f"next: zaplock oracle --threads --seed {args.seed + 1} --seconds 600", file=stream)
+    return 0 if report.agrees else 1
+
+
+def _print(report: ThreadReport) -> None:
+    for found in report.divergences[:MOST_TOLD]:
+        again = f" (again in {found.repeated} runs)" if found.outcome else ""
+        print(f"{found.threaded}\n  {found.told}{again}")
+    for title, told in (("lost", report.lost), ("not repeated", report.unrepeatable),
+                        ("not known", report.unknown)):  # fmt: skip
+        print(*(f"{title}: {one}" for one in told[:MOST_TOLD]), sep="\n", end="\n" if told else "")
+    allowed = report.outcomes["in order"] + report.outcomes["interleaved"]
+    print(
+        f"{report.programs:,} programs of threads, {report.runs:,} runs: "
+        f"{sum(report.outcomes.values()):,} outcomes, {allowed:,} allowed "
+        f"({report.outcomes['interleaved']:,} by no order of whole calls), "
+        f"{len(report.divergences):,} divergences, {len(report.unrepeatable):,} not repeated, "
+        f"{len(report.unknown):,} not known, {len(report.lost):,} lost; "
+        f"{report.explored:,} programs searched to the end"
+    )
+
+
+def _document(report: ThreadReport, seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed, "programs": report.programs, "runs": report.runs,
+        "operations": report.operations, "outcomes": dict(report.outcomes),
+        "explored": report.explored, "outcomes_of_explored": report.reached,
+        "divergences": [
+            {"program": str(found.threaded), "told": found.told, "repeated": found.repeated}
+            for found in report.divergences
+        ],
+        "not_repeated": report.unrepeatable, "not_known": report.unknown, "lost": report.lost,
+    }  # fmt: skip
+
+
+def hunt_mutants(args: argparse.Namespace) -> int:
+    """Judge by each mutant of the design, for --seconds each; 0 if every one is found."""
+    from zaplock.check.mutations import Mutant, filtered, mutate, mutations_of
+    from zaplock.designs.linux import design_of
+    from zaplock.oracle.thread_campaign import hunt
+
+    design, rows = design_of(platform.release()).design, []
+    for name, mutation in mutations_of(design).items():
+        if mutation.equivalent:
+            continue
+        mutant = mutate(design, mutation)
+        rule = mutant.rule if isinstance(mutant, Mutant) else None
+
+        def wrap(protocol: Any, rule: Any = rule) -> Any:
+            return filtered(protocol, rule()) if rule else protocol
+
+        found = hunt(mutant, wrap, args.seed, args.seconds)
+        text = f"{name:<34} {found.programs:>6,} programs {found.seconds:6.1f} s  "
+        told = found.told or "NOT FOUND"
+        print(text + told[:100], file=sys.stderr if args.json else sys.stdout, flush=True)
+        rows.append((name, found))
+    missed = [name for name, found in rows if not found.told]
+    if args.json:
+        document = [
+            {"mutation": name, "programs": found.programs, "seconds": round(found.seconds, 2),
+             "found_as": found.told or None}
+            for name, found in rows
+        ]  # fmt: skip
+        print(json.dumps(document, indent=1))
+    else:
+        print(
+            f"{len(rows) - len(missed)} of {len(rows)} mutants found", *missed, sep="\n  missed: "
+        )
+        print("next: zaplock check --mutations")
+    return 1 if missed else 0

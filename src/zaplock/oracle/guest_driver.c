@@ -1,0 +1,264 @@
+/* The oracle's real side in a guest: runs programs of the stub (stub.S) that the host hands over.
+ *
+ * It is the init of the guest. The memory of the ivshmem device is shared with the host while the
+ * guest runs; guest_side.py writes this layout and reads the answers (little endian):
+ *
+ *   0x0      u64 "ZAPLIVE1" once the guest is ready
+ *   0x8      u64 GO: the host counts it up: a program is there      0x10  u64 DONE: ... and has run
+ *   0x18     u64 wait status of the runner, or LOST                 0x20  u64 restart first
+ *   0x28     u64 bytes of the program      0x30  u64 bytes observed      0x38 u64 its place in the ring
+ *   0x1000   text: facts about the kernel and the bare process, a "name value" each line
+ *   0x10000  the ring as the bare process begins with it, and each program at its place
+ *   0x100000 what the last program observed
+ *
+ * The bare process is made as on the host (bare_process.py): it maps the ring and jumps into the
+ * stub, which unmaps everything else.
+ */
+
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/io.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/reboot.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static void guest_exit(int failed) __attribute__((noreturn));
+#define die(...) (dprintf(2, "zaplock-probe: " __VA_ARGS__), dprintf(2, ": %s\n", strerror(errno)), guest_exit(1))
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		return;
+	(void)!write(fd, text, strlen(text));
+	close(fd);
+}
+
+#include "guest.c"
+
+enum { MAGIC, GO, DONE, STATUS, RESTART, LENGTH, OBSERVED, PLACE };
+#define FACTS 0x1000
+#define RING_IMAGE 0x10000
+#define OBSERVATIONS 0x100000
+#define LOST 0xffffffffffffULL
+#define HANG_MS 60000
+
+static volatile uint64_t *words;
+static unsigned char *shared, *ring;
+static size_t shared_size;
+static int ring_fd, out_fd, bare;
+static uint64_t ring_at, ring_size, go_at, done_at, status_at, boot_at, kept;
+
+static uint64_t option_of(char **argv, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (; *argv; argv++)
+		if (!strncmp(*argv, name, length) && (*argv)[length] == '=')
+			return strtoull(*argv + length + 1, NULL, 0);
+	die("no %s on the command line", name);
+}
+
+static void nap(long ns)
+{
+	struct timespec t = {0, ns};
+
+	nanosleep(&t, NULL);
+}
+
+/* Field `number` (from 1) of /proc/self/stat. */
+static uint64_t stat_field(int number)
+{
+	static char text[4096];
+	int fd = open("/proc/self/stat", O_RDONLY);
+	ssize_t length = read(fd, text, sizeof(text) - 1);
+	char *at;
+	int i;
+
+	close(fd);
+	text[length > 0 ? length : 0] = 0;
+	at = strrchr(text, ')') + 2;
+	for (i = 3; i < number; i++)
+		at = strchr(at, ' ') + 1;
+	return strtoull(at, NULL, 10);
+}
+
+static void become_bare(void)
+{
+	dup2(out_fd, 3);
+	if (mmap((void *)ring_at, ring_size, 7, MAP_SHARED | MAP_FIXED_NOREPLACE, ring_fd, 0) != (void *)ring_at)
+		_exit(3);
+	*(uint64_t *)(ring_at + boot_at + 8) = stat_field(47);
+	((void (*)(uint64_t))ring_at)(ring_at + boot_at);
+}
+
+/* Lay the ring anew and start a bare process; it is ready for a program at once. */
+static void start(void)
+{
+	memcpy(ring, shared + RING_IMAGE, ring_size);
+	bare = fork();
+	if (!bare)
+		become_bare();
+}
+
+static void stop(void)
+{
+	kill(bare, SIGKILL);
+	while (waitpid(bare, NULL, 0) != bare)
+		;
+}
+
+static uint64_t run(void)
+{
+	volatile uint32_t *go = (void *)(ring + go_at), *done = (void *)(ring + done_at);
+	struct timespec turn = {0, 100000000};
+	int waited;
+
+	memcpy(ring + words[PLACE], shared + RING_IMAGE + words[PLACE], words[LENGTH]);
+	*done = 0;
+	*go = 1;
+	syscall(SYS_futex, go, FUTEX_WAKE, 1, NULL, NULL, 0);
+	for (waited = 0; !*done; waited++) {
+		syscall(SYS_futex, done, FUTEX_WAIT, 0, &turn, NULL, 0);
+		if (waited > HANG_MS / 10 || waitpid(bare, NULL, WNOHANG) == bare)
+			return LOST;
+	}
+	memcpy(shared + RING_IMAGE + words[PLACE], ring + words[PLACE], words[LENGTH]);
+	return *(uint64_t *)(ring + status_at) & 0xffffffff;
+}
+
+static uint64_t copy_observed(void)
+{
+	static char bounce[1 << 16];
+	uint64_t length = lseek(out_fd, 0, SEEK_CUR), at;
+	ssize_t n;
+
+	if (length > shared_size - OBSERVATIONS)
+		length = shared_size - OBSERVATIONS;
+	for (at = 0; at < length; at += n) {
+		n = pread(out_fd, bounce, length - at < sizeof(bounce) ? length - at : sizeof(bounce), at);
+		if (n <= 0)
+			break;
+		memcpy(shared + OBSERVATIONS + at, bounce, n);
+	}
+	return at;
+}
+
+static uint64_t number_in(const char *path)
+{
+	char text[64] = "";
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0)
+		return 0;
+	(void)!read(fd, text, sizeof(text) - 1);
+	close(fd);
+	return strtoull(text, NULL, 10);
+}
+
+static uint64_t meminfo(const char *name)
+{
+	static char text[8192];
+	int fd = open("/proc/meminfo", O_RDONLY);
+	char *at;
+
+	(void)!read(fd, text, sizeof(text) - 1);
+	close(fd);
+	at = strstr(text, name);
+	return at ? strtoull(at + strlen(name), NULL, 10) : 0;
+}
+
+static void tell(void)
+{
+	struct rlimit memlock, stack;
+	struct utsname name;
+
+	uname(&name);
+	getrlimit(RLIMIT_MEMLOCK, &memlock);
+	getrlimit(RLIMIT_STACK, &stack);
+	sprintf((char *)shared + FACTS,
+		"release %s\nmax_map_count %lu\nmmap_min_addr %lu\nmemlock_limit %lu\nstack_limit %lu\n"
+		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\n",
+		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
+		memlock.rlim_cur, stack.rlim_cur, meminfo("MemTotal:") + meminfo("SwapTotal:"),
+		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"));
+}
+
+static void set_up(char **argv)
+{
+	struct stat st;
+	int fd;
+
+	guest_boot();
+	mkdir("/dev", 0755);
+	mknod("/dev/zero", S_IFCHR | 0666, makedev(1, 5));
+	write_file("/sys/kernel/mm/transparent_hugepage/enabled", "madvise");
+	write_file("/sys/kernel/mm/transparent_hugepage/defrag", "madvise");
+	write_file("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "600000");
+	fd = open(guest_capsule(), O_RDWR);
+	if (fd < 0 || fstat(fd, &st))
+		die("cannot open the device's memory%s", "");
+	shared_size = st.st_size;
+	shared = mmap(NULL, shared_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (shared == MAP_FAILED)
+		die("cannot map the device's memory%s", "");
+	close(fd);
+	words = (void *)shared;
+	ring_at = option_of(argv, "ring"), ring_size = option_of(argv, "ring_size");
+	go_at = option_of(argv, "go"), done_at = option_of(argv, "done"), status_at = option_of(argv, "status");
+	boot_at = option_of(argv, "boot"), kept = option_of(argv, "kept");
+	fd = open("/disk", O_RDWR | O_CREAT, 0600);
+	dup2(fd, kept);
+	close(fd);
+	ring_fd = syscall(SYS_memfd_create, "ring", 0);
+	out_fd = syscall(SYS_memfd_create, "observations", 0);
+	if (ring_fd < 0 || out_fd < 0 || ftruncate(ring_fd, ring_size))
+		die("cannot make the ring%s", "");
+	ring = mmap(NULL, ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, ring_fd, 0);
+	if (ring == MAP_FAILED)
+		die("cannot map the ring%s", "");
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t answered = 0;
+
+	(void)argc;
+	set_up(argv);
+	tell();
+	start();
+	__sync_synchronize();
+	memcpy((void *)words, "ZAPLIVE1", 8);
+	for (;;) {
+		while (words[GO] == answered)
+			nap(200000);
+		__sync_synchronize();
+		if (words[RESTART]) {
+			stop();
+			start();
+		}
+		words[STATUS] = words[LENGTH] ? run() : 0;
+		words[OBSERVED] = copy_observed();
+		__sync_synchronize();
+		words[DONE] = answered = words[GO];
+	}
+}

@@ -1,0 +1,273 @@
+"""The kernel of a guest as the real side: the same programs, run in QEMU under another kernel.
+
+The guest's init is a small static program (guest_driver.c) that makes a bare process as on the host
+and runs the programs that appear in the memory that host and guest share; what they observed comes
+back the same way. So everything that judges the host's kernel judges a guest's, and the model
+follows the design of that kernel's own release.
+
+A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
+results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
+keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out.
+Where there is no mseal (before 6.10), sequences keep away from the ring.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from zaplock.designs.linux import design_of
+from zaplock.errors import UserError
+from zaplock.linux_version import find
+from zaplock.measure.guest import build, kernels, qemu
+from zaplock.oracle import ops, ring, stub
+from zaplock.oracle.bare_process import Lost, check_machine
+from zaplock.oracle.campaign import Bench, Report, slice_seed
+from zaplock.oracle.generate import Scope
+from zaplock.oracle.modelside import COVERED, ModelSide
+from zaplock.oracle.observe import Parser
+from zaplock.oracle.ops import Op, OracleStep, Snapshot
+from zaplock.oracle.real import ProcessFacts, RealSide, file_names
+
+DRIVER = Path(__file__).with_name("guest_driver.c")
+MEMORY = 1 << 30
+BOOT_LIMIT_S = 240.0
+HANG_S = 120.0
+_KEPT = 64  # the number of the disk file's descriptor in the guest
+_GO, _DONE, _STATUS, _RESTART, _LENGTH, _OBSERVED, _PLACE = range(8, 64, 8)
+_FACTS, _RING, _OBSERVATIONS = 0x1000, 0x10000, 0x100000
+_READY = b"ZAPLIVE1"
+_LOST = 0xFFFF_FFFF_FFFF
+_POLL_S = 0.000_5
+
+
+class GuestProcess:
+    """The bare process of a guest, with the face of `BareProcess`."""
+
+    def __init__(self, guest: qemu.LiveGuest) -> None:
+        """Lay the ring into the shared memory; the guest picks it up when it has booted."""
+        self._guest = guest
+        with guest.memory.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._restarts = False
+        self.write(0, bytes(ring.RING_SIZE))
+        self.write(0, stub.CODE)
+        self.write(ring.BOOT, ring.boot(_KEPT))
+
+    pid = -1
+
+    def word(self, offset: int) -> int:
+        """Read one signed 64-bit word of the ring."""
+        value: int = struct.unpack_from("<q", self._memory, _RING + offset)[0]
+        return value
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Copy bytes into the ring's image."""
+        self._memory[_RING + offset : _RING + offset + len(data)] = data
+
+    def await_boot(self) -> dict[str, str]:
+        """Wait until the guest is ready; return its facts. Raises UserError where it never is."""
+        self._wait(lambda: self._memory[:8] == _READY, BOOT_LIMIT_S)
+        text = self._memory[_FACTS : self._memory.find(b"\0", _FACTS)].decode("ascii", "replace")
+        pairs = (line.split(maxsplit=1) for line in text.splitlines())
+        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+    def run(self, program: bytes) -> int:
+        """Run a program to its end; return the runner's wait status, or raise Lost."""
+        assert len(program) <= ring.SCRATCH - ring.PROGRAM, "the program is too long"
+        self.write(ring.PROGRAM, program)
+        for place, value in ((_LENGTH, len(program)), (_PLACE, ring.PROGRAM),
+                             (_RESTART, int(self._restarts))):  # fmt: skip
+            self._put(place, value)
+        self._restarts = False
+        number = self._get(_GO) + 1
+        self._put(_GO, number)
+        self._wait(lambda: self._get(_DONE) == number, HANG_S)
+        status = self._get(_STATUS)
+        if status == _LOST:
+            raise Lost("the guest's bare process was gone, or ran for a minute")
+        return status
+
+    def program(self, length: int) -> bytes:
+        """Read the last program back, now with its results."""
+        return self._memory[_RING + ring.PROGRAM : _RING + ring.PROGRAM + length]
+
+    def observed(self) -> bytes:
+        """Read what the last program observed."""
+        length = min(self._get(_OBSERVED), len(self._memory) - _OBSERVATIONS)
+        return self._memory[_OBSERVATIONS : _OBSERVATIONS + length]
+
+    def restart(self) -> None:
+        """Have the guest make a new bare process before the next program."""
+        self._restarts = True
+
+    def close(self) -> None:
+        """Let go of the shared memory."""
+        self._memory.close()
+
+    def _get(self, place: int) -> int:
+        value: int = struct.unpack_from("<Q", self._memory, place)[0]
+        return value
+
+    def _put(self, place: int, value: int) -> None:
+        struct.pack_into("<Q", self._memory, place, value)
+
+    def _wait(self, is_true: object, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        while not is_true():  # type: ignore[operator]
+            if self._guest.process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(self._guest.why_it_ended(limit_s))
+            time.sleep(_POLL_S)
+
+
+class GuestSide(RealSide):
+    """Run sequences on a guest's kernel."""
+
+    def __init__(self, guest: qemu.LiveGuest) -> None:
+        """Wait for the guest to boot and find out about its process."""
+        self._guest_process = GuestProcess(guest)
+        self._names, strings = file_names(_KEPT, 0)
+        control = ring.control_words(has_scan_guard=False)
+        self._guest_process.write(ring.CONTROL, control[: ring.BOOT - ring.CONTROL])
+        after = ring.MEETING - ring.CONTROL
+        self._guest_process.write(ring.MEETING, control[after:])
+        self._guest_process.write(ring.FILE_STRINGS, strings)
+        self._child = self._guest_process  # type: ignore[assignment]
+        facts = self._guest_process.await_boot()
+        self.release = facts["release"]
+        self._names = self._names._replace(max_map_count=int(facts["max_map_count"]))
+        self.hidden = hidden_by(self.release)
+        if carries(self.release, "6.16"):
+            self._guest_process.write(
+                ring.CONTROL, ring.control_words()[: ring.BOOT - ring.CONTROL]
+            )
+            self._guest_process.restart()
+        self._parser = Parser(has_scan=not self.hidden.pages)
+        self._facts = ProcessFacts(
+            **{name: int(facts[name]) for name in _NUMBERS},
+            overcommit_pages=int(facts["total_kb"]) // 4,
+            hugetlb_pages=0,
+        )
+        self.environment = self._explore(self._facts)
+        self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)
+
+    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
+        """Run a sequence, and leave out what the kernel shows in lumps only."""
+        steps = super().run(sequence)
+        return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
+
+    def restart(self) -> None:
+        """Replace the bare process."""
+        self._guest_process.restart()
+
+    def close(self) -> None:
+        """Let go of the guest; who booted it ends it."""
+        self._guest_process.close()
+
+
+_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "memlock_limit", "stack_limit")
+
+
+@contextmanager
+def booted(spec: str) -> Iterator[GuestSide]:
+    """Boot a kernel (`debian:6.1`, or a vmlinuz) and give its side. Raises UserError."""
+    check_machine()
+    words = {
+        "ring": ring.RING, "ring_size": ring.RING_SIZE, "go": ring.GO, "done": ring.DONE,
+        "status": ring.STATUS, "boot": ring.BOOT, "kept": _KEPT,
+    }  # fmt: skip
+    arguments = [f"{name}={value:#x}" for name, value in words.items()]
+    machine = qemu.GuestMachine(
+        memory=MEMORY,
+        nr_cpus=1,
+        boot_options=("norandmaps", "nokaslr", "GLIBC_TUNABLES=glibc.pthread.rseq=0"),
+    )
+    kernel = kernels.find(spec)
+    with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:
+        side = GuestSide(guest)
+        try:
+            yield side
+        finally:
+            side.close()
+
+
+def carries(release: str, since: str) -> bool:
+    """Return whether a release has what came with another one."""
+    version = find(release)
+    return version is not None and version.carries(since)
+
+
+class Hidden(NamedTuple):
+    """What a kernel does not show: pages one by one, counters of residency, the flag "lf"."""
+
+    pages: bool
+    rss: bool
+    onfault: bool
+
+    def step(self, step: OracleStep) -> OracleStep:
+        """Take it out of a step."""
+        child = step.outcome.child
+        outcome = step.outcome._replace(child=self.snapshot(child)) if child else step.outcome
+        return OracleStep(outcome, self.snapshot(step.snapshot))
+
+    def snapshot(self, snapshot: Snapshot) -> Snapshot:
+        """Take it out of a snapshot."""
+        if self.pages:
+            snapshot = snapshot._replace(regions=b"", tags=b"")
+        if self.onfault:
+            vmas = tuple(vma._replace(flags=vma.flags.replace("lf ", "")) for vma in snapshot.vmas)
+            snapshot = snapshot._replace(vmas=vmas)
+        if self.rss:
+            pairs = zip(ops.COUNTERS, snapshot.counters, strict=True)
+            counters = tuple(0 if name in _RSS else value for name, value in pairs)
+            snapshot = snapshot._replace(counters=counters)
+        return snapshot
+
+
+_RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
+
+
+def hidden_by(release: str) -> Hidden:
+    """Return what a release does not show: see the head of this file."""
+    old = not carries(release, "6.2")
+    return Hidden(not carries(release, "6.7"), old, old)
+
+
+class GuestModel(ModelSide):
+    """The model under the design of a guest's kernel, seen as that kernel shows itself."""
+
+    def __init__(self, side: GuestSide) -> None:
+        super().__init__(side.environment, design_of(side.release).design)
+        self._hidden = side.hidden
+
+    def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
+        """Run a sequence, and leave out what the kernel does not show."""
+        steps = super().run(sequence)
+        return list(map(self._hidden.step, steps)) if any(self._hidden) else steps
+
+
+def guest_scope(release: str) -> Scope:
+    """Return what sequences may hold for a guest: no disk, and no ring where nothing seals it."""
+    slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
+    themes = COVERED.themes
+    if not carries(release, "6.12"):  # registering merges by rules that are not in the model
+        themes = tuple(theme for theme in themes if theme != "uffd")
+    spares_ring = not carries(release, "6.10")
+    return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)
+
+
+def run_in(side: GuestSide, *, seconds: float, seed: int, scope: Scope) -> Iterator[Report]:
+    """Compare sequences on a guest's kernel for so many seconds; yield the sum after each slice."""
+    bench = Bench(lambda real: GuestModel(side), scope, side)
+    total, number = Report(), 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        total.merge(bench.slice(slice_seed(seed, number)))
+        number += 1
+        yield total

@@ -1,0 +1,191 @@
+"""What the model allows the threads of a program to return and to leave behind.
+
+Nearly every outcome of the real kernel is that of some order of whole operations, and such orders
+are some of the exhaustive engine's interleavings; so they are tried first, depth first, and given
+up as soon as a result differs. What no order explains is looked for among all interleavings of the
+operations' steps (`engines.checking.exhaustive`), with every CPU's TLB as state, zaps page by page,
+and locks granted to any waiter. A search that comes to a limit says so: its outcomes are some of
+the allowed ones, and nothing follows from one that is not among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+from zaplock.engines.checking.audit import no_forgotten_await
+from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
+from zaplock.engines.checking.exhaustive import Search, SearchLimits
+from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.engines.sequential import run
+from zaplock.model.machine import Machine
+from zaplock.model.step import Task
+from zaplock.model.violations import Violation
+from zaplock.oracle import ops
+from zaplock.oracle.modelops import PROTOCOLS, apply
+from zaplock.oracle.ops import Environment, Op
+from zaplock.oracle.program import uses_file
+from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
+from zaplock.oracle.world import MM, World, limits_of
+from zaplock.protocols import access
+from zaplock.protocols.design import Cx, Design
+
+Answer = Literal["in order", "interleaved", "not allowed", "not known"]
+"""not known: the search came to a limit before it had seen every interleaving."""
+Wrap = Callable[[Any], Any]
+"""From a started protocol to one with a fault in it."""
+
+SEARCH = SearchLimits(states=400_000, seconds=20.0, memory=2 << 30)
+_STARTS: dict[str, Callable[..., Any]] = {
+    **PROTOCOLS, "load": access.read_memory, "store": access.write_memory,
+}  # fmt: skip
+OPERATIONS = frozenset(_STARTS)
+"""What threads can do."""
+
+
+def start(cx: Cx, number: int, op: Op) -> Any:
+    """Start the protocol of an operation."""
+    arguments = [*op.args, ops.store_tag(number)] if op.name == "store" else op.args
+    return _STARTS[op.name](cx, *arguments)
+
+
+def result_of(op: Op, result: int) -> int:
+    """Write what a protocol returned as the real side shows it."""
+    return -(-result << 16) if op.name in ("load", "store") and result < 0 else result
+
+
+class Interleavings:
+    """The outcomes that the model allows one program."""
+
+    def __init__(
+        self,
+        environment: Environment,
+        design: Design,
+        threaded: ThreadedProgram,
+        wrap: Wrap = lambda protocol: protocol,
+        limits: SearchLimits = SEARCH,
+    ) -> None:
+        self.environment = environment
+        self.design = design
+        self.threaded = threaded
+        self.wrap = wrap
+        self.limits = limits
+        self.violations: tuple[Violation, ...] = ()
+        self._reached: set[ThreadedOutcome] | None = None
+        self._complete = False
+
+    @property
+    def is_explored(self) -> bool:
+        """Tell whether all interleavings (or as many as the limits let) were looked at."""
+        return self._reached is not None
+
+    def judge(self, outcome: ThreadedOutcome) -> Answer:
+        """Say whether and how the model allows an outcome. Raises Violation, as a step may."""
+        if self.in_some_order(outcome):
+            return "in order"
+        if outcome in self.explored():
+            return "interleaved"
+        return "not allowed" if self._complete else "not known"
+
+    def explored(self) -> set[ThreadedOutcome]:
+        """Return every outcome of every interleaving; sets `violations` where rules were broken."""
+        if self._reached is None:
+            self._reached = self._explore()
+        return self._reached
+
+    # Whole operations
+
+    def in_some_order(self, outcome: ThreadedOutcome) -> bool:
+        """Return whether some order of whole operations has an outcome."""
+        world = self._world()
+        world.machine.store.start_journal(hashes=False)
+        at = [0] * len(self.threaded.threads)
+        return self._goes_on(world, at, outcome)
+
+    def _goes_on(self, world: World, at: list[int], outcome: ThreadedOutcome) -> bool:
+        store, ended = world.machine.store, True
+        for thread, operations in enumerate(self.threaded.threads):
+            index = at[thread]
+            if index == len(operations):
+                continue
+            ended = False
+            mark = store.mark()
+            op, cx = operations[index], self._cx(thread)
+            protocol = self.wrap(start(cx, number_of(thread, index), op))
+            result = run(world.machine, cx.task, protocol)
+            at[thread] += 1
+            fits = result_of(op, result) == outcome.results[thread][index]
+            if fits and self._goes_on(world, at, outcome):
+                return True
+            at[thread] -= 1
+            store.undo(mark)
+        return ended and world.view.afresh().snapshot() == outcome.after
+
+    # Every step
+
+    def _explore(self) -> set[ThreadedOutcome]:
+        programs = tuple(
+            TaskProgram(self._cx(thread).task, partial(self._body, thread))
+            for thread in range(len(self.threaded.threads))
+        )
+        configuration = Configuration(lambda: self._world(True).machine, programs, Rules())
+        with no_forgotten_await():
+            table = TransitionTable(configuration)
+            try:
+                search = _Endings(table, self.limits, self._outcome)
+                verdict = search.run()
+            finally:
+                table.close()
+        self.violations = verdict.violations
+        self._complete = not verdict.limit
+        return search.reached
+
+    async def _body(self, thread: int) -> tuple[int, ...]:
+        results = []
+        for index, op in enumerate(self.threaded.threads[thread]):
+            protocol = self.wrap(start(self._cx(thread, 1), number_of(thread, index), op))
+            results.append(result_of(op, await protocol))
+        return tuple(results)
+
+    def _outcome(self, machine: Machine, results: tuple[Any, ...]) -> ThreadedOutcome:
+        return ThreadedOutcome(results, self._view.afresh(machine).snapshot())
+
+    def _cx(self, thread: int, grain: int = 0) -> Cx:
+        task = Task(10 + thread, MM, f"thread {thread}", cpu=10 + thread)
+        return Cx(self.design, task, grain, limits_of(self.environment))
+
+    def _world(self, tracks_tlbs: bool = False) -> World:
+        """Make the machine as the set-up leaves it."""
+        everything = [*self.threaded.setup, *(op for part in self.threaded.threads for op in part)]
+        files = any(map(uses_file, everything))
+        world = World(self.environment, self.design, files, tracks_tlbs)
+        for index, op in enumerate(self.threaded.setup):
+            apply(world, index, op.name, _numbers(op))
+        self._view = world.view
+        return world
+
+
+def _numbers(op: Op) -> list[int]:
+    return [value for value in op.args if isinstance(value, int)]
+
+
+class _Endings(Search):
+    """A search that keeps what is to be seen where all tasks have ended."""
+
+    def __init__(
+        self,
+        table: TransitionTable,
+        limits: SearchLimits,
+        outcome: Callable[[Machine, tuple[Any, ...]], ThreadedOutcome],
+    ) -> None:
+        super().__init__(table, limits, True, None)
+        self.outcome = outcome
+        self.reached: set[ThreadedOutcome] = set()
+
+    def nobody_can_go_on(self, state: int) -> None:
+        super().nobody_can_go_on(state)
+        results = self.table.results(state)
+        if results is not None:
+            self.table.packed.go_to(state)
+            self.reached.add(self.outcome(self.table.machine, results))

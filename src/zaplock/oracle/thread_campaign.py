@@ -1,0 +1,194 @@
+"""A run of programs of threads: the real kernel shows outcomes, the model must allow each.
+
+Every program runs several times, each time with other delays. An outcome that the model does not
+allow is a divergence if it comes again in `AGAIN` more runs (a page of the process's own machinery
+that was paged out for a while does not), as is a rule that the model itself breaks on the way; a
+program whose search came to a limit before the outcome was met is counted as not known. One program
+in `EXPLORED_EVERY` is searched to its end whether or not that is needed, so that the model's own
+rules are watched in interleavings that the kernel did not happen to take.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from zaplock.model.violations import Violation
+from zaplock.oracle.bare_process import Lost
+from zaplock.oracle.campaign import slice_seed
+from zaplock.oracle.interleavings import SEARCH, Interleavings, Wrap
+from zaplock.oracle.real import RealSide
+from zaplock.oracle.thread_programs import ThreadedGenerator
+from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
+from zaplock.protocols.design import Design
+
+RUNS = 6
+"""How often each program runs on the real kernel."""
+AGAIN = 200
+"""How often one runs again whose outcome was not allowed: does that come again?"""
+EXPLORED_EVERY = 200
+PROGRAMS = 20  # of one slice
+Judge = Callable[[ThreadedProgram], Interleavings]
+
+
+class ThreadDivergence(NamedTuple):
+    """A program, what the kernel or the model did that must not be, and how often it came again.
+
+    `outcome` is None where the model broke a rule of its own.
+    """
+
+    threaded: ThreadedProgram
+    outcome: ThreadedOutcome | None
+    told: str
+    repeated: int
+
+
+@dataclass(slots=True)
+class ThreadReport:
+    """What a run found. `outcomes` are distinct ones of a program, counted by how they are allowed.
+
+    `unknown`: programs with an outcome of which nothing is known. `explored`: programs of which all
+    interleavings were looked at; `reached`: how many outcomes these have.
+    """
+
+    programs: int = 0
+    runs: int = 0
+    operations: int = 0
+    seconds: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    explored: int = 0
+    reached: int = 0
+    divergences: list[ThreadDivergence] = field(default_factory=list)
+    unrepeatable: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Tell whether every outcome was allowed; what is not known is not counted here."""
+        return not (self.divergences or self.lost)
+
+
+class ThreadBench:
+    """The real side, and the model's judgement of one program after another."""
+
+    def __init__(
+        self, design: Design, wrap: Wrap = lambda protocol: protocol, runs: int = RUNS
+    ) -> None:
+        """Start the real side. `wrap` puts a fault into every protocol of the model."""
+        self.real = RealSide()
+        self.design = design
+        self.wrap = wrap
+        self.runs = runs
+        self.explored_every = EXPLORED_EVERY
+
+    def close(self) -> None:
+        """End the real side."""
+        self.real.close()
+
+    def slice(self, seed: int, report: ThreadReport, programs: int = PROGRAMS) -> None:
+        """Run some programs of a seed and add what they showed to a report."""
+        generator, began = ThreadedGenerator(seed), time.monotonic()
+        for _ in range(programs):
+            self.one(generator, generator.program(), report)
+        report.seconds += time.monotonic() - began
+
+    def one(
+        self, generator: ThreadedGenerator, threaded: ThreadedProgram, report: ThreadReport
+    ) -> None:
+        """Run one program a few times and judge its outcomes."""
+        try:
+            seen = {
+                self.real.run_threads(threaded, generator.delays(threaded))
+                for _ in range(self.runs)
+            }
+        except Lost as error:
+            report.lost.append(f"{error}: {threaded}")
+            return
+        report.programs += 1
+        report.runs += self.runs
+        report.operations += self.runs * threaded.length
+        model = Interleavings(self.real.environment, self.design, threaded, self.wrap, SEARCH)
+        try:
+            for outcome in seen:
+                self._judge(generator, model, outcome, report)
+            if report.programs % self.explored_every == 0:
+                model.explored()
+        except Violation as found:
+            self._broken(threaded, found, report)
+        if model.is_explored:
+            report.explored += 1
+            report.reached += len(model.explored())
+        for violation in model.violations:
+            self._broken(threaded, violation, report)
+
+    def _judge(
+        self,
+        generator: ThreadedGenerator,
+        model: Interleavings,
+        outcome: ThreadedOutcome,
+        report: ThreadReport,
+    ) -> None:
+        answer = model.judge(outcome)
+        report.outcomes[answer] += 1
+        if answer == "not known":
+            report.unknown.append(str(model.threaded))
+        elif answer == "not allowed" and not model.violations:
+            again = sum(
+                self.real.run_threads(model.threaded, generator.delays(model.threaded)) == outcome
+                for _ in range(AGAIN)
+            )
+            told = f"no interleaving gives {_results(outcome)}"
+            if not again:
+                report.unrepeatable.append(f"{model.threaded}: {told}")
+                return
+            report.divergences.append(ThreadDivergence(model.threaded, outcome, told, again))
+
+    def _broken(
+        self, threaded: ThreadedProgram, violation: Violation, report: ThreadReport
+    ) -> None:
+        told = f"broke the model: {violation.invariant.name}: {violation.message}"
+        report.divergences.append(ThreadDivergence(threaded, None, told, 0))
+
+
+def _results(outcome: ThreadedOutcome) -> str:
+    from zaplock.oracle.compare import result_text, vma_text
+
+    shown = " | ".join(", ".join(map(result_text, thread)) for thread in outcome.results)
+    maps = "; ".join(map(vma_text, outcome.after.vmas))
+    return f"{shown} and leaves [{maps}], counters {outcome.after.counters}"
+
+
+def run(bench: ThreadBench, *, seconds: float, seed: int) -> Iterator[ThreadReport]:
+    """Run slices for so many seconds of wall time; yield the sum after each one."""
+    report, deadline, number = ThreadReport(), time.monotonic() + seconds, 0
+    while time.monotonic() < deadline:
+        bench.slice(slice_seed(seed, number), report)
+        number += 1
+        yield report
+
+
+class ThreadDetection(NamedTuple):
+    """How a fault was found: after how many programs and seconds; `told` "" if it was not."""
+
+    programs: int
+    seconds: float
+    told: str
+
+
+def hunt(design: Design, wrap: Wrap, seed: int = 1, limit_s: float = 60.0) -> ThreadDetection:
+    """Judge by a model with a fault in it, every program searched to its end, until that shows."""
+    bench = ThreadBench(design, wrap, runs=2)
+    bench.explored_every = 1
+    report, began, number = ThreadReport(), time.monotonic(), 0
+    try:
+        while time.monotonic() - began < limit_s and not report.divergences:
+            bench.slice(slice_seed(seed, number), report, programs=1)
+            number += 1
+    finally:
+        bench.close()
+    told = report.divergences[0].told if report.divergences else ""
+    return ThreadDetection(report.programs, time.monotonic() - began, told)

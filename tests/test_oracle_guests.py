@@ -1,0 +1,108 @@
+"""Kernels in guests judge the model, each under the design of its own release."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from zaplock.designs.linux import design_of, linux
+from zaplock.errors import UserError
+from zaplock.measure.guest import kernels, qemu
+from zaplock.oracle import compare
+from zaplock.oracle.campaign import Bench, Report
+from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
+from zaplock.oracle.guest_side import GuestModel, GuestSide, booted, guest_scope, hidden_by
+from zaplock.oracle.ops import Op, Ref
+from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
+
+KERNEL = "debian:6.12"
+PLACE, OTHER = 0x1000_0000, 0x2000_0000
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[GuestSide]:
+    try:
+        qemu.program()
+        kernels.find(KERNEL)
+    except UserError as error:
+        pytest.skip(str(error))
+    with booted(KERNEL) as side:
+        yield side
+
+
+def test_another_kernel_agrees_under_its_own_design(guest: GuestSide) -> None:
+    scope = guest_scope(guest.release)
+    report: Report = Bench(lambda _: GuestModel(guest), scope, guest).slice(5, sequences=12)
+    assert report.agrees, (report.divergences, report.lost)
+    assert report.operations > 500
+
+
+DATED = {  # rule: a sequence that shows it
+    "guards": (Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)), Op("madvise", (PLACE, PAGE, 102))),
+    "merges_untouched": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("store", (PLACE,)),
+        Op("mprotect", (PLACE, PAGE, 1)),
+        Op("mmap", (PLACE + PAGE, PAGE, 3, 0x32, -1, 0)),
+        Op("mprotect", (PLACE, PAGE, 3)),
+    ),
+    "mremap_checks_first": (
+        Op("mmap", (OTHER, PAGE, 3, 0x32, -1, 0)),
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("mremap", (PLACE, 0, PAGE, 3, OTHER)),
+    ),
+    "moves_many": (
+        Op("mmap", (PLACE, 2 * PAGE, 3, 0x32, -1, 0)),
+        Op("mprotect", (PLACE, PAGE, 1)),
+        Op("mremap", (PLACE, 2 * PAGE, 2 * PAGE, 3, OTHER)),
+    ),
+    "watches_droppable": (
+        Op("mmap", (PLACE, PAGE, 3, 0x38, -1, 0)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+    ),
+    "advises_itself": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("process_madvise", (PLACE, PAGE, 4)),
+    ),
+    "reclaims_tables": (
+        Op("mmap", (0x4000_0000, 0x40_0000, 3, 0x32, -1, 0)),
+        Op("store", (0x4000_0000,)),
+        Op("madvise", (0x4000_0000, 0x40_0000, 4)),
+    ),
+    "dontunmap_leaks_locked": (
+        Op("mmap", (PLACE, 4 * PAGE, 3, 0x2032, -1, 0)),
+        Op("mremap", (PLACE + PAGE, PAGE, PAGE, 7, OTHER)),
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", DATED)
+def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: str) -> None:
+    """6.12 does as its design says, and otherwise than 6.18's, which other tests have judged."""
+    assert getattr(design_of(guest.release).design, rule) != getattr(linux("6.18"), rule)
+    sequence = (*DATED[rule], *UNMAP_ALL)
+    real = guest.run(sequence)
+    assert compare.first_divergence(sequence, real, GuestModel(guest).run(sequence)) is None
+    newer = GuestModel(guest)
+    newer.design = linux("6.18")
+    assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
+
+
+def test_what_an_old_kernel_does_not_show_is_left_out() -> None:
+    assert any(hidden_by("6.1.0-56-cloud-amd64"))
+    assert not any(hidden_by("6.12.117+deb12-cloud-amd64"))
+
+
+def test_sequences_keep_away_from_a_ring_that_nothing_seals() -> None:
+    generator = Generator(11, guest_scope("6.1.0"))
+    for op in (op for _ in range(100) for op in generator.sequence()[:-2]):
+        if op.name in ("munmap", "mprotect", "madvise", "mlock") and isinstance(op.args[0], int):
+            assert op.args[0] + min(op.args[1], PAGE) < RING or op.args[1] <= PAGE  # type: ignore[operator]
+    shortened = away_from_ring(Op("munmap", (Ref(0), TASK_SIZE)))
+    assert shortened.args[1] < BELOW_RING  # type: ignore[operator]
+
+
+def test_a_kernel_that_does_not_boot_is_one_clear_line(tmp_path: object) -> None:
+    with pytest.raises(UserError, match="debian:six"), booted("debian:six"):
+        pass

@@ -1,0 +1,145 @@
+"""Programs of threads: the real kernel's outcomes are among those that the model allows."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_oracle import needs_kernel
+
+from zaplock.check.mutations import Mutant, filtered, mutate, mutations_of
+from zaplock.cli import main
+from zaplock.designs.linux import design_of
+from zaplock.oracle.interleavings import OPERATIONS, Interleavings
+from zaplock.oracle.ops import Op
+from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport, hunt
+from zaplock.oracle.thread_programs import ELSEWHERE, PAGE, PAGES, WINDOW, ThreadedGenerator
+from zaplock.oracle.threaded import ThreadedProgram, shown
+from zaplock.protocols.design import Design
+
+SIGSEGV = shown(-(11 << 16))
+DONTNEED, POPULATE_WRITE = 4, 23
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[ThreadBench]:
+    both = ThreadBench(design_of(platform.release()).design)
+    yield both
+    both.close()
+
+
+def mapping(flags: int = 0x32, pages: int = 4, prot: int = 3) -> Op:
+    return Op("mmap", (WINDOW, pages * PAGE, prot, flags, -1, 0))
+
+
+@needs_kernel
+def test_every_outcome_of_random_programs_is_allowed(bench: ThreadBench) -> None:
+    report = ThreadReport()
+    bench.slice(20_19, report, programs=40)
+    assert report.agrees, report.divergences
+    assert report.programs == 40
+    assert report.outcomes["in order"] > 40
+
+
+@needs_kernel
+def test_a_store_meets_an_unmap_or_does_not(bench: ThreadBench) -> None:
+    """Two outcomes and no third: the model has both, and the kernel stays within them."""
+    program = ThreadedProgram(
+        (mapping(), Op("store", (WINDOW,))),
+        ((Op("munmap", (WINDOW, PAGE)),), (Op("store", (WINDOW,)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    assert {outcome.results for outcome in model.explored()} == {
+        ((0,), (0,)), ((0,), (SIGSEGV,)),
+    }  # fmt: skip
+    seen = {bench.real.run_threads(program, [[1], [1]]) for _ in range(20)}
+    assert seen <= model.explored()
+
+
+@needs_kernel
+def test_an_outcome_between_two_calls_needs_the_steps(bench: ThreadBench) -> None:
+    """mmap(MAP_POPULATE) is mapped before it is filled: protected between, it stays empty."""
+    program = ThreadedProgram(
+        (mapping(),),
+        ((mapping(0x8032),), (Op("mprotect", (WINDOW, 4 * PAGE, 0)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    between = [
+        outcome
+        for outcome in model.explored()
+        if not model.in_some_order(outcome) and outcome.after.vmas[0].perms == "---p"
+    ]
+    assert between
+    assert all(outcome.after.vmas[0].figures[0] == 0 for outcome in between)
+
+
+@needs_kernel
+def test_a_falsified_outcome_is_not_allowed(bench: ThreadBench) -> None:
+    program = ThreadedProgram(
+        (mapping(), Op("store", (WINDOW,))),
+        ((Op("madvise", (WINDOW, PAGE, DONTNEED)),), (Op("load", (WINDOW,)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    true = bench.real.run_threads(program, [[0], [0]])
+    assert model.judge(true) == "in order"
+    assert model.judge(true._replace(results=((0,), (77,)))) == "not allowed"
+
+
+@needs_kernel
+def test_a_fault_that_gives_way_leaves_its_tables(bench: ThreadBench) -> None:
+    """Found by threads: a first fault makes page tables before it asks for an anon_vma."""
+    boundary = WINDOW + 4 * PAGE
+    start = boundary - 3 * PAGE
+    program = ThreadedProgram(
+        (Op("mmap", (start, 4 * PAGE, 3, 0x12, 0, 0)),
+         Op("mmap", (boundary + PAGE, 3 * PAGE, 3, 0x31, -1, 0))),
+        ((Op("munmap", (start, 4 * PAGE)),), (Op("store", (boundary,)),)),
+    )  # fmt: skip
+    model = Interleavings(bench.real.environment, bench.design, program)
+    tables = {o.after.counters[11] for o in model.explored() if o.results[1] == (SIGSEGV,)}
+    assert tables == {0, 8, 12}  # nothing touched; the upper tables; the whole path
+
+
+MUTATIONS = ("no-mmap-lock", "downgrade-before-detach", "no-vma-write-lock")
+
+
+@needs_kernel
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_fault_in_the_locking_is_found(name: str) -> None:
+    design: Design = design_of(platform.release()).design
+    mutant = mutate(design, mutations_of(design)[name])
+    rule = mutant.rule if isinstance(mutant, Mutant) else None
+
+    def wrap(protocol: Any) -> Any:
+        return filtered(protocol, rule()) if rule else protocol
+
+    assert hunt(mutant, wrap, limit_s=60.0).told
+
+
+def test_equal_seeds_make_equal_programs_of_what_threads_can_do() -> None:
+    first, second = ThreadedGenerator(7), ThreadedGenerator(7)
+    for _ in range(200):
+        program = first.program()
+        assert program == second.program()
+        assert 2 <= len(program.threads) <= 4
+        for op in (*program.setup, *(op for thread in program.threads for op in thread)):
+            assert op.name in OPERATIONS
+            if op.name in ("load", "store"):
+                assert WINDOW <= op.args[0] < max(WINDOW + PAGES * PAGE, ELSEWHERE)  # type: ignore[operator]
+
+
+@needs_kernel
+def test_the_verb_runs_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle", "--threads", "--seconds", "0.5", "--seed", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["programs"] > 0
+    assert not told["divergences"]
+
+
+def test_threads_and_guests_don_t_mix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle", "--threads", "--kernel", "debian:6.1"]) == 2
+    assert main(["oracle", "--kernel", "debian:6.1", "--locks"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
