@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 import msgspec
 
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.operations import READS_WORDS
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    NAMES,
     OLD_TAG,
     InitialMapping,
     Scenario,
@@ -20,6 +23,7 @@ from zaplock.check.scenarios import (
 )
 from zaplock.check.watched import BoundedHold, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
+from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
@@ -71,7 +75,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     )
     build = partial(build_machine, scenario, limits)
     promises = Promises(scenario, tuple(program.task for program in programs), build)
-    return Configuration(
+    system = Configuration(
         build,
         programs,
         Rules(scenario.fair, design.rwsem),
@@ -81,6 +85,27 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
+    return _with_words(system, scenario)
+
+
+def _with_words(system: Configuration, scenario: Scenario) -> Configuration:
+    """Put the words that the tasks reach into memory of the scenario's kind."""
+    named = [[parse_operation(text) for text in spec.do] for spec in scenario.task]
+    words = {*scenario.words, *operations.words_of(chain.from_iterable(named))}
+    if not words:
+        if scenario.memory == "sc":
+            return system
+        raise UserError(
+            f"scenario {scenario.name!r}: memory {scenario.memory!r} changes nothing, since no "
+            "task reads or writes a word; name those that your design uses: words = [...]"
+        )
+    readers = {
+        str(program.task): tuple(sorted(
+            {*scenario.words, *operations.words_of(op for op in does if op.name in READS_WORDS)}
+        ))
+        for program, does in zip(system.programs, named)
+    }  # fmt: skip
+    return with_memory(system, scenario.memory, dict.fromkeys(words, 0), readers)
 
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
@@ -95,7 +120,7 @@ def limits_of(scenario: Scenario) -> ResourceLimits:
 def _program(
     number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: ResourceLimits
 ) -> TaskProgram:
-    name = spec.name or "ABCDEFGH"[number]
+    name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
     cx = Cx(design, task, scenario.grain, limits)
     steps = [parse_operation(text) for text in spec.do]

@@ -6,7 +6,7 @@ it promises to have emptied when it returns, so that `check.invariants` can look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from zaplock.check.scenarios import (
@@ -17,6 +17,7 @@ from zaplock.check.scenarios import (
     address_of,
 )
 from zaplock.errors import UserError
+from zaplock.model import words
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -29,6 +30,7 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
 )
+from zaplock.model.step import Step
 from zaplock.protocols import (
     access,
     brk,
@@ -122,6 +124,24 @@ def _mremap_move(cx: Cx, page: int, pages: int, new_page: int) -> Protocol:
 
 def _mprotect(cx: Cx, page: int, pages: int, prot: int) -> Protocol:
     return mprotect.mprotect(cx, address_of(page), length_of(pages), PROTECTIONS[prot])
+
+
+def word_name(number: int) -> str:
+    """Return what a word is called that operations know by its number."""
+    return f"word {number}"
+
+
+async def _returns(step: Step[int | None]) -> int:
+    return await step or 0
+
+
+def _word(make: Callable[..., Step[int | None]]) -> Callable[..., Protocol]:
+    """Make an operation on a word of one step."""
+    return lambda cx, number, *values: _returns(make(word_name(number), *values))
+
+
+def _barrier(make: Callable[[], Step[None]]) -> Callable[[Cx], Protocol]:
+    return lambda cx: _returns(make())
 
 
 async def _revoke(cx: Cx, file: int) -> int:
@@ -228,6 +248,25 @@ KINDS: dict[str, OperationKind] = {
         ("file", "page"),
         "install a uprobe at a page of a file",
     ),
+    "read-once": OperationKind(_word(words.READ_ONCE), ("word",), "read a word (READ_ONCE)"),
+    "write-once": OperationKind(
+        _word(words.WRITE_ONCE), ("word", "value"), "write a word (WRITE_ONCE)"
+    ),
+    "load-acquire": OperationKind(_word(words.smp_load_acquire), ("word",), "smp_load_acquire"),
+    "store-release": OperationKind(
+        _word(words.smp_store_release), ("word", "value"), "smp_store_release"
+    ),
+    "xchg": OperationKind(
+        _word(words.xchg), ("word", "value"), "write a word and give what it was, fully ordered"
+    ),
+    "add-return": OperationKind(
+        _word(words.atomic_add_return),
+        ("word", "value"),
+        "add to a word and give what it is then, fully ordered",
+    ),
+    "mb": OperationKind(_barrier(words.smp_mb), (), "smp_mb, a full barrier"),
+    "rmb": OperationKind(_barrier(words.smp_rmb), (), "smp_rmb, between reads"),
+    "wmb": OperationKind(_barrier(words.smp_wmb), (), "smp_wmb, between writes"),
 }
 
 
@@ -266,7 +305,22 @@ def check(operation: ScenarioOperation, files: Collection[int], spaces: Collecti
             raise UserError(f"operation {given!r}: its {name} {number} is not among {there}")
 
 
-_KNOWN = {"prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,)}
+MOST_WORDS = 8
+_KNOWN = {
+    "prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,), "word": tuple(range(MOST_WORDS)),
+}  # fmt: skip
+READS_WORDS = ("read-once", "load-acquire")
+"""Operations that read a word otherwise than atomically."""
+
+
+def words_of(operations: Iterable[ScenarioOperation]) -> set[str]:
+    """Return the words that operations name."""
+    return {
+        word_name(number)
+        for operation in operations
+        for name, number in zip(kind_of(operation).arguments, operation.numbers)
+        if name == "word"
+    }
 
 
 def emptied(operation: ScenarioOperation) -> tuple[int, int] | None:

@@ -35,6 +35,7 @@ import msgspec
 
 from zaplock.errors import UserError
 from zaplock.inputs import read_text
+from zaplock.model.words import MemoryModel
 from zaplock.strangers import visible
 
 BASE_PAGE: Final = 1 << 18
@@ -42,6 +43,8 @@ PAGE_SHIFT: Final = 12
 MOST_PAGES: Final = 1 << 14
 """The largest number in a scenario: two levels of page tables, and walked in no time."""
 MOST_TASKS: Final = 8
+NAMES: Final = "ABCDEFGH"
+"""What tasks are called that have no name of their own."""
 OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
@@ -102,6 +105,10 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bound.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
+    memory: what stands between a CPU and the words of `model.words`. words: the names of those that
+        a design's own protocols use; a number in an operation stands for a word of its own.
+    forbidden: what no run may end with, possible: what some run has to end with, as in
+        "A.1 == 0 and B.2 != 7" (a task's result, its operations counted from 1) or "word.0 == 1".
     """
 
     summary: str
@@ -122,7 +129,11 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: bool = False
     bounded_hold: bool = False
     room: tuple[int, int] | None = None
-    part: Literal["", "rwsem", "stack-rot"] = ""
+    part: Literal["", "rwsem", "rwsem-acquire", "rwsem-sleep", "stack-rot"] = ""
+    memory: MemoryModel = "sc"
+    words: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):
@@ -252,10 +263,19 @@ def _decode(text: str, name: str, where: str) -> Scenario:
 
 def shipped_scenarios() -> dict[str, Scenario]:
     """Return the scenarios that come with zaplock, by name, pairs apart (see `check.pairs`)."""
-    folder = resources.files("zaplock.check") / "scenario_files"
+    return _shipped("scenario_files", "")
+
+
+def litmus_tests() -> dict[str, Scenario]:
+    """Return the litmus tests of memory that come with zaplock, by name: "litmus/sb"."""
+    return _shipped("litmus", "litmus/")
+
+
+def _shipped(directory: str, prefix: str) -> dict[str, Scenario]:
+    folder = resources.files("zaplock.check") / directory
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=str)
     found = {}
     for file in files:
-        name = file.name.removesuffix(".toml")
+        name = prefix + file.name.removesuffix(".toml")
         found[name] = _decode(file.read_text(), name, file.name)
     return found

@@ -22,6 +22,7 @@ from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
     Scenario,
     expected_results,
+    litmus_tests,
     read_scenario,
     shipped_scenarios,
 )
@@ -43,6 +44,7 @@ from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell, unspell
 from zaplock.errors import ProtocolError, UserError
 from zaplock.model.violations import Invariant, Violation
+from zaplock.model.words import MEMORY_MODELS, MemoryModel
 from zaplock.protocols.design import Design
 
 PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "vacuous"
@@ -62,9 +64,9 @@ class CheckResult:
     ones visited, of both queue rules (runs, for the sampler). queues: the rules that were searched.
     schedule: the easiest that shows `violation`, None where none was found within the limits;
     groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
-    for ever; fair: in which queue. reference: how the design is asked for, where that is not its
-    name. unmet: expectations of the scenario that no interleaving met. never_run: lines of the
-    user's code that none ran. audit: what was done again.
+    for ever; fair: in which queue; memory: of which kind. reference: how the design is asked for,
+    where that is not its name. unmet: expectations of the scenario that no interleaving met.
+    never_run: lines of the user's code that none ran. audit: what was done again.
     """
 
     scenario: str
@@ -79,6 +81,7 @@ class CheckResult:
     cycle: int = 0
     preemptions: int = 0
     fair: bool = False
+    memory: MemoryModel = "sc"
     why: str = ""
     reference: str = ""
     queues: tuple[str, ...] = ()
@@ -92,6 +95,7 @@ class CheckResult:
         if self.schedule is None:
             return ""
         rule = "~fair" if self.fair else ""
+        rule += f"~{self.memory}" if self.memory != "sc" else ""
         schedule = spell(self.schedule, self.groups, self.cycle)
         return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
@@ -103,7 +107,7 @@ class CheckResult:
 
 def find_scenario(name: str) -> Scenario:
     """Return a shipped scenario, a pair such as "munmap+fault", or that of a TOML file."""
-    shipped = shipped_scenarios()
+    shipped = shipped_scenarios() | litmus_tests()
     if name in shipped:
         return shipped[name]
     left, plus, right = name.partition("+")
@@ -249,7 +253,7 @@ def combined(
         sum(verdict.states for _, verdict in verdicts),
         sum(verdict.seconds for _, verdict in verdicts),
         violation=broken[0][1].violations[0] if broken else None,
-        violations=tuple(violations.values()), fair=fair,
+        violations=tuple(violations.values()), fair=fair, memory=scenario.memory,
         why=limit or "; ".join(f"never: {name}" for name in missing),
         queues=tuple("fair" if fair else "any" for fair, _ in verdicts),
         unmet=tuple(unmet_expectations(scenario, [verdict for _, verdict in verdicts])),
@@ -350,6 +354,7 @@ def sample_check(
         violations=(drawn.violation,) if drawn.violation is not None else (),
         schedule=drawn.schedule if broken else None,
         fair=fair or scenario.fair,
+        memory=scenario.memory,
         why="" if broken else f"{drawn.runs} random runs",
     )
 
@@ -379,6 +384,8 @@ def read_token(text: str, designs: Collection[str] = ()) -> Token:
     have sent, doesn't name one: it must be among `designs`, which the user gives.
     """
     rest, tilde, schedule = text.rpartition("~")
+    memory = next((one for one in MEMORY_MODELS if rest.endswith(f"~{one}")), "sc")
+    rest = rest.removesuffix(f"~{memory}")
     fair = rest.endswith("~fair")
     scenario, at, design = rest.removesuffix("~fair").partition("@")
     if not tilde or not at:
@@ -388,6 +395,6 @@ def read_token(text: str, designs: Collection[str] = ()) -> Token:
             f"token {text!r} would run the file of {design!r}: if you trust that file, "
             f"give --design {design} as well"
         )
-    found = find_scenario(scenario)
+    found = msgspec.structs.replace(find_scenario(scenario), memory=memory)
     system = closed_system(found, find_design(design), fair)
     return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))

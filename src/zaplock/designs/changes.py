@@ -72,6 +72,14 @@ CHANGES: tuple[Change, ...] = (
         {"mremap_downgrades": True},
     ),
     Change(
+        "4.20", "4b486b535c33",
+        "locking/rwsem: Exit read lock slowpath if queue empty & no writer",
+        "a reader that comes when the writer has just left, with nobody queued, has the lock "
+        'without queueing; it reads the count "relaxed", so what it reads under the lock may have '
+        "been read before that",
+        {"read_leaves_queue": "relaxed"},
+    ),
+    Change(
         "5.2", "5a28fc94c914", "x86/mpx, mm/core: Fix recursive munmap() corruption",
         'the architecture\'s hook is called "first" of all, before any VMA was looked up',
         {"arch_unmap": "first"}, ("5.0.19", "5.1.5"),
@@ -120,6 +128,19 @@ CHANGES: tuple[Change, ...] = (
         "a hung task",
         {"cmdline_killable": True}, ("4.19.63", "5.2.5"),
         doubt="whether 5.1 took it is not confirmed",
+    ),
+    Change(
+        "5.3", "e1b98fa31664",
+        "locking/rwsem: Add missing ACQUIRE to read_slowpath exit when queue is empty",
+        "such a reader reads nothing early any more",
+        {"read_leaves_queue": "acquire"}, ("5.2.12",),
+    ),
+    Change(
+        "5.3", "99143f82a255",
+        "lcoking/rwsem: Add missing ACQUIRE to read_slowpath sleep loop",
+        "nor does a reader that finds, before it sleeps, that the lock was handed to it",
+        {"read_wakes": "acquire"}, ("5.2.12",),
+        doubt="whether series before 5.2 took it is not confirmed",
     ),
     Change(
         "5.5", "89b15332af7c",

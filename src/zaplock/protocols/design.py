@@ -116,5 +116,7 @@ class Design:
     dontunmap_leaks_locked: bool = True
     reclaims_tables: bool = False
     mseal: Literal["no", "range", "vma"] = "no"
+    read_leaves_queue: Literal["no", "relaxed", "acquire"] = "no"
+    read_wakes: Literal["relaxed", "acquire"] = "relaxed"
     tombstones: bool = False
     cuts: bool = False
