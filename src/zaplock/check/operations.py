@@ -42,6 +42,7 @@ from zaplock.protocols import (
     mmap,
     mprotect,
     mremap,
+    pgste,
     proc,
     rmap,
     uprobes,
@@ -215,6 +216,11 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, mm, page: proc.access_remote_vm(cx, mm, address_of(page)),
         ("mm", "page"),
         "read a page of another address space, as process_vm_readv does; 0 where there is none",
+    ),
+    "pgste": OperationKind(
+        lambda cx, page: pgste.look_at_pgste(cx, address_of(page)),
+        ("page",),
+        "look at the entry of a guest page, as KVM on s390 does: 1 if it maps something",
     ),
     "maps": OperationKind(
         lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"

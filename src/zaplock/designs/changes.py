@@ -192,6 +192,13 @@ CHANGES: tuple[Change, ...] = (
         backported=("5.15.6",),
     ),
     Change(
+        "5.16", "fe3d10024073", "s390/mm: validate VMA in PGSTE manipulation functions",
+        "KVM on s390 walks to a page-table entry only inside a VMA: since munmap frees page tables "
+        "under read, a walk in a hole may stand in one that is freed",
+        {"pgste_finds_vma": True}, ("5.15.3",),
+        doubt="which releases of 5.4, 5.10 and 5.14 took it is not confirmed",
+    ),
+    Change(
         "5.17", "64591e8605d6",
         "mm: protect free_pgtables with mmap_lock write lock in exit_mmap",
         "all of exit_mmap runs under write: readers of /proc wait for a whole exit, in these "

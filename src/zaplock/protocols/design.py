@@ -118,5 +118,6 @@ class Design:
     mseal: Literal["no", "range", "vma"] = "no"
     read_leaves_queue: Literal["no", "relaxed", "acquire"] = "no"
     read_wakes: Literal["relaxed", "acquire"] = "relaxed"
+    pgste_finds_vma: bool = False
     tombstones: bool = False
     cuts: bool = False
