@@ -135,8 +135,8 @@ def _program(
         results = []
         for operation in steps:
             protocol = operations.start(cx, operation)
-            if isinstance(design, Mutant) and design.rule is not None:
-                protocol = filtered(protocol, design.rule())
+            if isinstance(design, Mutant) and design.filters(operation.name):
+                protocol = filtered(protocol, design.new_rule())
             if scenario.bounded_hold:
                 protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
             pages = operations.emptied(operation)

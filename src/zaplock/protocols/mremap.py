@@ -62,6 +62,7 @@ from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
+    start_write_merging,
     unlock_after_unmap,
     vma_start_write,
 )
@@ -273,6 +274,7 @@ async def expand_vma(
     """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
+    await start_write_merging(cx, handle, vma.start, r.address + r.new_length)
     grown = await expand(handle, r.address, r.old_length, r.new_length)
     if grown < 0:
         return MremapResult(grown)
@@ -409,6 +411,7 @@ async def move(
         await vma_start_write(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
+    await start_write_merging(cx, handle, target, target + r.new_length)
     new = await copy_vma(handle, r.address, target, r.new_length)
     moved = min(r.old_length, r.new_length)
     await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
