@@ -302,3 +302,29 @@ def test_an_outcome_that_means_nothing_is_told(
     )
     assert main(["check", str(path)]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("operation", "told"),
+    [
+        ("munmap 0 1 -> 0 SIGSEGV", "no signal ends munmap"),
+        ("gup 0 -> old SIGBUS", "no signal ends gup"),
+        ("read 0 -> old EAGAIN", "read gives no errno"),
+    ],
+)
+def test_a_scenario_tells_a_signal_from_an_errno_of_the_same_number(
+    operation: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'summary = "x"\n[[map]]\npages = [0, 4]\n[[task]]\ndo = ["{operation}"]\n')
+    assert main(["check", str(path)]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_old_is_the_content_of_the_page_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'summary = "x"\n[[map]]\npages = [0, 4]\nmm = 7\npopulated = [2, 3]\n'
+        '[[task]]\ndo = ["peek 7 2 -> old"]\n'
+    )
+    assert main(["check", str(path), "--design", "linux-6.18"]) == 0

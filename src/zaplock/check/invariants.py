@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from zaplock.check.operations import emptied
+from zaplock.check.operations import emptied, kind_of
 from zaplock.check.outcomes import Outcome, parse_outcome
 from zaplock.check.scenarios import (
     BASE_PAGE,
@@ -105,7 +105,7 @@ class Promises:
         for operation, result in zip(self.operations[task.tid], results):
             if operation.expected and result not in operation.expected:
                 raise Violation(
-                    SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV),
+                    _called(operation, result),
                     f"{task}: {describe(operation)} gave {result}, "
                     f"right would be {' or '.join(map(str, operation.expected))}",
                 )
@@ -121,6 +121,13 @@ class Promises:
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
                 no_leftover_permission(m, task)
+
+
+def _called(operation: ScenarioOperation, result: int) -> Invariant:
+    """Name the rule that a wrong result breaks; -11 is SIGSEGV where a signal can end it."""
+    if result == SIGNALS["SIGSEGV"] and not kind_of(operation).signals:
+        return Invariant.OLD_CONTENT_OR_SIGSEGV
+    return SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV)
 
 
 def forbid(outcome: Outcome, m: Machine, results: tuple[Any, ...]) -> None:

@@ -68,12 +68,16 @@ def length_of(pages: int) -> int:
 
 @dataclass(frozen=True)
 class OperationKind:
-    """An operation: how to run it, its arguments by name, and whether it empties its range."""
+    """An operation: how to run it, its arguments by name, and whether it empties its range.
+
+    signals: is it user code's access, which a signal may end? Others return errnos; -11 is either.
+    """
 
     run: Callable[..., Protocol]
     arguments: tuple[str, ...]
     summary: str
     empties: bool = False
+    signals: bool = False
 
 
 def _munmap(cx: Cx, page: int, pages: int) -> Protocol:
@@ -170,14 +174,19 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, page: access.read_memory(cx, address_of(page)),
         ("page",),
         "read memory as user code does, faulting where it must",
+        signals=True,
     ),
     "write": OperationKind(
         lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
+        signals=True,
     ),
     "write-read": OperationKind(
-        _write_read, ("page", "tag"), "write memory and read it again: what is there then"
+        _write_read,
+        ("page", "tag"),
+        "write memory and read it again: what is there then",
+        signals=True,
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(
@@ -309,6 +318,29 @@ def check(operation: ScenarioOperation, files: Collection[int], spaces: Collecti
             given = " ".join([operation.name, *map(str, operation.numbers)])
             there = f"0 to {MOST_PAGES}" if isinstance(allowed, range) else sorted(allowed)
             raise UserError(f"operation {given!r}: its {name} {number} is not among {there}")
+    _check_words(operation)
+
+
+def _check_words(operation: ScenarioOperation) -> None:
+    """Refuse a signal where an errno comes back, and the reverse: the numbers are the same."""
+    signals = kind_of(operation).signals
+    for word in operation.words:
+        if word.startswith("SIG") and not signals:
+            raise UserError(
+                f"{describe_words(operation)}: no signal ends {operation.name}; name an errno "
+                "(such as EFAULT)"
+            )
+        if word.startswith("E") and signals:
+            raise UserError(
+                f"{describe_words(operation)}: {operation.name} gives no errno; name a signal "
+                "(SIGSEGV or SIGBUS)"
+            )
+
+
+def describe_words(operation: ScenarioOperation) -> str:
+    """Write an operation with its results as a scenario does."""
+    left = " ".join([operation.name, *map(str, operation.numbers)])
+    return f"operation {f'{left} -> ' + ' '.join(operation.words)!r}"
 
 
 MOST_WORDS = 8

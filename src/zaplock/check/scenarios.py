@@ -137,16 +137,24 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):
-    """One operation of a task: its name, its numbers, and which results are right (() for any)."""
+    """One operation of a task: its name, its numbers, and which results are right (() for any).
+
+    words: those results as they are written.
+    """
 
     name: str
     numbers: Numbers
     expected: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 _LONGEST = 20
 SIGNALS: Final = {"SIGSEGV": -11, "SIGBUS": -7, "EFAULT": -14, "ENOMEM": -12, "EINTR": -4,
                   "EAGAIN": -11, "EINVAL": -22}  # fmt: skip
+
+
+PAGE_ARGUMENT: Final = {"peek": 1}
+"""Which number of an operation is the page whose old content `old` stands for, if not the first."""
 
 
 def parse_operation(text: str) -> ScenarioOperation:
@@ -161,8 +169,9 @@ def parse_operation(text: str) -> ScenarioOperation:
         raise UserError(f"operation {text!r}: its arguments must be numbers") from error
     if arrow and not right.split():
         raise UserError(f"operation {text!r}: behind -> stand the results that are right")
-    expected = tuple(_result(word, numbers, text) for word in right.replace("|", " ").split())
-    return ScenarioOperation(words[0], numbers, expected)
+    results = tuple(right.replace("|", " ").split())
+    expected = tuple(_result(word, words[0], numbers, text) for word in results)
+    return ScenarioOperation(words[0], numbers, expected, results)
 
 
 def _number(word: str) -> int:
@@ -171,11 +180,11 @@ def _number(word: str) -> int:
     return int(word, 0)
 
 
-def _result(word: str, numbers: Numbers, text: str) -> int:
+def _result(word: str, name: str, numbers: Numbers, text: str) -> int:
     if word == "old":
-        if not numbers:
+        if len(numbers) <= PAGE_ARGUMENT.get(name, 0):
             raise UserError(f"operation {text!r}: 'old' is the content of a page, but it has none")
-        return OLD_TAG + numbers[0]
+        return OLD_TAG + numbers[PAGE_ARGUMENT.get(name, 0)]
     if word in SIGNALS:
         return SIGNALS[word]
     try:
@@ -190,8 +199,7 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
 def expected_results(text: str) -> list[tuple[str, int]]:
     """List the results that are right for an operation, as they are written and as numbers."""
     operation = parse_operation(text)
-    words = text.partition("->")[2].replace("|", " ").split()
-    return list(zip(words, operation.expected))
+    return list(zip(operation.words, operation.expected))
 
 
 def check(scenario: Scenario) -> None:
