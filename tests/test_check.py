@@ -353,6 +353,8 @@ FIRES = {
     Invariant.NO_SPURIOUS_ENOMEM: ("dying-gap", "linux-6.18-dying/nobody-gives-way"),
     Invariant.NO_SPURIOUS_SEGV: ("dying-stack", "linux-6.18-dying/fails-instead-of-waiting"),
     Invariant.MUTUAL_EXCLUSION: ("reader-count", "linux-4.20"),
+    Invariant.HOLDER_SEES: ("rwsem-acquire", "linux-4.20"),
+    Invariant.FORBIDDEN_OUTCOME: ("litmus/sb", "linux-6.18"),
     Invariant.USE_AFTER_FREE: ("stack-rot", "linux-6.18/growth-under-read"),
 }
 OF_ONES_OWN_CODE = {Invariant.NO_LIVELOCK, Invariant.ASSERTION_HOLDS, Invariant.CODE_RUNS}

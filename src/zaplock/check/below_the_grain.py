@@ -1,8 +1,9 @@
-"""Scenarios below the grain of the address space: the semaphore's counter, the tree's nodes."""
+"""Scenarios below the grain of the address space: the semaphore's words, the tree's nodes."""
 
 from __future__ import annotations
 
 from zaplock.check import maple_nodes, rwsem_counter
+from zaplock.check.rwsem_order import leaving_writer_and_reader
 from zaplock.check.scenarios import Scenario
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.errors import UserError
@@ -15,6 +16,8 @@ def part_configuration(scenario: Scenario, design: Design) -> Configuration:
     """Make the closed system of a scenario that is no address space."""
     if scenario.part == "rwsem":
         return reader_count(design.rwsem.counts_first)
+    if scenario.part in ("rwsem-acquire", "rwsem-sleep"):
+        return leaving_writer_and_reader(design, scenario.memory, scenario.part == "rwsem-sleep")
     if scenario.part == "stack-rot":
         return stack_rot(design)
     raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")

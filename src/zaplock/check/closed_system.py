@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 
 import msgspec
 
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.operations import READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
 from zaplock.check.own import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    NAMES,
     OLD_TAG,
     InitialMapping,
     Scenario,
@@ -22,6 +25,7 @@ from zaplock.check.scenarios import (
 )
 from zaplock.check.watched import BoundedHold, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
+from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
@@ -83,7 +87,27 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
-    return watched(system, scenario)
+    return watched(_with_words(system, scenario), scenario)
+
+
+def _with_words(system: Configuration, scenario: Scenario) -> Configuration:
+    """Put the words that the tasks reach into memory of the scenario's kind."""
+    known = operations_of(scenario)
+    named = [[parse_operation(text) for text in spec.do] for spec in scenario.task]
+    words = {*scenario.words, *operations.words_of(chain.from_iterable(named), known)}
+    if not words:
+        if scenario.memory == "sc":
+            return system
+        raise UserError(
+            f"scenario {scenario.name!r}: memory {scenario.memory!r} changes nothing, since no "
+            "task reads or writes a word; name those that your design uses: words = [...]"
+        )
+    reading = [[operation for operation in does if operation.name in READS_WORDS] for does in named]
+    readers = {
+        str(program.task): tuple(sorted({*scenario.words, *operations.words_of(does, known)}))
+        for program, does in zip(system.programs, reading)
+    }
+    return with_memory(system, scenario.memory, dict.fromkeys(words, 0), readers)
 
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
@@ -98,7 +122,7 @@ def limits_of(scenario: Scenario) -> ResourceLimits:
 def _program(
     number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: ResourceLimits
 ) -> TaskProgram:
-    name = spec.name or "ABCDEFGH"[number]
+    name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
     cx = Cx(design, task, scenario.grain, limits)
     steps = [parse_operation(text) for text in spec.do]
@@ -115,8 +139,8 @@ def _program(
         results = []
         for operation, kind in zip(steps, kinds):
             protocol = kind.start(cx, operation.numbers)
-            if isinstance(design, Mutant) and design.rule is not None:
-                protocol = filtered(protocol, design.rule())
+            if isinstance(design, Mutant) and design.filters(operation.name):
+                protocol = filtered(protocol, design.new_rule())
             if scenario.bounded_hold:
                 protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
             pages = operations.emptied(operation, kind)

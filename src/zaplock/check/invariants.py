@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from zaplock.check.operations import emptied
+from zaplock.check.operations import KINDS, emptied
+from zaplock.check.outcomes import Outcome, parse_outcome
 from zaplock.check.own import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    NAMES,
     PAGE_SHIFT,
     SIGNALS,
     Scenario,
@@ -70,9 +72,10 @@ class Promises:
 
     def at_end(self) -> tuple[Callable[[Machine, tuple[Any, ...]], None], ...]:
         """Return what has to hold when all have ended."""
+        wrong = tuple(partial(forbid, outcome) for outcome in self._outcomes("forbidden"))
         if self.scenario.unchanged:
-            return (books_balance, partial(nothing_changed, self.build()))
-        return (books_balance,)
+            return (*wrong, books_balance, partial(nothing_changed, self.build()))
+        return (*wrong, books_balance)
 
     def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
         """Return what has to happen in some run, by name."""
@@ -86,18 +89,26 @@ class Promises:
         return {name: known[name] for name in self.scenario.sometimes}
 
     def sometimes_at_end(self) -> dict[str, Callable[[Machine, tuple[Any, ...]], bool]]:
-        """Return that each task has to succeed in some run."""
-        return {
+        """Return that each task has to succeed in some run, and what else some run ends with."""
+        wanted: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = {
             f"task {number + 1} succeeds": partial(_succeeds, number)
             for number, spec in enumerate(self.scenario.task)
             if not spec.daemon and not spec.killed and not self.scenario.may_fail
         }
+        return wanted | {outcome.text: outcome for outcome in self._outcomes("possible")}
+
+    def _outcomes(self, kind: Literal["forbidden", "possible"]) -> list[Outcome]:
+        tasks = [
+            (spec.name or NAMES[number], len(spec.do))
+            for number, spec in enumerate(self.scenario.task)
+        ]
+        return [parse_outcome(text, tasks, SIGNALS) for text in getattr(self.scenario, kind)]
 
     def _results_are_right(self, _m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
             if operation.expected and result not in operation.expected:
                 raise Violation(
-                    SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV),
+                    _called(operation, result),
                     f"{task}: {describe(operation)} gave {result}, "
                     f"right would be {' or '.join(map(str, operation.expected))}",
                 )
@@ -113,6 +124,20 @@ class Promises:
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
                 no_leftover_permission(m, task)
+
+
+def _called(operation: ScenarioOperation, result: int) -> Invariant:
+    """Name the rule that a wrong result breaks; -11 is SIGSEGV where a signal can end it."""
+    kind = KINDS.get(operation.name)  # one of the user's own may give either
+    if result == SIGNALS["SIGSEGV"] and kind is not None and not kind.signals:
+        return Invariant.OLD_CONTENT_OR_SIGSEGV
+    return SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV)
+
+
+def forbid(outcome: Outcome, m: Machine, results: tuple[Any, ...]) -> None:
+    """Report a run that ends as its scenario forbids."""
+    if outcome(m, results):
+        raise Violation(Invariant.FORBIDDEN_OUTCOME, f"a run ends with {outcome.text}")
 
 
 def _succeeds(number: int, _m: Machine, results: tuple[Any, ...]) -> bool:

@@ -60,6 +60,23 @@ def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
     return lambda _design: changes
 
 
+WITHOUT_START_WRITE: tuple[
+    tuple[str, Callable[[Design], bool], tuple[str, ...], str], ...
+] = (
+    ("munmap", lambda d: d.vma_locks and unmaps_as_linux(d), ("munmap-fault-gup",), ""),
+    ("mmap-fixed", lambda d: d.vma_locks and unmaps_as_linux(d), ("mmap-fixed+fault",), ""),
+    ("mremap-move", has_vma_locks, ("mremap-touch",), ""),
+    ("mremap", has_vma_locks, ("mremap-merge",), ""),
+    ("brk", lambda d: d.vma_locks and unmaps_as_linux(d), ("fault+brk",), ""),
+    ("mprotect", has_vma_locks, ("fault+mprotect",), ""),
+    ("mlock", has_vma_locks, ("fault+mlock",), ""),
+    ("munlock", has_vma_locks, ("munlock-fault",), ""),
+    ("fork", lambda d: d.vma_locks and d.fork_locks_vma, ("fork-copy",), ""),
+    ("stack-growth", lambda d: d.vma_locks and d.growth_locks_vma, (),
+     "a stack that grows still covers whatever a fault has looked at"),
+)  # fmt: skip
+"""Each operation that write-locks VMAs: where, and what shows it missing, or why nothing does."""
+
 MUTATIONS: tuple[Mutation, ...] = (
     *PROPOSAL_MUTATIONS,
     # The munmap itself.
@@ -406,6 +423,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.vma_locks and unmaps_as_linux(d),
         ("munmap-fault-gup",),
         rule=lambda: Skip("_start_write"),
+    ),
+    *(
+        Mutation(
+            f"no-vma-start-write-in-{operation}",
+            f"{operation} does not write-lock the VMAs that it changes",
+            applies,
+            breaks,
+            rule=lambda: Skip("_start_write"),
+            equivalent=equivalent,
+            only=("write",) if operation == "stack-growth" else (operation,),
+        )
+        for operation, applies, breaks, equivalent in WITHOUT_START_WRITE
+    ),
+    Mutation(
+        "no-walk-inside-vma",
+        "KVM on s390 walks to a page-table entry without a look for its VMA",
+        lambda d: d.munmap_downgrades and d.pgste_finds_vma and unmaps_as_linux(d),
+        ("hole-walk",),
+        changes=rules(pgste_finds_vma=False),
     ),
     Mutation(
         "no-end-of-vma-write-locks",

@@ -17,6 +17,7 @@ from zaplock.model.step import Task
 from zaplock.model.store import Cells, OnDemand, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
 from zaplock.model.vma import FreedVma, Vma
+from zaplock.model.words import MemoryModel
 
 Figure = Literal[
     "committed_as",  # pages that are promised
@@ -36,7 +37,8 @@ class Machine:
     With `tracks_tlbs` every CPU's TLB and page-walk cache are state, and returning a page that a
     CPU still translates to is a violation; the timed engine leaves it off, since there a flush is a
     price and nothing else. `gather_pages` is how many pages an mmu_gather holds before it must
-    flush; `remote_cpus` how many other CPUs a flush has to interrupt.
+    flush; `remote_cpus` how many other CPUs a flush has to interrupt. `memory` says what stands
+    between a CPU and the words of `model.words`.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Machine:
         self.tracks_tlbs = tracks_tlbs
         self.gather_pages = gather_pages
         self.remote_cpus = remote_cpus
+        self.memory: MemoryModel = "sc"
         self.costs: Mapping[str, float] | None = None
         self.tells_wakes = False
         self.spent_ns = 0.0

@@ -201,12 +201,17 @@ class LockStep(Step[int]):
 
     `action` is "down", "try", "up" or "downgrade"; `write` the mode. The result of "down" is 0, or
     -EINTR where `killable` and the task has a fatal signal; of "try" 1 or 0; of the others 0.
+    `acquires`: are reads that follow kept behind it? Only memory that isn't sequentially consistent
+    shows the difference (`model.words`).
     """
 
-    __slots__ = ("action", "killable", "lock", "write")
+    __slots__ = ("acquires", "action", "killable", "lock", "write")
 
-    def __init__(self, action: str, lock: Lock, write: bool, killable: bool = False) -> None:
+    def __init__(
+        self, action: str, lock: Lock, write: bool, killable: bool = False, acquires: bool = True
+    ) -> None:
         super().__init__(_at_once, (action, lock, write))
+        self.acquires = acquires
         self.action = action
         self.lock = lock
         self.write = write
@@ -219,7 +224,7 @@ class LockStep(Step[int]):
         mode = "write" if self.write else "read"
         prefix = "down" if self.action == "try" else self.action
         suffix = "_trylock" if self.action == "try" else "_killable" if self.killable else ""
-        return f"{prefix}_{mode}{suffix}"
+        return f"{prefix}_{mode}{suffix}{'' if self.acquires else '_relaxed'}"
 
     def __repr__(self) -> str:
         return f"{self.name}({lock_name(self.lock)})"
@@ -263,6 +268,12 @@ def down_read(lock: Lock) -> LockStep:
 def down_read_killable(lock: Lock) -> LockStep:
     """Wait for a shared hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, False, killable=True)
+
+
+@_kept
+def down_read_relaxed(lock: Lock) -> LockStep:
+    """Wait for a shared hold without ACQUIRE: what is read under it may have been read before."""
+    return LockStep("down", lock, False, acquires=False)
 
 
 @_kept

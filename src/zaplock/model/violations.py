@@ -29,6 +29,8 @@ class Invariant(Enum):
     NO_SPURIOUS_SEGV = "no SIGSEGV only because a range is still being torn down"
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
+    HOLDER_SEES = "who takes a lock sees what was done under it before"
+    FORBIDDEN_OUTCOME = "no run ends as the scenario forbids"
     NO_LIVELOCK = "every task comes to its end if each goes on whenever it can"
     ASSERTION_HOLDS = "what a step or a protocol asserts is true in every interleaving"
     CODE_RUNS = "the code of steps and protocols raises no Python error"
