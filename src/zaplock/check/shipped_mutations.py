@@ -311,7 +311,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tells the userfaultfd monitor before the lock is given back",
         lambda d: d.uffd_unmap,
         ("uffd-event",),
-        rule=UnlockLast,
+        rule=lambda: UnlockLast("userfaultfd_unmap_prep"),
     ),
     Mutation(
         "exit-lets-reapers-in",
