@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -14,6 +16,7 @@ from zaplock.check.scenarios import (
     OLD_TAG,
     InitialMapping,
     Scenario,
+    ScenarioOperation,
     TaskSpec,
     address_of,
     parse_operation,
@@ -29,7 +32,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
-from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.userfaultfd import open_userfaultfd
 
@@ -106,21 +109,37 @@ def _program(
     for operation in steps:
         operations.check(operation, files, spaces)
 
-    async def body() -> tuple[int, ...]:
+    def start(operation: ScenarioOperation) -> Protocol:
+        return watched_protocol(cx, operation, scenario)
+
+    async def once() -> tuple[int, ...]:
         results = []
         for operation in steps:
-            protocol = operations.start(cx, operation)
-            if isinstance(design, Mutant) and design.rule is not None:
-                protocol = filtered(protocol, design.rule())
-            if scenario.bounded_hold:
-                protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
-            pages = operations.emptied(operation)
-            if design.tombstones and pages is not None:
-                protocol = filtered(protocol, ReturnMeansGone(task, *pages))
-            results.append(await protocol)
+            results.append(await start(operation))
         return tuple(results)
 
-    return TaskProgram(task, body, spec.daemon)
+    async def again() -> None:
+        at = 0
+        while True:
+            await start(steps[at])
+            at = (at + 1) % len(steps)
+
+    body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
+    return TaskProgram(task, body, spec.daemon or spec.again)
+
+
+def watched_protocol(cx: Cx, operation: ScenarioOperation, scenario: Scenario) -> Protocol:
+    """Start an operation, with what its design does wrong and what watches it on its way."""
+    design, task = cx.design, cx.task
+    protocol = operations.start(cx, operation)
+    if isinstance(design, Mutant) and design.rule is not None:
+        protocol = filtered(protocol, design.rule())
+    if scenario.bounded_hold:
+        protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+    pages = operations.emptied(operation)
+    if design.tombstones and pages is not None:
+        protocol = filtered(protocol, ReturnMeansGone(task, *pages))
+    return protocol
 
 
 def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:

@@ -46,6 +46,7 @@ OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
 Kind = Literal["anon", "stack", "file", "shared", "private-file", "hugetlb", "pfn", "uffd", "heap"]
+Part = Literal["", "rwsem", "rwsem-writers", "rwsem-readers", "stack-rot"]
 Numbers = tuple[int, ...]
 
 
@@ -75,6 +76,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One task: what it does, in which address space, and what its TLB holds at the beginning.
 
     `daemon`: may wait for ever at the end. `killed`: has a fatal signal from the beginning.
+    `again`: does it all again and again for ever, so others must get in beside it. Only operations
+    that bring the machine back to where it was can be done so: readers, not mmap or munmap.
     """
 
     do: tuple[str, ...]
@@ -82,6 +85,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mm: int = 1
     daemon: bool = False
     killed: bool = False
+    again: bool = False
     cached: tuple[int, ...] = ()
 
 
@@ -101,7 +105,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
         bound.
     room: pages between which mmap looks for a gap.
-    part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
+    part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
     """
 
     summary: str
@@ -122,7 +126,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: bool = False
     bounded_hold: bool = False
     room: tuple[int, int] | None = None
-    part: Literal["", "rwsem", "stack-rot"] = ""
+    part: Part = ""
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):

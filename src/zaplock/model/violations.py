@@ -29,6 +29,7 @@ class Invariant(Enum):
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
     NO_LIVELOCK = "every task comes to its end if each goes on whenever it can"
+    NO_STARVATION = "who asks gets in at some time, however often others ask"
     ASSERTION_HOLDS = "what a step or a protocol asserts is true in every interleaving"
     CODE_RUNS = "the code of steps and protocols raises no Python error"
 

@@ -55,7 +55,8 @@ def read_arg_bounds(m: Machine, _task: Task, mm: int) -> int:
 
 async def access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     """Read a page of another process: its tag; 0 where nothing is there or we were killed."""
-    return max(await __access_remote_vm(cx, mm, address), 0)
+    tag = await __access_remote_vm(cx, mm, address)
+    return max(tag, 0)
 
 
 async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:

@@ -108,13 +108,15 @@ class TimedLock:
         if write:
             return self.policy.writer_spins != "never" and self.is_free_for(True)
         stealing = self.policy.reader_steals
+        if stealing == "always":
+            return self.owner is None
         return stealing != "never" and self.owner is None and not self.readers
 
     def may_spin(self, write: bool) -> bool:
         """Return whether somebody who arrives now spins for the lock before it queues."""
         if self.owner is not None:
             allowed = self.policy.writer_spins if write else self.policy.reader_steals
-            return allowed not in ("never", "unheld") and self.owner.on_cpu
+            return allowed in ("writer", "any", "spinning") and self.owner.on_cpu
         return write and self.policy.writer_spins == "any"
 
     def value(self) -> Rwsem:
