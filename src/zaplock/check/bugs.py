@@ -110,26 +110,31 @@ LIVENESS = "convoy"
 
 
 @dataclass(frozen=True)
-class TimePromise:
-    """What a design may promise about time: in words, by which scenarios, and which keep it."""
+class DesignPromise:
+    """What a design may promise: in words, by which scenarios, and which keep it."""
 
     says: str
     scenarios: tuple[str, ...]
     keeps: Callable[[Design], bool]
 
 
-PROMISES: tuple[TimePromise, ...] = (
-    TimePromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
-    TimePromise(
+PROMISES: tuple[DesignPromise, ...] = (
+    DesignPromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
+    DesignPromise(
         "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),
         lambda d: d.tombstones or d.cuts,
+    ),
+    DesignPromise(  # 6.17 on repeats it, as its review says ("repetitions [are] acceptable")
+        "a reader of maps shows no range twice, whatever is merged meanwhile",
+        ("maps-merge",),
+        lambda d: d.maps_lock != "vma",
     ),
 )
 """A scenario of a promise has to be broken under the designs that don't keep it."""
 
 
-def promise_of(scenario: str) -> TimePromise | None:
+def promise_of(scenario: str) -> DesignPromise | None:
     """Return the promise that a scenario is about, if it is about one."""
     return next((one for one in PROMISES if scenario in one.scenarios), None)
 

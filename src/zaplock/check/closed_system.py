@@ -10,6 +10,7 @@ import msgspec
 
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
+from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
 from zaplock.check.scenarios import (
     BASE_PAGE,
@@ -73,7 +74,8 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         for number, spec in enumerate(scenario.task)
     )
     build = partial(build_machine, scenario, limits)
-    promises = Promises(scenario, tuple(program.task for program in programs), build)
+    tasks = tuple(program.task for program in programs)
+    promises = Promises(scenario, tasks, build, design.tombstones or design.cuts)
     return Configuration(
         build,
         programs,
@@ -139,7 +141,17 @@ def watched_protocol(cx: Cx, operation: ScenarioOperation, scenario: Scenario) -
     pages = operations.emptied(operation)
     if design.tombstones and pages is not None:
         protocol = filtered(protocol, ReturnMeansGone(task, *pages))
+    if operation.name == "maps":
+        return filtered(protocol, SnapshotPerVma(operation.numbers[0], scenario.shown_once))
+    if reads_maps(scenario):
+        return filtered(protocol, NotesForReaders())
     return protocol
+
+
+def reads_maps(scenario: Scenario) -> bool:
+    """Return whether a task of a scenario reads /proc/PID/maps."""
+    texts = (text for spec in scenario.task for text in spec.do)
+    return any(parse_operation(text).name == "maps" for text in texts)
 
 
 def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:

@@ -281,6 +281,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         rule=TrustTheList,
     ),
     Mutation(
+        "cut-not-forgotten",
+        "keeps the note of what it has cut out",
+        cuts_tables,
+        ("dying-backlog",),
+        rule=lambda: Skip("forget_cut"),
+    ),
+    Mutation(
         "cut-tables-not-freed",
         "never gives the cut page tables back",
         cuts_tables,

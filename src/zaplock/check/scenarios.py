@@ -104,6 +104,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
     bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
         bound.
+    shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
     """
@@ -125,6 +126,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_fails_after: int | None = None
     liveness: bool = False
     bounded_hold: bool = False
+    shown_once: bool = False
     room: tuple[int, int] | None = None
     part: Part = ""
 

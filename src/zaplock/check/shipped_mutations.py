@@ -14,14 +14,19 @@ from zaplock.check.mutations import (
     DowngradeBefore,
     Mutation,
     Postpone,
+    Rule,
     Skip,
     SkipLock,
     SkipWrite,
+    Steps,
     UnlockLast,
     WrongUnlock,
     zaps_first,
 )
 from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
+from zaplock.model.machine import Machine
+from zaplock.model.step import Step, Task, step
+from zaplock.model.vma import Vma
 from zaplock.protocols.design import Design
 
 
@@ -58,6 +63,22 @@ def has_vma_locks(d: Design) -> bool:
 def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
     """Set rules of the design to these values."""
     return lambda _design: changes
+
+
+class OnlyAttached(Rule):
+    """Take a VMA that is in the tree for the next one."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "is_still_next":
+            return (yield is_attached(step.args[2]))
+        return (yield step)
+
+
+@step
+def is_attached(m: Machine, _task: Task, handle: int) -> bool:
+    """Look whether a VMA is in the tree."""
+    vma = m.vmas[handle]
+    return isinstance(vma, Vma) and vma.attached
 
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -384,6 +405,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.munmap_downgrades and d.arch_unmap == "first",
         ("arch-unmap",),
         rule=lambda: DowngradeBefore("companion"),
+    ),
+    # Readers of maps.
+    Mutation(
+        "maps-without-recheck",
+        "shows a VMA that it found and then locked, though it may be gone by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=lambda: Skip("is_still_next", True),
+    ),
+    Mutation(
+        "maps-without-second-look",
+        "shows a VMA that it found and then locked, wherever it may begin by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=OnlyAttached,
     ),
     # Faults.
     Mutation(

@@ -26,6 +26,10 @@ class Invariant(Enum):
     RETURN_MEANS_GONE = "an unmap that has returned leaves nothing of its range to be torn down"
     NO_SPURIOUS_ENOMEM = "no ENOMEM only because a range is still being torn down"
     NO_SPURIOUS_SEGV = "no SIGSEGV only because a range is still being torn down"
+    SNAPSHOT_PER_VMA = (
+        "each line of maps was true during the call, and nothing that stayed is lost or shown twice"
+    )
+    BOUNDED_BACKLOG = "a thread has at most one range that is dying, or two that are cut"
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
     NO_LIVELOCK = "every task comes to its end if each goes on whenever it can"
