@@ -1,4 +1,4 @@
-"""A semaphore that lets readers in whenever readers hold it: writers starve, and the check shows it.
+"""A semaphore that lets readers in whenever readers hold it: writers starve, and it shows.
 
     zaplock check starvation --design docs/examples/readers_first.py:READERS_FIRST
     zaplock check overtaken-by-readers --design docs/examples/readers_first.py:READERS_FIRST

@@ -11,7 +11,6 @@ from zaplock.model.rwsem import RwsemPolicy
 from zaplock.model.step import Task
 from zaplock.protocols.design import Design, Protocol
 
-
 OVERTAKERS = {"rwsem-writers": (True,), "rwsem-readers": (False, False)}
 """Who asks for the lock again and again, for write or not, while a writer and a reader wait."""
 

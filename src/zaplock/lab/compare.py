@@ -1,8 +1,9 @@
 """Compare designs: the same teardown beside the same bystanders under each of them.
 
-A comparison has one or more *blocks*, each with its own set of bystanders. The first two of
-the usual three differ in one thing: `mmap`, which asks for the lock for write. What that one queued writer does to readers is
-the point of the second block. The third has writers alone: who else changes the address space.
+A comparison has one or more *blocks*, each with its own set of bystanders. The first two of the
+usual three differ in one thing: `mmap`, which asks for the lock for write. What that one queued
+writer does to readers is the point of the second block. The third has writers alone: who else
+changes the address space.
 """
 
 from __future__ import annotations
