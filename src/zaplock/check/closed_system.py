@@ -12,6 +12,8 @@ from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.own import kinds_of as operations_of
+from zaplock.check.own import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
     OLD_TAG,
@@ -65,7 +67,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     if scenario.part:
         from zaplock.check.below_the_grain import part_configuration
 
-        return part_configuration(scenario, design)
+        return watched(part_configuration(scenario, design), scenario)
     if not scenario.task:
         raise UserError(f"scenario {scenario.name!r} has no tasks; give it some [[task]]")
     limits = limits_of(scenario)
@@ -76,7 +78,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     build = partial(build_machine, scenario, limits)
     tasks = tuple(program.task for program in programs)
     promises = Promises(scenario, tasks, build, design.tombstones or design.cuts)
-    return Configuration(
+    system = Configuration(
         build,
         programs,
         Rules(scenario.fair, design.rwsem),
@@ -86,6 +88,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
+    return watched(system, scenario)
 
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
@@ -108,37 +111,41 @@ def _program(
     files |= {DEVICE} if scenario.device_fails_after is not None else set()
     spaces = {task.mm for task in scenario.task} | {mapping.mm for mapping in scenario.map}
     spaces |= {1, *_children(scenario)}
-    for operation in steps:
-        operations.check(operation, files, spaces)
+    known = operations_of(scenario)
+    kinds = tuple(operations.kind_of(operation, known) for operation in steps)
+    for operation, kind in zip(steps, kinds):
+        operations.check(operation, kind, files, spaces)
 
-    def start(operation: ScenarioOperation) -> Protocol:
-        return watched_protocol(cx, operation, scenario)
+    def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
+        return watched_protocol(cx, operation, kind, scenario)
 
     async def once() -> tuple[int, ...]:
         results = []
-        for operation in steps:
-            results.append(await start(operation))
+        for operation, kind in zip(steps, kinds):
+            results.append(await start(operation, kind))
         return tuple(results)
 
     async def again() -> None:
         at = 0
         while True:
-            await start(steps[at])
+            await start(steps[at], kinds[at])
             at = (at + 1) % len(steps)
 
     body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
     return TaskProgram(task, body, spec.daemon or spec.again)
 
 
-def watched_protocol(cx: Cx, operation: ScenarioOperation, scenario: Scenario) -> Protocol:
+def watched_protocol(
+    cx: Cx, operation: ScenarioOperation, kind: operations.OperationKind, scenario: Scenario
+) -> Protocol:
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
-    protocol = operations.start(cx, operation)
+    protocol = kind.start(cx, operation.numbers)
     if isinstance(design, Mutant) and design.rule is not None:
         protocol = filtered(protocol, design.rule())
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
-    pages = operations.emptied(operation)
+    pages = operations.emptied(operation, kind)
     if design.tombstones and pages is not None:
         protocol = filtered(protocol, ReturnMeansGone(task, *pages))
     if operation.name == "maps":

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from zaplock.check.operations import emptied
+from zaplock.check.own import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
     PAGE_SHIFT,
@@ -26,6 +27,7 @@ from zaplock.model.check import check_books
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
+from zaplock.model.rwsem import lock_name
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
@@ -58,6 +60,7 @@ class Promises:
         self.scenario = scenario
         self.zaps_later = zaps_later
         self.build = build
+        self.kinds = kinds_of(scenario)
         self.operations = {
             task.tid: tuple(parse_operation(text) for text in spec.do)
             for task, spec in zip(tasks, scenario.task)
@@ -113,7 +116,7 @@ class Promises:
 
     def _ranges_are_empty(self, m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
-            pages = emptied(operation)
+            pages = emptied(operation, self.kinds[operation.name])
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
             if operation.name == "truncate":
@@ -199,7 +202,7 @@ def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
     for lock in m.locks:
         sem = m.locks[lock]
         if sem.writer == task.tid or task.tid in sem.readers:
-            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock[0]}")
+            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock_name(lock)}")
 
 
 def readers_wait_for_writers_only(m: Machine) -> None:

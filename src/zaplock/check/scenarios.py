@@ -26,10 +26,11 @@ page held before the run.
 
 from __future__ import annotations
 
+import errno
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -53,6 +54,11 @@ Numbers = tuple[int, ...]
 def address_of(page: int) -> int:
     """Return the address of a scenario's page number."""
     return (BASE_PAGE + page) << PAGE_SHIFT
+
+
+def page_of(address: int) -> int:
+    """Return the number that a scenario would give the page of an address."""
+    return (address >> PAGE_SHIFT) - BASE_PAGE
 
 
 class InitialMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,6 +113,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
+    operations, invariants: of one's own (`check.own`); a scenario in Python has them, one in TOML
+        gets them by `--operation` and `--invariant`.
     """
 
     summary: str
@@ -129,6 +137,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown_once: bool = False
     room: tuple[int, int] | None = None
     part: Part = ""
+    operations: tuple[Any, ...] = ()
+    invariants: tuple[Any, ...] = ()
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):
@@ -173,12 +183,15 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
         return OLD_TAG + numbers[0]
     if word in SIGNALS:
         return SIGNALS[word]
+    if word in errno.errorcode.values():
+        return -int(getattr(errno, word))
     try:
         return _number(word)
     except ValueError:
         known = ", ".join(["old", *SIGNALS])
         raise UserError(
-            f"operation {text!r}: result {word!r} is neither a number nor one of {known}"
+            f"operation {text!r}: result {word!r} is neither a number nor one of {known}, nor "
+            "another errno's name"
         ) from None
 
 
@@ -212,6 +225,29 @@ def check(scenario: Scenario) -> None:
         for text in task.do:
             for number in parse_operation(text).numbers:
                 _bounded(f"a number of {text!a}", number, -1)
+
+
+def validated(scenario: Scenario, name: str) -> Scenario:
+    """Return a scenario that was made in Python as one that a file has, under another name.
+
+    Raises UserError where a field is of a wrong type, or a number is none that can be checked.
+    """
+    own = {"operations": scenario.operations, "invariants": scenario.invariants}
+    fields = {key: plain(value) for key, value in msgspec.structs.asdict(scenario).items()
+              if key not in own}  # fmt: skip
+    try:
+        found = msgspec.convert(fields, Scenario)
+        check(found)
+    except (msgspec.ValidationError, UserError) as error:
+        raise UserError(f"scenario {name!a}: {visible(str(error))}") from None
+    return msgspec.structs.replace(found, name=name, **own)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with all structs in it as dictionaries."""
+    if isinstance(value, msgspec.Struct):
+        return {key: plain(part) for key, part in msgspec.structs.asdict(value).items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_map(scenario: Scenario) -> None:
@@ -250,6 +286,11 @@ def _decode(text: str, name: str, where: str) -> Scenario:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"scenario {where!a}: {visible(str(error))}") from None
     try:
+        if scenario.operations or scenario.invariants:
+            raise UserError(
+                "operations and invariants of one's own are Python: give them by --operation and "
+                "--invariant FILE.py:NAME"
+            )
         check(scenario)
     except UserError as error:
         raise UserError(f"scenario {where!a}: {error}") from None

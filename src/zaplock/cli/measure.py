@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from zaplock.trace.outcome import TeardownOutcome
     from zaplock.views.screen import Screen
 
-SUMMARY = "run a teardown on this kernel and time who stalls"
-
 
 _BACKING = (
     "anonymous, zero (the shared zero page: no memory needed), file, thp, hugetlb, or auto: "
@@ -70,6 +68,9 @@ def bystanders(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.list_kernels:
+        _guest.list_kernels(as_json=args.json)
+        return 0
     if args.kernel:
         outcomes = _guest.measure(args, bystanders(args.bystanders))
     else:

@@ -11,8 +11,9 @@
                                           costs nothing while nobody waits; records the seconds
                                           that follow on the first wait of 20 ms
 
-Needs root. Everything that is switched on is switched off again, also after Ctrl-C or SIGTERM;
-what a killed recorder left on is swept up by the next start.
+Needs root. The exit code is the command's own, as a shell has it. Everything that is switched on is
+switched off again, also after Ctrl-C or SIGTERM; what a killed recorder left on is swept up by the
+next start.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.recorder.capture import Options
     from zaplock.recorder.session import Flight, RecordingProgress
-
-SUMMARY = "record who holds the mmap_lock of a real process and who waits for it"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if not command:
         return _record(args, pids, lambda: None, lambda: True)
     with Command(command) as started:
-        return _record(args, (started.pid,), started.open, started.running)
+        return _record(args, (started.pid,), started.open, started.running) or started.exit_code
 
 
 def _record(

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
     from zaplock.trace.summary import Summary
 
-SUMMARY = "explain a recording: longest holds, worst waits and who is to blame"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock report`."""
@@ -70,6 +68,7 @@ def load(file: str) -> Analysis:
             stacks=read_stacks(file),
             quotas=read_quotas(file),
             caveats=recording.caveats,
+            sees_locks=recording.sees_locks,
         )
     for caveat in recording.caveats:
         print(f"{file}: {caveat}", file=sys.stderr)

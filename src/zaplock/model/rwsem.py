@@ -32,6 +32,12 @@ Lock = tuple[str, int]
 """A lock's name: ("mmap_lock", mm), ("i_mmap", file), ..."""
 
 
+def lock_name(lock: Lock) -> str:
+    """Write a lock: the first of its class by the class alone, others with their number."""
+    name, number = lock
+    return name if number == 1 else f"{name} {number}"
+
+
 class Rwsem(msgspec.Struct, frozen=True):
     """Who holds a semaphore and who waits for it. Task ids; 0 is nobody.
 
@@ -53,7 +59,8 @@ class RwsemPolicy:
     """How a kernel's semaphore treats those who come, wait and leave.
 
     reader_steals: may an arriving reader enter past a queue? "never" (4.9 to 5.2), "spinning"
-        (5.3 to 5.10: it spins on a running writer-owner and may enter past the queue), "unheld"
+        (5.3 to 5.10: it spins on a running writer-owner, and enters a lock that is free or has
+        readers past the queue, until a writer's spin on readers times out), "unheld"
         (5.11 on: unless the lock is reader-owned by another reader already), "always" (no kernel:
         readers go first, and writers starve).
     wakes: readers woken when the head is a reader: "leading" (the run at the head) or "all" (up to
@@ -175,7 +182,8 @@ def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
     """Return whether somebody who arrives may take a lock that others queue for.
 
     Writers steal while they are awake (they spin); the timed engine decides that by who is on a
-    CPU. Here: readers. Not covered: the handoff bit, which the timed engine adds.
+    CPU. Here: readers. Not covered: the bits that the timed engine adds, of a handoff and (5.3 to
+    5.10) of readers that may not spin any more: they are taken for set, as in the convoy.
     """
     if write or sem.writer:
         return False
@@ -220,7 +228,7 @@ class LockStep(Step[int]):
         return f"{prefix}_{mode}{suffix}"
 
     def __repr__(self) -> str:
-        return f"{self.name}({self.lock[0]})"
+        return f"{self.name}({lock_name(self.lock)})"
 
 
 def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool) -> int:
@@ -230,7 +238,9 @@ def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool)
         if not is_free_for(sem, write):
             if action == "try":
                 return 0
-            raise Violation(Invariant.NO_DEADLOCK, f"{task} waits for {lock[0]}, held by {sem}")
+            raise Violation(
+                Invariant.NO_DEADLOCK, f"{task} waits for {lock_name(lock)}, held by {sem}"
+            )
         machine.locks.put(lock, acquire(sem, task.tid, write))
         return 1 if action == "try" else 0
     done = release(sem, task.tid, write) if action == "up" else downgrade(sem, task.tid)
@@ -277,6 +287,12 @@ def down_write_killable(lock: Lock) -> LockStep:
 def down_read_trylock(lock: Lock) -> LockStep:
     """Take a shared hold if that needs no waiting; 1 if so."""
     return LockStep("try", lock, False)
+
+
+@_kept
+def down_write_trylock(lock: Lock) -> LockStep:
+    """Take an exclusive hold if that needs no waiting; 1 if so."""
+    return LockStep("try", lock, True)
 
 
 @_kept
