@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import msgspec
 
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
+from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
 from zaplock.check.operations import READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
@@ -19,6 +22,7 @@ from zaplock.check.scenarios import (
     OLD_TAG,
     InitialMapping,
     Scenario,
+    ScenarioOperation,
     TaskSpec,
     address_of,
     parse_operation,
@@ -35,7 +39,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
-from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.userfaultfd import open_userfaultfd
 
@@ -76,7 +80,8 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         for number, spec in enumerate(scenario.task)
     )
     build = partial(build_machine, scenario, limits)
-    promises = Promises(scenario, tuple(program.task for program in programs), build)
+    tasks = tuple(program.task for program in programs)
+    promises = Promises(scenario, tasks, build, design.tombstones or design.cuts)
     system = Configuration(
         build,
         programs,
@@ -135,21 +140,49 @@ def _program(
     for operation, kind in zip(steps, kinds):
         operations.check(operation, kind, files, spaces)
 
-    async def body() -> tuple[int, ...]:
+    def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
+        return watched_protocol(cx, operation, kind, scenario)
+
+    async def once() -> tuple[int, ...]:
         results = []
         for operation, kind in zip(steps, kinds):
-            protocol = kind.start(cx, operation.numbers)
-            if isinstance(design, Mutant) and design.filters(operation.name):
-                protocol = filtered(protocol, design.new_rule())
-            if scenario.bounded_hold:
-                protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
-            pages = operations.emptied(operation, kind)
-            if design.tombstones and pages is not None:
-                protocol = filtered(protocol, ReturnMeansGone(task, *pages))
-            results.append(await protocol)
+            results.append(await start(operation, kind))
         return tuple(results)
 
-    return TaskProgram(task, body, spec.daemon)
+    async def again() -> None:
+        at = 0
+        while True:
+            await start(steps[at], kinds[at])
+            at = (at + 1) % len(steps)
+
+    body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
+    return TaskProgram(task, body, spec.daemon or spec.again)
+
+
+def watched_protocol(
+    cx: Cx, operation: ScenarioOperation, kind: operations.OperationKind, scenario: Scenario
+) -> Protocol:
+    """Start an operation, with what its design does wrong and what watches it on its way."""
+    design, task = cx.design, cx.task
+    protocol = kind.start(cx, operation.numbers)
+    if isinstance(design, Mutant) and design.filters(operation.name):
+        protocol = filtered(protocol, design.new_rule())
+    if scenario.bounded_hold:
+        protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+    pages = operations.emptied(operation, kind)
+    if design.tombstones and pages is not None:
+        protocol = filtered(protocol, ReturnMeansGone(task, *pages))
+    if operation.name == "maps":
+        return filtered(protocol, SnapshotPerVma(operation.numbers[0], scenario.shown_once))
+    if reads_maps(scenario):
+        return filtered(protocol, NotesForReaders())
+    return protocol
+
+
+def reads_maps(scenario: Scenario) -> bool:
+    """Return whether a task of a scenario reads /proc/PID/maps."""
+    texts = (text for spec in scenario.task for text in spec.do)
+    return any(parse_operation(text).name == "maps" for text in texts)
 
 
 def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:

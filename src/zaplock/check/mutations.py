@@ -264,15 +264,19 @@ class WrongUnlock(Rule):
 
 
 class UnlockLast(Rule):
-    """Give the mmap_lock back only when the operation has ended: events come before the unlock."""
+    """From the first step of a name on, give the mmap_lock back only when the operation has ended.
 
-    def __init__(self) -> None:
+    So what an unmap leaves for after the unlock comes before it.
+    """
+
+    def __init__(self, after: str) -> None:
+        self.after = after
+        self.applies = False
         self.unlock: Step[Any] | None = None
-        self.unmaps = False
 
     def __call__(self, step: Step[Any]) -> Steps:
-        self.unmaps = self.unmaps or step.name == "userfaultfd_unmap_prep"
-        if self.unmaps and is_lock(step, "up"):
+        self.applies = self.applies or step.name == self.after
+        if self.applies and is_lock(step, "up"):
             self.unlock = step
             return 0
         return (yield step)

@@ -42,6 +42,7 @@ from zaplock.protocols import (
     mmap,
     mprotect,
     mremap,
+    mseal,
     pgste,
     proc,
     rmap,
@@ -211,6 +212,11 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, page, pages: mlock.mlock(cx, address_of(page), length_of(pages)),
         ("page", "pages"),
         "mlock",
+    ),
+    "mseal": OperationKind(
+        lambda cx, page, pages: mseal.mseal(cx, address_of(page), length_of(pages), 0),
+        ("page", "pages"),
+        "mseal",
     ),
     "munlock": OperationKind(
         lambda cx, page, pages: mlock.munlock(cx, address_of(page), length_of(pages)),

@@ -53,6 +53,9 @@ OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
 Kind = Literal["anon", "stack", "file", "shared", "private-file", "hugetlb", "pfn", "uffd", "heap"]
+Part = Literal[
+    "", "rwsem", "rwsem-acquire", "rwsem-sleep", "rwsem-writers", "rwsem-readers", "stack-rot"
+]
 Numbers = tuple[int, ...]
 
 
@@ -87,6 +90,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One task: what it does, in which address space, and what its TLB holds at the beginning.
 
     `daemon`: may wait for ever at the end. `killed`: has a fatal signal from the beginning.
+    `again`: does it all again and again for ever, so others must get in beside it. Only operations
+    that bring the machine back to where it was can be done so: readers, not mmap or munmap.
     """
 
     do: tuple[str, ...]
@@ -94,6 +99,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mm: int = 1
     daemon: bool = False
     killed: bool = False
+    again: bool = False
     cached: tuple[int, ...] = ()
 
 
@@ -112,8 +118,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
     bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
         bound.
+    shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
-    part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
+    part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
     operations, invariants: of one's own (`check.own`); a scenario in Python has them, one in TOML
         gets them by `--operation` and `--invariant`.
     memory: what stands between a CPU and the words of `model.words`. words: the names of those that
@@ -139,8 +146,9 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_fails_after: int | None = None
     liveness: bool = False
     bounded_hold: bool = False
+    shown_once: bool = False
     room: tuple[int, int] | None = None
-    part: Literal["", "rwsem", "rwsem-acquire", "rwsem-sleep", "stack-rot"] = ""
+    part: Part = ""
     memory: MemoryModel = "sc"
     words: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()

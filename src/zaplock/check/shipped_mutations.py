@@ -14,14 +14,19 @@ from zaplock.check.mutations import (
     DowngradeBefore,
     Mutation,
     Postpone,
+    Rule,
     Skip,
     SkipLock,
     SkipWrite,
+    Steps,
     UnlockLast,
     WrongUnlock,
     zaps_first,
 )
 from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
+from zaplock.model.machine import Machine
+from zaplock.model.step import Step, Task, step
+from zaplock.model.vma import Vma
 from zaplock.protocols.design import Design
 
 
@@ -76,6 +81,23 @@ WITHOUT_START_WRITE: tuple[
      "a stack that grows still covers whatever a fault has looked at"),
 )  # fmt: skip
 """Each operation that write-locks VMAs: where, and what shows it missing, or why nothing does."""
+
+
+class OnlyAttached(Rule):
+    """Take a VMA that is in the tree for the next one."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "is_still_next":
+            return (yield is_attached(step.args[2]))
+        return (yield step)
+
+
+@step
+def is_attached(m: Machine, _task: Task, handle: int) -> bool:
+    """Look whether a VMA is in the tree."""
+    vma = m.vmas[handle]
+    return isinstance(vma, Vma) and vma.attached
+
 
 MUTATIONS: tuple[Mutation, ...] = (
     *PROPOSAL_MUTATIONS,
@@ -328,7 +350,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tells the userfaultfd monitor before the lock is given back",
         lambda d: d.uffd_unmap,
         ("uffd-event",),
-        rule=UnlockLast,
+        rule=lambda: UnlockLast("userfaultfd_unmap_prep"),
     ),
     Mutation(
         "exit-lets-reapers-in",
@@ -401,6 +423,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.munmap_downgrades and d.arch_unmap == "first",
         ("arch-unmap",),
         rule=lambda: DowngradeBefore("companion"),
+    ),
+    # Readers of maps.
+    Mutation(
+        "maps-without-recheck",
+        "shows a VMA that it found and then locked, though it may be gone by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=lambda: Skip("is_still_next", True),
+    ),
+    Mutation(
+        "maps-without-second-look",
+        "shows a VMA that it found and then locked, wherever it may begin by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=OnlyAttached,
     ),
     # Faults.
     Mutation(

@@ -30,6 +30,13 @@ Figure = Literal[
 UffdMode = Literal["unmap", "none", "sigbus", "closed"]
 """A userfaultfd context: told of unmaps, or not, or answers faults with SIGBUS; or closed."""
 
+MAKER_SHIFT = 24
+
+
+def maker_of(handle: int) -> int:
+    """Return the id of the task that made a handle."""
+    return (handle >> MAKER_SHIFT) - 1
+
 
 class Machine:
     """All state of one model, and the meter for what its steps cost.
@@ -149,7 +156,7 @@ class Machine:
 
     def new_handle(self, task: Task, kind: str) -> int:
         """Return a handle that nothing had before, whatever other tasks do meanwhile."""
-        return (task.tid + 1 << 24) + self.next_serial(task, kind)
+        return (task.tid + 1 << MAKER_SHIFT) + self.next_serial(task, kind)
 
     def translations_to(self, first: int, last: int) -> list[tuple[int, int]]:
         """List (cpu, virtual page number) that still translate to frames in [first, last)."""

@@ -187,10 +187,9 @@ async def modify_vma(
     if merged:
         return merged
     if low > vma.start:
-        new = await split_vma(handle, low, False)
+        new = await split_vma(handle, low, True)
         if new < 0:
             return new
-        handle = new
     if high < vma.end:
         new = await split_vma(handle, high, False)
         if new < 0:

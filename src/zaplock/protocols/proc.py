@@ -17,7 +17,7 @@ from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE
 from zaplock.model.frames import read_frame
 from zaplock.model.rwsem import Lock, down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, find_vma, read_vma
+from zaplock.model.vma import find_vma, lookup, read_vma
 from zaplock.protocols.fault import fixup_user_fault
 from zaplock.protocols.locking import vma_end_read, vma_start_read
 from zaplock.protocols.walk import (
@@ -63,7 +63,8 @@ def read_arg_bounds(m: Machine, _task: Task, mm: int) -> int:
 
 async def access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     """Read a page of another process: its tag; 0 where nothing is there or we were killed."""
-    return max(await __access_remote_vm(cx, mm, address), 0)
+    tag = await __access_remote_vm(cx, mm, address)
+    return max(tag, 0)
 
 
 async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
@@ -125,7 +126,7 @@ async def walk_by_vma(mm: int, visit: Callable[[int, int], Awaitable[int]]) -> i
     """
     total, at = 0, 0
     while handle := await find_vma(mm, at):
-        if await lock_found_vma(handle):
+        if await lock_found_vma(mm, at, handle):
             vma = await read_vma(handle)
             total += await visit(mm, handle)
             await vma_end_read(handle)
@@ -141,21 +142,23 @@ async def walk_by_vma(mm: int, visit: Callable[[int, int], Awaitable[int]]) -> i
     return total
 
 
-async def lock_found_vma(handle: int) -> bool:
-    """Read-lock a VMA that was found without a lock, if it is in the tree still (lock_next_vma)."""
+async def lock_found_vma(mm: int, at: int, handle: int) -> bool:
+    """Read-lock a VMA that was found without a lock, if it is still the next (lock_next_vma)."""
     if not await vma_start_read(handle):
         return False
-    if await is_attached(handle):
+    if await is_still_next(mm, at, handle):
         return True
     await vma_end_read(handle)
     return False
 
 
 @step
-def is_attached(m: Machine, _task: Task, handle: int) -> bool:
-    """Look whether a VMA that is locked now is in the tree."""
-    vma = m.vmas[handle]
-    return isinstance(vma, Vma) and vma.attached
+def is_still_next(m: Machine, _task: Task, mm: int, at: int, handle: int) -> bool:
+    """Look whether a VMA that is locked now is the first in the tree from an address on.
+
+    It may have been split meanwhile, and be the upper part: then the lower one would be lost.
+    """
+    return lookup(m, m.mm(mm), at) == handle
 
 
 async def proc_pid_smaps(cx: Cx, mm: int) -> int:
