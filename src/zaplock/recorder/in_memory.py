@@ -32,7 +32,7 @@ from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.file import losses
+from zaplock.trace.gaps import losses
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.stacks import Stacks, in_order
 

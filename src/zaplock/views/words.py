@@ -23,6 +23,18 @@ CHAIN = 3
 """A chain of queued writers is followed so far."""
 
 
+def heading(analysis: Analysis) -> str:
+    """Say in one line what was recorded and what is missing."""
+    lost = analysis.segments.lost_events
+    none = "none known to be lost" if analysis.caveats else "none lost"
+    losses = f"{lost:,} lost" if lost else none
+    kernel = analysis.kernel or "an unknown kernel"
+    span = duration(analysis.duration_ns)
+    odd = analysis.holds.unmatched
+    unmatched = f", {odd:,} unmatched" if odd else ""
+    return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
+
+
 def who(analysis: Analysis, tid: int) -> str:
     """Name a task."""
     return thread_name(analysis.events.tasks, tid)
