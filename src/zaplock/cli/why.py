@@ -24,8 +24,11 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.recorder.in_memory import Recorder
 
-_SHORT = 100_000
-"""An answer from so many events takes a moment, for which we go before others."""
+_SHORT = 1_000_000
+"""An answer from so many events takes a second or two, for which we go before others."""
+
+_EXPLAINED = 64
+"""So many of the longest waits are explained: where hundreds wait, each stands behind hundreds."""
 
 _STEP_S = 0.05
 """So often it is asked whether the process still lives."""
@@ -133,4 +136,9 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     print(heading(analysis))
     if ended:
         print(f"{spelt(args).strip()} ended after {seconds:.2g} s: this is until then.")
-    print("", *why_lines(summarise(analysis), seconds=seconds), sep="\n", flush=True)
+    print(
+        "",
+        *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=seconds),
+        sep="\n",
+        flush=True,
+    )

@@ -230,4 +230,6 @@ def _most_blamed(summary: Summary) -> Iterator[str]:
     group = max(summary.by_operation, key=lambda group: group.caused_ns)
     if group.caused_ns:
         of = share(group.caused_ns, summary.explained_ns)
-        yield f"Most waiting is due to {group.name}: {duration(group.caused_ns)}, {of} of it."
+        count = len(summary.explained)
+        what = "waiting" if count == summary.queued else f"of the {count:,} longest waits"
+        yield f"Most {what} is due to {group.name}: {duration(group.caused_ns)}, {of} of it."
