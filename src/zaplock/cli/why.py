@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SHORT = 1_000_000
 """An answer from so many events takes a second or two, for which we go before others."""
 
-_EXPLAINED = 64
+_EXPLAINED = 32
 """So many of the longest waits are explained: where hundreds wait, each stands behind hundreds."""
 
 _STEP_S = 0.05
