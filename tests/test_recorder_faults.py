@@ -213,8 +213,13 @@ def test_a_container_touches_no_recorder_of_the_host() -> None:
 def recording(where: Sequence[str], path: Path, seconds: int) -> subprocess.Popen[str]:
     """Start a recorder of the whole system behind a command, such as unshare."""
     command = [*where, sys.executable, "-P", "-m", "zaplock", "record", "-d", f"{seconds}s"]
-    return subprocess.Popen([*command, "-o", str(path)], stdout=subprocess.PIPE, text=True,
-                            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
+    return subprocess.Popen(
+        [*command, "-o", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )
 
 
 def test_recorders_on_the_host_and_in_containers_leave_each_other_whole(tmp_path: Path) -> None:

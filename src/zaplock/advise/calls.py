@@ -23,6 +23,7 @@ from zaplock.advise.runtimes import Runtime
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame
 from zaplock.trace.calls import NO_CALL
+from zaplock.trace.events import RecordedTask
 from zaplock.trace.summary import NO_OPERATION, Summary, operation_name
 
 PIECE = 2 << 20
@@ -113,17 +114,31 @@ class _Sites:
             return self._outside(row, operation), operation
         length = int(holds["length"][row])
         kind = kind_of(operation, int(holds["detail"][row]), length)
+        if kind.means is Means.NONE and self._foreign(row):  # process_vm_readv, ptrace
+            return self._outside(row, operation), operation
         return self._reason(row, kind, length) or kind, operation
 
     def _outside(self, row: int, operation: str) -> Kind:
         """Tell who reads the process's /proc from a task of its own that is in another call."""
-        holds, events = self.analysis.holds, self.analysis.events
-        mm, tid = int(holds["mm"][row]), int(holds["tid"][row])
-        owner, task = events.mms.get(mm), events.tasks.get(tid)
-        own = task is not None and task.pid == owner
-        if own and not operation.startswith(_LOOKS):
+        if self._own(row) and not operation.startswith(_LOOKS):
             return kind_of("" if operation == NO_OPERATION else operation, 0, 0)
+        task = self.analysis.events.tasks.get(int(self.analysis.holds["tid"][row]))
         return reader((task.process or task.comm) if task else "")
+
+    def _own(self, row: int) -> bool:
+        """Say whether a hold is known to be of its task's own address space."""
+        task, owner = self._task_and_owner(row)
+        return task is not None and task.pid == owner
+
+    def _foreign(self, row: int) -> bool:
+        """Say whether a hold is known to be of another process's address space."""
+        task, owner = self._task_and_owner(row)
+        return task is not None and owner not in (None, task.pid)
+
+    def _task_and_owner(self, row: int) -> tuple[RecordedTask | None, int | None]:
+        holds, events = self.analysis.holds, self.analysis.events
+        task = events.tasks.get(int(holds["tid"][row]))
+        return task, events.mms.get(int(holds["mm"][row]))
 
     def _reason(self, row: int, kind: Kind, length: int) -> Kind | None:
         """Say whether a hold was long for another reason than its size, and for which."""
