@@ -23,8 +23,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict src
 
+# What only computes runs beside what looks at this machine (tests/conftest.py).
+TESTERS := 2
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
 
 # As many mutations of each kind as FUZZ says, others each time.
 FUZZ := 20000

@@ -8,22 +8,47 @@ from multiprocessing.shared_memory import SharedMemory
 import pytest
 from _pytest.runner import runtestprotocol
 
+ONLY_COMPUTE = {
+    "test_arrows",
+    "test_blame",
+    "test_check",
+    "test_exhaustive",
+    "test_footprints",
+    "test_hidden_state",
+    "test_history",
+    "test_liveness",
+    "test_model_random",
+    "test_mutations",
+    "test_names",
+    "test_protocols",
+    "test_sequential",
+    "test_store",
+}
+"""Modules whose tests neither trace nor time anything, so that they can run beside the others."""
+
 TRIES = 3
-"""Of a case: it has to hang while somebody looks, and others may compute just then."""
-REPEATED = pytest.StashKey[list[str]]()
+"""Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
+REPEATED = ("repeated", True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker have everything that looks at this machine, one test after the other."""
+    for item in items:
+        if item.path.stem not in ONLY_COMPUTE:
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Repeat a case that failed, and log its last try; which ones were is told at the end."""
-    if item.path.parent.name != "cases":
+    """Repeat what failed by chance, and log its last try; which ones were is told at the end."""
+    if item.path.parent.name != "cases" and item.get_closest_marker("by_chance") is None:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for left in reversed(range(TRIES)):
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
         if not left or not any(report.failed for report in reports):
             break
-        item.config.stash.setdefault(REPEATED, []).append(item.nodeid)
+        item.user_properties.append(REPEATED)
         item._initrequest()  # type: ignore[attr-defined]
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
@@ -32,8 +57,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which cases needed another try."""
-    for nodeid in terminalreporter.config.stash.get(REPEATED, []):
+    """Say which needed another try."""
+    reports = [one for each in terminalreporter.stats.values() for one in each]
+    repeated = {
+        one.nodeid for one in reports if REPEATED in map(tuple, getattr(one, "user_properties", ()))
+    }
+    for nodeid in sorted(repeated):
         terminalreporter.write_line(f"repeated: {nodeid}")
 
 

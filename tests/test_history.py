@@ -138,7 +138,7 @@ def test_what_a_name_does_not_tell_is_said() -> None:
         ("linux-5.20", "Linux 5.20 is not in the table"),
         ("linux-6.6.30-generic", "'6.6.30-generic' is no Linux release such as"),
         ("linux-six", "'six' is no Linux release"),
-        ("linux", "no design 'linux'; there are"),
+        ("linux", "no design 'linux' (did you mean linux-"),
     ],
 )
 def test_a_name_of_no_release_is_one_clear_line(name: str, words: str) -> None:

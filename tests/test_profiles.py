@@ -100,7 +100,7 @@ def test_a_broken_profile_is_refused_in_one_line(
 
 
 def test_a_profile_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match=r"no profile 'pdp-11'; the profiles are e5-2680-320g"):
+    with pytest.raises(UserError, match=r"no profile 'pdp-11'; there are e5-2680-320g"):
         load("pdp-11")
     with pytest.raises(UserError, match=r"/nowhere/p.toml' can't be read \(No such file"):
         load("/nowhere/p.toml")

@@ -309,7 +309,7 @@ def test_an_mm_can_be_learned_and_only_of_a_process() -> None:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (Options(groups=("mmap_lock", "magic")), "no events 'magic': choose among"),
+    (Options(groups=("mmap_lock", "magic")), "no events 'magic'; there are"),
     (Options(buffer_kb=1), "under 64 KiB"),
     (Options(percent=101), "not between 0 and 100"),
 ])  # fmt: skip

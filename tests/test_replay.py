@@ -301,7 +301,7 @@ def test_the_verb_prints_draws_and_writes_json(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--free-by", "hope"], "no way 'hope' of freeing memory; choose among munmap"),
+        (["--free-by", "hope"], "no way of freeing memory 'hope'; there are munmap"),
         (["--free-by", "munmap:2M"], "has no chunks"),
         (["--free-by", "munmap-chunks:5"], "not a multiple of the page size"),
         (["--free-by", "munmap-chunks:16G"], "would change nothing"),
@@ -396,6 +396,7 @@ def really(freed_by: str) -> Events:
 
 
 @pytest.mark.root
+@pytest.mark.by_chance
 def test_a_real_munmap_beside_an_mmap_caller() -> None:
     """All waits together within 15 %; on a machine of 2 CPUs under load it was 0 to 2 %."""
     found = replayed(really("munmap"), os.uname().release, "linux-4.9")
@@ -410,6 +411,7 @@ def test_a_real_munmap_beside_an_mmap_caller() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.by_chance
 def test_the_kernel_does_what_the_replay_says_of_another_way() -> None:
     """MADV_DONTNEED, then munmap: nobody waits for the zap (6.17 on: it locks the VMA only)."""
     release = os.uname().release

@@ -17,10 +17,12 @@ LARGEST = 1 << 47
 """User address space of x86-64 with 4 levels of page tables, in bytes."""
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+_SECOND = 10**9
+_TIME_UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": _SECOND, "": _SECOND}
+_TIME_UNITS |= {"m": 60 * _SECOND, "h": 3600 * _SECOND}
 _NUMBER = r"([0-9]{1,30}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})"
 _SIZE = re.compile(_NUMBER + r"\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_DURATION = re.compile(_NUMBER + r"\s*(ns|us|ms|s|m|h)")
+_DURATION = re.compile(_NUMBER + r"\s*(ns|us|ms|s|m|h|)")
 
 
 _TIMES = (("s", 10**9), ("ms", 10**6), ("us", 10**3))
@@ -89,11 +91,15 @@ def format_size(length: int) -> str:
 
 
 def parse_duration(text: str) -> int:
-    """Return a duration in nanoseconds, more than 0; raise UserError otherwise."""
+    """Return a duration in nanoseconds, more than 0; raise UserError otherwise.
+
+    >>> parse_duration("50ms"), parse_duration("3")
+    (50000000, 3000000000)
+    """
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise UserError(
-            f"duration {text!r} is not a number with ns, us, ms, s, m or h after it, such as 50ms"
+            f"duration {text!r} is not a number of seconds, or one with ns, us, ms, s, m or h"
         )
     span_ns = int(Decimal(found[1]) * _TIME_UNITS[found[2]])
     if not 1 <= span_ns < 1 << 63:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zaplock.designs import load
-from zaplock.errors import UserError
+from zaplock.errors import no_such
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
 from zaplock.model.step import Step
@@ -89,7 +89,7 @@ def mutant(name: str) -> Design | None:
     design = load(design_name)
     known = mutations_of(design)
     if mutation not in known:
-        raise UserError(f"no mutation {mutation!r} of {design_name}; there are {', '.join(known)}")
+        raise no_such(f"mutation of {design_name}", mutation, known)
     return mutate(design, known[mutation])
 
 

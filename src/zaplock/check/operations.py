@@ -16,7 +16,7 @@ from zaplock.check.scenarios import (
     ScenarioOperation,
     address_of,
 )
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -240,7 +240,7 @@ def kind_of(operation: ScenarioOperation) -> OperationKind:
     """Return what an operation's name stands for; raises UserError for a wrong one."""
     kind = KINDS.get(operation.name)
     if kind is None:
-        raise UserError(f"no operation {operation.name!r}; there are {', '.join(KINDS)}")
+        raise no_such("operation", operation.name, KINDS)
     if len(operation.numbers) != len(kind.arguments):
         wanted = " ".join([operation.name, *(name.upper() for name in kind.arguments)])
         given = " ".join([operation.name, *map(str, operation.numbers)])

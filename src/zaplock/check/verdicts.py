@@ -41,7 +41,7 @@ from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell, unspell
-from zaplock.errors import ProtocolError, UserError
+from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
 from zaplock.protocols.design import Design
 
@@ -115,10 +115,7 @@ def find_scenario(name: str) -> Scenario:
     if name.endswith(".toml"):
         scenario = read_scenario(Path(name))
         return msgspec.structs.replace(scenario, name=name)
-    known = ", ".join(shipped)
-    raise UserError(
-        f"no scenario {name!r}; there are {known}, pairs such as munmap+fault, or a .toml"
-    )
+    raise no_such("scenario", name, shipped, also=", pairs such as munmap+fault, or a .toml")
 
 
 def find_design(name: str) -> Design:

@@ -1,8 +1,7 @@
-"""The command line: one module per verb, found by its file name.
+"""The command line: one module per verb, and a line for it in `_overview`.
 
 A module `zaplock/cli/NAME.py` is the verb `zaplock NAME`. It offers
 
-    SUMMARY: str                                      one line for `zaplock --help`
     def configure(parser: argparse.ArgumentParser)    adds its arguments
     def run(args: argparse.Namespace) -> int          does the work, returns the exit code
 
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,9 +21,10 @@ from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
+from zaplock.cli._overview import SUMMARIES, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such, or_meant
 from zaplock.version import __version__
 
 
@@ -35,36 +34,38 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
-
-def verbs() -> list[str]:
-    """List the verbs in alphabetical order, without importing their modules."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if not name.startswith("_"))
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse them, and ask after a misspelt option what was meant."""
+        parsed, unknown = self.parse_known_args(arguments)
+        if unknown and unknown[0].startswith("-"):
+            meant = or_meant(unknown[0].partition("=")[0], self._option_string_actions)
+            self.error(f"no option {unknown[0]!a}{meant}")
+        if unknown:
+            self.error(f"{unknown[0]!a} is one argument too many")
+        return parsed
 
 
 def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{verb}")
 
 
-def _overview() -> str:
-    lines = ["usage: zaplock VERB [options]    (zaplock VERB --help tells a verb's options)", ""]
-    lines += [f"  {verb:<10} {_load(verb).SUMMARY}" for verb in verbs()]
-    return "\n".join([*lines, ""])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+    if not arguments:
+        print(questions())
+        return 0
+    if arguments[0] == "help" and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
+    if arguments[0] in ("-h", "--help", "help"):
+        print(overview())
         return 0
     if arguments[0] in ("-V", "--version"):
         print(f"zaplock {__version__}")
         return 0
     verb = arguments[0]
-    if verb not in verbs():
-        known = ", ".join(verbs())
-        print(f"zaplock: no verb {verb!a}; the verbs are {known}", file=sys.stderr)
+    if verb not in SUMMARIES:
+        print(f"zaplock: {no_such('verb', verb, SUMMARIES)}", file=sys.stderr)
         return 2
     with guarded(), warnings.catch_warnings():
         warnings.showwarning = partial(_warn, verb)
@@ -93,7 +94,7 @@ def _run(verb: str, arguments: list[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
     try:
-        code: int = module.run(parser.parse_args(arguments))
+        code: int = module.run(parser.parse_all(arguments))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

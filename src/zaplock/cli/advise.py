@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from zaplock.advise.calls import RecordedAdvice
     from zaplock.advise.costs import Costs
 
-SUMMARY = "name the calls and mappings that are worth changing, and the gain"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock advise`."""

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
     from zaplock.measure.calibrate import Calibration
 
-SUMMARY = "measure this machine and write its cost profile"
 CHECKS = "anonymous:1G,2G,4G,8G zero:16G,80G,320G"
 """What --check measures by default: backing and sizes."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from zaplock.check.verdicts import CheckResult
     from zaplock.protocols.design import Design
 
-SUMMARY = "prove a locking protocol, or show the interleaving that breaks it"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", nargs="?", help="a scenario, a pair of operations, or a .toml")

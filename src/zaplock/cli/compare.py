@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from zaplock.lab.experiment import Experiment
     from zaplock.trace.outcome import TeardownOutcome
 
-SUMMARY = "tear a mapping down under every kernel's design: who stalls?"
 
 PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3

@@ -24,8 +24,6 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.designs import Change, Design
 
-SUMMARY = "list the designs, or show what changed in Linux between two of them"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="*", metavar="NAME", help="none, one design, or two")

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zaplock.recorder.doctor import Finding
 
-SUMMARY = "what this kernel and user can see, and what mends the rest"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from zaplock import outputs
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
 if TYPE_CHECKING:
     from zaplock.lab.fidelity import Agreement, HungTasks
     from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 
-SUMMARY = "lay real kernels beside the designs that stand for them"
 
 HOST = "host"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
@@ -110,7 +109,7 @@ def _names(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     teardowns = args.teardowns.split(",") if args.teardowns else list(TEARDOWNS)
     for name in teardowns:
         if name not in TEARDOWNS:
-            raise UserError(f"no teardown {name!r}; choose among {', '.join(TEARDOWNS)}")
+            raise no_such("teardown", name, TEARDOWNS)
     return args.kernels.split(","), teardowns
 
 

@@ -22,8 +22,6 @@ from pathlib import Path
 
 from zaplock.errors import UserError
 
-SUMMARY = "turn a trace of trace-cmd, perf, ftrace or Perfetto into a recording"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from zaplock.trace.outcome import TeardownOutcome
     from zaplock.views.screen import Screen
 
-SUMMARY = "run a teardown on this kernel and time who stalls"
-
 
 _BACKING = (
     "anonymous, zero (the shared zero page: no memory needed), file, thp, hugetlb, or auto: "

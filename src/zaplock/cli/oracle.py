@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 from zaplock import outputs
 from zaplock.cli._oracle_text import print_json, print_report
 from zaplock.cli._oracle_text import progress as progress_text
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Report, SideMaker
     from zaplock.programs.replay import StraceVerdict
-
-SUMMARY = "let the real kernel judge the model, operation by operation"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +101,7 @@ def _scope(args: argparse.Namespace) -> Any:
         scope = COVERED
     for theme in args.theme or ():
         if theme not in THEMES:
-            raise UserError(f"no theme {theme!r}; the themes are {', '.join(THEMES)}")
+            raise no_such("theme", theme, THEMES)
     return replace(scope, themes=tuple(args.theme)) if args.theme else scope
 
 

@@ -11,8 +11,9 @@
                                           costs nothing while nobody waits; records the seconds
                                           that follow on the first wait of 20 ms
 
-Needs root. Everything that is switched on is switched off again, also after Ctrl-C or SIGTERM;
-what a killed recorder left on is swept up by the next start.
+Needs root. The exit code is the command's own, as a shell has it. Everything that is switched on is
+switched off again, also after Ctrl-C or SIGTERM; what a killed recorder left on is swept up by the
+next start.
 """
 
 from __future__ import annotations
@@ -32,8 +33,6 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.recorder.capture import Options
     from zaplock.recorder.session import Flight, RecordingProgress
-
-SUMMARY = "record who holds the mmap_lock of a real process and who waits for it"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +112,7 @@ def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
             first.close()
             started.open()
 
-        return _record(args, (started.pid,), begin, started.running)
+        return _record(args, (started.pid,), begin, started.running) or started.exit_code
 
 
 def _record(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from zaplock.replay.replay import Replay
     from zaplock.replay.ways import Way
 
-SUMMARY = "replay a recording under another kernel, or freeing memory another way"
 
 PICTURES = (".svg", ".png", ".html")
 WIDTH_OF_A_FILE = 140
@@ -95,12 +94,12 @@ def _ways(texts: list[str] | None) -> list[Way] | None:
     for text in dict.fromkeys(part for one in texts for part in one.split(",") if part):
         name, colon, chunk = text.partition(":")
         if name not in WAYS:
-            raise UserError(f"no way {text!r} of freeing memory; choose among {', '.join(WAYS)}")
+            raise no_such("way of freeing memory", text, WAYS)
         if colon and not name.endswith("chunks"):
             raise UserError(f"way {text!r} has no chunks: leave out {colon + chunk!r}")
         ways.append(Way(name, parse_size(chunk)) if colon else Way(name))
     if not ways:
-        raise UserError(f"no way in {','.join(texts)!r}; choose among {', '.join(WAYS)}")
+        raise no_such("way of freeing memory", ",".join(texts), WAYS)
     return ways
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
     from zaplock.trace.summary import Summary
 
-SUMMARY = "explain a recording: longest holds, worst waits and who is to blame"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock report`."""

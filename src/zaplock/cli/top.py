@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from zaplock.cli._live import Window
 
-SUMMARY = "watch live who holds and who waits"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock top`."""

@@ -36,8 +36,6 @@ _STEP_S = 0.05
 _LEAST = 0.5
 """The time for switching everything on is part of the time asked for, up to half of it."""
 
-SUMMARY = "is anything waiting for this process's mmap_lock now, and behind whom?"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock why`."""

@@ -11,7 +11,7 @@ from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.proposals import PROPOSALS
 from zaplock.designs.shipped import SHIPPED
-from zaplock.errors import UserError
+from zaplock.errors import UserError, or_meant
 from zaplock.protocols.design import Design
 
 
@@ -34,10 +34,9 @@ def load(name: str) -> Design:
             return linux(name.removeprefix("linux-"))
         except UserError as error:
             why = f" ({error})"
-    raise UserError(
-        f"no design {name!r}{why}; there are {', '.join(SHIPPED)}, linux-RELEASE from {OLDEST} to "
-        f"{NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
-    )
+    others = f"linux-RELEASE from {OLDEST} to {NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
+    meant = why or or_meant(name, SHIPPED)
+    raise UserError(f"no design {name!r}{meant}; there are {', '.join(SHIPPED)}, {others}")
 
 
 def _from_file(file: Path, variable: str) -> Design:

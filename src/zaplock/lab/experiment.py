@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.lab.profiles import Profile, predict
 from zaplock.trace.quotas import CpuMax
 
@@ -86,7 +86,7 @@ def beside(experiment: Experiment, bystanders: Sequence[str]) -> Experiment:
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise UserError(f"no {what} {value!r}; choose among {', '.join(known)}")
+        raise no_such(what, value, known)
 
 
 def _between(what: str, value: int, least: int, most: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.lab import bystanders as by
 from zaplock.lab.experiment import BYSTANDERS, Experiment, checked
 from zaplock.lab.profiles import Profile
@@ -141,7 +141,7 @@ class Laboratory:
     def bystander(self, name: str, *, period_ns: int = 1_000_000) -> None:
         """Add a bystander of `zaplock compare` that does its operation once a period."""
         if name not in BYSTANDERS:
-            raise UserError(f"no bystander {name!r}; choose among {', '.join(BYSTANDERS)}")
+            raise no_such("bystander", name, BYSTANDERS)
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
         samples = self._samples[name] = by.SimulatedSamples()

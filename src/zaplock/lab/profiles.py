@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from zaplock import outputs
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.inputs import read_text
 from zaplock.strangers import visible
 
@@ -152,7 +152,7 @@ def find(name_or_path: str | Path) -> Path:
         return Path(text)
     known = available()
     if text not in known:
-        raise UserError(f"no profile {text!r}; the profiles are {', '.join(sorted(known))}")
+        raise no_such("profile", text, sorted(known))
     return known[text]
 
 

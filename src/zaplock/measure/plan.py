@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.measure import mappings, memory, teardown
 from zaplock.measure.bystanders import FOREIGN, INSIDE, NAMES
 from zaplock.trace.quotas import CpuMax
@@ -58,7 +58,7 @@ class MeasurePlan:
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise UserError(f"no {what} {value!r}; choose among {', '.join(known)}")
+        raise no_such(what, value, known)
 
 
 def _between(what: str, value: float, least: float, most: float) -> None:

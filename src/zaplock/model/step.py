@@ -103,7 +103,8 @@ class Step(Generic[R_co]):
 
     @property
     def name(self) -> str:
-        return getattr(self.run, "__name__", str(self.run))
+        name: str | None = getattr(self.run, "__name__", None)
+        return str(self.run) if name is None else name
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(_show, self.args))})"

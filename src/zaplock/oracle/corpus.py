@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.inputs import read_text
 from zaplock.oracle import ops, program
 from zaplock.oracle.ops import Argument, Op, Ref
@@ -61,8 +61,8 @@ def load(path: Path) -> tuple[tuple[Op, ...], str]:
 def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:
     name = line[0] if line else None
     if not isinstance(name, str) or name not in {**ops.CALLS, **ops.ACCESSES}:
-        known = ", ".join([*ops.CALLS, *ops.ACCESSES])
-        raise UserError(f"{path}: operation {index} is {name!r}; the operations are {known}")
+        lack = no_such("operation", str(name), [*ops.CALLS, *ops.ACCESSES])
+        raise UserError(f"{path}: operation {index}: {lack}")
     wanted = program.arguments_of(name)
     if len(line) - 1 != len(wanted):
         raise UserError(

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.recorder import perf
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
@@ -74,7 +74,7 @@ class Options:
         """Raise UserError where a group is unknown or a number makes no sense."""
         for group in self.groups:
             if group not in GROUPS:
-                raise UserError(f"no events {group!r}: choose among {', '.join(GROUPS)}")
+                raise no_such("events", group, GROUPS)
         if self.buffer_kb is not None and self.buffer_kb < 64:
             raise UserError(f"a buffer of {self.buffer_kb} KiB is under 64 KiB: give a larger one")
         if self.watch and (len(self.pids) != 1 or self.children):

@@ -56,6 +56,12 @@ class Command:
         """Say whether it still runs."""
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int:
+        """As a shell has it: 128 + N where signal N ended it; 0 while it runs."""
+        code = self._process.poll() or 0
+        return 128 - code if code < 0 else code
+
     def __enter__(self) -> Command:
         return self
 

@@ -229,15 +229,16 @@ class Trie:
         return node
 
     def _end(self, result: Any) -> Node:
-        key = self._exact(result, "ends with")
+        key = self._exact(result, None)
         if key not in self._ended:
             self._ended[key] = self._new(None, "end", result, None)
         return self._ended[key]
 
-    def _exact(self, result: Any, how: str) -> Hashable:
+    def _exact(self, result: Any, node: Node | None) -> Hashable:
         try:
             return exact(result)
         except NotFrozen as error:
+            how = f"gets from {node.step} what can be changed:" if node else "ends with"
             raise ProtocolError(f"{self.program.task} {how} {error}") from None
 
     def child(self, node: Node, result: Any) -> Node:
@@ -246,7 +247,7 @@ class Trie:
             assert node.parent is not None
             return self.child(node.parent, result)
         # True equals 1, but a protocol may tell them apart.
-        key = self._exact(result, f"gets from {node.step} what can be changed:")
+        key = self._exact(result, node)
         found = node.children.get(key)
         if found is None:
             found = node.children[key] = self._grow(node, result, key)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zaplock.errors import UserError
+from zaplock.errors import UserError, no_such
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
 from zaplock.trace.quotas import CpuMax
@@ -79,7 +79,7 @@ def _memory(plan: GuestPlan) -> int:
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise UserError(f"no {what} {value!r} in a guest; choose among {', '.join(known)}")
+        raise no_such(what, value, known, also=" in a guest")
 
 
 def checked(plan: GuestPlan) -> GuestPlan:

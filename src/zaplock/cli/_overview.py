@@ -1,0 +1,50 @@
+"""What `zaplock` alone and `zaplock --help` say: the questions, and the verb for each.
+
+The summaries stand here and not in the verbs' modules, so that this page needs none of them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+QUESTIONS: Final = (
+    ("Does something hang right now, and behind whom?", "sudo zaplock why PID"),
+    ("It hung an hour ago, or it comes and goes. Who was it?", "sudo zaplock record -p PID"),
+    ("What would cure it: another kernel, another way of freeing?", "zaplock replay FILE"),
+    ("How long does freeing this much stall whom, under each kernel?", "zaplock compare 80G"),
+    ("Is this locking protocol safe?", "zaplock check SCENARIO --design DESIGN"),
+)
+
+SUMMARIES: Final = {
+    "advise": "name the calls and mappings that are worth changing, and the gain",
+    "calibrate": "measure this machine and write its cost profile",
+    "check": "prove a locking protocol, or show the interleaving that breaks it",
+    "compare": "tear a mapping down under every kernel's design: who stalls?",
+    "designs": "list the designs, or show what changed in Linux between two of them",
+    "doctor": "what this kernel and user can see, and what mends the rest",
+    "fidelity": "lay real kernels beside the designs that stand for them",
+    "import": "turn a trace of trace-cmd, perf, ftrace or Perfetto into a recording",
+    "measure": "run a teardown on this kernel and time who stalls",
+    "oracle": "let the real kernel judge the model, operation by operation",
+    "record": "record who holds the mmap_lock of a real process and who waits for it",
+    "replay": "replay a recording under another kernel, or freeing memory another way",
+    "report": "explain a recording: longest holds, worst waits and who is to blame",
+    "top": "watch live who holds and who waits",
+    "why": "is anything waiting for this process's mmap_lock now, and behind whom?",
+}
+
+
+def questions() -> str:
+    """Lay out what people come with, for `zaplock` alone."""
+    lines = ["Who holds a process's mmap_lock, who waits behind whom, and what would cure it.", ""]
+    for question, command in QUESTIONS:
+        lines += [f"  {question}", f"      {command}"]
+    lines += ["", "All verbs: zaplock --help. What this machine can see: zaplock doctor."]
+    return "\n".join(lines)
+
+
+def overview() -> str:
+    """Lay out the verbs, for `zaplock --help`."""
+    lines = ["usage: zaplock VERB [options]    (zaplock VERB --help tells a verb's options)", ""]
+    lines += [f"  {verb:<10} {summary}" for verb, summary in SUMMARIES.items()]
+    return "\n".join([*lines, ""])

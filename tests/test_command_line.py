@@ -1,0 +1,84 @@
+"""What zaplock says to people who don't know it yet, or who misspell."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import shlex
+from pathlib import Path
+
+import pytest
+
+from zaplock import cli
+from zaplock.cli import main
+from zaplock.cli._overview import QUESTIONS, SUMMARIES
+
+
+def test_zaplock_alone_asks_what_people_come_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    for question, command in QUESTIONS:
+        assert f"{question}\n      {command}" in said
+        words = [word for word in shlex.split(command) if word != "sudo"]
+        assert words[0] == "zaplock"
+        assert words[1] in SUMMARIES
+    assert all(len(line) <= 80 for line in said.splitlines())
+
+
+def test_every_verb_has_a_line_and_every_line_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    modules = {module.name for module in pkgutil.iter_modules(cli.__path__)}
+    assert set(SUMMARIES) == {name for name in modules if not name.startswith("_")}
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for verb, summary in SUMMARIES.items():
+        assert any(line.split() == [verb, *summary.split()] for line in said)
+    assert all(len(line) <= 85 for line in said)
+
+
+def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "designs"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: zaplock designs")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["recrod"], "no verb 'recrod' (did you mean record?); there are advise"),
+        (["help", "recrod"], "no verb 'recrod' (did you mean record?)"),
+        (["designs", "--jsno"], "no option '--jsno' (did you mean --json?)"),
+        (["compare", "4K", "8K"], "'8K' is one argument too many"),
+        (["compare", "4K", "--backing", "zeor"], "no backing 'zeor' (did you mean zero?)"),
+        (["compare", "4K", "--bystanders", "prok"], "no bystander 'prok' (did you mean proc?)"),
+        (["compare", "4K", "--design", "rfcv6"], "no design 'rfcv6' (did you mean rfc-v6?)"),
+        (["compare", "4K", "--profile", "epyc"], "no profile 'epyc'"),
+        (["check", "munmap-falt"], "no scenario 'munmap-falt' (did you mean munmap-f"),
+        (
+            ["check", "expand", "--design", "linux-6.18/no-lok"],
+            "no mutation of linux-6.18 'no-lok'",
+        ),
+        (["oracle", "--theme", "hug"], "no theme 'hug'"),
+    ],
+)
+def test_who_misspells_is_asked_what_was_meant(
+    typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(typed)
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    assert code == 2
+    said = capsys.readouterr().err
+    assert meant in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root")
+@pytest.mark.parametrize(("command", "code"), [("exit 3", 3), ("kill -TERM $$", 143), ("", 0)])
+def test_record_ends_as_its_command_ends(
+    command: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["record", "-o", str(tmp_path / "a"), "--", "sh", "-c", command]) == code
+    assert "zaplock report" in capsys.readouterr().out
