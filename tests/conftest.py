@@ -23,6 +23,7 @@ ONLY_COMPUTE = {
     "test_protocols",
     "test_sequential",
     "test_store",
+    "test_without_locks",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 

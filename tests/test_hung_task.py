@@ -1,9 +1,12 @@
 """Waits that khungtaskd would report: only uninterruptible ones, each with its call chain."""
 
+import pytest
+
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
-from zaplock.lab.hung_task import kernel_chain, message
+from zaplock.lab.hung_report import comparable, task_in
+from zaplock.lab.hung_task import HungTask, functions, kernel_chain, message
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_4_9, LockStep, down_write, up_read, up_write
 from zaplock.model.step import SleepStep, Task, WaitStep
@@ -77,12 +80,72 @@ def test_a_wait_for_something_else_than_a_lock_hangs_as_well() -> None:
     assert [(wait.name, wait.chain) for wait in engine.long_waits] == [("fault", ("waiter",))]
 
 
-def test_the_message_is_what_greps_of_a_kernel_log_look_for() -> None:
-    chain = ("proc_pid_cmdline_read", "syscall", "read_cmdline")
-    wait = LongWait(14018, "ps", 0, 121 * SECOND, "down_read", chain)
-    lines = message(wait, 120 * SECOND, "4.9").splitlines()
-    assert lines[0] == "INFO: task ps:14018 blocked for more than 120 seconds."
-    assert "hung_task_timeout_secs" in lines[2]
-    assert lines[3].split()[:2] == ["ps", "D"]
-    assert lines[-2:] == [" down_read", " proc_pid_cmdline_read"]
-    assert kernel_chain(wait) == ["down_read", "proc_pid_cmdline_read"]
+def ps(chain: tuple[str, ...] = ("proc_pid_cmdline_read",)) -> LongWait:
+    return LongWait(14018, "ps", 0, 121 * SECOND, "down_read", (*chain, "syscall", "read_cmdline"))
+
+
+def test_the_message_of_the_rfc_is_written_line_by_line() -> None:
+    # A 4.9 kernel's, as the RFC shows it; its stack's words and doubted entries aside.
+    log = """\
+INFO: task ps:14018 blocked for more than 120 seconds.
+      Tainted: G            E   4.9.79-009.x86_64 #1
+"echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.
+ps              D    0 14018      1 0x00000004
+ ffff885582f84000 ffff885e8682f000 ffff880972943000 ffff885ebf499bc0
+Call Trace:
+ [<ffffffff817154d0>] ? __schedule+0x250/0x730
+ [<ffffffff817159e6>] schedule+0x36/0x80
+ [<ffffffff81718560>] rwsem_down_read_failed+0xf0/0x150
+ [<ffffffff81390a28>] call_rwsem_down_read_failed+0x18/0x30
+ [<ffffffff81717db0>] down_read+0x20/0x40
+ [<ffffffff812b9439>] proc_pid_cmdline_read+0xd9/0x4e0
+ [<ffffffff81241d87>] __vfs_read+0x37/0x150
+ [<ffffffff81242266>] vfs_read+0x96/0x130
+ [<ffffffff812437b5>] SyS_read+0x55/0xc0
+ [<ffffffff8171a6da>] entry_SYSCALL_64_fastpath+0x1a/0xc5
+"""
+    about = task_in(log)
+    assert about is not None
+    assert (about.name, about.pid, about.ppid, about.flags) == ("ps", 14018, 1, 4)
+    written = message(ps(), 120 * SECOND, "4.9", about)
+    assert comparable(written) == comparable(log)
+
+
+@pytest.mark.parametrize(
+    ("release", "line"),
+    [
+        ("4.18", "ps              D    0 14018      1 0x00000004"),
+        ("5.10", "task:ps              state:D stack:    0 pid:14018 ppid:     1 flags:0x00000004"),
+        ("6.1", "task:ps              state:D stack:0     pid:14018 ppid:1      flags:0x00000004"),
+        (
+            "6.12",
+            "task:ps              state:D stack:0     pid:14018 tgid:14018 ppid:1      "
+            "flags:0x00000004",
+        ),
+    ],
+)
+def test_the_line_of_the_task_is_that_of_its_release(release: str, line: str) -> None:
+    about = HungTask("ps", 14018, f"{release} #1", 14018, 1, 4)
+    assert message(ps(), SECOND, release, about).splitlines()[3] == line
+    assert task_in(message(ps(), SECOND, release, about)) == about
+
+
+def test_functions_are_called_as_the_release_calls_them() -> None:
+    arguments = ps(("__access_remote_vm", "read_arguments", "proc_pid_cmdline"))
+    told = functions(arguments, "4.20")
+    assert told[:4] == ["__schedule", "schedule", "rwsem_down_read_failed",
+                        "call_rwsem_down_read_failed"]  # fmt: skip
+    assert told[5:7] == ["__access_remote_vm", "proc_pid_cmdline_read"]
+    fault = LongWait(7, "fault", 0, SECOND, "down_read",
+                     ("page_fault_mmap_lock", "user_fault", "write_memory"))  # fmt: skip
+    assert functions(fault, "5.10")[2:] == [
+        "rwsem_down_read_slowpath", "down_read", "do_user_addr_fault", "exc_page_fault",
+        "asm_exc_page_fault",
+    ]  # fmt: skip
+    assert functions(fault, "4.9")[-3:] == ["__do_page_fault", "do_page_fault", "page_fault"]
+    assert kernel_chain(fault) == ["down_read", "page_fault_mmap_lock", "user_fault"]
+
+
+def test_what_is_no_report_is_nobodys() -> None:
+    assert task_in("") is None
+    assert task_in("INFO: task ps:1 blocked for more than 1 seconds.") is None

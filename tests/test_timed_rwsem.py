@@ -73,6 +73,20 @@ def test_readers_of_5_3_to_5_10_spin_on_a_writer_and_enter_past_the_queue() -> N
     assert (10, "ps", "reads") in story.run()
 
 
+def test_readers_of_5_3_to_5_10_pass_a_sleeping_writer_until_one_has_spun_in_vain() -> None:
+    late = Story(RWSEM_5_3, cpus=4)
+    late.start("munmap", late.munmap(10, 1000_000))
+    late.start("before", late.read(5), at_ns=500)
+    late.start("mmap", late.write(20), at_ns=1_000)
+    late.start("beside", late.read(5), at_ns=2_000)
+    late.start("behind", late.read(5), at_ns=40_000)
+    log = late.run()
+    assert (500, "before", "reads") in log
+    assert (2_000, "beside", "reads") in log, "the writer still spins: nothing is forbidden yet"
+    assert (1000_010, "mmap", "writes") in log
+    assert (1000_030, "behind", "reads") in log, "it queued behind the writer that timed out"
+
+
 def test_readers_behind_the_head_are_woken_by_the_rules_of_their_kernel() -> None:
     def story_of(policy: RwsemPolicy) -> list[tuple[int, str, str]]:
         story = Story(replace(policy, writer_spins="never"))

@@ -169,7 +169,9 @@ def from_recording(
     """Return advice on what stalled, or could have stalled, others for `least_ns` or more.
 
     `recognise` says whose program a process (pid and name) is.
+    Raises UserError where the recording has no lock events.
     """
+    summary.analysis.require_locks()
     analysis, sites = summary.analysis, _Sites(summary.analysis, costs)
     holds = analysis.holds
     for row in (holds["hold_ns"] >= least_ns).nonzero()[0].tolist():

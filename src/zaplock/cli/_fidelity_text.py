@@ -27,9 +27,9 @@ def cells(row: Agreement) -> tuple[str, ...]:
         row.teardown,
         "queued" if row.queued_writer else "",
         _both(_modes(row.measured), _modes(row.predicted)),
-        _both(_waits(row.measured), _waits(row.predicted)),
+        _both(_waits(row.measured) if row.seen else "not seen", _waits(row.predicted)),
         f"{_worst(row, row.measured):.3f} / {_worst(row, row.predicted):.3f}",
-        "agree" if row.agrees else "DIFFER",
+        {True: "agree", False: "DIFFER", None: "not seen"}[row.agrees],
     )
 
 
@@ -70,12 +70,17 @@ def table(rows: Sequence[Agreement]) -> Table:
 
 def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]:
     """Say in words how well they agree."""
-    agreeing = sum(row.agrees for row in rows)
-    worst = max(row.worst_difference for row in rows)
-    said = [
-        f"{agreeing} of {len(rows)} teardowns agree in modes, in who waits behind whom, and in the "
-        f"share of the teardown that each waits within {TOLERANCE:.0%} (worst: {worst:.1%})."
-    ]
+    looked = [row for row in rows if row.seen]
+    said = []
+    if looked:
+        agreeing = sum(row.agrees is True for row in looked)
+        worst = max(row.worst_difference for row in looked)
+        said.append(
+            f"{agreeing} of {len(looked)} teardowns agree in modes, in who waits behind whom, and "
+            f"in the share of the teardown that each waits within {TOLERANCE:.0%} (worst: "
+            f"{worst:.1%})."
+        )
+    said += _not_seen([row for row in rows if not row.seen])
     said += decided(rows)
     for one in hung:
         measured, predicted = (
@@ -83,7 +88,23 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
         )
         verb = "as predicted" if one.agrees else f"predicted: {predicted}"
         said.append(f"{one.kernel}: khungtaskd reports {measured}, {verb}.")
+        if one.other_lines:
+            said.append("Its messages differ in (-: the kernel's, +: the model's):")
+            said += [f"    {line}" for line in one.other_lines]
+        elif one.measured_message:
+            said.append("Its messages are the model's, line by line.")
     return said
+
+
+def _not_seen(rows: Sequence[Agreement]) -> list[str]:
+    if not rows:
+        return []
+    kernels = ", ".join(dict.fromkeys(row.kernel for row in rows))
+    alike = sum(row.ratios for row in rows)
+    return [
+        f"{kernels}: the lock was not seen in {len(rows)} teardowns, so modes and waits are not "
+        f"compared; in {alike} of them the bystanders stalled as predicted."
+    ]
 
 
 def decided(rows: Sequence[Agreement]) -> list[str]:
@@ -99,13 +120,20 @@ def decided(rows: Sequence[Agreement]) -> list[str]:
     ]
 
 
+def _all_agree(found: Sequence[bool | None]) -> bool | None:
+    """Return False where anything differs, else None where anything was not seen."""
+    if False in found:
+        return False
+    return None if None in found else True
+
+
 def as_json(
     rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Sequence[str]
 ) -> dict[str, object]:
     """Return everything as plain values."""
     return {
         "tolerance": TOLERANCE,
-        "agree": all(one.agrees for one in rows) and all(one.agrees for one in hung),
+        "agree": _all_agree([one.agrees for one in rows] + [one.agrees for one in hung]),
         "rows": [row.to_json() for row in rows],
         "hung_tasks": [one.to_json() for one in hung],
         "skipped": list(skipped),
@@ -118,8 +146,9 @@ def section(rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Seque
         BEGIN,
         "## Real kernels beside the designs that stand for them",
         "",
-        "Made by `zaplock fidelity` (root; QEMU for the guests). Read from the mmap_lock",
-        "tracepoints and from the simulated events by the same code (`zaplock.trace.verdict`).",
+        "Made by `zaplock fidelity` (root; QEMU for the guests). Read from lock events (the",
+        "mmap_lock tracepoints, or kprobes where a kernel has none) and from the simulated events",
+        "by the same code (`zaplock.trace.verdict`).",
         "W: the lock is held exclusively, R: shared. The longest wait is a share of the teardown's",
         "holds, measured / predicted. Guests run in instruction-counted time: their figures are",
         "the same each time.",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +30,8 @@ _NEEDS_KERNEL = {
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of an experiment in a guest."""
     add = parser.add_argument_group("another kernel, in QEMU").add_argument
-    add("--kernel", metavar="KERNEL", help="boot this one: a vmlinuz, debian:6.1 or debian:6.12")
+    add("--kernel", metavar="KERNEL", help="boot this one: a vmlinuz, or debian:6.1, debian:7.3")
+    add("--list-kernels", action="store_true", help="which of Debian's kernels can be had")
     add("--exact", action="store_true", help="count instructions for time: every run is the same")
     add("--guest-memory", metavar="SIZE", help="the guest's memory (what the backing needs)")
     add("--guest-cpus", type=int, metavar="N", help="the guest's CPUs (2; an exact guest has 1)")
@@ -77,6 +81,28 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
         hung_task_timeout_s=hung_ns // 10**9,
         cpu_max=parse_cpu_max(args.cpu_max) if args.cpu_max else None,
         graph=bool(args.graph),
+    )
+
+
+def list_kernels(*, as_json: bool) -> None:
+    """Print which of Debian's kernels can be had, and which of them are here already."""
+    from rich.text import Text
+
+    from zaplock.measure.guest import debian
+    from zaplock.views.screen import Screen
+
+    with Screen(stderr=True).status(Text("looking at Debian's package lists")):
+        known = debian.known()
+    if as_json:
+        print(json.dumps([asdict(one) for one in known], indent=2))
+    else:
+        for one in known:
+            here = f"here, sha256 {one.sha256[:16]}..." if one.sha256 else ""
+            print(f"debian:{one.release:<20} {here}".rstrip())
+    newest = ".".join(known[-1].release.split(".")[:2]) if known else "6.1"
+    print(
+        f"next: zaplock measure 1G --kernel debian:{newest} --exact",
+        file=sys.stderr if as_json else sys.stdout,
     )
 
 

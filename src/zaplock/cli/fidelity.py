@@ -2,9 +2,10 @@
 
 On every kernel at hand (this machine's, and Debian's 6.1 and 6.12 in QEMU with instruction-counted
 time) one mapping is taken down in each way, beside readers alone and beside readers with a queued
-writer. Read from the mmap_lock tracepoints: the modes in which the lock is held, who waits behind
-whom, and the longest wait as a share of the teardown. The same is read from the simulated events of
-the design of that version. Guests are also made to wait so long that khungtaskd reports somebody.
+writer. Read from its lock events (the mmap_lock tracepoints, or kprobes): the modes in which the
+lock is held, who waits behind whom, and the longest wait as a share of the teardown. The same is
+read from the simulated events of the design of that version. Guests are also made to wait so long
+that khungtaskd reports somebody. docs/kernels.md tells what an image must have to be judged.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
 if TYPE_CHECKING:
+    from zaplock.designs import Design
     from zaplock.lab.fidelity import Agreement, HungTasks
     from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 
@@ -29,15 +31,21 @@ if TYPE_CHECKING:
 HOST = "host"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
 _GUEST_RATE, _HOST_RATE = 1000, 5000
-_LIMIT_S = 180.0
+_HUGE_RATE = 5_000  # 64 huge pages are soon gone
+_LIMIT_S, _HUNG_LIMIT_S = 180.0, 900.0
 _SLOW_SHIFT = 7  # 128 ns an instruction: a second of waiting is soon over
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock fidelity`."""
     add = parser.add_argument
-    add("--kernels", default=KERNELS, metavar="LIST", help=f"which kernels ({KERNELS})")
-    add("--teardowns", metavar="LIST", help="munmap, fixed, growsdown, brk, mremap, exit (all)")
+    add("--kernels", default=KERNELS, metavar="LIST", help="which kernels: host, debian:6.1 or the "
+        "path of a bzImage; KERNEL=DESIGN judges one as another design than its release's, such as "
+        f"PATH=rfc-v6 ({KERNELS})")  # fmt: skip
+    add("--teardowns", metavar="LIST", help="munmap, fixed, growsdown, brk, mremap, exit; munmap "
+        "of locked, hugetlb, vmas (many), zero (pages) (all)")  # fmt: skip
+    add("--by", default="auto", choices=("auto", "tracepoints", "kprobes"), help="how lock events "
+        "are seen (auto: tracepoints where there are any, else kprobes)")  # fmt: skip
     add("--guest-size", default="128M", metavar="SIZE", help="what a guest maps (128M)")
     add("--host-size", default="2G", metavar="SIZE", help="what this machine maps (2G)")
     add("--no-hung", action="store_true", help="leave the hung tasks out")
@@ -55,7 +63,9 @@ class _Survey:
 
     @property
     def agrees(self) -> bool:
-        return all(one.agrees for one in self.rows) and all(one.agrees for one in self.hung)
+        """Whether nothing differs; what was not seen doesn't."""
+        teardowns = [one.agrees for one in self.rows]
+        return False not in [*teardowns, *(one.agrees for one in self.hung)]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 _survey(args, kernel, teardowns, found, status.update)
             except UserError as error:
-                found.skipped.append(f"{kernel} left out: {error}")
+                found.skipped.append(f"{kernel.name} left out: {error}")
     if not found.rows:
         raise UserError("; ".join(found.skipped))
     if args.json:
@@ -83,19 +93,49 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.agrees else 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A kernel by its name, and the design that it is told to be (None: that of its release)."""
+
+    name: str
+    design: Design | None = None
+
+    def shown(self, release: str) -> str:
+        """Name it in tables: a file by the release that is in it."""
+        return release if "/" in self.name else self.name
+
+
 def _survey(
     args: argparse.Namespace,
-    kernel: str,
+    kernel: _Judged,
     teardowns: list[str],
     found: _Survey,
     tell: Callable[[str], None],
 ) -> None:
-    """Compare all cases of one kernel."""
+    """Compare all cases of one kernel, and tell which of its features are missing."""
+    from zaplock.measure.guest import features
+
+    lacks: tuple[str, ...] = ()
+    first = True
     for teardown, writer in _cases(teardowns):
-        tell(f"{kernel}: {teardown}, {'with a queued writer' if writer else 'readers alone'}")
-        found.rows.append(_compared(args, kernel, teardown, writer))
-    if kernel != HOST and not args.no_hung:
-        tell(f"{kernel}: waiting for khungtaskd")
+        if teardown == "hugetlb" and kernel.name == HOST:
+            continue  # a pool is the machine's, and not ours to make
+        beside = "with a queued writer" if writer else "readers alone"
+        tell(f"{kernel.name}: {teardown}, {beside}")
+        try:
+            done = _done(_plan(args, kernel.name, teardown, writer))
+            lacks = features.missing(done.capsule, args.by)
+            found.rows.append(_compared(kernel, teardown, writer, done))
+        except UserError as error:
+            if first:
+                raise
+            found.skipped.append(f"{kernel.name}, {teardown}, {beside}: {error}")
+        first = False
+    if lacks:
+        shown = kernel.shown(done.capsule.facts["release"])
+        found.skipped.append(f"{shown} has no {', no '.join(lacks)}: see docs/kernels.md")
+    if kernel.name != HOST and not args.no_hung:
+        tell(f"{kernel.name}: waiting for khungtaskd")
         found.hung.append(_hung(args, kernel))
 
 
@@ -103,14 +143,25 @@ def _beside(args: argparse.Namespace) -> TextIO:
     return sys.stderr if args.json else sys.stdout
 
 
-def _names(args: argparse.Namespace) -> tuple[list[str], list[str]]:
-    from zaplock.lab.forecast import TEARDOWNS
+def _names(args: argparse.Namespace) -> tuple[list[_Judged], list[str]]:
+    from zaplock.lab.forecast import MAPPINGS, TEARDOWNS
 
-    teardowns = args.teardowns.split(",") if args.teardowns else list(TEARDOWNS)
+    known = (*TEARDOWNS, *MAPPINGS)
+    teardowns = args.teardowns.split(",") if args.teardowns else list(known)
     for name in teardowns:
-        if name not in TEARDOWNS:
-            raise no_such("teardown", name, TEARDOWNS)
-    return args.kernels.split(","), teardowns
+        if name not in known:
+            raise no_such("teardown", name, known)
+    return [_judged(one) for one in args.kernels.split(",")], teardowns
+
+
+def _judged(text: str) -> _Judged:
+    """Read KERNEL or KERNEL=DESIGN; a path may have an = in it."""
+    from zaplock.designs import load
+
+    name, given, design = text.rpartition("=")
+    if not given or Path(text).exists():
+        return _Judged(text)
+    return _Judged(name, load(design))
 
 
 def _cases(teardowns: list[str]) -> Iterator[tuple[str, bool]]:
@@ -121,15 +172,22 @@ def _cases(teardowns: list[str]) -> Iterator[tuple[str, bool]]:
 
 def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) -> GuestPlan:
     from zaplock.lab.fidelity import READERS, WRITER
+    from zaplock.lab.forecast import MAPPINGS
     from zaplock.measure.guest.experiment import GuestPlan
 
     on_host = kernel == HOST
+    length = parse_size(args.host_size if on_host else args.guest_size)
+    mapping = dict(MAPPINGS.get(teardown, {}))
+    if "nr_vmas" in mapping:
+        mapping["nr_vmas"] = max(2, length >> 20)
     return GuestPlan(
-        length=parse_size(args.host_size if on_host else args.guest_size),
+        length=length,
         kernel=kernel,
-        teardown=teardown,
+        teardown="munmap" if teardown in MAPPINGS else teardown,
+        locks=args.by,
+        **mapping,
         bystanders=(*READERS, WRITER) if writer else READERS,
-        rate=_HOST_RATE if on_host else _GUEST_RATE,
+        rate=_HOST_RATE if on_host else _HUGE_RATE if teardown == "hugetlb" else _GUEST_RATE,
         timeout_s=_LIMIT_S,
         exact=not on_host,
         nr_cpus=1,
@@ -142,32 +200,37 @@ def _done(plan: GuestPlan) -> GuestRun:
     return host.run(plan) if plan.kernel == HOST else experiment.run(plan)
 
 
-def _compared(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) -> Agreement:
+def _compared(kernel: _Judged, teardown: str, writer: bool, done: GuestRun) -> Agreement:
     from zaplock.lab import fidelity
     from zaplock.measure.guest import verdict
 
-    plan = _plan(args, kernel, teardown, writer)
-    done = _done(plan)
     release = done.capsule.facts["release"]
-    period_ns = 10**9 // plan.rate
-    return fidelity.compare(release, kernel, teardown, writer, verdict.read(done), period_ns)
+    period_ns = 10**9 // done.plan.rate
+    cpus = 8 if kernel.name == HOST else done.plan.nr_cpus
+    seen = verdict.read(done)
+    return fidelity.compare(
+        release, kernel.shown(release), teardown, writer, seen, period_ns, kernel.design, cpus
+    )
 
 
-def _hung(args: argparse.Namespace, kernel: str) -> HungTasks:
+def _hung(args: argparse.Namespace, kernel: _Judged) -> HungTasks:
     from dataclasses import replace
 
     from zaplock.lab import fidelity
     from zaplock.measure.guest import rows
 
     plan = replace(
-        _plan(args, kernel, "munmap", True),
+        _plan(args, kernel.name, "munmap", True),
         bystanders=fidelity.HUNG_BYSTANDERS,
         shift=_SLOW_SHIFT,
         hung_task_timeout_s=1,
+        timeout_s=_HUNG_LIMIT_S,
+        locks="tracepoints",  # a stack is cut where a return probe has put itself in it
     )
     done = _done(plan)
     messages = rows.hung_task_messages(done.capsule.text("kernel_log"))
-    return fidelity.compare_hung(done.capsule.facts["release"], kernel, messages)
+    release = done.capsule.facts["release"]
+    return fidelity.compare_hung(release, kernel.shown(release), messages, kernel.design)
 
 
 def _write(args: argparse.Namespace, section: str) -> None:

@@ -71,6 +71,9 @@ def bystanders(text: str) -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.list_kernels:
+        _guest.list_kernels(as_json=args.json)
+        return 0
     if args.kernel:
         outcomes = _guest.measure(args, bystanders(args.bystanders))
     else:

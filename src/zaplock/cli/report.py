@@ -68,6 +68,7 @@ def load(file: str) -> Analysis:
             stacks=read_stacks(file),
             quotas=read_quotas(file),
             caveats=recording.caveats,
+            sees_locks=recording.sees_locks,
         )
     for caveat in recording.caveats:
         print(f"{file}: {caveat}", file=sys.stderr)

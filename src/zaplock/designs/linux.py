@@ -139,8 +139,12 @@ def design_of(release: str) -> StandIn:
         return StandIn(linux(newest), f"{release} is newer than {NEWEST}, and taken for it")
     plain = replace(found, vendor=False)
     if found.vendor:
-        note = f"{release} has changes of later releases that its name doesn't tell"
-        return StandIn(linux(plain), note)
+        design = linux(plain)
+        note = (
+            f"{release} is an unknown vendor kernel, judged as {design.name}: it has changes of "
+            "later releases that its name doesn't tell"
+        )
+        return StandIn(design, note)
     if found.patch == WHOLE_SERIES:
         return StandIn(
             linux(plain),

@@ -8,13 +8,16 @@ and in the model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import unified_diff
 from itertools import groupby
 
-from zaplock.designs import Change
-from zaplock.designs.linux import design_of
+from zaplock.designs import Change, Design
+from zaplock.designs.linux import StandIn, design_of
 from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab.experiment import Experiment
 from zaplock.lab.forecast import predict
+from zaplock.lab.hung_report import comparable, task_in
 from zaplock.lab.hung_task import message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
@@ -47,6 +50,11 @@ class Agreement:
         return (*READERS, WRITER) if self.queued_writer else READERS
 
     @property
+    def seen(self) -> bool:
+        """Whether the kernel showed its lock; else the bystanders' stalls alone are compared."""
+        return self.measured.seen
+
+    @property
     def modes(self) -> bool:
         """Whether the lock was held in the predicted modes, one after the other."""
         return phases(self.measured) == phases(self.predicted)
@@ -68,8 +76,13 @@ class Agreement:
         return max(abs(both[0].ratio(name) - both[1].ratio(name)) for name in self.bystanders)
 
     @property
-    def agrees(self) -> bool:
-        """Whether the design does what the kernel does."""
+    def agrees(self) -> bool | None:
+        """Whether the design does what the kernel does; None where that was not seen.
+
+        A stall that no design of this kind predicts is a disagreement, seen lock or not.
+        """
+        if not self.seen:
+            return None if self.ratios else False
         return self.modes and self.waits and self.ratios
 
     def to_json(self) -> dict[str, object]:
@@ -80,6 +93,7 @@ class Agreement:
             "teardown": self.teardown,
             "queued_writer": self.queued_writer,
             "agrees": self.agrees,
+            "seen": self.seen,
             "worst_difference": round(self.worst_difference, 4),
             "measured": _plain(self.measured, self.bystanders),
             "predicted": _plain(self.predicted, self.bystanders),
@@ -114,13 +128,25 @@ def compare(
     queued_writer: bool,
     measured: TeardownVerdict,
     period_ns: int,
+    told: Design | None = None,
+    cpus: int = 8,
 ) -> Agreement:
-    """Lay a kernel's verdict beside that of the design which stands for its release."""
-    stand_in = design_of(release)
+    """Lay a kernel's verdict beside that of the design which stands for its release.
+
+    Predicted is what `cpus` CPUs do when bystanders come as they came to the kernel.
+    `told` is the design instead: a release can't say which patches are in it.
+    """
+    stand_in = StandIn(told) if told else design_of(release)
     design = observe(stand_in.design)
     bystanders = (*READERS, WRITER) if queued_writer else READERS
-    share = period_ns / measured.hold_ns if measured.hold_ns else 0.005
-    predicted = predict(design, teardown, bystanders, period_share=share)
+    whole_ns = measured.took_ns or measured.hold_ns
+    share = period_ns / whole_ns if whole_ns else 0.005
+    arrivals = (
+        {name: at / whole_ns for name, at in measured.arrivals_ns.items()} if whole_ns else {}
+    )
+    predicted = predict(
+        design, teardown, bystanders, period_share=share, cpus=cpus, arrivals=arrivals
+    )
     return Agreement(
         kernel, design.name, teardown, queued_writer, measured, predicted,
         tuple(deciding(stand_in.design, rules_read(design))), stand_in.note,
@@ -131,11 +157,16 @@ HUNG_BYSTANDERS = ("fault", "proc", "madvise", "gup", "mmap")
 """Who stands beside a munmap that takes many times the hung-task timeout."""
 
 
+_COMM = {"ps": "proc"}
+"""What the guest's tasks are called that have another name in a simulation."""
+
+
 @dataclass(frozen=True, slots=True)
 class HungTasks:
     """Whom khungtaskd reported beside a long munmap with a queued writer, and whom the model did.
 
-    The messages are those of the first task that both reported, "" where there is none.
+    The messages are those of the first task that both reported, "" where there is none;
+    `other_lines` are how the messages of all of them differ, as of unified diffs.
     """
 
     kernel: str
@@ -144,6 +175,7 @@ class HungTasks:
     predicted: tuple[str, ...]
     measured_message: str = ""
     predicted_message: str = ""
+    other_lines: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -158,22 +190,39 @@ class HungTasks:
             "agrees": self.agrees,
             "measured": list(self.measured),
             "predicted": list(self.predicted),
+            "other_lines": list(self.other_lines),
         }
 
 
-def compare_hung(release: str, kernel: str, messages: list[str]) -> HungTasks:
+def compare_hung(
+    release: str, kernel: str, messages: list[str], told: Design | None = None
+) -> HungTasks:
     """Lay a guest's hung-task messages beside those of the design that stands for its release."""
-    design = design_of(release).design
+    design = told or design_of(release).design
     experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
     waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
+    waits = {_COMM.get(name, name): wait for name, wait in waits.items()}
     both = sorted(set(waits) & set(said))
-    shown = message(waits[both[0]], 10**9, design.kernel) if both else ""
+    texts = {name: _in_its_words(waits[name], said[name], design.kernel) for name in both}
+    other = [line for name in both for line in _differing(said[name], texts[name])]
     return HungTasks(
         kernel,
         design.name,
         tuple(sorted(said)),
         tuple(sorted(waits)),
         said[both[0]] if both else "",
-        shown,
+        texts[both[0]] if both else "",
+        tuple(other),
     )
+
+
+def _in_its_words(wait: LongWait, said: str, kernel: str) -> str:
+    """Write the model's message about the task that a kernel's own is about."""
+    return message(wait, 10**9, kernel, task_in(said))
+
+
+def _differing(said: str, predicted: str) -> list[str]:
+    both = comparable(said), comparable(predicted)
+    lines = unified_diff(*both, lineterm="", n=0)
+    return [line for line in lines if not line.startswith(("---", "+++", "@@"))]

@@ -42,7 +42,17 @@ from zaplock.trace import verdict
 from zaplock.trace.verdict import Subject, TeardownVerdict
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "exit")
-_TID, _CPUS, _SEED = 1, 8, 1
+MAPPINGS: Mapping[str, Mapping[str, Any]] = {
+    "locked": {"locked": True},
+    "hugetlb": {"backing": "hugetlb"},
+    "vmas": {"nr_vmas": 1024},
+    "zero": {"backing": "zero"},
+}
+"""Other mappings than one VMA of anonymous memory, each taken down by munmap: by its name, what
+differs (fields of an Experiment of 1 GiB: a VMA a MiB)."""
+_PROFILES = {"vmas": "epyc-6.18"}
+"""In the RFC's figures the tracer is counted as a cost of taking VMAs out of the tree."""
+_TID, _CPUS, _SEED, _SLICES = 1, 8, 1, 200
 _MAP = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE
 
 
@@ -53,21 +63,32 @@ def predict(
     *,
     length: int = 1 << 30,
     period_share: float = 0.005,
+    cpus: int = _CPUS,
+    arrivals: Mapping[str, float] | None = None,
     profile: Profile | None = None,
 ) -> TeardownVerdict:
     """Run a teardown of `length` bytes under a design and read its events.
 
-    A bystander comes once in `period_share` of the time that the teardown takes.
+    A bystander comes once in `period_share` of the time that the teardown takes, first at its share
+    in `arrivals`, else at random. On one CPU nobody spins on an owner that runs.
     """
-    costs = profile or load(DEFAULT)
-    period_ns = max(1_000, int(predicted_hold_ns(costs, length, "anonymous") * period_share))
+    costs = profile or load(_PROFILES.get(teardown, DEFAULT))
+    hold_ns = predicted_hold_ns(
+        costs,
+        length,
+        MAPPINGS.get(teardown, {}).get("backing", "anonymous"),
+        nr_vmas=MAPPINGS.get(teardown, {}).get("nr_vmas", 1),
+    )
+    period_ns = max(1_000, int(hold_ns * period_share))
     machine = Machine(remote_cpus=len(bystanders))
     machine.mm(MM).counters.put("users", 1)
     # As an mmu_gather: what is full is freed at once, so that exit frees little under write.
     cx = Cx(design, Task(_TID, MM, "zap", 0), grain=machine.gather_pages)
     work = _prepared(machine, cx, teardown, length)
     machine.costs = costs.costs
-    engine = TimedEngine(machine, policy=design.rwsem, sched=sched_of(costs, _CPUS))
+    # Who wakes up preempts who runs for long, so nobody is late by more than a hundredth or so.
+    sched = replace(sched_of(costs, cpus), slice_ns=max(1_000, hold_ns // _SLICES))
+    engine = TimedEngine(machine, policy=design.rwsem, sched=sched)
     exits = teardown == "exit"
     window: list[int] = []
 
@@ -81,11 +102,14 @@ def predict(
     random, tids = Random(_SEED), {}
     for tid, name in enumerate(bystanders, _TID + 1):
         foreign = name in by.FOREIGN
-        task = Task(tid, tid if foreign else MM, name, tid % _CPUS)
+        task = Task(tid, tid if foreign else MM, name, tid % cpus)
         loop = _beside_exit if exits else _beside
         program = loop(replace(cx, task=task), name, period_ns, window)
         tids[name] = tid
-        engine.spawn(task, program, at_ns=random.randrange(period_ns), background=not exits)
+        at_ns = random.randrange(period_ns)
+        if arrivals and name in arrivals and not exits:
+            at_ns = 10 * period_ns + int(arrivals[name] * hold_ns)
+        engine.spawn(task, program, at_ns=at_ns, background=not exits)
     engine.run()
     end_ns = engine.now_ns if exits else window[1]
     pid = engine.events().mms.get(MM, _TID)
@@ -96,7 +120,7 @@ def predict(
 def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[[], Protocol]:
     """Map what the teardown is to take down; return it, ready to start."""
     flags = PROT_READ | PROT_WRITE
-    prepare(machine, cx, Experiment(length, bystanders=()))
+    prepare(machine, cx, Experiment(length, bystanders=(), **MAPPINGS.get(teardown, {})))
     if teardown == "growsdown":
         above = mmap(cx, MAPPING + length, 16 * PAGE, flags, _MAP | MAP_GROWSDOWN)
         assert sequential.run(machine, cx.task, above) == MAPPING + length
@@ -112,6 +136,7 @@ def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[
         "mremap": lambda: mremap(cx, MAPPING, length, PAGE),
         "exit": lambda: exit_process(cx),
     }
+    teardown = "munmap" if teardown in MAPPINGS else teardown
     name = {"growsdown": "munmap", "fixed": "mmap", "exit": "exit_group"}.get(teardown, teardown)
     return lambda: by.system_call(cx, name, end[teardown](), MAPPING, length)
 

@@ -1,36 +1,141 @@
-"""The kernel's hung-task message for a wait of the model, with the model's call chain.
+"""The kernel's hung-task message for a wait of the model, in the words of its release.
 
 Only waits that the kernel's code path does uninterruptibly are told of
-(`engines.timed.hung_tasks`). The shape is that of kernel/hung_task.c, so that what greps a log for
-it finds it; there are no addresses and no taints here to print.
+(`engines.timed.hung_tasks`). The form is that of check_hung_task (kernel/hung_task.c) and
+sched_show_task (kernel/sched/core.c), which changed:
+
+    until 5.9    "ps              D    0 14018      1 0x00000004"
+    5.10         task:, state:, stack:, pid:, ppid: and flags: before the figures
+    6.1          the figures are on the left
+    6.6          tgid:
+    6.15         task_flags:
+
+and stacks have "<TASK>" from 5.16 on. Functions have no addresses here, and 4.9's message lacks the
+stack's words. Where the kernel's compiler makes one function of two, the model can't know. Not
+covered: 6.16's line on the likely owner of the semaphore.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from zaplock.engines.timed.hung_tasks import LongWait
+from zaplock.linux_version import LinuxVersion, find
 
 _OUTSIDE = ("write_memory", "syscall")
 """Where the kernel's part of a call chain ends: what is further out is the program's own."""
+_CALLS = {
+    "proc_pid_cmdline_read": "read",
+    "proc_pid_cmdline": "read",
+    "madvise": "madvise",
+    "process_vm_rw": "process_vm_readv",
+}
+"""The system call that a function of the model serves."""
+_NEWEST = "6.18"
+
+
+@dataclass(frozen=True, slots=True)
+class HungTask:
+    """Who the task is that a message is about, and which kernel writes it.
+
+    `kernel` is a release and the first word of its version, `taint` what stands before it.
+    """
+
+    name: str
+    pid: int
+    kernel: str
+    tgid: int = 0
+    ppid: int = 1
+    flags: int = 0
+    taint: str = "Not tainted"
 
 
 def kernel_chain(wait: LongWait) -> list[str]:
-    """Name the functions of the kernel that a task waited in, the innermost first."""
+    """Name the functions of the model that a task waited in, the innermost first."""
     names = [wait.waits_for, *wait.chain]
     inside = (i for i, name in enumerate(names) if name in _OUTSIDE)
     return names[: next(inside, len(names))]
 
 
-def message(wait: LongWait, timeout_ns: int, release: str) -> str:
-    """Return the lines that the kernel `release` would log about one wait."""
+def functions(wait: LongWait, release: str) -> list[str]:
+    """Name the kernel's functions that the task of a wait is in, as a release calls them."""
+    version = find(release) or find(_NEWEST)
+    assert version is not None
+    waits_for, *chain = kernel_chain(wait)
+    named = [one for name in chain for one in _named(name, version)]
+    call = next((_CALLS[name] for name in chain if name in _CALLS), "")
+    return [*_asleep(waits_for, version), *named, *_entry(call, version)]
+
+
+def message(wait: LongWait, timeout_ns: int, release: str, about: HungTask | None = None) -> str:
+    """Return the lines that a kernel would log about one wait; `about` is whom and which one."""
+    about = about or HungTask(wait.name, wait.tid, f"{release} (zaplock model)", wait.tid)
+    version = find(release) or find(_NEWEST)
+    assert version is not None
     seconds = timeout_ns / 1e9
-    name = f"{wait.name:<15} D{0:>5} {wait.tid:>5}"
     return "\n".join(
         [
-            f"INFO: task {wait.name}:{wait.tid} blocked for more than {seconds:g} seconds.",
-            f"      Not tainted {release} (zaplock model)",
+            f"INFO: task {about.name}:{about.pid} blocked for more than {seconds:g} seconds.",
+            f"      {about.taint} {about.kernel}",
             '"echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.',
-            name,
+            _task(about, version),
             "Call Trace:",
-            *(f" {function}" for function in kernel_chain(wait)),
+            *([" <TASK>"] if version.carries("5.16") else []),
+            *(f" {function}" for function in functions(wait, release)),
         ]
     )
+
+
+def _task(about: HungTask, version: LinuxVersion) -> str:
+    """Write the line of sched_show_task."""
+    name, flags = f"{about.name:<15.15}", f"0x{about.flags:08x}"
+    if not version.carries("5.10"):
+        return f"{name} D{0:>5} {about.pid:>5} {about.ppid:>6} {flags}"
+    if not version.carries("6.1"):
+        figures = f"stack:{0:>5} pid:{about.pid:>5} ppid:{about.ppid:>6}"
+        return f"task:{name} state:D {figures} flags:{flags}"
+    tgid = f" tgid:{about.tgid or about.pid:<5}" if version.carries("6.6") else ""
+    figures = f"stack:{0:<5} pid:{about.pid:<5}{tgid} ppid:{about.ppid:<6}"
+    return f"task:{name} state:D {figures} flags:{flags}"
+
+
+def _asleep(waits_for: str, version: LinuxVersion) -> list[str]:
+    """Name what a sleeper in the semaphore's queue is in."""
+    mode = "write" if "write" in waits_for else "read"
+    schedule = ["schedule"] if not version.carries("4.10") else ["__schedule", "schedule"]
+    if version.carries("6.3", ("6.1.16",)):
+        schedule.append("schedule_preempt_disabled")
+    if not waits_for.startswith("down_"):
+        return [*schedule, waits_for]
+    if version.carries("5.2"):
+        return [*schedule, f"rwsem_down_{mode}_slowpath", waits_for]
+    failed = f"rwsem_down_{mode}_failed"
+    return [*schedule, failed, f"call_{failed}", waits_for]
+
+
+def _named(name: str, version: LinuxVersion) -> list[str]:
+    """Give the kernel's functions for one of the model's."""
+    if name == "page_fault_mmap_lock":
+        return ["do_user_addr_fault"] if version.carries("5.1") else ["__do_page_fault"]
+    if name == "user_fault":
+        new = version.carries("5.8")
+        return ["exc_page_fault", "asm_exc_page_fault"] if new else ["do_page_fault", "page_fault"]
+    if name == "process_vm_rw":
+        return ["process_vm_rw_core", "process_vm_rw"]
+    if name == "madvise":
+        return ["do_madvise"] if version.carries("5.6") else []
+    if name in ("proc_pid_cmdline_read", "proc_pid_cmdline"):
+        vfs = [] if version.carries("5.8") else ["__vfs_read"]
+        ksys = ["ksys_read"] if version.carries("4.17") else []
+        return ["proc_pid_cmdline_read", *vfs, "vfs_read", *ksys]
+    inlined = ("advise_pages", "read_arguments", "_read_remote")
+    return [] if name in inlined else [name]
+
+
+def _entry(call: str, version: LinuxVersion) -> list[str]:
+    """Name how a system call came into the kernel."""
+    if not call:
+        return []
+    if not version.carries("4.17"):
+        return [f"SyS_{call}", "entry_SYSCALL_64_fastpath"]
+    return [f"__x64_sys_{call}", "do_syscall_64", "entry_SYSCALL_64_after_hwframe"]

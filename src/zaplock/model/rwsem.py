@@ -53,7 +53,8 @@ class RwsemPolicy:
     """How a kernel's semaphore treats those who come, wait and leave.
 
     reader_steals: may an arriving reader enter past a queue? "never" (4.9 to 5.2), "spinning"
-        (5.3 to 5.10: it spins on a running writer-owner and may enter past the queue), "unheld"
+        (5.3 to 5.10: it spins on a running writer-owner, and enters a lock that is free or has
+        readers past the queue, until a writer's spin on readers times out), "unheld"
         (5.11 on: unless the lock is reader-owned by another reader already).
     wakes: readers woken when the head is a reader: "leading" (the run at the head) or "all" (up to
         `max_readers_woken` of them anywhere in the queue).
@@ -171,7 +172,8 @@ def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
     """Return whether somebody who arrives may take a lock that others queue for.
 
     Writers steal while they are awake (they spin); the timed engine decides that by who is on a
-    CPU. Here: readers. Not covered: the handoff bit, which the timed engine adds.
+    CPU. Here: readers. Not covered: the bits that the timed engine adds, of a handoff and (5.3 to
+    5.10) of readers that may not spin any more: they are taken for set, as in the convoy.
     """
     if write or sem.writer:
         return False

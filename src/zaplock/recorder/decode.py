@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from zaplock.recorder.layouts import EventField, EventLayout, Layouts
 from zaplock.recorder.meanings import NAMING, SCHED, meanings
 from zaplock.recorder.pages import walk
+from zaplock.recorder.rwsem_probes import FUNCTIONS
 from zaplock.strangers import name_of
 from zaplock.trace.events import EVENT, IN_INTERRUPT, NO_OP, EventKind
 
@@ -60,6 +61,14 @@ class Decoder:
         self._kind = np.array([meaning.kind for meaning in self._meanings], np.uint8)
         self._op = np.array([meaning.op for meaning in self._meanings], np.int16)
         self._sources = self._grouped()
+        functions = [meaning.function for meaning in self._meanings]
+        self.sees_probes = any(function is not None for function in functions)
+        """Whether lock events come from probes, and `rwsem_calls` must pair them."""
+        self._function = np.array([function or 0 for function in functions], np.int64)
+        probed = [None if function is None else FUNCTIONS[function] for function in functions]
+        self._write = np.array([one.write if one else 0 for one in probed], np.uint8)
+        acquires = [one is not None and one.kind == EventKind.ACQUIRED for one in probed]
+        self._success = np.array(acquires, np.uint8)
 
     @property
     def sees_calls(self) -> bool:
@@ -107,6 +116,9 @@ class Decoder:
         columns["kind"] = self._kind[which]
         columns["cpu"][:] = cpu
         columns["op"] = self._op[which]
+        if self.sees_probes:
+            columns["detail"] = self._function[which]
+            columns["write"], columns["success"] = self._write[which], self._success[which]
         for column, field, has in self._sources:
             if has.all():
                 columns[column] = gather(data, offset, field).astype(EVENT[column], copy=False)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from zaplock.recorder.layouts import EventField, EventLayout
+from zaplock.recorder.rwsem_probes import number_of, probed
 from zaplock.trace.events import NO_OP, EventKind
 from zaplock.trace.operations import FOREIGN, NAMES, OPERATIONS, TracedOperation
 
@@ -57,6 +58,8 @@ class Meaning:
     kind: EventKind
     columns: dict[str, EventField]
     op: int = NO_OP
+    function: int | None = None
+    """The place in `rwsem_probes.FUNCTIONS`, of a probe's event."""
 
 
 _PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
@@ -83,6 +86,11 @@ def _meaning(layout: EventLayout) -> Meaning | None:
         kind, names = _PLAIN[layout.event]
         running = _field(layout, "common_pid")
         return Meaning(layout, kind, {"tid": running, **_named(layout, names)})
+    if probe := probed(layout.event):
+        function, returned = probe
+        kind = EventKind.ACQUIRED if returned else function.kind
+        columns = _named(layout, {"tid": "common_pid", "mm": "sem", "result": "ret"})
+        return Meaning(layout, kind, columns, function=number_of(function))
     for index, operation in enumerate(OPERATIONS):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
             return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)

@@ -7,7 +7,7 @@ therefore in order, and complete up to its end: a consumer may take it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from zaplock.recorder.decode import Columns, Decoder, Fact, merged, nothing
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
+from zaplock.recorder.rwsem_calls import Pairing
 from zaplock.trace.events import EVENT, EventKind, FoundTask
 from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
@@ -38,7 +39,8 @@ class Stream:
     """Decode, order, name and narrow what the buffers give.
 
     `pids` keeps the lock events of the mms that these processes (and, with `children`, their
-    offspring) are known or turn out to own; without them everything is kept.
+    offspring) are known or turn out to own; without them everything is kept. `semaphores` are the
+    address spaces' among those that probes tell of.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Stream:
         *,
         pids: Iterable[int] = (),
         children: bool = False,
+        semaphores: Container[int] = (),
     ) -> None:
         self.names = names
         self.pids = set(pids)
@@ -62,6 +65,8 @@ class Stream:
         self._hidden: list[int] = []
         self._on_ns, self._off_ns = 0, 1 << 62
         self._decoder = Decoder(layouts)
+        self.probes = Pairing(semaphores) if self._decoder.sees_probes else None
+        """What pairs the events of probes on the rwsem's functions, where they are recorded."""
         self._page_size = layouts.page.page_size
         self._children = children
         self._held = nothing()
@@ -142,6 +147,8 @@ class Stream:
                     self.pids.add(fact.tid)
 
     def _finished(self, columns: Columns) -> Columns:
+        if self.probes:
+            columns = self.probes.paired(columns)
         self.names.complete(columns)
         columns = self.names.owners.renamed(_once(columns), self.names.tasks)
         columns = self._without_ours(self._with_brk(self._narrowed(columns)))

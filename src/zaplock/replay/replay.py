@@ -303,8 +303,10 @@ def replay(
     also in every other way, if there is a munmap that a way would change. With them, each design is
     run with each way. `progress` is told what is run next.
 
-    Raises UserError where the recording has no such process or does not say its kernel.
+    Raises UserError where the recording has no lock events or no such process, or does not say its
+    kernel.
     """
+    analysis.require_locks()
     stand_in = StandIn(recorded) if recorded else recorded_design(analysis.kernel)
     base = stand_in.design
     mm = choose_mm(analysis, pid) if mm is None else mm

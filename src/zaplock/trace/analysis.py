@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from zaplock.errors import UserError
 from zaplock.trace.blame import Blame, Explained, Judge, judge
 from zaplock.trace.calls import Calls, calls
 from zaplock.trace.events import EventKind, Events
@@ -41,6 +42,8 @@ class Analysis:
     quotas: Quotas | None = None
     caveats: tuple[str, ...] = ()
     """Why the recording is not to be taken for whole, gaps apart: a sentence each."""
+    sees_locks: bool = True
+    """Whether lock events were recorded; without them nothing is known of holds and waits."""
 
     @property
     def begin_ns(self) -> int:
@@ -57,6 +60,14 @@ class Analysis:
     def duration_ns(self) -> int:
         """From the beginning of the recording to its end."""
         return int(self.segments.end_ns[-1]) - self.begin_ns
+
+    def require_locks(self) -> None:
+        """Raise UserError where nothing is known of holds and waits."""
+        if not self.sees_locks:
+            raise UserError(
+                "the recording has no lock events, so who held and who waited is not known: record "
+                "on Linux 5.11 or newer, or a guest: 'zaplock measure --kernel PATH --record FILE'"
+            )
 
     def explain(self, wait: int) -> Explained:
         """Explain one wait, a row of `waits`."""
@@ -144,11 +155,12 @@ def analyse(
     stacks: Stacks | None = None,
     quotas: Quotas | None = None,
     caveats: tuple[str, ...] = (),
+    sees_locks: bool = True,
 ) -> Analysis:
     """Find the holds and waits of a recording and get ready to explain any of the waits.
 
     `span` is when the recording began and ended; without it, its first and its last event.
-    `caveats` is what reading it told (`file.Recording`).
+    `caveats` and `sees_locks` are what reading it told (`file.Recording`).
     """
     cut = segments(events, span)
     in_calls = calls(events, cut)
@@ -165,4 +177,6 @@ def analyse(
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
     verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)
-    return Analysis(events, kernel, cut, in_calls, held, waited, verdict, stacks, quotas, caveats)
+    return Analysis(
+        events, kernel, cut, in_calls, held, waited, verdict, stacks, quotas, caveats, sees_locks
+    )

@@ -61,7 +61,12 @@ class Behind:
 
 
 def behind(analysis: Analysis) -> list[Behind]:
-    """List the sleeps that stood behind a call of their waker, the longest first."""
+    """List the sleeps that stood behind a call of their waker, the longest first.
+
+    None where no lock events tell a sleep in the lock's queue from another.
+    """
+    if not analysis.sees_locks:
+        return []
     sleeps = _sleeps(analysis)[:_MOST]
     of_task: dict[int, list[_Sleep]] = {}
     for sleep in sleeps:

@@ -26,7 +26,8 @@ class CallCount:
     """The calls of one operation by the threads of one process (`pid`).
 
     `total_ns` and `longest_ns` are None where no event tells the end; `length` is the sum of the
-    bytes that were asked for, `without_lock` how many of the calls took no mmap_lock.
+    bytes that were asked for, `without_lock` how many of the calls took no mmap_lock (0 where no
+    lock events tell).
     """
 
     operation: str
@@ -53,6 +54,7 @@ def call_counts(analysis: Analysis) -> tuple[CallCount, ...]:
     longest = np.zeros(len(groups), np.int64)
     np.maximum.at(longest, place, took)
     locked = np.zeros(len(calls), bool)
+    locked |= not analysis.sees_locks
     for table in (analysis.holds, analysis.waits):
         locked[table["call"][table["call"] != NO_CALL]] = True
     # bincount sums in floating point: exact up to 2**53, which is 104 days or 8 PiB.

@@ -36,7 +36,7 @@ from zaplock.errors import UserError
 from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.gaps import losses
-from zaplock.trace.manifest import CHECKED, Manifest, read_manifest
+from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 from zaplock.trace.stacks import (
     AddressKind,
@@ -97,6 +97,23 @@ class Recording:
     events: Events
     manifest: Manifest
     caveats: tuple[str, ...] = ()
+
+    @property
+    def sees_locks(self) -> bool:
+        """Whether lock events were recorded: else who held and who waited is not known."""
+        return sees_locks(self.events, self.manifest)
+
+
+NO_LOCK_EVENTS = (
+    "This recording has no lock events: who held an mmap_lock, and who waited for it, is not known."
+)
+
+
+def sees_locks(events: Events, manifest: Manifest) -> bool:
+    """Say whether a recording would have the lock events that there were."""
+    recorded = any(event.startswith(LOCK_SYSTEMS) for event in manifest.enabled)
+    simulated = manifest.source == "simulation"
+    return recorded or simulated or bool((events["kind"] <= EventKind.RELEASED).any())
 
 
 def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
@@ -182,7 +199,10 @@ def read(path: str | os.PathLike[str]) -> Recording:
     tasks = {row[0]: _task(*row) for row in _newest(where, "tasks", TASKS)}
     mms = dict(_newest(where, "mms", MMS))
     events = Events(columns, manifest.operations, tasks, mms, _read_found(where))
-    return Recording(events, manifest, tuple(_caveats(where, manifest, len(holes))))
+    caveats = list(_caveats(where, manifest, len(holes)))
+    if not sees_locks(events, manifest):
+        caveats.insert(0, NO_LOCK_EVENTS)
+    return Recording(events, manifest, tuple(caveats))
 
 
 def _of_kind(path: Path, kind: str) -> list[TableFile]:

@@ -65,6 +65,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     zaplock: str = ""
 
 
+LOCK_SYSTEMS = ("mmap_lock", "zaplock")
+"""Whose events tell of mmap_locks: the tracepoints, or probes on the rwsem's functions."""
+
+
 def encode(manifest: Manifest) -> bytes:
     """Write a manifest with its sum."""
     fields = {name: getattr(manifest, name) for name in manifest.__struct_fields__}

@@ -8,15 +8,16 @@ lock, which have no lock event.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
+from zaplock.trace.summary import QUEUED_NS
 
 WAITED = 0.05
-"""A wait counts where it lasts this share of the teardown's holds, or more."""
+"""A wait counts where it lasts this share of the teardown's holds, or more, and QUEUED_NS."""
 _PART = 0.1
 """A task is named as the one waited for where it explains this share of the wait, or more."""
 
@@ -56,6 +57,16 @@ class TeardownVerdict:
     phases: tuple[TeardownPhase, ...]
     waits: Mapping[str, tuple[str, ...]]
     worst_wait_ns: Mapping[str, int]
+    arrivals_ns: Mapping[str, int] = field(default_factory=dict)
+    """When each bystander came first, from the teardown's begin, where that is known."""
+    took_ns: int = 0
+    """How long the teardown took, where no lock event was there to be seen; `worst_wait_ns` are
+    then the longest stalls of the bystanders."""
+
+    @property
+    def seen(self) -> bool:
+        """Whether lock events were recorded: without them there are no phases and no waits."""
+        return not self.took_ns
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -75,7 +86,8 @@ class TeardownVerdict:
 
     def ratio(self, bystander: str) -> float:
         """A bystander's longest wait, as a share of the teardown's holds."""
-        return self.worst_wait_ns.get(bystander, 0) / self.hold_ns if self.hold_ns else 0.0
+        whole_ns = self.took_ns or self.hold_ns
+        return self.worst_wait_ns.get(bystander, 0) / whole_ns if whole_ns else 0.0
 
 
 def read(events: Events, subject: Subject, kernel: str = "") -> TeardownVerdict:
@@ -131,6 +143,8 @@ def _waits(
         if not len(rows):
             continue
         row = int(rows[np.argmax(waits["wait_ns"][rows])])
+        if waits["wait_ns"][row] < QUEUED_NS:
+            continue  # it found the lock free
         worst[name] = int(waits["wait_ns"][row])
         if worst[name] >= least_ns:
             behind[name] = _culprits(analysis, row, names)

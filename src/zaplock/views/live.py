@@ -45,7 +45,9 @@ def holding_now(analysis: Analysis) -> list[int]:
 def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
     """Say in sentences who waits and who holds at this moment."""
     waiting, holding = waiting_now(analysis), holding_now(analysis)
-    if not waiting:
+    if not analysis.sees_locks:
+        yield "Who waits for this lock is not known: no lock events are seen."
+    elif not waiting:
         yield "Right now nobody waits for this lock."
     else:
         tasks = "1 task waits" if len(waiting) == 1 else f"{len(waiting)} tasks wait"

@@ -30,7 +30,7 @@ from zaplock.views.stacks import plain
 def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
     """Return {"kernel", "duration_ns", "lost_events", "holds", "waits", "calls"}.
 
-    `top` rows of each list.
+    `top` rows of each list. With "sees_locks" false, nothing is known of holds and waits.
     """
     return {
         "kernel": analysis.kernel,
@@ -46,6 +46,7 @@ def report_json(analysis: Analysis, *, top: int) -> dict[str, Any]:
         "slept_behind": headlines_json(analysis)[:top],
         **({"found": found_json(analysis)} if analysis.events.found else {}),
         **({"gaps": _gaps(analysis)} if analysis.segments.gaps else {}),
+        **({} if analysis.sees_locks else {"sees_locks": False}),
         **({"caveats": list(analysis.caveats)} if analysis.caveats else {}),
     }
 

@@ -210,6 +210,8 @@ def _gaps(count: int) -> str:
 
 
 def _waits_in_one(summary: Summary) -> str:
+    if not summary.analysis.sees_locks:
+        return "Who waited for an mmap_lock is not known."
     if not summary.queued:
         return "Nobody waited for an mmap_lock in this recording."
     waited = summary.analysis.waits["wait_ns"]

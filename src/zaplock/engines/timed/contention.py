@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from zaplock.engines.timed.cpus import Clock, Cpus
+from zaplock.engines.timed.cpus import SLOT_BITS, Clock, Cpus
 from zaplock.engines.timed.event_log import ACQUIRED, NOT_ACQUIRED, WRITE, EventLog
 from zaplock.engines.timed.hung_tasks import LongWaits
 from zaplock.engines.timed.locks import TimedLock
@@ -54,6 +54,8 @@ class Contention:
         if nobody_queues or lock.may_steal(step.write):
             lock.grant(thread, step.write)
             self._record(thread, lock, ACQUIRED, step.write)
+            if lock.queue and not step.write:
+                self._wake_queue(lock)
             return True
         thread.lock = lock
         thread.step = step
@@ -69,6 +71,8 @@ class Contention:
         Returns what the wake-ups cost whoever did that, in nanoseconds.
         """
         before_ns = self.owed_ns
+        if lock.owner is None and not lock.readers:
+            lock.no_writers_spin = False
         if lock.handoff_is_due(self.clock.now):
             self._hand_over(lock)
         self._let_spinners_in(lock)
@@ -98,12 +102,21 @@ class Contention:
         assert lock is not None
         assert thread.state == SPINNING, thread
         lock.spinners.remove(thread)
-        if not lock.queue and lock.is_free_for(thread.step.write):
-            # A reader who spun behind a writer on what is now a reader's lock.
+        if thread.step.write and self._is_out_of_patience(thread, lock):
+            lock.time_out()
+        passes = lock.readers_spin and not thread.step.write
+        if (passes or not lock.queue) and lock.is_free_for(thread.step.write):
+            # A reader who spun behind a writer on what is now a reader's lock; up to 5.10 it looks
+            # at no queue (rwsem_reader_phase_trylock).
             self._enter(thread, lock)
             return
         self._end_spin(thread)
         self._queue(thread, lock)
+
+    def _is_out_of_patience(self, thread: Thread, lock: TimedLock) -> bool:
+        """Say whether the time for which a writer spins on readers is over."""
+        due_ns = thread.timer >> SLOT_BITS
+        return lock.owner is None and 0 < due_ns <= self.clock.now
 
     def owner_left(self, owner: Thread) -> None:
         """Send those who spin on an owner to the queue, since the owner left its CPU."""
@@ -117,6 +130,7 @@ class Contention:
     def _queue(self, thread: Thread, lock: TimedLock) -> None:
         lock.queue.append(thread)
         lock.contended = True
+        thread.saw_no_spin = lock.no_readers_spin or (thread.step.write and lock.no_writers_spin)
         thread.in_queue = True
         self._block(thread)
         if thread.tid in self.signals:

@@ -233,7 +233,7 @@ class TimedEngine:
                                 asked, acquired, _ = codes
                                 fresh += (now, asked, now, acquired)
                             if write:
-                                lock.owner = thread
+                                lock.owner, lock.no_readers_spin = thread, False
                             elif thread in lock.readers:
                                 lock.readers[thread] += 1
                             else:
@@ -251,7 +251,7 @@ class TimedEngine:
                         if write:
                             if lock.owner is not thread:
                                 release(lock.value(), thread.tid, True)
-                            lock.owner = None
+                            lock.owner, lock.no_readers_spin = None, False
                         elif (holds := lock.readers.pop(thread, 0)) != 1:
                             self._drop_reader(thread, lock, holds)
                         if lock.contended:

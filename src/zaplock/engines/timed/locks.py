@@ -27,9 +27,17 @@ class TimedLock:
 
     `readers` counts the holds of each reader: a fault inside a read holds it twice. A hold that
     came by a downgrade counts as `DOWNGRADED`. `contended` says whether anybody queues or spins.
+
+    `no_readers_spin` and `no_writers_spin` are the bits RWSEM_RD_NONSPINNABLE and
+    RWSEM_WR_NONSPINNABLE of 5.3 to 5.10 (7d43f1ce9dd0): a writer whose spin on readers timed out
+    sets both. Another writer's lock clears both, a new reader or the last one's end the second.
+    A writer that saw either when it queued sets the first again with its lock.
     """
 
-    __slots__ = ("code", "contended", "owner", "policy", "queue", "readers", "spinners", "which")
+    __slots__ = (
+        "code", "contended", "no_readers_spin", "no_writers_spin", "owner", "policy", "queue",
+        "readers", "spinners", "which",
+    )  # fmt: skip
 
     def __init__(self, which: Lock, policy: RwsemPolicy, code: int) -> None:
         self.which = which
@@ -40,6 +48,17 @@ class TimedLock:
         self.contended = False
         self.queue: list[Thread] = []
         self.spinners: list[Thread] = []
+        self.no_readers_spin = self.no_writers_spin = False
+
+    @property
+    def readers_spin(self) -> bool:
+        """Whether this kernel's readers spin at all."""
+        return self.policy.reader_steals == "spinning" and self.policy.writer_spins != "never"
+
+    def time_out(self) -> None:
+        """Note that a writer spun on readers until its patience was over."""
+        if self.readers_spin and self.readers:
+            self.no_readers_spin = self.no_writers_spin = True
 
     def is_free_for(self, write: bool) -> bool:
         """Return whether the holders, queue apart, would let a reader or writer in."""
@@ -48,10 +67,13 @@ class TimedLock:
     def grant(self, thread: Thread, write: bool) -> None:
         """Make `thread` a holder."""
         assert self.is_free_for(write), (self.which, thread)
+        self.no_writers_spin = False
         if write:
             self.owner = thread
+            self.no_readers_spin = thread.in_queue and thread.saw_no_spin
         else:
             self.readers[thread] = self.readers.get(thread, 0) + 1
+            self.no_readers_spin |= thread.in_queue and thread.saw_no_spin
 
     def downgrade(self, thread: Thread) -> None:
         """Turn the exclusive hold of `thread` into a shared one."""
@@ -107,15 +129,19 @@ class TimedLock:
         """
         if write:
             return self.policy.writer_spins != "never" and self.is_free_for(True)
-        stealing = self.policy.reader_steals
-        return stealing != "never" and self.owner is None and not self.readers
+        if self.owner is not None or self.policy.reader_steals == "never":
+            return False
+        if self.readers_spin:  # rwsem_try_read_lock_unqueued() looks at no queue
+            return not self.no_readers_spin
+        return not self.readers
 
     def may_spin(self, write: bool) -> bool:
         """Return whether somebody who arrives now spins for the lock before it queues."""
         if self.owner is not None:
-            allowed = self.policy.writer_spins if write else self.policy.reader_steals
-            return allowed not in ("never", "unheld") and self.owner.on_cpu
-        return write and self.policy.writer_spins == "any"
+            if not write and (not self.readers_spin or self.no_readers_spin):
+                return False
+            return self.policy.writer_spins != "never" and self.owner.on_cpu
+        return write and self.policy.writer_spins == "any" and not self.no_writers_spin
 
     def value(self) -> Rwsem:
         """Return the state as the immutable value that steps see."""

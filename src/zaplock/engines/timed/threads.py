@@ -62,6 +62,7 @@ class Thread:
         "program",
         "result",
         "resume",
+        "saw_no_spin",
         "send",
         "slot",
         "spun",
@@ -96,6 +97,7 @@ class Thread:
         self.in_queue = False
         self.inside = 0
         self.woken = False
+        self.saw_no_spin = False
         self.lock: TimedLock | None = None
         self.step: Any = None
         self.resume: Callable[[Thread], bool] | None = None

@@ -25,7 +25,7 @@ struct lane {
 static struct shared {
 	volatile int nr_ready, go, stop;
 	int target_tid, target_pid;
-	int64_t populate_ns, begin_ns, end_ns, cpu_ns;
+	int64_t populate_ns, brk_begin_ns, brk_end_ns, begin_ns, end_ns, cpu_ns;
 	long result;
 	struct range range;
 	struct lane lanes[MAX_LANES];

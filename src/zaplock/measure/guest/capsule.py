@@ -37,7 +37,9 @@ _NAME = re.compile(
     r"|events/(header_page|header_event|[A-Za-z0-9_]{1,64}/[A-Za-z0-9_]{1,128}/format)"
 )
 _MOST_RECORDS = 4096
-_NUMBERS = ("nr_cpus", "target_pid", "begin_ns", "end_ns", "cpu_ns")
+_NUMBERS = (
+    "nr_cpus", "target_pid", "brk_begin_ns", "brk_end_ns", "begin_ns", "end_ns", "cpu_ns"
+)  # fmt: skip
 _TEXTS = ("release", "version")
 _MOST_DIGITS = 18
 

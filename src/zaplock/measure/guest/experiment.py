@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zaplock import linux_version
 from zaplock.errors import UserError, no_such
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
@@ -21,6 +22,7 @@ from zaplock.trace.quotas import CpuMax
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "dontneed", "exit")
 BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
+LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
 BYSTANDERS = ("fault", "mmap", "madvise", "proc", "gup")
 _HUGE = 2 << 20
 _BASE_MEMORY = 512 << 20
@@ -33,8 +35,9 @@ class GuestPlan:
 
     `rate` is operations per second of each bystander. `hung_task_timeout_s` 0 leaves the kernel's
     own (120 s). `cpu_max` is the quota of the target, from before its teardown on. `graph` records
-    function_graph instead of events. `shift` stretches an exact guest's time: an instruction takes
-    2 ** shift ns.
+    function_graph instead of events. `locks` says where lock events come from: one of LOCK_EVENTS,
+    of which "auto" takes the tracepoints, else kprobes. `shift` stretches an exact guest's time: an
+    instruction takes 2 ** shift ns.
     """
 
     length: int
@@ -52,6 +55,7 @@ class GuestPlan:
     hung_task_timeout_s: int = 0
     cpu_max: CpuMax | None = None
     graph: bool = False
+    locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
 
     @property
@@ -87,6 +91,7 @@ def checked(plan: GuestPlan) -> GuestPlan:
     plan = _with_backing(plan)
     _one_of("backing", plan.backing, BACKINGS)
     _one_of("teardown", plan.teardown, TEARDOWNS)
+    _one_of("lock events", plan.locks, LOCK_EVENTS)
     for name in plan.bystanders:
         _one_of("bystander", name, BYSTANDERS)
     _check_length(plan)
@@ -156,6 +161,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         "locked": int(plan.locked),
         "vmas": plan.nr_vmas,
     }
+    if plan.locks != "auto":
+        words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
     if plan.cpu_max:
@@ -172,10 +179,20 @@ def run(plan: GuestPlan, *, progress: Callable[[str], None] = lambda _phase: Non
     """Boot the plan's kernel and run the plan once. Raises UserError if it fails."""
     plan = checked(plan)
     kernel = kernels.find(plan.kernel)
-    result = qemu.run(
-        kernel, plan.machine, arguments(plan), limit_s=plan.timeout_s, progress=progress
-    )
+    machine = _with_places(plan.machine, kernels.release_in(kernel.content()))
+    result = qemu.run(kernel, machine, arguments(plan), limit_s=plan.timeout_s, progress=progress)
     return GuestRun(plan, result)
+
+
+_PLACES = 64
+
+
+def _with_places(machine: qemu.GuestMachine, release: str) -> qemu.GuestMachine:
+    """Give return probes places for waiting tasks: before 4.12 as many as there may be CPUs."""
+    found = linux_version.find(release)
+    if found is None or found.carries("4.12"):
+        return machine
+    return replace(machine, boot_options=(*machine.boot_options, f"possible_cpus={_PLACES}"))
 
 
 def lane_stalls(lane: capsule.Lane, begin_ns: int, end_ns: int) -> tuple[Stalls, Stalls]:

@@ -43,8 +43,11 @@ _LINE = re.compile(
 
 
 def root(teardown: str) -> str:
-    """Name the function at which the graph of a teardown begins: its system call."""
-    return f"__x64_sys_{_CALLS[teardown]}"
+    """Name the function at which the graph of a teardown begins: its system call.
+
+    It is called __x64_sys_munmap from 4.17 on, SyS_munmap or sys_munmap before; a kernel knows one.
+    """
+    return ",".join(f"{prefix}_{_CALLS[teardown]}" for prefix in ("__x64_sys", "SyS", "sys"))
 
 
 def rewrite(text: str) -> Iterator[str]:

@@ -6,7 +6,8 @@
  *   teardown=munmap|fixed|growsdown|brk|mremap|dontneed|exit locked=1|0 vmas=N
  *   period_ns=N     a bystander sleeps so long between two operations
  *   settle_ns=N     the bystanders run so long alone before and after the teardown
- *   trace=1|0       record the mmap_lock events of the kernel (root and tracefs)
+ *   trace=1|0       record the lock events of the kernel (root and tracefs)
+ *   locks=auto|tracepoints|kprobes|both|none  where the lock events come from (lockprobes.c)
  *   graph=1         record the function_graph of the teardown instead (in a guest)
  *   graph_root=FUNCTION,... graph_functions=PATTERN,...
  *   cpu_max=QUOTA_PERIOD  give the target so many us of CPU time in each period (in a guest)
@@ -124,7 +125,9 @@ static void target(void)
 	if (under_quota)
 		quota_enter();
 	sleep_ns(settle);
-	syscall(SYS_brk, 0); /* tells whoever reads the trace where the heap ends */
+	shared->brk_begin_ns = now_ns();
+	syscall(SYS_brk, 0); /* tells whoever reads the trace where the heap ends, and which lock is ours */
+	shared->brk_end_ns = now_ns();
 	begin = clock_ns(CLOCK_THREAD_CPUTIME_ID);
 	shared->begin_ns = now_ns();
 	shared->result = range_teardown(range, teardown);
@@ -205,10 +208,11 @@ static void save_results(void)
 	uname(&uname_);
 	capsule_printf("facts",
 		"release=%s\nversion=%s\nnr_cpus=%ld\nlength=%zu\nstart=%lu\ntarget_pid=%d\n"
-		"populate_ns=%lld\nbegin_ns=%lld\nend_ns=%lld\ncpu_ns=%lld\nresult=%ld\nsupervisor_pid=%d\n",
+		"populate_ns=%lld\nbrk_begin_ns=%lld\nbrk_end_ns=%lld\nbegin_ns=%lld\nend_ns=%lld\ncpu_ns=%lld\nresult=%ld\nsupervisor_pid=%d\n",
 		uname_.release, uname_.version, sysconf(_SC_NPROCESSORS_CONF), shared->range.length,
 		(unsigned long)shared->range.start, shared->target_pid,
-		(long long)shared->populate_ns, (long long)shared->begin_ns, (long long)shared->end_ns,
+		(long long)shared->populate_ns, (long long)shared->brk_begin_ns,
+		(long long)shared->brk_end_ns, (long long)shared->begin_ns, (long long)shared->end_ns,
 		(long long)shared->cpu_ns, shared->result, supervisor_pid);
 	for (i = 0; i < nr_lanes; i++) {
 		struct lane *lane = &shared->lanes[i];
@@ -233,7 +237,7 @@ int main(int argc, char **argv)
 	if (in_guest)
 		guest_boot();
 	capsule_open(in_guest ? guest_capsule() : option("capsule", "capsule"), 0);
-	trace = number("trace", 1);
+	trace = number("trace", 1) && has_tracefs(option("tracefs", "/sys/kernel/tracing"));
 	graph = in_guest && number("graph", 0);
 	tracefs = option("tracefs", "/sys/kernel/tracing");
 	period_ns = number("period_ns", period_ns);
@@ -256,7 +260,9 @@ int main(int argc, char **argv)
 	} else if (trace) {
 		if (!in_guest)
 			trace_only_ours(shared->lanes, nr_lanes, shared->target_tid);
+		trace_set("tracing_on", "0"); /* no event of a call whose other ones are not on yet */
 		trace_events();
+		locks_enable(option("locks", "auto"));
 	}
 	trace_set("tracing_on", trace ? "1" : "0");
 	capsule_phase(2);
@@ -264,6 +270,7 @@ int main(int argc, char **argv)
 	capsule_phase(3);
 	trace_set("tracing_on", "0");
 	save_results();
+	features_save();
 	if (graph) {
 		trace_save_graph();
 	} else if (trace) {

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from zaplock.errors import UserError
 from zaplock.measure.guest.capsule import Capsule, CapsuleError
 from zaplock.measure.guest.experiment import GuestRun, arguments
-from zaplock.recorder.decode import Columns
+from zaplock.recorder import rwsem_probes
+from zaplock.recorder.buffers import Chunk
+from zaplock.recorder.decode import Columns, Decoder
 from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
@@ -22,6 +25,7 @@ from zaplock.trace.quotas import QuotaReading, QuotaRows
 
 _END_OF_TIME = 1 << 62
 _MOST_US = 1 << 50
+_WRITERS = [one.name for one in rwsem_probes.FUNCTIONS if one.asks and one.write]
 
 
 class _GuestNames(TaskNames):
@@ -31,24 +35,65 @@ class _GuestNames(TaskNames):
         self._own(columns)
 
 
-def events(capsule: Capsule) -> Events:
-    """Decode the trace of a capsule. Raises CapsuleError where it is none of a kernel's."""
+TRACEPOINTS, KPROBES, NOT_SEEN = "tracepoints", "kprobes", ""
+"""Where the lock events of a run come from."""
+
+
+def lock_events(capsule: Capsule) -> tuple[str, ...]:
+    """Name the ways in which a run's lock events were recorded, the better first."""
+    systems = {event.partition(":")[0] for event in enabled(capsule)}
+    ways = {TRACEPOINTS: "mmap_lock", KPROBES: rwsem_probes.GROUP}
+    return tuple(way for way, system in ways.items() if any(s.startswith(system) for s in systems))
+
+
+def events(capsule: Capsule, by: str = "") -> Events:
+    """Decode the trace of a capsule, its lock events in one way (where it has several).
+
+    Raises CapsuleError where it is none of a kernel's, UserError where probes missed calls.
+    """
     try:
-        return _decoded(capsule)
-    except (CapsuleError, KeyboardInterrupt):
+        return _decoded(capsule, by or next(iter(lock_events(capsule)), NOT_SEEN))
+    except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # a guest's kernel may lay out and send anything whatsoever
         raise CapsuleError(f"its trace: {type(error).__name__}: {error}") from None
 
 
-def _decoded(capsule: Capsule) -> Events:
-    layouts = _layouts(capsule)
+def _decoded(capsule: Capsule, by: str) -> Events:
+    layouts = _layouts(capsule, by)
     names = _names(capsule)
-    stream = Stream(layouts, names)
     chunks = [(_cpu(name), pages) for name, pages in sorted(capsule.files("pages/").items())]
+    semaphores = _semaphores(capsule, layouts, chunks) if by == KPROBES else ()
+    stream = Stream(layouts, names, semaphores=semaphores)
     columns = stream.feed(chunks, _END_OF_TIME)
     found = Events(columns, NAMES, names.tasks, names.mms)
     found.check()
+    if stream.probes and stream.probes.unanswered:
+        raise UserError(
+            f"the kernel missed {stream.probes.unanswered} returns of the rwsem's functions (too "
+            "many tasks waited for its return probes), so holds can't be trusted: "
+            "leave bystanders away"
+        )
+    return found
+
+
+def _semaphores(capsule: Capsule, layouts: Layouts, chunks: list[Chunk]) -> set[int]:
+    """Find the target's mmap_lock: the one semaphore that it asks for exclusively in its brk(2)."""
+    decoder = Decoder(layouts)
+    parts = [decoder.decode(pages, cpu).columns for cpu, pages in chunks]
+    begin_ns, end_ns = capsule.fact("brk_begin_ns"), capsule.fact("brk_end_ns")
+    found: set[int] = set()
+    for columns in parts:
+        inside = (columns["time_ns"] >= begin_ns) & (columns["time_ns"] <= end_ns)
+        asked = (columns["kind"] == EventKind.ASKED) & (columns["write"] == 1)
+        own = columns["tid"] == capsule.fact("target_pid")
+        found.update(columns["mm"][inside & asked & own].tolist())
+    if len(found) != 1:
+        raise UserError(
+            f"the target's mmap_lock can't be told from other semaphores ({len(found)} seen in its "
+            f"brk): this kernel probably calls none of {', '.join(_WRITERS)} there; see 'zaplock "
+            "fidelity --help'"
+        )
     return found
 
 
@@ -100,12 +145,13 @@ def enabled(capsule: Capsule) -> tuple[str, ...]:
     return tuple(f"{system}:{event}" for _, system, event, _ in formats)
 
 
-def _layouts(capsule: Capsule) -> Layouts:
+def _layouts(capsule: Capsule, by: str) -> Layouts:
     def told(name: str) -> str | None:
         record = f"events/{name}"
         return capsule.text(record) if record in capsule.records else None
 
-    return layouts_told(told, enabled(capsule))
+    other = rwsem_probes.GROUP if by == TRACEPOINTS else "mmap_lock"
+    return layouts_told(told, tuple(one for one in enabled(capsule) if not one.startswith(other)))
 
 
 def _names(capsule: Capsule) -> TaskNames:

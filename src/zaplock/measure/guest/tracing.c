@@ -1,6 +1,7 @@
-/* The kernel's own view: a private tracefs instance with the mmap_lock events and, around them, the
- * system calls of mm with their arguments, user page faults and scheduling; or, on request, the
- * function_graph tracer over the functions that tear a mapping down.
+/* The kernel's own view: a private tracefs instance with the lock events (the mmap_lock tracepoints,
+ * or lockprobes.c where there are none) and, around them, the system calls of mm with their
+ * arguments, user page faults and scheduling; or, on request, the function_graph tracer over the
+ * functions that tear a mapping down.
  *
  * An event that this kernel does not have is left out; the capsule holds the format files of those
  * that were switched on, so that the reader knows.
@@ -9,9 +10,13 @@
 static const char *tracefs;
 static char instance[128];
 
-static const char *const events[] = {
+static const char *const lock_events[] = {
 	"mmap_lock/mmap_lock_start_locking", "mmap_lock/mmap_lock_acquire_returned",
 	"mmap_lock/mmap_lock_released",
+};
+#define NR_LOCK_EVENTS (sizeof(lock_events) / sizeof(*lock_events))
+
+static const char *const events[] = {
 	"syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap",
 	"syscalls/sys_enter_mmap", "syscalls/sys_exit_mmap",
 	"syscalls/sys_enter_mremap", "syscalls/sys_exit_mremap",
@@ -38,10 +43,18 @@ static int write_file(const char *path, const char *text)
 
 static int trace_set(const char *file, const char *text)
 {
-	char path[256];
+	char path[384];
 
 	snprintf(path, sizeof(path), "%s/%s", instance, file);
 	return write_file(path, text);
+}
+
+static int has_tracefs(const char *folder)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/trace_clock", folder);
+	return !access(path, F_OK);
 }
 
 static void trace_make(const char *name, long buffer_kb)
@@ -70,16 +83,32 @@ static void trace_only_ours(const struct lane *lanes, int nr_lanes, int target)
 		die("cannot narrow the trace instance %s", instance);
 }
 
+static int trace_enable(const char *event)
+{
+	char path[200];
+
+	snprintf(path, sizeof(path), "events/%s/enable", event);
+	return trace_set(path, "1");
+}
+
 static void trace_events(void)
 {
-	char path[128];
 	size_t i;
 
-	for (i = 0; i < NR_EVENTS; i++) {
-		snprintf(path, sizeof(path), "events/%s/enable", events[i]);
-		trace_set(path, "1");
-	}
+	for (i = 0; i < NR_EVENTS; i++)
+		trace_enable(events[i]);
 }
+
+static void trace_save_format(const char *event)
+{
+	char name[200], path[360];
+
+	snprintf(name, sizeof(name), "events/%s/format", event);
+	snprintf(path, sizeof(path), "%s/%s", instance, name);
+	capsule_file(name, path, 4096);
+}
+
+#include "lockprobes.c"
 
 /* Have the tracer watch each of the comma-separated functions that this kernel has. */
 static void trace_filter(const char *file, const char *functions)
@@ -149,14 +178,12 @@ static void trace_save_tasks(void)
 
 static void trace_save_formats(void)
 {
-	char name[128], path[256];
+	char path[256];
 	size_t i;
 
-	for (i = 0; i < NR_EVENTS; i++) {
-		snprintf(name, sizeof(name), "events/%s/format", events[i]);
-		snprintf(path, sizeof(path), "%s/%s", instance, name);
-		capsule_file(name, path, 4096);
-	}
+	for (i = 0; i < NR_EVENTS; i++)
+		trace_save_format(events[i]);
+	locks_save();
 	snprintf(path, sizeof(path), "%s/events/header_page", tracefs);
 	capsule_file("events/header_page", path, 4096);
 	snprintf(path, sizeof(path), "%s/events/header_event", tracefs);
@@ -191,4 +218,5 @@ static void trace_remove(void)
 {
 	trace_set("events/enable", "0");
 	rmdir(instance);
+	locks_remove();
 }

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from zaplock.errors import UserError
 from zaplock.measure.guest import recording
-from zaplock.measure.guest.experiment import GuestRun
+from zaplock.measure.guest.capsule import Capsule
+from zaplock.measure.guest.experiment import GuestRun, stalls
 from zaplock.trace import verdict
 from zaplock.trace.events import EventKind
 from zaplock.trace.verdict import Subject, TeardownVerdict
 
 
-def read(done: GuestRun) -> TeardownVerdict:
-    """Read the lock events of a run in a guest or on the host.
+def read(done: GuestRun, by: str = "") -> TeardownVerdict:
+    """Read the lock events of a run in a guest or on the host, `by` one of its ways to record them.
 
+    Where the kernel gives none, the verdict has the bystanders' stalls alone (`seen` is false).
     Raises UserError where events were lost: what is missing could be any hold or wait.
     """
     capsule = done.capsule
-    events = recording.events(capsule)
+    if not recording.lock_events(capsule):
+        return _stalls_alone(done)
+    events = recording.events(capsule, by)
     if nr_gaps := int((events["kind"] == EventKind.LOST).sum()):
         raise UserError(
             f"{done.plan.kernel}: the trace buffers overflowed {nr_gaps} times, so its holds can't "
@@ -31,4 +37,19 @@ def read(done: GuestRun) -> TeardownVerdict:
         bystanders={lane.name: lane.tid for lane in capsule.lanes},
         exits=done.plan.teardown == "exit",
     )
-    return verdict.read(events, subject, capsule.facts["release"])
+    seen = verdict.read(events, subject, capsule.facts["release"])
+    return replace(seen, arrivals_ns=_arrivals(capsule))
+
+
+def _arrivals(capsule: Capsule) -> dict[str, int]:
+    """Say when each bystander's next operation began, whether it took the lock or not."""
+    begin_ns = capsule.fact("begin_ns")
+    later = {lane.name: lane.begin_ns[lane.begin_ns >= begin_ns] for lane in capsule.lanes}
+    return {name: int(begins[0]) - begin_ns for name, begins in later.items() if len(begins)}
+
+
+def _stalls_alone(done: GuestRun) -> TeardownVerdict:
+    """Tell what the bystanders' own clocks say: it needs nothing of the kernel."""
+    took_ns = done.capsule.fact("end_ns") - done.capsule.fact("begin_ns")
+    worst = {name: beside.max_ns for name, (beside, _) in stalls(done).items()}
+    return TeardownVerdict((), {}, worst, took_ns=max(took_ns, 1))
