@@ -28,10 +28,12 @@ TESTERS := 2
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
 
-# As many mutations of each kind as FUZZ says, others each time.
+# As many mutations of each kind as FUZZ says, a twentieth through the command line, others each time;
+# and a disk that is full after each single page.
 FUZZ := 20000
 fuzz: setup
-	ZAPLOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest tests/test_fuzz.py --timeout 0
+	ZAPLOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 \
+	  tests/test_fuzz.py tests/test_fuzz_cli.py tests/test_recorder_faults.py
 
 # Choose all versions anew and write them down with their hashes.
 lock:

@@ -115,19 +115,26 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def opened(file: Path) -> AsyncIterator[Page]:
-    """Start a browser, open a file in it, and end that browser afterwards."""
+async def opened(file: Path, *, still: bool = False) -> AsyncIterator[Page]:
+    """Start a browser, open a file in it, and end that browser afterwards.
+
+    A `still` page has no script of its own that says when it is ready.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [find(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            yield await _page(browser, file)
+            yield await _page(browser, file, _LOADED if still else _READY)
         finally:
             browser.kill()
             browser.wait()
 
 
-async def _page(browser: subprocess.Popen[str], file: Path) -> Page:
+_READY = "document.body && document.body.dataset.ready === '1'"
+_LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
+
+
+async def _page(browser: subprocess.Popen[str], file: Path, ready: str) -> Page:
     assert browser.stderr is not None
     for line in browser.stderr:
         found = re.search(r"ws://[^/]+/", line)
@@ -144,5 +151,5 @@ async def _page(browser: subprocess.Popen[str], file: Path) -> Page:
     for domain in ("Page", "Network", "Runtime"):
         await page.call(f"{domain}.enable")
     await page.call("Page.navigate", url=file.as_uri())
-    await page.until("document.body && document.body.dataset.ready === '1'")
+    await page.until(ready)
     return page

@@ -10,6 +10,7 @@ from _pytest.runner import runtestprotocol
 
 ONLY_COMPUTE = {
     "test_arrows",
+    "test_authors",
     "test_blame",
     "test_check",
     "test_exhaustive",

@@ -13,7 +13,8 @@ from zaplock.check.counterexample import tell
 from zaplock.check.matrix import check_row, unexpected
 from zaplock.check.pairs import SIDES, pair_names
 from zaplock.check.scenarios import parse_operation, shipped_scenarios
-from zaplock.check.verdicts import check, closed_system, find_design, find_scenario, read_token
+from zaplock.check.tokens import read_token
+from zaplock.check.verdicts import check, closed_system, find_design, find_scenario
 from zaplock.cli import main
 from zaplock.designs import SHIPPED
 from zaplock.designs.linux import releases_that_differ

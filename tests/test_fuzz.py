@@ -6,15 +6,11 @@ same; `make fuzz` runs as many as ZAPLOCK_FUZZ says, others each time.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import gzip
 import io
-import os
-import shutil
+import random
 import struct
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -22,7 +18,19 @@ import numpy as np
 import polars as pl
 import pytest
 import scenes
-from hypothesis import HealthCheck, given, settings
+from fuzzing import (
+    HERE,
+    RUNS,
+    good_recording,
+    good_scenarios,
+    mutated,
+    mutations,
+    recording_with,
+    times,
+    well_behaved,
+    written,
+)
+from hypothesis import given
 from hypothesis import strategies as st
 
 from zaplock.check.operations import KINDS
@@ -35,7 +43,8 @@ from zaplock.check.scenarios import (
     shipped_scenarios,
 )
 from zaplock.check.scenarios import check as bounded
-from zaplock.check.verdicts import check, find_design, read_token
+from zaplock.check.tokens import read_token
+from zaplock.check.verdicts import check, find_design
 from zaplock.cli import main
 from zaplock.engines.checking.exhaustive import SearchLimits
 from zaplock.errors import UserError
@@ -44,85 +53,12 @@ from zaplock.measure.guest import capsule, recording
 from zaplock.oracle import corpus
 from zaplock.outputs import walk
 from zaplock.programs import recording as strace
-from zaplock.trace import file, tables
+from zaplock.recorder import symbols
+from zaplock.trace import file, foreign, tables
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EVENT
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import report_json
-
-RUNS = int(os.environ.get("ZAPLOCK_FUZZ", "0"))
-LONGEST_S = 5.0
-HERE = Path(__file__).parent
-WORDS = (
-    *(b"0", b"-1", b"1e999", b"99999999999999999999", b"18446744073709551616", b"nan", b"\x00"),
-    *(b"\xff\xfe", b"[" * 300, b"{" * 300, b'"', b"'", b"\n", b"=", b"0x", b"<<", b"\x1b[2J"),
-)
-
-fuzz = functools.partial(
-    settings,
-    deadline=None,
-    derandomize=not RUNS,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-
-def times(count: int) -> settings:
-    return fuzz(max_examples=RUNS or count)
-
-
-def mutations() -> st.SearchStrategy[list[tuple[int, float, float, int]]]:
-    """A few changes: what is done, where, over what length, and with what."""
-    at = st.floats(0, 1, exclude_max=True)
-    one = st.tuples(st.integers(0, 5), at, at, st.integers(0, 255))
-    return st.lists(one, min_size=1, max_size=4)
-
-
-def mutated(content: bytes, changes: list[tuple[int, float, float, int]]) -> bytes:
-    raw = bytearray(content)
-    for kind, where, length, value in changes:
-        at = int(where * len(raw))
-        span = int(length * min(64, len(raw) - at)) + 1
-        if kind == 0 and raw:
-            raw[at] ^= 1 << (value % 8)
-        elif kind == 1:
-            del raw[at : at + span]
-        elif kind == 2:
-            raw[at:at] = raw[at : at + span] * (1 + value % 3)
-        elif kind == 3:
-            raw[at : at + span % 4] = WORDS[value % len(WORDS)]
-        elif kind == 4:
-            raw[at : at + span] = bytes([value]) * span
-        else:
-            del raw[at:]
-    return bytes(raw)
-
-
-@contextlib.contextmanager
-def well_behaved() -> Iterator[None]:
-    """Only UserError, of one line, and soon."""
-    began, told = time.thread_time(), ""
-    try:
-        yield
-    except UserError as error:
-        told = str(error)
-    assert "\n" not in told
-    assert time.thread_time() - began < LONGEST_S, "that took too long"
-
-
-@functools.cache
-def folder() -> Path:
-    made = Path(tempfile.mkdtemp(prefix="zaplock-fuzz-"))
-    import atexit
-
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
-
-
-def written(name: str, content: bytes) -> Path:
-    path = folder() / name
-    path.write_bytes(content)
-    return path
 
 
 def understood(path: Path) -> None:
@@ -134,22 +70,6 @@ def understood(path: Path) -> None:
     analysis = analyse(found.events, about.kernel, span=span, caveats=found.caveats)
     report_json(analysis, top=3)
     summarise(analysis, explain=20)
-
-
-@functools.cache
-def good_recording() -> dict[str, bytes]:
-    path = folder() / "good.zaplock"
-    file.write(path, scenes.database(), file.Manifest(source="simulation", kernel="6.18.44"))
-    return {one.name: one.read_bytes() for one in sorted(path.iterdir())}
-
-
-def recording_with(files: dict[str, bytes]) -> Path:
-    path = folder() / "bad.zaplock"
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
-    for name, content in files.items():
-        (path / name).write_bytes(content)
-    return path
 
 
 @times(200)
@@ -165,6 +85,19 @@ def test_a_damaged_recording(which: int, changes: list[tuple[int, float, float, 
         found = file.read(path)
         assert same or name == "manifest.json" or found.caveats, "damage was believed"
         understood(path)
+
+
+def test_no_bit_of_an_event_block_can_flip_unnoticed() -> None:
+    """Over the whole block, its ends and the length of its footer among the rest."""
+    files = dict(good_recording())
+    [name] = [one for one in files if one.startswith("events")]
+    chosen, whole = random.Random(RUNS), files[name]
+    for _ in range(RUNS or 100):
+        damaged = bytearray(whole)
+        damaged[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
+        path = recording_with({**files, name: bytes(damaged)})
+        with pytest.raises(UserError, match="is not what was written"):
+            file.read(path)
 
 
 @times(120)
@@ -216,12 +149,6 @@ def test_a_recording_of_numbers_that_no_kernel_writes(data: st.DataObject) -> No
         tables.put(where, "events", 0, frame)
     with well_behaved():
         understood(path)
-
-
-@functools.cache
-def good_scenarios() -> list[bytes]:
-    source = HERE.parent / "src/zaplock/check/scenario_files"
-    return [one.read_bytes() for one in sorted(source.glob("*.toml"))]
 
 
 SOON = SearchLimits(states=300, seconds=1.0)
@@ -320,6 +247,100 @@ def test_a_recording_of_strace(which: int, changes: list[tuple[int, float, float
         strace.parse(written("strace.txt", mutated(raw, changes)))
 
 
+# ---- traces of other tools
+
+
+TRACES = ("ftrace-6.18.txt", "perf-script-6.18.txt", "trace-cmd-format.txt")
+
+
+@functools.cache
+def good_traces() -> list[bytes]:
+    """Some lines of each, and all of it packed."""
+    texts = [(HERE / "fixtures/recorder" / name).read_bytes()[:8_000] for name in TRACES]
+    return [*texts, gzip.compress(texts[0], mtime=0)]
+
+
+@times(150)
+@given(st.integers(0, 3), mutations())
+def test_a_text_trace(which: int, changes: list[tuple[int, float, float, int]]) -> None:
+    path = written("trace.txt", mutated(good_traces()[which], changes))
+    with well_behaved():
+        imported(path)
+
+
+def imported(path: Path) -> None:
+    """Import a trace: what comes of it can be written and read again."""
+    events = foreign.read_foreign(str(path)).events
+    events.check()
+    target = recording_with({})
+    target.rmdir()
+    file.write(target, events, file.Manifest(source="import"))
+    assert file.read(target).caveats == ()
+
+
+@functools.cache
+def good_perfetto() -> bytes:
+    pb = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    trace = pb.Trace()
+    thread = trace.packet.add().process_tree.threads.add()
+    thread.tid, thread.tgid, thread.name = 11, 10, "mapper"
+    bundle = trace.packet.add().ftrace_events
+    bundle.cpu, bundle.lost_events = 3, True
+    for number, name in enumerate(("start_locking", "acquire_returned", "released")):
+        event = bundle.event.add()
+        event.timestamp, event.pid = 1000 * number, 11
+        event.generic.event_name = f"mmap_lock_{name}"
+        for key, value in {"mm": 1 << 40, "write": 1, "success": 1}.items():
+            field = event.generic.field.add()
+            field.name, field.uint_value = key, value
+    bundle.compact_sched.switch_timestamp.extend([1, 2, 3])
+    bundle.compact_sched.switch_prev_state.extend([0, 1, 0])
+    bundle.compact_sched.switch_next_pid.extend([11, 12, 11])
+    return bytes(trace.SerializeToString())
+
+
+@times(200)
+@given(mutations())
+def test_a_trace_of_perfetto(changes: list[tuple[int, float, float, int]]) -> None:
+    path = written("trace.pftrace", mutated(good_perfetto(), changes))
+    with well_behaved():
+        imported(path)
+
+
+# ---- what a recorded process has in its files
+
+
+@functools.cache
+def good_program() -> bytes:
+    """A small ELF file with symbols: a library of Python's own."""
+    import _ctypes
+
+    return Path(_ctypes.__file__).read_bytes()
+
+
+@times(100)
+@given(mutations(), st.booleans())
+def test_an_elf_file(changes: list[tuple[int, float, float, int]], in_head: bool) -> None:
+    good = good_program()
+    head = 64 if in_head else len(good)
+    path = written("program", mutated(good[:head], changes) + good[head:])
+    with well_behaved(), path.open("rb") as program:
+        found = symbols.read_elf(program.fileno())
+        for offset in (0, 1, 0x1000, 0x4000, len(good), 1 << 62, (1 << 64) - 1):
+            symbols.readable(found.find(offset) or "")
+
+
+@times(100)
+@given(mutations())
+def test_a_perf_map(changes: list[tuple[int, float, float, int]]) -> None:
+    good = b"".join(b"%x %x py::f%d:/x.py\n" % (4096 * at, 100, at) for at in range(1, 40))
+    path = written("perf.map", mutated(good, changes))
+    with well_behaved(), path.open("rb") as runtime:
+        found = symbols.read_perf_map(runtime.fileno())
+        for address in (0, 4096, 8200, 1 << 63, (1 << 64) - 1):
+            assert symbols.readable(found.find(address) or "").isprintable()
+
+
 @times(200)
 @given(st.text(max_size=60) | st.builds("{}@{}~{}".format, *[st.text(max_size=12)] * 3))
 def test_a_token(text: str) -> None:
@@ -385,25 +406,6 @@ def test_a_record_whose_name_leads_somewhere_is_refused(name: str, tmp_path: Pat
     (tmp_path / "capsule").write_bytes(header + record)
     with pytest.raises(UserError, match="the guest handed over what can't be read"):
         capsule.read(tmp_path / "capsule")
-
-
-# ---- through the command line
-
-
-@times(40)
-@given(st.integers(0, 3), mutations())
-def test_the_verbs(which: int, changes: list[tuple[int, float, float, int]]) -> None:
-    files = dict(good_recording())
-    names = [name for name in sorted(files) if name != "manifest.json"]
-    files[names[which % len(names)]] = mutated(files[names[which % len(names)]], changes)
-    path = recording_with(files)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        assert main(["report", str(path)]) in (0, 2)
-        bad = written("scenario.toml", mutated(good_scenarios()[which], changes))
-        arguments = ["--design", "linux-6.18", "--max-seconds", "1", "--max-states", "200"]
-        assert main(["check", str(bad), *arguments]) in (0, 1, 2, 3, 4)
-    assert "Traceback" not in err.getvalue()
 
 
 def test_what_is_shipped_is_within_the_bounds() -> None:

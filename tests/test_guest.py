@@ -287,6 +287,18 @@ def test_without_a_compiler_the_way_to_it_is_told(
         build.probe()
 
 
+def test_a_probe_that_is_not_what_was_compiled_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZAPLOCK_CACHE", str(tmp_path))
+    if build.compiler() is None:
+        pytest.skip("no C compiler")
+    program = build.probe()
+    whole = program.read_bytes()
+    program.write_bytes(whole[:-1] + b"x")
+    assert build.probe().read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -139,6 +139,28 @@ def test_his_names_break_no_recording_of_somebody_elses_children(lair: Path) -> 
         harmless(lair, done, 0)
 
 
+def test_maps_of_functions_that_would_hang_or_lead_elsewhere(lair: Path) -> None:
+    """A FIFO, a sparse file of 100 GB and a link to what is root's, each where a runtime writes."""
+    with contextlib.ExitStack() as stack:
+        pids = [stack.enter_context(the_process_of(b"jit")) for _ in range(3)]
+        maps = [Path(f"/tmp/perf-{pid}.map") for pid in pids]
+        for one in maps:
+            stack.callback(one.unlink, missing_ok=True)
+        os.mkfifo(maps[0])
+        with maps[1].open("wb") as sparse:
+            sparse.truncate(100 << 30)
+        maps[2].symlink_to(lair.parent / "precious")
+        for one in maps:
+            os.lchown(one, NOBODY, NOBODY)
+        (lair.parent / "precious").write_text("root's")
+        them = [word for pid in pids for word in ("-p", str(pid))]
+        done = zaplock(lair, "record", *them, "--stacks", "-d", "300ms", "-o", "x.zaplock")
+        harmless(lair, done, 0)
+    reported = zaplock(lair, "report", "x.zaplock", "--folded", "stacks.txt")
+    harmless(lair, reported, 0)
+    assert b"root's" not in (lair / "stacks.txt").read_bytes()
+
+
 def test_mounts_of_any_name(lair: Path) -> None:
     """As seen from inside a mount namespace where he could mount: the worst place to look from."""
     bad = os.fsencode(lair) + b"/\xff\x1b]0;x\x07 \n\\040"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.trace import file, text
+from zaplock.trace import file, foreign, text
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.operations import NAMES, OPERATIONS, X86_64
@@ -170,6 +172,7 @@ def test_no_line_takes_long(line: str) -> None:
         "a-1 [000] 1.000001: sched_switch: x ==> y",
         "a-1 [000] 1.000001: contention_begin: zzz",
         f"nobody 1.000001: {LOCK}",
+        f"a-1 [000] 9999999999.000001: {LOCK}",
         "a-1 [000] 1.000001: sched_wakeup: comm=x pid=" + "9" * 5_000,
     ],
 )
@@ -203,6 +206,24 @@ def test_a_packed_text_is_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture
     packed.write_bytes(packed.read_bytes()[:500])
     assert main(["import", str(packed), "-o", str(tmp_path / "damaged")]) == 2
     assert "damaged gzip" in capsys.readouterr().err
+
+
+def test_what_has_no_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fifo, bomb = tmp_path / "fifo", tmp_path / "bomb.gz"
+    os.mkfifo(fifo)
+    bomb.write_bytes(gzip.compress((b"x" * 1023 + b"\n") * (32 << 10)))
+    for path, told in ((fifo, "no plain file"), (Path("/dev/zero"), "no plain file"),
+                       (bomb, "over 200 times its size")):  # fmt: skip
+        assert main(["import", str(path), "-o", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1
+
+
+def test_a_line_longer_than_any_event_is_passed_over() -> None:
+    lines = io.StringIO("x" * (3 << 20) + f"a-1 [000] 1.000001: {LOCK}\na-1 [000] 2.0: {LOCK}\n")
+    events = text.parse(foreign.bounded_lines(lines)).events
+    assert events["time_ns"].tolist() == [2_000_000_000]
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,15 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzzing import RUNS
 
+from zaplock.errors import UserError
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.session import record_to
@@ -64,6 +67,47 @@ def test_a_cpu_may_be_off_at_the_start_and_come_later() -> None:
         Path("/proc/self/smaps_rollup").read_bytes()
         os.sched_setaffinity(0, before)
         assert {cpu for cpu, _ in capture.buffers.drain()} >= {1}
+    assert mine() == []
+
+
+def on_cpu_1(seconds: float) -> None:
+    """Take and release our mmap_lock there, if it is there."""
+    with contextlib.suppress(OSError):  # it is off
+        os.sched_setaffinity(0, {1})
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        Path("/proc/self/smaps_rollup").read_bytes()
+
+
+def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
+    """Nothing that it had recorded is lost by that, and no gap is told where there is none."""
+    story = iter(["on", "off", "on", "end"])
+    switched_ns: list[int] = []
+
+    def ended() -> bool:
+        state = next(story)
+        if state == "off":
+            SECOND_CPU.write_text("0")
+            switched_ns.append(time.monotonic_ns())
+        elif switched_ns:
+            SECOND_CPU.write_text("1")
+            switched_ns.append(time.monotonic_ns())
+        on_cpu_1(0.25)
+        return state == "end"
+
+    before = os.sched_getaffinity(0)
+    path = tmp_path / "a.zaplock"
+    with second_cpu_off():  # it is put back, whatever happens
+        SECOND_CPU.write_text("1")
+        try:
+            record_to(path, Options(pids=(ME,), groups=("mmap_lock",)), ended=ended)
+        finally:
+            os.sched_setaffinity(0, before)
+    read = file.read(path)
+    assert (read.caveats, read.manifest.lost_events, read.manifest.notes) == ((), 0, ())
+    times = read.events["time_ns"][(read.events["cpu"] == 1) & (read.events["tid"] == ME)]
+    assert (times < switched_ns[0]).any(), "what it had recorded before it went"
+    assert (times > switched_ns[1]).any(), "what it recorded when it was back"
     assert mine() == []
 
 
@@ -252,15 +296,18 @@ def test_the_host_touches_no_recorder_in_a_container() -> None:
         "    os._exit(0)\n"
     ).strip()
     with opened() as tracefs:
-        path = tracefs.path / "instances" / name
+        path, patience = tracefs.path / "instances" / name, time.monotonic() + 10
         try:
             gone, unknown = left_over(tracefs)
-            assert name in unknown
+            while name not in unknown and path.exists() and time.monotonic() < patience:
+                gone, unknown = left_over(tracefs)  # somebody else looks at it, under its lock
+            # A later container of the same number may sweep it: then that one of its owner is gone.
+            assert name in unknown or not path.exists()
             assert name not in gone
             assert name not in sweep(tracefs)
-            assert path.exists()
         finally:
-            path.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir()
 
 
 def test_a_lock_dies_with_its_process() -> None:
@@ -275,10 +322,54 @@ def test_a_lock_dies_with_its_process() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True,
                           env=environment)  # fmt: skip
     with opened() as tracefs:
-        assert done.stdout.strip() in sweep(tracefs)
+        sweep(tracefs)  # if another zaplock's start has not done it
+        assert not (tracefs.path / "instances" / done.stdout.strip()).exists()
 
 
 # ---- too little of something
+
+
+@contextlib.contextmanager
+def a_disk_of(path: Path, limit: str) -> Iterator[Path]:
+    """Mount a file system that is full after so much."""
+    path.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "none", path]).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_the_disk_may_be_full_at_any_write(tmp_path: Path) -> None:
+    """One more page, or one more file, each time: until there is room for all of it."""
+    step = 1 if RUNS else 3
+    limits = [f"nr_blocks={most}" for most in range(1, 25, step)]
+    limits += [f"nr_inodes={most}" for most in range(1, 13, step)]
+    ends = Counter(record_on(tmp_path / "disk", limit) for limit in limits)
+    assert ends.keys() == {"whole", "refused at the start", "stopped"}
+    assert ends["stopped"] >= 4 / step
+    assert mine() == []
+
+
+def record_on(where: Path, limit: str) -> str:
+    with a_disk_of(where, limit) as disk:
+        path = disk / "a.zaplock"
+        told = ""
+        try:
+            record_to(path, Options(pids=(ME,), buffer_kb=64), ended=lambda: True)
+        except UserError as error:
+            told = str(error)
+        if not told:
+            assert file.read(path).caveats == ()
+            return "whole"
+        assert "free some space" in told
+        assert "\n" not in told
+        if path.exists():
+            assert file.read(path).caveats
+            return "stopped"
+        assert not list(disk.iterdir())
+        return "refused at the start"
 
 
 def limited(which: int, value: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -30,6 +30,7 @@ from zaplock.views.screen import Screen
 from zaplock.views.timeline import Bar, Panel, draw
 
 SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
+EXPAND = SOURCE / "check/scenario_files/expand.toml"
 HOSTILE = (
     "\x1b]52;c;eA==\x07",  # writes the clipboard
     "\x1b]0;title\x1b\\",
@@ -143,8 +144,14 @@ def test_no_script_of_a_name_runs_in_any_page(tmp_path: Path) -> None:
     bars = (Bar(evil, "wait", 0, 1000), Bar("db", "exclusive hold", 0, 500))
     plot = draw([Panel(evil, lanes, bars)], tmp_path / "plot.html", title=evil)
 
+    scenario = tmp_path / "evil.toml"
+    scenario.write_text(EXPAND.read_text().replace('"munmap"', json.dumps(evil)))
+    drawn = tmp_path / "drawn.html"
+    found = ["check", str(scenario), "--design", "rfc-v6", "--html", str(drawn)]
+    assert main(found) == 1
+
     async def look(file: Path) -> None:
-        async with chromium.opened(file) as opened:
+        async with chromium.opened(file, still=file == drawn) as opened:
             assert await opened.ask("document.title") != "pwned"
             assert not [url for url in opened.requests if not url.startswith("file:")]
             assert opened.errors == []
@@ -158,7 +165,7 @@ def test_no_script_of_a_name_runs_in_any_page(tmp_path: Path) -> None:
             await asyncio.sleep(0.2)
             assert await opened.ask("document.title") != "pwned"
 
-    for one in (page, plot):
+    for one in (page, plot, drawn):
         asyncio.run(look(one))
 
 

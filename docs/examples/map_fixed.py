@@ -4,8 +4,8 @@ python docs/examples/map_fixed.py
 """
 
 from zaplock import Lab
-from zaplock.model import flags as f
-from zaplock.protocols.mmap import mmap
+from zaplock.author import flags as f
+from zaplock.author import mmap
 from zaplock.trace.holds import holds
 from zaplock.units import duration
 

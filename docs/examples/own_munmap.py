@@ -5,31 +5,28 @@ zaplock check --all --design docs/examples/own_munmap.py:MENDED
 zaplock compare 8G --no-measure --design docs/examples/own_munmap.py:MENDED
 """
 
-from dataclasses import replace
 from errno import EINTR, EINVAL
 
-from zaplock.designs import SHIPPED, Cx
-from zaplock.model.flags import page_align
-from zaplock.protocols.locking import (
+from zaplock.author import (
+    SHIPPED,
+    Cx,
+    add_counter,
+    count_locked,
+    detach_vmas_to_be_unmapped,
+    floor_and_ceiling,
+    lookup_and_split,
     mmap_read_unlock,
     mmap_write_downgrade,
     mmap_write_lock_killable,
     mmap_write_unlock,
-)
-from zaplock.protocols.munmap import (
-    count_locked,
-    lookup_and_split,
     munmap_addr_sanity,
+    page_align,
     prepare_events,
-)
-from zaplock.protocols.teardown import (
-    add_counter,
-    detach_vmas_to_be_unmapped,
-    floor_and_ceiling,
     remove_vma_list,
+    replace,
     unmap_region,
+    userfaultfd_unmap_complete,
 )
-from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 
 async def own_munmap(cx: Cx, start: int, length: int, keep_reading: bool) -> int:

@@ -9,14 +9,20 @@ second each munmap takes a lock of its own before and gives way to the other for
 
 from __future__ import annotations
 
-from dataclasses import replace
+from zaplock.author import (
+    SHIPPED,
+    Cx,
+    LockClass,
+    down_write,
+    down_write_trylock,
+    mmap_write_unlock,
+    munmap_addr_sanity,
+    page_align,
+    replace,
+    up_write,
+)
 
-from zaplock.designs import SHIPPED, Cx
-from zaplock.model.flags import page_align
-from zaplock.model.rwsem import LockStep, down_write, up_write
-from zaplock.protocols.locking import mmap_write_unlock
-from zaplock.protocols.munmap import munmap_addr_sanity
-
+UNMAPPER = LockClass("unmapper")
 BASE = SHIPPED["linux-6.1"]
 
 
@@ -32,17 +38,17 @@ async def patient(cx: Cx, start: int, length: int) -> int:
     """Try the lock until it is free."""
     if not munmap_addr_sanity(cx, start, length):
         return -22
-    while not await LockStep("try", cx.mmap_lock, True):
+    while not await down_write_trylock(cx.mmap_lock):
         pass
     return await locked_munmap(cx, start, length)
 
 
 async def giving_way(cx: Cx, start: int, length: int) -> int:
     """Take one's own lock, try the other's, and give one's own back if that is taken."""
-    mine, other = ("unmapper", cx.task.tid), ("unmapper", 3 - cx.task.tid)
+    mine, other = UNMAPPER(cx.task.tid), UNMAPPER(3 - cx.task.tid)
     while True:
         await down_write(mine)
-        if await LockStep("try", other, True):
+        if await down_write_trylock(other):
             break
         await up_write(mine)
     result = await patient(cx, start, length)

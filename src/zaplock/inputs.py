@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from zaplock.errors import UserError
 
@@ -16,23 +17,27 @@ MOST_TEXT = 16 << 20
 """Of a file that somebody has written by hand."""
 
 
-def read_plain(
-    path: str | os.PathLike[str], most: int, way_out: str, *, follow: bool = True
-) -> bytes:
-    """Read a plain file of at most so many bytes; `follow` symbolic links at its end, or not.
+def open_plain(path: str | os.PathLike[str], way_out: str, *, follow: bool = True) -> BinaryIO:
+    """Open a plain file without waiting for anybody; `follow` a symbolic link at its end, or not.
 
     Raises UserError, which ends in `way_out`, for what is none; OSError where it can't be opened.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(path, flags)
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{path} is no plain file: {way_out}")
-        if found.st_size > most:
-            raise UserError(
-                f"{path} has {found.st_size:,} bytes and at most {most:,} are read: {way_out}"
-            )
+    file = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise UserError(f"{path} is no plain file: {way_out}")
+    return os.fdopen(file, "rb")
+
+
+def read_plain(
+    path: str | os.PathLike[str], most: int, way_out: str, *, follow: bool = True
+) -> bytes:
+    """Read a plain file of at most so many bytes. Raises as `open_plain` does."""
+    with open_plain(path, way_out, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UserError(f"{path} has {size:,} bytes and at most {most:,} are read: {way_out}")
         return file.read(most)
 
 

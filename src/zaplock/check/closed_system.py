@@ -9,6 +9,8 @@ import msgspec
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.own import kinds_of as operations_of
+from zaplock.check.own import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
     OLD_TAG,
@@ -61,7 +63,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     if scenario.part:
         from zaplock.check.below_the_grain import part_configuration
 
-        return part_configuration(scenario, design)
+        return watched(part_configuration(scenario, design), scenario)
     if not scenario.task:
         raise UserError(f"scenario {scenario.name!r} has no tasks; give it some [[task]]")
     limits = limits_of(scenario)
@@ -71,7 +73,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     )
     build = partial(build_machine, scenario, limits)
     promises = Promises(scenario, tuple(program.task for program in programs), build)
-    return Configuration(
+    system = Configuration(
         build,
         programs,
         Rules(scenario.fair, design.rwsem),
@@ -81,6 +83,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
+    return watched(system, scenario)
 
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
@@ -103,18 +106,20 @@ def _program(
     files |= {DEVICE} if scenario.device_fails_after is not None else set()
     spaces = {task.mm for task in scenario.task} | {mapping.mm for mapping in scenario.map}
     spaces |= {1, *_children(scenario)}
-    for operation in steps:
-        operations.check(operation, files, spaces)
+    known = operations_of(scenario)
+    kinds = tuple(operations.kind_of(operation, known) for operation in steps)
+    for operation, kind in zip(steps, kinds):
+        operations.check(operation, kind, files, spaces)
 
     async def body() -> tuple[int, ...]:
         results = []
-        for operation in steps:
-            protocol = operations.start(cx, operation)
+        for operation, kind in zip(steps, kinds):
+            protocol = kind.start(cx, operation.numbers)
             if isinstance(design, Mutant) and design.rule is not None:
                 protocol = filtered(protocol, design.rule())
             if scenario.bounded_hold:
                 protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
-            pages = operations.emptied(operation)
+            pages = operations.emptied(operation, kind)
             if design.tombstones and pages is not None:
                 protocol = filtered(protocol, ReturnMeansGone(task, *pages))
             results.append(await protocol)

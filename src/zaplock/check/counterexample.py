@@ -19,7 +19,7 @@ from zaplock.errors import UserError
 from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import Rwsem
+from zaplock.model.rwsem import Rwsem, lock_name
 from zaplock.model.vma import Vma
 
 PACKAGE = Path(__file__).parent.parent
@@ -95,7 +95,7 @@ def tell(
         if taken is None:
             raise UserError(f"the schedule doesn't fit: {tasks[index]} can't move at {number}")
         joins = bool(rows) and rows[-1].number == number
-        rows.append(_row(number, joins, taken, run, tasks))
+        rows.append(row_of(number, joins, taken, run, tasks))
     if cycle:
         run.judge_cycle(begin, cycle)
     elif run.violation is None and not run.can_move():
@@ -114,10 +114,11 @@ def tell(
     )
 
 
-def _row(
+def row_of(
     number: int, joins: bool, taken: Taken, run: ScheduleRun, tasks: tuple[str, ...]
 ) -> StepRow:
-    file, line, function = _innermost(taken.lines)
+    """Describe the step that a run has taken last."""
+    file, line, function = innermost(taken.lines)
     return StepRow(
         number,
         joins,
@@ -125,22 +126,25 @@ def _row(
         short(str(taken.step)),
         _result(taken),
         function,
-        f"{_relative(file)}:{line}",
+        place_of((file, line, function)),
         linecache.getline(file, line).strip(),
-        tuple(_holds(run, tasks)),
+        holds_of(run, tasks),
         tuple(f"{name}[{short(str(key))}] = {short(str(value))}"
               for name, key, value in taken.changes),
         _note(taken, tasks, run),
     )  # fmt: skip
 
 
-def _innermost(lines: tuple[Line, ...]) -> Line:
+def innermost(lines: tuple[Line, ...]) -> Line:
+    """Return the line of the function that awaits the step itself."""
     return lines[-1] if lines else ("", 0, "")
 
 
-def _relative(file: str) -> str:
-    path = Path(file)
-    return path.relative_to(PACKAGE).as_posix() if path.is_relative_to(PACKAGE) else path.name
+def place_of(line: Line) -> str:
+    """Write a line as FILE:NUMBER, the file of zaplock's own by its room."""
+    path = Path(line[0])
+    inside = path.is_relative_to(PACKAGE)
+    return f"{path.relative_to(PACKAGE).as_posix() if inside else path.name}:{line[1]}"
 
 
 def _result(taken: Taken) -> str:
@@ -158,13 +162,13 @@ def _note(taken: Taken, tasks: tuple[str, ...], run: ScheduleRun) -> str:
     return ""
 
 
-def _holds(run: ScheduleRun, tasks: tuple[str, ...]) -> list[Hold]:
+def holds_of(run: ScheduleRun, tasks: tuple[str, ...]) -> tuple[Hold, ...]:
+    """List who holds and who queues for which lock now."""
     names_of = {task.tid: name for task, name in zip(run.tasks, tasks)}
-    holds = []
+    holds: list[Hold] = []
     for lock, sem in sorted(run.machine.locks.data.items(), key=repr):
-        label = lock[0]
-        holds += _holds_of(sem, label, names_of)
-    return holds
+        holds += _holds_of(sem, lock_name(lock), names_of)
+    return tuple(holds)
 
 
 def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:
@@ -206,8 +210,12 @@ def _number(text: str) -> str:
 
 
 def describe_state(m: Machine) -> list[str]:
-    """Describe what is mapped, translated, torn down and locked."""
-    lines = []
+    """Describe what is mapped, translated and torn down, and the cells of a user's own."""
+    lines = [
+        f"{name}[{short(str(key))}] = {short(str(value))}"
+        for name, cells in m.named_cells()
+        for key, value in sorted(cells.data.items(), key=repr)
+    ]
     for mm, space in sorted(m.mms.items()):
         for start in space.tree:
             vma = m.vmas[space.tree[start]]

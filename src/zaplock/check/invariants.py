@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from zaplock.check.operations import emptied
+from zaplock.check.own import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
     PAGE_SHIFT,
@@ -25,6 +26,7 @@ from zaplock.model.check import check_books
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
 from zaplock.model.mm import CUT_SHIFT
+from zaplock.model.rwsem import lock_name
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
@@ -52,6 +54,7 @@ class Promises:
     ) -> None:
         self.scenario = scenario
         self.build = build
+        self.kinds = kinds_of(scenario)
         self.operations = {
             task.tid: tuple(parse_operation(text) for text in spec.do)
             for task, spec in zip(tasks, scenario.task)
@@ -101,7 +104,7 @@ class Promises:
 
     def _ranges_are_empty(self, m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
-            pages = emptied(operation)
+            pages = emptied(operation, self.kinds[operation.name])
             if pages is not None and result >= 0:
                 no_old_translation(m, task, *pages)
             if operation.name == "truncate":
@@ -187,7 +190,7 @@ def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
     for lock in m.locks:
         sem = m.locks[lock]
         if sem.writer == task.tid or task.tid in sem.readers:
-            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock[0]}")
+            raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock_name(lock)}")
 
 
 def readers_wait_for_writers_only(m: Machine) -> None:

@@ -13,13 +13,21 @@ from functools import partial
 from typing import Any
 
 from zaplock.check.bugs import expected, promise_of
-from zaplock.check.mutations import Mutant, Mutation, mutate, mutations_of
+from zaplock.check.mutations import (
+    Mutant,
+    Mutation,
+    mutate,
+    mutation_named,
+    mutations_of,
+    split_mutant,
+)
 from zaplock.check.pairs import pair_names
 from zaplock.check.scenarios import Scenario, shipped_scenarios
 from zaplock.check.verdicts import (
     BROKEN,
     NOT_EXHAUSTED,
     PROVED,
+    Added,
     Queue,
     closed_system,
     combined,
@@ -67,14 +75,18 @@ def all_scenarios() -> list[str]:
 
 
 def check_row(
-    scenario: str, designs: Sequence[str], queue: Queue = "both", limits: SearchLimits = QUICK
+    scenario: str,
+    designs: Sequence[str],
+    queue: Queue = "both",
+    limits: SearchLimits = QUICK,
+    added: Added = Added(),
 ) -> list[Cell]:
     """Check one scenario under each of some designs, meeting every violation that there is.
 
     A verdict depends on the rules that were asked for. Where two designs agree in those, whatever
     else they differ in, the verdict of the one is that of the other.
     """
-    found = find_scenario(scenario)
+    found = find_scenario(scenario, added)
     seen: list[tuple[dict[str, Any], Cell]] = []
     cells = []
     for name in designs:
@@ -125,9 +137,12 @@ def matrix(
     *,
     queue: Queue = "both",
     limits: SearchLimits = QUICK,
+    added: Added = Added(),
 ) -> list[Cell]:
     """Check everything, or what is named; in order of scenarios and designs."""
-    row = partial(check_row, designs=tuple(designs) or tuple(SHIPPED), queue=queue, limits=limits)
+    row = partial(
+        check_row, designs=tuple(designs) or tuple(SHIPPED), queue=queue, limits=limits, added=added
+    )
     scenarios = list(scenarios) or all_scenarios()
     rows: dict[str, list[Cell]] = {}
     for done, (scenario, cells) in enumerate(_rows(executor, scenarios, row), 1):
@@ -167,12 +182,15 @@ class Killed:
 
 
 def mutants(designs: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """Name every (design, mutation) of these designs, or of the shipped ones."""
-    return [
-        (name, mutation)
-        for name in tuple(designs) or tuple(SHIPPED)
-        for mutation in mutations_of(load(name))
-    ]
+    """Name every (design, mutation) of these designs, or of the shipped ones.
+
+    DESIGN/MUTATION stands for that one.
+    """
+    found: list[tuple[str, str]] = []
+    for name in tuple(designs) or tuple(SHIPPED):
+        one = split_mutant(name)
+        found += [one] if one else [(name, mutation) for mutation in mutations_of(load(name))]
+    return found
 
 
 def try_mutant(design: str, name: str) -> Killed:
@@ -181,7 +199,7 @@ def try_mutant(design: str, name: str) -> Killed:
     An equivalent one is tried in every written scenario.
     """
     base = load(design)
-    one = mutations_of(base)[name]
+    one = mutation_named(name, base)
     mutated = mutate(base, one)
     for scenario in _trials(one, base):
         verdict = explore(closed_system(find_scenario(scenario), mutated), QUICK)

@@ -7,13 +7,16 @@ mutation is one line on the protocols as they are; no protocol is written twice.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from zaplock.designs import load
-from zaplock.errors import no_such
+from zaplock.designs.own_files import is_reference, named_in_file
+from zaplock.errors import UserError, or_meant
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
 from zaplock.model.step import Step
@@ -21,6 +24,11 @@ from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.madvise import madvise
 
 Steps = Generator[Step[Any], Any, Any]
+
+_MUTANT: Final = re.compile(
+    r"(?P<design>.+?\.py:\w+|(?:linux-|rfc-)[^/:]*)/(?P<mutation>.+\.py:\w+|[\w-]+)", re.DOTALL
+)
+"""A design, whose own name has no slash unless it is a file's, and what is done to it."""
 
 
 class Rule:
@@ -41,15 +49,15 @@ class Rule:
 class Mutation:
     """One thing done wrong.
 
-    where: which designs it can be made in, by their rules. breaks: scenarios that show it.
-    changes: fields of the design, from the design as it was. rule: a filter. equivalent: why it
-    breaks nothing, where it is no mutation at all; a mutation that is one in some designs only
+    breaks: scenarios that show it. changes: fields of the design, from the design as it was. rule:
+    a filter. where: which designs it can be made in, by their rules (default: all). equivalent: why
+    it breaks nothing, where it is no mutation at all; a mutation that is one in some designs only
     stands twice, with different `where`.
     """
 
     name: str
     summary: str
-    where: Callable[[Design], bool]
+    where: Callable[[Design], bool] = lambda _design: True
     breaks: tuple[str, ...] = ()
     changes: Callable[[Design], dict[str, Any]] | None = None
     rule: Callable[[], Rule] | None = None
@@ -70,6 +78,10 @@ def mutate(design: Design, mutation: Mutation) -> Design:
     changed = replace(design, name=name, summary=mutation.summary, **changes)
     if mutation.rule is None:
         return changed
+    if not isinstance(mutation.rule(), Rule):
+        raise UserError(
+            f"mutation {mutation.name!r}: its `rule` makes {mutation.rule()!r}, no Rule"
+        )
     fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
     return Mutant(**fields, rule=mutation.rule)
 
@@ -81,16 +93,45 @@ def mutations_of(design: Design) -> dict[str, Mutation]:
     return {one.name: one for one in MUTATIONS if one.where(design)}
 
 
+def split_mutant(name: str) -> tuple[str, str] | None:
+    """Return (design, mutation) of "DESIGN/MUTATION", None where a name is of another form.
+
+    Either may be FILE.py:NAME, with slashes of its own; a file that is there is a design's.
+    """
+    if is_reference(name) and Path(name.rpartition(":")[0]).is_file():
+        return None
+    found = _MUTANT.fullmatch(name)
+    return (found["design"], found["mutation"]) if found else None
+
+
 def mutant(name: str) -> Design | None:
     """Return the mutant "DESIGN/MUTATION", or None where a name is of another form."""
-    design_name, slash, mutation = name.rpartition("/")
-    if not slash or ".py" in mutation:
+    parts = split_mutant(name)
+    if parts is None:
         return None
-    design = load(design_name)
+    design = load(parts[0])
+    return mutate(design, mutation_named(parts[1], design))
+
+
+def mutation_named(name: str, design: Design) -> Mutation:
+    """Return a shipped mutation of a design, or a user's own by FILE.py:NAME."""
+    if is_reference(name):
+        own = named_in_file(name, Mutation, "a Mutation")
+        try:
+            can_be_made = own.where(design)
+            mutate(design, own)
+        except Exception as error:
+            raise UserError(
+                f"mutation {name!r} fails with {type(error).__name__}: {error}"
+            ) from error
+        if not can_be_made:
+            raise UserError(f"mutation {name!r} can't be made in {design.name}: its `where` says")
+        return own
     known = mutations_of(design)
-    if mutation not in known:
-        raise no_such(f"mutation of {design_name}", mutation, known)
-    return mutate(design, known[mutation])
+    if name not in known:
+        there_are = f"of {design.name}{or_meant(name, known)}; there are {', '.join(known)}"
+        raise UserError(f"no mutation {name!a} {there_are}")
+    return known[name]
 
 
 @types.coroutine

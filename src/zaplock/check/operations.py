@@ -1,12 +1,12 @@
 """What the tasks of a scenario can do: the protocols, by the names that scenarios use.
 
-Numbers are pages (see `lab.scenarios`) and counts of pages. Every operation also says which ranges
-it promises to have emptied when it returns, so that `check.invariants` can look.
+Numbers are pages (see `check.scenarios`) and counts of pages. Every operation also says which
+ranges it promises to have emptied when it returns, so that `check.invariants` can look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from zaplock.check.scenarios import (
@@ -71,6 +71,10 @@ class OperationKind:
     arguments: tuple[str, ...]
     summary: str
     empties: bool = False
+
+    def start(self, cx: Cx, numbers: Sequence[int]) -> Protocol:
+        """Return the started protocol."""
+        return self.run(cx, *numbers)
 
 
 def _munmap(cx: Cx, page: int, pages: int) -> Protocol:
@@ -231,16 +235,13 @@ KINDS: dict[str, OperationKind] = {
 }
 
 
-def start(cx: Cx, operation: ScenarioOperation) -> Protocol:
-    """Return the started protocol of an operation."""
-    return kind_of(operation).run(cx, *operation.numbers)
-
-
-def kind_of(operation: ScenarioOperation) -> OperationKind:
+def kind_of(
+    operation: ScenarioOperation, kinds: Mapping[str, OperationKind] = KINDS
+) -> OperationKind:
     """Return what an operation's name stands for; raises UserError for a wrong one."""
-    kind = KINDS.get(operation.name)
+    kind = kinds.get(operation.name)
     if kind is None:
-        raise no_such("operation", operation.name, KINDS)
+        raise no_such("operation", operation.name, kinds)
     if len(operation.numbers) != len(kind.arguments):
         wanted = " ".join([operation.name, *(name.upper() for name in kind.arguments)])
         given = " ".join([operation.name, *map(str, operation.numbers)])
@@ -248,12 +249,17 @@ def kind_of(operation: ScenarioOperation) -> OperationKind:
     return kind
 
 
-def check(operation: ScenarioOperation, files: Collection[int], spaces: Collection[int]) -> None:
+def check(
+    operation: ScenarioOperation,
+    kind: OperationKind,
+    files: Collection[int],
+    spaces: Collection[int],
+) -> None:
     """Raise UserError unless an operation's numbers stand for what a scenario has.
 
     `files` and `spaces` are the numbers of its files and of its address spaces.
     """
-    for name, number in zip(kind_of(operation).arguments, operation.numbers):
+    for name, number in zip(kind.arguments, operation.numbers):
         if name in _KNOWN:
             allowed: Collection[int] = _KNOWN[name]
         elif name in ("file", "mm", "child"):
@@ -269,9 +275,9 @@ def check(operation: ScenarioOperation, files: Collection[int], spaces: Collecti
 _KNOWN = {"prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,)}
 
 
-def emptied(operation: ScenarioOperation) -> tuple[int, int] | None:
+def emptied(operation: ScenarioOperation, kind: OperationKind) -> tuple[int, int] | None:
     """Return (first page, page behind the last) that the operation promises to empty, or None."""
-    if not kind_of(operation).empties:
+    if not kind.empties:
         return None
     page, pages = operation.numbers[:2]
     return page, page + pages

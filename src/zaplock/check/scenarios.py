@@ -26,10 +26,14 @@ page held before the run.
 
 from __future__ import annotations
 
+import errno
+import functools
+from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -52,6 +56,11 @@ Numbers = tuple[int, ...]
 def address_of(page: int) -> int:
     """Return the address of a scenario's page number."""
     return (BASE_PAGE + page) << PAGE_SHIFT
+
+
+def page_of(address: int) -> int:
+    """Return the number that a scenario would give the page of an address."""
+    return (address >> PAGE_SHIFT) - BASE_PAGE
 
 
 class InitialMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +111,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bound.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
+    operations, invariants: of one's own (`check.own`); a scenario in Python has them, one in TOML
+        gets them by `--operation` and `--invariant`.
     """
 
     summary: str
@@ -123,6 +134,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bounded_hold: bool = False
     room: tuple[int, int] | None = None
     part: Literal["", "rwsem", "stack-rot"] = ""
+    operations: tuple[Any, ...] = ()
+    invariants: tuple[Any, ...] = ()
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):
@@ -167,12 +180,15 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
         return OLD_TAG + numbers[0]
     if word in SIGNALS:
         return SIGNALS[word]
+    if word in errno.errorcode.values():
+        return -int(getattr(errno, word))
     try:
         return _number(word)
     except ValueError:
         known = ", ".join(["old", *SIGNALS])
         raise UserError(
-            f"operation {text!r}: result {word!r} is neither a number nor one of {known}"
+            f"operation {text!r}: result {word!r} is neither a number nor one of {known}, nor "
+            "another errno's name"
         ) from None
 
 
@@ -206,6 +222,29 @@ def check(scenario: Scenario) -> None:
         for text in task.do:
             for number in parse_operation(text).numbers:
                 _bounded(f"a number of {text!a}", number, -1)
+
+
+def validated(scenario: Scenario, name: str) -> Scenario:
+    """Return a scenario that was made in Python as one that a file has, under another name.
+
+    Raises UserError where a field is of a wrong type, or a number is none that can be checked.
+    """
+    own = {"operations": scenario.operations, "invariants": scenario.invariants}
+    fields = {key: plain(value) for key, value in msgspec.structs.asdict(scenario).items()
+              if key not in own}  # fmt: skip
+    try:
+        found = msgspec.convert(fields, Scenario)
+        check(found)
+    except (msgspec.ValidationError, UserError) as error:
+        raise UserError(f"scenario {name!a}: {visible(str(error))}") from None
+    return msgspec.structs.replace(found, name=name, **own)
+
+
+def plain(value: Any) -> Any:
+    """Return a value with all structs in it as dictionaries."""
+    if isinstance(value, msgspec.Struct):
+        return {key: plain(part) for key, part in msgspec.structs.asdict(value).items()}
+    return [plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_map(scenario: Scenario) -> None:
@@ -244,13 +283,19 @@ def _decode(text: str, name: str, where: str) -> Scenario:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise UserError(f"scenario {where!a}: {visible(str(error))}") from None
     try:
+        if scenario.operations or scenario.invariants:
+            raise UserError(
+                "operations and invariants of one's own are Python: give them by --operation and "
+                "--invariant FILE.py:NAME"
+            )
         check(scenario)
     except UserError as error:
         raise UserError(f"scenario {where!a}: {error}") from None
     return scenario if scenario.name else msgspec.structs.replace(scenario, name=name)
 
 
-def shipped_scenarios() -> dict[str, Scenario]:
+@functools.cache
+def shipped_scenarios() -> Mapping[str, Scenario]:
     """Return the scenarios that come with zaplock, by name, pairs apart (see `check.pairs`)."""
     folder = resources.files("zaplock.check") / "scenario_files"
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=str)
@@ -258,4 +303,4 @@ def shipped_scenarios() -> dict[str, Scenario]:
     for file in files:
         name = file.name.removesuffix(".toml")
         found[name] = _decode(file.read_text(), name, file.name)
-    return found
+    return MappingProxyType(found)

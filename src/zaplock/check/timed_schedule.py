@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 from zaplock.check.counterexample import readable
-from zaplock.check.verdicts import Token
+from zaplock.check.tokens import Token
 from zaplock.engines.checking.configuration import TaskProgram
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.errors import UserError

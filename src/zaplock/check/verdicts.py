@@ -5,9 +5,8 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
@@ -18,14 +17,17 @@ import msgspec
 
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
+from zaplock.check.own import invariants_named, operations_named
 from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
     Scenario,
     expected_results,
     read_scenario,
     shipped_scenarios,
+    validated,
 )
-from zaplock.designs import SHIPPED, load
+from zaplock.designs import load
+from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.easiest import easiest_counterexample
@@ -40,7 +42,7 @@ from zaplock.engines.checking.liveness import Lasso, find_livelock
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
-from zaplock.engines.checking.schedule import replay, spell, unspell
+from zaplock.engines.checking.schedule import replay, spell
 from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
 from zaplock.protocols.design import Design
@@ -52,6 +54,14 @@ EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3, FAILED: 4}
 Queue = Literal["both", "any", "fair"]
 """Who may be next to a lock: any waiter, whom the fair queue of the design's kernel lets in, or
 both rules, one after the other: each shows what the other hides."""
+
+
+@dataclass(frozen=True)
+class Added:
+    """What a check adds to its scenarios: operations and invariants, as FILE.py:NAME."""
+
+    operations: tuple[str, ...] = ()
+    invariants: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,11 +111,27 @@ class CheckResult:
         return tuple(dict.fromkeys(violation.invariant.name for violation in self.violations))
 
 
-def find_scenario(name: str) -> Scenario:
-    """Return a shipped scenario, a pair such as "munmap+fault", or that of a TOML file."""
+def find_scenario(name: str, added: Added = Added()) -> Scenario:
+    """Return a shipped scenario, a pair such as "munmap+fault", or a file's, with what is added.
+
+    A file is a TOML, or FILE.py:NAME.
+    """
+    found = _scenario_of(name)
+    if added == Added():
+        return found
+    return msgspec.structs.replace(
+        found,
+        operations=(*found.operations, *operations_named(added.operations)),
+        invariants=(*found.invariants, *invariants_named(added.invariants)),
+    )
+
+
+def _scenario_of(name: str) -> Scenario:
     shipped = shipped_scenarios()
     if name in shipped:
         return shipped[name]
+    if is_reference(name):
+        return validated(named_in_file(name, Scenario, "a Scenario"), name)
     left, plus, right = name.partition("+")
     if plus:
         for candidate in (name, f"{right}+{left}"):
@@ -115,24 +141,14 @@ def find_scenario(name: str) -> Scenario:
     if name.endswith(".toml"):
         scenario = read_scenario(Path(name))
         return msgspec.structs.replace(scenario, name=name)
-    raise no_such("scenario", name, shipped, also=", pairs such as munmap+fault, or a .toml")
+    also = ", pairs such as munmap+fault, a .toml, or FILE.py:NAME for your own"
+    raise no_such("scenario", name, shipped, also=also)
 
 
 def find_design(name: str) -> Design:
     """Return a shipped design, a user's FILE.py:NAME, or a mutant DESIGN/MUTATION."""
     found = mutant(name)
     return found if found is not None else load(name)
-
-
-def _shipped(design: str) -> bool:
-    """Say whether a name stands for zaplock's own; else it would be a file's (`designs.load`)."""
-    return design.partition("/")[0] in SHIPPED or ".py:" not in design
-
-
-def replaying(token: str, design: str) -> str:
-    """Return the command that shows a counterexample again."""
-    file = "" if _shipped(design) else f" --design {shlex.quote(design)}"
-    return f"zaplock check --replay {shlex.quote(token)}{file}"
 
 
 def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Configuration:
@@ -349,42 +365,3 @@ def sample_check(
         fair=fair or scenario.fair,
         why="" if broken else f"{drawn.runs} random runs",
     )
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token, read: what to run and in which order."""
-
-    scenario: Scenario
-    design: Design
-    reference: str
-    """How the design is asked for."""
-    fair: bool
-    schedule: tuple[int, ...]
-    groups: tuple[int, ...]
-    cycle: int
-
-    def system(self) -> Configuration:
-        """Make the closed system that the schedule belongs to."""
-        return closed_system(self.scenario, self.design, self.fair)
-
-
-def read_token(text: str, designs: Collection[str] = ()) -> Token:
-    """Read what `Found.token` wrote; raises UserError where it is none.
-
-    A design that is a file's (FILE.py:NAME) runs that file, so a token alone, which somebody may
-    have sent, doesn't name one: it must be among `designs`, which the user gives.
-    """
-    rest, tilde, schedule = text.rpartition("~")
-    fair = rest.endswith("~fair")
-    scenario, at, design = rest.removesuffix("~fair").partition("@")
-    if not tilde or not at:
-        raise UserError(f"token {text!r} is not SCENARIO@DESIGN~SCHEDULE as a check prints it")
-    if not _shipped(design) and design not in designs:
-        raise UserError(
-            f"token {text!r} would run the file of {design!r}: if you trust that file, "
-            f"give --design {design} as well"
-        )
-    found = find_scenario(scenario)
-    system = closed_system(found, find_design(design), fair)
-    return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))

@@ -17,7 +17,7 @@ from typing import Any
 from zaplock.check.mutations import Rule, Steps, is_lock
 from zaplock.check.scenarios import address_of
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import Lock, LockStep, held
+from zaplock.model.rwsem import Lock, LockStep, held, lock_name
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
@@ -83,7 +83,7 @@ def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
     if sem.writer or (write and sem.readers):
         raise Violation(
             Invariant.BOUNDED_HOLD,
-            f"{task} waits for {lock[0]} while it holds the mmap_lock",
+            f"{task} waits for {lock_name(lock)} while it holds the mmap_lock",
         )
 
 

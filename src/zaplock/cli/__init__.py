@@ -6,17 +6,21 @@ A module `zaplock/cli/NAME.py` is the verb `zaplock NAME`. It offers
     def run(args: argparse.Namespace) -> int          does the work, returns the exit code
 
 Modules whose name starts with an underscore are helpers, not verbs. A `UserError` ends any verb
-with one line on stderr and exit code 2; Ctrl-C ends it with 130 after its clean-up has run.
+with one line on stderr and exit code 2; Ctrl-C, TERM and HUP end it with 128 and their number (130,
+143, 129) after its clean-up has run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import ModuleType
 from typing import NoReturn
@@ -24,7 +28,8 @@ from typing import NoReturn
 from zaplock.cli._overview import SUMMARIES, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
-from zaplock.errors import UserError, no_such, or_meant
+from zaplock.errors import ProtocolError, UserError, no_such, or_meant
+from zaplock.strangers import visible
 from zaplock.version import __version__
 
 
@@ -50,7 +55,7 @@ def _load(verb: str) -> ModuleType:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run one verb and return its exit code: 0 done, 2 bad input, 128 and a signal's number."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(questions())
@@ -70,17 +75,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guarded(), warnings.catch_warnings():
         warnings.showwarning = partial(_warn, verb)
         try:
-            require_room()
-            return _run(verb, arguments[1:])
+            with _in_good_order():
+                require_room()
+                return _run(verb, arguments[1:])
         except UserError as error:
-            print(f"zaplock {verb}: {error}", file=sys.stderr)
+            print(f"zaplock {verb}: {visible(str(error))}", file=sys.stderr)
             return error.exit_code
+        except KeyboardInterrupt as signalled:
+            print(f"zaplock {verb}: interrupted", file=sys.stderr)
+            return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error)
             if lack is None:
-                raise
+                return _own_code(verb, error)
             print(f"zaplock {verb}: {lack}", file=sys.stderr)
+        except Exception as error:
+            return _own_code(verb, error)
         return 2
+
+
+def _own_code(verb: str, error: Exception) -> int:
+    """Say in one line what code of the user's own has done; any other error is a fault here."""
+    own_files = sys.modules.get("zaplock.designs.own_files")
+    said = own_files.said_of_own_code(error) if own_files is not None else ""
+    if not said:
+        raise error
+    print(f"zaplock {verb}: {said}; zaplock check shows how it comes to that", file=sys.stderr)
+    return ProtocolError.exit_code
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends a program, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _in_good_order() -> Iterator[None]:
+    """Let TERM and HUP end a verb as Ctrl-C does, so that its clean-up runs.
+
+    A worker that was forked meanwhile ends at once: it has nothing of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    owner = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        if os.getpid() == owner:
+            raise _Ended(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    for one, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _warn(verb: str, message: Warning | str, *_: object) -> None:
@@ -97,9 +154,6 @@ def _run(verb: str, arguments: list[str]) -> int:
         code: int = module.run(parser.parse_all(arguments))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print(f"zaplock {verb}: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -1,9 +1,10 @@
 """Prove a locking protocol for a scenario, or show the interleaving that breaks it.
 
-SCENARIO is one that zaplock ships (--list), a pair of operations such as munmap+fault, or a .toml
-file. Every interleaving of its tasks is explored, with the design's own protocols and locks, and
-every rule is watched in every state, once with any waiter next to a lock and once with the fair
-queue of the design's kernel. Memory is sequentially consistent.
+SCENARIO is one that zaplock ships (--list), a pair of operations such as munmap+fault, a .toml
+file, or FILE.py:NAME for one of your own, as operations, invariants and mutations can be
+(docs/authors.md). Every interleaving of its tasks is explored, with the design's own protocols and
+locks, and every rule is watched in every state, once with any waiter next to a lock and once with
+the fair queue of the design's kernel. Memory is sequentially consistent.
 
 Exit code: 0 proved, 1 broken, 3 not exhausted or vacuous, 2 bad input, 4 the code of a design or
 operation fails, or keeps state where no checker can see it.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,15 +26,27 @@ if TYPE_CHECKING:
     from zaplock.check.counterexample import Story
     from zaplock.check.matrix import Cell, Killed
     from zaplock.check.scenarios import Scenario
-    from zaplock.check.verdicts import CheckResult
+    from zaplock.check.verdicts import Added, CheckResult
     from zaplock.protocols.design import Design
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", nargs="?", help="a scenario, a pair of operations, or a .toml")
+    parser.add_argument(
+        "scenario", nargs="?", help="a scenario, a pair of operations, a .toml, or FILE.py:NAME"
+    )
     parser.add_argument("--design", action="append", default=[], metavar="NAME",
-                        help="a design, FILE.py:NAME, or DESIGN/MUTATION; again for more "
-                        "(default: all shipped ones)")  # fmt: skip
+                        help="a design, FILE.py:NAME, or DESIGN/MUTATION (or DESIGN/FILE.py:NAME); "
+                        "again for more (default: all shipped ones)")  # fmt: skip
+    for kind in ("operation", "invariant"):
+        parser.add_argument(
+            f"--{kind}", action="append", default=[], metavar="FILE.py:NAME",
+            help=f"add an {kind} of your own to the scenario; again for more",
+        )  # fmt: skip
+    parser.add_argument(
+        "--explore", action="store_true",
+        help="go through the states by hand: choose who moves, see locks and changes, go back; "
+        "with --replay TOKEN from where that ends",
+    )  # fmt: skip
     parser.add_argument("--list", action="store_true", help="list scenarios and operations")
     parser.add_argument("--all", action="store_true", help="every scenario under every design")
     parser.add_argument("--releases", action="store_true",
@@ -63,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     if args.list:
         return _list(args.json)
+    if args.explore:
+        from zaplock.cli._explore import explore
+
+        return explore(args, _added(args))
     if args.replay:
         return _replay(args)
     if args.mutations:
@@ -73,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    chosen = [bool(args.scenario), args.all, args.mutations, bool(args.replay), args.list]
+    one = bool(args.scenario or args.replay)  # a token's scenario may be given, too
+    chosen = [one, args.all, args.mutations, args.list]
     if sum(chosen) != 1:
         raise UserError("give one of: a SCENARIO, --all, --mutations, --replay TOKEN, --list")
     positive = {"--jobs": args.jobs, "--max-states": args.max_states, "--sample": args.sample,
@@ -82,6 +101,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name, value in positive.items():
         if value is not None and value <= 0:
             raise UserError(f"{name} {value} is not above 0")
+    for name, value, most in (("--jobs", args.jobs, 256), ("--pct", args.pct, 1000)):
+        if value is not None and value > most:
+            raise UserError(f"{name} {value} is above {most}: give a smaller number")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {"--sample": args.sample, "--exact": args.exact, "--html": args.html}
@@ -89,10 +111,22 @@ def _check_arguments(args: argparse.Namespace) -> None:
         for name, value in one_only.items():
             if value:
                 raise UserError(f"{name} is for one SCENARIO, not for --all or --mutations")
+    if (args.all or args.mutations) and (args.operation or args.explore):
+        raise UserError("--operation and --explore are for one SCENARIO")
+    if args.mutations and args.invariant:
+        raise UserError("--invariant is for a SCENARIO or --all, not for --mutations")
+    if args.explore and len(args.design) > 1:
+        raise UserError("--explore goes through one design: give --design once")
     if args.releases and (not args.all or args.design):
         raise UserError("--releases goes with --all, and instead of --design")
     if args.timed and not args.replay:
         raise UserError("--timed needs --replay TOKEN: check first, then replay what it prints")
+
+
+def _added(args: argparse.Namespace) -> Added:
+    from zaplock.check.verdicts import Added
+
+    return Added(tuple(args.operation), tuple(args.invariant))
 
 
 def _next(args: argparse.Namespace, command: str) -> None:
@@ -127,10 +161,11 @@ def _list(as_json: bool) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario, replaying
+    from zaplock.check.tokens import replaying
+    from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario
     from zaplock.designs import SHIPPED
 
-    scenario = find_scenario(args.scenario)
+    scenario = find_scenario(args.scenario, _added(args))
     names = args.design or list(SHIPPED)
     designs = [find_design(name) for name in names]
     found = [
@@ -138,15 +173,14 @@ def _check(args: argparse.Namespace) -> int:
         for name, design in zip(names, designs)
     ]
     stories = [_story(scenario, design, one) for design, one in zip(designs, found)]
-    _write_html(args, found, stories)
+    again = [replaying(one.token, one.reference, args.scenario, _added(args)) for one in found]
+    _write_html(args, found, stories, again)
     if args.json:
         objects = [_as_json(one, story) for one, story in zip(found, stories)]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
     else:
         _print_verdicts(scenario, found, stories)
-    broken = next((one for one in found if one.token), None)
-    again = replaying(broken.token, broken.reference) if broken else "zaplock check --all"
-    _next(args, again)
+    _next(args, next((a for a, one in zip(again, found) if one.token), "zaplock check --all"))
     verdicts = {one.verdict for one in found}
     return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
 
@@ -275,20 +309,21 @@ def _notes(found: list[CheckResult]) -> list[str]:
 
 
 def _write_html(
-    args: argparse.Namespace, found: list[CheckResult], stories: list[Story | None]
+    args: argparse.Namespace,
+    found: list[CheckResult],
+    stories: list[Story | None],
+    again: list[str],
 ) -> None:
     if not args.html:
         return
-    from zaplock.check.verdicts import replaying
     from zaplock.views.counterexample_html import page
 
-    broken = [(one, story) for one, story in zip(found, stories) if story is not None]
+    broken = [(one, story, a) for one, story, a in zip(found, stories, again) if story is not None]
     if not broken:
         print("nothing is broken, so there is nothing to draw", file=sys.stderr)
         return
-    one, story = broken[0]
-    again = replaying(one.token, one.reference)
-    outputs.write(args.html, page(story, f"{one.scenario} under {one.design}", again))
+    one, story, command = broken[0]
+    outputs.write(args.html, page(story, f"{one.scenario} under {one.design}", command))
 
 
 # A replay
@@ -296,17 +331,18 @@ def _write_html(
 
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.check.counterexample import tell
-    from zaplock.check.verdicts import read_token, replaying
+    from zaplock.check.tokens import read_token, replaying
     from zaplock.views.counterexample import steps, text
 
-    token = read_token(args.replay, args.design or ())
+    token = read_token(args.replay, args.design, args.scenario or "", _added(args))
+    again = replaying(args.replay, token.reference, token.scenario.name, _added(args))
     does = ["; ".join(spec.do) for spec in token.scenario.task]
     story = tell(token.system(), token.schedule, does, token.groups, token.cycle)
     title = f"{token.scenario.name} under {token.design.name}, replayed"
     if args.html:
         from zaplock.views.counterexample_html import page
 
-        outputs.write(args.html, page(story, title, replaying(args.replay, token.reference)))
+        outputs.write(args.html, page(story, title, again))
     if args.timed:
         return _replay_timed(args, token)
     if args.json:
@@ -319,8 +355,13 @@ def _replay(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2))
     else:
         print(text(story, title))
-    _next(args, f"{replaying(args.replay, token.reference)} --html story.html")
-    return 1 if story.invariant else 0
+    _next(args, f"{again} --html story.html")
+    return exit_code_of(story.invariant)
+
+
+def exit_code_of(invariant: str) -> int:
+    """Return the exit code of a run that has broken an invariant, "" for none."""
+    return {"": 0, "CODE_RUNS": 4}.get(invariant, 1)
 
 
 def _replay_timed(args: argparse.Namespace, token: Any) -> int:
@@ -343,7 +384,7 @@ def _replay_timed(args: argparse.Namespace, token: Any) -> int:
 
 def _matrix(args: argparse.Namespace) -> int:
     from zaplock.check.matrix import matrix, unexpected
-    from zaplock.check.verdicts import find_design
+    from zaplock.check.verdicts import EXIT_CODES, find_design
     from zaplock.cli._progress import counter
     from zaplock.designs import SHIPPED
     from zaplock.designs.linux import releases_that_differ
@@ -356,7 +397,7 @@ def _matrix(args: argparse.Namespace) -> int:
     limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
     with counter("check --all") as show, _executor(args.jobs) as executor:
         cells = matrix(
-            executor, designs=designs, queue=args.queue, limits=limits,
+            executor, designs=designs, queue=args.queue, limits=limits, added=_added(args),
             progress=lambda done, total: show(f"{done} of {total} scenarios"),
         )  # fmt: skip
     if args.json:
@@ -364,10 +405,13 @@ def _matrix(args: argparse.Namespace) -> int:
     else:
         _print_matrix(cells, designs)
     strange = unexpected(cells)
-    _next(args, f"zaplock check {(strange or cells)[0].scenario}")
-    if any(cell.verdict == "broken" for cell in strange):
+    one = (strange or cells)[0]
+    design = ["--design", one.design] if args.design else []
+    _next(args, shlex.join(["zaplock", "check", one.scenario, *design]))
+    verdicts = {cell.verdict for cell in strange}
+    if "broken" in verdicts:
         return 1
-    return 3 if strange else 0
+    return max(3, *(EXIT_CODES[one] for one in verdicts)) if strange else 0
 
 
 def _executor(jobs: int) -> Any:

@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
     parser.add_argument("--theme", action="append", help="only sequences of this theme; repeatable")
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
-    parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script")
+    parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script; "
+        "with --replay, the script")  # fmt: skip
     parser.add_argument("--replay", metavar="FILE", help="run one saved sequence, step by step")
     parser.add_argument("--c", metavar="FILE", help="write the sequence of --replay as a C program")
     parser.add_argument(
@@ -199,9 +200,12 @@ def _replay(args: argparse.Namespace) -> int:
         print("next: zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
-    path = Path(tempfile.mkdtemp(prefix="zaplock-")) / (Path(args.replay).stem + ".py")
-    outputs.write(path, script.write(found))
-    print(f"next: python3 -I {path}")
+    if args.save:
+        path = Path(args.save) / f"{Path(args.replay).stem}.py"
+        outputs.write(path, script.write(found), parents=True)
+        print(f"next: python3 -I {path}")
+    else:
+        print(f"next: zaplock oracle --replay {args.replay} --save out/oracle")
     return 1
 
 

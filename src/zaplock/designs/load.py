@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import fields
-from pathlib import Path
 
 from zaplock.designs.change import show
 from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
+from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.designs.proposals import PROPOSALS
 from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError, or_meant
+from zaplock.model.rwsem import RwsemPolicy
 from zaplock.protocols.design import Design
 
 
@@ -22,9 +22,8 @@ def load(name: str) -> Design:
     """
     if name in SHIPPED:
         return SHIPPED[name]
-    file, colon, variable = name.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _from_file(Path(file), variable)
+    if is_reference(name):
+        return _checked(named_in_file(name, Design, "a design"), name)
     why = ""
     if name.startswith("linux-"):
         try:
@@ -39,21 +38,12 @@ def load(name: str) -> Design:
     raise UserError(f"no design {name!r}{meant}; there are {', '.join(SHIPPED)}, {others}")
 
 
-def _from_file(file: Path, variable: str) -> Design:
-    if not file.is_file():
-        raise UserError(f"design file {str(file)!r} does not exist; give FILE.py:NAME")
-    try:
-        names = runpy.run_path(str(file))
-    except Exception as error:
-        raise UserError(
-            f"design file {str(file)!r} fails with {type(error).__name__}: {error}"
-        ) from error
-    design = names.get(variable)
-    if not isinstance(design, Design):
-        found = ", ".join(key for key, value in names.items() if isinstance(value, Design))
-        raise UserError(
-            f"{variable!r} in {str(file)!r} is not a Design; the file has {found or 'none'}"
-        )
+def _checked(design: Design, name: str) -> Design:
+    for field in ("munmap", "do_munmap", "page_fault", "proc_cmdline"):
+        if not callable(getattr(design, field)):
+            raise UserError(f"design {name!r}: {field} is {getattr(design, field)!r}, no protocol")
+    if not isinstance(design.rwsem, RwsemPolicy):
+        raise UserError(f"design {name!r}: rwsem is {design.rwsem!r}, no RwsemPolicy")
     return design
 
 

@@ -20,8 +20,9 @@ was being woken or had no CPU. The engine knows that exactly, no idle phase is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from zaplock.engines.timed.threads import Thread
 from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM, PROTECTED
@@ -141,7 +142,10 @@ async def fork_and_exit(cx: Cx, nth: int) -> None:
     await exit_process(replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu)))
 
 
-OPERATIONS = {
+Operation = Callable[[Cx, int], Coroutine[Step[Any], Any, Any]]
+"""What a bystander does once a period; the number says how often it has done it before."""
+
+OPERATIONS: dict[str, Operation] = {
     "fault": fault,
     "mmap": map_and_unmap,
     "madvise": advise,
@@ -155,13 +159,13 @@ OPERATIONS = {
 
 async def keep_doing(
     cx: Cx,
-    name: str,
+    operation: Operation,
     period_ns: int,
     look: Callable[[], Step[tuple[int, int]]],
     samples: SimulatedSamples,
 ) -> int:
     """Do a bystander's operation once a period for ever; note what each took."""
-    operation, nth = OPERATIONS[name], 0
+    nth = 0
     while True:
         begin_ns, stalled_ns = await look()
         await operation(cx, nth)

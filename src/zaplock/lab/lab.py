@@ -138,19 +138,31 @@ class Laboratory:
         cx = Cx(self.design, task)
         self.engine.spawn(task, program(cx), at_ns=at_ns, background=background)
 
-    def bystander(self, name: str, *, period_ns: int = 1_000_000) -> None:
-        """Add a bystander of `zaplock compare` that does its operation once a period."""
-        if name not in BYSTANDERS:
-            raise no_such("bystander", name, BYSTANDERS)
+    def bystander(
+        self,
+        name: str,
+        *,
+        period_ns: int = 1_000_000,
+        does: by.Operation | None = None,
+        foreign: bool = False,
+    ) -> None:
+        """Add a bystander of `zaplock compare` that does its operation once a period.
+
+        Or one of your own, which `does(cx, n)` for the nth time, in a process of its own if
+        `foreign`.
+        """
+        if does is None and name not in BYSTANDERS:
+            raise no_such("bystander", name, BYSTANDERS, also=", or say what it `does`")
+        operation = does or by.OPERATIONS[name]
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
         samples = self._samples[name] = by.SimulatedSamples()
         look = by.stopwatch(lambda: self.engine.now_ns, self.engine.threads)
         self.thread(
             by.COMM.get(name, name),
-            lambda cx: by.keep_doing(cx, name, period_ns, look, samples),
+            lambda cx: by.keep_doing(cx, operation, period_ns, look, samples),
             at_ns=self._random.randrange(period_ns),
-            foreign=name in by.FOREIGN,
+            foreign=name in by.FOREIGN if does is None else foreign,
             background=True,
         )
 

@@ -11,6 +11,7 @@ import numpy as np
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
+from zaplock.errors import UserError
 from zaplock.lab import bystanders as by
 from zaplock.lab.call_log import CallLog
 from zaplock.lab.experiment import Experiment
@@ -110,8 +111,12 @@ async def _unmap(
         cx, "munmap", cx.design.munmap(cx, MAPPING, length), MAPPING, length
     )
     called.append((await look())[0])
-    assert result == 0, result
-    return result
+    if result:
+        raise UserError(
+            f"the munmap of {cx.design.name!r} returned {result} for the mapping under study: "
+            "to be compared it has to return 0"
+        )
+    return 0
 
 
 def _spawn_bystanders(
@@ -127,7 +132,9 @@ def _spawn_bystanders(
         mm = tid if name in by.FOREIGN else MM
         task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
         samples[name] = by.SimulatedSamples()
-        program = by.keep_doing(Cx(design, task), name, period_ns, look, samples[name])
+        program = by.keep_doing(
+            Cx(design, task), by.OPERATIONS[name], period_ns, look, samples[name]
+        )
         begin_ns = 2 * period_ns if name == "fork" else 0
         at_ns, limited = begin_ns + random.randrange(period_ns), mm == MM
         engine.spawn(task, program, at_ns=at_ns, background=True, limited=limited)

@@ -98,6 +98,10 @@ class Machine:
         """
         return self._named[name]
 
+    def named_cells(self) -> list[tuple[str, Cells[Any, Any]]]:
+        """List the cells that `cells` has made and that hold something, by name."""
+        return self._named.items()
+
     def _on_demand(self, family: str, kind: Any) -> OnDemand[int, Any]:
         def make(key: int) -> Any:
             return kind(self.store, f"{family}:{key}")

@@ -32,6 +32,12 @@ Lock = tuple[str, int]
 """A lock's name: ("mmap_lock", mm), ("i_mmap", file), ..."""
 
 
+def lock_name(lock: Lock) -> str:
+    """Write a lock: the first of its class by the class alone, others with their number."""
+    name, number = lock
+    return name if number == 1 else f"{name} {number}"
+
+
 class Rwsem(msgspec.Struct, frozen=True):
     """Who holds a semaphore and who waits for it. Task ids; 0 is nobody.
 
@@ -216,7 +222,7 @@ class LockStep(Step[int]):
         return f"{prefix}_{mode}{suffix}"
 
     def __repr__(self) -> str:
-        return f"{self.name}({self.lock[0]})"
+        return f"{self.name}({lock_name(self.lock)})"
 
 
 def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool) -> int:
@@ -226,7 +232,9 @@ def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool)
         if not is_free_for(sem, write):
             if action == "try":
                 return 0
-            raise Violation(Invariant.NO_DEADLOCK, f"{task} waits for {lock[0]}, held by {sem}")
+            raise Violation(
+                Invariant.NO_DEADLOCK, f"{task} waits for {lock_name(lock)}, held by {sem}"
+            )
         machine.locks.put(lock, acquire(sem, task.tid, write))
         return 1 if action == "try" else 0
     done = release(sem, task.tid, write) if action == "up" else downgrade(sem, task.tid)
@@ -273,6 +281,12 @@ def down_write_killable(lock: Lock) -> LockStep:
 def down_read_trylock(lock: Lock) -> LockStep:
     """Take a shared hold if that needs no waiting; 1 if so."""
     return LockStep("try", lock, False)
+
+
+@_kept
+def down_write_trylock(lock: Lock) -> LockStep:
+    """Take an exclusive hold if that needs no waiting; 1 if so."""
+    return LockStep("try", lock, True)
 
 
 @_kept

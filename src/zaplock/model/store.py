@@ -28,6 +28,7 @@ from zaplock.model.frozen import exact, same
 
 K = TypeVar("K")
 V = TypeVar("V")
+D = TypeVar("D", bound=dict[Any, Any])
 
 
 class _Absent:
@@ -161,13 +162,15 @@ class Cells(Generic[K, V]):
         self.data: dict[K, V] = {}
         store.register(self)
 
-    def back_with(self, make: Callable[[dict[K, V]], dict[K, V]]) -> None:
-        """Keep the cells in what `make` makes of the dict that holds them now.
+    def back_with(self, make: Callable[[dict[K, V]], D]) -> D:
+        """Keep the cells in what `make` makes of the dict that holds them now; return that.
 
         For engines: one that wants to see reads and writes, or has its own way to store them, puts
         a dict of its own class here.
         """
-        self.data = make(self.data)
+        made = make(self.data)
+        self.data = made
+        return made
 
     def __getitem__(self, key: K) -> V:
         return self.data[key]

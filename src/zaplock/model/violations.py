@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
 
 class Invariant(Enum):
@@ -33,10 +34,17 @@ class Invariant(Enum):
     CODE_RUNS = "the code of steps and protocols raises no Python error"
 
 
+class InvariantName(NamedTuple):
+    """An invariant of a user's own, as reports name it (see `check.own.OwnInvariant`)."""
+
+    name: str
+    value: str
+
+
 class Violation(Exception):
     """A protocol broke `invariant`; the message names both sides."""
 
-    def __init__(self, invariant: Invariant, message: str) -> None:
+    def __init__(self, invariant: Invariant | InvariantName, message: str) -> None:
         super().__init__(f"{invariant.name}: {message}")
         self.invariant = invariant
         self.message = message

@@ -91,14 +91,18 @@ class StraceWorld:
         self.files: dict[str, int] = {}
         self.machine.store.start_journal(hashes=False)
 
-    def mark(self, live: LiveSpace) -> tuple[Any, Known]:
+    def mark(self, live: LiveSpace) -> tuple[Any, Known, int]:
         """Return where the machine and what is known of a space stand."""
-        return self.machine.store.mark(), live.known
+        return self.machine.store.mark(), live.known, len(self.files)
 
-    def undo(self, live: LiveSpace, mark: tuple[Any, Known]) -> None:
+    def undo(self, live: LiveSpace, mark: tuple[Any, Known, int]) -> None:
         """Go back to a mark."""
         self.machine.store.undo(mark[0])
         live.known = mark[1]
+        while (
+            len(self.files) > mark[2]
+        ):  # the last that were opened: the machine has forgotten them
+            self.files.popitem()
 
     def open_space(self, traced: TracedSpace) -> LiveSpace:
         """Make the address space that a recording begins with."""

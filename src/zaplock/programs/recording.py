@@ -103,7 +103,7 @@ class StraceRecording:
 
 
 _PREFIX = re.compile(
-    r"^\s*(?:\[pid\s+(\d+)(?:<[^>]*>)?\]\s*|(\d+)(?:<[^>]*>)?(?:\s+/\*.*?\*/)?\s+)?"
+    r"^\s*(?:\[pid\s+(\d{1,10})(?:<[^>]*>)?\]\s*|(\d{1,10})(?:<[^>]*>)?(?:\s+/\*.*?\*/)?\s+)?"
     r"(?:(?:\d\d:\d\d:\d\d(?:\.\d+)?|\d+\.\d+)\s+(?:\(\+\s*[\d.]+\)\s+)?)?"
     r"(?:\[\s*\d+\]\s+)?(?:\[(?:[0-9a-f]{8,}|\?+)\]\s+)?"
 )
@@ -111,12 +111,14 @@ _CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
 _TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
 _NAME = re.compile(r"^(\w+)\(")
 _RESULT = re.compile(
-    r"^\s*=\s*(\?|-?0x[0-9a-f]+|-?\d+)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
+    r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
 )
 _UNFINISHED = re.compile(r"<unfinished \.\.\.>.*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
-_GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d+))")
+_GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
+_BY_NUMBER = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
+_DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
 
@@ -231,7 +233,7 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
     key, _, value = line[2:].partition(": ")
     if key == "pid":
         _close_block(state)
-        state.pid = int(value) if value.isdigit() else 0
+        state.pid = int(value) if _DIGITS.fullmatch(value) else 0
     elif key in ("begin", "end", "anon"):
         if state.block[1] != key:
             _close_block(state)
@@ -246,7 +248,7 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
         _close_block(state)
         name, _, told = value.partition(" ")
         amount = {"yes": 1, "no": 0, "unlimited": (1 << 64) - 1}.get(told)
-        if amount is None and not told.isdigit():
+        if amount is None and not _DIGITS.fullmatch(told):
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")
         amount = int(told) if amount is None else amount
         state.notes.append(Note(state.pid, number, key, (), name, amount))
@@ -309,7 +311,7 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
     if matched is None:
         state.calls.append(_cut(pid, text, begun, "the line is cut"))
         return
-    value = UNKNOWN if matched[1] == "?" else int(matched[1], 0)
+    value = UNKNOWN if matched[1] == "?" else int(matched[1], 16 if "x" in matched[1] else 10)
     if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
         value = -errno.EINTR
     elif matched[3]:
@@ -321,8 +323,8 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
-    if name.startswith("syscall_0x"):
-        name = NAMES.get(int(name[8:], 16), name)
+    if told := _BY_NUMBER.fullmatch(name):
+        name = NAMES.get(int(told[1], 16), name)
     elif name == "syscall" and arguments:
         try:
             name = NAMES.get(int(arguments[0], 0), name)

@@ -62,6 +62,7 @@ async def mmap_read_lock(cx: Cx) -> int:
 
 
 async def mmap_read_unlock(cx: Cx) -> None:
+    """End the shared hold."""
     await up_read(cx.mmap_lock)
 
 

@@ -41,6 +41,7 @@ from zaplock.recorder.targets import (
     threads_of,
 )
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
+from zaplock.recorder.uninterrupted import surely, uninterrupted
 
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
@@ -198,7 +199,7 @@ def capturing(options: Options) -> Iterator[Capture]:
     check_namespace()
     for pid in options.pids:
         check_process(pid)
-    with opened() as tracefs, contextlib.ExitStack() as stack:
+    with opened() as tracefs, _closing() as stack:
         sweep(tracefs)
         layouts = _layouts(tracefs, options)
         locks, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
@@ -213,11 +214,12 @@ def capturing(options: Options) -> Iterator[Capture]:
             pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
         notes: list[str] = []
-        sampler = _sampler(tracefs, options, learned, pids, notes)
-        if sampler:
-            stack.callback(sampler.close)
-        buffers = Buffers(instances, layouts.page.page_size)
-        stack.callback(buffers.close)
+        with uninterrupted():
+            sampler = _sampler(tracefs, options, learned, pids, notes)
+            if sampler:
+                stack.callback(sampler.close)
+            buffers = Buffers(instances, layouts.page.page_size)
+            stack.callback(buffers.close)
         capture = Capture(
             layouts,
             buffers,
@@ -229,10 +231,18 @@ def capturing(options: Options) -> Iterator[Capture]:
             sampler,
             tuple(notes),
         )
-        try:
-            yield capture
-        finally:
-            capture.stop()
+        stack.callback(capture.stop)
+        yield capture
+
+
+@contextlib.contextmanager
+def _closing() -> Iterator[contextlib.ExitStack]:
+    """Give a stack whose callbacks are all called, whatever signal comes meanwhile."""
+    stack = contextlib.ExitStack()
+    try:
+        yield stack
+    finally:
+        surely(stack.close)
 
 
 def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
@@ -260,7 +270,8 @@ def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
 
 def _instance(stack: contextlib.ExitStack, tracefs: Tracefs, options: Options) -> Instance:
     size = options.buffer_kb or chosen_buffer_kb()
-    instance = stack.enter_context(Instance(tracefs, buffer_kb=size))
+    with uninterrupted():
+        instance = stack.enter_context(Instance(tracefs, buffer_kb=size))
     _set_percent(instance, 0 if options.watch else options.percent)
     return instance
 

@@ -31,6 +31,7 @@ from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
+from zaplock.recorder.uninterrupted import surely
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import losses
 from zaplock.trace.quotas import Quotas
@@ -166,7 +167,8 @@ class Recorder:
         self._stream.end(self.span[1])
         self._ended.set()
         self._capture.buffers.wake()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         while taken := self._capture.buffers.drain():
             self._chunks += taken
 
@@ -205,8 +207,8 @@ def record_mm(
     )
     with capturing(options) as capture:
         recorder = Recorder(capture, options, limit_bytes)
-        recorder._run()
         try:
+            recorder._run()
             yield recorder
         finally:
-            recorder.stop()
+            surely(recorder.stop)

@@ -38,6 +38,7 @@ from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
+from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
@@ -199,9 +200,7 @@ class _Session:
                     report(self._progress)
             self._look_after(now=True)
         finally:
-            self._capture.stop()
-            self._quotas.stop()
-            self._feeder.stop()
+            surely(self._stop)
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
         self._stream.end(self._ended_at)
         with going_first() if self._feeder.waiting_bytes < _LITTLE else contextlib.nullcontext():
@@ -218,6 +217,11 @@ class _Session:
         self._writer.write_quotas(*self._quotas.rows())
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
+
+    def _stop(self) -> None:
+        self._capture.stop()
+        self._quotas.stop()
+        self._feeder.stop()
 
     def _wait_for_a_wait(
         self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]

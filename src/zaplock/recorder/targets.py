@@ -24,6 +24,7 @@ from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK
 from zaplock.recorder.tracefs import Instance, Tracefs
+from zaplock.recorder.uninterrupted import surely, uninterrupted
 from zaplock.recorder.urgent import start_first
 from zaplock.strangers import read_text
 
@@ -168,18 +169,25 @@ class _Reader:
 def _asked(tracefs: Tracefs, instance: Instance, reader: _Reader) -> dict[int, int]:
     """List the mms that the reader asks for, and when: first our own, then the process's."""
     layouts = read_layouts(tracefs.path, MMAP_LOCK[:1])
-    buffers = Buffers([instance], layouts.page.page_size)
-    instance.add("set_event_pid", str(reader.tid))
-    instance.enable(MMAP_LOCK[0])
-    instance.start()
-    try:
-        reader.go()
-        return _seen_soon(buffers, Decoder(layouts), reader)
-    finally:
-        buffers.close()
+    buffers = None
+
+    def end() -> None:
+        if buffers:
+            buffers.close()
         instance.stop()
         instance.disable(MMAP_LOCK[0])
         instance.write("set_event_pid", "")
+
+    try:
+        with uninterrupted():
+            buffers = Buffers([instance], layouts.page.page_size)
+        instance.add("set_event_pid", str(reader.tid))
+        instance.enable(MMAP_LOCK[0])
+        instance.start()
+        reader.go()
+        return _seen_soon(buffers, Decoder(layouts), reader)
+    finally:
+        surely(end)
 
 
 def _seen_soon(buffers: Buffers, decoder: Decoder, reader: _Reader) -> dict[int, int]:

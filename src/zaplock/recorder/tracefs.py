@@ -29,6 +29,7 @@ import os
 import re
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -136,9 +137,12 @@ class Instance:
         self.name = f"zaplock-{_owner()}-{next(_serial)}"
         self.path = tracefs.path / "instances" / self.name
         self._lock = -1
+        # Nobody's last resort but this: an interrupt can come between any two lines.
+        self._finalizer = weakref.finalize(self, _abandoned, self.path, os.getpid())
         try:
             self.path.mkdir()
         except OSError as error:
+            self._finalizer.detach()
             raise UserError(_why_no_instance(error)) from None
         try:
             self._lock = locked(self.path, wait=True)
@@ -221,6 +225,7 @@ class Instance:
             self._leave(error)
         else:
             self._unlock()
+        self._finalizer.detach()
 
     def _remove_once(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -248,6 +253,14 @@ class Instance:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def _abandoned(path: Path, pid: int) -> None:
+    """Remove what an interrupt left; in a forked child it is its parent's."""
+    if pid == os.getpid():
+        with contextlib.suppress(OSError):
+            (path / "tracing_on").write_text("0")
+            path.rmdir()
 
 
 def _why_no_instance(error: OSError) -> str:

@@ -8,21 +8,29 @@ type on a machine that has it. Perfetto's traces are read as they are (`pftrace`
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 import subprocess
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase, TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, BinaryIO, Final, TextIO
 
 from zaplock.errors import UserError
+from zaplock.inputs import open_plain
 from zaplock.trace import pftrace
-from zaplock.trace.text import ImportedTrace, parse
+from zaplock.trace.imported import ImportedTrace
+from zaplock.trace.text import parse
 
 _GZIP: Final = b"\x1f\x8b"
+_LONGEST: Final = 1 << 20
+"""Characters of a line."""
+_MOST_PACKED: Final = 200
+"""Traces pack to a tenth or a thirtieth."""
+_ANY_SIZE: Final = 1 << 24
 _FIELDS: Final = "comm,pid,tid,cpu,time,event,trace"
 
 
@@ -59,30 +67,56 @@ def read_foreign(name: str) -> ImportedTrace:
     into events here.
     """
     if name == "-":
-        return parse(sys.stdin)
+        return parse(bounded_lines(sys.stdin))
     path = Path(name)
     try:
-        with path.open("rb") as file:
+        with open_plain(path, "give - and pipe a text into standard input") as file:
             start = file.read(16)
             file.seek(0)
             if start.startswith(_GZIP):
-                return _read_gzip(path)
+                return _read_gzip(path, file)
             return _read(path, start, file)
-    except OSError as error:
-        raise UserError(f"{name} can't be read ({error.strerror}): give a trace") from None
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} can't be read ({reason}): give a trace") from None
 
 
-def _read_gzip(path: Path) -> ImportedTrace:
+def _read_gzip(path: Path, packed: IO[bytes]) -> ImportedTrace:
     try:
-        with gzip.open(path) as file:
+        with gzip.open(packed) as file:
             start = file.read(16)
             file.seek(0)
-            return _read(path, start, file)
+            unpacked = _Unpacked(path, file, os.fstat(packed.fileno()).st_size)
+            return _read(path, start, BufferedReader(unpacked))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is a damaged gzip archive ({error}): copy it again") from None
 
 
-def _read(path: Path, start: bytes, file: BufferedIOBase) -> ImportedTrace:
+class _Unpacked(RawIOBase):
+    """What is in an archive, as long as it isn't absurdly much: no text packs so well."""
+
+    def __init__(self, path: Path, file: gzip.GzipFile, packed: int) -> None:
+        self._path, self._file = path, file
+        self._left = _ANY_SIZE + _MOST_PACKED * packed
+
+    def readable(self) -> bool:
+        """Say that it is for reading."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some of it. Raises UserError where it goes on and on."""
+        content = self._file.read(len(buffer))
+        self._left -= len(content)
+        if self._left < 0:
+            raise UserError(
+                f"{self._path} is a gzip archive of over {_MOST_PACKED} times its size, which no "
+                "trace is: unpack it and look"
+            )
+        buffer[: len(content)] = content
+        return len(content)
+
+
+def _read(path: Path, start: bytes, file: BinaryIO | BufferedReader) -> ImportedTrace:
     for binary in BINARIES:
         if start.startswith(binary.magic):
             return parse(_printed(binary, path))
@@ -90,8 +124,18 @@ def _read(path: Path, start: bytes, file: BufferedIOBase) -> ImportedTrace:
         if start.startswith(magic):
             raise UserError(f"{path} is {what}")
     if pftrace.looks_like(start):
-        return pftrace.read(path, file.read())
-    return parse(TextIOWrapper(file, encoding="utf-8", errors="replace"))  # type: ignore[type-var]
+        return pftrace.read(path, file)
+    return parse(bounded_lines(TextIOWrapper(file, encoding="utf-8", errors="replace")))
+
+
+def bounded_lines(text: TextIO) -> Iterator[str]:
+    """Give the lines of a text but those that are too long to be any of a trace's."""
+    whole = True
+    while line := text.readline(_LONGEST):
+        ended = line.endswith("\n") or len(line) < _LONGEST
+        if whole and ended:
+            yield line
+        whole = ended
 
 
 def _printed(binary: BinaryTrace, path: Path) -> Iterable[str]:
@@ -120,7 +164,7 @@ def _output(binary: BinaryTrace, path: Path) -> Iterator[str]:
         assert tool.stdout is not None
         assert tool.stderr is not None
         try:
-            yield from tool.stdout
+            yield from bounded_lines(tool.stdout)  # type: ignore[arg-type]
             said = tool.stderr.read()
         finally:
             tool.kill()

@@ -18,14 +18,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
-
 from zaplock.errors import UserError
-from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
-from zaplock.trace.operations import NAMES
+from zaplock.trace.events import EventKind
+from zaplock.trace.imported import ImportedTrace, TraceBuilder
 from zaplock.trace.text_events import Row, rows_of
 
 _TIME = re.compile(r"(?<!\S)(\d{1,10}+)\.(\d{1,9}+): ")
@@ -47,47 +44,7 @@ _LOST = re.compile(
     r"CPU:\s{0,8}(\d{1,5}+) \[(?:LOST )?(\d{1,18}+)? ?EVENTS(?: DROPPED)?\]"
     r"|PERF_RECORD_LOST\D{0,80}+(\d{1,18}+)"
 )
-_MOST = {"tid": (1 << 31) - 1, "cpu": (1 << 15) - 1}
 _UNNAMED = ("<...>", ":-1", "")
-
-
-@dataclass(frozen=True, slots=True)
-class ImportedTrace:
-    """The events of another tool's trace; `kernel` is the release it tells, "" where it doesn't."""
-
-    events: Events
-    kernel: str = ""
-
-
-@dataclass(slots=True)
-class TraceBuilder:
-    """Collects rows in any order of time and the names of tasks; then makes events of them."""
-
-    rows: list[Row] = field(default_factory=list)
-    comms: dict[int, str] = field(default_factory=dict)
-    pids: dict[int, int] = field(default_factory=dict)
-    kernel: str = ""
-
-    def finished(self) -> ImportedTrace:
-        """Put everything in order of time."""
-        columns = {
-            name: np.array(
-                [_fitting(name, row.get(name, NO_OP if name == "op" else 0)) for row in self.rows],
-                dtype=EVENT[name],
-            )
-            for name in EVENT.names or ()
-        }
-        order = np.argsort(columns["time_ns"], kind="stable")
-        events = Events({name: col[order] for name, col in columns.items()}, NAMES, self._tasks())
-        return ImportedTrace(events, self.kernel)
-
-    def _tasks(self) -> dict[int, RecordedTask]:
-        tids = self.comms.keys() | self.pids.keys()
-        return {tid: self._task(tid) for tid in sorted(tids)}
-
-    def _task(self, tid: int) -> RecordedTask:
-        pid, comm = self.pids.get(tid, tid), self.comms.get(tid, "")
-        return RecordedTask(tid, comm, pid, self.comms.get(pid, comm))
 
 
 def parse(lines: Iterable[str]) -> ImportedTrace:
@@ -108,13 +65,6 @@ def parse(lines: Iterable[str]) -> ImportedTrace:
     return trace.finished()
 
 
-def _fitting(column: str, number: int) -> int:
-    """Read 64 printed bits as the column's type has them: a program may pass any number."""
-    number &= (1 << 64) - 1
-    signed = EVENT[column].kind == "i"
-    return number - (1 << 64) if signed and number >= 1 << 63 else number
-
-
 def _header(line: str, trace: TraceBuilder) -> bool:
     """Read a line that tells of the trace and not of an event; say whether it was one."""
     if line.startswith("#"):
@@ -123,24 +73,14 @@ def _header(line: str, trace: TraceBuilder) -> bool:
         elif found := _WRITTEN.search(line):
             overwritten = int(found[2]) - int(found[1])
             if overwritten > 0:
-                # Its time is that of the first event, which is not known yet.
-                trace.rows.append(_lost(0, -1, overwritten))
+                trace.lost(count=overwritten)
         elif found := _STARTED.match(line):
-            trace.rows.append(_lost(_last_ns(trace), int(found[1]), 0))
+            trace.lost(cpu=int(found[1]), count=0)
         return True
     lost = _LOST.search(line)
     if lost:
-        count = int(lost[2] or lost[3] or -1)
-        trace.rows.append(_lost(_last_ns(trace), int(lost[1] or -1), count))
+        trace.lost(cpu=int(lost[1] or -1), count=int(lost[2] or lost[3] or -1))
     return bool(lost)
-
-
-def _lost(time_ns: int, cpu: int, count: int) -> Row:
-    return {"time_ns": time_ns, "kind": int(EventKind.LOST), "cpu": cpu, "length": count}
-
-
-def _last_ns(trace: TraceBuilder) -> int:
-    return trace.rows[-1]["time_ns"] if trace.rows else 0
 
 
 def _line(line: str, trace: TraceBuilder) -> None:
@@ -157,16 +97,11 @@ def _line(line: str, trace: TraceBuilder) -> None:
         "time_ns": int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")),
         **_who(before, trace),
     }
-    if trace.rows and not trace.rows[0]["time_ns"]:
-        trace.rows[0]["time_ns"] = head["time_ns"]
     for row in rows:
         whole = {**head, **row}
         if row["kind"] == EventKind.WAKEUP and said.startswith("sched_waking:"):
             whole["detail"] = 0 if _perhaps_interrupted(before) else head["tid"]
-        for column, most in _MOST.items():
-            if not 0 <= whole[column] + (column == "cpu") <= most:
-                raise ValueError(f"{column} {whole[column]}")
-        trace.rows.append(whole)
+        trace.add(whole)
 
 
 def _perhaps_interrupted(head: str) -> bool:
@@ -190,7 +125,7 @@ def _who(head: str, trace: TraceBuilder) -> Row:
     if found[1]:
         pid = int(found[1])
     if comm not in _UNNAMED:
-        trace.comms[tid] = comm
-    if pid is not None and pid <= _MOST["tid"]:
-        trace.pids[tid] = pid
+        trace.name(tid, comm)
+    if pid is not None:
+        trace.own(tid, pid)
     return {"cpu": cpu, "tid": tid}

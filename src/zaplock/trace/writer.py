@@ -64,8 +64,7 @@ class Writer:
         except FileExistsError:
             raise UserError(f"{path} is already there: remove it or name another file") from None
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise UserError(f"{path} can't be made ({reason}): name another place") from None
+            raise unwritable(path, error) from None
         try:
             self._replace_manifest()
         except OSError as error:

@@ -8,7 +8,8 @@ from itertools import groupby
 from zaplock.check.bugs import PROMISES
 from zaplock.check.matrix import Cell, Killed, unexpected
 
-SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous"}
+SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous",
+         "failed": "FAILED"}  # fmt: skip
 
 
 def table(cells: Sequence[Cell], designs: Sequence[str]) -> str:

@@ -134,7 +134,7 @@ class _Search:
         return self.table.at_end(state, results)
 
     def _wanted(self, violation: Violation) -> bool:
-        return self.invariant is None or violation.invariant is self.invariant
+        return self.invariant is None or violation.invariant == self.invariant
 
     def _push(self, preemptions: int, steps: int, place: Place, end: Violation | None) -> None:
         self.sequence += 1

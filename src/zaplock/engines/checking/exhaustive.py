@@ -21,7 +21,7 @@ from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
-from zaplock.model.violations import Invariant, Violation
+from zaplock.model.violations import Invariant, InvariantName, Violation
 
 SLICE = 20_000
 """States to expand in one go."""
@@ -119,7 +119,7 @@ class Search:
         self.transitions = 0
         self.depth = 0
         self.endings = 0
-        self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.found: dict[tuple[Invariant | InvariantName, str], Violation] = {}
         self.limit = ""
         self.next_look = 0
         self.started = time.monotonic()

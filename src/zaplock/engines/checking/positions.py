@@ -36,6 +36,7 @@ from zaplock.engines.checking.purity import Surroundings
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen, exact, same
 from zaplock.model.step import MarkStep, SleepStep, Step, StepWatch, Task, watching
+from zaplock.model.violations import Violation
 
 POSITION_BITS: Final = 20
 """Bits that the number of a position takes in a state."""
@@ -185,6 +186,7 @@ class Trie:
 
     merged: (position, result received there, the earlier position that it leads back to).
     ends: (position, result received there, how the task then ended).
+    failed: what its protocol broke before its first step; then it has no positions.
     """
 
     def __init__(self, program: TaskProgram, surroundings: Surroundings | None = None) -> None:
@@ -196,8 +198,12 @@ class Trie:
         self.ends: list[tuple[Node, Any, Node]] = []
         self._ended: dict[Any, Node] = {}
         self._places: set[Place] = set()
+        self.failed: Violation | None = None
         live = LiveProtocol(program)
-        ended, step = guarded(live.resume, None)
+        try:
+            ended, step = guarded(live.resume, None)
+        except Violation as violation:
+            self.failed, ended, step = violation, True, None
         if ended:
             self.root = self._end(step)
         else:

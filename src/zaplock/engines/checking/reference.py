@@ -27,7 +27,7 @@ from zaplock.engines.checking.turn import attempt
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen
 from zaplock.model.store import Mark
-from zaplock.model.violations import Invariant, Violation
+from zaplock.model.violations import Invariant, InvariantName, Violation
 
 Positions = tuple[Node, ...]
 
@@ -70,7 +70,7 @@ class _PlainSearch:
             self.surroundings.add_observer(observer)
         self.tasks = [program.task for program in configuration.programs]
         self.visited: set[Any] = set()
-        self.found: dict[tuple[Invariant, str], Violation] = {}
+        self.found: dict[tuple[Invariant | InvariantName, str], Violation] = {}
         self.seen_sometimes: set[str] = set()
         self.transitions = self.depth = self.endings = self.steps_again = 0
         self.started = time.monotonic()
@@ -80,7 +80,10 @@ class _PlainSearch:
         # (positions, next task to try, mark to undo to when this state is left, anyone enabled)
         stack: list[list[Any]] = []
         roots = tuple(trie.root for trie in self.tries)
-        if self._arrive(roots):
+        failed = next((trie.failed for trie in self.tries if trie.failed is not None), None)
+        if failed is not None:
+            self._note(failed)
+        elif self._arrive(roots):
             stack.append([roots, 0, None, False])
         while stack:
             limit = self._limit()

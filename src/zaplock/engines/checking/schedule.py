@@ -253,20 +253,22 @@ class ScheduleRun:
         self.violation = livelock([str(tasks[index]) for index in turning], never, cycle)
 
     def can_move(self) -> bool:
-        """Return whether some task could make a transition (tries each, and takes it back)."""
-        for index, position in enumerate(self.positions):
-            if position.step is None:
-                continue
-            mark = self.machine.store.mark()
-            task, step, rules = self.tasks[index], position.step, self.configuration.rules
-            try:
-                blocked = attempt(rules, self.machine, task, step, position.queued)[0] == "blocked"
-            except Violation:
-                blocked = False
+        """Return whether some task could make a transition."""
+        return any(map(self.can_take, range(len(self.tasks))))
+
+    def can_take(self, index: int) -> bool:
+        """Return whether a task could make a transition now (tries it, and takes it back)."""
+        position = self.positions[index]
+        if position.step is None or self.violation is not None:
+            return False
+        mark = self.machine.store.mark()
+        task, step, rules = self.tasks[index], position.step, self.configuration.rules
+        try:
+            return attempt(rules, self.machine, task, step, position.queued)[0] != "blocked"
+        except Violation:
+            return True
+        finally:
             self.machine.store.undo(mark)
-            if not blocked:
-                return True
-        return False
 
     def close(self) -> None:
         """Drop coroutines that have not ended."""

@@ -94,7 +94,8 @@ class TransitionTable:
         positions = [self.enter(index, trie.root) for index, trie in enumerate(self.tries)]
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
-        self.initial_violation = self._ask_promises(everything=True)
+        failed = [trie.failed for trie in self.tries if trie.failed is not None]
+        self.initial_violation = failed[0] if failed else self._ask_promises(everything=True)
         self.packed.adopt()
         self.auditor = Auditor(self)
 

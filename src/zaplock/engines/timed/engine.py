@@ -83,8 +83,7 @@ class TimedEngine:
             in_kernel = throttled_in == "kernel"
             self.cpus.bandwidth = Bandwidth(self.cpus, cpu_max, in_kernel=in_kernel)
         self._long_waits = LongWaits(hung_task_timeout_ns)
-        signals = self._signals = _Signals(machine.signals.data, machine.woken)
-        machine.signals.back_with(lambda _data: signals)
+        self._signals = machine.signals.back_with(lambda data: _Signals(data, machine.woken))
         self._contention = Contention(
             self.clock, self.cpus, self.recorder, self._long_waits, self._signals
         )
@@ -134,8 +133,7 @@ class TimedEngine:
 
         Raises Violation where a step reports one, and (NO_DEADLOCK) where nobody can go on.
         """
-        view = LockView(self._locks, self.machine.locks.data)
-        self.machine.locks.back_with(lambda _data: view)
+        view = self.machine.locks.back_with(lambda data: LockView(self._locks, data))
         self.machine.tells_wakes = True
         try:
             self._run()

@@ -1,7 +1,8 @@
 """Compile the probe once, into the cache: one static program, for guests' init and for the host.
 
 Its name there is a hash of its sources and of the command, so that a changed source is a new
-program and nothing is ever stale. Static, since the guest has no libraries.
+program and nothing is ever stale; its own SHA-256 is kept beside it and checked each time. Static,
+since the guest has no libraries.
 """
 
 from __future__ import annotations
@@ -31,9 +32,25 @@ def compiler() -> str | None:
 def probe() -> Path:
     """Return the compiled probe, compiling it on first use. Raises UserError without a compiler."""
     program = cache.folder("probe") / f"probe-{_fingerprint()}"
-    if not program.exists():
+    if not _is_whole(program):
         _compile(program)
     return program
+
+
+def _is_whole(program: Path) -> bool:
+    """Say whether it is what was compiled, to the last byte."""
+    try:
+        return _sum_of(program) == _sum_file(program).read_text("ascii", "replace")
+    except OSError:
+        return False
+
+
+def _sum_of(program: Path) -> str:
+    return hashlib.sha256(program.read_bytes()).hexdigest()
+
+
+def _sum_file(program: Path) -> Path:
+    return program.with_name(f"sha256-{program.name}")
 
 
 def _fingerprint() -> str:
@@ -55,3 +72,4 @@ def _compile(program: Path) -> None:
             reason = (done.stderr.strip() or "no message").splitlines()[0]
             raise UserError(f"{cc} can't compile the probe ({reason}): {_WAY_OUT}")
         made.rename(program)
+        _sum_file(program).write_text(_sum_of(program))

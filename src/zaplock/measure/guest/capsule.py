@@ -113,7 +113,8 @@ def make(path: Path) -> None:
 def phase(path: Path) -> str:
     """Say what the probe is at, while it runs."""
     with path.open("rb") as file:
-        number = int(_HEADER.unpack(file.read(_HEADER.size))[2])
+        header = file.read(_HEADER.size)
+    number = int(_HEADER.unpack(header)[2]) if len(header) == _HEADER.size else 0
     return PHASES[min(number, len(PHASES) - 1)]
 
 

@@ -42,6 +42,7 @@ from zaplock.strangers import visible
 PROGRAM = "qemu-system-x86_64"
 EXACT_SHIFT = 2
 """4 ns an instruction in an exact guest: a quarter of a thousand MIPS."""
+_ACCELERATORS = ("kvm", "tcg")
 _KVM_LIMIT_S = 8.0
 _POLL_S = 0.05
 _QUIET_BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off"
@@ -281,7 +282,7 @@ def _accelerator(kernel: Kernel) -> str:
         return "tcg"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     answer = cache.folder("qemu") / f"accelerator-{boot_id}"
-    if not answer.exists():
+    if not answer.exists() or answer.read_text() not in _ACCELERATORS:
         chosen = "kvm" if _kvm_works(kernel) else "tcg"
         for old in answer.parent.glob("accelerator-*"):
             old.unlink(missing_ok=True)

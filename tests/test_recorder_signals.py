@@ -1,0 +1,62 @@
+"""Signals at any moment: what was recorded opens, nothing stays on, no clean-up is cut short."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from zaplock.recorder.tracefs import opened
+from zaplock.recorder.uninterrupted import surely
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root"),
+]
+HERE = Path(__file__).parent
+ME = os.getpid()
+SOURCE = str(HERE.parent / "src")
+
+
+def test_killed_at_any_moment_it_leaves_what_opens_and_nothing_on() -> None:
+    """A few; tests/recorder_kills.py kills 200 on request."""
+    command = [sys.executable, str(HERE / "recorder_kills.py"), "--kills", "6", "--seed", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert "opens" in done.stdout
+
+
+def test_two_interrupts_do_not_cut_a_clean_up_short() -> None:
+    done: list[str] = []
+
+    def clean_up() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        surely(clean_up)
+    assert done[0] == "whole"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_look_that_is_ended_leaves_nothing_on(number: signal.Signals) -> None:
+    command = [sys.executable, "-P", "-m", "zaplock", "why", "-p", str(ME), "-d", "60s"]
+    look = subprocess.Popen(command, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "PYTHONPATH": SOURCE})  # fmt: skip
+    with opened() as tracefs:
+        name = f"instances/zaplock-*-*-{look.pid}-*-*"
+        deadline = time.monotonic() + 60
+        while not list(tracefs.path.glob(f"{name}/events/mmap_lock")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        look.send_signal(number)
+        _, said = look.communicate(timeout=60)
+        assert (look.returncode, said) == (128 + number, "zaplock why: interrupted\n")
+        assert list(tracefs.path.glob(name)) == []
