@@ -69,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
     designs, profile = parse_designs(args.design), profiles.load(args.profile)
-    if args.measure_kernel and args.cpu_max:
-        raise UserError("--cpu-max is not for --measure-kernel (no cgroups there): leave one out")
     for path in (args.trace, args.plot):
         _require_writable(path, args.plot)
     comparison = compare(
@@ -187,6 +185,7 @@ def _measured_in_guest(
             rate=args.rate or 1000,
             locked=experiment.locked,
             nr_vmas=experiment.nr_vmas,
+            cpu_max=experiment.cpu_max,
         )
         with busy(f"unmapping {args.size} on {kernel} in QEMU beside {', '.join(block)}"):
             rows += measure(plan)

@@ -18,6 +18,7 @@ from zaplock import linux_version
 from zaplock.errors import UserError, no_such
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
+from zaplock.trace.quotas import CpuMax
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "dontneed", "exit")
 BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
@@ -33,9 +34,10 @@ class GuestPlan:
     """One experiment in a guest. Lengths in bytes; `memory` 0 chooses what the backing needs.
 
     `rate` is operations per second of each bystander. `hung_task_timeout_s` 0 leaves the kernel's
-    own (120 s). `graph` records function_graph instead of events. `locks` says where lock events
-    come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes. `shift`
-    stretches an exact guest's time: an instruction takes 2 ** shift ns.
+    own (120 s). `cpu_max` is the quota of the target, from before its teardown on. `graph` records
+    function_graph instead of events. `locks` says where lock events come from: one of LOCK_EVENTS,
+    of which "auto" takes the tracepoints, else kprobes. `shift` stretches an exact guest's time: an
+    instruction takes 2 ** shift ns.
     """
 
     length: int
@@ -51,6 +53,7 @@ class GuestPlan:
     nr_cpus: int = 2
     memory: int = 0
     hung_task_timeout_s: int = 0
+    cpu_max: CpuMax | None = None
     graph: bool = False
     locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
@@ -162,6 +165,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
+    if plan.cpu_max:
+        words["cpu_max"] = str(plan.cpu_max).replace("/", "_")
     if plan.graph:
         from zaplock.measure.guest import graph
 
