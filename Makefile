@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 
 .PHONY: setup run test fuzz bench lint docs coverage lock clean
 
+# Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready
+	@$(BIN)/python -m compileall -q src
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

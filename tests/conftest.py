@@ -25,6 +25,7 @@ ONLY_COMPUTE = {
     "test_transcripts",
     "test_sequential",
     "test_store",
+    "test_weak_memory",
     "test_without_locks",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""

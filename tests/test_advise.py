@@ -86,7 +86,7 @@ def advice_of(log: Log, *, least_ns: int = MS) -> dict[str, Advice]:
 
 def test_the_call_behind_which_somebody_waited_is_named() -> None:
     munmap = advice_of(story())["munmap"]
-    assert munmap.what == "munmap by server (pid 1)"
+    assert munmap.what == "munmap by worker of server (pid 1)"
     assert munmap.length == 8 * GIB
     assert munmap.seen
     assert munmap.now_ns == pytest.approx(250 * MS, rel=0.01)
@@ -131,7 +131,7 @@ def test_a_piece_that_is_no_shorter_than_the_call_is_not_advised() -> None:
     hold(log, 100, 53, 1, "munmap", address=1 << 40, length=4096)
     hold(log, 200, 21, 1, "munmap", address=1 << 40, length=64 << 10)
     (found,) = told_of(log).advice
-    assert found.what == "munmap: longer than its size explains by server (pid 1)"
+    assert found.what == "munmap: longer than its size explains by worker of server (pid 1)"
     assert found.means is Means.NONE
     assert "release" not in found.change
     assert "--sched" in found.change

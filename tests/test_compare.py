@@ -140,6 +140,20 @@ def test_writers_wait_for_the_whole_zap_but_not_under_the_proposals(proposal: st
     assert abs(spared.munmap_ns - today.munmap_ns) < 0.02 * today.munmap_ns
 
 
+def test_small_unmaps_show_the_brk1_regression_of_4_20_and_what_dying_pays(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["compare", "4K", "--no-measure", "--json", "--bystanders", "none"])
+    told = json.loads(capsys.readouterr().out)
+    calls = {row["design"]: row["calls_per_s"] for row in told["brk1"]}
+    assert calls["linux-4.20"] < 0.5 * calls["linux-4.18"], "spinning writers go to sleep"
+    assert calls["linux-6.18"] > 0.9 * calls["linux-4.18"]
+    assert calls["linux-6.18-dying"] < 0.5 * calls["linux-6.18"], "each growth waits"
+    assert calls["linux-6.18-cut"] > 0.8 * calls["linux-6.18"]
+    main(["compare", "1M", "--no-measure", "--json", "--bystanders", "none"])
+    assert json.loads(capsys.readouterr().out)["brk1"] == []
+
+
 # Hung tasks
 
 
@@ -156,7 +170,7 @@ def test_only_uninterruptible_waits_hang() -> None:
 
 def test_the_sentences_name_who_stalls_and_because_of_whom(at_80g: Comparison) -> None:
     said = outcomes.sentences(at_80g)
-    assert len(said) == 7
+    assert len(said) == 10
     assert "linux-4.9 and linux-4.18" in said[0]
     assert "nobody else may have the lock" in said[0]
     assert "rfc-v6-posted to linux-6.18" in said[1]
@@ -168,6 +182,8 @@ def test_the_sentences_name_who_stalls_and_because_of_whom(at_80g: Comparison) -
     assert "linux-6.18:" in said[5]
     assert "page faults lock their VMA only" in said[5]
     assert "zaps without it; fault, proc and mmap go on" in said[6]
+    assert "since a writer waits for every reader" in said[8]
+    assert "zaps without it; mmap, fork, mprotect and clone go on" in said[9]
 
 
 def test_the_sentences_follow_the_figures_and_not_the_names(at_80g: Comparison) -> None:
@@ -216,7 +232,7 @@ def test_the_json_has_the_shape_that_scripts_rely_on(capsys: pytest.CaptureFixtu
     assert told["size"] == GIB
     assert told["profile"] == "e5-2680-rfc"
     assert told["measured"] is None
-    assert [row["design"] for row in told["rows"]] == [*SHIPPED, *SHIPPED]
+    assert [row["design"] for row in told["rows"]] == [*SHIPPED] * 3
     row = told["rows"][0]
     assert set(row) == {
         "design", "bystanders", "exclusive_hold_ns", "shared_hold_ns", "munmap_ns", "stalls",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from toys import Toy, add, load, tasks
 
@@ -23,6 +24,7 @@ from zaplock.model.violations import Invariant
 
 LOCK, A, B = ("mmap_lock", 1), ("a", 0), ("b", 0)
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples" / "retrying_munmap.py"
+READERS_FIRST = f"{EXAMPLES.with_name('readers_first.py')}:READERS_FIRST"
 
 
 async def spin() -> None:
@@ -159,3 +161,49 @@ def test_the_cycle_is_shown_and_its_token_replays(capsys: pytest.CaptureFixture[
     token = out.split("token: ")[1].splitlines()[0]
     assert main(["check", "--replay", token, "--design", f"{EXAMPLES}:GIVING_WAY"]) == 1
     assert "NO_LIVELOCK: A and B can go round for ever" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scenario", "kernel", "starved"),
+    [
+        ("overtaken-by-writers", "linux-4.9", True),
+        ("overtaken-by-writers", "linux-5.3", False),
+        ("overtaken-by-writers", "linux-5.11", False),
+        ("overtaken-by-readers", "linux-4.9", False),
+        ("overtaken-by-readers", "linux-5.3", True),
+        ("overtaken-by-readers", "linux-5.11", False),
+    ],
+)
+def test_the_queues_of_4_9_5_3_and_5_11_are_judged(
+    scenario: str, kernel: str, starved: bool
+) -> None:
+    found = check(find_scenario(scenario), find_design(kernel))
+    assert found.verdict == ("broken" if starved else "proved")
+    if starved:
+        assert found.invariants == ("NO_STARVATION",)
+        assert found.cycle
+        assert "no end comes for " in str(found.violation)
+
+
+@pytest.mark.parametrize("scenario", ["starvation", "overtaken-by-readers"])
+def test_where_readers_go_first_a_writer_starves_and_the_cycle_replays(
+    scenario: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", scenario, "--design", READERS_FIRST]) == 1
+    out = capsys.readouterr().out
+    assert "NO_STARVATION: " in out
+    assert "steps repeat for ever" in out
+    token = out.split("token: ")[1].splitlines()[0]
+    assert main(["check", "--replay", token, "--design", READERS_FIRST]) == 1
+    assert "the rule: who asks gets in" in capsys.readouterr().out
+
+
+def test_beside_readers_who_ask_for_ever_a_wrong_result_and_a_deadlock_are_found() -> None:
+    patient = find_scenario("starvation")
+    wrong = msgspec.structs.replace(
+        patient, task=(msgspec.structs.replace(patient.task[0], do=("munmap 0 2 -> 5",)),
+                       *patient.task[1:]),
+    )  # fmt: skip
+    assert check(wrong, find_design("linux-6.18")).verdict == "broken"
+    forgets = find_design("linux-4.9/no-unlock-of-write")
+    assert check(patient, forgets).verdict == "broken"

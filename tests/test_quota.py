@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from stage import FIFO, LOCK, MS, Story, work
+from test_guest import needs
 
 from zaplock.cli import main
 from zaplock.cli._designs import parse_cpu_max
@@ -21,9 +22,13 @@ from zaplock.lab import profiles
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.teardown import run
 from zaplock.measure.cpu_limit import limited
+from zaplock.measure.guest import recording
+from zaplock.measure.guest.experiment import GuestPlan, GuestRun
+from zaplock.measure.guest.experiment import run as boot
 from zaplock.model.rwsem import down_read, down_write, up_read, up_write
 from zaplock.model.step import MarkStep, SleepStep, Task
-from zaplock.trace.quotas import CpuMax
+from zaplock.trace.analysis import Analysis, analyse
+from zaplock.trace.quotas import CpuMax, quotas
 
 TENTH = CpuMax(10 * MS, 100 * MS)
 
@@ -253,3 +258,35 @@ def unmapped(program: Path) -> tuple[int, int]:
             process.kill()
             pytest.skip(str(error))
     return int(took_ns), int(cpu_ns)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kernel", ["debian:6.1", "debian:6.12"])
+def test_older_kernels_throttle_a_munmap_with_the_lock_in_hand_as_predicted(kernel: str) -> None:
+    """In a guest whose time is its count of instructions: every run is the same."""
+    needs(kernel)
+    done = boot(GuestPlan(64 << 20, kernel=kernel, bystanders=(), exact=True, nr_cpus=1,
+                          cpu_max=TENTH))  # fmt: skip
+    took_ns = done.capsule.fact("end_ns") - done.capsule.fact("begin_ns")
+    cpu_ns = done.capsule.fact("cpu_ns")
+    assert took_ns > 5 * cpu_ns
+
+    analysis = understood(done)
+    longest = int(analysis.holds["hold_ns"].argmax())
+    hold = analysis.hold_time(longest)
+    assert hold.whole_ns == int(analysis.holds["hold_ns"][longest])
+    assert hold.group == "/zap"
+    assert abs(hold.throttled_ns - (took_ns - cpu_ns)) < 0.05 * took_ns
+    assert hold.on_cpu_ns >= 0.95 * cpu_ns  # which leaves interrupts out
+    assert hold.throttled_ns + hold.on_cpu_ns > 0.95 * hold.whole_ns
+
+    box = Box(linux(kernel.removeprefix("debian:")).throttled_in)
+    box.start("a", call(box, cpu_ns), at_ns=50 * MS)
+    predicted_ns = box.run()[-1][0] - 50 * MS
+    assert abs(predicted_ns / took_ns - 1) <= 0.15
+
+
+def understood(done: GuestRun) -> Analysis:
+    """Analyse what a guest recorded."""
+    accounts = quotas(*recording.quota_rows(done))
+    return analyse(recording.events(done.capsule), done.capsule.facts["release"], quotas=accounts)

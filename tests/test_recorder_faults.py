@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +252,38 @@ def test_a_container_touches_no_recorder_of_the_host() -> None:
         instance.start()
         assert instance.name not in in_a_container(LOOK)
         assert instance.read("tracing_on") == "1\n"
+
+
+def recording(where: Sequence[str], path: Path, seconds: int) -> subprocess.Popen[str]:
+    """Start a recorder of the whole system behind a command, such as unshare."""
+    command = [*where, sys.executable, "-P", "-m", "zaplock", "record", "-d", f"{seconds}s"]
+    return subprocess.Popen(
+        [*command, "-o", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": SOURCE},
+    )
+
+
+def test_recorders_on_the_host_and_in_containers_leave_each_other_whole(tmp_path: Path) -> None:
+    """One container has the host's pids, and records; one has its own, and says why it doesn't."""
+    seconds = int(os.environ.get("ZAPLOCK_BOTH_SECONDS", "2"))
+    places = {"host": [], "container": ["unshare", "--mount", "--uts", "--ipc", "--net"]}
+    both = {name: recording(where, tmp_path / name, seconds) for name, where in places.items()}
+    refused = recording(["unshare", "-pf", "--mount-proc"], tmp_path / "refused", 1)
+    assert "this is a container (a PID namespace)" in refused.communicate(timeout=60)[0]
+    assert refused.returncode == 2
+    for name, recorder in both.items():
+        said = recorder.communicate(timeout=60 + seconds)[0]
+        assert recorder.returncode == 0, said
+        kept = file.read(tmp_path / name)
+        about, time_ns = kept.manifest, kept.events["time_ns"]
+        assert about.complete, name
+        assert (about.lost_events, about.unknown_losses) == (0, 0), name
+        assert not kept.caveats, name
+        assert about.ended_ns - about.started_ns > 0.9e9 * seconds
+        assert about.ended_ns - int(time_ns.max()) < 5e8, f"{name} went silent before its end"
 
 
 def test_the_host_touches_no_recorder_in_a_container() -> None:

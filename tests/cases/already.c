@@ -22,7 +22,7 @@ static void *culprit(void *unused)
 {
 	named("culprit");
 	double begin = seconds();
-	munmap(area, length);
+	unmapped(area, length);
 	printf("munmap %.3f\n", seconds() - begin);
 	return unused;
 }

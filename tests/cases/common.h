@@ -44,26 +44,58 @@ static inline void named(const char *name)
 	prctl(PR_SET_NAME, name);
 }
 
+/* Whether the program is to do what the advice for it says. */
+static inline int cured(void)
+{
+	return getenv("CURED") != 0;
+}
+
+/* Give the pages of an area back: at once, or by pieces with a rest after each. */
+static inline void emptied(char *area, size_t length)
+{
+	size_t piece = cured() ? 1 << 20 : length;
+
+	for (size_t at = 0; at < length; at += piece) {
+		madvise(area + at, piece, MADV_DONTNEED);
+		if (cured())
+			usleep(1000);
+	}
+}
+
+static inline void unmapped(char *area, size_t length)
+{
+	if (cured())
+		emptied(area, length);
+	munmap(area, length);
+}
+
+/* Share cpu 0 with whoever else is there, and be nice to them. */
+static inline void beside_the_hog(int nice)
+{
+	cpu_set_t first;
+
+	CPU_ZERO(&first);
+	CPU_SET(0, &first);
+	sched_setaffinity(0, sizeof(first), &first);
+	setpriority(PRIO_PROCESS, syscall(SYS_gettid), nice);
+}
+
 /* Make this thread slow, so that what takes 0.1 s alone takes seconds: it shares cpu 0 with a
  * process that never stops and has more of a say, the more the higher `nice`. */
 static inline void on_a_crowded_cpu(int nice)
 {
-	cpu_set_t first;
 	pid_t parent = getpid();
 
-	CPU_ZERO(&first);
-	CPU_SET(0, &first);
 	if (fork() == 0) {
 		named("hog");
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		sched_setaffinity(0, sizeof(first), &first);
+		beside_the_hog(0);
 		while (getppid() == parent)
 			for (volatile int i = 0; i < 1000000; i++)
 				;
 		_exit(0);
 	}
-	sched_setaffinity(0, sizeof(first), &first);
-	setpriority(PRIO_PROCESS, syscall(SYS_gettid), nice);
+	beside_the_hog(nice);
 }
 
 /* Pages of this process that are there; reading it takes no mmap_lock and no new memory. */

@@ -12,7 +12,7 @@ static void *culprit(void *unused)
 {
 	named("culprit");
 	on_a_crowded_cpu(nice_value);
-	munmap(area, length);
+	unmapped(area, length);
 	return unused;
 }
 

@@ -13,9 +13,12 @@ static void *pin_memory(void *unused)
 {
 	named("pin-memory");
 	pthread_mutex_lock(&gil);
+	if (cured()) /* as zaplock.release does: the lock is for objects, not for freeing pages */
+		pthread_mutex_unlock(&gil);
 	on_a_crowded_cpu(nice_value);
-	munmap(area, length);
-	pthread_mutex_unlock(&gil);
+	unmapped(area, length);
+	if (!cured())
+		pthread_mutex_unlock(&gil);
 	return unused;
 }
 

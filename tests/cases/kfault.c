@@ -13,7 +13,7 @@ static void *culprit(void *unused)
 	named("culprit");
 	on_a_crowded_cpu(nice_value);
 	mprotect(area, length, PROT_READ);
-	munmap(area, length);
+	unmapped(area, length);
 	return unused;
 }
 

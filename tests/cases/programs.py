@@ -28,6 +28,12 @@ class Program:
                 return
         pytest.fail(f"the program ended without {line!r}")
 
+    def goes(self) -> None:
+        """Let it go on from where it waits for a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
     def seconds(self) -> dict[str, float]:
         """Wait for its end; return what it says of its own operations, in seconds."""
         assert self.process.stdout is not None
@@ -53,7 +59,7 @@ def built(name: str, folder: Path) -> Path:
 def running(program: Path, *arguments: object) -> Iterator[Program]:
     """Run a program while the block lasts."""
     command = [str(program), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         yield Program(process)
     finally:

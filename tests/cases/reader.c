@@ -2,8 +2,10 @@
  *
  *     reader NICE read FILE
  *     reader NICE write FILE TEXT
+ *     reader NICE vm PID ADDRESS LENGTH     its memory, by process_vm_readv
  */
 #include "common.h"
+#include <sys/uio.h>
 
 static char buffer[1 << 20];
 
@@ -23,6 +25,19 @@ static void through_proc(char **argv)
 		;
 }
 
+static void through_memory(char **argv)
+{
+	char *from = (char *)strtoul(argv[1], 0, 0), *end = from + strtoul(argv[2], 0, 0);
+
+	say("go");
+	for (; from < end; from += sizeof(buffer)) {
+		struct iovec here = { buffer, sizeof(buffer) }, there = { from, sizeof(buffer) };
+
+		if (process_vm_readv(atoi(argv[0]), &here, 1, &there, 1, 0) < 0)
+			perror("process_vm_readv");
+	}
+}
+
 int main(int argc, char **argv)
 {
 	double begin;
@@ -30,7 +45,10 @@ int main(int argc, char **argv)
 	named("agent");
 	on_a_crowded_cpu(atoi(argv[1]));
 	begin = seconds();
-	through_proc(argv + 2);
+	if (!strcmp(argv[2], "vm"))
+		through_memory(argv + 3);
+	else
+		through_proc(argv + 2);
 	printf("%s %.3f\n", argv[2], seconds() - begin);
 	say("over");
 	return argc < 4;

@@ -43,19 +43,29 @@ def operations(said: dict[str, Any], comm: str) -> list[str | None]:
     return [blame["operation"] for blame in sorted(blames, key=lambda one: -one["share_ns"])]
 
 
+def largest(pid: int) -> tuple[int, int]:
+    """Return where the largest mapping of a process is, and its length."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    areas = [[int(bound, 16) for bound in line.split()[0].split("-")] for line in lines]
+    return max(((end - start, start) for start, end in areas))[::-1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "operation"),
     [
         (("read", "smaps_rollup"), "read of smaps_rollup"),
         (("read", "smaps"), "read of smaps"),
         (("write", "clear_refs", "1"), "write of clear_refs"),
+        # py-spy#26: a profiler that reads memory
+        (("vm",), "process_vm_readv"),
     ],
 )
 def test_a_reader_that_comes_while_it_is_recorded(
     folder: Path, app: Program, tmp_path: Path, arguments: tuple[str, ...], operation: str
 ) -> None:
-    how, name, *text = arguments
-    reader = " ".join(map(str, (built("reader", folder), 0, how, f"/proc/{app.pid}/{name}", *text)))
+    how, *rest = arguments
+    what = (f"/proc/{app.pid}/{rest[0]}", *rest[1:]) if rest else (app.pid, *largest(app.pid))
+    reader = " ".join(map(str, (built("reader", folder), 0, how, *what)))
     again = f"while :; do {reader}; done"
     file = tmp_path / "read.zaplock"
     with subprocess.Popen(

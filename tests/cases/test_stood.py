@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import Program, built
+from programs import Program, built, running
 
 from zaplock.recorder.tracefs import opened
 
@@ -98,3 +98,20 @@ def test_who_waits_for_a_mutex_behind_a_munmap_is_told(folder: Path) -> None:
     assert behind[0]["slept_ns"] >= 0.8 * took["stood"] * 1e9
     assert "until pin-memory" in words
     assert "which was in munmap of 1 GiB for" in words
+
+
+def test_a_timer_that_fires_meanwhile_makes_nobody_a_culprit_and_a_chain_is_followed(
+    folder: Path,
+) -> None:
+    """sleeper's timers fire in the culprit's munmap; last stands behind middle, that behind it."""
+    with running(built("hog", folder)):
+        _, said, _ = looked_at(built("timer", folder), 192, 5)
+    behind = [one for one in said["slept_behind"] if one["operation"] == "munmap"]
+    if not behind:
+        pytest.skip("the munmap was over too soon")
+    told = {one["comm"]: one for one in behind}
+    assert "sleeper" not in told
+    assert told["middle"]["through"] == []
+    assert told["last"]["through"] == ["middle"]
+    assert told["last"]["woken_by_comm"] == "middle"
+    assert told["last"]["culprit_comm"] == "culprit"

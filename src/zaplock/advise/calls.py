@@ -23,6 +23,7 @@ from zaplock.advise.runtimes import Runtime
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame
 from zaplock.trace.calls import NO_CALL
+from zaplock.trace.events import RecordedTask
 from zaplock.trace.summary import NO_OPERATION, Summary, operation_name
 
 PIECE = 2 << 20
@@ -62,17 +63,26 @@ class _Site:
     length: int = 0
     worst_share_ns: int = 0
     caused_ns: int = 0
+    thread: str = ""
+    """The thread whose call was the worst."""
 
-    def held(self, hold_ns: int, length: int) -> None:
+    def held(self, hold_ns: int, length: int, thread: str) -> None:
         self.count += 1
         if hold_ns > self.longest_ns:
             self.longest_ns = hold_ns
-            self.length = self.length if self.worst_share_ns else length
+            if not self.worst_share_ns:
+                self.length, self.thread = length, thread
 
-    def blamed(self, share_ns: int, length: int) -> None:
+    def blamed(self, share_ns: int, length: int, thread: str) -> None:
         self.caused_ns += share_ns
         if share_ns > self.worst_share_ns:
-            self.worst_share_ns, self.length = share_ns, length
+            self.worst_share_ns, self.length, self.thread = share_ns, length, thread
+
+    @property
+    def who(self) -> str:
+        """Name the process, and the thread where it has a name of its own."""
+        name = f"{self.process} (pid {self.pid})" if self.process else f"pid {self.pid}"
+        return f"{self.thread} of {name}" if self.thread not in ("", self.process) else name
 
 
 @dataclass(slots=True)
@@ -91,6 +101,11 @@ class _Sites:
         name = operation if named else f"{operation}: {kind.name}" if why else kind.name
         return self.found.setdefault((pid, process, name), _Site(kind, pid, process))
 
+    def thread(self, tid: int) -> str:
+        """Name a thread."""
+        task = self.analysis.events.tasks.get(tid)
+        return task.comm if task else ""
+
     def kind_of_hold(self, row: int) -> tuple[Kind, str]:
         """Say what can be done about a hold, and name its operation."""
         holds = self.analysis.holds
@@ -99,17 +114,31 @@ class _Sites:
             return self._outside(row, operation), operation
         length = int(holds["length"][row])
         kind = kind_of(operation, int(holds["detail"][row]), length)
+        if kind.means is Means.NONE and self._foreign(row):  # process_vm_readv, ptrace
+            return self._outside(row, operation), operation
         return self._reason(row, kind, length) or kind, operation
 
     def _outside(self, row: int, operation: str) -> Kind:
         """Tell who reads the process's /proc from a task of its own that is in another call."""
-        holds, events = self.analysis.holds, self.analysis.events
-        mm, tid = int(holds["mm"][row]), int(holds["tid"][row])
-        owner, task = events.mms.get(mm), events.tasks.get(tid)
-        own = task is not None and task.pid == owner
-        if own and not operation.startswith(_LOOKS):
+        if self._own(row) and not operation.startswith(_LOOKS):
             return kind_of("" if operation == NO_OPERATION else operation, 0, 0)
+        task = self.analysis.events.tasks.get(int(self.analysis.holds["tid"][row]))
         return reader((task.process or task.comm) if task else "")
+
+    def _own(self, row: int) -> bool:
+        """Say whether a hold is known to be of its task's own address space."""
+        task, owner = self._task_and_owner(row)
+        return task is not None and task.pid == owner
+
+    def _foreign(self, row: int) -> bool:
+        """Say whether a hold is known to be of another process's address space."""
+        task, owner = self._task_and_owner(row)
+        return task is not None and owner not in (None, task.pid)
+
+    def _task_and_owner(self, row: int) -> tuple[RecordedTask | None, int | None]:
+        holds, events = self.analysis.holds, self.analysis.events
+        task = events.tasks.get(int(holds["tid"][row]))
+        return task, events.mms.get(int(holds["mm"][row]))
 
     def _reason(self, row: int, kind: Kind, length: int) -> Kind | None:
         """Say whether a hold was long for another reason than its size, and for which."""
@@ -147,8 +176,10 @@ def from_recording(
     holds = analysis.holds
     for row in (holds["hold_ns"] >= least_ns).nonzero()[0].tolist():
         kind, operation = sites.kind_of_hold(row)
-        site = sites.of(int(holds["tid"][row]), kind, operation)
-        site.held(int(holds["hold_ns"][row]), int(holds["length"][row]))
+        tid = int(holds["tid"][row])
+        site = sites.of(tid, kind, operation)
+        thread = sites.thread(tid)
+        site.held(int(holds["hold_ns"][row]), int(holds["length"][row]), thread)
     wait_ns = analysis.waits["wait_ns"]
     long = wait_ns >= least_ns
     dark_ns, free_ns = int(wait_ns[long].sum()), 0
@@ -159,7 +190,8 @@ def from_recording(
         free_ns += found.free_ns
         for blame in found.first(max(1, int((found.shares.share_ns >= least_ns).sum()))):
             kind, operation = _kind_of_blame(sites, blame)
-            sites.of(blame.tid, kind, operation).blamed(blame.share_ns, blame.length)
+            site = sites.of(blame.tid, kind, operation)
+            site.blamed(blame.share_ns, blame.length, blame.comm)
     advice = tuple(_advice(*pair, costs, recognise) for pair in sites.found.items())
     return RecordedAdvice(advice, int(long.sum()), int(wait_ns[long].sum()), dark_ns, free_ns)
 
@@ -176,9 +208,8 @@ def _kind_of_blame(sites: _Sites, blame: Blame) -> tuple[Kind, str]:
 
 def _advice(key: tuple[int, str, str], site: _Site, costs: Costs, recognise: Recognise) -> Advice:
     seen = site.worst_share_ns > 0
-    name = f"{site.process} (pid {site.pid})" if site.process else f"pid {site.pid}"
     return Advice(
-        what=f"{key[2]} by {name}",
+        what=f"{key[2]} by {site.who}",
         kind=site.kind,
         length=site.length,
         now_ns=site.worst_share_ns or site.longest_ns,

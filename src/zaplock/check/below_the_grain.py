@@ -1,22 +1,31 @@
-"""Scenarios below the grain of the address space: the semaphore's counter, the tree's nodes."""
+"""Below the grain of the address space: the semaphore's words and queue, the tree's nodes."""
 
 from __future__ import annotations
 
-from zaplock.check import maple_nodes, rwsem_counter
+from zaplock.check import maple_nodes, rwsem_counter, rwsem_queue
+from zaplock.check.rwsem_order import leaving_writer_and_reader
 from zaplock.check.scenarios import Scenario
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.errors import UserError
 from zaplock.model.machine import Machine
+from zaplock.model.rwsem import RwsemPolicy
 from zaplock.model.step import Task
 from zaplock.protocols.design import Design, Protocol
+
+OVERTAKERS = {"rwsem-writers": (True,), "rwsem-readers": (False, False)}
+"""Who asks for the lock again and again, for write or not, while a writer and a reader wait."""
 
 
 def part_configuration(scenario: Scenario, design: Design) -> Configuration:
     """Make the closed system of a scenario that is no address space."""
     if scenario.part == "rwsem":
         return reader_count(design.rwsem.counts_first)
+    if scenario.part in ("rwsem-acquire", "rwsem-sleep"):
+        return leaving_writer_and_reader(design, scenario.memory, scenario.part == "rwsem-sleep")
     if scenario.part == "stack-rot":
         return stack_rot(design)
+    if scenario.part in OVERTAKERS:
+        return overtaken(OVERTAKERS[scenario.part], design.rwsem)
     raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
 
 
@@ -64,3 +73,23 @@ def reader_count(counts_first: bool) -> Configuration:
             TaskProgram(tasks[3], lambda: rwsem_counter.spinning_writer(counts_first)),
         ),
     )
+
+
+def overtaken(others: tuple[bool, ...], policy: RwsemPolicy) -> Configuration:
+    """A writer and a reader ask once for a lock that others ask for again and again."""
+    programs = [
+        _holder(number, name, for_write, policy)
+        for number, (name, for_write) in enumerate((("writer", True), ("reader", False)), 1)
+    ]
+    for number, for_write in enumerate(others, len(programs) + 1):
+        kind = "writer" if for_write else "reader"
+        programs.append(_holder(number, f"{kind} {number}, again", for_write, policy, True))
+    return Configuration(Machine, tuple(programs))
+
+
+def _holder(
+    tid: int, name: str, for_write: bool, policy: RwsemPolicy, again: bool = False
+) -> TaskProgram:
+    task = Task(tid, 1, name)
+    hold = rwsem_queue.hold_again_and_again if again else rwsem_queue.hold_once
+    return TaskProgram(task, lambda: hold(task, for_write, policy), daemon=again)

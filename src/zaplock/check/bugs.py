@@ -66,6 +66,20 @@ BUGS: tuple[Bug, ...] = (
     Bug("reader count", ("reader-count",), "4.9", "5.2",
         lambda d: not d.rwsem.counts_first, "70800c3c0cc5 brought it, a9e9bcb45b15 mended it",
         ("4.9.178", "4.14.121", "4.19.45", "5.0.18", "5.1.4")),
+    Bug("read without ACQUIRE", ("rwsem-acquire",), "4.20", "5.3",
+        lambda d: d.read_leaves_queue == "relaxed",
+        "4b486b535c33 brought it, e1b98fa31664 mended it", ("5.2.12",)),
+    Bug("sleep without ACQUIRE", ("rwsem-sleep",), "4.9", "5.3",
+        lambda d: d.read_wakes == "relaxed", "99143f82a255", ("5.2.12",)),
+    Bug("walk in a hole", ("hole-walk",), "4.20", "5.16",
+        lambda d: _zaps_under_read(d) and not d.pgste_finds_vma,
+        "dd2283f2605e made it harmful, fe3d10024073 mended it", ("5.15.3",)),
+    Bug("overtaking writers", ("overtaken-by-writers",), "4.9", "5.3",
+        lambda d: d.rwsem.handoff_ns is None and d.rwsem.writer_spins != "never",
+        "4f23dbc1e657: a writer that comes takes a free lock, whoever waits for it and how long"),
+    Bug("overtaking readers", ("overtaken-by-readers",), "5.3", "5.11",
+        lambda d: d.rwsem.reader_steals in ("spinning", "always"),
+        "2f06f702925b: readers that join readers keep a waiting writer from ever being woken"),
     Bug("lost update", ("lost-update", "munmap-grow-read"), "4.20", "6.5",
         lambda d: _zaps_under_read(d) and d.stack_growth == "read",
         "read from the code; went with 8d7071af8907", _GROWTH_UNDER_WRITE),
@@ -104,26 +118,31 @@ LIVENESS = "convoy"
 
 
 @dataclass(frozen=True)
-class TimePromise:
-    """What a design may promise about time: in words, by which scenarios, and which keep it."""
+class DesignPromise:
+    """What a design may promise: in words, by which scenarios, and which keep it."""
 
     says: str
     scenarios: tuple[str, ...]
     keeps: Callable[[Design], bool]
 
 
-PROMISES: tuple[TimePromise, ...] = (
-    TimePromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
-    TimePromise(
+PROMISES: tuple[DesignPromise, ...] = (
+    DesignPromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
+    DesignPromise(
         "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),
         lambda d: d.tombstones or d.cuts,
+    ),
+    DesignPromise(  # 6.17 on repeats it, as its review says ("repetitions [are] acceptable")
+        "a reader of maps shows no range twice, whatever is merged meanwhile",
+        ("maps-merge",),
+        lambda d: d.maps_lock != "vma",
     ),
 )
 """A scenario of a promise has to be broken under the designs that don't keep it."""
 
 
-def promise_of(scenario: str) -> TimePromise | None:
+def promise_of(scenario: str) -> DesignPromise | None:
     """Return the promise that a scenario is about, if it is about one."""
     return next((one for one in PROMISES if scenario in one.scenarios), None)
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from functools import partial
+from itertools import chain
+from typing import Any
 
 import msgspec
 
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
+from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.operations import READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
 from zaplock.check.own import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    NAMES,
     OLD_TAG,
     InitialMapping,
     Scenario,
+    ScenarioOperation,
     TaskSpec,
     address_of,
     parse_operation,
 )
 from zaplock.check.watched import BoundedHold, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
+from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
@@ -31,7 +39,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
-from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.userfaultfd import open_userfaultfd
 
@@ -72,7 +80,8 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         for number, spec in enumerate(scenario.task)
     )
     build = partial(build_machine, scenario, limits)
-    promises = Promises(scenario, tuple(program.task for program in programs), build)
+    tasks = tuple(program.task for program in programs)
+    promises = Promises(scenario, tasks, build, design.tombstones or design.cuts)
     system = Configuration(
         build,
         programs,
@@ -83,7 +92,27 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
-    return watched(system, scenario)
+    return watched(_with_words(system, scenario), scenario)
+
+
+def _with_words(system: Configuration, scenario: Scenario) -> Configuration:
+    """Put the words that the tasks reach into memory of the scenario's kind."""
+    known = operations_of(scenario)
+    named = [[parse_operation(text) for text in spec.do] for spec in scenario.task]
+    words = {*scenario.words, *operations.words_of(chain.from_iterable(named), known)}
+    if not words:
+        if scenario.memory == "sc":
+            return system
+        raise UserError(
+            f"scenario {scenario.name!r}: memory {scenario.memory!r} changes nothing, since no "
+            "task reads or writes a word; name those that your design uses: words = [...]"
+        )
+    reading = [[operation for operation in does if operation.name in READS_WORDS] for does in named]
+    readers = {
+        str(program.task): tuple(sorted({*scenario.words, *operations.words_of(does, known)}))
+        for program, does in zip(system.programs, reading)
+    }
+    return with_memory(system, scenario.memory, dict.fromkeys(words, 0), readers)
 
 
 def limits_of(scenario: Scenario) -> ResourceLimits:
@@ -98,7 +127,7 @@ def limits_of(scenario: Scenario) -> ResourceLimits:
 def _program(
     number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: ResourceLimits
 ) -> TaskProgram:
-    name = spec.name or "ABCDEFGH"[number]
+    name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
     cx = Cx(design, task, scenario.grain, limits)
     steps = [parse_operation(text) for text in spec.do]
@@ -111,21 +140,49 @@ def _program(
     for operation, kind in zip(steps, kinds):
         operations.check(operation, kind, files, spaces)
 
-    async def body() -> tuple[int, ...]:
+    def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
+        return watched_protocol(cx, operation, kind, scenario)
+
+    async def once() -> tuple[int, ...]:
         results = []
         for operation, kind in zip(steps, kinds):
-            protocol = kind.start(cx, operation.numbers)
-            if isinstance(design, Mutant) and design.rule is not None:
-                protocol = filtered(protocol, design.rule())
-            if scenario.bounded_hold:
-                protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
-            pages = operations.emptied(operation, kind)
-            if design.tombstones and pages is not None:
-                protocol = filtered(protocol, ReturnMeansGone(task, *pages))
-            results.append(await protocol)
+            results.append(await start(operation, kind))
         return tuple(results)
 
-    return TaskProgram(task, body, spec.daemon)
+    async def again() -> None:
+        at = 0
+        while True:
+            await start(steps[at], kinds[at])
+            at = (at + 1) % len(steps)
+
+    body: Callable[[], Coroutine[Any, Any, Any]] = again if spec.again else once
+    return TaskProgram(task, body, spec.daemon or spec.again)
+
+
+def watched_protocol(
+    cx: Cx, operation: ScenarioOperation, kind: operations.OperationKind, scenario: Scenario
+) -> Protocol:
+    """Start an operation, with what its design does wrong and what watches it on its way."""
+    design, task = cx.design, cx.task
+    protocol = kind.start(cx, operation.numbers)
+    if isinstance(design, Mutant) and design.filters(operation.name):
+        protocol = filtered(protocol, design.new_rule())
+    if scenario.bounded_hold:
+        protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+    pages = operations.emptied(operation, kind)
+    if design.tombstones and pages is not None:
+        protocol = filtered(protocol, ReturnMeansGone(task, *pages))
+    if operation.name == "maps":
+        return filtered(protocol, SnapshotPerVma(operation.numbers[0], scenario.shown_once))
+    if reads_maps(scenario):
+        return filtered(protocol, NotesForReaders())
+    return protocol
+
+
+def reads_maps(scenario: Scenario) -> bool:
+    """Return whether a task of a scenario reads /proc/PID/maps."""
+    texts = (text for spec in scenario.task for text in spec.do)
+    return any(parse_operation(text).name == "maps" for text in texts)
 
 
 def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
@@ -59,7 +59,7 @@ class StepRow:
 class Story:
     """A finished run, told. `state` describes the machine where it ended, line by line.
 
-    cycle: so many rows at the end repeat for ever.
+    cycle: so many rows at the end repeat for ever. Daemons that never move are left out.
     """
 
     tasks: tuple[str, ...]
@@ -102,10 +102,13 @@ def tell(
         run.finish()
     run.close()
     violation = run.violation
+    moved = {row.task for row in rows}
+    told = [at for at, one in enumerate(system.programs) if at in moved or not one.daemon]
+    what = (*does, *tasks[len(does) :])
     return Story(
-        tasks,
-        tuple(does) or tasks,
-        tuple(rows),
+        tuple(tasks[at] for at in told),
+        tuple(what[at] for at in told),
+        tuple(replace(row, task=told.index(row.task)) for row in rows),
         violation.invariant.name if violation else "",
         violation.invariant.value if violation else "",
         readable(violation.message) if violation else "",

@@ -7,14 +7,17 @@ everything has ended, and what should happen at least once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from zaplock.check.operations import emptied
+from zaplock.check.operations import KINDS, emptied
+from zaplock.check.outcomes import Outcome, parse_outcome
 from zaplock.check.own import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
+    NAMES,
     PAGE_SHIFT,
     SIGNALS,
     Scenario,
@@ -24,7 +27,7 @@ from zaplock.check.scenarios import (
 from zaplock.errors import UserError
 from zaplock.model.check import check_books
 from zaplock.model.frames import OWN_FRAMES_SHIFT
-from zaplock.model.machine import Machine
+from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
 from zaplock.model.rwsem import lock_name
 from zaplock.model.step import Task
@@ -50,9 +53,14 @@ class Promises:
     """What a scenario promises about its runs."""
 
     def __init__(
-        self, scenario: Scenario, tasks: tuple[Task, ...], build: Callable[[], Machine]
+        self,
+        scenario: Scenario,
+        tasks: tuple[Task, ...],
+        build: Callable[[], Machine],
+        zaps_later: bool = False,
     ) -> None:
         self.scenario = scenario
+        self.zaps_later = zaps_later
         self.build = build
         self.kinds = kinds_of(scenario)
         self.operations = {
@@ -62,7 +70,8 @@ class Promises:
 
     def always(self) -> tuple[Callable[[Machine], None], ...]:
         """Return what has to hold in every state."""
-        return (readers_wait_for_writers_only,) if self.scenario.liveness else ()
+        liveness = (readers_wait_for_writers_only,) if self.scenario.liveness else ()
+        return (*liveness, *((backlog_is_bounded,) if self.zaps_later else ()))
 
     def at_task_end(self) -> tuple[Callable[[Machine, Task, Any], None], ...]:
         """Return what has to hold when a task has ended."""
@@ -70,9 +79,10 @@ class Promises:
 
     def at_end(self) -> tuple[Callable[[Machine, tuple[Any, ...]], None], ...]:
         """Return what has to hold when all have ended."""
+        wrong = tuple(partial(forbid, outcome) for outcome in self._outcomes("forbidden"))
         if self.scenario.unchanged:
-            return (books_balance, partial(nothing_changed, self.build()))
-        return (books_balance,)
+            return (*wrong, books_balance, partial(nothing_changed, self.build()))
+        return (*wrong, books_balance)
 
     def sometimes(self) -> dict[str, Callable[[Machine], bool]]:
         """Return what has to happen in some run, by name."""
@@ -86,18 +96,31 @@ class Promises:
         return {name: known[name] for name in self.scenario.sometimes}
 
     def sometimes_at_end(self) -> dict[str, Callable[[Machine, tuple[Any, ...]], bool]]:
-        """Return that each task has to succeed in some run."""
-        return {
+        """Return that each task has to succeed in some run, and what else some run ends with.
+
+        Where some never end, none has an end: there the search for starvation looks after it.
+        """
+        if any(spec.again for spec in self.scenario.task):
+            return {}
+        wanted: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = {
             f"task {number + 1} succeeds": partial(_succeeds, number)
             for number, spec in enumerate(self.scenario.task)
             if not spec.daemon and not spec.killed and not self.scenario.may_fail
         }
+        return wanted | {outcome.text: outcome for outcome in self._outcomes("possible")}
+
+    def _outcomes(self, kind: Literal["forbidden", "possible"]) -> list[Outcome]:
+        tasks = [
+            (spec.name or NAMES[number], len(spec.do))
+            for number, spec in enumerate(self.scenario.task)
+        ]
+        return [parse_outcome(text, tasks, SIGNALS) for text in getattr(self.scenario, kind)]
 
     def _results_are_right(self, _m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
             if operation.expected and result not in operation.expected:
                 raise Violation(
-                    SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV),
+                    _called(operation, result),
                     f"{task}: {describe(operation)} gave {result}, "
                     f"right would be {' or '.join(map(str, operation.expected))}",
                 )
@@ -113,6 +136,20 @@ class Promises:
                 nobody_reaches_the_device(m, task)
             if operation.name in ("mprotect", "fork") and result >= 0:
                 no_leftover_permission(m, task)
+
+
+def _called(operation: ScenarioOperation, result: int) -> Invariant:
+    """Name the rule that a wrong result breaks; -11 is SIGSEGV where a signal can end it."""
+    kind = KINDS.get(operation.name)  # one of the user's own may give either
+    if result == SIGNALS["SIGSEGV"] and kind is not None and not kind.signals:
+        return Invariant.OLD_CONTENT_OR_SIGSEGV
+    return SPURIOUS.get(result, Invariant.OLD_CONTENT_OR_SIGSEGV)
+
+
+def forbid(outcome: Outcome, m: Machine, results: tuple[Any, ...]) -> None:
+    """Report a run that ends as its scenario forbids."""
+    if outcome(m, results):
+        raise Violation(Invariant.FORBIDDEN_OUTCOME, f"a run ends with {outcome.text}")
 
 
 def _succeeds(number: int, _m: Machine, results: tuple[Any, ...]) -> bool:
@@ -203,6 +240,19 @@ def readers_wait_for_writers_only(m: Machine) -> None:
                     Invariant.READER_WAITS_EXCLUSIVE_ONLY,
                     f"task {tid} queues to read behind {sem.queue[0]} while only readers hold",
                 )
+
+
+def backlog_is_bounded(m: Machine) -> None:
+    """Report a thread that has left more behind it than what it is at (a mremap cuts twice)."""
+    for space in m.mms.values():
+        dying = Counter(maker_of(space.dying[start][1]) for start in space.dying)
+        cut = Counter(maker_of(handle) for handle in space.cuts)
+        for kind, left, most in (("dying", dying, 1), ("cut", cut, 2)):
+            for tid, ranges in left.items():
+                if ranges > most:
+                    raise Violation(
+                        Invariant.BOUNDED_BACKLOG, f"task {tid} has {ranges} ranges that are {kind}"
+                    )
 
 
 def books_balance(m: Machine, _results: tuple[Any, ...]) -> None:

@@ -49,7 +49,7 @@ class Cell:
 
     known: the bug of history that a break is, "" if none. shared: whether the verdict is that of a
     design before it, which agrees in every rule that was asked for.
-    unkept: the promise about time that the design does not make, which the scenario is about.
+    unkept: the promise that the design does not make, which the scenario is about.
     """
 
     scenario: str

@@ -52,7 +52,8 @@ class Mutation:
     breaks: scenarios that show it. changes: fields of the design, from the design as it was. rule:
     a filter. where: which designs it can be made in, by their rules (default: all). equivalent: why
     it breaks nothing, where it is no mutation at all; a mutation that is one in some designs only
-    stands twice, with different `where`.
+    stands twice, with different `where`. only: the operations of a scenario that are filtered, ()
+    for all.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Mutation:
     changes: Callable[[Design], dict[str, Any]] | None = None
     rule: Callable[[], Rule] | None = None
     equivalent: str = ""
+    only: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Mutant(Design):
     """A design whose tasks run under a filter."""
 
     rule: Callable[[], Rule] | None = None
+    only: tuple[str, ...] = ()
+
+    def filters(self, operation: str) -> bool:
+        """Return whether the steps of a scenario's operation go through the rule."""
+        return self.rule is not None and (not self.only or operation in self.only)
+
+    def new_rule(self) -> Rule:
+        """Return the rule for one run of one operation."""
+        assert self.rule is not None
+        return self.rule()
 
 
 def mutate(design: Design, mutation: Mutation) -> Design:
@@ -83,7 +95,7 @@ def mutate(design: Design, mutation: Mutation) -> Design:
             f"mutation {mutation.name!r}: its `rule` makes {mutation.rule()!r}, no Rule"
         )
     fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
-    return Mutant(**fields, rule=mutation.rule)
+    return Mutant(**fields, rule=mutation.rule, only=mutation.only)
 
 
 def mutations_of(design: Design) -> dict[str, Mutation]:
@@ -252,15 +264,19 @@ class WrongUnlock(Rule):
 
 
 class UnlockLast(Rule):
-    """Give the mmap_lock back only when the operation has ended: events come before the unlock."""
+    """From the first step of a name on, give the mmap_lock back only when the operation has ended.
 
-    def __init__(self) -> None:
+    So what an unmap leaves for after the unlock comes before it.
+    """
+
+    def __init__(self, after: str) -> None:
+        self.after = after
+        self.applies = False
         self.unlock: Step[Any] | None = None
-        self.unmaps = False
 
     def __call__(self, step: Step[Any]) -> Steps:
-        self.unmaps = self.unmaps or step.name == "userfaultfd_unmap_prep"
-        if self.unmaps and is_lock(step, "up"):
+        self.applies = self.applies or step.name == self.after
+        if self.applies and is_lock(step, "up"):
             self.unlock = step
             return 0
         return (yield step)

@@ -6,7 +6,7 @@ ranges it promises to have emptied when it returns, so that `check.invariants` c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from zaplock.check.scenarios import (
@@ -17,6 +17,7 @@ from zaplock.check.scenarios import (
     address_of,
 )
 from zaplock.errors import UserError, no_such
+from zaplock.model import words
 from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -29,6 +30,7 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
 )
+from zaplock.model.step import Step
 from zaplock.protocols import (
     access,
     brk,
@@ -39,6 +41,8 @@ from zaplock.protocols import (
     mmap,
     mprotect,
     mremap,
+    mseal,
+    pgste,
     proc,
     rmap,
     uprobes,
@@ -66,12 +70,16 @@ def length_of(pages: int) -> int:
 
 @dataclass(frozen=True)
 class OperationKind:
-    """An operation: how to run it, its arguments by name, and whether it empties its range."""
+    """An operation: how to run it, its arguments by name, and whether it empties its range.
+
+    signals: is it user code's access, which a signal may end? Others return errnos; -11 is either.
+    """
 
     run: Callable[..., Protocol]
     arguments: tuple[str, ...]
     summary: str
     empties: bool = False
+    signals: bool = False
 
     def start(self, cx: Cx, numbers: Sequence[int]) -> Protocol:
         """Return the started protocol."""
@@ -129,6 +137,24 @@ def _mprotect(cx: Cx, page: int, pages: int, prot: int) -> Protocol:
     return mprotect.mprotect(cx, address_of(page), length_of(pages), PROTECTIONS[prot])
 
 
+def word_name(number: int) -> str:
+    """Return what a word is called that operations know by its number."""
+    return f"word {number}"
+
+
+async def _returns(step: Step[int | None]) -> int:
+    return await step or 0
+
+
+def _word(make: Callable[..., Step[int | None]]) -> Callable[..., Protocol]:
+    """Make an operation on a word of one step."""
+    return lambda cx, number, *values: _returns(make(word_name(number), *values))
+
+
+def _barrier(make: Callable[[], Step[None]]) -> Callable[[Cx], Protocol]:
+    return lambda cx: _returns(make())
+
+
 async def _revoke(cx: Cx, file: int) -> int:
     await rmap.unmap_mapping_range(cx, file, 0, 1 << 40)
     return 0
@@ -154,14 +180,19 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, page: access.read_memory(cx, address_of(page)),
         ("page",),
         "read memory as user code does, faulting where it must",
+        signals=True,
     ),
     "write": OperationKind(
         lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
+        signals=True,
     ),
     "write-read": OperationKind(
-        _write_read, ("page", "tag"), "write memory and read it again: what is there then"
+        _write_read,
+        ("page", "tag"),
+        "write memory and read it again: what is there then",
+        signals=True,
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(
@@ -178,6 +209,11 @@ KINDS: dict[str, OperationKind] = {
     "mprotect": OperationKind(
         _mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"
     ),
+    "mseal": OperationKind(
+        lambda cx, page, pages: mseal.mseal(cx, address_of(page), length_of(pages), 0),
+        ("page", "pages"),
+        "mseal",
+    ),
     "gup": OperationKind(
         lambda cx, page: gup.copy_from_user(cx, address_of(page)),
         ("page",),
@@ -190,6 +226,11 @@ KINDS: dict[str, OperationKind] = {
         lambda cx, mm, page: proc.access_remote_vm(cx, mm, address_of(page)),
         ("mm", "page"),
         "read a page of another address space, as process_vm_readv does; 0 where there is none",
+    ),
+    "pgste": OperationKind(
+        lambda cx, page: pgste.look_at_pgste(cx, address_of(page)),
+        ("page",),
+        "look at the entry of a guest page, as KVM on s390 does: 1 if it maps something",
     ),
     "maps": OperationKind(
         lambda cx, mm: proc.proc_pid_maps(cx, mm), ("mm",), "read /proc/PID/maps"
@@ -223,6 +264,25 @@ KINDS: dict[str, OperationKind] = {
         ("file", "page"),
         "install a uprobe at a page of a file",
     ),
+    "read-once": OperationKind(_word(words.READ_ONCE), ("word",), "read a word (READ_ONCE)"),
+    "write-once": OperationKind(
+        _word(words.WRITE_ONCE), ("word", "value"), "write a word (WRITE_ONCE)"
+    ),
+    "load-acquire": OperationKind(_word(words.smp_load_acquire), ("word",), "smp_load_acquire"),
+    "store-release": OperationKind(
+        _word(words.smp_store_release), ("word", "value"), "smp_store_release"
+    ),
+    "xchg": OperationKind(
+        _word(words.xchg), ("word", "value"), "write a word and give what it was, fully ordered"
+    ),
+    "add-return": OperationKind(
+        _word(words.atomic_add_return),
+        ("word", "value"),
+        "add to a word and give what it is then, fully ordered",
+    ),
+    "mb": OperationKind(_barrier(words.smp_mb), (), "smp_mb, a full barrier"),
+    "rmb": OperationKind(_barrier(words.smp_rmb), (), "smp_rmb, between reads"),
+    "wmb": OperationKind(_barrier(words.smp_wmb), (), "smp_wmb, between writes"),
 }
 
 
@@ -280,9 +340,49 @@ def check(
             given = " ".join([operation.name, *map(str, operation.numbers)])
             there = f"0 to {MOST_PAGES}" if isinstance(allowed, range) else sorted(allowed)
             raise UserError(f"operation {given!r}: its {name} {number} is not among {there}")
+    if operation.name in KINDS:  # one of the user's own may give either
+        _check_words(operation, kind.signals)
 
 
-_KNOWN = {"prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,)}
+def _check_words(operation: ScenarioOperation, signals: bool) -> None:
+    """Refuse a signal where an errno comes back, and the reverse: the numbers are the same."""
+    for word in operation.words:
+        if word.startswith("SIG") and not signals:
+            raise UserError(
+                f"{describe_words(operation)}: no signal ends {operation.name}; name an errno "
+                "(such as EFAULT)"
+            )
+        if word.startswith("E") and signals:
+            raise UserError(
+                f"{describe_words(operation)}: {operation.name} gives no errno; name a signal "
+                "(SIGSEGV or SIGBUS)"
+            )
+
+
+def describe_words(operation: ScenarioOperation) -> str:
+    """Write an operation with its results as a scenario does."""
+    left = " ".join([operation.name, *map(str, operation.numbers)])
+    return f"operation {f'{left} -> ' + ' '.join(operation.words)!r}"
+
+
+MOST_WORDS = 8
+_KNOWN = {
+    "prot": tuple(PROTECTIONS), "context": (UFFD_CONTEXT,), "word": tuple(range(MOST_WORDS)),
+}  # fmt: skip
+READS_WORDS = ("read-once", "load-acquire")
+"""Operations that read a word otherwise than atomically."""
+
+
+def words_of(
+    operations: Iterable[ScenarioOperation], kinds: Mapping[str, OperationKind] = KINDS
+) -> set[str]:
+    """Return the words that operations name."""
+    return {
+        word_name(number)
+        for operation in operations
+        for name, number in zip(kind_of(operation, kinds).arguments, operation.numbers)
+        if name == "word"
+    }
 
 
 def emptied(operation: ScenarioOperation, kind: OperationKind) -> tuple[int, int] | None:

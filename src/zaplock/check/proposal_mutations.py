@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import EINTR
 from typing import Any
 
-from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps, is_lock
+from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps, UnlockLast
 from zaplock.model.flags import PMD_SIZE
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step
@@ -102,23 +102,6 @@ class CutTooMuch(Rule):
             low, high = start // PMD_SIZE * PMD_SIZE, -(-end // PMD_SIZE) * PMD_SIZE
             return (yield cut_tables(mm, batch, handles, low, high))
         return (yield step)
-
-
-class KeepCutting(Rule):
-    """Zap what was cut out before the lock is given up."""
-
-    def __init__(self) -> None:
-        self.unlock: Step[Any] | None = None
-
-    def __call__(self, step: Step[Any]) -> Steps:
-        if is_lock(step, "up", write=True):
-            self.unlock = step
-            return 0
-        return (yield step)
-
-    def at_end(self) -> Steps:
-        if self.unlock is not None:
-            yield self.unlock
 
 
 class TrustTheList(Rule):
@@ -274,7 +257,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "zaps what was cut out before it gives the lock back",
         cuts_tables,
         ("bounded-cut",),
-        rule=KeepCutting,
+        rule=lambda: UnlockLast("cut_tables"),
     ),
     Mutation(
         "cut-never-zapped",
@@ -296,6 +279,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         cuts_tables,
         ("cut-truncate",),
         rule=TrustTheList,
+    ),
+    Mutation(
+        "cut-not-forgotten",
+        "keeps the note of what it has cut out",
+        cuts_tables,
+        ("dying-backlog",),
+        rule=lambda: Skip("forget_cut"),
     ),
     Mutation(
         "cut-tables-not-freed",

@@ -39,6 +39,7 @@ import msgspec
 
 from zaplock.errors import UserError
 from zaplock.inputs import read_text
+from zaplock.model.words import MemoryModel
 from zaplock.strangers import visible
 
 BASE_PAGE: Final = 1 << 18
@@ -46,10 +47,15 @@ PAGE_SHIFT: Final = 12
 MOST_PAGES: Final = 1 << 14
 """The largest number in a scenario: two levels of page tables, and walked in no time."""
 MOST_TASKS: Final = 8
+NAMES: Final = "ABCDEFGH"
+"""What tasks are called that have no name of their own."""
 OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
 Kind = Literal["anon", "stack", "file", "shared", "private-file", "hugetlb", "pfn", "uffd", "heap"]
+Part = Literal[
+    "", "rwsem", "rwsem-acquire", "rwsem-sleep", "rwsem-writers", "rwsem-readers", "stack-rot"
+]
 Numbers = tuple[int, ...]
 
 
@@ -84,6 +90,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One task: what it does, in which address space, and what its TLB holds at the beginning.
 
     `daemon`: may wait for ever at the end. `killed`: has a fatal signal from the beginning.
+    `again`: does it all again and again for ever, so others must get in beside it. Only operations
+    that bring the machine back to where it was can be done so: readers, not mmap or munmap.
     """
 
     do: tuple[str, ...]
@@ -91,6 +99,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mm: int = 1
     daemon: bool = False
     killed: bool = False
+    again: bool = False
     cached: tuple[int, ...] = ()
 
 
@@ -109,10 +118,15 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
     bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
         bound.
+    shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
-    part: a part below the grain of the address space instead of a map: "rwsem", "stack-rot".
+    part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
     operations, invariants: of one's own (`check.own`); a scenario in Python has them, one in TOML
         gets them by `--operation` and `--invariant`.
+    memory: what stands between a CPU and the words of `model.words`. words: the names of those that
+        a design's own protocols use; a number in an operation stands for a word of its own.
+    forbidden: what no run may end with, possible: what some run has to end with, as in
+        "A.1 == 0 and B.2 != 7" (a task's result, its operations counted from 1) or "word.0 == 1".
     """
 
     summary: str
@@ -132,23 +146,36 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_fails_after: int | None = None
     liveness: bool = False
     bounded_hold: bool = False
+    shown_once: bool = False
     room: tuple[int, int] | None = None
-    part: Literal["", "rwsem", "stack-rot"] = ""
+    part: Part = ""
+    memory: MemoryModel = "sc"
+    words: tuple[str, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
     operations: tuple[Any, ...] = ()
     invariants: tuple[Any, ...] = ()
 
 
 class ScenarioOperation(msgspec.Struct, frozen=True):
-    """One operation of a task: its name, its numbers, and which results are right (() for any)."""
+    """One operation of a task: its name, its numbers, and which results are right (() for any).
+
+    words: those results as they are written.
+    """
 
     name: str
     numbers: Numbers
     expected: tuple[int, ...] = ()
+    words: tuple[str, ...] = ()
 
 
 _LONGEST = 20
 SIGNALS: Final = {"SIGSEGV": -11, "SIGBUS": -7, "EFAULT": -14, "ENOMEM": -12, "EINTR": -4,
                   "EAGAIN": -11, "EINVAL": -22}  # fmt: skip
+
+
+PAGE_ARGUMENT: Final = {"peek": 1}
+"""Which number of an operation is the page whose old content `old` stands for, if not the first."""
 
 
 def parse_operation(text: str) -> ScenarioOperation:
@@ -163,8 +190,9 @@ def parse_operation(text: str) -> ScenarioOperation:
         raise UserError(f"operation {text!r}: its arguments must be numbers") from error
     if arrow and not right.split():
         raise UserError(f"operation {text!r}: behind -> stand the results that are right")
-    expected = tuple(_result(word, numbers, text) for word in right.replace("|", " ").split())
-    return ScenarioOperation(words[0], numbers, expected)
+    results = tuple(right.replace("|", " ").split())
+    expected = tuple(_result(word, words[0], numbers, text) for word in results)
+    return ScenarioOperation(words[0], numbers, expected, results)
 
 
 def _number(word: str) -> int:
@@ -173,11 +201,11 @@ def _number(word: str) -> int:
     return int(word, 0)
 
 
-def _result(word: str, numbers: Numbers, text: str) -> int:
+def _result(word: str, name: str, numbers: Numbers, text: str) -> int:
     if word == "old":
-        if not numbers:
+        if len(numbers) <= PAGE_ARGUMENT.get(name, 0):
             raise UserError(f"operation {text!r}: 'old' is the content of a page, but it has none")
-        return OLD_TAG + numbers[0]
+        return OLD_TAG + numbers[PAGE_ARGUMENT.get(name, 0)]
     if word in SIGNALS:
         return SIGNALS[word]
     if word in errno.errorcode.values():
@@ -195,8 +223,7 @@ def _result(word: str, numbers: Numbers, text: str) -> int:
 def expected_results(text: str) -> list[tuple[str, int]]:
     """List the results that are right for an operation, as they are written and as numbers."""
     operation = parse_operation(text)
-    words = text.partition("->")[2].replace("|", " ").split()
-    return list(zip(words, operation.expected))
+    return list(zip(operation.words, operation.expected))
 
 
 def check(scenario: Scenario) -> None:
@@ -297,10 +324,20 @@ def _decode(text: str, name: str, where: str) -> Scenario:
 @functools.cache
 def shipped_scenarios() -> Mapping[str, Scenario]:
     """Return the scenarios that come with zaplock, by name, pairs apart (see `check.pairs`)."""
-    folder = resources.files("zaplock.check") / "scenario_files"
+    return _shipped("scenario_files", "")
+
+
+@functools.cache
+def litmus_tests() -> Mapping[str, Scenario]:
+    """Return the litmus tests of memory that come with zaplock, by name: "litmus/sb"."""
+    return _shipped("litmus", "litmus/")
+
+
+def _shipped(directory: str, prefix: str) -> Mapping[str, Scenario]:
+    folder = resources.files("zaplock.check") / directory
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".toml")), key=str)
     found = {}
     for file in files:
-        name = file.name.removesuffix(".toml")
+        name = prefix + file.name.removesuffix(".toml")
         found[name] = _decode(file.read_text(), name, file.name)
     return MappingProxyType(found)

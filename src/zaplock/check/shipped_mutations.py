@@ -14,14 +14,19 @@ from zaplock.check.mutations import (
     DowngradeBefore,
     Mutation,
     Postpone,
+    Rule,
     Skip,
     SkipLock,
     SkipWrite,
+    Steps,
     UnlockLast,
     WrongUnlock,
     zaps_first,
 )
 from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
+from zaplock.model.machine import Machine
+from zaplock.model.step import Step, Task, step
+from zaplock.model.vma import Vma
 from zaplock.protocols.design import Design
 
 
@@ -58,6 +63,40 @@ def has_vma_locks(d: Design) -> bool:
 def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
     """Set rules of the design to these values."""
     return lambda _design: changes
+
+
+WITHOUT_START_WRITE: tuple[
+    tuple[str, Callable[[Design], bool], tuple[str, ...], str], ...
+] = (
+    ("munmap", lambda d: d.vma_locks and unmaps_as_linux(d), ("munmap-fault-gup",), ""),
+    ("mmap-fixed", lambda d: d.vma_locks and unmaps_as_linux(d), ("mmap-fixed+fault",), ""),
+    ("mremap-move", has_vma_locks, ("mremap-touch",), ""),
+    ("mremap", has_vma_locks, ("mremap-merge",), ""),
+    ("brk", lambda d: d.vma_locks and unmaps_as_linux(d), ("fault+brk",), ""),
+    ("mprotect", has_vma_locks, ("fault+mprotect",), ""),
+    ("mlock", has_vma_locks, ("fault+mlock",), ""),
+    ("munlock", has_vma_locks, ("munlock-fault",), ""),
+    ("fork", lambda d: d.vma_locks and d.fork_locks_vma, ("fork-copy",), ""),
+    ("stack-growth", lambda d: d.vma_locks and d.growth_locks_vma, (),
+     "a stack that grows still covers whatever a fault has looked at"),
+)  # fmt: skip
+"""Each operation that write-locks VMAs: where, and what shows it missing, or why nothing does."""
+
+
+class OnlyAttached(Rule):
+    """Take a VMA that is in the tree for the next one."""
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if step.name == "is_still_next":
+            return (yield is_attached(step.args[2]))
+        return (yield step)
+
+
+@step
+def is_attached(m: Machine, _task: Task, handle: int) -> bool:
+    """Look whether a VMA is in the tree."""
+    vma = m.vmas[handle]
+    return isinstance(vma, Vma) and vma.attached
 
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -311,7 +350,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "tells the userfaultfd monitor before the lock is given back",
         lambda d: d.uffd_unmap,
         ("uffd-event",),
-        rule=UnlockLast,
+        rule=lambda: UnlockLast("userfaultfd_unmap_prep"),
     ),
     Mutation(
         "exit-lets-reapers-in",
@@ -385,6 +424,21 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("arch-unmap",),
         rule=lambda: DowngradeBefore("companion"),
     ),
+    # Readers of maps.
+    Mutation(
+        "maps-without-recheck",
+        "shows a VMA that it found and then locked, though it may be gone by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=lambda: Skip("is_still_next", True),
+    ),
+    Mutation(
+        "maps-without-second-look",
+        "shows a VMA that it found and then locked, wherever it may begin by now",
+        lambda d: d.maps_lock == "vma",
+        ("maps-split",),
+        rule=OnlyAttached,
+    ),
     # Faults.
     Mutation(
         "fault-without-lock",
@@ -406,6 +460,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.vma_locks and unmaps_as_linux(d),
         ("munmap-fault-gup",),
         rule=lambda: Skip("_start_write"),
+    ),
+    *(
+        Mutation(
+            f"no-vma-start-write-in-{operation}",
+            f"{operation} does not write-lock the VMAs that it changes",
+            applies,
+            breaks,
+            rule=lambda: Skip("_start_write"),
+            equivalent=equivalent,
+            only=("write",) if operation == "stack-growth" else (operation,),
+        )
+        for operation, applies, breaks, equivalent in WITHOUT_START_WRITE
+    ),
+    Mutation(
+        "no-walk-inside-vma",
+        "KVM on s390 walks to a page-table entry without a look for its VMA",
+        lambda d: d.munmap_downgrades and d.pgste_finds_vma and unmaps_as_linux(d),
+        ("hole-walk",),
+        changes=rules(pgste_finds_vma=False),
     ),
     Mutation(
         "no-end-of-vma-write-locks",

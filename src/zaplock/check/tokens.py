@@ -11,6 +11,7 @@ from zaplock.check.verdicts import Added, closed_system, find_design, find_scena
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.schedule import spell, unspell
 from zaplock.errors import UserError
+from zaplock.model.words import MEMORY_MODELS, MemoryModel
 from zaplock.protocols.design import Design
 
 
@@ -34,7 +35,8 @@ class Token:
 
 def token_of(start: Token, schedule: tuple[int, ...]) -> str:
     """Name another schedule of what a token stands for."""
-    rule = "~fair" if start.fair else ""
+    memory = start.scenario.memory
+    rule = ("~fair" if start.fair else "") + (f"~{memory}" if memory != "sc" else "")
     return f"{start.scenario.name}@{start.reference}{rule}~{spell(schedule)}"
 
 
@@ -48,6 +50,8 @@ def read_token(
     be `scenario`, which the user gives.
     """
     rest, tilde, schedule = text.rpartition("~")
+    memory: MemoryModel = next((one for one in MEMORY_MODELS if rest.endswith(f"~{one}")), "sc")
+    rest = rest.removesuffix(f"~{memory}")
     fair = rest.endswith("~fair")
     of, at, design = rest.removesuffix("~fair").partition("@")
     if not tilde or not at:
@@ -63,7 +67,7 @@ def read_token(
                 f"token {text!r} would run the file of {name!r}: if you trust that file, "
                 f"give {way_out}"
             )
-    found = find_scenario(of, added)
+    found = find_scenario(of, added, memory)
     system = closed_system(found, find_design(design), fair)
     return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))
 

@@ -22,6 +22,7 @@ from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
     Scenario,
     expected_results,
+    litmus_tests,
     read_scenario,
     shipped_scenarios,
     validated,
@@ -45,6 +46,7 @@ from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell
 from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
+from zaplock.model.words import MemoryModel
 from zaplock.protocols.design import Design
 
 PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "vacuous"
@@ -72,9 +74,9 @@ class CheckResult:
     ones visited, of both queue rules (runs, for the sampler). queues: the rules that were searched.
     schedule: the easiest that shows `violation`, None where none was found within the limits;
     groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
-    for ever; fair: in which queue. reference: how the design is asked for, where that is not its
-    name. unmet: expectations of the scenario that no interleaving met. never_run: lines of the
-    user's code that none ran. audit: what was done again.
+    for ever; fair: in which queue; memory: of which kind. reference: how the design is asked for,
+    where that is not its name. unmet: expectations of the scenario that no interleaving met.
+    never_run: lines of the user's code that none ran. audit: what was done again.
     """
 
     scenario: str
@@ -89,6 +91,7 @@ class CheckResult:
     cycle: int = 0
     preemptions: int = 0
     fair: bool = False
+    memory: MemoryModel = "sc"
     why: str = ""
     reference: str = ""
     queues: tuple[str, ...] = ()
@@ -102,6 +105,7 @@ class CheckResult:
         if self.schedule is None:
             return ""
         rule = "~fair" if self.fair else ""
+        rule += f"~{self.memory}" if self.memory != "sc" else ""
         schedule = spell(self.schedule, self.groups, self.cycle)
         return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
@@ -111,12 +115,14 @@ class CheckResult:
         return tuple(dict.fromkeys(violation.invariant.name for violation in self.violations))
 
 
-def find_scenario(name: str, added: Added = Added()) -> Scenario:
+def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None = None) -> Scenario:
     """Return a shipped scenario, a pair such as "munmap+fault", or a file's, with what is added.
 
-    A file is a TOML, or FILE.py:NAME.
+    A file is a TOML, or FILE.py:NAME. `memory` is put in the place of the scenario's own.
     """
     found = _scenario_of(name)
+    if memory is not None:
+        found = msgspec.structs.replace(found, memory=memory)
     if added == Added():
         return found
     return msgspec.structs.replace(
@@ -127,7 +133,7 @@ def find_scenario(name: str, added: Added = Added()) -> Scenario:
 
 
 def _scenario_of(name: str) -> Scenario:
-    shipped = shipped_scenarios()
+    shipped = {**shipped_scenarios(), **litmus_tests()}
     if name in shipped:
         return shipped[name]
     if is_reference(name):
@@ -262,7 +268,7 @@ def combined(
         sum(verdict.states for _, verdict in verdicts),
         sum(verdict.seconds for _, verdict in verdicts),
         violation=broken[0][1].violations[0] if broken else None,
-        violations=tuple(violations.values()), fair=fair,
+        violations=tuple(violations.values()), fair=fair, memory=scenario.memory,
         why=limit or "; ".join(f"never: {name}" for name in missing),
         queues=tuple("fair" if fair else "any" for fair, _ in verdicts),
         unmet=tuple(unmet_expectations(scenario, [verdict for _, verdict in verdicts])),
@@ -363,5 +369,6 @@ def sample_check(
         violations=(drawn.violation,) if drawn.violation is not None else (),
         schedule=drawn.schedule if broken else None,
         fair=fair or scenario.fair,
+        memory=scenario.memory,
         why="" if broken else f"{drawn.runs} random runs",
     )

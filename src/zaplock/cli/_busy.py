@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,13 +10,12 @@ from contextlib import contextmanager
 @contextmanager
 def busy(what: str) -> Iterator[None]:
     """Show a spinner on stderr while the block runs."""
+    if not sys.stderr.isatty():
+        yield
+        return
     from rich.text import Text
 
     from zaplock.views.screen import Screen
 
-    console = Screen(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(Text(what)):
+    with Screen(stderr=True).status(Text(what)):
         yield

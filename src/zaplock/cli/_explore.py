@@ -51,7 +51,7 @@ def _from_the_beginning(args: Namespace, added: Added) -> Token:
     if not args.scenario:
         raise UserError("--explore needs a SCENARIO, or --replay TOKEN")
     name = args.design[0] if args.design else "linux-6.18"
-    scenario = find_scenario(args.scenario, added)
+    scenario = find_scenario(args.scenario, added, args.memory)
     fair = args.queue == "fair" or scenario.fair
     return Token(scenario, find_design(name), name, fair, (), (), 0)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._designs import parse_cpu_max
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -79,6 +80,7 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
         nr_cpus=exact_cpus if args.guest_cpus is None else args.guest_cpus,
         memory=parse_size(args.guest_memory) if args.guest_memory else 0,
         hung_task_timeout_s=hung_ns // 10**9,
+        cpu_max=parse_cpu_max(args.cpu_max) if args.cpu_max else None,
         graph=bool(args.graph),
     )
 

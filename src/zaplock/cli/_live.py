@@ -47,7 +47,7 @@ class Window:
     def _take(self) -> None:
         from zaplock.recorder.decode import merged
         from zaplock.recorder.stream import MARGIN_NS
-        from zaplock.trace.file import losses
+        from zaplock.trace.gaps import losses
 
         before_ns = time.monotonic_ns()
         columns = self._stream.feed(self._capture.buffers.drain(), before_ns)

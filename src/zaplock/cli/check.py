@@ -4,7 +4,8 @@ SCENARIO is one that zaplock ships (--list), a pair of operations such as munmap
 file, or FILE.py:NAME for one of your own, as operations, invariants and mutations can be
 (docs/authors.md). Every interleaving of its tasks is explored, with the design's own protocols and
 locks, and every rule is watched in every state, once with any waiter next to a lock and once with
-the fair queue of the design's kernel. Memory is sequentially consistent.
+the fair queue of the design's kernel. Memory is sequentially consistent, but for the words of
+scenarios that say otherwise (--memory).
 
 Exit code: 0 proved, 1 broken, 3 not exhausted or vacuous, 2 bad input, 4 the code of a design or
 operation fails, or keeps state where no checker can see it.
@@ -56,6 +57,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", choices=("both", "any", "fair"), default="both",
                         help="who may be next to a lock: any waiter, whom the fair queue of the "
                         "design's kernel lets in, or both rules (default)")  # fmt: skip
+    parser.add_argument("--memory", choices=("sc", "tso", "relaxed"),
+                        help="what stands between a CPU and the words that a SCENARIO's tasks "
+                        "reach without a lock: nothing, x86's store buffers, or what lets reads "
+                        "be early and writes late (default: as the scenario says)")  # fmt: skip
     parser.add_argument(
         "--replay", metavar="TOKEN", help="run a counterexample again, step by step"
     )
@@ -106,7 +111,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{name} {value} is above {most}: give a smaller number")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
-    one_only = {"--sample": args.sample, "--exact": args.exact, "--html": args.html}
+    one_only = {
+        "--memory": args.memory,
+        "--sample": args.sample,
+        "--exact": args.exact,
+        "--html": args.html,
+    }
     if args.all or args.mutations:
         for name, value in one_only.items():
             if value:
@@ -136,20 +146,33 @@ def _next(args: argparse.Namespace, command: str) -> None:
 def _list(as_json: bool) -> int:
     from zaplock.check.operations import KINDS
     from zaplock.check.pairs import SIDES
-    from zaplock.check.scenarios import shipped_scenarios
+    from zaplock.check.scenarios import litmus_tests, shipped_scenarios
 
+    litmus = {name: one.summary for name, one in litmus_tests().items()}
     scenarios = {name: one.summary for name, one in shipped_scenarios().items()}
     operations = {
         " ".join([name, *(argument.upper() for argument in kind.arguments)]): kind.summary
         for name, kind in KINDS.items()
     }
     if as_json:
-        print(json.dumps({"scenarios": scenarios, "pairs": list(SIDES), "operations": operations}))
+        print(
+            json.dumps(
+                {
+                    "scenarios": scenarios,
+                    "litmus": litmus,
+                    "pairs": list(SIDES),
+                    "operations": operations,
+                }
+            )
+        )
     else:
         print("scenarios:")
         for name, summary in scenarios.items():
             print(f"  {name:<18} {summary}")
         print(f"\npairs, such as munmap+fault, of: {', '.join(SIDES)}")
+        print("\nlitmus tests of memory (--memory sc, tso or relaxed):")
+        for name, summary in litmus.items():
+            print(f"  {name:<26} {summary}")
         print("\noperations of a .toml scenario:")
         for name, summary in operations.items():
             print(f"  {name:<30} {summary}")
@@ -165,7 +188,7 @@ def _check(args: argparse.Namespace) -> int:
     from zaplock.check.verdicts import EXIT_CODES, find_design, find_scenario
     from zaplock.designs import SHIPPED
 
-    scenario = find_scenario(args.scenario, _added(args))
+    scenario = find_scenario(args.scenario, _added(args), args.memory)
     names = args.design or list(SHIPPED)
     designs = [find_design(name) for name in names]
     found = [
@@ -230,6 +253,7 @@ def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
         "invariants": list(found.invariants),
         "queues": list(found.queues),
         "queue": "fair" if found.fair else "any",
+        "memory": found.memory,
         "unmet": list(found.unmet),
         "never_run": list(found.never_run),
         "audit": {
@@ -252,7 +276,8 @@ def _print_verdicts(
 ) -> None:
     from zaplock.views.counterexample import text
 
-    print(f"{scenario.name}: {scenario.summary}\n")
+    memory = "" if scenario.memory == "sc" else f" (memory: {scenario.memory})"
+    print(f"{scenario.name}: {scenario.summary}{memory}\n")
     for one in found:
         print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
               f"{one.seconds:>8.3f} s  {_what(one)}")  # fmt: skip

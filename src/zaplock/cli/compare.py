@@ -38,9 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("size", nargs="?", default="80G", metavar="SIZE", help="such as 80G (default)")
     add("--design", action="append", metavar="NAME", help="of `zaplock designs`, or FILE.py:NAME "
         "for your own; several by commas or by repeating (default: all)")  # fmt: skip
-    add("--bystanders", action="append", metavar="LIST", help="of fault, proc, mmap, gup, madvise; "
-        "none for none; repeat for more blocks (default: two blocks, fault,proc and "
-        "fault,proc,mmap)")  # fmt: skip
+    add("--bystanders", action="append", metavar="LIST", help="of fault, proc, mmap, gup, madvise, "
+        "mprotect, clone, fork; none for none; repeat for more blocks (default: fault,proc and "
+        "fault,proc,mmap and mmap,fork,mprotect,clone)")  # fmt: skip
     add("--rate", type=int, metavar="N", help="operations a second of each bystander (default: "
         "about 400 during the teardown, at least 100 a second)")  # fmt: skip
     add("--cpus", type=int, default=8, metavar="N", help="CPUs of the simulated machine (8)")
@@ -69,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
     designs, profile = parse_designs(args.design), profiles.load(args.profile)
-    if args.measure_kernel and args.cpu_max:
-        raise UserError("--cpu-max is not for --measure-kernel (no cgroups there): leave one out")
     for path in (args.trace, args.plot):
         _require_writable(path, args.plot)
     comparison = compare(
@@ -133,8 +131,7 @@ def _measured(
     from zaplock.lab.experiment import SIMULATED_ONLY
     from zaplock.measure.measure import measure
 
-    experiment = comparison.experiment
-    blocks = [block for block in comparison.blocks if not set(block) & set(SIMULATED_ONLY)]
+    experiment, blocks = comparison.experiment, _measurable(comparison)
     if not blocks:
         print(
             f"zaplock compare: nobody can be measured beside {', '.join(SIMULATED_ONLY)}: "
@@ -161,6 +158,13 @@ def _measured(
     return tuple(outcomes)
 
 
+def _measurable(comparison: Comparison) -> list[tuple[str, ...]]:
+    """List the blocks whose bystanders `zaplock measure` has, too."""
+    from zaplock.lab.experiment import SIMULATED_ONLY
+
+    return [block for block in comparison.blocks if not set(block) & set(SIMULATED_ONLY)]
+
+
 def _measured_in_guest(
     args: argparse.Namespace, comparison: Comparison, kernel: str
 ) -> tuple[TeardownOutcome, ...]:
@@ -172,7 +176,7 @@ def _measured_in_guest(
 
     experiment = comparison.experiment
     rows: list[TeardownOutcome] = []
-    for block in comparison.blocks:
+    for block in _measurable(comparison):
         plan = GuestPlan(
             length=experiment.length,
             kernel=kernel,
@@ -181,6 +185,7 @@ def _measured_in_guest(
             period_ns=period_of(args.rate or 1000),
             locked=experiment.locked,
             nr_vmas=experiment.nr_vmas,
+            cpu_max=experiment.cpu_max,
         )
         with busy(f"unmapping {args.size} on {kernel} in QEMU beside {', '.join(block)}"):
             rows += measure(plan)
@@ -197,6 +202,8 @@ def _print(comparison: Comparison) -> None:
     console.print(outcomes.title(comparison), highlight=False, soft_wrap=True)
     for block in comparison.blocks:
         console.print(outcomes.table(comparison, block))
+    if comparison.brk1:
+        console.print(outcomes.brk1_table(comparison))
     for line in outcomes.sentences(comparison):
         console.print(line, highlight=False, soft_wrap=True)
     for text in _hung_tasks(comparison):

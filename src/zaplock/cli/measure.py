@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from zaplock.cli import _guest
+from zaplock.cli._designs import parse_cpu_max
 from zaplock.units import duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--rate", type=int, default=1000, metavar="N", help="operations a second of each (1000)")
     add("--locked", action="store_true", help="lock the mapping in memory (mlock)")
     add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
+    add("--cpu-max", metavar="QUOTA/PERIOD", help="give the process so many us of CPU time in each "
+        "period, such as 10000/100000 (10 %%)")  # fmt: skip
     add("--repeat", type=int, default=1, metavar="N", help="run N times: medians and ranges (1)")
     add("--timeout", default="300s", metavar="TIME", help="limit for one repetition (300s)")
     add("--no-holds", action="store_true", help="leave the tracepoints alone, also as root")
@@ -108,6 +111,7 @@ def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
             repeat=args.repeat,
             timeout_s=timeout_ns / 1e9,
             trace=not args.no_holds,
+            cpu_max=parse_cpu_max(args.cpu_max) if args.cpu_max else None,
             progress=progress,
         )
 

@@ -19,6 +19,7 @@ next start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -82,6 +83,15 @@ def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
     # Before polars is imported: its threads would take the CPUs from the recorded.
     os.environ.setdefault("POLARS_MAX_THREADS", "1")
+    from zaplock.recorder.urgent import going_first
+
+    with contextlib.ExitStack() as first:
+        first.enter_context(going_first())
+        return _run(args, first)
+
+
+def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
+    """Record what was asked for; `first` ends our going before others, once events are let in."""
     from zaplock.recorder.command import Command
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -95,9 +105,14 @@ def run(args: argparse.Namespace) -> int:
     if args.watch and len(pids) != 1:
         raise UserError("--watch needs -p PID: one process at a time can be watched")
     if not command:
-        return _record(args, pids, lambda: None, lambda: True)
+        return _record(args, pids, first.close, lambda: True)
     with Command(command) as started:
-        return _record(args, (started.pid,), started.open, started.running) or started.exit_code
+
+        def begin() -> None:
+            first.close()
+            started.open()
+
+        return _record(args, (started.pid,), begin, started.running) or started.exit_code
 
 
 def _record(

@@ -16,7 +16,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
@@ -25,13 +24,17 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.recorder.in_memory import Recorder
 
-_NICE = -10
+_SHORT = 1_000_000
+"""An answer from so many events takes a second or two, for which we go before others."""
+
+_EXPLAINED = 32
+"""So many of the longest waits are explained: where hundreds wait, each stands behind hundreds."""
 
 _STEP_S = 0.05
 """So often it is asked whether the process still lives."""
 
-_LEAST = 0.75
-"""The time for switching everything on is part of the time asked for, up to a quarter of it."""
+_LEAST = 0.5
+"""The time for switching everything on is part of the time asked for, up to half of it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,11 +56,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, then tell."""
-    with _before_others():
-        return _answer(args)
+    from zaplock.recorder.urgent import going_first
+
+    with contextlib.ExitStack() as first:
+        first.enter_context(going_first())
+        return _answer(args, first)
 
 
-def _answer(args: argparse.Namespace) -> int:
+def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
+    """Look, then tell; `first` ends our going before others."""
     from zaplock.cli._busy import busy
     from zaplock.recorder.in_memory import record_mm
     from zaplock.units import parse_duration
@@ -76,6 +83,8 @@ def _answer(args: argparse.Namespace) -> int:
         with busy(f"looking at {who} for {seconds:g} s"):
             gone = _look(pids, due_ns, int(seconds * 1e9 * _LEAST))
         recorder.stop()
+        if len(recorder.events()) > _SHORT:
+            first.close()
         # Said before the kernel has cleared up, which may take it a quarter of a second.
         _tell(args, recorder, ended=gone)
         for note in recorder.notes:
@@ -83,19 +92,6 @@ def _answer(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     print(f"next: zaplock record{spelt(args)} -d 30s -o why.zaplock", file=out)
     return 0
-
-
-@contextlib.contextmanager
-def _before_others() -> Iterator[None]:
-    """Go before others for the moment, on a machine that is in trouble."""
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    try:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, min(usual, _NICE))
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, usual)
 
 
 def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
@@ -107,7 +103,10 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     import zaplock.trace.summary
     import zaplock.views.live
     import zaplock.views.report_json
-    import zaplock.views.report_text  # noqa: F401
+    import zaplock.views.words  # noqa: F401
+    from zaplock.recorder.symbols import kernel_functions
+
+    kernel_functions()
 
     gone, end_ns = False, max(due_ns, began_ns + least_ns)
     while not gone and (left_ns := end_ns - time.monotonic_ns()) > 0:
@@ -121,7 +120,7 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     from zaplock.trace.summary import summarise
     from zaplock.views.live import why_json, why_lines
     from zaplock.views.report_json import report_json
-    from zaplock.views.report_text import heading
+    from zaplock.views.words import heading
 
     events, span = recorder.events(), recorder.span
     analysis = analyse(
@@ -135,4 +134,9 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     print(heading(analysis))
     if ended:
         print(f"{spelt(args).strip()} ended after {seconds:.2g} s: this is until then.")
-    print("", *why_lines(summarise(analysis), seconds=seconds), sep="\n", flush=True)
+    print(
+        "",
+        *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=seconds),
+        sep="\n",
+        flush=True,
+    )

@@ -72,6 +72,14 @@ CHANGES: tuple[Change, ...] = (
         {"mremap_downgrades": True},
     ),
     Change(
+        "4.20", "4b486b535c33",
+        "locking/rwsem: Exit read lock slowpath if queue empty & no writer",
+        "a reader that comes when the writer has just left, with nobody queued, has the lock "
+        'without queueing; it reads the count "relaxed", so what it reads under the lock may have '
+        "been read before that",
+        {"read_leaves_queue": "relaxed"},
+    ),
+    Change(
         "5.2", "5a28fc94c914", "x86/mpx, mm/core: Fix recursive munmap() corruption",
         'the architecture\'s hook is called "first" of all, before any VMA was looked up',
         {"arch_unmap": "first"}, ("5.0.19", "5.1.5"),
@@ -122,6 +130,19 @@ CHANGES: tuple[Change, ...] = (
         doubt="whether 5.1 took it is not confirmed",
     ),
     Change(
+        "5.3", "e1b98fa31664",
+        "locking/rwsem: Add missing ACQUIRE to read_slowpath exit when queue is empty",
+        "such a reader reads nothing early any more",
+        {"read_leaves_queue": "acquire"}, ("5.2.12",),
+    ),
+    Change(
+        "5.3", "99143f82a255",
+        "lcoking/rwsem: Add missing ACQUIRE to read_slowpath sleep loop",
+        "nor does a reader that finds, before it sleeps, that the lock was handed to it",
+        {"read_wakes": "acquire"}, ("5.2.12",),
+        doubt="whether series before 5.2 took it is not confirmed",
+    ),
+    Change(
         "5.5", "89b15332af7c",
         "mm: drop mmap_sem before calling balance_dirty_pages() in write fault",
         "a fault that makes a page of a shared file dirty lets the lock go before it is throttled",
@@ -169,6 +190,13 @@ CHANGES: tuple[Change, ...] = (
         "5.16", "d257cc8cb8d5", "locking/rwsem: Make handoff bit handling more consistent",
         "the handoff is the first waiter's, and goes when it goes",
         backported=("5.15.6",),
+    ),
+    Change(
+        "5.16", "fe3d10024073", "s390/mm: validate VMA in PGSTE manipulation functions",
+        "KVM on s390 walks to a page-table entry only inside a VMA: since munmap frees page tables "
+        "under read, a walk in a hole may stand in one that is freed",
+        {"pgste_finds_vma": True}, ("5.15.3",),
+        doubt="which releases of 5.4, 5.10 and 5.14 took it is not confirmed",
     ),
     Change(
         "5.17", "64591e8605d6",

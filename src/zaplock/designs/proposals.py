@@ -12,7 +12,7 @@ from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find
 from zaplock.protocols.cut import do_munmap_cut
 from zaplock.protocols.design import Design
-from zaplock.protocols.dying import do_munmap_dying
+from zaplock.protocols.dying import CHUNK, do_munmap_dying, vm_munmap_chunked
 
 OLDEST = LinuxVersion(6, 18)
 """The first release that has what the proposals stand on: VMA locks, gather and complete."""
@@ -29,6 +29,17 @@ def dying(base: Design) -> Design:
         do_munmap=do_munmap_dying,
         munmap_downgrades=False,
         tombstones=True,
+    )
+
+
+def dying_chunked(base: Design) -> Design:
+    """Return `dying` whose munmap takes a range of many VMAs in pieces (vm_munmap_chunked)."""
+    whole = dying(base)
+    return replace(
+        whole,
+        name=f"{whole.name}-chunked",
+        summary=f"as dying, but {CHUNK} VMAs at a time: shorter holds, no longer all or nothing",
+        munmap=vm_munmap_chunked,
     )
 
 
@@ -55,5 +66,9 @@ def require_base(base: Design) -> None:
         raise UserError(f"{base.name} can't carry a proposal: they stand on linux-6.18 or later")
 
 
-PROPOSALS: dict[str, Callable[[Design], Design]] = {"dying": dying, "cut": cut}
+PROPOSALS: dict[str, Callable[[Design], Design]] = {
+    "dying": dying,
+    "dying-chunked": dying_chunked,
+    "cut": cut,
+}
 """What a name ends with -> how the design is made of the release before it."""

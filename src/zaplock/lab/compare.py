@@ -1,8 +1,9 @@
 """Compare designs: the same teardown beside the same bystanders under each of them.
 
-A comparison has one or more *blocks*, each with its own set of bystanders. The usual two differ in
-one thing: `mmap`, which asks for the lock for write. What that one queued writer does to readers is
-the point of the second block.
+A comparison has one or more *blocks*, each with its own set of bystanders. The first two of the
+usual three differ in one thing: `mmap`, which asks for the lock for write. What that one queued
+writer does to readers is the point of the second block. The third has writers alone: who else
+changes the address space.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zaplock.lab.brk1 import SMALL, Brk1, brk1
 from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
@@ -20,8 +22,8 @@ from zaplock.trace.outcome import TeardownOutcome
 if TYPE_CHECKING:
     import polars
 
-BLOCKS = (("fault", "proc"), ("fault", "proc", "mmap"))
-"""Readers alone, and readers with a writer among them."""
+BLOCKS = (("fault", "proc"), ("fault", "proc", "mmap"), ("mmap", "fork", "mprotect", "clone"))
+"""Readers alone, readers with a writer among them, and writers alone."""
 
 Blocks = Sequence[Sequence[str]]
 
@@ -30,7 +32,8 @@ Blocks = Sequence[Sequence[str]]
 class Comparison:
     """Every design's teardown, block by block, and what the kernel at hand really did.
 
-    `measured` has an outcome for each block, or is None where nothing was measured.
+    `measured` has an outcome for each block that can be measured, or is None where nothing was.
+    `brk1`: how fast many threads unmap as little as that, where it is little.
     """
 
     experiment: SimulatedExperiment
@@ -38,6 +41,7 @@ class Comparison:
     blocks: tuple[tuple[str, ...], ...]
     runs: tuple[Teardown, ...]
     measured: tuple[TeardownOutcome, ...] | None = None
+    brk1: tuple[Brk1, ...] = ()
 
     @property
     def rows(self) -> tuple[TeardownOutcome, ...]:
@@ -56,6 +60,7 @@ class Comparison:
             "size": self.experiment.length,
             "profile": self.profile.name,
             "rows": [row.to_json() for row in self.rows],
+            "brk1": [row.to_json() for row in self.brk1],
             "measured": None if measured is None else [row.to_json() for row in measured],
         }
 
@@ -104,4 +109,10 @@ def compare(
         for design in designs:
             progress(design.name)
             runs.append(run(design, plan, profile, log_calls=log_calls))
-    return Comparison(experiment, profile, tuple(plan.bystanders for plan in plans), tuple(runs))
+    small = experiment.length <= SMALL and experiment.backing == "anonymous"
+    seed, cpus = experiment.seed, experiment.cpus
+    brks = brk1(designs, profile, experiment.length, cpus=cpus, seed=seed) if small else ()
+    return Comparison(
+        experiment, profile, tuple(plan.bystanders for plan in plans), tuple(runs),
+        brk1=tuple(brks),
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from zaplock.model.step import Task
 from zaplock.model.store import Cells, OnDemand, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
 from zaplock.model.vma import FreedVma, Vma
+from zaplock.model.words import MemoryModel
 
 Figure = Literal[
     "committed_as",  # pages that are promised
@@ -29,6 +30,13 @@ Figure = Literal[
 UffdMode = Literal["unmap", "none", "sigbus", "closed"]
 """A userfaultfd context: told of unmaps, or not, or answers faults with SIGBUS; or closed."""
 
+MAKER_SHIFT = 24
+
+
+def maker_of(handle: int) -> int:
+    """Return the id of the task that made a handle."""
+    return (handle >> MAKER_SHIFT) - 1
+
 
 class Machine:
     """All state of one model, and the meter for what its steps cost.
@@ -36,7 +44,8 @@ class Machine:
     With `tracks_tlbs` every CPU's TLB and page-walk cache are state, and returning a page that a
     CPU still translates to is a violation; the timed engine leaves it off, since there a flush is a
     price and nothing else. `gather_pages` is how many pages an mmu_gather holds before it must
-    flush; `remote_cpus` how many other CPUs a flush has to interrupt.
+    flush; `remote_cpus` how many other CPUs a flush has to interrupt. `memory` says what stands
+    between a CPU and the words of `model.words`.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class Machine:
         self.tracks_tlbs = tracks_tlbs
         self.gather_pages = gather_pages
         self.remote_cpus = remote_cpus
+        self.memory: MemoryModel = "sc"
         self.costs: Mapping[str, float] | None = None
         self.tells_wakes = False
         self.spent_ns = 0.0
@@ -146,7 +156,7 @@ class Machine:
 
     def new_handle(self, task: Task, kind: str) -> int:
         """Return a handle that nothing had before, whatever other tasks do meanwhile."""
-        return (task.tid + 1 << 24) + self.next_serial(task, kind)
+        return (task.tid + 1 << MAKER_SHIFT) + self.next_serial(task, kind)
 
     def translations_to(self, first: int, last: int) -> list[tuple[int, int]]:
         """List (cpu, virtual page number) that still translate to frames in [first, last)."""

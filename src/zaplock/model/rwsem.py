@@ -61,7 +61,8 @@ class RwsemPolicy:
     reader_steals: may an arriving reader enter past a queue? "never" (4.9 to 5.2), "spinning"
         (5.3 to 5.10: it spins on a running writer-owner, and enters a lock that is free or has
         readers past the queue, until a writer's spin on readers times out), "unheld"
-        (5.11 on: unless the lock is reader-owned by another reader already).
+        (5.11 on: unless the lock is reader-owned by another reader already), "always" (no kernel:
+        readers go first, and writers starve).
     wakes: readers woken when the head is a reader: "leading" (the run at the head) or "all" (up to
         `max_readers_woken` of them anywhere in the queue).
     writer_spins: "writer" (on a running writer-owner only), "any" (up to `reader_spin_ns` on a
@@ -72,13 +73,16 @@ class RwsemPolicy:
     """
 
     name: str = field(compare=False)
-    reader_steals: Literal["never", "spinning", "unheld"]
+    reader_steals: Literal["never", "spinning", "unheld", "always"]
     wakes: Literal["leading", "all"]
     writer_spins: Literal["writer", "any", "never"]
     reader_spin_ns: int = 25_000
     handoff_ns: int | None = None
     max_readers_woken: int = 256
     counts_first: bool = True
+
+    def __str__(self) -> str:
+        return f"rwsem {self.name}"
 
 
 RWSEM_4_9 = RwsemPolicy("4.9 to 5.2", "never", "leading", "writer", counts_first=False)
@@ -183,7 +187,9 @@ def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
     """
     if write or sem.writer:
         return False
-    return policy.reader_steals == "unheld" and not sem.readers
+    if policy.reader_steals == "unheld":
+        return not sem.readers
+    return policy.reader_steals == "always"
 
 
 def _with(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:
@@ -201,12 +207,17 @@ class LockStep(Step[int]):
 
     `action` is "down", "try", "up" or "downgrade"; `write` the mode. The result of "down" is 0, or
     -EINTR where `killable` and the task has a fatal signal; of "try" 1 or 0; of the others 0.
+    `acquires`: are reads that follow kept behind it? Only memory that isn't sequentially consistent
+    shows the difference (`model.words`).
     """
 
-    __slots__ = ("action", "killable", "lock", "write")
+    __slots__ = ("acquires", "action", "killable", "lock", "write")
 
-    def __init__(self, action: str, lock: Lock, write: bool, killable: bool = False) -> None:
+    def __init__(
+        self, action: str, lock: Lock, write: bool, killable: bool = False, acquires: bool = True
+    ) -> None:
         super().__init__(_at_once, (action, lock, write))
+        self.acquires = acquires
         self.action = action
         self.lock = lock
         self.write = write
@@ -219,7 +230,7 @@ class LockStep(Step[int]):
         mode = "write" if self.write else "read"
         prefix = "down" if self.action == "try" else self.action
         suffix = "_trylock" if self.action == "try" else "_killable" if self.killable else ""
-        return f"{prefix}_{mode}{suffix}"
+        return f"{prefix}_{mode}{suffix}{'' if self.acquires else '_relaxed'}"
 
     def __repr__(self) -> str:
         return f"{self.name}({lock_name(self.lock)})"
@@ -263,6 +274,12 @@ def down_read(lock: Lock) -> LockStep:
 def down_read_killable(lock: Lock) -> LockStep:
     """Wait for a shared hold; -EINTR on a fatal signal."""
     return LockStep("down", lock, False, killable=True)
+
+
+@_kept
+def down_read_relaxed(lock: Lock) -> LockStep:
+    """Wait for a shared hold without ACQUIRE: what is read under it may have been read before."""
+    return LockStep("down", lock, False, acquires=False)
 
 
 @_kept

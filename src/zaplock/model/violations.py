@@ -27,9 +27,16 @@ class Invariant(Enum):
     RETURN_MEANS_GONE = "an unmap that has returned leaves nothing of its range to be torn down"
     NO_SPURIOUS_ENOMEM = "no ENOMEM only because a range is still being torn down"
     NO_SPURIOUS_SEGV = "no SIGSEGV only because a range is still being torn down"
+    SNAPSHOT_PER_VMA = (
+        "each line of maps was true during the call, and nothing that stayed is lost or shown twice"
+    )
+    BOUNDED_BACKLOG = "a thread has at most one range that is dying, or two that are cut"
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
+    HOLDER_SEES = "who takes a lock sees what was done under it before"
+    FORBIDDEN_OUTCOME = "no run ends as the scenario forbids"
     NO_LIVELOCK = "every task comes to its end if each goes on whenever it can"
+    NO_STARVATION = "who asks gets in at some time, however often others ask"
     ASSERTION_HOLDS = "what a step or a protocol asserts is true in every interleaving"
     CODE_RUNS = "the code of steps and protocols raises no Python error"
 

@@ -130,5 +130,8 @@ class Design:
     guards: bool = False
     reclaims_tables: bool = False
     mseal: Literal["no", "range", "vma"] = "no"
+    read_leaves_queue: Literal["no", "relaxed", "acquire"] = "no"
+    read_wakes: Literal["relaxed", "acquire"] = "relaxed"
+    pgste_finds_vma: bool = False
     tombstones: bool = False
     cuts: bool = False

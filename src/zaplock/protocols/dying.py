@@ -27,11 +27,12 @@ from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, page_align
 from zaplock.model.rwsem import down_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
-from zaplock.model.vma import change, following, free, previous, read_vma, vma_of
+from zaplock.model.vma import change, following, free, lookup, previous, read_vma, vma_of
 from zaplock.protocols.locking import UNLOCKED, mmap_write_unlock
 from zaplock.protocols.munmap import (
     do_vmi_align_munmap,
     munmap_addr_sanity,
+    vm_munmap,
     vms_gather_munmap_vmas,
 )
 from zaplock.protocols.teardown import (
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx, UnmapEvents
 
 TOP = 1 << 63
+CHUNK = 64
+"""VMAs that vm_munmap_chunked takes under one hold."""
 
 
 async def do_munmap_dying(
@@ -79,6 +82,39 @@ async def do_munmap_dying(
         await vm_unacct_memory(unaccounted)
     await mmap_write_unlock(cx)
     return UNLOCKED
+
+
+async def vm_munmap_chunked(cx: Cx, start: int, length: int) -> int:
+    """munmap of a range CHUNK VMAs at a time, an exclusive hold each.
+
+    Bounds the hold, which otherwise grows with the number of VMAs. It costs what munmap promises: a
+    piece that fails (a sealed VMA, a split at the limit of VMAs) leaves those before it unmapped,
+    and others may map in between.
+    """
+    if not munmap_addr_sanity(cx, start, length):
+        return -EINVAL
+    end = start + page_align(length)
+    at = start
+    while at < end:
+        until = await end_of_chunk(cx.mm, at, end)
+        result = await vm_munmap(cx, at, until - at)
+        if result < 0:
+            return result
+        at = until
+    return 0
+
+
+@step
+def end_of_chunk(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
+    """Return where CHUNK VMAs of [start, end) end, under no lock: no more than a wish."""
+    space = m.mm(mm)
+    at = start
+    for _ in range(CHUNK):
+        handle = lookup(m, space, at)
+        if not handle or vma_of(m, task, handle).end >= end:
+            return end
+        at = vma_of(m, task, handle).end
+    return at
 
 
 async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:

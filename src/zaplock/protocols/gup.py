@@ -1,7 +1,8 @@
 """get_user_pages: the kernel takes hold of user pages, slowly under the lock or fast without.
 
 The fast walk runs with interrupts off: page tables can't go away under it, since who frees them
-must wait for it (an IPI, or RCU). The model's walk is one step, which says the same.
+must wait for it (an IPI, or RCU). Its walk is one step here, which says the same; the slow one is
+two (`protocols.walk`).
 
 Source: mm/gup.c.
 """
@@ -16,9 +17,11 @@ from zaplock.model.frames import ZERO_PFN, change_frames, read_frame
 from zaplock.model.rwsem import down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.protocols.fault import fixup_user_fault
+from zaplock.protocols.walk import FoundTable, entry_at, find_table
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+    from zaplock.model.mm import Pte
     from zaplock.protocols.design import Cx
 
 
@@ -48,11 +51,17 @@ async def process_vm_rw(cx: Cx, mm: int, address: int, write: bool) -> int:
 
 async def pin_locked(cx: Cx, mm: int, address: int, write: bool) -> int:
     """Pin a page, faulting it in where it is absent; the caller holds the lock for read."""
-    frame = await follow_page(mm, address, write)
+    frame = await follow_page_mask(cx, mm, address, write)
     if not frame:
         error = await fixup_user_fault(cx, mm, address, write)
-        frame = error or await follow_page(mm, address, write) or -EFAULT
+        frame = error or await follow_page_mask(cx, mm, address, write) or -EFAULT
     return frame
+
+
+async def follow_page_mask(cx: Cx, mm: int, address: int, write: bool) -> int:
+    """Walk to the entry of an address inside its VMA, and pin what is there: the frame, or 0."""
+    table = await find_table(cx, mm, address)
+    return await follow_page_pte(table, address, write) if table is not None else 0
 
 
 async def get_user_pages_fast(cx: Cx, address: int, write: bool) -> int:
@@ -64,9 +73,19 @@ async def get_user_pages_fast(cx: Cx, address: int, write: bool) -> int:
 @step
 def follow_page(m: Machine, task: Task, mm: int, address: int, write: bool) -> int:
     """Walk the page tables and take a reference on what is there: the frame, or 0."""
+    return pin_entry(m, task, m.mm(mm).ptes.at(address >> PAGE_SHIFT), address, write)
+
+
+@step
+def follow_page_pte(m: Machine, task: Task, table: FoundTable, address: int, write: bool) -> int:
+    """Take a reference on what an entry maps, under the page-table lock: the frame, or 0."""
+    return pin_entry(m, task, entry_at(m, task, table, address), address, write)
+
+
+def pin_entry(m: Machine, task: Task, pte: Pte | None, address: int, write: bool) -> int:
+    """Take a reference on what an entry maps: the frame, or 0."""
     m.spend("gup_page")
     vpn = address >> PAGE_SHIFT
-    pte = m.mm(mm).ptes.at(vpn)
     if pte is None or pte.kind in ("guard", "uffd_wp", "pfn") or (write and not pte.writable):
         return 0
     if pte.kind in ("zero", "zero_thp"):

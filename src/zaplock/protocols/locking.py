@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zaplock.model.flags import VM_STICKY
 from zaplock.model.rwsem import (
     down_read,
     down_read_killable,
@@ -20,7 +21,7 @@ from zaplock.model.rwsem import (
 )
 from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import FreedVma, Vma, change, lookup, vma_of
+from zaplock.model.vma import FreedVma, Vma, change, following, lookup, previous, vma_of
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -109,6 +110,37 @@ def _no_other_reader(m: Machine, task: Task, handle: int) -> bool:
 def vma_start_write(handle: int) -> Step[None]:
     """Write-lock a VMA: wait for those who read-lock it, keep new ones out."""
     return WaitStep(_start_write, (handle,), _no_other_reader, ("vma_readers", handle))
+
+
+async def start_write_merging(cx: Cx, handle: int, start: int, end: int) -> None:
+    """Write-lock a VMA and the neighbours of [start, end) that it may merge with (vma_prepare).
+
+    One of them is freed by the merge, so nobody may be in it.
+    """
+    if cx.design.vma_locks:
+        for merging in await merging_neighbours(handle, start, end):
+            await vma_start_write(merging)
+
+
+@step
+def merging_neighbours(
+    m: Machine, task: Task, handle: int, start: int, end: int
+) -> tuple[int, ...]:
+    """Name the neighbours of a range that are like a VMA, and the VMA itself if there are any."""
+    vma = vma_of(m, task, handle)
+    space = m.mm(vma.mm)
+    left, right = previous(space, start), following(space, end)
+    alike = [
+        other
+        for other, border in ((left, start), (right, end))
+        if other and other != handle and _is_like(vma, vma_of(m, task, other), border)
+    ]
+    return (*alike, handle) if alike else ()
+
+
+def _is_like(vma: Vma, other: Vma, border: int) -> bool:
+    touches = border in (other.start, other.end)
+    return touches and other.file == vma.file and not (vma.flags ^ other.flags) & ~VM_STICKY
 
 
 @step

@@ -68,7 +68,11 @@ from zaplock.model.vma import (
 )
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
 from zaplock.protocols.cuts import unmap_complete
-from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.protocols.locking import (
+    mmap_write_lock_killable,
+    mmap_write_unlock,
+    start_write_merging,
+)
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
@@ -245,6 +249,7 @@ async def mmap_region(
         if error:
             await undo_driver_mapping(cx, handle, start, end)
             return error
+    await start_write_merging(cx, handle, start, end)
     await finish_mmap(handle, cx.design.merges_anew or cx.design.tree == "rbtree")
     return start
 

@@ -58,6 +58,7 @@ from zaplock.protocols.locking import (
     assert_write_locked,
     mmap_write_lock_killable,
     mmap_write_unlock,
+    start_write_merging,
     vma_start_write,
 )
 from zaplock.protocols.populate import populate_vma_page_range
@@ -186,15 +187,15 @@ async def modify_vma(
     if merged:
         return merged
     if low > vma.start:
-        new = await split_vma(handle, low, False)
+        new = await split_vma(handle, low, True)
         if new < 0:
             return new
-        handle = new
     if high < vma.end:
         new = await split_vma(handle, high, False)
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)
+    await start_write_merging(cx, handle, max(low, vma.start), min(high, vma.end))
     return await merge(handle, untouched)
 
 

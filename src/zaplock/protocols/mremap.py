@@ -65,6 +65,7 @@ from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
+    start_write_merging,
     unlock_after_unmap,
     vma_start_write,
 )
@@ -320,6 +321,7 @@ async def expand_vma(
     """Grow in place if there is room behind, else move if that is allowed."""
     if cx.design.vma_locks:
         await vma_start_write(handle)
+    await start_write_merging(cx, handle, vma.start, r.address + r.new_length)
     untouched = cx.design.merges_untouched
     grown = await expand(handle, r.address, r.old_length, r.new_length, untouched)
     if grown < 0:
@@ -475,6 +477,7 @@ async def move(
         vma = await read_vma(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
+    await start_write_merging(cx, handle, target, target + r.new_length)
     merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
     parts = "with all" if merges else "apart" if cx.design.merges_anew else "elsewhere"
     new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)

@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from errno import EFAULT, EINTR
+from functools import partial
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT
+from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE
 from zaplock.model.frames import read_frame
 from zaplock.model.rwsem import Lock, down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, find_vma, read_vma, vma_of
+from zaplock.model.vma import find_vma, lookup, read_vma
 from zaplock.protocols.fault import fixup_user_fault
 from zaplock.protocols.locking import vma_end_read, vma_start_read
+from zaplock.protocols.walk import (
+    FoundTable,
+    entry_at,
+    find_table,
+    is_in_place,
+    pte_offset,
+)
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -55,7 +63,8 @@ def read_arg_bounds(m: Machine, _task: Task, mm: int) -> int:
 
 async def access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     """Read a page of another process: its tag; 0 where nothing is there or we were killed."""
-    return max(await __access_remote_vm(cx, mm, address), 0)
+    tag = await __access_remote_vm(cx, mm, address)
+    return max(tag, 0)
 
 
 async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
@@ -64,19 +73,24 @@ async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     waits = down_read_killable if cx.design.cmdline_killable else down_read
     if await waits(lock):
         return -EINTR
-    tag = await remote_page(mm, address)
+    tag = await remote_page(cx, mm, address)
     if tag < 0 and not await fixup_user_fault(cx, mm, address, False):
-        tag = await remote_page(mm, address)
+        tag = await remote_page(cx, mm, address)
     await up_read(lock)
     return tag
 
 
-@step
-def remote_page(m: Machine, task: Task, mm: int, address: int) -> int:
+async def remote_page(cx: Cx, mm: int, address: int) -> int:
     """Return a page's tag through the page tables (no TLB of ours is filled); -EFAULT if absent."""
+    table = await find_table(cx, mm, address)
+    return await remote_entry(table, address) if table is not None else -EFAULT
+
+
+@step
+def remote_entry(m: Machine, task: Task, table: FoundTable, address: int) -> int:
+    """Return the tag of what an entry maps; -EFAULT if it maps nothing."""
     m.spend("gup_page")
-    space = m.mm(mm)
-    pte = space.ptes.at(address >> PAGE_SHIFT)
+    pte = entry_at(m, task, table, address)
     if pte is None or pte.kind in ("guard", "uffd_wp"):
         return -EFAULT
     if pte.kind in ("zero", "zero_thp", "pfn"):
@@ -112,7 +126,7 @@ async def walk_by_vma(mm: int, visit: Callable[[int, int], Awaitable[int]]) -> i
     """
     total, at = 0, 0
     while handle := await find_vma(mm, at):
-        if await lock_found_vma(handle):
+        if await lock_found_vma(mm, at, handle):
             vma = await read_vma(handle)
             total += await visit(mm, handle)
             await vma_end_read(handle)
@@ -128,33 +142,35 @@ async def walk_by_vma(mm: int, visit: Callable[[int, int], Awaitable[int]]) -> i
     return total
 
 
-async def lock_found_vma(handle: int) -> bool:
-    """Read-lock a VMA that was found without a lock, if it is in the tree still (lock_next_vma)."""
+async def lock_found_vma(mm: int, at: int, handle: int) -> bool:
+    """Read-lock a VMA that was found without a lock, if it is still the next (lock_next_vma)."""
     if not await vma_start_read(handle):
         return False
-    if await is_attached(handle):
+    if await is_still_next(mm, at, handle):
         return True
     await vma_end_read(handle)
     return False
 
 
 @step
-def is_attached(m: Machine, _task: Task, handle: int) -> bool:
-    """Look whether a VMA that is locked now is in the tree."""
-    vma = m.vmas[handle]
-    return isinstance(vma, Vma) and vma.attached
+def is_still_next(m: Machine, _task: Task, mm: int, at: int, handle: int) -> bool:
+    """Look whether a VMA that is locked now is the first in the tree from an address on.
+
+    It may have been split meanwhile, and be the upper part: then the lower one would be lost.
+    """
+    return lookup(m, m.mm(mm), at) == handle
 
 
 async def proc_pid_smaps(cx: Cx, mm: int) -> int:
     """Read /proc/PID/smaps: the pages resident, under the mmap_lock or VMA by VMA."""
     if cx.design.smaps_lock == "vma":
-        return await walk_by_vma(mm, smap_one)
+        return await walk_by_vma(mm, partial(smap_one, cx))
     lock: Lock = ("mmap_lock", mm)
     await down_read_killable(lock)
     resident = 0
     handle = await find_vma(mm, 0)
     while handle:
-        resident += await smap_one(mm, handle)
+        resident += await smap_one(cx, mm, handle)
         vma = await read_vma(handle)
         handle = await find_vma(mm, vma.end)
     await up_read(lock)
@@ -168,9 +184,33 @@ def count_vmas(m: Machine, _task: Task, mm: int) -> int:
     return len(m.mm(mm).tree)
 
 
+async def smap_one(cx: Cx, mm: int, handle: int) -> int:
+    """Walk the page tables of a VMA: how many pages are resident.
+
+    Table by table, where others are let run between steps; else all at once.
+    """
+    vma = await read_vma(handle)
+    if not cx.grain:
+        return await count_resident(mm, vma.start, vma.end)
+    resident = 0
+    for low in range(vma.start & -PMD_SIZE, vma.end, PMD_SIZE):
+        start, end = max(low, vma.start), min(low + PMD_SIZE, vma.end)
+        table = await pte_offset(handle, start, cx.design.reclaims_tables)
+        resident += await count_in_table(table, start, end)
+    return resident
+
+
 @step
-def smap_one(m: Machine, task: Task, mm: int, handle: int) -> int:
-    """Walk the page tables of a VMA: how many pages are resident."""
-    vma = vma_of(m, task, handle)
+def count_resident(m: Machine, _task: Task, mm: int, start: int, end: int) -> int:
+    """Count the pages of a VMA that are resident."""
     m.spend("proc_read")
-    return m.mm(mm).ptes.total(vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
+    return m.mm(mm).ptes.total(start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+
+
+@step
+def count_in_table(m: Machine, task: Task, table: FoundTable, start: int, end: int) -> int:
+    """Count the pages of one page table that are resident, under its lock."""
+    m.spend("proc_read")
+    if not is_in_place(m, task, table, start):
+        return 0
+    return m.mm(table.mm).ptes.total(start >> PAGE_SHIFT, end >> PAGE_SHIFT)

@@ -25,6 +25,7 @@ from zaplock.recorder.stack_samples import (
     Sample,
 )
 from zaplock.recorder.target_files import user_of
+from zaplock.recorder.urgent import start_first
 from zaplock.trace.stacks import KERNEL, NamedAddress
 
 _MOST_AREAS = 20_000
@@ -123,7 +124,7 @@ class CodeNames:
         """
         found: dict[tuple[int, int], NamedAddress] = {}
         namer = threading.Thread(target=self._name, args=(found,), daemon=True)
-        namer.start()
+        start_first(namer)
         namer.join(NAMING_PATIENCE_S)
         return dict(found)
 

@@ -33,7 +33,7 @@ from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.uninterrupted import surely
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.file import losses
+from zaplock.trace.gaps import losses
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.stacks import Stacks, in_order
 

@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,15 +39,19 @@ from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.uninterrupted import surely
+from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
-from zaplock.trace.file import Manifest, Writer, losses
+from zaplock.trace.file import Manifest, Writer
+from zaplock.trace.gaps import losses
 from zaplock.version import __version__
 
 _NICE = 10
 SCHED = "sched"
 _BLOCK_EVENTS = 1_000_000
+_LITTLE = 4 << 20
+"""What is written in a moment, for which we go before others."""
 _SECOND = 1_000_000_000
 _END_OF_TIME = 1 << 62
 
@@ -94,11 +98,16 @@ def record_to(
     tracing is off afterwards and the file whole up to its last block.
     """
     progress = RecordingProgress()
-    with capturing(options) as capture:
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(contextlib.ExitStack())
+        first.enter_context(going_first())
+        capture = stack.enter_context(capturing(options))
         manifest = _manifest(options, capture, command_line, target)
         writer = Writer(path, manifest, hash_pointers=hash_pointers)
         session = _Session(capture, options, writer, flight, progress)
         try:
+            session.begin()
+            first.close()
             session.run(started, ended, report)
         except UserError:
             writer.remove()  # nothing was recorded: the command could not be run
@@ -155,23 +164,27 @@ class _Session:
         self._stop_at_ns: int | None = None
         self._ended_at: int | None = None
 
+    def begin(self) -> None:
+        """Let events in and look at what is so already."""
+        self._progress.notes += self._capture.notes
+        if self._keeper and self._options.stacks:
+            self._keeper.code.snapshot(self._capture.pids)
+        self._capture.start()
+        self._guard.expect()
+        if not self._options.watch:
+            self._stream.begin(first_look(self._capture))
+            self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
+            self._writer.change(started_ns=self._capture.on_ns)
+        self._names.snapshot()
+
     def run(
         self,
         started: Callable[[], None],
         ended: Callable[[], bool],
         report: Callable[[RecordingProgress], None],
     ) -> None:
-        self._progress.notes += self._capture.notes
-        if self._keeper and self._options.stacks:
-            self._keeper.code.snapshot(self._capture.pids)
+        """Record until it is over, and write what was recorded."""
         try:
-            self._capture.start()
-            self._guard.expect()
-            if not self._options.watch:
-                self._stream.begin(first_look(self._capture))
-                self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
-                self._writer.change(started_ns=self._capture.on_ns)
-            self._names.snapshot()
             started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
@@ -179,17 +192,22 @@ class _Session:
             if SCHED in self._options.groups:
                 self._quotas.start()
             self._feeder.start()
-            _step_aside()
-            while not (ended() or self._fired_long_ago()):
-                self._take(*self._feeder.next())
-                self._follow_exec()
-                self._look_after()
-                report(self._progress)
+            with _stepping_aside():
+                while not (ended() or self._fired_long_ago()):
+                    self._take(*self._feeder.next())
+                    self._follow_exec()
+                    self._look_after()
+                    report(self._progress)
             self._look_after(now=True)
         finally:
             surely(self._stop)
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
         self._stream.end(self._ended_at)
+        with going_first() if self._feeder.waiting_bytes < _LITTLE else contextlib.nullcontext():
+            self._write_the_rest(report)
+        report(self._progress)
+
+    def _write_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         self._take_the_rest(report)
         self._add(self._stream.rest())
         self._add(self._unexplained_loss())
@@ -199,7 +217,6 @@ class _Session:
         self._writer.write_quotas(*self._quotas.rows())
         self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
         self._writer.close()
-        report(self._progress)
 
     def _stop(self) -> None:
         self._capture.stop()
@@ -367,13 +384,21 @@ class _Session:
         return columns
 
 
-def _step_aside() -> None:
+@contextlib.contextmanager
+def _stepping_aside() -> Iterator[None]:
     """Let the recorded go first: decoding and writing can wait, the queue is there for that.
 
     Only this thread; the feeder has a priority of its own.
     """
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    thread = threading.get_native_id()
+    usual = os.getpriority(os.PRIO_PROCESS, thread)
+    try:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(usual, _NICE))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, usual)
 
 
 def _manifest(

@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from zaplock.recorder.urgent import start_first
 from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_stacks import WRITE, functions, meaning
@@ -70,7 +71,7 @@ def look(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> TaskSnapshot:
     """
     found: list[TaskSnapshot] = []
     looker = threading.Thread(target=lambda: found.append(_look(set(pids), set(hidden))))
-    looker.start()  # a thread of its own, since it goes from cpu to cpu with a higher priority
+    start_first(looker)  # a thread of its own, since it goes from cpu to cpu with a higher priority
     looker.join()
     return found[0]
 

@@ -25,6 +25,7 @@ from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.meanings import MMAP_LOCK
 from zaplock.recorder.tracefs import Instance, Tracefs
 from zaplock.recorder.uninterrupted import surely, uninterrupted
+from zaplock.recorder.urgent import start_first
 from zaplock.strangers import read_text
 
 _PATIENCE_S = 2.0
@@ -141,7 +142,7 @@ class _Reader:
         self.pid, self.tid = pid, 0
         self.done = threading.Event()
         self._ready, self._may = threading.Event(), threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
+        start_first(threading.Thread(target=self._run, daemon=True))
         self._ready.wait()
 
     def go(self) -> None:

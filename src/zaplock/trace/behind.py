@@ -7,15 +7,18 @@ for most of that sleep, and came out of it just before.
 
 Needs sched_waking, and with it the flags that say whether an interrupt woke the sleeper: a timer
 that fires while a thread is in munmap was not set by that thread. Nor can a thread release a mutex
-while it is in its munmap, so the call is over when the sleep is. Not covered: a thread that still
-sleeps at the end, since nobody has woken it; a waker that something else woke first (a longer chain
-of wake-ups).
+while it is in its munmap, so the call is over when the sleep is.
+
+A waker that slept itself for most of that time, and was woken just before, is passed through: who
+waits for a lock whose holder waits for another lock stands behind that one's holder. Not covered: a
+thread that still sleeps at the end, since nobody has woken it; links of more than one process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +36,8 @@ AFTER_NS = 10_000_000
 """The waker came out of its call no longer than this before it woke the sleeper."""
 
 _MOST = 2_000
+_LINKS = 4
+"""A chain of wake-ups is followed so far."""
 _ENDS = frozenset({"exit", "exit_group"})
 
 
@@ -40,8 +45,9 @@ _ENDS = frozenset({"exit", "exit_group"})
 class Behind:
     """`tid` slept from `begin_ns` for `slept_ns` until `waker` woke it.
 
-    The waker was in row `call` of the calls for `inside_ns` of that. `partial`: it slept when the
-    recording began.
+    The task of row `call` of the calls was in that for `inside_ns` of the sleep: the waker, or
+    whoever woke the last of `through`, the wakers that slept themselves, the nearest first.
+    `partial`: it slept when the recording began.
     """
 
     tid: int
@@ -51,6 +57,7 @@ class Behind:
     call: int
     inside_ns: int
     partial: bool
+    through: tuple[int, ...] = ()
 
 
 def behind(analysis: Analysis) -> list[Behind]:
@@ -60,13 +67,28 @@ def behind(analysis: Analysis) -> list[Behind]:
     """
     if not analysis.sees_locks:
         return []
-    sleeps = _sleeps(analysis)
-    found = (_explained(analysis, *sleep) for sleep in sleeps[:_MOST])
+    sleeps = _sleeps(analysis)[:_MOST]
+    of_task: dict[int, list[_Sleep]] = {}
+    for sleep in sleeps:
+        of_task.setdefault(sleep.tid, []).append(sleep)
+    found = (_explained(analysis, sleep, of_task) for sleep in sleeps)
     return [one for one in found if one is not None]
 
 
-def _sleeps(analysis: Analysis) -> list[tuple[int, int, int, int, bool]]:
-    """List (ns slept, tid, begin, waker, partial) of every long sleep that somebody ended."""
+class _Sleep(NamedTuple):
+    slept_ns: int
+    tid: int
+    begin_ns: int
+    waker: int
+    partial: bool
+
+    @property
+    def end_ns(self) -> int:
+        return self.begin_ns + self.slept_ns
+
+
+def _sleeps(analysis: Analysis) -> list[_Sleep]:
+    """List every long sleep that somebody ended, the longest first."""
     events = analysis.events
     kind = events["kind"]
     rows = np.flatnonzero((kind >= EventKind.SCHED_OUT) & (kind <= EventKind.WAKEUP))
@@ -85,7 +107,8 @@ def _sleeps(analysis: Analysis) -> list[tuple[int, int, int, int, bool]]:
     chosen = np.flatnonzero(woken & (before | out_before) & (time_ns - begin_ns >= LEAST_NS))
     chosen = chosen[np.argsort(begin_ns[chosen] - time_ns[chosen], kind="stable")]
     return list(
-        zip(
+        map(
+            _Sleep,
             (time_ns - begin_ns)[chosen].tolist(),
             tid[chosen].tolist(),
             begin_ns[chosen].tolist(),
@@ -96,25 +119,51 @@ def _sleeps(analysis: Analysis) -> list[tuple[int, int, int, int, bool]]:
 
 
 def _explained(
-    analysis: Analysis, slept_ns: int, tid: int, begin_ns: int, waker: int, partial: bool
+    analysis: Analysis, sleep: _Sleep, of_task: dict[int, list[_Sleep]]
 ) -> Behind | None:
-    """Find the call of the waker that lasted for most of the sleep."""
-    end_ns = begin_ns + slept_ns
-    if waker == tid or not _one_process(analysis, tid, waker) or _waited(analysis, tid, begin_ns):
+    """Find the call that lasted for most of a sleep, of its waker or of a sleeping waker's."""
+    if _waited(analysis, sleep.tid, sleep.begin_ns):
         return None
+    through: list[int] = []
+    link: _Sleep | None = sleep
+    while link is not None and len(through) < _LINKS:
+        if link.waker == sleep.tid or not _one_process(analysis, link.tid, link.waker):
+            return None
+        if (found := _call_until(analysis, link.waker, sleep.begin_ns, link.end_ns)) is not None:
+            call, inside_ns = found
+            if 2 * inside_ns >= sleep.slept_ns:
+                told = (sleep.tid, sleep.begin_ns, sleep.slept_ns, sleep.waker)
+                return Behind(*told, call, inside_ns, sleep.partial, tuple(through))
+        through.append(link.waker)
+        link = _slept_until(of_task.get(link.waker, ()), sleep.begin_ns, link.end_ns)
+        if link is not None and 2 * (link.end_ns - sleep.begin_ns) < sleep.slept_ns:
+            return None
+    return None
+
+
+def _call_until(analysis: Analysis, tid: int, since_ns: int, end_ns: int) -> tuple[int, int] | None:
+    """Return the call of a task that ended just before an instant, and its time since another."""
     calls = analysis.calls
-    first, last = np.searchsorted(calls.tid, [waker, waker + 1])
+    first, last = np.searchsorted(calls.tid, [tid, tid + 1])
     rows = np.arange(first, last)
     rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= end_ns - AFTER_NS)]
     if not len(rows):
         return None
-    inside = calls.end_ns[rows] - np.maximum(calls.begin_ns[rows], begin_ns)
+    inside = calls.end_ns[rows] - np.maximum(calls.begin_ns[rows], since_ns)
     best = int(np.argmax(inside))
-    call, inside_ns = int(rows[best]), int(inside[best])
-    name = calls.operations[int(calls.op[call])]
-    if 2 * inside_ns < slept_ns or name in _ENDS or name == PAGE_FAULT:
+    name = calls.operations[int(calls.op[rows[best]])]
+    if name in _ENDS or name == PAGE_FAULT:
         return None
-    return Behind(tid, begin_ns, slept_ns, waker, call, inside_ns, partial)
+    return int(rows[best]), int(inside[best])
+
+
+def _slept_until(sleeps: Iterable[_Sleep], since_ns: int, end_ns: int) -> _Sleep | None:
+    """Return the sleep that ended just before an instant and covers most of the time since."""
+    for one in sleeps:
+        covered = one.end_ns - max(one.begin_ns, since_ns)
+        if end_ns - AFTER_NS <= one.end_ns <= end_ns and 2 * covered >= end_ns - since_ns:
+            return one
+    return None
 
 
 def _one_process(analysis: Analysis, tid: int, other: int) -> bool:

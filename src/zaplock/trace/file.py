@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from zaplock.errors import UserError
 from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
+from zaplock.trace.gaps import losses
 from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 from zaplock.trace.stacks import (
@@ -299,16 +300,6 @@ def _with_losses(
         return columns
     lost = losses(holes)
     return {name: np.concatenate([lost[name], column]) for name, column in columns.items()}
-
-
-def losses(holes: Sequence[tuple[int, int]]) -> dict[str, NDArray[Any]]:
-    """Make LOST events, of all CPUs and of no known number, for the times [since, until] in ns."""
-    columns = {name: np.zeros(len(holes), EVENT[name]) for name in EVENT.names or ()}
-    columns["kind"][:] = EventKind.LOST
-    columns["cpu"][:] = columns["op"][:] = columns["length"][:] = -1
-    columns["detail"][:] = [max(1, since_ns) for since_ns, _ in holes]
-    columns["time_ns"][:] = [until_ns for _, until_ns in holes]
-    return columns
 
 
 def _caveats(path: Path, manifest: Manifest, nr_holes: int) -> Iterator[str]:

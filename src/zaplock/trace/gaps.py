@@ -10,13 +10,14 @@ a gap belong to no segment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import IN_PART, EventKind, Events
+from zaplock.trace.events import EVENT, IN_PART, EventKind, Events
 
 IN_GAP = -1
 """The segment of an event inside a gap."""
@@ -137,3 +138,13 @@ def segments(events: Events, span: tuple[int, int] | None = None) -> Segments:
         np.array(begin_ns, np.int64),
         np.array(end_ns, np.int64),
     )
+
+
+def losses(holes: Sequence[tuple[int, int]]) -> dict[str, NDArray[Any]]:
+    """Make LOST events, of all CPUs and of no known number, for the times [since, until] in ns."""
+    columns = {name: np.zeros(len(holes), EVENT[name]) for name in EVENT.names or ()}
+    columns["kind"][:] = EventKind.LOST
+    columns["cpu"][:] = columns["op"][:] = columns["length"][:] = -1
+    columns["detail"][:] = [max(1, since_ns) for since_ns, _ in holes]
+    columns["time_ns"][:] = [until_ns for _, until_ns in holes]
+    return columns

@@ -7,7 +7,7 @@ gap in a task's running, at most what the account grew around it was throttling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,6 +40,10 @@ class QuotaReading(NamedTuple):
     throttled_ns: int
     throttled: int
     """How often it was throttled so far."""
+
+
+QuotaRows = tuple[Sequence[QuotaReading], Mapping[int, tuple[str, ...]]]
+"""Readings in order of time, and the groups that each process is in, innermost first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class Quotas:
         return (group, part_ns) if part_ns > 0 else ("", 0)
 
 
-def quotas(readings: list[QuotaReading], groups: Mapping[int, tuple[str, ...]]) -> Quotas:
+def quotas(readings: Sequence[QuotaReading], groups: Mapping[int, tuple[str, ...]]) -> Quotas:
     """Put readings, in order of time, in order of groups."""
     accounts = {}
     for group in {reading.group for reading in readings}:

@@ -17,7 +17,7 @@ from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.manifest import FILE, Manifest, encode
 from zaplock.trace.pointers import Pointers
-from zaplock.trace.quotas import QuotaReading
+from zaplock.trace.quotas import QuotaReading, QuotaRows
 from zaplock.trace.stacks import Names, StackRow
 from zaplock.trace.tables import (
     FOUND,
@@ -216,7 +216,13 @@ class Writer:
             self.folder.remove(old)
 
 
-def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | None = None) -> None:
+def write(
+    path: str | os.PathLike[str],
+    events: Events,
+    manifest: Manifest | None = None,
+    *,
+    quotas: QuotaRows = ((), {}),
+) -> None:
     """Write finished events (of a simulation, say) as a recording of one block a million events."""
     about = manifest or Manifest(source="simulation")
     time_ns = events["time_ns"]
@@ -233,3 +239,4 @@ def write(path: str | os.PathLike[str], events: Events, manifest: Manifest | Non
         writer.name(events.tasks, events.mms)
         if events.found:
             writer.find(events.found)
+        writer.write_quotas(*quotas)

@@ -42,9 +42,13 @@ def behind_sentence(analysis: Analysis, one: Behind) -> str:
         ),
         "",
     )
+    through = "".join(
+        f" {who(analysis, tid)} woke it, which itself slept until" for tid in one.through
+    )
+    culprit = who(analysis, int(calls.tid[one.call]))
     return (
         f"{who(analysis, one.tid)} slept{kind} for {least}{duration(one.slept_ns)}, not for the "
-        f"mmap_lock, until {who(analysis, one.waker)} woke it, which was in {name} for "
+        f"mmap_lock, until{through} {culprit} woke it, which was in {name} for "
         f"{duration(one.inside_ns)} of that."
     )
 
@@ -77,6 +81,11 @@ def longest_own(analysis: Analysis) -> int | None:
     return int(rows[np.argmax(holds["hold_ns"][rows])])
 
 
+def _comm(analysis: Analysis, tid: int) -> str:
+    task = analysis.events.tasks.get(tid)
+    return task.comm if task else ""
+
+
 def headlines_json(analysis: Analysis) -> list[dict[str, Any]]:
     """Return the sleeps behind calls as plain values."""
     calls = analysis.calls
@@ -86,7 +95,12 @@ def headlines_json(analysis: Analysis) -> list[dict[str, Any]]:
             "begin_ns": one.begin_ns,
             "slept_ns": one.slept_ns,
             "at_least": one.partial,
+            "comm": _comm(analysis, one.tid),
             "woken_by": one.waker,
+            "woken_by_comm": _comm(analysis, one.waker),
+            "through": [_comm(analysis, tid) for tid in one.through],
+            "culprit": int(calls.tid[one.call]),
+            "culprit_comm": _comm(analysis, int(calls.tid[one.call])),
             "operation": calls.operations[int(calls.op[one.call])],
             "length": int(calls.length[one.call]),
             "inside_ns": one.inside_ns,

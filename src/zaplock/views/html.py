@@ -15,8 +15,7 @@ from zaplock.trace.summary import Group, Summary
 from zaplock.units import duration
 from zaplock.views.html_data import packed, page_data
 from zaplock.views.own_page import policy, safe_json
-from zaplock.views.report_text import heading
-from zaplock.views.words import answer
+from zaplock.views.words import answer, heading
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")
 

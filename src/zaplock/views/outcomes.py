@@ -62,6 +62,26 @@ def table(comparison: Comparison, block: Sequence[str]) -> Table:
     return drawn
 
 
+def brk1_table(comparison: Comparison) -> Table:
+    """Draw how fast threads let the heap grow and shrink, against the first design."""
+    from rich.box import SIMPLE
+    from rich.table import Table as RichTable
+
+    first = comparison.brk1[0]
+    title = (
+        f"brk1: {first.threads} threads let the heap grow and shrink by {size(first.size)}, "
+        "each shrink an unmap"
+    )
+    drawn = RichTable(box=SIMPLE, title=title, title_justify="left")
+    drawn.add_column("design", no_wrap=True)
+    drawn.add_column("calls a second", justify="right", no_wrap=True)
+    drawn.add_column(f"of {first.design}'s", justify="right", no_wrap=True)
+    for row in comparison.brk1:
+        share = row.calls_per_s / max(1, first.calls_per_s)
+        drawn.add_row(row.design, f"{row.calls_per_s:,}", f"{share:.0%}")
+    return drawn
+
+
 def heading(block: Sequence[str]) -> str:
     """Name a block by its bystanders."""
     if not block:

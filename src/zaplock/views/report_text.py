@@ -22,7 +22,7 @@ from zaplock.views.report_json import longest
 from zaplock.views.screen import Screen
 from zaplock.views.slowness import WORTH_NS, of_culprit, split
 from zaplock.views.stacks import of_wait, sentence
-from zaplock.views.words import answer, chain, doing, owner, wait_sentence, who
+from zaplock.views.words import answer, chain, doing, heading, owner, wait_sentence, who
 
 BAR = 40
 """Width of the longest bar of a histogram, in characters."""
@@ -69,18 +69,6 @@ def console(*, stderr: bool = False) -> Screen:
     """Make a console that doesn't fold its tables when the output goes to a file or a pipe."""
     wide = Screen(stderr=stderr, highlight=False)
     return wide if wide.is_terminal else Screen(stderr=stderr, highlight=False, width=160)
-
-
-def heading(analysis: Analysis) -> str:
-    """Say in one line what was recorded and what is missing."""
-    lost = analysis.segments.lost_events
-    none = "none known to be lost" if analysis.caveats else "none lost"
-    losses = f"{lost:,} lost" if lost else none
-    kernel = analysis.kernel or "an unknown kernel"
-    span = duration(analysis.duration_ns)
-    odd = analysis.holds.unmatched
-    unmatched = f", {odd:,} unmatched" if odd else ""
-    return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
 
 
 def _table(columns: Iterable[str]) -> Table:

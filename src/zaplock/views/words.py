@@ -23,6 +23,18 @@ CHAIN = 3
 """A chain of queued writers is followed so far."""
 
 
+def heading(analysis: Analysis) -> str:
+    """Say in one line what was recorded and what is missing."""
+    lost = analysis.segments.lost_events
+    none = "none known to be lost" if analysis.caveats else "none lost"
+    losses = f"{lost:,} lost" if lost else none
+    kernel = analysis.kernel or "an unknown kernel"
+    span = duration(analysis.duration_ns)
+    odd = analysis.holds.unmatched
+    unmatched = f", {odd:,} unmatched" if odd else ""
+    return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
+
+
 def who(analysis: Analysis, tid: int) -> str:
     """Name a task."""
     return thread_name(analysis.events.tasks, tid)
@@ -220,4 +232,6 @@ def _most_blamed(summary: Summary) -> Iterator[str]:
     group = max(summary.by_operation, key=lambda group: group.caused_ns)
     if group.caused_ns:
         of = share(group.caused_ns, summary.explained_ns)
-        yield f"Most waiting is due to {group.name}: {duration(group.caused_ns)}, {of} of it."
+        count = len(summary.explained)
+        what = "waiting" if count == summary.queued else f"of the {count:,} longest waits"
+        yield f"Most {what} is due to {group.name}: {duration(group.caused_ns)}, {of} of it."

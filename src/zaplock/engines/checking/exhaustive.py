@@ -2,7 +2,7 @@
 
 Breadth first over states that are ints (`packed`), by memoised transitions (`table`). A state is
 remembered whole, not by a hash, so a verdict of "proved" rests on no probability. It holds for the
-given configuration and for sequentially consistent memory only.
+given configuration and its kind of memory only.
 
 Limits on states, time and memory end a search with the verdict "not-exhausted".
 """

@@ -44,9 +44,13 @@ class RunPlace:
 
 
 def livelock(turning: Sequence[str], never: Sequence[str], steps: int) -> Violation:
-    """Describe a cycle: who moves in it, who never comes to an end, how many steps it has."""
+    """Describe a cycle: who moves in it, who never comes to an end, how many steps it has.
+
+    It starves those if somebody goes round who means to (a daemon).
+    """
+    starves = not set(turning) <= set(never)
     return Violation(
-        Invariant.NO_LIVELOCK,
+        Invariant.NO_STARVATION if starves else Invariant.NO_LIVELOCK,
         f"{' and '.join(turning)} can go round for ever ({steps} steps); "
         f"no end comes for {', '.join(never)}",
     )

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from zaplock.engines.checking.configuration import Rules
 from zaplock.engines.checking.faults import guarded
 from zaplock.errors import ProtocolError
-from zaplock.model import rwsem
+from zaplock.model import rwsem, words
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep
 from zaplock.model.step import Step, StepWatch, Task, WaitStep, watching
@@ -67,6 +67,27 @@ def _attempt(
 
 
 def _lock(rules: Rules, machine: Machine, task: Task, step: LockStep, queued: bool) -> StepOutcome:
+    if machine.memory == "sc":
+        return _ask_lock(rules, machine, task, step, queued)
+    if not words.is_drained(machine, task):
+        return BLOCKED  # a locked instruction: the store buffer empties first
+    if step.action in ("up", "downgrade"):
+        words.lock_left(machine, task.tid, step.lock)
+    outcome = _ask_lock(rules, machine, task, step, queued)
+    if outcome.kind == "done" and step.acquires and _got(step, outcome.result):
+        words.lock_taken(machine, task.tid, step.lock)
+    for tid in outcome.granted:
+        words.lock_taken(machine, tid, step.lock)
+    return outcome
+
+
+def _got(step: LockStep, result: int) -> bool:
+    return (step.action == "down" and result == 0) or (step.action == "try" and result == 1)
+
+
+def _ask_lock(
+    rules: Rules, machine: Machine, task: Task, step: LockStep, queued: bool
+) -> StepOutcome:
     sem = machine.locks.get(step.lock, FREE)
     if step.action in ("up", "downgrade"):
         return _leave(rules, machine, task, step, sem)

@@ -131,6 +131,8 @@ class TimedLock:
             return self.policy.writer_spins != "never" and self.is_free_for(True)
         if self.owner is not None or self.policy.reader_steals == "never":
             return False
+        if self.policy.reader_steals == "always":
+            return True
         if self.readers_spin:  # rwsem_try_read_lock_unqueued() looks at no queue
             return not self.no_readers_spin
         return not self.readers

@@ -75,6 +75,10 @@ class Capsule:
         """Return a record as text, empty where there is none."""
         return self.records.get(name, b"").decode(errors="replace")
 
+    def lines(self, name: str) -> list[str]:
+        """Return a record as lines of text, none where there is none."""
+        return self.text(name).splitlines()
+
     @property
     def facts(self) -> dict[str, str]:
         """The probe's own account: release, nr_cpus, length, begin_ns, end_ns and so on."""

@@ -29,10 +29,10 @@ _SETTLE_NS = 30_000_000
 class GuestPlan(Experiment):
     """An experiment in a guest. `memory` in bytes, 0 chooses what the backing needs.
 
-    `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `graph` records function_graph instead
-    of events. `locks` says where lock events come from: one of LOCK_EVENTS, of which "auto" takes
-    the tracepoints, else kprobes. `shift` stretches an exact guest's time: an instruction takes
-    2 ** shift ns.
+    `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `cpu_max` is the target's from before
+    its teardown on. `graph` records function_graph instead of events. `locks` says where lock
+    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes.
+    `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
     """
 
     period_ns: int = 1_000_000
@@ -117,6 +117,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
+    if plan.cpu_max:
+        words["cpu_max"] = str(plan.cpu_max).replace("/", "_")
     if plan.graph:
         from zaplock.measure.guest import graph
 

@@ -10,6 +10,7 @@
  *   locks=auto|tracepoints|kprobes|both|none  where the lock events come from (lockprobes.c)
  *   graph=1         record the function_graph of the teardown instead (in a guest)
  *   graph_root=FUNCTION,... graph_functions=PATTERN,...
+ *   cpu_max=QUOTA_PERIOD  give the target so many us of CPU time in each period (in a guest)
  *   hung_s=N        set hung_task_timeout_secs (in a guest)
  *   capsule=FILE    where the results go (capsule.c); a guest finds its device itself
  *   tracefs=DIR instance=NAME buffer_kb=N
@@ -53,13 +54,14 @@
 static void leave(int failed) __attribute__((noreturn));
 #define die(...) (dprintf(2, "zaplock-probe: " __VA_ARGS__), dprintf(2, ": %s\n", strerror(errno)), leave(1))
 
-static int supervisor_pid, in_guest;
+static int supervisor_pid, in_guest, under_quota;
 
 #include "capsule.c"
 #include "teardown.c"
 #include "bystanders.c"
 #include "tracing.c"
 #include "guest.c"
+#include "quota.c"
 
 static char *const *arguments;
 
@@ -120,6 +122,8 @@ static void target(void)
 	__sync_fetch_and_add(&shared->nr_ready, 1);
 	while (!shared->go)
 		sleep_ns(1000000);
+	if (under_quota)
+		quota_enter();
 	sleep_ns(settle);
 	shared->brk_begin_ns = now_ns();
 	syscall(SYS_brk, 0); /* tells whoever reads the trace where the heap ends, and which lock is ours */
@@ -176,10 +180,14 @@ static int start(void)
 /* Let everybody run, and wait for the target's end: an exit's own end is when its parent sees it. */
 static void run(int pid)
 {
-	int status;
+	int status, ended = 0;
 
 	shared->go = 1;
-	if (waitpid(pid, &status, 0) != pid)
+	for (; under_quota && !(ended = waitpid(pid, &status, WNOHANG)); sleep_ns(QUOTA_PAUSE_NS))
+		quota_read();
+	if (!ended)
+		ended = waitpid(pid, &status, 0);
+	if (ended != pid)
 		die("lost the target%s", "");
 	if (!shared->end_ns)
 		shared->end_ns = now_ns();
@@ -212,6 +220,8 @@ static void save_results(void)
 		snprintf(name, sizeof(name), "lane/%s/%d/%d", lane->name, lane->pid, lane->tid);
 		capsule_put(name, lane->ops, sizeof(*lane->ops) * lane->nr_ops);
 	}
+	if (under_quota)
+		quota_save();
 	if (in_guest)
 		capsule_put("kernel_log", log, klogctl(3, log, sizeof(log)));
 }
@@ -233,6 +243,9 @@ int main(int argc, char **argv)
 	period_ns = number("period_ns", period_ns);
 	if (in_guest)
 		guest_hung_task(option("hung_s", NULL));
+	under_quota = in_guest && option("cpu_max", NULL);
+	if (under_quota)
+		quota_make(option("cpu_max", NULL));
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (shared == MAP_FAILED)
 		die("cannot map %zu bytes", sizeof(*shared));

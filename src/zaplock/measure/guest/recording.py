@@ -21,8 +21,10 @@ from zaplock.strangers import visible
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events, RecordedTask
+from zaplock.trace.quotas import QuotaReading, QuotaRows
 
 _END_OF_TIME = 1 << 62
+_MOST_US = 1 << 50
 _WRITERS = [one.name for one in rwsem_probes.FUNCTIONS if one.asks and one.write]
 
 
@@ -98,7 +100,24 @@ def _semaphores(capsule: Capsule, layouts: Layouts, chunks: list[Chunk]) -> set[
 def write(path: str | Path, run: GuestRun) -> None:
     """Write a run as a recording. Two exact runs of one plan write the same bytes."""
     happened = events(run.capsule)
-    file.write(path, happened, manifest(run, happened))
+    file.write(path, happened, manifest(run, happened), quotas=quota_rows(run))
+
+
+def quota_rows(run: GuestRun) -> QuotaRows:
+    """Return what the target's cgroup accounted, none where it had no quota."""
+    limit, group = run.plan.cpu_max, "/zap"
+    if limit is None:
+        return (), {}
+    try:
+        told = [[int(one) for one in line.split()] for line in run.capsule.lines("quota")]
+        readings = tuple(
+            QuotaReading(time_ns, group, limit.quota_ns, limit.period_ns, us * 1000, count)
+            for time_ns, us, count in told
+            if 0 <= us < _MOST_US
+        )
+    except ValueError as error:
+        raise CapsuleError(f"its quota's account: {error}") from None
+    return readings, {run.capsule.fact("target_pid"): (group,)}
 
 
 def manifest(run: GuestRun, happened: Events) -> file.Manifest:

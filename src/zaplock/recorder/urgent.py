@@ -1,0 +1,51 @@
+"""Go before others for a moment: a question about a machine in trouble is asked on that machine.
+
+A nice value does not do it: it counts among the tasks of one group alone, and every session
+(sched_autogroup) and every unit is a group. So this thread becomes a real-time one (SCHED_RR, the
+lowest priority) for what takes a fraction of a second: getting ready to record, the look at the
+tasks, a short answer. Whoever is recorded is not disturbed by it later: threads and processes that
+are started meanwhile are ordinary ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+_ORDINARY = (os.SCHED_OTHER, os.SCHED_BATCH)
+_FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+
+
+@contextlib.contextmanager
+def going_first() -> Iterator[None]:
+    """Run this thread before ordinary ones while the block lasts, where that is allowed."""
+    before = os.sched_getscheduler(0)
+    if before not in _ORDINARY or not _set(_FIRST, 1):
+        yield
+        return
+    try:
+        yield
+    finally:
+        _set(before, 0)
+
+
+def start_first(thread: threading.Thread) -> None:
+    """Start a thread that goes first if this one does."""
+    urgent = os.sched_getscheduler(0) == _FIRST
+    if urgent:
+        _set(os.SCHED_RR, 1)
+    try:
+        thread.start()
+    finally:
+        if urgent:
+            _set(_FIRST, 1)
+
+
+def _set(policy: int, priority: int) -> bool:
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,187 @@
+/* Services after public reports, one in each mode: a thread that has the lock for long, and others.
+ *
+ *     service MODE MIB NICE SECONDS
+ *
+ * With CURED in the environment it does what the advice for its culprit says. It prints how long
+ * the worst operation of its victim took.
+ */
+#include "common.h"
+
+static size_t length;
+static char *area;
+static int nice_value;
+static double until, worst;
+static pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void slow(const char *name)
+{
+	named(name);
+	beside_the_hog(nice_value);
+	usleep(100000);
+}
+
+static double took(double begin)
+{
+	double now = seconds();
+
+	if (now - begin > worst)
+		worst = now - begin;
+	return now;
+}
+
+static void *maps(void *name)
+{
+	named(name);
+	while (seconds() < until) {
+		double begin = seconds();
+		munmap(mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 4096);
+		took(begin);
+		usleep(2000);
+	}
+	return 0;
+}
+
+/* A search queue: scans ask what is in memory, script fields tell how they will read. */
+static void *scans(void *unused)
+{
+	static unsigned char pages[16 << 8];
+
+	slow("search");
+	while (seconds() < until)
+		mincore(area, sizeof(pages) * 4096, pages);
+	return unused;
+}
+
+static void *script_fields(void *unused)
+{
+	named("script-field");
+	while (seconds() < until && !cured()) {
+		madvise(area, length, MADV_SEQUENTIAL);
+		madvise(area, length, MADV_NORMAL);
+		usleep(1000);
+	}
+	return unused;
+}
+
+static void *asks(void *name)
+{
+	unsigned char page;
+
+	named(name);
+	while (seconds() < until) {
+		double begin = seconds();
+		mincore(area, 4096, &page);
+		took(begin);
+		usleep(1000);
+	}
+	return 0;
+}
+
+/* A data frame that is dropped in a thread of its own. */
+static void *unmaps(void *unused)
+{
+	slow("polars-unmap-0");
+	unmapped(area, length);
+	return unused;
+}
+
+/* A purge of the heap that has its VMA while a compiler protects a page in the middle of it. */
+static void *purges(void *unused)
+{
+	slow("purger");
+	emptied(area, length);
+	return unused;
+}
+
+static void *protects(void *unused)
+{
+	long before = resident();
+
+	named("jit");
+	while (resident() > before - 256 && seconds() < until)
+		usleep(1000);
+	mprotect(area + length / 2, 4096, PROT_READ);
+	return unused;
+}
+
+/* A collector that gives the heap back by mapping over it. */
+static void *uncommits(void *unused)
+{
+	slow("G1 Service");
+	if (!cured()) /* a heap of constant size */
+		mmap(area, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+	return unused;
+}
+
+/* A runtime that gives pages back with its heap's lock in hand. */
+static void *scavenges(void *unused)
+{
+	slow("scavenger");
+	pthread_mutex_lock(&heap_lock);
+	madvise(area, length, MADV_DONTNEED);
+	pthread_mutex_unlock(&heap_lock);
+	return unused;
+}
+
+static void *allocates(void *name)
+{
+	named(name);
+	while (seconds() < until) {
+		double begin = seconds();
+		pthread_mutex_lock(&heap_lock);
+		pthread_mutex_unlock(&heap_lock);
+		took(begin);
+		usleep(2000);
+	}
+	return 0;
+}
+
+/* An allocator that keeps nothing. */
+static void *decays(void *unused)
+{
+	named("worker");
+	while (seconds() < until) {
+		memset(area, 1, 1 << 20);
+		if (!cured())
+			madvise(area, 1 << 20, MADV_DONTNEED);
+		usleep(1000);
+	}
+	return unused;
+}
+
+static const struct mode {
+	const char *name;
+	void *(*threads[3])(void *);
+	const char *victim;
+} modes[] = {
+	{ "search", { scans, script_fields, asks }, "request" },
+	{ "frame", { unmaps, maps }, "main-loop" },
+	{ "vma", { purges, protects, maps }, "pgrep" },
+	{ "heap", { uncommits, maps }, "search-1" },
+	{ "runtime", { scavenges, allocates }, "goroutine" },
+	{ "allocator", { decays }, "" },
+};
+
+int main(int argc, char **argv)
+{
+	const struct mode *mode = modes;
+	pthread_t threads[3];
+	int i;
+
+	if (argc < 5)
+		return 2;
+	while (strcmp(mode->name, argv[1]))
+		mode++;
+	length = atof(argv[2]) * (1 << 20);
+	nice_value = atoi(argv[3]);
+	area = filled(length);
+	say("ready");
+	getchar();
+	until = seconds() + atof(argv[4]);
+	for (i = 0; i < 3 && mode->threads[i]; i++)
+		pthread_create(&threads[i], 0, mode->threads[i], (void *)mode->victim);
+	while (i--)
+		pthread_join(threads[i], 0);
+	printf("worst %.6f\n", worst);
+	return 0;
+}
