@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz bench lint lock clean
+.PHONY: setup run test fuzz bench lint docs coverage lock clean
 
 # Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready
@@ -25,8 +25,26 @@ lint: setup
 
 # What only computes runs beside what looks at this machine (tests/conftest.py).
 TESTERS := 2
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
+
+# The site, in out/site: without warnings, dead links or a look at the network.
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+
+.venv-docs/.ready: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet --require-hashes --requirement docs/requirements.txt
+	touch $@
+
+# Lines that quick tests run, child processes included; docs/design.md says why not the whole suite.
+COVERED := $(addprefix tests/test_,$(addsuffix .py,protocols sequential store lab import_forms arrows))
+FLOOR := 25
+coverage: setup
+	rm -rf out/coverage && mkdir -p out/coverage
+	$(BIN)/coverage run -m pytest $(wildcard $(COVERED))
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under $(FLOOR) | tail -1
 
 # As many mutations of each kind as FUZZ says, a twentieth through the command line, others each time;
 # and a disk that is full after each single page.
@@ -43,4 +61,4 @@ bench: setup
 	$(BIN)/python -m pytest bench
 
 clean:
-	rm -rf $(VENV) build dist out
+	rm -rf $(VENV) .venv-docs build dist out

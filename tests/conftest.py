@@ -22,6 +22,7 @@ ONLY_COMPUTE = {
     "test_mutations",
     "test_names",
     "test_protocols",
+    "test_transcripts",
     "test_sequential",
     "test_store",
     "test_weak_memory",

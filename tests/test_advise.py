@@ -20,11 +20,11 @@ from zaplock.advise.mappings import advise, from_process, parse_maps, parse_stat
 from zaplock.cli import advise as verb
 from zaplock.cli import main
 from zaplock.errors import UserError
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind
 from zaplock.trace.file import write
 from zaplock.trace.handwritten import Log
-from zaplock.trace.operations import NAMES
 from zaplock.trace.summary import summarise
 
 MS = 1_000_000
@@ -118,7 +118,7 @@ def test_short_holds_are_let_be() -> None:
 
 
 def test_every_recorded_call_has_advice_of_its_own_or_a_reason_why_not() -> None:
-    for call in NAMES:
+    for call in TRACED_NAMES:
         kind = kind_of(call, 0, GIB)
         assert kind.change
         assert kind.means is Means.RELEASE or "zaplock.release" not in kind.change

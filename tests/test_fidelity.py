@@ -153,7 +153,7 @@ def test_an_exact_guest_agrees_with_its_design(
 def test_this_machines_kernel_holds_the_lock_in_the_predicted_modes(teardown: str) -> None:
     if os.geteuid() != 0 or build.compiler() is None:
         pytest.skip("needs root and a C compiler")
-    done = host.run(GuestPlan(256 << 20, teardown=teardown, bystanders=READERS, rate=5000))
+    done = host.run(GuestPlan(256 << 20, teardown=teardown, bystanders=READERS, period_ns=200_000))
     predicted = predict(design_of(done.capsule.facts["release"]).design, teardown, READERS)
     assert fidelity.phases(guest_verdict.read(done)) == fidelity.phases(predicted)
 

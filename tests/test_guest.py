@@ -56,7 +56,14 @@ def needs(kernel: str) -> None:
 def exact(kernel: str, teardown: str, bystanders: tuple[str, ...]) -> GuestRun:
     return run(
         GuestPlan(
-            64 * MIB, kernel, "anonymous", teardown, bystanders, exact=True, nr_cpus=1, timeout_s=90
+            64 * MIB,
+            "anonymous",
+            teardown,
+            bystanders,
+            kernel=kernel,
+            exact=True,
+            nr_cpus=1,
+            timeout_s=90,
         )
     )
 
@@ -135,7 +142,7 @@ def test_the_row_stands_beside_those_of_measure() -> None:
 
 def test_the_guest_says_who_hangs_in_the_kernels_own_words() -> None:
     needs("debian:6.1")
-    plan = GuestPlan(64 * MIB, "debian:6.1", "anonymous", "munmap", ("madvise", "fault", "mmap"))
+    plan = GuestPlan(64 * MIB, bystanders=("madvise", "fault", "mmap"))
     slow = GuestPlan(**{**_fields(plan), "exact": True, "shift": 7, "hung_task_timeout_s": 1})
     messages = rows.outcome(run(slow)).extra["hung_task_messages"]
     # Faults and mmap wait killably on 6.1, and khungtaskd does not report those.
@@ -146,7 +153,7 @@ def test_the_guest_says_who_hangs_in_the_kernels_own_words() -> None:
 
 def test_function_graph_comes_in_the_layout_of_the_rfc(tmp_path: Path) -> None:
     needs("debian:6.12")
-    plan = GuestPlan(16 * MIB, "debian:6.12", "anonymous", "munmap", (), exact=True, graph=True)
+    plan = GuestPlan(16 * MIB, bystanders=(), kernel="debian:6.12", exact=True, graph=True)
     target = tmp_path / "graph.txt"
     rows.measure(plan, graph=target)
     lines = target.read_text().splitlines()
@@ -173,7 +180,7 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
     needs("debian:6.1")
     before, begin = children(), time.monotonic()
     with pytest.raises(UserError, match=r"was not done after 1 s, in phase boot .*--timeout"):
-        run(GuestPlan(64 * MIB, "debian:6.1", timeout_s=1, exact=True))
+        run(GuestPlan(64 * MIB, timeout_s=1, exact=True))
     assert time.monotonic() - begin < 5
     assert children() <= before
 
@@ -219,13 +226,13 @@ def test_an_image_that_does_not_boot_is_named(tmp_path: Path) -> None:
     image.write_bytes(whole[: len(whole) // 2])  # a download that broke off
     before = children()
     with pytest.raises(UserError, match=r"vmlinuz .*(did not boot|was not done after)"):
-        run(GuestPlan(MIB, str(image), timeout_s=6, exact=True))
+        run(GuestPlan(MIB, kernel=str(image), timeout_s=6, exact=True))
     assert children() <= before
 
 
 def test_a_guest_without_enough_memory_says_so() -> None:
     needs("debian:6.1")
-    plan = GuestPlan(512 * MIB, "debian:6.1", memory=256 * MIB, timeout_s=60, exact=True)
+    plan = GuestPlan(512 * MIB, memory=256 * MIB, timeout_s=60, exact=True)
     with pytest.raises(UserError, match=r"failed in phase populate.*--guest-memory"):
         run(plan)
 
@@ -305,8 +312,8 @@ def test_a_probe_that_is_not_what_was_compiled_is_compiled_again(
         ({"teardown": "burn"}, "no teardown 'burn'"),
         ({"backing": "gold"}, "no backing 'gold'"),
         ({"bystanders": ("cat",)}, "no bystander 'cat'"),
-        ({"length": 12345}, "page size 4096"),
-        ({"length": MIB, "backing": "thp"}, "page size 2097152"),
+        ({"length": 12345}, "multiple of 4096, the page size"),
+        ({"length": MIB, "backing": "thp"}, "multiple of 2097152, the page size"),
         ({"nr_cpus": 0}, "--guest-cpus 0"),
         ({"length": 1 << 44}, "give a smaller SIZE, or --backing zero"),
         ({"teardown": "mremap", "nr_vmas": 2}, "leave --vmas away"),
@@ -363,7 +370,7 @@ def test_the_same_probe_runs_on_the_host_and_leaves_no_instance() -> None:
         pytest.skip("needs root")
     if build.compiler() is None:
         pytest.skip("needs a C compiler")
-    done = host.run(GuestPlan(64 * MIB, bystanders=READERS, rate=5000))
+    done = host.run(GuestPlan(64 * MIB, bystanders=READERS, period_ns=200_000))
     assert guest_verdict.read(done).modes[0] == "exclusive"
     from zaplock.recorder import tracefs
 

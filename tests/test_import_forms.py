@@ -18,10 +18,10 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
+from zaplock.system_calls import BY_NUMBER, TRACED, TRACED_NAMES
 from zaplock.trace import file, foreign, text
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.operations import NAMES, OPERATIONS, X86_64
 from zaplock.trace.text_events import operation_row
 
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
@@ -59,16 +59,15 @@ def test_the_thread_is_found_in_every_tools_line(
 
 
 def test_every_call_that_record_knows_is_read() -> None:
-    assert set(X86_64.values()) == set(NAMES)
-    for operation in OPERATIONS:
+    assert set(TRACED_NAMES) <= set(BY_NUMBER.values())
+    for operation in TRACED:
         begin = (
             f"a-1 [000] 1.000001: sys_enter_{operation.name}: a: 1, b: 2, c: 3, d: 4, e: 5, f: 6"
         )
         end = f"a-1 [000] 1.000002: sys_exit_{operation.name}: 0x0"
         events = text.parse([begin, end]).events
         assert [events.operations[op] for op in events["op"]] == [operation.name] * 2
-        for column in ("address", "length", "detail"):
-            position = getattr(operation, column)
+        for column, position in operation.shown.items():
             assert events[column][0] == (0 if position is None else position + 1)
 
 
@@ -333,5 +332,5 @@ def test_a_perfetto_trace_without_the_package_says_what_to_install(
 def test_an_unknown_call_is_no_row() -> None:
     assert operation_row("read", [1]) == []
     assert json.loads(json.dumps(operation_row("brk", [7]))) == [
-        {"kind": 3, "op": NAMES.index("brk"), "address": 7}
+        {"kind": 3, "op": TRACED_NAMES.index("brk"), "address": 7}
     ]

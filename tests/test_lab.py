@@ -25,7 +25,7 @@ def test_the_examples_in_the_docstring_are_real() -> None:
 
 def test_a_result_has_its_table_as_a_frame(result: notebook.ComparisonResult) -> None:
     frame = result.frame
-    assert frame.height == 6
+    assert frame.height == 9
     assert frame["design"].to_list()[:3] == ["linux-4.9", "rfc-v6", "linux-6.18"]
     assert frame["mmap_stall_ns"].null_count() == 3, "no mmap in the first block"
     worst = frame.filter(frame["bystanders"] == "fault,proc")["fault_stall_ns"].to_list()
@@ -34,8 +34,8 @@ def test_a_result_has_its_table_as_a_frame(result: notebook.ComparisonResult) ->
 
 def test_a_result_shows_itself_in_a_notebook(result: notebook.ComparisonResult) -> None:
     page = result._repr_html_()
-    assert page.count("<table>") == page.count("</table>") == 2
-    assert page.count("<tr>") == page.count("</tr>") == 8
+    assert page.count("<table>") == page.count("</table>") == 3
+    assert page.count("<tr>") == page.count("</tr>") == 12
     for line in result.sentences:
         assert line in page
     picture = result.plot()

@@ -111,7 +111,7 @@ def test_tracepoints_and_kprobes_of_one_run_tell_the_same() -> None:
     needs("debian:6.1")
     convoy = ("fault", "proc", "mmap")
     plan = GuestPlan(
-        32 << 20, "debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=120,
+        32 << 20, kernel="debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=120,
         locks="both",
     )  # fmt: skip
     done = run(plan)

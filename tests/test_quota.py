@@ -19,7 +19,7 @@ from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.errors import UserError
 from zaplock.lab import profiles
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.teardown import run
 from zaplock.measure.cpu_limit import limited
 from zaplock.measure.guest import recording
@@ -151,7 +151,7 @@ def test_who_wakes_up_while_the_group_is_throttled_waits_and_is_not_forgotten() 
 
 def test_a_quota_of_all_cpus_changes_nothing() -> None:
     profile = profiles.load("e5-2680-rfc")
-    plain = Experiment(64 << 20, bystanders=("fault", "mmap"), cpus=2)
+    plain = SimulatedExperiment(64 << 20, bystanders=("fault", "mmap"), cpus=2)
     free = run(linux("6.1"), plain, profile).outcome
     wide = CpuMax(400 * MS, 100 * MS)
     assert run(linux("6.1"), replace(plain, cpu_max=wide), profile).outcome == free
@@ -265,7 +265,7 @@ def unmapped(program: Path) -> tuple[int, int]:
 def test_older_kernels_throttle_a_munmap_with_the_lock_in_hand_as_predicted(kernel: str) -> None:
     """In a guest whose time is its count of instructions: every run is the same."""
     needs(kernel)
-    done = boot(GuestPlan(64 << 20, kernel, "anonymous", bystanders=(), exact=True, nr_cpus=1,
+    done = boot(GuestPlan(64 << 20, kernel=kernel, bystanders=(), exact=True, nr_cpus=1,
                           cpu_max=TENTH))  # fmt: skip
     took_ns = done.capsule.fact("end_ns") - done.capsule.fact("begin_ns")
     cpu_ns = done.capsule.fact("cpu_ns")

@@ -5,8 +5,8 @@ import numpy as np
 from zaplock.recorder.decode import Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, EventKind, RecordedTask
-from zaplock.trace.operations import NAMES
 
 NEW, RENAMED, ENDED = NAMING
 NONE = 2**22 + 1  # beyond every thread id of a running kernel: /proc knows nothing of it
@@ -23,7 +23,7 @@ def begins(*rows: tuple[int, int, str, int]) -> dict[str, np.ndarray]:  # type: 
         for place, kind in ((2 * number, EventKind.OP_BEGIN), (2 * number + 1, EventKind.ASKED)):
             columns["time_ns"][place], columns["tid"][place] = time_ns, tid
             columns["kind"][place] = kind
-        columns["op"][2 * number] = NAMES.index(operation)
+        columns["op"][2 * number] = TRACED_NAMES.index(operation)
         columns["mm"][2 * number + 1] = mm
     return columns
 

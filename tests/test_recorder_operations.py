@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from zaplock.recorder.in_memory import record_mm
+from zaplock.system_calls import FOREIGN, TRACED_NAMES
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.operations import FOREIGN, NAMES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root")
 
@@ -91,5 +91,5 @@ def test_an_exit_by_a_signal_is_an_exit(target: subprocess.Popen[str]) -> None:
 
 
 def test_one_table_says_what_a_call_is() -> None:
-    assert len(set(NAMES)) == len(NAMES)
-    assert set(FOREIGN) <= set(NAMES)
+    assert len(set(TRACED_NAMES)) == len(TRACED_NAMES)
+    assert set(FOREIGN) <= set(TRACED_NAMES)

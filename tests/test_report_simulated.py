@@ -7,7 +7,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.designs.load import load as design_named
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.profiles import load
 from zaplock.lab.teardown import Teardown, run
 from zaplock.trace.analysis import Analysis, analyse
@@ -18,7 +18,7 @@ GIB = 1 << 30
 
 
 def teardown(design: str, *bystanders: str) -> Teardown:
-    experiment = Experiment(4 * GIB, bystanders=bystanders)
+    experiment = SimulatedExperiment(4 * GIB, bystanders=bystanders)
     return run(design_named(design), experiment, load("e5-2680-rfc"))
 
 

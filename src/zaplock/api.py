@@ -31,11 +31,13 @@ from zaplock.model.step import Task
 from zaplock.model.vma import Vma
 from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.brk import brk
+from zaplock.protocols.calls import SERVED
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock, munlock
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
 from zaplock.protocols.mremap import mremap
+from zaplock.system_calls import SYSTEM_CALLS
 
 HEAP = 0x5555_5575_6000
 
@@ -112,6 +114,20 @@ class AddressSpace:
     def munlock(self, address: int, length: int) -> None:
         """Unlock a range."""
         self._call(munlock(self.cx, address, length))
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Run any other call that the model serves, by its name: `call("mseal", heap, 4096, 0)`.
+
+        Raises ValueError for a call that the model does not serve, or a wrong number of arguments.
+        """
+        if name not in SERVED:
+            raise ValueError(f"no call {name!r} in the model; there are {', '.join(SERVED)}")
+        wanted = SYSTEM_CALLS[name].arguments
+        if len(arguments) != len(wanted):
+            raise ValueError(
+                f"{name} takes {len(wanted)} arguments ({', '.join(wanted)}), not {len(arguments)}"
+            )
+        return self._call(SERVED[name](self.cx, *arguments))
 
     def read(self, address: int) -> int:
         """Read a page's tag (0: zeroes), faulting it in; OSError(EFAULT) for a signal."""

@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
 from zaplock.designs import Design, load
+from zaplock.experiment import page_of, period_of
 from zaplock.lab import profiles
 from zaplock.lab.compare import BLOCKS, Comparison
 from zaplock.lab.compare import compare as compare_designs
-from zaplock.lab.experiment import HUGE, PAGE, Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.lab import Laboratory as _Lab
 from zaplock.lab.lab import Observation
 from zaplock.units import parse_duration, parse_size
@@ -115,11 +116,10 @@ def compare(
     from zaplock.designs import SHIPPED
 
     chosen = [load(one) if isinstance(one, str) else one for one in designs or SHIPPED.values()]
-    unit = HUGE if backing in ("thp", "hugetlb") else PAGE
-    experiment = Experiment(
-        length=parse_size(str(size), page=unit),
+    experiment = SimulatedExperiment(
+        length=parse_size(str(size), page=page_of(backing)),
         backing=backing,
-        period_ns=None if rate is None else 10**9 // max(1, rate),
+        period_ns=None if rate is None else period_of(rate),
         cpus=cpus,
         locked=locked,
         nr_vmas=vmas,
@@ -174,8 +174,8 @@ class Lab(_Lab):
 
     def map(self, length: str | int, **options: Any) -> int:
         """Map a size such as "80G" with every page present; return the address."""
-        unit = HUGE if options.get("backing") in ("thp", "hugetlb") else PAGE
-        return super().map(parse_size(str(length), page=unit), **options)
+        page = page_of(options.get("backing", "anonymous"))
+        return super().map(parse_size(str(length), page=page), **options)
 
 
 __all__ = ["ComparisonResult", "Lab", "Observation", "Picture", "compare"]

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from zaplock.advice import ADVICE
 from zaplock.trace.calls import PAGE_FAULT
-from zaplock.trace.madvise import ADVICE, ADVISING, advised, call_of
+from zaplock.trace.madvise import ADVISING, advised, call_of
 
 MAP_FIXED, MAP_POPULATE, CLONE_VM = 0x10, 0x8000, 0x100
 

@@ -38,7 +38,6 @@ from zaplock.protocols import (
     fork,
     gup,
     madvise,
-    mlock,
     mmap,
     mprotect,
     mremap,
@@ -48,8 +47,10 @@ from zaplock.protocols import (
     rmap,
     uprobes,
 )
+from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.userfaultfd import monitor
+from zaplock.system_calls import SYSTEM_CALLS
 
 STILL_THERE = -1
 
@@ -208,20 +209,10 @@ KINDS: dict[str, OperationKind] = {
     "mprotect": OperationKind(
         _mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"
     ),
-    "mlock": OperationKind(
-        lambda cx, page, pages: mlock.mlock(cx, address_of(page), length_of(pages)),
-        ("page", "pages"),
-        "mlock",
-    ),
     "mseal": OperationKind(
         lambda cx, page, pages: mseal.mseal(cx, address_of(page), length_of(pages), 0),
         ("page", "pages"),
         "mseal",
-    ),
-    "munlock": OperationKind(
-        lambda cx, page, pages: mlock.munlock(cx, address_of(page), length_of(pages)),
-        ("page", "pages"),
-        "munlock",
     ),
     "gup": OperationKind(
         lambda cx, page: gup.copy_from_user(cx, address_of(page)),
@@ -292,6 +283,25 @@ KINDS: dict[str, OperationKind] = {
     "mb": OperationKind(_barrier(words.smp_mb), (), "smp_mb, a full barrier"),
     "rmb": OperationKind(_barrier(words.smp_rmb), (), "smp_rmb, between reads"),
     "wmb": OperationKind(_barrier(words.smp_wmb), (), "smp_wmb, between writes"),
+}
+
+
+def _of_a_range(name: str) -> OperationKind:
+    """Make the operation of a system call that works on a range: pages, then its other numbers."""
+    rest = SYSTEM_CALLS[name].arguments[2:]
+
+    def run(cx: Cx, page: int, pages: int, *others: int) -> Protocol:
+        return SERVED[name](cx, address_of(page), length_of(pages), *others)
+
+    return OperationKind(run, ("page", "pages", *rest), f"the {name} system call")
+
+
+KINDS |= {
+    name: _of_a_range(name)
+    for name in SERVED
+    if name not in KINDS
+    and SYSTEM_CALLS[name].arguments[:2] == ("addr", "length")
+    and "file" not in SYSTEM_CALLS[name].arguments
 }
 
 

@@ -55,6 +55,7 @@ def refuse_without_kernel(args: argparse.Namespace) -> None:
 
 def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
     """Make the plan that the options ask for."""
+    from zaplock.experiment import period_of
     from zaplock.measure.guest.experiment import GuestPlan
 
     exact_cpus = 1 if args.exact else 2
@@ -71,7 +72,7 @@ def plan(args: argparse.Namespace, bystanders: tuple[str, ...]) -> GuestPlan:
         backing=args.backing,
         teardown=args.teardown,
         bystanders=bystanders,
-        rate=args.rate,
+        period_ns=period_of(args.rate),
         locked=args.locked,
         nr_vmas=args.vmas,
         timeout_s=parse_duration(args.timeout) / 1e9,

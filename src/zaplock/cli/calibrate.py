@@ -145,7 +145,7 @@ def _is_guess(profile: Profile, unit: str) -> bool:
 def cases(text: str) -> list[tuple[str, int]]:
     """Read `backing:SIZE,SIZE backing:SIZE` into pairs of backing and bytes."""
     from zaplock.errors import UserError
-    from zaplock.measure.mappings import BACKINGS
+    from zaplock.experiment import BACKINGS
 
     found = []
     for part in text.split():

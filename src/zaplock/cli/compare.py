@@ -23,7 +23,7 @@ from zaplock.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
-    from zaplock.lab.experiment import Experiment
+    from zaplock.lab.experiment import SimulatedExperiment
     from zaplock.trace.outcome import TeardownOutcome
 
 
@@ -88,16 +88,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _experiment(args: argparse.Namespace) -> Experiment:
-    from zaplock.lab.experiment import HUGE, PAGE, Experiment
+def _experiment(args: argparse.Namespace) -> SimulatedExperiment:
+    from zaplock.experiment import page_of, period_of
+    from zaplock.lab.experiment import SimulatedExperiment
 
     backing = args.backing or "anonymous"
-    if args.rate is not None and not 1 <= args.rate <= 1_000_000:
-        raise UserError(f"rate {args.rate} must lie between 1 and 1000000 operations a second")
-    return Experiment(
-        length=parse_size(args.size, page=HUGE if backing in ("thp", "hugetlb") else PAGE),
+    return SimulatedExperiment(
+        length=parse_size(args.size, page=page_of(backing)),
         backing=backing,
-        period_ns=None if args.rate is None else 10**9 // args.rate,
+        period_ns=None if args.rate is None else period_of(args.rate),
         cpus=args.cpus,
         locked=args.locked,
         nr_vmas=args.vmas,
@@ -171,6 +170,7 @@ def _measured_in_guest(
 ) -> tuple[TeardownOutcome, ...]:
     """Measure each block on another kernel, in QEMU."""
     from zaplock.cli._busy import busy
+    from zaplock.experiment import period_of
     from zaplock.measure.guest.experiment import GuestPlan
     from zaplock.measure.guest.rows import measure
 
@@ -182,7 +182,7 @@ def _measured_in_guest(
             kernel=kernel,
             backing=args.backing or "auto",
             bystanders=block,
-            rate=args.rate or 1000,
+            period_ns=period_of(args.rate or 1000),
             locked=experiment.locked,
             nr_vmas=experiment.nr_vmas,
             cpu_max=experiment.cpu_max,

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 HOST = "host"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
-_GUEST_RATE, _HOST_RATE = 1000, 5000
-_HUGE_RATE = 5_000  # 64 huge pages are soon gone
+_GUEST_PERIOD_NS, _HOST_PERIOD_NS = 1_000_000, 200_000
+_SHORTER_PERIODS_NS = {"hugetlb": 200_000}  # 64 huge pages are soon gone
 _LIMIT_S, _HUNG_LIMIT_S = 180.0, 900.0
 _SLOW_SHIFT = 7  # 128 ns an instruction: a second of waiting is soon over
 
@@ -176,6 +176,7 @@ def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) ->
     from zaplock.measure.guest.experiment import GuestPlan
 
     on_host = kernel == HOST
+    guest_period_ns = _SHORTER_PERIODS_NS.get(teardown, _GUEST_PERIOD_NS)
     length = parse_size(args.host_size if on_host else args.guest_size)
     mapping = dict(MAPPINGS.get(teardown, {}))
     if "nr_vmas" in mapping:
@@ -187,7 +188,7 @@ def _plan(args: argparse.Namespace, kernel: str, teardown: str, writer: bool) ->
         locks=args.by,
         **mapping,
         bystanders=(*READERS, WRITER) if writer else READERS,
-        rate=_HOST_RATE if on_host else _HUGE_RATE if teardown == "hugetlb" else _GUEST_RATE,
+        period_ns=_HOST_PERIOD_NS if on_host else guest_period_ns,
         timeout_s=_LIMIT_S,
         exact=not on_host,
         nr_cpus=1,
@@ -205,9 +206,8 @@ def _compared(kernel: _Judged, teardown: str, writer: bool, done: GuestRun) -> A
     from zaplock.measure.guest import verdict
 
     release = done.capsule.facts["release"]
-    period_ns = 10**9 // done.plan.rate
     cpus = 8 if kernel.name == HOST else done.plan.nr_cpus
-    seen = verdict.read(done)
+    seen, period_ns = verdict.read(done), done.plan.period_ns
     return fidelity.compare(
         release, kernel.shown(release), teardown, writer, seen, period_ns, kernel.design, cpus
     )

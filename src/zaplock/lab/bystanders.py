@@ -8,6 +8,8 @@
               unmaps it when the other has ended
     fork      a thread of the process forks, and the child exits; only from the teardown's begin
               on, since before it would copy what is to be unmapped
+    collapse  a thread of the process makes 2 MiB of small pages a huge one (MADV_COLLAPSE), and
+              gives them back
     proc      a foreign process, as `ps`, reads /proc/PID/cmdline
     gup       a foreign process reads memory of this one (process_vm_readv)
 
@@ -25,10 +27,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zaplock.engines.timed.threads import Thread
+from zaplock.experiment import HUGE, PAGE
 from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM, PROTECTED
 from zaplock.model.flags import (
+    MADV_COLLAPSE,
     MADV_DONTNEED,
     MAP_ANONYMOUS,
+    MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
     PROT_NONE,
@@ -47,12 +52,12 @@ from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
 
-PAGE = 4096
+COLLAPSED = 1 << 33
+"""Where the 2 MiB are that the collapse bystander uses."""
 STACK = 8 << 20
 """Bytes of a thread's stack."""
 FIRST_CHILD = 1000
 """The mm of the first child that is forked."""
-FOREIGN = ("proc", "gup")
 COMM = {"proc": "ps"}
 """The names of threads, where they are not the bystander's own."""
 
@@ -126,6 +131,17 @@ async def protect(cx: Cx, nth: int) -> None:
     await system_call(cx, "mprotect", mprotect(cx, PROTECTED, PAGE, prot), PROTECTED, PAGE, prot)
 
 
+async def collapse(cx: Cx, nth: int) -> None:
+    """Touch the first page of 2 MiB, make them one huge page (6.1 and later), and give it back."""
+    if nth == 0:
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+        await mmap(cx, COLLAPSED, HUGE, PROT_READ | PROT_WRITE, flags)
+    await write_memory(cx, COLLAPSED, 1)
+    for advice in (MADV_COLLAPSE, MADV_DONTNEED):
+        work = madvise(cx, COLLAPSED, HUGE, advice)
+        await system_call(cx, "madvise", work, COLLAPSED, HUGE, advice)
+
+
 async def start_thread(cx: Cx, _nth: int) -> None:
     """Map a thread's stack, its lowest page without access, and unmap it again."""
     flags, prot = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, PROT_READ | PROT_WRITE
@@ -152,6 +168,7 @@ OPERATIONS: dict[str, Operation] = {
     "proc": read_cmdline,
     "gup": read_remote,
     "mprotect": protect,
+    "collapse": collapse,
     "clone": start_thread,
     "fork": fork_and_exit,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zaplock.lab.brk1 import SMALL, Brk1, brk1
-from zaplock.lab.experiment import Experiment, beside, checked
+from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
 from zaplock.protocols.design import Design
@@ -36,7 +36,7 @@ class Comparison:
     `brk1`: how fast many threads unmap as little as that, where it is little.
     """
 
-    experiment: Experiment
+    experiment: SimulatedExperiment
     profile: Profile
     blocks: tuple[tuple[str, ...], ...]
     runs: tuple[Teardown, ...]
@@ -92,7 +92,7 @@ class Comparison:
 
 def compare(
     designs: Sequence[Design],
-    experiment: Experiment,
+    experiment: SimulatedExperiment,
     profile: Profile,
     *,
     blocks: Blocks = BLOCKS,

@@ -15,7 +15,7 @@ from zaplock.designs import Change, Design
 from zaplock.designs.linux import StandIn, design_of
 from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.engines.timed.hung_tasks import LongWait
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.forecast import predict
 from zaplock.lab.hung_report import comparable, task_in
 from zaplock.lab.hung_task import message
@@ -199,7 +199,9 @@ def compare_hung(
 ) -> HungTasks:
     """Lay a guest's hung-task messages beside those of the design that stands for its release."""
     design = told or design_of(release).design
-    experiment = Experiment(80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9)
+    experiment = SimulatedExperiment(
+        80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9
+    )
     waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
     waits = {_COMM.get(name, name): wait for name, wait in waits.items()}

@@ -15,8 +15,8 @@ from typing import Any
 
 from zaplock.engines import sequential
 from zaplock.engines.timed.engine import TimedEngine
+from zaplock.experiment import FOREIGN, PAGE, Experiment
 from zaplock.lab import bystanders as by
-from zaplock.lab.experiment import PAGE, Experiment
 from zaplock.lab.profiles import DEFAULT, Profile, load
 from zaplock.lab.profiles import predict as predicted_hold_ns
 from zaplock.lab.subject import MAPPING, MM, prepare
@@ -101,7 +101,7 @@ def predict(
     engine.spawn(cx.task, subject(), at_ns=10 * period_ns)
     random, tids = Random(_SEED), {}
     for tid, name in enumerate(bystanders, _TID + 1):
-        foreign = name in by.FOREIGN
+        foreign = name in FOREIGN
         task = Task(tid, tid if foreign else MM, name, tid % cpus)
         loop = _beside_exit if exits else _beside
         program = loop(replace(cx, task=task), name, period_ns, window)
@@ -153,7 +153,7 @@ async def _beside(cx: Cx, name: str, period_ns: int, _window: list[int]) -> int:
 async def _beside_exit(cx: Cx, name: str, period_ns: int, window: list[int]) -> int:
     """The same beside an exit: a thread dies with its process, a foreigner finds no mm any more."""
     mine = replace(cx, task=Task(cx.task.tid, MM, cx.task.name, cx.task.cpu))
-    foreign, nth = name in by.FOREIGN, 0
+    foreign, nth = name in FOREIGN, 0
     alive = await mmget_not_zero(MM) or foreign
     while alive and not window:
         await by.OPERATIONS[name](cx, nth)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.errors import UserError, no_such
+from zaplock.experiment import FOREIGN
 from zaplock.lab import bystanders as by
-from zaplock.lab.experiment import BYSTANDERS, Experiment, checked
+from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.lab.teardown import sched_of
@@ -83,7 +84,9 @@ class Laboratory:
     ) -> None:
         """Begin with an empty address space. Raises UserError for a machine that can't be."""
         self._plan = checked(
-            Experiment(4096, cpus=cpus, hung_task_timeout_ns=hung_task_timeout_ns, seed=seed)
+            SimulatedExperiment(
+                4096, cpus=cpus, hung_task_timeout_ns=hung_task_timeout_ns, seed=seed
+            )
         )
         self.design = design
         self.machine = Machine()
@@ -108,7 +111,9 @@ class Laboratory:
         """
         if self._mapped:
             raise UserError("this lab has its mapping: map more from a thread's program")
-        plan = checked(Experiment(length, backing, (), locked=locked, nr_vmas=nr_vmas))
+        plan = checked(
+            SimulatedExperiment(length, backing, bystanders=(), locked=locked, nr_vmas=nr_vmas)
+        )
         costs, self.machine.costs = self.machine.costs, None
         prepare(self.machine, Cx(self.design, Task(SETUP, MM, "setup")), plan)
         self.machine.costs = costs
@@ -151,8 +156,8 @@ class Laboratory:
         Or one of your own, which `does(cx, n)` for the nth time, in a process of its own if
         `foreign`.
         """
-        if does is None and name not in BYSTANDERS:
-            raise no_such("bystander", name, BYSTANDERS, also=", or say what it `does`")
+        if does is None and name not in by.OPERATIONS:
+            raise no_such("bystander", name, by.OPERATIONS, also=", or say what it `does`")
         operation = does or by.OPERATIONS[name]
         if not self._mapped:
             raise UserError(f"bystander {name!r} needs the process's memory: call map() first")
@@ -162,7 +167,7 @@ class Laboratory:
             by.COMM.get(name, name),
             lambda cx: by.keep_doing(cx, operation, period_ns, look, samples),
             at_ns=self._random.randrange(period_ns),
-            foreign=name in by.FOREIGN if does is None else foreign,
+            foreign=name in FOREIGN if does is None else foreign,
             background=True,
         )
 

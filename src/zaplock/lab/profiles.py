@@ -26,6 +26,7 @@ import msgspec
 
 from zaplock import outputs
 from zaplock.errors import UserError, no_such
+from zaplock.experiment import BACKINGS
 from zaplock.inputs import read_text
 from zaplock.strangers import visible
 
@@ -208,13 +209,6 @@ def save(profile: Profile, path: Path) -> None:
 
 
 PAGES_PER_TABLE = 512
-_ZAPPED = {
-    "anonymous": ("zap_anon", "free_anon", 1),
-    "zero": ("zap_zero", None, 1),
-    "file": ("zap_file", "free_file", 1),
-    "thp": ("zap_thp", "free_thp", 512),
-    "hugetlb": ("zap_hugetlb", "free_hugetlb", 512),
-}
 
 
 def predict(profile: Profile, length: int, backing: str = "anonymous", *, nr_vmas: int = 1) -> int:
@@ -222,10 +216,10 @@ def predict(profile: Profile, length: int, backing: str = "anonymous", *, nr_vma
 
     With n pages: n * (zap + free) + tables * free_table, and once the call, lock and VMA work.
     """
-    zap, free, small = _ZAPPED[backing]
-    nr_pages = length // 4096 // small
+    made = BACKINGS[backing]
+    nr_pages = length // made.page
     nr_tables = nr_pages / PAGES_PER_TABLE
-    each = profile[zap] + (profile[free] if free else 0.0)
+    each = profile[made.zap] + (profile[made.free] if made.free else 0.0)
     vmas = nr_vmas * (profile["vma_detach"] + profile["vma_free"])
     fixed = sum(
         profile[unit] for unit in ("syscall", "lock", "vma_find", "downgrade", "flush", "unlock")

@@ -13,7 +13,7 @@ from typing import Any
 
 from zaplock.engines import sequential
 from zaplock.errors import UserError
-from zaplock.lab.experiment import HUGE, PAGE, Experiment
+from zaplock.experiment import HUGE, PAGE, Experiment
 from zaplock.model.files import fill_cache, new_file
 from zaplock.model.flags import (
     MADV_DONTFORK,
@@ -103,8 +103,8 @@ async def _map_backing(machine: Machine, cx: Cx, length: int, backing: str) -> i
 
 def _every_second_piece(experiment: Experiment) -> list[tuple[int, int]]:
     """Cut the mapping into VMAs as `zaplock measure` does: by flags that keep them apart."""
-    unit = HUGE if experiment.backing in ("thp", "hugetlb") else PAGE
-    pieces, count = experiment.length // unit, experiment.nr_vmas
+    unit, count = experiment.page, experiment.nr_vmas
+    pieces = experiment.length // unit
     edges = [MAPPING + pieces * i // count * unit for i in range(count + 1)]
     return list(pairwise(edges))[1::2]
 

@@ -12,9 +12,10 @@ from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.errors import UserError
+from zaplock.experiment import FOREIGN
 from zaplock.lab import bystanders as by
 from zaplock.lab.call_log import CallLog
-from zaplock.lab.experiment import Experiment
+from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.model.machine import Machine
@@ -37,7 +38,7 @@ class Teardown:
     """
 
     design: Design
-    experiment: Experiment
+    experiment: SimulatedExperiment
     subject: Task
     outcome: TeardownOutcome
     events: Events
@@ -48,10 +49,10 @@ class Teardown:
 
 
 def run(
-    design: Design, experiment: Experiment, profile: Profile, *, log_calls: bool = False
+    design: Design, experiment: SimulatedExperiment, profile: Profile, *, log_calls: bool = False
 ) -> Teardown:
     """Run a checked experiment under a design with a profile's costs; the same each time."""
-    inside = [name for name in experiment.bystanders if name not in by.FOREIGN]
+    inside = [name for name in experiment.bystanders if name not in FOREIGN]
     machine = Machine(remote_cpus=min(len(inside), experiment.cpus - 1))
     subject = Task(SUBJECT, MM, "munmap", 0)
     cx = Cx(design, subject)
@@ -122,14 +123,14 @@ async def _unmap(
 def _spawn_bystanders(
     engine: TimedEngine,
     design: Design,
-    experiment: Experiment,
+    experiment: SimulatedExperiment,
     period_ns: int,
     look: Callable[[], Step[tuple[int, int]]],
 ) -> dict[str, by.SimulatedSamples]:
     random = Random(experiment.seed)
     samples = {}
     for tid, name in enumerate(experiment.bystanders, SUBJECT + 1):
-        mm = tid if name in by.FOREIGN else MM
+        mm = tid if name in FOREIGN else MM
         task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
         samples[name] = by.SimulatedSamples()
         program = by.keep_doing(
@@ -143,7 +144,7 @@ def _spawn_bystanders(
 
 def _outcome(
     design: Design,
-    experiment: Experiment,
+    experiment: SimulatedExperiment,
     events: Events,
     samples: dict[str, by.SimulatedSamples],
     long_waits: Sequence[LongWait],

@@ -27,9 +27,6 @@ from dataclasses import dataclass, field
 
 from zaplock.measure import syscalls as sys
 
-INSIDE = ("fault", "mmap", "madvise")
-FOREIGN = ("proc", "gup")
-NAMES = (*INSIDE, *FOREIGN)
 FRESH = 128 << 20
 """Bytes of fresh pages that the fault bystander goes round in."""
 

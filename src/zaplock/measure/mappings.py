@@ -3,14 +3,7 @@
 It lies between two inaccessible pages, so that no neighbour merges with it and a bystander's small
 mappings never extend it. Pages come from MADV_POPULATE_* (5.14), a GiB at a time on as many threads
 as there are CPUs; older kernels are touched page by page through memset.
-
-| backing   | what a page is                                                        |
-|-----------|-----------------------------------------------------------------------|
-| anonymous | a private page of 4 KiB (THP switched off for the range)              |
-| zero      | the shared zero page, read-faulted: page tables but no memory         |
-| file      | the page cache of a memfd, mapped shared; unmapping frees no page     |
-| thp       | a transparent huge page of 2 MiB                                      |
-| hugetlb   | a page of 2 MiB from the pool (vm.nr_hugepages)                       |
+What a page of each backing is stands in `zaplock.experiment`.
 """
 
 from __future__ import annotations
@@ -23,10 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from zaplock.experiment import page_of
 from zaplock.measure import syscalls as sys
 from zaplock.strangers import read_text
 
-BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
 CHUNK = 1 << 30
 _READ_WRITE = sys.PROT_READ | sys.PROT_WRITE
 _PRIVATE = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_NORESERVE
@@ -45,11 +38,6 @@ class StudiedMapping:
     def end(self) -> int:
         """First address behind the mapping."""
         return self.address + self.length
-
-
-def page_size(backing: str) -> int:
-    """Return the unit in which a backing must be mapped, in bytes."""
-    return sys.HUGE if backing in ("thp", "hugetlb") else sys.PAGE
 
 
 def map_range(length: int, backing: str) -> StudiedMapping:
@@ -92,7 +80,7 @@ def advise_huge(mapping: StudiedMapping) -> None:
 
 def cut(mapping: StudiedMapping, nr_vmas: int) -> None:
     """Cut the mapping into `nr_vmas` VMAs: every second piece becomes MADV_DONTFORK."""
-    unit = page_size(mapping.backing)
+    unit = page_of(mapping.backing)
     pieces = mapping.length // unit
     edges = [mapping.address + pieces * i // nr_vmas * unit for i in range(nr_vmas + 1)]
     for begin, end in list(itertools.pairwise(edges))[1::2]:
@@ -126,7 +114,7 @@ def _populate(mapping: StudiedMapping, address: int, length: int) -> None:
 
 def _touch(mapping: StudiedMapping, address: int, length: int, reading: bool) -> None:
     """Populate on a kernel before 5.14, page by page."""
-    for page in range(address, address + length, page_size(mapping.backing)):
+    for page in range(address, address + length, page_of(mapping.backing)):
         if reading:
             ctypes.c_char.from_address(page).value  # noqa: B018  (the read is the point)
         else:

@@ -34,6 +34,7 @@ from statistics import median
 from typing import Any
 
 from zaplock.errors import UserError
+from zaplock.experiment import period_of
 from zaplock.measure import lock_holds
 from zaplock.measure.children import Child, ChildError
 from zaplock.measure.cpu_limit import limited
@@ -99,7 +100,15 @@ def measure(
     if not 1 <= repeat <= 1000:
         raise UserError(f"repeat {repeat} must lie between 1 and 1000")
     wanted = MeasurePlan(
-        length, backing, teardown, tuple(bystanders), rate, locked, nr_vmas, timeout_s, cpu_max
+        length,
+        backing,
+        teardown,
+        tuple(bystanders),
+        locked,
+        nr_vmas,
+        period_of(rate),
+        cpu_max,
+        timeout_s,
     )
     plan = checked(wanted)
     runs = [once(plan, trace=trace, progress=progress) for _ in range(repeat)]

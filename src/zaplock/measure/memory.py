@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.errors import UserError
+from zaplock.experiment import BACKINGS
 from zaplock.strangers import read_text
 
 TABLE_SPAN = 2 << 20
@@ -41,11 +42,9 @@ class Need:
 def need(length: int, backing: str) -> Need:
     """Return what a fully populated mapping of `length` bytes takes."""
     tables = (length // TABLE_SPAN + length // (512 * TABLE_SPAN) + 8) * 4096
-    if backing == "zero":
-        return Need(0, tables)
-    if backing == "hugetlb":
+    if BACKINGS[backing].from_pool:
         return Need(0, (length // (512 * TABLE_SPAN) + 8) * 4096, length)
-    return Need(length, tables)
+    return Need(length if BACKINGS[backing].takes_memory else 0, tables)
 
 
 def meminfo() -> dict[str, int]:

@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zaplock.errors import UserError, no_such
-from zaplock.measure import mappings, memory, teardown
-from zaplock.measure.bystanders import FOREIGN, INSIDE, NAMES
-from zaplock.trace.quotas import CpuMax
-
-MAX_RATE = 1_000_000
+from zaplock.errors import UserError
+from zaplock.experiment import FOREIGN, HOST, Experiment, between, check
+from zaplock.measure import memory
 
 
 @dataclass(frozen=True, slots=True)
-class MeasurePlan:
-    """One experiment: `length` bytes of `backing`, every page mapped, taken down once.
+class MeasurePlan(Experiment):
+    """An experiment on this kernel, once; `timeout_s` limits it."""
 
-    `rate` is operations per second of each bystander (a closed loop: never more than one at a
-    time); `timeout_s` limits one repetition; `cpu_max` is the quota of the process while it tears
-    down.
-    """
-
-    length: int
-    backing: str = "anonymous"
-    teardown: str = "munmap"
-    bystanders: tuple[str, ...] = ("fault", "proc")
-    rate: int = 1000
-    locked: bool = False
-    nr_vmas: int = 1
+    period_ns: int = 1_000_000
     timeout_s: float = 300.0
-    cpu_max: CpuMax | None = None
 
     @property
     def inside(self) -> list[str]:
         """Bystanders that are threads of the measured process."""
-        return [name for name in self.bystanders if name in INSIDE]
+        return [name for name in self.bystanders if name not in FOREIGN]
 
     @property
     def foreign(self) -> list[str]:
@@ -46,24 +30,9 @@ class MeasurePlan:
         return [name for name in self.bystanders if name in FOREIGN]
 
     @property
-    def period_ns(self) -> int:
-        """Time from one operation's begin to the next."""
-        return 10**9 // self.rate
-
-    @property
     def idle_s(self) -> float:
         """How long the bystanders run before the teardown, to learn their typical duration."""
-        return max(0.3, 30 / self.rate)
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise no_such(what, value, known)
-
-
-def _between(what: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:
-        raise UserError(f"{what} {value} must lie between {least} and {most}")
+        return max(0.3, 30 * self.period_ns / 1e9)
 
 
 def choose_backing(length: int, wanted: str) -> str:
@@ -75,36 +44,16 @@ def choose_backing(length: int, wanted: str) -> str:
 
 def checked(plan: MeasurePlan) -> MeasurePlan:
     """Return the plan with its backing chosen; raise UserError if it can't or mustn't run."""
-    _one_of("backing", plan.backing, ("auto", *mappings.BACKINGS))
-    _one_of("teardown", plan.teardown, tuple(teardown.WAYS))
-    for name in plan.bystanders:
-        _one_of("bystander", name, NAMES)
-    if len(set(plan.bystanders)) < len(plan.bystanders):
-        raise UserError(f"bystanders {','.join(plan.bystanders)} name one twice: name each once")
-    _between("rate", plan.rate, 1, MAX_RATE)
-    _between("timeout", plan.timeout_s, 0.1, 86400)
+    between("timeout", plan.timeout_s, 0.1, 86400)
     chosen = replace(plan, backing=choose_backing(plan.length, plan.backing))
-    _check_shape(chosen)
+    most_vmas = int(Path("/proc/sys/vm/max_map_count").read_text()) - 1000
+    check(chosen, HOST._replace(most_vmas=most_vmas))
+    if chosen.backing == "thp":
+        _check_thp()
+    if chosen.locked:
+        _check_memlock(chosen.length)
     memory.require(chosen.length, chosen.backing)
     return chosen
-
-
-def _check_shape(plan: MeasurePlan) -> None:
-    unit = mappings.page_size(plan.backing)
-    if plan.length <= 0 or plan.length % unit:
-        raise UserError(
-            f"size {plan.length} is not a positive multiple of {unit},"
-            f" the page size of {plan.backing} backing"
-        )
-    limit = int(Path("/proc/sys/vm/max_map_count").read_text()) - 1000
-    _between("--vmas", plan.nr_vmas, 1, min(limit, plan.length // unit))
-    why = teardown.refusal(plan.teardown, plan.backing, plan.nr_vmas)
-    if why:
-        raise UserError(why)
-    if plan.backing == "thp":
-        _check_thp()
-    if plan.locked:
-        _check_memlock(plan.length)
 
 
 def _check_thp() -> None:

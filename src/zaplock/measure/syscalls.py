@@ -15,6 +15,10 @@ import ctypes
 import os
 from typing import Any, Final
 
+from zaplock import system_calls
+from zaplock.advice import *  # noqa: F403  (MADV_*)
+from zaplock.system_calls import FAILED
+
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 HUGE: Final = 2 << 20
 
@@ -22,9 +26,6 @@ PROT_NONE, PROT_READ, PROT_WRITE = 0, 1, 2
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
 MAP_GROWSDOWN, MAP_NORESERVE, MAP_HUGETLB = 0x0100, 0x4000, 0x40000
 MAP_FIXED_NOREPLACE = 0x100000
-MADV_DONTNEED, MADV_DONTFORK, MADV_DOFORK = 4, 10, 11
-MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15
-MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23  # 5.14: 4ca9b3859dac
 MLOCK_ONFAULT = 1
 PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_PTRACER = 1, 29, 0x59616D61
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -33,7 +34,6 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _VOID = ctypes.c_void_p
 _SIZE = ctypes.c_size_t
 _INT = ctypes.c_int
-_FAILED = 2**64 - 1
 
 
 class iovec(ctypes.Structure):
@@ -49,14 +49,10 @@ def bind(name: str, result: Any, *arguments: Any) -> Any:
     return function
 
 
-_mmap = bind("mmap", _VOID, _VOID, _SIZE, _INT, _INT, _INT, ctypes.c_int64)
-_munmap = bind("munmap", _INT, _VOID, _SIZE)
-_mremap = bind("mremap", _VOID, _VOID, _SIZE, _SIZE, _INT)
-_madvise = bind("madvise", _INT, _VOID, _SIZE, _INT)
-_mprotect = bind("mprotect", _INT, _VOID, _SIZE, _INT)
-_mlock2 = bind("mlock2", _INT, _VOID, _SIZE, ctypes.c_uint)
-_munlock = bind("munlock", _INT, _VOID, _SIZE)
-_brk = bind("brk", _INT, _VOID)
+_mmap, _munmap, _mremap, _madvise, _mprotect, _mlock2, _munlock, _brk = (
+    system_calls.bind(_libc, name)
+    for name in ("mmap", "munmap", "mremap", "madvise", "mprotect", "mlock2", "munlock", "brk")
+)
 _sbrk = bind("sbrk", _VOID, ctypes.c_ssize_t)
 _prctl = bind("prctl", _INT, _INT, *[ctypes.c_ulong] * 4)
 _mallopt = bind("mallopt", _INT, _INT, _INT)
@@ -92,7 +88,7 @@ def mmap(
 ) -> int:
     """Map memory and return its address."""
     result = _mmap(address, length, prot, flags, fd, offset)
-    if result == _FAILED:
+    if result == FAILED:
         raise _fail("mmap")
     return int(result)
 
@@ -105,7 +101,7 @@ def munmap(address: int, length: int) -> None:
 
 def mremap(address: int, length: int, new_length: int) -> None:
     """Shrink (or grow in place) a mapping."""
-    if _mremap(address, length, new_length, 0) == _FAILED:
+    if _mremap(address, length, new_length, 0, None) == FAILED:
         raise _fail("mremap")
 
 

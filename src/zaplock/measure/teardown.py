@@ -10,8 +10,9 @@
 | dontneed  | madvise(MADV_DONTNEED)                                | the VMA's lock (one VMA)   |
 | exit      | exit of the process                                   | read, then write           |
 
-A new way is one more entry in `WAYS`. `exit` is timed by the parent (zaplock.measure.measure), from
-the child's last clock reading to the moment at which its pidfd becomes readable.
+A new way is one more entry in `WAYS` and in `experiment.TEARDOWNS`. `exit` is timed by the parent
+(zaplock.measure.measure), from the child's last clock reading to the moment at which its pidfd
+becomes readable.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from zaplock.experiment import BACKINGS
 from zaplock.measure import syscalls as sys
-from zaplock.measure.mappings import StudiedMapping, map_heap, map_range, page_size
+from zaplock.measure.mappings import StudiedMapping, map_heap, map_range
 
 
 def _munmap(mapping: StudiedMapping) -> None:
@@ -39,7 +41,7 @@ def _brk(mapping: StudiedMapping) -> None:
 
 
 def _mremap(mapping: StudiedMapping) -> None:
-    sys.mremap(mapping.address, mapping.length, page_size(mapping.backing))
+    sys.mremap(mapping.address, mapping.length, BACKINGS[mapping.backing].page)
 
 
 def _dontneed(mapping: StudiedMapping) -> None:
@@ -75,12 +77,3 @@ def _map_growing_neighbour(mapping: StudiedMapping) -> None:
     flags = sys.MAP_PRIVATE | sys.MAP_ANONYMOUS | sys.MAP_FIXED | sys.MAP_GROWSDOWN
     sys.mmap(4 * sys.PAGE, sys.PROT_READ | sys.PROT_WRITE, flags, address=mapping.end)
     sys.memset(mapping.end, 1, 4 * sys.PAGE)
-
-
-def refusal(way: str, backing: str, nr_vmas: int) -> str | None:
-    """Say why a way can't take down this mapping, or None."""
-    if way == "brk" and backing in ("file", "hugetlb"):
-        return f"teardown brk works on the heap, which has no {backing} backing: use anonymous"
-    if way == "mremap" and nr_vmas > 1:
-        return f"teardown mremap works on one VMA, not on {nr_vmas}: leave --vmas away"
-    return None

@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from zaplock import advice
 from zaplock.oracle import ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 
@@ -31,8 +32,11 @@ MOST_FILLED = 16 << 20  # bytes that one operation may fault in
 MOST_GUARDED = 64 << 20
 BELOW_RING = 8 << 20  # bytes between where the kernel begins to map and the ring, at least
 
-# All but MADV_PAGEOUT (21), MADV_COLLAPSE (25) and MADV_HWPOISON (100): see docs/fidelity.md.
-ADVICE = (0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 102, 103)
+ADVICE = tuple(sorted(advice.ADVICE.keys() - {
+    advice.MADV_PAGEOUT, advice.MADV_HWPOISON, advice.MADV_SOFT_OFFLINE,
+    advice.MADV_COLLAPSE,  # only in the theme "collapse", which is asked for
+}))  # fmt: skip
+"""What is given as advice; docs/fidelity.md says why not the others."""
 _PROTS = (0, 1, 1, 3, 3, 3, 3, 3, 3, 5, 7, 2)
 _WILD = (
     0, PAGE, ring.TASK_SIZE - PAGE, ring.TASK_SIZE, ring.TASK_SIZE + PAGE, 1 << 47, 1 << 63,
@@ -366,25 +370,25 @@ def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._theme == "collapse" and g.chance(70):
-        return g.random.choice((25, 25, 25, 25, 4, 14, 15, 102, 103, 22, 23))
+        return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
-    advice = g.random.choice(g.scope.advice)
-    return advice if advice != 9 or g._removes else 4
+    chosen = g.random.choice(g.scope.advice)
+    return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 
 def _madvise(g: Generator) -> tuple[Argument, ...]:
     """Advise, but neither on the ring (it lies above all else) nor to fill gigabytes."""
-    (address, length), advice = _range(g), _advice(g)
+    (address, length), chosen = _range(g), _advice(g)
     if g._is_huge and g.chance(20):
         address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
-        advice = g.random.choice((4, 4, 22, 24, advice))
+        chosen = g.random.choice((4, 4, 22, 24, chosen))
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
     wraps = length > (1 << 64) - (1 << 40) and (isinstance(address, Ref) or address > 0)
-    most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(advice, 1 << 64)
+    most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(chosen, 1 << 64)
     if length >= (min(most, BELOW_RING) if reaches_ring else most) and not wraps:
         length = PAGE * g.random.randint(1, 8)
-    return address, length, advice
+    return address, length, chosen
 
 
 def _brk(g: Generator) -> tuple[Argument, ...]:

@@ -6,53 +6,22 @@ Source: man-pages 6.9 (mmap(2), mremap(2), madvise(2), ...), mseal(2) and proces
 
 from __future__ import annotations
 
+from zaplock.system_calls import SYSTEM_CALLS
+
+_ACCESS = ("SIGSEGV/MAPERR", "SIGSEGV/ACCERR", "SIGSEGV/KERNEL", "SIGBUS/ADRERR")
 WANTED: dict[str, tuple[str, ...]] = {
-    "mmap": ("EAGAIN", "EBADF", "EEXIST", "EINVAL", "ENOMEM", "ENOTSUP", "EOVERFLOW", "EPERM"),
-    "munmap": ("EINVAL", "EPERM"),
-    "mprotect": ("EINVAL", "ENOMEM", "EPERM"),
-    "pkey_mprotect": ("EINVAL", "ENOMEM"),
-    "mremap": ("EAGAIN", "EFAULT", "EINVAL", "ENOMEM", "EPERM"),
-    "madvise": ("EACCES", "EFAULT", "EINVAL", "ENOMEM", "EPERM"),
-    "process_madvise": ("EFAULT", "EINVAL", "ENOMEM"),
-    "mlock": ("EINVAL", "ENOMEM", "EPERM"),
-    "mlock2": ("EINVAL", "ENOMEM", "EPERM"),
-    "munlock": ("EINVAL", "ENOMEM"),
-    "mlockall": ("EINVAL", "ENOMEM", "EPERM"),
-    "msync": ("EBUSY", "EINVAL", "ENOMEM"),
-    "mincore": ("EFAULT", "EINVAL", "ENOMEM"),
-    "remap_file_pages": ("EINVAL",),
-    "mseal": ("EINVAL", "ENOMEM"),
-    "ftruncate": ("EBADF", "EINVAL"),
+    **{call.name: call.errors for call in SYSTEM_CALLS.values() if call.errors},
     "uffd_register": ("EINVAL",),
     "uffd_unregister": ("EINVAL",),
-    "load": ("SIGSEGV/MAPERR", "SIGSEGV/ACCERR", "SIGSEGV/KERNEL", "SIGBUS/ADRERR"),
-    "store": ("SIGSEGV/MAPERR", "SIGSEGV/ACCERR", "SIGSEGV/KERNEL", "SIGBUS/ADRERR"),
+    "load": _ACCESS,
+    "store": _ACCESS,
 }
 """What must occur besides success; "ENOTSUP" is what errno calls EOPNOTSUPP on Linux."""
 
 OUT_OF_REACH: dict[tuple[str, str], str] = {
-    ("mmap", "EACCES"): "every file of the oracle is open for reading and writing",
-    ("mmap", "ENFILE"): "needs the whole machine to be out of open files",
-    ("mmap", "ENODEV"): "every file of the oracle can be mapped",
-    ("mmap", "ETXTBSY"): "MAP_DENYWRITE has been ignored since 2.6",
-    ("munmap", "ENOMEM"): "needs max_map_count mappings",
-    ("mprotect", "EACCES"): "every file of the oracle is open for reading and writing",
-    ("madvise", "EAGAIN"): "needs max_map_count mappings, or the kernel out of memory",
-    ("madvise", "EBADF"): "WILLNEED of anonymous memory, in kernels without swap",
-    ("madvise", "EBUSY"): "MADV_COLLAPSE and MADV_HWPOISON are left out",
-    ("madvise", "EHWPOISON"): "needs broken memory",
-    ("madvise", "EIO"): "needs a failing disk",
-    ("mlock", "EAGAIN"): "needs the kernel out of memory",
-    ("mincore", "EAGAIN"): "needs the kernel out of memory",
-    ("brk", "ENOMEM"): "the system call itself returns the old end instead",
-    ("process_madvise", "EBADF"): "the pidfd is always the process's own",
-    ("process_madvise", "EPERM"): "one's own process is always allowed (seals apart)",
-    ("process_madvise", "ESRCH"): "the process is there",
-    ("mseal", "EPERM"): "32-bit kernels only",
-    ("fork", "EAGAIN"): "needs RLIMIT_NPROC, which concerns every process of the user",
-    ("fork", "ENOMEM"): "needs the kernel out of memory",
-    ("ftruncate", "EFBIG"): "lengths stay small, so that files fit into memory",
-    ("ftruncate", "EPERM"): "no file is sealed",
+    (call.name, error): reason
+    for call in SYSTEM_CALLS.values()
+    for error, reason in call.out_of_reach.items()
 }
 """Errors that a manual page names and no run shows, each with the reason."""
 

@@ -21,22 +21,17 @@ from zaplock.oracle.ops import CallOutcome
 from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
-    brk,
     exit,
     fork,
     kernel_access,
     madvise,
     mincore,
-    mlock,
     mmap,
     mprotect,
-    mremap,
-    mseal,
-    msync,
-    remap_pages,
     rmap,
     uffd_range,
 )
+from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx
 from zaplock.protocols.locking import (
     mmap_read_lock,
@@ -113,7 +108,7 @@ def _process_madvise(w: World, calls: Any, address: int, length: int, advice: in
     if refused:
         return CallOutcome(refused)
     length = min(length, _MAX_RW_COUNT)
-    if address & ~f.PAGE_MASK or not madvise.is_known(w.cx, advice):
+    if address & ~f.PAGE_MASK or not madvise.is_known(w.cx.design, advice):
         run(w.machine, w.task, take_and_release_for(w.cx, advice), calls)
         return CallOutcome(-22)
     result = run(w.machine, w.task, madvise.madvise(w.cx, address, length, advice), calls)
@@ -240,20 +235,8 @@ async def _start_truncate(cx: Cx, file: int, length: int) -> int:
 
 
 PROTOCOLS: dict[str, Callable[..., Any]] = {
+    **SERVED,
     "mmap": _start_mmap,
-    "munmap": lambda cx, *arguments: cx.design.munmap(cx, *arguments),
-    "mprotect": mprotect.mprotect,
-    "madvise": madvise.madvise,
-    "mlock": mlock.mlock,
-    "mlock2": mlock.mlock,
-    "munlock": mlock.munlock,
-    "mlockall": mlock.mlockall,
-    "munlockall": mlock.munlockall,
-    "brk": brk.brk,
-    "mremap": mremap.mremap,
-    "mseal": mseal.mseal,
-    "msync": msync.msync,
-    "remap_file_pages": remap_pages.remap_file_pages,
     "ftruncate": _start_truncate,
 }
 """Operations that are one protocol and nothing else."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from zaplock.system_calls import SYSTEM_CALLS
+
 
 class Ref(NamedTuple):
     """The result of operation number `op` plus `delta`; an address that a kernel chose."""
@@ -39,29 +41,20 @@ def _number(value: int) -> str:
 
 Sequence = tuple[Op, ...]
 
-# name: system call number, names of the arguments. `file` is a slot of FILES (-1: none).
-CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "mmap": (9, ("addr", "length", "prot", "flags", "file", "offset")),
-    "mprotect": (10, ("addr", "length", "prot")),
-    "munmap": (11, ("addr", "length")),
-    "brk": (12, ("addr",)),
-    "mremap": (25, ("addr", "length", "new_length", "flags", "new_addr")),
-    "msync": (26, ("addr", "length", "flags")),
-    "mincore": (27, ("addr", "length")),
-    "madvise": (28, ("addr", "length", "advice")),
-    "ftruncate": (77, ("file", "length")),
-    "mlock": (149, ("addr", "length")),
-    "munlock": (150, ("addr", "length")),
-    "mlockall": (151, ("flags",)),
-    "munlockall": (152, ()),
-    "remap_file_pages": (216, ("addr", "length", "prot", "pgoff", "flags")),
-    "mlock2": (325, ("addr", "length", "flags")),
-    "pkey_mprotect": (329, ("addr", "length", "prot", "pkey")),
-    "process_madvise": (440, ("addr", "length", "advice")),
-    "mseal": (462, ("addr", "length", "flags")),
-    "pread": (17, ("file", "addr", "length", "offset")),
-    "pwrite": (18, ("file", "addr", "length", "offset")),
+_ORACLE_NAMES = {"pread64": "pread", "pwrite64": "pwrite"}
+_ORACLE_ARGUMENTS = {  # where they differ from the call's: the bare process adds what is missing
+    "mincore": ("addr", "length"),
+    "process_madvise": ("addr", "length", "advice"),
 }
+CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
+    _ORACLE_NAMES.get(call.name, call.name): (
+        call.number,
+        _ORACLE_ARGUMENTS.get(call.name, call.arguments),
+    )
+    for call in SYSTEM_CALLS.values()
+    if call.judged
+}
+"""By name: system call number, names of the arguments. `file` is a slot of FILES (-1: none)."""
 # What is no single system call: user accesses, limits, fork (with the child's view), userfaultfd.
 ACCESSES: dict[str, tuple[str, ...]] = {
     "load": ("addr",),  # of the page's first eight bytes

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from zaplock.designs.linux import LINUX_6_18
 from zaplock.model import flags as f
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
@@ -20,19 +19,17 @@ from zaplock.protocols import (
     brk,
     madvise,
     mincore,
-    mlock,
     mmap,
     mprotect,
     mremap,
-    mseal,
-    msync,
     prctl,
-    remap_pages,
     shm,
 )
+from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
+from zaplock.system_calls import SYSTEM_CALLS
 
 
 class NotRecorded(ValueError):
@@ -50,7 +47,8 @@ def numbers(call: TracedCall, count: int) -> list[int]:
     return [number(argument) & _MASK for argument in call.arguments[:count]]
 
 
-def _simple(make: Callable[..., Any], count: int) -> Handler:
+def _by_its_numbers(name: str) -> Handler:
+    make, count = SERVED[name], len(SYSTEM_CALLS[name].arguments)
     return lambda world, live, call: world.run(live, make(world.cx(live), *numbers(call, count)))
 
 
@@ -87,11 +85,6 @@ def _mprotect(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot))
 
 
-def _madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    start, length, advice = numbers(call, 3)
-    return world.run(live, madvise.madvise(world.cx(live), start, length, advice))
-
-
 def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """Advise range by range, and return how many bytes were done."""
     advice, done = number(call.arguments[3]), 0
@@ -113,11 +106,6 @@ def _mincore(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     vector = None if where.startswith("[") else number(where)
     start, length = numbers(call, 2)
     return world.run(live, mincore.mincore(world.cx(live), start, length, vector, False))
-
-
-def _mlock(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    values = numbers(call, 3 if call.name == "mlock2" else 2)
-    return world.run(live, mlock.mlock(world.cx(live), *values))
 
 
 _HAS_POLICY = 1 << 44
@@ -206,26 +194,19 @@ def shmat_call(
 
 
 CALLS: dict[str, Handler] = {
+    **{name: _by_its_numbers(name) for name in SERVED},
     "mmap": mmap_call,
     "mremap": _mremap,
     "mbind": lambda world, live, call: world.run(live, _policy(world.cx(live), *numbers(call, 2))),
-    "munmap": _simple(LINUX_6_18.munmap, 2),
     "mprotect": _mprotect,
     "pkey_mprotect": _mprotect,
-    "madvise": _madvise,
     "process_madvise": _process_madvise,
     "brk": _brk,
-    "mlock": _mlock,
-    "mlock2": _mlock,
-    "munlock": _simple(mlock.munlock, 2),
-    "mlockall": _simple(mlock.mlockall, 1),
-    "munlockall": _simple(mlock.munlockall, 0),
-    "msync": _simple(msync.msync, 3),
     "mincore": _mincore,
-    "mseal": _simple(mseal.mseal, 3),
-    "remap_file_pages": _simple(remap_pages.remap_file_pages, 5),
     "shmat": shmat_call,
-    "shmdt": _simple(shm.shmdt, 1),
+    "shmdt": lambda world, live, call: world.run(
+        live, shm.shmdt(world.cx(live), *numbers(call, 1))
+    ),
     "setrlimit": _setrlimit,
     "prlimit64": _setrlimit,
     "prctl": _prctl,

@@ -26,7 +26,8 @@ from typing import NamedTuple
 
 from zaplock.errors import UserError
 from zaplock.inputs import read_plain
-from zaplock.programs.text import NAMES, arguments_and_rest, file_of, split_arguments
+from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
+from zaplock.system_calls import BY_NUMBER
 
 MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")
@@ -117,7 +118,7 @@ _UNFINISHED = re.compile(r"<unfinished \.\.\.>.*$")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
-_BY_NUMBER = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
+_NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
@@ -323,11 +324,11 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
 
 def _named(name: str, arguments: list[str]) -> tuple[str, tuple[str, ...]]:
     """Give a call that strace knows by its number only its name: syscall_0x1ce(...)."""
-    if told := _BY_NUMBER.fullmatch(name):
-        name = NAMES.get(int(told[1], 16), name)
+    if told := _NUMBERED.fullmatch(name):
+        name = BY_NUMBER.get(int(told[1], 16), name)
     elif name == "syscall" and arguments:
         try:
-            name = NAMES.get(int(arguments[0], 0), name)
+            name = BY_NUMBER.get(int(arguments[0], 0), name)
         except ValueError:
             return name, tuple(arguments)
         arguments = arguments[1:]

@@ -14,22 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zaplock.oracle import ring
-from zaplock.programs.text import NAMES
 from zaplock.strangers import read_text
+from zaplock.system_calls import SYSTEM_CALLS
 
-# How many arguments a call has that the replay reads as plain numbers.
-PLAIN = {
-    "mmap": 6, "mprotect": 3, "munmap": 2, "brk": 1, "mremap": 5, "msync": 3, "mincore": 3,
-    "madvise": 3, "shmget": 3, "shmat": 3, "shmdt": 1, "dup": 1, "dup2": 2, "dup3": 3, "close": 1,
-    "mlock": 2, "munlock": 2, "mlockall": 1, "munlockall": 0, "remap_file_pages": 5, "mbind": 6,
-    "mlock2": 3, "pkey_mprotect": 4, "mseal": 3, "io_setup": 2, "io_destroy": 1,
-    "map_shadow_stack": 3, "fork": 0, "vfork": 0,
-}  # fmt: skip
+PLAIN = (
+    "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
+    "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
+    "remap_file_pages", "mbind", "mlock2", "pkey_mprotect", "mseal", "io_setup", "io_destroy",
+    "map_shadow_stack", "fork", "vfork",
+)  # fmt: skip
+"""Calls that the replay reads as plain numbers."""
 SPELLED = (
     "clone", "clone3", "execve", "execveat", "open", "openat", "creat", "memfd_create", "prctl",
     "setrlimit", "prlimit64", "process_madvise",
 )  # fmt: skip
-NUMBERS = {name: number for number, name in NAMES.items() if name in PLAIN or name in SPELLED}
+NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 _PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
 _FILE, _PRESENT, _SWAPPED, _ZERO = 1 << 2, 1 << 3, 1 << 4, 1 << 5
@@ -43,7 +42,11 @@ _CAPABILITIES = {"ipc_lock": 14, "sys_rawio": 17}
 def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
     """Write a call that a thread is about to make."""
     spell = _SPELL.get(name)
-    told = spell(tid, arguments) if spell else list(map(hex, arguments[: PLAIN[name]]))
+    told = (
+        spell(tid, arguments)
+        if spell
+        else list(map(hex, arguments[: len(SYSTEM_CALLS[name].arguments)]))
+    )
     if name == "mmap":
         told[4] = _descriptor(tid, arguments[4])
     return f"{name}({', '.join(told)})"

@@ -17,7 +17,7 @@ CONSTANTS = {
     if name.startswith(("MAP_", "PROT_", "MADV_", "MREMAP_", "MCL_")) and isinstance(value, int)
 } | {
     "NULL": 0, "MAP_FILE": 0, "MLOCK_ONFAULT": 1, "MS_ASYNC": 1, "MS_INVALIDATE": 2, "MS_SYNC": 4,
-    "MAP_HUGE_SHIFT": 26, "MADV_SOFT_OFFLINE": 101, "MADV_HWPOISON": 100, "PROT_SEM": 8,
+    "MAP_HUGE_SHIFT": 26, "PROT_SEM": 8,
     "MAP_HUGE_2MB": 21 << 26, "MAP_HUGE_1GB": 30 << 26, "MAP_UNINITIALIZED": 0x400_0000,
     "RLIM_INFINITY": (1 << 64) - 1, "RLIM64_INFINITY": (1 << 64) - 1,
     "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9,
@@ -28,21 +28,6 @@ CONSTANTS = {
     "O_RDONLY": 0, "O_WRONLY": 1, "O_RDWR": 2,
 }  # fmt: skip
 """The names that strace writes for the numbers that the replay asks for."""
-
-NAMES = {
-    2: "open", 3: "close", 9: "mmap", 10: "mprotect", 11: "munmap", 12: "brk", 17: "pread64",
-    25: "mremap", 26: "msync", 27: "mincore", 28: "madvise", 29: "shmget", 30: "shmat", 32: "dup",
-    33: "dup2", 56: "clone", 57: "fork", 58: "vfork", 59: "execve", 67: "shmdt",
-    77: "ftruncate", 85: "creat", 149: "mlock", 150: "munlock", 151: "mlockall",
-    152: "munlockall", 157: "prctl", 160: "setrlimit", 206: "io_setup", 207: "io_destroy",
-    216: "remap_file_pages", 231: "exit_group", 237: "mbind", 238: "set_mempolicy",
-    239: "get_mempolicy", 257: "openat", 292: "dup3", 302: "prlimit64", 319: "memfd_create",
-    322: "execveat", 325: "mlock2", 329: "pkey_mprotect", 330: "pkey_alloc", 331: "pkey_free",
-    434: "pidfd_open", 435: "clone3", 437: "openat2", 440: "process_madvise", 447: "memfd_secret",
-    448: "process_mrelease", 450: "set_mempolicy_home_node", 453: "map_shadow_stack",
-    462: "mseal",
-}  # fmt: skip
-"""System calls of x86-64 by number, for a strace that is older than a call."""
 
 _COMMENT = re.compile(r"/\*.*?\*/")
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}

@@ -27,7 +27,7 @@ from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
-from zaplock.programs.text import NAMES
+from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0
 _FORKS = ("clone", "clone3", "fork", "vfork")
@@ -131,7 +131,7 @@ class Tracer:
 
     def _begin(self, thread: _Thread) -> None:
         regs = p.registers(thread.tid)
-        name = thread.name = NAMES[regs.number]
+        name = thread.name = BY_NUMBER[regs.number]
         thread.arguments = regs.arguments
         thread.told = text.call_text(thread.tid, name, regs.arguments)
         thread.shares = name == "vfork" or _shares(thread.told)

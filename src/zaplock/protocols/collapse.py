@@ -1,10 +1,12 @@
 """MADV_COLLAPSE of private anonymous memory: small pages become a huge one, now (6.1).
 
-Each aligned range of 2 MiB is looked at under the lock held for read and copied under the lock held
-for write. What has no page table yet is not collapsed; what has one is, however few of its pages
-are there. Files in memory are left out.
+Each aligned range of 2 MiB is looked at under the lock held for read, which is let go while the
+huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
+look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
+its pages are there.
 
-Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page.
+Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
+hugepage_vma_revalidate (6.1 and 6.18). Not covered: files in memory, huge pages that can't be had.
 """
 
 from __future__ import annotations
@@ -24,53 +26,91 @@ from zaplock.model.flags import (
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import RSS, install
-from zaplock.model.rwsem import down_read, up_read
+from zaplock.model.rwsem import down_read, down_write, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.vma import Vma, lookup, vma_of
-from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+from zaplock.model.vma import Vma, lookup, read_vma, vma_of
+from zaplock.protocols.locking import mmap_write_unlock, vma_start_write
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
 
-DONE, FITS, FAILED = range(3)
+DONE, FITS, SKIPPED, FAILED = range(4)
 
 
 async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
     """Collapse a part of a VMA, the lock held for read: 0 or -EINVAL."""
     first, last = -(-low // PMD_SIZE) * PMD_SIZE, high & -PMD_SIZE
     start, end = -(-vma.start // PMD_SIZE) * PMD_SIZE, vma.end & -PMD_SIZE
-    refused = vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB)
-    if vma.file or not vma.anon_vma or refused or start >= end:
+    if not can_collapse(vma) or start >= end:
         return -EINVAL
-    done = 0
-    for at in range(first, last, PMD_SIZE):
+    at, done = first, 0
+    while at < last:
         found = await scan_pmd(cx.mm, at)
-        if found == FITS:
+        let_go = found == FITS
+        if let_go:
             await up_read(cx.mmap_lock)
-            if await mmap_write_lock_killable(cx):
-                return -EINVAL
-            await collapse_huge_page(cx.mm, at)
-            await mmap_write_unlock(cx)
+            found = await collapse_unlocked(cx, at)
             await down_read(cx.mmap_lock)
         if found == FAILED:
             return -EINVAL
-        done += found in (DONE, FITS)
+        done += found == DONE
+        at += PMD_SIZE
+        if let_go and at < last:
+            handle = await revalidate(cx.mm, at)
+            if not handle:
+                return -EINVAL
+            last = min(last, (await read_vma(handle)).end & -PMD_SIZE)
     return 0 if done * PMD_SIZE == last - first else -EINVAL
+
+
+async def collapse_unlocked(cx: Cx, at: int) -> int:
+    """Collapse 2 MiB, no lock held before and after: DONE or FAILED."""
+    await down_read(cx.mmap_lock)  # the huge page was allocated meanwhile
+    there = await revalidate(cx.mm, at) and await scan_pmd(cx.mm, at) == FITS
+    await up_read(cx.mmap_lock)
+    if not there:
+        return FAILED
+    await down_write(cx.mmap_lock)
+    handle = await revalidate(cx.mm, at)
+    if handle and cx.design.vma_locks:
+        await vma_start_write(handle)
+    there = bool(handle) and await scan_pmd(cx.mm, at) == FITS
+    if there:
+        await collapse_huge_page(cx.mm, at)
+    await mmap_write_unlock(cx)
+    return DONE if there else FAILED
+
+
+def can_collapse(vma: Vma) -> bool:
+    """Return whether a VMA may have huge pages, and its pages are private and anonymous."""
+    refused = vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB)
+    return bool(not vma.file and vma.anon_vma and not refused)
+
+
+@step
+def revalidate(m: Machine, task: Task, mm: int, address: int) -> int:
+    """Find the VMA that has all of 2 MiB and may be collapsed; 0 if there is none any more."""
+    handle = lookup(m, m.mm(mm), address)
+    if not handle:
+        return 0
+    vma = vma_of(m, task, handle)
+    covers = vma.start <= address and address + PMD_SIZE <= vma.end
+    return handle if covers and can_collapse(vma) else 0
 
 
 @step
 def scan_pmd(m: Machine, task: Task, mm: int, address: int) -> int:
-    """Tell whether 2 MiB can become a huge page: DONE, FITS, or FAILED (no table)."""
+    """Tell whether 2 MiB can become a huge page: DONE, FITS, SKIPPED (no table) or FAILED."""
     space, first = m.mm(mm), address >> PAGE_SHIFT
     runs = space.ptes.overlapping(first, first + PAGES_PER_PMD)
     if runs and runs[0][2].kind in ("thp", "zero_thp"):
         return DONE
     if space.tables[1].at(first // PAGES_PER_PMD) is None:
-        return FAILED
-    markers = any(pte.kind in ("guard", "uffd_wp") for _, _, pte in runs)
-    return FAILED if markers else FITS
+        return SKIPPED
+    kinds = {pte.kind for _, _, pte in runs}
+    return SKIPPED if "uffd_wp" in kinds else FAILED if "guard" in kinds else FITS
 
 
 @step

@@ -11,8 +11,11 @@ Source: mm/madvise.c; per-VMA locks for MADV_DONTNEED a6fde7add78d (6.17).
 from __future__ import annotations
 
 from errno import EACCES, EAGAIN, EFBIG, EINTR, EINVAL, ENOMEM, EPERM
+from functools import cache
 from typing import TYPE_CHECKING
 
+from zaplock.advice import SINCE
+from zaplock.linux_version import find
 from zaplock.model import flags as f
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -53,7 +56,7 @@ from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_pa
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.protocols.design import Cx
+    from zaplock.protocols.design import Cx, Design
 
 FLAG_ADVICE: dict[int, tuple[int, int]] = {
     f.MADV_NORMAL: (0, f.VM_RAND_READ | f.VM_SEQ_READ),
@@ -89,7 +92,12 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     """The madvise system call: 0 or a negative errno; -ENOMEM also for holes, after the work."""
     aligned = page_align(length) % (1 << 64)
     end = start + aligned
-    if not is_known(cx, advice) or start & ~PAGE_MASK or (length and not aligned) or end >= 1 << 64:
+    if (
+        not is_known(cx.design, advice)
+        or start & ~PAGE_MASK
+        or (length and not aligned)
+        or end >= 1 << 64
+    ):
         return -EINVAL
     if end == start:
         return 0
@@ -100,11 +108,20 @@ async def madvise(cx: Cx, start: int, length: int, advice: int) -> int:
     return await advise_pages(cx, start, end, advice)
 
 
-def is_known(cx: Cx, advice: int) -> bool:
-    """Return whether there is such an advice; guards have been there since 6.13."""
+def is_known(design: Design, advice: int) -> bool:
+    """Return whether a design has such an advice: guards by its rule, all others by its release."""
     if advice in GUARDS:
-        return cx.design.guards
-    return advice in FLAG_ADVICE or advice in (*ZAPS, *POPULATES, *LOOKS)
+        return design.guards
+    return advice in known_advice(design.kernel)
+
+
+@cache
+def known_advice(kernel: str) -> frozenset[int]:
+    """Return the advice but guards of a release; all there is, where the text names no release."""
+    release, every = find(kernel), (*FLAG_ADVICE, *ZAPS, *POPULATES, *LOOKS)
+    return frozenset(
+        one for one in every if release is None or release.carries(SINCE.get(one, "4.9"))
+    )
 
 
 async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:

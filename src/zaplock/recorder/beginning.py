@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, IN_PART, EventKind, FoundTask
-from zaplock.trace.operations import NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Endings:
     def expect(self, found: Iterable[FoundTask], recorded: set[int], operations: list[str]) -> None:
         """Note the tasks whose call has no end of its own; `recorded` are those whose calls are."""
         for task in found:
-            known = task.operation in NAMES and task.tid in recorded
+            known = task.operation in TRACED_NAMES and task.tid in recorded
             if task.does and task.mm and task.operation and not known:
                 self._open[task.tid] = operations.index(task.operation)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from zaplock.recorder.layouts import EventField, EventLayout
 from zaplock.recorder.rwsem_probes import number_of, probed
+from zaplock.system_calls import FOREIGN, TRACED, TRACED_NAMES, SystemCall
 from zaplock.trace.events import NO_OP, EventKind
-from zaplock.trace.operations import FOREIGN, NAMES, OPERATIONS, TracedOperation
 
 MMAP_LOCK = (
     "mmap_lock:mmap_lock_start_locking",
@@ -29,7 +29,7 @@ def _events_of(calls: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"syscalls:sys_{side}_{name}" for name in calls for side in ("enter", "exit"))
 
 
-SYSCALLS = _events_of(NAMES)
+SYSCALLS = _events_of(TRACED_NAMES)
 FOREIGN_CALLS = _events_of(FOREIGN)
 """System calls that work on another process: a target's lock is taken by whoever makes them."""
 FAULTS = ("exceptions:page_fault_user",)
@@ -91,7 +91,7 @@ def _meaning(layout: EventLayout) -> Meaning | None:
         kind = EventKind.ACQUIRED if returned else function.kind
         columns = _named(layout, {"tid": "common_pid", "mm": "sem", "result": "ret"})
         return Meaning(layout, kind, columns, function=number_of(function))
-    for index, operation in enumerate(OPERATIONS):
+    for index, operation in enumerate(TRACED):
         if layout.event == f"syscalls:sys_enter_{operation.name}":
             return Meaning(layout, EventKind.OP_BEGIN, _arguments(layout, operation), index)
         if layout.event == f"syscalls:sys_exit_{operation.name}":
@@ -111,10 +111,9 @@ def _named(layout: EventLayout, names: dict[str, str]) -> dict[str, EventField]:
     return {column: field for column, field in found.items() if field is not None}
 
 
-def _arguments(layout: EventLayout, operation: TracedOperation) -> dict[str, EventField]:
+def _arguments(layout: EventLayout, operation: SystemCall) -> dict[str, EventField]:
     columns = {"tid": _field(layout, "common_pid")}
-    for column in ("address", "length", "detail"):
-        position = getattr(operation, column)
+    for column, position in operation.shown.items():
         if position is not None and position < len(layout.arguments):
             columns[column] = layout.arguments[position]
     return columns

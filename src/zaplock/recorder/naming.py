@@ -22,8 +22,8 @@ from zaplock.recorder.decode import Columns, Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.owners import Owners, calls_of_interest
 from zaplock.strangers import name_of, read_text
+from zaplock.system_calls import CLONES, FOREIGN, TRACED_NAMES
 from zaplock.trace.events import EventKind, RecordedTask
-from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
@@ -148,7 +148,7 @@ class TaskNames:
                 story.append((time_ns, partial(owners.born, pid, parent, time_ns)))
         for time_ns, tid, mm, op in _asked_inside(columns):
             since_ns, until_ns = self._guests.get(tid, (_NEVER, 0))
-            if NAMES[op] not in _BORROWED and not since_ns <= time_ns <= until_ns:
+            if TRACED_NAMES[op] not in _BORROWED and not since_ns <= time_ns <= until_ns:
                 story.append((time_ns, partial(self._owns, tid, mm, time_ns)))
         for _, tell in sorted(story, key=lambda pair: pair[0]):
             tell()

@@ -19,15 +19,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zaplock.recorder.decode import Columns
+from zaplock.system_calls import CLONES, TRACED_NAMES
 from zaplock.trace.events import EventKind, RecordedTask
-from zaplock.trace.operations import CLONES, NAMES
 
 _SHIFT = 48
 _MOST = (1 << 15) - 1
 _NOBODYS = _MOST << _SHIFT
 _NEVER = (1 << 63) - 1
-_EXECS = [NAMES.index(name) for name in NAMES if name.startswith("execve")]
-_CLONES = [NAMES.index(name) for name in sorted(CLONES)]
+_EXECS = [TRACED_NAMES.index(name) for name in TRACED_NAMES if name.startswith("execve")]
+_CLONES = [TRACED_NAMES.index(name) for name in sorted(CLONES)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,10 +41,10 @@ from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
 from zaplock.trace.file import Manifest, Writer
 from zaplock.trace.gaps import losses
-from zaplock.trace.operations import NAMES
 from zaplock.version import __version__
 
 _NICE = 10
@@ -412,7 +412,7 @@ def _manifest(
         target=target,
         command_line=command_line,
         enabled=tuple(layout.event for layout in capture.layouts.events),
-        operations=NAMES,
+        operations=TRACED_NAMES,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         started_ns=time.monotonic_ns(),
         zaplock=__version__,

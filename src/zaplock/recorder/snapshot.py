@@ -24,9 +24,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from zaplock.recorder.urgent import start_first
+from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_stacks import WRITE, functions, meaning
-from zaplock.trace.operations import OPERATIONS
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""
@@ -36,7 +36,7 @@ _OFTEN = 3
 _PROC_FILE = re.compile(r"/proc/(\d+)/(?:task/\d+/)?(\w+)$")
 _EXEC_START = re.compile(r"se\.exec_start\s*:\s*([\d.]+)")
 _READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
-_DETAILS = {operation.name: operation for operation in OPERATIONS}
+_DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
 _MANY_FILES = 64
 
 
@@ -190,10 +190,9 @@ def _work(
     """Return the operation's full name, the process that it works on, and its range and detail."""
     known = _DETAILS.get(operation)
     if known is not None:
-        places = (known.address, known.length, known.detail)
         ranged = [
             arguments[place] if place is not None and place < len(arguments) else 0
-            for place in places
+            for place in known
         ]
         length = min(ranged[1], (1 << 62) - 1)
         return operation, pid, (ranged[0], length, min(ranged[2], (1 << 62) - 1))

@@ -18,8 +18,8 @@ from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
 from zaplock.recorder.rwsem_calls import Pairing
+from zaplock.system_calls import CLONES, FOREIGN, TRACED_NAMES
 from zaplock.trace.events import EVENT, EventKind, FoundTask
-from zaplock.trace.operations import CLONES, FOREIGN, NAMES
 
 MARGIN_NS = 1_000_000
 """So much before a drain began its events are surely complete."""
@@ -29,10 +29,10 @@ _MANY = 10_000
 _PAGES = 2048
 """How many pages are decoded at once: enough for numpy, few enough for the cache."""
 
-_CLONE_OPS = [NAMES.index(name) for name in sorted(CLONES)]
-_BRK = NAMES.index("brk")
-_FOREIGN_OPS = [NAMES.index(name) for name in FOREIGN]
-_EXIT, _EXIT_GROUP = NAMES.index("exit"), NAMES.index("exit_group")
+_CLONE_OPS = [TRACED_NAMES.index(name) for name in sorted(CLONES)]
+_BRK = TRACED_NAMES.index("brk")
+_FOREIGN_OPS = [TRACED_NAMES.index(name) for name in FOREIGN]
+_EXIT, _EXIT_GROUP = TRACED_NAMES.index("exit"), TRACED_NAMES.index("exit_group")
 
 
 class Stream:
@@ -54,7 +54,7 @@ class Stream:
     ) -> None:
         self.names = names
         self.pids = set(pids)
-        self.operations = list(NAMES)
+        self.operations = list(TRACED_NAMES)
         """What the column `op` counts: the recorded system calls, and what a look found."""
         self.found: tuple[FoundTask, ...] = ()
         """What was already so when the recording began."""

@@ -1,8 +1,9 @@
 """The system calls of a release, through libc and ctypes, which drops the GIL around each.
 
-The package stands alone (it depends on nothing of zaplock but its errors), so it has its own few
-calls. They return errno instead of raising, because most callers decide by it. Constants are those
-of x86-64 and arm64 Linux (include/uapi/asm-generic/mman-common.h).
+The package stands alone (it depends on nothing of zaplock but its errors and the catalogue of
+calls), so it has its own few calls. They return errno instead of raising, because most callers
+decide by it. Constants are those of x86-64 and arm64 Linux
+(include/uapi/asm-generic/mman-common.h).
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import ctypes
 import os
 from typing import Any, ClassVar, Final
 
+from zaplock.advice import MADV_DONTNEED as MADV_DONTNEED
+from zaplock.advice import MADV_DONTNEED_LOCKED as MADV_DONTNEED_LOCKED
+from zaplock.advice import MADV_HUGEPAGE as MADV_HUGEPAGE
+from zaplock.advice import MADV_NOHUGEPAGE as MADV_NOHUGEPAGE
+from zaplock.advice import MADV_POPULATE_WRITE as MADV_POPULATE_WRITE
+from zaplock.system_calls import FAILED, bind
+
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 HUGE: Final = 2 << 20
 """Bytes under one page-table page of 4 KiB pages, and of a transparent huge page on x86-64."""
 
-MADV_DONTNEED: Final = 4
-MADV_HUGEPAGE: Final = 14
-MADV_NOHUGEPAGE: Final = 15
-MADV_POPULATE_WRITE: Final = 23  # 5.14: 4ca9b3859dac
-MADV_DONTNEED_LOCKED: Final = 24  # 5.18: 9457056ac426
 MS_ASYNC: Final = 1
 MREMAP_MAYMOVE: Final = 1
 MREMAP_FIXED: Final = 2
@@ -35,7 +38,6 @@ _OR_NOTHING: Final = 2 << 28 | 1 << 24 | 0xFFF
 """FUTEX_OP(OR, 0, CMP_NE, -1), encoded: *address |= 0, atomically."""
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-_FAILED: Final = 2**64 - 1
 
 
 def _bind(name: str, result: Any, *arguments: Any) -> Any:
@@ -44,19 +46,12 @@ def _bind(name: str, result: Any, *arguments: Any) -> Any:
     return function
 
 
-_madvise = _bind("madvise", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_munmap = _bind("munmap", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-_munlock = _bind("munlock", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_madvise = bind(_libc, "madvise")
+_munmap = bind(_libc, "munmap")
+_munlock = bind(_libc, "munlock")
 _prctl = _bind("prctl", ctypes.c_int, ctypes.c_int, *[ctypes.c_ulong] * 3, ctypes.c_char_p)
-_mremap = _bind(
-    "mremap",
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    *[ctypes.c_size_t] * 2,
-    ctypes.c_int,
-    ctypes.c_void_p,
-)
-_msync = _bind("msync", ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_mremap = bind(_libc, "mremap")
+_msync = bind(_libc, "msync")
 _syscall = _bind("syscall", ctypes.c_long, *[ctypes.c_long] * 7)
 
 
@@ -108,7 +103,7 @@ def write_nothing(address: int) -> int:
 def mremap_in_place(address: int, length: int) -> int:
     """Ask to resize a range to the length that it has: does nothing; return 0 or the errno."""
     moved = _mremap(address, length, length, 0, None)
-    return ctypes.get_errno() if moved == _FAILED else 0
+    return ctypes.get_errno() if moved == FAILED else 0
 
 
 def robust_list_of(task: int) -> int:
@@ -136,7 +131,7 @@ def move_pages_onto(source: int, length: int, target: int) -> int:
     """
     flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP
     moved = _mremap(source, length, length, flags, target)
-    return ctypes.get_errno() if moved == _FAILED else 0
+    return ctypes.get_errno() if moved == FAILED else 0
 
 
 def name_range(address: int, length: int, name: str) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.advice import ADVICE
 from zaplock.trace.events import NO_OP, EventKind, Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
-from zaplock.trace.madvise import ADVICE, ADVISING, advised
+from zaplock.trace.madvise import ADVISING, advised
 
 Array = NDArray[Any]
 

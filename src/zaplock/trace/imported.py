@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
-from zaplock.trace.operations import NAMES
 from zaplock.trace.tables import require_memory
 from zaplock.trace.text_events import Row
 
@@ -103,7 +103,7 @@ class TraceBuilder:
         order = np.argsort(columns["time_ns"], kind="stable")
         for name in columns:
             columns[name] = columns[name][order]
-        return ImportedTrace(Events(columns, NAMES, self._tasks()), self.kernel)
+        return ImportedTrace(Events(columns, TRACED_NAMES, self._tasks()), self.kernel)
 
     def _tasks(self) -> dict[int, RecordedTask]:
         tids = {tid for tid in self._comms.keys() | self._pids.keys() if _within("tid", tid)}

@@ -17,9 +17,9 @@ from typing import IO, Any, Final
 
 from zaplock.errors import UserError
 from zaplock.strangers import name_of
+from zaplock.system_calls import BY_NUMBER
 from zaplock.trace.events import IN_INTERRUPT, EventKind
 from zaplock.trace.imported import ImportedTrace, TraceBuilder
-from zaplock.trace.operations import X86_64
 from zaplock.trace.text_events import Row, operation_row, result_row, rows_of, switch_rows
 
 _PACKET: Final = 0x0A
@@ -136,9 +136,9 @@ def _meaning(event: Any) -> list[Row]:
     if event.HasField("sched_wakeup"):
         return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_wakeup.pid}]
     if event.HasField("sys_enter"):
-        return operation_row(X86_64.get(event.sys_enter.id, ""), list(event.sys_enter.args))
+        return operation_row(BY_NUMBER.get(event.sys_enter.id, ""), list(event.sys_enter.args))
     if event.HasField("sys_exit"):
-        return result_row(X86_64.get(event.sys_exit.id, ""), event.sys_exit.ret)
+        return result_row(BY_NUMBER.get(event.sys_exit.id, ""), event.sys_exit.ret)
     return rows_of(_printed(event.generic)) if event.HasField("generic") else []
 
 

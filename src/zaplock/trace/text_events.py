@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from zaplock.system_calls import BY_NUMBER, TRACED, TRACED_NAMES
 from zaplock.trace.events import EventKind
-from zaplock.trace.operations import NAMES, OPERATIONS, X86_64
 
 Row = dict[str, int]
 
-_ARGUMENTS = {one.name: (one.address, one.length, one.detail) for one in OPERATIONS}
+_ARGUMENTS = {call.name: call.shown for call in TRACED}
 _NAMED = re.compile(r"(?:\w++:(?=\w))?+(\w++): *+(.*+)$")
 _CALL = re.compile(r"sys_(\w++)\((.*)\)$")
 _RETURN = re.compile(r"sys_(\w++) -> (\S++)")
@@ -54,8 +54,8 @@ def operation_row(call: str, arguments: list[int]) -> list[Row]:
     """Make the row of a call's begin from its arguments, in the order of the call's own."""
     if call not in _ARGUMENTS:
         return []
-    row = {"kind": int(EventKind.OP_BEGIN), "op": NAMES.index(call)}
-    for column, position in zip(("address", "length", "detail"), _ARGUMENTS[call]):
+    row = {"kind": int(EventKind.OP_BEGIN), "op": TRACED_NAMES.index(call)}
+    for column, position in _ARGUMENTS[call].items():
         if position is not None and position < len(arguments):
             row[column] = arguments[position]
     return [row]
@@ -65,7 +65,7 @@ def result_row(call: str, result: int) -> list[Row]:
     """Make the row of a call's end."""
     if call not in _ARGUMENTS:
         return []
-    return [{"kind": int(EventKind.OP_END), "op": NAMES.index(call), "result": result}]
+    return [{"kind": int(EventKind.OP_END), "op": TRACED_NAMES.index(call), "result": result}]
 
 
 def _began(call: str, text: str) -> list[Row]:
@@ -80,9 +80,9 @@ def _raw(event: str, text: str) -> list[Row]:
     """Read raw_syscalls:*, whose numbers are taken for those of x86-64."""
     if event == "sys_enter" and (found := _RAW_ENTER.match(text)):
         arguments = [_number(value, 16) for value in found[2].split(",")]
-        return operation_row(X86_64.get(int(found[1]), ""), arguments)
+        return operation_row(BY_NUMBER.get(int(found[1]), ""), arguments)
     if event == "sys_exit" and (found := _RAW_EXIT.match(text)):
-        return result_row(X86_64.get(int(found[1]), ""), _number(found[2]))
+        return result_row(BY_NUMBER.get(int(found[1]), ""), _number(found[2]))
     return []
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from zaplock.experiment import page_of
 from zaplock.measure import mappings, memory
 from zaplock.measure import syscalls as sys
 from zaplock.measure.calibration.clock import spent
@@ -76,14 +77,14 @@ def unmap(length: int, backing: str) -> float:
     """Cost of munmap per page: zap, free and the page tables' share."""
     with mapped(length, backing) as mapping:
         took = spent(lambda: sys.munmap(mapping.address, mapping.length))
-    return took / (length // mappings.page_size(backing))
+    return took / (length // page_of(backing))
 
 
 def zap_shared(length: int, backing: str) -> float:
     """Cost of munmap per page while a forked child keeps every page: no page is freed."""
     with mapped(length, backing) as mapping, forked():
         took = spent(lambda: sys.munmap(mapping.address, mapping.length))
-    return took / (length // mappings.page_size(backing))
+    return took / (length // page_of(backing))
 
 
 def unmap_sparse(nr_tables: int) -> float:
@@ -96,7 +97,7 @@ def unmap_sparse(nr_tables: int) -> float:
 
 def fault(length: int, backing: str) -> float:
     """Cost of a user fault on a fresh page of this backing (file: write to a cached page)."""
-    step = mappings.page_size(backing)
+    step = page_of(backing)
     with mapped(length, backing, populated=False) as mapping:
         if mapping.fd >= 0:
             os.posix_fallocate(mapping.fd, 0, length)

@@ -8,52 +8,40 @@ each 2 MiB alone, so 80 GiB and more fit a small guest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from zaplock import linux_version
-from zaplock.errors import UserError, no_such
+from zaplock.errors import UserError
+from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check, one_of
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
-from zaplock.trace.quotas import CpuMax
 
-TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "dontneed", "exit")
-BACKINGS = ("anonymous", "zero", "file", "thp", "hugetlb")
 LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
-BYSTANDERS = ("fault", "mmap", "madvise", "proc", "gup")
-_HUGE = 2 << 20
 _BASE_MEMORY = 512 << 20
 _SETTLE_NS = 30_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class GuestPlan:
-    """One experiment in a guest. Lengths in bytes; `memory` 0 chooses what the backing needs.
+class GuestPlan(Experiment):
+    """An experiment in a guest. `memory` in bytes, 0 chooses what the backing needs.
 
-    `rate` is operations per second of each bystander. `hung_task_timeout_s` 0 leaves the kernel's
-    own (120 s). `cpu_max` is the quota of the target, from before its teardown on. `graph` records
-    function_graph instead of events. `locks` says where lock events come from: one of LOCK_EVENTS,
-    of which "auto" takes the tracepoints, else kprobes. `shift` stretches an exact guest's time: an
-    instruction takes 2 ** shift ns.
+    `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `cpu_max` is the target's from before
+    its teardown on. `graph` records function_graph instead of events. `locks` says where lock
+    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes.
+    `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
     """
 
-    length: int
+    period_ns: int = 1_000_000
     kernel: str = "debian:6.1"
-    backing: str = "anonymous"
-    teardown: str = "munmap"
-    bystanders: tuple[str, ...] = ("fault", "proc")
-    rate: int = 1000
-    locked: bool = False
-    nr_vmas: int = 1
     timeout_s: float = 300.0
     exact: bool = False
     nr_cpus: int = 2
     memory: int = 0
     hung_task_timeout_s: int = 0
-    cpu_max: CpuMax | None = None
     graph: bool = False
     locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
@@ -61,7 +49,9 @@ class GuestPlan:
     @property
     def machine(self) -> qemu.GuestMachine:
         """The guest that this plan needs."""
-        options = (f"hugepages={self.length // _HUGE}",) if self.backing == "hugetlb" else ()
+        options = (
+            (f"hugepages={self.length // self.page}",) if BACKINGS[self.backing].from_pool else ()
+        )
         return qemu.GuestMachine(
             self.memory or _memory(self), self.nr_cpus, self.exact, self.shift, options
         )
@@ -77,27 +67,16 @@ class GuestRun:
 
 def _memory(plan: GuestPlan) -> int:
     tables = plan.length // 512
-    pages = 0 if plan.backing == "zero" else plan.length
+    pages = plan.length if BACKINGS[plan.backing].takes_memory else 0
     return (_BASE_MEMORY + tables + pages + (16 << 20)) >> 20 << 20
-
-
-def _one_of(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise no_such(what, value, known, also=" in a guest")
 
 
 def checked(plan: GuestPlan) -> GuestPlan:
     """Return the plan with its backing chosen; raise UserError if it can't run here."""
     plan = _with_backing(plan)
-    _one_of("backing", plan.backing, BACKINGS)
-    _one_of("teardown", plan.teardown, TEARDOWNS)
-    _one_of("lock events", plan.locks, LOCK_EVENTS)
-    for name in plan.bystanders:
-        _one_of("bystander", name, BYSTANDERS)
-    _check_length(plan)
-    _check_teardown(plan)
-    _between("--rate", plan.rate, 1, 10**6)
-    _between("--guest-cpus", plan.nr_cpus, 1, 64)
+    check(plan, GUEST)
+    one_of("lock events", plan.locks, LOCK_EVENTS, GUEST.where)
+    between("--guest-cpus", plan.nr_cpus, 1, 64)
     need, free = plan.machine.memory, _available_memory()
     if need > free:
         raise UserError(
@@ -115,33 +94,6 @@ def _with_backing(plan: GuestPlan) -> GuestPlan:
     return populated if fits else replace(plan, backing="zero")
 
 
-def _check_length(plan: GuestPlan) -> None:
-    unit = _HUGE if plan.backing in ("thp", "hugetlb") else 4096
-    if plan.length <= 0 or plan.length % unit:
-        raise UserError(
-            f"size {plan.length} is not a positive multiple of the page size {unit} "
-            f"of {plan.backing} backing"
-        )
-    _between("--vmas", plan.nr_vmas, 1, min(60000, plan.length // unit))
-
-
-def _check_teardown(plan: GuestPlan) -> None:
-    if plan.teardown in ("brk", "mremap") and plan.backing in ("file", "hugetlb"):
-        raise UserError(
-            f"teardown {plan.teardown} in a guest can't have {plan.backing} backing: "
-            "use anonymous, zero or thp"
-        )
-    if plan.teardown == "mremap" and plan.nr_vmas > 1:
-        raise UserError(
-            f"teardown mremap works on one VMA, not on {plan.nr_vmas}: leave --vmas away"
-        )
-
-
-def _between(what: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise UserError(f"{what} {value} must lie between {least} and {most}")
-
-
 def _available_memory() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
@@ -156,8 +108,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         "backing": plan.backing,
         "teardown": plan.teardown,
         "bystanders": ",".join(plan.bystanders),
-        "period_ns": 10**9 // plan.rate,
-        "settle_ns": max(_SETTLE_NS, 5 * 10**9 // plan.rate),
+        "period_ns": plan.period_ns,
+        "settle_ns": max(_SETTLE_NS, 5 * plan.period_ns),
         "locked": int(plan.locked),
         "vmas": plan.nr_vmas,
     }

@@ -18,9 +18,9 @@ from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.strangers import visible
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace import file
 from zaplock.trace.events import EventKind, Events, RecordedTask
-from zaplock.trace.operations import NAMES
 from zaplock.trace.quotas import QuotaReading, QuotaRows
 
 _END_OF_TIME = 1 << 62
@@ -66,7 +66,7 @@ def _decoded(capsule: Capsule, by: str) -> Events:
     semaphores = _semaphores(capsule, layouts, chunks) if by == KPROBES else ()
     stream = Stream(layouts, names, semaphores=semaphores)
     columns = stream.feed(chunks, _END_OF_TIME)
-    found = Events(columns, NAMES, names.tasks, names.mms)
+    found = Events(columns, TRACED_NAMES, names.tasks, names.mms)
     found.check()
     if stream.probes and stream.probes.unanswered:
         raise UserError(

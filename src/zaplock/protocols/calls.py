@@ -1,0 +1,42 @@
+"""The system calls that the model serves: by name, with the arguments of the catalogue.
+
+Whoever runs a call by its name takes it from here: `AddressSpace.call`, the oracle's model side,
+recorded programs and the checker. Where a design decides, it is asked. What needs more than its
+arguments (process_madvise and its vector, shmat and its segment) is made by its callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from zaplock.protocols import (
+    brk,
+    madvise,
+    mlock,
+    mmap,
+    mprotect,
+    mremap,
+    mseal,
+    msync,
+    remap_pages,
+)
+from zaplock.protocols.design import Protocol
+
+SERVED: Final[dict[str, Callable[..., Protocol]]] = {
+    "munmap": lambda cx, start, length: cx.design.munmap(cx, start, length),
+    "mmap": mmap.mmap,
+    "mremap": mremap.mremap,
+    "brk": brk.brk,
+    "madvise": madvise.madvise,
+    "mprotect": mprotect.mprotect,
+    "mlock": mlock.mlock,
+    "mlock2": mlock.mlock,
+    "munlock": mlock.munlock,
+    "mlockall": mlock.mlockall,
+    "munlockall": mlock.munlockall,
+    "msync": msync.msync,
+    "mseal": mseal.mseal,
+    "remap_file_pages": remap_pages.remap_file_pages,
+}
+"""name: (cx, *arguments) -> protocol."""
