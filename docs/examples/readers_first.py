@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from zaplock.designs import SHIPPED
+from zaplock.author import SHIPPED
 
 BASE = SHIPPED["linux-6.18"]
 
