@@ -156,7 +156,10 @@ def test_sequences_survive_their_file(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("nonsense", "not a sequence of operations"),
-        ('{"operations": [["mmapp", 1]]}', "operation 0: no operation 'mmapp' (did you mean mmap?)"),
+        (
+            '{"operations": [["mmapp", 1]]}',
+            "operation 0: no operation 'mmapp' (did you mean mmap?)",
+        ),
         ('{"operations": [["munmap", 1]]}', "has 1 arguments and takes 2: addr, length"),
         ('{"operations": [["brk", {"op": 0}]]}', "refers to operation 0, not an earlier one"),
         ('{"operations": [["brk", "x"]]}', "has the argument 'x', not a number"),

@@ -16,6 +16,8 @@ from zaplock.lab.profiles import Profile, predict
 ARRIVALS = 400
 """How often each bystander comes during the teardown, where no period is given."""
 SHORTEST_PERIOD_NS, LONGEST_PERIOD_NS = 20_000, 10_000_000
+MOST_ARRIVALS = 2_000
+"""Beside a teardown of hours each bystander samples it so often, and not every 10 ms."""
 SIMULATION = Venue("in the simulation", ("munmap",), tuple(OPERATIONS), most_vmas=65_000)
 SIMULATED_ONLY = tuple(name for name in OPERATIONS if name not in BYSTANDERS)
 """Bystanders that `zaplock measure` has not."""
@@ -26,7 +28,8 @@ class SimulatedExperiment(Experiment):
     """One munmap on a machine with `cpus` CPUs.
 
     Without a `period_ns` each bystander comes about 400 times during the teardown, at least every
-    10 ms and at most every 20 us. `seed` decides when within its first period it begins.
+    10 ms and at most every 20 us; but not more than 2,000 times, since all that it would meet in
+    a hold of hours is that same hold. `seed` decides when within its first period it begins.
     `hung_task_timeout_ns` is the kernel's /proc/sys/kernel/hung_task_timeout_secs.
     """
 
@@ -39,7 +42,12 @@ class SimulatedExperiment(Experiment):
         if self.period_ns is not None:
             return self.period_ns
         hold_ns = predict(profile, self.length, self.backing, nr_vmas=self.nr_vmas)
-        return min(max(hold_ns // ARRIVALS, SHORTEST_PERIOD_NS), LONGEST_PERIOD_NS)
+        longest_ns = max(LONGEST_PERIOD_NS, hold_ns // MOST_ARRIVALS)
+        return min(max(hold_ns // ARRIVALS, SHORTEST_PERIOD_NS), longest_ns)
+
+    def is_sampled_under(self, profile: Profile) -> bool:
+        """Say whether bystanders come more seldom than every 10 ms, so that stalls are sampled."""
+        return self.period_ns is None and self.period_under(profile) > LONGEST_PERIOD_NS
 
 
 def checked(experiment: SimulatedExperiment) -> SimulatedExperiment:

@@ -37,6 +37,9 @@ def title(comparison: Comparison) -> str:
     what += [f"{experiment.nr_vmas} VMAs"] if experiment.nr_vmas > 1 else []
     costs = f"costs of {comparison.profile.name}, {experiment.cpus} CPUs"
     costs += f", cpu.max {experiment.cpu_max}" if experiment.cpu_max else ""
+    if experiment.is_sampled_under(comparison.profile):
+        every = duration(experiment.period_under(comparison.profile))
+        costs += f"; bystanders come once in {every}"
     return f"munmap of {what[0]} of {', '.join(what[1:])} ({costs})"
 
 
