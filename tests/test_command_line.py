@@ -56,7 +56,7 @@ def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["check", "munmap-falt"], "no scenario 'munmap-falt' (did you mean munmap-f"),
         (
             ["check", "expand", "--design", "linux-6.18/no-lok"],
-            "no mutation of linux-6.18 'no-lok'",
+            "no mutation 'no-lok' of linux-6.18 (did you mean no-",
         ),
         (["oracle", "--theme", "hug"], "no theme 'hug'"),
     ],

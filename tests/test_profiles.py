@@ -104,7 +104,7 @@ def test_a_profile_that_is_not_there_is_named() -> None:
         load("pdp-11")
     with pytest.raises(UserError, match=r"/nowhere/p.toml' can't be read \(No such file"):
         load("/nowhere/p.toml")
-    with pytest.raises(UserError, match=r"Is a directory"):
+    with pytest.raises(UserError, match=r"is no plain file"):
         load("/tmp/")
 
 

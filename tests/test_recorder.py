@@ -416,7 +416,7 @@ def test_a_full_disk_ends_the_recording_with_what_fitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     disk = Path(tempfile.mkdtemp(dir=tmp_path))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(disk)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], check=True)
     try:
         path = disk / "a.zaplock"
         assert main(["record", "-o", str(path), "--", *churn(20.0)]) == 2

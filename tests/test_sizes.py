@@ -66,13 +66,21 @@ def test_any_text_is_a_size_or_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "span_ns"), [("50ms", 50_000_000), ("1s", 10**9), ("2.5us", 2500), ("8ns", 8), ("2m",
-    120 * 10**9)] )  # fmt: skip
+    ("text", "span_ns"),
+    [
+        ("50ms", 50_000_000),
+        ("1s", 10**9),
+        ("3", 3 * 10**9),
+        ("2.5us", 2500),
+        ("8ns", 8),
+        ("2m", 120 * 10**9),
+    ],
+)
 def test_a_duration_is_read(text: str, span_ns: int) -> None:
     assert parse_duration(text) == span_ns
 
 
-@pytest.mark.parametrize("text", ["-1s", "0s", "5", "1e3s", "nan", "1d", "999999999999h", "0.1ns"])
+@pytest.mark.parametrize("text", ["-1s", "0s", "5x", "1e3s", "nan", "1d", "999999999999h", "0.1ns"])
 def test_a_bad_duration_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="duration"):
         parse_duration(text)
