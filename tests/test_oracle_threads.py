@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator
+from errno import EINVAL, ENOMEM
 from typing import Any
 
 import pytest
@@ -42,6 +43,22 @@ def test_every_outcome_of_random_programs_is_allowed(bench: ThreadBench) -> None
     assert report.agrees, report.divergences
     assert report.programs == 40
     assert report.outcomes["in order"] > 40
+
+
+@needs_kernel
+def test_populate_of_a_shared_file_lets_the_lock_go_after_each_page(bench: ThreadBench) -> None:
+    """In between the mapping may have become read-only: one page is there, and EINVAL is told."""
+    program = ThreadedProgram(
+        (mapping(0x31, pages=3),),
+        (
+            (Op("madvise", (WINDOW, 4 * PAGE, POPULATE_WRITE)),),
+            (Op("mprotect", (WINDOW, PAGE, 1)),),
+        ),
+    )
+    explored = Interleavings(bench.real.environment, bench.design, program).explored()
+    present = {(one.results[0][0], sum(v.figures[0] for v in one.after.vmas)) for one in explored}
+    assert present == {(-ENOMEM, 12), (-EINVAL, 0), (-EINVAL, 4)}
+    assert {bench.real.run_threads(program, [[1], [1]]) for _ in range(20)} <= explored
 
 
 @needs_kernel

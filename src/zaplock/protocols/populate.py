@@ -76,25 +76,27 @@ async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high:
 
 async def populate_pages(
     cx: Cx, handle: int, vma: Vma, low: int, high: int, write: bool
-) -> tuple[int, bool]:
+) -> tuple[int, int]:
     """Fault in [low, high) of a VMA in steps of the grain.
 
-    Returns 0, -EFAULT or -ENOMEM, and whether the mmap_lock was let go meanwhile: for each page
-    that a write makes dirty, since balance_dirty_pages may take long (`dirty_fault_lets_go`).
+    Returns 0, -EFAULT or -ENOMEM, and how far it came: to `high`, or to a page that a write has
+    made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take long
+    (`dirty_fault_lets_go`). The VMA may be another one then.
     """
     if write and not vma.flags & VM_SHARED and not vma.anon_vma:
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
-    let_go = False
+    stops = write and cx.design.dirty_fault_lets_go
+    splits = write and not cx.design.replaces_huge_zero
     for at in range(low, high, grain):
-        until, splits = min(at + grain, high), write and not cx.design.replaces_huge_zero
-        error, made_dirty = await fault_range(handle, at, until, write, splits)
-        for _ in range(made_dirty if cx.design.dirty_fault_lets_go else 0):
-            await let_go_for_once(cx)
-            let_go = True
+        until = min(at + grain, high)
+        error, came_to = await fault_range(handle, at, until, write, splits, stops)
         if error:
-            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, let_go
-    return 0, let_go
+            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, came_to
+        if came_to < until:
+            await let_go_for_once(cx)
+            return 0, came_to
+    return 0, high
 
 
 async def let_go_for_once(cx: Cx) -> None:
@@ -105,30 +107,36 @@ async def let_go_for_once(cx: Cx) -> None:
 
 @step
 def fault_range(
-    m: Machine, task: Task, handle: int, low: int, high: int, write: bool, splits_zero: bool
+    m: Machine,
+    task: Task,
+    handle: int,
+    low: int,
+    high: int,
+    write: bool,
+    splits_zero: bool,
+    stops: bool,
 ) -> tuple[int, int]:
     """Fault in every page of [low, high).
 
-    Returns 0, or the first fault's signal, negative; and how many faults had to tell that a page of
-    a shared file is dirty now. `splits_zero`: the huge zero page is mapped by small entries first.
+    Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
+    page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
+    mapped by small entries first.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for vpn in (*range(first, last, PAGES_PER_PMD), last - 1) if splits_zero else ():
         split_huge_zero(m, task, m.mm(vma.mm), vpn)
-    if write and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
-        told = 0
+    if stops and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
         for vpn in range(first, last):
             tells = makes_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
-            if error:
-                return error, told
-            told += tells
-        return 0, told
+            if error or tells:
+                return error, vpn << PAGE_SHIFT
+        return 0, high
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
-    return populate_range(m, task, vma, first, last, write), 0
+    return populate_range(m, task, vma, first, last, write), high
 
 
 def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
@@ -147,7 +155,8 @@ def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
     """Fault in [start, end) under a hold that the caller has; stop at the first error.
 
-    If the hold was let go on the way, it is once more at the end, to tell the caller of it.
+    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then. If it
+    was, it is once more at the end, to tell the caller of it.
     """
     at, error, let_go = start, 0, False
     while at < end and not error:
@@ -158,9 +167,9 @@ async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
         elif vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
             error = -EINVAL
         else:
-            error, went = await populate_pages(cx, handle, vma, at, min(end, vma.end), write)
-            let_go = let_go or went
-            at = vma.end
+            high = min(end, vma.end)
+            error, at = await populate_pages(cx, handle, vma, at, high, write)
+            let_go = let_go or (at < high and not error)
     if let_go:
         await let_go_for_once(cx)
     return error
