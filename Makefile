@@ -42,7 +42,8 @@ COVERED := $(addprefix tests/test_,$(addsuffix .py,protocols sequential store la
 FLOOR := 25
 coverage: setup
 	rm -rf out/coverage && mkdir -p out/coverage
-	$(BIN)/coverage run -m pytest $(wildcard $(COVERED))
+	$(BIN)/coverage run -m pytest $(wildcard $(COVERED)) >out/coverage/pytest.log || \
+	  { cat out/coverage/pytest.log; false; }
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under $(FLOOR) | tail -1
 
