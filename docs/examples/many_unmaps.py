@@ -18,7 +18,5 @@ for design in ("linux-6.1", "linux-6.18", "linux-6.18-dying", "linux-6.18-cut"):
     lab.bystander("proc")
     run = lab.run()
     assert set(run.results.values()) <= {0, None}
-    stalls = {name: duration(one.max_ns) for name, one in run.stalls.items()}
-    print(
-        f"{design:18}{duration(run.duration_ns):>8}   mmap {stalls['mmap']:>8}   ps {stalls['proc']}"
-    )
+    mmap, ps = (duration(run.stalls[name].max_ns) for name in ("mmap", "proc"))
+    print(f"{design:18}{duration(run.duration_ns):>8}   mmap {mmap:>8}   ps {ps:>8}")
