@@ -69,7 +69,7 @@ def test_a_bug_of_history_has_a_short_counterexample(scenario: str) -> None:
         found = check(find_scenario(scenario), design)
         assert found.violation is not None
         assert found.violation.invariant is RULE_OF[scenario]
-        assert len(found.groups or found.schedule) <= 30
+        assert len(found.groups or found.schedule) <= 25
 
 
 @pytest.mark.parametrize(("scenario", "design", "rule"), OWN_BUGS)

@@ -187,19 +187,22 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Remap under the exclusive lock."""
     if cx.design.moves_many and r.flags & MREMAP_FIXED and r.old_length == r.new_length:
         return await remap_move(cx, r, events)
-    handle = await find_vma(cx.mm, r.address)
-    vma = await read_vma(handle) if handle else None
-    if vma is None or vma.start > r.address:
+    handle, vma = await vma_at(cx, r.address)
+    if vma is None:
         return MremapResult(-EFAULT)
     r = align_hugetlb(vma, r)
-    if r.flags & MREMAP_FIXED and not cx.design.mremap_checks_first:
-        cleared = await clear_before_checks(cx, vma, r, events)
-        if cleared < 0:
-            return MremapResult(cleared)
-        vma = await read_vma(await find_vma(cx.mm, r.address))
+    clears_first = r.flags & MREMAP_FIXED and not cx.design.mremap_checks_first
+    if clears_first:
+        if cx.design.mseal != "no" and vma.flags & VM_SEALED:
+            return MremapResult(-EPERM)
+        handle, vma, error = await clear_for_move(cx, r, events)
+        if vma is None:
+            return MremapResult(error)
     error = await check_prep_vma(cx, vma, r)
     if error:
         return MremapResult(error)
+    if clears_first:
+        return await move_to(cx, handle, vma, r, events)
     if r.implies_move:
         return await mremap_to(cx, r, events)
     if r.new_length == r.old_length:
@@ -209,17 +212,32 @@ async def remap(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     return await expand_vma(cx, handle, vma, r, events)
 
 
-async def clear_before_checks(cx: Cx, vma: Vma, r: Request, events: UnmapEvents) -> int:
-    """Unmap the new place and the old one's tail before the mapping is looked at (to 6.16)."""
-    if cx.design.mseal != "no" and vma.flags & VM_SEALED:
-        return -EPERM
-    result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
-    if result >= 0 and r.old_length > r.new_length:
+async def vma_at(cx: Cx, address: int) -> tuple[int, Vma | None]:
+    """Look an address up: the handle of the VMA that covers it and what it is, or (0, None)."""
+    handle = await find_vma(cx.mm, address)
+    vma = await read_vma(handle) if handle else None
+    return (0, None) if vma is None or vma.start > address else (handle, vma)
+
+
+async def clear_for_move(cx: Cx, r: Request, events: UnmapEvents) -> tuple[int, Vma | None, int]:
+    """Unmap the new place and the old one's tail.
+
+    Returns the VMA to be moved as it is then, or (0, None, errno), as where it was its own new
+    place. To 6.16 this came before the mapping is looked at.
+    """
+    result, cuts = 0, r.old_length > r.new_length
+    if r.flags & MREMAP_FIXED:
+        result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
+        looks = cuts and cx.design.mremap_checks_first  # before the tail is cut, as well as behind
+        if result >= 0 and looks and not await is_mapped(cx.mm, r.address):
+            return 0, None, -EFAULT
+    if result >= 0 and cuts:
         start, length = r.address + r.new_length, r.old_length - r.new_length
         result = await cx.design.do_munmap(cx, start, length, events, False)
-    if result >= 0 and not await is_mapped(cx.mm, r.address):
-        return -EFAULT
-    return result
+    if result < 0:
+        return 0, None, result
+    handle, vma = await vma_at(cx, r.address)
+    return handle, vma, -EFAULT
 
 
 def align_hugetlb(vma: Vma, r: Request) -> Request:
@@ -330,7 +348,7 @@ async def expand_vma(
         return MremapResult(r.address, 0, populate_range(vma, r, r.address))
     if not r.flags & MREMAP_MAYMOVE:
         return MremapResult(-ENOMEM)
-    return await set_new_address_and_move(cx, r, events)
+    return await set_new_address_and_move(cx, handle, vma, r, events)
 
 
 def populate_range(vma: Vma, r: Request, target: int) -> tuple[int, int] | None:
@@ -382,23 +400,19 @@ def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool) -> Non
 
 async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
     """Clear the new place, cut the old one, and move."""
-    delta = 0
-    if r.flags & MREMAP_FIXED:
-        result = await cx.design.do_munmap(cx, r.new_address, r.new_length, events, False)
-        if result < 0:
-            return MremapResult(result)
-        if not await is_mapped(cx.mm, r.address):
-            return MremapResult(-EFAULT)  # it was its own new place
-    if r.old_length > r.new_length:
-        start, length = r.address + r.new_length, r.old_length - r.new_length
-        result = await cx.design.do_munmap(cx, start, length, events, False)
-        if result < 0:
-            return MremapResult(result)
-        delta = r.old_length - r.new_length
-        r = r._replace(old_length=r.new_length)
+    handle, vma, error = await clear_for_move(cx, r, events)
+    if vma is None:
+        return MremapResult(error)
+    return await move_to(cx, handle, vma, r, events)
+
+
+async def move_to(cx: Cx, handle: int, vma: Vma, r: Request, events: UnmapEvents) -> MremapResult:
+    """Move what is left of a VMA to a place that is clear."""
+    delta = max(0, r.old_length - r.new_length)
+    r = r._replace(old_length=r.old_length - delta)
     if r.flags & MREMAP_DONTUNMAP and not await fits_twice(cx.mm, r.address, r.old_length):
         return MremapResult(-ENOMEM)
-    return await set_new_address_and_move(cx, r, events, delta)
+    return await set_new_address_and_move(cx, handle, vma, r, events, delta)
 
 
 @step
@@ -410,15 +424,13 @@ def fits_twice(m: Machine, task: Task, mm: int, address: int, length: int) -> bo
 
 
 async def set_new_address_and_move(
-    cx: Cx, r: Request, events: UnmapEvents, delta: int = 0
+    cx: Cx, handle: int, vma: Vma, r: Request, events: UnmapEvents, delta: int = 0
 ) -> MremapResult:
     """Find the new place (vrm_set_new_addr), then move there.
 
     `delta` is what was cut off before; where charges are forgotten it is still asked whether so
     much may be committed, and it is committed once more.
     """
-    handle = await find_vma(cx.mm, r.address)
-    vma = await read_vma(handle)
     map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
     map_flags |= MAP_SHARED if vma.flags & VM_MAYSHARE else 0
     map_flags |= MAP_HUGETLB if vma.flags & VM_HUGETLB else 0
