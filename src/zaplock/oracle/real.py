@@ -64,7 +64,7 @@ class RealSide:
             Op("mmap", (page, page, 0, private_anonymous, ops.NO_FILE, 0)),
         )
         built = program.build((), self._names)
-        self._child.run(built.code)
+        self._run(built.code)
         baseline = self._snapshots(built)[0]
         brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
         return Environment(
@@ -81,13 +81,7 @@ class RealSide:
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence; a runner that dies midway raises Lost, and the next run starts afresh."""
         built = program.build(sequence, self._names)
-        try:
-            status = self._child.run(built.code)
-        except Lost:
-            self.restart()
-            raise
-        if status:
-            raise Lost(f"the runner ended with wait status {status:#x}")
+        self._run(built.code)
         return self._steps(sequence, built)
 
     def run_unobserved(self, sequence: Sequence[Op]) -> tuple[int, list[int]]:
@@ -120,13 +114,7 @@ class RealSide:
     ) -> ThreadedOutcome:
         """Run a program of threads once, with these delays before its operations."""
         built, places = threads.build(threaded, delays, self._names)
-        try:
-            status = self._child.run(built.code)
-        except Lost:
-            self.restart()
-            raise
-        if status:
-            raise Lost(f"the runner ended with wait status {status:#x}")
+        self._run(built.code)
         self._parser.begin()
         code = self._child.program(len(built.code))
         words, reader = memoryview(code).cast("q"), _Reader(self._child, code, self._parser)
@@ -140,13 +128,21 @@ class RealSide:
     def _results(
         self, sequence: Sequence[Op], built: program.BareProgram
     ) -> tuple[memoryview, list[int]]:
-        status = self._child.run(built.code)
-        if status:
-            raise Lost(f"the runner ended with wait status {status:#x}")
+        self._run(built.code)
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
         forked = [op.name == "fork" for op in sequence]
         return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
+
+    def _run(self, code: bytes) -> None:
+        """Run machine code in the child; one that dies midway is made anew, and Lost is raised."""
+        try:
+            status = self._child.run(code)
+        except Lost:
+            self.restart()
+            raise
+        if status:
+            raise Lost(f"the runner ended with wait status {status:#x}")
 
     def restart(self) -> None:
         """Replace the bare process."""

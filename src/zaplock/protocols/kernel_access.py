@@ -27,14 +27,19 @@ MAX_RW_COUNT = 0x7FFF_F000
 LARGEST_OFFSET = (1 << 63) - 1
 
 
-async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
-    """The pread system call of a file in memory, on a disk or of /dev/zero: bytes or an errno."""
+def refused(cx: Cx, address: int, length: int, offset: int) -> int:
+    """Check what both check before anything is copied, in this order: 0 or a negative errno."""
     if offset > LARGEST_OFFSET:
         return -EINVAL
     if address + length > cx.limits.task_size:
         return -EFAULT
-    if offset + length > LARGEST_OFFSET:
-        return -EINVAL
+    return -EINVAL if offset + length > LARGEST_OFFSET else 0
+
+
+async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
+    """The pread system call of a file in memory, on a disk or of /dev/zero: bytes or an errno."""
+    if error := refused(cx, address, length, offset):
+        return error
     length = min(length, MAX_RW_COUNT)
     left = await bytes_from(file, length, offset)
     done = 0
@@ -62,12 +67,8 @@ def file_tag_at(m: Machine, _task: Task, file: int, pgoff: int) -> int:
 
 async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
     """The pwrite system call to a file in memory or to /dev/zero: bytes or an errno."""
-    if offset > LARGEST_OFFSET:
-        return -EINVAL
-    if address + length > cx.limits.task_size:
-        return -EFAULT
-    if offset + length > LARGEST_OFFSET:
-        return -EINVAL
+    if error := refused(cx, address, length, offset):
+        return error
     length = min(length, MAX_RW_COUNT)
     if await takes_all(file):
         return length

@@ -24,24 +24,12 @@ static char probe_group[80], probed[2 * NR_RWSEM_FUNCTIONS][160];
 static size_t nr_probed;
 static int by_tracepoints;
 
-static int append_file(const char *path, const char *text)
-{
-	int fd = open(path, O_WRONLY | O_APPEND);
-	ssize_t n;
-
-	if (fd < 0)
-		return 0;
-	n = write(fd, text, strlen(text));
-	close(fd);
-	return n == (ssize_t)strlen(text);
-}
-
 static int probe_command(const char *command)
 {
 	char path[256];
 
 	snprintf(path, sizeof(path), "%s/kprobe_events", tracefs);
-	return append_file(path, command);
+	return write_text(path, command, O_APPEND);
 }
 
 /* Make one probe and switch it on; false where the kernel refuses. */

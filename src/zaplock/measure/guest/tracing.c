@@ -29,9 +29,9 @@ static const char *const events[] = {
 };
 #define NR_EVENTS (sizeof(events) / sizeof(*events))
 
-static int write_file(const char *path, const char *text)
+static int write_text(const char *path, const char *text, int how)
 {
-	int fd = open(path, O_WRONLY | O_TRUNC);
+	int fd = open(path, O_WRONLY | how);
 	ssize_t n;
 
 	if (fd < 0)
@@ -39,6 +39,11 @@ static int write_file(const char *path, const char *text)
 	n = write(fd, text, strlen(text));
 	close(fd);
 	return n == (ssize_t)strlen(text);
+}
+
+static int write_file(const char *path, const char *text)
+{
+	return write_text(path, text, O_TRUNC);
 }
 
 static int trace_set(const char *file, const char *text)
