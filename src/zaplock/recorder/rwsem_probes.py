@@ -90,6 +90,7 @@ def number_of(function: ProbedFunction) -> int:
 
 
 def succeeded(function: ProbedFunction, result: int) -> int:
+    """Return 1 where a call that returned `result` has got the semaphore, else 0."""
     if function.returns == "errno":
         return int(result == 0)
     return int(result != 0) if function.returns == "bool" else 1
