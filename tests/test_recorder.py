@@ -429,6 +429,7 @@ def test_a_full_disk_ends_the_recording_with_what_fitted(
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.by_chance
 def test_the_flight_recorder_stops_at_a_long_hold_and_keeps_what_was_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
