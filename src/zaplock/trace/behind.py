@@ -3,7 +3,8 @@
 A thread may wait for something else that another thread has while that one is in a munmap (say) or
 waits for the mmap_lock: an interpreter's lock, a mutex, an answer through a pipe. No lock event
 tells of it. What tells is who woke it: a sleep that a thread ended which was in one recorded call
-for most of that sleep, and came out of it just before.
+for most of that sleep, and came out of it just before: it has hardly run since, however long it had
+to wait for a cpu.
 
 Needs sched_waking, and with it the flags that say whether an interrupt woke the sleeper: a timer
 that fires while a thread is in munmap was not set by that thread. Nor can a thread release a mutex
@@ -33,7 +34,7 @@ LEAST_NS = 10_000_000
 """Sleeps shorter than this are not looked at: nobody asks for their cause."""
 
 AFTER_NS = 10_000_000
-"""The waker came out of its call no longer than this before it woke the sleeper."""
+"""The waker came out of its call, and ran no longer than this before it woke the sleeper."""
 
 _MOST = 2_000
 _LINKS = 4
@@ -135,7 +136,9 @@ def _explained(
                 told = (sleep.tid, sleep.begin_ns, sleep.slept_ns, sleep.waker)
                 return Behind(*told, call, inside_ns, sleep.partial, tuple(through))
         through.append(link.waker)
-        link = _slept_until(of_task.get(link.waker, ()), sleep.begin_ns, link.end_ns)
+        since_ns = _just_before(analysis, link.waker, link.end_ns)
+        ended = (one for one in of_task.get(link.waker, ()) if one.end_ns >= since_ns)
+        link = _slept_until(ended, sleep.begin_ns, link.end_ns)
         if link is not None and 2 * (link.end_ns - sleep.begin_ns) < sleep.slept_ns:
             return None
     return None
@@ -146,7 +149,8 @@ def _call_until(analysis: Analysis, tid: int, since_ns: int, end_ns: int) -> tup
     calls = analysis.calls
     first, last = np.searchsorted(calls.tid, [tid, tid + 1])
     rows = np.arange(first, last)
-    rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= end_ns - AFTER_NS)]
+    just_before_ns = _just_before(analysis, tid, end_ns)
+    rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= just_before_ns)]
     if not len(rows):
         return None
     inside = calls.end_ns[rows] - np.maximum(calls.begin_ns[rows], since_ns)
@@ -158,12 +162,18 @@ def _call_until(analysis: Analysis, tid: int, since_ns: int, end_ns: int) -> tup
 
 
 def _slept_until(sleeps: Iterable[_Sleep], since_ns: int, end_ns: int) -> _Sleep | None:
-    """Return the sleep that ended just before an instant and covers most of the time since."""
+    """Return the sleep that ended before an instant and covers most of the time since another."""
     for one in sleeps:
         covered = one.end_ns - max(one.begin_ns, since_ns)
-        if end_ns - AFTER_NS <= one.end_ns <= end_ns and 2 * covered >= end_ns - since_ns:
+        if one.end_ns <= end_ns and 2 * covered >= end_ns - since_ns:
             return one
     return None
+
+
+def _just_before(analysis: Analysis, tid: int, end_ns: int) -> int:
+    """Return since when a task has run for AFTER_NS up to an instant."""
+    told = analysis.judge.tasks_sleeps
+    return end_ns - AFTER_NS if told is None else told.ran_since(tid, end_ns, AFTER_NS)
 
 
 def _one_process(analysis: Analysis, tid: int, other: int) -> bool:

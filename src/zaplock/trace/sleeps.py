@@ -109,6 +109,23 @@ class Sleeps:
             on_cpu = np.append(True, on_cpu)[: len(span)]
         return int(span[on_cpu].sum())
 
+    def ran_since(self, tid: int, end_ns: int, cpu_ns: int) -> int:
+        """Return the instant from which a task was on a cpu for `cpu_ns` until `end_ns`.
+
+        A task is taken to run where no event tells that it doesn't: before its first event, too.
+        """
+        rows = self._rows(tid)
+        rows = rows[self.events["kind"][rows] != EventKind.WAKEUP]
+        rows = rows[: np.searchsorted(self.events["time_ns"][rows], end_ns)][::-1]
+        time_ns = self.events["time_ns"][rows]
+        span = np.append(end_ns, time_ns[:-1])[: len(rows)] - time_ns
+        ran = np.cumsum(np.where(self.events["kind"][rows] == EventKind.SCHED_OUT, 0, span))
+        place = int(np.searchsorted(ran, cpu_ns))
+        if place < len(rows):
+            return int(time_ns[place]) + int(ran[place]) - cpu_ns
+        begin_ns, before = (int(time_ns[-1]), int(ran[-1])) if len(rows) else (end_ns, 0)
+        return begin_ns - (cpu_ns - before)
+
 
 def sleeps(events: Events) -> Sleeps | None:
     """Sort the events by task; None for a recording without scheduling or contention."""
