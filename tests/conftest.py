@@ -32,7 +32,7 @@ ONLY_COMPUTE = {
 
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
-REPEATED = ("repeated", True)
+REPEATED = "repeated"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +52,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
         if not left or not any(report.failed for report in reports):
             break
-        item.user_properties.append(REPEATED)
+        item.user_properties.append((REPEATED, " ".join(map(reason, reports)).strip()))
         item._initrequest()  # type: ignore[attr-defined]
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
@@ -60,14 +60,23 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
+def reason(report: pytest.TestReport) -> str:
+    """Give what a failed part of a test said in its first lines."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return str(getattr(crash, "message", report.longrepr))[:400] if report.failed else ""
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which needed another try."""
+    """Say which needed another try, and why."""
     reports = [one for each in terminalreporter.stats.values() for one in each]
     repeated = {
-        one.nodeid for one in reports if REPEATED in map(tuple, getattr(one, "user_properties", ()))
+        (one.nodeid, why)
+        for one in reports
+        for name, why in getattr(one, "user_properties", ())
+        if name == REPEATED
     }
-    for nodeid in sorted(repeated):
-        terminalreporter.write_line(f"repeated: {nodeid}")
+    for nodeid, why in sorted(repeated):
+        terminalreporter.write_line(f"repeated: {nodeid}: {why}")
 
 
 @pytest.fixture
