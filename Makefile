@@ -26,7 +26,7 @@ lint: setup
 # What only computes runs beside what looks at this machine (tests/conftest.py).
 TESTERS := 2
 test: lint docs
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(TESTERS)
 
 # The site, in out/site: without warnings, dead links or a look at the network.
 docs: .venv-docs/.ready

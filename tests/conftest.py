@@ -2,49 +2,90 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 ONLY_COMPUTE = {
     "test_arrows",
     "test_authors",
+    "test_behind",
     "test_blame",
+    "test_call_counts",
     "test_check",
+    "test_cost_units",
     "test_exhaustive",
     "test_footprints",
+    "test_found",
+    "test_fuzz",
     "test_hidden_state",
     "test_history",
+    "test_holds",
+    "test_holds_reference",
+    "test_hung_task",
+    "test_import",
+    "test_import_forms",
+    "test_kernel_stacks",
+    "test_lab",
     "test_liveness",
     "test_model_random",
     "test_mutations",
     "test_names",
+    "test_outside",
+    "test_perfetto",
+    "test_profiles",
     "test_protocols",
-    "test_transcripts",
+    "test_recording_file",
+    "test_report",
+    "test_report_simulated",
     "test_sequential",
+    "test_sizes",
+    "test_slowness",
+    "test_stacks_views",
     "test_store",
+    "test_strangers",
+    "test_timed",
+    "test_timed_locks",
+    "test_timed_rwsem",
+    "test_timeline",
+    "test_transcripts",
     "test_weak_memory",
     "test_without_locks",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 
+MACHINE = "machine"
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
 REPEATED = "repeated"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker have everything that looks at this machine, one test after the other."""
-    for item in items:
-        if item.path.stem not in ONLY_COMPUTE:
-            item.add_marker(pytest.mark.xdist_group("machine"))
+class OneLooksAtTheMachine(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker gets everything that looks at this machine, one test after the other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = Path(nodeid.split("::")[0]).stem
+        return nodeid if module in ONLY_COMPUTE else MACHINE
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneLooksAtTheMachine:
+    """Deal the tests out to the workers."""
+    return OneLooksAtTheMachine(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Repeat what failed by chance, and log its last try; which ones were is told at the end."""
+    if item.path.stem in ONLY_COMPUTE and "PYTEST_XDIST_WORKER" in os.environ:
+        give_way()
     if item.path.parent.name != "cases" and item.get_closest_marker("by_chance") is None:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -58,6 +99,12 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@functools.cache
+def give_way() -> None:
+    """Let the other worker go first: the group that looks at the machine is the first one given."""
+    os.nice(10)
 
 
 def reason(report: pytest.TestReport) -> str:
