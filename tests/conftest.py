@@ -21,6 +21,7 @@ ONLY_COMPUTE = {
     "test_model_random",
     "test_mutations",
     "test_names",
+    "test_patterns",
     "test_protocols",
     "test_transcripts",
     "test_sequential",
