@@ -143,6 +143,7 @@ def the_process_of(name: bytes, *, how: str = "") -> Iterator[int]:
         process.wait()
 
 
+@pytest.mark.by_chance
 def test_processes_of_any_name_are_recorded_and_shown(lair: Path) -> None:
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(the_process_of(name)) for name in NAMES]
