@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz bench lint docs coverage lock clean
+.PHONY: setup run test fuzz fuzz-guided bench lint docs coverage lock clean
 
 # Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready
@@ -53,6 +53,13 @@ FUZZ := 20000
 fuzz: setup
 	ZAPLOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 \
 	  tests/test_fuzz.py tests/test_fuzz_cli.py tests/test_recorder_faults.py
+
+# One kind (tests/fuzz_guided.py has their names), led by what each input reaches in the code.
+KIND := strace
+SECONDS := 600
+fuzz-guided: setup
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement tests/guided-requirements.txt
+	$(BIN)/python tests/fuzz_guided.py $(KIND) -max_total_time=$(SECONDS)
 
 # Choose all versions anew and write them down with their hashes.
 lock:

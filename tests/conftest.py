@@ -41,6 +41,7 @@ ONLY_COMPUTE = {
     "test_outside",
     "test_perfetto",
     "test_profiles",
+    "test_patterns",
     "test_protocols",
     "test_recording_file",
     "test_report",

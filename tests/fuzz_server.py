@@ -19,6 +19,7 @@ import traceback
 from typing import Any
 
 from zaplock.cli import SUMMARIES, main
+from zaplock.trace.apart import PARSER
 
 LIBRARIES = (
     "zaplock.views.html", "zaplock.views.perfetto", "zaplock.views.replayed",
@@ -53,6 +54,7 @@ def child(argv: list[str], streams: list[int], limit_s: int, ready: int = -1) ->
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
+    PARSER.end()  # so that what it took counts
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

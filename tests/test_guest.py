@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -191,6 +192,7 @@ def test_a_guest_does_not_outlive_zaplock(how: signal.Signals) -> None:
     command = [sys.executable, "-m", "zaplock", "measure", "--kernel", "debian:6.1", "--exact"]
     zaplock = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     guest = first_child(zaplock.pid)
+    assert_confined(guest)
     zaplock.send_signal(how)
     zaplock.wait()
     deadline = time.monotonic() + 5
@@ -209,6 +211,26 @@ def first_child(pid: int) -> int:
                 return int(child)
         time.sleep(0.05)
     raise AssertionError("no guest was started")
+
+
+def assert_confined(guest: int) -> None:
+    """QEMU has no right of root's, can gain none, is behind its filter and has no network."""
+    deadline = time.monotonic() + 60
+    while (about := status_of(guest))["Seccomp"] != ["2"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert about["Seccomp"] == ["2"]
+    assert about["NoNewPrivs"] == ["1"]
+    assert about["CapEff"] == about["CapPrm"] == ["0" * 16]
+    if os.geteuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        assert about["Uid"] == [str(nobody.pw_uid)] * 4
+        assert about["Gid"] == [str(nobody.pw_gid)] * 4
+    assert "socket:" not in " ".join(map(os.readlink, Path(f"/proc/{guest}/fd").iterdir()))
+
+
+def status_of(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
 
 
 def is_running(pid: int) -> bool:

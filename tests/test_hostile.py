@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,6 +39,28 @@ NAMES = (
 )
 SHADOWED = ("contextlib", "json", "argparse", "numpy", "polars", "rich", "zaplock", "gc", "select")
 
+EVIL = """
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noinline)) int the_function_of_an_enemy(size_t size) {
+  char *memory = mmap(0, size, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  madvise(memory, size, MADV_NOHUGEPAGE);
+  memset(memory, 1, size);
+  int result = munmap(memory, size);
+  __asm__ volatile("" ::: "memory");
+  return result;
+}
+void work(void) {
+  for (;;) {
+    the_function_of_an_enemy(16 << 20);
+    usleep(20000);
+  }
+}
+"""
+ENEMY = "the_function_of_an_enemy"
+TRIES = 8
+"""Until every program has been seen waiting or holding."""
 LIVE = """
 import ctypes, mmap, os, sys, threading, time
 name = bytes.fromhex(sys.argv[1])
@@ -56,6 +80,8 @@ def work():
             for at in range(0, 1 << 16, 4096):
                 area[at] = 1
         time.sleep(0.05)
+if sys.argv[2].startswith("/"):
+    work = ctypes.CDLL(sys.argv[2]).work
 threading.Thread(target=work, daemon=True).start()
 print("on", flush=True)
 work()
@@ -117,6 +143,7 @@ def the_process_of(name: bytes, *, how: str = "") -> Iterator[int]:
         process.wait()
 
 
+@pytest.mark.by_chance
 def test_processes_of_any_name_are_recorded_and_shown(lair: Path) -> None:
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(the_process_of(name)) for name in NAMES]
@@ -159,6 +186,73 @@ def test_maps_of_functions_that_would_hang_or_lead_elsewhere(lair: Path) -> None
     reported = zaplock(lair, "report", "x.zaplock", "--folded", "stacks.txt")
     harmless(lair, reported, 0)
     assert b"root's" not in (lair / "stacks.txt").read_bytes()
+
+
+def huge_sections(raw: bytearray) -> None:
+    at, size = section_headers(raw)
+    for section in range(at, at + size, 64):
+        raw[section + 24 : section + 40] = b"\xff" * 16  # where each lies, and how long it is
+
+
+def sections_of_nowhere(raw: bytearray) -> None:
+    raw[40:48] = struct.pack("<Q", (1 << 64) - 64)
+
+
+def absurd_symbols(raw: bytearray) -> None:
+    at, size = section_headers(raw)
+    for section in range(at, at + size, 64):
+        kind, *_, offset, length = struct.unpack_from("<II4Q", raw, section)[1:]
+        if kind in (2, 11):
+            for symbol in range(offset, offset + length, 24):
+                raw[symbol : symbol + 4] = b"\xff" * 4
+                raw[symbol + 16 : symbol + 24] = b"\xff" * 8
+
+
+def names_with_escapes(raw: bytearray) -> None:
+    evil = b"\x1b]52;c;eA==\x07\n\x9b\xff;\r=x"
+    raw[:] = raw.replace(ENEMY.encode(), evil.ljust(len(ENEMY), b"!"))
+
+
+def section_headers(raw: bytearray) -> tuple[int, int]:
+    return struct.unpack_from("<Q", raw, 40)[0], 64 * struct.unpack_from("<H", raw, 60)[0]
+
+
+def unchanged(raw: bytearray) -> None:
+    pass
+
+
+def test_programs_that_are_broken_while_they_run(lair: Path) -> None:
+    """Each is a process's own code, broken after it was loaded; a whole one is named."""
+    if shutil.which("gcc") is None:
+        pytest.skip("gcc is not installed")
+    (lair / "evil.c").write_text(EVIL)
+    flags = ["-O1", "-fno-omit-frame-pointer", "-fPIC", "-shared"]
+    damages = (huge_sections, sections_of_nowhere, absurd_symbols, names_with_escapes, unchanged)
+    with contextlib.ExitStack() as stack:
+        pids = []
+        for damage in damages:
+            library = lair / f"{damage.__name__}.so"
+            subprocess.run(["gcc", *flags, "-o", library, lair / "evil.c"], check=True)
+            os.chown(library, NOBODY, NOBODY)
+            pids.append(stack.enter_context(the_process_of(b"elf", how=str(library))))
+            raw = bytearray(library.read_bytes())
+            damage(raw)
+            with library.open("r+b") as file:
+                file.write(raw)
+        them = [word for pid in pids for word in ("-p", str(pid))]
+        wanted = {f"{damage.__name__}.so" for damage in damages}
+        wanted |= {f"{ENEMY} (unchanged.so)", "eA=="}
+        for number in range(TRIES):
+            name = f"{number}.zaplock"
+            done = zaplock(lair, "record", *them, "--stacks", "-d", "1s", "-o", name)
+            harmless(lair, done, 0)
+            harmless(lair, zaplock(lair, "report", name, "--folded", f"{number}.folded"), 0)
+            folded = (lair / f"{number}.folded").read_text()
+            assert all(char.isprintable() or char == "\n" for char in folded)
+            wanted = {one for one in wanted if one not in folded}
+            if not wanted:
+                break
+    assert not wanted, "never seen on a stack"
 
 
 def test_mounts_of_any_name(lair: Path) -> None:

@@ -261,6 +261,27 @@ def test_a_damaged_perf_data_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("end", "says"), [("exit 0", ""), ("kill -SEGV $$", "ended by SIGSEGV")])
+def test_a_tool_may_complain_at_length_and_break(
+    end: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What it printed before it broke is no whole trace; nobody waits for its complaints."""
+    tool = tmp_path / "trace-cmd"
+    tool.write_text(
+        f"#!/bin/sh\ncat {FIXTURES}/ftrace-6.18.txt\nhead -c 900000 /dev/zero >&2\n{end}\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "trace.dat").write_bytes(b"\x17\x08Dtracing" + bytes(64))
+    assert main(["import", str(tmp_path / "trace.dat")]) == (2 if says else 0)
+    assert says in capsys.readouterr().err
+    assert (tmp_path / "trace.zaplock").exists() == (not says)
+
+
 def test_a_real_perf_data_tells_processes_and_the_kernel(tmp_path: Path) -> None:
     data = tmp_path / "perf.data"
     code = "import mmap; a = mmap.mmap(-1, 8 << 20); a.close()"

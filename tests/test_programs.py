@@ -10,6 +10,7 @@ import pytest
 from test_oracle import needs_kernel
 
 from zaplock.cli import main
+from zaplock.errors import UserError
 from zaplock.programs import recording
 from zaplock.programs import text as strace_text
 from zaplock.programs.replay import StraceReplay, StraceVerdict
@@ -328,3 +329,14 @@ def test_what_is_no_recording_is_one_clear_line(
     path.write_text(text)
     assert main(["oracle", "--strace", str(path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("lines", "size", "says"), [(1_000_001, 0, "lines"), (1, 65 << 20, "MiB")])
+def test_a_recording_beyond_all_bounds_is_one_clear_line(
+    tmp_path: Path, lines: int, size: int, says: str
+) -> None:
+    path = tmp_path / "x.strace"
+    path.write_text("\n" * lines)
+    os.truncate(path, max(size, lines))
+    with pytest.raises(UserError, match=rf"has over 1?[\d,]+ {says}: record a shorter run"):
+        recording.parse(path)

@@ -1,6 +1,8 @@
 """A recording comes back as it was written, and is whole after whatever stopped its writer."""
 
 import errno
+import hashlib
+import io
 import json
 import os
 import random
@@ -17,7 +19,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.outputs import Folder, walk
-from zaplock.trace import file, tables
+from zaplock.trace import apart, file, tables
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import segments
 from zaplock.trace.stacks import AddressKind, NamedAddress, StackReason, StackRow
@@ -308,6 +310,97 @@ def test_a_bomb_is_refused_before_its_memory_is_taken(
     monkeypatch.setattr(tables, "_available", lambda: 20_000)
     with pytest.raises(UserError, match=r"needs .* MiB of memory"):
         file.read(path)
+
+
+def claiming(content: bytes, size: int) -> bytes:
+    """Let the first page of a table say that it unpacks to so many bytes."""
+    pq = pytest.importorskip("pyarrow.parquet")
+    group = pq.read_metadata(io.BytesIO(content)).row_group(0)
+    at = group.column(0).data_page_offset + 3  # behind its kind, and the head of the next field
+    said, beyond = varint(content, at)
+    packed, end = varint(content, beyond + 1)
+    told = as_varint(2 * size)  # signed numbers are doubled
+    packed -= 2 * (len(told) - len(as_varint(said)))
+    return content[:at] + told + content[beyond : beyond + 1] + as_varint(packed) + content[end:]
+
+
+def varint(content: bytes, at: int) -> tuple[int, int]:
+    """Read a number; return it and where it ends."""
+    end = next(place for place in range(at, at + 10) if content[place] < 128) + 1
+    return sum((content[place] & 127) << 7 * (place - at) for place in range(at, end)), end
+
+
+def as_varint(number: int) -> bytes:
+    digits = [number >> shift & 127 for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(digit | 128 for digit in digits[:-1]), digits[-1]])
+
+
+def bomb(path: Path) -> Path:
+    """Write a recording with right sums, of whose block a page claims two gigabytes."""
+    written = events(2000)
+    written["time_ns"][:] = np.sort(np.random.default_rng(1).integers(0, 1 << 60, 2000))
+    file.write(path, written)
+    whole = block(path)
+    content = claiming(whole.read_bytes(), (1 << 31) - 1)
+    (path / f"events-000000-{hashlib.sha256(content).hexdigest()[:16]}.parquet").write_bytes(
+        content
+    )
+    whole.unlink()
+    return path
+
+
+def test_a_table_that_breaks_the_parser_breaks_nobody_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, good = bomb(tmp_path / "bomb.zaplock"), tmp_path / "good.zaplock"
+    with pytest.raises(UserError, match=r"can't be read \(it breaks the parser\)"):
+        file.read(path)
+    assert main(["report", str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    file.write(good, events(10))
+    assert len(file.read(good).events) == 10
+
+
+def test_a_parser_that_never_answers_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write(tmp_path / "a.zaplock", events(10))
+    file.read(tmp_path / "a.zaplock")
+    parser = apart.PARSER._process
+    assert parser is not None
+    parser.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(apart, "_WALL", 0.05)
+    with pytest.raises(UserError, match="reading it takes too long"):
+        file.read(tmp_path / "a.zaplock")
+    assert parser.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    assert len(file.read(tmp_path / "a.zaplock").events) == 10
+
+
+def test_a_forked_child_has_a_parser_of_its_own(tmp_path: Path) -> None:
+    file.write(tmp_path / "a.zaplock", events(10))
+    script = textwrap.dedent(f"""
+        import os, pathlib
+        from zaplock.trace import apart
+        content = pathlib.Path({str(block(tmp_path / "a.zaplock"))!r}).read_bytes()
+        rows = lambda: apart.PARSER.look(content)[0]
+        assert rows() == 10
+        ours = apart.PARSER._process.pid
+        child = os.fork()
+        assert rows() == 10
+        assert (apart.PARSER._process.pid == ours) == (child > 0)
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
+def test_a_table_that_lost_its_sum_is_said_to_be_unchecked(tmp_path: Path) -> None:
+    path = three_blocks(tmp_path / "a.zaplock")
+    block(path, 1).rename(path / "events-000001.parquet")
+    assert file.read(path).caveats == (
+        "A table of this recording has lost the sum in its name: damage isn't noticed.",
+    )
 
 
 def test_a_recording_is_its_owners_alone(tmp_path: Path) -> None:

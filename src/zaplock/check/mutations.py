@@ -25,10 +25,10 @@ from zaplock.protocols.madvise import madvise
 
 Steps = Generator[Step[Any], Any, Any]
 
-_MUTANT: Final = re.compile(
-    r"(?P<design>.+?\.py:\w+|(?:linux-|rfc-)[^/:]*)/(?P<mutation>.+\.py:\w+|[\w-]+)", re.DOTALL
-)
-"""A design, whose own name has no slash unless it is a file's, and what is done to it."""
+_FILE: Final = re.compile(r".+\.py:\w++", re.DOTALL)
+_DESIGN: Final = re.compile(r"(?:linux-|rfc-)[^/:]*+")
+_MUTATION: Final = re.compile(r"[\w-]++")
+_END_OF_FILE: Final = re.compile(r"\.py:\w++(?=/)")
 
 
 class Rule:
@@ -112,8 +112,16 @@ def split_mutant(name: str) -> tuple[str, str] | None:
     """
     if is_reference(name) and Path(name.rpartition(":")[0]).is_file():
         return None
-    found = _MUTANT.fullmatch(name)
-    return (found["design"], found["mutation"]) if found else None
+    design, _, mutation = name.rpartition("/")
+    if not _MUTATION.fullmatch(mutation):  # a file's
+        end = _END_OF_FILE.search(name)
+        design, _, mutation = name.partition("/")
+        if end and end.start():
+            design, mutation = name[: end.end()], name[end.end() + 1 :]
+        if not _FILE.fullmatch(mutation):
+            return None
+    known = _FILE.fullmatch(design) or _DESIGN.fullmatch(design)
+    return (design, mutation) if known else None
 
 
 def mutant(name: str) -> Design | None:

@@ -12,7 +12,7 @@ import re
 from zaplock.lab.hung_task import HungTask
 
 _FIRST = re.compile(r"INFO: task (?P<name>.*):(?P<pid>\d+) blocked for more than (?P<s>\d+) sec")
-_KERNEL = re.compile(r"\s*(?P<taint>Not tainted|Tainted: \S.*) (?P<kernel>\d+\.\d+\S* #.*)")
+_KERNEL = re.compile(r"\s*(?P<taint>Not tainted|Tainted: \S[^#]*) (?P<kernel>\d+\.\d++\S*+ #.*)")
 _FIELD = re.compile(r"(tgid|ppid|flags):\s*(0x[0-9a-f]+|\d+)")
 _OLD_TASK = re.compile(r".{15} D\s+\d+\s+\d+\s+(?P<ppid>\d+) (?P<flags>0x[0-9a-f]{8})")
 _ADDRESS = re.compile(r"^ ?\[<[0-9a-f]+>\]\s*")

@@ -24,8 +24,8 @@ _VMLCK = COUNTERS.index("VmLck")
 # What precedes the flags of a VMA: the flags of the one before it (not for the first), then its own
 # header (addresses, permissions, offset, device, inode, path) and body.
 _PIECE = re.compile(
-    rb"(?:([a-z0-9? ]*)\n)?"
-    rb"(?:([0-9a-f]+)-([0-9a-f]+) (\S+) ([0-9a-f]+) \S+ (\d+) *(.*)\n((?s:.*)))?"
+    rb"(?:([a-z0-9? ]*+)\n)?"
+    rb"(?:([0-9a-f]++)-([0-9a-f]++) (\S++) ([0-9a-f]++) \S++ (\d++) *+(.*+)\n((?s:.*)))?"
 )
 _NUMBER = re.compile(rb"[ \t](\d+)")
 _FEWEST_LINES = 3  # of a body; what a limited read has cut off is shorter

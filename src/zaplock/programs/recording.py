@@ -20,12 +20,14 @@ from __future__ import annotations
 import errno
 import glob
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
 from zaplock.errors import UserError
-from zaplock.inputs import read_plain
+from zaplock.inputs import open_plain
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
@@ -114,7 +116,7 @@ _NAME = re.compile(r"^(\w+)\(")
 _RESULT = re.compile(
     r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
 )
-_UNFINISHED = re.compile(r"<unfinished \.\.\.>.*$")
+_UNFINISHED = re.compile(r"<unfinished \.\.\.>")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
@@ -134,26 +136,29 @@ class _State:
     areas: list[Area] = field(default_factory=list)
 
 
-_LARGEST = 1 << 30
+_LARGEST = 64 << 20
+_MOST_LINES = 1_000_000
+"""A parsed line takes 250 to 800 bytes."""
+_SHORTER = "record a shorter run, or what is asked about alone (strace -e trace=%memory,...)"
 
 
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
-    lines = _lines(path)
-    for number, whole in enumerate(lines, 1):
+    whole, number = "\n", 0
+    for number, whole in enumerate(_bounded(path, _lines(path)), 1):
         line = whole.rstrip("\n")
         if line.startswith("# "):
             _comment(state, path, number, line)
             continue
         _close_block(state)
         _take(state, number, line)
-    if lines and not lines[-1].endswith("\n") and state.block[1] == "end":
+    if not whole.endswith("\n") and state.block[1] == "end":
         state.block, state.areas = (0, "", 0), []
-        state.unreadable.append(f"line {len(lines)}: the recording is cut in the last maps")
+        state.unreadable.append(f"line {number}: the recording is cut in the last maps")
     _close_block(state)
-    for pid, (text, number) in state.open.items():
-        state.calls.append(_cut(pid, text, number, "its end is not in the recording"))
+    for pid, (text, begun) in state.open.items():
+        state.calls.append(_cut(pid, text, begun, "its end is not in the recording"))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
@@ -164,43 +169,55 @@ def parse(path: Path) -> StraceRecording:
     return StraceRecording(first, calls, notes, tuple(state.unreadable))
 
 
-def _lines(path: Path) -> list[str]:
+def _bounded(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if number > _MOST_LINES:
+            raise _too_many(path)
+        yield line
+
+
+def _too_many(path: Path) -> UserError:
+    return UserError(f"{path} has over {_MOST_LINES:,} lines: {_SHORTER}")
+
+
+def _lines(path: Path) -> Iterator[str]:
     """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
     try:
-        if path.exists():
-            return _text(path).splitlines(keepends=True)
-        beside = path.parent.glob(f"{glob.escape(path.name)}.*")
+        beside = [] if path.exists() else path.parent.glob(f"{glob.escape(path.name)}.*")
         parts = sorted(part for part in beside if part.suffix[1:].isdigit())
-        if parts:
-            return _merged(path, parts)
-        _text(path)
+        if sum(part.stat().st_size for part in parts or [path]) > _LARGEST:
+            raise UserError(f"{path} has over {_LARGEST >> 20} MiB: {_SHORTER}")
+        yield from _merged(path, parts) if parts else _text(path)
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
-    return []
 
 
-def _text(path: Path) -> str:
-    return read_plain(path, _LARGEST, "give a recording of strace").decode(errors="replace")
+def _text(path: Path) -> Iterator[str]:
+    with open_plain(path, "give a recording of strace") as file:
+        yield from TextIOWrapper(file, encoding="utf-8", errors="replace")
 
 
-def _merged(path: Path, parts: list[Path]) -> list[str]:
+def _merged(path: Path, parts: list[Path]) -> Iterator[str]:
     """Merge the files of `-ff`: by time, a call that took long as one that began and ended."""
     events: list[tuple[float, int, str]] = []
     for part in parts:
         pid, clock = part.suffix[1:], 0.0
-        for line in _text(part).splitlines():
+        for whole in _text(part):
+            line = whole.rstrip("\n")
             told, took = _CLOCK.search(line), _TOOK.search(line)
             if told is None and len(parts) > 1 and not line.startswith(("#", "+++", "---")):
                 raise UserError(
                     f"{path}.{pid} has lines without a time, so the files can't be put into one "
                     "order: record with -ff -tt -T"
                 )
+            if len(events) > _MOST_LINES:
+                raise _too_many(path)
             took_s = float(took[1]) if took else 0.0
             clock = _seconds(told[1]) if told else clock
             events += _spread(line, pid, clock, took_s, len(events))
             clock += took_s
-    return [f"{line}\n" for _, _, line in sorted(events)]
+    yield from (f"{line}\n" for _, _, line in sorted(events))
 
 
 def _spread(

@@ -29,7 +29,6 @@ CONSTANTS = {
 }  # fmt: skip
 """The names that strace writes for the numbers that the replay asks for."""
 
-_COMMENT = re.compile(r"/\*.*?\*/")
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -41,6 +40,7 @@ def arguments_and_rest(text: str) -> tuple[list[str], str] | None:
     found: list[str] = []
     closers: list[str] = []
     begin = k = 0
+    last_comment = text.rfind("*/")
     while k < len(text):
         character = text[k]
         if closers and closers[-1] == ">":  # a path: only angle brackets count
@@ -48,7 +48,7 @@ def arguments_and_rest(text: str) -> tuple[list[str], str] | None:
         elif character == '"':
             k = _end_of_string(text, k)
         elif text.startswith("/*", k):
-            k = max(text.find("*/", k) + 1, k)
+            k = text.find("*/", k) + 1 if k < last_comment else k
         elif character == "<" and text[k - 1 : k].isalnum() and not text.startswith("<<", k):
             closers.append(">")
         elif character == "<" and text.startswith("<<", k):
@@ -95,9 +95,17 @@ def number(text: str) -> int:
     Raises ValueError for what is none of these.
     """
     value = 0
-    for part in _COMMENT.sub("", text).split("|"):
+    for part in _without_comments(text).split("|"):
         value |= _term(part.strip())
     return value
+
+
+def _without_comments(text: str) -> str:
+    kept, begin = [], 0
+    while (start := text.find("/*", begin)) >= 0 and (end := text.find("*/", start + 2)) >= 0:
+        kept.append(text[begin:start])
+        begin = end + 2
+    return "".join(kept) + text[begin:]
 
 
 def _term(part: str) -> int:

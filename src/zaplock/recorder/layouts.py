@@ -18,8 +18,9 @@ from pathlib import Path
 from zaplock.errors import UserError
 
 _FIELD = re.compile(
-    r"field:\s*(?P<declaration>[^;]+);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);"
-    r"(?:\s*signed:(?P<signed>[01]);)?"
+    r"^[ \t]*+field:(?P<declaration>[^;\n]++);\s*+offset:(?P<offset>\d++);\s*+size:(?P<size>\d++);"
+    r"(?:\s*+signed:(?P<signed>[01]);)?",
+    re.MULTILINE,
 )
 _HEADER = {"type_len": "5", "time_delta": "27", "array": "32"}
 _CODES = {"padding": "29", "time_extend": "30", "time_stamp": "31", "data max type_len": "28"}
@@ -97,10 +98,13 @@ def parse_header_page(text: str) -> PageLayout:
 
 def check_header_event(text: str) -> None:
     """Raise UserError unless events are packed in the way that `pages` unpacks them."""
-    widths = dict(re.findall(r"(\w+)\s*:\s*(\d+) bits", text))
-    codes = {name.strip(): code for name, code in re.findall(r"([\w ]+?)\s*:?\s*== (\d+)", text)}
-    codes = {name.removesuffix(": type").strip(): code for name, code in codes.items()}
-    codes = {**codes, **dict(re.findall(r"(\w+)\s*: type == (\d+)", text))}
+    lines = [line.split() for line in text.splitlines()]
+    widths = {words[0]: words[2] for words in lines if words[1::2] == [":", "bits"]}
+    codes = {
+        " ".join(words[:-2]).removesuffix(" : type"): words[-1]
+        for words in lines
+        if words[-2:-1] == ["=="]
+    }
     wrong = [name for name, width in _HEADER.items() if widths.get(name) != width]
     wrong += [name for name, code in _CODES.items() if codes.get(name) != code]
     if wrong or sys.byteorder != "little":

@@ -60,7 +60,6 @@ from zaplock.trace.tables import (
     Columns,
     Raw,
     TableFile,
-    columns_of,
     open_table,
     parse,
     require_memory,
@@ -128,7 +127,7 @@ def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
 
 def _stack_block(raw: Raw) -> Iterator[StackRow]:
     """Read a block; version 1 had user stacks of eight frames, taken with the lock."""
-    if "user" in columns_of(raw):
+    if "user" in raw.columns:
         for row in parse(raw, STACKS).iter_rows():
             time_ns, pid, tid, reason, kernel, user, top = row
             yield StackRow(time_ns, pid, tid, reason, tuple(kernel), tuple(user), top)
@@ -143,7 +142,7 @@ def _read_frames(path: Path) -> Names:
     files = _of_kind(path, "frames")
     if not files:
         return {}
-    told = "kind" in columns_of(open_table(files[-1]))
+    told = "kind" in open_table(files[-1]).columns
     schema = FRAMES if told else {name: FRAMES[name] for name in ("pid", "address", "text")}
     known = set(AddressKind)
     names = {}
@@ -307,6 +306,8 @@ def _caveats(path: Path, manifest: Manifest, nr_holes: int) -> Iterator[str]:
         yield "This recording has no end: its recorder still runs, or was killed."
     if manifest.version < CHECKED:
         yield "This recording is from an earlier zaplock, without sums: damage isn't noticed."
+    elif not all(table.sum for table in tables_in(path)):
+        yield "A table of this recording has lost the sum in its name: damage isn't noticed."
     if nr_holes:
         blocks = "A block is" if nr_holes == 1 else f"In {nr_holes} places blocks are"
         yield f"{blocks} missing from this recording: a gap."

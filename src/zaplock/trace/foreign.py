@@ -7,11 +7,15 @@ type on a machine that has it. Perfetto's traces are read as they are (`pftrace`
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +25,7 @@ from typing import IO, Any, BinaryIO, Final, TextIO
 
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain
+from zaplock.strangers import visible
 from zaplock.trace import pftrace
 from zaplock.trace.imported import ImportedTrace
 from zaplock.trace.text import parse
@@ -31,6 +36,11 @@ _LONGEST: Final = 1 << 20
 _MOST_PACKED: Final = 200
 """Traces pack to a tenth or a thirtieth."""
 _ANY_SIZE: Final = 1 << 24
+_TOOLS_BYTES: Final = 1 << 30
+_TOOLS_BYTES_A_SECOND: Final = 1 << 18
+_TOOLS_S: Final = 20
+_MOST_SAID: Final = 1 << 20
+"""Of a tool's complaints."""
 _FIELDS: Final = "comm,pid,tid,cpu,time,event,trace"
 
 
@@ -153,24 +163,48 @@ def _printed(binary: BinaryTrace, path: Path) -> Iterable[str]:
 
 
 def _output(binary: BinaryTrace, path: Path) -> Iterator[str]:
-    with subprocess.Popen(
-        [*binary.command, str(path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        errors="replace",
-    ) as tool:
+    """Give the lines that a tool prints. Raises UserError where it fails, or takes too much."""
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(
+            [*binary.command, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=said,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        ) as tool,
+    ):
         assert tool.stdout is not None
-        assert tool.stderr is not None
         try:
+            _limit(tool.pid, path.stat().st_size)
             yield from bounded_lines(tool.stdout)  # type: ignore[arg-type]
-            said = tool.stderr.read()
+            ended = tool.wait()
         finally:
             tool.kill()
-        if tool.wait() > 0:
-            reason = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+        if ended:
             raise UserError(
-                f"{binary.command[0]} can't print {path} ({reason.strip()}): it may be damaged, or "
-                "of a newer version"
+                f"{binary.command[0]} can't print {path} ({_why(ended, said)}): it may be damaged, "
+                "or of a newer version"
             )
+
+
+def _limit(pid: int, size: int) -> None:
+    """Let a tool take what a good trace of that size takes, and no more."""
+    for what, most in (
+        (resource.RLIMIT_AS, _TOOLS_BYTES + 2 * size),
+        (resource.RLIMIT_CPU, _TOOLS_S + size // _TOOLS_BYTES_A_SECOND),
+        (resource.RLIMIT_FSIZE, _MOST_SAID),
+    ):
+        with contextlib.suppress(ProcessLookupError):
+            hard = resource.prlimit(pid, what)[1]
+            limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.prlimit(pid, what, (limit, hard))
+
+
+def _why(ended: int, said: IO[bytes]) -> str:
+    if ended < 0:
+        return f"ended by {signal.Signals(-ended).name}"
+    said.seek(0)
+    lines = said.read(_MOST_SAID).decode(errors="replace").splitlines()
+    return next((visible(line.strip()) for line in reversed(lines) if line.strip()), "")[:200]

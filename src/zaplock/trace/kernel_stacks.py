@@ -191,7 +191,7 @@ def functions(text: str) -> tuple[str, ...]:
     """
     names = []
     for line in text.splitlines():
-        found = re.match(r"(?:\[<[0-9a-fx]+>\]\s+)?\??\s*([A-Za-z_]\w*)", line.strip())
+        found = re.match(r"(?:\[<[0-9a-fx]++>\]\s++)?\??\s*+([A-Za-z_]\w*+)", line.strip())
         if found:
             names.append(found[1])
     return tuple(names)

@@ -8,7 +8,8 @@ replaced had no number.)
 
 Reading trusts nothing: only plain files are opened, and without waiting for anybody; a path is a
 path, whatever characters are in it; how much memory a table will take is bounded before any of it
-is taken; types are compared exactly.
+is taken; types are compared exactly. Tables are parsed by another process (`apart`), since a sum
+doesn't tell who wrote one and old ones have none.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from zaplock.errors import UserError
 from zaplock.inputs import read_plain
 from zaplock.outputs import Folder
 from zaplock.strangers import read_text
+from zaplock.trace.apart import PARSER
 from zaplock.trace.quotas import QuotaReading
 
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
@@ -103,11 +105,15 @@ def tables_in(directory: Path) -> list[TableFile]:
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A table whose bytes are what was written, not yet parsed; `rows` is what it says it has."""
+    """A table whose bytes are what was written, not yet parsed.
+
+    `rows` and `columns` are what it says it has.
+    """
 
     file: TableFile
     content: bytes
     rows: int
+    columns: frozenset[str]
 
 
 def open_table(file: TableFile) -> Raw:
@@ -116,16 +122,10 @@ def open_table(file: TableFile) -> Raw:
         content = read_plain(file.path, _LARGEST_FILE, WAY_OUT, follow=False)
         if file.sum and _sum(content) != file.sum:
             raise ValueError("its content is not what was written")
-        rows = pl.scan_parquet(io.BytesIO(content)).select(pl.len()).collect().item()
+        rows, columns = PARSER.look(content)
     if file.sum and rows > MOST_ROWS:
         raise UserError(f"{file.path} claims {rows:,} rows, and none has over {MOST_ROWS:,}")
-    return Raw(file, content, int(rows))
-
-
-def columns_of(raw: Raw) -> set[str]:
-    """Name the columns of a table. Raises UserError where it is damaged."""
-    with _told(raw.file.path):
-        return set(pl.read_parquet_schema(io.BytesIO(raw.content)))
+    return Raw(file, content, rows, columns)
 
 
 def parse(raw: Raw, schema: Mapping[str, Any]) -> pl.DataFrame:
@@ -134,11 +134,12 @@ def parse(raw: Raw, schema: Mapping[str, Any]) -> pl.DataFrame:
     Raises UserError where it has others, or where a text is longer than any name.
     """
     with _told(raw.file.path):
-        has = pl.read_parquet_schema(io.BytesIO(raw.content))
+        if missing := [name for name in schema if name not in raw.columns]:
+            raise ValueError(f"its column {missing[0]} is missing")
+        frame = PARSER.parse(raw.content, raw.rows, list(schema))
         for name, kind in schema.items():
-            if has.get(name) != kind:
-                raise ValueError(f"its column {name} is {has.get(name)}, not {kind}")
-        frame = pl.read_parquet(io.BytesIO(raw.content), columns=list(schema))
+            if frame[name].dtype != kind:
+                raise ValueError(f"its column {name} is {frame[name].dtype}, not {kind}")
         if frame.height != raw.rows:
             raise ValueError("it has not the rows that it says")
         for name, kind in schema.items():

@@ -34,7 +34,7 @@ _LIMIT_S = 300
 _FRESH_S = 24 * 3600
 _FLAVOUR = "cloud-amd64"
 _NAME = re.compile(
-    rf"linux-(?:image|binary|binary-unsigned)-(\d+\.\d+\.\d+[0-9.+a-z~-]*)-{_FLAVOUR}"
+    rf"linux-(?:image|binary|binary-unsigned)-(\d++\.\d++\.\d++[0-9.+a-z~-]{{0,99}})-{_FLAVOUR}"
 )
 _PACKAGES = ("linux-binary-{}", "linux-image-{}", "linux-binary-unsigned-{}")
 """Where the image may be, the signed ones first; a linux-image may be one that only depends."""

@@ -37,8 +37,8 @@ FUNCTIONS = ",".join(
 """What the tracer follows: names, or patterns with *."""
 
 _LINE = re.compile(
-    r"\s*(?P<time>\d+\.\d+) \|\s+(?P<cpu>\d+)\)\s+(?P<task>\S+)\s+\|\s*"
-    r"(?P<mark>[$@*#!+ ]?)\s*(?:(?P<duration>[\d.]+) us)?\s*\|(?P<call>  .*\S)"
+    r"\s*+(?P<time>\d++\.\d++) \|\s++(?P<cpu>\d++)\)\s++(?P<task>\S++)\s++\|\s*+"
+    r"(?P<mark>[$@*#!+]?)\s*+(?:(?P<duration>[\d.]++) us)?\s*+\|(?P<call>  .*\S)"
 )
 
 

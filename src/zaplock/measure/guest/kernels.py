@@ -12,7 +12,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.measure.guest import debian
 
-_SPEC = re.compile(r"debian:(\d+\.\d+[0-9.+a-z~-]*)")
+_SPEC = re.compile(r"debian:(\d++\.\d++[0-9.+a-z~-]*+)")
 _LARGEST = 1 << 30
 _CHOICES = "give a vmlinuz or debian:RELEASE, such as debian:6.1 (see --list-kernels)"
 
