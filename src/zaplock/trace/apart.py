@@ -40,7 +40,7 @@ _WALL = 20
 
 
 @dataclass(slots=True)
-class Parser:
+class TableParser:
     """The other process; `look` and `parse` raise ValueError where the table breaks it."""
 
     _process: subprocess.Popen[bytes] | None = None
@@ -140,5 +140,5 @@ def _memory_file(content: bytes) -> Iterator[int]:
         os.close(file)
 
 
-PARSER = Parser()
+PARSER = TableParser()
 atexit.register(PARSER.end)
