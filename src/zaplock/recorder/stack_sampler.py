@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from zaplock.recorder import perf
 from zaplock.recorder.perf import Event, Ring
 from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
+from zaplock.recorder.urgent import join_first
 from zaplock.trace.stacks import StackReason
 
 QUEUED, LOCKED, SLEEPS = (
@@ -184,7 +185,7 @@ class StackSampler:
             ring.disable()
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            join_first(self._thread)
             self._drain()
 
     def close(self) -> None:
