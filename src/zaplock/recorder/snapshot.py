@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from zaplock.recorder.urgent import start_first
 from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_stacks import WRITE, functions, meaning
+from zaplock.trace.kernel_stacks import ON_OTHERS, WRITE, advice_of, functions, meaning
+from zaplock.trace.madvise import ADVISING, NOT_SEEN
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""
@@ -141,6 +142,9 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
     name, subject, ranged = _work(path, pid, means.operation, arguments)
+    if name in ADVISING and not arguments:
+        advice = advice_of(stack)
+        ranged = (0, 0, NOT_SEEN if advice is None else advice)
     since_ns = at.since(path, cpu) if state in "DS" and means.does != "holds" else 0
     exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
     address, length, detail = ranged
@@ -205,16 +209,17 @@ def _work(
         return operation, arguments[0], (0, 0, 0)
     if operation == "ptrace" and len(arguments) > 1:
         return operation, arguments[1], (0, 0, 0)
-    return operation, pid, (0, 0, 0)
+    return operation, 0 if operation in ON_OTHERS else pid, (0, 0, 0)
 
 
 def _proc_file(path: str, operation: str, arguments: tuple[int, ...]) -> tuple[int, str] | None:
     """Find which file of which process in /proc a task reads or writes."""
-    kind = operation.removeprefix("read of ").removeprefix("write of ")
-    if operation in _READS and arguments:
-        return _link(path, str(arguments[0]))
+    kind = re.sub("^(read of|write of|access to) ", "", operation)
+    kind = "pagemap" if operation == "PAGEMAP_SCAN" else kind
     if kind == operation and operation not in _READS:
         return None
+    if arguments:
+        return _link(path, str(arguments[0]))
     # It runs, so its arguments can't be seen: the one open file of that name.
     try:
         files = os.listdir(f"{path}/fd")[:_MANY_FILES]
