@@ -146,6 +146,12 @@ def worst_ms(program: Path, arguments: tuple[object, ...], *, cured: bool) -> fl
         ("service", ("vma", 256, 19, 1)),
         ("service", ("heap", 256, 19, 1)),
         ("service", ("search", 32, 19, 1)),
+        ("service", ("runtime", 256, 19, 1)),
+        ("service", ("smaps", 256, 10, 1)),
+        ("service", ("clear_refs", 256, 10, 1)),
+        ("service", ("memory", 64, 10, 1)),
+        ("service", ("metrics", 256, 10, 1)),
+        ("service", ("command", 256, 19, 1)),
         ("already", (0.25, 19)),
         ("gil", (0.25, 19)),
     ],
@@ -155,6 +161,7 @@ def test_following_the_advice_halves_the_worst_stall(
 ) -> None:
     """By the clock of the victim itself; what else the machine does may cost one run or two."""
     program = built(name, tmp_path)
+    built("reader", tmp_path)
     hog = subprocess.Popen([built("hog", tmp_path)])
     try:
         for _ in range(4):
