@@ -76,6 +76,9 @@ def test_a_reader_that_comes_while_it_is_recorded(
     named = operations(said, "agent")
     assert named, f"nobody waited for the reader: {said['waits'][:2]}"
     assert named[0] == operation
+    stacks = [blame.get("stack") for wait in said["waits"] for blame in wait["blame"]
+              if (blame["comm"], blame["operation"]) == ("agent", operation)]  # fmt: skip
+    assert any(stack and stack["kernel"] for stack in stacks), stacks[:5]
     advice = json.loads(zaplock("advise", file, "--json"))["advice"]
     readers_told = [one for one in advice if one["means"] == "reader"]
     assert any(one["what"].startswith(operation) for one in readers_told)

@@ -94,6 +94,13 @@ def test_who_made_whom_wait_in_what(
         assert any(function in name for name in stacks), worst
 
 
+@pytest.mark.parametrize("mode", ["search", "frame", "vma", "heap"])
+def test_a_wait_has_the_stack_with_which_it_began(machine: Machine, mode: str) -> None:
+    waits = [one for one in machine.said["waits"] if one["pid"] == machine.pids[mode]]
+    stacks = [name for one in waits for name in one.get("stack", {}).get("kernel", ())]
+    assert any(name.startswith("rwsem_down_") for name in stacks), waits[:3]
+
+
 def test_who_stands_behind_the_lock_of_a_runtime_that_gives_pages_back(machine: Machine) -> None:
     behind = [one for one in machine.said["slept_behind"]
               if one["operation"] == "madvise(MADV_DONTNEED)"]  # fmt: skip
