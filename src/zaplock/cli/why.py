@@ -100,11 +100,10 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
 
 def _started_ns() -> int:
     """When this process was started (CLOCK_MONOTONIC), to a hundredth of a second."""
-    from zaplock.recorder.tracefs import start_time
+    from zaplock.recorder.snapshot import born_ns
+    from zaplock.strangers import read_text
 
-    ticks = start_time(os.getpid()) or 0
-    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
-    return ticks * 10**9 // os.sysconf("SC_CLK_TCK") - asleep_ns
+    return born_ns(read_text("/proc/self/stat"))
 
 
 def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:

@@ -39,6 +39,8 @@ _EXEC_START = re.compile(r"se\.exec_start\s*:\s*([\d.]+)")
 _READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
 _DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
 _MANY_FILES = 64
+_TICK_NS = 20_000_000
+"""The birth of a task is told in hundredths of a second: so much earlier is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,9 @@ class _Cpus:
         if cpu not in self._offset_ns:
             self._offset_ns[cpu] = self._ahead_ns(cpu)
         offset = self._offset_ns[cpu]
-        return last + offset if offset is not None else 0
+        since_ns = last + offset if offset is not None else 0
+        # A new thread's clock may still stand at nought: before its birth it did not sleep.
+        return since_ns if since_ns >= born_ns(_read(path, "stat")) - _TICK_NS else 0
 
     def _ahead_ns(self, cpu: int) -> int | None:
         if not self.go_to(cpu):
@@ -272,6 +276,14 @@ class _Cpus:
         os.sched_yield()
         own = _exec_start_ns("/proc/thread-self")
         return time.monotonic_ns() - own if own is not None else None
+
+
+def born_ns(stat: str) -> int:
+    """When a task was made (CLOCK_MONOTONIC), by its /proc/PID/stat, to a hundredth of a second."""
+    fields = stat.rpartition(")")[2].split()
+    ticks = int(fields[19]) if len(fields) > 19 else 0
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return ticks * 10**9 // os.sysconf("SC_CLK_TCK") - asleep_ns
 
 
 def _exec_start_ns(path: str) -> int | None:
