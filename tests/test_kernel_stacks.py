@@ -2,7 +2,16 @@
 
 import pytest
 
-from zaplock.trace.kernel_stacks import USERFAULT, functions, meaning, syscall_of
+from zaplock import advice
+from zaplock.trace.kernel_stacks import (
+    USEREVENT,
+    USERFAULT,
+    advice_of,
+    functions,
+    meaning,
+    operation_of,
+    syscall_of,
+)
 
 NEW, OLD = (6, 18), (5, 10)
 
@@ -77,7 +86,7 @@ def test_who_sleeps_in_the_function_that_asks_waits(stack: str, mode: str, opera
 
 
 def test_the_slow_path_says_the_mode_where_the_stack_has_it() -> None:
-    assert said(HUNG_PS) == ("waits", "shared", "read")
+    assert said(HUNG_PS) == ("waits", "shared", "read of cmdline")
     old = "call_rwsem_down_write_failed_killable < down_write_killable < vm_mmap_pgoff < SyS_mmap"
     assert said(old, kernel=(4, 9)) == ("waits", "exclusive", "mmap")
 
@@ -125,3 +134,116 @@ def test_a_stack_that_tells_nothing_means_nothing() -> None:
     assert said("do_epoll_wait < __x64_sys_epoll_wait") == ("", "", "epoll_wait")
     assert meaning((), asleep=True, kernel=NEW) == meaning(["schedule"], asleep=True, kernel=NEW)
     assert syscall_of(["foo", "bar"]) == ""
+
+
+MADVISE = " < madvise_vma_behavior < madvise_do_behavior < do_madvise < __x64_sys_madvise"
+
+
+@pytest.mark.parametrize(
+    ("stack", "kernel", "does", "given"),
+    [
+        ("madvise_cold_or_pageout_pte_range < madvise_cold", NEW, "holds", advice.MADV_COLD),
+        ("shrink_folio_list < reclaim_pages < madvise_pageout", NEW, "holds", advice.MADV_PAGEOUT),
+        ("hpage_collapse_scan_pmd < madvise_collapse", NEW, "holds", advice.MADV_COLLAPSE),
+        ("unmap_page_range < zap_page_range_single_batched", NEW, "", advice.MADV_DONTNEED),
+        ("madvise_free_pte_range < madvise_free_single_vma", NEW, "", advice.MADV_FREE),
+        ("madvise_free_pte_range < madvise_free_single_vma", OLD, "holds", advice.MADV_FREE),
+        # A guard zaps as well, under the mmap_lock until 6.19.
+        (
+            "unmap_page_range < zap_page_range_single_batched < zap_page_range_single",
+            NEW, "holds", advice.MADV_GUARD_INSTALL,
+        ),
+        (
+            "unmap_page_range < zap_page_range_single_batched < zap_page_range_single",
+            (6, 19), "", advice.MADV_GUARD_INSTALL,
+        ),
+        # The file is cut with the lock let go of.
+        ("shmem_undo_range < shmem_fallocate < vfs_fallocate", NEW, "", advice.MADV_REMOVE),
+        ("read_pages < vfs_fadvise", NEW, "", advice.MADV_WILLNEED),
+        ("__get_user_pages < faultin_page_range", NEW, "holds", None),
+    ],
+)  # fmt: skip
+def test_an_madvise_that_nobody_saw_called_is_told_by_its_functions(
+    stack: str, kernel: tuple[int, int], does: str, given: int | None
+) -> None:
+    whole = stack + MADVISE
+    assert said(whole, asleep=False, kernel=kernel)[0::2] == (does, "madvise")
+    assert advice_of(whole.split(" < ")) == given
+
+
+@pytest.mark.parametrize(
+    ("stack", "kernel", "meant"),
+    [
+        ("mfill_atomic_copy < userfaultfd_ioctl < __x64_sys_ioctl", NEW, ("", "", "ioctl")),
+        (
+            "mfill_atomic_copy < userfaultfd_ioctl < __x64_sys_ioctl",
+            (6, 6), ("holds", "shared", "UFFDIO_COPY"),
+        ),
+        (
+            "change_protection < uffd_wp_range < mwriteprotect_range < userfaultfd_ioctl",
+            NEW, ("holds", "shared", "UFFDIO_WRITEPROTECT"),
+        ),
+        (
+            "unmap_page_range < unmap_vmas < vms_clear_ptes < do_vmi_align_munmap < ksys_shmdt",
+            NEW, ("holds", "exclusive", "shmdt"),
+        ),
+        (
+            "queue_folios_pte_range < queue_pages_range < do_mbind < kernel_mbind",
+            NEW, ("holds", "exclusive", "mbind"),
+        ),
+        (
+            "queue_folios_pte_range < queue_pages_range < migrate_to_node < kernel_migrate_pages "
+            "< __x64_sys_migrate_pages",
+            NEW, ("holds", "shared", "migrate_pages"),
+        ),
+        # An exec ends the old address space, an exit its own.
+        (
+            "unmap_vmas < exit_mmap < __mmput < exec_mmap < begin_new_exec < __x64_sys_execve",
+            NEW, ("holds", "shared", "execve"),
+        ),
+        ("unmap_vmas < exit_mmap < __mmput < do_exit", NEW, ("holds", "shared", "exit")),
+        (
+            "__get_user_pages < get_dump_page < dump_user_range < elf_core_dump < vfs_coredump",
+            NEW, ("holds", "shared", "core dump"),
+        ),
+        # khugepaged looks for a huge page without the lock, and copies into it with it.
+        (
+            "try_to_compact_pages < alloc_charge_folio < collapse_huge_page < khugepaged",
+            NEW, ("", "", "khugepaged"),
+        ),
+        (
+            "__collapse_huge_page_copy < collapse_huge_page < khugepaged",
+            NEW, ("holds", "exclusive", "khugepaged"),
+        ),
+        ("memcmp_pages < cmp_and_merge_page < ksm_scan_thread", NEW, ("", "", "ksmd")),
+        ("unuse_pte_range < unuse_mm < __do_sys_swapoff", NEW, ("holds", "shared", "swapoff")),
+        # A fault has the mmap_lock until 6.4, and afterwards that of its VMA.
+        (
+            "clear_huge_page < handle_mm_fault < do_user_addr_fault < exc_page_fault",
+            (6, 1), ("holds", "shared", "page fault"),
+        ),
+        (
+            "clear_huge_page < handle_mm_fault < do_user_addr_fault < exc_page_fault",
+            NEW, ("", "", ""),
+        ),
+        ("show_map_vma < show_map < seq_read < __x64_sys_read", NEW, ("", "", "read")),
+        (
+            "show_map_vma < show_map < seq_read < __x64_sys_read",
+            OLD, ("holds", "shared", "read of maps"),
+        ),
+        (
+            "userfaultfd_event_wait_completion < userfaultfd_unmap_complete < __vm_munmap",
+            NEW, ("", "", USEREVENT),
+        ),
+    ],
+)  # fmt: skip
+def test_whoever_has_let_go_of_the_lock_has_it_no_longer(
+    stack: str, kernel: tuple[int, int], meant: tuple[str, str, str]
+) -> None:
+    assert said(stack, asleep=False, kernel=kernel) == meant
+
+
+def test_a_collapse_that_was_asked_for_is_no_work_of_khugepaged() -> None:
+    stack = ("collapse_huge_page", "hpage_collapse_scan_pmd", "madvise_collapse", "do_madvise")
+    assert operation_of(stack) == "madvise"
+    assert operation_of((*stack[:2], "khugepaged")) == "khugepaged"

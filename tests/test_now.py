@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from scenes import GIB, MM, MS
 
 from zaplock.cli import main
+from zaplock.recorder.snapshot import born_ns
 from zaplock.trace.analysis import analyse
 from zaplock.trace.handwritten import Log
 from zaplock.views.live import holding_now, now, waiting_now, why_json
@@ -99,3 +102,11 @@ def test_wrong_numbers_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "-n 0 is less than 1" in capsys.readouterr().err
     assert main(["why", "-p", "1", "-d", "soon"]) == 2
     assert "duration 'soon'" in capsys.readouterr().err
+
+
+def test_a_task_is_told_to_be_as_old_as_it_is() -> None:
+    begun_ns = time.monotonic_ns()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        born = born_ns(Path(f"/proc/{process.pid}/stat").read_text())
+        process.kill()
+    assert begun_ns - 20_000_000 <= born <= time.monotonic_ns()

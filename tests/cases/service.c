@@ -8,6 +8,8 @@
  * operation of its victim took.
  */
 #include "common.h"
+#include <spawn.h>
+#include <sys/wait.h>
 
 static size_t length;
 static char *area;
@@ -15,6 +17,7 @@ static int nice_value;
 static const double felt = 0.03;
 static double until;
 static volatile double worst;
+static char reader[4096];
 static pthread_mutex_t heap_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void slow(const char *name)
@@ -144,12 +147,17 @@ static void *uncommits(void *unused)
 /* A runtime that gives pages back with its heap's lock in hand. */
 static void *scavenges(void *unused)
 {
+	size_t piece = cured() ? 1 << 20 : length;
+
 	slow("scavenger");
-	do {
-		pthread_mutex_lock(&heap_lock);
-		madvise(area, length, MADV_DONTNEED);
-		pthread_mutex_unlock(&heap_lock);
-	} while (again());
+	do
+		for (size_t at = 0; at < length; at += piece) {
+			pthread_mutex_lock(&heap_lock);
+			madvise(area + at, piece, MADV_DONTNEED);
+			pthread_mutex_unlock(&heap_lock);
+			usleep(cured() ? 1000 : 0);
+		}
+	while (again());
 	return unused;
 }
 
@@ -179,6 +187,77 @@ static void *decays(void *unused)
 	return unused;
 }
 
+static void run(char **argv)
+{
+	pid_t child;
+
+	if (posix_spawn(&child, argv[0], 0, 0, argv, environ) == 0)
+		waitpid(child, 0, 0);
+}
+
+/* An agent from outside (reader.c) that looks at this process; cured, it is switched off. */
+static void *is_looked_at(char *how, const char *file, char *text)
+{
+	char nice[16], path[64], from[32], many[32];
+	char *memory[] = { reader, nice, how, path, from, many, 0 };
+	char *of_proc[] = { reader, nice, how, path, text, 0 };
+
+	snprintf(nice, sizeof(nice), "%d", nice_value);
+	snprintf(path, sizeof(path), file, getpid());
+	snprintf(from, sizeof(from), "%#lx", (unsigned long)area);
+	snprintf(many, sizeof(many), "%#lx", (unsigned long)length);
+	if (!cured())
+		run(strcmp(how, "vm") ? of_proc : memory);
+	return 0;
+}
+
+static void *smaps(void *unused)
+{
+	return is_looked_at("read", "/proc/%d/smaps_rollup", 0);
+}
+
+static void *clear_refs(void *unused)
+{
+	return is_looked_at("write", "/proc/%d/clear_refs", "1");
+}
+
+static void *memory(void *unused)
+{
+	return is_looked_at("vm", "%d", 0);
+}
+
+/* A service that measures itself. */
+static void *metrics(void *unused)
+{
+	char text[4096];
+	int file = open(cured() ? "/proc/self/statm" : "/proc/self/smaps_rollup", O_RDONLY);
+
+	slow("metrics");
+	for (int i = 0; i < 10; i++)
+		if (pread(file, text, sizeof(text), 0) <= 0)
+			break;
+	close(file);
+	return unused;
+}
+
+/* A service that runs a command: by fork, or without a copy of its page tables. */
+static void *starts_a_command(void *unused)
+{
+	char *command[] = { "/bin/true", 0 };
+	pid_t child;
+
+	slow("starter");
+	if (cured()) {
+		run(command);
+	} else if ((child = fork()) == 0) {
+		execv(command[0], command);
+		_exit(1);
+	} else {
+		waitpid(child, 0, 0);
+	}
+	return unused;
+}
+
 static const struct mode {
 	const char *name;
 	void *(*threads[3])(void *);
@@ -190,6 +269,11 @@ static const struct mode {
 	{ "heap", { uncommits, maps }, "search-1" },
 	{ "runtime", { scavenges, allocates }, "goroutine" },
 	{ "allocator", { decays }, "" },
+	{ "smaps", { smaps, maps }, "main-loop" },
+	{ "clear_refs", { clear_refs, maps }, "main-loop" },
+	{ "memory", { memory, maps }, "main-loop" },
+	{ "metrics", { metrics, maps }, "main-loop" },
+	{ "command", { starts_a_command, maps }, "main-loop" },
 };
 
 int main(int argc, char **argv)
@@ -204,6 +288,8 @@ int main(int argc, char **argv)
 		mode++;
 	length = atof(argv[2]) * (1 << 20);
 	nice_value = atoi(argv[3]);
+	snprintf(reader, sizeof(reader), "%.*s/reader",
+		 (int)(strrchr(argv[0], '/') - argv[0]), argv[0]);
 	area = filled(length);
 	say("ready");
 	getchar();

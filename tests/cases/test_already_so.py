@@ -203,6 +203,9 @@ def test_threads_that_wait_for_a_userfault_are_told_with_the_cause(folder: Path)
     with running(built("uffd", folder), 2) as program:
         program.says("go")
         said = zaplock("why", "-p", program.pid, "-d", "100ms")
+        stuck = [one for one in why(program.pid)["found"] if one["task"].startswith("vcpu")]
+    assert all("handle_userfault" in one["kernel_stack"] for one in stuck)
+    assert len(stuck) == 2
     assert "vcpu0" in said
     assert "vcpu1" in said
     assert "userfaultfd monitor has to answer, for" in said
@@ -219,6 +222,7 @@ def test_a_process_that_reads_its_own_smaps_is_named(folder: Path) -> None:
     metrics = [one for one in said["found"] if one["task"].startswith("metrics")]
     assert metrics, said["found"]
     assert metrics[0]["operation"] == f"read of /proc/{program.pid}/smaps_rollup"
+    assert "show_smaps_rollup" in metrics[0]["kernel_stack"]
 
 
 def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
@@ -227,6 +231,7 @@ def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
         folder, "kfault", lambda program: why(program.pid), ready="lock_mm_and_find_vma"
     )
     io = found(said, "waits", "io-read")
+    assert "lock_mm_and_find_vma" in io["kernel_stack"]
     assert io["operation"] == "read (kernel-mode fault)"
     assert io["mode"] == "shared"
     assert ("culprit", "munmap") in blamed(said, "io-read")
@@ -252,4 +257,4 @@ def test_a_crowd_of_threads_is_answered_for(folder: Path) -> None:
     waiting = [one for one in said["found"] if one["does"] == "waits"]
     assert len(waiting) >= 50
     assert {"mmap"} <= {one["operation"] for one in waiting} <= {"mmap", "page fault"}
-    found(said, "holds", "culprit")
+    assert "unmap_vmas" in found(said, "holds", "culprit")["kernel_stack"]

@@ -94,6 +94,13 @@ def test_who_made_whom_wait_in_what(
         assert any(function in name for name in stacks), worst
 
 
+@pytest.mark.parametrize("mode", ["search", "frame", "vma", "heap"])
+def test_a_wait_has_the_stack_with_which_it_began(machine: Machine, mode: str) -> None:
+    waits = [one for one in machine.said["waits"] if one["pid"] == machine.pids[mode]]
+    stacks = [name for one in waits for name in one.get("stack", {}).get("kernel", ())]
+    assert any(name.startswith("rwsem_down_") for name in stacks), waits[:3]
+
+
 def test_who_stands_behind_the_lock_of_a_runtime_that_gives_pages_back(machine: Machine) -> None:
     behind = [one for one in machine.said["slept_behind"]
               if one["operation"] == "madvise(MADV_DONTNEED)"]  # fmt: skip
@@ -146,6 +153,12 @@ def worst_ms(program: Path, arguments: tuple[object, ...], *, cured: bool) -> fl
         ("service", ("vma", 256, 19, 1)),
         ("service", ("heap", 256, 19, 1)),
         ("service", ("search", 32, 19, 1)),
+        ("service", ("runtime", 256, 19, 1)),
+        ("service", ("smaps", 256, 10, 1)),
+        ("service", ("clear_refs", 256, 10, 1)),
+        ("service", ("memory", 64, 10, 1)),
+        ("service", ("metrics", 256, 10, 1)),
+        ("service", ("command", 256, 19, 1)),
         ("already", (0.25, 19)),
         ("gil", (0.25, 19)),
     ],
@@ -155,6 +168,7 @@ def test_following_the_advice_halves_the_worst_stall(
 ) -> None:
     """By the clock of the victim itself; what else the machine does may cost one run or two."""
     program = built(name, tmp_path)
+    built("reader", tmp_path)
     hog = subprocess.Popen([built("hog", tmp_path)])
     try:
         for _ in range(4):

@@ -82,6 +82,7 @@ def test_a_fork_stalls_its_own_caller(folder: Path) -> None:
     assert "ended after" in words
     forks = [hold for hold in said["holds"] if hold["operation"] in ("clone", "clone3", "fork")]
     assert forks[0]["mode"] == "exclusive"
+    assert "dup_mmap" in forks[0]["stack"]["kernel"]
     assert 0.5 * took["fork"] < forks[0]["hold_ns"] / 1e9 <= took["fork"]
     if took["fork"] > 0.05:
         assert "itself stood in clone" in words
@@ -95,6 +96,8 @@ def test_who_waits_for_a_mutex_behind_a_munmap_is_told(folder: Path) -> None:
     behind = [one for one in said["slept_behind"] if one["operation"] == "munmap"]
     assert behind, said["slept_behind"]
     assert behind[0]["length"] == 1 << 30
+    hold = next(one for one in said["holds"] if one["operation"] == "munmap")
+    assert any("unmap" in name for name in hold["stack"]["kernel"])
     assert behind[0]["slept_ns"] >= 0.8 * took["stood"] * 1e9
     assert "until pin-memory" in words
     assert "which was in munmap of 1 GiB for" in words

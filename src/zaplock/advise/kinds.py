@@ -174,6 +174,26 @@ _CALLS = {
     ),
     "munlockall": _PARTS_KIND["munlock"],
     **_PARTS_KIND,
+    **{
+        f"UFFDIO_{name}": Kind(f"UFFDIO_{name}", Means.PIECES, _PARTS)
+        for name in ("COPY", "ZEROPAGE", "CONTINUE", "WRITEPROTECT", "MOVE", "POISON")
+    },
+    "io_uring_register": Kind(
+        "io_uring_register", Means.POPULATE, "have the pages of the buffers there first: "
+        "MADV_POPULATE_WRITE by pieces (in Python zaplock.buffers.populate), of huge pages where "
+        "that is possible; then register them, few at a time", topic="fill",
+    ),
+    "core dump": Kind(
+        "core dump", Means.SETTING, "dump less (/proc/PID/coredump_filter, ulimit -c)",
+    ),
+    "NUMA balancing": Kind(
+        "NUMA balancing", Means.SETTING, "bind the threads and the memory (numactl), or switch it "
+        "off (kernel.numa_balancing=0)",
+    ),
+    "mmu_notifier_register": Kind(
+        "mmu_notifier_register", Means.ONCE, "make the virtual machine (open the device) before the"
+        " process has many mappings",
+    ),
     PAGE_FAULT: Kind(
         PAGE_FAULT, Means.POPULATE, "have the pages there before they are used: "
         "MADV_POPULATE_WRITE by pieces (in Python zaplock.buffers.populate)", topic="fill",

@@ -5,6 +5,7 @@ A module `zaplock/cli/NAME.py` is the verb `zaplock NAME`. It offers
     def configure(parser: argparse.ArgumentParser)    adds its arguments
     def run(args: argparse.Namespace) -> int          does the work, returns the exit code
 
+`args.own_process` says that the process is this command's own, and no caller of `main`.
 Modules whose name starts with an underscore are helpers, not verbs. A `UserError` ends any verb
 with one line on stderr and exit code 2; Ctrl-C, TERM and HUP end it with 128 and their number (130,
 143, 129) after its clean-up has run.
@@ -56,6 +57,7 @@ def _load(verb: str) -> ModuleType:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 128 and a signal's number."""
+    own_process = argv is None
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(questions())
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with _in_good_order():
                 require_room()
-                return _run(verb, arguments[1:])
+                return _run(verb, arguments[1:], own_process=own_process)
         except UserError as error:
             print(f"zaplock {verb}: {visible(str(error))}", file=sys.stderr)
             return error.exit_code
@@ -145,9 +147,10 @@ def _warn(verb: str, message: Warning | str, *_: object) -> None:
     print(f"zaplock {verb}: {message}", file=sys.stderr)
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
     module = _load(verb)
     parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    parser.set_defaults(own_process=own_process)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
     try:

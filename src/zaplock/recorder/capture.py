@@ -42,6 +42,7 @@ from zaplock.recorder.targets import (
 )
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 from zaplock.recorder.uninterrupted import surely, uninterrupted
+from zaplock.recorder.urgent import going_first
 
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
@@ -242,7 +243,8 @@ def _closing() -> Iterator[contextlib.ExitStack]:
     try:
         yield stack
     finally:
-        surely(stack.close)
+        with going_first():
+            surely(stack.close)
 
 
 def _layouts(tracefs: Tracefs, options: Options) -> Layouts:

@@ -20,9 +20,11 @@ from itertools import count
 
 from zaplock.outputs import Folder
 from zaplock.recorder.buffers import Buffers, Chunk
+from zaplock.recorder.urgent import join_first
 
 QUEUE_BYTES = 128 << 20
 SPOOL_BYTES = 8 << 30
+_PATIENCE_S = 0.05
 _WAKE_MS = 250
 _NICE = -10
 
@@ -118,12 +120,14 @@ class Feeder(threading.Thread):
         return Drained(before_ns, size, file=file, folder=self._folder, parts=parts)
 
     def next(self) -> tuple[int, list[Chunk]]:
-        """Take the oldest drain; (0, []) where there is none within a quarter of a second.
+        """Take the oldest drain; (0, []) where there is none within `_PATIENCE_S`.
 
         Raises what has ended the thread, a full disk among others.
         """
         with self._changed:
-            self._changed.wait_for(lambda: bool(self._queue) or self._error is not None, 0.25)
+            self._changed.wait_for(
+                lambda: bool(self._queue) or self._error is not None, _PATIENCE_S
+            )
             if self._queue:
                 drained = self._queue.popleft()
             elif self._error:
@@ -144,7 +148,7 @@ class Feeder(threading.Thread):
             self._changed.notify_all()
         self._buffers.wake()
         if self.is_alive():
-            self.join()
+            join_first(self)
         while self._error is None and self._left():
             pass
 

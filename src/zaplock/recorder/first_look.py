@@ -20,12 +20,18 @@ def first_look(capture: Capture) -> Beginning:
     """See what the tasks are doing now; just after events were let in.
 
     Where one process is recorded, of everybody else only those are kept that work on it, and those
-    that are stuck (state D), since nothing may tell what for.
+    that are stuck (state D), since nothing may tell what for. Where our own read waits for the
+    lock, kernel threads that have some process's lock are kept as well.
     """
     learned = list(capture.learned.values())
     seen = look(capture.pids, hidden=[one.tid for one in learned])
     if capture.pids:
-        kept = [one for one in seen.seen if _concerns(one, capture.pids)]
+        waits = any(one.waits for one in learned)
+        kept = [
+            one
+            for one in seen.seen
+            if _concerns(one, capture.pids) or (waits and one.task.does and not one.subject)
+        ]
         seen = TaskSnapshot(tuple(kept), seen.whole)
     mms = {pid: one.mm for pid, one in capture.learned.items()}
     if not learned:

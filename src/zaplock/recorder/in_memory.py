@@ -32,6 +32,7 @@ from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.uninterrupted import surely
+from zaplock.recorder.urgent import join_first
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import losses
 from zaplock.trace.quotas import Quotas
@@ -168,7 +169,7 @@ class Recorder:
         self._ended.set()
         self._capture.buffers.wake()
         if self._thread.is_alive():
-            self._thread.join()
+            join_first(self._thread)
         while taken := self._capture.buffers.drain():
             self._chunks += taken
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from zaplock.recorder.urgent import join_first
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 
 _PAUSE_S = 0.02
@@ -146,7 +147,7 @@ class QuotaWatch(threading.Thread):
         """Read once more, and end."""
         self._ended.set()
         if self.is_alive():
-            self.join()
+            join_first(self)
         self._read(list(self._newest))
 
     def found(self) -> Quotas | None:

@@ -91,7 +91,7 @@ def record_to(
     target: str = "everybody",
     hash_pointers: bool = False,
 ) -> RecordingProgress:
-    """Record until `ended()` says so (asked about four times a second) or the trigger fires.
+    """Record until `ended()` says so (asked about twenty times a second) or the trigger fires.
 
     `started` is called as soon as events are recorded. Raises UserError where the kernel, the
     rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
@@ -219,9 +219,10 @@ class _Session:
         self._writer.close()
 
     def _stop(self) -> None:
-        self._capture.stop()
-        self._quotas.stop()
-        self._feeder.stop()
+        with going_first():
+            self._capture.stop()
+            self._quotas.stop()
+            self._feeder.stop()
 
     def _wait_for_a_wait(
         self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from zaplock.recorder.urgent import start_first
 from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_stacks import WRITE, functions, meaning
+from zaplock.trace.kernel_stacks import ON_OTHERS, WRITE, advice_of, functions, meaning
+from zaplock.trace.madvise import ADVISING, NOT_SEEN
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""
@@ -38,6 +39,8 @@ _EXEC_START = re.compile(r"se\.exec_start\s*:\s*([\d.]+)")
 _READS = frozenset({"read", "pread64", "readv", "preadv", "write", "pwrite64", "ioctl"})
 _DETAILS = {call.name: tuple(call.shown.values()) for call in TRACED}
 _MANY_FILES = 64
+_TICK_NS = 20_000_000
+"""The birth of a task is told in hundredths of a second: so much earlier is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +144,9 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
     wchan, call = _read(path, "wchan"), _read(path, "syscall").split()
     arguments = _arguments(call)
     name, subject, ranged = _work(path, pid, means.operation, arguments)
+    if name in ADVISING and not arguments:
+        advice = advice_of(stack)
+        ranged = (0, 0, NOT_SEEN if advice is None else advice)
     since_ns = at.since(path, cpu) if state in "DS" and means.does != "holds" else 0
     exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
     address, length, detail = ranged
@@ -205,16 +211,17 @@ def _work(
         return operation, arguments[0], (0, 0, 0)
     if operation == "ptrace" and len(arguments) > 1:
         return operation, arguments[1], (0, 0, 0)
-    return operation, pid, (0, 0, 0)
+    return operation, 0 if operation in ON_OTHERS else pid, (0, 0, 0)
 
 
 def _proc_file(path: str, operation: str, arguments: tuple[int, ...]) -> tuple[int, str] | None:
     """Find which file of which process in /proc a task reads or writes."""
-    kind = operation.removeprefix("read of ").removeprefix("write of ")
-    if operation in _READS and arguments:
-        return _link(path, str(arguments[0]))
+    kind = re.sub("^(read of|write of|access to) ", "", operation)
+    kind = "pagemap" if operation == "PAGEMAP_SCAN" else kind
     if kind == operation and operation not in _READS:
         return None
+    if arguments:
+        return _link(path, str(arguments[0]))
     # It runs, so its arguments can't be seen: the one open file of that name.
     try:
         files = os.listdir(f"{path}/fd")[:_MANY_FILES]
@@ -258,7 +265,9 @@ class _Cpus:
         if cpu not in self._offset_ns:
             self._offset_ns[cpu] = self._ahead_ns(cpu)
         offset = self._offset_ns[cpu]
-        return last + offset if offset is not None else 0
+        since_ns = last + offset if offset is not None else 0
+        # A new thread's clock may still stand at nought: before its birth it did not sleep.
+        return since_ns if since_ns >= born_ns(_read(path, "stat")) - _TICK_NS else 0
 
     def _ahead_ns(self, cpu: int) -> int | None:
         if not self.go_to(cpu):
@@ -267,6 +276,14 @@ class _Cpus:
         os.sched_yield()
         own = _exec_start_ns("/proc/thread-self")
         return time.monotonic_ns() - own if own is not None else None
+
+
+def born_ns(stat: str) -> int:
+    """When a task was made (CLOCK_MONOTONIC), by its /proc/PID/stat, to a hundredth of a second."""
+    fields = stat.rpartition(")")[2].split()
+    ticks = int(fields[19]) if len(fields) > 19 else 0
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return ticks * 10**9 // os.sysconf("SC_CLK_TCK") - asleep_ns
 
 
 def _exec_start_ns(path: str) -> int | None:

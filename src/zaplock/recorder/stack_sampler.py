@@ -2,11 +2,12 @@
 
 Always, where the kernel gives perf events: a clock samples whoever is on a cpu (its kernel stack),
 and whoever joins the queue of a rwsem gives its own. Neither costs a task anything that holds the
-lock for less than a tick. With the scheduling events also who goes to sleep, and with `--stacks`
-everybody who gets the lock, with the program's stack: these cost something each time
-(docs/recording.md). `stack_keeper` keeps those that tell of a hold or a wait.
+lock for less than a tick. With the scheduling events also who goes to sleep, or has to leave its
+cpu to another, and with `--stacks` everybody who gets the lock, with the program's stack: these
+cost something each time (docs/recording.md). `stack_keeper` keeps those that tell of a hold or a
+wait.
 
-Not covered: a hold shorter than a tick that never sleeps has no stack without `--stacks`.
+Not covered: a hold shorter than a tick that never leaves its cpu has no stack without `--stacks`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from zaplock.recorder import perf
 from zaplock.recorder.perf import Event, Ring
 from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
+from zaplock.recorder.urgent import join_first
 from zaplock.trace.stacks import StackReason
 
 QUEUED, LOCKED, SLEEPS = (
@@ -31,6 +33,8 @@ _TICKS_PER_SECOND = 8_000
 """So many samples a second at most, of all cpus together."""
 _ASLEEP = "prev_state & 2"
 """TASK_UNINTERRUPTIBLE, as whoever holds a lock sleeps; other sleeps are far more frequent."""
+_READY = "prev_state == 0 || prev_state >= 256"
+"""TASK_RUNNING: it gave its cpu up; TASK_REPORT_MAX (4.14): it was taken from it."""
 _RING, _LARGE_RING = 1 << 20, 8 << 20
 _PAUSE_S = 0.1
 _MOST_BYTES = 256 << 20
@@ -85,6 +89,7 @@ def _sources(wanted: Wanted, cpus: int) -> Iterator[_Source]:
     if wanted.sleeps and SLEEPS in wanted.ids:
         event = replace(plain, number=wanted.ids[SLEEPS])
         yield _Source(StackReason.SLEEPS, event, _ASLEEP)
+        yield _Source(StackReason.READY, event, _READY)
     if wanted.user and LOCKED in wanted.ids:
         own = 0 < len(wanted.tids) * cpus <= _MOST_EVENTS
         flags = plain.flags | perf.NO_KERNEL_CHAIN | (perf.INHERIT if own else 0)
@@ -184,7 +189,7 @@ class StackSampler:
             ring.disable()
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            join_first(self._thread)
             self._drain()
 
     def close(self) -> None:

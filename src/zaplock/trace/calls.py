@@ -19,7 +19,7 @@ from zaplock.advice import ADVICE
 from zaplock.trace.events import NO_OP, EventKind, Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
-from zaplock.trace.madvise import ADVISING, advised
+from zaplock.trace.madvise import ADVISING, NOT_SEEN, advised
 
 Array = NDArray[Any]
 
@@ -117,7 +117,8 @@ def _with_advice(table: Calls, known: Array) -> Calls:
     """Give every kind of advice that occurs an operation of its own."""
     operations, op = list(table.operations), table.op.copy()
     for call in ADVISING:
-        rows = np.flatnonzero(known & np.isin(table.op, _places(table.operations, call)))
+        advised_rows = known & np.isin(table.op, _places(table.operations, call))
+        rows = np.flatnonzero(advised_rows & (table.detail != NOT_SEEN))
         advice = np.where(np.isin(table.detail[rows], list(ADVICE)), table.detail[rows], -1)
         for number in np.unique(advice).tolist():
             name = advised(call, number)

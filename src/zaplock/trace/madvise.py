@@ -13,6 +13,8 @@ from zaplock.advice import ADVICE
 OTHER: Final = "an advice unknown to zaplock"
 ADVISING: Final = ("madvise", "process_madvise")
 """The calls whose `detail` is an advice."""
+NOT_SEEN: Final = -1
+"""The `detail` of a call whose begin was not seen, and whose advice nothing else told."""
 
 
 def advised(call: str, advice: int) -> str:

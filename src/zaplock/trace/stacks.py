@@ -9,6 +9,8 @@ Why it was taken says what it tells:
              some, and the commonest tells what it was about
     QUEUED   the task just joined the lock's queue: it tells of that wait
     SLEEPS   the task just left its cpu to sleep: it tells what a holder sleeps on
+    READY    the task just had to leave its cpu to another: a hold that lasts for want of a cpu, and
+             was on one between two ticks only, has such a stack
 
 A hold or a wait without a stack of its own has none: nothing is taken over from a neighbour.
 """
@@ -41,6 +43,7 @@ class StackReason(IntEnum):
     SAMPLED = 1
     QUEUED = 2
     SLEEPS = 3
+    READY = 4
 
 
 class AddressKind(IntEnum):
@@ -108,7 +111,8 @@ class Stacks:
         taken = self._at(tid, StackReason.LOCKED, start_ns, start_ns + PATIENCE_NS)[:1]
         inside = self._at(tid, StackReason.SAMPLED, start_ns, end_ns)
         asleep = self._at(tid, StackReason.SLEEPS, start_ns, end_ns)
-        during = self._commonest(inside or asleep)
+        ready = self._at(tid, StackReason.READY, start_ns, end_ns)
+        during = self._commonest(inside or [*asleep, *ready])
         return self._joined(pid, [*during, *taken], [*taken, *during])
 
     def of_wait(self, tid: int, pid: int, start_ns: int, end_ns: int) -> CallStack:

@@ -7,7 +7,7 @@ from typing import Any
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_stacks import USERFAULT
+from zaplock.trace.kernel_stacks import UNANSWERED
 from zaplock.units import duration
 from zaplock.views.words import owner, what, who
 
@@ -71,17 +71,21 @@ def _sentence(analysis: Analysis, task: FoundTask) -> str:
 
 
 def _userfaults(analysis: Analysis) -> Iterator[str]:
-    stuck = [task for task in analysis.events.found if task.operation == USERFAULT]
-    if not stuck:
-        return
+    for operation in UNANSWERED:
+        stuck = [task for task in analysis.events.found if task.operation == operation]
+        if stuck:
+            yield _unanswered(analysis, operation, stuck)
+
+
+def _unanswered(analysis: Analysis, operation: str, stuck: list[FoundTask]) -> str:
     oldest = min((task.since_ns for task in stuck if task.since_ns), default=0)
     looked_ns = max(task.time_ns for task in stuck)
     since = f" for {duration(looked_ns - oldest)}" if oldest else ""
     names = [who(analysis, task.tid) for task in stuck[:_OFTEN]]
     more = f" and {len(stuck) - _OFTEN} more" if len(stuck) > _OFTEN else ""
     stand = "stands" if len(stuck) == 1 else "stand"
-    yield (
-        f"{', '.join(names)}{more} {stand} in {USERFAULT},{since or ' now'}: that is no wait "
+    return (
+        f"{', '.join(names)}{more} {stand} in {operation},{since or ' now'}: that is no wait "
         "for the lock. Does the monitor (the process that reads the userfaultfd) live and answer?"
     )
 
