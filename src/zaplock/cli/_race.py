@@ -104,7 +104,9 @@ def _sentences(done: RaceRun, predicted: Prediction, note: str) -> list[str]:
     else:
         said += [f"the kernel says: {text}" for text in dict.fromkeys(complaints)]
         said += [] if complaints else ["the kernel's log says nothing of it."]
-    said.append(f"check, {result.design}: {result.verdict} ({result.states:,} states)" + _how(result))
+    said.append(
+        f"check, {result.design}: {result.verdict} ({result.states:,} states)" + _how(result)
+    )
     said += [_why(one) for one in predicted.protections]
     said.append(_together(done, predicted))
     return [*said, f"({note})"] if note else said
@@ -122,7 +124,9 @@ def _how(result: CheckResult) -> str:
 
 def _why(one: Protection) -> str:
     rules, steps = " and ".join(one.rules), len(one.broken.schedule or ())
-    changes = ", ".join(f"{change.since} {change.commit or change.subject}" for change in one.changes)
+    changes = ", ".join(
+        f"{change.since} {change.commit or change.subject}" for change in one.changes
+    )
     since = f" ({changes})" if changes else ""
     return (
         f"with {rules}{since} as in {one.release}, check breaks it in {steps} steps: "

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zaplock.errors import UserError, no_such
 from zaplock.experiment import between
-from zaplock.measure.guest import capsule, host, kernels, qemu
+from zaplock.measure.guest import host, kernels, qemu
 from zaplock.measure.guest.capsule import Capsule, CapsuleError
 
 RACES = {
@@ -60,9 +60,7 @@ class RacePlan:
         between("--tries", self.tries, 1, MOST_TRIES)
         between("--guest-cpus", self.nr_cpus, 2, 64)
         if self.length % (2 << 20) or not _SMALLEST <= self.length <= 1 << 40:
-            raise UserError(
-                f"a race on {self.length} bytes: give a multiple of 2 MiB, 8M or more"
-            )
+            raise UserError(f"a race on {self.length} bytes: give a multiple of 2 MiB, 8M or more")
 
     @property
     def arguments(self) -> list[str]:
