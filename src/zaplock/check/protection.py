@@ -1,4 +1,4 @@
-"""Which rules keep a design from a bug: those that, set as a release with the bug has them, break it.
+"""Which rules keep a design from a bug: those that break it, set as in a release that has the bug.
 
 A proof says that a scenario can't go wrong, not why. Taking rules back one by one (then two by two)
 says why: what is left standing there is what protects. Whole protocols are taken back only where no

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of a race."""
     add = parser.add_argument_group("a race of two threads").add_argument
     add("--race", metavar="NAME", help="drive one and say how often it is lost: expand, ceiling, "
-        "lost-update, missed-flush; with --kernel host, debian:6.1, PATH or PATH=DESIGN")  # fmt: skip
+        "lost-update, missed-flush; with --kernel host, debian:6.1 or PATH[=DESIGN]")  # fmt: skip
     add("--tries", type=int, metavar="N", help=f"how often to try ({_TRIES})")
 
 
@@ -95,8 +95,8 @@ def _sentences(done: RaceRun, predicted: Prediction, note: str) -> list[str]:
     complaints = done.complaints
     said = [
         f"{plan.race} on {plan.kernel}, Linux {done.release}: {RACES[plan.race]}.",
-        f"lost in {done.lost:,} of {plan.tries:,} tries. The call took {duration(done.call_ns)}, and "
-        f"the second thread saw the range gone {_when(done.seen_share)} (medians)."
+        f"lost in {done.lost:,} of {plan.tries:,} tries. The call took {duration(done.call_ns)}, "
+        f"and the second thread saw the range gone {_when(done.seen_share)} (medians)."
         + (f" {done.refused:,} accesses were refused by a signal." if done.refused else ""),
     ]
     if complaints is None:

@@ -225,7 +225,7 @@ def _hung_tasks(comparison: Comparison) -> list[str]:
 
 
 def _logged(run: Teardown, timeout_ns: int) -> list[str]:
-    """Write what a kernel logs in one run, and zaplock's own sentence where a writer is behind it."""
+    """Write what a kernel logs in one run, and zaplock's own sentence of who stands between."""
     from zaplock.lab.blocker import blocker
     from zaplock.lab.hung_task import in_between, message
     from zaplock.trace.analysis import analyse

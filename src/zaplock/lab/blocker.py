@@ -31,7 +31,7 @@ class Blocker:
 
 
 def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
-    """Find who keeps a task from the lock that it waits for at an instant; None where nobody does."""
+    """Find who keeps a task from the lock that it waits for then; None where nobody does."""
     holds, waits = seen.holds, seen.waits
     standing = (waits["start_ns"] <= at_ns) & (waits.end_ns > at_ns)
     own = np.flatnonzero(standing & (waits["tid"] == tid))

@@ -108,7 +108,7 @@ def message(
 
 
 def in_between(wait: LongWait, blocker: Blocker) -> str:
-    """Say, as no kernel does, which writers make a reader wait for another one; "" where none do."""
+    """Say, as no kernel does, which writers make a reader wait for another; "" where none do."""
     if _mode(wait) == "writer" or blocker.holder.exclusive or not blocker.between:
         return ""
     writers = ", ".join(f"{one.name}:{one.tid}" for one in blocker.between)
