@@ -158,8 +158,11 @@ def _asleep(waits_for: str, version: LinuxVersion) -> list[str]:
         schedule.append("schedule_preempt_disabled")
     if not waits_for.startswith("down_"):
         return [*schedule, waits_for]
+    slow = [*schedule, f"rwsem_down_{mode}_slowpath"]
+    if waits_for == "down_read" and version.carries("5.3") and not version.carries("5.11"):
+        return slow  # its last act is a jump there, so that it has no frame (seen in a real 5.10)
     if version.carries("5.2"):
-        return [*schedule, f"rwsem_down_{mode}_slowpath", waits_for]
+        return [*slow, waits_for]
     failed = f"rwsem_down_{mode}_failed"
     return [*schedule, failed, f"call_{failed}", waits_for]
 
