@@ -45,7 +45,7 @@ static const struct race *race;
 static long nr_tries, own_pages;
 static int with_stand_in;
 static volatile char *watched, *written;
-static volatile int turn, done, over;
+static volatile int turn, ready, done, over; /* the try that may begin, looks, has ended; its call has */
 static volatile int64_t delay_ns;
 static sigjmp_buf refusal;
 
@@ -113,6 +113,7 @@ static void wait_until_unmapped(struct attempt *attempt)
 {
 	unsigned char present;
 
+	ready = turn;
 	while (!mincore((void *)watched, PAGE, &present))
 		;
 	attempt->seen_ns = now_ns();
@@ -140,6 +141,7 @@ static void give_back(struct attempt *attempt)
 	unsigned char present = 1;
 
 	*written = 1; /* this CPU's TLB has the page */
+	ready = turn;
 	while (!over && !mincore((void *)watched, PAGE, &present) && present & 1)
 		;
 	attempt->seen_ns = now_ns();
@@ -278,6 +280,8 @@ static void race_try(int nth)
 	over = 0;
 	__sync_synchronize();
 	turn = nth;
+	while (ready < nth)
+		sched_yield();
 	attempt->begin_ns = now_ns();
 	with_stand_in ? race->stand_in() : race->take_down();
 	attempt->end_ns = now_ns();
