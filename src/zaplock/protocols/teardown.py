@@ -160,8 +160,9 @@ async def unmap_page_range(
     """
     mm = cx.mm if mm is None else mm
     grain = (cx.grain << PAGE_SHIFT) or high - low
+    locked = (True,) if munlocks else ()  # said only where it is so: a schedule shows it
     for at in range(low, high, grain):
-        full = await zap_pte_range(mm, gather, at, min(at + grain, high), spares, munlocks)
+        full = await zap_pte_range(mm, gather, at, min(at + grain, high), spares, *locked)
         if full and at + grain < high:
             await tlb_flush_mmu(gather)
 
