@@ -5,11 +5,20 @@ import pytest
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
+from zaplock.lab.blocker import Blocker, Party, blocker
 from zaplock.lab.hung_report import comparable, task_in
-from zaplock.lab.hung_task import HungTask, functions, kernel_chain, message
+from zaplock.lab.hung_task import HungTask, functions, in_between, kernel_chain, message
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import RWSEM_4_9, LockStep, down_write, up_read, up_write
+from zaplock.model.rwsem import (
+    RWSEM_4_9,
+    LockStep,
+    down_write,
+    downgrade_write,
+    up_read,
+    up_write,
+)
 from zaplock.model.step import SleepStep, Task, WaitStep
+from zaplock.trace.analysis import analyse
 
 LOCK = ("mmap_lock", 1)
 SECOND = 10**9
@@ -139,8 +148,7 @@ def test_functions_are_called_as_the_release_calls_them() -> None:
     fault = LongWait(7, "fault", 0, SECOND, "down_read",
                      ("page_fault_mmap_lock", "user_fault", "write_memory"))  # fmt: skip
     assert functions(fault, "5.10")[2:] == [
-        "rwsem_down_read_slowpath", "down_read", "do_user_addr_fault", "exc_page_fault",
-        "asm_exc_page_fault",
+        "rwsem_down_read_slowpath", "do_user_addr_fault", "exc_page_fault", "asm_exc_page_fault",
     ]  # fmt: skip
     assert functions(fault, "4.9")[-3:] == ["__do_page_fault", "do_page_fault", "page_fault"]
     assert kernel_chain(fault) == ["down_read", "page_fault_mmap_lock", "user_fault"]
@@ -149,3 +157,72 @@ def test_functions_are_called_as_the_release_calls_them() -> None:
 def test_what_is_no_report_is_nobodys() -> None:
     assert task_in("") is None
     assert task_in("INFO: task ps:1 blocked for more than 1 seconds.") is None
+
+
+def test_from_6_17_on_the_likely_owner_is_told_and_what_no_kernel_says_is_our_own() -> None:
+    # As a 7.3 kernel logs it; the owner's own stack, which follows, aside.
+    log = """\
+INFO: task gup:93 blocked for more than 1 seconds.
+      Not tainted 7.3.4+deb13-cloud-amd64 #1 Debian 7.3.4-1~bpo13+1
+"echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.
+task:gup             state:D stack:0     pid:93    tgid:93    ppid:1      task_flags:0x0040 \
+flags:0x00080000
+Call Trace:
+ <TASK>
+ __schedule+0x52a/0x1080
+ schedule+0x28/0xa0
+ schedule_preempt_disabled+0x16/0x30
+ rwsem_down_read_slowpath+0x2ca/0x590
+ down_read+0x49/0xa0
+ process_vm_rw_core.constprop.0+0x1e5/0x4f0
+ process_vm_rw+0x10c/0x160
+ __x64_sys_process_vm_readv+0x27/0x30
+ do_syscall_64+0xc2/0x520
+ entry_SYSCALL_64_after_hwframe+0x76/0x7e
+INFO: task gup:93 <reader> blocked on an rw-semaphore likely owned by task zap:91 <reader>
+"""
+    wait = LongWait(5, "gup", 0, 2 * SECOND, "down_read", ("process_vm_rw",))
+    behind = Blocker(Party(1, "zap", False), (Party(6, "mmap", True),))
+    about = task_in(log)
+    assert comparable(message(wait, SECOND, "7.3", about, behind)) == comparable(log)
+    assert "owned by" not in message(wait, SECOND, "6.16", about, behind)
+    assert in_between(wait, behind) == (
+        "(zaplock: mmap:6 <writer> queued in between; without it gup:5 would share the lock with "
+        "zap:1)"
+    )
+    assert not in_between(wait, Blocker(Party(1, "zap", True), behind.between))
+
+
+def test_the_blocker_is_who_has_the_lock_then_and_who_queued_before() -> None:
+    async def downgrades() -> None:
+        await down_write(LOCK)
+        await SleepStep(SECOND)
+        await downgrade_write(LOCK)
+        await SleepStep(9 * SECOND)
+        await up_read(LOCK)
+
+    async def writes() -> None:
+        await SleepStep(SECOND // 2)
+        await down_write(LOCK)
+        await up_write(LOCK)
+
+    async def reads() -> None:
+        await SleepStep(SECOND * 3 // 4)
+        await LockStep("down", LOCK, False, False)
+        await up_read(LOCK)
+
+    engine = TimedEngine(
+        Machine(), policy=RWSEM_4_9, sched=Sched(cpus=4), hung_task_timeout_ns=2 * SECOND
+    )
+    for tid, program in enumerate((downgrades(), writes(), reads()), 1):
+        engine.spawn(Task(tid, 1, f"task{tid}"), program, at_ns=0)
+    engine.run()
+    seen = analyse(engine.events(), "4.9")
+    found = {at: blocker(seen, 3, at * SECOND // 10) for at in (5, 9, 50, 110)}
+    writer = (Party(2, "task2", True),)
+    assert found == {
+        5: None,
+        9: Blocker(Party(1, "task1", True), writer),
+        50: Blocker(Party(1, "task1", False), writer),
+        110: None,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.errors import UserError
@@ -24,6 +25,16 @@ def parse_designs(names: list[str] | None) -> list[Design]:
     if not wanted:
         raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
     return [load(name) for name in wanted]
+
+
+def judged(text: str) -> tuple[str, Design | None]:
+    """Read KERNEL or KERNEL=DESIGN, what a kernel is judged as; a path may have an = in it."""
+    from zaplock.designs import load
+
+    name, given, design = text.rpartition("=")
+    if not given or Path(text).exists():
+        return text, None
+    return name, load(design)
 
 
 def parse_cpu_max(text: str) -> CpuMax:

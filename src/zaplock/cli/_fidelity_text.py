@@ -93,6 +93,7 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
             said += [f"    {line}" for line in one.other_lines]
         elif one.measured_message:
             said.append("Its messages are the model's, line by line.")
+        said += one.in_between
     return said
 
 

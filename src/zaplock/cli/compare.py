@@ -24,6 +24,7 @@ from zaplock.units import parse_duration, parse_size
 if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
     from zaplock.lab.experiment import SimulatedExperiment
+    from zaplock.lab.teardown import Teardown
     from zaplock.trace.outcome import TeardownOutcome
 
 
@@ -212,18 +213,31 @@ def _print(comparison: Comparison) -> None:
 
 def _hung_tasks(comparison: Comparison) -> list[str]:
     """Return what the kernels would log about hung tasks, the first few of it."""
-    from zaplock.lab.hung_task import message
-
-    timeout_ns = comparison.experiment.hung_task_timeout_ns
     texts = list(
         dict.fromkeys(
-            f"{run.design.name} logs:\n{message(wait, timeout_ns, run.design.kernel)}"
+            f"{run.design.name} logs:\n{text}"
             for run in comparison.runs
-            for wait in run.long_waits
+            for text in _logged(run, comparison.experiment.hung_task_timeout_ns)
         )
     )
     more = len(texts) - MESSAGES_SHOWN
     return texts[:MESSAGES_SHOWN] + ([f"... and {more} more such messages"] if more > 0 else [])
+
+
+def _logged(run: Teardown, timeout_ns: int) -> list[str]:
+    """Write what a kernel logs in one run, and zaplock's own sentence of who stands between."""
+    from zaplock.lab.blocker import blocker
+    from zaplock.lab.hung_task import in_between, message
+    from zaplock.trace.analysis import analyse
+
+    kernel, texts = run.design.kernel, []
+    seen = analyse(run.events, kernel) if run.long_waits else None
+    for wait in run.long_waits:
+        found = blocker(seen, wait.tid, wait.asked_ns + timeout_ns) if seen else None
+        text = message(wait, timeout_ns, kernel, blocker=found)
+        own = in_between(wait, found) if found else ""
+        texts.append(f"{text}\n{own}" if own else text)
+    return texts
 
 
 def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:

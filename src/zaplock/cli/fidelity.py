@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from zaplock import outputs
+from zaplock.cli._designs import judged
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -151,17 +152,7 @@ def _names(args: argparse.Namespace) -> tuple[list[_Judged], list[str]]:
     for name in teardowns:
         if name not in known:
             raise no_such("teardown", name, known)
-    return [_judged(one) for one in args.kernels.split(",")], teardowns
-
-
-def _judged(text: str) -> _Judged:
-    """Read KERNEL or KERNEL=DESIGN; a path may have an = in it."""
-    from zaplock.designs import load
-
-    name, given, design = text.rpartition("=")
-    if not given or Path(text).exists():
-        return _Judged(text)
-    return _Judged(name, load(design))
+    return [_Judged(*judged(one)) for one in args.kernels.split(",")], teardowns
 
 
 def _cases(teardowns: list[str]) -> Iterator[tuple[str, bool]]:

@@ -16,7 +16,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from zaplock.cli import _guest
+from zaplock.cli import _guest, _race
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.units import duration, format_size, parse_duration, parse_size
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from zaplock.views.screen import Screen
 
 
+_SIZE = "1G"
 _BACKING = (
     "anonymous, zero (the shared zero page: no memory needed), file, thp, hugetlb, or auto: "
     "anonymous where it fits, else zero (default)"
@@ -43,7 +44,7 @@ _TEARDOWN = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock measure`."""
     add = parser.add_argument
-    add("size", nargs="?", default="1G", metavar="SIZE", help="such as 80G (default 1G)")
+    add("size", nargs="?", metavar="SIZE", help=f"such as 80G (default {_SIZE}; of a race 16M)")
     add("--backing", default="auto", metavar="KIND", help=_BACKING)
     add("--teardown", default="munmap", metavar="WAY", help=_TEARDOWN)
     add(
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--no-holds", action="store_true", help="leave the tracepoints alone, also as root")
     add("--json", action="store_true", help="print every run, their median and range as JSON")
     _guest.configure(parser)
+    _race.configure(parser)
 
 
 def bystanders(text: str) -> tuple[str, ...]:
@@ -74,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
     if args.list_kernels:
         _guest.list_kernels(as_json=args.json)
         return 0
+    if args.race:
+        return _race.run(args)
+    _race.refuse_without_race(args)
+    args.size = args.size or _SIZE
     if args.kernel:
         outcomes = _guest.measure(args, bystanders(args.bystanders))
     else:

@@ -7,7 +7,7 @@ and in the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import unified_diff
 from itertools import groupby
 
@@ -15,12 +15,14 @@ from zaplock.designs import Change, Design
 from zaplock.designs.linux import StandIn, design_of
 from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.engines.timed.hung_tasks import LongWait
+from zaplock.lab.blocker import Blocker, blocker
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.forecast import predict
 from zaplock.lab.hung_report import comparable, task_in
-from zaplock.lab.hung_task import message
+from zaplock.lab.hung_task import in_between, message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
+from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.verdict import TeardownVerdict
 
 READERS = ("fault", "proc")
@@ -157,7 +159,7 @@ HUNG_BYSTANDERS = ("fault", "proc", "madvise", "gup", "mmap")
 """Who stands beside a munmap that takes many times the hung-task timeout."""
 
 
-_COMM = {"ps": "proc"}
+_COMM = {"ps": "proc", "munmap": "zap"}
 """What the guest's tasks are called that have another name in a simulation."""
 
 
@@ -176,6 +178,8 @@ class HungTasks:
     measured_message: str = ""
     predicted_message: str = ""
     other_lines: tuple[str, ...] = ()
+    in_between: tuple[str, ...] = ()
+    """What no kernel says: who queues between a task and the reader that it waits for."""
 
     @property
     def agrees(self) -> bool:
@@ -191,6 +195,7 @@ class HungTasks:
             "measured": list(self.measured),
             "predicted": list(self.predicted),
             "other_lines": list(self.other_lines),
+            "in_between": list(self.in_between),
         }
 
 
@@ -202,11 +207,13 @@ def compare_hung(
     experiment = SimulatedExperiment(
         80 << 30, bystanders=HUNG_BYSTANDERS, hung_task_timeout_ns=10**9
     )
-    waits = {wait.name: wait for wait in run(design, experiment, load(DEFAULT)).long_waits}
+    simulated = run(design, experiment, load(DEFAULT))
+    waits = {wait.name: wait for wait in simulated.long_waits}
+    seen = analyse(simulated.events, design.kernel)
     said = {text.split()[2].rsplit(":", 1)[0]: text for text in messages}
-    waits = {_COMM.get(name, name): wait for name, wait in waits.items()}
+    waits = {_comm(name): wait for name, wait in waits.items()}
     both = sorted(set(waits) & set(said))
-    texts = {name: _in_its_words(waits[name], said[name], design.kernel) for name in both}
+    texts = {name: _in_its_words(waits[name], said[name], design, seen) for name in both}
     other = [line for name in both for line in _differing(said[name], texts[name])]
     return HungTasks(
         kernel,
@@ -216,12 +223,30 @@ def compare_hung(
         said[both[0]] if both else "",
         texts[both[0]] if both else "",
         tuple(other),
+        tuple(filter(None, (_in_between(wait, seen) for wait in waits.values()))),
     )
 
 
-def _in_its_words(wait: LongWait, said: str, kernel: str) -> str:
+def _in_its_words(wait: LongWait, said: str, design: Design, seen: Analysis) -> str:
     """Write the model's message about the task that a kernel's own is about."""
-    return message(wait, 10**9, kernel, task_in(said))
+    return message(wait, 10**9, design.kernel, task_in(said), _blocker(wait, seen))
+
+
+def _in_between(wait: LongWait, seen: Analysis) -> str:
+    found = _blocker(wait, seen)
+    return in_between(wait, found) if found else ""
+
+
+def _blocker(wait: LongWait, seen: Analysis) -> Blocker | None:
+    """Find who had the lock when the detector would have looked."""
+    found = blocker(seen, wait.tid, wait.asked_ns + 10**9)
+    if found is None:
+        return None
+    return replace(found, holder=replace(found.holder, name=_comm(found.holder.name)))
+
+
+def _comm(name: str) -> str:
+    return _COMM.get(name, name)
 
 
 def _differing(said: str, predicted: str) -> list[str]:

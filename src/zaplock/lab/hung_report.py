@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 
-from zaplock.lab.hung_task import HungTask
+from zaplock.lab.hung_task import TASK_FLAGS, HungTask
 
 _FIRST = re.compile(r"INFO: task (?P<name>.*):(?P<pid>\d+) blocked for more than (?P<s>\d+) sec")
 _KERNEL = re.compile(r"\s*(?P<taint>Not tainted|Tainted: \S[^#]*) (?P<kernel>\d+\.\d++\S*+ #.*)")
-_FIELD = re.compile(r"(tgid|ppid|flags):\s*(0x[0-9a-f]+|\d+)")
+_FIELD = re.compile(r"(tgid|ppid|task_flags|flags):\s*(0x[0-9a-f]+|\d+)")
+_OWNER = re.compile(
+    r"INFO: task .{1,40} blocked on an rw-semaphore likely owned by task .{1,40}:(?P<pid>\d+) <"
+)
 _OLD_TASK = re.compile(r".{15} D\s+\d+\s+\d+\s+(?P<ppid>\d+) (?P<flags>0x[0-9a-f]{8})")
 _ADDRESS = re.compile(r"^ ?\[<[0-9a-f]+>\]\s*")
 _OFFSET = re.compile(r"\+0x[0-9a-f]+/0x[0-9a-f]+")
@@ -32,10 +35,12 @@ def task_in(report: str) -> HungTask | None:
     if old := _OLD_TASK.match(lines[3]):
         fields = {"ppid": int(old["ppid"]), "flags": int(old["flags"], 16)}
     pid = int(first["pid"])
+    owner = next(filter(None, map(_OWNER.match, lines)), None)
     return HungTask(
         first["name"], pid, kernel["kernel"] if kernel else lines[1].strip(),
         fields.get("tgid", pid), fields.get("ppid", 0), fields.get("flags", 0),
         kernel["taint"] if kernel else "Not tainted",
+        fields.get("task_flags", TASK_FLAGS), int(owner["pid"]) if owner else 0,
     )  # fmt: skip
 
 

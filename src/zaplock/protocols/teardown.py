@@ -116,7 +116,8 @@ async def unmap_single_vma(
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, skip_vm_flags)
     else:
-        await unmap_page_range(cx, gather, low, high)
+        munlocks = bool(vma.flags & VM_LOCKED) and not cx.design.munlock_pass
+        await unmap_page_range(cx, gather, low, high, munlocks=munlocks)
     if cx.design.flush_before_rmap and vma.flags & VM_PFNMAP:
         await tlb_flush_mmu_tlbonly(gather)
 
@@ -149,15 +150,19 @@ async def unmap_page_range(
     high: int,
     mm: int | None = None,
     spares: tuple[str, ...] = (),
+    *,
+    munlocks: bool = False,
 ) -> None:
     """Clear the entries of [low, high), flushing in the middle when the batch is full.
 
-    Entries of the kinds `spares` stay: guard markers outlive all but an unmap.
+    Entries of the kinds `spares` stay: guard markers outlive all but an unmap. From 5.18 on pages
+    of a locked VMA are munlocked here, as their rmap goes (b109b87050df): `munlocks`.
     """
     mm = cx.mm if mm is None else mm
     grain = (cx.grain << PAGE_SHIFT) or high - low
+    locked = (True,) if munlocks else ()  # said only where it is so: a schedule shows it
     for at in range(low, high, grain):
-        full = await zap_pte_range(mm, gather, at, min(at + grain, high), spares)
+        full = await zap_pte_range(mm, gather, at, min(at + grain, high), spares, *locked)
         if full and at + grain < high:
             await tlb_flush_mmu(gather)
 
@@ -171,9 +176,12 @@ def zap_pte_range(
     low: int,
     high: int,
     spares: tuple[str, ...] = (),
+    munlocks: bool = False,
 ) -> bool:
     """Clear entries under the page-table lock; returns whether the batch is full."""
     zapped = zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT, spares)
+    if munlocks:
+        m.spend("munlock_page", zapped)
     return zapped > 0 and is_full(m, gather)
 
 

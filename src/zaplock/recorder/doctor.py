@@ -48,7 +48,7 @@ class Finding:
 
 
 _SUDO = "sudo zaplock doctor"
-_NEWER = "boot Linux 5.11 or newer"
+_NEWER = "boot Linux 5.11 or newer (this one shows its lock as a guest: zaplock measure --kernel)"
 
 
 def examine() -> list[Finding]:

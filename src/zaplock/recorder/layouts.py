@@ -106,6 +106,8 @@ def check_header_event(text: str) -> None:
         if words[-2:-1] == ["=="]
     }
     wrong = [name for name, width in _HEADER.items() if widths.get(name) != width]
+    # Before 4.17 (dc4e2801d400) no time stamp was ever written, nor its number told.
+    codes.setdefault("time_stamp", _CODES["time_stamp"])
     wrong += [name for name, code in _CODES.items() if codes.get(name) != code]
     if wrong or sys.byteorder != "little":
         raise UserError(

@@ -47,6 +47,7 @@ static void guest_hung_task(const char *seconds)
 		return;
 	write_file("/proc/sys/kernel/hung_task_timeout_secs", seconds);
 	write_file("/proc/sys/kernel/hung_task_check_interval_secs", "1");
+	write_file("/proc/sys/kernel/hung_task_warnings", "60"); /* 10 may be gone before all had theirs */
 }
 
 static void guest_exit(int failed)

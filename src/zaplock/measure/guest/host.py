@@ -29,21 +29,28 @@ def run(plan: GuestPlan) -> GuestRun:
     plan = replace(plan, kernel=HOST, exact=False)
     with (
         tracefs.opened() as root,
-        scratch.folder() as folder,
         tracefs.Instance(root, buffer_kb=_BUFFER_KB) as instance,
     ):
         tracefs.sweep(root)
+        where = [f"tracefs={root.path}", f"instance={instance.name}", f"buffer_kb={_BUFFER_KB}"]
+        return GuestRun(plan, probed([*arguments(plan), *where], plan.timeout_s))
+
+
+def probed(words: list[str], limit_s: float) -> capsule.Capsule:
+    """Run the probe with these arguments; return what it handed over.
+
+    Raises UserError where it fails, or is not done after `limit_s`.
+    """
+    with scratch.folder() as folder:
         path = folder / "capsule"
         capsule.make(path)
-        where = [f"tracefs={root.path}", f"instance={instance.name}", f"buffer_kb={_BUFFER_KB}"]
-        command = [str(build.probe()), *arguments(plan), *where, f"capsule={path}"]
-        said = _done(command, plan.timeout_s)
+        said = _done([str(build.probe()), *words, f"capsule={path}"], limit_s)
         result = capsule.read(path)
         if result is None:
             raise UserError(
                 f"the probe failed on this kernel ({said or 'it said nothing'}): try a smaller SIZE"
             )
-        return GuestRun(plan, result)
+        return result
 
 
 def _done(command: list[str], limit_s: float) -> str:

@@ -39,10 +39,21 @@ static int probe_make(const char *kind, const char *function, const char *suffix
 
 	snprintf(event, sizeof(probed[0]), "%s/%s%s", probe_group, function, suffix);
 	snprintf(command, sizeof(command), "%s:%s %s %s\n", kind, event, function, argument);
-	if (!probe_command(command))
+	if (!probe_command(command) || !trace_enable(event))
 		return 0;
 	nr_probed++;
-	return trace_enable(event);
+	return 1;
+}
+
+/* A number of places for returns can be asked for from 4.12 on (696ced4fb1d7). Before, it is neither
+ * understood nor refused: the probe gets a name of the kernel's own. */
+static int counts_places(void)
+{
+	struct utsname name;
+	int major = 0, minor = 0;
+
+	return !uname(&name) && sscanf(name.release, "%d.%d", &major, &minor) == 2 &&
+	       (major > 4 || (major == 4 && minor >= 12));
 }
 
 /* The return first: the entry of a call whose return is not seen would say nothing. A kernel that
@@ -51,7 +62,7 @@ static void probe_function(const char *function, enum returns returns)
 {
 	const char *value = returns == VALUE ? "ret=$retval:s32" : "";
 
-	if (returns == NO_PROBE || probe_make("r256", function, "_ret", value) ||
+	if (returns == NO_PROBE || (counts_places() && probe_make("r256", function, "_ret", value)) ||
 	    probe_make("r", function, "_ret", value))
 		probe_make("p", function, "", "sem=%di");
 }

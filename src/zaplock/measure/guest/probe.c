@@ -14,6 +14,7 @@
  *   hung_s=N        set hung_task_timeout_secs (in a guest)
  *   capsule=FILE    where the results go (capsule.c); a guest finds its device itself
  *   tracefs=DIR instance=NAME buffer_kb=N
+ *   race=NAME       drive a race of two threads instead (race.c)
  *
  * The same program is the init of a guest and an ordinary process on the host. As init it mounts
  * procfs, sysfs and tracefs and leaves by QEMU's isa-debug-exit with status (0 << 1) | 1 or, when
@@ -198,6 +199,8 @@ static void run(int pid)
 		;
 }
 
+#include "race.c"
+
 static void save_results(void)
 {
 	struct utsname uname_;
@@ -237,6 +240,11 @@ int main(int argc, char **argv)
 	if (in_guest)
 		guest_boot();
 	capsule_open(in_guest ? guest_capsule() : option("capsule", "capsule"), 0);
+	if (option("race", NULL)) {
+		race_run(option("race", NULL));
+		capsule_close();
+		leave(0);
+	}
 	trace = number("trace", 1) && has_tracefs(option("tracefs", "/sys/kernel/tracing"));
 	graph = in_guest && number("graph", 0);
 	tracefs = option("tracefs", "/sys/kernel/tracing");

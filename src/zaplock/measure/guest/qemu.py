@@ -47,7 +47,10 @@ EXACT_SHIFT = 2
 _ACCELERATORS = ("kvm", "tcg")
 _KVM_LIMIT_S = 8.0
 _POLL_S = 0.05
-_QUIET_BOOT = "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off"
+_QUIET_BOOT = (
+    "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable mitigations=off "
+    "no_timer_check"  # which old kernels fail on a busy host, and panic
+)
 # Half of an emulated boot is self-tests and certificates, which have nothing to do with mm.
 _SHORT_BOOT = (
     "cryptomgr.notests initcall_blacklist=jent_mod_init,load_system_certificate_list,"

@@ -12,6 +12,7 @@ from zaplock.measure.guest.graph import rewrite
 from zaplock.trace.outcome import TeardownOutcome
 
 _MESSAGE = "blocked for more than"
+_OWNED = "blocked on an rw-semaphore"
 
 
 def measure(
@@ -83,6 +84,6 @@ def hung_task_messages(log: str) -> list[str]:
 
 
 def _report(lines: list[str]) -> list[str]:
-    """Cut a report behind the kernel's part of its call trace."""
+    """Cut a report behind the kernel's part of its call trace; what it says of an owner stays."""
     done = next((n for n, line in enumerate(lines) if line.startswith("RIP: 0033")), len(lines))
-    return lines[:done]
+    return lines[:done] + [line for line in lines[done:] if _OWNED in line]

@@ -10,7 +10,7 @@ from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestRun, stalls
 from zaplock.trace import verdict
 from zaplock.trace.events import EventKind
-from zaplock.trace.verdict import Subject, TeardownVerdict
+from zaplock.trace.verdict import WAITED, Subject, TeardownVerdict
 
 
 def read(done: GuestRun, by: str = "") -> TeardownVerdict:
@@ -42,10 +42,19 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
 
 
 def _arrivals(capsule: Capsule) -> dict[str, int]:
-    """Say when each bystander's next operation began, whether it took the lock or not."""
-    begin_ns = capsule.fact("begin_ns")
-    later = {lane.name: lane.begin_ns[lane.begin_ns >= begin_ns] for lane in capsule.lanes}
-    return {name: int(begins[0]) - begin_ns for name, begins in later.items() if len(begins)}
+    """Say when each bystander came first, from the teardown's begin, lock or no lock.
+
+    Who had begun an operation by then, and was still at it long after, came at once: on one CPU it
+    was put off before it could ask.
+    """
+    begin_ns, end_ns = capsule.fact("begin_ns"), capsule.fact("end_ns")
+    long_after_ns = begin_ns + int(WAITED * (end_ns - begin_ns))
+    found = {}
+    for lane in capsule.lanes:
+        came = lane.begin_ns[(lane.begin_ns >= begin_ns) | (lane.end_ns > long_after_ns)]
+        if len(came):
+            found[lane.name] = max(0, int(came[0]) - begin_ns)
+    return found
 
 
 def _stalls_alone(done: GuestRun) -> TeardownVerdict:

@@ -1,0 +1,57 @@
+"""Who keeps a task waiting at an instant: the lock's owner, and who queues between the two.
+
+The owner is who the kernel would take for it: the writer, or the reader that came last (the rwsem
+remembers one reader's name, kernel/locking/rwsem.c rwsem_set_reader_owned).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from zaplock.trace.analysis import Analysis
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A task at a lock, as it has it or asks for it."""
+
+    tid: int
+    name: str
+    exclusive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """The likely owner of the lock, and the writers that queue before the one who waits."""
+
+    holder: Party
+    between: tuple[Party, ...] = ()
+
+
+def blocker(seen: Analysis, tid: int, at_ns: int) -> Blocker | None:
+    """Find who keeps a task from the lock that it waits for then; None where nobody does."""
+    holds, waits = seen.holds, seen.waits
+    standing = (waits["start_ns"] <= at_ns) & (waits.end_ns > at_ns)
+    own = np.flatnonzero(standing & (waits["tid"] == tid))
+    if not len(own):
+        return None
+    mm, asked_ns = waits["mm"][own[0]], waits["start_ns"][own[0]]
+    having = (holds["mm"] == mm) & (holds["start_ns"] <= at_ns) & (holds.end_ns > at_ns)
+    holders = np.flatnonzero(having)
+    if not len(holders):
+        return None
+    row = int(holders[np.argmax(holds["start_ns"][holders])])
+    before = standing & (waits["mm"] == mm) & waits["exclusive"] & (waits["start_ns"] < asked_ns)
+    between = tuple(
+        _party(seen, int(waits["tid"][one]), exclusive=True) for one in np.flatnonzero(before)
+    )
+    return Blocker(
+        _party(seen, int(holds["tid"][row]), exclusive=bool(holds["exclusive"][row])), between
+    )
+
+
+def _party(seen: Analysis, tid: int, *, exclusive: bool) -> Party:
+    task = seen.events.tasks.get(tid)
+    return Party(tid, task.comm if task else str(tid), exclusive)
