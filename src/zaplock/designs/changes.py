@@ -616,7 +616,14 @@ CHANGES: tuple[Change, ...] = (
         "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
         "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away: what "
         "moved is split off and alone unlocked, and merges neither again nor with its copy",
-        {"dontunmap_leaks_locked": False}, ("6.1.192", "6.12.117", "7.2.8"),
+        {"dontunmap_leaks_locked": False}, ("6.1.191", "6.12.114", "7.2.8"),
+    ),
+    Change(
+        "7.3", None, "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP",
+        "what MREMAP_DONTUNMAP has emptied whole merges like memory that was never touched; "
+        "before, it kept the page offset of the pages that have left",
+        {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.13"),
+        doubt="its id is not confirmed; which of 7.2's releases was the first to take it neither",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

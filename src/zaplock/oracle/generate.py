@@ -67,6 +67,8 @@ THEMES: dict[str, dict[str, int]] = {
     "move": {**_COMMON, "mremap": 40, "madvise": 4, "mlock": 2},
     "file": {**_COMMON, "ftruncate": 8, "pread": 4, "pwrite": 4, "msync": 6, "madvise": 10,
              "mremap": 6, "remap_file_pages": 6, "fork": 1},
+    "kernel": {**_COMMON, "pread": 8, "pwrite": 8, "process_vm_readv": 10, "process_vm_writev": 12,
+               "fork": 3, "madvise": 8, "mremap": 4, "mlock": 2, "ftruncate": 3, "mseal": 1},
     "fork": {**_COMMON, "fork": 12, "madvise": 16, "mremap": 6, "mlock": 2},
     "brk": {**_COMMON, "brk": 30, "mlockall": 2, "madvise": 4, "mremap": 4, "setrlimit": 1},
     "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
@@ -362,6 +364,12 @@ def _page_and_length(g: Generator) -> tuple[Argument, int]:
     return where, PAGE * g.random.randint(0, 6) + g.random.choice((0, 0, 8, 2048))
 
 
+def _remote(g: Generator) -> tuple[Argument, int]:
+    """Choose what is read or written as if it were another process's."""
+    where, length = _page_and_length(g)
+    return where, 1 << 63 if g.chance(2) else length
+
+
 def _all_memory(g: Generator) -> tuple[Argument, int]:
     return g.address(), g.extent(wild=True)
 
@@ -446,6 +454,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     ),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
+    "process_vm_readv": _remote,
+    "process_vm_writev": _remote,
     "load": _access,
     "store": _access,
     "setrlimit": _setrlimit,

@@ -86,6 +86,12 @@ def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: 
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
 
+def _process_vm(
+    w: World, calls: Any, address: int, length: int, tag: int | None = None
+) -> CallOutcome:
+    return w.syscall(kernel_access.process_vm(w.cx, address, length, tag), calls)
+
+
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
     vector = ring.RING + ring.SCRATCH
     program = mincore.mincore(w.cx, address, length, vector)
@@ -210,7 +216,7 @@ def apply(
     w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
     """Run one operation; lock operations are appended to `calls` where that is given."""
-    if name == "store":
+    if name in ops.WRITERS:
         arguments = [*arguments, ops.store_tag(index)]
     return OPERATIONS[name](w, calls, *arguments)
 
@@ -248,6 +254,8 @@ OPERATIONS: dict[str, Operation] = {
     "pwrite": _pwrite,
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
+    "process_vm_readv": _process_vm,
+    "process_vm_writev": _process_vm,
     "fork": _fork,
     "crowd": _crowd,
     "uffd_register": _uffd,

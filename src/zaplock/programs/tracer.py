@@ -196,13 +196,18 @@ class Tracer:
         """Let held threads go beside a call that takes so long that it may wait for them."""
         for mm, waiting in self.held.items():
             slow = self.threads.get(self.in_flight.pop(mm, 0))
-            if slow is not None and slow.told and not slow.is_written:
-                self._write(f"{slow.tid} {slow.told[:-1]} <unfinished ...>")
-                slow.is_written = True
+            if slow is not None:
+                self._leave_open(slow)
             while waiting and mm not in self.in_flight:
                 waiter = self.threads.get(waiting.popleft())
                 if waiter is not None:
                     self._begin(waiter)
+
+    def _leave_open(self, thread: _Thread) -> None:
+        """Write the call that a thread is in as one whose end is still to come."""
+        if thread.told and not thread.is_written:
+            self._write(f"{thread.tid} {thread.told[:-1]} <unfinished ...>")
+            thread.is_written = True
 
     # Processes
 
@@ -238,9 +243,10 @@ class Tracer:
     def _exits(self, thread: _Thread) -> None:
         """Keep the maps as they are now: the last that are seen are those of the end.
 
-        A thread that is killed while it is stopped may go without telling.
+        A thread that is killed while it is stopped may go without telling. One that is killed in a
+        call may have done it: its end stays open.
         """
-        thread.told = ""
+        self._leave_open(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
             self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")

@@ -359,7 +359,7 @@ def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
 def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     """Count a locked mapping, and merge the new VMA with its neighbours where it can be.
 
-    From 6.1 to 6.11 the one behind comes first; if that has an anon_vma the one before needs one.
+    From 6.1 to 6.11 the one behind comes first; if that has an anon_vma, the one before needs it.
 
     What can't be locked loses VM_LOCKED only after Linux has looked for a neighbour to merge with.
     """
@@ -374,5 +374,5 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
         return merge_around(m, task, handle)
     other, before = vma_of(m, task, behind), previous(m.mm(vma.mm), vma.start)
     first = can_merge(m, vma, other) and other.anon_vma and before
-    apart = before if first and not vma_of(m, task, before).anon_vma else 0
+    apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
     return merge_around(m, task, handle, apart)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from errno import EFAULT, EINVAL, ENOMEM
 from signal import SIGBUS, SIGSEGV
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -152,11 +152,22 @@ def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
     return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
 
 
-async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
+class Walked(NamedTuple):
+    """How far a walk came and with which error; whether it has let the lock go on its way.
+
+    `at`: the end of the range, or of the part of it that is in the VMA in which a fault failed, or
+    where the VMA begins that can't be had at all.
+    """
+
+    error: int
+    at: int
+    let_go: bool
+
+
+async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
     """Fault in [start, end) under a hold that the caller has; stop at the first error.
 
-    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then. If it
-    was, it is once more at the end, to tell the caller of it.
+    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
     """
     at, error, let_go = start, 0, False
     while at < end and not error:
@@ -170,6 +181,15 @@ async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
             high = min(end, vma.end)
             error, at = await populate_pages(cx, handle, vma, at, high, write)
             let_go = let_go or (at < high and not error)
-    if let_go:
+    return Walked(error, at, let_go)
+
+
+async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
+    """Fault in [start, end) as `populate_up_to`; return 0 or the error.
+
+    If the hold was let go, it is once more at the end, to tell the caller of it.
+    """
+    walked = await populate_up_to(cx, start, end, write)
+    if walked.let_go:
         await let_go_for_once(cx)
-    return error
+    return walked.error
