@@ -12,13 +12,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.oracle.compare import result_text
 from zaplock.programs import unrecorded
-from zaplock.programs.calls import CALLS, NotRecorded, mmap_call, numbers, set_limit
+from zaplock.programs.calls import (
+    CALLS,
+    MACHINES,
+    NotRecorded,
+    limit_machine,
+    mmap_call,
+    numbers,
+    set_limit,
+)
 from zaplock.programs.maps import MapsVerdict, compare_maps
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, Note, StraceRecording, TracedCall
@@ -91,6 +100,7 @@ class StraceReplay:
 
     def play(self) -> StraceVerdict:
         """Run every call; compare every result and the maps."""
+        self._make_segments()
         for text in self.recording.unreadable:
             self.verdict.maps_not_compared.append(text)
         for traced in spaces_of(self.recording):
@@ -101,6 +111,17 @@ class StraceReplay:
                 self._group(live, group)
                 self.world.machine.store.forget_journal()
         return self.verdict
+
+    def _make_segments(self) -> None:
+        """Make the segments of shared memory, which any process may attach that has their id."""
+        told: dict[int, tuple[int, int]] = {}
+        for call in self.recording.calls:
+            if call.name == "shmget" and 0 <= call.result < UNKNOWN and not call.cut:
+                with suppress(ValueError, IndexError):
+                    key, size = (number(argument) for argument in call.arguments[:2])
+                    told[call.result] = max(told.get(call.result, (0, 0)), (size, key))
+        for segment, (size, key) in told.items():
+            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF)
 
     # Orders
 
@@ -157,6 +178,8 @@ class StraceReplay:
     def _note(self, live: LiveSpace, note: Note) -> None:
         if note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "limit" and note.name in MACHINES:
+            limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit":
             names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
             set_limit(self.world, live, names.get(note.name, 0), note.value)
@@ -373,6 +396,9 @@ def is_about_memory(call: TracedCall) -> bool:
     return call.name in CALLS or call.name in UNMODELLED
 
 
+_MFD_HUGETLB = 4
+
+
 def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     """Remember what a new descriptor stands for, and how it was opened."""
     if call.result < 0 or call.result == UNKNOWN:
@@ -381,7 +407,8 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
     told = arguments[path].strip('"') if len(arguments) > path else ""
     told = f"memfd:{told}" if name == "memfd_create" else told
-    file = world.new_file(call.opened or told)
+    kind = "hugetlb" if name == "memfd_create" and number(arguments[1]) & _MFD_HUGETLB else ""
+    file = world.new_file(call.opened or told, kind=kind)
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
     world.set_mode(file, mode)
@@ -410,16 +437,8 @@ def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     live.known = replace(live.known, files=tuple(files.items()))
 
 
-def _segment(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    if 0 <= call.result < UNKNOWN:
-        segments = dict(live.known.segments)
-        if call.result not in segments:
-            segments[call.result] = world.new_segment(number(call.arguments[1]))
-            live.known = replace(live.known, segments=tuple(segments.items()))
-
-
 _DESCRIPTORS = {
     "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
     "memfd_create": _opened, "dup": _duplicated, "dup2": _duplicated, "dup3": _duplicated,
-    "close": _closed, "shmget": _segment,
+    "close": _closed,
 }  # fmt: skip

@@ -143,13 +143,18 @@ class Tracer:
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
+        fresh = self._fresh(thread)
+        if fresh:
+            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
+            self._write(f"# pid: {thread.tid}", *told)
+
+    def _fresh(self, thread: _Thread) -> list[tuple[int, int]]:
+        """List the pages that a thread's process has got since they were asked for last."""
         known = self._written(thread.mm)
         fresh = [part for span in text.written_ranges(thread.tid) for part in holes(known, *span)]
         for low, high in fresh:
             known.set(low, high, True)
-        if fresh:
-            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
-            self._write(f"# pid: {thread.tid}", *told)
+        return fresh
 
     def _written(self, mm: int) -> RangeMap[bool]:
         """Return where an address space was seen to have pages, as it is mapped now."""
@@ -235,9 +240,9 @@ class Tracer:
         if was_recording:
             self._write(f"{thread.tid} {told} = 0")
         else:
-            self.out.write(f"# command: {told}\n# pid: {thread.tid}\n")
-            self._write(*text.privileges(thread.tid))
+            self.out.write(f"# command: {told}\n")
         self._write(f"# pid: {thread.tid}", *text.maps_lines(thread.tid, "begin"))
+        self._write(*text.privileges(thread.tid))
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _exits(self, thread: _Thread) -> None:
@@ -249,7 +254,8 @@ class Tracer:
         self._leave_open(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
-            self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
+            written = [f"# anon: {low:x}-{high:x}" for low, high in self._fresh(thread)]
+            self.last_maps[thread.mm] = [*written, *text.maps_lines(thread.tid, "end")]
         p.ptrace(p.CONT, thread.tid)
 
     def _gone(self, tid: int) -> None:

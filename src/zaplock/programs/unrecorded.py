@@ -48,6 +48,8 @@ OF_PAGES = (
 OF_A_KERNEL = (f.MADV_HUGEPAGE, f.MADV_NOHUGEPAGE, f.MADV_MERGEABLE, f.MADV_UNMERGEABLE)
 FIRST_NEW_ADVICE = 18  # MADV_WIPEONFORK, 4.14
 
+NO_POOL = "the pool of huge pages is not in the recording"
+
 Attempt = Callable[[], int]
 
 
@@ -69,7 +71,7 @@ def _of_file(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
         return ""
     flags = numbers(call, 4)[3]
     if flags & f.MAP_HUGETLB and flags & f.MAP_ANONYMOUS:
-        return "the pool of huge pages is not in the recording"
+        return "" if "huge_pages" in live.known.given else NO_POOL
     if flags & f.MAP_ANONYMOUS:
         return ""
     path = file_of(call.arguments[4])
@@ -108,7 +110,7 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     refused_brk = call.name == "brk" and got > call.result >= 0
     if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
         return ""
-    if {"rlimit_as", "rlimit_data"} <= live.known.given and call.name in ("munmap", "mprotect"):
+    if {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
         return ""
     return "limits (RLIMIT_AS, RLIMIT_DATA, memory, map count) are not in the recording"
 
@@ -168,6 +170,8 @@ def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Itera
     flags = numbers(call, 4)[3]
     if not flags & f.MAP_ANONYMOUS:
         yield lambda: _not_for_huge_pages(world, live, call)
+    if flags & f.MAP_32BIT and LOW <= call.result < LOW + RANDOM:
+        yield lambda: _anywhere_low(world, live, call)
     if call.result < live.known.limits.mmap_min_addr:
         yield lambda: _as_root(world, live, call)
     if not live.known.limits.bottom_up and linker_of(live.traced.begin):
@@ -181,6 +185,20 @@ def _not_for_huge_pages(world: StraceWorld, live: LiveSpace, call: TracedCall) -
     if backing.kind == "disk":
         world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
     return mmap_call(world, live, call)
+
+
+LOW, RANDOM = 1 << 30, 1 << 25
+
+
+def _anywhere_low(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The search for a place below 2 GiB begins at a random page, another one each time.
+
+    Source: arch/x86/kernel/sys_x86_64.c find_start_end.
+    """
+    length = f.page_align(numbers(call, 2)[1])
+    if any(v.start < call.result + length and call.result < v.end for v in world.vmas(live)):
+        return -22
+    return mmap_call(world, live, call, call.result)
 
 
 def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
