@@ -141,6 +141,8 @@ _CALLS = (
     # Calls that a recording of the lock has no use for.
     _call("open", 2, "path flags mode", traced=False),
     _call("close", 3, "file", traced=False),
+    _call("ioctl", 16, "file command argument", traced=False),
+    _call("userfaultfd", 323, "flags", traced=False),
     _call("pread64", 17, "file addr length offset", traced=False, judged=True),
     _call("pwrite64", 18, "file addr length offset", traced=False, judged=True),
     _call("shmget", 29, "key length flags", traced=False),

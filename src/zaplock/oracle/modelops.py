@@ -18,6 +18,7 @@ from zaplock.model.vma import Vma, insert
 from zaplock.oracle import ops, ring
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome
+from zaplock.oracle.program import MOST_COPIED
 from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
@@ -89,7 +90,8 @@ def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: 
 def _process_vm(
     w: World, calls: Any, address: int, length: int, tag: int | None = None
 ) -> CallOutcome:
-    return w.syscall(kernel_access.process_vm(w.cx, address, length, tag), calls)
+    program = kernel_access.process_vm(w.cx, address, length, tag, MOST_COPIED)
+    return w.syscall(program, calls)
 
 
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from zaplock.model import flags as f
+from zaplock.programs import monitors
 from zaplock.programs.policies import mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
@@ -203,6 +204,7 @@ CALLS: dict[str, Handler] = {
     "process_madvise": _process_madvise,
     "brk": _brk,
     "mincore": _mincore,
+    "ioctl": monitors.ioctl,
     "shmat": shmat_call,
     "shmdt": lambda world, live, call: world.run(
         live, shm.shmdt(world.cx(live), *numbers(call, 1))

@@ -28,6 +28,7 @@ from zaplock.model.vma import (
     insert,
     lookup,
     overlapping,
+    vma_of,
 )
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
@@ -61,7 +62,8 @@ class Known:
     `unknown`: why nothing can be compared any more, "" while it can. `heap`, `base`: is it known
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
-    by id. `given`: which limits and capabilities the recording tells.
+    by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
+    capabilities the recording tells.
     """
 
     limits: ResourceLimits
@@ -73,6 +75,7 @@ class Known:
     modes: tuple[tuple[int, int], ...] = ()
     files: tuple[tuple[int, int], ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
+    monitors: tuple[tuple[int, int], ...] = ()
 
     def cloud_over(self, start: int, end: int) -> Cloud | None:
         """Return what hides a part of a range, if anything does."""
@@ -207,20 +210,22 @@ class StraceWorld:
         """Note which mappings have an anon_vma from here on, and which stacks have grown."""
         space = self.machine.mm(live.mm)
         for item in areas:
-            self._grow(live, item.start)
+            self._grow(live, item)
             for handle in overlapping(self.machine, space, item.start, item.end):
                 vma = self.machine.vmas[handle]
                 assert isinstance(vma, Vma)
                 if not vma.anon_vma and not vma.flags & f.VM_SHARED:
                     anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
 
-    def _grow(self, live: LiveSpace, address: int) -> None:
-        """Let the mapping behind a written page that is in none grow down to it."""
-        space = self.machine.mm(live.mm)
-        found = lookup(self.machine, space, address)
-        vma = self.machine.vmas[found] if found else None
-        if isinstance(vma, Vma) and address < vma.start and vma.flags & f.VM_GROWSDOWN:
-            expand_stack.run(self.machine, Task(1, live.mm), found, address)
+    def _grow(self, live: LiveSpace, written: Area) -> None:
+        """Let stacks grow down over what was written where nothing is mapped."""
+        space, task = self.machine.mm(live.mm), Task(1, live.mm)
+        at = written.start
+        while at < written.end and (handle := lookup(self.machine, space, at)):
+            vma = vma_of(self.machine, task, handle)
+            if at < vma.start < written.end and vma.flags & f.VM_GROWSDOWN:
+                expand_stack.run(self.machine, task, handle, at)
+            at = vma.end
 
     def vmas(self, live: LiveSpace) -> Iterator[Vma]:
         """List the mappings of a space in order."""

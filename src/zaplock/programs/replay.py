@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.oracle.compare import result_text
-from zaplock.programs import unrecorded
+from zaplock.programs import monitors, unrecorded
 from zaplock.programs.calls import (
     CALLS,
     MACHINES,
@@ -37,7 +37,7 @@ from zaplock.programs.text import descriptor, number
 ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
 
 UNMODELLED = {
-    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "userfaultfd",
+    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -203,6 +203,11 @@ class StraceReplay:
     # One call
 
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        if call.name == "close":
+            monitors.release(self.world, live, call)
+        if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
+            _opened(self.world, live, call._replace(name="userfaultfd"))
+            return Ruling("silent", call)
         if call.name in _DESCRIPTORS:
             _DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
@@ -254,7 +259,9 @@ class StraceReplay:
             self.world.undo(live, mark)
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
-            if call.result >= 0 and not self._attached(live, call):
+            if call.name == "ioctl" and call.result >= 0:
+                self._hide(live, *monitors.range_of(call), why)
+            elif call.result >= 0 and not self._attached(live, call):
                 return self._lose(live, call, why)
             return Ruling("refused", call, why)
         self._follow(live, call)
@@ -290,7 +297,11 @@ class StraceReplay:
         """Bring the model to where the kernel is after a call whose result it did not give."""
         if call.name == "brk":
             self._follow_brk(live, call)
-        elif call.result >= 0 and not self._placed(live, call):
+        elif (
+            call.result >= 0
+            and not unrecorded.depends_on_pages(call)
+            and not (self._placed(live, call))
+        ):
             why = f"what line {call.line} did is not known"
             for low, high in ranges_of(call):
                 self._hide(live, low, high, why)
@@ -357,6 +368,8 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
             address, old, new = numbers(call, 3)
             found = [(address, address + f.page_align(old))]
             return found + ([(call.result, call.result + new)] if call.result >= 0 else [])
+        if call.name == "ioctl":
+            return [monitors.range_of(call)]
         if call.name in _OF_A_RANGE:
             start, length = numbers(call, 2)
             return [(start, start + f.page_align(length))]
@@ -390,6 +403,8 @@ def is_about_memory(call: TracedCall) -> bool:
             return any(a.startswith(("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MM")) for a in
                        call.arguments[:1])  # fmt: skip
         return option in (65, 0x53564D41)
+    if call.name == "ioctl":
+        return monitors.is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):
         return any(name in ",".join(call.arguments) for name in
                    ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK"))  # fmt: skip
@@ -407,6 +422,7 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
     told = arguments[path].strip('"') if len(arguments) > path else ""
     told = f"memfd:{told}" if name == "memfd_create" else told
+    told = monitors.NAME if name == "userfaultfd" else told
     kind = "hugetlb" if name == "memfd_create" and number(arguments[1]) & _MFD_HUGETLB else ""
     file = world.new_file(call.opened or told, kind=kind)
     flags = " ".join(arguments)
@@ -415,6 +431,8 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     files = {**dict(live.known.files), call.result: file}
     modes = {**dict(live.known.modes), file: mode}
     live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
+    if name == "userfaultfd":
+        monitors.opened(live, file)
 
 
 def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -439,6 +457,6 @@ def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
 
 _DESCRIPTORS = {
     "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
-    "memfd_create": _opened, "dup": _duplicated, "dup2": _duplicated, "dup3": _duplicated,
-    "close": _closed,
+    "memfd_create": _opened, "userfaultfd": _opened, "dup": _duplicated, "dup2": _duplicated,
+    "dup3": _duplicated, "close": _closed,
 }  # fmt: skip

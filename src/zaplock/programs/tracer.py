@@ -32,7 +32,9 @@ from zaplock.system_calls import BY_NUMBER
 PATIENCE_S = 1.0
 _FORKS = ("clone", "clone3", "fork", "vfork")
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_QUIET = frozenset({"open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"})
+_QUIET = frozenset(
+    {"userfaultfd", "open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"}
+)
 _CLONE_VM = 0x100
 
 
@@ -143,18 +145,13 @@ class Tracer:
 
     def _write_written(self, thread: _Thread) -> None:
         """Write which mappings have got pages since the last call."""
-        fresh = self._fresh(thread)
-        if fresh:
-            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
-            self._write(f"# pid: {thread.tid}", *told)
-
-    def _fresh(self, thread: _Thread) -> list[tuple[int, int]]:
-        """List the pages that a thread's process has got since they were asked for last."""
         known = self._written(thread.mm)
         fresh = [part for span in text.written_ranges(thread.tid) for part in holes(known, *span)]
         for low, high in fresh:
             known.set(low, high, True)
-        return fresh
+        if fresh:
+            told = (f"# anon: {low:x}-{high:x}" for low, high in fresh)
+            self._write(f"# pid: {thread.tid}", *told)
 
     def _written(self, mm: int) -> RangeMap[bool]:
         """Return where an address space was seen to have pages, as it is mapped now."""
@@ -254,14 +251,15 @@ class Tracer:
         self._leave_open(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
-            written = [f"# anon: {low:x}-{high:x}" for low, high in self._fresh(thread)]
-            self.last_maps[thread.mm] = [*written, *text.maps_lines(thread.tid, "end")]
+            self._write_written(thread)
+            self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
         p.ptrace(p.CONT, thread.tid)
 
     def _gone(self, tid: int) -> None:
         self.early.discard(tid)
         thread = self.threads.pop(tid, None)
         if thread is not None:
+            self._leave_open(thread)
             self._done(thread)
             if not any(other.mm == thread.mm for other in self.threads.values()):
                 lines = self.last_maps.pop(thread.mm, [])
@@ -300,7 +298,7 @@ def start(command: Sequence[str]) -> int:
         try:
             os.close(writing)
             os.read(reading, 1)
-            p.stop_at(sorted(text.NUMBERS.values()))
+            p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode())

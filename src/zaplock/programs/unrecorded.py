@@ -30,6 +30,7 @@ from errno import (
 import msgspec
 
 from zaplock.model import flags as f
+from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
 from zaplock.programs.recording import TracedCall
@@ -118,12 +119,20 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
 def _of_pages(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     if call.name == "mincore" and call.result == -EFAULT:
         return "where the vector lies is not in the recording"
+    return "it depends on pages, which a trace doesn't show" if depends_on_pages(call) else ""
+
+
+def depends_on_pages(call: TracedCall) -> bool:
+    """Return whether a call is an advice that does nothing to mappings, only to their pages."""
     if call.name not in ("madvise", "process_madvise"):
+        return False
+    return number(call.arguments[2 if call.name == "madvise" else 3]) in OF_PAGES
+
+
+def _of_monitor(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name != "ioctl" or got:
         return ""
-    advice = number(call.arguments[2 if call.name == "madvise" else 3])
-    if advice in OF_PAGES:
-        return "it depends on pages, which a trace doesn't show"
-    return ""
+    return "what the userfaultfd was asked to be (UFFDIO_API) is not in the recording"
 
 
 def _of_kernel(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -150,7 +159,7 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _written,
+    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _of_monitor, _written,
 )  # fmt: skip
 
 
@@ -160,6 +169,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
         yield from _other_mmaps(world, live, call)
     if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
         yield lambda: _without_names(world, live, call)
+    if call.name == "ioctl" and call.result == 0:
+        yield lambda: monitors.ioctl(world, live, call, watches_any=True)
     if call.name == "shmat" and call.result >= 0:
         yield lambda: _fills_its_hole(world, live, call)
     if call.name in LOCKING and "rlimit_memlock" in live.known.given:

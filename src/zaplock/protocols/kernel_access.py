@@ -123,28 +123,30 @@ def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: i
         set_file_size.run(m, task, file, offset + count)
 
 
-async def process_vm(cx: Cx, address: int, length: int, tag: int | None) -> int:
+async def process_vm(cx: Cx, address: int, length: int, tag: int | None, room: int) -> int:
     """Run process_vm_readv of one's own memory, or _writev of a tag to each page.
 
-    Return the bytes that were copied or an errno. `address` is that of a page. What is read is not
-    kept: it is what the pages hold.
+    Return the bytes that were copied or an errno. `address` is that of a page; `room` is how many
+    bytes the other side has. What is read is not kept: it is what the pages hold.
     """
     if length >> 63:
         return -EINVAL
-    end, at = address + length, address
-    while at < end:
-        room = min(page_align(end), at + PINNED_AT_ONCE * PAGE_SIZE)
+    end, at, copied = address + length, address, 0
+    room = min(room, length)
+    while copied < room:
+        until = min(page_align(end), at + PINNED_AT_ONCE * PAGE_SIZE)
         await down_read(cx.mmap_lock)
-        frames = await pin_pages(cx, at, room, tag is not None)
+        frames = await pin_pages(cx, at, until, tag is not None)
         await up_read(cx.mmap_lock)
         if not frames:
-            return at - address or -EFAULT
+            return copied or -EFAULT
         for frame in frames:
-            if tag is not None:
+            if tag is not None and copied < room:
                 await write_pinned(frame, tag)
+            copied = min(room, copied + PAGE_SIZE)
             await put_page(frame)
         at += len(frames) * PAGE_SIZE
-    return length
+    return copied
 
 
 async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
