@@ -599,7 +599,7 @@ def keep_empty(
             m.mm(mm).add("locked_vm", -vma.nr_pages)
         keep_locked(m, m.mm(mm), vma.start, vma.end)
     pgoff = vma.pgoff
-    if resets and alone and not vma.file:
+    if resets and alone and not vma.file and not vma.name:  # /dev/zero has a file
         pgoff = vma.start >> PAGE_SHIFT
     kept = change(vma, flags=flags, pgoff=pgoff, anon_vma=anon_vma, shared_anon_vma=shared)
     m.vmas.put(handle, kept)
