@@ -233,7 +233,7 @@ async def mmap_region(
     if result < 0:
         in_time = cx.design.gathers_first or result != -EINVAL
         return result if in_time else -ENOMEM
-    charged = await charge_commit(cx.mm, vm_flags, length, file)
+    charged = await charge_commit(cx.mm, vm_flags, length, file, cx.design.gathers_first)
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
