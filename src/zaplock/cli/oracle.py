@@ -137,12 +137,14 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from zaplock.oracle.bare_process import check_machine, check_overcommit
+    from zaplock.oracle.bare_process import check_machine, check_no_swap, check_overcommit
 
     if args.kernel:
         return _guest_campaign(args)
     check_machine()
     check_overcommit()
+    if "pageout" in (args.theme or ()):
+        check_no_swap()
     if "hugetlb" in (args.theme or ()):
         from zaplock.oracle.huge_pool import huge_pages
 

@@ -76,6 +76,8 @@ THEMES: dict[str, dict[str, int]] = {
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
+                "ftruncate": 4, "pread": 3, "pwrite": 3},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -94,7 +96,7 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse")
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
 the third needs free huge pages at every moment."""
 
@@ -265,7 +267,7 @@ class Generator:
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
-        return 0 if slot == ops.DISK_SLOT and self._removes else slot
+        return 0 if slot == ops.DISK_SLOT and (self._removes or self._theme == "pageout") else slot
 
     def memory_slot(self) -> int:
         """Choose a file that is not on a disk: what is written there waits for the disk."""
@@ -304,7 +306,7 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    anonymous = g._theme == "collapse" or g.chance(40 if g._theme == "file" else 75)
+    anonymous = g._theme == "collapse" or g.chance(40 if g._theme in ("file", "pageout") else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
@@ -379,11 +381,15 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
+    if g._theme == "pageout" and g.chance(60):
+        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     chosen = g.random.choice(g.scope.advice)
+    if g._theme == "pageout" and chosen == advice.MADV_FREE:
+        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 

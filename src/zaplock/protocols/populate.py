@@ -130,6 +130,8 @@ def fault_range(
         for vpn in range(first, last):
             tells = makes_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
+            if not error:
+                mark_dirty(m, vma, vpn)
             if error or tells:
                 return error, vpn << PAGE_SHIFT
         return 0, high
@@ -162,6 +164,14 @@ class Walked(NamedTuple):
     error: int
     at: int
     let_go: bool
+
+
+def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
+    """Note that a page of a shared mapping counts as written to (fault_dirty_shared_page)."""
+    page = vma.pgoff_of(vpn << PAGE_SHIFT)
+    delta = m.page_cache(vma.file).at(page)
+    if delta is not None:
+        m.dirty.set(page + delta, page + delta + 1, True)
 
 
 async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
