@@ -35,13 +35,13 @@ def mbind(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     start, length, told = (number(argument) for argument in call.arguments[:3])
     length = f.page_align(length & _MASK) & _MASK
     mode, shape = told & 0xFFFF_FFFF & ~_MODE_FLAGS, told & _MODE_FLAGS
-    how = number(call.arguments[5])
-    most_bits = (number(call.arguments[4]) & _MASK) - 1
+    how = number(call.arguments[5]) & 0xFFFF_FFFF
+    most_bits = number(call.arguments[4]) - 1 & _MASK
     if mode > WEIGHTED_INTERLEAVE or (shape & STATIC_NODES and shape & RELATIVE_NODES):
         return -EINVAL
     if shape & NUMA_BALANCING and mode not in (BIND, PREFERRED_MANY):
         return -EINVAL
-    nodes = _nodes_of(call.arguments[3], most_bits)
+    nodes = _nodes_of(call, most_bits)
     if nodes < 0:
         return nodes
     if how & ~(STRICT | MOVE | MOVE_ALL):
@@ -62,14 +62,17 @@ def mbind(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, _set_policy(world.cx(live), start, end, bits))
 
 
-def _nodes_of(told: str, most_bits: int) -> int:
+def _nodes_of(call: TracedCall, most_bits: int) -> int:
     """Return the mask that strace shows as [0x1], or a negative errno (get_nodes)."""
+    told = call.arguments[3]
     if told == "NULL" or not most_bits or told == "0x0":
         return 0
     if most_bits > _MOST_BITS:
         return -EINVAL
-    if not told.startswith("["):
-        return -EFAULT  # what could not be read is shown as where it is
+    if not told.startswith("["):  # what could not be read is shown as where it is
+        if call.result != -EFAULT:
+            raise ValueError("the mask of nodes is not in the recording")
+        return -EFAULT
     words = [number(word) for word in told.strip("[]").split(",") if word.strip()]
     nodes = sum(word << 64 * place for place, word in enumerate(words)) & (1 << most_bits) - 1
     return -EINVAL if nodes >> 1024 else nodes

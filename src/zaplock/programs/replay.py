@@ -259,8 +259,10 @@ class StraceReplay:
             self.world.undo(live, mark)
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
-            if call.name == "ioctl" and call.result >= 0:
-                self._hide(live, *monitors.range_of(call), why)
+            known = ranges_of(call) if call.name in _OF_A_RANGE else []
+            if call.result >= 0 and known:
+                for low, high in known:
+                    self._hide(live, low, high, why)
             elif call.result >= 0 and not self._attached(live, call):
                 return self._lose(live, call, why)
             return Ruling("refused", call, why)
@@ -385,7 +387,7 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
 
 _OF_A_RANGE = frozenset({
     "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
-    "mbind", "pkey_mprotect", "remap_file_pages",
+    "mbind", "pkey_mprotect", "remap_file_pages", "ioctl",
 })  # fmt: skip
 
 _HARMLESS = frozenset({
