@@ -143,3 +143,51 @@ def test_what_a_thread_was_killed_in_may_have_been_done(tmp_path: Path) -> None:
     verdict = replay(tmp_path, text)
     assert (verdict.agreeing, len(verdict.refused)) == (1, 1)
     assert "ended in it" in verdict.refused[0]
+
+
+OF_PERF = """\
+ ? (         ): prog/100  ... [continued]: execve()) = 0
+  0.062 ( 0.013 ms): prog/100 brk() = 0x555555556000
+  0.322 ( 0.014 ms): prog/100 openat(dfd: CWD, filename: 0xb6ef50b1, flags: RDONLY) = 4
+  0.369 ( 0.014 ms): prog/100 mmap(len: 4096, prot: READ, flags: PRIVATE, fd: 4) = 0x7ffff7eff000
+  0.450 (         ): prog/101 futex(uaddr: 0x7f0000000000)                             ...
+  0.496 ( 0.1 ms): a/100 mmap(len: 8192, prot: READ|WRITE, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efd000
+  0.501 (         ): prog/100 munmap(addr: 0x7ffff7efd000, len: 4096)                  ...
+  0.777 ( 0.010 ms): prog/100  ... [continued]: munmap()) = 0
+  0.892 ( 0.013 ms): prog/100 mprotect(start: 0x7ffff7efe000, len: 4096, prot: READ) = 0
+  0.920 ( 0.015 ms): prog/100 madvise(start: 0x7ffff7efe000, len_in: 1, behavior: DONTNEED) = 0
+  0.993 ( 0.017 ms): prog/100 mremap(addr: 0x7ffff7efe000, new_len: 1, flags: FIXED) = -1 EINVAL (x)
+"""
+OF_LTRACE = """\
+100 SYS_brk(0)                                  = 0x555555556000
+100 malloc(16 <unfinished ...>
+100 SYS_openat(0xffffff9c, 0x7f7c1529c0b1, 0x80000, 0) = 4
+100 SYS_mmap(0, 4096, 1, 2)                     = 0x7ffff7eff000
+100 SYS_mmap(0, 8192, 3, 34)                    = 0x7ffff7efd000
+100 <... malloc resumed> )                      = 0x5555
+100 SYS_munmap(0x7ffff7efd000, 4096)            = 0
+100 SYS_mprotect(0x7ffff7efe000, 4096, 1)       = 0
+100 SYS_madvise(0x7ffff7efe000, 1, 4, 0)        = 0
+100 SYS_462(0x7ffff7eff000, 4096, 0, 0)         = 0
+100 SYS_mprotect(0x7ffff7eff000, 4096, 3)       = -1
+"""
+
+
+def test_what_perf_trace_writes_is_read(tmp_path: Path) -> None:
+    end = "# end: 7ffff7efe000-7ffff7eff000 r--p 00000000 00:00 0\n"
+    end += "# end: 7ffff7eff000-7ffff7f00000 r--p 00000000 00:01 5 /lib/some.so\n"
+    verdict = replay(tmp_path, OF_PERF + BEGIN.replace("begin", "end") + end)
+    assert verdict.agrees, verdict
+    assert (verdict.agreeing, len(verdict.refused), verdict.maps) == (7, 0, 5)
+    wrong = OF_PERF.replace("0x7ffff7efd000\n", "0x7ffff7afd000\n")
+    assert replay(tmp_path, wrong).differing
+
+
+def test_what_ltrace_writes_is_read_and_files_are_refused(tmp_path: Path) -> None:
+    """It tells four arguments of an mmap: not which file. Calls of libraries are none of ours."""
+    verdict = replay(tmp_path, OF_LTRACE)
+    assert not verdict.differing
+    assert verdict.agreeing == 5
+    assert len(verdict.refused) == 3  # the mapping of a file, and what touches it
+    wrong = OF_LTRACE.replace("= 0x7ffff7efd000", "= 0x7ffff7afd000")
+    assert replay(tmp_path, wrong).differing

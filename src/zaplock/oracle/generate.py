@@ -363,8 +363,12 @@ def _range(g: Generator) -> tuple[Argument, int]:
 
 
 def _page_and_length(g: Generator) -> tuple[Argument, int]:
-    """Choose where a read system call writes: whole pages, and eight bytes of a last one."""
+    """Choose where a system call copies to or from: whole pages, and eight bytes of a last one.
+
+    No earlier result: where that is an errno, this would begin within a page.
+    """
     (where,) = _access(g)
+    where = g._page() if isinstance(where, Ref) else where
     return where, PAGE * g.random.randint(0, 6) + g.random.choice((0, 0, 8, 2048))
 
 

@@ -185,6 +185,8 @@ def shmat_call(
 ) -> int:
     """Attach a segment, whose length is that of shmget, or given."""
     segment, address, flags = numbers(call, 3)
+    if segment >> 31 & 1:
+        return -22  # no segment has a negative id
     file = world.segments.get(segment) or dict(live.known.segments).get(segment)
     if file is None:
         if length is None:

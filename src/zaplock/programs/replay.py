@@ -30,7 +30,7 @@ from zaplock.programs.calls import (
 )
 from zaplock.programs.maps import MapsVerdict, compare_maps
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
-from zaplock.programs.recording import UNKNOWN, Note, StraceRecording, TracedCall
+from zaplock.programs.recording import DIED, NO_END, UNKNOWN, Note, StraceRecording, TracedCall
 from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
 from zaplock.programs.text import descriptor, number
 
@@ -211,7 +211,7 @@ class StraceReplay:
         if call.name in _DESCRIPTORS:
             _DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
-        if not call.cut and not is_about_memory(call):
+        if call.cut in ("", NO_END, DIED) and not is_about_memory(call):
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
@@ -260,6 +260,8 @@ class StraceReplay:
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
             known = ranges_of(call) if call.name in _OF_A_RANGE else []
+            if call.name == "mmap" and call.result >= 0:
+                known = self._stand_in(live, call)
             if call.result >= 0 and known:
                 for low, high in known:
                     self._hide(live, low, high, why)
@@ -271,6 +273,16 @@ class StraceReplay:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
         return Ruling("differs", call, told)
+
+    def _stand_in(self, live: LiveSpace, call: TracedCall) -> list[tuple[int, int]]:
+        """Map memory where the kernel has mapped a file of which nothing is known."""
+        ranges = ranges_of(call)
+        with suppress(ValueError, IndexError):
+            flags = numbers(call, 4)[3] & f.MAP_POPULATE | f.MAP_PRIVATE | f.MAP_ANONYMOUS
+            told = (*call.arguments[:3], str(flags), "-1", "0")
+            if mmap_call(self.world, live, call._replace(arguments=told), call.result) >= 0:
+                return ranges
+        return []
 
     def _attached(self, live: LiveSpace, call: TracedCall) -> bool:
         """Follow an shmat whose size is told by where it lies alone."""
