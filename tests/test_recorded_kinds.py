@@ -151,7 +151,7 @@ OF_PERF = """\
   0.322 ( 0.014 ms): prog/100 openat(dfd: CWD, filename: 0xb6ef50b1, flags: RDONLY) = 4
   0.369 ( 0.014 ms): prog/100 mmap(len: 4096, prot: READ, flags: PRIVATE, fd: 4) = 0x7ffff7eff000
   0.450 (         ): prog/101 futex(uaddr: 0x7f0000000000)                             ...
-  0.496 ( 0.1 ms): a/100 mmap(len: 8192, prot: READ|WRITE, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efd000
+  0.496 ( 0.014 ms): prog/100 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efd000
   0.501 (         ): prog/100 munmap(addr: 0x7ffff7efd000, len: 4096)                  ...
   0.777 ( 0.010 ms): prog/100  ... [continued]: munmap()) = 0
   0.892 ( 0.013 ms): prog/100 mprotect(start: 0x7ffff7efe000, len: 4096, prot: READ) = 0
