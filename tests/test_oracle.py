@@ -220,8 +220,11 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
         both = Bench(model_side, replace(COVERED, themes=("hugetlb",)))
         try:
             report = both.slice(seed=31, sequences=30)
+            kept = [corpus.load(path)[0] for path in (CORPUS_AT / "huge-pool").glob("*.json")]
+            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
         finally:
             both.close()
+    assert found == [None]
     assert huge_pool.POOL.read_text() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)

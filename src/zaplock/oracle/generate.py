@@ -331,6 +331,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
     slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
     offset = g.offset() if not anonymous or g.chance(3) else 0
+    if g._theme == "hugetlb" and not kind & _SHARED:
+        offset = 0  # beyond it, what may not be written is SIGBUS, which the model does not have
     return address, length, g.prot(), flags, slot, offset
 
 

@@ -295,7 +295,14 @@ def link_new_vma(
         huge = vm_flags & VM_HUGETLB
         charged = 0 if huge else charged
         backing = (
-            File("hugetlb", end - start, name, refs=0, counts_mappings=True)
+            File(
+                "hugetlb",
+                # a mapping that may be written makes its file as long as it needs
+                end - start + (pgoff << PAGE_SHIFT if vm_flags & VM_WRITE else 0),
+                name,
+                refs=0,
+                counts_mappings=True,
+            )
             if huge
             else File(
                 "shmem",
