@@ -17,6 +17,7 @@ ONLY_COMPUTE = {
     "test_arrows",
     "test_authors",
     "test_behind",
+    "test_recorded_kinds",
     "test_blame",
     "test_call_counts",
     "test_check",

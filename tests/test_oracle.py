@@ -16,14 +16,15 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink, stub
-from zaplock.oracle.bare_process import check_machine
+from zaplock.oracle.bare_process import check_machine, has_swap
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
 from zaplock.oracle.modelops import OPERATIONS
 from zaplock.oracle.modelside import COVERED, model_side
 from zaplock.oracle.ops import Op, Ref
 
-CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+CORPUS_AT = Path(__file__).parent / "corpus"
+CORPUS = sorted(CORPUS_AT.glob("*.json"))
 WINDOW = 0x1020_0000
 
 
@@ -50,6 +51,17 @@ def bench() -> Iterator[Bench]:
 @needs_kernel
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 def test_what_once_differed_agrees(bench: Bench, path: Path) -> None:
+    sequence, _ = corpus.load(path)
+    found = bench.diverge((*sequence, *UNMAP_ALL))
+    assert found is None, found.differences
+
+
+@needs_kernel
+@pytest.mark.skipif(has_swap(), reason="what is paged out goes to the swap that there is")
+@pytest.mark.parametrize(
+    "path", sorted((CORPUS_AT / "no-swap").glob("*.json")), ids=lambda path: path.stem
+)
+def test_what_is_paged_out_where_there_is_no_swap(bench: Bench, path: Path) -> None:
     sequence, _ = corpus.load(path)
     found = bench.diverge((*sequence, *UNMAP_ALL))
     assert found is None, found.differences
@@ -208,8 +220,11 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
         both = Bench(model_side, replace(COVERED, themes=("hugetlb",)))
         try:
             report = both.slice(seed=31, sequences=30)
+            kept = [corpus.load(path)[0] for path in (CORPUS_AT / "huge-pool").glob("*.json")]
+            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
         finally:
             both.close()
+    assert found == [None]
     assert huge_pool.POOL.read_text() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from test_oracle import WINDOW, needs_kernel
@@ -30,7 +31,8 @@ def bench() -> Iterator[Bench]:
 @pytest.mark.root
 def test_the_kernel_locks_as_the_protocols_say(bench: Bench) -> None:
     model = ModelSide(bench.real.environment)
-    found = lock_sequences.sample(bench.real, model, seed=18, scope=COVERED)
+    themes = replace(COVERED, themes=(*COVERED.themes, "kernel", "kernel"))
+    found = lock_sequences.sample(bench.real, model, seed=18, scope=themes)
     assert found.operations > 800
     assert found.lock_operations > 1_000
     assert not found.differences, found.differences[:3]
@@ -67,6 +69,31 @@ def test_populating_shared_pages_lets_the_lock_go_as_often_as_the_kernel(
 ) -> None:
     model = ModelSide(bench.real.environment)
     sequence = (*mappings, Op("madvise", (WINDOW, 4 * PAGE, 23)))
+    found = lock_sequences.compare(bench.real, model, [sequence])
+    assert found.operations == len(sequence)
+    assert not found.differences, found.differences
+
+
+@needs_kernel
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "call",
+    [
+        Op("pread", (0, WINDOW, 3 * PAGE, 0)),
+        Op("pwrite", (0, WINDOW, 3 * PAGE, 0)),
+        Op("process_vm_readv", (WINDOW, 3 * PAGE)),
+        Op("process_vm_writev", (WINDOW, 5 * PAGE)),
+    ],
+    ids=lambda call: call.name,
+)
+def test_the_kernels_own_faults_take_the_mmap_lock(bench: Bench, call: Op) -> None:
+    model = ModelSide(bench.real.environment)
+    sequence = (
+        Op("mmap", (WINDOW, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("store", (WINDOW + 3 * PAGE,)),  # so the mapping has an anon_vma, and faults a VMA lock
+        Op("load", (WINDOW,)),
+        call,
+    )
     found = lock_sequences.compare(bench.real, model, [sequence])
     assert found.operations == len(sequence)
     assert not found.differences, found.differences

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from zaplock.designs.linux import design_of, linux
 from zaplock.errors import UserError
 from zaplock.measure.guest import kernels, qemu
-from zaplock.oracle import compare
+from zaplock.oracle import compare, corpus
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
 from zaplock.oracle.guest_side import GuestModel, GuestSide, booted, guest_scope, hidden_by
@@ -17,18 +18,47 @@ from zaplock.oracle.ops import Op, Ref
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
 
 KERNEL = "debian:6.12"
+CORPUS = Path(__file__).parent / "corpus"
 PLACE, OTHER = 0x1000_0000, 0x2000_0000
+
+
+def runs(kernel: str) -> Iterator[GuestSide]:
+    try:
+        qemu.program()
+        kernels.find(kernel)
+    except UserError as error:
+        pytest.skip(str(error))
+    with booted(kernel) as side:
+        yield side
 
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[GuestSide]:
-    try:
-        qemu.program()
-        kernels.find(KERNEL)
-    except UserError as error:
-        pytest.skip(str(error))
-    with booted(KERNEL) as side:
-        yield side
+    yield from runs(KERNEL)
+
+
+@pytest.fixture(scope="module")
+def old_guest() -> Iterator[GuestSide]:
+    yield from runs("debian:6.1")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CORPUS / "debian-6.12").glob("*.json")), ids=lambda p: p.stem
+)
+def test_what_once_differed_on_6_12_agrees(guest: GuestSide, path: Path) -> None:
+    found = Bench(lambda _: GuestModel(guest), real=guest).diverge(
+        (*corpus.load(path)[0], *UNMAP_ALL)
+    )
+    assert found is None, found.differences
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CORPUS / "debian-6.1").glob("*.json")), ids=lambda path: path.stem
+)
+def test_what_once_differed_on_6_1_agrees(old_guest: GuestSide, path: Path) -> None:
+    bench = Bench(lambda _: GuestModel(old_guest), real=old_guest)
+    found = bench.diverge((*corpus.load(path)[0], *UNMAP_ALL))
+    assert found is None, found.differences
 
 
 def test_another_kernel_agrees_under_its_own_design(guest: GuestSide) -> None:
@@ -69,6 +99,13 @@ DATED = {  # rule: a sequence that shows it
         Op("mmap", (0x4000_0000, 0x40_0000, 3, 0x32, -1, 0)),
         Op("store", (0x4000_0000,)),
         Op("madvise", (0x4000_0000, 0x40_0000, 4)),
+    ),
+    "dontunmap_resets_offset": (
+        Op("mmap", (PLACE, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("store", (PLACE,)),
+        Op("mremap", (PLACE, 4 * PAGE, 4 * PAGE, 3, OTHER)),
+        Op("mremap", (OTHER, 4 * PAGE, 4 * PAGE, 7, 2 * OTHER)),
+        Op("mmap", (OTHER - PAGE, PAGE, 3, 0x32, -1, 0)),
     ),
     "dontunmap_leaks_locked": (
         Op("mmap", (PLACE, 4 * PAGE, 3, 0x2032, -1, 0)),

@@ -56,6 +56,11 @@ def _call(name: str, number: int, arguments: str = "", detail: str = "", **more:
 
 
 _FULL = "needs the kernel out of memory"
+_OF_ONESELF = {
+    "ENOMEM": _FULL,
+    "EPERM": "one's own process is always allowed",
+    "ESRCH": "the process is there",
+}
 
 _CALLS = (
     _call("munmap", 11, "addr length", judged=True, errors="EINVAL EPERM",
@@ -127,15 +132,17 @@ _CALLS = (
     _call("prctl", 157, "option arg2 arg3 arg4 arg5", "option"),
     _call("io_uring_register", 427, "fd opcode arg count", "opcode"),
     _call("process_vm_readv", 310, "pid local nr_local remote nr_remote flags", "pid",
-          foreign=True),
+          foreign=True, judged=True, errors="EFAULT EINVAL", out_of_reach=_OF_ONESELF),
     _call("process_vm_writev", 311, "pid local nr_local remote nr_remote flags", "pid",
-          foreign=True),
+          foreign=True, judged=True, errors="EFAULT EINVAL", out_of_reach=_OF_ONESELF),
     _call("ptrace", 101, "request pid where data", "request", foreign=True),
     _call("move_pages", 279, "pid count pages nodes status flags", "pid", foreign=True),
     _call("migrate_pages", 256, "pid maxnode old_nodes new_nodes", "pid", foreign=True),
     # Calls that a recording of the lock has no use for.
     _call("open", 2, "path flags mode", traced=False),
     _call("close", 3, "file", traced=False),
+    _call("ioctl", 16, "file command argument", traced=False),
+    _call("userfaultfd", 323, "flags", traced=False),
     _call("pread64", 17, "file addr length offset", traced=False, judged=True),
     _call("pwrite64", 18, "file addr length offset", traced=False, judged=True),
     _call("shmget", 29, "key length flags", traced=False),

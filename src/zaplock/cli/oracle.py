@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError, no_such
 
 if TYPE_CHECKING:
-    from zaplock.oracle.campaign import Report, SideMaker
+    from zaplock.oracle.campaign import Bench, Report, SideMaker
     from zaplock.programs.replay import StraceVerdict
 
 
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if args.strace:
         return _strace(args.strace, args.json)
     if args.replay:
+        if args.kernel and args.against_itself:
+            raise UserError("--kernel judges the model: leave --against-itself away")
         return _replay(args)
     if not 0 < args.seconds <= 86_400:
         raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
@@ -134,12 +137,14 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from zaplock.oracle.bare_process import check_machine, check_overcommit
+    from zaplock.oracle.bare_process import check_machine, check_no_swap, check_overcommit
 
     if args.kernel:
         return _guest_campaign(args)
     check_machine()
     check_overcommit()
+    if "pageout" in (args.theme or ()):
+        check_no_swap()
     if "hugetlb" in (args.theme or ()):
         from zaplock.oracle.huge_pool import huge_pages
 
@@ -216,7 +221,7 @@ def _say_next(report: Report, args: argparse.Namespace) -> None:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from zaplock.oracle import campaign, compare, corpus, script
+    from zaplock.oracle import compare, corpus, script
     from zaplock.oracle.bare_process import Lost
     from zaplock.oracle.modelops import OPERATIONS
 
@@ -229,8 +234,7 @@ def _replay(args: argparse.Namespace) -> int:
             f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "
             "kernel with itself (--against-itself)"
         )
-    bench = campaign.Bench(_other_side(args))
-    try:
+    with _bench(args) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:
@@ -238,8 +242,6 @@ def _replay(args: argparse.Namespace) -> int:
                 f"{args.replay}: {error}: make its ranges smaller, a sequence has 10 s"
             ) from None
         found = compare.first_divergence(sequence, real, bench.model.run(sequence))
-    finally:
-        bench.close()
     if why:
         print(f"kept because: {why}")
     for number, (op, step) in enumerate(zip(sequence, real, strict=True)):
@@ -256,6 +258,24 @@ def _replay(args: argparse.Namespace) -> int:
     else:
         print(f"next: zaplock oracle --replay {args.replay} --save out/oracle")
     return 1
+
+
+@contextmanager
+def _bench(args: argparse.Namespace) -> Iterator[Bench]:
+    """Give both sides: this kernel, or a guest's, and the model of it."""
+    from zaplock.oracle.campaign import Bench
+
+    if args.kernel:
+        from zaplock.oracle.guest_side import GuestModel, booted
+
+        with booted(args.kernel) as side:
+            yield Bench(lambda real: GuestModel(side), real=side)
+        return
+    bench = Bench(_other_side(args))
+    try:
+        yield bench
+    finally:
+        bench.close()
 
 
 def _write_c(source: Path, target: Path) -> int:

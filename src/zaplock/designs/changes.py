@@ -244,10 +244,11 @@ CHANGES: tuple[Change, ...] = (
         {"exit_lock": "read-write"},
     ),
     Change(
-        "6.1", None, "hugetlb: fix vma lock handling during split vma and range unmapping",
+        "6.1", "131a79b474e9",
+        "hugetlb: fix vma lock handling during split vma and range unmapping",
         "the final unmap of a hugetlb mapping no longer clears VM_MAYSHARE: it frees the mapping's "
         "own hugetlb lock, so that nobody shares page tables with it",
-        {"clears_mayshare": False}, doubt="its id was not looked up; the release is by its text",
+        {"clears_mayshare": False},
     ),
     Change(
         "6.1", "7d8faaf15545", "mm/madvise: introduce MADV_COLLAPSE sync hugepage collapse",
@@ -366,22 +367,22 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
         "MAP_STACK keeps huge pages out of a mapping",
-        {"stacks_nohugepage": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+        {"stacks_nohugepage": True},
     ),
     Change(
         "6.7", "efa7df3e3bb5", "mm: align larger anonymous mappings on THP boundaries",
         "anonymous mappings of whole huge pages are placed so that huge pages fit",
-        {"aligns_for_huge_pages": "memory"}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+        {"aligns_for_huge_pages": "memory"},
     ),
     Change(
         "6.7", "4a68fef16df9", "mm: handle write faults to RO pages under the VMA lock",
         "the last of the faults on files that took the mmap_lock",
     ),
     Change(
-        "6.7", None, "mm/mremap: optimize the start addresses in move_page_tables()",
+        "6.7", "af8ca1c14906", "mm/mremap: optimize the start addresses in move_page_tables()",
         "a moving mremap takes a page table along that it covers only from the first mapping in it "
         "on, where both places have the same offset in their tables",
-        {"realigns_moves": True}, doubt="its id was not looked up; posted in 2023, seen in 6.18",
+        {"realigns_moves": True}, doubt="the release is by its date; not in 6.1, seen in 6.12",
     ),
     Change(
         "6.9", None, "mm/madvise: process_madvise() of oneself needs no CAP_SYS_NICE",
@@ -393,7 +394,7 @@ CHANGES: tuple[Change, ...] = (
         "6.9", "631426ba1d45",
         "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
         "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
-        {"populates_over_holes": False}, doubt="its id is from memory; 6.1 goes on, 6.12 does not",
+        {"populates_over_holes": False},
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
@@ -410,13 +411,13 @@ CHANGES: tuple[Change, ...] = (
         "6.11", "9651fcedf7b9",
         "mm: add MAP_DROPPABLE for designating always lazily freeable mappings",
         "mappings of the kind MAP_DROPPABLE",
-        {"droppable": True}, doubt="its id is from memory; 6.1 has none, 6.12 has",
+        {"droppable": True},
     ),
     Change(
         "6.12", "cacded5e42b9", "mm: avoid using vma_merge() for new VMAs",
         "a new mapping between two that it fits to is looked at with both at once; before, first "
         "with the one behind",
-        {"merges_anew": True}, doubt="its id is from memory; 6.1 does not, 6.12 does",
+        {"merges_anew": True},
     ),
     Change(
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
@@ -466,15 +467,15 @@ CHANGES: tuple[Change, ...] = (
         {"advises_itself": "all"}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
     ),
     Change(
-        "6.13", None, "mm: allocate a huge page on a write fault on the huge zero page",
+        "6.13", "1ced09e0331f", "mm: allocate THP on hugezeropage wp-fault",
         "a write to the huge zero page gets a huge page; before, that was split into small zero "
         "pages and one of them replaced",
-        {"replaces_huge_zero": True}, doubt="its id was not looked up; 6.12 splits, 6.18 does not",
+        {"replaces_huge_zero": True},
     ),
     Change(
         "6.14", "665575cff098", "filemap: move prefaulting out of hot write path",
         "a write looks at user memory when it has the file's page, and faults it in only then",
-        {"prefaults_writes": False}, doubt="its id is from memory; 6.12 does not, 6.18 does",
+        {"prefaults_writes": False},
     ),
     Change(
         "6.14", None, "mm: userfaultfd can't watch droppable mappings",
@@ -516,7 +517,7 @@ CHANGES: tuple[Change, ...] = (
         "6.16", "879bca0a2c4f", "mm/vma: fix incorrectly disallowed anonymous VMA merges",
         "what was touched merges with a neighbour that never was, too; before, only the other way "
         "round",
-        {"merges_untouched": True}, doubt="its id is from memory; 6.12 does not, 6.18 does",
+        {"merges_untouched": True},
     ),
     Change(
         "6.16", "c84bf6dd2b83", "mm: introduce new .mmap_prepare() file callback",
@@ -616,7 +617,14 @@ CHANGES: tuple[Change, ...] = (
         "mm/mremap: account mm->locked_vm correctly for MREMAP_DONTUNMAP",
         "locked_vm no longer counts locked memory twice that MREMAP_DONTUNMAP has moved away: what "
         "moved is split off and alone unlocked, and merges neither again nor with its copy",
-        {"dontunmap_leaks_locked": False}, ("6.1.192", "6.12.117", "7.2.8"),
+        {"dontunmap_leaks_locked": False}, ("6.1.191", "6.12.114", "7.2.8"),
+    ),
+    Change(
+        "7.3", None, "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP",
+        "what MREMAP_DONTUNMAP has emptied whole merges like memory that was never touched; "
+        "before, it kept the page offset of the pages that have left",
+        {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.13"),
+        doubt="its id is not confirmed; which of 7.2's releases was the first to take it neither",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

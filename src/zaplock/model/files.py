@@ -97,6 +97,15 @@ def drop_pages(m: Machine, task: Task, file: int, first: int, last: int) -> None
         change_frames(m, task, low + delta, high + delta, refs=-1)
 
 
+@step
+def drop_clean(m: Machine, task: Task, file: int, first: int, last: int) -> None:
+    """Drop those of the pages [first, last) of a file that nobody has written to."""
+    for low, high, delta in m.page_cache(file).overlapping(first, last):
+        for page in range(low, high):
+            if not m.dirty.at(page + delta):
+                drop_pages(m, task, file, page, page + 1)
+
+
 def disk_tag(file: int, pgoff: int) -> int:
     """Return the tag that a page of a file on disk holds before anybody writes to it."""
     return (file << 32) | (pgoff + 1)

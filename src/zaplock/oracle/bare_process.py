@@ -101,6 +101,17 @@ def check_overcommit() -> None:
         )
 
 
+def has_swap() -> bool:
+    """Return whether memory can be paged out to anywhere."""
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+
+
+def check_no_swap() -> None:
+    """Raise UserError where there is swap: the model has none, so nothing is paged out to it."""
+    if has_swap():
+        raise UserError("/proc/swaps lists swap and the theme pageout needs none: leave it out")
+
+
 class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 

@@ -67,6 +67,8 @@ THEMES: dict[str, dict[str, int]] = {
     "move": {**_COMMON, "mremap": 40, "madvise": 4, "mlock": 2},
     "file": {**_COMMON, "ftruncate": 8, "pread": 4, "pwrite": 4, "msync": 6, "madvise": 10,
              "mremap": 6, "remap_file_pages": 6, "fork": 1},
+    "kernel": {**_COMMON, "pread": 8, "pwrite": 8, "process_vm_readv": 10, "process_vm_writev": 12,
+               "fork": 3, "madvise": 8, "mremap": 4, "mlock": 2, "ftruncate": 3, "mseal": 1},
     "fork": {**_COMMON, "fork": 12, "madvise": 16, "mremap": 6, "mlock": 2},
     "brk": {**_COMMON, "brk": 30, "mlockall": 2, "madvise": 4, "mremap": 4, "setrlimit": 1},
     "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
@@ -74,6 +76,8 @@ THEMES: dict[str, dict[str, int]] = {
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
+                "ftruncate": 4, "pread": 3, "pwrite": 3},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -92,7 +96,7 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse")
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
 the third needs free huge pages at every moment."""
 
@@ -263,7 +267,7 @@ class Generator:
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
-        return 0 if slot == ops.DISK_SLOT and self._removes else slot
+        return 0 if slot == ops.DISK_SLOT and (self._removes or self._theme == "pageout") else slot
 
     def memory_slot(self) -> int:
         """Choose a file that is not on a disk: what is written there waits for the disk."""
@@ -284,6 +288,8 @@ class Generator:
 def away_from_ring(op: Op) -> Op:
     """Make an operation's range short where it might reach the ring of a process without mseal."""
     names = ops.CALLS[op.name][1] if op.name in ops.CALLS else ops.ACCESSES[op.name]
+    if op.name.startswith("process_vm"):  # short, or refused
+        return op
     if "addr" not in names or "length" not in names:
         return op
     arguments, at = list(op.args), names.index("length")
@@ -300,7 +306,7 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    anonymous = g._theme == "collapse" or g.chance(40 if g._theme == "file" else 75)
+    anonymous = g._theme == "collapse" or g.chance(40 if g._theme in ("file", "pageout") else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
@@ -325,6 +331,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
     slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
     offset = g.offset() if not anonymous or g.chance(3) else 0
+    if g._theme == "hugetlb" and not kind & _SHARED:
+        offset = 0  # beyond it, what may not be written is SIGBUS, which the model does not have
     return address, length, g.prot(), flags, slot, offset
 
 
@@ -357,9 +365,19 @@ def _range(g: Generator) -> tuple[Argument, int]:
 
 
 def _page_and_length(g: Generator) -> tuple[Argument, int]:
-    """Choose where a read system call writes: whole pages, and eight bytes of a last one."""
+    """Choose where a system call copies to or from: whole pages, and eight bytes of a last one.
+
+    No earlier result: where that is an errno, this would begin within a page.
+    """
     (where,) = _access(g)
+    where = g._page() if isinstance(where, Ref) else where
     return where, PAGE * g.random.randint(0, 6) + g.random.choice((0, 0, 8, 2048))
+
+
+def _remote(g: Generator) -> tuple[Argument, int]:
+    """Choose what is read or written as if it were another process's."""
+    where, length = _page_and_length(g)
+    return where, 1 << 63 if g.chance(2) else length
 
 
 def _all_memory(g: Generator) -> tuple[Argument, int]:
@@ -369,11 +387,15 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
+    if g._theme == "pageout" and g.chance(60):
+        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     chosen = g.random.choice(g.scope.advice)
+    if g._theme == "pageout" and chosen == advice.MADV_FREE:
+        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 
@@ -446,6 +468,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     ),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
+    "process_vm_readv": _remote,
+    "process_vm_writev": _remote,
     "load": _access,
     "store": _access,
     "setrlimit": _setrlimit,

@@ -8,6 +8,7 @@ follows the design of that kernel's own release.
 A kernel without PAGEMAP_SCAN (before 6.7) shows no residency and no contents page by page: then
 results, maps, smaps' figures and counters are compared, and what loads return. Before 6.2 a task
 keeps changes of RSS to itself for up to 64 faults (f1a7941243c1): those counters are left out.
+Before 6.6 smaps passes over huge pages that nobody may access: so the model's are left out, too.
 Where there is no mseal (before 6.10), sequences keep away from the ring.
 """
 
@@ -32,7 +33,7 @@ from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
-from zaplock.oracle.ops import Op, OracleStep, Snapshot
+from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
@@ -204,11 +205,14 @@ def carries(release: str, since: str) -> bool:
 
 
 class Hidden(NamedTuple):
-    """What a kernel does not show: pages one by one, counters of residency, the flag "lf"."""
+    """What a kernel does not show: pages one by one, counters of residency, the flag "lf", huge
+    pages that may not be accessed.
+    """
 
     pages: bool
     rss: bool
     onfault: bool
+    closed_huge: bool
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -223,6 +227,9 @@ class Hidden(NamedTuple):
         if self.onfault:
             vmas = tuple(vma._replace(flags=vma.flags.replace("lf ", "")) for vma in snapshot.vmas)
             snapshot = snapshot._replace(vmas=vmas)
+        if self.closed_huge:
+            vmas = tuple(map(_without_closed_huge, snapshot.vmas))
+            snapshot = snapshot._replace(vmas=vmas)
         if self.rss:
             pairs = zip(ops.COUNTERS, snapshot.counters, strict=True)
             counters = tuple(0 if name in _RSS else value for name, value in pairs)
@@ -233,10 +240,21 @@ class Hidden(NamedTuple):
 _RSS = ("VmRSS", "RssAnon", "RssFile", "RssShmem")
 
 
+def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
+    """Leave huge pages out of a VMA's figures if it allows no access."""
+    figures = dict(zip(ops.FIGURES, vma.figures, strict=True))
+    huge = figures["AnonHugePages"]
+    if not huge or not vma.perms.startswith("---"):
+        return vma
+    for name in ("Rss", "Anonymous", "AnonHugePages", "Locked"):
+        figures[name] -= min(huge, figures[name])
+    return vma._replace(figures=tuple(figures.values()))
+
+
 def hidden_by(release: str) -> Hidden:
     """Return what a release does not show: see the head of this file."""
     old = not carries(release, "6.2")
-    return Hidden(not carries(release, "6.7"), old, old)
+    return Hidden(not carries(release, "6.7"), old, old, not carries(release, "6.6"))
 
 
 class GuestModel(ModelSide):

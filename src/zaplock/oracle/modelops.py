@@ -18,6 +18,7 @@ from zaplock.model.vma import Vma, insert
 from zaplock.oracle import ops, ring
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome
+from zaplock.oracle.program import MOST_COPIED
 from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
@@ -84,6 +85,13 @@ def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: 
     if not 0 <= file < len(ops.FILES):
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
+
+
+def _process_vm(
+    w: World, calls: Any, address: int, length: int, tag: int | None = None
+) -> CallOutcome:
+    program = kernel_access.process_vm(w.cx, address, length, tag, MOST_COPIED)
+    return w.syscall(program, calls)
 
 
 def _mincore(w: World, calls: Any, address: int, length: int) -> CallOutcome:
@@ -210,7 +218,7 @@ def apply(
     w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
     """Run one operation; lock operations are appended to `calls` where that is given."""
-    if name == "store":
+    if name in ops.WRITERS:
         arguments = [*arguments, ops.store_tag(index)]
     return OPERATIONS[name](w, calls, *arguments)
 
@@ -248,6 +256,8 @@ OPERATIONS: dict[str, Operation] = {
     "pwrite": _pwrite,
     "pkey_mprotect": _pkey_mprotect,
     "process_madvise": _process_madvise,
+    "process_vm_readv": _process_vm,
+    "process_vm_writev": _process_vm,
     "fork": _fork,
     "crowd": _crowd,
     "uffd_register": _uffd,

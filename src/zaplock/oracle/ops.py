@@ -45,6 +45,8 @@ _ORACLE_NAMES = {"pread64": "pread", "pwrite64": "pwrite"}
 _ORACLE_ARGUMENTS = {  # where they differ from the call's: the bare process adds what is missing
     "mincore": ("addr", "length"),
     "process_madvise": ("addr", "length", "advice"),
+    "process_vm_readv": ("addr", "length"),
+    "process_vm_writev": ("addr", "length"),
 }
 CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     _ORACLE_NAMES.get(call.name, call.name): (
@@ -84,8 +86,12 @@ def file_tag(slot: int, page: int) -> int:
     return (slot + 1) << 32 | (page + 1)
 
 
+WRITERS = ("store", "process_vm_writev")
+"""Operations that write a tag of their own to the beginning of pages."""
+
+
 def store_tag(index: int) -> int:
-    """Return what operation number `index` writes, if it is a store."""
+    """Return what operation number `index` writes, if it is one of WRITERS."""
     return 0x5A_0000 + index
 
 

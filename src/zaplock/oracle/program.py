@@ -19,6 +19,7 @@ _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323,
 _DUP2 = 33
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
+MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
 
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
@@ -199,9 +200,9 @@ def operation(
     if op.name in _TAKES_FILE:
         at = _TAKES_FILE[op.name]
         arguments[at] = _descriptor(op.args[at])
+    arguments += [ops.store_tag(index)] if op.name in ops.WRITERS else []
     if op.name in ("load", "store"):
         handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
-        arguments += [ops.store_tag(index)] if op.name == "store" else []
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
@@ -297,6 +298,26 @@ def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int
     return b.add(stub.syscall(ops.CALLS[op.name][0], PID_FD, at, 1, advice, 0))
 
 
+def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Copy between the process's memory, taken for another's, and a page, as often as it takes."""
+    remote, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
+    start, length = arguments[:2]
+    store = Op("store", (remote, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, remote, start), results)
+    b.add(stub.entry(stub.STORE, remote + 8, length))
+    if op.name == "process_vm_writev":
+        b.add(stub.entry(stub.STORE, page, arguments[2]))
+    full, rest = divmod(min(length, MOST_COPIED), ring.PAGE)
+    parts = [ring.PAGE] * full + [rest] * bool(rest)
+    local = remote + 16
+    for number, part in enumerate(parts):
+        at = local + 16 * number
+        b.add(stub.entry(stub.STORE, at, page), stub.entry(stub.STORE, at + 8, part))
+    pid = b.add(stub.syscall(_GETPID))
+    b.add(stub.entry(stub.PATCH, address(pid + 2 * _E + 8), address(pid + stub.RESULT), 0))
+    return b.add(stub.syscall(ops.CALLS[op.name][0], 0, local, len(parts), remote, 1, 0))
+
+
 def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     at = ring.RING + ring.SCRATCH
     store = Op("store", (at, op.args[0]))
@@ -311,6 +332,8 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 _COMPOSED = {
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
+    "process_vm_readv": _remote,
+    "process_vm_writev": _remote,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
 }

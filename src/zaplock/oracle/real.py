@@ -50,8 +50,8 @@ class RealSide:
             mmap_min_addr=_sysctl("mmap_min_addr"),
             memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
             stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
-            overcommit_pages=_total_pages(),
-            hugetlb_pages=_free_huge_pages(),
+            overcommit_pages=total_pages(),
+            hugetlb_pages=free_huge_pages(),
         )
         self.environment = self._explore(facts)
         self._parser = Parser(self.environment.baseline.counters)
@@ -243,7 +243,7 @@ def _data_length(pid: int) -> int:
     return int(fields[43]) - int(fields[42])
 
 
-def _free_huge_pages() -> int:
+def free_huge_pages() -> int:
     """Return how many huge pages of 2 MiB the pool has that nobody uses or has reserved."""
     pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
     try:
@@ -254,7 +254,7 @@ def _free_huge_pages() -> int:
         return 0
 
 
-def _total_pages() -> int:
+def total_pages() -> int:
     """Return how many pages one mapping may promise (heuristic overcommit: all RAM and swap)."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     fields = {line.split(":")[0]: line.split()[1] for line in lines}

@@ -68,6 +68,15 @@ def catch_faults():
     return stack
 
 
+def remote(address, length, tag):
+    there = ctypes.addressof(vector) + 64
+    struct.pack_into("<4Q", vector, 0, address, length, there, min(length, 8 * 4096))
+    for at in range(64, 64 + min(length, 8 * 4096), 4096):
+        struct.pack_into("<Q", vector, at, tag)
+    where = ctypes.addressof(vector)
+    return where + 16, 1, where, 1
+
+
 def page(fd, number, tag):
     os.pwrite(fd, struct.pack("<Q", tag), number * 4096)
 
@@ -167,6 +176,9 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         number = "0xC020AA00" if op.name == "uffd_register" else "0x8010AA01"
         packed = f"struct.pack_into('<{len(arguments)}Q', vector, 0, {inside})"
         return f"{packed} or call(16, uffd, {number}, ctypes.addressof(vector))"
+    if op.name.startswith("process_vm"):
+        packed = f"remote({inside}, {ops.store_tag(k):#x})"
+        return f"call({ops.CALLS[op.name][0]}, os.getpid(), *{packed}, 0)"
     if op.name == "process_madvise":
         packed = f"struct.pack_into('<2Q', vector, 0, {arguments[0]}, {arguments[1]})"
         where = "os.pidfd_open(os.getpid()), ctypes.addressof(vector), 1"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from zaplock.model import flags as f
+from zaplock.programs import monitors
+from zaplock.programs.policies import mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import descriptor, field, file_of, number
@@ -26,9 +27,6 @@ from zaplock.protocols import (
     shm,
 )
 from zaplock.protocols.calls import SERVED
-from zaplock.protocols.design import Cx
-from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
-from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.system_calls import SYSTEM_CALLS
 
 
@@ -68,6 +66,10 @@ def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | N
         address, flags = at, (flags | f.MAP_FIXED) & ~f.MAP_FIXED_NOREPLACE
     anonymous = flags & f.MAP_ANONYMOUS and not flags & f.MAP_HUGETLB
     file = 0 if anonymous else mapped_file(world, live, call)
+    if file and not flags & f.MAP_HUGETLB and world.machine.files[file].kind == "hugetlb":
+        if length % f.PMD_SIZE:
+            return -22
+        flags |= f.MAP_HUGETLB
     offset = number(call.arguments[5]) & _MASK
     return world.run(live, mmap.mmap(world.cx(live), address, length, prot, flags, file, offset))
 
@@ -108,23 +110,6 @@ def _mincore(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mincore.mincore(world.cx(live), start, length, vector, False))
 
 
-_HAS_POLICY = 1 << 44
-"""No flag of the kernel's: here it keeps a VMA with a memory policy from merging."""
-
-
-async def _policy(cx: Cx, start: int, length: int) -> int:
-    """Give a range a memory policy: what matters here is that it no longer merges with others."""
-
-    async def visit(handle: int, vma: Any, low: int, high: int) -> int:
-        part = await modify_vma(cx, handle, low, high, vma.flags | _HAS_POLICY)
-        return min(0, part)
-
-    await mmap_write_lock_killable(cx)
-    await apply_to_range(cx, start, start + f.page_align(length), visit)
-    await mmap_write_unlock(cx)
-    return 0
-
-
 def _brk(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """The first brk that is seen tells where the heap ends, if the maps don't."""
     (wanted,) = numbers(call, 1)
@@ -142,6 +127,8 @@ def _brk(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
 def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     option = number(call.arguments[0])
     if option == 65:  # PR_SET_MDWE
+        if any(map(number, call.arguments[2:5])):
+            return -22
         return world.run(live, prctl.prctl_set_mdwe(world.cx(live), number(call.arguments[1])))
     if "no names" in live.known.given:
         return -22
@@ -165,6 +152,20 @@ def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> 
         live.known = replace(live.known, given=live.known.given | {name})
 
 
+MACHINES = ("mappings", "memory", "huge_pages")
+
+
+def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) -> None:
+    """Set a limit of the machine: how many mappings, or how many bytes of memory or huge pages."""
+    if name == "mappings":
+        world.limit(live, max_map_count=value)
+    elif name == "memory":
+        world.limit(live, overcommit_pages=value >> f.PAGE_SHIFT)
+    else:
+        world.machine.globals.put("hugetlb_free", value // f.PMD_SIZE)
+    live.known = replace(live.known, given=live.known.given | {name})
+
+
 def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     at = 0 if call.name == "setrlimit" else 1
     told = call.arguments[at + 1]
@@ -184,7 +185,9 @@ def shmat_call(
 ) -> int:
     """Attach a segment, whose length is that of shmget, or given."""
     segment, address, flags = numbers(call, 3)
-    file = dict(live.known.segments).get(segment)
+    if segment >> 31 & 1:
+        return -22  # no segment has a negative id
+    file = world.segments.get(segment) or dict(live.known.segments).get(segment)
     if file is None:
         if length is None:
             raise NotRecorded("the size of the segment is not in the recording")
@@ -197,12 +200,13 @@ CALLS: dict[str, Handler] = {
     **{name: _by_its_numbers(name) for name in SERVED},
     "mmap": mmap_call,
     "mremap": _mremap,
-    "mbind": lambda world, live, call: world.run(live, _policy(world.cx(live), *numbers(call, 2))),
+    "mbind": mbind,
     "mprotect": _mprotect,
     "pkey_mprotect": _mprotect,
     "process_madvise": _process_madvise,
     "brk": _brk,
     "mincore": _mincore,
+    "ioctl": monitors.ioctl,
     "shmat": shmat_call,
     "shmdt": lambda world, live, call: world.run(
         live, shm.shmdt(world.cx(live), *numbers(call, 1))

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from zaplock.model import flags as f
+from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import Area
 
@@ -33,6 +34,13 @@ def compare_maps(
     stack = live.stack_end or next((a.end for a in areas if a.name == "[stack]"), 0)
     kernel = [_plain(a, stack) for a in recorded]
     model = [_plain(a, stack) for a in world.areas(live)]
+    places = {(a.start, a.end, a.perms, a.offset): a.name for a in kernel}
+    model = [
+        a._replace(name=places.get((a.start, a.end, a.perms, a.offset), a.name))
+        if a.name == UNKNOWN_NAME
+        else a
+        for a in model
+    ]
     hidden: list[str] = []
     for cloud in live.known.clouds:
         before = len(kernel)

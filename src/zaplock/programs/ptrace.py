@@ -28,6 +28,8 @@ SYSCALL_STOP = 0x80 | 5
 WALL = 0x4000_0000
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
+_NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
+_IOCTL = 16
 _RET_TRACE, _RET_ALLOW = 0x7FF0_0000, 0x7FFF_0000
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _PR_SET_SECCOMP, _MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
@@ -69,20 +71,31 @@ def event_message(tid: int) -> int:
     return value.value
 
 
-def stop_at(numbers: list[int]) -> None:
-    """Let this thread, and all that it makes, stop for its tracer at these system calls."""
-    count = len(numbers)
-    lines = [
-        struct.pack("<HBBI", _LOAD, 0, 0, 4),
-        struct.pack("<HBBI", _JUMP_EQUAL, 0, count + 1, _AUDIT_ARCH_X86_64),
-        struct.pack("<HBBI", _LOAD, 0, 0, 0),
-        *(
-            struct.pack("<HBBI", _JUMP_EQUAL, count - k, 0, number)
-            for k, number in enumerate(numbers)
-        ),
-        struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW),
-        struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE),
+def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
+    """Make the filter's lines: what is in neither list goes on at once."""
+    rest = len(commands) + 2  # lines from the comparison with ioctl to the return that allows
+    found = [
+        struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest, _AUDIT_ARCH_X86_64),
+        struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
     ]
+    for k, number in enumerate(numbers):
+        found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(numbers) - k + rest, 0, number))
+    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 0, rest - 1, _IOCTL))
+    found.append(struct.pack("<HBBI", _LOAD, 0, 0, _SECOND_ARGUMENT))
+    for k, command in enumerate(commands):
+        found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(commands) - k, 0, command))
+    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW))
+    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE))
+    return found
+
+
+def stop_at(numbers: list[int], commands: list[int]) -> None:
+    """Let this thread, and all that it makes, stop for its tracer at these system calls.
+
+    `commands`: those of ioctl, by its second argument.
+    """
+    lines = filter_of(numbers, commands)
     code = ctypes.create_string_buffer(b"".join(lines))
     program = ctypes.create_string_buffer(
         struct.pack("<HxxxxxxQ", len(lines), ctypes.addressof(code))

@@ -21,11 +21,20 @@ from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits, change_limits
 from zaplock.model.step import Task
-from zaplock.model.vma import Vma, account, anon_vma_prepare, insert, overlapping
+from zaplock.model.vma import (
+    Vma,
+    account,
+    anon_vma_prepare,
+    insert,
+    lookup,
+    overlapping,
+    vma_of,
+)
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
 from zaplock.protocols.design import Cx
+from zaplock.protocols.fault import expand_stack
 
 LONG = 1 << 40
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
@@ -53,7 +62,8 @@ class Known:
     `unknown`: why nothing can be compared any more, "" while it can. `heap`, `base`: is it known
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
-    by id. `given`: which limits and capabilities the recording tells.
+    by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
+    capabilities the recording tells.
     """
 
     limits: ResourceLimits
@@ -65,6 +75,7 @@ class Known:
     modes: tuple[tuple[int, int], ...] = ()
     files: tuple[tuple[int, int], ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
+    monitors: tuple[tuple[int, int], ...] = ()
 
     def cloud_over(self, start: int, end: int) -> Cloud | None:
         """Return what hides a part of a range, if anything does."""
@@ -89,6 +100,8 @@ class StraceWorld:
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
+        self.segments: dict[int, int] = {}
+        self._policies: dict[tuple[int, ...], int] = {}
         self.machine.store.start_journal(hashes=False)
 
     def mark(self, live: LiveSpace) -> tuple[Any, Known, int]:
@@ -172,10 +185,10 @@ class StraceWorld:
             self.files[path] = self.new_file(path)
         return self.files[path]
 
-    def new_file(self, path: str, size: int = LONG) -> int:
+    def new_file(self, path: str, size: int = LONG, kind: str = "") -> int:
         """Open a file anew: what is opened twice does not merge."""
         handle = len(self.machine.files) + 1
-        return new_file(self.machine, handle, kind_of(path), size, label(path))
+        return new_file(self.machine, handle, kind or kind_of(path), size, label(path))
 
     def set_mode(self, file: int, mode: int) -> None:
         """Note how a file was opened (O_ACCMODE)."""
@@ -183,20 +196,36 @@ class StraceWorld:
         changed = msgspec.structs.replace(backing, writable=mode == 2, readable=mode != 1)
         self.machine.files.put(file, changed)
 
-    def new_segment(self, size: int) -> int:
+    def new_segment(self, size: int, key: int = 0) -> int:
         """Make a segment of System V shared memory."""
         handle = len(self.machine.files) + 1
-        return new_file(self.machine, handle, "shmem", size, "SYSV00000000", counts_mappings=True)
+        name = f"SYSV{key:08x}"
+        return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
+
+    def policy_number(self, policy: tuple[int, ...]) -> int:
+        """Return the number, from 1 on, by which a memory policy is known; equal ones have one."""
+        return self._policies.setdefault(policy, len(self._policies) + 1)
 
     def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
-        """Note which mappings have an anon_vma from here on."""
+        """Note which mappings have an anon_vma from here on, and which stacks have grown."""
         space = self.machine.mm(live.mm)
         for item in areas:
+            self._grow(live, item)
             for handle in overlapping(self.machine, space, item.start, item.end):
                 vma = self.machine.vmas[handle]
                 assert isinstance(vma, Vma)
                 if not vma.anon_vma and not vma.flags & f.VM_SHARED:
                     anon_vma_prepare.run(self.machine, Task(1, live.mm), handle)
+
+    def _grow(self, live: LiveSpace, written: Area) -> None:
+        """Let stacks grow down over what was written where nothing is mapped."""
+        space, task = self.machine.mm(live.mm), Task(1, live.mm)
+        at = written.start
+        while at < written.end and (handle := lookup(self.machine, space, at)):
+            vma = vma_of(self.machine, task, handle)
+            if at < vma.start < written.end and vma.flags & f.VM_GROWSDOWN:
+                expand_stack.run(self.machine, task, handle, at)
+            at = vma.end
 
     def vmas(self, live: LiveSpace) -> Iterator[Vma]:
         """List the mappings of a space in order."""

@@ -11,8 +11,10 @@ effect, so two that overlap have no order of their own. Lines that begin with `#
     # limit: NAME BYTES        a resource limit (as, data, memlock, stack)
     # capable: NAME yes|no     whether the process has ipc_lock, sys_rawio
 
-Understood are the prefixes of -f, -ff (one file a process), -Y, -t, -tt, -ttt, -r, -n, -i and
-what -T, -y and -yy add. What a cut line has lost is told as a call without a result.
+What perf trace and ltrace -S write is read too (see `dialects`).
+
+Understood are the prefixes of -f, -ff (one file a process), -Y, -t, -tt, -ttt, -r, -n, -i and what
+-T, -y and -yy add. What a cut line has lost is told as a call without a result.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import NamedTuple
 
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain
+from zaplock.programs.dialects import as_strace
 from zaplock.programs.text import arguments_and_rest, file_of, split_arguments
 from zaplock.system_calls import BY_NUMBER
 
@@ -35,6 +38,9 @@ MAKES_PROCESS = ("clone", "clone3", "fork", "vfork")
 EXECS = ("execve", "execveat")
 UNKNOWN = 1 << 70
 """The result of a call whose end is not in the recording."""
+
+NO_END, DIED = "its end is not in the recording", "the process ended in it"
+"""What is wrong with a call that can be read as far as it goes."""
 
 HOW = (
     "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
@@ -145,8 +151,9 @@ _SHORTER = "record a shorter run, or what is asked about alone (strace -e trace=
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
-    whole, number = "\n", 0
-    for number, whole in enumerate(_bounded(path, _lines(path)), 1):
+    whole, number = "
+", 0
+    for number, whole in enumerate(as_strace(list(_bounded(path, _lines(path)))), 1):
         line = whole.rstrip("\n")
         if line.startswith("# "):
             _comment(state, path, number, line)
@@ -158,7 +165,7 @@ def parse(path: Path) -> StraceRecording:
         state.unreadable.append(f"line {number}: the recording is cut in the last maps")
     _close_block(state)
     for pid, (text, begun) in state.open.items():
-        state.calls.append(_cut(pid, text, begun, "its end is not in the recording"))
+        state.calls.append(_cut(pid, text, begun, NO_END))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
@@ -298,7 +305,7 @@ def _take(state: _State, number: int, line: str) -> None:
     elif _NAME.match(text):
         if pid in state.open:
             old, at = state.open.pop(pid)
-            state.calls.append(_cut(pid, old, at, "its end is not in the recording"))
+            state.calls.append(_cut(pid, old, at, NO_END))
         _event(state, number, pid, text, number)
     elif text.strip() and (matched[1] or matched[2]) and not text.startswith(_SPEECH):
         state.calls.append(_cut(pid, text, number, "the line can't be read"))
@@ -311,7 +318,7 @@ def _process_gone(state: _State, number: int, pid: int, gone: re.Match[str]) -> 
         return
     begun = state.open.pop(pid, None)
     if begun is not None:
-        state.calls.append(_cut(pid, begun[0], begun[1], "the process ended in it"))
+        state.calls.append(_cut(pid, begun[0], begun[1], DIED))
     state.notes.append(Note(pid, number, "exit"))
 
 

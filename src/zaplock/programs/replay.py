@@ -12,23 +12,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.oracle.compare import result_text
-from zaplock.programs import unrecorded
-from zaplock.programs.calls import CALLS, NotRecorded, mmap_call, numbers, set_limit
+from zaplock.programs import monitors, unrecorded
+from zaplock.programs.calls import (
+    CALLS,
+    MACHINES,
+    NotRecorded,
+    limit_machine,
+    mmap_call,
+    numbers,
+    set_limit,
+)
 from zaplock.programs.maps import MapsVerdict, compare_maps
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
-from zaplock.programs.recording import UNKNOWN, Note, StraceRecording, TracedCall
+from zaplock.programs.recording import DIED, NO_END, UNKNOWN, Note, StraceRecording, TracedCall
 from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
 from zaplock.programs.text import descriptor, number
 
 ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
 
 UNMODELLED = {
-    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "userfaultfd",
+    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -91,6 +100,7 @@ class StraceReplay:
 
     def play(self) -> StraceVerdict:
         """Run every call; compare every result and the maps."""
+        self._make_segments()
         for text in self.recording.unreadable:
             self.verdict.maps_not_compared.append(text)
         for traced in spaces_of(self.recording):
@@ -101,6 +111,17 @@ class StraceReplay:
                 self._group(live, group)
                 self.world.machine.store.forget_journal()
         return self.verdict
+
+    def _make_segments(self) -> None:
+        """Make the segments of shared memory, which any process may attach that has their id."""
+        told: dict[int, tuple[int, int]] = {}
+        for call in self.recording.calls:
+            if call.name == "shmget" and 0 <= call.result < UNKNOWN and not call.cut:
+                with suppress(ValueError, IndexError):
+                    key, size = (number(argument) for argument in call.arguments[:2])
+                    told[call.result] = max(told.get(call.result, (0, 0)), (size, key))
+        for segment, (size, key) in told.items():
+            self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF)
 
     # Orders
 
@@ -157,6 +178,8 @@ class StraceReplay:
     def _note(self, live: LiveSpace, note: Note) -> None:
         if note.kind == "anon":
             self.world.touch(live, note.areas)
+        elif note.kind == "limit" and note.name in MACHINES:
+            limit_machine(self.world, live, note.name, note.value)
         elif note.kind == "limit":
             names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
             set_limit(self.world, live, names.get(note.name, 0), note.value)
@@ -180,10 +203,15 @@ class StraceReplay:
     # One call
 
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        if call.name == "close":
+            monitors.release(self.world, live, call)
+        if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
+            _opened(self.world, live, call._replace(name="userfaultfd"))
+            return Ruling("silent", call)
         if call.name in _DESCRIPTORS:
             _DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
-        if not call.cut and not is_about_memory(call):
+        if call.cut in ("", NO_END, DIED) and not is_about_memory(call):
             return Ruling("silent", call)
         if live.known.unknown:
             return Ruling("refused", call, live.known.unknown)
@@ -231,7 +259,13 @@ class StraceReplay:
             self.world.undo(live, mark)
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
-            if call.result >= 0 and not self._attached(live, call):
+            known = ranges_of(call) if call.name in _OF_A_RANGE else []
+            if call.name == "mmap" and call.result >= 0:
+                known = self._stand_in(live, call)
+            if call.result >= 0 and known:
+                for low, high in known:
+                    self._hide(live, low, high, why)
+            elif call.result >= 0 and not self._attached(live, call):
                 return self._lose(live, call, why)
             return Ruling("refused", call, why)
         self._follow(live, call)
@@ -239,6 +273,16 @@ class StraceReplay:
             return Ruling("refused", call, why)
         told = f"kernel {result_text(call.result)}, model {result_text(got)}"
         return Ruling("differs", call, told)
+
+    def _stand_in(self, live: LiveSpace, call: TracedCall) -> list[tuple[int, int]]:
+        """Map memory where the kernel has mapped a file of which nothing is known."""
+        ranges = ranges_of(call)
+        with suppress(ValueError, IndexError):
+            flags = numbers(call, 4)[3] & f.MAP_POPULATE | f.MAP_PRIVATE | f.MAP_ANONYMOUS
+            told = (*call.arguments[:3], str(flags), "-1", "0")
+            if mmap_call(self.world, live, call._replace(arguments=told), call.result) >= 0:
+                return ranges
+        return []
 
     def _attached(self, live: LiveSpace, call: TracedCall) -> bool:
         """Follow an shmat whose size is told by where it lies alone."""
@@ -267,7 +311,11 @@ class StraceReplay:
         """Bring the model to where the kernel is after a call whose result it did not give."""
         if call.name == "brk":
             self._follow_brk(live, call)
-        elif call.result >= 0 and not self._placed(live, call):
+        elif (
+            call.result >= 0
+            and not unrecorded.depends_on_pages(call)
+            and not (self._placed(live, call))
+        ):
             why = f"what line {call.line} did is not known"
             for low, high in ranges_of(call):
                 self._hide(live, low, high, why)
@@ -334,6 +382,8 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
             address, old, new = numbers(call, 3)
             found = [(address, address + f.page_align(old))]
             return found + ([(call.result, call.result + new)] if call.result >= 0 else [])
+        if call.name == "ioctl":
+            return [monitors.range_of(call)]
         if call.name in _OF_A_RANGE:
             start, length = numbers(call, 2)
             return [(start, start + f.page_align(length))]
@@ -349,7 +399,7 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
 
 _OF_A_RANGE = frozenset({
     "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
-    "mbind", "pkey_mprotect", "remap_file_pages",
+    "mbind", "pkey_mprotect", "remap_file_pages", "ioctl",
 })  # fmt: skip
 
 _HARMLESS = frozenset({
@@ -367,10 +417,15 @@ def is_about_memory(call: TracedCall) -> bool:
             return any(a.startswith(("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MM")) for a in
                        call.arguments[:1])  # fmt: skip
         return option in (65, 0x53564D41)
+    if call.name == "ioctl":
+        return monitors.is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):
         return any(name in ",".join(call.arguments) for name in
                    ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK"))  # fmt: skip
     return call.name in CALLS or call.name in UNMODELLED
+
+
+_MFD_HUGETLB = 4
 
 
 def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -381,13 +436,17 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
     told = arguments[path].strip('"') if len(arguments) > path else ""
     told = f"memfd:{told}" if name == "memfd_create" else told
-    file = world.new_file(call.opened or told)
+    told = monitors.NAME if name == "userfaultfd" else told
+    kind = "hugetlb" if name == "memfd_create" and number(arguments[1]) & _MFD_HUGETLB else ""
+    file = world.new_file(call.opened or told, kind=kind)
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
     world.set_mode(file, mode)
     files = {**dict(live.known.files), call.result: file}
     modes = {**dict(live.known.modes), file: mode}
     live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
+    if name == "userfaultfd":
+        monitors.opened(live, file)
 
 
 def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -410,16 +469,8 @@ def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     live.known = replace(live.known, files=tuple(files.items()))
 
 
-def _segment(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    if 0 <= call.result < UNKNOWN:
-        segments = dict(live.known.segments)
-        if call.result not in segments:
-            segments[call.result] = world.new_segment(number(call.arguments[1]))
-            live.known = replace(live.known, segments=tuple(segments.items()))
-
-
 _DESCRIPTORS = {
     "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
-    "memfd_create": _opened, "dup": _duplicated, "dup2": _duplicated, "dup3": _duplicated,
-    "close": _closed, "shmget": _segment,
+    "memfd_create": _opened, "userfaultfd": _opened, "dup": _duplicated, "dup2": _duplicated,
+    "dup3": _duplicated, "close": _closed,
 }  # fmt: skip

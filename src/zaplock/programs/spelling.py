@@ -13,21 +13,25 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from zaplock.oracle import ring
+from zaplock.oracle import real, ring
 from zaplock.strangers import read_text
 from zaplock.system_calls import SYSTEM_CALLS
 
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
-    "remap_file_pages", "mbind", "mlock2", "pkey_mprotect", "mseal", "io_setup", "io_destroy",
-    "map_shadow_stack", "fork", "vfork",
+    "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_setup", "io_destroy",
+    "map_shadow_stack", "fork", "vfork", "userfaultfd",
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
-    "clone", "clone3", "execve", "execveat", "open", "openat", "creat", "memfd_create", "prctl",
-    "setrlimit", "prlimit64", "process_madvise",
+    "clone", "clone3", "execve", "execveat", "mbind", "open", "openat", "creat", "memfd_create",
+    "prctl", "setrlimit", "prlimit64", "process_madvise",
 )  # fmt: skip
+COMMANDS = {
+    0xAA00: "USERFAULTFD_IOC_NEW", 0xC020_AA00: "UFFDIO_REGISTER", 0x8010_AA01: "UFFDIO_UNREGISTER",
+}  # fmt: skip
+"""What is seen of ioctl: what decides which ranges a userfaultfd watches."""
 NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 _PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
@@ -52,12 +56,12 @@ def call_text(tid: int, name: str, arguments: tuple[int, ...]) -> str:
     return f"{name}({', '.join(told)})"
 
 
-OPENS = ("open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
+OPENS = ("userfaultfd", "open", "openat", "creat", "memfd_create", "dup", "dup2", "dup3")
 
 
 def result_text(tid: int, name: str, result: int) -> str:
     """Write what a call returned."""
-    if name in OPENS and result >= 0:
+    if (name in OPENS and result >= 0) or (name == "ioctl" and result > 0):
         return _descriptor(tid, result)
     if -4096 < result < 0:
         code = errno.errorcode.get(-result, "")
@@ -102,7 +106,21 @@ def privileges(tid: int) -> list[str]:
     held = int(status.partition("CapEff:")[2].split()[0], 16)
     for name, bit in _CAPABILITIES.items():
         found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")
-    return found
+    return found + machine_limits()
+
+
+def machine_limits() -> list[str]:
+    """Write the machine's own limits: mappings, bytes of memory at once and in huge pages."""
+    found = [f"# limit: mappings {_sysctl('max_map_count')}"]
+    mode = _sysctl("overcommit_memory")
+    if mode != 2:  # then it depends on what others have
+        memory = real.total_pages() << 12 if mode == 0 else "unlimited"
+        found.append(f"# limit: memory {memory}")
+    return [*found, f"# limit: huge_pages {real.free_huge_pages() << 21}"]
+
+
+def _sysctl(name: str) -> int:
+    return int(read_text(f"/proc/sys/vm/{name}"))
 
 
 def _descriptor(tid: int, fd: int) -> str:
@@ -183,6 +201,29 @@ def _process_madvise(tid: int, a: tuple[int, ...]) -> list[str]:
     return [_descriptor(tid, a[0]), f"[{told}]", str(a[2]), str(a[3]), str(a[4])]
 
 
+def _ioctl(tid: int, a: tuple[int, ...]) -> list[str]:
+    """Write what a userfaultfd is to watch, or no longer."""
+    held = _read(tid, a[2], 24)
+    told = hex(a[2])
+    if len(held) == 24:
+        start, length, mode = struct.unpack("<3Q", held)
+        told = f"{{range={{start={start:#x}, len={length:#x}}}, mode={mode:#x}}}"
+    return [_descriptor(tid, a[0]), COMMANDS.get(a[1] & 0xFFFF_FFFF, hex(a[1])), told]
+
+
+def _mbind(tid: int, a: tuple[int, ...]) -> list[str]:
+    """Write the mask of nodes as its words, where it can be read."""
+    bits = a[4] - 1
+    told = [hex(value) for value in a[:6]]
+    if a[3] and 0 < bits <= 1 << 15:
+        length = (bits + 63) // 64 * 8
+        held = _read(tid, a[3], length)
+        if len(held) == length:
+            words = (f"{word:#x}" for (word,) in struct.iter_unpack("<Q", held))
+            told[3] = f"[{', '.join(words)}]"
+    return told
+
+
 _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "clone": _clone,
     "clone3": _clone3,
@@ -191,6 +232,8 @@ _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],
     "openat": _openat,
     "creat": lambda tid, a: [_string(tid, a[0]), "O_WRONLY"],
+    "ioctl": _ioctl,
+    "mbind": _mbind,
     "memfd_create": lambda tid, a: [_string(tid, a[0]), hex(a[1])],
     "prctl": _prctl,
     "setrlimit": lambda tid, a: [_resource(a[0]), _limit(tid, a[1])],

@@ -32,7 +32,9 @@ from zaplock.system_calls import BY_NUMBER
 PATIENCE_S = 1.0
 _FORKS = ("clone", "clone3", "fork", "vfork")
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-_QUIET = frozenset({"open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"})
+_QUIET = frozenset(
+    {"userfaultfd", "open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"}
+)
 _CLONE_VM = 0x100
 
 
@@ -196,13 +198,18 @@ class Tracer:
         """Let held threads go beside a call that takes so long that it may wait for them."""
         for mm, waiting in self.held.items():
             slow = self.threads.get(self.in_flight.pop(mm, 0))
-            if slow is not None and slow.told and not slow.is_written:
-                self._write(f"{slow.tid} {slow.told[:-1]} <unfinished ...>")
-                slow.is_written = True
+            if slow is not None:
+                self._leave_open(slow)
             while waiting and mm not in self.in_flight:
                 waiter = self.threads.get(waiting.popleft())
                 if waiter is not None:
                     self._begin(waiter)
+
+    def _leave_open(self, thread: _Thread) -> None:
+        """Write the call that a thread is in as one whose end is still to come."""
+        if thread.told and not thread.is_written:
+            self._write(f"{thread.tid} {thread.told[:-1]} <unfinished ...>")
+            thread.is_written = True
 
     # Processes
 
@@ -230,19 +237,21 @@ class Tracer:
         if was_recording:
             self._write(f"{thread.tid} {told} = 0")
         else:
-            self.out.write(f"# command: {told}\n# pid: {thread.tid}\n")
-            self._write(*text.privileges(thread.tid))
+            self.out.write(f"# command: {told}\n")
         self._write(f"# pid: {thread.tid}", *text.maps_lines(thread.tid, "begin"))
+        self._write(*text.privileges(thread.tid))
         p.ptrace(p.SYSCALL, thread.tid)
 
     def _exits(self, thread: _Thread) -> None:
         """Keep the maps as they are now: the last that are seen are those of the end.
 
-        A thread that is killed while it is stopped may go without telling.
+        A thread that is killed while it is stopped may go without telling. One that is killed in a
+        call may have done it: its end stays open.
         """
-        thread.told = ""
+        self._leave_open(thread)
         self._done(thread)
         with contextlib.suppress(OSError):
+            self._write_written(thread)
             self.last_maps[thread.mm] = text.maps_lines(thread.tid, "end")
         p.ptrace(p.CONT, thread.tid)
 
@@ -250,6 +259,7 @@ class Tracer:
         self.early.discard(tid)
         thread = self.threads.pop(tid, None)
         if thread is not None:
+            self._leave_open(thread)
             self._done(thread)
             if not any(other.mm == thread.mm for other in self.threads.values()):
                 lines = self.last_maps.pop(thread.mm, [])
@@ -288,7 +298,7 @@ def start(command: Sequence[str]) -> int:
         try:
             os.close(writing)
             os.read(reading, 1)
-            p.stop_at(sorted(text.NUMBERS.values()))
+            p.stop_at(sorted(text.NUMBERS.values()), sorted(text.COMMANDS))
             os.execvp(command[0], list(command))
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode())

@@ -30,6 +30,7 @@ from errno import (
 import msgspec
 
 from zaplock.model import flags as f
+from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
 from zaplock.programs.recording import TracedCall
@@ -47,6 +48,8 @@ OF_PAGES = (
 )  # fmt: skip
 OF_A_KERNEL = (f.MADV_HUGEPAGE, f.MADV_NOHUGEPAGE, f.MADV_MERGEABLE, f.MADV_UNMERGEABLE)
 FIRST_NEW_ADVICE = 18  # MADV_WIPEONFORK, 4.14
+
+NO_POOL = "the pool of huge pages is not in the recording"
 
 Attempt = Callable[[], int]
 
@@ -69,7 +72,7 @@ def _of_file(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
         return ""
     flags = numbers(call, 4)[3]
     if flags & f.MAP_HUGETLB and flags & f.MAP_ANONYMOUS:
-        return "the pool of huge pages is not in the recording"
+        return "" if "huge_pages" in live.known.given else NO_POOL
     if flags & f.MAP_ANONYMOUS:
         return ""
     path = file_of(call.arguments[4])
@@ -108,7 +111,7 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     refused_brk = call.name == "brk" and got > call.result >= 0
     if call.name not in LIMITED or not (refused_brk or (call.result == -ENOMEM and got >= 0)):
         return ""
-    if {"rlimit_as", "rlimit_data"} <= live.known.given and call.name in ("munmap", "mprotect"):
+    if {"rlimit_as", "rlimit_data", "memory", "mappings"} <= live.known.given:
         return ""
     return "limits (RLIMIT_AS, RLIMIT_DATA, memory, map count) are not in the recording"
 
@@ -116,12 +119,20 @@ def _of_memory(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
 def _of_pages(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     if call.name == "mincore" and call.result == -EFAULT:
         return "where the vector lies is not in the recording"
+    return "it depends on pages, which a trace doesn't show" if depends_on_pages(call) else ""
+
+
+def depends_on_pages(call: TracedCall) -> bool:
+    """Return whether a call is an advice that does nothing to mappings, only to their pages."""
     if call.name not in ("madvise", "process_madvise"):
+        return False
+    return number(call.arguments[2 if call.name == "madvise" else 3]) in OF_PAGES
+
+
+def _of_monitor(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name != "ioctl" or got:
         return ""
-    advice = number(call.arguments[2 if call.name == "madvise" else 3])
-    if advice in OF_PAGES:
-        return "it depends on pages, which a trace doesn't show"
-    return ""
+    return "what the userfaultfd was asked to be (UFFDIO_API) is not in the recording"
 
 
 def _of_kernel(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -148,7 +159,7 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _written,
+    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _of_monitor, _written,
 )  # fmt: skip
 
 
@@ -158,6 +169,8 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
         yield from _other_mmaps(world, live, call)
     if call.name == "prctl" and call.result == -EINVAL and "no names" not in live.known.given:
         yield lambda: _without_names(world, live, call)
+    if call.name == "ioctl" and call.result == 0:
+        yield lambda: monitors.ioctl(world, live, call, watches_any=True)
     if call.name == "shmat" and call.result >= 0:
         yield lambda: _fills_its_hole(world, live, call)
     if call.name in LOCKING and "rlimit_memlock" in live.known.given:
@@ -168,6 +181,8 @@ def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Itera
     flags = numbers(call, 4)[3]
     if not flags & f.MAP_ANONYMOUS:
         yield lambda: _not_for_huge_pages(world, live, call)
+    if flags & f.MAP_32BIT and LOW <= call.result < LOW + RANDOM:
+        yield lambda: _anywhere_low(world, live, call)
     if call.result < live.known.limits.mmap_min_addr:
         yield lambda: _as_root(world, live, call)
     if not live.known.limits.bottom_up and linker_of(live.traced.begin):
@@ -181,6 +196,20 @@ def _not_for_huge_pages(world: StraceWorld, live: LiveSpace, call: TracedCall) -
     if backing.kind == "disk":
         world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
     return mmap_call(world, live, call)
+
+
+LOW, RANDOM = 1 << 30, 1 << 25
+
+
+def _anywhere_low(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The search for a place below 2 GiB begins at a random page, another one each time.
+
+    Source: arch/x86/kernel/sys_x86_64.c find_start_end.
+    """
+    length = f.page_align(numbers(call, 2)[1])
+    if any(v.start < call.result + length and call.result < v.end for v in world.vmas(live)):
+        return -22
+    return mmap_call(world, live, call, call.result)
 
 
 def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -1,4 +1,8 @@
-"""What user code does: read and write memory, fault where it must, die where it may not."""
+"""What user code does: read and write memory, fault where it must, die where it may not.
+
+So does the kernel with user memory, but its faults take the mmap_lock, whatever the design: x86
+looks for a VMA's own lock only if the fault came from user mode (do_user_addr_fault).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.frames import read_frame, write_frame
 from zaplock.model.pagetable import translate
 from zaplock.model.step import MarkStep, Task, step
-from zaplock.protocols.fault import RETRY
+from zaplock.protocols.fault import RETRY, page_fault_mmap_lock
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -37,27 +41,28 @@ def store(m: Machine, task: Task, mm: int, address: int, tag: int) -> int:
     return 0
 
 
-async def read_memory(cx: Cx, address: int) -> int:
-    """Read a page's tag (0 for zeroes) as user code; -SIGSEGV or -SIGBUS where that kills."""
+async def read_memory(cx: Cx, address: int, in_kernel: bool = False) -> int:
+    """Read a page's tag (0 for zeroes); -SIGSEGV or -SIGBUS where that kills user code."""
     while (seen := await load(cx.mm, address)) == MUST_FAULT:
-        result = await user_fault(cx, address, False)
+        result = await user_fault(cx, address, False, in_kernel)
         if result not in (0, RETRY):
             return result
     return seen
 
 
-async def write_memory(cx: Cx, address: int, tag: int) -> int:
-    """Write a tag into a page as user code: 0, -SIGSEGV or -SIGBUS."""
+async def write_memory(cx: Cx, address: int, tag: int, in_kernel: bool = False) -> int:
+    """Write a tag into a page: 0; -SIGSEGV or -SIGBUS where that kills user code."""
     while await store(cx.mm, address, tag) == MUST_FAULT:
-        result = await user_fault(cx, address, True)
+        result = await user_fault(cx, address, True, in_kernel)
         if result not in (0, RETRY):
             return result
     return 0
 
 
-async def user_fault(cx: Cx, address: int, write: bool) -> int:
-    """Take a page fault from user mode."""
-    await MarkStep("fault_begin", (address, int(write) << 1 | 4))
-    result = await cx.design.page_fault(cx, address, write)
+async def user_fault(cx: Cx, address: int, write: bool, in_kernel: bool = False) -> int:
+    """Take a page fault on user memory, from user mode or in a system call."""
+    await MarkStep("fault_begin", (address, int(write) << 1 | (0 if in_kernel else 4)))
+    handle = page_fault_mmap_lock if in_kernel else cx.design.page_fault
+    result = await handle(cx, address, write)
     await MarkStep("fault_end", (result,))
     return result

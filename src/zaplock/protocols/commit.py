@@ -66,13 +66,21 @@ def uncharge(m: Machine, _task: Task, charged: int, length: int) -> None:
 
 
 @step
-def charge_commit(m: Machine, task: Task, mm: int, vm_flags: int, length: int, file: int) -> int:
-    """Charge Committed_AS for private writable memory: VM_ACCOUNT, 0, or -ENOMEM."""
+def charge_commit(
+    m: Machine, task: Task, mm: int, vm_flags: int, length: int, file: int, asked: bool = False
+) -> int:
+    """Charge Committed_AS for private writable memory: VM_ACCOUNT, 0, or -ENOMEM.
+
+    `asked`: whether so much can be had was asked before, with what it replaces taken off.
+    """
     if vm_flags & (VM_NORESERVE | VM_HUGETLB):
         return 0
     shared_anonymous = vm_flags & VM_SHARED and not file
     if vm_flags & (VM_SHARED | VM_WRITE) != VM_WRITE and not shared_anonymous:
         return 0
+    if asked and not shared_anonymous:
+        m.commit(length >> PAGE_SHIFT)
+        return VM_ACCOUNT
     error = commit(m, length >> PAGE_SHIFT)
     return error or (0 if shared_anonymous else VM_ACCOUNT)
 

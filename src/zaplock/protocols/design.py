@@ -114,6 +114,7 @@ class Design:
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
+    dontunmap_resets_offset: bool = False
     mremap_checks_first: bool = False
     merges_untouched: bool = False
     merges_anew: bool = False

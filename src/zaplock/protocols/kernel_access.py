@@ -1,12 +1,16 @@
 """What the kernel does with user memory in reads and writes: it copies page by page, and faults.
 
+process_vm_readv and _writev pin pages instead, as many as there are up to PINNED_AT_ONCE, under the
+mmap_lock, and copy when it is released; a page that can't be had ends the call at the next round.
+
 A fault that fails ends the copy: what was copied counts, nothing copied is -EFAULT. Contents are
 tags of whole pages, so addresses and offsets are those of pages.
 
 A write gets the page of the file first, then reads user memory (665575cff098, 6.14); one that finds
 nothing there leaves an empty page behind, and a file that ends where it was to go on.
 
-Source: mm/shmem.c shmem_file_read_iter, mm/filemap.c filemap_read, drivers/char/mem.c.
+Source: mm/shmem.c shmem_file_read_iter, mm/filemap.c filemap_read, drivers/char/mem.c,
+mm/process_vm_access.c.
 """
 
 from __future__ import annotations
@@ -15,15 +19,20 @@ from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import fill_cache, set_file_size
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, page_align
+from zaplock.model.frames import write_frame
+from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.protocols.access import MUST_FAULT, load, read_memory, write_memory
+from zaplock.protocols.gup import follow_page, put_page
+from zaplock.protocols.populate import populate_up_to
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
 
 MAX_RW_COUNT = 0x7FFF_F000
+PINNED_AT_ONCE = 1024  # pages
 LARGEST_OFFSET = (1 << 63) - 1
 
 
@@ -45,7 +54,7 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
     done = 0
     while done < left:
         tag = await file_tag_at(file, offset + done >> PAGE_SHIFT)
-        if await write_memory(cx, address + done, tag) < 0:
+        if await write_memory(cx, address + done, tag, True) < 0:
             return done or -EFAULT
         done += min(PAGE_SIZE, left - done)
     return done
@@ -74,13 +83,13 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
         return length
     done = 0
     while done < length:
-        if cx.design.prefaults_writes and await read_memory(cx, address + done) < 0:
+        if cx.design.prefaults_writes and await read_memory(cx, address + done, True) < 0:
             return done or -EFAULT
         await begin_write(file, offset + done >> PAGE_SHIFT)
         tag = await load(cx.mm, address + done)
         if tag == MUST_FAULT:  # not there: nothing was copied, and only then it is faulted in
             await end_write(file, offset + done, 0, 0)
-            if await read_memory(cx, address + done) < 0:
+            if await read_memory(cx, address + done, True) < 0:
                 return done or -EFAULT
             continue
         part = min(PAGE_SIZE, length - done)
@@ -112,3 +121,50 @@ def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: i
         m.dirty.set(frame, frame + 1, True)
     if offset + count > m.files[file].size:
         set_file_size.run(m, task, file, offset + count)
+
+
+async def process_vm(cx: Cx, address: int, length: int, tag: int | None, room: int) -> int:
+    """Run process_vm_readv of one's own memory, or _writev of a tag to each page.
+
+    Return the bytes that were copied or an errno. `address` is that of a page; `room` is how many
+    bytes the other side has. What is read is not kept: it is what the pages hold.
+    """
+    if length >> 63:
+        return -EINVAL
+    end, at, copied = address + length, address, 0
+    room = min(room, length)
+    while copied < room:
+        until = min(page_align(end), at + PINNED_AT_ONCE * PAGE_SIZE)
+        await down_read(cx.mmap_lock)
+        frames = await pin_pages(cx, at, until, tag is not None)
+        await up_read(cx.mmap_lock)
+        if not frames:
+            return copied or -EFAULT
+        for frame in frames:
+            if tag is not None and copied < room:
+                await write_pinned(frame, tag)
+            copied = min(room, copied + PAGE_SIZE)
+            await put_page(frame)
+        at += len(frames) * PAGE_SIZE
+    return copied
+
+
+async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
+    """Pin the pages of a range up to the first that can't be had, under the caller's hold."""
+    walked = await populate_up_to(cx, start, end, write)
+    frames: list[int] = []
+    for page in range(start, walked.at, PAGE_SIZE):
+        frame = await follow_page(cx.mm, page, write)
+        if not frame:
+            break
+        frames.append(frame)
+    return frames
+
+
+@step
+def write_pinned(m: Machine, task: Task, frame: int, tag: int) -> None:
+    """Write a tag to a pinned page through the kernel's own mapping; a file's page gets dirty."""
+    write_frame(m, task, frame, tag)
+    written = m.frames.at(frame)
+    if written is not None and written.kind in ("file", "shmem"):
+        m.dirty.set(frame, frame + 1, True)

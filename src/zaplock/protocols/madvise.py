@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.advice import SINCE
 from zaplock.linux_version import find
 from zaplock.model import flags as f
+from zaplock.model.files import drop_clean
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -24,6 +25,7 @@ from zaplock.model.flags import (
     PMD_SHIFT,
     PMD_SIZE,
     VM_DONTCOPY,
+    VM_DROPPABLE,
     VM_HUGEPAGE,
     VM_HUGETLB,
     VM_LOCKED,
@@ -288,7 +290,42 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         if vma.flags & (VM_LOCKED | VM_HUGETLB | VM_PFNMAP):
             return -EINVAL
         await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
+        if advice == f.MADV_PAGEOUT:
+            await page_out(cx, vma, low, high)
     return 0
+
+
+async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
+    """MADV_PAGEOUT where there is no swap: pages of files in memory are unmapped.
+
+    Reclaim takes what is mapped once from its mapping before it finds that it can go nowhere; so it
+    stays in the file, unless nobody has ever written to it. Anonymous memory it lets be, but for
+    what may be dropped. What MADV_FREE has left there is not known here.
+    Source: mm/madvise.c, mm/vmscan.c shrink_folio_list.
+    """
+    kind = "anon" if vma.flags & VM_DROPPABLE else "shmem"
+    gather = await gather_zap(cx.mm, low, high)
+    for start, end in await mapped_once(cx.mm, low, high, kind):
+        await unmap_page_range(cx, gather, start, end)
+        if kind == "shmem":
+            await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
+    await tlb_finish_mmu(cx, gather)
+
+
+@step
+def mapped_once(
+    m: Machine, _task: Task, mm: int, low: int, high: int, kind: str
+) -> tuple[tuple[int, int], ...]:
+    """List the parts of a range that have pages of a kind which nobody else maps."""
+    found = []
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind == kind:
+            found += [
+                (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
+                for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
+                if frame.maps == 1
+            ]
+    return tuple(found)
 
 
 async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:

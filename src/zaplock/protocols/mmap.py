@@ -233,7 +233,7 @@ async def mmap_region(
     if result < 0:
         in_time = cx.design.gathers_first or result != -EINVAL
         return result if in_time else -ENOMEM
-    charged = await charge_commit(cx.mm, vm_flags, length, file)
+    charged = await charge_commit(cx.mm, vm_flags, length, file, cx.design.gathers_first)
     if charged < 0:
         return charged
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
@@ -295,7 +295,14 @@ def link_new_vma(
         huge = vm_flags & VM_HUGETLB
         charged = 0 if huge else charged
         backing = (
-            File("hugetlb", end - start, name, refs=0, counts_mappings=True)
+            File(
+                "hugetlb",
+                # a mapping that may be written makes its file as long as it needs
+                end - start + (pgoff << PAGE_SHIFT if vm_flags & VM_WRITE else 0),
+                name,
+                refs=0,
+                counts_mappings=True,
+            )
             if huge
             else File(
                 "shmem",
@@ -359,7 +366,7 @@ def uncharge_failed(m: Machine, task: Task, handle: int) -> None:
 def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     """Count a locked mapping, and merge the new VMA with its neighbours where it can be.
 
-    From 6.1 to 6.11 the one behind comes first; if that has an anon_vma the one before needs one.
+    From 6.1 to 6.11 the one behind comes first; if that has an anon_vma, the one before needs it.
 
     What can't be locked loses VM_LOCKED only after Linux has looked for a neighbour to merge with.
     """
@@ -374,5 +381,5 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
         return merge_around(m, task, handle)
     other, before = vma_of(m, task, behind), previous(m.mm(vma.mm), vma.start)
     first = can_merge(m, vma, other) and other.anon_vma and before
-    apart = before if first and not vma_of(m, task, before).anon_vma else 0
+    apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
     return merge_around(m, task, handle, apart)

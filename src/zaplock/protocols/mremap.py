@@ -53,7 +53,6 @@ from zaplock.model.vma import (
     lookup,
     merge_around,
     overlapping,
-    previous,
     read_vma,
     split_vma,
     tombstones_over,
@@ -498,7 +497,8 @@ async def move(
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if keeps_old:
-        await keep_empty(cx.mm, new, r.address, r.old_length, leaks)
+        resets = cx.design.dontunmap_resets_offset
+        await keep_empty(cx.mm, new, r.address, r.old_length, leaks, resets)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
@@ -538,14 +538,12 @@ def copy_vma(
     "elsewhere", not beside it.
     """
     vma = vma_of(m, task, handle)
-    pgoff = vma.pgoff_of(address)
-    if not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB:
-        pgoff = target >> PAGE_SHIFT
+    never_touched = not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB
+    pgoff = target >> PAGE_SHIFT if never_touched else vma.pgoff_of(address)
     new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
     copy = insert(m, task, new)
-    space = m.mm(vma.mm)
-    beside = handle in (previous(space, target), following(space, target + length))
-    if merges != "elsewhere" or not beside:
+    beside = target == vma.end or target + length == vma.start
+    if merges != "elsewhere" or not (beside and never_touched):
         copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
     forget_monitor(m, task, copy)
     return copy
@@ -573,12 +571,20 @@ def account_copy(m: Machine, task: Task, handle: int, length: int) -> None:
 
 @step
 def keep_empty(
-    m: Machine, task: Task, mm: int, new: int, address: int, length: int, leaks: bool
+    m: Machine,
+    task: Task,
+    mm: int,
+    new: int,
+    address: int,
+    length: int,
+    leaks: bool,
+    resets: bool,
 ) -> None:
     """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked (dontunmap_complete).
 
     To 7.2 locked_vm keeps counting it, though its VM_LOCKED is gone (`leaks`); so an address space
-    that did this with locked memory ends with a locked_vm that is too high.
+    that did this with locked memory ends with a locked_vm that is too high. `resets`: what lost its
+    anon_vma gets the page offset of memory that was never touched.
     """
     handle = lookup(m, m.mm(mm), address)
     vma = vma_of(m, task, handle)
@@ -592,4 +598,8 @@ def keep_empty(
         else:
             m.mm(mm).add("locked_vm", -vma.nr_pages)
         keep_locked(m, m.mm(mm), vma.start, vma.end)
-    m.vmas.put(handle, change(vma, flags=flags, anon_vma=anon_vma, shared_anon_vma=shared))
+    pgoff = vma.pgoff
+    if resets and alone and not vma.file and not vma.name:  # /dev/zero has a file
+        pgoff = vma.start >> PAGE_SHIFT
+    kept = change(vma, flags=flags, pgoff=pgoff, anon_vma=anon_vma, shared_anon_vma=shared)
+    m.vmas.put(handle, kept)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from errno import EFAULT, EINVAL, ENOMEM
 from signal import SIGBUS, SIGSEGV
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     PAGE_SHIFT,
@@ -130,6 +130,8 @@ def fault_range(
         for vpn in range(first, last):
             tells = makes_dirty(m, vma, vpn)
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
+            if not error:
+                mark_dirty(m, vma, vpn)
             if error or tells:
                 return error, vpn << PAGE_SHIFT
         return 0, high
@@ -152,11 +154,30 @@ def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
     return m.files[vma.file].kind == "disk" or delta is None or not m.dirty.at(page + delta)
 
 
-async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
+class Walked(NamedTuple):
+    """How far a walk came and with which error; whether it has let the lock go on its way.
+
+    `at`: the end of the range, or of the part of it that is in the VMA in which a fault failed, or
+    where the VMA begins that can't be had at all.
+    """
+
+    error: int
+    at: int
+    let_go: bool
+
+
+def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
+    """Note that a page of a shared mapping counts as written to (fault_dirty_shared_page)."""
+    page = vma.pgoff_of(vpn << PAGE_SHIFT)
+    delta = m.page_cache(vma.file).at(page)
+    if delta is not None:
+        m.dirty.set(page + delta, page + delta + 1, True)
+
+
+async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
     """Fault in [start, end) under a hold that the caller has; stop at the first error.
 
-    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then. If it
-    was, it is once more at the end, to tell the caller of it.
+    Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
     """
     at, error, let_go = start, 0, False
     while at < end and not error:
@@ -170,6 +191,15 @@ async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
             high = min(end, vma.end)
             error, at = await populate_pages(cx, handle, vma, at, high, write)
             let_go = let_go or (at < high and not error)
-    if let_go:
+    return Walked(error, at, let_go)
+
+
+async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
+    """Fault in [start, end) as `populate_up_to`; return 0 or the error.
+
+    If the hold was let go, it is once more at the end, to tell the caller of it.
+    """
+    walked = await populate_up_to(cx, start, end, write)
+    if walked.let_go:
         await let_go_for_once(cx)
-    return error
+    return walked.error

@@ -1,18 +1,20 @@
 """userfaultfd: which ranges a monitor watches (UFFDIO_REGISTER and _UNREGISTER).
 
 Only anonymous memory and files in memory can be watched. Registering splits and merges VMAs like
-any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: hugetlb,
-more than one monitor for an address space, write protection of single pages.
+any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: faults of
+hugetlb, write protection of single pages.
 """
 
 from __future__ import annotations
 
-from errno import EINTR, EINVAL, EPERM
+from errno import EBUSY, EINTR, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     PAGE_MASK,
+    PMD_SIZE,
     VM_DROPPABLE,
+    VM_HUGETLB,
     VM_MAYWRITE,
     VM_UFFD_FLAGS,
     VM_UFFD_MINOR,
@@ -31,11 +33,18 @@ if TYPE_CHECKING:
 MODES = {1: VM_UFFD_MISSING, 2: VM_UFFD_WP, 4: VM_UFFD_MINOR}
 
 
-async def register(cx: Cx, context: int, start: int, length: int, mode: int) -> int:
-    """UFFDIO_REGISTER: 0 or -EINVAL, -EPERM; nothing is registered unless all of it can be."""
+async def register(
+    cx: Cx, context: int, start: int, length: int, mode: int, watches_any: bool = False
+) -> int:
+    """UFFDIO_REGISTER: 0 or an errno; nothing is registered unless all of it can be.
+
+    `watches_any`: where only writes are watched, every kind of memory will do
+    (UFFD_FEATURE_WP_ASYNC, 6.7).
+    """
     if not mode or mode & ~sum(MODES) or not is_range(cx, start, length):
         return -EINVAL
     wanted = sum(flag for bit, flag in MODES.items() if mode & bit)
+    any_kind = watches_any and wanted == VM_UFFD_WP
     if await mmap_write_lock_killable(cx):
         return -EINTR
 
@@ -46,15 +55,15 @@ async def register(cx: Cx, context: int, start: int, length: int, mode: int) -> 
         return min(0, await modify_vma(cx, handle, low, high, flags, context))
 
     droppable = cx.design.watches_droppable
-    error = await refused(cx.mm, start, start + length, wanted, droppable)
+    error = await refused(cx.mm, start, start + length, wanted, droppable, context, any_kind)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
     return error
 
 
-async def unregister(cx: Cx, start: int, length: int) -> int:
-    """UFFDIO_UNREGISTER: 0 or -EINVAL."""
+async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False) -> int:
+    """UFFDIO_UNREGISTER: 0 or -EINVAL; `watches_any` as for `register`."""
     if not is_range(cx, start, length):
         return -EINVAL
     if await mmap_write_lock_killable(cx):
@@ -67,7 +76,7 @@ async def unregister(cx: Cx, start: int, length: int) -> int:
         return min(0, await modify_vma(cx, handle, low, high, flags, 0))
 
     droppable = cx.design.watches_droppable
-    error = await refused(cx.mm, start, start + length, 0, droppable)
+    error = await refused(cx.mm, start, start + length, 0, droppable, 0, watches_any)
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
@@ -84,17 +93,29 @@ def is_range(cx: Cx, start: int, length: int) -> bool:
 
 @step
 def refused(
-    m: Machine, task: Task, mm: int, start: int, end: int, wanted: int, droppable: bool
+    m: Machine,
+    task: Task,
+    mm: int,
+    start: int,
+    end: int,
+    wanted: int,
+    droppable: bool,
+    context: int = 0,
+    any_kind: bool = False,
 ) -> int:
-    """Return -EINVAL or -EPERM if a VMA of the range can't be watched so, or there is none."""
+    """Return -EINVAL, -EPERM or -EBUSY if a VMA of the range can't be watched, or there is none."""
     handles = overlapping(m, m.mm(mm), start, end)
     for handle in handles:
         vma = vma_of(m, task, handle)
-        in_memory = not vma.file or m.files[vma.file].kind == "shmem"
+        in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
+        if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % PMD_SIZE:
+            return -EINVAL
         if vma.flags & VM_DROPPABLE and not droppable:
             return -EINVAL
-        if not in_memory or (wanted & VM_UFFD_MINOR and not vma.file):
+        if not (in_memory or any_kind) or (wanted & VM_UFFD_MINOR and not vma.file):
             return -EINVAL
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM
+        if wanted and vma.uffd not in (0, context):
+            return -EBUSY
     return 0 if handles else -EINVAL

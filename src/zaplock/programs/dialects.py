@@ -1,0 +1,118 @@
+"""What `perf trace` and `ltrace -S` write, as lines of strace.
+
+perf trace names arguments, leaves out those that are zero and takes the prefix off the names of
+flags; ltrace writes numbers, and of every call the first four arguments only (so of an mmap not
+which file). Of what lies behind a pointer neither tells anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from zaplock.system_calls import SYSTEM_CALLS
+
+_PERF = re.compile(
+    r"^\s*(?:\?|\d+\.\d+)\s+\(\s*(?:\d+\.\d+ ms)?\s*\):\s+(?:.*/(\d{1,10})\s+)?(\S.*)$"
+)
+_PERF_CALL = re.compile(r"^(\w+)\((.*?)\)?\s+(?:=\s+(.*)|(\.\.\.))$")
+_PERF_GOES_ON = re.compile(r"^\.\.\. \[continued\]: (\w+)\(\)\)?\s+=\s+(.*)$")
+_PERF_ARGUMENT = re.compile(r"(\w+): ")
+_LTRACE = re.compile(r"\bSYS_(\w+)(?=\(| resumed>)")
+_LTRACE_LINE = re.compile(r"^(?:\[pid\s+\d+\]\s+|\d+\s+)?(?:\d+\.\d+\s+)?SYS_\w+\(")
+_LTRACE_CALL = re.compile(r"^(.*?\bmmap)\(([^,()]+), ([^,()]+), ([^,()]+), ([^,()]+)\)(.*)$")
+_ANONYMOUS = 0x20
+UNKNOWN_NAME = "?"
+"""Stands for the path of a file of which only the address of its name is told."""
+
+_ORDER = {  # where perf's names are none of the catalogue's
+    "mmap": ("addr", "len", "prot", "flags", "fd", "off"),
+    "mremap": ("addr", "old_len", "new_len", "flags", "new_addr"),
+    "remap_file_pages": ("start", "size", "prot", "pgoff", "flags"),
+    "madvise": ("start", "len_in", "behavior"),
+    "brk": ("brk",),
+    "mbind": ("start", "len", "mode", "nmask", "maxnode", "flags"),
+    "mincore": ("start", "len", "vec"),
+    "pkey_mprotect": ("start", "len", "prot", "pkey"),
+    "munmap": ("addr", "len"),
+    "shmat": ("shmid", "shmaddr", "shmflg"),
+    "shmdt": ("shmaddr",),
+    "mlockall": ("flags",),
+    "prctl": ("option", "arg2", "arg3", "arg4", "arg5"),
+    "execve": ("filename", "argv", "envp"),
+    "openat": ("dfd", "filename", "flags", "mode"),
+    "close": ("fd",),
+    **dict.fromkeys(("mlock2", "msync", "mseal"), ("start", "len", "flags")),
+    **dict.fromkeys(("mlock", "munlock"), ("start", "len")),
+    "mprotect": ("start", "len", "prot"),
+}
+_PREFIXES = {
+    ("mmap", "prot"): "PROT_", ("mmap", "flags"): "MAP_", ("mprotect", "prot"): "PROT_",
+    ("pkey_mprotect", "prot"): "PROT_", ("mremap", "flags"): "MREMAP_",
+    ("madvise", "behavior"): "MADV_", ("msync", "flags"): "MS_", ("openat", "flags"): "O_",
+    ("prctl", "option"): "PR_",
+}  # fmt: skip
+
+
+def as_strace(lines: Sequence[str]) -> Iterator[str]:
+    """Yield lines as strace would have written them; those of strace, and comments, as they are.
+
+    Where ltrace wrote them, calls of libraries are left out.
+    """
+    is_ltrace = any(map(_LTRACE_LINE.match, lines))
+    for line in lines:
+        if line.startswith("#"):
+            yield line
+        elif matched := _PERF.match(line):
+            yield f"{_of_perf(matched[1] or '', matched[2].rstrip())}\n"
+        elif is_ltrace:
+            if _LTRACE.search(line) or "+++" in line:
+                yield _of_ltrace(line)
+        else:
+            yield line
+
+
+def _of_ltrace(line: str) -> str:
+    """Take the prefix off; of a mapping of memory say that it has no file."""
+    named = _LTRACE.sub(lambda m: f"syscall_{int(m[1]):#x}" if m[1].isdigit() else m[1], line)
+    cut = _LTRACE_CALL.match(named)
+    if cut and cut[5].isdigit() and int(cut[5]) & _ANONYMOUS:
+        return f"{cut[1]}({cut[2]}, {cut[3]}, {cut[4]}, {cut[5]}, -1, 0){cut[6]}\n"
+    return named
+
+
+def _of_perf(tid: str, text: str) -> str:
+    goes_on = _PERF_GOES_ON.match(text)
+    if goes_on:
+        return f"{tid} <... {goes_on[1]} resumed>) = {goes_on[2]}".lstrip()
+    call = _PERF_CALL.match(text)
+    if call is None:
+        return f"{tid} {text}".lstrip()
+    arguments = ", ".join(_arguments(call[1], call[2]))
+    end = " <unfinished ...>" if call[4] else f") = {call[3]}"
+    return f"{tid} {call[1]}({arguments}{end}".lstrip()
+
+
+def _arguments(name: str, told: str) -> list[str]:
+    """Put named arguments into their order; what was left out is zero."""
+    parts = _PERF_ARGUMENT.split(told)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    values = {key: value.rstrip(", ") for key, value in pairs}
+    order = _ORDER.get(name)
+    if order is None:
+        known = SYSTEM_CALLS.get(name)
+        return list(values.values()) or ["0"] * len(known.arguments if known else ())
+    if "filename" in values and not values["filename"].startswith('"'):
+        values["filename"] = f'"{UNKNOWN_NAME}"'
+    if name == "mmap" and "fd" not in values and "ANON" in values.get("flags", ""):
+        values["fd"] = "-1"
+    return [_prefixed(_PREFIXES.get((name, key), ""), values.get(key, "0")) for key in order]
+
+
+def _prefixed(prefix: str, value: str) -> str:
+    """Give names their prefix back, numbers stay."""
+    parts = value.split("|") if prefix else [value]
+    return "|".join(
+        prefix + part if part[:1].isalpha() and not part.startswith(prefix) and prefix else part
+        for part in parts
+    )

@@ -1,0 +1,71 @@
+"""userfaultfd in a recording: which ranges it watches, since those merge with no others.
+
+A userfaultfd watches the address space of whoever made it, also where a child that has inherited
+it asks. Its ranges are let go when it is closed, or rather its last copy; that is not followed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from zaplock.programs.recorded_world import LiveSpace, StraceWorld
+from zaplock.programs.recording import TracedCall
+from zaplock.programs.text import descriptor, field, number
+from zaplock.protocols import uffd_range
+
+NAME = "anon_inode:[userfaultfd]"
+NEW = "USERFAULTFD_IOC_NEW"
+_REGISTER, _UNREGISTER = "UFFDIO_REGISTER", "UFFDIO_UNREGISTER"
+
+
+def is_of_monitor(call: TracedCall) -> bool:
+    """Return whether an ioctl says which range a userfaultfd watches."""
+    return len(call.arguments) > 1 and call.arguments[1] in (_REGISTER, _UNREGISTER)
+
+
+def opened(live: LiveSpace, file: int) -> None:
+    """Note whose address space a new userfaultfd watches."""
+    monitors = {**dict(live.known.monitors), file: live.mm}
+    live.known = replace(live.known, monitors=tuple(monitors.items()))
+
+
+def range_of(call: TracedCall) -> tuple[int, int]:
+    """Return the range that an ioctl names. Raises ValueError where it can't be read."""
+    start, length = (
+        number(field(call.arguments[2], "start")),
+        number(field(call.arguments[2], "len")),
+    )
+    return start, start + length
+
+
+def ioctl(world: StraceWorld, live: LiveSpace, call: TracedCall, watches_any: bool = False) -> int:
+    """Run a UFFDIO_REGISTER or _UNREGISTER; return 0 or an errno.
+
+    `watches_any`: the userfaultfd may watch any mapping (UFFD_FEATURE_WP_ASYNC).
+    """
+    file = dict(live.known.files).get(descriptor(call.arguments[0]), 0)
+    owner = dict(live.known.monitors).get(file)
+    if owner is None:
+        raise ValueError("the userfaultfd was opened before the recording began")
+    if owner != live.mm:
+        raise ValueError("the userfaultfd is one of another process")
+    start, end = range_of(call)
+    if call.arguments[1] == _UNREGISTER:
+        program = uffd_range.unregister(world.cx(live), start, end - start, watches_any)
+        return world.run(live, program)
+    mode = number(field(call.arguments[2], "mode"))
+    program = uffd_range.register(world.cx(live), file, start, end - start, mode, watches_any)
+    return world.run(live, program)
+
+
+def release(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Let go of what a userfaultfd watches when it is closed."""
+    try:
+        file = dict(live.known.files).get(descriptor(call.arguments[0]), 0)
+    except (ValueError, IndexError):
+        return
+    if dict(live.known.monitors).get(file) != live.mm or call.result:
+        return
+    for vma in [vma for vma in world.vmas(live) if vma.uffd == file]:
+        length = vma.end - vma.start
+        world.run(live, uffd_range.unregister(world.cx(live), vma.start, length, True))

@@ -1,0 +1,193 @@
+"""Recorded programs: what shows on mappings of policies, monitors, segments, stacks and limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_programs import BEGIN, MAPPED, ONE, TWO, replay, ruled
+
+RANGE = "0x7ffff7efe000, 8192"
+NEXT = "0x7ffff7efc000, 8192"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "result"),
+    [
+        ("MPOL_BIND, [0x1], 64, 0", "0"),
+        ("MPOL_BIND|MPOL_F_STATIC_NODES, [0x0000000000000003], 64, 0", "0"),
+        ("MPOL_DEFAULT, NULL, 0, 0", "0"),
+        ("MPOL_LOCAL, NULL, 0, 0", "0"),
+        ("MPOL_LOCAL, NULL, 0, 0x7fad00000000", "0"),
+        ("MPOL_DEFAULT, [0x1], 64, 0", "-1 EINVAL (Invalid argument)"),
+        ("MPOL_BIND, NULL, 0, 0", "-1 EINVAL (Invalid argument)"),
+        ("MPOL_BIND, [0x2], 64, 0", "-1 EINVAL (Invalid argument)"),
+        ("MPOL_LOCAL, [0x1], 64, 0", "-1 EINVAL (Invalid argument)"),
+        ("MPOL_BIND, [0x1], 64, 0x8", "-1 EINVAL (Invalid argument)"),
+        ("0xffffffff, NULL, 0, 0", "-1 EINVAL (Invalid argument)"),
+        ("0x2, 0x5555, 64, 0", "-1 EFAULT (Bad address)"),
+    ],
+)
+def test_which_policies_a_mapping_may_have(tmp_path: Path, arguments: str, result: str) -> None:
+    call = f"100 {ONE}\n100 mbind({RANGE}, {arguments}) = "
+    assert ruled(tmp_path, f"{call}{result}\n") == (2, 0, 0)
+    other = "-1 EIO (x)" if result == "0" else "-1 EAGAIN (x)"
+    unread = "0x5555" in arguments  # then the mask is not in the recording
+    assert ruled(tmp_path, f"{call}{other}\n") == (1, not unread, unread)
+
+
+def test_mappings_of_one_policy_merge_and_of_two_do_not(tmp_path: Path) -> None:
+    def lines(first: str, second: str) -> str:
+        calls = f"100 mbind({RANGE}, {first}) = 0\n100 mbind({NEXT}, {second}) = 0\n"
+        return f"100 {ONE}\n100 {TWO}\n{calls}"
+
+    bind, prefer, none = (
+        "MPOL_BIND, [0x1], 64, 0",
+        "MPOL_PREFERRED, [0x1], 64, 0",
+        "0x0, NULL, 0, 0",
+    )
+    end = "# end: 7ffff7efc000-7ffff7f00000 rw-p 00000000 00:00 0\n"
+    halves = "".join(
+        f"# end: {at} rw-p 00000000 00:00 0\n"
+        for at in ("7ffff7efc000-7ffff7efe000", "7ffff7efe000-7ffff7f00000")
+    )
+    rest = BEGIN.replace("begin", "end")
+    for first, second, told in ((bind, bind, end), (bind, prefer, halves), (bind, none, halves)):
+        verdict = replay(
+            tmp_path, f"{lines(first, second)}{rest}{told}# anon: 7ffffffde000-7ffffffdf000\n"
+        )
+        assert verdict.agrees, verdict
+    again = f"100 mbind({RANGE}, {none}) = 0\n"
+    verdict = replay(tmp_path, lines(bind, none) + again + rest + end)
+    assert verdict.agrees, verdict
+
+
+def test_a_memfd_of_huge_pages_lies_where_huge_pages_fit(tmp_path: Path) -> None:
+    opened = '100 memfd_create("huge", MFD_HUGETLB) = 3</memfd:huge>\n'
+    call = "100 mmap(NULL, 2097152, PROT_READ, MAP_SHARED, 3</memfd:huge>, 0) = 0x7ffff7"
+    assert ruled(tmp_path, f"{opened}{call}c00000\n") == (1, 0, 0)
+    assert ruled(tmp_path, f"{opened}{call}d00000\n")[1] == 1
+    part = "100 munmap(0x7ffff7c00000, 4096) = -1 EINVAL (Invalid argument)\n"
+    assert ruled(tmp_path, f"{opened}{call}c00000\n{part}") == (2, 0, 0)
+    odd = "100 mmap(NULL, 4096, PROT_READ, MAP_SHARED, 3</memfd:huge>, 0) = -1 EINVAL (x)\n"
+    assert ruled(tmp_path, f"{opened}{odd}") == (1, 0, 0)
+
+
+def test_a_segment_of_another_process_has_its_size_and_its_key(tmp_path: Path) -> None:
+    text = (
+        "100 fork() = 101\n101 shmget(0x6200c129, 4096, IPC_CREAT|0600) = 7\n"
+        "100 shmat(7, NULL, 0) = 0x7ffff7eff000\n"
+    )
+    end = "# end: 7ffff7eff000-7ffff7f00000 rw-s 00000000 00:01 7 /SYSV6200c129 (deleted)\n"
+    verdict = replay(tmp_path, text + BEGIN.replace("begin", "end") + end)
+    assert verdict.agrees
+    assert not verdict.refused
+    assert verdict.maps == 4
+
+
+def test_a_place_below_2_gib_is_looked_for_from_a_random_page_on(tmp_path: Path) -> None:
+    call = "100 mmap(NULL, 4096, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS|MAP_32BIT, -1, 0) = "
+    assert ruled(tmp_path, f"{call}0x41437000\n{call}0x40ddf000\n") == (2, 0, 0)
+    assert ruled(tmp_path, f"{call}0x41437000\n{call}0x41437000\n")[1] == 1
+    assert ruled(tmp_path, f"{call}0x52000000\n")[1] == 1
+
+
+def test_a_stack_has_grown_to_where_it_was_written(tmp_path: Path) -> None:
+    stack = "100 mmap(0x7ffff7000000, 8192, PROT_READ|PROT_WRITE, 0x132, -1, 0) = 0x7ffff7000000\n"
+    written = "# pid: 100\n# anon: 7ffff6ff0000-7ffff7002000\n"
+    end = "# end: 7ffff6ff0000-7ffff7002000 rw-p 00000000 00:00 0\n"
+    assert replay(tmp_path, stack + written + BEGIN.replace("begin", "end") + end).agrees
+    assert not replay(tmp_path, stack + BEGIN.replace("begin", "end") + end).agrees
+
+
+def test_what_a_monitor_watches_keeps_apart_until_it_is_closed(tmp_path: Path) -> None:
+    monitor = "3<anon_inode:[userfaultfd]>"
+    watches = (
+        f"100 userfaultfd(O_CLOEXEC) = {monitor}\n100 {ONE}\n100 {TWO}\n"
+        f"100 ioctl({monitor}, UFFDIO_REGISTER, {{range={{start=0x7ffff7efe000, len=0x2000}}, "
+        "mode=UFFDIO_REGISTER_MODE_MISSING, ioctls=1<<_UFFDIO_WAKE}) = 0\n"
+    )
+    anon = "# pid: 100\n# anon: 7ffffffde000-7ffffffdf000\n"
+    rest = BEGIN.replace("begin", "end")
+    halves = "".join(
+        f"# end: {at} rw-p 00000000 00:00 0\n"
+        for at in ("7ffff7efc000-7ffff7efe000", "7ffff7efe000-7ffff7f00000")
+    )
+    one = "# end: 7ffff7efc000-7ffff7f00000 rw-p 00000000 00:00 0\n"
+    assert replay(tmp_path, watches + anon + rest + halves).agrees
+    assert replay(tmp_path, f"{watches}100 close(3) = 0\n{anon}{rest}{one}").agrees
+    assert not replay(tmp_path, f"{watches}100 close(4) = 0\n{anon}{rest}{one}").agrees
+
+
+@pytest.mark.parametrize("rest", ["0x7, 0, 0", "0, 0x7, 0", "0, 0, 0x7"])
+def test_what_mdwe_has_no_use_for_must_be_zero(tmp_path: Path, rest: str) -> None:
+    assert ruled(tmp_path, f"100 prctl(PR_SET_MDWE, 0x1, {rest}) = -1 EINVAL (x)\n") == (1, 0, 0)
+
+
+def test_limits_of_the_machine_leave_no_excuse(tmp_path: Path) -> None:
+    limits = "".join(
+        f"# limit: {name} {value}\n"
+        for name, value in (("as", "unlimited"), ("data", "unlimited"), ("mappings", 65530),
+                            ("memory", 1 << 30), ("huge_pages", 0))
+    )  # fmt: skip
+    begin = BEGIN + limits
+    mmap = "100 mmap(NULL, {}, 0x3, MAP_PRIVATE|MAP_ANONYMOUS{}, -1, 0) = -1 ENOMEM (x)\n"
+    assert ruled(tmp_path, mmap.format(1 << 31, ""), begin) == (1, 0, 0)
+    assert ruled(tmp_path, mmap.format(1 << 29, ""), begin) == (0, 1, 0)
+    assert ruled(tmp_path, mmap.format(1 << 21, "|MAP_HUGETLB"), begin) == (1, 0, 0)
+    assert ruled(tmp_path, mmap.format(1 << 29, "")) == (0, 0, 1)
+
+
+def test_what_a_thread_was_killed_in_may_have_been_done(tmp_path: Path) -> None:
+    text = f"100 {ONE}\n100 {MAPPED[:-1]} <unfinished ...>\n100 +++ killed by SIGKILL +++\n"
+    verdict = replay(tmp_path, text)
+    assert (verdict.agreeing, len(verdict.refused)) == (1, 1)
+    assert "ended in it" in verdict.refused[0]
+
+
+OF_PERF = """\
+ ? (         ): prog/100  ... [continued]: execve()) = 0
+  0.062 ( 0.013 ms): prog/100 brk() = 0x555555556000
+  0.322 ( 0.014 ms): prog/100 openat(dfd: CWD, filename: 0xb6ef50b1, flags: RDONLY) = 4
+  0.369 ( 0.014 ms): prog/100 mmap(len: 4096, prot: READ, flags: PRIVATE, fd: 4) = 0x7ffff7eff000
+  0.450 (         ): prog/101 futex(uaddr: 0x7f0000000000)                             ...
+  0.496 ( 0.014 ms): prog/100 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efd000
+  0.501 (         ): prog/100 munmap(addr: 0x7ffff7efd000, len: 4096)                  ...
+  0.777 ( 0.010 ms): prog/100  ... [continued]: munmap()) = 0
+  0.892 ( 0.013 ms): prog/100 mprotect(start: 0x7ffff7efe000, len: 4096, prot: READ) = 0
+  0.920 ( 0.015 ms): prog/100 madvise(start: 0x7ffff7efe000, len_in: 1, behavior: DONTNEED) = 0
+  0.993 ( 0.017 ms): prog/100 mremap(addr: 0x7ffff7efe000, new_len: 1, flags: FIXED) = -1 EINVAL (x)
+"""
+OF_LTRACE = """\
+100 SYS_brk(0)                                  = 0x555555556000
+100 malloc(16 <unfinished ...>
+100 SYS_openat(0xffffff9c, 0x7f7c1529c0b1, 0x80000, 0) = 4
+100 SYS_mmap(0, 4096, 1, 2)                     = 0x7ffff7eff000
+100 SYS_mmap(0, 8192, 3, 34)                    = 0x7ffff7efd000
+100 <... malloc resumed> )                      = 0x5555
+100 SYS_munmap(0x7ffff7efd000, 4096)            = 0
+100 SYS_mprotect(0x7ffff7efe000, 4096, 1)       = 0
+100 SYS_madvise(0x7ffff7efe000, 1, 4, 0)        = 0
+100 SYS_462(0x7ffff7eff000, 4096, 0, 0)         = 0
+100 SYS_mprotect(0x7ffff7eff000, 4096, 3)       = -1
+"""
+
+
+def test_what_perf_trace_writes_is_read(tmp_path: Path) -> None:
+    end = "# end: 7ffff7efe000-7ffff7eff000 r--p 00000000 00:00 0\n"
+    end += "# end: 7ffff7eff000-7ffff7f00000 r--p 00000000 00:01 5 /lib/some.so\n"
+    verdict = replay(tmp_path, OF_PERF + BEGIN.replace("begin", "end") + end)
+    assert verdict.agrees, verdict
+    assert (verdict.agreeing, len(verdict.refused), verdict.maps) == (7, 0, 5)
+    wrong = OF_PERF.replace("0x7ffff7efd000\n", "0x7ffff7afd000\n")
+    assert replay(tmp_path, wrong).differing
+
+
+def test_what_ltrace_writes_is_read_and_files_are_refused(tmp_path: Path) -> None:
+    """It tells four arguments of an mmap: not which file. Calls of libraries are none of ours."""
+    verdict = replay(tmp_path, OF_LTRACE)
+    assert not verdict.differing
+    assert verdict.agreeing == 5
+    assert len(verdict.refused) == 3  # the mapping of a file, and what touches it
+    wrong = OF_LTRACE.replace("= 0x7ffff7efd000", "= 0x7ffff7afd000")
+    assert replay(tmp_path, wrong).differing
