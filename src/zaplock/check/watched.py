@@ -5,6 +5,8 @@ mode, neither waits for another task nor works on a number of pages that has no 
 keeps it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or
 a step that walks over pages, while its task holds the lock.
 
+DiskApart: who holds the mmap_lock exclusively waits for nobody who waits for I/O.
+
 ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
 returns.
 """
@@ -85,6 +87,35 @@ def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
             Invariant.BOUNDED_HOLD,
             f"{task} waits for {lock_name(lock)} while it holds the mmap_lock",
         )
+
+
+class DiskApart(Rule):
+    """Watch a task for waits, while it is the writer, for readers of a VMA who wait for I/O."""
+
+    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+        self.task = task
+        self.mmap_lock = mmap_lock
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if isinstance(step, WaitStep) and step.channel[0] == "vma_readers":
+            yield no_reader_waits_for_io(self.mmap_lock, step.channel[1])
+        return (yield step)
+
+
+@step
+def no_reader_waits_for_io(m: Machine, task: Task, mmap_lock: Lock, handle: int) -> None:
+    """Report a reader of a VMA that waits for a page while a writer waits for it."""
+    sem = m.locks.get(mmap_lock)
+    if sem is None or sem.writer != task.tid:
+        return
+    for reader in m.vma_readers.get(handle, ()):
+        if reader in m.waits_for_io:
+            file, page = m.waits_for_io[reader]
+            raise Violation(
+                Invariant.DISK_APART,
+                f"{task} holds the mmap_lock and waits for task {reader}, which waits for "
+                f"page {page} of file {file} to be read",
+            )
 
 
 class ReturnMeansGone(Rule):

@@ -8,6 +8,8 @@
               unmaps it when the other has ended
     fork      a thread of the process forks, and the child exits; only from the teardown's begin
               on, since before it would copy what is to be unmapped
+    major     a thread of the process reads a page of a file that is not in the page cache: a disk
+              takes 1 ms to bring it
     collapse  a thread of the process makes 2 MiB of small pages a huge one (MADV_COLLAPSE), and
               gives them back
     proc      a foreign process, as `ps`, reads /proc/PID/cmdline
@@ -29,6 +31,7 @@ from typing import Any
 from zaplock.engines.timed.threads import Thread
 from zaplock.experiment import HUGE, PAGE
 from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM, PROTECTED
+from zaplock.model.files import new_file
 from zaplock.model.flags import (
     MADV_COLLAPSE,
     MADV_DONTNEED,
@@ -36,13 +39,14 @@ from zaplock.model.flags import (
     MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
+    MAP_SHARED,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
 from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task, step
-from zaplock.protocols.access import write_memory
+from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.exit import exit_process
 from zaplock.protocols.fork import fork
@@ -54,6 +58,12 @@ from zaplock.protocols.mprotect import mprotect
 
 COLLAPSED = 1 << 33
 """Where the 2 MiB are that the collapse bystander uses."""
+SLOW = 1 << 39
+SLOW_LENGTH = 1 << 37
+"""Where the file is mapped that the major bystander reads."""
+SLOW_FILE = 2
+READ_NS = 1_000_000
+"""What a page of it takes to be read."""
 STACK = 8 << 20
 """Bytes of a thread's stack."""
 FIRST_CHILD = 1000
@@ -158,6 +168,21 @@ async def fork_and_exit(cx: Cx, nth: int) -> None:
     await exit_process(replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu)))
 
 
+async def fault_from_disk(cx: Cx, nth: int) -> None:
+    """Read a page of a file that nobody has read yet."""
+    if nth == 0:
+        await open_slow_file()
+        flags = MAP_SHARED | MAP_FIXED
+        await mmap(cx, SLOW, SLOW_LENGTH, PROT_READ, flags, SLOW_FILE)
+    await read_memory(cx, SLOW + nth * PAGE % SLOW_LENGTH)
+
+
+@step
+def open_slow_file(m: Machine, _task: Task) -> None:
+    """Let there be a file whose pages have to be read from a disk."""
+    new_file(m, SLOW_FILE, "disk", SLOW_LENGTH, read_ns=READ_NS)
+
+
 Operation = Callable[[Cx, int], Coroutine[Step[Any], Any, Any]]
 """What a bystander does once a period; the number says how often it has done it before."""
 
@@ -171,6 +196,7 @@ OPERATIONS: dict[str, Operation] = {
     "collapse": collapse,
     "clone": start_thread,
     "fork": fork_and_exit,
+    "major": fault_from_disk,
 }
 
 

@@ -86,6 +86,10 @@ class Machine:
         self.uffd_events: Cells[int, tuple[tuple[Any, ...], ...]] = Cells(self.store, "uffd_events")
         self.uffd_modes: Cells[int, UffdMode] = Cells(self.store, "uffd_modes")
         self.uffd_faults: Cells[tuple[int, int], int] = Cells(self.store, "uffd_faults")
+        # Reads of pages of files that are under way: by (file, page), who has begun it and whether
+        # it was answered; and who waits for which page.
+        self.reads: Cells[tuple[int, int], tuple[int, bool]] = Cells(self.store, "reads")
+        self.waits_for_io: Cells[int, tuple[int, int]] = Cells(self.store, "waits_for_io")
         # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
         self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 

@@ -66,6 +66,13 @@ class Design:
     And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
     afterwards, protocols.cut).
+    Nor these, which were proposed (`designs.proposals_2026`): major_fault (what a fault under the
+    VMA lock does about a page that has to be read: give the lock back and retry under the
+    "mmap"_lock, retry under the "vma" lock, or "hold" the VMA lock meanwhile), fork_locks (which
+    VMAs fork write-locks: "all", those that "cow", private and perhaps writable, or those with an
+    "anon_vma"), fork_copies (whose page tables it copies: where that is "needed", or only of those
+    with an "anon_vma"), remote_lock (what a read of another process's memory takes: the
+    "mmap"_lock, one "vma" after the other, or "one-vma", if the whole read lies in that).
 
     kernel: the Linux release that the design is, or stands on: "6.6.30", "4.18 + RFC v6".
     """
@@ -135,3 +142,7 @@ class Design:
     pgste_finds_vma: bool = False
     tombstones: bool = False
     cuts: bool = False
+    major_fault: Literal["mmap", "vma", "hold"] = "mmap"
+    fork_locks: Literal["all", "cow", "anon_vma"] = "all"
+    fork_copies: Literal["needed", "anon_vma"] = "needed"
+    remote_lock: Literal["mmap", "vma", "one-vma"] = "mmap"

@@ -108,8 +108,10 @@ def _no_other_reader(m: Machine, task: Task, handle: int) -> bool:
 
 
 def vma_start_write(handle: int) -> Step[None]:
-    """Write-lock a VMA: wait for those who read-lock it, keep new ones out."""
-    return WaitStep(_start_write, (handle,), _no_other_reader, ("vma_readers", handle))
+    """Write-lock a VMA: keep new readers out, and wait for those who are in it."""
+    return WaitStep(
+        _start_write, (handle,), _no_other_reader, ("vma_readers", handle), announce=_start_write
+    )
 
 
 async def start_write_merging(cx: Cx, handle: int, start: int, end: int) -> None:
@@ -187,12 +189,12 @@ def still_covers(m: Machine, _task: Task, handle: int, address: int) -> bool:
     return isinstance(vma, Vma) and vma.attached and vma.start <= address < vma.end
 
 
-async def lock_vma_under_rcu(cx: Cx, address: int) -> int:
+async def lock_vma_under_rcu(mm: int, address: int) -> int:
     """Find and read-lock the VMA of an address without the mmap_lock; 0: use the mmap_lock.
 
     Source: mm/mmap_lock.c (mm/memory.c in 6.4 to 6.14), 5e31275cc997.
     """
-    handle = await find_vma_rcu(cx.mm, address)
+    handle = await find_vma_rcu(mm, address)
     if not handle or not await vma_start_read(handle):
         return 0
     if await still_covers(handle, address):

@@ -390,6 +390,8 @@ class TimedEngine:
         killed = isinstance(step, WaitStep) and step.killable and thread.tid in self._signals
         if isinstance(step, WaitStep) and not step.ready(machine, thread.task, *step.args):
             if not killed:
+                if step.announce is not None and thread.resume is None:
+                    step.announce(machine, thread.task, *step.args)
                 thread.resume = self._attempt
                 self._channels.setdefault(step.channel, []).append(thread)
                 self.cpus.leave(thread, BLOCKED)
