@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from zaplock.designs.history import is_stock
 from zaplock.linux_version import LinuxVersion, parse
 from zaplock.protocols.design import Design
+from zaplock.protocols.lockless_fault import page_fault_bonsai
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,9 @@ BUGS: tuple[Bug, ...] = (
     Bug("no copy without an anon_vma", ("fork-pfn", "fork-guarded"), "", "",
         lambda d: d.fork_copies == "anon_vma",
         "Lorenzo Stoakes, 19 May 2026: device memory and guards are copied without one, too"),
+    Bug("a fault behind a move", ("fault+mremap",), "", "",
+        lambda d: d.page_fault is page_fault_bonsai,
+        "found by zaplock: mremap has moved the pages, and the VMA is still in the tree"),
     Bug("two VMAs in one read", ("remote-two",), "", "",
         lambda d: d.remote_lock == "vma",
         "Suren Baghdasaryan and Lorenzo Stoakes, 19 June 2026: an unmap of both comes in between"),
@@ -139,7 +143,11 @@ class DesignPromise:
 
 
 PROMISES: tuple[DesignPromise, ...] = (
-    DesignPromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
+    DesignPromise(
+        "a reader waits no longer than the exclusive part",
+        (LIVENESS,),
+        lambda d: d.locking != "rwsem",  # whose munmap holds nothing shared
+    ),
     DesignPromise(
         "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),

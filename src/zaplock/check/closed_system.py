@@ -39,6 +39,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.userfaultfd import open_userfaultfd
@@ -169,11 +170,11 @@ def watched_protocol(
 ) -> Protocol:
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
-    protocol = kind.start(cx, operation.numbers)
+    protocol = under(design, kind.start(cx, operation.numbers))
     if isinstance(design, Mutant) and design.filters(operation.name):
         protocol = filtered(protocol, design.new_rule())
     if scenario.bounded_hold:
-        protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+        protocol = filtered(protocol, BoundedHold(task))
     if scenario.disk_apart:
         protocol = filtered(protocol, DiskApart(task, cx.mmap_lock))
     pages = operations.emptied(operation, kind)

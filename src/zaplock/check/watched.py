@@ -1,9 +1,10 @@
 """Promises that are kept watch on along an operation, not in a state or at its end.
 
-BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, in either
-mode, neither waits for another task nor works on a number of pages that has no bound. A protocol
-keeps it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or
-a step that walks over pages, while its task holds the lock.
+BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, or what
+stands in its place (protocols.address_locks), in either mode, neither waits for another task nor
+works on a number of pages that has no bound. A protocol keeps it if no interleaving meets a wait
+that is not over at once, a lock that somebody else has, or a step that walks over pages, while its
+task holds the lock.
 
 DiskApart: who holds the mmap_lock exclusively waits for nobody who waits for I/O.
 
@@ -23,6 +24,7 @@ from zaplock.model.rwsem import Lock, LockStep, held, lock_name
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
+from zaplock.protocols.address_locks import holds_more
 from zaplock.protocols.tombstones import dying_in
 
 BY_PAGES = frozenset(
@@ -34,13 +36,12 @@ BY_PAGES = frozenset(
 class BoundedHold(Rule):
     """Watch a task's steps for what may take long while it holds its mmap_lock."""
 
-    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.mmap_lock = mmap_lock
-        self.holds = False
+        self.holds = 0
 
     def __call__(self, step: Step[Any]) -> Steps:
-        if self.holds:
+        if self.holds and not holds_more(step, 0):
             if step.name in BY_PAGES:
                 yield by_pages(step.name)
             elif isinstance(step, WaitStep):
@@ -48,11 +49,7 @@ class BoundedHold(Rule):
             elif isinstance(step, LockStep) and step.action == "down":
                 yield free_at_once(step.lock, step.write)
         result = yield step
-        if isinstance(step, LockStep) and step.lock == self.mmap_lock:
-            if step.action in ("down", "try"):
-                self.holds = bool(result) == (step.action == "try")
-            elif step.action == "up":
-                self.holds = False
+        self.holds += holds_more(step, result)
         return result
 
 

@@ -8,6 +8,7 @@ from typing import Final
 from zaplock.designs.linux import NEWEST
 from zaplock.designs.proposals import OWN
 from zaplock.designs.proposals_2026 import PROPOSALS_2026
+from zaplock.designs.rivals import rivals
 from zaplock.designs.shipped import SHIPPED
 
 NEWEST_NAME: Final = f"linux-{NEWEST}"
@@ -23,7 +24,11 @@ def _proposals() -> list[str]:
     return [*own, *(f"{NEWEST_NAME}-{proposal}" for proposal in PROPOSALS_2026)]
 
 
-GROUPS: Final[dict[str, Callable[[], list[str]]]] = {"kernels": _kernels, "proposals": _proposals}
+GROUPS: Final[dict[str, Callable[[], list[str]]]] = {
+    "kernels": _kernels,
+    "proposals": _proposals,
+    "rivals": lambda: list(rivals()),
+}
 """What a group is called -> how its designs are."""
 
 

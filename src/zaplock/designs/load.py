@@ -9,6 +9,7 @@ from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.designs.proposals import PROPOSALS, with_proposals
+from zaplock.designs.rivals import rivals
 from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError, or_meant
 from zaplock.model.rwsem import RwsemPolicy
@@ -22,6 +23,8 @@ def load(name: str) -> Design:
     """
     if name in SHIPPED:
         return SHIPPED[name]
+    if name in rivals():
+        return rivals()[name]
     if is_reference(name):
         return _checked(named_in_file(name, Design, "a design"), name)
     why = ""

@@ -13,6 +13,7 @@ from zaplock.model.files import File
 from zaplock.model.frames import Frame
 from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
+from zaplock.model.spans import Spans
 from zaplock.model.step import Task
 from zaplock.model.store import Cells, OnDemand, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
@@ -70,6 +71,7 @@ class Machine:
         self.woken: list[tuple[Any, ...]] = []
 
         self.locks: Cells[Lock, Rwsem] = Cells(self.store, "locks")
+        self.spans: Cells[Lock, Spans] = Cells(self.store, "spans")
         self.signals: Cells[int, str] = Cells(self.store, "signals")
         self.serials: Cells[tuple[int, str], int] = Cells(self.store, "serials")
         self.globals: Cells[Figure, int] = Cells(self.store, "globals")

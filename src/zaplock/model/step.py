@@ -144,11 +144,11 @@ class WaitStep(Step[R_co]):
     `EINTR` (as the step's result) when its task has a fatal signal.
 
     `announce` is what a task that has to wait does first, so that nobody newer overtakes it for
-    ever. The timed engine runs it; the exhaustive one doesn't, and lets others overtake, as it does
-    with locks under the rule "any".
+    ever, and `withdraw` what it does if it is killed meanwhile. The timed engine runs them; the
+    exhaustive one lets others overtake, but for interval locks (model.spans) under the fair rule.
     """
 
-    __slots__ = ("announce", "channel", "killable", "ready")
+    __slots__ = ("announce", "channel", "killable", "ready", "withdraw")
 
     def __init__(
         self,
@@ -158,9 +158,11 @@ class WaitStep(Step[R_co]):
         channel: tuple[Any, ...],
         killable: bool = False,
         announce: Callable[..., None] | None = None,
+        withdraw: Callable[..., None] | None = None,
     ) -> None:
         super().__init__(run, args)
         self.announce = announce
+        self.withdraw = withdraw
         self.ready = ready
         self.channel = channel
         self.killable = killable

@@ -15,13 +15,13 @@ from zaplock.model.rwsem import (
     down_write,
     down_write_killable,
     downgrade_write,
-    held,
     up_read,
     up_write,
 )
 from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import FreedVma, Vma, change, following, lookup, previous, vma_of
+from zaplock.protocols.address_locks import holds
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -205,8 +205,7 @@ async def lock_vma_under_rcu(mm: int, address: int) -> int:
 
 def assert_write_locked(m: Machine, task: Task, vma: Vma, what: str) -> None:
     """Report a change of what only a writer may change: `what` ("vm_flags of") a VMA."""
-    sem = m.locks.get(("mmap_lock", vma.mm))
-    if sem is None or held(sem, task.tid) != "write":
+    if not holds(m, task, vma.mm, vma.start, vma.end):
         raise Violation(
             Invariant.PRIVATE_UNDER_READ,
             f"{task} changes {what} {vma} without holding the mmap_lock for write",

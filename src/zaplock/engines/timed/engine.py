@@ -50,6 +50,7 @@ from zaplock.engines.timed.threads import (
 )
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
+from zaplock.model.spans import SpanEnd, SpanStep
 from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Events
@@ -390,14 +391,25 @@ class TimedEngine:
         killed = isinstance(step, WaitStep) and step.killable and thread.tid in self._signals
         if isinstance(step, WaitStep) and not step.ready(machine, thread.task, *step.args):
             if not killed:
-                if step.announce is not None and thread.resume is None:
-                    step.announce(machine, thread.task, *step.args)
+                if thread.resume is None:
+                    self._note_span(thread, ASKED)
+                    if step.announce is not None:
+                        step.announce(machine, thread.task, *step.args)
                 thread.resume = self._attempt
                 self._channels.setdefault(step.channel, []).append(thread)
                 self.cpus.leave(thread, BLOCKED)
                 return False
             thread.result = EINTR_RESULT
+            self._note_span(thread, NOT_ACQUIRED)
+            if step.withdraw is not None and thread.resume is not None:
+                step.withdraw(machine, thread.task, *step.args)
         else:
+            if isinstance(step, SpanStep):
+                if thread.resume is None:
+                    self._note_span(thread, ASKED)
+                self._note_span(thread, ACQUIRED)
+            elif isinstance(step, SpanEnd):
+                self._note_span(thread, RELEASED)
             thread.result = step.run(machine, thread.task, *step.args)
             thread.left_ns = int(machine.spent_ns + 0.5) + self._after_step()
             machine.spent_ns = 0
@@ -405,6 +417,15 @@ class TimedEngine:
             self._long_waits.look_at(thread, self.clock.now)
             thread.resume = None
         return True
+
+    def _note_span(self, thread: Thread, what: int) -> None:
+        """Record what happens to a range of a lock as if it were all of the lock."""
+        step = thread.step
+        if isinstance(step, SpanStep | SpanEnd):
+            lock = self._locks.get(step.lock) or self._new_lock(step.lock)
+            if lock.code:
+                mode = WRITE if step.write else 0
+                self.recorder.fresh += (self.clock.now, thread.code | lock.code | what | mode)
 
     def _after_step(self) -> int:
         """Wake whom a step has woken or killed; return what that costs the waker."""
