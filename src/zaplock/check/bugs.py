@@ -119,7 +119,7 @@ BUGS: tuple[Bug, ...] = (
     Bug("no copy without an anon_vma", ("fork-pfn", "fork-guarded"), "", "",
         lambda d: d.fork_copies == "anon_vma",
         "Lorenzo Stoakes, 19 May 2026: device memory and guards are copied without one, too"),
-    Bug("a fault behind a move", ("fault+mremap",), "", "",
+    Bug("a fault behind a move", ("fault+mremap", "mremap-touch", "mremap-fork-read"), "", "",
         lambda d: d.page_fault is page_fault_bonsai,
         "found by zaplock: mremap has moved the pages, and the VMA is still in the tree"),
     Bug("two VMAs in one read", ("remote-two",), "", "",

@@ -6,7 +6,7 @@ state (limits, the number of page-table levels, whether TLBs are followed) is fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 from zaplock.model.files import File
@@ -67,6 +67,7 @@ class Machine:
         self.memory: MemoryModel = "sc"
         self.costs: Mapping[str, float] | None = None
         self.tells_wakes = False
+        self.touched: Callable[[Hashable, int], int] | None = None
         self.spent_ns = 0.0
         self.woken: list[tuple[Any, ...]] = []
 
@@ -187,6 +188,11 @@ class Machine:
         """Charge the step that runs now with `count` units of a cost profile."""
         if self.costs is not None:
             self.spent_ns += self.costs[unit] * count
+
+    def touch(self, task: Task, *line: Hashable) -> None:
+        """Charge the step that runs now with the way of a cache line from who wrote it last."""
+        if self.touched is not None:
+            self.spent_ns += self.touched(line, task.tid)
 
     def wake(self, channel: tuple[Any, ...]) -> None:
         """Tell an engine that asks for it (`tells_wakes`) that waits on `channel` may be over."""

@@ -60,6 +60,7 @@ def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> i
     space = m.mm(vma.mm)
     vpn = address >> PAGE_SHIFT
     m.spend("fault_minor")
+    m.touch(task, "page table", vma.mm, vpn // PAGES_PER_PMD)
     pte = space.ptes.at(vpn)
     if pte is not None:
         return _present(m, task, vma, space, vpn, pte, write)

@@ -76,17 +76,17 @@ class SpanStep(WaitStep[int]):
 
 
 class SpanEnd(Step[int]):
-    """End the task's latest hold of exactly this range."""
+    """End the task's hold of exactly this range."""
 
     __slots__ = ("lock", "write")
 
-    def __init__(self, lock: Lock, start: int, end: int, write: bool) -> None:
-        super().__init__(end_span, (lock, start, end, write))
+    def __init__(self, lock: Lock, start: int, end: int, write: bool, piecewise: bool) -> None:
+        super().__init__(end_span, (lock, start, end, write, piecewise))
         self.lock = lock
         self.write = write
 
     def __repr__(self) -> str:
-        lock, start, end, write = self.args
+        lock, start, end, write, _ = self.args
         return f"unlock_range({lock_name(lock)}, {_range(start, end)}, {_mode(write)})"
 
 
@@ -110,9 +110,11 @@ def lock_range(
     return SpanStep(lock, start, end, write, killable, piecewise)
 
 
-def unlock_range(lock: Lock, start: int = 0, end: int = TOP, write: bool = True) -> SpanEnd:
-    """Give [start, end) back."""
-    return SpanEnd(lock, start, end, write)
+def unlock_range(
+    lock: Lock, start: int = 0, end: int = TOP, write: bool = True, piecewise: bool = False
+) -> SpanEnd:
+    """Give [start, end) back, as it was taken."""
+    return SpanEnd(lock, start, end, write, piecewise)
 
 
 def spans_of(m: Machine, lock: Lock) -> Spans:
@@ -144,13 +146,14 @@ def _is_free(
 
 
 def take_span(
-    m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, _piecewise: bool = False
+    m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, piecewise: bool = False
 ) -> int:
-    """Hold a range that is free."""
+    """Hold a range that is free: one word of all, or of its own where it is taken piecewise."""
     spans = spans_of(m, lock)
     held = (*spans.held, Span(task.tid, start, end, write))
     queue = tuple(span for span in spans.queue if span.tid != task.tid)
     m.spend("lock")
+    m.touch(task, *lock, start if piecewise else 0)
     m.spans.put(lock, Spans(tuple(sorted(held, key=_order)), queue))
     return 0
 
@@ -173,7 +176,9 @@ def _leave_queue(m: Machine, task: Task, lock: Lock, *_wish: int) -> None:
     m.wake(("span", *lock))
 
 
-def end_span(m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool) -> int:
+def end_span(
+    m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, piecewise: bool = False
+) -> int:
     """Give a range back; one that the task does not hold so is a violation."""
     hold, spans = Span(task.tid, start, end, write), spans_of(m, lock)
     held = list(spans.held)
@@ -184,6 +189,7 @@ def end_span(m: Machine, task: Task, lock: Lock, start: int, end: int, write: bo
         )
     held.remove(hold)
     m.spend("unlock")
+    m.touch(task, *lock, start if piecewise else 0)
     if held or spans.queue:
         m.spans.put(lock, Spans(tuple(held), spans.queue))
     else:

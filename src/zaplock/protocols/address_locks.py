@@ -130,7 +130,8 @@ async def give(cx: Cx, mm: int, start: int = 0, end: int = TOP, write: bool = Tr
     else:
         if locking == "tables":
             start, end = mapped_by(*covering(start, end))
-        await unlock_range(lock, start, end, write or locking in ("slots", "tables"))
+        piecewise = locking in ("slots", "tables")
+        await unlock_range(lock, start, end, write or piecewise, piecewise)
 
 
 def holds(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
@@ -214,7 +215,7 @@ def _all(step: LockStep) -> Step[int]:
     if step.action == "downgrade":
         return stay()
     if step.action == "up":
-        return unlock_range(step.lock)
+        return unlock_range(step.lock, piecewise=True)
     if step.action == "try":
         return try_range(step.lock, True)
     return lock_range(step.lock, killable=step.killable, piecewise=True)

@@ -152,6 +152,7 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
     False if a writer has it. A VMA that was freed meanwhile can't be locked either: its memory is
     typesafe, and its count says that it is gone (6.15 on; before, RCU freed it later).
     """
+    m.touch(task, "vma", handle)
     vma = m.vmas[handle]
     if isinstance(vma, FreedVma) or vma.lock_seq in (EXCLUDED, m.mm(vma.mm).count("lock_seq")):
         return False
@@ -162,6 +163,7 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
 @step
 def vma_end_read(m: Machine, task: Task, handle: int) -> None:
     """Give a VMA's read lock back."""
+    m.touch(task, "vma", handle)
     readers = list(m.vma_readers[handle])
     readers.remove(task.tid)
     if readers:
