@@ -26,8 +26,7 @@ from zaplock.protocols.locking import vma_end_read, vma_start_read, vma_start_wr
 EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
 ABOUT_THEM = (
     "major-munmap", "major-fork", "fork-served", "fork-pfn", "fork-guard", "fork-guarded",
-    "fork-first-write", "remote-two", "remote-table", "munmap+fault", "munmap+fork", "fork-copy",
-    "munmap-dontneed-fault",
+    "fork-first-write", "remote-two", "munmap+fork", "fork-copy",
 )  # fmt: skip
 BASE = "linux-7.3"
 

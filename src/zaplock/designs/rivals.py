@@ -205,7 +205,7 @@ def cortenmm_adv() -> Design:
     )  # fmt: skip
 
 
-_MAKERS: tuple[Callable[[], Design], ...] = (
+MAKERS: tuple[Callable[[], Design], ...] = (
     big_lock, range_lock, range_lock_faults, bonsai, speculative_faults, radixvm, cortenmm_rw,
     cortenmm_adv, freebsd, xnu, windows,
 )  # fmt: skip
@@ -214,5 +214,5 @@ _MAKERS: tuple[Callable[[], Design], ...] = (
 @cache
 def rivals() -> dict[str, Design]:
     """Return the rivals by name."""
-    made = [make() for make in _MAKERS]
+    made = [make() for make in MAKERS]
     return {design.name: design for design in made}

@@ -25,7 +25,7 @@ def rate(workload: str, threads: int) -> float:
     needed = threads + (workload == "maps")
     if needed > cpus_here():
         raise UserError(f"{workload} with {threads} threads needs {needed} CPUs here")
-    return statistics.median(_run(workload, threads, MILLISECONDS) for _ in range(ROUNDS))
+    return statistics.median(run_once(workload, threads, MILLISECONDS) for _ in range(ROUNDS))
 
 
 def transfer_ns() -> float:
@@ -36,7 +36,7 @@ def transfer_ns() -> float:
     """
     if cpus_here() < 2:
         raise UserError("a cache line's way from CPU to CPU needs two CPUs: give --transfer NS")
-    return _run("transfer")
+    return run_once("transfer")
 
 
 def cpus_here() -> int:
@@ -44,7 +44,8 @@ def cpus_here() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run(*arguments: str | int) -> float:
+def run_once(*arguments: str | int) -> float:
+    """Run the program once: a workload, its threads and milliseconds; or "transfer"."""
     command = [str(compiled(PROGRAM)), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
     if done.returncode:

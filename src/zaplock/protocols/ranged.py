@@ -179,12 +179,12 @@ def clear_one(m: Machine, space: Mm, gather: int, level: int, index: int) -> Non
 
 
 async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
-    """Handle a fault under a hold of its page alone."""
+    """Handle a fault under a hold of its page alone, shared where the design has shared holds."""
     low = address & PAGE_MASK
-    if await take(cx, cx.mm, low, low + PAGE_SIZE, killable=cx.design.fault_killable):
+    if await take(cx, cx.mm, low, low + PAGE_SIZE, False, cx.design.fault_killable):
         return -SIGSEGV
     result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
-    await give(cx, cx.mm, low, low + PAGE_SIZE)
+    await give(cx, cx.mm, low, low + PAGE_SIZE, False)
     if result == GROWS:
         return await fault_growing_stack(cx, address, write)
     if result == USERFAULT and vma is not None:

@@ -27,7 +27,7 @@ def lines(
     cpus = list(dict.fromkeys(one.cpus for one in points))
 
     def table(title: str, names: Sequence[str], cell: Callable[[str, int], str]) -> Iterator[str]:
-        width = max(map(len, designs)) + 2
+        width = max(len(title), *(len(name) + 2 for name in designs)) + 2
         yield f"\n{title:<{width}}" + "".join(f"{count:>9}" for count in cpus)
         for name in names:
             yield f"  {name:<{width - 2}}" + "".join(f"{cell(name, count):>9}" for count in cpus)
