@@ -30,6 +30,7 @@ from zaplock.model.mm import COUNTERS, ResourceLimits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma
 from zaplock.protocols.access import read_memory, write_memory
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.brk import brk
 from zaplock.protocols.calls import SERVED
 from zaplock.protocols.madvise import madvise
@@ -154,7 +155,7 @@ class AddressSpace:
 
     def _call(self, work: Coroutine[Any, Any, int]) -> int:
         calls: list[LockCall] = []
-        result = run(self.machine, self.task, work, calls)
+        result = run(self.machine, self.task, under(self.design, work), calls)
         self.locks = [
             f"{call.action}_{'write' if call.write else 'read'}"
             for call in calls
@@ -165,7 +166,7 @@ class AddressSpace:
         return result
 
     def _access(self, work: Coroutine[Any, Any, int]) -> int:
-        result = run(self.machine, self.task, work)
+        result = run(self.machine, self.task, under(self.design, work))
         if result < 0:
             raise OSError(14, f"signal {-result}")
         return result

@@ -22,7 +22,9 @@ space (a `Lock` is a name and a number). Steps for any of them: `down_read`, `do
 `down_read_trylock`, `down_write`, `down_write_killable`, `down_write_trylock`, `downgrade_write`,
 `up_read`, `up_write`. The mmap_lock as the design takes it: `mmap_read_lock`,
 `mmap_read_lock_killable`, `mmap_read_unlock`, `mmap_write_lock_killable`, `mmap_write_downgrade`,
-`mmap_write_unlock`.
+`mmap_write_unlock`. A lock may also be one of ranges: `lock_range(lock, start, end, write)` waits
+for what overlaps and conflicts, in the order of asking; `unlock_range` gives the same range back.
+One lock is either a semaphore or a lock of ranges, not both.
 
 Memory and system calls. `read_memory`, `write_memory`, `get_user_pages`, `put_page`; `mmap`,
 `madvise`, `mprotect`, `mremap`, `brk`, `fork`, with the constants in `flags`; munmap and the fault
@@ -81,6 +83,7 @@ from zaplock.model.rwsem import (
     up_read,
     up_write,
 )
+from zaplock.model.spans import lock_range, unlock_range
 from zaplock.model.step import SleepStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
@@ -160,6 +163,7 @@ __all__ = [
     "get_user_pages",
     "length_of",
     "linux",
+    "lock_range",
     "lookup_and_split",
     "madvise",
     "mmap",
@@ -181,6 +185,7 @@ __all__ = [
     "remove_vma_list",
     "replace",
     "step",
+    "unlock_range",
     "unmap_region",
     "up_read",
     "up_write",

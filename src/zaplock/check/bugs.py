@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from zaplock.designs.history import is_stock
 from zaplock.linux_version import LinuxVersion, parse
 from zaplock.protocols.design import Design
+from zaplock.protocols.lockless_fault import page_fault_bonsai
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,21 @@ BUGS: tuple[Bug, ...] = (
     Bug("mremap flush", ("mremap-flush", "mremap+truncate"), "4.9", "4.19",
         lambda d: d.mremap_flush == "outside", "CVE-2018-18281, eb66ae030829",
         ("4.9.135", "4.14.78", "4.18.16")),
+    Bug("I/O under the VMA lock", ("fork-served",), "", "",
+        lambda d: d.major_fault == "hold" and d.fork_locks == "all",
+        "found by zaplock: the fork waits for the fault, it for its server, that for the fork"),
+    Bug("half a guard region", ("fork-guard",), "", "",
+        lambda d: d.fork_locks != "all" and d.fork_copies == "needed",
+        "found by zaplock: guards are put in under the VMA's lock, which this fork does not take"),
+    Bug("no copy without an anon_vma", ("fork-pfn", "fork-guarded"), "", "",
+        lambda d: d.fork_copies == "anon_vma",
+        "Lorenzo Stoakes, 19 May 2026: device memory and guards are copied without one, too"),
+    Bug("a fault behind a move", ("fault+mremap", "mremap-touch", "mremap-fork-read"), "", "",
+        lambda d: d.page_fault is page_fault_bonsai,
+        "found by zaplock: mremap has moved the pages, and the VMA is still in the tree"),
+    Bug("two VMAs in one read", ("remote-two",), "", "",
+        lambda d: d.remote_lock == "vma",
+        "Suren Baghdasaryan and Lorenzo Stoakes, 19 June 2026: an unmap of both comes in between"),
 )  # fmt: skip
 """Three more are mutations, since no release has them: zero page (`zap-before-detach`), detached
 re-check (`no-detached-recheck`) and event before unlock (`event-before-unlock`)."""
@@ -127,11 +143,23 @@ class DesignPromise:
 
 
 PROMISES: tuple[DesignPromise, ...] = (
-    DesignPromise("a reader waits no longer than the exclusive part", (LIVENESS,), lambda d: False),
+    DesignPromise(
+        "a reader waits no longer than the exclusive part",
+        (LIVENESS,),
+        lambda d: d.locking != "rwsem",  # whose munmap holds nothing shared
+    ),
     DesignPromise(
         "who holds the lock neither waits nor works on pages without a bound",
         ("bounded-hold", "bounded-cut"),
         lambda d: d.tombstones or d.cuts,
+    ),
+    DesignPromise(
+        "who unmaps waits for no disk", ("major-munmap",), lambda d: d.major_fault != "hold"
+    ),
+    DesignPromise(
+        "who forks waits for no disk",
+        ("major-fork",),
+        lambda d: d.major_fault != "hold" or d.fork_locks != "all",
     ),
     DesignPromise(  # 6.17 on repeats it, as its review says ("repetitions [are] acceptable")
         "a reader of maps shows no range twice, whatever is merged meanwhile",

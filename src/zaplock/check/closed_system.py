@@ -27,7 +27,7 @@ from zaplock.check.scenarios import (
     address_of,
     parse_operation,
 )
-from zaplock.check.watched import BoundedHold, ReturnMeansGone
+from zaplock.check.watched import BoundedHold, DiskApart, ReturnMeansGone
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -39,6 +39,7 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.userfaultfd import open_userfaultfd
@@ -56,14 +57,19 @@ KIND_FLAGS = {
     "stack": f.VM_ACCOUNT | f.VM_GROWSDOWN,
     "private-file": 0,
     "file": f.VM_SHARED | f.VM_MAYSHARE,
+    "slow-file": f.VM_SHARED | f.VM_MAYSHARE,
+    "served-file": f.VM_SHARED | f.VM_MAYSHARE,
     "shared": f.VM_SHARED | f.VM_MAYSHARE,
     "hugetlb": f.VM_SHARED | f.VM_MAYSHARE | f.VM_HUGETLB,
     "pfn": f.VM_SHARED | f.VM_MAYSHARE | f.VM_PFNMAP | f.VM_PAT | f.VM_IO | f.VM_DONTEXPAND,
 }
 FILE_KINDS = {
-    "file": "disk", "private-file": "disk", "shared": "shmem", "hugetlb": "hugetlb",
+    "file": "disk", "private-file": "disk", "slow-file": "disk", "served-file": "disk",
+    "shared": "shmem", "hugetlb": "hugetlb",
     "pfn": "device",
 }  # fmt: skip
+SLOW_KINDS = ("slow-file", "served-file")
+"""Files whose pages are not in the page cache unless they are populated."""
 
 
 def configuration(scenario: Scenario, design: Design) -> Configuration:
@@ -164,11 +170,13 @@ def watched_protocol(
 ) -> Protocol:
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
-    protocol = kind.start(cx, operation.numbers)
+    protocol = under(design, kind.start(cx, operation.numbers))
     if isinstance(design, Mutant) and design.filters(operation.name):
         protocol = filtered(protocol, design.new_rule())
     if scenario.bounded_hold:
-        protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+        protocol = filtered(protocol, BoundedHold(task))
+    if scenario.disk_apart:
+        protocol = filtered(protocol, DiskApart(task, cx.mmap_lock))
     pages = operations.emptied(operation, kind)
     if design.tombstones and pages is not None:
         protocol = filtered(protocol, ReturnMeansGone(task, *pages))
@@ -214,7 +222,7 @@ def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:
 
 def _children(scenario: Scenario) -> set[int]:
     forks = (parse_operation(text) for spec in scenario.task for text in spec.do)
-    return {operation.numbers[0] for operation in forks if operation.name == "fork"}
+    return {op.numbers[0] for op in forks if op.name in ("fork", "fork-see")}
 
 
 def _touch_containers(m: Machine, scenario: Scenario, mms: set[int]) -> None:
@@ -275,7 +283,11 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
 
 def _make_file(m: Machine, mapping: InitialMapping, file: int, pages: int) -> None:
     if file not in m.files:
-        new_file(m, file, FILE_KINDS[mapping.kind], max(pages, FILE_PAGES) << f.PAGE_SHIFT)
+        slow = mapping.kind in SLOW_KINDS
+        new_file(
+            m, file, FILE_KINDS[mapping.kind], max(pages, FILE_PAGES) << f.PAGE_SHIFT,
+            read_ns=int(slow), served=mapping.kind == "served-file",
+        )  # fmt: skip
 
 
 def _populate(m: Machine, vma: Vma, first: int, last: int) -> None:
@@ -288,7 +300,10 @@ def _populate(m: Machine, vma: Vma, first: int, last: int) -> None:
         _map_frames_of_device(m, vma, low, high)
         return
     if vma.file and not vma.flags & f.VM_HUGETLB:
-        fill_cache(m, SETUP, vma.file, vma.pgoff, vma.pgoff + vma.nr_pages)
+        slow = m.files[vma.file].read_ns
+        first_page = vma.pgoff_of(low << f.PAGE_SHIFT) if slow else vma.pgoff
+        last_page = vma.pgoff_of(high << f.PAGE_SHIFT) if slow else vma.pgoff + vma.nr_pages
+        fill_cache(m, SETUP, vma.file, first_page, last_page)
     if populate_range(m, SETUP, plain, low, high, write):
         raise UserError(f"pages {first} to {last} of the initial map can't be populated")
     for vpn in range(low, high):

@@ -30,9 +30,11 @@ from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
 from zaplock.model.rwsem import lock_name
+from zaplock.model.spans import spans_of
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
+from zaplock.protocols.address_locks import ADDRESS_LOCKS
 
 SETUP_FRAMES = range(1 << OWN_FRAMES_SHIFT, 2 << OWN_FRAMES_SHIFT)
 """The frames that the initial map is made of."""
@@ -228,6 +230,11 @@ def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
         sem = m.locks[lock]
         if sem.writer == task.tid or task.tid in sem.readers:
             raise Violation(Invariant.LOCK_MODE, f"{task} ends and still holds {lock_name(lock)}")
+    for lock in m.spans:
+        if any(span.tid == task.tid for span in m.spans[lock].held):
+            raise Violation(
+                Invariant.LOCK_MODE, f"{task} ends and still holds a range of {lock_name(lock)}"
+            )
 
 
 def readers_wait_for_writers_only(m: Machine) -> None:
@@ -317,8 +324,9 @@ def _dying(m: Machine) -> bool:
 
 
 def _queued_writer(m: Machine) -> bool:
-    sem = m.locks.get(("mmap_lock", 1))
-    return sem is not None and any(write for _, write in sem.queue)
+    queues = [m.locks[lock].queue for lock in m.locks if lock[0] in ADDRESS_LOCKS]
+    spans = spans_of(m, ("mmap_lock", 1)).queue
+    return any(write for queue in queues for _, write in queue) or any(one.write for one in spans)
 
 
 def _two_copies(m: Machine) -> bool:

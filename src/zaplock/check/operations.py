@@ -7,7 +7,7 @@ ranges it promises to have emptied when it returns, so that `check.invariants` c
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zaplock.check.scenarios import (
     BASE_PAGE,
@@ -30,7 +30,7 @@ from zaplock.model.flags import (
     PROT_READ,
     PROT_WRITE,
 )
-from zaplock.model.step import Step
+from zaplock.model.step import Step, Task
 from zaplock.protocols import (
     access,
     brk,
@@ -38,6 +38,7 @@ from zaplock.protocols import (
     fork,
     gup,
     madvise,
+    major_fault,
     mmap,
     mprotect,
     mremap,
@@ -155,6 +156,23 @@ def _barrier(make: Callable[[], Step[None]]) -> Callable[[Cx], Protocol]:
     return lambda cx: _returns(make())
 
 
+async def _serve(cx: Cx, file: int, mm: int) -> int:
+    while True:
+        page = await major_fault.read_request(file)
+        await cx.design.proc_cmdline(cx, mm)
+        await major_fault.answer_read(file, page)
+
+
+async def _fork_see(cx: Cx, child: int, page: int, pages: int) -> int:
+    if result := await fork.fork(cx, child):
+        return result
+    as_child = replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu))
+    seen = 0
+    for at in range(page, page + pages):
+        seen += await access.read_memory(as_child, address_of(at)) >= 0
+    return seen
+
+
 async def _revoke(cx: Cx, file: int) -> int:
     await rmap.unmap_mapping_range(cx, file, 0, 1 << 40)
     return 0
@@ -227,6 +245,18 @@ KINDS: dict[str, OperationKind] = {
         ("mm", "page"),
         "read a page of another address space, as process_vm_readv does; 0 where there is none",
     ),
+    "peek-range": OperationKind(
+        lambda cx, mm, page, pages: proc.read_remote(
+            cx, mm, address_of(page), address_of(page + pages)
+        ),
+        ("mm", "page", "pages"),
+        "read pages of another address space in one call; gives how many are there in a row",
+    ),
+    "serve": OperationKind(
+        _serve,
+        ("file", "mm"),
+        "answer reads of a served file; looks at /proc/PID/cmdline of `mm` before each",
+    ),
     "pgste": OperationKind(
         lambda cx, page: pgste.look_at_pgste(cx, address_of(page)),
         ("page",),
@@ -249,6 +279,11 @@ KINDS: dict[str, OperationKind] = {
         "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
     "fork": OperationKind(fork.fork, ("child",), "fork into the address space `child`"),
+    "fork-see": OperationKind(
+        _fork_see,
+        ("child", "page", "pages"),
+        "fork, and read as the child: how many of the pages are there",
+    ),
     "exit": OperationKind(
         exit.exit_process, (), "give the address space up; the last user takes it down"
     ),

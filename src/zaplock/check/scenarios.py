@@ -52,7 +52,10 @@ NAMES: Final = "ABCDEFGH"
 OLD_TAG: Final = 1000
 """Page p of the initial map holds the tag OLD_TAG + p, where it is populated."""
 
-Kind = Literal["anon", "stack", "file", "shared", "private-file", "hugetlb", "pfn", "uffd", "heap"]
+Kind = Literal[
+    "anon", "stack", "file", "shared", "private-file", "slow-file", "served-file", "hugetlb", "pfn",
+    "uffd", "heap",
+]  # fmt: skip
 Part = Literal[
     "", "rwsem", "rwsem-acquire", "rwsem-sleep", "rwsem-writers", "rwsem-readers", "stack-rot"
 ]
@@ -75,6 +78,8 @@ class InitialMapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pages: first page and the page behind the last. populated: such a range of pages that are in
     the page tables, writable where `prot` allows it. cached: pages that the TLB of these tasks
     (counted from 0) holds. `file` numbers the file of the file kinds; its offset 0 is at the start.
+    Pages of a "slow-file" that aren't populated have to be read from a disk first, those of a
+    "served-file" come from a process (the operation `serve`); both are mapped shared.
     """
 
     pages: tuple[int, int]
@@ -118,6 +123,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     liveness: promise that readers wait for the exclusive part only (needs `fair`).
     bounded_hold: promise that who holds the mmap_lock neither waits nor works on pages without a
         bound.
+    disk_apart: promise that who holds the mmap_lock exclusively waits for nobody who waits for I/O.
     shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
@@ -146,6 +152,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     device_fails_after: int | None = None
     liveness: bool = False
     bounded_hold: bool = False
+    disk_apart: bool = False
     shown_once: bool = False
     room: tuple[int, int] | None = None
     part: Part = ""

@@ -1,9 +1,12 @@
 """Promises that are kept watch on along an operation, not in a state or at its end.
 
-BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, in either
-mode, neither waits for another task nor works on a number of pages that has no bound. A protocol
-keeps it if no interleaving meets a wait that is not over at once, a lock that somebody else has, or
-a step that walks over pages, while its task holds the lock.
+BoundedHold is a promise about time that the checker can state: who holds the mmap_lock, or what
+stands in its place (protocols.address_locks), in either mode, neither waits for another task nor
+works on a number of pages that has no bound. A protocol keeps it if no interleaving meets a wait
+that is not over at once, a lock that somebody else has, or a step that walks over pages, while its
+task holds the lock.
+
+DiskApart: who holds the mmap_lock exclusively waits for nobody who waits for I/O.
 
 ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
 returns.
@@ -21,6 +24,7 @@ from zaplock.model.rwsem import Lock, LockStep, held, lock_name
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
+from zaplock.protocols.address_locks import holds_more
 from zaplock.protocols.tombstones import dying_in
 
 BY_PAGES = frozenset(
@@ -32,13 +36,12 @@ BY_PAGES = frozenset(
 class BoundedHold(Rule):
     """Watch a task's steps for what may take long while it holds its mmap_lock."""
 
-    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
-        self.mmap_lock = mmap_lock
-        self.holds = False
+        self.holds = 0
 
     def __call__(self, step: Step[Any]) -> Steps:
-        if self.holds:
+        if self.holds and not holds_more(step, 0):
             if step.name in BY_PAGES:
                 yield by_pages(step.name)
             elif isinstance(step, WaitStep):
@@ -46,11 +49,7 @@ class BoundedHold(Rule):
             elif isinstance(step, LockStep) and step.action == "down":
                 yield free_at_once(step.lock, step.write)
         result = yield step
-        if isinstance(step, LockStep) and step.lock == self.mmap_lock:
-            if step.action in ("down", "try"):
-                self.holds = bool(result) == (step.action == "try")
-            elif step.action == "up":
-                self.holds = False
+        self.holds += holds_more(step, result)
         return result
 
 
@@ -85,6 +84,35 @@ def free_at_once(m: Machine, task: Task, lock: Lock, write: bool) -> None:
             Invariant.BOUNDED_HOLD,
             f"{task} waits for {lock_name(lock)} while it holds the mmap_lock",
         )
+
+
+class DiskApart(Rule):
+    """Watch a task for waits, while it is the writer, for readers of a VMA who wait for I/O."""
+
+    def __init__(self, task: Task, mmap_lock: Lock) -> None:
+        self.task = task
+        self.mmap_lock = mmap_lock
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if isinstance(step, WaitStep) and step.channel[0] == "vma_readers":
+            yield no_reader_waits_for_io(self.mmap_lock, step.channel[1])
+        return (yield step)
+
+
+@step
+def no_reader_waits_for_io(m: Machine, task: Task, mmap_lock: Lock, handle: int) -> None:
+    """Report a reader of a VMA that waits for a page while a writer waits for it."""
+    sem = m.locks.get(mmap_lock)
+    if sem is None or sem.writer != task.tid:
+        return
+    for reader in m.vma_readers.get(handle, ()):
+        if reader in m.waits_for_io:
+            file, page = m.waits_for_io[reader]
+            raise Violation(
+                Invariant.DISK_APART,
+                f"{task} holds the mmap_lock and waits for task {reader}, which waits for "
+                f"page {page} of file {file} to be read",
+            )
 
 
 class ReturnMeansGone(Rule):

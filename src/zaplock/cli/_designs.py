@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def parse_designs(names: list[str] | None) -> list[Design]:
 
     if names is None:
         return list(SHIPPED.values())
-    wanted = dict.fromkeys(name for text in names for name in text.split(",") if name)
+    wanted = design_names(names)
     if not wanted:
         raise UserError(f"no design in {','.join(names)!r}; see zaplock designs")
     return [load(name) for name in wanted]
@@ -35,6 +36,13 @@ def judged(text: str) -> tuple[str, Design | None]:
     if not given or Path(text).exists():
         return text, None
     return name, load(design)
+
+
+def design_names(options: Sequence[str]) -> list[str]:
+    """List what --design options name, groups such as "proposals" spelled out."""
+    from zaplock.designs.catalogue import named
+
+    return named(",".join(options))
 
 
 def parse_cpu_max(text: str) -> CpuMax:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
+from zaplock.cli._designs import design_names
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "scenario", nargs="?", help="a scenario, a pair of operations, a .toml, or FILE.py:NAME"
     )
     parser.add_argument("--design", action="append", default=[], metavar="NAME",
-                        help="a design, FILE.py:NAME, or DESIGN/MUTATION (or DESIGN/FILE.py:NAME); "
-                        "again for more (default: all shipped ones)")  # fmt: skip
+                        help="designs by comma, FILE.py:NAME, DESIGN/MUTATION, or a group of "
+                        "zaplock designs; again for more (default: all shipped ones)")  # fmt: skip
     for kind in ("operation", "invariant"):
         parser.add_argument(
             f"--{kind}", action="append", default=[], metavar="FILE.py:NAME",
@@ -125,6 +126,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError("--operation and --explore are for one SCENARIO")
     if args.mutations and args.invariant:
         raise UserError("--invariant is for a SCENARIO or --all, not for --mutations")
+    args.design = design_names(args.design)
     if args.explore and len(args.design) > 1:
         raise UserError("--explore goes through one design: give --design once")
     if args.releases and (not args.all or args.design):

@@ -1,7 +1,6 @@
 """List the designs, show what one decides, or what changed between two.
 
-  zaplock designs                       the designs that are laid side by side, and which others
-                                        there are
+  zaplock designs                       all that have a name, by groups
   zaplock designs rfc-v6                one design against the one it stands on or came after
   zaplock designs 5.15 6.6              the changes of Linux between two releases: release, commit,
                                         subject, what it did, which rules it set
@@ -57,16 +56,28 @@ def _design(name: str) -> Design:
 
 
 def _list(as_json: bool) -> None:
-    from zaplock.designs import SHIPPED
+    from textwrap import fill
+
+    from zaplock.designs import load
+    from zaplock.designs.catalogue import GROUPS
     from zaplock.designs.linux import NEWEST, OLDEST
 
-    rows = [{"design": d.name, "kernel": d.kernel, "summary": d.summary} for d in SHIPPED.values()]
+    groups = {group: [load(name) for name in names()] for group, names in GROUPS.items()}
     if as_json:
+        rows = [
+            {"group": group, "design": one.name, "kernel": one.kernel, "summary": one.summary}
+            for group, designs in groups.items()
+            for one in designs
+        ]
         print(json.dumps(rows, indent=2))
         return
-    for row in rows:
-        print(f"{row['design']:<14} {row['summary']}")
-    print(f"and every release from {OLDEST} to {NEWEST}: linux-5.15, linux-6.6.30, linux-6.6.y")
+    for group, designs in groups.items():
+        print(f"{group}:")
+        for one in designs:
+            print(fill(one.summary, 100, initial_indent=f"  {one.name:<34} ",
+                       subsequent_indent=" " * 37, break_long_words=False))  # fmt: skip
+    print(f"and every release from {OLDEST} to {NEWEST}: linux-5.15, linux-6.6.30, linux-6.6.y;")
+    print("a group's name stands for all of its designs: --design proposals")
 
 
 def _show_one(design: Design, as_json: bool) -> None:

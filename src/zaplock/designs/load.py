@@ -8,7 +8,8 @@ from zaplock.designs.change import show
 from zaplock.designs.linux import NEWEST, OLDEST, linux
 from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.own_files import is_reference, named_in_file
-from zaplock.designs.proposals import PROPOSALS
+from zaplock.designs.proposals import PROPOSALS, with_proposals
+from zaplock.designs.rivals import rivals
 from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError, or_meant
 from zaplock.model.rwsem import RwsemPolicy
@@ -22,14 +23,16 @@ def load(name: str) -> Design:
     """
     if name in SHIPPED:
         return SHIPPED[name]
+    if name in rivals():
+        return rivals()[name]
     if is_reference(name):
         return _checked(named_in_file(name, Design, "a design"), name)
     why = ""
     if name.startswith("linux-"):
         try:
-            release, _, proposal = name.removeprefix("linux-").partition("-")
-            if proposal in PROPOSALS:
-                return PROPOSALS[proposal](linux(release))
+            release, _, proposed = name.removeprefix("linux-").partition("-")
+            if proposed and all(one in PROPOSALS for one in proposed.split("+")):
+                return with_proposals(linux(release), proposed.split("+"))
             return linux(name.removeprefix("linux-"))
         except UserError as error:
             why = f" ({error})"

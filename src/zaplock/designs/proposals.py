@@ -1,13 +1,14 @@
-"""Proposals of zaplock's own: munmaps that stall nobody, on top of any release from 6.18 on.
+"""Proposals: zaplock's own munmaps that stall nobody, and those of others (proposals_2026).
 
-They are named after the release that they stand on: linux-6.18-dying, linux-7.1-cut.
+They are named after the release that they stand on, any from 6.18 on: linux-6.18-dying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from zaplock.designs.proposals_2026 import PROPOSALS_2026
 from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find
 from zaplock.protocols.cut import do_munmap_cut
@@ -66,9 +67,26 @@ def require_base(base: Design) -> None:
         raise UserError(f"{base.name} can't carry a proposal: they stand on linux-6.18 or later")
 
 
-PROPOSALS: dict[str, Callable[[Design], Design]] = {
+OWN: dict[str, Callable[[Design], Design]] = {
     "dying": dying,
     "dying-chunked": dying_chunked,
     "cut": cut,
 }
+PROPOSALS: dict[str, Callable[[Design], Design]] = OWN | PROPOSALS_2026
 """What a name ends with -> how the design is made of the release before it."""
+
+
+def with_proposals(base: Design, names: Sequence[str]) -> Design:
+    """Return a release with some proposals, named for all of them.
+
+    Raises UserError where the release lacks what they stand on.
+    """
+    require_base(base)
+    made = base
+    for name in names:
+        made = PROPOSALS[name](made)
+    return replace(
+        made,
+        name=f"{base.name}-{'+'.join(names)}",
+        kernel=f"{base.kernel} + {', '.join(names)}" if made.kernel == base.kernel else made.kernel,
+    )

@@ -8,6 +8,9 @@
               unmaps it when the other has ended
     fork      a thread of the process forks, and the child exits; only from the teardown's begin
               on, since before it would copy what is to be unmapped
+    major     a thread of the process reads a page of a file that is not in the page cache: a disk
+              takes 1 ms to bring it
+    neighbour a thread of the process writes to fresh pages right behind the mapping
     collapse  a thread of the process makes 2 MiB of small pages a huge one (MADV_COLLAPSE), and
               gives them back
     proc      a foreign process, as `ps`, reads /proc/PID/cmdline
@@ -28,7 +31,16 @@ from typing import Any
 
 from zaplock.engines.timed.threads import Thread
 from zaplock.experiment import HUGE, PAGE
-from zaplock.lab.subject import ADVISED, ARGUMENTS, FAULTS, FAULTS_LENGTH, MM, PROTECTED
+from zaplock.lab.subject import (
+    ADVISED,
+    ARGUMENTS,
+    FAULTS,
+    FAULTS_LENGTH,
+    MAPPING,
+    MM,
+    PROTECTED,
+)
+from zaplock.model.files import new_file
 from zaplock.model.flags import (
     MADV_COLLAPSE,
     MADV_DONTNEED,
@@ -36,13 +48,15 @@ from zaplock.model.flags import (
     MAP_FIXED,
     MAP_NORESERVE,
     MAP_PRIVATE,
+    MAP_SHARED,
     PROT_NONE,
     PROT_READ,
     PROT_WRITE,
 )
 from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task, step
-from zaplock.protocols.access import write_memory
+from zaplock.model.vma import vma_of
+from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.exit import exit_process
 from zaplock.protocols.fork import fork
@@ -51,9 +65,18 @@ from zaplock.protocols.locking import syscall
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
+from zaplock.protocols.own_state import OwnCells
 
 COLLAPSED = 1 << 33
 """Where the 2 MiB are that the collapse bystander uses."""
+NEIGHBOUR: OwnCells[int, int] = OwnCells("neighbour", 0)
+"""Where the neighbour bystander's memory begins, by mm."""
+SLOW = 1 << 39
+SLOW_LENGTH = 1 << 37
+"""Where the file is mapped that the major bystander reads."""
+SLOW_FILE = 2
+READ_NS = 1_000_000
+"""What a page of it takes to be read."""
 STACK = 8 << 20
 """Bytes of a thread's stack."""
 FIRST_CHILD = 1000
@@ -158,6 +181,42 @@ async def fork_and_exit(cx: Cx, nth: int) -> None:
     await exit_process(replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu)))
 
 
+async def fault_from_disk(cx: Cx, nth: int) -> None:
+    """Read a page of a file that nobody has read yet."""
+    if nth == 0:
+        await open_slow_file()
+        flags = MAP_SHARED | MAP_FIXED
+        await mmap(cx, SLOW, SLOW_LENGTH, PROT_READ, flags, SLOW_FILE)
+    await read_memory(cx, SLOW + nth * PAGE % SLOW_LENGTH)
+
+
+async def fault_behind(cx: Cx, nth: int) -> None:
+    """Write to a fresh page of memory a little behind the mapping under study."""
+    if nth == 0:
+        behind = await end_of_mapping() + HUGE & -HUGE
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED
+        await mmap(cx, behind, HUGE, PROT_READ | PROT_WRITE, flags)
+        await write_memory(cx, behind, 1)
+        await NEIGHBOUR.write(cx.mm, behind)
+    behind = await NEIGHBOUR.read(cx.mm)
+    await write_memory(cx, behind + (nth + 1) * PAGE % HUGE, 1)
+
+
+@step
+def end_of_mapping(m: Machine, task: Task) -> int:
+    """Find where the mapping under study ends."""
+    space, end = m.mm(MM), MAPPING
+    while end in space.tree:
+        end = vma_of(m, task, space.tree[end]).end
+    return end
+
+
+@step
+def open_slow_file(m: Machine, _task: Task) -> None:
+    """Let there be a file whose pages have to be read from a disk."""
+    new_file(m, SLOW_FILE, "disk", SLOW_LENGTH, read_ns=READ_NS)
+
+
 Operation = Callable[[Cx, int], Coroutine[Step[Any], Any, Any]]
 """What a bystander does once a period; the number says how often it has done it before."""
 
@@ -171,6 +230,8 @@ OPERATIONS: dict[str, Operation] = {
     "collapse": collapse,
     "clone": start_thread,
     "fork": fork_and_exit,
+    "major": fault_from_disk,
+    "neighbour": fault_behind,
 }
 
 

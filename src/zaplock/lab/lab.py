@@ -23,6 +23,7 @@ from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.lab.teardown import sched_of
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
@@ -141,7 +142,7 @@ class Laboratory:
         task = Task(tid, FOREIGN_MMS + tid if foreign else MM, name, tid % self._plan.cpus)
         self._names[tid] = name
         cx = Cx(self.design, task)
-        self.engine.spawn(task, program(cx), at_ns=at_ns, background=background)
+        self.engine.spawn(task, under(self.design, program(cx)), at_ns=at_ns, background=background)
 
     def bystander(
         self,

@@ -35,6 +35,7 @@ from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.protocols.access import write_memory
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock
@@ -59,7 +60,7 @@ def prepare(machine: Machine, cx: Cx, experiment: Experiment) -> None:
     """Map what the experiment needs into mm 1 of an empty machine."""
 
     def do(work: Coroutine[Any, Any, int]) -> int:
-        return sequential.run(machine, cx.task, work)
+        return sequential.run(machine, cx.task, under(cx.design, work))
 
     for start, length in (
         (ARGUMENTS, PAGE),

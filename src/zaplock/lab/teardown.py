@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -16,11 +16,15 @@ from zaplock.experiment import FOREIGN
 from zaplock.lab import bystanders as by
 from zaplock.lab.call_log import CallLog
 from zaplock.lab.experiment import SimulatedExperiment
+from zaplock.lab.hold_clock import HoldClock
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task
+from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
+from zaplock.protocols.ranged import page_fault_ranged
 from zaplock.trace.events import Events
 from zaplock.trace.holds import holds
 from zaplock.trace.outcome import Stalls, TeardownOutcome
@@ -71,13 +75,18 @@ def run(
     called: list[int] = []
     program = _unmap(cx, experiment.length, look, called)
     calls = CallLog(lambda: engine.now_ns) if log_calls else None
-    started = calls.follow(program) if calls else program
+    started = under(design, calls.follow(program) if calls else program)
+    held = None if design.locking == "rwsem" else HoldClock(lambda: engine.now_ns)
+    if held is not None:
+        started = held.follow(started)
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
     engine.run()
     begin_ns, end_ns = called
     events = engine.events()
     outcome = _outcome(design, experiment, events, samples, engine.long_waits, begin_ns, end_ns)
+    if held is not None:
+        outcome = replace(outcome, exclusive_hold_ns=held.exclusive_ns, shared_hold_ns=0)
     return Teardown(
         design,
         experiment,
@@ -137,6 +146,7 @@ def _spawn_bystanders(
             Cx(design, task), by.OPERATIONS[name], period_ns, look, samples[name]
         )
         begin_ns = 2 * period_ns if name == "fork" else 0
+        program = under(design, program)
         at_ns, limited = begin_ns + random.randrange(period_ns), mm == MM
         engine.spawn(task, program, at_ns=at_ns, background=True, limited=limited)
     return samples
@@ -160,7 +170,20 @@ def _outcome(
         munmap_ns=end_ns - begin_ns,
         stalls={name: Stalls.of(one.during(begin_ns, end_ns)) for name, one in samples.items()},
         hung_tasks=len({wait.tid for wait in long_waits}),
+        extra=_locks_of(design),
     )
+
+
+def _locks_of(design: Design) -> dict[str, str]:
+    """Say what munmap and faults lock, where that is not what they lock in Linux."""
+    told = {}
+    if design.mmap is not None:
+        told["munmap_locks"] = "range"
+    if design.page_fault in (page_fault_bonsai, page_fault_speculative):
+        told["faults_lock"] = "nothing"
+    elif design.page_fault is page_fault_ranged:
+        told["faults_lock"] = "page"
+    return told
 
 
 def held_by_subject(events: Events, begin_ns: int, end_ns: int) -> tuple[int, int]:

@@ -24,7 +24,9 @@ class File(msgspec.Struct, frozen=True):
     with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
     Where the pages of a file in memory are not charged as a whole, each is when it is made
     (`charged_by_page`: memfd, MAP_NORESERVE). One that counts its mappings (`counts_mappings`: a
-    segment of System V shared memory) keeps every one of them apart.
+    segment of System V shared memory) keeps every one of them apart. `read_ns`: how long a fault
+    that finds a page missing in the cache waits for it, which then is a major fault; 0: pages come
+    at once. `served`: the page comes from a process (FUSE) that has to answer.
     """
 
     kind: str
@@ -39,6 +41,8 @@ class File(msgspec.Struct, frozen=True):
     charged: int = 0
     charged_by_page: bool = False
     counts_mappings: bool = False
+    read_ns: int = 0
+    served: bool = False
 
     @property
     def is_write_sealed(self) -> bool:

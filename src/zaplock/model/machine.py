@@ -6,13 +6,14 @@ state (limits, the number of page-table levels, whether TLBs are followed) is fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 from zaplock.model.files import File
 from zaplock.model.frames import Frame
 from zaplock.model.mm import Mm, ResourceLimits
 from zaplock.model.rwsem import Lock, Rwsem
+from zaplock.model.spans import Spans
 from zaplock.model.step import Task
 from zaplock.model.store import Cells, OnDemand, OrderedCells, RangeMap, Store
 from zaplock.model.tlb import Gather, Translation
@@ -66,10 +67,12 @@ class Machine:
         self.memory: MemoryModel = "sc"
         self.costs: Mapping[str, float] | None = None
         self.tells_wakes = False
+        self.touched: Callable[[Hashable, int], int] | None = None
         self.spent_ns = 0.0
         self.woken: list[tuple[Any, ...]] = []
 
         self.locks: Cells[Lock, Rwsem] = Cells(self.store, "locks")
+        self.spans: Cells[Lock, Spans] = Cells(self.store, "spans")
         self.signals: Cells[int, str] = Cells(self.store, "signals")
         self.serials: Cells[tuple[int, str], int] = Cells(self.store, "serials")
         self.globals: Cells[Figure, int] = Cells(self.store, "globals")
@@ -86,6 +89,10 @@ class Machine:
         self.uffd_events: Cells[int, tuple[tuple[Any, ...], ...]] = Cells(self.store, "uffd_events")
         self.uffd_modes: Cells[int, UffdMode] = Cells(self.store, "uffd_modes")
         self.uffd_faults: Cells[tuple[int, int], int] = Cells(self.store, "uffd_faults")
+        # Reads of pages of files that are under way: by (file, page), who has begun it and whether
+        # it was answered; and who waits for which page.
+        self.reads: Cells[tuple[int, int], tuple[int, bool]] = Cells(self.store, "reads")
+        self.waits_for_io: Cells[int, tuple[int, int]] = Cells(self.store, "waits_for_io")
         # What the architecture unmaps along: by mm, (start, end, companion start, companion end).
         self.arch_hooks: Cells[int, tuple[int, int, int, int]] = Cells(self.store, "arch_hooks")
 
@@ -181,6 +188,11 @@ class Machine:
         """Charge the step that runs now with `count` units of a cost profile."""
         if self.costs is not None:
             self.spent_ns += self.costs[unit] * count
+
+    def touch(self, task: Task, *line: Hashable) -> None:
+        """Charge the step that runs now with the way of a cache line from who wrote it last."""
+        if self.touched is not None:
+            self.spent_ns += self.touched(line, task.tid)
 
     def wake(self, channel: tuple[Any, ...]) -> None:
         """Tell an engine that asks for it (`tells_wakes`) that waits on `channel` may be over."""

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 FAULT_AROUND_PAGES = 16
 USERFAULT = 1
 """Result of a fault that a userfaultfd monitor has to answer."""
+MAJOR = 3
+"""Result of a fault that has to wait until a page of a file was read."""
 
 
 class PageCopy(NamedTuple):
@@ -54,10 +56,11 @@ class PageCopy(NamedTuple):
 
 
 def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int | PageCopy:
-    """Make `address` accessible; return 0, -SIGBUS, -SIGSEGV, USERFAULT or what to copy first."""
+    """Make `address` accessible; return 0, a signal, USERFAULT, MAJOR or what to copy first."""
     space = m.mm(vma.mm)
     vpn = address >> PAGE_SHIFT
     m.spend("fault_minor")
+    m.touch(task, "page table", vma.mm, vpn // PAGES_PER_PMD)
     pte = space.ptes.at(vpn)
     if pte is not None:
         return _present(m, task, vma, space, vpn, pte, write)
@@ -286,6 +289,8 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         return -SIGBUS
     if vma.flags & VM_UFFD_MISSING and m.page_cache(vma.file).at(pgoff) is None:
         return ask_monitor(m, vma)
+    if file.read_ns and m.page_cache(vma.file).at(pgoff) is None:
+        return MAJOR
     pfn = cached_frame(m, task, vma.file, pgoff)
     m.spend("fault_file")
     alloc_tables(m, task, space, vpn, vpn + 1)
@@ -339,8 +344,14 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None
 
 
 def fault_at_once(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
-    """Do a whole fault with nobody in between, copying included; return what `fault_page` does."""
+    """Do a whole fault with nobody in between, copying included; return what `fault_page` does.
+
+    What it has to read comes at once: nothing of the populating calls is told of I/O.
+    """
     result = fault_page(m, task, vma, address, write)
+    if result == MAJOR:
+        cached_frame(m, task, vma.file, vma.pgoff_of(address))
+        result = fault_page(m, task, vma, address, write)
     if isinstance(result, PageCopy):
         finish_copy(m, task, vma, address, result, m.content.at(result.frame) or 0)
         return 0

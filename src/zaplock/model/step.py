@@ -142,9 +142,13 @@ class WaitStep(Step[R_co]):
     `channel` names what to watch: a step that may make it true calls `machine.wake(channel)`. The
     exhaustive engine needs no channel, it asks `ready` in every state. A killable wait ends with
     `EINTR` (as the step's result) when its task has a fatal signal.
+
+    `announce` is what a task that has to wait does first, so that nobody newer overtakes it for
+    ever, and `withdraw` what it does if it is killed meanwhile. The timed engine runs them; the
+    exhaustive one lets others overtake, but for interval locks (model.spans) under the fair rule.
     """
 
-    __slots__ = ("channel", "killable", "ready")
+    __slots__ = ("announce", "channel", "killable", "ready", "withdraw")
 
     def __init__(
         self,
@@ -153,8 +157,12 @@ class WaitStep(Step[R_co]):
         ready: Callable[..., bool],
         channel: tuple[Any, ...],
         killable: bool = False,
+        announce: Callable[..., None] | None = None,
+        withdraw: Callable[..., None] | None = None,
     ) -> None:
         super().__init__(run, args)
+        self.announce = announce
+        self.withdraw = withdraw
         self.ready = ready
         self.channel = channel
         self.killable = killable

@@ -31,6 +31,7 @@ class Invariant(Enum):
         "each line of maps was true during the call, and nothing that stayed is lost or shown twice"
     )
     BOUNDED_BACKLOG = "a thread has at most one range that is dying, or two that are cut"
+    DISK_APART = "a writer of the mmap_lock waits for nobody who waits for I/O"
     MUTUAL_EXCLUSION = "a writer is alone inside the semaphore"
     USE_AFTER_FREE = "nobody uses what was freed"
     HOLDER_SEES = "who takes a lock sees what was done under it before"

@@ -151,8 +151,7 @@ _SHORTER = "record a shorter run, or what is asked about alone (strace -e trace=
 def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
-    whole, number = "
-", 0
+    whole, number = "\n", 0
     for number, whole in enumerate(as_strace(list(_bounded(path, _lines(path)))), 1):
         line = whole.rstrip("\n")
         if line.startswith("# "):

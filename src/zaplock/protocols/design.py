@@ -15,6 +15,7 @@ from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
 from zaplock.model.step import Task
 from zaplock.model.tlb import NestedFlush
+from zaplock.protocols.address_locks import Locking
 
 Protocol = Coroutine[Any, Any, int]
 ExitLock = Literal["users", "late-barrier", "barrier", "write", "read-write"]
@@ -66,6 +67,17 @@ class Design:
     And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
     afterwards, protocols.cut).
+    Nor these, which were proposed (`designs.proposals_2026`): major_fault (what a fault under the
+    VMA lock does about a page that has to be read: give the lock back and retry under the
+    "mmap"_lock, retry under the "vma" lock, or "hold" the VMA lock meanwhile), fork_locks (which
+    VMAs fork write-locks: "all", those that "cow", private and perhaps writable, or those with an
+    "anon_vma"), fork_copies (whose page tables it copies: where that is "needed", or only of those
+    with an "anon_vma"), remote_lock (what a read of another process's memory takes: the
+    "mmap"_lock, one "vma" after the other, or "one-vma", if the whole read lies in that).
+
+    Rivals from papers and other systems (`designs.rivals`) have other locks than the mmap_lock
+    (locking, see protocols.address_locks), an mmap of their own (mmap; None: Linux's) and no
+    neighbours that merge with a new mapping (merges).
 
     kernel: the Linux release that the design is, or stands on: "6.6.30", "4.18 + RFC v6".
     """
@@ -136,3 +148,10 @@ class Design:
     pgste_finds_vma: bool = False
     tombstones: bool = False
     cuts: bool = False
+    major_fault: Literal["mmap", "vma", "hold"] = "mmap"
+    fork_locks: Literal["all", "cow", "anon_vma"] = "all"
+    fork_copies: Literal["needed", "anon_vma"] = "needed"
+    remote_lock: Literal["mmap", "vma", "one-vma"] = "mmap"
+    locking: Locking = "rwsem"
+    mmap: Callable[[Cx, int, int, int, int, int, int], Protocol] | None = None
+    merges: bool = True

@@ -27,7 +27,14 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.page_fault import USERFAULT, PageCopy, fault_page, finish_copy, huge_range
+from zaplock.model.page_fault import (
+    MAJOR,
+    USERFAULT,
+    PageCopy,
+    fault_page,
+    finish_copy,
+    huge_range,
+)
 from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import (
     down_read,
@@ -60,6 +67,7 @@ from zaplock.protocols.locking import (
     vma_end_read,
     vma_start_write,
 )
+from zaplock.protocols.major_fault import wait_for_page
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import handle_userfault
 
@@ -97,6 +105,9 @@ async def fault_in(cx: Cx, handle: int, vma: Vma | None, address: int, write: bo
     if result == USERFAULT:
         await handle_userfault(cx, vma.uffd, address)
         return RETRY
+    if result == MAJOR:
+        await wait_for_page(vma, address)
+        return await page_fault_mmap_lock(cx, address, write)
     return result
 
 
@@ -124,7 +135,7 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
 
 async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     """Handle a fault under its VMA's lock alone, or else under the mmap_lock."""
-    handle = await lock_vma_under_rcu(cx, address)
+    handle = await lock_vma_under_rcu(cx.mm, address)
     if not handle:
         return await page_fault_mmap_lock(cx, address, write)
     vma = await read_vma(handle)
@@ -144,10 +155,18 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await mmap_read_unlock(cx)
         vma = await read_vma(handle)
     result = await handle_mm_fault(cx, handle, vma, address, write)
+    while result == MAJOR and cx.design.major_fault == "hold":
+        await wait_for_page(vma, address)
+        result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
     if result == USERFAULT:
         await handle_userfault(cx, vma.uffd, address)
         return RETRY
+    if result == MAJOR:
+        await wait_for_page(vma, address)
+        if cx.design.major_fault == "vma":
+            return RETRY
+        return await page_fault_mmap_lock(cx, address, write)
     return result
 
 
@@ -303,7 +322,8 @@ def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
 async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
     """Make a page accessible for the kernel, under a shared hold that the caller has.
 
-    Returns 0 or -EFAULT. Stacks grow here too, where that is allowed under read.
+    Returns 0 or -EFAULT. Stacks grow here too, where that is allowed under read. A page that has to
+    be read is waited for under the hold.
     """
     handle = await find_vma(mm, address)
     if not handle:
@@ -315,7 +335,8 @@ async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
             return -EFAULT
     if not vma.flags & (VM_WRITE if write else VM_READ):
         return -EFAULT
-    result = await handle_mm_fault(cx, handle, vma, address, write)
+    while (result := await handle_mm_fault(cx, handle, vma, address, write)) == MAJOR:
+        await wait_for_page(vma, address)
     return 0 if result == 0 else -EFAULT
 
 

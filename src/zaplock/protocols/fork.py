@@ -14,6 +14,7 @@ from zaplock.model.flags import (
     VM_DONTCOPY,
     VM_LOCKED_MASK,
     VM_MAYBE_GUARD,
+    VM_MAYWRITE,
     VM_PFNMAP,
     VM_SHARED,
     VM_UFFD_FLAGS,
@@ -42,7 +43,7 @@ async def fork(cx: Cx, child: int) -> int:
     await inherit_counters(cx.mm, child)
     for handle in await find_vmas(cx.mm, 0, 1 << 63):
         vma = await read_vma(handle)
-        if cx.design.vma_locks and cx.design.fork_locks_vma:
+        if cx.design.vma_locks and cx.design.fork_locks_vma and locks(cx, vma):
             await vma_start_write(handle)
         if vma.flags & VM_DONTCOPY:
             continue
@@ -50,7 +51,7 @@ async def fork(cx: Cx, child: int) -> int:
         if copy < 0:
             result = copy
             break
-        if needs_copy(vma):
+        if needs_copy(vma) and (vma.anon_vma or cx.design.fork_copies == "needed"):
             await copy_page_range(cx, vma, child)
     await flush_parent(cx.mm)
     await mmap_write_unlock(cx)
@@ -66,6 +67,13 @@ def inherit_counters(m: Machine, _task: Task, mm: int, child: int) -> None:
     mdwe = m.mm(mm).count("mdwe")
     if mdwe and not mdwe & MDWE_NO_INHERIT:
         m.mm(child).counters.put("mdwe", mdwe)
+
+
+def locks(cx: Cx, vma: Vma) -> bool:
+    """Return whether fork keeps others out of a VMA, in every kernel out of all of them."""
+    if cx.design.fork_locks == "cow":
+        return vma.flags & (VM_SHARED | VM_MAYWRITE) == VM_MAYWRITE
+    return cx.design.fork_locks == "all" or bool(vma.anon_vma)
 
 
 def needs_copy(vma: Vma) -> bool:

@@ -15,13 +15,13 @@ from zaplock.model.rwsem import (
     down_write,
     down_write_killable,
     downgrade_write,
-    held,
     up_read,
     up_write,
 )
 from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import FreedVma, Vma, change, following, lookup, previous, vma_of
+from zaplock.protocols.address_locks import holds
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -108,8 +108,10 @@ def _no_other_reader(m: Machine, task: Task, handle: int) -> bool:
 
 
 def vma_start_write(handle: int) -> Step[None]:
-    """Write-lock a VMA: wait for those who read-lock it, keep new ones out."""
-    return WaitStep(_start_write, (handle,), _no_other_reader, ("vma_readers", handle))
+    """Write-lock a VMA: keep new readers out, and wait for those who are in it."""
+    return WaitStep(
+        _start_write, (handle,), _no_other_reader, ("vma_readers", handle), announce=_start_write
+    )
 
 
 async def start_write_merging(cx: Cx, handle: int, start: int, end: int) -> None:
@@ -150,6 +152,7 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
     False if a writer has it. A VMA that was freed meanwhile can't be locked either: its memory is
     typesafe, and its count says that it is gone (6.15 on; before, RCU freed it later).
     """
+    m.touch(task, "vma", handle)
     vma = m.vmas[handle]
     if isinstance(vma, FreedVma) or vma.lock_seq in (EXCLUDED, m.mm(vma.mm).count("lock_seq")):
         return False
@@ -160,6 +163,7 @@ def vma_start_read(m: Machine, task: Task, handle: int) -> bool:
 @step
 def vma_end_read(m: Machine, task: Task, handle: int) -> None:
     """Give a VMA's read lock back."""
+    m.touch(task, "vma", handle)
     readers = list(m.vma_readers[handle])
     readers.remove(task.tid)
     if readers:
@@ -187,12 +191,12 @@ def still_covers(m: Machine, _task: Task, handle: int, address: int) -> bool:
     return isinstance(vma, Vma) and vma.attached and vma.start <= address < vma.end
 
 
-async def lock_vma_under_rcu(cx: Cx, address: int) -> int:
+async def lock_vma_under_rcu(mm: int, address: int) -> int:
     """Find and read-lock the VMA of an address without the mmap_lock; 0: use the mmap_lock.
 
     Source: mm/mmap_lock.c (mm/memory.c in 6.4 to 6.14), 5e31275cc997.
     """
-    handle = await find_vma_rcu(cx.mm, address)
+    handle = await find_vma_rcu(mm, address)
     if not handle or not await vma_start_read(handle):
         return 0
     if await still_covers(handle, address):
@@ -203,8 +207,7 @@ async def lock_vma_under_rcu(cx: Cx, address: int) -> int:
 
 def assert_write_locked(m: Machine, task: Task, vma: Vma, what: str) -> None:
     """Report a change of what only a writer may change: `what` ("vm_flags of") a VMA."""
-    sem = m.locks.get(("mmap_lock", vma.mm))
-    if sem is None or held(sem, task.tid) != "write":
+    if not holds(m, task, vma.mm, vma.start, vma.end):
         raise Violation(
             Invariant.PRIVATE_UNDER_READ,
             f"{task} changes {what} {vma} without holding the mmap_lock for write",

@@ -39,7 +39,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.folios import split_partly_covered
 from zaplock.model.mm import Pte
-from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.pagetable import alloc_tables, install, zap
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
@@ -225,7 +225,7 @@ async def advise_pages(cx: Cx, start: int, end: int, advice: int) -> int:
     zaps_by_vma = cx.design.dontneed_lock == "vma" and advice in ZAPS
     guards_by_vma = cx.design.guard_lock == "vma" and advice in GUARDS
     if zaps_by_vma or guards_by_vma:
-        handle = await lock_vma_under_rcu(cx, start)
+        handle = await lock_vma_under_rcu(cx.mm, start)
         if handle:
             vma = await read_vma(handle)
             if end <= vma.end and not vma.flags & VM_UFFD_FLAGS and not lacks_anon_vma(vma, advice):
@@ -361,7 +361,11 @@ def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> Non
 
 
 async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: bool) -> int:
-    """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch."""
+    """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch.
+
+    A fault may put a page into the range between the zap and the guards. Linux zaps again then, as
+    often as it takes; here the second time is one step with the guards, so that it ends.
+    """
     if vma.flags & (VM_SPECIAL | VM_HUGETLB) or (install and vma.flags & VM_LOCKED):
         return -EINVAL
     if not install:
@@ -373,7 +377,10 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     gather = await gather_zap(cx.mm, low, high)
     await unmap_page_range(cx, gather, low, high)
     await tlb_finish_mmu(cx, gather)
-    await install_guards(cx.mm, low, high)
+    if not await install_guards(cx.mm, low, high):
+        gather = await gather_zap(cx.mm, low, high)
+        await zap_and_guard(cx.mm, gather, low, high)
+        await tlb_finish_mmu(cx, gather)
     return 0
 
 
@@ -385,11 +392,21 @@ def mark_guarded(m: Machine, task: Task, handle: int) -> None:
 
 
 @step
-def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
-    """Put a guard marker into every entry of a range, which is empty."""
+def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> bool:
+    """Put a guard marker into every entry of a range; False, and nothing, where a page is there."""
     space, first, last = m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    if any(pte.kind != "guard" for _, _, pte in space.ptes.overlapping(first, last)):
+        return False
     alloc_tables(m, task, space, first, last)
     install(m, task, space, first, last, Pte("guard", 0))
+    return True
+
+
+@step
+def zap_and_guard(m: Machine, task: Task, mm: int, gather: int, low: int, high: int) -> None:
+    """Clear a range and put guards into it at once."""
+    zap(m, task, m.mm(mm), gather, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    install_guards.run(m, task, mm, low, high)
 
 
 @step

@@ -99,6 +99,8 @@ async def mmap(
         if error:
             return error
         file = 0 if flags & MAP_ANONYMOUS else file
+    if cx.design.mmap is not None:
+        return await cx.design.mmap(cx, address, length, prot, flags, file, offset)
     events: UnmapEvents = []
     while True:
         if await mmap_write_lock_killable(cx):
@@ -250,7 +252,10 @@ async def mmap_region(
             await undo_driver_mapping(cx, handle, start, end)
             return error
     await start_write_merging(cx, handle, start, end)
-    await finish_mmap(handle, cx.design.merges_anew or cx.design.tree == "rbtree")
+    if cx.design.merges:
+        await finish_mmap(handle, cx.design.merges_anew or cx.design.tree == "rbtree")
+    else:
+        await count_locked_mmap(handle)
     return start
 
 
@@ -370,12 +375,9 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
 
     What can't be locked loses VM_LOCKED only after Linux has looked for a neighbour to merge with.
     """
+    if not count_locked_mmap.run(m, task, handle):
+        return handle
     vma = vma_of(m, task, handle)
-    if vma.flags & VM_LOCKED:
-        if vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
-            m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
-            return handle
-        m.mm(vma.mm).add("locked_vm", vma.nr_pages)
     behind = following(m.mm(vma.mm), vma.end)
     if merges_anew or not behind:
         return merge_around(m, task, handle)
@@ -383,3 +385,15 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     first = can_merge(m, vma, other) and other.anon_vma and before
     apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
     return merge_around(m, task, handle, apart)
+
+
+@step
+def count_locked_mmap(m: Machine, task: Task, handle: int) -> bool:
+    """Count a locked mapping; False, and it is not locked, where that can't be."""
+    vma = vma_of(m, task, handle)
+    if vma.flags & VM_LOCKED:
+        if vma.flags & (VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE):
+            m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_LOCKED_MASK))
+            return False
+        m.mm(vma.mm).add("locked_vm", vma.nr_pages)
+    return True

@@ -45,14 +45,17 @@ from zaplock.model.vma import (
     find_vma,
     fits_limits,
     following,
+    lookup,
     merge_around,
     previous,
     read_vma,
+    split,
     split_huge_entry,
     split_vma,
     vma_of,
     write_vma,
 )
+from zaplock.protocols.address_locks import give, take
 from zaplock.protocols.commit import commit, uncharge
 from zaplock.protocols.locking import (
     assert_write_locked,
@@ -84,11 +87,34 @@ async def mprotect(cx: Cx, start: int, length: int, prot: int) -> int:
         return -ENOMEM
     if prot & ~KNOWN_PROT:
         return -EINVAL
+    if cx.design.mmap is not None and not grows:
+        return await mprotect_ranged(cx, start, end, prot)
     if await mmap_write_lock_killable(cx):
         return -EINTR
     result = await protect_range(cx, start, end, prot & ~grows, grows)
     await mmap_write_unlock(cx)
     return result
+
+
+async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int) -> int:
+    """mprotect under a hold of its range, for designs whose mmap holds no more than its own."""
+    if await take(cx, cx.mm, start, end, killable=True):
+        return -EINTR
+    result = await set_apart(cx.mm, start, end) or await protect_range(cx, start, end, prot, 0)
+    await give(cx, cx.mm, start, end)
+    return result
+
+
+@step
+def set_apart(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
+    """Split what reaches out of a range, so that the range's mappings are nobody else's."""
+    for edge in (start, end):
+        handle = lookup(m, m.mm(mm), edge)
+        if handle and vma_of(m, task, handle).start < edge:
+            new = split(m, task, handle, edge, False)
+            if new < 0:
+                return new
+    return 0
 
 
 async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> int:
@@ -183,9 +209,10 @@ async def modify_vma(
     uffd = vma.uffd if uffd is None else uffd
     anon_name = vma.anon_name if anon_name is None else anon_name
     untouched = cx.design.merges_untouched
-    merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, untouched)
-    if merged:
-        return merged
+    if cx.design.merges:
+        merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, untouched)
+        if merged:
+            return merged
     if low > vma.start:
         new = await split_vma(handle, low, True)
         if new < 0:
@@ -195,6 +222,8 @@ async def modify_vma(
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)
+    if not cx.design.merges:
+        return handle
     await start_write_merging(cx, handle, max(low, vma.start), min(high, vma.end))
     return await merge(handle, untouched)
 

@@ -13,13 +13,13 @@ from errno import EFAULT, EINTR
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, PMD_SIZE
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, VM_READ
 from zaplock.model.frames import read_frame
 from zaplock.model.rwsem import Lock, down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import find_vma, lookup, read_vma
 from zaplock.protocols.fault import fixup_user_fault
-from zaplock.protocols.locking import vma_end_read, vma_start_read
+from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read, vma_start_read
 from zaplock.protocols.walk import (
     FoundTable,
     entry_at,
@@ -69,6 +69,10 @@ async def access_remote_vm(cx: Cx, mm: int, address: int) -> int:
 
 async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
     """The same, but -EINTR where we were killed and -EFAULT where nothing is there."""
+    if cx.design.remote_lock != "mmap":
+        tags = await pages_under_vma_lock(cx, mm, address, address + PAGE_SIZE)
+        if tags:
+            return tags[0]
     lock: Lock = ("mmap_lock", mm)
     waits = down_read_killable if cx.design.cmdline_killable else down_read
     if await waits(lock):
@@ -78,6 +82,46 @@ async def __access_remote_vm(cx: Cx, mm: int, address: int) -> int:
         tag = await remote_page(cx, mm, address)
     await up_read(lock)
     return tag
+
+
+async def pages_under_vma_lock(cx: Cx, mm: int, start: int, end: int) -> tuple[int, ...]:
+    """Read the pages of [start, end) that are there, in a row, under the lock of start's VMA alone.
+
+    Returns their tags, none where the VMA can't be locked or read, or, under "one-vma", where the
+    range does not end in it.
+    """
+    handle = await lock_vma_under_rcu(mm, start)
+    if not handle:
+        return ()
+    vma = await read_vma(handle)
+    tags: tuple[int, ...] = ()
+    if vma.flags & VM_READ and (end <= vma.end or cx.design.remote_lock == "vma"):
+        for at in range(start, min(end, vma.end), PAGE_SIZE):
+            tag = await remote_entry(await pte_offset(handle, at, True), at)
+            if tag < 0:
+                break
+            tags += (tag,)
+    await vma_end_read(handle)
+    return tags
+
+
+async def read_remote(cx: Cx, mm: int, start: int, end: int) -> int:
+    """Read [start, end) of another process in one call: how many pages were there in a row.
+
+    Under the mmap_lock, or, where the design locks VMAs, under one after the other while that goes.
+    """
+    at = start
+    while cx.design.remote_lock != "mmap" and at < end:
+        seen = await pages_under_vma_lock(cx, mm, at, end)
+        at += len(seen) * PAGE_SIZE
+        if not seen:
+            break
+    lock: Lock = ("mmap_lock", mm)
+    if at < end and not await down_read_killable(lock):
+        while at < end and await remote_page(cx, mm, at) >= 0:
+            at += PAGE_SIZE
+        await up_read(lock)
+    return at - start >> PAGE_SHIFT
 
 
 async def remote_page(cx: Cx, mm: int, address: int) -> int:

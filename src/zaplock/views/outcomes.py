@@ -26,7 +26,7 @@ WRITERS = ("mmap", "mprotect", "clone", "fork")
 FELT_NS = 100_000
 """What nobody calls a stall where the lock is held for microseconds."""
 
-Hold = Literal["exclusive", "shared", "brief"]
+Hold = Literal["exclusive", "shared", "brief", "range"]
 
 
 def title(comparison: Comparison) -> str:
@@ -148,7 +148,7 @@ def block_sentences(
     """Say what one block shows, once for designs that show the same."""
 
     def shows(row: TeardownOutcome) -> tuple[Hold, tuple[str, ...]]:
-        return hold_of(row), tuple(stalled(row))
+        return told_hold(row), tuple(stalled(row))
 
     said = []
     beside = f"Beside {listed(block)}" if block else "With nobody beside it"
@@ -175,7 +175,9 @@ def story(
         worst = max(row.stalls[name].max_ns for row in rows for name in spared)
         verb = "goes" if len(spared) == 1 else "go"
         limit = f"at most {duration(worst)} late" if worst else "without a stall"
-        parts.append(f"{listed(spared)} {verb} on, {limit}{why_spared(victims, spared)}")
+        lock = {row.extra.get("faults_lock", "VMA") for row in rows}
+        reason = why_spared(victims, spared, lock.pop() if len(lock) == 1 else "")
+        parts.append(f"{listed(spared)} {verb} on, {limit}{reason}")
     return "; ".join(parts) + "."
 
 
@@ -184,6 +186,8 @@ def held(rows: Sequence[TeardownOutcome], hold: Hold) -> str:
     alone = reach([row.exclusive_hold_ns or 0 for row in rows])
     if hold == "exclusive":
         return f"munmap holds the lock exclusively for {alone}"
+    if hold == "range":
+        return f"munmap holds what covers its own range, and nothing else, for {alone}"
     if hold == "brief":
         return f"munmap holds the lock exclusively for {alone} and zaps without it"
     shared = reach([row.shared_hold_ns or 0 for row in rows])
@@ -198,6 +202,8 @@ def reach(values: Sequence[int]) -> str:
 
 def why(hold: Hold, victims: Sequence[str]) -> str:
     """Name the cause of stalls."""
+    if hold == "range":
+        return ", since what that needs overlaps, or queues behind what overlaps"
     if hold != "shared":
         return ", since nobody else may have the lock"
     writers = [name for name in victims if name in WRITERS]
@@ -210,10 +216,11 @@ def why(hold: Hold, victims: Sequence[str]) -> str:
     )
 
 
-def why_spared(victims: Sequence[str], spared: Sequence[str]) -> str:
-    """Say why somebody is spared although a convoy stands there."""
-    if "fault" in spared and any(name in WRITERS for name in victims):
-        return ", since page faults lock their VMA only"
+def why_spared(victims: Sequence[str], spared: Sequence[str], faults_lock: str = "VMA") -> str:
+    """Say why somebody is spared although a convoy stands there; "": for several reasons."""
+    if faults_lock and "fault" in spared and any(name in WRITERS for name in victims):
+        what = "nothing" if faults_lock == "nothing" else f"their {faults_lock} only"
+        return f", since page faults lock {what}"
     return ""
 
 
@@ -236,6 +243,11 @@ def hold_of(row: TeardownOutcome) -> Hold:
     if shared_ns > exclusive_ns:
         return "shared"
     return "brief" if 0 < exclusive_ns + shared_ns < row.munmap_ns // 2 else "exclusive"
+
+
+def told_hold(row: TeardownOutcome) -> Hold:
+    """Return how the hold is told: of a range, where that is all that munmap locks."""
+    return "range" if row.extra.get("munmap_locks") == "range" else hold_of(row)
 
 
 def stalled(row: TeardownOutcome) -> list[str]:

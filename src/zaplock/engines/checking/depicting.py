@@ -88,14 +88,14 @@ def depict_frames(chain: Sequence[tuple[Any, int]]) -> tuple[Stand, ...]:
     for one, _ in chain:
         depiction.meet(one)
     stands = []
-    for number, (one, since) in enumerate(chain):
+    for one, since in chain:
         frame: Any = getattr(one, "cr_frame", None) or one.gi_frame
         held = frame.f_locals
         seen = (
             frame.f_code, frame.f_lasti,
             depiction.all(item for name in sorted(held) for item in (name, held[name])),
         )  # fmt: skip
-        stands.append(Stand(seen, stands_bare(one, number + 1 < len(chain)), since))
+        stands.append(Stand(seen, stands_bare(one), since))
     return tuple(stands)
 
 
@@ -218,14 +218,11 @@ def _is_record(value: Any) -> bool:
 # Frames
 
 
-def stands_bare(one: Any, drives: bool) -> bool:
-    """Return whether nothing hides in the frame of a suspended coroutine or generator.
-
-    drives: it goes on with another one, by `await` or `yield from`.
-    """
+def stands_bare(one: Any) -> bool:
+    """Return whether nothing hides in the frame of a suspended coroutine or generator."""
     is_coroutine = isinstance(one, types.CoroutineType)
     frame: Any = one.cr_frame if is_coroutine else one.gi_frame
-    return is_bare(frame.f_code, frame.f_lasti, is_coroutine or drives)
+    return is_bare(frame.f_code, frame.f_lasti, is_coroutine or one.gi_yieldfrom is not None)
 
 
 def is_bare(code: types.CodeType, at: int, awaits: bool) -> bool:

@@ -162,7 +162,7 @@ class LiveProtocol:
         for number, (one, _) in enumerate(chain):
             is_last = number + 1 == len(chain)
             since = self.received if is_last else chain[number + 1][1]
-            if since > had and not stands_bare(one, not is_last):
+            if since > had and not stands_bare(one):
                 return False
         return True
 

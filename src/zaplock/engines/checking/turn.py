@@ -16,6 +16,7 @@ from zaplock.errors import ProtocolError
 from zaplock.model import rwsem, words
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep
+from zaplock.model.spans import SpanStep
 from zaplock.model.step import Step, StepWatch, Task, WaitStep, watching
 
 
@@ -61,7 +62,12 @@ def _attempt(
         return _lock(rules, machine, task, step, queued)
     if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
         if step.killable and machine.has_fatal_signal(task.tid):
+            if queued and step.withdraw is not None:
+                step.withdraw(machine, task, *step.args)
             return StepOutcome("done", EINTR_RESULT)
+        if rules.fair and isinstance(step, SpanStep) and step.announce is not None and not queued:
+            step.announce(machine, task, *step.args)
+            return QUEUED
         return BLOCKED
     return StepOutcome("done", step.run(machine, task, *step.args))
 

@@ -22,6 +22,7 @@ from collections.abc import Container
 from zaplock.engines.timed.cpus import SLOT_BITS, Clock, Cpus
 from zaplock.engines.timed.event_log import ACQUIRED, NOT_ACQUIRED, WRITE, EventLog
 from zaplock.engines.timed.hung_tasks import LongWaits
+from zaplock.engines.timed.lines import CacheLines
 from zaplock.engines.timed.locks import TimedLock
 from zaplock.engines.timed.threads import BLOCKED, RESUMING, SPINNING, Thread
 from zaplock.model.rwsem import EINTR_RESULT, LockStep
@@ -44,6 +45,7 @@ class Contention:
         self.recorder = recorder
         self.long_waits = long_waits
         self.owed_ns = 0
+        self.lines: CacheLines | None = None
         cpus.stop_spinning = self.stop_spinning
         cpus.owner_left = self.owner_left
 
@@ -231,6 +233,8 @@ class Contention:
         assert lock is not None
         thread.result = 0
         thread.left_ns = self.cpus.sched.lock_ns
+        if self.lines is not None:
+            thread.left_ns += self.lines.touch(lock.which, thread.tid, self.clock.now)
         self._record(thread, lock, ACQUIRED, thread.step.write)
         return self._end_wait(thread)
 

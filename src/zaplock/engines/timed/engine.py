@@ -19,6 +19,7 @@ touching the heap.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from heapq import heappop, heappush, heappushpop
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ from zaplock.engines.timed.event_log import (
     EventLog,
 )
 from zaplock.engines.timed.hung_tasks import LongWait, LongWaits
+from zaplock.engines.timed.lines import CacheLines
 from zaplock.engines.timed.locks import LockView, TimedLock
 from zaplock.engines.timed.threads import (
     BLOCKED,
@@ -50,6 +52,7 @@ from zaplock.engines.timed.threads import (
 )
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
+from zaplock.model.spans import SpanEnd, SpanStep
 from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Events
@@ -70,8 +73,12 @@ class TimedEngine:
         record_sched: bool = False,
         cpu_max: CpuMax | None = None,
         throttled_in: Literal["kernel", "user"] = "kernel",
+        lines: CacheLines | None = None,
     ) -> None:
-        """Stand beside `machine`, at time 0. No lock of it may be held."""
+        """Stand beside `machine`, at time 0. No lock of it may be held.
+
+        With `lines`, what several CPUs write has to come over to each of them.
+        """
         self.machine = machine
         self.policy = policy
         self.sched = sched
@@ -87,6 +94,9 @@ class TimedEngine:
         self._contention = Contention(
             self.clock, self.cpus, self.recorder, self._long_waits, self._signals
         )
+        self._lines = self._contention.lines = lines
+        if lines is not None:
+            machine.touched = self._touched
         self._locks: dict[Lock, TimedLock] = {}
         self._channels: dict[tuple[Any, ...], list[Thread]] = {}
         self._foreground = 0
@@ -163,7 +173,7 @@ class TimedEngine:
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
-        bandwidth = cpus.bandwidth
+        bandwidth, lines = cpus.bandwidth, self._lines
         unseen = not self.recorder.sched and bandwidth is None
         which: Lock | None = None
         lock: TimedLock
@@ -220,8 +230,9 @@ class TimedEngine:
                         self._make_codes(thread, lock)
                     action, write, result = step.action, step.write, 0
                     codes = thread.codes[write]
+                    way = 0 if lines is None else lines.touch(which, thread.tid, now)
                     if action == "down":
-                        price = lock_ns
+                        price = lock_ns + way
                         if (
                             lock.owner is None
                             and not lock.contended
@@ -243,7 +254,7 @@ class TimedEngine:
                                 timer = heappop(heap)
                                 break
                     elif action == "up":
-                        price = unlock_ns
+                        price = unlock_ns + way
                         if codes:
                             fresh += (now, codes[2])
                         if write:
@@ -258,7 +269,7 @@ class TimedEngine:
                         price = self._downgrade(thread, lock)
                     else:
                         result = self._try(thread, lock, write)
-                        price = lock_ns
+                        price = lock_ns + way
                 elif kind is a_sleep:
                     if thread.background and not self._foreground:
                         self._finish(thread, None)
@@ -390,12 +401,25 @@ class TimedEngine:
         killed = isinstance(step, WaitStep) and step.killable and thread.tid in self._signals
         if isinstance(step, WaitStep) and not step.ready(machine, thread.task, *step.args):
             if not killed:
+                if thread.resume is None:
+                    self._note_span(thread, ASKED)
+                    if step.announce is not None:
+                        step.announce(machine, thread.task, *step.args)
                 thread.resume = self._attempt
                 self._channels.setdefault(step.channel, []).append(thread)
                 self.cpus.leave(thread, BLOCKED)
                 return False
             thread.result = EINTR_RESULT
+            self._note_span(thread, NOT_ACQUIRED)
+            if step.withdraw is not None and thread.resume is not None:
+                step.withdraw(machine, thread.task, *step.args)
         else:
+            if isinstance(step, SpanStep):
+                if thread.resume is None:
+                    self._note_span(thread, ASKED)
+                self._note_span(thread, ACQUIRED)
+            elif isinstance(step, SpanEnd):
+                self._note_span(thread, RELEASED)
             thread.result = step.run(machine, thread.task, *step.args)
             thread.left_ns = int(machine.spent_ns + 0.5) + self._after_step()
             machine.spent_ns = 0
@@ -403,6 +427,19 @@ class TimedEngine:
             self._long_waits.look_at(thread, self.clock.now)
             thread.resume = None
         return True
+
+    def _touched(self, line: Hashable, tid: int) -> int:
+        assert self._lines is not None
+        return self._lines.touch(line, tid, self.clock.now + self.machine.spent_ns)
+
+    def _note_span(self, thread: Thread, what: int) -> None:
+        """Record what happens to a range of a lock as if it were all of the lock."""
+        step = thread.step
+        if isinstance(step, SpanStep | SpanEnd):
+            lock = self._locks.get(step.lock) or self._new_lock(step.lock)
+            if lock.code:
+                mode = WRITE if step.write else 0
+                self.recorder.fresh += (self.clock.now, thread.code | lock.code | what | mode)
 
     def _after_step(self) -> int:
         """Wake whom a step has woken or killed; return what that costs the waker."""

@@ -1,0 +1,182 @@
+"""Predict how a workload grows with CPUs under designs; with --measure, what this kernel does.
+
+WORKLOAD is one of will-it-scale's (mmap1, mmap2, brk1, page_fault1, page_fault2, page_fault3), pft
+(pft-one: one mapping for all threads, pft-each: one for each), regions (regions-low, regions-high:
+CortenMM's micro-benchmarks) or maps (a mapper beside a reader of /proc/PID/maps); pft and regions
+alone lay both side by side. A thread is on each CPU, all of one process.
+
+What is predicted are ratios between designs on one machine: what the address space's locks and
+lines allow. The page allocator, the LRU lists and memory cgroups are not there, and where their
+locks begin to count a real curve bends earlier. To put a machine in, give what one thread makes a
+second (--single, of the first design) and what a cache line takes from CPU to CPU (--transfer).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zaplock import outputs
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.lab.scale import MachineOfTheirs, Point
+    from zaplock.protocols.design import Design
+
+CPUS = "1,2,4,8,16,32,64"
+DESIGNS = "linux-6.3,linux-6.4"
+TRANSFER_NS = 60.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `zaplock scale`."""
+    add = parser.add_argument
+    add("workload", metavar="WORKLOAD", help="mmap1, brk1, page_fault1, pft, regions, maps, ...")
+    add("--cpus", metavar="LIST", help=f"numbers of CPUs by comma ({CPUS})")
+    add("--design", action="append", metavar="NAMES",
+        help=f"designs by comma, or a group; again for more ({DESIGNS})")  # fmt: skip
+    add("--against", metavar="NAME", help="the design that others are compared with (the first)")
+    add("--single", type=float, metavar="RATE",
+        help="operations a second of one thread, which all costs are fitted to")  # fmt: skip
+    add("--transfer", type=float, metavar="NS",
+        help="what a cache line takes from CPU to CPU (60)")  # fmt: skip
+    add("--nodes", type=int, default=1, metavar="N", help="NUMA nodes, CPUs in equal parts (1)")
+    add("--far", type=float, metavar="NS", help="... from another node (as --transfer)")
+    add("--cores", type=int, metavar="N", help="cores: above so many threads, two run on one")
+    add("--smt", type=float, default=0.6, metavar="SPEED",
+        help="with --cores: the speed of a thread that shares its core (0.6)")  # fmt: skip
+    add("--profile", default=None, metavar="NAME", help="cost profile (e5-2680-rfc)")
+    add("--measure", action="store_true",
+        help="run it on this kernel, too; --single and --transfer are then measured")  # fmt: skip
+    add("--plot", metavar="FILE", help="draw operations a second over CPUs (.svg, .png, .pdf)")
+    add("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, and measure where asked to."""
+    from zaplock.cli._progress import counter
+    from zaplock.lab import profiles
+    from zaplock.lab.scale import require, scale
+
+    cpus = _cpus(args.cpus, args.measure)
+    require(args.workload, cpus)
+    designs = _designs(args)
+    against, theirs = _against(args.against, designs), _machine(args)
+    if args.plot:
+        _require_picture(args.plot)
+    profile = profiles.load(args.profile or profiles.DEFAULT)
+    measured = _measured(args.workload, cpus) if args.measure else []
+    with counter("scale") as show:
+        points = scale(
+            designs, profile, args.workload, cpus, theirs,
+            single=_single(args, measured), progress=show,
+        )  # fmt: skip
+    if args.plot:
+        from zaplock.views.scale import plot
+
+        plot([*points, *measured], Path(args.plot))
+    if args.json:
+        told = {"workload": args.workload, "profile": profile.name, **theirs.to_json(),
+                "points": [one.to_json() for one in points],
+                "measured": [one.to_json() for one in measured]}  # fmt: skip
+        print(json.dumps(told, indent=2))
+    else:
+        from zaplock.views.scale import lines
+
+        for line in lines(points, measured, against, theirs):
+            print(line)
+    after = f"zaplock scale {args.workload} --design linux-7.3,rivals --plot scale.svg"
+    print(f"next: {after}", file=sys.stderr if args.json else sys.stdout)
+    return 0
+
+
+def _designs(args: argparse.Namespace) -> list[Design]:
+    """Return the designs asked for; with --measure this kernel's, unless others are."""
+    import os
+
+    from zaplock.cli._designs import parse_designs
+    from zaplock.designs.linux import design_of
+
+    if args.measure and not args.design:
+        return [design_of(os.uname().release).design]
+    return parse_designs(args.design or [DESIGNS])
+
+
+def _single(args: argparse.Namespace, measured: list[Point]) -> dict[str, float]:
+    """Return what one thread makes a second, by workload: as given, or as measured."""
+    from zaplock.lab.scale import parts_of
+
+    if args.single is not None:
+        return dict.fromkeys(parts_of(args.workload), args.single)
+    return {one.workload: one.per_second for one in measured if one.cpus == 1}
+
+
+def _cpus(text: str | None, measures: bool) -> list[int]:
+    """Read --cpus; without it those that there are, where they are to be measured."""
+    if text is None and measures:
+        from zaplock.measure.scale import cpus_here
+
+        return list(range(1, cpus_here() + 1))
+    text = CPUS if text is None else text
+    try:
+        found = sorted({int(part) for part in text.split(",") if part})
+    except ValueError:
+        found = []
+    if not found:
+        raise UserError(f"--cpus {text!r} is no list of numbers such as {CPUS}")
+    return found
+
+
+def _machine(args: argparse.Namespace) -> MachineOfTheirs:
+    from zaplock.experiment import between
+    from zaplock.lab.scale import MachineOfTheirs
+
+    transfer_ns = args.transfer
+    if transfer_ns is None:
+        transfer_ns = _transfer_here() if args.measure else TRANSFER_NS
+    between("--transfer", transfer_ns, 0, 1e6)
+    between("--smt", args.smt, 0.1, 1)
+    between("--nodes", args.nodes, 1, 64)
+    if args.far is not None:
+        between("--far", args.far, 0, 1e6)
+    if args.cores is not None:
+        between("--cores", args.cores, 1, 512)
+    if args.single is not None:
+        between("--single", args.single, 1, 1e12)
+    return MachineOfTheirs(transfer_ns, args.far, args.nodes, args.cores, args.smt)
+
+
+def _transfer_here() -> float:
+    from zaplock.measure.scale import transfer_ns
+
+    return transfer_ns()
+
+
+def _against(name: str | None, designs: list[Design]) -> str:
+    names = [design.name for design in designs]
+    if name is not None and name not in names:
+        raise UserError(f"--against {name!r} is not among the designs: {', '.join(names)}")
+    return name or names[0]
+
+
+def _require_picture(path: str) -> None:
+    if Path(path).suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"picture {path!r} must end in .svg, .png or .pdf")
+    outputs.require_writable(path)
+
+
+def _measured(workload: str, cpus: list[int]) -> list[Point]:
+    from zaplock.cli._busy import busy
+    from zaplock.lab.scale import Point, parts_of
+    from zaplock.measure.scale import cpus_here, rate
+
+    with busy(f"running {workload} on this kernel"):
+        return [
+            Point("this kernel", part, count, rate(part, count))
+            for part in parts_of(workload)
+            for count in cpus
+            if count + (part == "maps") <= cpus_here()
+        ]

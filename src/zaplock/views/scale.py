@@ -1,0 +1,106 @@
+"""Operations a second over CPUs: as a table with ratios, and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zaplock.lab.scale import MachineOfTheirs, Point
+
+Rates = dict[tuple[str, str, int], float]
+
+
+def _rates(points: Sequence[Point]) -> Rates:
+    return {(one.workload, one.design, one.cpus): one.per_second for one in points}
+
+
+def lines(
+    points: Sequence[Point], measured: Sequence[Point], against: str, theirs: MachineOfTheirs
+) -> Iterator[str]:
+    """Write a table for each workload, the ratios between two, and what this kernel did."""
+    yield inputs(theirs)
+    rates = _rates(points)
+    workloads = list(dict.fromkeys(one.workload for one in points))
+    designs = list(dict.fromkeys(one.design for one in points))
+    cpus = list(dict.fromkeys(one.cpus for one in points))
+
+    def table(title: str, names: Sequence[str], cell: Callable[[str, int], str]) -> Iterator[str]:
+        width = max(len(title), *(len(name) + 2 for name in designs)) + 2
+        yield f"\n{title:<{width}}" + "".join(f"{count:>9}" for count in cpus)
+        for name in names:
+            yield f"  {name:<{width - 2}}" + "".join(f"{cell(name, count):>9}" for count in cpus)
+
+    for workload in workloads:
+
+        def rate(name: str, count: int, of: str = workload) -> str:
+            return short(rates[of, name, count])
+
+        def ratio(name: str, count: int, of: str = workload) -> str:
+            return f"{rates[of, name, count] / rates[of, against, count]:.2f}"
+
+        yield from table(f"{workload}, operations a second, by CPUs", designs, rate)
+        others = [name for name in designs if name != against]
+        if others:
+            yield from table(f"times {against}'s", others, ratio)
+    if len(workloads) == 2:
+        first, second = workloads
+        yield from table(
+            f"{second} : {first}", designs,
+            lambda name, count: f"{rates[second, name, count] / rates[first, name, count]:.2f}",
+        )  # fmt: skip
+    yield from measured_lines(measured, rates, against)
+
+
+def short(value: float) -> str:
+    """Write a rate with three digits or four.
+
+    >>> short(937_794), short(71_841_846), short(81)
+    ('938k', '71.8M', '81')
+    """
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            scaled = value / size
+            digits = 2 if scaled < 10 else 1 if scaled < 100 else 0
+            return f"{scaled:.{digits}f}{letter}"
+    return f"{value:.0f}"
+
+
+def inputs(theirs: MachineOfTheirs) -> str:
+    """Say what was put in."""
+    told = f"a cache line takes {theirs.transfer_ns:g} ns from CPU to CPU"
+    if theirs.nodes > 1:
+        far = theirs.transfer_ns if theirs.far_ns is None else theirs.far_ns
+        told += f", {far:g} ns between {theirs.nodes} nodes"
+    if theirs.cores is not None:
+        told += f"; above {theirs.cores} threads two share a core, each at {theirs.smt_speed:g}"
+    return told
+
+
+def measured_lines(measured: Sequence[Point], rates: Rates, against: str) -> Iterator[str]:
+    """Write what this kernel did, its ratio to one thread, and the ratio that was predicted."""
+    if not measured:
+        return
+    alone = {one.workload: one.per_second for one in measured if one.cpus == 1}
+    yield f"\nmeasured on this kernel: operations a second, times one thread's, and by {against}"
+    for one in measured:
+        name = one.workload
+        row = f"{one.cpus:>6}  {name:<14}{one.per_second:>14,.0f}"
+        if name in alone and (name, against, 1) in rates:
+            predicted = rates[name, against, one.cpus] / rates[name, against, 1]
+            row += f"{one.per_second / alone[name]:>8.2f}{predicted:>8.2f}"
+        yield row
+
+
+def plot(points: Sequence[Point], path: Path) -> None:
+    """Draw operations a second over CPUs, both logarithmic, a line for each design."""
+    import altair
+
+    rows = [one.to_json() for one in points]
+    axes = {"x": altair.X("cpus:Q", scale=altair.Scale(type="log", base=2), title="CPUs"),
+            "y": altair.Y("per_second:Q", scale=altair.Scale(type="log"),
+                          title="operations a second")}  # fmt: skip
+    drawn = altair.Chart(altair.InlineData(rows)).mark_line(point=True)
+    chart = drawn.encode(**axes, color="design:N").properties(width=360, height=280)
+    chart.facet(column=altair.Column("workload:N", title=None)).save(str(path))

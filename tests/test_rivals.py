@@ -1,0 +1,176 @@
+"""Rivals of Linux's address space, and the locks that they need: ranges and page-table pages."""
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from zaplock.check.bugs import expected
+from zaplock.check.matrix import check_row, unexpected
+from zaplock.check.verdicts import check, find_design, find_scenario
+from zaplock.designs.catalogue import GROUPS
+from zaplock.designs.rivals import rivals
+from zaplock.engines.timed.engine import TimedEngine
+from zaplock.lab import profiles
+from zaplock.lab.compare import compare
+from zaplock.lab.experiment import SimulatedExperiment
+from zaplock.model.machine import Machine
+from zaplock.model.rwsem import RWSEM_5_11
+from zaplock.model.spans import lock_range, spans_of, unlock_range
+from zaplock.model.step import SleepStep, Task
+from zaplock.model.violations import Violation
+from zaplock.protocols.address_locks import ROOT, covering, mapped_by, path_to
+from zaplock.views.outcomes import block_sentences, sentences
+
+SCENARIOS = (
+    "munmap+fault", "munmap+munmap", "munmap-killed", "munmap-error", "fault+mremap",
+    "mremap-touch", "convoy", "starvation", "bounded-hold", "fork-copy", "mmap-fixed+mprotect",
+    "hugetlb", "uffd-event", "munmap-sealed", "fork-served",
+)  # fmt: skip
+LOCK = ("ranges", 1)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_rival_has_the_verdict_that_is_known_of_it(scenario: str) -> None:
+    cells = check_row(scenario, list(rivals()))
+    assert not unexpected(cells), [(c.design, c.verdict, c.invariants, c.why) for c in cells]
+
+
+def test_a_fault_without_a_lock_misses_a_move_unless_it_looks_for_writers() -> None:
+    found = check(find_scenario("fault+mremap"), find_design("bonsai"))
+    assert found.verdict == "broken"
+    assert len(found.groups) <= 30
+    assert expected("fault+mremap", rivals()["bonsai"]) is not None
+    assert (
+        check(find_scenario("fault+mremap"), find_design("speculative-faults")).verdict == "proved"
+    )
+
+
+def test_who_stalls_beside_a_huge_unmap_and_for_how_long_in_one_sentence_each() -> None:
+    chosen = [rivals()[name] for name in ("bonsai", "radixvm", "cortenmm-rw")]
+    experiment = SimulatedExperiment(320 << 30)
+    blocks = (("mmap", "fork", "mprotect", "clone"), ("fault", "neighbour", "proc"))
+    found = compare(chosen, experiment, profiles.load("e5-2680-320g"), blocks=blocks)
+    hold_ns = 17_000_000_000
+    writers, near = ({row.design: row for row in found.block(block)} for block in blocks)
+    assert all(row.exclusive_hold_ns > hold_ns for row in writers.values())
+    assert writers["bonsai"].stalls["mmap"].max_ns > hold_ns, "its writers wait for one another"
+    assert writers["radixvm"].stalls["mmap"].max_ns == 0, "other slots"
+    assert writers["radixvm"].stalls["fork"].max_ns > hold_ns, "fork locks all slots"
+    assert near["radixvm"].stalls["neighbour"].max_ns == 0
+    assert near["cortenmm-rw"].stalls["neighbour"].max_ns > hold_ns, "it shares the covering page"
+    assert near["cortenmm-rw"].stalls["fault"].max_ns == 0
+    said = [line for line in sentences(found) if line.startswith("Beside mmap, fork")]
+    for name in ("bonsai", "radixvm", "cortenmm-rw"):
+        assert sum(f" {name}: " in line for line in said) == 1, said
+    alone = block_sentences([near["cortenmm-rw"]], blocks[1], ["cortenmm-rw"])
+    assert "holds what covers its own range, and nothing else, for 17.9 s" in alone[0]
+
+
+def test_a_name_is_given_to_at_least_24_designs() -> None:
+    assert sum(len(names()) for names in GROUPS.values()) >= 24
+    assert GROUPS["rivals"]() == list(rivals())
+
+
+def test_the_page_table_page_that_covers_a_range_maps_all_of_it_and_no_lower_one_does() -> None:
+    random = Random(5)
+    for _ in range(300):
+        start = random.randrange(1 << 47) & -4096
+        end = start + (random.randrange(1, 1 << random.randrange(1, 34)) << 12)
+        level, index = covering(start, end)
+        low, high = mapped_by(level, index)
+        assert low <= start < end <= high
+        if level > 1:
+            size = 1 << 12 + 9 * (level - 1)
+            assert start // size != (end - 1) // size
+        assert len(path_to(1, start, end)) == ROOT - level + 1
+
+
+def run_all(programs: dict[int, Callable[[], object]]) -> TimedEngine:
+    engine = TimedEngine(Machine(), policy=RWSEM_5_11)
+    for tid, program in programs.items():
+        engine.spawn(Task(tid, 1), program(), at_ns=tid)  # type: ignore[arg-type]
+    engine.run()
+    return engine
+
+
+def test_ranges_that_overlap_come_in_turn_and_others_at_once() -> None:
+    log: list[tuple[str, int]] = []
+
+    def hold(name: str, start: int, end: int, write: bool) -> Callable[[], object]:
+        async def program() -> None:
+            await lock_range(LOCK, start, end, write)
+            log.append((name, engine_now()))
+            await SleepStep(1000)
+            await unlock_range(LOCK, start, end, write)
+
+        return program
+
+    engine = TimedEngine(Machine(), policy=RWSEM_5_11)
+
+    def engine_now() -> int:
+        return engine.now_ns
+
+    wanted = {
+        1: ("first", 0, 10, True), 2: ("apart", 10, 20, True), 3: ("behind", 5, 15, True),
+        4: ("behind that", 12, 13, False), 5: ("far", 30, 40, True),
+    }  # fmt: skip
+    for tid, (name, start, end, write) in wanted.items():
+        engine.spawn(Task(tid, 1), hold(name, start, end, write)(), at_ns=tid)  # type: ignore
+    engine.run()
+    at = dict(log)
+    assert at["apart"] < 1000
+    assert at["far"] < 1000
+    assert 1000 <= at["behind"] < 2000
+    assert at["behind that"] >= 2000, "it conflicts with one that came before it"
+    assert spans_of(engine.machine, LOCK).held == ()
+
+
+def test_what_was_not_held_so_can_not_be_given_back() -> None:
+    async def wrong() -> None:
+        await lock_range(LOCK, 0, 10, True)
+        await unlock_range(LOCK, 0, 9, True)
+
+    with pytest.raises(Violation, match="does not hold it so"):
+        run_all({1: wrong})
+
+
+OWN = """
+from zaplock.author import *
+
+BOOK = LockClass("book")
+PAGES = OwnCells("pages", 0)
+
+async def turn(cx, first, last, locked):
+    if locked:
+        await lock_range(BOOK(1), first, last)
+    for page in range(first, last):
+        seen = await PAGES.read(page)
+        await PAGES.write(page, seen + 1)
+    if locked:
+        await unlock_range(BOOK(1), first, last)
+    return 0
+
+TURN = OwnOperation(name="turn", run=turn, arguments=("first", "last", "locked"), summary="turn")
+COUNTED = OwnInvariant(
+    name="EACH_TURN_COUNTS", says="no turn is lost",
+    at_end=lambda m, results: None if PAGES.get(m, 3) == 2 else f"{PAGES.get(m, 3)} turns of 2",
+)
+
+def scenario(locked):
+    return Scenario(
+        summary="two turn overlapping pages", operations=(TURN,), invariants=(COUNTED,),
+        task=[TaskSpec([f"turn 0 4 {locked} -> 0"]), TaskSpec([f"turn 3 5 {locked} -> 0"])],
+    )
+
+LOCKED, BARE = scenario(1), scenario(0)
+"""
+
+
+def test_a_range_lock_is_there_for_authors_too(tmp_path: Path) -> None:
+    file = tmp_path / "book.py"
+    file.write_text(OWN)
+    design = find_design("linux-6.18")
+    assert check(find_scenario(f"{file}:LOCKED"), design).verdict == "proved"
+    assert check(find_scenario(f"{file}:BARE"), design).verdict == "broken"

@@ -1,0 +1,128 @@
+"""How workloads grow with CPUs: what must follow from the model, and the command's manners."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zaplock.cli import main
+from zaplock.designs import load
+from zaplock.engines.timed.lines import CacheLines
+from zaplock.lab import profiles
+from zaplock.lab.scale import WORKLOADS, MachineOfTheirs, Point, measure_point, scale
+from zaplock.measure.guest.build import compiler
+from zaplock.measure.scale import cpus_here, run_once
+
+COSTS = profiles.load(profiles.DEFAULT)
+
+
+def points(name: str, design: str, cpus: tuple[int, ...], transfer_ns: float = 78.0) -> list[float]:
+    found = scale([load(design)], COSTS, name, cpus, MachineOfTheirs(transfer_ns))
+    return [one.per_second for one in found]
+
+
+def test_a_line_comes_to_one_after_the_other_and_costs_its_owner_nothing() -> None:
+    lines = CacheLines(10, far_ns=50, cpus=4, nodes=2)
+    assert lines.touch("a", 1, 0) == 0
+    assert lines.touch("a", 1, 5) == 0
+    assert lines.touch("a", 2, 100) == 10
+    assert lines.touch("a", 1, 100) == 20, "behind the one before"
+    assert lines.touch("a", 3, 200) == 50, "from the other node"
+    assert lines.touch("b", 3, 200) == 0
+    assert lines.transfers == 3
+
+
+def test_before_vma_locks_faults_saturate_at_two_transfers_each() -> None:
+    for name in ("pft-one", "pft-each"):
+        few, many = points(name, "linux-6.3", (1, 24))
+        assert many == pytest.approx(1e9 / (2 * 78), rel=0.03)
+        assert few < many
+
+
+def test_after_vma_locks_a_mapping_for_each_thread_scales_and_one_for_all_does_not() -> None:
+    one, each = (points(name, "linux-6.4", (1, 24)) for name in ("pft-one", "pft-each"))
+    assert one[1] == pytest.approx(1e9 / (2 * 78), rel=0.03)
+    assert each[1] == pytest.approx(24 * each[0], rel=0.03)
+
+
+def test_disjoint_ranges_scale_under_radixvm_and_page_tables_tell_low_from_high() -> None:
+    radix = [points(name, "radixvm", (1, 8)) for name in ("regions-low", "regions-high")]
+    assert all(many > 6 * one for one, many in radix)
+    low, high = (points(name, "cortenmm-rw", (8,))[0] for name in ("regions-low", "regions-high"))
+    assert low > 5 * high
+
+
+def test_without_a_cost_of_lines_readers_scale_as_if_nothing_were_shared() -> None:
+    one, many = points("pft-one", "linux-6.3", (1, 16), 0.0)
+    assert many == pytest.approx(16 * one, rel=0.02)
+
+
+def test_one_thread_makes_what_it_was_said_to_make() -> None:
+    found = scale(
+        [load("linux-6.3")], COSTS, "pft", (1,), MachineOfTheirs(78.0),
+        single={"pft-one": 900_000, "pft-each": 450_000},
+    )  # fmt: skip
+    assert found[0].per_second == pytest.approx(900_000, rel=0.01)
+    assert found[1].per_second == pytest.approx(450_000, rel=0.01)
+
+
+def test_threads_that_share_a_core_are_slower() -> None:
+    theirs = MachineOfTheirs(0.0, cores=2, smt_speed=0.5)
+    assert [theirs.slowed(cpus) for cpus in (1, 2, 4)] == [1.0, 1.0, 2.0]
+    costs = dict(COSTS.costs)
+    two, four = (
+        measure_point(load("linux-6.4"), costs, "pft-each", n, theirs).per_second for n in (2, 4)
+    )
+    assert four == pytest.approx(two, rel=0.02)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_workload_runs_under_linux_and_a_rival(name: str) -> None:
+    for design in ("linux-7.3", "cortenmm-adv"):
+        assert points(name, design, (2,))[0] > 0
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_every_workload_runs_on_this_kernel_too() -> None:
+    for name in WORKLOADS:
+        if name != "maps" or cpus_here() > 1:
+            assert run_once(name, 1, 5) > 0, name
+
+
+def test_the_command_tells_inputs_rates_and_ratios(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    plot = tmp_path / "scale.svg"
+    argv = ["scale", "pft", "--cpus", "1,4", "--single", "900000", "--transfer", "78",
+            "--plot", str(plot)]  # fmt: skip
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "a cache line takes 78 ns from CPU to CPU" in out
+    assert "pft-each : pft-one" in out
+    assert "times linux-6.3's" in out
+    assert plot.read_text().startswith("<svg")
+    assert main([*argv[:-2], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["transfer_ns"] == 78
+    assert len(told["points"]) == 8
+    assert set(Point("d", "w", 1, 1.0).to_json()) == set(told["points"][0])
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (["nothing"], "no workload 'nothing'"),
+        (["pft", "--cpus", "0"], "must lie between 1 and 512"),
+        (["pft", "--cpus", "two"], "is no list of numbers"),
+        (["pft", "--transfer", "-1"], "must lie between"),
+        (["pft", "--against", "linux-9"], "is not among the designs"),
+        (["pft", "--plot", "x.txt"], "must end in .svg"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    argv: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scale", *argv]) == 2
+    err = capsys.readouterr().err
+    assert why in err
+    assert err.count("\n") == 1
