@@ -28,6 +28,7 @@ ROOMS = {
                  "protocols", "strangers", "system_calls"},
     "oracle": {"advice", "designs", "engines", "errors", "inputs", "linux_version", "measure",
                "model", "protocols", "recorder", "strangers", "system_calls", "trace"},
+    "fleet_store": {"errors", "outputs", "strangers", "trace"},
     "lab": {"designs", "engines", "errors", "experiment", "inputs", "linux_version", "model",
             "outputs", "protocols", "strangers", "trace"},
     "measure": {"advice", "errors", "experiment", "linux_version", "outputs", "recorder",
