@@ -11,9 +11,9 @@ SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
 # module right below `zaplock`; its row may only name rooms that stand further down in this table.
 ROOMS = {
     "__main__": {"cli"},
-    "cli": {"advise", "check", "designs", "engines", "errors", "executors", "experiment", "fleet",
-            "lab", "linux_version", "measure", "oracle", "outputs", "programs", "protocols",
-            "recorder", "replay", "strangers", "trace", "units", "version", "views"},
+    "cli": {"advise", "agent", "check", "designs", "engines", "errors", "executors", "experiment",
+            "fleet", "lab", "linux_version", "measure", "oracle", "outputs", "programs",
+            "protocols", "recorder", "replay", "strangers", "trace", "units", "version", "views"},
     "pytest_plugin": {"errors", "recorder", "trace", "units", "views"},
     "notebook": {"designs", "experiment", "lab", "measure", "outputs", "trace", "units", "views"},
     "views": {"check", "errors", "fleet", "lab", "linux_version", "outputs", "replay", "strangers",
@@ -21,6 +21,7 @@ ROOMS = {
     "author": {"check", "designs", "model", "protocols"},
     "fleet": {"advise", "designs", "errors", "executors", "fleet_store", "lab", "model",
               "protocols", "replay", "trace"},
+    "agent": {"errors", "fleet_store", "outputs", "recorder", "strangers", "trace", "version"},
     "advise": {"advice", "errors", "measure", "release", "strangers", "trace"},
     "check": {"designs", "engines", "errors", "inputs", "lab", "linux_version", "model",
               "protocols", "strangers", "system_calls"},

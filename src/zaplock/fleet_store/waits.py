@@ -8,7 +8,7 @@ there. Nothing else changes a version's meaning.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,23 @@ class Clock:
     offset_ns: int
 
 
-def waits_of(summary: Summary, recording: str, clock: Clock, least_ns: int = 0) -> pl.DataFrame:
-    """Lay out the explained waits of a recording that took `least_ns` or longer, in their order."""
-    analysis = summary.analysis
+def waits_of(
+    summary: Summary,
+    recording: str,
+    clock: Clock,
+    least_ns: int = 0,
+    mms: Container[int] | None = None,
+) -> pl.DataFrame:
+    """Lay out the explained waits of a recording that took `least_ns` or longer, in their order.
+
+    Those for the locks of some address spaces alone, where `mms` are given.
+    """
+    waits = summary.analysis.waits
     rows = [
         _row(summary, found, recording, clock)
         for found in summary.explained
-        if int(analysis.waits["wait_ns"][found.wait]) >= least_ns
+        if int(waits["wait_ns"][found.wait]) >= least_ns
+        and (mms is None or int(waits["mm"][found.wait]) in mms)
     ]
     return pl.DataFrame(rows, SCHEMA, orient="row").sort("time", "task", maintain_order=True)
 
