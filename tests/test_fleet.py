@@ -219,3 +219,32 @@ def test_without_the_extra_the_way_out_is_told(fleet: str) -> None:
         assert "pip install 'zaplock[fleet]'" in done.stderr
     with executor(1) as workers:
         assert workers.workers == 1
+
+
+def test_a_cluster_that_loses_a_worker_makes_the_same_report(
+    fleet: str, found: FleetReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import distributed
+
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        ) as cluster,
+        executor(1, cluster.scheduler_address) as workers,
+    ):
+        killed: list[str] = []
+
+        def kill_one(line: str) -> None:
+            if not killed:
+                killed.append(line)
+                worker = next(iter(cluster.workers.values()))
+                os.kill(worker.pid, signal.SIGKILL)
+
+        assert workers.workers == 2
+        made = report(fleet, workers, progress=kill_one)
+    assert killed
+    assert made.to_json() == found.to_json()
+    monkeypatch.setattr("zaplock.executors._CONNECT_S", 0.2)
+    nobody = "tcp://127.0.0.1:1"
+    with pytest.raises(UserError, match="no Dask scheduler answers"), executor(1, nobody):
+        pass

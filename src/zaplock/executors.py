@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _TRIES = 4
 """So many workers may die over the same work; then it is the work that kills them."""
-_CONNECT_S = 10
+_CONNECT_S = 5
 
 
 class Executor(Protocol):
