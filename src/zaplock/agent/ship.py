@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from zaplock.agent import spool
 from zaplock.agent.spool import Trouble
 from zaplock.errors import UserError
 from zaplock.fleet_store.names import place_at, recording_id
 from zaplock.fleet_store.store import Recorded, Store, files_of
-from zaplock.fleet_store.waits import Clock, waits_of
+from zaplock.fleet_store.waits import NOT_KNOWN, SCHEMA, Clock, joined, waits_of
 from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.stream import Stream
 from zaplock.trace.analysis import Analysis, analyse
@@ -34,6 +35,7 @@ from zaplock.version import __version__
 
 _MOST_TOLD = 2_000
 _HOLD_NS = 1_000_000
+_NEAR_NS = 5_000_000
 _DAY_NS = 86_400 * 10**9
 
 
@@ -117,6 +119,8 @@ def _put(
     waits, troubles = [], []
     for unit, mms in sorted(owners.items()):
         frame = waits_of(summary, name, clock, QUEUED_NS, mms)
+        if unit == trouble.units.get(trouble.pid) and not _has(frame, trouble, at_ns):
+            frame = joined([_as_noticed(trouble, name, analysis.kernel, at_ns), frame])
         if frame.is_empty():
             continue
         rows = [{**row, "unit": unit} for row in frame.drop("time").to_dicts()]
@@ -141,6 +145,44 @@ def _put(
         "holds": list(_holds(trouble, analysis)),
         "troubles": troubles,
     }
+
+
+def _has(frame: pl.DataFrame, trouble: Trouble, at_ns: int) -> bool:
+    """Say whether the wait that was noticed is in the recording."""
+    own = frame.filter(
+        (pl.col("time").to_physical() <= at_ns + _NEAR_NS)
+        & (pl.col("time").to_physical() + pl.col("wait_ns") >= at_ns + trouble.fired.lasted_ns)
+    )
+    return not own.is_empty()
+
+
+def _as_noticed(trouble: Trouble, name: str, kernel: str, at_ns: int) -> pl.DataFrame:
+    """Make the row of a wait that was over before all events were on, from the first look.
+
+    It lasted so long or longer; who had the lock then is to blame, if one task was seen to.
+    """
+    tasks, fired = trouble.names.tasks, trouble.fired
+    who = tasks.get(fired.tid)
+    holder = trouble.holders[0] if len(trouble.holders) == 1 else None
+    blamed = tasks.get(holder.tid) if holder else None
+    row = dict.fromkeys(SCHEMA, NOT_KNOWN) | {
+        "time": at_ns,
+        "recording": name,
+        "kernel": kernel,
+        "process": (who.process or who.comm) if who else NOT_KNOWN,
+        "task": who.comm if who else NOT_KNOWN,
+        "exclusive": fired.write,
+        "wait_ns": fired.lasted_ns,
+        "culprit_process": (blamed.process or blamed.comm) if blamed else NOT_KNOWN,
+        "culprit_task": blamed.comm if blamed else NOT_KNOWN,
+        "culprit_operation": holder.operation or NOT_KNOWN if holder else NOT_KNOWN,
+        "culprit_length": holder.length if holder else 0,
+        "culprit_detail": holder.detail if holder else 0,
+        "culprit_ns": fired.lasted_ns if holder else 0,
+        "role": "holder" if holder else NOT_KNOWN,
+        "unexplained_ns": 0 if holder else fired.lasted_ns,
+    }
+    return pl.DataFrame([tuple(row.values())], SCHEMA, orient="row")
 
 
 def _holds(trouble: Trouble, analysis: Analysis) -> Iterator[dict[str, Any]]:

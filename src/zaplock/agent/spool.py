@@ -24,6 +24,7 @@ from zaplock.recorder.flight import Fired
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.watch import Noticed
+from zaplock.trace.events import FoundTask
 
 _PAGES, _WHOLE = "pages.raw", "trouble.pickle"
 _HEADER = struct.Struct("<qiq")
@@ -46,6 +47,8 @@ class Trouble:
     ended_ns: int
     gaps: tuple[tuple[int, int], ...]
     lost_events: int
+    holders: tuple[FoundTask, ...]
+    """Who of the targets had the lock when the wait was noticed, before anything else was done."""
     enabled: tuple[str, ...]
 
     @property

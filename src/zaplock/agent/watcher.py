@@ -41,10 +41,11 @@ from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.watch import Noticed, WatchedQueue, noticed, of_lock
 from zaplock.strangers import read_text, visible
-from zaplock.trace.events import EventKind
+from zaplock.trace.events import EventKind, FoundTask
 
 GROUPS = ("mmap_lock", "syscalls", "sched")
 _PAUSE_S = 0.005
@@ -414,25 +415,37 @@ class _Watching:
     def _record(self, fired: Fired) -> None:
         """Record some seconds of everything about the targets, into the spool."""
         agent, now_ns = self._agent, time.monotonic_ns()
+        # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
+        guessed = fired.tid in self._queues[fired.mm].found
+        looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
+        if guessed and not any(task.tid == fired.tid and task.does == "waits" for task in looked):
+            return  # it was found spinning, which no event ends, and is through
         if not agent.may_record(now_ns):
             agent.metrics.unrecorded.labels("budget").inc()
             agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,
                       unit=self._units.get(self._mms.get(fired.mm, 0), "unknown"))  # fmt: skip
             return
         operations = self._stream.operations
+        holders = tuple(task for task in looked if task.does == "holds")
         seen = noticed(self._capture, self._stream, self._queues, fired, operations)
         self._guard.expect()
         began = agent.begin_spool()
         try:
             if began:
-                self._keep(fired, seen, operations, *began)
+                self._keep(fired, seen, holders, operations, *began)
         finally:
             self._capture.narrow()
             self._guard.expect()
             self._capture.buffers.drain()
 
     def _keep(
-        self, fired: Fired, seen: Noticed, operations: list[str], folder: Path, pages: BinaryIO
+        self,
+        fired: Fired,
+        seen: Noticed,
+        holders: tuple[FoundTask, ...],
+        operations: list[str],
+        folder: Path,
+        pages: BinaryIO,
     ) -> None:
         capture, agent, gaps = self._capture, self._agent, list[tuple[int, int]]()
         end_ns = time.monotonic_ns() + agent.settings.after_ns
@@ -463,6 +476,7 @@ class _Watching:
                 ended_ns,
                 tuple(gaps),
                 lost - self._lost,
+                holders,
                 tuple(layout.event for layout in capture.layouts.events),
             )
             spool.finish(folder, trouble)

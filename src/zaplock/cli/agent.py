@@ -6,8 +6,8 @@
 While nothing happens only the contention of the targets' locks is traced. On a wait beyond
 --stop-after-wait some seconds are recorded, into the store and its budget. Figures for Prometheus
 at --listen, one line of JSON for each trouble on stdout, and --hook COMMAND is run with that line.
-Exit codes: 0 ended by a signal, 2 can't begin or go on (one line on stderr). Needs root, or
-CAP_DAC_OVERRIDE, CAP_SYS_PTRACE and CAP_PERFMON (docs/fleet.md).
+Exit codes: 0 ended by a signal, 2 can't begin or go on (one line on stderr). Needs root;
+of its capabilities SYS_ADMIN, SYS_PTRACE and SYS_NICE (docs/fleet.md).
 """
 
 from __future__ import annotations
