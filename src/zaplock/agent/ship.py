@@ -58,6 +58,7 @@ def ship(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     store = Store(settings["store"])
     told = _put(store, trouble, analysis, path, settings, name, at_ns)
     removed = keep_within(store, settings, time.time_ns())
+    store.sweep(settings["host"], time.time_ns() - _DAY_NS)
     return {
         **told,
         "recording": name,
@@ -204,7 +205,7 @@ def keep_within(store: Store, settings: dict[str, Any], now_ns: int) -> int:
 
     What is too old goes; of the rest those with the shortest waits, until number and bytes fit.
     """
-    own = [one for one in store.recordings().objects if one.place.host == settings["host"]]
+    own = store.recordings_of(settings["host"]).objects
     old = [one for one in own if one.name.at_ns < now_ns - settings["keep_days"] * _DAY_NS]
     kept = sorted((one for one in own if one not in old), key=lambda one: -one.name.worst_ns)
     removed, size = list(old), 0

@@ -17,7 +17,7 @@ QUESTIONS: Final = (
 
 SUMMARIES: Final = {
     "advise": "name the calls and mappings that are worth changing, and the gain",
-    "agent": "watch processes for weeks at no cost, and record when somebody waits too long",
+    "agent": "watch processes for weeks, and record when somebody waits too long",
     "calibrate": "measure this machine and write its cost profile",
     "check": "prove a locking protocol, or show the interleaving that breaks it",
     "compare": "tear a mapping down under every kernel's design: who stalls?",

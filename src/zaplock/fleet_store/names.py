@@ -44,7 +44,7 @@ class Place:
     unit: str
 
     def __str__(self) -> str:
-        return f"day={self.day}/host={_quoted(self.host)}/unit={_quoted(self.unit)}"
+        return f"day={self.day}/{host_folder(self.host)}/unit={_quoted(self.unit)}"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,6 +67,11 @@ class ObjectName:
             f"{at}.{rest:09d}Z_{self.recording}_v{self.version}_n{self.waits}_w{self.worst_ns}"
             f"_b{self.size}_{self.sum}.{kind}"
         )
+
+
+def host_folder(host: str) -> str:
+    """Return the folder of a host, in that of a day."""
+    return f"host={_quoted(host)}"
 
 
 def place_at(at_ns: int, host: str, unit: str) -> Place:

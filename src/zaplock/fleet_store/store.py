@@ -28,7 +28,7 @@ import polars as pl
 
 from zaplock import outputs
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import VERSION, ObjectName, Place, parse, sum_of
+from zaplock.fleet_store.names import VERSION, ObjectName, Place, host_folder, parse, sum_of
 from zaplock.fleet_store.objects import Objects
 from zaplock.fleet_store.waits import packed, unpacked
 
@@ -169,8 +169,15 @@ class Store:
         """List the entries of the manifest, of some days or all, without opening any."""
         return self._listing(MANIFEST, days)
 
+    def recordings_of(self, host: str) -> Listing:
+        """List a host's entries of the manifest, without a look at those of others."""
+        days = self.objects.folders(MANIFEST)
+        return self._listed([f"{MANIFEST}/{day}/{host_folder(host)}" for day in days])
+
     def _listing(self, kind: str, days: Iterable[str] | None) -> Listing:
-        below = [kind] if days is None else [f"{kind}/day={day}" for day in days]
+        return self._listed([kind] if days is None else [f"{kind}/day={day}" for day in days])
+
+    def _listed(self, below: Iterable[str]) -> Listing:
         best: dict[tuple[str, str, str], Listed] = {}
         torn, newer, twice = [], [], 0
         for path, size in (pair for one in below for pair in self.objects.sizes(one).items()):
@@ -238,14 +245,13 @@ class Store:
 
         Those of the running day may belong to a recording that is being put.
         """
-        named = {_folder(one.place, one.name.recording) for one in self.recordings().objects}
+        named = {_folder(one.place, one.name.recording) for one in self.recordings_of(host).objects}
         before = time.strftime("%Y-%m-%d", time.gmtime(older_than_ns // 10**9))
         swept = 0
         for day in self.objects.folders(RECORDINGS):
             if day.removeprefix("day=") >= before:
                 continue
-            place = str(Place(day.removeprefix("day="), host, "-")).rpartition("/")[0]
-            for path in self.objects.sizes(f"{RECORDINGS}/{place}"):
+            for path in self.objects.sizes(f"{RECORDINGS}/{day}/{host_folder(host)}"):
                 if path.rpartition("/")[0] not in named:
                     self.objects.remove(path)
                     swept += 1
