@@ -23,6 +23,7 @@ ONLY_COMPUTE = {
     "test_check",
     "test_cost_units",
     "test_exhaustive",
+    "test_fleet_store",
     "test_footprints",
     "test_found",
     "test_fuzz",

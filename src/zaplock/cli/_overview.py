@@ -17,12 +17,14 @@ QUESTIONS: Final = (
 
 SUMMARIES: Final = {
     "advise": "name the calls and mappings that are worth changing, and the gain",
+    "agent": "watch processes for weeks, and record when somebody waits too long",
     "calibrate": "measure this machine and write its cost profile",
     "check": "prove a locking protocol, or show the interleaving that breaks it",
     "compare": "tear a mapping down under every kernel's design: who stalls?",
     "designs": "list the designs, or show what changed in Linux between two of them",
     "doctor": "what this kernel and user can see, and what mends the rest",
     "fidelity": "lay real kernels beside the designs that stand for them",
+    "fleet": "ask the store of many hosts: who makes whom wait, what would cure it",
     "import": "turn a trace of trace-cmd, perf, ftrace or Perfetto into a recording",
     "measure": "run a teardown on this kernel and time who stalls",
     "oracle": "let the real kernel judge the model, operation by operation",

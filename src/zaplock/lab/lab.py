@@ -82,8 +82,12 @@ class Laboratory:
         cpus: int = 8,
         hung_task_timeout_ns: int = 120 * 10**9,
         seed: int = 1,
+        record_sched: bool = False,
     ) -> None:
-        """Begin with an empty address space. Raises UserError for a machine that can't be."""
+        """Begin with an empty address space. Raises UserError for a machine that can't be.
+
+        With `record_sched` the run's events tell who was on which CPU, as `record --sched` does.
+        """
         self._plan = checked(
             SimulatedExperiment(
                 4096, cpus=cpus, hung_task_timeout_ns=hung_task_timeout_ns, seed=seed
@@ -97,6 +101,7 @@ class Laboratory:
             policy=design.rwsem,
             sched=sched_of(profile, cpus),
             hung_task_timeout_ns=hung_task_timeout_ns,
+            record_sched=record_sched,
         )
         self._random = Random(seed)
         self._samples: dict[str, by.SimulatedSamples] = {}

@@ -49,7 +49,7 @@ _OF_EVERYBODY = ("mmap_lock", "contention")
 _NO_FILTER = "0"
 RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
 """LCB_F_READ or LCB_F_WRITE, alone or with LCB_F_RT (include/trace/events/lock.h): a rwsem."""
-_MOST_MMS = 32
+MOST_MMS = 32
 """Of more processes the kernel is not asked to filter by mm: that is done afterwards."""
 LOCK_WITHIN = 1024
 """The mmap_lock is the only rwsem in the first bytes of an mm_struct, wherever a kernel has it."""
@@ -79,8 +79,11 @@ class Options:
                 raise no_such("events", group, GROUPS)
         if self.buffer_kb is not None and self.buffer_kb < 64:
             raise UserError(f"a buffer of {self.buffer_kb} KiB is under 64 KiB: give a larger one")
-        if self.watch and (len(self.pids) != 1 or self.children):
-            raise UserError("one process at a time can be watched: give -p PID, without --children")
+        if self.watch and (not 1 <= len(self.pids) <= MOST_MMS or self.children):
+            raise UserError(
+                f"1 to {MOST_MMS} processes can be watched, without their children: "
+                f"{len(self.pids)} are asked for"
+            )
         if not 0 <= self.percent <= 100:
             raise UserError(f"{self.percent} % of a buffer is not between 0 and 100")
 
@@ -110,6 +113,7 @@ class Capture:
     percent: int = 25
     later: list[tuple[Instance, str, str]] = field(default_factory=list)
     """What `widen` switches on: instance, event, filter."""
+    _widened: list[tuple[Instance, str, str]] = field(default_factory=list, init=False)
     sampler: StackSampler | None = None
     notes: tuple[str, ...] = ()
     """What could not be had, and why."""
@@ -148,10 +152,20 @@ class Capture:
             last_ns = time.monotonic_ns() if event in MMAP_LOCK else last_ns
         if self.sampler and self.later:
             self.sampler.start()
-        self.later.clear()
+        self._widened, self.later = self.later, []
         for instance in self.instances:
             _set_percent(instance, self.percent)
         return first_ns, last_ns
+
+    def narrow(self) -> None:
+        """Go back to the watch: switch off what `widen` switched on, to be widened again."""
+        if self.sampler and self._widened:
+            self.sampler.stop()
+        for instance, event, _ in self._widened:
+            instance.disable(event)
+        self.later, self._widened = self._widened, []
+        for instance in self.instances:
+            _set_percent(instance, 0)
 
     def follow_exec(self, pid: int) -> int | None:
         """Point the filters at the address space that a process has now; return it if it is new.
@@ -204,7 +218,7 @@ def capturing(options: Options) -> Iterator[Capture]:
         sweep(tracefs)
         layouts = _layouts(tracefs, options)
         locks, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
-        if not options.children and len(options.pids) <= _MOST_MMS:
+        if not options.children and len(options.pids) <= MOST_MMS:
             learned = {pid: learn_mm(tracefs, pid, within=locks) for pid in options.pids}
         later: list[tuple[Instance, str, str]] = []
         enable = _enabler(layouts, later if options.watch else None)
@@ -311,8 +325,8 @@ def _locks(
         if instance.has(event):
             instance.enable(event)
     if options.watch:
-        near = _near(learned[options.pids[0]].mm)
-        instance.enable(CONTENTION[0], f"{RWSEM} && {near}")
+        near = " || ".join(f"({_near(one.mm)})" for one in learned.values())
+        instance.enable(CONTENTION[0], _queues_of(learned))
         instance.enable(CONTENTION[1], near)
     for group in options.groups:
         if group == "mmap_lock":

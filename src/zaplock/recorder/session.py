@@ -97,6 +97,8 @@ def record_to(
     rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
     tracing is off afterwards and the file whole up to its last block.
     """
+    if options.watch and (len(options.pids) != 1 or options.children):
+        raise UserError("one process at a time can be watched: give -p PID, without --children")
     progress = RecordingProgress()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.ExitStack())

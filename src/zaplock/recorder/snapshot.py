@@ -67,19 +67,19 @@ class TaskSnapshot:
     whole: bool
 
 
-def look(pids: Iterable[int], *, hidden: Iterable[int] = ()) -> TaskSnapshot:
-    """Look at every thread of `pids`, and at everybody else who is in state D or R.
+def look(pids: Iterable[int], *, hidden: Iterable[int] = (), foreign: bool = True) -> TaskSnapshot:
+    """Look at every thread of `pids`, and (`foreign`) at everybody else who is in state D or R.
 
     `hidden` are threads of ours that are not to be told of.
     """
     found: list[TaskSnapshot] = []
-    looker = threading.Thread(target=lambda: found.append(_look(set(pids), set(hidden))))
+    looker = threading.Thread(target=lambda: found.append(_look(set(pids), set(hidden), foreign)))
     start_first(looker)  # a thread of its own, since it goes from cpu to cpu with a higher priority
     looker.join()
     return found[0]
 
 
-def _look(pids: set[int], hidden: set[int]) -> TaskSnapshot:
+def _look(pids: set[int], hidden: set[int], foreign: bool) -> TaskSnapshot:
     kernel = version(os.uname().release)
     at = _Cpus()
     hidden.add(threading.get_native_id())
@@ -90,7 +90,7 @@ def _look(pids: set[int], hidden: set[int]) -> TaskSnapshot:
         if tid not in hidden and (one := _seen(pid, tid, at, kernel, every=True))
     ]
     end = time.monotonic() + FOREIGN_PATIENCE_S
-    for pid in _processes():
+    for pid in _processes() if foreign else ():
         if time.monotonic() > end:
             return TaskSnapshot(tuple(seen), whole=False)
         if pid in pids:

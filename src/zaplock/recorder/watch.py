@@ -17,13 +17,13 @@ system call is known when it returns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from zaplock.recorder.beginning import rows
-from zaplock.recorder.capture import Capture
+from zaplock.recorder.capture import LOCK_WITHIN, Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
@@ -58,6 +58,10 @@ class WatchedQueue:
             if task.does == "waits" and task.mm:
                 self._inside[task.tid] = (task.since_ns, task.tid, task.exclusive)
                 self.found.add(task.tid)
+
+    def inside(self) -> dict[int, int]:
+        """Return since when each task is in the queue."""
+        return {tid: since_ns for tid, (since_ns, _, _) in self._inside.items()}
 
     def take(self, columns: Columns) -> Queued | None:
         """Follow the events, in order of time; return the longest of the waits that ended."""
@@ -132,32 +136,42 @@ def watch(
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
         names.forget(now_ns - _MEMORY_NS)
         if fired:
-            return _noticed(capture, stream, queue, fired, operations)
+            return noticed(capture, stream, {mm: queue}, fired, operations)
         capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
         time.sleep(_PAUSE_S)
     return None
 
 
-def _noticed(
+def noticed(
     capture: Capture,
     stream: Stream,
-    queue: WatchedQueue,
+    queues: Mapping[int, WatchedQueue],
     fired: Fired,
     operations: list[str],
 ) -> Noticed:
+    """Switch everything on, and see what is so: `queues` are those of each address space's lock."""
     begun_ns, on_ns = capture.widen()
     beginning = replace(first_look(capture), on_ns=on_ns)
     # Whoever left the queue while the events came on has no ACQUIRED either.
     first = stream.feed(capture.buffers.drain(), _ALL)
-    queue.take(first)
     found = beginning.found(first)
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
-    waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
-    asked = _asked(waiting, fired.mm)
-    asked["result"][np.isin(asked["tid"], list(queue.found))] = IN_PART
-    begun = rows(found, operations, asked=[one[1] for one in waiting])
-    first = merged([asked, begun, first])
+    asked, told = [], list[int]()
+    for mm, queue in queues.items():
+        queue.take(of_lock(first, mm) if len(queues) > 1 else first)
+        waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
+        asked.append(_asked(waiting, mm))
+        asked[-1]["result"][np.isin(asked[-1]["tid"], list(queue.found))] = IN_PART
+        told += [one[1] for one in waiting]
+    begun = rows(found, operations, asked=told)
+    first = merged([*asked, begun, first])
     return Noticed(fired, first, on_ns, found, beginning.hidden)
+
+
+def of_lock(columns: Columns, mm: int) -> Columns:
+    """Give the events that name a lock by its address, of one address space's."""
+    kept = (columns["address"] >= mm) & (columns["address"] < mm + LOCK_WITHIN)
+    return {name: column[kept] for name, column in columns.items()}
 
 
 def _asked(waiting: Iterable[Queued], mm: int) -> Columns:

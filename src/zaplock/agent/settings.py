@@ -1,0 +1,46 @@
+"""What an agent is told: where to put what, when something is trouble, and how much it may keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zaplock.errors import UserError
+
+SECOND = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """An agent's settings. Times are nanoseconds, sizes bytes.
+
+    A wait of `limit_ns` is trouble: then `after_ns` are recorded, at most `per_hour` times an hour.
+    In the store this host keeps `keep` recordings, `keep_bytes` and `keep_days`. All trace buffers
+    together take `buffer_bytes`. Processes are looked for every `rescan_ns`.
+    """
+
+    store: str
+    spool: Path
+    host: str
+    limit_ns: int = 20_000_000
+    after_ns: int = 2 * SECOND
+    per_hour: int = 60
+    keep: int = 200
+    keep_bytes: int = 1 << 30
+    keep_days: int = 30
+    buffer_bytes: int = 12 << 20
+    rescan_ns: int = 10 * SECOND
+    hook: str = ""
+
+    def check(self) -> None:
+        """Raise UserError for what makes no sense."""
+        for name, value, least in (
+            ("--after", self.after_ns, 1_000_000),
+            ("--stop-after-wait", self.limit_ns, 1_000_000),
+            ("--per-hour", self.per_hour, 1),
+            ("--keep", self.keep, 1),
+            ("--keep-days", self.keep_days, 1),
+            ("--buffers", self.buffer_bytes, 1 << 20),
+        ):
+            if value < least:
+                raise UserError(f"{name} {value} is less than {least}: give more")

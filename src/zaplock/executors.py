@@ -1,0 +1,153 @@
+"""Where work that divides is done: here, in processes of this machine, or on a Dask cluster.
+
+The seam is one method: `map(function, items)` gives the results in the order of the items, so that
+what is made of them is the same wherever they were computed. A function and its items are values
+(they are pickled). A worker that dies is replaced and its items are done again; a function must
+therefore do no harm when it is called twice. An error that a function raises is raised here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_TRIES = 4
+"""So many workers may die over the same work; then it is the work that kills them."""
+_CONNECT_S = 5
+
+
+class Executor(Protocol):
+    """Something that does work. `workers` says for how many parts it is worth dividing."""
+
+    workers: int
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]: ...
+
+
+class Here:
+    """One after the other, in this process."""
+
+    workers = 1
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Give each result as it is asked for."""
+        return map(function, items)
+
+
+class Processes:
+    """In so many processes of this machine."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Do the items side by side; those of a process that died are done again by another."""
+        from concurrent.futures.process import BrokenProcessPool
+
+        todo, tries = list(items), 0
+        while todo:
+            with self._pool() as pool:
+                results = pool.map(function, todo)
+                try:
+                    for result in results:
+                        todo.pop(0)
+                        tries = 0
+                        yield result
+                except BrokenProcessPool:
+                    tries += 1
+                    if tries == _TRIES:
+                        raise UserError(
+                            f"a worker died {_TRIES} times over the same work (out of memory?): "
+                            "give fewer --jobs"
+                        ) from None
+
+    def _pool(self) -> ProcessPoolExecutor:
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor
+
+        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"))
+
+
+class Cluster:
+    """On the workers of a Dask scheduler. Made by `executor`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.workers = max(1, sum(client.nthreads().values()))
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Do the items on the cluster; the scheduler gives a dead worker's to another."""
+        from distributed.scheduler import KilledWorker
+
+        # Not pure: equal items of two calls are two pieces of work, and what files say may change.
+        futures = self._client.map(function, items, pure=False, retries=_TRIES)
+        try:
+            for future in futures:
+                yield future.result()
+        except KilledWorker as error:
+            raise UserError(
+                f"workers of the cluster died again and again over the same work ({error}): "
+                "give them more memory"
+            ) from None
+        finally:
+            self._client.cancel(futures)
+
+
+@contextlib.contextmanager
+def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
+    """Give what does the work: `jobs` processes, or the Dask scheduler at an address.
+
+    Raises UserError where there is no such cluster, or both are asked for.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs} is less than 1: give how many processes may work")
+    if not cluster:
+        yield Here() if jobs == 1 else Processes(jobs)
+        return
+    if jobs > 1:
+        raise UserError("--jobs and --cluster are two places to work in: give one of them")
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError(
+            "--cluster needs Dask, which isn't here: pip install 'zaplock[cluster]'"
+        ) from None
+    connect: Callable[..., Any] = Client
+    try:
+        client = connect(cluster, timeout=_CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Dask scheduler answers at {cluster!a} ({error}): start one with 'dask scheduler'"
+        ) from None
+    with client:
+        if not client.nthreads():
+            raise UserError(f"the cluster at {cluster!a} has no workers: start 'dask worker'")
+        yield Cluster(client)
+
+
+def divided(items: Sequence[Item], parts: int) -> list[list[Item]]:
+    """Cut items into so many parts of nearly equal length, in their order; none is empty.
+
+    >>> divided("abcde", 2)
+    [['a', 'b', 'c'], ['d', 'e']]
+    """
+    parts = max(1, min(parts, len(items)))
+    short, longer = divmod(len(items), parts)
+    cuts = [short * part + min(part, longer) for part in range(parts + 1)]
+    return [list(items[begin:end]) for begin, end in itertools.pairwise(cuts) if begin < end]
+
+
+def flat(parts: Iterable[Iterable[Item]]) -> list[Item]:
+    """Put the results of parts together again."""
+    return [one for part in parts for one in part]

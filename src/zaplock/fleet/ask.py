@@ -1,0 +1,116 @@
+"""A question in SQL over a store, answered by DuckDB.
+
+Two views: `waits`, the rows of every table of waits with `day`, `host` and `unit` from their
+places, and `recordings`, a row for each entry of the manifest, from its name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from zaplock.errors import UserError
+from zaplock.fleet_store.store import Listing, Store
+from zaplock.fleet_store.waits import SCHEMA
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_PLACES = ("day", "host", "unit")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a question gave: names of columns and rows of plain values."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    caveats: tuple[str, ...]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return a row as an object; instants and days as texts in ISO 8601."""
+        return [
+            {name: _plain(value) for name, value in zip(self.columns, row)} for row in self.rows
+        ]
+
+
+def _plain(value: Any) -> Any:
+    known = isinstance(value, bool | int | float | str | type(None))
+    return (
+        value if known else value.isoformat() if isinstance(value, date | datetime) else str(value)
+    )
+
+
+def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:
+    """Answer a question in SQL. Raises UserError where it can't be, in DuckDB's own words."""
+    try:
+        import duckdb
+    except ImportError:
+        raise UserError(
+            "'fleet ask' needs DuckDB, which isn't here: pip install 'zaplock[fleet]'"
+        ) from None
+    store = Store(url)
+    listing, recordings = store.waits(days), store.recordings(days)
+    with duckdb.connect() as connection:
+        _give_waits(connection, store, listing)
+        connection.register("recordings", _table(recordings))
+        try:
+            found = connection.sql(question)
+            rows = tuple(found.fetchall()) if found is not None else ()
+        except duckdb.Error as error:
+            said = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"DuckDB can't answer ({said}): there are the views waits and recordings; "
+                "'DESCRIBE waits' tells a view's columns"
+            ) from None
+        return Answer(tuple(found.columns) if found is not None else (), rows, listing.caveats)
+
+
+def _give_waits(connection: DuckDBPyConnection, store: Store, listing: Listing) -> None:
+    """Make the view of all tables; an empty one where there are none."""
+    if not listing.objects:
+        text = dict.fromkeys(_PLACES, pl.String)
+        connection.register("waits", pl.DataFrame(schema={**SCHEMA, **text}).to_arrow())
+        return
+    objects = store.objects
+    protocol = ""
+    if not objects.local:
+        connection.register_filesystem(objects.files)
+        named = objects.files.protocol
+        protocol = f"{named if isinstance(named, str) else named[0]}://"
+    paths = [f"{protocol}{objects.full(one.path).lstrip('/' if protocol else '')}"
+             for one in listing.objects]  # fmt: skip
+    spelt = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
+    connection.execute(
+        f"CREATE VIEW waits AS SELECT * FROM read_parquet([{spelt}], union_by_name = true, "
+        "hive_partitioning = true, hive_types_autocast = false)"
+    )
+
+
+def _table(listing: Listing) -> Any:
+    rows = [
+        (
+            one.place.day,
+            one.place.host,
+            one.place.unit,
+            one.name.recording,
+            one.name.at_ns,
+            one.name.waits,
+            one.name.worst_ns,
+            one.path,
+        )
+        for one in listing.objects
+    ]
+    schema = {
+        **dict.fromkeys((*_PLACES, "recording"), pl.String),
+        "time": pl.Int64,
+        "waits": pl.Int64,
+        "worst_ns": pl.Int64,
+        "entry": pl.String,
+    }
+    frame = pl.DataFrame(rows, schema, orient="row")
+    return frame.with_columns(pl.col("time").cast(SCHEMA["time"])).to_arrow()

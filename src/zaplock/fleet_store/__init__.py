@@ -1,0 +1,1 @@
+"""Where the recordings of many hosts are kept: Parquet in a directory or behind any fsspec URL."""

@@ -1,0 +1,269 @@
+"""The agent on this kernel: stalls that a program tells of itself are in log, figures and store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zaplock.agent import spool
+from zaplock.agent.metrics import Bounded
+from zaplock.agent.settings import Settings
+from zaplock.agent.ship import keep_within
+from zaplock.agent.watcher import unit_of
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.fleet_store.names import place_at
+from zaplock.fleet_store.store import Recorded, Store
+from zaplock.recorder.tracefs import opened, sweep
+from zaplock.trace.file import read
+
+STALLS = """
+import mmap, sys, threading, time
+def populated(size):
+    area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+    area.madvise(mmap.MADV_NOHUGEPAGE)
+    area.madvise(22)  # MADV_POPULATE_READ: the zero page
+    return area
+worst = [0]
+def other():
+    while True:
+        begin = time.monotonic_ns()
+        mmap.mmap(-1, 4096).close()
+        worst[0] = max(worst[0], time.monotonic_ns() - begin)
+        time.sleep(0.002)
+threading.Thread(target=other, daemon=True).start()
+print("ready", flush=True)
+for line in sys.stdin:
+    area = populated(int(line) << 20)
+    worst[0] = 0
+    area.close()
+    time.sleep(0.02)
+    print(worst[0], flush=True)
+"""
+LIMIT_NS = 20_000_000
+
+
+class Victim:
+    """A program that stalls itself when it is told to, and says for how long by its own clock."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process, self.pid = process, process.pid
+
+    def stall(self, mib: int = 4096) -> int:
+        """Unmap so much beside a thread that maps; return that thread's longest call, in ns."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(f"{mib}\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture
+def victim() -> Iterator[Victim]:
+    with subprocess.Popen(
+        [sys.executable, "-c", STALLS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        yield Victim(process)
+        process.kill()
+
+
+@contextlib.contextmanager
+def agent(folder: Path, pid: int, *more: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run an agent, which ends in good order; give it and the port of its figures."""
+    port = 20_000 + os.getpid() % 20_000
+    command = [sys.executable, "-m", "zaplock", "agent", "-p", str(pid), "--after", "100ms"]
+    command += ["--store", str(folder / "store"), "--spool", str(folder / "spool"), *more]
+    command += ["--listen", f"127.0.0.1:{port}", "--host", "here"]
+    with (
+        open(folder / "log", "a") as log,
+        subprocess.Popen(command, stdout=log, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            yield process, port
+        finally:
+            process.kill()
+
+
+def figures(port: int) -> dict[str, float]:
+    """Read the agent's figures; {} while there are none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return {}
+    return {
+        name: float(value)
+        for name, value in re.findall(r"^([a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    }
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
+
+
+def until(true: Any, patience_s: float = 60) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+@pytest.mark.root
+def test_a_stall_is_in_the_log_the_figures_and_the_store(victim: Victim, tmp_path: Path) -> None:
+    hook = tmp_path / "hook"
+    with agent(tmp_path, victim.pid, "--hook", f"cat >> {hook}") as (process, port):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+        time.sleep(0.5)  # whoever waited while it looked round is in no event
+        lasted = []
+
+        def found() -> bool:
+            """Stall until one is told with its culprit, in whatever moment the agent was."""
+            lasted.append(victim.stall())
+            time.sleep(0.5)
+            until(lambda: figures(port).get("zaplock_spool_bytes") == 0)
+            return any(line.get("culprit_operation") == "munmap" for line in log_of(tmp_path))
+
+        until(found)
+        until(hook.exists)
+        seen = figures(port)
+        resident = Path(f"/proc/{process.pid}/status").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    told = [line for line in log_of(tmp_path) if line["event"] == "trouble"]
+    trouble = next(line for line in told if line["culprit_operation"] == "munmap")
+    assert trouble["culprit_process"] == trouble["process"]
+    assert LIMIT_NS <= trouble["wait_ns"] <= 2 * max(lasted)
+    assert log_of(tmp_path)[-1]["event"] == "ended"
+    assert trouble["recording"] in hook.read_text()
+    waits = {name: value for name, value in seen.items() if name.startswith("zaplock_wait_sec")}
+    assert any('culprit_operation="munmap"' in name and "_count" in name for name in waits)
+    assert seen["zaplock_buffer_bytes"] < 16 << 20
+    peak = re.search(r"VmHWM:\s+(\d+) kB", resident)
+    assert peak
+    assert int(peak[1]) < 60_000
+    store = Store(str(tmp_path / "store"))
+    (entry,) = [one for one in store.recordings().objects
+                if one.name.recording == trouble["recording"]]  # fmt: skip
+    recording = read(store.fetch(entry, tmp_path / "back"))
+    assert not recording.caveats
+    assert recording.events.mms
+    assert entry.name.worst_ns == trouble["wait_ns"]
+    assert not spool.Spool(tmp_path / "spool").broken()
+
+
+@pytest.mark.root
+def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("no folder")
+    with agent(tmp_path, victim.pid) as (process, port):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+        time.sleep(0.5)
+        failed = 'zaplock_unrecorded_troubles_total{why="store"}'
+        while victim.stall() < 2 * LIMIT_NS:
+            pass
+        until(lambda: figures(port).get(failed, 0) >= 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert any(line["event"] == "not stored" for line in log_of(tmp_path))
+    assert len(spool.Spool(tmp_path / "spool").waiting()) >= 1
+    (tmp_path / "store").unlink()
+    with agent(tmp_path, victim.pid) as (process, port):  # the next agent puts what waits
+        until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    assert Store(str(tmp_path / "store")).recordings().objects
+
+
+@pytest.mark.root
+def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_path: Path) -> None:
+    kills = int(os.environ.get("ZAPLOCK_AGENT_KILLS", "3"))
+    for kill in range(kills):
+        with agent(tmp_path, victim.pid) as (process, port):
+            until(lambda: "zaplock_watched_processes" in figures(port))
+            if kill % 3:
+                victim.stall()
+            time.sleep(0.37 * kill % 1.7)
+            process.kill()
+            process.wait()
+        with opened() as tracefs:
+            sweep(tracefs)  # as the next start does
+            assert not list((tracefs.path / "instances").glob(f"zaplock-*-{process.pid}-*"))
+        store = Store(str(tmp_path / "store"))
+        for one in store.recordings().objects:
+            store.entry(one)
+        assert not store.waits().torn
+    with agent(tmp_path, victim.pid) as (process, port):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+        until(lambda: figures(port).get("zaplock_spool_bytes") == 0, 600)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    store = Store(str(tmp_path / "store"))
+    names = [one.name.recording for one in store.recordings().objects]
+    assert len(names) == len(set(names))
+    assert store.waits().twice == 0
+    assert not list((tmp_path / "spool").iterdir())
+
+
+def put(store: Store, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:
+    about = Recorded(place_at(at_ns, host, "u"), f"{number:012x}", at_ns, 1, worst_ns, "6.18")
+    store.put_recording(about, [("a.parquet", b"x" * 100)])
+
+
+def test_the_least_interesting_recordings_go_first(tmp_path: Path) -> None:
+    store, now_ns = Store(str(tmp_path / "store")), 1_795_000_000 * 10**9
+    for number, worst_ms in enumerate((50, 900, 20, 300)):
+        put(store, number, now_ns - number * 10**9, worst_ms * 10**6)
+    put(store, 10, now_ns - 40 * 86_400 * 10**9, 10**10)
+    put(store, 11, now_ns, 1, "elsewhere")
+    budget = {"host": "here", "keep": 3, "keep_bytes": 1 << 20, "keep_days": 30}
+    assert keep_within(store, budget, now_ns) == 2
+
+    def left() -> list[int]:
+        return sorted(int(one.name.recording, 16) for one in store.recordings().objects)
+
+    assert left() == [0, 1, 3, 11], "the old one and the shortest went"
+    assert keep_within(store, {**budget, "keep_bytes": 150}, now_ns) == 2
+    assert left() == [1, 11]
+
+
+def test_labels_have_few_values() -> None:
+    bounded = Bounded(2)
+    assert [bounded.value("p", one) for one in "abcab"] == ["a", "b", "other", "a", "b"]
+    assert bounded.value("q", "c") == "c"
+
+
+def test_settings_and_spools_that_make_no_sense_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match="--keep 0"):
+        Settings("s", tmp_path, "h", keep=0).check()
+    (tmp_path / "open").mkdir(mode=0o777)
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UserError, match="written by others"):
+        spool.Spool(tmp_path / "open")
+    for arguments, said in (
+        (["--store", "x"], "say whom to watch"),
+        (["--store", "x", "--all", "--listen", "nowhere"], "HOST:PORT"),
+        (["--store", "x", "--all", "--after", "1us"], "--after"),
+    ):
+        assert main(["agent", *arguments, "--spool", str(tmp_path / "s")]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_process_has_a_unit() -> None:
+    assert unit_of(os.getpid())
+    assert unit_of(1 << 30) == "unknown"
