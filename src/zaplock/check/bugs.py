@@ -109,6 +109,13 @@ BUGS: tuple[Bug, ...] = (
     Bug("mremap flush", ("mremap-flush", "mremap+truncate"), "4.9", "4.19",
         lambda d: d.mremap_flush == "outside", "CVE-2018-18281, eb66ae030829",
         ("4.9.135", "4.14.78", "4.18.16")),
+    Bug("a hole after MAP_FIXED has failed", ("no-memory-fixed",), "4.9", "6.12",
+        lambda d: not d.gathers_first,
+        "f8d112a4e657: the old mapping was gone before memory for the new one was had"),
+    Bug("an old place that stays", ("no-memory-mremap",), "6.1", "",
+        lambda d: d.tree == "maple",
+        "read from the code: where the tree has no memory to forget the old place, mremap succeeds "
+        "and leaves it there, empty"),
 )  # fmt: skip
 """Three more are mutations, since no release has them: zero page (`zap-before-detach`), detached
 re-check (`no-detached-recheck`) and event before unlock (`event-before-unlock`)."""

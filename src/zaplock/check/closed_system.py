@@ -13,7 +13,7 @@ from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
-from zaplock.check.operations import READS_WORDS
+from zaplock.check.operations import HEAP_PAGE, READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
 from zaplock.check.own import watched
 from zaplock.check.scenarios import (
@@ -27,7 +27,8 @@ from zaplock.check.scenarios import (
     address_of,
     parse_operation,
 )
-from zaplock.check.watched import BoundedHold, ReturnMeansGone
+from zaplock.check.shortage import with_shortage
+from zaplock.check.watched import BoundedHold, ReturnMeansGone, leaving_no_trace
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -92,7 +93,10 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
-    return watched(_with_words(system, scenario), scenario)
+    system = _with_words(system, scenario)
+    if scenario.failing_allocations:
+        system = with_shortage(system, scenario.failing_allocations)
+    return watched(system, scenario)
 
 
 def _with_words(system: Configuration, scenario: Scenario) -> Configuration:
@@ -129,7 +133,7 @@ def _program(
 ) -> TaskProgram:
     name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
-    cx = Cx(design, task, scenario.grain, limits)
+    cx = Cx(design, task, scenario.grain, limits, scenario.failing_allocations > 0)
     steps = [parse_operation(text) for text in spec.do]
     files = {mapping.file for mapping in scenario.map if mapping.kind in FILE_KINDS}
     files |= {DEVICE} if scenario.device_fails_after is not None else set()
@@ -169,6 +173,10 @@ def watched_protocol(
         protocol = filtered(protocol, design.new_rule())
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task, cx.mmap_lock))
+    if scenario.failing_allocations and kind.leaves_no_trace:
+        brk = operation.name == "brk"  # which returns the old end where it fails
+        wanted = address_of(HEAP_PAGE + operation.numbers[0]) if brk else None
+        protocol = leaving_no_trace(protocol, cx, wanted)
     pages = operations.emptied(operation, kind)
     if design.tombstones and pages is not None:
         protocol = filtered(protocol, ReturnMeansGone(task, *pages))

@@ -73,6 +73,7 @@ class OperationKind:
     """An operation: how to run it, its arguments by name, and whether it empties its range.
 
     signals: is it user code's access, which a signal may end? Others return errnos; -11 is either.
+    leaves_no_trace: it promises that nothing has changed when it returns an error for want of memory.
     """
 
     run: Callable[..., Protocol]
@@ -80,6 +81,7 @@ class OperationKind:
     summary: str
     empties: bool = False
     signals: bool = False
+    leaves_no_trace: bool = False
 
     def start(self, cx: Cx, numbers: Sequence[int]) -> Protocol:
         """Return the started protocol."""
@@ -161,12 +163,21 @@ async def _revoke(cx: Cx, file: int) -> int:
 
 
 KINDS: dict[str, OperationKind] = {
-    "munmap": OperationKind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
+    "munmap": OperationKind(
+        _munmap, ("page", "pages"), "the munmap system call", empties=True, leaves_no_trace=True
+    ),
     "mmap-fixed": OperationKind(
-        _mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True
+        _mmap_fixed,
+        ("page", "pages"),
+        "mmap(MAP_FIXED) over what is there",
+        True,
+        leaves_no_trace=True,
     ),
     "mmap-anywhere": OperationKind(
-        _mmap_anywhere, ("pages",), "mmap where there is room; gives the page where it went"
+        _mmap_anywhere,
+        ("pages",),
+        "mmap where there is room; gives the page where it went",
+        leaves_no_trace=True,
     ),
     "mmap-once-gone": OperationKind(
         _mmap_once_gone,
@@ -196,15 +207,23 @@ KINDS: dict[str, OperationKind] = {
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(
-        _mremap, ("page", "pages", "new_pages"), "grow or shrink a mapping in place"
+        _mremap,
+        ("page", "pages", "new_pages"),
+        "grow or shrink a mapping in place",
+        leaves_no_trace=True,
     ),
     "mremap-move": OperationKind(
-        _mremap_move, ("page", "pages", "new_page"), "move a mapping", True
+        _mremap_move,
+        ("page", "pages", "new_page"),
+        "move a mapping",
+        True,
+        leaves_no_trace=True,
     ),
     "brk": OperationKind(
         lambda cx, pages: brk.brk(cx, address_of(HEAP_PAGE + pages)),
         ("pages",),
         "let the heap be so many pages long",
+        leaves_no_trace=True,
     ),
     "mprotect": OperationKind(
         _mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"
@@ -248,7 +267,9 @@ KINDS: dict[str, OperationKind] = {
         ("file",),
         "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
-    "fork": OperationKind(fork.fork, ("child",), "fork into the address space `child`"),
+    "fork": OperationKind(
+        fork.fork, ("child",), "fork into the address space `child`", leaves_no_trace=True
+    ),
     "exit": OperationKind(
         exit.exit_process, (), "give the address space up; the last user takes it down"
     ),

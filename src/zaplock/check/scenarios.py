@@ -47,6 +47,7 @@ PAGE_SHIFT: Final = 12
 MOST_PAGES: Final = 1 << 14
 """The largest number in a scenario: two levels of page tables, and walked in no time."""
 MOST_TASKS: Final = 8
+MOST_FAILING: Final = 4
 NAMES: Final = "ABCDEFGH"
 """What tasks are called that have no name of their own."""
 OLD_TAG: Final = 1000
@@ -125,6 +126,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gets them by `--operation` and `--invariant`.
     memory: what stands between a CPU and the words of `model.words`. words: the names of those that
         a design's own protocols use; a number in an operation stands for a word of its own.
+    failing_allocations: how many allocations may fail, each one that is made (`protocols.shortage`);
+        a call that fails for it must leave no trace.
     forbidden: what no run may end with, possible: what some run has to end with, as in
         "A.1 == 0 and B.2 != 7" (a task's result, its operations counted from 1) or "word.0 == 1".
     """
@@ -151,6 +154,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     part: Part = ""
     memory: MemoryModel = "sc"
     words: tuple[str, ...] = ()
+    failing_allocations: int = 0
     forbidden: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
     operations: tuple[Any, ...] = ()
@@ -236,6 +240,11 @@ def check(scenario: Scenario) -> None:
         raise UserError(f"{len(scenario.task)} tasks are more than {MOST_TASKS}: leave some out")
     for name in ("grain", "max_map_count", "batch"):
         _bounded(name, getattr(scenario, name), 1)
+    if not 0 <= scenario.failing_allocations <= MOST_FAILING:
+        raise UserError(
+            f"failing_allocations, {scenario.failing_allocations}, must lie between 0 and "
+            f"{MOST_FAILING}"
+        )
     for name in ("cmdline", "brk", "device_fails_after"):
         if (value := getattr(scenario, name)) is not None:
             _bounded(name, value, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT
@@ -60,4 +61,5 @@ async def user_fault(cx: Cx, address: int, write: bool) -> int:
     await MarkStep("fault_begin", (address, int(write) << 1 | 4))
     result = await cx.design.page_fault(cx, address, write)
     await MarkStep("fault_end", (result,))
-    return result
+    # After pagefault_out_of_memory the access comes again.
+    return RETRY if result == -ENOMEM else result

@@ -75,6 +75,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mmap_flags
@@ -227,6 +228,7 @@ async def mmap_region(
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
     if cx.design.gathers_first:  # before, what is there is unmapped by the time that this shows
         error = error or await may_commit(cx.mm, start, end, vm_flags)
+        error = error or (-ENOMEM if await no_memory(cx) else 0)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
@@ -236,6 +238,9 @@ async def mmap_region(
     charged = await charge_commit(cx.mm, vm_flags, length, file)
     if charged < 0:
         return charged
+    if not cx.design.gathers_first and await no_memory(cx):
+        await uncharge(charged, length)
+        return -ENOMEM
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
         await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now

@@ -49,7 +49,6 @@ from zaplock.model.vma import (
     previous,
     read_vma,
     split_huge_entry,
-    split_vma,
     vma_of,
     write_vma,
 )
@@ -63,6 +62,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
+from zaplock.protocols.shortage import split
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ async def modify_vma(
     if merged:
         return merged
     if low > vma.start:
-        new = await split_vma(handle, low, True)
+        new = await split(cx, handle, low, True)
         if new < 0:
             return new
     if high < vma.end:
-        new = await split_vma(handle, high, False)
+        new = await split(cx, handle, high, False)
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)
