@@ -112,6 +112,9 @@ BUGS: tuple[Bug, ...] = (
     Bug("a hole after MAP_FIXED has failed", ("no-memory-fixed",), "4.9", "6.12",
         lambda d: not d.gathers_first,
         "f8d112a4e657: the old mapping was gone before memory for the new one was had"),
+    Bug("a VMA that a driver has saved", ("driver-ioctl", "driver-shrink"), "4.20", "",
+        lambda d: _zaps_under_read(d) or d.tombstones or d.cuts,
+        "dd2283f2605e made it harmful; binder was mended (015ac18be7de), another driver may do so"),
     Bug("an old place that stays", ("no-memory-mremap",), "6.1", "",
         lambda d: d.tree == "maple",
         "read from the code: where the tree has no memory to forget the old place, mremap succeeds "

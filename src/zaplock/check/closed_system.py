@@ -20,11 +20,13 @@ from zaplock.check.scenarios import (
     BASE_PAGE,
     NAMES,
     OLD_TAG,
+    WHEN_STARTED,
     InitialMapping,
     Scenario,
     ScenarioOperation,
     TaskSpec,
     address_of,
+    creators,
     parse_operation,
 )
 from zaplock.check.shortage import with_shortage
@@ -40,8 +42,11 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
+from zaplock.protocols import tasks
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
+from zaplock.protocols.saved_vmas import save_vma
+from zaplock.protocols.tasks import beginning, settle_beginning
 from zaplock.protocols.userfaultfd import open_userfaultfd
 
 SETUP = Task(0, 1, "setup", cpu=0)
@@ -147,10 +152,16 @@ def _program(
     def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
         return watched_protocol(cx, operation, kind, scenario)
 
+    created = creators(scenario)
+
     async def once() -> tuple[int, ...]:
-        results = []
-        for operation, kind in zip(steps, kinds):
+        results: list[int] = []
+        if spec.begins and not await beginning(name):
+            return ()
+        for at, (operation, kind) in enumerate(zip(steps, kinds)):
             results.append(await start(operation, kind))
+            if (name, at) in created:
+                await settle_beginning(created[name, at], results[-1] >= 0)
         return tuple(results)
 
     async def again() -> None:
@@ -200,7 +211,9 @@ def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:
     mms |= {1, *_children(scenario)}
     _touch_containers(m, scenario, mms)
     for mm in mms:
-        leaving = sum(spec.mm == mm and "exit" in spec.do for spec in scenario.task)
+        leaving = sum(
+            spec.mm == mm and "exit" in spec.do and not spec.begins for spec in scenario.task
+        )
         if mm not in _children(scenario):
             m.mm(mm).counters.put("users", max(1, leaving))
     m.globals.put("hugetlb_free", 4)
@@ -232,6 +245,11 @@ def _touch_containers(m: Machine, scenario: Scenario, mms: set[int]) -> None:
     for number in range(len(scenario.task)):
         m.tlb(number + 1)
         m.walk_cache(number + 1)
+    for number, spec in enumerate(scenario.task):
+        if spec.begins:
+            m.cells(tasks.BEGUN)
+            if spec.begins == WHEN_STARTED:
+                m.cells(tasks.IDS).put(spec.name or NAMES[number], number + 1)
     for mapping in scenario.map:
         if mapping.kind in FILE_KINDS:
             m.page_cache(mapping.file)
@@ -268,6 +286,8 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
     account(space, flags, file, last - first)
     if file:
         link_vma(m, file, handle)
+        if mapping.kind == "pfn":
+            save_vma(m, file, handle)
     if flags & f.VM_ACCOUNT:
         m.commit(last - first)
     if mapping.locked:

@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_FIXED,
@@ -34,6 +35,7 @@ from zaplock.model.step import Step
 from zaplock.protocols import (
     access,
     brk,
+    driver,
     exit,
     fork,
     gup,
@@ -49,6 +51,7 @@ from zaplock.protocols import (
 )
 from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.tasks import clone_thread
 from zaplock.protocols.userfaultfd import monitor
 from zaplock.system_calls import SYSTEM_CALLS
 
@@ -73,7 +76,7 @@ class OperationKind:
     """An operation: how to run it, its arguments by name, and whether it empties its range.
 
     signals: is it user code's access, which a signal may end? Others return errnos; -11 is either.
-    leaves_no_trace: it promises that nothing has changed when it returns an error for want of memory.
+    leaves_no_trace: it promises that nothing has changed when it fails for want of memory.
     """
 
     run: Callable[..., Protocol]
@@ -96,6 +99,12 @@ def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     prot = PROT_READ | PROT_WRITE
     return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
+
+
+async def _mmap_noreplace(cx: Cx, page: int, pages: int) -> int:
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    prot = PROT_READ | PROT_WRITE
+    return min(0, await mmap.mmap(cx, address_of(page), length_of(pages), prot, flags))
 
 
 async def _write_read(cx: Cx, page: int, tag: int) -> int:
@@ -171,6 +180,12 @@ KINDS: dict[str, OperationKind] = {
         ("page", "pages"),
         "mmap(MAP_FIXED) over what is there",
         True,
+        leaves_no_trace=True,
+    ),
+    "mmap-noreplace": OperationKind(
+        _mmap_noreplace,
+        ("page", "pages"),
+        "mmap(MAP_FIXED_NOREPLACE): 0, or EEXIST where something is mapped",
         leaves_no_trace=True,
     ),
     "mmap-anywhere": OperationKind(
@@ -267,9 +282,23 @@ KINDS: dict[str, OperationKind] = {
         ("file",),
         "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
+    "ioctl": OperationKind(
+        lambda cx, file, page: driver.ioctl(cx, file, address_of(page), False),
+        ("file", "page"),
+        "a driver maps a page in the VMA that it has saved, as binder does; ESRCH without one",
+    ),
+    "ioctl-looking-up": OperationKind(
+        lambda cx, file, page: driver.ioctl(cx, file, address_of(page), True),
+        ("file", "page"),
+        "a driver maps a page in the VMA that it finds; ESRCH without one",
+    ),
+    "shrink": OperationKind(
+        driver.shrink, ("file",), "a driver's shrinker takes pages back, if it gets the lock"
+    ),
     "fork": OperationKind(
         fork.fork, ("child",), "fork into the address space `child`", leaves_no_trace=True
     ),
+    "clone": OperationKind(clone_thread, (), "create a thread: one more user of the memory"),
     "exit": OperationKind(
         exit.exit_process, (), "give the address space up; the last user takes it down"
     ),

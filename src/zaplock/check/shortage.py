@@ -1,7 +1,7 @@
 """A closed system in which allocations fail: a daemon beside its tasks says when.
 
-One may fail for each step that the daemon takes, at any moment, in any task; so all places where one
-could fail are tried, under every interleaving. What is an error then is no wrong result.
+One may fail for each step that the daemon takes, at any moment, in any task; so all places where
+one could fail are tried, under every interleaving. What is an error then is no wrong result.
 """
 
 from __future__ import annotations

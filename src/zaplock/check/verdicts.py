@@ -60,10 +60,15 @@ both rules, one after the other: each shows what the other hides."""
 
 @dataclass(frozen=True)
 class Added:
-    """What a check adds to its scenarios: operations and invariants, as FILE.py:NAME."""
+    """What a check adds to its scenarios.
+
+    operations, invariants: as FILE.py:NAME. failing: how many allocations may fail, if not as many
+    as the scenario says.
+    """
 
     operations: tuple[str, ...] = ()
     invariants: tuple[str, ...] = ()
+    failing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,10 @@ class CheckResult:
     ones visited, of both queue rules (runs, for the sampler). queues: the rules that were searched.
     schedule: the easiest that shows `violation`, None where none was found within the limits;
     groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
-    for ever; fair: in which queue; memory: of which kind. reference: how the design is asked for,
-    where that is not its name. unmet: expectations of the scenario that no interleaving met.
-    never_run: lines of the user's code that none ran. audit: what was done again.
+    for ever; fair: in which queue; memory: of which kind; failing: so many allocations.
+    reference: how the design is asked for, where that is not its name. unmet: expectations of the
+    scenario that no interleaving met. never_run: lines of the user's code that none ran. audit:
+    what was done again.
     """
 
     scenario: str
@@ -92,6 +98,7 @@ class CheckResult:
     preemptions: int = 0
     fair: bool = False
     memory: MemoryModel = "sc"
+    failing: int = 0
     why: str = ""
     reference: str = ""
     queues: tuple[str, ...] = ()
@@ -104,8 +111,7 @@ class CheckResult:
         """Name this counterexample for `zaplock check --replay`."""
         if self.schedule is None:
             return ""
-        rule = "~fair" if self.fair else ""
-        rule += f"~{self.memory}" if self.memory != "sc" else ""
+        rule = spell_rules(self.fair, self.memory, self.failing)
         schedule = spell(self.schedule, self.groups, self.cycle)
         return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
@@ -113,6 +119,14 @@ class CheckResult:
     def invariants(self) -> tuple[str, ...]:
         """Name the rules that were broken, each once."""
         return tuple(dict.fromkeys(violation.invariant.name for violation in self.violations))
+
+
+def spell_rules(fair: bool, memory: MemoryModel, failing: int) -> str:
+    """Write what a token says between its design and its schedule."""
+    parts = ["fair"] if fair else []
+    parts += [memory] if memory != "sc" else []
+    parts += [f"failing{failing}"] if failing else []
+    return "".join(f"~{part}" for part in parts)
 
 
 def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None = None) -> Scenario:
@@ -123,7 +137,9 @@ def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None 
     found = _scenario_of(name)
     if memory is not None:
         found = msgspec.structs.replace(found, memory=memory)
-    if added == Added():
+    if added.failing is not None:
+        found = msgspec.structs.replace(found, failing_allocations=added.failing)
+    if not added.operations and not added.invariants:
         return found
     return msgspec.structs.replace(
         found,
@@ -269,6 +285,7 @@ def combined(
         sum(verdict.seconds for _, verdict in verdicts),
         violation=broken[0][1].violations[0] if broken else None,
         violations=tuple(violations.values()), fair=fair, memory=scenario.memory,
+        failing=scenario.failing_allocations,
         why=limit or "; ".join(f"never: {name}" for name in missing),
         queues=tuple("fair" if fair else "any" for fair, _ in verdicts),
         unmet=tuple(unmet_expectations(scenario, [verdict for _, verdict in verdicts])),
@@ -289,7 +306,7 @@ def unmet_expectations(scenario: Scenario, verdicts: Sequence[Verdict]) -> list[
         seen = [results for verdict in verdicts for results in verdict.results[number]]
         for at, text in enumerate(spec.do):
             for word, value in expected_results(text):
-                if not any(results[at] == value for results in seen):
+                if not any(results[at : at + 1] == (value,) for results in seen):
                     name = spec.name or f"task {number + 1}"
                     unmet.append(f"{name}: {text.partition('->')[0].strip()} -> {word}")
     return unmet
@@ -370,5 +387,6 @@ def sample_check(
         schedule=drawn.schedule if broken else None,
         fair=fair or scenario.fair,
         memory=scenario.memory,
+        failing=scenario.failing_allocations,
         why="" if broken else f"{drawn.runs} random runs",
     )

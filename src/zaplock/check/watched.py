@@ -8,8 +8,8 @@ a step that walks over pages, while its task holds the lock.
 ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
 returns.
 
-NoTrace: a call that fails leaves the map as it was when it had the lock. Only its own exclusive hold
-is looked at, since others change the map before and after.
+NoTrace: a call that fails leaves the map as it was when it had the lock. Only its own exclusive
+hold is looked at, since others change the map before and after.
 """
 
 from __future__ import annotations

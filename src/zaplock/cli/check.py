@@ -57,6 +57,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", choices=("both", "any", "fair"), default="both",
                         help="who may be next to a lock: any waiter, whom the fair queue of the "
                         "design's kernel lets in, or both rules (default)")  # fmt: skip
+    parser.add_argument(
+        "--failing-allocations",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=1,
+        help="any N allocations may fail (1 where no number is given)",
+    )
     parser.add_argument("--memory", choices=("sc", "tso", "relaxed"),
                         help="what stands between a CPU and the words that a SCENARIO's tasks "
                         "reach without a lock: nothing, x86's store buffers, or what lets reads "
@@ -96,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    from zaplock.check.scenarios import MOST_FAILING
+
     one = bool(args.scenario or args.replay)  # a token's scenario may be given, too
     chosen = [one, args.all, args.mutations, args.list]
     if sum(chosen) != 1:
@@ -109,6 +119,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name, value, most in (("--jobs", args.jobs, 256), ("--pct", args.pct, 1000)):
         if value is not None and value > most:
             raise UserError(f"{name} {value} is above {most}: give a smaller number")
+    if args.failing_allocations is not None and not 0 <= args.failing_allocations <= MOST_FAILING:
+        raise UserError(
+            f"--failing-allocations {args.failing_allocations} must lie between 0 and "
+            f"{MOST_FAILING}"
+        )
+    if args.mutations and args.failing_allocations is not None:
+        raise UserError("--failing-allocations is for a SCENARIO or --all, not for --mutations")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {
@@ -136,7 +153,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _added(args: argparse.Namespace) -> Added:
     from zaplock.check.verdicts import Added
 
-    return Added(tuple(args.operation), tuple(args.invariant))
+    return Added(tuple(args.operation), tuple(args.invariant), args.failing_allocations)
 
 
 def _next(args: argparse.Namespace, command: str) -> None:
@@ -254,6 +271,7 @@ def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
         "queues": list(found.queues),
         "queue": "fair" if found.fair else "any",
         "memory": found.memory,
+        "failing_allocations": found.failing,
         "unmet": list(found.unmet),
         "never_run": list(found.never_run),
         "audit": {
@@ -277,7 +295,9 @@ def _print_verdicts(
     from zaplock.views.counterexample import text
 
     memory = "" if scenario.memory == "sc" else f" (memory: {scenario.memory})"
-    print(f"{scenario.name}: {scenario.summary}{memory}\n")
+    times = scenario.failing_allocations
+    shortage = f" (failing allocations: up to {times})" if times else ""
+    print(f"{scenario.name}: {scenario.summary}{memory}{shortage}\n")
     for one in found:
         print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
               f"{one.seconds:>8.3f} s  {_what(one)}")  # fmt: skip

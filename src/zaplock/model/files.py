@@ -24,7 +24,8 @@ class File(msgspec.Struct, frozen=True):
     with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
     Where the pages of a file in memory are not charged as a whole, each is when it is made
     (`charged_by_page`: memfd, MAP_NORESERVE). One that counts its mappings (`counts_mappings`: a
-    segment of System V shared memory) keeps every one of them apart.
+    segment of System V shared memory) keeps every one of them apart. `saved` is the VMA that a
+    device's driver remembers from mmap to the VMA's close(), 0 for none.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class File(msgspec.Struct, frozen=True):
     charged: int = 0
     charged_by_page: bool = False
     counts_mappings: bool = False
+    saved: int = 0
 
     @property
     def is_write_sealed(self) -> bool:

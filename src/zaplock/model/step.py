@@ -90,6 +90,9 @@ class Step(Generic[R_co]):
 
     __slots__ = ("args", "run")
 
+    may_last = False
+    """Whether a task may stand before it for ever, and all is well."""
+
     def __init__(self, run: Callable[..., R_co], args: tuple[Any, ...] = ()) -> None:
         self.run = run
         self.args = args
@@ -141,10 +144,11 @@ class WaitStep(Step[R_co]):
 
     `channel` names what to watch: a step that may make it true calls `machine.wake(channel)`. The
     exhaustive engine needs no channel, it asks `ready` in every state. A killable wait ends with
-    `EINTR` (as the step's result) when its task has a fatal signal.
+    `EINTR` (as the step's result) when its task has a fatal signal. One that `may_last` is no
+    deadlock if nothing ever ends it.
     """
 
-    __slots__ = ("channel", "killable", "ready")
+    __slots__ = ("channel", "killable", "may_last", "ready")
 
     def __init__(
         self,
@@ -153,8 +157,10 @@ class WaitStep(Step[R_co]):
         ready: Callable[..., bool],
         channel: tuple[Any, ...],
         killable: bool = False,
+        may_last: bool = False,
     ) -> None:
         super().__init__(run, args)
+        self.may_last = may_last
         self.ready = ready
         self.channel = channel
         self.killable = killable

@@ -63,6 +63,7 @@ from zaplock.model.vma import (
     insert,
     merge_around,
     previous,
+    read_vma,
     remove,
     vma_of,
 )
@@ -75,6 +76,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.saved_vmas import close, save_vma
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.tombstones import gave_way
@@ -328,6 +330,7 @@ def call_mmap(m: Machine, task: Task, handle: int) -> int:
     pages = vma.nr_pages if file.fails_after is None else min(file.fails_after, vma.nr_pages)
     flags = vma.flags | VM_PFNMAP | VM_PAT | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
     m.vmas.put(handle, change(vma, flags=flags))
+    save_vma(m, vma.file, handle)
     space, first = m.mm(vma.mm), vma.start >> PAGE_SHIFT
     if pages:
         alloc_tables(m, task, space, first, first + pages)
@@ -342,6 +345,7 @@ async def undo_driver_mapping(cx: Cx, handle: int, start: int, end: int) -> None
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await unmap_region(cx, (handle,), start, end, bounds, False)
     await uncharge_failed(handle)
+    await close(await read_vma(handle), handle)
     await remove_vma(handle)
 
 

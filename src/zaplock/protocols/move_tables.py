@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge: bool) -> int:
-    """Move the entries of a range, with the flush where the kernel has it; return how much it moved.
+    """Move the entries of a range, with the flush where the kernel has it; return how much was.
 
     `huge`: of hugetlb, which goes entry by entry and makes tables only for those that are there.
     """

@@ -62,7 +62,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
-from zaplock.protocols.shortage import split
+from zaplock.protocols.split import split
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ async def modify_vma(
     if merged:
         return merged
     if low > vma.start:
-        new = await split(cx, handle, low, True)
+        new = await split(cx, handle, vma, low, True)
         if new < 0:
             return new
     if high < vma.end:
-        new = await split(cx, handle, high, False)
+        new = await split(cx, handle, vma, high, False)
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)

@@ -7,11 +7,9 @@ beside the tasks that lets an allocation fail at any moment (`check.shortage`).
 
 from __future__ import annotations
 
-from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 from zaplock.model.step import Step, Task, WaitStep, step
-from zaplock.model.vma import split_vma, split_vma_unlimited
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -44,11 +42,3 @@ def next_allocation_fails(m: Machine, _task: Task) -> None:
 
 def _none_is_to_fail(m: Machine, _task: Task) -> bool:
     return not m.globals.get("allocation_fails")
-
-
-async def split(cx: Cx, handle: int, address: int, new_below: bool, limited: bool = True) -> int:
-    """Cut a VMA in two; the new one's handle, -ENOMEM, or -EINVAL inside a huge page."""
-    if await no_memory(cx):
-        return -ENOMEM
-    cut = split_vma if limited else split_vma_unlimited
-    return await cut(handle, address, new_below)

@@ -29,6 +29,10 @@ class TaskProgram:
     start: Callable[[], Protocol]
     daemon: bool = False
 
+    def may_rest(self, step: Step[Any] | None) -> bool:
+        """Return whether the task need not go on before `step`, or has ended (None)."""
+        return step is None or self.daemon or step.may_last
+
 
 @dataclass(frozen=True)
 class Rules:

@@ -272,7 +272,7 @@ def deadlock(table: TransitionTable, state: int) -> Violation:
     waiting = []
     for index, program in enumerate(table.configuration.programs):
         node = table.node(index, state)
-        if node.step is not None and not program.daemon:
+        if not program.may_rest(node.step):
             waiting.append(f"{program.task} waits in {node.step}")
     return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
 
