@@ -40,6 +40,7 @@ from zaplock.engines.checking.exhaustive import (
     explore,
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
+from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
@@ -196,19 +197,25 @@ def check(
     all_violations: bool = False,
     jobs: int = 1,
     exact: bool = False,
+    disk: Path | None = None,
     progress: Callable[[SearchProgress], None] | None = None,
 ) -> CheckResult:
     """Explore every interleaving; where one breaks a rule, find the easiest that does.
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
-    the search for the easiest counterexample included.
+    the search for the easiest counterexample included. disk: a directory for states that don't fit
+    into memory.
     """
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
     for fair in rules_of(scenario, queue):
         system = closed_system(scenario, design, fair)
         left = what_is_left(limits, verdicts, deadline)
-        if exact:
+        if disk is not None:
+            verdict = explore_on_disk(
+                system, DiskLimits(disk), left, all_violations=all_violations, progress=progress
+            )
+        elif exact:
             verdict = explore_plainly(system, left, exact=True)
         elif jobs > 1:
             verdict = explore_split(

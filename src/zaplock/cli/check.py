@@ -18,6 +18,7 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
@@ -81,6 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
     parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
     parser.add_argument("--exact", action="store_true", help="store whole states: slow, for trust")
+    parser.add_argument(
+        "--disk", metavar="DIR", help="keep states in DIR that don't fit into memory"
+    )
     parser.add_argument("--max-states", type=int, default=20_000_000, metavar="N")
     parser.add_argument("--max-seconds", type=float, default=600.0, metavar="S")
     parser.add_argument("--max-memory", type=int, default=6144, metavar="MIB")
@@ -126,12 +130,17 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.mutations and args.failing_allocations is not None:
         raise UserError("--failing-allocations is for a SCENARIO or --all, not for --mutations")
+    if args.disk and (args.exact or args.jobs > 1 or args.sample):
+        raise UserError("--disk is for one process: leave --jobs, --exact and --sample out")
+    if args.disk and not Path(args.disk).is_dir():
+        raise UserError(f"--disk {args.disk!a} is no directory: make it, or name another")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {
         "--memory": args.memory,
         "--sample": args.sample,
         "--exact": args.exact,
+        "--disk": args.disk,
         "--html": args.html,
     }
     if args.all or args.mutations:
@@ -240,6 +249,7 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
             )  # fmt: skip
         return check(
             scenario, design, limits, queue=args.queue, jobs=args.jobs, exact=args.exact,
+            disk=Path(args.disk) if args.disk else None,
             progress=lambda p: show(
                 f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
                 f"frontier {p.frontier}, depth {p.depth}"

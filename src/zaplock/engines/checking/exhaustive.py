@@ -208,9 +208,14 @@ class Search:
     def note(self, violation: Violation) -> None:
         self.found.setdefault((violation.invariant, violation.message), violation)
 
+    @property
+    def states(self) -> int:
+        """How many states were visited."""
+        return len(self.visited)
+
     def look_at_limits(self, frontier: int) -> str:
         seconds = time.monotonic() - self.started
-        states = len(self.visited)
+        states = self.states
         if self.progress is not None:
             self.progress(SearchProgress(states, frontier, self.depth, seconds))
         if states > self.limits.states:
@@ -246,7 +251,7 @@ class Search:
             answer = "vacuous"
         return Verdict(
             answer,
-            len(self.visited) if states is None else states,
+            self.states if states is None else states,
             self.transitions,
             self.depth,
             time.monotonic() - self.started,
