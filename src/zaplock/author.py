@@ -46,8 +46,8 @@ on its steps such as `Skip("step")`, `SkipLock("class", write=True)` or
 
 Tasks. A scenario's `TaskSpec` may be of another address space (`mm`), be killed, go on for ever
 (`daemon`): a kernel thread is a daemon that does an operation of your own. One that `begins` "when
-started" waits for `start_task(name)`, which gives its id: a worker for work that is left to it. In
-a `zaplock.Lab` any program is a thread, and `bystander(name, does=...)` one whose stalls are
+started" waits for `start_task(name)`: a worker for work that is left to it; `task_id(name)` is its
+id. In a `zaplock.Lab` any program is a thread, and `bystander(name, does=...)` one whose stalls are
 counted.
 """
 
@@ -110,7 +110,7 @@ from zaplock.protocols.munmap import (
     prepare_events,
 )
 from zaplock.protocols.own_state import LockClass, OwnCells
-from zaplock.protocols.tasks import start_task
+from zaplock.protocols.tasks import start_task, task_id
 from zaplock.protocols.teardown import (
     add_counter,
     detach_vmas_to_be_unmapped,
@@ -187,6 +187,7 @@ __all__ = [
     "replace",
     "start_task",
     "step",
+    "task_id",
     "unmap_region",
     "up_read",
     "up_write",

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import add
+from operator import add, or_
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from zaplock import protocols
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
 from zaplock.check.own import invariants_named, operations_named
@@ -50,6 +51,9 @@ from zaplock.model.violations import Invariant, Violation
 from zaplock.model.words import MemoryModel
 from zaplock.protocols.design import Design
 
+PROTOCOLS: Final = str(Path(protocols.__file__).parent)
+"""Where zaplock's own protocols are."""
+
 PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "vacuous"
 FAILED = "failed"
 EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3, FAILED: 4}
@@ -82,7 +86,8 @@ class CheckResult:
     groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
     for ever; fair: in which queue; memory: of which kind; failing: so many allocations.
     reference: how the design is asked for, where that is not its name. unmet: expectations of the
-    scenario that no interleaving met. never_run: lines of the user's code that none ran. audit:
+    scenario that no interleaving met. never_run: lines of the user's code, or of zaplock's
+    protocols if asked for, that none ran. audit:
     what was done again.
     """
 
@@ -198,18 +203,21 @@ def check(
     jobs: int = 1,
     exact: bool = False,
     disk: Path | None = None,
+    unreached: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
 ) -> CheckResult:
     """Explore every interleaving; where one breaks a rule, find the easiest that does.
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
     the search for the easiest counterexample included. disk: a directory for states that don't fit
-    into memory.
+    into memory. unreached: look which lines of the protocols nothing runs, too.
     """
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
     for fair in rules_of(scenario, queue):
         system = closed_system(scenario, design, fair)
+        if unreached:
+            system = replace(system, covers=PROTOCOLS)
         left = what_is_left(limits, verdicts, deadline)
         if disk is not None:
             verdict = explore_on_disk(
@@ -320,11 +328,10 @@ def unmet_expectations(scenario: Scenario, verdicts: Sequence[Verdict]) -> list[
 
 
 def lines_never_run(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    """Name the lines of a user's code that no search ran, where all of them were whole."""
+    """Name the lines that were looked at and that no search ran, where all of them were whole."""
     if any(verdict.answer not in (PROVED, VACUOUS) for verdict in verdicts):
         return ()
-    never = [set(verdict.audit.never_run) for verdict in verdicts]
-    return tuple(sorted(set.intersection(*never))) if never else ()
+    return reduce(or_, (verdict.audit.lines for verdict in verdicts)).never_run()
 
 
 def explain(

@@ -83,6 +83,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
     parser.add_argument("--exact", action="store_true", help="store whole states: slow, for trust")
     parser.add_argument(
+        "--unreached",
+        action="store_true",
+        help="list the lines of zaplock's protocols that no interleaving runs, too",
+    )
+    parser.add_argument(
         "--disk", metavar="DIR", help="keep states in DIR that don't fit into memory"
     )
     parser.add_argument("--max-states", type=int, default=20_000_000, metavar="N")
@@ -141,6 +146,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         "--sample": args.sample,
         "--exact": args.exact,
         "--disk": args.disk,
+        "--unreached": args.unreached,
         "--html": args.html,
     }
     if args.all or args.mutations:
@@ -249,7 +255,7 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
             )  # fmt: skip
         return check(
             scenario, design, limits, queue=args.queue, jobs=args.jobs, exact=args.exact,
-            disk=Path(args.disk) if args.disk else None,
+            disk=Path(args.disk) if args.disk else None, unreached=args.unreached,
             progress=lambda p: show(
                 f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
                 f"frontier {p.frontier}, depth {p.depth}"

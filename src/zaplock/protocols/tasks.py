@@ -22,14 +22,21 @@ BEGUN: Final = "tasks begun"
 
 
 @step
-def start_task(m: Machine, task: Task, name: str) -> int:
-    """Let a task of the scenario begin; return its id. Once: it does its operations and ends."""
+def task_id(m: Machine, task: Task, name: str) -> int:
+    """Return the id of a task that waits to be started, as `hand_over_read` wants it."""
     tid: int | None = m.cells(IDS).get(name)
     if tid is None:
         raise ProtocolError(
-            f"{task} starts {name!r}, but no task of that name waits to be started: give one "
+            f"{task} asks for {name!r}, but no task of that name waits to be started: give one "
             'begins = "when started"'
         )
+    return tid
+
+
+@step
+def start_task(m: Machine, task: Task, name: str) -> int:
+    """Let a task of the scenario begin; return its id. Once: it does its operations and ends."""
+    tid = task_id.run(m, task, name)
     if name in m.cells(BEGUN):
         raise ProtocolError(f"{task} starts {name!r}, which has begun already")
     m.cells(BEGUN).put(name, True)
