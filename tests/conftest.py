@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ONLY_COMPUTE = {
+    "test_actors",
     "test_arrows",
     "test_authors",
     "test_behind",
@@ -41,6 +42,7 @@ ONLY_COMPUTE = {
     "test_outside",
     "test_perfetto",
     "test_profiles",
+    "test_on_disk",
     "test_protocols",
     "test_recording_file",
     "test_report",
