@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -41,13 +40,23 @@ def _place(row: StepRow, width: int) -> str:
 
 def _step(row: StepRow, width: int, tasks: int) -> list[str]:
     text = row.step + (f" = {row.result}" if row.result not in ("", "violation") else "")
-    cell, *rest = textwrap.wrap(text, width * (tasks - row.task) - 1, subsequent_indent="  ")
+    cell, *rest = _wrapped(text, width * (tasks - row.task) - 1)
     mark = "✗" if row.result == "violation" else " "
     number = "" if row.joins else str(row.number)
     indent = " " * (width * row.task)
     note = f"   ({row.note})" if row.note else ""
     first = f"{number:>3}{mark} {indent + cell:<{width * tasks}}{locks(row.holds)}{note}"
     return [first, *(f"{'':>4} {indent}{part}" for part in rest)]
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    """Break a text behind blanks, commas and the | between flags."""
+    lines = [""]
+    for part in re.split(r"(?<=[ |,])", text):
+        if len(lines[-1]) + len(part.rstrip()) > room and lines[-1].strip():
+            lines.append("  ")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def summary(story: Story) -> list[str]:

@@ -12,6 +12,7 @@ numpy does the sorting, the look-ups and the merging.
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +34,7 @@ from zaplock.engines.checking.exhaustive import (
 )
 from zaplock.engines.checking.transitions import TransitionTable
 
-CHUNK: Final = 1 << 18
+CHUNK: Final = 1 << 16
 """States that are looked up, merged or read back in one go."""
 
 MOST_RUNS: Final = 6
@@ -42,6 +43,9 @@ LEAST: Final = 100_000
 
 SHARE: Final = 0.6
 """Which part of the memory's limit may be full before states go to the disk."""
+
+MOST: Final = 0.8
+"""Which part may be full at any time; Python keeps for the next states what it had for the last."""
 
 Bytes = np.ndarray[Any, np.dtype[np.bytes_]]
 
@@ -72,7 +76,9 @@ class Run:
     def __init__(self, path: Path, width: int) -> None:
         self.path = path
         self.width = width
-        self.states: Bytes = np.memmap(path, dtype=f"S{width}", mode="r")
+        with path.open("rb") as file:
+            self.map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        self.states: Bytes = np.frombuffer(self.map, dtype=f"S{width}")
 
     def __len__(self) -> int:
         return len(self.states)
@@ -89,11 +95,11 @@ class Run:
             at[at == len(self.states)] = 0
             for index in np.flatnonzero(self.states[at] == keys):
                 yield asked[index]
+            self.let_go()
 
-    def drop(self) -> None:
-        """Remove the file."""
-        del self.states
-        self.path.unlink()
+    def let_go(self) -> None:
+        """Occupy no memory; what was read is in the page cache, and the kernel's to take."""
+        self.map.madvise(mmap.MADV_DONTNEED)
 
 
 class StatesOnDisk:
@@ -141,8 +147,8 @@ class StatesOnDisk:
                 file.write(part.tobytes())
         at = self.runs.index(left)
         self.runs[at : at + 2] = [Run(path, width)]
-        left.drop()
-        right.drop()
+        left.path.unlink()
+        right.path.unlink()
 
     def spool(self, states: list[int], width: int) -> Spooled:
         """Write states out to be read back once, in their order."""
@@ -186,6 +192,8 @@ def merged(left: Run, right: Run, width: int) -> Iterator[Bytes]:
         others = int(np.searchsorted(theirs, last, "right"))
         yield np.sort(np.concatenate([ours[:count], theirs[:others]]))
         at, other = at + count, other + others
+        left.let_go()
+        right.let_go()
     for run, start in ((left, at), (right, other)):
         for first in range(start, len(run), CHUNK):
             yield widened(run.states[first : first + CHUNK], width)
@@ -205,6 +213,7 @@ class SearchOnDisk(Search):
         super().__init__(table, limits, all_violations, progress)
         self.disk = disk
         self.old = StatesOnDisk(disk.directory)
+        self.fits = disk.in_memory
 
     @property
     def states(self) -> int:
@@ -259,9 +268,15 @@ class SearchOnDisk(Search):
 
     def _is_full(self) -> bool:
         held = len(self.visited)
-        if self.disk.in_memory is not None:
-            return held >= self.disk.in_memory
-        return held >= LEAST and super().memory_ahead() > SHARE * self.limits.memory
+        if self.fits is not None and held >= self.fits:
+            return True
+        if self.disk.in_memory is not None or held < LEAST:
+            return False
+        share = SHARE if self.fits is None else MOST
+        if self.memory_ahead() < share * self.limits.memory:
+            return False
+        self.fits = self.fits or held
+        return True
 
     @property
     def _width(self) -> int:
