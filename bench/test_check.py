@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 from statistics import median
 
@@ -117,11 +118,10 @@ def test_ten_million_states_with_spin_beside_it(disk: bool, tmp_path: Path) -> N
     pan, spin_s, spin_mib = measured(["./pan", "-m100000", "-w24"], tmp_path)
     stored = re.search(r"(\d+) states, stored", pan)
     assert stored is not None
-    scenario = find_scenario(SCENARIO)
-    gup = scenario.task[2]
-    more = [msgspec.structs.replace(gup, name=f"gup {number}") for number in (2, 3)]
-    crowd = msgspec.structs.replace(scenario, task=(*scenario.task, *more))
-    (tmp_path / "crowd.toml").write_bytes(msgspec.toml.encode(crowd))
+    text = (resources.files("zaplock.check") / "scenario_files" / f"{SCENARIO}.toml").read_text()
+    gup = text[text.rindex("[[task]]") :]
+    more = "".join(gup.replace('"gup"', f'"gup {number}"') for number in (2, 3))
+    (tmp_path / "crowd.toml").write_text(text + more)
     where = ["--disk", str(tmp_path), "--max-memory", "600"] if disk else []
     command = [sys.executable, "-m", "zaplock", "check", "crowd.toml", "--design", "linux-4.20",
                "--queue", "any", "--max-seconds", "3600", "--json", *where]  # fmt: skip
