@@ -47,6 +47,8 @@ ONLY_COMPUTE = {
     "test_recording_file",
     "test_report",
     "test_report_simulated",
+    "test_told",
+    "test_transcripts",
     "test_sequential",
     "test_sizes",
     "test_slowness",

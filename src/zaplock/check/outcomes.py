@@ -31,7 +31,7 @@ _TERM: Final = re.compile(rf"\s*{_PLACE}\s*(==|!=|<=|>=|<|>)\s*(?:{_PLACE}|([\w-
 
 
 @dataclass(frozen=True)
-class Place:
+class ResultPlace:
     """What an operation of a task gave, or a word. task: its index, -1 for a word.
 
     number: of the operation from 0, or of the word.
@@ -54,9 +54,9 @@ class Place:
 class Term:
     """One comparison, with a number or with what stands elsewhere."""
 
-    left: Place
+    left: ResultPlace
     comparison: str
-    right: Place | int
+    right: ResultPlace | int
 
     def holds(self, m: Machine, results: Sequence[Any]) -> bool:
         """Return whether it is true of an end; where something isn't there it is not."""
@@ -104,16 +104,16 @@ def _term(part: str, text: str, tasks: Sequence[tuple[str, int]], values: dict[s
     return Term(left, comparison, value)
 
 
-def _place(name: str, digits: str, text: str, tasks: Sequence[tuple[str, int]]) -> Place:
+def _place(name: str, digits: str, text: str, tasks: Sequence[tuple[str, int]]) -> ResultPlace:
     number = int(digits)
     if name == "word":
         if number >= MOST_WORDS:
             raise UserError(f"outcome {text!r}: words are word.0 to word.{MOST_WORDS - 1}")
-        return Place(-1, number)
+        return ResultPlace(-1, number)
     for index, (task, operations) in enumerate(tasks):
         if task == name:
             if not 1 <= number <= operations:
                 raise UserError(f"outcome {text!r}: {name} does operations 1 to {operations}")
-            return Place(index, number - 1)
+            return ResultPlace(index, number - 1)
     known = ", ".join(task for task, _ in tasks)
     raise UserError(f"outcome {text!r}: no task {name!r}; there are {known}, and word")
