@@ -97,6 +97,17 @@ def test_an_error_path_of_ones_own_is_tried() -> None:
     assert found.invariants == ("LOCK_MODE",)
 
 
+def test_only_what_an_allocation_has_failed_for_is_excused() -> None:
+    async def spurious(cx, page):  # type: ignore[no-untyped-def]
+        await no_memory(cx)
+        return -12
+
+    own = OwnOperation(name="spurious", run=spurious, arguments=("page",), summary="ENOMEM")
+    task = (TaskSpec(("spurious 1 -> 0",)),)
+    scenario = Scenario("own", task, MAPPED, operations=(own,), failing_allocations=1)
+    assert check(scenario, LINUX).invariants == ("NO_SPURIOUS_ENOMEM",)
+
+
 @pytest.mark.parametrize("number", ["-1", "5"])
 def test_so_many_allocations_cannot_fail(number: str) -> None:
     told = command("check", "expand", "--failing-allocations", number)

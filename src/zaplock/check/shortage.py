@@ -15,7 +15,7 @@ from typing import Final
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, WaitStep
-from zaplock.protocols.shortage import let_one_fail
+from zaplock.protocols.shortage import FAILED, let_one_fail
 
 MEMORY: Final = "memory"
 """The name of the task that makes allocations fail."""
@@ -34,6 +34,7 @@ def with_shortage(system: Configuration, times: int) -> Configuration:
 def _build(build: Callable[[], Machine]) -> Machine:
     machine = build()
     machine.globals.put("allocation_fails", 0)
+    machine.cells(FAILED)
     return machine
 
 

@@ -7,7 +7,7 @@ beside the tasks that lets an allocation fail at any moment (`check.shortage`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zaplock.model.step import Step, Task, WaitStep, step
 
@@ -16,17 +16,22 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
+FAILED: Final = "failed allocations"
+"""The cells that say whose allocations have failed, by task id."""
+
+
 async def no_memory(cx: Cx) -> bool:
     """Return whether an allocation fails here."""
     return cx.allocations_fail and await allocation_fails()
 
 
 @step
-def allocation_fails(m: Machine, _task: Task) -> bool:
+def allocation_fails(m: Machine, task: Task) -> bool:
     """Allocate: True if this is the allocation that fails."""
     fails = bool(m.globals.get("allocation_fails"))
     if fails:
         m.globals.put("allocation_fails", 0)
+        m.cells(FAILED).put(task.tid, True)
     return fails
 
 
