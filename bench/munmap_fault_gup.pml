@@ -4,8 +4,12 @@
  * grain. Compiled with -DDOWNGRADE_BEFORE_DETACH it has the mutation of that name.
  *
  * Frames: 1 and 2 are mapped at pages 0 and 1 in the beginning, 3 and 4 are fresh ones of the two
- * other tasks, 5 is the zero page. CPU 0 is the touch's, CPU 1 the gup's.
+ * other tasks, 5 is the zero page. CPU 0 is the touch's, CPU 1 the gup's. With -DGUPS=3 there are
+ * three tasks that do the gup.
  */
+#ifndef GUPS
+#define GUPS 1
+#endif
 #define PAGES 4
 #define ZERO 5
 #define MUST_FAULT 255
@@ -110,7 +114,7 @@ inline fault(page, frame, write) {
 inline at_end() {
   done++;
   if
-  :: done == 3 ->
+  :: done == 2 + GUPS ->
      assert(total_vm == 2 && committed == 2 && freed && !attached && readers == 0 && writer == 0);
      assert(rss == 1 && pending == 0 && pgtables == table);
      for (i : 0 .. 3) { assert(pte[i] == 0) }
@@ -287,6 +291,12 @@ init {
     pte[0] = 1; pte[1] = 2; writable[0] = true; writable[1] = true;
     refs[1] = 1; refs[2] = 1; maps[1] = 1; maps[2] = 1; rss = 3;
     tlb[PAGES + 1] = 2; tlb_writable[PAGES + 1] = true; walk[1] = 1;
-    run munmap_task(); run touch_task(); run gup_task()
+    run munmap_task(); run touch_task(); run gup_task();
+#if GUPS > 1
+    run gup_task();
+#endif
+#if GUPS > 2
+    run gup_task();
+#endif
   }
 }

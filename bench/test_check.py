@@ -8,10 +8,14 @@ interpreter's, and those of spin and cc are what they are).
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
+from importlib import resources
 from pathlib import Path
 from statistics import median
 
@@ -92,6 +96,42 @@ def test_spin_says_the_same_and_later(tmp_path: Path) -> None:
     say(f"spin: {spins[0][1]} states, {spin_s:.2f} s to the verdict with its compile")
     say(f"zaplock: {ours[0][0].states} states, {our_s:.3f} s: {spin_s / our_s:.1f} times as fast")
     assert our_s < spin_s
+
+
+def measured(command: list[str], folder: Path) -> tuple[str, float, float]:
+    """Run a command; return what it prints, its CPU seconds and the most MiB that it occupied."""
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return printed, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+@pytest.mark.skipif(shutil.which("spin") is None, reason="spin is not installed")
+@pytest.mark.parametrize("disk", [False, True])
+def test_ten_million_states_with_spin_beside_it(disk: bool, tmp_path: Path) -> None:
+    """Three tasks that pin pages instead of one; what is compared is exhausting, not compiling."""
+    subprocess.run(["spin", "-a", "-DGUPS=3", str(MODEL)], cwd=tmp_path, check=True)
+    build = ["cc", "-O2", "-w", "-DSAFETY", "-DMEMLIM=4000", "-o", "pan", "pan.c"]
+    subprocess.run(build, cwd=tmp_path, check=True)
+    pan, spin_s, spin_mib = measured(["./pan", "-m100000", "-w24"], tmp_path)
+    stored = re.search(r"(\d+) states, stored", pan)
+    assert stored is not None
+    text = (resources.files("zaplock.check") / "scenario_files" / f"{SCENARIO}.toml").read_text()
+    gup = text[text.rindex("[[task]]") :]
+    more = "".join(gup.replace('"gup"', f'"gup {number}"') for number in (2, 3))
+    (tmp_path / "crowd.toml").write_text(text + more)
+    where = ["--disk", str(tmp_path), "--max-memory", "600"] if disk else []
+    command = [sys.executable, "-m", "zaplock", "check", "crowd.toml", "--design", "linux-4.20",
+               "--queue", "any", "--max-seconds", "3600", "--json", *where]  # fmt: skip
+    printed, our_s, our_mib = measured(command, tmp_path)
+    states = json.loads(printed)["states"]
+    assert json.loads(printed)["verdict"] == "proved"
+    assert states > 10_000_000
+    say(f"spin: {stored[1]} states, {spin_s:.1f} s of CPU, {spin_mib:.0f} MiB")
+    say(f"zaplock{' on disk' if disk else ''}: {states} states, {our_s:.1f} s of CPU, "
+        f"{states / our_s:,.0f}/s, {our_mib:.0f} MiB")  # fmt: skip
 
 
 def test_the_whole_matrix() -> None:

@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ONLY_COMPUTE = {
+    "test_actors",
     "test_arrows",
     "test_authors",
     "test_behind",
@@ -40,6 +41,7 @@ ONLY_COMPUTE = {
     "test_model_random",
     "test_mutations",
     "test_names",
+    "test_on_disk",
     "test_outside",
     "test_perfetto",
     "test_profiles",
@@ -58,6 +60,7 @@ ONLY_COMPUTE = {
     "test_timed_locks",
     "test_timed_rwsem",
     "test_timeline",
+    "test_told",
     "test_transcripts",
     "test_weak_memory",
     "test_without_locks",

@@ -116,7 +116,9 @@ WAYS: dict[str, Way] = {
     "a list of the machine": Way("", "m.kept[0] = VALUE", "m.kept[0]", "m.kept = [0]"),
     "an attribute of an mm": Way("", "m.mm(1).mm = VALUE", "m.mm(1).mm - 1"),
     "an attribute of the task": Way("", "task.cpu = VALUE", "task.cpu - task.tid"),
-    "the class of the machine": Way("", "Toy.flag = VALUE", "getattr(Toy, 'flag', 0)"),
+    "the class of the machine": Way(  # a class of this world's own: it is not made anew in the next
+        "class Toy(Toy):\n    pass", "Toy.flag = VALUE", "getattr(Toy, 'flag', 0)"
+    ),
     "an object in a cell": Way(
         BOX, "m.things['o'].value = VALUE", "m.things['o'].value", "m.things.put('o', Box())"
     ),

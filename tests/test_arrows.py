@@ -43,7 +43,7 @@ ROOMS = {
     "api": {"designs", "engines", "model", "protocols", "system_calls"},
     "engines": {"errors", "model", "trace"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols"},
-    "protocols": {"advice", "linux_version", "model"},
+    "protocols": {"advice", "errors", "linux_version", "model"},
     "model": {"advice"},
     "trace": {"advice", "errors", "inputs", "linux_version", "outputs", "strangers",
               "system_calls"},

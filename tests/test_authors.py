@@ -15,6 +15,7 @@ import pytest
 
 import zaplock.author as author
 from zaplock.check.own import OwnInvariant, OwnOperation
+from zaplock.check.verdicts import check, find_design, find_scenario
 from zaplock.cli import main
 from zaplock.errors import UserError
 
@@ -429,3 +430,24 @@ def test_only_one_scenario_and_design_can_be_explored(
     code, _, err = explore(monkeypatch, capsys, "", *argv)
     assert code == 2
     assert words in err
+
+
+def test_a_file_imports_its_neighbour_and_another_file_another_one(tmp_path: Path) -> None:
+    for name, release in (("one", "4.9"), ("two", "6.1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "helper.py").write_text(
+            "from zaplock.author import SHIPPED\n"
+            f"BASE = SHIPPED['linux-{release}']\n"
+            "async def munmap(cx, start, length):\n"
+            "    return await BASE.munmap(cx, start, length)\n"
+        )
+        (tmp_path / name / "own.py").write_text(
+            "from dataclasses import replace\nfrom helper import BASE, munmap\n"
+            "OWN = replace(BASE, name='own', munmap=munmap)\n"
+        )
+    designs = [find_design(f"{tmp_path / name / 'own.py'}:OWN") for name in ("one", "two")]
+    assert [design.kernel for design in designs] == ["4.9", "6.1.37"]
+    found = [check(find_scenario("munmap+fault"), design) for design in designs]
+    assert [one.verdict for one in found] == ["proved", "proved"]
+    assert found[0].states < found[1].states
+    assert not list(tmp_path.rglob("__pycache__"))

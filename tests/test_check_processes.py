@@ -75,6 +75,23 @@ def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
     assert "Traceback" not in said, said
 
 
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ZAPLOCK_KILLS", "2"))))
+def test_nobody_is_left_whenever_it_is_killed(seed: int, tmp_path: Path) -> None:
+    """While it starts, forks, or hands states over: ZAPLOCK_KILLS=20 were tried."""
+    scenario = tmp_path / "big.toml"
+    scenario.write_text(BIG)
+    command = ["check", str(scenario), "--design", "linux-6.18", "--jobs", "2", "--queue", "any"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "zaplock", *command],
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(random.Random(seed).uniform(0.0, 6.0))
+    child.terminate()
+    said = child.communicate(timeout=30)[1]
+    assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
+    assert "Traceback" not in said, said
+
+
 def test_an_error_in_the_code_of_a_design_is_told_with_line_and_schedule(tmp_path: Path) -> None:
     design = tmp_path / "own.py"
     design.write_text(

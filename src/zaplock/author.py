@@ -20,11 +20,12 @@ State. `OwnCells(name, default)` is state of your own, a counter for instance: `
 Locks. `LockClass(name)` is a class of locks of your own, `cx.mmap_lock` the one of the address
 space (a `Lock` is a name and a number). Steps for any of them: `down_read`, `down_read_killable`,
 `down_read_trylock`, `down_write`, `down_write_killable`, `down_write_trylock`, `downgrade_write`,
-`up_read`, `up_write`. The mmap_lock as the design takes it: `mmap_read_lock`,
-`mmap_read_lock_killable`, `mmap_read_unlock`, `mmap_write_lock_killable`, `mmap_write_downgrade`,
-`mmap_write_unlock`. A lock may also be one of ranges: `lock_range(lock, start, end, write)` waits
-for what overlaps and conflicts, in the order of asking; `unlock_range` gives the same range back.
-One lock is either a semaphore or a lock of ranges, not both.
+`up_read`, `up_write`; `hand_over_read(lock, tid)` makes a shared hold another task's, who ends it.
+The mmap_lock as the design takes it: `mmap_read_lock`, `mmap_read_lock_killable`,
+`mmap_read_unlock`, `mmap_write_lock_killable`, `mmap_write_downgrade`, `mmap_write_unlock`. A lock
+may also be one of ranges: `lock_range(lock, start, end, write)` waits for what overlaps and
+conflicts, in the order of asking; `unlock_range` gives the same range back. One lock is either a
+semaphore or a lock of ranges, not both.
 
 Memory and system calls. `read_memory`, `write_memory`, `get_user_pages`, `put_page`; `mmap`,
 `madvise`, `mprotect`, `mremap`, `brk`, `fork`, with the constants in `flags`; munmap and the fault
@@ -46,9 +47,11 @@ Scenarios. `Scenario`, `InitialMapping` and `TaskSpec` say what is mapped and wh
 on its steps such as `Skip("step")`, `SkipLock("class", write=True)` or
 `Postpone("step", after="other")`.
 
-Tasks. A scenario's `TaskSpec` may be of another address space (`mm`), be killed, or go on for ever
-(`daemon`): a kernel thread is a daemon that does an operation of your own. In a `zaplock.Lab` any
-program is a thread, and `bystander(name, does=...)` one whose stalls are counted.
+Tasks. A scenario's `TaskSpec` may be of another address space (`mm`), be killed, go on for ever
+(`daemon`): a kernel thread is a daemon that does an operation of your own. One that `begins` "when
+started" waits for `start_task(name)`: a worker for work that is left to it; `task_id(name)` is its
+id. In a `zaplock.Lab` any program is a thread, and `bystander(name, does=...)` one whose stalls are
+counted.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ from zaplock.model.rwsem import (
     down_write_killable,
     down_write_trylock,
     downgrade_write,
+    hand_over_read,
     up_read,
     up_write,
 )
@@ -110,6 +114,7 @@ from zaplock.protocols.munmap import (
     prepare_events,
 )
 from zaplock.protocols.own_state import LockClass, OwnCells
+from zaplock.protocols.tasks import start_task, task_id
 from zaplock.protocols.teardown import (
     add_counter,
     detach_vmas_to_be_unmapped,
@@ -161,6 +166,7 @@ __all__ = [
     "floor_and_ceiling",
     "fork",
     "get_user_pages",
+    "hand_over_read",
     "length_of",
     "linux",
     "lock_range",
@@ -184,7 +190,9 @@ __all__ = [
     "read_vma",
     "remove_vma_list",
     "replace",
+    "start_task",
     "step",
+    "task_id",
     "unlock_range",
     "unmap_region",
     "up_read",

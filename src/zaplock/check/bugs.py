@@ -125,6 +125,16 @@ BUGS: tuple[Bug, ...] = (
     Bug("two VMAs in one read", ("remote-two",), "", "",
         lambda d: d.remote_lock == "vma",
         "Suren Baghdasaryan and Lorenzo Stoakes, 19 June 2026: an unmap of both comes in between"),
+    Bug("a hole after MAP_FIXED has failed", ("no-memory-fixed",), "4.9", "6.12",
+        lambda d: not d.gathers_first,
+        "f8d112a4e657: the old mapping was gone before memory for the new one was had"),
+    Bug("a VMA that a driver has saved", ("driver-ioctl", "driver-shrink"), "4.20", "",
+        lambda d: _zaps_under_read(d) or d.tombstones or d.cuts,
+        "dd2283f2605e made it harmful; binder was mended (015ac18be7de), another driver may do so"),
+    Bug("an old place that stays", ("no-memory-mremap",), "6.1", "",
+        lambda d: d.tree == "maple",
+        "read from the code: where the tree has no memory to forget the old place, mremap succeeds "
+        "and leaves it there, empty"),
 )  # fmt: skip
 """Three more are mutations, since no release has them: zero page (`zap-before-detach`), detached
 re-check (`no-detached-recheck`) and event before unlock (`event-before-unlock`)."""

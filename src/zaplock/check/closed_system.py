@@ -13,21 +13,24 @@ from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import Mutant, filtered
-from zaplock.check.operations import READS_WORDS
+from zaplock.check.operations import HEAP_PAGE, READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
 from zaplock.check.own import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
     NAMES,
     OLD_TAG,
+    WHEN_STARTED,
     InitialMapping,
     Scenario,
     ScenarioOperation,
     TaskSpec,
     address_of,
+    creators,
     parse_operation,
 )
-from zaplock.check.watched import BoundedHold, DiskApart, ReturnMeansGone
+from zaplock.check.shortage import with_shortage
+from zaplock.check.watched import BoundedHold, DiskApart, ReturnMeansGone, leaving_no_trace
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -39,9 +42,12 @@ from zaplock.model.page_fault import populate_range
 from zaplock.model.pagetable import translate
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
+from zaplock.protocols import tasks
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
+from zaplock.protocols.saved_vmas import save_vma
+from zaplock.protocols.tasks import beginning, settle_beginning
 from zaplock.protocols.userfaultfd import open_userfaultfd
 
 SETUP = Task(0, 1, "setup", cpu=0)
@@ -98,7 +104,10 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes=promises.sometimes(),
         sometimes_at_end=promises.sometimes_at_end(),
     )
-    return watched(_with_words(system, scenario), scenario)
+    system = _with_words(system, scenario)
+    if scenario.failing_allocations:
+        system = with_shortage(system, scenario.failing_allocations)
+    return watched(system, scenario)
 
 
 def _with_words(system: Configuration, scenario: Scenario) -> Configuration:
@@ -135,7 +144,7 @@ def _program(
 ) -> TaskProgram:
     name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
-    cx = Cx(design, task, scenario.grain, limits)
+    cx = Cx(design, task, scenario.grain, limits, scenario.failing_allocations > 0)
     steps = [parse_operation(text) for text in spec.do]
     files = {mapping.file for mapping in scenario.map if mapping.kind in FILE_KINDS}
     files |= {DEVICE} if scenario.device_fails_after is not None else set()
@@ -149,10 +158,16 @@ def _program(
     def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
         return watched_protocol(cx, operation, kind, scenario)
 
+    created = creators(scenario)
+
     async def once() -> tuple[int, ...]:
-        results = []
-        for operation, kind in zip(steps, kinds):
+        results: list[int] = []
+        if spec.begins and not await beginning(name):
+            return ()
+        for at, (operation, kind) in enumerate(zip(steps, kinds)):
             results.append(await start(operation, kind))
+            if (name, at) in created:
+                await settle_beginning(created[name, at], results[-1] >= 0)
         return tuple(results)
 
     async def again() -> None:
@@ -177,6 +192,10 @@ def watched_protocol(
         protocol = filtered(protocol, BoundedHold(task))
     if scenario.disk_apart:
         protocol = filtered(protocol, DiskApart(task, cx.mmap_lock))
+    if scenario.failing_allocations and kind.leaves_no_trace:
+        brk = operation.name == "brk"  # which returns the old end where it fails
+        wanted = address_of(HEAP_PAGE + operation.numbers[0]) if brk else None
+        protocol = leaving_no_trace(protocol, cx, wanted)
     pages = operations.emptied(operation, kind)
     if design.tombstones and pages is not None:
         protocol = filtered(protocol, ReturnMeansGone(task, *pages))
@@ -200,7 +219,9 @@ def build_machine(scenario: Scenario, limits: ResourceLimits) -> Machine:
     mms |= {1, *_children(scenario)}
     _touch_containers(m, scenario, mms)
     for mm in mms:
-        leaving = sum(spec.mm == mm and "exit" in spec.do for spec in scenario.task)
+        leaving = sum(
+            spec.mm == mm and "exit" in spec.do and not spec.begins for spec in scenario.task
+        )
         if mm not in _children(scenario):
             m.mm(mm).counters.put("users", max(1, leaving))
     m.globals.put("hugetlb_free", 4)
@@ -232,6 +253,11 @@ def _touch_containers(m: Machine, scenario: Scenario, mms: set[int]) -> None:
     for number in range(len(scenario.task)):
         m.tlb(number + 1)
         m.walk_cache(number + 1)
+    for number, spec in enumerate(scenario.task):
+        if spec.begins:
+            m.cells(tasks.BEGUN)
+            if spec.begins == WHEN_STARTED:
+                m.cells(tasks.IDS).put(spec.name or NAMES[number], number + 1)
     for mapping in scenario.map:
         if mapping.kind in FILE_KINDS:
             m.page_cache(mapping.file)
@@ -268,6 +294,8 @@ def _map(m: Machine, mapping: InitialMapping) -> None:
     account(space, flags, file, last - first)
     if file:
         link_vma(m, file, handle)
+        if mapping.kind == "pfn":
+            save_vma(m, file, handle)
     if flags & f.VM_ACCOUNT:
         m.commit(last - first)
     if mapping.locked:

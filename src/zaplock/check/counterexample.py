@@ -189,7 +189,7 @@ def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:
 def short(text: str) -> str:
     """Write numbers as scenarios do, and cut what is too long for a table."""
     text = readable(text)
-    return text if len(text) <= 90 else text[:87] + "..."
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def readable(text: str) -> str:

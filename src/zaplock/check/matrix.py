@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ from zaplock.check.verdicts import (
 )
 from zaplock.designs import SHIPPED, Design, load
 from zaplock.designs.observed import observe, rules_read
+from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.exhaustive import SearchLimits, explore
 
 QUICK = SearchLimits(states=2_000_000, seconds=60.0)
@@ -49,7 +50,8 @@ class Cell:
 
     known: the bug of history that a break is, "" if none. shared: whether the verdict is that of a
     design before it, which agrees in every rule that was asked for.
-    unkept: the promise that the design does not make, which the scenario is about.
+    unkept: the promise that the design does not make, which the scenario is about. audit: what was
+    done again.
     """
 
     scenario: str
@@ -62,6 +64,7 @@ class Cell:
     known: str = ""
     unkept: str = ""
     shared: bool = False
+    audit: Audit = field(default_factory=Audit, compare=False)
 
     @property
     def agrees(self) -> bool:
@@ -124,7 +127,7 @@ def _checked(
     found = combined(scenario, design, verdicts)
     cell = Cell(
         scenario.name, design.name, found.verdict, found.states, found.seconds, found.invariants,
-        found.why,
+        found.why, audit=found.audit,
     )  # fmt: skip
     return {rule: getattr(design, rule) for rule in rules_read(observed)}, cell
 

@@ -199,6 +199,21 @@ class Skip(Rule):
         return (yield step)
 
 
+class SkipWithoutMemory(Rule):
+    """Leave out the steps of a name once an allocation has failed: what undoes the rest."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.failed = False
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if self.failed and step.name == self.name:
+            return None
+        result = yield step
+        self.failed = self.failed or (step.name == "allocation_fails" and result)
+        return result
+
+
 class SkipLock(Rule):
     """Never take a lock, and so never give it back."""
 

@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     MADV_DONTNEED,
     MAP_ANONYMOUS,
     MAP_FIXED,
+    MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     MAP_SHARED,
     MREMAP_FIXED,
@@ -34,6 +35,7 @@ from zaplock.model.step import Step, Task
 from zaplock.protocols import (
     access,
     brk,
+    driver,
     exit,
     fork,
     gup,
@@ -50,6 +52,7 @@ from zaplock.protocols import (
 )
 from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.tasks import clone_thread
 from zaplock.protocols.userfaultfd import monitor
 from zaplock.system_calls import SYSTEM_CALLS
 
@@ -74,6 +77,7 @@ class OperationKind:
     """An operation: how to run it, its arguments by name, and whether it empties its range.
 
     signals: is it user code's access, which a signal may end? Others return errnos; -11 is either.
+    leaves_no_trace: it promises that nothing has changed when it fails for want of memory.
     """
 
     run: Callable[..., Protocol]
@@ -81,6 +85,7 @@ class OperationKind:
     summary: str
     empties: bool = False
     signals: bool = False
+    leaves_no_trace: bool = False
 
     def start(self, cx: Cx, numbers: Sequence[int]) -> Protocol:
         """Return the started protocol."""
@@ -95,6 +100,12 @@ def _mmap_fixed(cx: Cx, page: int, pages: int) -> Protocol:
     flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
     prot = PROT_READ | PROT_WRITE
     return mmap.mmap(cx, address_of(page), length_of(pages), prot, flags)
+
+
+async def _mmap_noreplace(cx: Cx, page: int, pages: int) -> int:
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+    prot = PROT_READ | PROT_WRITE
+    return min(0, await mmap.mmap(cx, address_of(page), length_of(pages), prot, flags))
 
 
 async def _write_read(cx: Cx, page: int, tag: int) -> int:
@@ -179,12 +190,27 @@ async def _revoke(cx: Cx, file: int) -> int:
 
 
 KINDS: dict[str, OperationKind] = {
-    "munmap": OperationKind(_munmap, ("page", "pages"), "the munmap system call", empties=True),
+    "munmap": OperationKind(
+        _munmap, ("page", "pages"), "the munmap system call", empties=True, leaves_no_trace=True
+    ),
     "mmap-fixed": OperationKind(
-        _mmap_fixed, ("page", "pages"), "mmap(MAP_FIXED) over what is there", True
+        _mmap_fixed,
+        ("page", "pages"),
+        "mmap(MAP_FIXED) over what is there",
+        True,
+        leaves_no_trace=True,
+    ),
+    "mmap-noreplace": OperationKind(
+        _mmap_noreplace,
+        ("page", "pages"),
+        "mmap(MAP_FIXED_NOREPLACE): 0, or EEXIST where something is mapped",
+        leaves_no_trace=True,
     ),
     "mmap-anywhere": OperationKind(
-        _mmap_anywhere, ("pages",), "mmap where there is room; gives the page where it went"
+        _mmap_anywhere,
+        ("pages",),
+        "mmap where there is room; gives the page where it went",
+        leaves_no_trace=True,
     ),
     "mmap-once-gone": OperationKind(
         _mmap_once_gone,
@@ -214,15 +240,23 @@ KINDS: dict[str, OperationKind] = {
     ),
     "dontneed": OperationKind(_dontneed, ("page", "pages"), "madvise(MADV_DONTNEED)", empties=True),
     "mremap": OperationKind(
-        _mremap, ("page", "pages", "new_pages"), "grow or shrink a mapping in place"
+        _mremap,
+        ("page", "pages", "new_pages"),
+        "grow or shrink a mapping in place",
+        leaves_no_trace=True,
     ),
     "mremap-move": OperationKind(
-        _mremap_move, ("page", "pages", "new_page"), "move a mapping", True
+        _mremap_move,
+        ("page", "pages", "new_page"),
+        "move a mapping",
+        True,
+        leaves_no_trace=True,
     ),
     "brk": OperationKind(
         lambda cx, pages: brk.brk(cx, address_of(HEAP_PAGE + pages)),
         ("pages",),
         "let the heap be so many pages long",
+        leaves_no_trace=True,
     ),
     "mprotect": OperationKind(
         _mprotect, ("page", "pages", "prot"), "mprotect to 0 none, 1 read, 3 both"
@@ -278,12 +312,28 @@ KINDS: dict[str, OperationKind] = {
         ("file",),
         "a driver takes its pages back from all mappings (unmap_mapping_range)",
     ),
-    "fork": OperationKind(fork.fork, ("child",), "fork into the address space `child`"),
+    "ioctl": OperationKind(
+        lambda cx, file, page: driver.ioctl(cx, file, address_of(page), False),
+        ("file", "page"),
+        "a driver maps a page in the VMA that it has saved, as binder does; ESRCH without one",
+    ),
+    "ioctl-looking-up": OperationKind(
+        lambda cx, file, page: driver.ioctl(cx, file, address_of(page), True),
+        ("file", "page"),
+        "a driver maps a page in the VMA that it finds; ESRCH without one",
+    ),
+    "shrink": OperationKind(
+        driver.shrink, ("file",), "a driver's shrinker takes pages back, if it gets the lock"
+    ),
+    "fork": OperationKind(
+        fork.fork, ("child",), "fork into the address space `child`", leaves_no_trace=True
+    ),
     "fork-see": OperationKind(
         _fork_see,
         ("child", "page", "pages"),
         "fork, and read as the child: how many of the pages are there",
     ),
+    "clone": OperationKind(clone_thread, (), "create a thread: one more user of the memory"),
     "exit": OperationKind(
         exit.exit_process, (), "give the address space up; the last user takes it down"
     ),

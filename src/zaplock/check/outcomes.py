@@ -1,9 +1,10 @@
 """Outcomes of a run: what several tasks have got, taken together.
 
-    A.1 == 0 and B.2 != 7 and word.0 == 1
+    A.1 == 0 and B.2 != A.2 and word.0 == 1
 
 A.1 is what the first operation of the task A gave; word.0 is what a word holds at the end. So a
-scenario can say which results are wrong together, though each of them alone is right.
+scenario can say which results are wrong together, though each of them alone is right, and what is
+right for one task by what another has got.
 """
 
 from __future__ import annotations
@@ -25,25 +26,43 @@ COMPARE: Final[dict[str, Callable[[int, int], bool]]] = {
     "==": operator.eq, "!=": operator.ne, "<=": operator.le,
     ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
-_TERM: Final = re.compile(r"\s*([\w-]+)\.(\d{1,4})\s*(==|!=|<=|>=|<|>)\s*([\w-]+)\s*")
+_PLACE: Final = r"([\w-]+)\.(\d{1,4})"
+_TERM: Final = re.compile(rf"\s*{_PLACE}\s*(==|!=|<=|>=|<|>)\s*(?:{_PLACE}|([\w-]+))\s*")
+
+
+@dataclass(frozen=True)
+class ResultPlace:
+    """What an operation of a task gave, or a word. task: its index, -1 for a word.
+
+    number: of the operation from 0, or of the word.
+    """
+
+    task: int
+    number: int
+
+    def value(self, m: Machine, results: Sequence[Any]) -> int | None:
+        """Return what is there at an end with these results, None if nothing is."""
+        if self.task < 0:
+            return value_of(m, word_name(self.number)) or 0
+        given = results[self.task]
+        if given is None or self.number >= len(given):  # it hasn't ended, or never began
+            return None
+        return int(given[self.number])
 
 
 @dataclass(frozen=True)
 class Term:
-    """One comparison. task: its index, -1 for a word; number: of the operation from 0, or word."""
+    """One comparison, with a number or with what stands elsewhere."""
 
-    task: int
-    number: int
+    left: ResultPlace
     comparison: str
-    value: int
+    right: ResultPlace | int
 
     def holds(self, m: Machine, results: Sequence[Any]) -> bool:
-        """Return whether it is true of an end with these results."""
-        if self.task < 0:
-            found = value_of(m, word_name(self.number))
-        else:
-            found = results[self.task][self.number]
-        return COMPARE[self.comparison](0 if found is None else found, self.value)
+        """Return whether it is true of an end; where something isn't there it is not."""
+        left = self.left.value(m, results)
+        right = self.right if isinstance(self.right, int) else self.right.value(m, results)
+        return left is not None and right is not None and COMPARE[self.comparison](left, right)
 
 
 @dataclass(frozen=True)
@@ -55,10 +74,7 @@ class Outcome:
 
     def __call__(self, m: Machine, results: Sequence[Any]) -> bool:
         """Return whether a run has ended so; a task that hasn't ended, has not."""
-        return all(
-            (term.task < 0 or results[term.task] is not None) and term.holds(m, results)
-            for term in self.terms
-        )
+        return all(term.holds(m, results) for term in self.terms)
 
 
 def parse_outcome(text: str, tasks: Sequence[tuple[str, int]], values: dict[str, int]) -> Outcome:
@@ -74,23 +90,30 @@ def _term(part: str, text: str, tasks: Sequence[tuple[str, int]], values: dict[s
     if found is None:
         raise UserError(
             f"outcome {text!r}: {part.strip()!r} is neither TASK.OPERATION == VALUE "
-            "nor word.N == VALUE"
+            "nor word.N == VALUE; a value may be TASK.OPERATION, too"
         )
-    name, digits, comparison, wanted = found.groups()
+    name, digits, comparison, other, others_digits, wanted = found.groups()
+    left = _place(name, digits, text, tasks)
+    if other is not None:
+        return Term(left, comparison, _place(other, others_digits, text, tasks))
     value = values.get(wanted)
     if value is None:
         if not re.fullmatch(r"-?\d{1,18}", wanted):
             raise UserError(f"outcome {text!r}: {wanted!r} is neither a number nor a result's name")
         value = int(wanted)
+    return Term(left, comparison, value)
+
+
+def _place(name: str, digits: str, text: str, tasks: Sequence[tuple[str, int]]) -> ResultPlace:
     number = int(digits)
     if name == "word":
         if number >= MOST_WORDS:
             raise UserError(f"outcome {text!r}: words are word.0 to word.{MOST_WORDS - 1}")
-        return Term(-1, number, comparison, value)
+        return ResultPlace(-1, number)
     for index, (task, operations) in enumerate(tasks):
         if task == name:
             if not 1 <= number <= operations:
                 raise UserError(f"outcome {text!r}: {name} does operations 1 to {operations}")
-            return Term(index, number - 1, comparison, value)
+            return ResultPlace(index, number - 1)
     known = ", ".join(task for task, _ in tasks)
     raise UserError(f"outcome {text!r}: no task {name!r}; there are {known}, and word")

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
@@ -47,6 +48,7 @@ PAGE_SHIFT: Final = 12
 MOST_PAGES: Final = 1 << 14
 """The largest number in a scenario: two levels of page tables, and walked in no time."""
 MOST_TASKS: Final = 8
+MOST_FAILING: Final = 4
 NAMES: Final = "ABCDEFGH"
 """What tasks are called that have no name of their own."""
 OLD_TAG: Final = 1000
@@ -95,6 +97,8 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One task: what it does, in which address space, and what its TLB holds at the beginning.
 
     `daemon`: may wait for ever at the end. `killed`: has a fatal signal from the beginning.
+    `begins`: "TASK.N" where the Nth operation of another task creates it (fork, clone), if that
+        succeeds; "when started" where a protocol does (`zaplock.author.start_task`).
     `again`: does it all again and again for ever, so others must get in beside it. Only operations
     that bring the machine back to where it was can be done so: readers, not mmap or munmap.
     """
@@ -105,6 +109,7 @@ class TaskSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     daemon: bool = False
     killed: bool = False
     again: bool = False
+    begins: str = ""
     cached: tuple[int, ...] = ()
 
 
@@ -131,6 +136,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         gets them by `--operation` and `--invariant`.
     memory: what stands between a CPU and the words of `model.words`. words: the names of those that
         a design's own protocols use; a number in an operation stands for a word of its own.
+    failing_allocations: how many allocations may fail, any of those that are made
+        (`protocols.shortage`); a call that fails for it must leave no trace.
     forbidden: what no run may end with, possible: what some run has to end with, as in
         "A.1 == 0 and B.2 != 7" (a task's result, its operations counted from 1) or "word.0 == 1".
     """
@@ -158,6 +165,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     part: Part = ""
     memory: MemoryModel = "sc"
     words: tuple[str, ...] = ()
+    failing_allocations: int = 0
     forbidden: tuple[str, ...] = ()
     possible: tuple[str, ...] = ()
     operations: tuple[Any, ...] = ()
@@ -179,6 +187,8 @@ class ScenarioOperation(msgspec.Struct, frozen=True):
 _LONGEST = 20
 SIGNALS: Final = {"SIGSEGV": -11, "SIGBUS": -7, "EFAULT": -14, "ENOMEM": -12, "EINTR": -4,
                   "EAGAIN": -11, "EINVAL": -22}  # fmt: skip
+RESULTS: Final = {name: -number for number, name in errno.errorcode.items()} | SIGNALS
+"""The results that have names."""
 
 
 PAGE_ARGUMENT: Final = {"peek": 1}
@@ -213,10 +223,8 @@ def _result(word: str, name: str, numbers: Numbers, text: str) -> int:
         if len(numbers) <= PAGE_ARGUMENT.get(name, 0):
             raise UserError(f"operation {text!r}: 'old' is the content of a page, but it has none")
         return OLD_TAG + numbers[PAGE_ARGUMENT.get(name, 0)]
-    if word in SIGNALS:
-        return SIGNALS[word]
-    if word in errno.errorcode.values():
-        return -int(getattr(errno, word))
+    if word in RESULTS:
+        return RESULTS[word]
     try:
         return _number(word)
     except ValueError:
@@ -243,12 +251,18 @@ def check(scenario: Scenario) -> None:
         raise UserError(f"{len(scenario.task)} tasks are more than {MOST_TASKS}: leave some out")
     for name in ("grain", "max_map_count", "batch"):
         _bounded(name, getattr(scenario, name), 1)
+    if not 0 <= scenario.failing_allocations <= MOST_FAILING:
+        raise UserError(
+            f"failing_allocations, {scenario.failing_allocations}, must lie between 0 and "
+            f"{MOST_FAILING}"
+        )
     for name in ("cmdline", "brk", "device_fails_after"):
         if (value := getattr(scenario, name)) is not None:
             _bounded(name, value, 0)
     for page in scenario.arch_unmap or ():
         _bounded("a page of arch_unmap", page, 0)
     _check_map(scenario)
+    creators(scenario)
     for task in scenario.task:
         _bounded("mm", task.mm, 1)
         for page in task.cached:
@@ -256,6 +270,42 @@ def check(scenario: Scenario) -> None:
         for text in task.do:
             for number in parse_operation(text).numbers:
                 _bounded(f"a number of {text!a}", number, -1)
+
+
+WHEN_STARTED: Final = "when started"
+_CREATED_BY: Final = re.compile(r"([\w-]+)\.(\d{1,4})")
+
+
+def names_of(scenario: Scenario) -> list[str]:
+    """Return what the tasks are called."""
+    return [spec.name or NAMES[number] for number, spec in enumerate(scenario.task)]
+
+
+def creators(scenario: Scenario) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Return which tasks an operation creates, by task and number of the operation (from 0).
+
+    Raises UserError where a task begins with what there isn't.
+    """
+    names = names_of(scenario)
+    found: dict[tuple[str, int], tuple[str, ...]] = {}
+    for name, spec in zip(names, scenario.task):
+        if not spec.begins or spec.begins == WHEN_STARTED:
+            continue
+        parts = _CREATED_BY.fullmatch(spec.begins)
+        creator = parts[1] if parts else ""
+        does = scenario.task[names.index(creator)] if creator in names else None
+        if parts is None or does is None or creator == name or does.again:
+            others = ", ".join(other for other in names if other != name)
+            raise UserError(
+                f"task {name!r} begins {spec.begins!r}: give TASK.N, the Nth operation of one of "
+                f"{others} that is not done again and again, or {WHEN_STARTED!r}"
+            )
+        if not 1 <= int(parts[2]) <= len(does.do):
+            raise UserError(f"task {name!r} begins {spec.begins!r}: {creator} does 1 to "
+                            f"{len(does.do)}")  # fmt: skip
+        at = creator, int(parts[2]) - 1
+        found[at] = (*found.get(at, ()), name)
+    return found
 
 
 def validated(scenario: Scenario, name: str) -> Scenario:

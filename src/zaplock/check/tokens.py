@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from zaplock.check.scenarios import Scenario
-from zaplock.check.verdicts import Added, closed_system, find_design, find_scenario
+from zaplock.check.verdicts import (
+    Added,
+    closed_system,
+    find_design,
+    find_scenario,
+    spell_rules,
+)
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.schedule import spell, unspell
 from zaplock.errors import UserError
 from zaplock.model.words import MEMORY_MODELS, MemoryModel
 from zaplock.protocols.design import Design
+
+_FAILING: Final = re.compile(r"~failing([1-9])$")
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Token:
 
 def token_of(start: Token, schedule: tuple[int, ...]) -> str:
     """Name another schedule of what a token stands for."""
-    memory = start.scenario.memory
-    rule = ("~fair" if start.fair else "") + (f"~{memory}" if memory != "sc" else "")
+    scenario = start.scenario
+    rule = spell_rules(start.fair, scenario.memory, scenario.failing_allocations)
     return f"{start.scenario.name}@{start.reference}{rule}~{spell(schedule)}"
 
 
@@ -50,6 +60,8 @@ def read_token(
     be `scenario`, which the user gives.
     """
     rest, tilde, schedule = text.rpartition("~")
+    shortage = _FAILING.search(rest)
+    rest = _FAILING.sub("", rest)
     memory: MemoryModel = next((one for one in MEMORY_MODELS if rest.endswith(f"~{one}")), "sc")
     rest = rest.removesuffix(f"~{memory}")
     fair = rest.endswith("~fair")
@@ -67,7 +79,8 @@ def read_token(
                 f"token {text!r} would run the file of {name!r}: if you trust that file, "
                 f"give {way_out}"
             )
-    found = find_scenario(of, added, memory)
+    failing = int(shortage[1]) if shortage else 0
+    found = find_scenario(of, replace(added, failing=failing), memory)
     system = closed_system(found, find_design(design), fair)
     return Token(found, find_design(design), design, fair, *unspell(schedule, len(system.programs)))
 

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import add
+from operator import add, or_
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from zaplock import protocols
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
 from zaplock.check.own import invariants_named, operations_named
@@ -40,6 +41,7 @@ from zaplock.engines.checking.exhaustive import (
     explore,
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
+from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
@@ -48,6 +50,9 @@ from zaplock.errors import ProtocolError, UserError, no_such
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.words import MemoryModel
 from zaplock.protocols.design import Design
+
+PROTOCOLS: Final = str(Path(protocols.__file__).parent)
+"""Where zaplock's own protocols are."""
 
 PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "vacuous"
 FAILED = "failed"
@@ -60,10 +65,15 @@ both rules, one after the other: each shows what the other hides."""
 
 @dataclass(frozen=True)
 class Added:
-    """What a check adds to its scenarios: operations and invariants, as FILE.py:NAME."""
+    """What a check adds to its scenarios.
+
+    operations, invariants: as FILE.py:NAME. failing: how many allocations may fail, if not as many
+    as the scenario says.
+    """
 
     operations: tuple[str, ...] = ()
     invariants: tuple[str, ...] = ()
+    failing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,11 @@ class CheckResult:
     ones visited, of both queue rules (runs, for the sampler). queues: the rules that were searched.
     schedule: the easiest that shows `violation`, None where none was found within the limits;
     groups: how many steps each of its transitions is of; cycle: how many steps at its end repeat
-    for ever; fair: in which queue; memory: of which kind. reference: how the design is asked for,
-    where that is not its name. unmet: expectations of the scenario that no interleaving met.
-    never_run: lines of the user's code that none ran. audit: what was done again.
+    for ever; fair: in which queue; memory: of which kind; failing: so many allocations.
+    reference: how the design is asked for, where that is not its name. unmet: expectations of the
+    scenario that no interleaving met. never_run: lines of the user's code, or of zaplock's
+    protocols if asked for, that none ran. audit:
+    what was done again.
     """
 
     scenario: str
@@ -92,6 +104,7 @@ class CheckResult:
     preemptions: int = 0
     fair: bool = False
     memory: MemoryModel = "sc"
+    failing: int = 0
     why: str = ""
     reference: str = ""
     queues: tuple[str, ...] = ()
@@ -104,8 +117,7 @@ class CheckResult:
         """Name this counterexample for `zaplock check --replay`."""
         if self.schedule is None:
             return ""
-        rule = "~fair" if self.fair else ""
-        rule += f"~{self.memory}" if self.memory != "sc" else ""
+        rule = spell_rules(self.fair, self.memory, self.failing)
         schedule = spell(self.schedule, self.groups, self.cycle)
         return f"{self.scenario}@{self.reference or self.design}{rule}~{schedule}"
 
@@ -113,6 +125,14 @@ class CheckResult:
     def invariants(self) -> tuple[str, ...]:
         """Name the rules that were broken, each once."""
         return tuple(dict.fromkeys(violation.invariant.name for violation in self.violations))
+
+
+def spell_rules(fair: bool, memory: MemoryModel, failing: int) -> str:
+    """Write what a token says between its design and its schedule."""
+    parts = ["fair"] if fair else []
+    parts += [memory] if memory != "sc" else []
+    parts += [f"failing{failing}"] if failing else []
+    return "".join(f"~{part}" for part in parts)
 
 
 def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None = None) -> Scenario:
@@ -123,7 +143,9 @@ def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None 
     found = _scenario_of(name)
     if memory is not None:
         found = msgspec.structs.replace(found, memory=memory)
-    if added == Added():
+    if added.failing is not None:
+        found = msgspec.structs.replace(found, failing_allocations=added.failing)
+    if not added.operations and not added.invariants:
         return found
     return msgspec.structs.replace(
         found,
@@ -180,19 +202,28 @@ def check(
     all_violations: bool = False,
     jobs: int = 1,
     exact: bool = False,
+    disk: Path | None = None,
+    unreached: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
 ) -> CheckResult:
     """Explore every interleaving; where one breaks a rule, find the easiest that does.
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
-    the search for the easiest counterexample included.
+    the search for the easiest counterexample included. disk: a directory for states that don't fit
+    into memory. unreached: look which lines of the protocols nothing runs, too.
     """
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
     for fair in rules_of(scenario, queue):
         system = closed_system(scenario, design, fair)
+        if unreached:
+            system = replace(system, covers=PROTOCOLS)
         left = what_is_left(limits, verdicts, deadline)
-        if exact:
+        if disk is not None:
+            verdict = explore_on_disk(
+                system, DiskLimits(disk), left, all_violations=all_violations, progress=progress
+            )
+        elif exact:
             verdict = explore_plainly(system, left, exact=True)
         elif jobs > 1:
             verdict = explore_split(
@@ -269,6 +300,7 @@ def combined(
         sum(verdict.seconds for _, verdict in verdicts),
         violation=broken[0][1].violations[0] if broken else None,
         violations=tuple(violations.values()), fair=fair, memory=scenario.memory,
+        failing=scenario.failing_allocations,
         why=limit or "; ".join(f"never: {name}" for name in missing),
         queues=tuple("fair" if fair else "any" for fair, _ in verdicts),
         unmet=tuple(unmet_expectations(scenario, [verdict for _, verdict in verdicts])),
@@ -289,18 +321,17 @@ def unmet_expectations(scenario: Scenario, verdicts: Sequence[Verdict]) -> list[
         seen = [results for verdict in verdicts for results in verdict.results[number]]
         for at, text in enumerate(spec.do):
             for word, value in expected_results(text):
-                if not any(results[at] == value for results in seen):
+                if not any(results[at : at + 1] == (value,) for results in seen):
                     name = spec.name or f"task {number + 1}"
                     unmet.append(f"{name}: {text.partition('->')[0].strip()} -> {word}")
     return unmet
 
 
 def lines_never_run(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    """Name the lines of a user's code that no search ran, where all of them were whole."""
+    """Name the lines that were looked at and that no search ran, where all of them were whole."""
     if any(verdict.answer not in (PROVED, VACUOUS) for verdict in verdicts):
         return ()
-    never = [set(verdict.audit.never_run) for verdict in verdicts]
-    return tuple(sorted(set.intersection(*never))) if never else ()
+    return reduce(or_, (verdict.audit.lines for verdict in verdicts)).never_run()
 
 
 def explain(
@@ -370,5 +401,6 @@ def sample_check(
         schedule=drawn.schedule if broken else None,
         fair=fair or scenario.fair,
         memory=scenario.memory,
+        failing=scenario.failing_allocations,
         why="" if broken else f"{drawn.runs} random runs",
     )

@@ -10,6 +10,9 @@ DiskApart: who holds the mmap_lock exclusively waits for nobody who waits for I/
 
 ReturnMeansGone: what was dying in its range when an unmap first had the lock is gone when it
 returns.
+
+NoTrace: a call that fails leaves the map as it was when it had the lock. Only its own exclusive
+hold is looked at, since others change the map before and after.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zaplock.check.mutations import Rule, Steps, is_lock
+from zaplock.check.invariants import MapPicture, forbid_trace, picture_of
+from zaplock.check.mutations import Rule, Steps, filtered, is_lock
 from zaplock.check.scenarios import address_of
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Lock, LockStep, held, lock_name
@@ -25,6 +29,7 @@ from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
 from zaplock.protocols.address_locks import holds_more
+from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.tombstones import dying_in
 
 BY_PAGES = frozenset(
@@ -145,3 +150,52 @@ def none_of_them_dies(m: Machine, task: Task, seen: tuple[int, ...], start: int,
                 f"{task} has returned from emptying it, but [{at:#x}, {dying[at][0]:#x}) "
                 "is still being torn down",
             )
+
+
+class NoTrace(Rule):
+    """Take a picture of the map at the beginning and the end of the first exclusive hold."""
+
+    def __init__(self, cx: Cx) -> None:
+        self.cx = cx
+        self.before: MapPicture | None = None
+        self.after: MapPicture | None = None
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        is_own = isinstance(step, LockStep) and step.lock == self.cx.mmap_lock
+        ends = is_own and (is_lock(step, "downgrade") or is_lock(step, "up", write=True))
+        if ends and self.before is not None and self.after is None:
+            self.after = yield look_at_map(self.cx.mm)
+        result = yield step
+        if is_own and is_lock(step, "down", write=True) and not result and self.before is None:
+            self.before = yield look_at_map(self.cx.mm)
+        return result
+
+
+async def leaving_no_trace(protocol: Protocol, cx: Cx, wanted: int | None = None) -> int:
+    """Run a call; if it fails, look whether it has left the map as it was.
+
+    wanted: what it returns where it does not fail, None for anything that is not negative.
+    """
+    watch = NoTrace(cx)
+    result: int = await filtered(protocol, watch)
+    failed = result < 0 or (wanted is not None and result != wanted)
+    if failed and watch.before is not None and watch.after is not None:
+        await compare_maps(cx.mm, watch.before, watch.after)
+    return result
+
+
+@step
+def look_at_map(m: Machine, _task: Task, mm: int) -> MapPicture:
+    """Take a picture of a map."""
+    return picture_of(m, mm)
+
+
+@step
+def compare_maps(_m: Machine, task: Task, mm: int, before: MapPicture, after: MapPicture) -> None:
+    """Report what a call that failed has changed."""
+    try:
+        forbid_trace(mm, before, after)
+    except Violation as violation:
+        raise Violation(
+            violation.invariant, f"{task} returns an error, but {violation.message}"
+        ) from None

@@ -18,6 +18,7 @@ import json
 import shlex
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
@@ -58,6 +59,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", choices=("both", "any", "fair"), default="both",
                         help="who may be next to a lock: any waiter, whom the fair queue of the "
                         "design's kernel lets in, or both rules (default)")  # fmt: skip
+    parser.add_argument(
+        "--failing-allocations",
+        type=int,
+        metavar="N",
+        nargs="?",
+        const=1,
+        help="any N allocations may fail (1 where no number is given)",
+    )
     parser.add_argument("--memory", choices=("sc", "tso", "relaxed"),
                         help="what stands between a CPU and the words that a SCENARIO's tasks "
                         "reach without a lock: nothing, x86's store buffers, or what lets reads "
@@ -74,6 +83,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
     parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
     parser.add_argument("--exact", action="store_true", help="store whole states: slow, for trust")
+    parser.add_argument(
+        "--unreached",
+        action="store_true",
+        help="list the lines of zaplock's protocols that no interleaving runs, too",
+    )
+    parser.add_argument(
+        "--disk", metavar="DIR", help="keep states in DIR that don't fit into memory"
+    )
     parser.add_argument("--max-states", type=int, default=20_000_000, metavar="N")
     parser.add_argument("--max-seconds", type=float, default=600.0, metavar="S")
     parser.add_argument("--max-memory", type=int, default=6144, metavar="MIB")
@@ -97,6 +114,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    from zaplock.check.scenarios import MOST_FAILING
+
     one = bool(args.scenario or args.replay)  # a token's scenario may be given, too
     chosen = [one, args.all, args.mutations, args.list]
     if sum(chosen) != 1:
@@ -110,12 +129,25 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for name, value, most in (("--jobs", args.jobs, 256), ("--pct", args.pct, 1000)):
         if value is not None and value > most:
             raise UserError(f"{name} {value} is above {most}: give a smaller number")
+    if args.failing_allocations is not None and not 0 <= args.failing_allocations <= MOST_FAILING:
+        raise UserError(
+            f"--failing-allocations {args.failing_allocations} must lie between 0 and "
+            f"{MOST_FAILING}"
+        )
+    if args.mutations and args.failing_allocations is not None:
+        raise UserError("--failing-allocations is for a SCENARIO or --all, not for --mutations")
+    if args.disk and (args.exact or args.jobs > 1 or args.sample):
+        raise UserError("--disk is for one process: leave --jobs, --exact and --sample out")
+    if args.disk and not Path(args.disk).is_dir():
+        raise UserError(f"--disk {args.disk!a} is no directory: make it, or name another")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")
     one_only = {
         "--memory": args.memory,
         "--sample": args.sample,
         "--exact": args.exact,
+        "--disk": args.disk,
+        "--unreached": args.unreached,
         "--html": args.html,
     }
     if args.all or args.mutations:
@@ -138,7 +170,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _added(args: argparse.Namespace) -> Added:
     from zaplock.check.verdicts import Added
 
-    return Added(tuple(args.operation), tuple(args.invariant))
+    return Added(tuple(args.operation), tuple(args.invariant), args.failing_allocations)
 
 
 def _next(args: argparse.Namespace, command: str) -> None:
@@ -225,6 +257,7 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
             )  # fmt: skip
         return check(
             scenario, design, limits, queue=args.queue, jobs=args.jobs, exact=args.exact,
+            disk=Path(args.disk) if args.disk else None, unreached=args.unreached,
             progress=lambda p: show(
                 f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
                 f"frontier {p.frontier}, depth {p.depth}"
@@ -256,6 +289,7 @@ def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
         "queues": list(found.queues),
         "queue": "fair" if found.fair else "any",
         "memory": found.memory,
+        "failing_allocations": found.failing,
         "unmet": list(found.unmet),
         "never_run": list(found.never_run),
         "audit": {
@@ -279,7 +313,9 @@ def _print_verdicts(
     from zaplock.views.counterexample import text
 
     memory = "" if scenario.memory == "sc" else f" (memory: {scenario.memory})"
-    print(f"{scenario.name}: {scenario.summary}{memory}\n")
+    times = scenario.failing_allocations
+    shortage = f" (failing allocations: up to {times})" if times else ""
+    print(f"{scenario.name}: {scenario.summary}{memory}{shortage}\n")
     for one in found:
         print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
               f"{one.seconds:>8.3f} s  {_what(one)}")  # fmt: skip

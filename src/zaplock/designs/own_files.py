@@ -1,14 +1,18 @@
 """What users write: a design, a scenario, an operation, ... by the reference FILE.py:NAME.
 
 A file is run once, however many of its names are asked for, so that a design and a scenario of one
-file share its classes and functions. A file whose text has changed is run anew.
+file share its classes and functions. It may import its neighbours. A file whose text has changed is
+run anew.
 """
 
 from __future__ import annotations
 
 import re
 import runpy
+import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -61,7 +65,8 @@ def _run(file: str, _text: str) -> dict[str, Any]:
     """Run a file; `_text`, what is in it, tells when to run it anew."""
     _FILES.add(file)
     try:
-        return runpy.run_path(file)
+        with _beside(Path(file).resolve().parent):
+            return runpy.run_path(file)
     except UserError as error:
         raise UserError(f"file {file!r}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -69,6 +74,22 @@ def _run(file: str, _text: str) -> dict[str, Any]:
             f"file {file!r} fails with {type(error).__name__}{_line_of(error, file)}: "
             f"{' '.join(str(error).split())}"
         ) from error
+
+
+@contextmanager
+def _beside(directory: Path) -> Iterator[None]:
+    """Let a file import what lies beside it, and leave nothing of that in the way of another's."""
+    before, writes = set(sys.modules), sys.dont_write_bytecode
+    sys.path.append(str(directory))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+        sys.dont_write_bytecode = writes
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == directory:
+                del sys.modules[name]
 
 
 def said_of_own_code(error: Exception) -> str:

@@ -26,7 +26,8 @@ class File(msgspec.Struct, frozen=True):
     (`charged_by_page`: memfd, MAP_NORESERVE). One that counts its mappings (`counts_mappings`: a
     segment of System V shared memory) keeps every one of them apart. `read_ns`: how long a fault
     that finds a page missing in the cache waits for it, which then is a major fault; 0: pages come
-    at once. `served`: the page comes from a process (FUSE) that has to answer.
+    at once. `served`: the page comes from a process (FUSE) that has to answer. `saved` is the VMA
+    that a device's driver remembers from mmap to the VMA's close(), 0 for none.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class File(msgspec.Struct, frozen=True):
     counts_mappings: bool = False
     read_ns: int = 0
     served: bool = False
+    saved: int = 0
 
     @property
     def is_write_sealed(self) -> bool:

@@ -26,6 +26,7 @@ Figure = Literal[
     "hugetlb_free",  # huge pages in the pool
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory
+    "allocation_fails",  # whether the next allocation is to fail (protocols.shortage)
 ]
 """What the whole machine counts, and its settings."""
 UffdMode = Literal["unmap", "none", "sigbus", "closed"]

@@ -136,6 +136,16 @@ def release(sem: Rwsem, tid: int, write: bool) -> Rwsem:
     return Rwsem(0, _without(sem.readers, tid), sem.queue, downgraded)
 
 
+def hand_over(sem: Rwsem, tid: int, to: int) -> Rwsem:
+    """Make a shared hold of `tid` one of `to`, who will end it (up_read_non_owner)."""
+    if held(sem, tid) != "read":
+        raise Violation(
+            Invariant.LOCK_MODE, f"task {tid} hands a shared hold over but holds not for read"
+        )
+    downgraded = to if sem.downgraded == tid else sem.downgraded
+    return Rwsem(0, _with(_without(sem.readers, tid), to), sem.queue, downgraded)
+
+
 def downgrade(sem: Rwsem, tid: int) -> Rwsem:
     """Turn the exclusive hold of `tid` into a shared one without a gap."""
     if sem.writer != tid:
@@ -205,18 +215,26 @@ def _without(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:
 class LockStep(Step[int]):
     """Ask for, give back or downgrade a lock. What waiting means is the engine's business.
 
-    `action` is "down", "try", "up" or "downgrade"; `write` the mode. The result of "down" is 0, or
-    -EINTR where `killable` and the task has a fatal signal; of "try" 1 or 0; of the others 0.
+    `action` is "down", "try", "up", "downgrade" or "hand-over" (to the task `to`); `write` the
+    mode. The result of "down" is 0, or -EINTR where `killable` and the task has a fatal signal; of
+    "try" 1 or 0; of the others 0.
     `acquires`: are reads that follow kept behind it? Only memory that isn't sequentially consistent
     shows the difference (`model.words`).
     """
 
-    __slots__ = ("acquires", "action", "killable", "lock", "write")
+    __slots__ = ("acquires", "action", "killable", "lock", "to", "write")
 
     def __init__(
-        self, action: str, lock: Lock, write: bool, killable: bool = False, acquires: bool = True
+        self,
+        action: str,
+        lock: Lock,
+        write: bool,
+        killable: bool = False,
+        acquires: bool = True,
+        to: int = 0,
     ) -> None:
-        super().__init__(_at_once, (action, lock, write))
+        super().__init__(_at_once, (action, lock, write, to))
+        self.to = to
         self.acquires = acquires
         self.action = action
         self.lock = lock
@@ -227,16 +245,21 @@ class LockStep(Step[int]):
     def name(self) -> str:
         if self.action == "downgrade":
             return "downgrade_write"
+        if self.action == "hand-over":
+            return "hand_over_read"
         mode = "write" if self.write else "read"
         prefix = "down" if self.action == "try" else self.action
         suffix = "_trylock" if self.action == "try" else "_killable" if self.killable else ""
         return f"{prefix}_{mode}{suffix}{'' if self.acquires else '_relaxed'}"
 
     def __repr__(self) -> str:
-        return f"{self.name}({lock_name(self.lock)})"
+        to = f", to task {self.to}" if self.to else ""
+        return f"{self.name}({lock_name(self.lock)}{to})"
 
 
-def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool) -> int:
+def _at_once(
+    machine: Machine, task: Task, action: str, lock: Lock, write: bool, to: int = 0
+) -> int:
     """Do a lock operation that cannot have to wait: the sequential engine's whole rwsem."""
     sem = machine.locks.get(lock, FREE)
     if action == "down" or action == "try":
@@ -248,7 +271,10 @@ def _at_once(machine: Machine, task: Task, action: str, lock: Lock, write: bool)
             )
         machine.locks.put(lock, acquire(sem, task.tid, write))
         return 1 if action == "try" else 0
-    done = release(sem, task.tid, write) if action == "up" else downgrade(sem, task.tid)
+    if action == "up":
+        done = release(sem, task.tid, write)
+    else:
+        done = hand_over(sem, task.tid, to) if to else downgrade(sem, task.tid)
     machine.locks.put(lock, done)
     return 0
 
@@ -322,6 +348,11 @@ def up_write(lock: Lock) -> LockStep:
 def downgrade_write(lock: Lock) -> LockStep:
     """Turn an exclusive hold into a shared one without a gap."""
     return LockStep("downgrade", lock, True)
+
+
+def hand_over_read(lock: Lock, tid: int) -> LockStep:
+    """Let another task, by its id, end a shared hold: it is that task's from now on."""
+    return LockStep("hand-over", lock, False, to=tid)
 
 
 EINTR_RESULT = -EINTR

@@ -90,6 +90,9 @@ class Step(Generic[R_co]):
 
     __slots__ = ("args", "run")
 
+    may_last = False
+    """Whether a task may stand before it for ever, and all is well."""
+
     def __init__(self, run: Callable[..., R_co], args: tuple[Any, ...] = ()) -> None:
         self.run = run
         self.args = args
@@ -141,14 +144,15 @@ class WaitStep(Step[R_co]):
 
     `channel` names what to watch: a step that may make it true calls `machine.wake(channel)`. The
     exhaustive engine needs no channel, it asks `ready` in every state. A killable wait ends with
-    `EINTR` (as the step's result) when its task has a fatal signal.
+    `EINTR` (as the step's result) when its task has a fatal signal. One that `may_last` is no
+    deadlock if nothing ever ends it.
 
     `announce` is what a task that has to wait does first, so that nobody newer overtakes it for
     ever, and `withdraw` what it does if it is killed meanwhile. The timed engine runs them; the
     exhaustive one lets others overtake, but for interval locks (model.spans) under the fair rule.
     """
 
-    __slots__ = ("announce", "channel", "killable", "ready", "withdraw")
+    __slots__ = ("announce", "channel", "killable", "may_last", "ready", "withdraw")
 
     def __init__(
         self,
@@ -159,10 +163,12 @@ class WaitStep(Step[R_co]):
         killable: bool = False,
         announce: Callable[..., None] | None = None,
         withdraw: Callable[..., None] | None = None,
+        may_last: bool = False,
     ) -> None:
         super().__init__(run, args)
         self.announce = announce
         self.withdraw = withdraw
+        self.may_last = may_last
         self.ready = ready
         self.channel = channel
         self.killable = killable

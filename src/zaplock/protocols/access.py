@@ -6,6 +6,7 @@ looks for a VMA's own lock only if the fault came from user mode (do_user_addr_f
 
 from __future__ import annotations
 
+from errno import ENOMEM
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT
@@ -65,4 +66,5 @@ async def user_fault(cx: Cx, address: int, write: bool, in_kernel: bool = False)
     handle = page_fault_mmap_lock if in_kernel else cx.design.page_fault
     result = await handle(cx, address, write)
     await MarkStep("fault_end", (result,))
-    return result
+    # After pagefault_out_of_memory the access comes again.
+    return RETRY if result == -ENOMEM else result

@@ -43,6 +43,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.placement import start_with_gap
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
@@ -69,7 +70,7 @@ async def brk(cx: Cx, wanted: int) -> int:
                 return old
             if shrinks:
                 return await shrink(cx, old, wanted, new_end, old_end, events)
-            if await grow(cx.mm, old_end, new_end, wanted):
+            if not await no_memory(cx) and await grow(cx.mm, old_end, new_end, wanted):
                 break
             waited = await gave_way(cx)
             if not waited:

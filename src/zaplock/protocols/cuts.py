@@ -10,6 +10,7 @@ from zaplock.model.pagetable import zap_cut
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import free, read_vma, vma_of
+from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.teardown import tlb_finish_mmu, unlink_file_vma, vm_unacct_memory
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
@@ -43,6 +44,7 @@ async def finish_cut(cx: Cx, cut: int) -> None:
         vma = await read_vma(handle)
         unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
         await unlink_file_vma(cx, handle)
+        await close(vma, handle)
         await close_cut_vma(handle)
     await forget_cut(cx.mm, cut)
     if unaccounted:

@@ -34,12 +34,14 @@ class Cx:
     `limits` are the address space's (fixed, so no step is needed to read them).
     `grain` is how many pages one zap step clears: 0 for as many as there are in the VMA (timed and
     sequential), 1 to let others run between any two pages (checked).
+    `allocations_fail`: an allocation may fail, and each is a step (`protocols.shortage`).
     """
 
     design: Design
     task: Task
     grain: int = 0
     limits: ResourceLimits = LIMITS
+    allocations_fail: bool = False
 
     @property
     def mm(self) -> int:

@@ -35,6 +35,7 @@ from zaplock.protocols.munmap import (
     vm_munmap,
     vms_gather_munmap_vmas,
 )
+from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
@@ -130,6 +131,7 @@ async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:
     for handle in handles:
         vma = await read_vma(handle)
         unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        await close(vma, handle)
         await close_vma(handle)
     return unaccounted
 

@@ -36,6 +36,7 @@ from zaplock.model.rwsem import (
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.vma import account, find_vmas, free, read_vma, remove, unlink_rmap, vma_of
+from zaplock.protocols.saved_vmas import forget_vma
 from zaplock.protocols.teardown import (
     Handles,
     free_pgd_range,
@@ -145,6 +146,7 @@ def remove_all(m: Machine, task: Task, mm: int, handles: Handles) -> None:
         account(m.mm(mm), vma.flags, vma.file, -vma.nr_pages)
         committed += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
         m.mm(mm).add("locked_vm", -vma.nr_pages if vma.flags & VM_LOCKED else 0)
+        forget_vma(m, vma, handle)
         remove(m, task, handle)
         unlink_rmap(m, task, handle)
         free(m, task, handle)

@@ -27,6 +27,7 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.frames import change_frames
 from zaplock.model.page_fault import (
     MAJOR,
     USERFAULT,
@@ -68,6 +69,7 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.major_fault import wait_for_page
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.userfaultfd import handle_userfault
 
@@ -90,7 +92,7 @@ async def page_fault_mmap_lock(cx: Cx, address: int, write: bool) -> int:
         if vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "write":
             await mmap_read_unlock(cx)
             return await fault_growing_stack(cx, address, write)
-        if not vma.flags & VM_GROWSDOWN or await expand_stack(handle, address):
+        if not vma.flags & VM_GROWSDOWN or await grow_stack(cx, handle, address):
             vma = None
     return await fault_in(cx, handle, vma, address, write)
 
@@ -126,7 +128,7 @@ async def fault_growing_stack(cx: Cx, address: int, write: bool) -> int:
             return RETRY if waited > 0 else -SIGSEGV
         if cx.design.vma_locks and cx.design.growth_locks_vma:
             await vma_start_write(handle)
-        if await expand_stack(handle, address):
+        if await grow_stack(cx, handle, address):
             await mmap_write_unlock(cx)
             return -SIGSEGV
     await mmap_write_downgrade(cx)
@@ -151,6 +153,10 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         if cx.design.vma_lock_faults != "all" or not await down_read_trylock(cx.mmap_lock):
             await vma_end_read(handle)
             return await page_fault_mmap_lock(cx, address, write)
+        if await no_memory(cx):
+            await mmap_read_unlock(cx)
+            await vma_end_read(handle)
+            return -ENOMEM
         await anon_vma_prepare(handle)
         await mmap_read_unlock(cx)
         vma = await read_vma(handle)
@@ -195,14 +201,24 @@ def access_error(vma: Vma, write: bool) -> bool:
 
 
 async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bool) -> int:
-    """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry."""
+    """Allocate page tables, give the VMA an anon_vma if it needs one, set the entry.
+
+    Returns 0, a signal or -ENOMEM, negative, or USERFAULT.
+    """
+    if await no_memory(cx):
+        return -ENOMEM
     if not vma.flags & VM_HUGETLB:
         await alloc_fault_tables(handle, address)
     if await needs_anon_vma(cx, handle, vma, address, write):
+        if await no_memory(cx):
+            return -ENOMEM
         await anon_vma_prepare(handle)
     result = await fault_entry(handle, address, write, cx.design.replaces_huge_zero)
     if isinstance(result, int):
         return result
+    if await no_memory(cx):
+        await let_go_of(result.frame)
+        return -ENOMEM
     tag = await copy_user_page(result.frame)
     await install_copy(handle, address, result, tag)
     return 0
@@ -262,11 +278,22 @@ def copy_user_page(m: Machine, _task: Task, frame: int) -> int:
 
 
 @step
+def let_go_of(m: Machine, task: Task, frame: int) -> None:
+    """Give the reference on a page back that is not copied after all."""
+    change_frames(m, task, frame, frame + 1, refs=-1)
+
+
+@step
 def install_copy(
     m: Machine, task: Task, handle: int, address: int, copy: PageCopy, tag: int
 ) -> None:
     """Set the entry of a copied page under the page-table lock."""
     finish_copy(m, task, walked_vma(m, task, handle, address), address, copy, tag)
+
+
+async def grow_stack(cx: Cx, handle: int, address: int) -> int:
+    """Let a stack VMA start at `address`; 0, -ENOMEM or -EFAULT."""
+    return -ENOMEM if await no_memory(cx) else await expand_stack(handle, address)
 
 
 @step
@@ -322,8 +349,8 @@ def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
 async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
     """Make a page accessible for the kernel, under a shared hold that the caller has.
 
-    Returns 0 or -EFAULT. Stacks grow here too, where that is allowed under read. A page that has to
-    be read is waited for under the hold.
+    Returns 0, -EFAULT or -ENOMEM. Stacks grow here too, where that is allowed under read. A page
+    that has to be read is waited for under the hold.
     """
     handle = await find_vma(mm, address)
     if not handle:
@@ -331,13 +358,13 @@ async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
     vma = await read_vma(handle)
     if address < vma.start:
         grows = vma.flags & VM_GROWSDOWN and cx.design.stack_growth == "read"
-        if not grows or await expand_stack(handle, address):
+        if not grows or await grow_stack(cx, handle, address):
             return -EFAULT
     if not vma.flags & (VM_WRITE if write else VM_READ):
         return -EFAULT
     while (result := await handle_mm_fault(cx, handle, vma, address, write)) == MAJOR:
         await wait_for_page(vma, address)
-    return 0 if result == 0 else -EFAULT
+    return result if result in (0, -ENOMEM) else -EFAULT
 
 
 @step

@@ -26,7 +26,9 @@ from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma, vma_of
 from zaplock.protocols.commit import commit
+from zaplock.protocols.exit import mmput, user_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import add_counter
 from zaplock.protocols.vm_flags import MDWE_NO_INHERIT
 
@@ -36,7 +38,10 @@ if TYPE_CHECKING:
 
 
 async def fork(cx: Cx, child: int) -> int:
-    """Copy the address space into the empty mm `child`: 0, -EINTR or -ENOMEM."""
+    """Copy the address space into the empty mm `child`: 0, -EINTR or -ENOMEM.
+
+    A child that is not whole is taken down again, after the parent's lock is given back.
+    """
     if await mmap_write_lock_killable(cx):
         return -EINTR
     result = 0
@@ -47,15 +52,17 @@ async def fork(cx: Cx, child: int) -> int:
             await vma_start_write(handle)
         if vma.flags & VM_DONTCOPY:
             continue
-        copy = await copy_one(handle, child)
-        if copy < 0:
-            result = copy
+        result = -ENOMEM if await no_memory(cx) else min(0, await copy_one(handle, child))
+        copies = needs_copy(vma) and (vma.anon_vma or cx.design.fork_copies == "needed")
+        if not result and copies:
+            result = await copy_page_range(cx, vma, child)
+        if result:
             break
-        if needs_copy(vma) and (vma.anon_vma or cx.design.fork_copies == "needed"):
-            await copy_page_range(cx, vma, child)
     await flush_parent(cx.mm)
     await mmap_write_unlock(cx)
     await add_counter(child, "users", 1)
+    if result:
+        await mmput(user_of(cx, child))
     return result
 
 
@@ -105,12 +112,18 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
     return insert(m, task, copy)
 
 
-async def copy_page_range(cx: Cx, vma: Vma, child: int) -> None:
-    """Copy the entries of a VMA in steps of the grain, page tables without entries included."""
+async def copy_page_range(cx: Cx, vma: Vma, child: int) -> int:
+    """Copy the entries of a VMA in steps of the grain, page tables without entries included.
+
+    Returns 0 or -ENOMEM, for want of page tables.
+    """
+    if await no_memory(cx):
+        return -ENOMEM
     await copy_tables(vma, child)
     grain = (cx.grain << PAGE_SHIFT) or vma.length
     for at in range(vma.start, vma.end, grain):
         await copy_ptes(vma, child, at, min(at + grain, vma.end))
+    return 0
 
 
 @step

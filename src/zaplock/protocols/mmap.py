@@ -63,6 +63,7 @@ from zaplock.model.vma import (
     insert,
     merge_around,
     previous,
+    read_vma,
     remove,
     vma_of,
 )
@@ -75,6 +76,8 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.saved_vmas import close, save_vma
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import floor_and_ceiling, remove_vma, unmap_region
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mmap_flags
@@ -229,6 +232,7 @@ async def mmap_region(
     error = await may_expand_vm(cx.mm, start, end, vm_flags)
     if cx.design.gathers_first:  # before, what is there is unmapped by the time that this shows
         error = error or await may_commit(cx.mm, start, end, vm_flags)
+        error = error or (-ENOMEM if await no_memory(cx) else 0)
     if error:
         return await refuse_after_gather(cx, start, end, events, error)
     result = await cx.design.do_munmap(cx, start, length, events, False)
@@ -238,6 +242,9 @@ async def mmap_region(
     charged = await charge_commit(cx.mm, vm_flags, length, file, cx.design.gathers_first)
     if charged < 0:
         return charged
+    if not cx.design.gathers_first and await no_memory(cx):
+        await uncharge(charged, length)
+        return -ENOMEM
     if file and vm_flags & VM_SYNC and await is_on_disk(file):
         await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
@@ -335,6 +342,7 @@ def call_mmap(m: Machine, task: Task, handle: int) -> int:
     pages = vma.nr_pages if file.fails_after is None else min(file.fails_after, vma.nr_pages)
     flags = vma.flags | VM_PFNMAP | VM_PAT | VM_IO | VM_DONTEXPAND | VM_DONTDUMP
     m.vmas.put(handle, change(vma, flags=flags))
+    save_vma(m, vma.file, handle)
     space, first = m.mm(vma.mm), vma.start >> PAGE_SHIFT
     if pages:
         alloc_tables(m, task, space, first, first + pages)
@@ -349,6 +357,7 @@ async def undo_driver_mapping(cx: Cx, handle: int, start: int, end: int) -> None
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await unmap_region(cx, (handle,), start, end, bounds, False)
     await uncharge_failed(handle)
+    await close(await read_vma(handle), handle)
     await remove_vma(handle)
 
 

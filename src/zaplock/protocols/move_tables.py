@@ -22,6 +22,7 @@ from zaplock.model.pagetable import alloc_tables, clear_present, small_entry
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, change, lookup, overlapping
+from zaplock.protocols.shortage import no_memory
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge: bool) -> None:
-    """Move the entries of a range, with the flush where the kernel has it.
+async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge: bool) -> int:
+    """Move the entries of a range, with the flush where the kernel has it; return how much was.
 
     `huge`: of hugetlb, which goes entry by entry and makes tables only for those that are there.
     """
@@ -39,10 +40,25 @@ async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge:
     grain = (cx.grain << PAGE_SHIFT) or length or 1
     for at in range(0, length, grain):
         part = min(grain, length - at)
+        if await no_memory(cx):
+            length = at
+            break
         inside = cx.design.mremap_flush == "inside"
         await move_ptes(cx.mm, address + at, target + at, part, inside)
     if length and cx.design.mremap_flush == "outside":
         await flush_moved(cx.mm, address, length)
+    return length
+
+
+async def move_back(cx: Cx, address: int, target: int, length: int) -> None:
+    """Take back the entries of a move that has failed; their page tables are still there."""
+    grain = (cx.grain << PAGE_SHIFT) or length or 1
+    for at in range(0, length, grain):
+        part = min(grain, length - at)
+        inside = cx.design.mremap_flush == "inside"
+        await move_ptes(cx.mm, target + at, address + at, part, inside)
+    if length and cx.design.mremap_flush == "outside":
+        await flush_moved(cx.mm, target, length)
 
 
 @step

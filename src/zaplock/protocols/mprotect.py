@@ -51,7 +51,6 @@ from zaplock.model.vma import (
     read_vma,
     split,
     split_huge_entry,
-    split_vma,
     vma_of,
     write_vma,
 )
@@ -66,6 +65,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
+from zaplock.protocols.split import split_off
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -214,11 +214,11 @@ async def modify_vma(
         if merged:
             return merged
     if low > vma.start:
-        new = await split_vma(handle, low, True)
+        new = await split_off(cx, handle, vma, low, True)
         if new < 0:
             return new
     if high < vma.end:
-        new = await split_vma(handle, high, False)
+        new = await split_off(cx, handle, vma, high, False)
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)

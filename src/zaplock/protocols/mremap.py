@@ -54,7 +54,6 @@ from zaplock.model.vma import (
     merge_around,
     overlapping,
     read_vma,
-    split_vma,
     tombstones_over,
     vma_of,
     write_vma,
@@ -68,9 +67,11 @@ from zaplock.protocols.locking import (
     unlock_after_unmap,
     vma_start_write,
 )
-from zaplock.protocols.move_tables import move_page_tables
+from zaplock.protocols.move_tables import move_back, move_page_tables
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
+from zaplock.protocols.shortage import no_memory
+from zaplock.protocols.split import split_off
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
@@ -339,6 +340,8 @@ async def expand_vma(
     if cx.design.vma_locks:
         await vma_start_write(handle)
     await start_write_merging(cx, handle, vma.start, r.address + r.new_length)
+    if await no_memory(cx):
+        return MremapResult(-ENOMEM)
     untouched = cx.design.merges_untouched
     grown = await expand(handle, r.address, r.old_length, r.new_length, untouched)
     if grown < 0:
@@ -488,14 +491,22 @@ async def move(
         vma = await read_vma(handle)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
+    if await no_memory(cx):
+        await uncharge_move(vma, r.new_length)
+        return MremapResult(-ENOMEM)
     await start_write_merging(cx, handle, target, target + r.new_length)
     merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
     parts = "with all" if merges else "apart" if cx.design.merges_anew else "elsewhere"
     new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)
-    moved = min(r.old_length, r.new_length)
-    await move_page_tables(cx, r.address, target, moved, bool(vma.flags & VM_HUGETLB))
+    length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
+    moved = await move_page_tables(cx, r.address, target, length, huge)
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
+    if moved < length:  # no memory for page tables
+        await move_back(cx, r.address, target, moved)
+        await cx.design.do_munmap(cx, target, r.new_length, events, False)
+        await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
+        return MremapResult(-ENOMEM)
     if keeps_old:
         resets = cx.design.dontunmap_resets_offset
         await keep_empty(cx.mm, new, r.address, r.old_length, leaks, resets)
@@ -508,9 +519,10 @@ async def move(
 async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:
     """Split what is to be unlocked off its VMA; its handle, or -ENOMEM."""
     if r.address > vma.start:
-        handle = await split_vma(handle, r.address, False)
+        handle = await split_off(cx, handle, vma, r.address, False)
     if handle > 0 and r.address + r.old_length < vma.end:
-        await split_vma(handle, r.address + r.old_length, False)
+        new = await split_off(cx, handle, vma, r.address + r.old_length, False)
+        return new if new < 0 else handle
     return handle
 
 
@@ -518,6 +530,13 @@ async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:
 def charge_move(m: Machine, task: Task, mm: int, vma: Vma, new_length: int) -> int:
     """Charge the new place of an accounted mapping (its old one is given back by the unmap)."""
     return commit(m, new_length >> PAGE_SHIFT) if vma.flags & VM_ACCOUNT else 0
+
+
+@step
+def uncharge_move(m: Machine, _task: Task, vma: Vma, new_length: int) -> None:
+    """Take back what was charged for a move that fails."""
+    if vma.flags & VM_ACCOUNT:
+        m.commit(-(new_length >> PAGE_SHIFT))
 
 
 @step

@@ -34,8 +34,6 @@ from zaplock.model.vma import (
     following,
     previous,
     read_vma,
-    split_vma,
-    split_vma_unlimited,
     vma_of,
 )
 from zaplock.protocols.cuts import unmap_complete
@@ -49,6 +47,8 @@ from zaplock.protocols.locking import (
     vma_start_write,
 )
 from zaplock.protocols.seals import any_sealed, seal_in_range
+from zaplock.protocols.shortage import no_memory
+from zaplock.protocols.split import split_off
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
@@ -104,7 +104,7 @@ async def vm_munmap(cx: Cx, start: int, length: int) -> int:
 async def munmap_lookup_vma(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
     """Find the VMAs of [start, end) and split those that reach out of it.
 
-    Returns (1, handles), (0, ()) where nothing is mapped, or (-ENOMEM, ()). A split that would
+    Returns (1, handles), (0, ()) where nothing is mapped, or an error and (). A split that would
     leave a hole in the middle needs room below max_map_count; the splits themselves may go one over
     it, since the unmap takes them away again.
     """
@@ -117,12 +117,16 @@ async def munmap_lookup_vma(cx: Cx, start: int, end: int) -> tuple[int, Handles]
     if start > vma.start:
         if end < vma.end and await at_map_limit(cx):
             return -ENOMEM, ()
-        await split_vma_unlimited(first, start, True)
+        new = await split_off(cx, first, vma, start, True, limited=False)
+        if new < 0:
+            return new, ()
     last = await find_vma(cx.mm, end)
     if last:
         vma = await read_vma(last)
         if end > vma.start:
-            await split_vma_unlimited(last, end, True)
+            new = await split_off(cx, last, vma, end, True, limited=False)
+            if new < 0:
+                return new, ()
     return 1, await find_vmas(cx.mm, start, end)
 
 
@@ -136,7 +140,8 @@ async def do_munmap(
     found, handles = await munmap_lookup_vma(cx, start, end)
     if found != 1:
         return found
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events):
+        return -ENOMEM
     bounds = await floor_and_ceiling(cx.mm, start, end)
     if await read_counter(cx.mm, "locked_vm"):
         await munmap_mlock_vma(cx, handles)
@@ -164,8 +169,9 @@ async def do_munmap_zap_rlock(cx: Cx, start: int, length: int, events: UnmapEven
         return -EINTR
     result, handles = await munmap_lookup_vma(cx, start, end)
     if result == 1:
-        await prepare_events(cx, handles, start, end, events)
-        return await zap_rlock(cx, handles, start, end)
+        result = await prepare_events(cx, handles, start, end, events)
+        if not result:
+            return await zap_rlock(cx, handles, start, end)
     await mmap_write_unlock(cx)
     return result
 
@@ -213,7 +219,8 @@ async def do_munmap_4_20(
     found, handles = await munmap_lookup_vma(cx, start, end)
     if found != 1:
         return found
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events):
+        return -ENOMEM
     if cx.design.munlock_pass and await read_counter(cx.mm, "locked_vm"):
         await munmap_mlock_vma(cx, handles)
     locked = 0 if cx.design.munlock_pass else await count_locked(handles)
@@ -243,7 +250,8 @@ async def do_mas_align_munmap(
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events) or await no_memory(cx):
+        return -ENOMEM  # the second is for the tree's nodes
     locked = await count_locked(handles)
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await detach_vmas_to_be_unmapped(handles)
@@ -309,7 +317,8 @@ async def vms_gather_munmap_vmas(
     if waits:
         for handle in handles:
             await vma_start_write(handle)
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events) or await no_memory(cx):
+        return -ENOMEM, ()  # the second is for the tree's nodes
     return 1, handles
 
 
@@ -322,9 +331,9 @@ async def split_up_to_seal(cx: Cx, start: int, end: int) -> int:
             return -ENOMEM
         if not vma.flags & VM_SEALED:
             await start_write(cx, first)
-            split = await split_vma(first, start, False)
-            if split < 0:
-                return split
+            new = await split_off(cx, first, vma, start, False)
+            if new < 0:
+                return new
     return -EPERM
 
 
@@ -341,14 +350,14 @@ async def lookup_and_split(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
         if end < first.end and await at_map_limit(cx):
             return -ENOMEM, ()
         await start_write(cx, handles[0])
-        new = await split_vma_unlimited(handles[0], start, False)
+        new = await split_off(cx, handles[0], first, start, False, limited=False)
         if new < 0:
             return new, ()
         handles = (new, *handles[1:])
     last = await read_vma(handles[-1])
     if end < last.end:
         await start_write(cx, handles[-1])
-        new = await split_vma_unlimited(handles[-1], end, False)
+        new = await split_off(cx, handles[-1], last, end, False, limited=False)
         if new < 0:
             return new, ()
     return 1, handles
@@ -367,10 +376,15 @@ async def start_write(cx: Cx, handle: int) -> None:
 
 async def prepare_events(
     cx: Cx, handles: Handles, start: int, end: int, events: UnmapEvents
-) -> None:
-    """Collect the unmap events for userfaultfd monitors (no memory is short here: no error)."""
-    if cx.design.uffd_unmap:
-        events.extend(await userfaultfd_unmap_prep(handles, start, end))
+) -> int:
+    """Collect the unmap events for userfaultfd monitors: 0 or -ENOMEM."""
+    if not cx.design.uffd_unmap:
+        return 0
+    found = await userfaultfd_unmap_prep(handles, start, end)
+    if found and await no_memory(cx):
+        return -ENOMEM
+    events.extend(found)
+    return 0
 
 
 @step

@@ -48,6 +48,7 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.locking import assert_write_locked
+from zaplock.protocols.saved_vmas import close
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -357,6 +358,7 @@ async def remove_vma_list(cx: Cx, handles: Handles) -> None:
             await add_counter(cx.mm, "total_vm", -vma.nr_pages)
         if vma.flags & VM_ACCOUNT:
             unaccounted += vma.nr_pages
+        await close(vma, handle)
         await remove_vma(handle)
     if unaccounted:
         await vm_unacct_memory(unaccounted)

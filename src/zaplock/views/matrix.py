@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import groupby
+from operator import add
 
 from zaplock.check.bugs import PROMISES
 from zaplock.check.matrix import Cell, Killed, unexpected
@@ -94,6 +96,13 @@ def summary(cells: Sequence[Cell]) -> str:
         if about:
             who = f"kept by {', '.join(kept)} alone" if kept else "kept by none"
             lines.append(f"the promise that {promise.says}: {who}")
+    anew = [cell for cell in cells if not cell.shared]
+    audit = reduce(add, (cell.audit for cell in anew))
+    share = 100 * audit.seconds / max(1e-9, sum(cell.seconds for cell in anew))
+    lines.append(
+        f"audited: {audit.positions} positions and {audit.steps} steps again, {share:.0f} % of the "
+        "time"
+    )
     strange = unexpected(cells)
     for cell in strange:
         what = ", ".join(cell.invariants) or cell.why

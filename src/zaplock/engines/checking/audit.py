@@ -23,7 +23,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from zaplock.engines.checking.coverage import LineCoverage
+from zaplock.engines.checking.coverage import NO_LINES, LineCoverage, Lines
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import ProtocolError
@@ -45,20 +45,19 @@ class Audit:
     """What was done again, and how long that took in sum.
 
     positions: walks of a task, from its beginning. steps: runs of a step. whole: all, not a sample.
-    never_run: lines of a user's code that none of that ran, known where it was whole.
+    lines: of code that was looked at, and which of them ran; known where it was whole.
     """
 
     positions: int = 0
     steps: int = 0
     seconds: float = 0.0
     whole: bool = False
-    never_run: tuple[str, ...] = ()
+    lines: Lines = NO_LINES
 
     def __add__(self, other: Audit) -> Audit:
-        never_run = set(self.never_run) & set(other.never_run)
         return Audit(
             self.positions + other.positions, self.steps + other.steps,
-            self.seconds + other.seconds, self.whole and other.whole, tuple(sorted(never_run)),
+            self.seconds + other.seconds, self.whole and other.whole, self.lines | other.lines,
         )  # fmt: skip
 
 
@@ -75,8 +74,9 @@ class Auditor:
         """Do the audit at the end of a search; raises ProtocolError."""
         started = time.perf_counter()
         table = self.table
-        whole = table.surroundings.has_users_code
-        coverage = LineCoverage(table.surroundings.covered)
+        covers = table.configuration.covers
+        whole = table.surroundings.has_users_code or bool(covers)
+        coverage = LineCoverage(table.surroundings.covered, covers)
         with coverage.watching() if whole else nullcontext():
             positions = walk_again(table.tries, whole)
             again = list(self._memos())[:: 1 if whole else SAMPLE]
@@ -87,9 +87,9 @@ class Auditor:
         self._look_at_machine()
         table.surroundings.compare()
         seconds = time.perf_counter() - started
-        never_run = coverage.never_run() if whole else ()
+        lines = coverage.lines() if whole else Lines()
         self.report = replace(
-            self.report + Audit(positions, len(again), seconds), whole=whole, never_run=never_run
+            self.report + Audit(positions, len(again), seconds), whole=whole, lines=lines
         )
         return self.report
 

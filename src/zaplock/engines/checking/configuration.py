@@ -29,6 +29,10 @@ class TaskProgram:
     start: Callable[[], Protocol]
     daemon: bool = False
 
+    def may_rest(self, step: Step[Any] | None) -> bool:
+        """Return whether the task need not go on before `step`, or has ended (None)."""
+        return step is None or self.daemon or step.may_last
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -54,6 +58,7 @@ class Configuration:
     at_end: asked in every state in which all tasks have ended, with their results in order.
     sometimes: name -> predicate that has to be true in some state, or the check is vacuous.
     sometimes_at_end: the same for ends, asked with the results.
+    covers: a directory: which lines of the functions there that are entered does nothing run?
     """
 
     build: Callable[[], Machine]
@@ -66,6 +71,7 @@ class Configuration:
     sometimes_at_end: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = field(
         default_factory=dict
     )
+    covers: str = ""
 
     def observers(self) -> tuple[Callable[..., Any], ...]:
         """List everything that looks at states and is no task."""

@@ -1,7 +1,8 @@
-"""Which lines of a user's code ran while an audit did everything again: the rest nobody reached.
+"""Which lines of some code ran while an audit did everything again: the rest nobody reached.
 
 "Proved" says nothing about a line that no interleaving runs: perhaps the scenario never comes
-there.
+there. A user's code is looked at whole; of zaplock's own the functions that were entered, where
+that is asked for.
 """
 
 from __future__ import annotations
@@ -10,17 +11,41 @@ import sys
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+Line = tuple[str, int]
+"""A file and a line of it."""
+_NONE: Final[frozenset[Line]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines that were looked at, and those of them that ran."""
+
+    known: frozenset[Line] = _NONE
+    ran: frozenset[Line] = _NONE
+
+    def __or__(self, other: Lines) -> Lines:
+        return Lines(self.known | other.known, self.ran | other.ran)
+
+    def never_run(self) -> tuple[str, ...]:
+        """Name the lines that have not run, neighbours as one: `own.py:43-45`."""
+        return tuple(_spans(sorted(self.known - self.ran)))
+
+
+NO_LINES: Final = Lines()
 
 
 class LineCoverage:
-    """The lines of some code, and those of them that have run."""
+    """The lines of some code, and of what is entered in a directory, and those that have run."""
 
-    def __init__(self, codes: Iterable[types.CodeType]) -> None:
+    def __init__(self, codes: Iterable[types.CodeType], directory: str = "") -> None:
         self.codes = {inner for code in codes for inner in with_inner(code)}
-        self.ran: set[tuple[str, int]] = set()
+        self.directory = directory
+        self.ran: set[Line] = set()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -37,22 +62,25 @@ class LineCoverage:
             sys.settrace(None)
 
     def _called(self, frame: types.FrameType, _event: str, _arg: Any) -> Any:
-        return self._line if frame.f_code in self.codes else None
+        code = frame.f_code
+        if self.directory and code.co_filename.startswith(self.directory):
+            self.codes.add(code)
+        return self._line if code in self.codes else None
 
     def _line(self, frame: types.FrameType, event: str, _arg: Any) -> Any:
         if event == "line":
             self.ran.add((frame.f_code.co_filename, frame.f_lineno))
         return self._line
 
-    def never_run(self) -> tuple[str, ...]:
-        """Name the lines that have not run, neighbours as one: `own.py:43-45`."""
-        lines = {
+    def lines(self) -> Lines:
+        """Return what was looked at and what of it ran."""
+        known = frozenset(
             (code.co_filename, line)
             for code in self.codes
             for _, _, line in code.co_lines()
             if line is not None and line != code.co_firstlineno
-        }
-        return tuple(_spans(sorted(lines - self.ran)))
+        )
+        return Lines(known, frozenset(self.ran))
 
 
 def with_inner(code: types.CodeType) -> Iterator[types.CodeType]:

@@ -208,9 +208,14 @@ class Search:
     def note(self, violation: Violation) -> None:
         self.found.setdefault((violation.invariant, violation.message), violation)
 
+    @property
+    def states(self) -> int:
+        """How many states were visited."""
+        return len(self.visited)
+
     def look_at_limits(self, frontier: int) -> str:
         seconds = time.monotonic() - self.started
-        states = len(self.visited)
+        states = self.states
         if self.progress is not None:
             self.progress(SearchProgress(states, frontier, self.depth, seconds))
         if states > self.limits.states:
@@ -246,7 +251,7 @@ class Search:
             answer = "vacuous"
         return Verdict(
             answer,
-            len(self.visited) if states is None else states,
+            self.states if states is None else states,
             self.transitions,
             self.depth,
             time.monotonic() - self.started,
@@ -272,7 +277,7 @@ def deadlock(table: TransitionTable, state: int) -> Violation:
     waiting = []
     for index, program in enumerate(table.configuration.programs):
         node = table.node(index, state)
-        if node.step is not None and not program.daemon:
+        if not program.may_rest(node.step):
             waiting.append(f"{program.task} waits in {node.step}")
     return Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
 

@@ -130,7 +130,7 @@ class _Graph:
         unended = [
             index
             for index, program in enumerate(programs)
-            if self.table.node(index, some).step is not None and not program.daemon
+            if not program.may_rest(self.table.node(index, some).step)
         ]
         if not unended:
             return None

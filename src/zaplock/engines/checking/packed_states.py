@@ -98,6 +98,11 @@ class StateLayout:
         self.reserved = reserved
         self.grown: list[tuple[int, int]] = []
 
+    @property
+    def bits(self) -> int:
+        """How many bits a state has so far."""
+        return self.reserved + CHUNK * len(self.owners)
+
     def take(self, field: StateField) -> int:
         """Give `field` the next free chunk and return its shift."""
         chunk = len(self.owners)

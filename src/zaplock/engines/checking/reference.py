@@ -207,7 +207,7 @@ class _PlainSearch:
         waiting = [
             f"{program.task} waits in {node.step}"
             for program, node in zip(self.configuration.programs, positions)
-            if node.step is not None and not program.daemon
+            if not program.may_rest(node.step)
         ]
         if waiting:
             self._note(Violation(Invariant.NO_DEADLOCK, "; ".join(waiting)))

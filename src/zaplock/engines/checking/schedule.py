@@ -164,8 +164,7 @@ class ScheduleRun:
         """Whether all tasks, daemons apart, have come to their ends."""
         programs = self.configuration.programs
         return all(
-            position.step is None or program.daemon
-            for position, program in zip(self.positions, programs)
+            program.may_rest(position.step) for position, program in zip(self.positions, programs)
         )
 
     def results(self) -> tuple[Any, ...]:
@@ -225,7 +224,7 @@ class ScheduleRun:
             waiting = [
                 f"{program.task} waits in {position.step}"
                 for program, position in zip(self.configuration.programs, self.positions)
-                if position.step is not None and not program.daemon
+                if not program.may_rest(position.step)
             ]
             self.violation = Violation(Invariant.NO_DEADLOCK, "; ".join(waiting))
             return
@@ -252,7 +251,7 @@ class ScheduleRun:
             for index, (position, program) in enumerate(
                 zip(self.positions, self.configuration.programs)
             )
-            if position.step is not None and not program.daemon
+            if not program.may_rest(position.step)
         ]
         self.violation = livelock([str(tasks[index]) for index in turning], never, cycle)
 

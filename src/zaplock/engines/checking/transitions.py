@@ -115,10 +115,10 @@ class TransitionTable:
         ]
 
     def results(self, state: int) -> tuple[Any, ...] | None:
-        """Return what the tasks returned, or None while one (daemons apart) hasn't ended."""
+        """Return what the tasks returned, or None while one that has to end hasn't."""
         nodes = [self.node(index, state) for index in range(len(self.tasks))]
         programs = self.configuration.programs
-        if any(node.step and not program.daemon for node, program in zip(nodes, programs)):
+        if not all(program.may_rest(node.step) for node, program in zip(nodes, programs)):
             return None
         return tuple(node.result for node in nodes)
 

@@ -97,6 +97,9 @@ def _ask_lock(
     sem = machine.locks.get(step.lock, FREE)
     if step.action in ("up", "downgrade"):
         return _leave(rules, machine, task, step, sem)
+    if step.action == "hand-over":
+        machine.locks.put(step.lock, rwsem.hand_over(sem, task.tid, step.to))
+        return StepOutcome("done", 0)
     if step.action == "try":
         free = rwsem.is_free_for(sem, step.write) and not sem.queue
         if free:

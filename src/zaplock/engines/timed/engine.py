@@ -50,6 +50,7 @@ from zaplock.engines.timed.threads import (
     Program,
     Thread,
 )
+from zaplock.errors import UserError
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
 from zaplock.model.spans import SpanEnd, SpanStep
@@ -267,9 +268,14 @@ class TimedEngine:
                             price += contention.let_in(lock)
                     elif action == "downgrade":
                         price = self._downgrade(thread, lock)
-                    else:
+                    elif action == "try":
                         result = self._try(thread, lock, write)
                         price = lock_ns + way
+                    else:
+                        raise UserError(
+                            f"{thread} hands a hold of {step.lock[0]} over: in virtual time a hold "
+                            "has one owner; `zaplock check` knows of such designs"
+                        )
                 elif kind is a_sleep:
                     if thread.background and not self._foreground:
                         self._finish(thread, None)
