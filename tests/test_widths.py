@@ -252,6 +252,7 @@ VERBS: dict[str, Show] = {
     "report": verb("report db.zaplock"),
     "report of a crowd": verb("report crowd.zaplock"),
     "replay": of_replay,
+    "diff": verb("diff db.zaplock crowd.zaplock"),
     "check": of_a_check,
     "check --list": verb("check --list"),
     "check --all": of_the_matrix,

@@ -10,7 +10,7 @@ from zaplock.views.fold import fold
 MARKS = {"write": "W", "read": "R", "downgraded": "D", "queued": "q"}
 
 
-WIDTH = 132
+WIDTH = 140
 """What a story is drawn for, if nothing else is said, in cells."""
 
 NARROWEST, WIDEST = 18, 44
