@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from zaplock.lab.teardown import Teardown
 
 COLOURS = {
-    "exclusive hold": "#c8323f",
-    "shared hold": "#2a78b8",
-    "shared after downgrade": "#86bbdd",
-    "wait": "#e9a420",
+    "exclusive hold": "#d55e00",
+    "shared hold": "#0072b2",
+    "shared after downgrade": "#56b4e9",
+    "wait": "#e69f00",
 }
 WIDTH = 760
 """Width of a panel in pixels; what is closer than half a pixel is one bar."""
