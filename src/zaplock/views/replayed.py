@@ -284,9 +284,15 @@ def plot(replay: Replay, path: Path) -> None:
     """Draw the recording and each run around the longest recorded wait."""
     begin, end = _window(replay)
     events, at = _only(replay.analysis.events, replay.plan.mm), replay.plan.begin_ns
-    panels = [panel("recorded", analyse(events, replay.analysis.kernel), at + begin, at + end)]
+    cut = replay.analysis.segments
+    # Its own end, too: what goes on there would end with its last event otherwise.
+    span = int(cut.begin_ns[0]), int(cut.end_ns[-1])
+    seen = analyse(events, replay.analysis.kernel, span=span)
+    panels = [panel("recorded", seen, at + begin, at + end)]
     panels += [_of_run(run, begin, end) for run in replay.runs]
-    draw(_same_lanes(panels), path, title=f"replay of pid {replay.plan.pid}: holds and waits")
+    title = f"replay of pid {replay.plan.pid}: holds and waits around the longest recorded wait"
+    axis = f"time since {(at + begin - replay.analysis.begin_ns) / 1e9:.3f} s of the recording"
+    draw(_same_lanes(panels), path, title=title, axis=axis)
 
 
 def _window(replay: Replay) -> tuple[int, int]:
