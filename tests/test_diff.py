@@ -11,7 +11,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.trace import file
 from zaplock.trace.analysis import analyse
-from zaplock.trace.difference import Difference, difference, spread
+from zaplock.trace.difference import RecordingDifference, difference, spread
 from zaplock.trace.events import Events
 from zaplock.trace.handwritten import Log
 from zaplock.trace.summary import summarise
@@ -48,7 +48,7 @@ def shop(held_ns: int, *, seed: int, seconds: float = 4, every_ns: int = 20 * MS
     return log.events()
 
 
-def compared(before: Events, after: Events) -> Difference:
+def compared(before: Events, after: Events) -> RecordingDifference:
     return difference(*(summarise(analyse(one, "6.18.0")) for one in (before, after)))
 
 

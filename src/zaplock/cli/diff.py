@@ -21,7 +21,7 @@ from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.trace.difference import Difference
+    from zaplock.trace.difference import RecordingDifference
     from zaplock.trace.summary import Summary
 
 
@@ -60,7 +60,7 @@ def _summary(file: str) -> Summary:
     return summarise(load(file))
 
 
-def _print(found: Difference, top: int) -> None:
+def _print(found: RecordingDifference, top: int) -> None:
     from zaplock.views import differences as view
     from zaplock.views.screen import Screen
 
@@ -73,7 +73,7 @@ def _print(found: Difference, top: int) -> None:
     print()
 
 
-def _next(args: argparse.Namespace, found: Difference) -> tuple[str, str]:
+def _next(args: argparse.Namespace, found: RecordingDifference) -> tuple[str, str]:
     file = shlex.quote(args.after)
     if found.verdict == "not known":
         return "zaplock record -p PID -d 60s", "both for longer, under the same load"

@@ -41,7 +41,7 @@ SECOND = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MeasureChange:
     """One measure in both recordings, in nanoseconds (or operations) per second of recording.
 
     chance: how often shuffled slices differ as much, 0 to 1. factor_low and factor_high: between
@@ -68,14 +68,14 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class RecordingDifference:
     """Two recordings compared. `slices` is how many of `slice_ns` each was cut into."""
 
     before: Summary
     after: Summary
     slice_ns: int
     slices: tuple[int, int]
-    changes: tuple[Change, ...]
+    changes: tuple[MeasureChange, ...]
     operations: tuple[Pair, ...]
     doubts: tuple[str, ...]
     """Why the comparison is to be taken with care: a sentence each."""
@@ -125,7 +125,7 @@ def longest_hold(one: Summary, *, exclusive: bool) -> int:
     return int(holds["hold_ns"][holds["exclusive"] == exclusive].max(initial=0))
 
 
-def difference(before: Summary, after: Summary) -> Difference:
+def difference(before: Summary, after: Summary) -> RecordingDifference:
     """Compare two recordings. Raises UserError where one of them has no lock events."""
     for one in (before, after):
         one.analysis.require_locks()
@@ -136,7 +136,7 @@ def difference(before: Summary, after: Summary) -> Difference:
         _change(measure, *(_sliced(one.analysis, measure, slice_ns) for one in sides))
         for measure in MEASURES
     ]
-    return Difference(
+    return RecordingDifference(
         before,
         after,
         slice_ns,
@@ -199,15 +199,15 @@ def spread(begin_ns: Array, span_ns: Array, slice_ns: int, count: int) -> Array:
     return parts
 
 
-def _change(measure: str, before: Array, after: Array) -> Change:
+def _change(measure: str, before: Array, after: Array) -> MeasureChange:
     """Judge one measure by its slices."""
     low, high = (float(one.mean()) if len(one) else 0.0 for one in (before, after))
     if min(len(before), len(after)) < LEAST_SLICES:
-        return Change(measure, low, high, "not known", None, None, None)
+        return MeasureChange(measure, low, high, "not known", None, None, None)
     chance = _chance(before, after)
     factors = _factors(before, after)
     verdict: Verdict = "alike" if chance > SURE else "better" if high < low else "worse"
-    return Change(measure, low, high, verdict, chance, *factors)
+    return MeasureChange(measure, low, high, verdict, chance, *factors)
 
 
 def _chance(before: Array, after: Array) -> float:
@@ -243,7 +243,7 @@ def _pairs(before: Sequence[Group], after: Sequence[Group]) -> tuple[Pair, ...]:
     return tuple(sorted(pairs, key=lambda one: -max(one.before.caused_ns, one.after.caused_ns)))
 
 
-def _doubts(sides: Sequence[Summary], changes: Sequence[Change]) -> list[str]:
+def _doubts(sides: Sequence[Summary], changes: Sequence[MeasureChange]) -> list[str]:
     """List what a reader must know before believing the verdict."""
     said = []
     for name, one in zip(("before", "after"), sides):

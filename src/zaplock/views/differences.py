@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from zaplock.trace.difference import (
     LEAST_SLICES,
     SECOND,
-    Change,
-    Difference,
+    MeasureChange,
+    RecordingDifference,
     longest_hold,
     longest_wait,
 )
@@ -24,7 +24,7 @@ SAID = {
 }
 
 
-def sentences(found: Difference) -> Iterator[str]:
+def sentences(found: RecordingDifference) -> Iterator[str]:
     """Say what changed and how sure that is, the waiting first; then what speaks against it."""
     waited, *others = found.changes
     yield f"{_verdict(found, waited)}"
@@ -34,7 +34,7 @@ def sentences(found: Difference) -> Iterator[str]:
     yield from (f"Take it with care: {doubt}." for doubt in found.doubts)
 
 
-def _verdict(found: Difference, waited: Change) -> str:
+def _verdict(found: RecordingDifference, waited: MeasureChange) -> str:
     if not found.before.queued and not found.after.queued:
         return "Nobody waited for an mmap_lock in either recording."
     if waited.verdict == "not known":
@@ -51,7 +51,7 @@ def _verdict(found: Difference, waited: Change) -> str:
     return f"{waited.verdict.capitalize()}: {_amount(waited)}{_sure(waited)}."
 
 
-def _amount(one: Change) -> str:
+def _amount(one: MeasureChange) -> str:
     before, after = (duration(span) if span else "never" for span in (one.before, one.after))
     return f"{SAID[one.measure]} {_a_second(before)} before, {_a_second(after)} after"
 
@@ -60,7 +60,7 @@ def _a_second(span: str) -> str:
     return span if span == "never" else f"{span} in each second"
 
 
-def _sure(one: Change) -> str:
+def _sure(one: MeasureChange) -> str:
     parts = []
     if one.factor_low is not None and one.factor_high is not None and one.before:
         parts.append(f"95 % sure: {_between(one.factor_low, one.factor_high)}")
@@ -80,18 +80,18 @@ def _percent(part: float) -> str:
     return f"{100 * part:.0f} %" if part < 0.99 or part == 1 else f"{100 * part:.4g} %"
 
 
-def _often(one: Change) -> str:
+def _often(one: MeasureChange) -> str:
     assert one.chance is not None
     return f"{100 * one.chance:.2g} % of cases" if one.chance > 0.0005 else "under 0.05 % of cases"
 
 
-def sides(found: Difference) -> Iterator[str]:
+def sides(found: RecordingDifference) -> Iterator[str]:
     """Say what was compared."""
     for name, one in (("before", found.before), ("after", found.after)):
         yield f"{name + ':':<8}{heading(one.analysis)}"
 
 
-def figures(found: Difference) -> Grid:
+def figures(found: RecordingDifference) -> Grid:
     """Draw each measure before and after."""
     rows = [
         (f"{one.measure}, a second", *map(_figure(one), (one.before, one.after)), _times(one))
@@ -111,19 +111,19 @@ _LONGEST: tuple[tuple[str, Callable[[Summary], int]], ...] = (
 )
 
 
-def _figure(one: Change) -> Callable[[float], str]:
+def _figure(one: MeasureChange) -> Callable[[float], str]:
     if one.measure in SAID:
         return lambda value: duration(value) if value else "-"
     return lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _times(one: Change) -> str:
+def _times(one: MeasureChange) -> str:
     if one.measure in SAID:
         return one.verdict
     return {"better": "fewer", "worse": "more"}.get(one.verdict, one.verdict)
 
 
-def operations(found: Difference, top: int) -> Grid:
+def operations(found: RecordingDifference, top: int) -> Grid:
     """Draw who made others wait in which operation, per second of each recording."""
     seconds = [one.analysis.duration_ns / SECOND for one in (found.before, found.after)]
     rows = []
