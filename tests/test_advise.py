@@ -295,7 +295,7 @@ def test_the_verb_reads_a_recording(
     found: dict[str, Any] = json.loads(out)
     assert found["advice"][0]["kind"] == "munmap"
     assert found["costs"]["length"] == 1 << 28
-    assert "next: zaplock report" in err
+    assert "next: zaplock replay" in err
     assert main(["advise", str(tmp_path / "story"), "--top", "1"]) == 0
     out, _ = capsys.readouterr()
     assert "munmap by" in out

@@ -234,7 +234,7 @@ def test_html_needs_no_network(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     page = tmp_path / "story.html"
     run(capsys, "expand", "--design", "linux-4.20", "--html", str(page))
     text = page.read_text()
-    assert "<svg" in text
+    assert "startPlayer" in text
     assert "expand_stack" in text
     assert "http:" not in text.replace("http://www.w3.org", "")
     assert "https:" not in text

@@ -30,7 +30,7 @@ def test_on_this_machine_zaplock_can_record(capsys: pytest.CaptureFixture[str]) 
 def test_the_table_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("kernel", "tracefs", "trace instance", "Next: zaplock"))
+    assert all(name in said for name in ("kernel", "tracefs", "trace instance", "next: zaplock"))
 
 
 def test_without_rights_each_missing_thing_has_its_command() -> None:

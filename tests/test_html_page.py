@@ -120,7 +120,7 @@ def test_names_cannot_break_out_of_the_page() -> None:
     log.released(6 * MS, tid=1, mm=64, write=True)
     text = render(summarise(analyse(log.events())))
     assert "alert(1)</script>" not in text
-    assert text.count("</script>") == 6  # two of data, four of code
+    assert text.count("</script>") == 7  # two of data, five of code
 
 
 def test_gaps_are_drawn(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_gaps_are_drawn(tmp_path: Path) -> None:
             "(() => { const t = zaplock.timeline, r = window.devicePixelRatio;"
             f" const x = t.x(20 * {MS}) * r, y = (t.height - 30) * r;"
             " const pixel = t.canvas.getContext('2d').getImageData(x, y, 1, 1).data;"
-            " return pixel.join() === '185,185,185,255'; })()"
+            " return pixel.join() === '154,160,168,255'; })()"
         )
 
     drive(file, story)

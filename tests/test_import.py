@@ -82,7 +82,7 @@ def test_import_writes_a_recording_and_says_what_next(
     assert main(["import", str(FIXTURES / "ftrace-6.18.txt"), "-o", str(output), "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["events"] == len(file.read(output).events)
-    assert f"Next: zaplock report {output}" in said.err
+    assert f"next: zaplock report {output}" in said.err
     assert file.read_manifest(output).source == "import"
 
 

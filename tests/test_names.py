@@ -1,6 +1,8 @@
 """One word, one meaning: no two public classes of zaplock share a name (docs/glossary.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
@@ -14,3 +16,27 @@ def test_no_two_public_classes_share_a_name() -> None:
                 homes.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
     twice = {name: where for name, where in homes.items() if len(where) > 1}
     assert not twice
+
+
+def test_the_public_face_tells_what_there_is(tmp_path: Path) -> None:
+    """For tab completion and for types: no `Any` hides a part, and what isn't there is an error."""
+    import zaplock
+
+    assert {"AddressSpace", "Lab", "buffers", "compare", "release"} <= set(dir(zaplock))
+    program = tmp_path / "outside.py"
+    program.write_text(
+        "import zaplock\n"
+        "reveal_type(zaplock.compare)\n"
+        "reveal_type(zaplock.Lab)\n"
+        "reveal_type(zaplock.release)\n"
+        "zaplock.nonsense\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", str(program)]
+    # There the cache is that `make lint` has filled.
+    root = SOURCE.parent.parent
+    said = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False).stdout
+    assert 'Module has no attribute "nonsense"' in said
+    assert "Found 1 error" in said
+    shown = [line for line in said.splitlines() if "Revealed type" in line]
+    assert not [line for line in shown if line.endswith('is "Any"')]
+    assert "ComparisonResult" in shown[0]

@@ -39,7 +39,7 @@ def test_the_answer_comes_first(file: str, capsys: pytest.CaptureFixture[str]) -
     assert "db-alloc (tid 102) in mmap of 4 KiB waited 185 ms for the lock of db (pid 100)" in out
     assert "behind db-free (tid 101) in munmap of 8 GiB, which held it shared after its down" in out
     assert "a writer queued in front" in out
-    assert lines[-1].startswith("next: zaplock report ")
+    assert lines[-1].startswith("next: zaplock advise ")
 
 
 def test_json_has_the_promised_shape(file: str, capsys: pytest.CaptureFixture[str]) -> None:

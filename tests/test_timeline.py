@@ -8,17 +8,31 @@ from scenes import MS, database
 
 from zaplock.errors import UserError
 from zaplock.trace.analysis import analyse
-from zaplock.views.timeline import COLOURS, Bar, draw, merged, panel
+from zaplock.trace.handwritten import Log
+from zaplock.views.timeline import COLOURS, Bar, binned, draw, panel
 
 
-def test_bars_too_close_to_tell_apart_are_one() -> None:
-    bars = [Bar("a", "wait", start, start + 5) for start in (0, 10, 40)]
-    other = Bar("b", "wait", 6, 7)
-    assert merged([*bars, other], near_ns=10) == [
-        Bar("a", "wait", 0, 15),
-        Bar("a", "wait", 40, 45),
-        other,
+def test_what_is_narrower_than_a_pixel_is_a_pixel_as_faint_as_it_is_rare() -> None:
+    bars = [Bar("a", "wait", 0, 5), Bar("a", "wait", 18, 22), Bar("a", "wait", 40, 65)]
+    assert binned([*bars, Bar("b", "wait", 6, 7)], pixel_ns=10) == [
+        Bar("a", "wait", 40, 65),
+        Bar("a", "wait", 0, 10, 0.5),
+        Bar("a", "wait", 10, 20, 0.2),
+        Bar("a", "wait", 20, 30, 0.2),
+        Bar("b", "wait", 0, 10, 0.1),
     ]
+
+
+def test_each_thread_has_its_lane_though_all_are_called_the_same() -> None:
+    log = Log()
+    for tid in (7, 8):
+        log.task(tid, "python3", 7)
+        log.asked(tid, tid=tid, mm=64, write=False)
+        log.acquired(tid + 1, tid=tid, mm=64, write=False)
+        log.released(tid + 50, tid=tid, mm=64, write=False)
+    one = panel("two", analyse(log.events(), "6.18"), 0, 100)
+    assert one.lanes == ("python3 7", "python3 8")
+    assert {bar.lane for bar in one.bars} == set(one.lanes)
 
 
 def test_a_panel_has_a_lane_for_each_task_and_its_window_only() -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from zaplock.version import __version__ as __version__
+from zaplock.version import __version__
 
-if TYPE_CHECKING:
-    from zaplock import buffers as buffers
-    from zaplock.api import AddressSpace as AddressSpace
-    from zaplock.release import release as release
+__all__ = ["AddressSpace", "Lab", "__version__", "buffers", "compare", "release"]
 
 _HOMES = {
     "AddressSpace": "zaplock.api",
@@ -18,11 +15,22 @@ _HOMES = {
     "compare": "zaplock.notebook",
 }
 
+if TYPE_CHECKING:
+    from zaplock import buffers
+    from zaplock.api import AddressSpace
+    from zaplock.notebook import Lab, compare
+    from zaplock.release import release
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import the parts at their first use, so that `zaplock --help` answers at once."""
-    if name in ("release", "buffers"):  # both are modules; release can be called
-        return import_module(f"zaplock.{name}")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import the parts at their first use, so that `zaplock --help` answers at once."""
+        if name in ("release", "buffers"):  # both are modules; release can be called
+            return import_module(f"zaplock.{name}")
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what there is, imported already or not."""
+    return sorted({*globals(), *__all__})

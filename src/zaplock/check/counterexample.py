@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,20 @@ class Hold:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Some pages, [first, last), of which something can be told.
+
+    where: an address space or a CPU. what: "VMA", "mapped", "torn down", "TLB" or "page table".
+    """
+
+    where: str
+    what: str
+    first: int
+    last: int
+    about: str = ""
+
+
+@dataclass(frozen=True)
 class StepRow:
     """One step. `result` is "" where nothing is returned; `place` is function and line.
 
@@ -53,6 +67,8 @@ class StepRow:
     holds: tuple[Hold, ...]
     changes: tuple[str, ...]
     note: str = ""
+    memory: tuple[Stretch, ...] = ()
+    """What is mapped, translated and torn down once the step is done."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,7 @@ def row_of(
         tuple(f"{name}[{short(str(key))}] = {short(str(value))}"
               for name, key, value in taken.changes),
         _note(taken, tasks, run),
+        tuple(stretches(run.machine)),
     )  # fmt: skip
 
 
@@ -212,6 +229,15 @@ def _number(text: str) -> str:
     return text
 
 
+TOLD = {
+    "VMA": "VMA of pages {} {}",
+    "mapped": "pages {} are mapped ({})",
+    "torn down": "pages {} are being torn down",
+    "TLB": "its TLB translates pages {}",
+    "page table": "remembers the page table of pages {}",
+}
+
+
 def describe_state(m: Machine) -> list[str]:
     """Describe what is mapped, translated and torn down, and the cells of a user's own."""
     lines = [
@@ -219,24 +245,33 @@ def describe_state(m: Machine) -> list[str]:
         for name, cells in m.named_cells()
         for key, value in sorted(cells.data.items(), key=repr)
     ]
+    for one in stretches(m):
+        pages = f"[{one.first}, {one.last})"
+        lines.append(f"{one.where}: {TOLD[one.what].format(pages, one.about)}")
+    return lines
+
+
+def stretches(m: Machine) -> Iterator[Stretch]:
+    """List what is mapped, torn down and remembered by CPUs, in pages of the scenario."""
     for mm, space in sorted(m.mms.items()):
+        where = f"mm {mm}"
         for start in space.tree:
             vma = m.vmas[space.tree[start]]
             if isinstance(vma, Vma):
-                first, last = (vma.start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
-                lines.append(f"mm {mm}: VMA of pages [{first}, {last}) {names(vma.flags)}")
-        for start, (end, pte) in sorted(space.ptes.data.items()):
+                yield Stretch(where, "VMA", _page(vma.start), _page(vma.end), names(vma.flags))
+        for first, (last, pte) in sorted(space.ptes.data.items()):
             kind = f"{pte.kind}{', writable' if pte.writable else ''}"
-            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
-            lines.append(f"mm {mm}: pages {pages} are mapped ({kind})")
+            yield Stretch(where, "mapped", first - BASE_PAGE, last - BASE_PAGE, kind)
         for low, high in space.teardown.data.values():
-            pages = f"[{(low >> 12) - BASE_PAGE}, {(high >> 12) - BASE_PAGE})"
-            lines.append(f"mm {mm}: pages {pages} are being torn down")
+            yield Stretch(where, "torn down", _page(low), _page(high))
     for cpu in m.cpus:
-        for start, (end, _) in sorted(m.tlb(cpu).data.items()):
-            pages = f"[{start - BASE_PAGE}, {end - BASE_PAGE})"
-            lines.append(f"CPU {cpu}: its TLB translates pages {pages}")
-        for start, (end, _) in sorted(m.walk_cache(cpu).data.items()):
-            low, high = (start << 9) - BASE_PAGE, (end << 9) - BASE_PAGE
-            lines.append(f"CPU {cpu}: remembers the page table of pages [{low}, {high})")
-    return lines
+        where = f"CPU {cpu}"
+        for first, (last, _) in sorted(m.tlb(cpu).data.items()):
+            yield Stretch(where, "TLB", first - BASE_PAGE, last - BASE_PAGE)
+        for first, (last, _) in sorted(m.walk_cache(cpu).data.items()):
+            begin, end = (first << 9) - BASE_PAGE, (last << 9) - BASE_PAGE
+            yield Stretch(where, "page table", begin, end)
+
+
+def _page(address: int) -> int:
+    return (address >> PAGE_SHIFT) - BASE_PAGE

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in SUMMARIES:
         print(f"zaplock: {no_such('verb', verb, SUMMARIES)}", file=sys.stderr)
         return 2
-    with guarded(), warnings.catch_warnings():
+    with guarded(folded="--json" not in arguments), warnings.catch_warnings():
         warnings.showwarning = partial(_warn, verb)
         try:
             with _in_good_order():

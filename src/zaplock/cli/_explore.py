@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def explore(args: Namespace, added: Added) -> int:
     if explorer.schedule:
         again = replaying(session.token(), token.reference, token.scenario.name, added)
         command = again.replace(" --replay", " --explore --replay", 1)
-    print(f"next: {command}", file=sys.stderr if args.json else sys.stdout)
+    next_step(command, aside=args.json)
     return exit_code_of(explorer.view().invariant)
 
 

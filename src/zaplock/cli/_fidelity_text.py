@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from zaplock.lab.fidelity import TOLERANCE, phases, waiting
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zaplock.lab.fidelity import Agreement, HungTasks
     from zaplock.trace.verdict import TeardownVerdict
+    from zaplock.views.grid import Grid
 
 BEGIN = "<!-- begin: kernels beside their designs (written by zaplock fidelity) -->"
 END = "<!-- end: kernels beside their designs -->"
@@ -54,18 +53,17 @@ def _worst(row: Agreement, seen: TeardownVerdict) -> float:
     return max(seen.ratio(name) for name in row.bystanders)
 
 
-def table(rows: Sequence[Agreement]) -> Table:
-    """Draw the comparison, narrow enough for a terminal."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
+def table(rows: Sequence[Agreement]) -> Grid:
+    """Draw the comparison."""
+    from zaplock.views.grid import Grid, figure, words
 
-    drawn = RichTable(title="measured / predicted", title_justify="left", box=SIMPLE)
-    for name in ("kernel", "teardown", "lock", "who waits", "longest wait", ""):
-        drawn.add_column(name, no_wrap=name != "who waits")
+    drawn = []
     for row in rows:
         kernel, _, teardown, writer, *rest = cells(row)
-        drawn.add_row(kernel, f"{teardown} + writer" if writer else teardown, *rest)
-    return drawn
+        drawn.append([kernel, f"{teardown} + writer" if writer else teardown, *rest])
+    columns = (words("kernel"), words("teardown"), words("lock"), words("who waits"))
+    verdict = (figure("longest wait", rank=1), words("verdict"))
+    return Grid((*columns, *verdict), drawn, "measured / predicted")
 
 
 def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -101,10 +102,7 @@ def list_kernels(*, as_json: bool) -> None:
             here = f"here, sha256 {one.sha256[:16]}..." if one.sha256 else ""
             print(f"debian:{one.release:<20} {here}".rstrip())
     newest = ".".join(known[-1].release.split(".")[:2]) if known else "6.1"
-    print(
-        f"next: zaplock measure 1G --kernel debian:{newest} --exact",
-        file=sys.stderr if as_json else sys.stdout,
-    )
+    next_step(f"zaplock measure 1G --kernel debian:{newest} --exact", aside=as_json)
 
 
 def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[TeardownOutcome]:
@@ -119,18 +117,21 @@ def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Teard
         if path and Path(path).exists():
             raise UserError(f"{path} is already there: remove it or name another file")
     with Screen(stderr=True).status(Text(f"{args.kernel}: getting ready")) as status:
-        return rows.measure(
+        found = rows.measure(
             wanted,
             repeat=args.repeat,
             record=args.record,
             graph=args.graph,
             progress=lambda phase: status.update(Text(f"{args.kernel} in QEMU: {phase}")),
         )
+    for path in filter(None, (args.record, args.graph)):
+        wrote(path, aside=args.json)
+    return found
 
 
 def next_command(args: argparse.Namespace) -> str:
     """Name the command that goes on from here."""
     if args.record:
-        return f"zaplock report {args.record}"
+        return f"zaplock report {shlex.quote(args.record)}"
     other = "debian:6.1" if args.kernel == "debian:6.12" else "debian:6.12"
     return f"zaplock measure {args.size} --kernel {other}{' --exact' if args.exact else ''}"

@@ -6,8 +6,9 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 from zaplock.programs.recording import HOW
 
@@ -48,13 +49,14 @@ def print_verdict(verdict: StraceVerdict, path: Path, as_json: bool) -> int:
         f"{len(verdict.differing_maps)} differences in {verdict.maps:,} mappings, "
         f"{len(verdict.refused):,} calls refused" + borders_text(verdict.unknown_borders)
     )
-    print("next: zaplock oracle --seconds 60")
+    next_step("zaplock oracle --seconds 60")
     return 0 if verdict.agrees else 1
 
 
 def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -> int:
     """Print a row for each recorded program; 0 if all that was compared agrees, else 1."""
-    head = ("recording", "compared", "differ", "refused", "mappings", "differ")
+    head = ("recording", "calls compared", "calls differ", "calls refused", "mappings compared",
+            "mappings differ")  # fmt: skip
     rows: list[tuple[str, Sequence[int]]] = []
     agrees = True
     for path, verdict in verdicts:
@@ -67,10 +69,12 @@ def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -
         document = {name: dict(zip(keys, counts, strict=True)) for name, counts in rows}
         print(json.dumps(document, indent=1))
         return 0 if agrees else 1
-    print(f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}", sep="\n")
+    from zaplock.views.grid import Grid, figure, words
+    from zaplock.views.screen import Screen
+
     sums = [sum(counts) for counts in zip(*(counts for _, counts in rows), strict=True)]
-    for name, numbers in (*rows, ("all", sums)):
-        print(f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |")
+    cells = [(name, *(f"{n:,}" for n in counts)) for name, counts in (*rows, ("all", sums))]
+    Screen().print(Grid((words(head[0]), *map(figure, head[1:])), cells))
     return 0 if agrees else 1
 
 
@@ -90,19 +94,16 @@ def progress(report: Report) -> str:
 
 
 def print_report(report: Report, with_coverage: bool) -> None:
-    from zaplock.views.screen import Screen
-
-    console = Screen(soft_wrap=True, highlight=False, markup=False)
-    console.print(_summary(report))
+    print(_summary(report))
     for found in report.divergences:
-        _print_divergence(console, "DIVERGENCE", found, report.signatures[found.signature])
+        _print_divergence("DIVERGENCE", found, report.signatures[found.signature])
     for found in report.kernel_faults:
         count = report.kernel_signatures[found.signature]
-        _print_divergence(console, "THE KERNEL'S OWN ACCOUNTING", found, count)
+        _print_divergence("THE KERNEL'S OWN ACCOUNTING", found, count)
     for line in report.lost[:3]:
-        console.print(f"LOST {line}")
+        print(f"LOST {line}")
     if with_coverage:
-        _print_coverage(console, report)
+        _print_coverage(report)
 
 
 def _summary(report: Report) -> str:
@@ -117,27 +118,32 @@ def _summary(report: Report) -> str:
     )
 
 
-def _print_divergence(console: Any, title: str, found: Divergence, count: int) -> None:
-    console.print(f"\n{title} ({count} times) {found.signature}")
+def _print_divergence(title: str, found: Divergence, count: int) -> None:
+    print(f"\n{title} ({count} times) {found.signature}")
     for number, op in enumerate(found.sequence[: found.at + 1]):
-        console.print(f"  op{number} {op}")
+        print(f"  op{number} {op}")
     for line in found.differences:
-        console.print(f"    {line}")
+        print(f"    {line}")
 
 
-def _print_coverage(console: Any, report: Report) -> None:
+def _print_coverage(report: Report) -> None:
     from zaplock.oracle import manual
     from zaplock.oracle.coverage import Coverage
 
     coverage = Coverage()
     coverage.merge(report.coverage)
-    console.print()
-    for name, outcomes in sorted(coverage.outcomes().items()):
-        counts = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items()))
-        console.print(f"{name:<18} {counts}")
+    from zaplock.views.grid import Grid, words
+    from zaplock.views.screen import Screen
+
+    rows = [
+        (name, ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items())))
+        for name, outcomes in sorted(coverage.outcomes().items())
+    ]
+    print()
+    Screen().print(Grid((words("operation"), words("outcomes")), rows))
     rare = manual.missing({name: dict(counts) for name, counts in coverage.outcomes().items()})
     if rare:
-        console.print(f"fewer than {manual.LEAST} times: {', '.join(rare)}")
+        print(f"fewer than {manual.LEAST} times: {', '.join(rare)}")
 
 
 def print_json(report: Report, seed: int) -> None:

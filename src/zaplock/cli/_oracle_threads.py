@@ -8,6 +8,8 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
+from zaplock.cli._ending import next_step
+
 if TYPE_CHECKING:
     from zaplock.oracle.thread_campaign import ThreadReport
 
@@ -37,8 +39,7 @@ def run_threads(args: argparse.Namespace) -> int:
         print(json.dumps(_document(report, args.seed), indent=1))
     else:
         _print(report)
-    stream = sys.stderr if args.json else sys.stdout
-    print(f"next: zaplock oracle --threads --seed {args.seed + 1} --seconds 600", file=stream)
+    next_step(f"zaplock oracle --threads --seed {args.seed + 1} --seconds 600", aside=args.json)
     return 0 if report.agrees else 1
 
 
@@ -106,5 +107,5 @@ def hunt_mutants(args: argparse.Namespace) -> int:
         print(
             f"{len(rows) - len(missed)} of {len(rows)} mutants found", *missed, sep="\n  missed: "
         )
-        print("next: zaplock check --mutations")
+        next_step("zaplock check --mutations")
     return 1 if missed else 0

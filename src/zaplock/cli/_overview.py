@@ -22,6 +22,7 @@ SUMMARIES: Final = {
     "check": "prove a locking protocol, or show the interleaving that breaks it",
     "compare": "tear a mapping down under every kernel's design: who stalls?",
     "designs": "list the designs, or show what changed in Linux between two of them",
+    "diff": "lay two recordings beside each other: better or worse, and how sure",
     "doctor": "what this kernel and user can see, and what mends the rest",
     "fidelity": "lay real kernels beside the designs that stand for them",
     "fleet": "ask the store of many hosts: who makes whom wait, what would cure it",

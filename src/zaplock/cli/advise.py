@@ -18,15 +18,15 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
-from zaplock.units import duration, format_size, parse_duration
+from zaplock.units import duration, parse_duration, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zaplock.advise.advice import Advice
     from zaplock.advise.calls import RecordedAdvice
     from zaplock.advise.costs import Costs
+    from zaplock.views.grid import Grid
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(_to_json(told, found[: args.top], costs), indent=1))
     else:
         _print(args, told, found, costs)
-    print(_next(args), file=sys.stderr if args.json else sys.stdout)
+    next_step(*_next(args), aside=args.json)
     return 0
 
 
@@ -102,17 +102,14 @@ def _print(
 ) -> None:
     from zaplock.views.screen import Screen
 
-    console = Screen()
-    if found:
-        console.print(table(found[: args.top]))
     for line in said(told, found, args.top, args.least):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print(f"- {line}")
+    if found:
+        print()
+        Screen().print(table(found[: args.top]))
     munmap = costs.of("munmap", 1 << 30)
     if munmap:
-        console.print(
-            f"Measured on this kernel: munmap of 1G of 4 KiB pages {duration(munmap)}.",
-            highlight=False,
-        )
+        print(f"\nMeasured on this kernel: munmap of 1 GiB of 4 KiB pages {duration(munmap)}.")
 
 
 def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> list[str]:
@@ -139,27 +136,25 @@ def _source(one: Advice) -> str:
     return f" See {one.source}" if one.source else ""
 
 
-def table(found: list[Advice]) -> Table:
+def table(found: list[Advice]) -> Grid:
     """Draw the advice as a table, the greatest sum of stalls first."""
-    from rich.table import Table
+    from zaplock.views.grid import Grid, figure, words
 
     recorded = any(one.seen for one in found)
-    drawn = Table("what", "size", "now" if recorded else "now, if called", "then")
-    if recorded:
-        drawn.add_column("calls")
-        drawn.add_column("waits caused")
-    drawn.add_column("note")
+    now = figure("now" if recorded else "now, if called")
+    columns = [words("what"), figure("size", rank=1), now, figure("then")]
+    columns += [figure("calls", rank=2), figure("waits caused")] if recorded else []
+    rows = []
     for one in found:
         then = "?" if one.then_ns is None else duration(one.then_ns)
-        size = format_size(one.length) if one.length else ""
-        cells = [one.what, size, duration(one.now_ns), then]
+        cells = [one.what, size(one.length) if one.length else "", duration(one.now_ns), then]
         if recorded:
             cells += [str(one.count), duration(one.caused_ns) if one.caused_ns else ""]
-        drawn.add_row(*cells, one.note)
-    return drawn
+        rows.append([*cells, one.note])
+    return Grid((*columns, words("note", rank=3)), rows)
 
 
-def _next(args: argparse.Namespace) -> str:
+def _next(args: argparse.Namespace) -> tuple[str, str]:
     if args.file:
-        return f"next: zaplock report {shlex.quote(args.file)}"
-    return f"next: zaplock record -p {args.pid} shows who really waits"
+        return f"zaplock replay {shlex.quote(args.file)}", "would another way of freeing do"
+    return f"zaplock record -p {args.pid}", "who really waits"

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zaplock.units import duration, format_size, parse_size
+from zaplock.cli._ending import next_step, wrote
+from zaplock.units import duration, format_size, parse_size, size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ def _list_units() -> int:
 
     for unit, meaning in UNITS.items():
         print(f"{unit:<18} {meaning}")
-    print("next: zaplock calibrate   (measure them on this machine)")
+    next_step("zaplock calibrate", "measure them on this machine")
     return 0
 
 
@@ -87,8 +88,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     else:
         _show(profile, path)
     name = profile.name if not args.output else str(path)
-    print(f"next: zaplock calibrate --check --profile {name}   (predicted against measured)",
-          file=sys.stderr if args.json else sys.stdout)  # fmt: skip
+    next_step(
+        f"zaplock calibrate --check --profile {name}", "predicted against measured", aside=args.json
+    )
     return 0
 
 
@@ -119,23 +121,18 @@ def _plain(profile: Profile) -> dict[str, object]:
 
 
 def _show(profile: Profile, path: Path) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     from zaplock.lab.profiles import UNITS
+    from zaplock.views.grid import Grid, figure, words
     from zaplock.views.screen import Screen
 
-    drawn = Table(box=SIMPLE)
-    for name in ("unit", "cost", "spread"):
-        drawn.add_column(name, justify="left" if name == "unit" else "right", no_wrap=True)
-    drawn.add_column("", no_wrap=True)
+    rows = []
     for unit in UNITS:
         low, high = profile.spread.get(unit, (profile[unit], profile[unit]))
-        cells = (f"{profile[unit]:.4g} ns", f"{low:.4g} .. {high:.4g}")
-        drawn.add_row(unit, *cells, "not measured" if _is_guess(profile, unit) else "")
-    console = Screen()
-    console.print(drawn)
-    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+        note = "not measured" if _is_guess(profile, unit) else ""
+        rows.append((unit, f"{profile[unit]:.4g} ns", f"{low:.4g} to {high:.4g} ns", note))
+    columns = (words("unit"), figure("cost"), figure("spread", rank=1), words("note", rank=2))
+    Screen().print(Grid(columns, rows, f"{profile.name}: {profile.description}"))
+    wrote(path)
 
 
 def _is_guess(profile: Profile, unit: str) -> bool:
@@ -185,19 +182,7 @@ class Checked:
         times = (self.predicted_ns, self.measured_ns, self.cpu_ns)
         spans = [duration(span_ns) for span_ns in times]
         errors = (f"{self.error:+.1%}", f"{self.cpu_error:+.1%}")
-        return [self.backing, format_size(self.size), *spans, f"{low} .. {high}", *errors]
-
-
-HEAD = [
-    "backing",
-    "size",
-    "predicted",
-    "measured (median)",
-    "on CPU",
-    "range",
-    "error",
-    "error (CPU)",
-]
+        return [self.backing, size(self.size), *spans, f"{low} to {high}", *errors]
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -210,12 +195,12 @@ def _check(args: argparse.Namespace) -> int:
         plain = [{**asdict(row), "error": row.error, "cpu_error": row.cpu_error} for row in rows]
         print(json.dumps({"profile": profile.name, "repeat": args.repeat, "rows": plain}, indent=2))
     else:
-        print(markdown([HEAD, *(row.cells() for row in rows)]))
+        _show_checked(rows)
     worst = max(abs(row.error) for row in rows)
     busy = max(abs(row.cpu_error) for row in rows)
     summing_up = f"worst error {worst:.1%} ({busy:.1%} of CPU time)"
-    print(f"{summing_up}; next: zaplock compare 80G --profile {profile.name}",
-          file=sys.stderr if args.json else sys.stdout)  # fmt: skip
+    print(summing_up, file=sys.stderr if args.json else sys.stdout)
+    next_step(f"zaplock compare 80G --profile {profile.name}", aside=args.json)
     return 0
 
 
@@ -232,9 +217,18 @@ def _compare(profile: Profile, backing: str, length: int, repeat: int) -> Checke
     return Checked(backing, length, predicted_ns, middle.munmap_ns, cpu_ns, low, high)
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Write a table that reads well in a terminal and in a document; the first line is its head."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
-    padded.insert(1, ["-" * width for width in widths])
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+def _show_checked(rows: Sequence[Checked]) -> None:
+    from zaplock.views.grid import Grid, figure, words
+    from zaplock.views.screen import Screen
+
+    columns = (
+        words("backing"),
+        figure("size"),
+        figure("predicted"),
+        figure("measured (median)"),
+        figure("on CPU", rank=2),
+        figure("range", rank=1),
+        figure("error"),
+        figure("error (CPU)", rank=3),
+    )
+    Screen().print(Grid(columns, [row.cells() for row in rows]))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
 from zaplock.cli._designs import design_names
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _added(args: argparse.Namespace) -> Added:
 
 
 def _next(args: argparse.Namespace, command: str) -> None:
-    print(f"next: {command}", file=sys.stderr if args.json else sys.stdout)
+    next_step(command, aside=args.json)
 
 
 def _list(as_json: bool) -> int:
@@ -200,17 +201,19 @@ def _list(as_json: bool) -> int:
             )
         )
     else:
-        print("scenarios:")
-        for name, summary in scenarios.items():
-            print(f"  {name:<18} {summary}")
-        print(f"\npairs, such as munmap+fault, of: {', '.join(SIDES)}")
-        print("\nlitmus tests of memory (--memory sc, tso or relaxed):")
-        for name, summary in litmus.items():
-            print(f"  {name:<26} {summary}")
-        print("\noperations of a .toml scenario:")
-        for name, summary in operations.items():
-            print(f"  {name:<30} {summary}")
-    print("next: zaplock check expand", file=sys.stderr if as_json else sys.stdout)
+        from zaplock.views.grid import Grid, words
+        from zaplock.views.screen import Screen
+
+        console = Screen()
+        for kind, told in (
+            ("scenario", scenarios),
+            ("litmus test of memory (--memory)", litmus),
+            ("operation of a .toml scenario", operations),
+        ):
+            console.print(Grid((words(kind), words("what happens in it")), list(told.items())))
+            print()
+        print(f"pairs, such as munmap+fault, of: {', '.join(SIDES)}")
+    next_step("zaplock check expand", aside=as_json)
     return 0
 
 
@@ -236,7 +239,7 @@ def _check(args: argparse.Namespace) -> int:
         objects = [_as_json(one, story) for one, story in zip(found, stories)]
         print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
     else:
-        _print_verdicts(scenario, found, stories)
+        _print_verdicts(scenario, found, stories, sampled=args.sample is not None)
     _next(args, next((a for a, one in zip(again, found) if one.token), "zaplock check --all"))
     verdicts = {one.verdict for one in found}
     return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
@@ -308,17 +311,30 @@ def _as_json(found: CheckResult, story: Story | None) -> dict[str, Any]:
 
 
 def _print_verdicts(
-    scenario: Scenario, found: list[CheckResult], stories: list[Story | None]
+    scenario: Scenario,
+    found: list[CheckResult],
+    stories: list[Story | None],
+    *,
+    sampled: bool,
 ) -> None:
-    from zaplock.views.counterexample import text
+    from zaplock.views.counterexample import WIDTH, text
+    from zaplock.views.grid import Grid, figure, words
+    from zaplock.views.screen import Screen
 
+    columns = (
+        words("design"),
+        words("verdict"),
+        figure("runs" if sampled else "states"),
+        figure("time", rank=1),
+        words("broken rules"),
+    )
     memory = "" if scenario.memory == "sc" else f" (memory: {scenario.memory})"
     times = scenario.failing_allocations
     shortage = f" (failing allocations: up to {times})" if times else ""
     print(f"{scenario.name}: {scenario.summary}{memory}{shortage}\n")
-    for one in found:
-        print(f"  {one.design:<16} {one.verdict:<14} {one.states:>9} states "
-              f"{one.seconds:>8.3f} s  {_what(one)}")  # fmt: skip
+    console = Screen()
+    width = min(WIDTH, console.width)
+    console.print(Grid(columns, [_verdict(one) for one in found]))
     for line in _notes(found):
         print(line)
     told: dict[tuple[Any, ...], str] = {}
@@ -333,9 +349,13 @@ def _print_verdicts(
         length = len(one.groups or one.schedule or ())
         title = (
             f"the easiest counterexample under {one.design}: {length} steps, "
-            f"{one.preemptions} preemptions"
+            f"{one.preemptions} preemption{'s' if one.preemptions != 1 else ''}"
         )
-        print(f"\n{text(story, title)}\n\ntoken: {one.token}")
+        print(f"\n{text(story, title, width)}\n\ntoken: {one.token}")
+
+
+def _verdict(one: CheckResult) -> tuple[str, ...]:
+    return one.design, one.verdict, f"{one.states:,}", f"{one.seconds:.3f} s", _what(one)
 
 
 def _what(one: CheckResult) -> str:
@@ -387,6 +407,7 @@ def _write_html(
         return
     one, story, command = broken[0]
     outputs.write(args.html, page(story, f"{one.scenario} under {one.design}", command))
+    wrote(args.html, aside=args.json)
 
 
 # A replay
@@ -395,7 +416,8 @@ def _write_html(
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.check.counterexample import tell
     from zaplock.check.tokens import read_token, replaying
-    from zaplock.views.counterexample import steps, text
+    from zaplock.views.counterexample import WIDTH, steps, text
+    from zaplock.views.screen import Screen
 
     token = read_token(args.replay, args.design, args.scenario or "", _added(args))
     again = replaying(args.replay, token.reference, token.scenario.name, _added(args))
@@ -406,6 +428,7 @@ def _replay(args: argparse.Namespace) -> int:
         from zaplock.views.counterexample_html import page
 
         outputs.write(args.html, page(story, title, again))
+        wrote(args.html, aside=args.json)
     if args.timed:
         return _replay_timed(args, token)
     if args.json:
@@ -417,7 +440,7 @@ def _replay(args: argparse.Namespace) -> int:
         }
         print(json.dumps(told, indent=2))
     else:
-        print(text(story, title))
+        print(text(story, title, min(WIDTH, Screen().width)))
     _next(args, f"{again} --html story.html")
     return exit_code_of(story.invariant)
 
@@ -461,7 +484,7 @@ def _matrix(args: argparse.Namespace) -> int:
     with counter("check --all") as show, _executor(args.jobs) as executor:
         cells = matrix(
             executor, designs=designs, queue=args.queue, limits=limits, added=_added(args),
-            progress=lambda done, total: show(f"{done} of {total} scenarios"),
+            progress=lambda done, total: show(f"{done} of {total} scenarios", done / total),
         )  # fmt: skip
     if args.json:
         print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
@@ -495,10 +518,12 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
 
 def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
     from zaplock.views.matrix import MOST_COLUMNS, history, summary, table
+    from zaplock.views.screen import Screen
 
     drawn = table if len(designs) <= MOST_COLUMNS else history
-    print(drawn(cells, designs))
-    print(summary(cells))
+    console = Screen()
+    print(*summary(cells), "", sep="\n")
+    console.print(drawn(cells, designs))
 
 
 def _mutations(args: argparse.Namespace) -> int:
@@ -507,14 +532,18 @@ def _mutations(args: argparse.Namespace) -> int:
 
     with counter("check --mutations") as show, _executor(args.jobs) as executor:
         found = mutation_score(
-            executor, args.design, lambda done, total: show(f"{done} of {total} mutants")
+            executor,
+            args.design,
+            lambda done, total: show(f"{done} of {total} mutants", done / total),
         )
     if args.json:
         print(json.dumps([_killed_json(one) for one in found], indent=1))
     else:
-        from zaplock.views.matrix import mutation_table
+        from zaplock.views.matrix import mutation_summary, mutation_table
+        from zaplock.views.screen import Screen
 
-        print(mutation_table(found))
+        print(f"{mutation_summary(found)}\n")
+        Screen().print(mutation_table(found))
     wrong = [one for one in found if not one.is_right]
     _next(args, "zaplock check munmap-fault-gup --design linux-6.18/no-detached-recheck")
     return 1 if wrong else 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3
-WIDTH_OF_A_FILE = 120
+CPUS = 8
+"""Of the simulated machine, if nothing else is said."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "fault,proc,mmap and mmap,fork,mprotect,clone)")  # fmt: skip
     add("--rate", type=int, metavar="N", help="operations a second of each bystander (default: "
         "about 400 during the teardown, at least 100 a second)")  # fmt: skip
-    add("--cpus", type=int, default=8, metavar="N", help="CPUs of the simulated machine (8)")
-    add("--profile", default="e5-2680-rfc", metavar="NAME", help="costs: a profile's name or its "
-        "TOML file (e5-2680-rfc)")  # fmt: skip
+    add("--cpus", type=int, default=CPUS, metavar="N", help="CPUs of the simulated machine (8)")
+    add("--profile", metavar="NAME", help="costs: a profile's name or its TOML file (default: "
+        "this machine's, if it is calibrated and its kernel is measured beside, else "
+        "e5-2680-rfc)")  # fmt: skip
     add("--backing", metavar="KIND", help="anonymous, zero, file, thp or hugetlb (anonymous)")
     add("--locked", action="store_true", help="lock the mapping in memory (mlock)")
     add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.lab.compare import compare
 
     experiment, blocks = _experiment(args), _blocks(args.bystanders)
-    designs, profile = parse_designs(args.design), profiles.load(args.profile)
+    designs, profile = parse_designs(args.design), profiles.load(_profile(args))
     for path in (args.trace, args.plot):
         _require_writable(path, args.plot)
     comparison = compare(
@@ -85,8 +89,18 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(comparison.to_json(), indent=2))
     else:
         _print(comparison)
-    print(f"next: {_next(args, comparison)}", file=sys.stderr if args.json else sys.stdout)
+    next_step(*_next(args, comparison), aside=args.json)
     return 0
+
+
+def _profile(args: argparse.Namespace) -> str:
+    """Choose the costs: this machine's where its kernel is measured beside, if they are known."""
+    from zaplock.lab import profiles
+
+    if args.profile is not None:
+        return str(args.profile)
+    known = not args.no_measure and profiles.THIS_MACHINE in profiles.available()
+    return profiles.THIS_MACHINE if known else profiles.DEFAULT
 
 
 def _experiment(args: argparse.Namespace) -> SimulatedExperiment:
@@ -198,17 +212,15 @@ def _print(comparison: Comparison) -> None:
     from zaplock.views.screen import Screen
 
     console = Screen()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH_OF_A_FILE)
-    console.print(outcomes.title(comparison), highlight=False, soft_wrap=True)
-    for block in comparison.blocks:
-        console.print(outcomes.table(comparison, block))
-    if comparison.brk1:
-        console.print(outcomes.brk1_table(comparison))
+    print(outcomes.title(comparison))
     for line in outcomes.sentences(comparison):
-        console.print(line, highlight=False, soft_wrap=True)
+        print(f"- {line}")
+    tables = [outcomes.table(comparison, block) for block in comparison.blocks]
+    for table in (*tables, *([outcomes.brk1_table(comparison)] if comparison.brk1 else [])):
+        print()
+        console.print(table)
     for text in _hung_tasks(comparison):
-        console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+        print(f"\n{text}")
 
 
 def _hung_tasks(comparison: Comparison) -> list[str]:
@@ -245,17 +257,31 @@ def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:
         from zaplock.views.function_graph import function_graph
 
         outputs.write(args.trace, function_graph(comparison))
+        wrote(args.trace, aside=args.json)
     if args.plot:
         from zaplock.cli._busy import busy
         from zaplock.views.timeline import plot_comparison
 
         with busy(f"drawing {args.plot}"):
             plot_comparison(comparison, Path(args.plot))
+        wrote(args.plot, aside=args.json)
 
 
-def _next(args: argparse.Namespace, comparison: Comparison) -> str:
+def _next(args: argparse.Namespace, comparison: Comparison) -> tuple[str, str]:
     if args.plot is None and len(comparison.runs) > 1:
-        return (
-            f"zaplock compare {args.size} --no-measure --plot compare.svg   (who holds, who waits)"
-        )
-    return f"zaplock measure {args.size} --bystanders fault,proc,mmap   (this kernel alone)"
+        again = f"zaplock compare {args.size}{_spelt(args)} --no-measure"
+        return f"{again} --plot compare.svg", "who holds, who waits"
+    return f"zaplock measure {args.size} --bystanders fault,proc,mmap", "this kernel alone"
+
+
+def _spelt(args: argparse.Namespace) -> str:
+    """Spell what was asked for beyond the size, so that the next command is about the same."""
+    repeated = {"--design": args.design, "--bystanders": args.bystanders}
+    single = {"--rate": args.rate, "--profile": args.profile, "--backing": args.backing,
+              "--cpu-max": args.cpu_max}  # fmt: skip
+    changed = {"--cpus": (args.cpus, CPUS), "--vmas": (args.vmas, 1), "--seed": (args.seed, 1)}
+    words = [(name, one) for name, given in repeated.items() for one in given or ()]
+    words += [(name, one) for name, one in single.items() if one is not None]
+    words += [(name, one) for name, (one, usual) in changed.items() if one != usual]
+    said = "".join(f" {name} {shlex.quote(str(one))}" for name, one in words)
+    return said + (" --locked" if args.locked else "")

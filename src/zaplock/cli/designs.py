@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show_two(_design(args.name[0]), _design(args.name[1]), args.json)
         next_ = f"zaplock compare --design {','.join(map(_loadable, args.name))}"
-    print(f"next: {next_}", file=sys.stderr if args.json else sys.stdout)
+    next_step(next_, aside=args.json)
     return 0
 
 
@@ -56,8 +56,6 @@ def _design(name: str) -> Design:
 
 
 def _list(as_json: bool) -> None:
-    from textwrap import fill
-
     from zaplock.designs import load
     from zaplock.designs.catalogue import GROUPS
     from zaplock.designs.linux import NEWEST, OLDEST
@@ -71,11 +69,14 @@ def _list(as_json: bool) -> None:
         ]
         print(json.dumps(rows, indent=2))
         return
+    from zaplock.views.grid import Grid, words
+    from zaplock.views.screen import Screen
+
+    screen = Screen()
+    columns = (words("design"), words("kernel", rank=1), words("what it does"))
     for group, designs in groups.items():
-        print(f"{group}:")
-        for one in designs:
-            print(fill(one.summary, 100, initial_indent=f"  {one.name:<34} ",
-                       subsequent_indent=" " * 37, break_long_words=False))  # fmt: skip
+        screen.print(f"{group}:")
+        screen.print(Grid(columns, [(one.name, one.kernel, one.summary) for one in designs]))
     print(f"and every release from {OLDEST} to {NEWEST}: linux-5.15, linux-6.6.30, linux-6.6.y;")
     print("a group's name stands for all of its designs: --design proposals")
 
@@ -104,10 +105,23 @@ def _rules(design: Design, other: Design) -> dict[str, dict[str, str]]:
 
 def _print_rules(design: Design, other: Design) -> None:
     from zaplock.designs import differences
+    from zaplock.views.grid import Grid, words
+    from zaplock.views.screen import Screen
 
-    print(f"{'against ' + other.name:<28} {'here':<26} there")
-    for field, value, before in differences(design, other):
-        print(f"  {field:<26} {value:<26} {before}")
+    rows = [
+        (field, value, before, _set_by(field))
+        for field, value, before in differences(design, other)
+    ]
+    sides = (words(design.name), words(other.name))
+    Screen().print(Grid((words("rule"), *sides, words("changed by", rank=1)), rows))
+
+
+def _set_by(rule: str) -> str:
+    """Name the changes of Linux that set a rule, "" where none does: it is a proposal's own."""
+    from zaplock.designs import CHANGES
+
+    rows = [one for one in CHANGES if rule in one.rules]
+    return "; ".join(f"{one.since} {one.commit or ''} {one.subject}" for one in rows)
 
 
 def _show_two(first: Design, second: Design, as_json: bool) -> None:
@@ -138,16 +152,13 @@ def _show_two(first: Design, second: Design, as_json: bool) -> None:
 
 
 def _print_changes(changes: list[Change]) -> None:
-    from textwrap import fill
-
     for one in changes:
         print(f"{one.since:<6} {one.commit or '(id not known)'}  {one.subject}")
-        print(fill(one.what, 100, initial_indent=" " * 7, subsequent_indent=" " * 7))
+        print(f"       {one.what}")
         rules = "; ".join(f"{rule}: {value}" for rule, value in one.to_json()["rules"].items())
         print(f"       {rules or 'no rule of the model'}")
         if one.backported:
             print(f"       also in {', '.join(one.backported)} and later of these series")
         if one.doubt:
-            print(fill(f"doubt: {one.doubt}", 100, initial_indent=" " * 7,
-                       subsequent_indent=" " * 7))  # fmt: skip
+            print(f"       doubt: {one.doubt}")
         print()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
+
 if TYPE_CHECKING:
     from zaplock.recorder.doctor import Finding
 
@@ -20,7 +22,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Examine and tell."""
     import json
-    import sys
 
     from zaplock.recorder.doctor import examine
 
@@ -30,20 +31,28 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"able": able, "findings": [one.to_json() for one in findings]}, indent=2))
     else:
         _table(findings)
-    following = "zaplock record -d 5s" if able else "zaplock doctor (after mending)"
-    print(f"Next: {following}", file=sys.stderr if args.json else sys.stdout)
+    following = ("zaplock record -d 5s", "") if able else ("zaplock doctor", "after mending")
+    next_step(*following, aside=args.json)
     return 0 if able else 1
 
 
 def _table(findings: list[Finding]) -> None:
-    from rich.table import Table
-
+    from zaplock.views.grid import Grid, words
     from zaplock.views.screen import Screen
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "what", "seen", "what for", "mended by"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        mark = "ok" if finding.ok else ("MISSING" if finding.needed else "no")
-        table.add_row(mark, finding.name, finding.seen, finding.use, finding.mend)
-    Screen(soft_wrap=False).print(table)
+    lacks = [one.name for one in findings if one.needed and not one.ok]
+    print(f"zaplock can't record here: {', '.join(lacks)}" if lacks else "zaplock can record here")
+    rows = [
+        (
+            "ok" if one.ok else "MISSING" if one.needed else "no",
+            one.name,
+            one.seen,
+            one.use,
+            one.mend,
+        )
+        for one in findings
+    ]
+    columns = (words(""), words("what"), words("seen"), words("what for", rank=1))
+    print()
+    Screen().print(Grid((*columns, words("mended by")), rows))
+    print()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from zaplock import outputs
 from zaplock.cli._designs import judged
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -87,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
     else:
+        print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped, ""]))
         Screen().print(text.table(found.rows))
-        print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped]))
     _write(args, text.section(found.rows, found.hung, found.skipped))
-    print("next: zaplock measure --kernel debian:6.12 1G --exact", file=_beside(args))
+    next_step("zaplock measure --kernel debian:6.12 1G --exact", aside=args.json)
     return 0 if found.agrees else 1
 
 
@@ -235,3 +236,4 @@ def _write(args: argparse.Namespace, section: str) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}): name another file") from None
     outputs.write(path, text.with_section(old, section))
+    wrote(path, aside=args.json)

@@ -223,9 +223,9 @@ def _simulate(args: argparse.Namespace) -> str:
 def _print(lines: Iterable[str], tables: Iterable[TextTable]) -> None:
     from rich.table import Table
 
-    from zaplock.views.report_text import console
+    from zaplock.views.screen import Screen
 
-    out = console()
+    out = Screen()
     for line in lines:
         out.print(line, soft_wrap=True)
     for one in tables:

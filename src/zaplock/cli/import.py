@@ -17,9 +17,11 @@ both. Nor the kernel, which report and replay go by: perf script --header does, 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 
@@ -70,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     lost = file.read_manifest(output).lost_events
     losses = f", at least {lost:,} lost" if lost else ""
-    print(f"{len(events):,} events in {output}{losses}\nNext: zaplock report {output}", file=out)
+    print(f"{len(events):,} events{losses}", file=out)
+    wrote(output, aside=args.json)
+    next_step(f"zaplock report {shlex.quote(output)}", aside=args.json)
     return 0
 
 

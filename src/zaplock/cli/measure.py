@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from zaplock.cli import _guest, _race
 from zaplock.cli._designs import parse_cpu_max
+from zaplock.cli._ending import next_step
 from zaplock.units import duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
     from zaplock.measure.measure import Progress
     from zaplock.trace.outcome import TeardownOutcome
+    from zaplock.views.grid import Grid
     from zaplock.views.screen import Screen
 
 
@@ -90,12 +89,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         from zaplock.views.screen import Screen
 
-        console = Screen()
-        console.print(headline(outcomes), highlight=False)
-        console.print(table(outcomes))
+        print(headline(outcomes))
         for line in sentences(outcomes):
-            console.print(line, highlight=False, soft_wrap=True)
-    print(f"next: {_next(args, outcomes)}", file=sys.stderr if args.json else sys.stdout)
+            print(f"- {line}")
+        print()
+        Screen().print(table(outcomes))
+    next_step(*_next(args, outcomes), aside=args.json)
     return 0
 
 
@@ -173,27 +172,25 @@ def _range(spread: dict[str, list[int]], name: str, repeat: int) -> str:
         return ""
     low, high = (duration(end) for end in spread[name])
     same = low.split()[-1] == high.split()[-1]
-    return f"{low.split()[0] if same else low} .. {high}"
+    return f"{low.split()[0] if same else low} to {high}"
 
 
-def table(outcomes: Sequence[TeardownOutcome]) -> Table:
+def table(outcomes: Sequence[TeardownOutcome]) -> Grid:
     """Draw the median of each figure, with its range where runs were repeated."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
-
     from zaplock.measure.measure import summary
+    from zaplock.views.grid import Grid, figure, words
 
     middle = summary(outcomes)
     spread, repeat = middle.extra["spread"], len(outcomes)
     way = middle.extra["teardown"]
-    drawn = RichTable(box=SIMPLE)
-    drawn.add_column("", no_wrap=True)
-    for name in ("", "p99", "idle worst", "n", *(["range"] if repeat > 1 else [])):
-        drawn.add_column(name, justify="right", no_wrap=True)
+    figures = (figure("time"), figure("p99", rank=2), figure("idle worst", rank=1))
+    ranges = (figure("range"),) if repeat > 1 else ()
+    columns = (words("what"), *figures, figure("operations", rank=3), *ranges)
+    rows: list[Sequence[str]] = []
 
     def row(label: str, name: str, *cells: str) -> None:
         cells += ("",) * (4 - len(cells))
-        drawn.add_row(label, *cells, *([_range(spread, name, repeat)] if repeat > 1 else []))
+        rows.append((label, *cells, *([_range(spread, name, repeat)] if repeat > 1 else [])))
 
     row(f"{way}, whole call", "munmap_ns", _span(middle.munmap_ns))
     row("exclusive hold", "exclusive_hold_ns", _span(middle.exclusive_hold_ns))
@@ -202,7 +199,7 @@ def table(outcomes: Sequence[TeardownOutcome]) -> Table:
         one, idle = middle.stalls[name], middle.extra["idle"][name]
         spans = (_span(span) for span in (one.max_ns, one.p99_ns, idle["max_ns"]))
         row(f"{name}: worst stall", f"{name}_max_ns", *spans, str(one.count))
-    return drawn
+    return Grid(columns, rows)
 
 
 def sentences(outcomes: Sequence[TeardownOutcome]) -> list[str]:
@@ -242,9 +239,9 @@ def headline(outcomes: Sequence[TeardownOutcome]) -> str:
     return f"{what} on {first.design}: {times}"
 
 
-def _next(args: argparse.Namespace, outcomes: Sequence[TeardownOutcome]) -> str:
+def _next(args: argparse.Namespace, outcomes: Sequence[TeardownOutcome]) -> tuple[str, ...]:
     if args.kernel:
-        return _guest.next_command(args)
+        return (_guest.next_command(args),)
     if "mmap" not in outcomes[0].bystanders and args.teardown != "exit":
-        return f"zaplock measure {args.size} --bystanders fault,proc,mmap   (with a queued writer)"
-    return f"zaplock compare {args.size}   (the same under other kernels' designs)"
+        return (f"zaplock measure {args.size} --bystanders fault,proc,mmap", "with a queued writer")
+    return f"zaplock compare {args.size}", "the same under other kernels' designs"

@@ -12,6 +12,7 @@ that the exhaustive engine allows. --kernel judges by another kernel, in QEMU, u
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
+from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._oracle_text import print_json, print_report
 from zaplock.cli._oracle_text import progress as progress_text
 from zaplock.errors import UserError, no_such
 
 if TYPE_CHECKING:
     from zaplock.oracle.campaign import Bench, Report, SideMaker
+    from zaplock.oracle.compare import Divergence
     from zaplock.programs.replay import StraceVerdict
 
 
@@ -189,35 +192,43 @@ def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
         for report in reports:
             progress.update(task, description=progress_text(report))
     if args.save:
-        _save(report, Path(args.save))
+        _save(report, Path(args.save), aside=args.json)
     return report
 
 
-def _save(report: Report, directory: Path) -> None:
+def _save(report: Report, directory: Path, *, aside: bool) -> None:
     from zaplock.oracle import corpus, script
 
     try:
         with outputs.walk(directory, make=True) as folder:
             for number, found in enumerate([*report.divergences, *report.kernel_faults]):
-                name = f"{found.signature.split(':')[0]}-{number}"
+                name = _saved_as(found, number)
                 sequence = found.sequence[: found.at + 1]
                 text = corpus.dump(sequence, "; ".join(found.differences))
                 folder.write(f"{name}.json", text.encode(), 0o666)
                 folder.write(f"{name}.py", script.write(found).encode(), 0o666)
+                for kind in ("json", "py"):
+                    wrote(directory / f"{name}.{kind}", aside=aside)
     except OSError as error:
         raise UserError(
             f"can't write into {directory}: {error.strerror}; give --save a directory of yours"
         ) from None
 
 
+def _saved_as(found: Divergence, number: int) -> str:
+    """Name the files of a divergence, the `number`-th of its report."""
+    return f"{found.signature.split(':')[0]}-{number}"
+
+
 def _say_next(report: Report, args: argparse.Namespace) -> None:
-    stream = sys.stderr if args.json else sys.stdout
-    if (report.divergences or report.kernel_faults) and not args.save:
-        print(f"next: zaplock oracle --seed {args.seed} --save out/oracle", file=stream)
-    elif args.save and (report.divergences or report.kernel_faults):
-        print(f"next: zaplock oracle --replay {args.save}/NAME.json", file=stream)
+    found = [*report.divergences, *report.kernel_faults]
+    if found and not args.save:
+        next_step(f"zaplock oracle --seed {args.seed} --save out/oracle", aside=args.json)
+    elif found:
+        first = Path(args.save) / f"{_saved_as(found[0], 0)}.json"
+        next_step(f"zaplock oracle --replay {shlex.quote(str(first))}", aside=args.json)
     else:
-        print(f"next: zaplock oracle --seed {args.seed + 1} --seconds 60 --coverage", file=stream)
+        next_step(f"zaplock oracle --seed {args.seed + 1} --seconds 60 --coverage", aside=args.json)
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -248,15 +259,16 @@ def _replay(args: argparse.Namespace) -> int:
         print(f"op{number} {op} = {compare.result_text(step.outcome.result)}")
     if found is None:
         print("both sides agree after every operation")
-        print("next: zaplock oracle --seconds 60")
+        next_step("zaplock oracle --seconds 60")
         return 0
     print(f"they part after op{found.at}:", *found.differences, sep="\n  ")
     if args.save:
         path = Path(args.save) / f"{Path(args.replay).stem}.py"
         outputs.write(path, script.write(found), parents=True)
-        print(f"next: python3 -I {path}")
+        wrote(path)
+        next_step(f"python3 -I {path}")
     else:
-        print(f"next: zaplock oracle --replay {args.replay} --save out/oracle")
+        next_step(f"zaplock oracle --replay {args.replay} --save out/oracle")
     return 1
 
 
@@ -285,7 +297,8 @@ def _write_c(source: Path, target: Path) -> int:
     sequence, why = corpus.load(source)
     text = reproducer.write(sequence, why, source.stem)
     outputs.write(target, text)
-    print(f"next: cc -o {target.stem} {target} && ./{target.stem}")
+    wrote(target)
+    next_step(f"cc -o {target.stem} {target} && ./{target.stem}")
     return 0
 
 
@@ -319,7 +332,7 @@ def _self_test(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
     else:
         print(f"{len(rows) - len(missed)} of {len(rows)} faults found", *missed, sep="\n  missed: ")
-        print("next: zaplock oracle --seconds 60 --coverage")
+        next_step("zaplock oracle --seconds 60 --coverage")
     return 1 if missed else 0
 
 
@@ -361,7 +374,7 @@ def _sampled(args: argparse.Namespace, flag: str) -> int:
     print(*told[:10], sep="\n", end="\n" if told else "")
     what = f"{lock_operations:,} lock operations" if flag == "locks" else "Committed_AS"
     print(f"{what} of {operations:,} operations compared, {len(told)} sequences differ")
-    print(f"next: zaplock oracle --{flag} --seed {args.seed + 1}")
+    next_step(f"zaplock oracle --{flag} --seed {args.seed + 1}")
     return 1 if told else 0
 
 

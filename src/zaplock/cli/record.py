@@ -21,12 +21,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
@@ -236,7 +238,8 @@ def _say(
         f"{lost if progress.lost_events else ', none lost'}",
         file=out,
     )
-    print(f"Next: zaplock report {path}", file=out)
+    wrote(path, aside=args.json)
+    next_step(f"zaplock report {shlex.quote(path)}", aside=args.json)
 
 
 class Signals:

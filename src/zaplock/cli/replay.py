@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 
 PICTURES = (".svg", ".png", ".html")
-WIDTH_OF_A_FILE = 140
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -77,11 +76,12 @@ def run(args: argparse.Namespace) -> int:
 
         with busy(f"drawing {args.plot}"):
             plot(found, Path(args.plot))
+        wrote(args.plot, aside=args.json)
     if args.json:
         print(json.dumps(found.to_json(), indent=2))
     else:
         _print(found)
-    print(f"next: {_next(args)}", file=sys.stderr if args.json else sys.stdout)
+    next_step(*_next(args), aside=args.json)
     return 0
 
 
@@ -133,26 +133,16 @@ def _print(found: Replay) -> None:
     from zaplock.views import replayed as view
     from zaplock.views.screen import Screen
 
-    console = Screen()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDTH_OF_A_FILE)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    say(view.title(found))
-    say(view.fit_sentence(found))
-    for line in view.remarks(found):
-        say(line)
-    console.print(view.table(found))
-    say(view.decided_sentence(found))
-    for line in view.sentences(found):
-        say(line)
-    say(view.LIMITS)
+    print(view.title(found))
+    for line in (*view.sentences(found), view.fit_sentence(found), *view.remarks(found)):
+        print(f"- {line}")
+    print()
+    Screen().print(view.table(found))
+    print(f"\n{view.decided_sentence(found)}\n{view.LIMITS}")
 
 
-def _next(args: argparse.Namespace) -> str:
+def _next(args: argparse.Namespace) -> tuple[str, str]:
     file = shlex.quote(args.file)
     if args.plot is None:
-        return f"zaplock replay {file} --plot replay.svg   (who holds, who waits)"
-    return f"zaplock report {file}   (who waited behind whom, in the recording)"
+        return f"zaplock replay {file} --plot replay.svg", "who holds, who waits"
+    return f"zaplock diff {file} AFTER.zaplock", "record again when it is mended: did it help"

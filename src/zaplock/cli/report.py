@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,9 +85,10 @@ def _summary(analysis: Analysis) -> Summary:
 
 
 def _print(analysis: Analysis, top: int) -> None:
-    from zaplock.views.report_text import console, report_text
+    from zaplock.views.report_text import report_text
+    from zaplock.views.screen import Screen
 
-    console().print(report_text(_summary(analysis), top=top))
+    Screen().print(report_text(_summary(analysis), top=top))
 
 
 def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
@@ -126,14 +128,13 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
 def _next(args: argparse.Namespace, written: list[Path]) -> None:
     """Say what was written and what to type next."""
     file = shlex.quote(args.file)
-    out = sys.stderr if args.json else sys.stdout
     for path in written:
-        print(f"wrote {path}", file=out)
+        wrote(path, aside=args.json)
     if args.html:
-        print(f"next: xdg-open {shlex.quote(args.html)}", file=out)
+        next_step(f"xdg-open {shlex.quote(args.html)}", aside=args.json)
     elif args.perfetto:
-        print("next: open it at ui.perfetto.dev (the file stays in your browser)", file=out)
+        next_step("open it at ui.perfetto.dev", "the file stays in your browser", aside=args.json)
     elif args.folded:
-        print("next: open it at speedscope.app, or draw it: flamegraph.pl FILE > x.svg", file=out)
+        next_step("open it at speedscope.app", "or: flamegraph.pl FILE > x.svg", aside=args.json)
     else:
-        print(f"next: zaplock report {file} --html report.html", file=out)
+        next_step(f"zaplock advise {file}", "what would cure it; --html draws it", aside=args.json)

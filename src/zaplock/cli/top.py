@@ -13,6 +13,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
     with window(pids, groups, parse_duration(args.window)) as view:
         _show(view, interval, args.screens, args.top)
-    print(f"next: zaplock record{spelt(args)} -d 30s -o top.zaplock")
+    next_step(f"zaplock record{spelt(args)} -d 30s -o top.zaplock")
     return 0
 
 
@@ -52,9 +53,9 @@ def _show(view: Window, interval: float, screens: int | None, top: int) -> None:
     """Draw one screen over the other in a terminal, one below the other elsewhere."""
     from rich.live import Live
 
-    from zaplock.views.report_text import console
+    from zaplock.views.screen import Screen
 
-    out, shown = console(), 0
+    out, shown = Screen(), 0
     if not out.is_terminal:
         while screens is None or shown < screens:
             out.print(_screen(view, interval, top))

@@ -18,6 +18,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
@@ -93,8 +94,7 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
         _tell(args, recorder, ended=gone)
         for note in recorder.notes:
             print(f"note: {note}", file=sys.stderr if args.json else sys.stdout)
-    out = sys.stderr if args.json else sys.stdout
-    print(f"next: zaplock record{spelt(args)} -d 30s -o why.zaplock", file=out)
+    next_step(f"zaplock record{spelt(args)} -d 30s -o why.zaplock", aside=args.json)
     return 0
 
 

@@ -65,7 +65,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
-from zaplock.protocols.split import split_off
+from zaplock.protocols.split import cut_at
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -214,11 +214,11 @@ async def modify_vma(
         if merged:
             return merged
     if low > vma.start:
-        new = await split_off(cx, handle, vma, low, True)
+        new = await cut_at(cx, handle, vma, low, True)
         if new < 0:
             return new
     if high < vma.end:
-        new = await split_off(cx, handle, vma, high, False)
+        new = await cut_at(cx, handle, vma, high, False)
         if new < 0:
             return new
     await set_flags(handle, flags, uffd, anon_name)

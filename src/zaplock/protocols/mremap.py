@@ -71,7 +71,7 @@ from zaplock.protocols.move_tables import move_back, move_page_tables
 from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.shortage import no_memory
-from zaplock.protocols.split import split_off
+from zaplock.protocols.split import cut_at
 from zaplock.protocols.teardown import read_counter, write_counter
 from zaplock.protocols.tombstones import gave_way
 from zaplock.protocols.vm_flags import mlock_fits
@@ -519,9 +519,9 @@ async def move(
 async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:
     """Split what is to be unlocked off its VMA; its handle, or -ENOMEM."""
     if r.address > vma.start:
-        handle = await split_off(cx, handle, vma, r.address, False)
+        handle = await cut_at(cx, handle, vma, r.address, False)
     if handle > 0 and r.address + r.old_length < vma.end:
-        new = await split_off(cx, handle, vma, r.address + r.old_length, False)
+        new = await cut_at(cx, handle, vma, r.address + r.old_length, False)
         return new if new < 0 else handle
     return handle
 

@@ -48,7 +48,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.seals import any_sealed, seal_in_range
 from zaplock.protocols.shortage import no_memory
-from zaplock.protocols.split import split_off
+from zaplock.protocols.split import cut_at
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
@@ -117,14 +117,14 @@ async def munmap_lookup_vma(cx: Cx, start: int, end: int) -> tuple[int, Handles]
     if start > vma.start:
         if end < vma.end and await at_map_limit(cx):
             return -ENOMEM, ()
-        new = await split_off(cx, first, vma, start, True, limited=False)
+        new = await cut_at(cx, first, vma, start, True, limited=False)
         if new < 0:
             return new, ()
     last = await find_vma(cx.mm, end)
     if last:
         vma = await read_vma(last)
         if end > vma.start:
-            new = await split_off(cx, last, vma, end, True, limited=False)
+            new = await cut_at(cx, last, vma, end, True, limited=False)
             if new < 0:
                 return new, ()
     return 1, await find_vmas(cx.mm, start, end)
@@ -331,7 +331,7 @@ async def split_up_to_seal(cx: Cx, start: int, end: int) -> int:
             return -ENOMEM
         if not vma.flags & VM_SEALED:
             await start_write(cx, first)
-            new = await split_off(cx, first, vma, start, False)
+            new = await cut_at(cx, first, vma, start, False)
             if new < 0:
                 return new
     return -EPERM
@@ -350,14 +350,14 @@ async def lookup_and_split(cx: Cx, start: int, end: int) -> tuple[int, Handles]:
         if end < first.end and await at_map_limit(cx):
             return -ENOMEM, ()
         await start_write(cx, handles[0])
-        new = await split_off(cx, handles[0], first, start, False, limited=False)
+        new = await cut_at(cx, handles[0], first, start, False, limited=False)
         if new < 0:
             return new, ()
         handles = (new, *handles[1:])
     last = await read_vma(handles[-1])
     if end < last.end:
         await start_write(cx, handles[-1])
-        new = await split_off(cx, handles[-1], last, end, False, limited=False)
+        new = await cut_at(cx, handles[-1], last, end, False, limited=False)
         if new < 0:
             return new, ()
     return 1, handles

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
 
 
-async def split_off(
+async def cut_at(
     cx: Cx, handle: int, vma: Vma, address: int, new_below: bool, limited: bool = True
 ) -> int:
     """Cut a VMA in two; the new one's handle, -ENOMEM, or -EINVAL inside a huge page.

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from zaplock.check.counterexample import Hold, StepRow, Story
+from zaplock.views.fold import fold
 
 LONG: Final = 13
 """From so many steps on a story gets a summary."""
@@ -17,49 +18,78 @@ LOCKING: Final = re.compile(r"(?:down|up|downgrade|hand_over)_\w+\((.*)\)")
 MARKS = {"write": "W", "read": "R", "downgraded": "D", "queued": "q"}
 
 
-def table(story: Story) -> str:
-    """Draw the story for a terminal of any width: numbered rows, locks, lines of the protocol."""
-    width = max(18, min(44, 132 // max(1, len(story.tasks))))
-    head = "".join(name[: width - 1].ljust(width) for name in story.tasks)
-    lines = [f"{'':>4} {head}locks held"]
+WIDTH = 140
+"""What a story is drawn for, if nothing else is said, in cells."""
+
+NARROWEST, WIDEST = 18, 44
+"""Of a task's column."""
+
+NUMBERS = 5
+"""What stands in front of the columns: a step's number and the mark of the failing one."""
+
+
+def table(story: Story, width: int = WIDTH) -> str:
+    """Draw the story: numbered rows, a column for each task, the locks that are held, code lines.
+
+    Where there is no room for that, the tasks come one below the other, each line with its task.
+    """
+    tasks = max(1, len(story.tasks))
+    held = min(max((len(locks(row.holds)) for row in story.rows), default=0), width // 3)
+    column = min(WIDEST, (width - NUMBERS - held) // tasks)
+    draw = _step if column >= NARROWEST else _line
+    lines = []
+    if column >= NARROWEST:
+        head = "".join(name[: column - 1].ljust(column) for name in story.tasks)
+        lines.append(f"{'':{NUMBERS}}{head}locks held")
     previous = ""
     for at, row in enumerate(story.rows):
         if story.cycle and at == len(story.rows) - story.cycle:
-            lines.append(f"  -- from here on these {story.cycle} steps repeat for ever --")
+            lines += fold(f"  -- from here on these {story.cycle} steps repeat for ever --", width)
             previous = ""
         if row.function != previous:
-            lines.append(_place(row, width))
+            margin = NUMBERS + (column * row.task if column >= NARROWEST else 0)
+            lines += fold(f"{'':{margin}}· {row.function} ({row.place})", width)
             previous = row.function
-        lines += _step(row, width, len(story.tasks))
+        lines += draw(story, row, column, width)
     return "\n".join(lines)
 
 
-def _place(row: StepRow, width: int) -> str:
-    return " " * (5 + width * row.task) + f"· {row.function} ({row.place})"
+def _said(row: StepRow) -> str:
+    return row.step + (f" = {row.result}" if row.result not in ("", "violation") else "")
 
 
-def _step(row: StepRow, width: int, tasks: int) -> list[str]:
-    text = row.step + (f" = {row.result}" if row.result not in ("", "violation") else "")
-    cell, *rest = _wrapped(text, width * (tasks - row.task) - 1)
-    mark = "✗" if row.result == "violation" else " "
+def _begin(row: StepRow) -> str:
     number = "" if row.joins else str(row.number)
-    indent = " " * (width * row.task)
+    return f"{number:>3}{'✗' if row.result == 'violation' else ' '} "
+
+
+def _step(story: Story, row: StepRow, column: int, width: int) -> list[str]:
+    """Draw a step in its task's column; it may reach over those to its right."""
+    margin = column * row.task
+    whole = column * len(story.tasks)
+    cells = fold(_said(row), whole - margin - 1)
     note = f"   ({row.note})" if row.note else ""
-    first = f"{number:>3}{mark} {indent + cell:<{width * tasks}}{locks(row.holds)}{note}"
-    return [first, *(f"{'':>4} {indent}{part}" for part in rest)]
+    held = fold(locks(row.holds) + note, max(NARROWEST, width - NUMBERS - whole))
+    lines = []
+    for k in range(max(len(cells), len(held))):
+        cell = cells[k] if k < len(cells) else ""
+        begin = _begin(row) if not k else " " * NUMBERS
+        after = held[k] if k < len(held) else ""
+        lines.append(f"{begin}{'':{margin}}{cell:<{whole - margin}}{after}".rstrip())
+    return lines
 
 
-def _wrapped(text: str, room: int) -> list[str]:
-    """Break a text behind blanks, commas and the | between flags."""
-    lines = [""]
-    for part in re.split(r"(?<=[ |,])", text):
-        if len(lines[-1]) + len(part.rstrip()) > room and lines[-1].strip():
-            lines.append("  ")
-        lines[-1] += part
-    return [line.rstrip() for line in lines]
+def _line(story: Story, row: StepRow, column: int, width: int) -> list[str]:
+    """Draw a step with its task's name in front, the locks below it."""
+    note = f"   ({row.note})" if row.note else ""
+    lines = fold(
+        f"{_begin(row)}{story.tasks[row.task]}: {_said(row)}{note}", width, hanging=NUMBERS
+    )
+    held = locks(row.holds)
+    return [*lines, *(fold(f"{'':{NUMBERS + 2}}held: {held}", width) if held else [])]
 
 
-def summary(story: Story) -> list[str]:
+def summary(story: Story, width: int) -> list[str]:
     """Say in five lines what a long story is: whose turn it was, and what it changed then."""
     if not story.rows or story.rows[-1].number < LONG:
         return []
@@ -72,7 +102,7 @@ def summary(story: Story) -> list[str]:
     if len(lines) > SUMMARY_LINES:
         left = len(lines) - SUMMARY_LINES + 1
         lines = [lines[0], f"  ... {left} more turns ...", *lines[2 - SUMMARY_LINES :]]
-    return ["in short:", *lines, ""]
+    return ["in short:", *(part for line in lines for part in fold(line, width, hanging=4)), ""]
 
 
 def _acts(rows: Sequence[StepRow]) -> list[str]:
@@ -105,11 +135,11 @@ def locks(holds: tuple[Hold, ...]) -> str:
     return "; ".join(f"{lock}: {', '.join(names)}" for lock, names in by_lock.items())
 
 
-def text(story: Story, title: str) -> str:
+def text(story: Story, title: str, width: int = WIDTH) -> str:
     """Tell the whole story: who does what, the table, the rule that broke, the state around it."""
     lines = [title, ""]
     lines += [f"  {name}: {does}" for name, does in zip(story.tasks, story.does)]
-    lines += ["", *summary(story), table(story), ""]
+    lines += ["", *summary(story, width), table(story, width), ""]
     if story.invariant:
         lines += [f"{story.invariant}: {story.message}", f"  the rule: {story.rule}", ""]
     else:

@@ -17,7 +17,7 @@ from zaplock.views.html_data import packed, page_data
 from zaplock.views.own_page import policy, safe_json
 from zaplock.views.words import answer, heading
 
-SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")
+SCRIPTS = ("data.js", "timeline.js", "tables.js", "flame.js", "page.js")
 
 
 def write_html(summary: Summary, path: Path) -> Path:
@@ -44,7 +44,7 @@ def render(summary: Summary) -> str:
         duration=duration,
         header=safe_json({**header, "layout": layout}),
         binary=binary,
-        style=(assets / "page.css").read_text(encoding="utf-8"),
+        style="".join((assets / name).read_text("utf-8") for name in ("base.css", "page.css")),
         scripts=scripts,
         policy=policy(scripts),
     )

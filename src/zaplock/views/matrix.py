@@ -9,43 +9,43 @@ from operator import add
 
 from zaplock.check.bugs import PROMISES
 from zaplock.check.matrix import Cell, Killed, unexpected
+from zaplock.views.grid import Grid, figure, words
 
 SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous": "vacuous",
          "failed": "FAILED"}  # fmt: skip
 
 
-def table(cells: Sequence[Cell], designs: Sequence[str]) -> str:
+def table(cells: Sequence[Cell], designs: Sequence[str]) -> Grid:
     """Draw one row per scenario, one column per design: states where proved, else the verdict."""
-    width = max(13, *(len(name) + 1 for name in designs))
-    lines = [f"{'scenario':<24}" + "".join(f"{name:>{width}}" for name in designs)]
     by_row: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.scenario, {})[cell.design] = cell
-    for scenario, row in by_row.items():
-        marks = "".join(f"{_mark(row[name]):>{width}}" for name in designs)
-        lines.append(f"{scenario:<24}{marks}  {_rules(row.values())}".rstrip())
-    return "\n".join(lines)
+    rows = [
+        (scenario, *(_mark(row[name]) for name in designs), _rules(row.values()))
+        for scenario, row in by_row.items()
+    ]
+    return Grid((words("scenario"), *map(figure, designs), words("broken rules", rank=1)), rows)
 
 
 MOST_COLUMNS = 16
 """Of designs that `table` can show side by side."""
 
 
-def history(cells: Sequence[Cell], designs: Sequence[str]) -> str:
+def history(cells: Sequence[Cell], designs: Sequence[str]) -> Grid:
     """Draw one row per scenario that breaks somewhere: in which runs of designs, and how."""
     by_row: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.scenario, {})[cell.design] = cell
-    lines = [f"{len(designs)} designs, {designs[0]} to {designs[-1]}", ""]
-    proved = 0
+    rows, proved = [], 0
     for scenario, row in by_row.items():
         own = [row[name] for name in designs]
         if all(cell.verdict == "proved" and cell.agrees for cell in own):
             proved += 1
             continue
-        lines.append(f"{scenario:<24}{_spans(own)}  {_rules(own)}")
-    lines.append(f"proved under every one: {proved} scenarios")
-    return "\n".join(lines)
+        rows.append((scenario, _spans(own), _rules(own)))
+    rows.append(("others", f"proved under every one: {proved} scenarios", ""))
+    title = f"{len(designs)} designs, {designs[0]} to {designs[-1]}"
+    return Grid((words("scenario"), words("verdicts"), words("broken rules", rank=1)), rows, title)
 
 
 def _spans(cells: Sequence[Cell]) -> str:
@@ -66,7 +66,7 @@ def _word(cell: Cell) -> str:
 def _mark(cell: Cell) -> str:
     word = SHORT[cell.verdict]
     strange = "" if cell.agrees else " ?"
-    return f"{word or cell.states}{strange}"
+    return f"{word or f'{cell.states:,}'}{strange}"
 
 
 def _rules(cells: object) -> str:
@@ -77,14 +77,13 @@ def _rules(cells: object) -> str:
     return ", ".join(shown[:2]) + (f" and {len(shown) - 2} more" if len(shown) > 2 else "")
 
 
-def summary(cells: Sequence[Cell]) -> str:
+def summary(cells: Sequence[Cell]) -> list[str]:
     """Sum up: how many were proved, which known bugs showed, what history does not know."""
     proved = [cell for cell in cells if cell.verdict == "proved"]
     broken = [cell for cell in cells if cell.verdict == "broken" and cell.known]
     states = sum(cell.states for cell in cells if not cell.shared)
     bugs = sorted({cell.known for cell in broken if cell.known})
     lines = [
-        "",
         f"{len(proved)} of {len(cells)} proved, {states} states in all",
         f"{len(broken)} broken by bugs that these kernels had: {', '.join(bugs) or 'none'}",
     ]
@@ -108,11 +107,11 @@ def summary(cells: Sequence[Cell]) -> str:
         what = ", ".join(cell.invariants) or cell.why
         lines.append(f"? {cell.scenario} under {cell.design}: {cell.verdict} {what}")
     lines.append("history agrees everywhere" if not strange else f"{len(strange)} need a look (?)")
-    return "\n".join(lines)
+    return lines
 
 
-def mutation_table(found: Sequence[Killed]) -> str:
-    """List the mutants as a Markdown table, designs with the same outcome in one row."""
+def mutation_table(found: Sequence[Killed]) -> Grid:
+    """List the mutants, designs with the same outcome in one row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for one in found:
         outcome = f"equivalent: {one.equivalent}" if one.equivalent else one.invariant
@@ -120,18 +119,20 @@ def mutation_table(found: Sequence[Killed]) -> str:
             outcome = "NOT FOUND" if not one.scenario else f"breaks: {one.invariant}"
         key = (one.mutation, one.summary, one.scenario, outcome)
         rows.setdefault(key, []).append(one.design)
-    lines = [
-        "| mutation | what it does wrong | designs | broken in | rule |",
-        "|---|---|---|---|---|",
+    columns = (words("mutation"), words("what it does wrong", rank=2), words("designs", rank=1))
+    cells = [
+        (name, what, ", ".join(designs), scenario, outcome)
+        for (name, what, scenario, outcome), designs in rows.items()
     ]
-    for (name, what, scenario, outcome), designs in rows.items():
-        lines.append(f"| {name} | {what} | {', '.join(designs)} | {scenario} | {outcome} |")
+    return Grid((*columns, words("broken in"), words("rule")), cells)
+
+
+def mutation_summary(found: Sequence[Killed]) -> str:
+    """Say how many mutants were broken."""
     equivalent = [one for one in found if one.equivalent]
     killed = [one for one in found if one.scenario and not one.equivalent]
     total = len(found) - len(equivalent)
-    lines.append("")
-    lines.append(
+    return (
         f"{len(killed)} of {total} mutants broken ({100 * len(killed) / max(1, total):.0f} %), "
         f"{len(equivalent)} more are equivalent"
     )
-    return "\n".join(lines)

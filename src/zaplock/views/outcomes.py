@@ -16,9 +16,8 @@ from zaplock.trace.outcome import TeardownOutcome
 from zaplock.units import duration, size
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zaplock.lab.compare import Comparison
+    from zaplock.views.grid import Grid
 
 WRITERS = ("mmap", "mprotect", "clone", "fork")
 """Bystanders that ask for the lock for write."""
@@ -43,46 +42,37 @@ def title(comparison: Comparison) -> str:
     return f"munmap of {what[0]} of {', '.join(what[1:])} ({costs})"
 
 
-def table(comparison: Comparison, block: Sequence[str]) -> Table:
+def table(comparison: Comparison, block: Sequence[str]) -> Grid:
     """Draw one block: a row for each design, the kernel at hand last."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
+    from zaplock.views.grid import Grid, figure, words
 
-    drawn = RichTable(box=SIMPLE, title=heading(block), title_justify="left")
-    drawn.add_column("design", no_wrap=True)
-    for name in columns(block):
-        drawn.add_column(name, justify="right", no_wrap=True)
     measured = comparison.measured or ()
-    begun = False
+    rows: list[list[str] | None] = []
     for row in comparison.block(block):
         if row in measured:
-            if not begun:
-                drawn.add_section()
-            begun = True
+            if rows and None not in rows:
+                rows.append(None)
             name = row.design.split(",")[0]
             row = replace(row, design=f"{name} ({row.extra['backing']})")
-        drawn.add_row(*cells(row, block))
-    return drawn
+        rows.append(cells(row, block))
+    return Grid((words("design"), *map(figure, columns(block))), rows, heading(block))
 
 
-def brk1_table(comparison: Comparison) -> Table:
+def brk1_table(comparison: Comparison) -> Grid:
     """Draw how fast threads let the heap grow and shrink, against the first design."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
+    from zaplock.views.grid import Grid, figure, words
 
     first = comparison.brk1[0]
     title = (
         f"brk1: {first.threads} threads let the heap grow and shrink by {size(first.size)}, "
         "each shrink an unmap"
     )
-    drawn = RichTable(box=SIMPLE, title=title, title_justify="left")
-    drawn.add_column("design", no_wrap=True)
-    drawn.add_column("calls a second", justify="right", no_wrap=True)
-    drawn.add_column(f"of {first.design}'s", justify="right", no_wrap=True)
-    for row in comparison.brk1:
-        share = row.calls_per_s / max(1, first.calls_per_s)
-        drawn.add_row(row.design, f"{row.calls_per_s:,}", f"{share:.0%}")
-    return drawn
+    rows = [
+        (row.design, f"{row.calls_per_s:,}", f"{row.calls_per_s / max(1, first.calls_per_s):.0%}")
+        for row in comparison.brk1
+    ]
+    columns = (words("design"), figure("calls a second"), figure(f"of {first.design}'s"))
+    return Grid(columns, rows, title)
 
 
 def heading(block: Sequence[str]) -> str:

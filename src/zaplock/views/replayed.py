@@ -23,9 +23,8 @@ from zaplock.views.outcomes import listed, run_of
 from zaplock.views.timeline import Panel, draw, panel
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from zaplock.replay.replay import Replay, ReplayRun
+    from zaplock.views.grid import Grid
 
 KINDS_SHOWN = 4
 WAITS_TOLD = 3
@@ -105,24 +104,17 @@ def remarks(replay: Replay) -> list[str]:
     return said
 
 
-def table(replay: Replay) -> Table:
+def table(replay: Replay) -> Grid:
     """Draw a row for the recording and one for each run."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
+    from zaplock.views.grid import Grid, figure, words
 
-    drawn = RichTable(
-        box=SIMPLE, title="longest holds, and the longest wait of each", title_justify="left"
-    )
     shown = waiting_kinds(replay)
-    drawn.add_column("design", no_wrap=True)
-    drawn.add_column("freed by", no_wrap=True)
-    for name in ("exclusive", "shared", *shown, "all waits"):
-        drawn.add_column(name, justify="right")
-    drawn.add_row("recorded", "", *cells(replay, None, shown))
-    drawn.add_section()
-    for run in replay.runs:
-        drawn.add_row(run.design.name, str(run.way), *cells(replay, run, shown))
-    return drawn
+    kinds = [figure(name, rank=at) for at, name in enumerate(shown)]
+    rows: list[list[str] | None] = [["recorded", "", *cells(replay, None, shown)], None]
+    rows += [[run.design.name, str(run.way), *cells(replay, run, shown)] for run in replay.runs]
+    holds = (figure("exclusive"), figure("shared", rank=1))
+    columns = (words("design"), words("freed by"), *holds, *kinds, figure("all waits"))
+    return Grid(columns, rows, "longest holds, and the longest wait of each")
 
 
 def waiting_kinds(replay: Replay) -> list[str]:
@@ -292,9 +284,15 @@ def plot(replay: Replay, path: Path) -> None:
     """Draw the recording and each run around the longest recorded wait."""
     begin, end = _window(replay)
     events, at = _only(replay.analysis.events, replay.plan.mm), replay.plan.begin_ns
-    panels = [panel("recorded", analyse(events, replay.analysis.kernel), at + begin, at + end)]
+    cut = replay.analysis.segments
+    # Its own end, too: what goes on there would end with its last event otherwise.
+    span = int(cut.begin_ns[0]), int(cut.end_ns[-1])
+    seen = analyse(events, replay.analysis.kernel, span=span)
+    panels = [panel("recorded", seen, at + begin, at + end)]
     panels += [_of_run(run, begin, end) for run in replay.runs]
-    draw(_same_lanes(panels), path, title=f"replay of pid {replay.plan.pid}: holds and waits")
+    title = f"replay of pid {replay.plan.pid}: holds and waits around the longest recorded wait"
+    axis = f"time since {(at + begin - replay.analysis.begin_ns) / 1e9:.3f} s of the recording"
+    draw(_same_lanes(panels), path, title=title, axis=axis)
 
 
 def _window(replay: Replay) -> tuple[int, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.table import Table
 from rich.text import Text
 
 from zaplock.trace import summary as figures
@@ -16,10 +15,11 @@ from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary, process_name
 from zaplock.units import duration, size
 from zaplock.views.found import found_lines, present_lines
+from zaplock.views.grid import Grid, figure, words
 from zaplock.views.headlines import headlines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
-from zaplock.views.screen import Screen
+from zaplock.views.screen import Said
 from zaplock.views.slowness import WORTH_NS, of_culprit, split
 from zaplock.views.stacks import of_wait, sentence
 from zaplock.views.words import answer, chain, doing, heading, owner, wait_sentence, who
@@ -32,19 +32,19 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
     """Lay out a whole report for `rich`."""
     analysis = summary.analysis
     return Group(
-        Text(heading(analysis)),
+        Said(heading(analysis)),
         Text(),
-        *(Text(line) for line in answer(summary)),
-        *(Text(line) for line in headlines(analysis)),
-        *(Text(line) for line in found_lines(analysis)),
+        *(Said(line) for line in answer(summary)),
+        *(Said(line) for line in headlines(analysis)),
+        *(Said(line) for line in found_lines(analysis)),
         Text(),
         *_gaps(analysis, top),
         _longest_holds(analysis, top, exclusive=True),
         _longest_holds(analysis, top, exclusive=False),
         *_worst_waits(summary, top),
-        _Groups("By operation", summary.by_operation, top),
-        _Groups("By thread", summary.by_thread, top),
-        _Groups("By process", summary.by_process, top),
+        *_groups("By operation", summary.by_operation, top),
+        *_groups("By thread", summary.by_thread, top),
+        *_groups("By process", summary.by_process, top),
         *_calls(summary, top),
         *(_histogram(histogram) for histogram in summary.histograms if histogram.counts),
     )
@@ -53,40 +53,21 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
 def live_screen(summary: Summary, *, top: int) -> RenderableType:
     """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait."""
     return Group(
-        Text(heading(summary.analysis), style="bold"),
+        Said(heading(summary.analysis), style="bold"),
         Text(),
-        *(Text(line) for line in now(summary.analysis)),
-        *(Text(line) for line in present_lines(summary.analysis)),
-        *(Text(line) for line in headlines(summary.analysis)),
+        *(Said(line) for line in now(summary.analysis)),
+        *(Said(line) for line in present_lines(summary.analysis)),
+        *(Said(line) for line in headlines(summary.analysis)),
         Text(),
         *_worst_waits(summary, max(1, top // 2)),
-        _Groups("By thread", summary.by_thread, top),
-        _Groups("By operation", summary.by_operation, top),
+        *_groups("By thread", summary.by_thread, top),
+        *_groups("By operation", summary.by_operation, top),
     )
 
 
-def console(*, stderr: bool = False) -> Screen:
-    """Make a console that doesn't fold its tables when the output goes to a file or a pipe."""
-    wide = Screen(stderr=stderr, highlight=False)
-    return wide if wide.is_terminal else Screen(stderr=stderr, highlight=False, width=160)
-
-
-def _table(columns: Iterable[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        name, right = column.removeprefix(">"), column.startswith(">")
-        table.add_column(name, justify="right" if right else "left", no_wrap=right)
-    return table
-
-
-def _row(table: Table, *cells: str) -> None:
-    """Add a row of plain text: a task may be called "[/]", which rich would take for markup."""
-    table.add_row(*(Text(cell) for cell in cells))
-
-
-def _titled(title: str, table: Table) -> RenderableType:
-    """Put a title above a table (rich would fold its own titles to the width of the table)."""
-    return Group(Text(title, style="bold"), table, Text())
+def _titled(table: Grid) -> list[RenderableType]:
+    """Put a blank line below a table; nothing where it has no row."""
+    return [table, Text()] if table.rows else []
 
 
 def _gaps(analysis: Analysis, top: int) -> list[RenderableType]:
@@ -94,23 +75,36 @@ def _gaps(analysis: Analysis, top: int) -> list[RenderableType]:
     gaps = sorted(analysis.segments.gaps, key=lambda gap: gap.start_ns - gap.end_ns)
     if not gaps:
         return []
-    table = _table((">gap of", ">at", ">cpu", ">events"))
-    for gap in gaps[:top]:
-        count = f"{gap.count:,}" if gap.count >= 0 else "unknown"
-        span = duration(gap.end_ns - gap.start_ns)
-        _row(table, span, _at(analysis, gap.start_ns), str(gap.cpu), count)
-    return [_titled("Missing events, the longest gaps", table)]
+    columns = (figure("gap of"), figure("at"), figure("cpu", rank=1), figure("events"))
+    rows = [
+        (
+            duration(gap.end_ns - gap.start_ns),
+            _at(analysis, gap.start_ns),
+            str(gap.cpu),
+            f"{gap.count:,}" if gap.count >= 0 else "unknown",
+        )
+        for gap in gaps[:top]
+    ]
+    return _titled(Grid(columns, rows, "Missing events, the longest gaps"))
+
+
+HOLDS = (
+    figure("held"),
+    figure("at", rank=3),
+    words("task"),
+    words("operation"),
+    words("lock of", rank=2),
+    words("remark", rank=1),
+)
 
 
 def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> RenderableType:
     rows = np.flatnonzero(analysis.holds["exclusive"] == exclusive)
     holds = analysis.holds.only(rows)
     name = "exclusive" if exclusive else "shared"
-    table = _table((">held", ">at", "task", "operation", "lock of", "remark"))
     shown = longest(holds["hold_ns"], top)
-    for row in shown:
-        _row(
-            table,
+    cells = [
+        (
             duration(int(holds["hold_ns"][row])),
             _at(analysis, int(holds["start_ns"][row])),
             who(analysis, int(holds["tid"][row])),
@@ -118,9 +112,11 @@ def _longest_holds(analysis: Analysis, top: int, *, exclusive: bool) -> Renderab
             owner(analysis, int(holds["mm"][row])),
             _remark(holds, row),
         )
+        for row in shown
+    ]
     found = [int(rows[row]) for row in shown]
     more = [*_times_of(analysis, found), *_stacks_of(analysis, found)]
-    return Group(_titled(f"Longest {name} holds", table), *more)
+    return Group(*_titled(Grid(HOLDS, cells, f"Longest {name} holds")), *more)
 
 
 def _times_of(analysis: Analysis, rows: list[int]) -> list[RenderableType]:
@@ -129,7 +125,7 @@ def _times_of(analysis: Analysis, rows: list[int]) -> list[RenderableType]:
     for row in rows:
         spent = analysis.hold_time(row)
         if spent.whole_ns >= WORTH_NS and spent.unknown_ns < spent.whole_ns:
-            lines.append(Text(f"{duration(spent.whole_ns)}: {split(spent)}"))
+            lines.append(Said(f"{duration(spent.whole_ns)}: {split(spent)}"))
     return [Text("Where their time went", style="bold"), *lines, Text()] if lines else []
 
 
@@ -142,7 +138,7 @@ def _stacks_of(analysis: Analysis, rows: list[int]) -> list[RenderableType]:
             places.setdefault(sentence(stack), []).append(held)
     if not places:
         return []
-    lines = [Text(f"{', '.join(held)} {place}") for place, held in places.items()]
+    lines = [Said(f"{', '.join(held)} {place}") for place, held in places.items()]
     return [Text("Their stacks, innermost function first", style="bold"), *lines, Text()]
 
 
@@ -160,10 +156,8 @@ def _calls(summary: Summary, top: int) -> list[RenderableType]:
     counts = summary.calls
     if not counts:
         return []
-    table = _table(("", ">calls", ">in all", ">longest", ">bytes", ">without mmap_lock", "process"))
-    for one in counts[:top]:
-        _row(
-            table,
+    rows = [
+        (
             one.operation,
             f"{one.count:,}",
             "" if one.total_ns is None else duration(one.total_ns),
@@ -172,9 +166,24 @@ def _calls(summary: Summary, top: int) -> list[RenderableType]:
             f"{one.without_lock:,}",
             process_name(summary.analysis.events.tasks, one.pid),
         )
-    if len(counts) > top:
-        _row(table, f"... and {len(counts) - top:,} more (--top)")
-    return [_titled("Time in calls", table)]
+        for one in counts[:top]
+    ]
+    return _titled(Grid(CALLS, rows, "Time in calls", _beyond(len(counts) - top)))
+
+
+CALLS = (
+    words("call"),
+    figure("calls"),
+    figure("in all"),
+    figure("longest", rank=1),
+    figure("bytes", rank=3),
+    figure("without mmap_lock", rank=4),
+    words("process", rank=2),
+)
+
+
+def _beyond(count: int) -> str:
+    return f"... and {count:,} more (--top)" if count > 0 else ""
 
 
 def _at(analysis: Analysis, time_ns: int) -> str:
@@ -188,13 +197,13 @@ def _worst_waits(summary: Summary, top: int) -> list[RenderableType]:
     lines: list[RenderableType] = [Text("Worst waits and their chains", style="bold")]
     for found in summary.explained[:top]:
         at = _at(analysis, int(analysis.waits["start_ns"][found.wait]))
-        lines.append(Text(f"at {at}: {wait_sentence(analysis, found.wait)}:"))
-        lines += [Text(f"    {line}") for line in chain(analysis, found)]
-        lines += [Text(line) for line in of_culprit(analysis, found)]
-        lines += [Text(line) for line in of_wait(analysis, found)]
+        lines.append(Said(f"at {at}: {wait_sentence(analysis, found.wait)}:"))
+        lines += [Said(f"    {line}") for line in chain(analysis, found)]
+        lines += [Said(line) for line in of_culprit(analysis, found)]
+        lines += [Said(line) for line in of_wait(analysis, found)]
     if summary.explained_ns < summary.waited_ns:
         lines.append(
-            Text(
+            Said(
                 f"(blame is worked out for the {len(summary.explained):,} longest waits, "
                 f"{duration(summary.explained_ns)} of {duration(summary.waited_ns)})"
             )
@@ -202,46 +211,29 @@ def _worst_waits(summary: Summary, top: int) -> list[RenderableType]:
     return [*lines, Text()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """A table of groups that leaves columns out where the terminal is narrow."""
-
-    title: str
-    groups: tuple[figures.Group, ...]
-    top: int
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        brief = options.max_width < WIDE
-        columns = BRIEF if brief else FULL
-        table = _table(("", *(f">{name}" for name, _ in columns)))
-        table.columns[0].min_width = 16
-        for group in self.groups[: self.top]:
-            _row(table, group.name, *(_value(group, field) for _, field in columns))
-        if len(self.groups) > self.top:
-            _row(table, f"... and {len(self.groups) - self.top:,} more (--top)")
-        yield _titled(self.title, table)
-
-
-WIDE = 118
-"""From this width on a terminal has room for all columns."""
-
-FULL = (
-    ("made others wait", "caused_ns"),
-    ("waited", "waited_ns"),
-    ("longest wait", "longest_wait_ns"),
-    ("holds", "holds"),
-    ("exclusive", "exclusive_ns"),
-    ("longest", "longest_exclusive_ns"),
-    ("shared", "shared_ns"),
-    ("longest", "longest_shared_ns"),
+GROUP = (
+    ("made others wait", 0, "caused_ns"),
+    ("waited", 0, "waited_ns"),
+    ("longest wait", 2, "longest_wait_ns"),
+    ("holds", 4, "holds"),
+    ("exclusive in all", 3, "exclusive_ns"),
+    ("longest exclusive", 1, "longest_exclusive_ns"),
+    ("shared in all", 3, "shared_ns"),
+    ("longest shared", 1, "longest_shared_ns"),
 )
-BRIEF = (
-    ("caused", "caused_ns"),
-    ("waited", "waited_ns"),
-    ("exclusive", "longest_exclusive_ns"),
-    ("shared", "longest_shared_ns"),
-)
-"""Of the holds the longest, which says more than their sum."""
+"""The columns of a table of groups: of the holds the longest says more than their sum."""
+
+
+def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[RenderableType]:
+    """Draw groups; those that had nothing to do with waiting are only counted, where others had."""
+    told = [group for group in groups if group.caused_ns or group.waited_ns] or list(groups)
+    columns = (words(title.removeprefix("By ")), *(figure(name, rank) for name, rank, _ in GROUP))
+    rows = [(group.name, *(_value(group, field) for *_, field in GROUP)) for group in told[:top]]
+    idle = len(groups) - len(told)
+    others = "... and 1 other" if idle == 1 else f"... and {idle:,} others"
+    more = [_beyond(len(told) - top)]
+    more += [f"{others} that neither waited nor made others wait"] if idle else []
+    return _titled(Grid(columns, rows, title, "; ".join(filter(None, more))))
 
 
 def _value(group: figures.Group, field: str) -> str:
@@ -258,10 +250,22 @@ def _histogram(histogram: Histogram) -> RenderableType:
         f"{duration(histogram.p50_ns)}, 99 % within {duration(histogram.p99_ns)}, "
         f"the longest {duration(histogram.max_ns)}"
     )
-    lines = [Text(title, style="bold")]
+    lines: list[RenderableType] = [Said(title, style="bold")]
     edges = histogram.edges_ns
     for low, high, count in zip(edges, (*edges[1:], None), histogram.counts):
         until = f"to {duration(high)}" if high else "and more"
-        bar = "#" * -(-count * BAR // most)
-        lines.append(Text(f"  {duration(low):>6} {until:<9} {count:>11,}  {bar}"))
+        lines.append(_Bar(f"  {duration(low):>6} {until:<9} {count:>11,}  ", count / most))
     return Group(*lines, Text())
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """A line of a histogram; its bar has what room is left."""
+
+    label: str
+    part: float
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = min(BAR, options.max_width - len(self.label))
+        bar = "#" * ceil(self.part * max(0, room))
+        yield Text((self.label + bar).rstrip(), no_wrap=True, overflow="ignore")

@@ -6,20 +6,35 @@ every piece of text that is not `rich`'s own control is made visible before it i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
+from rich.text import Text
 
 from zaplock.strangers import visible
+from zaplock.views.fold import fold
+
+UNBOUNDED = 100_000
+"""The width of a file or a pipe, in cells: whatever a line needs."""
 
 
 class Screen(Console):
-    """A `rich` console; its arguments are the same. No text is taken for markup."""
+    """A `rich` console; its arguments are the same. No text is taken for markup.
+
+    A file or a pipe has no width, unless COLUMNS gives it one.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, **options})
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+        if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
+            self.width = UNBOUNDED
+
+    def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
+        """Print as `rich` does, but leave a word that is wider than the screen whole."""
+        super().print(*objects, crop=crop, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -30,3 +45,14 @@ class Screen(Console):
                 yield segment
             else:
                 yield Segment(visible(segment.text, "\n"), segment.style)
+
+
+class Said:
+    """A line of an answer, folded between words, further in where it goes on."""
+
+    def __init__(self, line: str, style: str = "") -> None:
+        self.line, self.style = line, style
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in fold(visible(self.line), options.max_width):
+            yield Text(line, self.style, no_wrap=True, overflow="ignore")

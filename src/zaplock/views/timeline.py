@@ -2,7 +2,8 @@
 
 A panel is one run (a design's, a kernel's): a lane for each task, bars for its holds and, thinner,
 its waits. All panels share one time axis, so that what one design does in microseconds and another
-in seconds is seen at a glance. Bars too close to tell apart are drawn as one.
+in seconds is seen at a glance. What is narrower than a pixel is drawn as a pixel, as faint as the
+part of it that is covered is small.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis, analyse
+from zaplock.trace.outcome import TeardownOutcome
 from zaplock.trace.summary import QUEUED_NS
+from zaplock.units import duration
 from zaplock.views.own_page import policy, safe_json
 
 if TYPE_CHECKING:
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
     from zaplock.lab.teardown import Teardown
 
 COLOURS = {
-    "exclusive hold": "#c8323f",
-    "shared hold": "#2a78b8",
-    "shared after downgrade": "#86bbdd",
-    "wait": "#e9a420",
+    "exclusive hold": "#d55e00",
+    "shared hold": "#0072b2",
+    "shared after downgrade": "#56b4e9",
+    "wait": "#e69f00",
 }
 WIDTH = 760
-"""Width of a panel in pixels; what is closer than half a pixel is one bar."""
+"""Width of a panel in pixels."""
+
+FAINTEST = 0.25
+"""The opacity of a pixel of which next to nothing is covered."""
 
 MOST_IDLE = 12
 """Up to so many tasks have a lane even if they did nothing with the lock."""
@@ -48,6 +54,8 @@ class Bar:
     style: str
     start_ns: int
     end_ns: int
+    part: float = 1.0
+    """How much of that time is really covered: less than 1 where short ones stand for a pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Panel:
 
 def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
     """Make a panel of what happened in [begin_ns, end_ns); a lane for each name of a task."""
-    lanes = dict.fromkeys(task.comm for task in analysis.events.tasks.values())
+    lanes = dict.fromkeys(_lane(analysis, tid) for tid in analysis.events.tasks)
     bars = [*_holds(analysis), *_waits(analysis)]
     inside = [
         Bar(bar.lane, bar.style, max(bar.start_ns, begin_ns) - begin_ns, bar.end_ns - begin_ns)
@@ -75,8 +83,13 @@ def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
 
 
 def _lane(analysis: Analysis, tid: int) -> str:
-    task = analysis.events.tasks.get(tid)
-    return task.comm if task else f"tid {tid}"
+    """Name a thread: by its number, too, where another one is called the same."""
+    tasks = analysis.events.tasks
+    if tid not in tasks:
+        return f"tid {tid}"
+    comm = tasks[tid].comm
+    alike = sum(task.comm == comm for task in tasks.values())
+    return comm if alike == 1 else f"{comm} {tid}"
 
 
 def _holds(analysis: Analysis) -> Iterable[Bar]:
@@ -98,25 +111,31 @@ def _waits(analysis: Analysis) -> Iterable[Bar]:
         yield Bar(lane, "wait", int(waits["start_ns"][row]), int(ends[row]))
 
 
-def merged(bars: Sequence[Bar], near_ns: int) -> list[Bar]:
-    """Join bars of one lane and style that lie closer together than `near_ns`."""
-    joined: list[Bar] = []
-    for bar in sorted(bars, key=lambda bar: (bar.lane, bar.style, bar.start_ns)):
-        last = joined[-1] if joined else None
-        if (
-            last is not None
-            and (last.lane, last.style) == (bar.lane, bar.style)
-            and bar.start_ns - last.end_ns < near_ns
-        ):
-            end_ns = max(last.end_ns, bar.end_ns)
-            joined[-1] = Bar(bar.lane, bar.style, last.start_ns, end_ns)
-        else:
-            joined.append(bar)
-    return joined
+def binned(bars: Sequence[Bar], pixel_ns: int) -> list[Bar]:
+    """Put what is narrower than a pixel into pixels, each with the part of it that is covered.
+
+    So nothing is lost that is short, and what is rare doesn't look like what never ends.
+    """
+    wide = [bar for bar in bars if bar.end_ns - bar.start_ns >= pixel_ns]
+    covered: dict[tuple[str, str, int], int] = {}
+    for bar in bars:
+        if bar.end_ns - bar.start_ns < pixel_ns:
+            for place in range(bar.start_ns // pixel_ns, bar.end_ns // pixel_ns + 1):
+                begin_ns, end_ns = place * pixel_ns, (place + 1) * pixel_ns
+                inside = min(bar.end_ns, end_ns) - max(bar.start_ns, begin_ns)
+                if inside > 0:
+                    key = (bar.lane, bar.style, place)
+                    covered[key] = covered.get(key, 0) + inside
+    return wide + [
+        Bar(lane, style, place * pixel_ns, (place + 1) * pixel_ns, min(1.0, span_ns / pixel_ns))
+        for (lane, style, place), span_ns in sorted(covered.items())
+    ]
 
 
-def draw(panels: Sequence[Panel], path: Path, *, title: str = "") -> Path:
-    """Draw panels under each other and write them as the path's suffix says.
+def draw(
+    panels: Sequence[Panel], path: Path, *, title: str = "", axis: str = "time since it began"
+) -> Path:
+    """Draw panels under each other and write them as the path's suffix says; `axis` names its time.
 
     Raises UserError for another suffix than .svg, .png and .html, for no panels, or where the
     file can't be written.
@@ -129,7 +148,10 @@ def draw(panels: Sequence[Panel], path: Path, *, title: str = "") -> Path:
 
     span_ns = max((bar.end_ns for one in panels for bar in one.bars), default=1)
     unit, unit_ns = _unit(span_ns)
-    charts = [_chart(one, span_ns, unit, unit_ns, last=one is panels[-1]) for one in panels]
+    named = f"{axis} [{unit}]"
+    charts = [
+        _chart(one, span_ns, unit_ns, axis=named if one is panels[-1] else "") for one in panels
+    ]
     with altair.data_transformers.enable("default", max_rows=None):
         whole = altair.vconcat(*charts, spacing=6, title=title)
         whole = whole.resolve_scale(x="shared", color="shared", y="independent")
@@ -170,7 +192,7 @@ def _unit(span_ns: int) -> tuple[str, int]:
     return "ns", 1
 
 
-def _chart(one: Panel, span_ns: int, unit: str, unit_ns: int, *, last: bool) -> Any:
+def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
     import altair
     import polars as pl
 
@@ -180,22 +202,25 @@ def _chart(one: Panel, span_ns: int, unit: str, unit_ns: int, *, last: bool) -> 
             "what": bar.style,
             "from": bar.start_ns / unit_ns,
             "to": bar.end_ns / unit_ns,
-            "took": (bar.end_ns - bar.start_ns) / unit_ns,
+            "took": (bar.end_ns - bar.start_ns) * bar.part / unit_ns,
+            "part": bar.part,
         }
-        for bar in merged(one.bars, max(1, span_ns // WIDTH // 2))
+        for bar in binned(one.bars, max(1, -(-span_ns // WIDTH)))
     ]
     schema = {"lane": pl.String, "what": pl.String} | dict.fromkeys(
-        ("from", "to", "took"), pl.Float64
+        ("from", "to", "took", "part"), pl.Float64
     )
-    axis = altair.Axis(title=f"time since the teardown began [{unit}]") if last else None
+    below = altair.Axis(title=axis) if axis else None
+    density = altair.Scale(domain=[0, 1], range=[FAINTEST, 1])
     domain = altair.Scale(domain=[0, span_ns / unit_ns], nice=False)
     lanes = altair.Scale(domain=list(one.lanes))
     colours = altair.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
     base = altair.Chart(pl.DataFrame(rows, schema)).encode(
-        x=altair.X("from:Q", scale=domain, axis=axis),
+        x=altair.X("from:Q", scale=domain, axis=below),
         x2="to:Q",
         y=altair.Y("lane:N", scale=lanes, title=None, axis=altair.Axis(labelLimit=140)),
         color=altair.Color("what:N", scale=colours, legend=altair.Legend(title=None, orient="top")),
+        opacity=altair.Opacity("part:Q", scale=density, legend=None),
         tooltip=["lane:N", "what:N", "from:Q", "took:Q"],
     )
     shared = base.transform_filter("datum.what != 'wait' && datum.what != 'exclusive hold'")
@@ -204,8 +229,7 @@ def _chart(one: Panel, span_ns: int, unit: str, unit_ns: int, *, last: bool) -> 
     layers = (
         shared.mark_bar(height=12),
         waits.mark_bar(height=5),
-        # A stroke, so that microseconds on an axis of seconds still show as a line.
-        exclusive.mark_bar(height=12, stroke=COLOURS["exclusive hold"], strokeWidth=1),
+        exclusive.mark_bar(height=12),
     )
     title = altair.Title(one.title, anchor="start", fontSize=11, dy=4)
     height = max(1, len(one.lanes)) * 17
@@ -217,14 +241,32 @@ def plot_comparison(comparison: Comparison, path: Path) -> Path:
     from zaplock.units import size
 
     panels = [_of_run(run) for run in comparison.runs]
+    panels += [_measured(row) for row in comparison.measured or ()]
     length = size(comparison.experiment.length)
     title = f"munmap of {length}: who holds the mmap_lock, who waits ({comparison.profile.name})"
-    return draw(panels, path, title=title)
+    return draw(panels, path, title=title, axis="time since the teardown began")
 
 
 def _of_run(run: Teardown) -> Panel:
     analysis = analyse(run.events, run.design.kernel)
-    beside = ", ".join(run.outcome.bystanders) or "nobody"
     span_ns = run.end_ns - run.begin_ns
-    title = f"{run.design.name}, beside {beside}"
+    title = f"{run.design.name}, {_figures(run.outcome)}"
     return panel(title, analysis, run.begin_ns, run.end_ns + span_ns // 50)
+
+
+def _measured(row: TeardownOutcome) -> Panel:
+    """Draw what is known of a really measured teardown: its holds; when others stalled is not."""
+    exclusive_ns, shared_ns = row.exclusive_hold_ns or 0, row.shared_hold_ns or 0
+    bars = [
+        Bar("munmap", "exclusive hold", 0, exclusive_ns),
+        Bar("munmap", "shared after downgrade", exclusive_ns, exclusive_ns + shared_ns),
+    ]
+    known = tuple(bar for bar in bars if bar.end_ns > bar.start_ns)
+    return Panel(f"{row.design}, really measured, {_figures(row)}", ("munmap",), known)
+
+
+def _figures(row: TeardownOutcome) -> str:
+    """Say beside whom, and how long each of them stalled at worst."""
+    stalls = {name: row.stalls[name].max_ns for name in row.bystanders}
+    said = [f"{name} {duration(span)}" if span else f"{name} none" for name, span in stalls.items()]
+    return f"worst stalls: {', '.join(said)}" if said else "nobody beside it"

@@ -12,6 +12,13 @@ async function startPage() {
     timeline.select(table, row, bring);
     element("story").textContent = recording.story(table, row);
     lists.forEach(list => list.mark(list.table === table ? row : NOBODY));
+    history.replaceState(null, "", `#${table.name}-${row}`);
+  }
+
+  // An address that ends in #wait-12 or #hold-3 leads to it.
+  function follow() {
+    const found = /^#(wait|hold)-(\d+)$/.exec(location.hash), table = found && recording[found[1] + "s"];
+    if (table && Number(found[2]) < table.count) choose(table, Number(found[2]), true);
   }
 
   function search(text) {
@@ -21,6 +28,7 @@ async function startPage() {
     timeline.later();
     lists[0].show(match.wait);
     lists[1].show(match.hold);
+    groups.forEach(group => group.search(words));
   }
 
   const timeline = new Timeline(element("timeline"), recording, choose);
@@ -28,6 +36,8 @@ async function startPage() {
     new List(element("waits"), element("waits-count"), recording, waits, choose),
     new List(element("holds"), element("holds-count"), recording, holds, choose),
   ];
+  const groups = [...document.querySelectorAll("table.groups")].map(each => new Groups(each));
+  const flame = new Flame(element("stacks"), recording);
   search("");
   let pending = 0;
   element("search").addEventListener("input", event => {
@@ -41,7 +51,9 @@ async function startPage() {
   if (left_holds || left_waits) element("story").textContent =
     `This page has the longest ${holds.count.toLocaleString("en")} holds and ${waits.count.toLocaleString("en")} waits; ` +
     `${left_holds.toLocaleString("en")} shorter holds and ${left_waits.toLocaleString("en")} shorter waits are left out.`;
-  window.zaplock = { recording, timeline, choose, search, ready: performance.now() };
+  follow();
+  window.addEventListener("hashchange", follow);
+  window.zaplock = { recording, timeline, flame, choose, search, ready: performance.now() };
   document.body.dataset.ready = "1";
 }
 

@@ -36,18 +36,63 @@ function longestRows(table, match) {
 
 class List {
   constructor(element, counter, recording, table, chosen) {
-    Object.assign(this, { element, counter, recording, table });
+    Object.assign(this, { element, counter, recording, table, by: 0, down: true });
     element.addEventListener("click", event => {
       const line = event.target.closest("tr.row");
       if (line) chosen(table, Number(line.dataset.row), true);
     });
+    element.addEventListener("keydown", event => {
+      const line = event.target.closest("tr.row"), step = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+      if (!line || !(step || event.key === "Enter" || event.key === " ")) return;
+      event.preventDefault();
+      if (!step) chosen(table, Number(line.dataset.row), true);
+      else if (line[step]) this.stand(line[step]);
+    });
+    element.addEventListener("click", event => {
+      const head = event.target.closest("th");
+      if (head) this.sort([...head.parentNode.children].indexOf(head));
+    });
+  }
+
+  // One row can be reached by Tab, the others from it by the arrows.
+  stand(line) {
+    for (const other of this.element.querySelectorAll("tr.row")) other.tabIndex = -1;
+    line.tabIndex = 0;
+    line.focus();
+  }
+
+  sort(column) {
+    this.down = column === this.by ? !this.down : column === 0;
+    this.by = column;
+    this.show(this.match);
+  }
+
+  // Of what matches the longest are listed; the heads sort those.
+  sorted(rows) {
+    const { recording, table } = this, way = this.down ? -1 : 1;
+    const value = [
+      row => table.span[row], row => table.start[row], row => recording.task(table.lane[row]), row => recording.doing(table, row),
+      row => recording.mode(table, row), row => recording.mms[table.mm[row]],
+    ][this.by];
+    const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
+    return rows.sort((a, b) => way * order(a, b) || a - b);
   }
 
   show(match) {
+    this.match = match;
     const { recording, table } = this, rows = longestRows(table, match), waits = table === recording.waits;
     this.counter.textContent = `${rows.length.toLocaleString("en")} match, ${Math.min(LISTED, rows.length)} longest shown`;
     const columns = [waits ? "waited" : "held", "at", "task", "operation", "mode", "lock of"];
-    this.element.replaceChildren(this.line("thead", "th", columns), this.body(rows.slice(0, LISTED)));
+    const head = this.line("thead", "th", columns);
+    [...head.querySelectorAll("th")].forEach((cell, place) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(...cell.childNodes);
+      cell.append(button);
+      cell.scope = "col";
+      if (place === this.by) cell.setAttribute("aria-sort", this.down ? "descending" : "ascending");
+    });
+    this.element.replaceChildren(head, this.body(this.sorted(rows.slice(0, LISTED))));
   }
 
   body(rows) {
@@ -60,6 +105,7 @@ class List {
       ]);
       line.className = "row";
       line.dataset.row = row;
+      line.tabIndex = body.children.length ? -1 : 0;
       body.append(line);
     }
     return body;
@@ -84,5 +130,31 @@ class List {
 
   mark(row) {
     for (const line of this.element.querySelectorAll("tr.row")) line.classList.toggle("chosen", Number(line.dataset.row) === row);
+  }
+}
+
+// The tables by operation, thread and process: their heads sort, and the search leaves what matches.
+class Groups {
+  constructor(element) {
+    this.element = element;
+    this.body = element.tBodies[0];
+    element.tHead.addEventListener("click", event => {
+      const head = event.target.closest("th");
+      if (head) this.sort(head);
+    });
+  }
+
+  sort(head) {
+    const column = [...head.parentNode.children].indexOf(head), down = head.getAttribute("aria-sort") !== "descending";
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const value = line => column ? Number(line.cells[column].dataset.value) : line.cells[0].textContent;
+    const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
+    this.body.append(...[...this.body.rows].sort((a, b) => (down ? -1 : 1) * order(a, b)));
+  }
+
+  search(words) {
+    for (const line of this.body.rows)
+      line.hidden = !words.every(word => line.cells[0].textContent.toLowerCase().includes(word));
   }
 }

@@ -1,14 +1,15 @@
 // The timeline: a lane per thread on a canvas, bars for holds and waits, arrows from victim to culprit.
 "use strict";
 
-const LANE = 20, LABEL = 230, AXIS = 26, NEAREST_NS = 20;
+const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3;
+let LABEL = 230;
 const STYLES = ["shared", "downgraded", "exclusive", "wait"];
 
 class Timeline {
   constructor(canvas, recording, chosen) {
     Object.assign(this, { canvas, recording, chosen, top: 0, selected: null, match: null });
-    const style = getComputedStyle(document.documentElement);
-    this.colours = Object.fromEntries([...STYLES, "gap"].map(name => [name, style.getPropertyValue("--" + name).trim()]));
+    this.paint();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.paint(); this.later(); });
     this.all = Math.max(recording.duration, 1);
     this.view = { start: 0, span: this.all };
     this.listen();
@@ -16,9 +17,16 @@ class Timeline {
     this.resize();
   }
 
+  paint() {
+    const style = getComputedStyle(document.documentElement);
+    const names = [...STYLES, "gap", "ink", "dim", "line", "paper", "raised", "stripe"];
+    this.colours = Object.fromEntries(names.map(name => [name, style.getPropertyValue("--" + name).trim()]));
+  }
+
   resize() {
     const ratio = window.devicePixelRatio || 1, box = this.canvas.getBoundingClientRect();
     this.width = box.width; this.height = box.height;
+    LABEL = box.width < 700 ? 110 : 230;
     this.canvas.width = box.width * ratio; this.canvas.height = box.height * ratio;
     this.pen = this.canvas.getContext("2d");
     this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -87,7 +95,7 @@ class Timeline {
 
   drawLane(lane) {
     const y = this.y(lane), { holds, waits } = this.recording;
-    this.pen.fillStyle = lane % 2 ? "rgba(0,0,0,0.025)" : "rgba(0,0,0,0)";
+    this.pen.fillStyle = lane % 2 ? this.colours.stripe : "transparent";
     this.pen.fillRect(LABEL, y, this.width - LABEL, LANE);
     for (const style of STYLES) {
       const thin = style === "wait";
@@ -95,7 +103,8 @@ class Timeline {
     }
   }
 
-  // Bars narrower than a pixel that fall on one pixel are one bar: a million cost no more than a screen.
+  // Bars that fall on one pixel are one bar, as faint as what they cover of it is little: a million cost
+  // no more than a screen, and a lock that is held for a thousandth of the time doesn't look held.
   drawBars(rows, table, colour, y, height) {
     const { start, span } = table, end = this.view.start + this.view.span, faint = this.match && this.match[table.name];
     let done = -1;
@@ -106,11 +115,23 @@ class Timeline {
       const right = this.x(start[row] + span[row]);
       if (right < LABEL || right < done) continue;
       const left = Math.max(this.x(start[row]), LABEL, done), wide = Math.max(right - left, 1);
-      if (faint) this.pen.globalAlpha = faint[row] ? 1 : 0.12;
+      const dense = right - left >= 1 ? 1 : this.covered(rows, table, place, left);
+      this.pen.globalAlpha = (FAINTEST + (1 - FAINTEST) * dense) * (faint && !faint[row] ? 0.12 : 1);
       this.pen.fillRect(left, y, wide, height);
       if (!faint || faint[row]) done = left + wide;
     }
     this.pen.globalAlpha = 1;
+  }
+
+  // What part of the pixel from `left` on the bars from `place` on cover.
+  covered(rows, table, place, left) {
+    const from = this.time(left), to = this.time(left + 1);
+    let sum = 0;
+    for (; place < rows.length && table.start[rows[place]] < to; place++) {
+      const begin = table.start[rows[place]];
+      sum += Math.max(0, Math.min(to, begin + table.span[rows[place]]) - Math.max(from, begin));
+    }
+    return Math.min(1, sum / (to - from));
   }
 
   firstVisible(rows, table) {
@@ -124,27 +145,28 @@ class Timeline {
 
   drawLabels(first, last) {
     const { pen, recording } = this;
-    pen.fillStyle = "#fff";
+    pen.fillStyle = this.colours.paper;
     pen.fillRect(0, 0, LABEL, this.height);
     for (let lane = first; lane < last; lane++) {
       const { comm, tid, pid, process } = recording.lanes[lane], fresh = lane === first || recording.lanes[lane - 1].pid !== pid;
       const y = this.y(lane);
       if (fresh) {
-        pen.fillStyle = "#c3cad3";
+        pen.fillStyle = this.colours.line;
         pen.fillRect(0, y, this.width, 1);
-        pen.fillStyle = "#6a7480";
-        pen.fillText(`${process || "?"} ${pid}`, 4, y + LANE / 2, 96);
+        pen.fillStyle = this.colours.dim;
+        if (LABEL > 200) pen.fillText(`${process || "?"} ${pid}`, 4, y + LANE / 2, 96);
       }
-      pen.fillStyle = "#1c2430";
-      pen.fillText(`${comm || "?"} ${tid}`, 104, y + LANE / 2, LABEL - 108);
+      pen.fillStyle = this.colours.ink;
+      const at = LABEL > 200 ? 104 : 4;
+      pen.fillText(`${comm || "?"} ${tid}`, at, y + LANE / 2, LABEL - at - 4);
     }
   }
 
   drawAxis() {
     const { pen } = this;
-    pen.fillStyle = "#f0f3f6";
+    pen.fillStyle = this.colours.raised;
     pen.fillRect(0, 0, this.width, AXIS);
-    pen.fillStyle = "#3f4a57";
+    pen.fillStyle = this.colours.ink;
     const rough = this.view.span / Math.max((this.width - LABEL) / 110, 1), power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map(n => n * power).find(n => n >= rough);
     for (let time = Math.ceil(this.view.start / step) * step; time <= this.view.start + this.view.span; time += step) {
@@ -172,12 +194,12 @@ class Timeline {
         if (waits.culprit[row] !== NOBODY && waits.span[row] > this.view.span / 50) seen.push(row);
       }
     }
-    if (seen.length <= 60) for (const row of seen) this.drawArrow(row, "rgba(70,70,70,0.35)", 1);
+    if (seen.length <= 60) for (const row of seen) this.drawArrow(row, this.colours.dim, 1);
     if (!this.selected) return;
     this.outline(this.selected.table, this.selected.row);
     if (this.selected.table === waits && waits.culprit[this.selected.row] !== NOBODY) {
       this.outline(this.recording.holds, waits.culprit[this.selected.row]);
-      this.drawArrow(this.selected.row, "#111", 2);
+      this.drawArrow(this.selected.row, this.colours.ink, 2);
     }
   }
 
@@ -203,7 +225,7 @@ class Timeline {
   outline(table, row) {
     const left = Math.max(this.x(table.start[row]), LABEL), right = Math.min(this.x(table.start[row] + table.span[row]), this.width);
     if (right < LABEL || left > this.width) return;
-    this.pen.strokeStyle = "#111";
+    this.pen.strokeStyle = this.colours.ink;
     this.pen.lineWidth = 1.5;
     this.pen.strokeRect(left - 1, this.y(table.lane[row]) + 1.5, Math.max(right - left, 1) + 2, LANE - 3);
   }
@@ -226,6 +248,15 @@ class Timeline {
     return best;
   }
 
+  // Go through the waits from the longest on (step 1), or back.
+  longest(step) {
+    const { waits } = this.recording;
+    this.order ||= [...waits.span.keys()].sort((a, b) => waits.span[b] - waits.span[a] || a - b);
+    const chosen = this.selected && this.selected.table === waits ? this.order.indexOf(this.selected.row) : -1;
+    const next = Math.min(Math.max(chosen + step, 0), this.order.length - 1);
+    if (this.order.length) this.chosen(waits, this.order[next], true);
+  }
+
   listen() {
     const { canvas } = this;
     let drag = null;
@@ -234,11 +265,24 @@ class Timeline {
       if (event.shiftKey || event.offsetX < LABEL) this.scroll(event.deltaY || event.deltaX);
       else this.zoom(Math.exp(event.deltaY / 300), this.time(event.offsetX));
     }, { passive: false });
+    const fingers = new Map();
+    const apart = () => { const [a, b] = [...fingers.values()]; return Math.max(20, Math.abs(a - b)); };
+    const lift = event => fingers.delete(event.pointerId);
+    canvas.addEventListener("pointercancel", event => { lift(event); drag = null; });
     canvas.addEventListener("pointerdown", event => {
+      fingers.set(event.pointerId, event.offsetX);
       drag = { x: event.offsetX, y: event.offsetY, start: this.view.start, top: this.top, moved: false };
       canvas.setPointerCapture(event.pointerId);
     });
     canvas.addEventListener("pointermove", event => {
+      if (fingers.size === 2 && fingers.has(event.pointerId)) {
+        const before = apart();
+        fingers.set(event.pointerId, event.offsetX);
+        const [a, b] = [...fingers.values()];
+        this.zoom(before / apart(), this.time((a + b) / 2));
+        if (drag) drag.moved = true;
+        return;
+      }
       if (!drag) return;
       drag.moved ||= Math.hypot(event.offsetX - drag.x, event.offsetY - drag.y) > 4;
       if (!drag.moved) return;
@@ -246,6 +290,7 @@ class Timeline {
       this.scroll(drag.top - (event.offsetY - drag.y) - this.top);
     });
     canvas.addEventListener("pointerup", event => {
+      lift(event);
       const hit = drag && !drag.moved && this.at(event.offsetX, event.offsetY);
       drag = null;
       if (hit) this.chosen(hit.table, hit.row, false);
@@ -255,6 +300,7 @@ class Timeline {
       const moves = {
         "+": () => this.zoom(0.5), "=": () => this.zoom(0.5), "-": () => this.zoom(2), "0": () => this.show(0, this.all),
         ArrowLeft: () => this.show(start - span / 5, span), ArrowRight: () => this.show(start + span / 5, span),
+        n: () => this.longest(1), p: () => this.longest(-1),
         ArrowUp: () => this.scroll(-LANE), ArrowDown: () => this.scroll(LANE),
       };
       if (moves[event.key]) { event.preventDefault(); moves[event.key](); }
