@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.executors import Executor
     from zaplock.fleet.replaying import FleetReplay
-    from zaplock.views.fleet_tables import TextTable
+    from zaplock.views.grid import Grid
 
 _ASK_ROWS = 1000
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     answers = {"report": _report, "ask": _ask, "replay": _replay, "advise": _advise,
                "simulate": _simulate}  # fmt: skip
     following = answers[args.question](args)
-    print(f"next: {following}", file=sys.stderr if _for_programs(args) else sys.stdout)
+    next_step(following, aside=_for_programs(args))
     return 0
 
 
@@ -123,7 +124,7 @@ def _report(args: argparse.Namespace) -> str:
     if args.json:
         print(json.dumps(found.to_json(), indent=1))
     elif args.html:
-        print(f"wrote {args.html}")
+        wrote(args.html)
     else:
         _print(answer(found), report_tables(found, args.top))
     store = shlex.quote(args.store)
@@ -134,7 +135,7 @@ def _ask(args: argparse.Namespace) -> str:
     from zaplock.cli._busy import busy
     from zaplock.fleet.ask import ask
     from zaplock.strangers import cell
-    from zaplock.views.fleet_tables import TextTable
+    from zaplock.views.grid import Grid, words
 
     with busy("asking"):
         found = ask(args.store, args.sql, args.day)
@@ -147,11 +148,10 @@ def _ask(args: argparse.Namespace) -> str:
         out.writerow(found.columns)
         out.writerows([cell(str(value)) for value in row] for row in found.rows)
     else:
-        rows = tuple(tuple(str(value) for value in row) for row in found.rows[:_ASK_ROWS])
+        rows = [[str(value) for value in row] for row in found.rows[:_ASK_ROWS]]
         more = len(found.rows) - len(rows)
-        said = [f"... and {more:,} more rows: --csv or --json gives all"] if more > 0 else []
-        _print([], [TextTable("", found.columns, rows)])
-        _print(said, [])
+        said = f"... and {more:,} more rows: --csv or --json gives all" if more > 0 else ""
+        _print([], [Grid([words(name) for name in found.columns], rows, more=said)])
     return f"zaplock fleet report {shlex.quote(args.store)}"
 
 
@@ -220,21 +220,13 @@ def _simulate(args: argparse.Namespace) -> str:
     return f"zaplock fleet report {shlex.quote(args.store)}"
 
 
-def _print(lines: Iterable[str], tables: Iterable[TextTable]) -> None:
-    from rich.table import Table
-
-    from zaplock.views.screen import Screen
+def _print(lines: Iterable[str], tables: Iterable[Grid]) -> None:
+    from zaplock.views.screen import Said, Screen
 
     out = Screen()
     for line in lines:
-        out.print(line, soft_wrap=True)
+        out.print(Said(line))
     for one in tables:
-        drawn = Table(title=one.title or None, title_justify="left", box=None, pad_edge=False)
-        for name in one.columns:
-            right = name.startswith(">")
-            drawn.add_column(name.removeprefix(">"), justify="right" if right else "left")
-        for row in one.rows:
-            drawn.add_row(*row)
         if one.rows:
-            out.print(drawn)
+            out.print(one)
             out.print()

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         for line in lines(points, measured, against, theirs):
             print(line)
     after = f"zaplock scale {args.workload} --design linux-7.3,rivals --plot scale.svg"
-    print(f"next: {after}", file=sys.stderr if args.json else sys.stdout)
+    next_step(after, aside=args.json)
     return 0
 
 

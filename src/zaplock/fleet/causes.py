@@ -182,7 +182,8 @@ def simulate(wanted: Wanted) -> Episode:
 
 
 def _laboratory(wanted: Wanted) -> Laboratory:
-    cause, random = wanted.cause, Random(f"{wanted}")
+    cause = wanted.cause
+    random = Random(f"{wanted.service.unit}: {cause.name} under {wanted.design}, {wanted.nth}")
     length = int(cause.length * random.uniform(0.6, 1.4)) // MIB * MIB
     lab = Laboratory(
         load(wanted.design),

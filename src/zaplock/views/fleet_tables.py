@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import polars as pl
 
@@ -11,15 +10,7 @@ from zaplock.fleet.advising import FleetAdvice
 from zaplock.fleet.replaying import FleetReplay
 from zaplock.fleet.report import FleetReport
 from zaplock.units import duration, share
-
-
-@dataclass(frozen=True, slots=True)
-class TextTable:
-    """A table: its title, its columns (">" before what stands right) and its cells."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from zaplock.views.grid import Grid, figure, words
 
 
 def answer(report: FleetReport) -> Iterator[str]:
@@ -43,7 +34,7 @@ def answer(report: FleetReport) -> Iterator[str]:
         yield f"Not whole: {line}."
 
 
-def report_tables(report: FleetReport, top: int) -> Iterator[TextTable]:
+def report_tables(report: FleetReport, top: int) -> Iterator[Grid]:
     """Lay the report out."""
     yield _causes(report, top)
     yield _worst(report, top)
@@ -58,7 +49,7 @@ def report_tables(report: FleetReport, top: int) -> Iterator[TextTable]:
     yield _odd(report.odd, top)
 
 
-def _causes(report: FleetReport, top: int) -> TextTable:
+def _causes(report: FleetReport, top: int) -> Grid:
     rows = [
         (
             one["unit"], one["culprit_process"], one["culprit_operation"], one["reason"],
@@ -67,12 +58,20 @@ def _causes(report: FleetReport, top: int) -> TextTable:
         )
         for one in report.causes.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("unit", "process", "operation", "why it was long", ">made others wait",
-               ">longest wait", ">waits", ">hosts")  # fmt: skip
-    return TextTable("Who makes others wait", columns, tuple(rows))
+    columns = (
+        words("unit"),
+        words("process"),
+        words("operation"),
+        words("why it was long", rank=1),
+        figure("made others wait"),
+        figure("longest wait", rank=2),
+        figure("waits", rank=3),
+        figure("hosts"),
+    )
+    return Grid(columns, rows, "Who makes others wait")
 
 
-def _worst(report: FleetReport, top: int) -> TextTable:
+def _worst(report: FleetReport, top: int) -> Grid:
     rows = [
         (
             duration(one["wait_ns"]), one["host"], one["unit"], one["task"],
@@ -81,11 +80,19 @@ def _worst(report: FleetReport, top: int) -> TextTable:
         )
         for one in report.worst.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = (">wait", "host", "unit", "who", "behind", "when (UTC)", "recording")
-    return TextTable("The longest waits", columns, tuple(rows))
+    columns = (
+        figure("wait"),
+        words("host"),
+        words("unit"),
+        words("who"),
+        words("behind"),
+        words("when (UTC)", rank=2),
+        words("recording", rank=3),
+    )
+    return Grid(columns, rows, "The longest waits")
 
 
-def _by(name: str, frame: pl.DataFrame, top: int) -> TextTable:
+def _by(name: str, frame: pl.DataFrame, top: int) -> Grid:
     shown = name.replace("culprit_", "")
     rows = [
         (
@@ -94,11 +101,18 @@ def _by(name: str, frame: pl.DataFrame, top: int) -> TextTable:
         )
         for one in frame.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = (shown, ">made others wait", ">waited", ">longest wait", ">waits", ">hosts")
-    return TextTable(f"By {shown}", columns, tuple(rows))
+    columns = (
+        words(shown),
+        figure("made others wait"),
+        figure("waited"),
+        figure("longest wait", rank=2),
+        figure("waits", rank=3),
+        figure("hosts"),
+    )
+    return Grid(columns, rows, f"By {shown}")
 
 
-def _changes(changes: pl.DataFrame, top: int) -> TextTable:
+def _changes(changes: pl.DataFrame, top: int) -> Grid:
     rows = [
         (
             one["unit"], one["culprit_process"], one["culprit_operation"], one["reason"],
@@ -106,11 +120,18 @@ def _changes(changes: pl.DataFrame, top: int) -> TextTable:
         )
         for one in changes.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("unit", "process", "operation", "why it was long", ">the week before", ">last week")
-    return TextTable("What changed, a host and day", columns, tuple(rows))
+    columns = (
+        words("unit"),
+        words("process"),
+        words("operation"),
+        words("why it was long", rank=1),
+        figure("the week before"),
+        figure("last week"),
+    )
+    return Grid(columns, rows, "What changed, a host and day")
 
 
-def _odd(odd: pl.DataFrame, top: int) -> TextTable:
+def _odd(odd: pl.DataFrame, top: int) -> Grid:
     rows = [
         (
             one["host"], one["unit"], one["kernel"], duration(one["a_day_ns"]),
@@ -118,8 +139,16 @@ def _odd(odd: pl.DataFrame, top: int) -> TextTable:
         )
         for one in odd.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("host", "unit", "kernel", ">a day", ">usual", ">times", ">of hosts alike")
-    return TextTable("Hosts that differ", columns, tuple(rows))
+    columns = (
+        words("host"),
+        words("unit"),
+        words("kernel", rank=1),
+        figure("a day"),
+        figure("usual", rank=2),
+        figure("times"),
+        figure("of hosts alike", rank=3),
+    )
+    return Grid(columns, rows, "Hosts that differ")
 
 
 def replay_sentences(found: FleetReplay) -> Iterator[str]:
@@ -144,7 +173,7 @@ def replay_sentences(found: FleetReplay) -> Iterator[str]:
         yield f"Not replayed: {one_failed.recording} ({one_failed.why})."
 
 
-def replay_table(found: FleetReplay, top: int) -> TextTable:
+def replay_table(found: FleetReplay, top: int) -> Grid:
     """Lay out what each kind of stall would be."""
     rows = [
         (
@@ -155,12 +184,22 @@ def replay_table(found: FleetReplay, top: int) -> TextTable:
         )
         for one in found.rows.head(top).iter_rows(named=True)
     ]  # fmt: skip
-    columns = ("unit", "kernel", "operation", "design", "free by", ">recordings", ">replayed",
-               ">then", ">spares", ">in the store")  # fmt: skip
-    return TextTable("Replayed", columns, tuple(rows))
+    columns = (
+        words("unit"),
+        words("kernel", rank=1),
+        words("operation"),
+        words("design"),
+        words("free by"),
+        figure("recordings", rank=3),
+        figure("replayed"),
+        figure("then"),
+        figure("spares"),
+        figure("in the store"),
+    )
+    return Grid(columns, rows, "Replayed")
 
 
-def advice_table(advice: Sequence[FleetAdvice], top: int) -> TextTable:
+def advice_table(advice: Sequence[FleetAdvice], top: int) -> Grid:
     """Lay out what to do, what surely spares most first."""
     rows = [
         (
@@ -170,5 +209,12 @@ def advice_table(advice: Sequence[FleetAdvice], top: int) -> TextTable:
         )
         for one in advice[:top]
     ]  # fmt: skip
-    columns = ("what", "unit", ">hosts", ">spares", ">at most", "how")
-    return TextTable("What to do", columns, tuple(rows))
+    columns = (
+        words("what"),
+        words("unit"),
+        figure("hosts"),
+        figure("spares"),
+        figure("at most", rank=1),
+        words("how"),
+    )
+    return Grid(columns, rows, "What to do")
