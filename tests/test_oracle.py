@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,26 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
     assert huge_pool.POOL.read_text() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
+def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
+    before = int(huge_pool.POOL.read_text())
+    borrower = (
+        "import time; from zaplock.oracle.huge_pool import huge_pages\n"
+        "with huge_pages(2): print('has them', flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", borrower], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        during = int(huge_pool.POOL.read_text())
+        process.kill()
+    assert said == b"has them\n"
+    assert during == before + 2
+    deadline = time.monotonic() + 60
+    while int(huge_pool.POOL.read_text()) != before:
+        assert time.monotonic() < deadline, "the pool still has what the dead one borrowed"
+        time.sleep(0.01)
 
 
 @needs_kernel
