@@ -169,7 +169,7 @@ def test_no_script_of_a_name_runs_in_any_page(tmp_path: Path) -> None:
         asyncio.run(look(one))
 
 
-@pytest.mark.parametrize("start", "=+-@\t\r\n")
+@pytest.mark.parametrize("start", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 def test_a_cell_that_begins_like_a_formula_is_quoted(start: str) -> None:
     assert cell(f"{start}1") == f"'{start}1"
     assert cell("1=2") == "1=2"

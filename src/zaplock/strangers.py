@@ -21,7 +21,8 @@ import os
 from pathlib import Path
 
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""The last four are the wide forms of the first, which some spreadsheets take for them."""
 
 
 def name_of(raw: bytes) -> str:
