@@ -23,7 +23,7 @@ from zaplock.errors import UserError
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind
-from zaplock.trace.file import write
+from zaplock.trace.file import Manifest, Writer, write
 from zaplock.trace.handwritten import Log
 from zaplock.trace.summary import summarise
 
@@ -300,6 +300,18 @@ def test_the_verb_reads_a_recording(
     out, _ = capsys.readouterr()
     assert "munmap by" in out
     assert "fork" not in out
+
+
+def test_advice_from_a_recording_without_an_end_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cheap: None
+) -> None:
+    events = story().events()
+    Writer(tmp_path / "story", Manifest(operations=events.operations)).append(events.columns)
+    assert main(["advise", str(tmp_path / "story"), "--json"]) == 0
+    [caveat, *_] = json.loads(capsys.readouterr().out)["caveats"]
+    assert "has no end" in caveat
+    assert main(["advise", str(tmp_path / "story")]) == 0
+    assert caveat in capsys.readouterr().out
 
 
 def test_the_verb_says_when_nothing_is_worth_changing(

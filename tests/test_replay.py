@@ -24,7 +24,7 @@ from zaplock.replay.replay import Replay, recorded_design, replay
 from zaplock.replay.ways import Way
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
-from zaplock.trace.file import Manifest, write
+from zaplock.trace.file import Manifest, Writer, write
 from zaplock.trace.handwritten import Log
 from zaplock.views import replayed as view
 
@@ -68,6 +68,20 @@ def test_the_recorded_design_gives_the_recorded_waits(design: str, beside: tuple
     alone_ns, shared_ns = found.recorded_holds
     assert found.runs[0].longest_exclusive_ns == pytest.approx(alone_ns, rel=0.03, abs=1_000)
     assert found.runs[0].longest_shared_ns == pytest.approx(shared_ns, rel=0.03, abs=1_000)
+
+
+def test_a_replay_of_a_recording_without_an_end_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events, path, drawn = database(), tmp_path / "db.zaplock", tmp_path / "drawn.svg"
+    Writer(path, Manifest(kernel="6.1.0", operations=events.operations)).append(events.columns)
+    told = ["replay", str(path), "--design", "rfc-v6", "--free-by", "munmap"]
+    assert main([*told, "--json", "--plot", str(drawn)]) == 0
+    [caveat, *_] = json.loads(capsys.readouterr().out)["recorded"]["caveats"]
+    assert "has no end" in caveat
+    assert "has no end" in drawn.read_text()
+    assert main(told) == 0
+    assert caveat in capsys.readouterr().out
 
 
 def test_under_the_rfc_readers_no_longer_wait() -> None:

@@ -41,7 +41,7 @@ class RecordedAdvice:
 
     `waits` took the least that was asked for or more, `waited_ns` in all; nobody is known to be
     behind `unexplained_ns` of it (only the 5,000 longest waits are worked out), `free_ns` of
-    which passed with the lock free.
+    which passed with the lock free. `caveats` say why the recording is not a whole one.
     """
 
     advice: tuple[Advice, ...]
@@ -49,6 +49,7 @@ class RecordedAdvice:
     waited_ns: int
     unexplained_ns: int
     free_ns: int
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -193,7 +194,8 @@ def from_recording(
             site = sites.of(blame.tid, kind, operation)
             site.blamed(blame.share_ns, blame.length, blame.comm)
     advice = tuple(_advice(*pair, costs, recognise) for pair in sites.found.items())
-    return RecordedAdvice(advice, int(long.sum()), int(wait_ns[long].sum()), dark_ns, free_ns)
+    waited_ns, caveats = int(wait_ns[long].sum()), summary.analysis.caveats
+    return RecordedAdvice(advice, int(long.sum()), waited_ns, dark_ns, free_ns, caveats)
 
 
 def _kind_of_blame(sites: _Sites, blame: Blame) -> tuple[Kind, str]:

@@ -63,6 +63,7 @@ def _to_json(told: RecordedAdvice, found: list[Advice], costs: Costs) -> dict[st
     return {
         "advice": [one.to_json() for one in found],
         **{name: getattr(told, name) for name in names},
+        **({"caveats": list(told.caveats)} if told.caveats else {}),
         "costs": {"length": costs.length, "took_ns": dict(costs.took_ns)},
     }
 
@@ -116,7 +117,7 @@ def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> lis
     """Say what to do about each kind, and what nobody is known to be behind."""
     shown = found[:top]
     lines = [f"{one.kind.name}: {one.change}." + _source(one) for one in shown]
-    lines = list(dict.fromkeys(lines))
+    lines = [*told.caveats, *dict.fromkeys(lines)]
     if len(found) > top:
         lines.append(f"... and {len(found) - top} more (--top).")
     dark_ns = told.unexplained_ns - told.free_ns

@@ -245,6 +245,7 @@ class Replay:
                 "operations": len(self.operations),
                 "left_out": self.plan.left_out,
                 "lost_events": self.plan.lost_events,
+                **({"caveats": list(self.analysis.caveats)} if self.analysis.caveats else {}),
                 **self._row(None),
             },
             "error": {

@@ -81,7 +81,7 @@ def fit_sentence(replay: Replay) -> str:
 
 def remarks(replay: Replay) -> list[str]:
     """Say what the recording lacks."""
-    said = [f"{replay.note}."] if replay.note else []
+    said = [*replay.analysis.caveats, *([f"{replay.note}."] if replay.note else [])]
     if replay.plan.lost_events:
         said.append(
             f"The recording lacks {replay.plan.lost_events} events, so some operations are missing "
@@ -292,6 +292,7 @@ def plot(replay: Replay, path: Path) -> None:
     panels += [_of_run(run, begin, end) for run in replay.runs]
     title = f"replay of pid {replay.plan.pid}: holds and waits around the longest recorded wait"
     axis = f"time since {(at + begin - replay.analysis.begin_ns) / 1e9:.3f} s of the recording"
+    title = ". ".join((title, *replay.analysis.caveats))
     draw(_same_lanes(panels), path, title=title, axis=axis)
 
 
