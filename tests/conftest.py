@@ -23,6 +23,7 @@ ONLY_COMPUTE = {
     "test_call_counts",
     "test_check",
     "test_cost_units",
+    "test_dependencies",
     "test_exhaustive",
     "test_fleet_store",
     "test_footprints",
