@@ -124,6 +124,7 @@ def test_ci_stops_where_the_package_lists_do_not_come(tmp_path: Path) -> None:
         "Dir::Etc::sourcelist": tmp_path / "sources",
         "Dir::Etc::sourceparts": "/dev/null",
         "Acquire::http::Proxy": "DIRECT",
+        "Acquire::Retries": 0,
     }
     lines = [f'{name} "{value}";\n' for name, value in settings.items()]
     (tmp_path / "apt.conf").write_text("".join(lines))

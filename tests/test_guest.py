@@ -25,6 +25,7 @@ from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.measure.guest import (
     build,
+    cache,
     capsule,
     debian,
     host,
@@ -326,6 +327,25 @@ def test_a_probe_that_is_not_what_was_compiled_is_compiled_again(
     whole = program.read_bytes()
     program.write_bytes(whole[:-1] + b"x")
     assert build.probe().read_bytes() == whole
+
+
+def test_a_kernel_that_is_not_what_was_fetched_is_not_booted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one taken from the cache whose sum is not beside it."""
+    monkeypatch.setenv("ZAPLOCK_CACHE", str(tmp_path))
+    fetched = bytes(0x202) + b"HdrS" + bytes(1 << 20)
+    image = tmp_path / "vmlinuz-6.1.99-1-cloud-amd64"
+    image.write_bytes(fetched)
+    kept = debian._keep(image, cache.folder("kernels") / "debian-6.1.99-1")
+    assert kernels.find("debian:6.1").content() == fetched
+    for other in (fetched[: 300 << 10], fetched[:-1] + b"x"):
+        kept.write_bytes(other)
+        with pytest.raises(UserError, match="not what was fetched"):
+            kernels.find("debian:6.1").content()
+    kept.write_bytes(fetched)
+    debian._digest(kept).unlink()
+    assert debian.kept("6.1") is None
 
 
 @pytest.mark.parametrize(

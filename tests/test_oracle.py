@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -259,6 +260,48 @@ def test_collapsed_memory_agrees() -> None:
     finally:
         both.close()
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+
+
+@needs_kernel
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_an_oracle_that_is_ended_leaves_no_file_and_no_process(
+    how: signal.Signals, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-P", "-m", "zaplock", "oracle", "--seconds", "99"]
+    source = str(Path(campaign.__file__).parents[2])
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": source, "TMPDIR": str(tmp_path)},
+    ) as oracle:
+        [worker] = children_of(oracle.pid)
+        [bare] = children_of(worker)
+        oracle.send_signal(how)
+    deadline = time.monotonic() + 60
+    while is_alive(worker) or is_alive(bare):
+        assert time.monotonic() < deadline, "a process outlived it"
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+
+
+def children_of(pid: int) -> list[int]:
+    """Wait until a process has children."""
+    tasks = Path(f"/proc/{pid}/task")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        lists = [one.read_text() for one in tasks.glob("*/children")]
+        if found := [int(child) for text in lists for child in text.split()]:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"{pid} has no children")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_no_sequence_fills_gigabytes() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from release_scenes import mapped
 
 import zaplock
 from zaplock import buffers
@@ -112,6 +113,19 @@ class Story:
 
 class Mmap(Story):
     pass
+
+
+class Address(Story):
+    """One page; whether it is unmapped is not asked: by then somebody else may live there."""
+
+    def make(self) -> int:
+        return mapped(PAGE)
+
+    def act(self) -> None:
+        release(self.thing, PAGE)
+
+    def check(self) -> None:
+        pass
 
 
 class Soon(Story):
@@ -211,6 +225,23 @@ class Populated(Resized):
         buffers.populate(self.thing)
 
 
+class Borrowed(Story):
+    """At the end of the block it is empty, or its end was interrupted and it is as it was."""
+
+    def make(self) -> list[Any]:
+        return []
+
+    def act(self) -> None:
+        with buffers.borrowed(LENGTH, np.uint8) as lent:
+            lent[:] = 9
+            self.thing.append(lent)
+
+    def check(self) -> None:
+        for lent in self.thing:
+            assert set(np.unique(lent)) <= {0, 9}
+            release(lent)
+
+
 class Dropped(Story):
     background = False
 
@@ -229,8 +260,8 @@ class DroppedInTheBackground(Dropped):
 
 
 STORIES = [
-    Mmap, Soon, SoonByTheCaller, Flushed, View, ViewSoon, Segment, Refused, Resized, Populated,
-    Dropped, DroppedInTheBackground,
+    Mmap, Address, Soon, SoonByTheCaller, Flushed, View, ViewSoon, Segment, Refused, Resized,
+    Populated, Borrowed, Dropped, DroppedInTheBackground,
 ]  # fmt: skip
 
 
