@@ -58,11 +58,13 @@ def wait_for(condition: object, seconds: float = 30.0) -> bool:
     return False
 
 
+@pytest.mark.parametrize("what", ["big.toml", "--all", "--mutations"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_no_worker_outlives_its_parent(number: int, tmp_path: Path) -> None:
+def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -> None:
     scenario = tmp_path / "big.toml"
     scenario.write_text(BIG)
-    command = ["check", str(scenario), "--design", "linux-6.18", "--jobs", "2", "--queue", "any"]
+    one = [str(scenario), "--design", "linux-6.18", "--queue", "any"]
+    command = ["check", *(one if what == scenario.name else [what]), "--jobs", "2"]
     child = subprocess.Popen(
         [sys.executable, "-m", "zaplock", *command],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,

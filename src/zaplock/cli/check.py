@@ -15,8 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,8 @@ from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
     from zaplock.check.counterexample import Story
     from zaplock.check.matrix import Cell, Killed
     from zaplock.check.scenarios import Scenario
@@ -500,11 +505,25 @@ def _matrix(args: argparse.Namespace) -> int:
     return max(3, *(EXIT_CODES[one] for one in verdicts)) if strange else 0
 
 
-def _executor(jobs: int) -> Any:
-    from concurrent.futures import ProcessPoolExecutor
-    from contextlib import nullcontext
+@contextmanager
+def _executor(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Lend so many processes, which end with the block or with this process, however that ends."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor as Pool
 
-    return ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext(None)
+    from zaplock.engines.checking.children import die_with
+
+    if jobs == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("fork")
+    with Pool(jobs, context, die_with, (os.getpid(),)) as executor:
+        try:
+            yield executor
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()  # what it is at could take minutes
+            raise
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
