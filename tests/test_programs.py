@@ -291,6 +291,7 @@ def test_a_program_that_is_not_there_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["oracle", "--trace", str(tmp_path / "x"), "--", "/no/such/program"]) == 2
+    assert not (tmp_path / "x").exists()
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

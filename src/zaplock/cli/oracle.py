@@ -394,13 +394,17 @@ def _strace(files: list[str], as_json: bool) -> int:
 def _trace(args: argparse.Namespace) -> int:
     """Record a program with all that a replay needs, and replay it."""
     from zaplock.oracle.bare_process import check_machine
-    from zaplock.programs.tracer import record
+    from zaplock.programs.tracer import record, record_to
 
     if not args.command:
         raise UserError("no program to record: zaplock oracle --trace FILE -- PROGRAM ARGUMENTS")
     check_machine()
-    with tempfile.TemporaryDirectory(prefix="zaplock-") as directory:
-        path = Path(args.trace or Path(directory, "program.trace"))
-        status = record(args.command, path)
+    with tempfile.TemporaryFile() as nameless:
+        if args.trace:
+            path = Path(args.trace)
+            status = record(args.command, path)
+        else:  # nothing of it is left, however this ends
+            path = Path(f"/proc/self/fd/{nameless.fileno()}")
+            status = record_to(args.command, nameless)
         print(f"{args.command[0]} ended with {status}", file=sys.stderr)
         return _strace([str(path)], args.json)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from zaplock.errors import UserError
 from zaplock.model.store import RangeMap, Store
@@ -317,17 +317,21 @@ def start(command: Sequence[str]) -> int:
 def record(command: Sequence[str], path: Path) -> int:
     """Record a program into a file; return its exit status. Raises UserError where it can't."""
     try:
-        with (
-            place(path) as where,
-            where.folder.replacing(where.name, 0o666) as file,
-            io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True) as out,
-        ):
-            status = Tracer(out).run(command)
-            began = out.tell() > 0
-    except PermissionError as error:
-        raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
+        with place(path) as where, where.folder.replacing(where.name, 0o666) as file:
+            return record_to(command, file)
     except OSError as error:
         raise UserError(f"can't record into {path}: {error.strerror}") from None
-    if not began:
+
+
+def record_to(command: Sequence[str], file: BinaryIO) -> int:
+    """Record a program into an open file, which stays open; return and raise as `record`."""
+    out = io.TextIOWrapper(file, "utf-8", "surrogateescape", write_through=True)
+    try:
+        status = Tracer(out).run(command)
+    except PermissionError as error:
+        raise UserError(f"can't trace {command[0]}: {error.strerror}: ptrace it as root") from None
+    if not out.tell():
         raise UserError(f"{command[0]} could not be executed: give a program that can")
+    out.flush()
+    out.detach()
     return status
