@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from zaplock.errors import UserError
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.session import record_to
+from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
 from zaplock.trace import file
 from zaplock.trace.events import EventKind
@@ -110,6 +111,34 @@ def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
     assert (times < switched_ns[0]).any(), "what it had recorded before it went"
     assert (times > switched_ns[1]).any(), "what it recorded when it was back"
     assert mine() == []
+
+
+def test_a_cpu_that_went_and_came_back_has_stacks_again() -> None:
+    sampler, before = StackSampler(Wanted({})), os.sched_getaffinity(0)
+    deadline = time.monotonic() + 60
+    try:
+        sampler.start()
+        with second_cpu_off():
+            os.sched_setaffinity(0, before - {1})
+            wait_until(lambda: 1 not in sampler.cpus, deadline)
+            sampler.follow("", "")  # a target may call exec meanwhile
+            assert 1 not in sampler.cpus
+        wait_until(lambda: 1 in sampler.cpus, deadline)
+        os.sched_setaffinity(0, {1})
+        back_ns = time.monotonic_ns()
+        wait_until(
+            lambda: any(one.tid == ME and one.time_ns > back_ns for one in sampler.take()[0]),
+            deadline,
+        )
+    finally:
+        os.sched_setaffinity(0, before)
+        sampler.close()
+
+
+def wait_until(condition: Callable[[], bool], deadline: float) -> None:
+    """Ask again and again, which keeps this CPU busy."""
+    while not condition():
+        assert time.monotonic() < deadline
 
 
 def a_poller(name: str, seconds: float) -> subprocess.Popen[bytes]:

@@ -7,11 +7,17 @@ cpu to another, and with `--stacks` everybody who gets the lock, with the progra
 cost something each time (docs/recording.md). `stack_keeper` keeps those that tell of a hold or a
 wait.
 
-Not covered: a hold shorter than a tick that never leaves its cpu has no stack without `--stacks`.
+CPUs come and go meanwhile. The events of one that went are dead, also when it is back: it has new
+ones then.
+
+Not covered: a hold shorter than a tick that never leaves its cpu has no stack without `--stacks`; a
+CPU that goes and is back between two looks, 0.1 s apart.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -58,6 +64,16 @@ class Wanted:
     tids: tuple[int, ...] = ()
     user: bool = False
     sleeps: bool = False
+
+
+@contextlib.contextmanager
+def _unless_off() -> Iterator[None]:
+    """Pass over a CPU that has just gone off."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +124,7 @@ class StackSampler:
         self._raw: list[bytes] = []
         self._size = 0
         self._mutex = threading.Lock()
+        self._changing = threading.Lock()  # which rings there are, and their events
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.lost = 0
@@ -125,17 +142,43 @@ class StackSampler:
         self._cpus = len(cpus)
         code = perf.MMAP | perf.MMAP2 | perf.COMM | perf.COMM_EXEC | perf.TASK
         flags = perf.SAMPLE_ID_ALL | (code if wanted.user else 0)
-        owner = Event(perf.SOFTWARE, perf.DUMMY, flags=flags)
+        self._owner = Event(perf.SOFTWARE, perf.DUMMY, flags=flags)
         for cpu in cpus:
-            ring = Ring(cpu, owner, _LARGE_RING if wanted.user else _RING)
-            self._rings.append(ring)
-            self._add(ring, tuple(StackReason))
+            with _unless_off():
+                self._open_on(cpu)
+
+    def _open_on(self, cpu: int) -> Ring:
+        ring = Ring(cpu, self._owner, _LARGE_RING if self._wanted.user else _RING)
+        self._rings.append(ring)
+        self._add(ring, tuple(StackReason))
+        return ring
+
+    def _follow_cpus(self) -> None:
+        """Have rings on the CPUs that are on now, and on no others."""
+        online = perf.online_cpus()
+        if self.cpus == set(online):
+            return
+        with self._changing:
+            for ring in [ring for ring in self._rings if ring.cpu not in online]:
+                self._drain(ring)
+                self._rings.remove(ring)
+                ring.close()
+            # The target may have other threads by now than those that are known.
+            self._wanted = replace(self._wanted, tids=())
+            for cpu in set(online) - self.cpus:
+                with contextlib.suppress(OSError):  # it is off again, or descriptors ran out
+                    self._open_on(cpu).enable()
 
     def _add(self, ring: Ring, reasons: tuple[StackReason, ...]) -> None:
         for source in _sources(self._wanted, self._cpus):
             if source.reason in reasons:
                 ids = ring.add(source.event, source.tids, source.condition)
                 self._reasons.update(dict.fromkeys(ids, source.reason))
+
+    @property
+    def cpus(self) -> set[int]:
+        """The CPUs on which samples are taken now."""
+        return {ring.cpu for ring in list(self._rings)}
 
     def start(self) -> None:
         """Let samples in."""
@@ -148,25 +191,31 @@ class StackSampler:
         self._wanted = replace(self._wanted, mm=mm, queue=queue)
         changed = (StackReason.LOCKED, StackReason.QUEUED)
         old = {number for number, reason in self._reasons.items() if reason in changed}
-        for ring in self._rings:
-            ring.remove(old)
-            self._add(ring, changed)
-            ring.enable()
+        with self._changing:
+            for ring in self._rings:
+                ring.remove(old)
+                with _unless_off():
+                    self._add(ring, changed)
+                    ring.enable()
 
     def _run(self) -> None:
         while not self._ended.is_set():
             perf.wait_for(self._rings, _PAUSE_S)
-            self._drain()
+            self._drain_all()
+            self._follow_cpus()
 
-    def _drain(self) -> None:
+    def _drain_all(self) -> None:
         for ring in self._rings:
-            taken = ring.drain()
-            with self._mutex:
-                if self._size + len(taken) <= _MOST_BYTES:
-                    self._raw.append(taken)
-                    self._size += len(taken)
-                else:
-                    self.lost += 1
+            self._drain(ring)
+
+    def _drain(self, ring: Ring) -> None:
+        taken = ring.drain()
+        with self._mutex:
+            if self._size + len(taken) <= _MOST_BYTES:
+                self._raw.append(taken)
+                self._size += len(taken)
+            else:
+                self.lost += 1
 
     def take(self) -> tuple[list[Sample], list[CodeEvent]]:
         """Give the samples that came in since, and what processes did to their code."""
@@ -185,12 +234,13 @@ class StackSampler:
         """Let no more samples in; what has come in can still be taken. Twice does no harm."""
         if self._ended.is_set():
             return
-        for ring in self._rings:
-            ring.disable()
-        self._ended.set()
+        with self._changing:
+            for ring in self._rings:
+                ring.disable()
+            self._ended.set()
         if self._thread.is_alive():
             join_first(self._thread)
-            self._drain()
+            self._drain_all()
 
     def close(self) -> None:
         """End the events. Twice does no harm."""
