@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -81,16 +82,23 @@ def test_pinned_is_what_somebody_requires_and_nothing_else() -> None:
     assert required | INSTALLERS == pins("constraints.txt").keys()
 
 
-def modules_of(package: str) -> list[str]:
-    provided = metadata.packages_distributions().items()
-    return [module for module, by in provided if package in map(plain, by)]
+@functools.cache
+def modules() -> dict[str, set[str]]:
+    """Return the packages that each importable name belongs to."""
+    return {name: set(map(plain, by)) for name, by in metadata.packages_distributions().items()}
+
+
+@functools.cache
+def imports(folder: str) -> set[str]:
+    """Return the names that a folder's code, and code in its texts, imports."""
+    use = re.compile(r"""\b(?:import|from) (\w+)|importorskip\("(\w+)""")
+    texts = [file.read_text() for file in (ROOT / folder).rglob("*.py")]
+    return {name for text in texts for found in use.findall(text) for name in found if name}
 
 
 def is_imported(package: str, *folders: str) -> bool:
-    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
-    names = "|".join(map(re.escape, modules_of(package)))
-    use = re.compile(rf"""\b(?:import|from) (?:{names})\b|importorskip\("(?:{names})["\.]""")
-    return any(use.search(file.read_text()) for file in files)
+    names = {name for name, by in modules().items() if package in by}
+    return any(names & imports(folder) for folder in folders)
 
 
 def is_a_plugin_or_a_command(package: str) -> bool:

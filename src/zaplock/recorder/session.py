@@ -12,6 +12,7 @@ The flight recorder deletes blocks that are older than `keep_ns`, until its trig
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -431,7 +432,10 @@ def _what_fired(fired: Fired, names: TaskNames) -> str:
 
 def _disk_trouble(path: Path, error: BaseException) -> str:
     reason = str(error).splitlines()[0]
+    whole = f"what came before is whole ('zaplock report {path}')"
+    if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"the recording stopped by an error ({reason}): see 'zaplock doctor'; {whole}"
     return (
         f"the recording stopped, since {path} could not be written ({reason}): free some space; "
-        f"what came before is whole ('zaplock report {path}')"
+        f"{whole}"
     )
