@@ -255,9 +255,9 @@ def test_nothing_compared_is_no_agreement(
 
 def test_several_files_make_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["oracle", "--strace", *map(str, FIXTURES[:2])]) == 0
-    told = capsys.readouterr().out
-    assert "| java-version | 455 | 0 | 0 | 179 | 0 |" in told
-    assert "| all | 713 |" in told
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["java-version", "455", "0", "0", "179", "0"] in rows
+    assert ["all", "713"] in [row[:2] for row in rows]
 
 
 @needs_kernel
