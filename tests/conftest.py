@@ -68,6 +68,8 @@ ONLY_COMPUTE = {
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 
+os.environ.pop("COLUMNS", None)  # what is read here has no width, as a file has none
+
 MACHINE = "machine"
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""

@@ -25,7 +25,7 @@ from zaplock.agent.watcher import unit_of
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.fleet_store.names import place_at
-from zaplock.fleet_store.store import Recorded, Store
+from zaplock.fleet_store.store import FleetStore, Recorded
 from zaplock.recorder.tracefs import opened, sweep
 from zaplock.trace.file import read
 
@@ -156,7 +156,7 @@ def test_a_stall_is_in_the_log_the_figures_and_the_store(victim: Victim, tmp_pat
     peak = re.search(r"VmHWM:\s+(\d+) kB", resident)
     assert peak
     assert int(peak[1]) < 60_000
-    store = Store(str(tmp_path / "store"))
+    store = FleetStore(str(tmp_path / "store"))
     (entry,) = [one for one in store.recordings().objects
                 if one.name.recording == trouble["recording"]]  # fmt: skip
     recording = read(store.fetch(entry, tmp_path / "back"))
@@ -185,7 +185,7 @@ def test_a_store_that_fails_is_told_and_the_recording_waits(victim: Victim, tmp_
         until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    assert Store(str(tmp_path / "store")).recordings().objects
+    assert FleetStore(str(tmp_path / "store")).recordings().objects
 
 
 @pytest.mark.root
@@ -202,7 +202,7 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
         with opened() as tracefs:
             sweep(tracefs)  # as the next start does
             assert not list((tracefs.path / "instances").glob(f"zaplock-*-{process.pid}-*"))
-        store = Store(str(tmp_path / "store"))
+        store = FleetStore(str(tmp_path / "store"))
         for one in store.recordings().objects:
             store.entry(one)
         assert not store.waits().torn
@@ -211,20 +211,20 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
         until(lambda: figures(port).get("zaplock_spool_bytes") == 0, 600)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
-    store = Store(str(tmp_path / "store"))
+    store = FleetStore(str(tmp_path / "store"))
     names = [one.name.recording for one in store.recordings().objects]
     assert len(names) == len(set(names))
     assert store.waits().twice == 0
     assert not list((tmp_path / "spool").iterdir())
 
 
-def put(store: Store, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:
+def put(store: FleetStore, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:
     about = Recorded(place_at(at_ns, host, "u"), f"{number:012x}", at_ns, 1, worst_ns, "6.18")
     store.put_recording(about, [("a.parquet", b"x" * 100)])
 
 
 def test_the_least_interesting_recordings_go_first(tmp_path: Path) -> None:
-    store, now_ns = Store(str(tmp_path / "store")), 1_795_000_000 * 10**9
+    store, now_ns = FleetStore(str(tmp_path / "store")), 1_795_000_000 * 10**9
     for number, worst_ms in enumerate((50, 900, 20, 300)):
         put(store, number, now_ns - number * 10**9, worst_ms * 10**6)
     put(store, 10, now_ns - 40 * 86_400 * 10**9, 10**10)

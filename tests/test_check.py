@@ -357,6 +357,7 @@ FIRES = {
     Invariant.FORBIDDEN_OUTCOME: ("litmus/sb", "linux-6.18"),
     Invariant.USE_AFTER_FREE: ("stack-rot", "linux-6.18/growth-under-read"),
     Invariant.SNAPSHOT_PER_VMA: ("maps-split", "linux-6.18/maps-without-second-look"),
+    Invariant.DISK_APART: ("major-fork", "linux-7.3-wilcox-2026-05-hold"),
     Invariant.BOUNDED_BACKLOG: ("dying-backlog", "linux-6.18-dying/no-tombstone-taken"),
 }
 ELSEWHERE = {Invariant.NO_LIVELOCK, Invariant.NO_STARVATION, Invariant.ASSERTION_HOLDS,

@@ -18,9 +18,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from zaplock.designs import load
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import ObjectName, Place, parse, place_at
-from zaplock.fleet_store.store import Recorded, Store, files_of
-from zaplock.fleet_store.waits import SCHEMA, Clock, packed, unpacked, waits_of
+from zaplock.fleet_store.names import ObjectName, Partition, parse, place_at
+from zaplock.fleet_store.store import FleetStore, Recorded, files_of
+from zaplock.fleet_store.waits import SCHEMA, WallClock, packed, unpacked, waits_of
 from zaplock.lab import profiles
 from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.teardown import run
@@ -88,7 +88,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def waits_in(recording: Path, name: str) -> pl.DataFrame:
     analysis = analyse(read(recording).events, "5.15")
-    return waits_of(summarise(analysis), name, Clock(AT_NS))
+    return waits_of(summarise(analysis), name, WallClock(AT_NS))
 
 
 def about(recording: Path, name: str = "0123456789ab", host: str = HOST) -> Recorded:
@@ -97,7 +97,9 @@ def about(recording: Path, name: str = "0123456789ab", host: str = HOST) -> Reco
     return Recorded(place_at(AT_NS, host, UNIT), name, AT_NS, frame.height, worst, "5.15")
 
 
-def put(store: Store, recording: Path, name: str = "0123456789ab", host: str = HOST) -> Recorded:
+def put(
+    store: FleetStore, recording: Path, name: str = "0123456789ab", host: str = HOST
+) -> Recorded:
     told = about(recording, name, host)
     store.put_waits(told, waits_in(recording, name))
     store.put_recording(told, files_of(recording))
@@ -105,11 +107,11 @@ def put(store: Store, recording: Path, name: str = "0123456789ab", host: str = H
 
 
 def test_a_listing_tells_all_without_opening_anything(tmp_path: Path, recording: Path) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     told = put(store, recording)
     assert store.days() == [told.place.day]
     (waits,), (entry,) = store.waits().objects, store.recordings().objects
-    assert waits.place == entry.place == Place(told.place.day, HOST, UNIT)
+    assert waits.place == entry.place == Partition(told.place.day, HOST, UNIT)
     for one in (waits.name, entry.name):
         assert (one.at_ns, one.recording, one.waits) == (AT_NS, told.recording, told.waits)
         assert one.worst_ns == told.worst_ns > 10_000_000
@@ -117,7 +119,7 @@ def test_a_listing_tells_all_without_opening_anything(tmp_path: Path, recording:
 
 
 def test_what_was_put_is_fetched_as_it_was(tmp_path: Path, recording: Path) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     put(store, recording)
     (entry,) = store.recordings().objects
     fetched = read(store.fetch(entry, tmp_path / "back"))
@@ -132,7 +134,7 @@ def test_what_was_put_is_fetched_as_it_was(tmp_path: Path, recording: Path) -> N
 
 
 def test_duckdb_and_polars_read_it_as_it_is(tmp_path: Path, recording: Path) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     rows = put(store, recording).waits + put(store, recording, "ba9876543210", "db").waits
     pattern = str(tmp_path / "fleet" / "waits" / "**" / "*.parquet")
     told = duckdb.sql(f"SELECT host, unit, count(*) FROM '{pattern}' GROUP BY ALL ORDER BY 1 DESC")
@@ -142,7 +144,7 @@ def test_duckdb_and_polars_read_it_as_it_is(tmp_path: Path, recording: Path) -> 
 
 
 def test_a_second_try_is_counted_once(tmp_path: Path, recording: Path) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     told = put(store, recording)
     put(store, recording)
     assert len(store.waits().objects) == len(store.recordings().objects) == 1
@@ -156,7 +158,7 @@ def test_a_second_try_is_counted_once(tmp_path: Path, recording: Path) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_bad_storage_ends_in_a_whole_store(recording: Path, tmp_path: Path, seed: int) -> None:
     files = BadStorage(seed)
-    store = Store("/fleet", files, pause=lambda _s: None)
+    store = FleetStore("/fleet", files, pause=lambda _s: None)
     done = given_up = 0
     while done < 3:
         try:
@@ -182,10 +184,10 @@ def test_a_writer_that_dies_at_any_put_leaves_whole_recordings(
     recording: Path, tmp_path: Path
 ) -> None:
     last = BadStorage(0, bad=False)
-    put(Store("/fleet", last), recording)
+    put(FleetStore("/fleet", last), recording)
     for dies_at in range(last.puts):
         files = BadStorage(0, kill_at=dies_at, bad=False)
-        store = Store("/fleet", files)
+        store = FleetStore("/fleet", files)
         with pytest.raises(Killed):
             put(store, recording)
         listing = store.waits()
@@ -207,10 +209,10 @@ def test_a_killed_process_leaves_a_store_that_opens(recording: Path, tmp_path: P
     table.write_bytes(packed(waits_in(recording, told.recording)))
     program = (
         "import sys, dataclasses, pathlib, polars\n"
-        "from zaplock.fleet_store.store import Place, Recorded, Store, files_of\n"
+        "from zaplock.fleet_store.store import Partition, Recorded, FleetStore, files_of\n"
         "where, recording, table, begun, day = sys.argv[1:]\n"
-        "frame, store, n = polars.read_parquet(table), Store(where), int(begun)\n"
-        "place = Place(day, 'h', 'u')\n"
+        "frame, store, n = polars.read_parquet(table), FleetStore(where), int(begun)\n"
+        "place = Partition(day, 'h', 'u')\n"
         "while True:\n"
         f"    numbers = {AT_NS}, frame.height, {told.worst_ns}\n"
         "    one = Recorded(place, f'{n:012x}', *numbers, '5.15')\n"
@@ -219,7 +221,7 @@ def test_a_killed_process_leaves_a_store_that_opens(recording: Path, tmp_path: P
         "    store.put_recording(one, files_of(pathlib.Path(recording)))\n"
         "    n += 1\n"
     )
-    begun, random, store = 0, Random(3), Store(str(where))
+    begun, random, store = 0, Random(3), FleetStore(str(where))
     for _ in range(3):
         arguments = [str(where), str(recording), str(table), str(begun), told.place.day]
         writer = subprocess.Popen(
@@ -245,7 +247,7 @@ def test_a_killed_process_leaves_a_store_that_opens(recording: Path, tmp_path: P
 def test_an_older_table_lacks_columns_and_a_newer_one_is_left_out(
     tmp_path: Path, recording: Path
 ) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     told = put(store, recording)
     frame = waits_in(recording, told.recording)
     old = io.BytesIO()
@@ -262,7 +264,7 @@ def test_an_older_table_lacks_columns_and_a_newer_one_is_left_out(
 
 
 def test_damage_is_an_error_of_one_line(tmp_path: Path, recording: Path) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     put(store, recording)
     (listed,), (entry,) = store.waits().objects, store.recordings().objects
     for one, look in (
@@ -279,7 +281,7 @@ def test_damage_is_an_error_of_one_line(tmp_path: Path, recording: Path) -> None
 def test_a_removed_recording_leaves_its_waits_and_a_sweep_what_is_named(
     tmp_path: Path, recording: Path
 ) -> None:
-    store = Store(str(tmp_path / "fleet"))
+    store = FleetStore(str(tmp_path / "fleet"))
     told = put(store, recording)
     orphan = f"recordings/{told.place}/{'e' * 12}/events-000000-{'0' * 16}.parquet"
     store.objects.put(orphan, b"half")

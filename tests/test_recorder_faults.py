@@ -241,7 +241,8 @@ def test_what_others_switch_off_is_a_gap_and_on_again(how: str, tmp_path: Path) 
     since_ns = int(recording.events["detail"][lost[0]])
     until_ns = int(recording.events["time_ns"][lost[0]])
     meddled_ns = int(state["meddled"] * 1e9)
-    assert since_ns <= meddled_ns <= until_ns
+    gaps = [recording.events[name][lost].tolist() for name in ("detail", "time_ns")]
+    assert since_ns <= meddled_ns <= until_ns, (meddled_ns, gaps, progress.notes)
     about = recording.manifest
     assert segments(recording.events, (about.started_ns, about.ended_ns)).lost_events
     after = recording.events["kind"][recording.events["time_ns"] > until_ns]

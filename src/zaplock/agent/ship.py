@@ -23,8 +23,8 @@ from zaplock.agent import spool
 from zaplock.agent.spool import Trouble
 from zaplock.errors import UserError
 from zaplock.fleet_store.names import place_at, recording_id
-from zaplock.fleet_store.store import Recorded, Store, files_of
-from zaplock.fleet_store.waits import NOT_KNOWN, SCHEMA, Clock, joined, waits_of
+from zaplock.fleet_store.store import FleetStore, Recorded, files_of
+from zaplock.fleet_store.waits import NOT_KNOWN, SCHEMA, WallClock, joined, waits_of
 from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.stream import Stream
 from zaplock.trace.analysis import Analysis, analyse
@@ -55,7 +55,7 @@ def ship(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     )
     at_ns = trouble.fired.start_ns + trouble.clock_offset_ns
     name = recording_id(settings["host"], str(trouble.fired.mm), str(at_ns))
-    store = Store(settings["store"])
+    store = FleetStore(settings["store"])
     told = _put(store, trouble, analysis, path, settings, name, at_ns)
     removed = keep_within(store, settings, time.time_ns())
     store.sweep(settings["host"], time.time_ns() - _DAY_NS)
@@ -102,7 +102,7 @@ def _append(writer: Writer, columns: Columns) -> None:
 
 
 def _put(
-    store: Store,
+    store: FleetStore,
     trouble: Trouble,
     analysis: Analysis,
     path: Path,
@@ -112,7 +112,7 @@ def _put(
 ) -> dict[str, Any]:
     """Put each unit's waits and the recording; tell the waits, the holds and who was in trouble."""
     summary = summarise(analysis)
-    clock = Clock(trouble.clock_offset_ns)
+    clock = WallClock(trouble.clock_offset_ns)
     owners: dict[str, set[int]] = {}
     for mm, pid in analysis.events.mms.items():
         if pid in trouble.units:
@@ -200,7 +200,7 @@ def _holds(trouble: Trouble, analysis: Analysis) -> Iterator[dict[str, Any]]:
         }
 
 
-def keep_within(store: Store, settings: dict[str, Any], now_ns: int) -> int:
+def keep_within(store: FleetStore, settings: dict[str, Any], now_ns: int) -> int:
     """Remove this host's recordings beyond its budget, the least interesting first; count them.
 
     What is too old goes; of the rest those with the shortest waits, until number and bytes fit.

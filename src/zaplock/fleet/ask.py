@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from zaplock.errors import UserError
-from zaplock.fleet_store.store import Listing, Store
+from zaplock.fleet_store.store import FleetStore, Listing
 from zaplock.fleet_store.waits import SCHEMA
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:
         raise UserError(
             "'fleet ask' needs DuckDB, which isn't here: pip install 'zaplock[fleet]'"
         ) from None
-    store = Store(url)
+    store = FleetStore(url)
     listing, recordings = store.waits(days), store.recordings(days)
     with duckdb.connect() as connection:
         _give_waits(connection, store, listing)
@@ -70,7 +70,7 @@ def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:
         return Answer(tuple(found.columns) if found is not None else (), rows, listing.caveats)
 
 
-def _give_waits(connection: DuckDBPyConnection, store: Store, listing: Listing) -> None:
+def _give_waits(connection: DuckDBPyConnection, store: FleetStore, listing: Listing) -> None:
     """Make the view of all tables; an empty one where there are none."""
     if not listing.objects:
         text = dict.fromkeys(_PLACES, pl.String)

@@ -20,7 +20,7 @@ import polars as pl
 
 from zaplock.designs import load
 from zaplock.fleet_store.store import files_of
-from zaplock.fleet_store.waits import Clock, waits_of
+from zaplock.fleet_store.waits import WallClock, waits_of
 from zaplock.lab import profiles
 from zaplock.lab.bystanders import OPERATIONS, system_call
 from zaplock.lab.lab import Laboratory
@@ -126,7 +126,7 @@ SERVICES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedEpisode:
     """Which episode: of which service, under which design; noise, or its cause; the nth of them."""
 
     service: Service
@@ -144,14 +144,14 @@ class Wanted:
 class Episode:
     """A simulated stall: its waits, from time 0 on, and the recording's files and manifest."""
 
-    wanted: Wanted
+    wanted: WantedEpisode
     waits: pl.DataFrame
     files: tuple[tuple[str, bytes], ...]
     manifest: Manifest
     worst_ns: int
 
 
-def simulate(wanted: Wanted) -> Episode:
+def simulate(wanted: WantedEpisode) -> Episode:
     """Run an episode; the same each time."""
     lab, service, cause = _laboratory(wanted), wanted.service, wanted.cause
     observed = lab.run()
@@ -165,7 +165,7 @@ def simulate(wanted: Wanted) -> Episode:
     events = replace(observed.events, tasks=tasks, mms=owners)
     kernel = lab.design.kernel
     analysis = analyse(events, kernel)
-    waits = waits_of(summarise(analysis), "", Clock(0), QUEUED_NS)
+    waits = waits_of(summarise(analysis), "", WallClock(0), QUEUED_NS)
     manifest = Manifest(
         source="simulation",
         kernel=kernel,
@@ -181,7 +181,7 @@ def simulate(wanted: Wanted) -> Episode:
     return Episode(wanted, waits, files, manifest, worst if isinstance(worst, int) else 0)
 
 
-def _laboratory(wanted: Wanted) -> Laboratory:
+def _laboratory(wanted: WantedEpisode) -> Laboratory:
     cause = wanted.cause
     random = Random(f"{wanted.service.unit}: {cause.name} under {wanted.design}, {wanted.nth}")
     length = int(cause.length * random.uniform(0.6, 1.4)) // MIB * MIB

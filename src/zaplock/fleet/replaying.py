@@ -21,8 +21,8 @@ from zaplock.designs import Design
 from zaplock.errors import UserError
 from zaplock.executors import Executor
 from zaplock.fleet.report import load
-from zaplock.fleet_store.store import Entry, Listed, Store
-from zaplock.fleet_store.waits import Clock, waits_of
+from zaplock.fleet_store.store import FleetStore, Listed, StoreEntry
+from zaplock.fleet_store.waits import WallClock, waits_of
 from zaplock.lab.profiles import Profile
 from zaplock.replay.replay import replay
 from zaplock.trace.analysis import Analysis, analyse
@@ -104,7 +104,7 @@ class FleetReplay:
 class _Task:
     url: str
     listed: Listed
-    entry: Entry
+    entry: StoreEntry
     count: int
     designs: tuple[Design, ...]
     profile: Profile
@@ -127,7 +127,7 @@ def replay_fleet(
     """
     if most < 1:
         raise UserError(f"--most {most} is less than 1: replay at least one recording of each")
-    store = Store(url)
+    store = FleetStore(url)
     cube, _ = load(url, workers, days)
     rows = cube.rows.filter(pl.col("kernel").map_elements(
         lambda one: of_series(one, kernel), return_dtype=pl.Boolean
@@ -165,8 +165,8 @@ def of_series(kernel: str, asked: str) -> bool:
 
 
 def _chosen(
-    store: Store, kernel: str, most: int, days: Sequence[str] | None
-) -> tuple[list[tuple[Listed, Entry, int]], int]:
+    store: FleetStore, kernel: str, most: int, days: Sequence[str] | None
+) -> tuple[list[tuple[Listed, StoreEntry, int]], int]:
     """Choose recordings, the worst first; those of equal content once, with how many there are."""
     listed = sorted(store.recordings(days).objects, key=lambda one: (-one.name.worst_ns, one.path))
     taken: dict[tuple[str, str], int] = {}
@@ -205,14 +205,16 @@ def analysis_in(folder: Path) -> Analysis:
 def _replay(task: _Task) -> list[Replayed] | Failed:
     with tempfile.TemporaryDirectory(prefix="zaplock-") as folder:
         try:
-            analysis = analysis_in(Store(task.url).fetch(task.listed, Path(folder) / "one.zaplock"))
+            analysis = analysis_in(
+                FleetStore(task.url).fetch(task.listed, Path(folder) / "one.zaplock")
+            )
             return _replayed(task, analysis)
         except UserError as error:
             return Failed(task.entry.recording, str(error))
 
 
 def _replayed(task: _Task, analysis: Analysis) -> list[Replayed]:
-    waits = waits_of(summarise(analysis), task.entry.recording, Clock(0), QUEUED_NS)
+    waits = waits_of(summarise(analysis), task.entry.recording, WallClock(0), QUEUED_NS)
     if waits.is_empty():
         raise UserError("nobody waits in it")
     sums = waits.group_by("culprit_operation").agg(pl.col("culprit_ns").sum())

@@ -19,7 +19,7 @@ import polars as pl
 
 from zaplock.errors import UserError
 from zaplock.executors import Executor, divided
-from zaplock.fleet_store.store import Listed, Listing, Store
+from zaplock.fleet_store.store import FleetStore, Listed, Listing
 from zaplock.fleet_store.waits import NOT_KNOWN, joined
 from zaplock.trace.summary import EDGES_NS
 
@@ -155,7 +155,7 @@ def _longest(waits: pl.DataFrame) -> pl.DataFrame:
 
 
 def _cube(task: _Task) -> Cube:
-    return cube_of(list(Store(task.url).read_waits(task.parts)))
+    return cube_of(list(FleetStore(task.url).read_waits(task.parts)))
 
 
 def load(
@@ -168,7 +168,7 @@ def load(
 
     Raises UserError where there is nothing.
     """
-    listing = Store(url).waits(days)
+    listing = FleetStore(url).waits(days)
     if not listing.objects:
         raise UserError(
             f"{url} has no waits{' of those days' if days else ''}: 'zaplock agent --store' and "
@@ -204,7 +204,7 @@ def report(
         rows["unit"].n_unique(),
         int(rows["waits"].sum()),
         int(rows["waited_ns"].sum()),
-        len(Store(url).recordings(days).objects),
+        len(FleetStore(url).recordings(days).objects),
         causes_of(rows),
         cube.worst,
         _by(rows, "unit"),

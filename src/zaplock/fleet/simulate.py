@@ -27,9 +27,9 @@ import polars as pl
 
 from zaplock.errors import UserError
 from zaplock.executors import Executor, divided, flat
-from zaplock.fleet.causes import CAUSES, SERVICES, Episode, Service, Wanted, simulate
-from zaplock.fleet_store.names import Place, recording_id
-from zaplock.fleet_store.store import TRUTH, Recorded, Store
+from zaplock.fleet.causes import CAUSES, SERVICES, Episode, Service, WantedEpisode, simulate
+from zaplock.fleet_store.names import Partition, recording_id
+from zaplock.fleet_store.store import TRUTH, FleetStore, Recorded
 from zaplock.fleet_store.waits import SCHEMA
 from zaplock.trace.manifest import FILE, encode
 
@@ -118,7 +118,7 @@ def days_of(count: int, first: str = FIRST_DAY) -> tuple[str, ...]:
 def make_pool(workers: Executor, designs: Sequence[str], variants: int = VARIANTS) -> Pool:
     """Simulate every episode that is needed."""
     wanted = [
-        Wanted(service, design, noise, nth)
+        WantedEpisode(service, design, noise, nth)
         for design in designs
         for service in SERVICES
         for noise in ((False, True) if service.cause else (True,))
@@ -136,7 +136,7 @@ def make_pool(workers: Executor, designs: Sequence[str], variants: int = VARIANT
     return Pool(tuple(episodes), waits, tuple(first), {k: tuple(v) for k, v in places.items()})
 
 
-def _simulate_all(wanted: list[Wanted]) -> list[Episode]:
+def _simulate_all(wanted: list[WantedEpisode]) -> list[Episode]:
     return [simulate(one) for one in wanted]
 
 
@@ -151,7 +151,7 @@ def simulate_fleet(
     progress: Callable[[str], None] = lambda _line: None,
 ) -> Made:
     """Write the store of a simulated fleet. Raises UserError where there is a store already."""
-    store = Store(url)
+    store = FleetStore(url)
     if store.days():
         raise UserError(f"{url} is a store already: name another place, or remove it")
     fleet = fleet_of(hosts, seed)
@@ -194,7 +194,7 @@ def _truth(fleet: Sequence[Host], days: Sequence[str], seed: int) -> dict[str, A
 
 
 def _write_hosts(task: _Task) -> Made:
-    store = Store(task.url)
+    store = FleetStore(task.url)
     waits = recordings = parts = 0
     for host in task.hosts:
         for day in task.days:
@@ -202,7 +202,9 @@ def _write_hosts(task: _Task) -> Made:
                 begun = _stalls(host, service, day, task.seed, task.pool)
                 if not begun:
                     continue
-                count = _write_unit(store, Place(day, host.name, service.unit), begun, task.pool)
+                count = _write_unit(
+                    store, Partition(day, host.name, service.unit), begun, task.pool
+                )
                 waits, recordings, parts = waits + count, recordings + 1, parts + 1
     return Made(len(task.hosts), waits, recordings, parts)
 
@@ -223,7 +225,9 @@ def _stalls(host: Host, service: Service, day: str, seed: int, pool: Pool) -> li
     return sorted((int(at_ns), int(number)) for at_ns, number in found)
 
 
-def _write_unit(store: Store, place: Place, begun: list[tuple[int, int]], pool: Pool) -> int:
+def _write_unit(
+    store: FleetStore, place: Partition, begun: list[tuple[int, int]], pool: Pool
+) -> int:
     """Write a unit's waits of a day and the recording of its longest stall; count the waits."""
     names = [recording_id(place.host, place.unit, str(at_ns)) for at_ns, _ in begun]
     spans = [range(pool.first[number], pool.first[number + 1]) for _, number in begun]
@@ -246,7 +250,7 @@ def _write_unit(store: Store, place: Place, begun: list[tuple[int, int]], pool: 
 
 
 def _write_recording(
-    store: Store, place: Place, begun: list[tuple[int, int]], names: list[str], pool: Pool
+    store: FleetStore, place: Partition, begun: list[tuple[int, int]], names: list[str], pool: Pool
 ) -> None:
     longest = max(range(len(begun)), key=lambda row: (pool.episodes[begun[row][1]].worst_ns, -row))
     at_ns, number = begun[longest]

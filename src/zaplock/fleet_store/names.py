@@ -36,7 +36,7 @@ _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Partition:
     """A partition: of which day (UTC, YYYY-MM-DD), which host and which unit."""
 
     day: str
@@ -74,15 +74,15 @@ def host_folder(host: str) -> str:
     return f"host={_quoted(host)}"
 
 
-def place_at(at_ns: int, host: str, unit: str) -> Place:
+def place_at(at_ns: int, host: str, unit: str) -> Partition:
     """Return the partition of an instant (ns since 1970). Raises UserError for an empty name."""
     if not (host and unit):
         raise UserError("a host and a unit have a name: give --host NAME")
     day = datetime.fromtimestamp(at_ns // _SECOND, UTC).strftime("%Y-%m-%d")
-    return Place(day, visible(host)[:_LONGEST], visible(unit)[:_LONGEST])
+    return Partition(day, visible(host)[:_LONGEST], visible(unit)[:_LONGEST])
 
 
-def parse(path: str) -> tuple[Place, ObjectName] | None:
+def parse(path: str) -> tuple[Partition, ObjectName] | None:
     """Read the end of an object's path; None where it is no object of the store."""
     folder, _, name = path.rpartition("/")
     found, where = _NAME.fullmatch(name), _PLACE.search(folder)
@@ -94,7 +94,7 @@ def parse(path: str) -> tuple[Place, ObjectName] | None:
     except ValueError:
         return None
     at_ns = int(began.timestamp()) * _SECOND + int(rest)
-    place = Place(where[1], visible(unquote(where[2])), visible(unquote(where[3])))
+    place = Partition(where[1], visible(unquote(where[2])), visible(unquote(where[3])))
     return place, ObjectName(
         at_ns, recording, int(version), int(waits), int(worst_ns), int(size), sums
     )

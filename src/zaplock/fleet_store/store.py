@@ -28,7 +28,7 @@ import polars as pl
 
 from zaplock import outputs
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import VERSION, ObjectName, Place, host_folder, parse, sum_of
+from zaplock.fleet_store.names import VERSION, ObjectName, Partition, host_folder, parse, sum_of
 from zaplock.fleet_store.objects import Objects
 from zaplock.fleet_store.waits import packed, unpacked
 
@@ -39,7 +39,7 @@ WAITS, RECORDINGS, MANIFEST, TRUTH = "waits", "recordings", "manifest", "truth.j
 _DAY_S = 86_400
 
 
-class Entry(msgspec.Struct, frozen=True):
+class StoreEntry(msgspec.Struct, frozen=True):
     """An entry of the manifest: a recording, and the objects that it has (name, bytes, sum)."""
 
     version: int
@@ -58,7 +58,7 @@ class Listed:
     """An object as listed: where it is and what its name says."""
 
     path: str
-    place: Place
+    place: Partition
     name: ObjectName
 
 
@@ -87,7 +87,7 @@ class Listing:
 class Recorded:
     """What is told of a recording when it is put: where it belongs, when it began, and how bad."""
 
-    place: Place
+    place: Partition
     recording: str
     at_ns: int
     waits: int
@@ -96,7 +96,7 @@ class Recorded:
     cause: str = ""
 
 
-class Store:
+class FleetStore:
     """A store at a directory or an fsspec URL (`s3://bucket/fleet`). Nothing is opened yet."""
 
     def __init__(
@@ -131,7 +131,7 @@ class Store:
         for file, content in files:
             self.objects.put(f"{folder}/{file}", content)
             written.append((file, len(content), sum_of(content)))
-        entry = Entry(
+        entry = StoreEntry(
             VERSION,
             about.recording,
             about.place.host,
@@ -210,13 +210,13 @@ class Store:
                 raise UserError(f"{self.url}: {one.path} is damaged (its sum differs): remove it")
             yield one, unpacked(content, one.path)
 
-    def entry(self, listed: Listed) -> Entry:
+    def entry(self, listed: Listed) -> StoreEntry:
         """Open an entry of the manifest. Raises UserError where it is damaged."""
         content = self.objects.get(listed.path)
         try:
             if sum_of(content) != listed.name.sum:
                 raise ValueError("its sum differs")
-            return msgspec.json.decode(content, type=Entry)
+            return msgspec.json.decode(content, type=StoreEntry)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise UserError(f"{self.url}: {listed.path} is damaged ({error}): remove it") from None
 
@@ -258,7 +258,7 @@ class Store:
         return swept
 
 
-def _folder(place: Place, recording: str) -> str:
+def _folder(place: Partition, recording: str) -> str:
     return f"{RECORDINGS}/{place}/{recording}"
 
 

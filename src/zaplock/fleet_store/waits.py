@@ -50,7 +50,7 @@ SCHEMA: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class WallClock:
     """How a recording's clock stands to the world's: `offset_ns` added to it is UTC since 1970."""
 
     offset_ns: int
@@ -59,7 +59,7 @@ class Clock:
 def waits_of(
     summary: Summary,
     recording: str,
-    clock: Clock,
+    clock: WallClock,
     least_ns: int = 0,
     mms: Container[int] | None = None,
 ) -> pl.DataFrame:
@@ -77,7 +77,7 @@ def waits_of(
     return pl.DataFrame(rows, SCHEMA, orient="row").sort("time", "task", maintain_order=True)
 
 
-def _row(summary: Summary, found: Explained, recording: str, clock: Clock) -> tuple[Any, ...]:
+def _row(summary: Summary, found: Explained, recording: str, clock: WallClock) -> tuple[Any, ...]:
     analysis, wait = summary.analysis, found.wait
     waits, tasks = analysis.waits, analysis.events.tasks
     who = tasks.get(int(waits["tid"][wait]))

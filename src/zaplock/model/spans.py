@@ -30,7 +30,7 @@ TOP = 1 << 63
 """Behind every address: [0, TOP) is all of a key space."""
 
 
-class Span(msgspec.Struct, frozen=True):
+class LockedSpan(msgspec.Struct, frozen=True):
     """A hold of [start, end), or the wish for one."""
 
     tid: int
@@ -39,7 +39,7 @@ class Span(msgspec.Struct, frozen=True):
     write: bool
     piecewise: bool = False
 
-    def conflicts(self, other: Span) -> bool:
+    def conflicts(self, other: LockedSpan) -> bool:
         """Return whether two tasks can't have these at once."""
         overlap = self.start < other.end and other.start < self.end
         return overlap and (self.write or other.write) and self.tid != other.tid
@@ -48,8 +48,8 @@ class Span(msgspec.Struct, frozen=True):
 class Spans(msgspec.Struct, frozen=True):
     """Who holds what of one lock, and who waits for what in the order in which they came."""
 
-    held: tuple[Span, ...] = ()
-    queue: tuple[Span, ...] = ()
+    held: tuple[LockedSpan, ...] = ()
+    queue: tuple[LockedSpan, ...] = ()
 
 
 NOTHING = Spans()
@@ -123,7 +123,7 @@ def spans_of(m: Machine, lock: Lock) -> Spans:
     return found
 
 
-def _has(wish: Span, held: tuple[Span, ...]) -> Span:
+def _has(wish: LockedSpan, held: tuple[LockedSpan, ...]) -> LockedSpan:
     """Return what a waiter keeps others from: all that it wants, or what it has of it so far."""
     if not wish.piecewise:
         return wish
@@ -134,7 +134,7 @@ def _has(wish: Span, held: tuple[Span, ...]) -> Span:
 def _is_free(
     m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, _piecewise: bool
 ) -> bool:
-    wish, spans = Span(task.tid, start, end, write), spans_of(m, lock)
+    wish, spans = LockedSpan(task.tid, start, end, write), spans_of(m, lock)
     if any(wish.conflicts(span) for span in spans.held):
         return False
     for waiter in spans.queue:
@@ -150,7 +150,7 @@ def take_span(
 ) -> int:
     """Hold a range that is free: one word of all, or of its own where it is taken piecewise."""
     spans = spans_of(m, lock)
-    held = (*spans.held, Span(task.tid, start, end, write))
+    held = (*spans.held, LockedSpan(task.tid, start, end, write))
     queue = tuple(span for span in spans.queue if span.tid != task.tid)
     m.spend("lock")
     m.touch(task, *lock, start if piecewise else 0)
@@ -158,14 +158,14 @@ def take_span(
     return 0
 
 
-def _order(span: Span) -> tuple[int, int, int, bool]:
+def _order(span: LockedSpan) -> tuple[int, int, int, bool]:
     return span.tid, span.start, span.end, span.write
 
 
 def _queue_up(
     m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, piecewise: bool
 ) -> None:
-    spans, wish = spans_of(m, lock), Span(task.tid, start, end, write, piecewise)
+    spans, wish = spans_of(m, lock), LockedSpan(task.tid, start, end, write, piecewise)
     m.spans.put(lock, Spans(spans.held, (*spans.queue, wish)))
 
 
@@ -180,7 +180,7 @@ def end_span(
     m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, piecewise: bool = False
 ) -> int:
     """Give a range back; one that the task does not hold so is a violation."""
-    hold, spans = Span(task.tid, start, end, write), spans_of(m, lock)
+    hold, spans = LockedSpan(task.tid, start, end, write), spans_of(m, lock)
     held = list(spans.held)
     if hold not in held:
         raise Violation(

@@ -13,11 +13,13 @@ from collections.abc import Iterator, Sequence
 from zaplock.system_calls import SYSTEM_CALLS
 
 _PERF = re.compile(
-    r"^\s*(?:\?|\d+\.\d+)\s+\(\s*(?:\d+\.\d+ ms)?\s*\):\s+(?:.*/(\d{1,10})\s+)?(\S.*)$"
+    r"^\s{0,40}(?:\?|\d+\.\d+)\s{1,9}\(\s{0,40}(?:\d+\.\d+ ms\s{0,9})?\):\s{1,9}"
+    r"(?:[^(]{0,80}?/(\d{1,10})\s{1,9})?(\S.*)$"
 )
-_PERF_CALL = re.compile(r"^(\w+)\((.*?)\)?\s+(?:=\s+(.*)|(\.\.\.))$")
+_PERF_CALL = re.compile(r"^(\w+)\(")
+_PERF_RESULT = re.compile(r"\s=\s|\s\.\.\.$")
 _PERF_GOES_ON = re.compile(r"^\.\.\. \[continued\]: (\w+)\(\)\)?\s+=\s+(.*)$")
-_PERF_ARGUMENT = re.compile(r"(\w+): ")
+_PERF_ARGUMENT = re.compile(r"\b(\w{1,40}): ")
 _LTRACE = re.compile(r"\bSYS_(\w+)(?=\(| resumed>)")
 _LTRACE_LINE = re.compile(r"^(?:\[pid\s+\d+\]\s+|\d+\s+)?(?:\d+\.\d+\s+)?SYS_\w+\(")
 _LTRACE_CALL = re.compile(r"^(.*?\bmmap)\(([^,()]+), ([^,()]+), ([^,()]+), ([^,()]+)\)(.*)$")
@@ -85,11 +87,13 @@ def _of_perf(tid: str, text: str) -> str:
     goes_on = _PERF_GOES_ON.match(text)
     if goes_on:
         return f"{tid} <... {goes_on[1]} resumed>) = {goes_on[2]}".lstrip()
-    call = _PERF_CALL.match(text)
-    if call is None:
+    call, result = _PERF_CALL.match(text), _PERF_RESULT.search(text)
+    if call is None or result is None:
         return f"{tid} {text}".lstrip()
-    arguments = ", ".join(_arguments(call[1], call[2]))
-    end = " <unfinished ...>" if call[4] else f") = {call[3]}"
+    told = text[call.end() : result.start()].rstrip().removesuffix(")")
+    arguments = ", ".join(_arguments(call[1], told))
+    is_open = result[0].endswith("...")
+    end = " <unfinished ...>" if is_open else f") = {text[result.end() :].lstrip()}"
     return f"{tid} {call[1]}({arguments}{end}".lstrip()
 
 

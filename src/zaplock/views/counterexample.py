@@ -89,7 +89,7 @@ def _line(story: Story, row: StepRow, column: int, width: int) -> list[str]:
     return [*lines, *(fold(f"{'':{NUMBERS + 2}}held: {held}", width) if held else [])]
 
 
-def summary(story: Story, width: int) -> list[str]:
+def summary(story: Story, width: int = WIDTH) -> list[str]:
     """Say in five lines what a long story is: whose turn it was, and what it changed then."""
     if not story.rows or story.rows[-1].number < LONG:
         return []

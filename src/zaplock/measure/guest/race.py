@@ -35,7 +35,8 @@ LENGTH = 16 << 20
 _MEMORY = 512 << 20
 _SMALLEST = 8 << 20
 _KEPT, _LOST, _REFUSED = range(3)
-_COMPLAINT = re.compile(r"\[ *(?P<s>\d+\.\d+)\] (?P<text>.*(?:BUG: |WARNING: |Bad rss-counter).*)")
+_STAMPED = re.compile(r"\[ {0,12}(?P<s>\d+\.\d+)\] (?P<text>.*)")
+_COMPLAINTS = ("BUG: ", "WARNING: ", "Bad rss-counter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ class RaceRun:
         if not log:
             return None
         since_s = self.capsule.fact("begin_ns") / 1e9 - 1
-        found = filter(None, map(_COMPLAINT.search, log))
+        complaints = (line for line in log if any(word in line for word in _COMPLAINTS))
+        found = filter(None, map(_STAMPED.search, complaints))
         return tuple(one["text"] for one in found if float(one["s"]) >= since_s)
 
     def to_json(self) -> dict[str, object]:
