@@ -59,6 +59,7 @@ from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.proc import read_arg_bounds, remote_entry
 from zaplock.protocols.seals import any_sealed
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import (
     Handles,
     begin_unmap,
@@ -104,6 +105,8 @@ async def do_munmap_ranged(
     if await any_sealed(cx.mm, start, end):
         return -EPERM
     if await is_inside_one(cx.mm, start, end) and await at_map_limit(cx):
+        return -ENOMEM
+    if await no_memory(cx):
         return -ENOMEM
     error, handles = await take_range(cx.mm, start, end)
     if error or not handles:
@@ -183,7 +186,9 @@ async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
     low = address & PAGE_MASK
     if await take(cx, cx.mm, low, low + PAGE_SIZE, False, cx.design.fault_killable):
         return -SIGSEGV
-    result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
+    result, vma = -ENOMEM, None
+    if not await no_memory(cx):
+        result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
     await give(cx, cx.mm, low, low + PAGE_SIZE, False)
     if result == GROWS:
         return await fault_growing_stack(cx, address, write)
