@@ -227,7 +227,8 @@ def end_span(
     if hold not in held:
         raise Violation(
             Invariant.LOCK_MODE,
-            f"{task} gives {range_of(start, end)} of {lock_name(lock)} back and does not hold it so",
+            f"{task} gives {range_of(start, end)} of {lock_name(lock)} back "
+            "and does not hold it so",
         )
     held.remove(hold)
     words.lock_left(m, task.tid, lock)
