@@ -115,7 +115,8 @@ def test_every_search_agrees_where_ranges_are_locked(fair: bool) -> None:
         if found is not None:
             assert str(replay(configuration, found.schedule).violation) == str(found.violation)
         met |= {fast.answer, *rules[0]}
-    assert met == {"proved", "broken", Invariant.NO_DEADLOCK, Invariant.PRIVATE_UNDER_READ}
+    deadlock = {Invariant.NO_DEADLOCK} if fair else set()
+    assert met == {"proved", "broken", Invariant.PRIVATE_UNDER_READ} | deadlock
 
 
 def test_hashed_and_whole_states_agree() -> None:

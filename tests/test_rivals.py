@@ -31,7 +31,7 @@ from zaplock.views.outcomes import block_sentences, sentences
 SCENARIOS = (
     "munmap+fault", "munmap+munmap", "munmap-killed", "munmap-error", "fault+mremap",
     "mremap-touch", "convoy", "starvation", "bounded-hold", "fork-copy", "mmap-fixed+mprotect",
-    "hugetlb", "uffd-event", "munmap-sealed", "fork-served",
+    "hugetlb", "uffd-event", "munmap-sealed", "fork-served", "driver-ioctl", "driver-shrink",
 )  # fmt: skip
 LOCK = ("ranges", 1)
 

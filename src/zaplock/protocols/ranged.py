@@ -58,6 +58,7 @@ from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity, prepare_e
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.proc import read_arg_bounds, remote_entry
+from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import (
@@ -122,6 +123,7 @@ async def do_munmap_ranged(
     for handle in handles:
         vma = await read_vma(handle)
         unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        await close(vma, handle)
         await close_vma(handle)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
