@@ -67,6 +67,14 @@ def test_any_allocation_of_any_scenario_can_fail_by_one_switch(scenario: str) ->
     assert short.states > 2 * plain.states
 
 
+def test_filling_memory_in_advance_can_fail_for_want_of_it() -> None:
+    tasks = (TaskSpec(("mlock 0 4", "munlock 0 4 -> 0")), TaskSpec(("write 1 7",)))
+    short = Scenario("filled", tasks, MAPPED, failing_allocations=1, forbidden=("A.1 == EAGAIN",))
+    assert check(short, LINUX).invariants == ("FORBIDDEN_OUTCOME",)
+    allowed = msgspec.structs.replace(short, forbidden=(), possible=("A.1 == EAGAIN",))
+    assert (check(allowed, LINUX).verdict, check(allowed, LINUX).why) == ("proved", "")
+
+
 def test_two_allocations_that_fail_are_more_than_one() -> None:
     found = [check(find_scenario("munmap+fault", Added(failing=n)), LINUX) for n in (0, 1, 2)]
     assert {one.verdict for one in found} == {"proved"}

@@ -14,6 +14,7 @@ from toys import (
     load,
     must_equal,
     random_configuration,
+    random_ranges,
     store,
     tasks,
     total_below,
@@ -94,6 +95,28 @@ def test_merging_steps_that_nobody_sees_changes_no_verdict(fair: bool) -> None:
         if found is not None:
             assert str(replay(configuration, found.schedule).violation) == str(found.violation)
     assert merged < 0.7 * plain
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_every_search_agrees_where_ranges_are_locked(fair: bool) -> None:
+    met = set()
+    for seed in range(40):
+        configuration = random_ranges(seed, fair)
+        fast = explore(configuration, all_violations=True)
+        assert brief(fast) == brief(explore_plainly(configuration, exact=True)), seed
+        if seed % 10 == 0:
+            split = explore_split(configuration, 2, all_violations=True, enough=3)
+            assert brief(split) == brief(fast), seed
+        merged = explore_merged(configuration, LOCKS)
+        rules = [{one.invariant for one in verdict.violations} for verdict in (fast, merged)]
+        assert rules[0] == rules[1], seed
+        found = easiest_counterexample(configuration, merge=LOCKS)
+        assert (found is not None) == (fast.answer == "broken"), seed
+        if found is not None:
+            assert str(replay(configuration, found.schedule).violation) == str(found.violation)
+        met |= {fast.answer, *rules[0]}
+    deadlock = {Invariant.NO_DEADLOCK} if fair else set()
+    assert met == {"proved", "broken", Invariant.PRIVATE_UNDER_READ} | deadlock
 
 
 def test_hashed_and_whole_states_agree() -> None:

@@ -1,14 +1,17 @@
 """Rivals of Linux's address space, and the locks that they need: ranges and page-table pages."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from errno import ENOMEM
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from zaplock.check.bugs import expected
+from zaplock.check.counterexample import tell
 from zaplock.check.matrix import check_row, unexpected
-from zaplock.check.verdicts import check, find_design, find_scenario
+from zaplock.check.verdicts import Added, check, closed_system, find_design, find_scenario
 from zaplock.designs.catalogue import GROUPS
 from zaplock.designs.rivals import rivals
 from zaplock.engines.timed.engine import TimedEngine
@@ -20,13 +23,15 @@ from zaplock.model.rwsem import RWSEM_5_11
 from zaplock.model.spans import lock_range, spans_of, unlock_range
 from zaplock.model.step import SleepStep, Task
 from zaplock.model.violations import Violation
-from zaplock.protocols.address_locks import ROOT, covering, mapped_by, path_to
+from zaplock.protocols.address_locks import ROOT, covering, give, mapped_by, path_to, take
+from zaplock.protocols.design import Cx, Design, Protocol
+from zaplock.protocols.shortage import no_memory
 from zaplock.views.outcomes import block_sentences, sentences
 
 SCENARIOS = (
     "munmap+fault", "munmap+munmap", "munmap-killed", "munmap-error", "fault+mremap",
     "mremap-touch", "convoy", "starvation", "bounded-hold", "fork-copy", "mmap-fixed+mprotect",
-    "hugetlb", "uffd-event", "munmap-sealed", "fork-served",
+    "hugetlb", "uffd-event", "munmap-sealed", "fork-served", "driver-ioctl", "driver-shrink",
 )  # fmt: skip
 LOCK = ("ranges", 1)
 
@@ -174,3 +179,76 @@ def test_a_range_lock_is_there_for_authors_too(tmp_path: Path) -> None:
     design = find_design("linux-6.18")
     assert check(find_scenario(f"{file}:LOCKED"), design).verdict == "proved"
     assert check(find_scenario(f"{file}:BARE"), design).verdict == "broken"
+
+
+HELD = """
+from zaplock.author import *
+
+BOOK = LockClass("book")
+
+@step
+def zap_pte_range(m, task):
+    pass
+
+async def hold_book(cx, mapped):
+    if mapped:
+        await down_write_trylock(cx.mmap_lock)
+    await lock_range(BOOK(1))
+    await zap_pte_range()
+    await unlock_range(BOOK(1))
+    if mapped:
+        await up_write(cx.mmap_lock)
+    return 0
+
+HOLD = OwnOperation(name="hold", run=hold_book, arguments=("mapped",), summary="holds a lock")
+
+def scenario(mapped):
+    return Scenario(
+        summary="work on pages under a lock", operations=(HOLD,), bounded_hold=True,
+        task=[TaskSpec([f"hold {mapped}"])],
+    )
+
+OWN, LINUX = scenario(0), scenario(1)
+"""
+
+
+def test_what_takes_the_place_of_the_mmap_lock_bounds_its_holds_and_no_other_lock_does(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "held.py"
+    file.write_text(HELD)
+    for design in ("linux-6.18", "range-lock", "radixvm", "cortenmm-rw", "big-lock"):
+        own, linux = (find_scenario(f"{file}:{name}") for name in ("OWN", "LINUX"))
+        found = [check(one, find_design(design)) for one in (own, linux)]
+        assert [one.verdict for one in found] == ["proved", "broken"], design
+        assert found[1].invariants == ("BOUNDED_HOLD",)
+
+
+def test_a_failed_munmap_leaves_no_trace_in_the_range_that_it_held() -> None:
+    scenario = find_scenario("munmap+fault", Added(failing=1))
+    for design in ("range-lock", "radixvm", "cortenmm-rw", "cortenmm-adv"):
+        own = find_design(design)
+        assert check(scenario, own).verdict == "proved", design
+        forgets = replace(own, munmap=forgetful(own))
+        assert check(scenario, forgets).invariants == ("ERROR_LEAVES_NO_TRACE",), design
+
+
+def forgetful(design: Design) -> Callable[..., Protocol]:
+    """Unmap, and then find out that there is no memory for it."""
+
+    async def munmap(cx: Cx, start: int, length: int) -> int:
+        await take(cx, cx.mm, start, start + length)
+        result = await design.do_munmap(cx, start, length, [])
+        failed = await no_memory(cx)
+        await give(cx, cx.mm, start, start + length)
+        return -ENOMEM if failed else result
+
+    return munmap
+
+
+def test_the_locks_of_a_story_are_ranges_too() -> None:
+    scenario, design = find_scenario("bounded-hold"), find_design("radixvm")
+    found = check(scenario, design)
+    assert found.schedule is not None
+    told = tell(closed_system(scenario, design, found.fair), found.schedule)
+    assert "mmap_lock[p2, p6)" in {hold.lock for row in told.rows for hold in row.holds}

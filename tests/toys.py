@@ -9,6 +9,7 @@ from typing import Any
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.model import rwsem
 from zaplock.model.machine import Machine
+from zaplock.model.spans import SpanDowngrade, SpanTry, lock_range, unlock_range
 from zaplock.model.step import Task, WaitStep, step
 from zaplock.model.store import Cells, OrderedCells
 from zaplock.model.violations import Invariant, Violation
@@ -147,6 +148,83 @@ def _random_body(rng: random.Random, length: int) -> Callable[[], Any]:
         return seen
 
     return body
+
+
+async def _book_keeping(kind: str, name: str, amount: int) -> int:
+    if kind == "load":
+        return await load(name)
+    if kind == "add":
+        return await add(name, amount)
+    if kind == "insert":
+        return await insert(amount)
+    await kill(1 + amount)
+    return 0
+
+
+def _random_holder(rng: random.Random) -> Callable[[], Any]:
+    """Make a protocol that holds random ranges of two locks, and counts meanwhile."""
+    plan: list[tuple[Any, ...]] = []
+    held: list[tuple[Any, ...]] = []
+    for number in range(rng.randrange(4, 8)):
+        kind = rng.choice(["load", "add", "insert", "kill", "lock", "lock", "try", "unlock"])
+        start = rng.randrange(4)
+        span = (rng.choice(LOCKS), start, start + rng.randrange(1, 4), rng.random() < 0.6)
+        if kind == "lock":
+            held.append((kind, number, (*span, rng.random() < 0.3, rng.random() < 0.3)))
+            plan.append(held[-1])
+        elif kind == "try":
+            held.append((kind, number, (span[0], span[3], rng.random() < 0.5)))
+            plan.append(held[-1])
+        elif kind == "unlock":
+            if held:
+                plan.append((kind, number, held.pop(rng.randrange(len(held)))))
+        else:
+            plan.append((kind, number, (rng.choice("xy"), rng.randrange(1, 3))))
+    plan += [("unlock", 0, one) for one in held]
+
+    async def body() -> int:
+        seen = 0
+        has: set[int] = set()
+        for kind, number, args in plan:
+            if kind == "lock":
+                if not await lock_range(*args):
+                    has.add(number)
+            elif kind == "try":
+                lock, write, downgrades = args
+                if await SpanTry(lock, write):
+                    has.add(number)
+                    if write and downgrades:
+                        await SpanDowngrade(lock)
+            elif kind == "unlock":
+                how, taken_by, (lock, *span) = args
+                if taken_by not in has:
+                    continue
+                if how == "lock":
+                    start, end, write, _, piecewise = span
+                    await unlock_range(lock, start, end, write, piecewise)
+                else:
+                    write, downgrades = span
+                    await unlock_range(lock, write=write and not downgrades)
+            else:
+                seen = await _book_keeping(kind, *args)
+        return seen
+
+    return body
+
+
+def random_ranges(seed: int, fair: bool) -> Configuration:
+    """Make two or three random tasks that hold ranges, and some promises."""
+    rng = random.Random(seed)
+    bodies = [_random_holder(rng) for _ in range(rng.choice([2, 2, 3]))]
+    limit = rng.randrange(3, 9)
+
+    def nothing_is_held(m: Toy, _results: tuple[Any, ...]) -> None:
+        if len(m.spans):
+            raise Violation(Invariant.LOCK_MODE, "a range is held")
+
+    return Configuration(
+        Toy, tasks(*bodies), Rules(fair), always=(total_below(limit),), at_end=(nothing_is_held,)
+    )
 
 
 def random_configuration(seed: int, fair: bool) -> Configuration:

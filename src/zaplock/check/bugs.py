@@ -156,7 +156,7 @@ PROMISES: tuple[DesignPromise, ...] = (
     DesignPromise(
         "a reader waits no longer than the exclusive part",
         (LIVENESS,),
-        lambda d: d.locking != "rwsem",  # whose munmap holds nothing shared
+        lambda d: d.locking in ("exclusive", "slots", "tables"),  # which have no shared holds
     ),
     DesignPromise(
         "who holds the lock neither waits nor works on pages without a bound",

@@ -19,7 +19,8 @@ from zaplock.errors import UserError
 from zaplock.model.flags import names
 from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import Rwsem, lock_name
+from zaplock.model.rwsem import Lock, Rwsem, lock_name
+from zaplock.model.spans import LockedSpan, range_of
 from zaplock.model.vma import Vma
 
 PACKAGE = Path(__file__).parent.parent
@@ -188,7 +189,18 @@ def holds_of(run: ScheduleRun, tasks: tuple[str, ...]) -> tuple[Hold, ...]:
     holds: list[Hold] = []
     for lock, sem in sorted(run.machine.locks.data.items(), key=repr):
         holds += _holds_of(sem, lock_name(lock), names_of)
+    for lock, spans in sorted(run.machine.spans.data.items(), key=repr):
+        for span in spans.held:
+            mode = "write" if span.write else "read"
+            holds.append(Hold(names_of.get(span.tid, "?"), span_name(lock, span), mode))
+        for span in spans.queue:
+            holds.append(Hold(names_of.get(span.tid, "?"), span_name(lock, span), "queued"))
     return tuple(holds)
+
+
+def span_name(lock: Lock, span: LockedSpan) -> str:
+    """Write a range of a lock."""
+    return readable(f"{lock_name(lock)}[{range_of(span.start, span.end)})")
 
 
 def _holds_of(sem: Rwsem, label: str, names_of: dict[int, str]) -> list[Hold]:

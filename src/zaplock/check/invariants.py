@@ -33,10 +33,10 @@ from zaplock.model.frames import OWN_FRAMES_SHIFT
 from zaplock.model.machine import Machine, maker_of
 from zaplock.model.mm import CUT_SHIFT
 from zaplock.model.rwsem import lock_name
-from zaplock.model.spans import spans_of
+from zaplock.model.spans import TOP, spans_of
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma
+from zaplock.model.vma import Vma, overlapping
 from zaplock.protocols.address_locks import ADDRESS_LOCKS
 from zaplock.protocols.shortage import FAILED
 
@@ -256,13 +256,22 @@ def holds_nothing(m: Machine, task: Task, _results: Any) -> None:
 
 def readers_wait_for_writers_only(m: Machine) -> None:
     """Report a reader that queues although only readers hold: the patch promised otherwise."""
-    sem = m.locks.get(("mmap_lock", 1))
-    if sem is not None and not sem.writer and sem.readers:
-        for tid, write in sem.queue:
-            if not write:
+    for lock in m.locks:
+        sem = m.locks[lock]
+        if lock[0] in ADDRESS_LOCKS and not sem.writer and sem.readers:
+            for tid, write in sem.queue:
+                if not write:
+                    raise Violation(
+                        Invariant.READER_WAITS_EXCLUSIVE_ONLY,
+                        f"task {tid} queues to read behind {sem.queue[0]} while only readers hold",
+                    )
+    for lock in m.spans:
+        spans = m.spans[lock]
+        for wish in spans.queue:
+            if lock[0] in ADDRESS_LOCKS and not wish.write and not wish.meets(spans.held):
                 raise Violation(
                     Invariant.READER_WAITS_EXCLUSIVE_ONLY,
-                    f"task {tid} queues to read behind {sem.queue[0]} while only readers hold",
+                    f"task {wish.tid} queues to read a range that only readers hold",
                 )
 
 
@@ -296,9 +305,11 @@ class MapPicture(NamedTuple):
     brk: int
 
 
-def picture_of(m: Machine, mm: int) -> MapPicture:
-    """Take the picture of an address space."""
+def picture_of(m: Machine, mm: int, low: int = 0, high: int = TOP) -> MapPicture:
+    """Take the picture of an address space, or of a range of it, which has no counters."""
     space = m.mm(mm)
+    if (low, high) != (0, TOP):
+        return MapPicture(coverage(m, mm, low, high), 0, 0, 0)
     counts = (space.count(name) for name in ("total_vm", "locked_vm", "brk"))
     return MapPicture(coverage(m, mm), *counts)
 
@@ -325,14 +336,15 @@ def nothing_changed(before: Machine, m: Machine, _results: tuple[Any, ...]) -> N
         forbid_trace(mm, picture_of(before, mm), picture_of(m, mm))
 
 
-def coverage(m: Machine, mm: int) -> tuple[tuple[int, int, int], ...]:
+def coverage(
+    m: Machine, mm: int, low: int = 0, high: int = TOP
+) -> tuple[tuple[int, int, int], ...]:
     """List (first page, end page, flags) of what is mapped, neighbours alike taken together."""
     runs: list[tuple[int, int, int]] = []
-    space = m.mm(mm)
-    for start in space.tree:
-        vma = m.vmas[space.tree[start]]
+    for handle in overlapping(m, m.mm(mm), low, high):
+        vma = m.vmas[handle]
         assert isinstance(vma, Vma)
-        first, last = (start >> 12) - BASE_PAGE, (vma.end >> 12) - BASE_PAGE
+        first, last = ((at >> 12) - BASE_PAGE for at in (max(low, vma.start), min(high, vma.end)))
         if runs and runs[-1][1] == first and runs[-1][2] == vma.flags:
             first = runs.pop()[0]
         runs.append((first, last, vma.flags))

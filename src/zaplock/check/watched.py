@@ -25,10 +25,11 @@ from zaplock.check.mutations import Rule, Steps, filtered, is_lock
 from zaplock.check.scenarios import address_of
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Lock, LockStep, held, lock_name
+from zaplock.model.spans import SpanStep
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import tombstones_over
-from zaplock.protocols.address_locks import holds_more
+from zaplock.protocols.address_locks import exclusive_range, holds_more
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.tombstones import dying_in
 
@@ -153,21 +154,25 @@ def none_of_them_dies(m: Machine, task: Task, seen: tuple[int, ...], start: int,
 
 
 class NoTrace(Rule):
-    """Take a picture of the map at the beginning and the end of the first exclusive hold."""
+    """Take a picture of what the first exclusive hold is of, at its beginning and at its end."""
 
     def __init__(self, cx: Cx) -> None:
         self.cx = cx
+        self.range = 0, 0
         self.before: MapPicture | None = None
         self.after: MapPicture | None = None
 
     def __call__(self, step: Step[Any]) -> Steps:
-        is_own = isinstance(step, LockStep) and step.lock == self.cx.mmap_lock
-        ends = is_own and (is_lock(step, "downgrade") or is_lock(step, "up", write=True))
-        if ends and self.before is not None and self.after is None:
-            self.after = yield look_at_map(self.cx.mm)
+        held = exclusive_range(step, self.cx.mm)
+        if held is None:
+            return (yield step)
+        waits = isinstance(step, SpanStep) or (isinstance(step, LockStep) and step.action == "down")
+        if not waits and held == self.range and self.after is None:
+            self.after = yield look_at_map(self.cx.mm, *held)
         result = yield step
-        if is_own and is_lock(step, "down", write=True) and not result and self.before is None:
-            self.before = yield look_at_map(self.cx.mm)
+        if waits and not result and self.before is None:
+            self.range = held
+            self.before = yield look_at_map(self.cx.mm, *held)
         return result
 
 
@@ -185,9 +190,9 @@ async def leaving_no_trace(protocol: Protocol, cx: Cx, wanted: int | None = None
 
 
 @step
-def look_at_map(m: Machine, _task: Task, mm: int) -> MapPicture:
-    """Take a picture of a map."""
-    return picture_of(m, mm)
+def look_at_map(m: Machine, _task: Task, mm: int, low: int, high: int) -> MapPicture:
+    """Take a picture of a range of a map."""
+    return picture_of(m, mm, low, high)
 
 
 @step

@@ -7,7 +7,9 @@ left to right), who waits has what lies before the first conflict already, and i
 behind it. A lock is named as any other, ("mmap_lock", mm); an author's own by its LockClass.
 
 All three engines know it as a wait and a release (`take_span`, `end_span`). The exhaustive engine
-has the queue under the fair rule, and lets any waiter be next under the other.
+has the queue under the fair rule, and lets any waiter be next under the other. In weak memory it
+orders what is done under it as one lock does, also for ranges that are apart: the tree of ranges is
+behind a spinlock.
 
 Sources: the range locks of Bueso and Dufour for the mmap_lock (2017, 2018), Kogan, Dice and Issa,
 "Scalable Range Locks for Scalable Address Spaces and Beyond" (EuroSys 2020, arXiv 2006.12144).
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model import words
 from zaplock.model.rwsem import Lock, lock_name
 from zaplock.model.step import Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
@@ -43,6 +46,10 @@ class LockedSpan(msgspec.Struct, frozen=True):
         """Return whether two tasks can't have these at once."""
         overlap = self.start < other.end and other.start < self.end
         return overlap and (self.write or other.write) and self.tid != other.tid
+
+    def meets(self, held: tuple[LockedSpan, ...]) -> bool:
+        """Return whether one of these is in its way."""
+        return any(self.conflicts(span) for span in held)
 
 
 class Spans(msgspec.Struct, frozen=True):
@@ -72,7 +79,7 @@ class SpanStep(WaitStep[int]):
 
     def __repr__(self) -> str:
         lock, start, end, write, _ = self.args
-        return f"lock_range({lock_name(lock)}, {_range(start, end)}, {_mode(write)})"
+        return f"lock_range({lock_name(lock)}, {range_of(start, end)}, {_mode(write)})"
 
 
 class SpanEnd(Step[int]):
@@ -87,10 +94,44 @@ class SpanEnd(Step[int]):
 
     def __repr__(self) -> str:
         lock, start, end, write, _ = self.args
-        return f"unlock_range({lock_name(lock)}, {_range(start, end)}, {_mode(write)})"
+        return f"unlock_range({lock_name(lock)}, {range_of(start, end)}, {_mode(write)})"
 
 
-def _range(start: int, end: int) -> str:
+class SpanTry(Step[int]):
+    """Hold everything if nobody else has, or waits for, what conflicts with that: 1 if so."""
+
+    __slots__ = ("lock", "write")
+
+    def __init__(self, lock: Lock, write: bool) -> None:
+        super().__init__(try_span, (lock, write))
+        self.lock = lock
+        self.write = write
+
+    def __repr__(self) -> str:
+        return f"try_range({lock_name(self.lock)}, all, {_mode(self.write)})"
+
+
+class SpanDowngrade(Step[int]):
+    """Turn an exclusive hold of everything into a shared one without a gap."""
+
+    __slots__ = ("lock",)
+
+    write = False
+    """What is held then."""
+
+    def __init__(self, lock: Lock) -> None:
+        super().__init__(downgrade_span, (lock,))
+        self.lock = lock
+
+    def __repr__(self) -> str:
+        return f"downgrade_range({lock_name(self.lock)}, all)"
+
+
+SpanSteps = SpanStep | SpanEnd | SpanTry | SpanDowngrade
+
+
+def range_of(start: int, end: int) -> str:
+    """Write a range of keys."""
     return "all" if (start, end) == (0, TOP) else f"{start:#x}, {end:#x}"
 
 
@@ -135,7 +176,7 @@ def _is_free(
     m: Machine, task: Task, lock: Lock, start: int, end: int, write: bool, _piecewise: bool
 ) -> bool:
     wish, spans = LockedSpan(task.tid, start, end, write), spans_of(m, lock)
-    if any(wish.conflicts(span) for span in spans.held):
+    if wish.meets(spans.held):
         return False
     for waiter in spans.queue:
         if waiter.tid == task.tid:
@@ -155,6 +196,7 @@ def take_span(
     m.spend("lock")
     m.touch(task, *lock, start if piecewise else 0)
     m.spans.put(lock, Spans(tuple(sorted(held, key=_order)), queue))
+    words.lock_taken(m, task.tid, lock)
     return 0
 
 
@@ -185,9 +227,11 @@ def end_span(
     if hold not in held:
         raise Violation(
             Invariant.LOCK_MODE,
-            f"{task} gives {_range(start, end)} of {lock_name(lock)} back and does not hold it so",
+            f"{task} gives {range_of(start, end)} of {lock_name(lock)} back "
+            "and does not hold it so",
         )
     held.remove(hold)
+    words.lock_left(m, task.tid, lock)
     m.spend("unlock")
     m.touch(task, *lock, start if piecewise else 0)
     if held or spans.queue:
@@ -195,6 +239,23 @@ def end_span(
     else:
         m.spans.drop(lock)
     m.wake(("span", *lock))
+    return 0
+
+
+def try_span(m: Machine, task: Task, lock: Lock, write: bool) -> int:
+    """Hold everything if nobody else has any of it in a way that conflicts: 1 if so."""
+    spans = spans_of(m, lock)
+    others = [one for one in (*spans.held, *spans.queue) if one.tid != task.tid]
+    if others and (write or any(one.write for one in others)):
+        return 0
+    take_span(m, task, lock, 0, TOP, write)
+    return 1
+
+
+def downgrade_span(m: Machine, task: Task, lock: Lock) -> int:
+    """Turn an exclusive hold of everything into a shared one without a gap."""
+    end_span(m, task, lock, 0, TOP, True)
+    take_span(m, task, lock, 0, TOP, False)
     return 0
 
 

@@ -39,13 +39,12 @@ from zaplock.model.rwsem import (
 )
 from zaplock.model.spans import (
     TOP,
+    SpanDowngrade,
     SpanEnd,
     SpanStep,
-    end_span,
+    SpanTry,
     holds_range,
     lock_range,
-    spans_of,
-    take_span,
     unlock_range,
 )
 from zaplock.model.step import Step, Task, step
@@ -148,15 +147,32 @@ def holds(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
 
 def holds_more(step: Step[Any], result: Any) -> int:
     """Return 1 where a step has begun a hold of an address space, -1 where it has ended one."""
+    if not isinstance(step, LockStep | SpanStep | SpanEnd | SpanTry):
+        return 0
+    if step.lock[0] not in ADDRESS_LOCKS:
+        return 0  # an author's own, say
     if isinstance(step, SpanStep):
         return int(not result)
+    if isinstance(step, SpanTry):
+        return int(bool(result))
     if isinstance(step, SpanEnd):
         return -1
-    if not isinstance(step, LockStep) or step.lock[0] not in ADDRESS_LOCKS:
-        return 0
     if step.action in ("down", "try"):
         return int(bool(result) == (step.action == "try"))
     return -int(step.action == "up")
+
+
+def exclusive_range(step: Step[Any], mm: int) -> tuple[int, int] | None:
+    """Return the addresses of `mm` whose exclusive hold a step begins or ends, None for others."""
+    if isinstance(step, SpanStep | SpanEnd):
+        _, start, end, write, _ = step.args
+        return (start, end) if write and step.lock == ("mmap_lock", mm) else None
+    if not isinstance(step, LockStep) or not (step.write or step.action == "downgrade"):
+        return None
+    kind, number = step.lock
+    if kind == TABLE_LOCK and number >> 44 == mm:
+        return mapped_by(number >> 40 & 15, number & (1 << 40) - 1)
+    return (0, TOP) if step.lock == ("mmap_lock", mm) else None
 
 
 def under(design: Design, protocol: Protocol) -> Protocol:
@@ -202,11 +218,11 @@ def _root(step: LockStep) -> Step[int]:
 def _all_in_its_mode(step: LockStep) -> Step[int]:
     """Hold the whole range, shared or exclusively."""
     if step.action == "downgrade":
-        return downgrade_range(step.lock)
+        return SpanDowngrade(step.lock)
     if step.action == "up":
         return unlock_range(step.lock, write=step.write)
     if step.action == "try":
-        return try_range(step.lock, step.write)
+        return SpanTry(step.lock, step.write)
     return lock_range(step.lock, write=step.write, killable=step.killable)
 
 
@@ -217,7 +233,7 @@ def _all(step: LockStep) -> Step[int]:
     if step.action == "up":
         return unlock_range(step.lock, piecewise=True)
     if step.action == "try":
-        return try_range(step.lock, True)
+        return SpanTry(step.lock, True)
     return lock_range(step.lock, killable=step.killable, piecewise=True)
 
 
@@ -233,23 +249,4 @@ _PLACES: dict[str, Callable[[LockStep], Step[int]]] = {
 @step
 def stay(_m: Machine, _task: Task) -> int:
     """Do nothing: who holds exclusively goes on so."""
-    return 0
-
-
-@step
-def try_range(m: Machine, task: Task, lock: Lock, write: bool) -> int:
-    """Hold the whole range if nobody else has any of it in a way that conflicts: 1 if so."""
-    spans = spans_of(m, lock)
-    others = [one for one in (*spans.held, *spans.queue) if one.tid != task.tid]
-    if others and (write or any(one.write for one in others)):
-        return 0
-    take_span(m, task, lock, 0, TOP, write)
-    return 1
-
-
-@step
-def downgrade_range(m: Machine, task: Task, lock: Lock) -> int:
-    """Turn an exclusive hold of everything into a shared one without a gap."""
-    end_span(m, task, lock, 0, TOP, True)
-    take_span(m, task, lock, 0, TOP, False)
     return 0

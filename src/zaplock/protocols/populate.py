@@ -29,6 +29,7 @@ from zaplock.model.pagetable import split_huge_zero
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
+from zaplock.protocols.shortage import no_memory
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -89,6 +90,8 @@ async def populate_pages(
     stops = write and cx.design.dirty_fault_lets_go
     splits = write and not cx.design.replaces_huge_zero
     for at in range(low, high, grain):
+        if await no_memory(cx):
+            return -ENOMEM, at
         until = min(at + grain, high)
         error, came_to = await fault_range(handle, at, until, write, splits, stops)
         if error:

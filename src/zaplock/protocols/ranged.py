@@ -58,7 +58,9 @@ from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity, prepare_e
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.proc import read_arg_bounds, remote_entry
+from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.seals import any_sealed
+from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import (
     Handles,
     begin_unmap,
@@ -105,6 +107,8 @@ async def do_munmap_ranged(
         return -EPERM
     if await is_inside_one(cx.mm, start, end) and await at_map_limit(cx):
         return -ENOMEM
+    if await no_memory(cx):
+        return -ENOMEM
     error, handles = await take_range(cx.mm, start, end)
     if error or not handles:
         return error
@@ -119,6 +123,7 @@ async def do_munmap_ranged(
     for handle in handles:
         vma = await read_vma(handle)
         unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        await close(vma, handle)
         await close_vma(handle)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
@@ -183,7 +188,9 @@ async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
     low = address & PAGE_MASK
     if await take(cx, cx.mm, low, low + PAGE_SIZE, False, cx.design.fault_killable):
         return -SIGSEGV
-    result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
+    result, vma = -ENOMEM, None
+    if not await no_memory(cx):
+        result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
     await give(cx, cx.mm, low, low + PAGE_SIZE, False)
     if result == GROWS:
         return await fault_growing_stack(cx, address, write)

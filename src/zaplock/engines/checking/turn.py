@@ -16,7 +16,7 @@ from zaplock.errors import ProtocolError
 from zaplock.model import rwsem, words
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep
-from zaplock.model.spans import SpanStep
+from zaplock.model.spans import SpanStep, SpanSteps
 from zaplock.model.step import Step, StepWatch, Task, WaitStep, watching
 
 
@@ -60,6 +60,8 @@ def _attempt(
 ) -> StepOutcome:
     if isinstance(step, LockStep):
         return _lock(rules, machine, task, step, queued)
+    if isinstance(step, SpanSteps) and not words.is_drained(machine, task):
+        return BLOCKED  # as for any lock
     if isinstance(step, WaitStep) and not step.ready(machine, task, *step.args):
         if step.killable and machine.has_fatal_signal(task.tid):
             if queued and step.withdraw is not None:

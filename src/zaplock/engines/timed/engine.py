@@ -53,7 +53,7 @@ from zaplock.engines.timed.threads import (
 from zaplock.errors import UserError
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, Lock, LockStep, RwsemPolicy, downgrade, release
-from zaplock.model.spans import SpanEnd, SpanStep
+from zaplock.model.spans import SpanDowngrade, SpanEnd, SpanStep, SpanTry
 from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 from zaplock.trace.events import Events
@@ -429,6 +429,8 @@ class TimedEngine:
             thread.result = step.run(machine, thread.task, *step.args)
             thread.left_ns = int(machine.spent_ns + 0.5) + self._after_step()
             machine.spent_ns = 0
+            if isinstance(step, SpanDowngrade) or (isinstance(step, SpanTry) and thread.result):
+                self._note_span(thread, ACQUIRED)
         if thread.resume is not None:
             self._long_waits.look_at(thread, self.clock.now)
             thread.resume = None
@@ -441,7 +443,7 @@ class TimedEngine:
     def _note_span(self, thread: Thread, what: int) -> None:
         """Record what happens to a range of a lock as if it were all of the lock."""
         step = thread.step
-        if isinstance(step, SpanStep | SpanEnd):
+        if isinstance(step, SpanStep | SpanEnd | SpanTry | SpanDowngrade):
             lock = self._locks.get(step.lock) or self._new_lock(step.lock)
             if lock.code:
                 mode = WRITE if step.write else 0
