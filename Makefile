@@ -38,11 +38,13 @@ docs: .venv-docs/.ready
 	touch $@
 
 # Lines that quick tests run, child processes included; docs/design.md says why not the whole suite.
-COVERED := $(addprefix tests/test_,$(addsuffix .py,protocols sequential store lab import_forms arrows))
-FLOOR := 25
+COVERED := $(addprefix tests/test_,$(addsuffix .py,advise command_line diff fleet_store found hung_task \
+  import import_forms lab oracle perfetto profiles protocols recording_file release release_limits replay \
+  report sequential stacks_views store timeline))
+FLOOR := 55
 coverage: setup
 	rm -rf out/coverage && mkdir -p out/coverage
-	$(BIN)/coverage run -m pytest $(wildcard $(COVERED)) >out/coverage/pytest.log || \
+	$(BIN)/coverage run -m pytest --numprocesses $(TESTERS) $(wildcard $(COVERED)) >out/coverage/pytest.log || \
 	  { cat out/coverage/pytest.log; false; }
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under $(FLOOR) | tail -1
