@@ -47,7 +47,9 @@ coverage: setup
 	$(BIN)/coverage run -m pytest --numprocesses $(TESTERS) $(wildcard $(COVERED)) >out/coverage/pytest.log || \
 	  { cat out/coverage/pytest.log; false; }
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under $(FLOOR) | tail -1
+	$(BIN)/coverage report --fail-under $(FLOOR) >out/coverage/report.txt || \
+	  { tail -2 out/coverage/report.txt; false; }
+	@grep TOTAL out/coverage/report.txt
 
 # As many mutations of each kind as FUZZ says, a twentieth through the command line, others each time;
 # and a disk that is full after each single page.
