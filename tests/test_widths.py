@@ -210,7 +210,7 @@ def checked() -> tuple[Scenario, CheckResult, Story]:
 
 
 def of_a_check() -> None:
-    from zaplock.cli.check import _print_verdicts
+    from zaplock.cli._check_one import _print_verdicts
 
     scenario, found, story = checked()
     _print_verdicts(scenario, [found], [story], sampled=False)
@@ -218,7 +218,7 @@ def of_a_check() -> None:
 
 def of_the_matrix() -> None:
     from zaplock.check.matrix import Cell, Killed
-    from zaplock.cli.check import _print_matrix
+    from zaplock.cli._check_all import _print_matrix
     from zaplock.views.matrix import mutation_table
     from zaplock.views.screen import Screen
 

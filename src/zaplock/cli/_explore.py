@@ -20,7 +20,7 @@ def explore(args: Namespace, added: Added) -> int:
     """Read commands until there are none; 1 or 4 if the state that is left is broken, else 0."""
     from zaplock.check.explorer import Explorer
     from zaplock.check.tokens import read_token, replaying
-    from zaplock.cli.check import exit_code_of
+    from zaplock.cli._check_replay import exit_code_of
 
     if args.replay:
         token = read_token(args.replay, args.design, args.scenario or "", added)

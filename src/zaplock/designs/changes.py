@@ -127,7 +127,8 @@ CHANGES: tuple[Change, ...] = (
         "a fatal signal ends the wait of a reader of /proc/PID/cmdline, so it no longer counts as "
         "a hung task",
         {"cmdline_killable": True}, ("4.19.63", "5.2.5"),
-        doubt="whether 5.1 took it is not confirmed",
+        doubt="5.1 has not: 5.1.21, its last release, came before these two; no source says so of "
+        "each older series",
     ),
     Change(
         "5.3", "e1b98fa31664",
@@ -358,11 +359,11 @@ CHANGES: tuple[Change, ...] = (
         "page tables of other processes are taken back without a lock of their address spaces",
     ),
     Change(
-        "6.7", None, "mm/mprotect: untouched anonymous memory that may not be written is uncharged",
+        "6.7", "9b9143298585",
+        "mm/mprotect: allow unfaulted VMAs to be unaccounted on mprotect()",
         "an mprotect that takes write permission from anonymous memory which was never touched "
         "gives back what was charged for it",
         {"uncharges_untouched": True},
-        doubt="neither its id nor its release was looked up: 6.1 does not, 6.12 does",
     ),
     Change(
         "6.7", "c4608d1bf7c6", "mm: mmap: map MAP_STACK to VM_NOHUGEPAGE",
@@ -385,12 +386,6 @@ CHANGES: tuple[Change, ...] = (
         {"realigns_moves": True}, doubt="the release is by its date; not in 6.1, seen in 6.12",
     ),
     Change(
-        "6.9", None, "mm/madvise: process_madvise() of oneself needs no CAP_SYS_NICE",
-        "process_madvise of oneself needs no capability",
-        {"advises_itself": "some"},
-        doubt="neither id nor release was looked up; 6.1 needs it, 6.12 does not",
-    ),
-    Change(
         "6.9", "631426ba1d45",
         "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
         "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
@@ -399,7 +394,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
         'a first fault keeps the VMA lock and asks for the mmap_lock beside it: "all" do',
-        {"vma_lock_faults": "all"}, doubt="the release is not confirmed",
+        {"vma_lock_faults": "all"},
     ),
     Change(
         "6.10", "8be7258aad44", "mseal: add mseal syscall",
@@ -420,6 +415,11 @@ CHANGES: tuple[Change, ...] = (
         {"merges_anew": True},
     ),
     Change(
+        "6.12", "22af8caff7d1", "mm/madvise: process_madvise() drop capability check if same mm",
+        "process_madvise of oneself needs no capability",
+        {"advises_itself": "some"},
+    ),
+    Change(
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
         'a seal is looked for in each "vma" when its turn comes, so that what lies before it has '
         "been split or changed by then (siblings: 4a2dd02b0916, 38075679b5f1, 23c57d1fa2b9)",
@@ -428,10 +428,13 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.12", "6898c9039bc8",
         "mm/vma: extract the gathering of vmas from do_vmi_align_munmap()",
-        "munmap gathers, clears the tree, completes; floor and ceiling of the page-table freeing "
-        'are taken under write, "before" the downgrade',
+        "munmap gathers, clears the tree, completes",
+    ),
+    Change(
+        "6.12", "9c3ebeda8fb5", "mm/vma: track start and end for munmap in vma_munmap_struct",
+        "floor and ceiling of the page-table freeing are taken while munmap gathers, so under "
+        'write, "before" the downgrade',
         {"bounds_read": "before"},
-        doubt="which commit of the series took the bounds under write is not confirmed",
     ),
     Change(
         "6.12", "f8d112a4e657", "mm/mmap: avoid zeroing vma tree in mmap_region()",
@@ -445,9 +448,9 @@ CHANGES: tuple[Change, ...] = (
         {"gathers_first": True},
     ),
     Change(
-        "6.12", None, "mm: remove arch_unmap()",
+        "6.12", "40b88644dd92", "mm: remove arch_unmap()",
         'the architecture\'s hook is "never" called',
-        {"arch_unmap": "never"}, doubt="not in 6.12; its id was not found",
+        {"arch_unmap": "never"},
     ),
     Change(
         "6.12", "b1f202060afe",
@@ -461,10 +464,11 @@ CHANGES: tuple[Change, ...] = (
         {"guards": True},
     ),
     Change(
-        "6.13", None, "mm/madvise: allow process_madvise() any advice for the caller itself",
+        "6.13", None, "mm/madvise: unrestrict process_madvise() for current process",
         'process_madvise takes "all" advice for oneself; before "some", as for others: WILLNEED, '
         "COLD, PAGEOUT and COLLAPSE",
-        {"advises_itself": "all"}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+        {"advises_itself": "all"},
+        doubt="trees that carry the patch give it different ids; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.13", "1ced09e0331f", "mm: allocate THP on hugezeropage wp-fault",
@@ -478,21 +482,9 @@ CHANGES: tuple[Change, ...] = (
         {"prefaults_writes": False},
     ),
     Change(
-        "6.14", None, "mm: userfaultfd can't watch droppable mappings",
-        "userfaultfd refuses mappings of the kind MAP_DROPPABLE",
-        {"watches_droppable": False},
-        doubt="neither id nor release was looked up; 6.12 does not refuse, 6.18 does",
-    ),
-    Change(
         "6.14", "6375e95f381e", "mm: pgtable: reclaim empty PTE page in madvise(MADV_DONTNEED)",
         "MADV_DONTNEED frees the page tables that it has emptied",
         {"reclaims_tables": True},
-    ),
-    Change(
-        "6.15", None, "/dev/zero: private mappings are placed like anonymous memory",
-        "private mappings of /dev/zero are placed so that huge pages fit, too",
-        {"aligns_for_huge_pages": "devices"},
-        doubt="neither id nor release was looked up; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.15", "f35ab95ca0af", "mm: replace vm_lock and detached flag with a reference count",
@@ -506,7 +498,7 @@ CHANGES: tuple[Change, ...] = (
         "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
         "by mistake Committed_AS keeps what a moving mremap has cut off",
         {"mremap_forgets_charge": True},
-        doubt="the release is by the date of the series; not in 6.12, seen in 6.18",
+        doubt="the release is by its date, 10 March 2025; not in 6.12, seen in 6.18",
     ),
     Change(
         "6.16", "bfe125f1b187",
@@ -541,16 +533,23 @@ CHANGES: tuple[Change, ...] = (
         {"moves_many": True},
     ),
     Change(
-        "6.17", None, "mm/mseal: update madvise() logic",
+        "6.17", "d0b47a6866f1", "mm/mseal: update madvise() logic",
         "a seal keeps private mappings of /dev/zero from being discarded, too",
-        {"seals_devices": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+        {"seals_devices": True},
     ),
     Change(
-        "6.17", None, "mm/mremap: check remap conditions earlier",
+        "6.17", "a85dc37186a5", "mm/mremap: check remap conditions earlier",
         "an mremap looks at all its arguments before it looks for the mapping (a bad new address "
         "is EINVAL, also where nothing is mapped), and at the mapping before it clears the new "
         "place",
-        {"mremap_checks_first": True}, doubt="its id was not looked up; 6.12 does not, 6.18 does",
+        {"mremap_checks_first": True},
+    ),
+    Change(
+        "6.17", None, "userfaultfd: correctly prevent registering VM_DROPPABLE regions",
+        "userfaultfd refuses mappings of the kind MAP_DROPPABLE, as it was meant to from the first",
+        {"watches_droppable": False},
+        doubt="trees that carry the patch give it different ids, and the release is by its date; "
+        "6.12 does not refuse, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -559,9 +558,16 @@ CHANGES: tuple[Change, ...] = (
         {"throttled_in": "user"},
     ),
     Change(
+        "6.18", None, "/dev/zero: try to align PMD_SIZE for private mapping",
+        "private mappings of /dev/zero are placed so that huge pages fit, too",
+        {"aligns_for_huge_pages": "devices"},
+        doubt="trees that carry the patch give it different ids, and the release is by its date; "
+        "6.12 does not, 6.18 does",
+    ),
+    Change(
         "6.18", None, "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
-        doubt="its id was not found; the release is by the date of its selftest",
+        doubt="trees that carry the patch give it different ids; the release is by its date",
     ),
     Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
@@ -588,7 +594,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "7.0", None, "mm: change dup_mmap() recovery",
         "a fork that fails takes down only what it has made",
-        doubt="seen in 7.1.8; its id is not confirmed",
+        doubt="trees that carry the patch give it different ids; seen in 7.1.8",
     ),
     Change(
         "7.1", "1ea4b473504b", "locking/rwsem: Remove the list_head from struct rw_semaphore",

@@ -1,0 +1,67 @@
+"""Replay a counterexample by its token, in the checking or in the timed engine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING
+
+from zaplock import outputs
+from zaplock.cli._ending import next_step, wrote
+
+if TYPE_CHECKING:
+    from zaplock.check.tokens import Token
+    from zaplock.check.verdicts import Added
+
+
+def replay(args: argparse.Namespace, added: Added) -> int:
+    """Run the schedule of a token again, step by step or timed, and show it."""
+    from zaplock.check.counterexample import tell
+    from zaplock.check.tokens import read_token, replaying
+    from zaplock.views.counterexample import WIDTH, steps, text
+    from zaplock.views.screen import Screen
+
+    token = read_token(args.replay, args.design, args.scenario or "", added)
+    again = replaying(args.replay, token.reference, token.scenario.name, added)
+    does = ["; ".join(spec.do) for spec in token.scenario.task]
+    story = tell(token.system(), token.schedule, does, token.groups, token.cycle)
+    title = f"{token.scenario.name} under {token.design.name}, replayed"
+    if args.html:
+        from zaplock.views.counterexample_html import page
+
+        outputs.write(args.html, page(story, title, again))
+        wrote(args.html, aside=args.json)
+    if args.timed:
+        return _replay_timed(args, token)
+    if args.json:
+        told = {
+            "token": args.replay,
+            "invariant": story.invariant or None,
+            "message": story.message or None,
+            "steps": steps(story),
+        }
+        print(json.dumps(told, indent=2))
+    else:
+        print(text(story, title, min(WIDTH, Screen().width)))
+    next_step(f"{again} --html story.html", aside=args.json)
+    return exit_code_of(story.invariant)
+
+
+def exit_code_of(invariant: str) -> int:
+    """Return the exit code of a run that has broken an invariant, "" for none."""
+    return {"": 0, "CODE_RUNS": 4}.get(invariant, 1)
+
+
+def _replay_timed(args: argparse.Namespace, token: Token) -> int:
+    from zaplock.check.timed_schedule import replay_timed
+
+    lines, violation = replay_timed(token)
+    if args.json:
+        rows = [{"at_ns": at, "task": task, "step": step} for at, task, step in lines]
+        print(json.dumps({"token": args.replay, "violation": violation or None, "steps": rows}))
+    else:
+        for at, task, step in lines:
+            print(f"{at:>12} ns  {task:<16} {step}")
+        print(violation or "no rule is broken")
+    next_step(f"zaplock compare --design {token.design.name.partition('/')[0]}", aside=args.json)
+    return 1 if violation else 0
