@@ -254,8 +254,9 @@ def test_a_recording_is_replayed_as_its_own_release(
     text, out = tmp_path / "trace.txt", tmp_path / "trace.zaplock"
     text.write_text(f"# os release : {release}\n{TRACE}")
     assert main(["import", str(text), "-o", str(out)]) == 0
+    capsys.readouterr()
     assert main(["replay", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out.split("\n", 2)[2])
+    found = json.loads(capsys.readouterr().out)
     base = linux(release)
     assert found["recorded"]["design"] == base.name == f"linux-{release}"
     decided = found["rows"][0]["decided_by"]
