@@ -43,11 +43,7 @@ from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep, step
 from zaplock.model.vma import Vma, anon_vma_prepare, insert, lookup, remove
 from zaplock.protocols.design import Cx, Protocol, UnmapEvents
 from zaplock.protocols.fault import fault_entry
-from zaplock.protocols.locking import (
-    mmap_read_unlock,
-    mmap_write_lock_killable,
-    mmap_write_unlock,
-)
+from zaplock.protocols.locking import mmap_write_lock_killable, unlock_after_unmap
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.teardown import zap_pte_range
 from zaplock.replay.links import Link, Links
@@ -186,10 +182,7 @@ async def shrink(cx: Cx, start: int, length: int, downgrade: bool) -> int:
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -1
-    if await cx.design.do_munmap(cx, start, length, events, downgrade) == 1:
-        await mmap_read_unlock(cx)
-    else:
-        await mmap_write_unlock(cx)
+    await unlock_after_unmap(cx, await cx.design.do_munmap(cx, start, length, events, downgrade))
     return 0
 
 
