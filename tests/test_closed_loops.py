@@ -7,7 +7,7 @@ from scenes import MS
 
 from zaplock.designs import SHIPPED
 from zaplock.lab import profiles
-from zaplock.replay.links import After, Link, links_of
+from zaplock.replay.links import After, Link, let_begin, links_of
 from zaplock.replay.plan import plan_of
 from zaplock.replay.replay import Replay, replay
 from zaplock.replay.ways import Way
@@ -68,10 +68,11 @@ BY_TIMER = (MAPPER, 5 * MS, FREED + 100_000, 0)
 
 
 def test_what_another_thread_let_begin_is_found() -> None:
-    (key, link), *more = linked(story(WOKEN)).items()
-    assert key == (MAPPER, 0)
-    assert link.after == (After(FREER, 0, 200_000),)
-    assert not more, "the second mmap follows the first, as before"
+    found = linked(story(WOKEN))
+    assert found.pop((MAPPER, 0)).after == (After(FREER, 0, 200_000),)
+    assert let_begin(found) == 0
+    pause = Link((After(MAPPER, 0, 80_000),), FREED + 300_000)
+    assert found == {(MAPPER, 1): pause}, "the second mmap is late with the first"
 
 
 def test_a_timer_and_a_recording_without_wake_ups_link_nothing() -> None:

@@ -7,6 +7,9 @@ is placed by both things that it needed: to have come to the sleep itself, and t
 come to the wake-up. Both are followed back in time, through further sleeps, to the operations of
 the replay that ended before.
 
+Of threads that are linked so, the pauses in which they did not sleep are kept, too: whoever is late
+there is late with what follows.
+
 A sleep that a timer, a device or nobody known ended is as long as recorded at least: nothing
 after it is sooner than in the recording. So is what follows an operation in whose middle a thread
 was woken, and what lies behind more than `_MOST` sleeps.
@@ -67,7 +70,19 @@ def links_of(analysis: Analysis, plan: ReplayPlan) -> Links:
         for number, one in enumerate(operations):
             if link := story.link(tid, number, one):
                 found[tid, number] = link
+    together = {tid for tid, _ in found} | {
+        one.tid for link in found.values() for one in link.after
+    }
+    for tid in together:
+        for number, one in enumerate(plan.threads[tid][1:], 1):
+            if (tid, number) not in found and (link := story.pause(tid, number, one)):
+                found[tid, number] = link
     return found
+
+
+def let_begin(links: Links) -> int:
+    """Count the operations that another thread let begin."""
+    return sum(any(one.tid != tid for one in link.after) for (tid, _), link in links.items())
 
 
 def _sleeps(analysis: Analysis) -> dict[int, list[_Sleep]]:
@@ -142,6 +157,16 @@ class _Story:
         if not others:
             return None
         return Link(tuple(sorted(needs.after.values())), needs.floor_ns)
+
+    def pause(self, tid: int, number: int, one: RecordedOperation) -> Link | None:
+        """Return what keeps the pause that a thread ran through before an operation, if it did.
+
+        So that two threads of which one waits for the other are late together. Never sooner.
+        """
+        end_ns = self._ends[tid][number - 1]
+        if self._last_sleep(tid, end_ns, one.begin_ns) is not None:
+            return None
+        return Link((After(tid, number - 1, max(0, one.begin_ns - end_ns)),), one.begin_ns)
 
     def _last_sleep(self, tid: int, since_ns: int, until_ns: int) -> _Sleep | None:
         place = bisect_right(self._woken.get(tid, ()), until_ns) - 1

@@ -34,7 +34,7 @@ from zaplock.linux_version import find
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
-from zaplock.replay.links import Links, links_of
+from zaplock.replay.links import Links, let_begin, links_of
 from zaplock.replay.plan import RecordedOperation, ReplayPlan, choose_mm, plan_of
 from zaplock.replay.threads import (
     FAULTED,
@@ -339,7 +339,7 @@ def replay(
         progress(f"{design.name}, {way}")
         runs.append(run(plan, links, understood, design, way, profile))
     runs[0] = replace(runs[0], rules=runs[0].rules | rules_read(understood))
-    return Replay(analysis, plan, base, profile, tuple(runs), stand_in.note, len(links))
+    return Replay(analysis, plan, base, profile, tuple(runs), stand_in.note, let_begin(links))
 
 
 def changes(plan: ReplayPlan, way: Way) -> bool:
