@@ -58,6 +58,7 @@ ONLY_COMPUTE = {
     "test_store",
     "test_strangers",
     "test_timed",
+    "test_closed_loops",
     "test_timed_locks",
     "test_timed_rwsem",
     "test_timeline",

@@ -82,6 +82,22 @@ def test_raw_system_calls_are_told_by_number() -> None:
     assert (events.operations[events["op"][0]], int(events["length"][0])) == ("munmap", 4 << 20)
 
 
+def test_the_end_of_a_task_is_an_exit_unless_it_called_one() -> None:
+    """As in a recording: of a task that a signal or another thread ended, its end alone tells."""
+    lines = [
+        "a-1 [000] 1.000001: sys_exit_group(error_code: 0)",
+        "a-1 [000] 1.000002: sched_process_exit: comm=a pid=1 prio=120 group_dead=true",
+        "b-2 [000] 1.000003: sched_process_exit: comm=b pid=2 prio=120",
+        "c-3 [000] 1.000004: sched:sched_process_exit: c:3 [120]",
+    ]
+    events = text.parse(lines).events
+    told = [
+        (events.operations[op], tid, result)
+        for op, tid, result in zip(events["op"], events["tid"], events["result"])
+    ]
+    assert told == [("exit_group", 1, 0), ("exit", 2, 0), ("exit", 3, 0)]
+
+
 def test_trace_cmds_own_form_of_scheduling() -> None:
     lines = [
         "a-1 [000] 1.000001: sched_switch: bash:12 [120] S ==> kworker/0:1:13 [120]",

@@ -143,6 +143,8 @@ def test_a_shrinking_heap_and_an_open_wait() -> None:
     found = replayed(log.events(), "6.18", "linux-4.9", "linux-4.18", "linux-4.20")
     alone = [run.longest_exclusive_ns for run in found.runs]
     assert alone == [10_000, 50 * MS - 200, 50 * MS - 200, 10_000]
+    dying = replayed(log.events(), "6.18", "linux-6.18-dying", "linux-6.18-cut")
+    assert all(run.longest_exclusive_ns <= 10_000 for run in dying.runs), "they unlock themselves"
     open_wait = found.operations[1]
     assert not open_wait.whole
     assert open_wait.waited_ns == 49 * MS + 100

@@ -11,8 +11,8 @@ brk or mremap, MADV_DONTNEED and page faults will run as the protocols of whatev
 for. Everything else is `as recorded`: the same asks, the same holds.
 
 Not covered: what took no lock of this mm and is none of these (futexes, reads of /proc/PID/maps
-on kernels that walk it by VMA locks), why a thread began an operation when it did, killed waits and
-failed trylocks (counted in `left_out`).
+on kernels that walk it by VMA locks), killed waits and failed trylocks (counted in `left_out`).
+Who let a thread begin an operation is for `links`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,12 @@ class RecordedOperation:
     waited_ns: int = 0
     wait: int = -1
     whole: bool = True
+
+    @property
+    def end_ns(self) -> int:
+        """When it ended in the recording; a page fault, with its last hold."""
+        own_ns = sum(one.before_ns + one.exclusive_ns + one.shared_ns for one in self.phases)
+        return self.begin_ns + own_ns + self.waited_ns + self.after_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from zaplock.linux_version import find
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
+from zaplock.replay.links import Links, let_begin, links_of
 from zaplock.replay.plan import RecordedOperation, ReplayPlan, choose_mm, plan_of
 from zaplock.replay.threads import (
     FAULTED,
@@ -133,6 +134,8 @@ class Replay:
     runs: tuple[ReplayRun, ...]
     note: str = ""
     """What is not known of the recorded kernel."""
+    linked: int = 0
+    """How many operations begin when another thread has come so far, and not at their time."""
 
     @cached_property
     def operations(self) -> list[RecordedOperation]:
@@ -243,6 +246,7 @@ class Replay:
                 "pid": self.plan.pid,
                 "mm": hex(self.plan.mm),
                 "operations": len(self.operations),
+                "linked": self.linked,
                 "left_out": self.plan.left_out,
                 "lost_events": self.plan.lost_events,
                 **({"caveats": list(self.analysis.caveats)} if self.analysis.caveats else {}),
@@ -313,6 +317,7 @@ def replay(
     mm = choose_mm(analysis, pid) if mm is None else mm
     understood = observe(base)
     plan = plan_of(analysis, understood, mm, round(profile["wakeup_latency"]))
+    links = links_of(analysis, plan)
     rest = [one for one in designs if not same_rules(one, base)]
     wanted = list(dict.fromkeys([base.name, *(one.name for one in rest)]))
     by_name = {base.name: base, **{one.name: one for one in rest}}
@@ -333,9 +338,9 @@ def replay(
     runs = []
     for design, way in dict.fromkeys(pairs):
         progress(f"{design.name}, {way}")
-        runs.append(run(plan, understood, design, way, profile))
+        runs.append(run(plan, links, understood, design, way, profile))
     runs[0] = replace(runs[0], rules=runs[0].rules | rules_read(understood))
-    return Replay(analysis, plan, base, profile, tuple(runs), stand_in.note)
+    return Replay(analysis, plan, base, profile, tuple(runs), stand_in.note, let_begin(links))
 
 
 def changes(plan: ReplayPlan, way: Way) -> bool:
@@ -361,7 +366,7 @@ def recorded_design(kernel: str) -> StandIn:
 
 
 def run(
-    plan: ReplayPlan, recorded: Design, design: Design, way: Way, profile: Profile
+    plan: ReplayPlan, links: Links, recorded: Design, design: Design, way: Way, profile: Profile
 ) -> ReplayRun:
     """Do a plan under a design in virtual time."""
     observed = observe(design)
@@ -373,15 +378,14 @@ def run(
     sched = Sched(cpus=cpus, wakeup_latency_ns=latency_ns)
     engine = TimedEngine(machine, policy=observed.rwsem, sched=sched)
     look = stopwatch(lambda: engine.now_ns, engine.threads)
-    replayer = Replayer(
-        profile, way, look, lateness(engine.threads), Places(), _exclusive(plan, recorded)
-    )
-    done: dict[int, Done] = {}
+    late, exclusive = lateness(engine.threads), _exclusive(plan, recorded)
+    done = {tid: Done([], [], []) for tid in plan.threads}
+    replayer = Replayer(profile, way, look, late, Places(), exclusive, links, done)
     for tid, operations in plan.threads.items():
-        done[tid] = Done([], [], [])
         cx = Cx(observed, _task(plan, tid))
-        program = replayer.thread(cx, operations, done[tid], latency_ns)
-        engine.spawn(cx.task, program, at_ns=max(0, operations[0].begin_ns - 2 * latency_ns))
+        program = replayer.thread(cx, operations, latency_ns)
+        first_ns = 0 if (tid, 0) in links else operations[0].begin_ns - 2 * latency_ns
+        engine.spawn(cx.task, program, at_ns=max(0, first_ns))
     engine.run()
     events = engine.events()
     alone_ns, shared_ns = _longest(events, MM)

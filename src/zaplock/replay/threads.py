@@ -1,7 +1,7 @@
 """The threads of a replay: each recorded operation as a program for the timed engine.
 
-The loop is open: a thread begins an operation at its recorded time, or when its previous one has
-ended, whichever is later.
+A thread begins an operation at its recorded time, or when its previous one has ended, whichever is
+later (an open loop); where another thread let it begin, when that one has come so far (`links`).
 
 What the design decides runs as the design's own protocol over a mapping of its own, which is there
 when the operation begins. Its price is the recorded one: what the operation did before it had found
@@ -39,17 +39,14 @@ from zaplock.model.rwsem import (
     up_read,
     up_write,
 )
-from zaplock.model.step import MarkStep, SleepStep, Step, Task, step
+from zaplock.model.step import MarkStep, SleepStep, Step, Task, WaitStep, step
 from zaplock.model.vma import Vma, anon_vma_prepare, insert, lookup, remove
 from zaplock.protocols.design import Cx, Protocol, UnmapEvents
 from zaplock.protocols.fault import fault_entry
-from zaplock.protocols.locking import (
-    mmap_read_unlock,
-    mmap_write_lock_killable,
-    mmap_write_unlock,
-)
+from zaplock.protocols.locking import mmap_write_lock_killable, unlock_after_unmap
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.teardown import zap_pte_range
+from zaplock.replay.links import Link, Links
 from zaplock.replay.plan import HoldPhase, RecordedOperation
 from zaplock.replay.ways import Way
 from zaplock.trace.calls import PAGE_FAULT
@@ -117,6 +114,25 @@ def drop_mapping(m: Machine, task: Task, start: int) -> None:
         m.mm(MM).add("total_vm", -vma.nr_pages)
 
 
+@step
+def tell_ended(m: Machine, task: Task) -> None:
+    """Let those go on who wait for an operation of this thread."""
+    m.wake(("ended", task.tid))
+
+
+def await_end(done: Done, tid: int, number: int) -> Step[None]:
+    """Wait until a thread has ended its operation `number`."""
+    return WaitStep(_go_on, (done, number), _has_ended, ("ended", tid))
+
+
+def _go_on(_m: Machine, _task: Task, _done: Done, _number: int) -> None:
+    return None
+
+
+def _has_ended(_m: Machine, _task: Task, done: Done, number: int) -> bool:
+    return len(done.end_ns) > number
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a protocol costs: once it has the lock, and for all of its page work; nanoseconds."""
@@ -166,10 +182,7 @@ async def shrink(cx: Cx, start: int, length: int, downgrade: bool) -> int:
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -1
-    if await cx.design.do_munmap(cx, start, length, events, downgrade) == 1:
-        await mmap_read_unlock(cx)
-    else:
-        await mmap_write_unlock(cx)
+    await unlock_after_unmap(cx, await cx.design.do_munmap(cx, start, length, events, downgrade))
     return 0
 
 
@@ -184,6 +197,8 @@ class Replayer:
     places: Places
     exclusive: frozenset[str]
     """The calls that the recorded kernel did all their work in with an exclusive hold."""
+    links: Links
+    done: dict[int, Done]
 
     @property
     def detach_ns(self) -> int:
@@ -191,22 +206,36 @@ class Replayer:
         return round(self.profile["vma_find"] + self.profile["vma_detach"])
 
     async def thread(
-        self, cx: Cx, operations: tuple[RecordedOperation, ...], done: Done, latency_ns: int
+        self, cx: Cx, operations: tuple[RecordedOperation, ...], latency_ns: int
     ) -> int:
         """Do a thread's operations, none before its time; note what each took."""
-        for one in operations:
+        done = self.done[cx.task.tid]
+        for number, one in enumerate(operations):
+            link = self.links.get((cx.task.tid, number))
+            due_ns = await self._due(link) if link else one.begin_ns
             now, _ = await self.look()
-            if now + latency_ns < one.begin_ns:
-                await SleepStep(one.begin_ns - now - latency_ns)
-            elif now < one.begin_ns:
-                await work(one.begin_ns - now)
+            if now + latency_ns < due_ns:
+                await SleepStep(due_ns - now - latency_ns)
+            elif now < due_ns:
+                await work(due_ns - now)
             begin_ns, stalled_ns = await self.look()
             await self.do(cx, one)
             end_ns, stalled_then_ns = await self.look()
             done.begin_ns.append(begin_ns)
             done.end_ns.append(end_ns)
             done.stall_ns.append(stalled_then_ns - stalled_ns)
+            if self.links:
+                await tell_ended()
         return 0
+
+    async def _due(self, link: Link) -> int:
+        """Wait for those who let an operation begin; return when it does."""
+        due_ns = link.floor_ns
+        for tid, number, delay_ns in link.after:
+            done = self.done[tid]
+            await await_end(done, tid, number)
+            due_ns = max(due_ns, done.end_ns[number] + delay_ns)
+        return due_ns
 
     async def do(self, cx: Cx, one: RecordedOperation) -> None:
         """Do one operation with the marks that recordings have."""

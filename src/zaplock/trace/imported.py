@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.tables import require_memory
-from zaplock.trace.text_events import Row
+from zaplock.trace.text_events import TOLD_BY_ITS_END, Row
 
 _PACKED_AT = 1 << 15
 _BYTES_AN_EVENT = 250
@@ -25,6 +25,7 @@ _BOUNDS = {"time_ns": (0, (1 << 62) - 1), "tid": (0, (1 << 31) - 1), "cpu": (-1,
 MOST_LOST = 1 << 48
 """Beyond any count of lost events."""
 _LONGEST_NAME = 256
+_EXITS = [TRACED_NAMES.index("exit"), TRACED_NAMES.index("exit_group")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,9 @@ class TraceBuilder:
         order = np.argsort(columns["time_ns"], kind="stable")
         for name in columns:
             columns[name] = columns[name][order]
+        again = _exits_told_twice(columns)
+        if len(again):
+            columns = {name: np.delete(column, again) for name, column in columns.items()}
         return ImportedTrace(Events(columns, TRACED_NAMES, self._tasks()), self.kernel)
 
     def _tasks(self) -> dict[int, RecordedTask]:
@@ -112,6 +116,23 @@ class TraceBuilder:
     def _task(self, tid: int) -> RecordedTask:
         pid, comm = self._pids.get(tid, tid), self._comms.get(tid, "")
         return RecordedTask(tid, comm, pid, self._comms.get(pid, comm))
+
+
+def _exits_told_twice(columns: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+    """List the ends of tasks that had called exit themselves; let the others be exits."""
+    rows = np.flatnonzero((columns["kind"] == EventKind.OP_BEGIN) & np.isin(columns["op"], _EXITS))
+    called: set[int] = set()
+    again = []
+    for row in rows.tolist():
+        tid = int(columns["tid"][row])
+        if columns["result"][row] != TOLD_BY_ITS_END:
+            called.add(tid)
+        elif tid in called:
+            called.remove(tid)
+            again.append(row)
+        else:
+            columns["result"][row] = 0
+    return np.array(again, np.int64)
 
 
 def _within(column: str, number: int) -> bool:

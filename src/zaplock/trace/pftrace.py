@@ -20,7 +20,14 @@ from zaplock.strangers import name_of
 from zaplock.system_calls import BY_NUMBER
 from zaplock.trace.events import IN_INTERRUPT, EventKind
 from zaplock.trace.imported import ImportedTrace, TraceBuilder
-from zaplock.trace.text_events import Row, operation_row, result_row, rows_of, switch_rows
+from zaplock.trace.text_events import (
+    Row,
+    exit_rows,
+    operation_row,
+    result_row,
+    rows_of,
+    switch_rows,
+)
 
 _PACKET: Final = 0x0A
 """A trace is a list of field 1 (packet), each with its length: this is how each begins."""
@@ -135,6 +142,8 @@ def _meaning(event: Any) -> list[Row]:
         return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_waking.pid, "detail": waker}]
     if event.HasField("sched_wakeup"):
         return [{"kind": int(EventKind.WAKEUP), "tid": event.sched_wakeup.pid}]
+    if event.HasField("sched_process_exit"):
+        return exit_rows(event.sched_process_exit.pid)
     if event.HasField("sys_enter"):
         return operation_row(BY_NUMBER.get(event.sys_enter.id, ""), list(event.sys_enter.args))
     if event.HasField("sys_exit"):

@@ -18,6 +18,9 @@ from zaplock.trace.events import EventKind
 
 Row = dict[str, int]
 
+TOLD_BY_ITS_END = -1
+"""`result` of an exit that the task need not have called."""
+
 _ARGUMENTS = {call.name: call.shown for call in TRACED}
 _NAMED = re.compile(r"(?:\w++:(?=\w))?+(\w++): *+(.*+)$")
 _CALL = re.compile(r"sys_(\w++)\((.*)\)$")
@@ -145,6 +148,17 @@ def _contention(kind: EventKind) -> Callable[[str], list[Row]]:
     return read
 
 
+def exit_rows(tid: int) -> list[Row]:
+    """Make the row of a task's end (sched_process_exit): an exit, unless it has called one."""
+    return [{**operation_row("exit", [])[0], "tid": tid, "result": TOLD_BY_ITS_END}]
+
+
+def _process_exit(text: str) -> list[Row]:
+    values = dict(_VALUE.findall(text))
+    task = None if "pid" in values else _TASK.search(text)
+    return exit_rows(int(task[1] if task else values["pid"]))
+
+
 _READERS: dict[str, Callable[[str], list[Row]]] = {
     "mmap_lock_start_locking": _lock(EventKind.ASKED),
     "mmap_lock_acquire_returned": _lock(EventKind.ACQUIRED),
@@ -152,6 +166,7 @@ _READERS: dict[str, Callable[[str], list[Row]]] = {
     "sched_switch": _switch,
     "sched_waking": _wakeup,
     "sched_wakeup": _wakeup,
+    "sched_process_exit": _process_exit,
     "page_fault_user": _fault,
     "contention_begin": _contention(EventKind.CONTENTION_BEGIN),
     "contention_end": _contention(EventKind.CONTENTION_END),

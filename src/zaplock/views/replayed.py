@@ -87,6 +87,11 @@ def remarks(replay: Replay) -> list[str]:
             f"The recording lacks {replay.plan.lost_events} events, so some operations are missing "
             "here."
         )
+    if replay.linked:
+        said.append(
+            f"{replay.linked} operations begin when another thread, which the recording shows to "
+            "have let them begin, has come so far."
+        )
     if replay.plan.left_out:
         said.append(
             f"Left out: {replay.plan.left_out} asks that got no lock (killed waits, failed "
