@@ -53,7 +53,6 @@ ONLY_COMPUTE = {
     "test_report_simulated",
     "test_sequential",
     "test_sizes",
-    "test_slowness",
     "test_stacks_views",
     "test_store",
     "test_strangers",
