@@ -119,8 +119,8 @@ class Feeder(threading.Thread):
         parts = tuple((cpu, len(pages)) for cpu, pages in chunks)
         return Drained(before_ns, size, file=file, folder=self._folder, parts=parts)
 
-    def next(self) -> tuple[int, list[Chunk]]:
-        """Take the oldest drain; (0, []) where there is none within `_PATIENCE_S`.
+    def next(self) -> tuple[int, list[Chunk]] | None:
+        """Take the oldest drain: when it began, and its chunks; None within `_PATIENCE_S`.
 
         Raises what has ended the thread, a full disk among others.
         """
@@ -133,7 +133,7 @@ class Feeder(threading.Thread):
             elif self._error:
                 raise self._error
             else:
-                return 0, []
+                return None
         chunks = drained.take()
         with self._changed:
             self._in_memory -= 0 if drained.file else drained.size

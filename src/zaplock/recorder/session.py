@@ -197,7 +197,8 @@ class _Session:
             self._feeder.start()
             with _stepping_aside():
                 while not (ended() or self._fired_long_ago()):
-                    self._take(*self._feeder.next())
+                    if drained := self._feeder.next():
+                        self._take(*drained)
                     self._follow_exec()
                     self._look_after()
                     report(self._progress)
@@ -267,8 +268,8 @@ class _Session:
 
     def _take_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         while self._feeder.waiting_bytes:
-            before_ns, chunks = self._feeder.next()
-            self._take(before_ns, chunks)
+            if drained := self._feeder.next():
+                self._take(*drained)
             self._progress.waiting_bytes = self._feeder.waiting_bytes
             report(self._progress)
 
