@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,6 +259,34 @@ def test_a_limit_and_a_vacuous_scenario_end_with_3(
     assert (code, found["verdict"], found["why"]) == (3, "vacuous", "never: downgraded")
 
 
+def test_the_limit_of_memory_holds_for_whole_states_too() -> None:
+    words = ["check", "munmap-fault-gup", "--design", "linux-6.18", "--exact", "--max-memory", "90"]
+    code = (
+        "import resource\nfrom zaplock.cli import main\n"
+        f"ended = main({words!r})\n"
+        "print(ended, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    ended, peak_mib = map(int, done.stdout.splitlines()[-1].split())
+    assert ended == 3
+    assert peak_mib < 100
+
+
+@pytest.mark.parametrize("design", ["linux-4.9", "rfc-v6", "linux-6.18"])
+def test_an_assertion_that_fails_in_an_interleaving_is_a_counterexample(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, design: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'summary = "two munmaps in one mapping"\n[[map]]\npages = [0, 8]\n'
+        '[[task]]\ndo = ["munmap 1 2"]\n[[task]]\ndo = ["munmap 4 2"]\n'
+    )
+    code, out, err = run(capsys, str(path), "--design", f"{design}/no-mmap-lock")
+    assert (code, err) == (1, "")
+    assert "ASSERTION_HOLDS" in out
+    assert "the easiest counterexample under" in out
+
+
 def test_random_runs_find_a_bug_and_prove_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(
         capsys, "missed-flush", "--design", "linux-4.9", "--sample", "500", "--pct", "2", "--json"
@@ -311,6 +341,7 @@ def test_bad_input_is_one_clear_line(
         ('summary = "x"\n[[task]]\ndo = ["munmap 0 4 -> fine"]', "'fine' is neither"),
         ('summary = "x"\n[[task]]\ndo = ["munmap 0"]', "is written 'munmap PAGE PAGES'"),
         ('summary = "x"\n[[task]]\ndo = ["dance 0"]', "no operation 'dance'"),
+        ('summary = "x"\n[[task]]\ndo = ["truncate 1 0"]', "its file 1 is not among"),
         ('summary = "x"', "has no tasks"),
         ('summary = "x"\nsometimes = ["rain"]\n[[task]]\ndo = ["read 0"]', "nothing is called"),
     ],
