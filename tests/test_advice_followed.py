@@ -109,6 +109,7 @@ def address_of(made: mmap.mmap) -> int:
         del view
 
 
+@pytest.mark.by_chance  # where the kernel puts the memory decides whether a piece can be collapsed
 @pytest.mark.parametrize("kind", MEMORY)
 @pytest.mark.parametrize("number", [one for one in ADVICE if one not in HARMFUL])
 def test_followed_advice_leaves_what_the_call_leaves(number: int, kind: str) -> None:
