@@ -31,6 +31,7 @@ from zaplock.check.scenarios import (
 )
 from zaplock.check.shortage import with_shortage
 from zaplock.check.watched import BoundedHold, DiskApart, ReturnMeansGone, leaving_no_trace
+from zaplock.designs.observed import observed_design
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -186,8 +187,9 @@ def watched_protocol(
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
     protocol = under(design, kind.start(cx, operation.numbers))
-    if isinstance(design, Mutant) and design.filters(operation.name):
-        protocol = filtered(protocol, design.new_rule())
+    mutant = observed_design(design)
+    if isinstance(mutant, Mutant) and mutant.filters(operation.name):
+        protocol = filtered(protocol, mutant.new_rule())
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task))
     if scenario.disk_apart:

@@ -6,16 +6,17 @@ Any `concurrent.futures.Executor` will do.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from zaplock.check.bugs import expected, promise_of
 from zaplock.check.mutations import (
-    Mutant,
     Mutation,
+    filter_of,
     mutate,
     mutation_named,
     mutations_of,
@@ -37,10 +38,11 @@ from zaplock.check.verdicts import (
     with_liveness,
 )
 from zaplock.designs import SHIPPED, Design, load
-from zaplock.designs.observed import observe, rules_read
+from zaplock.designs.observed import observe, observed_design, rules_read
 from zaplock.engines.checking.audit import Audit
-from zaplock.engines.checking.exhaustive import SearchLimits, explore
+from zaplock.engines.checking.exhaustive import SearchLimits, Verdict, explore
 
+T = TypeVar("T")
 QUICK = SearchLimits(states=2_000_000, seconds=60.0)
 
 
@@ -90,17 +92,18 @@ def check_row(
     else they differ in, the verdict of the one is that of the other.
     """
     found = find_scenario(scenario, added)
-    seen: list[tuple[dict[str, Any], Cell]] = []
+    verdicts = _Verdicts[Cell]()
     cells = []
     for name in designs:
         design = find_design(name)
-        cell = next((cell for rules, cell in seen if _agrees(design, rules)), None)
+        cell = verdicts.of(design)
         if cell is not None:
             cell = replace(cell, shared=True)
         else:
-            rules, cell = _checked(found, design, queue, limits)
-            if cell.verdict != NOT_EXHAUSTED and not isinstance(design, Mutant):
-                seen.append((rules, cell))
+            observed = observe(design)
+            cell = _checked(found, observed, queue, limits)
+            if cell.verdict != NOT_EXHAUSTED:
+                verdicts.add(observed, cell)
         bug, promise = expected(scenario, design), promise_of(scenario)
         unkept = promise.says if promise and not promise.keeps(design) else ""
         known = bug.name if bug else ""
@@ -108,28 +111,40 @@ def check_row(
     return cells
 
 
-def _agrees(design: Design, rules: dict[str, Any]) -> bool:
-    if isinstance(design, Mutant):
-        return False
-    return all(getattr(design, rule) == value for rule, value in rules.items())
+class _Verdicts(Generic[T]):
+    """What was found in one scenario, by the rules that were asked for and the filter of steps."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Any, dict[str, Any], T]] = []
+
+    def add(self, observed: Design, found: T) -> None:
+        """Remember what was found under a design that was observed meanwhile."""
+        rules = {rule: getattr(observed, rule) for rule in rules_read(observed)}
+        self._found.append((filter_of(observed_design(observed)), rules, found))
+
+    def of(self, design: Design) -> T | None:
+        """Return what holds for a design, too; None where it differs in something that counted."""
+        filtered = filter_of(design)
+        for by, rules, found in self._found:
+            if by == filtered and all(
+                getattr(design, name) == rule for name, rule in rules.items()
+            ):
+                return found
+        return None
 
 
-def _checked(
-    scenario: Scenario, design: Design, queue: Queue, limits: SearchLimits
-) -> tuple[dict[str, Any], Cell]:
-    """Check a scenario; return the rules that it asked for, with their values, and the verdict."""
-    observed = design if isinstance(design, Mutant) else observe(design)
+def _checked(scenario: Scenario, design: Design, queue: Queue, limits: SearchLimits) -> Cell:
+    """Check a scenario in each queue that was asked for."""
     verdicts = []
     for fair in rules_of(scenario, queue):
-        system = closed_system(scenario, observed, fair)
+        system = closed_system(scenario, design, fair)
         verdict = explore(system, limits, all_violations=True)
         verdicts.append((fair, with_liveness(system, verdict, limits)[0]))
-    found = combined(scenario, design, verdicts)
-    cell = Cell(
+    found = combined(scenario, observed_design(design), verdicts)
+    return Cell(
         scenario.name, design.name, found.verdict, found.states, found.seconds, found.invariants,
         found.why, audit=found.audit,
     )  # fmt: skip
-    return {rule: getattr(design, rule) for rule in rules_read(observed)}, cell
 
 
 def matrix(
@@ -201,15 +216,32 @@ def try_mutant(design: str, name: str) -> Killed:
 
     An equivalent one is tried in every written scenario.
     """
-    base = load(design)
+    return try_mutation(name, [design])[0]
+
+
+def try_mutation(name: str, designs: Sequence[str]) -> list[Killed]:
+    """Check a mutation in each of some designs.
+
+    Where two mutants agree in the rules that a search asked for, it is made once.
+    """
+    searched: dict[str, _Verdicts[Verdict]] = defaultdict(_Verdicts)
+    return [_killed(load(design), name, searched) for design in designs]
+
+
+def _killed(base: Design, name: str, searched: dict[str, _Verdicts[Verdict]]) -> Killed:
     one = mutation_named(name, base)
     mutated = mutate(base, one)
     for scenario in _trials(one, base):
-        verdict = explore(closed_system(find_scenario(scenario), mutated), QUICK)
+        verdict = searched[scenario].of(mutated)
+        if verdict is None:
+            observed = observe(mutated)
+            verdict = explore(closed_system(find_scenario(scenario), observed), QUICK)
+            if verdict.answer != NOT_EXHAUSTED:
+                searched[scenario].add(observed, verdict)
         if verdict.answer == BROKEN:
             rule = verdict.violations[0].invariant.name
-            return Killed(design, name, one.summary, scenario, rule, one.equivalent)
-    return Killed(design, name, one.summary, equivalent=one.equivalent)
+            return Killed(base.name, name, one.summary, scenario, rule, one.equivalent)
+    return Killed(base.name, name, one.summary, equivalent=one.equivalent)
 
 
 def _trials(mutation: Mutation, design: Design) -> Iterable[str]:
@@ -228,18 +260,18 @@ def mutation_score(
     designs: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Killed]:
-    """Try every mutant of these designs, or of the shipped ones."""
+    """Try every mutant of these designs, or of the shipped ones; a job is a mutation."""
     pairs = mutants(designs)
-    if executor is None:
-        outcomes: Iterable[Killed] = (try_mutant(*pair) for pair in pairs)
-    else:
-        outcomes = executor.map(try_mutant, *zip(*pairs), chunksize=4)
-    found = []
-    for outcome in outcomes:
-        found.append(outcome)
+    jobs: dict[str, list[str]] = {}
+    for design, name in pairs:
+        jobs.setdefault(name, []).append(design)
+    made = map if executor is None else executor.map
+    found: dict[tuple[str, str], Killed] = {}
+    for (name, bases), outcomes in zip(jobs.items(), made(try_mutation, jobs, jobs.values())):
+        found |= {(design, name): one for design, one in zip(bases, outcomes)}
         if progress is not None:
             progress(len(found), len(pairs))
-    return found
+    return [found[pair] for pair in pairs]
 
 
 def unexpected(cells: Iterable[Cell]) -> list[Cell]:

@@ -98,6 +98,13 @@ def mutate(design: Design, mutation: Mutation) -> Design:
     return Mutant(**fields, rule=mutation.rule, only=mutation.only)
 
 
+def filter_of(design: Design) -> tuple[Callable[[], Rule], tuple[str, ...]] | None:
+    """Return what filters a design's tasks, and in which operations; None for none."""
+    if isinstance(design, Mutant) and design.rule is not None:
+        return design.rule, design.only
+    return None
+
+
 def mutations_of(design: Design) -> dict[str, Mutation]:
     """Return the mutations that can be made in a design, by name."""
     from zaplock.check.shipped_mutations import MUTATIONS

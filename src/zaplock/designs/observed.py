@@ -35,6 +35,11 @@ def observe(design: Design) -> Design:
     return cast(Design, _Observed(design))
 
 
+def observed_design(design: Design) -> Design:
+    """Return the design that a stand-in stands before; any other design is itself."""
+    return cast(Design, design.__dict__["_design"]) if isinstance(design, _Observed) else design
+
+
 def rules_read(observed: Design) -> frozenset[str]:
     """Name the rules that were read of a stand-in."""
     return frozenset(vars(observed)) - NOT_RULES - {"_design"}
