@@ -102,6 +102,7 @@ def test_a_check_lays_the_prediction_beside_the_measurement(
     assert main([*arguments, "--repeat", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["backing", "size", "predicted"]
+    assert {len(line) for line in lines[:4]} == {len(lines[1])}  # as wide as its rule
     assert [line.split()[0] for line in lines[2:4]] == ["zero", "anonymous"]
 
 

@@ -143,7 +143,9 @@ def the_process_of(name: bytes, *, how: str = "") -> Iterator[int]:
         process.wait()
 
 
-@pytest.mark.by_chance
+SHOWN = (rb"\xff\xfe\x80db", rb"\x1b]52;c;eA==", rb"a\nnone lost", rb"\u202etxt.exe")
+
+
 def test_processes_of_any_name_are_recorded_and_shown(lair: Path) -> None:
     with contextlib.ExitStack() as stack:
         pids = [stack.enter_context(the_process_of(name)) for name in NAMES]
@@ -152,12 +154,17 @@ def test_processes_of_any_name_are_recorded_and_shown(lair: Path) -> None:
         harmless(lair, zaplock(lair, "top", "-n", "1", "-i", "300ms"), 0)
         done = zaplock(lair, "record", "-p", str(pids[0]), "-d", "200ms", "-o", "one.zaplock")
         harmless(lair, done, 0)
-        harmless(lair, zaplock(lair, "record", "-d", "500ms", "-o", "all.zaplock"), 0)
-    reported = zaplock(lair, "report", "all.zaplock", "--top", "50")
-    harmless(lair, reported, 0)
-    for shown in (rb"\xff\xfe\x80db", rb"\x1b]52;c;eA==", rb"a\nnone lost", rb"\u202etxt.exe"):
-        assert shown in reported.stdout, shown
-    assert (lair / "all.zaplock").stat().st_mode & 0o77 == 0
+        missing = set(SHOWN)
+        for number in range(6):  # who waits in half a second, and is told of, is for the kernel
+            file = f"all-{number}.zaplock"
+            harmless(lair, zaplock(lair, "record", "-d", "500ms", "-o", file), 0)
+            assert (lair / file).stat().st_mode & 0o77 == 0
+            reported = zaplock(lair, "report", file, "--top", "50")
+            harmless(lair, reported, 0)
+            missing -= {shown for shown in SHOWN if shown in reported.stdout}
+            if not missing:
+                break
+    assert not missing
 
 
 def test_his_names_break_no_recording_of_somebody_elses_children(lair: Path) -> None:
