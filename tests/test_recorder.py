@@ -442,7 +442,6 @@ def busiest(events: Events) -> list[tuple[object, ...]]:
     return told
 
 
-@pytest.mark.by_chance
 def test_the_flight_recorder_stops_at_a_long_hold_and_keeps_what_was_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
