@@ -416,10 +416,11 @@ class _Watching:
         """Record some seconds of everything about the targets, into the spool."""
         agent, now_ns = self._agent, time.monotonic_ns()
         # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
-        guessed = fired.tid in self._queues[fired.mm].found
+        queue = self._queues[fired.mm]
+        guessed = fired.tid in queue.found
         looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
-        if guessed and not any(task.tid == fired.tid and task.does == "waits" for task in looked):
-            return  # it was found spinning, which no event ends, and is through
+        if not queue.confirms(fired, looked):
+            return
         if not agent.may_record(now_ns):
             agent.metrics.unrecorded.labels("budget").inc()
             agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,

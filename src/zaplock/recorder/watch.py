@@ -28,6 +28,7 @@ from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EVENT, IN_PART, NO_OP, EventKind, FoundTask
 
@@ -49,7 +50,7 @@ class WatchedQueue:
     def __init__(self) -> None:
         self._inside: dict[int, Queued] = {}
         self.found: set[int] = set()
-        """Who was found there, so that it has waited longer than is known."""
+        """Who was found there and is so still: it has waited longer than is known, or it spins."""
         self._ended_ns = 0
 
     def begin_with(self, found: Iterable[FoundTask]) -> None:
@@ -74,8 +75,11 @@ class WatchedQueue:
             if columns["kind"][row] == EventKind.CONTENTION_BEGIN:
                 self.found.discard(tid)
                 self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
-            elif (found := self._inside.pop(tid, None)) and time_ns - found[0] > longest_ns:
-                longest, longest_ns = found, time_ns - found[0]
+            else:
+                self.found.discard(tid)
+                found = self._inside.pop(tid, None)
+                if found and time_ns - found[0] > longest_ns:
+                    longest, longest_ns = found, time_ns - found[0]
         self._ended_ns = longest_ns
         return longest
 
@@ -88,6 +92,20 @@ class WatchedQueue:
         if one is None or lasted_ns < limit_ns:
             return None
         return Fired("wait", one[1], mm, one[0], lasted_ns, one[2])
+
+    def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
+        """Say whether a wait is one; `seen` are the tasks as they are now, of all processes.
+
+        Who was only found waiting may have spun for the lock, which no event ends: if he is not
+        seen waiting again, he is through, and forgotten.
+        """
+        if fired.tid not in self.found:
+            return True
+        if any(task.tid == fired.tid and task.does == "waits" for task in seen):
+            return True
+        self.found.discard(fired.tid)
+        self._inside.pop(fired.tid, None)
+        return False
 
     def next_ms(self, now_ns: int, limit_ns: int) -> int:
         """Return in how many milliseconds the oldest wait is too old, if it stays."""
@@ -135,11 +153,15 @@ def watch(
         now_ns = time.monotonic_ns()
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
         names.forget(now_ns - _MEMORY_NS)
-        if fired:
+        if fired and queue.confirms(fired, _seen(capture) if fired.tid in queue.found else ()):
             return noticed(capture, stream, {mm: queue}, fired, operations)
         capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
         time.sleep(_PAUSE_S)
     return None
+
+
+def _seen(capture: Capture) -> list[FoundTask]:
+    return [one.task for one in look(capture.pids).seen]
 
 
 def noticed(
