@@ -78,7 +78,7 @@ class RecordingDifference:
     changes: tuple[MeasureChange, ...]
     operations: tuple[Pair, ...]
     doubts: tuple[str, ...]
-    """Why the comparison is to be taken with care: a sentence each."""
+    """Why the comparison is to be taken with care: a sentence each, without its full stop."""
 
     @property
     def verdict(self) -> Verdict:
@@ -249,7 +249,7 @@ def _doubts(sides: Sequence[Summary], changes: Sequence[MeasureChange]) -> list[
     for name, one in zip(("before", "after"), sides):
         if lost := one.analysis.segments.lost_events:
             said.append(f"{name}: at least {lost:,} events are missing, so there was more of all")
-        said += [f"{name}: {caveat}" for caveat in one.analysis.caveats]
+        said += [f"{name}: {caveat.removesuffix('.')}" for caveat in one.analysis.caveats]
     load = changes[-1]
     if load.verdict in ("better", "worse") and load.before and load.after:
         times = load.after / load.before
