@@ -208,10 +208,9 @@ _ZAPS = frozenset(
 )  # fmt: skip
 _DOWNGRADES = frozenset({"__vm_munmap", "__do_sys_brk", "do_mremap", "__do_sys_mremap", "mremap"})
 
-# These have let go of the lock, whoever called them.
+# These have let go of the lock, whoever called them; so have those of `UNANSWERED`.
 _LETS_GO = frozenset(
     {
-        "handle_userfault", "userfaultfd_event_wait_completion",
         "vfs_fallocate", "vfs_fadvise",  # of madvise: MADV_REMOVE, MADV_WILLNEED
         "alloc_charge_folio", "alloc_charge_hpage", "khugepaged_alloc_page",
         "collapse_file", "hpage_collapse_scan_file", "collapse_scan_file", "khugepaged_scan_file",
