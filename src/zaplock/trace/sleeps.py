@@ -21,11 +21,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Nap:
-    """One sleep: from `begin_ns` until woken at `woken_ns`, running again at `ran_ns`."""
+    """One sleep: from `begin_ns` until woken at `woken_ns`, running again at `ran_ns`.
+
+    `waker` is the task that woke it, 0 where it was none or isn't known.
+    """
 
     begin_ns: int
     woken_ns: int
     ran_ns: int
+    waker: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class Sleeps:
         later = rows[place + 1 : place + 4]  # a sleep ends with two WAKEUPs at most
         on_its_way = kind[later] == EventKind.WAKEUP
         ran = later[-1] if on_its_way.all() else later[np.argmin(on_its_way)]
-        return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
+        waker = max(0, int(self.events["detail"][after])) if on_its_way[0] else 0
+        return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]), waker)
 
     def queued_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
         """Return until when a waiter may have joined the queue, who asked at `start_ns`.
