@@ -14,7 +14,7 @@ from zaplock.trace.difference import (
 )
 from zaplock.trace.summary import Group, Summary
 from zaplock.units import duration
-from zaplock.views.grid import Grid, figure, words
+from zaplock.views.grid import Grid, beyond, figure, words
 from zaplock.views.words import heading
 
 SAID = {
@@ -137,8 +137,7 @@ def operations(found: RecordingDifference, top: int) -> Grid:
     columns = [words("operation")]
     for head, rank in heads:
         columns += [figure(f"{head}, {side}", rank) for side in ("before", "after")]
-    more = len(found.operations) - top
-    return Grid(columns, rows, "By operation", f"... and {more:,} more (--top)" if more > 0 else "")
+    return Grid(columns, rows, "By operation", beyond(len(found.operations) - top))
 
 
 def _cell(one: Group, field: str, span_s: float) -> str:
