@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, options, wrote
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -284,13 +283,11 @@ def _spelt(args: argparse.Namespace) -> str:
     from zaplock.lab import profiles
 
     profile = None if _profile(args) == profiles.DEFAULT else _profile(args)
-    repeated = {"--design": args.design, "--bystanders": args.bystanders}
-    single = {"--rate": args.rate, "--profile": profile, "--backing": args.backing,
-              "--cpu-max": args.cpu_max}  # fmt: skip
-    changed = {"--cpus": (args.cpus, CPUS), "--vmas": (args.vmas, 1), "--seed": (args.seed, 1),
-               "--hung-task-timeout": (args.hung_task_timeout, HUNG)}  # fmt: skip
-    words = [(name, one) for name, given in repeated.items() for one in given or ()]
-    words += [(name, one) for name, one in single.items() if one is not None]
-    words += [(name, one) for name, (one, usual) in changed.items() if one != usual]
-    said = "".join(f" {name} {shlex.quote(str(one))}" for name, one in words)
-    return said + (" --locked" if args.locked else "")
+    usual = {"--cpus": CPUS, "--vmas": 1, "--seed": 1, "--hung-task-timeout": HUNG}
+    given = {
+        "--design": args.design, "--bystanders": args.bystanders, "--rate": args.rate,
+        "--profile": profile, "--backing": args.backing, "--cpu-max": args.cpu_max,
+        "--cpus": args.cpus, "--vmas": args.vmas, "--seed": args.seed,
+        "--hung-task-timeout": args.hung_task_timeout, "--locked": args.locked,
+    }  # fmt: skip
+    return options({name: None if usual.get(name) == one else one for name, one in given.items()})
