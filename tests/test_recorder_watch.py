@@ -212,3 +212,14 @@ def test_whoever_spun_for_the_lock_wakes_no_recorder(monkeypatch: pytest.MonkeyP
         end = time.monotonic() + 0.5
         over = lambda: time.monotonic() > end  # noqa: E731
         assert watch(capture, TaskNames(), 50 * MS, over, []) is None
+
+
+def test_each_wait_that_ended_is_told_once() -> None:
+    queue = WatchedQueue()
+    begin, end = EventKind.CONTENTION_BEGIN, EventKind.CONTENTION_END
+    queue.begin_with([spinning(6, MS)])
+    rows = contention((2, begin, 7, 4), (3, end, 6, 0), (5, end, 7, 0), (6, end, 9, 0))
+    assert queue.late(rows, 10 * MS, 10 * MS, 1) is None
+    assert queue.ended == [(2 * MS, (MS, 6, True)), (3 * MS, (2 * MS, 7, True))]
+    assert queue.late(contention(), 10 * MS, 10 * MS, 1) is None
+    assert queue.ended == []
