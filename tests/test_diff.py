@@ -91,6 +91,7 @@ def test_a_lighter_load_is_told_beside_the_verdict() -> None:
     found = compared(shop(2 * MS, seed=1), shop(2 * MS, seed=2, every_ns=100 * MS))
     assert found.verdict == "better"
     assert any("load was not the same" in doubt for doubt in found.doubts)
+    assert found.to_json()["changes"][-1]["verdict"] == "fewer", "a lighter load is no success"
 
 
 def test_nobody_waits_in_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def sentences(found: RecordingDifference) -> Iterator[str]:
     waited, *others = found.changes
     yield f"{_verdict(found, waited)}"
     for one in others:
-        if one.measure in SAID and one.verdict in ("better", "worse"):
+        if one.verdict in ("better", "worse"):
             yield f"{one.verdict.capitalize()}: {_amount(one)}{_sure(one)}."
     yield from (f"Take it with care: {doubt}." for doubt in found.doubts)
 
@@ -94,7 +94,7 @@ def sides(found: RecordingDifference) -> Iterator[str]:
 def figures(found: RecordingDifference) -> Grid:
     """Draw each measure before and after."""
     rows = [
-        (f"{one.measure}, a second", *map(_figure(one), (one.before, one.after)), _times(one))
+        (f"{one.measure}, a second", *map(_figure(one), (one.before, one.after)), one.verdict)
         for one in found.changes
     ]
     for name, of in _LONGEST:
@@ -115,12 +115,6 @@ def _figure(one: MeasureChange) -> Callable[[float], str]:
     if one.measure in SAID:
         return lambda value: duration(value) if value else "-"
     return lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def _times(one: MeasureChange) -> str:
-    if one.measure in SAID:
-        return one.verdict
-    return {"better": "fewer", "worse": "more"}.get(one.verdict, one.verdict)
 
 
 def operations(found: RecordingDifference, top: int) -> Grid:
