@@ -10,6 +10,7 @@ from zaplock.trace.analysis import analyse
 from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import EventKind
 from zaplock.trace.handwritten import Log
+from zaplock.trace.madvise import NOT_SEEN, advised
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import report_json
 from zaplock.views.report_text import report_text
@@ -73,3 +74,13 @@ def test_absurd_lengths_and_recordings_without_calls() -> None:
     (count,) = call_counts(analyse(log.events(), ""))
     assert (count.count, count.length) == (2, 1 << 47)
     assert call_counts(analyse(Log().events(), "")) == ()
+
+
+def test_an_advice_that_nobody_saw_is_not_called_unknown() -> None:
+    log = Log()
+    log.task(1, "app", 1)
+    for nth, detail in enumerate((NOT_SEEN, 99)):
+        log.begin(nth * MS, tid=1, op="madvise", detail=detail)
+        log.end(nth * MS + 1_000, tid=1, op="madvise")
+    calls = analyse(log.events(), "6.18.0").calls
+    assert [calls.operations[op] for op in calls.op] == ["madvise", advised("madvise", 99)]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from zaplock.cli import main
 from zaplock.designs import SHIPPED
@@ -265,6 +266,22 @@ def test_the_kernel_at_hand_stands_in_the_last_row(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert "this kernel (" in out
     assert "measured beside fault and proc" in out
+
+
+@pytest.mark.root
+def test_the_next_command_has_the_costs_of_this_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    mine = structs.replace(RFC, name=profiles.THIS_MACHINE)
+    profiles.save(mine, profiles.user_directory() / f"{profiles.THIS_MACHINE}.toml")
+    asked = ["compare", "4M", "--design", "linux-4.9,linux-5.10", "--bystanders", "none"]
+    assert main([*asked, "--hung-task-timeout", "1ms"]) == 0
+    out = capsys.readouterr().out
+    assert "costs of this-machine" in out
+    last = out.splitlines()[-1]
+    assert "--profile this-machine" in last
+    assert "--hung-task-timeout 1ms --no-measure --plot compare.svg" in last
 
 
 # What can't be is refused in one line

@@ -15,6 +15,7 @@ from zaplock.trace.difference import RecordingDifference, difference, spread
 from zaplock.trace.events import Events
 from zaplock.trace.handwritten import Log
 from zaplock.trace.summary import summarise
+from zaplock.views.differences import sentences
 
 MM = 0xFFFF888000001000
 MS = 1_000_000
@@ -90,6 +91,7 @@ def test_a_lighter_load_is_told_beside_the_verdict() -> None:
     found = compared(shop(2 * MS, seed=1), shop(2 * MS, seed=2, every_ns=100 * MS))
     assert found.verdict == "better"
     assert any("load was not the same" in doubt for doubt in found.doubts)
+    assert found.to_json()["changes"][-1]["verdict"] == "fewer", "a lighter load is no success"
 
 
 def test_nobody_waits_in_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +106,14 @@ def test_nobody_waits_in_either(tmp_path: Path, capsys: pytest.CaptureFixture[st
         file.write(tmp_path / name, log.events(), ABOUT)
     assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     assert capsys.readouterr().out.startswith("Nobody waited for an mmap_lock in either")
+
+
+def test_a_doubt_is_one_sentence_with_one_full_stop() -> None:
+    cut = "This recording has no end: its recorder still runs, or was killed."
+    before, after = (analyse(shop(MS, seed=seed), "6.18.0", caveats=(cut,)) for seed in (1, 2))
+    said = [*sentences(difference(summarise(before), summarise(after)))]
+    assert f"Take it with care: before: {cut}" in said
+    assert not [line for line in said if line.endswith("..")]
 
 
 def test_the_command_line_says_it_first_and_can_fail(

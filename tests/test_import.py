@@ -1,13 +1,15 @@
 """Text traces of other tools become recordings."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.trace import file, text
+from zaplock.errors import UserError
+from zaplock.trace import file, foreign, text
 from zaplock.trace.events import NO_OP, EventKind, Events
 
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
@@ -95,3 +97,15 @@ def test_a_text_without_events_is_refused(
     assert "trace-cmd record -e mmap_lock" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "missing.txt")]) == 2
     assert main(["import", "-"]) == 2
+
+
+def test_a_tool_that_never_ends_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, trace = foreign.BINARIES[0], tmp_path / "trace.dat"
+    tool = tmp_path / kind.command[0]
+    tool.write_text("#!/bin/sh\nwhile :; do :; done\n")
+    tool.chmod(0o755)
+    trace.write_bytes(kind.magic + bytes(100))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(foreign, "_TOOLS_S", 1)
+    with pytest.raises(UserError, match="ended by SIGXCPU"):
+        foreign.read_foreign(str(trace))

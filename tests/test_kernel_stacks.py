@@ -3,15 +3,8 @@
 import pytest
 
 from zaplock import advice
-from zaplock.trace.kernel_stacks import (
-    USEREVENT,
-    USERFAULT,
-    advice_of,
-    functions,
-    meaning,
-    operation_of,
-    syscall_of,
-)
+from zaplock.trace.kernel_functions import USEREVENT, USERFAULT
+from zaplock.trace.kernel_stacks import advice_of, functions, meaning, operation_of, syscall_of
 
 NEW, OLD = (6, 18), (5, 10)
 

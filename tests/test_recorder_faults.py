@@ -7,6 +7,7 @@ not seen is a gap.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import resource
@@ -26,7 +27,7 @@ from fuzzing import RUNS
 from zaplock.errors import UserError
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.in_memory import record_mm
-from zaplock.recorder.session import record_to
+from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
 from zaplock.trace import file
@@ -403,6 +404,17 @@ def a_disk_of(path: Path, limit: str) -> Iterator[Path]:
         yield path
     finally:
         subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.parametrize(("error", "way_out"), [
+    (OSError(errno.ENOSPC, "No space left on device"), "free some space"),
+    (OSError(errno.EBUSY, "Device or resource busy"), "zaplock doctor"),
+])  # fmt: skip
+def test_only_a_full_disk_asks_for_space(error: OSError, way_out: str) -> None:
+    said = _disk_trouble(Path("a.zaplock"), error)
+    assert way_out in said
+    assert ("space" in said) == (error.errno == errno.ENOSPC), said
+    assert "what came before is whole" in said
 
 
 def test_the_disk_may_be_full_at_any_write(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from zaplock.cli import main
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
-from zaplock.recorder.watch import WatchedQueue
+from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.watch import WatchedQueue, watch
 from zaplock.trace import file
 from zaplock.trace.analysis import analyse
-from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.events import EVENT, EventKind, FoundTask
 from zaplock.trace.waits import WaitOutcome
 
 MS = 1_000_000
@@ -159,3 +160,66 @@ def test_a_wait_is_late_while_it_lasts_and_also_when_it_is_over() -> None:
     fired = queue.late(over, 50 * MS, 10 * MS, 1)
     assert fired
     assert queue.before(1 << 40) == []
+
+
+def spinning(tid: int, since_ns: int, mm: int = 1) -> FoundTask:
+    """Make a task that a look finds on its way into the queue: no event tells if it gets there."""
+    stack = ("rwsem_down_write_slowpath", "vm_mmap_pgoff")
+    return FoundTask(
+        tid, since_ns, "R", "", "mmap", stack, does="waits", exclusive=True, mm=mm,
+        since_ns=since_ns,
+    )  # fmt: skip
+
+
+def test_who_was_found_waiting_is_late_only_where_he_waits_still() -> None:
+    queue = WatchedQueue()
+    queue.begin_with([spinning(7, 0), spinning(8, MS)])
+    fired = queue.late(contention(), 20 * MS, 10 * MS, 1)
+    assert fired
+    assert fired.tid == 7
+    assert queue.confirms(fired, [spinning(7, 20 * MS)])
+    assert not queue.confirms(fired, [])
+    fired = queue.late(contention(), 20 * MS, 10 * MS, 1)
+    assert fired
+    assert fired.tid == 8  # 7 is through, and nobody hears of it again
+
+
+def test_a_found_wait_that_an_event_ended_was_one() -> None:
+    queue = WatchedQueue()
+    queue.begin_with([spinning(7, 0)])
+    over = contention((15, EventKind.CONTENTION_END, 7, 0))
+    fired = queue.late(over, 20 * MS, 10 * MS, 1)
+    assert fired
+    assert fired.lasted_ns == 15 * MS
+    assert queue.confirms(fired, [])
+
+
+@pytest.mark.root
+def test_whoever_spun_for_the_lock_wakes_no_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "print('ready', flush=True); import sys; sys.stdin.read()"
+    with (
+        running(script) as process,
+        capturing(Options(pids=(process.pid,), watch=True)) as capture,
+    ):
+        capture.start()
+        mm = capture.target_mm or 0
+
+        class Look:
+            def found(self, _: object) -> tuple[FoundTask, ...]:
+                return (spinning(process.pid, time.monotonic_ns(), mm),)
+
+        monkeypatch.setattr("zaplock.recorder.watch.first_look", lambda _: Look())
+        end = time.monotonic() + 0.5
+        over = lambda: time.monotonic() > end  # noqa: E731
+        assert watch(capture, TaskNames(), 50 * MS, over, []) is None
+
+
+def test_each_wait_that_ended_is_told_once() -> None:
+    queue = WatchedQueue()
+    begin, end = EventKind.CONTENTION_BEGIN, EventKind.CONTENTION_END
+    queue.begin_with([spinning(6, MS)])
+    rows = contention((2, begin, 7, 4), (3, end, 6, 0), (5, end, 7, 0), (6, end, 9, 0))
+    assert queue.late(rows, 10 * MS, 10 * MS, 1) is None
+    assert queue.ended == [(2 * MS, (MS, 6, True)), (3 * MS, (2 * MS, 7, True))]
+    assert queue.late(contention(), 10 * MS, 10 * MS, 1) is None
+    assert queue.ended == []

@@ -396,6 +396,20 @@ def test_a_forked_child_has_a_parser_of_its_own(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("what", ["RLIMIT_CPU, (3, 3)", "RLIMIT_AS, (5 << 29, 5 << 29)"])
+def test_a_user_who_has_limits_of_his_own_can_read(tmp_path: Path, what: str) -> None:
+    file.write(tmp_path / "a.zaplock", events(10))
+    script = textwrap.dedent(f"""
+        import pathlib, resource
+        from zaplock.trace import apart
+        content = pathlib.Path({str(block(tmp_path / "a.zaplock"))!r}).read_bytes()
+        resource.setrlimit(resource.{what})
+        assert apart.PARSER.look(content)[0] == 10
+        assert apart.PARSER.parse(content, 1 << 22, ["tid"]).height == 10
+    """)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_a_table_that_lost_its_sum_is_said_to_be_unchecked(tmp_path: Path) -> None:
     path = three_blocks(tmp_path / "a.zaplock")
     block(path, 1).rename(path / "events-000001.parquet")

@@ -81,7 +81,9 @@ def test_a_replay_of_a_recording_without_an_end_says_so(
     assert "has no end" in caveat
     assert "has no end" in drawn.read_text()
     assert main(told) == 0
-    assert caveat in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert caveat in said
+    assert f"{path} --design rfc-v6 --free-by munmap --plot replay.svg" in said
 
 
 def test_under_the_rfc_readers_no_longer_wait() -> None:

@@ -100,6 +100,7 @@ def test_the_command_tells_inputs_rates_and_ratios(
     assert "a cache line takes 78 ns from CPU to CPU" in out
     assert "pft-each : pft-one" in out
     assert "times linux-6.3's" in out
+    assert f"Wrote {plot}" in out
     assert plot.read_text().startswith("<svg")
     assert main([*argv[:-2], "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -193,6 +193,17 @@ def test_a_recording_of_the_first_version_still_has_its_user_stacks(tmp_path: Pa
     assert stacks.of_hold(FREER, DB, 1_500, 5_000).user == ("cache::purge<int>() (db)", "main (db)")
 
 
+def test_a_hold_that_was_never_sampled_shows_where_it_had_to_leave_its_cpu() -> None:
+    rows = [
+        StackRow(50 * MS, DB, FREER, StackReason.READY, (ZAP, ENTRY), ()),
+        StackRow(400 * MS, DB, FREER, StackReason.READY, (QUEUE,), ()),
+    ]
+    assert in_order(rows, NAMES).of_hold(FREER, DB, 0, 100 * MS).kernel[0] == "zap_pte_range"
+    rows += [StackRow(60 * MS, DB, FREER, StackReason.SAMPLED, (ENTRY,), ())]
+    sampled = in_order(rows, NAMES).of_hold(FREER, DB, 0, 100 * MS)
+    assert sampled.kernel == ("entry_SYSCALL_64_after_hwframe",), "a sample tells more"
+
+
 def test_equal_chains_are_kept_once() -> None:
     rows = [
         StackRow(3, 7, 7, 0, (1,), ()),

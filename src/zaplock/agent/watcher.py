@@ -36,16 +36,16 @@ from zaplock.agent.spool import Spool, Trouble
 from zaplock.errors import UserError
 from zaplock.recorder.buffers import per_cpu
 from zaplock.recorder.capture import MOST_MMS, Capture, Options, capturing
-from zaplock.recorder.decode import Columns, nothing
+from zaplock.recorder.decode import nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
-from zaplock.recorder.watch import Noticed, WatchedQueue, noticed, of_lock
+from zaplock.recorder.watch import Lasted, Noticed, WatchedQueue, noticed, of_lock
 from zaplock.strangers import read_text, visible
-from zaplock.trace.events import EventKind, FoundTask
+from zaplock.trace.events import FoundTask
 
 GROUPS = ("mmap_lock", "syscalls", "sched")
 _PAUSE_S = 0.005
@@ -366,11 +366,11 @@ class _Watching:
         while self._go_on():
             now_ns = time.monotonic_ns()
             columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
-            late = [
-                fired
-                for mm, queue in self._queues.items()
-                if (fired := queue.late(self._of(columns, mm), now_ns, limit_ns, mm))
-            ]
+            late = []
+            for mm, queue in self._queues.items():
+                if fired := queue.late(of_lock(columns, mm), now_ns, limit_ns, mm):
+                    late.append(fired)
+                self._count(mm, queue.ended)
             self._names.forget(now_ns - _MEMORY_NS)
             self._look_after(now_ns)
             if late:
@@ -381,21 +381,13 @@ class _Watching:
             time.sleep(_PAUSE_S)
         return None
 
-    def _of(self, columns: Columns, mm: int) -> Columns:
-        """Give the events of a lock, and count the waits that ended."""
-        own = of_lock(columns, mm)
-        begun = self._queues[mm].inside()
+    def _count(self, mm: int, ended: list[Lasted]) -> None:
+        """Count the waits for a lock that ended."""
         unit = self._units[self._mms[mm]]
-        for tid, kind, time_ns in zip(
-            own["tid"].tolist(), own["kind"].tolist(), own["time_ns"].tolist()
-        ):
-            if kind == EventKind.CONTENTION_BEGIN:
-                begun[tid] = time_ns
-            elif kind == EventKind.CONTENTION_END and tid in begun:
-                task = self._names.tasks.get(tid)
-                name = (task.process or task.comm) if task else "not known"
-                self._agent.metrics.show_queued(unit, name, time_ns - begun.pop(tid))
-        return own
+        for lasted_ns, (_, tid, _) in ended:
+            task = self._names.tasks.get(tid)
+            name = (task.process or task.comm) if task else "not known"
+            self._agent.metrics.show_queued(unit, name, lasted_ns)
 
     def _look_after(self, now_ns: int) -> None:
         """Once a second: see to the agent's other duties and to what was lost or meddled with."""
@@ -416,10 +408,11 @@ class _Watching:
         """Record some seconds of everything about the targets, into the spool."""
         agent, now_ns = self._agent, time.monotonic_ns()
         # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
-        guessed = fired.tid in self._queues[fired.mm].found
+        queue = self._queues[fired.mm]
+        guessed = fired.tid in queue.found
         looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
-        if guessed and not any(task.tid == fired.tid and task.does == "waits" for task in looked):
-            return  # it was found spinning, which no event ends, and is through
+        if not queue.confirms(fired, looked):
+            return
         if not agent.may_record(now_ns):
             agent.metrics.unrecorded.labels("budget").inc()
             agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from os import PathLike, fspath
 
 
 def wrote(path: str | PathLike[str], *, aside: bool = False) -> None:
     """Say that a file was written; `aside`: on standard error, beside JSON."""
     print(f"Wrote {fspath(path)}", file=sys.stderr if aside else sys.stdout)
+
+
+def options(given: Mapping[str, object]) -> str:
+    """Spell options as they were given, so that the next command is about the same.
+
+    >>> options({"--design": ["a", "b c"], "--cpus": 4, "--seed": None, "--locked": True})
+    " --design a --design 'b c' --cpus 4 --locked"
+    """
+    words = []
+    for name, value in given.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is True:
+                words.append(f" {name}")
+            elif one is not None and one is not False:
+                words.append(f" {name} {shlex.quote(str(one))}")
+    return "".join(words)
 
 
 def next_step(command: str, why: str = "", *, aside: bool = False) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
+from zaplock.cli._ending import next_step
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, parse_size
 
@@ -48,8 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({**done.to_json(), "predicted": _plain(predicted)}, indent=2))
     else:
         print("\n".join(_sentences(done, predicted, stand_in.note)))
-    print(f"next: zaplock check {plan.race} --design {stand_in.design.name}",
-          file=sys.stderr if args.json else sys.stdout)  # fmt: skip
+    next_step(f"zaplock check {plan.race} --design {stand_in.design.name}", aside=args.json)
     return int(bool(done.lost) and predicted.result.verdict == "proved")
 
 

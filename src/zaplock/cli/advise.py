@@ -107,7 +107,7 @@ def _print(
         print(f"- {line}")
     if found:
         print()
-        Screen().print(table(found[: args.top]))
+        Screen().print(table(found, args.top))
     munmap = costs.of("munmap", 1 << 30)
     if munmap:
         print(f"\nMeasured on this kernel: munmap of 1 GiB of 4 KiB pages {duration(munmap)}.")
@@ -118,8 +118,6 @@ def said(told: RecordedAdvice, found: list[Advice], top: int, least: str) -> lis
     shown = found[:top]
     lines = [f"{one.kind.name}: {one.change}." + _source(one) for one in shown]
     lines = [*told.caveats, *dict.fromkeys(lines)]
-    if len(found) > top:
-        lines.append(f"... and {len(found) - top} more (--top).")
     dark_ns = told.unexplained_ns - told.free_ns
     if told.waits and (dark_ns or not found):
         counted = "1 wait" if told.waits == 1 else f"{told.waits:,} waits"
@@ -137,22 +135,22 @@ def _source(one: Advice) -> str:
     return f" See {one.source}" if one.source else ""
 
 
-def table(found: list[Advice]) -> Grid:
+def table(found: list[Advice], top: int) -> Grid:
     """Draw the advice as a table, the greatest sum of stalls first."""
-    from zaplock.views.grid import Grid, figure, words
+    from zaplock.views.grid import Grid, beyond, figure, words
 
     recorded = any(one.seen for one in found)
     now = figure("now" if recorded else "now, if called")
     columns = [words("what"), figure("size", rank=1), now, figure("then")]
     columns += [figure("calls", rank=2), figure("waits caused")] if recorded else []
     rows = []
-    for one in found:
+    for one in found[:top]:
         then = "?" if one.then_ns is None else duration(one.then_ns)
         cells = [one.what, size(one.length) if one.length else "", duration(one.now_ns), then]
         if recorded:
             cells += [str(one.count), duration(one.caused_ns) if one.caused_ns else ""]
         rows.append([*cells, one.note])
-    return Grid((*columns, words("note", rank=3)), rows)
+    return Grid((*columns, words("note", rank=3)), rows, more=beyond(len(found) - top))
 
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:

@@ -58,9 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _list_units() -> int:
     from zaplock.lab.profiles import UNITS
+    from zaplock.views.grid import Grid, words
+    from zaplock.views.screen import Screen
 
-    for unit, meaning in UNITS.items():
-        print(f"{unit:<18} {meaning}")
+    Screen().print(Grid((words("unit"), words("what")), tuple(UNITS.items())))
     next_step("zaplock calibrate", "measure them on this machine")
     return 0
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_cpu_max, parse_designs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, options, wrote
 from zaplock.errors import UserError
 from zaplock.units import parse_duration, parse_size
 
@@ -34,6 +33,8 @@ PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3
 CPUS = 8
 """Of the simulated machine, if nothing else is said."""
+HUNG = "120s"
+"""When a kernel reports a task that waits, if nothing else is said."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--vmas", type=int, default=1, metavar="N", help="cut the mapping into N VMAs (1)")
     add("--cpu-max", metavar="QUOTA/PERIOD", help="give the process so many us of CPU time in each "
         "period, such as 10000/100000 (10 %%)")  # fmt: skip
-    add("--hung-task-timeout", default="120s", metavar="TIME", help="report who waits longer "
+    add("--hung-task-timeout", default=HUNG, metavar="TIME", help="report who waits longer "
         "uninterruptibly (120s)")  # fmt: skip
     add("--seed", type=int, default=1, metavar="N", help="when each bystander begins (1)")
     add("--no-measure", action="store_true", help="leave this machine's kernel out")
@@ -275,13 +276,18 @@ def _next(args: argparse.Namespace, comparison: Comparison) -> tuple[str, str]:
 
 
 def _spelt(args: argparse.Namespace) -> str:
-    """Spell what was asked for beyond the size, so that the next command is about the same."""
-    repeated = {"--design": args.design, "--bystanders": args.bystanders}
-    single = {"--rate": args.rate, "--profile": args.profile, "--backing": args.backing,
-              "--cpu-max": args.cpu_max}  # fmt: skip
-    changed = {"--cpus": (args.cpus, CPUS), "--vmas": (args.vmas, 1), "--seed": (args.seed, 1)}
-    words = [(name, one) for name, given in repeated.items() for one in given or ()]
-    words += [(name, one) for name, one in single.items() if one is not None]
-    words += [(name, one) for name, (one, usual) in changed.items() if one != usual]
-    said = "".join(f" {name} {shlex.quote(str(one))}" for name, one in words)
-    return said + (" --locked" if args.locked else "")
+    """Spell what was asked for beyond the size, so that the next command is about the same.
+
+    Its costs as well: with --no-measure other ones are the default.
+    """
+    from zaplock.lab import profiles
+
+    profile = None if _profile(args) == profiles.DEFAULT else _profile(args)
+    usual = {"--cpus": CPUS, "--vmas": 1, "--seed": 1, "--hung-task-timeout": HUNG}
+    given = {
+        "--design": args.design, "--bystanders": args.bystanders, "--rate": args.rate,
+        "--profile": profile, "--backing": args.backing, "--cpu-max": args.cpu_max,
+        "--cpus": args.cpus, "--vmas": args.vmas, "--seed": args.seed,
+        "--hung-task-timeout": args.hung_task_timeout, "--locked": args.locked,
+    }  # fmt: skip
+    return options({name: None if usual.get(name) == one else one for name, one in given.items()})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from zaplock import outputs
 from zaplock.cli._designs import parse_designs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, options, wrote
 from zaplock.errors import UserError, no_such
 from zaplock.units import parse_size
 
@@ -144,5 +144,9 @@ def _print(found: Replay) -> None:
 def _next(args: argparse.Namespace) -> tuple[str, str]:
     file = shlex.quote(args.file)
     if args.plot is None:
-        return f"zaplock replay {file} --plot replay.svg", "who holds, who waits"
+        given = {
+            "--design": args.design, "--free-by": args.free_by, "-p": args.pid, "--mm": args.mm,
+            "--recorded-under": args.recorded_under, "--profile": args.profile,
+        }  # fmt: skip
+        return f"zaplock replay {file}{options(given)} --plot replay.svg", "who holds, who waits"
     return f"zaplock diff {file} AFTER.zaplock", "record again when it is mended: did it help"

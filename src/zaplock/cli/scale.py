@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step
+from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,19 +78,31 @@ def run(args: argparse.Namespace) -> int:
         from zaplock.views.scale import plot
 
         plot([*points, *measured], Path(args.plot))
+        wrote(args.plot, aside=args.json)
     if args.json:
         told = {"workload": args.workload, "profile": profile.name, **theirs.to_json(),
                 "points": [one.to_json() for one in points],
                 "measured": [one.to_json() for one in measured]}  # fmt: skip
         print(json.dumps(told, indent=2))
     else:
-        from zaplock.views.scale import lines
-
-        for line in lines(points, measured, against, theirs):
-            print(line)
+        _print(points, measured, against, theirs)
     after = f"zaplock scale {args.workload} --design linux-7.3,rivals --plot scale.svg"
     next_step(after, aside=args.json)
     return 0
+
+
+def _print(
+    points: list[Point], measured: list[Point], against: str, theirs: MachineOfTheirs
+) -> None:
+    from zaplock.views import scale as view
+    from zaplock.views.screen import Screen
+
+    print(view.inputs(theirs))
+    console = Screen()
+    for table in (*view.tables(points, against), view.measured_table(measured, points, against)):
+        if table.rows:
+            print()
+            console.print(table)
 
 
 def _designs(args: argparse.Namespace) -> list[Design]:

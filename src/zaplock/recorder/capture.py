@@ -158,9 +158,11 @@ class Capture:
         return first_ns, last_ns
 
     def narrow(self) -> None:
-        """Go back to the watch: switch off what `widen` switched on, to be widened again."""
-        if self.sampler and self._widened:
-            self.sampler.stop()
+        """Go back to the watch: switch off what `widen` switched on, to be widened again.
+
+        Without stacks: their sampler doesn't start twice.
+        """
+        assert self.sampler is None
         for instance, event, _ in self._widened:
             instance.disable(event)
         self.later, self._widened = self._widened, []

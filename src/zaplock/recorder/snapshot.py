@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from zaplock.recorder.urgent import start_first
 from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_stacks import ON_OTHERS, WRITE, advice_of, functions, meaning
+from zaplock.trace.kernel_functions import ON_OTHERS, WRITE
+from zaplock.trace.kernel_stacks import advice_of, functions, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
 
 FOREIGN_PATIENCE_S = 0.25

@@ -28,6 +28,7 @@ from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EVENT, IN_PART, NO_OP, EventKind, FoundTask
 
@@ -42,6 +43,9 @@ _WRITE = 4
 Queued = tuple[int, int, bool]
 """Since when, who, and whether exclusively."""
 
+Lasted = tuple[int, Queued]
+"""How long a wait lasted, and which it was."""
+
 
 class WatchedQueue:
     """Who is in the queue of the target's lock, by its contention events."""
@@ -49,8 +53,9 @@ class WatchedQueue:
     def __init__(self) -> None:
         self._inside: dict[int, Queued] = {}
         self.found: set[int] = set()
-        """Who was found there, so that it has waited longer than is known."""
-        self._ended_ns = 0
+        """Who was found there and is so still: it has waited longer than is known, or it spins."""
+        self.ended: list[Lasted] = []
+        """The waits of which the last events told the end."""
 
     def begin_with(self, found: Iterable[FoundTask]) -> None:
         """Put in who was found waiting before any event told of it."""
@@ -59,35 +64,44 @@ class WatchedQueue:
                 self._inside[task.tid] = (task.since_ns, task.tid, task.exclusive)
                 self.found.add(task.tid)
 
-    def inside(self) -> dict[int, int]:
-        """Return since when each task is in the queue."""
-        return {tid: since_ns for tid, (since_ns, _, _) in self._inside.items()}
-
-    def take(self, columns: Columns) -> Queued | None:
-        """Follow the events, in order of time; return the longest of the waits that ended."""
+    def take(self, columns: Columns) -> list[Lasted]:
+        """Follow the events, in order of time; return the waits that ended."""
         kinds = (columns["kind"] == EventKind.CONTENTION_BEGIN) | (
             columns["kind"] == EventKind.CONTENTION_END
         )
-        longest, longest_ns = None, -1
+        ended = []
         for row in np.flatnonzero(kinds).tolist():
             tid, time_ns = int(columns["tid"][row]), int(columns["time_ns"][row])
+            self.found.discard(tid)
             if columns["kind"][row] == EventKind.CONTENTION_BEGIN:
-                self.found.discard(tid)
                 self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
-            elif (found := self._inside.pop(tid, None)) and time_ns - found[0] > longest_ns:
-                longest, longest_ns = found, time_ns - found[0]
-        self._ended_ns = longest_ns
-        return longest
+            elif one := self._inside.pop(tid, None):
+                ended.append((time_ns - one[0], one))
+        return ended
 
     def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
         """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
-        ended = self.take(columns)
-        found = [(self._ended_ns, ended)] if ended else []
-        found += [(now_ns - one[0], one) for one in self._inside.values()]
-        lasted_ns, one = max(found, default=(0, None), key=lambda pair: pair[0])
-        if one is None or lasted_ns < limit_ns:
+        self.ended = self.take(columns)
+        lasting = [(now_ns - one[0], one) for one in self._inside.values()]
+        longest = max([*self.ended, *lasting], default=None, key=lambda pair: pair[0])
+        if longest is None or longest[0] < limit_ns:
             return None
-        return Fired("wait", one[1], mm, one[0], lasted_ns, one[2])
+        lasted_ns, (start_ns, tid, write) = longest
+        return Fired("wait", tid, mm, start_ns, lasted_ns, write)
+
+    def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
+        """Say whether a wait is one; `seen` are the tasks as they are now, of all processes.
+
+        Who was only found waiting may have spun for the lock, which no event ends: if he is not
+        seen waiting again, he is through, and forgotten.
+        """
+        if fired.tid not in self.found:
+            return True
+        if any(task.tid == fired.tid and task.does == "waits" for task in seen):
+            return True
+        self.found.discard(fired.tid)
+        self._inside.pop(fired.tid, None)
+        return False
 
     def next_ms(self, now_ns: int, limit_ns: int) -> int:
         """Return in how many milliseconds the oldest wait is too old, if it stays."""
@@ -135,11 +149,15 @@ def watch(
         now_ns = time.monotonic_ns()
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
         names.forget(now_ns - _MEMORY_NS)
-        if fired:
+        if fired and queue.confirms(fired, _seen(capture) if fired.tid in queue.found else ()):
             return noticed(capture, stream, {mm: queue}, fired, operations)
         capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
         time.sleep(_PAUSE_S)
     return None
+
+
+def _seen(capture: Capture) -> list[FoundTask]:
+    return [one.task for one in look(capture.pids).seen]
 
 
 def noticed(

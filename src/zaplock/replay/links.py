@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
-
 from zaplock.replay.plan import RecordedOperation, ReplayPlan
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import EventKind
+from zaplock.trace.sleeps import Nap, Sleeps
 
 _MOST = 32
 """So many sleeps are followed back from one operation."""
@@ -53,18 +52,13 @@ Links = Mapping[tuple[int, int], Link]
 """By (thread, number of its operation); operations that are not there begin as recorded."""
 
 
-class _Sleep(NamedTuple):
-    begin_ns: int
-    woken_ns: int
-    waker: int
-
-
 def links_of(analysis: Analysis, plan: ReplayPlan) -> Links:
     """Find the operations of a plan that another thread let begin; none without sched_waking."""
-    sleeps = _sleeps(analysis)
-    if not sleeps:
+    wakers = (analysis.events["kind"] == EventKind.WAKEUP) & (analysis.events["detail"] > 0)
+    sleeps = analysis.judge.tasks_sleeps
+    if sleeps is None or not wakers.any():
         return {}
-    story = _Story(plan, sleeps)
+    story = _Story(plan, sleeps, analysis.begin_ns)
     found = {}
     for tid, operations in plan.threads.items():
         for number, one in enumerate(operations):
@@ -83,29 +77,6 @@ def links_of(analysis: Analysis, plan: ReplayPlan) -> Links:
 def let_begin(links: Links) -> int:
     """Count the operations that another thread let begin."""
     return sum(any(one.tid != tid for one in link.after) for (tid, _), link in links.items())
-
-
-def _sleeps(analysis: Analysis) -> dict[int, list[_Sleep]]:
-    """List each thread's sleeps in order, if any was ended by a known thread; the waker 0: unknown.
-
-    Times count from the recording's first instant.
-    """
-    events = analysis.events
-    kind = events["kind"]
-    if not bool(((kind == EventKind.WAKEUP) & (events["detail"] > 0)).any()):
-        return {}
-    rows = np.flatnonzero((kind >= EventKind.SCHED_OUT) & (kind <= EventKind.WAKEUP))
-    rows = rows[np.argsort(events["tid"][rows], kind="stable")]
-    tid, time_ns = events["tid"][rows], events["time_ns"][rows] - analysis.begin_ns
-    what, detail = kind[rows], events["detail"][rows]
-    slept = (what[:-1] == EventKind.SCHED_OUT) & (detail[:-1] != 0) & (tid[:-1] == tid[1:])
-    found: dict[int, list[_Sleep]] = {}
-    for place in np.flatnonzero(slept).tolist():
-        woken = what[place + 1] == EventKind.WAKEUP
-        waker = int(detail[place + 1]) if woken else 0
-        sleep = _Sleep(int(time_ns[place]), int(time_ns[place + 1]), waker)
-        found.setdefault(int(tid[place]), []).append(sleep)
-    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +99,19 @@ class _Needs:
         return _Needs(after, max(self.floor_ns, other.floor_ns))
 
 
-_NEVER_NS = -(1 << 62)
-"""The floor of what may come at any time."""
+_NEVER_NS, _END_NS = -(1 << 62), 1 << 62
+"""The floor of what may come at any time; after every event."""
 
 
 class _Story:
-    """Each thread's operations and sleeps, to look back from an instant."""
+    """Each thread's operations and sleeps, to look back from an instant.
 
-    def __init__(self, plan: ReplayPlan, sleeps: dict[int, list[_Sleep]]) -> None:
-        self._sleeps = sleeps
-        self._woken = {tid: [one.woken_ns for one in own] for tid, own in sleeps.items()}
+    Times count from the recording's first instant, `begin_ns`.
+    """
+
+    def __init__(self, plan: ReplayPlan, sleeps: Sleeps, begin_ns: int) -> None:
+        self._sleeps, self._begin_ns = sleeps, begin_ns
+        self._naps: dict[int, list[Nap]] = {}
         self._operations = plan.threads
         self._ends = {
             tid: list(accumulate((one.end_ns for one in own), max))
@@ -168,10 +142,23 @@ class _Story:
             return None
         return Link((After(tid, number - 1, max(0, one.begin_ns - end_ns)),), one.begin_ns)
 
-    def _last_sleep(self, tid: int, since_ns: int, until_ns: int) -> _Sleep | None:
-        place = bisect_right(self._woken.get(tid, ()), until_ns) - 1
-        sleep = self._sleeps[tid][place] if place >= 0 else None
-        return sleep if sleep is not None and sleep.begin_ns >= since_ns else None
+    def _naps_of(self, tid: int) -> list[Nap]:
+        if tid not in self._naps:
+            self._naps[tid] = [
+                Nap(
+                    nap.begin_ns - self._begin_ns,
+                    nap.woken_ns - self._begin_ns,
+                    nap.ran_ns - self._begin_ns,
+                    nap.waker,
+                )
+                for nap in self._sleeps.naps(tid, 0, _END_NS)
+            ]
+        return self._naps[tid]
+
+    def _last_sleep(self, tid: int, since_ns: int, until_ns: int) -> Nap | None:
+        naps = self._naps_of(tid)
+        place = bisect_right(naps, until_ns, key=lambda nap: nap.woken_ns) - 1
+        return naps[place] if place >= 0 and naps[place].begin_ns >= since_ns else None
 
     def _needs(self, tid: int, number: int, at_ns: int) -> _Needs:
         """Tell what a thread needed to come to an instant before its operation `number`."""

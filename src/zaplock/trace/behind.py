@@ -130,27 +130,29 @@ def _explained(
     while link is not None and len(through) < _LINKS:
         if link.waker == sleep.tid or not _one_process(analysis, link.tid, link.waker):
             return None
-        if (found := _call_until(analysis, link.waker, sleep.begin_ns, link.end_ns)) is not None:
+        just_ns = _just_before(analysis, link.waker, link.end_ns)
+        found = _call_until(analysis, link.waker, sleep.begin_ns, just_ns, link.end_ns)
+        if found is not None:
             call, inside_ns = found
             if 2 * inside_ns >= sleep.slept_ns:
                 told = (sleep.tid, sleep.begin_ns, sleep.slept_ns, sleep.waker)
                 return Behind(*told, call, inside_ns, sleep.partial, tuple(through))
         through.append(link.waker)
-        since_ns = _just_before(analysis, link.waker, link.end_ns)
-        ended = (one for one in of_task.get(link.waker, ()) if one.end_ns >= since_ns)
+        ended = (one for one in of_task.get(link.waker, ()) if one.end_ns >= just_ns)
         link = _slept_until(ended, sleep.begin_ns, link.end_ns)
         if link is not None and 2 * (link.end_ns - sleep.begin_ns) < sleep.slept_ns:
             return None
     return None
 
 
-def _call_until(analysis: Analysis, tid: int, since_ns: int, end_ns: int) -> tuple[int, int] | None:
-    """Return the call of a task that ended just before an instant, and its time since another."""
+def _call_until(
+    analysis: Analysis, tid: int, since_ns: int, just_ns: int, end_ns: int
+) -> tuple[int, int] | None:
+    """Return the call of a task that ended in [just_ns, end_ns], and its time since `since_ns`."""
     calls = analysis.calls
     first, last = np.searchsorted(calls.tid, [tid, tid + 1])
     rows = np.arange(first, last)
-    just_before_ns = _just_before(analysis, tid, end_ns)
-    rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= just_before_ns)]
+    rows = rows[(calls.end_ns[rows] <= end_ns) & (calls.end_ns[rows] >= just_ns)]
     if not len(rows):
         return None
     inside = calls.end_ns[rows] - np.maximum(calls.begin_ns[rows], since_ns)

@@ -23,7 +23,7 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Group, Summary
 
 Array = NDArray[Any]
-Verdict = Literal["better", "worse", "alike", "not known"]
+Verdict = Literal["better", "worse", "fewer", "more", "alike", "not known"]
 
 SHUFFLES = 10_000
 _AT_ONCE = 500
@@ -78,7 +78,7 @@ class RecordingDifference:
     changes: tuple[MeasureChange, ...]
     operations: tuple[Pair, ...]
     doubts: tuple[str, ...]
-    """Why the comparison is to be taken with care: a sentence each."""
+    """Why the comparison is to be taken with care: a sentence each, without its full stop."""
 
     @property
     def verdict(self) -> Verdict:
@@ -148,7 +148,7 @@ def difference(before: Summary, after: Summary) -> RecordingDifference:
 
 
 MEASURES = ("waited", "held exclusively", "held shared", "operations")
-"""What is compared: the first decides. Less is better, but for operations: those are the load."""
+"""What is compared: the first decides. Less is better; of operations, the load, it is fewer."""
 
 
 def _slice_ns(sides: Sequence[Summary]) -> int:
@@ -206,7 +206,11 @@ def _change(measure: str, before: Array, after: Array) -> MeasureChange:
         return MeasureChange(measure, low, high, "not known", None, None, None)
     chance = _chance(before, after)
     factors = _factors(before, after)
-    verdict: Verdict = "alike" if chance > SURE else "better" if high < low else "worse"
+    verdict: Verdict = "alike"
+    if chance <= SURE and measure == "operations":
+        verdict = "fewer" if high < low else "more"
+    elif chance <= SURE:
+        verdict = "better" if high < low else "worse"
     return MeasureChange(measure, low, high, verdict, chance, *factors)
 
 
@@ -249,9 +253,9 @@ def _doubts(sides: Sequence[Summary], changes: Sequence[MeasureChange]) -> list[
     for name, one in zip(("before", "after"), sides):
         if lost := one.analysis.segments.lost_events:
             said.append(f"{name}: at least {lost:,} events are missing, so there was more of all")
-        said += [f"{name}: {caveat}" for caveat in one.analysis.caveats]
+        said += [f"{name}: {caveat.removesuffix('.')}" for caveat in one.analysis.caveats]
     load = changes[-1]
-    if load.verdict in ("better", "worse") and load.before and load.after:
+    if load.verdict in ("fewer", "more") and load.before and load.after:
         times = load.after / load.before
         more = f"{times:.3g} times as many" if times >= 1 else f"{100 * times:.0f} % of the"
         said.append(f"the load was not the same: {more} recorded calls a second afterwards")

@@ -55,7 +55,8 @@ def _answer(pl: Any, base: int, request: dict[str, Any], file: int) -> dict[str,
 
 
 def _limit(what: int, most: int) -> None:
-    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _cpu_s() -> float:

@@ -21,11 +21,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Nap:
-    """One sleep: from `begin_ns` until woken at `woken_ns`, running again at `ran_ns`."""
+    """One sleep: from `begin_ns` until woken at `woken_ns`, running again at `ran_ns`.
+
+    `waker` is the task that woke it, 0 where it was none or isn't known.
+    """
 
     begin_ns: int
     woken_ns: int
     ran_ns: int
+    waker: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +59,18 @@ class Sleeps:
         rows = self._rows(tid)
         kind, time_ns = self.events["kind"], self.events["time_ns"]
         first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
-        chosen = np.flatnonzero(
-            (kind[rows[first:last]] == EventKind.SCHED_OUT)
-            & (self.events["detail"][rows[first:last]] != 0)
-        )
-        found = (self._nap(rows, int(first + place)) for place in chosen)
-        return [nap for nap in found if nap is not None]
-
-    def _nap(self, rows: Array, place: int) -> Nap | None:
-        """Read one sleep from the events after the task left its cpu."""
-        if place + 1 >= len(rows):
-            return None
-        kind, time_ns = self.events["kind"], self.events["time_ns"]
-        out, after = rows[place], rows[place + 1]
-        later = rows[place + 1 : place + 4]  # a sleep ends with two WAKEUPs at most
-        on_its_way = kind[later] == EventKind.WAKEUP
-        ran = later[-1] if on_its_way.all() else later[np.argmin(on_its_way)]
-        return Nap(int(time_ns[out]), int(time_ns[after]), int(time_ns[ran]))
+        slept = kind[rows[first:last]] == EventKind.SCHED_OUT
+        slept &= self.events["detail"][rows[first:last]] != 0
+        out = first + np.flatnonzero(slept)
+        out = out[out + 1 < len(rows)]
+        woken = ran = rows[out + 1]
+        at = out + 1
+        for _ in range(2):  # a sleep ends with two WAKEUPs at most
+            at = np.where(kind[ran] == EventKind.WAKEUP, np.minimum(at + 1, len(rows) - 1), at)
+            ran = rows[at]
+        waker = np.where(kind[woken] == EventKind.WAKEUP, self.events["detail"][woken], 0)
+        instants = (time_ns[place].tolist() for place in (rows[out], woken, ran))
+        return list(map(Nap, *instants, np.maximum(waker, 0).tolist()))
 
     def queued_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
         """Return until when a waiter may have joined the queue, who asked at `start_ns`.

@@ -14,7 +14,7 @@ from zaplock.trace.difference import (
 )
 from zaplock.trace.summary import Group, Summary
 from zaplock.units import duration
-from zaplock.views.grid import Grid, figure, words
+from zaplock.views.grid import Grid, beyond, figure, words
 from zaplock.views.words import heading
 
 SAID = {
@@ -29,7 +29,7 @@ def sentences(found: RecordingDifference) -> Iterator[str]:
     waited, *others = found.changes
     yield f"{_verdict(found, waited)}"
     for one in others:
-        if one.measure in SAID and one.verdict in ("better", "worse"):
+        if one.verdict in ("better", "worse"):
             yield f"{one.verdict.capitalize()}: {_amount(one)}{_sure(one)}."
     yield from (f"Take it with care: {doubt}." for doubt in found.doubts)
 
@@ -94,7 +94,7 @@ def sides(found: RecordingDifference) -> Iterator[str]:
 def figures(found: RecordingDifference) -> Grid:
     """Draw each measure before and after."""
     rows = [
-        (f"{one.measure}, a second", *map(_figure(one), (one.before, one.after)), _times(one))
+        (f"{one.measure}, a second", *map(_figure(one), (one.before, one.after)), one.verdict)
         for one in found.changes
     ]
     for name, of in _LONGEST:
@@ -117,12 +117,6 @@ def _figure(one: MeasureChange) -> Callable[[float], str]:
     return lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _times(one: MeasureChange) -> str:
-    if one.measure in SAID:
-        return one.verdict
-    return {"better": "fewer", "worse": "more"}.get(one.verdict, one.verdict)
-
-
 def operations(found: RecordingDifference, top: int) -> Grid:
     """Draw who made others wait in which operation, per second of each recording."""
     seconds = [one.analysis.duration_ns / SECOND for one in (found.before, found.after)]
@@ -137,8 +131,7 @@ def operations(found: RecordingDifference, top: int) -> Grid:
     columns = [words("operation")]
     for head, rank in heads:
         columns += [figure(f"{head}, {side}", rank) for side in ("before", "after")]
-    more = len(found.operations) - top
-    return Grid(columns, rows, "By operation", f"... and {more:,} more (--top)" if more > 0 else "")
+    return Grid(columns, rows, "By operation", beyond(len(found.operations) - top))
 
 
 def _cell(one: Group, field: str, span_s: float) -> str:

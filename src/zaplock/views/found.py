@@ -7,7 +7,7 @@ from typing import Any
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_stacks import UNANSWERED
+from zaplock.trace.kernel_functions import UNANSWERED
 from zaplock.units import duration
 from zaplock.views.words import owner, what, who
 

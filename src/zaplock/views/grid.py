@@ -36,6 +36,11 @@ class Column:
     rank: int = 0
 
 
+def beyond(count: int) -> str:
+    """Say below a table that there are `count` more rows, if there are."""
+    return f"... and {count:,} more (--top)" if count > 0 else ""
+
+
 def words(name: str, rank: int = 0) -> Column:
     """Make a column of words: to the left, folded where the table is narrow."""
     return Column(name, rank=rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from itertools import groupby
 from operator import add
@@ -17,14 +17,18 @@ SHORT = {"proved": "", "broken": "BROKEN", "not-exhausted": "not exh.", "vacuous
 
 def table(cells: Sequence[Cell], designs: Sequence[str]) -> Grid:
     """Draw one row per scenario, one column per design: states where proved, else the verdict."""
+    rows = [
+        (scenario, *(_mark(row[name]) for name in designs), _rules(row.values()))
+        for scenario, row in _by_scenario(cells).items()
+    ]
+    return Grid((words("scenario"), *map(figure, designs), words("broken rules", rank=1)), rows)
+
+
+def _by_scenario(cells: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
     by_row: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         by_row.setdefault(cell.scenario, {})[cell.design] = cell
-    rows = [
-        (scenario, *(_mark(row[name]) for name in designs), _rules(row.values()))
-        for scenario, row in by_row.items()
-    ]
-    return Grid((words("scenario"), *map(figure, designs), words("broken rules", rank=1)), rows)
+    return by_row
 
 
 MOST_COLUMNS = 16
@@ -33,11 +37,8 @@ MOST_COLUMNS = 16
 
 def history(cells: Sequence[Cell], designs: Sequence[str]) -> Grid:
     """Draw one row per scenario that breaks somewhere: in which runs of designs, and how."""
-    by_row: dict[str, dict[str, Cell]] = {}
-    for cell in cells:
-        by_row.setdefault(cell.scenario, {})[cell.design] = cell
     rows, proved = [], 0
-    for scenario, row in by_row.items():
+    for scenario, row in _by_scenario(cells).items():
         own = [row[name] for name in designs]
         if all(cell.verdict == "proved" and cell.agrees for cell in own):
             proved += 1
@@ -69,9 +70,9 @@ def _mark(cell: Cell) -> str:
     return f"{word or f'{cell.states:,}'}{strange}"
 
 
-def _rules(cells: object) -> str:
+def _rules(cells: Iterable[Cell]) -> str:
     names: dict[str, None] = {}
-    for cell in cells:  # type: ignore[attr-defined]
+    for cell in cells:
         names.update(dict.fromkeys(cell.invariants))
     shown = list(names)
     return ", ".join(shown[:2]) + (f" and {len(shown) - 2} more" if len(shown) > 2 else "")

@@ -297,7 +297,7 @@ def plot(replay: Replay, path: Path) -> None:
     panels += [_of_run(run, begin, end) for run in replay.runs]
     title = f"replay of pid {replay.plan.pid}: holds and waits around the longest recorded wait"
     axis = f"time since {(at + begin - replay.analysis.begin_ns) / 1e9:.3f} s of the recording"
-    title = ". ".join((title, *replay.analysis.caveats))
+    title = " ".join((f"{title}.", *caveats)) if (caveats := replay.analysis.caveats) else title
     draw(_same_lanes(panels), path, title=title, axis=axis)
 
 

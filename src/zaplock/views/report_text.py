@@ -15,7 +15,7 @@ from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary, process_name
 from zaplock.units import duration, size
 from zaplock.views.found import found_lines, present_lines
-from zaplock.views.grid import Grid, figure, words
+from zaplock.views.grid import Grid, beyond, figure, words
 from zaplock.views.headlines import headlines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
@@ -168,7 +168,7 @@ def _calls(summary: Summary, top: int) -> list[RenderableType]:
         )
         for one in counts[:top]
     ]
-    return _titled(Grid(CALLS, rows, "Time in calls", _beyond(len(counts) - top)))
+    return _titled(Grid(CALLS, rows, "Time in calls", beyond(len(counts) - top)))
 
 
 CALLS = (
@@ -180,10 +180,6 @@ CALLS = (
     figure("without mmap_lock", rank=4),
     words("process", rank=2),
 )
-
-
-def _beyond(count: int) -> str:
-    return f"... and {count:,} more (--top)" if count > 0 else ""
 
 
 def _at(analysis: Analysis, time_ns: int) -> str:
@@ -231,7 +227,7 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[Ren
     rows = [(group.name, *(_value(group, field) for *_, field in GROUP)) for group in told[:top]]
     idle = len(groups) - len(told)
     others = "... and 1 other" if idle == 1 else f"... and {idle:,} others"
-    more = [_beyond(len(told) - top)]
+    more = [beyond(len(told) - top)]
     more += [f"{others} that neither waited nor made others wait"] if idle else []
     return _titled(Grid(columns, rows, title, "; ".join(filter(None, more))))
 

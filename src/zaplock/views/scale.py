@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zaplock.views.grid import Grid, figure, words
+
 if TYPE_CHECKING:
     from zaplock.lab.scale import MachineOfTheirs, Point
 
@@ -16,21 +18,16 @@ def _rates(points: Sequence[Point]) -> Rates:
     return {(one.workload, one.design, one.cpus): one.per_second for one in points}
 
 
-def lines(
-    points: Sequence[Point], measured: Sequence[Point], against: str, theirs: MachineOfTheirs
-) -> Iterator[str]:
-    """Write a table for each workload, the ratios between two, and what this kernel did."""
-    yield inputs(theirs)
+def tables(points: Sequence[Point], against: str) -> Iterator[Grid]:
+    """Draw each workload's rates and their ratios to a design's, then the ratios between two."""
     rates = _rates(points)
     workloads = list(dict.fromkeys(one.workload for one in points))
     designs = list(dict.fromkeys(one.design for one in points))
     cpus = list(dict.fromkeys(one.cpus for one in points))
 
-    def table(title: str, names: Sequence[str], cell: Callable[[str, int], str]) -> Iterator[str]:
-        width = max(len(title), *(len(name) + 2 for name in designs)) + 2
-        yield f"\n{title:<{width}}" + "".join(f"{count:>9}" for count in cpus)
-        for name in names:
-            yield f"  {name:<{width - 2}}" + "".join(f"{cell(name, count):>9}" for count in cpus)
+    def table(title: str, names: Sequence[str], cell: Callable[[str, int], str]) -> Grid:
+        columns = (words("CPUs"), *(figure(str(count)) for count in cpus))
+        return Grid(columns, [(name, *(cell(name, n) for n in cpus)) for name in names], title)
 
     for workload in workloads:
 
@@ -40,17 +37,15 @@ def lines(
         def ratio(name: str, count: int, of: str = workload) -> str:
             return f"{rates[of, name, count] / rates[of, against, count]:.2f}"
 
-        yield from table(f"{workload}, operations a second, by CPUs", designs, rate)
-        others = [name for name in designs if name != against]
-        if others:
-            yield from table(f"times {against}'s", others, ratio)
+        yield table(f"{workload}, operations a second", designs, rate)
+        if others := [name for name in designs if name != against]:
+            yield table(f"{workload}, times {against}'s", others, ratio)
     if len(workloads) == 2:
         first, second = workloads
-        yield from table(
+        yield table(
             f"{second} : {first}", designs,
             lambda name, count: f"{rates[second, name, count] / rates[first, name, count]:.2f}",
         )  # fmt: skip
-    yield from measured_lines(measured, rates, against)
 
 
 def short(value: float) -> str:
@@ -78,19 +73,20 @@ def inputs(theirs: MachineOfTheirs) -> str:
     return told
 
 
-def measured_lines(measured: Sequence[Point], rates: Rates, against: str) -> Iterator[str]:
-    """Write what this kernel did, its ratio to one thread, and the ratio that was predicted."""
-    if not measured:
-        return
+def measured_table(measured: Sequence[Point], points: Sequence[Point], against: str) -> Grid:
+    """Draw what this kernel did, its ratio to one thread, and the ratio that was predicted."""
+    rates = _rates(points)
     alone = {one.workload: one.per_second for one in measured if one.cpus == 1}
-    yield f"\nmeasured on this kernel: operations a second, times one thread's, and by {against}"
+    rows = []
     for one in measured:
-        name = one.workload
-        row = f"{one.cpus:>6}  {name:<14}{one.per_second:>14,.0f}"
+        name, times = one.workload, ("", "")
         if name in alone and (name, against, 1) in rates:
             predicted = rates[name, against, one.cpus] / rates[name, against, 1]
-            row += f"{one.per_second / alone[name]:>8.2f}{predicted:>8.2f}"
-        yield row
+            times = (f"{one.per_second / alone[name]:.2f}", f"{predicted:.2f}")
+        rows.append((name, str(one.cpus), f"{one.per_second:,.0f}", *times))
+    columns = (words("workload"), figure("CPUs"), figure("operations a second"),
+               figure("times one thread's"), figure(f"by {against}"))  # fmt: skip
+    return Grid(columns, rows, "measured on this kernel")
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

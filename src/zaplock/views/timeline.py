@@ -8,7 +8,8 @@ part of it that is covered is small.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -69,8 +70,9 @@ class Panel:
 
 def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
     """Make a panel of what happened in [begin_ns, end_ns); a lane for each name of a task."""
-    lanes = dict.fromkeys(_lane(analysis, tid) for tid in analysis.events.tasks)
-    bars = [*_holds(analysis), *_waits(analysis)]
+    names = _lanes(analysis)
+    lanes = dict.fromkeys(names.values())
+    bars = [*_holds(analysis, names), *_waits(analysis, names)]
     inside = [
         Bar(bar.lane, bar.style, max(bar.start_ns, begin_ns) - begin_ns, bar.end_ns - begin_ns)
         for bar in bars
@@ -82,32 +84,33 @@ def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
     return Panel(title, tuple(shown), tuple(inside))
 
 
-def _lane(analysis: Analysis, tid: int) -> str:
-    """Name a thread: by its number, too, where another one is called the same."""
-    tasks = analysis.events.tasks
-    if tid not in tasks:
-        return f"tid {tid}"
-    comm = tasks[tid].comm
-    alike = sum(task.comm == comm for task in tasks.values())
-    return comm if alike == 1 else f"{comm} {tid}"
+def _lanes(analysis: Analysis) -> dict[int, str]:
+    """Name every thread: by its number, too, where another one is called the same."""
+    comms = {tid: task.comm for tid, task in analysis.events.tasks.items()}
+    alike = Counter(comms.values())
+    return {tid: comm if alike[comm] == 1 else f"{comm} {tid}" for tid, comm in comms.items()}
 
 
-def _holds(analysis: Analysis) -> Iterable[Bar]:
+def _lane(names: Mapping[int, str], tid: int) -> str:
+    return names.get(tid, f"tid {tid}")
+
+
+def _holds(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
     holds = analysis.holds
     ends = holds.end_ns
     for row in range(len(holds)):
         style = "exclusive hold" if holds["exclusive"][row] else "shared hold"
         if style == "shared hold" and holds["downgraded"][row]:
             style = "shared after downgrade"
-        lane = _lane(analysis, int(holds["tid"][row]))
+        lane = _lane(names, int(holds["tid"][row]))
         yield Bar(lane, style, int(holds["start_ns"][row]), int(ends[row]))
 
 
-def _waits(analysis: Analysis) -> Iterable[Bar]:
+def _waits(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
     waits = analysis.waits
     ends = waits.end_ns
     for row in np.flatnonzero(waits["wait_ns"] >= QUEUED_NS).tolist():
-        lane = _lane(analysis, int(waits["tid"][row]))
+        lane = _lane(names, int(waits["tid"][row]))
         yield Bar(lane, "wait", int(waits["start_ns"][row]), int(ends[row]))
 
 
