@@ -218,6 +218,31 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
     assert not list((tmp_path / "spool").iterdir())
 
 
+NAMED = """
+import time
+open("/proc/self/comm", "w").write("zaplock-late")
+time.sleep(600)
+"""
+
+
+@pytest.mark.root
+def test_a_process_that_comes_later_is_watched_until_it_ends(
+    victim: Victim, tmp_path: Path
+) -> None:
+    with agent(tmp_path, victim.pid, "--comm", "zaplock-late", "--rescan", "1s") as (process, port):
+
+        def watches(count: int) -> bool:
+            return figures(port).get("zaplock_watched_processes") == count
+
+        until(lambda: watches(1))
+        with subprocess.Popen([sys.executable, "-c", NAMED], stdout=subprocess.DEVNULL) as late:
+            until(lambda: watches(2))
+            late.kill()
+        until(lambda: watches(1))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
 def put(store: FleetStore, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:
     about = Recorded(place_at(at_ns, host, "u"), f"{number:012x}", at_ns, 1, worst_ns, "6.18")
     store.put_recording(about, [("a.parquet", b"x" * 100)])

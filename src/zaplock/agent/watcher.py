@@ -336,10 +336,8 @@ class _Watching:
         self._guard = Guard(self._capture.instances)
         self._agent.metrics.targets.set(len(self._pids))
         self._agent.metrics.buffers.set(_buffer_bytes(self._capture))
-        while self._go_on():
-            fired = self._until_trouble()
-            if fired:
-                self._record(fired)
+        while fired := self._until_trouble():
+            self._record(fired)
 
     def _go_on(self) -> bool:
         return not self._agent.ended() and not self._stale()
