@@ -23,7 +23,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from test_agent import STALLS, Victim, agent, figures, log_of, until
+from test_agent import Victim, agent, figures, log_of, stalling, until
 
 STALLS_SEEDED = int(os.environ.get("ZAPLOCK_AGENT_STALLS", "20"))
 PAIRS = int(os.environ.get("ZAPLOCK_AGENT_PAIRS", "8"))
@@ -33,14 +33,8 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @pytest.fixture
 def victim() -> Iterator[Victim]:
-    command = [sys.executable, "-c", STALLS]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        yield Victim(process)
-        process.kill()
+    with stalling() as victim:
+        yield victim
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from zaplock.agent import spool
-from zaplock.agent.metrics import Bounded
+from zaplock.agent.hooks import Hooks
+from zaplock.agent.metrics import MOST, Bounded, Metrics
 from zaplock.agent.settings import Settings
-from zaplock.agent.ship import keep_within
-from zaplock.agent.watcher import unit_of
+from zaplock.agent.ship import alone, keep_within
+from zaplock.agent.shipping import Shipping
+from zaplock.agent.watching import unit_of
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.fleet_store.names import place_at
@@ -70,15 +72,21 @@ class Victim:
         return int(self.process.stdout.readline())
 
 
-@pytest.fixture
-def victim() -> Iterator[Victim]:
+@contextlib.contextmanager
+def stalling(program: str = STALLS) -> Iterator[Victim]:
     with subprocess.Popen(
-        [sys.executable, "-c", STALLS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         yield Victim(process)
         process.kill()
+
+
+@pytest.fixture
+def victim() -> Iterator[Victim]:
+    with stalling() as victim:
+        yield victim
 
 
 @contextlib.contextmanager
@@ -218,6 +226,125 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
     assert not list((tmp_path / "spool").iterdir())
 
 
+NAMED = """
+import time
+open("/proc/self/comm", "w").write("zaplock-late")
+time.sleep(600)
+"""
+
+
+@pytest.mark.root
+def test_a_process_that_comes_later_is_watched_until_it_ends(
+    victim: Victim, tmp_path: Path
+) -> None:
+    with agent(tmp_path, victim.pid, "--comm", "zaplock-late", "--rescan", "1s") as (process, port):
+
+        def watches(count: int) -> bool:
+            return figures(port).get("zaplock_watched_processes") == count
+
+        until(lambda: watches(1))
+        with subprocess.Popen([sys.executable, "-c", NAMED], stdout=subprocess.DEVNULL) as late:
+            until(lambda: watches(2))
+            late.kill()
+        until(lambda: watches(1))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.root
+def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
+    """The agent is stopped while it records somebody who locks without a pause."""
+
+    def lost() -> list[int]:
+        return [line["count"] for line in log_of(tmp_path) if line["event"] == "events lost"]
+
+    more = ("--after", "2s", "--buffers", "1M")
+    with (
+        stalling(STALLS.replace("time.sleep(0.002)", "pass")) as victim,
+        agent(tmp_path, victim.pid, *more) as (process, port),
+    ):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/pages.raw")))
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        process.send_signal(signal.SIGCONT)
+        until(lambda: figures(port).get("zaplock_recordings_total", 0) >= 1)
+        until(lambda: figures(port)["zaplock_lost_events_total"] == sum(lost()) > 0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    store = FleetStore(str(tmp_path / "store"))
+    recordings = [
+        read(store.fetch(one, tmp_path / str(number)))
+        for number, one in enumerate(store.recordings().objects)
+    ]
+    told = max(recording.manifest.lost_events for recording in recordings)
+    assert told >= max(lost()), "the recording knows what it lacks"
+
+
+class Said:
+    """A log in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+
+def test_a_hook_that_takes_too_long_is_killed_with_what_it_began(tmp_path: Path) -> None:
+    said, began = Said(), tmp_path / "began"
+    hooks = Hooks(f"sleep 1000 & echo $! > {began}.part; mv {began}.part {began}; wait",
+                  Metrics(), said)  # fmt: skip
+    hooks.run({"wait_ns": 1})
+    until(began.exists)
+    hooks.look_after(time.monotonic_ns())
+    assert hooks.running
+    hooks.look_after(time.monotonic_ns() + 31 * 10**9)
+    assert not hooks.running
+    assert said.lines == [("hook failed", {"why": "it took over 30 s"})]
+    state = Path(f"/proc/{int(began.read_text())}/stat")
+    until(lambda: not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_hook_that_reads_nothing_has_not_failed() -> None:
+    said = Said()
+    hooks = Hooks("exec <&-", Metrics(), said)
+    hooks.run({"more": "than a pipe holds" * 10_000})
+    until(lambda: hooks.look_after(time.monotonic_ns()) or not hooks.running)
+    assert not said.lines
+
+
+def test_what_no_child_can_read_keeps_nothing_else_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zaplock.agent.shipping._RETRY_NS", 0)
+    spooled, metrics, said = spool.Spool(tmp_path / "spool"), Metrics(), Said()
+    for name in ("1", "2"):
+        folder, pages = spooled.begin(name)
+        pages.close()
+        (folder / "trouble.pickle").write_bytes(b"no pickle")
+    shipping = Shipping(
+        Settings(str(tmp_path / "store"), spooled.path, "h"), spooled, metrics,
+        Hooks("", metrics, said), said,
+    )  # fmt: skip
+    until(lambda: shipping.look_after(time.monotonic_ns()) or len(said.lines) == 2)
+    shipping.stop()
+    assert [(event, fields["folder"]) for event, fields in said.lines] == [
+        ("not stored", "1"),
+        ("not stored", "2"),
+    ]
+
+
+def test_two_children_do_not_work_on_one_folder(tmp_path: Path) -> None:
+    """The first may be that of an agent that was killed."""
+    command = [sys.executable, "-m", "zaplock.agent.ship", str(tmp_path)]
+    with alone(tmp_path):
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(5)
+    assert child.wait(60), "there is nothing in it"
+
+
 def put(store: FleetStore, number: int, at_ns: int, worst_ns: int, host: str = "here") -> None:
     about = Recorded(place_at(at_ns, host, "u"), f"{number:012x}", at_ns, 1, worst_ns, "6.18")
     store.put_recording(about, [("a.parquet", b"x" * 100)])
@@ -244,6 +371,13 @@ def test_labels_have_few_values() -> None:
     bounded = Bounded(2)
     assert [bounded.value("p", one) for one in "abcab"] == ["a", "b", "other", "a", "b"]
     assert bounded.value("q", "c") == "c"
+    metrics = Metrics()
+    for number in range(2 * MOST):
+        metrics.show_trouble(f"session-{number}.scope")
+        metrics.show_queued(f"session-{number}.scope", "python", 1)
+    for family in metrics.registry.collect():
+        units = {sample.labels["unit"] for sample in family.samples if "unit" in sample.labels}
+        assert len(units) in (0, MOST + 1), family.name
 
 
 def test_settings_and_spools_that_make_no_sense_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -87,6 +88,16 @@ def test_a_seed_gives_the_same_store(fleet: str, tmp_path: Path) -> None:
         simulate_fleet(str(again), 2, days_of(1), Here())
 
 
+def test_a_torn_recording_is_told(tmp_path: Path) -> None:
+    where = str(tmp_path / "store")
+    made = simulate_fleet(where, 2, days_of(1), Here(), variants=1)
+    next(Path(where, "manifest").rglob("*.json")).write_bytes(b"{")
+    found = report(where, Here())
+    assert found.recordings == made.recordings - 1
+    for caveats in (found.caveats, ask(where, "SELECT 1").caveats):
+        assert ["1 torn object" in line for line in caveats] == [True]
+
+
 def test_duckdb_answers(fleet: str, found: FleetReport) -> None:
     answer = ask(fleet, "SELECT count(*), count(DISTINCT host), sum(wait_ns)::BIGINT FROM waits")
     assert answer.rows == ((found.waits, found.hosts, found.waited_ns),)
@@ -120,6 +131,14 @@ def test_another_kernel_spares_what_it_is_known_to_spare(fleet: str, found: Flee
     first, *rest = advise_fleet(found, replayed)
     assert first.what == "upgrade Linux 5.15 to 6.18"
     assert {one.unit for one in rest} >= {"search.service", "cache.service"}
+
+    def promised(causes: pl.DataFrame) -> int:
+        advice = advise_fleet(dataclasses.replace(found, causes=causes), replayed)
+        return sum(one.spares_ns or 0 for one in advice if one.unit == "search.service")
+
+    twins = found.causes.with_columns(pl.col("culprit_process") + "-2")
+    assert promised(found.causes) > 0
+    assert abs(promised(pl.concat([found.causes, twins])) - promised(found.causes)) < 10
     with pytest.raises(UserError, match=r"no recordings of Linux 4\.4"):
         replay_fleet(fleet, Here(), profiles.load(profiles.DEFAULT), kernel="4.4")
 

@@ -56,7 +56,7 @@ class Metrics:
         def gauge(name: str, text: str) -> Any:
             return Gauge(name, text, registry=self.registry)
 
-        self.queued = histogram(
+        self._queued = histogram(
             "zaplock_queued_seconds",
             "Waits in the queue of a watched process's mmap_lock, all of them while it watches.",
             ("unit", "process"),
@@ -69,7 +69,7 @@ class Metrics:
             "Holds of an mmap_lock of 1 ms or longer in what was recorded.",
             ("unit", "process", "operation"),
         )
-        self.troubles = counter("zaplock_troubles", "Waits that lasted too long.", "unit")
+        self._troubles = counter("zaplock_troubles", "Waits that lasted too long.", "unit")
         self.recordings = counter("zaplock_recordings", "Recordings put into the store.")
         self.unrecorded = counter(
             "zaplock_unrecorded_troubles", "Troubles without a recording, by why.", "why"
@@ -106,10 +106,14 @@ class Metrics:
         values = {name: row[name] for name in ("unit", "process", "operation")}
         self._labelled(self._holds, values).observe(row["hold_ns"] / 1e9, {"recording": recording})
 
+    def show_trouble(self, unit: str) -> None:
+        """Count a trouble of a recording."""
+        self._labelled(self._troubles, {"unit": unit}).inc()
+
     def show_queued(self, unit: str, process: str, wait_ns: int) -> None:
         """Count a wait that a contention event told."""
         values = {"unit": unit, "process": process}
-        self._labelled(self.queued, values).observe(wait_ns / 1e9)
+        self._labelled(self._queued, values).observe(wait_ns / 1e9)
 
     def _labelled(self, metric: Any, values: dict[str, str]) -> Any:
         return metric.labels(**{

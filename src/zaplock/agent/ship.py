@@ -8,6 +8,8 @@ from the host and the instant of the trouble.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -62,7 +64,6 @@ def ship(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         **told,
         "recording": name,
-        "lost_events": about.lost_events,
         "retries": store.objects.retries,
         "removed": removed,
     }
@@ -90,10 +91,20 @@ def _write(trouble: Trouble, drains: Iterator[tuple[int, list[Any]]], path: Path
         for before_ns, chunks in drains:
             _append(writer, stream.feed(chunks, before_ns))
         _append(writer, stream.rest())
+        _append(writer, _untold(trouble, writer.manifest.lost_events))
         writer.name(trouble.names.tasks, trouble.names.mms)
         if trouble.noticed.found:
             writer.find(trouble.noticed.found)
         writer.change(operations=tuple(stream.operations), ended_ns=trouble.ended_ns)
+
+
+def _untold(trouble: Trouble, told: int) -> Columns:
+    """Tell the losses that the kernel counted but no page told: those at the very end."""
+    missing = trouble.lost_events - told
+    columns = losses([(trouble.ended_ns, trouble.ended_ns)] if missing > 0 else [])
+    columns["detail"][:] = 0
+    columns["length"][:] = missing
+    return columns
 
 
 def _append(writer: Writer, columns: Columns) -> None:
@@ -138,12 +149,12 @@ def _put(
     place = place_at(at_ns, settings["host"], unit)
     about = Recorded(place, name, at_ns, len(own), worst_ns, analysis.kernel,
                      f"a wait of {trouble.fired.lasted_ns / 1e6:.0f} ms or more")  # fmt: skip
-    entry = store.put_recording(about, files_of(path))
+    store.put_recording(about, files_of(path))
+    holds = list(_holds(trouble, analysis))
     return {
-        "entry": entry,
         "waits": waits[:_MOST_TOLD],
-        "untold": max(0, len(waits) - _MOST_TOLD),
-        "holds": list(_holds(trouble, analysis)),
+        "holds": holds[:_MOST_TOLD],
+        "untold": sum(max(0, len(rows) - _MOST_TOLD) for rows in (waits, holds)),
         "troubles": troubles,
     }
 
@@ -188,13 +199,12 @@ def _as_noticed(trouble: Trouble, name: str, kernel: str, at_ns: int) -> pl.Data
 
 def _holds(trouble: Trouble, analysis: Analysis) -> Iterator[dict[str, Any]]:
     holds = analysis.holds
-    long = np.flatnonzero(holds["hold_ns"] >= _HOLD_NS)
-    for row in long[:_MOST_TOLD].tolist():
+    for row in np.flatnonzero(holds["hold_ns"] >= _HOLD_NS).tolist():
         pid = analysis.events.mms.get(int(holds["mm"][row]), 0)
         task = analysis.events.tasks.get(pid)
         yield {
             "unit": trouble.units.get(pid, "unknown"),
-            "process": task.process or task.comm if task else "not known",
+            "process": task.process or task.comm if task else NOT_KNOWN,
             "operation": operation_name(holds.operations, int(holds["op"][row])),
             "hold_ns": int(holds["hold_ns"][row]),
         }
@@ -218,10 +228,23 @@ def keep_within(store: FleetStore, settings: dict[str, Any], now_ns: int) -> int
     return len(removed)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other child works on a folder: one of an agent that was killed may still."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def main() -> int:
     """Ship one folder; exit 2 with one line where that can't be done."""
+    folder = Path(sys.argv[1])
     try:
-        print(json.dumps(ship(Path(sys.argv[1]), json.load(sys.stdin))))
+        with alone(folder):
+            print(json.dumps(ship(folder, json.load(sys.stdin))))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

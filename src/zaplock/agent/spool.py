@@ -35,7 +35,6 @@ _HEADER = struct.Struct("<qiq")
 class Trouble:
     """What a child needs to make a recording: all but the pages."""
 
-    fired: Fired
     layouts: Layouts
     names: TaskNames
     noticed: Noticed
@@ -47,9 +46,15 @@ class Trouble:
     ended_ns: int
     gaps: tuple[tuple[int, int], ...]
     lost_events: int
+    """How many the kernel says that it lost meanwhile."""
     holders: tuple[FoundTask, ...]
     """Who of the targets had the lock when the wait was noticed, before anything else was done."""
     enabled: tuple[str, ...]
+
+    @property
+    def fired(self) -> Fired:
+        """The wait that was noticed."""
+        return self.noticed.fired
 
     @property
     def pid(self) -> int:
@@ -75,7 +80,11 @@ class Spool:
         """Begin a folder; give it and the file for its pages."""
         folder = self.path / name
         folder.mkdir(mode=0o700)
-        return folder, open(folder / _PAGES, "wb")
+        try:
+            return folder, open(folder / _PAGES, "wb")
+        except OSError:
+            discard(folder)
+            raise
 
     def waiting(self) -> list[Path]:
         """List the folders that are whole, the oldest first."""
@@ -92,13 +101,12 @@ class Spool:
         return sum(one.stat().st_size for one in self.path.glob("*/*") if one.is_file())
 
 
-def add(pages: BinaryIO, before_ns: int, chunks: list[Chunk]) -> int:
-    """Write what a drain brought; return its bytes."""
+def add(pages: BinaryIO, before_ns: int, chunks: list[Chunk]) -> None:
+    """Write what a drain brought."""
     pages.write(_HEADER.pack(before_ns, -1, 0))
     for cpu, content in chunks:
         pages.write(_HEADER.pack(before_ns, cpu, len(content)))
         pages.write(content)
-    return sum(len(content) for _, content in chunks)
 
 
 def finish(folder: Path, trouble: Trouble) -> None:

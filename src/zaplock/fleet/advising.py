@@ -15,9 +15,10 @@ import polars as pl
 from zaplock.advise.kinds import Means, kind_of
 from zaplock.fleet.replaying import FleetReplay
 from zaplock.fleet.report import FleetReport
+from zaplock.replay.ways import Way
 from zaplock.trace.summary import NO_OPERATION
 
-AS_RECORDED = "munmap"
+AS_RECORDED = str(Way())
 """The way of freeing that is none."""
 
 
@@ -70,6 +71,8 @@ def _calls(report: FleetReport, replayed: FleetReplay) -> list[FleetAdvice]:
     causes = report.causes.group_by(sites, maintain_order=True).agg(
         pl.col("caused_ns").sum(), pl.col("length", "detail", "hosts").max()
     )
+    whole = pl.col("caused_ns").sum().over("unit", "culprit_operation")
+    causes = causes.with_columns(share=(pl.col("caused_ns") / whole).fill_nan(0))
     for row in causes.iter_rows(named=True):
         operation = row["culprit_operation"]
         kind = kind_of(
@@ -83,15 +86,18 @@ def _calls(report: FleetReport, replayed: FleetReplay) -> list[FleetAdvice]:
                 kind.change,
                 row["unit"],
                 row["hosts"],
-                _by_pieces(replayed, row["unit"], operation),
+                _by_pieces(replayed, row["unit"], operation, row["share"]),
                 row["caused_ns"],
             )
         )
     return found
 
 
-def _by_pieces(replayed: FleetReplay, unit: str, operation: str) -> int | None:
-    """Return what the best other way of freeing spares a unit, None where none was replayed."""
+def _by_pieces(replayed: FleetReplay, unit: str, operation: str, share: float) -> int | None:
+    """Return what the best other way of freeing spares a unit, None where none was replayed.
+
+    A replay stands for all of a unit's processes; of that one that causes a `share` has as much.
+    """
     rows = replayed.rows.filter(
         (pl.col("unit") == unit)
         & (pl.col("operation") == operation)
@@ -100,4 +106,4 @@ def _by_pieces(replayed: FleetReplay, unit: str, operation: str) -> int | None:
     )
     sums = rows.group_by("free_by").agg(pl.col("spared_ns").sum())
     best = sums["spared_ns"].max()
-    return best if isinstance(best, int) else None
+    return round(best * share) if isinstance(best, int) else None

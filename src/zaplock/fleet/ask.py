@@ -67,7 +67,8 @@ def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:
                 f"DuckDB can't answer ({said}): there are the views waits and recordings; "
                 "'DESCRIBE waits' tells a view's columns"
             ) from None
-        return Answer(tuple(found.columns) if found is not None else (), rows, listing.caveats)
+        columns = tuple(found.columns) if found is not None else ()
+        return Answer(columns, rows, listing.caveats + recordings.caveats)
 
 
 def _give_waits(connection: DuckDBPyConnection, store: FleetStore, listing: Listing) -> None:

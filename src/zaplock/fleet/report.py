@@ -39,7 +39,7 @@ SUMS: Final = (
     pl.col("wait_ns").max().alias("worst_ns"),
     pl.col("culprit_ns").sum().alias("caused_ns"),
     pl.col("culprit_length").max().alias("length"),
-    pl.col("culprit_detail").last().alias("detail"),
+    pl.col("culprit_detail").max().alias("detail"),
 )
 MORE: Final = (
     pl.col("waits").sum(),
@@ -195,6 +195,7 @@ def report(
 ) -> FleetReport:
     """Sum up a store, all of it or some days."""
     cube, listing = load(url, workers, days, progress)
+    recordings = FleetStore(url).recordings(days)
     rows = cube.rows
     found = tuple(sorted(set(rows["day"])))
     return FleetReport(
@@ -204,7 +205,7 @@ def report(
         rows["unit"].n_unique(),
         int(rows["waits"].sum()),
         int(rows["waited_ns"].sum()),
-        len(FleetStore(url).recordings(days).objects),
+        len(recordings.objects),
         causes_of(rows),
         cube.worst,
         _by(rows, "unit"),
@@ -214,7 +215,7 @@ def report(
         odd_hosts(rows),
         cube.lengths,
         rows.group_by("day", "unit").agg(pl.col("caused_ns").sum()).sort("day", "unit"),
-        listing.caveats,
+        listing.caveats + recordings.caveats,
     )
 
 
@@ -232,7 +233,7 @@ def _by(rows: pl.DataFrame, key: str) -> pl.DataFrame:
 
 
 def changes_of(rows: pl.DataFrame) -> pl.DataFrame | None:
-    """Compare the last week with the one before: per host and day, for each cause and kernel.
+    """Compare the last week with the one before: per host and day, for each cause.
 
     None where the store doesn't reach back beyond a week.
     """

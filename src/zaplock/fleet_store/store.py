@@ -111,15 +111,7 @@ class FleetStore:
     def put_waits(self, about: Recorded, frame: pl.DataFrame) -> str:
         """Put the waits of a recording; return the object's path. A second try does no harm."""
         content = packed(frame)
-        name = ObjectName(
-            about.at_ns,
-            about.recording,
-            VERSION,
-            frame.height,
-            about.worst_ns,
-            len(content),
-            sum_of(content),
-        )
+        name = _name(about, frame.height, content)
         path = f"{WAITS}/{about.place}/{name.spelt('parquet')}"
         self.objects.put(path, content)
         return path
@@ -143,15 +135,7 @@ class FleetStore:
             tuple(written),
         )
         content = msgspec.json.format(msgspec.json.encode(entry), indent=1)
-        name = ObjectName(
-            about.at_ns,
-            about.recording,
-            VERSION,
-            about.waits,
-            about.worst_ns,
-            len(content),
-            sum_of(content),
-        )
+        name = _name(about, about.waits, content)
         path = f"{MANIFEST}/{about.place}/{name.spelt('json')}"
         self.objects.put(path, content)
         return path
@@ -256,6 +240,13 @@ class FleetStore:
                     self.objects.remove(path)
                     swept += 1
         return swept
+
+
+def _name(about: Recorded, waits: int, content: bytes) -> ObjectName:
+    size = len(content)
+    return ObjectName(
+        about.at_ns, about.recording, VERSION, waits, about.worst_ns, size, sum_of(content)
+    )
 
 
 def _folder(place: Partition, recording: str) -> str:

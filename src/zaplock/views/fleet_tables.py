@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 
 import polars as pl
 
-from zaplock.fleet.advising import FleetAdvice
+from zaplock.fleet.advising import AS_RECORDED, FleetAdvice
 from zaplock.fleet.replaying import FleetReplay
-from zaplock.fleet.report import FleetReport
+from zaplock.fleet.report import CAUSE, FleetReport
 from zaplock.units import duration, share
 from zaplock.views.grid import Grid, figure, words
+
+_CAUSE_COLUMNS = (
+    words("unit"),
+    words("process"),
+    words("operation"),
+    words("why it was long", rank=1),
+)
+"""Of `CAUSE`."""
 
 
 def answer(report: FleetReport) -> Iterator[str]:
@@ -52,17 +60,14 @@ def report_tables(report: FleetReport, top: int) -> Iterator[Grid]:
 def _causes(report: FleetReport, top: int) -> Grid:
     rows = [
         (
-            one["unit"], one["culprit_process"], one["culprit_operation"], one["reason"],
+            *(one[name] for name in CAUSE),
             duration(one["caused_ns"]), duration(one["worst_ns"]), f"{one['waits']:,}",
             f"{one['hosts']:,}",
         )
         for one in report.causes.head(top).iter_rows(named=True)
     ]  # fmt: skip
     columns = (
-        words("unit"),
-        words("process"),
-        words("operation"),
-        words("why it was long", rank=1),
+        *_CAUSE_COLUMNS,
         figure("made others wait"),
         figure("longest wait", rank=2),
         figure("waits", rank=3),
@@ -115,16 +120,12 @@ def _by(name: str, frame: pl.DataFrame, top: int) -> Grid:
 def _changes(changes: pl.DataFrame, top: int) -> Grid:
     rows = [
         (
-            one["unit"], one["culprit_process"], one["culprit_operation"], one["reason"],
-            duration(one["before_ns"]), duration(one["now_ns"]),
+            *(one[name] for name in CAUSE), duration(one["before_ns"]), duration(one["now_ns"]),
         )
         for one in changes.head(top).iter_rows(named=True)
     ]  # fmt: skip
     columns = (
-        words("unit"),
-        words("process"),
-        words("operation"),
-        words("why it was long", rank=1),
+        *_CAUSE_COLUMNS,
         figure("the week before"),
         figure("last week"),
     )
@@ -158,7 +159,7 @@ def replay_sentences(found: FleetReplay) -> Iterator[str]:
         f"content replayed; their stores' waits are {duration(found.caused_ns)} of waiting."
     )
     for one in found.sums.iter_rows(named=True):
-        what = one["design"] if one["free_by"] == "munmap" else f"freeing by {one['free_by']}"
+        what = one["design"] if one["free_by"] == AS_RECORDED else f"freeing by {one['free_by']}"
         spares = f"spares {duration(one['spared_ns'])}"
         if one["spared_ns"] < 0:
             spares = f"costs {duration(-one['spared_ns'])}"

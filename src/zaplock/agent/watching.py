@@ -1,0 +1,222 @@
+"""One set of targets, watched: on trouble some seconds of everything are recorded into the spool.
+
+All targets share one set of buffers, in two trace instances. While nothing happens only the
+contention of the targets' locks is let in, which costs nothing.
+
+Events that the kernel lost and tracing that others switched off are a figure and a line of the log.
+Losses are counted by the kernel's own word, whether they were of a recording or not.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from zaplock.agent import spool
+from zaplock.agent.settings import SECOND
+from zaplock.agent.spool import Trouble
+from zaplock.recorder.buffers import per_cpu
+from zaplock.recorder.capture import Capture
+from zaplock.recorder.decode import nothing
+from zaplock.recorder.first_look import first_look
+from zaplock.recorder.flight import Fired
+from zaplock.recorder.guard import Guard
+from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.snapshot import look
+from zaplock.recorder.stream import Stream
+from zaplock.recorder.watch import Lasted, Noticed, WatchedQueue, noticed, of_lock
+from zaplock.strangers import read_text, visible
+from zaplock.trace.events import FoundTask
+
+if TYPE_CHECKING:
+    from zaplock.agent.watcher import Agent
+
+_PAUSE_S = 0.005
+_MEMORY_NS = 10 * SECOND
+_LOOK_AFTER_NS = SECOND
+
+
+def unit_of(pid: int) -> str:
+    """Name the unit of a process: the last part of its cgroup's path, "root" for none."""
+    try:
+        lines = read_text(f"/proc/{pid}/cgroup").splitlines()
+    except OSError:
+        return "unknown"
+    paths = [line.partition("::")[2] for line in lines if "::" in line]
+    names = [name for path in paths for name in path.split("/") if name]
+    return visible(names[-1]) if names else "root"
+
+
+class Watching:
+    """One set of targets, watched."""
+
+    def __init__(self, agent: Agent, capture: Capture, pids: tuple[int, ...]) -> None:
+        self._agent, self._capture, self._pids = agent, capture, pids
+        self._names = TaskNames()
+        self._mms = {one.mm: pid for pid, one in capture.learned.items()}
+        self._units = {pid: unit_of(pid) for pid in pids}
+        self._lost = 0
+        self._looked_ns = self._scanned_ns = time.monotonic_ns()
+
+    def run(self) -> None:
+        """Watch until others are to be watched, or the agent ends."""
+        self._capture.start()
+        self._names.snapshot()
+        self._names.mms.update(self._mms)
+        self._guard = Guard(self._capture.instances)
+        self._agent.metrics.targets.set(len(self._pids))
+        self._agent.metrics.buffers.set(_buffer_bytes(self._capture))
+        while fired := self._until_trouble():
+            self._record(fired)
+        self._tell_losses()
+
+    def _go_on(self) -> bool:
+        return not self._agent.ended() and not self._stale()
+
+    def _stale(self) -> bool:
+        """Say whether the targets have changed: looked for now and then, or after an exec."""
+        if self._names.renamed & set(self._pids):
+            return True
+        now_ns = time.monotonic_ns()
+        if now_ns - self._scanned_ns < self._agent.settings.rescan_ns:
+            return False
+        self._scanned_ns = now_ns
+        return self._agent.changed(self._pids)
+
+    def _until_trouble(self) -> Fired | None:
+        """Follow the contention events until a wait is too long; None where it is time to end."""
+        limit_ns = self._agent.settings.limit_ns
+        self._names.renamed.clear()
+        self._stream = Stream(self._capture.layouts, self._names)
+        self._queues = {mm: WatchedQueue() for mm in self._mms}
+        found = first_look(self._capture).found(nothing())
+        for mm, queue in self._queues.items():
+            queue.begin_with(task for task in found if task.mm == mm)
+        while self._go_on():
+            now_ns = time.monotonic_ns()
+            columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
+            late = []
+            for mm, queue in self._queues.items():
+                if fired := queue.late(of_lock(columns, mm), now_ns, limit_ns, mm):
+                    late.append(fired)
+                self._count(mm, queue.ended)
+            self._names.forget(now_ns - _MEMORY_NS)
+            self._look_after(now_ns)
+            if late:
+                return max(late, key=lambda fired: fired.lasted_ns)
+            now_ns = time.monotonic_ns()
+            waits_ms = [queue.next_ms(now_ns, limit_ns) for queue in self._queues.values()]
+            self._capture.buffers.wait(min(waits_ms))
+            time.sleep(_PAUSE_S)
+        return None
+
+    def _count(self, mm: int, ended: list[Lasted]) -> None:
+        """Count the waits for a lock that ended."""
+        unit = self._units[self._mms[mm]]
+        for lasted_ns, (_, tid, _) in ended:
+            task = self._names.tasks.get(tid)
+            name = (task.process or task.comm) if task else "not known"
+            self._agent.metrics.show_queued(unit, name, lasted_ns)
+
+    def _look_after(self, now_ns: int) -> None:
+        """Once a second: see to the agent's other duties and to what was lost or meddled with."""
+        if now_ns - self._looked_ns < _LOOK_AFTER_NS:
+            return
+        self._looked_ns = now_ns
+        self._agent.look_after()
+        self._tell_losses()
+        self._check_tracing()
+
+    def _tell_losses(self) -> int:
+        """Count and tell the events that were lost since it was last asked; return how many."""
+        before, self._lost = self._lost, self._capture.lost_in_kernel()
+        lost = max(0, self._lost - before)
+        if lost:
+            self._agent.metrics.lost.inc(lost)
+            self._agent.say("events lost", count=lost)
+        return lost
+
+    def _check_tracing(self) -> tuple[int, int] | None:
+        """Tell whether somebody else has changed the tracing; return the gap (ns) that it left."""
+        gap = self._guard.check()
+        if gap:
+            self._agent.metrics.meddled.inc()
+            self._agent.say("meddled with", what=self._guard.notes[-1])
+        return gap
+
+    def _record(self, fired: Fired) -> None:
+        """Record some seconds of everything about the targets, into the spool."""
+        agent, now_ns = self._agent, time.monotonic_ns()
+        # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
+        queue = self._queues[fired.mm]
+        guessed = fired.tid in queue.found
+        looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
+        if not queue.confirms(fired, looked):
+            return
+        if not agent.may_record(now_ns):
+            agent.metrics.unrecorded.labels("budget").inc()
+            agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,
+                      unit=self._units.get(self._mms.get(fired.mm, 0), "unknown"))  # fmt: skip
+            return
+        holders = tuple(task for task in looked if task.does == "holds")
+        seen = noticed(self._capture, self._stream, self._queues, fired, self._stream.operations)
+        self._guard.expect()
+        self._tell_losses()
+        began = agent.begin_spool()
+        try:
+            if began:
+                self._keep(seen, holders, *began)
+        finally:
+            self._capture.narrow()
+            self._guard.expect()
+            self._capture.buffers.drain()
+
+    def _keep(
+        self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path, pages: BinaryIO
+    ) -> None:
+        capture, agent, gaps = self._capture, self._agent, list[tuple[int, int]]()
+        end_ns = time.monotonic_ns() + agent.settings.after_ns
+        try:
+            with pages:
+                while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
+                    capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
+                    before_ns = time.monotonic_ns()
+                    spool.add(pages, before_ns, capture.buffers.drain())
+                    if gap := self._check_tracing():
+                        gaps.append(gap)
+                ended_ns = time.monotonic_ns()
+                spool.add(pages, ended_ns + SECOND, capture.buffers.drain())
+            offset_ns = time.time_ns() - time.monotonic_ns()
+            at = datetime.fromtimestamp((seen.on_ns + offset_ns) / 1e9, UTC)
+            trouble = Trouble(
+                capture.layouts,
+                self._names,
+                seen,
+                tuple(self._stream.operations),
+                dict(self._units),
+                at.isoformat(timespec="seconds"),
+                offset_ns,
+                ended_ns,
+                tuple(gaps),
+                self._tell_losses(),
+                holders,
+                tuple(layout.event for layout in capture.layouts.events),
+            )
+            spool.finish(folder, trouble)
+        except OSError as error:
+            spool.discard(folder)
+            agent.not_recorded(error)
+
+
+def _buffer_bytes(capture: Capture) -> int:
+    """Add up what the kernel says that the buffers take."""
+    total = 0
+    for instance in capture.instances:
+        for _, cpu in per_cpu(instance.path):
+            try:
+                total += int((cpu / "buffer_size_kb").read_text().split()[0]) << 10
+            except (OSError, ValueError):  # a CPU that was never there
+                continue
+    return total
