@@ -23,7 +23,6 @@ from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_SHARED,
@@ -38,13 +37,11 @@ from zaplock.model.vma import (
     anon_vma_prepare,
     lookup,
     overlapping,
-    read_vma,
     split_unlimited,
     vma_of,
 )
 from zaplock.protocols.address_locks import ROOT, give, take
 from zaplock.protocols.cuts import unmap_complete
-from zaplock.protocols.dying import close_vma
 from zaplock.protocols.fault import (
     RETRY,
     access_error,
@@ -58,12 +55,12 @@ from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity, prepare_e
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.proc import read_arg_bounds, remote_entry
-from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.teardown import (
     Handles,
     begin_unmap,
+    close_vmas,
     end_unmap,
     free_pgtables,
     leave_tree_and_books,
@@ -119,12 +116,7 @@ async def do_munmap_ranged(
     await free_border_tables(cx.mm, batch, start, end)
     await tlb_finish_mmu(cx, batch)
     await end_unmap(cx.mm, batch)
-    unaccounted = 0
-    for handle in handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
-        await close(vma, handle)
-        await close_vma(handle)
+    unaccounted = await close_vmas(handles)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
     return 0
