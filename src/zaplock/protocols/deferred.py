@@ -7,7 +7,7 @@ reference to objects and files, which may take long. FreeBSD queues unlinked ent
 
 from __future__ import annotations
 
-from errno import EINVAL, EPERM
+from errno import EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import page_align
@@ -41,7 +41,8 @@ async def do_munmap_deferred(
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events):
+        return -ENOMEM
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await unlink_entries(handles)
     await unmap_region(cx, handles, start, end, bounds)
