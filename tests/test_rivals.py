@@ -5,26 +5,37 @@ from dataclasses import replace
 from errno import ENOMEM
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
 from zaplock.check.bugs import expected
 from zaplock.check.counterexample import tell
 from zaplock.check.matrix import check_row, unexpected
+from zaplock.check.mutations import Rule, Steps, filtered
+from zaplock.check.scenarios import InitialMapping, Scenario, TaskSpec, address_of
 from zaplock.check.verdicts import Added, check, closed_system, find_design, find_scenario
 from zaplock.designs.catalogue import GROUPS
 from zaplock.designs.rivals import rivals
+from zaplock.engines.sequential import run
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.lab import profiles
 from zaplock.lab.compare import compare
 from zaplock.lab.experiment import SimulatedExperiment
+from zaplock.model.files import new_file
+from zaplock.model.flags import PAGE_SIZE
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import RWSEM_5_11
-from zaplock.model.spans import lock_range, spans_of, unlock_range
-from zaplock.model.step import SleepStep, Task
+from zaplock.model.rwsem import RWSEM_5_11, LockStep, down_write
+from zaplock.model.spans import TOP, SpanStep, lock_range, spans_of, unlock_range
+from zaplock.model.step import SleepStep, Step, Task
 from zaplock.model.violations import Violation
-from zaplock.protocols.address_locks import ROOT, covering, give, mapped_by, path_to, take
+from zaplock.model.vma import Vma, free, insert, remove, unlink_rmap
+from zaplock.protocols.access import read_memory
+from zaplock.protocols.address_locks import ROOT, covering, give, mapped_by, path_to, take, under
+from zaplock.protocols.cuts import CUT
 from zaplock.protocols.design import Cx, Design, Protocol
+from zaplock.protocols.ranged import munmap_ranged
+from zaplock.protocols.saved_vmas import save_vma
 from zaplock.protocols.shortage import no_memory
 from zaplock.views.outcomes import block_sentences, sentences
 
@@ -252,3 +263,123 @@ def test_the_locks_of_a_story_are_ranges_too() -> None:
     assert found.schedule is not None
     told = tell(closed_system(scenario, design, found.fair), found.schedule)
     assert "mmap_lock[p2, p6)" in {hold.lock for row in told.rows for hold in row.holds}
+
+
+NAMED = [name for names in GROUPS.values() for name in names()]
+
+
+@pytest.mark.parametrize("design", NAMED)
+def test_a_driver_has_forgotten_its_vma_when_munmap_returns(design: str) -> None:
+    after = Scenario(
+        "a driver, after the munmap of what it has mapped",
+        (TaskSpec(("munmap 0 4", "ioctl 1 0 -> ESRCH")),),
+        (InitialMapping((0, 4), "pfn", populated=(1, 3)),),
+        may_fail=True,
+    )
+    found = check(after, find_design(design))
+    assert (found.verdict, found.why) == ("proved", "")
+
+
+def test_a_vma_that_its_driver_remembers_is_not_freed() -> None:
+    m = Machine()
+    new_file(m, 1, "device", PAGE_SIZE)
+    task = Task(1, 1)
+    handle = insert(m, task, Vma(1, PAGE_SIZE, 2 * PAGE_SIZE, 0, file=1))
+    save_vma(m, 1, handle)
+    remove(m, task, handle)
+    unlink_rmap(m, task, handle)
+    with pytest.raises(Violation, match="without its close"):
+        free(m, task, handle)
+
+
+class FailsAt(Rule):
+    """Let one allocation fail, counted from 0; `asked` counts them."""
+
+    def __init__(self, nth: int) -> None:
+        self.nth = nth
+        self.asked = 0
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        result = yield step
+        if step.name == "allocation_fails":
+            self.asked += 1
+            return self.asked == self.nth + 1
+        return result
+
+
+@pytest.mark.parametrize("design", NAMED)
+def test_an_unmap_that_has_no_memory_for_its_event_does_not_succeed(design: str) -> None:
+    own = find_design(design)
+    for nth in range(20):
+        result, watched, asked = unmap_watched(own, nth)
+        assert result == -ENOMEM or (result >= 0 and bool(watched) == own.uffd_unmap), nth
+        if asked <= nth:  # so many there are not: nothing has failed
+            break
+    assert 0 < nth < 19
+    assert result >= 0
+
+
+def unmap_watched(design: Design, nth: int) -> tuple[int, list[Any], int]:
+    """Unmap what a monitor watches; return the result, the events and the allocations."""
+    m = closed_system(find_scenario("no-memory-event"), design).build()
+    cx, rule = Cx(design, Task(1, 1), allocations_fail=True), FailsAt(nth)
+    events: list[Any] = []
+
+    async def unmap() -> int:
+        if design.munmap is munmap_ranged:
+            await take(cx, 1, address_of(1), address_of(3))
+        else:
+            await down_write(cx.mmap_lock)
+        done = design.do_munmap(cx, address_of(1), 2 * PAGE_SIZE, events, False)
+        return int(await filtered(done, rule))
+
+    result = run(m, cx.task, under(design, unmap()))
+    return result, [event for event in events if event[0] != CUT], rule.asked
+
+
+def test_a_reader_of_the_command_line_waits_for_its_page_where_only_that_is_held() -> None:
+    slow = Scenario("memory", (TaskSpec(("proc 1",)),), (InitialMapping((0, 4), "slow-file"),))
+    for design in ("linux-6.18", *rivals()):
+        own = find_design(design)
+        m, cx = closed_system(slow, own).build(), Cx(own, Task(1, 1))
+        m.mm(1).counters.put("arg_start", address_of(0))
+        run(m, cx.task, under(own, own.proc_cmdline(cx, 1)))
+        assert m.page_cache(1).at(0) is not None, design
+
+
+def test_the_kernels_own_fault_holds_what_a_rivals_fault_holds() -> None:
+    for design, everything in (("radixvm", False), ("range-lock", True), ("linux-6.18", True)):
+        own = find_design(design)
+        scenario = Scenario("memory", (TaskSpec(("read 0",)),), (InitialMapping((0, 4)),))
+        cx, locks = Cx(own, Task(1, 1)), Locks()
+        m = closed_system(scenario, own).build()
+        access = read_memory(cx, address_of(0), True)
+        run(m, cx.task, filtered(under(own, access), locks))  # type: ignore[arg-type]
+        assert ((0, TOP) in locks.ranges) == everything, (design, locks.ranges)
+
+
+class Locks(Rule):
+    """Note what is locked of the address space, in either mode."""
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        if isinstance(step, SpanStep):
+            self.ranges.append(step.args[1:3])
+        elif isinstance(step, LockStep) and step.action == "down" and step.lock[0] == "mmap_lock":
+            self.ranges.append((0, TOP))
+        return (yield step)
+
+
+def test_an_mprotect_of_a_range_may_find_no_memory_for_its_splits() -> None:
+    splits = Scenario(
+        "mprotect of the middle of a mapping",
+        (TaskSpec(("mprotect 1 2 1",)),),
+        (InitialMapping((0, 4)),),
+        failing_allocations=1,
+        possible=("A.1 == ENOMEM",),
+    )
+    for design in ("linux-6.18", "radixvm", "cortenmm-rw", "cortenmm-adv"):
+        found = check(splits, find_design(design))
+        assert (found.verdict, found.why) == ("proved", ""), design

@@ -44,6 +44,12 @@ def test_a_summary_names_locks_and_what_changed_and_not_what_was_only_read() -> 
     assert "find_vmas" not in said
 
 
+def test_a_summary_names_the_ranges_that_are_locked() -> None:
+    said = "\n".join(summary(story_of("no-memory-fixed", "radixvm")))
+    assert "lock_range mmap_lock, p2, p4, W, take_range" in said
+    assert "unlock_range mmap_lock, p2, p4, W" in said
+
+
 def test_a_short_story_has_no_summary() -> None:
     assert summary(story_of("expand", "linux-4.20")) == []
 

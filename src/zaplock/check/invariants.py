@@ -17,12 +17,12 @@ from zaplock.check.outcomes import Outcome, parse_outcome
 from zaplock.check.own import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
-    NAMES,
     PAGE_SHIFT,
     RESULTS,
     SIGNALS,
     Scenario,
     ScenarioOperation,
+    names_of,
     parse_operation,
 )
 from zaplock.check.shortage import EXCUSED
@@ -117,8 +117,7 @@ class Promises:
 
     def _outcomes(self, kind: Literal["forbidden", "possible"]) -> list[Outcome]:
         tasks = [
-            (spec.name or NAMES[number], len(spec.do))
-            for number, spec in enumerate(self.scenario.task)
+            (name, len(spec.do)) for name, spec in zip(names_of(self.scenario), self.scenario.task)
         ]
         return [parse_outcome(text, tasks, RESULTS) for text in getattr(self.scenario, kind)]
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zaplock.check.mutations import Rule, Steps
 from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
 from zaplock.model.rwsem import LockStep
+from zaplock.model.spans import SpanSteps
 from zaplock.model.step import Step, Task, WaitStep, step, watching
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
@@ -97,7 +98,7 @@ class NotesForReaders(Rule):
     """Let every step of a task keep the notes of those who read maps meanwhile."""
 
     def __call__(self, step: Step[Any]) -> Steps:
-        if isinstance(step, (LockStep, WaitStep)):
+        if isinstance(step, LockStep | WaitStep | SpanSteps):
             return (yield step)
         if watching.watch is not None:
             watching.watch.awaited(step)  # in another's place

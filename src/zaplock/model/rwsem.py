@@ -273,8 +273,10 @@ def _at_once(
         return 1 if action == "try" else 0
     if action == "up":
         done = release(sem, task.tid, write)
+    elif action == "hand-over":
+        done = hand_over(sem, task.tid, to)
     else:
-        done = hand_over(sem, task.tid, to) if to else downgrade(sem, task.tid)
+        done = downgrade(sem, task.tid)
     machine.locks.put(lock, done)
     return 0
 

@@ -241,6 +241,8 @@ def free(m: Machine, task: Task, handle: int) -> None:
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma}, still in the tree")
     if vma.file and handle in m.i_mmap(vma.file):
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma}, still in the rmap")
+    if vma.file and m.files[vma.file].saved == handle:
+        raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma} without its close()")
     m.spend("vma_free")
     if vma.file:
         put_file(m, task, vma.file)

@@ -1,7 +1,7 @@
 """What user code does: read and write memory, fault where it must, die where it may not.
 
-So does the kernel with user memory, but its faults take the mmap_lock, whatever the design: x86
-looks for a VMA's own lock only if the fault came from user mode (do_user_addr_fault).
+So does the kernel with user memory, but its faults take the mmap_lock where those of user code take
+a VMA's own: x86 looks for that only if the fault came from user mode (do_user_addr_fault).
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ async def write_memory(cx: Cx, address: int, tag: int, in_kernel: bool = False) 
 async def user_fault(cx: Cx, address: int, write: bool, in_kernel: bool = False) -> int:
     """Take a page fault on user memory, from user mode or in a system call."""
     await MarkStep("fault_begin", (address, int(write) << 1 | (0 if in_kernel else 4)))
-    handle = page_fault_mmap_lock if in_kernel else cx.design.page_fault
+    takes_mmap_lock = in_kernel and cx.design.vma_locks
+    handle = page_fault_mmap_lock if takes_mmap_lock else cx.design.page_fault
     result = await handle(cx, address, write)
     await MarkStep("fault_end", (result,))
     # After pagefault_out_of_memory the access comes again.

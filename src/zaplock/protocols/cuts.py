@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import VM_ACCOUNT
 from zaplock.model.mm import CUT_SHIFT, Cut
 from zaplock.model.pagetable import zap_cut
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
-from zaplock.model.vma import free, read_vma, vma_of
-from zaplock.protocols.saved_vmas import close
-from zaplock.protocols.teardown import tlb_finish_mmu, unlink_file_vma, vm_unacct_memory
+from zaplock.protocols.teardown import close_vmas, tlb_finish_mmu, unlink_file_vma, vm_unacct_memory
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
@@ -41,11 +38,8 @@ async def finish_cut(cx: Cx, cut: int) -> None:
     await tlb_finish_mmu(cx, batch)
     unaccounted = 0
     for handle in taken.handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
         await unlink_file_vma(cx, handle)
-        await close(vma, handle)
-        await close_cut_vma(handle)
+        unaccounted += await close_vmas((handle,))
     await forget_cut(cx.mm, cut)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
@@ -81,14 +75,6 @@ def gather_cut_tables(
     """Gather cut tables to be returned."""
     for level, first, last, generation in tables:
         gather_tables(m, batch, level, (first, last, generation))
-
-
-@step
-def close_cut_vma(m: Machine, task: Task, handle: int) -> None:
-    """Close and free a VMA that is in no book any more; who waits to truncate looks again."""
-    file = vma_of(m, task, handle).file
-    free(m, task, handle)
-    m.wake(("cut", file))
 
 
 @step

@@ -7,18 +7,17 @@ reference to objects and files, which may take long. FreeBSD queues unlinked ent
 
 from __future__ import annotations
 
-from errno import EINVAL, EPERM
+from errno import EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import VM_ACCOUNT, page_align
+from zaplock.model.flags import page_align
 from zaplock.model.step import Task, step
-from zaplock.model.vma import read_vma
-from zaplock.protocols.dying import close_vma
 from zaplock.protocols.locking import UNLOCKED, mmap_write_unlock
 from zaplock.protocols.munmap import lookup_and_split, munmap_addr_sanity, prepare_events
 from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.teardown import (
     Handles,
+    close_vmas,
     floor_and_ceiling,
     leave_tree_and_books,
     unmap_region,
@@ -42,17 +41,14 @@ async def do_munmap_deferred(
     found, handles = await lookup_and_split(cx, start, end)
     if found != 1:
         return found
-    await prepare_events(cx, handles, start, end, events)
+    if await prepare_events(cx, handles, start, end, events):
+        return -ENOMEM
     bounds = await floor_and_ceiling(cx.mm, start, end)
     await unlink_entries(handles)
     await unmap_region(cx, handles, start, end, bounds)
     if downgrade:
         await mmap_write_unlock(cx)
-    unaccounted = 0
-    for handle in handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
-        await close_vma(handle)
+    unaccounted = await close_vmas(handles)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
     return UNLOCKED if downgrade else 0

@@ -23,11 +23,11 @@ from __future__ import annotations
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, VM_ACCOUNT, page_align
+from zaplock.model.flags import PAGE_SHIFT, page_align
 from zaplock.model.rwsem import down_write
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
-from zaplock.model.vma import change, following, free, lookup, previous, read_vma, vma_of
+from zaplock.model.vma import change, following, lookup, previous, vma_of
 from zaplock.protocols.locking import UNLOCKED, mmap_write_unlock
 from zaplock.protocols.munmap import (
     do_vmi_align_munmap,
@@ -35,17 +35,14 @@ from zaplock.protocols.munmap import (
     vm_munmap,
     vms_gather_munmap_vmas,
 )
-from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.teardown import (
     Bounds,
     Handles,
-    begin_unmap,
-    end_unmap,
+    close_vmas,
     free_pgd_range,
-    free_pgtables,
     leave_tree_and_books,
     tlb_finish_mmu,
-    unmap_vmas,
+    unmap_region,
     vm_unacct_memory,
 )
 from zaplock.protocols.tombstones import readers_gone
@@ -122,18 +119,8 @@ async def digest(cx: Cx, handles: Handles, start: int, end: int) -> int:
     """Zap and free what nobody can find any more, holding nothing; return pages to give back."""
     for handle in handles:
         await readers_gone(handle)
-    batch = await begin_unmap(cx.mm, start, end)
-    await unmap_vmas(cx, batch, handles, start, end, False)
-    await free_pgtables(cx, batch, handles, start, end, (start, end))
-    await tlb_finish_mmu(cx, batch)
-    await end_unmap(cx.mm, batch)
-    unaccounted = 0
-    for handle in handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
-        await close(vma, handle)
-        await close_vma(handle)
-    return unaccounted
+    await unmap_region(cx, handles, start, end, (start, end))
+    return await close_vmas(handles)
 
 
 async def erase(cx: Cx, start: int, end: int) -> None:
@@ -155,12 +142,6 @@ def bury(m: Machine, task: Task, mm: int, handles: Handles, start: int, end: int
         leaving = m.vma_readers.get(handle, ())
         m.vmas.put(handle, change(leave_tree_and_books(m, task, handle), leaving=leaving))
     m.mm(mm).dying.put(start, (end, m.new_handle(task, "tombstone")))
-
-
-@step
-def close_vma(m: Machine, task: Task, handle: int) -> None:
-    """Close and free a VMA that is in no book any more."""
-    free(m, task, handle)
 
 
 @step

@@ -160,6 +160,14 @@ def mmap_arguments(flags: int, file: int, offset: int) -> int:
     return -EBADF if not flags & MAP_ANONYMOUS and not file else 0
 
 
+async def find_place(cx: Cx, address: int, length: int, flags: int, file: int, pgoff: int) -> int:
+    """Return where a mapping goes, or an errno; a hint below the lowest one is rounded up."""
+    if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
+        address = page_align(cx.limits.mmap_min_hint)
+    aligns = cx.design.aligns_for_huge_pages
+    return await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
+
+
 async def do_mmap(
     cx: Cx,
     address: int,
@@ -180,10 +188,7 @@ async def do_mmap(
         return -ENOMEM, False
     if flags & MAP_ANONYMOUS and not flags & MAP_HUGETLB:
         file = 0
-    if not flags & MAP_FIXED and 0 < address & PAGE_MASK < cx.limits.mmap_min_hint:
-        address = page_align(cx.limits.mmap_min_hint)
-    aligns = cx.design.aligns_for_huge_pages
-    placed = await get_unmapped_area(cx.mm, address, length, flags, file, pgoff, aligns)
+    placed = await find_place(cx, address, length, flags, file, pgoff)
     if placed < 0:
         return placed, False
     rules = cx.design.stacks_nohugepage, cx.design.droppable

@@ -37,28 +37,27 @@ async def move_page_tables(cx: Cx, address: int, target: int, length: int, huge:
     """
     if not huge:
         await alloc_moved_tables(cx.mm, address, target, length, cx.design.realigns_moves)
-    grain = (cx.grain << PAGE_SHIFT) or length or 1
-    for at in range(0, length, grain):
-        part = min(grain, length - at)
-        if await no_memory(cx):
-            length = at
-            break
-        inside = cx.design.mremap_flush == "inside"
-        await move_ptes(cx.mm, address + at, target + at, part, inside)
-    if length and cx.design.mremap_flush == "outside":
-        await flush_moved(cx.mm, address, length)
-    return length
+    return await move_entries(cx, address, target, length, True)
 
 
 async def move_back(cx: Cx, address: int, target: int, length: int) -> None:
     """Take back the entries of a move that has failed; their page tables are still there."""
+    await move_entries(cx, target, address, length, False)
+
+
+async def move_entries(cx: Cx, source: int, target: int, length: int, allocates: bool) -> int:
+    """Move entries in steps of the grain, and flush; return how far page tables were to be had."""
     grain = (cx.grain << PAGE_SHIFT) or length or 1
     for at in range(0, length, grain):
         part = min(grain, length - at)
+        if allocates and await no_memory(cx):
+            length = at
+            break
         inside = cx.design.mremap_flush == "inside"
-        await move_ptes(cx.mm, target + at, address + at, part, inside)
+        await move_ptes(cx.mm, source + at, target + at, part, inside)
     if length and cx.design.mremap_flush == "outside":
-        await flush_moved(cx.mm, target, length)
+        await flush_moved(cx.mm, source, length)
+    return length
 
 
 @step

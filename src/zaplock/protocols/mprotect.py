@@ -45,7 +45,6 @@ from zaplock.model.vma import (
     find_vma,
     fits_limits,
     following,
-    lookup,
     merge_around,
     previous,
     read_vma,
@@ -65,7 +64,8 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.populate import populate_vma_page_range
 from zaplock.protocols.seals import seal_in_range
-from zaplock.protocols.split import cut_at
+from zaplock.protocols.shortage import no_memory
+from zaplock.protocols.split import cut_at, cut_at_edges
 from zaplock.protocols.vm_flags import denies_write_exec, prot_flags
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int) -> int:
     """mprotect under a hold of its range, for designs whose mmap holds no more than its own."""
     if await take(cx, cx.mm, start, end, killable=True):
         return -EINTR
-    result = await set_apart(cx.mm, start, end) or await protect_range(cx, start, end, prot, 0)
+    result = -ENOMEM if await no_memory(cx) else await set_apart(cx.mm, start, end)
+    if not result:
+        result = await protect_range(cx, start, end, prot, 0)
     await give(cx, cx.mm, start, end)
     return result
 
@@ -108,13 +110,7 @@ async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int) -> int:
 @step
 def set_apart(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
     """Split what reaches out of a range, so that the range's mappings are nobody else's."""
-    for edge in (start, end):
-        handle = lookup(m, m.mm(mm), edge)
-        if handle and vma_of(m, task, handle).start < edge:
-            new = split(m, task, handle, edge, False)
-            if new < 0:
-                return new
-    return 0
+    return cut_at_edges(m, task, m.mm(mm), start, end, split)
 
 
 async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> int:

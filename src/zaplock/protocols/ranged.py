@@ -23,7 +23,6 @@ from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
-    VM_ACCOUNT,
     VM_GROWSDOWN,
     VM_HUGETLB,
     VM_SHARED,
@@ -38,13 +37,11 @@ from zaplock.model.vma import (
     anon_vma_prepare,
     lookup,
     overlapping,
-    read_vma,
     split_unlimited,
     vma_of,
 )
 from zaplock.protocols.address_locks import ROOT, give, take
 from zaplock.protocols.cuts import unmap_complete
-from zaplock.protocols.dying import close_vma
 from zaplock.protocols.fault import (
     RETRY,
     access_error,
@@ -53,17 +50,17 @@ from zaplock.protocols.fault import (
     fault_growing_stack,
 )
 from zaplock.protocols.major_fault import wait_for_page
-from zaplock.protocols.mmap import do_mmap
-from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity, prepare_events
-from zaplock.protocols.placement import get_unmapped_area
+from zaplock.protocols.mmap import do_mmap, find_place
+from zaplock.protocols.munmap import at_map_limit, munmap_addr_sanity
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.proc import read_arg_bounds, remote_entry
-from zaplock.protocols.saved_vmas import close
 from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.shortage import no_memory
+from zaplock.protocols.split import cut_at_edges
 from zaplock.protocols.teardown import (
     Handles,
     begin_unmap,
+    close_vmas,
     end_unmap,
     free_pgtables,
     leave_tree_and_books,
@@ -71,7 +68,7 @@ from zaplock.protocols.teardown import (
     unmap_vmas,
     vm_unacct_memory,
 )
-from zaplock.protocols.userfaultfd import handle_userfault
+from zaplock.protocols.userfaultfd import handle_userfault, userfaultfd_unmap_prep
 from zaplock.protocols.walk import table_over
 
 if TYPE_CHECKING:
@@ -107,24 +104,20 @@ async def do_munmap_ranged(
         return -EPERM
     if await is_inside_one(cx.mm, start, end) and await at_map_limit(cx):
         return -ENOMEM
-    if await no_memory(cx):
+    if await no_memory(cx):  # for splits and events: what was taken is not put back
         return -ENOMEM
     error, handles = await take_range(cx.mm, start, end)
     if error or not handles:
         return error
-    await prepare_events(cx, handles, start, end, events)
+    if cx.design.uffd_unmap:
+        events.extend(await userfaultfd_unmap_prep(handles, start, end))
     batch = await begin_unmap(cx.mm, start, end)
     await unmap_vmas(cx, batch, handles, start, end, False)
     await free_pgtables(cx, batch, handles, start, end, (start, end))
     await free_border_tables(cx.mm, batch, start, end)
     await tlb_finish_mmu(cx, batch)
     await end_unmap(cx.mm, batch)
-    unaccounted = 0
-    for handle in handles:
-        vma = await read_vma(handle)
-        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
-        await close(vma, handle)
-        await close_vma(handle)
+    unaccounted = await close_vmas(handles)
     if unaccounted:
         await vm_unacct_memory(unaccounted)
     return 0
@@ -145,12 +138,8 @@ def take_range(m: Machine, task: Task, mm: int, start: int, end: int) -> tuple[i
     """Take what is mapped in [start, end) out of the map and the books: 0 or an errno, and what."""
     m.spend("vma_find")
     space = m.mm(mm)
-    for edge in (start, end):
-        handle = lookup(m, space, edge)
-        if handle and vma_of(m, task, handle).start < edge:
-            new = split_unlimited(m, task, handle, edge, False)
-            if new < 0:
-                return new, ()
+    if error := cut_at_edges(m, task, space, start, end, split_unlimited):
+        return error, ()
     handles = tuple(overlapping(m, space, start, end))
     for handle in handles:
         leave_tree_and_books(m, task, handle)
@@ -188,9 +177,7 @@ async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
     low = address & PAGE_MASK
     if await take(cx, cx.mm, low, low + PAGE_SIZE, False, cx.design.fault_killable):
         return -SIGSEGV
-    result, vma = -ENOMEM, None
-    if not await no_memory(cx):
-        result, vma = await fault_slot(cx.mm, address, write, cx.design.replaces_huge_zero)
+    result, vma = await fault_in_slot(cx, cx.mm, address, write)
     await give(cx, cx.mm, low, low + PAGE_SIZE, False)
     if result == GROWS:
         return await fault_growing_stack(cx, address, write)
@@ -201,6 +188,13 @@ async def page_fault_ranged(cx: Cx, address: int, write: bool) -> int:
         await wait_for_page(vma, address)
         return RETRY
     return result
+
+
+async def fault_in_slot(cx: Cx, mm: int, address: int, write: bool) -> tuple[int, Vma | None]:
+    """Make a page accessible whose range the caller holds, if there is memory for that."""
+    if await no_memory(cx):
+        return -ENOMEM, None
+    return await fault_slot(mm, address, write, cx.design.replaces_huge_zero)
 
 
 @step
@@ -242,11 +236,7 @@ async def mmap_ranged(
     while True:
         placed = address
         if not fixed:
-            hint = address & PAGE_MASK
-            if 0 < hint < cx.limits.mmap_min_hint:
-                hint = page_align(cx.limits.mmap_min_hint)
-            aligns = cx.design.aligns_for_huge_pages
-            placed = await get_unmapped_area(cx.mm, hint, size, flags, file, pgoff, aligns)
+            placed = await find_place(cx, address, size, flags, file, pgoff)
             if placed < 0:
                 return placed
         if await take(cx, cx.mm, placed, placed + size, killable=True):
@@ -270,14 +260,20 @@ def is_free(m: Machine, _task: Task, mm: int, start: int, end: int) -> bool:
 
 
 async def proc_cmdline_ranged(cx: Cx, mm: int) -> int:
-    """Read /proc/PID/cmdline under a hold of the page that the arguments are in."""
+    """Read /proc/PID/cmdline under a hold of the page that the arguments are in.
+
+    As in `fixup_user_fault` a page that has to be read is waited for under the hold.
+    """
     address = await read_arg_bounds(mm)
     low = address & PAGE_MASK
     if await take(cx, mm, low, low + PAGE_SIZE, write=False, killable=True):
         return 0
     tag = await remote_slot(mm, address)
     if tag == -EFAULT:
-        await fault_slot(mm, address, False, cx.design.replaces_huge_zero)
+        result, vma = await fault_in_slot(cx, mm, address, False)
+        while result == MAJOR and vma is not None:
+            await wait_for_page(vma, address)
+            result, vma = await fault_in_slot(cx, mm, address, False)
         tag = await remote_slot(mm, address)
     await give(cx, mm, low, low + PAGE_SIZE, write=False)
     return max(tag, 0)

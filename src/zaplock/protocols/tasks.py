@@ -39,8 +39,7 @@ def start_task(m: Machine, task: Task, name: str) -> int:
     tid = task_id.run(m, task, name)
     if name in m.cells(BEGUN):
         raise ProtocolError(f"{task} starts {name!r}, which has begun already")
-    m.cells(BEGUN).put(name, True)
-    m.wake((BEGUN, name))
+    settle_beginning.run(m, task, (name,), True)
     return tid
 
 

@@ -364,6 +364,26 @@ async def remove_vma_list(cx: Cx, handles: Handles) -> None:
         await vm_unacct_memory(unaccounted)
 
 
+async def close_vmas(handles: Handles) -> int:
+    """Close and free VMAs that are in no book any more; return the pages to give back."""
+    unaccounted = 0
+    for handle in handles:
+        vma = await read_vma(handle)
+        unaccounted += vma.nr_pages if vma.flags & VM_ACCOUNT else 0
+        await close(vma, handle)
+        await close_vma(handle)
+    return unaccounted
+
+
+@step
+def close_vma(m: Machine, task: Task, handle: int) -> None:
+    """Free a VMA that is in no book any more; who waits to truncate what is cut looks again."""
+    vma = vma_of(m, task, handle)
+    free(m, task, handle)
+    if vma.cut:
+        m.wake(("cut", vma.file))
+
+
 @step
 def raise_hiwater_vm(m: Machine, _task: Task, mm: int) -> None:
     """Keep the high-water mark of total_vm before it falls."""

@@ -14,7 +14,10 @@ LONG: Final = 13
 """From so many steps on a story gets a summary."""
 SUMMARY_LINES: Final = 5
 MOST_ACTS: Final = 8
-LOCKING: Final = re.compile(r"(?:down|up|downgrade|hand_over)_\w+\((.*)\)")
+LOCKING: Final = re.compile(
+    r"(?:(?:down|up|downgrade|hand_over)_\w+|(?:lock|unlock|try)_range)\((.*)\)"
+)
+"""A step that locks, by what it says; the group is the lock, with the range of it."""
 MARKS = {"write": "W", "read": "R", "downgraded": "D", "queued": "q"}
 
 
