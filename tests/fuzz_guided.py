@@ -25,6 +25,7 @@ with atheris.instrument_imports(include=["zaplock"]):
     from zaplock.measure.guest import capsule, recording
     from zaplock.oracle import corpus
     from zaplock.programs import recording as strace
+    from zaplock.programs.replay import StraceReplay
     from zaplock.recorder import symbols
     from zaplock.trace import foreign
 
@@ -59,7 +60,10 @@ def contents(folder: Path, ending: str) -> list[bytes]:
 
 
 KINDS: dict[str, tuple[Callable[[Path], object], list[bytes]]] = {
-    "strace": (strace.parse, contents(HERE / "fixtures/strace", "strace")),
+    "strace": (
+        lambda path: StraceReplay(strace.parse(path)).play(),
+        contents(HERE / "fixtures/strace", "strace"),
+    ),
     "trace": (lambda path: foreign.read_foreign(str(path)), good_traces()),
     "sequence": (corpus.load, contents(HERE / "corpus", "json")),
     "scenario": (read_scenario, contents(SHIPPED / "check/scenario_files", "toml")),

@@ -52,6 +52,7 @@ from zaplock.measure.guest import capsule, recording
 from zaplock.oracle import corpus
 from zaplock.outputs import walk
 from zaplock.programs import recording as strace
+from zaplock.programs.replay import StraceReplay
 from zaplock.recorder import symbols
 from zaplock.trace import file, foreign, tables
 from zaplock.trace.analysis import analyse
@@ -243,7 +244,7 @@ def test_a_recording_of_strace(which: int, changes: list[tuple[int, float, float
     good = [one for one in sorted((HERE / "fixtures/strace").iterdir()) if one.suffix == ".strace"]
     raw = good[which % len(good)].read_bytes()[:20_000]
     with well_behaved():
-        strace.parse(written("strace.txt", mutated(raw, changes)))
+        StraceReplay(strace.parse(written("strace.txt", mutated(raw, changes)))).play()
 
 
 # ---- traces of other tools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,25 @@ def test_a_broken_model_is_found_shrunk_and_told(
     )
     assert ran.returncode == 0, ran.stderr
     assert f"op{found.at} {found.sequence[found.at]}" in ran.stdout
+
+
+@needs_kernel
+def test_the_command_that_comes_next_leads_to_the_same_divergence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from zaplock.model import vma
+
+    monkeypatch.setattr(vma, "can_merge", lambda *_: False)
+    run = ["oracle", "--seconds", "1", "--seed", "3", "--theme", "move"]
+
+    def following(argv: list[str]) -> list[str]:
+        assert main(argv) == 1
+        return shlex.split(capsys.readouterr().out.rpartition("next: zaplock ")[2])
+
+    assert following(run) == shlex.split("oracle --seed 3 --theme move --save out/oracle")
+    replay = following([*run, "--save", str(tmp_path / "a folder")])
+    again = following(replay)
+    assert again == [*replay, "--save", "out/oracle"]
 
 
 @needs_kernel

@@ -13,7 +13,9 @@ from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.programs import recording
 from zaplock.programs import text as strace_text
-from zaplock.programs.replay import StraceReplay, StraceVerdict
+from zaplock.programs.calls import CALLS
+from zaplock.programs.recording import EXECS, MAKES_PROCESS
+from zaplock.programs.replay import _DESCRIPTORS, UNMODELLED, StraceReplay, StraceVerdict
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 
@@ -83,6 +85,25 @@ def test_every_prefix_and_suffix_is_read(tmp_path: Path, prefix: str, suffix: st
 )  # fmt: skip
 def test_arguments_are_read_as_people_write_them(tmp_path: Path, call: str, result: str) -> None:
     assert ruled(tmp_path, f"100 {call} = {result}\n") == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "argument", ["zz", "[", "{}", '"x"', "NULL", "5", "0x7ffff7f00000", "-1", "UFFDIO_REGISTER"]
+)
+@pytest.mark.parametrize("result", ["0", "3", "-1 EINVAL (x)", "0x7ffff7f10000"])
+def test_arguments_that_are_missing_or_can_not_be_read_are_no_reason_to_stop(
+    tmp_path: Path, argument: str, result: str
+) -> None:
+    """Whatever a stranger's recording has there: each call is followed, compared or refused."""
+    monitor = (
+        "100 userfaultfd(0) = 4\n"
+        "100 ioctl(4, UFFDIO_REGISTER, {range={start=0x7ffff7f00000, len=0x1000}, mode=0x1}) = 0\n"
+    )
+    for name in (*CALLS, *_DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS):
+        for first in (argument, "0x7ffff7f00000"):
+            for count in range(7):
+                arguments = ", ".join([first, *[argument] * 5][:count])
+                replay(tmp_path, f"{monitor}100 {name}({arguments}) = {result}\n100 {ONE}\n")
 
 
 def test_a_trace_that_begins_with_its_execve_is_compared(tmp_path: Path) -> None:

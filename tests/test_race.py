@@ -80,6 +80,8 @@ def test_what_protects_a_design_is_told_and_what_has_the_bug_has_none() -> None:
         (["--race", "expnad", "--kernel", "host"], "(did you mean expand?)"),
         (["--race", "expand"], "--race: name the kernel, such as --kernel debian:6.1"),
         (["--race", "expand", "--kernel", "host", "--exact"], "--exact is not for --race"),
+        (["--race", "expand", "--kernel", "host", "--repeat", "3"], "--repeat is not for --race"),
+        (["--race", "expand", "--kernel", "host", "--teardown", "exit"], "--teardown is not for"),
         (["--race", "expand", "--kernel", "host", "--tries", "0"], "--tries 0 must lie between"),
         (["--race", "expand", "--kernel", "host", "3M"], "give a multiple of 2 MiB, 8M or more"),
         (["--race", "expand", "--kernel", "x=linux-4.2O"], "no design 'linux-4.2O'"),

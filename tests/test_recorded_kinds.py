@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from test_programs import BEGIN, MAPPED, ONE, TWO, replay, ruled
+
+from zaplock.programs import dialects
 
 RANGE = "0x7ffff7efe000, 8192"
 NEXT = "0x7ffff7efc000, 8192"
@@ -181,6 +184,52 @@ def test_what_perf_trace_writes_is_read(tmp_path: Path) -> None:
     assert (verdict.agreeing, len(verdict.refused), verdict.maps) == (7, 0, 5)
     wrong = OF_PERF.replace("0x7ffff7efd000\n", "0x7ffff7afd000\n")
     assert replay(tmp_path, wrong).differing
+
+
+OF_PERF_BY_THREADS = """\
+  0.451 ( 0.013 ms): prog/100 prlimit64(resource: STACK, old_rlim: 0x7fffffffe400) = 0
+  0.585 ( 0.099 ms): prog/100 clone3(uargs: 0x7fffffffe4e0, size: 88) = 101
+      ? (         ): prog/101  ... [continued]: clone3()) = 0
+  2.602 ( 0.019 ms): prog/101 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efe000
+  2.963 ( 0.176 ms): prog/100 clone(clone_flags: CHILD_CLEARTID|CHILD_SETTID|0x11) = 102 (prog)
+      ? (         ): prog/102  ... [continued]: clone())                       =
+  2.990 ( 0.010 ms): prog/102 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efc000
+  3.100 ( 0.010 ms): prog/100 clone(clone_flags: VM|FS|THREAD, newsp: 0x7f00) = 103
+  3.102 ( 0.010 ms): prog/103 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7efc000
+  3.200 ( 0.013 ms): prog/100 memfd_create(uname: 0xf47e5004) = 3
+  3.300 ( 0.013 ms): prog/100 mmap(len: 8192, prot: 3, flags: SHARED, fd: 3) = 0x7ffff7efa000
+  3.400 ( 0.016 ms): prog/100 shmget(size: 12288, shmflg: 896) = 9
+  3.500 ( 0.013 ms): prog/100 shmat(shmid: 9) = 0x7ffff7ef7000
+  3.600 ( 0.013 ms): prog/100 mmap(len: 8192, prot: 3, flags: PRIVATE|ANONYMOUS) = 0x7ffff7ef5000
+"""
+
+
+def test_threads_and_children_are_told_apart_in_perf_trace(tmp_path: Path) -> None:
+    verdict = replay(tmp_path, OF_PERF_BY_THREADS)
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (7, [], [])
+
+
+def test_threads_and_children_are_told_apart_in_ltrace(tmp_path: Path) -> None:
+    mapped = "SYS_mmap(0, 8192, 3, 34) = "
+    text = (
+        f"100 SYS_clone(0x1200011, 0, 0, 0x7ffff7dcfa10) = 101\n101 {mapped}0x7ffff7efe000\n"
+        f"100 SYS_435(0x7fffffffe520, 88, 0, 8) = 102\n102 {mapped}0x7ffff7efe000\n"
+        f"100 SYS_clone(0x10f00, 0, 0, 0) = 103\n103 {mapped}0x7ffff7efc000\n"
+        f"100 {mapped}0x7ffff7efa000\n"
+    )
+    assert ruled(tmp_path, text) == (4, 0, 0)
+
+
+def test_the_kernel_names_arguments_as_perf_trace_does() -> None:
+    """Which it leaves out are zero: so all have to be known, in their order."""
+    events = Path("/sys/kernel/tracing/events/syscalls")
+    if not os.access(events / "sys_enter_mmap" / "format", os.R_OK):
+        pytest.skip("no tracefs here")
+    for name, order in dialects._ORDER.items():
+        lines = events.joinpath(f"sys_enter_{name}", "format").read_text().splitlines()
+        fields = [line.split(";")[0].split()[-1].lstrip("*") for line in lines if "field:" in line]
+        assert tuple(fields[-len(order) :]) == order, name
+        assert fields[-len(order) - 1] == "__syscall_nr", name
 
 
 def test_what_ltrace_writes_is_read_and_files_are_refused(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """How workloads grow with CPUs: what must follow from the model, and the command's manners."""
 
 import json
+import re
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ from zaplock.designs import load
 from zaplock.engines.timed.lines import CacheLines
 from zaplock.lab import profiles
 from zaplock.lab.scale import WORKLOADS, MachineOfTheirs, Point, measure_point, scale
-from zaplock.measure.guest.build import compiler
-from zaplock.measure.scale import cpus_here, run_once
+from zaplock.measure.guest.build import compiled, compiler
+from zaplock.measure.scale import PROGRAM, cpus_here, run_once
+from zaplock.programs.tracer import record
 
 COSTS = profiles.load(profiles.DEFAULT)
 
@@ -87,6 +91,49 @@ def test_every_workload_runs_on_this_kernel_too() -> None:
     for name in WORKLOADS:
         if name != "maps" or cpus_here() > 1:
             assert run_once(name, 1, 5) > 0, name
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C compiler")
+def test_the_heap_grows_and_shrinks_by_nothing_but_the_calls_that_are_counted(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "brk1.trace"
+    assert record([str(compiled(PROGRAM)), "brk1", "1", "200"], path) == 0
+    asked = [int(end, 0) for end in re.findall(r"\bbrk\((\w+)\)", path.read_text())]
+    grown = max(asked)
+    first = asked.index(grown)
+    assert len(asked) - first > 20
+    assert asked[first:] == [grown, grown - 4096] * ((len(asked) - first) // 2)
+
+
+@pytest.mark.skipif(compiler() is None or cpus_here() < 2, reason="no C compiler, or one CPU")
+def test_a_reader_of_maps_ends_with_whom_it_reads() -> None:
+    with subprocess.Popen([str(compiled(PROGRAM)), "maps", "1", "60000"]) as mapper:
+        children = Path(f"/proc/{mapper.pid}/task/{mapper.pid}/children")
+        reader = ""
+        while not reader:
+            reader = children.read_text().strip()
+        stat = Path(f"/proc/{reader}/stat")
+        time.sleep(0.1)  # it has begun to read
+        mapper.kill()
+    until = time.monotonic() + 10
+    while stat.exists() and ") Z" not in stat.read_text():
+        assert time.monotonic() < until, "the reader goes on"
+
+
+@pytest.mark.skipif(compiler() is None or cpus_here() < 2, reason="no C compiler, or one CPU")
+def test_one_thread_is_always_measured_since_all_is_fitted_to_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    argv = ["scale", "brk1", "--measure", "--cpus", "2", "--transfer", "60", "--json"]
+    assert main(argv) == 0
+    told = json.loads(capsys.readouterr().out)
+    rates = [
+        {one["cpus"]: one["per_second"] for one in told[key]} for key in ("points", "measured")
+    ]
+    predicted, measured = rates
+    assert set(predicted) == set(measured) == {1, 2}
+    assert predicted[1] == pytest.approx(measured[1], rel=0.01)
 
 
 def test_the_command_tells_inputs_rates_and_ratios(

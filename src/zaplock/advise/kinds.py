@@ -75,7 +75,7 @@ FREEING_ADVICE: Final = (DONTNEED, FREE, DONTNEED_LOCKED)
 """The advice after which nobody may count on the pages' content."""
 _PARTWISE: Final = (3, 9, 20, 21, 22, 102, 103)
 """WILLNEED, REMOVE, COLD, PAGEOUT, POPULATE_READ, GUARD_INSTALL and _REMOVE: page by page."""
-_WHOLE_HUGE = _PARTS + "; each of whole huge pages (2 MiB)"
+_WHOLE_HUGE = _PARTS + ", each from one multiple of 2 MiB to another: elsewhere it does nothing"
 
 _MADVISE = {
     **{number: _madvise(number, Means.ONCE, _FEWER) for number in ADVICE},

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Design
 
 _TRIES = 1000
-_NOT_FOR_RACES = (
-    "exact", "record", "graph", "hung_task_timeout", "guest_memory", "cpu_max", "locked"
-)  # fmt: skip
+_FOR_RACES = ("race", "tries", "kernel", "size", "guest_cpus", "timeout", "json")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +60,7 @@ def _plan(args: argparse.Namespace) -> tuple[RacePlan, Design | None]:
     from zaplock.cli._designs import judged
     from zaplock.measure.guest import race
 
-    for name in _NOT_FOR_RACES:
-        if getattr(args, name):
-            raise UserError(f"--{name.replace('_', '-')} is not for --race: leave it out")
+    _refuse_others(args)
     if not args.kernel:
         raise UserError("--race: name the kernel, such as --kernel debian:6.1 or --kernel host")
     kernel, design = judged(args.kernel)
@@ -78,6 +74,17 @@ def _plan(args: argparse.Namespace) -> tuple[RacePlan, Design | None]:
     )
     plan.check()
     return plan, design
+
+
+def _refuse_others(args: argparse.Namespace) -> None:
+    """Raise UserError where an option is given that a race would not heed."""
+    from zaplock.cli import measure
+
+    parser = argparse.ArgumentParser()
+    measure.configure(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        if name not in _FOR_RACES and getattr(args, name) != usual:
+            raise UserError(f"--{name.replace('_', '-')} is not for --race: leave it out")
 
 
 def _predicted(name: str, design: Design) -> Prediction:

@@ -222,13 +222,21 @@ def _saved_as(found: Divergence, number: int) -> str:
 
 def _say_next(report: Report, args: argparse.Namespace) -> None:
     found = [*report.divergences, *report.kernel_faults]
+    sides, themes = _sides(args), "".join(f" --theme {theme}" for theme in args.theme or ())
     if found and not args.save:
-        next_step(f"zaplock oracle --seed {args.seed} --save out/oracle", aside=args.json)
+        what = f"--seed {args.seed}{themes}{sides} --save out/oracle"
     elif found:
         first = Path(args.save) / f"{_saved_as(found[0], 0)}.json"
-        next_step(f"zaplock oracle --replay {shlex.quote(str(first))}", aside=args.json)
+        what = f"--replay {shlex.quote(str(first))}{sides}"
     else:
-        next_step(f"zaplock oracle --seed {args.seed + 1} --seconds 60 --coverage", aside=args.json)
+        what = f"--seed {args.seed + 1} --seconds 60 --coverage{themes}{sides}"
+    next_step(f"zaplock oracle {what}", aside=args.json)
+
+
+def _sides(args: argparse.Namespace) -> str:
+    """Return the options that say what is laid beside what, each behind a blank."""
+    kernel = f" --kernel {shlex.quote(args.kernel)}" if args.kernel else ""
+    return f"{kernel} --against-itself" if args.against_itself else kernel
 
 
 def _replay(args: argparse.Namespace) -> int:
@@ -266,9 +274,10 @@ def _replay(args: argparse.Namespace) -> int:
         path = Path(args.save) / f"{Path(args.replay).stem}.py"
         outputs.write(path, script.write(found), parents=True)
         wrote(path)
-        next_step(f"python3 -I {path}")
+        next_step(f"python3 -I {shlex.quote(str(path))}")
     else:
-        next_step(f"zaplock oracle --replay {args.replay} --save out/oracle")
+        which = f"{shlex.quote(args.replay)}{_sides(args)}"
+        next_step(f"zaplock oracle --replay {which} --save out/oracle")
     return 1
 
 
@@ -298,7 +307,8 @@ def _write_c(source: Path, target: Path) -> int:
     text = reproducer.write(sequence, why, source.stem)
     outputs.write(target, text)
     wrote(target)
-    next_step(f"cc -o {target.stem} {target} && ./{target.stem}")
+    program = shlex.quote(target.stem)
+    next_step(f"cc -o {program} {shlex.quote(str(target))} && ./{program}")
     return 0
 
 

@@ -127,19 +127,22 @@ def _single(args: argparse.Namespace, measured: list[Point]) -> dict[str, float]
 
 
 def _cpus(text: str | None, measures: bool) -> list[int]:
-    """Read --cpus; without it those that there are, where they are to be measured."""
+    """Read --cpus; without it those that there are, where they are to be measured.
+
+    One is measured always, since its rate is what all is fitted to.
+    """
     if text is None and measures:
         from zaplock.measure.scale import cpus_here
 
         return list(range(1, cpus_here() + 1))
     text = CPUS if text is None else text
     try:
-        found = sorted({int(part) for part in text.split(",") if part})
+        found = {int(part) for part in text.split(",") if part}
     except ValueError:
-        found = []
+        found = set()
     if not found:
         raise UserError(f"--cpus {text!r} is no list of numbers such as {CPUS}")
-    return found
+    return sorted(found | {1} if measures else found)
 
 
 def _machine(args: argparse.Namespace) -> MachineOfTheirs:
@@ -183,12 +186,12 @@ def _require_picture(path: str) -> None:
 def _measured(workload: str, cpus: list[int]) -> list[Point]:
     from zaplock.cli._busy import busy
     from zaplock.lab.scale import Point, parts_of
-    from zaplock.measure.scale import cpus_here, rate
+    from zaplock.measure.scale import cpus_here, cpus_needed, rate
 
     with busy(f"running {workload} on this kernel"):
         return [
             Point("this kernel", part, count, rate(part, count))
             for part in parts_of(workload)
             for count in cpus
-            if count + (part == "maps") <= cpus_here()
+            if cpus_needed(part, count) <= cpus_here()
         ]

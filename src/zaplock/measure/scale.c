@@ -8,11 +8,13 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,7 +26,7 @@ static const int RW = PROT_READ | PROT_WRITE;
 
 static const char *workload;
 static int threads, milliseconds;
-static char *area;
+static char *area, *heap;
 static atomic_int stop;
 static pthread_barrier_t ready;
 static cpu_set_t allowed;
@@ -102,10 +104,8 @@ static void one_round(struct worker *w)
 		munmap(map(NULL, PAGE, MEMORY, -1), PAGE);
 		w->done++;
 	} else if (!strcmp(n, "brk1")) {
-		char *end = (char *)syscall(SYS_brk, 0);
-
-		syscall(SYS_brk, end + PAGE);
-		syscall(SYS_brk, end);
+		syscall(SYS_brk, heap + PAGE);
+		syscall(SYS_brk, heap);
 		w->done += 2;
 	} else if (!strncmp(n, "page_fault", 10)) {
 		int flags = n[10] == '1' ? MEMORY : n[10] == '2' ? MAP_PRIVATE : MAP_SHARED;
@@ -228,6 +228,7 @@ int main(int argc, char **argv)
 		munmap(area, threads * TOUCHED);
 	pid_t child = strcmp(workload, "maps") ? 0 : fork();
 	if (child == 0 && !strcmp(workload, "maps")) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		pin(threads);
 		scan(NULL);
 		return 0;
@@ -238,6 +239,7 @@ int main(int argc, char **argv)
 		workers[i].file = strchr("23", workload[strlen(workload) - 1]) ? memory_file() : -1;
 		pthread_create(&workers[i].thread, NULL, work, &workers[i]);
 	}
+	heap = (char *)syscall(SYS_brk, 0); /* where it ends for good: nobody allocates from here on */
 	pthread_barrier_wait(&ready);
 	if (strncmp(workload, "pft", 3))
 		usleep(milliseconds * 1000);
@@ -249,7 +251,7 @@ int main(int argc, char **argv)
 			seconds = workers[i].seconds;
 	}
 	if (child > 0)
-		syscall(SYS_kill, child, 9);
+		kill(child, SIGKILL);
 	printf("%.0f\n", done / seconds);
 	return 0;
 }

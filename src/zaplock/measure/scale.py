@@ -22,7 +22,7 @@ def rate(workload: str, threads: int) -> float:
 
     Raises UserError without a compiler or without so many CPUs.
     """
-    needed = threads + (workload == "maps")
+    needed = cpus_needed(workload, threads)
     if needed > cpus_here():
         raise UserError(f"{workload} with {threads} threads needs {needed} CPUs here")
     return statistics.median(run_once(workload, threads, MILLISECONDS) for _ in range(ROUNDS))
@@ -37,6 +37,11 @@ def transfer_ns() -> float:
     if cpus_here() < 2:
         raise UserError("a cache line's way from CPU to CPU needs two CPUs: give --transfer NS")
     return run_once("transfer")
+
+
+def cpus_needed(workload: str, threads: int) -> int:
+    """Return how many CPUs so many threads want: one more where somebody reads beside them."""
+    return threads + (workload == "maps")
 
 
 def cpus_here() -> int:

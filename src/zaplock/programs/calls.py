@@ -169,7 +169,7 @@ def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) ->
 def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     at = 0 if call.name == "setrlimit" else 1
     told = call.arguments[at + 1]
-    if call.result == 0 and told != "NULL" and (at == 0 or is_own(call)):
+    if call.result == 0 and told not in ("NULL", "0") and (at == 0 or is_own(call)):
         set_limit(world, live, number(call.arguments[at]), number(field(told, "rlim_cur")))
     return call.result
 

@@ -2,7 +2,7 @@
 
 perf trace names arguments, leaves out those that are zero and takes the prefix off the names of
 flags; ltrace writes numbers, and of every call the first four arguments only (so of an mmap not
-which file). Of what lies behind a pointer neither tells anything.
+which file). Of what lies behind a pointer neither tells anything (so of a clone3 no flags).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PERF = re.compile(
 )
 _PERF_CALL = re.compile(r"^(\w+)\(")
 _PERF_RESULT = re.compile(r"\s=\s|\s\.\.\.$")
-_PERF_GOES_ON = re.compile(r"^\.\.\. \[continued\]: (\w+)\(\)\)?\s+=\s+(.*)$")
+_PERF_GOES_ON = re.compile(r"^\.\.\. \[continued\]: (\w+)\(\)\)?\s+=\s*+(.*)$")
 _PERF_ARGUMENT = re.compile(r"\b(\w{1,40}): ")
 _LTRACE = re.compile(r"\bSYS_(\w+)(?=\(| resumed>)")
 _LTRACE_LINE = re.compile(r"^(?:\[pid\s+\d+\]\s+|\d+\s+)?(?:\d+\.\d+\s+)?SYS_\w+\(")
@@ -42,8 +42,21 @@ _ORDER = {  # where perf's names are none of the catalogue's
     "mlockall": ("flags",),
     "prctl": ("option", "arg2", "arg3", "arg4", "arg5"),
     "execve": ("filename", "argv", "envp"),
+    "open": ("filename", "flags", "mode"),
     "openat": ("dfd", "filename", "flags", "mode"),
+    "creat": ("pathname", "mode"),
+    "memfd_create": ("uname", "flags"),
+    "userfaultfd": ("flags",),
     "close": ("fd",),
+    "dup": ("fildes",),
+    "dup2": ("oldfd", "newfd"),
+    "dup3": ("oldfd", "newfd", "flags"),
+    "ioctl": ("fd", "cmd", "arg"),
+    "shmget": ("key", "size", "shmflg"),
+    "setrlimit": ("resource", "rlim"),
+    "prlimit64": ("pid", "resource", "new_rlim", "old_rlim"),
+    "process_madvise": ("pidfd", "vec", "vlen", "behavior", "flags"),
+    "clone": ("clone_flags", "newsp", "parent_tidptr", "child_tidptr", "tls"),
     **dict.fromkeys(("mlock2", "msync", "mseal"), ("start", "len", "flags")),
     **dict.fromkeys(("mlock", "munlock"), ("start", "len")),
     "mprotect": ("start", "len", "prot"),
@@ -52,7 +65,9 @@ _PREFIXES = {
     ("mmap", "prot"): "PROT_", ("mmap", "flags"): "MAP_", ("mprotect", "prot"): "PROT_",
     ("pkey_mprotect", "prot"): "PROT_", ("mremap", "flags"): "MREMAP_",
     ("madvise", "behavior"): "MADV_", ("msync", "flags"): "MS_", ("openat", "flags"): "O_",
-    ("prctl", "option"): "PR_",
+    ("open", "flags"): "O_", ("prctl", "option"): "PR_", ("clone", "clone_flags"): "CLONE_",
+    ("setrlimit", "resource"): "RLIMIT_", ("prlimit64", "resource"): "RLIMIT_",
+    ("process_madvise", "behavior"): "MADV_",
 }  # fmt: skip
 
 
@@ -86,7 +101,8 @@ def _of_ltrace(line: str) -> str:
 def _of_perf(tid: str, text: str) -> str:
     goes_on = _PERF_GOES_ON.match(text)
     if goes_on:
-        return f"{tid} <... {goes_on[1]} resumed>) = {goes_on[2]}".lstrip()
+        result = goes_on[2] or "0"  # a clone's in the child is not written
+        return f"{tid} <... {goes_on[1]} resumed>) = {result}".lstrip()
     call, result = _PERF_CALL.match(text), _PERF_RESULT.search(text)
     if call is None or result is None:
         return f"{tid} {text}".lstrip()

@@ -32,7 +32,7 @@ from zaplock.programs.maps import MapsVerdict, compare_maps
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import DIED, NO_END, UNKNOWN, Note, StraceRecording, TracedCall
 from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
-from zaplock.programs.text import descriptor, number
+from zaplock.programs.text import CONSTANTS, descriptor, number
 
 ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
 
@@ -289,10 +289,11 @@ class StraceReplay:
         if call.name != "shmat":
             return False
         mark = self.world.mark(live)
-        for attempt in unrecorded.otherwise(self.world, live, call):
-            if attempt() == call.result:
-                return True
-            self.world.undo(live, mark)
+        with suppress(ValueError):
+            for attempt in unrecorded.otherwise(self.world, live, call):
+                if attempt() == call.result:
+                    return True
+                self.world.undo(live, mark)
         return False
 
     # Following the kernel where the model would have gone elsewhere
@@ -314,7 +315,7 @@ class StraceReplay:
         elif (
             call.result >= 0
             and not unrecorded.depends_on_pages(call)
-            and not (self._placed(live, call))
+            and not self._placed(live, call)
         ):
             why = f"what line {call.line} did is not known"
             for low, high in ranges_of(call):
@@ -392,7 +393,7 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
         if call.name == "shmdt":
             (start,) = numbers(call, 1)
             return [(start, start + 1)]
-    except ValueError:
+    except (ValueError, IndexError):
         return []
     return []
 
@@ -425,7 +426,12 @@ def is_about_memory(call: TracedCall) -> bool:
     return call.name in CALLS or call.name in UNMODELLED
 
 
-_MFD_HUGETLB = 4
+def _kind_of_opened(call: TracedCall) -> str:
+    """Return the kind of a file that the call alone tells, "" for none."""
+    with suppress(ValueError, IndexError):
+        if call.name == "memfd_create" and number(call.arguments[1]) & CONSTANTS["MFD_HUGETLB"]:
+            return "hugetlb"
+    return ""
 
 
 def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -437,8 +443,7 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     told = arguments[path].strip('"') if len(arguments) > path else ""
     told = f"memfd:{told}" if name == "memfd_create" else told
     told = monitors.NAME if name == "userfaultfd" else told
-    kind = "hugetlb" if name == "memfd_create" and number(arguments[1]) & _MFD_HUGETLB else ""
-    file = world.new_file(call.opened or told, kind=kind)
+    file = world.new_file(call.opened or told, kind=_kind_of_opened(call))
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
     world.set_mode(file, mode)

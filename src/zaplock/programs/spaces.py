@@ -24,7 +24,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.text import number
+from zaplock.programs.text import CONSTANTS, number
 
 
 class Fork(NamedTuple):
@@ -151,17 +151,23 @@ class _Sorter:
 
 
 def shares_memory(call: TracedCall) -> bool:
-    """Return whether a call that makes a process lets it work on the same memory."""
+    """Return whether a call that makes a process lets it work on the same memory.
+
+    A clone3 whose flags were not seen is one of the C library's: it makes threads, and children
+    that call exec, and leaves forks to clone.
+    """
     if call.name == "vfork":
         return True
-    for argument in call.arguments:
-        flags = re.search(r"\bflags=([^,}]+)", argument)
-        if flags:
-            try:
-                return bool(number(_known(flags[1])) & 0x100)
-            except ValueError:
-                return "CLONE_VM" in flags[1].split("|")
-    return False
+    named = [re.search(r"\bflags=([^,}]+)", argument) for argument in call.arguments]
+    flags = next((found[1] for found in named if found), "")
+    if not flags and call.name == "clone3":
+        return True
+    if not flags and call.name == "clone":  # as numbers, without names
+        flags = next(iter(call.arguments), "")
+    try:
+        return bool(number(_known(flags)) & CONSTANTS["CLONE_VM"])
+    except ValueError:
+        return "CLONE_VM" in flags.split("|")
 
 
 def _known(flags: str) -> str:
@@ -172,8 +178,8 @@ def _known(flags: str) -> str:
 
 def executed(call: TracedCall) -> str:
     """Return the path that an execve runs, "" where it can't be read."""
-    path = call.arguments[1 if call.name == "execveat" else 0] if call.arguments else ""
-    return path.strip('"')
+    at = 1 if call.name == "execveat" else 0
+    return call.arguments[at].strip('"') if len(call.arguments) > at else ""
 
 
 def is_mapped(program: str, areas: tuple[Area, ...]) -> bool:

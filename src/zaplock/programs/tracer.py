@@ -30,7 +30,6 @@ from zaplock.programs import spelling as text
 from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0
-_FORKS = ("clone", "clone3", "fork", "vfork")
 _STOPS = (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _QUIET = frozenset(
     {"userfaultfd", "open", "openat", "creat", "dup", "dup2", "dup3", "close", "shmget"}

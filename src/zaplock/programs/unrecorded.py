@@ -192,8 +192,8 @@ def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Itera
 def _not_for_huge_pages(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """The file system of a file does not place mappings for huge pages."""
     file = mapped_file(world, live, call)
-    backing = world.machine.files[file]
-    if backing.kind == "disk":
+    backing = world.machine.files.get(file)
+    if backing is not None and backing.kind == "disk":
         world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
     return mmap_call(world, live, call)
 
