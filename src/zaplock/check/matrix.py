@@ -7,7 +7,7 @@ Any `concurrent.futures.Executor` will do.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -163,21 +163,27 @@ def matrix(
     )
     scenarios = list(scenarios) or all_scenarios()
     rows: dict[str, list[Cell]] = {}
-    for done, (scenario, cells) in enumerate(_rows(executor, scenarios, row), 1):
+    calls = {scenario: partial(row, scenario) for scenario in scenarios}
+    for done, (scenario, cells) in enumerate(_each(executor, calls), 1):
         rows[scenario] = cells
         if progress is not None:
             progress(done, len(scenarios))
     return [cell for scenario in scenarios for cell in rows[scenario]]
 
 
-def _rows(
-    executor: Executor | None, scenarios: Sequence[str], row: Callable[[str], list[Cell]]
-) -> Iterator[tuple[str, list[Cell]]]:
+def _each(
+    executor: Executor | None, calls: Mapping[str, Callable[[], T]]
+) -> Iterator[tuple[str, T]]:
+    """Make each call, and give its name with what it returned, in any order.
+
+    Not with `Executor.map`: interrupted, that cancels what was begun, and up to Python 3.11 a pool
+    whose workers are ended then dies with a traceback of its own.
+    """
     if executor is None:
-        for scenario in scenarios:
-            yield scenario, row(scenario)
+        for name, call in calls.items():
+            yield name, call()
         return
-    futures = {executor.submit(row, scenario): scenario for scenario in scenarios}
+    futures = {executor.submit(call): name for name, call in calls.items()}
     for future in as_completed(futures):
         yield futures[future], future.result()
 
@@ -265,10 +271,10 @@ def mutation_score(
     jobs: dict[str, list[str]] = {}
     for design, name in pairs:
         jobs.setdefault(name, []).append(design)
-    made = map if executor is None else executor.map
+    calls = {name: partial(try_mutation, name, bases) for name, bases in jobs.items()}
     found: dict[tuple[str, str], Killed] = {}
-    for (name, bases), outcomes in zip(jobs.items(), made(try_mutation, jobs, jobs.values())):
-        found |= {(design, name): one for design, one in zip(bases, outcomes)}
+    for name, outcomes in _each(executor, calls):
+        found |= {(design, name): one for design, one in zip(jobs[name], outcomes)}
         if progress is not None:
             progress(len(found), len(pairs))
     return [found[pair] for pair in pairs]
