@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+    pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,28 +56,25 @@ class Processes:
         """Do the items side by side; those of a process that died are done again by another."""
         from concurrent.futures.process import BrokenProcessPool
 
+        from zaplock.workers import pool
+
         todo, tries = list(items), 0
         while todo:
-            with self._pool() as pool:
-                results = pool.map(function, todo)
-                try:
-                    for result in results:
+            try:
+                with pool(self.workers, "spawn") as processes:
+                    begun = deque(processes.submit(function, item) for item in todo)
+                    while begun:
+                        result = begun.popleft().result()
                         todo.pop(0)
                         tries = 0
                         yield result
-                except BrokenProcessPool:
-                    tries += 1
-                    if tries == _TRIES:
-                        raise UserError(
-                            f"a worker died {_TRIES} times over the same work (out of memory?): "
-                            "give fewer --jobs"
-                        ) from None
-
-    def _pool(self) -> ProcessPoolExecutor:
-        import multiprocessing
-        from concurrent.futures import ProcessPoolExecutor
-
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"))
+            except BrokenProcessPool:
+                tries += 1
+                if tries == _TRIES:
+                    raise UserError(
+                        f"a worker died {_TRIES} times over the same work (out of memory?): "
+                        "give fewer --jobs"
+                    ) from None
 
 
 class Cluster:

@@ -174,11 +174,7 @@ def matrix(
 def _each(
     executor: Executor | None, calls: Mapping[str, Callable[[], T]]
 ) -> Iterator[tuple[str, T]]:
-    """Make each call, and give its name with what it returned, in any order.
-
-    Not with `Executor.map`: interrupted, that cancels what was begun, and up to Python 3.11 a pool
-    whose workers are ended then dies with a traceback of its own.
-    """
+    """Make each call, and give its name with what it returned, in any order."""
     if executor is None:
         for name, call in calls.items():
             yield name, call()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
@@ -52,25 +50,11 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
     return max(3, *(EXIT_CODES[one] for one in verdicts)) if strange else 0
 
 
-@contextmanager
-def _executor(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Lend so many processes, which end with the block or with this process, however that ends."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor as Pool
+def _executor(jobs: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
+    """Lend so many processes, none for one job."""
+    from zaplock.workers import pool
 
-    from zaplock.engines.checking.children import die_with
-
-    if jobs == 1:
-        yield None
-        return
-    context = multiprocessing.get_context("fork")
-    with Pool(jobs, context, die_with, (os.getpid(),)) as executor:
-        try:
-            yield executor
-        except BaseException:
-            for worker in multiprocessing.active_children():
-                worker.kill()  # what it is at could take minutes
-            raise
+    return nullcontext() if jobs == 1 else pool(jobs, "fork")
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:

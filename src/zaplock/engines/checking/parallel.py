@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
-from zaplock.engines.checking.children import die_with, resident_bytes
+from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import (
     SLICE,
@@ -40,6 +40,7 @@ from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import exact
 from zaplock.model.violations import Invariant, Violation
+from zaplock.workers import die_with
 
 ENOUGH: Final = 4_000
 """A frontier of so many states is worth more than one process."""
