@@ -22,6 +22,7 @@ ONLY_COMPUTE = {
     "test_blame",
     "test_call_counts",
     "test_check",
+    "test_check_split",
     "test_cost_units",
     "test_dependencies",
     "test_exhaustive",

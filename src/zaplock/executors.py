@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from concurrent.futures import Executor as FuturesExecutor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -101,6 +101,32 @@ class Cluster:
         finally:
             self._client.cancel(futures)
 
+    def objects(
+        self, make: Callable[..., Any], processes: Sequence[str], *arguments: Any
+    ) -> list[Any]:
+        """Make an object on each of some worker processes, of its number there and `arguments`.
+
+        What comes back stands for it: its methods return futures. It ends with the reference.
+        """
+        begun = [
+            self._client.submit(
+                make, number, *arguments, actor=True, pure=False,
+                workers=[address], allow_other_workers=False,
+            )
+            for number, address in enumerate(processes)
+        ]  # fmt: skip
+        return [future.result() for future in begun]
+
+    def processes(self) -> list[str]:
+        """Name the worker processes; waits for those that are just being replaced."""
+        self._client.wait_for_workers(1, timeout=_CONNECT_S)
+        return sorted(self._client.nthreads())
+
+    def futures(self) -> FuturesExecutor:
+        """Return what the standard library's `concurrent.futures` calls an executor."""
+        made: FuturesExecutor = self._client.get_executor(pure=False, retries=_TRIES)
+        return made
+
 
 @contextlib.contextmanager
 def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
@@ -113,6 +139,16 @@ def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
     if not cluster:
         yield Here() if jobs == 1 else Processes(jobs)
         return
+    with cluster_at(cluster, jobs) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def cluster_at(address: str, jobs: int = 1) -> Iterator[Cluster]:
+    """Give the cluster of the Dask scheduler at an address.
+
+    Raises UserError where there is none, or `jobs` processes of this machine were asked for, too.
+    """
     if jobs > 1:
         raise UserError("--jobs and --cluster are two places to work in: give one of them")
     try:
@@ -123,14 +159,14 @@ def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
         ) from None
     connect: Callable[..., Any] = Client
     try:
-        client = connect(cluster, timeout=_CONNECT_S)
+        client = connect(address, timeout=_CONNECT_S)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no Dask scheduler answers at {cluster!a} ({error}): start one with 'dask scheduler'"
+            f"no Dask scheduler answers at {address!a} ({error}): start one with 'dask scheduler'"
         ) from None
     with client:
         if not client.nthreads():
-            raise UserError(f"the cluster at {cluster!a} has no workers: start 'dask worker'")
+            raise UserError(f"the cluster at {address!a} has no workers: start 'dask worker'")
         yield Cluster(client)
 
 

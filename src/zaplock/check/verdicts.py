@@ -58,6 +58,11 @@ PROVED, BROKEN, NOT_EXHAUSTED, VACUOUS = "proved", "broken", "not-exhausted", "v
 FAILED = "failed"
 EXIT_CODES = {PROVED: 0, BROKEN: 1, NOT_EXHAUSTED: 3, VACUOUS: 3, FAILED: 4}
 
+SearchElsewhere = Callable[
+    [bool, SearchLimits, bool, Callable[[SearchProgress], None] | None], Verdict
+]
+"""Searches in place of this process: with which queue, within which limits, for all violations."""
+
 Queue = Literal["both", "any", "fair"]
 """Who may be next to a lock: any waiter, whom the fair queue of the design's kernel lets in, or
 both rules, one after the other: each shows what the other hides."""
@@ -204,13 +209,15 @@ def check(
     exact: bool = False,
     disk: Path | None = None,
     unreached: bool = False,
+    elsewhere: SearchElsewhere | None = None,
     progress: Callable[[SearchProgress], None] | None = None,
 ) -> CheckResult:
     """Explore every interleaving; where one breaks a rule, find the easiest that does.
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
     the search for the easiest counterexample included. disk: a directory for states that don't fit
-    into memory. unreached: look which lines of the protocols nothing runs, too.
+    into memory. elsewhere: explores the states in place of this process. unreached: look which
+    lines of the protocols nothing runs, too.
     """
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
@@ -219,15 +226,18 @@ def check(
         if unreached:
             system = replace(system, covers=PROTOCOLS)
         left = what_is_left(limits, verdicts, deadline)
-        if disk is not None:
-            verdict = explore_on_disk(
-                system, DiskLimits(disk), left, all_violations=all_violations, progress=progress
-            )
+        on_disk = DiskLimits(disk) if disk is not None else None
+        if elsewhere is not None:
+            verdict = elsewhere(fair, left, all_violations, progress)
         elif exact:
             verdict = explore_plainly(system, left, exact=True)
         elif jobs > 1:
             verdict = explore_split(
-                system, jobs, left, all_violations=all_violations, progress=progress
+                system, jobs, left, all_violations=all_violations, progress=progress, disk=on_disk
+            )
+        elif on_disk is not None:
+            verdict = explore_on_disk(
+                system, on_disk, left, all_violations=all_violations, progress=progress
             )
         else:
             verdict = explore(system, left, all_violations=all_violations, progress=progress)

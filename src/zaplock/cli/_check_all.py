@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures import Executor
 
     from zaplock.check.matrix import Cell, Killed
     from zaplock.check.verdicts import Added
@@ -31,7 +32,7 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
     for name in designs:
         find_design(name)
     limits = SearchLimits(args.max_states, args.max_seconds, args.max_memory << 20)
-    with counter("check --all") as show, _executor(args.jobs) as executor:
+    with counter("check --all") as show, _executor(args) as executor:
         cells = matrix(
             executor, designs=designs, queue=args.queue, limits=limits, added=added,
             progress=lambda done, total: show(f"{done} of {total} scenarios", done / total),
@@ -50,11 +51,21 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
     return max(3, *(EXIT_CODES[one] for one in verdicts)) if strange else 0
 
 
-def _executor(jobs: int) -> AbstractContextManager[ProcessPoolExecutor | None]:
-    """Lend so many processes, none for one job."""
-    from zaplock.workers import pool
+@contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[Executor | None]:
+    """Lend so many processes, or the cluster's; none for one job."""
+    if args.cluster:
+        from zaplock.executors import cluster_at
 
-    return nullcontext() if jobs == 1 else pool(jobs, "fork")
+        with cluster_at(args.cluster, args.jobs) as cluster:
+            yield cluster.futures()
+    elif args.jobs == 1:
+        yield None
+    else:
+        from zaplock.workers import pool
+
+        with pool(args.jobs, "fork") as processes:
+            yield processes
 
 
 def _cell_json(cell: Cell) -> dict[str, Any]:
@@ -81,7 +92,7 @@ def every_mutant(args: argparse.Namespace) -> int:
     from zaplock.check.matrix import mutation_score
     from zaplock.cli._progress import counter
 
-    with counter("check --mutations") as show, _executor(args.jobs) as executor:
+    with counter("check --mutations") as show, _executor(args) as executor:
         found = mutation_score(
             executor,
             args.design,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from zaplock.cli._ending import next_step, wrote
 if TYPE_CHECKING:
     from zaplock.check.counterexample import Story
     from zaplock.check.scenarios import Scenario
-    from zaplock.check.verdicts import Added, CheckResult
+    from zaplock.check.verdicts import Added, CheckResult, SearchElsewhere
+    from zaplock.executors import Cluster
     from zaplock.protocols.design import Design
 
 
@@ -28,10 +30,19 @@ def one_scenario(args: argparse.Namespace, added: Added) -> int:
     scenario = find_scenario(args.scenario, added, args.memory)
     names = args.design or list(SHIPPED)
     designs = [find_design(name) for name in names]
-    found = [
-        replace(_one(args, scenario, design), reference=name)
-        for name, design in zip(names, designs)
-    ]
+
+    def searching(name: str, cluster: Cluster | None) -> SearchElsewhere | None:
+        if cluster is None:
+            return None
+        from zaplock.check.on_cluster import Asked, split_over
+
+        return split_over(cluster, Asked(args.scenario, name, added, args.memory, _disk(args)))
+
+    with _cluster(args) as cluster:
+        found = [
+            replace(_one(args, scenario, design, searching(name, cluster)), reference=name)
+            for name, design in zip(names, designs)
+        ]
     stories = [_story(scenario, design, one) for design, one in zip(designs, found)]
     again = [replaying(one.token, one.reference, args.scenario, added) for one in found]
     _write_html(args, found, stories, again)
@@ -48,7 +59,9 @@ def one_scenario(args: argparse.Namespace, added: Added) -> int:
     return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
 
 
-def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckResult:
+def _one(
+    args: argparse.Namespace, scenario: Scenario, design: Design, elsewhere: SearchElsewhere | None
+) -> CheckResult:
     from zaplock.check.verdicts import check, sample_check
     from zaplock.cli._progress import counter
     from zaplock.engines.checking.exhaustive import SearchLimits
@@ -63,12 +76,25 @@ def _one(args: argparse.Namespace, scenario: Scenario, design: Design) -> CheckR
             )  # fmt: skip
         return check(
             scenario, design, limits, queue=args.queue, jobs=args.jobs, exact=args.exact,
-            disk=Path(args.disk) if args.disk else None, unreached=args.unreached,
+            disk=_disk(args), unreached=args.unreached, elsewhere=elsewhere,
             progress=lambda p: show(
                 f"{p.states} states, {p.states / max(p.seconds, 1e-3):.0f}/s, "
                 f"frontier {p.frontier}, depth {p.depth}"
             ),
         )  # fmt: skip
+
+
+def _disk(args: argparse.Namespace) -> Path | None:
+    return Path(args.disk) if args.disk else None
+
+
+def _cluster(args: argparse.Namespace) -> AbstractContextManager[Cluster | None]:
+    """Give the cluster that was asked for; None where this machine searches."""
+    if not args.cluster:
+        return nullcontext()
+    from zaplock.executors import cluster_at
+
+    return cluster_at(args.cluster, args.jobs)
 
 
 def _story(scenario: Scenario, design: Design, found: CheckResult) -> Story | None:

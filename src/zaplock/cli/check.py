@@ -68,6 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="FILE", help="draw the counterexample as a page")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="use N processes")
+    parser.add_argument("--cluster", default="", metavar="ADDRESS",
+                        help="work on the cluster of this Dask scheduler")  # fmt: skip
     parser.add_argument("--sample", type=int, metavar="RUNS", help="try random runs instead")
     parser.add_argument("--pct", type=int, metavar="DEPTH", help="with --sample: PCT of this depth")
     parser.add_argument("--seed", type=int, default=0, help="with --sample (default 0)")
@@ -130,9 +132,13 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.mutations and args.failing_allocations is not None:
         raise UserError("--failing-allocations is for a SCENARIO or --all, not for --mutations")
-    if args.disk and (args.exact or args.jobs > 1 or args.sample):
-        raise UserError("--disk is for one process: leave --jobs, --exact and --sample out")
-    if args.disk and not Path(args.disk).is_dir():
+    if args.exact and (args.disk or args.jobs > 1 or args.cluster):
+        raise UserError("--exact is for one process: leave --jobs, --cluster and --disk out")
+    if args.sample and (args.disk or args.cluster):
+        raise UserError("--sample keeps no states: leave --cluster and --disk out")
+    if args.cluster and args.unreached:
+        raise UserError("--unreached looks at this process's lines: leave --cluster out")
+    if args.disk and not args.cluster and not Path(args.disk).is_dir():
         raise UserError(f"--disk {args.disk!a} is no directory: make it, or name another")
     if args.pct is not None and args.sample is None:
         raise UserError("--pct needs --sample RUNS: it is a way to draw random runs")

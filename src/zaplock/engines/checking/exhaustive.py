@@ -113,6 +113,8 @@ class Search:
     ) -> None:
         self.table = table
         self.limits = limits
+        self.memory = limits.memory
+        """What this process may occupy; less than the limit where several share it."""
         self.all_violations = all_violations
         self.progress = progress
         self.visited = {table.initial}
@@ -195,6 +197,25 @@ class Search:
         self.transitions += transitions
         return found
 
+    def settled(self, found: list[int]) -> list[int]:
+        """Return those of the states that `expand` gave which really are new: here, all."""
+        return found
+
+    def take_in(self, states: Iterable[int]) -> list[int]:
+        """Remember states that were found elsewhere; return those that are new."""
+        found = []
+        for state in states:
+            if state not in self.visited:
+                self.visited.add(state)
+                found.append(state)
+        return self.settled(found)
+
+    def set_apart(self) -> None:
+        """Become the part of one worker of several, which began with this."""
+
+    def close(self) -> None:
+        """Remove what is not in memory."""
+
     def nobody_can_go_on(self, state: int) -> None:
         results = self.table.results(state)
         if results is None:
@@ -222,7 +243,7 @@ class Search:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
-        if self.memory_ahead() > self.limits.memory:
+        if self.memory_ahead() > self.memory:
             return f"{self.limits.memory >> 20} MiB"
         return ""
 

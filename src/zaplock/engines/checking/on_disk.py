@@ -117,6 +117,12 @@ class StatesOnDisk:
         """Remove everything."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def apart(self) -> StatesOnDisk:
+        """Return the same runs with a directory below for those to come; it goes with this one."""
+        part = StatesOnDisk(self.directory)
+        part.runs = list(self.runs)
+        return part
+
     def new_path(self) -> Path:
         """Return the path of a file that isn't there yet."""
         self.files += 1
@@ -147,8 +153,8 @@ class StatesOnDisk:
                 file.write(part.tobytes())
         at = self.runs.index(left)
         self.runs[at : at + 2] = [Run(path, width)]
-        left.path.unlink()
-        right.path.unlink()
+        for run in (left, right):  # another worker may have merged it, too
+            run.path.unlink(missing_ok=True)
 
     def spool(self, states: list[int], width: int) -> Spooled:
         """Write states out to be read back once, in their order."""
@@ -251,17 +257,29 @@ class SearchOnDisk(Search):
         self._settle(found, level)
         return level
 
-    def _settle(self, found: list[int], level: list[list[int] | Spooled]) -> None:
-        """Take out what was met before, and keep the rest as a part of the next frontier."""
+    def set_apart(self) -> None:
+        """Write own runs from now on; those that there are can be read by every worker."""
+        self.old = self.old.apart()
+
+    def close(self) -> None:
+        """Remove everything from the disk."""
+        self.old.close()
+
+    def settled(self, found: list[int]) -> list[int]:
+        """Take out what stands on disk, and let everything go there if the memory is full."""
         before = self.old.found(found) if self.old.runs else set()
         if before:
             self.visited -= before
             found = [state for state in found if state not in before]
-        is_full = self._is_full()
-        if is_full:
+        if self._is_full():
             self.old.take(self.visited, self._width)
             self.visited.clear()
             self.table.auditor.look_in()
+        return found
+
+    def _settle(self, found: list[int], level: list[list[int] | Spooled]) -> None:
+        """Keep what is new as a part of the next frontier."""
+        found = self.settled(found)
         if found:
             spools = bool(self.old.runs) and len(found) > SLICE
             level.append(self.old.spool(found, self._width) if spools else found)
@@ -273,7 +291,7 @@ class SearchOnDisk(Search):
         if self.disk.in_memory is not None or held < LEAST:
             return False
         share = SHARE if self.fits is None else MOST
-        if self.memory_ahead() < share * self.limits.memory:
+        if self.memory_ahead() < share * self.memory:
             return False
         self.fits = self.fits or held
         return True
@@ -298,5 +316,5 @@ def explore_on_disk(
         try:
             return search.run()
         finally:
-            search.old.close()
+            search.close()
             table.close()

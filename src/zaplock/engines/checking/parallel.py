@@ -1,16 +1,20 @@
 """The same search over several processes: same verdict, same number of distinct states.
 
-One process explores until the frontier is wide. Then workers are forked, each with everything that
-is known so far. A state belongs to the worker that its value hashes to; only its owner remembers it
-and expands it, so each is counted once. Level by level, states that belong to others are handed
-over, and all violations of a level are met before the search stops: as in one process.
+Each worker has what is known when it begins. A state belongs to the worker that its value hashes
+to; only its owner remembers it and expands it, so each is counted once, and each worker holds its
+part of them. Level by level, states that belong to others are handed over, and all violations of a
+level are met before the search stops: as in one process.
 
 The int of a state means the same everywhere because all numbers are given out in one place: a
 worker that meets a new container, cell, value or position asks the parent for its number, and hears
 of those that others met before it gets their states. Such questions become rare soon: the numbers
 are those of values, not of states.
 
-Workers die with their parent, whatever ends it. The limit on memory is for all processes in sum.
+Who the workers are is a `Crew`'s to say. `Forked` are processes of this machine, forked with all
+that one process found until the frontier was wide; they die with their parent, whatever ends it.
+Those of a cluster make the same table from the same scenario (`check.on_cluster`).
+
+The limit on memory is for all processes in sum.
 """
 
 from __future__ import annotations
@@ -19,10 +23,10 @@ import multiprocessing
 import os
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
@@ -34,6 +38,7 @@ from zaplock.engines.checking.exhaustive import (
     SearchProgress,
     Verdict,
 )
+from zaplock.engines.checking.on_disk import DiskLimits, SearchOnDisk
 from zaplock.engines.checking.packed_states import StateField
 from zaplock.engines.checking.positions import Node
 from zaplock.engines.checking.transitions import TransitionTable
@@ -51,8 +56,96 @@ Key = tuple[Any, ...]
 News = tuple[Key, Any, int]
 """A question, the value that it is about, and the answer."""
 
-Counts = tuple[int, int, int, bool, str]
-"""States, transitions and endings of a worker; has it a frontier; which limit it has met."""
+Counts = tuple[int, int, int, bool, str, int]
+"""States, transitions and endings of a worker; has it a frontier; which limit it has met; the
+bytes that it occupies."""
+
+Message = tuple[Any, ...]
+
+
+class Wire(Protocol):
+    """What a worker talks through: messages in, messages out."""
+
+    def send(self, message: Message, /) -> None: ...
+    def recv(self) -> Message: ...
+
+    def poll(self) -> bool:
+        """Return whether there is something to receive, be it that the parent is gone."""
+        ...
+
+
+class Crew(Protocol):
+    """The workers of one search, by number. Each answers one message at a time."""
+
+    def __len__(self) -> int: ...
+
+    def send(self, number: int, message: Message) -> None:
+        """Give a worker a message; raises OSError where it has ended."""
+        ...
+
+    def answers(self) -> Iterator[tuple[int, Message]]:
+        """Wait, and give the messages that came; raises `lost`."""
+        ...
+
+    def lost(self, number: int) -> Exception:
+        """Say that a worker has ended, and why."""
+        ...
+
+
+class Forked:
+    """Processes of this machine, with all that this one knows."""
+
+    def __init__(self, search: Search, frontier: list[int], jobs: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connections: list[Connection] = []
+        self.processes = []
+        for number in range(jobs):
+            mine, theirs = context.Pipe()
+            own = [state for state in frontier if owner_of(state, jobs) == number]
+            process = context.Process(
+                target=_forked,
+                args=(theirs, [*self.connections, mine], search, own, number, jobs, os.getpid()),
+                daemon=True,
+            )
+            process.start()
+            theirs.close()
+            self.connections.append(mine)
+            self.processes.append(process)
+
+    def __len__(self) -> int:
+        return len(self.processes)
+
+    def send(self, number: int, message: Message) -> None:
+        self.connections[number].send(message)
+
+    def answers(self) -> Iterator[tuple[int, Message]]:
+        for connection in wait(self.connections):
+            assert isinstance(connection, Connection)
+            number = self.connections.index(connection)
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                raise self.lost(number) from None
+            yield number, message
+
+    def lost(self, number: int) -> MemoryError:
+        self.processes[number].join(timeout=1)
+        return MemoryError(
+            f"a worker of the search has ended (exit code {self.processes[number].exitcode}); was "
+            "it killed for lack of memory?"
+        )
+
+    def stop(self) -> None:
+        """End all of them."""
+        # No EOF tells a worker: those forked after it hold the parent's end of its pipe, too.
+        for connection, process in zip(self.connections, self.processes):
+            with suppress(OSError):
+                connection.send(("stop", [], [], 0))
+            connection.close()
+            process.join(timeout=0.2)
+            if process.is_alive():  # in the middle of a level whose result nobody wants
+                process.terminate()
+                process.join()
 
 
 def explore_split(
@@ -63,82 +156,80 @@ def explore_split(
     all_violations: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
     enough: int = ENOUGH,
+    disk: DiskLimits | None = None,
 ) -> Verdict:
     """Explore with `jobs` processes; needs fork(2), since configurations hold functions."""
     with no_forgotten_await():
         table = TransitionTable(configuration)
+        search = search_of(table, limits, all_violations, progress, disk)
         try:
-            search = Search(table, limits, all_violations, progress)
             frontier = search.until(enough)
             if not frontier or search.limit or jobs < 2:
                 table.auditor.finish()
                 return search.verdict()
-            return _Parent(search, frontier, jobs).run()
+            crew = Forked(search, frontier, jobs)
+            try:
+                return explored_by(crew, search)
+            finally:
+                crew.stop()
         finally:
+            search.close()
             table.close()
+
+
+def search_of(
+    table: TransitionTable,
+    limits: SearchLimits,
+    all_violations: bool,
+    progress: Callable[[SearchProgress], None] | None,
+    disk: DiskLimits | None,
+) -> Search:
+    """Begin a search that keeps its states in memory, or on disk where they don't fit."""
+    if disk is None:
+        return Search(table, limits, all_violations, progress)
+    return SearchOnDisk(table, limits, all_violations, progress, disk)
+
+
+def explored_by(crew: Crew, search: Search) -> Verdict:
+    """Let a crew, which has the frontier of a search, explore the rest of it."""
+    return _Parent(search, crew).run()
 
 
 class _Parent:
     """Gives out numbers, hands states over, adds up."""
 
-    def __init__(self, search: Search, frontier: list[int], jobs: int) -> None:
+    def __init__(self, search: Search, crew: Crew) -> None:
         self.search = search
         self.table = search.table
-        self.jobs = jobs
+        self.crew = crew
+        self.jobs = len(crew)
         self.log: list[News] = []
-        self.answers: dict[Key, int] = {}
-        context = multiprocessing.get_context("fork")
-        self.connections: list[Connection] = []
-        self.processes = []
-        for number in range(jobs):
-            mine, theirs = context.Pipe()
-            own = [state for state in frontier if owner_of(state, jobs) == number]
-            process = context.Process(
-                target=_work,
-                args=(theirs, [*self.connections, mine], search, own, number, jobs, os.getpid()),
-                daemon=True,
-            )
-            process.start()
-            theirs.close()
-            self.connections.append(mine)
-            self.processes.append(process)
-        self.told = [0] * jobs
-        self.base = len(search.visited)
+        self.numbers: dict[Key, int] = {}
+        self.told = [0] * self.jobs
+        self.base = search.states
+        self.occupied = 0
 
     def run(self) -> Verdict:
         search = self.search
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
-        counts: list[Counts] = [(0, 0, 0, True, "")] * self.jobs
-        try:
-            while any(busy for *_, busy, _ in counts) or any(boxes):
-                self._send("level", boxes)
-                boxes, counts = self._collect()
-                states = self.base + sum(count[0] for count in counts)
-                self._report(states, sum(len(blob) for box in boxes for blob in box))
-                search.limit = search.limit or next((at for *_, at in counts if at), "")
-                if search.limit or (search.found and not search.all_violations):
-                    self._send("absorb", boxes)
-                    counts = self._collect()[1]
-                    break
-                search.depth += 1
-            self._send("audit", [[] for _ in range(self.jobs)])
-            self._collect()
-        finally:
-            self._stop()
+        counts: list[Counts] = [(0, 0, 0, True, "", 0)] * self.jobs
+        while any(count[3] for count in counts) or any(boxes):
+            self._send("level", boxes)
+            boxes, counts = self._collect()
+            self.occupied = sum(count[5] for count in counts)
+            states = self.base + sum(count[0] for count in counts)
+            self._report(states, sum(len(blob) for box in boxes for blob in box))
+            search.limit = search.limit or next((count[4] for count in counts if count[4]), "")
+            if search.limit or (search.found and not search.all_violations):
+                self._send("absorb", boxes)
+                counts = self._collect()[1]
+                break
+            search.depth += 1
+        self._send("audit", [[] for _ in range(self.jobs)])
+        self._collect()
         search.transitions += sum(count[1] for count in counts)
         search.endings += sum(count[2] for count in counts)
         return search.verdict(states=self.base + sum(count[0] for count in counts))
-
-    def _stop(self) -> None:
-        # No EOF tells a worker: those forked after it hold the parent's end of its pipe, too.
-        for connection, process in zip(self.connections, self.processes):
-            with suppress(OSError):
-                connection.send(("stop", [], []))
-            connection.close()
-            process.join(timeout=0.2)
-            if process.is_alive():  # in the middle of a level whose result nobody wants
-                process.terminate()
-                process.join()
 
     def _report(self, states: int, waiting: int) -> None:
         search = self.search
@@ -149,45 +240,29 @@ class _Parent:
             search.limit = f"{search.limits.states} states"
         elif seconds > search.limits.seconds:
             search.limit = f"{search.limits.seconds:g} s"
-        elif self._memory() > search.limits.memory:
+        elif resident_bytes() + self.occupied > search.limits.memory:
             search.limit = f"{search.limits.memory >> 20} MiB"
 
-    def _memory(self) -> int:
-        return resident_bytes() + sum(resident_bytes(one.pid or 0) for one in self.processes)
-
     def _send(self, order: str, boxes: list[list[bytes]]) -> None:
-        for number, connection in enumerate(self.connections):
+        share = max(0, self.search.limits.memory - resident_bytes()) // self.jobs
+        for number in range(self.jobs):
             news = self.log[self.told[number] :]
             self.told[number] = len(self.log)
-            share = max(0, self.search.limits.memory - resident_bytes()) // self.jobs
             try:
-                connection.send((order, news, boxes[number], share))
+                self.crew.send(number, (order, news, boxes[number], share))
             except OSError:
-                raise self._lost(number) from None
-
-    def _lost(self, number: int) -> MemoryError:
-        self.processes[number].join(timeout=1)
-        return MemoryError(
-            f"a worker of the search has ended (exit code {self.processes[number].exitcode}); was "
-            "it killed for lack of memory?"
-        )
+                raise self.crew.lost(number) from None
 
     def _collect(self) -> tuple[list[list[bytes]], list[Counts]]:
         """Answer questions until every worker has finished the level."""
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
         counts: dict[int, Counts] = {}
         while len(counts) < self.jobs:
-            for connection in wait(self.connections):
-                assert isinstance(connection, Connection)
-                number = self.connections.index(connection)
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    raise self._lost(number) from None
+            for number, message in self.crew.answers():
                 if message[0] == "ask":
-                    connection.send(self._answer(message[1], message[2]))
+                    self.crew.send(number, ("number", self._number(message[1], message[2])))
                 elif message[0] == "audited":
-                    counts[number] = (0, 0, 0, False, "")
+                    counts[number] = (0, 0, 0, False, "", 0)
                     self.table.auditor.report += message[1]
                 elif message[0] == "error":
                     raise message[1]
@@ -203,11 +278,11 @@ class _Parent:
             self.search.note(Violation(invariant, message))
         self.table.seen_sometimes |= sometimes
 
-    def _answer(self, key: Key, value: Any) -> int:
-        if key not in self.answers:
-            answer = self.answers[key] = perform(self.table, key, value)
-            self.log.append((key, value, answer))
-        return self.answers[key]
+    def _number(self, key: Key, value: Any) -> int:
+        if key not in self.numbers:
+            number = self.numbers[key] = perform(self.table, key, value)
+            self.log.append((key, value, number))
+        return self.numbers[key]
 
 
 def perform(table: TransitionTable, key: Key, result: Any) -> int:
@@ -238,7 +313,7 @@ def perform(table: TransitionTable, key: Key, result: Any) -> int:
     return number
 
 
-def _work(
+def _forked(
     connection: Connection,
     of_others: list[Connection],
     search: Search,
@@ -247,13 +322,18 @@ def _work(
     jobs: int,
     parent: int,
 ) -> None:
-    """Be a worker: expand the own states of each level until the parent hangs up."""
+    """Be a worker that was forked."""
     die_with(parent)
     for other in of_others:
         other.close()
-    worker = _Worker(connection, search, frontier, number, jobs)
+    serve(connection, search, frontier, number, jobs)
+
+
+def serve(wire: Wire, search: Search, frontier: list[int], number: int, jobs: int) -> None:
+    """Be worker `number` of `jobs`: expand the own states of each level until told to stop."""
+    worker = _Worker(wire, search, frontier, number, jobs)
     try:
-        while (message := connection.recv())[0] != "stop":
+        while (message := wire.recv())[0] != "stop":
             worker.obey(*message)
     except (EOFError, OSError):
         return  # nobody is there any more who would want the result
@@ -263,23 +343,25 @@ def _work(
         except Exception:
             error = RuntimeError(repr(error))
         with suppress(OSError):
-            connection.send(("error", error))
+            wire.send(("error", error))
 
 
 class _Worker:
     """One part of the states, by the hash that is their value modulo the number of workers."""
 
     def __init__(
-        self, connection: Connection, search: Search, frontier: list[int], number: int, jobs: int
+        self, wire: Wire, search: Search, frontier: list[int], number: int, jobs: int
     ) -> None:
-        self.connection = connection
+        self.wire = wire
         self.search = search
         self.frontier = frontier
         self.number = number
         self.jobs = jobs
         self.known: dict[Key, int] = {}
-        self.base = len(search.visited)
-        self.handed_over = 0
+        self.base = search.states
+        self.handed_over: Sequence[set[int]] = (set(), set())
+        """Others' states that this level and the one before it have met: none is sent again."""
+        search.set_apart()
         search.transitions = search.endings = 0
         search.found = {}
         table = search.table
@@ -293,8 +375,8 @@ class _Worker:
     def _ask(self, key: Key, value: Any = None) -> int:
         answer = self.known.get(key)
         if answer is None:
-            self.connection.send(("ask", key, value))
-            answer = self.known[key] = self.connection.recv()
+            self.wire.send(("ask", key, value))
+            answer = self.known[key] = self.wire.recv()[1]
         return answer
 
     def _announce(self, name: str) -> None:
@@ -329,53 +411,60 @@ class _Worker:
         self.known.update((key, answer) for key, _, answer in news)
         for key, value, _ in news:
             perform(self.search.table, key, value)
-        if order == "audit":
-            self.connection.send(("audited", self.search.table.auditor.finish()))
-            return
-        visited = self.search.visited
-        for blob in blobs:
-            for state in unpack(blob):
-                if state not in visited:
-                    visited.add(state)
-                    self.frontier.append(state)
-        found, limit = self._expand(memory) if order == "level" else ([], "")
-        by_owner: list[list[int]] = [[] for _ in range(self.jobs)]
-        for state in found:
-            by_owner[owner_of(state, self.jobs)].append(state)
-        self.frontier = by_owner[self.number]
-        outboxes = self._hand_over(by_owner)
         search = self.search
+        search.memory = memory
+        if order == "audit":
+            self.wire.send(("audited", search.table.auditor.finish()))
+            return
+        for blob in blobs:
+            self.frontier += search.take_in(unpack(blob))
+        self.handed_over = (self.handed_over[1], set())
+        found, limit = self._expand() if order == "level" else (self.frontier, "")
+        outboxes = self._outboxes()
+        self.frontier = found
         counts: Counts = (
-            len(visited) - self.base - self.handed_over,
+            search.states - self.base,
             search.transitions,
             search.endings,
             bool(self.frontier),
             limit,
+            resident_bytes(),
         )
-        self.connection.send(
-            ("done", outboxes, counts, list(search.found), search.table.seen_sometimes)
-        )
+        self.wire.send(("done", outboxes, counts, list(search.found), search.table.seen_sometimes))
 
-    def _expand(self, memory: int) -> tuple[list[int], str]:
-        """Expand the frontier in slices; return the states found and which limit ended that."""
-        found: list[int] = []
+    def _expand(self) -> tuple[list[int], str]:
+        """Expand the frontier in slices; return the own states found, and what has ended that."""
+        own: list[int] = []
         limits, search = self.search.limits, self.search
         for first in range(0, len(self.frontier), SLICE):
             if time.monotonic() - search.started > limits.seconds:
-                return found, f"{limits.seconds:g} s"
-            if search.memory_ahead() > memory:
-                return found, f"{limits.memory >> 20} MiB"
-            found += search.expand(self.frontier[first : first + SLICE])
-        return found, ""
+                return own, f"{limits.seconds:g} s"
+            if search.memory_ahead() > search.memory:
+                return own, f"{limits.memory >> 20} MiB"
+            if self.wire.poll():
+                raise EOFError("the parent is gone")
+            found = search.expand(self.frontier[first : first + SLICE])
+            own += search.settled(self._own(found))
+        return own, ""
 
-    def _hand_over(self, by_owner: list[list[int]]) -> list[tuple[int, bytes]]:
-        """Give others' states away; they stay known here too, so none is sent twice."""
-        outboxes = []
-        for owner, states in enumerate(by_owner):
-            if owner != self.number and states:
-                self.handed_over += len(states)
-                outboxes.append((owner, pack(states)))
-        return outboxes
+    def _own(self, found: list[int]) -> list[int]:
+        """Return those of some new states that belong here; the others are to be handed over."""
+        number, jobs = self.number, self.jobs
+        own: list[int] = []
+        others: list[int] = []
+        for state in found:
+            (own if owner_of(state, jobs) == number else others).append(state)
+        self.search.visited.difference_update(others)
+        before, now = self.handed_over
+        now.update(state for state in others if state not in before)
+        return own
+
+    def _outboxes(self) -> list[tuple[int, bytes]]:
+        """Pack what this level has found for each of the others."""
+        by_owner: dict[int, list[int]] = {}
+        for state in self.handed_over[1]:
+            by_owner.setdefault(owner_of(state, self.jobs), []).append(state)
+        return [(owner, pack(states)) for owner, states in by_owner.items()]
 
 
 def owner_of(state: int, jobs: int) -> int:

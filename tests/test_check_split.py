@@ -1,0 +1,140 @@
+"""A check over several workers, of this machine or of a cluster, finds what one process finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zaplock.check import on_cluster
+from zaplock.check.matrix import matrix
+from zaplock.check.on_cluster import Asked, split_over
+from zaplock.check.verdicts import CheckResult, check, closed_system, find_design, find_scenario
+from zaplock.cli import main
+from zaplock.engines.checking.exhaustive import explore
+from zaplock.engines.checking.on_disk import DiskLimits
+from zaplock.engines.checking.parallel import explore_split
+from zaplock.errors import UserError
+from zaplock.executors import Cluster, cluster_at
+
+MINE = """
+from zaplock.check.scenarios import shipped_scenarios
+OWN = shipped_scenarios()["expand"]
+"""
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[Any]:
+    import distributed
+
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(dask: Any) -> Iterator[Cluster]:
+    with cluster_at(dask.scheduler_address) as found:
+        yield found
+
+
+def told(found: CheckResult) -> tuple[CheckResult, list[str]]:
+    texts = sorted(map(str, found.violations))
+    alike = replace(found, seconds=0, audit=type(found.audit)(), violation=None, violations=())
+    return alike, texts
+
+
+@pytest.mark.parametrize("queue", ["any", "fair"])
+@pytest.mark.parametrize(
+    ("scenario", "design"),
+    [("expand", "linux-4.20"), ("expand", "linux-4.18"), ("fork-child", "linux-6.18")],
+)
+def test_a_cluster_finds_what_one_process_finds(
+    cluster: Cluster, scenario: str, design: str, queue: Any
+) -> None:
+    """Verdict, number of states, counterexample."""
+    asked = find_scenario(scenario), find_design(design)
+    alone = check(*asked, queue=queue)
+    split = check(*asked, queue=queue, elsewhere=split_over(cluster, Asked(scenario, design)))
+    assert told(split) == told(alone)
+
+
+def test_workers_keep_their_part_on_disk(cluster: Cluster, tmp_path: Path) -> None:
+    asked = Asked("expand", "linux-4.18", disk=tmp_path)
+    plain = check(find_scenario("expand"), find_design("linux-4.18"), queue="any")
+    on_disk = check(
+        find_scenario("expand"), find_design("linux-4.18"), queue="any",
+        elsewhere=split_over(cluster, asked),
+    )  # fmt: skip
+    assert told(on_disk) == told(plain)
+
+
+@pytest.mark.parametrize("in_memory", [1, 40])
+def test_forked_workers_keep_their_part_on_disk(in_memory: int, tmp_path: Path) -> None:
+    """Each with files of its own, some of what the first process found among them."""
+    system = closed_system(find_scenario("munmap-file"), find_design("linux-6.1"), True)
+    plain = explore(system, all_violations=True)
+    split = explore_split(
+        system, 3, all_violations=True, enough=5, disk=DiskLimits(tmp_path, in_memory)
+    )
+    assert (split.answer, split.states, split.transitions, split.endings) == (
+        plain.answer, plain.states, plain.transitions, plain.endings,
+    )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_dies_is_no_loss(
+    dask: Any, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check begins again: part of the states are gone with the worker."""
+    monkeypatch.setattr(on_cluster, "_LOOK_S", 0.1)
+    killed: list[int] = []
+
+    def kill_one(progress: Any) -> None:
+        if not killed and progress.depth > 5:
+            killed.append(next(iter(dask.workers.values())).pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    asked = find_scenario("expand"), find_design("linux-4.18")
+    split = check(
+        *asked, queue="any", elsewhere=split_over(cluster, Asked("expand", "linux-4.18")),
+        progress=kill_one,
+    )  # fmt: skip
+    assert killed
+    assert told(split) == told(check(*asked, queue="any"))
+
+
+def test_a_worker_with_other_code_is_refused(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its ints mean isn't what they mean here."""
+    monkeypatch.setattr(on_cluster, "__version__", "0.0.0")
+    search = split_over(cluster, Asked("expand", "linux-4.18"))
+    with pytest.raises(UserError, match="makes another table of the same scenario"):
+        check(find_scenario("expand"), find_design("linux-4.18"), elsewhere=search)
+
+
+def test_own_files_are_found_from_the_workers_directories(
+    dask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    there = ["--cluster", dask.scheduler_address, "--queue", "any"]
+    assert main(["check", "mine.py:OWN", "--design", "linux-4.20", *there]) == 1
+    assert "NO_VMA_OVER_FREED_TABLES" in capsys.readouterr().out
+    assert main(["check", "mine.py:OWN", "--jobs", "2", *there]) == 2
+    assert "two places to work in" in capsys.readouterr().err
+    assert main(["check", "expand", "--exact", *there]) == 2
+    assert "leave --jobs, --cluster and --disk out" in capsys.readouterr().err
+
+
+def test_the_matrix_is_the_same_from_a_cluster(cluster: Cluster) -> None:
+    asked: tuple[list[str], list[str]] = (["expand", "noreplace"], ["linux-4.18", "linux-4.20"])
+    cells = [replace(cell, seconds=0) for cell in matrix(None, *asked)]
+    assert [replace(cell, seconds=0) for cell in matrix(cluster.futures(), *asked)] == cells
