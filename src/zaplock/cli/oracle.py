@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,12 +148,16 @@ def _campaign(args: argparse.Namespace) -> Report:
     check_overcommit()
     if "pageout" in (args.theme or ()):
         check_no_swap()
-    if "hugetlb" in (args.theme or ()):
-        from zaplock.oracle.huge_pool import huge_pages
+    with ExitStack() as lent:
+        if "hugetlb" in (args.theme or ()):
+            from zaplock.oracle.huge_pool import huge_pages
 
-        with huge_pages():
-            return _run_campaign(args)
-    return _run_campaign(args)
+            lent.enter_context(huge_pages())
+        if "swap" in (args.theme or ()):
+            from zaplock.oracle.swap_file import swap_file
+
+            lent.enter_context(swap_file())
+        return _run_campaign(args)
 
 
 def _run_campaign(args: argparse.Namespace) -> Report:

@@ -592,6 +592,14 @@ CHANGES: tuple[Change, ...] = (
         "other architectures' MADV_DONTNEED frees emptied page tables, too",
     ),
     Change(
+        "7.0", None, "mm/khugepaged: continue to collapse on SCAN_PMD_NONE",
+        "MADV_COLLAPSE goes on behind 2 MiB that have no page table, but one of the level above; "
+        "before, it ended there",
+        {"collapse_passes_holes": True},
+        doubt="trees that carry the patch give it different ids, and the release is by its date; "
+        "6.18 does not go on",
+    ),
+    Change(
         "7.0", None, "mm: change dup_mmap() recovery",
         "a fork that fails takes down only what it has made",
         doubt="trees that carry the patch give it different ids; seen in 7.1.8",

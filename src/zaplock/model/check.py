@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 RECOUNTED: tuple[Counter, ...] = (
     "total_vm", "locked_vm", "map_count", "pgtables_bytes", "data_vm", "exec_vm", "stack_vm",
-    "rss_anon", "rss_file", "rss_shmem", "tlb_flush_pending",
+    "rss_anon", "rss_file", "rss_shmem", "swap_ents", "tlb_flush_pending",
 )  # fmt: skip
 
 
@@ -224,6 +224,7 @@ def frame_books(m: Machine) -> Iterator[Violation]:
         for start, (end, pte) in space.ptes.data.items():
             if pte.kind in COUNTED:
                 count(maps, start + pte.delta, end + pte.delta)
+            if pte.kind in COUNTED or pte.kind == "swap":
                 count(refs, start + pte.delta, end + pte.delta)
     for cache in m.page_caches():
         for start, (end, delta) in cache.data.items():

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.flags import PAGE_SHIFT
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.step import Task, step
+from zaplock.model.swap import swap_in_cached, swap_out_cached
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -68,6 +69,7 @@ def cached_frame(m: Machine, task: Task, file: int, pgoff: int) -> int:
     cache = m.page_cache(file)
     delta = cache.at(pgoff)
     if delta is not None:
+        swap_in_cached(m, pgoff + delta)
         return pgoff + delta
     return fill_cache(m, task, file, pgoff, pgoff + 1)
 
@@ -112,6 +114,12 @@ def drop_clean(m: Machine, task: Task, file: int, first: int, last: int) -> None
                 drop_pages(m, task, file, page, page + 1)
 
 
+@step
+def write_to_swap(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
+    """Move pages [first, last) of a file in memory to swap, as far as it has room."""
+    swap_out_cached(m, file, first, last)
+
+
 def disk_tag(file: int, pgoff: int) -> int:
     """Return the tag that a page of a file on disk holds before anybody writes to it."""
     return (file << 32) | (pgoff + 1)
@@ -124,8 +132,14 @@ def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
 
 
 @step
-def set_file_size(m: Machine, _task: Task, file: int, size: int) -> None:
-    """Change i_size: from now on accesses beyond it raise SIGBUS."""
+def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
+    """Change i_size: from now on accesses beyond it raise SIGBUS.
+
+    A page that is cut in its middle is brought back from swap for that.
+    """
+    cut = size >> PAGE_SHIFT
+    if size < m.files[file].size and size % PAGE_SIZE and m.page_cache(file).at(cut) is not None:
+        cached_frame(m, task, file, cut)
     m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
 
 

@@ -82,15 +82,24 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
 
 
 def keep_locked(m: Machine, space: Mm, low: int, high: int) -> None:
-    """Note that the huge pages of a range stay locked in memory though their VMA is unlocked.
+    """Note that the pages of a range stay locked in memory though their VMA is unlocked.
 
-    One that small entries map is not: splitting its entry in a locked VMA has unlocked it.
+    A huge page that small entries map does not: splitting its entry in a locked VMA has unlocked
+    it.
     """
     _mark_locked(m, space, low, high, True, ("thp",))
+    for start, end, pte in space.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind in ("anon", "file", "shmem"):
+            for at, to, frame in m.frames.overlapping(start + pte.delta, end + pte.delta):
+                if frame.kind == pte.kind:
+                    m.frames.set(at, to, change(frame, stays_locked=True))
 
 
 def unlock(m: Machine, space: Mm, low: int, high: int) -> None:
-    """Note that the huge pages with a page in a range are no longer locked in memory."""
+    """Note that the huge pages with a page in a range are no longer locked in memory.
+
+    Small pages are until they are freed: each lock of theirs is counted, and one is never undone.
+    """
     _mark_locked(m, space, low, high, False, ("thp", "anon"))
 
 

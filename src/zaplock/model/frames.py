@@ -28,6 +28,8 @@ OWN_FRAMES_SHIFT = 36
 class Frame(msgspec.Struct, frozen=True):
     """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
 
+    Or "swap": a page that is in swap instead (model.swap); `refs` counts who finds it there.
+
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
     in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP).
@@ -97,6 +99,9 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
         )
     m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name))
     m.content.clear(low, high)
+    if frame.kind == "swap":
+        m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
+        return
     if frame.kind == "hugetlb":
         m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1

@@ -43,10 +43,10 @@ class ResourceLimits(msgspec.Struct, frozen=True):
 class Pte(msgspec.Struct, frozen=True):
     """What the page-table entries of a run hold; equal for a whole run.
 
-    kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "hugetlb", "pfn" or a marker
-    ("guard", "uffd_wp"). `delta` is page frame number less virtual page number, so one value
-    serves a run of consecutive frames; the zero page and markers have delta 0. `no_access`: made
-    unreachable by mprotect(PROT_NONE), though the page is there.
+    kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "hugetlb", "pfn", "swap" (the page is
+    in a slot: model.swap) or a marker ("guard", "uffd_wp"). `delta` is page frame number less
+    virtual page number, so one value serves a run of consecutive frames; the zero page and markers
+    have delta 0. `no_access`: made unreachable by mprotect(PROT_NONE), though the page is there.
     """
 
     kind: str
@@ -59,6 +59,7 @@ Counter = Literal[
     # in pages
     "total_vm", "locked_vm", "data_vm", "exec_vm", "stack_vm", "hiwater_vm",
     "rss_anon", "rss_file", "rss_shmem", "hiwater_rss", "hugetlb_usage",
+    "swap_ents",
     "locked_vm_leaked",  # of locked_vm: what MREMAP_DONTUNMAP leaves in it by mistake
     # other amounts
     "map_count", "pgtables_bytes", "data_length",

@@ -34,6 +34,7 @@ from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import RSS, alloc_tables, install
 from zaplock.model.step import Task
+from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma
@@ -86,6 +87,11 @@ def _present(
 ) -> int | PageCopy:
     if pte.kind == "guard":
         return -SIGSEGV
+    if pte.kind == "swap":
+        m.spend("fault_anon")
+        swap_in(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))
+        mapped = space.ptes.at(vpn)
+        return _present(m, task, vma, space, vpn, mapped, True) if mapped and write else 0
     if not write or pte.writable:
         return 0
     if pte.kind in ("zero", "zero_thp"):
@@ -336,7 +342,7 @@ def _fault_around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None
     for start, end, delta in cache.overlapping(table + low - shift, last):
         for pgoff in range(start, end):
             at = pgoff + shift
-            if space.ptes.at(at) is None:
+            if space.ptes.at(at) is None and not is_swapped(m, pgoff + delta):
                 alloc_tables(m, task, space, at, at + 1)
                 change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
                 writable = stays_writable(vma, kind)

@@ -31,8 +31,12 @@ RSS: dict[str, Counter] = {
     "file": "rss_file",
     "shmem": "rss_shmem",
     "hugetlb": "hugetlb_usage",
+    "swap": "swap_ents",
 }
-"""The counter that a kind of page is resident in; zero pages and PFNs are in none."""
+"""The counter that a kind of entry is in; zero pages and PFNs are in none."""
+
+ABSENT = frozenset({"guard", "uffd_wp", "swap"})
+"""Kinds of entries that map no page."""
 
 UNITS = {
     "anon": ("zap_anon", 1),
@@ -44,6 +48,7 @@ UNITS = {
     "hugetlb": ("zap_hugetlb", PAGES_PER_PMD),
     "pfn": ("zap_pfn", 1),
     "guard": ("zap_zero", 1),
+    "swap": ("zap_zero", 1),
     "uffd_wp": ("zap_zero", 1),
 }
 """What zapping one entry of a kind costs, and how many 4 KiB pages one entry maps."""
@@ -149,6 +154,8 @@ def give_up(m: Machine, task: Task, space: Mm, gather: int, low: int, high: int,
         space.add(RSS[kind], -pages)
     if counted:
         change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
+    elif kind == "swap":
+        change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1)
     tlb.gather_pages(m, gather, low, high, counted, pte.delta)
 
 
@@ -280,7 +287,7 @@ def protect(
     """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
         m.spend("protect_pte", high - low)
-        if pte.kind == "guard":
+        if pte.kind in ("guard", "swap"):
             continue
         new = Pte(pte.kind, pte.delta, pte.writable and writable and accessible, not accessible)
         if new != pte:
@@ -302,7 +309,7 @@ def translate(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
 
 
 def _frame(pte: Pte | None, vpn: int, write: bool) -> int:
-    if pte is None or pte.kind in ("guard", "uffd_wp") or (write and not pte.writable):
+    if pte is None or pte.kind in ABSENT or (write and not pte.writable):
         return 0
     if pte.no_access:
         return 0

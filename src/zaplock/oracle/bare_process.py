@@ -107,9 +107,9 @@ def has_swap() -> bool:
 
 
 def check_no_swap() -> None:
-    """Raise UserError where there is swap: the model has none, so nothing is paged out to it."""
+    """Raise UserError where there is swap: the theme pageout is what is done without."""
     if has_swap():
-        raise UserError("/proc/swaps lists swap and the theme pageout needs none: leave it out")
+        raise UserError("/proc/swaps lists swap and the theme pageout needs none: take theme swap")
 
 
 class BareProcess:

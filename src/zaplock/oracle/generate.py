@@ -59,6 +59,7 @@ _EXTRA = {  # flag: how often it is added, in percent
 }  # fmt: skip
 
 _COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+_WITHOUT_MINCORE = {name: weight for name, weight in _COMMON.items() if name != "mincore"}
 THEMES: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
     "advice": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 4, "fork": 2},
@@ -78,6 +79,9 @@ THEMES: dict[str, dict[str, int]] = {
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3},
+    "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
+             "mlock": 2, "mlock2": 1, "ftruncate": 4, "pread": 4, "pwrite": 4, "brk": 1,
+             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_register": 1},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -96,9 +100,10 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout")
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
-the third needs free huge pages at every moment."""
+the third needs free huge pages at every moment, the fourth needs a machine without swap, the last
+makes swap. What mincore says of pages in swap is not compared: it depends on what was written."""
 
 _LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
 
@@ -185,6 +190,10 @@ class Generator:
         return self._theme in ("huge", "collapse")
 
     @property
+    def _pages_out(self) -> bool:
+        return self._theme in ("pageout", "swap")
+
+    @property
     def _goes_far(self) -> bool:
         return len(self._windows) > 1 and self._theme not in _LOCKING_THEMES
 
@@ -267,7 +276,7 @@ class Generator:
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
-        return 0 if slot == ops.DISK_SLOT and (self._removes or self._theme == "pageout") else slot
+        return 0 if slot == ops.DISK_SLOT and (self._removes or self._pages_out) else slot
 
     def memory_slot(self) -> int:
         """Choose a file that is not on a disk: what is written there waits for the disk."""
@@ -306,7 +315,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    anonymous = g._theme == "collapse" or g.chance(40 if g._theme in ("file", "pageout") else 75)
+    with_files = g._theme == "file" or g._pages_out
+    anonymous = g._theme == "collapse" or g.chance(40 if with_files else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
@@ -387,14 +397,14 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
-    if g._theme == "pageout" and g.chance(60):
+    if g._pages_out and g.chance(60):
         return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     chosen = g.random.choice(g.scope.advice)
-    if g._theme == "pageout" and chosen == advice.MADV_FREE:
+    if g._pages_out and chosen == advice.MADV_FREE:
         return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 

@@ -154,6 +154,7 @@ class GuestSide(RealSide):
             **{name: int(facts[name]) for name in _NUMBERS},
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
+            swap_pages=0,
         )
         self.environment = self._explore(self._facts)
         self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)

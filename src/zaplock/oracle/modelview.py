@@ -14,7 +14,9 @@ from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
+from zaplock.model.pagetable import ABSENT
 from zaplock.model.store import Cells
+from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import MAX_REGIONS
 
@@ -32,7 +34,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "hugetlb": 8 | 64,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "swap": 16, "hugetlb": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
@@ -90,6 +92,7 @@ class ModelView:
         self._content = _Copy(machine.content)
         self._last = Snapshot((), b"", b"", ())
         self._ring_locked = False
+        self._swaps = machine.globals.get("swap_free", 0) > 0
         self.end = 1 << 63  # mappings from here on are left out
 
     def set_baseline(self) -> None:
@@ -142,6 +145,7 @@ class ModelView:
                     seen is None
                     or seen.vma is not vma
                     or (runs and (written or vma.flags & f.VM_LOCKED))
+                    or (self._swaps and vma.file)
                     or seen.runs != runs
                 ):
                     seen = known[handle] = self._see(vma, runs)
@@ -159,15 +163,16 @@ class ModelView:
 
     def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
         figures, regions, tags = _NO_FIGURES, list[int](), b""
-        if runs:
+        if runs or (self._swaps and vma.file):
             figures = self._figures(vma, runs)
+        if runs:
             readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
             for low, high, pte in runs:
                 category = _CATEGORIES[pte.kind]
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
                 _append(regions, [low << 12, high << 12, category])
-                if pte.kind != "guard":
+                if pte.kind not in ABSENT:
                     tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
         shown = ObservedVma(
@@ -176,9 +181,13 @@ class ModelView:
         return _Seen(vma, runs, shown, regions, tags)
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
-        rss = anonymous = huge = pss = 0
+        rss = anonymous = huge = pss = swap_pss = 0
+        swap = self._swapped_cache(vma, runs) if self._swaps and vma.file else 0
         for low, high, pte in runs:
             pages, kind = high - low, pte.kind
+            if kind == "swap":
+                swap += pages
+                swap_pss += self._swap_pss(low, high, pte)
             if kind in _RESIDENT:
                 rss += pages
                 if vma.flags & f.VM_LOCKED:
@@ -187,7 +196,29 @@ class ModelView:
                 anonymous += pages
             if kind == "thp":
                 huge += pages
-        return (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, 0, pss >> 22)
+        shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
+        return (*shown, pss >> 22)
+
+    def _swap_pss(self, low: int, high: int, pte: Pte) -> int:
+        slots = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
+        return sum((end - start) * (_PSS_PAGE // slot.refs) for start, end, slot in slots)
+
+    def _swapped_cache(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> int:
+        """Count the pages of a file in memory that are in swap, as its mapping is shown with.
+
+        One that may be written privately shows only those in whose place nothing is mapped.
+        """
+        m = self._machine
+        if m.files[vma.file].kind != "shmem":
+            return 0
+        first = vma.pgoff
+        found = swapped_pages(m, vma.file, first, first + vma.nr_pages)
+        if not found or vma.flags & f.VM_SHARED or not vma.flags & f.VM_WRITE:
+            return found
+        shift = first - (vma.start >> 12)
+        return found - sum(
+            swapped_pages(m, vma.file, low + shift, high + shift) for low, high, _ in runs
+        )
 
     def _offset(self, vma: model_vma.Vma) -> int:
         return vma.pgoff << 12 if vma.file or vma.name else 0
@@ -222,7 +253,8 @@ class ModelView:
             max(total, get("hiwater_vm", 0)) * _KB, total * _KB, get("locked_vm", 0) * _KB,
             0, (anon + file + shmem) * _KB, anon * _KB, file * _KB,
             shmem * _KB, get("data_vm", 0) * _KB, get("stack_vm", 0) * _KB,
-            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10, 0,
+            get("exec_vm", 0) * _KB, get("pgtables_bytes", 0) >> 10,
+            get("swap_ents", 0) * _KB,
             get("hugetlb_usage", 0) * _KB,
         )  # fmt: skip
 

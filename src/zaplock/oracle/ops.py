@@ -124,6 +124,7 @@ FIGURES = (
     "ShmemPmdMapped",
     "FilePmdMapped",
     "Swap",
+    "SwapPss",
     "Locked",
 )
 COUNTERS = (
@@ -187,6 +188,7 @@ class Environment:
     task_size: int
     overcommit_pages: int
     hugetlb_pages: int
+    swap_pages: int
     baseline: Snapshot
 
 

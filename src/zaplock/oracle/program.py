@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from zaplock import advice
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Ref
 
@@ -16,7 +17,7 @@ _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
-_DUP2 = 33
+_DUP2, _NANOSLEEP = 33, 35
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
@@ -53,11 +54,15 @@ class BareProgram(NamedTuple):
 
 
 class ProgramNames(NamedTuple):
-    """What programs must know: where in the ring the files' names are, and max_map_count."""
+    """What programs must know: where in the ring the files' names are, and max_map_count.
+
+    `settles`: there is swap, so pages go on being written after MADV_PAGEOUT has returned.
+    """
 
     files: tuple[int, ...]
     meminfo: int
     max_map_count: int
+    settles: bool = False
 
 
 class Look(NamedTuple):
@@ -207,12 +212,39 @@ def operation(
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
     if op.name in _COMPOSED:
-        return _COMPOSED[op.name](b, op, arguments, results), -1, -1
-    number = ops.CALLS[op.name][0]
-    if op.name == "mincore":
-        arguments.append(ring.RING + ring.SCRATCH)
-    result = _with_refs(b, op, stub.syscall(number, *arguments), results)
+        result = _COMPOSED[op.name](b, op, arguments, results)
+    else:
+        if op.name == "mincore":
+            arguments.append(ring.RING + ring.SCRATCH)
+        number = ops.CALLS[op.name][0]
+        result = _with_refs(b, op, stub.syscall(number, *arguments), results)
+    if names.settles and is_pageout(op):
+        _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
+
+
+def is_pageout(op: Op) -> bool:
+    """Tell whether an operation pages memory out."""
+    return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_PAGEOUT
+
+
+SETTLING_NS = (200_000, 1_000_000, 4_000_000)
+"""How long a paging out waits before each of its repetitions."""
+
+
+def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> None:
+    """Append what pages out again what was still being written when it was paged out.
+
+    A page that comes back from swap before it is written there can't go there again until it is.
+    """
+    at = ring.RING + ring.SCRATCH
+    for wait_ns in SETTLING_NS:
+        b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
+        b.add(stub.syscall(_NANOSLEEP, at, 0))
+        if op.name in _COMPOSED:
+            _COMPOSED[op.name](b, op, arguments, results)
+        else:
+            _with_refs(b, op, stub.syscall(ops.CALLS[op.name][0], *arguments), results)
 
 
 def _descriptor(slot: int | Ref) -> int:

@@ -29,6 +29,7 @@ class ProcessFacts(NamedTuple):
     stack_limit: int
     overcommit_pages: int
     hugetlb_pages: int
+    swap_pages: int
 
 
 class RealSide:
@@ -52,7 +53,9 @@ class RealSide:
             stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(),
+            swap_pages=free_swap_pages(),
         )
+        self._names = self._names._replace(settles=facts.swap_pages > 0)
         self.environment = self._explore(facts)
         self._parser = Parser(self.environment.baseline.counters)
 
@@ -256,6 +259,15 @@ def free_huge_pages() -> int:
 
 def total_pages() -> int:
     """Return how many pages one mapping may promise (heuristic overcommit: all RAM and swap)."""
+    fields = _meminfo()
+    return (fields["MemTotal"] + fields["SwapTotal"]) // 4
+
+
+def free_swap_pages() -> int:
+    """Return how many pages swap has room for."""
+    return _meminfo()["SwapFree"] // 4
+
+
+def _meminfo() -> dict[str, int]:
     lines = Path("/proc/meminfo").read_text().splitlines()
-    fields = {line.split(":")[0]: line.split()[1] for line in lines}
-    return (int(fields["MemTotal"]) + int(fields["SwapTotal"])) // 4
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines}

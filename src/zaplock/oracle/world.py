@@ -63,6 +63,7 @@ class World:
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
+        self.machine.globals.put("swap_free", environment.swap_pages)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         if uses_files:
             self._files()

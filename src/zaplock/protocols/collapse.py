@@ -3,7 +3,8 @@
 Each aligned range of 2 MiB is looked at under the lock held for read, which is let go while the
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
 look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
-its pages are there.
+its pages are there. Where there is no page table, but one of the level above, the call ends there
+to 6.19 (`collapse_passes_holes`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18). Not covered: files in memory, huge pages that can't be had.
@@ -18,6 +19,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGES_PER_PMD,
     PMD_SIZE,
+    VM_ACCESS_FLAGS,
     VM_HUGETLB,
     VM_NOHUGEPAGE,
     VM_SPECIAL,
@@ -47,7 +49,7 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
         return -EINVAL
     at, done = first, 0
     while at < last:
-        found = await scan_pmd(cx.mm, at)
+        found = await scan_pmd(cx.mm, at, cx.design.collapse_passes_holes)
         let_go = found == FITS
         if let_go:
             await up_read(cx.mmap_lock)
@@ -68,7 +70,8 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
 async def collapse_unlocked(cx: Cx, at: int) -> int:
     """Collapse 2 MiB, no lock held before and after: DONE or FAILED."""
     await down_read(cx.mmap_lock)  # the huge page was allocated meanwhile
-    there = await revalidate(cx.mm, at) and await scan_pmd(cx.mm, at) == FITS
+    passes = cx.design.collapse_passes_holes
+    there = await revalidate(cx.mm, at) and await scan_pmd(cx.mm, at, passes) == FITS
     await up_read(cx.mmap_lock)
     if not there:
         return FAILED
@@ -76,7 +79,7 @@ async def collapse_unlocked(cx: Cx, at: int) -> int:
     handle = await revalidate(cx.mm, at)
     if handle and cx.design.vma_locks:
         await vma_start_write(handle)
-    there = bool(handle) and await scan_pmd(cx.mm, at) == FITS
+    there = bool(handle) and await scan_pmd(cx.mm, at, passes) == FITS
     if there:
         await collapse_huge_page(cx.mm, at)
     await mmap_write_unlock(cx)
@@ -101,14 +104,15 @@ def revalidate(m: Machine, task: Task, mm: int, address: int) -> int:
 
 
 @step
-def scan_pmd(m: Machine, task: Task, mm: int, address: int) -> int:
+def scan_pmd(m: Machine, task: Task, mm: int, address: int, passes_holes: bool) -> int:
     """Tell whether 2 MiB can become a huge page: DONE, FITS, SKIPPED (no table) or FAILED."""
     space, first = m.mm(mm), address >> PAGE_SHIFT
     runs = space.ptes.overlapping(first, first + PAGES_PER_PMD)
     if runs and runs[0][2].kind in ("thp", "zero_thp"):
         return DONE
     if space.tables[1].at(first // PAGES_PER_PMD) is None:
-        return SKIPPED
+        hole = space.tables[2].at(first // PAGES_PER_PMD // PAGES_PER_PMD) is None
+        return SKIPPED if hole or passes_holes else FAILED
     kinds = {pte.kind for _, _, pte in runs}
     return SKIPPED if "uffd_wp" in kinds else FAILED if "guard" in kinds else FITS
 
@@ -135,4 +139,5 @@ def collapse_huge_page(m: Machine, task: Task, mm: int, address: int) -> None:
         if pte.kind != "zero":
             change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)
     m.spend("fault_thp")
-    install(m, task, space, first, last, Pte("thp", new - first, bool(vma.flags & VM_WRITE)))
+    writable, no_access = bool(vma.flags & VM_WRITE), not vma.flags & VM_ACCESS_FLAGS
+    install(m, task, space, first, last, Pte("thp", new - first, writable, no_access))

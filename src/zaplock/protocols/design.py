@@ -125,6 +125,7 @@ class Design:
     realigns_moves: bool = False
     moves_many: bool = False
     finds_zeros: bool = False
+    collapse_passes_holes: bool = False
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True

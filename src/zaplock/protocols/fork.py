@@ -146,7 +146,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
     for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         m.spend("copy_pte", last - first)
         shared = change(pte, writable=pte.writable and not private)
-        if pte.kind in COUNTED:
+        if pte.kind in COUNTED or pte.kind == "swap":
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
         install(m, task, space, first, last, shared)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames, read_frame
+from zaplock.model.pagetable import ABSENT
 from zaplock.model.rwsem import down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.protocols.fault import fixup_user_fault
@@ -86,7 +87,7 @@ def pin_entry(m: Machine, task: Task, pte: Pte | None, address: int, write: bool
     """Take a reference on what an entry maps: the frame, or 0."""
     m.spend("gup_page")
     vpn = address >> PAGE_SHIFT
-    if pte is None or pte.kind in ("guard", "uffd_wp", "pfn") or (write and not pte.writable):
+    if pte is None or pte.kind in (*ABSENT, "pfn") or (write and not pte.writable):
         return 0
     if pte.kind in ("zero", "zero_thp"):
         return ZERO_PFN

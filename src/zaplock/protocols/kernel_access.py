@@ -18,7 +18,7 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import fill_cache, set_file_size
+from zaplock.model.files import cached_frame, set_file_size
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, page_align
 from zaplock.model.frames import write_frame
 from zaplock.model.rwsem import down_read, up_read
@@ -68,10 +68,11 @@ def bytes_from(m: Machine, _task: Task, file: int, length: int, offset: int) -> 
 
 
 @step
-def file_tag_at(m: Machine, _task: Task, file: int, pgoff: int) -> int:
+def file_tag_at(m: Machine, task: Task, file: int, pgoff: int) -> int:
     """Return what a page of a file holds; a hole is not filled by reading it."""
-    delta = m.page_cache(file).at(pgoff)
-    return 0 if delta is None else m.content.at(pgoff + delta) or 0
+    if m.page_cache(file).at(pgoff) is None:
+        return 0
+    return m.content.at(cached_frame(m, task, file, pgoff)) or 0
 
 
 async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> int:
@@ -107,8 +108,7 @@ def takes_all(m: Machine, _task: Task, file: int) -> bool:
 @step
 def begin_write(m: Machine, task: Task, file: int, pgoff: int) -> None:
     """Let a page of a file be in its page cache."""
-    if m.page_cache(file).at(pgoff) is None:
-        fill_cache(m, task, file, pgoff, pgoff + 1)
+    cached_frame(m, task, file, pgoff)
 
 
 @step

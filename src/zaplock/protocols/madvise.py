@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.advice import SINCE
 from zaplock.linux_version import find
 from zaplock.model import flags as f
-from zaplock.model.files import drop_clean
+from zaplock.model.files import drop_clean, write_to_swap
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
@@ -42,6 +42,7 @@ from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
+from zaplock.model.swap import drop_swapped, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
@@ -296,36 +297,54 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
 
 
 async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
-    """MADV_PAGEOUT where there is no swap: pages of files in memory are unmapped.
+    """MADV_PAGEOUT: what is mapped once goes to swap, as far as there is any.
 
-    Reclaim takes what is mapped once from its mapping before it finds that it can go nowhere; so it
-    stays in the file, unless nobody has ever written to it. Anonymous memory it lets be, but for
-    what may be dropped. What MADV_FREE has left there is not known here.
+    Pages of files in memory are taken from their mapping before reclaim finds that they can go
+    nowhere; so they stay in the file without swap, and those that nobody has ever written to are
+    dropped in any case. Anonymous memory it lets be without swap, but for what may be dropped.
+    What MADV_FREE has left there is not known here.
     Source: mm/madvise.c, mm/vmscan.c shrink_folio_list.
     """
-    kind = "anon" if vma.flags & VM_DROPPABLE else "shmem"
+    droppable = bool(vma.flags & VM_DROPPABLE)
     gather = await gather_zap(cx.mm, low, high)
-    for start, end in await mapped_once(cx.mm, low, high, kind):
+    taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
+    for start, end in taken:
         await unmap_page_range(cx, gather, start, end)
-        if kind == "shmem":
+        if not droppable:
             await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
     await tlb_finish_mmu(cx, gather)
+    for start, end in () if droppable else taken:
+        await write_to_swap(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
+    if not droppable:
+        for start, end in await mapped_once(cx.mm, low, high, ("anon", "thp")):
+            await unmap_to_swap(cx.mm, start, end)
+
+
+@step
+def unmap_to_swap(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Let swap entries stand for anonymous pages that go there, before they are written out."""
+    swap_out(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
 
 
 @step
 def mapped_once(
-    m: Machine, _task: Task, mm: int, low: int, high: int, kind: str
+    m: Machine, _task: Task, mm: int, low: int, high: int, kinds: tuple[str, ...]
 ) -> tuple[tuple[int, int], ...]:
-    """List the parts of a range that have pages of a kind which nobody else maps."""
+    """List the parts of a range that have pages of some kinds which only this maps, unlocked."""
     found = []
     for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
-        if pte.kind == kind:
+        if pte.kind in kinds:
             found += [
                 (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
                 for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
-                if frame.maps == 1
+                if frame.maps == 1 and frame.refs == pinned_by(pte) and not frame.stays_locked
             ]
     return tuple(found)
+
+
+def pinned_by(pte: Pte) -> int:
+    """Return how many references a page has that one entry maps and nobody else uses."""
+    return 2 if pte.kind == "shmem" else 1  # its file's page cache
 
 
 async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
@@ -456,6 +475,10 @@ def gather_zap(mm: int, low: int, high: int) -> Step[int]:
 
 
 @step
-def mark_free(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
-    """Mark pages as lazily freeable: until memory is short they stay as they are."""
+def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+    """Mark pages as lazily freeable: until memory is short they stay as they are.
+
+    What is in swap has no such mark, and is dropped at once.
+    """
+    drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))

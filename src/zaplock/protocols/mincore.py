@@ -11,6 +11,7 @@ from errno import EFAULT, EINVAL, ENOMEM
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, VM_HUGETLB, VM_SHARED, VM_WRITE
+from zaplock.model.pagetable import ABSENT
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_read_lock, mmap_read_unlock
@@ -111,7 +112,7 @@ def do_mincore(m: Machine, task: Task, mm: int, start: int, pages: int) -> bytes
 def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
     """Return whether a page is mapped, or at least cached."""
     pte = m.mm(vma.mm).ptes.at(vpn)
-    if pte is not None and pte.kind not in ("guard", "uffd_wp"):
+    if pte is not None and pte.kind not in ABSENT:
         return True
     if (
         vma.flags & VM_HUGETLB

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, VM_READ
 from zaplock.model.frames import read_frame
+from zaplock.model.pagetable import ABSENT
 from zaplock.model.rwsem import Lock, down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import find_vma, lookup, read_vma
@@ -135,7 +136,7 @@ def remote_entry(m: Machine, task: Task, table: FoundTable, address: int) -> int
     """Return the tag of what an entry maps; -EFAULT if it maps nothing."""
     m.spend("gup_page")
     pte = entry_at(m, task, table, address)
-    if pte is None or pte.kind in ("guard", "uffd_wp"):
+    if pte is None or pte.kind in ABSENT:
         return -EFAULT
     if pte.kind in ("zero", "zero_thp", "pfn"):
         return 0
