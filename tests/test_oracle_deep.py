@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -252,3 +255,38 @@ def test_coverage_tells_what_never_happened(bench: Bench) -> None:
     assert not set(manual.OUT_OF_REACH) & {
         (name, error) for name, errors in manual.WANTED.items() for error in errors
     }
+
+
+UNDER_LIMITS = """
+from dataclasses import replace
+from zaplock.oracle.campaign import Bench
+from zaplock.oracle.modelside import COVERED, model_side
+both = Bench(model_side, replace(COVERED, themes=("limits", "lock", "grow")))
+report = both.slice(seed=3, sequences=30)
+both.close()
+print([(found.sequence, found.differences) for found in report.divergences], report.lost)
+"""
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {resource.RLIMIT_MEMLOCK: (4096, 65536)},
+        {resource.RLIMIT_AS: (8 << 30, 8 << 30), resource.RLIMIT_DATA: (4 << 30, 4 << 30)},
+        {resource.RLIMIT_STACK: (resource.RLIM_INFINITY, resource.RLIM_INFINITY)},
+    ],
+    ids=["little to lock", "bounded", "a stack without end"],
+)
+def test_the_callers_limits_are_the_models(limits: dict[int, tuple[int, int]]) -> None:
+    """Soft and hard ones; without one for stacks the layout is another, and memory still ends."""
+
+    def limit() -> None:
+        for what, bounds in limits.items():
+            resource.setrlimit(what, bounds)
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", UNDER_LIMITS],
+        preexec_fn=limit, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.stderr) == ("[] []", "")

@@ -189,17 +189,22 @@ static uint64_t meminfo(const char *name)
 
 static void tell(void)
 {
-	struct rlimit memlock, stack;
+	static const int resources[] = {RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS};
+	char *at = (char *)shared + FACTS;
+	struct rlimit limit;
 	struct utsname name;
+	unsigned int i;
 
 	uname(&name);
-	getrlimit(RLIMIT_MEMLOCK, &memlock);
-	getrlimit(RLIMIT_STACK, &stack);
-	sprintf((char *)shared + FACTS,
-		"release %s\nmax_map_count %lu\nmmap_min_addr %lu\nmemlock_limit %lu\nstack_limit %lu\n"
+	for (i = 0; i < sizeof(resources) / sizeof(*resources); i++) {
+		getrlimit(resources[i], &limit);
+		at += sprintf(at, "soft_%d %lu\nhard_%d %lu\n", resources[i], limit.rlim_cur,
+			      resources[i], limit.rlim_max);
+	}
+	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
 		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
-		memlock.rlim_cur, stack.rlim_cur, meminfo("MemTotal:") + meminfo("SwapTotal:"),
+		meminfo("MemTotal:") + meminfo("SwapTotal:"),
 		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"));
 }
 

@@ -33,7 +33,7 @@ from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
-from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Snapshot
+from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
 from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 
 DRIVER = Path(__file__).with_name("guest_driver.c")
@@ -152,6 +152,10 @@ class GuestSide(RealSide):
         self._parser = Parser(has_scan=not self.hidden.pages)
         self._facts = ProcessFacts(
             **{name: int(facts[name]) for name in _NUMBERS},
+            limits={
+                resource: (int(facts[f"soft_{resource}"]), int(facts[f"hard_{resource}"]))
+                for resource in LIMITED
+            },
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
             swap_pages=0,
@@ -173,7 +177,7 @@ class GuestSide(RealSide):
         self._guest_process.close()
 
 
-_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr", "memlock_limit", "stack_limit")
+_NUMBERS = ("data_length", "max_map_count", "mmap_min_addr")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome
 from zaplock.oracle.program import MOST_COPIED
-from zaplock.oracle.world import MM, UFFD, World, environment_ring, populate_ring
+from zaplock.oracle.world import MM, RLIMITS, UFFD, World, environment_ring, populate_ring
 from zaplock.protocols import (
     access,
     exit,
@@ -63,16 +63,10 @@ def _store(w: World, calls: Any, address: int, tag: int) -> CallOutcome:
 
 
 def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> CallOutcome:
-    w.limit(**{_RLIMITS[resource]: soft})
+    if soft > w.environment.limits[resource][1]:
+        return CallOutcome(-EINVAL)
+    w.limit(**{RLIMITS[resource]: soft})
     return CallOutcome(0)
-
-
-_RLIMITS = {
-    ops.RLIMIT_AS: "rlimit_as",
-    ops.RLIMIT_DATA: "rlimit_data",
-    ops.RLIMIT_MEMLOCK: "rlimit_memlock",
-    ops.RLIMIT_STACK: "rlimit_stack",
-}
 
 
 def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:

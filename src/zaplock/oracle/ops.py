@@ -7,6 +7,7 @@ that a kernel chooses need not be known beforehand.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -79,6 +80,7 @@ ZERO_SLOT, DISK_SLOT = 3, 2
 NO_FILE, BAD_FILE = -1, 40
 
 RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9
+LIMITED = (RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS)
 
 
 def file_tag(slot: int, page: int) -> int:
@@ -173,7 +175,10 @@ class OracleStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What the model has to know of the process it is compared with; sizes in bytes."""
+    """What the model has to know of the process it is compared with; sizes in bytes.
+
+    limits: soft and hard, of each resource in `LIMITED`.
+    """
 
     ring: int
     ring_length: int
@@ -183,8 +188,7 @@ class Environment:
     max_map_count: int
     mmap_min_addr: int
     mmap_min_hint: int
-    memlock_limit: int
-    stack_limit: int
+    limits: Mapping[int, tuple[int, int]]
     task_size: int
     overcommit_pages: int
     hugetlb_pages: int

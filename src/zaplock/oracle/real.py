@@ -7,7 +7,7 @@ import os
 import resource
 import struct
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,8 +25,7 @@ class ProcessFacts(NamedTuple):
     data_length: int
     max_map_count: int
     mmap_min_addr: int
-    memlock_limit: int
-    stack_limit: int
+    limits: Mapping[int, tuple[int, int]]
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
@@ -49,8 +48,7 @@ class RealSide:
             data_length=_data_length(self._child.pid),
             max_map_count=_sysctl("max_map_count"),
             mmap_min_addr=_sysctl("mmap_min_addr"),
-            memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-            stack_limit=resource.getrlimit(resource.RLIMIT_STACK)[0],
+            limits=_own_limits(),
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(),
             swap_pages=free_swap_pages(),
@@ -238,6 +236,18 @@ def _nameless(name: str) -> int:
 
 def _sysctl(name: str) -> int:
     return int(Path("/proc/sys/vm", name).read_text())
+
+
+_WORDS = 1 << 64
+
+
+def _own_limits() -> dict[int, tuple[int, int]]:
+    """Return this process's limits, which its children inherit; Python says -1 for none."""
+    found = {}
+    for limited in ops.LIMITED:
+        soft, hard = resource.getrlimit(limited)
+        found[limited] = (soft % _WORDS, hard % _WORDS)
+    return found
 
 
 def _data_length(pid: int) -> int:

@@ -28,8 +28,17 @@ UFFD = 1
 _CANONICAL = 1 << 47
 
 
+RLIMITS = {
+    ops.RLIMIT_AS: "rlimit_as",
+    ops.RLIMIT_DATA: "rlimit_data",
+    ops.RLIMIT_MEMLOCK: "rlimit_memlock",
+    ops.RLIMIT_STACK: "rlimit_stack",
+}
+
+
 def limits_of(environment: Environment) -> ResourceLimits:
     """Return the model's limits for a real process without capabilities."""
+    soft = {RLIMITS[resource]: limit for resource, (limit, _) in environment.limits.items()}
     return ResourceLimits(
         task_size=environment.task_size,
         mmap_base=environment.mmap_base,
@@ -37,10 +46,12 @@ def limits_of(environment: Environment) -> ResourceLimits:
         mmap_min_addr=environment.mmap_min_addr,
         mmap_min_hint=environment.mmap_min_hint,
         max_map_count=environment.max_map_count,
-        rlimit_memlock=environment.memlock_limit,
-        rlimit_stack=environment.stack_limit,
         can_ipc_lock=False,
         overcommit_pages=environment.overcommit_pages,
+        rlimit_as=soft["rlimit_as"],
+        rlimit_data=soft["rlimit_data"],
+        rlimit_memlock=soft["rlimit_memlock"],
+        rlimit_stack=soft["rlimit_stack"],
     )
 
 

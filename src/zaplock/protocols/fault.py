@@ -60,6 +60,7 @@ from zaplock.model.vma import (
     walked_vma,
     write_vma,
 )
+from zaplock.protocols.commit import beyond_memory
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_read_unlock,
@@ -341,9 +342,10 @@ def stack_fits(m: Machine, vma: Vma, address: int, grow: int) -> bool:
     limits = m.mm(vma.mm).limits
     if vma.end - address > limits.rlimit_stack or not fits_limits(m.mm(vma.mm), vma.flags, grow):
         return False
-    if vma.flags & VM_LOCKED and not limits.can_ipc_lock:
-        return m.mm(vma.mm).count("locked_vm") + grow <= limits.rlimit_memlock >> PAGE_SHIFT
-    return True
+    locked = m.mm(vma.mm).count("locked_vm") + grow if vma.flags & VM_LOCKED else 0
+    if locked > limits.rlimit_memlock >> PAGE_SHIFT and not limits.can_ipc_lock:
+        return False
+    return not beyond_memory(m, grow)
 
 
 async def fixup_user_fault(cx: Cx, mm: int, address: int, write: bool) -> int:
