@@ -78,6 +78,7 @@ def test_every_prefix_and_suffix_is_read(tmp_path: Path, prefix: str, suffix: st
         ("mmap(NULL, 8192, PROT_READ, MAP_SHARED, 3<UNIX:[1->2]>, 0)", "-1 ENODEV (x)"),
         ("syscall_0x1ce(0x555555554000, 0x1000, 0, 0xffffffff, 0, 0)", "0"),
         ("pkey_mprotect(0x555555554000, 4096, PROT_READ, -1)", "0"),
+        ("pkey_mprotect(0x555555554000, 4096, PROT_READ, 3)", "0"),
         ("process_madvise(3, [{iov_base=0x555555554000, iov_len=4096}], 1, MADV_DONTNEED, 0)",
          "4096"),
         ("mincore(0x555555554000, 8192, [1, 0])", "0"),

@@ -27,6 +27,7 @@ VM_SOFTDIRTY, VM_MIXEDMAP, VM_HUGEPAGE, VM_NOHUGEPAGE = (
 )
 VM_MERGEABLE, VM_DROPPABLE, VM_GROWSUP, VM_SEALED = 0x80000000, 1 << 40, 1 << 41, 1 << 42
 VM_PKEY_SHIFT = 32  # four bits: the memory protection key
+VM_PKEY_MASK = 15 << VM_PKEY_SHIFT
 VM_UFFD_MINOR = 1 << 43
 
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
@@ -39,7 +40,7 @@ VM_NAMES = {
     value: name.removeprefix("VM_").lower()
     for name, value in list(globals().items())
     if name.startswith("VM_") and isinstance(value, int) and value and not value & (value - 1)
-    and name != "VM_PKEY_SHIFT"
+    and not name.startswith("VM_PKEY_")
 }  # fmt: skip
 
 PROT_NONE, PROT_READ, PROT_WRITE, PROT_EXEC = 0, 1, 2, 4

@@ -187,6 +187,13 @@ static uint64_t meminfo(const char *name)
 	return at ? strtoull(at + strlen(name), NULL, 10) : 0;
 }
 
+static int has_keys(void)
+{
+	long key = syscall(SYS_pkey_alloc, 0UL, 0UL);
+
+	return key >= 0 && !syscall(SYS_pkey_free, key);
+}
+
 static void tell(void)
 {
 	static const int resources[] = {RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS};
@@ -202,10 +209,10 @@ static void tell(void)
 			      resources[i], limit.rlim_max);
 	}
 	sprintf(at, "release %s\nmax_map_count %lu\nmmap_min_addr %lu\n"
-		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\n",
+		"total_kb %lu\ndata_length %lu\novercommit_memory %lu\nhas_keys %d\n",
 		name.release, number_in("/proc/sys/vm/max_map_count"), number_in("/proc/sys/vm/mmap_min_addr"),
 		meminfo("MemTotal:") + meminfo("SwapTotal:"),
-		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"));
+		stat_field(46) - stat_field(45), number_in("/proc/sys/vm/overcommit_memory"), has_keys());
 }
 
 static void set_up(char **argv)

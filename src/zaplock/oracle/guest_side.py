@@ -159,6 +159,7 @@ class GuestSide(RealSide):
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
             swap_pages=0,
+            has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)
         self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)

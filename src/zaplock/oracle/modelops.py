@@ -142,9 +142,10 @@ _MAX_RW_COUNT = 0x7FFF_F000
 def _pkey_mprotect(
     w: World, calls: Any, addr: int, length: int, prot: int, key: int
 ) -> CallOutcome:
-    """Without protection keys in the CPU only -1 is allowed, and that after the other checks."""
-    program = mprotect.mprotect(w.cx, addr, length, prot)
-    if key in (-1, _MASK):
+    """Key 0 is everybody's where the CPU has keys; others were never allocated, nor -1 ever is."""
+    key = -1 if key == _MASK else key
+    program = mprotect.mprotect(w.cx, addr, length, prot, key)
+    if key == -1 or (key == 0 and w.environment.has_keys):
         return w.syscall(program, calls)
     program.close()
     refused = mprotect_refuses(addr, length, prot)

@@ -177,7 +177,7 @@ class OracleStep(NamedTuple):
 class Environment:
     """What the model has to know of the process it is compared with; sizes in bytes.
 
-    limits: soft and hard, of each resource in `LIMITED`.
+    limits: soft and hard, of each resource in `LIMITED`. has_keys: are there protection keys?
     """
 
     ring: int
@@ -193,6 +193,7 @@ class Environment:
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    has_keys: bool
     baseline: Snapshot
 
 

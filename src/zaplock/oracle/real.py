@@ -29,6 +29,7 @@ class ProcessFacts(NamedTuple):
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    has_keys: bool
 
 
 class RealSide:
@@ -52,6 +53,7 @@ class RealSide:
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(),
             swap_pages=free_swap_pages(),
+            has_keys=_has_keys(),
         )
         self._names = self._names._replace(settles=facts.swap_pages > 0)
         self.environment = self._explore(facts)
@@ -236,6 +238,12 @@ def _nameless(name: str) -> int:
 
 def _sysctl(name: str) -> int:
     return int(Path("/proc/sys/vm", name).read_text())
+
+
+def _has_keys() -> bool:
+    """Return whether the kernel has switched the CPU's protection keys on."""
+    told = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    return "ospke" in told.split()
 
 
 _WORDS = 1 << 64

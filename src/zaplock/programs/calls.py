@@ -6,6 +6,7 @@ ValueError where an argument can't be read (or IndexError where it isn't there).
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,11 +81,17 @@ def _mremap(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mremap.mremap(world.cx(live), *values))
 
 
+_NO_KEY = 0xFFFF_FFFF  # -1
+
+
 def _mprotect(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     start, length, prot = numbers(call, 3)
-    if call.name == "pkey_mprotect" and number(call.arguments[3]) & 0xFFFF_FFFF != 0xFFFF_FFFF:
-        return -22  # without keys in the CPU no key is allocated
-    return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot))
+    key = number(call.arguments[3]) & 0xFFFF_FFFF if call.name == "pkey_mprotect" else _NO_KEY
+    if key == _NO_KEY:
+        key = -1
+    elif key > 15 or call.result == -errno.EINVAL:
+        return -errno.EINVAL  # which keys are allocated shows by what the calls return
+    return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot, key))
 
 
 def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -92,7 +92,7 @@ def _of_protection(world: StraceWorld, live: LiveSpace, call: TracedCall, got: i
     if call.result == -EACCES and got == 0 and prot & f.PROT_WRITE and call.name != "mmap":
         return "how the mapped file was opened is not in the recording"
     if call.name == "pkey_mprotect":
-        return "protection keys are not in the model"
+        return "which protection keys are allocated is not in the recording"
     return ""
 
 

@@ -27,6 +27,8 @@ from zaplock.model.flags import (
     VM_HUGETLB,
     VM_LOCKED,
     VM_NORESERVE,
+    VM_PKEY_MASK,
+    VM_PKEY_SHIFT,
     VM_SEALED,
     VM_SHARED,
     VM_STICKY,
@@ -75,8 +77,12 @@ if TYPE_CHECKING:
 KNOWN_PROT = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP | 8
 
 
-async def mprotect(cx: Cx, start: int, length: int, prot: int) -> int:
-    """The mprotect system call: 0 or a negative errno; VMAs before the error stay changed."""
+async def mprotect(cx: Cx, start: int, length: int, prot: int, key: int = -1) -> int:
+    """The mprotect system call: 0 or a negative errno; VMAs before the error stay changed.
+
+    `key`: an allocated protection key that the VMAs get (pkey_mprotect), -1 to leave them theirs.
+    What a key keeps from a thread is not in the model.
+    """
     grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP)
     if grows == PROT_GROWSDOWN | PROT_GROWSUP or start & ~PAGE_MASK:
         return -EINVAL
@@ -88,21 +94,21 @@ async def mprotect(cx: Cx, start: int, length: int, prot: int) -> int:
     if prot & ~KNOWN_PROT:
         return -EINVAL
     if cx.design.mmap is not None and not grows:
-        return await mprotect_ranged(cx, start, end, prot)
+        return await mprotect_ranged(cx, start, end, prot, key)
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    result = await protect_range(cx, start, end, prot & ~grows, grows)
+    result = await protect_range(cx, start, end, prot & ~grows, grows, key)
     await mmap_write_unlock(cx)
     return result
 
 
-async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int) -> int:
+async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int, key: int) -> int:
     """mprotect under a hold of its range, for designs whose mmap holds no more than its own."""
     if await take(cx, cx.mm, start, end, killable=True):
         return -EINTR
     result = -ENOMEM if await no_memory(cx) else await set_apart(cx.mm, start, end)
     if not result:
-        result = await protect_range(cx, start, end, prot, 0)
+        result = await protect_range(cx, start, end, prot, 0, key)
     await give(cx, cx.mm, start, end)
     return result
 
@@ -113,7 +119,7 @@ def set_apart(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
     return cut_at_edges(m, task, m.mm(mm), start, end, split)
 
 
-async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> int:
+async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int, key: int) -> int:
     """Change [start, end) under the exclusive lock."""
     first = await find_vma(cx.mm, start)
     if not first:
@@ -142,7 +148,7 @@ async def protect_range(cx: Cx, start: int, end: int, prot: int, grows: int) -> 
         if error:
             return error
         high = min(end, vma.end)
-        error = await mprotect_fixup(cx, handle, at, high, wanted)
+        error = await mprotect_fixup(cx, handle, at, high, wanted, key)
         if error:
             return error
         at = high
@@ -156,10 +162,12 @@ def forbidden(vma: Vma, wanted: int, seals: bool) -> int:
     return -EPERM if seals and vma.flags & VM_SEALED else 0
 
 
-async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int) -> int:
-    """Give [low, high) of a VMA its new access flags."""
+async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int, key: int) -> int:
+    """Give [low, high) of a VMA its new access flags, and its key."""
     vma = await read_vma(handle)
     flags = (vma.flags & ~VM_ACCESS_FLAGS) | wanted
+    if key >= 0:
+        flags = flags & ~VM_PKEY_MASK | key << VM_PKEY_SHIFT
     if flags == vma.flags:
         return 0
     charged = await charge_writable(cx.mm, vma, flags, high - low)
