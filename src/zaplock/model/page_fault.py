@@ -47,6 +47,9 @@ USERFAULT = 1
 """Result of a fault that a userfaultfd monitor has to answer."""
 MAJOR = 3
 """Result of a fault that has to wait until a page of a file was read."""
+ALONE = 4
+"""Result of a read fault that has mapped what is cached around its page, and not the page: it goes
+on with that alone, and what it has mapped can be gone again by then."""
 
 
 class PageCopy(NamedTuple):
@@ -56,11 +59,17 @@ class PageCopy(NamedTuple):
     frame: int
 
 
-def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int | PageCopy:
-    """Make `address` accessible; return 0, a signal, USERFAULT, MAJOR or what to copy first."""
+def fault_page(
+    m: Machine, task: Task, vma: Vma, address: int, write: bool, alone: bool = False
+) -> int | PageCopy:
+    """Make `address` accessible; 0, a signal, USERFAULT, MAJOR, ALONE or what to copy first.
+
+    alone: go on after ALONE.
+    """
     space = m.mm(vma.mm)
     vpn = address >> PAGE_SHIFT
-    m.spend("fault_minor")
+    if not alone:
+        m.spend("fault_minor")
     m.touch(task, "page table", vma.mm, vpn // PAGES_PER_PMD)
     pte = space.ptes.at(vpn)
     if pte is not None:
@@ -70,6 +79,8 @@ def fault_page(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> i
     if vma.flags & VM_HUGETLB:
         return _hugetlb(m, task, vma, space, vpn, write)
     if vma.file:
+        if not (write or alone or vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR)):
+            return _around(m, task, vma, space, vpn)
         return _file(m, task, vma, space, vpn, write)
     if vma.flags & VM_PFNMAP:
         return -SIGBUS
@@ -287,10 +298,6 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
     if file.kind == "device":
         return -SIGBUS
     shared = bool(vma.flags & VM_SHARED)
-    if not write and not vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR):
-        _fault_around(m, task, vma, space, vpn)
-        if space.ptes.at(vpn) is not None:
-            return 0
     if pgoff << PAGE_SHIFT >= file.size:
         return -SIGBUS
     if vma.flags & VM_UFFD_MISSING and m.page_cache(vma.file).at(pgoff) is None:
@@ -321,8 +328,19 @@ def stays_writable(vma: Vma, kind: str) -> bool:
     return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 
 
-def _fault_around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
-    """Map the cached pages around a read fault too (do_fault_around: 64 KiB, one page table)."""
+def _around(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> int:
+    """Map the cached pages around a read fault (do_fault_around): 0 if its own was one, or ALONE.
+
+    The page-table lock is let go of before the page itself is had and mapped (finish_fault).
+    """
+    if m.files[vma.file].kind == "device":
+        return -SIGBUS
+    _map_cached(m, task, vma, space, vpn)
+    return ALONE if space.ptes.at(vpn) is None else 0
+
+
+def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
+    """Map the cached pages of the 64 KiB around a page, in one page table."""
     first_of_vma = vma.start >> PAGE_SHIFT
     in_table = vpn % PAGES_PER_PMD
     offset = vpn - first_of_vma
@@ -355,6 +373,8 @@ def fault_at_once(m: Machine, task: Task, vma: Vma, address: int, write: bool) -
     What it has to read comes at once: nothing of the populating calls is told of I/O.
     """
     result = fault_page(m, task, vma, address, write)
+    if result == ALONE:
+        result = fault_page(m, task, vma, address, write, alone=True)
     if result == MAJOR:
         cached_frame(m, task, vma.file, vma.pgoff_of(address))
         result = fault_page(m, task, vma, address, write)

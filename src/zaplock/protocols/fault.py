@@ -29,6 +29,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import change_frames
 from zaplock.model.page_fault import (
+    ALONE,
     MAJOR,
     USERFAULT,
     PageCopy,
@@ -214,7 +215,10 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
         if await no_memory(cx):
             return -ENOMEM
         await anon_vma_prepare(handle)
-    result = await fault_entry(handle, address, write, cx.design.replaces_huge_zero)
+    replaces = cx.design.replaces_huge_zero
+    result = await fault_entry(handle, address, write, replaces, False)
+    if result == ALONE:
+        result = await fault_entry(handle, address, write, replaces, True)
     if isinstance(result, int):
         return result
     if await no_memory(cx):
@@ -260,16 +264,25 @@ def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
 
 @step
 def fault_entry(
-    m: Machine, task: Task, handle: int, address: int, write: bool, replaces_huge_zero: bool
+    m: Machine,
+    task: Task,
+    handle: int,
+    address: int,
+    write: bool,
+    replaces_huge_zero: bool,
+    alone: bool,
 ) -> int | PageCopy:
-    """Set the entry of a faulting address under the page-table lock, or say what to copy first."""
+    """Set the entry of a faulting address under the page-table lock, or say what to copy first.
+
+    alone: the pages around it were mapped under an earlier hold of that lock.
+    """
     vma = walked_vma(m, task, handle, address)
     if vma.flags & VM_HUGETLB:
         vpn = address >> PAGE_SHIFT
         alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
     if write and not replaces_huge_zero:
         split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
-    return fault_page(m, task, vma, address, write)
+    return fault_page(m, task, vma, address, write, alone)
 
 
 @step

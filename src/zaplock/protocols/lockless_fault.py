@@ -15,7 +15,7 @@ from signal import SIGSEGV
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP, VM_SHARED
-from zaplock.model.page_fault import allows_huge_pages, fault_page
+from zaplock.model.page_fault import ALONE, allows_huge_pages, fault_page
 from zaplock.model.pagetable import alloc_tables
 from zaplock.model.step import Task, step
 from zaplock.model.vma import FreedVma, Vma
@@ -82,4 +82,7 @@ def fill(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
         return MISSED
     if not vma.file:
         alloc_tables(m, task, space, vpn, vpn + 1)
-    return MISSED if fault_page(m, task, vma, address, write) else 0
+    result = fault_page(m, task, vma, address, write)
+    if result == ALONE:
+        result = fault_page(m, task, vma, address, write, alone=True)
+    return MISSED if result else 0

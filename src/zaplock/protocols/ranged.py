@@ -29,7 +29,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.mm import Mm
-from zaplock.model.page_fault import MAJOR, USERFAULT, PageCopy, finish_copy
+from zaplock.model.page_fault import ALONE, MAJOR, USERFAULT, PageCopy, finish_copy
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import gather_tables
 from zaplock.model.vma import (
@@ -215,7 +215,9 @@ def fault_slot(
         alloc_fault_tables.run(m, task, handle, address)
     if not vma.flags & VM_SHARED and (write or not vma.file):
         anon_vma_prepare.run(m, task, handle)
-    result = fault_entry.run(m, task, handle, address, write, replaces_huge_zero)
+    result = fault_entry.run(m, task, handle, address, write, replaces_huge_zero, False)
+    if result == ALONE:
+        result = fault_entry.run(m, task, handle, address, write, replaces_huge_zero, True)
     if isinstance(result, PageCopy):
         found = vma_of(m, task, handle)
         finish_copy(m, task, found, address, result, m.content.at(result.frame) or 0)
