@@ -4,7 +4,7 @@ Each aligned range of 2 MiB is looked at under the lock held for read, which is 
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
 look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
 its pages are there. Where there is no page table, but one of the level above, the call ends there
-to 6.19 (`collapse_passes_holes`).
+before 6.19 (`collapse_passes_holes`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18). Not covered: files in memory, huge pages that can't be had.

@@ -113,12 +113,15 @@ def begin_write(m: Machine, task: Task, file: int, pgoff: int) -> None:
 
 @step
 def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: int) -> None:
-    """Put what was copied into a page of a file, which grows where it ends before that."""
+    """Put what was copied into a page of a file, which grows where it ends before that.
+
+    The page counts as written to also where nothing was copied.
+    """
+    pgoff = offset >> PAGE_SHIFT
+    frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
+    m.dirty.set(frame, frame + 1, True)
     if count:
-        pgoff = offset >> PAGE_SHIFT
-        frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
         m.content.set(frame, frame + 1, tag)
-        m.dirty.set(frame, frame + 1, True)
     if offset + count > m.files[file].size:
         set_file_size.run(m, task, file, offset + count)
 
