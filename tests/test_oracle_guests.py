@@ -91,6 +91,16 @@ DATED = {  # rule: a sequence that shows it
         Op("mmap", (PLACE, PAGE, 3, 0x38, -1, 0)),
         Op("uffd_register", (PLACE, PAGE, 1)),
     ),
+    "uffd_keeps_wp": (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, PAGE, 3)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+    ),
+    "collapse_passes_holes": (
+        Op("mmap", (0x4000_0000, 0x40_0000, 3, 0x32, -1, 0)),
+        Op("store", (0x4020_0000,)),
+        Op("madvise", (0x4000_0000, 0x40_0000, 25)),
+    ),
     "advises_itself": (
         Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
         Op("process_madvise", (PLACE, PAGE, 4)),

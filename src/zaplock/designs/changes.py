@@ -588,7 +588,7 @@ CHANGES: tuple[Change, ...] = (
         "MADV_COLLAPSE goes on behind 2 MiB that have no page table, but one of the level above; "
         "before, it ended there",
         {"collapse_passes_holes": True},
-        doubt="trees that carry the patch give it different ids; 6.18.44 ends there, 6.19.14 goes on",
+        doubt="trees that carry the patch give it different ids; seen in 6.19.14, not in 6.18.44",
     ),
     Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
