@@ -110,10 +110,8 @@ class Bench:
     def _one(
         self, sequence: tuple[Op, ...], report: Report, coverage: Coverage, shrinking: bool
     ) -> None:
-        try:
-            real = self.real.run(sequence)
-        except Lost as error:
-            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+        real = self._run(sequence, report)
+        if real is None:
             return
         report.operations += len(sequence)
         report.sequences += 1
@@ -124,6 +122,20 @@ class Bench:
         fault = compare.leftovers(sequence, real)
         if fault:
             self._judge_kernel(fault, real, report, shrinking)
+
+    def _run(self, sequence: tuple[Op, ...], report: Report) -> list[OracleStep] | None:
+        """Run a sequence on the real side: twice if it was lost, which a busy machine may do too."""
+        try:
+            return self.real.run(sequence)
+        except Lost as error:
+            once = f"lost: {error}"
+        try:
+            real = self.real.run(sequence)
+        except Lost as error:
+            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+            return None
+        report.unrepeatable.append(once)
+        return real
 
     def _judge(
         self, found: Divergence, real: list[OracleStep], report: Report, shrinking: bool

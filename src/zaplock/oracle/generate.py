@@ -76,6 +76,8 @@ THEMES: dict[str, dict[str, int]] = {
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
+    "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
+              "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3},
@@ -315,7 +317,7 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    with_files = g._theme == "file" or g._pages_out
+    with_files = g._theme in ("file", "memfd") or g._pages_out
     anonymous = g._theme == "collapse" or g.chance(40 if with_files else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if g._theme == "collapse" else kind
@@ -476,6 +478,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
+    "add_seals": lambda g: (g.slot(), g.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64))),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
     "process_vm_readv": _remote,

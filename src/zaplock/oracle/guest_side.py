@@ -277,6 +277,8 @@ def guest_scope(release: str) -> Scope:
     themes = COVERED.themes
     if not carries(release, "6.12"):  # registering merges by rules that are not in the model
         themes = tuple(theme for theme in themes if theme != "uffd")
+    if not carries(release, "6.18"):  # file seals are judged from there on
+        themes = tuple(theme for theme in themes if theme != "memfd")
     spares_ring = not carries(release, "6.10")
     return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)
 

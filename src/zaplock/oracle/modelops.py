@@ -40,6 +40,7 @@ from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,
 )
+from zaplock.protocols.seals import add_seals
 
 _MASK = (1 << 64) - 1
 
@@ -85,6 +86,11 @@ def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: 
     if not 0 <= file < len(ops.FILES):
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
+
+
+def _add_seals(w: World, calls: Any, file: int, seals: int) -> CallOutcome:
+    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    return w.syscall(add_seals(w.cx, slot, seals), calls)
 
 
 def _process_vm(
@@ -265,4 +271,5 @@ OPERATIONS: dict[str, Operation] = {
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,
+    "add_seals": _add_seals,
 }

@@ -62,6 +62,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "load": ("addr",),  # of the page's first eight bytes
     "store": ("addr",),
     "setrlimit": ("resource", "length"),
+    "add_seals": ("file", "seals"),
     "fork": (),
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),

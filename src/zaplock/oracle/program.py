@@ -17,7 +17,8 @@ _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
-_DUP2, _NANOSLEEP = 33, 35
+_DUP2, _NANOSLEEP, _FCNTL = 33, 35, 72
+_F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
@@ -170,7 +171,7 @@ def _open_files(names: ProgramNames) -> bytes:
         elif name == "disk":
             parts.append(stub.syscall(_OPEN, at, _RDWR_CREAT_TRUNC, 0o600))
         else:
-            parts.append(stub.syscall(_MEMFD, at, 0))
+            parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
     api = ring.RING + ring.SCRATCH
     parts += [
@@ -361,11 +362,16 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_REGISTER, at))
 
 
+def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
+
+
 _COMPOSED = {
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
     "process_vm_readv": _remote,
     "process_vm_writev": _remote,
+    "add_seals": _add_seals,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
 }

@@ -15,7 +15,7 @@ mm/process_vm_access.c.
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL
+from errno import EFAULT, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import cached_frame, set_file_size
@@ -26,6 +26,7 @@ from zaplock.model.step import Task, step
 from zaplock.protocols.access import MUST_FAULT, load, read_memory, write_memory
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
+from zaplock.protocols.seals import sealed_against
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -86,6 +87,8 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
     while done < length:
         if cx.design.prefaults_writes and await read_memory(cx, address + done, True) < 0:
             return done or -EFAULT
+        if await sealed_against(file, offset + min(length, done + PAGE_SIZE)):
+            return done or -EPERM
         await begin_write(file, offset + done >> PAGE_SHIFT)
         tag = await load(cx.mm, address + done)
         if tag == MUST_FAULT:  # not there: nothing was copied, and only then it is faulted in
