@@ -124,7 +124,7 @@ class Bench:
             self._judge_kernel(fault, real, report, shrinking)
 
     def _run(self, sequence: tuple[Op, ...], report: Report) -> list[OracleStep] | None:
-        """Run a sequence on the real side: twice if it was lost, which a busy machine may do too."""
+        """Run a sequence on the real side: twice if it was lost, as it may be by a busy machine."""
         try:
             return self.real.run(sequence)
         except Lost as error:

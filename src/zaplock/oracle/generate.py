@@ -76,6 +76,8 @@ THEMES: dict[str, dict[str, int]] = {
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
+    "process": {**_COMMON, "set_mdwe": 3, "set_thp_disable": 5, "madvise": 16, "mprotect": 24,
+                "fork": 4, "mremap": 4, "mlock": 1},
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
@@ -189,7 +191,7 @@ class Generator:
 
     @property
     def _is_huge(self) -> bool:
-        return self._theme in ("huge", "collapse")
+        return self._theme in ("huge", "collapse", "process")
 
     @property
     def _pages_out(self) -> bool:
@@ -478,6 +480,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
+    "set_mdwe": lambda g: (g.random.choice((0, 1, 1, 1, 3, 2, 4)),),
+    "set_thp_disable": lambda g: (g.random.choice((0, 0, 1, 1, 1, 7)),),
     "add_seals": lambda g: (g.slot(), g.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64))),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),

@@ -29,6 +29,7 @@ from zaplock.protocols import (
     mincore,
     mmap,
     mprotect,
+    prctl,
     rmap,
     uffd_range,
 )
@@ -252,6 +253,8 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     **SERVED,
     "mmap": _start_mmap,
     "ftruncate": _start_truncate,
+    "set_mdwe": prctl.prctl_set_mdwe,
+    "set_thp_disable": prctl.prctl_set_thp_disable,
 }
 """Operations that are one protocol and nothing else."""
 

@@ -63,6 +63,8 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "store": ("addr",),
     "setrlimit": ("resource", "length"),
     "add_seals": ("file", "seals"),
+    "set_mdwe": ("bits",),
+    "set_thp_disable": ("disable",),
     "fork": (),
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),

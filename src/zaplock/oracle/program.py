@@ -17,7 +17,7 @@ _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
-_DUP2, _NANOSLEEP, _FCNTL = 33, 35, 72
+_DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
@@ -366,12 +366,19 @@ def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
 
 
+def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return b.add(stub.syscall(_PRCTL, _OPTIONS[op.name], arguments[0], 0, 0, 0))
+
+
+_OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
 _COMPOSED = {
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
     "process_vm_readv": _remote,
     "process_vm_writev": _remote,
     "add_seals": _add_seals,
+    "set_mdwe": _prctl,
+    "set_thp_disable": _prctl,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
 }

@@ -154,13 +154,20 @@ class _Sorter:
         if call.result != 0:
             return
         program = executed(call)
-        fresh = not any(isinstance(item, TracedCall | Fork) for item in space.items)
+        fresh = not any(map(_works_on_memory, space.items))
         began = space.begin
         if fresh and began and (is_mapped(program, began) or fits(began, self._after(call))):
             return  # the recording begins with the execve whose maps it has
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
+
+
+def _works_on_memory(item: TracedCall | Fork | Note) -> bool:
+    """Return whether an item is more than what a launcher does with its descriptors."""
+    of_descriptors = ("close", "dup", "dup2", "dup3", "fcntl")
+    is_call = isinstance(item, TracedCall) and item.name not in of_descriptors
+    return is_call or isinstance(item, Fork)
 
 
 def _line_of(call: TracedCall) -> int:
