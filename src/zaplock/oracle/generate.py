@@ -80,7 +80,8 @@ THEMES: dict[str, dict[str, int]] = {
                 "fork": 4, "mremap": 4, "mlock": 1},
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
-    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 4, "uffd_copy": 10,
+             "uffd_zeropage": 6, "mremap": 6, "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
@@ -494,4 +495,6 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
     "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 0, 8))),
     "uffd_unregister": _range,
+    "uffd_copy": lambda g: (_range(g)[0], g.random.choice((0, 0, 0, 1, 4))),
+    "uffd_zeropage": lambda g: (*_range(g), g.random.choice((0, 0, 0, 1, 2))),
 }  # fmt: skip

@@ -42,6 +42,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
 )
 from zaplock.protocols.seals import add_seals
+from zaplock.protocols.userfaultfd import uffdio_fill
 
 _MASK = (1 << 64) - 1
 
@@ -194,6 +195,14 @@ def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> CallOutco
     return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
 
 
+def _uffd_copy(w: World, calls: Any, start: int, mode: int, tag: int) -> CallOutcome:
+    return w.syscall(uffdio_fill(w.cx, start, f.PAGE_SIZE, tag, mode), calls)
+
+
+def _uffd_zeropage(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
+    return w.syscall(uffdio_fill(w.cx, start, length, None, mode), calls)
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -271,6 +280,8 @@ OPERATIONS: dict[str, Operation] = {
     "crowd": _crowd,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,
+    "uffd_copy": _uffd_copy,
+    "uffd_zeropage": _uffd_zeropage,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,

@@ -26,6 +26,7 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_UFFDIO_COPY, _UFFDIO_ZEROPAGE = 0xC028AA03, 0xC020AA04
 _UFFD_FEATURE_SIGBUS = 1 << 7
 
 
@@ -127,7 +128,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "process_madvise",
+        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage", "process_madvise",
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
@@ -362,6 +363,20 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_REGISTER, at))
 
 
+def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Answer a fault that nobody has had: UFFDIO_COPY of a page, or UFFDIO_ZEROPAGE."""
+    at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
+    store = Op("store", (at, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    if op.name == "uffd_copy":
+        rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
+        b.add(stub.entry(stub.STORE, page, arguments[2]))
+    else:
+        rest, command = [arguments[1], arguments[2], 0], _UFFDIO_ZEROPAGE
+    b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
+    return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
+
+
 def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
 
@@ -381,4 +396,6 @@ _COMPOSED = {
     "set_thp_disable": _prctl,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
+    "uffd_copy": _fill_userfault,
+    "uffd_zeropage": _fill_userfault,
 }
