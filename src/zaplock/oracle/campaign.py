@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
 
 from zaplock.oracle import compare
@@ -101,16 +101,24 @@ class Bench:
         report, coverage = Report(), Coverage()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
-        for _ in range(sequences):
-            self._one(generator.sequence(), report, coverage, shrinking)
+        made = [generator.sequence() for _ in range(sequences)]
+        for sequence, later in zip_longest(made, made[1:]):
+            self._one(sequence, later, report, coverage, shrinking)
         report.seconds = time.monotonic() - began
         report.coverage = coverage.counts
         return report
 
     def _one(
-        self, sequence: tuple[Op, ...], report: Report, coverage: Coverage, shrinking: bool
+        self,
+        sequence: tuple[Op, ...],
+        later: tuple[Op, ...] | None,
+        report: Report,
+        coverage: Coverage,
+        shrinking: bool,
     ) -> None:
         real = self._run(sequence, report)
+        if later is not None:
+            self.real.begin(later)
         if real is None:
             return
         report.operations += len(sequence)
