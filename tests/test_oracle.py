@@ -18,7 +18,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink, stub
+from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink, stub, swap_file
 from zaplock.oracle.bare_process import check_machine, has_swap
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
@@ -246,7 +246,7 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
             found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
         finally:
             both.close()
-    assert found == [None]
+    assert found == [None, None]
     assert huge_pool.POOL.read_text() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
@@ -345,3 +345,39 @@ def test_an_operation_that_the_model_lacks_is_one_clear_line(
     path.write_text('{"operations": [["pwrite", 0, 4096, 8, 0]]}')
     assert main(["oracle", "--replay", str(path)]) == 2
     assert "the model has no pwrite" in capsys.readouterr().err
+
+
+@needs_kernel
+def test_swap_agrees_and_is_given_back() -> None:
+    """A small file is made for it; what is paged out shows, comes back, and is shared by fork."""
+    if os.geteuid() or has_swap():
+        pytest.skip("needs root, and a machine that does not swap")
+    before = Path("/proc/swaps").read_text()
+    page, place, other = 4096, 0x1020_0000, 0x3000_0000
+    try:
+        with swap_file.swap_file(4 << 20):
+            bench = Bench(model_side)
+            try:
+                assert bench.real.environment.swap_pages > 500
+                for kind, slot in ((0x32, -1), (0x11, 0), (0x12, 0)):
+                    found = bench.diverge(
+                        (
+                            Op("mmap", (place, 8 * page, 3, kind, slot, 0)),
+                            Op("store", (place + page,)),
+                            Op("store", (place + 3 * page,)),
+                            Op("madvise", (place, 8 * page, 21)),
+                            Op("fork"),
+                            Op("load", (place + page,)),
+                            Op("mremap", (place, 8 * page, 8 * page, 3, other)),
+                            Op("store", (other + 3 * page,)),
+                            Op("madvise", (other, 8 * page, 21)),
+                            Op("mlock", (other, 2 * page)),
+                            *UNMAP_ALL,
+                        )
+                    )
+                    assert found is None, found.differences
+            finally:
+                bench.close()
+    except UserError as error:
+        pytest.skip(str(error))
+    assert Path("/proc/swaps").read_text() == before

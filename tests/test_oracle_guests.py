@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from errno import EBUSY
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from zaplock.oracle import compare, corpus
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
 from zaplock.oracle.guest_side import GuestModel, GuestSide, booted, guest_scope, hidden_by
-from zaplock.oracle.ops import Op, Ref
+from zaplock.oracle.modelside import ModelSide
+from zaplock.oracle.ops import FIGURES, Op, Ref
+from zaplock.oracle.real import RealSide
 from zaplock.oracle.ring import PAGE, RING, TASK_SIZE
 
 KERNEL = "debian:6.12"
@@ -124,6 +127,30 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     newer = GuestModel(guest)
     newer.design = linux("6.18")
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
+
+
+def test_rules_that_newer_kernels_have_shown() -> None:
+    """As 7.3.4 did in a guest: no registration that ends write protection; 6.19.14: no end."""
+    watched = (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, PAGE, 3)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+    )
+    behind_a_hole = (
+        Op("mmap", (0x4000_0000, 0x40_0000, 3, 0x32, -1, 0)),
+        Op("store", (0x4020_0000,)),
+        Op("madvise", (0x4000_0000, 0x40_0000, 25)),
+    )
+    real = RealSide()
+    try:
+        old, new = (ModelSide(real.environment, linux(release)) for release in ("6.18", "7.3"))
+        assert old.run(watched)[-1].outcome.result == 0
+        assert new.run(watched)[-1].outcome.result == -EBUSY
+        huge = FIGURES.index("AnonHugePages")
+        assert old.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 0
+        assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
+    finally:
+        real.close()
 
 
 def test_what_an_old_kernel_does_not_show_is_left_out() -> None:

@@ -113,6 +113,52 @@ def test_a_trace_that_begins_with_its_execve_is_compared(tmp_path: Path) -> None
     assert ruled(tmp_path, f"{execve}100 {WRONG}\n") == (0, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("after", "compared"),
+    [
+        ("brk(NULL) = 0x555555556000", 2),  # where the memory of these maps ends, exactly
+        ("brk(NULL) = 0x555555559000", 0),
+        ("brk(NULL) = 0x555555559000\nmprotect(0x7ffff7f00000, 4096, PROT_READ) = 0", 3),
+        ("brk(NULL) = 0x555555559000\nmprotect(0x7ffff7f01000, 4096, PROT_READ) = 0", 0),
+    ],
+)
+def test_a_link_or_a_script_begins_with_the_maps_of_what_it_is(
+    tmp_path: Path, after: str, compared: int
+) -> None:
+    begin = BEGIN.replace("ld.so", "/lib/ld.so").replace("2 prog", "2 /bin/prog")
+    text = f'execve("/usr/bin/link", ["link"], 0x7ff /* 3 vars */) = 0\n{after}\n{ONE}\n'
+    verdict = replay(tmp_path, text, begin)
+    assert verdict.agreeing == compared
+
+
+def test_what_the_script_for_bpftrace_prints_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "100 7.000000001 close(4 <unfinished ...>\n"
+        "100 7.000000002 <... close resumed>) = 0\n"
+        '100 7.000000003 execve("./prog", 0x5555, 0x7fff <unfinished ...>\n'
+        "100 7.000000004 <... execve resumed>) = 0\n"
+        "100 7.000000005 mmap(0x0, 0x2000, 0x3, 0x22, -1, 0x0 <unfinished ...>\n"
+        "100 7.000000006 <... mmap resumed>) = 140737353080832\n"
+        "100 7.000000007 munmap(0x1, 0x2000 <unfinished ...>\n"
+        "100 7.000000008 <... munmap resumed>) = -22\n"
+        "100 7.000000009 +++ exited with 0 +++\n"
+    )
+    assert int(ONE.rpartition(" ")[2], 16) == 140737353080832
+    assert ruled(tmp_path, text) == (2, 0, 0)
+    assert ruled(tmp_path, text.replace("= -22", "= -12")) == (1, 1, 0)
+    assert main(["oracle", "--bpftrace"]) == 0
+    printed = capsys.readouterr().out
+    assert 'printf("%d %llu.%09llu mmap(0x%lx, 0x%lx, 0x%lx, 0x%lx, %d, 0x%lx <unfin' in printed
+    assert printed.count("{") == printed.count("}")
+
+
+def test_a_path_in_numbers_is_the_same_path(tmp_path: Path) -> None:
+    text = r'execve("\x2f\x70\x72\x6f\x67", ["\x22"], 0x7ff) = 0'
+    assert ruled(tmp_path, f"{text}\n{ONE}\n") == (1, 0, 0)
+
+
 def test_a_failed_execve_changes_nothing(tmp_path: Path) -> None:
     execve = '100 execve("a", ["a"], 0x1) = -1 ENOENT (No such file or directory)\n'
     assert ruled(tmp_path, f"{execve}100 {WRONG}\n") == (0, 1, 0)

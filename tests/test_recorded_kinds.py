@@ -240,3 +240,22 @@ def test_what_ltrace_writes_is_read_and_files_are_refused(tmp_path: Path) -> Non
     assert len(verdict.refused) == 3  # the mapping of a file, and what touches it
     wrong = OF_LTRACE.replace("= 0x7ffff7efd000", "= 0x7ffff7afd000")
     assert replay(tmp_path, wrong).differing
+
+
+def test_seals_of_a_memfd_are_followed(tmp_path: Path) -> None:
+    """Also through a second descriptor; a seal against writing leaves private mappings alone."""
+
+    def mapping(prot: str, kind: str, result: str) -> str:
+        return f"100 mmap(NULL, 8192, {prot}, {kind}, 3</memfd:s>, 0) = {result}\n"
+
+    text = (
+        '100 memfd_create("s", MFD_CLOEXEC|MFD_ALLOW_SEALING) = 3</memfd:s>\n'
+        "100 fcntl(3</memfd:s>, F_DUPFD_CLOEXEC, 50) = 50</memfd:s>\n"
+        "100 fcntl(50</memfd:s>, F_ADD_SEALS, F_SEAL_SHRINK|F_SEAL_WRITE) = 0\n"
+        + mapping("PROT_READ|PROT_WRITE", "MAP_SHARED", "-1 EPERM (Operation not permitted)")
+        + mapping("PROT_READ|PROT_WRITE", "MAP_PRIVATE", "0x7ffff7efe000")
+        + mapping("PROT_READ", "MAP_SHARED", "0x7ffff7efc000")
+        + "100 mprotect(0x7ffff7efc000, 8192, PROT_READ|PROT_WRITE) = -1 EACCES (x)\n"
+    )
+    assert ruled(tmp_path, text) == (4, 0, 0)
+    assert ruled(tmp_path, text.replace("F_SEAL_WRITE", "F_SEAL_GROW"))[0] < 4

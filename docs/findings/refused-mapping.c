@@ -29,7 +29,7 @@ static long field(const char *path, const char *name)
 	return kb;
 }
 
-static long sequence(void)
+static long sequence(int tells)
 {
 	char *r[1];
 	long before = field("/proc/self/status", "VmLck");
@@ -38,6 +38,9 @@ static long sequence(void)
 
 	r[0] = (char *)(long)mmap((void *)0x10000000, 0x4000000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_SYNC, file, 0);
 
+	if (tells)
+		printf("AnonHugePages in the end: %ld kB\n",
+			field("/proc/self/smaps_rollup", "AnonHugePages"));
 	if (r[0] != MAP_FAILED)
 		munmap(r[0], 0x4000000);
 	return field("/proc/self/status", "VmLck") - before;
@@ -49,7 +52,7 @@ int main(void)
 
 	for (int round = 0; round < 16; round++) {
 		if (!fork()) {
-			long locked = sequence();
+			long locked = sequence(!round);
 
 			if (!round)
 				printf("VmLck with nothing mapped: %ld kB\n", locked);

@@ -29,7 +29,7 @@ static long field(const char *path, const char *name)
 	return kb;
 }
 
-static long sequence(void)
+static long sequence(int tells)
 {
 	char *r[2];
 	long before = field("/proc/self/status", "VmLck");
@@ -37,6 +37,9 @@ static long sequence(void)
 	r[0] = (char *)(long)mmap((void *)0x10000000, 0x4000000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
 	r[1] = (char *)(long)mremap((void *)0x10000000, 0x4000000, 0x1000, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)0x20000000);
 
+	if (tells)
+		printf("AnonHugePages in the end: %ld kB\n",
+			field("/proc/self/smaps_rollup", "AnonHugePages"));
 	if (r[0] != MAP_FAILED)
 		munmap(r[0], 0x4000000);
 	if (r[1] != MAP_FAILED)
@@ -51,7 +54,7 @@ int main(void)
 
 	for (int round = 0; round < 16; round++) {
 		if (!fork()) {
-			long locked = sequence();
+			long locked = sequence(!round);
 
 			if (!round)
 				printf("VmLck with nothing mapped: %ld kB\n", locked);

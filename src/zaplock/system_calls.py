@@ -148,6 +148,7 @@ _CALLS = (
     _call("shmget", 29, "key length flags", traced=False),
     _call("dup", 32, "file", traced=False),
     _call("dup2", 33, "file new", traced=False),
+    _call("fcntl", 72, "file command argument", traced=False),
     _call("ftruncate", 77, "file length", traced=False, judged=True, errors="EBADF EINVAL",
           out_of_reach={
               "EFBIG": "lengths stay small, so that files fit into memory",

@@ -56,6 +56,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel", metavar="KERNEL", help="judge by a guest's kernel: debian:6.12 or a vmlinuz"
     )
+    parser.add_argument(
+        "--bpftrace", action="store_true", help="print a script that records for --strace"
+    )
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
     parser.add_argument(
         "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
@@ -69,6 +72,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the oracle; exit code 0 if both sides agreed throughout, 1 if not."""
     if args.trace is not None:
         return _trace(args)
+    if args.bpftrace:
+        from zaplock.programs.bpf_script import script
+
+        print(script(), end="")
+        return 0
     if args.command:
         raise UserError(f"{args.command[0]!r} is for --trace: zaplock oracle --trace -- PROGRAM")
     if args.strace:

@@ -584,20 +584,19 @@ CHANGES: tuple[Change, ...] = (
         "... in fork",
     ),
     Change(
+        "6.19", None, "mm/khugepaged: continue to collapse on SCAN_PMD_NONE",
+        "MADV_COLLAPSE goes on behind 2 MiB that have no page table, but one of the level above; "
+        "before, it ended there",
+        {"collapse_passes_holes": True},
+        doubt="trees that carry the patch give it different ids; seen in 6.19.14, not in 6.18.44",
+    ),
+    Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
         "a VMA's writer excludes readers and then waits for those that are there, in two parts",
     ),
     Change(
         "7.0", "9c8c02df3f87", "mm: make PT_RECLAIM depends on MMU_GATHER_RCU_TABLE_FREE",
         "other architectures' MADV_DONTNEED frees emptied page tables, too",
-    ),
-    Change(
-        "7.0", None, "mm/khugepaged: continue to collapse on SCAN_PMD_NONE",
-        "MADV_COLLAPSE goes on behind 2 MiB that have no page table, but one of the level above; "
-        "before, it ended there",
-        {"collapse_passes_holes": True},
-        doubt="trees that carry the patch give it different ids, and the release is by its date; "
-        "6.18 does not go on",
     ),
     Change(
         "7.0", None, "mm: change dup_mmap() recovery",
@@ -639,6 +638,20 @@ CHANGES: tuple[Change, ...] = (
         "before, it kept the page offset of the pages that have left",
         {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.13"),
         doubt="its id is not confirmed; which of 7.2's releases was the first to take it neither",
+    ),
+    Change(
+        "7.3", None, "(mremap: a move that shrinks charges nothing)",
+        "an mremap to a fixed place that shrinks no longer charges what it has cut off, nor is it "
+        "refused for that",
+        {"mremap_forgets_charge": False},
+        doubt="neither its id nor its subject is confirmed; 7.2.13 charges, 7.3.4 does not",
+    ),
+    Change(
+        "7.3", None, "(userfaultfd: a registration keeps write protection)",
+        "userfaultfd refuses to register again, without write protection, what is registered with "
+        "it (EBUSY)",
+        {"uffd_keeps_wp": True},
+        doubt="neither its id nor its subject is confirmed; 7.2.13 does it, 7.3.4 refuses",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from zaplock.model.rwsem import Lock
 
 
+SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_WRITE, SEAL_FUTURE_WRITE, SEAL_EXEC = 1, 2, 4, 8, 16, 32
+"""What a memfd can be sealed against (F_SEAL_*)."""
+
+
 class File(msgspec.Struct, frozen=True):
     """A file: "shmem" (memfd, shared anonymous memory), "disk", "hugetlb" or "device".
 
     `size` is in bytes. `fails_after` of a device: how many pages its mmap maps before it fails
     (None: it doesn't). `uprobe` is an offset in bytes where a uprobe is installed, -1 for none.
-    `seals` is "write" for a memfd sealed against writing. `refs` counts open descriptors and VMAs;
+    `seals` are those of a memfd (SEAL_WRITE and others). `refs` counts open descriptors and VMAs;
     with the last one a file without a name on disk goes, its pages and its `charged` pages with it.
     Where the pages of a file in memory are not charged as a whole, each is when it is made
     (`charged_by_page`: memfd, MAP_NORESERVE). One that counts its mappings (`counts_mappings`: a
@@ -38,7 +42,7 @@ class File(msgspec.Struct, frozen=True):
     uprobe: int = -1
     writable: bool = True
     readable: bool = True
-    seals: str = ""
+    seals: int = 0
     refs: int = 1
     charged: int = 0
     charged_by_page: bool = False
@@ -50,7 +54,7 @@ class File(msgspec.Struct, frozen=True):
     @property
     def is_write_sealed(self) -> bool:
         """Whether nobody may map it shared and writable any more."""
-        return "write" in self.seals
+        return bool(self.seals & (SEAL_WRITE | SEAL_FUTURE_WRITE))
 
 
 def i_mmap_lock(file: int) -> Lock:

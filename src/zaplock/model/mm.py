@@ -68,7 +68,7 @@ Counter = Literal[
     "lock_seq",  # ends all VMA write locks when it moves
     # addresses and flags
     "brk", "start_brk", "arg_start", "def_flags", "mdwe",
-    "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
+    "thp_disable", "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
 ]  # fmt: skip
 """What an address space counts. One that was never changed is 0."""
 COUNTERS: tuple[Counter, ...] = get_args(Counter)

@@ -228,6 +228,8 @@ def allows_huge_pages(m: Machine, vma: Vma) -> bool:
     policy = m.globals.get("thp", 1)  # 0 never, 1 madvise, 2 always
     if not policy or vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL):
         return False
+    if m.mm(vma.mm).count("thp_disable"):
+        return False
     return policy == 2 or bool(vma.flags & VM_HUGEPAGE)
 
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
 
 from zaplock.oracle import compare
@@ -101,19 +101,25 @@ class Bench:
         report, coverage = Report(), Coverage()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
-        for _ in range(sequences):
-            self._one(generator.sequence(), report, coverage, shrinking)
+        made = [generator.sequence() for _ in range(sequences)]
+        for sequence, later in zip_longest(made, made[1:]):
+            self._one(sequence, later, report, coverage, shrinking)
         report.seconds = time.monotonic() - began
         report.coverage = coverage.counts
         return report
 
     def _one(
-        self, sequence: tuple[Op, ...], report: Report, coverage: Coverage, shrinking: bool
+        self,
+        sequence: tuple[Op, ...],
+        later: tuple[Op, ...] | None,
+        report: Report,
+        coverage: Coverage,
+        shrinking: bool,
     ) -> None:
-        try:
-            real = self.real.run(sequence)
-        except Lost as error:
-            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+        real = self._run(sequence, report)
+        if later is not None:
+            self.real.begin(later)
+        if real is None:
             return
         report.operations += len(sequence)
         report.sequences += 1
@@ -124,6 +130,20 @@ class Bench:
         fault = compare.leftovers(sequence, real)
         if fault:
             self._judge_kernel(fault, real, report, shrinking)
+
+    def _run(self, sequence: tuple[Op, ...], report: Report) -> list[OracleStep] | None:
+        """Run a sequence on the real side: twice if it was lost, as it may be by a busy machine."""
+        try:
+            return self.real.run(sequence)
+        except Lost as error:
+            once = f"lost: {error}"
+        try:
+            real = self.real.run(sequence)
+        except Lost as error:
+            report.lost.append(f"{error}: {'; '.join(map(str, sequence))}")
+            return None
+        report.unrepeatable.append(once)
+        return real
 
     def _judge(
         self, found: Divergence, real: list[OracleStep], report: Report, shrinking: bool

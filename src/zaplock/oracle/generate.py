@@ -76,7 +76,12 @@ THEMES: dict[str, dict[str, int]] = {
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
-    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 6, "mremap": 6, "madvise": 8},
+    "process": {**_COMMON, "set_mdwe": 3, "set_thp_disable": 5, "madvise": 16, "mprotect": 24,
+                "fork": 4, "mremap": 4, "mlock": 1},
+    "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
+              "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
+    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 4, "uffd_copy": 10,
+             "uffd_zeropage": 6, "mremap": 6, "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
@@ -187,7 +192,7 @@ class Generator:
 
     @property
     def _is_huge(self) -> bool:
-        return self._theme in ("huge", "collapse")
+        return self._theme in ("huge", "collapse", "process")
 
     @property
     def _pages_out(self) -> bool:
@@ -315,7 +320,7 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
-    with_files = g._theme == "file" or g._pages_out
+    with_files = g._theme in ("file", "memfd") or g._pages_out
     anonymous = g._theme == "collapse" or g.chance(40 if with_files else 75)
     kind = g.random.choice((_PRIVATE, _PRIVATE, _PRIVATE, _SHARED))
     kind = _PRIVATE if g._theme == "collapse" else kind
@@ -476,6 +481,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
+    "set_mdwe": lambda g: (g.random.choice((0, 1, 1, 1, 3, 2, 4)),),
+    "set_thp_disable": lambda g: (g.random.choice((0, 0, 1, 1, 1, 7)),),
+    "add_seals": lambda g: (g.slot(), g.random.choice((2, 4, 8, 8, 8, 16, 6, 1, 32, 0, 14, 64))),
     "pread": lambda g: (g.slot(), *_page_and_length(g), g.offset() & -PAGE),
     "pwrite": lambda g: (g.memory_slot(), *_page_and_length(g), g.offset() & -PAGE),
     "process_vm_readv": _remote,
@@ -487,4 +495,6 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
     "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 0, 8))),
     "uffd_unregister": _range,
+    "uffd_copy": lambda g: (_range(g)[0], g.random.choice((0, 0, 0, 1, 4))),
+    "uffd_zeropage": lambda g: (*_range(g), g.random.choice((0, 0, 0, 1, 2))),
 }  # fmt: skip

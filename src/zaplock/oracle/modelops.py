@@ -29,6 +29,7 @@ from zaplock.protocols import (
     mincore,
     mmap,
     mprotect,
+    prctl,
     rmap,
     uffd_range,
 )
@@ -40,6 +41,8 @@ from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,
 )
+from zaplock.protocols.seals import add_seals
+from zaplock.protocols.userfaultfd import uffdio_fill
 
 _MASK = (1 << 64) - 1
 
@@ -79,6 +82,11 @@ def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: 
     if not 0 <= file < len(ops.FILES):
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
+
+
+def _add_seals(w: World, calls: Any, file: int, seals: int) -> CallOutcome:
+    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    return w.syscall(add_seals(w.cx, slot, seals), calls)
 
 
 def _process_vm(
@@ -182,6 +190,14 @@ def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> CallOutco
     return w.syscall(uffd_range.unregister(w.cx, start, length), calls)
 
 
+def _uffd_copy(w: World, calls: Any, start: int, mode: int, tag: int) -> CallOutcome:
+    return w.syscall(uffdio_fill(w.cx, start, f.PAGE_SIZE, tag, mode), calls)
+
+
+def _uffd_zeropage(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
+    return w.syscall(uffdio_fill(w.cx, start, length, None, mode), calls)
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -241,6 +257,8 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     **SERVED,
     "mmap": _start_mmap,
     "ftruncate": _start_truncate,
+    "set_mdwe": prctl.prctl_set_mdwe,
+    "set_thp_disable": prctl.prctl_set_thp_disable,
 }
 """Operations that are one protocol and nothing else."""
 
@@ -257,7 +275,10 @@ OPERATIONS: dict[str, Operation] = {
     "crowd": _crowd,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,
+    "uffd_copy": _uffd_copy,
+    "uffd_zeropage": _uffd_zeropage,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,
+    "add_seals": _add_seals,
 }

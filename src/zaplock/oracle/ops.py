@@ -63,10 +63,15 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "load": ("addr",),  # of the page's first eight bytes
     "store": ("addr",),
     "setrlimit": ("resource", "length"),
+    "add_seals": ("file", "seals"),
+    "set_mdwe": ("bits",),
+    "set_thp_disable": ("disable",),
     "fork": (),
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
+    "uffd_copy": ("addr", "mode"),  # of one page
+    "uffd_zeropage": ("addr", "length", "mode"),
 }
 
 # The files that a sequence can map, by slot. Page i of a file begins with `file_tag(slot, i)`.
@@ -88,7 +93,7 @@ def file_tag(slot: int, page: int) -> int:
     return (slot + 1) << 32 | (page + 1)
 
 
-WRITERS = ("store", "process_vm_writev")
+WRITERS = ("store", "process_vm_writev", "uffd_copy")
 """Operations that write a tag of their own to the beginning of pages."""
 
 

@@ -17,7 +17,8 @@ _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
-_DUP2, _NANOSLEEP = 33, 35
+_DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
+_F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _RDWR_CREAT_TRUNC = 0o1102
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
@@ -25,6 +26,7 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
+_UFFDIO_COPY, _UFFDIO_ZEROPAGE = 0xC028AA03, 0xC020AA04
 _UFFD_FEATURE_SIGBUS = 1 << 7
 
 
@@ -126,7 +128,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "process_madvise",
+        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage", "process_madvise",
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
@@ -170,7 +172,7 @@ def _open_files(names: ProgramNames) -> bytes:
         elif name == "disk":
             parts.append(stub.syscall(_OPEN, at, _RDWR_CREAT_TRUNC, 0o600))
         else:
-            parts.append(stub.syscall(_MEMFD, at, 0))
+            parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
     api = ring.RING + ring.SCRATCH
     parts += [
@@ -361,11 +363,39 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_REGISTER, at))
 
 
+def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Answer a fault that nobody has had: UFFDIO_COPY of a page, or UFFDIO_ZEROPAGE."""
+    at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
+    store = Op("store", (at, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    if op.name == "uffd_copy":
+        rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
+        b.add(stub.entry(stub.STORE, page, arguments[2]))
+    else:
+        rest, command = [arguments[1], arguments[2], 0], _UFFDIO_ZEROPAGE
+    b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
+    return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
+
+
+def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
+
+
+def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return b.add(stub.syscall(_PRCTL, _OPTIONS[op.name], arguments[0], 0, 0, 0))
+
+
+_OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
 _COMPOSED = {
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
     "process_vm_readv": _remote,
     "process_vm_writev": _remote,
+    "add_seals": _add_seals,
+    "set_mdwe": _prctl,
+    "set_thp_disable": _prctl,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
+    "uffd_copy": _fill_userfault,
+    "uffd_zeropage": _fill_userfault,
 }

@@ -87,6 +87,9 @@ class RealSide:
         self._run(built.code)
         return self._steps(sequence, built)
 
+    def begin(self, sequence: Sequence[Op]) -> None:
+        """Take note of what is to run next: nothing here, where the model is on the same CPU."""
+
     def run_unobserved(self, sequence: Sequence[Op]) -> tuple[int, list[int]]:
         """Run a sequence without looking at its address space: (thread id, results).
 

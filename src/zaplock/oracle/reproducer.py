@@ -1,8 +1,9 @@
 """A sequence as a C program of a few lines, to show a kernel's own accounting to its developers.
 
 The program does the sequence in forked children, each of which unmaps everything it has mapped and
-ends. It prints VmLck of a child when nothing is mapped any more, and by how much Committed_AS of
-the machine has grown when all are gone. Both would be 0.
+ends. It prints what a child has in huge pages when it is through, VmLck of a child when nothing is
+mapped any more, and by how much Committed_AS of the machine has grown when all are gone. The last
+two would be 0.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ static long field(const char *path, const char *name)
 	return kb;
 }}
 
-static long sequence(void)
+static long sequence(int tells)
 {{
 	char *r[{count}];
 	long before = field("/proc/self/status", "VmLck");
 {files}
 {body}
 
+	if (tells)
+		printf("AnonHugePages in the end: %ld kB\\n",
+			field("/proc/self/smaps_rollup", "AnonHugePages"));
 {unmaps}
 	return field("/proc/self/status", "VmLck") - before;
 }}
@@ -71,7 +75,7 @@ int main(void)
 
 	for (int round = 0; round < {rounds}; round++) {{
 		if (!fork()) {{
-			long locked = sequence();
+			long locked = sequence(!round);
 
 			if (!round)
 				printf("VmLck with nothing mapped: %ld kB\\n", locked);

@@ -29,7 +29,7 @@ WALL = 0x4000_0000
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
-_IOCTL = 16
+_IOCTL, _FCNTL = 16, 72
 _RET_TRACE, _RET_ALLOW = 0x7FF0_0000, 0x7FFF_0000
 _LOAD, _JUMP_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _PR_SET_SECCOMP, _MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
@@ -73,15 +73,16 @@ def event_message(tid: int) -> int:
 
 def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
     """Make the filter's lines: what is in neither list goes on at once."""
-    rest = len(commands) + 2  # lines from the comparison with ioctl to the return that allows
+    rest = len(commands) + 3  # lines from the comparison with ioctl to the return that allows
     found = [
         struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
-        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest, _AUDIT_ARCH_X86_64),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 1, _AUDIT_ARCH_X86_64),
         struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
     ]
     for k, number in enumerate(numbers):
         found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(numbers) - k + rest, 0, number))
-    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 0, rest - 1, _IOCTL))
+    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 1, 0, _IOCTL))
+    found.append(struct.pack("<HBBI", _JUMP_EQUAL, 0, rest - 2, _FCNTL))
     found.append(struct.pack("<HBBI", _LOAD, 0, 0, _SECOND_ARGUMENT))
     for k, command in enumerate(commands):
         found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(commands) - k, 0, command))
@@ -93,7 +94,7 @@ def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
 def stop_at(numbers: list[int], commands: list[int]) -> None:
     """Let this thread, and all that it makes, stop for its tracer at these system calls.
 
-    `commands`: those of ioctl, by its second argument.
+    `commands`: those of ioctl and fcntl, by their second argument.
     """
     lines = filter_of(numbers, commands)
     code = ctypes.create_string_buffer(b"".join(lines))

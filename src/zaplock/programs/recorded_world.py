@@ -17,7 +17,7 @@ import msgspec
 from zaplock.designs.linux import LINUX_6_18
 from zaplock.engines.sequential import run as run_protocol
 from zaplock.model import flags as f
-from zaplock.model.files import new_file
+from zaplock.model.files import SEAL_EXEC, new_file
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits, change_limits
 from zaplock.model.step import Task
@@ -35,6 +35,7 @@ from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
 from zaplock.protocols.design import Cx
 from zaplock.protocols.fault import expand_stack
+from zaplock.protocols.seals import OF_CODE
 
 LONG = 1 << 40
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
@@ -195,6 +196,16 @@ class StraceWorld:
         backing = self.machine.files[file]
         changed = msgspec.structs.replace(backing, writable=mode == 2, readable=mode != 1)
         self.machine.files.put(file, changed)
+
+    def set_seals(self, file: int, seals: int) -> None:
+        """Note which seals a file has."""
+        backing = self.machine.files[file]
+        self.machine.files.put(file, msgspec.structs.replace(backing, seals=seals))
+
+    def add_seals(self, file: int, seals: int) -> None:
+        """Note that a file was sealed."""
+        held = self.machine.files[file].seals | seals
+        self.set_seals(file, held | (OF_CODE if seals & SEAL_EXEC else 0))
 
     def new_segment(self, size: int, key: int = 0) -> int:
         """Make a segment of System V shared memory."""

@@ -286,6 +286,7 @@ def _close_block(state: _State) -> None:
 
 
 def _take(state: _State, number: int, line: str) -> None:
+    line = _PLAIN.sub(_plain_character, line) if "\\x" in line else line
     matched = _PREFIX.match(line)
     assert matched is not None
     pid = int(matched[1] or matched[2] or state.pid)
@@ -308,6 +309,16 @@ def _take(state: _State, number: int, line: str) -> None:
         _event(state, number, pid, text, number)
     elif text.strip() and (matched[1] or matched[2]) and not text.startswith(_SPEECH):
         state.calls.append(_cut(pid, text, number, "the line can't be read"))
+
+
+_PLAIN = re.compile(r"\\x([0-9a-f]{2})")
+
+
+def _plain_character(escaped: re.Match[str]) -> str:
+    """Return what -x and -xx write as a number, where that is a letter like others."""
+    character = chr(int(escaped[1], 16))
+    plain = " " <= character <= "~" and character not in '\\"<>(),[]{}'
+    return character if plain else escaped[0]
 
 
 def _process_gone(state: _State, number: int, pid: int, gone: re.Match[str]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from zaplock.model import flags as f
+from zaplock.model.files import SEAL_EXEC, SEAL_SEAL
 from zaplock.oracle.compare import result_text
 from zaplock.programs import monitors, unrecorded
 from zaplock.programs.calls import (
@@ -446,12 +447,37 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     file = world.new_file(call.opened or told, kind=_kind_of_opened(call))
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
+    if name == "memfd_create":
+        mode = 2
+        world.set_seals(file, _seals_of_new(call))
     world.set_mode(file, mode)
     files = {**dict(live.known.files), call.result: file}
     modes = {**dict(live.known.modes), file: mode}
     live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
     if name == "userfaultfd":
         monitors.opened(live, file)
+
+
+def _seals_of_new(call: TracedCall) -> int:
+    """Return the seals of a memfd at its beginning."""
+    with suppress(ValueError, IndexError):
+        flags = number(call.arguments[1])
+        if flags & CONSTANTS["MFD_NOEXEC_SEAL"]:
+            return SEAL_EXEC
+        return 0 if flags & CONSTANTS["MFD_ALLOW_SEALING"] else SEAL_SEAL
+    return 0
+
+
+def _controlled(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
+    """Follow what fcntl does with a descriptor: another one for its file, or seals."""
+    with suppress(ValueError, IndexError):
+        command = number(call.arguments[1])
+        if command in (CONSTANTS["F_DUPFD"], CONSTANTS["F_DUPFD_CLOEXEC"]):
+            _duplicated(world, live, call)
+        elif command == CONSTANTS["F_ADD_SEALS"] and call.result == 0:
+            file = dict(live.known.files).get(descriptor(call.arguments[0]))
+            if file is not None:
+                world.add_seals(file, number(call.arguments[2]))
 
 
 def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
@@ -477,5 +503,5 @@ def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
 _DESCRIPTORS = {
     "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
     "memfd_create": _opened, "userfaultfd": _opened, "dup": _duplicated, "dup2": _duplicated,
-    "dup3": _duplicated, "close": _closed,
+    "dup3": _duplicated, "close": _closed, "fcntl": _controlled,
 }  # fmt: skip

@@ -10,8 +10,11 @@ the first one, unless the recorder has noted its maps.
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
+from bisect import bisect
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -130,6 +133,15 @@ class _Sorter:
         elif call.name not in ("exit_group", "exit"):
             space.items.append(call)
 
+    def _after(self, call: TracedCall) -> Iterator[TracedCall]:
+        """Yield the calls of a process behind its execve, up to the next one."""
+        later = self.recording.calls[bisect(self.recording.calls, call.line, key=_line_of) :]
+        for other in later:
+            if other.pid == call.pid:
+                if other.name in EXECS and other.result == 0:
+                    return
+                yield other
+
     def _make_process(self, call: TracedCall, space: TracedSpace) -> None:
         if call.result == UNKNOWN:
             self.unborn.append((call, space))
@@ -142,12 +154,62 @@ class _Sorter:
         if call.result != 0:
             return
         program = executed(call)
-        fresh = not any(isinstance(item, TracedCall | Fork) for item in space.items)
-        if fresh and space.begin and is_mapped(program, space.begin):
+        fresh = not any(map(_works_on_memory, space.items))
+        began = space.begin
+        if fresh and began and (is_mapped(program, began) or fits(began, self._after(call))):
             return  # the recording begins with the execve whose maps it has
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
+
+
+def _works_on_memory(item: TracedCall | Fork | Note) -> bool:
+    """Return whether an item is more than what a launcher does with its descriptors."""
+    of_descriptors = ("close", "dup", "dup2", "dup3", "fcntl")
+    is_call = isinstance(item, TracedCall) and item.name not in of_descriptors
+    return is_call or isinstance(item, Fork)
+
+
+def _line_of(call: TracedCall) -> int:
+    return call.line
+
+
+def fits(begin: tuple[Area, ...], calls: Iterable[TracedCall]) -> bool:
+    """Return whether maps are those that a program begins with which then makes these calls.
+
+    Its name need not tell: it may be a symbolic link's, or a script's. The first brk tells where
+    its own memory ends, exactly there where addresses are not random. Where they are, what the
+    loader takes write permission from is where a writable mapping of a file begins that no call has
+    made.
+    """
+    ends = {area.end for area in begin if area.name and not area.name.startswith("[")}
+    written = {area.start for area in begin if area.name.startswith("/") and "w" in area.perms}
+    for call in itertools.islice(calls, _FEW_CALLS):
+        if call.name == "brk":
+            below = max((area.end for area in begin if area.end <= call.result), default=0)
+            anonymous = any(area.end == below and not area.name for area in begin)
+            return (call.result == below and (below in ends or anonymous)) or any(
+                _protects(other, written) for other in itertools.islice(calls, _FEW_CALLS)
+            )
+    return False
+
+
+_FEW_CALLS = 200
+"""Of a program's beginning: what its loader does comes before them."""
+
+
+def _protects(call: TracedCall, starts: set[int]) -> bool:
+    if call.name != "mprotect" or call.result or not call.arguments:
+        return False
+    try:
+        start = number(call.arguments[0])
+    except ValueError:
+        return False
+    return start in starts and not _NOT_RANDOM <= start < _NOT_RANDOM + (1 << 32)
+
+
+_NOT_RANDOM = 0x5555_5555_4000
+"""Where a program that can be anywhere is without randomisation, whatever it is."""
 
 
 def shares_memory(call: TracedCall) -> bool:

@@ -30,8 +30,9 @@ SPELLED = (
 )  # fmt: skip
 COMMANDS = {
     0xAA00: "USERFAULTFD_IOC_NEW", 0xC020_AA00: "UFFDIO_REGISTER", 0x8010_AA01: "UFFDIO_UNREGISTER",
+    0: "F_DUPFD", 1030: "F_DUPFD_CLOEXEC", 1033: "F_ADD_SEALS",
 }  # fmt: skip
-"""What is seen of ioctl: what decides which ranges a userfaultfd watches."""
+"""What is seen of ioctl (what decides which ranges a userfaultfd watches) and of fcntl."""
 NUMBERS = {name: SYSTEM_CALLS[name].number for name in (*PLAIN, *SPELLED)}
 _ACCESS = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 _PAGEMAP_SCAN, _REGIONS = 0xC060_6610, 2048
@@ -61,7 +62,7 @@ OPENS = ("userfaultfd", "open", "openat", "creat", "memfd_create", "dup", "dup2"
 
 def result_text(tid: int, name: str, result: int) -> str:
     """Write what a call returned."""
-    if (name in OPENS and result >= 0) or (name == "ioctl" and result > 0):
+    if (name in OPENS and result >= 0) or (name in ("ioctl", "fcntl") and result > 0):
         return _descriptor(tid, result)
     if -4096 < result < 0:
         code = errno.errorcode.get(-result, "")
@@ -211,6 +212,11 @@ def _ioctl(tid: int, a: tuple[int, ...]) -> list[str]:
     return [_descriptor(tid, a[0]), COMMANDS.get(a[1] & 0xFFFF_FFFF, hex(a[1])), told]
 
 
+def _fcntl(tid: int, a: tuple[int, ...]) -> list[str]:
+    command = a[1] & 0xFFFF_FFFF
+    return [_descriptor(tid, a[0]), COMMANDS.get(command, hex(command)), hex(a[2])]
+
+
 def _mbind(tid: int, a: tuple[int, ...]) -> list[str]:
     """Write the mask of nodes as its words, where it can be read."""
     bits = a[4] - 1
@@ -232,6 +238,7 @@ _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],
     "openat": _openat,
     "creat": lambda tid, a: [_string(tid, a[0]), "O_WRONLY"],
+    "fcntl": _fcntl,
     "ioctl": _ioctl,
     "mbind": _mbind,
     "memfd_create": lambda tid, a: [_string(tid, a[0]), hex(a[1])],

@@ -34,6 +34,9 @@ CONSTANTS = {
     "MFD_CLOEXEC": 1, "MFD_ALLOW_SEALING": 2, "MFD_HUGETLB": 4, "MFD_NOEXEC_SEAL": 8,
     "MFD_EXEC": 16, "MFD_HUGE_2MB": 21 << 26, "MFD_HUGE_1GB": 30 << 26,
     "O_RDONLY": 0, "O_WRONLY": 1, "O_RDWR": 2,
+    "F_DUPFD": 0, "F_DUPFD_CLOEXEC": 1030, "F_ADD_SEALS": 1033,
+    "F_SEAL_SEAL": 1, "F_SEAL_SHRINK": 2, "F_SEAL_GROW": 4, "F_SEAL_WRITE": 8,
+    "F_SEAL_FUTURE_WRITE": 16, "F_SEAL_EXEC": 32,
 }  # fmt: skip
 """The names that strace writes for the numbers that the replay asks for."""
 

@@ -4,7 +4,7 @@ Each aligned range of 2 MiB is looked at under the lock held for read, which is 
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
 look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
 its pages are there. Where there is no page table, but one of the level above, the call ends there
-to 6.19 (`collapse_passes_holes`).
+before 6.19 (`collapse_passes_holes`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18). Not covered: files in memory, huge pages that can't be had.
@@ -45,7 +45,7 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
     """Collapse a part of a VMA, the lock held for read: 0 or -EINVAL."""
     first, last = -(-low // PMD_SIZE) * PMD_SIZE, high & -PMD_SIZE
     start, end = -(-vma.start // PMD_SIZE) * PMD_SIZE, vma.end & -PMD_SIZE
-    if not can_collapse(vma) or start >= end:
+    if not can_collapse(vma) or start >= end or await has_no_huge_pages(cx.mm):
         return -EINVAL
     at, done = first, 0
     while at < last:
@@ -90,6 +90,12 @@ def can_collapse(vma: Vma) -> bool:
     """Return whether a VMA may have huge pages, and its pages are private and anonymous."""
     refused = vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL | VM_HUGETLB)
     return bool(not vma.file and vma.anon_vma and not refused)
+
+
+@step
+def has_no_huge_pages(m: Machine, _task: Task, mm: int) -> bool:
+    """Return whether PR_SET_THP_DISABLE is on."""
+    return bool(m.mm(mm).count("thp_disable"))
 
 
 @step

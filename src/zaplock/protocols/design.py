@@ -136,6 +136,7 @@ class Design:
     advises_itself: Literal["no", "some", "all"] = "no"
     droppable: bool = False
     watches_droppable: bool = True
+    uffd_keeps_wp: bool = False
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
     prefaults_writes: bool = True

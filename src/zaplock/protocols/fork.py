@@ -71,6 +71,8 @@ def inherit_counters(m: Machine, _task: Task, mm: int, child: int) -> None:
     """Give the child its parent's heap."""
     for counter in ("brk", "start_brk", "data_length"):
         m.mm(child).counters.put(counter, m.mm(mm).count(counter))
+    if m.mm(mm).count("thp_disable"):
+        m.mm(child).counters.put("thp_disable", 1)
     mdwe = m.mm(mm).count("mdwe")
     if mdwe and not mdwe & MDWE_NO_INHERIT:
         m.mm(child).counters.put("mdwe", mdwe)

@@ -15,7 +15,7 @@ mm/process_vm_access.c.
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL
+from errno import EFAULT, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import cached_frame, set_file_size
@@ -26,6 +26,7 @@ from zaplock.model.step import Task, step
 from zaplock.protocols.access import MUST_FAULT, load, read_memory, write_memory
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
+from zaplock.protocols.seals import sealed_against
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -86,6 +87,8 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
     while done < length:
         if cx.design.prefaults_writes and await read_memory(cx, address + done, True) < 0:
             return done or -EFAULT
+        if await sealed_against(file, offset + min(length, done + PAGE_SIZE)):
+            return done or -EPERM
         await begin_write(file, offset + done >> PAGE_SHIFT)
         tag = await load(cx.mm, address + done)
         if tag == MUST_FAULT:  # not there: nothing was copied, and only then it is faulted in
@@ -113,12 +116,15 @@ def begin_write(m: Machine, task: Task, file: int, pgoff: int) -> None:
 
 @step
 def end_write(m: Machine, task: Task, file: int, offset: int, tag: int, count: int) -> None:
-    """Put what was copied into a page of a file, which grows where it ends before that."""
+    """Put what was copied into a page of a file, which grows where it ends before that.
+
+    The page counts as written to also where nothing was copied.
+    """
+    pgoff = offset >> PAGE_SHIFT
+    frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
+    m.dirty.set(frame, frame + 1, True)
     if count:
-        pgoff = offset >> PAGE_SHIFT
-        frame = pgoff + (m.page_cache(file).at(pgoff) or 0)
         m.content.set(frame, frame + 1, tag)
-        m.dirty.set(frame, frame + 1, True)
     if offset + count > m.files[file].size:
         set_file_size.run(m, task, file, offset + count)
 

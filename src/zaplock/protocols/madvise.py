@@ -55,6 +55,7 @@ from zaplock.protocols.locking import (
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
 from zaplock.protocols.rmap import MARKERS, punch_hole
+from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
 
 if TYPE_CHECKING:
@@ -357,6 +358,8 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
     last = first + high - low
     await up_read(cx.mmap_lock)
     error = -EINVAL if first > MAX_OFFSET else -EFBIG if last > MAX_OFFSET else 0
+    if not error and await sealed_against(vma.file, 0):
+        error = -EPERM
     if not error and vma.flags & VM_HUGETLB:
         await zero_parts(vma.file, first, last)
         first, last = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE

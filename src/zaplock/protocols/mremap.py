@@ -241,10 +241,11 @@ async def clear_for_move(cx: Cx, r: Request, events: UnmapEvents) -> tuple[int, 
 
 
 def align_hugetlb(vma: Vma, r: Request) -> Request:
-    """Round the lengths to huge pages where a mapping has such."""
+    """Round the lengths to huge pages where a mapping has such; the largest one to 0."""
     if not vma.flags & VM_HUGETLB:
         return r
-    old, new = ((length + PMD_SIZE - 1) & -PMD_SIZE for length in (r.old_length, r.new_length))
+    rounded = ((length + PMD_SIZE - 1) & -PMD_SIZE for length in (r.old_length, r.new_length))
+    old, new = (length % (1 << 64) for length in rounded)
     return r._replace(old_length=old, new_length=new)
 
 

@@ -1,6 +1,7 @@
-"""prctl, as far as it is about memory: names for mappings, and no code that was ever writable.
+"""prctl, as far as it is about memory: names, no code that was ever writable, no huge pages.
 
-Sources: mm/madvise.c madvise_set_anon_name (names, 5.17), kernel/sys.c prctl_set_mdwe (6.3).
+Sources: mm/madvise.c madvise_set_anon_name (names, 5.17), kernel/sys.c prctl_set_mdwe (6.3) and
+PR_SET_THP_DISABLE.
 """
 
 from __future__ import annotations
@@ -76,3 +77,18 @@ def set_mdwe(m: Machine, _task: Task, mm: int, bits: int) -> int:
 async def prctl_set_mdwe(cx: Cx, bits: int) -> int:
     """The prctl as a protocol."""
     return await set_mdwe(cx.mm, bits)
+
+
+async def prctl_set_thp_disable(cx: Cx, disable: int) -> int:
+    """PR_SET_THP_DISABLE: 0 or -EINTR. Huge pages that there are stay."""
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    await set_thp_disable(cx.mm, int(disable != 0))
+    await mmap_write_unlock(cx)
+    return 0
+
+
+@step
+def set_thp_disable(m: Machine, _task: Task, mm: int, disable: int) -> None:
+    """Let an address space have no transparent huge pages, or again have some."""
+    m.mm(mm).counters.put("thp_disable", disable)

@@ -8,6 +8,7 @@ Source: mm/memory.c unmap_mapping_pages, mm/truncate.c truncate_pagecache.
 
 from __future__ import annotations
 
+from errno import EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_pages, i_mmap_lock, set_file_size, truncate_pagecache
@@ -16,6 +17,7 @@ from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.vma import Vma, read_vma, vma_of
+from zaplock.protocols.seals import sealed_size
 from zaplock.protocols.teardown import (
     tlb_finish_mmu,
     tlb_flush_mmu,
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 
 
 async def truncate(cx: Cx, file: int, size: int) -> int:
-    """Cut a file at `size` bytes: unmap, drop the pages, unmap again what raced in between."""
+    """Cut a file at `size` bytes: unmap, drop the pages, unmap again what raced in between.
+
+    Returns 0, or -EPERM where it is sealed against that.
+    """
+    if await sealed_size(file, size):
+        return -EPERM
     await set_file_size(file, size)
     await unmap_mapping_range(cx, file, page_align(size), 1 << 63)
     await truncate_pagecache(file, size)

@@ -1,14 +1,27 @@
-"""Sealed mappings: who looks for them, and when.
+"""Sealed mappings: who looks for them, and when. And sealed files in memory: against what.
 
 6.10 looks over a whole range before it changes any of it (can_modify_mm); from 6.12 on each VMA is
 looked at when its turn comes, so that what lies before it has been changed by then.
+
+Source of file seals: mm/memfd.c memfd_add_seals, mm/shmem.c (6.18).
 """
 
 from __future__ import annotations
 
+from errno import EBADF, EBUSY, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import VM_SEALED
+import msgspec
+
+from zaplock.model.files import (
+    SEAL_EXEC,
+    SEAL_FUTURE_WRITE,
+    SEAL_GROW,
+    SEAL_SEAL,
+    SEAL_SHRINK,
+    SEAL_WRITE,
+)
+from zaplock.model.flags import VM_MAYWRITE, VM_SEALED, VM_SHARED
 from zaplock.model.step import Task, step
 from zaplock.model.vma import find_vmas, vma_of
 
@@ -27,3 +40,51 @@ def any_sealed(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
     """Return whether a VMA of the range is sealed."""
     handles = find_vmas.run(m, task, mm, start, end)
     return any(vma_of(m, task, handle).flags & VM_SEALED for handle in handles)
+
+
+ALL_SEALS = SEAL_SEAL | SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE | SEAL_EXEC
+OF_CODE = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
+"""What SEAL_EXEC brings along for a file that may be executed."""
+
+
+async def add_seals(cx: Cx, file: int, seals: int) -> int:
+    """fcntl(F_ADD_SEALS) of a descriptor: 0 or a negative errno. `file` 0: there is none."""
+    return await seal_file(file, seals) if file else -EBADF
+
+
+@step
+def seal_file(m: Machine, task: Task, file: int, seals: int) -> int:
+    """Seal a memfd; against writing only while nobody maps it so that it could be written to.
+
+    A memfd that may be executed (as all without MFD_NOEXEC_SEAL) is sealed whole with SEAL_EXEC.
+    """
+    backing = m.files[file]
+    if not backing.writable:
+        return -EPERM
+    if seals & ~ALL_SEALS or backing.kind not in ("shmem", "hugetlb"):
+        return -EINVAL
+    if backing.seals & SEAL_SEAL:
+        return -EPERM
+    if seals & SEAL_EXEC:
+        seals |= OF_CODE
+    if seals & SEAL_WRITE and not backing.seals & SEAL_WRITE:
+        may_write = VM_SHARED | VM_MAYWRITE
+        if any(vma_of(m, task, handle).flags & may_write == may_write for handle in m.i_mmap(file)):
+            return -EBUSY
+    m.files.put(file, msgspec.structs.replace(backing, seals=backing.seals | seals))
+    return 0
+
+
+@step
+def sealed_against(m: Machine, _task: Task, file: int, end: int) -> bool:
+    """Return whether a file may not be written to up to `end`."""
+    backing = m.files[file]
+    return backing.is_write_sealed or (bool(backing.seals & SEAL_GROW) and end > backing.size)
+
+
+@step
+def sealed_size(m: Machine, _task: Task, file: int, size: int) -> bool:
+    """Return whether a file may not be made so long."""
+    backing = m.files[file]
+    shrinks, grows = backing.seals & SEAL_SHRINK, backing.seals & SEAL_GROW
+    return bool((size < backing.size and shrinks) or (size > backing.size and grows))

@@ -55,7 +55,9 @@ async def register(
         return min(0, await modify_vma(cx, handle, low, high, flags, context))
 
     droppable = cx.design.watches_droppable
-    error = await refused(cx.mm, start, start + length, wanted, droppable, context, any_kind)
+    error = await refused(
+        cx.mm, start, start + length, wanted, droppable, context, any_kind, cx.design.uffd_keeps_wp
+    )
     if not error:
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
@@ -102,6 +104,7 @@ def refused(
     droppable: bool,
     context: int = 0,
     any_kind: bool = False,
+    keeps_wp: bool = False,
 ) -> int:
     """Return -EINVAL, -EPERM or -EBUSY if a VMA of the range can't be watched, or there is none."""
     handles = overlapping(m, m.mm(mm), start, end)
@@ -117,5 +120,7 @@ def refused(
         if wanted and not vma.flags & VM_MAYWRITE:
             return -EPERM
         if wanted and vma.uffd not in (0, context):
+            return -EBUSY
+        if keeps_wp and wanted and vma.flags & VM_UFFD_WP and not wanted & VM_UFFD_WP:
             return -EBUSY
     return 0 if handles else -EINVAL

@@ -11,16 +11,28 @@ Sources: fs/userfaultfd.c; unmap events since 4.11 (897ab3e0c49e).
 
 from __future__ import annotations
 
-from errno import EEXIST, ENOENT
+from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT
 from typing import TYPE_CHECKING, Any
 
-from zaplock.model.flags import PAGE_SHIFT, VM_UFFD_FLAGS, VM_UFFD_MISSING
-from zaplock.model.frames import alloc_frames
+from zaplock.model.files import fill_cache
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    VM_SHARED,
+    VM_UFFD_FLAGS,
+    VM_UFFD_MISSING,
+    VM_UFFD_WP,
+    VM_WRITE,
+)
+from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Pte
-from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.pagetable import HUGE, alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
-from zaplock.model.vma import change, lookup, vma_of
+from zaplock.model.vma import Vma, anon_vma_prepare, change, lookup, read_vma, vma_of
+from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
+from zaplock.protocols.uffd_range import is_range
+from zaplock.protocols.walk import vma_lookup
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -163,14 +175,92 @@ def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int
     vma = vma_of(m, task, handle)
     if vma.start > address or not vma.flags & VM_UFFD_MISSING:
         return -ENOENT
-    vpn = address >> PAGE_SHIFT
-    if space.ptes.at(vpn) is not None:
+    return fill_page(m, task, vma, address >> PAGE_SHIFT, tag)
+
+
+def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, tag: int | None) -> int:
+    """Map a page that holds `tag`, or without one zeros: 0, -EEXIST or -EFAULT.
+
+    In a private mapping that is a page of one's own or the zero page; in a shared one the file gets
+    it (mfill_atomic_pte, shmem_mfill_atomic_pte).
+    """
+    space, pte = m.mm(vma.mm), m.mm(vma.mm).ptes.at(vpn)
+    if pte is not None and pte.kind in HUGE:
         return -EEXIST
     alloc_tables(m, task, space, vpn, vpn + 1)
-    pfn = alloc_frames(m, task, "anon", 1)
-    m.content.set(pfn, pfn + 1, tag)
-    install(m, task, space, vpn, vpn + 1, Pte("anon", pfn - vpn, True))
+    pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
+    size = m.files[vma.file].size if vma.file else 0
+    if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):
+        return -EFAULT  # a device has no size
+    in_file = vma.flags & VM_SHARED
+    if pte is not None or (in_file and m.page_cache(vma.file).at(pgoff) is not None):
+        return -EEXIST
+    writable = bool(vma.flags & VM_WRITE)
+    if in_file:
+        pfn = fill_cache(m, task, vma.file, pgoff, pgoff + 1)
+        change_frames(m, task, pfn, pfn + 1, refs=1)
+        m.dirty.set(pfn, pfn + 1, True)
+    elif tag is None:
+        install(m, task, space, vpn, vpn + 1, Pte("zero", 0))
+        return 0
+    else:
+        pfn = alloc_frames(m, task, "anon", 1)
+    if tag:
+        m.content.set(pfn, pfn + 1, tag)
+    kind = "shmem" if in_file else "anon"
+    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable))
     return 0
+
+
+UFFDIO_DONTWAKE, UFFDIO_WP = 1, 2
+
+
+async def uffdio_fill(cx: Cx, start: int, length: int, tag: int | None, mode: int) -> int:
+    """UFFDIO_COPY of pages that hold `tag`, or without one UFFDIO_ZEROPAGE: 0 or an errno.
+
+    As of 6.9: under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, which
+    comes before anybody asks whether it is watched. Where only a part could be filled: -EAGAIN.
+    """
+    known = UFFDIO_DONTWAKE if tag is None else UFFDIO_DONTWAKE | UFFDIO_WP
+    if not is_range(cx, start, length) or mode & ~known:
+        return -EINVAL
+    handle = await lock_vma_under_rcu(cx.mm, start)
+    if handle and lacks_anon_vma(await read_vma(handle)):
+        await vma_end_read(handle)
+        handle = 0
+    by_vma = bool(handle)
+    if not by_vma:
+        await down_read(cx.mmap_lock)
+        handle = await vma_lookup(cx.mm, start)
+        if handle and lacks_anon_vma(await read_vma(handle)):
+            await anon_vma_prepare(handle)
+    filled = await fill_range(handle, start, length, tag, bool(mode & UFFDIO_WP)) if handle else 0
+    await (vma_end_read(handle) if by_vma else up_read(cx.mmap_lock))
+    if not handle:
+        return -ENOENT
+    return 0 if filled == length else -EAGAIN if filled > 0 else filled
+
+
+def lacks_anon_vma(vma: Vma) -> bool:
+    """Return whether a private mapping has no anon_vma yet."""
+    return not vma.flags & VM_SHARED and not vma.anon_vma
+
+
+@step
+def fill_range(
+    m: Machine, task: Task, handle: int, start: int, length: int, tag: int | None, protects: bool
+) -> int:
+    """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
+    vma = vma_of(m, task, handle)
+    if start + length > vma.end or not vma.uffd:
+        return -ENOENT
+    if protects and not vma.flags & VM_UFFD_WP:
+        return -EINVAL
+    for done in range(0, length, PAGE_SIZE):
+        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, tag)
+        if error:
+            return done or error
+    return length
 
 
 @step

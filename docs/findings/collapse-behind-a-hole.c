@@ -1,0 +1,66 @@
+/* MADV_COLLAPSE ends at 2 MiB that have no page table, and goes on over 1 GiB that has none
+ * cc -o reproducer reproducer.c && ./reproducer
+ * written by: zaplock oracle --replay collapse-behind-a-hole.json --c reproducer.c
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+static long field(const char *path, const char *name)
+{
+	char line[256];
+	long kb = -1;
+	FILE *file = fopen(path, "r");
+
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, name, strlen(name)))
+			kb = atol(line + strlen(name) + 1);
+	if (file)
+		fclose(file);
+	return kb;
+}
+
+static long sequence(int tells)
+{
+	char *r[3];
+	long before = field("/proc/self/status", "VmLck");
+
+	r[0] = (char *)(long)mmap((void *)0x40000000, 0x600000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0);
+	r[1] = (char *)(long)(*(volatile char *)0x40522000 = 1);
+	r[2] = (char *)(long)madvise((void *)0x40200000, 0x400000, 0x19);
+
+	if (tells)
+		printf("AnonHugePages in the end: %ld kB\n",
+			field("/proc/self/smaps_rollup", "AnonHugePages"));
+	if (r[0] != MAP_FAILED)
+		munmap(r[0], 0x600000);
+	return field("/proc/self/status", "VmLck") - before;
+}
+
+int main(void)
+{
+	long before = field("/proc/meminfo", "Committed_AS");
+
+	for (int round = 0; round < 16; round++) {
+		if (!fork()) {
+			long locked = sequence(!round);
+
+			if (!round)
+				printf("VmLck with nothing mapped: %ld kB\n", locked);
+			exit(0);
+		}
+		wait(NULL);
+	}
+	printf("Committed_AS after 16 rounds: %+ld kB\n",
+		field("/proc/meminfo", "Committed_AS") - before);
+	return 0;
+}
