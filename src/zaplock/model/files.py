@@ -124,6 +124,9 @@ def write_to_swap(m: Machine, _task: Task, file: int, first: int, last: int) -> 
     swap_out_cached(m, file, first, last)
 
 
+TAG_BYTES = 8
+
+
 def disk_tag(file: int, pgoff: int) -> int:
     """Return the tag that a page of a file on disk holds before anybody writes to it."""
     return (file << 32) | (pgoff + 1)
@@ -139,11 +142,16 @@ def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
 def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
     """Change i_size: from now on accesses beyond it raise SIGBUS.
 
-    A page that is cut in its middle is brought back from swap for that.
+    A page that is cut in its middle is brought back from swap for that, and zeroes are what is
+    beyond; its tag is its first eight bytes.
     """
-    cut = size >> PAGE_SHIFT
-    if size < m.files[file].size and size % PAGE_SIZE and m.page_cache(file).at(cut) is not None:
-        cached_frame(m, task, file, cut)
+    cut, kept = size >> PAGE_SHIFT, size % PAGE_SIZE
+    if kept and size < m.files[file].size and m.page_cache(file).at(cut) is not None:
+        pfn = cached_frame(m, task, file, cut)
+        tag = m.content.at(pfn)
+        if tag and kept < TAG_BYTES:
+            left = tag & (1 << 8 * kept) - 1
+            m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
     m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
 
 

@@ -12,6 +12,7 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     VM_ACCOUNT,
     VM_DONTCOPY,
+    VM_HUGETLB,
     VM_LOCKED_MASK,
     VM_MAYBE_GUARD,
     VM_MAYWRITE,
@@ -130,11 +131,16 @@ async def copy_page_range(cx: Cx, vma: Vma, child: int) -> int:
 
 @step
 def copy_tables(m: Machine, task: Task, vma: Vma, child: int) -> None:
-    """Let the child have page tables over a VMA wherever the parent has some."""
+    """Let the child have page tables over a VMA wherever the parent has some.
+
+    For hugetlb only where the parent's reach down to the entries (copy_hugetlb_page_range).
+    """
     parent, space = m.mm(vma.mm), m.mm(child)
     first, last = vma.start >> PAGE_SHIFT, vma.end - 1 >> PAGE_SHIFT
     for level, tables in parent.tables.items():
         shift = 9 * level
+        if vma.flags & VM_HUGETLB and level != 2:
+            continue
         for low, high, _ in tables.overlapping(first >> shift, (last >> shift) + 1):
             begin = max(low << shift, first)
             alloc_tables(m, task, space, begin, min((high << shift) - 1, last) + 1, level)
