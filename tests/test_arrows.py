@@ -32,7 +32,7 @@ ROOMS = {
     "programs": {"designs", "engines", "errors", "inputs", "model", "oracle", "outputs",
                  "protocols", "strangers", "system_calls"},
     "oracle": {"advice", "designs", "engines", "errors", "inputs", "linux_version", "measure",
-               "model", "protocols", "recorder", "strangers", "system_calls", "trace"},
+               "model", "protocols", "recorder", "strangers", "system_calls", "trace", "workers"},
     "fleet_store": {"errors", "outputs", "strangers", "trace"},
     "lab": {"designs", "engines", "errors", "experiment", "inputs", "linux_version", "model",
             "outputs", "protocols", "strangers", "trace"},

@@ -1,6 +1,7 @@
 """One word, one meaning: no two public classes of zaplock share a name (docs/glossary.md)."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,19 @@ def test_no_two_public_classes_share_a_name() -> None:
                 homes.setdefault(node.name, []).append(str(path.relative_to(SOURCE)))
     twice = {name: where for name, where in homes.items() if len(where) > 1}
     assert not twice
+
+
+def test_a_thread_is_it_and_a_user_they() -> None:
+    root = SOURCE.parent.parent
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *SOURCE.rglob("*.py")]
+    word = re.compile(r"\b(?:he|him|his|himself)\b", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(root)}:{number}"
+        for path in pages
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if word.search(line)
+    ]
+    assert not found
 
 
 def test_the_public_face_tells_what_there_is(tmp_path: Path) -> None:

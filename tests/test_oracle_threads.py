@@ -6,12 +6,12 @@ import json
 import platform
 from collections.abc import Iterator
 from errno import EINVAL, ENOMEM
-from typing import Any
+from functools import partial
 
 import pytest
 from test_oracle import needs_kernel
 
-from zaplock.check.mutations import Mutant, filtered, mutate, mutations_of
+from zaplock.check.mutations import as_mutated, mutate, mutations_of
 from zaplock.cli import main
 from zaplock.designs.linux import design_of
 from zaplock.oracle.interleavings import OPERATIONS, Interleavings
@@ -128,12 +128,7 @@ MUTATIONS = ("no-mmap-lock", "downgrade-before-detach", "no-vma-write-lock")
 def test_a_fault_in_the_locking_is_found(name: str) -> None:
     design: Design = design_of(platform.release()).design
     mutant = mutate(design, mutations_of(design)[name])
-    rule = mutant.rule if isinstance(mutant, Mutant) else None
-
-    def wrap(protocol: Any) -> Any:
-        return filtered(protocol, rule()) if rule else protocol
-
-    assert hunt(mutant, wrap, limit_s=60.0).told
+    assert hunt(mutant, partial(as_mutated, mutant), limit_s=60.0).told
 
 
 def test_equal_seeds_make_equal_programs_of_what_threads_can_do() -> None:

@@ -7,10 +7,12 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -408,6 +410,36 @@ def test_a_user_who_has_limits_of_his_own_can_read(tmp_path: Path, what: str) ->
         assert apart.PARSER.parse(content, 1 << 22, ["tid"]).height == 10
     """)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_the_parser_answers_what_a_table_holds_and_ends_with_who_asks() -> None:
+    """It is run as a module here, so that its lines count (`make coverage`)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    home = str(Path(pl.__file__).parents[1])
+    command = [sys.executable, "-m", "zaplock.trace.parser_process", str(theirs.fileno()), home]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+    theirs.close()
+    table = io.BytesIO()
+    pl.DataFrame({"name": ["a", "b"], "ns": [1, 2]}).write_parquet(table)
+
+    def answer(content: bytes, **request: object) -> tuple[dict[str, Any], bytes]:
+        file = os.memfd_create("table")
+        os.write(file, content)
+        asked = json.dumps({"bytes": 1 << 30, "cpu_s": 60, **request}).encode()
+        socket.send_fds(ours, [asked], [file])
+        told = json.loads(ours.recv(1 << 16))
+        with os.fdopen(file, "rb") as left:
+            left.seek(0)
+            return told, left.read()
+
+    with ours:
+        assert answer(table.getvalue(), ask="look")[0] == {"rows": 2, "columns": ["name", "ns"]}
+        told, parsed = answer(table.getvalue(), ask="parse", columns=["ns"])
+        assert (told, pl.read_ipc(parsed).to_dict(as_series=False)) == ({}, {"ns": [1, 2]})
+        told, left = answer(table.getvalue()[:-9], ask="parse", columns=["ns"])
+        assert told["error"]
+        assert left == table.getvalue()[:-9]
+    assert process.wait(60) == 0
 
 
 def test_a_table_that_lost_its_sum_is_said_to_be_unchecked(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import pytest
 from zaplock.check.bugs import expected
 from zaplock.check.counterexample import tell
 from zaplock.check.matrix import check_row, unexpected
-from zaplock.check.mutations import Rule, Steps, filtered
 from zaplock.check.scenarios import InitialMapping, Scenario, TaskSpec, address_of
 from zaplock.check.verdicts import Added, check, closed_system, find_design, find_scenario
 from zaplock.designs.catalogue import GROUPS
@@ -23,6 +22,7 @@ from zaplock.lab import profiles
 from zaplock.lab.compare import compare
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.model.files import new_file
+from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import PAGE_SIZE
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_5_11, LockStep, down_write

@@ -58,7 +58,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, SkipLock
+from zaplock.check.mutations import Mutation, Postpone, Skip, SkipLock
 from zaplock.check.operations import length_of
 from zaplock.check.own import OwnInvariant, OwnOperation
 from zaplock.check.scenarios import (
@@ -72,6 +72,7 @@ from zaplock.check.scenarios import (
 from zaplock.designs import SHIPPED, Cx, Design
 from zaplock.designs.linux import linux
 from zaplock.model import flags
+from zaplock.model.filters import Rule
 from zaplock.model.flags import page_align
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (

@@ -28,6 +28,8 @@ from zaplock.errors import UserError
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+PICTURES = (".svg", ".png", ".html")
+"""What holds and waits are drawn as."""
 _MOST_LINKS = 40
 """As many as the kernel follows in one path."""
 
@@ -248,3 +250,14 @@ def require_writable(path: str | os.PathLike[str], *, parents: bool = False) -> 
             where.folder.remove(probe)
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def require_picture(
+    path: str | os.PathLike[str], suffixes: tuple[str, ...] = PICTURES, *, place: bool = True
+) -> None:
+    """Raise UserError where a picture can't be: by its suffix, or (place) where it would lie."""
+    if Path(path).suffix not in suffixes:
+        kinds = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}"
+        raise UserError(f"picture {str(path)!r} must end in {kinds}")
+    if place:
+        require_writable(path)

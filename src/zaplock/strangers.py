@@ -1,6 +1,6 @@
 """Names are bytes from strangers: how they are decoded, and how they are shown.
 
-Any local user may call a process, a thread, a file, a mount or a mapping whatever he likes: bytes
+Any local user may call a process, a thread, a file, a mount or a mapping anything at all: bytes
 that are no UTF-8, escape sequences that write to a terminal's clipboard, characters that turn the
 direction of a line round, a line break and a false line after it. So a name is decoded here, once,
 where it comes in, and from then on it is plain: whatever can't be printed stands as the escape

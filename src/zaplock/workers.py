@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from concurrent.futures import ProcessPoolExecutor
@@ -24,9 +24,22 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def _enter(parent: int, begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    die_with(parent)
+    if begin is not None:
+        begin(*arguments)
+
+
 @contextmanager
-def pool(jobs: int, start_method: str) -> Iterator[ProcessPoolExecutor]:
+def pool(
+    jobs: int,
+    start_method: str,
+    begin: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[ProcessPoolExecutor]:
     """Lend a pool of so many workers, which are killed where the block is left by an exception.
+
+    Each calls `begin` with the arguments before its first work.
 
     Its `map` is not for use: interrupted, it cancels what was begun, and up to Python 3.11 a pool
     whose workers are ended then dies with a traceback of its own.
@@ -35,7 +48,8 @@ def pool(jobs: int, start_method: str) -> Iterator[ProcessPoolExecutor]:
     from concurrent.futures import ProcessPoolExecutor
 
     context = multiprocessing.get_context(start_method)
-    with ProcessPoolExecutor(jobs, context, die_with, (os.getpid(),)) as executor:
+    entering = (os.getpid(), begin, arguments)
+    with ProcessPoolExecutor(jobs, context, _enter, entering) as executor:
         try:
             yield executor
         except BaseException:

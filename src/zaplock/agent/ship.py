@@ -31,7 +31,7 @@ from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.stream import Stream
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.file import Manifest, Writer, read
-from zaplock.trace.gaps import losses
+from zaplock.trace.gaps import losses, untold_losses
 from zaplock.trace.summary import QUEUED_NS, operation_name, summarise
 from zaplock.version import __version__
 
@@ -91,20 +91,12 @@ def _write(trouble: Trouble, drains: Iterator[tuple[int, list[Any]]], path: Path
         for before_ns, chunks in drains:
             _append(writer, stream.feed(chunks, before_ns))
         _append(writer, stream.rest())
-        _append(writer, _untold(trouble, writer.manifest.lost_events))
+        told = writer.manifest.lost_events
+        _append(writer, untold_losses(trouble.lost_events, told, trouble.ended_ns))
         writer.name(trouble.names.tasks, trouble.names.mms)
         if trouble.noticed.found:
             writer.find(trouble.noticed.found)
         writer.change(operations=tuple(stream.operations), ended_ns=trouble.ended_ns)
-
-
-def _untold(trouble: Trouble, told: int) -> Columns:
-    """Tell the losses that the kernel counted but no page told: those at the very end."""
-    missing = trouble.lost_events - told
-    columns = losses([(trouble.ended_ns, trouble.ended_ns)] if missing > 0 else [])
-    columns["detail"][:] = 0
-    columns["length"][:] = missing
-    return columns
 
 
 def _append(writer: Writer, columns: Columns) -> None:

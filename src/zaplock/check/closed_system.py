@@ -12,7 +12,7 @@ import msgspec
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
-from zaplock.check.mutations import Mutant, filtered
+from zaplock.check.mutations import as_mutated
 from zaplock.check.operations import HEAP_PAGE, READS_WORDS
 from zaplock.check.own import kinds_of as operations_of
 from zaplock.check.own import watched
@@ -37,6 +37,7 @@ from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.model.files import fill_cache, link_vma, new_file
+from zaplock.model.filters import filtered
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.page_fault import populate_range
@@ -187,9 +188,7 @@ def watched_protocol(
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
     protocol = under(design, kind.start(cx, operation.numbers))
-    mutant = observed_design(design)
-    if isinstance(mutant, Mutant) and mutant.filters(operation.name):
-        protocol = filtered(protocol, mutant.new_rule())
+    protocol = as_mutated(observed_design(design), protocol, operation.name)
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task))
     if scenario.disk_apart:

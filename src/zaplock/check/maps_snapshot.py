@@ -14,8 +14,8 @@ from functools import cache, wraps
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zaplock.check.mutations import Rule, Steps
 from zaplock.check.scenarios import BASE_PAGE, PAGE_SHIFT
+from zaplock.model.filters import Rule, Steps
 from zaplock.model.rwsem import LockStep
 from zaplock.model.spans import SpanSteps
 from zaplock.model.step import Step, Task, WaitStep, step, watching

@@ -23,7 +23,7 @@ from zaplock.check.mutations import (
     split_mutant,
 )
 from zaplock.check.pairs import pair_names
-from zaplock.check.scenarios import Scenario, shipped_scenarios
+from zaplock.check.scenarios import Scenario, parse_operation, shipped_scenarios
 from zaplock.check.verdicts import (
     BROKEN,
     NOT_EXHAUSTED,
@@ -216,7 +216,7 @@ def mutants(designs: Sequence[str] = ()) -> list[tuple[str, str]]:
 def try_mutant(design: str, name: str) -> Killed:
     """Check a mutant in the scenarios that its design passes, until one breaks.
 
-    An equivalent one is tried in every written scenario.
+    An equivalent one is tried in every written scenario with an operation in which it acts.
     """
     return try_mutation(name, [design])[0]
 
@@ -247,8 +247,16 @@ def _killed(base: Design, name: str, searched: dict[str, _Verdicts[Verdict]]) ->
 
 
 def _trials(mutation: Mutation, design: Design) -> Iterable[str]:
-    names = mutation.breaks or tuple(shipped_scenarios())
+    names = mutation.breaks or [name for name in shipped_scenarios() if acts_in(mutation, name)]
     return [name for name in names if keeps(name, design) and expected(name, design) is None]
+
+
+def acts_in(mutation: Mutation, scenario: str) -> bool:
+    """Return whether a mutant may differ from its design in a scenario."""
+    if mutation.changes or not mutation.only:
+        return True
+    tasks = find_scenario(scenario).task
+    return any(parse_operation(text).name in mutation.only for one in tasks for text in one.do)
 
 
 def keeps(scenario: str, design: Design) -> bool:

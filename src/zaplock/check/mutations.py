@@ -8,8 +8,7 @@ mutation is one line on the protocols as they are; no protocol is written twice.
 from __future__ import annotations
 
 import re
-import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,32 +16,17 @@ from typing import Any, Final
 from zaplock.designs import load
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.errors import UserError, or_meant
+from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
 from zaplock.model.step import Step
-from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.madvise import madvise
-
-Steps = Generator[Step[Any], Any, Any]
 
 _FILE: Final = re.compile(r".+\.py:\w++", re.DOTALL)
 _DESIGN: Final = re.compile(r"(?:linux-|rfc-)[^/:]*+")
 _MUTATION: Final = re.compile(r"[\w-]++")
 _END_OF_FILE: Final = re.compile(r"\.py:\w++(?=/)")
-
-
-class Rule:
-    """From each step of a protocol to what is really done in its place; `at_end` when it ends.
-
-    It returns what the protocol gets, and has a memory for one run of one task.
-    """
-
-    def __call__(self, step: Step[Any]) -> Steps:
-        return (yield step)
-
-    def at_end(self) -> Steps:
-        """Do what is left to do."""
-        yield from ()
 
 
 @dataclass(frozen=True)
@@ -74,8 +58,8 @@ class Mutant(Design):
     only: tuple[str, ...] = ()
 
     def filters(self, operation: str) -> bool:
-        """Return whether the steps of a scenario's operation go through the rule."""
-        return self.rule is not None and (not self.only or operation in self.only)
+        """Return whether the steps of an operation, "" for any, go through the rule."""
+        return self.rule is not None and (not operation or not self.only or operation in self.only)
 
     def new_rule(self) -> Rule:
         """Return the rule for one run of one operation."""
@@ -96,6 +80,16 @@ def mutate(design: Design, mutation: Mutation) -> Design:
         )
     fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
     return Mutant(**fields, rule=mutation.rule, only=mutation.only)
+
+
+def as_mutated(design: Design, protocol: Protocol, operation: str = "") -> Protocol:
+    """Let a protocol run as its design does it: a mutant's through its filter.
+
+    operation: whose it is, for a mutant that filters some only.
+    """
+    if isinstance(design, Mutant) and design.filters(operation):
+        return filtered(protocol, design.new_rule())
+    return protocol
 
 
 def filter_of(design: Design) -> tuple[Callable[[], Rule], tuple[str, ...]] | None:
@@ -159,19 +153,6 @@ def mutation_named(name: str, design: Design) -> Mutation:
         there_are = f"of {design.name}{or_meant(name, known)}; there are {', '.join(known)}"
         raise UserError(f"no mutation {name!a} {there_are}")
     return known[name]
-
-
-@types.coroutine
-def filtered(inner: Any, rule: Rule) -> Steps:
-    """Run a protocol with each of its steps put through a rule."""
-    result: Any = None
-    while True:
-        try:
-            step = inner.send(result)
-        except StopIteration as end:
-            yield from rule.at_end()
-            return end.value
-        result = yield from rule(step)
 
 
 # Filters

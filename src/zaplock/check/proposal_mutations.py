@@ -5,7 +5,8 @@ from __future__ import annotations
 from errno import EINTR
 from typing import Any
 
-from zaplock.check.mutations import Mutation, Postpone, Rule, Skip, Steps, UnlockLast
+from zaplock.check.mutations import Mutation, Postpone, Skip, UnlockLast
+from zaplock.model.filters import Rule, Steps
 from zaplock.model.flags import PMD_SIZE
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step

@@ -14,17 +14,16 @@ from zaplock.check.mutations import (
     DowngradeBefore,
     Mutation,
     Postpone,
-    Rule,
     Skip,
     SkipLock,
     SkipWithoutMemory,
     SkipWrite,
-    Steps,
     UnlockLast,
     WrongUnlock,
     zaps_first,
 )
 from zaplock.check.proposal_mutations import MUTATIONS as PROPOSAL_MUTATIONS
+from zaplock.model.filters import Rule, Steps
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step
 from zaplock.model.vma import Vma
@@ -367,6 +366,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         rule=lambda: Skip("set_oom_skip"),
         equivalent="exit_mmap zaps under read and frees the tables under write, so a reaper that "
         "comes finds empty page tables or no VMAs: the mark only saves it the way",
+        only=("exit", "fork", "fork-see", "oom-reap", "process-mrelease"),  # may be its last users
     ),
     Mutation(
         "reaper-is-no-user",

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from typing import Any
 
 from zaplock.check.invariants import MapPicture, forbid_trace, picture_of
-from zaplock.check.mutations import Rule, Steps, filtered, is_lock
+from zaplock.check.mutations import is_lock
 from zaplock.check.scenarios import address_of
+from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Lock, LockStep, held, lock_name
 from zaplock.model.spans import SpanStep

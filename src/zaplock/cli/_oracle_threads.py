@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
@@ -76,7 +77,7 @@ def _document(report: ThreadReport, seed: int) -> dict[str, Any]:
 
 def hunt_mutants(args: argparse.Namespace) -> int:
     """Judge by each mutant of the design, for --seconds each; 0 if every one is found."""
-    from zaplock.check.mutations import Mutant, filtered, mutate, mutations_of
+    from zaplock.check.mutations import as_mutated, mutate, mutations_of
     from zaplock.designs.linux import design_of
     from zaplock.oracle.thread_campaign import hunt
 
@@ -85,12 +86,7 @@ def hunt_mutants(args: argparse.Namespace) -> int:
         if mutation.equivalent:
             continue
         mutant = mutate(design, mutation)
-        rule = mutant.rule if isinstance(mutant, Mutant) else None
-
-        def wrap(protocol: Any, rule: Any = rule) -> Any:
-            return filtered(protocol, rule()) if rule else protocol
-
-        found = hunt(mutant, wrap, args.seed, args.seconds)
+        found = hunt(mutant, partial(as_mutated, mutant), args.seed, args.seconds)
         text = f"{name:<34} {found.programs:>6,} programs {found.seconds:6.1f} s  "
         told = found.told or "NOT FOUND"
         print(text + told[:100], file=sys.stderr if args.json else sys.stdout, flush=True)

@@ -19,6 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._rows import add_top, require_rows
 from zaplock.errors import UserError
 from zaplock.units import duration, parse_duration, size
 
@@ -35,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", nargs="?", help="a recording")
     add("-p", "--pid", type=int, metavar="PID", help="a running process instead")
     add("--least", default="1ms", metavar="TIME", help="stalls below this are let be (1ms)")
-    add("--top", type=int, default=10, metavar="N", help="rows of the table (10)")
+    add_top(parser, 10, "rows of the table")
     add("--json", action="store_true", help="print the advice as JSON")
 
 
@@ -43,8 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Collect, measure, print."""
     if (args.file is None) == (args.pid is None):
         raise UserError("give a recording or -p PID: one of them, and not both")
-    if args.top < 1:
-        raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
+    require_rows(args.top)
     least_ns = parse_duration(args.least)
     costs = _costs()
     told = _from_file(args.file, costs, least_ns) if args.file else _from_pid(args, costs, least_ns)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from zaplock.trace.outcome import TeardownOutcome
 
 
-PICTURES = (".svg", ".png", ".html")
 MESSAGES_SHOWN = 3
 CPUS = 8
 """Of the simulated machine, if nothing else is said."""
@@ -134,8 +133,8 @@ def _blocks(lists: list[str] | None) -> Blocks:
 def _require_writable(path: str | None, plot: str | None) -> None:
     if path is None:
         return
-    if path == plot and Path(path).suffix not in PICTURES:
-        raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
+    if path == plot:
+        outputs.require_picture(path, place=False)
     outputs.require_writable(path)
 
 

@@ -18,7 +18,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
-from zaplock.errors import UserError
+from zaplock.cli._rows import add_top, require_rows
 
 if TYPE_CHECKING:
     from zaplock.trace.difference import RecordingDifference
@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("before", metavar="BEFORE", help="a recording")
     add("after", metavar="AFTER", help="another one")
-    add("--top", type=int, default=10, metavar="N", help="rows of the table of operations (10)")
+    add_top(parser, 10, "rows of the table of operations")
     add("--fail-if-worse", action="store_true", help="exit with 1 where there is more waiting")
     add("--json", action="store_true", help="print the comparison as JSON")
 
@@ -40,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.cli._busy import busy
     from zaplock.trace.difference import difference
 
-    if args.top < 1:
-        raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
+    require_rows(args.top)
     before, after = _summary(args.before), _summary(args.after)
     with busy("comparing"):
         found = difference(before, after)

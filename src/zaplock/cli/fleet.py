@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
-from zaplock.errors import UserError
+from zaplock.cli._rows import add_top, require_rows
 
 if TYPE_CHECKING:
     from zaplock.executors import Executor
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         return made
 
     made = verb("report", "who makes others wait, where, since when; which hosts differ")
-    made.add_argument("--top", type=int, default=10, metavar="N", help="rows of each table (10)")
+    add_top(made, 10)
     made.add_argument("--html", metavar="PAGE", help="write one page that works offline")
     made = verb("ask", "a question in SQL, answered by DuckDB", works=False)
     made.add_argument("sql", metavar="SQL", help="over the views waits and recordings")
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                           help="of hosts that run this kernel, such as 5.15")  # fmt: skip
         made.add_argument("--most", type=int, default=10, metavar="N",
                           help="recordings of each unit and kernel, worst first (10)")  # fmt: skip
-        made.add_argument("--top", type=int, default=20, metavar="N", help="rows (20)")
+        add_top(made, 20, "rows")
     made = verb("simulate", "write the store of a made-up fleet with known causes")
     made.add_argument("--hosts", type=int, default=100, metavar="N", help="how many (100)")
     made.add_argument("--days", type=int, default=1, metavar="N", help="how many (1)")
@@ -78,8 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question."""
-    if getattr(args, "top", 1) < 1:
-        raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
+    require_rows(getattr(args, "top", 1))
     for day in getattr(args, "day", None) or ():
         _require_day(day)
     answers = {"report": _report, "ask": _ask, "replay": _replay, "advise": _advise,

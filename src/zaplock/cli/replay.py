@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from zaplock.replay.ways import Way
 
 
-PICTURES = (".svg", ".png", ".html")
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock replay`."""
     add = parser.add_argument
@@ -63,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     ways, designs, mm = _ways(args.free_by), parse_designs(args.design), _mm(args.mm)
     recorded = load(args.recorded_under) if args.recorded_under else None
     profile = _profile(args.profile)
-    _require_picture(args.plot)
+    if args.plot is not None:
+        outputs.require_picture(args.plot)
     analysis = load_recording(args.file)
     with counter("replaying") as show:
         found = replay(
@@ -119,14 +117,6 @@ def _profile(name: str | None) -> Profile:
         calibrated = profiles.THIS_MACHINE in profiles.available()
         name = profiles.THIS_MACHINE if calibrated else profiles.DEFAULT
     return profiles.load(name)
-
-
-def _require_picture(path: str | None) -> None:
-    if path is None:
-        return
-    if Path(path).suffix not in PICTURES:
-        raise UserError(f"picture {path!r} must end in {', '.join(PICTURES)}")
-    outputs.require_writable(path)
 
 
 def _print(found: Replay) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
-from zaplock.errors import UserError
+from zaplock.cli._rows import add_top, require_rows
 
 if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock report`."""
     add = parser.add_argument
     add("file", metavar="FILE", help="a recording")
-    add("--top", type=int, default=10, metavar="N", help="rows of each table (10)")
+    add_top(parser, 10)
     add("--json", action="store_true", help="print holds, waits and blame as JSON")
     add("--csv", metavar="DIR", help="write holds.csv, waits.csv and blame.csv into DIR")
     add("--parquet", metavar="DIR", help="the same as Parquet")
@@ -37,8 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, analyse, print."""
-    if args.top < 1:
-        raise UserError(f"--top {args.top} is less than 1: ask for at least one row")
+    require_rows(args.top)
     analysis = load(args.file)
     if args.json:
         from zaplock.views.report_json import report_json
@@ -54,23 +53,13 @@ def run(args: argparse.Namespace) -> int:
 def load(file: str) -> Analysis:
     """Read a recording and analyse it, showing on a terminal that this takes a while."""
     from zaplock.cli._busy import busy
-    from zaplock.trace.analysis import analyse
-    from zaplock.trace.file import read, read_quotas, read_stacks
+    from zaplock.trace.analysis import analyse_recorded
+    from zaplock.trace.file import read
 
     with busy(f"reading {file}"):
         recording = read(file)
     with busy("joining holds and waits"):
-        about = recording.manifest
-        span = (about.started_ns, about.ended_ns) if about.ended_ns else None
-        found = analyse(
-            recording.events,
-            about.kernel,
-            span=span,
-            stacks=read_stacks(file),
-            quotas=read_quotas(file),
-            caveats=recording.caveats,
-            sees_locks=recording.sees_locks,
-        )
+        found = analyse_recorded(file, recording)
     for caveat in recording.caveats:
         print(f"{file}: {caveat}", file=sys.stderr)
     return found

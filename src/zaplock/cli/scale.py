@@ -31,6 +31,9 @@ DESIGNS = "linux-6.3,linux-6.4"
 TRANSFER_NS = 60.0
 
 
+PICTURES = (".svg", ".png", ".pdf")
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock scale`."""
     add = parser.add_argument
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     designs = _designs(args)
     against, theirs = _against(args.against, designs), _machine(args)
     if args.plot:
-        _require_picture(args.plot)
+        outputs.require_picture(args.plot, PICTURES)
     profile = profiles.load(args.profile or profiles.DEFAULT)
     measured = _measured(args.workload, cpus) if args.measure else []
     with counter("scale") as show:
@@ -175,12 +178,6 @@ def _against(name: str | None, designs: list[Design]) -> str:
     if name is not None and name not in names:
         raise UserError(f"--against {name!r} is not among the designs: {', '.join(names)}")
     return name or names[0]
-
-
-def _require_picture(path: str) -> None:
-    if Path(path).suffix not in (".svg", ".png", ".pdf"):
-        raise UserError(f"picture {path!r} must end in .svg, .png or .pdf")
-    outputs.require_writable(path)
 
 
 def _measured(workload: str, cpus: list[int]) -> list[Point]:

@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._rows import add_top
 from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("-i", "--interval", default="1s", metavar="TIME", help="from screen to screen (1s)")
     add("-w", "--window", default="10s", metavar="TIME", help="what a screen is about (10s)")
     add("-n", "--screens", type=int, metavar="N", help="end after N screens")
-    add("--top", type=int, default=8, metavar="N", help="rows of each table (8)")
+    add_top(parser, 8)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
+from zaplock.cli._rows import add_top
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
@@ -54,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="answer after so long, start and end included (5s)",
     )
     add("--no-sched", action="store_true", help="leave out who sleeps and wakes")
-    add("--top", type=int, default=5, metavar="N", help="holds and waits in --json (5)")
+    add_top(parser, 5, "holds and waits in --json")
     add("--json", action="store_true", help="print what was seen as JSON")
 
 

@@ -127,8 +127,6 @@ CHANGES: tuple[Change, ...] = (
         "a fatal signal ends the wait of a reader of /proc/PID/cmdline, so it no longer counts as "
         "a hung task",
         {"cmdline_killable": True}, ("4.19.63", "5.2.5"),
-        doubt="5.1 has not: 5.1.21, its last release, came before these two; no source says so of "
-        "each older series",
     ),
     Change(
         "5.3", "e1b98fa31664",
@@ -141,7 +139,6 @@ CHANGES: tuple[Change, ...] = (
         "lcoking/rwsem: Add missing ACQUIRE to read_slowpath sleep loop",
         "nor does a reader that finds, before it sleeps, that the lock was handed to it",
         {"read_wakes": "acquire"}, ("5.2.12",),
-        doubt="whether series before 5.2 took it is not confirmed",
     ),
     Change(
         "5.5", "89b15332af7c",
@@ -180,12 +177,11 @@ CHANGES: tuple[Change, ...] = (
         "5.14", "97113eb39fa7",
         "mm/mremap: hold the rmap lock in write mode when moving page table entries.",
         "mremap takes the rmap locks when it moves whole page tables",
-        backported=("5.10.137",), doubt="other stable series were not looked up",
+        backported=("5.10.137", "5.13.3"),
     ),
     Change(
         "5.15", "884a7e5964e0", "mm: introduce process_mrelease system call",
         "a second reaper, which waits for the lock",
-        doubt="the release is inferred from later fixes of it",
     ),
     Change(
         "5.16", "d257cc8cb8d5", "locking/rwsem: Make handoff bit handling more consistent",
@@ -196,8 +192,8 @@ CHANGES: tuple[Change, ...] = (
         "5.16", "fe3d10024073", "s390/mm: validate VMA in PGSTE manipulation functions",
         "KVM on s390 walks to a page-table entry only inside a VMA: since munmap frees page tables "
         "under read, a walk in a hole may stand in one that is freed",
-        {"pgste_finds_vma": True}, ("5.15.3",),
-        doubt="which releases of 5.4, 5.10 and 5.14 took it is not confirmed",
+        {"pgste_finds_vma": True}, ("4.14.257", "4.19.219", "5.4.163", "5.15.3"),
+        doubt="which releases of 5.10 and 5.14 took it is not confirmed",
     ),
     Change(
         "5.17", "64591e8605d6",
@@ -351,7 +347,6 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.6", "1043173eb5eb", "mm/khugepaged: collapse_pte_mapped_thp() with mmap_read_lock()",
         "MADV_COLLAPSE of a file holds the lock for read, no longer for write",
-        doubt="the release is inferred from the trees before and after",
     ),
     Change(
         "6.6", "1d65b771bc08",
@@ -423,7 +418,7 @@ CHANGES: tuple[Change, ...] = (
         "6.12", "df2a7df9a9aa", "mm/munmap: replace can_modify_mm with can_modify_vma",
         'a seal is looked for in each "vma" when its turn comes, so that what lies before it has '
         "been split or changed by then (siblings: 4a2dd02b0916, 38075679b5f1, 23c57d1fa2b9)",
-        {"mseal": "vma"}, doubt="parts of it may be in 6.11's stable releases",
+        {"mseal": "vma"}, doubt="no review of a stable release was found that has it",
     ),
     Change(
         "6.12", "6898c9039bc8",
@@ -464,11 +459,11 @@ CHANGES: tuple[Change, ...] = (
         {"guards": True},
     ),
     Change(
-        "6.13", None, "mm/madvise: unrestrict process_madvise() for current process",
+        "6.13", "021781b01275",
+        "mm/madvise: unrestrict process_madvise() for current process",
         'process_madvise takes "all" advice for oneself; before "some", as for others: WILLNEED, '
         "COLD, PAGEOUT and COLLAPSE",
         {"advises_itself": "all"},
-        doubt="trees that carry the patch give it different ids; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.13", "1ced09e0331f", "mm: allocate THP on hugezeropage wp-fault",
@@ -498,7 +493,6 @@ CHANGES: tuple[Change, ...] = (
         "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
         "by mistake Committed_AS keeps what a moving mremap has cut off",
         {"mremap_forgets_charge": True},
-        doubt="the release is by its date, 10 March 2025; not in 6.12, seen in 6.18",
     ),
     Change(
         "6.16", "bfe125f1b187",
@@ -545,11 +539,10 @@ CHANGES: tuple[Change, ...] = (
         {"mremap_checks_first": True},
     ),
     Change(
-        "6.17", None, "userfaultfd: correctly prevent registering VM_DROPPABLE regions",
+        "6.17", "7208cc6497c2",
+        "userfaultfd: correctly prevent registering VM_DROPPABLE regions",
         "userfaultfd refuses mappings of the kind MAP_DROPPABLE, as it was meant to from the first",
         {"watches_droppable": False},
-        doubt="trees that carry the patch give it different ids, and the release is by its date; "
-        "6.12 does not refuse, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",
@@ -561,13 +554,14 @@ CHANGES: tuple[Change, ...] = (
         "6.18", None, "/dev/zero: try to align PMD_SIZE for private mapping",
         "private mappings of /dev/zero are placed so that huge pages fit, too",
         {"aligns_for_huge_pages": "devices"},
-        doubt="trees that carry the patch give it different ids, and the release is by its date; "
-        "6.12 does not, 6.18 does",
+        doubt="of some thirty ids in the records of pushes to kernel.org none is followed into "
+        "Linus Torvalds's tree, and the release is by its date; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", None, "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
-        doubt="trees that carry the patch give it different ids; the release is by its date",
+        doubt="of some thirty ids in the records of pushes to kernel.org none is followed into "
+        "Linus Torvalds's tree; the release is by its date",
     ),
     Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
@@ -599,9 +593,8 @@ CHANGES: tuple[Change, ...] = (
         "other architectures' MADV_DONTNEED frees emptied page tables, too",
     ),
     Change(
-        "7.0", None, "mm: change dup_mmap() recovery",
+        "7.0", "43873af772f8", "mm: change dup_mmap() recovery",
         "a fork that fails takes down only what it has made",
-        doubt="trees that carry the patch give it different ids; seen in 7.1.8",
     ),
     Change(
         "7.1", "1ea4b473504b", "locking/rwsem: Remove the list_head from struct rw_semaphore",
@@ -633,11 +626,12 @@ CHANGES: tuple[Change, ...] = (
         {"dontunmap_leaks_locked": False}, ("6.1.191", "6.12.114", "7.2.8"),
     ),
     Change(
-        "7.3", None, "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP",
+        "7.3", "35b0fb391b0d",
+        "mm/mremap: reset unfaulted VMA page offset for MREMAP_DONTUNMAP",
         "what MREMAP_DONTUNMAP has emptied whole merges like memory that was never touched; "
         "before, it kept the page offset of the pages that have left",
         {"dontunmap_resets_offset": True}, ("6.1.191", "6.12.112", "7.2.13"),
-        doubt="its id is not confirmed; which of 7.2's releases was the first to take it neither",
+        doubt="which of 7.2's releases was the first to take it is not confirmed",
     ),
     Change(
         "7.3", None, "(mremap: a move that shrinks charges nothing)",

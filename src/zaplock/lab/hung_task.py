@@ -16,8 +16,8 @@ and stacks have "<TASK>" from 5.16 on. Functions have no addresses here, and 4.9
 stack's words. Where the kernel's compiler makes one function of two, the model can't know. Not
 covered: the owner's own state and stack, which follow that last line.
 
-No kernel says who stands in the queue between the two, though it is he who makes a reader wait for
-a reader: `in_between` does, in zaplock's own words.
+No kernel says who stands in the queue between the two, though that one makes a reader wait for a
+reader: `in_between` does, in zaplock's own words.
 """
 
 from __future__ import annotations

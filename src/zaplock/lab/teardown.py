@@ -19,6 +19,7 @@ from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.hold_clock import HoldClock
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
+from zaplock.model.filters import filtered
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task
 from zaplock.protocols.address_locks import under
@@ -78,7 +79,7 @@ def run(
     started = under(design, calls.follow(program) if calls else program)
     held = None if design.locking == "rwsem" else HoldClock(lambda: engine.now_ns)
     if held is not None:
-        started = held.follow(started)
+        started = filtered(started, held)
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
     engine.run()

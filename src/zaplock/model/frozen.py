@@ -24,9 +24,12 @@ class NotFrozen(TypeError):
     """
 
     def __init__(self, value: object, why: str) -> None:
-        super().__init__(f"{_show(value)} is a {type(value).__name__}: {why}")
+        super().__init__(value, why)
         self.value = value
         self.why = why
+
+    def __str__(self) -> str:
+        return f"{_show(self.value)} is a {type(self.value).__name__}: {self.why}"
 
 
 def _show(value: object) -> str:
@@ -39,6 +42,7 @@ ATOMS: Final = frozenset({int, str, bytes, types.NoneType})
 
 Exactly = Callable[[Any], Hashable]
 _WAYS: Final[dict[type, Exactly]] = {}
+_REFUSING: Final[set[Exactly]] = set()
 
 
 def exact(value: Any) -> Hashable:
@@ -50,6 +54,14 @@ def exact(value: Any) -> Hashable:
     if way is None:
         way = _WAYS[kind] = _way(kind)
     return way(value)
+
+
+def is_refused(kind: type) -> bool:
+    """Return whether no value of a type has an exact value, so that asking for one is in vain."""
+    way = _WAYS.get(kind)
+    if way is None:
+        way = _WAYS[kind] = _way(kind)
+    return way in _REFUSING
 
 
 def same(one: Any, other: Any) -> bool:
@@ -109,6 +121,7 @@ def _refuse(why: str) -> Exactly:
     def way(value: Any) -> Hashable:
         raise NotFrozen(value, why)
 
+    _REFUSING.add(way)
     return way
 
 

@@ -8,15 +8,13 @@ reported apart. Then it is shrunk.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
@@ -29,9 +27,9 @@ from zaplock.oracle.generate import EVERYTHING, Generator, Scope
 from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.shrink import shrink
+from zaplock.workers import pool
 
 SLICE = 20  # sequences
-_PR_SET_PDEATHSIG = 1
 MAX_SHRUNK = 8  # kinds of divergences of one job that are worth the time to shrink
 SideMaker = Callable[[RealSide], Side]
 
@@ -226,9 +224,8 @@ def _enter(make_model: SideMaker, scope: Scope, cpus: Queue[int]) -> None:
     """Start a job: one CPU for it and its bare process, which run in turns anyway.
 
     A sequence leaves next to no garbage in cycles, so the collector need not look often, and never
-    at what the imports left. It dies with the campaign, also where that one is killed.
+    at what the imports left.
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.sched_setaffinity(0, {cpus.get()})
     _BENCH.append(Bench(make_model, scope))
     gc.collect()
@@ -255,11 +252,11 @@ def run(
     for _, cpu in zip(range(jobs), cycle(sorted(os.sched_getaffinity(0), reverse=True))):
         cpus.put(cpu)
     arguments = (make_model, scope, cpus)
-    with ProcessPoolExecutor(jobs, initializer=_enter, initargs=arguments) as pool:
+    with pool(jobs, "fork", _enter, arguments) as workers:
         pending: set[Future[Report]] = set()
         while True:
             while len(pending) < jobs and time.monotonic() < deadline:
-                pending.add(pool.submit(_work, slice_seed(seed, number)))
+                pending.add(workers.submit(_work, slice_seed(seed, number)))
                 number += 1
             if not pending:
                 return

@@ -21,10 +21,10 @@ by its address here.
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
+from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.rwsem import (
     Lock,
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from zaplock.protocols.design import Cx, Design, Protocol
 
 Locking = Literal["rwsem", "exclusive", "ranges", "slots", "tables-rw", "tables"]
-Steps = Generator[Step[Any], Any, Any]
 
 TABLE_BITS = 9
 ROOT = 4
@@ -179,20 +178,19 @@ def under(design: Design, protocol: Protocol) -> Protocol:
     """Let a protocol run under a design's locks, where those aren't Linux's."""
     if design.locking == "rwsem":
         return protocol
-    return _relocked(protocol, _PLACES[design.locking])
+    return filtered(protocol, _Relock(_PLACES[design.locking]))
 
 
-@types.coroutine
-def _relocked(inner: Any, place: Callable[[LockStep], Step[int]]) -> Steps:
-    result: Any = None
-    while True:
-        try:
-            step = inner.send(result)
-        except StopIteration as end:
-            return end.value
+class _Relock(Rule):
+    """Take another lock wherever the mmap_lock is asked for."""
+
+    def __init__(self, place: Callable[[LockStep], Step[int]]) -> None:
+        self.place = place
+
+    def __call__(self, step: Step[Any]) -> Steps:
         if isinstance(step, LockStep) and step.lock[0] == "mmap_lock":
-            step = place(step)
-        result = yield step
+            step = self.place(step)
+        return (yield step)
 
 
 def _always_write(step: LockStep) -> Step[int]:

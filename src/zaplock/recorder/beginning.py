@@ -8,7 +8,7 @@ Of a task that did have an event the events know better, and the look is dropped
 
 Since when a running holder has the lock nothing tells but those who wait for it: whoever waits for
 an rwsem longer than 4 ms is handed it next (RWSEM_WAIT_TIMEOUT), and nobody who comes later gets it
-before him. So those who have it now have had it since the first one went to sleep for it.
+before it. So those who have it now have had it since the first one went to sleep for it.
 """
 
 from __future__ import annotations

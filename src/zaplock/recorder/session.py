@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from zaplock.errors import UserError
@@ -43,9 +42,9 @@ from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EVENT, NO_OP, EventKind, FoundTask
+from zaplock.trace.events import EventKind, FoundTask
 from zaplock.trace.file import Manifest, Writer
-from zaplock.trace.gaps import losses
+from zaplock.trace.gaps import losses, untold_losses
 from zaplock.version import __version__
 
 _NICE = 10
@@ -214,7 +213,8 @@ class _Session:
     def _write_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         self._take_the_rest(report)
         self._add(self._stream.rest())
-        self._add(self._unexplained_loss())
+        lost, told = self._capture.lost_in_kernel(), self._progress.lost_events
+        self._add(untold_losses(lost, told, self._ended_at or 0))
         self._flush()
         self._writer.append(self._open)
         self._name_frames()
@@ -374,19 +374,6 @@ class _Session:
                 f"process {pid} wrote a map of its functions, but no stack reaches them: its "
                 "runtime has no frame pointers (docs/recording.md, Stacks)"
             )
-
-    def _unexplained_loss(self) -> Columns:
-        """Tell losses that the kernel counted but no page told: those at the very end."""
-        missing = self._capture.lost_in_kernel() - self._progress.lost_events
-        if missing <= 0:
-            return nothing()
-        columns: Columns = {name: np.zeros(1, EVENT[name]) for name in EVENT.names or ()}
-        columns["time_ns"][:] = self._ended_at
-        columns["kind"][:] = EventKind.LOST
-        columns["length"][:] = missing
-        columns["cpu"][:] = -1
-        columns["op"][:] = NO_OP
-        return columns
 
 
 @contextlib.contextmanager

@@ -302,7 +302,7 @@ def locked(path: Path, *, wait: bool = False) -> int:
     """Lock an instance's directory; return the descriptor that holds the lock.
 
     Raises OSError (EWOULDBLOCK) where somebody holds it, unless told to `wait`: whoever sweeps
-    holds the lock of a new instance for the moment in which he sees that it is new. An open
+    holds the lock of a new instance for the moment in which it is seen to be new. An open
     directory, other than an open file of the instance, does not keep the kernel from removing it.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

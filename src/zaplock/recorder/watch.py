@@ -92,8 +92,8 @@ class WatchedQueue:
     def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
         """Say whether a wait is one; `seen` are the tasks as they are now, of all processes.
 
-        Who was only found waiting may have spun for the lock, which no event ends: if he is not
-        seen waiting again, he is through, and forgotten.
+        Who was only found waiting may have spun for the lock, which no event ends: if it is not
+        seen waiting again, it is through, and forgotten.
         """
         if fired.tid not in self.found:
             return True

@@ -1,7 +1,7 @@
 """Addresses that are known to be somebody else's, whatever the caller says.
 
-An address and a length are the caller's word for a range that he mapped himself. Nobody can prove
-that, but much that is not his can be told by its name: what the kernel names (heap, stack, vdso),
+An address and a length are the caller's word for a range that it mapped itself. Nobody can prove
+that, but much that is not can be told by its name: what the kernel names (heap, stack, vdso),
 programs and libraries with their data, the stacks of threads, and the pools of Python's small
 objects at both ends of the range (the pages of an array's neighbours, when a length is wrong).
 A part of malloc's that has no name is not known here.

@@ -27,7 +27,7 @@ import sys
 from typing import Any, Final
 
 from zaplock.release.errors import ReleaseError
-from zaplock.release.pinned import Pin
+from zaplock.release.pinned import Pin, pinned_once
 
 _EXPORTERS: Final = (mmap.mmap, bytearray, array.array, type(io.BytesIO().getbuffer().obj))
 _CTYPES: Final = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes._SimpleCData)
@@ -141,25 +141,13 @@ def _refuse_objects(thing: Any) -> None:
     if is_array(thing):
         holds = plain(thing).dtype.hasobject
     elif isinstance(thing, (memoryview, *_CTYPES)):
-        holds = _format_has_objects(thing)
+        holds = pinned_once(thing).has_objects
     else:
         holds = False
     if holds:
         raise ReleaseError(
             f"this {type(thing).__name__} holds Python objects: their references would be lost"
         )
-
-
-def _format_has_objects(thing: Any) -> bool:
-    pin = Pin()
-    try:
-        try:
-            pin.take(thing)
-        finally:
-            pin.let_go()
-    finally:  # once more, if a signal handler raised inside the first
-        pin.let_go()
-    return pin.has_objects
 
 
 def _numpy(name: str) -> tuple[type, ...]:

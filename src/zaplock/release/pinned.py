@@ -86,6 +86,11 @@ class Pin:
 
 def address_of(thing: Any) -> int:
     """Return where the buffer of an object begins at this moment."""
+    return pinned_once(thing).address
+
+
+def pinned_once(thing: Any) -> Pin:
+    """Hold the buffer of an object for a moment; return what was seen of it."""
     pin = Pin()
     try:
         try:
@@ -94,4 +99,4 @@ def address_of(thing: Any) -> int:
             pin.let_go()
     finally:  # once more, if a signal handler raised inside the first
         pin.let_go()
-    return pin.address
+    return pin

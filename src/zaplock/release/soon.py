@@ -280,7 +280,7 @@ def _is_here(job: Job) -> bool:
 
 
 def _at_exit() -> None:
-    """Flush; whoever releases after this does it himself: a thread might find no interpreter."""
+    """Flush; a later release is done by its caller: a thread might find no interpreter."""
     _here().alone = True
     flush()
 

@@ -4,7 +4,7 @@ MADV_DONTNEED inside one VMA takes that VMA's lock only on Linux 6.18 and later;
 several VMAs, the mmap_lock for read. So a piece never crosses a VMA boundary. One call for the
 whole range would be the fastest, and is not safe: whoever changes the VMA meanwhile (an mmap that
 merges with it, mprotect, fork) waits for it with the mmap_lock held for write, and everybody
-behind him.
+behind it.
 
 process_madvise would take many pieces in one call, which the GIL would like; but on 6.18, once one
 piece of the vector found its VMA contended, the call keeps the mmap_lock to the end of the vector

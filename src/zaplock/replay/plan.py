@@ -233,9 +233,9 @@ def _parts(analysis: Analysis, mm: int) -> tuple[list[_Part], int]:
 
 
 def _find_late(analysis: Analysis, parts: list[_Part], mm: int, wakeup_ns: int) -> int:
-    """Note who was late to run when his turn had come; return how long that usually takes.
+    """Note who was late to run when its turn had come; return how long that usually takes.
 
-    A waiter's turn has come when the last hold ends that he could not have stood beside. Usual is
+    A waiter's turn has come when the last hold ends that it could not have stood beside. Usual is
     the median, unless that is above `wakeup_ns`: then CPUs were hard to get most of the time.
     """
     holds = analysis.holds

@@ -5,6 +5,7 @@ The parts that several links need (segments, lanes, calls) are made once. Every 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from zaplock.errors import UserError
 from zaplock.trace.blame import Blame, Explained, Judge, judge
 from zaplock.trace.calls import Calls, calls
 from zaplock.trace.events import EventKind, Events
+from zaplock.trace.file import Recording, read_quotas, read_stacks
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
@@ -145,6 +147,20 @@ def _stack(events: Events, stacks: Stacks, table: Holds | Waits, row: int) -> Ca
     find = stacks.of_hold if isinstance(table, Holds) else stacks.of_wait
     end_ns = start_ns + int(table[table.LENGTH][row])
     return find(tid, task.pid if task else tid, start_ns, end_ns)
+
+
+def analyse_recorded(path: str | os.PathLike[str], recording: Recording) -> Analysis:
+    """Analyse a recording that was read from `path`, with its stacks and its groups' accounts."""
+    about = recording.manifest
+    return analyse(
+        recording.events,
+        about.kernel,
+        span=(about.started_ns, about.ended_ns) if about.ended_ns else None,
+        stacks=read_stacks(path),
+        quotas=read_quotas(path),
+        caveats=recording.caveats,
+        sees_locks=recording.sees_locks,
+    )
 
 
 def analyse(

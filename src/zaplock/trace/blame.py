@@ -2,16 +2,16 @@
 
 At every instant of a wait the lock is in one of five states, and each has its culprit:
 
-    held exclusively            the holder; if he sleeps on a VMA's lock, the task whose madvise
-                                holds that (`vma_lock`): then the holder is a victim himself
+    held exclusively            the holder; if it sleeps on a VMA's lock, the task whose madvise
+                                holds that (`vma_lock`): then the holder is a victim itself
     shared, a writer waits      the shared holder that will leave last: without the others the
                                 writer would wait as long
-    shared, a reader waits      nobody would keep him out but the queue: the writer in front of him
+    shared, a reader waits      nobody would keep it out but the queue: the writer in front of it
                                 *and* the shared holder whom that writer waits for. Take either away
-                                and he is in, so each explains half of the time: the convoy
-    free, a reader next         that reader, unless this waiter may read beside him: a reader owns
-                                the lock from the moment he is woken, and he has no cpu yet
-    free                        nobody: it is a writer's turn, or this waiter's own, and he has no
+                                and it is in, so each explains half of the time: the convoy
+    free, a reader next         that reader, unless this waiter may read beside it: a reader owns
+                                the lock from the moment it is woken, and it has no cpu yet
+    free                        nobody: it is a writer's turn, or this waiter's own, and it has no
                                 cpu yet. Unexplained; `free_ns` says how much of it there is
 
 "Free" is said only of a lock whose state is known: somebody may have taken it before the recording

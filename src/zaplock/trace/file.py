@@ -15,7 +15,7 @@ DuckDB, `polars.read_parquet("x.zaplock/events-*.parquet")`.
 
 Not covered: power loss. Nothing is synced to the device, since a recorder that waits for a disk
 loses events; what the kernel had not yet written back is lost with the power. And somebody who
-writes a recording of his own: the sums show damage, not who made it.
+writes a recording of their own: the sums show damage, not who made it.
 """
 
 from __future__ import annotations

@@ -148,3 +148,11 @@ def losses(holes: Sequence[tuple[int, int]]) -> dict[str, NDArray[Any]]:
     columns["detail"][:] = [max(1, since_ns) for since_ns, _ in holes]
     columns["time_ns"][:] = [until_ns for _, until_ns in holes]
     return columns
+
+
+def untold_losses(counted: int, told: int, at_ns: int) -> dict[str, NDArray[Any]]:
+    """Make a LOST event of what the kernel counted as lost and no page told: it was at the end."""
+    columns = losses([(0, at_ns)] if counted > told else [])
+    columns["detail"][:] = 0  # since when is not known
+    columns["length"][:] = counted - told
+    return columns

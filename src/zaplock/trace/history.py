@@ -1,7 +1,7 @@
 """The history of one mmap_lock, laid out so that an instant is answered by binary search.
 
 Then cut into stretches in which nothing changes: who has the lock, which writer asked first, who is
-let in next. All of that is the same for whoever waits; who is in *his* way is blame's affair.
+let in next. All of that is the same for whoever waits; who is in *its* way is blame's affair.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A request comes as JSON with the descriptor of a memory file, which holds a table as Parquet. The
 answer to {"ask": "look"} is what the table says of itself; after {"ask": "parse"} the memory file
 holds the wanted columns as Arrow IPC. How much memory and CPU time a request may take stands in it;
-who takes more dies of it, and with him this process, as with whatever else breaks the parser.
+one that takes more ends this process, as does whatever else breaks the parser.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A reader is kept out by an exclusive holder, in every kernel. Beside shared holders it is kept out
 only by the queue, and there the kernels differ:
 
-    until 5.2     FIFO: whoever comes while anyone is queued queues behind him. Readers never spin.
+    until 5.2     FIFO: who comes while anyone is queued goes to the end. Readers never spin.
     5.3 to 5.10   a reader may spin on a lock that a writer owns, outside the queue, and when it
                   gives up it queues behind writers that asked after it.
     from 5.11     readers no longer spin; one that comes beside shared holders queues if somebody

@@ -44,8 +44,6 @@ FAINTEST = 0.25
 MOST_IDLE = 12
 """Up to so many tasks have a lane even if they did nothing with the lock."""
 
-KINDS = (".svg", ".png", ".html")
-
 
 @dataclass(frozen=True, slots=True)
 class Bar:
@@ -143,8 +141,7 @@ def draw(
     Raises UserError for another suffix than .svg, .png and .html, for no panels, or where the
     file can't be written.
     """
-    if path.suffix not in KINDS:
-        raise UserError(f"{path} can't be drawn: name a file that ends in {', '.join(KINDS)}")
+    outputs.require_picture(path, place=False)
     if not panels:
         raise UserError(f"{path} would be empty: there is no run to draw")
     import altair

@@ -17,7 +17,7 @@ from functools import cache, partial
 from random import Random
 from typing import Any, Final
 
-from zaplock.model.frozen import NotFrozen, exact
+from zaplock.model.frozen import ATOMS, NotFrozen, exact, is_refused
 from zaplock.model.step import Step, StepKind
 from zaplock.model.store import Cells, OnDemand, Store
 
@@ -53,9 +53,13 @@ CONSTANT: Final = (
 )  # fmt: skip
 
 
+Records = dict[int, tuple[object, Hashable]]
+"""Frozen records by their identity, and what stands for each as long as it is there."""
+
+
 def depict(value: object) -> Hashable:
     """Return what `value` looks like now, all that it reaches included; raises Undepictable."""
-    return _Depiction().of(value)
+    return _Depiction({}).of(value)
 
 
 @dataclass(frozen=True)
@@ -74,27 +78,24 @@ class Stand:
 def is_same_place(now: Sequence[Stand], before: Sequence[Stand], had: int) -> bool:
     """Return whether a protocol is where it was when it had received `had` results.
 
-    What can't be seen of a frame is unchanged if the frame has not moved since then.
+    What can't be seen of a frame is unchanged if the frame has not moved since then. The inner
+    frames come first: they are those that differ.
     """
     return len(now) == len(before) and all(
         one.seen == other.seen and (one.is_bare or one.since <= had)
-        for one, other in zip(now, before)
+        for one, other in zip(reversed(now), reversed(before))
     )
 
 
-def depict_frames(chain: Sequence[tuple[Any, int]]) -> tuple[Stand, ...]:
+def depict_frames(chain: Sequence[tuple[Any, int]], records: Records) -> tuple[Stand, ...]:
     """Depict the frames of (coroutine or generator, since), the outermost first."""
-    depiction = _Depiction()
+    depiction = _Depiction(records)
     for one, _ in chain:
         depiction.meet(one)
     stands = []
     for one, since in chain:
         frame: Any = getattr(one, "cr_frame", None) or one.gi_frame
-        held = frame.f_locals
-        seen = (
-            frame.f_code, frame.f_lasti,
-            depiction.all(item for name in sorted(held) for item in (name, held[name])),
-        )  # fmt: skip
+        seen = frame.f_code, frame.f_lasti, depiction.named(frame.f_locals)
         stands.append(Stand(seen, stands_bare(one), since))
     return tuple(stands)
 
@@ -102,16 +103,23 @@ def depict_frames(chain: Sequence[tuple[Any, int]]) -> tuple[Stand, ...]:
 class _Depiction:
     """One look. What is met twice is the second time named by its number: aliases matter."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: Records) -> None:
+        self.records = records
         self.met: dict[int, int] = {}
         self.kept: list[object] = []
 
     def of(self, value: Any) -> Hashable:
-        try:
-            return exact(value)
-        except NotFrozen:
-            pass
-        if isinstance(value, CONSTANT) or _is_record(value):
+        kind: Any = type(value)
+        if kind in ATOMS:
+            return value  # type: ignore[no-any-return]
+        if _is_record(kind):
+            return self._record(value)
+        if not is_refused(kind):
+            try:
+                return exact(value)
+            except NotFrozen:
+                pass
+        if isinstance(value, CONSTANT):
             return _Same(value)
         number = self.met.get(id(value))
         if number is not None:
@@ -119,13 +127,27 @@ class _Depiction:
         self.meet(value)
         return type(value), self._inside(value)
 
+    def _record(self, value: object) -> Hashable:
+        known = self.records.get(id(value))
+        if known is None:
+            try:
+                known = value, exact(value)
+            except NotFrozen:
+                known = value, _Same(value)
+            self.records[id(value)] = known
+        return known[1]
+
     def meet(self, value: object) -> None:
         """Give a value its number."""
         self.met[id(value)] = len(self.met)
         self.kept.append(value)
 
     def all(self, values: Any) -> Hashable:
-        return tuple(self.of(value) for value in values)
+        return tuple([self.of(value) for value in values])
+
+    def named(self, values: dict[str, Any]) -> Hashable:
+        """Depict values with their names, in their order."""
+        return tuple([(name, self.of(value)) for name, value in values.items()])
 
     def _inside(self, value: Any) -> Hashable:
         if isinstance(value, types.FunctionType):
@@ -152,7 +174,8 @@ class _Depiction:
             return frozenset(self.of(item) for item in value), attributes
         if isinstance(value, Random):
             return value.getstate(), attributes
-        if isinstance(value, Step) or _is_plain_object(value):
+        kind: Any = type(value)
+        if isinstance(value, Step) or _is_plain(kind):
             return attributes
         try:
             reduced = value.__reduce_ex__(2)
@@ -164,13 +187,12 @@ class _Depiction:
         return self.all((*reduced[:3], *[tuple(part) for part in reduced[3:5] if part is not None]))
 
     def _attributes(self, value: Any) -> Hashable:
+        kind: Any = type(value)
         found = dict(getattr(value, "__dict__", ()))
-        for kind in type(value).__mro__:
-            slots = kind.__dict__.get("__slots__", ())
-            for name in (slots,) if isinstance(slots, str) else slots:
-                if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                    found[name] = getattr(value, name)
-        return self.all(item for name in sorted(found) for item in (name, found[name]))
+        for name in _slots(kind):
+            if hasattr(value, name):
+                found[name] = getattr(value, name)
+        return self.named({name: found[name] for name in sorted(found)})
 
     def function(self, value: types.FunctionType) -> Hashable:
         """Depict what a function sees beside its arguments and globals."""
@@ -190,27 +212,32 @@ class _Depiction:
             return "ended"
         if not is_bare(frame.f_code, frame.f_lasti, is_coroutine or inner is not None):
             raise Undepictable(frame)
-        held = frame.f_locals
-        return (
-            frame.f_code, frame.f_lasti, self.all(i for n in sorted(held) for i in (n, held[n])),
-            self.of(inner),
-        )  # fmt: skip
+        return frame.f_code, frame.f_lasti, self.named(frame.f_locals), self.of(inner)
 
 
 HEAPTYPE: Final = 1 << 9
 """The flag of classes that are made by a `class` statement, and of some made in C."""
 
 
-def _is_plain_object(value: Any) -> bool:
-    """Return whether attributes are all that an object of a Python class is made of."""
-    kinds = [kind for kind in type(value).__mro__ if kind is not object]
+@cache
+def _is_plain(kind: type) -> bool:
+    """Return whether attributes are all that an object of a class is made of."""
+    kinds = [kind for kind in kind.__mro__ if kind is not object]
     made_in_python = all(kind.__flags__ & HEAPTYPE for kind in kinds)
     return made_in_python and "__reduce_ex__" not in {n for k in kinds for n in vars(k)}
 
 
-def _is_record(value: Any) -> bool:
+@cache
+def _slots(kind: type) -> tuple[str, ...]:
+    """Name what objects of a class keep outside their dictionary."""
+    found = [base.__dict__.get("__slots__", ()) for base in kind.__mro__]
+    names = [name for slots in found for name in ([slots] if isinstance(slots, str) else slots)]
+    return tuple(name for name in names if name not in ("__dict__", "__weakref__"))
+
+
+@cache
+def _is_record(kind: type) -> bool:
     """Return whether it is one of zaplock's own frozen records, such as a design."""
-    kind = type(value)
     parameters = getattr(kind, "__dataclass_params__", None)
     return kind.__module__.startswith(PACKAGE) and parameters is not None and parameters.frozen
 

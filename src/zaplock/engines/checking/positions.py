@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from zaplock.engines.checking.configuration import Protocol, TaskProgram
 from zaplock.engines.checking.depicting import (
+    Records,
     Stand,
     Undepictable,
     depict,
@@ -150,11 +151,11 @@ class LiveProtocol:
             level, at = level + 1, inner
         return tuple(found)
 
-    def stands(self) -> tuple[Stand, ...]:
+    def stands(self, records: Records) -> tuple[Stand, ...]:
         """Depict all frames, as `place` found them; raises Undepictable."""
         ones = [one for one, _ in self.chain]
         awaits_since = [since for _, since in self.chain[1:]] + [self.received]
-        return depict_frames(list(zip(ones, awaits_since)))
+        return depict_frames(list(zip(ones, awaits_since)), records)
 
     def shows_all_since(self, had: int) -> bool:
         """Return whether each frame shows all of itself or has not moved since `had` results."""
@@ -198,6 +199,7 @@ class Trie:
         self.ends: list[tuple[Node, Any, Node]] = []
         self._ended: dict[Any, Node] = {}
         self._places: set[Place] = set()
+        self._records: Records = {}
         self.failed: Violation | None = None
         live = LiveProtocol(program)
         try:
@@ -267,7 +269,7 @@ class Trie:
             self.ends.append((node, result, end))
             return end
         place = live.place()
-        stands, before = self._been_here(node, live, place)
+        stands, before = self._been_here(node, live, place, step)
         if before is not None:
             self.merged.append((node, result, before))
             live.close()
@@ -277,21 +279,22 @@ class Trie:
         return child
 
     def _been_here(
-        self, node: Node, live: LiveProtocol, place: Place
+        self, node: Node, live: LiveProtocol, place: Place, step: Step[Any]
     ) -> tuple[tuple[Stand, ...], Node | None]:
         """Return how the frames stand, and the earlier position on this path that is the same.
 
-        Only for places where this path has been before: elsewhere nothing can repeat.
+        Only where this path has come to an equal step at the same place before: elsewhere nothing
+        repeats, and a loop that gets on takes no look at all of its frames.
         """
         if place not in self._places:
             return (), None
         at: Node | None = node
         stands: tuple[Stand, ...] = ()
         while at is not None:
-            if at.place == place and live.shows_all_since(at.depth):
+            if at.place == place and same_step(step, at.step) and live.shows_all_since(at.depth):
                 if not stands:
                     try:
-                        stands = live.stands()
+                        stands = live.stands(self._records)
                     except Undepictable:
                         return (), None
                 if at.stands and is_same_place(stands, at.stands, at.depth):

@@ -113,7 +113,7 @@ class _Position:
 
     def stands(self) -> tuple[Stand, ...]:
         """Return where the coroutine stands, () at its end."""
-        return () if self.step is None else self.tracked.stands()
+        return () if self.step is None else self.tracked.stands({})
 
     def lines(self) -> tuple[Line, ...]:
         """Name the lines at which the protocol and those that it awaits stand."""

@@ -2,7 +2,7 @@
 
 A thread that works occupies a CPU. One that becomes runnable takes the CPU that it had last if that
 is idle, else any idle one, else it goes to the end of the queue; from then on the time slices of
-all CPUs count, and whoever has used his up goes behind the others. As long as nobody waits for a
+all CPUs count, and who has used its own up goes behind the others. As long as nobody waits for a
 CPU no slice is watched and no timer spent on it.
 
 Not covered: priorities, CPU affinity, and the fairness of EEVDF or CFS beyond equal slices.
@@ -244,7 +244,7 @@ class Cpus:
         self.clock.set(start_ns, thread)
 
     def check(self) -> None:
-        """Assert that nobody waits for an idle CPU and everybody is where he says he is."""
+        """Assert that nobody waits for an idle CPU and every thread is where it says it is."""
         assert not self.ready or self._idle_cpu() is None, (self.ready, self.running)
         for cpu, thread in enumerate(self.running):
             assert thread is None or thread.cpu == cpu, (cpu, thread)

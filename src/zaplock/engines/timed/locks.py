@@ -157,7 +157,7 @@ class TimedLock:
         )
 
     def check(self) -> None:
-        """Assert that nobody sleeps for a lock that he could have."""
+        """Assert that nobody sleeps for a lock that it could have."""
         assert self.owner is None or not self.readers, self
         assert self.contended == bool(self.queue or self.spinners), self
         for waiter in (*self.queue, *self.spinners):
