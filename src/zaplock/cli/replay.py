@@ -134,11 +134,11 @@ def _print(found: Replay) -> None:
     from zaplock.views.screen import Screen
 
     print(view.title(found))
-    for line in (*view.sentences(found), view.fit_sentence(found), *view.remarks(found)):
+    for line in view.answer(found):
         print(f"- {line}")
     print()
     Screen().print(view.table(found))
-    print(f"\n{view.decided_sentence(found)}\n{view.LIMITS}")
+    print("", *view.ending(found), sep="\n")
 
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:

@@ -221,6 +221,10 @@ GROUP = (
 
 
 def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[RenderableType]:
+    return _titled(group_table(title, groups, top))
+
+
+def group_table(title: str, groups: tuple[figures.Group, ...], top: int) -> Grid:
     """Draw groups; those that had nothing to do with waiting are only counted, where others had."""
     told = [group for group in groups if group.caused_ns or group.waited_ns] or list(groups)
     columns = (words(title.removeprefix("By ")), *(figure(name, rank) for name, rank, _ in GROUP))
@@ -229,7 +233,7 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[Ren
     others = "... and 1 other" if idle == 1 else f"... and {idle:,} others"
     more = [beyond(len(told) - top)]
     more += [f"{others} that neither waited nor made others wait"] if idle else []
-    return _titled(Grid(columns, rows, title, "; ".join(filter(None, more))))
+    return Grid(columns, rows, title, "; ".join(filter(None, more)))
 
 
 def _value(group: figures.Group, field: str) -> str:
