@@ -17,7 +17,7 @@ from zaplock.views.own_page import page
 
 _UNITS = 12
 _ROWS = 100
-LIGHT, DARK = ("#1c2430", "#c9d1da", "#0072b2"), ("#e6ebf1", "#3c4856", "#2f97d6")
+LIGHT, DARK = ("#1c2430", "#c9d1da", "#0072b2"), ("#e6ebf1", "#3c4856", "#56b4e9")
 """Ink, lines and bars, as in `assets/base.css`."""
 
 
