@@ -50,7 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--profile", metavar="NAME", help="costs of what the recording doesn't show (default: this "
         "machine's, if it is calibrated, else e5-2680-rfc)")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
-    add("--plot", metavar="FILE", help="draw holds and waits: FILE.svg, .png or .html")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw holds and waits: FILE.svg, .png, or .html: "
+        "a page with the answer, the tables and a timeline of all runs",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         if live:
             code = _live(view, interval, spelt(args).strip() or "the whole system", args.window)
         else:
-            _screens(view, interval, args.screens, args.top)
+            _screens(view, interval, args, of_all=len(pids) != 1)
             code = 0
     if code:
         return code
@@ -86,15 +86,15 @@ def _live(view: Window, interval: float, about: str, span: str) -> int:
     )
 
 
-def _screens(view: Window, interval: float, screens: int | None, top: int) -> None:
+def _screens(view: Window, interval: float, args: argparse.Namespace, *, of_all: bool) -> None:
     """Print one screen below the other; Ctrl-C is the way to end that."""
     from zaplock.views.report_text import live_screen
     from zaplock.views.screen import Screen
 
     out, shown = Screen(), 0
     try:
-        while screens is None or shown < screens:
-            out.print(live_screen(_collected(view, interval)(), top=top))
+        while args.screens is None or shown < args.screens:
+            out.print(live_screen(_collected(view, interval)(), top=args.top, of_all=of_all))
             shown += 1
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs

@@ -20,6 +20,9 @@ from zaplock.views.fold import fold, longest_word
 GAP = 2
 """Blanks between two columns."""
 
+LONGEST_RULE = 160
+"""Below the heads of a table in a file, whose last column may be as wide as a paragraph."""
+
 READABLE = 18
 """Words are not folded to less, where they have more to say."""
 
@@ -128,7 +131,8 @@ class Grid:
         head = [self.columns[at].name for at in shown]
         if any(head):
             yield from self._row(shown, widths, head, "bold", bottom=True)
-            yield Text(rule * (sum(widths) + GAP * (len(widths) - 1)), "dim")
+            whole = sum(widths) + GAP * (len(widths) - 1)
+            yield Text(rule * min(whole, LONGEST_RULE), "dim")
         for row in self.rows:
             if row is None:
                 yield Text()

@@ -25,13 +25,13 @@ MOST_GROUPS = 500
 """So many threads and processes are in the tables of the page."""
 
 
-def write_html(summary: Summary, path: Path) -> Path:
-    """Write the page; raise UserError where it can't be written."""
-    outputs.write(path, render(summary))
+def write_html(summary: Summary, path: Path, *, made: str = "") -> Path:
+    """Write the page; `made` says when and where it was recorded. UserError if it can't be."""
+    outputs.write(path, render(summary, made=made))
     return path
 
 
-def render(summary: Summary) -> str:
+def render(summary: Summary, *, made: str = "") -> str:
     """Return the whole page as text."""
     header = page_data(summary)
     layout, binary = packed(header.pop("columns"))
@@ -39,7 +39,7 @@ def render(summary: Summary) -> str:
         "page.html.j2",
         styles=["page.css"],
         scripts=SCRIPTS,
-        title=heading(summary.analysis),
+        title=". ".join(filter(None, (heading(summary.analysis), made))),
         answer=list(answer(summary)),
         grids=list(_groups(summary)),
         histograms=[histogram for histogram in summary.histograms if histogram.counts],

@@ -28,11 +28,12 @@ BAR = 40
 """Width of the longest bar of a histogram, in characters."""
 
 
-def report_text(summary: Summary, *, top: int) -> RenderableType:
-    """Lay out a whole report for `rich`."""
+def report_text(summary: Summary, *, top: int, made: str = "") -> RenderableType:
+    """Lay out a whole report for `rich`; `made` says when and where it was recorded."""
     analysis = summary.analysis
     return Group(
         Said(heading(analysis)),
+        *([Said(made)] if made else []),
         Text(),
         *(Said(line) for line in answer(summary)),
         *(Said(line) for line in headlines(analysis)),
@@ -50,12 +51,15 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
     )
 
 
-def live_screen(summary: Summary, *, top: int) -> RenderableType:
-    """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait."""
+def live_screen(summary: Summary, *, top: int, of_all: bool = False) -> RenderableType:
+    """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait.
+
+    `of_all`: it is about more than one lock.
+    """
     return Group(
         Said(heading(summary.analysis), style="bold"),
         Text(),
-        *(Said(line) for line in now(summary.analysis)),
+        *(Said(line) for line in now(summary.analysis, of_all=of_all)),
         *(Said(line) for line in present_lines(summary.analysis)),
         *(Said(line) for line in headlines(summary.analysis)),
         Text(),

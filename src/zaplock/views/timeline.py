@@ -225,6 +225,8 @@ def draw(
         return path
     import altair
 
+    if any(bar.seen == "in part" for one in panels for bar in one.bars):
+        title = f"{title} (pale with an outline: seen in part)"
     span_ns = max((bar.end_ns for one in panels for bar in one.bars), default=1)
     unit, unit_ns = _unit(span_ns)
     named = f"{axis} [{unit}]"
