@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pkgutil
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,12 @@ def test_record_ends_as_its_command_ends(
 ) -> None:
     assert main(["record", "-o", str(tmp_path / "a"), "--", "sh", "-c", command]) == code
     assert "zaplock report" in capsys.readouterr().out
+
+
+def test_a_closed_output_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "zaplock", "designs"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "zaplock: standard output is closed: open it, or send it to a file\n"

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scenes import GIB, MM, MS
@@ -86,6 +87,21 @@ def test_why_looks_at_a_real_process(busy: int, capsys: pytest.CaptureFixture[st
     assert printed.err.startswith(f"next: zaplock record -p {busy}")
     assert main(["why", "-p", str(busy), "-d", "100ms"]) == 0
     assert "Right now" in capsys.readouterr().out
+
+
+@pytest.mark.root
+def test_ctrl_c_ends_the_looking_and_what_was_seen_is_told(
+    busy: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    clock = SimpleNamespace(monotonic_ns=time.monotonic_ns, sleep=pressed)
+    monkeypatch.setattr("zaplock.cli.why.time", clock)
+    assert main(["why", "-p", str(busy), "-d", "10m"]) == 0
+    out = capsys.readouterr().out
+    assert "Right now" in out
+    assert out.rstrip().splitlines()[-1].startswith("next: zaplock record")
 
 
 @pytest.mark.root

@@ -7,10 +7,14 @@ dependency; where npm is not to be had, its test is skipped. AXE names a copy th
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,28 @@ from scenes import MS, crowd, database
 
 from zaplock.check.counterexample import tell
 from zaplock.check.verdicts import check, closed_system, find_design, find_scenario
+from zaplock.cli import main
+from zaplock.designs import load
+from zaplock.lab import profiles
+from zaplock.lab.compare import compare
+from zaplock.lab.experiment import SimulatedExperiment
+from zaplock.replay.replay import replay
 from zaplock.trace.analysis import analyse
 from zaplock.trace.summary import summarise
 from zaplock.views.counterexample_html import page as counterexample
 from zaplock.views.html import write_html
+from zaplock.views.replayed import plot
+from zaplock.views.timeline import plot_comparison
 
 AXE = "axe-core@4.11.0"
 NPM_SECONDS = 90
+
+NAMES = ("report", "check", "compare", "replay", "fleet")
+WIDTHS = (360, 768, 1400)
+BY_SCREEN = ["color-contrast", "target-size", "scrollable-region-focusable"]
+"""The rules whose verdict depends on the width and the colours; the others are asked once."""
+
+BASELINES = Path(__file__).parent / "fixtures" / "pages"
 
 Story = Callable[[Page], Coroutine[Any, Any, None]]
 
@@ -49,20 +68,52 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Write a page of each kind."""
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Write a page of each kind, in a folder of its own, so that their names are short."""
     folder = tmp_path_factory.mktemp("pages")
+    here = Path.cwd()
+    os.chdir(folder)
+    yield {
+        "report": write_html(summarise(analyse(crowd(600), "6.18")), folder / "report.html"),
+        "check": broken(folder / "check.html"),
+        "compare": compared(folder / "compare.html"),
+        "replay": replayed(folder / "replay.html"),
+        "fleet": fleet(folder / "fleet.html"),
+    }
+    os.chdir(here)
+
+
+def broken(file: Path) -> Path:
     scenario, design = find_scenario("expand"), find_design("rfc-v6")
     found = check(scenario, design)
     assert found.schedule is not None
     system = closed_system(scenario, design, found.fair)
     story = tell(system, found.schedule, ("munmap 8 4", "write 11 7"), found.groups)
-    broken = folder / "check.html"
-    broken.write_text(counterexample(story, "expand under rfc-v6", "zaplock check expand"))
-    return {
-        "report": write_html(summarise(analyse(crowd(3000), "6.18")), folder / "report.html"),
-        "check": broken,
-    }
+    file.write_text(counterexample(story, "expand under rfc-v6", "zaplock check expand"))
+    return file
+
+
+def compared(file: Path) -> Path:
+    """Two designs beside two blocks, and a row that stands for a measured kernel."""
+    designs = [load(name) for name in ("linux-4.9", "rfc-v6")]
+    found = compare(
+        designs, SimulatedExperiment(length=1 << 30), profiles.load("e5-2680-rfc"),
+        blocks=[("fault", "proc"), ("fault", "proc", "mmap")],
+    )  # fmt: skip
+    measured = replace(found.rows[1], design="this kernel", extra={"backing": "zero"})
+    return plot_comparison(replace(found, measured=(measured,)), file)
+
+
+def replayed(file: Path) -> Path:
+    profile, designs = profiles.load("e5-2680-rfc"), [load("linux-4.9"), load("linux-6.18-dying")]
+    plot(replay(analyse(database(), "6.18.0"), profile, designs=designs), file)
+    return file
+
+
+def fleet(file: Path) -> Path:
+    assert main(["fleet", "simulate", "store", "--hosts", "4", "--seed", "1"]) == 0
+    assert main(["fleet", "report", "store", "--html", str(file)]) == 0
+    return file
 
 
 def drive(file: Path, story: Story) -> None:
@@ -70,17 +121,17 @@ def drive(file: Path, story: Story) -> None:
         async with opened(file) as shown:
             await story(shown)
             assert shown.errors == []
-            loaded = {url.partition("#")[0] for url in shown.requests}
+            loaded = {url.partition("#")[0] for url in shown.requests if url[:5] != "data:"}
             assert loaded == {file.as_uri()}, "the page loaded something"
 
     asyncio.run(go())
 
 
-async def look(shown: Page, width: int, *, dark: bool) -> None:
+async def look(shown: Page, width: int, *, dark: bool, scale: float = 1) -> None:
     """Give the page another screen."""
     await shown.call(
         "Emulation.setDeviceMetricsOverride",
-        width=width, height=900, deviceScaleFactor=1, mobile=width < 500,
+        width=width, height=900, deviceScaleFactor=scale, mobile=width < 500,
     )  # fmt: skip
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     await shown.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -89,30 +140,131 @@ async def look(shown: Page, width: int, *, dark: bool) -> None:
 async def press(shown: Page, key: str, times: int = 1) -> None:
     codes = {"Tab": 9, "Enter": 13, "ArrowDown": 40, "ArrowRight": 39, "ArrowLeft": 37, "n": 78}
     for _ in range(times):
-        for kind in ("rawKeyDown", "keyUp"):
+        text = {"text": "\r"} if key == "Enter" else {}  # what a button waits for
+        for kind, more in (("keyDown" if text else "rawKeyDown", text), ("keyUp", {})):
             await shown.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes[key]
-            )
+                "Input.dispatchKeyEvent",
+                type=kind, key=key, windowsVirtualKeyCode=codes[key], **more,
+            )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["report", "check"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_overflows_and_axe_finds_nothing(
     name: str, pages: dict[str, Path], axe: str
 ) -> None:
     async def story(shown: Page) -> None:
         await shown.ask(axe + "; true")
-        for width in (360, 768, 1400):
+        for width in WIDTHS:
             for dark in (False, True):
                 await look(shown, width, dark=dark)
                 wide = await shown.ask("document.documentElement.scrollWidth")
                 assert wide <= width, f"{wide} pixels on a screen of {width}"
+                whole = (width, dark) == (WIDTHS[-1], False)
+                asked = {} if whole else {"runOnly": {"type": "rule", "values": BY_SCREEN}}
                 found = await shown.ask(
-                    "axe.run().then(r => r.violations.map("
+                    f"axe.run({json.dumps(asked)}).then(r => r.violations.map("
                     "v => [v.id, v.nodes.slice(0, 2).map(n => n.failureSummary + n.html)]))"
                 )
                 assert found == [], f"at {width} pixels, {'dark' if dark else 'light'}"
 
     drive(pages[name], story)
+
+
+ALIKE = """(async (a, b) => {
+  const cells = async shot => {
+    const image = new Image();
+    image.src = "data:image/png;base64," + shot;
+    await image.decode();
+    const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+    canvas.width = image.width / 2; canvas.height = image.height / 2;
+    pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+    return pen.getImageData(0, 0, canvas.width, canvas.height).data;
+  };
+  const [one, other] = [await cells(a), await cells(b)];
+  let sum = 0;
+  for (let at = 0; at < one.length; at++) sum += Math.abs(one[at] - other[at]);
+  return one.length === other.length ? sum / one.length : 255;
+})"""
+"""How far two pictures differ: the mean difference of a channel of 8 by 8 pixels, 0 to 255."""
+
+DIFFERS = 6
+"""Another font or a pixel more of margin is less; another colour, order or layout is more."""
+
+
+async def difference(shown: Page, one: bytes, other: bytes) -> float:
+    told = ", ".join(json.dumps(base64.b64encode(shot).decode()) for shot in (one, other))
+    return float(await shown.ask(f"{ALIKE}({told})"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_looks_as_it_did(name: str, pages: dict[str, Path], tmp_path: Path) -> None:
+    """Written anew with ZAPLOCK_SNAPSHOTS=1, to be looked at before they are committed."""
+
+    async def story(shown: Page) -> None:
+        shots = {}
+        for width in WIDTHS:
+            for dark in (False, True):
+                await look(shown, width, dark=dark, scale=0.25)
+                await shown.ask(
+                    "new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))"
+                )
+                file = tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png"
+                await shown.screenshot(file)
+                shots[file.name] = file.read_bytes()
+        if "ZAPLOCK_SNAPSHOTS" in os.environ:
+            BASELINES.mkdir(exist_ok=True)
+            for file_name, shot in shots.items():
+                (BASELINES / file_name).write_bytes(shot)
+        for file_name, shot in shots.items():
+            differs = await difference(shown, shot, (BASELINES / file_name).read_bytes())
+            assert differs < DIFFERS, file_name
+        light, dark_one = shots[f"{name}-360-light.png"], shots[f"{name}-360-dark.png"]
+        assert await difference(shown, light, dark_one) > DIFFERS, "no difference would be seen"
+
+    drive(pages[name], story)
+
+
+@pytest.mark.parametrize("name", ["compare", "replay"])
+def test_the_keyboard_reaches_the_waits_of_every_run(name: str, pages: dict[str, Path]) -> None:
+    """N goes through all waits; each tells its run and who it was behind, and has an address."""
+
+    async def story(shown: Page) -> None:
+        await shown.ask("document.getElementById('timeline').focus()")
+        count = await shown.ask("zaplock.recording.waits.count")
+        assert count
+        runs = set()
+        for _ in range(min(count, 12)):
+            await press(shown, "n")
+            said = await shown.ask("document.getElementById('story').textContent")
+            runs.add(re.search(r"under (\S+)", said)[1])  # type: ignore[index]
+            assert "behind" in said
+            assert await shown.ask("location.hash") == await shown.ask(
+                "'#wait-' + zaplock.timeline.selected.row"
+            )
+        assert len(runs) > 1
+
+    drive(pages[name], story)
+
+
+def test_all_tables_of_a_fleet_sort_and_are_searched_by_keys(pages: dict[str, Path]) -> None:
+    async def story(shown: Page) -> None:
+        head = "document.querySelectorAll('table.groups th')[4]"
+        await shown.ask(f"{head}.querySelector('button').focus()")
+        await press(shown, "Enter")
+        assert await shown.ask(f"{head}.getAttribute('aria-sort')") == "descending"
+        column = "[...document.querySelector('table.groups').tBodies[0].rows]"
+        spans = await shown.ask(f"{column}.map(line => worth(line.cells[4].textContent))")
+        assert spans == sorted(spans, reverse=True)
+        assert len(set(spans)) > 1
+        await shown.type("#search", "mlock")
+        await shown.until(f"{column}.filter(line => !line.hidden).length < {len(spans)}")
+        left = await shown.ask(
+            f"{column}.filter(line => !line.hidden).map(line => line.textContent)"
+        )
+        assert left
+        assert all("mlock" in line for line in left)
+
+    drive(pages["fleet"], story)
 
 
 def test_the_keyboard_alone_reaches_every_wait(pages: dict[str, Path]) -> None:

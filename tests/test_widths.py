@@ -6,9 +6,11 @@ every line fits, and every figure and every word is one that the pipe got, too.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +23,7 @@ from rich.cells import cell_len
 from scenes import crowd, database
 
 from zaplock.cli import main
+from zaplock.cli._overview import SUMMARIES
 from zaplock.cli._streams import guarded
 from zaplock.designs import load
 from zaplock.trace import file
@@ -84,6 +87,7 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     about = file.Manifest(source="test", kernel="6.18.0", clock="mono")
     file.write("db.zaplock", database(), about)
     file.write("crowd.zaplock", crowd(3000), about)
+    assert main(["fleet", "simulate", "store", "--hosts", "3", "--seed", "1"]) == 0
     yield folder
     os.chdir(here)
 
@@ -245,6 +249,42 @@ def of_the_oracle() -> None:
     print_table([(Path("firefox-esr.strace"), verdict)], as_json=False)
 
 
+def of_scale() -> None:
+    from zaplock.cli.scale import _print
+    from zaplock.lab.scale import MachineOfTheirs, Point
+
+    points = [
+        Point(design, "anon-faults", cpus, 1_234_567.0 * cpus)
+        for design in ("linux-4.9", "linux-6.18-dying")
+        for cpus in (1, 2, 16, 128)
+    ]
+    _print(points, [], "linux-4.9", MachineOfTheirs(78.0))
+
+
+def of_record() -> None:
+    from zaplock.cli.record import _say
+    from zaplock.recorder.session import RecordingProgress
+
+    progress = RecordingProgress(12.3, 1_234_567, 42)
+    _say(SimpleNamespace(json=False, watch=False), "db.zaplock", progress, None)  # type: ignore[arg-type]
+
+
+def of_import() -> None:
+    shutil.rmtree("imported.zaplock", ignore_errors=True)
+    main(["import", str(TRACE), "-o", "imported.zaplock"])
+
+
+def help_of(name: str) -> Show:
+    def ask() -> None:
+        with contextlib.suppress(SystemExit):
+            main([*name.split(), "--help"])
+
+    return ask
+
+
+TRACE = Path(__file__).parent / "fixtures" / "recorder" / "ftrace-6.18.txt"
+FLEET = ("fleet", "fleet report", "fleet ask", "fleet replay", "fleet advise", "fleet simulate")
+
 VERBS: dict[str, Show] = {
     "alone": lambda: main([]),
     "help": lambda: main(["--help"]),
@@ -268,7 +308,20 @@ VERBS: dict[str, Show] = {
     "measure": of_measure,
     "fidelity": of_fidelity,
     "oracle": of_the_oracle,
+    "scale": of_scale,
+    "record": of_record,
+    "import": of_import,
+    "fleet report": verb("fleet report store"),
+    **{f"help {name}": help_of(name) for name in (*SUMMARIES, *FLEET)},
 }
+
+
+def test_every_verb_is_looked_at() -> None:
+    """Of `agent` only its help, since it says nothing else."""
+    looked_at = {name.removeprefix("help ").split()[0] for name in VERBS}
+    assert looked_at >= SUMMARIES.keys()
+    answers = {name.split()[0] for name in VERBS if not name.startswith("help ")}
+    assert SUMMARIES.keys() - answers == {"agent"}
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zaplock.cli._overview import SUMMARIES, overview, questions
 from zaplock.cli._shortage import require_room, shortage
@@ -34,8 +34,20 @@ from zaplock.strangers import visible
 from zaplock.version import __version__
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Fold what is said of an argument as everything else is: between words, never in one."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from zaplock.views.fold import fold
+
+        return fold(" ".join(text.split()), width, hanging=0)
+
+
 class _Parser(argparse.ArgumentParser):
     """Say what is wrong in one line, as every other error of zaplock is said."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": _Help, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -151,7 +163,6 @@ def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
     module = _load(verb)
     parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
     parser.set_defaults(own_process=own_process)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
     try:
         code: int = module.run(parser.parse_all(arguments))

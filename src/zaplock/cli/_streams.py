@@ -10,6 +10,7 @@ text.
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,11 @@ class _Guarded:
 def guarded(*, folded: bool = True) -> Iterator[None]:
     """Guard both streams while the block runs; `folded`: lines fit a terminal's width."""
     before = sys.stdout, sys.stderr
+    if sys.stderr is None:  # closed by whoever started us
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        print("zaplock: standard output is closed: open it, or send it to a file", file=sys.stderr)
+        sys.exit(2)
     mine = _Guarded(sys.stdout, folded=folded), _Guarded(sys.stderr, folded=folded)
     sys.stdout, sys.stderr = mine
     try:

@@ -64,7 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "kernel too, in QEMU: a vmlinuz, debian:6.1 or debian:6.12; may be repeated")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--trace", metavar="FILE", help="write the runs as ftrace function_graph text")
-    add("--plot", metavar="FILE", help="draw who holds and who waits: FILE.svg, .png or .html")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw who holds and who waits: FILE.svg, .png, or "
+        ".html: a page with the answer, the tables and a timeline of all runs",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -47,7 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--profile", metavar="NAME", help="costs of what the recording doesn't show (default: this "
         "machine's, if it is calibrated, else e5-2680-rfc)")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
-    add("--plot", metavar="FILE", help="draw holds and waits: FILE.svg, .png or .html")
+    add(
+        "--plot",
+        metavar="FILE",
+        help="draw holds and waits: FILE.svg, .png, or .html: "
+        "a page with the answer, the tables and a timeline of all runs",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,11 +129,11 @@ def _print(found: Replay) -> None:
     from zaplock.views.screen import Screen
 
     print(view.title(found))
-    for line in (*view.sentences(found), view.fit_sentence(found), *view.remarks(found)):
+    for line in view.answer(found):
         print(f"- {line}")
     print()
     Screen().print(view.table(found))
-    print(f"\n{view.decided_sentence(found)}\n{view.LIMITS}")
+    print("", *view.ending(found), sep="\n")
 
 
 def _next(args: argparse.Namespace) -> tuple[str, str]:

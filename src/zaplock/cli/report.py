@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(report_json(analysis, top=args.top), indent=1))
     written = _write(args, analysis)
     if not args.json and not written:
-        _print(analysis, args.top)
+        _print(args, analysis)
     _next(args, written)
     return 0
 
@@ -73,11 +73,18 @@ def _summary(analysis: Analysis) -> Summary:
         return summarise(analysis)
 
 
-def _print(analysis: Analysis, top: int) -> None:
+def _print(args: argparse.Namespace, analysis: Analysis) -> None:
     from zaplock.views.report_text import report_text
     from zaplock.views.screen import Screen
 
-    Screen().print(report_text(_summary(analysis), top=top))
+    Screen().print(report_text(_summary(analysis), top=args.top, made=_made(args.file)))
+
+
+def _made(file: str) -> str:
+    from zaplock.trace.file import read_manifest
+    from zaplock.views.words import made
+
+    return made(read_manifest(file))
 
 
 def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
@@ -98,7 +105,7 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
 
         summary = _summary(analysis)
         with busy(f"writing {args.html}"):
-            written.append(write_html(summary, Path(args.html)))
+            written.append(write_html(summary, Path(args.html), made=_made(args.file)))
     if args.folded:
         from zaplock.views.stacks import write_folded
 

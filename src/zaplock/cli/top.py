@@ -1,16 +1,23 @@
 """Watch, live, who holds mmap_locks and who waits for them.
 
-  zaplock top                      the whole system, until Ctrl-C
+  zaplock top                      the whole system, until q
   zaplock top -p 4711 -i 500ms     one process, twice a second
+  zaplock top -n 3 > top.txt       three plain screens for a file or a pipe
 
-Each screen is about the last ten seconds: who waits and who holds right now, the worst waits, and
-the threads that made others wait. Needs root.
+Each screen is about the last ten seconds: who waits and who holds right now, a spark line of how
+many waited, and tables of waits, holds, threads, operations and processes (keys 1 to 5, or Tab).
+Arrows and the mouse choose a row: below it stand its chain and its stacks ([ and ] scroll them).
+s sorts by the next column, r the other way round, / searches, space holds it still, q ends it.
+Needs root. The live tables need `pip install 'zaplock[live]'`; without it plain screens come.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step
@@ -19,9 +26,8 @@ from zaplock.cli._targets import add_targets, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from zaplock.cli._live import Window
+    from zaplock.trace.summary import Summary
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,37 +50,69 @@ def run(args: argparse.Namespace) -> int:
     interval = parse_duration(args.interval) / 1e9
     pids = targets(args)
     groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
+    live = args.screens is None and _can_be_live()
     with window(pids, groups, parse_duration(args.window)) as view:
-        _show(view, interval, args.screens, args.top)
-    next_step(f"zaplock record{spelt(args)} -d 30s -o top.zaplock")
+        if live:
+            code = _live(view, interval, spelt(args).strip() or "the whole system", args.window)
+        else:
+            _screens(view, interval, args, of_all=len(pids) != 1)
+            code = 0
+    if code:
+        return code
+    next_step(f"zaplock record{spelt(args)} -d 30s -o top.zaplock", "to explain it afterwards")
     return 0
 
 
-def _show(view: Window, interval: float, screens: int | None, top: int) -> None:
-    """Draw one screen over the other in a terminal, one below the other elsewhere."""
-    from rich.live import Live
+def _can_be_live() -> bool:
+    """Say whether there is a terminal with a cursor, and `textual` to draw on it."""
+    from zaplock.views.screen import Screen
 
+    out = Screen()
+    if not out.is_terminal or out.is_dumb_terminal or not sys.stdin.isatty():
+        return False
+    if importlib.util.find_spec("textual") is None:
+        print("note: keys, sorting and search need: pip install 'zaplock[live]'", file=sys.stderr)
+        return False
+    return True
+
+
+def _live(view: Window, interval: float, about: str, span: str) -> int:
+    """Show live tables until a key ends it; return the exit code."""
+    from zaplock.cli._top_app import show
+    from zaplock.views.screen import Screen
+
+    ascii_only = not Screen().encoding.startswith("utf")
+    return show(
+        lambda: _collected(view, interval), f"{about}, the last {span}", ascii_only=ascii_only
+    )
+
+
+def _screens(view: Window, interval: float, args: argparse.Namespace, *, of_all: bool) -> None:
+    """Print one screen below the other; Ctrl-C is the way to end that."""
+    from zaplock.views.report_text import live_screen
     from zaplock.views.screen import Screen
 
     out, shown = Screen(), 0
-    if not out.is_terminal:
-        while screens is None or shown < screens:
-            out.print(_screen(view, interval, top))
+    try:
+        while args.screens is None or shown < args.screens:
+            out.print(live_screen(_collected(view, interval)(), top=args.top, of_all=of_all))
             shown += 1
-        return
-    with Live(console=out, screen=screens is None, auto_refresh=False) as live:
-        while screens is None or shown < screens:
-            live.update(_screen(view, interval, top), refresh=True)
-            shown += 1
+    except KeyboardInterrupt as ended:
+        if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
+            raise
 
 
-def _screen(view: Window, interval: float, top: int) -> RenderableType:
+def _collected(view: Window, interval: float) -> Callable[[], Summary]:
+    """Wait for the next window; return what sums it up."""
     from zaplock.trace.analysis import analyse
     from zaplock.trace.summary import summarise
-    from zaplock.views.report_text import live_screen
 
     events, span = view.advance(interval)
-    analysis = analyse(
-        events, os.uname().release, span=span, stacks=view.stacks(), quotas=view.quotas()
-    )
-    return live_screen(summarise(analysis, explain=500), top=top)
+    stacks, quotas = view.stacks(), view.quotas()
+
+    def sum_up() -> Summary:
+        kernel = os.uname().release
+        analysis = analyse(events, kernel, span=span, stacks=stacks, quotas=quotas)
+        return summarise(analysis, explain=500)
+
+    return sum_up

@@ -108,7 +108,10 @@ def _started_ns() -> int:
 
 
 def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
-    """Wait until the time is over, but at least so long, or all processes end; say if they did."""
+    """Wait until the time is over, but at least so long, or all processes end; say if they did.
+
+    Ctrl-C ends the waiting: what was seen by then is told.
+    """
     from zaplock.recorder.tracefs import start_time
 
     began_ns, born = time.monotonic_ns(), {pid: start_time(pid) for pid in pids}
@@ -122,9 +125,13 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     kernel_functions()
 
     gone, end_ns = False, max(due_ns, began_ns + least_ns)
-    while not gone and (left_ns := end_ns - time.monotonic_ns()) > 0:
-        time.sleep(min(left_ns / 1e9, _STEP_S))
-        gone = all(start_time(pid) != at for pid, at in born.items())
+    try:
+        while not gone and (left_ns := end_ns - time.monotonic_ns()) > 0:
+            time.sleep(min(left_ns / 1e9, _STEP_S))
+            gone = all(start_time(pid) != at for pid, at in born.items())
+    except KeyboardInterrupt as ended:
+        if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
+            raise
     return gone
 
 

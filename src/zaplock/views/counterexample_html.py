@@ -9,15 +9,11 @@ down, what CPUs remember.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zaplock.check.counterexample import StepRow, Story
-from zaplock.views.own_page import policy, safe_json
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from zaplock.views.own_page import page as own_page
+from zaplock.views.own_page import safe_json
 
 MOST_PAGES = 64
 """A page table's reach is 512 pages: what lies beyond the others is cut off the strips."""
@@ -27,8 +23,10 @@ def page(story: Story, title: str, again: str) -> str:
     """Draw the story as HTML; `again` is the command that shows it once more."""
     low, high = _pages(story)
     rows = [_row(story, row) for row in story.rows]
-    script = _asset("counterexample.js")
-    return _template().render(
+    return own_page(
+        "counterexample.html.j2",
+        styles=["counterexample.css"],
+        scripts=["counterexample.js"],
         story=story,
         tasks=list(zip(story.tasks, story.does)),
         cycle_at=len(story.rows) - story.cycle if story.cycle else -1,
@@ -36,10 +34,7 @@ def page(story: Story, title: str, again: str) -> str:
         again=again,
         low=low,
         high=high,
-        policy=policy([script]),
-        style=_asset("base.css") + _asset("counterexample.css"),
         data=safe_json({"rows": rows, "low": low, "high": high}),
-        script=script,
     )
 
 
@@ -53,15 +48,3 @@ def _pages(story: Story) -> tuple[int, int]:
     low = min((one.first for one in told), default=0)
     high = max((one.last for one in told), default=low + 1)
     return low, min(high, low + MOST_PAGES)
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("counterexample.html.j2"))
-
-
-def _asset(name: str) -> str:
-    return (resources.files("zaplock.views") / "assets" / name).read_text("utf-8")

@@ -27,7 +27,7 @@ def fold(line: str, width: int, *, hanging: int = HANGING) -> list[str]:
     if cell_len(line) <= width:
         return [line]
     text = line.lstrip(" ")
-    margin = " " * (len(line) - len(text))
+    margin = " " * min(len(line) - len(text), width // 2)
     folded, here = [], margin
     for blank, word in _pieces(text, width - len(margin) - hanging):
         if here.strip() and cell_len(here) + len(blank) + cell_len(word) > width:

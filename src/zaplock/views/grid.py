@@ -20,6 +20,9 @@ from zaplock.views.fold import fold, longest_word
 GAP = 2
 """Blanks between two columns."""
 
+LONGEST_RULE = 160
+"""Below the heads of a table in a file, whose last column may be as wide as a paragraph."""
+
 READABLE = 18
 """Words are not folded to less, where they have more to say."""
 
@@ -82,10 +85,18 @@ class Grid:
         if self.more:
             yield from (_plain(line) for line in fold(self.more, width))
 
+    def that_fit_whole(self, width: int, *, gap: int) -> list[int] | None:
+        """Choose the columns that have room with nothing folded; None where too few have."""
+        return self._chosen(width, gap, [self._most(at) for at in range(len(self.columns))])
+
     def _that_fit(self, width: int) -> list[int] | None:
         """Choose the columns that there is room for; None where a list is better."""
+        return self._chosen(width, GAP, [self._least(at) for at in range(len(self.columns))])
+
+    def _chosen(self, width: int, gap: int, needs: Sequence[int]) -> list[int] | None:
+        """Leave out columns, those of the highest rank first, until the others have room."""
         shown = list(range(len(self.columns)))
-        while sum(self._least(at) for at in shown) + GAP * (len(shown) - 1) > width:
+        while sum(needs[at] for at in shown) + gap * (len(shown) - 1) > width:
             rank = max(self.columns[at].rank for at in shown)
             if not rank:
                 return None
@@ -105,7 +116,7 @@ class Grid:
         return max(head, room, *map(longest_word, self._cells(at)))
 
     def _most(self, at: int) -> int:
-        return max(cell_len(self.columns[at].name), *map(cell_len, self._cells(at)))
+        return max(cell_len(text) for text in (self.columns[at].name, *self._cells(at)))
 
     def _widths(self, shown: list[int], width: int) -> list[int]:
         """Share out the room: what each needs at least, and of the rest what each lacks."""
@@ -120,7 +131,8 @@ class Grid:
         head = [self.columns[at].name for at in shown]
         if any(head):
             yield from self._row(shown, widths, head, "bold", bottom=True)
-            yield Text(rule * (sum(widths) + GAP * (len(widths) - 1)), "dim")
+            whole = sum(widths) + GAP * (len(widths) - 1)
+            yield Text(rule * min(whole, LONGEST_RULE), "dim")
         for row in self.rows:
             if row is None:
                 yield Text()

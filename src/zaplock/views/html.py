@@ -7,52 +7,49 @@ lists, `page.js` ties them together. Nothing is loaded from anywhere.
 
 from __future__ import annotations
 
-from importlib import resources
+from collections.abc import Iterator
 from pathlib import Path
 
 from zaplock import outputs
-from zaplock.trace.summary import Group, Summary
+from zaplock.trace.summary import Summary
 from zaplock.units import duration
+from zaplock.views.grid import Grid
 from zaplock.views.html_data import packed, page_data
-from zaplock.views.own_page import policy, safe_json
+from zaplock.views.own_page import page, safe_json
+from zaplock.views.report_text import group_table
 from zaplock.views.words import answer, heading
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "flame.js", "page.js")
 
+MOST_GROUPS = 500
+"""So many threads and processes are in the tables of the page."""
 
-def write_html(summary: Summary, path: Path) -> Path:
-    """Write the page; raise UserError where it can't be written."""
-    outputs.write(path, render(summary))
+
+def write_html(summary: Summary, path: Path, *, made: str = "") -> Path:
+    """Write the page; `made` says when and where it was recorded. UserError if it can't be."""
+    outputs.write(path, render(summary, made=made))
     return path
 
 
-def render(summary: Summary) -> str:
+def render(summary: Summary, *, made: str = "") -> str:
     """Return the whole page as text."""
-    import jinja2
-
     header = page_data(summary)
     layout, binary = packed(header.pop("columns"))
-    assets = resources.files("zaplock.views") / "assets"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    scripts = [(assets / name).read_text(encoding="utf-8") for name in SCRIPTS]
-    template = environment.from_string((assets / "page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        heading=heading(summary.analysis),
+    return page(
+        "page.html.j2",
+        styles=["page.css"],
+        scripts=SCRIPTS,
+        title=". ".join(filter(None, (heading(summary.analysis), made))),
         answer=list(answer(summary)),
-        groups=_groups(summary),
+        grids=list(_groups(summary)),
         histograms=[histogram for histogram in summary.histograms if histogram.counts],
         duration=duration,
         header=safe_json({**header, "layout": layout}),
         binary=binary,
-        style="".join((assets / name).read_text("utf-8") for name in ("base.css", "page.css")),
-        scripts=scripts,
-        policy=policy(scripts),
     )
 
 
-def _groups(summary: Summary) -> list[tuple[str, tuple[Group, ...]]]:
-    return [
-        ("By operation", summary.by_operation),
-        ("By thread", summary.by_thread[:500]),
-        ("By process", summary.by_process[:500]),
-    ]
+def _groups(summary: Summary) -> Iterator[Grid]:
+    yield group_table("By operation", summary.by_operation, MOST_GROUPS)
+    yield group_table("By thread", summary.by_thread, MOST_GROUPS)
+    yield group_table("By process", summary.by_process, MOST_GROUPS)

@@ -120,7 +120,8 @@ def _lane_numbers(lanes: list[int], tid: Array) -> Array:
     return numbers
 
 
-def _halves(name: str, values: Array) -> dict[str, Array]:
+def halves(name: str, values: Array) -> dict[str, Array]:
+    """Cut a column of times or lengths into its low and its high 32 bits."""
     unsigned = values.astype(np.uint64)
     low, high = unsigned & np.uint64(0xFFFFFFFF), unsigned >> np.uint64(32)
     return {f"{name}_low": low.astype(np.uint32), f"{name}_high": high.astype(np.uint32)}
@@ -128,7 +129,7 @@ def _halves(name: str, values: Array) -> dict[str, Array]:
 
 def _times(name: str, analysis: Analysis, start_ns: Array, span_ns: Array) -> dict[str, Array]:
     starts = np.diff(start_ns - analysis.begin_ns, prepend=0)
-    return {**_halves(f"{name}_start", starts), **_halves(f"{name}_span", span_ns)}
+    return {**halves(f"{name}_start", starts), **halves(f"{name}_span", span_ns)}
 
 
 def _hold_columns(analysis: Analysis, rows: Array, lanes: list[int], mm: Array) -> dict[str, Array]:
@@ -140,7 +141,7 @@ def _hold_columns(analysis: Analysis, rows: Array, lanes: list[int], mm: Array) 
     )
     return {
         **_times("hold", analysis, holds["start_ns"][rows], holds["hold_ns"][rows]),
-        **_halves("hold_length", np.maximum(holds["length"][rows], 0)),
+        **halves("hold_length", np.maximum(holds["length"][rows], 0)),
         "hold_lane": _lane_numbers(lanes, holds["tid"][rows]),
         "hold_op": holds["op"][rows].astype(np.int32),
         "hold_mm": mm,
@@ -153,13 +154,14 @@ def _wait_columns(
 ) -> dict[str, Array]:
     analysis = summary.analysis
     waits = analysis.waits
+    flags = waits["exclusive"][rows] * EXCLUSIVE + ~waits["partial"][rows] * COMPLETE
     return {
         **_times("wait", analysis, waits["start_ns"][rows], waits["wait_ns"][rows]),
-        **_halves("wait_length", np.maximum(waits["length"][rows], 0)),
+        **halves("wait_length", np.maximum(waits["length"][rows], 0)),
         "wait_lane": _lane_numbers(lanes, waits["tid"][rows]),
         "wait_op": waits["op"][rows].astype(np.int32),
         "wait_mm": mm,
-        "wait_flags": (waits["exclusive"][rows] * EXCLUSIVE).astype(np.uint32),
+        "wait_flags": flags.astype(np.uint32),
         "wait_outcome": waits["outcome"][rows].astype(np.uint32),
         "wait_culprit": _culprits(summary, rows, holds),
     }

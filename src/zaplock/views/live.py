@@ -42,16 +42,17 @@ def holding_now(analysis: Analysis) -> list[int]:
     return [int(rows[place]) for place in longest(holds["hold_ns"][rows], len(rows))]
 
 
-def now(analysis: Analysis, *, limit: int = 5) -> Iterator[str]:
-    """Say in sentences who waits and who holds at this moment."""
+def now(analysis: Analysis, *, limit: int = 5, of_all: bool = False) -> Iterator[str]:
+    """Say in sentences who waits and who holds at this moment; `of_all`: more than one lock's."""
+    lock = "an mmap_lock" if of_all else "this lock"
     waiting, holding = waiting_now(analysis), holding_now(analysis)
     if not analysis.sees_locks:
-        yield "Who waits for this lock is not known: no lock events are seen."
+        yield f"Who waits for {lock} is not known: no lock events are seen."
     elif not waiting:
-        yield "Right now nobody waits for this lock."
+        yield f"Right now nobody waits for {lock}."
     else:
         tasks = "1 task waits" if len(waiting) == 1 else f"{len(waiting)} tasks wait"
-        yield f"Right now {tasks} for this lock:"
+        yield f"Right now {tasks} for {lock}:"
         for row in waiting[:limit]:
             yield f"    {wait_sentence(analysis, row)}"
             found = analysis.explain(row)

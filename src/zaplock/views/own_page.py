@@ -11,7 +11,12 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def policy(scripts: Sequence[str] = ()) -> str:
@@ -33,3 +38,29 @@ def _hash(script: str) -> str:
 def safe_json(value: Any) -> str:
     """Write JSON that can stand inside a script element, whatever tasks are called."""
     return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def page(template: str, *, styles: Sequence[str], scripts: Sequence[str], **values: Any) -> str:
+    """Lay out a page of `assets` as text: its styles and scripts stand in it, in this order."""
+    read = [_asset(name) for name in scripts]
+    style = "".join(_asset(name) for name in ("base.css", *styles))
+    found = _environment().get_template(template)
+    return found.render(scripts=read, style=style, policy=policy(read), **values)
+
+
+@cache
+def _environment() -> Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_asset),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return (resources.files("zaplock.views") / "assets" / name).read_text("utf-8")

@@ -20,7 +20,7 @@ from zaplock.trace.events import Events
 from zaplock.trace.summary import NO_OPERATION, QUEUED_NS, thread_name
 from zaplock.units import duration, size
 from zaplock.views.outcomes import listed, run_of
-from zaplock.views.timeline import Panel, draw, panel
+from zaplock.views.timeline import PageText, Panel, draw, explained, panel
 
 if TYPE_CHECKING:
     from zaplock.replay.replay import Replay, ReplayRun
@@ -279,6 +279,16 @@ def _unsound(replay: Replay) -> str:
     return f"the replay's own error is {100 * error:.1f} %, more than {100 * most:.0f} %"
 
 
+def answer(replay: Replay) -> list[str]:
+    """Say what the replay shows, how good it is, and what the recording lacks."""
+    return [*sentences(replay), fit_sentence(replay), *remarks(replay)]
+
+
+def ending(replay: Replay) -> tuple[str, str]:
+    """Say what the replay stands on, and what it leaves out."""
+    return decided_sentence(replay), LIMITS
+
+
 LIMITS = (
     "Not replayed: what threads would have done sooner if they had waited less, and the VMA locks "
     "of the recorded mappings; see docs/replay.md."
@@ -293,12 +303,16 @@ def plot(replay: Replay, path: Path) -> None:
     # Its own end, too: what goes on there would end with its last event otherwise.
     span = int(cut.begin_ns[0]), int(cut.end_ns[-1])
     seen = analyse(events, replay.analysis.kernel, span=span)
-    panels = [panel("recorded", seen, at + begin, at + end)]
+    waited = duration(sum(one.waited_ns for one in replay.operations))
+    recorded = panel(f"recorded, {waited} waited in all", seen, at + begin, at + end)
+    recorded = replace(recorded, name="recorded")
+    panels = [explained(recorded, seen, at + begin)]
     panels += [_of_run(run, begin, end) for run in replay.runs]
     title = f"replay of pid {replay.plan.pid}: holds and waits around the longest recorded wait"
     axis = f"time since {(at + begin - replay.analysis.begin_ns) / 1e9:.3f} s of the recording"
     title = " ".join((f"{title}.", *caveats)) if (caveats := replay.analysis.caveats) else title
-    draw(_same_lanes(panels), path, title=title, axis=axis)
+    text = PageText((title, *answer(replay)), (table(replay),), ending(replay))
+    draw(_same_lanes(panels), path, title=title, axis=axis, text=text)
 
 
 def _window(replay: Replay) -> tuple[int, int]:
@@ -309,7 +323,9 @@ def _window(replay: Replay) -> tuple[int, int]:
 
 def _of_run(run: ReplayRun, begin: int, end: int) -> Panel:
     found: Analysis = analyse(run.events, run.design.kernel)
-    return panel(label(run), found, begin, end)
+    waited = duration(run.waited_ns) if run.waited_ns >= QUEUED_NS else "nothing"
+    one = panel(f"{label(run)}, {waited} waited in all", found, begin, end)
+    return explained(replace(one, name=label(run)), found, begin)
 
 
 def _same_lanes(panels: Sequence[Panel]) -> list[Panel]:

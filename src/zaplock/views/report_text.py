@@ -28,11 +28,12 @@ BAR = 40
 """Width of the longest bar of a histogram, in characters."""
 
 
-def report_text(summary: Summary, *, top: int) -> RenderableType:
-    """Lay out a whole report for `rich`."""
+def report_text(summary: Summary, *, top: int, made: str = "") -> RenderableType:
+    """Lay out a whole report for `rich`; `made` says when and where it was recorded."""
     analysis = summary.analysis
     return Group(
         Said(heading(analysis)),
+        *([Said(made)] if made else []),
         Text(),
         *(Said(line) for line in answer(summary)),
         *(Said(line) for line in headlines(analysis)),
@@ -50,12 +51,15 @@ def report_text(summary: Summary, *, top: int) -> RenderableType:
     )
 
 
-def live_screen(summary: Summary, *, top: int) -> RenderableType:
-    """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait."""
+def live_screen(summary: Summary, *, top: int, of_all: bool = False) -> RenderableType:
+    """Lay out one screen of `zaplock top`: now, the worst waits, who made others wait.
+
+    `of_all`: it is about more than one lock.
+    """
     return Group(
         Said(heading(summary.analysis), style="bold"),
         Text(),
-        *(Said(line) for line in now(summary.analysis)),
+        *(Said(line) for line in now(summary.analysis, of_all=of_all)),
         *(Said(line) for line in present_lines(summary.analysis)),
         *(Said(line) for line in headlines(summary.analysis)),
         Text(),
@@ -221,6 +225,10 @@ GROUP = (
 
 
 def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[RenderableType]:
+    return _titled(group_table(title, groups, top))
+
+
+def group_table(title: str, groups: tuple[figures.Group, ...], top: int) -> Grid:
     """Draw groups; those that had nothing to do with waiting are only counted, where others had."""
     told = [group for group in groups if group.caused_ns or group.waited_ns] or list(groups)
     columns = (words(title.removeprefix("By ")), *(figure(name, rank) for name, rank, _ in GROUP))
@@ -229,7 +237,7 @@ def _groups(title: str, groups: tuple[figures.Group, ...], top: int) -> list[Ren
     others = "... and 1 other" if idle == 1 else f"... and {idle:,} others"
     more = [beyond(len(told) - top)]
     more += [f"{others} that neither waited nor made others wait"] if idle else []
-    return _titled(Grid(columns, rows, title, "; ".join(filter(None, more))))
+    return Grid(columns, rows, title, "; ".join(filter(None, more)))
 
 
 def _value(group: figures.Group, field: str) -> str:

@@ -3,31 +3,34 @@
 A panel is one run (a design's, a kernel's): a lane for each task, bars for its holds and, thinner,
 its waits. All panels share one time axis, so that what one design does in microseconds and another
 in seconds is seen at a glance. What is narrower than a pixel is drawn as a pixel, as faint as the
-part of it that is covered is small.
+part of it that is covered is small. What was seen in part is pale with an outline.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.trace.analysis import Analysis, analyse
+from zaplock.trace.blame import VMA
 from zaplock.trace.outcome import TeardownOutcome
 from zaplock.trace.summary import QUEUED_NS
+from zaplock.trace.waits import WaitOutcome
 from zaplock.units import duration
-from zaplock.views.own_page import policy, safe_json
+from zaplock.views.report_json import longest
+from zaplock.views.words import chain, doing
 
 if TYPE_CHECKING:
     from zaplock.lab.compare import Comparison
     from zaplock.lab.teardown import Teardown
+    from zaplock.views.grid import Grid
 
 COLOURS = {
     "exclusive hold": "#d55e00",
@@ -41,8 +44,18 @@ WIDTH = 760
 FAINTEST = 0.25
 """The opacity of a pixel of which next to nothing is covered."""
 
+PALE = 0.2
+"""How much of its colour a bar has of which not both ends were seen; it has an outline, too."""
+
 MOST_IDLE = 12
 """Up to so many tasks have a lane even if they did nothing with the lock."""
+
+
+Extent = Literal["whole", "in part"]
+"""Whether both ends of a hold, or the end of a wait, were seen."""
+
+EXPLAINED = 40
+"""Of so many of a panel's waits, the longest, the page tells why they were long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,25 @@ class Bar:
     end_ns: int
     part: float = 1.0
     """How much of that time is really covered: less than 1 where short ones stand for a pixel."""
+    seen: Extent = "whole"
+    what: str = ""
+    """The operation, such as "munmap of 8 GiB", where one is known."""
+    told: tuple[str, ...] = ()
+    """Why a wait was long, line by line, where that is worked out."""
+    culprit: tuple[str, int] | None = None
+    """Lane and beginning of the hold that a wait is mostly due to."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageText:
+    """What a page has around its pictures: sentences before, tables, and sentences at the end."""
+
+    answer: tuple[str, ...] = ()
+    grids: tuple[Grid, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+NO_TEXT = PageText()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +96,8 @@ class Panel:
     title: str
     lanes: tuple[str, ...]
     bars: tuple[Bar, ...]
+    name: str = ""
+    """The title in a word, such as the design's name; "": the title itself."""
 
 
 def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
@@ -72,14 +106,18 @@ def panel(title: str, analysis: Analysis, begin_ns: int, end_ns: int) -> Panel:
     lanes = dict.fromkeys(names.values())
     bars = [*_holds(analysis, names), *_waits(analysis, names)]
     inside = [
-        Bar(bar.lane, bar.style, max(bar.start_ns, begin_ns) - begin_ns, bar.end_ns - begin_ns)
-        for bar in bars
-        if bar.start_ns < end_ns and bar.end_ns > begin_ns
+        _within(bar, begin_ns) for bar in bars if bar.start_ns < end_ns and bar.end_ns > begin_ns
     ]
     seen = dict.fromkeys(bar.lane for bar in inside)
     # A lane without a bar says something too (nobody waits), unless there are hundreds of them.
     shown = lanes | seen if len(lanes) <= MOST_IDLE else seen
     return Panel(title, tuple(shown), tuple(inside))
+
+
+def _within(bar: Bar, begin_ns: int) -> Bar:
+    """Let a bar's times count from the panel's begin."""
+    start_ns, end_ns = max(bar.start_ns, begin_ns) - begin_ns, bar.end_ns - begin_ns
+    return replace(bar, start_ns=start_ns, end_ns=end_ns)
 
 
 def _lanes(analysis: Analysis) -> dict[int, str]:
@@ -101,7 +139,9 @@ def _holds(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
         if style == "shared hold" and holds["downgraded"][row]:
             style = "shared after downgrade"
         lane = _lane(names, int(holds["tid"][row]))
-        yield Bar(lane, style, int(holds["start_ns"][row]), int(ends[row]))
+        seen: Extent = "whole" if holds["complete"][row] else "in part"
+        start_ns, end_ns = int(holds["start_ns"][row]), int(ends[row])
+        yield Bar(lane, style, start_ns, end_ns, seen=seen, what=doing(holds, row))
 
 
 def _waits(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
@@ -109,7 +149,31 @@ def _waits(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
     ends = waits.end_ns
     for row in np.flatnonzero(waits["wait_ns"] >= QUEUED_NS).tolist():
         lane = _lane(names, int(waits["tid"][row]))
-        yield Bar(lane, "wait", int(waits["start_ns"][row]), int(ends[row]))
+        over = int(waits["outcome"][row]) != WaitOutcome.WAITING and not waits["partial"][row]
+        start_ns, end_ns = int(waits["start_ns"][row]), int(ends[row])
+        seen: Extent = "whole" if over else "in part"
+        yield Bar(lane, "wait", start_ns, end_ns, seen=seen, what=doing(waits, row))
+
+
+def explained(one: Panel, analysis: Analysis, begin_ns: int) -> Panel:
+    """Say of the longest waits of a panel why they were long, and which hold they are due to."""
+    names, holds = _lanes(analysis), analysis.holds
+    waits = analysis.waits
+    told: dict[tuple[str, int], tuple[tuple[str, ...], tuple[str, int] | None]] = {}
+    for row in longest(waits["wait_ns"], EXPLAINED):
+        found = analysis.explain(row)
+        hold = next(iter(found.shares.row[found.shares.why <= VMA].tolist()), None)
+        culprit = None
+        if hold is not None:
+            start_ns = max(int(holds["start_ns"][hold]), begin_ns) - begin_ns
+            culprit = _lane(names, int(holds["tid"][hold])), start_ns
+        key = _lane(names, int(waits["tid"][row])), int(waits["start_ns"][row]) - begin_ns
+        told[key] = tuple(chain(analysis, found)), culprit
+    bars = []
+    for bar in one.bars:
+        why = told.get((bar.lane, bar.start_ns)) if bar.style == "wait" else None
+        bars.append(replace(bar, told=why[0], culprit=why[1]) if why else bar)
+    return replace(one, bars=tuple(bars))
 
 
 def binned(bars: Sequence[Bar], pixel_ns: int) -> list[Bar]:
@@ -134,9 +198,16 @@ def binned(bars: Sequence[Bar], pixel_ns: int) -> list[Bar]:
 
 
 def draw(
-    panels: Sequence[Panel], path: Path, *, title: str = "", axis: str = "time since it began"
+    panels: Sequence[Panel],
+    path: Path,
+    *,
+    title: str = "",
+    axis: str = "time since it began",
+    text: PageText = NO_TEXT,
 ) -> Path:
     """Draw panels under each other and write them as the path's suffix says; `axis` names its time.
+
+    A page has `text` around them as well: what is seen in them in sentences and tables.
 
     Raises UserError for another suffix than .svg, .png and .html, for no panels, or where the
     file can't be written.
@@ -144,8 +215,15 @@ def draw(
     outputs.require_picture(path, place=False)
     if not panels:
         raise UserError(f"{path} would be empty: there is no run to draw")
+    if path.suffix == ".html":
+        from zaplock.views.panel_page import render
+
+        outputs.write(path, render(panels, title=title, axis=axis, text=text))
+        return path
     import altair
 
+    if any(bar.seen == "in part" for one in panels for bar in one.bars):
+        title = f"{title} (pale with an outline: seen in part)"
     span_ns = max((bar.end_ns for one in panels for bar in one.bars), default=1)
     unit, unit_ns = _unit(span_ns)
     named = f"{axis} [{unit}]"
@@ -156,33 +234,17 @@ def draw(
         whole = altair.vconcat(*charts, spacing=6, title=title)
         whole = whole.resolve_scale(x="shared", color="shared", y="independent")
         spec = whole.to_dict()
-    outputs.write(path, _rendered(spec, path.suffix, title))
+    outputs.write(path, _rendered(spec, path.suffix))
     return path
 
 
-def _rendered(spec: dict[str, Any], suffix: str, title: str) -> str | bytes:
+def _rendered(spec: dict[str, Any], suffix: str) -> str | bytes:
     import vl_convert
 
     version = "v" + ".".join(spec["$schema"].rpartition("/v")[2].split(".")[:2])
     if suffix == ".svg":
         return vl_convert.vegalite_to_svg(spec, vl_version=version)
-    if suffix == ".png":
-        return vl_convert.vegalite_to_png(spec, vl_version=version, scale=2)
-    plot = (resources.files("zaplock.views") / "assets" / "plot.js").read_text("utf-8")
-    return _page(spec, title, vl_convert.javascript_bundle(plot, vl_version=version))
-
-
-def _page(spec: dict[str, Any], title: str, script: str) -> str:
-    """Lay the drawing out as a page; Vega interprets its expressions, so that none is compiled."""
-    import jinja2
-
-    assets = resources.files("zaplock.views") / "assets"
-    script = script.replace("</script", "<\\/script")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string((assets / "plot.html.j2").read_text("utf-8"))
-    return template.render(
-        title=title, script=script, policy=policy([script]), spec=safe_json(spec)
-    )
+    return vl_convert.vegalite_to_png(spec, vl_version=version, scale=2)
 
 
 def _unit(span_ns: int) -> tuple[str, int]:
@@ -203,12 +265,13 @@ def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
             "from": bar.start_ns / unit_ns,
             "to": bar.end_ns / unit_ns,
             "took": (bar.end_ns - bar.start_ns) * bar.part / unit_ns,
-            "part": bar.part,
+            "part": bar.part if bar.seen == "whole" else PALE,
+            "outline": 0 if bar.seen == "whole" else 1,
         }
         for bar in binned(one.bars, max(1, -(-span_ns // WIDTH)))
     ]
     schema = {"lane": pl.String, "what": pl.String} | dict.fromkeys(
-        ("from", "to", "took", "part"), pl.Float64
+        ("from", "to", "took", "part", "outline"), pl.Float64
     )
     below = altair.Axis(title=axis) if axis else None
     density = altair.Scale(domain=[0, 1], range=[FAINTEST, 1])
@@ -221,7 +284,8 @@ def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
         y=altair.Y("lane:N", scale=lanes, title=None, axis=altair.Axis(labelLimit=140)),
         color=altair.Color("what:N", scale=colours, legend=altair.Legend(title=None, orient="top")),
         opacity=altair.Opacity("part:Q", scale=density, legend=None),
-        tooltip=["lane:N", "what:N", "from:Q", "took:Q"],
+        stroke=altair.Stroke("what:N", scale=colours, legend=None),
+        strokeWidth=altair.StrokeWidth("outline:Q", scale=None),
     )
     shared = base.transform_filter("datum.what != 'wait' && datum.what != 'exclusive hold'")
     exclusive = base.transform_filter("datum.what == 'exclusive hold'")
@@ -244,14 +308,24 @@ def plot_comparison(comparison: Comparison, path: Path) -> Path:
     panels += [_measured(row) for row in comparison.measured or ()]
     length = size(comparison.experiment.length)
     title = f"munmap of {length}: who holds the mmap_lock, who waits ({comparison.profile.name})"
-    return draw(panels, path, title=title, axis="time since the teardown began")
+    text = _text_of(comparison) if path.suffix == ".html" else NO_TEXT
+    return draw(panels, path, title=title, axis="time since the teardown began", text=text)
+
+
+def _text_of(comparison: Comparison) -> PageText:
+    from zaplock.views import outcomes
+
+    grids = [outcomes.table(comparison, block) for block in comparison.blocks]
+    grids += [outcomes.brk1_table(comparison)] if comparison.brk1 else []
+    return PageText((outcomes.title(comparison), *outcomes.sentences(comparison)), tuple(grids))
 
 
 def _of_run(run: Teardown) -> Panel:
     analysis = analyse(run.events, run.design.kernel)
     span_ns = run.end_ns - run.begin_ns
     title = f"{run.design.name}, {_figures(run.outcome)}"
-    return panel(title, analysis, run.begin_ns, run.end_ns + span_ns // 50)
+    one = panel(title, analysis, run.begin_ns, run.end_ns + span_ns // 50)
+    return explained(replace(one, name=run.design.name), analysis, run.begin_ns)
 
 
 def _measured(row: TeardownOutcome) -> Panel:
@@ -262,7 +336,7 @@ def _measured(row: TeardownOutcome) -> Panel:
         Bar("munmap", "shared after downgrade", exclusive_ns, exclusive_ns + shared_ns),
     ]
     known = tuple(bar for bar in bars if bar.end_ns > bar.start_ns)
-    return Panel(f"{row.design}, really measured, {_figures(row)}", ("munmap",), known)
+    return Panel(f"{row.design}, really measured, {_figures(row)}", ("munmap",), known, row.design)
 
 
 def _figures(row: TeardownOutcome) -> str:

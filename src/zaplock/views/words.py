@@ -10,6 +10,7 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Blame, Explained
 from zaplock.trace.events import NO_OP
 from zaplock.trace.holds import Holds
+from zaplock.trace.manifest import Manifest
 from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
@@ -33,6 +34,15 @@ def heading(analysis: Analysis) -> str:
     odd = analysis.holds.unmatched
     unmatched = f", {odd:,} unmatched" if odd else ""
     return f"{kernel}: {span}, {len(analysis.events):,} events, {losses}{unmatched}"
+
+
+def made(about: Manifest) -> str:
+    """Say when and of whom a recording was made, to lay it beside logs; "" if unknown."""
+    if not about.started_at:
+        return ""
+    at = about.started_at.replace("T", " ").partition(".")[0].removesuffix("+00:00")
+    whom = f": {about.target}" if about.target else ""
+    return f"Recorded {at.removesuffix('Z')} UTC{whom}."
 
 
 def who(analysis: Analysis, tid: int) -> str:
@@ -142,7 +152,7 @@ def _rest(found: Explained, whole: int) -> list[str]:
     lines = []
     if found.free_ns * 100 > whole:
         part = f"{duration(found.free_ns)} ({share(found.free_ns, whole)})"
-        lines.append(f"{part} nobody had it: whose turn it was had no cpu yet")
+        lines.append(f"{part} nobody had it: the next in line had no CPU yet")
     if found.unseen_ns * 100 > whole:
         part = f"{duration(found.unseen_ns)} ({share(found.unseen_ns, whole)})"
         lines.append(f"{part} not known: whoever had it took it before anything was recorded")

@@ -2,6 +2,7 @@
 "use strict";
 
 const EXCLUSIVE = 1, DOWNGRADED = 2, COMPLETE = 4, NOBODY = -1;
+const STILL_WAITING = 2;
 const OUTCOMES = ["waited", "was killed after waiting", "is still waiting after"];
 
 async function unpack(text) {
@@ -61,6 +62,14 @@ class Recording {
     for (const lane of this.byLane) for (const style in lane) lane[style] = Int32Array.from(lane[style]);
   }
 
+  // Not both ends of it were seen: it took at least as long.
+  isInPart(table, row) {
+    return !(table.flags[row] & COMPLETE) || (table === this.waits && table.outcome[row] === STILL_WAITING);
+  }
+
+  // Whose lock, or under which design: what sets one row apart from another.
+  where(table, row) { return this.whole ? `under ${this.mms[table.mm[row]]}` : `the lock of ${this.mms[table.mm[row]]}`; }
+
   style(row) {
     const flags = this.holds.flags[row];
     return flags & EXCLUSIVE ? "exclusive" : flags & DOWNGRADED ? "downgraded" : "shared";
@@ -68,7 +77,7 @@ class Recording {
 
   task(lane) {
     const { comm, tid } = this.lanes[lane];
-    return comm ? `${comm} (tid ${tid})` : `tid ${tid}`;
+    return tid === "" ? comm : comm ? `${comm} (tid ${tid})` : `tid ${tid}`;
   }
 
   doing(table, row) {
@@ -101,14 +110,14 @@ class Recording {
 
   told(table, row) {
     const doing = this.doing(table, row), task = this.task(table.lane[row]) + (doing && " in " + doing);
-    const at = `at ${(table.start[row] / 1e9).toFixed(6)} s`, span = duration(table.span[row]), lock = this.mms[table.mm[row]];
+    const at = `at ${(table.start[row] / 1e9).toFixed(6)} s`, span = duration(table.span[row]), lock = this.where(table, row);
     if (table === this.waits) {
-      const lines = [`${at}: ${task} ${OUTCOMES[table.outcome[row]]} ${span} for the lock of ${lock}, ${this.mode(table, row)}`];
-      return lines.concat((this.chains[row] || ["not explained in this page (only the longest waits are)"]).map(line => "    " + line)).join("\n");
+      const lines = [`${at}: ${task} ${OUTCOMES[table.outcome[row]]} ${span} ${this.whole ? "" : "for "}${lock}${this.whole ? "" : ", " + this.mode(table, row)}`];
+      return lines.concat((this.chains[row] || [this.whole ? "not explained here (only the longest waits are)" : "not explained in this page (only the longest waits are)"]).map(line => "    " + line)).join("\n");
     }
     const notes = [];
     if (table.flags[row] & DOWNGRADED) notes.push(table.flags[row] & EXCLUSIVE ? "ended by a downgrade" : "began by a downgrade");
     if (!(table.flags[row] & COMPLETE)) notes.push("seen in part");
-    return `${at}: ${task} held the lock of ${lock} ${this.mode(table, row)} for ${span}` + (notes.length ? ` (${notes.join(", ")})` : "");
+    return `${at}: ${task} held ${this.whole ? "the lock " + this.mode(table, row) + " for " + span + " " + lock : lock + " " + this.mode(table, row) + " for " + span}` + (notes.length ? ` (${notes.join(", ")})` : "");
   }
 }

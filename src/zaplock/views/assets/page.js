@@ -21,14 +21,12 @@ async function startPage() {
     if (table && Number(found[2]) < table.count) choose(table, Number(found[2]), true);
   }
 
-  function search(text) {
-    const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  function search(words) {
     const match = { hold: matching(recording, holds, words), wait: matching(recording, waits, words) };
     timeline.match = words.length ? match : null;
     timeline.later();
     lists[0].show(match.wait);
     lists[1].show(match.hold);
-    groups.forEach(group => group.search(words));
   }
 
   const timeline = new Timeline(element("timeline"), recording, choose);
@@ -37,13 +35,9 @@ async function startPage() {
     new List(element("holds"), element("holds-count"), recording, holds, choose),
   ];
   const groups = [...document.querySelectorAll("table.groups")].map(each => new Groups(each));
-  const flame = new Flame(element("stacks"), recording);
-  search("");
-  let pending = 0;
-  element("search").addEventListener("input", event => {
-    clearTimeout(pending);
-    pending = setTimeout(() => search(event.target.value), 120);
-  });
+  const flame = element("stacks") && new Flame(element("stacks"), recording);
+  search([]);
+  searchable(groups, [search]);
   element("fit").addEventListener("click", () => timeline.show(0, timeline.all));
   element("in").addEventListener("click", () => timeline.zoom(0.5));
   element("out").addEventListener("click", () => timeline.zoom(2));

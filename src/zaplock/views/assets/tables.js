@@ -82,7 +82,7 @@ class List {
     this.match = match;
     const { recording, table } = this, rows = longestRows(table, match), waits = table === recording.waits;
     this.counter.textContent = `${rows.length.toLocaleString("en")} match, ${Math.min(LISTED, rows.length)} longest shown`;
-    const columns = [waits ? "waited" : "held", "at", "task", "operation", "mode", "lock of"];
+    const columns = [waits ? "waited" : "held", "at", "task", "operation", "mode", recording.whole ? "under" : "lock of"];
     const head = this.line("thead", "th", columns);
     [...head.querySelectorAll("th")].forEach((cell, place) => {
       const button = document.createElement("button");
@@ -148,13 +148,35 @@ class Groups {
     const column = [...head.parentNode.children].indexOf(head), down = head.getAttribute("aria-sort") !== "descending";
     for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = line => column ? Number(line.cells[column].dataset.value) : line.cells[0].textContent;
+    const isText = head.classList.contains("text");
+    const value = line => isText ? line.cells[column].textContent : worth(line.cells[column].textContent);
     const order = (a, b) => (value(a) < value(b) ? -1 : value(a) > value(b) ? 1 : 0);
     this.body.append(...[...this.body.rows].sort((a, b) => (down ? -1 : 1) * order(a, b)));
   }
 
   search(words) {
     for (const line of this.body.rows)
-      line.hidden = !words.every(word => line.cells[0].textContent.toLowerCase().includes(word));
+      line.hidden = !words.every(word => line.textContent.toLowerCase().includes(word));
   }
+}
+
+const FACTORS = { ns: 1, us: 1e3, ms: 1e6, s: 1e9, B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30, TiB: 2 ** 40 };
+
+// What a figure is worth, whatever its unit; what is none comes last.
+function worth(text) {
+  const found = /^([+-]?[\d,]+(?:\.\d+)?)(?: (\w+))?/.exec(text);
+  return found ? Number(found[1].replaceAll(",", "")) * (FACTORS[found[2]] || 1) : -Infinity;
+}
+
+// Let the search field leave what matches in these tables, and tell others which words are asked for.
+function searchable(groups, others) {
+  let pending = 0;
+  document.getElementById("search").addEventListener("input", event => {
+    clearTimeout(pending);
+    pending = setTimeout(() => {
+      const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      groups.forEach(group => group.search(words));
+      others.forEach(other => other(words));
+    }, 120);
+  });
 }

@@ -1,8 +1,9 @@
 // The timeline: a lane per thread on a canvas, bars for holds and waits, arrows from victim to culprit.
 "use strict";
 
-const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3;
+const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3, PALE = 0.3, TALLEST = 6000;
 let LABEL = 230;
+const FONT = "12px system-ui, sans-serif";
 const STYLES = ["shared", "downgraded", "exclusive", "wait"];
 
 class Timeline {
@@ -10,6 +11,8 @@ class Timeline {
     Object.assign(this, { canvas, recording, chosen, top: 0, selected: null, match: null });
     this.paint();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.paint(); this.later(); });
+    // Pictures of many runs are as tall as they need to be: the page scrolls, not they.
+    if (recording.whole) canvas.style.height = `${Math.min(TALLEST, AXIS + recording.lanes.length * LANE + 4)}px`;
     this.all = Math.max(recording.duration, 1);
     this.view = { start: 0, span: this.all };
     this.listen();
@@ -26,7 +29,7 @@ class Timeline {
   resize() {
     const ratio = window.devicePixelRatio || 1, box = this.canvas.getBoundingClientRect();
     this.width = box.width; this.height = box.height;
-    LABEL = box.width < 700 ? 110 : 230;
+    LABEL = box.width < 700 || this.recording.whole ? 110 : 230;
     this.canvas.width = box.width * ratio; this.canvas.height = box.height * ratio;
     this.pen = this.canvas.getContext("2d");
     this.pen.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -75,7 +78,7 @@ class Timeline {
   draw() {
     const { pen, width, height } = this;
     pen.clearRect(0, 0, width, height);
-    pen.font = "12px system-ui, sans-serif";
+    pen.font = FONT;
     pen.textBaseline = "middle";
     this.drawGaps();
     const first = Math.max(0, Math.floor(this.top / LANE)), last = Math.min(this.recording.lanes.length, first + Math.ceil(height / LANE) + 1);
@@ -106,7 +109,7 @@ class Timeline {
   // Bars that fall on one pixel are one bar, as faint as what they cover of it is little: a million cost
   // no more than a screen, and a lock that is held for a thousandth of the time doesn't look held.
   drawBars(rows, table, colour, y, height) {
-    const { start, span } = table, end = this.view.start + this.view.span, faint = this.match && this.match[table.name];
+    const { start, span } = table, { recording } = this, end = this.view.start + this.view.span, faint = this.match && this.match[table.name];
     let done = -1;
     this.pen.fillStyle = colour;
     for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
@@ -117,10 +120,22 @@ class Timeline {
       const left = Math.max(this.x(start[row]), LABEL, done), wide = Math.max(right - left, 1);
       const dense = right - left >= 1 ? 1 : this.covered(rows, table, place, left);
       this.pen.globalAlpha = (FAINTEST + (1 - FAINTEST) * dense) * (faint && !faint[row] ? 0.12 : 1);
-      this.pen.fillRect(left, y, wide, height);
+      if (wide > 2 && recording.isInPart(table, row)) this.drawPart(left, y, wide, height);
+      else this.pen.fillRect(left, y, wide, height);
       if (!faint || faint[row]) done = left + wide;
     }
     this.pen.globalAlpha = 1;
+  }
+
+  // Seen in part: pale, with an outline.
+  drawPart(left, y, wide, height) {
+    const { pen } = this, alpha = pen.globalAlpha;
+    pen.globalAlpha = alpha * PALE;
+    pen.fillRect(left, y, wide, height);
+    pen.globalAlpha = alpha;
+    pen.strokeStyle = pen.fillStyle;
+    pen.lineWidth = 1.5;
+    pen.strokeRect(left + 0.75, y + 0.75, wide - 1.5, height - 1.5);
   }
 
   // What part of the pixel from `left` on the bars from `place` on cover.
@@ -148,16 +163,25 @@ class Timeline {
     pen.fillStyle = this.colours.paper;
     pen.fillRect(0, 0, LABEL, this.height);
     for (let lane = first; lane < last; lane++) {
-      const { comm, tid, pid, process } = recording.lanes[lane], fresh = lane === first || recording.lanes[lane - 1].pid !== pid;
+      const { comm, tid, pid, process, title } = recording.lanes[lane], fresh = lane === first || recording.lanes[lane - 1].pid !== pid;
       const y = this.y(lane);
-      if (fresh) {
+      if (title) {
+        pen.fillStyle = this.colours.raised;
+        pen.fillRect(0, y, this.width, LANE);
+        pen.fillStyle = this.colours.ink;
+        pen.font = "600 12px system-ui, sans-serif";
+        pen.fillText(title, 4, y + LANE / 2, this.width - 8);
+        pen.font = FONT;
+        continue;
+      }
+      if (fresh && !recording.whole) {
         pen.fillStyle = this.colours.line;
         pen.fillRect(0, y, this.width, 1);
         pen.fillStyle = this.colours.dim;
         if (LABEL > 200) pen.fillText(`${process || "?"} ${pid}`, 4, y + LANE / 2, 96);
       }
       pen.fillStyle = this.colours.ink;
-      const at = LABEL > 200 ? 104 : 4;
+      const at = LABEL > 200 && !recording.whole ? 104 : 4;
       pen.fillText(`${comm || "?"} ${tid}`, at, y + LANE / 2, LABEL - at - 4);
     }
   }
@@ -261,6 +285,7 @@ class Timeline {
     const { canvas } = this;
     let drag = null;
     canvas.addEventListener("wheel", event => {
+      if (this.recording.whole && !event.ctrlKey && !event.metaKey) return;
       event.preventDefault();
       if (event.shiftKey || event.offsetX < LABEL) this.scroll(event.deltaY || event.deltaX);
       else this.zoom(Math.exp(event.deltaY / 300), this.time(event.offsetX));
