@@ -8,6 +8,7 @@ checker says; `zaplock check --mutations` makes it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from zaplock.check.mutations import (
@@ -501,6 +502,34 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.munmap_downgrades and d.pgste_finds_vma and unmaps_as_linux(d),
         ("hole-walk",),
         changes=rules(pgste_finds_vma=False),
+    ),
+    Mutation(
+        "collapse-locks-last",
+        "a collapse looks at the page table for the last time, and then write-locks the VMA",
+        lambda d: d.dontneed_lock == "vma" and d.reclaims_tables and d.collapse_locks_first,
+        ("collapse-dontneed",),
+        changes=rules(collapse_locks_first=False),
+    ),
+    Mutation(
+        "unpinned-mm",
+        "who has locked another process's VMA lets go of it without a hold of its mm",
+        lambda d: d.vma_locks and d.vma_reuse == "pinned",
+        ("vma-reuse",),
+        changes=rules(vma_reuse="unpinned"),
+    ),
+    # The semaphore.
+    *(
+        Mutation(
+            f"killed-waiter-{wrong}",
+            f"a killed waiter that leaves the queue {summary}",
+            everywhere,
+            ("rwsem-leavers",),
+            changes=lambda d, wrong=wrong: {"rwsem": replace(d.rwsem, del_waiter=wrong)},
+        )
+        for wrong, summary in (
+            ("inverted", "clears the flags while others wait (1ea4b473504b alone)"),
+            ("late", "looks whether it was first when it is out"),
+        )
     ),
     Mutation(
         "no-end-of-vma-write-locks",

@@ -119,6 +119,9 @@ class Design:
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"
+    rollup_lets_go: bool = False
+    vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
+    collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False
     throttled_in: Literal["kernel", "user"] = "kernel"
     gathers_first: bool = False
