@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from zaplock.check.mutations import (
     DowngradeBefore,
@@ -60,6 +60,18 @@ def takes_bounds_before(d: Design) -> bool:
 
 def has_vma_locks(d: Design) -> bool:
     return d.vma_locks
+
+
+LEAVES_WRONG: dict[Literal["inverted", "late"], str] = {
+    "inverted": "clears the flags while others wait (1ea4b473504b alone)",
+    "late": "looks whether it was first when it is out",
+}
+"""What a killed waiter of the semaphore may do wrong when it leaves the queue."""
+
+
+def leaves_wrong(how: Literal["inverted", "late"]) -> Callable[[Design], dict[str, Any]]:
+    """Let killed waiters leave the semaphore's queue so."""
+    return lambda d: {"rwsem": replace(d.rwsem, del_waiter=how)}
 
 
 def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
@@ -524,12 +536,9 @@ MUTATIONS: tuple[Mutation, ...] = (
             f"a killed waiter that leaves the queue {summary}",
             everywhere,
             ("rwsem-leavers",),
-            changes=lambda d, wrong=wrong: {"rwsem": replace(d.rwsem, del_waiter=wrong)},
+            changes=leaves_wrong(wrong),
         )
-        for wrong, summary in (
-            ("inverted", "clears the flags while others wait (1ea4b473504b alone)"),
-            ("late", "looks whether it was first when it is out"),
-        )
+        for wrong, summary in LEAVES_WRONG.items()
     ),
     Mutation(
         "no-end-of-vma-write-locks",

@@ -91,13 +91,14 @@ def rcu_read_lock(m: Machine, task: Task) -> None:
 def rcu_read_unlock(m: Machine, _task: Task) -> None:
     """End it."""
     under_rcu(m).put("reader", 0)
-    m.wake("grace period")
+    m.wake(("grace period",))
 
 
 @step
 def mas_walk(m: Machine, _task: Task, mm: int) -> int:
     """Find the VMA in an mm's tree."""
-    return trees(m).get(mm, 0)
+    found: int = trees(m).get(mm, 0)
+    return found
 
 
 @step
@@ -173,7 +174,7 @@ def vma_mark_detached(m: Machine, _task: Task, vma: int) -> None:
 def vm_area_free(vma: int, reuse: Reuse) -> Step[None]:
     """Give a VMA's memory back: at once, or after a grace period."""
     ready = _grace_period if reuse == "never" else _always
-    return WaitStep(_free, (vma,), ready, "grace period")
+    return WaitStep(_free, (vma,), ready, ("grace period",))
 
 
 def _free(m: Machine, _task: Task, vma: int) -> None:

@@ -275,10 +275,10 @@ def count_vmas(m: Machine, _task: Task, mm: int) -> int:
 async def smap_one(cx: Cx, mm: int, handle: int) -> int:
     """Walk the page tables of a VMA: how many pages are resident.
 
-    Table by table, where others are let run between steps; else all at once.
+    Table by table, where others are let run between any two pages; else all at once.
     """
     vma = await read_vma(handle)
-    if not cx.grain:
+    if cx.grain != 1:
         return await count_resident(mm, vma.start, vma.end)
     resident = 0
     for low in range(vma.start & -PMD_SIZE, vma.end, PMD_SIZE):
