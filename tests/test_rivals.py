@@ -127,9 +127,25 @@ def test_an_mprotect_that_moves_a_border_holds_those_mappings_alone() -> None:
     assert grown == [(*everything, False), (at + PAGE_SIZE, at + 9 * PAGE_SIZE, True)]
 
 
+ARENA = Scenario(
+    summary="an arena grows into its reserve, beside a touch and an unmap of the reserve's end",
+    map=(
+        InitialMapping(pages=(0, 2), populated=(0, 1)),
+        InitialMapping(pages=(2, 6), prot="none"),
+    ),
+    task=(
+        TaskSpec(name="grow", do=("mprotect 2 2 3 -> 0", "write 3 7 -> 0")),
+        TaskSpec(name="touch", do=("write 1 5 -> 0", "read 0 -> old")),
+        TaskSpec(name="munmap", do=("munmap 4 2 -> 0",)),
+    ),
+)
+
+
+def test_an_arena_that_grows_by_moving_a_border_loses_nothing() -> None:
+    assert check(ARENA, rivals()["range-lock-refined"]).verdict == "proved"
+
+
 def test_a_fault_of_zircon_s_fills_its_page_without_the_mutex_of_the_address_space() -> None:
-    cells = check_row("mprotect-border", ["zircon", "range-lock-refined"])
-    assert [cell.verdict for cell in cells] == ["proved", "proved"]
     found = compare(
         [rivals()["zircon"]], SimulatedExperiment(1 << 30), profiles.load("e5-2680-rfc"),
         blocks=(("fault", "mmap"),),
