@@ -117,12 +117,12 @@ def range_lock_refined() -> Design:
 
 
 def zircon() -> Design:
-    """Zircon: one mutex for the address space; a fault lets go of it once it has its object's.
+    """Zircon: one mutex for the address space; a fault fills its page under its object's alone.
 
-    zircon/kernel/vm/vm_mapping.cc was read in parts: an unmap holds the address space's mutex and
-    the object's to the end (DestroyLocked, UnmapLocked), a fault fills its page under the object's
-    alone (PageFaultLockedObject). That a fault gives the first back before it fills is taken from
-    that function's name and locks. `CurrentlyFaulting` looks like an unmap that leaves its work to
+    zircon/kernel/vm was read in parts: an unmap holds the address space's mutex and the object's to
+    the end (vm_mapping.cc, DestroyLocked), a fault finds its mapping under the first, gives that
+    back and looks at it again under the second (vm_aspace.cc, PageFaultInternal; vm_mapping.cc,
+    PageFaultLockedObject). `CurrentlyFaulting` looks like an unmap that leaves its work to
     another thread; it is not: the object's mutex is held as long as it lives, so the unmap that is
     left out is one that the faulting thread itself would do (of a zero page that it replaces).
     The object's mutex is a VMA's lock here: two faults of one object run side by side, which

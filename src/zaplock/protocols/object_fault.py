@@ -1,10 +1,11 @@
 """Page faults that find their mapping under the address space's mutex and fill under its object's.
 
-So Zircon's do: the mutex of the address space is given back as soon as the object's is had, and who
-unmaps waits for the object's with the other in its hands. The object's mutex is a VMA's lock here,
-which the fault holds shared.
+So Zircon's do: the mapping is found under the first mutex, which is given back, and looked at again
+under the second; who unmaps holds both, the first to the end. The object's mutex is a VMA's lock
+here, which the fault holds shared.
 
-Source: zircon/kernel/vm/vm_mapping.cc PageFaultLockedObject, DestroyLocked (read in parts).
+Source: zircon/kernel/vm: vm_aspace.cc PageFaultInternal, vm_mapping.cc PageFaultLockedObject and
+DestroyLocked (read in parts).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from zaplock.protocols.fault import (
 from zaplock.protocols.locking import (
     mmap_read_lock_killable,
     mmap_read_unlock,
+    still_covers,
     vma_end_read,
     vma_start_read,
 )
@@ -43,14 +45,13 @@ async def page_fault_zircon(cx: Cx, address: int, write: bool) -> int:
     if await mmap_read_lock_killable(cx):
         return -SIGSEGV
     handle = await find_vma(cx.mm, address)
-    vma = await read_vma(handle) if handle else None
-    plain = vma is not None and vma.start <= address and not access_error(vma, write)
-    if vma is None or not plain or await needs_anon_vma(cx, handle, vma, address, write):
-        await mmap_read_unlock(cx)
-        return await page_fault_mmap_lock(cx, address, write)
-    locked = await vma_start_read(handle)
     await mmap_read_unlock(cx)
-    if not locked:
+    if not handle or not await vma_start_read(handle):
+        return await page_fault_mmap_lock(cx, address, write)
+    vma = await read_vma(handle)
+    plain = await still_covers(handle, address) and not access_error(vma, write)
+    if not plain or await needs_anon_vma(cx, handle, vma, address, write):
+        await vma_end_read(handle)
         return await page_fault_mmap_lock(cx, address, write)
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
