@@ -617,12 +617,10 @@ CHANGES: tuple[Change, ...] = (
         "7.1", "1ea4b473504b", "locking/rwsem: Remove the list_head from struct rw_semaphore",
         "the semaphore points to its first waiter; the order of service is the same. A waiter that "
         "is killed clears the flags of the count while others wait, by mistake",
-        {"rwsem": {"del_waiter": "inverted"}},
     ),
     Change(
         "7.1", "68bcd8b6e0b1", "locking/rwsem: Fix logic error in rwsem_del_waiter()",
         "... and only when nobody else waits, which is what the list did",
-        {"rwsem": {"del_waiter": "right"}},
         doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
