@@ -7,10 +7,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zaplock.check.bugs import BUGS, LIVENESS, Bug, has
+from zaplock.check.bugs import BUGS, LIVENESS, Bug, expected, has
 from zaplock.check.counterexample import tell
 from zaplock.check.matrix import check_row, unexpected
 from zaplock.check.pairs import SIDES, pair_names
@@ -19,7 +20,7 @@ from zaplock.check.tokens import read_token
 from zaplock.check.verdicts import check, closed_system, find_design, find_scenario
 from zaplock.cli import main
 from zaplock.designs import SHIPPED
-from zaplock.designs.linux import releases_that_differ
+from zaplock.designs.linux import linux, releases_that_differ
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.errors import UserError
@@ -97,6 +98,35 @@ def test_a_backport_tells_two_stable_releases_apart() -> None:
     cells = check_row("stack-rot", ["linux-6.1.36", "linux-6.1.37", "linux-6.4", "linux-6.4.1"])
     assert [cell.verdict for cell in cells] == ["broken", "proved", "broken", "proved"]
     assert [cell.known for cell in cells] == ["stale node", "", "stale node", ""]
+
+
+def test_another_process_s_vma_is_met_in_the_releases_that_had_that_and_in_no_other() -> None:
+    releases = ["6.14", "6.15.9", "6.15.10", "6.16", "6.16.1", "6.17", "7.3"]
+    cells = check_row("vma-reuse", [f"linux-{release}" for release in releases])
+    assert [cell.verdict == "broken" for cell in cells] == [False, True, False, True, *[False] * 3]
+    assert {cell.known for cell in cells} == {"", "another process's VMA"}
+    assert not unexpected(cells)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "rule", "invariant"),
+    [
+        ("rwsem-leavers", {"rwsem": replace(linux("7.1").rwsem, del_waiter="inverted")},
+         "NO_DEADLOCK"),
+        ("rwsem-leavers", {"rwsem": replace(linux("7.1").rwsem, del_waiter="late")}, "NO_DEADLOCK"),
+        ("collapse-dontneed", {"collapse_locks_first": False}, "USE_AFTER_FREE"),
+    ],
+)  # fmt: skip
+def test_a_bug_that_was_mended_before_its_release_shows_without_the_repair(
+    scenario: str, rule: dict[str, Any], invariant: str
+) -> None:
+    before = replace(linux("7.1"), name="before", **rule)
+    found = check(find_scenario(scenario), before)
+    assert found.verdict == "broken"
+    assert found.violation is not None
+    assert found.violation.invariant.name == invariant
+    assert expected(scenario, before) is not None
+    assert check(find_scenario(scenario), linux("7.1")).verdict == "proved"
 
 
 @pytest.mark.parametrize("scenario", ["stack-rot", "reader-count", "exit-reap", "mremap-touch"])

@@ -337,3 +337,13 @@ def test_a_whole_comparison_at_320_gb_needs_little_memory() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stderr.splitlines()[-1]) < 400 * 1024
+
+
+def test_a_scanner_of_all_pages_is_named_where_its_own_hold_is_waited_for() -> None:
+    found = compare(
+        [SHIPPED["linux-4.9"], SHIPPED["linux-6.18"]], SimulatedExperiment(1 << 30),
+        profiles.load("e5-2680-rfc"), blocks=(("rollup", "mmap"),),
+    )  # fmt: skip
+    said = outcomes.sentences(found)
+    assert any("linux-4.9: munmap holds the lock exclusively for 31.1 ms; " in one for one in said)
+    assert all(one.endswith("; what is longer than the hold they wait for rollup.") for one in said)

@@ -165,3 +165,38 @@ def test_kernels_that_cannot_be_had_are_told(capsys: pytest.CaptureFixture[str])
     )
     assert main(["fidelity", "--teardowns", "burn"]) == 2
     assert "no teardown 'burn'" in capsys.readouterr().err
+
+
+def test_who_waits_among_readers_of_proc_threads_and_forks_changes_with_the_releases() -> None:
+    readers, behind_writer, clone, fork = fidelity.WAITERS
+    first = {name: 0.01 * nth for nth, name in enumerate((WRITER, *readers, "clone", "fork"), 1)}
+    kept = {
+        "6.1": {"environ", "maps", "rollup", "smaps"},
+        "6.18": {"environ", "rollup", "smaps"},
+        "7.3": {"environ", "rollup"},
+    }
+    for release, names in kept.items():
+        assert predict(linux(release), "munmap", readers, arrivals=first).waits == {}
+        seen = fidelity.waiting(predict(linux(release), "munmap", behind_writer, arrivals=first))
+        assert set(seen) == {WRITER, *names}
+        assert all(seen[name] == ["mmap", "teardown"] for name in names)
+    for beside, writer in ((clone, "clone"), (fork, "fork")):
+        seen = predict(linux("7.3"), "munmap", beside, arrivals=first | {"proc": 0.2})
+        assert fidelity.waiting(seen)[writer] == ["teardown"]
+        assert fidelity.waiting(seen)["proc"] == sorted([writer, "teardown"])
+
+
+def test_the_two_sections_stand_beside_each_other() -> None:
+    both = text.with_section("", text.section([row()], [], []))
+    waiters = replace(row(), beside=("maps", "mmap"))
+    both = text.with_section(both, text.waiters_section([waiters], []), text.WAITERS)
+    assert "| debian:6.1 | maps, mmap | " in both
+    again = text.with_section(both, text.section([], [], []))
+    assert text.BEGIN in again
+    assert text.marks(text.WAITERS)[0] in again
+    assert "| debian:6.1 | maps, mmap | " in again
+
+
+def test_waiters_and_teardowns_are_two_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fidelity", "--waiters", "--teardowns", "brk"]) == 2
+    assert capsys.readouterr().err.startswith("zaplock fidelity: --teardowns brk")

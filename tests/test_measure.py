@@ -13,6 +13,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.cli.measure import verdict
 from zaplock.errors import UserError
+from zaplock.experiment import BYSTANDERS, PROC_FILES
 from zaplock.measure import memory, plan
 from zaplock.measure.measure import measure, spread, stalls, summary
 from zaplock.measure.teardown import WAYS
@@ -45,6 +46,15 @@ def test_an_experiment_tells_what_every_bystander_saw() -> None:
         assert idle["count"] >= 20, (name, idle)
         assert 0 <= idle["p50_ns"] <= idle["p99_ns"] <= idle["max_ns"]
     assert children() == before
+
+
+def test_threads_and_readers_of_every_file_of_proc_are_bystanders_too() -> None:
+    names = tuple(
+        name for name in BYSTANDERS if name in PROC_FILES or name in ("mprotect", "clone")
+    )
+    assert len(names) == 7
+    (one,) = measure(4 * MIB, bystanders=names, trace=False)
+    assert all(one.extra["idle"][name]["count"] > 0 for name in names)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -23,7 +23,14 @@ from zaplock.lab.compare import compare
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.model.files import new_file
 from zaplock.model.filters import Rule, Steps, filtered
-from zaplock.model.flags import PAGE_SIZE
+from zaplock.model.flags import (
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_PRIVATE,
+    PAGE_SIZE,
+    PROT_NONE,
+    PROT_READ,
+)
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_5_11, LockStep, down_write
 from zaplock.model.spans import TOP, SpanStep, lock_range, spans_of, unlock_range
@@ -34,6 +41,8 @@ from zaplock.protocols.access import read_memory
 from zaplock.protocols.address_locks import ROOT, covering, give, mapped_by, path_to, take, under
 from zaplock.protocols.cuts import CUT
 from zaplock.protocols.design import Cx, Design, Protocol
+from zaplock.protocols.mmap import mmap
+from zaplock.protocols.mprotect import mprotect
 from zaplock.protocols.ranged import munmap_ranged
 from zaplock.protocols.saved_vmas import save_vma
 from zaplock.protocols.shortage import no_memory
@@ -82,6 +91,67 @@ def test_who_stalls_beside_a_huge_unmap_and_for_how_long_in_one_sentence_each() 
         assert sum(f" {name}: " in line for line in said) == 1, said
     alone = block_sentences([near["cortenmm-rw"]], blocks[1], ["cortenmm-rw"])
     assert "holds what covers its own range, and nothing else, for 17.9 s" in alone[0]
+
+
+def test_an_mprotect_that_moves_a_border_holds_those_mappings_alone() -> None:
+    design = rivals()["range-lock-refined"]
+    machine, cx = Machine(), Cx(design, Task(1, 1))
+    at, flags = 1 << 40, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+
+    def held(work: Protocol) -> list[tuple[int, int, bool]]:
+        asked = []
+
+        async def run_it() -> int:
+            return await work
+
+        program: Any = under(design, run_it())
+        result = None
+        while True:
+            try:
+                step = program.send(result)
+            except StopIteration:
+                return asked
+            if isinstance(step, SpanStep):
+                _, start, end, write, _ = step.args
+                asked.append((start, end, write))
+            result = run(machine, cx.task, once(step))
+
+    async def once(step: Any) -> Any:
+        return await step
+
+    run(machine, cx.task, under(design, mmap(cx, at, 8 * PAGE_SIZE, PROT_NONE, flags)))
+    everything = (0, TOP)
+    made = held(mprotect(cx, at, 2 * PAGE_SIZE, PROT_READ))
+    assert made == [(*everything, False), (*everything, True)], "a mapping comes"
+    grown = held(mprotect(cx, at + 2 * PAGE_SIZE, PAGE_SIZE, PROT_READ))
+    assert grown == [(*everything, False), (at + PAGE_SIZE, at + 9 * PAGE_SIZE, True)]
+
+
+ARENA = Scenario(
+    summary="an arena grows into its reserve, beside a touch and an unmap of the reserve's end",
+    map=(
+        InitialMapping(pages=(0, 2), populated=(0, 1)),
+        InitialMapping(pages=(2, 6), prot="none"),
+    ),
+    task=(
+        TaskSpec(name="grow", do=("mprotect 2 2 3 -> 0", "write 3 7 -> 0")),
+        TaskSpec(name="touch", do=("write 1 5 -> 0", "read 0 -> old")),
+        TaskSpec(name="munmap", do=("munmap 4 2 -> 0",)),
+    ),
+)
+
+
+def test_an_arena_that_grows_by_moving_a_border_loses_nothing() -> None:
+    assert check(ARENA, rivals()["range-lock-refined"]).verdict == "proved"
+
+
+def test_a_fault_of_zircon_s_fills_its_page_without_the_mutex_of_the_address_space() -> None:
+    found = compare(
+        [rivals()["zircon"]], SimulatedExperiment(1 << 30), profiles.load("e5-2680-rfc"),
+        blocks=(("fault", "mmap"),),
+    )  # fmt: skip
+    (seen,) = found.block(("fault", "mmap"))
+    assert min(seen.stalls["fault"].max_ns, seen.stalls["mmap"].max_ns) > 20_000_000
 
 
 def test_a_name_is_given_to_at_least_24_designs() -> None:

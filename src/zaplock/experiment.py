@@ -58,9 +58,20 @@ BACKINGS = {
 TEARDOWNS = ("munmap", "growsdown", "fixed", "brk", "mremap", "dontneed", "exit")
 
 
-BYSTANDERS = ("fault", "proc", "mmap", "gup", "madvise")
+PROC_FILES = {
+    "proc": "cmdline",
+    "environ": "environ",
+    "maps": "maps",
+    "smaps": "smaps",
+    "rollup": "smaps_rollup",
+}
+"""Bystanders that read a file of /proc/PID, and which one."""
+BYSTANDERS = (
+    "fault", "proc", "mmap", "gup", "madvise", "mprotect", "clone", "maps", "smaps", "rollup",
+    "environ",
+)  # fmt: skip
 """Those that can be had on a real kernel; a simulation has more (`lab.bystanders`)."""
-FOREIGN = ("proc", "gup")
+FOREIGN = ("gup", *PROC_FILES)
 """Bystanders that are processes of their own."""
 
 
@@ -98,7 +109,11 @@ class Venue(NamedTuple):
 
 
 HOST = Venue("on this kernel")
-GUEST = Venue("in a guest", refused={("mremap", "file"), ("mremap", "hugetlb")})
+GUEST = Venue(
+    "in a guest",
+    bystanders=(*BYSTANDERS, "fork"),
+    refused={("mremap", "file"), ("mremap", "hugetlb")},
+)
 
 
 def check(experiment: Experiment, place: Venue) -> None:

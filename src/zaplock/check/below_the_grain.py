@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zaplock.check import maple_nodes, rwsem_counter, rwsem_queue
+from zaplock.check import maple_nodes, rwsem_counter, rwsem_queue, vma_refcount
 from zaplock.check.rwsem_order import leaving_writer_and_reader
 from zaplock.check.scenarios import Scenario
 from zaplock.engines.checking.configuration import Configuration, TaskProgram
@@ -26,6 +26,10 @@ def part_configuration(scenario: Scenario, design: Design) -> Configuration:
         return stack_rot(design)
     if scenario.part in OVERTAKERS:
         return overtaken(OVERTAKERS[scenario.part], design.rwsem)
+    if scenario.part == "rwsem-leavers":
+        return leavers(design.rwsem)
+    if scenario.part == "vma-reuse":
+        return vma_reuse(design)
     raise UserError(f"scenario {scenario.name!r}: there is no part {scenario.part!r}")
 
 
@@ -93,3 +97,45 @@ def _holder(
     task = Task(tid, 1, name)
     hold = rwsem_queue.hold_again_and_again if again else rwsem_queue.hold_once
     return TaskProgram(task, lambda: hold(task, for_write, policy), daemon=again)
+
+
+def leavers(policy: RwsemPolicy) -> Configuration:
+    """A writer holds the lock; three wait, of whom two are killed: first, in the middle or last."""
+    names = ("holder", "killed writer", "killed reader", "writer")
+    tasks = [Task(number, 1, name) for number, name in enumerate(names, 1)]
+
+    def build() -> Machine:
+        m = Machine()
+        rwsem_queue.write(m, rwsem_queue.QueuedRwsem(writer=1))
+        return m
+
+    return Configuration(
+        build,
+        (
+            TaskProgram(tasks[0], lambda: rwsem_queue.end_hold(True, policy)),
+            TaskProgram(tasks[1], lambda: rwsem_queue.hold_unless_killed(tasks[1], True, policy)),
+            TaskProgram(tasks[2], lambda: rwsem_queue.hold_unless_killed(tasks[2], False, policy)),
+            TaskProgram(tasks[3], lambda: rwsem_queue.hold_once(tasks[3], True, policy)),
+        ),
+    )
+
+
+def vma_reuse(design: Design) -> Configuration:
+    """A VMA is looked up and unmapped; another process takes its memory, unmaps and exits."""
+    tasks = [Task(1, 1, "lookup"), Task(2, 1, "munmap"), Task(3, 2, "other process")]
+    reuse = design.vma_reuse
+
+    def build() -> Machine:
+        m = Machine()
+        vma_refcount.begin(m)
+        return m
+
+    ours, shared = vma_refcount.OURS, vma_refcount.SHARED
+    return Configuration(
+        build,
+        (
+            TaskProgram(tasks[0], lambda: vma_refcount.look_up(design.vma_locks, reuse)),
+            TaskProgram(tasks[1], lambda: vma_refcount.unmap(ours, shared, reuse)),
+            TaskProgram(tasks[2], lambda: vma_refcount.map_unmap_and_exit(reuse)),
+        ),
+    )

@@ -11,10 +11,14 @@ releasing, waking and trying are steps of their own, so that the three queues ca
                  and then it is never woken (told in 2f06f702925b)
     5.11 on      a reader that comes joins no readers past a waiter (2f06f702925b, 1a728dff855a)
 
-The 4 ms count as passed whenever a first waiter is woken in vain: who is overtaken for ever waits
-longer than that, and only such runs are looked for. Not covered: signals, real-time priorities.
+    7.1 on       the semaphore points to its first waiter (1ea4b473504b). A waiter that is killed
+                 takes itself out, wherever it stands, and the count has to say afterwards whether
+                 anybody waits still (mended before any release: 68bcd8b6e0b1)
 
-Source: kernel/locking/rwsem-xadd.c (4.9), kernel/locking/rwsem.c (5.3, 5.11).
+The 4 ms count as passed whenever a first waiter is woken in vain: who is overtaken for ever waits
+longer than that, and only such runs are looked for. Not covered: real-time priorities.
+
+Source: kernel/locking/rwsem-xadd.c (4.9), kernel/locking/rwsem.c (5.3, 5.11, 7.1).
 """
 
 from __future__ import annotations
@@ -32,13 +36,17 @@ LOCK = "rwsem"
 
 
 class QueuedRwsem(NamedTuple):
-    """Who is inside, who waits in order of arrival, who was woken and has not tried yet."""
+    """Who is inside, who waits in order of arrival, who was woken and has not tried yet.
+
+    handoff, waiters: the flags in the count that say a handoff is due, and that somebody waits.
+    """
 
     writer: int = 0
     readers: tuple[int, ...] = ()
     queue: tuple[tuple[int, bool], ...] = ()
     woken: tuple[int, ...] = ()
     handoff: bool = False
+    waiters: bool = False
 
 
 def read(m: Machine) -> QueuedRwsem:
@@ -70,10 +78,26 @@ def entered(sem: QueuedRwsem, tid: int, for_write: bool) -> QueuedRwsem:
     first = bool(sem.queue) and sem.queue[0][0] == tid
     queue = tuple(waiter for waiter in sem.queue if waiter[0] != tid)
     handoff = sem.handoff and not first
+    sem = sem._replace(queue=queue, handoff=handoff, waiters=sem.waiters and bool(queue))
     if for_write:
-        return sem._replace(writer=tid, queue=queue, handoff=handoff)
-    readers = tuple(sorted((*sem.readers, tid)))
-    return sem._replace(readers=readers, queue=queue, handoff=handoff)
+        return sem._replace(writer=tid)
+    return sem._replace(readers=tuple(sorted((*sem.readers, tid))))
+
+
+def left(sem: QueuedRwsem, tid: int, policy: RwsemPolicy) -> QueuedRwsem:
+    """Take a killed waiter out of the queue (rwsem_del_waiter) and, if it was first, wake the next.
+
+    The flags go with the last waiter; "inverted" they go while others wait, and stay when none is
+    left. "late" looks whether it was first only when it is out.
+    """
+    first = sem.queue[0][0] == tid
+    queue = tuple(waiter for waiter in sem.queue if waiter[0] != tid)
+    woken = tuple(one for one in sem.woken if one != tid)
+    sem = sem._replace(queue=queue, woken=woken)
+    if bool(queue) == (policy.del_waiter == "inverted"):
+        sem = sem._replace(handoff=False, waiters=False)
+    wakes = first and policy.del_waiter != "late" and not sem.writer and not sem.readers
+    return head_woken(sem, policy) if wakes else sem
 
 
 def head_woken(sem: QueuedRwsem, policy: RwsemPolicy) -> QueuedRwsem:
@@ -101,14 +125,24 @@ def ask(m: Machine, task: Task, for_write: bool, policy: RwsemPolicy) -> bool:
     """Get in at once, by the fast path or by stealing, or else stand at the end of the queue."""
     sem = read(m)
     free = not sem.writer and not (for_write and sem.readers)
-    if free and (not sem.queue or may_steal(sem, policy, for_write)):
+    if free and (not sem.waiters or may_steal(sem, policy, for_write)):
         sem = entered(sem, task.tid, for_write)
         if not for_write and sem.queue and not sem.queue[0][1]:
             sem = head_woken(sem, policy)
         write(m, sem)
         return True
-    write(m, sem._replace(queue=(*sem.queue, (task.tid, for_write))))
+    write(m, sem._replace(queue=(*sem.queue, (task.tid, for_write)), waiters=True))
     return False
+
+
+@step
+def leave_queue(m: Machine, task: Task, policy: RwsemPolicy) -> bool:
+    """Leave the queue, being killed; False for a reader that was let in meanwhile."""
+    sem = read(m)
+    if task.tid in sem.readers:
+        return False
+    write(m, left(sem, task.tid, policy))
+    return True
 
 
 @step
@@ -132,7 +166,7 @@ def let_go(m: Machine, task: Task, for_write: bool) -> bool:
     readers = tuple(tid for tid in sem.readers if tid != task.tid)
     sem = sem._replace(writer=0) if for_write else sem._replace(readers=readers)
     write(m, sem)
-    return bool(sem.queue) and not sem.readers
+    return sem.waiters and not sem.readers
 
 
 @step
@@ -164,8 +198,19 @@ async def hold_once(task: Task, for_write: bool, policy: RwsemPolicy) -> None:
         await sleep(task.tid, for_write)
         while for_write and not await try_again(policy):
             await sleep(task.tid, for_write)
+    await end_hold(for_write, policy)
+
+
+async def end_hold(for_write: bool, policy: RwsemPolicy) -> None:
+    """Give the lock back, and wake who waits."""
     if await let_go(for_write):
         await wake_head(policy)
+
+
+async def hold_unless_killed(task: Task, for_write: bool, policy: RwsemPolicy) -> None:
+    """Get the lock at once and give it back, or wait until a fatal signal comes, at any time."""
+    if await ask(for_write, policy) or not await leave_queue(policy):
+        await end_hold(for_write, policy)
 
 
 async def hold_again_and_again(task: Task, for_write: bool, policy: RwsemPolicy) -> None:

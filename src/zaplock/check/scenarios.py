@@ -59,8 +59,9 @@ Kind = Literal[
     "uffd", "heap",
 ]  # fmt: skip
 Part = Literal[
-    "", "rwsem", "rwsem-acquire", "rwsem-sleep", "rwsem-writers", "rwsem-readers", "stack-rot"
-]
+    "", "rwsem", "rwsem-acquire", "rwsem-sleep", "rwsem-writers", "rwsem-readers", "rwsem-leavers",
+    "stack-rot", "vma-reuse",
+]  # fmt: skip
 Numbers = tuple[int, ...]
 
 

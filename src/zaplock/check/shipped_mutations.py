@@ -8,7 +8,8 @@ checker says; `zaplock check --mutations` makes it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from zaplock.check.mutations import (
     DowngradeBefore,
@@ -58,6 +59,18 @@ def takes_bounds_before(d: Design) -> bool:
 
 def has_vma_locks(d: Design) -> bool:
     return d.vma_locks
+
+
+LEAVES_WRONG: dict[Literal["inverted", "late"], str] = {
+    "inverted": "clears the flags while others wait (1ea4b473504b alone)",
+    "late": "looks whether it was first when it is out",
+}
+"""What a killed waiter of the semaphore may do wrong when it leaves the queue."""
+
+
+def leaves_wrong(how: Literal["inverted", "late"]) -> Callable[[Design], dict[str, Any]]:
+    """Let killed waiters leave the semaphore's queue so."""
+    return lambda d: {"rwsem": replace(d.rwsem, del_waiter=how)}
 
 
 def rules(**changes: Any) -> Callable[[Design], dict[str, Any]]:
@@ -501,6 +514,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         lambda d: d.munmap_downgrades and d.pgste_finds_vma and unmaps_as_linux(d),
         ("hole-walk",),
         changes=rules(pgste_finds_vma=False),
+    ),
+    Mutation(
+        "collapse-locks-last",
+        "a collapse looks at the page table for the last time, and then write-locks the VMA",
+        lambda d: d.dontneed_lock == "vma" and d.reclaims_tables and d.collapse_locks_first,
+        ("collapse-dontneed",),
+        changes=rules(collapse_locks_first=False),
+    ),
+    Mutation(
+        "unpinned-mm",
+        "who has locked another process's VMA lets go of it without a hold of its mm",
+        lambda d: d.vma_locks and d.vma_reuse == "pinned",
+        ("vma-reuse",),
+        changes=rules(vma_reuse="unpinned"),
+    ),
+    # The semaphore.
+    *(
+        Mutation(
+            f"killed-waiter-{wrong}",
+            f"a killed waiter that leaves the queue {summary}",
+            everywhere,
+            ("rwsem-leavers",),
+            changes=leaves_wrong(wrong),
+        )
+        for wrong, summary in LEAVES_WRONG.items()
     ),
     Mutation(
         "no-end-of-vma-write-locks",

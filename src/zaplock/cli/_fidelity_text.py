@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from zaplock.trace.verdict import TeardownVerdict
     from zaplock.views.grid import Grid
 
-BEGIN = "<!-- begin: kernels beside their designs (written by zaplock fidelity) -->"
-END = "<!-- end: kernels beside their designs -->"
+TEARDOWNS, WAITERS = "kernels beside their designs", "who waits beside a munmap"
+"""The sections of docs/fidelity.md that are written here."""
+
+
+def marks(section: str) -> tuple[str, str]:
+    """Return the lines between which a section stands."""
+    by = "zaplock fidelity --waiters" if section == WAITERS else "zaplock fidelity"
+    return f"<!-- begin: {section} (written by {by}) -->", f"<!-- end: {section} -->"
+
+
+BEGIN, END = marks(TEARDOWNS)
 COLUMNS = ("kernel", "design", "teardown", "writer", "lock", "who waits", "longest wait", "")
 _LETTER = {"exclusive": "W", "shared": "R"}
 
@@ -167,6 +176,47 @@ def section(rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Seque
     return "\n".join(lines) + "\n"
 
 
+def waiters_table(rows: Sequence[Agreement]) -> Grid:
+    """Draw who waits for whom."""
+    from zaplock.views.grid import Grid, figure, words
+
+    columns = (words("kernel"), words("beside munmap"), words("who waits"))
+    verdict = (figure("longest wait", rank=1), words("verdict"))
+    return Grid((*columns, *verdict), [_waiter_cells(row) for row in rows], "measured / predicted")
+
+
+def _waiter_cells(row: Agreement) -> list[str]:
+    kernel, _, _, _, _, waits, longest, verdict = cells(row)
+    return [kernel, ", ".join(row.bystanders), waits, longest, verdict]
+
+
+def waiters_section(rows: Sequence[Agreement], skipped: Sequence[str]) -> str:
+    """Write the other section: who waits behind whom beside a munmap."""
+    begin, end = marks(WAITERS)
+    columns = ("kernel", "beside munmap", "who waits", "longest wait", "")
+    lines = [
+        begin,
+        "## Who waits behind whom beside a munmap",
+        "",
+        "Made by `zaplock fidelity --waiters`: readers of /proc/PID/maps, smaps, smaps_rollup and",
+        "environ, a thread that starts others (clone: it maps a stack, protects its guard page and",
+        "unmaps it), and one that forks, all from the munmap's begin on. The longest wait is a",
+        "share of the munmap's holds, measured / predicted.",
+        "",
+        "```text",
+        *sentences(rows, []),
+        *skipped,
+        "```",
+        "",
+        _markdown(columns),
+        _markdown(["---"] * len(columns)),
+        *(_markdown(_waiter_cells(row)) for row in rows),
+        "",
+        end,
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def _markdown(row: Sequence[str]) -> str:
     return f"| {' | '.join(row)} |"
 
@@ -188,9 +238,10 @@ def _messages(one: HungTasks) -> list[str]:
     ]
 
 
-def with_section(document: str, new: str) -> str:
+def with_section(document: str, new: str, section: str = TEARDOWNS) -> str:
     """Return the document with this section in place of the old one, or behind all else."""
-    before, found, rest = document.partition(BEGIN)
+    begin, end = marks(section)
+    before, found, rest = document.partition(begin)
     if not found:
         return f"{document.rstrip()}\n\n{new}" if document.strip() else f"# Fidelity\n\n{new}"
-    return before + new + rest.partition(END)[2].lstrip("\n")
+    return before + new + rest.partition(end)[2].lstrip("\n")

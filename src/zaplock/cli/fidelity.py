@@ -46,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"PATH=rfc-v6 ({KERNELS})")  # fmt: skip
     add("--teardowns", metavar="LIST", help="munmap, fixed, growsdown, brk, mremap, exit; munmap "
         "of locked, hugetlb, vmas (many), zero (pages) (all)")  # fmt: skip
+    add("--waiters", action="store_true", help="instead of the teardowns: who waits behind whom "
+        "beside a munmap among readers of maps, smaps, smaps_rollup and environ, a thread that "
+        "starts others, and one that forks")  # fmt: skip
     add("--by", default="auto", choices=("auto", "tracepoints", "kprobes"), help="how lock events "
         "are seen (auto: tracepoints where there are any, else kprobes)")  # fmt: skip
     add("--guest-size", default="128M", metavar="SIZE", help="what a guest maps (128M)")
@@ -76,11 +79,16 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.views.screen import Screen
 
     kernels, teardowns = _names(args)
+    if args.waiters and args.teardowns:
+        raise UserError(f"--teardowns {args.teardowns} has no place beside --waiters: leave one")
     found = _Survey()
     with Screen(stderr=True).status("getting ready") as status:
         for kernel in kernels:
             try:
-                _survey(args, kernel, teardowns, found, status.update)
+                if args.waiters:
+                    _survey_waiters(args, kernel, found, status.update)
+                else:
+                    _survey(args, kernel, teardowns, found, status.update)
             except UserError as error:
                 found.skipped.append(f"{kernel.name} left out: {error}")
     if not found.rows:
@@ -89,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(text.as_json(found.rows, found.hung, found.skipped), indent=2))
     else:
         print("\n".join([*text.sentences(found.rows, found.hung), *found.skipped, ""]))
-        Screen().print(text.table(found.rows))
-    _write(args, text.section(found.rows, found.hung, found.skipped))
+        Screen().print((text.waiters_table if args.waiters else text.table)(found.rows))
+    if args.waiters:
+        _write(args, text.waiters_section(found.rows, found.skipped), text.WAITERS)
+    else:
+        _write(args, text.section(found.rows, found.hung, found.skipped))
     next_step("zaplock measure --kernel debian:6.12 1G --exact", aside=args.json)
     return 0 if found.agrees else 1
 
@@ -139,6 +150,29 @@ def _survey(
     if kernel.name != HOST and not args.no_hung:
         tell(f"{kernel.name}: waiting for khungtaskd")
         found.hung.append(_hung(args, kernel))
+
+
+def _survey_waiters(
+    args: argparse.Namespace, kernel: _Judged, found: _Survey, tell: Callable[[str], None]
+) -> None:
+    """Compare what the other bystanders of one kernel wait for, group by group."""
+    from dataclasses import replace
+
+    from zaplock.lab.fidelity import WAITERS
+
+    first = True
+    for beside in WAITERS:
+        names = ", ".join(beside)
+        tell(f"{kernel.name}: munmap beside {names}")
+        plan = _plan(args, kernel.name, "munmap", False)
+        try:
+            done = _done(replace(plan, bystanders=beside, from_begin=True))
+            found.rows.append(_compared(kernel, "munmap", False, done, beside))
+        except UserError as error:
+            if first:
+                raise
+            found.skipped.append(f"{kernel.name}, munmap beside {names}: {error}")
+        first = False
 
 
 def _beside(args: argparse.Namespace) -> TextIO:
@@ -193,7 +227,9 @@ def _done(plan: GuestPlan) -> GuestRun:
     return host.run(plan) if plan.kernel == HOST else experiment.run(plan)
 
 
-def _compared(kernel: _Judged, teardown: str, writer: bool, done: GuestRun) -> Agreement:
+def _compared(
+    kernel: _Judged, teardown: str, writer: bool, done: GuestRun, beside: tuple[str, ...] = ()
+) -> Agreement:
     from zaplock.lab import fidelity
     from zaplock.measure.guest import verdict
 
@@ -201,8 +237,9 @@ def _compared(kernel: _Judged, teardown: str, writer: bool, done: GuestRun) -> A
     cpus = 8 if kernel.name == HOST else done.plan.nr_cpus
     seen, period_ns = verdict.read(done), done.plan.period_ns
     return fidelity.compare(
-        release, kernel.shown(release), teardown, writer, seen, period_ns, kernel.design, cpus
-    )
+        release, kernel.shown(release), teardown, writer, seen, period_ns, kernel.design, cpus,
+        beside,
+    )  # fmt: skip
 
 
 def _hung(args: argparse.Namespace, kernel: _Judged) -> HungTasks:
@@ -225,7 +262,7 @@ def _hung(args: argparse.Namespace, kernel: _Judged) -> HungTasks:
     return fidelity.compare_hung(release, kernel.shown(release), messages, kernel.design)
 
 
-def _write(args: argparse.Namespace, section: str) -> None:
+def _write(args: argparse.Namespace, section: str, title: str = "") -> None:
     from zaplock.cli import _fidelity_text as text
 
     path = Path(args.write or "docs/fidelity.md")
@@ -235,5 +272,5 @@ def _write(args: argparse.Namespace, section: str) -> None:
         old = path.read_text() if path.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} can't be read ({error}): name another file") from None
-    outputs.write(path, text.with_section(old, section))
+    outputs.write(path, text.with_section(old, section, title or text.TEARDOWNS))
     wrote(path, aside=args.json)

@@ -157,6 +157,7 @@ CHANGES: tuple[Change, ...] = (
         "5.10", "ff9f47f6f00c",
         "mm: proc: smaps_rollup: do not stall write attempts on mmap_lock",
         "a reader of smaps_rollup gives the lock up between two VMAs when somebody waits for it",
+        {"rollup_lets_go": True},
     ),
     Change(
         "5.11", "617f3ef95177", "locking/rwsem: Remove reader optimistic spinning",
@@ -487,7 +488,10 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.15", "3104138517fc", "mm: make vma cache SLAB_TYPESAFE_BY_RCU",
-        "a VMA may be used anew, even by another mm, while somebody looks it up",
+        "a VMA may be used anew, even by another mm, while somebody looks it up. Who has locked "
+        'such a VMA and lets go of it wakes the other mm\'s writer, that mm "unpinned" '
+        "(CVE-2025-38554)",
+        {"vma_reuse": "unpinned"},
     ),
     Change(
         "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
@@ -515,6 +519,19 @@ CHANGES: tuple[Change, ...] = (
         "6.17", "a6fde7add78d", "mm: use per_vma lock for MADV_DONTNEED",
         'MADV_DONTNEED and MADV_FREE of one VMA hold that "vma" alone, no longer the mmap_lock',
         {"dontneed_lock": "vma"},
+    ),
+    Change(
+        "6.17", "366a4532d96f",
+        "mm: fix the race between collapse and PT_RECLAIM under per-vma lock",
+        "a collapse write-locks the VMA before it looks at the page table for the last time, since "
+        "MADV_DONTNEED may free that without the mmap_lock now",
+        {"collapse_locks_first": True},
+    ),
+    Change(
+        "6.17", "9bbffee67ffd",
+        "mm: fix a UAF when vma->mm is freed after vma->vm_refcnt got dropped",
+        'who finds that it has locked another mm\'s VMA has that mm "pinned" until it has let go',
+        {"vma_reuse": "pinned"}, ("6.15.10", "6.16.1"),
     ),
     Change(
         "6.17", "5631da56c9a8", "fs/proc/task_mmu: read proc/pid/maps under per-vma lock",
@@ -598,7 +615,13 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "7.1", "1ea4b473504b", "locking/rwsem: Remove the list_head from struct rw_semaphore",
-        "the semaphore points to its first waiter; the order of service is the same",
+        "the semaphore points to its first waiter; the order of service is the same. A waiter that "
+        "is killed clears the flags of the count while others wait, by mistake",
+    ),
+    Change(
+        "7.1", "68bcd8b6e0b1", "locking/rwsem: Fix logic error in rwsem_del_waiter()",
+        "... and only when nobody else waits, which is what the list did",
+        doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
         "7.1", "bee9ef4a40a2",

@@ -22,6 +22,7 @@ from zaplock.protocols.dying import do_munmap_dying
 from zaplock.protocols.fault import page_fault_mmap_lock
 from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
 from zaplock.protocols.munmap import do_vmi_align_munmap
+from zaplock.protocols.object_fault import page_fault_zircon
 from zaplock.protocols.ranged import (
     do_munmap_ranged,
     mmap_ranged,
@@ -89,12 +90,48 @@ def range_lock_faults() -> Design:
     """A range lock of which a fault takes its page, shared; all others take all of it.
 
     Kogan, Dice, Issa, "Scalable Range Locks for Scalable Address Spaces and Beyond" (EuroSys 2020,
-    arXiv 2006.12144; the abstract was read, the refined faults are from memory). Their speculative
-    mprotect, which takes less than all, is not in the model.
+    arXiv 2006.12144; the abstract was read, the refined faults are from memory), without their
+    mprotect (range-lock-refined has it).
     """
     return _rival(
         "range-lock-faults", "a range lock: a fault holds its page, shared, others hold everything",
         locking="ranges", page_fault=page_fault_ranged, proc_cmdline=proc_cmdline_ranged,
+    )  # fmt: skip
+
+
+def range_lock_refined() -> Design:
+    """A range lock whose mprotect, too, holds less than all where it only moves a border.
+
+    Kogan, Dice, Issa (as range_lock_faults): mprotect looks its mapping up under a shared hold of
+    everything, then holds that mapping and a page on both sides, and looks again; an allocator's
+    arena that grows into its reserve moves a border. Whatever makes or frees a mapping holds
+    everything, so a huge munmap stalls all of it as before. Read: the abstract; the rest is from
+    memory.
+    """
+    return _rival(
+        "range-lock-refined",
+        "as range-lock-faults, and an mprotect that moves a border holds those mappings alone",
+        locking="ranges", page_fault=page_fault_ranged, proc_cmdline=proc_cmdline_ranged,
+        mprotect_refines=True,
+    )  # fmt: skip
+
+
+def zircon() -> Design:
+    """Zircon: one mutex for the address space; a fault fills its page under its object's alone.
+
+    zircon/kernel/vm was read in parts: an unmap holds the address space's mutex and the object's to
+    the end (vm_mapping.cc, DestroyLocked), a fault finds its mapping under the first, gives that
+    back and looks at it again under the second (vm_aspace.cc, PageFaultInternal; vm_mapping.cc,
+    PageFaultLockedObject). `CurrentlyFaulting` looks like an unmap that leaves its work to
+    another thread; it is not: the object's mutex is held as long as it lives, so the unmap that is
+    left out is one that the faulting thread itself would do (of a zero page that it replaces).
+    The object's mutex is a VMA's lock here: two faults of one object run side by side, which
+    Zircon's don't.
+    """
+    return _rival(
+        "zircon", "one mutex, held to the end of an unmap; a fault fills its page without it",
+        locking="exclusive", page_fault=page_fault_zircon, vma_locks=True, fork_locks_vma=True,
+        growth_locks_vma=True,
     )  # fmt: skip
 
 
@@ -206,8 +243,8 @@ def cortenmm_adv() -> Design:
 
 
 MAKERS: tuple[Callable[[], Design], ...] = (
-    big_lock, range_lock, range_lock_faults, bonsai, speculative_faults, radixvm, cortenmm_rw,
-    cortenmm_adv, freebsd, xnu, windows,
+    big_lock, range_lock, range_lock_faults, range_lock_refined, bonsai, speculative_faults,
+    radixvm, cortenmm_rw, cortenmm_adv, freebsd, xnu, windows, zircon,
 )  # fmt: skip
 
 

@@ -14,6 +14,8 @@
     collapse  a thread of the process makes 2 MiB of small pages a huge one (MADV_COLLAPSE), and
               gives them back
     proc      a foreign process, as `ps`, reads /proc/PID/cmdline
+    environ, maps, smaps, rollup
+              foreign processes that read those files of /proc/PID (smaps_rollup)
     gup       a foreign process reads memory of this one (process_vm_readv)
 
 The loop is closed: the next operation is due one period after the last began, or at once when that
@@ -66,6 +68,12 @@ from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
 from zaplock.protocols.own_state import OwnCells
+from zaplock.protocols.proc import (
+    proc_pid_environ,
+    proc_pid_maps,
+    proc_pid_smaps,
+    proc_pid_smaps_rollup,
+)
 
 COLLAPSED = 1 << 33
 """Where the 2 MiB are that the collapse bystander uses."""
@@ -134,6 +142,26 @@ async def advise(cx: Cx, _nth: int) -> None:
 async def read_cmdline(cx: Cx, _nth: int) -> None:
     """Read the command line of the process under study."""
     await system_call(cx, "read", cx.design.proc_cmdline(cx, MM))
+
+
+async def read_environ(cx: Cx, _nth: int) -> None:
+    """Read the environment of the process under study."""
+    await system_call(cx, "read", proc_pid_environ(cx, MM))
+
+
+async def read_maps(cx: Cx, _nth: int) -> None:
+    """Read the maps of the process under study."""
+    await system_call(cx, "read", proc_pid_maps(cx, MM))
+
+
+async def read_smaps(cx: Cx, _nth: int) -> None:
+    """Read the smaps of the process under study."""
+    await system_call(cx, "read", proc_pid_smaps(cx, MM))
+
+
+async def read_rollup(cx: Cx, _nth: int) -> None:
+    """Read the smaps_rollup of the process under study."""
+    await system_call(cx, "read", proc_pid_smaps_rollup(cx, MM))
 
 
 async def read_remote(cx: Cx, _nth: int) -> None:
@@ -225,6 +253,10 @@ OPERATIONS: dict[str, Operation] = {
     "mmap": map_and_unmap,
     "madvise": advise,
     "proc": read_cmdline,
+    "environ": read_environ,
+    "maps": read_maps,
+    "smaps": read_smaps,
+    "rollup": read_rollup,
     "gup": read_remote,
     "mprotect": protect,
     "collapse": collapse,

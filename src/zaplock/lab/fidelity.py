@@ -27,6 +27,14 @@ from zaplock.trace.verdict import TeardownVerdict
 
 READERS = ("fault", "proc")
 WRITER = "mmap"
+WAITERS = (
+    ("maps", "smaps", "rollup", "environ"),
+    ("maps", "smaps", "rollup", "environ", WRITER),
+    ("clone", "proc"),
+    ("fork", "proc"),
+)
+"""Who else stands beside a munmap, from its begin on: readers of /proc/PID alone and with a queued
+writer, a thread that starts others, and one that forks, each with `ps` behind it."""
 TOLERANCE = 0.1
 """How far a predicted wait may lie from the measured one, as a share of the teardown."""
 
@@ -45,10 +53,14 @@ class Agreement:
     """The changes of Linux that gave the design the rules which the prediction asked for."""
     note: str = ""
     """What is not known of the kernel."""
+    beside: tuple[str, ...] = ()
+    """Who was there beside the teardown, where it was not the usual readers and writer."""
 
     @property
     def bystanders(self) -> tuple[str, ...]:
         """Who was there beside the teardown."""
+        if self.beside:
+            return self.beside
         return (*READERS, WRITER) if self.queued_writer else READERS
 
     @property
@@ -94,6 +106,7 @@ class Agreement:
             "design": self.design,
             "teardown": self.teardown,
             "queued_writer": self.queued_writer,
+            "bystanders": list(self.bystanders),
             "agrees": self.agrees,
             "seen": self.seen,
             "worst_difference": round(self.worst_difference, 4),
@@ -132,15 +145,18 @@ def compare(
     period_ns: int,
     told: Design | None = None,
     cpus: int = 8,
+    beside: tuple[str, ...] = (),
 ) -> Agreement:
     """Lay a kernel's verdict beside that of the design which stands for its release.
+
+    `beside`: who was there, where it was not the usual readers (and writer).
 
     Predicted is what `cpus` CPUs do when bystanders come as they came to the kernel.
     `told` is the design instead: a release can't say which patches are in it.
     """
     stand_in = StandIn(told) if told else design_of(release)
     design = observe(stand_in.design)
-    bystanders = (*READERS, WRITER) if queued_writer else READERS
+    bystanders = beside or ((*READERS, WRITER) if queued_writer else READERS)
     whole_ns = measured.took_ns or measured.hold_ns
     share = period_ns / whole_ns if whole_ns else 0.005
     arrivals = (
@@ -151,7 +167,7 @@ def compare(
     )
     return Agreement(
         kernel, design.name, teardown, queued_writer, measured, predicted,
-        tuple(deciding(stand_in.design, rules_read(design))), stand_in.note,
+        tuple(deciding(stand_in.design, rules_read(design))), stand_in.note, beside,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def run(
     )
     look = by.stopwatch(lambda: engine.now_ns, engine.threads)
     period_ns = experiment.period_under(profile)
-    called: list[int] = []
+    called: list[tuple[int, int]] = []
     program = _unmap(cx, experiment.length, look, called)
     calls = CallLog(lambda: engine.now_ns) if log_calls else None
     started = under(design, calls.follow(program) if calls else program)
@@ -83,9 +83,10 @@ def run(
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
     engine.run()
-    begin_ns, end_ns = called
+    (begin_ns, stalled_ns), (end_ns, stalled_then_ns) = called
     events = engine.events()
     outcome = _outcome(design, experiment, events, samples, engine.long_waits, begin_ns, end_ns)
+    outcome = replace(outcome, waited_ns=stalled_then_ns - stalled_ns)
     if held is not None:
         outcome = replace(outcome, exclusive_hold_ns=held.exclusive_ns, shared_hold_ns=0)
     return Teardown(
@@ -115,13 +116,13 @@ def sched_of(profile: Profile, cpus: int) -> Sched:
 
 
 async def _unmap(
-    cx: Cx, length: int, look: Callable[[], Step[tuple[int, int]]], called: list[int]
+    cx: Cx, length: int, look: Callable[[], Step[tuple[int, int]]], called: list[tuple[int, int]]
 ) -> int:
-    called.append((await look())[0])
+    called.append(await look())
     result = await by.system_call(
         cx, "munmap", cx.design.munmap(cx, MAPPING, length), MAPPING, length
     )
-    called.append((await look())[0])
+    called.append(await look())
     if result:
         raise UserError(
             f"the munmap of {cx.design.name!r} returned {result} for the mapping under study: "

@@ -1,12 +1,18 @@
 """What bystanders do beside a teardown, and the loop that times them.
 
-| name    | who                        | one operation                                             |
-|---------|----------------------------|-----------------------------------------------------------|
-| fault   | a thread of the process    | a write to a fresh page of its own VMA, from user mode    |
-| mmap    | a thread of the process    | mmap and munmap of 4 KiB: the lock for write, twice       |
-| madvise | a thread of the process    | MADV_DONTNEED of one page of its own VMA                  |
-| proc    | a foreign process, as `ps` | open, read and close /proc/PID/cmdline                    |
-| gup     | a foreign process          | process_vm_readv of one byte: get_user_pages on the mm    |
+| name     | who                        | one operation                                           |
+|----------|----------------------------|---------------------------------------------------------|
+| fault    | a thread of the process    | a write to a fresh page of its own VMA, from user mode  |
+| mmap     | a thread of the process    | mmap and munmap of 4 KiB: the lock for write, twice     |
+| madvise  | a thread of the process    | MADV_DONTNEED of one page of its own VMA                |
+| mprotect | a thread of the process    | mprotect of one page of its own VMA, to and fro         |
+| clone    | a thread of the process    | map a thread's stack, protect its guard page, unmap it  |
+| proc     | a foreign process, as `ps` | open, read and close /proc/PID/cmdline                  |
+| environ  | a foreign process          | the same with /proc/PID/environ                         |
+| maps     | a foreign process          | the same with /proc/PID/maps                            |
+| smaps    | a foreign process          | the same with /proc/PID/smaps                           |
+| rollup   | a foreign process          | the same with /proc/PID/smaps_rollup                    |
+| gup      | a foreign process          | process_vm_readv of one byte: get_user_pages on the mm  |
 
 The fault's VMA has its anon_vma before the clock runs: the first fault of a VMA takes the
 mmap_lock on every kernel, later ones from 6.4 on only the VMA's lock, and it is those that a
@@ -25,10 +31,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from zaplock.experiment import PROC_FILES
 from zaplock.measure import syscalls as sys
 
 FRESH = 128 << 20
 """Bytes of fresh pages that the fault bystander goes round in."""
+STACK = 8 << 20
+"""Bytes of a thread's stack."""
+READ = 64 << 10
+"""Bytes that a reader of /proc/PID asks for at a time."""
 
 
 @dataclass(slots=True)
@@ -89,10 +100,31 @@ def _madvise() -> BystanderOperation:
     return BystanderOperation(lambda: sys.madvise(address, sys.PAGE, sys.MADV_DONTNEED))
 
 
+def _mprotect() -> BystanderOperation:
+    address = own_range(sys.PAGE)
+
+    def work() -> None:
+        sys.mprotect(address, sys.PAGE, sys.PROT_READ)
+        sys.mprotect(address, sys.PAGE, sys.PROT_READ | sys.PROT_WRITE)
+
+    return BystanderOperation(work)
+
+
+def _clone() -> BystanderOperation:
+    def work() -> None:
+        stack = sys.mmap(STACK)
+        sys.mprotect(stack, sys.PAGE, sys.PROT_NONE)
+        sys.munmap(stack, STACK)
+
+    return BystanderOperation(work)
+
+
 _INSIDE: dict[str, Callable[[], BystanderOperation]] = {
     "fault": _fault,
     "mmap": _mmap,
     "madvise": _madvise,
+    "mprotect": _mprotect,
+    "clone": _clone,
 }
 
 
@@ -106,18 +138,17 @@ def foreign(name: str, pid: int, probe: int) -> BystanderOperation:
 
     `probe` is the address of a present page of that process.
     """
-    if name == "proc":
-        return _proc(pid)
+    if name in PROC_FILES:
+        return _proc(f"/proc/{pid}/{PROC_FILES[name]}")
     return _gup(pid, probe)
 
 
-def _proc(pid: int) -> BystanderOperation:
-    path = f"/proc/{pid}/cmdline"
-
+def _proc(path: str) -> BystanderOperation:
     def work() -> None:
         fd = os.open(path, os.O_RDONLY)
         try:
-            os.read(fd, 4096)
+            while os.read(fd, READ):
+                pass
         finally:
             os.close(fd)
 

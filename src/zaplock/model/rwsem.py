@@ -70,6 +70,9 @@ class RwsemPolicy:
         don't steal either).
     counts_first: are the readers of a wake-up counted before any of them runs (a9e9bcb45b15)?
     handoff_ns: after waiting this long the first waiter gets the lock handed over; None: never.
+    del_waiter: does a killed waiter that leaves the queue keep its books "right"? "inverted"
+        (1ea4b473504b alone: the flags go while others wait) and "late" (it looks whether it was
+        first when it is out; in a version of that patch) were mended before any release.
     """
 
     name: str = field(compare=False)
@@ -80,6 +83,7 @@ class RwsemPolicy:
     handoff_ns: int | None = None
     max_readers_woken: int = 256
     counts_first: bool = True
+    del_waiter: Literal["right", "inverted", "late"] = "right"
 
     def __str__(self) -> str:
         return f"rwsem {self.name}"

@@ -7,7 +7,8 @@ its pages are there. Where there is no page table, but one of the level above, t
 before 6.19 (`collapse_passes_holes`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
-hugepage_vma_revalidate (6.1 and 6.18). Not covered: files in memory, huge pages that can't be had.
+hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
+files in memory, huge pages that can't be had.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from zaplock.model.pagetable import RSS, install
 from zaplock.model.rwsem import down_read, down_write, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, lookup, read_vma, vma_of
 from zaplock.protocols.locking import mmap_write_unlock, vma_start_write
 
@@ -77,10 +79,12 @@ async def collapse_unlocked(cx: Cx, at: int) -> int:
         return FAILED
     await down_write(cx.mmap_lock)
     handle = await revalidate(cx.mm, at)
-    if handle and cx.design.vma_locks:
+    if handle and cx.design.vma_locks and cx.design.collapse_locks_first:
         await vma_start_write(handle)
     there = bool(handle) and await scan_pmd(cx.mm, at, passes) == FITS
     if there:
+        if cx.design.vma_locks and not cx.design.collapse_locks_first:
+            await vma_start_write(handle)
         await collapse_huge_page(cx.mm, at)
     await mmap_write_unlock(cx)
     return DONE if there else FAILED
@@ -128,6 +132,12 @@ def collapse_huge_page(m: Machine, task: Task, mm: int, address: int) -> None:
     """Copy 2 MiB into a huge page and map that instead; the page table is set aside."""
     space, first = m.mm(mm), address >> PAGE_SHIFT
     last = first + PAGES_PER_PMD
+    if space.tables[1].at(first // PAGES_PER_PMD) is None:
+        raise Violation(
+            Invariant.USE_AFTER_FREE,
+            f"{task} collapses the page table over {address:#x} that it has looked at, and which "
+            "was freed since",
+        )
     vma = vma_of(m, task, lookup(m, space, address))
     new = alloc_frames(m, task, "thp", PAGES_PER_PMD, align=PAGES_PER_PMD)
     runs = space.ptes.overlapping(first, last)

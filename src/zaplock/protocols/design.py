@@ -78,8 +78,9 @@ class Design:
     "mmap"_lock, one "vma" after the other, or "one-vma", if the whole read lies in that).
 
     Rivals from papers and other systems (`designs.rivals`) have other locks than the mmap_lock
-    (locking, see protocols.address_locks), an mmap of their own (mmap; None: Linux's) and no
-    neighbours that merge with a new mapping (merges).
+    (locking, see protocols.address_locks), an mmap of their own (mmap; None: Linux's), no
+    neighbours that merge with a new mapping (merges), and an mprotect that holds no more than the
+    mappings whose border it moves (mprotect_refines).
 
     kernel: the Linux release that the design is, or stands on: "6.6.30", "4.18 + RFC v6".
     """
@@ -119,6 +120,9 @@ class Design:
     growth_locks_vma: bool = False
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"
+    rollup_lets_go: bool = False
+    vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
+    collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False
     throttled_in: Literal["kernel", "user"] = "kernel"
     gathers_first: bool = False
@@ -159,3 +163,4 @@ class Design:
     locking: Locking = "rwsem"
     mmap: Callable[[Cx, int, int, int, int, int, int], Protocol] | None = None
     merges: bool = True
+    mprotect_refines: bool = False

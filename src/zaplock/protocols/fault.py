@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
+    PMD_SHIFT,
     VM_ACCESS_FLAGS,
     VM_GROWSDOWN,
     VM_HUGETLB,
@@ -215,10 +216,10 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
         if await no_memory(cx):
             return -ENOMEM
         await anon_vma_prepare(handle)
-    replaces = cx.design.replaces_huge_zero
-    result = await fault_entry(handle, address, write, replaces, False)
+    rules = (cx.design.replaces_huge_zero, cx.design.reclaims_tables)
+    result = await fault_entry(handle, address, write, *rules, False)
     if result == ALONE:
-        result = await fault_entry(handle, address, write, replaces, True)
+        result = await fault_entry(handle, address, write, *rules, True)
     if isinstance(result, int):
         return result
     if await no_memory(cx):
@@ -270,19 +271,31 @@ def fault_entry(
     address: int,
     write: bool,
     replaces_huge_zero: bool,
+    tables_go: bool,
     alone: bool,
 ) -> int | PageCopy:
     """Set the entry of a faulting address under the page-table lock, or say what to copy first.
 
     alone: the pages around it were mapped under an earlier hold of that lock.
+    Where a page table may have gone since it was allocated (`tables_go`: MADV_DONTNEED frees it),
+    nothing is done, and the access will fault again (pte_offset_map_lock has found none).
     """
     vma = walked_vma(m, task, handle, address)
+    vpn = address >> PAGE_SHIFT
     if vma.flags & VM_HUGETLB:
-        vpn = address >> PAGE_SHIFT
         alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
+    elif tables_go and not vma.file and lacks_table(m, vma, vpn):
+        return 0
     if write and not replaces_huge_zero:
         split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
     return fault_page(m, task, vma, address, write, alone)
+
+
+def lacks_table(m: Machine, vma: Vma, vpn: int) -> bool:
+    """Return whether a page needs a table of small pages, and there is none."""
+    space = m.mm(vma.mm)
+    gone = space.tables[1].at(vpn >> PMD_SHIFT - PAGE_SHIFT) is None
+    return gone and space.ptes.at(vpn) is None and huge_range(m, vma, space, vpn) is None
 
 
 @step

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
+    PAGE_SIZE,
     PROT_EXEC,
     PROT_GROWSDOWN,
     PROT_GROWSUP,
@@ -47,6 +48,7 @@ from zaplock.model.vma import (
     find_vma,
     fits_limits,
     following,
+    lookup,
     merge_around,
     previous,
     read_vma,
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.protocols.design import Cx
 
+UNREFINED = 1
+"""Result of a refined mprotect that has to be made under a hold of everything."""
 KNOWN_PROT = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_GROWSDOWN | PROT_GROWSUP | 8
 
 
@@ -95,6 +99,10 @@ async def mprotect(cx: Cx, start: int, length: int, prot: int, key: int = -1) ->
         return -EINVAL
     if cx.design.mmap is not None and not grows:
         return await mprotect_ranged(cx, start, end, prot, key)
+    if cx.design.mprotect_refines and not grows and key < 0:
+        result = await mprotect_refined(cx, start, end, prot)
+        if result != UNREFINED:
+            return result
     if await mmap_write_lock_killable(cx):
         return -EINTR
     result = await protect_range(cx, start, end, prot & ~grows, grows, key)
@@ -111,6 +119,61 @@ async def mprotect_ranged(cx: Cx, start: int, end: int, prot: int, key: int) -> 
         result = await protect_range(cx, start, end, prot, 0, key)
     await give(cx, cx.mm, start, end)
     return result
+
+
+async def mprotect_refined(cx: Cx, start: int, end: int, prot: int) -> int:
+    """mprotect under a hold of its mapping and a page on both sides, where the tree stays as it is.
+
+    It is looked up under a shared hold of everything, and once more under the other one (Kogan,
+    Dice, Issa compare a number that every writer of the whole range counts up; looking again is the
+    same, and less strict). UNREFINED, and nothing done, where a mapping comes or goes.
+    """
+    if await take(cx, cx.mm, write=False, killable=True):
+        return -EINTR
+    wanted = prot_flags(prot)
+    found = await refined_range(cx.mm, start, end, wanted, cx.design.merges_untouched)
+    await give(cx, cx.mm, write=False)
+    if not found:
+        return UNREFINED
+    if await take(cx, cx.mm, *found, killable=True):
+        return -EINTR
+    result = UNREFINED
+    if await refined_range(cx.mm, start, end, wanted, cx.design.merges_untouched) == found:
+        result = await protect_range(cx, start, end, prot, 0, -1)
+    await give(cx, cx.mm, *found)
+    return result
+
+
+@step
+def refined_range(
+    m: Machine, task: Task, mm: int, start: int, end: int, wanted: int, untouched: bool
+) -> tuple[int, int] | None:
+    """Return what an mprotect has to hold that moves one border, or none; None for any other."""
+    m.spend("vma_find")
+    space = m.mm(mm)
+    handle = lookup(m, space, start)
+    if not handle:
+        return None
+    vma = vma_of(m, task, handle)
+    if not vma.start <= start < end <= vma.end:
+        return None
+    flags = (vma.flags & ~VM_ACCESS_FLAGS) | wanted
+    if wanted & VM_WRITE and not flags & (VM_SHARED | VM_NORESERVE | VM_HUGETLB):
+        flags |= VM_ACCOUNT
+    part = change(vma, start=start, end=end, pgoff=vma.pgoff_of(start), flags=flags)
+
+    def joins(neighbour: int, before: bool) -> bool:
+        other = vma_of(m, task, neighbour) if neighbour else None
+        if other is None or not (other.end == start if before else other.start == end):
+            return False
+        pair = (other, part) if before else (part, other)
+        return can_merge(m, *pair) and (untouched or accepts(part, other))
+
+    low, high = start == vma.start, end == vma.end
+    left = low and joins(previous(space, start), True)
+    right = high and joins(following(space, end), False)
+    moves = (left or right) if low != high else low and high and not left and not right
+    return (max(0, vma.start - PAGE_SIZE), vma.end + PAGE_SIZE) if moves else None
 
 
 @step

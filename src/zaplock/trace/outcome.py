@@ -44,7 +44,8 @@ class TeardownOutcome:
     """One teardown of one mapping beside some bystanders.
 
     `exclusive_hold_ns` and `shared_hold_ns` are None where they could not be seen (no root, no
-    tracefs). `munmap_ns` is the whole call as its caller saw it. `stalls` has an entry for each
+    tracefs). `munmap_ns` is the whole call as its caller saw it, and `waited_ns` how much of that
+    it stalled itself, where that is known. `stalls` has an entry for each
     name in `bystanders`. `note` says what a reader must know to compare the row (the backing that
     was really used, a spread, what could not be seen).
     """
@@ -58,6 +59,7 @@ class TeardownOutcome:
     hung_tasks: int = 0
     note: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    waited_ns: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 WRITERS = ("mmap", "mprotect", "clone", "fork")
 """Bystanders that ask for the lock for write."""
 
+SCANNERS = ("smaps", "rollup")
+"""Bystanders that may hold the lock for long themselves: they walk all pages."""
+
 FELT_NS = 100_000
 """What nobody calls a stall where the lock is held for microseconds."""
 
@@ -161,6 +164,10 @@ def story(
         worst = max(row.stalls[name].max_ns for row in rows for name in victims)
         verb = "stalls" if len(victims) == 1 else "stall"
         parts.append(f"{listed(victims)} {verb} for up to {duration(worst)}{why(hold, victims)}")
+        longest = max((row.exclusive_hold_ns or 0) + (row.shared_hold_ns or 0) for row in rows)
+        scanners = [name for name in block if name in SCANNERS]
+        if scanners and worst > 1.1 * longest:
+            parts.append(f"what is longer than the hold they wait for {listed(scanners)}")
     if spared:
         worst = max(row.stalls[name].max_ns for row in rows for name in spared)
         verb = "goes" if len(spared) == 1 else "go"
@@ -232,7 +239,8 @@ def hold_of(row: TeardownOutcome) -> Hold:
     exclusive_ns, shared_ns = row.exclusive_hold_ns or 0, row.shared_hold_ns or 0
     if shared_ns > exclusive_ns:
         return "shared"
-    return "brief" if 0 < exclusive_ns + shared_ns < row.munmap_ns // 2 else "exclusive"
+    worked_ns = row.munmap_ns - row.waited_ns
+    return "brief" if 0 < exclusive_ns + shared_ns < worked_ns // 2 else "exclusive"
 
 
 def told_hold(row: TeardownOutcome) -> Hold:

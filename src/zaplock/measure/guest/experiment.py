@@ -33,6 +33,7 @@ class GuestPlan(Experiment):
     its teardown on. `graph` records function_graph instead of events. `locks` says where lock
     events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes.
     `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
+    `from_begin`: no bystander does anything before the teardown begins.
     """
 
     period_ns: int = 1_000_000
@@ -45,6 +46,7 @@ class GuestPlan(Experiment):
     graph: bool = False
     locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
+    from_begin: bool = False
 
     @property
     def machine(self) -> qemu.GuestMachine:
@@ -117,6 +119,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
+    if plan.from_begin:
+        words["from_begin"] = 1
     if plan.cpu_max:
         words["cpu_max"] = str(plan.cpu_max).replace("/", "_")
     if plan.graph:

@@ -2,10 +2,12 @@
  *
  *   probe key=value...
  *
- *   length=BYTES backing=anonymous|zero|file|thp|hugetlb bystanders=fault,mmap,madvise,proc,gup
+ *   length=BYTES backing=anonymous|zero|file|thp|hugetlb 
+ *   bystanders=fault,mmap,proc,... (bystanders.c)
  *   teardown=munmap|fixed|growsdown|brk|mremap|dontneed|exit locked=1|0 vmas=N
  *   period_ns=N     a bystander sleeps so long between two operations
  *   settle_ns=N     the bystanders run so long alone before and after the teardown
+ *   from_begin=1    no bystander does anything before the teardown begins
  *   trace=1|0       record the lock events of the kernel (root and tracefs)
  *   locks=auto|tracepoints|kprobes|both|none  where the lock events come from (lockprobes.c)
  *   graph=1         record the function_graph of the teardown instead (in a guest)
@@ -249,6 +251,7 @@ int main(int argc, char **argv)
 	graph = in_guest && number("graph", 0);
 	tracefs = option("tracefs", "/sys/kernel/tracing");
 	period_ns = number("period_ns", period_ns);
+	from_begin = number("from_begin", 0);
 	if (in_guest)
 		guest_hung_task(option("hung_s", NULL));
 	under_quota = in_guest && option("cpu_max", NULL);
