@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def test_on_this_machine_zaplock_can_record(capsys: pytest.CaptureFixture[str]) 
     assert told["able"]
     names = {finding["name"]: finding for finding in told["findings"]}
     assert names["mmap_lock events"]["seen"] == "3 of 3"
+    assert re.match(r"by tracepoints: \d+\.\d\d us for a lock", names["lock events"]["seen"])
     assert os.uname().release in names["kernel"]["seen"]
     for finding in told["findings"]:
         assert finding["ok"] or finding["mend"], finding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -188,7 +189,11 @@ def test_a_reader_behind_a_writer_behind_itself_deadlocks_in_the_fair_queue_only
     assert "task1 waits in down_read(mmap_lock)" in verdict.violations[0].message
 
 
-def convoy(with_writer: bool) -> Configuration:
+def convoy(
+    with_writer: bool,
+    policy: rwsem.RwsemPolicy = rwsem.RWSEM_4_9,
+    writer_sees_it_shared: bool = False,
+) -> Configuration:
     """A downgraded holder zaps (y is 1); a reader counts z up inside the lock."""
 
     async def zap() -> None:
@@ -207,6 +212,8 @@ def convoy(with_writer: bool) -> Configuration:
         await rwsem.up_read(LOCK)
 
     async def write() -> None:
+        if writer_sees_it_shared:
+            await wait_for("y", 1)
         await rwsem.down_write(LOCK)
         await rwsem.up_write(LOCK)
 
@@ -217,7 +224,7 @@ def convoy(with_writer: bool) -> Configuration:
         return m.counters["y"] == 1 and m.counters["z"] == 1
 
     all_of_them = tasks(zap, read, write)
-    rules = Rules(fair=True, policy=rwsem.RWSEM_4_9)
+    rules = Rules(fair=True, policy=policy)
     some = all_of_them if with_writer else all_of_them[:2]
     return Configuration(Toy, some, rules, sometimes={"overlap": overlap})
 
@@ -225,6 +232,15 @@ def convoy(with_writer: bool) -> Configuration:
 def test_a_downgrade_lets_a_reader_in_but_none_behind_a_queued_writer() -> None:
     assert "overlap" in explore_names(convoy(with_writer=False))
     assert "overlap" not in explore_names(convoy(with_writer=True))
+
+
+def test_readers_of_5_3_to_5_10_pass_a_writer_unless_it_has_spun_on_readers_in_vain() -> None:
+    spinning = rwsem.RWSEM_5_3
+    assert "overlap" in explore_names(convoy(True, spinning)), "it slept through the exclusive hold"
+    assert "overlap" not in explore_names(convoy(True, spinning, writer_sees_it_shared=True))
+    assert "overlap" not in explore_names(convoy(True, rwsem.RWSEM_5_11))
+    built_without = replace(spinning, writer_spins="never")
+    assert "overlap" not in explore_names(convoy(True, built_without))
 
 
 def explore_names(configuration: Configuration) -> set[str]:

@@ -25,6 +25,7 @@ from zaplock.designs.proposals import PROPOSALS
 from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find, parse
 from zaplock.trace.queue import queue_of
+from zaplock.vendor_builds import BUILDS
 
 DIFFERENT = list(releases_that_differ())
 
@@ -129,6 +130,32 @@ def test_what_a_name_does_not_tell_is_said() -> None:
     assert design_of("3.10.0-1160.el7").design.name == "linux-4.9"
     with pytest.raises(UserError, match="'vmlinux' begins with no Linux release"):
         design_of("vmlinux")
+
+
+def test_a_vendors_build_whose_sources_were_read_is_judged_by_what_they_have() -> None:
+    first, old, new = (
+        design_of(f"4.18.0-{build}.x86_64") for build in ("80.el8", "240.22.1.el8_3", "348.el8")
+    )
+    assert first.design.rwsem == linux("4.18").rwsem
+    assert not old.design.munmap_downgrades
+    assert old.design.rwsem == linux("5.10").rwsem
+    assert new.design.munmap_downgrades
+    assert not new.design.downgrade_beside_growable
+    assert new.design.rwsem == linux("5.11").rwsem
+    assert "unknown" not in first.note + old.note + new.note
+    for between in ("4.18.0-147.el8", "4.18.0-305.el8", "4.18.0-553.el8_10"):
+        assert "unknown vendor kernel" in design_of(between).note, between
+    assert queue_of("4.18.0-240.el8").readers_spin
+    assert not queue_of("4.18.0-80.7.1.el8_0").readers_spin
+    assert queue_of("4.18.0-348.7.1.el8_5.x86_64") is queue_of("5.14")
+
+
+def test_every_commit_of_a_vendors_build_is_in_the_table_and_decides() -> None:
+    known = {row.commit: row for row in CHANGES}
+    for build in BUILDS:
+        assert set(build.changes) <= set(known), build
+        design = design_of(build.release).design
+        assert deciding(design, {"mremap_flush"}) == [known["eb66ae030829"]]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab.blocker import Blocker, Party, blocker
 from zaplock.lab.hung_report import comparable, task_in
 from zaplock.lab.hung_task import HungTask, functions, in_between, kernel_chain, message
+from zaplock.measure.guest.rows import hung_task_messages
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import (
     RWSEM_4_9,
@@ -179,6 +180,7 @@ Call Trace:
  __x64_sys_process_vm_readv+0x27/0x30
  do_syscall_64+0xc2/0x520
  entry_SYSCALL_64_after_hwframe+0x76/0x7e
+ </TASK>
 INFO: task gup:93 <reader> blocked on an rw-semaphore likely owned by task zap:91 <reader>
 """
     wait = LongWait(5, "gup", 0, 2 * SECOND, "down_read", ("process_vm_rw",))
@@ -191,6 +193,26 @@ INFO: task gup:93 <reader> blocked on an rw-semaphore likely owned by task zap:9
         "zap:1)"
     )
     assert not in_between(wait, Blocker(Party(1, "zap", True), behind.between))
+
+
+def test_a_report_is_cut_out_of_a_log_without_the_programs_registers() -> None:
+    log = """\
+[    5.1] INFO: task gup:93 blocked for more than 1 seconds.
+[    5.1] Call Trace:
+[    5.1]  <TASK>
+[    5.1]  down_read+0x49/0xa0
+[    5.1] RIP: 0033:0x41b2c7
+[    5.1] RSP: 002b:00007ffd0 EFLAGS: 00000246 ORIG_RAX: 0000000000000136
+[    5.1]  </TASK>
+[    5.1] INFO: task gup:93 <reader> blocked on an rw-semaphore likely owned by task zap:91 <reader>
+[    5.1] task:zap             state:R
+[    5.1]  <TASK>
+[    5.1]  </TASK>
+"""
+    (report,) = hung_task_messages(log)
+    *trace, owner = report.splitlines()[2:]
+    assert trace == [" <TASK>", " down_read+0x49/0xa0", " </TASK>"]
+    assert owner.endswith("likely owned by task zap:91 <reader>")
 
 
 def test_the_blocker_is_who_has_the_lock_then_and_who_queued_before() -> None:

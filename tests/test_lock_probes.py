@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -11,8 +16,11 @@ from zaplock.measure.guest import build, features, kernels, qemu, recording
 from zaplock.measure.guest import verdict as guest_verdict
 from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, run
+from zaplock.recorder import lock_events
 from zaplock.recorder.rwsem_calls import Pairing
-from zaplock.recorder.rwsem_probes import FUNCTIONS, probed
+from zaplock.recorder.rwsem_probes import FUNCTIONS, number_of, probed
+from zaplock.recorder.tracefs import Tracefs
+from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, EventKind
 from zaplock.trace.verdict import TeardownVerdict
 
@@ -37,8 +45,9 @@ def told(*rows: Row, probes: Pairing | None = None) -> list[tuple[int, str, int,
             columns[column][at] = value
     pairing = probes or Pairing({OURS})
     paired = pairing.paired(columns)
-    assert set(paired["mm"].tolist()) <= {OURS}
-    assert not paired["detail"].any()
+    locks = paired["kind"] <= EventKind.RELEASED
+    assert set(paired["mm"][locks].tolist()) <= {OURS}
+    assert not paired["detail"][locks].any()
     names = ("tid", "kind", "write", "success")
     return [
         (tid, EventKind(kind).name, write, success)
@@ -91,10 +100,144 @@ def test_an_interrupt_that_takes_another_semaphore_changes_nothing() -> None:
 
 def test_a_return_that_the_kernel_missed_is_counted() -> None:
     probes = Pairing({OURS})
-    told((1, "down_read", OURS, 0), (1, "up_read", OURS, 0), probes=probes)
+    said = told((1, "down_read", OURS, 0), (1, "up_read", OURS, 0), probes=probes)
     assert probes.unanswered == 1
+    assert "LOST" in [kind for _, kind, _, _ in said], "so nothing is joined over it"
     told((2, "down_read", ANOTHER, 0), (2, "up_read", ANOTHER, 0), probes=probes)
     assert probes.unanswered == 1, "of others' semaphores nothing is concluded"
+
+
+# ---- of a whole machine: which semaphores are address spaces' at all
+
+
+def test_a_lock_is_known_by_the_first_exclusive_one_of_its_owners_munmap() -> None:
+    probes = Pairing(set())
+    call = TRACED_NAMES.index("munmap")
+    ask, back = (number_of(one) for one in FUNCTIONS if one.name in ("down_write", "up_write"))
+    rows = [
+        (EventKind.ASKED, ask, ANOTHER, -1),  # before its call: nobody knows what that is
+        (EventKind.RELEASED, back, ANOTHER, -1),
+        (EventKind.OP_BEGIN, 0, 0, call),
+        (EventKind.ASKED, ask, OURS, -1),
+        (EventKind.ACQUIRED, ask, 0, -1),
+        (EventKind.ASKED, ask, ANOTHER, -1),  # the lock of a file, say
+        (EventKind.ACQUIRED, ask, 0, -1),
+        (EventKind.RELEASED, back, ANOTHER, -1),
+        (EventKind.RELEASED, back, OURS, -1),
+        (EventKind.OP_END, 0, 0, call),
+        (EventKind.ASKED, ask, ANOTHER, -1),
+    ]
+    columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
+    columns["kind"], columns["detail"], columns["mm"], columns["op"] = (
+        np.array(column, EVENT[name])
+        for column, name in zip(zip(*rows), ("kind", "detail", "mm", "op"))
+    )
+    columns["time_ns"], columns["tid"] = np.arange(len(rows)), np.full(len(rows), 7, np.int32)
+    columns["write"] = (columns["kind"] == EventKind.ASKED).astype(np.uint8)
+    found = probes.paired(columns)
+    locks = found["kind"] <= EventKind.RELEASED
+    assert [EventKind(kind).name for kind in found["kind"][locks].tolist()] == [
+        "ASKED", "ACQUIRED", "RELEASED",
+    ]  # fmt: skip
+    assert probes.semaphores == {OURS}
+
+
+class Answering:
+    """A kprobe_events file that answers as a kernel does: a refusal is an error of the write."""
+
+    def __init__(self, path: Path, refuses: Callable[[str], bool]) -> None:
+        (path / "instances").mkdir()
+        (path / "kprobe_events").touch()
+        self.tracefs, self._refuses = Tracefs(path, private=False), refuses
+        self.asked: list[str] = []
+
+    def tell(self, _tracefs: Tracefs, command: str) -> None:
+        if self._refuses(command):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        self.asked.append(command)
+        file = self.tracefs.path / "kprobe_events"
+        lines = file.read_text().splitlines()
+        if command.startswith("-:"):
+            lines = [one for one in lines if one.split(" ")[0].partition(":")[2] != command[2:]]
+        else:
+            lines.append(command)
+        file.write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def answering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[str], bool], str], Answering]:
+    def made(refuses: Callable[[str], bool], release: str) -> Answering:
+        kernel = Answering(tmp_path, refuses)
+        monkeypatch.setattr(lock_events, "_tell", kernel.tell)
+        told = os.uname_result(("Linux", "here", release, "#1", "x86_64"))
+        monkeypatch.setattr(lock_events.os, "uname", lambda: told)
+        return kernel
+
+    return made
+
+
+class OneInstance:
+    name = "zaplock-0123abcd-4026531836-77-1234-0"
+
+    def write(self, name: str, text: str) -> None:
+        pass
+
+
+def test_probes_are_made_as_each_release_understands_and_are_gone_afterwards(
+    answering: Callable[[Callable[[str], bool], str], Answering],
+) -> None:
+    def refuses(command: str) -> bool:  # no such symbol, or a result that void functions lack
+        return "nest" in command or "interruptible" in command or "non_owner" in command
+
+    kernel = answering(refuses, "4.9.0")
+    with lock_events.probes(kernel.tracefs, OneInstance()) as locks:  # type: ignore[arg-type]
+        group = OneInstance.name.replace("-", "_")
+        assert f"p:{group}/down_read down_read sem=%di" in kernel.asked
+        assert f"r:{group}/down_read_trylock_ret down_read_trylock ret=$retval:s32" in kernel.asked
+        assert not any(one.startswith("r256") for one in kernel.asked), "since 4.12"
+        assert not any("non_owner" in event for event in locks.events)
+        mine = f"{group}:down_read"
+        assert locks.condition(mine, [OURS]) == f"sem == {OURS:#x}"
+        assert locks.condition(f"{mine}_ret", [OURS]) == "", "a return names no semaphore"
+        assert all(probed(event) for event in locks.events)
+        assert lock_events.ways_here(kernel.tracefs) == ("kprobes",)
+    assert (kernel.tracefs.path / "kprobe_events").read_text() == ""
+
+
+def test_without_the_functions_that_matter_there_is_one_line_and_nothing_left(
+    answering: Callable[[Callable[[str], bool], str], Answering],
+) -> None:
+    kernel = answering(lambda command: " up_read " in command, "5.10.0")
+    with (
+        pytest.raises(UserError, match="no kprobe be made on up_read"),
+        lock_events.probes(kernel.tracefs, OneInstance()),  # type: ignore[arg-type]
+    ):
+        pass
+    assert (kernel.tracefs.path / "kprobe_events").read_text() == ""
+
+
+def test_the_probes_of_a_killed_recorder_go_with_the_next_start(
+    answering: Callable[[Callable[[str], bool], str], Answering],
+) -> None:
+    kernel = answering(lambda command: False, "5.10.0")
+    gone, lives = "zaplock_0123abcd_4026531836_5_6_0", "zaplock_0123abcd_4026531836_7_8_0"
+    (kernel.tracefs.path / "instances" / lives.replace("_", "-")).mkdir()
+    for group in (gone, lives, "another"):
+        kernel.tell(kernel.tracefs, f"p:{group}/down_read down_read sem=%di")
+    assert lock_events.sweep_probes(kernel.tracefs) == [gone]
+    left = (kernel.tracefs.path / "kprobe_events").read_text()
+    assert gone not in left
+    assert lives in left
+    assert "another" in left
+
+
+@pytest.mark.parametrize("way", ["kprobes", "tracepoints", "auto", "magic"])
+def test_a_way_that_is_not_there_is_refused_with_the_way_out(tmp_path: Path, way: str) -> None:
+    with pytest.raises(UserError, match=r"--by none|there are"):
+        lock_events.chosen_way(Tracefs(tmp_path, private=False), way)
+    assert lock_events.chosen_way(Tracefs(tmp_path, private=False), "none") == "none"
 
 
 # ---- on a real kernel, both ways at once

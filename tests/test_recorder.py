@@ -561,3 +561,15 @@ def test_instances_that_stop_one_after_the_other_leave_no_tail(
     calls_end = events["time_ns"][own & (events["kind"] == EventKind.OP_END)].max()
     locks_end = events["time_ns"][own & (events["kind"] == EventKind.RELEASED)].max()
     assert abs(int(locks_end) - int(calls_end)) < 100_000_000
+
+
+def test_a_recorder_that_was_told_to_leave_them_out_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = str(tmp_path / "none.zaplock")
+    assert main(["record", "--by", "none", "-o", kept, "--", "true"]) == 0
+    assert "without lock events: who held a lock" in capsys.readouterr().out
+    assert main(["report", kept]) == 0
+    assert "Who waited for an mmap_lock is not known." in capsys.readouterr().out
+    assert main(["record", "--by", "kprobes2", "-o", kept, "--", "true"]) == 2
+    assert "there are" in capsys.readouterr().err

@@ -57,9 +57,13 @@ def test_the_other_views_do_not_either(
     told = json.loads(capsys.readouterr().out)
     assert told["sees_locks"] is False
     assert told["slept_behind"] == []
+    assert [call["without_lock"] for call in told["calls"]] == [None]
     assert UNKNOWN in told["caveats"][0]
-    for verb in ("replay", "advise"):
-        assert main([verb, without]) == 2
+    trace = tmp_path / "trace.pftrace"
+    assert main(["report", without, "--perfetto", str(trace)]) == 0
+    assert UNKNOWN.encode() in trace.read_bytes()
+    for verb in (["replay"], ["advise"], ["diff", without]):
+        assert main([*verb, without]) == 2
         assert "no lock events" in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -25,7 +25,7 @@ class Window:
         from zaplock.recorder.stack_keeper import StackKeeper
 
         self._capture, self._stream, self._window_ns = capture, stream, window_ns
-        self._guard = Guard(capture.instances)
+        self._guard = Guard(capture.instances, capture.locks)
         self._blocks: list[Any] = []
         self._open: Any = None
         sampler = capture.sampler
@@ -116,7 +116,7 @@ def window(pids: tuple[int, ...], groups: tuple[str, ...], window_ns: int) -> It
     with capturing(Options(pids=pids, groups=groups, kernel_stacks=True)) as capture:
         names = TaskNames()
         names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
-        stream = Stream(capture.layouts, names, pids=capture.pids)
+        stream = Stream(capture.layouts, names, pids=capture.pids, semaphores=capture.semaphores)
         capture.start()
         stream.begin(first_look(capture))
         # After the start: a task that is born later is told by its own event.

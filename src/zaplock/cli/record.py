@@ -63,6 +63,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--hash-pointers", action="store_true", help="no addresses of the kernel in the recording"
     )
     parser.add_argument("--no-syscalls", action="store_true", help="leave the system calls out")
+    parser.add_argument("--by", default="auto", metavar="WAY", help="how lock events are seen: "
+        "tracepoints (5.11), kprobes or none (auto: the first that this kernel has)")  # fmt: skip
     parser.add_argument("--buffer", metavar="SIZE", help="the kernel's buffer for each CPU")
     parser.add_argument("--stop-after-hold", metavar="TIME", help="stop after a hold this long")
     parser.add_argument("--stop-after-wait", metavar="TIME", help="stop after a wait this long")
@@ -181,6 +183,7 @@ def _options(args: argparse.Namespace, pids: tuple[int, ...]) -> Options:
         kernel_stacks=not args.no_kernel_stacks,
         buffer_kb=parse_size(args.buffer) >> 10 if args.buffer else None,
         watch=args.watch,
+        by=args.by,
     )
 
 

@@ -20,6 +20,7 @@ from zaplock.protocols.design import Design
 from zaplock.protocols.fault import page_fault_mmap_lock
 from zaplock.protocols.munmap import do_munmap, vm_munmap, vm_munmap_zap_rlock
 from zaplock.protocols.proc import proc_pid_cmdline_read
+from zaplock.vendor_builds import Carried, carried
 
 OLDEST = LinuxVersion(4, 9)
 LAST_MINOR = {4: 20, 5: 19, 6: 19, 7: 3}
@@ -138,6 +139,8 @@ def design_of(release: str) -> StandIn:
         newest = replace(NEWEST, patch=WHOLE_SERIES)
         return StandIn(linux(newest), f"{release} is newer than {NEWEST}, and taken for it")
     plain = replace(found, vendor=False)
+    if found.vendor and (known := carried(release)):
+        return _of_vendor(release, known)
     if found.vendor:
         design = linux(plain)
         note = (
@@ -151,6 +154,33 @@ def design_of(release: str) -> StandIn:
             f"{release} doesn't tell its stable release: taken with all that {found} took",
         )
     return StandIn(linux(plain))
+
+
+def _of_vendor(release: str, known: Carried) -> StandIn:
+    build = known.build
+    design = LINUX_4_9
+    for change in changes_in(build.release):
+        design = applied(design, change)
+    named = replace(
+        design,
+        name=f"linux-{build.release}",
+        kernel=build.release,
+        summary=f"{build.product}: {build.base} with {len(build.changes)} later changes",
+    )
+    what = f"judged as {build.product}'s {build.release}, whose sources were read"
+    if known.known:
+        return StandIn(named, f"{release} is {what}")
+    more = "it may have more changes of later releases"
+    return StandIn(named, f"{release} is an unknown vendor kernel, {what}: {more}")
+
+
+def changes_in(kernel: str) -> list[Change]:
+    """List the changes that a kernel has, by the release that its name begins with."""
+    release, vendor = find(kernel), carried(kernel)
+    if vendor:
+        base, taken = version(vendor.build.base), vendor.build.changes
+        return [one for one in CHANGES if one.is_in(base) or one.commit in taken]
+    return [one for one in CHANGES if release and one.is_in(release)]
 
 
 def releases_that_differ() -> Iterator[Design]:

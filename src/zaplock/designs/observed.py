@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from zaplock.designs.change import Change
 from zaplock.designs.changes import CHANGES
-from zaplock.designs.linux import linux
+from zaplock.designs.linux import changes_in, design_of
 from zaplock.linux_version import find
 from zaplock.protocols.design import Design
 
@@ -50,14 +50,12 @@ def deciding(design: Design, rules: Iterable[str]) -> list[Change]:
 
     What a design has of its own, and what is as it was in 4.9, has no change.
     """
-    release = find(design.kernel)
-    if release is None:
+    if find(design.kernel) is None:
         return []
-    stock = linux(release)
+    stock = design_of(design.kernel).design
     last: dict[tuple[str, str], Change] = {}
-    for change in CHANGES:
-        if change.is_in(release):
-            last.update(dict.fromkeys(_parts(change), change))
+    for change in changes_in(design.kernel):
+        last.update(dict.fromkeys(_parts(change), change))
     kept = {rule for rule in rules if getattr(stock, rule) == getattr(design, rule)}
     chosen = [change for (rule, _), change in last.items() if rule in kept]
     return [change for change in CHANGES if change in chosen]

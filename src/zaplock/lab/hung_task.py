@@ -12,9 +12,10 @@ sched_show_task (kernel/sched/core.c), which changed:
     6.17         and behind the stack, who the likely owner of the semaphore is (seen missing in a
                  real 6.16, and there in a 7.3)
 
-and stacks have "<TASK>" from 5.16 on. Functions have no addresses here, and 4.9's message lacks the
-stack's words. Where the kernel's compiler makes one function of two, the model can't know. Not
-covered: the owner's own state and stack, which follow that last line.
+and stacks stand between "<TASK>" and "</TASK>" from 5.16 on; behind the kernel's part of them comes
+what the program's registers hold, which is left out. Functions have no addresses here, and 4.9's
+message lacks the stack's words. Where the kernel's compiler makes one function of two, the model
+can't know. Not covered: the owner's own state and stack, which follow that last line.
 
 No kernel says who stands in the queue between the two, though that one makes a reader wait for a
 reader: `in_between` does, in zaplock's own words.
@@ -102,6 +103,7 @@ def message(
             "Call Trace:",
             *([" <TASK>"] if version.carries("5.16") else []),
             *(f" {function}" for function in functions(wait, release)),
+            *([" </TASK>"] if version.carries("5.16") else []),
             *(_owner(wait, about, blocker.holder) if blocker and version.carries("6.17") else []),
         ]
     )

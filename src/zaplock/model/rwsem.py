@@ -42,13 +42,16 @@ class Rwsem(msgspec.Struct, frozen=True):
     """Who holds a semaphore and who waits for it. Task ids; 0 is nobody.
 
     `queue` is in order of arrival, (tid, is_writer) each. `downgraded` is the reader, if any, that
-    came by its shared hold through `downgrade_write`.
+    came by its shared hold through `downgrade_write`. `no_readers_spin` is RWSEM_RD_NONSPINNABLE of
+    5.3 to 5.10, and `saw_no_spin` those in the queue who found it set when they joined.
     """
 
     writer: int = 0
     readers: tuple[int, ...] = ()
     queue: tuple[tuple[int, bool], ...] = ()
     downgraded: int = 0
+    no_readers_spin: bool = False
+    saw_no_spin: tuple[int, ...] = ()
 
 
 FREE = Rwsem()
@@ -107,25 +110,42 @@ def is_free_for(sem: Rwsem, write: bool) -> bool:
 
 
 def acquire(sem: Rwsem, tid: int, write: bool) -> Rwsem:
-    """Give the semaphore to `tid`, who must be free to have it; its place in the queue goes."""
+    """Give the semaphore to `tid`, who must be free to have it; its place in the queue goes.
+
+    With its lock, who saw that readers may not spin forbids it again; a writer who didn't allows it
+    (rwsem_set_owner, rwsem_disable_reader_optspin, rwsem_mark_wake).
+    """
     assert is_free_for(sem, write), (sem, tid, write)
     queue = sem.queue
     if queue:
         queue = tuple(waiter for waiter in queue if waiter[0] != tid)
+    forbids, saw = tid in sem.saw_no_spin, _unless(sem.saw_no_spin, tid)
     if write:
-        return Rwsem(tid, (), queue)
-    return Rwsem(0, _with(sem.readers, tid), queue, sem.downgraded)
+        return Rwsem(tid, (), queue, 0, forbids, saw)
+    forbids = forbids or sem.no_readers_spin
+    return Rwsem(0, _with(sem.readers, tid), queue, sem.downgraded, forbids, saw)
 
 
-def enqueue(sem: Rwsem, tid: int, write: bool) -> Rwsem:
-    """Put `tid` at the end of the queue."""
-    return Rwsem(sem.writer, sem.readers, (*sem.queue, (tid, write)), sem.downgraded)
+def enqueue(sem: Rwsem, tid: int, write: bool, policy: RwsemPolicy | None = None) -> Rwsem:
+    """Put `tid` at the end of the queue, by the rules of a policy where there are any.
+
+    Where readers spin (5.3 to 5.10), a writer that comes beside shared holders has spun on them
+    until its patience was over before it queues: then readers may not spin any more
+    (rwsem_set_nonspinnable). One that comes while a writer has the lock goes to sleep as that does.
+    """
+    forbids = sem.no_readers_spin
+    if policy and policy.reader_steals == "spinning" and policy.writer_spins == "any":
+        forbids = forbids or (write and bool(sem.readers))
+    saw = (*sem.saw_no_spin, tid) if forbids else sem.saw_no_spin
+    queue = (*sem.queue, (tid, write))
+    return Rwsem(sem.writer, sem.readers, queue, sem.downgraded, forbids, saw)
 
 
 def leave_queue(sem: Rwsem, tid: int) -> Rwsem:
     """Take a waiter that was killed out of the queue."""
     queue = tuple(waiter for waiter in sem.queue if waiter[0] != tid)
-    return Rwsem(sem.writer, sem.readers, queue, sem.downgraded)
+    saw = _unless(sem.saw_no_spin, tid)
+    return Rwsem(sem.writer, sem.readers, queue, sem.downgraded, sem.no_readers_spin, saw)
 
 
 def release(sem: Rwsem, tid: int, write: bool) -> Rwsem:
@@ -134,10 +154,11 @@ def release(sem: Rwsem, tid: int, write: bool) -> Rwsem:
     if mode != ("write" if write else "read"):
         wanted = "up_write" if write else "up_read"
         raise Violation(Invariant.LOCK_MODE, f"task {tid} does {wanted} but holds {mode or 'not'}")
-    if write:
-        return Rwsem(0, (), sem.queue)
+    if write:  # up_write clears the owner, and with it the bit
+        return Rwsem(0, (), sem.queue, 0, False, sem.saw_no_spin)
     downgraded = 0 if sem.downgraded == tid else sem.downgraded
-    return Rwsem(0, _without(sem.readers, tid), sem.queue, downgraded)
+    readers = _without(sem.readers, tid)
+    return Rwsem(0, readers, sem.queue, downgraded, sem.no_readers_spin, sem.saw_no_spin)
 
 
 def hand_over(sem: Rwsem, tid: int, to: int) -> Rwsem:
@@ -147,7 +168,8 @@ def hand_over(sem: Rwsem, tid: int, to: int) -> Rwsem:
             Invariant.LOCK_MODE, f"task {tid} hands a shared hold over but holds not for read"
         )
     downgraded = to if sem.downgraded == tid else sem.downgraded
-    return Rwsem(0, _with(_without(sem.readers, tid), to), sem.queue, downgraded)
+    readers = _with(_without(sem.readers, tid), to)
+    return Rwsem(0, readers, sem.queue, downgraded, sem.no_readers_spin, sem.saw_no_spin)
 
 
 def downgrade(sem: Rwsem, tid: int) -> Rwsem:
@@ -156,7 +178,7 @@ def downgrade(sem: Rwsem, tid: int) -> Rwsem:
         raise Violation(
             Invariant.LOCK_MODE, f"task {tid} does downgrade_write but does not hold for write"
         )
-    return Rwsem(0, (tid,), sem.queue, tid)
+    return Rwsem(0, (tid,), sem.queue, tid, sem.no_readers_spin, sem.saw_no_spin)
 
 
 def wake(sem: Rwsem, policy: RwsemPolicy) -> tuple[Rwsem, tuple[int, ...]]:
@@ -196,11 +218,14 @@ def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
     """Return whether somebody who arrives may take a lock that others queue for.
 
     Writers steal while they are awake (they spin); the timed engine decides that by who is on a
-    CPU. Here: readers. Not covered: the bits that the timed engine adds, of a handoff and (5.3 to
-    5.10) of readers that may not spin any more: they are taken for set, as in the convoy.
+    CPU. Here: readers. Not covered: the handoff, which comes with a wake-up in vain, and (5.3 to
+    5.10) a reader that spun through an exclusive hold and enters whatever the bit says
+    (rwsem_reader_phase_trylock), or gave up spinning because it had to leave its CPU.
     """
     if write or sem.writer:
         return False
+    if policy.reader_steals == "spinning":
+        return policy.writer_spins != "never" and not sem.no_readers_spin
     if policy.reader_steals == "unheld":
         return not sem.readers
     return policy.reader_steals == "always"
@@ -209,6 +234,10 @@ def may_enter_past_queue(sem: Rwsem, policy: RwsemPolicy, write: bool) -> bool:
 def _with(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:
     # A reader may hold it twice (a fault inside a read); sorted, so equal sets are equal.
     return tuple(sorted((*readers, tid))) if readers else (tid,)
+
+
+def _unless(tids: tuple[int, ...], tid: int) -> tuple[int, ...]:
+    return tuple(one for one in tids if one != tid) if tids else tids
 
 
 def _without(readers: tuple[int, ...], tid: int) -> tuple[int, ...]:

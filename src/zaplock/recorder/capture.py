@@ -30,8 +30,20 @@ from zaplock.errors import UserError, no_such
 from zaplock.recorder import perf
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
-from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, MMAP_LOCK, NAMING
-from zaplock.recorder.stack_sampler import TRACEPOINTS, StackSampler, Wanted
+from zaplock.recorder.lock_events import (
+    AUTO,
+    BY_TRACEPOINTS,
+    KPROBES,
+    NONE,
+    TRACEPOINTS,
+    UNSEEN,
+    LockEvents,
+    chosen_way,
+    probes,
+    sweep_probes,
+)
+from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, NAMING
+from zaplock.recorder.stack_sampler import LOCKED, SAMPLED_EVENTS, StackSampler, Wanted
 from zaplock.recorder.targets import (
     LearnedMm,
     check_namespace,
@@ -71,6 +83,8 @@ class Options:
     """And the program's stack, of everybody who gets the lock."""
     watch: bool = False
     """Begin with the contention of the target's lock alone; the rest waits for `Capture.widen`."""
+    by: str = AUTO
+    """How lock events are seen: one of `lock_events.WAYS`."""
 
     def check(self) -> None:
         """Raise UserError where a group is unknown or a number makes no sense."""
@@ -117,6 +131,10 @@ class Capture:
     sampler: StackSampler | None = None
     notes: tuple[str, ...] = ()
     """What could not be had, and why."""
+    locks: LockEvents = BY_TRACEPOINTS
+    """The events that tell of mmap_locks."""
+    semaphores: set[int] = field(default_factory=set)
+    """The address spaces that are known where probes name them by their semaphore; it grows."""
 
     on_ns: int = 0
     """From when on every instance let events in (CLOCK_MONOTONIC), and until when all of them did:
@@ -149,7 +167,7 @@ class Capture:
         first_ns = last_ns = time.monotonic_ns()
         for instance, event, condition in self.later:
             instance.enable(event, condition)
-            last_ns = time.monotonic_ns() if event in MMAP_LOCK else last_ns
+            last_ns = time.monotonic_ns() if event in self.locks.events else last_ns
         if self.sampler and self.later:
             self.sampler.start()
         self._widened, self.later = self.later, []
@@ -177,20 +195,27 @@ class Capture:
         if pid not in self.learned:
             return None
         try:
-            learned = learn_mm(Tracefs(root(self), private=False), pid)
+            learned = self.learn(pid)
         except UserError:
             return None
         if learned.mm == self.learned[pid].mm:
             return None
-        before = _of_mms(self.learned)
+        before = _mms(self.learned)
         self.learned[pid] = learned
-        for instance in self.instances:
-            for event in MMAP_LOCK:
-                if before in instance.read(f"events/{event.replace(':', '/')}/filter"):
-                    instance.filter(event, _of_mms(self.learned))
+        for event in self.locks.named:
+            filtered = self.instances[0].read(f"events/{event.replace(':', '/')}/filter")
+            if self.locks.condition(event, before) in filtered:
+                now = self.locks.condition(event, _mms(self.learned))
+                self.instances[0].filter(event, now)
         if self.sampler:
-            self.sampler.follow(_of_mms(self.learned), _queues_of(self.learned))
+            self.sampler.follow(_locked(self.locks, self.learned), _queues_of(self.learned))
         return learned.mm
+
+    def learn(self, pid: int, within: Instance | None = None) -> LearnedMm:
+        """Find the address space of a process, as lock events name it; see `targets.learn_mm`."""
+        found = learn_mm(Tracefs(root(self), private=False), pid, within, self.locks)
+        self.semaphores.add(found.mm)
+        return found
 
     def stop(self) -> None:
         """Let no more events in. Twice does no harm."""
@@ -218,21 +243,24 @@ def capturing(options: Options) -> Iterator[Capture]:
         check_process(pid)
     with opened() as tracefs, _closing() as stack:
         sweep(tracefs)
-        layouts = _layouts(tracefs, options)
-        locks, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
-        if not options.children and len(options.pids) <= MOST_MMS:
-            learned = {pid: learn_mm(tracefs, pid, within=locks) for pid in options.pids}
+        sweep_probes(tracefs)
+        way = _way(tracefs, options)
+        first, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
+        locks = _lock_events(stack, tracefs, first, way)
+        layouts = _layouts(tracefs, options, locks)
+        if not options.children and len(options.pids) <= MOST_MMS and locks.asked:
+            learned = {pid: learn_mm(tracefs, pid, first, locks) for pid in options.pids}
         later: list[tuple[Instance, str, str]] = []
         enable = _enabler(layouts, later if options.watch else None)
-        instances = [locks]
-        _locks(locks, enable, options, learned)
+        instances = [first]
+        _locks(first, enable, options, locks, learned)
         pids = set(options.pids)
         if pids:
             pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
-        notes: list[str] = []
+        notes = _ways_notes(options, way, learned)
         with uninterrupted():
-            sampler = _sampler(tracefs, options, learned, pids, notes)
+            sampler = _sampler(tracefs, options, locks, learned, pids, notes)
             if sampler:
                 stack.callback(sampler.close)
             buffers = Buffers(instances, layouts.page.page_size)
@@ -247,6 +275,8 @@ def capturing(options: Options) -> Iterator[Capture]:
             later,
             sampler,
             tuple(notes),
+            locks,
+            {one.mm for one in learned.values()},
         )
         stack.callback(capture.stop)
         yield capture
@@ -263,22 +293,46 @@ def _closing() -> Iterator[contextlib.ExitStack]:
             surely(stack.close)
 
 
-def _layouts(tracefs: Tracefs, options: Options) -> Layouts:
-    wanted = tuple(event for group in options.groups for event in GROUPS[group])
+def _way(tracefs: Tracefs, options: Options) -> str:
+    """Choose how lock events are seen; `NONE` where they are not asked for."""
+    way = chosen_way(tracefs, options.by if "mmap_lock" in options.groups else NONE)
+    if options.watch and way != TRACEPOINTS:
+        raise UserError(f"a watch needs the mmap_lock tracepoints, not {way}: leave out --watch")
+    return way
+
+
+def _lock_events(
+    stack: contextlib.ExitStack, tracefs: Tracefs, instance: Instance, way: str
+) -> LockEvents:
+    if way == KPROBES:
+        return stack.enter_context(probes(tracefs, instance))
+    return UNSEEN if way == NONE else BY_TRACEPOINTS
+
+
+def _ways_notes(options: Options, way: str, learned: Mapping[int, LearnedMm]) -> list[str]:
+    """Say what is not seen the way that was taken."""
+    if way == NONE and "mmap_lock" in options.groups:
+        return ["without lock events: who held a lock, and who waited for it, is not known"]
+    if way == KPROBES and not learned:
+        return [
+            "by kprobes: a process's lock is known from its first munmap, brk, mprotect or mremap "
+            "on; what was done with it before is left out"
+        ]
+    return []
+
+
+def _layouts(tracefs: Tracefs, options: Options, locks: LockEvents) -> Layouts:
+    groups = [group for group in options.groups if group != "mmap_lock"]
+    wanted = (*locks.events, *(event for group in groups for event in GROUPS[group]))
     wanted += tuple(event for event in CONTENTION if options.watch and event not in wanted)
     wanted += NAMING
     layouts = read_layouts(tracefs.path, wanted)
-    if "mmap_lock" in options.groups and layouts.of(MMAP_LOCK[0]) is None:
-        raise UserError(
-            f"Linux {os.uname().release} has no mmap_lock events (they came with 5.11): "
-            "boot a newer kernel"
-        )
     if options.watch and layouts.of(CONTENTION[0]) is None:
         raise UserError(
             f"Linux {os.uname().release} has no lock:contention_begin (it came with 5.19): "
             "leave out --watch"
         )
-    for group in options.groups:
+    for group in groups:
         if not any(layouts.of(event) for event in GROUPS[group]):
             raise UserError(
                 f"this kernel has no events {group!r}: leave them out, or see 'zaplock doctor'"
@@ -315,13 +369,21 @@ def _enabler(layouts: Layouts, later: list[tuple[Instance, str, str]] | None) ->
     return enable
 
 
-def _of_mms(learned: Mapping[int, LearnedMm]) -> str:
-    """Make the filter of a lock event; "" where every lock is recorded."""
-    return " || ".join(f"mm == {one.mm:#x}" for one in learned.values())
+def _mms(learned: Mapping[int, LearnedMm]) -> list[int]:
+    return [one.mm for one in learned.values()]
+
+
+def _locked(locks: LockEvents, learned: Mapping[int, LearnedMm]) -> str:
+    """Make the filter of the event that tells who got a lock; "" where every lock is recorded."""
+    return locks.condition(LOCKED, _mms(learned))
 
 
 def _locks(
-    instance: Instance, enable: Enable, options: Options, learned: Mapping[int, LearnedMm]
+    instance: Instance,
+    enable: Enable,
+    options: Options,
+    locks: LockEvents,
+    learned: Mapping[int, LearnedMm],
 ) -> None:
     for event in NAMING:
         if instance.has(event):
@@ -332,7 +394,8 @@ def _locks(
         instance.enable(CONTENTION[1], near)
     for group in options.groups:
         if group == "mmap_lock":
-            enable(instance, MMAP_LOCK, _of_mms(learned))
+            for event in locks.events:
+                enable(instance, (event,), locks.condition(event, _mms(learned)))
         elif group in _OF_EVERYBODY or not options.pids:
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
         elif group == "syscalls":
@@ -359,6 +422,7 @@ def _calls(
 def _sampler(
     tracefs: Tracefs,
     options: Options,
+    locks: LockEvents,
     learned: Mapping[int, LearnedMm],
     pids: set[int],
     notes: list[str],
@@ -366,10 +430,13 @@ def _sampler(
     """Make what takes the call stacks; a note, where the kernel gives them to nobody."""
     if not (options.stacks or options.kernel_stacks):
         return None
+    seen = [event for event in SAMPLED_EVENTS if event != LOCKED or event in locks.events]
+    if options.stacks and LOCKED not in seen:
+        raise UserError("--stacks are taken by the mmap_lock tracepoints: leave one of them out")
     wanted = Wanted(
-        ids={event: one for event in TRACEPOINTS if (one := tracefs.event_id(event))},
+        ids={event: one for event in seen if (one := tracefs.event_id(event))},
         queue=_queues_of(learned),
-        mm=_of_mms(learned),
+        mm=_locked(locks, learned),
         tids=() if learned else tuple(sorted(tid for pid in pids for tid in threads_of(pid))),
         user=options.stacks,
         sleeps="sched" in options.groups,

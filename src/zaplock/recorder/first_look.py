@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from zaplock.errors import UserError
 from zaplock.recorder.beginning import Beginning
-from zaplock.recorder.capture import Capture, root
+from zaplock.recorder.capture import Capture
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
-from zaplock.recorder.targets import LearnedMm, learn_mm
-from zaplock.recorder.tracefs import Tracefs
+from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.events import FoundTask
 
 MOST_PROCESSES = 8
@@ -55,7 +54,6 @@ def _concerns(one: Seen, pids: set[int]) -> bool:
 
 def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[LearnedMm]]:
     """Learn the address spaces of those whose lock somebody waits for or has."""
-    tracefs = Tracefs(root(capture), private=False)
     wanted = {one.subject: 0 for one in seen.seen if one.task.does == "waits" and one.subject}
     wanted |= {one.subject: 0 for one in seen.seen if one.task.does == "holds" and one.subject}
     if capture.pids:
@@ -63,7 +61,7 @@ def _learn(capture: Capture, seen: TaskSnapshot) -> tuple[dict[int, int], list[L
     mms, learned = {}, []
     for pid in list(wanted)[:MOST_PROCESSES]:
         try:
-            one = learn_mm(tracefs, pid)
+            one = capture.learn(pid)
         except UserError:  # it has ended meanwhile
             continue
         mms[pid] = one.mm

@@ -18,12 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zaplock.recorder.buffers import per_cpu
-from zaplock.recorder.meanings import MMAP_LOCK
+from zaplock.recorder.lock_events import BY_TRACEPOINTS, LockEvents
 from zaplock.recorder.tracefs import Instance
 
 PERIOD_NS = 500_000_000
 _COUNTERS = ("overrun", "read events")
-_FILTERS = tuple(f"events/{event.replace(':', '/')}/filter" for event in MMAP_LOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +40,9 @@ class Guard:
     `check` is to be called often; it looks twice a second.
     """
 
-    def __init__(self, instances: Sequence[Instance]) -> None:
+    def __init__(self, instances: Sequence[Instance], locks: LockEvents = BY_TRACEPOINTS) -> None:
         self._instances = tuple(instances)
+        self._filters = tuple(f"events/{one.replace(':', '/')}/filter" for one in locks.named)
         self.notes: list[str] = []
         """What was noticed, a sentence each."""
         self.expect()
@@ -50,7 +50,7 @@ class Guard:
     def expect(self) -> None:
         """Take what is set now for what is to be."""
         self._good_ns = time.monotonic_ns()
-        self._wanted = [_state(one) for one in self._instances]
+        self._wanted = [_state(one, self._filters) for one in self._instances]
 
     def check(self, *, now: bool = False) -> tuple[int, int] | None:
         """Look, `now` or if it is time; return the gap (since, until; ns) where one began."""
@@ -59,11 +59,11 @@ class Guard:
             return None
         since_ns, odd = self._good_ns, []
         for place, instance in enumerate(self._instances):
-            wanted, found = self._wanted[place], _state(instance)
+            wanted, found = self._wanted[place], _state(instance, self._filters)
             if told := _differences(wanted, found):
                 odd += told
-                _restore(instance, wanted, found)
-                found = _state(instance)
+                _restore(instance, wanted, found, self._filters)
+                found = _state(instance, self._filters)
             self._wanted[place] = _State(
                 wanted.tracing, wanted.clock, wanted.events, wanted.filters, found.counters
             )
@@ -76,12 +76,12 @@ class Guard:
         return since_ns, self._good_ns
 
 
-def _state(instance: Instance) -> _State:
+def _state(instance: Instance, filters: tuple[str, ...]) -> _State:
     return _State(
         _read(instance, "tracing_on").strip(),
         _read(instance, "trace_clock").partition("[")[2].partition("]")[0],
         frozenset(_read(instance, "set_event").split()),
-        tuple(_read(instance, name) for name in _FILTERS),
+        tuple(_read(instance, name) for name in filters),
         _counters(instance),
     )
 
@@ -122,12 +122,12 @@ def _differences(wanted: _State, found: _State) -> list[str]:
     return odd
 
 
-def _restore(instance: Instance, wanted: _State, found: _State) -> None:
+def _restore(instance: Instance, wanted: _State, found: _State, filters: tuple[str, ...]) -> None:
     """Set again what was set; what can't be, as in an instance that is gone, stays a gap."""
     with contextlib.suppress(OSError):
         if found.clock != wanted.clock:  # this clears the buffers: two clocks can't be told apart
             instance.write("trace_clock", wanted.clock)
-        for name, before, now in zip(_FILTERS, wanted.filters, found.filters):
+        for name, before, now in zip(filters, wanted.filters, found.filters):
             if before != now:
                 instance.write(name, "0" if before.strip() == "none" else before.strip())
         for event in sorted(wanted.events - found.events):

@@ -57,8 +57,9 @@ class Recorder:
             names,
             pids=capture.pids,
             children=options.children,
+            semaphores=capture.semaphores,
         )
-        self._guard = Guard(capture.instances)
+        self._guard = Guard(capture.instances, capture.locks)
         self._gaps: list[tuple[int, int]] = []
         self._looking, self._looks = threading.Lock(), True
         self._events: Events | None = None

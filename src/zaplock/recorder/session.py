@@ -141,13 +141,14 @@ class _Session:
             self._names,
             pids=capture.pids,
             children=options.children,
+            semaphores=capture.semaphores,
         )
         self._names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
         self._trigger = Trigger(
             hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
         )
         self._limit_ns = flight.wait_ns if flight else 0
-        self._guard = Guard(capture.instances)
+        self._guard = Guard(capture.instances, capture.locks)
         self._feeder = Feeder(capture.buffers, writer.folder)
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None

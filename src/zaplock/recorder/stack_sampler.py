@@ -33,7 +33,7 @@ QUEUED, LOCKED, SLEEPS = (
     "mmap_lock:mmap_lock_acquire_returned",
     "sched:sched_switch",
 )
-TRACEPOINTS = (QUEUED, LOCKED, SLEEPS)
+SAMPLED_EVENTS = (QUEUED, LOCKED, SLEEPS)
 TICK_NS = 1_000_000
 _TICKS_PER_SECOND = 8_000
 """So many samples a second at most, of all cpus together."""
@@ -51,7 +51,7 @@ _EVERYBODY = (-1,)
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to sample. `ids` has the numbers of those of `TRACEPOINTS` that this kernel has.
+    """What to sample. `ids` has the numbers of those of `SAMPLED_EVENTS` that this kernel has.
 
     `queue` is a condition on contention, `mm` one on lock events ("": none); `tids` are the threads
     of a target whose children are recorded as well, empty for another target. `user` is --stacks,

@@ -7,7 +7,7 @@ therefore in order, and complete up to its end: a consumer may take it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Stream:
 
     `pids` keeps the lock events of the mms that these processes (and, with `children`, their
     offspring) are known or turn out to own; without them everything is kept. `semaphores` are the
-    address spaces' among those that probes tell of.
+    address spaces' among those that probes tell of; it grows as more are found.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Stream:
         *,
         pids: Iterable[int] = (),
         children: bool = False,
-        semaphores: Container[int] = (),
+        semaphores: set[int] | None = None,
     ) -> None:
         self.names = names
         self.pids = set(pids)
@@ -65,7 +65,8 @@ class Stream:
         self._hidden: list[int] = []
         self._on_ns, self._off_ns = 0, 1 << 62
         self._decoder = Decoder(layouts)
-        self.probes = Pairing(semaphores) if self._decoder.sees_probes else None
+        probed = self._decoder.sees_probes
+        self.probes = Pairing(semaphores if semaphores is not None else set()) if probed else None
         """What pairs the events of probes on the rwsem's functions, where they are recorded."""
         self._page_size = layouts.page.page_size
         self._children = children

@@ -22,7 +22,7 @@ from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.layouts import read_layouts
-from zaplock.recorder.meanings import MMAP_LOCK
+from zaplock.recorder.lock_events import BY_TRACEPOINTS, LockEvents
 from zaplock.recorder.tracefs import Instance, Tracefs
 from zaplock.recorder.uninterrupted import surely, uninterrupted
 from zaplock.recorder.urgent import start_first
@@ -112,18 +112,27 @@ class LearnedMm:
         return not self.done.is_set()
 
 
-def learn_mm(tracefs: Tracefs, pid: int, within: Instance | None = None) -> LearnedMm:
+def learn_mm(
+    tracefs: Tracefs,
+    pid: int,
+    within: Instance | None = None,
+    locks: LockEvents = BY_TRACEPOINTS,
+) -> LearnedMm:
     """Find the kernel's `mm` pointer of a process.
 
     Asks for its mmap_lock for read, once; if somebody has it, a thread of ours is left waiting.
     `within` is an instance that has not begun to record, to be looked through in place of a new one
-    (which the kernel takes a tenth of a second to make and to remove).
+    (which the kernel takes a tenth of a second to make and to remove). `locks` are the events that
+    tell of it; what names the address space is what they have.
     Raises UserError where it can't be learned.
     """
+    if not locks.asked:
+        raise UserError(f"the address space of process {pid} isn't known without lock events")
     with contextlib.nullcontext(within) if within else Instance(tracefs, buffer_kb=64) as instance:
         assert instance is not None
         reader = _Reader(pid)
-        asked = _asked(tracefs, instance, reader)
+        opened = reader.opened.wait(_PATIENCE_S)
+        asked = _asked(tracefs, instance, reader, locks) if opened else {}
     others = dict(list(asked.items())[0 if pid == os.getpid() else 1 :])
     if len(others) == 1:
         (mm, asked_ns), *_ = others.items()
@@ -140,7 +149,8 @@ class _Reader:
 
     def __init__(self, pid: int) -> None:
         self.pid, self.tid = pid, 0
-        self.done = threading.Event()
+        self.done, self.opened = threading.Event(), threading.Event()
+        """Whether it has read, and whether it has opened what it reads: both may take for ever."""
         self._ready, self._may = threading.Event(), threading.Event()
         start_first(threading.Thread(target=self._run, daemon=True))
         self._ready.wait()
@@ -152,12 +162,15 @@ class _Reader:
     def _run(self) -> None:
         self.tid = threading.get_native_id()
         self._ready.set()
-        self._may.wait()
-        files = []
+        files: list[int] = []
         try:
+            # Before it is traced: opening takes other semaphores, of which probes would tell, too.
             for pid in (os.getpid(), self.pid):
                 files.append(_openable(pid))
-                os.pread(files[-1], 8, 0)
+            self.opened.set()
+            self._may.wait()
+            for file in files:
+                os.pread(file, 8, 0)
         except OSError:  # the process has ended
             pass
         finally:
@@ -166,23 +179,27 @@ class _Reader:
                 os.close(file)
 
 
-def _asked(tracefs: Tracefs, instance: Instance, reader: _Reader) -> dict[int, int]:
+def _asked(
+    tracefs: Tracefs, instance: Instance, reader: _Reader, locks: LockEvents
+) -> dict[int, int]:
     """List the mms that the reader asks for, and when: first our own, then the process's."""
-    layouts = read_layouts(tracefs.path, MMAP_LOCK[:1])
+    layouts = read_layouts(tracefs.path, locks.asked)
     buffers = None
 
     def end() -> None:
         if buffers:
             buffers.close()
         instance.stop()
-        instance.disable(MMAP_LOCK[0])
+        for event in locks.asked:
+            instance.disable(event)
         instance.write("set_event_pid", "")
 
     try:
         with uninterrupted():
             buffers = Buffers([instance], layouts.page.page_size)
         instance.add("set_event_pid", str(reader.tid))
-        instance.enable(MMAP_LOCK[0])
+        for event in locks.asked:
+            instance.enable(event)
         instance.start()
         reader.go()
         return _seen_soon(buffers, Decoder(layouts), reader)

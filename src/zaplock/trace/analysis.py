@@ -68,7 +68,7 @@ class Analysis:
         if not self.sees_locks:
             raise UserError(
                 "the recording has no lock events, so who held and who waited is not known: record "
-                "on Linux 5.11 or newer, or a guest: 'zaplock measure --kernel PATH --record FILE'"
+                "with them ('zaplock doctor' says which way this kernel has)"
             )
 
     def explain(self, wait: int) -> Explained:

@@ -26,8 +26,8 @@ class CallCount:
     """The calls of one operation by the threads of one process (`pid`).
 
     `total_ns` and `longest_ns` are None where no event tells the end; `length` is the sum of the
-    bytes that were asked for, `without_lock` how many of the calls took no mmap_lock (0 where no
-    lock events tell).
+    bytes that were asked for, `without_lock` how many of the calls took no mmap_lock (None
+    where no lock events tell).
     """
 
     operation: str
@@ -36,7 +36,7 @@ class CallCount:
     total_ns: int | None
     longest_ns: int | None
     length: int
-    without_lock: int
+    without_lock: int | None
 
 
 def call_counts(analysis: Analysis) -> tuple[CallCount, ...]:
@@ -54,7 +54,6 @@ def call_counts(analysis: Analysis) -> tuple[CallCount, ...]:
     longest = np.zeros(len(groups), np.int64)
     np.maximum.at(longest, place, took)
     locked = np.zeros(len(calls), bool)
-    locked |= not analysis.sees_locks
     for table in (analysis.holds, analysis.waits):
         locked[table["call"][table["call"] != NO_CALL]] = True
     # bincount sums in floating point: exact up to 2**53, which is 104 days or 8 PiB.
@@ -67,7 +66,8 @@ def call_counts(analysis: Analysis) -> tuple[CallCount, ...]:
         np.bincount(place, weights=~locked),
     )
     found = [
-        _count(calls.operations, *row) for row in zip(*(column.tolist() for column in columns))
+        _count(calls.operations, analysis.sees_locks, *row)
+        for row in zip(*(column.tolist() for column in columns))
     ]
     return tuple(
         sorted(found, key=lambda one: (-(one.total_ns or 0), -one.count, one.operation, one.pid))
@@ -76,6 +76,7 @@ def call_counts(analysis: Analysis) -> tuple[CallCount, ...]:
 
 def _count(
     operations: tuple[str, ...],
+    sees_locks: bool,
     group: int,
     count: int,
     total: float,
@@ -92,5 +93,5 @@ def _count(
         int(total) if ends else None,
         longest if ends else None,
         int(length),
-        int(without),
+        int(without) if sees_locks else None,
     )

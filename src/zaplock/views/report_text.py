@@ -167,7 +167,7 @@ def _calls(summary: Summary, top: int) -> list[RenderableType]:
             "" if one.total_ns is None else duration(one.total_ns),
             "" if one.longest_ns is None else duration(one.longest_ns),
             size(one.length) if one.length else "",
-            f"{one.without_lock:,}",
+            "not known" if one.without_lock is None else f"{one.without_lock:,}",
             process_name(summary.analysis.events.tasks, one.pid),
         )
         for one in counts[:top]

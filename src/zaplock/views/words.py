@@ -193,7 +193,7 @@ def _most_time(summary: Summary) -> Iterator[str]:
     for most in summary.calls[:1]:
         if most.total_ns and most.total_ns >= LONG_WAIT_NS:
             bytes_ = f" of {size(most.length)} in all" if most.length else ""
-            without = f", {most.without_lock:,} of them without the mmap_lock"
+            without = f", {most.without_lock or 0:,} of them without the mmap_lock"
             yield (
                 f"Most time in calls: {process_name(summary.analysis.events.tasks, most.pid)} made "
                 f"{most.count:,} {most.operation}{bytes_}, {duration(most.total_ns)} together"

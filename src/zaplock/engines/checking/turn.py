@@ -116,7 +116,7 @@ def _ask_lock(
         return StepOutcome("done", EINTR_RESULT)
     if not rules.fair:
         return BLOCKED
-    machine.locks.put(step.lock, rwsem.enqueue(sem, task.tid, step.write))
+    machine.locks.put(step.lock, rwsem.enqueue(sem, task.tid, step.write, rules.policy))
     return QUEUED
 
 

@@ -15,6 +15,7 @@ from zaplock.recorder import rwsem_probes
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.decode import Columns, Decoder
 from zaplock.recorder.layouts import Layouts, layouts_told
+from zaplock.recorder.lock_events import KPROBES, TRACEPOINTS
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.strangers import visible
@@ -35,8 +36,8 @@ class _GuestNames(TaskNames):
         self._own(columns)
 
 
-TRACEPOINTS, KPROBES, NOT_SEEN = "tracepoints", "kprobes", ""
-"""Where the lock events of a run come from."""
+NOT_SEEN = ""
+"""Where a run's lock events come from, if from nowhere."""
 
 
 def lock_events(capsule: Capsule) -> tuple[str, ...]:
@@ -63,7 +64,7 @@ def _decoded(capsule: Capsule, by: str) -> Events:
     layouts = _layouts(capsule, by)
     names = _names(capsule)
     chunks = [(_cpu(name), pages) for name, pages in sorted(capsule.files("pages/").items())]
-    semaphores = _semaphores(capsule, layouts, chunks) if by == KPROBES else ()
+    semaphores = _semaphores(capsule, layouts, chunks) if by == KPROBES else set[int]()
     stream = Stream(layouts, names, semaphores=semaphores)
     columns = stream.feed(chunks, _END_OF_TIME)
     found = Events(columns, TRACED_NAMES, names.tasks, names.mms)

@@ -13,6 +13,7 @@ from zaplock.trace.outcome import TeardownOutcome
 
 _MESSAGE = "blocked for more than"
 _OWNED = "blocked on an rw-semaphore"
+_END = " </TASK>"
 
 
 def measure(
@@ -84,6 +85,8 @@ def hung_task_messages(log: str) -> list[str]:
 
 
 def _report(lines: list[str]) -> list[str]:
-    """Cut a report behind the kernel's part of its call trace; what it says of an owner stays."""
+    """Leave out the program's registers; the trace's end and what is said of an owner stay."""
     done = next((n for n, line in enumerate(lines) if line.startswith("RIP: 0033")), len(lines))
-    return lines[:done] + [line for line in lines[done:] if _OWNED in line]
+    ended = next((n for n, line in enumerate(lines) if line == _END), len(lines))
+    behind = [line for n, line in enumerate(lines) if n > done and (n == ended or _OWNED in line)]
+    return lines[:done] + behind
