@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -126,13 +127,37 @@ def test_why_says_so_in_words_with_since_when(folder: Path) -> None:
     assert "Nobody waited" not in said
 
 
-def test_a_recording_begins_with_it_and_keeps_it(folder: Path, tmp_path: Path) -> None:
-    def record(program: Program) -> Path:
-        file = tmp_path / f"hang-{program.pid}.zaplock"
-        zaplock("record", "-p", program.pid, "-d", "300ms", "-o", file)
-        return file
+def told_while_it_records(*arguments: object) -> str:
+    """Return what a recording without an end says before it is asked to end."""
+    command = [sys.executable, "-m", "zaplock", "record", *map(str, arguments)]
+    recorder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert recorder.stdout is not None
+    lines = []
+    for line in recorder.stdout:
+        lines.append(line)
+        if "victim" in line:
+            break
+    assert recorder.poll() is None, lines
+    recorder.send_signal(signal.SIGINT)
+    recorder.communicate(timeout=60)
+    assert recorder.returncode == 0
+    return "".join(lines)
 
-    file = while_it_hangs(folder, "already", record)
+
+def assert_told_at_once(said: str) -> None:
+    assert said.startswith("Already so at the beginning:\n")
+    assert re.search(r"culprit \(tid \d+\) had the lock of .*, in munmap, for at least", said)
+    assert re.search(r"in the kernel: .*unmap_vmas", said)
+    assert re.search(r"victim \(tid \d+\) waited for the lock of .*, in mmap of 4 KiB", said)
+
+
+def test_a_recording_says_so_at_once_and_keeps_it(folder: Path, tmp_path: Path) -> None:
+    def record(program: Program) -> tuple[Path, str]:
+        file = tmp_path / f"hang-{program.pid}.zaplock"
+        return file, told_while_it_records("-p", program.pid, "-o", file)
+
+    file, told = while_it_hangs(folder, "already", record)
+    assert_told_at_once(told)
     said = json.loads(zaplock("report", file, "--json"))
     assert blamed(said, "victim")[0] == ("culprit", "munmap")
     assert found(said, "holds", "culprit")["kernel_stack"]
@@ -140,18 +165,27 @@ def test_a_recording_begins_with_it_and_keeps_it(folder: Path, tmp_path: Path) -
 
 
 def test_a_watch_notices_a_wait_that_is_older_than_itself(folder: Path, tmp_path: Path) -> None:
-    def watch(program: Program) -> tuple[Path, str]:
+    def watch(program: Program) -> tuple[Path, dict[str, Any]]:
         file = tmp_path / f"watched-{program.pid}.zaplock"
         said = zaplock(
             *("record", "-p", program.pid, "--watch", "--stop-after-wait", "20ms"),
-            *("-d", "100s", "--after", "100ms", "-o", file),
+            *("-d", "100s", "--after", "100ms", "--json", "-o", file),
         )
-        return file, said
+        return file, json.loads(said)
 
     file, said = while_it_hangs(folder, "already", watch)
-    assert "stopped after victim" in said
+    assert any(note.startswith("stopped after victim") for note in said["notes"])
+    assert found(said, "holds", "culprit")["operation"] == "munmap"
     told = json.loads(zaplock("report", file, "--json"))
     assert blamed(told, "victim")[0] == ("culprit", "munmap")
+
+
+def test_a_watch_says_at_once_what_it_noticed(folder: Path, tmp_path: Path) -> None:
+    def watch(program: Program) -> str:
+        file = tmp_path / f"noticed-{program.pid}.zaplock"
+        return told_while_it_records("-p", program.pid, "--watch", "--after", "60s", "-o", file)
+
+    assert_told_at_once(while_it_hangs(folder, "already", watch))
 
 
 def test_top_shows_it_on_its_first_screen(folder: Path) -> None:
