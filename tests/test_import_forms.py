@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -355,6 +356,53 @@ def test_perfettos_ftrace_packets(tmp_path: Path) -> None:
     assert events.tasks[11].pid == 10
     assert events.tasks[12].comm == "other"
     assert {EventKind.LOST, EventKind.SCHED_OUT, EventKind.SCHED_IN} <= set(events["kind"].tolist())
+
+
+def test_perfetto_events_that_the_trace_describes_itself_are_read(tmp_path: Path) -> None:
+    """Since v51 a generic event is a field with a number of its own; the trace says which."""
+    proto = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    def described(name: str, fields: dict[str, int]) -> Any:
+        told = descriptor_pb2.DescriptorProto(name=name)
+        for number, (field, kind) in enumerate(fields.items(), 1):
+            told.field.add(name=field, number=number, type=kind, label=1)
+        return told
+
+    uint64, string = 4, 9
+    lock = {"mm": uint64, "memcg_path": string, "write": uint64}
+    events = {
+        70001: described("mmap_lock_start_locking", lock),
+        70002: described("mmap_lock_acquire_returned", {**lock, "success": uint64}),
+        70003: described("mmap_lock_released", lock),
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="x.proto", message_type=list(events.values()))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    trace = proto.Trace()
+    bundle = trace.packet.add().ftrace_events
+    for number, told in events.items():
+        bundle.generic_event_descriptors.add(
+            field_id=number, group_name="mmap_lock", event_descriptor=told.SerializeToString()
+        )
+    times = {70001: 2000, 70002: 3000, 70003: 9000}
+    for number, time_ns in times.items():
+        name = events[number].name
+        made = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))()
+        made.mm, made.memcg_path, made.write = 0xFFFF888100000040, "/", 1
+        if number == 70002:
+            made.success = 1
+        content = made.SerializeToString()
+        tag, size = (number << 3) | 2, len(content)
+        raw = bytes([tag & 0x7F | 0x80, tag >> 7 & 0x7F | 0x80, tag >> 14, size]) + content
+        event = bundle.event.add()
+        event.MergeFromString(raw)
+        event.timestamp, event.pid = time_ns, 11
+    path = tmp_path / "described.pftrace"
+    path.write_bytes(trace.SerializeToString())
+    recorded, _ = imported(path, tmp_path)
+    (hold,) = analyse(recorded, "6.18").holds.frame().to_dicts()
+    assert (hold["tid"], hold["hold_ns"]) == (11, 6000)
 
 
 def test_a_perfetto_trace_without_the_package_says_what_to_install(

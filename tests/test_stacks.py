@@ -152,12 +152,18 @@ def test_without_kernel_stacks_there_are_none(program: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.root
-def test_why_says_where_the_holder_is(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_why_says_where_the_holder_is(
+    program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with subprocess.Popen([str(program)]) as process:
-        assert main(["why", "-p", str(process.pid), "-d", "500ms", "--json"]) == 0
+        command = ["why", "-p", str(process.pid), "-d", "500ms", "--stacks", "--json"]
+        assert main([*command, "--folded", str(tmp_path / "folded")]) == 0
         process.kill()
     said = json.loads(capsys.readouterr().out)
-    assert any("stack" in hold for hold in said["holds"])
+    stacks = [hold["stack"] for hold in said["holds"] if "stack" in hold]
+    assert any(stack["kernel"] for stack in stacks)
+    assert any("freer" in " ".join(stack["user"]) for stack in stacks)
+    assert ";" in (tmp_path / "folded").read_text()
 
 
 PYTHON = """
