@@ -162,7 +162,7 @@ def test_why_says_where_the_holder_is(
     said = json.loads(capsys.readouterr().out)
     stacks = [hold["stack"] for hold in said["holds"] if "stack" in hold]
     assert any(stack["kernel"] for stack in stacks)
-    assert any("freer" in " ".join(stack["user"]) for stack in stacks)
+    assert any("main (app)" in stack["user"] for stack in stacks)
     assert ";" in (tmp_path / "folded").read_text()
 
 
