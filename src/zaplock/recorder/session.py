@@ -257,6 +257,7 @@ class _Session:
     def _write_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         self._take_the_rest(report)
         self._add(self._stream.rest())
+        self._names.look_inside()
         self._add(self._unexplained_loss())
         self._flush()
         self._writer.append(self._open)
