@@ -6,6 +6,7 @@ The program that holds the lock shares its cpu with another, so that what takes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -269,6 +270,53 @@ def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
     assert io["operation"] == "read (kernel-mode fault)"
     assert io["mode"] == "shared"
     assert ("culprit", "munmap") in blamed(said, "io-read")
+
+
+def test_a_vfork_child_that_has_its_parents_lock_is_named(folder: Path) -> None:
+    """It is another process, and has the same address space until it calls exec."""
+    said = while_it_hangs(
+        folder,
+        "vfork",
+        lambda program: why(program.pid),
+        ready="vm_mmap_pgoff",
+        inside="vm_mmap_pgoff",
+    )
+    assert found(said, "holds", "child")["operation"] == "munmap"
+    assert blamed(said, "victim")[0] == ("child", "munmap")
+
+
+@pytest.mark.parametrize("halt", ["signal", "tracer"])
+def test_what_is_stopped_is_said_to_be_stopped(folder: Path, halt: str) -> None:
+    """Nobody waits for the lock, and still nothing goes on."""
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        try:
+            with halted(sleeper.pid, halt) as text:
+                said = zaplock("why", sleeper.pid, "-d", "100ms")
+                (task,) = json.loads(zaplock("why", sleeper.pid, "-d", "100ms", "--json"))["found"]
+        finally:
+            sleeper.kill()
+    assert f"sleep (tid {sleeper.pid}) is {text} for " in said
+    assert "that is no wait for the lock" in said
+    assert task["operation"] == text
+
+
+@contextlib.contextmanager
+def halted(pid: int, halt: str) -> Iterator[str]:
+    """Stop a process; give what is to be said of it."""
+    if halt == "signal":
+        os.kill(pid, signal.SIGSTOP)
+        until(stack_has(pid, "do_signal_stop"))
+        yield "stopped by a signal"
+    else:
+        tracing = "import ctypes, sys; c = ctypes.CDLL(None); c.ptrace(16, int(sys.argv[1]), 0, 0)"
+        waiting = "; print('go', flush=True); sys.stdin.read()"
+        command = [sys.executable, "-c", tracing + waiting, str(pid)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as tracer:  # type: ignore[call-overload]
+            assert tracer.stdout.readline() == b"go\n"
+            until(stack_has(pid, "ptrace_stop"))
+            yield "stopped by its tracer"
+            tracer.kill()
 
 
 def test_the_whole_system_is_looked_at_too(folder: Path, tmp_path: Path) -> None:
