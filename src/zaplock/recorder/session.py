@@ -45,6 +45,7 @@ from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, FoundTask
 from zaplock.trace.gaps import losses
+from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.trace.manifest import Manifest
 from zaplock.version import __version__
 
@@ -57,6 +58,8 @@ _BLOCK_EVENTS = 1_000_000
 _LITTLE = 4 << 20
 """What is written in a moment, for which we go before others."""
 _SETTLING_MS = 2
+_WORTH_NS = 10_000_000
+"""What is told at once has been so for this long; locks are asked for all the time."""
 _SECOND = 1_000_000_000
 _END_OF_TIME = 1 << 62
 
@@ -104,8 +107,8 @@ def record_to(
 
     `started` is called when events are recorded and there is a place for them, with the time since
     when they are (CLOCK_MONOTONIC). `found` is called at once where somebody was found to wait for
-    a lock or to have one, with what was found (`Events.found`, the names) and from when until when
-    was recorded so far.
+    a lock or to have one since 10 ms or more, with what was found (`Events.found`, the names) and
+    from when until when was recorded so far.
 
     Raises UserError where the kernel, the rights or the target don't allow it, the place is taken
     or the disk is full; whatever happens, tracing is off afterwards and the file whole up to its
@@ -210,7 +213,7 @@ class _Session:
 
     def _tell_what_was_found(self, on_ns: int) -> None:
         found, names = self._stream.found, self._names
-        if any(task.does for task in found):
+        if any(_is_trouble(task, on_ns) for task in found):
             operations = tuple(self._stream.operations)
             events = Events(nothing(), operations, dict(names.tasks), dict(names.mms), found)
             self._tell(events, (on_ns, time.monotonic_ns()))
@@ -432,6 +435,12 @@ class _Session:
         columns["cpu"][:] = -1
         columns["op"][:] = NO_OP
         return columns
+
+
+def _is_trouble(task: FoundTask, on_ns: int) -> bool:
+    """Say whether a task waits for a lock or has it for long, or goes on no further otherwise."""
+    long = task.does and task.since_ns < on_ns - _WORTH_NS
+    return bool(long) or task.operation in (*UNANSWERED, *HALTED.values())
 
 
 @contextlib.contextmanager
