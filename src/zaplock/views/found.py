@@ -16,6 +16,8 @@ FRAMES = 8
 
 _ENTRY = ("do_syscall_64", "entry_SYSCALL_64", "x64_sys_call", "el0_svc", "invoke_syscall")
 _OFTEN = 3
+_LONG_NS = 10_000_000
+"""Whoever has the lock for so long may keep others from what else it has."""
 
 
 def found_lines(analysis: Analysis, *, limit: int = 6) -> Iterator[str]:
@@ -31,6 +33,7 @@ def found_lines(analysis: Analysis, *, limit: int = 6) -> Iterator[str]:
         yield f"Seen after {duration(max(at_ns, 0))}:"
         yield from _listed(analysis, late, limit)
     yield from _no_waits(analysis)
+    yield from _perhaps_behind(analysis)
 
 
 def present_lines(analysis: Analysis, *, limit: int = 3) -> Iterator[str]:
@@ -88,6 +91,34 @@ def _no_waits(analysis: Analysis) -> Iterator[str]:
                 f"{_several(analysis, halted)} {be} {operation}{_since(halted)}: that is no wait "
                 "for the lock, but whoever waits for them waits for that. "
                 f"{_LET_GO[operation]}"
+            )
+
+
+def _perhaps_behind(analysis: Analysis) -> Iterator[str]:
+    """Name who sleeps in a futex beside a thread of the same process that has the lock for long.
+
+    Its owner is known to the program alone; of who is woken later `headlines` tells by whom.
+    """
+    tasks, found, holds = analysis.events.tasks, analysis.events.found, analysis.holds
+    seen = set(analysis.events["tid"].tolist())
+    for holder in (task for task in found if task.does == "holds" and task.tid in tasks):
+        if not (holds["hold_ns"][holds["tid"] == holder.tid] >= _LONG_NS).any():
+            continue
+        asleep = [
+            task
+            for task in found
+            if task.operation == "futex"
+            and task.tid not in seen
+            and task.tid in tasks
+            and tasks[task.tid].pid == tasks[holder.tid].pid
+        ]
+        if asleep:
+            asleep.sort(key=lambda task: -task.since_ns)  # what has just begun is the likelier
+            have = "has" if len(asleep) == 1 else "have"
+            yield (
+                f"{_several(analysis, asleep)} {have} slept in a futex{_since(asleep)} and not "
+                f"been woken: if that is for what {who(analysis, holder.tid)} has in hand "
+                "meanwhile (the interpreter's lock, say), they stand behind it as well."
             )
 
 
