@@ -17,6 +17,7 @@ from zaplock.trace.holds import HOLD, Holds
 from zaplock.trace.queue import FIFO, MODERN, SPINNING_READERS
 from zaplock.trace.summary import summarise
 from zaplock.trace.waits import WAIT, Waits
+from zaplock.units import parse_duration
 from zaplock.views.words import chain
 
 
@@ -72,6 +73,22 @@ def test_threads_that_wait_for_each_other() -> None:
 @pytest.mark.parametrize("with_sched", [True, False])
 def test_holders_that_sleep_on_a_vma_lock(with_sched: bool) -> None:
     assert_the_same(*longest(vma_story(with_sched=with_sched).events(), "6.18", 10))
+
+
+@pytest.mark.parametrize("events", [queue_of_writers(40, rounds=3), crowd(4_000)])
+def test_the_lines_of_a_wait_add_up_to_it(events: Events) -> None:
+    """Whoever is not named is among the "others", and what nobody explains has a line."""
+    summary = summarise(analyse(events, "6.18"))
+    assert any("others" in line for found in summary.explained
+               for line in chain(summary.analysis, found))  # fmt: skip
+    for found in summary.explained[:200]:
+        whole = int(summary.analysis.waits["wait_ns"][found.wait])
+        lines = [line for line in chain(summary.analysis, found) if line[0] != " "]
+        told = sum(parse_duration(line.partition(" (")[0].replace(" ", "")) for line in lines)
+        # A line has three digits, and what is under a hundredth may be left out: of four kinds.
+        assert 0.95 * whole <= told <= 1.01 * whole, lines
+        shares = [int(line.partition("(")[2].partition(" %")[0]) for line in lines]
+        assert 94 <= sum(shares) <= 103, lines
 
 
 def test_a_wait_behind_hundreds_adds_up() -> None:

@@ -24,6 +24,7 @@ from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events, FoundTask
 from zaplock.trace.file import Manifest, write
 from zaplock.trace.handwritten import Log
+from zaplock.views.found import found_lines
 from zaplock.views.live import now
 
 ON = 10_000 * MS
@@ -117,6 +118,33 @@ def test_of_a_task_that_had_an_event_meanwhile_the_look_is_dropped() -> None:
     events = recording(log, HOLDER, WAITER)
     assert [one.tid for one in events.found] == [ALLOC]
     assert int((events["tid"] == FREE).sum()) == 1
+
+
+def test_who_sleeps_in_a_futex_beside_a_long_holder_may_stand_behind_it() -> None:
+    """Nothing tells what for, until he is woken; then the one who woke him is known."""
+    sleeper = task(ALLOC, "", "futex", state="S", since_ns=ON - 400 * MS)
+    stranger = replace(sleeper, tid=PS)
+    said = "\n".join(found_lines(looked_at(recording(Log(), HOLDER, sleeper, stranger))))
+    assert f"db-alloc (tid {ALLOC}) has slept in a futex for 402 ms and not been woken: if" in said
+    assert f"what db-free (tid {FREE}) has in hand meanwhile" in said
+    assert f"tid {PS}" not in said
+    for log in (woken(), let_go()):
+        said = "\n".join(found_lines(looked_at(recording(log, HOLDER, sleeper))))
+        assert "futex" not in said
+
+
+def woken() -> Log:
+    """A log in which the sleeper goes on."""
+    log = Log()
+    log.begin(ON + 300 * MS, tid=ALLOC, op="mmap")
+    return log
+
+
+def let_go() -> Log:
+    """A log in which the holder has the lock for a moment only."""
+    log = Log()
+    log.released(ON + 5 * MS, tid=FREE, mm=MM, write=False)
+    return log
 
 
 def test_what_has_not_ended_goes_on() -> None:

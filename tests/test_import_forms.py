@@ -6,12 +6,14 @@ import contextlib
 import gzip
 import io
 import json
+import mmap
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,6 +315,41 @@ def test_a_real_perf_data_tells_processes_and_the_kernel(tmp_path: Path) -> None
     assert manifest.kernel.startswith(Path("/proc/sys/kernel/osrelease").read_text().strip())
 
 
+@pytest.mark.root
+def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
+    """trace-cmd's recorder wants tracers that not every kernel has; its extract does without."""
+    tool, traces = shutil.which("trace-cmd"), Path("/sys/kernel/tracing/instances")
+    if tool is None or os.geteuid() != 0 or not traces.exists():
+        pytest.skip("needs trace-cmd (apt-get install trace-cmd), root and tracefs")
+    name = f"zaplock-test-{os.getpid()}"
+    instance, data = traces / name, tmp_path / "trace.dat"
+    instance.mkdir()
+    try:
+        for event in ("mmap_lock", "syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap"):
+            (instance / "events" / event / "enable").write_text("1")
+        (instance / "tracing_on").write_text("1")
+        mmap.mmap(-1, 8 << 20).close()
+        (instance / "tracing_on").write_text("0")
+        subprocess.run([tool, "extract", "-B", name, "-o", data], check=True, capture_output=True)
+    finally:
+        if instance.exists():
+            instance.rmdir()
+    events, manifest = imported(data, tmp_path)
+    assert manifest.kernel == os.uname().release
+    assert events.tasks[os.getpid()].comm == Path("/proc/self/comm").read_text().strip()
+    munmap = analyse(events, manifest.kernel).calls
+    assert 8 << 20 in munmap.length.tolist()
+
+
+def test_the_name_of_an_instance_is_no_part_of_a_tasks_name() -> None:
+    lines = [
+        f"box:     tmux: server-12 [000] 1.000001: {LOCK}\n",
+        f"    tmux: server-13 [000] 1.000002: {LOCK}\n",
+    ]
+    tasks = text.parse(lines).events.tasks
+    assert (tasks[12].comm, tasks[13].comm) == ("tmux: server", "tmux: server")
+
+
 def test_perfettos_ftrace_packets(tmp_path: Path) -> None:
     pb = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
     trace = pb.Trace()
@@ -355,6 +392,53 @@ def test_perfettos_ftrace_packets(tmp_path: Path) -> None:
     assert events.tasks[11].pid == 10
     assert events.tasks[12].comm == "other"
     assert {EventKind.LOST, EventKind.SCHED_OUT, EventKind.SCHED_IN} <= set(events["kind"].tolist())
+
+
+def test_perfetto_events_that_the_trace_describes_itself_are_read(tmp_path: Path) -> None:
+    """Since v51 a generic event is a field with a number of its own; the trace says which."""
+    proto = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    def described(name: str, fields: dict[str, int]) -> Any:
+        told = descriptor_pb2.DescriptorProto(name=name)
+        for number, (field, kind) in enumerate(fields.items(), 1):
+            told.field.add(name=field, number=number, type=kind, label=1)
+        return told
+
+    uint64, string = 4, 9
+    lock = {"mm": uint64, "memcg_path": string, "write": uint64}
+    events = {
+        70001: described("mmap_lock_start_locking", lock),
+        70002: described("mmap_lock_acquire_returned", {**lock, "success": uint64}),
+        70003: described("mmap_lock_released", lock),
+    }
+    file = descriptor_pb2.FileDescriptorProto(name="x.proto", message_type=list(events.values()))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    trace = proto.Trace()
+    bundle = trace.packet.add().ftrace_events
+    for number, told in events.items():
+        bundle.generic_event_descriptors.add(
+            field_id=number, group_name="mmap_lock", event_descriptor=told.SerializeToString()
+        )
+    times = {70001: 2000, 70002: 3000, 70003: 9000}
+    for number, time_ns in times.items():
+        name = events[number].name
+        made = message_factory.GetMessageClass(pool.FindMessageTypeByName(name))()
+        made.mm, made.memcg_path, made.write = 0xFFFF888100000040, "/", 1
+        if number == 70002:
+            made.success = 1
+        content = made.SerializeToString()
+        tag, size = (number << 3) | 2, len(content)
+        raw = bytes([tag & 0x7F | 0x80, tag >> 7 & 0x7F | 0x80, tag >> 14, size]) + content
+        event = bundle.event.add()
+        event.MergeFromString(raw)
+        event.timestamp, event.pid = time_ns, 11
+    path = tmp_path / "described.pftrace"
+    path.write_bytes(trace.SerializeToString())
+    recorded, _ = imported(path, tmp_path)
+    (hold,) = analyse(recorded, "6.18").holds.frame().to_dicts()
+    assert (hold["tid"], hold["hold_ns"]) == (11, 6000)
 
 
 def test_a_perfetto_trace_without_the_package_says_what_to_install(

@@ -5,6 +5,7 @@ import pytest
 from zaplock import advice
 from zaplock.trace.kernel_functions import USEREVENT, USERFAULT
 from zaplock.trace.kernel_stacks import advice_of, functions, meaning, operation_of, syscall_of
+from zaplock.trace.madvise import POPULATES, advised
 
 NEW, OLD = (6, 18), (5, 10)
 
@@ -123,6 +124,27 @@ def test_a_fault_that_waits_for_its_monitor_has_let_go() -> None:
     assert said(stack) == ("", "", USERFAULT)
 
 
+@pytest.mark.parametrize(
+    ("stack", "is_"),
+    [
+        ("do_signal_stop < get_signal < arch_do_signal_or_restart", "stopped by a signal"),
+        ("ptrace_stop < get_signal < arch_do_signal_or_restart", "stopped by its tracer"),
+        ("ptrace_stop < ptrace_do_notify < ptrace_notify < do_syscall_64", "stopped by its tracer"),
+        ("do_freezer_trap < get_signal", "frozen with its cgroup"),
+        ("__refrigerator < get_signal", "frozen with its cgroup"),
+    ],
+)
+def test_a_task_that_is_halted_waits_for_no_lock(stack: str, is_: str) -> None:
+    assert said(stack) == ("", "", is_)
+
+
+def test_a_populate_is_one_of_two() -> None:
+    stack = "clear_page_erms < handle_mm_fault < __get_user_pages < faultin_page_range < do_madvise"
+    number = advice_of(stack.split(" < "))
+    assert number is not None
+    assert advised("madvise", number) == "madvise(MADV_POPULATE_READ or MADV_POPULATE_WRITE)"
+
+
 def test_a_stack_that_tells_nothing_means_nothing() -> None:
     assert said("do_epoll_wait < __x64_sys_epoll_wait") == ("", "", "epoll_wait")
     assert meaning((), asleep=True, kernel=NEW) == meaning(["schedule"], asleep=True, kernel=NEW)
@@ -153,7 +175,7 @@ MADVISE = " < madvise_vma_behavior < madvise_do_behavior < do_madvise < __x64_sy
         # The file is cut with the lock let go of.
         ("shmem_undo_range < shmem_fallocate < vfs_fallocate", NEW, "", advice.MADV_REMOVE),
         ("read_pages < vfs_fadvise", NEW, "", advice.MADV_WILLNEED),
-        ("__get_user_pages < faultin_page_range", NEW, "holds", None),
+        ("__get_user_pages < faultin_page_range", NEW, "holds", POPULATES),
     ],
 )  # fmt: skip
 def test_an_madvise_that_nobody_saw_called_is_told_by_its_functions(

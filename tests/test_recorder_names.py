@@ -1,12 +1,20 @@
 """Names of tasks and owners of mms, learned from what the kernel says (made-up facts)."""
 
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from zaplock.recorder.decode import Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EVENT, EventKind, RecordedTask
+from zaplock.trace import file
+from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
+from zaplock.trace.summary import process_name, thread_name
 
 NEW, RENAMED, ENDED = NAMING
 NONE = 2**22 + 1  # beyond every thread id of a running kernel: /proc knows nothing of it
@@ -81,3 +89,35 @@ def test_a_flight_recorder_forgets_what_ended_long_ago_but_not_who_came_back() -
     names.forget(901)
     assert set(names.tasks) == {NONE + 1, *range(NONE + 901, NONE + 1001)}
     assert set(names.mms) == {0x1000, *range(0x1000 + 900, 0x1000 + 1000)}
+
+
+@pytest.mark.root
+def test_a_containers_task_has_the_numbers_that_it_has_there_too(tmp_path: Path) -> None:
+    """Also one that was born while it was recorded, whether its parent was known inside or not."""
+    unshare = shutil.which("unshare")
+    if os.geteuid() != 0 or unshare is None:
+        pytest.skip("a PID namespace needs root and unshare")
+    command = [unshare, "-pf", "sh", "-c", "sleep 60 & echo $!; read line"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as outside:  # type: ignore[call-overload]
+        inside = int(outside.stdout.readline())
+        children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
+        shell = int(children.read_text())
+        sleeper = int(Path(f"/proc/{shell}/task/{shell}/children").read_text())
+        before, born_later = TaskNames(), TaskNames()
+        before.snapshot()
+        before.learn([Fact(1, NEW, shell, sleeper, "sleep", 0)])
+        born_later.learn([Fact(1, NEW, outside.pid, shell, "sh", 0)])
+        born_later.look_inside()
+        os.kill(sleeper, 9)
+        outside.communicate("\n")
+    assert before.tasks[shell].inside == (1, 1) == born_later.tasks[shell].inside
+    assert before.tasks[sleeper].inside == (inside, inside)
+    assert before.tasks[os.getpid()].inside == (0, 0)
+    tasks = {tid: before.tasks[tid] for tid in (shell, sleeper, os.getpid())}
+    columns = begins((1, sleeper, "mmap", 0xA))
+    file.write(tmp_path / "a.zaplock", Events(columns, TRACED_NAMES, tasks, {}))
+    read = file.read(tmp_path / "a.zaplock").events.tasks
+    assert read == tasks
+    assert thread_name(read, shell) == f"sh (tid {shell}, 1 in its container)"
+    assert process_name(read, os.getpid()).endswith(f"(pid {os.getpid()})")

@@ -128,6 +128,9 @@ def test_the_report_says_what_follows() -> None:
     told = "\n".join(answer(summarise(analyse(events, "6.1.37", quotas=quota))))
     assert "97 ms of 100 ms its container had no CPU left: raise cpu.max of /box" in told
     assert "(now 10000 100000), or move to Linux 6.18" in told
+    (hold,) = report_json(analyse(events, "6.1.37", quotas=quota), top=1)["holds"]
+    assert hold["time"]["throttled_ns"] == 97 * MS
+    assert [line[:29] for line in hold["why_slow"]] == ["97 ms of 100 ms its container"]
     told = "\n".join(answer(summarise(analyse(events, "6.18.1", quotas=quota))))
     assert "97 ms of 100 ms it was ready and others had the CPUs" in told
     assert "container" not in told

@@ -151,13 +151,75 @@ def test_without_kernel_stacks_there_are_none(program: Path, tmp_path: Path) -> 
     assert recorded(path, "--no-kernel-stacks", "--", str(program)).stacks is None
 
 
+NODE = """
+function allocateMuch() { return Buffer.alloc(16 << 20, 1).length; }
+const end = Date.now() + 60000;
+console.log("go");
+while (Date.now() < end) allocateMuch();
+"""
+JAVA = """
+import java.nio.channels.FileChannel;
+import java.nio.file.*;
+public class Mapper {
+  static volatile long sink;
+  static void mapMuch(FileChannel file) throws Exception {
+    sink += file.map(FileChannel.MapMode.READ_ONLY, 0, 1 << 20).get(0);
+  }
+  public static void main(String[] given) throws Exception {
+    try (FileChannel file = FileChannel.open(Paths.get(given[0]))) {
+      for (int i = 0; i < 3000; i++) mapMuch(file);
+      System.out.println("go");
+      for (;;) mapMuch(file);
+    }
+  }
+}
+"""
+
+
 @pytest.mark.root
-def test_why_says_where_the_holder_is(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("runtime", "function"), [("node", "allocateMuch"), ("java", "mapMuch")])
+def test_a_runtimes_own_map_names_its_functions(
+    tmp_path: Path, runtime: str, function: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/recording.md says that it is to be started."""
+    if missing := [name for name in (runtime, "jcmd") if runtime == "java" or name == runtime
+                   if shutil.which(name) is None]:  # fmt: skip
+        pytest.skip(f"{missing[0]} is not installed")
+    options = {
+        "node": ["--perf-basic-prof", "--interpreted-frames-native-stack", "mapper.js"],
+        "java": ["-XX:+PreserveFramePointer", "-XX:TieredStopAtLevel=1", "Mapper.java", "zeros"],
+    }
+    (tmp_path / "mapper.js").write_text(NODE)
+    (tmp_path / "Mapper.java").write_text(JAVA)
+    (tmp_path / "zeros").write_bytes(bytes(1 << 20))
+    command = [runtime, *options[runtime]]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "go\n"
+        pid = str(process.pid)
+        if runtime == "java":
+            subprocess.run(["jcmd", pid, "Compiler.perfmap"], check=True, capture_output=True)
+        folded = tmp_path / "folded"
+        command = ["why", "-p", pid, "-d", "600ms", "--stacks", "--folded", str(folded)]
+        assert main(command) == 0
+        process.kill()
+    Path(f"/tmp/perf-{pid}.map").unlink(missing_ok=True)
+    assert function in folded.read_text(), capsys.readouterr().out
+
+
+@pytest.mark.root
+def test_why_says_where_the_holder_is(
+    program: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with subprocess.Popen([str(program)]) as process:
-        assert main(["why", "-p", str(process.pid), "-d", "500ms", "--json"]) == 0
+        command = ["why", "-p", str(process.pid), "-d", "500ms", "--stacks", "--json"]
+        assert main([*command, "--folded", str(tmp_path / "folded")]) == 0
         process.kill()
     said = json.loads(capsys.readouterr().out)
-    assert any("stack" in hold for hold in said["holds"])
+    stacks = [hold["stack"] for hold in said["holds"] if "stack" in hold]
+    assert any(stack["kernel"] for stack in stacks)
+    assert any("main (app)" in stack["user"] for stack in stacks)
+    assert ";" in (tmp_path / "folded").read_text()
 
 
 PYTHON = """

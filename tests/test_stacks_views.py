@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -27,8 +31,9 @@ from zaplock.trace.stacks import (
 from zaplock.trace.summary import summarise
 from zaplock.views.html import write_html
 from zaplock.views.live import why_json, why_lines
+from zaplock.views.pprof import message_class
 from zaplock.views.report_json import report_json
-from zaplock.views.stacks import folded
+from zaplock.views.stacks import ROOTS, folded
 
 DB, FREER, ALLOCATOR, PS = 100, 101, 102, 200
 ENTRY, ZAP, QUEUE = 0xFFFFFFFF81000001, 0xFFFFFFFF81000002, 0xFFFFFFFF81000003
@@ -128,6 +133,58 @@ def test_folded_text_has_a_line_for_each_stack_and_adds_up(analysis: Analysis) -
     assert blamed == sum(b.share_ns for found in summary.explained for b in found.blame)
 
 
+def test_a_pprof_profile_has_the_same_sums_and_go_reads_it(
+    recording: Path, analysis: Analysis, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pb.gz"
+    assert main(["report", str(recording), "--pprof", str(path)]) == 0
+    assert f"next: go tool pprof -top {path}" in capsys.readouterr().out
+    profile = message_class().FromString(gzip.decompress(path.read_bytes()))
+    texts = list(profile.string_table)
+    kinds = [texts[one.type] for one in profile.sample_type]
+    assert kinds == ["made_others_wait", "waited", "held_exclusively", "held_shared"]
+    sums = [sum(sample.value[place] for sample in profile.sample) for place in range(4)]
+    folds = dict.fromkeys(ROOTS, 0)
+    for line in folded(summarise(analysis)):
+        folds[line.partition(";")[0]] += int(line.rpartition(" ")[2])
+    assert sums == list(folds.values())
+    functions = {one.id: one for one in profile.function}
+    names = {one.id: texts[functions[one.line[0].function_id].name] for one in profile.location}
+    stacks = [[names[number] for number in sample.location_id] for sample in profile.sample]
+    assert ["rwsem_down_write_slowpath", "grow; or not", "main"] in stacks
+    files = {texts[one.name]: texts[one.filename] for one in profile.function}
+    assert (files["munmap"], files["zap_pte_range"]) == ("libc.so.6", "[kernel]")
+    if go := shutil.which("go"):
+        command = [go, "tool", "pprof", "-raw", "-symbolize=none", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "waited/nanoseconds" in said
+        assert "rwsem_down_write_slowpath" in said
+
+
+def test_perfetto_has_each_stack_as_a_sample_of_its_reason(recording: Path, tmp_path: Path) -> None:
+    assert main(["report", str(recording), "--perfetto", str(tmp_path / "x.pftrace")]) == 0
+    trace = Trace.FromString((tmp_path / "x.pftrace").read_bytes())
+    told: dict[int, dict[str, dict[int, Any]]] = {}
+    found = []
+    for packet in trace.packet:
+        if not packet.HasField("perf_sample"):
+            continue
+        sequence = packet.trusted_packet_sequence_id
+        if packet.sequence_flags & 1:
+            told[sequence] = {"functions": {}, "frames": {}, "callstacks": {}}
+        new, known = packet.interned_data, told[sequence]
+        known["functions"] |= {one.iid: one.str.decode() for one in new.function_names}
+        known["frames"] |= {one.iid: one.function_name_id for one in new.frames}
+        known["callstacks"] |= {one.iid: one.frame_ids for one in new.callstacks}
+        frames = known["callstacks"][packet.perf_sample.callstack_iid]
+        stack = [known["functions"][known["frames"][number]] for number in frames]
+        found.append((packet.timestamp, packet.perf_sample.tid, stack))
+    assert len(told) == 3  # got it, sampled, queued
+    assert len(found) == len(ROWS)
+    assert (61 * MS, FREER, ["zap_pte_range"]) in found
+    assert (1_900, FREER, ["main", "cache::purge<int>()", "munmap"]) in found
+
+
 def test_the_tables_have_the_stacks_as_columns(recording: Path, tmp_path: Path) -> None:
     assert main(["report", str(recording), "--parquet", str(tmp_path / "out")]) == 0
     waits = pl.read_parquet(tmp_path / "out" / "waits.parquet")
@@ -171,11 +228,12 @@ def test_the_page_tells_both_stacks_and_finds_a_function(
     assert found.startswith("1 match")
 
 
-def test_without_stacks_a_folded_file_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--folded", "--pprof"])
+def test_without_stacks_a_file_of_stacks_is_refused(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write(tmp_path / "plain.zaplock", database())
-    command = ["report", str(tmp_path / "plain.zaplock"), "--folded", str(tmp_path / "x")]
+    command = ["report", str(tmp_path / "plain.zaplock"), option, str(tmp_path / "x")]
     assert main(command) == 2
     assert "no stacks" in capsys.readouterr().err
 

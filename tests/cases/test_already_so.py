@@ -6,9 +6,11 @@ The program that holds the lock shares its cpu with another, so that what takes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -126,13 +128,37 @@ def test_why_says_so_in_words_with_since_when(folder: Path) -> None:
     assert "Nobody waited" not in said
 
 
-def test_a_recording_begins_with_it_and_keeps_it(folder: Path, tmp_path: Path) -> None:
-    def record(program: Program) -> Path:
-        file = tmp_path / f"hang-{program.pid}.zaplock"
-        zaplock("record", "-p", program.pid, "-d", "300ms", "-o", file)
-        return file
+def told_while_it_records(*arguments: object) -> str:
+    """Return what a recording without an end says before it is asked to end."""
+    command = [sys.executable, "-m", "zaplock", "record", *map(str, arguments)]
+    recorder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert recorder.stdout is not None
+    lines = []
+    for line in recorder.stdout:
+        lines.append(line)
+        if "victim" in line:
+            break
+    assert recorder.poll() is None, lines
+    recorder.send_signal(signal.SIGINT)
+    recorder.communicate(timeout=60)
+    assert recorder.returncode == 0
+    return "".join(lines)
 
-    file = while_it_hangs(folder, "already", record)
+
+def assert_told_at_once(said: str) -> None:
+    assert said.startswith("Already so at the beginning:\n")
+    assert re.search(r"culprit \(tid \d+\) had the lock of .*, in munmap, for at least", said)
+    assert re.search(r"in the kernel: .*unmap_vmas", said)
+    assert re.search(r"victim \(tid \d+\) waited for the lock of .*, in mmap of 4 KiB", said)
+
+
+def test_a_recording_says_so_at_once_and_keeps_it(folder: Path, tmp_path: Path) -> None:
+    def record(program: Program) -> tuple[Path, str]:
+        file = tmp_path / f"hang-{program.pid}.zaplock"
+        return file, told_while_it_records("-p", program.pid, "-o", file)
+
+    file, told = while_it_hangs(folder, "already", record)
+    assert_told_at_once(told)
     said = json.loads(zaplock("report", file, "--json"))
     assert blamed(said, "victim")[0] == ("culprit", "munmap")
     assert found(said, "holds", "culprit")["kernel_stack"]
@@ -140,18 +166,27 @@ def test_a_recording_begins_with_it_and_keeps_it(folder: Path, tmp_path: Path) -
 
 
 def test_a_watch_notices_a_wait_that_is_older_than_itself(folder: Path, tmp_path: Path) -> None:
-    def watch(program: Program) -> tuple[Path, str]:
+    def watch(program: Program) -> tuple[Path, dict[str, Any]]:
         file = tmp_path / f"watched-{program.pid}.zaplock"
         said = zaplock(
             *("record", "-p", program.pid, "--watch", "--stop-after-wait", "20ms"),
-            *("-d", "100s", "--after", "100ms", "-o", file),
+            *("-d", "100s", "--after", "100ms", "--json", "-o", file),
         )
-        return file, said
+        return file, json.loads(said)
 
     file, said = while_it_hangs(folder, "already", watch)
-    assert "stopped after victim" in said
+    assert any(note.startswith("stopped after victim") for note in said["notes"])
+    assert found(said, "holds", "culprit")["operation"] == "munmap"
     told = json.loads(zaplock("report", file, "--json"))
     assert blamed(told, "victim")[0] == ("culprit", "munmap")
+
+
+def test_a_watch_says_at_once_what_it_noticed(folder: Path, tmp_path: Path) -> None:
+    def watch(program: Program) -> str:
+        file = tmp_path / f"noticed-{program.pid}.zaplock"
+        return told_while_it_records("-p", program.pid, "--watch", "--after", "60s", "-o", file)
+
+    assert_told_at_once(while_it_hangs(folder, "already", watch))
 
 
 def test_top_shows_it_on_its_first_screen(folder: Path) -> None:
@@ -235,6 +270,53 @@ def test_a_fault_inside_a_system_call_is_named_as_one(folder: Path) -> None:
     assert io["operation"] == "read (kernel-mode fault)"
     assert io["mode"] == "shared"
     assert ("culprit", "munmap") in blamed(said, "io-read")
+
+
+def test_a_vfork_child_that_has_its_parents_lock_is_named(folder: Path) -> None:
+    """It is another process, and has the same address space until it calls exec."""
+    said = while_it_hangs(
+        folder,
+        "vfork",
+        lambda program: why(program.pid),
+        ready="vm_mmap_pgoff",
+        inside="vm_mmap_pgoff",
+    )
+    assert found(said, "holds", "child")["operation"] == "munmap"
+    assert blamed(said, "victim")[0] == ("child", "munmap")
+
+
+@pytest.mark.parametrize("halt", ["signal", "tracer"])
+def test_what_is_stopped_is_said_to_be_stopped(folder: Path, halt: str) -> None:
+    """Nobody waits for the lock, and still nothing goes on."""
+    with subprocess.Popen(["sleep", "100"]) as sleeper:
+        try:
+            with halted(sleeper.pid, halt) as text:
+                said = zaplock("why", sleeper.pid, "-d", "100ms")
+                (task,) = json.loads(zaplock("why", sleeper.pid, "-d", "100ms", "--json"))["found"]
+        finally:
+            sleeper.kill()
+    assert f"sleep (tid {sleeper.pid}) is {text} for " in said
+    assert "that is no wait for the lock" in said
+    assert task["operation"] == text
+
+
+@contextlib.contextmanager
+def halted(pid: int, halt: str) -> Iterator[str]:
+    """Stop a process; give what is to be said of it."""
+    if halt == "signal":
+        os.kill(pid, signal.SIGSTOP)
+        until(stack_has(pid, "do_signal_stop"))
+        yield "stopped by a signal"
+    else:
+        tracing = "import ctypes, sys; c = ctypes.CDLL(None); c.ptrace(16, int(sys.argv[1]), 0, 0)"
+        waiting = "; print('go', flush=True); sys.stdin.read()"
+        command = [sys.executable, "-c", tracing + waiting, str(pid)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, **pipes) as tracer:  # type: ignore[call-overload]
+            assert tracer.stdout.readline() == b"go\n"
+            until(stack_has(pid, "ptrace_stop"))
+            yield "stopped by its tracer"
+            tracer.kill()
 
 
 def test_the_whole_system_is_looked_at_too(folder: Path, tmp_path: Path) -> None:

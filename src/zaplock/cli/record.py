@@ -25,8 +25,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
@@ -35,6 +35,7 @@ from zaplock.errors import UserError
 if TYPE_CHECKING:
     from zaplock.recorder.capture import Options
     from zaplock.recorder.session import Flight, RecordingProgress
+    from zaplock.trace.events import Events
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -131,13 +132,18 @@ def _record(
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
     duration_ns = parse_duration(args.duration) if args.duration else None
     began_ns: list[int] = []
+    already: list[dict[str, Any]] = []
     flight = _flight(args)
     watched = pids if not args.command else ()
     with Signals() as signals, _Line(path, quiet=args.json, watching=args.watch) as line:
 
-        def begin() -> None:
-            began_ns.append(time.monotonic_ns())
+        def begin(on_ns: int) -> None:
+            began_ns.append(on_ns)
             started()
+
+        def found(events: Events, span: tuple[int, int]) -> None:
+            with line.aside():
+                already.extend(_already(events, span, aside=args.json))
 
         def ended() -> bool:
             over = duration_ns is not None and time.monotonic_ns() - began_ns[0] >= duration_ns
@@ -149,13 +155,25 @@ def _record(
             ended=ended,
             flight=flight,
             started=begin,
+            found=found,
             report=line.show,
             command_line=tuple(sys.argv),
             target=_target(args, pids),
             hash_pointers=args.hash_pointers,
         )
-    _say(args, path, progress, flight)
+    _say(args, path, progress, flight, already)
     return 0
+
+
+def _already(events: Events, span: tuple[int, int], *, aside: bool) -> list[dict[str, Any]]:
+    """Say at once who was found to wait and who to hold; return it as plain values."""
+    from zaplock.trace.analysis import analyse
+    from zaplock.views.found import found_json, found_lines
+
+    analysis = analyse(events, os.uname().release, span=span)
+    out = sys.stderr if aside else sys.stdout
+    print(*found_lines(analysis), sep="\n", file=out, flush=True)
+    return found_json(analysis)
 
 
 def _gone(pids: tuple[int, ...]) -> bool:
@@ -216,7 +234,11 @@ def _target(args: argparse.Namespace, pids: tuple[int, ...]) -> str:
 
 
 def _say(
-    args: argparse.Namespace, path: str, progress: RecordingProgress, flight: Flight | None
+    args: argparse.Namespace,
+    path: str,
+    progress: RecordingProgress,
+    flight: Flight | None,
+    already: list[dict[str, Any]],
 ) -> None:
     import json
 
@@ -227,6 +249,7 @@ def _say(
             "events": progress.events,
             "lost_events": progress.lost_events,
             "notes": progress.notes,
+            **({"found": already} if already else {}),
         }
         print(json.dumps(outcome))
     out = sys.stderr if args.json else sys.stdout
@@ -279,17 +302,29 @@ class _Line:
         self._path = path
 
     def __enter__(self) -> _Line:
-        from zaplock.views.screen import Screen
+        self._status = None
+        if self._on:
+            from zaplock.views.screen import Screen
 
-        self._status = Screen(stderr=True).status("preparing") if self._on else None
-        if self._status:
+            self._status = Screen(stderr=True).status("preparing")
             self._status.start()
         return self
 
-    def show(self, progress: RecordingProgress) -> None:
-        from rich.text import Text
-
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Make room for other output while the block lasts."""
         if self._status:
+            self._status.stop()
+        try:
+            yield
+        finally:
+            if self._status:
+                self._status.start()
+
+    def show(self, progress: RecordingProgress) -> None:
+        if self._status:
+            from rich.text import Text
+
             if progress.waiting_bytes:
                 self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
                 return

@@ -11,11 +11,17 @@ import argparse
 import json
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._rows import add_top, require_rows
+from zaplock.cli._stack_files import (
+    add_stack_files,
+    next_for_stack_files,
+    write_stack_files,
+)
 
 if TYPE_CHECKING:
     from zaplock.trace.analysis import Analysis
@@ -31,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--csv", metavar="DIR", help="write holds.csv, waits.csv and blame.csv into DIR")
     add("--parquet", metavar="DIR", help="the same as Parquet")
     add("--html", metavar="PAGE", help="write one self-contained page with a zoomable timeline")
-    add("--folded", metavar="FILE", help="write the stacks as folded text for flame graphs")
+    add_stack_files(add)
     add("--perfetto", metavar="FILE", help="write a trace for ui.perfetto.dev (.pftrace)")
 
 
@@ -106,12 +112,7 @@ def _write(args: argparse.Namespace, analysis: Analysis) -> list[Path]:
         summary = _summary(analysis)
         with busy(f"writing {args.html}"):
             written.append(write_html(summary, Path(args.html), made=_made(args.file)))
-    if args.folded:
-        from zaplock.views.stacks import write_folded
-
-        summary = _summary(analysis)
-        with busy(f"writing {args.folded}"):
-            written.append(write_folded(summary, Path(args.folded)))
+    written += write_stack_files(args, partial(_summary, analysis))
     if args.perfetto:
         from zaplock.views.perfetto import write_perfetto
 
@@ -130,7 +131,5 @@ def _next(args: argparse.Namespace, written: list[Path]) -> None:
         next_step(f"xdg-open {shlex.quote(args.html)}", aside=args.json)
     elif args.perfetto:
         next_step("open it at ui.perfetto.dev", "the file stays in your browser", aside=args.json)
-    elif args.folded:
-        next_step("open it at speedscope.app", "or: flamegraph.pl FILE > x.svg", aside=args.json)
-    else:
+    elif not next_for_stack_files(args):
         next_step(f"zaplock advise {file}", "what would cure it; --html draws it", aside=args.json)

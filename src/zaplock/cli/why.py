@@ -5,7 +5,8 @@ behind whom, and what are they doing?
   zaplock why -p 4711 -d 1s
   zaplock why --unit postgresql    every process of a systemd unit
 
-Needs root. Foreign waiters, such as ps, are seen as well. Nothing is written.
+Needs root. Foreign waiters, such as ps, are seen as well. Nothing is written but what --folded and
+--pprof ask for.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
-from zaplock.cli._ending import next_step
+from zaplock.cli._ending import next_step, wrote
 from zaplock.cli._rows import add_top
+from zaplock.cli._stack_files import (
+    add_stack_files,
+    next_for_stack_files,
+    write_stack_files,
+)
 from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
@@ -55,6 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="answer after so long, start and end included (5s)",
     )
     add("--no-sched", action="store_true", help="leave out who sleeps and wakes")
+    add("--stacks", action="store_true", help="the program's stacks as well as the kernel's")
+    add_stack_files(add)
     add_top(parser, 5, "holds and waits in --json")
     add("--json", action="store_true", help="print what was seen as JSON")
 
@@ -84,7 +93,9 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
     seconds = parse_duration(args.duration) / 1e9
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
     who = " ".join(map(str, pids))
-    looking = record_mm(pids, events=groups, children=in_group(args), kernel_stacks=True)
+    looking = record_mm(
+        pids, events=groups, children=in_group(args), kernel_stacks=True, stacks=args.stacks
+    )
     with looking as recorder:
         with busy(f"looking at {who} for {seconds:g} s"):
             gone = _look(pids, due_ns, int(seconds * 1e9 * _LEAST))
@@ -95,7 +106,8 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
         _tell(args, recorder, ended=gone)
         for note in recorder.notes:
             print(f"note: {note}", file=sys.stderr if args.json else sys.stdout)
-    next_step(f"zaplock record{spelt(args)} -d 30s -o why.zaplock", aside=args.json)
+    if not next_for_stack_files(args):
+        next_step(f"zaplock record{spelt(args)} -d 30s -o why.zaplock", aside=args.json)
     return 0
 
 
@@ -150,13 +162,15 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     if args.json:
         about = {"ended": ended, **why_json(analysis)}
         print(json.dumps({**about, **report_json(analysis, top=args.top)}, indent=1))
-        return
-    print(heading(analysis))
-    if ended:
-        print(f"{spelt(args).strip()} ended after {seconds:.2g} s: this is until then.")
-    print(
-        "",
-        *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=seconds),
-        sep="\n",
-        flush=True,
-    )
+    else:
+        print(heading(analysis))
+        if ended:
+            print(f"{spelt(args).strip()} ended after {seconds:.2g} s: this is until then.")
+        print(
+            "",
+            *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=seconds),
+            sep="\n",
+            flush=True,
+        )
+    for path in write_stack_files(args, partial(summarise, analysis)):
+        wrote(path, aside=args.json)

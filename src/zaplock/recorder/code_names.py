@@ -117,15 +117,16 @@ class CodeNames:
         for pid in gone:
             del self._processes[pid]
 
-    def named(self) -> dict[tuple[int, int], NamedAddress]:
+    def named(self, patience_s: float | None = None) -> dict[tuple[int, int], NamedAddress]:
         """Say what the addresses are; after the recording, since it may read /proc/PID/maps.
 
-        A file system that does not answer ends it: the rest stays without a name.
+        A lock that somebody has, or a file system that does not answer, ends it after `patience_s`
+        (NAMING_PATIENCE_S): the rest stays without a name.
         """
         found: dict[tuple[int, int], NamedAddress] = {}
         namer = threading.Thread(target=self._name, args=(found,), daemon=True)
         start_first(namer)
-        namer.join(NAMING_PATIENCE_S)
+        namer.join(NAMING_PATIENCE_S if patience_s is None else patience_s)
         return dict(found)
 
     def _mapped_now(self, pid: int) -> list[CodeArea]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from zaplock.errors import UserError
 from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capture import Capture
+from zaplock.recorder.shared_mm import share_mm
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
 from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.events import FoundTask
@@ -28,7 +31,7 @@ def first_look(capture: Capture) -> Beginning:
         waits = any(one.waits for one in learned)
         kept = [
             one
-            for one in seen.seen
+            for one in (_of_target(one, capture.pids) for one in seen.seen)
             if _concerns(one, capture.pids) or (waits and one.task.does and not one.subject)
         ]
         seen = TaskSnapshot(tuple(kept), seen.whole)
@@ -44,6 +47,14 @@ def first_look(capture: Capture) -> Beginning:
     asked = {mm: one.asked_ns for mm, one in stuck.items()}
     seen = TaskSnapshot((*seen.seen, *own), seen.whole)
     return Beginning(seen, capture.on_ns, mms, asked, tuple(hidden))
+
+
+def _of_target(one: Seen, pids: set[int]) -> Seen:
+    """Give a task of another process that shares a target's address space to that target."""
+    if not one.task.does or one.pid in pids or one.subject != one.pid:
+        return one
+    target = next((pid for pid in pids if share_mm(one.pid, pid)), None)
+    return one if target is None else replace(one, subject=target)
 
 
 def _concerns(one: Seen, pids: set[int]) -> bool:

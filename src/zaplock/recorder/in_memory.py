@@ -39,6 +39,9 @@ from zaplock.trace.quotas import Quotas
 from zaplock.trace.stacks import Stacks, in_order
 
 _WAKE_MS = 500
+_NAMING_PATIENCE_S = 1.0
+"""So long the maps of a process are waited for, whose lock somebody may have for minutes: whoever
+looks for some seconds wants an answer; what has no name by then stays an address."""
 
 
 class Recorder:
@@ -105,7 +108,8 @@ class Recorder:
             names = self._stream.names
             if self._keeper:
                 self._keeper.add(columns)
-                self._found = in_order(self._keeper.ready(), self._keeper.names())
+                rows = self._keeper.ready()
+                self._found = in_order(rows, self._keeper.names(_NAMING_PATIENCE_S))
             self._events = Events(
                 columns,
                 tuple(self._stream.operations),
@@ -190,13 +194,14 @@ def record_mm(
     buffer_kb: int | None = None,
     limit_bytes: int = 2 << 30,
     kernel_stacks: bool = False,
+    stacks: bool = False,
 ) -> Iterator[Recorder]:
     """Record while the block runs; read `.events()` of what this gives afterwards.
 
     `events` are groups: mmap_lock, syscalls, faults, contention, sched. `buffer_kb` is the kernel's
     buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
-    it events are lost and counted. With `kernel_stacks`, `.stacks()` says where those who held and
-    waited were, as far as the kernel gives it.
+    it events are lost and counted. With `kernel_stacks`, `.stacks()` says where in the kernel those
+    who held and waited were, with `stacks` where in the program as well, as far as it can be had.
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
@@ -206,6 +211,7 @@ def record_mm(
         groups=tuple(events),
         buffer_kb=buffer_kb,
         kernel_stacks=kernel_stacks,
+        stacks=stacks,
     )
     with capturing(options) as capture:
         recorder = Recorder(capture, options, limit_bytes)

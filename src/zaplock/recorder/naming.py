@@ -59,6 +59,14 @@ class TaskNames:
                 for task in of_process(int(process.name)):
                     self._add(task)
 
+    def look_inside(self) -> None:
+        """Learn what those that were born since call themselves, as far as they still live."""
+        lives = [task for tid, task in self.tasks.items() if tid not in self._ended]
+        contained = {pid for pid in {task.pid for task in lives} if _is_contained(pid)}
+        for task in lives:
+            if task.pid in contained and not any(task.inside):
+                self.tasks[task.tid] = replace(task, inside=_inside(task.pid, task.tid))
+
     def _add(self, task: RecordedTask) -> None:
         self.tasks[task.tid] = task
         self._ended.pop(task.tid, None)
@@ -109,10 +117,14 @@ class TaskNames:
         parent = self.tasks.get(fact.by)
         if fact.flags & CLONE_VM and not fact.flags & CLONE_THREAD:
             self._guests[fact.tid] = (fact.time_ns, _NEVER)
+        # Of a container's children it is asked at once: they may not live for long.
+        contained = parent is not None and any(parent.inside)
+        pid = parent.pid if fact.flags & CLONE_THREAD and parent else fact.tid
+        inside = _inside(pid, fact.tid) if contained else (0, 0)
         if fact.flags & CLONE_THREAD and parent:
-            self._add(RecordedTask(fact.tid, fact.comm, parent.pid, parent.process))
+            self._add(RecordedTask(fact.tid, fact.comm, pid, parent.process, inside))
         else:
-            self._add(RecordedTask(fact.tid, fact.comm, fact.tid, fact.comm))
+            self._add(RecordedTask(fact.tid, fact.comm, pid, fact.comm, inside))
             self._lives.append((fact.time_ns, fact.tid, fact.by))
 
     def _renamed(self, tid: int, comm: str) -> None:
@@ -197,9 +209,13 @@ def of_process(pid: int) -> list[RecordedTask]:
         threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
         return []
-    process = _comm(pid)
+    process, contained = _comm(pid), _is_contained(pid)
     named = [(tid, _comm_of(pid, tid)) for tid in threads]
-    return [RecordedTask(tid, comm, pid, process or comm) for tid, comm in named if comm]
+    return [
+        RecordedTask(tid, comm, pid, process or comm, _inside(pid, tid) if contained else (0, 0))
+        for tid, comm in named
+        if comm
+    ]
 
 
 def of_thread(tid: int) -> RecordedTask | None:
@@ -209,8 +225,33 @@ def of_thread(tid: int) -> RecordedTask | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid"))
-    comm = _comm(tid)
-    return RecordedTask(tid, comm, pid, _comm(pid) or comm) if comm else None
+    comm, inside = _comm(tid), _numbers(status)
+    return RecordedTask(tid, comm, pid, _comm(pid) or comm, inside) if comm else None
+
+
+def _is_contained(pid: int) -> bool:
+    """Say whether a process is in another PID namespace than this one."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
+    except OSError:  # it has ended, or is a stranger's
+        return False
+
+
+def _inside(pid: int, tid: int) -> tuple[int, int]:
+    """Return the numbers of a thread and its process in their own PID namespace, (0, 0): unknown.
+
+    `/proc/TID/status` takes no mmap_lock.
+    """
+    try:
+        return _numbers(read_text(f"/proc/{pid}/task/{tid}/status"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0
+
+
+def _numbers(status: str) -> tuple[int, int]:
+    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    own, process = lines.get("NSpid", "").split(), lines.get("NStgid", "").split()
+    return (int(own[-1]), int(process[-1])) if len(own) > 1 and process else (0, 0)
 
 
 def _comm(pid: int) -> str:

@@ -21,8 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from zaplock.errors import UserError
 from zaplock.recorder.beginning import still_open
@@ -42,16 +41,23 @@ from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EventKind, FoundTask
-from zaplock.trace.file import Manifest, Writer
+from zaplock.trace.events import EventKind, Events, FoundTask
 from zaplock.trace.gaps import losses, untold_losses
+from zaplock.trace.kernel_functions import HALTED, UNANSWERED
+from zaplock.trace.manifest import Manifest
 from zaplock.version import __version__
+
+if TYPE_CHECKING:
+    from zaplock.trace.writer import Writer
 
 _NICE = 10
 SCHED = "sched"
 _BLOCK_EVENTS = 1_000_000
 _LITTLE = 4 << 20
 """What is written in a moment, for which we go before others."""
+_SETTLING_MS = 2
+_WORTH_NS = 10_000_000
+"""What is told at once has been so for this long; locks are asked for all the time."""
 _SECOND = 1_000_000_000
 _END_OF_TIME = 1 << 62
 
@@ -79,13 +85,17 @@ class RecordingProgress:
     notes: list[str] = field(default_factory=list)
 
 
+Found = Callable[[Events, tuple[int, int]], None]
+
+
 def record_to(
     path: str | os.PathLike[str],
     options: Options,
     *,
     ended: Callable[[], bool],
     flight: Flight | None = None,
-    started: Callable[[], None] = lambda: None,
+    started: Callable[[int], None] = lambda on_ns: None,
+    found: Found = lambda events, span: None,
     report: Callable[[RecordingProgress], None] = lambda progress: None,
     command_line: tuple[str, ...] = (),
     target: str = "everybody",
@@ -93,9 +103,14 @@ def record_to(
 ) -> RecordingProgress:
     """Record until `ended()` says so (asked about twenty times a second) or the trigger fires.
 
-    `started` is called as soon as events are recorded. Raises UserError where the kernel, the
-    rights or the target don't allow it, the place is taken or the disk is full; whatever happens,
-    tracing is off afterwards and the file whole up to its last block.
+    `started` is called when events are recorded and there is a place for them, with the time since
+    when they are (CLOCK_MONOTONIC). `found` is called at once where somebody was found to wait for
+    a lock or to have one since 10 ms or more, with what was found (`Events.found`, the names) and
+    from when until when was recorded so far.
+
+    Raises UserError where the kernel, the rights or the target don't allow it, the place is taken
+    or the disk is full; whatever happens, tracing is off afterwards and the file whole up to its
+    last block.
     """
     if options.watch and (len(options.pids) != 1 or options.children):
         raise UserError("one process at a time can be watched: give -p PID, without --children")
@@ -105,16 +120,22 @@ def record_to(
         first.enter_context(going_first())
         capture = stack.enter_context(capturing(options))
         manifest = _manifest(options, capture, command_line, target)
+        session = _Session(capture, options, flight, progress, found)
+        session.begin()
+        # polars takes as long to import as all of the above: events come in meanwhile.
+        from polars.exceptions import PolarsError
+
+        from zaplock.trace.writer import Writer
+
         writer = Writer(path, manifest, hash_pointers=hash_pointers)
-        session = _Session(capture, options, writer, flight, progress)
         try:
-            session.begin()
+            session.write_to(writer)
             first.close()
             session.run(started, ended, report)
         except UserError:
             writer.remove()  # nothing was recorded: the command could not be run
             raise
-        except (OSError, pl.exceptions.PolarsError) as error:
+        except (OSError, PolarsError) as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
         finally:
             session.discard()
@@ -126,15 +147,15 @@ class _Session:
         self,
         capture: Capture,
         options: Options,
-        writer: Writer,
         flight: Flight | None,
         progress: RecordingProgress,
+        tell: Found,
     ) -> None:
         self._capture = capture
         self._options = options
-        self._writer = writer
         self._flight = flight
         self._progress = progress
+        self._tell = tell
         self._names = TaskNames()
         self._stream = Stream(
             capture.layouts,
@@ -149,7 +170,6 @@ class _Session:
         )
         self._limit_ns = flight.wait_ns if flight else 0
         self._guard = Guard(capture.instances, capture.locks)
-        self._feeder = Feeder(capture.buffers, writer.folder)
         sampler = capture.sampler
         self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
         self._quotas = QuotaWatch(lambda: list(self._stream.pids))
@@ -168,27 +188,51 @@ class _Session:
         self._ended_at: int | None = None
 
     def begin(self) -> None:
-        """Let events in and look at what is so already."""
+        """Let events in, look at what is so already, and tell it."""
         self._progress.notes += self._capture.notes
         if self._keeper and self._options.stacks:
             self._keeper.code.snapshot(self._capture.pids)
         self._capture.start()
+        self._began = self._capture.on_ns / _SECOND
         self._guard.expect()
         if not self._options.watch:
             self._stream.begin(first_look(self._capture))
             self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
-            self._writer.change(started_ns=self._capture.on_ns)
         self._names.snapshot()
+        if not self._options.watch:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Take the first events, which may know better than the look, and tell what is left."""
+        while not self._stream.begun:
+            self._capture.buffers.wait(_SETTLING_MS)
+            before_ns = time.monotonic_ns()
+            self._add(self._stream.feed(self._capture.buffers.drain(), before_ns))
+        self._tell_what_was_found(self._capture.on_ns)
+
+    def _tell_what_was_found(self, on_ns: int) -> None:
+        found, names = self._stream.found, self._names
+        if any(_is_trouble(task, on_ns) for task in found):
+            operations = tuple(self._stream.operations)
+            events = Events(nothing(), operations, dict(names.tasks), dict(names.mms), found)
+            self._tell(events, (on_ns, time.monotonic_ns()))
+
+    def write_to(self, writer: Writer) -> None:
+        """Take what this is written to; before `run`."""
+        self._writer = writer
+        self._feeder = Feeder(self._capture.buffers, writer.folder)
+        if not self._options.watch:
+            writer.change(started_ns=self._capture.on_ns)
 
     def run(
         self,
-        started: Callable[[], None],
+        started: Callable[[int], None],
         ended: Callable[[], bool],
         report: Callable[[RecordingProgress], None],
     ) -> None:
         """Record until it is over, and write what was recorded."""
         try:
-            started()
+            started(self._capture.on_ns)
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
                 self._guard.expect()
@@ -206,6 +250,7 @@ class _Session:
         finally:
             surely(self._stop)
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
+        self._progress.seconds = self._ended_at / _SECOND - self._began
         self._stream.end(self._ended_at)
         with going_first() if self._feeder.waiting_bytes < _LITTLE else contextlib.nullcontext():
             self._write_the_rest(report)
@@ -214,6 +259,7 @@ class _Session:
     def _write_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
         self._take_the_rest(report)
         self._add(self._stream.rest())
+        self._names.look_inside()
         lost, told = self._capture.lost_in_kernel(), self._progress.lost_events
         self._add(untold_losses(lost, told, self._ended_at or 0))
         self._flush()
@@ -246,6 +292,7 @@ class _Session:
             self._writer.change(started_ns=noticed.on_ns)
             self._stream.resume(noticed.found, noticed.hidden)
             self._add(noticed.first)
+            self._tell_what_was_found(noticed.on_ns)
 
     def _look_after(self, *, now: bool = False) -> None:
         """Enter a gap where somebody else has switched something off."""
@@ -375,6 +422,12 @@ class _Session:
                 f"process {pid} wrote a map of its functions, but no stack reaches them: its "
                 "runtime has no frame pointers (docs/recording.md, Stacks)"
             )
+
+
+def _is_trouble(task: FoundTask, on_ns: int) -> bool:
+    """Say whether a task waits for a lock or has it for long, or goes on no further otherwise."""
+    long = task.does and task.since_ns < on_ns - _WORTH_NS
+    return bool(long) or task.operation in (*UNANSWERED, *HALTED.values())
 
 
 @contextlib.contextmanager

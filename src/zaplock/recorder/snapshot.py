@@ -148,7 +148,7 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
     if name in ADVISING and not arguments:
         advice = advice_of(stack)
         ranged = (0, 0, NOT_SEEN if advice is None else advice)
-    since_ns = at.since(path, cpu) if state in "DS" and means.does != "holds" else 0
+    since_ns = at.since(path, cpu) if state in "DSTt" and means.does != "holds" else 0
     exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
     address, length, detail = ranged
     task = FoundTask(

@@ -68,9 +68,9 @@ class StackKeeper:
             StackRow(one.time_ns, one.pid, one.tid, one.reason, *one.chain, one.top) for one in kept
         ]
 
-    def names(self) -> Names:
+    def names(self, patience_s: float | None = None) -> Names:
         """Say what code the kept stacks are in; after the recording's end."""
-        return self.code.named()
+        return self.code.named(patience_s)
 
     def _kept(self, samples: list[Sample]) -> list[Sample]:
         inside = self._inside(samples)

@@ -84,6 +84,11 @@ class Stream:
         for pid, mm in beginning.mms.items():
             self.names.owns_since_before(pid, mm)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it is settled what was already so (`found`); so it is where nobody looked."""
+        return self._beginning is None
+
     def feed(self, chunks: list[Chunk], before_ns: int) -> Columns:
         """Take the chunks of a drain that began at `before_ns`; give what is complete by now."""
         parts: list[Columns] = [self._held]

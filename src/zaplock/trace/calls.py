@@ -19,7 +19,7 @@ from zaplock.advice import ADVICE
 from zaplock.trace.events import NO_OP, EventKind, Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
-from zaplock.trace.madvise import ADVISING, NOT_SEEN, advised
+from zaplock.trace.madvise import ADVISING, NOT_SEEN, POPULATES, advised
 
 Array = NDArray[Any]
 
@@ -119,7 +119,7 @@ def _with_advice(table: Calls, known: Array) -> Calls:
     for call in ADVISING:
         advised_rows = known & np.isin(table.op, _places(table.operations, call))
         rows = np.flatnonzero(advised_rows & (table.detail != NOT_SEEN))
-        advice = np.where(np.isin(table.detail[rows], list(ADVICE)), table.detail[rows], -1)
+        advice = np.where(np.isin(table.detail[rows], [*ADVICE, POPULATES]), table.detail[rows], -1)
         for number in np.unique(advice).tolist():
             name = advised(call, number)
             if name not in operations:

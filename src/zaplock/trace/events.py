@@ -76,12 +76,17 @@ recording began (`FoundTask`). Its time is the earliest at which it is known to 
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:
-    """Who a thread id is: its name, its process and that process's name."""
+    """Who a thread id is: its name, its process and that process's name.
+
+    `inside` are the numbers of the thread and of its process in their own PID namespace (a
+    container's), (0, 0) where that is the recorder's or isn't known.
+    """
 
     tid: int
     comm: str
     pid: int
     process: str = ""
+    inside: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)

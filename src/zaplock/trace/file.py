@@ -51,6 +51,7 @@ from zaplock.trace.tables import (
     FOUND,
     FRAMES,
     GROUPS,
+    INSIDE,
     MMS,
     QUOTAS,
     STACKS,
@@ -195,7 +196,8 @@ def read(path: str | os.PathLike[str]) -> Recording:
     if files and not manifest.complete and files[0].number > manifest.blocks.get("events", (0,))[0]:
         manifest = msgspec.structs.replace(manifest, started_ns=edges[0][0])  # a flight recorder
     columns = _in_order(_with_losses(columns, holes))
-    tasks = {row[0]: _task(*row) for row in _newest(where, "tasks", TASKS)}
+    inside = {tid: (own, process) for tid, own, process in _newest(where, "inside", INSIDE)}
+    tasks = {row[0]: _task(row, inside) for row in _newest(where, "tasks", TASKS)}
     mms = dict(_newest(where, "mms", MMS))
     events = Events(columns, manifest.operations, tasks, mms, _read_found(where))
     caveats = list(_caveats(where, manifest, len(holes)))
@@ -224,8 +226,9 @@ def _newest(path: Path, kind: str, schema: Mapping[str, Any]) -> list[tuple[Any,
     return parse(raw, schema).rows()
 
 
-def _task(tid: int, comm: str, pid: int, process: str) -> RecordedTask:
-    return RecordedTask(tid, visible(comm), pid, visible(process))
+def _task(row: tuple[Any, ...], inside: Mapping[int, tuple[int, int]]) -> RecordedTask:
+    tid, comm, pid, process = row
+    return RecordedTask(tid, visible(comm), pid, visible(process), inside.get(tid, (0, 0)))
 
 
 def _load(

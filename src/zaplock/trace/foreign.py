@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import re
 import resource
 import shutil
 import signal
@@ -20,6 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedReader, RawIOBase, TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final, TextIO
 
@@ -41,20 +43,31 @@ _TOOLS_BYTES_A_SECOND: Final = 1 << 18
 _TOOLS_S: Final = 20
 _MOST_SAID: Final = 1 << 20
 """Of a tool's complaints."""
+_UNAME: Final = re.compile(r"Linux \S{1,100} (\S{1,100}) ")
+"""uname -a: the system, the host's name, the release."""
 _FIELDS: Final = "comm,pid,tid,cpu,time,event,trace"
 
 
 @dataclass(frozen=True, slots=True)
 class BinaryTrace:
-    """A binary format: how its files begin, and the command that prints one as text."""
+    """A binary format: how its files begin, and the command that prints one as text.
+
+    `uname` is the command that prints the kernel's, where the text itself doesn't tell it.
+    """
 
     name: str
     magic: bytes
     command: tuple[str, ...]
+    uname: tuple[str, ...] = ()
 
 
 BINARIES: Final = (
-    BinaryTrace("trace.dat of trace-cmd", b"\x17\x08Dtracing", ("trace-cmd", "report", "-i")),
+    BinaryTrace(
+        "trace.dat of trace-cmd",
+        b"\x17\x08Dtracing",
+        ("trace-cmd", "report", "-i"),
+        ("trace-cmd", "report", "--uname", "-i"),
+    ),
     BinaryTrace(
         "perf.data",
         b"PERFILE2",
@@ -159,15 +172,24 @@ def _printed(binary: BinaryTrace, path: Path) -> Iterable[str]:
             f"{path} is a binary {binary.name}, and {tool}, which reads it, is not installed here: "
             f"install it, or run '{shown} {path.name} > trace.txt' where it is, and import that"
         )
-    return _output(binary, path)
+    return chain(_release(binary, path), _output(binary.command, path))
 
 
-def _output(binary: BinaryTrace, path: Path) -> Iterator[str]:
+def _release(binary: BinaryTrace, path: Path) -> Iterator[str]:
+    """Ask for the kernel's release; give it as perf says it, or nothing where it isn't told."""
+    if binary.uname:
+        with contextlib.suppress(UserError):
+            for line in _output(binary.uname, path):
+                if found := _UNAME.match(line):
+                    yield f"# os release : {found[1]}\n"
+
+
+def _output(command: tuple[str, ...], path: Path) -> Iterator[str]:
     """Give the lines that a tool prints. Raises UserError where it fails, or takes too much."""
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(
-            [*binary.command, str(path)],
+            [*command, str(path)],
             stdout=subprocess.PIPE,
             stderr=said,
             stdin=subprocess.DEVNULL,
@@ -184,7 +206,7 @@ def _output(binary: BinaryTrace, path: Path) -> Iterator[str]:
             tool.kill()
         if ended:
             raise UserError(
-                f"{binary.command[0]} can't print {path} ({_why(ended, said)}): it may be damaged, "
+                f"{command[0]} can't print {path} ({_why(ended, said)}): it may be damaged, "
                 "or of a newer version"
             )
 

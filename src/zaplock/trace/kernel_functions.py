@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from zaplock import advice
 from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.madvise import POPULATES
 
 READ, WRITE, EITHER = "shared", "exclusive", ""
 
@@ -221,6 +222,7 @@ ADVICE = {
                     advice.MADV_GUARD_INSTALL),
     **dict.fromkeys(("madvise_guard_remove", "guard_remove_pte_entry"), advice.MADV_GUARD_REMOVE),
     "madvise_collapse": advice.MADV_COLLAPSE,
+    **dict.fromkeys(("madvise_populate", "faultin_page_range"), POPULATES),
 }  # fmt: skip
 """Which advice an madvise gives, where nobody saw it called."""
 
@@ -231,6 +233,13 @@ USEREVENT = "a call of which its userfaultfd monitor has to be told"
 """What a task does that sleeps in `userfaultfd_event_wait_completion`."""
 
 UNANSWERED = (USERFAULT, USEREVENT)
+
+HALTED = {
+    "do_signal_stop": "stopped by a signal",
+    "ptrace_stop": "stopped by its tracer", "ptrace_signal": "stopped by its tracer",
+    "do_freezer_trap": "frozen with its cgroup", "__refrigerator": "frozen with its cgroup",
+}  # fmt: skip
+"""What a task is that runs no program until somebody lets it, by what it sleeps in."""
 
 CALLS = {
     "vm_mmap_pgoff": "mmap", "ksys_mmap_pgoff": "mmap", "__vm_munmap": "munmap",

@@ -35,6 +35,7 @@ from zaplock.trace.kernel_functions import (
     DOWNGRADES,
     FAULTS,
     GUARDS_UNDER_VMA_LOCK,
+    HALTED,
     HAS,
     INSIDE_OF,
     LETS_GO,
@@ -134,6 +135,8 @@ def _holder(inner: Sequence[str], call: str, kernel: tuple[int, int]) -> StackMe
         return StackMeaning("", "", USERFAULT)
     if "userfaultfd_event_wait_completion" in names:
         return StackMeaning("", "", USEREVENT)
+    if halted := next((HALTED[name] for name in inner if name in HALTED), ""):
+        return StackMeaning("", "", halted)
     operation = _work(inner, call) or _own(_outer(inner), call) or call
     if names & LETS_GO:
         return StackMeaning("", "", operation)
@@ -158,6 +161,8 @@ def _is_guard(number: int | None) -> bool:
 
 def advice_of(stack: Sequence[str]) -> int | None:
     """Say which advice an madvise gives, by its kernel stack; None where no function tells.
+
+    `madvise.POPULATES` is one of two.
 
     >>> advice_of(["madvise_cold_or_pageout_pte_range", "madvise_cold", "do_madvise"])
     20

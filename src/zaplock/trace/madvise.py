@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from zaplock.advice import ADVICE
+from zaplock.advice import ADVICE, MADV_POPULATE_READ, MADV_POPULATE_WRITE
 
 OTHER: Final = "an advice unknown to zaplock"
 ADVISING: Final = ("madvise", "process_madvise")
 """The calls whose `detail` is an advice."""
 NOT_SEEN: Final = -1
 """The `detail` of a call whose begin was not seen, and whose advice nothing else told."""
+
+POPULATES: Final = -2
+"""The `detail` of a call whose begin was not seen, and which makes pages: a stack tells no more."""
+_TOLD = ADVICE | {POPULATES: f"{ADVICE[MADV_POPULATE_READ]} or {ADVICE[MADV_POPULATE_WRITE]}"}
 
 
 def advised(call: str, advice: int) -> str:
@@ -23,7 +27,7 @@ def advised(call: str, advice: int) -> str:
     >>> advised("madvise", 20)
     'madvise(MADV_COLD)'
     """
-    return f"{call}({ADVICE.get(advice, OTHER)})"
+    return f"{call}({_TOLD.get(advice, OTHER)})"
 
 
 def call_of(operation: str) -> str:

@@ -1,9 +1,10 @@
 """Read the ftrace packets of a Perfetto trace (perfetto/trace/trace.proto).
 
 Perfetto has no messages of its own for mmap_lock events and for single system calls: it records
-them as generic events, by name and fields, and sys_enter and sys_exit with their number. Those, its
-sched_switch, sched_waking and sched_wakeup, its compact form, what each bundle says it lost and the
-process trees are read; the rest is passed over. Needs the `perfetto` package, whose message
+them as generic events, by name and fields or (since v51) as fields of a number that the trace
+itself describes, and sys_enter and sys_exit with their number. Those, its sched_switch,
+sched_waking and sched_wakeup, its compact form, what each bundle says it lost and the process trees
+are read; the rest is passed over. Needs the `perfetto` package, whose message
 classes decode the packets (`pip install zaplock[perfetto]`).
 
 System calls are told by number without the machine: those of x86-64 are assumed.
@@ -43,18 +44,18 @@ def looks_like(start: bytes) -> bool:
 def read(path: Path, file: IO[bytes]) -> ImportedTrace:
     """Read the events of a trace. Raises UserError without the package, or where it is damaged."""
     try:
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
         from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket
     except ImportError:
         raise UserError(
             f"{path} looks like a Perfetto trace, and the perfetto package is not installed: "
             "pip install 'zaplock[perfetto]'"
         ) from None
-    found = TraceBuilder()
+    found, described = TraceBuilder(), Described()
     try:
         for content in _contents(file):
-            _packet(TracePacket.FromString(content), found)
-    except (DecodeError, KeyError, ValueError, IndexError, OverflowError):
+            _packet(TracePacket.FromString(content), found, described)
+    except (DecodeError, KeyError, ValueError, IndexError, OverflowError, TypeError):
         raise UserError(
             f"{path} is neither a text nor a whole Perfetto trace: give a text trace, trace.dat, "
             "perf.data or .pftrace"
@@ -86,7 +87,42 @@ def _varint(file: IO[bytes]) -> int:
     raise ValueError("a length without an end")
 
 
-def _packet(packet: Any, found: TraceBuilder) -> None:
+class Described:
+    """The events that a trace describes itself: each is a field of an event, by its number."""
+
+    def __init__(self) -> None:
+        self._classes: dict[int, tuple[str, Any]] = {}
+
+    def learn(self, descriptors: Any) -> None:
+        """Learn from a bundle. Raises DecodeError or TypeError where one describes nothing."""
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+        for one in descriptors:
+            if one.field_id in self._classes:
+                continue
+            event = descriptor_pb2.DescriptorProto.FromString(one.event_descriptor)
+            name, event.name = event.name, "Event"
+            file = descriptor_pb2.FileDescriptorProto(name="event.proto", message_type=[event])
+            pool = descriptor_pool.DescriptorPool()
+            pool.Add(file)
+            found = message_factory.GetMessageClass(pool.FindMessageTypeByName("Event"))
+            self._classes[one.field_id] = name, found
+
+    def printed(self, event: Any) -> str:
+        """Print what an event is, "" where it is none of these."""
+        from google.protobuf.unknown_fields import UnknownFieldSet
+
+        if not self._classes:
+            return ""
+        for field in UnknownFieldSet(event):
+            if field.field_number in self._classes and isinstance(field.data, bytes):
+                name, kind = self._classes[field.field_number]
+                fields = kind.FromString(field.data).ListFields()
+                return _printed(name, [(one.name, value) for one, value in fields])
+        return ""
+
+
+def _packet(packet: Any, found: TraceBuilder, described: Described) -> None:
     if packet.HasField("process_tree"):
         for process in packet.process_tree.processes:
             name = _text(process.cmdline[0]).rpartition("/")[2][:15] if process.cmdline else ""
@@ -99,14 +135,15 @@ def _packet(packet: Any, found: TraceBuilder) -> None:
     if packet.HasField("system_info"):
         found.kernel = _text(packet.system_info.utsname.release) or found.kernel
     if packet.HasField("ftrace_events"):
-        _bundle(packet.ftrace_events, found)
+        _bundle(packet.ftrace_events, found, described)
 
 
-def _bundle(bundle: Any, found: TraceBuilder) -> None:
+def _bundle(bundle: Any, found: TraceBuilder, described: Described) -> None:
+    described.learn(bundle.generic_event_descriptors)
     if bundle.lost_events and (times := _times(bundle)):
         found.add({"time_ns": min(times), "kind": int(EventKind.LOST), "length": -1})
     for event in bundle.event:
-        for row in _rows(event, found):
+        for row in _rows(event, found, described):
             found.add({"cpu": bundle.cpu, **row})
     for row in _compact(bundle.compact_sched):
         found.add({"cpu": bundle.cpu, **row})
@@ -119,9 +156,9 @@ def _times(bundle: Any) -> list[int]:
     return [*(event.timestamp for event in bundle.event), *first]
 
 
-def _rows(event: Any, found: TraceBuilder) -> Iterator[Row]:
+def _rows(event: Any, found: TraceBuilder, described: Described) -> Iterator[Row]:
     head = {"time_ns": event.timestamp, "tid": event.pid}
-    for row in _meaning(event):
+    for row in _meaning(event, described):
         yield {**head, **row}
     if event.HasField("sched_switch"):
         switch = event.sched_switch
@@ -131,7 +168,7 @@ def _rows(event: Any, found: TraceBuilder) -> Iterator[Row]:
         found.name(event.task_rename.pid, _text(event.task_rename.newcomm))
 
 
-def _meaning(event: Any) -> list[Row]:
+def _meaning(event: Any, described: Described) -> list[Row]:
     if event.HasField("sched_switch"):
         switch = event.sched_switch
         state = "R" if switch.prev_state & 0xFF == 0 else "S"
@@ -148,20 +185,29 @@ def _meaning(event: Any) -> list[Row]:
         return operation_row(BY_NUMBER.get(event.sys_enter.id, ""), list(event.sys_enter.args))
     if event.HasField("sys_exit"):
         return result_row(BY_NUMBER.get(event.sys_exit.id, ""), event.sys_exit.ret)
-    return rows_of(_printed(event.generic)) if event.HasField("generic") else []
+    if event.HasField("generic"):
+        fields = [(one.name, _value(one)) for one in event.generic.field]
+        return rows_of(_printed(_text(event.generic.event_name), fields))
+    return rows_of(described.printed(event))
 
 
-def _printed(generic: Any) -> str:
+def _value(field: Any) -> str | int:
+    """Return the value of a generic event's field."""
+    value: str | int = field.uint_value or field.int_value
+    return _text(field.str_value) or value
+
+
+def _printed(name: str, fields: list[tuple[str, Any]]) -> str:
     """Print a generic event as ftrace does: its fields in order, numbers in hexadecimal."""
-    fields = (
-        f"{_text(one.name)}: {_text(one.str_value) or hex(one.uint_value or one.int_value)}"
-        for one in generic.field
-        if one.name not in ("__syscall_nr", "nr")
-    )
-    said = ", ".join(fields).replace("write: 0x", "write: ").replace("success: 0x", "success: ")
-    name = _text(generic.event_name)
     if name.startswith("sys_exit_"):
-        said = next((hex(one.int_value) for one in generic.field if one.name == "ret"), "0")
+        said = next((hex(value) for field, value in fields if field == "ret"), "0")
+        return f"{name}: {said}"
+    texts = (
+        f"{_text(field)}: {hex(value) if isinstance(value, int) else _text(value)}"
+        for field, value in fields
+        if field not in ("__syscall_nr", "nr")
+    )
+    said = ", ".join(texts).replace("write: 0x", "write: ").replace("success: 0x", "success: ")
     return f"{name}: {said}"
 
 

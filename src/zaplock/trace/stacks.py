@@ -103,6 +103,17 @@ class Stacks:
     def __len__(self) -> int:
         return len(self.time_ns)
 
+    def taken(self, reason: StackReason) -> list[int]:
+        """List the rows of the stacks that were taken for a reason, in order of time."""
+        rows = np.flatnonzero(self.reason == reason)
+        found: list[int] = rows[np.argsort(self.time_ns[rows], kind="stable")].tolist()
+        return found
+
+    def stack(self, row: int, pid: int) -> CallStack:
+        """Give a row's stack in words; `pid` is the process of its task."""
+        kernel, user = self.chains[self.chain[row]]
+        return CallStack(self._texts(KERNEL, kernel), self._texts(pid, user))
+
     def of_hold(self, tid: int, pid: int, start_ns: int, end_ns: int) -> CallStack:
         """Give the stack that tells of a hold: where its time went, else where it began.
 

@@ -111,17 +111,24 @@ def operation_name(operations: tuple[str, ...], op: int) -> str:
 
 
 def thread_name(tasks: Mapping[int, RecordedTask], tid: int) -> str:
-    """Name a thread as 'comm (tid 123)'."""
+    """Name a thread as 'comm (tid 123)', or 'comm (tid 123, 7 in its container)'."""
     task = tasks.get(tid)
-    return f"{task.comm} (tid {tid})" if task and task.comm else f"tid {tid}"
+    if task is None or not task.comm:
+        return f"tid {tid}"
+    return f"{task.comm} (tid {tid}{_inside(task.inside[0])})"
 
 
 def process_name(tasks: Mapping[int, RecordedTask], tid: int) -> str:
-    """Name the process of a thread as 'name (pid 123)'."""
+    """Name the process of a thread as 'name (pid 123)'; of a container's with its number there."""
     task = tasks.get(tid)
     if task is None:
         return f"process of tid {tid}"
-    return f"{task.process or task.comm} (pid {task.pid})"
+    return f"{task.process or task.comm} (pid {task.pid}{_inside(task.inside[1])})"
+
+
+def _inside(number: int) -> str:
+    """Add the number that a task has for its own PID namespace, if it has another one."""
+    return f", {number} in its container" if number else ""
 
 
 @dataclass(frozen=True, slots=True)

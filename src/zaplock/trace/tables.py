@@ -46,6 +46,7 @@ WAY_OUT = "record again, or move it away: the rest can be read, and what is miss
 Columns = Mapping[str, NDArray[Any]]
 TASKS = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
 MMS = {"mm": pl.UInt64, "pid": pl.Int32}
+INSIDE = {"tid": pl.Int32, "inside_tid": pl.Int32, "inside_pid": pl.Int32}
 FRAMES = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
 STACKS: dict[str, Any] = {
     "time_ns": pl.Int64,

@@ -31,6 +31,8 @@ _IN_INTERRUPT = re.compile("[hHsSzZ]")
 """Among ftrace's flags: in a hard or soft interrupt or an NMI."""
 _TGID = re.compile(r"\(\s{0,8}([\d-]{1,10}+)\)$")
 _TASK = re.compile(r"(?:^|[\s-])(?:(\d{1,20})/\s{0,12})?(\d{1,20})$")
+_INSTANCE = re.compile(r"\S{1,100}: (?=.{16}-\d)")
+"""trace-cmd's name of the instance that an event is from, before a task's name of 16 columns."""
 _TAIL = 48
 """So many characters before the time hold the thread, the cpu and the flags."""
 _TIMES = 3
@@ -93,6 +95,8 @@ def _line(line: str, trace: TraceBuilder) -> None:
     else:
         return
     before = line[: found.start()].rstrip()
+    if instance := _INSTANCE.match(before):
+        before = before[instance.end() :]
     head = {
         "time_ns": int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")),
         **_who(before, trace),

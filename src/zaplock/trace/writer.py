@@ -23,6 +23,7 @@ from zaplock.trace.tables import (
     FOUND,
     FRAMES,
     GROUPS,
+    INSIDE,
     MMS,
     MOST_ROWS,
     QUOTAS,
@@ -134,6 +135,9 @@ class Writer:
             for task in tasks.values()
         ]
         self._put("tasks", pl.DataFrame(rows, TASKS, orient="row"))
+        inside = [(task.tid, *task.inside) for task in tasks.values() if any(task.inside)]
+        if inside or "inside" in self._files:
+            self._put("inside", pl.DataFrame(inside, INSIDE, orient="row"))
         owners = [(self._hide(mm), pid) for mm, pid in mms.items()]
         self._put("mms", pl.DataFrame(owners, MMS, orient="row"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
-from zaplock.trace.kernel_functions import UNANSWERED
+from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.units import duration
 from zaplock.views.words import owner, what, who
 
@@ -16,6 +16,8 @@ FRAMES = 8
 
 _ENTRY = ("do_syscall_64", "entry_SYSCALL_64", "x64_sys_call", "el0_svc", "invoke_syscall")
 _OFTEN = 3
+_LONG_NS = 10_000_000
+"""Whoever has the lock for so long may keep others from what else it has."""
 
 
 def found_lines(analysis: Analysis, *, limit: int = 6) -> Iterator[str]:
@@ -30,7 +32,8 @@ def found_lines(analysis: Analysis, *, limit: int = 6) -> Iterator[str]:
         at_ns = min(task.time_ns for task in late) - analysis.recorded_ns
         yield f"Seen after {duration(max(at_ns, 0))}:"
         yield from _listed(analysis, late, limit)
-    yield from _userfaults(analysis)
+    yield from _no_waits(analysis)
+    yield from _perhaps_behind(analysis)
 
 
 def present_lines(analysis: Analysis, *, limit: int = 3) -> Iterator[str]:
@@ -39,7 +42,7 @@ def present_lines(analysis: Analysis, *, limit: int = 3) -> Iterator[str]:
     for task in tasks[:limit]:
         name = what(task.operation, task.length)
         yield f"{who(analysis, task.tid)}, in {name}, is in {stack_line(task.stack)}"
-    yield from _userfaults(analysis)
+    yield from _no_waits(analysis)
 
 
 def _listed(analysis: Analysis, tasks: list[FoundTask], limit: int) -> Iterator[str]:
@@ -70,24 +73,71 @@ def _sentence(analysis: Analysis, task: FoundTask) -> str:
     return f"{who(analysis, task.tid)} {verb} {lock}, {mode}, in {doing}{since}"
 
 
-def _userfaults(analysis: Analysis) -> Iterator[str]:
+def _no_waits(analysis: Analysis) -> Iterator[str]:
+    """Say who goes on no further, and not for want of the lock."""
     for operation in UNANSWERED:
-        stuck = [task for task in analysis.events.found if task.operation == operation]
-        if stuck:
-            yield _unanswered(analysis, operation, stuck)
+        if stuck := [task for task in analysis.events.found if task.operation == operation]:
+            stand = "stands" if len(stuck) == 1 else "stand"
+            since = _since(stuck) or " now"
+            yield (
+                f"{_several(analysis, stuck)} {stand} in {operation},{since}: that is no wait for "
+                "the lock. Does the monitor (the process that reads the userfaultfd) live and "
+                "answer?"
+            )
+    for operation in dict.fromkeys(HALTED.values()):
+        if halted := [task for task in analysis.events.found if task.operation == operation]:
+            be = "is" if len(halted) == 1 else "are"
+            yield (
+                f"{_several(analysis, halted)} {be} {operation}{_since(halted)}: that is no wait "
+                "for the lock, but whoever waits for them waits for that. "
+                f"{_LET_GO[operation]}"
+            )
 
 
-def _unanswered(analysis: Analysis, operation: str, stuck: list[FoundTask]) -> str:
-    oldest = min((task.since_ns for task in stuck if task.since_ns), default=0)
-    looked_ns = max(task.time_ns for task in stuck)
-    since = f" for {duration(looked_ns - oldest)}" if oldest else ""
-    names = [who(analysis, task.tid) for task in stuck[:_OFTEN]]
-    more = f" and {len(stuck) - _OFTEN} more" if len(stuck) > _OFTEN else ""
-    stand = "stands" if len(stuck) == 1 else "stand"
-    return (
-        f"{', '.join(names)}{more} {stand} in {operation},{since or ' now'}: that is no wait "
-        "for the lock. Does the monitor (the process that reads the userfaultfd) live and answer?"
-    )
+def _perhaps_behind(analysis: Analysis) -> Iterator[str]:
+    """Name who sleeps in a futex beside a thread of the same process that has the lock for long.
+
+    Its owner is known to the program alone; of who is woken later `headlines` tells by whom.
+    """
+    tasks, found, holds = analysis.events.tasks, analysis.events.found, analysis.holds
+    seen = set(analysis.events["tid"].tolist())
+    for holder in (task for task in found if task.does == "holds" and task.tid in tasks):
+        if not (holds["hold_ns"][holds["tid"] == holder.tid] >= _LONG_NS).any():
+            continue
+        asleep = [
+            task
+            for task in found
+            if task.operation == "futex"
+            and task.tid not in seen
+            and task.tid in tasks
+            and tasks[task.tid].pid == tasks[holder.tid].pid
+        ]
+        if asleep:
+            asleep.sort(key=lambda task: -task.since_ns)  # what has just begun is the likelier
+            have = "has" if len(asleep) == 1 else "have"
+            yield (
+                f"{_several(analysis, asleep)} {have} slept in a futex{_since(asleep)} and not "
+                f"been woken: if that is for what {who(analysis, holder.tid)} has in hand "
+                "meanwhile (the interpreter's lock, say), they stand behind it as well."
+            )
+
+
+_LET_GO = {
+    "stopped by a signal": "kill -CONT lets them go on.",
+    "stopped by its tracer": "Its tracer (TracerPid in /proc/PID/status) has to let it go on.",
+    "frozen with its cgroup": "0 in cgroup.freeze lets them go on.",
+}
+
+
+def _several(analysis: Analysis, tasks: list[FoundTask]) -> str:
+    names = [who(analysis, task.tid) for task in tasks[:_OFTEN]]
+    more = f" and {len(tasks) - _OFTEN} more" if len(tasks) > _OFTEN else ""
+    return f"{', '.join(names)}{more}"
+
+
+def _since(tasks: list[FoundTask]) -> str:
+    oldest = min((task.since_ns for task in tasks if task.since_ns), default=0)
+    return f" for {duration(max(task.time_ns for task in tasks) - oldest)}" if oldest else ""
 
 
 def found_json(analysis: Analysis) -> list[dict[str, Any]]:

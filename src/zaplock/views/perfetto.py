@@ -2,9 +2,9 @@
 
 Each thread has its system calls on its own track and, on a track below, its waits for and holds of
 mmap_locks. Where a wait of interest ends, an arrow leads to it from the hold that made it long,
-from
-the moment when that hold stopped being in the way. Open the file at ui.perfetto.dev or with
-Perfetto's trace processor; needs the `perfetto` package (`pip install zaplock[perfetto]`).
+from the moment when that hold stopped being in the way. Stacks are samples (`perfetto_samples`).
+Open the file at ui.perfetto.dev or with Perfetto's trace processor; needs the `perfetto` package
+(`pip install zaplock[perfetto]`).
 
 Not everything is drawn of a huge recording: the longest `LIMIT` calls, holds and waits.
 """
@@ -24,6 +24,7 @@ from zaplock.trace.events import NO_OP
 from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
+from zaplock.views.perfetto_samples import samples
 from zaplock.views.report_json import longest
 from zaplock.views.words import blame_sentence
 
@@ -194,6 +195,7 @@ def _packets(summary: Summary, builder: Any) -> Iterator[Any]:
             else:
                 note.int_value = value
         yield packet
+    yield from samples(analysis, builder)
 
 
 def _packet(builder: Any) -> Any:

@@ -4,7 +4,8 @@ The shape is a promise to other programs: fields are added to it, never renamed 
 Where events are missing, "gaps" tells when; where the recording is not to be taken for whole for
 another reason, "caveats" has sentences. Holds of which one end is outside the recording, or in
 a gap, are in "holds_in_part", with the length that was seen. "stack", where one was
-recorded, is {"kernel": [...], "user": [...]}, innermost frame first.
+recorded, is {"kernel": [...], "user": [...]}, innermost frame first. "time" says where a hold's
+time went, "why_slow" in sentences what follows from it.
 """
 
 from __future__ import annotations

@@ -71,13 +71,14 @@ def _follows(analysis: Analysis, spent: HoldTime) -> Iterator[str]:
 
 
 def plain_time(analysis: Analysis, row: int) -> dict[str, Any]:
-    """Return the field "time" for JSON: the parts in ns, which add up to the hold.
+    """Return "time" for JSON: the parts in ns, which add up to the hold; "why_slow": what follows.
 
-    None of it where the scheduling of the holder was not recorded.
+    None of it where the scheduling of the holder was not recorded; "why_slow" of a long hold only.
     """
     spent = analysis.hold_time(row)
     if spent.unknown_ns == spent.whole_ns:
         return {}
+    follows = list(_follows(analysis, spent)) if spent.whole_ns >= WORTH_NS else []
     return {
         "time": {
             "on_cpu_ns": spent.on_cpu_ns,
@@ -85,5 +86,6 @@ def plain_time(analysis: Analysis, row: int) -> dict[str, Any]:
             "throttled_ns": spent.throttled_ns,
             "asleep_ns": dict(spent.asleep),
             "unknown_ns": spent.unknown_ns,
-        }
+        },
+        **({"why_slow": follows} if follows else {}),
     }

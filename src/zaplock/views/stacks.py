@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -81,37 +81,78 @@ def plain(stack: CallStack) -> dict[str, dict[str, list[str]]]:
     return {"stack": {"kernel": list(stack.kernel), "user": list(stack.user)}} if stack else {}
 
 
-def folded(summary: Summary) -> Iterator[str]:
-    """Yield the lines of a folded file, the greatest sum of each root first."""
-    sums: dict[tuple[str, ...], int] = defaultdict(int)
-    for path, span_ns in _paths(summary):
-        sums[path] += span_ns
-    for path, span_ns in sorted(sums.items(), key=lambda item: (item[0][0], -item[1], item[0])):
-        yield f"{';'.join(path)} {span_ns}"
+ROOTS = ("made others wait", "waited", "held exclusively", "held shared")
 
 
-def _paths(summary: Summary) -> Iterator[tuple[tuple[str, ...], int]]:
+class StackTime(NamedTuple):
+    """How long something lasted by a root, of which task, with which stack."""
+
+    root: str
+    process: str
+    comm: str
+    tid: int
+    stack: CallStack
+    span_ns: int
+
+
+def require_stacks(analysis: Analysis) -> None:
+    """Raise UserError where a recording has no stacks."""
+    if analysis.stacks is None:
+        raise UserError(
+            "this recording has no stacks to fold: record with --stacks, or on a kernel with perf"
+        )
+
+
+def stack_times(summary: Summary) -> Iterator[StackTime]:
+    """Give the times of all waits, of whoever they were behind, and of all holds."""
     analysis = summary.analysis
     for found in summary.explained:
         for blame in found.blame:
             stack = analysis.blamed_stack(blame)
-            yield _path("made others wait", analysis, blame.tid, stack), blame.share_ns
+            yield _timed(ROOTS[0], analysis, blame.tid, stack, blame.share_ns)
     waits, holds = analysis.waits, analysis.holds
     for row in np.flatnonzero(waits["wait_ns"] >= QUEUED_NS).tolist():
-        stack = analysis.wait_stack(row)
-        yield _path("waited", analysis, int(waits["tid"][row]), stack), int(waits["wait_ns"][row])
+        tid, span_ns = int(waits["tid"][row]), int(waits["wait_ns"][row])
+        yield _timed(ROOTS[1], analysis, tid, analysis.wait_stack(row), span_ns)
     for row in range(len(holds)):
-        root = "held exclusively" if holds["exclusive"][row] else "held shared"
-        stack = analysis.hold_stack(row)
-        yield _path(root, analysis, int(holds["tid"][row]), stack), int(holds["hold_ns"][row])
+        root = ROOTS[2] if holds["exclusive"][row] else ROOTS[3]
+        tid, span_ns = int(holds["tid"][row]), int(holds["hold_ns"][row])
+        yield _timed(root, analysis, tid, analysis.hold_stack(row), span_ns)
 
 
-def _path(root: str, analysis: Analysis, tid: int, stack: CallStack) -> tuple[str, ...]:
+KERNEL_FILE = "[kernel]"
+"""Where the kernel's functions are, as perf's own profiles call it."""
+
+
+def placed(stack: CallStack) -> Iterator[tuple[str, str]]:
+    """Give each function with the file that it is in ("": not known), innermost first."""
+    for function in stack.kernel:
+        yield function, KERNEL_FILE
+    for text in stack.user:
+        function, between, file = text.removesuffix(")").rpartition(" (")
+        if between and text.endswith(")"):
+            yield function, file
+        else:
+            yield text, text.rpartition("+0x")[0]
+    if not stack:
+        yield UNKNOWN, ""
+
+
+def _timed(root: str, analysis: Analysis, tid: int, stack: CallStack, span_ns: int) -> StackTime:
     task = analysis.events.tasks.get(tid)
-    names = [task.process or task.comm, task.comm] if task else [f"tid {tid}", f"tid {tid}"]
-    shown = CallStack(telling(stack.kernel), stack.user)
-    frames = shown.outermost_first or (UNKNOWN,)
-    return tuple(_foldable(name) for name in (root, *names, *frames))
+    names = (task.process or task.comm, task.comm) if task else (f"tid {tid}", f"tid {tid}")
+    return StackTime(root, *names, tid, CallStack(telling(stack.kernel), stack.user), span_ns)
+
+
+def folded(summary: Summary) -> Iterator[str]:
+    """Yield the lines of a folded file, the greatest sum of each root first."""
+    sums: dict[tuple[str, ...], int] = defaultdict(int)
+    for one in stack_times(summary):
+        frames = one.stack.outermost_first or (UNKNOWN,)
+        path = (one.root, one.process, one.comm, *frames)
+        sums[tuple(_foldable(name) for name in path)] += one.span_ns
+    for path, span_ns in sorted(sums.items(), key=lambda item: (item[0][0], -item[1], item[0])):
+        yield f"{';'.join(path)} {span_ns}"
 
 
 def _foldable(name: str) -> str:
@@ -121,10 +162,7 @@ def _foldable(name: str) -> str:
 
 def write_folded(summary: Summary, path: Path) -> Path:
     """Write the folded text. Raises UserError without stacks or a place to write."""
-    if summary.analysis.stacks is None:
-        raise UserError(
-            "this recording has no stacks to fold: record with --stacks, or on a kernel with perf"
-        )
+    require_stacks(summary.analysis)
     outputs.write(path, "".join(f"{line}\n" for line in folded(summary)))
     return path
 

@@ -70,8 +70,8 @@ def owner(analysis: Analysis, mm: int) -> str:
     pid = analysis.events.mms.get(mm)
     if pid is None:
         return f"mm {mm:#x}"
-    task = analysis.events.tasks.get(pid)
-    return f"{task.process or task.comm} (pid {pid})" if task else f"pid {pid}"
+    tasks = analysis.events.tasks
+    return process_name(tasks, pid) if pid in tasks else f"pid {pid}"
 
 
 def hold_sentence(analysis: Analysis, row: int, *, so_far: bool = False) -> str:
