@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the program."""
-    from zaplock.preload.library import Settings, environment
+    from zaplock.preload.library import ReleaseSettings, environment
     from zaplock.preload.programs import require_loading
     from zaplock.units import parse_duration, parse_size
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("what is it to be run with? give --release")
     if not command:
         raise UserError("no program to run: give one after --")
-    settings = Settings(
+    settings = ReleaseSettings(
         smallest=parse_size(args.smallest),
         max_stall_ns=parse_duration(args.max_stall),
         background=args.background,

@@ -25,7 +25,7 @@ _LIMIT_S: Final = 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class ReleaseSettings:
     """From how many bytes on, how long anybody should wait at most, and who does the work."""
 
     smallest: int = FROM
@@ -52,7 +52,7 @@ class Settings:
         )
 
 
-def environment(settings: Settings, of: dict[str, str]) -> dict[str, str]:
+def environment(settings: ReleaseSettings, of: dict[str, str]) -> dict[str, str]:
     """Return an environment whose programs free by pieces: `of`, with the library loaded last.
 
     Raises UserError without a compiler, and where the library can't work here.
@@ -80,7 +80,7 @@ def library() -> Path:
 def _try(environment: dict[str, str]) -> None:
     """Raise UserError unless the library gives memory back by pieces in a program here."""
     trial = built(SOURCES / "trial.c", FLAGS, beside=SOURCES, kept="preload", named="its trial")
-    settings = Settings(smallest=_TRIED).spelt()
+    settings = ReleaseSettings(smallest=_TRIED).spelt()
     done = subprocess.run(
         [trial], env={**environment, "ZAPLOCK_RELEASE": settings}, capture_output=True,
         timeout=_LIMIT_S,
