@@ -12,6 +12,39 @@ struct away {
 	uintptr_t start, end;
 };
 
+static int forking, reserving;
+
+/* Whoever forks waits until no reservation is on its way that the child would have. */
+static void before_fork(void)
+{
+	__atomic_fetch_add(&forking, 1, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&reserving, __ATOMIC_SEQ_CST))
+		kernel(SYS_sched_yield, 0, 0, 0, 0, 0);
+}
+
+static void after_fork(void) { __atomic_fetch_sub(&forking, 1, __ATOMIC_SEQ_CST); }
+
+static void in_child(void) { forking = reserving = 0; }
+
+/* Map addresses that a fork does not inherit; 0 where there are none, or while somebody forks. */
+static uintptr_t reserve(size_t length)
+{
+	long at = 0;
+
+	__atomic_fetch_add(&reserving, 1, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&forking, __ATOMIC_SEQ_CST)) {
+		at = map_nothing(length);
+		if (at < 0 && at > -4096)
+			at = 0;
+		else if (advise(at, length, MADV_DONTFORK)) {
+			unmap(at, length);
+			at = 0;
+		}
+	}
+	__atomic_fetch_sub(&reserving, 1, __ATOMIC_SEQ_CST);
+	return at;
+}
+
 /* Give the pages of a moved range back, then its addresses. */
 static void give_back(struct away *away)
 {
@@ -49,17 +82,17 @@ static int take_away(int maps, uintptr_t start, uintptr_t end, int flags, struct
 {
 	size_t length = end - start, unit = length >= GIB ? GIB : HUGE;
 	size_t reserved = length + unit + 2 * page;
-	long at = map_nothing(reserved);
+	uintptr_t at = reserve(reserved);
 
-	if (at < 0 && at > -4096)
+	if (!at)
 		return 0;
 	away->reserved = at;
 	away->reserved_end = at + reserved;
 	away->start = down(at + page, unit) + start % unit; /* page tables move whole */
-	if (away->start < (uintptr_t)at + page)
+	if (away->start < at + page)
 		away->start += unit;
 	away->end = away->start + length;
-	if (advise(at, reserved, MADV_DONTFORK) || advise(start, length, MADV_DONTFORK) ||
+	if (advise(start, length, MADV_DONTFORK) ||
 	    move(start, length, MREMAP_MAYMOVE | MREMAP_FIXED | flags, away->start) !=
 		    (long)away->start) {
 		drop(maps, away);

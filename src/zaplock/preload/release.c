@@ -462,6 +462,7 @@ __attribute__((constructor)) static void begin(void)
 	with_glibc = gnu_get_libc_version && next_free &&
 		     dladdr((void *)gnu_get_libc_version, &libc) &&
 		     dladdr((void *)next_free, &of_free) && libc.dli_fbase == of_free.dli_fbase;
+	pthread_atfork(before_fork, after_fork, in_child);
 	if (in_background)
 		pthread_atfork(NULL, NULL, forget_worker);
 	from = up(setting(settings, "from=", 16 << 20), page);
