@@ -12,6 +12,7 @@ import pytest
 
 from zaplock.cli import _fidelity_text as text
 from zaplock.cli import main
+from zaplock.compiled.build import compiler
 from zaplock.designs import load
 from zaplock.designs.linux import LINUX_4_18, LINUX_6_1, design_of, linux
 from zaplock.errors import UserError
@@ -151,7 +152,7 @@ def test_an_exact_guest_agrees_with_its_design(
 @pytest.mark.root
 @pytest.mark.parametrize("teardown", TEARDOWNS)
 def test_this_machines_kernel_holds_the_lock_in_the_predicted_modes(teardown: str) -> None:
-    if os.geteuid() != 0 or build.compiler() is None:
+    if os.geteuid() != 0 or compiler() is None:
         pytest.skip("needs root and a C compiler")
     done = host.run(GuestPlan(256 << 20, teardown=teardown, bystanders=READERS, period_ns=200_000))
     predicted = predict(design_of(done.capsule.facts["release"]).design, teardown, READERS)

@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.compiled import cache
+from zaplock.compiled.build import compiler
 from zaplock.errors import UserError
 from zaplock.measure.guest import (
     build,
-    cache,
     capsule,
     debian,
     host,
@@ -321,7 +322,7 @@ def test_a_probe_that_is_not_what_was_compiled_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ZAPLOCK_CACHE", str(tmp_path))
-    if build.compiler() is None:
+    if compiler() is None:
         pytest.skip("no C compiler")
     program = build.probe()
     whole = program.read_bytes()
@@ -410,7 +411,7 @@ def test_an_unfinished_capsule_is_no_result(tmp_path: Path) -> None:
 def test_the_same_probe_runs_on_the_host_and_leaves_no_instance() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
-    if build.compiler() is None:
+    if compiler() is None:
         pytest.skip("needs a C compiler")
     done = host.run(GuestPlan(64 * MIB, bystanders=READERS, period_ns=200_000))
     assert guest_verdict.read(done).modes[0] == "exclusive"

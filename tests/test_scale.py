@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.compiled.build import compiler
 from zaplock.designs import load
 from zaplock.engines.timed.lines import CacheLines
 from zaplock.lab import profiles
 from zaplock.lab.scale import WORKLOADS, MachineOfTheirs, Point, measure_point, scale
-from zaplock.measure.guest.build import compiled, compiler
+from zaplock.measure.guest.build import compiled
 from zaplock.measure.scale import PROGRAM, cpus_here, run_once
 from zaplock.programs.tracer import record
 

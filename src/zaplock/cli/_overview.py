@@ -32,6 +32,7 @@ SUMMARIES: Final = {
     "record": "record who holds the mmap_lock of a real process and who waits for it",
     "replay": "replay a recording under another kernel, or freeing memory another way",
     "report": "explain a recording: longest holds, worst waits and who is to blame",
+    "run": "run a program so that its big frees stall none of its threads",
     "scale": "predict how a workload grows with CPUs under each design",
     "top": "watch live who holds and who waits",
     "why": "is anything waiting for this process's mmap_lock now, and behind whom?",

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from zaplock.compiled import cache
 from zaplock.errors import UserError
-from zaplock.measure.guest import cache
 
 SUITES: Final = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid")
 """Of Debian, oldest first: 5.10 and what came after it."""

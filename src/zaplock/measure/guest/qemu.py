@@ -36,8 +36,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from zaplock.compiled import cache
 from zaplock.errors import UserError
-from zaplock.measure.guest import build, cache, capsule, initramfs, scratch
+from zaplock.measure.guest import build, capsule, initramfs, scratch
 from zaplock.measure.guest.kernels import Kernel
 from zaplock.strangers import visible
 

@@ -1,6 +1,6 @@
-"""Where kernels and the compiled probe are kept between runs.
+"""Where kernels and compiled programs are kept between runs.
 
-The probe is run by whoever measures, root among others, with whose rights a kernel is booted; so
+A program is run by whoever measures, root among others, with whose rights a kernel is booted; so
 the cache is used only where nobody but this user and root can put something in its place: every
 directory on the way to it belongs to one of the two and can't be written by others (a sticky one,
 as /tmp is, can't be used to replace what is ours).
