@@ -238,6 +238,8 @@ def test_the_keyboard_reaches_the_waits_of_every_run(name: str, pages: dict[str,
             said = await shown.ask("document.getElementById('story').textContent")
             runs.add(re.search(r"under (\S+)", said)[1])  # type: ignore[index]
             assert "behind" in said
+            writes = re.search(r"in (mmap|munmap) of .* waited", said)
+            assert said.splitlines()[0].endswith("exclusive" if writes else "shared")
             assert await shown.ask("location.hash") == await shown.ask(
                 "'#wait-' + zaplock.timeline.selected.row"
             )

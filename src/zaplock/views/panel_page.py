@@ -101,7 +101,7 @@ def _columns(name: str, rows: Sequence[Row], operations: list[str]) -> dict[str,
 
 
 def _flags(bar: Bar) -> int:
-    flags = EXCLUSIVE if bar.style == "exclusive hold" else 0
+    flags = EXCLUSIVE if bar.exclusive else 0
     flags |= DOWNGRADED if bar.style == "shared after downgrade" else 0
     return flags | (COMPLETE if bar.seen == "whole" else 0)
 

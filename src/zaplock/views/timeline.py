@@ -69,6 +69,7 @@ class Bar:
     part: float = 1.0
     """How much of that time is really covered: less than 1 where short ones stand for a pixel."""
     seen: Extent = "whole"
+    exclusive: bool = False
     what: str = ""
     """The operation, such as "munmap of 8 GiB", where one is known."""
     told: tuple[str, ...] = ()
@@ -135,13 +136,15 @@ def _holds(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
     holds = analysis.holds
     ends = holds.end_ns
     for row in range(len(holds)):
-        style = "exclusive hold" if holds["exclusive"][row] else "shared hold"
+        exclusive = bool(holds["exclusive"][row])
+        style = "exclusive hold" if exclusive else "shared hold"
         if style == "shared hold" and holds["downgraded"][row]:
             style = "shared after downgrade"
         lane = _lane(names, int(holds["tid"][row]))
         seen: Extent = "whole" if holds["complete"][row] else "in part"
         start_ns, end_ns = int(holds["start_ns"][row]), int(ends[row])
-        yield Bar(lane, style, start_ns, end_ns, seen=seen, what=doing(holds, row))
+        what = doing(holds, row)
+        yield Bar(lane, style, start_ns, end_ns, seen=seen, exclusive=exclusive, what=what)
 
 
 def _waits(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
@@ -152,7 +155,8 @@ def _waits(analysis: Analysis, names: Mapping[int, str]) -> Iterable[Bar]:
         over = int(waits["outcome"][row]) != WaitOutcome.WAITING and not waits["partial"][row]
         start_ns, end_ns = int(waits["start_ns"][row]), int(ends[row])
         seen: Extent = "whole" if over else "in part"
-        yield Bar(lane, "wait", start_ns, end_ns, seen=seen, what=doing(waits, row))
+        exclusive, what = bool(waits["exclusive"][row]), doing(waits, row)
+        yield Bar(lane, "wait", start_ns, end_ns, seen=seen, exclusive=exclusive, what=what)
 
 
 def explained(one: Panel, analysis: Analysis, begin_ns: int) -> Panel:
@@ -332,7 +336,7 @@ def _measured(row: TeardownOutcome) -> Panel:
     """Draw what is known of a really measured teardown: its holds; when others stalled is not."""
     exclusive_ns, shared_ns = row.exclusive_hold_ns or 0, row.shared_hold_ns or 0
     bars = [
-        Bar("munmap", "exclusive hold", 0, exclusive_ns),
+        Bar("munmap", "exclusive hold", 0, exclusive_ns, exclusive=True),
         Bar("munmap", "shared after downgrade", exclusive_ns, exclusive_ns + shared_ns),
     ]
     known = tuple(bar for bar in bars if bar.end_ns > bar.start_ns)

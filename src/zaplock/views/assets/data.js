@@ -112,8 +112,8 @@ class Recording {
     const doing = this.doing(table, row), task = this.task(table.lane[row]) + (doing && " in " + doing);
     const at = `at ${(table.start[row] / 1e9).toFixed(6)} s`, span = duration(table.span[row]), lock = this.where(table, row);
     if (table === this.waits) {
-      const lines = [`${at}: ${task} ${OUTCOMES[table.outcome[row]]} ${span} ${this.whole ? "" : "for "}${lock}${this.whole ? "" : ", " + this.mode(table, row)}`];
-      return lines.concat((this.chains[row] || [this.whole ? "not explained here (only the longest waits are)" : "not explained in this page (only the longest waits are)"]).map(line => "    " + line)).join("\n");
+      const lines = [`${at}: ${task} ${OUTCOMES[table.outcome[row]]} ${span} ${this.whole ? "" : "for "}${lock}, ${this.mode(table, row)}`];
+      return lines.concat((this.chains[row] || ["not explained in this page (only the longest waits are)"]).map(line => "    " + line)).join("\n");
     }
     const notes = [];
     if (table.flags[row] & DOWNGRADED) notes.push(table.flags[row] & EXCLUSIVE ? "ended by a downgrade" : "began by a downgrade");
