@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zaplock.errors import UserError
+from zaplock.extras import needed
 
 if TYPE_CHECKING:
     pass
@@ -115,12 +116,8 @@ def executor(jobs: int = 1, cluster: str = "") -> Iterator[Executor]:
         return
     if jobs > 1:
         raise UserError("--jobs and --cluster are two places to work in: give one of them")
-    try:
+    with needed("--cluster"):
         from distributed import Client
-    except ImportError:
-        raise UserError(
-            "--cluster needs Dask, which isn't here: pip install 'zaplock[cluster]'"
-        ) from None
     connect: Callable[..., Any] = Client
     try:
         client = connect(cluster, timeout=_CONNECT_S)

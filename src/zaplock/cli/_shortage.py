@@ -6,6 +6,7 @@ import errno
 import resource
 
 from zaplock.errors import UserError
+from zaplock.extras import lack
 
 LEAST_ADDRESS_SPACE = 768 << 20
 """What numpy, polars and their threads map, whether they use it or not."""
@@ -55,4 +56,4 @@ def shortage(error: BaseException) -> str | None:
     # The loader opens libraries itself, and its words are all that it says.
     if isinstance(error, ImportError) and "Too many open files" in str(error):
         return _ENDED[errno.EMFILE]
-    return None
+    return lack(error) if isinstance(error, ImportError) else None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zaplock.extras import needed
 from zaplock.lab.brk1 import SMALL, Brk1, brk1
 from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
@@ -67,7 +68,8 @@ class Comparison:
     @property
     def frame(self) -> polars.DataFrame:
         """The table: a row for each outcome, times in nanoseconds, stalls as their maximum."""
-        import polars
+        with needed("a frame"):
+            import polars
 
         names = dict.fromkeys(name for block in self.blocks for name in block)
         rows = [

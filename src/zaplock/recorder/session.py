@@ -23,7 +23,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from zaplock.errors import UserError
 from zaplock.recorder.beginning import still_open
@@ -115,7 +114,7 @@ def record_to(
         except UserError:
             writer.remove()  # nothing was recorded: the command could not be run
             raise
-        except (OSError, pl.exceptions.PolarsError) as error:
+        except OSError as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
         finally:
             session.discard()

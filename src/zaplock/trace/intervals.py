@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.extras import needed
 from zaplock.trace.calls import NO_CALL, Calls
 from zaplock.trace.events import IN_PART, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import Segments
@@ -62,7 +63,8 @@ class Intervals:
 
     def frame(self) -> polars.DataFrame:
         """Return a table with comm, mode and operation spelt out."""
-        import polars as pl
+        with needed("a frame"):
+            import polars as pl
 
         frame = pl.DataFrame(dict(self.columns))
         names = pl.DataFrame(

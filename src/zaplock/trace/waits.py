@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zaplock.extras import needed
 from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
@@ -79,7 +80,8 @@ class Waits(Intervals):
 
     def frame(self) -> polars.DataFrame:
         """Return a table with comm, mode, operation and outcome spelt out."""
-        import polars as pl
+        with needed("a frame"):
+            import polars as pl
 
         names = {outcome.value: outcome.name.lower() for outcome in WaitOutcome}
         outcome = pl.col("outcome").replace_strict(names, return_dtype=pl.String)

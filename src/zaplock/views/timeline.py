@@ -19,6 +19,7 @@ import numpy as np
 
 from zaplock import outputs
 from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.outcome import TeardownOutcome
 from zaplock.trace.summary import QUEUED_NS
@@ -147,7 +148,8 @@ def draw(
         raise UserError(f"{path} can't be drawn: name a file that ends in {', '.join(KINDS)}")
     if not panels:
         raise UserError(f"{path} would be empty: there is no run to draw")
-    import altair
+    with needed("a picture"):
+        import altair
 
     span_ns = max((bar.end_ns for one in panels for bar in one.bars), default=1)
     unit, unit_ns = _unit(span_ns)
@@ -164,7 +166,8 @@ def draw(
 
 
 def _rendered(spec: dict[str, Any], suffix: str, title: str) -> str | bytes:
-    import vl_convert
+    with needed("a picture"):
+        import vl_convert
 
     version = "v" + ".".join(spec["$schema"].rpartition("/v")[2].split(".")[:2])
     if suffix == ".svg":
@@ -197,7 +200,6 @@ def _unit(span_ns: int) -> tuple[str, int]:
 
 def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
     import altair
-    import polars as pl
 
     rows = [
         {
@@ -210,15 +212,12 @@ def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
         }
         for bar in binned(one.bars, max(1, -(-span_ns // WIDTH)))
     ]
-    schema = {"lane": pl.String, "what": pl.String} | dict.fromkeys(
-        ("from", "to", "took", "part"), pl.Float64
-    )
     below = altair.Axis(title=axis) if axis else None
     density = altair.Scale(domain=[0, 1], range=[FAINTEST, 1])
     domain = altair.Scale(domain=[0, span_ns / unit_ns], nice=False)
     lanes = altair.Scale(domain=list(one.lanes))
     colours = altair.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
-    base = altair.Chart(pl.DataFrame(rows, schema)).encode(
+    base = altair.Chart(altair.InlineData(rows)).encode(
         x=altair.X("from:Q", scale=domain, axis=below),
         x2="to:Q",
         y=altair.Y("lane:N", scale=lanes, title=None, axis=altair.Axis(labelLimit=140)),
