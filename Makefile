@@ -21,7 +21,8 @@ run: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict src tests/outside
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # What only computes runs beside what looks at this machine (tests/conftest.py).
 TESTERS := 2
