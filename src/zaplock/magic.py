@@ -45,7 +45,7 @@ def record_cell(shell: InteractiveShell, line: str, cell: str) -> None:
         from IPython.display import display
 
         display(report)  # type: ignore[no-untyped-call]
-    result.raise_error()
+    result.raise_error()  # type: ignore[no-untyped-call]
 
 
 def _name_in(line: str) -> str:

@@ -37,6 +37,7 @@ from zaplock.lab.compare import compare as compare_designs
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.lab import Laboratory as _Lab
 from zaplock.lab.lab import Observation
+from zaplock.trace.file import Manifest, write
 from zaplock.units import duration, parse_duration, parse_size
 from zaplock.views import outcomes
 
@@ -88,9 +89,9 @@ class ComparisonResult(Comparison):
     @overload
     def plot(self) -> Picture: ...
     @overload
-    def plot(self, path: str | Path) -> Path: ...
-    def plot(self, path: str | Path | None = None) -> Picture | Path:
-        """Draw who holds the lock and who waits; returns the picture, or the file if one is given.
+    def plot(self, path: str | Path) -> None: ...
+    def plot(self, path: str | Path | None = None) -> Picture | None:
+        """Return a drawing of who holds the lock and who waits, or write it to a file.
 
         `path` ends in .svg, .png or .html. Raises UserError for another end, where the file can't
         be written, and without the extra `plots`.
@@ -98,7 +99,8 @@ class ComparisonResult(Comparison):
         from zaplock.views.timeline import plot_comparison
 
         if path is not None:
-            return plot_comparison(self, Path(path))
+            plot_comparison(self, Path(path))
+            return None
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "plot.svg"
             plot_comparison(self, file)
@@ -122,6 +124,14 @@ class LabRun(Observation):
     def sentences(self) -> list[str]:
         """Say who waited for whom, worst first, and what the kernel would report as hung."""
         return _sentences(self.analysis)
+
+    def save(self, path: str | Path) -> None:
+        """Write a recording that `zaplock report`, `diff` and `replay` read.
+
+        Raises UserError where something is already there, or it can't be written.
+        """
+        about = Manifest(source="simulation", kernel=self.design.kernel, notes=("simulated",))
+        write(path, self.events, about)
 
     def _repr_html_(self) -> str:
         rows = [

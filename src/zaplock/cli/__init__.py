@@ -26,7 +26,7 @@ from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
-from zaplock.cli._overview import SUMMARIES, overview, questions
+from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
@@ -55,6 +55,24 @@ def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{verb}")
 
 
+def parser_of(verb: str) -> _Parser:
+    """Return the parser of a verb."""
+    module = _load(verb)
+    parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.configure(parser)
+    return parser
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return one parser of all verbs, for those who complete words or write pages."""
+    parser = argparse.ArgumentParser(prog="zaplock")
+    verbs = parser.add_subparsers(metavar="VERB")
+    for verb, summary in SUMMARIES.items():
+        _load(verb).configure(verbs.add_parser(verb, help=summary))
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 128 and a signal's number."""
     own_process = argv is None
@@ -63,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(questions())
         return 0
     if arguments[0] == "help" and len(arguments) > 1:
-        arguments = [*arguments[1:], "--help"]
+        topic = " ".join(arguments[1:])
+        if topic not in SUMMARIES:
+            return _explain(topic)
+        arguments = [topic, "--help"]
     if arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -94,6 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as error:
             return _own_code(verb, error)
         return 2
+
+
+def _explain(topic: str) -> int:
+    """Say what a word means."""
+    words = glossary()
+    if topic not in words:
+        print(f"zaplock: {no_such('verb or word', topic, [*SUMMARIES, *words])}", file=sys.stderr)
+        return 2
+    print(f"{topic}: {words[topic]}")
+    return 0
 
 
 def _own_code(verb: str, error: Exception) -> int:
@@ -148,11 +179,8 @@ def _warn(verb: str, message: Warning | str, *_: object) -> None:
 
 
 def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
-    module = _load(verb)
-    parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    module, parser = _load(verb), parser_of(verb)
     parser.set_defaults(own_process=own_process)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    module.configure(parser)
     try:
         code: int = module.run(parser.parse_all(arguments))
         sys.stdout.flush()

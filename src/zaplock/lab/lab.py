@@ -32,7 +32,7 @@ from zaplock.trace.outcome import Stalls
 if TYPE_CHECKING:
     import polars
 
-Program = Callable[[Cx], Coroutine[Step[object], object, int]]
+Program = Callable[[Cx], Coroutine[Step[object], object, int | None]]
 """What a thread does: an `async` function of its `Cx`; its number is its result."""
 
 FOREIGN_MMS = 1 << 20
@@ -51,7 +51,7 @@ class Observation:
 
     design: Design
     events: Events
-    results: dict[str, int]
+    results: dict[str, int | None]
     stalls: dict[str, Stalls]
     long_waits: tuple[LongWait, ...]
     duration_ns: int
