@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"zaplock {verb}: interrupted", file=sys.stderr)
             return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
-            lack = shortage(error)
+            lack = shortage(error, verb)
             if lack is None:
                 return _own_code(verb, error)
             print(f"zaplock {verb}: {lack}", file=sys.stderr)
