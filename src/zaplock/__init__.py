@@ -5,7 +5,7 @@
     compare("80G")          who stalls beside a big munmap, under each kernel's design
     Lab("linux-6.18")       a simulated machine for a program of one's own
     AddressSpace("rfc-v6")  an address space to try calls on
-    check("expand")         prove a locking protocol, or show what breaks it
+    prove("expand")         prove a locking protocol, or show what breaks it
     report("x.zaplock")     what a recording says; `sudo zaplock record -p PID` makes one
     author                  to write designs, operations and invariants of one's own
     UserError               what is raised for bad input, in one line
@@ -28,8 +28,8 @@ __all__ = [
     "__version__",
     "author",
     "buffers",
-    "check",
     "compare",
+    "prove",
     "release",
     "report",
 ]
@@ -38,8 +38,8 @@ _HOMES = {
     "AddressSpace": "zaplock.api",
     "Lab": "zaplock.notebook",
     "UserError": "zaplock.errors",
-    "check": "zaplock.notebook",
     "compare": "zaplock.notebook",
+    "prove": "zaplock.notebook",
     "load_ipython_extension": "zaplock.magic",
     "report": "zaplock.notebook",
 }
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from zaplock import author, buffers
     from zaplock.api import AddressSpace
     from zaplock.errors import UserError
-    from zaplock.notebook import Lab, check, compare, report
+    from zaplock.notebook import Lab, compare, prove, report
     from zaplock.release import ReleaseModule
 
     release: ReleaseModule

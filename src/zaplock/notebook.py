@@ -6,7 +6,7 @@
     [('linux-4.9', 2.49), ('rfc-v6', 0.0)]
 
 A result has its table as a polars frame, draws itself in a notebook and explains itself in words.
-`report(path)` is a recording, understood; `check(scenario, design)` a verdict with what shows it.
+`report(path)` is a recording, understood; `prove(scenario, design)` a verdict with what shows it.
 
     >>> from zaplock import Lab
     >>> lab = Lab("rfc-v6")
@@ -214,7 +214,7 @@ def report(path: str | os.PathLike[str]) -> RecordedReport:
     return RecordedReport(read_analysis(path))
 
 
-def check(
+def prove(
     scenario: str,
     design: str = "linux-6.18",
     *,
@@ -387,7 +387,7 @@ __all__ = [
     "Picture",
     "RecordedReport",
     "ScenarioVerdict",
-    "check",
     "compare",
+    "prove",
     "report",
 ]
