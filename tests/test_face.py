@@ -185,7 +185,6 @@ def test_every_extra_is_in_the_project_and_every_package_in_its_extra() -> None:
     ("package", "arguments", "extra"),
     [
         ("altair", ["compare", "1M", "--no-measure", "--plot", "x.svg"], "plots"),
-        ("vl_convert", ["compare", "1M", "--no-measure", "--plot", "x.svg"], "plots"),
         ("polars", ["report", "seen.zaplock", "--csv", "out"], "frames"),
         ("polars", ["fleet", "report", "store"], "fleet"),
         ("perfetto", ["report", "seen.zaplock", "--perfetto", "x.pftrace"], "perfetto"),
