@@ -23,8 +23,10 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import resources
+from importlib.resources.abc import Traversable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
@@ -61,7 +63,22 @@ def parser_of(verb: str) -> _Parser:
     parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
+    if (schema := resources.files(__name__) / "schemas" / f"{verb}.json").is_file():
+        said = "print the schema of what --json prints, with its version"
+        parser.add_argument("--json-schema", action=_Show, file=schema, nargs=0, help=said)
     return parser
+
+
+class _Show(argparse.Action):
+    """Print a file and leave, as `--help` does."""
+
+    def __init__(self, *, file: Traversable, **options: Any) -> None:
+        super().__init__(default=argparse.SUPPRESS, **options)
+        self._file = file
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self._file.read_text("utf-8"), end="")
+        parser.exit()
 
 
 def whole_parser() -> argparse.ArgumentParser:
