@@ -146,7 +146,9 @@ def test_a_recording_of_numbers_that_no_kernel_writes(data: st.DataObject) -> No
     files = {k: v for k, v in good_recording().items() if not k.startswith("events")}
     path = recording_with(files)
     with walk(path) as where:
-        tables.put(where, "events", 0, frame)
+        packed = io.BytesIO()
+        frame.write_parquet(packed)
+        tables.put(where, "events", 0, packed.getvalue())
     with well_behaved():
         understood(path)
 

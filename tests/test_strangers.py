@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import chromium
-import polars as pl
 import pytest
 import scenes
 from hypothesis import given
@@ -25,6 +24,7 @@ from zaplock.cli._streams import guarded
 from zaplock.outputs import walk
 from zaplock.strangers import cell, name_of, visible
 from zaplock.trace import file
+from zaplock.trace.parquet import columns_of, packed
 from zaplock.trace.tables import TASKS, put
 from zaplock.views.screen import Screen
 from zaplock.views.timeline import Bar, Panel, draw
@@ -65,7 +65,7 @@ def recording_of(name: str, path: Path) -> None:
     [tasks] = path.glob("tasks-*")
     tasks.unlink()
     with walk(path) as folder:
-        put(folder, "tasks", 0, pl.DataFrame(rows, TASKS, orient="row"))
+        put(folder, "tasks", 0, packed(columns_of(rows, TASKS), TASKS))
 
 
 def is_plain(text: str) -> bool:

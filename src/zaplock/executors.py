@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from zaplock.errors import UserError
+from zaplock.extras import needed
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor as FuturesExecutor
@@ -151,12 +152,8 @@ def cluster_at(address: str, jobs: int = 1) -> Iterator[Cluster]:
     """
     if jobs > 1:
         raise UserError("--jobs and --cluster are two places to work in: give one of them")
-    try:
+    with needed("--cluster"):
         from distributed import Client
-    except ImportError:
-        raise UserError(
-            "--cluster needs Dask, which isn't here: pip install 'zaplock[cluster]'"
-        ) from None
     connect: Callable[..., Any] = Client
     try:
         client = connect(address, timeout=_CONNECT_S)

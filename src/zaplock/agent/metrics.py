@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zaplock.errors import UserError
+from zaplock.extras import needed
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -39,11 +40,8 @@ class Metrics:
     """All figures of an agent. `registry` is what is served."""
 
     def __init__(self) -> None:
-        try:
+        with needed("the agent"):
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-        except ImportError:
-            raise UserError("the agent needs prometheus_client, which isn't here: pip install "
-                            "'zaplock[fleet]'") from None  # fmt: skip
         self.registry: CollectorRegistry = CollectorRegistry()
         self._bounded = Bounded()
 

@@ -59,14 +59,10 @@ def run(args: argparse.Namespace) -> int:
 def load(file: str) -> Analysis:
     """Read a recording and analyse it, showing on a terminal that this takes a while."""
     from zaplock.cli._busy import busy
-    from zaplock.trace.analysis import analyse_recorded
-    from zaplock.trace.file import read
+    from zaplock.trace.reading import read_analysis
 
-    with busy(f"reading {file}"):
-        recording = read(file)
-    with busy("joining holds and waits"):
-        found = analyse_recorded(file, recording)
-    for caveat in recording.caveats:
+    found = read_analysis(file, busy)
+    for caveat in found.caveats:
         print(f"{file}: {caveat}", file=sys.stderr)
     return found
 

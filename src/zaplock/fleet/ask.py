@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.fleet_store.store import FleetStore, Listing
 from zaplock.fleet_store.waits import SCHEMA
 
@@ -47,12 +48,8 @@ def _plain(value: Any) -> Any:
 
 def ask(url: str, question: str, days: Sequence[str] | None = None) -> Answer:
     """Answer a question in SQL. Raises UserError where it can't be, in DuckDB's own words."""
-    try:
+    with needed("'fleet ask'"):
         import duckdb
-    except ImportError:
-        raise UserError(
-            "'fleet ask' needs DuckDB, which isn't here: pip install 'zaplock[fleet]'"
-        ) from None
     store = FleetStore(url)
     listing, recordings = store.waits(days), store.recordings(days)
     with duckdb.connect() as connection:

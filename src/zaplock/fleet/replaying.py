@@ -25,9 +25,9 @@ from zaplock.fleet_store.store import FleetStore, Listed, StoreEntry
 from zaplock.fleet_store.waits import WallClock, waits_of
 from zaplock.lab.profiles import Profile
 from zaplock.replay.replay import replay
-from zaplock.trace.analysis import Analysis, analyse_recorded
-from zaplock.trace.file import read
+from zaplock.trace.analysis import Analysis
 from zaplock.trace.manifest import FILE
+from zaplock.trace.reading import read_analysis
 from zaplock.trace.summary import QUEUED_NS, summarise
 
 MOST = 10
@@ -189,8 +189,10 @@ def _chosen(
 def _replay(task: _Task) -> list[Replayed] | Failed:
     with tempfile.TemporaryDirectory(prefix="zaplock-") as folder:
         try:
-            one = FleetStore(task.url).fetch(task.listed, Path(folder) / "one.zaplock")
-            return _replayed(task, analyse_recorded(one, read(one)))
+            analysis = read_analysis(
+                FleetStore(task.url).fetch(task.listed, Path(folder) / "one.zaplock")
+            )
+            return _replayed(task, analysis)
         except UserError as error:
             return Failed(task.entry.recording, str(error))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zaplock import outputs
 from zaplock.errors import UserError
+from zaplock.extras import needed
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TRIES = 5
 _FIRST_PAUSE_S = 0.05
-_NEEDS = "needs fsspec, which isn't here: pip install 'zaplock[fleet]'"
 
 
 class Torn(OSError):
@@ -165,10 +165,8 @@ class Objects:
 
 
 def _opened(url: str) -> tuple[AbstractFileSystem, str]:
-    try:
+    with needed(f"the store {url!a}"):
         from fsspec.core import url_to_fs
-    except ImportError:
-        raise UserError(f"the store {url!a} {_NEEDS}") from None
     try:
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -122,9 +122,7 @@ def record_to(
         manifest = _manifest(options, capture, command_line, target)
         session = _Session(capture, options, flight, progress, found)
         session.begin()
-        # polars takes as long to import as all of the above: events come in meanwhile.
-        from polars.exceptions import PolarsError
-
+        # What writes Parquet takes its time to import: events come in meanwhile.
         from zaplock.trace.writer import Writer
 
         writer = Writer(path, manifest, hash_pointers=hash_pointers)
@@ -135,7 +133,7 @@ def record_to(
         except UserError:
             writer.remove()  # nothing was recorded: the command could not be run
             raise
-        except (OSError, PolarsError) as error:
+        except OSError as error:
             raise UserError(_disk_trouble(Path(path), error)) from None
         finally:
             session.discard()

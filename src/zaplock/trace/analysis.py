@@ -5,7 +5,6 @@ The parts that several links need (segments, lanes, calls) are made once. Every 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +13,6 @@ from zaplock.errors import UserError
 from zaplock.trace.blame import Blame, Explained, Judge, judge
 from zaplock.trace.calls import Calls, calls
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.file import Recording, read_quotas, read_stacks
 from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
@@ -29,7 +27,7 @@ from zaplock.trace.vma_lock import vma_locks
 from zaplock.trace.waits import Waits, waits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """A recording, understood. `kernel` is the release or design that it was made on."""
 
@@ -46,6 +44,12 @@ class Analysis:
     """Why the recording is not to be taken for whole, gaps apart: a sentence each."""
     sees_locks: bool = True
     """Whether lock events were recorded; without them nothing is known of holds and waits."""
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.holds)} holds and {len(self.waits)} waits "
+            f"of {len(self.events.tasks)} tasks on {self.kernel})"
+        )
 
     @property
     def begin_ns(self) -> int:
@@ -147,20 +151,6 @@ def _stack(events: Events, stacks: Stacks, table: Holds | Waits, row: int) -> Ca
     find = stacks.of_hold if isinstance(table, Holds) else stacks.of_wait
     end_ns = start_ns + int(table[table.LENGTH][row])
     return find(tid, task.pid if task else tid, start_ns, end_ns)
-
-
-def analyse_recorded(path: str | os.PathLike[str], recording: Recording) -> Analysis:
-    """Analyse a recording that was read from `path`, with its stacks and its groups' accounts."""
-    about = recording.manifest
-    return analyse(
-        recording.events,
-        about.kernel,
-        span=(about.started_ns, about.ended_ns) if about.ended_ns else None,
-        stacks=read_stacks(path),
-        quotas=read_quotas(path),
-        caveats=recording.caveats,
-        sees_locks=recording.sees_locks,
-    )
 
 
 def analyse(

@@ -29,7 +29,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
@@ -37,6 +36,7 @@ from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.gaps import losses
 from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
+from zaplock.trace.parquet import Schema, numbers, rows_of
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 from zaplock.trace.stacks import (
     AddressKind,
@@ -48,6 +48,7 @@ from zaplock.trace.stacks import (
     in_order,
 )
 from zaplock.trace.tables import (
+    EVENTS,
     FOUND,
     FRAMES,
     GROUPS,
@@ -83,8 +84,6 @@ _MOST_NS = 1 << 62
 _MOST_LOST = 1 << 48
 _BYTES_AN_EVENT = 100
 """What reading takes at its worst: the columns, their copy in order, a block of Parquet."""
-
-_EVENTS = dict(pl.DataFrame({name: np.empty(0, EVENT[name]) for name in EVENT.names or ()}).schema)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +128,11 @@ def read_stacks(path: str | os.PathLike[str]) -> Stacks | None:
 def _stack_block(raw: Raw) -> Iterator[StackRow]:
     """Read a block; version 1 had user stacks of eight frames, taken with the lock."""
     if "user" in raw.columns:
-        for row in parse(raw, STACKS).iter_rows():
+        for row in rows_of(parse(raw, STACKS)):
             time_ns, pid, tid, reason, kernel, user, top = row
             yield StackRow(time_ns, pid, tid, reason, tuple(kernel), tuple(user), top)
         return
-    for time_ns, tid, *frames in parse(raw, STACKS_1).iter_rows():
+    for time_ns, tid, *frames in rows_of(parse(raw, STACKS_1)):
         user = tuple(address for address in frames if address)
         yield StackRow(time_ns, tid, tid, int(StackReason.LOCKED), (), user, 0)
 
@@ -216,14 +215,14 @@ def _of_kind(path: Path, kind: str) -> list[TableFile]:
     return files
 
 
-def _newest(path: Path, kind: str, schema: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def _newest(path: Path, kind: str, schema: Schema) -> list[tuple[Any, ...]]:
     """Read the rows of a table that is replaced: the last that was written."""
     files = _of_kind(path, kind)
     if not files:
         return []
     raw = open_table(files[-1])
     require_memory(raw.rows * 500, str(files[-1].path))
-    return parse(raw, schema).rows()
+    return list(rows_of(parse(raw, schema)))
 
 
 def _task(row: tuple[Any, ...], inside: Mapping[int, tuple[int, int]]) -> RecordedTask:
@@ -243,8 +242,8 @@ def _load(
     start = 0
     while raws:
         raw = raws.pop(0)
-        frame = parse(raw, _EVENTS)
-        block = {name: frame[name].to_numpy() for name in columns}
+        table = parse(raw, EVENTS)
+        block = {name: numbers(table[name], kind) for name, kind in EVENTS.items()}
         _check_ranges(block, raw.file, len(manifest.operations))
         for name, column in columns.items():
             column[start : start + raw.rows] = block[name]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.extras import needed
 from zaplock.trace.calls import NO_CALL, Calls
 from zaplock.trace.events import IN_PART, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import Segments
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Intervals:
     """What a kind of interval has: `DTYPE` names and types the columns, `LENGTH` is how long.
 
@@ -41,6 +42,9 @@ class Intervals:
 
     def __len__(self) -> int:
         return len(self.columns["mm"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} rows of {', '.join(self.columns)})"
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name]
@@ -62,7 +66,8 @@ class Intervals:
 
     def frame(self) -> polars.DataFrame:
         """Return a table with comm, mode and operation spelt out."""
-        import polars as pl
+        with needed("a frame"):
+            import polars as pl
 
         frame = pl.DataFrame(dict(self.columns))
         names = pl.DataFrame(

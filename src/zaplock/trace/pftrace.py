@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.strangers import name_of
 from zaplock.system_calls import BY_NUMBER
 from zaplock.trace.events import IN_INTERRUPT, EventKind
@@ -43,14 +44,9 @@ def looks_like(start: bytes) -> bool:
 
 def read(path: Path, file: IO[bytes]) -> ImportedTrace:
     """Read the events of a trace. Raises UserError without the package, or where it is damaged."""
-    try:
+    with needed(f"{path} looks like a Perfetto trace, which"):
         from google.protobuf.message import DecodeError
         from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TracePacket
-    except ImportError:
-        raise UserError(
-            f"{path} looks like a Perfetto trace, and the perfetto package is not installed: "
-            "pip install 'zaplock[perfetto]'"
-        ) from None
     found, described = TraceBuilder(), Described()
     try:
         for content in _contents(file):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import re
 import resource
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
+from arro3.core import Table
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
@@ -33,6 +32,9 @@ from zaplock.inputs import read_plain
 from zaplock.outputs import Folder
 from zaplock.strangers import read_text
 from zaplock.trace.apart import PARSER
+from zaplock.trace.events import EVENT
+from zaplock.trace.parquet import ColumnKind as Is
+from zaplock.trace.parquet import Schema, is_of
 from zaplock.trace.quotas import QuotaReading
 
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
@@ -44,41 +46,52 @@ _MOST_TEXT = 4096
 WAY_OUT = "record again, or move it away: the rest can be read, and what is missing is told"
 
 Columns = Mapping[str, NDArray[Any]]
-TASKS = {"tid": pl.Int32, "comm": pl.String, "pid": pl.Int32, "process": pl.String}
-MMS = {"mm": pl.UInt64, "pid": pl.Int32}
-INSIDE = {"tid": pl.Int32, "inside_tid": pl.Int32, "inside_pid": pl.Int32}
-FRAMES = {"pid": pl.Int32, "address": pl.UInt64, "text": pl.String, "kind": pl.UInt8}
-STACKS: dict[str, Any] = {
-    "time_ns": pl.Int64,
-    "pid": pl.Int32,
-    "tid": pl.Int32,
-    "reason": pl.UInt8,
-    "kernel": pl.List(pl.UInt64),
-    "user": pl.List(pl.UInt64),
-    "top": pl.UInt64,
+EVENTS = {name: Is(EVENT[name].name) for name in EVENT.names or ()}
+TASKS = {
+    "tid": Is.INT32,
+    "comm": Is.TEXT,
+    "pid": Is.INT32,
+    "process": Is.TEXT,
+}
+MMS = {"mm": Is.UINT64, "pid": Is.INT32}
+INSIDE = {"tid": Is.INT32, "inside_tid": Is.INT32, "inside_pid": Is.INT32}
+FRAMES = {
+    "pid": Is.INT32,
+    "address": Is.UINT64,
+    "text": Is.TEXT,
+    "kind": Is.UINT8,
+}
+STACKS = {
+    "time_ns": Is.INT64,
+    "pid": Is.INT32,
+    "tid": Is.INT32,
+    "reason": Is.UINT8,
+    "kernel": Is.ADDRESSES,
+    "user": Is.ADDRESSES,
+    "top": Is.UINT64,
 }
 STACKS_1 = {
-    "time_ns": pl.Int64,
-    "tid": pl.Int32,
-    **dict.fromkeys([f"frame{number}" for number in range(8)], pl.UInt64),
+    "time_ns": Is.INT64,
+    "tid": Is.INT32,
+    **dict.fromkeys([f"frame{number}" for number in range(8)], Is.UINT64),
 }
 """Of version 1."""
-QUOTAS = {name: pl.String if name == "group" else pl.Int64 for name in QuotaReading._fields}
-GROUPS: dict[str, Any] = {"pid": pl.Int32, "groups": pl.List(pl.String)}
-FOUND: dict[str, Any] = {
-    "tid": pl.Int32,
-    "time_ns": pl.Int64,
-    "state": pl.String,
-    "wchan": pl.String,
-    "operation": pl.String,
-    "stack": pl.List(pl.String),
-    "does": pl.String,
-    "exclusive": pl.Boolean,
-    "mm": pl.UInt64,
-    "since_ns": pl.Int64,
-    "address": pl.UInt64,
-    "length": pl.Int64,
-    "detail": pl.Int64,
+QUOTAS = {name: Is.TEXT if name == "group" else Is.INT64 for name in QuotaReading._fields}
+GROUPS = {"pid": Is.INT32, "groups": Is.TEXTS}
+FOUND = {
+    "tid": Is.INT32,
+    "time_ns": Is.INT64,
+    "state": Is.TEXT,
+    "wchan": Is.TEXT,
+    "operation": Is.TEXT,
+    "stack": Is.TEXTS,
+    "does": Is.TEXT,
+    "exclusive": Is.BOOL,
+    "mm": Is.UINT64,
+    "since_ns": Is.INT64,
+    "address": Is.UINT64,
+    "length": Is.INT64,
+    "detail": Is.INT64,
 }
 """The fields of `FoundTask`, in their order."""
 
@@ -129,7 +142,7 @@ def open_table(file: TableFile) -> Raw:
     return Raw(file, content, rows, columns)
 
 
-def parse(raw: Raw, schema: Mapping[str, Any]) -> pl.DataFrame:
+def parse(raw: Raw, schema: Schema) -> Table:
     """Parse the columns of a table, which must have just these types and no empty fields.
 
     Raises UserError where it has others, or where a text is longer than any name.
@@ -137,19 +150,20 @@ def parse(raw: Raw, schema: Mapping[str, Any]) -> pl.DataFrame:
     with _told(raw.file.path):
         if missing := [name for name in schema if name not in raw.columns]:
             raise ValueError(f"its column {missing[0]} is missing")
-        frame = PARSER.parse(raw.content, raw.rows, list(schema))
+        table = PARSER.parse(raw.content, raw.rows, list(schema))
         for name, kind in schema.items():
-            if frame[name].dtype != kind:
-                raise ValueError(f"its column {name} is {frame[name].dtype}, not {kind}")
-        if frame.height != raw.rows:
+            if not is_of(kind, table[name].type):
+                raise ValueError(f"its column {name} is {table[name].type}, not {kind.value}")
+        if table.num_rows != raw.rows:
             raise ValueError("it has not the rows that it says")
         for name, kind in schema.items():
-            if frame[name].null_count():
+            if table[name].null_count:
                 raise ValueError(f"its column {name} has empty fields")
-            longest = frame[name].str.len_bytes().max() if kind == pl.String else 0
-            if isinstance(longest, int) and longest > _MOST_TEXT:
-                raise ValueError(f"a text in {name} has {longest:,} bytes")
-    return frame
+            if kind is Is.TEXT and raw.rows:
+                longest = max(len(text.encode()) for text in table[name].to_pylist())
+                if longest > _MOST_TEXT:
+                    raise ValueError(f"a text in {name} has {longest:,} bytes")
+    return table
 
 
 @contextlib.contextmanager
@@ -159,7 +173,7 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # polars' PanicException is no Exception
+    except BaseException as error:  # a PanicException of Rust is no Exception
         lines = str(error).splitlines() or [type(error).__name__]
         if isinstance(error, OSError):
             lines = [error.strerror or lines[0]]
@@ -189,11 +203,8 @@ def _available() -> int:
     return min(rooms)
 
 
-def put(folder: Folder, kind: str, number: int, frame: pl.DataFrame) -> str:
-    """Write a table whole; return its file's name."""
-    packed = io.BytesIO()
-    frame.write_parquet(packed, compression="zstd", compression_level=1)
-    content = packed.getvalue()
+def put(folder: Folder, kind: str, number: int, content: bytes) -> str:
+    """Write a table's bytes whole; return its file's name."""
     name = f"{kind}-{number:06d}-{_sum(content)}.parquet"
     folder.write(name, content)
     return name

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from zaplock.extras import needed
 from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
@@ -64,7 +65,7 @@ WAIT = np.dtype(
 """One row per column of `Waits`: its name and type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Waits(Intervals):
     """The waits of a recording as columns, sorted by `start_ns`; `exclusive` is what was asked.
 
@@ -79,7 +80,8 @@ class Waits(Intervals):
 
     def frame(self) -> polars.DataFrame:
         """Return a table with comm, mode, operation and outcome spelt out."""
-        import polars as pl
+        with needed("a frame"):
+            import polars as pl
 
         names = {outcome.value: outcome.name.lower() for outcome in WaitOutcome}
         outcome = pl.col("outcome").replace_strict(names, return_dtype=pl.String)

@@ -9,17 +9,19 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
-import polars as pl
+from numpy.typing import NDArray
 
 from zaplock.errors import UserError
 from zaplock.outputs import place, unwritable
 from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.manifest import FILE, Manifest, encode
+from zaplock.trace.parquet import Schema, columns_of, packed
 from zaplock.trace.pointers import Pointers
 from zaplock.trace.quotas import QuotaReading, QuotaRows
 from zaplock.trace.stacks import Names, StackRow
 from zaplock.trace.tables import (
+    EVENTS,
     FOUND,
     FRAMES,
     GROUPS,
@@ -32,6 +34,8 @@ from zaplock.trace.tables import (
     Columns,
     put,
 )
+
+AnyColumns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
 
 class Writer:
@@ -87,7 +91,7 @@ class Writer:
             part = {name: columns[name][start : start + MOST_ROWS] for name in EVENT.names or ()}
             if self._pointers:
                 part = self._pointers.hidden(part)
-            self._append("events", pl.DataFrame(part), int(part["time_ns"].max()))
+            self._append("events", part, EVENTS, int(part["time_ns"].max()))
             self._count_losses(part)
 
     def append_stacks(self, rows: Sequence[StackRow]) -> None:
@@ -98,8 +102,7 @@ class Writer:
                 for row in rows[start : start + MOST_ROWS]
             ]
             columns = dict(zip(STACKS, zip(*part)))
-            series = [pl.Series(name, columns[name], dtype=kind) for name, kind in STACKS.items()]
-            self._append("stacks", pl.DataFrame(series), max(row.time_ns for row in part))
+            self._append("stacks", columns, STACKS, max(row.time_ns for row in part))
 
     def name_frames(self, names: Names) -> None:
         """Say what code the addresses are, by (pid, address)."""
@@ -107,7 +110,7 @@ class Writer:
             (pid, *self._told(address, name.text, of_kernel=not pid), name.kind)
             for (pid, address), name in names.items()
         ]
-        self._put("frames", pl.DataFrame(rows, FRAMES, orient="row"))
+        self._put("frames", columns_of(rows, FRAMES), FRAMES)
 
     def write_quotas(
         self, readings: Sequence[QuotaReading], groups: Mapping[int, tuple[str, ...]]
@@ -116,9 +119,9 @@ class Writer:
         if not readings:
             return
         plain = [reading._replace(group=visible(reading.group)) for reading in readings]
-        self._put("quotas", pl.DataFrame(plain, QUOTAS, orient="row"))
+        self._put("quotas", columns_of(plain, QUOTAS), QUOTAS)
         rows = [(pid, [visible(group) for group in chain]) for pid, chain in groups.items()]
-        self._put("groups", pl.DataFrame(rows, GROUPS, orient="row"))
+        self._put("groups", columns_of(rows, GROUPS), GROUPS)
 
     def find(self, found: Iterable[FoundTask]) -> None:
         """Replace the table of what was already so when the recording began."""
@@ -126,7 +129,7 @@ class Writer:
             [self._hide(task.mm) if name == "mm" else getattr(task, name) for name in FOUND]
             for task in found
         ]
-        self._put("found", pl.DataFrame(rows, FOUND, orient="row"))
+        self._put("found", columns_of(rows, FOUND), FOUND)
 
     def name(self, tasks: Mapping[int, RecordedTask], mms: Mapping[int, int]) -> None:
         """Replace the tables of names by these."""
@@ -134,12 +137,12 @@ class Writer:
             (task.tid, visible(task.comm), task.pid, visible(task.process))
             for task in tasks.values()
         ]
-        self._put("tasks", pl.DataFrame(rows, TASKS, orient="row"))
+        self._put("tasks", columns_of(rows, TASKS), TASKS)
         inside = [(task.tid, *task.inside) for task in tasks.values() if any(task.inside)]
         if inside or "inside" in self._files:
-            self._put("inside", pl.DataFrame(inside, INSIDE, orient="row"))
+            self._put("inside", columns_of(inside, INSIDE), INSIDE)
         owners = [(self._hide(mm), pid) for mm, pid in mms.items()]
-        self._put("mms", pl.DataFrame(owners, MMS, orient="row"))
+        self._put("mms", columns_of(owners, MMS), MMS)
 
     def _hide(self, pointer: int) -> int:
         return self._pointers.hide(pointer) if self._pointers else pointer
@@ -204,17 +207,18 @@ class Writer:
         self.manifest = msgspec.structs.replace(self.manifest, blocks=blocks)
         self.folder.write(FILE, encode(self.manifest))
 
-    def _append(self, kind: str, frame: pl.DataFrame, ended_ns: int) -> None:
+    def _append(self, kind: str, columns: AnyColumns, schema: Schema, ended_ns: int) -> None:
         """Write one more block of a kind."""
         number = self._numbers.get(kind, 0)
-        name = put(self.folder, kind, number, frame)
+        name = put(self.folder, kind, number, packed(columns, schema))
         self._numbers[kind] = number + 1
         self._blocks.setdefault(kind, []).append((name, ended_ns))
 
-    def _put(self, kind: str, frame: pl.DataFrame) -> None:
+    def _put(self, kind: str, columns: AnyColumns, schema: Schema) -> None:
         """Write a table anew; the old one goes when the new one stands."""
         number = self._numbers.get(kind, 0)
-        old, new = self._files.get(kind), put(self.folder, kind, number, frame)
+        old = self._files.get(kind)
+        new = put(self.folder, kind, number, packed(columns, schema))
         self._numbers[kind], self._files[kind] = number + 1, new
         if old:
             self.folder.remove(old)

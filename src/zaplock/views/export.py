@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from zaplock import outputs
+from zaplock.extras import needed
 from zaplock.strangers import cell
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
@@ -35,7 +36,8 @@ def tables(summary: Summary) -> dict[str, polars.DataFrame]:
 def _with_stacks(
     analysis: Analysis, table: Holds | Waits, find: Callable[[int], CallStack]
 ) -> polars.DataFrame:
-    import polars as pl
+    with needed("a table for other tools"):
+        import polars as pl
 
     said = columns(analysis, table, find)
     return table.frame().with_columns(

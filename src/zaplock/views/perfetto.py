@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from zaplock import outputs
-from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.blame import Explained
 from zaplock.trace.events import NO_OP
@@ -58,12 +58,8 @@ class Mark:
 
 def write_perfetto(summary: Summary, path: Path) -> Path:
     """Write the trace; raise UserError without the perfetto package or a place to write."""
-    try:
+    with needed("a trace for Perfetto"):
         from perfetto.trace_builder.proto_builder import StreamingTraceProtoBuilder
-    except ImportError:
-        raise UserError(
-            "the perfetto package is not installed: pip install 'zaplock[perfetto]'"
-        ) from None
     with outputs.writing(path) as file:
         builder = StreamingTraceProtoBuilder(file)
         for packet in _packets(summary, builder):

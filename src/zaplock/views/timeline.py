@@ -18,6 +18,7 @@ import numpy as np
 
 from zaplock import outputs
 from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.blame import VMA
 from zaplock.trace.outcome import TeardownOutcome
@@ -224,7 +225,8 @@ def draw(
 
         outputs.write(path, render(panels, title=title, axis=axis, text=text))
         return path
-    import altair
+    with needed("a picture"):
+        import altair
 
     if any(bar.seen == "in part" for one in panels for bar in one.bars):
         title = f"{title} (pale with an outline: seen in part)"
@@ -243,7 +245,8 @@ def draw(
 
 
 def _rendered(spec: dict[str, Any], suffix: str) -> str | bytes:
-    import vl_convert
+    with needed("a picture"):
+        import vl_convert
 
     version = "v" + ".".join(spec["$schema"].rpartition("/v")[2].split(".")[:2])
     if suffix == ".svg":
@@ -260,7 +263,6 @@ def _unit(span_ns: int) -> tuple[str, int]:
 
 def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
     import altair
-    import polars as pl
 
     rows = [
         {
@@ -274,15 +276,12 @@ def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
         }
         for bar in binned(one.bars, max(1, -(-span_ns // WIDTH)))
     ]
-    schema = {"lane": pl.String, "what": pl.String} | dict.fromkeys(
-        ("from", "to", "took", "part", "outline"), pl.Float64
-    )
     below = altair.Axis(title=axis) if axis else None
     density = altair.Scale(domain=[0, 1], range=[FAINTEST, 1])
     domain = altair.Scale(domain=[0, span_ns / unit_ns], nice=False)
     lanes = altair.Scale(domain=list(one.lanes))
     colours = altair.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
-    base = altair.Chart(pl.DataFrame(rows, schema)).encode(
+    base = altair.Chart(altair.InlineData(rows)).encode(
         x=altair.X("from:Q", scale=domain, axis=below),
         x2="to:Q",
         y=altair.Y("lane:N", scale=lanes, title=None, axis=altair.Axis(labelLimit=140)),
