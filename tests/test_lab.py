@@ -46,7 +46,7 @@ def test_a_result_shows_itself_in_a_notebook(result: notebook.ComparisonResult) 
 def test_a_result_is_drawn_to_a_file(result: notebook.ComparisonResult, tmp_path: Path) -> None:
     assert result.plot(tmp_path / "who.svg") is None
     assert "linux-4.9" in (tmp_path / "who.svg").read_text()
-    with pytest.raises(UserError, match="name a file that ends in"):
+    with pytest.raises(UserError, match=r"must end in \.svg"):
         result.plot(tmp_path / "who.gif")
 
 

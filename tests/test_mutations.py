@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from zaplock.check.matrix import try_mutant, try_mutation
-from zaplock.check.mutations import mutations_of
+from zaplock.check.matrix import acts_in, try_mutant, try_mutation
+from zaplock.check.mutations import mutate, mutations_of
 from zaplock.check.shipped_mutations import MUTATIONS
-from zaplock.check.verdicts import find_design
+from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.designs import SHIPPED, load
 from zaplock.designs.linux import releases_that_differ
+from zaplock.engines.checking.exhaustive import explore
 
 BETWEEN = ("linux-4.14", "linux-5.4", "linux-5.18", "linux-6.1.36", "linux-6.4", "linux-7.3")
 """Releases between the shipped ones, in which other steps protect."""
@@ -32,6 +33,25 @@ def test_every_mutant_is_broken_or_says_why_it_is_equivalent(mutation: str) -> N
 def test_a_search_that_mutants_share_says_of_each_what_it_would_say_alone(mutation: str) -> None:
     designs = designs_with(mutation)
     assert try_mutation(mutation, designs) == [try_mutant(name, mutation) for name in designs]
+
+
+@pytest.mark.parametrize(
+    ("mutation", "acts", "not_there"),
+    [("exit-lets-reapers-in", "no-memory-fork", "expand"),
+     ("no-vma-start-write-in-stack-growth", "expand", "exit-reap")],
+)  # fmt: skip
+def test_where_a_mutant_does_not_act_it_is_its_design(
+    mutation: str, acts: str, not_there: str
+) -> None:
+    design = load("linux-6.18")
+    one = mutations_of(design)[mutation]
+    assert acts_in(one, acts)
+    assert not acts_in(one, not_there)
+    scenario = find_scenario(not_there)
+    stock, mutant = (
+        explore(closed_system(scenario, each)) for each in (design, mutate(design, one))
+    )
+    assert (stock.answer, stock.states) == (mutant.answer, mutant.states)
 
 
 def test_every_mutation_can_be_made_somewhere_and_is_named_once_in_a_design() -> None:

@@ -71,7 +71,7 @@ def test_png_and_html(tmp_path: Path) -> None:
 
 def test_bad_paths_are_one_line(tmp_path: Path) -> None:
     one = panel("x", analyse(database(), "6.18"), 0, 187 * MS)
-    with pytest.raises(UserError, match=r"name a file that ends in \.svg"):
+    with pytest.raises(UserError, match=r"must end in \.svg"):
         draw([one], tmp_path / "db.pdf")
     with pytest.raises(UserError, match="no run to draw"):
         draw([], tmp_path / "db.svg")

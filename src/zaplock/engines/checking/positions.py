@@ -45,6 +45,9 @@ POSITION_BITS: Final = 20
 Place = tuple[int, ...]
 """The identity of the code and the instruction of each frame, the outermost first."""
 
+Halt = tuple[Place, Hashable]
+"""A place, and what stands for the step that is taken there."""
+
 
 class Node:
     """One position of one task.
@@ -54,7 +57,7 @@ class Node:
     arguments when it was made.
     """
 
-    __slots__ = ("_asleep", "_live", "captured", "children", "depth", "id", "parent", "place",
+    __slots__ = ("_asleep", "_live", "captured", "children", "depth", "halt", "id", "parent",
                  "queued", "result", "stands", "step")  # fmt: skip
 
     def __init__(self, number: int, parent: Node | None, result: Any, step: Step[Any] | None):
@@ -66,7 +69,7 @@ class Node:
         self.captured: Hashable = None
         self.children: dict[Any, Node] = {}
         self.depth: int = 0 if parent is None else parent.depth + 1
-        self.place: Place = ()
+        self.halt: Halt | None = None
         self.stands: tuple[Stand, ...] = ()
         self._live: LiveProtocol | None = None
         self._asleep: Node | None = None
@@ -198,7 +201,7 @@ class Trie:
         self.merged: list[tuple[Node, Any, Node]] = []
         self.ends: list[tuple[Node, Any, Node]] = []
         self._ended: dict[Any, Node] = {}
-        self._places: set[Place] = set()
+        self._halts: set[Halt] = set()
         self._records: Records = {}
         self.failed: Violation | None = None
         live = LiveProtocol(program)
@@ -222,15 +225,14 @@ class Trie:
         result: Any,
         step: Step[Any] | None,
         live: LiveProtocol | None = None,
-        place: Place = (),
+        halt: Halt | None = None,
     ) -> Node:
         node = Node(self.number(parent, kind, result), parent, result, step)
         self.nodes[node.id] = node
         if live is not None and step is not None:
             node._live = live
-            node.place = place or live.place()
-            self._places.add(node.place)
-            look_at_step(step, self.program.task)
+            node.halt = halt or self._halt(live, step)
+            self._halts.add(node.halt)
             self.surroundings.add(step, step.name)
             self.surroundings.add_frames(live.protocol)
             node.captured = captured_by(step)
@@ -268,30 +270,35 @@ class Trie:
             end = self._end(step)
             self.ends.append((node, result, end))
             return end
-        place = live.place()
-        stands, before = self._been_here(node, live, place, step)
+        halt = self._halt(live, step)
+        stands, before = self._been_here(node, live, halt)
         if before is not None:
             self.merged.append((node, result, before))
             live.close()
             return before
-        child = self._new(node, "step", result, step, live, place)
+        child = self._new(node, "step", result, step, live, halt)
         child.stands = stands
         return child
 
+    def _halt(self, live: LiveProtocol, step: Step[Any]) -> Halt:
+        arguments = look_at_step(step, self.program.task)
+        code = id(getattr(step.run, "__code__", step.run))
+        return live.place(), (type(step), step.name, code, arguments)
+
     def _been_here(
-        self, node: Node, live: LiveProtocol, place: Place, step: Step[Any]
+        self, node: Node, live: LiveProtocol, halt: Halt
     ) -> tuple[tuple[Stand, ...], Node | None]:
         """Return how the frames stand, and the earlier position on this path that is the same.
 
         Only where this path has come to an equal step at the same place before: elsewhere nothing
         repeats, and a loop that gets on takes no look at all of its frames.
         """
-        if place not in self._places:
+        if halt not in self._halts:
             return (), None
         at: Node | None = node
         stands: tuple[Stand, ...] = ()
         while at is not None:
-            if at.place == place and same_step(step, at.step) and live.shows_all_since(at.depth):
+            if at.halt == halt and live.shows_all_since(at.depth):
                 if not stands:
                     try:
                         stands = live.stands(self._records)
@@ -382,10 +389,10 @@ def _brief(node: Node) -> str:
     return f"{'..., ' if len(results) > 6 else ''}{text}"
 
 
-def look_at_step(step: Step[Any], task: Task) -> None:
-    """Raise ProtocolError where an argument of a step can be changed after it was made."""
+def look_at_step(step: Step[Any], task: Task) -> Hashable:
+    """Return a step's exact arguments; raises ProtocolError where one can be changed later."""
     try:
-        exact(step.args)
+        return exact(step.args)
     except NotFrozen as error:
         raise ProtocolError(f"{task}: the step {step.name} has an argument that {error}") from None
 
