@@ -370,6 +370,7 @@ def test_swap_agrees_and_is_given_back() -> None:
                             Op("load", (place + page,)),
                             Op("mremap", (place, 8 * page, 8 * page, 3, other)),
                             Op("store", (other + 3 * page,)),
+                            Op("pread", (0, place, 0, page)),  # of nothing
                             Op("madvise", (other, 8 * page, 21)),
                             Op("mlock", (other, 2 * page)),
                             *UNMAP_ALL,

@@ -227,13 +227,14 @@ def carries(release: str, since: str) -> bool:
 
 class Hidden(NamedTuple):
     """What a kernel does not show: pages one by one, counters of residency, the flag "lf", huge
-    pages that may not be accessed.
+    pages that may not be accessed, the flag "gu".
     """
 
     pages: bool
     rss: bool
     onfault: bool
     closed_huge: bool
+    guards: bool
 
     def step(self, step: OracleStep) -> OracleStep:
         """Take it out of a step."""
@@ -247,6 +248,9 @@ class Hidden(NamedTuple):
             snapshot = snapshot._replace(regions=b"", tags=b"")
         if self.onfault:
             vmas = tuple(vma._replace(flags=vma.flags.replace("lf ", "")) for vma in snapshot.vmas)
+            snapshot = snapshot._replace(vmas=vmas)
+        if self.guards:
+            vmas = tuple(vma._replace(flags=vma.flags.replace("gu ", "")) for vma in snapshot.vmas)
             snapshot = snapshot._replace(vmas=vmas)
         if self.closed_huge:
             vmas = tuple(map(_without_closed_huge, snapshot.vmas))
@@ -275,7 +279,8 @@ def _without_closed_huge(vma: ObservedVma) -> ObservedVma:
 def hidden_by(release: str) -> Hidden:
     """Return what a release does not show: see the head of this file."""
     old = not carries(release, "6.2")
-    return Hidden(not carries(release, "6.7"), old, old, not carries(release, "6.6"))
+    unnamed = carries(release, "6.13") and not carries(release, "6.18")
+    return Hidden(not carries(release, "6.7"), old, old, not carries(release, "6.6"), unnamed)
 
 
 class GuestModel(ModelSide):

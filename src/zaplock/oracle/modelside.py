@@ -37,8 +37,8 @@ def model_side(real: RealSide) -> ModelSide:
 class ModelSide:
     """Run sequences on the model, each in a fresh machine.
 
-    `limit_s`: an operation that takes longer counts as broken (0: no limit); for a model that has
-    been broken on purpose and may never end. In the main thread only.
+    `limit_s`: an operation that takes more CPU time counts as broken (0: no limit); for a model
+    that has been broken on purpose and may never end. In the main thread only.
     """
 
     def __init__(self, environment: Environment, design: Design | None = None) -> None:
@@ -85,15 +85,15 @@ class ModelSide:
 
 @contextmanager
 def at_most(limit_s: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds of wall time."""
+    """Raise TimeoutError in the block after so many seconds of its own CPU time."""
 
     def stop(_number: int, _frame: object) -> None:
         raise TimeoutError(f"still running after {limit_s} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

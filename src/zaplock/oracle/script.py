@@ -83,8 +83,8 @@ def page(fd, number, tag):
 '''
 
 _OPEN = {
-    "m0": 'os.memfd_create("m0")',
-    "m1": 'os.memfd_create("m1")',
+    "m0": 'os.memfd_create("m0", os.MFD_ALLOW_SEALING)',
+    "m1": 'os.memfd_create("m1", os.MFD_ALLOW_SEALING)',
     "disk": 'os.open("/var/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)',
     "zero": 'os.open("/dev/zero", os.O_RDWR)',
 }
@@ -95,6 +95,8 @@ for block in open("/proc/self/smaps").read().split("VmFlags:"):
     header = next((line for line in lines if "-" in line.split(" ")[0]), "f-")
     if int(header.split("-")[0], 16) < 0x40000000:
         print("\\n".join(lines))
+sys.stdout.flush()
+os._exit(0)  # what the sequence did to the interpreter is no matter any more
 """
 
 
@@ -121,7 +123,12 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     return lines + [_line(k, op) for k, op in enumerate(sequence)]
 
 
-_NEED_FILES = ("uffd_register", "uffd_unregister")
+_NEED_FILES = ("uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage")
+_UFFD_COMMANDS = {
+    "uffd_register": "0xC020AA00", "uffd_unregister": "0x8010AA01", "uffd_copy": "0xC028AA03",
+    "uffd_zeropage": "0xC020AA04",
+}  # fmt: skip
+_PRCTL = {"set_mdwe": 65, "set_thp_disable": 41}
 
 
 def _files() -> list[str]:
@@ -173,9 +180,18 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
     if op.name == "mincore":
         return f"call(27, {inside}, ctypes.addressof(vector))"
     if op.name.startswith("uffd"):
-        number = "0xC020AA00" if op.name == "uffd_register" else "0x8010AA01"
-        packed = f"struct.pack_into('<{len(arguments)}Q', vector, 0, {inside})"
-        return f"{packed} or call(16, uffd, {number}, ctypes.addressof(vector))"
+        before = ""
+        if op.name == "uffd_copy":  # of the vector's second page
+            before = f"struct.pack_into('<Q', vector, 4096, {ops.store_tag(k):#x}) or "
+            source = "ctypes.addressof(vector) + 4096"
+            inside = f"{arguments[0]}, {source}, 4096, {arguments[1]}"
+        packed = f"struct.pack_into('<{inside.count(',') + 1}Q', vector, 0, {inside})"
+        command = _UFFD_COMMANDS[op.name]
+        return f"{before}{packed} or call(16, uffd, {command}, ctypes.addressof(vector))"
+    if op.name == "add_seals":
+        return f"call(72, {arguments[0]}, 1033, {arguments[1]})"
+    if op.name in _PRCTL:
+        return f"call(157, {_PRCTL[op.name]}, {inside}, 0, 0, 0)"
     if op.name.startswith("process_vm"):
         packed = f"remote({inside}, {ops.store_tag(k):#x})"
         return f"call({ops.CALLS[op.name][0]}, os.getpid(), *{packed}, 0)"

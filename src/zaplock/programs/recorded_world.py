@@ -204,8 +204,9 @@ class StraceWorld:
 
     def add_seals(self, file: int, seals: int) -> None:
         """Note that a file was sealed."""
-        held = self.machine.files[file].seals | seals
-        self.set_seals(file, held | (OF_CODE if seals & SEAL_EXEC else 0))
+        held = self.machine.files[file].seals
+        is_code = seals & SEAL_EXEC and not held & SEAL_EXEC
+        self.set_seals(file, held | seals | (OF_CODE if is_code else 0))
 
     def new_segment(self, size: int, key: int = 0) -> int:
         """Make a segment of System V shared memory."""

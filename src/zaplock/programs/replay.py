@@ -448,7 +448,6 @@ def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     flags = " ".join(arguments)
     mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
     if name == "memfd_create":
-        mode = 2
         world.set_seals(file, _seals_of_new(call))
     world.set_mode(file, mode)
     files = {**dict(live.known.files), call.result: file}

@@ -52,6 +52,8 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
         return error
     length = min(length, MAX_RW_COUNT)
     left = await bytes_from(file, length, offset)
+    if not length:
+        await look_at_page(file, offset)
     done = 0
     while done < left:
         tag = await file_tag_at(file, offset + done >> PAGE_SHIFT)
@@ -59,6 +61,14 @@ async def pread(cx: Cx, file: int, address: int, length: int, offset: int) -> in
             return done or -EFAULT
         done += min(PAGE_SIZE, left - done)
     return done
+
+
+@step
+def look_at_page(m: Machine, task: Task, file: int, offset: int) -> None:
+    """Get the page that a read begins with, which is done before anybody asks how much is read."""
+    pgoff = offset >> PAGE_SHIFT
+    if offset < m.files[file].size and m.page_cache(file).at(pgoff) is not None:
+        cached_frame(m, task, file, pgoff)
 
 
 @step
