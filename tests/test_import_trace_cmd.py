@@ -27,6 +27,7 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
     try:
         for event in ("mmap_lock", "syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap"):
             (instance / "events" / event / "enable").write_text("1")
+        (instance / "set_event_pid").write_text(str(os.getpid()))
         (instance / "tracing_on").write_text("1")
         mmap.mmap(-1, 8 << 20).close()
         (instance / "tracing_on").write_text("0")
