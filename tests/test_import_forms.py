@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import io
 import json
-import mmap
 import os
 import shutil
 import subprocess
@@ -313,32 +312,6 @@ def test_a_real_perf_data_tells_processes_and_the_kernel(tmp_path: Path) -> None
     events, manifest = imported(data, tmp_path)
     assert (events["kind"] == EventKind.RELEASED).any()
     assert manifest.kernel.startswith(Path("/proc/sys/kernel/osrelease").read_text().strip())
-
-
-@pytest.mark.root
-def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
-    """trace-cmd's recorder wants tracers that not every kernel has; its extract does without."""
-    tool, traces = shutil.which("trace-cmd"), Path("/sys/kernel/tracing/instances")
-    if tool is None or os.geteuid() != 0 or not traces.exists():
-        pytest.skip("needs trace-cmd (apt-get install trace-cmd), root and tracefs")
-    name = f"zaplock-test-{os.getpid()}"
-    instance, data = traces / name, tmp_path / "trace.dat"
-    instance.mkdir()
-    try:
-        for event in ("mmap_lock", "syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap"):
-            (instance / "events" / event / "enable").write_text("1")
-        (instance / "tracing_on").write_text("1")
-        mmap.mmap(-1, 8 << 20).close()
-        (instance / "tracing_on").write_text("0")
-        subprocess.run([tool, "extract", "-B", name, "-o", data], check=True, capture_output=True)
-    finally:
-        if instance.exists():
-            instance.rmdir()
-    events, manifest = imported(data, tmp_path)
-    assert manifest.kernel == os.uname().release
-    assert events.tasks[os.getpid()].comm == Path("/proc/self/comm").read_text().strip()
-    munmap = analyse(events, manifest.kernel).calls
-    assert 8 << 20 in munmap.length.tolist()
 
 
 def test_the_name_of_an_instance_is_no_part_of_a_tasks_name() -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.recorder.in_memory import record_mm
 
 SLEEP = (
     "import ctypes, time; ctypes.CDLL(None).prctl(15, b'{name}'); print(flush=True); time.sleep(60)"
@@ -125,3 +127,21 @@ def test_in_a_pid_namespace_it_says_why_not(verb: list[str], tmp_path: Path) -> 
     assert "--pid=host" in done.stderr
     assert time.monotonic() - began < 60
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("root")
+def test_of_a_group_whoever_has_ended_since_it_was_listed_is_left_out_and_told() -> None:
+    """The others are recorded; where nobody is left, that is an error."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with sleeper() as one:
+        with record_mm([ended.pid, one], children=True) as recorder:
+            pass
+        assert f"left out: there is no process {ended.pid}: 'ps -e' lists those that are" in (
+            recorder.notes
+        )
+        with pytest.raises(UserError, match="no process"), record_mm([ended.pid, one]):
+            pass
+    with pytest.raises(UserError, match="no process"), record_mm([ended.pid], children=True):
+        pass

@@ -172,7 +172,8 @@ def _already(events: Events, span: tuple[int, int], *, aside: bool) -> list[dict
 
     analysis = analyse(events, os.uname().release, span=span)
     out = sys.stderr if aside else sys.stdout
-    print(*found_lines(analysis), sep="\n", file=out, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # whoever stopped reading still wants the recording
+        print(*found_lines(analysis), sep="\n", file=out, flush=True)
     return found_json(analysis)
 
 

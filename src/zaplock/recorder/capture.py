@@ -23,7 +23,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from zaplock.errors import UserError, no_such
@@ -239,8 +239,8 @@ def capturing(options: Options) -> Iterator[Capture]:
     """
     options.check()
     check_namespace()
-    for pid in options.pids:
-        check_process(pid)
+    notes: list[str] = []
+    options = replace(options, pids=_living(options, notes))
     with opened() as tracefs, _closing() as stack:
         sweep(tracefs)
         sweep_probes(tracefs)
@@ -258,7 +258,7 @@ def capturing(options: Options) -> Iterator[Capture]:
         if pids:
             pids = descendants_of(pids) if options.children else pids
             instances.append(_calls(stack, tracefs, enable, options, pids))
-        notes = _ways_notes(options, way, learned)
+        notes += _ways_notes(options, way, learned)
         with uninterrupted():
             sampler = _sampler(tracefs, options, locks, learned, pids, notes)
             if sampler:
@@ -280,6 +280,21 @@ def capturing(options: Options) -> Iterator[Capture]:
         )
         stack.callback(capture.stop)
         yield capture
+
+
+def _living(options: Options, notes: list[str]) -> tuple[int, ...]:
+    """Check the target's processes. Of a group's, some may have ended since they were listed."""
+    living, errors = [], list[UserError]()
+    for pid in options.pids:
+        try:
+            check_process(pid)
+            living.append(pid)
+        except UserError as error:
+            errors.append(error)
+    if errors and not (options.children and living):
+        raise errors[0]
+    notes += [f"left out: {error}" for error in errors]
+    return tuple(living)
 
 
 @contextlib.contextmanager

@@ -124,6 +124,8 @@ class CodeNames:
         (NAMING_PATIENCE_S): the rest stays without a name.
         """
         found: dict[tuple[int, int], NamedAddress] = {}
+        if self._kernel:
+            symbols.kernel_functions()  # nobody can keep us from these, so they have their time
         namer = threading.Thread(target=self._name, args=(found,), daemon=True)
         start_first(namer)
         namer.join(NAMING_PATIENCE_S if patience_s is None else patience_s)
