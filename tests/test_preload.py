@@ -209,3 +209,17 @@ def test_addresses_that_are_counted_are_not_moved() -> None:
     )
     assert done.returncode == 2
     assert "addresses are limited (ulimit -v)" in done.stderr
+
+
+def test_a_big_numpy_array_ends_by_pieces_without_a_handler() -> None:
+    """Its memory is glibc's, whose free is stood before; in a thread of the library's own too."""
+    array = (
+        "import ctypes, numpy\n"
+        'released = (ctypes.c_ulong * 2).in_dll(ctypes.CDLL(None), "zaplock_released")\n'
+        "start, array = released[0], numpy.ones(1 << 26, 'u1')\n"
+        "del array\n"
+        "print(released[0] - start)\n"
+    )
+    for options in ([], ["--background"]):
+        done = run_verb("--release", *options, "--", sys.executable, "-c", array)
+        assert (done.stdout, done.returncode) == ("1\n", 0)

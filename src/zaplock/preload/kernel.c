@@ -6,7 +6,6 @@
 
 #define PROCMAP_QUERY _IOC(_IOC_READ | _IOC_WRITE, 'f', 17, sizeof(struct query))
 #define COVERING_OR_NEXT 0x10
-#define MADV_DONTNEED_LOCKED_ 24
 #define MADV_COLD_ 20
 #define MREMAP_DONTUNMAP_ 4
 #define HUGE (2UL << 20)

@@ -419,7 +419,7 @@ int prctl(int option, ...)
 	return (int)answer(kernel(SYS_prctl, option, a[0], a[1], a[2], a[3]));
 }
 
-/* How many seccomp filters are on this thread, as text ("" where none, or unknown on old kernels). */
+/* How many seccomp filters are on this thread; -1 where there are some that nobody has counted. */
 static int filters(void)
 {
 	char text[4096];
