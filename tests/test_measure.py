@@ -15,6 +15,7 @@ from zaplock.cli.measure import verdict
 from zaplock.errors import UserError
 from zaplock.experiment import BYSTANDERS, PROC_FILES
 from zaplock.measure import memory, plan
+from zaplock.measure.bystanders import foreign
 from zaplock.measure.measure import measure, spread, stalls, summary
 from zaplock.measure.teardown import WAYS
 from zaplock.trace.outcome import Stalls, TeardownOutcome
@@ -55,6 +56,14 @@ def test_threads_and_readers_of_every_file_of_proc_are_bystanders_too() -> None:
     assert len(names) == 7
     (one,) = measure(4 * MIB, bystanders=names, trace=False)
     assert all(one.extra["idle"][name]["count"] > 0 for name in names)
+
+
+def test_a_kernel_without_a_file_of_proc_has_no_undisturbed_reader_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PROC_FILES, "rollup", "no_such_file")
+    with pytest.raises(FileNotFoundError):
+        foreign("rollup", os.getpid(), 0)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -136,7 +136,8 @@ def inside(name: str) -> BystanderOperation:
 def foreign(name: str, pid: int, probe: int) -> BystanderOperation:
     """Return the operation of a bystander that looks at process `pid` from outside.
 
-    `probe` is the address of a present page of that process.
+    `probe` is the address of a present page of that process. Raises OSError for a file of /proc
+    that can't be read here (smaps_rollup before 4.14).
     """
     if name in PROC_FILES:
         return _proc(f"/proc/{pid}/{PROC_FILES[name]}")
@@ -144,6 +145,8 @@ def foreign(name: str, pid: int, probe: int) -> BystanderOperation:
 
 
 def _proc(path: str) -> BystanderOperation:
+    os.close(os.open(path, os.O_RDONLY))  # later a file that is missing means a process that ended
+
     def work() -> None:
         fd = os.open(path, os.O_RDONLY)
         try:

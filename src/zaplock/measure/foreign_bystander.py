@@ -26,8 +26,8 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     name = orders["bystander"]
-    operation = foreign(name, orders["pid"], orders["probe"])
     try:
+        operation = foreign(name, orders["pid"], orders["probe"])
         samples = loop(operation, orders["period_ns"], stopped.is_set)
     except OSError as error:
         tell(error=f"bystander {name} can't do its work here: {error.strerror}; leave it out")
