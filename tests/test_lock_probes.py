@@ -226,6 +226,7 @@ def test_the_probes_of_a_killed_recorder_go_with_the_next_start(
     (kernel.tracefs.path / "instances" / lives.replace("_", "-")).mkdir()
     for group in (gone, lives, "another"):
         kernel.tell(kernel.tracefs, f"p:{group}/down_read down_read sem=%di")
+    assert lock_events.left_over_probes(kernel.tracefs) == [gone]
     assert lock_events.sweep_probes(kernel.tracefs) == [gone]
     left = (kernel.tracefs.path / "kprobe_events").read_text()
     assert gone not in left

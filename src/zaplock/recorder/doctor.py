@@ -22,6 +22,7 @@ from zaplock.recorder.lock_events import (
     BY_TRACEPOINTS,
     KPROBES,
     TRACEPOINTS,
+    left_over_probes,
     probes,
     ways_here,
 )
@@ -230,6 +231,7 @@ def _instances(tracefs: Tracefs) -> Finding:
 def _left_over(tracefs: Tracefs) -> Finding:
     use = "no event is left switched on"
     gone, unknown = left_over(tracefs)
+    gone += left_over_probes(tracefs)
     if gone:
         sweeping = "sudo zaplock record -d 1s -o /tmp/swept.zaplock"
         return Finding("left-over instances", False, ", ".join(gone), use, sweeping)

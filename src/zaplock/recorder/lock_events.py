@@ -189,13 +189,15 @@ def _present(tracefs: Tracefs) -> list[tuple[str, str]]:
     return [(found[1], found[2]) for line in lines if (found := _LINE.match(line))]
 
 
-def sweep_probes(tracefs: Tracefs) -> list[str]:
-    """Remove the probes whose instance is gone, which its recorder did not live to do.
-
-    Return the names of their groups.
-    """
+def left_over_probes(tracefs: Tracefs) -> list[str]:
+    """Name the groups of probes whose instance is gone: their recorder did not live to do it."""
     instances = {_group(path.name) for path in (tracefs.path / "instances").glob(f"{GROUP}-*")}
-    left = {group for group, _ in _present(tracefs) if _OURS.fullmatch(group)} - instances
-    for group in sorted(left):
+    return sorted({one for one, _ in _present(tracefs) if _OURS.fullmatch(one)} - instances)
+
+
+def sweep_probes(tracefs: Tracefs) -> list[str]:
+    """Remove the probes that killed recorders left; return the names of their groups."""
+    left = left_over_probes(tracefs)
+    for group in left:
         _removed(tracefs, group)
-    return sorted(left)
+    return left

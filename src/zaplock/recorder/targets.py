@@ -175,6 +175,7 @@ class _Reader:
             pass
         finally:
             self.done.set()
+            self.opened.set()
             for file in files:
                 os.close(file)
 
