@@ -262,10 +262,12 @@ def test_the_trace_is_function_graph_text_that_adds_up(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_the_kernel_at_hand_stands_in_the_last_row(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "256M", "--design", "rfc-v6", "--bystanders", "fault,proc"]) == 0
+    asked = ["compare", "256M", "--design", "rfc-v6", "--bystanders", "fault,proc"]
+    assert main([*asked, "--profile", "e5-2680-rfc"]) == 0
     out = capsys.readouterr().out
     assert "this kernel (" in out
     assert "measured beside fault and proc" in out
+    assert "The designs above have the costs of e5-2680-rfc" in out
 
 
 @pytest.mark.root
@@ -279,6 +281,7 @@ def test_the_next_command_has_the_costs_of_this_one(
     assert main([*asked, "--hung-task-timeout", "1ms"]) == 0
     out = capsys.readouterr().out
     assert "costs of this-machine" in out
+    assert "zaplock calibrate" not in out
     last = out.splitlines()[-1]
     assert "--profile this-machine" in last
     assert "--hung-task-timeout 1ms --no-measure --plot compare.svg" in last

@@ -26,8 +26,9 @@ from zaplock.strangers import cell, name_of, visible
 from zaplock.trace import file
 from zaplock.trace.parquet import columns_of, packed
 from zaplock.trace.tables import TASKS, put
+from zaplock.views.panels import Bar, Panel
 from zaplock.views.screen import Screen
-from zaplock.views.timeline import Bar, Panel, draw
+from zaplock.views.timeline import draw
 
 SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
 EXPAND = SOURCE / "check/scenario_files/expand.toml"

@@ -11,7 +11,8 @@ from scenes import MS, database
 from zaplock.errors import UserError
 from zaplock.trace.analysis import analyse
 from zaplock.trace.handwritten import Log
-from zaplock.views.timeline import COLOURS, Bar, binned, draw, panel
+from zaplock.views.panels import Bar, panel
+from zaplock.views.timeline import COLOURS, binned, draw
 
 
 def test_what_is_narrower_than_a_pixel_is_a_pixel_as_faint_as_it_is_rare() -> None:

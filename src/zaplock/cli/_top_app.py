@@ -180,7 +180,7 @@ class TopApp(App[None]):
         summary = self._summary
         if summary is None:
             return
-        # A process that ends takes its terminal's widgets first.
+        # What was posted before the end may come after it, when the widgets are gone.
         if not self.is_running:
             return
         analysis = summary.analysis

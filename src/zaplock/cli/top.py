@@ -52,15 +52,50 @@ def run(args: argparse.Namespace) -> int:
     groups = ("mmap_lock", "syscalls", *(("sched",) if pids else ()))
     live = args.screens is None and _can_be_live()
     with window(pids, groups, parse_duration(args.window)) as view:
+        looks = _Looks(view, interval)
         if live:
-            code = _live(view, interval, spelt(args).strip() or "the whole system", args.window)
+            code = _live(looks, spelt(args).strip() or "the whole system", args.window)
         else:
-            _screens(view, interval, args, of_all=len(pids) != 1)
+            _screens(looks, args, of_all=len(pids) != 1)
             code = 0
     if code:
         return code
-    next_step(f"zaplock record{spelt(args)} -d 30s -o top.zaplock", "to explain it afterwards")
+    whom = spelt(args) or looks.worst()
+    next_step(f"zaplock record{whom} -d 30s -o top.zaplock", "to explain it afterwards")
     return 0
+
+
+class _Looks:
+    """Window after window of what goes on, and whom the last one was about."""
+
+    def __init__(self, view: Window, interval: float) -> None:
+        self._view, self._interval = view, interval
+        self._last: Summary | None = None
+
+    def collect(self) -> Callable[[], Summary]:
+        """Wait for the next window; return what sums it up."""
+        from zaplock.trace.analysis import analyse
+        from zaplock.trace.summary import summarise
+
+        events, span = self._view.advance(self._interval)
+        stacks, quotas = self._view.stacks(), self._view.quotas()
+
+        def sum_up() -> Summary:
+            kernel = os.uname().release
+            analysis = analyse(events, kernel, span=span, stacks=stacks, quotas=quotas)
+            self._last = summarise(analysis, explain=500)
+            return self._last
+
+        return sum_up
+
+    def worst(self) -> str:
+        """Spell, as an option, the process whose lock was waited for longest; "": nobody's."""
+        if self._last is None or not self._last.explained:
+            return ""
+        analysis = self._last.analysis
+        mm = int(analysis.waits["mm"][self._last.explained[0].wait])
+        pid = analysis.events.mms.get(mm)
+        return f" -p {pid}" if pid else ""
 
 
 def _can_be_live() -> bool:
@@ -76,18 +111,16 @@ def _can_be_live() -> bool:
     return True
 
 
-def _live(view: Window, interval: float, about: str, span: str) -> int:
+def _live(looks: _Looks, about: str, span: str) -> int:
     """Show live tables until a key ends it; return the exit code."""
     from zaplock.cli._top_app import show
     from zaplock.views.screen import Screen
 
     ascii_only = not Screen().encoding.startswith("utf")
-    return show(
-        lambda: _collected(view, interval), f"{about}, the last {span}", ascii_only=ascii_only
-    )
+    return show(looks.collect, f"{about}, the last {span}", ascii_only=ascii_only)
 
 
-def _screens(view: Window, interval: float, args: argparse.Namespace, *, of_all: bool) -> None:
+def _screens(looks: _Looks, args: argparse.Namespace, *, of_all: bool) -> None:
     """Print one screen below the other; Ctrl-C is the way to end that."""
     from zaplock.views.report_text import live_screen
     from zaplock.views.screen import Screen
@@ -95,24 +128,8 @@ def _screens(view: Window, interval: float, args: argparse.Namespace, *, of_all:
     out, shown = Screen(), 0
     try:
         while args.screens is None or shown < args.screens:
-            out.print(live_screen(_collected(view, interval)(), top=args.top, of_all=of_all))
+            out.print(live_screen(looks.collect()(), top=args.top, of_all=of_all))
             shown += 1
     except KeyboardInterrupt as ended:
         if type(ended) is not KeyboardInterrupt:  # TERM and HUP end it as they end all verbs
             raise
-
-
-def _collected(view: Window, interval: float) -> Callable[[], Summary]:
-    """Wait for the next window; return what sums it up."""
-    from zaplock.trace.analysis import analyse
-    from zaplock.trace.summary import summarise
-
-    events, span = view.advance(interval)
-    stacks, quotas = view.stacks(), view.quotas()
-
-    def sum_up() -> Summary:
-        kernel = os.uname().release
-        analysis = analyse(events, kernel, span=span, stacks=stacks, quotas=quotas)
-        return summarise(analysis, explain=500)
-
-    return sum_up

@@ -112,7 +112,11 @@ def sentences(comparison: Comparison) -> list[str]:
         simulated = [row for row in rows if row not in (comparison.measured or ())]
         said += block_sentences(simulated, block, order)
         said += quota_sentences(comparison, block)
-        said += [measured_sentence(row) for row in rows if row in (comparison.measured or ())]
+        said += [
+            f"{measured_sentence(row)}{others_costs(comparison, row)}"
+            for row in rows
+            if row in (comparison.measured or ())
+        ]
     return said
 
 
@@ -219,6 +223,19 @@ def why_spared(victims: Sequence[str], spared: Sequence[str], faults_lock: str =
         what = "nothing" if faults_lock == "nothing" else f"their {faults_lock} only"
         return f", since page faults lock {what}"
     return ""
+
+
+def others_costs(comparison: Comparison, row: TeardownOutcome) -> str:
+    """Say why a row that was measured here is not to be laid beside simulated ones, if it isn't."""
+    from zaplock.lab.profiles import THIS_MACHINE
+
+    name = comparison.profile.name
+    if name == THIS_MACHINE or not row.design.startswith("this kernel"):
+        return ""
+    return (
+        f" (The designs above have the costs of {name}, so the two differ: `zaplock calibrate` "
+        "measures this machine's, and compare takes them from then on.)"
+    )
 
 
 def measured_sentence(row: TeardownOutcome) -> str:

@@ -1,7 +1,7 @@
 """Panels as one page: the answer, the tables, and all runs on one timeline to zoom into.
 
 It is the report's timeline: a run is a title above its lanes, and all runs have one time axis.
-What a bar tells when it is chosen comes from `timeline.Bar`.
+What a bar tells when it is chosen comes from `panels.Bar`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zaplock.views.html_data import (
     packed,
 )
 from zaplock.views.own_page import page, safe_json
-from zaplock.views.timeline import Bar, PageText, Panel
+from zaplock.views.panels import Bar, PageText, Panel
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")
 WAITED, STILL_WAITING = 0, 2

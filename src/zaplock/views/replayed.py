@@ -20,7 +20,8 @@ from zaplock.trace.events import Events
 from zaplock.trace.summary import NO_OPERATION, QUEUED_NS, thread_name
 from zaplock.units import duration, size
 from zaplock.views.outcomes import listed, run_of
-from zaplock.views.timeline import PageText, Panel, draw, explained, panel
+from zaplock.views.panels import PageText, Panel, explained, panel
+from zaplock.views.timeline import draw
 
 if TYPE_CHECKING:
     from zaplock.replay.replay import Replay, ReplayRun

@@ -2,6 +2,7 @@
 "use strict";
 
 const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3, PALE = 0.3, TALLEST = 6000;
+const UNASKED = 0.12, LEAST = 1e-6;
 let LABEL = 230;
 const FONT = "12px system-ui, sans-serif";
 const STYLES = ["shared", "downgraded", "exclusive", "wait"];
@@ -106,25 +107,54 @@ class Timeline {
     }
   }
 
-  // Bars that fall on one pixel are one bar, as faint as what they cover of it is little: a million cost
-  // no more than a screen, and a lock that is held for a thousandth of the time doesn't look held.
+  // What is narrower than a pixel adds to the pixels that it covers, and each is as faint as what is covered
+  // of it is little: a million bars cost no more than a screen, and a lock that is held for a thousandth of
+  // the time doesn't look held.
   drawBars(rows, table, colour, y, height) {
-    const { start, span } = table, { recording } = this, end = this.view.start + this.view.span, faint = this.match && this.match[table.name];
-    let done = -1;
+    const { start, span } = table, { view } = this, end = view.start + view.span;
+    const match = this.match && this.match[table.name], room = Math.max(1, Math.ceil(this.width - LABEL));
+    const scale = (this.width - LABEL) / view.span, told = new Float32Array(room + 2), others = new Float32Array(room + 2);
+    let narrow = 0;
     this.pen.fillStyle = colour;
     for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
       const row = rows[place];
       if (start[row] > end) break;
-      const right = this.x(start[row] + span[row]);
-      if (right < LABEL || right < done) continue;
-      const left = Math.max(this.x(start[row]), LABEL, done), wide = Math.max(right - left, 1);
-      const dense = right - left >= 1 ? 1 : this.covered(rows, table, place, left);
-      this.pen.globalAlpha = (FAINTEST + (1 - FAINTEST) * dense) * (faint && !faint[row] ? 0.12 : 1);
-      if (wide > 2 && recording.isInPart(table, row)) this.drawPart(left, y, wide, height);
-      else this.pen.fillRect(left, y, wide, height);
-      if (!faint || faint[row]) done = left + wide;
+      const left = (start[row] - view.start) * scale, right = left + span[row] * scale;
+      if (right < 0) continue;
+      const matches = !match || match[row];
+      if (right - left >= 1) this.drawBar(table, row, Math.max(left, 0) + LABEL, right + LABEL, y, height, matches);
+      else {
+        const into = matches ? told : others, pixel = Math.max(0, Math.floor(left));
+        narrow++;
+        into[pixel] += Math.min(right, pixel + 1) - Math.max(left, 0) + LEAST;
+        if (right > pixel + 1) into[pixel + 1] += right - pixel - 1;
+      }
     }
-    this.pen.globalAlpha = 1;
+    if (narrow) this.drawPixels(told, others, colour, y, height, room);
+  }
+
+  drawBar(table, row, left, right, y, height, matches) {
+    const { pen } = this;
+    pen.globalAlpha = matches ? 1 : UNASKED;
+    if (right - left > 2 && this.recording.isInPart(table, row)) this.drawPart(left, y, right - left, height);
+    else pen.fillRect(left, y, right - left, height);
+    pen.globalAlpha = 1;
+  }
+
+  // One line of pixels, drawn as high as the bars are.
+  drawPixels(told, others, colour, y, height, room) {
+    const strip = this.strip ||= document.createElement("canvas");
+    if (strip.width !== room) { strip.width = room; strip.height = 1; }
+    const pen = strip.getContext("2d"), line = pen.createImageData(room, 1), rgb = parseInt(colour.slice(1), 16);
+    const cells = new Uint32Array(line.data.buffer), ink = (rgb & 255) << 16 | rgb & 0xff00 | rgb >> 16; // little-endian: ABGR
+    const dense = part => part ? FAINTEST + (1 - FAINTEST) * Math.min(1, part) : 0;
+    for (let x = 0; x < room; x++) {
+      const alpha = Math.max(dense(told[x]), UNASKED * dense(others[x]));
+      if (alpha) cells[x] = Math.round(255 * alpha) << 24 | ink;
+    }
+    pen.putImageData(line, 0, 0);
+    this.pen.imageSmoothingEnabled = false;
+    this.pen.drawImage(strip, 0, 0, room, 1, LABEL, y, room, height);
   }
 
   // Seen in part: pale, with an outline.
@@ -136,17 +166,6 @@ class Timeline {
     pen.strokeStyle = pen.fillStyle;
     pen.lineWidth = 1.5;
     pen.strokeRect(left + 0.75, y + 0.75, wide - 1.5, height - 1.5);
-  }
-
-  // What part of the pixel from `left` on the bars from `place` on cover.
-  covered(rows, table, place, left) {
-    const from = this.time(left), to = this.time(left + 1);
-    let sum = 0;
-    for (; place < rows.length && table.start[rows[place]] < to; place++) {
-      const begin = table.start[rows[place]];
-      sum += Math.max(0, Math.min(to, begin + table.span[rows[place]]) - Math.max(from, begin));
-    }
-    return Math.min(1, sum / (to - from));
   }
 
   firstVisible(rows, table) {
