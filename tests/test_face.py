@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pytest
 from outside import project
 
@@ -95,20 +96,25 @@ def test_a_project_outside_runs_as_it_is_typed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a simulated run is recorded."""
+    return tmp_path_factory.mktemp("results") / "seen.zaplock"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def results(seen: Path) -> dict[str, object]:
     """One result of each kind, as a notebook would show it."""
-    place = tmp_path_factory.mktemp("results") / "seen.zaplock"
     lab = zaplock.Lab("linux-4.18")
     heap = lab.map("64M")
     lab.thread("<db>", lambda cx: cx.design.munmap(cx, heap, 64 << 20))
     lab.bystander("proc")
     run = lab.run()
-    run.save(place)
+    run.save(seen)
     comparison = zaplock.compare("64M", designs=["linux-4.18"], bystanders=[("proc",)])
     return {
         "comparison": comparison,
         "run": run,
-        "recording": zaplock.report(place),
+        "recording": zaplock.report(seen),
         "verdict": zaplock.prove("expand", "linux-4.20"),
         "analysis": run.analysis,
         "plain run": Observation(run.design, run.events, {}, run.stalls, (), run.duration_ns),
@@ -225,6 +231,34 @@ def test_an_import_that_fails_for_another_reason_goes_on() -> None:
         "a picture"
     ):  # fmt: skip
         raise ModuleNotFoundError("No module named 'altair'", name="altair")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "report seen.zaplock",
+        "diff seen.zaplock seen.zaplock",
+        "compare 1M --no-measure --design linux-6.18",
+        "check expand --design linux-4.20,linux-6.18",
+        "check munmap+fault --design linux-4.20",
+    ],
+)
+def test_what_json_prints_is_what_its_schema_says(
+    command: str,
+    seen: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(seen.parent)
+    main([*command.split(), "--json"])
+    told = json.loads(capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        main([command.split()[0], "--json-schema"])
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["$id"].startswith(f"urn:zaplock:{command.split()[0]}:")
+    jsonschema.validate(told, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate("nonsense", schema)
 
 
 def test_every_verb_has_a_manual_page_with_its_options(tmp_path: Path) -> None:

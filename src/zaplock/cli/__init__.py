@@ -150,7 +150,9 @@ def _explain(topic: str) -> int:
     """Say what a word means."""
     words = glossary()
     if topic not in words:
-        print(f"zaplock: {no_such('verb or word', topic, [*SUMMARIES, *words])}", file=sys.stderr)
+        verb = or_meant(topic, SUMMARIES)
+        lacking = no_such("verb", topic, SUMMARIES) if verb else no_such("word", topic, words)
+        print(f"zaplock: {lacking}", file=sys.stderr)
         return 2
     print(f"{topic}: {words[topic]}")
     return 0
