@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz fuzz-guided bench lint docs coverage lock clean
+.PHONY: setup run test fuzz fuzz-guided bench lint docs coverage lock deb zipapp clean
 
 # Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready
@@ -17,11 +17,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 run: setup
 	$(BIN)/zaplock compare 80G
+	@echo "zaplock is $(BIN)/zaplock: type '. $(BIN)/activate', and zaplock alone will do"
 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict src
+	$(BIN)/mypy --strict src tests/outside
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # What only computes runs beside what looks at this machine (tests/conftest.py).
 TESTERS := 2
@@ -67,6 +69,18 @@ fuzz-guided: setup
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement tests/guided-requirements.txt
 	$(BIN)/python tests/fuzz_guided.py $(KIND) -max_total_time=$(SECONDS)
 
+# What can be installed without pip (docs/installing.md).
+deb: setup
+	packaging/deb
+
+zipapp: setup .venv-pack/.ready
+	packaging/zipapp
+
+.venv-pack/.ready: packaging/requirements.txt
+	$(PYTHON) -m venv .venv-pack
+	.venv-pack/bin/pip install --quiet --require-hashes --requirement packaging/requirements.txt
+	touch $@
+
 # Choose all versions anew and write them down with their hashes.
 lock:
 	.ci/lock
@@ -75,4 +89,4 @@ bench: setup
 	$(BIN)/python -m pytest bench
 
 clean:
-	rm -rf $(VENV) .venv-docs build dist out
+	rm -rf $(VENV) .venv-docs .venv-pack build dist out

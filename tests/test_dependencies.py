@@ -16,7 +16,12 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("constraints.txt", "docs/requirements.txt", "tests/guided-requirements.txt")
+LOCKS = (
+    "constraints.txt",
+    "docs/requirements.txt",
+    "packaging/requirements.txt",
+    "tests/guided-requirements.txt",
+)
 PINNED = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?: --hash=sha256:[0-9a-f]{64})+")
 INSTALLERS = {"pip", "setuptools"}
 
