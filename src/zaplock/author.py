@@ -51,7 +51,8 @@ Tasks. A scenario's `TaskSpec` may be of another address space (`mm`), be killed
 (`daemon`): a kernel thread is a daemon that does an operation of your own. One that `begins` "when
 started" waits for `start_task(name)`: a worker for work that is left to it; `task_id(name)` is its
 id. In a `zaplock.Lab` any program is a thread, and `bystander(name, does=...)` one whose stalls are
-counted.
+counted; `system_call(cx, "munmap", work, address, length)` does `work` as a call that recordings
+name.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ from zaplock.check.scenarios import (
 )
 from zaplock.designs import SHIPPED, Cx, Design
 from zaplock.designs.linux import linux
+from zaplock.lab.bystanders import system_call
 from zaplock.model import flags
 from zaplock.model.flags import page_align
 from zaplock.model.machine import Machine
@@ -192,6 +194,7 @@ __all__ = [
     "replace",
     "start_task",
     "step",
+    "system_call",
     "task_id",
     "unlock_range",
     "unmap_region",

@@ -27,12 +27,15 @@ EXTRAS: Final = {
 """The extra that brings each package, by the name that is imported."""
 
 
-def lack(error: ImportError, what: str = "this") -> str | None:
-    """Say in one line which extra brings what could not be imported; None where none does."""
+def lack(error: ImportError, what: str = "this", extra: str = "") -> str | None:
+    """Say in one line which extra brings what could not be imported; None where none does.
+
+    `extra` is the one that `what` needs as a whole, if there is one.
+    """
     name = (error.name or "").partition(".")[0]
     if name not in EXTRAS:
         return None
-    return f"{what} needs {name}, which isn't here: pip install 'zaplock[{EXTRAS[name]}]'"
+    return f"{what} needs {name}, which isn't here: pip install 'zaplock[{extra or EXTRAS[name]}]'"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from zaplock.buffers.mapping import Mapping, MappingError
 from zaplock.buffers.move import PageMove
@@ -29,11 +29,34 @@ from zaplock.release.owners import Owner, stands_on
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import DTypeLike, NDArray
+
+    Scalar = TypeVar("Scalar", bound=np.generic)
 
 Shape = int | tuple[int, ...]
 
 
+class ArrayOptions(TypedDict, total=False):
+    """What `empty` and `borrowed` take beside shape and dtype; see `empty`."""
+
+    huge: str | None
+    populate: bool
+    name: str | None
+    max_stall_ns: int
+    background: bool
+
+
+@overload
+def empty(shape: Shape, **options: Unpack[ArrayOptions]) -> NDArray[np.float64]: ...
+@overload
+def empty(
+    shape: Shape, dtype: type[Scalar] | np.dtype[Scalar], **options: Unpack[ArrayOptions]
+) -> NDArray[Scalar]: ...
+@overload
+def empty(
+    shape: Shape, dtype: DTypeLike, **options: Unpack[ArrayOptions]
+) -> NDArray[np.generic]: ...
 def empty(
     shape: Shape,
     dtype: DTypeLike = float,
@@ -79,7 +102,7 @@ def empty(
     return np.frombuffer(mapping, kind, count).reshape(sizes)
 
 
-def populate(array: NDArray[Any], *, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
+def populate(array: NDArray[np.generic], *, max_stall_ns: int = DEFAULT_BOUND_NS) -> None:
     """Make every page of an array present, in paced pieces; its content stays.
 
     Works on any contiguous writable array whose memory's owner can be shown (as for `release`).
@@ -100,7 +123,9 @@ def populate(array: NDArray[Any], *, max_stall_ns: int = DEFAULT_BOUND_NS) -> No
         owner.let_go()
 
 
-def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None) -> NDArray[Any]:
+def resize(
+    array: NDArray[Scalar], shape: Shape, *, max_stall_ns: int | None = None
+) -> NDArray[Scalar]:
     """Return an array of another shape with the content of `array`, whose pages move there.
 
     Nothing is copied: mremap moves page tables (5.7; older kernels copy). What is new reads as
@@ -140,8 +165,22 @@ def resize(array: NDArray[Any], shape: Shape, *, max_stall_ns: int | None = None
     return new
 
 
+@overload
+def borrowed(
+    shape: Shape, **options: Unpack[ArrayOptions]
+) -> AbstractContextManager[NDArray[np.float64]]: ...
+@overload
+def borrowed(
+    shape: Shape, dtype: type[Scalar] | np.dtype[Scalar], **options: Unpack[ArrayOptions]
+) -> AbstractContextManager[NDArray[Scalar]]: ...
+@overload
+def borrowed(
+    shape: Shape, dtype: DTypeLike, **options: Unpack[ArrayOptions]
+) -> AbstractContextManager[NDArray[np.generic]]: ...
 @contextmanager
-def borrowed(shape: Shape, dtype: DTypeLike = float, **options: Any) -> Iterator[NDArray[Any]]:
+def borrowed(
+    shape: Shape, dtype: DTypeLike = float, **options: Unpack[ArrayOptions]
+) -> Iterator[NDArray[Any]]:
     """Lend an array for a block; at its end the memory is free, whoever still holds a view.
 
     Options are those of `empty`. Price: a view that outlives the block reads zeroes, and what is

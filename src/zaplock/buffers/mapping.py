@@ -79,7 +79,7 @@ class Mapping(mmap.mmap):
         self.named = name is not None and not calls.name_range(self.address, len(self), name)
         return self
 
-    def __init__(self, *_arguments: Any, **_options: Any) -> None:
+    def __init__(self, *_arguments: object, **_options: object) -> None:
         super().__init__()
 
     @property

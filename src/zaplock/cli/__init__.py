@@ -23,10 +23,12 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import resources
+from importlib.resources.abc import Traversable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from zaplock.cli._overview import SUMMARIES, overview, questions
+from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
@@ -55,6 +57,39 @@ def _load(verb: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{verb}")
 
 
+def parser_of(verb: str) -> _Parser:
+    """Return the parser of a verb."""
+    module = _load(verb)
+    parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    module.configure(parser)
+    if (schema := resources.files(__name__) / "schemas" / f"{verb}.json").is_file():
+        said = "print the schema of what --json prints, with its version"
+        parser.add_argument("--json-schema", action=_Show, file=schema, nargs=0, help=said)
+    return parser
+
+
+class _Show(argparse.Action):
+    """Print a file and leave, as `--help` does."""
+
+    def __init__(self, *, file: Traversable, **options: Any) -> None:
+        super().__init__(default=argparse.SUPPRESS, **options)
+        self._file = file
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        print(self._file.read_text("utf-8"), end="")
+        parser.exit()
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """Return one parser of all verbs, for those who complete words or write pages."""
+    parser = argparse.ArgumentParser(prog="zaplock")
+    verbs = parser.add_subparsers(metavar="VERB")
+    for verb, summary in SUMMARIES.items():
+        _load(verb).configure(verbs.add_parser(verb, help=summary))
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 128 and a signal's number."""
     own_process = argv is None
@@ -63,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(questions())
         return 0
     if arguments[0] == "help" and len(arguments) > 1:
-        arguments = [*arguments[1:], "--help"]
+        topic = " ".join(arguments[1:])
+        if topic not in SUMMARIES:
+            return _explain(topic)
+        arguments = [topic, "--help"]
     if arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -87,13 +125,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"zaplock {verb}: interrupted", file=sys.stderr)
             return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
-            lack = shortage(error)
+            lack = shortage(error, verb)
             if lack is None:
                 return _own_code(verb, error)
             print(f"zaplock {verb}: {lack}", file=sys.stderr)
         except Exception as error:
             return _own_code(verb, error)
         return 2
+
+
+def _explain(topic: str) -> int:
+    """Say what a word means."""
+    words = glossary()
+    if topic not in words:
+        verb = or_meant(topic, SUMMARIES)
+        lacking = no_such("verb", topic, SUMMARIES) if verb else no_such("word", topic, words)
+        print(f"zaplock: {lacking}", file=sys.stderr)
+        return 2
+    print(f"{topic}: {words[topic]}")
+    return 0
 
 
 def _own_code(verb: str, error: Exception) -> int:
@@ -148,11 +198,8 @@ def _warn(verb: str, message: Warning | str, *_: object) -> None:
 
 
 def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
-    module = _load(verb)
-    parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
+    module, parser = _load(verb), parser_of(verb)
     parser.set_defaults(own_process=own_process)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    module.configure(parser)
     try:
         code: int = module.run(parser.parse_all(arguments))
         sys.stdout.flush()

@@ -5,6 +5,7 @@ The summaries stand here and not in the verbs' modules, so that this page needs 
 
 from __future__ import annotations
 
+from importlib import resources
 from typing import Final
 
 QUESTIONS: Final = (
@@ -38,12 +39,23 @@ SUMMARIES: Final = {
 }
 
 
+def glossary() -> dict[str, str]:
+    """Return what each word means, from the glossary of the docs."""
+    found = {}
+    for line in (resources.files("zaplock.cli") / "glossary.md").read_text("utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and len(cells) == 2 and cells[0] != "word":
+            found.update(dict.fromkeys(cells[0].split(", "), cells[1]))
+    return found
+
+
 def questions() -> str:
     """Lay out what people come with, for `zaplock` alone."""
     lines = ["Who holds a process's mmap_lock, who waits behind whom, and what would cure it.", ""]
     for question, command in QUESTIONS:
         lines += [f"  {question}", f"      {command}"]
-    lines += ["", "All verbs: zaplock --help. What this machine can see: zaplock doctor."]
+    lines += ["", "All verbs: zaplock --help. What a word means: zaplock help convoy."]
+    lines += ["What this machine can see: zaplock doctor."]
     return "\n".join(lines)
 
 

@@ -45,7 +45,11 @@ def require_room() -> None:
         )
 
 
-def shortage(error: BaseException) -> str | None:
+_EXTRAS = {"agent": "fleet", "fleet": "fleet"}
+"""Verbs that need an extra as a whole."""
+
+
+def shortage(error: BaseException, verb: str) -> str | None:
     """Say in one line what an error is the lack of, or None where it is none of these."""
     if isinstance(error, MemoryError):
         return "there is no more memory: free some, or raise 'ulimit -v'"
@@ -56,4 +60,5 @@ def shortage(error: BaseException) -> str | None:
     # The loader opens libraries itself, and its words are all that it says.
     if isinstance(error, ImportError) and "Too many open files" in str(error):
         return _ENDED[errno.EMFILE]
-    return lack(error) if isinstance(error, ImportError) else None
+    wanted = _EXTRAS.get(verb, "")
+    return lack(error, extra=wanted) if isinstance(error, ImportError) else None

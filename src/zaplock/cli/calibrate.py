@@ -215,6 +215,7 @@ def _compare(profile: Profile, backing: str, length: int, repeat: int) -> Checke
     middle = summary(outcomes)
     low, high = middle.extra["spread"]["munmap_ns"]
     predicted_ns, cpu_ns = predict(profile, length, backing), middle.extra["cpu_ns"]
+    assert cpu_ns is not None, "a run on this kernel has its CPU time"
     return Checked(backing, length, predicted_ns, middle.munmap_ns, cpu_ns, low, high)
 
 

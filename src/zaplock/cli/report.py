@@ -54,24 +54,10 @@ def run(args: argparse.Namespace) -> int:
 def load(file: str) -> Analysis:
     """Read a recording and analyse it, showing on a terminal that this takes a while."""
     from zaplock.cli._busy import busy
-    from zaplock.trace.analysis import analyse
-    from zaplock.trace.file import read, read_quotas, read_stacks
+    from zaplock.trace.reading import read_analysis
 
-    with busy(f"reading {file}"):
-        recording = read(file)
-    with busy("joining holds and waits"):
-        about = recording.manifest
-        span = (about.started_ns, about.ended_ns) if about.ended_ns else None
-        found = analyse(
-            recording.events,
-            about.kernel,
-            span=span,
-            stacks=read_stacks(file),
-            quotas=read_quotas(file),
-            caveats=recording.caveats,
-            sees_locks=recording.sees_locks,
-        )
-    for caveat in recording.caveats:
+    found = read_analysis(file, busy)
+    for caveat in found.caveats:
         print(f"{file}: {caveat}", file=sys.stderr)
     return found
 

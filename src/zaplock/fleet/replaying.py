@@ -25,9 +25,9 @@ from zaplock.fleet_store.store import FleetStore, Listed, StoreEntry
 from zaplock.fleet_store.waits import WallClock, waits_of
 from zaplock.lab.profiles import Profile
 from zaplock.replay.replay import replay
-from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.file import read, read_quotas, read_stacks
+from zaplock.trace.analysis import Analysis
 from zaplock.trace.manifest import FILE
+from zaplock.trace.reading import read_analysis
 from zaplock.trace.summary import QUEUED_NS, summarise
 
 MOST = 10
@@ -186,26 +186,10 @@ def _chosen(
     return chosen, sum(count for _, _, count in chosen)
 
 
-def analysis_in(folder: Path) -> Analysis:
-    """Read and analyse a recording that was fetched."""
-    recording = read(folder)
-    about = recording.manifest
-    span = (about.started_ns, about.ended_ns) if about.ended_ns else None
-    return analyse(
-        recording.events,
-        about.kernel,
-        span=span,
-        stacks=read_stacks(folder),
-        quotas=read_quotas(folder),
-        caveats=recording.caveats,
-        sees_locks=recording.sees_locks,
-    )
-
-
 def _replay(task: _Task) -> list[Replayed] | Failed:
     with tempfile.TemporaryDirectory(prefix="zaplock-") as folder:
         try:
-            analysis = analysis_in(
+            analysis = read_analysis(
                 FleetStore(task.url).fetch(task.listed, Path(folder) / "one.zaplock")
             )
             return _replayed(task, analysis)

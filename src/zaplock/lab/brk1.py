@@ -68,7 +68,13 @@ def _run(design: Design, profile: Profile, size: int, cpus: int, seed: int) -> B
     for number in range(cpus):
         lab.thread(f"brk{number}", move)
     seen = lab.run()
-    return Brk1(design.name, cpus, size, sum(seen.results.values()), seen.duration_ns)
+    return Brk1(
+        design.name,
+        cpus,
+        size,
+        sum(calls or 0 for calls in seen.results.values()),
+        seen.duration_ns,
+    )
 
 
 @step

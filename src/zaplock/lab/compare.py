@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zaplock.extras import needed
 from zaplock.lab.brk1 import SMALL, Brk1, brk1
@@ -29,7 +29,7 @@ BLOCKS = (("fault", "proc"), ("fault", "proc", "mmap"), ("mmap", "fork", "mprote
 Blocks = Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Every design's teardown, block by block, and what the kernel at hand really did.
 
@@ -44,6 +44,13 @@ class Comparison:
     measured: tuple[TeardownOutcome, ...] | None = None
     brk1: tuple[Brk1, ...] = ()
 
+    def __repr__(self) -> str:
+        blocks = "; ".join(",".join(block) for block in self.blocks)
+        return (
+            f"{type(self).__name__}({self.experiment.length} bytes of {self.experiment.backing}, "
+            f"{len({row.design for row in self.rows})} designs beside {blocks})"
+        )
+
     @property
     def rows(self) -> tuple[TeardownOutcome, ...]:
         """The simulated outcomes, block by block, in the order of the designs."""
@@ -54,7 +61,7 @@ class Comparison:
         rows = [*self.rows, *(self.measured or ())]
         return [row for row in rows if row.bystanders == tuple(bystanders)]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the comparison as plain values: lengths in bytes, times in nanoseconds."""
         measured = self.measured
         return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
@@ -32,7 +32,8 @@ from zaplock.trace.outcome import Stalls
 if TYPE_CHECKING:
     import polars
 
-Program = Callable[[Cx], Coroutine[Step[Any], Any, Any]]
+Program = Callable[[Cx], Coroutine[Step[object], object, int | None]]
+"""What a thread does: an `async` function of its `Cx`; its number is its result."""
 
 FOREIGN_MMS = 1 << 20
 """Address spaces of processes that are not under study."""
@@ -40,7 +41,7 @@ SETUP = 4095
 """The thread that maps what is there before time begins; its number must be nobody else's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Observation:
     """What a run of a laboratory showed.
 
@@ -50,10 +51,18 @@ class Observation:
 
     design: Design
     events: Events
-    results: dict[str, Any]
+    results: dict[str, int | None]
     stalls: dict[str, Stalls]
     long_waits: tuple[LongWait, ...]
     duration_ns: int
+
+    def __repr__(self) -> str:
+        worst = ", ".join(f"{name} {stalls.max_ns} ns" for name, stalls in self.stalls.items())
+        return (
+            f"{type(self).__name__}({self.design.name}, {self.duration_ns} ns, "
+            f"{len(self.events)} events, worst stalls: {worst or 'no bystander'}, "
+            f"{len(self.long_waits)} hung)"
+        )
 
     @property
     def analysis(self) -> Analysis:

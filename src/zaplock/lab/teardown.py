@@ -27,7 +27,7 @@ from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_specu
 from zaplock.protocols.ranged import page_fault_ranged
 from zaplock.trace.events import Events
 from zaplock.trace.holds import holds
-from zaplock.trace.outcome import Stalls, TeardownOutcome
+from zaplock.trace.outcome import OutcomeDetail, Stalls, TeardownOutcome
 
 SUBJECT = 1
 """The thread that unmaps."""
@@ -174,9 +174,9 @@ def _outcome(
     )
 
 
-def _locks_of(design: Design) -> dict[str, str]:
+def _locks_of(design: Design) -> OutcomeDetail:
     """Say what munmap and faults lock, where that is not what they lock in Linux."""
-    told = {}
+    told = OutcomeDetail()
     if design.mmap is not None:
         told["munmap_locks"] = "range"
     if design.page_fault in (page_fault_bonsai, page_fault_speculative):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from zaplock.measure import memory
 from zaplock.measure.calibration import derive
 from zaplock.measure.children import Child
 from zaplock.measure.measure import measure
+from zaplock.trace.outcome import TeardownOutcome
 
 WORKER = "zaplock.measure.calibration.worker"
 ROUND_LIMIT_S = 120.0
@@ -73,6 +74,10 @@ def calibrate(
     return _with_vma_holds(merged(raws, scale_mib))
 
 
+def _least_cpu_ns(runs: Sequence[TeardownOutcome]) -> int:
+    return min(took for run in runs if (took := run.extra["cpu_ns"]) is not None)
+
+
 def _with_vma_holds(found: Calibration) -> Calibration:
     """Tell what a VMA costs under the exclusive lock from what it costs after, where it is seen.
 
@@ -84,7 +89,7 @@ def _with_vma_holds(found: Calibration) -> Calibration:
     if not holds:
         return found
     one = measure(_VMAS_LENGTH, backing="anonymous", bystanders=(), repeat=_REPEAT, trace=False)
-    beyond = min(run.extra["cpu_ns"] for run in many) - min(run.extra["cpu_ns"] for run in one)
+    beyond = _least_cpu_ns(many) - _least_cpu_ns(one)
     detach = [hold / _VMAS for hold in holds]
     free = max(0.0, beyond / _VMAS - min(detach))
     return replace(

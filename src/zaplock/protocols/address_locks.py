@@ -22,8 +22,8 @@ by its address here.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from zaplock.model.flags import PAGE_SHIFT
 from zaplock.model.rwsem import (
@@ -49,9 +49,11 @@ from zaplock.model.spans import (
 )
 from zaplock.model.step import Step, Task, step
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.protocols.design import Cx, Design, Protocol
+    from zaplock.protocols.design import Cx, Design
 
 Locking = Literal["rwsem", "exclusive", "ranges", "slots", "tables-rw", "tables"]
 Steps = Generator[Step[Any], Any, Any]
@@ -175,7 +177,7 @@ def exclusive_range(step: Step[Any], mm: int) -> tuple[int, int] | None:
     return (0, TOP) if step.lock == ("mmap_lock", mm) else None
 
 
-def under(design: Design, protocol: Protocol) -> Protocol:
+def under(design: Design, protocol: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
     """Let a protocol run under a design's locks, where those aren't Linux's."""
     if design.locking == "rwsem":
         return protocol

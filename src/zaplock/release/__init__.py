@@ -1,8 +1,14 @@
-"""`zaplock.release(buffer)`: free, fill and move huge memory without stalling the process.
+"""`zaplock.release(buffer, length=None, *, max_stall_ns=10_000_000, unmap=True)` frees huge memory.
 
-The package is callable, so that `import zaplock; zaplock.release(buffer)` is all that a program
-needs; `from zaplock.release import release, release_soon, release_async, flush` gives the parts. It
-depends on nothing of zaplock but its errors, and on nothing outside the standard library.
+Nobody in the process is stalled by it: pages go in paced pieces. `buffer` is a numpy array, a
+memoryview or another writable buffer, an `mmap.mmap`, a `SharedMemory`, or an address with its
+`length` in bytes; `max_stall_ns` is how long anybody should have to wait at most; `unmap=False`
+keeps the addresses. Returns a `Released`; raises ReleaseError, BusyError or ExportedError.
+
+The package is a module that can be called. It also has `release_soon` (a worker does it; a future),
+`release_async` (to be awaited), `flush` (wait for all) and `pending` (how many there are); `from
+zaplock.release import release, release_soon, ...` works as well. It depends on nothing of zaplock
+but its errors, and on nothing outside the standard library.
 
     pace      how much at a time: measured against a bound on anybody's wait
     zap       MADV_DONTNEED by pieces, VMA by VMA
@@ -21,10 +27,10 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
 
 from zaplock.release.errors import BusyError, ExportedError, ReleaseError
 from zaplock.release.now import Released, release
+from zaplock.release.pace import DEFAULT_BOUND_NS
 from zaplock.release.soon import flush, pending, release_async, release_soon
 
 __all__ = [
@@ -40,12 +46,25 @@ __all__ = [
 ]
 
 
-class _Callable(ModuleType):
-    """A module that may be called as its main function."""
+class ReleaseModule(ModuleType):
+    """A module that may be called as its main function; its parts are listed for type checkers."""
 
-    def __call__(self, *arguments: Any, **options: Any) -> Released:
-        """Call `zaplock.release.release` with the same arguments."""
-        return release(*arguments, **options)
+    flush = staticmethod(flush)
+    pending = staticmethod(pending)
+    release = staticmethod(release)
+    release_async = staticmethod(release_async)
+    release_soon = staticmethod(release_soon)
+
+    def __call__(
+        self,
+        buffer: object,
+        length: int | None = None,
+        *,
+        max_stall_ns: int = DEFAULT_BOUND_NS,
+        unmap: bool = True,
+    ) -> Released:
+        """Free the memory of a buffer without stalling anybody: `zaplock.release.release`."""
+        return release(buffer, length, max_stall_ns=max_stall_ns, unmap=unmap)
 
 
-sys.modules[__name__].__class__ = _Callable
+sys.modules[__name__].__class__ = ReleaseModule

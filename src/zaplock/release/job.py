@@ -63,7 +63,8 @@ class Job(Future[Released]):
     def ends_within(self, seconds: float) -> None:
         """Wait until the job is done, but no longer than that."""
         if self._ended.acquire(timeout=max(seconds, 0)):
-            self._ended.release()
+            with suppress(RuntimeError):  # `tell` came once more meanwhile, and let it go
+                self._ended.release()
 
     def mine(self, mark: object) -> bool:
         """Put a mark on the job, unless it has one; tell whether it is this one."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 from zaplock.release.hold import MemoryHold
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
@@ -49,7 +48,7 @@ class Released:
 
 
 def release(
-    buffer: Any,
+    buffer: object,
     length: int | None = None,
     *,
     max_stall_ns: int = DEFAULT_BOUND_NS,

@@ -185,7 +185,7 @@ _worker = _Worker(alone=_in_subinterpreter())
 
 
 def release_soon(
-    buffer: Any, length: int | None = None, *, max_stall_ns: int = DEFAULT_BOUND_NS
+    buffer: object, length: int | None = None, *, max_stall_ns: int = DEFAULT_BOUND_NS
 ) -> Future[Released]:
     """Hand a release over to the background worker; return a future of its result or error.
 
@@ -209,7 +209,7 @@ def release_soon(
 
 
 async def release_async(
-    buffer: Any, length: int | None = None, *, max_stall_ns: int = DEFAULT_BOUND_NS
+    buffer: object, length: int | None = None, *, max_stall_ns: int = DEFAULT_BOUND_NS
 ) -> Released:
     """Release in the background worker and await the result.
 

@@ -27,7 +27,7 @@ from zaplock.trace.vma_lock import vma_locks
 from zaplock.trace.waits import Waits, waits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Analysis:
     """A recording, understood. `kernel` is the release or design that it was made on."""
 
@@ -44,6 +44,12 @@ class Analysis:
     """Why the recording is not to be taken for whole, gaps apart: a sentence each."""
     sees_locks: bool = True
     """Whether lock events were recorded; without them nothing is known of holds and waits."""
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.holds)} holds and {len(self.waits)} waits "
+            f"of {len(self.events.tasks)} tasks on {self.kernel})"
+        )
 
     @property
     def begin_ns(self) -> int:

@@ -50,7 +50,7 @@ HOLD = np.dtype(
 """One row per column of `Holds`: its name and type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Holds(Intervals):
     """The holds of a recording as columns, sorted by `start_ns`.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Intervals:
     """What a kind of interval has: `DTYPE` names and types the columns, `LENGTH` is how long.
 
@@ -42,6 +42,9 @@ class Intervals:
 
     def __len__(self) -> int:
         return len(self.columns["mm"])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} rows of {', '.join(self.columns)})"
 
     def __getitem__(self, name: str) -> Array:
         return self.columns[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -39,6 +39,26 @@ class Stalls:
         }
 
 
+class OutcomeDetail(TypedDict, total=False):
+    """What only some outcomes have, as it stands in their JSON.
+
+    size: bytes. cpu_ns: CPU time of the call. idle: the same bystanders with nothing beside them.
+    repeat: how many runs the figures are medians of; spread: the least and the greatest of each
+    figure, in ns. munmap_locks, faults_lock: where a design locks otherwise than Linux.
+    """
+
+    size: int
+    backing: str
+    teardown: str
+    cpu_ns: int | None
+    idle: dict[str, dict[str, int]]
+    repeat: int
+    spread: dict[str, list[int]]
+    hung_task_messages: list[str]
+    munmap_locks: str
+    faults_lock: str
+
+
 @dataclass(frozen=True, slots=True)
 class TeardownOutcome:
     """One teardown of one mapping beside some bystanders.
@@ -57,9 +77,9 @@ class TeardownOutcome:
     stalls: Mapping[str, Stalls]
     hung_tasks: int = 0
     note: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: OutcomeDetail = field(default_factory=OutcomeDetail)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {
             "design": self.design,
             "bystanders": list(self.bystanders),

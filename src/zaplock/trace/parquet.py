@@ -1,9 +1,9 @@
 """Columns of numbers, texts and lists as Parquet, and what a file says of itself.
 
 The library is arro3, Arrow's own Rust implementation behind two small modules: what only records
-needs no data frame library. A table's schema names the `Kind` of each column. Texts and lists may
-come as any of Arrow's types for them (polars, DuckDB and arro3 write different ones), numbers only
-as exactly theirs.
+needs no data frame library. A table's schema names the `ColumnKind` of each column. Texts and lists
+may come as any of Arrow's types for them (polars, DuckDB and arro3 write different ones), numbers
+only as exactly theirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from arro3.io import write_parquet
 from numpy.typing import NDArray
 
 
-class Kind(Enum):
+class ColumnKind(Enum):
     """What a column has; `value` is numpy's name for a number, or what else it is."""
 
     INT16 = "int16"
@@ -34,26 +34,26 @@ class Kind(Enum):
     ADDRESSES = "list of uint64"
 
 
-Schema = Mapping[str, Kind]
+Schema = Mapping[str, ColumnKind]
 
 _NUMBERS: Final = {
-    Kind.INT16: DataType.int16(),
-    Kind.INT32: DataType.int32(),
-    Kind.INT64: DataType.int64(),
-    Kind.UINT8: DataType.uint8(),
-    Kind.UINT64: DataType.uint64(),
-    Kind.BOOL: DataType.bool(),
+    ColumnKind.INT16: DataType.int16(),
+    ColumnKind.INT32: DataType.int32(),
+    ColumnKind.INT64: DataType.int64(),
+    ColumnKind.UINT8: DataType.uint8(),
+    ColumnKind.UINT64: DataType.uint64(),
+    ColumnKind.BOOL: DataType.bool(),
 }
 _TEXT: Final = DataType.large_utf8()
-_WITHIN: Final = {Kind.TEXTS: Kind.TEXT, Kind.ADDRESSES: Kind.UINT64}
+_WITHIN: Final = {ColumnKind.TEXTS: ColumnKind.TEXT, ColumnKind.ADDRESSES: ColumnKind.UINT64}
 
 
-def is_of(kind: Kind, found: DataType) -> bool:
+def is_of(kind: ColumnKind, found: DataType) -> bool:
     """Say whether a column's type is of a kind."""
     if kind in _WITHIN:
         is_list = DataType.is_list(found) or DataType.is_large_list(found)
         return is_list and found.value_type is not None and is_of(_WITHIN[kind], found.value_type)
-    if kind is Kind.TEXT:
+    if kind is ColumnKind.TEXT:
         return any(
             asked(found)
             for asked in (DataType.is_string, DataType.is_large_string, DataType.is_string_view)
@@ -69,17 +69,17 @@ def packed(columns: Mapping[str, Sequence[Any] | NDArray[Any]], schema: Schema) 
     return file.getvalue()
 
 
-def _array(values: Sequence[Any] | NDArray[Any], kind: Kind) -> Array:
+def _array(values: Sequence[Any] | NDArray[Any], kind: ColumnKind) -> Array:
     if isinstance(values, np.ndarray):
         return Array.from_numpy(np.ascontiguousarray(values))
     if kind in _WITHIN:
         ends = np.fromiter(accumulate(map(len, values)), np.int64, len(values))
         within = _array(list(chain.from_iterable(values)), _WITHIN[kind])
         return list_array(Array.from_numpy(np.concatenate(([0], ends))), within)
-    return Array(values, _TEXT if kind is Kind.TEXT else _NUMBERS[kind])
+    return Array(values, _TEXT if kind is ColumnKind.TEXT else _NUMBERS[kind])
 
 
-def numbers(column: ChunkedArray, kind: Kind) -> NDArray[Any]:
+def numbers(column: ChunkedArray, kind: ColumnKind) -> NDArray[Any]:
     """Return a column of numbers."""
     return column.to_numpy() if column.num_chunks else np.empty(0, kind.value)
 

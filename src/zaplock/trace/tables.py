@@ -33,7 +33,8 @@ from zaplock.outputs import Folder
 from zaplock.strangers import read_text
 from zaplock.trace.apart import PARSER
 from zaplock.trace.events import EVENT
-from zaplock.trace.parquet import Kind, Schema, is_of
+from zaplock.trace.parquet import ColumnKind as Is
+from zaplock.trace.parquet import Schema, is_of
 from zaplock.trace.quotas import QuotaReading
 
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
@@ -45,41 +46,51 @@ _MOST_TEXT = 4096
 WAY_OUT = "record again, or move it away: the rest can be read, and what is missing is told"
 
 Columns = Mapping[str, NDArray[Any]]
-EVENTS = {name: Kind(EVENT[name].name) for name in EVENT.names or ()}
-TASKS = {"tid": Kind.INT32, "comm": Kind.TEXT, "pid": Kind.INT32, "process": Kind.TEXT}
-MMS = {"mm": Kind.UINT64, "pid": Kind.INT32}
-FRAMES = {"pid": Kind.INT32, "address": Kind.UINT64, "text": Kind.TEXT, "kind": Kind.UINT8}
+EVENTS = {name: Is(EVENT[name].name) for name in EVENT.names or ()}
+TASKS = {
+    "tid": Is.INT32,
+    "comm": Is.TEXT,
+    "pid": Is.INT32,
+    "process": Is.TEXT,
+}
+MMS = {"mm": Is.UINT64, "pid": Is.INT32}
+FRAMES = {
+    "pid": Is.INT32,
+    "address": Is.UINT64,
+    "text": Is.TEXT,
+    "kind": Is.UINT8,
+}
 STACKS = {
-    "time_ns": Kind.INT64,
-    "pid": Kind.INT32,
-    "tid": Kind.INT32,
-    "reason": Kind.UINT8,
-    "kernel": Kind.ADDRESSES,
-    "user": Kind.ADDRESSES,
-    "top": Kind.UINT64,
+    "time_ns": Is.INT64,
+    "pid": Is.INT32,
+    "tid": Is.INT32,
+    "reason": Is.UINT8,
+    "kernel": Is.ADDRESSES,
+    "user": Is.ADDRESSES,
+    "top": Is.UINT64,
 }
 STACKS_1 = {
-    "time_ns": Kind.INT64,
-    "tid": Kind.INT32,
-    **dict.fromkeys([f"frame{number}" for number in range(8)], Kind.UINT64),
+    "time_ns": Is.INT64,
+    "tid": Is.INT32,
+    **dict.fromkeys([f"frame{number}" for number in range(8)], Is.UINT64),
 }
 """Of version 1."""
-QUOTAS = {name: Kind.TEXT if name == "group" else Kind.INT64 for name in QuotaReading._fields}
-GROUPS = {"pid": Kind.INT32, "groups": Kind.TEXTS}
+QUOTAS = {name: Is.TEXT if name == "group" else Is.INT64 for name in QuotaReading._fields}
+GROUPS = {"pid": Is.INT32, "groups": Is.TEXTS}
 FOUND = {
-    "tid": Kind.INT32,
-    "time_ns": Kind.INT64,
-    "state": Kind.TEXT,
-    "wchan": Kind.TEXT,
-    "operation": Kind.TEXT,
-    "stack": Kind.TEXTS,
-    "does": Kind.TEXT,
-    "exclusive": Kind.BOOL,
-    "mm": Kind.UINT64,
-    "since_ns": Kind.INT64,
-    "address": Kind.UINT64,
-    "length": Kind.INT64,
-    "detail": Kind.INT64,
+    "tid": Is.INT32,
+    "time_ns": Is.INT64,
+    "state": Is.TEXT,
+    "wchan": Is.TEXT,
+    "operation": Is.TEXT,
+    "stack": Is.TEXTS,
+    "does": Is.TEXT,
+    "exclusive": Is.BOOL,
+    "mm": Is.UINT64,
+    "since_ns": Is.INT64,
+    "address": Is.UINT64,
+    "length": Is.INT64,
+    "detail": Is.INT64,
 }
 """The fields of `FoundTask`, in their order."""
 
@@ -147,7 +158,7 @@ def parse(raw: Raw, schema: Schema) -> Table:
         for name, kind in schema.items():
             if table[name].null_count:
                 raise ValueError(f"its column {name} has empty fields")
-            if kind is Kind.TEXT and raw.rows:
+            if kind is Is.TEXT and raw.rows:
                 longest = max(len(text.encode()) for text in table[name].to_pylist())
                 if longest > _MOST_TEXT:
                     raise ValueError(f"a text in {name} has {longest:,} bytes")

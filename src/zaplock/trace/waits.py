@@ -65,7 +65,7 @@ WAIT = np.dtype(
 """One row per column of `Waits`: its name and type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Waits(Intervals):
     """The waits of a recording as columns, sorted by `start_ns`; `exclusive` is what was asked.
 
