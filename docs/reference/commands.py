@@ -1,12 +1,9 @@
-"""A hook of MkDocs: the help of every verb, as the command line prints it, in commands.md."""
+"""A hook of MkDocs: the list of the verbs in commands.md, and each verb's help on its own page."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import pkgutil
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +11,17 @@ SOURCE = str(Path(__file__).parents[2] / "src")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
-    """Append the verbs to their page."""
-    if page.file.src_uri != "reference/commands.md":
-        return markdown
+    """Append the verbs to their list, and a verb's help to its page."""
     if SOURCE not in sys.path:
         sys.path.insert(0, SOURCE)
-    from zaplock import cli
+    from zaplock.cli import parser_of
+    from zaplock.cli._overview import SUMMARIES
 
-    os.environ["COLUMNS"] = "100"
-    verbs = sorted(one.name for one in pkgutil.iter_modules(cli.__path__) if one.name[0] != "_")
-    return "\n".join([markdown, *(_section(verb) for verb in verbs)])
-
-
-def _section(verb: str) -> str:
-    module = import_module(f"zaplock.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"zaplock {verb}", description=module.__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    module.configure(parser)
-    return f"\n## {verb}\n\n```text\n{parser.format_help()}```\n"
+    path = Path(page.file.src_uri)
+    if page.file.src_uri == "reference/commands.md":
+        rows = [f"| [{verb}](../verbs/{verb}.md) | {said} |" for verb, said in SUMMARIES.items()]
+        return "\n".join([markdown, "| verb | what it does |", "|---|---|", *rows, ""])
+    if path.parent.name == "verbs":
+        os.environ["COLUMNS"] = "100"
+        return f"{markdown}\n## Options\n\n```text\n{parser_of(path.stem).format_help()}```\n"
+    return markdown
