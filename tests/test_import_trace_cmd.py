@@ -6,6 +6,7 @@ import mmap
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,9 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
             (instance / "events" / event / "enable").write_text("1")
         (instance / "set_event_pid").write_text(str(os.getpid()))
         (instance / "tracing_on").write_text("1")
-        mmap.mmap(-1, 8 << 20).close()
+        for _ in range(5):  # a task's name is kept, as a rule, when it is switched away from
+            mmap.mmap(-1, 8 << 20).close()
+            time.sleep(0.01)
         (instance / "tracing_on").write_text("0")
         subprocess.run([tool, "extract", "-B", name, "-o", data], check=True, capture_output=True)
     finally:

@@ -71,12 +71,19 @@ def test_the_command_line_puts_states_there_and_takes_them_away(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("more", [["--jobs", "2"], ["--exact"], ["--sample", "3"]])
-def test_the_disk_is_for_one_plain_search(
-    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (["--exact"], "--exact is for one process"),
+        (["--sample", "3"], "--sample keeps no states"),
+        (["--cluster", "tcp://127.0.0.1:1", "--unreached"], "leave --cluster out"),
+    ],
+)
+def test_the_disk_is_for_a_search_that_keeps_states(
+    more: list[str], refused: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", "expand", "--disk", str(tmp_path), *more]) == 2
-    assert "--disk is for one process" in capsys.readouterr().err
+    assert refused in capsys.readouterr().err
 
 
 def test_a_directory_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import platform
-from collections.abc import Iterator
+import types
+from collections.abc import Generator, Iterator
 from errno import EINVAL, ENOMEM
 from functools import partial
+from typing import Any
 
 import pytest
 from test_oracle import needs_kernel
@@ -14,15 +18,18 @@ from test_oracle import needs_kernel
 from zaplock.check.mutations import as_mutated, mutate, mutations_of
 from zaplock.cli import main
 from zaplock.designs.linux import design_of
-from zaplock.oracle.interleavings import OPERATIONS, Interleavings
+from zaplock.engines.sequential import run
+from zaplock.oracle.interleavings import OPERATIONS, Interleavings, start
+from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import Op
 from zaplock.oracle.thread_campaign import ThreadBench, ThreadReport, hunt
 from zaplock.oracle.thread_programs import ELSEWHERE, PAGE, PAGES, WINDOW, ThreadedGenerator
 from zaplock.oracle.threaded import ThreadedProgram, shown
-from zaplock.protocols.design import Design
+from zaplock.oracle.world import World, limits_of
+from zaplock.protocols.design import Cx, Design
 
 SIGSEGV = shown(-(11 << 16))
-DONTNEED, POPULATE_WRITE = 4, 23
+DONTNEED, POPULATE_READ, POPULATE_WRITE = 4, 22, 23
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +66,50 @@ def test_populate_of_a_shared_file_lets_the_lock_go_after_each_page(bench: Threa
     present = {(one.results[0][0], sum(v.figures[0] for v in one.after.vmas)) for one in explored}
     assert present == {(-ENOMEM, 12), (-EINVAL, 0), (-EINVAL, 4)}
     assert {bench.real.run_threads(program, [[1], [1]]) for _ in range(20)} <= explored
+
+
+@needs_kernel
+def test_populate_goes_on_in_what_was_mapped_behind_it_meanwhile(bench: ThreadBench) -> None:
+    """Found on 16 CPUs: it lets go again before it looks at what is behind a shared page."""
+    program = ThreadedProgram(
+        (mapping(0x31, pages=1),),
+        (
+            (Op("madvise", (WINDOW, 2 * PAGE, POPULATE_WRITE)),),
+            (Op("mmap", (WINDOW, 2 * PAGE, 3, 0x32, -1, 0)),),
+        ),
+    )
+    explored = Interleavings(bench.real.environment, bench.design, program).explored()
+    present = {(one.results[0][0], sum(v.figures[0] for v in one.after.vmas)) for one in explored}
+    assert present == {(-ENOMEM, 0), (0, 4), (0, 8)}
+    assert {bench.real.run_threads(program, [[1], [1]]) for _ in range(20)} <= explored
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "reads", [Op("load", (WINDOW + PAGE,)), Op("madvise", (WINDOW + PAGE, PAGE, POPULATE_READ))]
+)
+def test_a_read_fault_maps_what_is_around_its_page_before_it(bench: ThreadBench, reads: Op) -> None:
+    """Found on 16 CPUs: what is mapped around a page can be gone when the page itself comes."""
+    world = World(bench.real.environment, bench.design, False)
+    dropped = Op("madvise", (WINDOW, PAGE, DONTNEED))
+    for index, op in enumerate((mapping(0x31, pages=2), Op("store", (WINDOW,)), dropped)):
+        apply(world, index, op.name, [value for value in op.args if isinstance(value, int)])
+    pages, seen = (WINDOW // PAGE, WINDOW // PAGE + 1), []
+
+    @types.coroutine
+    def watched(protocol: Any) -> Generator[Any, Any, Any]:
+        """Note after each step which pages are mapped."""
+        result = None
+        with contextlib.suppress(StopIteration):
+            while True:
+                result = yield protocol.send(result)
+                seen.append([world.space.ptes.at(page) is not None for page in pages])
+
+    cx = Cx(bench.design, world.task, 1, limits_of(bench.real.environment))
+    run(world.machine, world.task, watched(start(cx, 0, reads)))
+    assert [both for both, _ in itertools.groupby(seen)] == [
+        [False, False], [True, False], [True, True],
+    ]  # fmt: skip
 
 
 @needs_kernel

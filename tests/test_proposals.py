@@ -31,9 +31,9 @@ ABOUT_THEM = (
 BASE = "linux-7.3"
 
 BROKEN = [
-    ("fork-served", "wilcox-2026-05-hold", Invariant.NO_DEADLOCK, 12),
-    ("major-fork", "wilcox-2026-05-hold", Invariant.DISK_APART, 12),
-    ("major-munmap", "wilcox-2026-05-hold", Invariant.DISK_APART, 14),
+    ("fork-served", "wilcox-2026-05-hold", Invariant.NO_DEADLOCK, 13),
+    ("major-fork", "wilcox-2026-05-hold", Invariant.DISK_APART, 13),
+    ("major-munmap", "wilcox-2026-05-hold", Invariant.DISK_APART, 15),
     ("fork-pfn", "shi-2026-05-fork", Invariant.OLD_CONTENT_OR_SIGSEGV, 3),
     ("fork-guarded", "shi-2026-05-fork", Invariant.FORBIDDEN_OUTCOME, 30),
     ("fork-guard", "song-2026-05-fork", Invariant.OLD_CONTENT_OR_SIGSEGV, 26),

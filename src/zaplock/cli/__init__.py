@@ -24,9 +24,8 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import resources
-from importlib.resources.abc import Traversable
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
@@ -73,23 +72,26 @@ def parser_of(verb: str) -> _Parser:
     """Return the parser of a verb."""
     module = _load(verb)
     parser = _Parser(prog=f"zaplock {verb}", description=module.__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     module.configure(parser)
-    if (schema := resources.files(__name__) / "schemas" / f"{verb}.json").is_file():
+    if verb in WITH_SCHEMA:
         said = "print the schema of what --json prints, with its version"
-        parser.add_argument("--json-schema", action=_Show, file=schema, nargs=0, help=said)
+        parser.add_argument("--json-schema", action=_Show, file=f"{verb}.json", nargs=0, help=said)
     return parser
 
 
-class _Show(argparse.Action):
-    """Print a file and leave, as `--help` does."""
+WITH_SCHEMA: Final = ("check", "compare", "diff", "report")
+"""The verbs whose JSON has a schema."""
 
-    def __init__(self, *, file: Traversable, **options: Any) -> None:
+
+class _Show(argparse.Action):
+    """Print a schema and leave, as `--help` does."""
+
+    def __init__(self, *, file: str, **options: Any) -> None:
         super().__init__(default=argparse.SUPPRESS, **options)
         self._file = file
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print(self._file.read_text("utf-8"), end="")
+        print((resources.files(__name__) / "schemas" / self._file).read_text("utf-8"), end="")
         parser.exit()
 
 

@@ -369,12 +369,15 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
                 install(m, task, space, at, at + 1, Pte(kind, delta - shift, writable))
 
 
-def fault_at_once(m: Machine, task: Task, vma: Vma, address: int, write: bool) -> int:
+def fault_at_once(
+    m: Machine, task: Task, vma: Vma, address: int, write: bool, alone: bool = False
+) -> int:
     """Do a whole fault with nobody in between, copying included; return what `fault_page` does.
 
-    What it has to read comes at once: nothing of the populating calls is told of I/O.
+    What it has to read comes at once: nothing of the populating calls is told of I/O. alone: go on
+    with a fault that has mapped what is cached around its page.
     """
-    result = fault_page(m, task, vma, address, write)
+    result = fault_page(m, task, vma, address, write, alone)
     if result == ALONE:
         result = fault_page(m, task, vma, address, write, alone=True)
     if result == MAJOR:
@@ -386,7 +389,9 @@ def fault_at_once(m: Machine, task: Task, vma: Vma, address: int, write: bool) -
     return result
 
 
-def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool) -> int:
+def populate_range(
+    m: Machine, task: Task, vma: Vma, first: int, last: int, write: bool, alone: bool = False
+) -> int:
     """Fault in virtual pages [first, last) of a VMA at once, as a loop of faults would.
 
     For ranges of anonymous memory without huge pages this is one run, whatever its length; others
@@ -406,7 +411,7 @@ def populate_range(m: Machine, task: Task, vma: Vma, first: int, last: int, writ
             vpn = end
             continue
         alloc_tables(m, task, space, vpn, vpn + 1, 2 if may_be_huge else lowest)
-        result = fault_at_once(m, task, vma, vpn << PAGE_SHIFT, write)
+        result = fault_at_once(m, task, vma, vpn << PAGE_SHIFT, write, alone)
         if result:
             return result
         run = space.ptes.run_at(vpn)

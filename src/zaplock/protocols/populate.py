@@ -24,8 +24,8 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.page_fault import meets_huge_pages, populate_range
-from zaplock.model.pagetable import split_huge_zero
+from zaplock.model.page_fault import ALONE, fault_page, meets_huge_pages, populate_range
+from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
@@ -93,7 +93,10 @@ async def populate_pages(
         if await no_memory(cx):
             return -ENOMEM, at
         until = min(at + grain, high)
-        error, came_to = await fault_range(handle, at, until, write, splits, stops)
+        # Page by page others may come between what is mapped around a page and the page itself.
+        around = cx.grain == 1 and not write and bool(vma.file)
+        alone = around and await fault_around(handle, at)
+        error, came_to = await fault_range(handle, at, until, write, splits, stops, alone)
         if error:
             return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, came_to
         if came_to < until:
@@ -109,6 +112,17 @@ async def let_go_for_once(cx: Cx) -> None:
 
 
 @step
+def fault_around(m: Machine, task: Task, handle: int, address: int) -> bool:
+    """Begin a read fault of a file; return whether it goes on with its page alone."""
+    vma, vpn = found_vma(m, task, handle), address >> PAGE_SHIFT
+    space = m.mm(vma.mm)
+    if vma.flags & VM_HUGETLB or space.ptes.at(vpn) is not None:
+        return False
+    alloc_tables(m, task, space, vpn, vpn + 1, 2)
+    return fault_page(m, task, vma, address, False) == ALONE
+
+
+@step
 def fault_range(
     m: Machine,
     task: Task,
@@ -118,12 +132,13 @@ def fault_range(
     write: bool,
     splits_zero: bool,
     stops: bool,
+    alone: bool,
 ) -> tuple[int, int]:
     """Fault in every page of [low, high).
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
-    mapped by small entries first.
+    mapped by small entries first. `alone`: the one page, around which all is mapped.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
@@ -141,7 +156,7 @@ def fault_range(
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
-    return populate_range(m, task, vma, first, last, write), high
+    return populate_range(m, task, vma, first, last, write, alone), high
 
 
 def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
@@ -161,12 +176,13 @@ class Walked(NamedTuple):
     """How far a walk came and with which error; whether it has let the lock go on its way.
 
     `at`: the end of the range, or of the part of it that is in the VMA in which a fault failed, or
-    where the VMA begins that can't be had at all.
+    where the VMA begins that can't be had at all (`refused`).
     """
 
     error: int
     at: int
     let_go: bool
+    refused: bool
 
 
 def mark_dirty(m: Machine, vma: Vma, vpn: int) -> None:
@@ -182,27 +198,33 @@ async def populate_up_to(cx: Cx, start: int, end: int, write: bool) -> Walked:
 
     Where the hold was let go, the page is looked for again, in whatever VMA it is in by then.
     """
-    at, error, let_go = start, 0, False
+    at, error, let_go, refused = start, 0, False, False
     while at < end and not error:
         handle = await find_vma(cx.mm, at)
         vma = await read_vma(handle) if handle else None
         if vma is None or vma.start > at:
-            error = -ENOMEM
+            error, refused = -ENOMEM, True
         elif vma.flags & (VM_IO | VM_PFNMAP) or not vma.flags & (VM_WRITE if write else VM_READ):
-            error = -EINVAL
+            error, refused = -EINVAL, True
         else:
             high = min(end, vma.end)
             error, at = await populate_pages(cx, handle, vma, at, high, write)
             let_go = let_go or (at < high and not error)
-    return Walked(error, at, let_go)
+    return Walked(error, at, let_go, refused)
 
 
 async def populate_strictly(cx: Cx, start: int, end: int, write: bool) -> int:
     """Fault in [start, end) as `populate_up_to`; return 0 or the error.
 
-    If the hold was let go, it is once more at the end, to tell the caller of it.
+    If the hold was let go, it is once more at the end, to tell the caller of it. So it is before a
+    VMA that can't be had, too, if pages before it could: only what can't be had at first is an
+    error (madvise_populate goes on where __get_user_pages_locked has come to).
     """
-    walked = await populate_up_to(cx, start, end, write)
-    if walked.let_go:
-        await let_go_for_once(cx)
-    return walked.error
+    at = start
+    while True:
+        walked = await populate_up_to(cx, at, end, write)
+        if walked.let_go:
+            await let_go_for_once(cx)
+        if not (walked.let_go and walked.refused and walked.at > at):
+            return walked.error
+        at = walked.at
