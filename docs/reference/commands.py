@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -23,5 +24,7 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
         return "\n".join([markdown, "| verb | what it does |", "|---|---|", *rows, ""])
     if path.parent.name == "verbs":
         os.environ["COLUMNS"] = "100"
-        return f"{markdown}\n## Options\n\n```text\n{parser_of(path.stem).format_help()}```\n"
+        parser = parser_of(path.stem)
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter  # zaplock's own needs rich
+        return f"{markdown}\n## Options\n\n```text\n{parser.format_help()}```\n"
     return markdown
