@@ -62,10 +62,19 @@ def is_of(kind: ColumnKind, found: DataType) -> bool:
 
 
 def packed(columns: Mapping[str, Sequence[Any] | NDArray[Any]], schema: Schema) -> bytes:
-    """Return columns as the bytes of a Parquet file."""
+    """Return columns as the bytes of a Parquet file.
+
+    Times differ little from one row to the next: their differences take less than half of what a
+    dictionary of them does, and are written faster. What repeats (tasks, addresses) has one.
+    """
     table = Table.from_pydict({name: _array(columns[name], kind) for name, kind in schema.items()})
     file = io.BytesIO()
-    write_parquet(table, file, compression="zstd(1)")
+    times = [name for name in schema if name.endswith("_ns")]
+    write_parquet(
+        table, file, compression="zstd(1)",
+        column_encoding=dict.fromkeys(times, "delta_binary_packed"),
+        column_dictionary_enabled=dict.fromkeys(times, False),
+    )  # fmt: skip
     return file.getvalue()
 
 

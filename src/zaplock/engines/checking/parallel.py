@@ -22,6 +22,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -49,6 +50,9 @@ from zaplock.workers import die_with
 
 ENOUGH: Final = 4_000
 """A frontier of so many states is worth more than one process."""
+
+_PACKED: Final = 64
+"""Bytes that a state takes at most, about, in a list and as it is sent."""
 
 Key = tuple[Any, ...]
 """What a question is about; values in it are exact ones."""
@@ -439,13 +443,18 @@ class _Worker:
         for first in range(0, len(self.frontier), SLICE):
             if time.monotonic() - search.started > limits.seconds:
                 return own, f"{limits.seconds:g} s"
-            if search.memory_ahead() > search.memory:
+            if search.memory_ahead() + self._to_hand_over() > search.memory:
                 return own, f"{limits.memory >> 20} MiB"
             if self.wire.poll():
                 raise EOFError("the parent is gone")
             found = search.expand(self.frontier[first : first + SLICE])
             own += search.settled(self._own(found))
         return own, ""
+
+    def _to_hand_over(self) -> int:
+        """Return what the states for others will take: a table that may double, and their bytes."""
+        states = self.handed_over[1]
+        return 2 * sys.getsizeof(states) + _PACKED * len(states)
 
     def _own(self, found: list[int]) -> list[int]:
         """Return those of some new states that belong here; the others are to be handed over."""
