@@ -45,8 +45,10 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
     events, manifest = recording.events, recording.manifest
     assert manifest.kernel == os.uname().release
     # Of a task that was not switched away from, or that others have pushed out, no name is kept.
-    kept = [line.split(maxsplit=1) for line in saved.splitlines()]
-    names = {int(pid): comm for pid, comm in kept if int(pid) == os.getpid()}
+    mine = f"{os.getpid()} "
+    names = {
+        os.getpid(): line.removeprefix(mine) for line in saved.splitlines() if line.startswith(mine)
+    }
     assert {tid: task.comm for tid, task in events.tasks.items()} == names
     munmap = analyse(events, manifest.kernel).calls
     assert 8 << 20 in munmap.length.tolist()
