@@ -25,6 +25,10 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
     name = f"zaplock-test-{os.getpid()}"
     instance, data = traces / name, tmp_path / "trace.dat"
     instance.mkdir()
+    # A name with a line's end in it, which somebody may have, hides those behind it from trace-cmd:
+    # a new table of names has none.
+    size = Path("/sys/kernel/tracing/saved_cmdlines_size")
+    size.write_text(size.read_text())
     try:
         for event in ("mmap_lock", "syscalls/sys_enter_munmap", "syscalls/sys_exit_munmap"):
             (instance / "events" / event / "enable").write_text("1")
@@ -34,7 +38,6 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
             mmap.mmap(-1, 8 << 20).close()
             time.sleep(0.01)
         (instance / "tracing_on").write_text("0")
-        saved = Path("/sys/kernel/tracing/saved_cmdlines").read_text("utf-8", "replace")
         subprocess.run([tool, "extract", "-B", name, "-o", data], check=True, capture_output=True)
     finally:
         if instance.exists():
@@ -44,11 +47,6 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
     recording = file.read(output)
     events, manifest = recording.events, recording.manifest
     assert manifest.kernel == os.uname().release
-    # Of a task that was not switched away from, or that others have pushed out, no name is kept.
-    mine = f"{os.getpid()} "
-    names = {
-        os.getpid(): line.removeprefix(mine) for line in saved.splitlines() if line.startswith(mine)
-    }
-    assert {tid: task.comm for tid, task in events.tasks.items()} == names
+    assert events.tasks[os.getpid()].comm == Path("/proc/self/comm").read_text().strip()
     munmap = analyse(events, manifest.kernel).calls
     assert 8 << 20 in munmap.length.tolist()
