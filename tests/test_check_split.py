@@ -66,12 +66,13 @@ def test_a_cluster_finds_what_one_process_finds(
 
 
 def test_workers_keep_their_part_on_disk(cluster: Cluster, tmp_path: Path) -> None:
-    asked = Asked("expand", "linux-4.18", disk=tmp_path)
+    asked, seen = Asked("expand", "linux-4.18", disk=tmp_path), set[Path]()
     plain = check(find_scenario("expand"), find_design("linux-4.18"), queue="any")
     on_disk = check(
         find_scenario("expand"), find_design("linux-4.18"), queue="any",
-        elsewhere=split_over(cluster, asked),
+        elsewhere=split_over(cluster, asked), progress=lambda _: seen.update(tmp_path.iterdir()),
     )  # fmt: skip
+    assert len(seen) == 2, "each worker has a directory of its own there"
     assert told(on_disk) == told(plain)
 
 

@@ -40,12 +40,15 @@ def lack(error: ImportError, what: str = "this", extra: str = "") -> str | None:
 
 
 @contextmanager
-def needed(what: str) -> Iterator[None]:
-    """Raise UserError where an import within fails for want of an extra; `what` needs it."""
+def needed(what: str, extra: str = "") -> Iterator[None]:
+    """Raise UserError where an import within fails for want of an extra; `what` needs it.
+
+    `extra` is named where more than one brings the package.
+    """
     try:
         yield
     except ImportError as error:
-        said = lack(error, what)
+        said = lack(error, what, extra)
         if said is None:
             raise
         raise UserError(said) from None

@@ -107,12 +107,17 @@ async def fault_in(cx: Cx, handle: int, vma: Vma | None, address: int, write: bo
         return -SIGSEGV
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await mmap_read_unlock(cx)
+    if await answered(cx, vma, address, result) == MAJOR:
+        return await page_fault_mmap_lock(cx, address, write)
+    return RETRY if result == USERFAULT else result
+
+
+async def answered(cx: Cx, vma: Vma, address: int, result: int) -> int:
+    """Wait, under no lock, for a monitor or a disk if a fault's result asks for that; return it."""
     if result == USERFAULT:
         await handle_userfault(cx, vma.uffd, address)
-        return RETRY
-    if result == MAJOR:
+    elif result == MAJOR:
         await wait_for_page(vma, address)
-        return await page_fault_mmap_lock(cx, address, write)
     return result
 
 
@@ -168,15 +173,10 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
         await wait_for_page(vma, address)
         result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
-    if result == USERFAULT:
-        await handle_userfault(cx, vma.uffd, address)
-        return RETRY
-    if result == MAJOR:
-        await wait_for_page(vma, address)
-        if cx.design.major_fault == "vma":
-            return RETRY
+    again_under_vma_lock = cx.design.major_fault == "vma"
+    if await answered(cx, vma, address, result) == MAJOR and not again_under_vma_lock:
         return await page_fault_mmap_lock(cx, address, write)
-    return result
+    return RETRY if result in (USERFAULT, MAJOR) else result
 
 
 def is_plain_anonymous(vma: Vma) -> bool:

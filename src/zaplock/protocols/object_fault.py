@@ -18,6 +18,7 @@ from zaplock.model.vma import find_vma, read_vma
 from zaplock.protocols.fault import (
     RETRY,
     access_error,
+    answered,
     handle_mm_fault,
     needs_anon_vma,
     page_fault_mmap_lock,
@@ -29,8 +30,6 @@ from zaplock.protocols.locking import (
     vma_end_read,
     vma_start_read,
 )
-from zaplock.protocols.major_fault import wait_for_page
-from zaplock.protocols.userfaultfd import handle_userfault
 
 if TYPE_CHECKING:
     from zaplock.protocols.design import Cx
@@ -55,10 +54,5 @@ async def page_fault_zircon(cx: Cx, address: int, write: bool) -> int:
         return await page_fault_mmap_lock(cx, address, write)
     result = await handle_mm_fault(cx, handle, vma, address, write)
     await vma_end_read(handle)
-    if result == USERFAULT:
-        await handle_userfault(cx, vma.uffd, address)
-        return RETRY
-    if result == MAJOR:
-        await wait_for_page(vma, address)
-        return RETRY
-    return result
+    await answered(cx, vma, address, result)
+    return RETRY if result in (USERFAULT, MAJOR) else result

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zaplock import outputs
-from zaplock.errors import UserError
+from zaplock.extras import needed
 from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import Summary
 from zaplock.views.stacks import ROOTS, placed, require_stacks, stack_times
@@ -83,16 +83,8 @@ def write_pprof(summary: Summary, path: Path) -> Path:
 @cache
 def message_class() -> Any:
     """Return the class of `Profile`; raise UserError where protobuf is not installed."""
-    try:
-        from google.protobuf import (
-            descriptor_pb2,
-            descriptor_pool,
-            message_factory,
-        )
-    except ImportError:
-        raise UserError(
-            "the protobuf package is not installed: pip install 'zaplock[pprof]'"
-        ) from None
+    with needed("a pprof profile", "pprof"):
+        from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     file = descriptor_pb2.FileDescriptorProto(
         name="zaplock/profile.proto", package="zaplock.pprof", syntax="proto3"
     )

@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
@@ -60,11 +60,18 @@ Key = tuple[Any, ...]
 News = tuple[Key, Any, int]
 """A question, the value that it is about, and the answer."""
 
-Counts = tuple[int, int, int, bool, str, int]
-"""States, transitions and endings of a worker; has it a frontier; which limit it has met; the
-bytes that it occupies."""
-
 Message = tuple[Any, ...]
+
+
+class PartCounts(NamedTuple):
+    """How far a worker has come; `limit`: which one it has met, "" if none."""
+
+    states: int = 0
+    transitions: int = 0
+    endings: int = 0
+    has_frontier: bool = False
+    limit: str = ""
+    occupied_bytes: int = 0
 
 
 class Wire(Protocol):
@@ -216,14 +223,14 @@ class _Parent:
     def run(self) -> Verdict:
         search = self.search
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
-        counts: list[Counts] = [(0, 0, 0, True, "", 0)] * self.jobs
-        while any(count[3] for count in counts) or any(boxes):
+        counts = [PartCounts(has_frontier=True)] * self.jobs
+        while any(count.has_frontier for count in counts) or any(boxes):
             self._send("level", boxes)
             boxes, counts = self._collect()
-            self.occupied = sum(count[5] for count in counts)
-            states = self.base + sum(count[0] for count in counts)
+            self.occupied = sum(count.occupied_bytes for count in counts)
+            states = self.base + sum(count.states for count in counts)
             self._report(states, sum(len(blob) for box in boxes for blob in box))
-            search.limit = search.limit or next((count[4] for count in counts if count[4]), "")
+            search.limit = search.limit or next((c.limit for c in counts if c.limit), "")
             if search.limit or (search.found and not search.all_violations):
                 self._send("absorb", boxes)
                 counts = self._collect()[1]
@@ -231,9 +238,9 @@ class _Parent:
             search.depth += 1
         self._send("audit", [[] for _ in range(self.jobs)])
         self._collect()
-        search.transitions += sum(count[1] for count in counts)
-        search.endings += sum(count[2] for count in counts)
-        return search.verdict(states=self.base + sum(count[0] for count in counts))
+        search.transitions += sum(count.transitions for count in counts)
+        search.endings += sum(count.endings for count in counts)
+        return search.verdict(states=self.base + sum(count.states for count in counts))
 
     def _report(self, states: int, waiting: int) -> None:
         search = self.search
@@ -257,16 +264,16 @@ class _Parent:
             except OSError:
                 raise self.crew.lost(number) from None
 
-    def _collect(self) -> tuple[list[list[bytes]], list[Counts]]:
+    def _collect(self) -> tuple[list[list[bytes]], list[PartCounts]]:
         """Answer questions until every worker has finished the level."""
         boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
-        counts: dict[int, Counts] = {}
+        counts: dict[int, PartCounts] = {}
         while len(counts) < self.jobs:
             for number, message in self.crew.answers():
                 if message[0] == "ask":
                     self.crew.send(number, ("number", self._number(message[1], message[2])))
                 elif message[0] == "audited":
-                    counts[number] = (0, 0, 0, False, "", 0)
+                    counts[number] = PartCounts()
                     self.table.auditor.report += message[1]
                 elif message[0] == "error":
                     raise message[1]
@@ -426,7 +433,7 @@ class _Worker:
         found, limit = self._expand() if order == "level" else (self.frontier, "")
         outboxes = self._outboxes()
         self.frontier = found
-        counts: Counts = (
+        counts = PartCounts(
             search.states - self.base,
             search.transitions,
             search.endings,
