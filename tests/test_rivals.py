@@ -52,6 +52,7 @@ SCENARIOS = (
     "munmap+fault", "munmap+munmap", "munmap-killed", "munmap-error", "fault+mremap",
     "mremap-touch", "convoy", "starvation", "bounded-hold", "fork-copy", "mmap-fixed+mprotect",
     "hugetlb", "uffd-event", "munmap-sealed", "fork-served", "driver-ioctl", "driver-shrink",
+    "no-memory-mremap", "no-memory-fixed", "rwsem-leavers", "vma-reuse",
 )  # fmt: skip
 LOCK = ("ranges", 1)
 

@@ -165,11 +165,12 @@ def freebsd() -> Design:
     """FreeBSD: the map's lock for write; objects are let go of after the unlock.
 
     sys/vm/vm_map.c: vm_map_delete unlinks entries and removes the pages under the lock,
-    vm_map_process_deferred drops the objects (read in excerpts).
+    vm_map_process_deferred drops the objects (read in excerpts). An entry leaves its tree without a
+    need for memory.
     """
     return _rival(
         "freebsd", "pages go under the map's lock, objects after the unlock",
-        do_munmap=do_munmap_deferred, munmap_downgrades=True,
+        do_munmap=do_munmap_deferred, munmap_downgrades=True, tree="rbtree",
     )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def xnu() -> Design:
     """
     return _rival(
         "xnu", "entries go to a zap list under the map's lock and are disposed of after it",
-        do_munmap=do_munmap_deferred, munmap_downgrades=True,
+        do_munmap=do_munmap_deferred, munmap_downgrades=True, tree="rbtree",
     )  # fmt: skip
 
 
