@@ -126,9 +126,7 @@ def _searched(
             crew = _OnCluster(cluster, part)
             try:
                 crew.begin(_made(table))
-                verdict = explored_by(crew, search)
-                table.auditor.finish()
-                return verdict
+                return explored_by(crew, search)
             finally:
                 crew.stop()
         finally:
