@@ -25,7 +25,10 @@ import pytest
 from fuzzing import RUNS
 
 from zaplock.errors import UserError
+from zaplock.recorder import targets
+from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.decode import Decoder
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
@@ -178,6 +181,29 @@ def test_a_monitor_that_reads_all_of_tracefs_disturbs_nothing() -> None:
         poller.kill()
         poller.wait()
     assert mine() == []
+
+
+def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever opens free_buffer and closes it, or writes to trace, takes what stands there."""
+    seen_soon, emptied = targets._seen_soon, 0
+
+    def late(buffers: Buffers, decoder: Decoder, reader: targets._Reader) -> dict[int, int]:
+        nonlocal emptied
+        if emptied < 2:
+            emptied += 1
+            assert reader.done.wait(5)
+            for name in mine():
+                with opened() as tracefs:
+                    (tracefs.path / "instances" / name / "trace").write_text("")
+        return seen_soon(buffers, decoder, reader)
+
+    with opened() as tracefs:
+        known = targets.learn_mm(tracefs, ME).mm
+        monkeypatch.setattr(targets, "_seen_soon", late)
+        assert targets.learn_mm(tracefs, ME).mm == known
+    assert emptied == 2
 
 
 def test_an_instance_that_stays_open_is_off_told_and_goes_with_the_next_start(

@@ -29,6 +29,8 @@ from zaplock.recorder.urgent import start_first
 from zaplock.strangers import read_text
 
 _PATIENCE_S = 2.0
+_TRIES = 3
+"""So often is it asked where what was read left no event: somebody has emptied the buffer."""
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 """PROC_PID_INIT_INO (include/linux/proc_ns.h)."""
 
@@ -130,9 +132,12 @@ def learn_mm(
         raise UserError(f"the address space of process {pid} isn't known without lock events")
     with contextlib.nullcontext(within) if within else Instance(tracefs, buffer_kb=64) as instance:
         assert instance is not None
-        reader = _Reader(pid)
-        opened = reader.opened.wait(_PATIENCE_S)
-        asked = _asked(tracefs, instance, reader, locks) if opened else {}
+        for _ in range(_TRIES):
+            reader = _Reader(pid)
+            opened = reader.opened.wait(_PATIENCE_S)
+            asked = _asked(tracefs, instance, reader, locks) if opened else {}
+            if asked or not reader.done.is_set():
+                break
     others = dict(list(asked.items())[0 if pid == os.getpid() else 1 :])
     if len(others) == 1:
         (mm, asked_ns), *_ = others.items()
