@@ -23,7 +23,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib import resources
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
@@ -75,23 +74,30 @@ def parser_of(verb: str) -> _Parser:
     module.configure(parser)
     if verb in WITH_SCHEMA:
         said = "print the schema of what --json prints, with its version"
-        parser.add_argument("--json-schema", action=_Show, file=f"{verb}.json", nargs=0, help=said)
+        parser.add_argument("--json-schema", action=_ShowSchema, verb=verb, nargs=0, help=said)
     return parser
 
 
-WITH_SCHEMA: Final = ("check", "compare", "diff", "report")
-"""The verbs whose JSON has a schema."""
+WITH_SCHEMA: Final = (
+    "advise", "calibrate", "check", "compare", "designs", "diff", "doctor", "fidelity", "fleet",
+    "import", "measure", "oracle", "record", "replay", "report", "scale", "why",
+)  # fmt: skip
+"""The verbs that print JSON: `json_schemas.DOCUMENTS` has what."""
 
 
-class _Show(argparse.Action):
+class _ShowSchema(argparse.Action):
     """Print a schema and leave, as `--help` does."""
 
-    def __init__(self, *, file: str, **options: Any) -> None:
+    def __init__(self, *, verb: str, **options: Any) -> None:
         super().__init__(default=argparse.SUPPRESS, **options)
-        self._file = file
+        self._verb = verb
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print((resources.files(__name__) / "schemas" / self._file).read_text("utf-8"), end="")
+        import json
+
+        from zaplock.cli.json_schemas import schema
+
+        print(json.dumps(schema(self._verb), indent=1))
         parser.exit()
 
 
