@@ -62,6 +62,7 @@ ONLY_COMPUTE = {
     "test_protocols",
     "test_recording_file",
     "test_release_interrupted",
+    "test_release_recipes",
     "test_report",
     "test_report_simulated",
     "test_sequential",
@@ -159,7 +160,7 @@ def segment() -> Iterator[SharedMemory]:
 
 @functools.cache
 def _validator(verb: str) -> jsonschema.Draft202012Validator:
-    from zaplock.cli.json_schemas import schema
+    from zaplock.cli._json_schemas import schema
 
     return jsonschema.Draft202012Validator(schema(verb))
 

@@ -20,8 +20,8 @@ from outside import project
 import zaplock
 from zaplock import buffers, extras, notebook, release
 from zaplock.cli import WITH_SCHEMA, _manual, main, parser_of
+from zaplock.cli._json_schemas import DOCUMENTS
 from zaplock.cli._overview import SUMMARIES, glossary
-from zaplock.cli.json_schemas import DOCUMENTS
 from zaplock.errors import UserError
 from zaplock.lab.lab import Observation
 from zaplock.trace.outcome import OutcomeDetail, Stalls, TeardownOutcome
