@@ -23,7 +23,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib import resources
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
@@ -91,6 +90,8 @@ class _Show(argparse.Action):
         self._file = file
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import resources
+
         print((resources.files(__name__) / "schemas" / self._file).read_text("utf-8"), end="")
         parser.exit()
 
