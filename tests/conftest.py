@@ -79,6 +79,7 @@ ONLY_COMPUTE = {
     "test_transcripts",
     "test_weak_memory",
     "test_without_locks",
+    "test_wide_levels",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 
