@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
 from zaplock.recorder.decode import merged
@@ -177,6 +178,7 @@ class Recorder:
             join_first(self._thread)
         while taken := self._capture.buffers.drain():
             self._chunks += taken
+        self._capture.clear()
 
 
 def _pids(pid: int | Iterable[int] | None) -> tuple[int, ...]:
@@ -195,6 +197,7 @@ def record_mm(
     limit_bytes: int = 2 << 30,
     kernel_stacks: bool = False,
     stacks: bool = False,
+    ahead: Ahead | None = None,
 ) -> Iterator[Recorder]:
     """Record while the block runs; read `.events()` of what this gives afterwards.
 
@@ -202,6 +205,7 @@ def record_mm(
     buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
     it events are lost and counted. With `kernel_stacks`, `.stacks()` says where in the kernel those
     who held and waited were, with `stacks` where in the program as well, as far as it can be had.
+    `ahead` are instances to be taken.
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
@@ -213,7 +217,7 @@ def record_mm(
         kernel_stacks=kernel_stacks,
         stacks=stacks,
     )
-    with capturing(options) as capture:
+    with capturing(options, ahead) as capture:
         recorder = Recorder(capture, options, limit_bytes)
         try:
             recorder._run()
