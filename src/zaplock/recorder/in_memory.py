@@ -82,9 +82,10 @@ class Recorder:
 
     @property
     def notes(self) -> list[str]:
-        """What the recording lacks, beyond lost events."""
+        """What the recording lacks, beyond lost events; once they were read, its stacks as well."""
         missing = [] if self._stream.looked_at_all else [NOT_WHOLE]
-        return [*self._capture.notes, *missing]
+        of_stacks = self._keeper.notes() if self._keeper and self._found else []
+        return [*self._capture.notes, *missing, *of_stacks]
 
     @property
     def span(self) -> tuple[int, int]:

@@ -432,18 +432,7 @@ class _Session:
         names = keeper.names()
         if names:
             self._writer.name_frames(names)
-        if keeper.lost:
-            self._progress.notes.append(f"{keeper.lost:,} stacks were lost: the machine was busy")
-        if count := len(keeper.code.nameless):
-            self._progress.notes.append(
-                f"stacks of {count} process(es) that ended are bare addresses: their code was "
-                "mapped before the recording began"
-            )
-        for pid in sorted(keeper.code.unwalked):
-            self._progress.notes.append(
-                f"process {pid} wrote a map of its functions, but no stack reaches them: its "
-                "runtime has no frame pointers (docs/recording.md, Stacks)"
-            )
+        self._progress.notes += keeper.notes()
 
 
 def _is_trouble(task: FoundTask, on_ns: int) -> bool:
