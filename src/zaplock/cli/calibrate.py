@@ -279,14 +279,11 @@ def _here(backing: str, length: int, repeat: int, cpu_max: CpuMax | None) -> lis
 def _in_guest(
     kernel: str, backing: str, length: int, cpu_max: CpuMax | None
 ) -> tuple[str, list[TeardownOutcome]]:
-    from zaplock.measure.guest.experiment import GuestPlan, run
+    from zaplock.measure.guest.calibration import plan_of
+    from zaplock.measure.guest.experiment import run
     from zaplock.measure.guest.rows import outcome
 
-    plan = GuestPlan(
-        length, kernel=kernel, backing=backing, bystanders=(), exact=True, nr_cpus=1,
-        cpu_max=cpu_max,
-    )  # fmt: skip
-    done = run(plan)
+    done = run(plan_of(kernel, backing, length, cpu_max))
     return done.capsule.facts["release"], [outcome(done)]
 
 

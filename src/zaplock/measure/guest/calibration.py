@@ -12,7 +12,7 @@ Not covered: memory other than anonymous and the zero page's, VMAs by the thousa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zaplock.errors import UserError
 from zaplock.measure.calibrate import Calibration
@@ -22,6 +22,8 @@ from zaplock.trace.quotas import CpuMax
 
 SIZES = {"anonymous": (4096, 256 << 20), "zero": (4096, 1 << 30)}
 """The mappings that are unmapped, two of each backing: a page, and many."""
+MEMORY = 1 << 30
+"""Of one size, since a page costs up to a fifth more in a guest of another."""
 CALL = ("syscall", "lock", "vma_find", "vma_detach", "downgrade", "flush", "vma_free", "unlock")
 """The units of a munmap that don't depend on its size."""
 
@@ -56,16 +58,21 @@ def calibrate(
     release, done, of = "", 0, sum(len(sizes) for sizes in SIZES.values())
     for backing, sizes in SIZES.items():
         for length in sizes:
-            plan = GuestPlan(
-                length, kernel=kernel, backing=backing, bystanders=(), exact=True, nr_cpus=1,
-                cpu_max=cpu_max,
-            )  # fmt: skip
-            capsule = run(plan).capsule
+            capsule = run(plan_of(kernel, backing, length, cpu_max)).capsule
             took.setdefault(backing, []).append(capsule.fact("cpu_ns"))
             release, done = capsule.facts["release"], done + 1
             progress(done, of)
     costs, notes = units(guest_costs(took), base, base_name)
     return Calibration(costs, {}, notes, release, "QEMU, exact (4 ns an instruction)", 1, 256)
+
+
+def plan_of(kernel: str, backing: str, length: int, cpu_max: CpuMax | None) -> GuestPlan:
+    """Plan one munmap in an exact guest of `MEMORY` bytes, of more where it needs more."""
+    plan = GuestPlan(
+        length, kernel=kernel, backing=backing, bystanders=(), exact=True, nr_cpus=1,
+        cpu_max=cpu_max,
+    )  # fmt: skip
+    return replace(plan, memory=max(MEMORY, plan.machine.memory))
 
 
 def guest_costs(took: Mapping[str, list[int]]) -> GuestCosts:
