@@ -180,6 +180,7 @@ def test_a_quota_is_predicted_under_the_kernels_own_design(release: str) -> None
     under = checked(profile, release, [row], parse_cpu_max("10000/100000"))
     assert under.predicted_ns == pytest.approx(10 * cpu_ns, abs=100_000_000)
     assert under.measured_ns == 600_000_000
+    assert under.cpu_error == pytest.approx(cpu_ns / 60_000_000 - 1)
 
 
 def test_what_a_check_in_a_guest_lacks_is_said_in_one_line(

@@ -214,6 +214,8 @@ class Checked:
     cpu_ns: int
     least_ns: int
     greatest_ns: int
+    predicted_cpu_ns: int
+    """Without what a quota adds to the caller's wait."""
 
     @property
     def error(self) -> float:
@@ -223,7 +225,7 @@ class Checked:
     @property
     def cpu_error(self) -> float:
         """The same against the CPU time of the measured call, which the run queue doesn't reach."""
-        return self.predicted_ns / self.cpu_ns - 1
+        return self.predicted_cpu_ns / self.cpu_ns - 1
 
     def cells(self) -> list[str]:
         """Return the cells of a row of the table."""
@@ -294,6 +296,7 @@ def checked(
 
     Without a quota it is the plain formula; with one, the timed engine under that design.
     """
+    from zaplock.lab.profiles import predict
     from zaplock.measure.measure import summary
 
     middle = summary(rows)
@@ -303,7 +306,7 @@ def checked(
     assert cpu_ns is not None, "a run on a real kernel has its CPU time"
     return Checked(
         backing, length, predicted(profile, release, backing, length, cpu_max),
-        middle.munmap_ns, cpu_ns, low, high,
+        middle.munmap_ns, cpu_ns, low, high, predict(profile, length, backing),
     )  # fmt: skip
 
 
