@@ -189,6 +189,7 @@ def test_what_a_check_in_a_guest_lacks_is_said_in_one_line(
     for arguments, said in (
         (["--cpu-max", "10000/100000"], "--cpu-max is for --check"),
         (["--check", "--kernel", "debian:6.1"], "needs a list of its own"),
+        (["--rounds", "2", "--kernel", "debian:6.1"], "are for this machine"),
     ):
         assert main(["calibrate", *arguments]) == 2
         assert said in capsys.readouterr().err

@@ -38,15 +38,22 @@ if TYPE_CHECKING:
 
 CHECKS = "anonymous:1G,2G,4G,8G zero:16G,80G,320G"
 """What --check measures by default: backing and sizes."""
+_ROUNDS, _SCALE = 5, 512
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock calibrate`."""
     add = parser.add_argument
     add("--output", metavar="FILE", help="where to write the profile (default: your own profiles)")
-    add("--rounds", type=int, default=5, metavar="N", help="repeat every experiment N times (5)")
-    add("--scale", type=int, default=512, metavar="MIB", help="MiB of an ordinary experiment (512: "
-        "the largest then takes 4 GiB; give less on a small machine)")  # fmt: skip
+    add(
+        "--rounds",
+        type=int,
+        default=_ROUNDS,
+        metavar="N",
+        help="repeat every experiment N times (5)",
+    )
+    add("--scale", type=int, default=_SCALE, metavar="MIB", help="MiB of an ordinary experiment "
+        "(512: the largest then takes 4 GiB; give less on a small machine)")  # fmt: skip
     add("--json", action="store_true", help="print the profile as JSON, too")
     add("--units", action="store_true", help="list the units of a profile and end")
     add(
@@ -68,6 +75,10 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate, check or list."""
     if args.units:
         return _list_units()
+    if args.kernel and (args.rounds, args.scale) != (_ROUNDS, _SCALE):
+        raise UserError(
+            "--rounds and --scale are for this machine: an exact guest says the same every time"
+        )
     if args.check:
         return _check(args)
     if args.cpu_max and not args.kernel:
