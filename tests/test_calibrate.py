@@ -3,15 +3,19 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from zaplock.cli import main
-from zaplock.cli.calibrate import cases
+from zaplock.cli._designs import parse_cpu_max
+from zaplock.cli.calibrate import cases, checked
 from zaplock.errors import UserError
 from zaplock.lab.profiles import UNITS, load, predict
 from zaplock.measure import memory
 from zaplock.measure.calibrate import calibrate, merged
 from zaplock.measure.calibration import derive
+from zaplock.measure.guest.calibration import CALL, SIZES, guest_costs, units
+from zaplock.trace.outcome import TeardownOutcome
 
 GIB = 1 << 30
 
@@ -134,3 +138,58 @@ def test_bad_input_ends_with_one_line_and_code_2(
 def test_more_memory_than_there_is_is_not_taken() -> None:
     with pytest.raises(UserError, match=r"can be used now"):
         calibrate(rounds=1, scale_mib=16384)  # an experiment takes eight times that
+
+
+def guest_took(anonymous: int, zero: int, call: int) -> dict[str, list[int]]:
+    """Make what a guest would have told whose pages and calls cost so many nanoseconds."""
+    each = {"anonymous": anonymous, "zero": zero}
+    return {
+        backing: [length // 4096 * each[backing] + call for length in sizes]
+        for backing, sizes in SIZES.items()
+    }
+
+
+def test_a_guests_profile_makes_the_munmaps_that_it_was_made_of() -> None:
+    base = load("e5-2680-rfc")
+    costs, notes = units(guest_costs(guest_took(4000, 450, 50_000)), base.costs, base.name)
+    assert set(costs) == set(notes) == set(UNITS)
+    made = msgspec.structs.replace(base, costs=costs)
+    for backing, sizes in SIZES.items():
+        for length, took_ns in zip(sizes, guest_took(4000, 450, 50_000)[backing]):
+            assert predict(made, length, backing) == pytest.approx(took_ns, rel=0.01)
+    assert costs["zap_anon"] / costs["free_anon"] == pytest.approx(
+        base["zap_anon"] / base["free_anon"], rel=0.01
+    )
+    guessed = {unit for unit, note in notes.items() if "not measured" in note}
+    assert guessed == set(UNITS) - {"zap_anon", "free_anon", "zap_zero", "free_table", *CALL}
+
+
+def test_a_guest_that_counts_no_instructions_is_refused() -> None:
+    with pytest.raises(UserError, match="counts no instructions"):
+        guest_costs({**guest_took(4000, 450, 50_000), "zero": [9, 5]})
+
+
+@pytest.mark.parametrize("release", ["6.12.117", "6.18.1"])
+def test_a_quota_is_predicted_under_the_kernels_own_design(release: str) -> None:
+    """The caller waits ten times as long under either, with the lock in hand or without it."""
+    profile, length = load("e5-2680-rfc"), 2 << 30
+    extra = {"size": length, "backing": "anonymous", "cpu_ns": 60_000_000}
+    row = TeardownOutcome("here", (), None, None, 600_000_000, {}, extra=extra)
+    cpu_ns = predict(profile, length)
+    assert checked(profile, release, [row], None).predicted_ns == cpu_ns
+    under = checked(profile, release, [row], parse_cpu_max("10000/100000"))
+    assert under.predicted_ns == pytest.approx(10 * cpu_ns, abs=100_000_000)
+    assert under.measured_ns == 600_000_000
+    assert under.cpu_error == pytest.approx(cpu_ns / 60_000_000 - 1)
+
+
+def test_what_a_check_in_a_guest_lacks_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, said in (
+        (["--cpu-max", "10000/100000"], "--cpu-max is for --check"),
+        (["--check", "--kernel", "debian:6.1"], "needs a list of its own"),
+        (["--rounds", "2", "--kernel", "debian:6.1"], "are for this machine"),
+    ):
+        assert main(["calibrate", *arguments]) == 2
+        assert said in capsys.readouterr().err

@@ -428,3 +428,18 @@ def test_an_unknown_call_is_no_row() -> None:
     assert json.loads(json.dumps(operation_row("brk", [7]))) == [
         {"kind": 3, "op": TRACED_NAMES.index("brk"), "address": 7}
     ]
+
+
+def test_times_that_count_from_the_event_before_are_refused() -> None:
+    """`perf script --deltatime`; --reltime, which counts from the first, is read."""
+
+    def stamped(times: list[int]) -> list[str]:
+        return [
+            f"victim 7/7 [000] 0.{time:06d}: mmap_lock:mmap_lock_released: mm=0x9 memcg_path=/ "
+            "write=true"
+            for time in times
+        ]
+
+    assert len(text.parse(stamped([0, 3, 5, 5, 90])).events) == 5
+    with pytest.raises(UserError, match="--deltatime"):
+        text.parse(stamped([0, 3, 2, 0, 85]))

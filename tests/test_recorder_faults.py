@@ -26,6 +26,7 @@ from fuzzing import RUNS
 
 from zaplock.errors import UserError
 from zaplock.recorder import targets
+from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Options, capturing
 from zaplock.recorder.decode import Decoder
@@ -226,6 +227,43 @@ def test_an_instance_that_stays_open_is_off_told_and_goes_with_the_next_start(
             os.close(held)
         sweep(tracefs)
         assert not instance.path.exists()
+    assert mine() == []
+
+
+# ---- made ahead, taken away early
+
+
+def test_instances_made_ahead_are_taken_and_what_is_not_taken_is_gone() -> None:
+    with Ahead(2) as ahead:
+        one = ahead.take()
+        assert one
+        assert one.name in mine()
+        assert len(mine()) == 2
+    assert mine() == [one.name]
+    one.remove()
+    with Ahead(1) as ahead, capturing(Options(pids=(ME,)), ahead) as capture:
+        assert [instance.name for instance in capture.instances] == mine()
+        assert len(mine()) == 2
+    assert mine() == []
+
+
+def test_an_instance_that_cannot_be_made_ahead_is_told_by_who_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise UserError("the kernel has no memory for a trace instance")
+
+    monkeypatch.setattr("zaplock.recorder.ahead.Instance", refused)
+    with Ahead(2) as ahead, capturing(Options(groups=("mmap_lock",)), ahead) as capture:
+        assert len(capture.instances) == 1
+    assert mine() == []
+
+
+def test_what_is_taken_away_before_the_end_is_gone_by_the_end() -> None:
+    with capturing(Options(pids=(ME,), buffer_kb=64, kernel_stacks=True)) as capture:
+        capture.start()
+        capture.stop()
+        capture.clear()
     assert mine() == []
 
 

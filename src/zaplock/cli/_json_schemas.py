@@ -361,6 +361,7 @@ class CheckedJson(TypedDict):
     cpu_ns: int
     least_ns: int
     greatest_ns: int
+    predicted_cpu_ns: int
     error: float
     cpu_error: float
 

@@ -33,6 +33,7 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
+    from zaplock.recorder.ahead import Ahead
     from zaplock.recorder.capture import Options
     from zaplock.recorder.session import Flight, RecordingProgress
     from zaplock.trace.events import Events
@@ -126,35 +127,44 @@ def _record(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
+    from zaplock.recorder.ahead import Ahead
+
+    with Ahead(0 if args.buffer else 2 if pids else 1) as ahead:
+        return _record_with(ahead, args, pids, started, running)
+
+
+def _record_with(
+    ahead: Ahead,
+    args: argparse.Namespace,
+    pids: tuple[int, ...],
+    started: Callable[[], None],
+    running: Callable[[], bool],
+) -> int:
     from zaplock.recorder.session import record_to
     from zaplock.units import parse_duration
 
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
     duration_ns = parse_duration(args.duration) if args.duration else None
-    began_ns: list[int] = []
     already: list[dict[str, Any]] = []
     flight = _flight(args)
     watched = pids if not args.command else ()
     with Signals() as signals, _Line(path, quiet=args.json, watching=args.watch) as line:
-
-        def begin(on_ns: int) -> None:
-            began_ns.append(on_ns)
-            started()
 
         def found(events: Events, span: tuple[int, int]) -> None:
             with line.aside():
                 already.extend(_already(events, span, aside=args.json))
 
         def ended() -> bool:
-            over = duration_ns is not None and time.monotonic_ns() - began_ns[0] >= duration_ns
-            return over or signals.asked or not running() or _gone(watched)
+            return signals.asked or not running() or _gone(watched)
 
         progress = record_to(
             path,
             _options(args, pids),
             ended=ended,
+            duration_ns=duration_ns,
             flight=flight,
-            started=begin,
+            ahead=ahead,
+            started=started,
             found=found,
             report=line.show,
             command_line=tuple(sys.argv),

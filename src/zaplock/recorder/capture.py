@@ -21,13 +21,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 
 from zaplock.errors import UserError, no_such
 from zaplock.recorder import perf
+from zaplock.recorder.ahead import Ahead, chosen_buffer_kb
 from zaplock.recorder.buffers import Buffers, lost_in_kernel
 from zaplock.recorder.layouts import Layouts, read_layouts
 from zaplock.recorder.lock_events import (
@@ -54,7 +57,7 @@ from zaplock.recorder.targets import (
 )
 from zaplock.recorder.tracefs import Instance, Tracefs, opened, sweep
 from zaplock.recorder.uninterrupted import surely, uninterrupted
-from zaplock.recorder.urgent import going_first
+from zaplock.recorder.urgent import going_first, join_first, start_first
 
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
@@ -102,16 +105,6 @@ class Options:
             raise UserError(f"{self.percent} % of a buffer is not between 0 and 100")
 
 
-def chosen_buffer_kb() -> int:
-    """Choose the size of each CPU's buffer in KiB: 32 MiB, less where memory is short.
-
-    All buffers together take at most a sixteenth of the memory.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    share = memory // 16 // (os.cpu_count() or 1)
-    return max(1024, min(32 << 10, share >> 10))
-
-
 @dataclass
 class Capture:
     """A prepared recording: start it, read its buffers, stop it. Made by `capturing`."""
@@ -141,6 +134,9 @@ class Capture:
     one cannot be switched together with another, and on a busy machine half a second may lie
     between two. What one of them has beyond that is left out, since its counterpart is missing."""
     off_ns: int | None = None
+    clear: Callable[[], None] = lambda: None
+    """Begin to take everything away, in a thread, once all has been read: it takes the kernel a
+    fifth of a second, in which what was recorded can be written. The end of `capturing` waits."""
 
     @property
     def target_mm(self) -> int | None:
@@ -232,20 +228,23 @@ class Capture:
 
 
 @contextlib.contextmanager
-def capturing(options: Options) -> Iterator[Capture]:
+def capturing(options: Options, ahead: Ahead | None = None) -> Iterator[Capture]:
     """Prepare a recording; afterwards everything that it switched on is off and gone.
 
+    Instances that were made `ahead` are taken, as far as they are of the size that is asked for.
     Raises UserError where the kernel or the target does not allow it.
     """
     options.check()
     check_namespace()
     notes: list[str] = []
     options = replace(options, pids=_living(options, notes))
-    with opened() as tracefs, _closing() as stack:
+    ahead = None if options.buffer_kb else ahead
+    with opened() as tracefs, _Closing() as closing:
+        stack = closing.stack
         sweep(tracefs)
         sweep_probes(tracefs)
         way = _way(tracefs, options)
-        first, learned = _instance(stack, tracefs, options), dict[int, LearnedMm]()
+        first, learned = _instance(stack, tracefs, options, ahead), dict[int, LearnedMm]()
         locks = _lock_events(stack, tracefs, first, way)
         layouts = _layouts(tracefs, options, locks)
         if not options.children and len(options.pids) <= MOST_MMS and locks.asked:
@@ -257,7 +256,9 @@ def capturing(options: Options) -> Iterator[Capture]:
         pids = set(options.pids)
         if pids:
             pids = descendants_of(pids) if options.children else pids
-            instances.append(_calls(stack, tracefs, enable, options, pids))
+            instances.append(
+                _calls(_instance(stack, tracefs, options, ahead), enable, options, pids)
+            )
         notes += _ways_notes(options, way, learned)
         with uninterrupted():
             sampler = _sampler(tracefs, options, locks, learned, pids, notes)
@@ -279,6 +280,7 @@ def capturing(options: Options) -> Iterator[Capture]:
             {one.mm for one in learned.values()},
         )
         stack.callback(capture.stop)
+        capture.clear = closing.begin
         yield capture
 
 
@@ -297,15 +299,47 @@ def _living(options: Options, notes: list[str]) -> tuple[int, ...]:
     return tuple(living)
 
 
-@contextlib.contextmanager
-def _closing() -> Iterator[contextlib.ExitStack]:
-    """Give a stack whose callbacks are all called, whatever signal comes meanwhile."""
-    stack = contextlib.ExitStack()
-    try:
-        yield stack
-    finally:
+class _Closing:
+    """A stack whose callbacks are all called at the end of the block, whatever signal comes.
+
+    They may be called before, in a thread (`begin`); then the end of the block waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.stack = contextlib.ExitStack()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Call them from now on, in a thread."""
+        thread = threading.Thread(target=self._run, daemon=True)
+        start_first(thread)
+        self._thread = thread
+
+    def _run(self) -> None:
+        try:
+            self.stack.close()
+        except BaseException as error:
+            self._error = error
+
+    def _end(self) -> None:
+        if self._thread:
+            join_first(self._thread)
+        self.stack.close()
+
+    def __enter__(self) -> _Closing:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         with going_first():
-            surely(stack.close)
+            surely(self._end)
+        if self._error:
+            raise self._error
 
 
 def _way(tracefs: Tracefs, options: Options) -> str:
@@ -355,10 +389,13 @@ def _layouts(tracefs: Tracefs, options: Options, locks: LockEvents) -> Layouts:
     return layouts
 
 
-def _instance(stack: contextlib.ExitStack, tracefs: Tracefs, options: Options) -> Instance:
+def _instance(
+    stack: contextlib.ExitStack, tracefs: Tracefs, options: Options, ahead: Ahead | None
+) -> Instance:
     size = options.buffer_kb or chosen_buffer_kb()
     with uninterrupted():
-        instance = stack.enter_context(Instance(tracefs, buffer_kb=size))
+        made = ahead.take() if ahead else None
+        instance = stack.enter_context(made or Instance(tracefs, buffer_kb=size))
     _set_percent(instance, 0 if options.watch else options.percent)
     return instance
 
@@ -417,14 +454,7 @@ def _locks(
             enable(instance, FOREIGN_CALLS, _NO_FILTER if options.watch else "")
 
 
-def _calls(
-    stack: contextlib.ExitStack,
-    tracefs: Tracefs,
-    enable: Enable,
-    options: Options,
-    pids: set[int],
-) -> Instance:
-    instance = _instance(stack, tracefs, options)
+def _calls(instance: Instance, enable: Enable, options: Options, pids: set[int]) -> Instance:
     instance.write("options/event-fork", "1")
     follow(instance, pids)
     for group in options.groups:

@@ -264,7 +264,7 @@ def _ptrace() -> Finding:
 
 
 def _memory() -> Finding:
-    from zaplock.recorder.capture import chosen_buffer_kb
+    from zaplock.recorder.ahead import chosen_buffer_kb
 
     size = chosen_buffer_kb()
     cpus = os.cpu_count() or 1

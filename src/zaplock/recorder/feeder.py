@@ -119,14 +119,18 @@ class Feeder(threading.Thread):
         parts = tuple((cpu, len(pages)) for cpu, pages in chunks)
         return Drained(before_ns, size, file=file, folder=self._folder, parts=parts)
 
-    def next(self) -> tuple[int, list[Chunk]] | None:
+    def next(self, until_ns: int | None = None) -> tuple[int, list[Chunk]] | None:
         """Take the oldest drain: when it began, and its chunks; None within `_PATIENCE_S`.
+
+        Nor is it waited for beyond `until_ns` (CLOCK_MONOTONIC).
 
         Raises what has ended the thread, a full disk among others.
         """
+        left_s = _PATIENCE_S if until_ns is None else (until_ns - time.monotonic_ns()) / 1e9
         with self._changed:
             self._changed.wait_for(
-                lambda: bool(self._queue) or self._error is not None, _PATIENCE_S
+                lambda: bool(self._queue) or self._error is not None,
+                min(max(left_s, 0.0), _PATIENCE_S),
             )
             if self._queue:
                 drained = self._queue.popleft()

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
+from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
 from zaplock.recorder.decode import merged
@@ -81,9 +82,10 @@ class Recorder:
 
     @property
     def notes(self) -> list[str]:
-        """What the recording lacks, beyond lost events."""
+        """What the recording lacks, beyond lost events; once they were read, its stacks as well."""
         missing = [] if self._stream.looked_at_all else [NOT_WHOLE]
-        return [*self._capture.notes, *missing]
+        of_stacks = self._keeper.notes() if self._keeper and self._found else []
+        return [*self._capture.notes, *missing, *of_stacks]
 
     @property
     def span(self) -> tuple[int, int]:
@@ -177,6 +179,7 @@ class Recorder:
             join_first(self._thread)
         while taken := self._capture.buffers.drain():
             self._chunks += taken
+        self._capture.clear()
 
 
 def _pids(pid: int | Iterable[int] | None) -> tuple[int, ...]:
@@ -195,6 +198,7 @@ def record_mm(
     limit_bytes: int = 2 << 30,
     kernel_stacks: bool = False,
     stacks: bool = False,
+    ahead: Ahead | None = None,
 ) -> Iterator[Recorder]:
     """Record while the block runs; read `.events()` of what this gives afterwards.
 
@@ -202,6 +206,7 @@ def record_mm(
     buffer for each CPU, `limit_bytes` bounds what is kept here (about 40 bytes an event); beyond
     it events are lost and counted. With `kernel_stacks`, `.stacks()` says where in the kernel those
     who held and waited were, with `stacks` where in the program as well, as far as it can be had.
+    `ahead` are instances to be taken.
 
     Raises UserError where the kernel, the user's rights or the target don't allow it.
     """
@@ -213,7 +218,7 @@ def record_mm(
         kernel_stacks=kernel_stacks,
         stacks=stacks,
     )
-    with capturing(options) as capture:
+    with capturing(options, ahead) as capture:
         recorder = Recorder(capture, options, limit_bytes)
         try:
             recorder._run()

@@ -197,9 +197,10 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def wait_for(rings: Iterable[Ring], seconds: float) -> None:
-    """Sleep until a ring is a quarter full, or so long."""
+def wait_for(rings: Iterable[Ring], seconds: float, or_for: int) -> None:
+    """Sleep until a ring is a quarter full, `or_for` can be read, or so long."""
     poll = select.poll()
+    poll.register(or_for, select.POLLIN)
     for ring in rings:
         poll.register(ring.file, select.POLLIN)
     poll.poll(seconds * 1000)

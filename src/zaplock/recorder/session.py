@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.errors import UserError
+from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.beginning import still_open
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import Capture, Options, capturing
@@ -37,6 +38,7 @@ from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
+from zaplock.recorder.symbols import kernel_functions
 from zaplock.recorder.uninterrupted import surely
 from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
@@ -59,6 +61,7 @@ _SETTLING_MS = 2
 _WORTH_NS = 10_000_000
 """What is told at once has been so for this long; locks are asked for all the time."""
 _SECOND = 1_000_000_000
+_SHORTLY_NS = 10 * _SECOND
 _END_OF_TIME = 1 << 62
 
 
@@ -93,8 +96,10 @@ def record_to(
     options: Options,
     *,
     ended: Callable[[], bool],
+    duration_ns: int | None = None,
     flight: Flight | None = None,
-    started: Callable[[int], None] = lambda on_ns: None,
+    ahead: Ahead | None = None,
+    started: Callable[[], None] = lambda: None,
     found: Found = lambda events, span: None,
     report: Callable[[RecordingProgress], None] = lambda progress: None,
     command_line: tuple[str, ...] = (),
@@ -103,10 +108,11 @@ def record_to(
 ) -> RecordingProgress:
     """Record until `ended()` says so (asked about twenty times a second) or the trigger fires.
 
-    `started` is called when events are recorded and there is a place for them, with the time since
-    when they are (CLOCK_MONOTONIC). `found` is called at once where somebody was found to wait for
-    a lock or to have one since 10 ms or more, with what was found (`Events.found`, the names) and
-    from when until when was recorded so far.
+    It ends `duration_ns` after events came on, too. `ahead` are instances to be taken.
+
+    `started` is called when events are recorded and there is a place for them. `found` is called at
+    once where somebody was found to wait for a lock or to have one since 10 ms or more, with what
+    was found (`Events.found`, the names) and from when until when was recorded so far.
 
     Raises UserError where the kernel, the rights or the target don't allow it, the place is taken
     or the disk is full; whatever happens, tracing is off afterwards and the file whole up to its
@@ -118,9 +124,9 @@ def record_to(
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.ExitStack())
         first.enter_context(going_first())
-        capture = stack.enter_context(capturing(options))
+        capture = stack.enter_context(capturing(options, ahead))
         manifest = _manifest(options, capture, command_line, target)
-        session = _Session(capture, options, flight, progress, found)
+        session = _Session(capture, options, duration_ns, flight, progress, found)
         session.begin()
         # What writes Parquet takes its time to import: events come in meanwhile.
         from zaplock.trace.writer import Writer
@@ -145,6 +151,7 @@ class _Session:
         self,
         capture: Capture,
         options: Options,
+        duration_ns: int | None,
         flight: Flight | None,
         progress: RecordingProgress,
         tell: Found,
@@ -182,8 +189,12 @@ class _Session:
         self._block_events = 0
         self._began = time.monotonic()
         self._wrote = self._began
+        self._duration_ns = duration_ns
         self._stop_at_ns: int | None = None
+        """When it is over, where that is known."""
         self._ended_at: int | None = None
+        self._lost = 0
+        """What the kernel counts as lost."""
 
     def begin(self) -> None:
         """Let events in, look at what is so already, and tell it."""
@@ -192,6 +203,8 @@ class _Session:
             self._keeper.code.snapshot(self._capture.pids)
         self._capture.start()
         self._began = self._capture.on_ns / _SECOND
+        if self._duration_ns is not None:
+            self._stop_at_ns = self._capture.on_ns + self._duration_ns
         self._guard.expect()
         if not self._options.watch:
             self._stream.begin(first_look(self._capture))
@@ -224,22 +237,23 @@ class _Session:
 
     def run(
         self,
-        started: Callable[[int], None],
+        started: Callable[[], None],
         ended: Callable[[], bool],
         report: Callable[[RecordingProgress], None],
     ) -> None:
         """Record until it is over, and write what was recorded."""
         try:
-            started(self._capture.on_ns)
+            started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
                 self._guard.expect()
             if SCHED in self._options.groups:
                 self._quotas.start()
             self._feeder.start()
+            self._read_names()
             with _stepping_aside():
-                while not (ended() or self._fired_long_ago()):
-                    if drained := self._feeder.next():
+                while not (ended() or self._is_over()):
+                    if drained := self._feeder.next(self._stop_at_ns):
                         self._take(*drained)
                     self._follow_exec()
                     self._look_after()
@@ -247,6 +261,9 @@ class _Session:
             self._look_after(now=True)
         finally:
             surely(self._stop)
+        with going_first():
+            self._lost = self._capture.lost_in_kernel()
+            self._capture.clear()
         self._ended_at = self._capture.off_ns or time.monotonic_ns()
         self._progress.seconds = self._ended_at / _SECOND - self._began
         self._stream.end(self._ended_at)
@@ -258,8 +275,8 @@ class _Session:
         self._take_the_rest(report)
         self._add(self._stream.rest())
         self._names.look_inside()
-        lost, told = self._capture.lost_in_kernel(), self._progress.lost_events
-        self._add(untold_losses(lost, told, self._ended_at or 0))
+        told = self._progress.lost_events
+        self._add(untold_losses(self._lost, told, self._ended_at or 0))
         self._flush()
         self._writer.append(self._open)
         self._name_frames()
@@ -281,7 +298,7 @@ class _Session:
         def over() -> bool:
             self._progress.seconds = time.monotonic() - self._began
             report(self._progress)
-            return ended()
+            return ended() or self._is_over()
 
         noticed = watch(self._capture, self._names, self._limit_ns, over, self._stream.operations)
         if noticed:
@@ -363,9 +380,10 @@ class _Session:
         if not self._options.watch:  # which has looked already
             looked = first_look(self._capture).at_present()
             self._stream.found += tuple(task for task in looked if task.does)
-        self._stop_at_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
+        end_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
+        self._stop_at_ns = min(end_ns, self._stop_at_ns or end_ns)
 
-    def _fired_long_ago(self) -> bool:
+    def _is_over(self) -> bool:
         return self._stop_at_ns is not None and time.monotonic_ns() >= self._stop_at_ns
 
     def _due(self) -> bool:
@@ -399,6 +417,12 @@ class _Session:
         if self._keeper:
             self._writer.append_stacks(self._keeper.ready(horizon_ns))
 
+    def _read_names(self) -> None:
+        """Read the kernel's names while there is time, where no module will come meanwhile."""
+        left_ns = (self._stop_at_ns or _END_OF_TIME) - time.monotonic_ns()
+        if self._keeper and left_ns < _SHORTLY_NS:
+            kernel_functions()
+
     def _name_frames(self) -> None:
         """Say what code the stacks are in: after the end, since it may read /proc/PID/maps."""
         keeper = self._keeper
@@ -408,18 +432,7 @@ class _Session:
         names = keeper.names()
         if names:
             self._writer.name_frames(names)
-        if keeper.lost:
-            self._progress.notes.append(f"{keeper.lost:,} stacks were lost: the machine was busy")
-        if count := len(keeper.code.nameless):
-            self._progress.notes.append(
-                f"stacks of {count} process(es) that ended are bare addresses: their code was "
-                "mapped before the recording began"
-            )
-        for pid in sorted(keeper.code.unwalked):
-            self._progress.notes.append(
-                f"process {pid} wrote a map of its functions, but no stack reaches them: its "
-                "runtime has no frame pointers (docs/recording.md, Stacks)"
-            )
+        self._progress.notes += keeper.notes()
 
 
 def _is_trouble(task: FoundTask, on_ns: int) -> bool:

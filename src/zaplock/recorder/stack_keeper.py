@@ -72,6 +72,23 @@ class StackKeeper:
         """Say what code the kept stacks are in; after the recording's end."""
         return self.code.named(patience_s)
 
+    def notes(self) -> list[str]:
+        """Say what the stacks lack, once they have their `names`."""
+        found = []
+        if self.lost:
+            found.append(f"{self.lost:,} stacks were lost: the machine was busy")
+        if count := len(self.code.nameless):
+            found.append(
+                f"stacks of {count} process(es) that ended are bare addresses: their code was "
+                "mapped before the recording began"
+            )
+        found += (
+            f"process {pid} wrote a map of its functions, but no stack reaches them: its runtime "
+            "has no frame pointers (docs/recording.md, Stacks)"
+            for pid in sorted(self.code.unwalked)
+        )
+        return found
+
     def _kept(self, samples: list[Sample]) -> list[Sample]:
         inside = self._inside(samples)
         kept = []

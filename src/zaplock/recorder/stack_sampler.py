@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -126,6 +127,7 @@ class StackSampler:
         self._mutex = threading.Lock()
         self._changing = threading.Lock()  # which rings there are, and their events
         self._ended = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.lost = 0
         """Samples that the kernel had no room for, and those that nobody took in time."""
@@ -200,7 +202,7 @@ class StackSampler:
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            perf.wait_for(self._rings, _PAUSE_S)
+            perf.wait_for(self._rings, _PAUSE_S, self._wake)
             self._drain_all()
             self._follow_cpus()
 
@@ -239,6 +241,7 @@ class StackSampler:
                 ring.disable()
             self._ended.set()
         if self._thread.is_alive():
+            os.eventfd_write(self._wake, 1)
             join_first(self._thread)
             self._drain_all()
 
@@ -247,3 +250,6 @@ class StackSampler:
         self.stop()
         for ring in self._rings:
             ring.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1

@@ -36,6 +36,8 @@ _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 
 _GLANCE_S = 0.03
 """How long our read may take where nobody has the lock; after that it waits for it."""
+_PAUSE_S = 0.002
+"""So often it is looked whether it sleeps in the lock's queue, which nobody does who has a CPU."""
 
 
 def check_namespace() -> None:
@@ -164,6 +166,20 @@ class _Reader:
         """Let it read."""
         self._may.set()
 
+    def settled(self) -> bool:
+        """Wait until it has read or sleeps, or for `_GLANCE_S`; say whether it has read."""
+        end = time.monotonic() + _GLANCE_S
+        while not self.done.wait(_PAUSE_S) and time.monotonic() < end and not self._sleeps():
+            pass
+        return self.done.is_set()
+
+    def _sleeps(self) -> bool:
+        try:
+            stat = read_text(f"/proc/self/task/{self.tid}/stat")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return stat.rpartition(")")[2].split()[0] == "D"
+
     def _run(self) -> None:
         self.tid = threading.get_native_id()
         self._ready.set()
@@ -198,14 +214,14 @@ def _asked(
         instance.stop()
         for event in locks.asked:
             instance.disable(event)
-        instance.write("set_event_pid", "")
+            instance.filter(event, "0")
 
     try:
         with uninterrupted():
             buffers = Buffers([instance], layouts.page.page_size)
-        instance.add("set_event_pid", str(reader.tid))
+        # Not by set_event_pid: to empty that again takes the kernel a grace period.
         for event in locks.asked:
-            instance.enable(event)
+            instance.enable(event, f"common_pid == {reader.tid}")
         instance.start()
         reader.go()
         return _seen_soon(buffers, Decoder(layouts), reader)
@@ -220,7 +236,7 @@ def _seen_soon(buffers: Buffers, decoder: Decoder, reader: _Reader) -> dict[int,
     seen = dict[int, int]()
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
-        finished = reader.done.wait(_GLANCE_S)
+        finished = reader.settled()
         parts += [decoder.decode(pages, cpu).columns for cpu, pages in buffers.drain()]
         columns = merged(parts) if parts else nothing()
         for mm, time_ns in zip(columns["mm"].tolist(), columns["time_ns"].tolist()):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.errors import UserError
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.tables import require_memory
@@ -95,12 +96,17 @@ class TraceBuilder:
         return np.array(numbers, dtype=EVENT[name])
 
     def finished(self) -> ImportedTrace:
-        """Put everything in order of time."""
+        """Put everything in order of time. Raises UserError where the times are none."""
         self._pack()
         columns = {
             name: np.concatenate([part.pop(name) for part in self._packed])
             for name in EVENT.names or ()
         }
+        if _are_differences(columns["time_ns"]):
+            raise UserError(
+                "these are no times but how long each event came after the one before (perf script "
+                "--deltatime): write the text without that option"
+            )
         order = np.argsort(columns["time_ns"], kind="stable")
         for name in columns:
             columns[name] = columns[name][order]
@@ -116,6 +122,15 @@ class TraceBuilder:
     def _task(self, tid: int) -> RecordedTask:
         pid, comm = self._pids.get(tid, tid), self._comms.get(tid, "")
         return RecordedTask(tid, comm, pid, self._comms.get(pid, comm))
+
+
+def _are_differences(time_ns: NDArray[np.int64]) -> bool:
+    """Say whether each time counts from the event before: from 0 on, and to and fro.
+
+    A trace of several CPUs goes back where another's part begins, which is seldom.
+    """
+    back = int((time_ns[1:] < time_ns[:-1]).sum())
+    return len(time_ns) > 1 and int(time_ns[0]) == 0 and back > len(time_ns) // 10
 
 
 def _exits_told_twice(columns: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
