@@ -49,8 +49,8 @@ def calibrate(
 ) -> Calibration:
     """Measure munmaps in exact guests of `kernel`, a guest each; `base` is as the module says.
 
-    Under a quota (`cpu_max`) a munmap takes less time on its CPU than without: the kernel does in
-    its pauses what it else does in interrupts, which count as the munmap's.
+    Under a quota (`cpu_max`) a munmap was seen to take less time on its CPU than without; why is
+    not known. So the profile for a quota is made under it.
     `progress` is told the guests done and the guests in all. Raises UserError where QEMU or the
     kernel can't be had, or a guest fails.
     """
