@@ -10,6 +10,7 @@ Losses are counted by the kernel's own word, whether they were of a recording or
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,25 +18,36 @@ from typing import TYPE_CHECKING, BinaryIO
 from zaplock.agent import spool
 from zaplock.agent.settings import SECOND
 from zaplock.agent.spool import Trouble
-from zaplock.recorder.buffers import per_cpu
+from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
-from zaplock.recorder.decode import nothing
+from zaplock.recorder.decode import Decoder, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.guard import Guard
+from zaplock.recorder.meanings import RENAMED
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
-from zaplock.recorder.watch import Lasted, Noticed, WatchedQueue, noticed, of_lock
+from zaplock.recorder.tracefs import start_time
+from zaplock.recorder.watch import (
+    MEMORY_NS,
+    Lasted,
+    Noticed,
+    WatchedQueue,
+    noticed,
+    of_locks,
+    rest,
+)
 from zaplock.strangers import read_text, visible
 from zaplock.trace.events import FoundTask
 
 if TYPE_CHECKING:
     from zaplock.agent.watcher import Agent
 
-_PAUSE_S = 0.005
-_MEMORY_NS = 10 * SECOND
+_IDLE_MS = 1_000
 _LOOK_AFTER_NS = SECOND
+_CHECK_NS = 5 * SECOND
+"""Whether anything was lost or meddled with is asked so often while nothing happens."""
 
 
 def unit_of(pid: int) -> str:
@@ -58,12 +70,15 @@ class Watching:
         self._mms = {one.mm: pid for pid, one in capture.learned.items()}
         self._units = {pid: unit_of(pid) for pid in pids}
         self._lost = 0
-        self._looked_ns = self._scanned_ns = time.monotonic_ns()
+        renamed = capture.layouts.of(RENAMED)
+        self._renames = Decoder(replace(capture.layouts, events=(renamed,) if renamed else ()))
+        self._begun = {pid: start_time(pid) for pid in pids}
+        self._looked_ns = self._checked_ns = self._scanned_ns = time.monotonic_ns()
 
     def run(self) -> None:
         """Watch until others are to be watched, or the agent ends."""
         self._capture.start()
-        self._names.snapshot()
+        self._names.of(self._pids)
         self._names.mms.update(self._mms)
         self._guard = Guard(self._capture.instances)
         self._agent.metrics.targets.set(len(self._pids))
@@ -83,12 +98,12 @@ class Watching:
         if now_ns - self._scanned_ns < self._agent.settings.rescan_ns:
             return False
         self._scanned_ns = now_ns
-        return self._agent.changed(self._pids)
+        reused = any(start_time(pid) != begun for pid, begun in self._begun.items())
+        return reused or self._agent.changed(self._pids)
 
     def _until_trouble(self) -> Fired | None:
         """Follow the contention events until a wait is too long; None where it is time to end."""
         limit_ns = self._agent.settings.limit_ns
-        self._names.renamed.clear()
         self._stream = Stream(self._capture.layouts, self._names)
         self._queues = {mm: WatchedQueue() for mm in self._mms}
         found = first_look(self._capture).found(nothing())
@@ -96,20 +111,17 @@ class Watching:
             queue.begin_with(task for task in found if task.mm == mm)
         while self._go_on():
             now_ns = time.monotonic_ns()
-            columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
+            by_lock = of_locks(self._stream.feed(self._capture.buffers.drain(), now_ns), self._mms)
             late = []
             for mm, queue in self._queues.items():
-                if fired := queue.late(of_lock(columns, mm), now_ns, limit_ns, mm):
+                if fired := queue.late(by_lock.get(mm, nothing()), now_ns, limit_ns, mm):
                     late.append(fired)
                 self._count(mm, queue.ended)
-            self._names.forget(now_ns - _MEMORY_NS)
             self._look_after(now_ns)
             if late:
                 return max(late, key=lambda fired: fired.lasted_ns)
-            now_ns = time.monotonic_ns()
-            waits_ms = [queue.next_ms(now_ns, limit_ns) for queue in self._queues.values()]
-            self._capture.buffers.wait(min(waits_ms))
-            time.sleep(_PAUSE_S)
+            due_ns = min(queue.due_ns(limit_ns) for queue in self._queues.values())
+            rest(self._capture.buffers, due_ns, limit_ns, _IDLE_MS)
         return None
 
     def _count(self, mm: int, ended: list[Lasted]) -> None:
@@ -121,13 +133,20 @@ class Watching:
             self._agent.metrics.show_queued(unit, name, lasted_ns)
 
     def _look_after(self, now_ns: int) -> None:
-        """Once a second: see to the agent's other duties and to what was lost or meddled with."""
+        """Once a second see to the agent's other duties; now and then to what was lost, meddled
+        with, or is to be forgotten."""
         if now_ns - self._looked_ns < _LOOK_AFTER_NS:
             return
         self._looked_ns = now_ns
         self._agent.look_after()
+        if now_ns - self._checked_ns < _CHECK_NS:
+            return
+        self._checked_ns = now_ns
         self._tell_losses()
         self._check_tracing()
+        self._names.forget(now_ns - MEMORY_NS)
+        self._names.forget_others(self._pids, set().union(*(
+            queue.waiting for queue in self._queues.values())))  # fmt: skip
 
     def _tell_losses(self) -> int:
         """Count and tell the events that were lost since it was last asked; return how many."""
@@ -171,7 +190,7 @@ class Watching:
         finally:
             self._capture.narrow()
             self._guard.expect()
-            self._capture.buffers.drain()
+            self._note_renames(self._capture.buffers.drain())
 
     def _keep(
         self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path, pages: BinaryIO
@@ -183,11 +202,11 @@ class Watching:
                 while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
                     capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
                     before_ns = time.monotonic_ns()
-                    spool.add(pages, before_ns, capture.buffers.drain())
+                    self._spool(pages, before_ns)
                     if gap := self._check_tracing():
                         gaps.append(gap)
                 ended_ns = time.monotonic_ns()
-                spool.add(pages, ended_ns + SECOND, capture.buffers.drain())
+                self._spool(pages, ended_ns + SECOND)
             offset_ns = time.time_ns() - time.monotonic_ns()
             at = datetime.fromtimestamp((seen.on_ns + offset_ns) / 1e9, UTC)
             trouble = Trouble(
@@ -208,6 +227,19 @@ class Watching:
         except OSError as error:
             spool.discard(folder)
             agent.not_recorded(error)
+
+
+    def _spool(self, pages: BinaryIO, before_ns: int) -> None:
+        """Move what the buffers hold to the spool."""
+        chunks = self._capture.buffers.drain()
+        spool.add(pages, before_ns, chunks)
+        self._note_renames(chunks)
+
+    def _note_renames(self, chunks: list[Chunk]) -> None:
+        """Remember who was renamed, as exec does, in pages that are not read here otherwise."""
+        for cpu, pages in chunks:
+            facts = self._renames.decode(pages, cpu).facts
+            self._names.renamed.update(fact.tid for fact in facts)
 
 
 def _buffer_bytes(capture: Capture) -> int:

@@ -193,12 +193,13 @@ class _Session:
         self._capture.start()
         self._began = self._capture.on_ns / _SECOND
         self._guard.expect()
-        if not self._options.watch:
-            self._stream.begin(first_look(self._capture))
-            self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
+        if self._options.watch:
+            self._names.of(self._capture.pids)
+            return
+        self._stream.begin(first_look(self._capture))
+        self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
         self._names.snapshot()
-        if not self._options.watch:
-            self._settle()
+        self._settle()
 
     def _settle(self) -> None:
         """Take the first events, which may know better than the look, and tell what is left."""

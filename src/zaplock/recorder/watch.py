@@ -9,6 +9,9 @@ A wait that was in the queue before the other events came on has no ASKED event;
 CONTENTION_BEGIN says the same (the lock, the mode, the task, the time), so its ASKED is made from
 that, and the report shows the very wait that woke the recorder.
 
+While it watches, the kernel tells the names of the target's own tasks alone; a stranger's is looked
+up when it queues. So a machine that starts a thousand processes a second wakes nobody here.
+
 Not seen: a writer that spins for the lock outside the queue (it does so while a writer that has
 the lock is on a cpu). What the first holder had begun to do before it was noticed is not known; a
 system call is known when it returns.
@@ -23,6 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from zaplock.recorder.beginning import rows
+from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import LOCK_WITHIN, Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.first_look import first_look
@@ -33,9 +37,9 @@ from zaplock.recorder.stream import Stream
 from zaplock.trace.events import EVENT, IN_PART, NO_OP, EventKind, FoundTask
 
 _IDLE_MS = 250
-_PAUSE_S = 0.005
-"""Between two looks while tasks queue: a busy lock must not keep the detector busy as well."""
-_MEMORY_NS = 10 * 10**9
+_LEAST_PAUSE_NS, _MOST_PAUSE_NS = 5_000_000, 50_000_000
+MEMORY_NS = 10 * 10**9
+"""So long who has ended is remembered, and a stranger who queued."""
 _ALL = 1 << 62
 _WRITE = 4
 """LCB_F_WRITE."""
@@ -81,7 +85,7 @@ class WatchedQueue:
 
     def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
         """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
-        self.ended = self.take(columns)
+        self.ended = self.take(columns) if len(columns["time_ns"]) else []
         lasting = [(now_ns - one[0], one) for one in self._inside.values()]
         longest = max([*self.ended, *lasting], default=None, key=lambda pair: pair[0])
         if longest is None or longest[0] < limit_ns:
@@ -103,12 +107,14 @@ class WatchedQueue:
         self._inside.pop(fired.tid, None)
         return False
 
-    def next_ms(self, now_ns: int, limit_ns: int) -> int:
-        """Return in how many milliseconds the oldest wait is too old, if it stays."""
-        since = min((one[0] for one in self._inside.values()), default=None)
-        if since is None:
-            return _IDLE_MS
-        return max(1, min(_IDLE_MS, (since + limit_ns - now_ns) // 1_000_000 + 1))
+    def due_ns(self, limit_ns: int) -> int:
+        """Return when the oldest wait is too old, if it stays; far off where nobody waits."""
+        return min((one[0] for one in self._inside.values()), default=_ALL) + limit_ns
+
+    @property
+    def waiting(self) -> set[int]:
+        """The tasks that are in the queue."""
+        return set(self._inside)
 
     def before(self, time_ns: int) -> list[Queued]:
         """List those who are in the queue since before an instant."""
@@ -143,17 +149,34 @@ def watch(
     look finds may be added to them.
     """
     stream, queue = Stream(capture.layouts, names), WatchedQueue()
-    mm = capture.target_mm or 0
+    mm, tidied_ns = capture.target_mm or 0, time.monotonic_ns()
     queue.begin_with(first_look(capture).found(nothing()))
     while not ended():
         now_ns = time.monotonic_ns()
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
-        names.forget(now_ns - _MEMORY_NS)
+        if now_ns - tidied_ns > MEMORY_NS:
+            tidied_ns = now_ns
+            names.forget(now_ns - MEMORY_NS)
+            names.forget_others(capture.pids, queue.waiting)
         if fired and queue.confirms(fired, _seen(capture) if fired.tid in queue.found else ()):
             return noticed(capture, stream, {mm: queue}, fired, operations)
-        capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
-        time.sleep(_PAUSE_S)
+        rest(capture.buffers, queue.due_ns(limit_ns), limit_ns, _IDLE_MS)
     return None
+
+
+def rest(buffers: Buffers, due_ns: int, limit_ns: int, idle_ms: int) -> None:
+    """Sleep until a wait is due or somebody queues, at most `idle_ms`.
+
+    Whoever has just queued is not due before `limit_ns`: most of it is slept as well, so that a
+    busy lock doesn't keep the detector busy.
+    """
+    now_ns = time.monotonic_ns()
+    due_ns = min(due_ns, now_ns + idle_ms * 1_000_000)
+    if due_ns > now_ns:
+        buffers.wait((due_ns - now_ns) // 1_000_000 + 1)
+    pause_ns = max(_LEAST_PAUSE_NS, min(_MOST_PAUSE_NS, limit_ns * 3 // 4))
+    if (left_ns := min(due_ns - time.monotonic_ns(), pause_ns)) > 0:
+        time.sleep(left_ns / 1e9)
 
 
 def _seen(capture: Capture) -> list[FoundTask]:
@@ -173,10 +196,12 @@ def noticed(
     # Whoever left the queue while the events came on has no ACQUIRED either.
     first = stream.feed(capture.buffers.drain(), _ALL)
     found = beginning.found(first)
+    stream.names.snapshot()
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
     asked, told = [], list[int]()
+    by_lock = of_locks(first, queues)
     for mm, queue in queues.items():
-        queue.take(of_lock(first, mm) if len(queues) > 1 else first)
+        queue.take(by_lock.get(mm, nothing()))
         waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
         asked.append(_asked(waiting, mm))
         asked[-1]["result"][np.isin(asked[-1]["tid"], list(queue.found))] = IN_PART
@@ -186,10 +211,17 @@ def noticed(
     return Noticed(fired, first, on_ns, found, beginning.hidden)
 
 
-def of_lock(columns: Columns, mm: int) -> Columns:
-    """Give the events that name a lock by its address, of one address space's."""
-    kept = (columns["address"] >= mm) & (columns["address"] < mm + LOCK_WITHIN)
-    return {name: column[kept] for name, column in columns.items()}
+def of_locks(columns: Columns, mms: Iterable[int]) -> dict[int, Columns]:
+    """Give the events that name a lock by its address, of each address space that has some."""
+    if not len(columns["time_ns"]):
+        return {}
+    known = np.array(sorted(mms), np.uint64)
+    place = np.searchsorted(known, columns["address"], side="right") - 1
+    inside = (place >= 0) & (columns["address"] - known[place] < LOCK_WITHIN)
+    return {
+        int(known[one]): {name: column[inside & (place == one)] for name, column in columns.items()}
+        for one in np.unique(place[inside]).tolist()
+    }
 
 
 def _asked(waiting: Iterable[Queued], mm: int) -> Columns:
