@@ -228,7 +228,6 @@ class Watching:
             spool.discard(folder)
             agent.not_recorded(error)
 
-
     def _spool(self, pages: BinaryIO, before_ns: int) -> None:
         """Move what the buffers hold to the spool."""
         chunks = self._capture.buffers.drain()
