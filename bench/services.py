@@ -28,6 +28,7 @@ import ctypes, http.server, mmap, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mremap.restype = libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + 3 * [ctypes.c_int] + [ctypes.c_long]
+libc.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.mprotect.argtypes = libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.mremap.argtypes = libc.munmap.argtypes + [ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
@@ -36,11 +37,12 @@ READ, RW, PRIVATE_ANONYMOUS_NORESERVE = 1, 3, 0x4022
 def populated(size):
     area = libc.mmap(None, size, RW, PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
     libc.madvise(area, size, 15)  # MADV_NOHUGEPAGE
-    libc.madvise(area, size, 22)  # MADV_POPULATE_READ: the zero page
+    libc.memchr(area, 1, size)  # maps the zero page, under the mapping's own lock
     return area
 
 def stall(operation, size):
     area = populated(size)
+    time.sleep(0.05)
     worst[0] = 0
     if operation == "munmap":
         libc.munmap(area, size)

@@ -9,15 +9,18 @@ measured with and without the agent in turn, `ZAPLOCK_AGENT_PAIRS` (6) times.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -31,14 +34,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from services import Services, missing, services
-from test_agent import agent, figures, log_of, until
+from services import Services, free_port, missing, services
+from test_agent import agent, figures, log_of, stalling, until
+
+from zaplock.agent.watching import unit_of
 
 STALLS_SEEDED = int(os.environ.get("ZAPLOCK_AGENT_STALLS", "20"))
 SECONDS = 60 * float(os.environ.get("ZAPLOCK_AGENT_MINUTES", "5"))
 PAIRS = int(os.environ.get("ZAPLOCK_AGENT_PAIRS", "6"))
 WINDOW_S = 12
 LIMIT_NS = 20_000_000
+DEPLOY = Path(__file__).parents[1] / "docs" / "deploy"
+TROUBLES = 'zaplock_troubles_total{{unit="{}"}}'
 TICK = os.sysconf("SC_CLK_TCK")
 pytestmark = pytest.mark.timeout(3 * SECONDS + 600)
 MORE = ("--comm", "postgres", "--after", "500ms", "--per-hour", "10000")
@@ -77,11 +84,11 @@ def share(pid: int, seconds: float) -> float:
 
 
 def seed(beside: Services, operation: str, sizes: dict[str, int]) -> Stall:
-    """Make a stall of more than twice the limit; the next of the kind has a fitting size."""
+    """Make a stall of more than 100 ms; the next of the kind has a fitting size."""
     while True:
         lasted_ns, begun_ns, ended_ns = beside.stall(operation, sizes[operation])
-        if lasted_ns > 2 * LIMIT_NS:
-            if lasted_ns > 10 * LIMIT_NS:
+        if lasted_ns > 5 * LIMIT_NS:
+            if lasted_ns > 15 * LIMIT_NS:
                 sizes[operation] //= 2
             return Stall(operation, lasted_ns, begun_ns, ended_ns)
         sizes[operation] *= 2
@@ -121,8 +128,7 @@ def test_the_agent_beside_three_services(beside: Services, tmp_path: Path) -> No
     redis, _, service = beside.pids
     sizes = {"munmap": 4096, "mprotect": 8192, "mremap": 4096}
     for operation in sizes:  # how large each must be here, before anybody looks
-        while beside.stall(operation, sizes[operation])[0] <= 3 * LIMIT_NS:
-            sizes[operation] *= 2
+        seed(beside, operation, sizes)
     with agent(tmp_path, service, "-p", str(redis), *MORE) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes", 0) >= 4)
         time.sleep(5)
@@ -229,3 +235,96 @@ def test_what_the_agent_does_not_load() -> None:
     ).stdout
     print(out)
     assert out.startswith("[] ")
+
+
+def asked(port: int, what: str, **more: str) -> Any:
+    """Ask Prometheus something."""
+    query = urllib.parse.urlencode(more)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{what}?{query}") as answer:
+        told = json.load(answer)
+    assert told["status"] == "success"
+    return told["data"]
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path, target: int) -> Iterator[int]:
+    """Run Debian's Prometheus with the rules of docs/deploy, every second instead of every 15."""
+    text = (DEPLOY / "prometheus.yml").read_text()
+    text = text.replace("15s", "1s\n  evaluation_interval: 1s").replace("9464", str(target))
+    folder.mkdir()
+    (folder / "prometheus.yml").write_text(text)
+    shutil.copy(DEPLOY / "rules.yml", folder)
+    port = free_port()
+    command = ["prometheus", f"--config.file={folder / 'prometheus.yml'}",
+               f"--storage.tsdb.path={folder / 'data'}", "--enable-feature=exemplar-storage",
+               f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield port
+        finally:
+            process.terminate()
+
+
+def test_prometheus_scrapes_it_and_the_alert_fires(tmp_path: Path) -> None:
+    """The rules, the alert and every question of the dashboard, on what a real agent tells."""
+    if lacking := [name for name in ("prometheus", "promtool") if shutil.which(name) is None]:
+        pytest.skip(f"needs Debian's {', '.join(lacking)}")
+    with (
+        stalling() as victim,
+        agent(tmp_path, victim.pid) as (process, port),
+        prometheus(tmp_path / "prometheus", port) as asks,
+    ):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+
+        def up() -> bool:
+            with contextlib.suppress(OSError):
+                return [one["value"][1] for one in asked(asks, "query", query="up")["result"]] == [
+                    "1"
+                ]
+            return False
+
+        until(up)
+        time.sleep(3)
+        seeded = 0
+        while figures(port).get(TROUBLES.format(unit_of(victim.pid)), 0) < 5:
+            victim.stall()
+            seeded += 1
+            time.sleep(2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read()
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, check=False
+        )
+
+        def firing() -> list[dict[str, Any]]:
+            alerts = asked(asks, "alerts")["alerts"]
+            return [one for one in alerts if one["state"] == "firing"]
+
+        until(firing, 30)
+        rule = asked(asks, "query", query="unit:zaplock_waited:ratio_rate5m")["result"]
+        span = {"start": str(time.time() - 600), "end": str(time.time())}
+        exemplars = asked(asks, "query_exemplars", query="zaplock_wait_seconds_bucket", **span)
+        dashboard = json.loads((DEPLOY / "dashboard.json").read_text())
+        shown = {
+            f"{panel['title']}: {target['expr'][:40]}": len(
+                asked(asks, "query", query=target["expr"])["result"]
+            )
+            for panel in dashboard["panels"]
+            for target in panel["targets"]
+        }
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        told = {
+            "stalls": seeded,
+            "promtool": (checked.returncode, checked.stdout.decode(), checked.stderr.decode()),
+            "alerts": [(one["labels"], one["annotations"]) for one in firing()],
+            "rule": [(one["metric"], one["value"][1]) for one in rule],
+            "exemplars": sum(len(one["exemplars"]) for one in exemplars),
+            "dashboard": shown,
+        }
+        print(json.dumps(told, indent=1))
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, b"", b"")
+    assert [labels["alertname"] for labels, _ in told["alerts"]] == ["MmapLockStalls"]
+    assert float(rule[0]["value"][1]) > 0
+    assert exemplars
+    assert all(shown.values())

@@ -32,13 +32,13 @@ def other():
     while True:
         mmap.mmap(-1, 4096).close()
         time.sleep(0.001)
-areas = [populated(2 << 30) for _ in range(2)]
+areas = [populated(3 << 30) for _ in range(2)]
 print("ready", flush=True)
 sys.stdin.readline()
 threading.Thread(target=other, daemon=True).start()
 while True:
     time.sleep(0.3)
-    areas.append(populated(2 << 30))
+    areas.append(populated(3 << 30))
     areas.pop(0).close()
 """
 

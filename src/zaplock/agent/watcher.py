@@ -135,9 +135,9 @@ class Agent:
             culprit = next((pid for pid in pids if f"process {pid} " in str(error)), None)
             if culprit is None:
                 raise
-            self._refuse(culprit, str(error))
+            self.refuse(culprit, str(error))
 
-    def _refuse(self, pid: int, why: str) -> None:
+    def refuse(self, pid: int, why: str) -> None:
         """Leave a process out for a while: what is wrong with it may pass."""
         before = self._refused.get(pid)
         span_ns = 2 * before.span_ns if before else max(SECOND, self.settings.rescan_ns)

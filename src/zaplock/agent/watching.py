@@ -3,6 +3,10 @@
 All targets share one set of buffers, in two trace instances. While nothing happens only the
 contention of the targets' locks is let in, which costs nothing.
 
+Every wait in the queue is counted, those of the recorded seconds as well: from their pages the
+contention and the names are taken here, the rest is the child's. A wait that goes on is recorded
+again when it has lasted twice as long, so a hang of minutes doesn't use up the hour's budget.
+
 Events that the kernel lost and tracing that others switched off are a figure and a line of the log.
 Losses are counted by the kernel's own word, whether they were of a recording or not.
 """
@@ -20,15 +24,16 @@ from zaplock.agent.settings import SECOND
 from zaplock.agent.spool import Trouble
 from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
-from zaplock.recorder.decode import Decoder, nothing
+from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.guard import Guard
-from zaplock.recorder.meanings import RENAMED
+from zaplock.recorder.meanings import CONTENTION, RENAMED
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.tracefs import start_time
+from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import (
     MEMORY_NS,
     Lasted,
@@ -39,7 +44,7 @@ from zaplock.recorder.watch import (
     rest,
 )
 from zaplock.strangers import read_text, visible
-from zaplock.trace.events import FoundTask
+from zaplock.trace.events import EventKind, FoundTask
 
 if TYPE_CHECKING:
     from zaplock.agent.watcher import Agent
@@ -70,8 +75,11 @@ class Watching:
         self._mms = {one.mm: pid for pid, one in capture.learned.items()}
         self._units = {pid: unit_of(pid) for pid in pids}
         self._lost = 0
-        renamed = capture.layouts.of(RENAMED)
-        self._renames = Decoder(replace(capture.layouts, events=(renamed,) if renamed else ()))
+        light = tuple(one for one in capture.layouts.events if one.event in (RENAMED, *CONTENTION))
+        self._light = Decoder(replace(capture.layouts, events=light))
+        self._meanwhile: list[Columns] = []
+        """The contention of the recorded seconds."""
+        self._queues = {mm: WatchedQueue() for mm in self._mms}
         self._begun = {pid: start_time(pid) for pid in pids}
         self._looked_ns = self._checked_ns = self._scanned_ns = time.monotonic_ns()
 
@@ -82,10 +90,23 @@ class Watching:
         self._names.mms.update(self._mms)
         self._guard = Guard(self._capture.instances)
         self._agent.metrics.targets.set(len(self._pids))
+        self._agent.metrics.begin(self._units.values())
         self._agent.metrics.buffers.set(_buffer_bytes(self._capture))
-        while fired := self._until_trouble():
-            self._record(fired)
+        while trouble := self._next_trouble():
+            self._record(*trouble)
         self._tell_losses()
+
+    def _next_trouble(self) -> tuple[Noticed, tuple[FoundTask, ...]] | None:
+        """Watch until a trouble is to be recorded and all events are on; None: it is time to end.
+
+        Gives who had the lock as well. On a busy machine a stall is over before an ordinary task
+        gets its turn; this one does little, so it goes first.
+        """
+        with going_first():
+            while fired := self._until_trouble():
+                if seen := self._seen(fired):
+                    return seen
+        return None
 
     def _go_on(self) -> bool:
         return not self._agent.ended() and not self._stale()
@@ -105,14 +126,13 @@ class Watching:
         """Follow the contention events until a wait is too long; None where it is time to end."""
         limit_ns = self._agent.settings.limit_ns
         self._stream = Stream(self._capture.layouts, self._names)
-        self._queues = {mm: WatchedQueue() for mm in self._mms}
-        found = first_look(self._capture).found(nothing())
-        for mm, queue in self._queues.items():
-            queue.begin_with(task for task in found if task.mm == mm)
+        self._look_round()
         while self._go_on():
             now_ns = time.monotonic_ns()
-            by_lock = of_locks(self._stream.feed(self._capture.buffers.drain(), now_ns), self._mms)
-            late = []
+            columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
+            if (columns["kind"] == EventKind.LOST).any():
+                self._look_round()  # the end of a wait may be among them
+            by_lock, late = of_locks(columns, self._mms), []
             for mm, queue in self._queues.items():
                 if fired := queue.late(by_lock.get(mm, nothing()), now_ns, limit_ns, mm):
                     late.append(fired)
@@ -123,6 +143,14 @@ class Watching:
             due_ns = min(queue.due_ns(limit_ns) for queue in self._queues.values())
             rest(self._capture.buffers, due_ns, limit_ns, _IDLE_MS)
         return None
+
+    def _look_round(self) -> None:
+        """See who waits; where no event has told since when, that is taken from the look."""
+        # Where that isn't known it is now, not when the watch began: that may be long ago.
+        look = replace(first_look(self._capture), on_ns=time.monotonic_ns())
+        found = look.found(nothing())
+        for mm, queue in self._queues.items():
+            queue.begin_with(task for task in found if task.mm == mm)
 
     def _count(self, mm: int, ended: list[Lasted]) -> None:
         """Count the waits for a lock that ended."""
@@ -165,22 +193,31 @@ class Watching:
             self._agent.say("meddled with", what=self._guard.notes[-1])
         return gap
 
-    def _record(self, fired: Fired) -> None:
-        """Record some seconds of everything about the targets, into the spool."""
+    def _seen(self, fired: Fired) -> tuple[Noticed, tuple[FoundTask, ...]] | None:
+        """Look who has the lock, and switch everything on; None where it is not to be recorded."""
         agent, now_ns = self._agent, time.monotonic_ns()
         # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
         queue = self._queues[fired.mm]
         guessed = fired.tid in queue.found
         looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
         if not queue.confirms(fired, looked):
-            return
+            return None
+        self._queues[fired.mm].tell(now_ns)
         if not agent.may_record(now_ns):
             agent.metrics.unrecorded.labels("budget").inc()
             agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,
                       unit=self._units.get(self._mms.get(fired.mm, 0), "unknown"))  # fmt: skip
-            return
+            return None
         holders = tuple(task for task in looked if task.does == "holds")
         seen = noticed(self._capture, self._stream, self._queues, fired, self._stream.operations)
+        return seen, holders
+
+    def _record(self, seen: Noticed, holders: tuple[FoundTask, ...]) -> None:
+        """Record some seconds of everything about the targets, into the spool."""
+        agent = self._agent
+        self._names.snapshot()
+        for mm, queue in self._queues.items():
+            self._count(mm, queue.ended)
         self._guard.expect()
         self._tell_losses()
         began = agent.begin_spool()
@@ -190,7 +227,8 @@ class Watching:
         finally:
             self._capture.narrow()
             self._guard.expect()
-            self._note_renames(self._capture.buffers.drain())
+            self._follow(self._capture.buffers.drain())
+            self._take_meanwhile(time.monotonic_ns())
 
     def _keep(
         self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path, pages: BinaryIO
@@ -232,13 +270,24 @@ class Watching:
         """Move what the buffers hold to the spool."""
         chunks = self._capture.buffers.drain()
         spool.add(pages, before_ns, chunks)
-        self._note_renames(chunks)
+        self._follow(chunks)
 
-    def _note_renames(self, chunks: list[Chunk]) -> None:
-        """Remember who was renamed, as exec does, in pages that are not read here otherwise."""
-        for cpu, pages in chunks:
-            facts = self._renames.decode(pages, cpu).facts
-            self._names.renamed.update(fact.tid for fact in facts)
+    def _follow(self, chunks: list[Chunk]) -> None:
+        """Take what the watch itself needs of pages that are otherwise for the child to read."""
+        for cpu, pages in chunks:  # one by one: this process is to stay small
+            decoded = self._light.decode(pages, cpu)
+            self._names.renamed.update(fact.tid for fact in decoded.facts)
+            if len(decoded.columns["time_ns"]):
+                self._meanwhile.append(decoded.columns)
+
+    def _take_meanwhile(self, now_ns: int) -> None:
+        """Count the waits that ended in the recorded seconds; those that go on are told now."""
+        columns = merged(self._meanwhile) if self._meanwhile else nothing()
+        self._names.complete(columns)
+        by_lock, self._meanwhile = of_locks(columns, self._mms), []
+        for mm, queue in self._queues.items():
+            self._count(mm, queue.take(by_lock.get(mm, nothing())))
+            queue.tell(now_ns)
 
 
 def _buffer_bytes(capture: Capture) -> int:

@@ -284,8 +284,11 @@ class _Session:
             report(self._progress)
             return ended()
 
-        noticed = watch(self._capture, self._names, self._limit_ns, over, self._stream.operations)
+        with going_first():  # it does little, and on a busy machine a stall is soon over
+            operations = self._stream.operations
+            noticed = watch(self._capture, self._names, self._limit_ns, over, operations)
         if noticed:
+            self._names.snapshot()
             self._fire(noticed.fired)
             self._began = time.monotonic()
             self._writer.change(started_ns=noticed.on_ns)

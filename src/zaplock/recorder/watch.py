@@ -60,13 +60,26 @@ class WatchedQueue:
         """Who was found there and is so still: it has waited longer than is known, or it spins."""
         self.ended: list[Lasted] = []
         """The waits of which the last events told the end."""
+        self._late_again: dict[Queued, int] = {}
+        """How long the waits that were told already must last to be told again."""
 
     def begin_with(self, found: Iterable[FoundTask]) -> None:
-        """Put in who was found waiting before any event told of it."""
-        for task in found:
-            if task.does == "waits" and task.mm:
-                self._inside[task.tid] = (task.since_ns, task.tid, task.exclusive)
-                self.found.add(task.tid)
+        """Keep who is found waiting, also those of whom no event has told, and nobody else."""
+        waiting = {task.tid: task for task in found if task.does == "waits" and task.mm}
+        self.found = (self.found & waiting.keys()) | (waiting.keys() - self._inside.keys())
+        self._inside = {
+            tid: self._inside.get(tid, (task.since_ns, tid, task.exclusive))
+            for tid, task in waiting.items()
+        }
+        self._forget_told()
+
+    def tell(self, now_ns: int) -> None:
+        """Say that everybody knows of those who wait: they are late again after twice as long."""
+        self._late_again = {one: 2 * (now_ns - one[0]) for one in self._inside.values()}
+
+    def _forget_told(self) -> None:
+        inside = set(self._inside.values())
+        self._late_again = {one: ns for one, ns in self._late_again.items() if one in inside}
 
     def take(self, columns: Columns) -> list[Lasted]:
         """Follow the events, in order of time; return the waits that ended."""
@@ -87,10 +100,15 @@ class WatchedQueue:
         """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
         self.ended = self.take(columns) if len(columns["time_ns"]) else []
         lasting = [(now_ns - one[0], one) for one in self._inside.values()]
-        longest = max([*self.ended, *lasting], default=None, key=lambda pair: pair[0])
-        if longest is None or longest[0] < limit_ns:
+        late = [
+            (lasted_ns, one)
+            for lasted_ns, one in (*self.ended, *lasting)
+            if lasted_ns >= self._late_again.get(one, limit_ns)
+        ]
+        self._forget_told()
+        if not late:
             return None
-        lasted_ns, (start_ns, tid, write) = longest
+        lasted_ns, (start_ns, tid, write) = max(late)
         return Fired("wait", tid, mm, start_ns, lasted_ns, write)
 
     def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
@@ -109,7 +127,8 @@ class WatchedQueue:
 
     def due_ns(self, limit_ns: int) -> int:
         """Return when the oldest wait is too old, if it stays; far off where nobody waits."""
-        return min((one[0] for one in self._inside.values()), default=_ALL) + limit_ns
+        due = (one[0] + self._late_again.get(one, limit_ns) for one in self._inside.values())
+        return min(due, default=_ALL)
 
     @property
     def waiting(self) -> set[int]:
@@ -196,12 +215,11 @@ def noticed(
     # Whoever left the queue while the events came on has no ACQUIRED either.
     first = stream.feed(capture.buffers.drain(), _ALL)
     found = beginning.found(first)
-    stream.names.snapshot()
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
     asked, told = [], list[int]()
     by_lock = of_locks(first, queues)
     for mm, queue in queues.items():
-        queue.take(by_lock.get(mm, nothing()))
+        queue.ended = queue.take(by_lock.get(mm, nothing()))
         waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
         asked.append(_asked(waiting, mm))
         asked[-1]["result"][np.isin(asked[-1]["tid"], list(queue.found))] = IN_PART
