@@ -236,7 +236,7 @@ class Watching:
         capture, agent, gaps = self._capture, self._agent, list[tuple[int, int]]()
         end_ns = time.monotonic_ns() + agent.settings.after_ns
         try:
-            with pages:
+            with pages, going_first():  # or the buffers run over on a busy machine
                 while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
                     capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
                     before_ns = time.monotonic_ns()
