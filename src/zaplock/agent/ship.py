@@ -35,6 +35,7 @@ from zaplock.trace.gaps import losses, untold_losses
 from zaplock.trace.summary import QUEUED_NS, operation_name, summarise
 from zaplock.version import __version__
 
+_NICE = 10
 _MOST_TOLD = 2_000
 _MOST_CULPRITS = 10
 """So many lines of the log a unit has of one recording: the worst wait behind each culprit."""
@@ -244,6 +245,7 @@ def alone(folder: Path) -> Iterator[None]:
 def main() -> int:
     """Ship one folder; exit 2 with one line where that can't be done."""
     folder = Path(sys.argv[1])
+    os.nice(_NICE)
     try:
         with alone(folder):
             print(json.dumps(ship(folder, json.load(sys.stdin))))
