@@ -172,6 +172,7 @@ class Watching:
         self._checked_ns = now_ns
         self._tell_losses()
         self._check_tracing()
+        self._names.renamed &= set(self._pids)
         self._names.forget(now_ns - MEMORY_NS)
         self._names.forget_others(self._pids, set().union(*(
             queue.waiting for queue in self._queues.values())))  # fmt: skip
