@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz fuzz-guided bench lint docs coverage lock deb zipapp clean
+.PHONY: setup run test fuzz fuzz-guided bench lint style types outside docs coverage lock deb zipapp clean
+
+# What doesn't need each other runs side by side.
+MAKEFLAGS += --jobs=2
 
 # Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready
@@ -19,10 +22,17 @@ run: setup
 	$(BIN)/zaplock compare 80G
 	@echo "zaplock is $(BIN)/zaplock: type '. $(BIN)/activate', and zaplock alone will do"
 
-lint: setup
+lint: style types outside
+
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: setup
 	$(BIN)/mypy --strict src tests/outside
+
+# What a project that uses zaplock sees of its types.
+outside: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # What only computes runs beside what looks at this machine (tests/conftest.py).

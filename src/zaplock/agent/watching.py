@@ -155,10 +155,10 @@ class Watching:
     def _count(self, mm: int, ended: list[Lasted]) -> None:
         """Count the waits for a lock that ended."""
         unit = self._units[self._mms[mm]]
-        for lasted_ns, (_, tid, _) in ended:
-            task = self._names.tasks.get(tid)
+        for one in ended:
+            task = self._names.tasks.get(one.queued.tid)
             name = (task.process or task.comm) if task else "not known"
-            self._agent.metrics.show_queued(unit, name, lasted_ns)
+            self._agent.metrics.show_queued(unit, name, one.lasted_ns)
 
     def _look_after(self, now_ns: int) -> None:
         """Once a second see to the agent's other duties; now and then to what was lost, meddled

@@ -166,15 +166,15 @@ class Capture:
             instance.start()
         self.on_ns = time.monotonic_ns()
 
-    def widen(self) -> tuple[int, int]:
+    def widen(self) -> int:
         """End the watch: switch on what was prepared, the lock events first.
 
-        Return when (CLOCK_MONOTONIC) the first and the last of the lock events came on.
+        Return when (CLOCK_MONOTONIC) the last of the lock events came on.
         """
-        first_ns = last_ns = time.monotonic_ns()
+        on_ns = time.monotonic_ns()
         for instance, event, condition in self.later:
             instance.enable(event, condition)
-            last_ns = time.monotonic_ns() if event in self.locks.events else last_ns
+            on_ns = time.monotonic_ns() if event in self.locks.events else on_ns
         for instance, event in self.only_watching:
             instance.disable(event)
         if self.sampler and self.later:
@@ -182,7 +182,7 @@ class Capture:
         self._widened, self.later = self.later, []
         for instance in self.instances:
             _set_percent(instance, self.percent)
-        return first_ns, last_ns
+        return on_ns
 
     def narrow(self) -> None:
         """Go back to the watch: switch off what `widen` switched on, to be widened again.

@@ -7,7 +7,8 @@ everything else is switched on, and what follows is a recording like any other.
 
 A wait that was in the queue before the other events came on has no ASKED event; its
 CONTENTION_BEGIN says the same (the lock, the mode, the task, the time), so its ASKED is made from
-that, and the report shows the very wait that woke the recorder.
+that. Where it was over before they came on, as on a busy machine, its ACQUIRED is made from its
+CONTENTION_END. So the report shows the very wait that woke the recorder.
 
 While it watches, the kernel tells the names of the target's own tasks alone; a stranger's is looked
 up when it queues. So a machine that starts a thousand processes a second wakes nobody here.
@@ -22,8 +23,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zaplock.recorder.beginning import rows
 from zaplock.recorder.buffers import Buffers
@@ -34,7 +37,14 @@ from zaplock.recorder.flight import Fired
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
-from zaplock.trace.events import EVENT, IN_PART, NO_OP, EventKind, FoundTask
+from zaplock.trace.events import (
+    EVENT,
+    HOLD_UNSEEN,
+    IN_PART,
+    NO_OP,
+    EventKind,
+    FoundTask,
+)
 
 _IDLE_MS = 250
 _LEAST_PAUSE_NS, _MOST_PAUSE_NS = 5_000_000, 50_000_000
@@ -44,11 +54,30 @@ _ALL = 1 << 62
 _WRITE = 4
 """LCB_F_WRITE."""
 
-Queued = tuple[int, int, bool]
-"""Since when, who, and whether exclusively."""
 
-Lasted = tuple[int, Queued]
-"""How long a wait lasted, and which it was."""
+class Queued(NamedTuple):
+    """Since when who is in the queue, and whether it asks exclusively.
+
+    Where it was `found` there it has waited longer than is known, or it spins.
+    """
+
+    since_ns: int
+    tid: int
+    exclusive: bool
+    found: bool = False
+
+
+class Lasted(NamedTuple):
+    """How long a wait lasted, which it was, and whether it got the lock in the end."""
+
+    lasted_ns: int
+    queued: Queued
+    got: bool
+
+    @property
+    def end(self) -> Queued:
+        """Return it as it was when it left the queue."""
+        return self.queued._replace(since_ns=self.queued.since_ns + self.lasted_ns)
 
 
 class WatchedQueue:
@@ -56,8 +85,6 @@ class WatchedQueue:
 
     def __init__(self) -> None:
         self._inside: dict[int, Queued] = {}
-        self.found: set[int] = set()
-        """Who was found there and is so still: it has waited longer than is known, or it spins."""
         self.ended: list[Lasted] = []
         """The waits of which the last events told the end."""
         self._late_again: dict[Queued, int] = {}
@@ -65,17 +92,19 @@ class WatchedQueue:
 
     def begin_with(self, found: Iterable[FoundTask]) -> None:
         """Keep who is found waiting, also those of whom no event has told, and nobody else."""
-        waiting = {task.tid: task for task in found if task.does == "waits" and task.mm}
-        self.found = (self.found & waiting.keys()) | (waiting.keys() - self._inside.keys())
-        self._inside = {
-            tid: self._inside.get(tid, (task.since_ns, tid, task.exclusive))
-            for tid, task in waiting.items()
-        }
+        waiting = [task for task in found if task.does == "waits" and task.mm]
+        new = {t.tid: Queued(t.since_ns, t.tid, t.exclusive, True) for t in waiting}
+        self._inside = {tid: self._inside.get(tid, one) for tid, one in new.items()}
         self._forget_told()
+
+    @property
+    def found(self) -> set[int]:
+        """Return the threads that were found there and are so still."""
+        return {one.tid for one in self._inside.values() if one.found}
 
     def tell(self, now_ns: int) -> None:
         """Say that everybody knows of those who wait: they are late again after twice as long."""
-        self._late_again = {one: 2 * (now_ns - one[0]) for one in self._inside.values()}
+        self._late_again = {one: 2 * (now_ns - one.since_ns) for one in self._inside.values()}
 
     def _forget_told(self) -> None:
         inside = set(self._inside.values())
@@ -89,27 +118,28 @@ class WatchedQueue:
         ended = []
         for row in np.flatnonzero(kinds).tolist():
             tid, time_ns = int(columns["tid"][row]), int(columns["time_ns"][row])
-            self.found.discard(tid)
             if columns["kind"][row] == EventKind.CONTENTION_BEGIN:
-                self._inside[tid] = (time_ns, tid, bool(int(columns["detail"][row]) & _WRITE))
+                exclusive = bool(int(columns["detail"][row]) & _WRITE)
+                self._inside[tid] = Queued(time_ns, tid, exclusive)
             elif one := self._inside.pop(tid, None):
-                ended.append((time_ns - one[0], one))
+                ended.append(Lasted(time_ns - one.since_ns, one, int(columns["result"][row]) == 0))
         return ended
 
     def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
         """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
         self.ended = self.take(columns) if len(columns["time_ns"]) else []
-        lasting = [(now_ns - one[0], one) for one in self._inside.values()]
+        lasting = [Lasted(now_ns - one.since_ns, one, False) for one in self._inside.values()]
         late = [
-            (lasted_ns, one)
-            for lasted_ns, one in (*self.ended, *lasting)
-            if lasted_ns >= self._late_again.get(one, limit_ns)
+            one
+            for one in (*self.ended, *lasting)
+            if one.lasted_ns >= self._late_again.get(one.queued, limit_ns)
         ]
         self._forget_told()
         if not late:
             return None
-        lasted_ns, (start_ns, tid, write) = max(late)
-        return Fired("wait", tid, mm, start_ns, lasted_ns, write)
+        longest = max(late, key=lambda one: one.lasted_ns)
+        queued = longest.queued
+        return Fired("wait", queued.tid, mm, queued.since_ns, longest.lasted_ns, queued.exclusive)
 
     def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
         """Say whether a wait is one; `seen` are the tasks as they are now, of all processes.
@@ -121,13 +151,12 @@ class WatchedQueue:
             return True
         if any(task.tid == fired.tid and task.does == "waits" for task in seen):
             return True
-        self.found.discard(fired.tid)
         self._inside.pop(fired.tid, None)
         return False
 
     def due_ns(self, limit_ns: int) -> int:
         """Return when the oldest wait is too old, if it stays; far off where nobody waits."""
-        due = (one[0] + self._late_again.get(one, limit_ns) for one in self._inside.values())
+        due = (one.since_ns + self._late_again.get(one, limit_ns) for one in self._inside.values())
         return min(due, default=_ALL)
 
     @property
@@ -137,7 +166,7 @@ class WatchedQueue:
 
     def before(self, time_ns: int) -> list[Queued]:
         """List those who are in the queue since before an instant."""
-        return sorted(one for one in self._inside.values() if one[0] < time_ns)
+        return sorted(one for one in self._inside.values() if one.since_ns < time_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,23 +239,82 @@ def noticed(
     operations: list[str],
 ) -> Noticed:
     """Switch everything on, and see what is so: `queues` are those of each address space's lock."""
-    begun_ns, on_ns = capture.widen()
+    on_ns = capture.widen()
     beginning = replace(first_look(capture), on_ns=on_ns)
-    # Whoever left the queue while the events came on has no ACQUIRED either.
     first = stream.feed(capture.buffers.drain(), _ALL)
     found = beginning.found(first)
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
-    asked, told = [], list[int]()
-    by_lock = of_locks(first, queues)
+    made, asked = [], list[int]()
+    by_lock = of_locks(first, queues) if len(queues) > 1 else dict.fromkeys(queues, first)
     for mm, queue in queues.items():
-        queue.ended = queue.take(by_lock.get(mm, nothing()))
-        waiting = [one for one in queue.before(begun_ns) if one[1] not in looked & queue.found]
-        asked.append(_asked(waiting, mm))
-        asked[-1]["result"][np.isin(asked[-1]["tid"], list(queue.found))] = IN_PART
-        told += [one[1] for one in waiting]
-    begun = rows(found, operations, asked=told)
-    first = merged([*asked, begun, first])
+        queued = by_lock.get(mm, nothing())
+        waiting, over = _queued_before(on_ns, queue, queued, looked)
+        made.append(_made(waiting, over, first, mm))
+        found = _held_after(found, over, mm)
+        asked += [one.tid for one in waiting]
+    first = merged([*made, rows(found, operations, asked=asked), first])
     return Noticed(fired, first, on_ns, found, beginning.hidden)
+
+
+def _queued_before(
+    on_ns: int, queue: WatchedQueue, events: Columns, looked: set[int]
+) -> tuple[list[Queued], list[Lasted]]:
+    """Take the first events; list who was in the queue at an instant, and whose wait was over.
+
+    `looked` are the tasks that a look found waiting.
+    """
+    dark = int(np.searchsorted(events["time_ns"], on_ns))
+    early = queue.take(_chosen(events, slice(dark)))
+    over = [*queue.ended, *early]
+    waiting = [one for one in queue.before(on_ns) if not (one.found and one.tid in looked)]
+    queue.ended = [*early, *queue.take(_chosen(events, slice(dark, None)))]
+    return waiting, over
+
+
+def _made(waiting: list[Queued], over: list[Lasted], first: Columns, mm: int) -> Columns:
+    """Make the lock events of these waits of which the first events tell nothing."""
+    begun = [*(one.queued for one in over), *waiting]
+    begun = [one for one in begun if _last(first, mm, one) != EventKind.ASKED]
+    asked = _lock_events(EventKind.ASKED, begun, mm)
+    asked["result"][:] = [IN_PART * one.found for one in begun]
+    ended = [one for one in over if _next(first, mm, one.end) != EventKind.ACQUIRED]
+    acquired = _lock_events(EventKind.ACQUIRED, [one.end for one in ended], mm)
+    acquired["success"][:], acquired["result"][:] = [one.got for one in ended], HOLD_UNSEEN
+    return merged([asked, acquired])
+
+
+def _last(events: Columns, mm: int, at: Queued) -> int | None:
+    """Return the kind of a task's last lock event until an instant."""
+    rows = _lock_rows(events, mm, at.tid) & (events["time_ns"] <= at.since_ns)
+    return int(events["kind"][rows][-1]) if rows.any() else None
+
+
+def _next(events: Columns, mm: int, at: Queued) -> int | None:
+    """Return the kind of a task's first lock event from an instant on."""
+    rows = _lock_rows(events, mm, at.tid) & (events["time_ns"] >= at.since_ns)
+    return int(events["kind"][rows][0]) if rows.any() else None
+
+
+def _lock_rows(events: Columns, mm: int, tid: int) -> NDArray[np.bool_]:
+    rows: NDArray[np.bool_] = (events["kind"] <= EventKind.RELEASED) & (events["tid"] == tid)
+    return rows & (events["mm"] == mm) if mm else rows
+
+
+def _held_after(
+    found: tuple[FoundTask, ...], over: Iterable[Lasted], mm: int
+) -> tuple[FoundTask, ...]:
+    """Let nobody have the lock before its own wait for it was `over`."""
+    since = {one.end.tid: one.end.since_ns for one in over}
+    return tuple(
+        replace(task, since_ns=max(task.since_ns, since[task.tid]))
+        if task.does == "holds" and task.mm == mm and task.tid in since
+        else task
+        for task in found
+    )
+
+
+def _chosen(columns: Columns, chosen: slice | NDArray[np.bool_]) -> Columns:
+    return {name: column[chosen] for name, column in columns.items()}
 
 
 def of_locks(columns: Columns, mms: Iterable[int]) -> dict[int, Columns]:
@@ -237,17 +325,17 @@ def of_locks(columns: Columns, mms: Iterable[int]) -> dict[int, Columns]:
     place = np.searchsorted(known, columns["address"], side="right") - 1
     inside = (place >= 0) & (columns["address"] - known[place] < LOCK_WITHIN)
     return {
-        int(known[one]): {name: column[inside & (place == one)] for name, column in columns.items()}
+        int(known[one]): _chosen(columns, inside & (place == one))
         for one in np.unique(place[inside]).tolist()
     }
 
 
-def _asked(waiting: Iterable[Queued], mm: int) -> Columns:
-    rows = np.array(list(waiting), dtype=[("time_ns", "i8"), ("tid", "i4"), ("write", "u1")])
-    columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
-    for name in rows.dtype.names or ():
-        columns[name] = rows[name].copy()
-    columns["kind"][:] = EventKind.ASKED
+def _lock_events(kind: EventKind, queued: list[Queued], mm: int) -> Columns:
+    columns = {name: np.zeros(len(queued), EVENT[name]) for name in EVENT.names or ()}
+    columns["time_ns"][:] = [one.since_ns for one in queued]
+    columns["tid"][:] = [one.tid for one in queued]
+    columns["write"][:] = [one.exclusive for one in queued]
+    columns["kind"][:] = kind
     columns["cpu"][:] = -1
     columns["op"][:] = NO_OP
     columns["mm"][:] = mm

@@ -73,6 +73,10 @@ IN_PART = 1
 """`result` of an ASKED, ACQUIRED or OP_BEGIN that nobody saw happen: it was already so when the
 recording began (`FoundTask`). Its time is the earliest at which it is known to have been so."""
 
+HOLD_UNSEEN = 2
+"""`result` of an ACQUIRED that only ends a wait: when the lock was let go of nobody saw, since the
+lock events weren't on yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class RecordedTask:

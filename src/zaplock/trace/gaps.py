@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.trace.events import EVENT, IN_PART, EventKind, Events
+from zaplock.trace.events import EVENT, HOLD_UNSEEN, IN_PART, EventKind, Events
 
 IN_GAP = -1
 """The segment of an event inside a gap."""
@@ -95,6 +95,7 @@ def _first_known(events: Events) -> int:
     kind = events["kind"]
     watched = (kind == EventKind.ASKED) | (kind >= EventKind.CONTENTION_BEGIN)
     watched |= (kind <= EventKind.OP_BEGIN) & (events["result"] == IN_PART)
+    watched |= (kind == EventKind.ACQUIRED) & (events["result"] == HOLD_UNSEEN)
     known = np.flatnonzero(~watched)
     return int(events["time_ns"][known[0]]) if len(known) else 1 << 62
 

@@ -28,7 +28,14 @@ import numpy as np
 from zaplock.trace.calls import Calls, call_columns, calls
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import Segments, segments
-from zaplock.trace.intervals import Array, Intervals, begun_before, found_so, lock_lanes
+from zaplock.trace.intervals import (
+    Array,
+    Intervals,
+    begun_before,
+    found_so,
+    hold_unseen,
+    lock_lanes,
+)
 from zaplock.trace.lanes import Lanes
 
 HOLD = np.dtype(
@@ -151,6 +158,7 @@ def _edges(events: Events, rows: Lanes) -> tuple[Lanes, Array]:
     asked[1:] = (kind[:-1] == EventKind.ASKED) & (write[:-1] == write[1:]) & ~rows.starts()[1:]
     success = events["success"][rows.index] != 0
     chosen = (kind == EventKind.RELEASED) | (kind == EventKind.ACQUIRED) & success
+    chosen &= ~hold_unseen(events, rows)
     return rows.keep(chosen), asked[chosen]
 
 

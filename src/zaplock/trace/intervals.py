@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zaplock.extras import needed
 from zaplock.trace.calls import NO_CALL, Calls
-from zaplock.trace.events import IN_PART, EventKind, Events, RecordedTask
+from zaplock.trace.events import HOLD_UNSEEN, IN_PART, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import Lanes, lanes
 
@@ -106,6 +106,13 @@ def found_so(events: Events, rows: Lanes) -> Array:
     return found
 
 
+def hold_unseen(events: Events, rows: Lanes) -> Array:
+    """Say of each row whether it only ends a wait: the hold that it began was over unseen."""
+    unseen: Array = events["kind"][rows.index] == EventKind.ACQUIRED
+    unseen &= events["result"][rows.index] == HOLD_UNSEEN
+    return unseen
+
+
 DOWNGRADES = ("munmap", "brk", "mremap")
 """Operations that turn their exclusive hold into a shared one."""
 
@@ -117,8 +124,9 @@ def begun_before(events: Events, rows: Lanes, in_calls: Calls) -> tuple[Array, A
     it; a downgrade has none, so a shared one in a call that downgrades is taken for that,
     and in a recording without calls for neither.
     """
-    first = rows.starts() & (events["kind"][rows.index] == EventKind.ACQUIRED)
-    first &= ~found_so(events, rows)
+    unseen = hold_unseen(events, rows)
+    first = (rows.starts() | np.roll(unseen, 1)) & ~unseen
+    first &= (events["kind"][rows.index] == EventKind.ACQUIRED) & ~found_so(events, rows)
     downgraded = np.zeros(len(rows), bool)
     places = np.flatnonzero(first & (events["write"][rows.index] == 0))
     event = rows.index[places]
