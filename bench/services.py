@@ -152,17 +152,17 @@ class Load:
         self._ports = services.ports
         redis = ["redis-benchmark", "-p", str(self._ports["redis"]), "-t", "set", "-c", "2"]
         stack.enter_context(_running([*redis, "-n", "1000000000", "-q"]))
-        database = ["-h", "127.0.0.1", "-p", str(self._ports["postgres"]), "-U", "postgres"]
-        stack.enter_context(
-            _running(
-                [str(POSTGRES[-1] / "pgbench"), *database, "-n", "-S", "-c", "2", "-T", "86400"]
-            )
-        )
-        self._psql = [str(POSTGRES[-1] / "psql"), *database, "-Atc"]
+        self._database = _as_client(self._ports["postgres"])
+        pgbench = [str(POSTGRES[-1] / "pgbench"), "-n", "-S", "-c", "2", "-T", "86400"]
+        stack.enter_context(_running(pgbench, env=self._database))
         client = [sys.executable, "-c", CLIENT, str(self._ports["service"])]
         self._client = stack.enter_context(
             _running(client, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
+        before = self.done()
+        time.sleep(2)
+        idle = [name for name, count in self.done().items() if count <= before[name] + 10]
+        assert not idle, f"no load on {idle}"
 
     def done(self) -> dict[str, int]:
         """How many requests each has answered so far."""
