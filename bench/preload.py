@@ -30,6 +30,7 @@ from zaplock.units import parse_size
 
 RELEASE = [sys.executable, "-P", "-m", "zaplock", "run", "--release"]
 PORT = 16391
+UNMAPS = "retain:false,dirty_decay_ms:500"
 PYTHON = """
 import gc, mmap, sys, threading, time
 way, length = sys.argv[1], int(sys.argv[2])
@@ -141,24 +142,30 @@ def redis(options: list[str], folder: Path, malloc: str) -> Iterator[Client]:
 
 
 def run_redis(way: str, options: list[str], length: int, folder: Path) -> Run:
-    """A list of big values goes, in redis's thread for that, while another client writes."""
+    """A list of big values goes while another client writes; `way` is the command and MALLOC_CONF.
+
+    UNLINK leaves it to redis's thread for that, DEL doesn't.
+    """
+    command, _, malloc = way.partition(" ")
     number = 66  # from 65 on UNLINK leaves it to the thread
     fill = f"local v = string.rep('x', {length // number}) "
     fill += f"for k = 1, {number} do redis.call('RPUSH', 'big', v) end return 1"
-    with redis(options, folder, way) as client:
+    with redis(options, folder, malloc) as client:
         client.ask("EVAL", fill, "0")
         idle = slowest(client, 1.0, lambda: None)
         began = time.monotonic_ns()
-        stall = slowest(client, 5.0, lambda: client.ask("UNLINK", "big"))
+        stall = slowest(client, 5.0, lambda: client.ask(command, "big"))
         seen = [client.ask("DBSIZE"), client.ask("GET", "small7")[:8]]
         return Run(time.monotonic_ns() - began, stall, idle, tuple(map(str, seen)))
 
 
 def slowest(client: Client, seconds: float, first: Callable[[], Any]) -> int:
-    """Write keys for some seconds; return the slowest answer in ns."""
-    worst, end = 0, time.monotonic() + seconds
+    """Ask for something, then write keys for some seconds; return the slowest answer in ns."""
+    end = time.monotonic() + seconds
     value = b"y" * (256 << 10)
+    began = time.monotonic_ns()
     first()
+    worst = time.monotonic_ns() - began  # whoever writes meanwhile waits as long
     k = 0
     while time.monotonic() < end:
         began = time.monotonic_ns()
@@ -180,10 +187,13 @@ PROGRAMS: dict[str, list[tuple[str, Callable[..., Run], str, list[str]]]] = {
         ("Python, del of a bytearray, --background", run_python, "del", ["--background"]),
     ],
     "redis": [
-        ("redis, UNLINK, jemalloc that unmaps", run_redis, "retain:false,dirty_decay_ms:500", []),
-        ("redis, UNLINK, jemalloc as it is", run_redis, "", []),
+        ("redis, DEL, --background", run_redis, "DEL", ["--background"]),
+        ("redis, DEL, jemalloc that unmaps, --background", run_redis, f"DEL {UNMAPS}",
+         ["--background"]),
+        ("redis, UNLINK", run_redis, "UNLINK", []),
+        ("redis, UNLINK, jemalloc that unmaps", run_redis, f"UNLINK {UNMAPS}", []),
     ],
-}
+}  # fmt: skip
 
 
 def main() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
+import json
 import os
+import sys
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import TextIO
 
+import jsonschema
 import pytest
 from _pytest.runner import runtestprotocol
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from zaplock import cli
 
 ONLY_COMPUTE = {
     "test_actors",
@@ -54,6 +62,7 @@ ONLY_COMPUTE = {
     "test_protocols",
     "test_recording_file",
     "test_release_interrupted",
+    "test_release_recipes",
     "test_report",
     "test_report_simulated",
     "test_sequential",
@@ -70,6 +79,7 @@ ONLY_COMPUTE = {
     "test_transcripts",
     "test_weak_memory",
     "test_without_locks",
+    "test_wide_levels",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
 
@@ -147,3 +157,44 @@ def segment() -> Iterator[SharedMemory]:
     made.buf[:] = b"z" * made.size
     yield made
     made.unlink()
+
+
+@functools.cache
+def _validator(verb: str) -> jsonschema.Draft202012Validator:
+    from zaplock.cli._json_schemas import schema
+
+    return jsonschema.Draft202012Validator(schema(verb))
+
+
+class _Told:
+    """Standard output that remembers what was written to it."""
+
+    def __init__(self, out: TextIO) -> None:
+        self.out, self.text = out, io.StringIO()
+
+    def write(self, text: str) -> int:
+        self.text.write(text)
+        return self.out.write(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.out, name)
+
+
+@pytest.fixture(autouse=True)
+def json_fits_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever document any test lets a verb print with --json is one of its schema's."""
+    run = cli._run
+
+    def fitting(verb: str, arguments: list[str], *, own_process: bool) -> int:
+        if "--json" not in arguments:
+            return run(verb, arguments, own_process=own_process)
+        told = _Told(sys.stdout)
+        with contextlib.redirect_stdout(told):
+            code = run(verb, arguments, own_process=own_process)
+        lines = told.text.getvalue()
+        each = lines.splitlines() if "--explore" in arguments else [lines] if lines.strip() else []
+        for document in each:
+            _validator(verb).validate(json.loads(document))
+        return code
+
+    monkeypatch.setattr(cli, "_run", fitting)

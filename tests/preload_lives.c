@@ -3,6 +3,8 @@
  *
  *   preload_lives SEED FIRST COUNT          a line for each life: a hash of all that was seen
  *   preload_lives SEED FIRST 1 tell         each call, what it returned, and the maps after it
+ *   preload_lives SEED FIRST COUNT arena    the same lives, without how much is mapped elsewhere: where
+ *                                           memory is given back in the background that may vary
  *   preload_lives SEED threads MILLISECONDS threads that free beside threads that map, and forks
  *   preload_lives SEED crowded              a process with as many VMAs as it may have
  *
@@ -35,7 +37,7 @@
 #define MSEAL 462
 
 static uint64_t state, hash;
-static int tells, pattern, backing;
+static int tells, in_arena, pattern, backing, is_over;
 static uintptr_t heap;
 static uint64_t others_before;
 
@@ -113,7 +115,7 @@ static void see_maps(void)
 {
 	others = 0;
 	each_vma(see_vma);
-	see("others, heap", others - others_before, (uintptr_t)sbrk(0) - heap, 0, 0, 0);
+	see("others, heap", in_arena ? 0 : others - others_before, (uintptr_t)sbrk(0) - heap, 0, 0, 0);
 }
 
 static void see_words(const struct vma *vma)
@@ -259,7 +261,7 @@ static void remap_some(void)
 				  : mremap((void *)start, old, new, flags);
 	see("mremap", start, old, new, at == MAP_FAILED ? -1 : (long)((uintptr_t)at - ARENA), errno);
 	if (flags & MREMAP_FIXED && at == MAP_FAILED)
-		_exit(7); /* what is left at the target depends on the release: this life ends */
+		is_over = 1; /* what is left at the target depends on the release: this life ends */
 }
 
 static void change_heap(void)
@@ -385,6 +387,8 @@ static void live(uint64_t seed, uint64_t number)
 			use_block();
 		else
 			fork_one();
+		if (is_over)
+			return;
 		see_maps();
 		start = some_pages(&nr_pages);
 		fill(start, nr_pages);
@@ -446,17 +450,24 @@ static int lives(uint64_t seed, uint64_t first, uint64_t count)
 static volatile int over;
 static volatile long harmed, freed, looked;
 
+#define OURS (PROT_READ | PROT_WRITE | PROT_EXEC) /* as nothing else here is */
+
 static void *frees(void *which)
 {
 	while (!over) {
 		size_t length = (64 + ((uintptr_t)which * 37 + freed * 11) % 512) * PAGE;
-		char *memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		char *memory = mmap(NULL, length, OURS, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 		if (memory == MAP_FAILED)
 			continue;
 		memset(memory, 1, length);
-		if ((uintptr_t)which % 2)
+		if ((uintptr_t)which % 2) {
 			mprotect(memory + length / 4, PAGE, PROT_READ); /* three VMAs */
+		} else if (freed % 2) {
+			madvise(memory, length, MADV_DONTNEED);
+			for (size_t at = 0; at < length; at += PAGE)
+				harmed += memory[at];
+		}
 		if (munmap(memory, length))
 			harmed++;
 		__atomic_fetch_add(&freed, 1, __ATOMIC_RELAXED);
@@ -489,16 +500,19 @@ static void *looks(void *which)
 	return NULL;
 }
 
+/* Neither guards, nor more of the freers' VMAs than the one and the two that they have mapped. */
 static int nothing_on_its_way(void)
 {
 	char line[512];
 	FILE *maps = fopen("/proc/self/maps", "r");
-	int found = 0;
+	int guards = 0, of_freers = 0;
 
-	while (fgets(line, sizeof(line), maps))
-		found |= strstr(line, "---s") && strstr(line, "/dev/zero");
+	while (fgets(line, sizeof(line), maps)) {
+		guards += strstr(line, "---s") && strstr(line, "/dev/zero");
+		of_freers += strstr(line, "rwxp") != NULL;
+	}
 	fclose(maps);
-	return !found;
+	return !guards && of_freers <= 3;
 }
 
 static int beside_threads(long milliseconds)
@@ -566,6 +580,7 @@ int main(int argc, char **argv)
 		return crowded();
 	if (argc > 3 && !strcmp(argv[2], "threads"))
 		return beside_threads(atol(argv[3]));
-	tells = argc > 4;
+	tells = argc > 4 && !strcmp(argv[4], "tell");
+	in_arena = argc > 4 && !strcmp(argv[4], "arena");
 	return argc > 3 ? lives(atol(argv[1]), atol(argv[2]), atol(argv[3])) : 2;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import shlex
@@ -50,7 +51,7 @@ def test_help_of_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
         (["recrod"], "no verb 'recrod' (did you mean record?); there are advise"),
         (["help", "recrod"], "no verb 'recrod' (did you mean record?)"),
         (["designs", "--jsno"], "no option '--jsno' (did you mean --json?)"),
-        (["compare", "4K", "8K"], "'8K' is one argument too many"),
+        (["measure", "4K", "8K"], "'8K' is one argument too many"),
         (["compare", "4K", "--backing", "zeor"], "no backing 'zeor' (did you mean zero?)"),
         (["compare", "4K", "--bystanders", "prok"], "no bystander 'prok' (did you mean proc?)"),
         (["compare", "4K", "--design", "rfcv6"], "no design 'rfcv6' (did you mean rfc-v6?)"),
@@ -84,6 +85,26 @@ def test_record_ends_as_its_command_ends(
 ) -> None:
     assert main(["record", "-o", str(tmp_path / "a"), "--", "sh", "-c", command]) == code
     assert "zaplock report" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [[], ["--help"], ["help", "convoy"]])
+def test_what_is_no_verb_minds_its_output_as_a_verb_does(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that is full is one line; whoever has stopped reading has seen what they wanted."""
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(asked) == 2
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+    assert capfd.readouterr().err == "zaplock: the disk is full: free some space\n"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", buffering=1) as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        assert main(asked) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_closed_output_is_said_in_one_line() -> None:

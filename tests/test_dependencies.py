@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -149,3 +150,34 @@ def test_ci_stops_where_the_package_lists_do_not_come(tmp_path: Path) -> None:
     assert ended.returncode != 0
     assert "E: Failed to fetch http://127.0.0.1:9/" in ended.stderr
     assert "Unable to locate package" not in ended.stderr
+
+
+BESIDE_THE_PACKAGE = """
+import sys
+before = set(sys.modules)  # an editable installation's finder is here already
+import zaplock
+at_import = set(sys.modules) - before
+from zaplock.cli import _overview, main, parser_of
+main(["--help"])
+at_help = set(sys.modules) - before
+for verb in _overview.SUMMARIES:
+    parser_of(verb)
+at_parsing = set(sys.modules) - before
+for found in (at_import, at_help, at_parsing):
+    print("|", *sorted({name.partition(".")[0] for name in found} - sys.stdlib_module_names))
+print("|", *sorted(at_import), "|", *sorted(at_help))
+"""
+
+
+def test_a_start_imports_nothing_heavy() -> None:
+    """So it answers at once: `import zaplock`, the overview, the arguments of each verb."""
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_THE_PACKAGE], capture_output=True, text=True, check=True
+    )
+    *_, imported, helped = (set(part.split()) for part in done.stdout.split("|"))
+    others = [part.split() for part in done.stdout.split("|")[-5:-2]]
+    assert others == [["zaplock"]] * 3
+    assert {one for one in imported if "zaplock" in one} == {"zaplock", "zaplock.version"}
+    slow = {"asyncio", "importlib.resources", "inspect", "json", "multiprocessing", "subprocess",
+            "tempfile", "zaplock.views"}  # fmt: skip
+    assert not slow & helped

@@ -19,7 +19,8 @@ from outside import project
 
 import zaplock
 from zaplock import buffers, extras, notebook, release
-from zaplock.cli import _manual, main, parser_of
+from zaplock.cli import WITH_SCHEMA, _manual, main, parser_of
+from zaplock.cli._json_schemas import DOCUMENTS
 from zaplock.cli._overview import SUMMARIES, glossary
 from zaplock.errors import UserError
 from zaplock.lab.lab import Observation
@@ -233,32 +234,50 @@ def test_an_import_that_fails_for_another_reason_goes_on() -> None:
         raise ModuleNotFoundError("No module named 'altair'", name="altair")
 
 
+def schema_of(verb: str, capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    with pytest.raises(SystemExit):
+        main([verb, "--json-schema"])
+    found: dict[str, object] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("verb", WITH_SCHEMA)
+def test_every_verb_that_prints_json_has_a_schema(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever document a test lets a verb print is held against it (conftest.py)."""
+    schema = schema_of(verb, capsys)
+    assert schema["$id"] == f"urn:zaplock:{verb}:1"
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for nonsense in ("nonsense", {"nonsense": 1}, [[]]):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(nonsense, schema)
+
+
+def test_the_verbs_with_a_schema_are_those_that_take_json() -> None:
+    takes = {verb for verb in SUMMARIES if "--json" in parser_of(verb).format_help()}
+    assert takes | {"fleet"} == set(WITH_SCHEMA) == set(DOCUMENTS)  # fleet's verbs take it
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        "report seen.zaplock",
         "diff seen.zaplock seen.zaplock",
-        "compare 1M --no-measure --design linux-6.18",
+        "compare 1M 2M --no-measure --design linux-6.18 --bystanders none",
         "check expand --design linux-4.20,linux-6.18",
-        "check munmap+fault --design linux-4.20",
+        "check --list",
+        "calibrate --units",
+        "designs",
+        "designs linux-5.10",
     ],
 )
-def test_what_json_prints_is_what_its_schema_says(
-    command: str,
-    seen: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_json_that_no_other_test_asks_for(
+    command: str, seen: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(seen.parent)
     main([*command.split(), "--json"])
-    told = json.loads(capsys.readouterr().out)
-    with pytest.raises(SystemExit):
-        main([command.split()[0], "--json-schema"])
-    schema = json.loads(capsys.readouterr().out)
-    assert schema["$id"].startswith(f"urn:zaplock:{command.split()[0]}:")
+    told, schema = json.loads(capsys.readouterr().out), schema_of(command.split()[0], capsys)
     jsonschema.validate(told, schema)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate("nonsense", schema)
 
 
 def test_every_verb_has_a_manual_page_with_its_options(tmp_path: Path) -> None:

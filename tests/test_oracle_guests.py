@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EBUSY
+from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,13 @@ def runs(kernel: str) -> Iterator[GuestSide]:
         pytest.skip(str(error))
     with booted(kernel) as side:
         yield side
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[RealSide]:
+    side = RealSide()
+    yield side
+    side.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,11 @@ def test_another_kernel_agrees_under_its_own_design(guest: GuestSide) -> None:
     assert report.operations > 500
 
 
+ACROSS_THE_END = (  # of a file that is sealed against growing
+    Op("mmap", (PLACE, 4 * PAGE, 3, 0x8032, -1, 0)),
+    Op("add_seals", (0, 4)),
+    Op("pwrite", (0, PLACE, 3 * PAGE, 14 * PAGE)),
+)
 DATED = {  # rule: a sequence that shows it
     "guards": (Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)), Op("madvise", (PLACE, PAGE, 102))),
     "merges_untouched": (
@@ -110,6 +122,7 @@ DATED = {  # rule: a sequence that shows it
         Op("mremap", (OTHER, 4 * PAGE, 4 * PAGE, 7, 2 * OTHER)),
         Op("mmap", (OTHER - PAGE, PAGE, 3, 0x32, -1, 0)),
     ),
+    "write_piece": ACROSS_THE_END,
     "dontunmap_leaks_locked": (
         Op("mmap", (PLACE, 4 * PAGE, 3, 0x2032, -1, 0)),
         Op("mremap", (PLACE + PAGE, PAGE, PAGE, 7, OTHER)),
@@ -129,7 +142,7 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
 
 
-def test_rules_that_newer_kernels_have_shown() -> None:
+def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
     """As 7.3.4 did in a guest: no registration that ends write protection; 6.19.14: no end."""
     watched = (
         Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
@@ -141,16 +154,54 @@ def test_rules_that_newer_kernels_have_shown() -> None:
         Op("store", (0x4020_0000,)),
         Op("madvise", (0x4000_0000, 0x40_0000, 25)),
     )
-    real = RealSide()
-    try:
-        old, new = (ModelSide(real.environment, linux(release)) for release in ("6.18", "7.3"))
-        assert old.run(watched)[-1].outcome.result == 0
-        assert new.run(watched)[-1].outcome.result == -EBUSY
-        huge = FIGURES.index("AnonHugePages")
-        assert old.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 0
-        assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
-    finally:
-        real.close()
+    old, new = (ModelSide(real.environment, linux(release)) for release in ("6.18", "7.3"))
+    assert old.run(watched)[-1].outcome.result == 0
+    assert new.run(watched)[-1].outcome.result == -EBUSY
+    huge = FIGURES.index("AnonHugePages")
+    assert old.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 0
+    assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
+
+
+BEYOND_THE_END = (
+    Op("mmap", (OTHER, 4 * PAGE, 3, 0x11, 0, 14 * PAGE)),
+    Op("uffd_register", (OTHER, 4 * PAGE, 1)),
+    Op("uffd_copy", (OTHER + 3 * PAGE, 0)),
+)
+NO_PAGE_S_ADDRESS = (Op("mremap", (OTHER, PAGE, PAGE, 3, PLACE + 1)),)
+SHOWN = {  # release: what each sequence's last operation gave in a guest (the host's is 6.18)
+    "6.1": (2 * PAGE, -EFAULT, -EINVAL, -EFAULT),
+    "6.12": (-EPERM, -EFAULT, -EINVAL, -EFAULT),
+    "6.12.117": (-EPERM, -EFAULT, 0, -EFAULT),
+    "6.16.12": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
+    "6.19.14": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
+    "7.0.13": (2 * PAGE, -EFAULT, 0, -EINVAL),
+    "7.1.13": (2 * PAGE, -ENOMEM, 0, -EINVAL),
+    "7.3.4": (-EPERM, -ENOMEM, 0, -EINVAL),
+}
+
+
+@pytest.mark.parametrize("release", SHOWN)
+def test_errors_that_have_changed_are_those_of_each_release(real: RealSide, release: str) -> None:
+    least = real.environment.mmap_min_addr
+    below_the_least = (
+        Op("mmap", (least, PAGE, 3, 0x11, 0, 0)),
+        Op("uffd_register", (least - PAGE, 2 * PAGE, 1)),
+    )
+    model = ModelSide(real.environment, linux(release))
+    sequences = (ACROSS_THE_END, BEYOND_THE_END, below_the_least, NO_PAGE_S_ADDRESS)
+    assert tuple(model.run(one)[-1].outcome.result for one in sequences) == SHOWN[release]
+
+
+def test_what_dontunmap_leaves_is_not_accounted_from_6_15_to_6_17(real: RealSide) -> None:
+    kept = (
+        Op("mmap", (PLACE, 4 * PAGE, 3, 0x32, -1, 0)),
+        Op("mremap", (PLACE + PAGE, PAGE, PAGE, 7, OTHER)),
+    )
+    seen = {
+        release: ModelSide(real.environment, linux(release)).run(kept)[-1].snapshot.vmas[0].flags
+        for release in ("6.14", "6.15", "6.17.6", "6.18")
+    }
+    assert ["ac" in flags for flags in seen.values()] == [True, False, True, True]
 
 
 def test_what_an_old_kernel_does_not_show_is_left_out() -> None:

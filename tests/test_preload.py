@@ -1,6 +1,7 @@
 """`zaplock run --release`: a program's big frees by pieces, and nothing else is changed by it.
 
-`ZAPLOCK_LIVES=100000 pytest tests/test_preload.py -k lives` is the campaign.
+`ZAPLOCK_LIVES=100000 pytest tests/test_preload.py -k lives` is the campaign; a part of it, from
+life `ZAPLOCK_FIRST_LIFE` on, counts with the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zaplock.preload.library import ReleaseSettings, environment, library
 from zaplock.preload.programs import require_loading
 
 LIVES = int(os.environ.get("ZAPLOCK_LIVES", "150"))
+FIRST = int(os.environ.get("ZAPLOCK_FIRST_LIFE", "0"))
 DRIVER = Path(__file__).with_name("preload_lives.c")
 ZAPLOCK = [sys.executable, "-P", "-m", "zaplock"]
 FREES = """
@@ -50,8 +52,10 @@ def preloaded(path: Path, *options: str) -> dict[str, str]:
     return {**os.environ, "LD_PRELOAD": str(path), "ZAPLOCK_RELEASE": spelt}
 
 
-def lives(driver: Path, seed: int, count: int, env: dict[str, str]) -> tuple[list[str], int]:
-    command = [str(driver), str(seed), "0", str(count)]
+def lives(
+    driver: Path, count: int, env: dict[str, str], *more: str, first: int = FIRST
+) -> tuple[list[str], int]:
+    command = [str(driver), "5", str(first), str(count), *more]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     return done.stdout.splitlines(), int(done.stderr.split()[0])
 
@@ -69,11 +73,21 @@ def test_lives_are_the_same_with_the_library_and_without(
         subprocess.run(
             [str(build.compiler()), *preload.SHARED, "-w", *flags, "-o", path, source], check=True
         )
-    plain, none = lives(driver, 5, count, dict(os.environ))
-    by_pieces, some = lives(driver, 5, count, preloaded(path))
+    plain, none = lives(driver, count, dict(os.environ))
+    by_pieces, some = lives(driver, count, preloaded(path))
     assert plain == by_pieces, "run one with `tell`, with the library and without, and diff"
     assert len(plain) == count
     assert none == 0
+    assert some > count // 6, "the library had nothing to do: nothing was compared"
+
+
+def test_lives_are_the_same_where_another_thread_gives_back(driver: Path) -> None:
+    """Also MADV_DONTNEED, whose range stays mapped, and inherited."""
+    count = max(LIVES // 3, 50)
+    env = preloaded(library(), "background=1")
+    plain, _ = lives(driver, count, dict(os.environ), "arena")
+    by_pieces, some = lives(driver, count, env, "arena")
+    assert plain == by_pieces
     assert some > count // 6, "the library had nothing to do: nothing was compared"
 
 

@@ -95,16 +95,26 @@ def test_arguments_are_read_as_people_write_them(tmp_path: Path, call: str, resu
 def test_arguments_that_are_missing_or_can_not_be_read_are_no_reason_to_stop(
     tmp_path: Path, argument: str, result: str
 ) -> None:
-    """Whatever a stranger's recording has there: each call is followed, compared or refused."""
+    """Whatever a stranger's recording has there: each call is followed, compared or refused.
+
+    Each in a child of its own, so that none is behind what another one has made unknown.
+    """
     monitor = (
-        "100 userfaultfd(0) = 4\n"
-        "100 ioctl(4, UFFDIO_REGISTER, {range={start=0x7ffff7f00000, len=0x1000}, mode=0x1}) = 0\n"
+        "userfaultfd(0) = 4",
+        "ioctl(4, UFFDIO_REGISTER, {range={start=0x7ffff7f00000, len=0x1000}, mode=0x1}) = 0",
     )
-    for name in (*CALLS, *_DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS):
-        for first in (argument, "0x7ffff7f00000"):
-            for count in range(7):
-                arguments = ", ".join([first, *[argument] * 5][:count])
-                replay(tmp_path, f"{monitor}100 {name}({arguments}) = {result}\n100 {ONE}\n")
+    told = {
+        f"{name}({', '.join([first, *[argument] * 5][:count])}) = {result}"
+        for name in (*CALLS, *_DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS)
+        for first in (argument, "0x7ffff7f00000")
+        for count in range(7)
+    }
+    text = "".join(
+        f"100 fork() = {pid}\n" + "".join(f"{pid} {line}\n" for line in (*monitor, call, ONE))
+        for pid, call in enumerate(sorted(told), 1000)
+    )
+    verdict = replay(tmp_path, text)
+    assert verdict.calls + len(verdict.refused) > len(told) > 300
 
 
 def test_a_trace_that_begins_with_its_execve_is_compared(tmp_path: Path) -> None:
@@ -307,6 +317,81 @@ def test_files_of_ff_are_merged_by_time(tmp_path: Path) -> None:
     (tmp_path / "t.101").write_text(f"12:00:01.000200 {ONE} <0.000010>\n+++ exited with 0 +++\n")
     verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
+def files_of_threads(tmp_path: Path, **files: str) -> StraceVerdict:
+    """Replay files of -ff; that of thread 100, with the maps, makes two threads."""
+    made = "clone(flags=CLONE_VM|CLONE_THREAD) = 101\nclone(flags=CLONE_VM|CLONE_THREAD) = 102\n"
+    files = {"t100": "", "t101": "", "t102": ""} | files
+    for name, text in files.items():
+        head = BEGIN + made if name == "t100" else ""
+        (tmp_path / f"t.{name[1:]}").write_text(f"{head}{text}+++ exited with 0 +++\n")
+    return StraceReplay(recording.parse(tmp_path / "t")).play()
+
+
+def test_files_of_ff_without_times_are_put_into_an_order_that_explains_them(tmp_path: Path) -> None:
+    """Thread 102 went where 101's first mapping had been, and 101 to below that."""
+    free = "munmap(0x7ffff7efe000, 8192) = 0"
+    verdict = files_of_threads(tmp_path, t101=f"{ONE}\n{free}\n{TWO}\n", t102=f"{ONE}\n")
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (4, [], [])
+
+
+def test_files_of_ff_that_no_order_explains_are_refused(tmp_path: Path) -> None:
+    verdict = files_of_threads(tmp_path, t101=f"{ONE}\n", t102=f"{WRONG}\n")
+    assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (0, [], 2)
+    assert "which order its threads called in" in verdict.refused[0]
+
+
+def test_a_file_of_ff_alone_tells_that_others_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "t.100"
+    path.write_text(f"{BEGIN}{ONE}\nclone(flags=CLONE_VM|CLONE_THREAD) = 101\n{WRONG}\n")
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (1, [], 1)
+    assert "thread 101 is not in the recording" in verdict.refused[0]
+
+
+def test_a_child_that_its_maker_waits_for_need_not_be_in_the_recording(tmp_path: Path) -> None:
+    vfork = "clone(child_stack=0x7f00, flags=CLONE_VM|CLONE_VFORK|SIGCHLD) = 101"
+    verdict = replay(tmp_path, f"{ONE}\n{vfork}\n{TWO}\n")
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
+def test_files_of_ff_over_midnight_stay_in_order(tmp_path: Path) -> None:
+    (tmp_path / "t.100").write_text(
+        f"{BEGIN}23:59:59.900000 clone(flags=CLONE_VM|CLONE_THREAD) = 101 <0.000001>\n"
+        f"00:00:00.100000 {TWO} <0.000010>\n"
+    )
+    (tmp_path / "t.101").write_text(f"23:59:59.950000 {ONE} <0.000010>\n+++ exited with 0 +++\n")
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
+def test_a_result_that_strace_has_put_in_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    injected = f"100 {MAPPED} = -1 ENOMEM (Cannot allocate memory) (INJECTED)\n"
+    verdict = replay(tmp_path, f"{injected}100 {ONE}\n100 fork() = 101 (INJECTED)\n100 {TWO}\n")
+    assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (2, [], 2)
+    assert "-e inject" in verdict.refused[0]
+
+
+def test_a_line_that_a_message_of_strace_has_broken_is_read_whole(tmp_path: Path) -> None:
+    """As it is on a terminal, where strace's own words go to where its lines go."""
+    clone = "clone3({flags=CLONE_VM|CLONE_THREAD, stack=0x7f00}"
+    text = (
+        f"{clone}strace: Process 101 attached\n => {{parent_tid=[101]}}, 88) = 101\n"
+        f"[pid   101] {MAPPED[:-1]}strace: Process 102 attached\n) = 0x7ffff7efe000\n"
+        f"[pid   100] {TWO}\n"
+    )
+    verdict = replay(tmp_path, text)
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+
+
+def test_a_recording_without_calls_that_a_linker_makes_is_refused(tmp_path: Path) -> None:
+    """As strace -e trace=mmap writes one: what was unmapped is not known."""
+    library = "mmap(0x7ffff7e00000, 4096, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_FIXED, 3, 0)"
+    mapped = f"100 {library} = 0x7ffff7e00000\n100 {WRONG}\n"
+    assert not replay(tmp_path, f"{mapped}100 brk(NULL) = 0x555555556000\n").differing
+    told = replay(tmp_path, mapped).refused[0]
+    assert "no mprotect and no brk is in the recording" in told
 
 
 def test_nothing_compared_is_no_agreement(

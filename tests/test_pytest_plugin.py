@@ -87,6 +87,8 @@ def test_a_wrong_marker_is_said_in_one_line(
     )
     done = pytester.runpytest_subprocess()
     done.stdout.fnmatch_lines([said])
+    done.stdout.no_fnmatch_line("*During handling*")
+    done.stdout.no_fnmatch_line("*pytest_plugin.py*")
     assert done.ret != 0
 
 

@@ -45,13 +45,13 @@ def test_the_answer_comes_first(file: str, capsys: pytest.CaptureFixture[str]) -
 def test_a_report_says_when_and_of_whom_it_was_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    about = Manifest(started_at="2026-03-01T10:20:30.123456+00:00", target="db (100)")
+    about = Manifest(started_at="2026-03-01T10:20:30.123456+00:00", host="web7", target="db (100)")
     write(tmp_path / "db.zaplock", database(), about)
     page = tmp_path / "db.html"
     assert main(["report", str(tmp_path / "db.zaplock")]) == 0
-    assert "Recorded 2026-03-01 10:20:30 UTC: db (100)." in capsys.readouterr().out
+    assert "Recorded 2026-03-01 10:20:30 UTC on web7: db (100)." in capsys.readouterr().out
     assert main(["report", str(tmp_path / "db.zaplock"), "--html", str(page)]) == 0
-    assert "Recorded 2026-03-01 10:20:30 UTC: db (100)." in page.read_text()
+    assert "Recorded 2026-03-01 10:20:30 UTC on web7: db (100)." in page.read_text()
 
 
 def test_json_has_the_promised_shape(file: str, capsys: pytest.CaptureFixture[str]) -> None:

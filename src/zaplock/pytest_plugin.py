@@ -78,11 +78,12 @@ def _limits(marker: pytest.Mark) -> LockLimits:
     unknown = sorted(set(marker.kwargs) - set(LIMITS))
     if marker.args or unknown or not marker.kwargs:
         wrong = f"not {', '.join(unknown)}" if unknown else "by name"
-        raise pytest.UsageError(f"mmap_lock takes {', '.join(LIMITS)}, {wrong}")
+        pytest.fail(f"mmap_lock takes {', '.join(LIMITS)}, {wrong}", pytrace=False)
     try:
         return LockLimits(**{name: parse_duration(text) for name, text in marker.kwargs.items()})
     except UserError as error:
-        raise pytest.UsageError(f"mmap_lock: {error}") from None
+        wrong = str(error)
+    pytest.fail(f"mmap_lock: {wrong}", pytrace=False)
 
 
 def _start(item: pytest.Item) -> Any:

@@ -80,6 +80,7 @@ def _write(trouble: Trouble, drains: Iterator[tuple[int, list[Any]]], path: Path
     stream.resume(trouble.noticed.found, trouble.noticed.hidden)
     manifest = Manifest(
         kernel=os.uname().release,
+        host=os.uname().nodename,
         cpus=os.cpu_count() or 0,
         target=", ".join(sorted(set(trouble.units.values()))),
         enabled=trouble.enabled,

@@ -21,9 +21,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import resources
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
@@ -75,23 +74,30 @@ def parser_of(verb: str) -> _Parser:
     module.configure(parser)
     if verb in WITH_SCHEMA:
         said = "print the schema of what --json prints, with its version"
-        parser.add_argument("--json-schema", action=_Show, file=f"{verb}.json", nargs=0, help=said)
+        parser.add_argument("--json-schema", action=_ShowSchema, verb=verb, nargs=0, help=said)
     return parser
 
 
-WITH_SCHEMA: Final = ("check", "compare", "diff", "report")
-"""The verbs whose JSON has a schema."""
+WITH_SCHEMA: Final = (
+    "advise", "calibrate", "check", "compare", "designs", "diff", "doctor", "fidelity", "fleet",
+    "import", "measure", "oracle", "record", "replay", "report", "scale", "why",
+)  # fmt: skip
+"""The verbs that print JSON: `_json_schemas.DOCUMENTS` has what."""
 
 
-class _Show(argparse.Action):
+class _ShowSchema(argparse.Action):
     """Print a schema and leave, as `--help` does."""
 
-    def __init__(self, *, file: str, **options: Any) -> None:
+    def __init__(self, *, verb: str, **options: Any) -> None:
         super().__init__(default=argparse.SUPPRESS, **options)
-        self._file = file
+        self._verb = verb
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        print((resources.files(__name__) / "schemas" / self._file).read_text("utf-8"), end="")
+        import json
+
+        from zaplock.cli._json_schemas import schema
+
+        print(json.dumps(schema(self._verb), indent=1))
         parser.exit()
 
 
@@ -108,44 +114,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code: 0 done, 2 bad input, 128 and a signal's number."""
     own_process = argv is None
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
-        print(questions())
-        return 0
-    if arguments[0] == "help" and len(arguments) > 1:
-        topic = " ".join(arguments[1:])
-        if topic not in SUMMARIES:
-            return _explain(topic)
-        arguments = [topic, "--help"]
-    if arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        print(f"zaplock {__version__}")
-        return 0
-    verb = arguments[0]
-    if verb not in SUMMARIES:
-        print(f"zaplock: {no_such('verb', verb, SUMMARIES)}", file=sys.stderr)
-        return 2
+    verb = arguments[0] if arguments and arguments[0] in SUMMARIES else ""
+    name = f"zaplock {verb}".rstrip()
     with guarded(folded="--json" not in arguments), warnings.catch_warnings():
-        warnings.showwarning = partial(_warn, verb)
+        warnings.showwarning = partial(_warn, name)
         try:
             with _in_good_order():
+                if not verb:
+                    return _while_read(partial(_about, arguments))
                 require_room()
-                return _run(verb, arguments[1:], own_process=own_process)
+                return _while_read(partial(_run, verb, arguments[1:], own_process=own_process))
         except UserError as error:
-            print(f"zaplock {verb}: {visible(str(error))}", file=sys.stderr)
+            print(f"{name}: {visible(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signalled:
-            print(f"zaplock {verb}: interrupted", file=sys.stderr)
+            print(f"{name}: interrupted", file=sys.stderr)
             return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error, verb)
             if lack is None:
                 return _own_code(verb, error)
-            print(f"zaplock {verb}: {lack}", file=sys.stderr)
+            print(f"{name}: {lack}", file=sys.stderr)
         except Exception as error:
             return _own_code(verb, error)
         return 2
+
+
+def _while_read(say: Callable[[], int]) -> int:
+    """Run what prints; whoever stops reading has seen what they wanted."""
+    try:
+        try:
+            code = say()
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _about(arguments: list[str]) -> int:
+    """Answer what is no verb: the questions, the overview, the version, a word."""
+    if not arguments:
+        print(questions())
+    elif arguments[0] == "help" and len(arguments) > 1:
+        topic = " ".join(arguments[1:])
+        if topic not in SUMMARIES:
+            return _explain(topic)
+        parser_of(topic).parse_all(["--help"])
+    elif arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+    elif arguments[0] in ("-V", "--version"):
+        print(f"zaplock {__version__}")
+    else:
+        raise UserError(no_such("verb", arguments[0], SUMMARIES))
+    return 0
 
 
 def _explain(topic: str) -> int:
@@ -153,9 +178,9 @@ def _explain(topic: str) -> int:
     words = glossary()
     if topic not in words:
         verb = or_meant(topic, SUMMARIES)
-        lacking = no_such("verb", topic, SUMMARIES) if verb else no_such("word", topic, words)
-        print(f"zaplock: {lacking}", file=sys.stderr)
-        return 2
+        raise UserError(
+            no_such("verb", topic, SUMMARIES) if verb else no_such("word", topic, words)
+        )
     print(f"{topic}: {words[topic]}")
     return 0
 
@@ -206,18 +231,12 @@ def _in_good_order() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def _warn(verb: str, message: Warning | str, *_: object) -> None:
+def _warn(name: str, message: Warning | str, *_: object) -> None:
     """Print a warning as everything else is said: in one line, without the place in the code."""
-    print(f"zaplock {verb}: {message}", file=sys.stderr)
+    print(f"{name}: {message}", file=sys.stderr)
 
 
 def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
     module, parser = _load(verb), parser_of(verb)
     parser.set_defaults(own_process=own_process)
-    try:
-        code: int = module.run(parser.parse_all(arguments))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return int(module.run(parser.parse_all(arguments)))

@@ -5,7 +5,6 @@ The summaries stand here and not in the verbs' modules, so that this page needs 
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Final
 
 QUESTIONS: Final = (
@@ -43,6 +42,8 @@ SUMMARIES: Final = {
 def glossary() -> dict[str, str]:
     """Return what each word means, from the glossary of the docs."""
     found = {}
+    from importlib import resources  # which brings tempfile and urllib: a third of the start
+
     for line in (resources.files("zaplock.cli") / "glossary.md").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and len(cells) == 2 and cells[0] != "word":

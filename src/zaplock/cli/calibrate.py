@@ -50,19 +50,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, check or list."""
     if args.units:
-        return _list_units()
+        return _list_units(args.json)
     if args.check:
         return _check(args)
     return _calibrate(args)
 
 
-def _list_units() -> int:
+def _list_units(as_json: bool) -> int:
     from zaplock.lab.profiles import UNITS
     from zaplock.views.grid import Grid, words
     from zaplock.views.screen import Screen
 
-    Screen().print(Grid((words("unit"), words("what")), tuple(UNITS.items())))
-    next_step("zaplock calibrate", "measure them on this machine")
+    if as_json:
+        print(json.dumps({"units": UNITS}, indent=2))
+    else:
+        Screen().print(Grid((words("unit"), words("what")), tuple(UNITS.items())))
+    next_step("zaplock calibrate", "measure them on this machine", aside=as_json)
     return 0
 
 

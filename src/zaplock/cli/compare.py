@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MESSAGES_SHOWN = 3
 CPUS = 8
 """Of the simulated machine, if nothing else is said."""
+SIZE = "80G"
+"""What is torn down, if nothing else is said."""
 HUNG = "120s"
 """When a kernel reports a task that waits, if nothing else is said."""
 
@@ -39,7 +41,8 @@ HUNG = "120s"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `zaplock compare`."""
     add = parser.add_argument
-    add("size", nargs="?", default="80G", metavar="SIZE", help="such as 80G (default)")
+    add("sizes", nargs="*", metavar="SIZE", help="such as 80G (default); several are compared one "
+        "after the other")  # fmt: skip
     add("--design", action="append", metavar="NAME", help="of `zaplock designs`, or FILE.py:NAME "
         "for your own; several by commas or by repeating (default: all)")  # fmt: skip
     add("--bystanders", action="append", metavar="LIST", help="of fault, proc, mmap, gup, madvise, "
@@ -73,7 +76,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, measure, print."""
+    """Compare, measure, print: one size after the other."""
+    each = [argparse.Namespace(**vars(args), size=size) for size in args.sizes or [SIZE]]
+    if len(each) > 1 and (args.trace or args.plot):
+        option = "--trace" if args.trace else "--plot"
+        raise UserError(f"{option} takes one size, not {len(each)}: compare one at a time")
+    for one in each:
+        _experiment(one)  # a size that is none is said before the first has run
+    found = []
+    for number, one in enumerate(each):
+        found.append(_compare(one))
+        if not args.json:
+            print(end="\n" if number else "")
+            _print(found[-1])
+    if args.json:
+        told = [one.to_json() for one in found]
+        print(json.dumps(told if len(told) > 1 else told[0], indent=2))
+    next_step(*_next(each[-1], found[-1]), aside=args.json)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> Comparison:
     from zaplock.lab import profiles
     from zaplock.lab.compare import compare
 
@@ -90,12 +113,7 @@ def run(args: argparse.Namespace) -> int:
         rows = (*(comparison.measured or ()), *_measured_in_guest(args, comparison, kernel))
         comparison = replace(comparison, measured=rows)
     _write_files(args, comparison)
-    if args.json:
-        print(json.dumps(comparison.to_json(), indent=2))
-    else:
-        _print(comparison)
-    next_step(*_next(args, comparison), aside=args.json)
-    return 0
+    return comparison
 
 
 def _profile(args: argparse.Namespace) -> str:

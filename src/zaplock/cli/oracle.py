@@ -164,7 +164,12 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from zaplock.oracle.bare_process import check_machine, check_no_swap, check_overcommit
+    from zaplock.oracle.bare_process import (
+        check_machine,
+        check_no_swap,
+        check_overcommit,
+        check_root,
+    )
 
     if args.kernel:
         return _guest_campaign(args)
@@ -174,6 +179,8 @@ def _campaign(args: argparse.Namespace) -> Report:
     check_overcommit()
     if "pageout" in (args.theme or ()):
         check_no_swap()
+    if "shm" in (args.theme or ()):
+        check_root("shm", "a namespace of its own for System V shared memory")
     with ExitStack() as lent:
         if "hugetlb" in (args.theme or ()):
             from zaplock.oracle.huge_pool import huge_pages

@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become the program."""
+    from zaplock.measure.memory import room
     from zaplock.preload.library import ReleaseSettings, environment
     from zaplock.preload.programs import require_loading
     from zaplock.units import parse_duration, parse_size
@@ -57,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         smallest=parse_size(args.smallest),
         max_stall_ns=parse_duration(args.max_stall),
         background=args.background,
+        most_waiting=room() // 3,
     )
     path = require_loading(command[0])
     prepared = environment(settings, dict(os.environ))

@@ -399,6 +399,12 @@ CHANGES: tuple[Change, ...] = (
         {"mseal": "range"},
     ),
     Change(
+        "6.11", "9aac777aaf94", "filemap: Convert generic_perform_write() to support large folios",
+        'a write to a file in memory is taken in pieces of a "huge page", and held against the '
+        "file's seals as far as its piece goes; before, page by page",
+        {"write_piece": "huge page"},
+    ),
+    Change(
         "6.11", "9651fcedf7b9",
         "mm: add MAP_DROPPABLE for designating always lazily freeable mappings",
         "mappings of the kind MAP_DROPPABLE",
@@ -460,6 +466,11 @@ CHANGES: tuple[Change, ...] = (
         {"guards": True},
     ),
     Change(
+        "6.13", "5a90c155defa", "tmpfs: don't enable large folios if not supported",
+        "a write to a file in memory is taken page by page where it has no huge pages",
+        {"write_piece": "page"},
+    ),
+    Change(
         "6.13", "021781b01275",
         "mm/madvise: unrestrict process_madvise() for current process",
         'process_madvise takes "all" advice for oneself; before "some", as for others: WILLNEED, '
@@ -497,6 +508,24 @@ CHANGES: tuple[Change, ...] = (
         "6.15", "d5c8aec0542e", "mm/mremap: initial refactor of move_vma()",
         "by mistake Committed_AS keeps what a moving mremap has cut off",
         {"mremap_forgets_charge": True},
+    ),
+    Change(
+        "6.15", "1da190f4d0a6",
+        "mm: Copy-on-Write (COW) reuse support for PTE-mapped THP",
+        "a write after a fork whose child has gone keeps its page also where that is one of a huge "
+        "page mapped by small entries; before, it was copied",
+        {"reuses_large": True},
+    ),
+    Change(
+        "6.15", "85ea6bdd88a2", "mm/mremap: refactor mremap() system call implementation",
+        "an mremap to an address that is no page's is EINVAL, also where nothing is mapped",
+        {"mremap_aligned_first": True},
+    ),
+    Change(
+        "6.15", "b714ccb02a76", "mm/mremap: complete refactor of move_vma()",
+        "by mistake what MREMAP_DONTUNMAP leaves is no longer accounted, and Committed_AS keeps "
+        "its charge",
+        {"dontunmap_unaccounts": True},
     ),
     Change(
         "6.16", "bfe125f1b187",
@@ -568,6 +597,12 @@ CHANGES: tuple[Change, ...] = (
         {"throttled_in": "user"},
     ),
     Change(
+        "6.18", "0e59f47c15ce",
+        "mm/mremap: correctly account old mapping after MREMAP_DONTUNMAP remap",
+        "what MREMAP_DONTUNMAP leaves is accounted again",
+        {"dontunmap_unaccounts": False}, ("6.17.6",),
+    ),
+    Change(
         "6.18", None, "/dev/zero: try to align PMD_SIZE for private mapping",
         "private mappings of /dev/zero are placed so that huge pages fit, too",
         {"aligns_for_huge_pages": "devices"},
@@ -624,10 +659,31 @@ CHANGES: tuple[Change, ...] = (
         doubt="the release is by its date, 16 March 2026, eight days after what it mends",
     ),
     Change(
+        "7.1", "f74991b4e383",
+        "shmem, userfaultfd: implement shmem uffd operations using vm_uffd_ops",
+        "UFFDIO_COPY and UFFDIO_ZEROPAGE beyond the end of a file in memory find no page (ENOMEM); "
+        "before, they looked at the end when they had one (EFAULT)",
+        {"uffd_beyond_end": "ENOMEM"},
+    ),
+    Change(
+        "7.1", "161ce69c2c89",
+        "userfaultfd: allow registration of ranges below mmap_min_addr",
+        "userfaultfd takes ranges that begin below mmap_min_addr, too (before: EINVAL)",
+        {"uffd_below_minimum": True},
+        ("6.1.192", "6.12.86", "6.18.44", "7.0.13"),
+        doubt="of 6.1, 6.18 and 7.0 which release was the first to take it is not confirmed: these "
+        "were seen with it; 5.10, 5.15 and 6.6 took it, too",
+    ),
+    Change(
         "7.1", "bee9ef4a40a2",
         "bpf: switch task_vma iterator from mmap_lock to per-VMA locks",
         "BPF's iterator over VMAs locks one after the other",
         backported=("6.12.91",),
+    ),
+    Change(
+        "7.2", "eb92d97f7e6a", "Revert \"tmpfs: don't enable large folios if not supported\"",
+        'a write to a file in memory is taken in pieces of a "huge page" again',
+        {"write_piece": "huge page"},
     ),
     Change(
         "7.2", "ea3085dd7a4e",

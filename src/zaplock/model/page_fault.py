@@ -59,6 +59,31 @@ class PageCopy(NamedTuple):
     frame: int
 
 
+def large_to_copy(m: Machine, vma: Vma, first: int, last: int) -> list[tuple[int, Pte]]:
+    """List the pages of huge pages that are their mm's own again after a fork, and not writable.
+
+    From 6.15 on a write keeps such a page; before, any page of a huge page that small entries map
+    was copied.
+    """
+    if vma.flags & VM_SHARED:
+        return []
+    return [
+        (pfn - pte.delta, pte)
+        for low, high, pte in m.mm(vma.mm).ptes.overlapping(first, last)
+        if pte.kind == "anon" and not pte.writable
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta)
+        if frame.kind == "thp" and frame.maps == 1
+        for pfn in range(start, end)
+    ]
+
+
+def begin_copy(m: Machine, task: Task, vpn: int, pte: Pte) -> PageCopy:
+    """Hold the frame of a page that is to be copied."""
+    pfn = vpn + pte.delta
+    change_frames(m, task, pfn, pfn + 1, refs=1)
+    return PageCopy(pte, pfn)
+
+
 def fault_page(
     m: Machine, task: Task, vma: Vma, address: int, write: bool, alone: bool = False
 ) -> int | PageCopy:
@@ -79,12 +104,21 @@ def fault_page(
     if vma.flags & VM_HUGETLB:
         return _hugetlb(m, task, vma, space, vpn, write)
     if vma.file:
-        if not (write or alone or vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR)):
+        if not (write or alone) and maps_around(m, vma):
             return _around(m, task, vma, space, vpn)
         return _file(m, task, vma, space, vpn, write)
     if vma.flags & VM_PFNMAP:
         return -SIGBUS
     return _anonymous(m, task, vma, space, vpn, write)
+
+
+def maps_around(m: Machine, vma: Vma) -> bool:
+    """Return whether a read fault maps what the file has around its page (vm_ops->map_pages).
+
+    A segment of System V shared memory does not, nor what a monitor watches more than for holes.
+    """
+    watched = vma.flags & (VM_UFFD_WP | VM_UFFD_MINOR)
+    return not watched and not m.files[vma.file].counts_mappings
 
 
 def ask_monitor(m: Machine, vma: Vma) -> int:
@@ -137,8 +171,7 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     if pte.kind == "anon" and frame is not None and frame.maps == 1:
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True))
         return 0
-    change_frames(m, task, pfn, pfn + 1, refs=1)
-    return PageCopy(pte, pfn)
+    return begin_copy(m, task, vpn, pte)
 
 
 def finish_copy(m: Machine, task: Task, vma: Vma, address: int, copy: PageCopy, tag: int) -> None:
@@ -303,6 +336,8 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
     if pgoff << PAGE_SHIFT >= file.size:
         return -SIGBUS
     if vma.flags & VM_UFFD_MISSING and m.page_cache(vma.file).at(pgoff) is None:
+        return ask_monitor(m, vma)
+    if vma.flags & VM_UFFD_MINOR and m.page_cache(vma.file).at(pgoff) is not None:
         return ask_monitor(m, vma)
     if file.read_ns and m.page_cache(vma.file).at(pgoff) is None:
         return MAJOR

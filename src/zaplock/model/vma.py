@@ -317,6 +317,19 @@ def split_vma_unlimited(m: Machine, task: Task, handle: int, address: int, new_b
 
 def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
     """Return whether two neighbours can be one VMA (is_mergeable_vma and its kin)."""
+    return (not left.file or may_join(m.files[left.file])) and are_alike(left, right)
+
+
+def can_shift(m: Machine, left: Vma, right: Vma) -> bool:
+    """Return whether the border between two neighbours may move, though neither may go.
+
+    So it is with mappings that count themselves: one that goes would have to be closed.
+    """
+    return bool(left.file) and m.files[left.file].counts_mappings and are_alike(left, right)
+
+
+def are_alike(left: Vma, right: Vma) -> bool:
+    """Return whether two neighbours are so equal that they could be one, whatever they map."""
     return (
         left.end == right.start
         and not (left.flags ^ right.flags) & ~VM_STICKY
@@ -327,7 +340,6 @@ def can_merge(m: Machine, left: Vma, right: Vma) -> bool:
         and left.pgoff + left.nr_pages == right.pgoff
         and anon_vmas_agree(left, right)
         and not left.flags & VM_SPECIAL
-        and (not left.file or may_join(m.files[left.file]))
     )
 
 

@@ -45,6 +45,7 @@ ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ring)(first)
 
 _FUTEX_WAIT, _FUTEX_WAKE, _SYS_FUTEX, _SYS_PERSONALITY = 0, 1, 202, 135
 _ADDR_NO_RANDOMIZE = 0x0040000
+_CLONE_NEWIPC = 0x0800_0000
 _PR_SET_PDEATHSIG = 1
 HANG_S = 10.0
 
@@ -59,6 +60,7 @@ def _preparation() -> Callable[[], None]:
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with whoever asks it
         libc.syscall(_SYS_PERSONALITY, _ADDR_NO_RANDOMIZE)
+        libc.unshare(_CLONE_NEWIPC)  # by root: its System V shared memory goes with it
 
     return prepare
 
@@ -110,6 +112,12 @@ def check_no_swap() -> None:
     """Raise UserError where there is swap: the theme pageout is what is done without."""
     if has_swap():
         raise UserError("/proc/swaps lists swap and the theme pageout needs none: take theme swap")
+
+
+def check_root(theme: str, what: str) -> None:
+    """Raise UserError where a theme needs what only root may have."""
+    if os.geteuid():
+        raise UserError(f"theme {theme} needs {what}, which only root may have: run it as root")
 
 
 class BareProcess:

@@ -16,7 +16,7 @@ from zaplock.oracle import ops
 from zaplock.oracle.ops import ObservedVma, Op, OracleStep, Ref, Snapshot
 from zaplock.oracle.program import arguments_of
 
-TELLING = ("lo", "gd", "hg", "sl", "um", "uw", "dc", "wf", "dp", "dd", "nh")
+TELLING = ("lo", "gd", "hg", "sl", "um", "uw", "ui", "dc", "wf", "dp", "dd", "nh")
 Key = tuple[str, str, str]
 
 _ADDRESS = {

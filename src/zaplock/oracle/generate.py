@@ -58,6 +58,8 @@ _EXTRA = {  # flag: how often it is added, in percent
     0x2_0000: 4, 0x8_0000: 1, _NOREPLACE: 4,
 }  # fmt: skip
 
+_RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
+
 _COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
 _WITHOUT_MINCORE = {name: weight for name, weight in _COMMON.items() if name != "mincore"}
 THEMES: dict[str, dict[str, int]] = {
@@ -81,7 +83,10 @@ THEMES: dict[str, dict[str, int]] = {
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 4, "uffd_copy": 10,
-             "uffd_zeropage": 6, "mremap": 6, "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
+             "uffd_zeropage": 6, "uffd_continue": 8, "mremap": 6, "madvise": 8, "fork": 1,
+             "mlock": 1, "ftruncate": 2},
+    "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
+            "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
@@ -105,10 +110,11 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
 )
 
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "swap")
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
-the third needs free huge pages at every moment, the fourth needs a machine without swap, the last
-makes swap. What mincore says of pages in swap is not compared: it depends on what was written."""
+the third needs free huge pages at every moment, the fourth needs a machine without swap, the fifth
+a namespace for System V shared memory, the last makes swap. What mincore says of pages in swap is
+not compared: it depends on what was written."""
 
 _LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
 
@@ -204,7 +210,7 @@ class Generator:
 
     def _remember(self, op: Op) -> None:
         """Keep in mind where mappings may now be."""
-        if op.name not in ("mmap", "mremap", "brk"):
+        if op.name not in ("mmap", "mremap", "brk", "shmat"):
             return
         start, length = op.args[0], op.args[1] if op.name == "mmap" else 0
         if op.name == "mmap" and isinstance(start, int) and isinstance(length, int) and start:
@@ -493,8 +499,14 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
-    "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 0, 8))),
+    "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8))),
     "uffd_unregister": _range,
     "uffd_copy": lambda g: (_range(g)[0], g.random.choice((0, 0, 0, 1, 4))),
     "uffd_zeropage": lambda g: (*_range(g), g.random.choice((0, 0, 0, 1, 2))),
+    "shmat": lambda g: (
+        0 if g.chance(30) else g.address(),
+        g.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP)),
+    ),
+    "shmdt": lambda g: (g.address(),),
+    "uffd_continue": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip

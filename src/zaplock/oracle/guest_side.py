@@ -40,6 +40,8 @@ from zaplock.oracle.real import ProcessFacts, RealSide, file_names
 DRIVER = Path(__file__).with_name("guest_driver.c")
 MEMORY = 1 << 30
 BOOT_LIMIT_S = 240.0
+_NO_EXTRAS = ("init_on_alloc=0", "audit=0", "lsm=", "kfence.sample_interval=0")
+"""What Debian's kernels do besides, a sixth of an emulated run."""
 HANG_S = 120.0
 _KEPT = 64  # the number of the disk file's descriptor in the guest
 _GO, _DONE, _STATUS, _RESTART, _LENGTH, _OBSERVED, _PLACE = range(8, 64, 8)
@@ -208,7 +210,7 @@ def booted(spec: str) -> Iterator[GuestSide]:
     machine = qemu.GuestMachine(
         memory=MEMORY,
         nr_cpus=1,
-        boot_options=("norandmaps", "nokaslr", "GLIBC_TUNABLES=glibc.pthread.rseq=0"),
+        boot_options=("norandmaps", "nokaslr", *_NO_EXTRAS, "GLIBC_TUNABLES=glibc.pthread.rseq=0"),
     )
     kernel = kernels.find(spec)
     with qemu.running(kernel, machine, build.compiled(DRIVER), arguments) as guest:

@@ -19,7 +19,15 @@ from zaplock.oracle import ops, ring
 from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome
 from zaplock.oracle.program import MOST_COPIED
-from zaplock.oracle.world import MM, RLIMITS, UFFD, World, environment_ring, populate_ring
+from zaplock.oracle.world import (
+    MM,
+    RLIMITS,
+    SEGMENT_FILE,
+    UFFD,
+    World,
+    environment_ring,
+    populate_ring,
+)
 from zaplock.protocols import (
     access,
     exit,
@@ -31,6 +39,7 @@ from zaplock.protocols import (
     mprotect,
     prctl,
     rmap,
+    shm,
     uffd_range,
 )
 from zaplock.protocols.calls import SERVED
@@ -42,7 +51,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
 )
 from zaplock.protocols.seals import add_seals
-from zaplock.protocols.userfaultfd import uffdio_fill
+from zaplock.protocols.userfaultfd import uffdio_continue, uffdio_fill
 
 _MASK = (1 << 64) - 1
 
@@ -198,6 +207,18 @@ def _uffd_zeropage(w: World, calls: Any, start: int, length: int, mode: int) -> 
     return w.syscall(uffdio_fill(w.cx, start, length, None, mode), calls)
 
 
+def _uffd_continue(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
+    return w.syscall(uffdio_continue(w.cx, start, length, mode), calls)
+
+
+def _shmat(w: World, calls: Any, address: int, flags: int) -> CallOutcome:
+    return w.syscall(shm.shmat(w.cx, SEGMENT_FILE, address, flags), calls)
+
+
+def _shmdt(w: World, calls: Any, address: int) -> CallOutcome:
+    return w.syscall(shm.shmdt(w.cx, address), calls)
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -277,6 +298,9 @@ OPERATIONS: dict[str, Operation] = {
     "uffd_unregister": _uffd_unregister,
     "uffd_copy": _uffd_copy,
     "uffd_zeropage": _uffd_zeropage,
+    "uffd_continue": _uffd_continue,
+    "shmat": _shmat,
+    "shmdt": _shmdt,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,

@@ -30,7 +30,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"),
     (f.VM_DONTDUMP, "dd"), (f.VM_MIXEDMAP, "mm"), (f.VM_HUGEPAGE, "hg"),
     (f.VM_NOHUGEPAGE, "nh"), (f.VM_MERGEABLE, "mg"), (f.VM_UFFD_MISSING, "um"),
-    (f.VM_UFFD_WP, "uw"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
+    (f.VM_UFFD_WP, "uw"), (f.VM_UFFD_MINOR, "ui"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,

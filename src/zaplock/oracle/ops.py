@@ -72,6 +72,9 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "uffd_unregister": ("addr", "length"),
     "uffd_copy": ("addr", "mode"),  # of one page
     "uffd_zeropage": ("addr", "length", "mode"),
+    "uffd_continue": ("addr", "length", "mode"),
+    "shmat": ("addr", "flags"),  # of the sequence's one segment of System V shared memory
+    "shmdt": ("addr",),
 }
 
 # The files that a sequence can map, by slot. Page i of a file begins with `file_tag(slot, i)`.
@@ -82,6 +85,7 @@ FILES = ("m0", "m1", "disk", "zero")
 FILE_PAGES = (16, 4, 16, 0)
 HOLES = {0: range(12, 16), 1: range(0), 2: range(0), 3: range(0)}  # pages never written
 ZERO_SLOT, DISK_SLOT = 3, 2
+SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
 
 RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9

@@ -26,8 +26,10 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-_UFFDIO_COPY, _UFFDIO_ZEROPAGE = 0xC028AA03, 0xC020AA04
+_UFFDIO_COPY, _UFFDIO_ZEROPAGE, _UFFDIO_CONTINUE = 0xC028AA03, 0xC020AA04, 0xC020AA07
 _UFFD_FEATURE_SIGBUS = 1 << 7
+_SHMGET, _SHMAT, _SHMCTL, _SHMDT = 29, 30, 31, 67
+_IPC_PRIVATE, _IPC_RMID = 0, 0
 
 
 MARK = stub.syscall(12, 0) + stub.syscall(27, ring.RING, 1, ring.RING + ring.SCRATCH)
@@ -93,6 +95,7 @@ class Builder:
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.here = 0
+        self.segment = -1  # the entry that has made System V shared memory, if one has
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -119,6 +122,8 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
         result, seen, child = operation(build_into, index, op, results, names)
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(look.after)))
+    if build_into.segment >= 0:
+        _of_segment(build_into, Op("shmctl", (0, _IPC_RMID, 0)), _SHMCTL, results)
     build_into.add(ring.EXIT)
     return BareProgram(b"".join(build_into.parts), tuple(places), baseline)
 
@@ -128,13 +133,17 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage", "process_madvise",
+        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage", "uffd_continue",
+        "process_madvise",
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
         target = address(pid + 2 * _E + 8)
         build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
         build_into.add(stub.syscall(_PIDFD, 0, 0))
+    if used & {"shmat", "shmdt"}:
+        size = ops.SEGMENT_PAGES * ring.PAGE
+        build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
     if look.needs_meminfo:
         opened = build_into.add(stub.syscall(_OPEN, names.meminfo, 0))
         target = address(opened + 2 * _E + 8)
@@ -364,7 +373,7 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 
 def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    """Answer a fault that nobody has had: UFFDIO_COPY of a page, or UFFDIO_ZEROPAGE."""
+    """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE or _CONTINUE."""
     at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
     store = Op("store", (at, op.args[0]))
     _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
@@ -372,7 +381,8 @@ def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]
         rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
         b.add(stub.entry(stub.STORE, page, arguments[2]))
     else:
-        rest, command = [arguments[1], arguments[2], 0], _UFFDIO_ZEROPAGE
+        rest = [arguments[1], arguments[2], 0]
+        command = _UFFDIO_ZEROPAGE if op.name == "uffd_zeropage" else _UFFDIO_CONTINUE
     b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
     return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
 
@@ -383,6 +393,23 @@ def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     return b.add(stub.syscall(_PRCTL, _OPTIONS[op.name], arguments[0], 0, 0, 0))
+
+
+def _shmat(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return _of_segment(b, Op("shmat", (0, *op.args)), _SHMAT, results)
+
+
+def _shmdt(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    return _with_refs(b, op, stub.syscall(_SHMDT, *arguments), results)
+
+
+def _of_segment(b: Builder, op: Op, number: int, results: list[int]) -> int:
+    """Append a system call whose first argument is the segment's id, not known before."""
+    refs = sum(isinstance(value, Ref) for value in op.args)
+    target = address(b.here + (1 + refs) * _E + 8)
+    b.add(stub.entry(stub.PATCH, target, address(b.segment + stub.RESULT), 0))
+    told = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
+    return _with_refs(b, op, stub.syscall(number, *told), results)
 
 
 _OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
@@ -398,4 +425,7 @@ _COMPOSED = {
     "uffd_unregister": _userfault,
     "uffd_copy": _fill_userfault,
     "uffd_zeropage": _fill_userfault,
+    "uffd_continue": _fill_userfault,
+    "shmat": _shmat,
+    "shmdt": _shmdt,
 }

@@ -118,15 +118,17 @@ def write(divergence: Divergence) -> str:
 
 def _body(sequence: Sequence[Op]) -> list[str]:
     lines = ["files = []", "stack = catch_faults()"]
-    if any(op.name in _NEED_FILES or "file" in _names(op) for op in sequence):
+    if any(op.name in _UFFD_COMMANDS or "file" in _names(op) for op in sequence):
         lines += _files()
+    if any(op.name in ("shmat", "shmdt") for op in sequence):
+        lines.append(f"segment = call(29, 0, {ops.SEGMENT_PAGES * 4096}, 0o700)")
+        lines.append("__import__('atexit').register(call, 31, segment, 0, 0)")
     return lines + [_line(k, op) for k, op in enumerate(sequence)]
 
 
-_NEED_FILES = ("uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage")
 _UFFD_COMMANDS = {
     "uffd_register": "0xC020AA00", "uffd_unregister": "0x8010AA01", "uffd_copy": "0xC028AA03",
-    "uffd_zeropage": "0xC020AA04",
+    "uffd_zeropage": "0xC020AA04", "uffd_continue": "0xC020AA07",
 }  # fmt: skip
 _PRCTL = {"set_mdwe": 65, "set_thp_disable": 41}
 
@@ -188,6 +190,10 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         packed = f"struct.pack_into('<{inside.count(',') + 1}Q', vector, 0, {inside})"
         command = _UFFD_COMMANDS[op.name]
         return f"{before}{packed} or call(16, uffd, {command}, ctypes.addressof(vector))"
+    if op.name == "shmat":
+        return f"call(30, segment, {inside})"
+    if op.name == "shmdt":
+        return f"call(67, {inside})"
     if op.name == "add_seals":
         return f"call(72, {arguments[0]}, 1033, {arguments[1]})"
     if op.name in _PRCTL:

@@ -23,7 +23,7 @@ from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
 
 MM = 1
-RING_FILE = 99
+RING_FILE, SEGMENT_FILE = 99, 98
 UFFD = 1
 _CANONICAL = 1 << 47
 
@@ -78,6 +78,8 @@ class World:
         self.machine.uffd_modes.put(UFFD, "sigbus")
         if uses_files:
             self._files()
+        size = ops.SEGMENT_PAGES * f.PAGE_SIZE
+        new_file(self.machine, SEGMENT_FILE, "shmem", size, "SYSV00000000", counts_mappings=True)
         self._ring(environment)
         self.view = ModelView(self.machine, MM, environment.ring)
         self.view.set_baseline()

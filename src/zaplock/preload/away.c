@@ -71,6 +71,21 @@ static void drop(int maps, struct away *away)
 	unmap(away->end, away->reserved_end - away->end);
 }
 
+/* Map a place for a range of this length, so that its page tables move whole; say whether it is there. */
+static int set_aside(size_t length, uintptr_t start, struct away *away)
+{
+	size_t unit = length >= GIB ? GIB : HUGE, reserved = length + unit + 2 * page;
+	uintptr_t at = reserve(reserved);
+
+	away->reserved = at;
+	away->reserved_end = at + reserved;
+	away->start = down(at + page, unit) + start % unit;
+	if (away->start < at + page)
+		away->start += unit;
+	away->end = away->start + length;
+	return at != 0;
+}
+
 /* Move a range of one plain VMA away; say whether that was done. With MREMAP_DONTUNMAP the addresses
  * stay mapped, without pages.
  *
@@ -80,18 +95,10 @@ static void drop(int maps, struct away *away)
  */
 static int take_away(int maps, uintptr_t start, uintptr_t end, int flags, struct away *away)
 {
-	size_t length = end - start, unit = length >= GIB ? GIB : HUGE;
-	size_t reserved = length + unit + 2 * page;
-	uintptr_t at = reserve(reserved);
+	size_t length = end - start;
 
-	if (!at)
+	if (!set_aside(length, start, away))
 		return 0;
-	away->reserved = at;
-	away->reserved_end = at + reserved;
-	away->start = down(at + page, unit) + start % unit; /* page tables move whole */
-	if (away->start < at + page)
-		away->start += unit;
-	away->end = away->start + length;
 	if (advise(start, length, MADV_DONTFORK) ||
 	    move(start, length, MREMAP_MAYMOVE | MREMAP_FIXED | flags, away->start) !=
 		    (long)away->start) {
@@ -99,6 +106,28 @@ static int take_away(int maps, uintptr_t start, uintptr_t end, int flags, struct
 		return 0;
 	}
 	return 1;
+}
+
+/* Take the pages of a range away and leave it mapped, as MADV_DONTNEED does; say whether that was done.
+ *
+ * Here the range itself stays as inheritable as it was, so whoever forks waits until what was moved
+ * is not.
+ */
+static int take_content(int maps, uintptr_t start, uintptr_t end, struct away *away)
+{
+	int taken = 0;
+
+	__atomic_fetch_add(&reserving, 1, __ATOMIC_SEQ_CST);
+	if (!__atomic_load_n(&forking, __ATOMIC_SEQ_CST) && set_aside(end - start, start, away)) {
+		taken = move(start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP_,
+			     away->start) == (long)away->start;
+		if (taken)
+			advise(away->start, end - start, MADV_DONTFORK);
+		else
+			drop(maps, away);
+	}
+	__atomic_fetch_sub(&reserving, 1, __ATOMIC_SEQ_CST);
+	return taken;
 }
 
 /* Move back what was moved with MREMAP_DONTUNMAP: the caller keeps it after all. */

@@ -26,11 +26,16 @@ _LIMIT_S: Final = 20
 
 @dataclass(frozen=True)
 class ReleaseSettings:
-    """From how many bytes on, how long anybody should wait at most, and who does the work."""
+    """From how many bytes on, how long anybody should wait at most, and who does the work.
+
+    In the background at most `most_waiting` bytes are on their way at once: who frees more works
+    itself, so that a program can't fill the machine with what it has freed.
+    """
 
     smallest: int = FROM
     max_stall_ns: int = DEFAULT_BOUND_NS
     background: bool = False
+    most_waiting: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.smallest < SMALLEST:
@@ -48,7 +53,7 @@ class ReleaseSettings:
         """Write them as the library reads them, with how many seccomp filters it will find."""
         return (
             f"from={self.smallest},stall={self.max_stall_ns},background={int(self.background)},"
-            f"filters={_nr_filters()}"
+            f"most={self.most_waiting},filters={_nr_filters()}"
         )
 
 

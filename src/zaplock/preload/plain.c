@@ -10,7 +10,7 @@
 
 struct vma {
 	uintptr_t start, end;
-	int is_plain;
+	int is_plain, is_private;
 };
 
 static int begins(const char *text, const char *with)
@@ -60,9 +60,10 @@ static int ask(int maps, uintptr_t address, struct vma *found)
 		name[0] = 0;
 	found->start = query.start;
 	found->end = query.end;
-	found->is_plain = is_named && query.page_size == page &&
-			  (is_private_anonymous(query.inode, query.major, name) ||
-			   is_shared_anonymous(query.major, name));
+	found->is_private = is_named && query.page_size == page &&
+			    is_private_anonymous(query.inode, query.major, name);
+	found->is_plain = found->is_private || (is_named && query.page_size == page &&
+						is_shared_anonymous(query.major, name));
 	return 1;
 }
 #else
@@ -117,7 +118,7 @@ static int read_maps(int maps, uintptr_t address, struct vma *found)
 			if (line.number[1] > address) {
 				found->start = line.number[0];
 				found->end = line.number[1];
-				found->is_plain = line.private &&
+				found->is_plain = found->is_private = line.private &&
 					is_private_anonymous(line.number[5], line.number[3], line.name);
 				return 1;
 			}

@@ -225,6 +225,34 @@ static int advise_by_pieces(uintptr_t start, uintptr_t end, int advice, long *to
 	return is_plain;
 }
 
+/* Drop the content of a range in the background: take it away, VMA by VMA, and what can't be taken
+ * goes by pieces where it is; say whether all that is there is plain, private and without a hole.
+ */
+static int drop_content(uintptr_t start, uintptr_t end, long *told)
+{
+	int maps = may_reserve() && is_unlimited(RLIMIT_DATA) && !has_userfaultfd() ? open_maps() : -1;
+	struct vma parts[MOST_VMAS];
+	struct pace pace = new_pace();
+	struct away away;
+	int nr = maps >= 0 ? parts_of(maps, start, end, parts) : 0;
+	long failed;
+
+	*told = 0;
+	for (int k = 0; k < nr; k++)
+		if (!parts[k].is_private)
+			nr = 0;
+	for (int k = 0; k < nr; k++) {
+		if (parts[k].end - parts[k].start >= LEAST &&
+		    take_content(maps, parts[k].start, parts[k].end, &away))
+			finish(&away);
+		else if ((failed = by_pieces(parts[k].start, parts[k].end, MADV_DONTNEED, &pace)))
+			*told = failed;
+	}
+	if (maps >= 0)
+		shut(maps);
+	return nr > 0;
+}
+
 int madvise(void *address, size_t length, int advice)
 {
 	uintptr_t start = (uintptr_t)address;
@@ -232,8 +260,10 @@ int madvise(void *address, size_t length, int advice)
 
 	if (length >= from && !off && is_range(start, length) &&
 	    (advice == MADV_DONTNEED || advice == MADV_FREE)) {
+		uintptr_t end = start + up(length, page);
 		uint64_t before = hold_signals();
-		int done = advise_by_pieces(start, start + up(length, page), advice, &told);
+		int done = (in_background && advice == MADV_DONTNEED && drop_content(start, end, &told)) ||
+			   advise_by_pieces(start, end, advice, &told);
 
 		let_signals(before);
 		if (done) {
@@ -439,7 +469,7 @@ static int filters(void)
 	return number ? atoi(number + 18) : -1;
 }
 
-/* A number out of the settings, such as "from=16777216,stall=5000000,background=0,filters=0". */
+/* A number out of the settings: "from=16777216,stall=5000000,background=0,most=...,filters=0". */
 static long setting(const char *settings, const char *name, long otherwise)
 {
 	const char *at = strstr(settings, name);
@@ -459,6 +489,7 @@ __attribute__((constructor)) static void begin(void)
 		return;
 	bound_ns = setting(settings, "stall=", bound_ns);
 	in_background = (int)setting(settings, "background=", 0);
+	most_waiting = setting(settings, "most=", most_waiting);
 	with_glibc = gnu_get_libc_version && next_free &&
 		     dladdr((void *)gnu_get_libc_version, &libc) &&
 		     dladdr((void *)next_free, &of_free) && libc.dli_fbase == of_free.dli_fbase;

@@ -15,6 +15,10 @@ What perf trace and ltrace -S write is read too (see `dialects`).
 
 Understood are the prefixes of -f, -ff (one file a process), -Y, -t, -tt, -ttt, -r, -n, -i and what
 -T, -y and -yy add. What a cut line has lost is told as a call without a result.
+
+The files of -ff are put into one order by their times. Without times only that of each thread is
+known, and that a thread begins behind the call that made it: then every file stands in the text
+right behind that call, and the recording is not `ordered`.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from __future__ import annotations
 import errno
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
@@ -41,6 +45,7 @@ UNKNOWN = 1 << 70
 
 NO_END, DIED = "its end is not in the recording", "the process ended in it"
 """What is wrong with a call that can be read as far as it goes."""
+NOT_MADE = "strace gave it its result (-e inject): the kernel has never seen it"
 
 HOW = (
     "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
@@ -79,7 +84,7 @@ class Note(NamedTuple):
     """What a recorder wrote about a process at a line.
 
     `kind`: "begin" or "end" (`areas`), "anon" (`ranges`), "limit" or "capable" (`name`, `value`),
-    "exit" (the process ended here).
+    "exit" (the process ended here), "lost" (a thread of it has no lines: `name` says so).
     """
 
     pid: int
@@ -92,12 +97,18 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StraceRecording:
-    """A parsed file: calls in the order of their beginnings, notes, the first process's id."""
+    """A parsed file: calls in the order of their beginnings, notes, the first process's id.
+
+    `ordered`: whether lines of different threads stand in the order of time. `shows_all`: whether a
+    thread that makes no call would be seen anyway, so that one without a line has made none.
+    """
 
     pid: int
     calls: tuple[TracedCall, ...]
     notes: tuple[Note, ...]
     unreadable: tuple[str, ...]
+    ordered: bool = True
+    shows_all: bool = True
 
     @property
     def begin(self) -> tuple[Area, ...]:
@@ -118,6 +129,7 @@ _PREFIX = re.compile(
 )
 _CLOCK = re.compile(r"(?:^|\s)(\d\d:\d\d:\d\d\.\d+|\d{9,}\.\d+)\s")
 _TOOK = re.compile(r"<(\d+\.\d+)>\s*$")
+_MESSAGE = re.compile(r"strace: Process \d{1,10} (?:attached|detached)\s?$")
 _NAME = re.compile(r"^(\w+)\(")
 _RESULT = re.compile(
     r"^\s*=\s*(\?|-?0x[0-9a-f]{1,16}|-?\d{1,20})(?!\w)(<.*?>+)?(?:\(deleted\))?(?:\s+(E[A-Z0-9]+))?"
@@ -127,6 +139,7 @@ _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
+_DAY_S = 86_400.0
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
@@ -140,6 +153,7 @@ class _State:
     unreadable: list[str] = field(default_factory=list)
     block: tuple[int, str, int] = (0, "", 0)
     areas: list[Area] = field(default_factory=list)
+    names_pids: bool = False
 
 
 _LARGEST = 64 << 20
@@ -152,7 +166,11 @@ def parse(path: Path) -> StraceRecording:
     """Read a recording. Raises UserError where the file can't be read or has no calls or maps."""
     state = _State()
     whole, number = "\n", 0
-    for number, whole in enumerate(as_strace(list(_bounded(path, _lines(path)))), 1):
+    parts, lines = _lines(path)
+    ordered = not parts or has_times(lines)
+    merged = by_time(lines) if ordered else by_thread(lines)
+    text = merged if parts else (line for _, line in lines)
+    for number, whole in enumerate(as_strace(list(_rejoined(text))), 1):
         line = whole.rstrip("\n")
         if line.startswith("# "):
             _comment(state, path, number, line)
@@ -163,8 +181,8 @@ def parse(path: Path) -> StraceRecording:
         state.block, state.areas = (0, "", 0), []
         state.unreadable.append(f"line {number}: the recording is cut in the last maps")
     _close_block(state)
-    for pid, (text, begun) in state.open.items():
-        state.calls.append(_cut(pid, text, begun, NO_END))
+    for pid, (call, begun) in state.open.items():
+        state.calls.append(_cut(pid, call, begun, NO_END))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
@@ -172,31 +190,27 @@ def parse(path: Path) -> StraceRecording:
         raise UserError(f"{path} has no '# begin: ' lines (the maps right after exec): {HOW}")
     first = next(note.pid for note in state.notes if note.kind == "begin") or calls[0].pid
     notes = tuple(n if n.pid else n._replace(pid=first) for n in state.notes)
-    return StraceRecording(first, calls, notes, tuple(state.unreadable))
+    shows_all = state.names_pids and not parts
+    return StraceRecording(first, calls, notes, tuple(state.unreadable), ordered, shows_all)
 
 
-def _bounded(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    for number, line in enumerate(lines, 1):
-        if number > _MOST_LINES:
-            raise _too_many(path)
-        yield line
-
-
-def _too_many(path: Path) -> UserError:
-    return UserError(f"{path} has over {_MOST_LINES:,} lines: {_SHORTER}")
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Read a file, or all of `-ff` (PATH.PID), whose lines are brought into one order by time."""
+def _lines(path: Path) -> tuple[bool, list[tuple[str, str]]]:
+    """Read a file, or all of `-ff` (PATH.PID): whether these are several, and (pid, line) pairs."""
     try:
         beside = [] if path.exists() else path.parent.glob(f"{glob.escape(path.name)}.*")
         parts = sorted(part for part in beside if part.suffix[1:].isdigit())
         if sum(part.stat().st_size for part in parts or [path]) > _LARGEST:
             raise UserError(f"{path} has over {_LARGEST >> 20} MiB: {_SHORTER}")
-        yield from _merged(path, parts) if parts else _text(path)
+        lines: list[tuple[str, str]] = []
+        for part in parts or [path]:
+            for line in _text(part):
+                if len(lines) >= _MOST_LINES:
+                    raise UserError(f"{path} has over {_MOST_LINES:,} lines: {_SHORTER}")
+                lines.append((part.suffix[1:] if parts else "", line))
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
+    return bool(parts), lines
 
 
 def _text(path: Path) -> Iterator[str]:
@@ -204,26 +218,101 @@ def _text(path: Path) -> Iterator[str]:
         yield from TextIOWrapper(file, encoding="utf-8", errors="replace")
 
 
-def _merged(path: Path, parts: list[Path]) -> Iterator[str]:
-    """Merge the files of `-ff`: by time, a call that took long as one that began and ended."""
+def _rejoined(lines: Iterable[str]) -> Iterator[str]:
+    """Put lines together that strace has broken by a message of its own, as it does on a terminal.
+
+    Numbers of lines stay: an empty one comes after a joined one.
+    """
+    held: str | None = None
+    for line in lines:
+        broken = _MESSAGE.search(line)
+        if held is not None:
+            goes_on = not line.startswith("[pid ") and broken is None
+            yield f"{held}{line}" if goes_on else f"{held}\n"
+            held = None
+            if goes_on:
+                yield "\n"
+                continue
+        if broken and broken.start() and not line.startswith("#"):
+            held = line[: broken.start()]
+        else:
+            yield line
+    if held is not None:
+        yield f"{held}\n"
+
+
+def has_times(lines: Iterable[tuple[str, str]]) -> bool:
+    """Return whether every call of the files of -ff has a time, or there is one file only."""
+    lines = list(lines)
+    if len({pid for pid, _ in lines}) < 2:
+        return True
+    return all(_CLOCK.search(line) or line.startswith(("#", "+++", "---")) for _, line in lines)
+
+
+def by_time(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Merge the files of `-ff` by time, a call that took long as one that began and ended."""
+    lines = [(pid, whole.rstrip("\n")) for pid, whole in lines]
+    told = [_CLOCK.search(line) for _, line in lines]
+    times = _over_midnight([_seconds(one[1]) if one else None for one in told])
     events: list[tuple[float, int, str]] = []
-    for part in parts:
-        pid, clock = part.suffix[1:], 0.0
-        for whole in _text(part):
-            line = whole.rstrip("\n")
-            told, took = _CLOCK.search(line), _TOOK.search(line)
-            if told is None and len(parts) > 1 and not line.startswith(("#", "+++", "---")):
-                raise UserError(
-                    f"{path}.{pid} has lines without a time, so the files can't be put into one "
-                    "order: record with -ff -tt -T"
-                )
-            if len(events) > _MOST_LINES:
-                raise _too_many(path)
-            took_s = float(took[1]) if took else 0.0
-            clock = _seconds(told[1]) if told else clock
-            events += _spread(line, pid, clock, took_s, len(events))
-            clock += took_s
+    last, clock = "", 0.0
+    for (pid, line), at in zip(lines, times, strict=True):
+        clock = at if at is not None else clock if pid == last else 0.0
+        last = pid
+        took = _TOOK.search(line)
+        took_s = float(took[1]) if took else 0.0
+        events += _spread(line, pid, clock, took_s, len(events))
+        clock += took_s
     yield from (f"{line}\n" for _, _, line in sorted(events))
+
+
+def _over_midnight(times: list[float | None]) -> list[float | None]:
+    """Return times of day that only grow: where they span half a day, the early ones come next."""
+    known = [time for time in times if time is not None]
+    if not known or not _DAY_S / 2 < max(known) - min(known) < _DAY_S:
+        return times
+    return [time + _DAY_S if time is not None and time < _DAY_S / 2 else time for time in times]
+
+
+def by_thread(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Merge the files of `-ff`: each stands right behind the call that made its thread."""
+    files: dict[str, list[str]] = {}
+    for pid, whole in lines:
+        files.setdefault(pid, []).append(whole.rstrip("\n"))
+    made = {
+        (pid, number): child
+        for pid, told in files.items()
+        for number, line in enumerate(told)
+        if (child := _made(line)) in files and child != pid
+    }
+    roots = [pid for pid in files if pid not in made.values()] or list(files)[:1]
+    stack = [iter(enumerate(files[pid])) for pid in reversed(roots)]
+    owners = list(reversed(roots))
+    said = ""  # whose the last comment was
+    while stack:
+        pid = owners[-1]
+        for number, line in stack[-1]:
+            if line.startswith("#"):
+                if said != pid:
+                    yield f"# pid: {pid}\n"
+                said = pid
+                yield f"{line}\n"
+                continue
+            yield f"{pid} {line}\n"
+            if child := made.pop((pid, number), ""):
+                owners.append(child)
+                stack.append(iter(enumerate(files[child])))
+                break
+        else:
+            owners.pop()
+            stack.pop()
+
+
+def _made(line: str) -> str:
+    """Return the id of the process that a line has made, "" where it has made none."""
+    text = line[_end_of_prefix(line) :]
+    named, told = _NAME.match(text), _DIGITS.match(text.rpartition(" = ")[2])
+    return told[0] if named and told and named[1] in MAKES_PROCESS else ""
 
 
 def _spread(
@@ -289,6 +378,7 @@ def _take(state: _State, number: int, line: str) -> None:
     line = _PLAIN.sub(_plain_character, line) if "\\x" in line else line
     matched = _PREFIX.match(line)
     assert matched is not None
+    state.names_pids |= bool(matched[1] or matched[2])
     pid = int(matched[1] or matched[2] or state.pid)
     text = line[matched.end() :]
     gone = _GONE.match(text)
@@ -346,13 +436,14 @@ def _event(state: _State, number: int, pid: int, text: str, begun: int) -> None:
     if matched is None:
         state.calls.append(_cut(pid, text, begun, "the line is cut"))
         return
+    not_made = NOT_MADE if split[1].rstrip().endswith("(INJECTED)") else ""
     value = UNKNOWN if matched[1] == "?" else int(matched[1], 16 if "x" in matched[1] else 10)
     if matched[1] == "?" and (matched[3] or "").startswith("ERESTART"):
         value = -errno.EINTR
     elif matched[3]:
         value = -getattr(errno, matched[3], 0) or value
     opened = file_of(matched[1] + matched[2]) if matched[2] else ""
-    call = TracedCall(pid, *_named(name, split[0]), value, begun, number, "", opened)
+    call = TracedCall(pid, *_named(name, split[0]), value, begun, number, not_made, opened)
     state.calls.append(call)
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from zaplock.model import flags as f
 from zaplock.model.files import SEAL_EXEC, SEAL_SEAL
 from zaplock.oracle.compare import result_text
-from zaplock.programs import monitors, unrecorded
+from zaplock.programs import monitors, orders, unrecorded
 from zaplock.programs.calls import (
     CALLS,
     MACHINES,
@@ -30,12 +30,25 @@ from zaplock.programs.calls import (
     set_limit,
 )
 from zaplock.programs.maps import MapsVerdict, compare_maps
+from zaplock.programs.orders import ByThread, ByTime, Order, end_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
-from zaplock.programs.recording import DIED, NO_END, UNKNOWN, Note, StraceRecording, TracedCall
-from zaplock.programs.spaces import Fork, TracedSpace, spaces_of
+from zaplock.programs.recording import (
+    DIED,
+    NO_END,
+    NOT_MADE,
+    UNKNOWN,
+    Note,
+    StraceRecording,
+    TracedCall,
+)
+from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
 from zaplock.programs.text import CONSTANTS, descriptor, number
 
-ORDERS = 20_000  # steps of the search for an order that explains one group of overlapping calls
+ORDERS = 20_000  # steps of the search for an order that explains one group, beside its items
+
+UNORDERED = (
+    "which order its threads called in is not in the recording: record with -f, or -ff -tt -T"
+)
 
 UNMODELLED = {
     "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality",
@@ -98,20 +111,32 @@ class StraceReplay:
         self.knows_writes = any(note.kind == "anon" for note in recording.notes)
         self.verdict = StraceVerdict()
         self._forked: dict[TracedSpace, LiveSpace] = {}
+        self._unordered: set[TracedSpace] = set()  # what they held depends on an order not known
 
     def play(self) -> StraceVerdict:
         """Run every call; compare every result and the maps."""
         self._make_segments()
         for text in self.recording.unreadable:
             self.verdict.maps_not_compared.append(text)
-        for traced in spaces_of(self.recording):
+        recording = self.recording
+        filtered = unrecorded.left_out(recording)
+        for traced in spaces_of(recording):
             live = self._forked.pop(traced, None)
             if live is None:
                 live = self.world.open_space(traced)
-            for group in overlapping_groups(traced.items):
+            if filtered and not live.known.unknown:
+                live.known = replace(live.known, unknown=filtered)
+            if traced.threads.makers and not recording.ordered:
+                self._unordered.add(traced)
+            for group in self._groups(traced):
                 self._group(live, group)
                 self.world.machine.store.forget_journal()
         return self.verdict
+
+    def _groups(self, traced: TracedSpace) -> Iterator[list[Item]]:
+        if self.recording.ordered:
+            return orders.by_time(traced.items)
+        return orders.by_thread(traced.items, traced.threads)
 
     def _make_segments(self) -> None:
         """Make the segments of shared memory, which any process may attach that has their id."""
@@ -131,25 +156,31 @@ class StraceReplay:
         rulings = self._search(live, group) if len(group) > 1 else None
         if rulings is None:
             self.world.undo(live, mark)
-            rulings = [self._item(live, item) for item in sorted(group, key=_end)]
+            if len(group) > 1 and not self.recording.ordered:
+                live.known = replace(live.known, unknown=UNORDERED)
+            rulings = [self._item(live, item) for item in sorted(group, key=end_of)]
         for ruling in rulings:
             if ruling is not None:
-                self.verdict.add(ruling)
+                told = ruling.kind == "differs" and live.traced in self._unordered
+                self.verdict.add(Ruling("refused", ruling.call, UNORDERED) if told else ruling)
 
     def _search(self, live: LiveSpace, group: Sequence[Item]) -> list[Ruling | None] | None:
         """Find an order in which every result is explained; None if there is none."""
-        left = ORDERS
+        left = ORDERS + len(group)
         trail: list[tuple[Item, object, Ruling | None]] = []
-        pending = list(group)
-        choices = [next_candidates(pending)]
-        while pending:
+        order = self._order(live, group)
+        choices = [order.candidates()]
+        while not order.is_done:
             if not choices[-1]:
-                choices.pop()
-                if not choices:
-                    return None
-                item, mark, _ = trail.pop()
+                while True:
+                    choices.pop()
+                    if not choices:
+                        return None
+                    item, mark, _ = trail.pop()
+                    order.give_back(item)
+                    if order.decides(item):
+                        break
                 self.world.undo(live, mark)  # type: ignore[arg-type]
-                pending.append(item)
                 continue
             left -= 1
             if left < 0:
@@ -161,9 +192,14 @@ class StraceReplay:
                 self.world.undo(live, mark)
                 continue
             trail.append((item, mark, ruling))
-            pending.remove(item)
-            choices.append(next_candidates(pending))
+            order.take(item)
+            choices.append([] if order.is_done else order.candidates())
         return [ruling for _, _, ruling in trail]
+
+    def _order(self, live: LiveSpace, group: Sequence[Item]) -> Order:
+        if self.recording.ordered:
+            return ByTime(group)
+        return ByThread(group, live.traced.threads)
 
     def _item(self, live: LiveSpace, item: Item) -> Ruling | None:
         if isinstance(item, Note):
@@ -171,13 +207,17 @@ class StraceReplay:
             return None
         if isinstance(item, Fork):
             self._forked[item.child] = self.world.copy_space(live, item.child)
+            if live.traced in self._unordered:
+                self._unordered.add(item.child)
             return None
         ruling = self._judge(live, item)
         live.joints.update(vma.start for vma in self.world.vmas(live))
         return ruling
 
     def _note(self, live: LiveSpace, note: Note) -> None:
-        if note.kind == "anon":
+        if note.kind == "lost":
+            live.known = replace(live.known, unknown=note.name)
+        elif note.kind == "anon":
             self.world.touch(live, note.areas)
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
@@ -196,6 +236,9 @@ class StraceReplay:
             self.verdict.maps_not_compared.append(f"line {note.line}: {live.known.unknown}")
             return
         found: MapsVerdict = compare_maps(self.world, live, note.areas, self.knows_writes)
+        if found.differing and live.traced in self._unordered:
+            self.verdict.maps_not_compared.append(f"line {note.line}: {UNORDERED}")
+            return
         self.verdict.maps += found.compared
         self.verdict.unknown_borders += found.borders
         self.verdict.differing_maps += [f"line {note.line}: {text}" for text in found.differing]
@@ -204,6 +247,8 @@ class StraceReplay:
     # One call
 
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
+        if call.cut == NOT_MADE:
+            return Ruling("refused", call, NOT_MADE)
         if call.name == "close":
             monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
@@ -338,39 +383,6 @@ class StraceReplay:
 
     def _hide(self, live: LiveSpace, low: int, high: int, why: str) -> None:
         live.known = replace(live.known, clouds=(*live.known.clouds, Cloud(low, high, why)))
-
-
-Item = TracedCall | Fork | Note
-
-
-def _end(item: Item) -> int:
-    return item.line if isinstance(item, Note) else item.end
-
-
-def _begin(item: Item) -> int:
-    return item.line
-
-
-def overlapping_groups(items: Sequence[Item]) -> Iterator[list[Item]]:
-    """Cut the items of a space into groups that don't overlap in time."""
-    group: list[Item] = []
-    last = -1
-    for item in sorted(items, key=_begin):
-        if group and _begin(item) > last:
-            yield group
-            group, last = [], -1
-        group.append(item)
-        last = max(last, min(_end(item), 1 << 59))
-    if group:
-        yield group
-
-
-def next_candidates(pending: Sequence[Item]) -> list[Item]:
-    """List what may have taken effect next: what began before anything pending had ended."""
-    if not pending:
-        return []
-    horizon = min(map(_end, pending))
-    return sorted((item for item in pending if _begin(item) <= horizon), key=_end)
 
 
 def ranges_of(call: TracedCall) -> list[tuple[int, int]]:

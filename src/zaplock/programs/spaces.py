@@ -21,6 +21,7 @@ from typing import NamedTuple
 from zaplock.programs.recording import (
     EXECS,
     MAKES_PROCESS,
+    NOT_MADE,
     UNKNOWN,
     Area,
     Note,
@@ -45,20 +46,42 @@ class Fork(NamedTuple):
         return self.call.end
 
 
+Item = TracedCall | Fork | Note
+
+
+class Threads(NamedTuple):
+    """The threads of a space: who has made whom, and who ran while its maker waited (vfork).
+
+    `made_at`: the line of the call that made a thread.
+    """
+
+    makers: dict[int, int]
+    vforked: dict[int, int]
+    made_at: dict[int, int]
+
+    def of(self, item: Item) -> int:
+        """Return whose an item is; of a vforked child it is its maker's."""
+        pid = item.call.pid if isinstance(item, Fork) else item.pid
+        while pid in self.vforked:
+            pid = self.vforked[pid]
+        return pid
+
+
 @dataclass(slots=True, eq=False)
 class TracedSpace:
     """One address space of a recording.
 
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
-    known, if they aren't. `pids`: all that ran in it.
+    known, if they aren't. `pids`: all that ran in it. `threads`: who has made whom of them.
     """
 
     number: int
     begin: tuple[Area, ...] = ()
     unknown: str = ""
     is_copy: bool = False
-    items: list[TracedCall | Fork | Note] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
+    threads: Threads = field(default_factory=lambda: Threads({}, {}, {}))
 
 
 def spaces_of(recording: StraceRecording) -> list[TracedSpace]:
@@ -72,6 +95,7 @@ class _Sorter:
         self.spaces: list[TracedSpace] = []
         self.at: dict[int, TracedSpace] = {}
         self.unborn: list[tuple[TracedCall, TracedSpace]] = []  # clones whose result is not known
+        self._told = {call.pid for call in recording.calls} | {n.pid for n in recording.notes}
 
     def sort(self) -> list[TracedSpace]:
         events: list[TracedCall | Note] = [*self.recording.calls, *self.recording.notes]
@@ -126,7 +150,9 @@ class _Sorter:
 
     def _call(self, call: TracedCall) -> None:
         space = self._space(call.pid)
-        if call.name in MAKES_PROCESS:
+        if call.cut == NOT_MADE:
+            space.items.append(call)
+        elif call.name in MAKES_PROCESS:
             self._make_process(call, space)
         elif call.name in EXECS:
             self._exec(call, space)
@@ -146,9 +172,21 @@ class _Sorter:
         if call.result == UNKNOWN:
             self.unborn.append((call, space))
         elif call.result > 0 and shares_memory(call):
-            self._enter(call.result, space)
+            self._share(call, space)
         elif call.result > 0:
             space.items.append(Fork(call, self._new(call.result, is_copy=True)))
+
+    def _share(self, call: TracedCall, space: TracedSpace) -> None:
+        """Let a new thread, or a child until its execve, run in its maker's space."""
+        self._enter(call.result, space)
+        if waits_for_child(call):
+            space.threads.vforked[call.result] = call.pid
+            return
+        space.threads.makers[call.result] = call.pid
+        space.threads.made_at[call.result] = call.line
+        if not self.recording.shows_all and call.result not in self._told:
+            why = f"thread {call.result} is not in the recording: record with -f, or give all files"
+            space.items.append(Note(call.pid, call.line, "lost", (), f"{why} of -ff"))
 
     def _exec(self, call: TracedCall, space: TracedSpace) -> None:
         if call.result != 0:
@@ -163,7 +201,7 @@ class _Sorter:
         self._new(call.pid, unknown=unknown)
 
 
-def _works_on_memory(item: TracedCall | Fork | Note) -> bool:
+def _works_on_memory(item: Item) -> bool:
     """Return whether an item is more than what a launcher does with its descriptors."""
     of_descriptors = ("close", "dup", "dup2", "dup3", "fcntl")
     is_call = isinstance(item, TracedCall) and item.name not in of_descriptors
@@ -230,6 +268,11 @@ def shares_memory(call: TracedCall) -> bool:
         return bool(number(_known(flags)) & CONSTANTS["CLONE_VM"])
     except ValueError:
         return "CLONE_VM" in flags.split("|")
+
+
+def waits_for_child(call: TracedCall) -> bool:
+    """Return whether the maker of a child waits until that calls exec."""
+    return call.name == "vfork" or any("CLONE_VFORK" in argument for argument in call.arguments)
 
 
 def _known(flags: str) -> str:

@@ -33,7 +33,7 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
-from zaplock.programs.recording import TracedCall
+from zaplock.programs.recording import StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -52,6 +52,35 @@ FIRST_NEW_ADVICE = 18  # MADV_WIPEONFORK, 4.14
 NO_POOL = "the pool of huge pages is not in the recording"
 
 Attempt = Callable[[], int]
+
+
+def left_out(recording: StraceRecording) -> str:
+    """Return which call of those that every dynamic linker makes strace was told to leave out.
+
+    A linker that maps code of a library also asks for the heap and protects what it has relocated,
+    and has unmapped its cache, if it has one, before the program grows the heap. "" where all are
+    there, or nothing can be said.
+    """
+    made = [call for call in recording.calls if not call.cut]
+    linked = [call for call in made if call.name == "mmap" and _is_library(call)]
+    if not linked or linker_of(recording.begin) is None:
+        return ""
+    needed = ["mprotect", "brk"]
+    heap = sum(call.name == "brk" for call in made)
+    if heap > 1 and any("ld.so.cache" in argument for call in made for argument in call.arguments):
+        needed.append("munmap")
+    names = {call.name for call in recording.calls}
+    missing = [name for name in needed if name not in names]
+    told = f"no {' and no '.join(missing)} is in the recording: it was made without"
+    return f"{told} (strace -e trace=%memory)" if missing else ""
+
+
+def _is_library(call: TracedCall) -> bool:
+    """Return whether a call maps code of a file at a place that its caller has chosen."""
+    if len(call.arguments) < 5:
+        return False
+    prot, flags = call.arguments[2:4]
+    return "PROT_EXEC" in prot and "MAP_FIXED" in flags.split("|") and call.arguments[4] != "-1"
 
 
 def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:

@@ -34,9 +34,11 @@ from zaplock.model.page_fault import (
     MAJOR,
     USERFAULT,
     PageCopy,
+    begin_copy,
     fault_page,
     finish_copy,
     huge_range,
+    large_to_copy,
 )
 from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import (
@@ -216,7 +218,8 @@ async def handle_mm_fault(cx: Cx, handle: int, vma: Vma, address: int, write: bo
         if await no_memory(cx):
             return -ENOMEM
         await anon_vma_prepare(handle)
-    rules = (cx.design.replaces_huge_zero, cx.design.reclaims_tables)
+    design = cx.design
+    rules = (design.replaces_huge_zero, design.reuses_large, design.reclaims_tables)
     result = await fault_entry(handle, address, write, *rules, False)
     if result == ALONE:
         result = await fault_entry(handle, address, write, *rules, True)
@@ -271,6 +274,7 @@ def fault_entry(
     address: int,
     write: bool,
     replaces_huge_zero: bool,
+    reuses_large: bool,
     tables_go: bool,
     alone: bool,
 ) -> int | PageCopy:
@@ -288,6 +292,8 @@ def fault_entry(
         return 0
     if write and not replaces_huge_zero:
         split_huge_zero(m, task, m.mm(vma.mm), address >> PAGE_SHIFT)
+    if write and not reuses_large and (found := large_to_copy(m, vma, vpn, vpn + 1)):
+        return begin_copy(m, task, *found[0])
     return fault_page(m, task, vma, address, write, alone)
 
 

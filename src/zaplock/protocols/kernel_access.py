@@ -7,7 +7,9 @@ A fault that fails ends the copy: what was copied counts, nothing copied is -EFA
 tags of whole pages, so addresses and offsets are those of pages.
 
 A write gets the page of the file first, then reads user memory (665575cff098, 6.14); one that finds
-nothing there leaves an empty page behind, and a file that ends where it was to go on.
+nothing there leaves an empty page behind, and a file that ends where it was to go on. Where a file
+may have huge pages, a write is taken in pieces as big as one (9aac777aaf94), and each is held
+against the file's seals as a whole, though its pages are copied one by one.
 
 Source: mm/shmem.c shmem_file_read_iter, mm/filemap.c filemap_read, drivers/char/mem.c,
 mm/process_vm_access.c.
@@ -19,7 +21,7 @@ from errno import EFAULT, EINVAL, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import cached_frame, set_file_size
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, page_align
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, page_align
 from zaplock.model.frames import write_frame
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
@@ -95,9 +97,10 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
         return length
     done = 0
     while done < length:
-        if cx.design.prefaults_writes and await read_memory(cx, address + done, True) < 0:
+        until = min(length, done + left_of_piece(cx, offset + done))
+        if cx.design.prefaults_writes and not await fault_in(cx, address + done, until - done):
             return done or -EFAULT
-        if await sealed_against(file, offset + min(length, done + PAGE_SIZE)):
+        if await sealed_against(file, offset + until):
             return done or -EPERM
         await begin_write(file, offset + done >> PAGE_SHIFT)
         tag = await load(cx.mm, address + done)
@@ -110,6 +113,23 @@ async def pwrite(cx: Cx, file: int, address: int, length: int, offset: int) -> i
         await end_write(file, offset + done, tag, part)
         done += part
     return done
+
+
+def left_of_piece(cx: Cx, offset: int) -> int:
+    """Return how many bytes from an offset on a write to a file takes at once."""
+    piece = PMD_SIZE if cx.design.write_piece == "huge page" else PAGE_SIZE
+    return piece - offset % piece
+
+
+async def fault_in(cx: Cx, address: int, length: int) -> bool:
+    """Read user memory page by page up to the first that can't be; False where that is the first.
+
+    (fault_in_iov_iter_readable)
+    """
+    for page in range(address, address + length, PAGE_SIZE):
+        if await read_memory(cx, page, True) < 0:
+            return page != address
+    return True
 
 
 @step

@@ -44,6 +44,7 @@ from zaplock.model.vma import (
     accepts,
     account_parts,
     can_merge,
+    can_shift,
     change,
     find_vma,
     fits_limits,
@@ -324,7 +325,7 @@ def merge_with_neighbour(
         return 0
     other = vma_of(m, task, neighbour)
     pair = (other, part) if low == vma.start else (part, other)
-    if not can_merge(m, *pair) or not (untouched or accepts(part, other)):
+    if not (can_merge(m, *pair) or can_shift(m, *pair)) or not (untouched or accepts(part, other)):
         return 0
     split_huge_entry(m, task, space, high if low == vma.start else low)
     donor = other if other.anon_vma else part

@@ -115,6 +115,8 @@ async def mremap(
     request = Request(address, old, new, flags, new_address)
     if flags & MREMAP_DONTUNMAP and old_length != new_length and not cx.design.mremap_checks_first:
         return -EINVAL  # here to 6.16 before both are rounded to pages
+    if cx.design.mremap_aligned_first and request.implies_move and new_address & ~PAGE_MASK:
+        return -EINVAL
     error = mremap_arguments(cx, request)
     if error and not cx.design.mremap_checks_first and not is_malformed(request):
         if request.implies_move:
@@ -290,7 +292,10 @@ def may_move_with_others(m: Machine, task: Task, handle: int) -> bool:
     vma = vma_of(m, task, handle)
     if vma.flags & VM_HUGETLB:
         return not vma.uffd
-    return not vma.uffd and not vma.name and (not vma.file or m.files[vma.file].kind != "device")
+    backing = m.files[vma.file] if vma.file else None
+    return not (vma.uffd or vma.name) and not (
+        backing and (backing.kind == "device" or backing.counts_mappings)
+    )
 
 
 async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
@@ -509,8 +514,8 @@ async def move(
         await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
         return MremapResult(-ENOMEM)
     if keeps_old:
-        resets = cx.design.dontunmap_resets_offset
-        await keep_empty(cx.mm, new, r.address, r.old_length, leaks, resets)
+        resets, unaccounts = cx.design.dontunmap_resets_offset, cx.design.dontunmap_unaccounts
+        await keep_empty(cx.mm, new, r.address, r.old_length, leaks, resets, unaccounts)
     elif r.old_length:
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
@@ -599,12 +604,14 @@ def keep_empty(
     length: int,
     leaks: bool,
     resets: bool,
+    unaccounts: bool,
 ) -> None:
     """MREMAP_DONTUNMAP: the old mapping stays, empty and unlocked (dontunmap_complete).
 
     To 7.2 locked_vm keeps counting it, though its VM_LOCKED is gone (`leaks`); so an address space
     that did this with locked memory ends with a locked_vm that is too high. `resets`: what lost its
-    anon_vma gets the page offset of memory that was never touched.
+    anon_vma gets the page offset of memory that was never touched. `unaccounts`: the mapping with
+    all of it is no longer accounted, and nobody gives back what it was charged (6.15 to 6.17).
     """
     handle = lookup(m, m.mm(mm), address)
     vma = vma_of(m, task, handle)
@@ -618,6 +625,9 @@ def keep_empty(
         else:
             m.mm(mm).add("locked_vm", -vma.nr_pages)
         keep_locked(m, m.mm(mm), vma.start, vma.end)
+    if unaccounts and flags & VM_ACCOUNT:
+        flags &= ~VM_ACCOUNT
+        m.forget_commitment(vma.nr_pages)
     pgoff = vma.pgoff
     if resets and alone and not vma.file and not vma.name:  # /dev/zero has a file
         pgoff = vma.start >> PAGE_SHIFT

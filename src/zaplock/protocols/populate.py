@@ -24,7 +24,15 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
-from zaplock.model.page_fault import ALONE, fault_page, meets_huge_pages, populate_range
+from zaplock.model.page_fault import (
+    ALONE,
+    begin_copy,
+    fault_page,
+    finish_copy,
+    large_to_copy,
+    meets_huge_pages,
+    populate_range,
+)
 from zaplock.model.pagetable import alloc_tables, split_huge_zero
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
@@ -89,6 +97,7 @@ async def populate_pages(
     grain = (cx.grain << PAGE_SHIFT) or high - low
     stops = write and cx.design.dirty_fault_lets_go
     splits = write and not cx.design.replaces_huge_zero
+    copies = write and not cx.design.reuses_large
     for at in range(low, high, grain):
         if await no_memory(cx):
             return -ENOMEM, at
@@ -96,7 +105,7 @@ async def populate_pages(
         # Page by page others may come between what is mapped around a page and the page itself.
         around = cx.grain == 1 and not write and bool(vma.file)
         alone = around and await fault_around(handle, at)
-        error, came_to = await fault_range(handle, at, until, write, splits, stops, alone)
+        error, came_to = await fault_range(handle, at, until, write, splits, copies, stops, alone)
         if error:
             return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, came_to
         if came_to < until:
@@ -131,6 +140,7 @@ def fault_range(
     high: int,
     write: bool,
     splits_zero: bool,
+    copies: bool,
     stops: bool,
     alone: bool,
 ) -> tuple[int, int]:
@@ -138,12 +148,16 @@ def fault_range(
 
     Returns 0, or the first fault's signal, negative; and how far it came: with `stops` to the first
     page of a shared file that it made dirty, else to `high`. `splits_zero`: the huge zero page is
-    mapped by small entries first. `alone`: the one page, around which all is mapped.
+    mapped by small entries first. `copies`: see `large_to_copy`. `alone`: the one page, around
+    which all is mapped.
     """
     vma = found_vma(m, task, handle)
     first, last = low >> PAGE_SHIFT, high >> PAGE_SHIFT
     for vpn in (*range(first, last, PAGES_PER_PMD), last - 1) if splits_zero else ():
         split_huge_zero(m, task, m.mm(vma.mm), vpn)
+    for vpn, pte in large_to_copy(m, vma, first, last) if copies else ():
+        copy = begin_copy(m, task, vpn, pte)
+        finish_copy(m, task, vma, vpn << PAGE_SHIFT, copy, m.content.at(copy.frame) or 0)
     if stops and vma.flags & VM_SHARED and not vma.flags & VM_HUGETLB:
         for vpn in range(first, last):
             tells = makes_dirty(m, vma, vpn)

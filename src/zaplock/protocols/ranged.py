@@ -215,9 +215,10 @@ def fault_slot(
         alloc_fault_tables.run(m, task, handle, address)
     if not vma.flags & VM_SHARED and (write or not vma.file):
         anon_vma_prepare.run(m, task, handle)
-    result = fault_entry.run(m, task, handle, address, write, replaces_huge_zero, False, False)
+    rules = (replaces_huge_zero, True, False)
+    result = fault_entry.run(m, task, handle, address, write, *rules, False)
     if result == ALONE:
-        result = fault_entry.run(m, task, handle, address, write, replaces_huge_zero, False, True)
+        result = fault_entry.run(m, task, handle, address, write, *rules, True)
     if isinstance(result, PageCopy):
         found = vma_of(m, task, handle)
         finish_copy(m, task, found, address, result, m.content.at(result.frame) or 0)

@@ -1,7 +1,8 @@
 """System V shared memory as mappings: shmat and shmdt.
 
 A segment is a file in memory that has no other name. Its mappings count themselves when they are
-opened and closed, so two of them never become one (vm_ops->close).
+opened and closed, so two of them never become one (vm_ops->close); and what they are is hidden
+behind operations of their own: no userfaultfd watches them, and none moves with others (mremap).
 
 Source: ipc/shm.c do_shmat, ksys_shmdt.
 """
@@ -19,12 +20,15 @@ from zaplock.model.flags import (
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
+    VM_MAYWRITE,
+    VM_SHARED,
     page_align,
 )
 from zaplock.model.step import Task, step
-from zaplock.model.vma import overlapping, vma_of
+from zaplock.model.vma import change, lookup, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mmap import do_mmap
+from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ SHMLBA = 4096
 
 async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
     """The shmat system call on the segment `file`: where it is now, or a negative errno."""
+    map_flags = MAP_SHARED | (MAP_FIXED if address else 0)
     if address:
         if address % SHMLBA:
             if not flags & SHM_RND:
@@ -46,21 +51,32 @@ async def shmat(cx: Cx, file: int, address: int, flags: int) -> int:
                 return -EINVAL
     elif flags & SHM_REMAP:
         return -EINVAL
-    map_flags = MAP_SHARED | (MAP_FIXED if address else 0)
     prot = PROT_READ | (0 if flags & SHM_RDONLY else PROT_WRITE)
     prot |= PROT_EXEC if flags & SHM_EXEC else 0
     size = await size_of(file)
     events: UnmapEvents = []
     if await mmap_write_lock_killable(cx):
         return -EINTR
-    result = -EINVAL
+    result, populates = -EINVAL, False
     end = address + page_align(size)
-    taken = address and not flags & SHM_REMAP and await is_taken(cx.mm, address, end)
-    if not taken and end < 1 << 64:
-        result, _ = await do_mmap(cx, address, size, prot, map_flags, file, 0, events)
+    must_be_free = bool(address) and not flags & SHM_REMAP
+    if not must_be_free or (end < 1 << 64 and not await is_taken(cx.mm, address, end)):
+        result, populates = await do_mmap(cx, address, size, prot, map_flags, file, 0, events)
+        if flags & SHM_RDONLY and result >= 0:
+            await forbid_writing(cx.mm, result)
     await mmap_write_unlock(cx)
     await userfaultfd_unmap_complete(cx, events)
+    if populates:
+        await mm_populate(cx, result, result + page_align(size))
     return result
+
+
+@step
+def forbid_writing(m: Machine, task: Task, mm: int, address: int) -> None:
+    """Make a mapping that of a file opened for reading only: never to be written, nor shared."""
+    handle = lookup(m, m.mm(mm), address)
+    vma = vma_of(m, task, handle)
+    m.vmas.put(handle, change(vma, flags=vma.flags & ~(VM_SHARED | VM_MAYWRITE)))
 
 
 async def shmdt(cx: Cx, address: int) -> int:
@@ -94,7 +110,8 @@ def is_taken(m: Machine, _task: Task, mm: int, start: int, end: int) -> bool:
 def attached_at(m: Machine, task: Task, mm: int, address: int) -> tuple[tuple[int, int], ...]:
     """List the mappings of one segment that stand where attaching it at `address` put them.
 
-    The first of them decides which segment is meant, wherever it lies above the address.
+    The first of them decides which segment is meant, wherever it lies above the address, and goes
+    whole, though it may be longer than that.
     """
     space = m.mm(mm)
     parts: list[tuple[int, int]] = []
@@ -107,8 +124,9 @@ def attached_at(m: Machine, task: Task, mm: int, address: int) -> tuple[tuple[in
             continue
         if vma.start - address >> PAGE_SHIFT != vma.pgoff or vma.start < address:
             continue
-        if not file:
+        is_first = not file
+        if is_first:
             file, limit = vma.file, address + page_align(m.files[vma.file].size)
-        if vma.file == file and vma.end - address <= limit - address:
+        if is_first or (vma.file == file and vma.end <= limit):
             parts.append((vma.start, vma.end))
     return tuple(parts)

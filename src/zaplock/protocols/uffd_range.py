@@ -2,7 +2,7 @@
 
 Only anonymous memory and files in memory can be watched. Registering splits and merges VMAs like
 any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: faults of
-hugetlb, write protection of single pages.
+hugetlb, write protection of single pages, UFFDIO_MOVE, UFFDIO_POISON.
 """
 
 from __future__ import annotations
@@ -89,6 +89,8 @@ def is_range(cx: Cx, start: int, length: int) -> bool:
     """Return whether a range may be asked for at all (validate_range)."""
     if start & ~PAGE_MASK or length & ~PAGE_MASK or not length:
         return False
+    if start < cx.limits.mmap_min_addr and not cx.design.uffd_below_minimum:
+        return False
     size = cx.limits.task_size
     return start < size and length <= size - start
 
@@ -111,6 +113,8 @@ def refused(
     for handle in handles:
         vma = vma_of(m, task, handle)
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
+        if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
+            in_memory = False  # a segment of System V shared memory
         if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % PMD_SIZE:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not droppable:

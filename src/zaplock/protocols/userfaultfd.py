@@ -11,13 +11,14 @@ Sources: fs/userfaultfd.c; unmap events since 4.11 (897ab3e0c49e).
 
 from __future__ import annotations
 
-from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT
+from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
 from typing import TYPE_CHECKING, Any
 
-from zaplock.model.files import fill_cache
+from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
+    VM_ACCESS_FLAGS,
     VM_SHARED,
     VM_UFFD_FLAGS,
     VM_UFFD_MISSING,
@@ -178,8 +179,22 @@ def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int
     return fill_page(m, task, vma, address >> PAGE_SHIFT, tag)
 
 
-def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, tag: int | None) -> int:
-    """Map a page that holds `tag`, or without one zeros: 0, -EEXIST or -EFAULT.
+def fill_page(
+    m: Machine,
+    task: Task,
+    vma: Vma,
+    vpn: int,
+    tag: int | None,
+    finds_end: bool = True,
+    continues: bool = False,
+) -> int:
+    """Map a page that holds `tag`, or without one zeros: 0 or a negative errno.
+
+    `continues`: map the page that the file has there (UFFDIO_CONTINUE); -EFAULT where it has none,
+    -EINVAL beyond its end.
+
+    Beyond the end of a file there is none: -ENOMEM, or -EFAULT from a kernel that `finds_end` only
+    when it has a page.
 
     In a private mapping that is a page of one's own or the zero page; in a shared one the file gets
     it (mfill_atomic_pte, shmem_mfill_atomic_pte).
@@ -190,38 +205,64 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, tag: int | None) -> in
     alloc_tables(m, task, space, vpn, vpn + 1)
     pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
     size = m.files[vma.file].size if vma.file else 0
-    if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):
-        return -EFAULT  # a device has no size
     in_file = vma.flags & VM_SHARED
+    if continues:
+        return _continue_page(m, task, vma, vpn, pgoff)
+    if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
+        return -ENOMEM if in_file and not finds_end else -EFAULT
     if pte is not None or (in_file and m.page_cache(vma.file).at(pgoff) is not None):
         return -EEXIST
-    writable = bool(vma.flags & VM_WRITE)
+    writable, closed = bool(vma.flags & VM_WRITE), not vma.flags & VM_ACCESS_FLAGS
     if in_file:
         pfn = fill_cache(m, task, vma.file, pgoff, pgoff + 1)
         change_frames(m, task, pfn, pfn + 1, refs=1)
         m.dirty.set(pfn, pfn + 1, True)
     elif tag is None:
-        install(m, task, space, vpn, vpn + 1, Pte("zero", 0))
+        install(m, task, space, vpn, vpn + 1, Pte("zero", 0, False, closed))
         return 0
     else:
         pfn = alloc_frames(m, task, "anon", 1)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     kind = "shmem" if in_file else "anon"
-    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable))
+    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable, closed))
+    return 0
+
+
+def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int) -> int:
+    """Map a page of a file in memory, in a private mapping for reading only."""
+    if pgoff >= -(-m.files[vma.file].size >> PAGE_SHIFT):
+        return -EINVAL
+    if m.page_cache(vma.file).at(pgoff) is None:
+        return -EFAULT
+    if m.mm(vma.mm).ptes.at(vpn) is not None:
+        return -EEXIST
+    pfn = cached_frame(m, task, vma.file, pgoff)
+    change_frames(m, task, pfn, pfn + 1, refs=1)
+    writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
+    closed = not vma.flags & VM_ACCESS_FLAGS
+    install(m, task, m.mm(vma.mm), vpn, vpn + 1, Pte("shmem", pfn - vpn, writable, closed))
     return 0
 
 
 UFFDIO_DONTWAKE, UFFDIO_WP = 1, 2
 
 
-async def uffdio_fill(cx: Cx, start: int, length: int, tag: int | None, mode: int) -> int:
+async def uffdio_continue(cx: Cx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_CONTINUE: map what a file in memory has already; 0 or an errno."""
+    return await uffdio_fill(cx, start, length, None, mode, continues=True)
+
+
+async def uffdio_fill(
+    cx: Cx, start: int, length: int, tag: int | None, mode: int, continues: bool = False
+) -> int:
     """UFFDIO_COPY of pages that hold `tag`, or without one UFFDIO_ZEROPAGE: 0 or an errno.
 
     As of 6.9: under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, which
     comes before anybody asks whether it is watched. Where only a part could be filled: -EAGAIN.
     """
-    known = UFFDIO_DONTWAKE if tag is None else UFFDIO_DONTWAKE | UFFDIO_WP
+    protecting = tag is not None or continues
+    known = UFFDIO_DONTWAKE | UFFDIO_WP if protecting else UFFDIO_DONTWAKE
     if not is_range(cx, start, length) or mode & ~known:
         return -EINVAL
     handle = await lock_vma_under_rcu(cx.mm, start)
@@ -234,10 +275,13 @@ async def uffdio_fill(cx: Cx, start: int, length: int, tag: int | None, mode: in
         handle = await vma_lookup(cx.mm, start)
         if handle and lacks_anon_vma(await read_vma(handle)):
             await anon_vma_prepare(handle)
-    filled = await fill_range(handle, start, length, tag, bool(mode & UFFDIO_WP)) if handle else 0
+    protects, finds_end = bool(mode & UFFDIO_WP), cx.design.uffd_beyond_end == "EFAULT"
+    filled = (
+        await fill_range(handle, start, length, tag, protects, finds_end, continues)
+        if handle
+        else -ENOENT
+    )
     await (vma_end_read(handle) if by_vma else up_read(cx.mmap_lock))
-    if not handle:
-        return -ENOENT
     return 0 if filled == length else -EAGAIN if filled > 0 else filled
 
 
@@ -248,7 +292,15 @@ def lacks_anon_vma(vma: Vma) -> bool:
 
 @step
 def fill_range(
-    m: Machine, task: Task, handle: int, start: int, length: int, tag: int | None, protects: bool
+    m: Machine,
+    task: Task,
+    handle: int,
+    start: int,
+    length: int,
+    tag: int | None,
+    protects: bool,
+    finds_end: bool,
+    continues: bool,
 ) -> int:
     """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
     vma = vma_of(m, task, handle)
@@ -256,8 +308,10 @@ def fill_range(
         return -ENOENT
     if protects and not vma.flags & VM_UFFD_WP:
         return -EINVAL
+    if continues and (not vma.file or m.files[vma.file].kind != "shmem"):
+        return -EINVAL
     for done in range(0, length, PAGE_SIZE):
-        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, tag)
+        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, tag, finds_end, continues)
         if error:
             return done or error
     return length

@@ -456,6 +456,7 @@ def _manifest(
     return Manifest(
         kernel=kernel.release,
         machine=kernel.machine,
+        host=kernel.nodename,
         cpus=os.cpu_count() or 0,
         target=target,
         command_line=command_line,

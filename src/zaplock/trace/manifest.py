@@ -42,6 +42,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """"recorder", "simulation" or "import"."""
     kernel: str = ""
     machine: str = ""
+    host: str = ""
     clock: str = "mono"
     cpus: int = 0
     target: str = ""

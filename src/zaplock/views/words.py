@@ -37,12 +37,13 @@ def heading(analysis: Analysis) -> str:
 
 
 def made(about: Manifest) -> str:
-    """Say when and of whom a recording was made, to lay it beside logs; "" if unknown."""
+    """Say when, where and of whom a recording was made, to lay it beside logs; "" if unknown."""
     if not about.started_at:
         return ""
     at = about.started_at.replace("T", " ").partition(".")[0].removesuffix("+00:00")
+    where = f" on {about.host}" if about.host else ""
     whom = f": {about.target}" if about.target else ""
-    return f"Recorded {at.removesuffix('Z')} UTC{whom}."
+    return f"Recorded {at.removesuffix('Z')} UTC{where}{whom}."
 
 
 def who(analysis: Analysis, tid: int) -> str:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
@@ -23,8 +23,14 @@ from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, InvariantName, Violation
 
+if TYPE_CHECKING:
+    from zaplock.engines.checking.wide_levels import WideLevels
+
 SLICE = 20_000
 """States to expand in one go."""
+
+WIDE = 2_000
+"""A frontier of so many states is explored all at once (`wide_levels`)."""
 
 LOOK = 4_000
 """States to meet between two looks at the limits."""
@@ -118,6 +124,7 @@ class Search:
         self.all_violations = all_violations
         self.progress = progress
         self.visited = {table.initial}
+        self.wide: WideLevels | None = None
         self.transitions = 0
         self.depth = 0
         self.endings = 0
@@ -140,19 +147,21 @@ class Search:
         if self.table.initial_violation is not None:
             self.note(self.table.initial_violation)
             return []
-        frontier = [self.table.initial]
+        frontier, found = [self.table.initial], list[int]()
+        may_be_wide = enough is None
         while frontier:
-            found: list[int] = []
+            if may_be_wide and len(frontier) >= WIDE:
+                may_be_wide = False
+                frontier, found = self._wide_levels(frontier)
+                if not frontier:
+                    return []
             for first in range(0, len(frontier), SLICE):
-                if len(self.visited) >= self.next_look:
-                    self.next_look = len(self.visited) + LOOK
-                    self.limit = self.look_at_limits(len(frontier) - first + len(found))
-                    if self.limit:
-                        return []
+                if self.is_at_limit(len(frontier) - first + len(found)):
+                    return []
                 found += self.expand(frontier[first : first + SLICE])
                 if len(found) >= SLICE:
                     self.table.auditor.look_in()
-            frontier = found
+            frontier, found = found, []
             if self.found and not self.all_violations:
                 return []
             self.depth += 1
@@ -160,9 +169,34 @@ class Search:
                 return frontier
         return []
 
+    def _wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
+        """Go on with `wide_levels`, to the end or as long as that is worth it.
+
+        Returns what is left to explore of a level, and what was found in it so far.
+        """
+        from zaplock.engines.checking.wide_levels import Outgrown, WideLevels  # and numpy
+
+        try:
+            wide = self.wide = WideLevels(self, frontier)
+        except Outgrown:
+            return frontier, []
+        self.visited = set()
+        try:
+            while wide.is_worth_it():
+                if not wide.level() or (self.found and not self.all_violations):
+                    return [], []
+                self.depth += 1
+                if not len(wide.frontier):
+                    return [], []
+        except Outgrown:
+            pass
+        self.wide = None
+        self.visited, left, found = wide.given_back()
+        return left, found
+
     def expand(self, frontier: list[int]) -> list[int]:
         """Return the new states one transition away from those given (and remember them)."""
-        # The hot loop: see bench/test_check_rate.py before touching it.
+        # The hot loop: see bench/test_check.py before touching it.
         table, visited, fill = self.table, self.visited, self.table.fill
         known = visited.__contains__
         found: list[int] = []
@@ -232,7 +266,14 @@ class Search:
     @property
     def states(self) -> int:
         """How many states were visited."""
-        return len(self.visited)
+        return len(self.visited) if self.wide is None else len(self.wide.visited)
+
+    def is_at_limit(self, frontier: int) -> bool:
+        """Return whether a limit ends the search; looked at every few thousand states."""
+        if self.states >= self.next_look:
+            self.next_look = self.states + LOOK
+            self.limit = self.look_at_limits(frontier)
+        return bool(self.limit)
 
     def look_at_limits(self, frontier: int) -> str:
         seconds = time.monotonic() - self.started
@@ -253,6 +294,8 @@ class Search:
         A set that outgrows its table is copied into one of at least twice the size: no small step.
         """
         occupied = resident_bytes()
+        if self.wide is not None:
+            return occupied + self.wide.bytes_to_come()
         table = sys.getsizeof(self.visited)
         slots = table // SLOT
         is_near = (len(self.visited) + 4 * SLICE) * 5 > slots * 3

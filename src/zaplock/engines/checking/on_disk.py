@@ -23,7 +23,6 @@ import numpy as np
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import (
-    LOOK,
     SLICE,
     Search,
     SearchLimits,
@@ -246,11 +245,8 @@ class SearchOnDisk(Search):
         for part in frontier:
             states = part.states() if isinstance(part, Spooled) else part
             for first in range(0, len(states), SLICE):
-                if self.states >= self.next_look:
-                    self.next_look = self.states + LOOK
-                    self.limit = self.look_at_limits(len(states) - first + len(found))
-                    if self.limit:
-                        return []
+                if self.is_at_limit(len(states) - first + len(found)):
+                    return []
                 found += self.expand(states[first : first + SLICE])
                 if len(found) >= CHUNK or self._is_full():
                     self._settle(found, level)

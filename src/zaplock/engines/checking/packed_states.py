@@ -228,9 +228,14 @@ class PackedStore:
         differs = self.current ^ state
         owner = self.layout.owner
         while differs:
-            field = owner((differs & -differs).bit_length() - 1)
-            differs &= ~field.mask
-            self._set(field, field.values[state & field.mask])
+            field = owner(differs.bit_length() - 1)  # from the top, so that the rest gets smaller
+            mask = field.mask
+            differs ^= differs & mask
+            value = field.values[state & mask]
+            if field.is_keys or value is ABSENT:
+                self._set(field, value)
+            else:
+                self.cells[field.container][field.key] = value
         self.current = state
 
     def completed(self, state: int, mask: int) -> int:

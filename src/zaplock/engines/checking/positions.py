@@ -138,18 +138,19 @@ class LiveProtocol:
     def place(self) -> Place:
         """Name the instructions at which the protocol and those that it awaits stand."""
         found: list[int] = []
-        before, self.chain = self.chain, []
+        before, chain = self.chain, list[tuple[Any, int]]()
+        self.chain = chain
+        known = len(before)
         level, since, at = 0, 0, self.protocol
         while at is not None:
             # A frame that awaits what it awaited before has not moved; since when stands one below.
-            if level and (level >= len(before) or before[level][0] is not at):
-                since = self.received
-            elif level:
-                since = before[level][1]
+            if level:
+                stays = level < known and before[level][0] is at
+                since = before[level][1] if stays else self.received
             frame, inner = _frame_of(at)
             if frame is None:
                 break
-            self.chain.append((at, since))
+            chain.append((at, since))
             found += (id(frame.f_code), frame.f_lasti)
             level, at = level + 1, inner
         return tuple(found)
@@ -177,7 +178,7 @@ class LiveProtocol:
 
 def _frame_of(at: Any) -> tuple[Any, Any]:
     """Return the frame of a coroutine or generator and what that awaits; (None, None) of others."""
-    if isinstance(at, types.CoroutineType):
+    if type(at) is types.CoroutineType:
         return at.cr_frame, at.cr_await
     if isinstance(at, types.GeneratorType) and at.gi_frame is not None:
         # A filter of steps (check.mutations) drives the protocol that it calls `inner`.

@@ -91,6 +91,8 @@ class TransitionTable:
         self.sometimes = {name: Promise(run) for name, run in configuration.sometimes.items()}
         self.seen_sometimes: set[str] = set()
         self.misses = 0
+        self.forgotten = 0
+        """How often all memos of some steps were dropped that may not have been right."""
         positions = [self.enter(index, trie.root) for index, trie in enumerate(self.tries)]
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
@@ -172,6 +174,7 @@ class TransitionTable:
         """Take in new containers; if any, forget all memos: steps may have looked there."""
         if not self.packed.adopt():
             return False
+        self.forgotten += 1
         for rows in self.rows:
             for row in rows.values():
                 if row is not None:
@@ -271,6 +274,7 @@ class TransitionTable:
         new = looked_at & ~promise.mask
         if new:
             promise.mask |= new
+            self.forgotten += 1
             for rows in self.rows:
                 for row in rows.values():
                     if row is not None and row.written & new:

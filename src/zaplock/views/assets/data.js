@@ -6,7 +6,8 @@ const STILL_WAITING = 2;
 const OUTCOMES = ["waited", "was killed after waiting", "is still waiting after"];
 
 async function unpack(text) {
-  const packed = Uint8Array.from(atob(text.trim()), c => c.charCodeAt(0));
+  const letters = atob(text.trim()), packed = new Uint8Array(letters.length);
+  for (let at = 0; at < packed.length; at++) packed[at] = letters.charCodeAt(at);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
@@ -23,8 +24,9 @@ async function readColumns(header, text) {
 
 // A number that was cut into two halves; exact up to 2 ** 53, which is 104 days in nanoseconds.
 function whole(columns, name) {
-  const low = columns[name + "_low"], high = columns[name + "_high"];
-  return Float64Array.from(low, (value, row) => value + high[row] * 4294967296);
+  const low = columns[name + "_low"], high = columns[name + "_high"], numbers = new Float64Array(low.length);
+  for (let row = 0; row < numbers.length; row++) numbers[row] = low[row] + high[row] * 4294967296;
+  return numbers;
 }
 
 function table(columns, name) {
@@ -59,7 +61,17 @@ class Recording {
     this.byLane = this.lanes.map(() => ({ shared: [], downgraded: [], exclusive: [], wait: [] }));
     for (let row = 0; row < this.holds.count; row++) this.byLane[this.holds.lane[row]][this.style(row)].push(row);
     for (let row = 0; row < this.waits.count; row++) this.byLane[this.waits.lane[row]].wait.push(row);
-    for (const lane of this.byLane) for (const style in lane) lane[style] = Int32Array.from(lane[style]);
+    for (const lane of this.byLane) for (const style in lane) lane[style] = this.bars(lane[style], style === "wait" ? this.waits : this.holds);
+  }
+
+  // Their rows in the table, and their times beside each other, which is how they are drawn.
+  bars(list, table) {
+    const rows = Int32Array.from(list), start = new Float64Array(rows.length), span = new Float64Array(rows.length);
+    for (let place = 0; place < rows.length; place++) {
+      start[place] = table.start[rows[place]];
+      span[place] = table.span[rows[place]];
+    }
+    return { rows, start, span };
   }
 
   // Not both ends of it were seen: it took at least as long.

@@ -28,10 +28,20 @@ function matching(recording, table, words) {
   return match;
 }
 
-function longestRows(table, match) {
-  const rows = [];
-  for (let row = 0; row < table.count; row++) if (match[row]) rows.push(row);
-  return rows.sort((a, b) => table.span[b] - table.span[a] || a - b);
+// How many match, and the longest of them: those that can't be among these are passed over.
+function longestRows(table, match, most) {
+  const longest = (a, b) => table.span[b] - table.span[a] || a - b;
+  let count = 0, rows = [], least = -1;
+  for (let row = 0; row < table.count; row++) {
+    if (!match[row]) continue;
+    count++;
+    if (table.span[row] <= least) continue;
+    rows.push(row);
+    if (rows.length < 8 * most) continue;
+    rows = rows.sort(longest).slice(0, most);
+    least = table.span[rows[most - 1]];
+  }
+  return { count, rows: rows.sort(longest).slice(0, most) };
 }
 
 class List {
@@ -80,8 +90,8 @@ class List {
 
   show(match) {
     this.match = match;
-    const { recording, table } = this, rows = longestRows(table, match), waits = table === recording.waits;
-    this.counter.textContent = `${rows.length.toLocaleString("en")} match, ${Math.min(LISTED, rows.length)} longest shown`;
+    const { recording, table } = this, { count, rows } = longestRows(table, match, LISTED), waits = table === recording.waits;
+    this.counter.textContent = `${count.toLocaleString("en")} match, ${rows.length} longest shown`;
     const columns = [waits ? "waited" : "held", "at", "task", "operation", "mode", recording.whole ? "under" : "lock of"];
     const head = this.line("thead", "th", columns);
     [...head.querySelectorAll("th")].forEach((cell, place) => {
@@ -92,7 +102,7 @@ class List {
       cell.scope = "col";
       if (place === this.by) cell.setAttribute("aria-sort", this.down ? "descending" : "ascending");
     });
-    this.element.replaceChildren(head, this.body(this.sorted(rows.slice(0, LISTED))));
+    this.element.replaceChildren(head, this.body(this.sorted(rows)));
   }
 
   body(rows) {

@@ -110,27 +110,36 @@ class Timeline {
   // What is narrower than a pixel adds to the pixels that it covers, and each is as faint as what is covered
   // of it is little: a million bars cost no more than a screen, and a lock that is held for a thousandth of
   // the time doesn't look held.
-  drawBars(rows, table, colour, y, height) {
-    const { start, span } = table, { view } = this, end = view.start + view.span;
+  drawBars({ rows, start, span }, table, colour, y, height) {
+    const { view } = this, from = view.start, end = view.start + view.span;
     const match = this.match && this.match[table.name], room = Math.max(1, Math.ceil(this.width - LABEL));
-    const scale = (this.width - LABEL) / view.span, told = new Float32Array(room + 2), others = new Float32Array(room + 2);
+    const scale = (this.width - LABEL) / view.span, { told, others } = this.emptied(room);
     let narrow = 0;
     this.pen.fillStyle = colour;
-    for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
-      const row = rows[place];
-      if (start[row] > end) break;
-      const left = (start[row] - view.start) * scale, right = left + span[row] * scale;
+    for (let place = this.firstVisible(start); place < start.length && start[place] <= end; place++) {
+      const left = (start[place] - from) * scale, wide = span[place] * scale, right = left + wide;
       if (right < 0) continue;
-      const matches = !match || match[row];
-      if (right - left >= 1) this.drawBar(table, row, Math.max(left, 0) + LABEL, right + LABEL, y, height, matches);
+      const matches = !match || match[rows[place]];
+      if (wide >= 1) this.drawBar(table, rows[place], Math.max(left, 0) + LABEL, right + LABEL, y, height, matches);
       else {
-        const into = matches ? told : others, pixel = Math.max(0, Math.floor(left));
+        const into = matches ? told : others, pixel = left > 0 ? left | 0 : 0, inside = left > 0 ? left : 0;
         narrow++;
-        into[pixel] += Math.min(right, pixel + 1) - Math.max(left, 0) + LEAST;
-        if (right > pixel + 1) into[pixel + 1] += right - pixel - 1;
+        if (right > pixel + 1) {
+          into[pixel] += pixel + 1 - inside + LEAST;
+          into[pixel + 1] += right - pixel - 1;
+        } else into[pixel] += right - inside + LEAST;
       }
     }
     if (narrow) this.drawPixels(told, others, colour, y, height, room);
+  }
+
+  // How much of each pixel is covered, by what is asked for and by the rest.
+  emptied(room) {
+    if (!this.covered || this.covered.told.length !== room + 2)
+      this.covered = { told: new Float32Array(room + 2), others: new Float32Array(room + 2) };
+    this.covered.told.fill(0);
+    this.covered.others.fill(0);
+    return this.covered;
   }
 
   drawBar(table, row, left, right, y, height, matches) {
@@ -144,15 +153,21 @@ class Timeline {
   // One line of pixels, drawn as high as the bars are.
   drawPixels(told, others, colour, y, height, room) {
     const strip = this.strip ||= document.createElement("canvas");
-    if (strip.width !== room) { strip.width = room; strip.height = 1; }
-    const pen = strip.getContext("2d"), line = pen.createImageData(room, 1), rgb = parseInt(colour.slice(1), 16);
-    const cells = new Uint32Array(line.data.buffer), ink = (rgb & 255) << 16 | rgb & 0xff00 | rgb >> 16; // little-endian: ABGR
-    const dense = part => part ? FAINTEST + (1 - FAINTEST) * Math.min(1, part) : 0;
-    for (let x = 0; x < room; x++) {
-      const alpha = Math.max(dense(told[x]), UNASKED * dense(others[x]));
-      if (alpha) cells[x] = Math.round(255 * alpha) << 24 | ink;
+    if (strip.width !== room || !this.line) {
+      strip.width = room;
+      strip.height = 1;
+      this.ink = strip.getContext("2d");
+      this.line = this.ink.createImageData(room, 1);
+      this.cells = new Uint32Array(this.line.data.buffer);
     }
-    pen.putImageData(line, 0, 0);
+    const { cells } = this, rgb = parseInt(colour.slice(1), 16), ink = (rgb & 255) << 16 | rgb & 0xff00 | rgb >> 16; // little-endian: ABGR
+    const dense = part => 255 * (FAINTEST + (1 - FAINTEST) * Math.min(1, part));
+    for (let x = 0; x < room; x++) {
+      let alpha = told[x] ? dense(told[x]) : 0;
+      if (others[x]) alpha = Math.max(alpha, UNASKED * dense(others[x]));
+      cells[x] = alpha ? Math.round(alpha) << 24 | ink : 0;
+    }
+    this.ink.putImageData(this.line, 0, 0);
     this.pen.imageSmoothingEnabled = false;
     this.pen.drawImage(strip, 0, 0, room, 1, LABEL, y, room, height);
   }
@@ -168,11 +183,11 @@ class Timeline {
     pen.strokeRect(left + 0.75, y + 0.75, wide - 1.5, height - 1.5);
   }
 
-  firstVisible(rows, table) {
-    let low = 0, high = rows.length;
+  firstVisible(start) {
+    let low = 0, high = start.length;
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (table.start[rows[middle]] < this.view.start) low = middle + 1; else high = middle;
+      if (start[middle] < this.view.start) low = middle + 1; else high = middle;
     }
     return Math.max(0, low - 2);
   }
@@ -230,8 +245,8 @@ class Timeline {
   drawArrows(first, last) {
     const { waits } = this.recording, end = this.view.start + this.view.span, seen = [];
     for (let lane = first; lane < last && seen.length <= 60; lane++) {
-      const rows = this.recording.byLane[lane].wait;
-      for (let place = this.firstVisible(rows, waits); place < rows.length && seen.length <= 60; place++) {
+      const { rows, start } = this.recording.byLane[lane].wait;
+      for (let place = this.firstVisible(start); place < rows.length && seen.length <= 60; place++) {
         const row = rows[place];
         if (waits.start[row] > end) break;
         if (waits.culprit[row] !== NOBODY && waits.span[row] > this.view.span / 50) seen.push(row);
@@ -280,8 +295,8 @@ class Timeline {
     const now = this.time(x);
     let best = null;
     for (const style of STYLES) {
-      const table = style === "wait" ? this.recording.waits : this.recording.holds, rows = this.recording.byLane[lane][style];
-      for (let place = this.firstVisible(rows, table); place < rows.length; place++) {
+      const table = style === "wait" ? this.recording.waits : this.recording.holds, { rows, start } = this.recording.byLane[lane][style];
+      for (let place = this.firstVisible(start); place < rows.length; place++) {
         const row = rows[place];
         if (table.start[row] > now + slack) break;
         if (table.start[row] + table.span[row] < now - slack) continue;
