@@ -19,16 +19,17 @@ import pytest
 
 from zaplock.agent import spool
 from zaplock.agent.hooks import Hooks
-from zaplock.agent.metrics import MOST, Bounded, Metrics
+from zaplock.agent.metrics import MOST, MOST_SERIES, Bounded, Metrics
 from zaplock.agent.settings import Settings
 from zaplock.agent.ship import alone, keep_within
 from zaplock.agent.shipping import Shipping
+from zaplock.agent.watcher import Agent
 from zaplock.agent.watching import unit_of
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.fleet_store.names import place_at
 from zaplock.fleet_store.store import FleetStore, Recorded
-from zaplock.recorder.tracefs import opened, sweep
+from zaplock.recorder.tracefs import Tracefs, opened, sweep
 from zaplock.trace.file import read
 
 STALLS = """
@@ -208,8 +209,13 @@ def test_a_killed_agent_leaves_nothing_on_and_nothing_half(victim: Victim, tmp_p
             process.kill()
             process.wait()
         with opened() as tracefs:
-            sweep(tracefs)  # as the next start does
-            assert not list((tracefs.path / "instances").glob(f"zaplock-*-{process.pid}-*"))
+
+            def gone(pid: int = process.pid, tracefs: Tracefs = tracefs) -> bool:
+                """Sweep, as the next start does; a child has its files until it is executed."""
+                sweep(tracefs)
+                return not list((tracefs.path / "instances").glob(f"zaplock-*-{pid}-*"))
+
+            until(gone, 10)
         store = FleetStore(str(tmp_path / "store"))
         for one in store.recordings().objects:
             store.entry(one)
@@ -249,6 +255,51 @@ def test_a_process_that_comes_later_is_watched_until_it_ends(
         until(lambda: watches(1))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+EXEC = "if line == 'exec\\n': os.execv(sys.executable, sys.orig_argv)"
+EXECS = STALLS.replace("    area = populated(int", f"    {EXEC}\n    area = populated(int")
+EXECS = EXECS.replace("import mmap", "import os, mmap")
+
+
+@pytest.mark.root
+def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None:
+    """Nothing but its event tells of it: the process is the same."""
+
+    def recorded() -> set[str]:
+        return {line["recording"] for line in log_of(tmp_path) if line["event"] == "trouble"}
+
+    more = ("--after", "1s", "--rescan", "1000s")
+    with stalling(EXECS) as victim, agent(tmp_path, victim.pid, *more) as (process, port):
+        until(lambda: figures(port).get("zaplock_watched_processes") == 1)
+        time.sleep(0.5)
+        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/pages.raw")))
+        assert victim.process.stdin
+        assert victim.process.stdout
+        victim.process.stdin.write("exec\n")
+        victim.process.stdin.flush()
+        assert victim.process.stdout.readline() == "ready\n"
+        until(recorded)
+        before = recorded()
+        until(lambda: victim.stall() and recorded() - before)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_who_could_not_be_watched_is_tried_again_ever_more_rarely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns, pid = [0], os.getppid()
+    monkeypatch.setattr("zaplock.agent.watcher.time.monotonic_ns", lambda: now_ns[0])
+    settings = Settings(str(tmp_path / "store"), tmp_path / "spool", "h")
+    one = Agent(settings, lambda: [pid], Metrics(), ended=lambda: True, say=Said())
+    tried = []
+    for second in range(200):
+        now_ns[0] = second * 10**9
+        if one.changed(()):
+            tried.append(second)
+            one.refuse(pid, "its lock can't be learned just now")
+    assert tried == [0, 10, 30, 70, 150]
 
 
 @pytest.mark.root
@@ -375,9 +426,19 @@ def test_labels_have_few_values() -> None:
     for number in range(2 * MOST):
         metrics.show_trouble(f"session-{number}.scope")
         metrics.show_queued(f"session-{number}.scope", "python", 1)
+        for process in range(MOST):
+            metrics.show_queued("session-0.scope", f"process-{number * process}", 1)
     for family in metrics.registry.collect():
         units = {sample.labels["unit"] for sample in family.samples if "unit" in sample.labels}
         assert len(units) in (0, MOST + 1), family.name
+        series = {tuple(sample.labels.values()) for sample in family.samples
+                  if sample.name.endswith(("_count", "_total"))}  # fmt: skip
+        assert len(series) <= MOST_SERIES + MOST + 1
+    counted = [
+        sample.value for family in metrics.registry.collect() for sample in family.samples
+        if sample.name == "zaplock_queued_seconds_count"
+    ]  # fmt: skip
+    assert sum(counted) == 2 * MOST * (MOST + 1), "nothing is left out"
 
 
 def test_settings_and_spools_that_make_no_sense_are_refused(

@@ -21,11 +21,25 @@ from zaplock.engines.checking.on_disk import DiskLimits
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.errors import UserError
 from zaplock.executors import Cluster, cluster_at
+from zaplock.oracle.bare_process import check_machine
+from zaplock.oracle.campaign import SLICE, Bench, Report, run_on, slice_seed
+from zaplock.oracle.modelside import COVERED, model_side
 
 MINE = """
 from zaplock.check.scenarios import shipped_scenarios
 OWN = shipped_scenarios()["expand"]
 """
+
+
+def _can_judge() -> bool:
+    try:
+        check_machine()
+    except UserError:
+        return False
+    return True
+
+
+needs_kernel = pytest.mark.skipif(not _can_judge(), reason="the oracle can't judge this kernel")
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +153,35 @@ def test_the_matrix_is_the_same_from_a_cluster(cluster: Cluster) -> None:
     asked: tuple[list[str], list[str]] = (["expand", "noreplace"], ["linux-4.18", "linux-4.20"])
     cells = [replace(cell, seconds=0) for cell in matrix(None, *asked)]
     assert [replace(cell, seconds=0) for cell in matrix(cluster.futures(), *asked)] == cells
+
+
+def test_a_sweep_of_cpus_is_the_same_from_anywhere(
+    dask: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, printed = ["scale", "brk1", "--cpus", "1,2", "--json"], []
+    for more in ([], ["--jobs", "2"], ["--cluster", dask.scheduler_address]):
+        assert main([*asked, *more]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] == printed[2]
+
+
+@needs_kernel
+def test_a_campaign_on_a_cluster_compares_what_one_here_compares(
+    cluster: Cluster, dask: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slice by slice; no side is left on a worker."""
+    *_, report = run_on(cluster, model_side, seconds=0.3, seed=7, scope=COVERED)
+    slices = report.sequences // SLICE
+    assert slices >= 2
+    alone, here = Report(), Bench(model_side, COVERED)
+    for number in range(slices):
+        alone.merge(here.slice(slice_seed(7, number)))
+    here.close()
+    assert (report.operations, report.coverage) == (alone.operations, alone.coverage)
+    assert (report.signatures, report.lost) == (alone.signatures, alone.lost)
+    for worker in dask.workers.values():
+        threads = Path(f"/proc/{worker.pid}/task").glob("*/children")
+        assert not any(one.read_text() for one in threads)
+    for more in (["--theme", "swap"], ["--threads"], ["--kernel", "debian:6.1"]):
+        assert main(["oracle", "--cluster", dask.scheduler_address, *more]) == 2
+        assert "--cluster" in capsys.readouterr().err

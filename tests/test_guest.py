@@ -15,7 +15,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -35,10 +34,10 @@ from zaplock.measure.guest import (
     qemu,
     recording,
     rows,
-    scratch,
 )
 from zaplock.measure.guest import verdict as guest_verdict
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, checked, run
+from zaplock.scratch import sweep
 from zaplock.trace import file
 from zaplock.trace.verdict import TeardownVerdict
 
@@ -189,10 +188,13 @@ def test_a_guest_that_takes_too_long_is_ended() -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_guest_does_not_outlive_zaplock(how: signal.Signals) -> None:
+def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -> None:
     needs("debian:6.1")
     command = [sys.executable, "-m", "zaplock", "measure", "--kernel", "debian:6.1", "--exact"]
-    zaplock = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    zaplock = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )  # fmt: skip
     guest = first_child(zaplock.pid)
     assert_confined(guest)
     zaplock.send_signal(how)
@@ -201,8 +203,8 @@ def test_a_guest_does_not_outlive_zaplock(how: signal.Signals) -> None:
     while is_running(guest) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(guest)
-    scratch.sweep()
-    assert not list(Path(tempfile.gettempdir()).glob(f"zaplock-guest-{zaplock.pid}-*"))
+    sweep("guest", tmp_path)
+    assert not list(tmp_path.glob("zaplock-guest-*"))
 
 
 def first_child(pid: int) -> int:

@@ -160,7 +160,7 @@ def test_a_wait_is_late_while_it_lasts_and_also_when_it_is_over() -> None:
     begin, end = EventKind.CONTENTION_BEGIN, EventKind.CONTENTION_END
     short = contention((0, begin, 7, 4), (9, end, 7, 0), (10, begin, 8, 2))
     assert queue.late(short, 15 * MS, 10 * MS, 1) is None
-    assert queue.next_ms(15 * MS, 10 * MS) == 6  # the reader's tenth millisecond is at 20
+    assert queue.due_ns(10 * MS) == 20 * MS  # the reader's tenth millisecond
     fired = queue.late(contention(), 21 * MS, 10 * MS, 1)
     assert fired
     assert (fired.tid, fired.start_ns, fired.write) == (8, 10 * MS, False)

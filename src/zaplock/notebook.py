@@ -22,7 +22,6 @@ from __future__ import annotations
 import html
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -37,6 +36,7 @@ from zaplock.lab.compare import compare as compare_designs
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.lab import Laboratory as _Lab
 from zaplock.lab.lab import Observation
+from zaplock.scratch import Scratch
 from zaplock.trace.file import Manifest, write
 from zaplock.units import duration, parse_duration, parse_size
 from zaplock.views import outcomes
@@ -101,8 +101,8 @@ class ComparisonResult(Comparison):
         if path is not None:
             plot_comparison(self, Path(path))
             return None
-        with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory) / "plot.svg"
+        with Scratch("plot") as directory:
+            file = directory / "plot.svg"
             plot_comparison(self, file)
             return Picture(file.read_text())
 

@@ -1,12 +1,14 @@
 """The agent's figures for Prometheus, with as many label values as there are few names.
 
-A label has at most `MOST` values; every further one is "other". So no fleet of short-lived process
-names fills a time series database. Histograms of what a recording showed carry its name as an
+A label has at most `MOST` values and a figure at most `MOST_SERIES` combinations of them; in every
+further one all but the unit is "other". So no fleet of short-lived process names fills a time
+series database, nor the agent's memory. Histograms of what a recording showed carry its name as an
 exemplar (OpenMetrics).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from zaplock.errors import UserError
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 MOST = 40
+MOST_SERIES = 300
+UNRECORDED = ("budget", "disk full", "spool", "store")
+"""Why a trouble is not in the store."""
 _BUCKETS = (1e-5, 1e-4, 1e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 120)
 _WAIT = ("unit", "process", "operation", "culprit", "culprit_operation", "reason")
 
@@ -44,6 +49,7 @@ class Metrics:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
         self.registry: CollectorRegistry = CollectorRegistry()
         self._bounded = Bounded()
+        self._series: dict[Any, set[tuple[str, ...]]] = {}
 
         def histogram(name: str, text: str, labels: tuple[str, ...]) -> Any:
             return Histogram(name, text, labels, buckets=_BUCKETS, registry=self.registry)
@@ -104,6 +110,16 @@ class Metrics:
         values = {name: row[name] for name in ("unit", "process", "operation")}
         self._labelled(self._holds, values).observe(row["hold_ns"] / 1e9, {"recording": recording})
 
+    def begin(self, units: Iterable[str]) -> None:
+        """Show as nought what may be counted later, of the `units` that are watched.
+
+        To Prometheus the first step of a counter that was not there before is no increase.
+        """
+        for unit in units:
+            self._labelled(self._troubles, {"unit": unit})
+        for why in UNRECORDED:
+            self.unrecorded.labels(why)
+
     def show_trouble(self, unit: str) -> None:
         """Count a trouble of a recording."""
         self._labelled(self._troubles, {"unit": unit}).inc()
@@ -114,9 +130,13 @@ class Metrics:
         self._labelled(self._queued, values).observe(wait_ns / 1e9)
 
     def _labelled(self, metric: Any, values: dict[str, str]) -> Any:
-        return metric.labels(**{
-            name: self._bounded.value(name, value) for name, value in values.items()
-        })  # fmt: skip
+        shown = {name: self._bounded.value(name, value) for name, value in values.items()}
+        known = self._series.setdefault(metric, set())
+        series = tuple(shown.values())
+        if series not in known and len(known) >= MOST_SERIES:
+            return metric.labels(**dict.fromkeys(shown, "other") | {"unit": shown["unit"]})
+        known.add(series)
+        return metric.labels(**shown)
 
     def serve(self, listen: str) -> None:
         """Serve the figures at HOST:PORT, in a thread. Raises UserError where that can't be."""

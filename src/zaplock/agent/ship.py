@@ -35,7 +35,10 @@ from zaplock.trace.gaps import losses, untold_losses
 from zaplock.trace.summary import QUEUED_NS, operation_name, summarise
 from zaplock.version import __version__
 
+_NICE = 10
 _MOST_TOLD = 2_000
+_MOST_CULPRITS = 10
+"""So many lines of the log a unit has of one recording: the worst wait behind each culprit."""
 _HOLD_NS = 1_000_000
 _NEAR_NS = 5_000_000
 _DAY_NS = 86_400 * 10**9
@@ -129,13 +132,13 @@ def _put(
         if frame.is_empty():
             continue
         rows = [{**row, "unit": unit} for row in frame.drop("time").to_dicts()]
-        worst = max(rows, key=lambda row: row["wait_ns"])
+        rows.sort(key=lambda row: -row["wait_ns"])
         place = place_at(at_ns, settings["host"], unit)
-        about = Recorded(place, name, at_ns, frame.height, worst["wait_ns"], analysis.kernel)
+        about = Recorded(place, name, at_ns, frame.height, rows[0]["wait_ns"], analysis.kernel)
         store.put_waits(about, frame)
         waits += rows
-        if worst["wait_ns"] >= settings["limit_ns"]:
-            troubles.append({**worst, "waits": frame.height})
+        late = [row for row in rows if row["wait_ns"] >= settings["limit_ns"]]
+        troubles += [{**row, "waits": frame.height} for row in _by_culprit(late)]
     unit = trouble.units.get(trouble.pid, "unknown")
     own = [row for row in waits if row["unit"] == unit]
     worst_ns = max((row["wait_ns"] for row in own), default=0)
@@ -150,6 +153,14 @@ def _put(
         "untold": sum(max(0, len(rows) - _MOST_TOLD) for rows in (waits, holds)),
         "troubles": troubles,
     }
+
+
+def _by_culprit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave the first row of each culprit and what it did."""
+    first = dict[tuple[str, str], dict[str, Any]]()
+    for row in rows:
+        first.setdefault((row["culprit_process"], row["culprit_operation"]), row)
+    return list(first.values())[:_MOST_CULPRITS]
 
 
 def _has(frame: pl.DataFrame, trouble: Trouble, at_ns: int) -> bool:
@@ -235,6 +246,7 @@ def alone(folder: Path) -> Iterator[None]:
 def main() -> int:
     """Ship one folder; exit 2 with one line where that can't be done."""
     folder = Path(sys.argv[1])
+    os.nice(_NICE)
     try:
         with alone(folder):
             print(json.dumps(ship(folder, json.load(sys.stdin))))

@@ -80,7 +80,6 @@ class Shipping:
                 stdout=out,
                 stderr=err,
                 env={**os.environ, "POLARS_MAX_THREADS": "1"},
-                preexec_fn=_step_aside,
             )
 
     def _see_to(self, child: ChildProcess, folder: Path, by_ns: int, now_ns: int) -> None:
@@ -119,7 +118,3 @@ class Shipping:
             metrics.show_trouble(row["unit"])
             self._say("trouble", host=self._settings.host, **row)
             self._hooks.run(row)
-
-
-def _step_aside() -> None:
-    os.nice(10)

@@ -88,17 +88,23 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """List the folders that are whole, the oldest first."""
-        return sorted(one.parent for one in self.path.glob(f"*/{_WHOLE}"))
+        return [one for one in self._folders() if (one / _WHOLE).exists()]
 
     def broken(self) -> list[Path]:
         """List the folders that a killed agent left."""
-        whole = set(self.waiting())
-        return sorted(one for one in self.path.iterdir() if one.is_dir() and one not in whole)
+        return [one for one in self._folders() if not (one / _WHOLE).exists()]
+
+    def _folders(self) -> list[Path]:
+        """List the folders; looked at every second, and mostly there is none."""
+        with os.scandir(self.path) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return [self.path / name for name in sorted(names)]
 
     @property
     def size(self) -> int:
         """How many bytes wait here."""
-        return sum(one.stat().st_size for one in self.path.glob("*/*") if one.is_file())
+        files = (file for folder in self._folders() for file in folder.glob("*"))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def add(pages: BinaryIO, before_ns: int, chunks: list[Chunk]) -> None:

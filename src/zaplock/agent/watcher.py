@@ -18,6 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,12 +33,24 @@ from zaplock.agent.watching import Watching
 from zaplock.errors import UserError
 from zaplock.recorder.capture import MOST_MMS, Options, capturing
 from zaplock.recorder.targets import threads_of
+from zaplock.recorder.tracefs import start_time
 
 _GROUPS = ("mmap_lock", "syscalls", "sched")
 _INSTANCES = 2
 _HOUR_NS = 3600 * SECOND
 _JUMP_NS = SECOND
 _END_NS = 20 * SECOND
+_LONGEST_REFUSAL_NS = _HOUR_NS
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A process that couldn't be watched: it is tried again, ever more rarely."""
+
+    begun: int | None
+    """When the process began: another may get its number."""
+    span_ns: int
+    until_ns: int
 
 
 class Agent:
@@ -60,7 +73,7 @@ class Agent:
         self._shipping = Shipping(settings, self._spool, metrics, self._hooks, say)
         self._recent: deque[int] = deque()
         self._offset_ns = _clock_offset_ns()
-        self._refused: set[int] = set()
+        self._refused: dict[int, _Refusal] = {}
         self._serial = 0
 
     def run(self) -> None:
@@ -90,9 +103,14 @@ class Agent:
 
     def _targets(self) -> tuple[int, ...]:
         """Choose the processes to watch: those with the most threads, where there are too many."""
-        found = self._find()
-        self._refused.intersection_update(found)  # another may get the number of one that ended
-        found = [pid for pid in found if pid != os.getpid() and pid not in self._refused]
+        found, now_ns = self._find(), time.monotonic_ns()
+        self._refused = {
+            pid: one
+            for pid, one in self._refused.items()
+            if pid in found and start_time(pid) == one.begun
+        }
+        resting = {pid for pid, one in self._refused.items() if now_ns < one.until_ns}
+        found = [pid for pid in found if pid != os.getpid() and pid not in resting]
         self.metrics.unwatched.set(max(0, len(found) - MOST_MMS))
         if len(found) > MOST_MMS:
             found.sort(key=lambda pid: (-len(threads_of(pid)), pid))
@@ -107,6 +125,7 @@ class Agent:
         options = Options(pids=pids, groups=_GROUPS, watch=True, buffer_kb=self._buffer_kb())
         try:
             with capturing(options) as capture:
+                self._refused = {p: one for p, one in self._refused.items() if p not in pids}
                 Watching(self, capture, pids).run()
         except UserError as error:
             gone = [pid for pid in pids if not os.path.exists(f"/proc/{pid}")]
@@ -116,8 +135,15 @@ class Agent:
             culprit = next((pid for pid in pids if f"process {pid} " in str(error)), None)
             if culprit is None:
                 raise
-            self._refused.add(culprit)
-            self.say("can't watch", pid=culprit, why=str(error))
+            self.refuse(culprit, str(error))
+
+    def refuse(self, pid: int, why: str) -> None:
+        """Leave a process out for a while: what is wrong with it may pass."""
+        before = self._refused.get(pid)
+        span_ns = 2 * before.span_ns if before else max(SECOND, self.settings.rescan_ns)
+        span_ns = min(span_ns, _LONGEST_REFUSAL_NS)
+        self._refused[pid] = _Refusal(start_time(pid), span_ns, time.monotonic_ns() + span_ns)
+        self.say("can't watch", pid=pid, why=why, tries_again_in_s=span_ns // SECOND)
 
     def _buffer_kb(self) -> int:
         return max(64, self.settings.buffer_bytes // _INSTANCES // (os.cpu_count() or 1) >> 10)

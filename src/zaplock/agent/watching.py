@@ -3,6 +3,10 @@
 All targets share one set of buffers, in two trace instances. While nothing happens only the
 contention of the targets' locks is let in, which costs nothing.
 
+Every wait in the queue is counted, those of the recorded seconds as well: from their pages the
+contention and the names are taken here, the rest is the child's. A wait that goes on is recorded
+again when it has lasted twice as long, so a hang of minutes doesn't use up the hour's budget.
+
 Events that the kernel lost and tracing that others switched off are a figure and a line of the log.
 Losses are counted by the kernel's own word, whether they were of a recording or not.
 """
@@ -10,6 +14,7 @@ Losses are counted by the kernel's own word, whether they were of a recording or
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,25 +22,37 @@ from typing import TYPE_CHECKING, BinaryIO
 from zaplock.agent import spool
 from zaplock.agent.settings import SECOND
 from zaplock.agent.spool import Trouble
-from zaplock.recorder.buffers import per_cpu
+from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
-from zaplock.recorder.decode import nothing
+from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.guard import Guard
+from zaplock.recorder.meanings import CONTENTION, RENAMED
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
-from zaplock.recorder.watch import Lasted, Noticed, WatchedQueue, noticed, of_lock
+from zaplock.recorder.tracefs import start_time
+from zaplock.recorder.urgent import going_first
+from zaplock.recorder.watch import (
+    MEMORY_NS,
+    Lasted,
+    Noticed,
+    WatchedQueue,
+    noticed,
+    of_locks,
+    rest,
+)
 from zaplock.strangers import read_text, visible
-from zaplock.trace.events import FoundTask
+from zaplock.trace.events import EventKind, FoundTask
 
 if TYPE_CHECKING:
     from zaplock.agent.watcher import Agent
 
-_PAUSE_S = 0.005
-_MEMORY_NS = 10 * SECOND
+_IDLE_MS = 1_000
 _LOOK_AFTER_NS = SECOND
+_CHECK_NS = 5 * SECOND
+"""Whether anything was lost or meddled with is asked so often while nothing happens."""
 
 
 def unit_of(pid: int) -> str:
@@ -58,19 +75,38 @@ class Watching:
         self._mms = {one.mm: pid for pid, one in capture.learned.items()}
         self._units = {pid: unit_of(pid) for pid in pids}
         self._lost = 0
-        self._looked_ns = self._scanned_ns = time.monotonic_ns()
+        light = tuple(one for one in capture.layouts.events if one.event in (RENAMED, *CONTENTION))
+        self._light = Decoder(replace(capture.layouts, events=light))
+        self._meanwhile: list[Columns] = []
+        """The contention of the recorded seconds."""
+        self._queues = {mm: WatchedQueue() for mm in self._mms}
+        self._begun = {pid: start_time(pid) for pid in pids}
+        self._looked_ns = self._checked_ns = self._scanned_ns = time.monotonic_ns()
 
     def run(self) -> None:
         """Watch until others are to be watched, or the agent ends."""
         self._capture.start()
-        self._names.snapshot()
+        self._names.of(self._pids)
         self._names.mms.update(self._mms)
         self._guard = Guard(self._capture.instances)
         self._agent.metrics.targets.set(len(self._pids))
+        self._agent.metrics.begin(self._units.values())
         self._agent.metrics.buffers.set(_buffer_bytes(self._capture))
-        while fired := self._until_trouble():
-            self._record(fired)
+        while trouble := self._next_trouble():
+            self._record(*trouble)
         self._tell_losses()
+
+    def _next_trouble(self) -> tuple[Noticed, tuple[FoundTask, ...]] | None:
+        """Watch until a trouble is to be recorded and all events are on; None: it is time to end.
+
+        Gives who had the lock as well. On a busy machine a stall is over before an ordinary task
+        gets its turn; this one does little, so it goes first.
+        """
+        with going_first():
+            while fired := self._until_trouble():
+                if seen := self._seen(fired):
+                    return seen
+        return None
 
     def _go_on(self) -> bool:
         return not self._agent.ended() and not self._stale()
@@ -83,34 +119,38 @@ class Watching:
         if now_ns - self._scanned_ns < self._agent.settings.rescan_ns:
             return False
         self._scanned_ns = now_ns
-        return self._agent.changed(self._pids)
+        reused = any(start_time(pid) != begun for pid, begun in self._begun.items())
+        return reused or self._agent.changed(self._pids)
 
     def _until_trouble(self) -> Fired | None:
         """Follow the contention events until a wait is too long; None where it is time to end."""
         limit_ns = self._agent.settings.limit_ns
-        self._names.renamed.clear()
         self._stream = Stream(self._capture.layouts, self._names)
-        self._queues = {mm: WatchedQueue() for mm in self._mms}
-        found = first_look(self._capture).found(nothing())
-        for mm, queue in self._queues.items():
-            queue.begin_with(task for task in found if task.mm == mm)
+        self._look_round()
         while self._go_on():
             now_ns = time.monotonic_ns()
             columns = self._stream.feed(self._capture.buffers.drain(), now_ns)
-            late = []
+            if (columns["kind"] == EventKind.LOST).any():
+                self._look_round()  # the end of a wait may be among them
+            by_lock, late = of_locks(columns, self._mms), []
             for mm, queue in self._queues.items():
-                if fired := queue.late(of_lock(columns, mm), now_ns, limit_ns, mm):
+                if fired := queue.late(by_lock.get(mm, nothing()), now_ns, limit_ns, mm):
                     late.append(fired)
                 self._count(mm, queue.ended)
-            self._names.forget(now_ns - _MEMORY_NS)
             self._look_after(now_ns)
             if late:
                 return max(late, key=lambda fired: fired.lasted_ns)
-            now_ns = time.monotonic_ns()
-            waits_ms = [queue.next_ms(now_ns, limit_ns) for queue in self._queues.values()]
-            self._capture.buffers.wait(min(waits_ms))
-            time.sleep(_PAUSE_S)
+            due_ns = min(queue.due_ns(limit_ns) for queue in self._queues.values())
+            rest(self._capture.buffers, due_ns, limit_ns, _IDLE_MS)
         return None
+
+    def _look_round(self) -> None:
+        """See who waits; where no event has told since when, that is taken from the look."""
+        # Where that isn't known it is now, not when the watch began: that may be long ago.
+        look = replace(first_look(self._capture), on_ns=time.monotonic_ns())
+        found = look.found(nothing())
+        for mm, queue in self._queues.items():
+            queue.begin_with(task for task in found if task.mm == mm)
 
     def _count(self, mm: int, ended: list[Lasted]) -> None:
         """Count the waits for a lock that ended."""
@@ -121,13 +161,21 @@ class Watching:
             self._agent.metrics.show_queued(unit, name, one.lasted_ns)
 
     def _look_after(self, now_ns: int) -> None:
-        """Once a second: see to the agent's other duties and to what was lost or meddled with."""
+        """Once a second see to the agent's other duties; now and then to what was lost, meddled
+        with, or is to be forgotten."""
         if now_ns - self._looked_ns < _LOOK_AFTER_NS:
             return
         self._looked_ns = now_ns
         self._agent.look_after()
+        if now_ns - self._checked_ns < _CHECK_NS:
+            return
+        self._checked_ns = now_ns
         self._tell_losses()
         self._check_tracing()
+        self._names.renamed &= set(self._pids)
+        self._names.forget(now_ns - MEMORY_NS)
+        self._names.forget_others(self._pids, set().union(*(
+            queue.waiting for queue in self._queues.values())))  # fmt: skip
 
     def _tell_losses(self) -> int:
         """Count and tell the events that were lost since it was last asked; return how many."""
@@ -146,22 +194,31 @@ class Watching:
             self._agent.say("meddled with", what=self._guard.notes[-1])
         return gap
 
-    def _record(self, fired: Fired) -> None:
-        """Record some seconds of everything about the targets, into the spool."""
+    def _seen(self, fired: Fired) -> tuple[Noticed, tuple[FoundTask, ...]] | None:
+        """Look who has the lock, and switch everything on; None where it is not to be recorded."""
         agent, now_ns = self._agent, time.monotonic_ns()
         # Events come on in some ms, on a busy machine in hundreds: the stall may be over by then.
         queue = self._queues[fired.mm]
         guessed = fired.tid in queue.found
         looked = [one.task for one in look([self._mms[fired.mm]], foreign=guessed).seen]
         if not queue.confirms(fired, looked):
-            return
+            return None
+        self._queues[fired.mm].tell(now_ns)
         if not agent.may_record(now_ns):
             agent.metrics.unrecorded.labels("budget").inc()
             agent.say("not recorded", why="the hour's budget is used up", wait_ns=fired.lasted_ns,
                       unit=self._units.get(self._mms.get(fired.mm, 0), "unknown"))  # fmt: skip
-            return
+            return None
         holders = tuple(task for task in looked if task.does == "holds")
         seen = noticed(self._capture, self._stream, self._queues, fired, self._stream.operations)
+        return seen, holders
+
+    def _record(self, seen: Noticed, holders: tuple[FoundTask, ...]) -> None:
+        """Record some seconds of everything about the targets, into the spool."""
+        agent = self._agent
+        self._names.snapshot()
+        for mm, queue in self._queues.items():
+            self._count(mm, queue.ended)
         self._guard.expect()
         self._tell_losses()
         began = agent.begin_spool()
@@ -171,7 +228,8 @@ class Watching:
         finally:
             self._capture.narrow()
             self._guard.expect()
-            self._capture.buffers.drain()
+            self._follow(self._capture.buffers.drain())
+            self._take_meanwhile(time.monotonic_ns())
 
     def _keep(
         self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path, pages: BinaryIO
@@ -179,15 +237,15 @@ class Watching:
         capture, agent, gaps = self._capture, self._agent, list[tuple[int, int]]()
         end_ns = time.monotonic_ns() + agent.settings.after_ns
         try:
-            with pages:
+            with pages, going_first():  # or the buffers run over on a busy machine
                 while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
                     capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
                     before_ns = time.monotonic_ns()
-                    spool.add(pages, before_ns, capture.buffers.drain())
+                    self._spool(pages, before_ns)
                     if gap := self._check_tracing():
                         gaps.append(gap)
                 ended_ns = time.monotonic_ns()
-                spool.add(pages, ended_ns + SECOND, capture.buffers.drain())
+                self._spool(pages, ended_ns + SECOND)
             offset_ns = time.time_ns() - time.monotonic_ns()
             at = datetime.fromtimestamp((seen.on_ns + offset_ns) / 1e9, UTC)
             trouble = Trouble(
@@ -208,6 +266,29 @@ class Watching:
         except OSError as error:
             spool.discard(folder)
             agent.not_recorded(error)
+
+    def _spool(self, pages: BinaryIO, before_ns: int) -> None:
+        """Move what the buffers hold to the spool."""
+        chunks = self._capture.buffers.drain()
+        spool.add(pages, before_ns, chunks)
+        self._follow(chunks)
+
+    def _follow(self, chunks: list[Chunk]) -> None:
+        """Take what the watch itself needs of pages that are otherwise for the child to read."""
+        for cpu, pages in chunks:  # one by one: this process is to stay small
+            decoded = self._light.decode(pages, cpu)
+            self._names.renamed.update(fact.tid for fact in decoded.facts)
+            if len(decoded.columns["time_ns"]):
+                self._meanwhile.append(decoded.columns)
+
+    def _take_meanwhile(self, now_ns: int) -> None:
+        """Count the waits that ended in the recorded seconds; those that go on are told now."""
+        columns = merged(self._meanwhile) if self._meanwhile else nothing()
+        self._names.complete(columns)
+        by_lock, self._meanwhile = of_locks(columns, self._mms), []
+        for mm, queue in self._queues.items():
+            self._count(mm, queue.take(by_lock.get(mm, nothing())))
+            queue.tell(now_ns)
 
 
 def _buffer_bytes(capture: Capture) -> int:

@@ -37,6 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to run (20)")
     parser.add_argument("--seed", type=int, default=1, help="equal seeds give equal runs (1)")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side (1)")
+    parser.add_argument("--cluster", default="", metavar="ADDRESS",
+                        help="judge the kernel of this Dask scheduler's workers")  # fmt: skip
     parser.add_argument("--theme", action="append", help="only sequences of this theme; repeatable")
     parser.add_argument("--against-itself", action="store_true", help="kernel against kernel")
     parser.add_argument("--save", metavar="DIR", help="keep every divergence as JSON and script; "
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
     if not 1 <= args.jobs <= 256:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
+    if args.cluster:
+        _check_cluster(args)
     if args.threads:
         return _threads(args)
     elsewhere = args.jobs != 1 or args.against_itself or args.self_test
@@ -105,6 +109,18 @@ def run(args: argparse.Namespace) -> int:
         print_report(report, args.coverage)
     _say_next(report, args)
     return 0 if report.agrees else 1
+
+
+_CHANGES_MACHINE = ("hugetlb", "swap")
+
+
+def _check_cluster(args: argparse.Namespace) -> None:
+    """Raise UserError for what a cluster isn't for."""
+    others = ("threads", "kernel", "self_test", "locks", "committed")
+    if given := next((name for name in others if getattr(args, name)), None):
+        raise UserError(f"--{given.replace('_', '-')} runs here: leave --cluster out")
+    if theme := next((one for one in args.theme or () if one in _CHANGES_MACHINE), None):
+        raise UserError(f"the theme {theme} changes its machine: run it there, without --cluster")
 
 
 def _other_side(args: argparse.Namespace) -> SideMaker:
@@ -157,6 +173,8 @@ def _campaign(args: argparse.Namespace) -> Report:
 
     if args.kernel:
         return _guest_campaign(args)
+    if args.cluster:
+        return _cluster_campaign(args)
     check_machine()
     check_overcommit()
     if "pageout" in (args.theme or ()):
@@ -181,6 +199,21 @@ def _run_campaign(args: argparse.Namespace) -> Report:
     other, scope = _other_side(args), _scope(args)
     reports = campaign.run(other, seconds=args.seconds, seed=args.seed, jobs=args.jobs, scope=scope)
     return _watched(reports, args)
+
+
+def _cluster_campaign(args: argparse.Namespace) -> Report:
+    """Run a campaign on the workers of a cluster."""
+    from zaplock.executors import cluster_at
+    from zaplock.oracle.bare_process import check_no_swap
+    from zaplock.oracle.campaign import run_on
+
+    other, scope = _other_side(args), _scope(args)
+    with cluster_at(args.cluster, args.jobs) as cluster:
+        if "pageout" in (args.theme or ()):
+            cluster.each(check_no_swap)
+        return _watched(
+            run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope), args
+        )
 
 
 def _guest_campaign(args: argparse.Namespace) -> Report:

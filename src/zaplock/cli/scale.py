@@ -54,6 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--profile", default=None, metavar="NAME", help="cost profile (e5-2680-rfc)")
     add("--measure", action="store_true",
         help="run it on this kernel, too; --single and --transfer are then measured")  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="N", help="predict in so many processes (1)")
+    add("--cluster", default="", metavar="ADDRESS",
+        help="predict on the cluster of this Dask scheduler")  # fmt: skip
     add("--plot", metavar="FILE", help="draw operations a second over CPUs (.svg, .png, .pdf)")
     add("--json", action="store_true", help="print JSON instead of a table")
 
@@ -61,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict, and measure where asked to."""
     from zaplock.cli._progress import counter
+    from zaplock.executors import executor
     from zaplock.lab import profiles
     from zaplock.lab.scale import require, scale
 
@@ -72,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
         outputs.require_picture(args.plot, PICTURES)
     profile = profiles.load(args.profile or profiles.DEFAULT)
     measured = _measured(args.workload, cpus) if args.measure else []
-    with counter("scale") as show:
+    with executor(args.jobs, args.cluster) as workers, counter("scale") as show:
         points = scale(
             designs, profile, args.workload, cpus, theirs,
-            single=_single(args, measured), progress=show,
+            single=_single(args, measured), workers=workers, progress=show,
         )  # fmt: skip
     if args.plot:
         from zaplock.views.scale import plot

@@ -10,11 +10,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from zaplock.compiled import cache
 from zaplock.errors import UserError
+from zaplock.scratch import Scratch
 
 _LIMIT_S = 120
 _WAY_OUT = "install one with 'apt-get install gcc libc6-dev'"
@@ -64,8 +64,8 @@ def _compile(main: Path, flags: tuple[str, ...], beside: Path, program: Path, na
     cc = compiler()
     if cc is None:
         raise UserError(f"{named} needs a C compiler: {_WAY_OUT}")
-    with tempfile.TemporaryDirectory(dir=program.parent) as scratch:
-        made = Path(scratch) / program.name
+    with Scratch("compiled", program.parent) as scratch:
+        made = scratch / program.name
         command = [cc, *flags, f"-I{beside}", "-o", str(made), str(main)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         if done.returncode:

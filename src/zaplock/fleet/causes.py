@@ -8,11 +8,9 @@ written beside it.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -38,6 +36,7 @@ from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
+from zaplock.scratch import Scratch
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import RecordedTask
 from zaplock.trace.file import Manifest, read_manifest, write
@@ -173,8 +172,8 @@ def simulate(wanted: WantedEpisode) -> Episode:
         cpus=16,
         notes=(f"simulated: {cause.name}",),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "one.zaplock"
+    with Scratch("fleet") as folder:
+        path = folder / "one.zaplock"
         write(path, events, manifest)
         files, manifest = tuple(files_of(path)), read_manifest(path)
     worst = waits["wait_ns"].max()

@@ -9,10 +9,8 @@ unit, kernel and culprit's operation a sound replay stands for. The rest is not 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -25,6 +23,7 @@ from zaplock.fleet_store.store import FleetStore, Listed, StoreEntry
 from zaplock.fleet_store.waits import WallClock, waits_of
 from zaplock.lab.profiles import Profile
 from zaplock.replay.replay import replay
+from zaplock.scratch import Scratch
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.manifest import FILE
 from zaplock.trace.reading import read_analysis
@@ -187,10 +186,10 @@ def _chosen(
 
 
 def _replay(task: _Task) -> list[Replayed] | Failed:
-    with tempfile.TemporaryDirectory(prefix="zaplock-") as folder:
+    with Scratch("fleet") as folder:
         try:
             analysis = read_analysis(
-                FleetStore(task.url).fetch(task.listed, Path(folder) / "one.zaplock")
+                FleetStore(task.url).fetch(task.listed, folder / "one.zaplock")
             )
             return _replayed(task, analysis)
         except UserError as error:

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from zaplock.engines import sequential
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.lines import CacheLines
 from zaplock.errors import UserError, no_such
+from zaplock.executors import Executor, Here
 from zaplock.experiment import PAGE
 from zaplock.lab.bystanders import system_call
 from zaplock.lab.profiles import Profile
@@ -325,19 +327,27 @@ def scale(
     theirs: MachineOfTheirs,
     *,
     single: Mapping[str, float] | None = None,
+    workers: Executor | None = None,
     progress: Callable[[str], None] = lambda _what: None,
 ) -> list[Point]:
-    """Predict a workload under designs at several numbers of CPUs.
+    """Predict a workload under designs at several numbers of CPUs, the points divided over workers.
 
     `single`: what one thread makes a second, by workload, under the first design. Raises UserError
     for numbers that can't be.
     """
     require(name, cpus)
-    points = []
+    wanted = []
     for part in parts_of(name):
         costs = scaled_costs(designs[0], profile, part, (single or {}).get(part))
-        for design in designs:
-            for count in cpus:
-                progress(f"{part} under {design.name}, {count} CPUs")
-                points.append(measure_point(design, costs, part, count, theirs))
+        wanted += [(design, costs, part, count) for design in designs for count in cpus]
+    points = []
+    for point in (workers or Here()).map(partial(_measured, theirs), wanted):
+        progress(f"{point.workload} under {point.design}, {point.cpus} CPUs")
+        points.append(point)
     return points
+
+
+def _measured(
+    theirs: MachineOfTheirs, wanted: tuple[Design, Mapping[str, float], str, int]
+) -> Point:
+    return measure_point(*wanted, theirs)

@@ -1,7 +1,8 @@
 """A run of the oracle: slices of sequences on both sides, spread over jobs, summed up.
 
 A slice is a number of sequences whose seed follows from the run's seed and the slice's number
-alone, so a run repeats exactly, whatever the number of jobs. A divergence counts only if it comes
+alone, so a run repeats exactly, whatever the number of jobs, and whether they are processes of this
+machine or of a cluster, whose kernel is judged then. A divergence counts only if it comes
 again: the sequence is run afresh, and what does not repeat (an asynchronous khugepaged, say) is
 reported apart. Then it is shrunk.
 """
@@ -11,14 +12,17 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import cycle, zip_longest
 from multiprocessing.queues import Queue
 
+from zaplock.errors import UserError
+from zaplock.executors import Cluster
 from zaplock.oracle import compare
 from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.compare import Divergence
@@ -246,24 +250,83 @@ def run(
     scope: Scope = EVERYTHING,
 ) -> Iterator[Report]:
     """Run slices for so many seconds of wall time; yield the sum after each one."""
-    total, number = Report(), 0
-    deadline = time.monotonic() + seconds
     cpus: Queue[int] = multiprocessing.Queue()
     for _, cpu in zip(range(jobs), cycle(sorted(os.sched_getaffinity(0), reverse=True))):
         cpus.put(cpu)
     arguments = (make_model, scope, cpus)
     with pool(jobs, "fork", _enter, arguments) as workers:
-        pending: set[Future[Report]] = set()
-        while True:
-            while len(pending) < jobs and time.monotonic() < deadline:
-                pending.add(workers.submit(_work, slice_seed(seed, number)))
-                number += 1
-            if not pending:
-                return
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                total.merge(future.result())
-            yield total
+        yield from _slices(lambda one: workers.submit(_work, one), jobs, seconds, seed)
+
+
+def _slices(
+    submit: Callable[[int], Future[Report]], at_once: int, seconds: float, seed: int
+) -> Iterator[Report]:
+    """Have slices done for so long, so many at once; yield the sum after each one."""
+    total, number, pending = Report(), 0, set[Future[Report]]()
+    deadline = time.monotonic() + seconds
+    while True:
+        while len(pending) < at_once and time.monotonic() < deadline:
+            pending.add(submit(slice_seed(seed, number)))
+            number += 1
+        if not pending:
+            return
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            total.merge(future.result())
+        yield total
+
+
+_IN_FLIGHT = 2
+"""Slices that are sent to a worker process: the next is there when one is done."""
+_OWNER = ThreadPoolExecutor(1)
+"""Of a cluster's worker process: the one thread that has both sides, with which the bare process
+would end."""
+_ON_WORKER: dict[tuple[SideMaker, Scope], Bench] = {}
+
+
+def run_on(
+    cluster: Cluster, make_model: SideMaker, *, seconds: float, seed: int, scope: Scope = EVERYTHING
+) -> Iterator[Report]:
+    """Run slices on a cluster for so many seconds, each worker's kernel being judged.
+
+    Raises UserError where the workers' kernels are not one release, or can't be judged.
+    """
+    releases = sorted(set(cluster.each(platform.release)))
+    if len(releases) > 1:
+        raise UserError(
+            f"the cluster's workers run {', '.join(releases)}: a campaign judges one kernel; give "
+            "a cluster of machines with the same"
+        )
+    workers, at_once = cluster.futures(), _IN_FLIGHT * len(cluster.processes())
+    try:
+        yield from _slices(
+            lambda one: workers.submit(_work_there, make_model, scope, one), at_once, seconds, seed
+        )
+    finally:
+        cluster.each(_leave)
+
+
+def _work_there(make_model: SideMaker, scope: Scope, seed: int) -> Report:
+    """Do a slice on a cluster's worker, which keeps both sides for the next."""
+    return _OWNER.submit(_slice_of, make_model, scope, seed).result()
+
+
+def _slice_of(make_model: SideMaker, scope: Scope, seed: int) -> Report:
+    asked = make_model, scope
+    if asked not in _ON_WORKER:
+        _forget_all()
+        _ON_WORKER[asked] = Bench(make_model, scope)
+    return _ON_WORKER[asked].slice(seed)
+
+
+def _leave() -> None:
+    """End both sides of a cluster's worker."""
+    _OWNER.submit(_forget_all).result()
+
+
+def _forget_all() -> None:
+    while _ON_WORKER:
+        _ON_WORKER.popitem()[1].close()
 
 
 def against_itself(_real: RealSide) -> Side:

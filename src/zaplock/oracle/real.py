@@ -6,7 +6,6 @@ import fcntl
 import os
 import resource
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
+from zaplock.scratch import Scratch
 
 
 class ProcessFacts(NamedTuple):
@@ -231,7 +231,7 @@ def _nameless(name: str) -> int:
 
     Nothing of it is left, however this process ends.
     """
-    with tempfile.TemporaryDirectory(prefix="zaplock-oracle-") as directory:
+    with Scratch("oracle") as directory:
         file = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 64)  # none of the child's small ones

@@ -14,7 +14,10 @@ call alone. Both make every system call of the machine take the kernel's slow en
 on; whoever cannot pay that leaves the group `syscalls` out.
 
 With `watch` all this is prepared, but only the contention of the target's lock is switched on,
-which costs nothing while nobody waits; `Capture.widen` switches the rest on (see `watch`).
+which costs nothing while nobody waits; `Capture.widen` switches the rest on (see `watch`). Names
+are then those of the target's own tasks, in `calls`, and wake nobody: what a busy machine starts
+and ends is no reason to look. They come on before the address spaces are learned, so an exec
+meanwhile is seen.
 """
 
 from __future__ import annotations
@@ -62,6 +65,8 @@ from zaplock.recorder.urgent import going_first, join_first, start_first
 DEFAULT_GROUPS = ("mmap_lock", "syscalls")
 _OF_EVERYBODY = ("mmap_lock", "contention")
 _NO_FILTER = "0"
+_HALF = 50
+"""How full a buffer gets before it wakes a watch with what is not urgent."""
 RWSEM = "(flags == 2 || flags == 4 || flags == 10 || flags == 12)"
 """LCB_F_READ or LCB_F_WRITE, alone or with LCB_F_RT (include/trace/events/lock.h): a rwsem."""
 MOST_MMS = 32
@@ -121,6 +126,8 @@ class Capture:
     later: list[tuple[Instance, str, str]] = field(default_factory=list)
     """What `widen` switches on: instance, event, filter."""
     _widened: list[tuple[Instance, str, str]] = field(default_factory=list, init=False)
+    only_watching: tuple[tuple[Instance, str], ...] = ()
+    """What is on only while it watches: instance, event."""
     sampler: StackSampler | None = None
     notes: tuple[str, ...] = ()
     """What could not be had, and why."""
@@ -164,6 +171,8 @@ class Capture:
         for instance, event, condition in self.later:
             instance.enable(event, condition)
             on_ns = time.monotonic_ns() if event in self.locks.events else on_ns
+        for instance, event in self.only_watching:
+            instance.disable(event)
         if self.sampler and self.later:
             self.sampler.start()
         self._widened, self.later = self.later, []
@@ -177,11 +186,12 @@ class Capture:
         Without stacks: their sampler doesn't start twice.
         """
         assert self.sampler is None
+        for instance, event in self.only_watching:
+            instance.enable(event)
         for instance, event, _ in self._widened:
             instance.disable(event)
         self.later, self._widened = self._widened, []
-        for instance in self.instances:
-            _set_percent(instance, 0)
+        _wake_for_locks_alone(self.instances)
 
     def follow_exec(self, pid: int) -> int | None:
         """Point the filters at the address space that a process has now; return it if it is new.
@@ -247,18 +257,20 @@ def capturing(options: Options, ahead: Ahead | None = None) -> Iterator[Capture]
         first, learned = _instance(stack, tracefs, options, ahead), dict[int, LearnedMm]()
         locks = _lock_events(stack, tracefs, first, way)
         layouts = _layouts(tracefs, options, locks)
+        pids, instances = set(options.pids), [first]
+        if pids:
+            pids = descendants_of(pids) if options.children else pids
+            instances.append(_following(stack, tracefs, options, pids, ahead))
+        only_watching = _watched_names(instances[1]) if options.watch else ()
         if not options.children and len(options.pids) <= MOST_MMS and locks.asked:
             learned = {pid: learn_mm(tracefs, pid, first, locks) for pid in options.pids}
         later: list[tuple[Instance, str, str]] = []
         enable = _enabler(layouts, later if options.watch else None)
-        instances = [first]
         _locks(first, enable, options, locks, learned)
-        pids = set(options.pids)
         if pids:
-            pids = descendants_of(pids) if options.children else pids
-            instances.append(
-                _calls(_instance(stack, tracefs, options, ahead), enable, options, pids)
-            )
+            _calls(instances[1], enable, options)
+        if options.watch:
+            _wake_for_locks_alone(instances)
         notes += _ways_notes(options, way, learned)
         with uninterrupted():
             sampler = _sampler(tracefs, options, locks, learned, pids, notes)
@@ -274,6 +286,7 @@ def capturing(options: Options, ahead: Ahead | None = None) -> Iterator[Capture]
             pids,
             options.percent,
             later,
+            only_watching,
             sampler,
             tuple(notes),
             locks,
@@ -396,8 +409,23 @@ def _instance(
     with uninterrupted():
         made = ahead.take() if ahead else None
         instance = stack.enter_context(made or Instance(tracefs, buffer_kb=size))
-    _set_percent(instance, 0 if options.watch else options.percent)
+    _set_percent(instance, options.percent)
     return instance
+
+
+def _wake_for_locks_alone(instances: list[Instance]) -> None:
+    """Let a watch sleep until somebody queues for a lock; the rest wakes it before it is lost."""
+    for instance in instances:
+        _set_percent(instance, 0 if instance is instances[0] else _HALF)
+
+
+def _watched_names(calls: Instance) -> tuple[tuple[Instance, str], ...]:
+    """Let in the names of the target's tasks from now on; return what is on by that."""
+    on = tuple((calls, event) for event in NAMING if calls.has(event))
+    for _, event in on:
+        calls.enable(event)
+    calls.start()
+    return on
 
 
 def _set_percent(instance: Instance, percent: int) -> None:
@@ -437,9 +465,6 @@ def _locks(
     locks: LockEvents,
     learned: Mapping[int, LearnedMm],
 ) -> None:
-    for event in NAMING:
-        if instance.has(event):
-            instance.enable(event)
     if options.watch:
         near = " || ".join(f"({_near(one.mm)})" for one in learned.values())
         instance.enable(CONTENTION[0], _queues_of(learned))
@@ -452,16 +477,28 @@ def _locks(
             enable(instance, GROUPS[group], _NO_FILTER if options.watch else "")
         elif group == "syscalls":
             enable(instance, FOREIGN_CALLS, _NO_FILTER if options.watch else "")
+    enable(instance, NAMING, "")
 
 
-def _calls(instance: Instance, enable: Enable, options: Options, pids: set[int]) -> Instance:
+def _following(
+    stack: contextlib.ExitStack,
+    tracefs: Tracefs,
+    options: Options,
+    pids: set[int],
+    ahead: Ahead | None,
+) -> Instance:
+    """Make the instance of the target's own events, which follows whatever its tasks start."""
+    instance = _instance(stack, tracefs, options, ahead)
     instance.write("options/event-fork", "1")
     follow(instance, pids)
+    return instance
+
+
+def _calls(instance: Instance, enable: Enable, options: Options) -> None:
     for group in options.groups:
         if group not in _OF_EVERYBODY:
             events = tuple(event for event in GROUPS[group] if event not in FOREIGN_CALLS)
             enable(instance, events, "")
-    return instance
 
 
 def _sampler(

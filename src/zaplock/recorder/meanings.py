@@ -38,7 +38,9 @@ SCHED = ("sched:sched_switch", "sched:sched_waking", "sched:sched_wakeup")
 """Only sched_waking runs in whoever wakes: the task is put on an idle CPU's queue, and sched_wakeup
 written, by that CPU's own interrupt (TTWU_QUEUE). sched_wakeup is the time from which it is ready.
 """
-NAMING = ("task:task_newtask", "task:task_rename", "sched:sched_process_exit")
+RENAMED = "task:task_rename"
+"""By a process for itself, and by each exec."""
+NAMING = ("task:task_newtask", RENAMED, "sched:sched_process_exit")
 
 GROUPS = {
     "mmap_lock": MMAP_LOCK,

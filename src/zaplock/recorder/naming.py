@@ -11,7 +11,7 @@ twice in one recording has the name of its last user.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,10 +54,13 @@ class TaskNames:
 
     def snapshot(self) -> None:
         """Learn every task that exists now."""
-        for process in os.scandir("/proc"):
-            if process.name.isdigit():
-                for task in of_process(int(process.name)):
-                    self._add(task)
+        self.of(int(process.name) for process in os.scandir("/proc") if process.name.isdigit())
+
+    def of(self, pids: Iterable[int]) -> None:
+        """Learn the tasks of some processes."""
+        for pid in pids:
+            for task in of_process(pid):
+                self._add(task)
 
     def look_inside(self) -> None:
         """Learn what those that were born since call themselves, as far as they still live."""
@@ -112,6 +115,20 @@ class TaskNames:
         self.owners.forget(gone)
         for mm in [mm for mm, pid in self.mms.items() if pid in gone]:
             del self.mms[mm]
+
+    def forget_others(self, pids: Collection[int], but: Collection[int]) -> None:
+        """Forget all tasks but those of some processes and some others; who is seen is looked up.
+
+        For a watch, which hears nothing of strangers that end, and of the next with their number.
+        """
+        kept = {tid: task for tid, task in self.tasks.items() if task.pid in pids or tid in but}
+        gone, self.tasks = self.tasks.keys() - kept.keys(), kept
+        still = {task.pid for task in kept.values()}
+        self._threads = {pid: tids for pid, tids in self._threads.items() if pid in still}
+        for tid in gone:
+            self._guests.pop(tid, None)
+            self._ended.pop(tid, None)
+        self.owners.forget(gone)
 
     def _born(self, fact: Fact) -> None:
         parent = self.tasks.get(fact.by)

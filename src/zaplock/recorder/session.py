@@ -206,12 +206,13 @@ class _Session:
         if self._duration_ns is not None:
             self._stop_at_ns = self._capture.on_ns + self._duration_ns
         self._guard.expect()
-        if not self._options.watch:
-            self._stream.begin(first_look(self._capture))
-            self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
+        if self._options.watch:
+            self._names.of(self._capture.pids)
+            return
+        self._stream.begin(first_look(self._capture))
+        self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
         self._names.snapshot()
-        if not self._options.watch:
-            self._settle()
+        self._settle()
 
     def _settle(self) -> None:
         """Take the first events, which may know better than the look, and tell what is left."""
@@ -300,8 +301,11 @@ class _Session:
             report(self._progress)
             return ended() or self._is_over()
 
-        noticed = watch(self._capture, self._names, self._limit_ns, over, self._stream.operations)
+        with going_first():  # it does little, and on a busy machine a stall is soon over
+            operations = self._stream.operations
+            noticed = watch(self._capture, self._names, self._limit_ns, over, operations)
         if noticed:
+            self._names.snapshot()
             self._fire(noticed.fired)
             self._began = time.monotonic()
             self._writer.change(started_ns=noticed.on_ns)

@@ -91,6 +91,8 @@ class Stream:
 
     def feed(self, chunks: list[Chunk], before_ns: int) -> Columns:
         """Take the chunks of a drain that began at `before_ns`; give what is complete by now."""
+        if not chunks and self.begun and not len(self._held["time_ns"]):
+            return self._held
         parts: list[Columns] = [self._held]
         facts: list[Fact] = []
         for cpu, pages in _joined(chunks):

@@ -10,6 +10,9 @@ CONTENTION_BEGIN says the same (the lock, the mode, the task, the time), so its 
 that. Where it was over before they came on, as on a busy machine, its ACQUIRED is made from its
 CONTENTION_END. So the report shows the very wait that woke the recorder.
 
+While it watches, the kernel tells the names of the target's own tasks alone; a stranger's is looked
+up when it queues. So a machine that starts a thousand processes a second wakes nobody here.
+
 Not seen: a writer that spins for the lock outside the queue (it does so while a writer that has
 the lock is on a cpu). What the first holder had begun to do before it was noticed is not known; a
 system call is known when it returns.
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.beginning import rows
+from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import LOCK_WITHIN, Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.first_look import first_look
@@ -43,9 +47,9 @@ from zaplock.trace.events import (
 )
 
 _IDLE_MS = 250
-_PAUSE_S = 0.005
-"""Between two looks while tasks queue: a busy lock must not keep the detector busy as well."""
-_MEMORY_NS = 10 * 10**9
+_LEAST_PAUSE_NS, _MOST_PAUSE_NS = 5_000_000, 50_000_000
+MEMORY_NS = 10 * 10**9
+"""So long who has ended is remembered, and a stranger who queued."""
 _ALL = 1 << 62
 _WRITE = 4
 """LCB_F_WRITE."""
@@ -83,17 +87,28 @@ class WatchedQueue:
         self._inside: dict[int, Queued] = {}
         self.ended: list[Lasted] = []
         """The waits of which the last events told the end."""
+        self._late_again: dict[Queued, int] = {}
+        """How long the waits that were told already must last to be told again."""
 
     def begin_with(self, found: Iterable[FoundTask]) -> None:
-        """Put in who was found waiting before any event told of it."""
-        for task in found:
-            if task.does == "waits" and task.mm:
-                self._inside[task.tid] = Queued(task.since_ns, task.tid, task.exclusive, True)
+        """Keep who is found waiting, also those of whom no event has told, and nobody else."""
+        waiting = [task for task in found if task.does == "waits" and task.mm]
+        new = {t.tid: Queued(t.since_ns, t.tid, t.exclusive, True) for t in waiting}
+        self._inside = {tid: self._inside.get(tid, one) for tid, one in new.items()}
+        self._forget_told()
 
     @property
     def found(self) -> set[int]:
         """Return the threads that were found there and are so still."""
         return {one.tid for one in self._inside.values() if one.found}
+
+    def tell(self, now_ns: int) -> None:
+        """Say that everybody knows of those who wait: they are late again after twice as long."""
+        self._late_again = {one: 2 * (now_ns - one.since_ns) for one in self._inside.values()}
+
+    def _forget_told(self) -> None:
+        inside = set(self._inside.values())
+        self._late_again = {one: ns for one, ns in self._late_again.items() if one in inside}
 
     def take(self, columns: Columns) -> list[Lasted]:
         """Follow the events, in order of time; return the waits that ended."""
@@ -112,13 +127,19 @@ class WatchedQueue:
 
     def late(self, columns: Columns, now_ns: int, limit_ns: int, mm: int) -> Fired | None:
         """Take events; return the wait that lasted `limit_ns` by now, the longest, or None."""
-        self.ended = self.take(columns)
+        self.ended = self.take(columns) if len(columns["time_ns"]) else []
         lasting = [Lasted(now_ns - one.since_ns, one, False) for one in self._inside.values()]
-        longest = max([*self.ended, *lasting], default=None, key=lambda one: one.lasted_ns)
-        if longest is None or longest.lasted_ns < limit_ns:
+        late = [
+            one
+            for one in (*self.ended, *lasting)
+            if one.lasted_ns >= self._late_again.get(one.queued, limit_ns)
+        ]
+        self._forget_told()
+        if not late:
             return None
-        one = longest.queued
-        return Fired("wait", one.tid, mm, one.since_ns, longest.lasted_ns, one.exclusive)
+        longest = max(late, key=lambda one: one.lasted_ns)
+        queued = longest.queued
+        return Fired("wait", queued.tid, mm, queued.since_ns, longest.lasted_ns, queued.exclusive)
 
     def confirms(self, fired: Fired, seen: Iterable[FoundTask]) -> bool:
         """Say whether a wait is one; `seen` are the tasks as they are now, of all processes.
@@ -133,12 +154,15 @@ class WatchedQueue:
         self._inside.pop(fired.tid, None)
         return False
 
-    def next_ms(self, now_ns: int, limit_ns: int) -> int:
-        """Return in how many milliseconds the oldest wait is too old, if it stays."""
-        since = min((one.since_ns for one in self._inside.values()), default=None)
-        if since is None:
-            return _IDLE_MS
-        return max(1, min(_IDLE_MS, (since + limit_ns - now_ns) // 1_000_000 + 1))
+    def due_ns(self, limit_ns: int) -> int:
+        """Return when the oldest wait is too old, if it stays; far off where nobody waits."""
+        due = (one.since_ns + self._late_again.get(one, limit_ns) for one in self._inside.values())
+        return min(due, default=_ALL)
+
+    @property
+    def waiting(self) -> set[int]:
+        """The tasks that are in the queue."""
+        return set(self._inside)
 
     def before(self, time_ns: int) -> list[Queued]:
         """List those who are in the queue since before an instant."""
@@ -173,17 +197,34 @@ def watch(
     look finds may be added to them.
     """
     stream, queue = Stream(capture.layouts, names), WatchedQueue()
-    mm = capture.target_mm or 0
+    mm, tidied_ns = capture.target_mm or 0, time.monotonic_ns()
     queue.begin_with(first_look(capture).found(nothing()))
     while not ended():
         now_ns = time.monotonic_ns()
         fired = queue.late(stream.feed(capture.buffers.drain(), now_ns), now_ns, limit_ns, mm)
-        names.forget(now_ns - _MEMORY_NS)
+        if now_ns - tidied_ns > MEMORY_NS:
+            tidied_ns = now_ns
+            names.forget(now_ns - MEMORY_NS)
+            names.forget_others(capture.pids, queue.waiting)
         if fired and queue.confirms(fired, _seen(capture) if fired.tid in queue.found else ()):
             return noticed(capture, stream, {mm: queue}, fired, operations)
-        capture.buffers.wait(queue.next_ms(time.monotonic_ns(), limit_ns))
-        time.sleep(_PAUSE_S)
+        rest(capture.buffers, queue.due_ns(limit_ns), limit_ns, _IDLE_MS)
     return None
+
+
+def rest(buffers: Buffers, due_ns: int, limit_ns: int, idle_ms: int) -> None:
+    """Sleep until a wait is due or somebody queues, at most `idle_ms`.
+
+    Whoever has just queued is not due before `limit_ns`: most of it is slept as well, so that a
+    busy lock doesn't keep the detector busy.
+    """
+    now_ns = time.monotonic_ns()
+    due_ns = min(due_ns, now_ns + idle_ms * 1_000_000)
+    if due_ns > now_ns:
+        buffers.wait((due_ns - now_ns) // 1_000_000 + 1)
+    pause_ns = max(_LEAST_PAUSE_NS, min(_MOST_PAUSE_NS, limit_ns * 3 // 4))
+    if (left_ns := min(due_ns - time.monotonic_ns(), pause_ns)) > 0:
+        time.sleep(left_ns / 1e9)
 
 
 def _seen(capture: Capture) -> list[FoundTask]:
@@ -204,8 +245,9 @@ def noticed(
     found = beginning.found(first)
     looked = {task.tid for task in found if task.does == "waits" and task.mm}
     made, asked = [], list[int]()
+    by_lock = of_locks(first, queues) if len(queues) > 1 else dict.fromkeys(queues, first)
     for mm, queue in queues.items():
-        queued = of_lock(first, mm) if len(queues) > 1 else first
+        queued = by_lock.get(mm, nothing())
         waiting, over = _queued_before(on_ns, queue, queued, looked)
         made.append(_made(waiting, over, first, mm))
         found = _held_after(found, over, mm)
@@ -222,9 +264,10 @@ def _queued_before(
     `looked` are the tasks that a look found waiting.
     """
     dark = int(np.searchsorted(events["time_ns"], on_ns))
-    over = [*queue.ended, *queue.take(_chosen(events, slice(dark)))]
+    early = queue.take(_chosen(events, slice(dark)))
+    over = [*queue.ended, *early]
     waiting = [one for one in queue.before(on_ns) if not (one.found and one.tid in looked)]
-    queue.take(_chosen(events, slice(dark, None)))
+    queue.ended = [*early, *queue.take(_chosen(events, slice(dark, None)))]
     return waiting, over
 
 
@@ -274,10 +317,17 @@ def _chosen(columns: Columns, chosen: slice | NDArray[np.bool_]) -> Columns:
     return {name: column[chosen] for name, column in columns.items()}
 
 
-def of_lock(columns: Columns, mm: int) -> Columns:
-    """Give the events that name a lock by its address, of one address space's."""
-    kept = (columns["address"] >= mm) & (columns["address"] < mm + LOCK_WITHIN)
-    return _chosen(columns, kept)
+def of_locks(columns: Columns, mms: Iterable[int]) -> dict[int, Columns]:
+    """Give the events that name a lock by its address, of each address space that has some."""
+    if not len(columns["time_ns"]):
+        return {}
+    known = np.array(sorted(mms), np.uint64)
+    place = np.searchsorted(known, columns["address"], side="right") - 1
+    inside = (place >= 0) & (columns["address"] - known[place] < LOCK_WITHIN)
+    return {
+        int(known[one]): _chosen(columns, inside & (place == one))
+        for one in np.unique(place[inside]).tolist()
+    }
 
 
 def _lock_events(kind: EventKind, queued: list[Queued], mm: int) -> Columns:

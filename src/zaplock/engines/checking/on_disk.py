@@ -13,8 +13,6 @@ numpy does the sorting, the look-ups and the merging.
 from __future__ import annotations
 
 import mmap
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from zaplock.engines.checking.exhaustive import (
     Verdict,
 )
 from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.scratch import Scratch
 
 CHUNK: Final = 1 << 16
 """States that are looked up, merged or read back in one go."""
@@ -104,8 +103,10 @@ class Run:
 class StatesOnDisk:
     """All runs of one search, in a directory of their own that goes with it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="zaplock-states-", dir=directory))
+    def __init__(self, directory: Path, *, apart: bool = False) -> None:
+        # What a worker that died has put apart, others may still read: it goes with the whole.
+        self._scratch = Scratch("states", directory, sweeps=not apart)
+        self.directory = self._scratch.path
         self.runs: list[Run] = []
         self.files = 0
 
@@ -114,11 +115,11 @@ class StatesOnDisk:
 
     def close(self) -> None:
         """Remove everything."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._scratch.close()
 
     def apart(self) -> StatesOnDisk:
         """Return the same runs with a directory below for those to come; it goes with this one."""
-        part = StatesOnDisk(self.directory)
+        part = StatesOnDisk(self.directory, apart=True)
         part.runs = list(self.runs)
         return part
 

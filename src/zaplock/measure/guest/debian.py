@@ -17,7 +17,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Final
 
 from zaplock.compiled import cache
 from zaplock.errors import UserError
+from zaplock.scratch import Scratch
 
 SUITES: Final = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid")
 """Of Debian, oldest first: 5.10 and what came after it."""
@@ -192,11 +192,11 @@ def _fetched(release: str, source: _Source) -> Path:
     named = [name.format(f"{release}-{_FLAVOUR}") for name in _PACKAGES]
     folder = cache.folder("kernels")
     for package in (name for name in named if name in source.offered):
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with Scratch("package", folder) as scratch:
             command = ["apt-get", *source.options, "download", "-qq", package]
-            _run(command, f"package {package}", scratch)
-            image = Path(scratch) / f"vmlinuz-{release}-{_FLAVOUR}"
-            if _unpack(next(Path(scratch).glob("*.deb")), image):
+            _run(command, f"package {package}", str(scratch))
+            image = scratch / f"vmlinuz-{release}-{_FLAVOUR}"
+            if _unpack(next(scratch.glob("*.deb")), image):
                 return _keep(image, folder / f"debian-{release}")
     raise UserError(f"no package of Linux {release} has a vmlinuz: {BY_PATH}")
 

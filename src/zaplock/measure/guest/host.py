@@ -15,9 +15,10 @@ import subprocess
 from dataclasses import replace
 
 from zaplock.errors import UserError
-from zaplock.measure.guest import build, capsule, qemu, scratch
+from zaplock.measure.guest import build, capsule, qemu
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, arguments
 from zaplock.recorder import tracefs
+from zaplock.scratch import Scratch
 
 HOST = "host"
 """The name of this machine's own kernel among those of guests."""
@@ -41,7 +42,7 @@ def probed(words: list[str], limit_s: float) -> capsule.Capsule:
 
     Raises UserError where it fails, or is not done after `limit_s`.
     """
-    with scratch.folder() as folder:
+    with Scratch("guest") as folder:
         path = folder / "capsule"
         capsule.make(path)
         said = _done([str(build.probe()), *words, f"capsule={path}"], limit_s)

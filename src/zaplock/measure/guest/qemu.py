@@ -38,8 +38,9 @@ from typing import BinaryIO
 
 from zaplock.compiled import cache
 from zaplock.errors import UserError
-from zaplock.measure.guest import build, capsule, initramfs, scratch
+from zaplock.measure.guest import build, capsule, initramfs
 from zaplock.measure.guest.kernels import Kernel
+from zaplock.scratch import Scratch
 from zaplock.strangers import visible
 
 PROGRAM = "qemu-system-x86_64"
@@ -120,7 +121,7 @@ def _run(
     limit_s: float,
     progress: Progress,
 ) -> capsule.Capsule:
-    with scratch.folder() as folder:
+    with Scratch("guest") as folder:
         user = _lay_out(folder, kernel, build.probe(), accelerator)
         command = _command(kernel, machine, arguments, accelerator, folder)
         status, said = _supervised(command, folder, limit_s, progress, user)
@@ -154,7 +155,7 @@ def running(
     The memory of its device is a file that both sides map while it runs.
     """
     accelerator = _accelerator(kernel)
-    with scratch.folder() as folder:
+    with Scratch("guest") as folder:
         user = _lay_out(folder, kernel, init, accelerator)
         with (folder / "said").open("w+b") as said:
             command = _command(kernel, machine, arguments, accelerator, folder)
