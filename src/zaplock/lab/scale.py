@@ -120,6 +120,15 @@ class Point:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class MeasuredPoint(Point):
+    """What this kernel did: the median of so many milliseconds, and their quartiles."""
+
+    low: float
+    high: float
+    milliseconds: int
+
+
 async def _map_and_unmap(cx: Cx, length: int, flags: int, file: int = 0) -> None:
     at = await system_call(cx, "mmap", mmap(cx, 0, length, RW, flags, file))
     await system_call(cx, "munmap", cx.design.munmap(cx, at, length))
@@ -284,8 +293,9 @@ def measure_point(
     lines = CacheLines(theirs.transfer_ns, far_ns=theirs.far_ns, cpus=cpus, nodes=theirs.nodes)
     extra = int(workload.scanner)
     engine = TimedEngine(
-        machine, policy=design.rwsem, sched=sched_of(profile, cpus + extra), lines=lines
-    )
+        machine, policy=design.rwsem, sched=sched_of(profile, cpus + extra), lines=lines,
+        records=False,
+    )  # fmt: skip
     threads = []
     for number in range(cpus):
         task = Task(number + 1, MM, f"cpu{number}", number)
