@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --cores: the speed of a thread that shares its core (0.6)")  # fmt: skip
     add("--profile", default=None, metavar="NAME", help="cost profile (e5-2680-rfc)")
     add("--measure", action="store_true",
-        help="run it on this kernel, too; --single, --transfer, --smt are then measured")  # fmt: skip
+        help="run it on this kernel, too, which then gives --single and --transfer")  # fmt: skip
     add("--plot", metavar="FILE", help="draw operations a second over CPUs (.svg, .png, .pdf)")
     add("--json", action="store_true", help="print JSON instead of a table")
 

@@ -29,7 +29,7 @@ from zaplock.errors import UserError, no_such
 from zaplock.experiment import PAGE
 from zaplock.lab.bystanders import system_call
 from zaplock.lab.profiles import Profile
-from zaplock.lab.teardown import sched_of
+from zaplock.lab.teardown import sched_of, spawn_ticks
 from zaplock.model.files import new_file
 from zaplock.model.flags import (
     MADV_DONTFORK,
@@ -304,6 +304,7 @@ def measure_point(
     if workload.scanner:
         task = Task(cpus + 1, MM + 1, "scanner", cpus)
         engine.spawn(task, under(design, _scan(Cx(design, task))), background=True)
+    spawn_ticks(engine, design, MM, cpus + 2)
     engine.run()
     done = sum(thread.value for thread in threads)
     ended_ns = max(thread.finished_ns for thread in threads)
