@@ -190,13 +190,15 @@ def xnu() -> Design:
 def latr() -> Design:
     """LATR: munmap interrupts no CPU; each forgets the range at a tick of its own.
 
-    Kumar et al., "LATR: Lazy Translation Coherence" (ASPLOS 2018; the abstract was read, the
-    protocol is as it is known), on Linux 4.10: under the mmap_sem entries are cleared and the own
-    CPU is flushed; pages, page tables and addresses are in quarantine until every CPU has passed a
-    tick and flushed itself. It promises less than Linux: another thread may reach the old pages
-    after munmap has returned. What is checked in place of that: no page is given back and no
-    mapping stands at an address while a CPU translates it to what was there. Who names such an
-    address (MAP_FIXED, say) has it flushed at once here. Its lazy MADV_DONTNEED is not told.
+    Kumar et al., "LATR: Lazy Translation Coherence" (ASPLOS 2018), on Linux 4.10; read: the
+    abstract and a part of its sources (sslab-gatech/latr, arch/x86/mm/tlb.c). Under the mmap_sem
+    entries are cleared and the own CPU is flushed. Pages, page tables and addresses wait until
+    every CPU has flushed itself at a tick; a thread in the background then gives them back, with
+    the mmap_sem for write (there: after two seconds by the clock).
+    It promises less than Linux: another thread may reach the old pages after munmap has returned.
+    What is checked in place of that: no page is given back and no mapping stands at an address
+    while a CPU translates it to what was there. Who names such an address (MAP_FIXED, say) has it
+    flushed at once here. Its lazy MADV_DONTNEED is not told.
     """
     return _rival(
         "latr", "pages and addresses of an unmap wait until each CPU has flushed at its tick",

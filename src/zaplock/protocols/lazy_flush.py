@@ -3,7 +3,9 @@
 Kumar, Maass, Kashyap, Veselý, Yan, Kim, Bhattacharjee, Krishna, "LATR: Lazy Translation Coherence"
 (ASPLOS 2018). Under the exclusive lock entries are cleared and this CPU's TLB is flushed; the
 pages, the page tables and the addresses go to a list. Each CPU flushes what stands there when its
-tick comes, and what all have flushed is given back.
+tick comes, and a thread in the background gives back, under the exclusive lock, what all have
+flushed. (So it is in the sources, sslab-gatech/latr, arch/x86/mm/tlb.c; there it goes by the clock:
+after two seconds, with interrupts for those that have not flushed by then.)
 
 So munmap does not promise what Linux's does. Another thread may reach the old pages for a while
 after it has returned. In place of that: a page is not given back, and no mapping stands at an
@@ -11,11 +13,10 @@ address, while a CPU translates that address to what was there before. The quara
 over the range (the search for a gap sees it as occupied, a look-up as a hole), and its pages are
 those of a gather that nobody has finished.
 
-Whoever names such an address (MAP_FIXED, mremap onto it, a growing stack or heap) has it flushed at
-once, with interrupts; so do all that need a range empty now. The paper is silent on that (from
-memory: it was read as an abstract). Not covered: its lazy MADV_DONTNEED, page migration, and its
-lists of 64 entries, which fall back to interrupts when they are full. Ticks come in the order of
-CPUs' numbers, for one range after the other.
+Whoever names such an address (MAP_FIXED, mremap onto it, a growing stack or heap) or finds no other
+has it flushed at once, with interrupts: a choice of this model. Not covered: its lazy MADV_DONTNEED
+and page migration, and its lists of limited length, which fall back to interrupts when they are
+full. Ticks come in the order of CPUs' numbers, for one range after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Final
 from zaplock.model.flags import page_align
 from zaplock.model.rwsem import Lock, down_write, up_write
 from zaplock.model.step import SleepStep, Step, Task, WaitStep, step
-from zaplock.model.tlb import flush_cpu, return_gathered
+from zaplock.model.tlb import flush_cpu
 from zaplock.protocols.munmap import (
     do_vmi_align_munmap,
     munmap_addr_sanity,
@@ -97,10 +98,9 @@ def quarantine(m: Machine, task: Task, mm: int, gather: int, start: int, end: in
 
 
 async def ticks(mm: int) -> None:
-    """Be the ticks of all CPUs: let each flush what is in quarantine, then give that back.
+    """Be the ticks of all CPUs: let each flush what is in quarantine; then give that back.
 
-    Pages go under no lock; addresses under the exclusive one, so that who has found no gap under
-    it can still see why.
+    The exclusive lock lets who has found no gap under it still see why.
     """
     lock: Lock = ("mmap_lock", mm)
     while True:
@@ -108,7 +108,6 @@ async def ticks(mm: int) -> None:
         await SleepStep(TICK_NS)
         for cpu in await cpus_that_remember():
             await flush_at_tick(gather, cpu)
-        await return_pages(gather)
         await down_write(lock)
         await give_back(mm, gather)
         await up_write(lock)
@@ -140,10 +139,3 @@ def flush_at_tick(m: Machine, _task: Task, gather: int, cpu: int) -> None:
     tlb = m.gathers.get(gather)
     if tlb is not None:
         flush_cpu(m, cpu, tlb)
-
-
-@step
-def return_pages(m: Machine, task: Task, gather: int) -> None:
-    """Return the pages and tables of a range that every CPU has flushed."""
-    if gather in m.gathers:
-        return_gathered(m, task, gather)
