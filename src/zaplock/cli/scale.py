@@ -191,11 +191,12 @@ def _profile(measures: bool) -> str:
     from zaplock.lab import profiles
     from zaplock.measure.calibrate import cpu_name
 
-    known = profiles.available()
-    if measures and profiles.THIS_MACHINE in known:
+    if not measures:
+        return profiles.DEFAULT
+    if profiles.THIS_MACHINE in profiles.available():
         return profiles.THIS_MACHINE
-    here = cpu_name() if measures else None
-    alike = [name for name in sorted(known) if here and profiles.load(name).cpu == here]
+    here = cpu_name()
+    alike = [name for name in profiles.shipped() if profiles.load(name).cpu == here]
     return alike[0] if alike else profiles.DEFAULT
 
 

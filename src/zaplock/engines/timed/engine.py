@@ -80,7 +80,7 @@ class TimedEngine:
         """Stand beside `machine`, at time 0. No lock of it may be held.
 
         With `lines`, what several CPUs write has to come over to each of them. Who asks for results
-        and times alone, and never for `events`, saves a tenth of a run by `records` False.
+        and times alone, and never for `events`, saves their making by `records` False.
         """
         self.machine = machine
         self.policy = policy
