@@ -11,12 +11,28 @@ import pytest
 from zaplock.cli import main
 from zaplock.compiled.build import compiler
 from zaplock.designs import load
+from zaplock.engines import sequential
 from zaplock.engines.timed.lines import CacheLines
+from zaplock.errors import UserError
 from zaplock.lab import profiles
 from zaplock.lab.scale import WORKLOADS, MachineOfTheirs, Point, measure_point, scale
+from zaplock.measure import scale as measured_scale
 from zaplock.measure.guest.build import compiled
-from zaplock.measure.scale import PROGRAM, cpus_here, run_once
+from zaplock.measure.scale import (
+    COMPUTE,
+    PROGRAM,
+    Round,
+    cpus_here,
+    run_once,
+    summed_up,
+    usual,
+)
+from zaplock.model.flags import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from zaplock.model.machine import Machine
+from zaplock.model.step import Task
 from zaplock.programs.tracer import record
+from zaplock.protocols.design import Cx
+from zaplock.protocols.mmap import mmap
 
 COSTS = profiles.load(profiles.DEFAULT)
 
@@ -35,6 +51,59 @@ def test_a_line_comes_to_one_after_the_other_and_costs_its_owner_nothing() -> No
     assert lines.touch("a", 3, 200) == 50, "from the other node"
     assert lines.touch("b", 3, 200) == 0
     assert lines.transfers == 3
+
+
+def test_a_line_that_somebody_polls_is_taken_back_for_each_write() -> None:
+    lines = CacheLines(10)
+    assert lines.touch("a", 1, 0, True) == 20
+    assert lines.touch("a", 1, 100) == 0
+    assert lines.touch("a", 2, 200, True) == 20
+
+
+def test_writers_that_spin_pay_for_the_way_of_the_lock_and_of_what_is_written_under_it() -> None:
+    near, far = (
+        points("mmap2", "linux-7.3", (2,), way)[0] / points("mmap2", "linux-7.3", (1,), way)[0]
+        for way in (0.0, 200.0)
+    )
+    assert near > 1.01, "what is outside the lock goes side by side"
+    assert far < 0.95 * near
+
+
+def test_a_mapping_that_merges_costs_what_one_that_does_not_merge_costs() -> None:
+    spent = []
+    for prot in (PROT_READ, PROT_READ | PROT_WRITE):
+        machine, cx = Machine(), Cx(load("linux-7.3"), Task(1, 1))
+        at, flags = 1 << 40, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+        sequential.run(machine, cx.task, mmap(cx, at, 4096, PROT_READ | PROT_WRITE, flags))
+        machine.costs, machine.spent_ns = COSTS.costs, 0.0
+        sequential.run(machine, cx.task, mmap(cx, at + 4096, 4096, prot, flags))
+        spent.append(machine.spent_ns - (len(machine.mm(1).tree) == 1) * COSTS["vma_free"])
+        assert len(machine.mm(1).tree) == (2 if prot == PROT_READ else 1)
+    assert spent[0] == pytest.approx(spent[1])
+
+
+def quick(transfer_ns: float, *rates: float) -> Round:
+    return Round(
+        {("brk1", 1): list(rates), ("brk1", 2): [1.5 * rate for rate in rates],
+         (COMPUTE, 1): [10.0] * 5, (COMPUTE, 2): [12.0] * 5},
+        transfer_ns,
+    )  # fmt: skip
+
+
+def test_only_rounds_count_in_which_a_line_took_what_it_usually_takes() -> None:
+    rounds = [quick(25.0, 9, 10, 11), quick(150.0, 1, 1, 1), quick(27.0, 10, 10, 10)]
+    found = summed_up(usual(rounds))
+    assert found.transfer_ns == 26.0
+    assert found.rates["brk1", 1].per_second == 10
+    assert found.rates["brk1", 2].per_second == 15
+    assert found.rates["brk1", 1].milliseconds == 6
+    assert found.rates["brk1", 1].low < 10 < found.rates["brk1", 1].high
+    assert found.speed == 0.6, "two that compute make 1.2 of what one makes"
+
+
+def test_a_machine_that_is_too_busy_to_see_anything_is_said_to_be() -> None:
+    with pytest.raises(UserError, match=r"brk1 with 1 threads had its CPUs to itself for 2 milli"):
+        summed_up([quick(25.0, 9, 10)])
 
 
 def test_before_vma_locks_faults_saturate_at_two_transfers_each() -> None:
@@ -91,7 +160,7 @@ def test_every_workload_runs_under_linux_and_a_rival(name: str) -> None:
 def test_every_workload_runs_on_this_kernel_too() -> None:
     for name in WORKLOADS:
         if name != "maps" or cpus_here() > 1:
-            assert run_once(name, 1, 5) > 0, name
+            assert all(rate > 0 for rate in run_once(name, 1, 5)), name
 
 
 @pytest.mark.skipif(compiler() is None, reason="no C compiler")
@@ -122,12 +191,13 @@ def test_a_reader_of_maps_ends_with_whom_it_reads() -> None:
         assert time.monotonic() < until, "the reader goes on"
 
 
-@pytest.mark.skipif(compiler() is None or cpus_here() < 2, reason="no C compiler, or one CPU")
 def test_one_thread_is_always_measured_since_all_is_fitted_to_it(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["scale", "brk1", "--measure", "--cpus", "2", "--transfer", "60", "--json"]
-    assert main(argv) == 0
+    """With what this machine would show if it were always undisturbed."""
+    monkeypatch.setattr(measured_scale, "cpus_here", lambda: 2)
+    monkeypatch.setattr(measured_scale, "run_once", undisturbed)
+    assert main(["scale", "brk1", "--measure", "--cpus", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     rates = [
         {one["cpus"]: one["per_second"] for one in told[key]} for key in ("points", "measured")
@@ -135,6 +205,15 @@ def test_one_thread_is_always_measured_since_all_is_fitted_to_it(
     predicted, measured = rates
     assert set(predicted) == set(measured) == {1, 2}
     assert predicted[1] == pytest.approx(measured[1], rel=0.01)
+    assert told["transfer_ns"] == 60
+    assert (told["cores"], told["smt_speed"]) == (1, 0.7), "two that compute do 1.4 times as much"
+    assert told["measured"][0]["milliseconds"] >= measured_scale.ENOUGH
+
+
+def undisturbed(name: str, threads: int = 0, _milliseconds: int = 0) -> list[float]:
+    if name == "transfer":
+        return [60.0]
+    return [(1.4 if threads == 2 else 1.0) * 500_000] * 20
 
 
 def test_the_command_tells_inputs_rates_and_ratios(

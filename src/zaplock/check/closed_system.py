@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -48,6 +49,7 @@ from zaplock.protocols import tasks
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.hooks import hook_arch_unmap
+from zaplock.protocols.lazy_flush import ticks
 from zaplock.protocols.saved_vmas import save_vma
 from zaplock.protocols.tasks import beginning, settle_beginning
 from zaplock.protocols.userfaultfd import open_userfaultfd
@@ -95,7 +97,7 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
     )
     build = partial(build_machine, scenario, limits)
     tasks = tuple(program.task for program in programs)
-    promises = Promises(scenario, tasks, build, design.tombstones or design.cuts)
+    promises = Promises(scenario, tasks, build, design.tombstones or design.cuts, design.lazy_flush)
     system = Configuration(
         build,
         programs,
@@ -107,9 +109,22 @@ def configuration(scenario: Scenario, design: Design) -> Configuration:
         sometimes_at_end=promises.sometimes_at_end(),
     )
     system = _with_words(system, scenario)
+    if design.lazy_flush:
+        system = with_ticks(system)
     if scenario.failing_allocations:
         system = with_shortage(system, scenario.failing_allocations)
     return watched(system, scenario)
+
+
+def with_ticks(system: Configuration) -> Configuration:
+    """Return the system with the ticks of its CPUs, of each address space, as daemons."""
+    last = max(program.task.tid for program in system.programs)
+    spaces = sorted({program.task.mm for program in system.programs})
+    daemons = [
+        TaskProgram(Task(last + at, mm, f"ticks of mm {mm}"), partial(ticks, mm), daemon=True)
+        for at, mm in enumerate(spaces, 1)
+    ]
+    return replace(system, programs=(*system.programs, *daemons))
 
 
 def _with_words(system: Configuration, scenario: Scenario) -> Configuration:

@@ -64,9 +64,11 @@ class Promises:
         tasks: tuple[Task, ...],
         build: Callable[[], Machine],
         zaps_later: bool = False,
+        flushes_later: bool = False,
     ) -> None:
         self.scenario = scenario
         self.zaps_later = zaps_later
+        self.flushes_later = flushes_later
         self.build = build
         self.kinds = kinds_of(scenario)
         self.operations = {
@@ -77,7 +79,10 @@ class Promises:
     def always(self) -> tuple[Callable[[Machine], None], ...]:
         """Return what has to hold in every state."""
         liveness = (readers_wait_for_writers_only,) if self.scenario.liveness else ()
-        return (*liveness, *((backlog_is_bounded,) if self.zaps_later else ()))
+        later = ((backlog_is_bounded,) if self.zaps_later else ()) + (
+            (no_address_comes_back_early,) if self.flushes_later else ()
+        )
+        return (*liveness, *later)
 
     def at_task_end(self) -> tuple[Callable[[Machine, Task, Any], None], ...]:
         """Return what has to hold when a task has ended."""
@@ -145,7 +150,8 @@ class Promises:
     def _ranges_are_empty(self, m: Machine, task: Task, results: Results) -> None:
         for operation, result in zip(self.operations[task.tid], results):
             pages = emptied(operation, self.kinds[operation.name])
-            if pages is not None and result >= 0:
+            later = self.flushes_later and operation.name == "munmap"
+            if pages is not None and result >= 0 and not later:
                 no_old_translation(m, task, *pages)
             if operation.name == "truncate":
                 no_cut_maps(m, task, *operation.numbers)
@@ -285,6 +291,31 @@ def backlog_is_bounded(m: Machine) -> None:
                     raise Violation(
                         Invariant.BOUNDED_BACKLOG, f"task {tid} has {ranges} ranges that are {kind}"
                     )
+
+
+def no_address_comes_back_early(m: Machine) -> None:
+    """Report a mapping where a CPU still translates to what was there before, and waits for ticks.
+
+    So much is left of no stale translation where other CPUs flush later (protocols.lazy_flush).
+    """
+    waiting = [
+        (space.mm, run)
+        for space in m.mms.values()
+        for start in space.dying
+        for run in m.gathers[space.dying[start][1]].pages
+    ]
+    if not waiting:
+        return
+    for cpu in m.cpus:
+        for start, (_, entry) in m.tlb(cpu).data.items():
+            frame = start + entry.delta
+            old = any(mm == entry.mm and low <= frame < high for mm, (low, high) in waiting)
+            if old and overlapping(m, m.mm(entry.mm), start << PAGE_SHIFT, start + 1 << PAGE_SHIFT):
+                raise Violation(
+                    Invariant.NO_STALE_TRANSLATION,
+                    f"page {start - BASE_PAGE} is mapped anew while CPU {cpu} still translates it "
+                    "to its old frame",
+                )
 
 
 def books_balance(m: Machine, _results: tuple[Any, ...]) -> None:

@@ -9,6 +9,8 @@ What is predicted are ratios between designs on one machine: what the address sp
 lines allow. The page allocator, the LRU lists and memory cgroups are not there, and where their
 locks begin to count a real curve bends earlier. To put a machine in, give what one thread makes a
 second (--single, of the first design) and what a cache line takes from CPU to CPU (--transfer).
+--measure takes both from this machine, and how fast CPUs are beside each other; costs are then this
+machine's own profile's, where there is one (zaplock calibrate).
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from zaplock.cli._ending import next_step, wrote
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.lab.scale import MachineOfTheirs, Point
+    from zaplock.lab.scale import MachineOfTheirs, MeasuredPoint, Point
+    from zaplock.measure.scale import Measured
     from zaplock.protocols.design import Design
 
 CPUS = "1,2,4,8,16,32,64"
 DESIGNS = "linux-6.3,linux-6.4"
 TRANSFER_NS = 60.0
-
+OWN_CORES = 0.95
+"""CPUs that are at least so fast beside each other share no core."""
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -53,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with --cores: the speed of a thread that shares its core (0.6)")  # fmt: skip
     add("--profile", default=None, metavar="NAME", help="cost profile (e5-2680-rfc)")
     add("--measure", action="store_true",
-        help="run it on this kernel, too; --single and --transfer are then measured")  # fmt: skip
+        help="run it on this kernel, too, which then gives --single and --transfer")  # fmt: skip
     add("--jobs", type=int, default=1, metavar="N", help="predict in so many processes (1)")
     add("--cluster", default="", metavar="ADDRESS",
         help="predict on the cluster of this Dask scheduler")  # fmt: skip
@@ -71,11 +75,13 @@ def run(args: argparse.Namespace) -> int:
     cpus = _cpus(args.cpus, args.measure)
     require(args.workload, cpus)
     designs = _designs(args)
-    against, theirs = _against(args.against, designs), _machine(args)
+    against = _against(args.against, designs)
+    _check(args)
     if args.plot:
         outputs.require_picture(args.plot, PICTURES)
-    profile = profiles.load(args.profile or profiles.DEFAULT)
-    measured = _measured(args.workload, cpus) if args.measure else []
+    profile = profiles.load(args.profile or _profile(args.measure))
+    seen = _measured(args.workload, cpus) if args.measure else None
+    measured, theirs = _points(seen), _machine(args, seen)
     with executor(args.jobs, args.cluster) as workers, counter("scale") as show:
         points = scale(
             designs, profile, args.workload, cpus, theirs,
@@ -99,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(
-    points: list[Point], measured: list[Point], against: str, theirs: MachineOfTheirs
+    points: list[Point],
+    measured: list[MeasuredPoint],
+    against: str,
+    theirs: MachineOfTheirs,
 ) -> None:
     from zaplock.views import scale as view
     from zaplock.views.screen import Screen
@@ -124,7 +133,7 @@ def _designs(args: argparse.Namespace) -> list[Design]:
     return parse_designs(args.design or [DESIGNS])
 
 
-def _single(args: argparse.Namespace, measured: list[Point]) -> dict[str, float]:
+def _single(args: argparse.Namespace, measured: list[MeasuredPoint]) -> dict[str, float]:
     """Return what one thread makes a second, by workload: as given, or as measured."""
     from zaplock.lab.scale import parts_of
 
@@ -152,14 +161,11 @@ def _cpus(text: str | None, measures: bool) -> list[int]:
     return sorted(found | {1} if measures else found)
 
 
-def _machine(args: argparse.Namespace) -> MachineOfTheirs:
+def _check(args: argparse.Namespace) -> None:
     from zaplock.experiment import between
-    from zaplock.lab.scale import MachineOfTheirs
 
-    transfer_ns = args.transfer
-    if transfer_ns is None:
-        transfer_ns = _transfer_here() if args.measure else TRANSFER_NS
-    between("--transfer", transfer_ns, 0, 1e6)
+    if args.transfer is not None:
+        between("--transfer", args.transfer, 0, 1e6)
     between("--smt", args.smt, 0.1, 1)
     between("--nodes", args.nodes, 1, 64)
     if args.far is not None:
@@ -168,13 +174,34 @@ def _machine(args: argparse.Namespace) -> MachineOfTheirs:
         between("--cores", args.cores, 1, 512)
     if args.single is not None:
         between("--single", args.single, 1, 1e12)
-    return MachineOfTheirs(transfer_ns, args.far, args.nodes, args.cores, args.smt)
 
 
-def _transfer_here() -> float:
-    from zaplock.measure.scale import transfer_ns
+def _machine(args: argparse.Namespace, seen: Measured | None) -> MachineOfTheirs:
+    """Return the machine that was described, with what was measured of it in place of the rest."""
+    from zaplock.lab.scale import MachineOfTheirs
 
-    return transfer_ns()
+    transfer_ns, cores, smt = args.transfer, args.cores, args.smt
+    if seen is not None:
+        transfer_ns = seen.transfer_ns if transfer_ns is None else transfer_ns
+        if cores is None and seen.speed < OWN_CORES:
+            cores, smt = max(count for _, count in seen.rates) // 2, round(seen.speed, 2)
+    if transfer_ns is None:
+        transfer_ns = TRANSFER_NS
+    return MachineOfTheirs(transfer_ns, args.far, args.nodes, cores, smt)
+
+
+def _profile(measures: bool) -> str:
+    """Return whose costs they are unless one is named: this machine's where it is measured."""
+    from zaplock.lab import profiles
+    from zaplock.measure.calibrate import cpu_name
+
+    if not measures:
+        return profiles.DEFAULT
+    if profiles.THIS_MACHINE in profiles.available():
+        return profiles.THIS_MACHINE
+    here = cpu_name()
+    alike = [name for name in profiles.shipped() if profiles.load(name).cpu == here]
+    return alike[0] if alike else profiles.DEFAULT
 
 
 def _against(name: str | None, designs: list[Design]) -> str:
@@ -184,15 +211,22 @@ def _against(name: str | None, designs: list[Design]) -> str:
     return name or names[0]
 
 
-def _measured(workload: str, cpus: list[int]) -> list[Point]:
+def _measured(workload: str, cpus: list[int]) -> Measured:
     from zaplock.cli._busy import busy
-    from zaplock.lab.scale import Point, parts_of
-    from zaplock.measure.scale import cpus_here, cpus_needed, rate
+    from zaplock.lab.scale import parts_of
+    from zaplock.measure.scale import measure
 
     with busy(f"running {workload} on this kernel"):
-        return [
-            Point("this kernel", part, count, rate(part, count))
-            for part in parts_of(workload)
-            for count in cpus
-            if cpus_needed(part, count) <= cpus_here()
-        ]
+        return measure(parts_of(workload), cpus)
+
+
+def _points(seen: Measured | None) -> list[MeasuredPoint]:
+    from zaplock.lab.scale import MeasuredPoint
+
+    if seen is None:
+        return []
+    return [
+        MeasuredPoint("this kernel", name, count, one.per_second, one.low, one.high,
+                      one.milliseconds)
+        for (name, count), one in seen.rates.items()
+    ]  # fmt: skip

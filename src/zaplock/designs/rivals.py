@@ -20,6 +20,7 @@ from zaplock.protocols.deferred import do_munmap_deferred
 from zaplock.protocols.design import Design
 from zaplock.protocols.dying import do_munmap_dying
 from zaplock.protocols.fault import page_fault_mmap_lock
+from zaplock.protocols.lazy_flush import do_munmap_latr
 from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
 from zaplock.protocols.munmap import do_vmi_align_munmap
 from zaplock.protocols.object_fault import page_fault_zircon
@@ -186,6 +187,25 @@ def xnu() -> Design:
     )  # fmt: skip
 
 
+def latr() -> Design:
+    """LATR: munmap interrupts no CPU; each forgets the range at a tick of its own.
+
+    Kumar et al., "LATR: Lazy Translation Coherence" (ASPLOS 2018), on Linux 4.10; read: the
+    abstract and a part of its sources (sslab-gatech/latr, arch/x86/mm/tlb.c). Under the mmap_sem
+    entries are cleared and the own CPU is flushed. Pages, page tables and addresses wait until
+    every CPU has flushed itself at a tick; a thread in the background then gives them back, with
+    the mmap_sem for write (there: after two seconds by the clock).
+    It promises less than Linux: another thread may reach the old pages after munmap has returned.
+    What is checked in place of that: no page is given back and no mapping stands at an address
+    while a CPU translates it to what was there. Who names such an address (MAP_FIXED, say) has it
+    flushed at once here. Its lazy MADV_DONTNEED is not told.
+    """
+    return _rival(
+        "latr", "pages and addresses of an unmap wait until each CPU has flushed at its tick",
+        do_munmap=do_munmap_latr, lazy_flush=True,
+    )  # fmt: skip
+
+
 def windows() -> Design:
     """Windows: a VAD that is marked DeleteInProgress stands in the tree until it is gone.
 
@@ -245,7 +265,7 @@ def cortenmm_adv() -> Design:
 
 MAKERS: tuple[Callable[[], Design], ...] = (
     big_lock, range_lock, range_lock_faults, range_lock_refined, bonsai, speculative_faults,
-    radixvm, cortenmm_rw, cortenmm_adv, freebsd, xnu, windows, zircon,
+    radixvm, cortenmm_rw, cortenmm_adv, latr, freebsd, xnu, windows, zircon,
 )  # fmt: skip
 
 

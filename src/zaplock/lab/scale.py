@@ -31,7 +31,7 @@ from zaplock.executors import Executor, Here
 from zaplock.experiment import PAGE
 from zaplock.lab.bystanders import system_call
 from zaplock.lab.profiles import Profile
-from zaplock.lab.teardown import sched_of
+from zaplock.lab.teardown import sched_of, spawn_ticks
 from zaplock.model.files import new_file
 from zaplock.model.flags import (
     MADV_DONTFORK,
@@ -120,6 +120,15 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class MeasuredPoint(Point):
+    """What this kernel did: the median of so many milliseconds, and their quartiles."""
+
+    low: float
+    high: float
+    milliseconds: int
 
 
 async def _map_and_unmap(cx: Cx, length: int, flags: int, file: int = 0) -> None:
@@ -286,8 +295,9 @@ def measure_point(
     lines = CacheLines(theirs.transfer_ns, far_ns=theirs.far_ns, cpus=cpus, nodes=theirs.nodes)
     extra = int(workload.scanner)
     engine = TimedEngine(
-        machine, policy=design.rwsem, sched=sched_of(profile, cpus + extra), lines=lines
-    )
+        machine, policy=design.rwsem, sched=sched_of(profile, cpus + extra), lines=lines,
+        records=False,
+    )  # fmt: skip
     threads = []
     for number in range(cpus):
         task = Task(number + 1, MM, f"cpu{number}", number)
@@ -296,6 +306,7 @@ def measure_point(
     if workload.scanner:
         task = Task(cpus + 1, MM + 1, "scanner", cpus)
         engine.spawn(task, under(design, _scan(Cx(design, task))), background=True)
+    spawn_ticks(engine, design, MM, cpus + 2)
     engine.run()
     done = sum(thread.value for thread in threads)
     ended_ns = max(thread.finished_ns for thread in threads)

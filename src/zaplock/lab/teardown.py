@@ -24,6 +24,7 @@ from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design
+from zaplock.protocols.lazy_flush import ticks
 from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
 from zaplock.protocols.ranged import page_fault_ranged
 from zaplock.trace.events import Events
@@ -82,6 +83,7 @@ def run(
         started = filtered(started, held)
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
+    spawn_ticks(engine, design, MM, SUBJECT + len(samples) + 1)
     engine.run()
     (begin_ns, stalled_ns), (end_ns, stalled_then_ns) = called
     events = engine.events()
@@ -129,6 +131,12 @@ async def _unmap(
             "to be compared it has to return 0"
         )
     return 0
+
+
+def spawn_ticks(engine: TimedEngine, design: Design, mm: int, tid: int) -> None:
+    """Let the CPUs' ticks come, in the background, where an unmap leaves something to them."""
+    if design.lazy_flush:
+        engine.spawn(Task(tid, mm, "ticks"), ticks(mm), background=True)
 
 
 def _spawn_bystanders(

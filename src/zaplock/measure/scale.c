@@ -1,8 +1,13 @@
 /* One workload of `zaplock scale` on this kernel: scale WORKLOAD THREADS MILLISECONDS
  *
- * Prints operations a second, of all threads together, each on a CPU of its own. The workloads are
- * those of lab/scale.py, and do the same: what that touches and maps, this does. "transfer" prints
- * how many nanoseconds a cache line takes from one CPU to another, in the best of many batches.
+ * Prints operations a second, of all threads together, each on a CPU of its own: a line for each
+ * millisecond in which none of them was off its CPU for long. What else runs here takes CPUs away
+ * for longer than anything that a workload waits for, so such milliseconds are left out, and a busy
+ * machine gives fewer lines and not other ones.
+ *
+ * The workloads are those of lab/scale.py, and do the same: what that touches and maps, this does.
+ * "compute" does nothing that is shared: it tells whether CPUs share a core. "transfer" prints how
+ * many nanoseconds a cache line takes from one CPU to another, in the best of many batches.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -31,11 +36,16 @@ static atomic_int stop;
 static pthread_barrier_t ready;
 static cpu_set_t allowed;
 
+enum { LOOKS = 1 << 16 };
+static const double SLOT = 1e-3, OFF = 0.3e-3, OFTEN = 10e-6;
+
+/* `at` and `by`: when this thread looked at its clock, and what it had done by then. */
 struct worker {
 	_Alignas(128) pthread_t thread;
-	int number, file;
-	long done;
-	double seconds;
+	int number, file, looks;
+	volatile unsigned long sum;
+	long done, *by;
+	double *at;
 };
 static struct worker workers[MOST];
 
@@ -76,10 +86,29 @@ static char *map(void *at, size_t length, int flags, int file)
 	return p;
 }
 
+static void look(struct worker *w)
+{
+	double time = now();
+
+	if (w->looks < LOOKS && (!w->looks || time - w->at[w->looks - 1] >= OFTEN)) {
+		w->at[w->looks] = time;
+		w->by[w->looks++] = w->done;
+	}
+}
+
 static void touch(char *p, size_t length)
 {
 	for (size_t at = 0; at < length; at += PAGE)
 		((volatile char *)p)[at] = 1;
+}
+
+static void touch_and_count(struct worker *w, char *p, size_t length)
+{
+	for (size_t at = 0; at < length; at += 8 * PAGE) {
+		touch(p + at, length - at < 8 * PAGE ? length - at : 8 * PAGE);
+		w->done += 8;
+		look(w);
+	}
 }
 
 static int memory_file(void)
@@ -96,7 +125,11 @@ static void one_round(struct worker *w)
 	const char *n = workload;
 	char *p;
 
-	if (!strcmp(n, "mmap1") || !strcmp(n, "mmap2")) {
+	if (!strcmp(n, "compute")) {
+		for (int i = 0; i < 1000; i++)
+			w->sum = w->sum * 3 + 1;
+		w->done++;
+	} else if (!strcmp(n, "mmap1") || !strcmp(n, "mmap2")) {
 		p = map(NULL, MAPPED, n[4] == '1' ? MEMORY : MAP_PRIVATE, w->file);
 		munmap(p, MAPPED);
 		w->done++;
@@ -111,9 +144,12 @@ static void one_round(struct worker *w)
 		int flags = n[10] == '1' ? MEMORY : n[10] == '2' ? MAP_PRIVATE : MAP_SHARED;
 
 		p = map(NULL, MAPPED, flags, w->file);
-		touch(p, (size_t)FAULTS * PAGE);
+		touch_and_count(w, p, (size_t)FAULTS * PAGE);
 		munmap(p, MAPPED);
-		w->done += FAULTS;
+	} else if (!strncmp(n, "pft", 3)) {
+		p = area + w->number * TOUCHED + PAGE;
+		touch_and_count(w, p, TOUCHED - PAGE);
+		madvise(p, TOUCHED - PAGE, MADV_DONTNEED); /* longer than OFF, so no figure has it */
 	} else {
 		int mixed = !strcmp(n, "regions-high");
 
@@ -124,28 +160,20 @@ static void one_round(struct worker *w)
 			p = map(area + page * PAGE, PAGE, MEMORY | MAP_FIXED, -1);
 			touch(p, PAGE);
 			munmap(p, PAGE);
+			w->done++;
+			look(w);
 		}
-		w->done += CALLS;
 	}
+	look(w);
 }
 
 static void *work(void *argument)
 {
 	struct worker *w = argument;
-	int faults_only = !strncmp(workload, "pft", 3);
-	double begin;
-
 	pin(w->number);
 	pthread_barrier_wait(&ready);
-	begin = now();
-	if (faults_only) {
-		touch(area + w->number * TOUCHED + PAGE, TOUCHED - PAGE);
-		w->done = TOUCHED / PAGE - 1;
-	} else {
-		while (!atomic_load_explicit(&stop, memory_order_relaxed))
-			one_round(w);
-	}
-	w->seconds = now() - begin;
+	while (!atomic_load_explicit(&stop, memory_order_relaxed))
+		one_round(w);
 	return NULL;
 }
 
@@ -166,7 +194,7 @@ static void *scan(void *argument)
 
 static _Alignas(128) atomic_long ball;
 
-enum { EXCHANGES = 1000, BATCHES = 1000 };
+enum { EXCHANGES = 500, BATCHES = 100 };
 
 static void *answer(void *argument)
 {
@@ -202,10 +230,55 @@ static int transfer(void)
 	return 0;
 }
 
+/* What a thread did from `begin` to `end` by its clock, or -1 if it was off its CPU meanwhile. */
+static double done_in(struct worker *w, int *next, double begin, double end)
+{
+	int i = *next, first;
+
+	while (i < w->looks && w->at[i] < begin)
+		i++;
+	first = i;
+	while (i < w->looks && w->at[i] < end)
+		i++;
+	*next = i ? i - 1 : 0;
+	if (first == 0 || i == w->looks || i - first < 2)
+		return -1;
+	for (int k = first; k <= i; k++)
+		if (w->at[k] - w->at[k - 1] > OFF)
+			return -1;
+	return (w->by[i - 1] - w->by[first]) / (w->at[i - 1] - w->at[first]);
+}
+
+static void print_slots(void)
+{
+	static int next[MOST];
+	double begin = 0, end = 1e18;
+
+	for (int i = 0; i < threads; i++) {
+		struct worker *w = &workers[i];
+
+		if (!w->looks)
+			return;
+		begin = w->at[0] > begin ? w->at[0] : begin;
+		end = w->at[w->looks - 1] < end ? w->at[w->looks - 1] : end;
+	}
+	for (begin += SLOT; begin + SLOT <= end; begin += SLOT) {
+		double sum = 0;
+		int ran = 1;
+
+		for (int i = 0; i < threads; i++) {
+			double rate = done_in(&workers[i], &next[i], begin, begin + SLOT);
+
+			ran &= rate >= 0;
+			sum += rate;
+		}
+		if (ran)
+			printf("%.0f\n", sum);
+	}
+}
+
 int main(int argc, char **argv)
 {
-	double seconds = 0;
-	long done = 0;
 
 	sched_getaffinity(0, sizeof(allowed), &allowed);
 	if (argc == 2 && !strcmp(argv[1], "transfer"))
@@ -224,8 +297,6 @@ int main(int argc, char **argv)
 			madvise(area + i * TOUCHED, TOUCHED, MADV_DONTFORK);
 	for (int i = 0; i < threads; i++)
 		touch(area + i * TOUCHED, PAGE);
-	if (!strncmp(workload, "regions", 7))
-		munmap(area, threads * TOUCHED);
 	pid_t child = strcmp(workload, "maps") ? 0 : fork();
 	if (child == 0 && !strcmp(workload, "maps")) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -236,22 +307,25 @@ int main(int argc, char **argv)
 	pthread_barrier_init(&ready, NULL, threads + 1);
 	for (int i = 0; i < threads; i++) {
 		workers[i].number = i;
+		workers[i].at = calloc(LOOKS, sizeof(*workers[i].at));
+		workers[i].by = calloc(LOOKS, sizeof(*workers[i].by));
+		if (!workers[i].at || !workers[i].by)
+			die("calloc");
+		memset(workers[i].at, 1, LOOKS * sizeof(*workers[i].at));
+		memset(workers[i].by, 1, LOOKS * sizeof(*workers[i].by));
 		workers[i].file = strchr("23", workload[strlen(workload) - 1]) ? memory_file() : -1;
 		pthread_create(&workers[i].thread, NULL, work, &workers[i]);
 	}
+	if (!strncmp(workload, "regions", 7)) /* only now, so that no thread's stack lies there */
+		munmap(area, threads * TOUCHED);
 	heap = (char *)syscall(SYS_brk, 0); /* where it ends for good: nobody allocates from here on */
 	pthread_barrier_wait(&ready);
-	if (strncmp(workload, "pft", 3))
-		usleep(milliseconds * 1000);
+	usleep(milliseconds * 1000);
 	atomic_store(&stop, 1);
-	for (int i = 0; i < threads; i++) {
+	for (int i = 0; i < threads; i++)
 		pthread_join(workers[i].thread, NULL);
-		done += workers[i].done;
-		if (workers[i].seconds > seconds)
-			seconds = workers[i].seconds;
-	}
 	if (child > 0)
 		kill(child, SIGKILL);
-	printf("%.0f\n", done / seconds);
+	print_slots();
 	return 0;
 }

@@ -9,6 +9,7 @@ there is one.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,6 +43,11 @@ class Frame(msgspec.Struct, frozen=True):
     stays_locked: bool = False
 
 
+frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
+"""Make a frame's value, or return the one of equal parts that was made before: neighbours that
+share it are known for equal at once."""
+
+
 def alloc_frames(
     m: Machine, task: Task, kind: str, count: int, refs: int = 1, align: int = 1
 ) -> int:
@@ -52,7 +58,7 @@ def alloc_frames(
     padding: int = -m.serials.get((task.tid, "frame"), 0) % align
     first = m.next_serial(task, "frame", padding + count) + padding
     first += task.tid + 1 << OWN_FRAMES_SHIFT
-    m.frames.set(first, first + count, Frame(kind, refs, 0))
+    m.frames.set(first, first + count, frame_of(kind, refs, 0))
     return first
 
 
@@ -69,7 +75,7 @@ def change_frames(
                 f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
-            new = Frame(frame.kind, new_refs, new_maps, "", frame.stays_locked)
+            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked)
             m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -53,6 +53,10 @@ class Pte(msgspec.Struct, frozen=True):
     delta: int
     writable: bool = False
     no_access: bool = False
+
+
+pte_of = lru_cache(maxsize=1024, typed=True)(Pte)
+"""Make an entry's value, or return the one of equal parts that was made before (as frame_of)."""
 
 
 Counter = Literal[

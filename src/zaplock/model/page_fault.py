@@ -31,7 +31,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import alloc_frames, change_frames
-from zaplock.model.mm import Mm, Pte
+from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import RSS, alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
@@ -261,9 +261,9 @@ def allows_huge_pages(m: Machine, vma: Vma) -> bool:
     policy = m.globals.get("thp", 1)  # 0 never, 1 madvise, 2 always
     if not policy or vma.flags & (VM_NOHUGEPAGE | VM_SPECIAL):
         return False
-    if m.mm(vma.mm).count("thp_disable"):
+    if policy == 1 and not vma.flags & VM_HUGEPAGE:
         return False
-    return policy == 2 or bool(vma.flags & VM_HUGEPAGE)
+    return not m.mm(vma.mm).count("thp_disable")
 
 
 def meets_huge_pages(m: Machine, vma: Vma, first: int, last: int) -> bool:
@@ -278,7 +278,7 @@ def _map_new(m: Machine, task: Task, space: Mm, vpn: int, tag: int = 0) -> None:
     pfn = alloc_frames(m, task, "anon", 1)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
-    install(m, task, space, vpn, vpn + 1, Pte("anon", pfn - vpn, True))
+    install(m, task, space, vpn, vpn + 1, pte_of("anon", pfn - vpn, True))
 
 
 def _map_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
@@ -351,7 +351,7 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
     change_frames(m, task, pfn, pfn + 1, refs=1)
     kind = "shmem" if file.kind == "shmem" else "file"
     writable = shared and (write or stays_writable(vma, kind))
-    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable))
+    install(m, task, space, vpn, vpn + 1, pte_of(kind, pfn - vpn, writable))
     if write:
         m.dirty.set(pfn, pfn + 1, True)
     return 0

@@ -356,17 +356,20 @@ class RangeMap(OrderedCells[tuple[int, V]]):
     def set(self, low: int, high: int, value: V) -> None:
         """Give every point of [low, high) this value."""
         assert low < high, (self.name, low, high)
-        self.clear(low, high)
         order, data = self.order, self.data
         i = bisect_left(order, low)
+        is_hole = i == len(order) or order[i] >= high
+        if not is_hole or (i and data[order[i - 1]][0] > low):
+            self.clear(low, high)
+            i = bisect_left(order, low)
         if i:
             start = order[i - 1]
             end, left = data[start]
-            if end == low and left == value and same(left, value):
+            if end == low and (left is value or (left == value and same(left, value))):
                 low = start
         if i < len(order) and order[i] == high:
             end, right = data[high]
-            if right == value and same(right, value):
+            if right is value or (right == value and same(right, value)):
                 self.drop(high)
                 high = end
         self.put(low, (high, value))

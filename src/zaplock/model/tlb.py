@@ -123,18 +123,27 @@ def flush_tlb_range(m: Machine, mm: int, first: int, last: int, freed_tables: bo
     m.spend("flush")
     if m.remote_cpus:
         m.spend("flush_remote", m.remote_cpus)
-    if not m.tracks_tlbs:
-        return
-    for cpu in m.cpus:
-        for low, high, entry in m.tlb(cpu).overlapping(first, last):
-            if entry.mm == mm:
-                m.tlb(cpu).clear(low, high)
-        if freed_tables:
-            shift = PAGES_PER_TABLE_SHIFT
-            walks = m.walk_cache(cpu)
-            for low, high, entry_ in walks.overlapping(first >> shift, -(-last >> shift)):
-                if entry_[0] == mm:
-                    walks.clear(low, high)
+    for cpu in m.cpus if m.tracks_tlbs else ():
+        _forget(m, cpu, mm, first, last, freed_tables)
+
+
+def flush_cpu(m: Machine, cpu: int, tlb: Gather) -> None:
+    """Let one CPU alone forget the translations that were gathered."""
+    m.spend("flush")
+    if m.tracks_tlbs:
+        _forget(m, cpu, tlb.mm, tlb.low, tlb.high, tlb.freed_tables)
+
+
+def _forget(m: Machine, cpu: int, mm: int, first: int, last: int, freed_tables: bool) -> None:
+    for low, high, entry in m.tlb(cpu).overlapping(first, last):
+        if entry.mm == mm:
+            m.tlb(cpu).clear(low, high)
+    if freed_tables:
+        shift = PAGES_PER_TABLE_SHIFT
+        walks = m.walk_cache(cpu)
+        for low, high, entry_ in walks.overlapping(first >> shift, -(-last >> shift)):
+            if entry_[0] == mm:
+                walks.clear(low, high)
 
 
 @step

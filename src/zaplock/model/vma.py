@@ -361,10 +361,11 @@ def accepts(vma: Vma, neighbour: Vma) -> bool:
     return bool(neighbour.anon_vma or not vma.anon_vma)
 
 
-def absorb(m: Machine, task: Task, left: int, right: int) -> int:
+def absorb(m: Machine, task: Task, left: int, right: int, paid: bool = False) -> int:
     """Make two neighbours one VMA and return its handle; the right one is freed."""
     first, second = vma_of(m, task, left), vma_of(m, task, right)
-    m.spend("vma_merge")
+    if not paid:
+        m.spend("vma_merge")
     remove(m, task, right)
     unlink_rmap(m, task, right)
     free(m, task, right)
@@ -381,10 +382,12 @@ def absorb(m: Machine, task: Task, left: int, right: int) -> int:
 
 
 def merge_around(
-    m: Machine, task: Task, handle: int, apart: int = 0, untouched: bool = True
+    m: Machine, task: Task, handle: int, apart: int = 0, untouched: bool = True, new: bool = False
 ) -> int:
     """Merge a VMA with its neighbours where it can; return the handle of what it is now.
 
+    A `new` one is in Linux no VMA before it has merged with its first neighbour, which grows: that
+    costs what making one does, and no more.
     It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
     they merge with the `untouched` too (6.16).
     """
@@ -398,11 +401,11 @@ def merge_around(
     space = m.mm(vma.mm)
     left = previous(space, vma.start)
     if left and joins(left) and can_merge(m, vma_of(m, task, left), vma):
-        handle = absorb(m, task, left, handle)
-        vma = vma_of(m, task, handle)
+        handle = absorb(m, task, left, handle, new)
+        vma, new = vma_of(m, task, handle), False
     right = following(space, vma.end)
     if right and joins(right) and can_merge(m, vma, vma_of(m, task, right)):
-        handle = absorb(m, task, handle, right)
+        handle = absorb(m, task, handle, right, new)
     return handle
 
 

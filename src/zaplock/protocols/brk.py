@@ -156,4 +156,4 @@ def merge_with_heap(m: Machine, task: Task, space: Mm, handle: int) -> None:
         return
     heap = vma_of(m, task, before)
     if heap.end > space.count("start_brk") and can_merge(m, heap, vma):
-        absorb(m, task, before, handle)
+        absorb(m, task, before, handle, paid=True)  # the heap grows, and is no second VMA before

@@ -66,9 +66,10 @@ class Design:
     such row: skip_vm_flags is the RFC's parameter: "no" (not there), "posted" (its hugetlb test
     inverted) or "yes". mmap_killable: a fatal signal ends the wait of mmap, munmap, brk, mremap and
     mprotect for the lock (so in every kernel from 4.9 on).
-    And no kernel has these two: tombstones (munmap leaves one over the range and zaps it under no
+    And no kernel has these: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
-    afterwards, protocols.cut).
+    afterwards, protocols.cut), nor lazy_flush (other CPUs flush at their next tick, and the range
+    stays occupied until then, protocols.lazy_flush).
     Nor these, which were proposed (`designs.proposals_2026`): major_fault (what a fault under the
     VMA lock does about a page that has to be read: give the lock back and retry under the
     "mmap"_lock, retry under the "vma" lock, or "hold" the VMA lock meanwhile), fork_locks (which
@@ -162,6 +163,7 @@ class Design:
     pgste_finds_vma: bool = False
     tombstones: bool = False
     cuts: bool = False
+    lazy_flush: bool = False
     major_fault: Literal["mmap", "vma", "hold"] = "mmap"
     fork_locks: Literal["all", "cow", "anon_vma"] = "all"
     fork_copies: Literal["needed", "anon_vma"] = "needed"

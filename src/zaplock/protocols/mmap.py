@@ -394,11 +394,11 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     vma = vma_of(m, task, handle)
     behind = following(m.mm(vma.mm), vma.end)
     if merges_anew or not behind:
-        return merge_around(m, task, handle)
+        return merge_around(m, task, handle, new=True)
     other, before = vma_of(m, task, behind), previous(m.mm(vma.mm), vma.start)
     first = can_merge(m, vma, other) and other.anon_vma and before
     apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
-    return merge_around(m, task, handle, apart)
+    return merge_around(m, task, handle, apart, new=True)
 
 
 @step

@@ -89,12 +89,13 @@ async def vm_munmap(cx: Cx, start: int, length: int) -> int:
     while True:
         if await mmap_write_lock_killable(cx):
             return -EINTR
-        waited = await gave_way(cx, start, end, unmaps=True)
+        lazy = cx.design.lazy_flush  # then nothing that is there keeps an unmap waiting
+        waited = 0 if lazy else await gave_way(cx, start, end, unmaps=True)
         if waited < 0:
             return waited
         if not waited:
             break
-    lets_go = cx.design.munmap_downgrades or cx.design.tombstones
+    lets_go = cx.design.munmap_downgrades or cx.design.tombstones or cx.design.lazy_flush
     result = await cx.design.do_munmap(cx, start, length, events, lets_go)
     await unlock_after_unmap(cx, result)
     await unmap_complete(cx, events)

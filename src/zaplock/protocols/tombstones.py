@@ -1,7 +1,8 @@
 """Tombstones: address ranges that are unmapped and still being zapped (protocols.dying).
 
 A look-up sees a hole there, the search for a gap an occupied place. Who needs such a range waits
-until it is gone, holding nothing and killable, and then looks again.
+until it is gone, holding nothing and killable, and then looks again; one that waits for other CPUs'
+ticks alone (protocols.lazy_flush) is flushed at once for that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from errno import EINTR
 from typing import TYPE_CHECKING
 
 from zaplock.model.step import Step, Task, WaitStep, step
+from zaplock.model.tlb import flush_gathered, return_gathered
 from zaplock.model.vma import change, find_vmas, tombstones_over, vma_of
 from zaplock.protocols.locking import EXCLUDED, mmap_write_unlock
 
@@ -30,6 +32,9 @@ async def gave_way(cx: Cx, start: int = 0, end: int = TOP, *, unmaps: bool = Fal
     different now.
     """
     design = cx.design
+    if design.lazy_flush and await flush_quarantine(cx.mm, start, end):
+        await mmap_write_unlock(cx)
+        return 1
     if not (design.tombstones or design.cuts):
         return 0
     dying = await dying_in(cx.mm, start, end) if design.tombstones else ()
@@ -43,6 +48,29 @@ async def gave_way(cx: Cx, start: int = 0, end: int = TOP, *, unmaps: bool = Fal
         await readers_gone(border)
         return 1
     return -EINTR if await one_is_gone(cx.mm, dying) else 1
+
+
+@step
+def flush_quarantine(m: Machine, task: Task, mm: int, start: int, end: int) -> bool:
+    """Let all CPUs forget at once what waits for their ticks in [start, end); False if nothing."""
+    space = m.mm(mm)
+    waiting = [space.dying[at][1] for at in tombstones_over(space, start, end)]
+    for gather in waiting:
+        flush_gathered(m, gather)
+        give_back.run(m, task, mm, gather)
+    return bool(waiting)
+
+
+@step
+def give_back(m: Machine, task: Task, mm: int, gather: int) -> None:
+    """Return what a range in quarantine was made of, and its addresses; no CPU may reach it."""
+    if gather not in m.gathers:
+        return  # somebody needed the addresses, and has flushed it at once
+    return_gathered(m, task, gather)
+    m.gathers.drop(gather)
+    dying = m.mm(mm).dying
+    for start in [at for at in dying if dying[at][1] == gather]:
+        dying.drop(start)
 
 
 @step

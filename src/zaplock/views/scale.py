@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from zaplock.views.grid import Grid, figure, words
 
 if TYPE_CHECKING:
-    from zaplock.lab.scale import MachineOfTheirs, Point
+    from zaplock.lab.scale import MachineOfTheirs, MeasuredPoint, Point
 
 Rates = dict[tuple[str, str, int], float]
 
@@ -73,7 +73,9 @@ def inputs(theirs: MachineOfTheirs) -> str:
     return told
 
 
-def measured_table(measured: Sequence[Point], points: Sequence[Point], against: str) -> Grid:
+def measured_table(
+    measured: Sequence[MeasuredPoint], points: Sequence[Point], against: str
+) -> Grid:
     """Draw what this kernel did, its ratio to one thread, and the ratio that was predicted."""
     rates = _rates(points)
     alone = {one.workload: one.per_second for one in measured if one.cpus == 1}
@@ -83,9 +85,11 @@ def measured_table(measured: Sequence[Point], points: Sequence[Point], against: 
         if name in alone and (name, against, 1) in rates:
             predicted = rates[name, against, one.cpus] / rates[name, against, 1]
             times = (f"{one.per_second / alone[name]:.2f}", f"{predicted:.2f}")
-        rows.append((name, str(one.cpus), f"{one.per_second:,.0f}", *times))
+        quartiles = f"{short(one.low)} to {short(one.high)}"
+        rows.append((name, str(one.cpus), f"{one.per_second:,.0f}", quartiles, *times))
     columns = (words("workload"), figure("CPUs"), figure("operations a second"),
-               figure("times one thread's"), figure(f"by {against}"))  # fmt: skip
+               figure("quartiles"), figure("times one thread's"),
+               figure(f"by {against}"))  # fmt: skip
     return Grid(columns, rows, "measured on this kernel")
 
 

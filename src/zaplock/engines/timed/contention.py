@@ -181,7 +181,7 @@ class Contention:
         lock.count_waiters()
         self._end_spin(thread)
         thread.state = RESUMING
-        thread.resume = self._has_it
+        thread.resume = self._has_seen_it
         self.clock.set(self.clock.now, thread)
 
     def _wake_queue(self, lock: TimedLock) -> None:
@@ -228,13 +228,19 @@ class Contention:
         self._block(thread)
         return False
 
-    def _has_it(self, thread: Thread) -> bool:
+    def _has_seen_it(self, thread: Thread) -> bool:
+        """Go on with what one has polled until it was free."""
+        return self._has_it(thread, True)
+
+    def _has_it(self, thread: Thread, polled: bool = False) -> bool:
         lock = thread.lock
         assert lock is not None
         thread.result = 0
         thread.left_ns = self.cpus.sched.lock_ns
         if self.lines is not None:
-            thread.left_ns += self.lines.touch(lock.which, thread.tid, self.clock.now)
+            thread.left_ns += self.lines.touch(lock.which, thread.tid, self.clock.now, polled)
+            if thread.step.write:
+                thread.left_ns += self.lines.touch_under(lock.which, thread.tid, self.clock.now)
         self._record(thread, lock, ACQUIRED, thread.step.write)
         return self._end_wait(thread)
 

@@ -75,10 +75,12 @@ class TimedEngine:
         cpu_max: CpuMax | None = None,
         throttled_in: Literal["kernel", "user"] = "kernel",
         lines: CacheLines | None = None,
+        records: bool = True,
     ) -> None:
         """Stand beside `machine`, at time 0. No lock of it may be held.
 
-        With `lines`, what several CPUs write has to come over to each of them.
+        With `lines`, what several CPUs write has to come over to each of them. Who asks for results
+        and times alone, and never for `events`, saves their making by `records` False.
         """
         self.machine = machine
         self.policy = policy
@@ -102,6 +104,7 @@ class TimedEngine:
         self._channels: dict[tuple[Any, ...], list[Thread]] = {}
         self._foreground = 0
         self._next_cpu = 0
+        self._records = records
 
     @property
     def now_ns(self) -> int:
@@ -174,7 +177,7 @@ class TimedEngine:
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
-        bandwidth, lines = cpus.bandwidth, self._lines
+        bandwidth, lines, records = cpus.bandwidth, self._lines, self._records
         unseen = not self.recorder.sched and bandwidth is None
         which: Lock | None = None
         lock: TimedLock
@@ -231,7 +234,9 @@ class TimedEngine:
                         self._make_codes(thread, lock)
                     action, write, result = step.action, step.write, 0
                     codes = thread.codes[write]
-                    way = 0 if lines is None else lines.touch(which, thread.tid, now)
+                    way = 0
+                    if lines is not None:
+                        way = lines.touch(which, thread.tid, now, bool(lock.spinners))
                     if action == "down":
                         price = lock_ns + way
                         if (
@@ -244,6 +249,8 @@ class TimedEngine:
                                 fresh += (now, asked, now, acquired)
                             if write:
                                 lock.owner, lock.no_readers_spin = thread, False
+                                if lines is not None:
+                                    price += lines.touch_under(which, thread.tid, now)
                             elif thread in lock.readers:
                                 lock.readers[thread] += 1
                             else:
@@ -267,7 +274,7 @@ class TimedEngine:
                         if lock.contended:
                             price += contention.let_in(lock)
                     elif action == "downgrade":
-                        price = self._downgrade(thread, lock)
+                        price = self._downgrade(thread, lock) + way
                     elif action == "try":
                         result = self._try(thread, lock, write)
                         price = lock_ns + way
@@ -292,7 +299,8 @@ class TimedEngine:
                     timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
-                    self.recorder.mark(now, thread.code, step)
+                    if records:
+                        self.recorder.mark(now, thread.code, step)
                     result, price = None, 0
                     if bandwidth is not None:
                         thread.inside += 1 if step.what.endswith("begin") else -1
@@ -368,7 +376,8 @@ class TimedEngine:
 
     def _new_lock(self, which: Lock) -> TimedLock:
         name, mm = which
-        code = self.recorder.lock_code(mm) if name == "mmap_lock" else 0
+        recorded = self._records and name == "mmap_lock"
+        code = self.recorder.lock_code(mm) if recorded else 0
         lock = self._locks[which] = TimedLock(which, self.policy, code)
         return lock
 

@@ -4,6 +4,10 @@ A write by the thread that wrote last costs nothing more. By another one the lin
 there: `transfer_ns`, or `far_ns` from another NUMA node; and it comes to one after the other, so
 those who want it at once queue. That is all that makes an atomic operation on a shared word slow.
 
+A line that somebody polls (who spins for a lock reads its owner over and over) is never its
+writer's alone: each write takes it back from there, and then it is read again before the next. So
+a write of a polled line costs two transfers, whoever wrote it last.
+
 Each thread counts as a CPU of its own, in the order of its number.
 """
 
@@ -25,17 +29,22 @@ class CacheLines:
         self._free_at: dict[Hashable, float] = {}
         self.transfers = 0
 
-    def touch(self, line: Hashable, tid: int, now_ns: float) -> int:
+    def touch(self, line: Hashable, tid: int, now_ns: float, polled: bool = False) -> int:
         """Write a line as a thread: how long that takes beyond the write itself."""
         owner = self._owner.get(line, tid)
         self._owner[line] = tid
-        if owner == tid:
+        if owner == tid and not polled:
             return 0
-        self.transfers += 1
+        times = 2 if polled else 1
+        self.transfers += times
         begin_ns = max(now_ns, self._free_at.get(line, 0.0))
-        end_ns = begin_ns + self._between(owner, tid)
+        end_ns = begin_ns + times * self._between(owner, tid)
         self._free_at[line] = end_ns
         return round(end_ns - now_ns)
+
+    def touch_under(self, lock: Hashable, tid: int, now_ns: float) -> int:
+        """Write what every exclusive hold of a lock writes, beside the lock's own word."""
+        return self.touch(("under", lock), tid, now_ns)
 
     def _between(self, owner: int, tid: int) -> float:
         same = (owner - 1) // self._per_node == (tid - 1) // self._per_node
