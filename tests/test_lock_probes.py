@@ -251,24 +251,24 @@ def needs(kernel: str) -> None:
         pytest.skip(str(error))
 
 
-def test_tracepoints_and_kprobes_of_one_run_tell_the_same() -> None:
+def test_all_ways_of_one_run_tell_the_same() -> None:
     needs("debian:6.1")
     convoy = ("fault", "proc", "mmap")
     plan = GuestPlan(
         32 << 20, kernel="debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=120,
-        locks="both",
+        locks="all",
     )  # fmt: skip
     done = run(plan)
-    assert recording.lock_events(done.capsule) == ("tracepoints", "kprobes")
-    by_tracepoints, by_kprobes = (
-        guest_verdict.read(done, way) for way in recording.lock_events(done.capsule)
-    )
-    assert by_tracepoints.modes == by_kprobes.modes == ("exclusive", "shared")
-    assert by_tracepoints.waits == by_kprobes.waits
-    for name in convoy:
-        assert by_tracepoints.ratio(name) == pytest.approx(by_kprobes.ratio(name), abs=0.01)
-    for one, other in zip(by_tracepoints.phases, by_kprobes.phases):
-        assert abs(one.hold_ns - other.hold_ns) < 50_000  # what the return probes themselves take
+    ways = recording.lock_events(done.capsule)
+    assert ways == ("tracepoints", "kprobes", "function_graph")
+    by_tracepoints, *others = (guest_verdict.read(done, way) for way in ways)
+    for seen in others:
+        assert by_tracepoints.modes == seen.modes == ("exclusive", "shared")
+        assert by_tracepoints.waits == seen.waits
+        for name in convoy:
+            assert by_tracepoints.ratio(name) == pytest.approx(seen.ratio(name), abs=0.01)
+        for one, other in zip(by_tracepoints.phases, seen.phases):
+            assert abs(one.hold_ns - other.hold_ns) < 50_000  # what the probes themselves take
 
 
 # ---- what an image lacks, and what can't be seen
@@ -300,9 +300,11 @@ def test_missing_features_are_named_where_they_matter() -> None:
         return features.missing(Capsule({"features": text.encode()}), by)
 
     assert lacking() == lacking("mmap_lock") == lacking("kprobe_events") == ()
-    assert lacking("mmap_lock", "kprobe_events") == (
+    assert lacking("mmap_lock", "kprobe_events") == (), "function_graph is left"
+    assert lacking("mmap_lock", "kprobe_events", "function_graph") == (
         "kprobe_events (lock events before 5.11)",
         "mmap_lock (lock events by tracepoints)",
+        "function_graph (--graph, and lock events without kprobes)",
     )
     assert lacking("kprobe_events", by="kprobes") == ("kprobe_events (lock events before 5.11)",)
 

@@ -20,7 +20,7 @@ from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check, one_
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
 
-LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
+LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "function_graph", "all", "none")
 _BASE_MEMORY = 512 << 20
 _SETTLE_NS = 30_000_000
 
@@ -31,7 +31,8 @@ class GuestPlan(Experiment):
 
     `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `cpu_max` is the target's from before
     its teardown on. `graph` records function_graph instead of events. `locks` says where lock
-    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes.
+    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else
+    kprobes, else function_graph.
     `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
     `from_begin`: no bystander does anything before the teardown begins.
     """
