@@ -34,7 +34,8 @@ class GuestPlan(Experiment):
     events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else
     kprobes, else function_graph.
     `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
-    `from_begin`: no bystander does anything before the teardown begins.
+    `from_begin`: no bystander does anything before the teardown begins. A kernel that is not
+    `traced` runs as it would by itself: while it is, some take other ways to the same functions.
     """
 
     period_ns: int = 1_000_000
@@ -48,6 +49,7 @@ class GuestPlan(Experiment):
     locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
     from_begin: bool = False
+    traced: bool = True
 
     @property
     def machine(self) -> qemu.GuestMachine:
@@ -120,6 +122,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
+    if not plan.traced:
+        words["trace"] = 0
     if plan.from_begin:
         words["from_begin"] = 1
     if plan.cpu_max:
