@@ -43,7 +43,7 @@ _HEADERS = {
 }
 _INDENT = "  "
 _DIGITS = 7
-"""The kernel prints no more digits of a duration than these, where the point is among them."""
+"""So many digits of a duration the kernel prints, where its point is among them."""
 
 _Head = Callable[[int, bool], str]
 """What stands before an entry's or an exit's (True) duration, at some time (ns)."""
