@@ -1,7 +1,7 @@
 """Simulated teardowns as ftrace's function_graph text, in one of two layouts.
 
-trace-cmd   as `trace-cmd report` prints it, and as the RFC itself shows its munmap: an event a line,
-            with the thread, its CPU and the time in seconds
+trace-cmd   as `trace-cmd report` prints it, and as the RFC shows its munmap: an event a line, with
+            the thread, its CPU and the time in seconds
 ftrace      as the kernel's own file `trace` does, by its default options (print_graph_duration
             and its neighbours: the same in 4.9 and 4.20)
 
