@@ -138,6 +138,16 @@ class _Inside:
     first: bool = True
     """Whether it has asked for no lock in do_exit yet."""
 
+    @property
+    def innermost(self) -> int:
+        """The function that it is in, -1 for none that is followed."""
+        return self.frames[-1] if self.frames else -1
+
+    @property
+    def around(self) -> Around | None:
+        """What the innermost function that says something of semaphores says."""
+        return next((found for one in reversed(self.frames) if (found := _AROUND[one])), None)
+
 
 @dataclass(slots=True)
 class GraphCalls:
@@ -178,11 +188,11 @@ class GraphCalls:
         return {name: column[keep] for name, column in columns.items()}
 
     def _entered(self, task: _Inside, number: int, row: int, success: _Success) -> _Found:
-        below = task.frames[-1] if task.frames else -1
+        in_rwsem = 0 <= task.innermost < _NR_RWSEM
         if not task.frames and _AROUND[number] is not None:
             task.held.clear()  # nobody brings a semaphore along from user mode
         task.frames.append(number)
-        if number >= _NR_RWSEM or 0 <= below < _NR_RWSEM:
+        if number >= _NR_RWSEM or in_rwsem:
             return None
         function = FUNCTIONS[number]
         failed = self._failed_try(task, function, success)
@@ -215,7 +225,7 @@ class GraphCalls:
         for held in [one for one in task.held if one.depth > depth + 1]:
             self._forget(task, held, success)  # never given back: it was never had
         function = FUNCTIONS[number] if number < _NR_RWSEM else None
-        if function is None or not function.asks or 0 <= _last(task.frames) < _NR_RWSEM:
+        if function is None or not function.asks or 0 <= task.innermost < _NR_RWSEM:
             return None
         ours, task.asks_ours = task.asks_ours, False
         tried = number in _TRYLOCKS
@@ -232,7 +242,7 @@ class GraphCalls:
         """Say whether the lock that is asked for is the target's."""
         if task.held:
             return False
-        around = next((found for one in reversed(task.frames) if (found := _AROUND[one])), None)
+        around = task.around
         if not task.own:
             return around is Around.TARGET
         if around is Around.FIRST:
@@ -256,10 +266,5 @@ class GraphCalls:
         for place in range(len(task.held) - 1, -1, -1):
             if task.held[place].write == bool(write):
                 return (EventKind.RELEASED, write) if task.held.pop(place).ours else None
-        around = next((found for one in reversed(task.frames) if (found := _AROUND[one])), None)
-        self.unanswered += around is (Around.OWN if task.own else Around.TARGET)
+        self.unanswered += task.around is (Around.OWN if task.own else Around.TARGET)
         return None
-
-
-def _last(frames: list[int]) -> int:
-    return frames[-1] if frames else -1
