@@ -21,7 +21,7 @@ from zaplock.recorder.rwsem_calls import Pairing
 from zaplock.recorder.rwsem_probes import FUNCTIONS, number_of, probed
 from zaplock.recorder.tracefs import Tracefs
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.events import EVENT, EventKind, Events
 from zaplock.trace.verdict import TeardownVerdict
 
 OURS, ANOTHER = 0xFFFF888001234500, 0xFFFF88800BADBAD0
@@ -292,6 +292,28 @@ def test_without_lock_events_a_run_still_tells_stalls() -> None:
     seen = guest_verdict.read(done)
     assert not seen.seen
     assert seen.ratio("fault") == pytest.approx(3_990 / 4_100)
+
+
+def test_a_bystander_comes_when_it_asks_for_the_lock() -> None:
+    facts = b"target_pid=5\nbegin_ns=1000\n"
+    times = {
+        "late": [[10, 20], [900, 5_000]],  # it had begun, and asked in the teardown
+        "done": [[900, 1_100], [1_900, 2_000]],  # it had asked before, and asks again
+        "vma": [[1_300, 1_310]],  # a fault by its VMA's lock asks for nothing
+        "away": [[10, 20]],
+    }
+    lanes = {f"lane/{name}/5/{6 + n}": np.array(ops, np.int64).tobytes()
+             for n, (name, ops) in enumerate(times.items())}  # fmt: skip
+    asked = [(5, 1_001, OURS), (6, 1_400, OURS), (7, 950, OURS), (7, 1_950, OURS),
+             (6, 1_200, ANOTHER)]  # fmt: skip
+    columns = {name: np.zeros(len(asked), EVENT[name]) for name in EVENT.names or ()}
+    for row, (tid, time_ns, mm) in enumerate(sorted(asked, key=lambda one: one[1])):
+        columns["tid"][row], columns["time_ns"][row], columns["mm"][row] = tid, time_ns, mm
+        columns["kind"][row] = EventKind.ASKED
+    found = guest_verdict._arrivals(
+        Capsule({"facts": facts, **lanes}), Events(columns, TRACED_NAMES)
+    )
+    assert found == {"late": 400, "done": 950, "vma": 300}
 
 
 def test_missing_features_are_named_where_they_matter() -> None:
