@@ -7,7 +7,8 @@ call is about is told from where it is called, for the tasks of an experiment al
 a thread of the target   in a system call on its address space, and in a page fault, the outermost
                          semaphore is its mmap_lock (mm/mmap.c, mprotect.c, mremap.c, madvise.c,
                          fault.c, 4.9 on); what it asks for while it holds that is another
-                         (anon_vma, i_mmap). In do_exit it is the first one, in exit_mmap each
+                         (anon_vma, i_mmap). In an exit it can't be told: from 5.19 on exit_mmap
+                         has the mmap_lock, before it asks for others without it
 another process          in read(2) of a file of /proc/PID, and in process_vm_readv, the outermost
                          semaphore is the target's; in mm_access it is none, in a fault its own
 
@@ -44,7 +45,6 @@ class Around(Enum):
 
     OWN = "the caller's mmap_lock"
     FORK = "the caller's mmap_lock, where it is for write"
-    FIRST = "the caller's mmap_lock is the first"
     FAULT = "the caller's mmap_lock, by a page fault"
     TARGET = "another process's mmap_lock"
     OTHER = "no mmap_lock"
@@ -58,11 +58,9 @@ def _calls(*names: str) -> tuple[str, ...]:
 AROUND: dict[str, Around] = {
     **dict.fromkeys(_calls("munmap", "mmap", "brk", "mremap", "madvise", "mprotect"), Around.OWN),
     **dict.fromkeys(("copy_process",), Around.FORK),
-    **dict.fromkeys(("do_exit",), Around.FIRST),
-    **dict.fromkeys(("exit_mmap",), Around.OWN),
     **dict.fromkeys(("__do_page_fault", "do_user_addr_fault", "exc_page_fault"), Around.FAULT),
     **dict.fromkeys((*_calls("read", "process_vm_readv"), "vfs_read"), Around.TARGET),
-    **dict.fromkeys(("mm_access",), Around.OTHER),
+    **dict.fromkeys(("mm_access", "do_exit", "exit_mmap"), Around.OTHER),
 }
 """Functions in which semaphores are asked for; a kernel knows some of them."""
 
@@ -135,8 +133,6 @@ class _Inside:
     """The functions that it is in, the outermost first."""
     held: list[_Held] = field(default_factory=list)
     asks_ours: bool = False
-    first: bool = True
-    """Whether it has asked for no lock in do_exit yet."""
 
     @property
     def innermost(self) -> int:
@@ -245,9 +241,6 @@ class GraphCalls:
         around = task.around
         if not task.own:
             return around is Around.TARGET
-        if around is Around.FIRST:
-            first, task.first = task.first, False
-            return first
         if around is Around.FORK:
             return bool(FUNCTIONS[number].write)
         if around is None:  # the fault's own function is inlined, or not to be traced

@@ -117,8 +117,19 @@ def _semaphores(capsule: Capsule, layouts: Layouts, chunks: list[Chunk]) -> set[
     return found
 
 
+def require_told(run: GuestRun, by: str = "") -> None:
+    """Raise UserError where the way of a run's lock events can't tell the locks of its teardown."""
+    way = by or next(iter(lock_events(run.capsule)), NOT_SEEN)
+    if way == FUNCTION_GRAPH and run.plan.teardown == "exit":
+        raise UserError(
+            f"{FUNCTION_GRAPH} can't tell an exit's mmap_lock from other semaphores: "
+            "leave out exit, or give a kernel with CONFIG_KPROBE_EVENTS"
+        )
+
+
 def write(path: str | Path, run: GuestRun) -> None:
     """Write a run as a recording. Two exact runs of one plan write the same bytes."""
+    require_told(run)
     happened = events(run.capsule)
     file.write(path, happened, manifest(run, happened), quotas=quota_rows(run))
 

@@ -24,6 +24,7 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
     capsule = done.capsule
     if not recording.lock_events(capsule):
         return _stalls_alone(done)
+    recording.require_told(done, by)
     events = recording.events(capsule, by)
     if nr_gaps := int((events["kind"] == EventKind.LOST).sum()):
         raise UserError(
