@@ -34,6 +34,7 @@ ONLY_COMPUTE = {
     "test_cost_units",
     "test_dependencies",
     "test_exhaustive",
+    "test_graph_calls",
     "test_fleet",
     "test_fleet_store",
     "test_footprints",

@@ -13,11 +13,12 @@ from zaplock.cli import main
 from zaplock.designs import SHIPPED
 from zaplock.errors import UserError
 from zaplock.lab import profiles
+from zaplock.lab.call_log import FunctionCall
 from zaplock.lab.compare import Comparison, compare
 from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.teardown import run
 from zaplock.trace.outcome import Stalls, TeardownOutcome
-from zaplock.views import outcomes
+from zaplock.views import function_graph, outcomes
 
 GIB = 1 << 30
 RFC = profiles.load("e5-2680-rfc")
@@ -248,16 +249,40 @@ def test_the_trace_is_function_graph_text_that_adds_up(tmp_path: Path) -> None:
     options = ["--design", "rfc-v6", "--bystanders", "fault,proc", "--trace", str(file)]
     assert main(["compare", "80G", "--no-measure", *options]) == 0
     lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
-    assert lines[0].endswith("| vm_munmap_zap_rlock() {")
-    assert lines[-1].endswith("| } /* vm_munmap_zap_rlock */")
+    assert lines[0].endswith("|  vm_munmap_zap_rlock() {")
+    assert lines[-1].endswith("|  }")
     assert sum(line.endswith("{") for line in lines) == sum(
         "| " in line and "}" in line for line in lines
     )
-    region = next(line for line in lines if line.endswith("} /* unmap_region */"))
-    assert "$ 24857" in region
+    [region] = [n for n, line in enumerate(lines) if line.endswith("unmap_region() {")]
+    end = lines[region].split("|")[1].replace("unmap_region() {", "}")
+    closed = next(line for line in lines[region:] if line.split("|")[1] == end)
+    assert "$ 24857" in closed
     names = ["munmap_lookup_vma", "detach_vmas_to_be_unmapped", "downgrade_write", "unmap_region"]
     places = [next(i for i, line in enumerate(lines) if name in line) for name in names]
     assert places == sorted(places)
+
+
+def test_the_trace_is_in_the_layout_that_is_asked_for() -> None:
+    def call(name: str, depth: int, span_ns: int, is_leaf: bool = True) -> FunctionCall:
+        return FunctionCall(name, depth, 10**9, 10**9 + span_ns, is_leaf)
+
+    calls = [
+        call("do_munmap", 0, 2_485_692_000_123, is_leaf=False),
+        call("down_write", 1, 541),
+        call("unmap_region", 1, 1_502_232_250),
+        call("free_pgtables", 1, 715_128_123),
+    ]
+    assert list(function_graph.lines_of(calls, lambda _ns, _left: " 0) ", 8)) == [
+        " 0)               |  do_munmap() {",
+        " 0)   0.541 us    |    down_write();",
+        " 0) $ 1502232 us  |    unmap_region();",
+        " 0) @ 715128.1 us |    free_pgtables();",
+        " 0) $ 2485692000 us |  }",
+    ]
+    assert list(function_graph.lines_of(calls[1:2], lambda _ns, _left: "", 7)) == [
+        "  0.541 us   |    down_write();"
+    ]
 
 
 @pytest.mark.root

@@ -8,9 +8,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zaplock.cli import _fidelity_text as text
+from zaplock.cli import fidelity as cli
 from zaplock.cli import main
 from zaplock.compiled.build import compiler
 from zaplock.designs import load
@@ -21,7 +23,8 @@ from zaplock.lab.fidelity import READERS, WRITER, Agreement
 from zaplock.lab.forecast import TEARDOWNS, predict
 from zaplock.measure.guest import build, host, kernels, qemu
 from zaplock.measure.guest import verdict as guest_verdict
-from zaplock.measure.guest.experiment import GuestPlan
+from zaplock.measure.guest.capsule import Capsule
+from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 
 CONVOY = (*READERS, WRITER)
 
@@ -128,6 +131,22 @@ def test_the_model_reports_those_hung_whom_khungtaskd_reports() -> None:
     assert hung.measured == ("gup", "madvise")
     assert "process_vm_rw" in hung.predicted_message
     assert not fidelity.compare_hung("6.1.0", "debian:6.1", said[:1]).agrees
+
+
+def test_a_guest_maps_so_much_that_somebody_can_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """khungtaskd reports nobody who waited for less than a second, whatever its kernel does."""
+    sizes = []
+
+    def done(plan: GuestPlan) -> GuestRun:
+        sizes.append(plan.length >> 20)
+        end_ns = plan.length // (32 << 20) * 700_000_000  # 32 MiB hold the lock for 0.7 s
+        ops = np.array([[1, 2], [10, 10 + end_ns]], np.int64).tobytes()
+        facts = f"begin_ns=5\nend_ns={end_ns * 3}\n".encode()
+        return GuestRun(plan, Capsule({"facts": facts, "lane/mmap/5/6": ops}))
+
+    monkeypatch.setattr(cli, "_done", done)
+    cli._hung_run(GuestPlan(32 << 20))
+    assert sizes == [32, 160]
 
 
 def test_an_exact_guest_agrees_with_its_design(

@@ -153,6 +153,9 @@ def test_functions_are_called_as_the_release_calls_them() -> None:
     ]  # fmt: skip
     assert functions(fault, "4.9")[-3:] == ["__do_page_fault", "do_page_fault", "page_fault"]
     assert kernel_chain(fault) == ["down_read", "page_fault_mmap_lock", "user_fault"]
+    gup = LongWait(7, "gup", 0, SECOND, "down_read", ("process_vm_rw", "process_vm_readv"))
+    assert ("__get_user_pages_unlocked" in functions(gup, "4.9")) is True  # a real 4.9.0's
+    assert ("__get_user_pages_unlocked" in functions(gup, "4.10")) is False
 
 
 def test_what_is_no_report_is_nobodys() -> None:

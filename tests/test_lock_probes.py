@@ -21,7 +21,7 @@ from zaplock.recorder.rwsem_calls import Pairing
 from zaplock.recorder.rwsem_probes import FUNCTIONS, number_of, probed
 from zaplock.recorder.tracefs import Tracefs
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EVENT, EventKind
+from zaplock.trace.events import EVENT, EventKind, Events
 from zaplock.trace.verdict import TeardownVerdict
 
 OURS, ANOTHER = 0xFFFF888001234500, 0xFFFF88800BADBAD0
@@ -251,24 +251,24 @@ def needs(kernel: str) -> None:
         pytest.skip(str(error))
 
 
-def test_tracepoints_and_kprobes_of_one_run_tell_the_same() -> None:
+def test_all_ways_of_one_run_tell_the_same() -> None:
     needs("debian:6.1")
     convoy = ("fault", "proc", "mmap")
     plan = GuestPlan(
         32 << 20, kernel="debian:6.1", bystanders=convoy, exact=True, nr_cpus=1, timeout_s=120,
-        locks="both",
+        locks="all",
     )  # fmt: skip
     done = run(plan)
-    assert recording.lock_events(done.capsule) == ("tracepoints", "kprobes")
-    by_tracepoints, by_kprobes = (
-        guest_verdict.read(done, way) for way in recording.lock_events(done.capsule)
-    )
-    assert by_tracepoints.modes == by_kprobes.modes == ("exclusive", "shared")
-    assert by_tracepoints.waits == by_kprobes.waits
-    for name in convoy:
-        assert by_tracepoints.ratio(name) == pytest.approx(by_kprobes.ratio(name), abs=0.01)
-    for one, other in zip(by_tracepoints.phases, by_kprobes.phases):
-        assert abs(one.hold_ns - other.hold_ns) < 50_000  # what the return probes themselves take
+    ways = recording.lock_events(done.capsule)
+    assert ways == ("tracepoints", "kprobes", "function_graph")
+    by_tracepoints, *others = (guest_verdict.read(done, way) for way in ways)
+    for seen in others:
+        assert by_tracepoints.modes == seen.modes == ("exclusive", "shared")
+        assert by_tracepoints.waits == seen.waits
+        for name in convoy:
+            assert by_tracepoints.ratio(name) == pytest.approx(seen.ratio(name), abs=0.01)
+        for one, other in zip(by_tracepoints.phases, seen.phases):
+            assert abs(one.hold_ns - other.hold_ns) < 50_000  # what the probes themselves take
 
 
 # ---- what an image lacks, and what can't be seen
@@ -294,15 +294,39 @@ def test_without_lock_events_a_run_still_tells_stalls() -> None:
     assert seen.ratio("fault") == pytest.approx(3_990 / 4_100)
 
 
+def test_a_bystander_comes_when_it_asks_for_the_lock() -> None:
+    facts = b"target_pid=5\nbegin_ns=1000\n"
+    times = {
+        "late": [[10, 20], [900, 5_000]],  # it had begun, and asked in the teardown
+        "done": [[900, 1_100], [1_900, 2_000]],  # it had asked before, and asks again
+        "vma": [[1_300, 1_310]],  # a fault by its VMA's lock asks for nothing
+        "away": [[10, 20]],
+    }
+    lanes = {f"lane/{name}/5/{6 + n}": np.array(ops, np.int64).tobytes()
+             for n, (name, ops) in enumerate(times.items())}  # fmt: skip
+    asked = [(5, 1_001, OURS), (6, 1_400, OURS), (7, 950, OURS), (7, 1_950, OURS),
+             (6, 1_200, ANOTHER)]  # fmt: skip
+    columns = {name: np.zeros(len(asked), EVENT[name]) for name in EVENT.names or ()}
+    for row, (tid, time_ns, mm) in enumerate(sorted(asked, key=lambda one: one[1])):
+        columns["tid"][row], columns["time_ns"][row], columns["mm"][row] = tid, time_ns, mm
+        columns["kind"][row] = EventKind.ASKED
+    found = guest_verdict._arrivals(
+        Capsule({"facts": facts, **lanes}), Events(columns, TRACED_NAMES)
+    )
+    assert found == {"late": 400, "done": 950, "vma": 300}
+
+
 def test_missing_features_are_named_where_they_matter() -> None:
     def lacking(*names: str, by: str = "auto") -> tuple[str, ...]:
         text = "".join(f"{name}={int(name not in names)}\n" for name in features.NEEDED)
         return features.missing(Capsule({"features": text.encode()}), by)
 
     assert lacking() == lacking("mmap_lock") == lacking("kprobe_events") == ()
-    assert lacking("mmap_lock", "kprobe_events") == (
+    assert lacking("mmap_lock", "kprobe_events") == (), "function_graph is left"
+    assert lacking("mmap_lock", "kprobe_events", "function_graph") == (
         "kprobe_events (lock events before 5.11)",
         "mmap_lock (lock events by tracepoints)",
+        "function_graph (--graph, and lock events without kprobes)",
     )
     assert lacking("kprobe_events", by="kprobes") == ("kprobe_events (lock events before 5.11)",)
 

@@ -67,6 +67,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "kernel too, in QEMU: a vmlinuz, debian:6.1 or debian:6.12; may be repeated")  # fmt: skip
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--trace", metavar="FILE", help="write the runs as ftrace function_graph text")
+    add("--trace-layout", default="trace-cmd", choices=("trace-cmd", "ftrace"), help="in the "
+        "layout of trace-cmd report, or of the kernel's own file (trace-cmd)")  # fmt: skip
     add(
         "--plot",
         metavar="FILE",
@@ -279,7 +281,7 @@ def _write_files(args: argparse.Namespace, comparison: Comparison) -> None:
     if args.trace:
         from zaplock.views.function_graph import function_graph
 
-        outputs.write(args.trace, function_graph(comparison))
+        outputs.write(args.trace, function_graph(comparison, args.trace_layout))
         wrote(args.trace, aside=args.json)
     if args.plot:
         from zaplock.cli._busy import busy

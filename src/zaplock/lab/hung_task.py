@@ -177,7 +177,9 @@ def _named(name: str, version: LinuxVersion) -> list[str]:
         new = version.carries("5.8")
         return ["exc_page_fault", "asm_exc_page_fault"] if new else ["do_page_fault", "page_fault"]
     if name == "process_vm_rw":
-        return ["process_vm_rw_core", "process_vm_rw"]
+        # 8b7457ef9a9e (4.10): it takes the lock itself
+        unlocked = [] if version.carries("4.10") else ["__get_user_pages_unlocked"]
+        return [*unlocked, "process_vm_rw_core", "process_vm_rw"]
     if name == "madvise":
         locks = ["madvise_lock"] if version.carries("6.15") else []
         return [*locks, "do_madvise"] if version.carries("5.6") else []

@@ -42,6 +42,9 @@ RENAMED = "task:task_rename"
 """By a process for itself, and by each exec."""
 NAMING = ("task:task_newtask", RENAMED, "sched:sched_process_exit")
 
+FUNCTION_GRAPH = ("ftrace:funcgraph_entry", "ftrace:funcgraph_exit")
+"""A function is entered, and left; `mm` holds its address until `graph_calls` makes sense of it."""
+
 GROUPS = {
     "mmap_lock": MMAP_LOCK,
     "syscalls": SYSCALLS,
@@ -71,6 +74,8 @@ _PLAIN: dict[str, tuple[EventKind, dict[str, str]]] = {
     FAULTS[0]: (EventKind.FAULT_BEGIN, {"address": "address", "detail": "error_code"}),
     CONTENTION[0]: (EventKind.CONTENTION_BEGIN, {"address": "lock_addr", "detail": "flags"}),
     CONTENTION[1]: (EventKind.CONTENTION_END, {"address": "lock_addr", "result": "ret"}),
+    FUNCTION_GRAPH[0]: (EventKind.ASKED, {"mm": "func"}),
+    FUNCTION_GRAPH[1]: (EventKind.ACQUIRED, {"mm": "func"}),
     SCHED[0]: (EventKind.SCHED_OUT, {"tid": "prev_pid", "detail": "prev_state"}),
     SCHED[1]: (EventKind.WAKEUP, {"tid": "pid", "detail": "common_pid"}),
     SCHED[2]: (EventKind.WAKEUP, {"tid": "pid"}),

@@ -14,6 +14,7 @@ import numpy as np
 from zaplock.recorder.beginning import Beginning, Endings, rows
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.decode import Columns, Decoder, Fact, merged, nothing
+from zaplock.recorder.graph_calls import GraphCalls
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames
@@ -40,7 +41,8 @@ class Stream:
 
     `pids` keeps the lock events of the mms that these processes (and, with `children`, their
     offspring) are known or turn out to own; without them everything is kept. `semaphores` are the
-    address spaces' among those that probes tell of; it grows as more are found.
+    address spaces' among those that probes tell of; it grows as more are found. `graph` makes
+    lock events where function_graph tells of calls.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Stream:
         pids: Iterable[int] = (),
         children: bool = False,
         semaphores: set[int] | None = None,
+        graph: GraphCalls | None = None,
     ) -> None:
         self.names = names
         self.pids = set(pids)
@@ -68,6 +71,7 @@ class Stream:
         probed = self._decoder.sees_probes
         self.probes = Pairing(semaphores if semaphores is not None else set()) if probed else None
         """What pairs the events of probes on the rwsem's functions, where they are recorded."""
+        self._graph = graph
         self._page_size = layouts.page.page_size
         self._children = children
         self._held = nothing()
@@ -157,6 +161,8 @@ class Stream:
     def _finished(self, columns: Columns) -> Columns:
         if self.probes:
             columns = self.probes.paired(columns)
+        if self._graph:
+            columns = self._graph.paired(columns)
         self.names.complete(columns)
         columns = self.names.owners.renamed(_once(columns), self.names.tasks)
         columns = self._without_ours(self._with_brk(self._narrowed(columns)))

@@ -1,8 +1,12 @@
-"""Simulated teardowns as ftrace's function_graph text, as the RFC itself shows its munmap.
+"""Simulated teardowns as ftrace's function_graph text, in one of two layouts.
 
-Each line has the thread, its CPU, the time in seconds, whether a function is entered or left, how
-long it took (where it is left, or beside a leaf) and the function, indented by its depth. The marks
-before a duration are the kernel's: + over 10 us, ! 100 us, # 1 ms, * 10 ms, @ 100 ms, $ 1 s
+trace-cmd   as `trace-cmd report` prints it, and as the RFC shows its munmap: an event a line, with
+            the thread, its CPU and the time in seconds
+ftrace      as the kernel's own file `trace` does, by its default options (print_graph_duration
+            and its neighbours: the same in 4.9 and 4.20)
+
+A function is entered, and left with how long it took; one that calls none stands in one line. The
+marks before a duration are the kernel's: + over 10 us, ! 100 us, # 1 ms, * 10 ms, @ 100 ms, $ 1 s
 (Documentation/trace/ftrace.rst). Leaves are the model's steps.
 
 Not covered: interrupts; only the thread that unmaps is traced.
@@ -10,7 +14,7 @@ Not covered: interrupts; only the thread that unmaps is traced.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from zaplock.lab.compare import Comparison
     from zaplock.lab.teardown import Teardown
 
+TRACE_CMD, FTRACE = "trace-cmd", "ftrace"
+LAYOUTS = (TRACE_CMD, FTRACE)
 MARKS = (
     (1_000_000_000, "$"),
     (100_000_000, "@"),
@@ -26,57 +32,80 @@ MARKS = (
     (100_000, "!"),
     (10_000, "+"),
 )
-HEADER = "# tracer: function_graph"
-BLANK = " " * 15
+_HEADERS = {
+    TRACE_CMD: ("# tracer: function_graph",),
+    FTRACE: (
+        "# tracer: function_graph",
+        "#",
+        "# CPU  DURATION                  FUNCTION CALLS",
+        "# |     |   |                     |   |   |   |",
+    ),
+}
+_INDENT = "  "
+_DIGITS = 7
+"""So many digits of a duration the kernel prints, where its point is among them."""
+
+_Head = Callable[[int, bool], str]
+"""What stands before an entry's or an exit's (True) duration, at some time (ns)."""
 
 
-def function_graph(comparison: Comparison) -> str:
+def function_graph(comparison: Comparison, layout: str = TRACE_CMD) -> str:
     """Return the text of all runs whose calls were logged, each under a line that names it."""
-    lines = [HEADER]
+    lines = [*_HEADERS[layout]]
     for run in comparison.runs:
         beside = ",".join(run.outcome.bystanders) or "nobody"
-        lines += [f"# design: {run.design.name}, bystanders: {beside}", *run_lines(run)]
+        lines += [f"# design: {run.design.name}, bystanders: {beside}", *_run_lines(run, layout)]
     return "\n".join([*lines, ""])
 
 
-def run_lines(run: Teardown) -> Iterator[str]:
+def _run_lines(run: Teardown, layout: str) -> Iterator[str]:
     """Write the lines of one run; its calls must have been logged."""
     assert run.calls is not None, "run with log_calls=True"
-    return lines_of(
-        run.calls.calls(), f"{run.subject.name}-{run.subject.tid} [{run.subject.cpu:03}]"
-    )
+    task = run.subject
+
+    def by_trace_cmd(time_ns: int, left: bool) -> str:
+        seconds, rest_ns = divmod(time_ns, 10**9)
+        event = "funcgraph_exit: " if left else "funcgraph_entry:"
+        who = f"{task.name[:15]:>16}-{task.tid:<5} [{task.cpu:03}]"
+        return f"{who} {seconds:5}.{rest_ns // 1000:06}: {event}      "
+
+    def by_ftrace(_time_ns: int, _left: bool) -> str:
+        return f" {task.cpu}) "
+
+    head, width = (by_trace_cmd, 7) if layout == TRACE_CMD else (by_ftrace, 8)
+    yield from lines_of(run.calls.calls(), head, width)
 
 
-def lines_of(calls: Sequence[FunctionCall], who: str) -> Iterator[str]:
-    """Write calls in the order of their entries, closing each behind what it called."""
+def lines_of(calls: Sequence[FunctionCall], head: _Head, width: int) -> Iterator[str]:
+    """Write calls in the order of their entries, closing each behind what it called.
+
+    A duration fills `width` columns behind its mark.
+    """
     open_: list[FunctionCall] = []
+    nothing = " " * (2 + width + len(" us "))
     for call in calls:
         while open_ and open_[-1].depth >= call.depth:
-            yield _exit(open_.pop(), who)
-        head, indent = _head(who, call.begin_ns, "entry"), "  " * call.depth
+            yield _left(open_.pop(), head, width)
+        indent = _INDENT * call.depth
         if call.is_leaf:
-            yield f"{head} {duration_of(call)} | {indent}{call.name}();"
+            took = _duration(call, width)
+            yield f"{head(call.begin_ns, False)}{took}|  {indent}{call.name}();"
         else:
-            yield f"{head} {BLANK} | {indent}{call.name}() {{"
+            yield f"{head(call.begin_ns, False)}{nothing}|  {indent}{call.name}() {{"
             open_.append(call)
     while open_:
-        yield _exit(open_.pop(), who)
+        yield _left(open_.pop(), head, width)
 
 
-def _exit(call: FunctionCall, who: str) -> str:
-    indent = "  " * call.depth
-    return f"{_head(who, call.end_ns, 'exit ')} {duration_of(call)} | {indent}}} /* {call.name} */"
+def _left(call: FunctionCall, head: _Head, width: int) -> str:
+    return f"{head(call.end_ns, True)}{_duration(call, width)}|  {_INDENT * call.depth}}}"
 
 
-def _head(who: str, time_ns: int, what: str) -> str:
-    seconds, rest_ns = divmod(time_ns, 10**9)
-    return f"{who} {seconds}.{rest_ns // 1000:06}: funcgraph_{what}:"
-
-
-def duration_of(call: FunctionCall) -> str:
-    """Write a duration as function_graph does: a mark, then microseconds in about 7 places."""
+def _duration(call: FunctionCall, width: int) -> str:
+    """Write a duration as function_graph does: a mark, then microseconds in 7 places."""
     span_ns = call.end_ns - call.begin_ns
     mark = next((mark for least, mark in MARKS if span_ns > least), " ")
     micro, nano = divmod(span_ns, 1000)
-    digits = f"{micro}.{nano:03}"[: max(7, len(str(micro)))].rstrip(".")
-    return f"{mark} {digits:<10} us"
+    places = min(3, _DIGITS - len(str(micro)))
+    digits = f"{micro}.{f'{nano:03}'[:places]}" if places > 0 else str(micro)
+    return f"{mark} {digits} us {'':{max(0, width - len(digits))}}"

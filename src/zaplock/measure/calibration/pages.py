@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from statistics import median
 
 from zaplock.experiment import page_of
 from zaplock.measure import mappings, memory
@@ -17,6 +18,7 @@ from zaplock.measure import syscalls as sys
 from zaplock.measure.calibration.clock import spent
 
 MIB = 1 << 20
+_HUGE_REPEAT = 3
 
 
 @contextmanager
@@ -182,21 +184,35 @@ def experiments(scale: int) -> dict[str, float]:
         "fork_page": fork(length),
         "protect_page": protect(length),
     }
-    # Of few huge pages the call itself is the larger part.
-    raw |= _huge("thp", 4 * length) | _huge("hugetlb", min(length, 64 * MIB))
+    raw |= _huge("thp", 8 * length) | _huge("hugetlb", _of_the_pool(8 * length))
     with suppress(OSError):  # RLIMIT_MEMLOCK: units that stay unmeasured, and say so
         raw["mlock_page"], raw["munlock_page"] = lock_pages(length // 4)
     return raw
 
 
+def _of_the_pool(most: int) -> int:
+    """Return how much of the pool can be mapped: of few pages the call is the larger part."""
+    length = most
+    while length > 64 * MIB and not memory.fits(length, "hugetlb"):
+        length //= 2
+    return length
+
+
 def _huge(backing: str, length: int) -> dict[str, float]:
-    if backing == "hugetlb" and not memory.fits(3 * length, backing):
+    """Run the experiments on huge pages. Each is freed with 512 struct pages, most of them not in
+    any cache, so that one unmap says little: of some the median is taken.
+    """
+    if backing == "hugetlb" and not memory.fits(length, backing):
         return {}
+
+    def typical(experiment: Callable[[int, str], float]) -> float:
+        return median(experiment(length, backing) for _ in range(_HUGE_REPEAT))
+
     try:
         return {
-            f"unmap_{backing}": unmap(length, backing),
-            f"zap_shared_{backing}": zap_shared(length, backing),
-            f"fault_{backing}": fault(length, backing),
+            f"unmap_{backing}": typical(unmap),
+            f"zap_shared_{backing}": typical(zap_shared),
+            f"fault_{backing}": fault(length // 4, backing),
         }
     except OSError:
         return {}

@@ -20,7 +20,7 @@ from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check, one_
 from zaplock.measure.guest import capsule, kernels, qemu
 from zaplock.trace.outcome import Stalls
 
-LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "both", "none")
+LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "function_graph", "all", "none")
 _BASE_MEMORY = 512 << 20
 _SETTLE_NS = 30_000_000
 
@@ -31,9 +31,11 @@ class GuestPlan(Experiment):
 
     `hung_task_timeout_s` 0 leaves the kernel's own (120 s). `cpu_max` is the target's from before
     its teardown on. `graph` records function_graph instead of events. `locks` says where lock
-    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else kprobes.
+    events come from: one of LOCK_EVENTS, of which "auto" takes the tracepoints, else
+    kprobes, else function_graph.
     `shift` stretches an exact guest's time: an instruction takes 2 ** shift ns.
-    `from_begin`: no bystander does anything before the teardown begins.
+    `from_begin`: no bystander does anything before the teardown begins. A kernel that is not
+    `traced` runs as it would by itself: while it is, some take other ways to the same functions.
     """
 
     period_ns: int = 1_000_000
@@ -47,6 +49,7 @@ class GuestPlan(Experiment):
     locks: str = "auto"
     shift: int = qemu.EXACT_SHIFT
     from_begin: bool = False
+    traced: bool = True
 
     @property
     def machine(self) -> qemu.GuestMachine:
@@ -119,6 +122,8 @@ def arguments(plan: GuestPlan) -> list[str]:
         words["locks"] = plan.locks
     if plan.hung_task_timeout_s:
         words["hung_s"] = plan.hung_task_timeout_s
+    if not plan.traced:
+        words["trace"] = 0
     if plan.from_begin:
         words["from_begin"] = 1
     if plan.cpu_max:

@@ -1,4 +1,5 @@
-/* The lock events: the mmap_lock tracepoints (5.11), or kprobes on the rwsem's functions.
+/* The lock events: the mmap_lock tracepoints (5.11), or kprobes on the rwsem's functions, or, in a
+ * guest, function_graph (lockgraph.c).
  *
  * A probe at a function's entry tells the semaphore (its first argument, in %di), one at its return
  * what came of it. The functions are those of the kernel's symbol table whose names are known here;
@@ -20,9 +21,22 @@ static const struct { const char *name; enum returns returns; } rwsem_functions[
 };
 #define NR_RWSEM_FUNCTIONS (sizeof(rwsem_functions) / sizeof(*rwsem_functions))
 
+static int file_has(const char *path, const char *word)
+{
+	static char text[4096];
+	int fd = open(path, O_RDONLY);
+	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[n > 0 ? n : 0] = 0;
+	return strstr(text, word) != NULL;
+}
+
+#include "lockgraph.c"
+
 static char probe_group[80], probed[2 * NR_RWSEM_FUNCTIONS][160];
 static size_t nr_probed;
-static int by_tracepoints;
 
 static int probe_command(const char *command)
 {
@@ -91,12 +105,43 @@ static int has_tracepoints(void)
 {
 	char path[320];
 
-	snprintf(path, sizeof(path), "%s/events/%s/format", instance, lock_events[0]);
+	snprintf(path, sizeof(path), "%s/events/%s/format", tracefs, lock_events[0]);
 	return !access(path, F_OK);
 }
 
-/* Switch the lock events on. `way` is auto, tracepoints, kprobes, both or none. */
-static void locks_enable(const char *way)
+/* Whether a probe can be made: the file may be there, and the function not. */
+static int has_kprobes(void)
+{
+	return probe_command("p:zaplock_try/down_read down_read\n") && probe_command("-:zaplock_try/down_read\n");
+}
+
+static int has_graph(void)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/available_tracers", tracefs);
+	return in_guest && file_has(path, "function_graph");
+}
+
+enum { TRACEPOINTS = 1, KPROBES = 2, GRAPH = 4 };
+static int lock_ways;
+
+/* Choose where lock events come from: `way` is auto, tracepoints, kprobes, function_graph, all or
+ * none. To be known before there is an instance: function_graph has none of its own. */
+static void locks_choose(const char *way)
+{
+	if (!strcmp(way, "auto"))
+		lock_ways = has_tracepoints() ? TRACEPOINTS : has_kprobes() ? KPROBES : has_graph() ? GRAPH : 0;
+	else if (!strcmp(way, "all"))
+		lock_ways = (has_tracepoints() ? TRACEPOINTS : 0) | KPROBES | (has_graph() ? GRAPH : 0);
+	else if (!strcmp(way, "tracepoints"))
+		lock_ways = has_tracepoints() ? TRACEPOINTS : 0;
+	else
+		lock_ways = !strcmp(way, "kprobes") ? KPROBES : !strcmp(way, "function_graph") && has_graph() ? GRAPH : 0;
+}
+
+/* Switch the lock events on. */
+static void locks_enable(void)
 {
 	const char *name = strrchr(instance, '/') + 1;
 	char *c;
@@ -106,11 +151,12 @@ static void locks_enable(const char *way)
 	for (c = probe_group; *c; c++)
 		if (*c == '-')
 			*c = '_';
-	by_tracepoints = strcmp(way, "kprobes") && strcmp(way, "none") && has_tracepoints();
-	for (i = 0; by_tracepoints && i < NR_LOCK_EVENTS; i++)
+	for (i = 0; lock_ways & TRACEPOINTS && i < NR_LOCK_EVENTS; i++)
 		trace_enable(lock_events[i]);
-	if (!strcmp(way, "kprobes") || !strcmp(way, "both") || (!strcmp(way, "auto") && !by_tracepoints))
+	if (lock_ways & KPROBES)
 		probe_symbols();
+	if (lock_ways & GRAPH)
+		graph_enable();
 }
 
 static void locks_save(void)
@@ -118,25 +164,15 @@ static void locks_save(void)
 	char path[256];
 	size_t i;
 
-	for (i = 0; by_tracepoints && i < NR_LOCK_EVENTS; i++)
+	for (i = 0; lock_ways & TRACEPOINTS && i < NR_LOCK_EVENTS; i++)
 		trace_save_format(lock_events[i]);
+	for (i = 0; by_graph && i < COUNT(graph_events); i++)
+		trace_save_format(graph_events[i]);
 	for (i = 0; i < nr_probed; i++)
 		trace_save_format(probed[i]);
 	snprintf(path, sizeof(path), "%s/kprobe_profile", tracefs);
 	if (nr_probed)
 		capsule_file("kprobe_profile", path, 4096);
-}
-
-static int file_has(const char *path, const char *word)
-{
-	static char text[4096];
-	int fd = open(path, O_RDONLY);
-	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
-
-	if (fd >= 0)
-		close(fd);
-	text[n > 0 ? n : 0] = 0;
-	return strstr(text, word) != NULL;
 }
 
 /* Say which features that a judgement can use this kernel has: lines of name=0 or 1. */
@@ -152,7 +188,7 @@ static void features_save(void)
 	capsule_printf("features",
 		"tracefs=%d\nmmap_lock=%d\nkprobe_events=%d\nkallsyms=%d\nfunction_graph=%d\n"
 		"syscalls=%d\nsched=%d\npage_fault_user=%d\nhung_task=%d\nhugetlb=%d\n",
-		has_tracefs(tracefs), *instance ? has_tracepoints() : 0, !access(probes, F_OK),
+		has_tracefs(tracefs), has_tracepoints(), !access(probes, F_OK),
 		!access("/proc/kallsyms", F_OK), file_has(tracers, "function_graph"),
 		!access(calls, F_OK), !access(sched, F_OK), !access(faults, F_OK),
 		!access("/proc/sys/kernel/hung_task_timeout_secs", F_OK),
@@ -163,6 +199,7 @@ static void locks_remove(void)
 {
 	char command[192];
 
+	graph_disable();
 	while (nr_probed) {
 		snprintf(command, sizeof(command), "-:%s\n", probed[--nr_probed]);
 		probe_command(command);

@@ -9,7 +9,8 @@
  *   settle_ns=N     the bystanders run so long alone before and after the teardown
  *   from_begin=1    no bystander does anything before the teardown begins
  *   trace=1|0       record the lock events of the kernel (root and tracefs)
- *   locks=auto|tracepoints|kprobes|both|none  where the lock events come from (lockprobes.c)
+ *   locks=auto|tracepoints|kprobes|function_graph|all|none  where the lock events come from
+ *                   (lockprobes.c)
  *   graph=1         record the function_graph of the teardown instead (in a guest)
  *   graph_root=FUNCTION,... graph_functions=PATTERN,...
  *   cpu_max=QUOTA_PERIOD  give the target so many us of CPU time in each period (in a guest)
@@ -261,6 +262,7 @@ int main(int argc, char **argv)
 	if (shared == MAP_FAILED)
 		die("cannot map %zu bytes", sizeof(*shared));
 	read_lanes(option("bystanders", ""));
+	locks_choose(trace && !graph ? option("locks", "auto") : "none");
 	if (trace)
 		trace_make(option("instance", "zaplock-probe"), number("buffer_kb", 8192));
 	capsule_phase(1);
@@ -273,7 +275,7 @@ int main(int argc, char **argv)
 			trace_only_ours(shared->lanes, nr_lanes, shared->target_tid);
 		trace_set("tracing_on", "0"); /* no event of a call whose other ones are not on yet */
 		trace_events();
-		locks_enable(option("locks", "auto"));
+		locks_enable();
 	}
 	trace_set("tracing_on", trace ? "1" : "0");
 	capsule_phase(2);

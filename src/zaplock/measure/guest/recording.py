@@ -14,6 +14,7 @@ from zaplock.measure.guest.experiment import GuestRun, arguments
 from zaplock.recorder import rwsem_probes
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.decode import Columns, Decoder
+from zaplock.recorder.graph_calls import FUNCTION_GRAPH, GraphCalls, TracedFunctions
 from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.lock_events import KPROBES, TRACEPOINTS
 from zaplock.recorder.naming import TaskNames
@@ -36,6 +37,8 @@ class _GuestNames(TaskNames):
         self._own(columns)
 
 
+_SYSTEMS = {TRACEPOINTS: "mmap_lock", KPROBES: rwsem_probes.GROUP, FUNCTION_GRAPH: "ftrace"}
+"""The trace system, or how its name begins, that lock events of each way are in."""
 NOT_SEEN = ""
 """Where a run's lock events come from, if from nowhere."""
 
@@ -43,8 +46,9 @@ NOT_SEEN = ""
 def lock_events(capsule: Capsule) -> tuple[str, ...]:
     """Name the ways in which a run's lock events were recorded, the better first."""
     systems = {event.partition(":")[0] for event in enabled(capsule)}
-    ways = {TRACEPOINTS: "mmap_lock", KPROBES: rwsem_probes.GROUP}
-    return tuple(way for way, system in ways.items() if any(s.startswith(system) for s in systems))
+    return tuple(
+        way for way, system in _SYSTEMS.items() if any(s.startswith(system) for s in systems)
+    )
 
 
 def events(capsule: Capsule, by: str = "") -> Events:
@@ -65,7 +69,8 @@ def _decoded(capsule: Capsule, by: str) -> Events:
     names = _names(capsule)
     chunks = [(_cpu(name), pages) for name, pages in sorted(capsule.files("pages/").items())]
     semaphores = _semaphores(capsule, layouts, chunks) if by == KPROBES else set[int]()
-    stream = Stream(layouts, names, semaphores=semaphores)
+    graph = _graph_calls(capsule) if by == FUNCTION_GRAPH else None
+    stream = Stream(layouts, names, semaphores=semaphores, graph=graph)
     columns = stream.feed(chunks, _END_OF_TIME)
     found = Events(columns, TRACED_NAMES, names.tasks, names.mms)
     found.check()
@@ -75,7 +80,21 @@ def _decoded(capsule: Capsule, by: str) -> Events:
             "many tasks waited for its return probes), so holds can't be trusted: "
             "leave bystanders away"
         )
+    if graph and graph.unanswered:
+        raise UserError(
+            f"{graph.unanswered} releases of the mmap_lock have no call before them that took it "
+            "(this kernel takes it in functions that can't be traced), so holds can't be trusted: "
+            "build it with CONFIG_KPROBE_EVENTS"
+        )
     return found
+
+
+def _graph_calls(capsule: Capsule) -> GraphCalls:
+    """Follow the target's threads and the foreign readers in function_graph."""
+    pid = capsule.fact("target_pid")
+    functions = TracedFunctions.told(capsule.lines("graph_functions"))
+    own = {pid, *(lane.tid for lane in capsule.lanes if lane.pid == pid)}
+    return GraphCalls(functions, own, {lane.tid for lane in capsule.lanes} - own)
 
 
 def _semaphores(capsule: Capsule, layouts: Layouts, chunks: list[Chunk]) -> set[int]:
@@ -98,8 +117,19 @@ def _semaphores(capsule: Capsule, layouts: Layouts, chunks: list[Chunk]) -> set[
     return found
 
 
+def require_told(run: GuestRun, by: str = "") -> None:
+    """Raise UserError where the way of a run's lock events can't tell the locks of its teardown."""
+    way = by or next(iter(lock_events(run.capsule)), NOT_SEEN)
+    if way == FUNCTION_GRAPH and run.plan.teardown == "exit":
+        raise UserError(
+            f"{FUNCTION_GRAPH} can't tell an exit's mmap_lock from other semaphores: "
+            "leave out exit, or give a kernel with CONFIG_KPROBE_EVENTS"
+        )
+
+
 def write(path: str | Path, run: GuestRun) -> None:
     """Write a run as a recording. Two exact runs of one plan write the same bytes."""
+    require_told(run)
     happened = events(run.capsule)
     file.write(path, happened, manifest(run, happened), quotas=quota_rows(run))
 
@@ -151,8 +181,8 @@ def _layouts(capsule: Capsule, by: str) -> Layouts:
         record = f"events/{name}"
         return capsule.text(record) if record in capsule.records else None
 
-    other = rwsem_probes.GROUP if by == TRACEPOINTS else "mmap_lock"
-    return layouts_told(told, tuple(one for one in enabled(capsule) if not one.startswith(other)))
+    others = tuple(system for way, system in _SYSTEMS.items() if way != by)
+    return layouts_told(told, tuple(one for one in enabled(capsule) if not one.startswith(others)))
 
 
 def _names(capsule: Capsule) -> TaskNames:

@@ -62,13 +62,53 @@ static int has_tracefs(const char *folder)
 	return !access(path, F_OK);
 }
 
+static int trace_enable(const char *event)
+{
+	char path[200];
+
+	snprintf(path, sizeof(path), "events/%s/enable", event);
+	return trace_set(path, "1");
+}
+
+static void trace_save_format(const char *event)
+{
+	char name[200], path[360];
+
+	snprintf(name, sizeof(name), "events/%s/format", event);
+	snprintf(path, sizeof(path), "%s/%s", instance, name);
+	capsule_file(name, path, 4096);
+}
+
+/* Have the tracer watch each of the comma-separated functions that this kernel has. */
+static void trace_filter(const char *file, const char *functions)
+{
+	char path[256], name[64];
+	const char *end;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", instance, file);
+	for (; *functions; functions = *end ? end + 1 : end) {
+		end = strchrnul(functions, ',');
+		snprintf(name, sizeof(name), "%.*s", (int)(end - functions), functions);
+		fd = open(path, O_WRONLY | O_APPEND);
+		(void)!write(fd, name, strlen(name));
+		close(fd);
+	}
+}
+
+#include "lockprobes.c"
+
 static void trace_make(const char *name, long buffer_kb)
 {
 	char number[32];
 
-	snprintf(instance, sizeof(instance), "%s/instances/%s", tracefs, name);
-	if (mkdir(instance, 0700) && errno != EEXIST)
-		die("cannot make the trace instance %s", instance);
+	if (lock_ways & GRAPH) {
+		snprintf(instance, sizeof(instance), "%s", tracefs);
+	} else {
+		snprintf(instance, sizeof(instance), "%s/instances/%s", tracefs, name);
+		if (mkdir(instance, 0700) && errno != EEXIST)
+			die("cannot make the trace instance %s", instance);
+	}
 	snprintf(number, sizeof(number), "%ld", buffer_kb);
 	if (!trace_set("trace_clock", "mono") || !trace_set("buffer_size_kb", number))
 		die("cannot set up the trace instance %s", instance);
@@ -88,48 +128,12 @@ static void trace_only_ours(const struct lane *lanes, int nr_lanes, int target)
 		die("cannot narrow the trace instance %s", instance);
 }
 
-static int trace_enable(const char *event)
-{
-	char path[200];
-
-	snprintf(path, sizeof(path), "events/%s/enable", event);
-	return trace_set(path, "1");
-}
-
 static void trace_events(void)
 {
 	size_t i;
 
 	for (i = 0; i < NR_EVENTS; i++)
 		trace_enable(events[i]);
-}
-
-static void trace_save_format(const char *event)
-{
-	char name[200], path[360];
-
-	snprintf(name, sizeof(name), "events/%s/format", event);
-	snprintf(path, sizeof(path), "%s/%s", instance, name);
-	capsule_file(name, path, 4096);
-}
-
-#include "lockprobes.c"
-
-/* Have the tracer watch each of the comma-separated functions that this kernel has. */
-static void trace_filter(const char *file, const char *functions)
-{
-	char path[256], name[64];
-	const char *end;
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/%s", instance, file);
-	for (; *functions; functions = *end ? end + 1 : end) {
-		end = strchrnul(functions, ',');
-		snprintf(name, sizeof(name), "%.*s", (int)(end - functions), functions);
-		fd = open(path, O_WRONLY | O_APPEND);
-		(void)!write(fd, name, strlen(name));
-		close(fd);
-	}
 }
 
 /* function_graph works at the top level alone before 6.13: there the guest uses it, never the host. */
@@ -222,6 +226,7 @@ static void trace_save_graph(void)
 static void trace_remove(void)
 {
 	trace_set("events/enable", "0");
-	rmdir(instance);
+	if (strcmp(instance, tracefs))
+		rmdir(instance);
 	locks_remove();
 }

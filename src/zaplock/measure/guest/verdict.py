@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from zaplock.errors import UserError
 from zaplock.measure.guest import recording
 from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestRun, stalls
 from zaplock.trace import verdict
-from zaplock.trace.events import EventKind
-from zaplock.trace.verdict import WAITED, Subject, TeardownVerdict
+from zaplock.trace.events import EventKind, Events
+from zaplock.trace.verdict import Subject, TeardownVerdict
 
 
 def read(done: GuestRun, by: str = "") -> TeardownVerdict:
@@ -22,6 +24,7 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
     capsule = done.capsule
     if not recording.lock_events(capsule):
         return _stalls_alone(done)
+    recording.require_told(done, by)
     events = recording.events(capsule, by)
     if nr_gaps := int((events["kind"] == EventKind.LOST).sum()):
         raise UserError(
@@ -38,22 +41,28 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
         exits=done.plan.teardown == "exit",
     )
     seen = verdict.read(events, subject, capsule.facts["release"])
-    return replace(seen, arrivals_ns=_arrivals(capsule))
+    return replace(seen, arrivals_ns=_arrivals(capsule, events))
 
 
-def _arrivals(capsule: Capsule) -> dict[str, int]:
-    """Say when each bystander came first, from the teardown's begin, lock or no lock.
+def _arrivals(capsule: Capsule, events: Events) -> dict[str, int]:
+    """Say when each bystander came first, from the teardown's begin: when it asked for the lock.
 
-    Who had begun an operation by then, and was still at it long after, came at once: on one CPU it
-    was put off before it could ask.
+    In an operation that had begun by then it may ask long after, put off by who has the only CPU.
+    Who asks for nothing in its operation (a fault by its VMA's lock) comes when that begins.
     """
-    begin_ns, end_ns = capsule.fact("begin_ns"), capsule.fact("end_ns")
-    long_after_ns = begin_ns + int(WAITED * (end_ns - begin_ns))
+    begin_ns = capsule.fact("begin_ns")
+    own = events["tid"] == capsule.fact("target_pid")
+    locks = np.unique(events["mm"][own & (events["kind"] <= EventKind.RELEASED)])
+    asked = (events["kind"] == EventKind.ASKED) & np.isin(events["mm"], locks)
+    asked &= events["time_ns"] >= begin_ns
     found = {}
     for lane in capsule.lanes:
-        came = lane.begin_ns[(lane.begin_ns >= begin_ns) | (lane.end_ns > long_after_ns)]
-        if len(came):
-            found[lane.name] = max(0, int(came[0]) - begin_ns)
+        asks_ns = events["time_ns"][asked & (events["tid"] == lane.tid)]
+        for op_begin_ns, op_end_ns in zip(lane.begin_ns.tolist(), lane.end_ns.tolist()):
+            inside = asks_ns[(asks_ns >= op_begin_ns) & (asks_ns <= op_end_ns)]
+            if len(inside) or op_begin_ns >= begin_ns:
+                found[lane.name] = int(inside[0] if len(inside) else op_begin_ns) - begin_ns
+                break
     return found
 
 
