@@ -128,6 +128,8 @@ class WideLevels:
         self.frontier = self.words.words(frontier)
         self.found: list[Words] = []
         self.memos = [HashMap() for _ in self.table.tasks]
+        self.forgotten = self.table.forgotten
+        """How often the table had dropped memos when these were begun."""
         self.asked = 0
         self.transitions = 0
 
@@ -219,7 +221,9 @@ class WideLevels:
     def _changes(self, words: Words) -> list[Words]:
         """Return what each task does in each state; raises Outgrown."""
         while True:
-            forgotten = self.table.forgotten
+            if self.forgotten != self.table.forgotten:
+                self.forgotten = self.table.forgotten
+                self.memos = [HashMap() for _ in self.memos]
             columns = []
             unknown: list[_Unknown] = []
             for index, memo in enumerate(self.memos):
@@ -231,9 +235,8 @@ class WideLevels:
                     unknown.append(_Unknown(index, keys[at], at))
             self._ask_for(words, columns, unknown)
             self._ask_each(words, columns)
-            if forgotten == self.table.forgotten:
+            if self.forgotten == self.table.forgotten:
                 return columns
-            self.memos = [HashMap() for _ in self.memos]
 
     def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:
         """Fill in what is not in the maps yet; steps run in the order in which states need it."""
