@@ -23,7 +23,6 @@ SLACK = 12 << 20
 
 
 def resident() -> int:
-    gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
@@ -44,9 +43,11 @@ def test_a_recipe_gives_its_memory_back(code: str) -> None:
             pytest.importorskip(package)
             known[spelt.rstrip(".")] = importlib.import_module(package)
     exec(ZAP + code, known)  # now all is imported that it imports
+    gc.collect()
     highest, before = 0, resident()
     for line in code.splitlines():
         exec(line, known)
         highest = max(highest, resident())
+    gc.collect()
     assert highest - before > 24 << 20, "it took no memory: nothing was shown"
     assert resident() - before < SLACK
