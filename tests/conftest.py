@@ -8,7 +8,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import TextIO
@@ -95,6 +95,7 @@ MACHINE = "machine"
 TRIES = 3
 """Of a case, or of what is marked `by_chance`: others may compute just when somebody looks."""
 REPEATED = "repeated"
+TIMER = pytest.StashKey[object]()
 
 
 class OneLooksAtTheMachine(LoadScopeScheduling):  # type: ignore[misc]
@@ -125,10 +126,19 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             break
         item.user_properties.append((REPEATED, " ".join(map(reason, reports)).strip()))
         item._initrequest()  # type: ignore[attr-defined]
+        if TIMER in item.stash:  # a failure has stopped the timer
+            item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[TIMER])
     for report in reports:
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+@pytest.hookimpl(optionalhook=True, wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> Generator[None, bool, bool]:
+    """Keep how long a test may take for its next try."""
+    item.stash[TIMER] = settings
+    return (yield)
 
 
 @functools.cache

@@ -123,7 +123,7 @@ static void *protects(void *unused)
 		while (begun < purge && seconds() < until)
 			usleep(1000);
 		long before = resident();
-		while (ended < purge && resident() > before - 256)
+		while (ended < purge && resident() > before - 256 && seconds() < until)
 			usleep(1000);
 		mprotect(area + length / 2, 4096, PROT_READ);
 	}
