@@ -57,8 +57,11 @@ def stack_has(pid: int, function: str) -> Callable[[], bool]:
     """Say whether some thread of a process is in a kernel function."""
 
     def look() -> bool:
-        stacks = Path(f"/proc/{pid}/task").glob("*/stack")
-        return any(function in stack.read_text() for stack in stacks)
+        for stack in Path(f"/proc/{pid}/task").glob("*/stack"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                if function in stack.read_text():
+                    return True
+        return False
 
     return look
 
