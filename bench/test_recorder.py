@@ -27,8 +27,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from zaplock.recorder.capture import DEFAULT_GROUPS, Options, capturing
+from zaplock.recorder.capturing import capturing
 from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.tracefs import opened, sweep
 from zaplock.trace import file
 from zaplock.trace.events import EventKind

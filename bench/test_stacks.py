@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from zaplock.recorder.capture import DEFAULT_GROUPS, RWSEM, Options, capturing
+from zaplock.recorder.capturing import capturing
+from zaplock.recorder.filters import RWSEM
 from zaplock.recorder.meanings import MMAP_LOCK
+from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.stack_sampler import TRACEPOINTS, StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, opened
 

@@ -459,6 +459,12 @@ def test_settings_and_spools_that_make_no_sense_are_refused(
         assert said in capsys.readouterr().err
 
 
+def test_a_spool_that_somebody_has_removed_is_empty(tmp_path: Path) -> None:
+    spooled = spool.Spool(tmp_path / "spool")
+    spooled.path.rmdir()
+    assert (spooled.waiting(), spooled.broken(), spooled.size) == ([], [], 0)
+
+
 def test_a_process_has_a_unit() -> None:
     assert unit_of(os.getpid())
     assert unit_of(1 << 30) == "unknown"

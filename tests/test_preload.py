@@ -24,6 +24,18 @@ from zaplock.preload.programs import require_loading
 LIVES = int(os.environ.get("ZAPLOCK_LIVES", "150"))
 FIRST = int(os.environ.get("ZAPLOCK_FIRST_LIFE", "0"))
 DRIVER = Path(__file__).with_name("preload_lives.c")
+DROPS = """
+import mmap, re
+def peak():
+    return int(re.search(r"VmPeak:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+area = mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area[::4096] = b"x" * (len(area) // 4096)
+before = peak()
+area.madvise(mmap.MADV_DONTNEED)
+left = sum(area[::4096])
+area[:3] = b"new"
+print(peak() - before >= len(area), left, area[:3])
+"""
 ZAPLOCK = [sys.executable, "-P", "-m", "zaplock"]
 FREES = """
 import ctypes, mmap, sys
@@ -126,6 +138,13 @@ def test_a_childs_frees_as_well_and_small_ones_not() -> None:
     shell = f"exec {sys.executable} -c '{FREES}'"
     assert run_verb("--release", "--", "sh", "-c", shell).stdout == "by pieces: 1\n"
     assert run_verb("--release", "--from", "64M", "--", "sh", "-c", shell).stdout.endswith("0\n")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_is_dropped_in_the_background_is_moved_away_and_stays_mapped(background: bool) -> None:
+    more = ["--background"] if background else []
+    done = run_verb("--release", *more, "--", sys.executable, "-c", DROPS)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{background} 0 b'new'\n", "", 0)
 
 
 def test_the_program_is_this_process() -> None:

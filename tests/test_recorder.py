@@ -22,8 +22,9 @@ from zaplock.cli import main
 from zaplock.cli.record import Signals
 from zaplock.errors import UserError
 from zaplock.recorder import tracefs as tracefs_module
-from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.capturing import capturing
 from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.options import Options
 from zaplock.recorder.targets import learn_mm
 from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
 from zaplock.trace import file

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +30,11 @@ from zaplock.errors import UserError
 from zaplock.recorder import targets
 from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Buffers
-from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.capturing import capturing
+from zaplock.recorder.closing import Closing
 from zaplock.recorder.decode import Decoder
 from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.options import Options
 from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
@@ -51,6 +55,16 @@ def mine() -> list[str]:
     with opened() as tracefs:
         found = (tracefs.path / "instances").glob(f"zaplock-*-*-{ME}-*-*")
         return sorted(path.name for path in found)
+
+
+@contextlib.contextmanager
+def somebody() -> Iterator[int]:
+    """Give a process that does nothing."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -207,6 +221,22 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
     assert emptied == 2
 
 
+def test_a_buffer_that_is_emptied_between_two_locks_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, kept = targets._asked, [slice(1), slice(1, 2)]
+
+    def half(*arguments: Any) -> dict[int, int]:
+        found = list(asked(*arguments).items())
+        return dict(found[kept.pop()] if kept else found)
+
+    with opened() as tracefs, somebody() as other:
+        known = targets.learn_mm(tracefs, other).mm
+        monkeypatch.setattr(targets, "_asked", half)
+        assert targets.learn_mm(tracefs, other).mm == known
+    assert not kept
+
+
 def test_an_instance_that_stays_open_is_off_told_and_goes_with_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -228,6 +258,22 @@ def test_an_instance_that_stays_open_is_off_told_and_goes_with_the_next_start(
         sweep(tracefs)
         assert not instance.path.exists()
     assert mine() == []
+
+
+def test_that_all_stacks_were_lost_is_told() -> None:
+    with (
+        somebody() as other,
+        record_mm(other, events=("mmap_lock",), kernel_stacks=True) as recorder,
+    ):
+        sampler = recorder._capture.sampler
+        if sampler is None:
+            pytest.skip("this kernel gives no stacks")
+        recorder.stop()
+        sampler.lost = 3
+        stacks = recorder.stacks()
+        assert stacks is not None
+        assert len(stacks) == 0
+        assert "3 stacks were lost: the machine was busy" in recorder.notes
 
 
 # ---- made ahead, taken away early
@@ -265,6 +311,29 @@ def test_what_is_taken_away_before_the_end_is_gone_by_the_end() -> None:
         capture.stop()
         capture.clear()
     assert mine() == []
+
+
+def test_a_signal_as_the_taking_away_begins_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = list[str]()
+
+    def begins_late(thread: threading.Thread) -> None:
+        thread.start()
+        signal.raise_signal(signal.SIGINT)
+
+    def slowly() -> None:
+        time.sleep(0.2)
+        gone.append("all")
+
+    monkeypatch.setattr("zaplock.recorder.closing.start_first", begins_late)
+
+    def closed() -> None:
+        with Closing() as closing:
+            closing.stack.callback(slowly)
+            closing.begin()
+
+    with pytest.raises(KeyboardInterrupt):
+        closed()
+    assert gone == ["all"]
 
 
 # ---- meddlers

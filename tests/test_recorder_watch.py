@@ -14,10 +14,11 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.recorder.beginning import Beginning
-from zaplock.recorder.capture import Options, capturing
+from zaplock.recorder.capturing import capturing
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.options import Options
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.recorder.watch import Queued, WatchedQueue, noticed, watch
 from zaplock.trace import file
@@ -200,6 +201,20 @@ def test_a_found_wait_that_an_event_ended_was_one() -> None:
     assert fired
     assert fired.lasted_ns == 15 * MS
     assert queue.confirms(fired, [])
+
+
+def test_who_has_just_come_when_all_is_told_is_late_no_sooner_than_others() -> None:
+    queue = WatchedQueue()
+    assert queue.late(contention((0, BEGIN, 7, 4), (19, BEGIN, 8, 2)), 20 * MS, 10 * MS, 1)
+    queue.tell(20 * MS)
+    assert queue.due_ns(10 * MS) == 29 * MS
+    assert queue.late(contention((22, END, 8, 0), (23, BEGIN, 9, 2)), 28 * MS, 10 * MS, 1) is None
+    fired = queue.late(contention(), 33 * MS, 10 * MS, 1)
+    assert fired
+    assert fired.tid == 9  # 7 is told again when it has waited twice as long
+    fired = queue.late(contention((34, END, 9, 0)), 40 * MS, 10 * MS, 1)
+    assert fired
+    assert fired.tid == 7
 
 
 @pytest.mark.root

@@ -73,7 +73,11 @@ class Metrics:
             "Holds of an mmap_lock of 1 ms or longer in what was recorded.",
             ("unit", "process", "operation"),
         )
-        self._troubles = counter("zaplock_troubles", "Waits that lasted too long.", "unit")
+        self._troubles = counter(
+            "zaplock_troubles",
+            "Of each recording, the culprits of waits that lasted too long.",
+            "unit",
+        )
         self.recordings = counter("zaplock_recordings", "Recordings put into the store.")
         self.unrecorded = counter(
             "zaplock_unrecorded_troubles", "Troubles without a recording, by why.", "why"

@@ -8,6 +8,7 @@ The folder is the agent's own (0700): what is read back is pickled.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -96,8 +97,9 @@ class Spool:
 
     def _folders(self) -> list[Path]:
         """List the folders; looked at every second, and mostly there is none."""
-        with os.scandir(self.path) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        names = list[str]()
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            names += (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
         return [self.path / name for name in sorted(names)]
 
     @property

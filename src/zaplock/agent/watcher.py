@@ -31,7 +31,8 @@ from zaplock.agent.shipping import Shipping
 from zaplock.agent.spool import Spool
 from zaplock.agent.watching import Watching
 from zaplock.errors import UserError
-from zaplock.recorder.capture import MOST_MMS, Options, capturing
+from zaplock.recorder.capturing import capturing
+from zaplock.recorder.options import MOST_MMS, Options
 from zaplock.recorder.targets import threads_of
 from zaplock.recorder.tracefs import start_time
 

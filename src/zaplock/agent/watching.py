@@ -103,6 +103,8 @@ class Watching:
         gets its turn; this one does little, so it goes first.
         """
         with going_first():
+            self._stream = Stream(self._capture.layouts, self._names)
+            self._look_round()
             while fired := self._until_trouble():
                 if seen := self._seen(fired):
                     return seen
@@ -125,8 +127,6 @@ class Watching:
     def _until_trouble(self) -> Fired | None:
         """Follow the contention events until a wait is too long; None where it is time to end."""
         limit_ns = self._agent.settings.limit_ns
-        self._stream = Stream(self._capture.layouts, self._names)
-        self._look_round()
         while self._go_on():
             now_ns = time.monotonic_ns()
             columns = self._stream.feed(self._capture.buffers.drain(), now_ns)

@@ -108,9 +108,10 @@ class Window:
 @contextlib.contextmanager
 def window(pids: tuple[int, ...], groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
     """Record into a window while the block runs; UserError where recording isn't allowed."""
-    from zaplock.recorder.capture import Options, capturing
+    from zaplock.recorder.capturing import capturing
     from zaplock.recorder.first_look import first_look
     from zaplock.recorder.naming import TaskNames
+    from zaplock.recorder.options import Options
     from zaplock.recorder.stream import Stream
 
     with capturing(Options(pids=pids, groups=groups, kernel_stacks=True)) as capture:

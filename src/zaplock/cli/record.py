@@ -34,7 +34,7 @@ from zaplock.errors import UserError
 
 if TYPE_CHECKING:
     from zaplock.recorder.ahead import Ahead
-    from zaplock.recorder.capture import Options
+    from zaplock.recorder.options import Options
     from zaplock.recorder.session import Flight, RecordingProgress
     from zaplock.trace.events import Events
 
@@ -195,7 +195,7 @@ def _gone(pids: tuple[int, ...]) -> bool:
 
 
 def _options(args: argparse.Namespace, pids: tuple[int, ...]) -> Options:
-    from zaplock.recorder.capture import Options
+    from zaplock.recorder.options import Options
     from zaplock.units import parse_size
 
     groups = ["mmap_lock"]

@@ -10,8 +10,9 @@ The program becomes this process: its exit code, its signals and its terminal ar
 library, compiled from source on first use, is loaded before the program's own (LD_PRELOAD), and
 into its children. Of at least --from bytes it takes the pages of a munmap, of a shrinking mremap or
 brk, and of glibc's free away at once, and gives them back by paced pieces; MADV_DONTNEED and
-MADV_FREE go by pieces where they are. Results, errors and maps are those of the plain call. Where
-it can't be certain of that, the plain call is made. docs/run-release.md has what it can't do.
+MADV_FREE go by pieces where they are (with --background, what MADV_DONTNEED drops is taken away as
+well). Results, errors and maps are those of the plain call. Where it can't be certain of that, the
+plain call is made. docs/run-release.md has what it can't do.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
  *
  * Loaded before a program's libraries (LD_PRELOAD), it stands before munmap, madvise, mremap, brk,
  * sbrk, free and realloc. Of at least `from` bytes of plain memory (plain.c) munmap takes the pages
- * away at once and gives them back by pieces (away.c), advice goes by pieces (pace.c); results,
- * errors and maps are those of the plain call. Everything else goes to the kernel, or to the
- * allocator, as it came. free and realloc are looked at where they are glibc's, whose own munmap
- * can't be stood before: the pages of a block that glibc has mapped are taken away first.
+ * away at once and gives them back by pieces (away.c), advice goes by pieces (pace.c), where another
+ * thread does the work (worker.c) MADV_DONTNEED like munmap; results, errors and maps are those of
+ * the plain call. Everything else goes to the kernel, or to the allocator, as it came. free and
+ * realloc are looked at where they are glibc's, whose own munmap can't be stood before: the pages of
+ * a block that glibc has mapped are taken away first.
  *
  * It does nothing after the program has restricted its system calls (seccomp), and in one that was
  * so restricted by another than who started it: it makes calls that the program doesn't.

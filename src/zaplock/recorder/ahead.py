@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from types import TracebackType
 
 from zaplock.errors import UserError
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted
@@ -59,12 +58,7 @@ class Ahead:
         start_first(self._thread)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         surely(self._clear)
 
     def _clear(self) -> None:

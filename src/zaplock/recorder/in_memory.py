@@ -23,11 +23,13 @@ from collections.abc import Iterable, Iterator
 
 from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.capture import DEFAULT_GROUPS, Capture, Options, capturing
+from zaplock.recorder.capture import Capture
+from zaplock.recorder.capturing import capturing
 from zaplock.recorder.decode import merged
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
@@ -84,7 +86,8 @@ class Recorder:
     def notes(self) -> list[str]:
         """What the recording lacks, beyond lost events; once they were read, its stacks as well."""
         missing = [] if self._stream.looked_at_all else [NOT_WHOLE]
-        of_stacks = self._keeper.notes() if self._keeper and self._found else []
+        read = self._found is not None
+        of_stacks = self._keeper.notes() if self._keeper and read else []
         return [*self._capture.notes, *missing, *of_stacks]
 
     @property

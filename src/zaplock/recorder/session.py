@@ -27,13 +27,15 @@ from zaplock.errors import UserError
 from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.beginning import still_open
 from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.capture import Capture, Options, capturing
+from zaplock.recorder.capture import Capture
+from zaplock.recorder.capturing import capturing
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired, Trigger
 from zaplock.recorder.guard import Guard
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.options import Options
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper

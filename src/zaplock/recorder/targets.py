@@ -138,11 +138,11 @@ def learn_mm(
             reader = _Reader(pid)
             opened = reader.opened.wait(_PATIENCE_S)
             asked = _asked(tracefs, instance, reader, locks) if opened else {}
-            if asked or not reader.done.is_set():
+            others = list(asked.items())[0 if pid == os.getpid() else 1 :]
+            if others or not reader.done.is_set():
                 break
-    others = dict(list(asked.items())[0 if pid == os.getpid() else 1 :])
     if len(others) == 1:
-        (mm, asked_ns), *_ = others.items()
+        mm, asked_ns = others[0]
         return LearnedMm(mm, reader.tid, asked_ns, reader.done)
     check_process(pid)
     raise UserError(

@@ -14,8 +14,9 @@ While it watches, the kernel tells the names of the target's own tasks alone; a 
 up when it queues. So a machine that starts a thousand processes a second wakes nobody here.
 
 Not seen: a writer that spins for the lock outside the queue (it does so while a writer that has
-the lock is on a cpu). What the first holder had begun to do before it was noticed is not known; a
-system call is known when it returns.
+the lock is on a cpu); what a target does after an exec, since its lock is then another one (the
+agent watches that anew). What the first holder had begun to do before it was noticed is not known;
+a system call is known when it returns.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from numpy.typing import NDArray
 
 from zaplock.recorder.beginning import rows
 from zaplock.recorder.buffers import Buffers
-from zaplock.recorder.capture import LOCK_WITHIN, Capture
+from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged, nothing
+from zaplock.recorder.filters import LOCK_WITHIN
 from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
 from zaplock.recorder.naming import TaskNames
@@ -106,6 +108,10 @@ class WatchedQueue:
         """Say that everybody knows of those who wait: they are late again after twice as long."""
         self._late_again = {one: 2 * (now_ns - one.since_ns) for one in self._inside.values()}
 
+    def _patience_ns(self, one: Queued, limit_ns: int) -> int:
+        """Return how long a wait must last to be told: who had just come when all was told, too."""
+        return max(limit_ns, self._late_again.get(one, 0))
+
     def _forget_told(self) -> None:
         inside = set(self._inside.values())
         self._late_again = {one: ns for one, ns in self._late_again.items() if one in inside}
@@ -132,7 +138,7 @@ class WatchedQueue:
         late = [
             one
             for one in (*self.ended, *lasting)
-            if one.lasted_ns >= self._late_again.get(one.queued, limit_ns)
+            if one.lasted_ns >= self._patience_ns(one.queued, limit_ns)
         ]
         self._forget_told()
         if not late:
@@ -156,7 +162,7 @@ class WatchedQueue:
 
     def due_ns(self, limit_ns: int) -> int:
         """Return when the oldest wait is too old, if it stays; far off where nobody waits."""
-        due = (one.since_ns + self._late_again.get(one, limit_ns) for one in self._inside.values())
+        due = (one.since_ns + self._patience_ns(one, limit_ns) for one in self._inside.values())
         return min(due, default=_ALL)
 
     @property
