@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 
 .PHONY: setup run test fuzz fuzz-guided bench lint style types outside docs coverage lock deb zipapp clean
 
-# What doesn't need each other runs side by side.
+# What doesn't need each other runs side by side; `make clean test` is one after the other.
+ifeq ($(filter clean,$(MAKECMDGOALS)),)
 MAKEFLAGS += --jobs=2
+endif
 
 # Compiled here, since an editable installation is not, and some shells forbid it at each start.
 setup: $(VENV)/.ready

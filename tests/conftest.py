@@ -11,7 +11,7 @@ import sys
 from collections.abc import Generator, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jsonschema
 import pytest
@@ -179,7 +179,17 @@ def segment() -> Iterator[SharedMemory]:
 def _validator(verb: str) -> jsonschema.Draft202012Validator:
     from zaplock.cli._json_schemas import schema
 
-    return jsonschema.Draft202012Validator(schema(verb))
+    return jsonschema.Draft202012Validator(_closed(schema(verb)))
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema that lets no field through that it doesn't name."""
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    rules = {name: _closed(one) for name, one in schema.items()}
+    return {**rules, "additionalProperties": False} if "properties" in rules else rules
 
 
 class _Told:
@@ -198,7 +208,7 @@ class _Told:
 
 @pytest.fixture(autouse=True)
 def json_fits_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever document any test lets a verb print with --json is one of its schema's."""
+    """Whatever document any test lets a verb print with --json is its schema's, no field more."""
     run = cli._run
 
     def fitting(verb: str, arguments: list[str], *, own_process: bool) -> int:

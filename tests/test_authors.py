@@ -373,6 +373,14 @@ def test_going_back_and_on_comes_to_the_same_state(
     assert [one["step"] for one in states] == [0, 8, 9, 4, 8, 9]
 
 
+def test_what_is_asked_for_while_exploring_is_json_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = explore(monkeypatch, capsys, "munmap\nsteps\nstate\ntoken\n", "--json", *EXPAND)
+    asked = [json.loads(line) for line in out.splitlines()][2:]
+    assert [list(one) for one in asked] == [["steps"], ["state"], ["token"]]
+
+
 def test_a_token_is_explored_from_where_it_ends(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

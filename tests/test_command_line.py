@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pkgutil
 import shlex
@@ -85,6 +86,14 @@ def test_record_ends_as_its_command_ends(
 ) -> None:
     assert main(["record", "-o", str(tmp_path / "a"), "--", "sh", "-c", command]) == code
     assert "zaplock report" in capsys.readouterr().out
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="recording needs root")
+def test_what_was_recorded_is_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(tmp_path / "a")
+    assert main(["record", "--json", "-o", file, "--", "true"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == file
 
 
 @pytest.mark.parametrize("asked", [[], ["--help"], ["help", "convoy"]])

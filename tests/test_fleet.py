@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from zaplock.cli import main
+from zaplock.cli._json_schemas import FleetReplayJson, FleetSimulatedJson
 from zaplock.designs import load
 from zaplock.errors import UserError
 from zaplock.executors import Here, Processes, divided, executor
@@ -22,12 +23,13 @@ from zaplock.fleet.advising import advise_fleet
 from zaplock.fleet.ask import ask
 from zaplock.fleet.replaying import replay_fleet
 from zaplock.fleet.report import CAUSE, FleetReport, changes_of, report
-from zaplock.fleet.simulate import days_of, fleet_of, simulate_fleet
+from zaplock.fleet.simulate import Made, days_of, fleet_of, simulate_fleet
 from zaplock.fleet_store.store import FleetStore
 from zaplock.lab import profiles
 from zaplock.views.fleet_page import render
 
 HOSTS, SEED = 120, 4
+FEW = ["--kernel", "6.6", "--most", "1", "--to", "linux-6.18"]
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,7 @@ def test_another_kernel_spares_what_it_is_known_to_spare(fleet: str, found: Flee
         kernel="5.15", most=2,
     )  # fmt: skip
     assert not replayed.failed
+    assert replayed.to_json().keys() == FleetReplayJson.__annotations__.keys()
     rows = {
         (one["unit"], one["design"], one["free_by"]): one
         for one in replayed.rows.iter_rows(named=True)
@@ -221,12 +224,23 @@ def test_each_question_ends_with_the_next(fleet: str, capsys: pytest.CaptureFixt
     for arguments in (
         ["report", fleet],
         ["ask", fleet, "SELECT host FROM waits LIMIT 1"],
-        ["replay", fleet, "--kernel", "6.6", "--most", "1", "--to", "linux-6.18"],
+        ["replay", fleet, *FEW],
     ):
         assert main(["fleet", *arguments]) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("next: zaplock fleet ")
-    assert main(["fleet", "report", fleet, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["hosts"] == HOSTS
+
+
+def test_each_answer_is_json_too(fleet: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose fields are held against the schema (conftest.py)."""
+
+    def told(*arguments: str) -> Any:
+        assert main(["fleet", *arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert told("report", fleet)["hosts"] == HOSTS
+    assert told("ask", fleet, "SELECT 1 AS one") == [{"one": 1}]
+    assert told("advise", fleet, *FEW)[0]["what"]
+    assert FleetSimulatedJson.__annotations__.keys() == set(Made.__slots__)
 
 
 def test_without_the_extra_the_way_out_is_told(fleet: str) -> None:

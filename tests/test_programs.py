@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -404,6 +405,15 @@ def test_nothing_compared_is_no_agreement(
     assert "nothing could be compared" in told
     assert "maps of ls" in told
     assert len(told.splitlines()) == 1
+
+
+def test_a_verdict_is_json_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle", "--strace", str(FIXTURES[1]), "--json"]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert (one["differing"], one["differing_maps"]) == ([], [])
+    assert main(["oracle", "--strace", *map(str, FIXTURES[:2]), "--json"]) == 0
+    several = json.loads(capsys.readouterr().out)
+    assert several[FIXTURES[1].stem]["compared"] == one["calls"]
 
 
 def test_several_files_make_a_table(capsys: pytest.CaptureFixture[str]) -> None:

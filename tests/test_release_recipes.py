@@ -48,6 +48,8 @@ def test_a_recipe_gives_its_memory_back(code: str) -> None:
     for line in code.splitlines():
         exec(line, known)
         highest = max(highest, resident())
+        if line.startswith(("zap(", "zaplock.release(")):
+            assert resident() - before < SLACK, "the call itself gives it back, not a later del"
     gc.collect()
     assert highest - before > 24 << 20, "it took no memory: nothing was shown"
     assert resident() - before < SLACK

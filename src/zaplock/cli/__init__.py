@@ -133,10 +133,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
             lack = shortage(error, verb)
             if lack is None:
-                return _own_code(verb, error)
+                return _own_code(name, error)
             print(f"{name}: {lack}", file=sys.stderr)
         except Exception as error:
-            return _own_code(verb, error)
+            return _own_code(name, error)
         return 2
 
 
@@ -185,13 +185,13 @@ def _explain(topic: str) -> int:
     return 0
 
 
-def _own_code(verb: str, error: Exception) -> int:
+def _own_code(name: str, error: Exception) -> int:
     """Say in one line what code of the user's own has done; any other error is a fault here."""
     own_files = sys.modules.get("zaplock.designs.own_files")
     said = own_files.said_of_own_code(error) if own_files is not None else ""
     if not said:
         raise error
-    print(f"zaplock {verb}: {said}; zaplock check shows how it comes to that", file=sys.stderr)
+    print(f"{name}: {said}; zaplock check shows how it comes to that", file=sys.stderr)
     return ProtocolError.exit_code
 
 

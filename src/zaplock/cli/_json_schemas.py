@@ -3,15 +3,24 @@
 Fields are added within a version, never renamed or taken away. Times are integer nanoseconds
 (`_ns`), sizes bytes. Where a verb prints several kinds of documents (one scenario or all of them),
 its schema has each of them.
+
+Where the fields of a document are those of a class, that class is its type. Written out is what is
+printed otherwise than it is kept (rounded, named, added to), and the classes that a schema can't be
+made from: a field with a default would not be required, and fleet's need polars.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal, NotRequired, TypedDict
 
 import msgspec
 
-from zaplock.lab.scale import Point
+from zaplock.advise.costs import Costs
+from zaplock.lab.scale import MeasuredPoint, Point
 from zaplock.measure.guest.debian import DebianKernel
-from zaplock.trace.outcome import OutcomeDetail
+from zaplock.trace.call_counts import CallCount
+from zaplock.trace.difference import MeasureChange, Pair
+from zaplock.trace.gaps import Gap
+from zaplock.trace.outcome import OutcomeDetail, Stalls
 
 VERSION: Final = 1
 DESCRIPTION: Final = (
@@ -91,16 +100,10 @@ class WaitJson(TypedDict):
     stack: NotRequired[StackJson]
 
 
-class CallJson(TypedDict):
-    """The calls of one operation by one process."""
+@dataclass(frozen=True, slots=True)
+class CallJson(CallCount):
+    """The calls of one operation by one process, and its name."""
 
-    operation: str
-    pid: int
-    count: int
-    total_ns: int | None
-    longest_ns: int | None
-    length: int
-    without_lock: int | None
     process: str
 
 
@@ -140,15 +143,6 @@ class FoundJson(TypedDict):
     kernel_stack: list[str]
 
 
-class GapJson(TypedDict):
-    """When a CPU's events are missing; `count` is -1 where the kernel didn't say how many."""
-
-    cpu: int
-    start_ns: int
-    end_ns: int
-    count: int
-
-
 class ReportJson(TypedDict):
     """`zaplock report --json`; with `sees_locks` false nothing is known of holds and waits."""
 
@@ -161,7 +155,7 @@ class ReportJson(TypedDict):
     calls: list[CallJson]
     slept_behind: list[SleptBehindJson]
     found: NotRequired[list[FoundJson]]
-    gaps: NotRequired[list[GapJson]]
+    gaps: NotRequired[list[Gap]]
     sees_locks: NotRequired[Literal[False]]
     caveats: NotRequired[list[str]]
 
@@ -235,15 +229,6 @@ class DoctorJson(TypedDict):
     findings: list[FindingJson]
 
 
-class StallsJson(TypedDict):
-    """The stalls of one bystander."""
-
-    count: int
-    p50_ns: int
-    p99_ns: int
-    max_ns: int
-
-
 class TeardownJson(OutcomeDetail):
     """One teardown beside its bystanders; None is what could not be seen."""
 
@@ -252,7 +237,7 @@ class TeardownJson(OutcomeDetail):
     exclusive_hold_ns: int | None
     shared_hold_ns: int | None
     munmap_ns: int
-    stalls: dict[str, StallsJson]
+    stalls: dict[str, Stalls]
     hung_tasks: int
     note: NotRequired[str]
 
@@ -577,13 +562,6 @@ class AdviceJson(TypedDict):
     note: str
 
 
-class CallCostsJson(TypedDict):
-    """What each call costs on this kernel, measured with so many bytes."""
-
-    length: int
-    took_ns: dict[str, int]
-
-
 class AdviseJson(TypedDict):
     """`zaplock advise --json`."""
 
@@ -592,7 +570,7 @@ class AdviseJson(TypedDict):
     waited_ns: int
     unexplained_ns: int
     free_ns: int
-    costs: CallCostsJson
+    costs: Costs
     caveats: NotRequired[list[str]]
 
 
@@ -670,26 +648,6 @@ class DiffSideJson(TypedDict):
     longest_shared_ns: int
 
 
-class DiffChangeJson(TypedDict):
-    """One measure in both; `chance` 0 to 1, None where nothing can be concluded."""
-
-    measure: str
-    before: float | None
-    after: float | None
-    verdict: str
-    chance: float | None
-    factor_low: float | None
-    factor_high: float | None
-
-
-class DiffOperationJson(TypedDict):
-    """One operation in both."""
-
-    name: str
-    before: dict[str, Value]
-    after: dict[str, Value]
-
-
 class DiffJson(TypedDict):
     """`zaplock diff --json`."""
 
@@ -698,8 +656,8 @@ class DiffJson(TypedDict):
     slices: list[int]
     before: DiffSideJson
     after: DiffSideJson
-    changes: list[DiffChangeJson]
-    operations: list[DiffOperationJson]
+    changes: list[MeasureChange]
+    operations: list[Pair]
     doubts: list[str]
 
 
@@ -714,7 +672,7 @@ class ScaleJson(TypedDict):
     cores: int | None
     smt_speed: float
     points: list[Point]
-    measured: list[Point]
+    measured: list[MeasuredPoint]
 
 
 class SeenKernelJson(TypedDict):
@@ -845,6 +803,15 @@ class SeededFaultJson(TypedDict):
     found_as: str | None
 
 
+class HuntedMutantJson(TypedDict):
+    """`zaplock oracle --threads --self-test --json`: a list of these."""
+
+    mutation: str
+    programs: int
+    seconds: float
+    found_as: str | None
+
+
 class FleetReportJson(TypedDict):
     """`zaplock fleet report --json`: tables are lists of rows."""
 
@@ -897,21 +864,32 @@ class FleetAdviceJson(TypedDict):
     at_most_ns: int
 
 
+class FleetSimulatedJson(TypedDict):
+    """`zaplock fleet simulate --json`: how much was written."""
+
+    hosts: int
+    waits: int
+    recordings: int
+    parts: int
+
+
 DOCUMENTS: Final[dict[str, tuple[Any, ...]]] = {
     "advise": (AdviseJson,),
     "calibrate": (ProfileJson, ProfileCheckJson, UnitsJson),
     "check": (CheckVerdictJson, list[CheckVerdictJson], list[CellJson], list[MutantJson],
-              ScenariosJson, ReplayedTokenJson, TimedTokenJson, ExploredJson),
+              ScenariosJson, ReplayedTokenJson, TimedTokenJson, ExploredJson, dict[str, list[str]]),
     "compare": (CompareJson, list[CompareJson]),
     "designs": (list[DesignRowJson], DesignJson, DesignPairJson),
     "diff": (DiffJson,),
     "doctor": (DoctorJson,),
     "fidelity": (FidelityJson,),
-    "fleet": (FleetReportJson, FleetReplayJson, list[FleetAdviceJson], list[dict[str, Any]]),
+    "fleet": (FleetReportJson, FleetReplayJson, list[FleetAdviceJson], FleetSimulatedJson,
+              list[dict[str, Any]]),
     "import": (ImportJson,),
     "measure": (MeasureJson, RaceJson, list[DebianKernel]),
     "oracle": (OracleJson, OracleThreadsJson, ComparedSequencesJson, ProgramVerdictJson,
-               dict[str, dict[str, int]], list[SeededFaultJson], list[dict[str, Any]]),
+               dict[str, dict[str, int]], list[SeededFaultJson],
+               list[HuntedMutantJson]),
     "record": (RecordJson,),
     "replay": (ReplayJson,),
     "report": (ReportJson,),

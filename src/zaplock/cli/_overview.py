@@ -41,9 +41,9 @@ SUMMARIES: Final = {
 
 def glossary() -> dict[str, str]:
     """Return what each word means, from the glossary of the docs."""
-    found = {}
     from importlib import resources  # which brings tempfile and urllib: a third of the start
 
+    found = {}
     for line in (resources.files("zaplock.cli") / "glossary.md").read_text("utf-8").splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and len(cells) == 2 and cells[0] != "word":

@@ -17,14 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.cli._designs import parse_cpu_max
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, options, wrote
 from zaplock.errors import UserError
 from zaplock.units import duration, format_size, parse_size, size
 
@@ -123,7 +122,7 @@ def _calibrate(args: argparse.Namespace) -> int:
         _show(profile, path)
     name = profile.name if not args.output else str(path)
     next_step(
-        f"zaplock calibrate --check{_of_guest(args)} --profile {name}",
+        f"zaplock calibrate --check{_of_guest(args)}{options({'--profile': name})}",
         "predicted against measured",
         aside=args.json,
     )
@@ -133,8 +132,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _of_guest(args: argparse.Namespace) -> str:
     if not args.kernel:
         return ""
-    quota = f" --cpu-max {args.cpu_max}" if args.cpu_max else ""
-    return f" anonymous:320M --kernel {shlex.quote(args.kernel)}{quota}"
+    return f" anonymous:320M{options({'--kernel': args.kernel, '--cpu-max': args.cpu_max})}"
 
 
 def _measured(args: argparse.Namespace, progress: Callable[[int, int], None]) -> Calibration:
@@ -153,8 +151,8 @@ def _measured(args: argparse.Namespace, progress: Callable[[int, int], None]) ->
 
 def _source(args: argparse.Namespace, found: Calibration) -> str:
     if args.kernel:
-        quota = f" --cpu-max {args.cpu_max}" if args.cpu_max else ""
-        return f"zaplock calibrate --kernel {args.kernel}{quota}: whole munmaps in exact guests"
+        given = options({"--kernel": args.kernel, "--cpu-max": args.cpu_max})
+        return f"zaplock calibrate{given}: whole munmaps in exact guests"
     return (
         f"zaplock calibrate --rounds {found.rounds} --scale {found.scale_mib}: median of "
         f"{found.rounds} rounds of real experiments, CPU time"
@@ -257,24 +255,26 @@ def _check(args: argparse.Namespace) -> int:
         raise UserError("--check in a guest needs a list of its own, such as 'anonymous:320M'")
     wanted = cases(args.check)
     profile = load(args.profile or THIS_MACHINE)
-    rows = [_compare(profile, backing, length, args) for backing, length in wanted]
+    repeat = 1 if args.kernel else args.repeat  # an exact guest says the same every time
+    rows = [_compare(profile, backing, length, args, repeat) for backing, length in wanted]
     if args.json:
         plain = [{**asdict(row), "error": row.error, "cpu_error": row.cpu_error} for row in rows]
-        print(json.dumps({"profile": profile.name, "repeat": args.repeat, "rows": plain}, indent=2))
+        print(json.dumps({"profile": profile.name, "repeat": repeat, "rows": plain}, indent=2))
     else:
         _show_checked(rows)
     worst = max(abs(row.error) for row in rows)
     busy = max(abs(row.cpu_error) for row in rows)
     summing_up = f"worst error {worst:.1%} ({busy:.1%} of CPU time)"
     print(summing_up, file=sys.stderr if args.json else sys.stdout)
-    quota = f" --cpu-max {args.cpu_max}" if args.cpu_max else ""
-    next_step(f"zaplock compare 80G --profile {profile.name}{quota}", aside=args.json)
+    given = options({"--profile": profile.name, "--cpu-max": args.cpu_max})
+    next_step(f"zaplock compare 80G{given}", aside=args.json)
     return 0
 
 
-def _compare(profile: Profile, backing: str, length: int, args: argparse.Namespace) -> Checked:
+def _compare(
+    profile: Profile, backing: str, length: int, args: argparse.Namespace, repeat: int
+) -> Checked:
     cpu_max = parse_cpu_max(args.cpu_max) if args.cpu_max else None
-    repeat = 1 if args.kernel else args.repeat
     if sys.stderr.isatty():
         print(f"measuring {format_size(length)} {backing}, {repeat} times", file=sys.stderr)
     if args.kernel:

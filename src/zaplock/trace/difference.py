@@ -94,10 +94,7 @@ class RecordingDifference:
             "before": _side(self.before),
             "after": _side(self.after),
             "changes": [asdict(one) for one in self.changes],
-            "operations": [
-                {"name": one.name, "before": asdict(one.before), "after": asdict(one.after)}
-                for one in self.operations
-            ],
+            "operations": [asdict(one) for one in self.operations],
             "doubts": list(self.doubts),
         }
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from zaplock.lab.teardown import Teardown
 
 TRACE_CMD, FTRACE = "trace-cmd", "ftrace"
-LAYOUTS = (TRACE_CMD, FTRACE)
 MARKS = (
     (1_000_000_000, "$"),
     (100_000_000, "@"),
