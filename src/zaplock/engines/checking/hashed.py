@@ -31,6 +31,8 @@ class _Slots:
 
     FULL = 6
     """So many slots in ten are full at most."""
+    SLOT = 8
+    """Bytes of a slot."""
 
     def __init__(self) -> None:
         self._held = 0
@@ -50,6 +52,11 @@ class _Slots:
         while held * 10 > self.FULL << bits:
             bits += 1
         return bits
+
+    def bytes_to_come(self, more: int) -> int:
+        """Return how many bytes more it takes at most while `more` keys are put in."""
+        bits = self._bits_for(self._held + more)
+        return self.SLOT * ((1 << bits) + self._held) if bits > self._bits else 0
 
     def _begin(self, keys: Words) -> tuple[Places, Places]:
         """Return where each key is looked for first, and its stride."""
@@ -94,11 +101,6 @@ class HashSet(_Slots):
         held: Words = self._slots[self._slots != NOTHING]
         return held
 
-    def bytes_to_come(self, more: int) -> int:
-        """Return how many bytes more it takes at most while `more` keys are put in."""
-        bits = self._bits_for(self._held + more)
-        return (8 << bits) + 8 * self._held if bits > self._bits else 0
-
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
         bits = self._bits_for(self._held + len(keys))
@@ -118,6 +120,7 @@ class HashMap(_Slots):
     """A map from keys to words. Most look-ups end at their first slot, as most slots are free."""
 
     FULL = 2
+    SLOT = 16
 
     def _resize(self, bits: int) -> None:
         super()._resize(bits)

@@ -18,6 +18,7 @@ Cf. the tree compression of LTSmin (Laarman, van de Pol, Weber 2011), of which t
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 WORD_BITS = 63
 BATCH = 20_000
 """States to expand in one go."""
+SET_BYTES = 80
+"""What a set has for each of its ints at most, while it outgrows its table."""
 ENOUGH_SEEN = 20_000
 """Transitions after which it is looked whether contents of the store repeat."""
 
@@ -70,7 +73,7 @@ class Words64:
         widths = [max(trie.nodes).bit_length() + 1 for trie in self.table.tries]
         low = sum(widths)
         most = 1 << max(WORD_BITS - low, 0)
-        if len(self.stores) * 2 >= most:
+        if low > WORD_BITS or len(self.stores) * 2 >= most:
             raise Outgrown
         self.widths, self.low, self.most = widths, low, most
         self.shifts = [sum(widths[:index]) for index in range(len(widths))]
@@ -162,12 +165,20 @@ class WideLevels:
     def given_back(self) -> tuple[set[int], list[int], list[int]]:
         """Return all states, those left of the frontier, and those of the next that were found."""
         found = [state for part in self.found for state in self.words.states(part)]
-        visited = set(self.words.states(self.visited.keys()))
+        visited, words = set[int](), self.visited.keys()
+        for first in range(0, len(words), BATCH):
+            visited.update(self.words.states(words[first : first + BATCH]))
         return visited, self.words.states(self.frontier), found
+
+    def bytes_given_back(self) -> int:
+        """Return what `given_back` adds to what this process occupies."""
+        state = sys.getsizeof(self.words.state(int(self.frontier[0])))
+        return len(self.visited) * (state + SET_BYTES)
 
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
-        return self.visited.bytes_to_come(len(self.memos) * BATCH)
+        memos = sum(memo.bytes_to_come(BATCH) for memo in self.memos)
+        return self.visited.bytes_to_come(len(self.memos) * BATCH) + memos
 
     def _lay_out_anew(self) -> None:
         """Give numbers more bits, in all words that there are; raises Outgrown."""
