@@ -142,12 +142,18 @@ class HashMap(_Slots):
         """Map keys that are not there, each once, to values."""
         bits = self._bits_for(self._held + len(keys))
         if bits > self._bits:
-            full = self._slots != NOTHING
-            before, held = self._slots[full], self._values[full]
-            self._resize(bits)
-            self._held = 0
-            self.put(before, held)
+            self._lay_out(bits, self._slots != NOTHING)
         where = np.empty(len(keys), dtype=np.intp)
         self._settle(keys, np.zeros(len(keys), dtype=bool), where)
         self._values[where] = values
         self._held += len(keys)
+
+    def drop(self, mask: np.uint64, value: np.uint64) -> None:
+        """Take out the keys that are `value` under a mask."""
+        self._lay_out(self._bits, (self._slots != NOTHING) & (self._slots & mask != value))
+
+    def _lay_out(self, bits: int, kept: Flags) -> None:
+        keys, values = self._slots[kept], self._values[kept]
+        self._resize(bits)
+        self._held = 0
+        self.put(keys, values)

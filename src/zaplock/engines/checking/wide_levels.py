@@ -29,7 +29,7 @@ from zaplock.engines.checking.transitions import STAYS
 
 if TYPE_CHECKING:
     from zaplock.engines.checking.exhaustive import Search
-    from zaplock.engines.checking.transitions import TransitionTable
+    from zaplock.engines.checking.transitions import Transition, TransitionTable
 
 WORD_BITS = 63
 BATCH = 20_000
@@ -133,6 +133,9 @@ class WideLevels:
         self.memos = [HashMap() for _ in self.table.tasks]
         self.forgotten = self.table.forgotten
         """How often the table had dropped memos when these were begun."""
+        self.outdated: set[tuple[int, int]] = set()
+        """Whose steps were seen to look at more, so that the table has dropped their memos: a task,
+        and its position in a word."""
         self.asked = 0
         self.transitions = 0
 
@@ -235,6 +238,7 @@ class WideLevels:
             if self.forgotten != self.table.forgotten:
                 self.forgotten = self.table.forgotten
                 self.memos = [HashMap() for _ in self.memos]
+            self._drop_outdated()
             columns = []
             unknown: list[_Unknown] = []
             for index, memo in enumerate(self.memos):
@@ -248,6 +252,14 @@ class WideLevels:
             self._ask_each(words, columns)
             if self.forgotten == self.table.forgotten:
                 return columns
+
+    def _drop_outdated(self) -> None:
+        """Have steps run again that the table no longer remembers: it audits what it does."""
+        for index, position in self.outdated:
+            width, shift = self.words.widths[index], self.words.shifts[index]
+            mask = np.uint64(((1 << width) - 1) << shift)
+            self.memos[index].drop(mask, np.uint64(position << shift))
+        self.outdated.clear()
 
     def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:
         """Fill in what is not in the maps yet; steps run in the order in which states need it."""
@@ -306,18 +318,23 @@ class WideLevels:
             for at in np.flatnonzero(changes == np.uint64(_ASK)).tolist():
                 self.asked += 1
                 word = int(words[at])
-                state = self.words.state(word)
-                row = self.table.rows[index][state & self.table.position_masks[index]]
-                assert row is not None
-                changes[at] = self._change(word, self.table.move(index, row, state))
+                changes[at] = self._change(word, self._move(index, word)[1])
 
     def _run(self, index: int, word: int) -> int:
         """Return what a task does in a state, or that others' positions count."""
+        row, change = self._move(index, word)
+        return _ASK if row.mask & self.words.low_mask else self._change(word, change)
+
+    def _move(self, index: int, word: int) -> tuple[Transition, int]:
+        """Return a task's position in a state, and what the table says that it does there."""
         state = self.words.state(word)
         row = self.table.rows[index][state & self.table.position_masks[index]]
         assert row is not None
+        mask = row.mask
         change = self.table.move(index, row, state)
-        return _ASK if row.mask & self.words.low_mask else self._change(word, change)
+        if row.mask != mask:
+            self.outdated.add((index, row.node.id))
+        return row, change
 
     def _change(self, word: int, change: int) -> int:
         """Return a change of a state as one of its word; raises Outgrown."""
