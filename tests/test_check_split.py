@@ -104,6 +104,12 @@ def test_forked_workers_keep_their_part_on_disk(in_memory: int, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+def test_one_process_explores_it_to_the_end() -> None:
+    """However wide a level is: there is nobody to divide it among."""
+    system = closed_system(find_scenario("munmap-file"), find_design("linux-6.1"), True)
+    assert explore_split(system, 1, enough=5).states == explore(system).states
+
+
 def test_a_worker_that_dies_is_no_loss(
     dask: Any, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,9 @@ def test_a_trylock_has_failed_where_the_task_asks_again() -> None:
 def test_a_lock_that_is_never_given_back_was_not_had() -> None:
     killed = [f"{ZAP} SyS_munmap {{", f"{ZAP} down_write_killable;", f"{ZAP} SyS_munmap }}"]
     assert told(*killed) == [(ZAP, "ASKED", 1, 0), (ZAP, "ACQUIRED", 1, 0)]
+    in_a_fault = [f"{FAULTS} down_read_trylock;", f"{FAULTS} down_read_killable;"]
+    both = [(FAULTS, "ASKED", 0, 0), (FAULTS, "ACQUIRED", 0, 0)] * 2
+    assert told(*in_a_fault, f"{FAULTS} do_exit {{") == both
 
 
 def test_who_reads_proc_has_the_targets_lock_and_its_own_in_a_fault() -> None:

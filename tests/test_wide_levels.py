@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from toys import random_configuration, random_ranges
+from toys import Toy, add, load, random_configuration, random_ranges, store, tasks, wait_for
 
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.engines.checking import exhaustive, wide_levels
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.hashed import NOTHING, HashMap, HashSet, Words
+from zaplock.model.step import Task, step
 
 
 def found(configuration: Configuration, all_violations: bool) -> tuple[Any, ...]:
@@ -56,6 +58,11 @@ def test_a_hash_map_is_a_dict(most: int) -> None:
         held |= {key: key + 7 for key in new.tolist()}
     everything = np.array(list(held), dtype=np.uint64)
     assert pairs.get(everything).tolist() == list(held.values())
+    mask, value = np.uint64(7), np.uint64(5)
+    pairs.drop(mask, value)
+    left = [int(NOTHING) if key & 7 == 5 else held[key] for key in held]
+    assert pairs.get(everything).tolist() == left
+    assert len(pairs) == sum(key & 7 != 5 for key in held)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +96,74 @@ def test_a_shipped_scenario_is_explored_alike(monkeypatch: pytest.MonkeyPatch) -
         scenario, design = find_scenario("munmap-fault-gup"), find_design("linux-4.20")
         both.append(found(closed_system(scenario, design, fair=True), all_violations=True))
     assert both[0] == both[1]
+
+
+def test_positions_that_no_word_has_room_for_are_explored_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first words are laid out before any content of the store is numbered."""
+
+    def in_turn(number: int) -> Any:
+        async def body() -> None:
+            await wait_for("x", number)
+            await add("x", 1)
+
+        return body
+
+    both = []
+    for wide in (1 << 60, 1):
+        monkeypatch.setattr(exhaustive, "WIDE", wide)
+        system = Configuration(Toy, tasks(*map(in_turn, range(70))))
+        both.append(found(system, all_violations=True))
+    assert both[0] == both[1]
+
+
+def test_a_step_that_is_seen_to_look_at_more_is_audited_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table drops what it remembered of it, and audits what it remembers in the end."""
+
+    @step
+    def peek(m: Toy, _task: Task) -> int:
+        return m.counters["x"] and m.counters["y"]
+
+    async def peeks() -> None:
+        await peek()
+
+    async def sets() -> None:
+        await store("x", 1)
+
+    async def lets_them() -> None:
+        await load("z")
+        await load("z")
+        await load("z")
+
+    both = []
+    for wide in (1 << 60, 1):
+        monkeypatch.setattr(exhaustive, "WIDE", wide)
+        verdict = explore(Configuration(Toy, tasks(peeks, sets, lets_them)))
+        both.append((verdict.answer, verdict.states, verdict.steps_run, verdict.audit.steps))
+    assert both[0] == both[1]
+
+
+def test_states_are_not_given_back_where_the_memory_does_not_hold_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exhaustive, "WIDE", 1)
+    monkeypatch.setattr(wide_levels, "ENOUGH_SEEN", 30)
+    given = wide_levels.WideLevels.given_back
+    told = []
+
+    def given_back(wide: wide_levels.WideLevels) -> Any:
+        back = given(wide)
+        told.append((wide.bytes_given_back(), sum(map(sys.getsizeof, [back[0], *back[0]]))))
+        return back
+
+    monkeypatch.setattr(wide_levels.WideLevels, "given_back", given_back)
+    whole = explore(random_configuration(9, True), all_violations=True)
+    [(expected, taken)] = told
+    assert taken / 2 < expected < 1.5 * taken + 1000
+    monkeypatch.setattr(wide_levels.WideLevels, "bytes_given_back", lambda _: 1 << 50)
+    ended = explore(random_configuration(9, True), all_violations=True)
+    assert (ended.limit, len(told)) == ("6144 MiB", 1)
+    assert 0 < ended.states < whole.states

@@ -186,7 +186,8 @@ class GraphCalls:
     def _entered(self, task: _Inside, number: int, row: int, success: _Success) -> _Found:
         in_rwsem = 0 <= task.innermost < _NR_RWSEM
         if not task.frames and _AROUND[number] is not None:
-            task.held.clear()  # nobody brings a semaphore along from user mode
+            for held in list(task.held):  # nobody brings a semaphore along from user mode
+                self._forget(task, held, success)
         task.frames.append(number)
         if number >= _NR_RWSEM or in_rwsem:
             return None

@@ -190,6 +190,9 @@ class Search:
                     return [], []
         except Outgrown:
             pass
+        if resident_bytes() + wide.bytes_given_back() > self.memory:
+            self.limit = f"{self.limits.memory >> 20} MiB"
+            return [], []
         self.wide = None
         self.visited, left, found = wide.given_back()
         return left, found

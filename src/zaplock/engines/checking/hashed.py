@@ -31,6 +31,8 @@ class _Slots:
 
     FULL = 6
     """So many slots in ten are full at most."""
+    SLOT = 8
+    """Bytes of a slot."""
 
     def __init__(self) -> None:
         self._held = 0
@@ -50,6 +52,11 @@ class _Slots:
         while held * 10 > self.FULL << bits:
             bits += 1
         return bits
+
+    def bytes_to_come(self, more: int) -> int:
+        """Return how many bytes more it takes at most while `more` keys are put in."""
+        bits = self._bits_for(self._held + more)
+        return self.SLOT * ((1 << bits) + self._held) if bits > self._bits else 0
 
     def _begin(self, keys: Words) -> tuple[Places, Places]:
         """Return where each key is looked for first, and its stride."""
@@ -94,11 +101,6 @@ class HashSet(_Slots):
         held: Words = self._slots[self._slots != NOTHING]
         return held
 
-    def bytes_to_come(self, more: int) -> int:
-        """Return how many bytes more it takes at most while `more` keys are put in."""
-        bits = self._bits_for(self._held + more)
-        return (8 << bits) + 8 * self._held if bits > self._bits else 0
-
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
         bits = self._bits_for(self._held + len(keys))
@@ -118,6 +120,7 @@ class HashMap(_Slots):
     """A map from keys to words. Most look-ups end at their first slot, as most slots are free."""
 
     FULL = 2
+    SLOT = 16
 
     def _resize(self, bits: int) -> None:
         super()._resize(bits)
@@ -139,12 +142,18 @@ class HashMap(_Slots):
         """Map keys that are not there, each once, to values."""
         bits = self._bits_for(self._held + len(keys))
         if bits > self._bits:
-            full = self._slots != NOTHING
-            before, held = self._slots[full], self._values[full]
-            self._resize(bits)
-            self._held = 0
-            self.put(before, held)
+            self._lay_out(bits, self._slots != NOTHING)
         where = np.empty(len(keys), dtype=np.intp)
         self._settle(keys, np.zeros(len(keys), dtype=bool), where)
         self._values[where] = values
         self._held += len(keys)
+
+    def drop(self, mask: np.uint64, value: np.uint64) -> None:
+        """Take out the keys that are `value` under a mask."""
+        self._lay_out(self._bits, (self._slots != NOTHING) & (self._slots & mask != value))
+
+    def _lay_out(self, bits: int, kept: Flags) -> None:
+        keys, values = self._slots[kept], self._values[kept]
+        self._resize(bits)
+        self._held = 0
+        self.put(keys, values)

@@ -174,8 +174,8 @@ def explore_split(
         table = TransitionTable(configuration)
         search = search_of(table, limits, all_violations, progress, disk)
         try:
-            frontier = search.until(enough)
-            if not frontier or search.limit or jobs < 2:
+            frontier = search.until(enough if jobs > 1 else None)
+            if not frontier or search.limit:
                 table.auditor.finish()
                 return search.verdict()
             crew = Forked(search, frontier, jobs)

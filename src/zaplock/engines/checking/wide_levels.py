@@ -18,6 +18,7 @@ Cf. the tree compression of LTSmin (Laarman, van de Pol, Weber 2011), of which t
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,11 +29,13 @@ from zaplock.engines.checking.transitions import STAYS
 
 if TYPE_CHECKING:
     from zaplock.engines.checking.exhaustive import Search
-    from zaplock.engines.checking.transitions import TransitionTable
+    from zaplock.engines.checking.transitions import Transition, TransitionTable
 
 WORD_BITS = 63
 BATCH = 20_000
 """States to expand in one go."""
+SET_BYTES = 80
+"""What a set has for each of its ints at most, while it outgrows its table."""
 ENOUGH_SEEN = 20_000
 """Transitions after which it is looked whether contents of the store repeat."""
 
@@ -70,7 +73,7 @@ class Words64:
         widths = [max(trie.nodes).bit_length() + 1 for trie in self.table.tries]
         low = sum(widths)
         most = 1 << max(WORD_BITS - low, 0)
-        if len(self.stores) * 2 >= most:
+        if low > WORD_BITS or len(self.stores) * 2 >= most:
             raise Outgrown
         self.widths, self.low, self.most = widths, low, most
         self.shifts = [sum(widths[:index]) for index in range(len(widths))]
@@ -130,6 +133,9 @@ class WideLevels:
         self.memos = [HashMap() for _ in self.table.tasks]
         self.forgotten = self.table.forgotten
         """How often the table had dropped memos when these were begun."""
+        self.outdated: set[tuple[int, int]] = set()
+        """Whose steps were seen to look at more, so that the table has dropped their memos: a task,
+        and its position in a word."""
         self.asked = 0
         self.transitions = 0
 
@@ -162,12 +168,20 @@ class WideLevels:
     def given_back(self) -> tuple[set[int], list[int], list[int]]:
         """Return all states, those left of the frontier, and those of the next that were found."""
         found = [state for part in self.found for state in self.words.states(part)]
-        visited = set(self.words.states(self.visited.keys()))
+        visited, words = set[int](), self.visited.keys()
+        for first in range(0, len(words), BATCH):
+            visited.update(self.words.states(words[first : first + BATCH]))
         return visited, self.words.states(self.frontier), found
+
+    def bytes_given_back(self) -> int:
+        """Return what `given_back` adds to what this process occupies."""
+        state = sys.getsizeof(self.words.state(int(self.frontier[0])))
+        return len(self.visited) * (state + SET_BYTES)
 
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
-        return self.visited.bytes_to_come(len(self.memos) * BATCH)
+        memos = sum(memo.bytes_to_come(BATCH) for memo in self.memos)
+        return self.visited.bytes_to_come(len(self.memos) * BATCH) + memos
 
     def _lay_out_anew(self) -> None:
         """Give numbers more bits, in all words that there are; raises Outgrown."""
@@ -224,6 +238,7 @@ class WideLevels:
             if self.forgotten != self.table.forgotten:
                 self.forgotten = self.table.forgotten
                 self.memos = [HashMap() for _ in self.memos]
+            self._drop_outdated()
             columns = []
             unknown: list[_Unknown] = []
             for index, memo in enumerate(self.memos):
@@ -237,6 +252,14 @@ class WideLevels:
             self._ask_each(words, columns)
             if self.forgotten == self.table.forgotten:
                 return columns
+
+    def _drop_outdated(self) -> None:
+        """Have steps run again that the table no longer remembers: it audits what it does."""
+        for index, position in self.outdated:
+            width, shift = self.words.widths[index], self.words.shifts[index]
+            mask = np.uint64(((1 << width) - 1) << shift)
+            self.memos[index].drop(mask, np.uint64(position << shift))
+        self.outdated.clear()
 
     def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:
         """Fill in what is not in the maps yet; steps run in the order in which states need it."""
@@ -295,18 +318,23 @@ class WideLevels:
             for at in np.flatnonzero(changes == np.uint64(_ASK)).tolist():
                 self.asked += 1
                 word = int(words[at])
-                state = self.words.state(word)
-                row = self.table.rows[index][state & self.table.position_masks[index]]
-                assert row is not None
-                changes[at] = self._change(word, self.table.move(index, row, state))
+                changes[at] = self._change(word, self._move(index, word)[1])
 
     def _run(self, index: int, word: int) -> int:
         """Return what a task does in a state, or that others' positions count."""
+        row, change = self._move(index, word)
+        return _ASK if row.mask & self.words.low_mask else self._change(word, change)
+
+    def _move(self, index: int, word: int) -> tuple[Transition, int]:
+        """Return a task's position in a state, and what the table says that it does there."""
         state = self.words.state(word)
         row = self.table.rows[index][state & self.table.position_masks[index]]
         assert row is not None
+        mask = row.mask
         change = self.table.move(index, row, state)
-        return _ASK if row.mask & self.words.low_mask else self._change(word, change)
+        if row.mask != mask:
+            self.outdated.add((index, row.node.id))
+        return row, change
 
     def _change(self, word: int, change: int) -> int:
         """Return a change of a state as one of its word; raises Outgrown."""
