@@ -464,10 +464,10 @@ def remembered(*does: str) -> Scenario:
     """Let one CPU remember a page, while another does this."""
     return Scenario(
         summary="one CPU remembers a page that another unmaps",
-        map=(InitialMapping(pages=(0, 2), populated=(0, 2)),),
+        map=(InitialMapping(pages=(0, 3), populated=(0, 3)),),
         task=(
             TaskSpec(name="unmap", do=does),
-            TaskSpec(name="reader", do=("read 1 -> old",), cached=(0,)),
+            TaskSpec(name="reader", do=("read 2 -> old",), cached=(0,)),
         ),
     )
 
@@ -518,6 +518,12 @@ def test_latr_gives_neither_pages_nor_addresses_back_before_each_cpu_has_flushed
     programs = [replace(one, start=partial(without, one.start, step)) for one in system.programs]
     found = explore(replace(system, programs=tuple(programs)))
     assert [one.invariant for one in found.violations] == [Invariant.NO_STALE_TRANSLATION]
+
+
+def test_latr_unmaps_over_a_range_in_quarantine_and_loses_none_of_it() -> None:
+    """Two ranges may not overlap there: of one that is forgotten no CPU would be flushed."""
+    wider = remembered("munmap 0 1 -> 0", "munmap 0 2 -> 0", "mmap-fixed 0 1")
+    assert not explore(closed_system(wider, rivals()["latr"])).violations
 
 
 def test_latr_frees_no_page_in_munmap_and_has_given_all_back_after_a_tick() -> None:
