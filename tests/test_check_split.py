@@ -191,3 +191,19 @@ def test_a_campaign_on_a_cluster_compares_what_one_here_compares(
     for more in (["--theme", "swap"], ["--threads"], ["--kernel", "debian:6.1"]):
         assert main(["oracle", "--cluster", dask.scheduler_address, *more]) == 2
         assert "--cluster" in capsys.readouterr().err
+
+
+def test_a_theme_that_needs_root_is_refused_by_workers_that_are_not(
+    cluster: Cluster, dask: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their segments of shared memory would be everybody's."""
+    is_root = not os.geteuid()
+    if is_root:
+        cluster.each(os.seteuid, 65534)
+    try:
+        asked = ["oracle", "--theme", "shm", "--seconds", "0.1"]
+        assert main([*asked, "--cluster", dask.scheduler_address]) == 2
+    finally:
+        if is_root:
+            cluster.each(os.seteuid, 0)
+    assert "run it as root" in capsys.readouterr().err

@@ -337,10 +337,34 @@ def test_files_of_ff_without_times_are_put_into_an_order_that_explains_them(tmp_
     assert (verdict.agreeing, verdict.differing, verdict.refused) == (4, [], [])
 
 
+def test_the_last_maps_of_files_of_ff_are_compared_behind_every_thread(tmp_path: Path) -> None:
+    free = "munmap(0x7ffff7efe000, 8192) = 0"
+    verdict = files_of_threads(tmp_path, t100=END, t101=f"{ONE}\n{free}\n")
+    assert (verdict.agreeing, verdict.maps, verdict.maps_not_compared) == (2, 3, [])
+
+
 def test_files_of_ff_that_no_order_explains_are_refused(tmp_path: Path) -> None:
     verdict = files_of_threads(tmp_path, t101=f"{ONE}\n", t102=f"{WRONG}\n")
     assert (verdict.agreeing, verdict.differing, len(verdict.refused)) == (0, [], 2)
     assert "which order its threads called in" in verdict.refused[0]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ("clone(flags=CLONE_VM|CLONE_THREAD) = 100", ""),
+        ("vfork() = 100", ""),
+        ("clone(flags=CLONE_VM|CLONE_THREAD) = 101", ""),
+        ("", "clone(flags=CLONE_VM|CLONE_THREAD) = 100"),
+    ],
+)
+def test_a_thread_that_files_of_ff_make_twice_or_by_itself_is_read_once(
+    tmp_path: Path, made: tuple[str, str]
+) -> None:
+    """An id is used again, or a file is wrong: every call has one ruling, and there is an end."""
+    first, second = made
+    verdict = files_of_threads(tmp_path, t100=f"{first}\n{ONE}\n", t101=f"{second}\n{TWO}\n")
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
 
 
 def test_a_file_of_ff_alone_tells_that_others_are_missing(tmp_path: Path) -> None:

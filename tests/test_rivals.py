@@ -39,6 +39,7 @@ from zaplock.model.machine import Machine
 from zaplock.model.rwsem import RWSEM_5_11, LockStep, down_write
 from zaplock.model.spans import TOP, SpanStep, lock_range, spans_of, unlock_range
 from zaplock.model.step import SleepStep, Step, Task
+from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, free, insert, overlapping, remove, unlink_rmap
 from zaplock.protocols.access import read_memory, write_memory
@@ -464,10 +465,10 @@ def remembered(*does: str) -> Scenario:
     """Let one CPU remember a page, while another does this."""
     return Scenario(
         summary="one CPU remembers a page that another unmaps",
-        map=(InitialMapping(pages=(0, 2), populated=(0, 2)),),
+        map=(InitialMapping(pages=(0, 3), populated=(0, 3)),),
         task=(
             TaskSpec(name="unmap", do=does),
-            TaskSpec(name="reader", do=("read 1 -> old",), cached=(0,)),
+            TaskSpec(name="reader", do=("read 2 -> old",), cached=(0,)),
         ),
     )
 
@@ -518,6 +519,23 @@ def test_latr_gives_neither_pages_nor_addresses_back_before_each_cpu_has_flushed
     programs = [replace(one, start=partial(without, one.start, step)) for one in system.programs]
     found = explore(replace(system, programs=tuple(programs)))
     assert [one.invariant for one in found.violations] == [Invariant.NO_STALE_TRANSLATION]
+
+
+def test_latr_unmaps_over_a_range_in_quarantine_and_loses_none_of_it() -> None:
+    """Two ranges may not overlap there: of one that is forgotten no CPU would be flushed."""
+    wider = remembered("munmap 0 1 -> 0", "munmap 0 2 -> 0", "mmap-fixed 0 1")
+    assert not explore(closed_system(wider, rivals()["latr"])).violations
+
+
+def test_what_waits_for_ticks_in_no_quarantine_is_a_leak() -> None:
+    machine, task = Machine(), Task(1, 1)
+    gather = tlb_gather_mmu.run(machine, task, 1, 16, 32)
+    machine.mm(1).add("tlb_flush_pending", -1)
+    machine.mm(1).dying.put(16 * PAGE_SIZE, (32 * PAGE_SIZE, gather))
+    check_books(machine)
+    machine.mm(1).dying.drop(16 * PAGE_SIZE)
+    with pytest.raises(Violation, match=r"gathered of \[0x10000, 0x20000\) was never given back"):
+        check_books(machine)
 
 
 def test_latr_frees_no_page_in_munmap_and_has_given_all_back_after_a_tick() -> None:

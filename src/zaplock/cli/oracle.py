@@ -15,7 +15,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,12 +164,7 @@ def _threads(args: argparse.Namespace) -> int:
 
 
 def _campaign(args: argparse.Namespace) -> Report:
-    from zaplock.oracle.bare_process import (
-        check_machine,
-        check_no_swap,
-        check_overcommit,
-        check_root,
-    )
+    from zaplock.oracle.bare_process import check_machine, check_overcommit
 
     if args.kernel:
         return _guest_campaign(args)
@@ -177,10 +172,8 @@ def _campaign(args: argparse.Namespace) -> Report:
         return _cluster_campaign(args)
     check_machine()
     check_overcommit()
-    if "pageout" in (args.theme or ()):
-        check_no_swap()
-    if "shm" in (args.theme or ()):
-        check_root("shm", "a namespace of its own for System V shared memory")
+    for check in _checks_of_themes(args):
+        check()
     with ExitStack() as lent:
         if "hugetlb" in (args.theme or ()):
             from zaplock.oracle.huge_pool import huge_pages
@@ -191,6 +184,19 @@ def _campaign(args: argparse.Namespace) -> Report:
 
             lent.enter_context(swap_file())
         return _run_campaign(args)
+
+
+def _checks_of_themes(args: argparse.Namespace) -> list[Callable[[], None]]:
+    """List what raises UserError on a machine that the themes that were asked for can't run on."""
+    from functools import partial
+
+    from zaplock.oracle.bare_process import check_no_swap, check_root
+
+    checks: dict[str, Callable[[], None]] = {
+        "pageout": check_no_swap,
+        "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
+    }
+    return [check for theme, check in checks.items() if theme in (args.theme or ())]
 
 
 def _run_campaign(args: argparse.Namespace) -> Report:
@@ -204,13 +210,12 @@ def _run_campaign(args: argparse.Namespace) -> Report:
 def _cluster_campaign(args: argparse.Namespace) -> Report:
     """Run a campaign on the workers of a cluster."""
     from zaplock.executors import cluster_at
-    from zaplock.oracle.bare_process import check_no_swap
     from zaplock.oracle.campaign import run_on
 
     other, scope = _other_side(args), _scope(args)
     with cluster_at(args.cluster, args.jobs) as cluster:
-        if "pageout" in (args.theme or ()):
-            cluster.each(check_no_swap)
+        for check in _checks_of_themes(args):
+            cluster.each(check)
         return _watched(
             run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope), args
         )

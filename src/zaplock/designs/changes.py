@@ -513,7 +513,8 @@ CHANGES: tuple[Change, ...] = (
         "6.15", "1da190f4d0a6",
         "mm: Copy-on-Write (COW) reuse support for PTE-mapped THP",
         "a write after a fork whose child has gone keeps its page also where that is one of a huge "
-        "page mapped by small entries; before, it was copied",
+        "page mapped by small entries; before, it was copied (in the model to 5.8, too, where in "
+        "Linux it was not)",
         {"reuses_large": True},
     ),
     Change(

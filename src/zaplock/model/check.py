@@ -110,10 +110,16 @@ def left_over(m: Machine, space: Mm, vmas: list[Vma]) -> Iterator[Violation]:
         yield unbalanced(f"[{low:#x}, {high:#x}) is still being torn down")
     for cut in space.cuts:
         yield unbalanced(f"the cut of VMAs {space.cuts[cut].handles} was never finished")
+    waiting = set()
     for start, (end, handle) in space.dying.data.items():
         if handle in m.gathers:
-            continue  # its pages wait for ticks, and are counted by that gather
-        yield unbalanced(f"the tombstone of [{start:#x}, {end:#x}) was never taken away")
+            waiting.add(handle)  # its pages wait for ticks, and are counted by that gather
+        else:
+            yield unbalanced(f"the tombstone of [{start:#x}, {end:#x}) was never taken away")
+    for handle, gather in m.gathers.data.items():
+        if gather.mm == space.mm and handle not in waiting:
+            low, high = gather.first << PAGE_SHIFT, gather.last << PAGE_SHIFT
+            yield unbalanced(f"what was gathered of [{low:#x}, {high:#x}) was never given back")
 
 
 def vmas_in_order(m: Machine, space: Mm) -> list[Vma]:

@@ -102,7 +102,8 @@ class Mm:
     21 for level 1, the page-table pages; >> 30 for level 2; >> 39 for level 3), its value is the
     table's generation. `teardown` holds the ranges that unmap_region works on, by gather. `dying`
     holds tombstones: where a range starts that is unmapped and still being zapped -> (its end, a
-    handle of its own). `cuts`, `cut_ptes`: page tables cut out and not zapped yet.
+    handle of its own), or that waits for ticks -> (its end, its gather); they don't overlap.
+    `cuts`, `cut_ptes`: page tables cut out and not zapped yet.
     """
 
     __slots__ = (

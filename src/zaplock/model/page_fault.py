@@ -62,8 +62,8 @@ class PageCopy(NamedTuple):
 def large_to_copy(m: Machine, vma: Vma, first: int, last: int) -> list[tuple[int, Pte]]:
     """List the pages of huge pages that are their mm's own again after a fork, and not writable.
 
-    From 6.15 on a write keeps such a page; before, any page of a huge page that small entries map
-    was copied.
+    From 6.15 on a write keeps such a page; from 5.9 to 6.14 any page of a huge page that small
+    entries map was copied (09854ba94c6a). Not told: to 5.8 it was kept, too (reuse_swap_page).
     """
     if vma.flags & VM_SHARED:
         return []

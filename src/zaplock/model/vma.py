@@ -362,7 +362,10 @@ def accepts(vma: Vma, neighbour: Vma) -> bool:
 
 
 def absorb(m: Machine, task: Task, left: int, right: int, paid: bool = False) -> int:
-    """Make two neighbours one VMA and return its handle; the right one is freed."""
+    """Make two neighbours one VMA and return its handle; the right one is freed.
+
+    `paid`: the right one is in Linux no VMA before it merges, and what that costs is spent already.
+    """
     first, second = vma_of(m, task, left), vma_of(m, task, right)
     if not paid:
         m.spend("vma_merge")
@@ -386,8 +389,7 @@ def merge_around(
 ) -> int:
     """Merge a VMA with its neighbours where it can; return the handle of what it is now.
 
-    A `new` one is in Linux no VMA before it has merged with its first neighbour, which grows: that
-    costs what making one does, and no more.
+    A `new` one has `paid` for its first merge (absorb).
     It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
     they merge with the `untouched` too (6.16).
     """

@@ -91,8 +91,8 @@ class ByThread:
         wanted = [span for item in ready for span in _placed(item)]
 
         def lateness(item: Item) -> tuple[int, ...]:
-            if isinstance(item, Fork):  # others have come to their end by then, mostly
-                return 3, item.line
+            if isinstance(item, Fork) or (isinstance(item, Note) and item.kind == "end"):
+                return 3, item.line  # others have come to their end by then, mostly
             freed = _freed(item)
             if not freed:
                 return 0, item.line

@@ -275,7 +275,7 @@ def _over_midnight(times: list[float | None]) -> list[float | None]:
 
 
 def by_thread(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Merge the files of `-ff`: each stands right behind the call that made its thread."""
+    """Merge the files of `-ff`: each stands right behind the first call that made its thread."""
     files: dict[str, list[str]] = {}
     for pid, whole in lines:
         files.setdefault(pid, []).append(whole.rstrip("\n"))
@@ -285,13 +285,13 @@ def by_thread(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
         for number, line in enumerate(told)
         if (child := _made(line)) in files and child != pid
     }
-    roots = [pid for pid in files if pid not in made.values()] or list(files)[:1]
-    stack = [iter(enumerate(files[pid])) for pid in reversed(roots)]
-    owners = list(reversed(roots))
+    children = set(made.values())
+    rest = {pid: iter(enumerate(told)) for pid, told in files.items()}
+    stack = [*reversed(files), *(pid for pid in reversed(files) if pid not in children)]
     said = ""  # whose the last comment was
     while stack:
-        pid = owners[-1]
-        for number, line in stack[-1]:
+        pid = stack[-1]
+        for number, line in rest[pid]:
             if line.startswith("#"):
                 if said != pid:
                     yield f"# pid: {pid}\n"
@@ -299,12 +299,10 @@ def by_thread(lines: Iterable[tuple[str, str]]) -> Iterator[str]:
                 yield f"{line}\n"
                 continue
             yield f"{pid} {line}\n"
-            if child := made.pop((pid, number), ""):
-                owners.append(child)
-                stack.append(iter(enumerate(files[child])))
+            if child := made.get((pid, number), ""):
+                stack.append(child)
                 break
         else:
-            owners.pop()
             stack.pop()
 
 

@@ -177,8 +177,14 @@ class _Sorter:
             space.items.append(Fork(call, self._new(call.result, is_copy=True)))
 
     def _share(self, call: TracedCall, space: TracedSpace) -> None:
-        """Let a new thread, or a child until its execve, run in its maker's space."""
+        """Let a new thread, or a child until its execve, run in its maker's space.
+
+        One whose id has been there before is behind the first that had it: nobody makes himself.
+        """
+        is_new = call.result not in space.pids
         self._enter(call.result, space)
+        if not is_new:
+            return
         if waits_for_child(call):
             space.threads.vforked[call.result] = call.pid
             return

@@ -13,10 +13,11 @@ address, while a CPU translates that address to what was there before. The quara
 over the range (the search for a gap sees it as occupied, a look-up as a hole), and its pages are
 those of a gather that nobody has finished.
 
-Whoever names such an address (MAP_FIXED, mremap onto it, a growing stack or heap) or finds no other
-has it flushed at once, with interrupts: a choice of this model. Not covered: its lazy MADV_DONTNEED
-and page migration, and its lists of limited length, which fall back to interrupts when they are
-full. Ticks come in the order of CPUs' numbers, for one range after the other.
+Whoever names such an address (MAP_FIXED, mremap onto it, a munmap that reaches over it, a growing
+stack or heap) or finds no other has it flushed at once, with interrupts: a choice of this model.
+So no two ranges in quarantine overlap. Not covered: its lazy MADV_DONTNEED and page migration, and
+its lists of limited length, which fall back to interrupts when they are full. Ticks come in the
+order of CPUs' numbers, for one range after the other.
 """
 
 from __future__ import annotations

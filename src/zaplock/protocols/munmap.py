@@ -89,8 +89,7 @@ async def vm_munmap(cx: Cx, start: int, length: int) -> int:
     while True:
         if await mmap_write_lock_killable(cx):
             return -EINTR
-        lazy = cx.design.lazy_flush  # then nothing that is there keeps an unmap waiting
-        waited = 0 if lazy else await gave_way(cx, start, end, unmaps=True)
+        waited = await gave_way(cx, start, end, unmaps=True)
         if waited < 0:
             return waited
         if not waited:
