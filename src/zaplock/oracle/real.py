@@ -55,6 +55,8 @@ class RealSide:
             swap_pages=free_swap_pages(),
             has_keys=_has_keys(),
         )
+        if facts.swap_pages:
+            _stay_on_one_cpu(self._child.pid)
         self._names = self._names._replace(settles=facts.swap_pages > 0)
         self.environment = self._explore(facts)
         self._parser = Parser(self.environment.baseline.counters)
@@ -259,6 +261,15 @@ def _own_limits() -> dict[int, tuple[int, int]]:
         soft, hard = resource.getrlimit(limited)
         found[limited] = (soft % _WORDS, hard % _WORDS)
     return found
+
+
+def _stay_on_one_cpu(pid: int) -> None:
+    """Keep a process, and those that it makes, on the last of the CPUs that it may use.
+
+    A page that was just touched is in a batch of the CPU where that was, and MADV_PAGEOUT takes
+    pages out of its own CPU's batch only (lru_add_drain): what is in another's stays.
+    """
+    os.sched_setaffinity(pid, {max(os.sched_getaffinity(pid))})
 
 
 def _data_length(pid: int) -> int:
