@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EBUSY, EFAULT, EINVAL, ENOMEM, EPERM
+from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EPERM
 from pathlib import Path
 
 import pytest
@@ -142,8 +142,17 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
 
 
+CONTINUED_BEYOND = (
+    Op("mmap", (OTHER, 4 * PAGE, 3, 0x11, 0, 14 * PAGE)),
+    Op("uffd_register", (OTHER, 4 * PAGE, 4)),
+    Op("uffd_continue", (OTHER + 3 * PAGE, PAGE, 0)),
+)
+
+
 def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
-    """As 7.3.4 did in a guest: no registration that ends write protection; 6.19.14: no end."""
+    """As 7.3.4 did in a guest: no registration that ends write protection, no page in a guard's
+    place; 6.19.14: no end.
+    """
     watched = (
         Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
         Op("uffd_register", (PLACE, PAGE, 3)),
@@ -154,7 +163,17 @@ def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
         Op("store", (0x4020_0000,)),
         Op("madvise", (0x4000_0000, 0x40_0000, 25)),
     )
+    in_a_guard_s_place = (
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("uffd_register", (PLACE, PAGE, 1)),
+        Op("madvise", (PLACE, PAGE, 102)),
+        Op("uffd_copy", (PLACE, 0)),
+    )
     old, new = (ModelSide(real.environment, linux(release)) for release in ("6.18", "7.3"))
+    assert old.run(in_a_guard_s_place)[-1].outcome.result == 0
+    assert new.run(in_a_guard_s_place)[-1].outcome.result == -EEXIST
+    assert old.run(CONTINUED_BEYOND)[-1].outcome.result == -EINVAL
+    assert new.run(CONTINUED_BEYOND)[-1].outcome.result == -EFAULT
     assert old.run(watched)[-1].outcome.result == 0
     assert new.run(watched)[-1].outcome.result == -EBUSY
     huge = FIGURES.index("AnonHugePages")

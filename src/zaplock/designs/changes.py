@@ -387,6 +387,11 @@ CHANGES: tuple[Change, ...] = (
         {"realigns_moves": True}, doubt="the release is by its date; not in 6.1, seen in 6.12",
     ),
     Change(
+        "6.8", "adef440691ba", "userfaultfd: UFFDIO_MOVE uABI",
+        "a userfaultfd can move pages of anonymous memory to where it watches",
+        {"uffd_move": True},
+    ),
+    Change(
         "6.9", "631426ba1d45",
         "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
         "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
@@ -655,6 +660,13 @@ CHANGES: tuple[Change, ...] = (
         doubt="trees that carry the patch give it different ids; seen in 6.19.14, not in 6.18.44",
     ),
     Change(
+        "6.19", None, "mm: correctly handle UFFD PTE markers",
+        "UFFDIO_COPY puts no page in a guard's place any more (EEXIST); before, in that of any "
+        "marker",
+        {"uffd_fills_guards": False},
+        doubt="its id is not confirmed; 6.18.44 fills guards, 6.19.14 does not",
+    ),
+    Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
         "a VMA's writer excludes readers and then waits for those that are there, in two parts",
     ),
@@ -680,7 +692,8 @@ CHANGES: tuple[Change, ...] = (
         "7.1", "f74991b4e383",
         "shmem, userfaultfd: implement shmem uffd operations using vm_uffd_ops",
         "UFFDIO_COPY and UFFDIO_ZEROPAGE beyond the end of a file in memory find no page (ENOMEM); "
-        "before, they looked at the end when they had one (EFAULT)",
+        "before, they looked at the end when they had one (EFAULT). UFFDIO_CONTINUE there is "
+        "EFAULT, and was EINVAL",
         {"uffd_beyond_end": "ENOMEM"},
     ),
     Change(

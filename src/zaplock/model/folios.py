@@ -75,7 +75,7 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
     for low, high, pte in mapped:
-        space.ptes.set(low, high, Pte("anon", pte.delta, pte.writable, pte.no_access))
+        space.ptes.set(low, high, Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp))
         if finds_zeros:
             for start, end in _zeros(m, task, space, low, high, pte.delta):
                 _map_zero_page(m, task, space, start, end, pte)
@@ -137,7 +137,7 @@ def _zeros(
 
 
 def _map_zero_page(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pte) -> None:
-    space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access))
+    space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access, pte.wp))
     space.add("rss_anon", low - high)
     flush_tlb_range(m, space.mm, low, high, False)
     change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)

@@ -33,12 +33,12 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.mm import Mm, Pte, pte_of
-from zaplock.model.pagetable import RSS, alloc_tables, install
+from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.violations import Invariant, Violation
-from zaplock.model.vma import Vma
+from zaplock.model.vma import Vma, change
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -98,8 +98,16 @@ def fault_page(
         m.spend("fault_minor")
     m.touch(task, "page table", vma.mm, vpn // PAGES_PER_PMD)
     pte = space.ptes.at(vpn)
-    if pte is not None:
-        return _present(m, task, vma, space, vpn, pte, write)
+    if pte is None:
+        return _missing(m, task, vma, space, vpn, write, alone)
+    if pte.kind == "uffd_wp":
+        return _behind_marker(m, task, vma, space, vpn, write, alone)
+    return _present(m, task, vma, space, vpn, pte, write)
+
+
+def _missing(
+    m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool, alone: bool
+) -> int | PageCopy:
     if vma.flags & VM_UFFD_MISSING and not vma.flags & VM_PFNMAP and not vma.file:
         return ask_monitor(m, vma)
     if vma.flags & VM_HUGETLB:
@@ -111,6 +119,22 @@ def fault_page(
     if vma.flags & VM_PFNMAP:
         return -SIGBUS
     return _anonymous(m, task, vma, space, vpn, write)
+
+
+def _behind_marker(
+    m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool, alone: bool
+) -> int | PageCopy:
+    """Map a page whose place is write-protected: so is the page (pte_marker_handle_uffd_wp).
+
+    A write faults again then. Where nobody watches writes any more the marker just goes.
+    """
+    space.ptes.clear(vpn, vpn + 1)
+    result = _missing(m, task, vma, space, vpn, write, alone)
+    if vma.flags & VM_UFFD_WP:
+        mapped = space.ptes.at(vpn)
+        kept = change(mapped, writable=False, wp=True) if mapped else UFFD_WP_MARKER
+        space.ptes.set(vpn, vpn + 1, kept)
+    return result
 
 
 def maps_around(m: Machine, vma: Vma) -> bool:
@@ -142,10 +166,12 @@ def _present(
         return _present(m, task, vma, space, vpn, mapped, True) if mapped and write else 0
     if not write or pte.writable:
         return 0
+    if pte.wp and vma.flags & VM_UFFD_WP:
+        return ask_monitor(m, vma)
     if pte.kind in ("zero", "zero_thp"):
         return _copy_zero(m, task, vma, space, vpn, pte)
     if vma.flags & VM_SHARED:
-        space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True))
+        space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True, wp=pte.wp))
         m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
         return 0
     return _copy_on_write(m, task, space, vpn, pte)
@@ -172,7 +198,7 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     pfn = vpn + pte.delta
     frame = m.frames.at(pfn)
     if pte.kind == "anon" and frame is not None and frame.maps == 1:
-        space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True))
+        space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
         return 0
     return begin_copy(m, task, vpn, pte)
 
@@ -203,10 +229,11 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
     low = vpn - vpn % PAGES_PER_PMD
     frame = m.frames.at(vpn + pte.delta)
     if frame is not None and frame.maps == 1:
-        space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True))
+        space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
         return 0
-    space.ptes.set(low, low + PAGES_PER_PMD, Pte("anon", pte.delta, False))
-    return _copy_on_write(m, task, space, vpn, Pte("anon", pte.delta, False))
+    small = Pte("anon", pte.delta, False, wp=pte.wp)
+    space.ptes.set(low, low + PAGES_PER_PMD, small)
+    return _copy_on_write(m, task, space, vpn, small)
 
 
 def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:

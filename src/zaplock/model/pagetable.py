@@ -35,6 +35,11 @@ RSS: dict[str, Counter] = {
 }
 """The counter that a kind of entry is in; zero pages and PFNs are in none."""
 
+REARM = "rearm"
+"""Among the kinds that a zap spares: write-protected entries leave a marker in their place."""
+
+UFFD_WP_MARKER = Pte("uffd_wp", 0)
+
 ABSENT = frozenset({"guard", "poison", "uffd_wp", "swap"})
 """Kinds of entries that map no page."""
 
@@ -125,7 +130,8 @@ def zap(
     """Clear the entries of virtual pages [first, last) and gather their frames; return how many.
 
     A huge page of which only a part is in the range is split first, as Linux splits its PMD.
-    Entries of the kinds `spares` stay.
+    Entries of the kinds `spares` stay; with REARM among them, what is write-protected leaves a
+    marker of that.
     """
     split_huge_at(m, task, space, first)
     split_huge_at(m, task, space, last)
@@ -138,7 +144,9 @@ def zap(
         if kind in ("thp", "zero_thp"):
             drop_deposited_tables(space, low, high)
         cleared += high - low
-        if spares:
+        if pte.wp and REARM in spares:
+            space.ptes.set(low, high, UFFD_WP_MARKER)
+        elif spares:
             space.ptes.clear(low, high)
     if cleared and not spares:
         space.ptes.clear(first, last)
@@ -231,8 +239,8 @@ def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
 def small_entry(pte: Pte) -> Pte:
     """Return what maps the same pages as an entry does, but by small entries."""
     if pte.kind == "thp":
-        return Pte("anon", pte.delta, pte.writable, pte.no_access)
-    return Pte("zero", 0, False, pte.no_access) if pte.kind == "zero_thp" else pte
+        return Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp)
+    return Pte("zero", 0, False, pte.no_access, pte.wp) if pte.kind == "zero_thp" else pte
 
 
 def clear_present(
@@ -288,9 +296,10 @@ def protect(
     """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
         m.spend("protect_pte", high - low)
-        if pte.kind in ("guard", "poison", "swap"):
+        if pte.kind in ABSENT:
             continue
-        new = Pte(pte.kind, pte.delta, pte.writable and writable and accessible, not accessible)
+        may_write = pte.writable and writable and accessible
+        new = Pte(pte.kind, pte.delta, may_write, not accessible, pte.wp)
         if new != pte:
             space.ptes.set(low, high, new)
 

@@ -23,6 +23,7 @@ PAGE, PMD = ring.PAGE, 1 << 21
 WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
 WINDOW_PAGES = 28
 WATCHED_PAGES = 16  # from WINDOW on, in the theme of userfaultfd
+SOURCE = WINDOW + (WATCHED_PAGES + 2) * PAGE  # of pages to be moved
 HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
 PUD, PGD = 1 << 30, 1 << 39
 FAR_WINDOWS = (  # as WINDOW, below boundaries of page tables of every level, and one at its start
@@ -84,8 +85,12 @@ THEMES: dict[str, dict[str, int]] = {
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 4, "uffd_unregister": 2, "uffd_copy": 10,
-             "uffd_zeropage": 6, "uffd_continue": 8, "uffd_poison": 6, "mremap": 6,
+             "uffd_zeropage": 6, "uffd_continue": 8, "uffd_poison": 6, "uffd_writeprotect": 12,
+             "mremap": 6,
              "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
+    "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
+                  "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
+                  "mremap": 3, "madvise": 8, "mlock": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
@@ -112,6 +117,13 @@ _HUGE_PAGES = (  # how three in four of the theme "huge" do
     Op("madvise", (HUGE_WINDOW, 3 * PMD, 14)),
 )
 
+
+_TO_MOVE = (  # what three in four of the theme "uffd-move" do
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("uffd_register", (WINDOW, WATCHED_PAGES * PAGE, 3)),
+    Op("mmap", (SOURCE, 8 * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (SOURCE, 6 * PAGE, 23)),
+)
 
 ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
@@ -153,6 +165,7 @@ class Generator:
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
     _removes: bool = field(init=False, default=False)
+    _protects: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
     _windows: tuple[int, ...] = field(init=False, default=(WINDOW,))
@@ -178,6 +191,7 @@ class Generator:
         names = self._mixes[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
+        self._protects = self._theme in ("uffd", "uffd-move") and self.chance(60)
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for op in self._beginning() if self.chance(75) else ():
             self._remember(op)
@@ -196,11 +210,14 @@ class Generator:
         """Make what three in four sequences of a theme begin with."""
         if self._is_huge:
             return _HUGE_PAGES
+        if self._theme == "uffd-move":
+            return _TO_MOVE
         if self._theme != "uffd":
             return ()
         flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
                                           (0x12, 0), (0x32, ops.NO_FILE)))  # fmt: skip
-        mode = self.random.choice((1, 1, 3, 5, 7, 2) if slot == 0 else (1, 1, 1, 3, 3, 2))
+        mode = self.random.choice((1, 4, 5) if slot == 0 else (1,))
+        mode |= 2 * self._protects * self.chance(80)
         length = WATCHED_PAGES * PAGE
         return (
             Op("mmap", (WINDOW, length, 3, flags, slot, 0)),
@@ -409,6 +426,11 @@ def _watched(g: Generator) -> tuple[Argument, int]:
     return WINDOW + PAGE * g.random.randrange(WATCHED_PAGES), PAGE * g.random.choice((1, 1, 2, 4))
 
 
+def _move_pages(g: Generator) -> tuple[Argument, ...]:
+    source = g._page() if g.chance(20) else SOURCE + PAGE * g.random.randrange(8)
+    return *_watched(g), source, g.random.choice((0, 0, 0, 2, 2, 1, 4))
+
+
 def _page_and_length(g: Generator) -> tuple[Argument, int]:
     """Choose where a system call copies to or from: whole pages, and eight bytes of a last one.
 
@@ -435,12 +457,15 @@ def _advice(g: Generator) -> int:
     if g._pages_out and g.chance(60):
         return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
     if g._theme == "uffd" and g.chance(40):
-        return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, 102, 102, 103))
+        guards = (4, 4) if g._protects else (102, 102)
+        return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
     chosen = g.random.choice(g.scope.advice)
+    if g._protects and chosen == advice.MADV_GUARD_INSTALL:
+        return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
     if g._pages_out and chosen == advice.MADV_FREE:
         return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
@@ -548,7 +573,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
-    "uffd_register": lambda g: (*_watched(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8))),
+    "uffd_register": lambda g: (
+        *_watched(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8)) & (~0 if g._protects else ~2),
+    ),
     "uffd_unregister": _watched,
     "uffd_copy": lambda g: (_watched(g)[0], g.random.choice((0, 0, 0, 1, 4))),
     "uffd_zeropage": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 1, 2))),
@@ -562,6 +589,10 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         *_range_off_ring(g), g.random.choice((0, 0, 0, 0, 0, 0, 1, 1024, -1)),
         g.random.choice((0, 0, 0, 0, 0, 0, 0, 1)),
     ),
+    "uffd_writeprotect": lambda g: (
+        *_watched(g), g.random.choice((1, 1, 1, 0, 0, 2)) if g._protects else 0,
+    ),
+    "uffd_move": _move_pages,
     "uffd_poison": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2))),
     "uffd_continue": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip

@@ -52,10 +52,12 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
 )
 from zaplock.protocols.seals import add_seals
+from zaplock.protocols.uffd_move import uffdio_move
 from zaplock.protocols.userfaultfd import (
     uffdio_continue,
     uffdio_copy_page,
     uffdio_poison,
+    uffdio_writeprotect,
     uffdio_zeropage,
 )
 
@@ -221,6 +223,16 @@ def _uffd_poison(w: World, calls: Any, start: int, length: int, mode: int) -> Ca
     return w.syscall(uffdio_poison(w.cx, start, length, mode), calls)
 
 
+def _uffd_writeprotect(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
+    return w.syscall(uffdio_writeprotect(w.cx, start, length, mode), calls)
+
+
+def _uffd_move(
+    w: World, calls: Any, start: int, length: int, source: int, mode: int
+) -> CallOutcome:
+    return w.syscall(uffdio_move(w.cx, UFFD, start, length, source, mode), calls)
+
+
 def _mbind(
     w: World, calls: Any, start: int, length: int, mode: int, nodes: int, flags: int
 ) -> CallOutcome:
@@ -324,6 +336,8 @@ OPERATIONS: dict[str, Operation] = {
     "uffd_zeropage": _uffd_zeropage,
     "uffd_continue": _uffd_continue,
     "uffd_poison": _uffd_poison,
+    "uffd_writeprotect": _uffd_writeprotect,
+    "uffd_move": _uffd_move,
     "shmat": _shmat,
     "shmdt": _shmdt,
     "mbind": _mbind,

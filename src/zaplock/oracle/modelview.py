@@ -18,7 +18,7 @@ from zaplock.model.pagetable import ABSENT
 from zaplock.model.store import Cells
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
-from zaplock.oracle.ring import MAX_REGIONS
+from zaplock.oracle.ring import MAX_REGIONS, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
@@ -34,7 +34,8 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "swap": 16, "hugetlb": 8 | 64,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "uffd_wp": 16, "swap": 16,
+    "hugetlb": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
@@ -94,6 +95,7 @@ class ModelView:
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
         self.end = 1 << 63  # mappings from here on are left out
+        self.shows_protection: bool = parent.shows_protection if parent else True  # of all mappings
 
     def set_baseline(self) -> None:
         """Count from now on what is more than now."""
@@ -102,7 +104,7 @@ class ModelView:
     def afresh(self, machine: Machine | None = None) -> ModelView:
         """Return a view with the same baseline that remembers nothing, of another machine maybe."""
         view = ModelView(machine or self._machine, self._space.mm, self._ring)
-        view._base = self._base
+        view._base, view.shows_protection = self._base, self.shows_protection
         return view
 
     def snapshot(self) -> Snapshot:
@@ -167,8 +169,11 @@ class ModelView:
             figures = self._figures(vma, runs)
         if runs:
             readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
+            protection = self.shows_protection or vma.flags & f.VM_UFFD_WP
             for low, high, pte in runs:
                 category = _CATEGORIES[pte.kind]
+                if protection and not pte.wp and pte.kind != "uffd_wp":
+                    category |= WRITTEN
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
                 _append(regions, [low << 12, high << 12, category])

@@ -77,6 +77,8 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "uffd_zeropage": ("addr", "length", "mode"),
     "uffd_continue": ("addr", "length", "mode"),
     "uffd_poison": ("addr", "length", "mode"),
+    "uffd_writeprotect": ("addr", "length", "mode"),
+    "uffd_move": ("addr", "length", "source", "mode"),
     "shmat": ("addr", "flags"),  # of the sequence's one segment of System V shared memory
     "shmdt": ("addr",),
 }
@@ -194,7 +196,9 @@ class Environment:
     """What the model has to know of the process it is compared with; sizes in bytes.
 
     limits: soft and hard, of each resource in `LIMITED`. has_keys: are there protection keys?
-    poison_code: the si_code of SIGBUS where a page is poisoned.
+    poison_code: the si_code of SIGBUS where a page is poisoned. shows_protection: PAGEMAP_SCAN
+    tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
+    writes one watches.
     """
 
     ring: int
@@ -212,6 +216,7 @@ class Environment:
     swap_pages: int
     has_keys: bool
     poison_code: int
+    shows_protection: bool
     baseline: Snapshot
 
 

@@ -26,8 +26,9 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-_UFFDIO_COPY = 0xC028AA03
-_FILLS = {"uffd_zeropage": 0xC020AA04, "uffd_continue": 0xC020AA07, "uffd_poison": 0xC020AA08}
+_UFFDIO_COPY, _UFFDIO_MOVE = 0xC028AA03, 0xC028AA05
+_FILLS = {"uffd_zeropage": 0xC020AA04, "uffd_continue": 0xC020AA07, "uffd_poison": 0xC020AA08,
+          "uffd_writeprotect": 0xC018AA06}  # fmt: skip
 _UFFD_FEATURE_SIGBUS = 1 << 7
 _SHMGET, _SHMAT, _SHMCTL, _SHMDT = 29, 30, 31, 67
 _IPC_PRIVATE, _IPC_RMID = 0, 0
@@ -134,7 +135,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "process_madvise", *_FILLS,
+        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise", *_FILLS,
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
@@ -382,13 +383,15 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 
 def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE, _CONTINUE, _POISON."""
+    """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE, _CONTINUE and so on."""
     at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
     store = Op("store", (at, op.args[0]))
     _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
     if op.name == "uffd_copy":
         rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
         b.add(stub.entry(stub.STORE, page, arguments[2]))
+    elif op.name == "uffd_move":
+        rest, command = [arguments[2], arguments[1], arguments[3], 0], _UFFDIO_MOVE
     else:
         rest, command = [arguments[1], arguments[2], 0], _FILLS[op.name]
     b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
@@ -433,6 +436,7 @@ _COMPOSED = {
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
     "uffd_copy": _fill_userfault,
+    "uffd_move": _fill_userfault,
     **dict.fromkeys(_FILLS, _fill_userfault),
     "shmat": _shmat,
     "shmdt": _shmdt,

@@ -32,8 +32,9 @@ class ProcessFacts(NamedTuple):
     has_keys: bool
 
 
-_POISONED = (  # what a poisoned page does, if this kernel has that (6.6)
-    Op("mmap", (ring.PAGE << 16, ring.PAGE, 3, 0x32, ops.NO_FILE, 0)),
+_POISONED = (  # what is told of a page; what a poisoned one does, if this kernel has that (6.6)
+    Op("mmap", (ring.PAGE << 16, 2 * ring.PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("store", ((ring.PAGE << 16) + ring.PAGE,)),
     Op("uffd_register", (ring.PAGE << 16, ring.PAGE, 1)),
     Op("uffd_poison", (ring.PAGE << 16, ring.PAGE, 0)),
     Op("load", (ring.PAGE << 16,)),
@@ -80,9 +81,13 @@ class RealSide:
         self._run(built.code)
         baseline = self._snapshots(built)[0]
         brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
-        poisoned = self.run(_POISONED)[-1].outcome.result
+        steps = self.run(_POISONED)
+        categories = steps[1].snapshot.regions[
+            16:
+        ]  # of the one page that there is, if they are told
         return Environment(
-            poison_code=(ops.signalled(poisoned) or (0, 0))[1],
+            poison_code=(ops.signalled(steps[-1].outcome.result) or (0, 0))[1],
+            shows_protection=bool(categories) and bool(categories[0] & ring.WRITTEN),
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
             mmap_base=mapped + page,

@@ -3,7 +3,7 @@
 The program does the sequence in forked children, each of which unmaps everything it has mapped and
 ends. It prints what a child has in huge pages when it is through, VmLck of a child when nothing is
 mapped any more, and by how much Committed_AS of the machine has grown when all are gone. The last
-two would be 0.
+two would be 0. A child that uses up a second of CPU time is killed, and is the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _FLAGS = {
     "flags": ("MAP_", (1, 2, 0x10, 0x20, 0x100, 0x2000, 0x4000, 0x8000, 0x4_0000, 0x8_0000)),
 }
 _REMAPS = {1: "MREMAP_MAYMOVE", 2: "MREMAP_FIXED", 4: "MREMAP_DONTUNMAP"}
-_KNOWN = ("mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "load")
+_KNOWN = (
+    "mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "load",
+    "uffd_register", "uffd_writeprotect",
+)  # fmt: skip
 
 _PROGRAM = """\
 /* {why}
@@ -35,9 +38,10 @@ _PROGRAM = """\
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#ifndef MREMAP_DONTUNMAP
+{includes}#ifndef MREMAP_DONTUNMAP
 #define MREMAP_DONTUNMAP 4
 #endif
 
@@ -55,7 +59,7 @@ static long field(const char *path, const char *name)
 	return kb;
 }}
 
-static long sequence(int tells)
+{helpers}static long sequence(int tells)
 {{
 	char *r[{count}];
 	long before = field("/proc/self/status", "VmLck");
@@ -73,20 +77,56 @@ int main(void)
 {{
 	long before = field("/proc/meminfo", "Committed_AS");
 
-	for (int round = 0; round < {rounds}; round++) {{
+	for (int round = 0, status = 0; round < {rounds} && !status; round++) {{
 		if (!fork()) {{
-			long locked = sequence(!round);
+			struct rlimit second = {{ 1, 1 }};
+			long locked;
 
+			setrlimit(RLIMIT_CPU, &second);
+			locked = sequence(!round);
 			if (!round)
 				printf("VmLck with nothing mapped: %ld kB\\n", locked);
 			exit(0);
 		}}
-		wait(NULL);
+		wait(&status);
+		if (status)
+			puts("VmLck with nothing mapped: not known, after a second of CPU time it goes on");
 	}}
 	printf("Committed_AS after {rounds} rounds: %+ld kB\\n",
 		field("/proc/meminfo", "Committed_AS") - before);
 	return 0;
 }}
+"""
+
+
+_UFFD_INCLUDES = """\
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+"""
+_UFFD_HELPERS = """\
+static int uffd = -1;
+
+static long uffd_register(char *start, unsigned long length, unsigned long mode)
+{
+	struct uffdio_register range = { { (unsigned long)start, length }, mode, 0 };
+
+	return ioctl(uffd, UFFDIO_REGISTER, &range);
+}
+
+static long uffd_writeprotect(char *start, unsigned long length, unsigned long mode)
+{
+	struct uffdio_writeprotect range = { { (unsigned long)start, length }, mode };
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &range);
+}
+
+"""
+_UFFD_OPENED = """\
+	struct uffdio_api api = { UFFD_API, UFFD_FEATURE_SIGBUS, 0 };
+
+	uffd = syscall(SYS_userfaultfd, O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	ioctl(uffd, UFFDIO_API, &api);
 """
 
 
@@ -99,8 +139,12 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
     uses_file = any(op.name == "mmap" and op.args[4] != ops.NO_FILE for op in sequence)
     files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
     files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
+    watches = any(op.name.startswith("uffd") for op in sequence)
     return _PROGRAM.format(
-        why=why, name=name, count=len(sequence), files=files, body=body, rounds=ROUNDS,
+        why=why, name=name, count=len(sequence), body=body, rounds=ROUNDS,
+        files=files + (_UFFD_OPENED if watches else ""),
+        includes=_UFFD_INCLUDES if watches else "",
+        helpers=_UFFD_HELPERS if watches else "",
         unmaps="\n".join(_unmaps(sequence)),
     )  # fmt: skip
 

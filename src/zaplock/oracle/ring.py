@@ -47,8 +47,10 @@ THREAD_STACKS = SCRATCH - MOST_THREADS * STACK_SIZE  # no program of threads rea
 OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
 
 # Categories of PAGEMAP_SCAN (include/uapi/linux/fs.h).
-PRESENT, SWAPPED, GUARD = 1 << 3, 1 << 4, 1 << 8
-REPORTED = (1 << 2) | PRESENT | SWAPPED | (1 << 5) | (1 << 6) | GUARD  # file, zero page, huge
+WRITTEN, PRESENT, SWAPPED, GUARD = 1 << 1, 1 << 3, 1 << 4, 1 << 8
+"""WRITTEN is what no userfaultfd has write-protected, written to or not."""
+FILE, ZERO, HUGE = 1 << 2, 1 << 5, 1 << 6
+REPORTED = WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | GUARD
 
 _SYS = {
     "open": 2, "close": 3, "lseek": 8, "munmap": 11, "brk": 12, "rt_sigaction": 13, "ioctl": 16,

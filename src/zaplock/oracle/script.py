@@ -130,6 +130,7 @@ _UFFD_COMMANDS = {
     "uffd_register": "0xC020AA00", "uffd_unregister": "0x8010AA01", "uffd_copy": "0xC028AA03",
     "uffd_zeropage": "0xC020AA04", "uffd_continue": "0xC020AA07",
     "uffd_poison": "0xC020AA08",
+    "uffd_writeprotect": "0xC018AA06", "uffd_move": "0xC028AA05",
 }  # fmt: skip
 _PRCTL = {"set_mdwe": 65, "set_thp_disable": 41}
 
@@ -188,6 +189,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
             before = f"struct.pack_into('<Q', vector, 4096, {ops.store_tag(k):#x}) or "
             source = "ctypes.addressof(vector) + 4096"
             inside = f"{arguments[0]}, {source}, 4096, {arguments[1]}"
+        if op.name == "uffd_move":
+            inside = f"{arguments[0]}, {arguments[2]}, {arguments[1]}, {arguments[3]}"
         packed = f"struct.pack_into('<{inside.count(',') + 1}Q', vector, 0, {inside})"
         command = _UFFD_COMMANDS[op.name]
         return f"{before}{packed} or call(16, uffd, {command}, ctypes.addressof(vector))"

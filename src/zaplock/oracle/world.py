@@ -84,6 +84,7 @@ class World:
         new_file(self.machine, SEGMENT_FILE, "shmem", size, "SYSV00000000", counts_mappings=True)
         self._ring(environment)
         self.view = ModelView(self.machine, MM, environment.ring)
+        self.view.shows_protection = environment.shows_protection
         self.view.set_baseline()
 
     def _files(self) -> None:

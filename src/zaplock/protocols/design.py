@@ -147,6 +147,7 @@ class Design:
     uffd_below_minimum: bool = False
     uffd_beyond_end: Literal["EFAULT", "ENOMEM"] = "EFAULT"
     uffd_poison: bool = False
+    uffd_move: bool = False
     uffd_fills_guards: bool = True
     interleaves_by_weight: bool = False
     balances_preferred: bool = False

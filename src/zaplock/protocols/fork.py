@@ -153,11 +153,13 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
     private = not vma.flags & VM_SHARED
     for first, last, pte in parent.ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         m.spend("copy_pte", last - first)
+        if pte.kind == "uffd_wp":  # nobody watches the child
+            continue
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
-        install(m, task, space, first, last, shared)
+        install(m, task, space, first, last, change(shared, wp=False) if pte.wp else shared)
         if shared != pte:
             parent.ptes.set(first, last, shared)
 

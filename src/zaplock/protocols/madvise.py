@@ -54,7 +54,7 @@ from zaplock.protocols.locking import (
 )
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 from zaplock.protocols.populate import populate_strictly
-from zaplock.protocols.rmap import MARKERS, punch_hole
+from zaplock.protocols.rmap import MARKERS, punch_hole, watched_kinds
 from zaplock.protocols.seals import sealed_against
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_hugepages, unmap_page_range
 
@@ -386,7 +386,8 @@ async def guard(cx: Cx, handle: int, vma: Vma, low: int, high: int, install: boo
     """MADV_GUARD_INSTALL and _REMOVE (6.13 on; for files 6.15): pages that nobody may touch.
 
     A fault may put a page into the range between the zap and the guards. Linux zaps again then, as
-    often as it takes; here the second time is one step with the guards, so that it ends.
+    often as it takes; here the second time is one step with the guards, so that it ends, also where
+    Linux never does: a zap of what a userfaultfd has write-protected in a file leaves markers.
     """
     if vma.flags & (VM_SPECIAL | VM_HUGETLB) or (install and vma.flags & VM_LOCKED):
         return -EINVAL
@@ -452,7 +453,8 @@ async def zap_page_range_single(cx: Cx, handle: int, vma: Vma, low: int, high: i
     if vma.flags & VM_HUGETLB:
         await unmap_hugepages(cx, gather, handle, vma, low, high, True)
     else:
-        await unmap_page_range(cx, gather, low, high, None, MARKERS)
+        spares = (*MARKERS, *watched_kinds(vma))
+        await unmap_page_range(cx, gather, low, high, None, spares)
         if cx.design.reclaims_tables:
             await reclaim_tables(cx.mm, gather, low, high)
     await tlb_finish_mmu(cx, gather)

@@ -149,18 +149,25 @@ def extent_of(size: int, old: int, new: int, end: int) -> int:
 def move_ptes(
     m: Machine, task: Task, mm: int, old: int, new: int, length: int, flush: bool
 ) -> None:
-    """Move entries under both page-table locks."""
+    """Move entries under both page-table locks.
+
+    Write protection by a userfaultfd, which does not come along, is left behind (since 6.14).
+    """
     space = m.mm(mm)
     shift = new - old >> PAGE_SHIFT
     first, last = old >> PAGE_SHIFT, old + length >> PAGE_SHIFT
+    loses_wp = is_watched(m, space, old)
     runs = clear_present(m, task, space, first, last)
     if shift % PAGES_PER_PMD:
         runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
     for low, high, pte in runs:
         m.spend("copy_pte", high - low)
+        if loses_wp and pte.kind == "uffd_wp":
+            continue
         lowest = 2 if pte.kind == "hugetlb" else 1
         alloc_tables(m, task, space, low + shift, high + shift, lowest)
         moved = change(pte, delta=pte.delta - shift) if pte.delta else pte
+        moved = change(moved, wp=False) if loses_wp and moved.wp else moved
         space.ptes.set(low + shift, high + shift, moved)
     if runs and flush:
         flush_tlb_range(m, mm, first, last, False)

@@ -12,7 +12,8 @@ from errno import EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import drop_pages, i_mmap_lock, set_file_size, truncate_pagecache
-from zaplock.model.flags import PAGE_SHIFT, page_align
+from zaplock.model.flags import PAGE_SHIFT, VM_UFFD_WP, page_align
+from zaplock.model.pagetable import REARM
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
 from zaplock.model.tlb import tlb_gather_mmu
@@ -59,6 +60,16 @@ def drop_cached(m: Machine, task: Task, file: int, first: int, last: int) -> Non
 MARKERS = ("guard",)
 
 
+def watched_kinds(vma: Vma) -> tuple[str, ...]:
+    """Return what a zap of a VMA spares for a userfaultfd, unless the VMA itself goes.
+
+    In anonymous memory nothing (zap_install_uffd_wp_if_needed).
+    """
+    if not (vma.file and vma.uffd):
+        return ()
+    return ("uffd_wp", REARM) if vma.flags & VM_UFFD_WP else ("uffd_wp",)
+
+
 async def unmap_mapping_range(
     cx: Cx, file: int, first: int, last: int, spares: tuple[str, ...] = MARKERS
 ) -> None:
@@ -72,7 +83,7 @@ async def unmap_mapping_range(
         low = max(vma.start, vma.start + first - (vma.pgoff << PAGE_SHIFT))
         high = min(vma.end, vma.start + last - (vma.pgoff << PAGE_SHIFT))
         if low < high:
-            await zap_in(cx, vma, low, high, spares, handle)
+            await zap_in(cx, vma, low, high, (*spares, *watched_kinds(vma)), handle)
     waits = cx.design.cuts and await cut_vmas(file)
     await up_read(i_mmap_lock(file))
     if waits:

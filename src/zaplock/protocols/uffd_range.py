@@ -2,7 +2,7 @@
 
 Only anonymous memory and files in memory can be watched. Registering splits and merges VMAs like
 any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: faults of
-hugetlb, write protection of single pages, UFFDIO_MOVE, UFFDIO_POISON.
+hugetlb, write protection of what is in swap.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
     PAGE_MASK,
+    PAGE_SHIFT,
     PMD_SIZE,
     VM_DROPPABLE,
     VM_HUGETLB,
@@ -21,8 +22,10 @@ from zaplock.model.flags import (
     VM_UFFD_MISSING,
     VM_UFFD_WP,
 )
+from zaplock.model.pagetable import ABSENT, UFFD_WP_MARKER, alloc_tables, split_huge_at
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, overlapping, vma_of
+from zaplock.model.tlb import flush_tlb_range
+from zaplock.model.vma import Vma, change, overlapping, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
 from zaplock.protocols.mprotect import apply_to_range, modify_vma
 
@@ -74,6 +77,8 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
         if not vma.uffd:
             return 0
+        if vma.flags & VM_UFFD_WP:
+            await end_protection(handle, low, high)
         flags = vma.flags & ~VM_UFFD_FLAGS
         return min(0, await modify_vma(cx, handle, low, high, flags, 0))
 
@@ -83,6 +88,36 @@ async def unregister(cx: Cx, start: int, length: int, watches_any: bool = False)
         error, _ = await apply_to_range(cx, start, start + length, visit)
     await mmap_write_unlock(cx)
     return error
+
+
+@step
+def end_protection(m: Machine, task: Task, handle: int, low: int, high: int) -> None:
+    """Let pages be written to that the userfaultfd which goes has write-protected."""
+    uffd_wp_range(m, task, vma_of(m, task, handle), low, high, False)
+
+
+def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protects: bool) -> None:
+    """Write-protect the entries of a part of a VMA, or no longer.
+
+    In files, where a page that is not mapped may be there all the same, markers stand for what is
+    empty, and page tables are made for them.
+    """
+    space, first, last = m.mm(vma.mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT
+    if protects and vma.file:
+        alloc_tables(m, task, space, first, last)
+    split_huge_at(m, task, space, first)
+    split_huge_at(m, task, space, last)
+    at = first
+    for start, end, pte in [*space.ptes.overlapping(first, last), (last, last, UFFD_WP_MARKER)]:
+        if protects and vma.file and at < start:
+            space.ptes.set(at, start, UFFD_WP_MARKER)
+        at = end
+        if pte.kind == "uffd_wp" and not protects:
+            space.ptes.clear(start, end)
+        if pte.kind not in ABSENT and pte.wp != protects:
+            new = change(pte, writable=pte.writable and not protects, wp=protects)
+            space.ptes.set(start, end, new)
+    flush_tlb_range(m, vma.mm, first, last, False)
 
 
 def is_range(cx: Cx, start: int, length: int) -> bool:

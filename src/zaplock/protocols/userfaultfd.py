@@ -30,9 +30,17 @@ from zaplock.model.mm import Pte
 from zaplock.model.pagetable import HUGE, alloc_tables, install
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, WaitStep, step
-from zaplock.model.vma import Vma, anon_vma_prepare, change, lookup, read_vma, vma_of
+from zaplock.model.vma import (
+    Vma,
+    anon_vma_prepare,
+    change,
+    lookup,
+    overlapping,
+    read_vma,
+    vma_of,
+)
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
-from zaplock.protocols.uffd_range import is_range
+from zaplock.protocols.uffd_range import is_range, uffd_wp_range
 from zaplock.protocols.walk import vma_lookup
 
 if TYPE_CHECKING:
@@ -200,8 +208,8 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
     In a private mapping that is a page of one's own or the zero page; in a shared one the file gets
     it (mfill_atomic_pte, shmem_mfill_atomic_pte). Beyond the end of a file there is none: -ENOMEM,
     or -EFAULT from a kernel that `finds_end` only when it has a page. UFFDIO_CONTINUE maps the page
-    that the file has there: -EFAULT where it has none, -EINVAL beyond its end. Poison is put where
-    nothing is at all, not even a marker.
+    that the file has there: -EFAULT where it has none, and beyond its end -EFAULT or, from such a
+    kernel, -EINVAL. Poison is put where nothing is at all, not even a marker.
     """
     space, pte = m.mm(vma.mm), m.mm(vma.mm).ptes.at(vpn)
     if pte is not None and pte.kind in HUGE:
@@ -212,7 +220,7 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
     in_file = vma.flags & VM_SHARED
     taken = pte is not None and pte.kind not in fill.over
     if fill.kind == "continue":
-        return _continue_page(m, task, vma, vpn, pgoff, taken)
+        return _continue_page(m, task, vma, vpn, pgoff, taken, fill)
     if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
         no_page = in_file and not fill.finds_end and fill.kind != "poison"
         return -ENOMEM if no_page else -EFAULT
@@ -234,14 +242,17 @@ def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
     if fill.tag:
         m.content.set(pfn, pfn + 1, fill.tag)
     kind = "shmem" if in_file else "anon"
-    install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable, closed))
+    pte = Pte(kind, pfn - vpn, writable and not fill.protects, closed, fill.protects)
+    install(m, task, space, vpn, vpn + 1, pte)
     return 0
 
 
-def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int, taken: bool) -> int:
+def _continue_page(
+    m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int, taken: bool, fill: Fill
+) -> int:
     """Map a page of a file in memory, in a private mapping for reading only."""
     if pgoff >= -(-m.files[vma.file].size >> PAGE_SHIFT):
-        return -EINVAL
+        return -EINVAL if fill.finds_end else -EFAULT
     if m.page_cache(vma.file).at(pgoff) is None:
         return -EFAULT
     if taken:
@@ -250,7 +261,8 @@ def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int, taken
     change_frames(m, task, pfn, pfn + 1, refs=1)
     writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
     closed = not vma.flags & VM_ACCESS_FLAGS
-    install(m, task, m.mm(vma.mm), vpn, vpn + 1, Pte("shmem", pfn - vpn, writable, closed))
+    pte = Pte("shmem", pfn - vpn, writable and not fill.protects, closed, fill.protects)
+    install(m, task, m.mm(vma.mm), vpn, vpn + 1, pte)
     return 0
 
 
@@ -300,7 +312,7 @@ async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fi
     by_rules = fill._replace(
         protects=bool(mode & UFFDIO_WP),
         finds_end=cx.design.uffd_beyond_end == "EFAULT",
-        over=("poison", "guard") if cx.design.uffd_fills_guards else ("poison",),
+        over=("poison", "uffd_wp", "guard")[: 3 if cx.design.uffd_fills_guards else 2],
     )
     filled = await fill_range(handle, start, length, by_rules) if handle else -ENOENT
     await (vma_end_read(handle) if by_vma else up_read(cx.mmap_lock))
@@ -327,6 +339,39 @@ def fill_range(m: Machine, task: Task, handle: int, start: int, length: int, fil
         if error:
             return done or error
     return length
+
+
+UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE = 1, 2
+
+
+async def uffdio_writeprotect(cx: Cx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_WRITEPROTECT: let writes to pages fault, or no longer; 0 or an errno.
+
+    -ENOENT at the first mapping whose writes nobody watches; what came before it is done.
+    """
+    both = UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE
+    if not is_range(cx, start, length) or not 0 <= mode < both:
+        return -EINVAL
+    await down_read(cx.mmap_lock)
+    result = await mwriteprotect_range(
+        cx.mm, start, start + length, bool(mode & UFFDIO_WRITEPROTECT_MODE_WP)
+    )
+    await up_read(cx.mmap_lock)
+    return result
+
+
+@step
+def mwriteprotect_range(
+    m: Machine, task: Task, mm: int, start: int, end: int, protects: bool
+) -> int:
+    """Write-protect what is mapped in a range, or no longer: 0 or -ENOENT."""
+    handles = overlapping(m, m.mm(mm), start, end)
+    for handle in handles:
+        vma = vma_of(m, task, handle)
+        if not vma.flags & VM_UFFD_WP:
+            return -ENOENT
+        uffd_wp_range(m, task, vma, max(start, vma.start), min(end, vma.end), protects)
+    return 0 if handles else -ENOENT
 
 
 @step
