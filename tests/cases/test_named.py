@@ -32,8 +32,7 @@ def app(folder: Path) -> Iterator[Program]:
         yield program
 
 
-def recorded(command: list[object], file: Path) -> dict[str, Any]:
-    zaplock("record", *command, "-o", file)
+def reported(file: Path) -> dict[str, Any]:
     said: dict[str, Any] = json.loads(zaplock("report", file, "--json", "--top", "50"))
     return said
 
@@ -77,8 +76,9 @@ def test_a_reader_that_comes_while_it_is_recorded(
     with subprocess.Popen(
         ["sh", "-c", again], stdout=subprocess.DEVNULL, start_new_session=True
     ) as readers:
-        said = recorded(["-p", app.pid, "-d", "1s"], file)
+        zaplock("record", "-p", app.pid, "-d", "1s", "-o", file)
         os.killpg(readers.pid, signal.SIGKILL)
+    said = reported(file)
     named = operations(said, "agent")
     assert named, f"nobody waited for the reader: {said['waits'][:2]}"
     # One that was found at it when the recording began is told with whose file it is.
@@ -94,8 +94,10 @@ def test_a_reader_that_comes_while_it_is_recorded(
 
 def test_a_fault_is_named_whoever_it_happens_to(folder: Path, tmp_path: Path) -> None:
     """The thread faults in read(), or before that in its own code or on its way out of a sleep."""
+    file = tmp_path / "kfault.zaplock"
     with running(built("kfault", folder), 1, 0) as program:
-        said = recorded(["-p", program.pid, "-d", "1s"], tmp_path / "kfault.zaplock")
+        zaplock("record", "-p", program.pid, "-d", "1s", "-o", file)
+    said = reported(file)
     long = [wait for wait in said["waits"] if wait["wait_ns"] > 1_000_000]
     named = {wait["operation"] for wait in long if wait["comm"] == "io-read"}
     if not named:
