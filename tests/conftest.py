@@ -59,6 +59,7 @@ ONLY_COMPUTE = {
     "test_kernel_stacks",
     "test_lab",
     "test_liveness",
+    "test_lock_probes",
     "test_model_random",
     "test_mutations",
     "test_names",
@@ -144,7 +145,7 @@ def only_computes(nodeid: str) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    """Let no later collection walk over what lasts as long as the session: all tests, all modules."""
+    """Let no collection walk again over what lasts as long as the session: tests and modules."""
     gc.collect()
     gc.freeze()
 
