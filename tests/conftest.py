@@ -26,6 +26,7 @@ ONLY_COMPUTE = {
     "test_arrows",
     "test_authors",
     "test_behind",
+    "test_bench_table",
     "test_recorded_kinds",
     "test_recipes",
     "test_blame",
