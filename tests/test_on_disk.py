@@ -11,7 +11,8 @@ from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.cli import main
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import SearchLimits, Verdict, explore
-from zaplock.engines.checking.on_disk import DiskLimits, StatesOnDisk, explore_on_disk
+from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
+from zaplock.engines.checking.sorted_runs import StatesOnDisk
 
 SYSTEMS = [
     ("expand", "linux-4.20", False),
