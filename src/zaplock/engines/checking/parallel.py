@@ -528,11 +528,11 @@ class _Worker:
     def _by_states(self) -> list[int]:
         """Go on state by state; return what was found of the next level."""
         assert self.wide is not None
-        search, own = self.search, self.search.states - self.base
-        self.frontier, found = search.by_states(self.wide)
+        search, wide = self.search, self.wide
+        self.frontier, found = search.by_states(wide)
         if not search.limit:
             self.wide = None
-            self.base = search.states - own
+            self.base += search.states - len(wide.visited)
         return found
 
     def _look(self) -> None:

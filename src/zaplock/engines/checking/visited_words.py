@@ -77,13 +77,8 @@ class VisitedWords:
             return
         words = self.recent.keys()
         self.recent = HashSet()
-        self._keep(words)
-
-    def _keep(self, words: Words) -> None:
-        if self.is_own is not None:
-            words = words[self.is_own(words)]
         words.sort()
-        words = words[~self._are_in_runs(words)]
+        words = self._kept(words)
         if len(words):
             self.runs.append(self._run(iter([words])))
         if len(self.runs) > MOST_RUNS:
@@ -92,6 +87,12 @@ class VisitedWords:
             self.runs[at : at + 2] = [self._run(merged(left, right, _WORD))]
             left.remove()
             right.remove()
+
+    def _kept(self, words: Words) -> Words:
+        """Return those of some words, in order, that are kept here and in no run yet."""
+        if self.is_own is not None:
+            words = words[self.is_own(words)]
+        return words[~self._are_in_runs(words)]
 
     def _run(self, parts: Iterator[Words]) -> Run:
         if self.files is None:
@@ -107,10 +108,10 @@ class VisitedWords:
         for run in self.runs:
             yield from _cut(run.states)
             run.let_go()
-        words = np.sort(self.recent.keys())
-        for part in _cut(words):
-            kept = part[~self._are_in_runs(part)]
-            yield kept if self.is_own is None else kept[self.is_own(kept)]
+        for part in _cut(np.sort(self.recent.keys())):
+            kept = self._kept(part)
+            if len(kept):
+                yield kept
 
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace each word by another; their order stays."""
