@@ -8,6 +8,7 @@ to six in ten, once it has outgrown its first table.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -100,6 +101,20 @@ class HashSet(_Slots):
         """Return all keys, in no order."""
         held: Words = self._slots[self._slots != NOTHING]
         return held
+
+    def parts(self) -> Iterator[Words]:
+        """Give all keys, some at a time."""
+        held = self.keys()
+        for first in range(0, len(held), _BATCH):
+            yield held[first : first + _BATCH]
+
+    def move(self, moved: Callable[[Words], Words]) -> None:
+        """Replace each key by another."""
+        held = self.keys()
+        self._held = 0
+        self._resize(_FIRST_BITS)
+        for first in range(0, len(held), _BATCH):
+            self.add(moved(held[first : first + _BATCH]))
 
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
