@@ -78,8 +78,6 @@ ONLY_COMPUTE = {
     "test_protocols",
     "test_quota",
     "test_race",
-    "test_recipes",
-    "test_recorded_kinds",
     "test_recording_file",
     "test_release_interrupted",
     "test_release_owners",
