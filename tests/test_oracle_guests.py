@@ -123,6 +123,10 @@ DATED = {  # rule: a sequence that shows it
         Op("mmap", (OTHER - PAGE, PAGE, 3, 0x32, -1, 0)),
     ),
     "write_piece": ACROSS_THE_END,
+    "seal_exec_asks_writers": (
+        Op("mmap", (PLACE, PAGE, 0, 1, 1, 0)),
+        Op("add_seals", (1, 32)),
+    ),
     "dontunmap_leaks_locked": (
         Op("mmap", (PLACE, 4 * PAGE, 3, 0x2032, -1, 0)),
         Op("mremap", (PLACE + PAGE, PAGE, PAGE, 7, OTHER)),

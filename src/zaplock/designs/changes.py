@@ -706,6 +706,14 @@ CHANGES: tuple[Change, ...] = (
         "were seen with it; 5.10, 5.15 and 6.6 took it, too",
     ),
     Change(
+        "7.1", "3b041514cb6e", "memfd: deny writeable mappings when implying SEAL_WRITE",
+        "F_SEAL_EXEC, which seals an executable memfd against writing, too, is refused while "
+        "somebody maps it so that it could be written to (EBUSY)",
+        {"seal_exec_asks_writers": True}, ("6.12.117", "6.18.44", "7.0.13"),
+        doubt="the release is by its date, May 2026; which stable releases were the first to take "
+        "it is not confirmed: these were seen with it, 6.16.12 and 6.19.14 without",
+    ),
+    Change(
         "7.1", "bee9ef4a40a2",
         "bpf: switch task_vma iterator from mmap_lock to per-VMA locks",
         "BPF's iterator over VMAs locks one after the other",

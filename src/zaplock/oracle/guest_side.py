@@ -304,7 +304,7 @@ def guest_scope(release: str) -> Scope:
     themes = COVERED.themes
     if not carries(release, "6.12"):  # registering merged otherwise; some prctls are younger
         themes = tuple(theme for theme in themes if theme not in ("uffd", "uffd-move", "process"))
-    if not carries(release, "6.18"):  # file seals are judged from there on
+    if not carries(release, "6.12"):  # file seals are judged from there on
         themes = tuple(theme for theme in themes if theme != "memfd")
     spares_ring = not carries(release, "6.10")
     return replace(COVERED, slots=slots, spares_ring=spares_ring, themes=themes)

@@ -149,6 +149,7 @@ class Design:
     uffd_poison: bool = False
     uffd_move: bool = False
     uffd_fills_guards: bool = True
+    seal_exec_asks_writers: bool = False
     interleaves_by_weight: bool = False
     balances_preferred: bool = False
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"

@@ -49,14 +49,15 @@ OF_CODE = SEAL_SHRINK | SEAL_GROW | SEAL_WRITE | SEAL_FUTURE_WRITE
 
 async def add_seals(cx: Cx, file: int, seals: int) -> int:
     """fcntl(F_ADD_SEALS) of a descriptor: 0 or a negative errno. `file` 0: there is none."""
-    return await seal_file(file, seals) if file else -EBADF
+    return await seal_file(file, seals, cx.design.seal_exec_asks_writers) if file else -EBADF
 
 
 @step
-def seal_file(m: Machine, task: Task, file: int, seals: int) -> int:
+def seal_file(m: Machine, task: Task, file: int, seals: int, exec_asks: bool) -> int:
     """Seal a memfd; against writing only while nobody maps it so that it could be written to.
 
-    A memfd that may be executed (as all without MFD_NOEXEC_SEAL) is sealed whole with SEAL_EXEC.
+    A memfd that may be executed (as all without MFD_NOEXEC_SEAL) is sealed whole with SEAL_EXEC;
+    unless `exec_asks`, also while somebody maps it so.
     """
     backing = m.files[file]
     if not backing.writable:
@@ -65,13 +66,13 @@ def seal_file(m: Machine, task: Task, file: int, seals: int) -> int:
         return -EINVAL
     if backing.seals & SEAL_SEAL:
         return -EPERM
-    if seals & SEAL_EXEC:
-        seals |= OF_CODE
+    implied = OF_CODE if seals & SEAL_EXEC else 0
+    seals |= implied if exec_asks else 0
     if seals & SEAL_WRITE and not backing.seals & SEAL_WRITE:
         may_write = VM_SHARED | VM_MAYWRITE
         if any(vma_of(m, task, handle).flags & may_write == may_write for handle in m.i_mmap(file)):
             return -EBUSY
-    m.files.put(file, msgspec.structs.replace(backing, seals=backing.seals | seals))
+    m.files.put(file, msgspec.structs.replace(backing, seals=backing.seals | seals | implied))
     return 0
 
 
