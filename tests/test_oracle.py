@@ -18,7 +18,17 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.oracle import campaign, compare, corpus, huge_pool, script, shrink, stub, swap_file
+from zaplock.oracle import (
+    bare_process,
+    campaign,
+    compare,
+    corpus,
+    huge_pool,
+    script,
+    shrink,
+    stub,
+    swap_file,
+)
 from zaplock.oracle.bare_process import check_machine, has_swap
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
@@ -68,6 +78,28 @@ def test_what_is_paged_out_where_there_is_no_swap(bench: Bench, path: Path) -> N
     sequence, _ = corpus.load(path)
     found = bench.diverge((*sequence, *UNMAP_ALL))
     assert found is None, found.differences
+
+
+@needs_kernel
+def test_fixed_buffers_agree_where_an_io_uring_can_be_had(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    switch = tmp_path / "io_uring_disabled"
+    monkeypatch.setattr(bare_process, "IO_URING_DISABLED", switch)
+    switch.write_text("2\n")
+    assert main(["oracle", "--theme", "uring", "--seconds", "0.1"]) == 2
+    assert "kernel.io_uring_disabled is 2: set it to 0" in capsys.readouterr().err
+    monkeypatch.undo()
+    try:
+        bare_process.check_io_uring()
+    except UserError:
+        pytest.skip("no io_uring here")
+    for path in (CORPUS_AT / "uring").glob("*.json"):
+        found = bench.diverge((*corpus.load(path)[0], *UNMAP_ALL))
+        assert found is None, found.differences
 
 
 @needs_kernel

@@ -190,11 +190,12 @@ def _checks_of_themes(args: argparse.Namespace) -> list[Callable[[], None]]:
     """List what raises UserError on a machine that the themes that were asked for can't run on."""
     from functools import partial
 
-    from zaplock.oracle.bare_process import check_no_swap, check_root
+    from zaplock.oracle.bare_process import check_io_uring, check_no_swap, check_root
 
     checks: dict[str, Callable[[], None]] = {
         "pageout": check_no_swap,
         "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
+        "uring": check_io_uring,
     }
     return [check for theme, check in checks.items() if theme in (args.theme or ())]
 

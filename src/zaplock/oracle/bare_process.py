@@ -120,6 +120,22 @@ def check_root(theme: str, what: str) -> None:
         raise UserError(f"theme {theme} needs {what}, which only root may have: run it as root")
 
 
+IO_URING_DISABLED = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+def check_io_uring() -> None:
+    """Raise UserError where a process without capabilities gets no io_uring."""
+    try:
+        disabled = IO_URING_DISABLED.read_text().strip()
+    except FileNotFoundError:  # before 6.6
+        disabled = "0"
+    if disabled != "0":
+        raise UserError(
+            f"theme uring needs an io_uring, and kernel.io_uring_disabled is {disabled}: "
+            "set it to 0 for the run"
+        )
+
+
 class BareProcess:
     """A bare process and its ring. `run` executes one program in a fresh fork of it."""
 

@@ -32,6 +32,7 @@ FAR_WINDOWS = (  # as WINDOW, below boundaries of page tables of every level, an
 LONG = (PMD - 16 * PAGE, PMD, PMD + 16 * PAGE, 3 * PMD, PUD // 4, PUD - PMD, PUD, PUD + PMD)
 MOST_FILLED = 16 << 20  # bytes that one operation may fault in
 MOST_GUARDED = 64 << 20
+MOST_REGISTERED = 1 << 20
 BELOW_RING = 8 << 20  # bytes between where the kernel begins to map and the ring, at least
 
 ADVICE = tuple(sorted(advice.ADVICE.keys() - {
@@ -91,6 +92,8 @@ THEMES: dict[str, dict[str, int]] = {
     "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
                   "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
                   "mremap": 3, "madvise": 8, "mlock": 1},
+    "uring": {**_COMMON, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
+              "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
@@ -125,10 +128,11 @@ _TO_MOVE = (  # what three in four of the theme "uffd-move" do
     Op("madvise", (SOURCE, 6 * PAGE, 23)),
 )
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "swap")
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
 the third needs free huge pages at every moment, the fourth needs a machine without swap, the fifth
-a namespace for System V shared memory, the last makes swap. What mincore says of pages in swap is
+a namespace for System V shared memory, the sixth an io_uring, which not everybody may have; the
+last makes swap. What mincore says of pages in swap is
 not compared: it depends on what was written."""
 
 _LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
@@ -426,6 +430,12 @@ def _watched(g: Generator) -> tuple[Argument, int]:
     return WINDOW + PAGE * g.random.randrange(WATCHED_PAGES), PAGE * g.random.choice((1, 1, 2, 4))
 
 
+def _to_register(g: Generator) -> tuple[Argument, int]:
+    """Choose a fixed buffer: one that RLIMIT_MEMLOCK, which counts for a whole user, lets pass."""
+    address, length = _range_off_ring(g)
+    return address, length if length > PUD else min(length, MOST_REGISTERED)
+
+
 def _move_pages(g: Generator) -> tuple[Argument, ...]:
     source = g._page() if g.chance(20) else SOURCE + PAGE * g.random.randrange(8)
     return *_watched(g), source, g.random.choice((0, 0, 0, 2, 2, 1, 4))
@@ -593,6 +603,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
         *_watched(g), g.random.choice((1, 1, 1, 0, 0, 2)) if g._protects else 0,
     ),
     "uffd_move": _move_pages,
+    "uring_register": _to_register,
     "uffd_poison": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2))),
     "uffd_continue": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip

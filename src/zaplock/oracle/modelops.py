@@ -233,6 +233,10 @@ def _uffd_move(
     return w.syscall(uffdio_move(w.cx, UFFD, start, length, source, mode), calls)
 
 
+def _uring_register(w: World, calls: Any, address: int, length: int) -> CallOutcome:
+    return w.syscall(kernel_access.register_buffer(w.cx, address, length), calls)
+
+
 def _mbind(
     w: World, calls: Any, start: int, length: int, mode: int, nodes: int, flags: int
 ) -> CallOutcome:
@@ -338,6 +342,7 @@ OPERATIONS: dict[str, Operation] = {
     "uffd_poison": _uffd_poison,
     "uffd_writeprotect": _uffd_writeprotect,
     "uffd_move": _uffd_move,
+    "uring_register": _uring_register,
     "shmat": _shmat,
     "shmdt": _shmdt,
     "mbind": _mbind,

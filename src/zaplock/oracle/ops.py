@@ -79,6 +79,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "uffd_poison": ("addr", "length", "mode"),
     "uffd_writeprotect": ("addr", "length", "mode"),
     "uffd_move": ("addr", "length", "source", "mode"),
+    "uring_register": ("addr", "length"),  # a fixed buffer, given back at once
     "shmat": ("addr", "flags"),  # of the sequence's one segment of System V shared memory
     "shmdt": ("addr",),
 }

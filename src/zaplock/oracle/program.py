@@ -25,6 +25,7 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
+RING_FD = PID_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
 _UFFDIO_COPY, _UFFDIO_MOVE = 0xC028AA03, 0xC028AA05
 _FILLS = {"uffd_zeropage": 0xC020AA04, "uffd_continue": 0xC020AA07, "uffd_poison": 0xC020AA08,
@@ -32,6 +33,8 @@ _FILLS = {"uffd_zeropage": 0xC020AA04, "uffd_continue": 0xC020AA07, "uffd_poison
 _UFFD_FEATURE_SIGBUS = 1 << 7
 _SHMGET, _SHMAT, _SHMCTL, _SHMDT = 29, 30, 31, 67
 _IPC_PRIVATE, _IPC_RMID = 0, 0
+_URING_SETUP, _URING_REGISTER, _URING_PARAMETERS = 425, 427, 120
+_IORING_REGISTER_BUFFERS, _IORING_UNREGISTER_BUFFERS = 0, 1
 
 
 MARK = stub.syscall(12, 0) + stub.syscall(27, ring.RING, 1, ring.RING + ring.SCRATCH)
@@ -135,13 +138,16 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise", *_FILLS,
+        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
+        "uring_register", *_FILLS,
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
         target = address(pid + 2 * _E + 8)
         build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
         build_into.add(stub.syscall(_PIDFD, 0, 0))
+    if "uring_register" in used:
+        build_into.add(_open_uring())
     if used & {"shmat", "shmdt"}:
         size = ops.SEGMENT_PAGES * ring.PAGE
         build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
@@ -193,6 +199,13 @@ def _open_files(names: ProgramNames) -> bytes:
         stub.syscall(_IOCTL, UFFD_FD, _UFFDIO_API, api),
     ]
     return b"".join(parts)
+
+
+def _open_uring() -> bytes:
+    """Make an io_uring of one entry."""
+    at = ring.RING + ring.SCRATCH
+    zeros = (stub.entry(stub.STORE, at + k, 0) for k in range(0, _URING_PARAMETERS, 8))
+    return b"".join((*zeros, stub.syscall(_URING_SETUP, 1, at)))
 
 
 def _fill(slot: int) -> bytes:
@@ -398,6 +411,16 @@ def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]
     return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
 
 
+def _uring_register(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    at = ring.RING + ring.SCRATCH
+    store = Op("store", (at, op.args[0]))
+    _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
+    b.add(stub.entry(stub.STORE, at + 8, arguments[1]))
+    result = b.add(stub.syscall(_URING_REGISTER, RING_FD, _IORING_REGISTER_BUFFERS, at, 1))
+    b.add(stub.syscall(_URING_REGISTER, RING_FD, _IORING_UNREGISTER_BUFFERS, 0, 0))
+    return result
+
+
 def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
 
@@ -426,6 +449,7 @@ def _of_segment(b: Builder, op: Op, number: int, results: list[int]) -> int:
 _OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
 _COMPOSED = {
     "mbind": _mbind,
+    "uring_register": _uring_register,
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
     "process_vm_readv": _remote,

@@ -120,6 +120,8 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     lines = ["files = []", "stack = catch_faults()"]
     if any(op.name in _UFFD_COMMANDS or "file" in _names(op) for op in sequence):
         lines += _files()
+    if any(op.name == "uring_register" for op in sequence):
+        lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
     if any(op.name in ("shmat", "shmdt") for op in sequence):
         lines.append(f"segment = call(29, 0, {ops.SEGMENT_PAGES * 4096}, 0o700)")
         lines.append("__import__('atexit').register(call, 31, segment, 0, 0)")
@@ -194,6 +196,11 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         packed = f"struct.pack_into('<{inside.count(',') + 1}Q', vector, 0, {inside})"
         command = _UFFD_COMMANDS[op.name]
         return f"{before}{packed} or call(16, uffd, {command}, ctypes.addressof(vector))"
+    if op.name == "uring_register":
+        packed = f"struct.pack_into('<2Q', vector, 0, {inside})"
+        return f"{packed} or (call(427, uring, 0, ctypes.addressof(vector), 1), " + (
+            "call(427, uring, 1, 0, 0))[0]"
+        )
     if op.name == "mbind":
         start, length, mode, nodes, flags = arguments
         packed = f"struct.pack_into('<Q', vector, 0, {nodes})"

@@ -17,14 +17,22 @@ mm/process_vm_access.c.
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL, EPERM
+from errno import EFAULT, EINVAL, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model.files import cached_frame, set_file_size
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE, page_align
+from zaplock.model.flags import (
+    PAGE_MASK,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PMD_SIZE,
+    VM_SHARED,
+    page_align,
+)
 from zaplock.model.frames import write_frame
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
+from zaplock.model.vma import overlapping, vma_of
 from zaplock.protocols.access import MUST_FAULT, load, read_memory, write_memory
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
 MAX_RW_COUNT = 0x7FFF_F000
 PINNED_AT_ONCE = 1024  # pages
 LARGEST_OFFSET = (1 << 63) - 1
+MOST_REGISTERED = 1 << 30  # bytes of a fixed buffer
 
 
 def refused(cx: Cx, address: int, length: int, offset: int) -> int:
@@ -183,6 +192,52 @@ async def process_vm(cx: Cx, address: int, length: int, tag: int | None, room: i
             await put_page(frame)
         at += len(frames) * PAGE_SIZE
     return copied
+
+
+async def register_buffer(cx: Cx, address: int, length: int) -> int:
+    """Register a fixed buffer with an io_uring, and give it back: 0 or a negative errno.
+
+    Its pages are pinned, to be written to for long (FOLL_LONGTERM): as far as they are mapped
+    without the lock, then under it. What writes to must be told of can't be pinned so. (From 6.5
+    on; before, files on a disk were refused otherwise. io_uring/rsrc.c, mm/gup.c.) What a user may
+    lock in all is not asked.
+    """
+    if length >> 63:
+        return -EINVAL
+    if not address and not length:
+        return 0  # an empty place
+    if not length or length > MOST_REGISTERED:
+        return -EFAULT
+    if address + length + PAGE_SIZE - 1 >> 64:
+        return -EOVERFLOW
+    if address + length > cx.limits.task_size:
+        return -EFAULT
+    start, end = address & PAGE_MASK, page_align(address + length)
+    until = await first_not_to_be_pinned(cx.mm, start, end)
+    frames: list[int] = []
+    while start + len(frames) * PAGE_SIZE < until:
+        frame = await follow_page(cx.mm, start + len(frames) * PAGE_SIZE, True)
+        if not frame:
+            break
+        frames.append(frame)
+    rest = start + len(frames) * PAGE_SIZE
+    if rest < end:
+        await down_read(cx.mmap_lock)
+        frames += await pin_pages(cx, rest, until, True) if rest < until else []
+        await up_read(cx.mmap_lock)
+    for frame in frames:
+        await put_page(frame)
+    return 0 if len(frames) == end - start >> PAGE_SHIFT else -EFAULT
+
+
+@step
+def first_not_to_be_pinned(m: Machine, task: Task, mm: int, start: int, end: int) -> int:
+    """Return where in a range the first mapping begins that tracks who dirties its file."""
+    for handle in overlapping(m, m.mm(mm), start, end):
+        vma = vma_of(m, task, handle)
+        if vma.flags & VM_SHARED and m.files[vma.file].kind == "disk":
+            return max(start, vma.start)
+    return end
 
 
 async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
