@@ -55,10 +55,12 @@ class Lost(Exception):
 
 
 def _preparation() -> Callable[[], None]:
-    libc = ctypes.CDLL(None)
+    libc, parent = ctypes.CDLL(None), os.getpid()
 
     def prepare() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it dies with whoever asks it
+        if os.getppid() != parent:  # who is gone already
+            os._exit(1)
         libc.syscall(_SYS_PERSONALITY, _ADDR_NO_RANDOMIZE)
         libc.unshare(_CLONE_NEWIPC)  # by root: its System V shared memory goes with it
 
@@ -147,7 +149,6 @@ class BareProcess:
         self._inherited = inherited
         check_machine()
         check_overcommit()
-        self._memfd = os.memfd_create("ring", 0)
         self._memfd, self._out = _memfd("ring"), _memfd("observations")
         os.ftruncate(self._memfd, ring.RING_SIZE)
         self.memory = mmap.mmap(self._memfd, ring.RING_SIZE)
