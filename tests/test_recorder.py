@@ -361,7 +361,7 @@ def test_a_signal_ends_a_recording_in_good_order(tmp_path: Path, number: int) ->
     process = started(path, "-p", str(ME))
     mmap.mmap(-1, SIZE).close()
     process.send_signal(number)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert path.with_suffix(".said").read_text().splitlines()[-1] == f"next: zaplock report {path}"
     assert ours(process.pid) == []
     recording = file.read(path)

@@ -211,7 +211,7 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
         nonlocal emptied
         if emptied < 2:
             emptied += 1
-            assert reader.done.wait(5)
+            assert reader.done.wait(60)
             for name in mine():
                 with opened() as tracefs:
                     (tracefs.path / "instances" / name / "trace").write_text("")
