@@ -100,8 +100,8 @@ class StateLayout:
 
     @property
     def bits(self) -> int:
-        """How many bits a state has so far."""
-        return self.reserved + CHUNK * len(self.owners)
+        """How many bits a state has so far. Of chunks in between another process may tell later."""
+        return self.reserved + CHUNK * (max(self.owners, default=-1) + 1)
 
     def take(self, field: StateField) -> int:
         """Give `field` the next free chunk and return its shift."""
