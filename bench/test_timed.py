@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Generator
 from dataclasses import replace
 from time import process_time
-from types import coroutine
 from typing import Any
 
 import pytest
@@ -207,7 +206,6 @@ LOCK = ("mmap_lock", 1)
 Steps = Generator[Step[Any], Any, None]
 
 
-@coroutine
 def reader(number: int) -> Steps:
     hold_ns, pause_ns = reader_times(number)
     down, hold, up, pause = down_read(LOCK), work(hold_ns), up_read(LOCK), SleepStep(pause_ns)
@@ -218,7 +216,6 @@ def reader(number: int) -> Steps:
         yield pause
 
 
-@coroutine
 def writer(number: int) -> Steps:
     exclusive_ns, shared_ns, pause_ns = writer_times(number)
     down, up, pause = down_write(LOCK), up_read(LOCK), SleepStep(pause_ns)
