@@ -140,6 +140,7 @@ class PackedStore:
         self.fields: dict[str, Fields] = {}
         self.key_fields: dict[str, StateField] = {}
         self.current = 0
+        self.written_mask = 0
         self.announce: Callable[[str], None] | None = None
         self.adopt()
 
@@ -205,20 +206,26 @@ class PackedStore:
         return mask
 
     def commit(self) -> int:
-        """Take in what was written since `begin`; return old XOR new. Raises NotFrozen."""
+        """Take in what was written since `begin`; return old XOR new. Raises NotFrozen.
+
+        `written_mask` has the bits of these cells then, and `writes` is for what comes after.
+        """
         before = after = self.current
+        written_mask = 0
         for field in self.writes:
             if field.is_keys:
                 value = self._keys_of(field.container)
             else:
                 value = self.cells[field.container].get(field.key, ABSENT)
             code = field.code(value)  # before the mask: it may grow
+            written_mask |= field.mask
             after = after & ~field.mask | code
-        self.current = after
+        self.current, self.written_mask = after, written_mask
+        self.writes.clear()
         return before ^ after
 
     def take_back(self, state: int) -> None:
-        """Bring what was written since `begin` back to what it is in `state`, uncommitted."""
+        """Bring what was written and not committed back to what it is in `state`."""
         for field in self.writes:
             self._set(field, field.values[state & field.mask])
 
@@ -226,16 +233,17 @@ class PackedStore:
         """Bring the store into `state`, touching only what differs."""
         state &= ~self.low_mask
         differs = self.current ^ state
-        owner = self.layout.owner
+        owners, first, cells = self.layout.owners, self.layout.reserved + 1, self.cells
         while differs:
-            field = owner(differs.bit_length() - 1)  # from the top, so that the rest gets smaller
+            # From the top, so that the rest gets smaller.
+            field = owners[(differs.bit_length() - first) // CHUNK]
             mask = field.mask
             differs ^= differs & mask
             value = field.values[state & mask]
             if field.is_keys or value is ABSENT:
                 self._set(field, value)
             else:
-                self.cells[field.container][field.key] = value
+                cells[field.container][field.key] = value
         self.current = state
 
     def completed(self, state: int, mask: int) -> int:
