@@ -31,7 +31,9 @@ from bench.figures import (
     fallen,
     keep,
     last_kept,
+    pace,
     read_runs,
+    slower_pythons,
     this_machine,
 )
 from bench.interpreters import MINORS, environment
@@ -110,15 +112,11 @@ def show(figures: list[Figure], before: dict[tuple[str, str, str], Figure]) -> N
                  f"{one.ratio:.2f}", f"{then.ratio:.2f}" if then else ""]  # fmt: skip
         for version in others:
             other = found.get((one.row, one.peer, version))
-            cells += ["", ""] if other is None else [f"{other.ratio:.2f}", pace(other, one)]
+            cells += (
+                ["", ""] if other is None else [f"{other.ratio:.2f}", f"{pace(other, one):.2f}"]
+            )
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 170).print(table)
-
-
-def pace(other: Figure, own: Figure) -> str:
-    """Say how many times as fast zaplock is under another Python."""
-    times = own.ours / other.ours if own.unit == "s" else other.ours / own.ours
-    return f"{times:.2f}"
 
 
 def amount(value: float) -> str:
@@ -146,6 +144,8 @@ def main() -> int:
     found = measure_again(found, before, pythons)
     figures, left_out = [one for _, one in found], {**missing, **left_out}
     show(figures, before)
+    for told in slower_pythons(figures):
+        print(told)
     for what, why in left_out.items():
         print(f"not measured: {what}: {why}")
     fell = fallen(figures, before)

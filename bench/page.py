@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.figures import ROOT, BenchRun, read_runs
+from bench.figures import ROOT, BenchRun, read_runs, slower_pythons
 
 PAGE = ROOT / "docs" / "speed.md"
 DRAWING = PAGE.with_suffix(".svg")
@@ -59,6 +59,7 @@ def _machine(runs: list[BenchRun]) -> list[str]:
         cells += [f"{one.ratio:.2f}" if one else "" for one in ratios]
         lines += ["| " + " | ".join(cells) + " |"]
     lines += [""]
+    lines += [f"- {told}." for told in slower_pythons(last.figures)]
     lines += [f"- Not measured: {what}: {why}" for what, why in last.left_out.items()]
     lines += [f"- {run.commit[:12]}, a ratio fell: {run.accepted}" for run in runs if run.accepted]
     return [*lines, ""]

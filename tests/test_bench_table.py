@@ -47,6 +47,15 @@ def test_a_tenth_lower_than_the_last_kept_of_this_machine_has_fallen() -> None:
     assert figures.fallen([other], before) == [], "another Python has no figure yet"
 
 
+def test_a_python_that_is_a_tenth_slower_than_the_oldest_is_named() -> None:
+    newer = [msgspec.structs.replace(RATE, python="3.12", ours=1.7e6),
+             msgspec.structs.replace(TIME, python="3.13", ours=0.043)]  # fmt: skip
+    assert figures.slower_pythons([newer[0], RATE, TIME, newer[1]]) == [
+        "check is 0.85 times as fast on Python 3.12 as on 3.11"
+    ]
+    assert figures.slower_pythons([newer[0]]) == [], "there is nothing to compare with"
+
+
 def test_another_release_of_the_kernel_is_another_machine() -> None:
     patched = msgspec.structs.replace(HERE, kernel="6.18.45-rt")
     assert patched.name == HERE.name == "some-cpu-2-ghz-2-cpus-linux-6.18"
