@@ -155,6 +155,8 @@ def main() -> int:
     commit, changed = commit_of_tree()
     if asked.rows:
         print("not kept: some rows only")
+    elif load > machine.cpus:
+        print(f"not kept: a load of {load:.1f} on {machine.cpus} CPUs before; once it is quiet")
     elif changed:
         print(f"not kept: {changed[0]} differs from commit {commit[:12]}; commit first")
     elif fell and not asked.accept:

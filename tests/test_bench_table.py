@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ def test_a_run_is_kept_unless_a_ratio_fell_twice_or_files_differ(
     made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = own(RATE, 2e6), own(RATE, 1e6)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 4.0))
     made_up.figures = [[good]]
     assert bench(monkeypatch) == 0
     assert [run.figures for run in made_up.runs()] == [(good,)]
@@ -160,6 +162,13 @@ def test_a_run_is_kept_unless_a_ratio_fell_twice_or_files_differ(
     assert len(made_up.runs()) == 1
 
     made_up.figures, made_up.changed = [[good]], []
+    monkeypatch.setattr(os, "getloadavg", lambda: (15.2, 9.0, 4.0))
+    assert bench(monkeypatch) == 0
+    assert "a load of 15.2 on 2 CPUs" in capsys.readouterr().out
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 4.0))
+    assert len(made_up.runs()) == 1
+
+    made_up.figures = [[good]]
     assert bench(monkeypatch, "lock") == 0
     assert "some rows only" in capsys.readouterr().out
 
