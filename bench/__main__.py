@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,13 +48,25 @@ class CannotMeasure(Exception):
 
 
 def measured(row: str, python: str) -> list[Figure]:
-    """Measure a row in a process of its own."""
+    """Measure a row in a process of its own, which ends with this one, and all that it started."""
     command = [python, "-m", "bench.rows", row]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CannotMeasure(told[-1] if told else f"exit status {done.returncode}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[Figure])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        try:
+            printed, said = process.communicate()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+    if process.returncode:
+        told = said.decode(errors="replace").strip().splitlines()
+        raise CannotMeasure(told[-1] if told else f"exit status {process.returncode}")
+    return msgspec.json.decode(printed.splitlines()[-1], type=list[Figure])
 
 
 def measure_all(
@@ -171,6 +184,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
