@@ -4,7 +4,8 @@
     make bench ACCEPT="the lock has a queue now"  # keep a ratio that fell, with its reason
     make bench ROWS="lock check"                  # some rows only; nothing is kept
 
-Exit status 1: a ratio is a tenth lower than the last kept one of this machine, twice in a row.
+Exit status 1: a ratio is a tenth lower than the last kept one of this machine, twice in a row; or a
+row has failed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,17 @@ from bench.figures import (
     this_machine,
 )
 from bench.interpreters import MINORS, environment
-from bench.rows import ONLY_COMPUTE, ROWS
+from bench.rows import NOT_HERE, ONLY_COMPUTE, ROWS
 
 OWN = sys.version_info[1]
 
 
 class CannotMeasure(Exception):
-    """A row was not measured; says why."""
+    """A row can't be measured here; says why."""
+
+
+class RowFailed(Exception):
+    """A row ended with an error: (row, the error's last line)."""
 
 
 def measured(row: str, python: str) -> list[Figure]:
@@ -65,7 +70,8 @@ def measured(row: str, python: str) -> list[Figure]:
                 os.killpg(process.pid, signal.SIGTERM)
     if process.returncode:
         told = said.decode(errors="replace").strip().splitlines()
-        raise CannotMeasure(told[-1] if told else f"exit status {process.returncode}")
+        why = told[-1] if told else f"exit status {process.returncode}"
+        raise CannotMeasure(why) if process.returncode == NOT_HERE else RowFailed(row, why)
     return msgspec.json.decode(printed.splitlines()[-1], type=list[Figure])
 
 
@@ -187,5 +193,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
+    except RowFailed as error:
+        sys.exit("{} has failed: {}".format(*error.args))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -177,6 +177,19 @@ def test_a_run_is_kept_unless_a_ratio_fell_twice_or_files_differ(
     assert {run.accepted for run in made_up.runs()} >= {"it does more"}
 
 
+@pytest.mark.parametrize(
+    ("status", "error"), [(rows.NOT_HERE, table.CannotMeasure), (1, table.RowFailed)]
+)
+def test_a_row_that_fails_is_not_one_that_is_not_to_be_had(
+    status: int, error: type[Exception], tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho the reason >&2\nexit {status}\n")
+    python.chmod(0o755)
+    with pytest.raises(error, match="the reason"):
+        table.measured("lock", str(python))
+
+
 def test_a_row_that_does_not_exist_is_refused_in_a_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "lok"], cwd=ROOT, capture_output=True, text=True
