@@ -143,7 +143,7 @@ def _graph_line(line: str, trace: TraceBuilder) -> None:
         return
     found = _GRAPH.fullmatch(line[: comment.start()])
     if found is None:
-        return
+        raise ValueError(line)
     if found["seconds"] is None or found["tid"] is None:
         raise UserError(
             "function_graph tells no time or no thread here: as root, in tracefs, echo 1 > "
