@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -31,6 +32,38 @@ def going_first() -> Iterator[None]:
         _set(before, 0)
 
 
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def import_numpy() -> None:
+    """Import numpy without the threads of its BLAS, which nothing here has work for.
+
+    They spin for a twentieth of a second after the import, on the CPUs that are wanted for making
+    instances. Commands that are started later have the environment as it was.
+    """
+    given = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = given or "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        if given is None:
+            del os.environ[_BLAS_THREADS]
+
+
+@contextlib.contextmanager
+def sharing_python() -> Iterator[None]:
+    """Let another thread, which waits for the kernel most of the time, go on at once when it can.
+
+    A thread that runs Python keeps it for 5 ms from one that comes back from a system call.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 20)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
 def start_first(thread: threading.Thread) -> None:
     """Start a thread that goes first if this one does."""
     urgent = os.sched_getscheduler(0) == _FIRST
@@ -43,11 +76,16 @@ def start_first(thread: threading.Thread) -> None:
             _set(_FIRST, 1)
 
 
-def join_first(thread: threading.Thread) -> None:
-    """Wait for a thread that is about to end; it goes first as well if this one does."""
+def go_first(thread: threading.Thread) -> None:
+    """Let a thread that is waited for go first as well if this one does."""
     if os.sched_getscheduler(0) == _FIRST and thread.native_id is not None:
         with contextlib.suppress(OSError):  # it has ended
             os.sched_setscheduler(thread.native_id, os.SCHED_RR, os.sched_param(1))
+
+
+def join_first(thread: threading.Thread) -> None:
+    """Wait for a thread that is about to end; it goes first as well if this one does."""
+    go_first(thread)
     thread.join()
 
 
