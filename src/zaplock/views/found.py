@@ -126,6 +126,8 @@ _LET_GO = {
     "stopped by a signal": "kill -CONT lets them go on.",
     "stopped by its tracer": "Its tracer (TracerPid in /proc/PID/status) has to let it go on.",
     "frozen with its cgroup": "0 in cgroup.freeze lets them go on.",
+    "kept until the core of its process is written": "Then the process ends: ulimit -c, "
+    "/proc/PID/coredump_filter and MADV_DONTDUMP make a core smaller.",
 }
 
 
