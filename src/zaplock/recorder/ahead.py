@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import go_first, sharing_python, start_first
+from zaplock.recorder.urgent import join_first, sharing_python, start_first
 
 
 def chosen_buffer_kb() -> int:
@@ -29,10 +28,6 @@ def chosen_buffer_kb() -> int:
     return max(1024, min(32 << 10, share >> 10))
 
 
-def _instance(where: Path) -> Instance:
-    return Instance(Tracefs(where, private=False), buffer_kb=chosen_buffer_kb())
-
-
 class Ahead:
     """So many instances, made in a thread from the beginning of a `with` block on.
 
@@ -43,26 +38,20 @@ class Ahead:
         """Say how many will be needed: two where there is a target, one where there is none."""
         self._count = count
         self._made: list[Instance] = []
-        self._more = threading.Semaphore(0)
-        """Released for each that was made, and for each that will not be."""
         self._thread = threading.Thread(target=self._make, daemon=True)
 
     def _make(self) -> None:
-        try:
-            where = mounted()  # a mount of our own would be another one
-            if where is None:
-                return
-            with contextlib.suppress(UserError, OSError), sharing_python():
-                for _ in range(self._count):
-                    self._made.append(_instance(where))
-                    self._more.release()
-        finally:
-            self._more.release(self._count + 1)
+        where = mounted()  # a mount of our own would be another one
+        if where is None:
+            return
+        with contextlib.suppress(UserError, OSError), sharing_python():
+            for _ in range(self._count):
+                instance = Instance(Tracefs(where, private=False), buffer_kb=chosen_buffer_kb())
+                self._made.append(instance)
 
     def take(self) -> Instance | None:
-        """Give the next one, whose remover is now the caller; None where there is none."""
-        go_first(self._thread)
-        self._more.acquire()
+        """Give one that was made, whose remover is now the caller; None where there is none."""
+        join_first(self._thread)
         return self._made.pop() if self._made else None
 
     def __enter__(self) -> Ahead:

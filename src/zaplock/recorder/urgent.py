@@ -76,16 +76,11 @@ def start_first(thread: threading.Thread) -> None:
             _set(_FIRST, 1)
 
 
-def go_first(thread: threading.Thread) -> None:
-    """Let a thread that is waited for go first as well if this one does."""
+def join_first(thread: threading.Thread) -> None:
+    """Wait for a thread that is about to end; it goes first as well if this one does."""
     if os.sched_getscheduler(0) == _FIRST and thread.native_id is not None:
         with contextlib.suppress(OSError):  # it has ended
             os.sched_setscheduler(thread.native_id, os.SCHED_RR, os.sched_param(1))
-
-
-def join_first(thread: threading.Thread) -> None:
-    """Wait for a thread that is about to end; it goes first as well if this one does."""
-    go_first(thread)
     thread.join()
 
 
