@@ -167,7 +167,7 @@ def test_a_round_that_takes_too_long_says_what_there_is_to_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("zaplock.measure.calibrate.ROUND_LIMIT_S", 0.0)
-    with pytest.raises(UserError, match="experiments of 16 MiB took more than 0 s: .* --scale"):
+    with pytest.raises(UserError, match=r"experiments of 16 MiB took over 0 s: .* --scale"):
         calibrate(rounds=1, scale_mib=16)
 
 

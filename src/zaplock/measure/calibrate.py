@@ -120,7 +120,7 @@ def _round(scale_mib: int, progress: Callable[[int], None]) -> dict[str, float]:
                 if time.monotonic() < deadline:
                     raise
                 raise ChildError(
-                    f"a round of experiments of {scale_mib} MiB took more than {ROUND_LIMIT_S:g} s: "
+                    f"a round of experiments of {scale_mib} MiB took over {ROUND_LIMIT_S:g} s: "
                     "give a smaller --scale, or wait until this machine does less"
                 ) from None
             progress(step + 1)
