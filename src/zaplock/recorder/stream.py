@@ -143,10 +143,10 @@ class Stream:
             columns["op"], [_EXIT, _EXIT_GROUP]
         )
         self._exiting.update(columns["tid"][calls].tolist())
-        execs = {**self._execs, **_execs_in(columns)}
         ended = [fact for fact in facts if fact.event == NAMING[2]]
         killed = [fact for fact in ended if fact.tid not in self._exiting]
         self._exiting.difference_update(fact.tid for fact in ended)
+        execs = {**self._execs, **_execs_in(columns)} if killed else {}
         rows = list[tuple[int, int, int, int]]()
         for fact in killed:
             by, op = self._exec_of_another(fact, execs)
@@ -207,7 +207,8 @@ class Stream:
         self.found = self._beginning.found(first)
         looked = (*self.found, *self._beginning.in_calls(first))
         self._beginning = None
-        calling = dict.fromkeys(self._recorded(looked), self._on_ns)
+        known = self._recorded(looked) & self.names.tasks.keys()
+        calling = dict.fromkeys(known, self._on_ns)
         begun = rows(looked, self.operations, calling=calling)
         self._expect_ends()
         return merged([begun, columns])
