@@ -39,6 +39,7 @@ from zaplock.recorder.options import Options
 from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
+from zaplock.recorder.urgent import import_numpy
 from zaplock.trace import file
 from zaplock.trace.events import EventKind
 from zaplock.trace.gaps import segments
@@ -294,6 +295,24 @@ def test_instances_made_ahead_are_taken_and_what_is_not_taken_is_gone() -> None:
         assert [instance.name for instance in capture.instances] == mine()
         assert len(mine()) == 2
     assert mine() == []
+
+
+def test_what_is_set_while_we_get_ready_is_not_so_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recorded command has the user's environment, and the recorder's threads Python's turns."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    import_numpy()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    import_numpy()
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+    usual = sys.getswitchinterval()
+    with Ahead(1) as ahead:
+        one = ahead.take()
+        assert one
+        one.remove()
+        assert sys.getswitchinterval() == usual
 
 
 def test_an_instance_that_cannot_be_made_ahead_is_told_by_who_needs_it(
