@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz fuzz-guided bench lint style types outside docs coverage lock deb zipapp clean
+.PHONY: setup run test fuzz fuzz-guided bench bench-all lint style types outside docs coverage lock deb zipapp clean
 
 # What doesn't need each other runs side by side; `make clean test` is one after the other.
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
@@ -97,8 +97,13 @@ zipapp: setup .venv-pack/.ready
 lock:
 	.ci/lock
 
+# One table of ratios (docs/speed.md); `make bench-all` holds the same measurements against their bounds.
+ROWS :=
 bench: setup
+	$(BIN)/python -m bench $(ROWS) $(if $(ACCEPT),--accept "$(ACCEPT)")
+
+bench-all: setup
 	$(BIN)/python -m pytest bench
 
 clean:
-	rm -rf $(VENV) .venv-docs .venv-pack build dist out
+	rm -rf $(VENV) .venv-docs .venv-pack .venv-bench build dist out

@@ -227,7 +227,7 @@ def test_mappings_are_judged_by_what_can_be_present() -> None:
     heap, anonymous, shared = found
     assert (heap.kind.name, heap.now_ns, heap.then_ns) == ("brk", 28 * MS, None)
     assert (anonymous.kind.name, anonymous.length, anonymous.now_ns) == ("munmap", 4 * GIB, 56 * MS)
-    assert "2048 MiB present at most; 4 ms if huge" in anonymous.note
+    assert "2 GiB present at most; 4 ms if huge" in anonymous.note
     assert shared.now_ns == 28 * MS
     assert not any(one.seen for one in found)
 

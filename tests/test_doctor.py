@@ -79,3 +79,19 @@ def test_a_machine_with_little_memory_is_warned(monkeypatch: pytest.MonkeyPatch)
     (finding,) = [one for one in doctor.examine() if one.name == "buffers"]
     assert not finding.ok
     assert "--buffer" in finding.mend
+
+
+def test_a_root_without_rights_records_and_is_not_told_of_sudo() -> None:
+    """As in a container that was left few capabilities, but can open tracefs."""
+    script = """
+import ctypes, os, sys
+for capability in (19, 21, 38):  # SYS_PTRACE, SYS_ADMIN, PERFMON: no child shall have them
+    assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, "-P", "-m", "zaplock", "doctor", "--json"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {one["name"]: one for one in json.loads(done.stdout)["findings"]}
+    assert told["root"]["seen"] == "user 0, CAP_SYS_ADMIN missing"
+    assert told["root"]["mend"].endswith("--cap-add SYS_ADMIN")
+    assert told["ptrace"]["mend"].endswith("--cap-add SYS_PTRACE")

@@ -93,6 +93,21 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.chdir(here)
 
 
+def test_a_spinner_turns_on_the_spot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its control reaches the terminal as it is; what is said beside it is shown plainly."""
+    from zaplock.cli._busy import busy
+
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm")
+    with guarded(), busy("looking"):
+        print("a comm of \x01", file=sys.stderr)
+    assert "looking" in err.getvalue()
+    assert "\x1b[?25l" in err.getvalue()  # the cursor is hidden
+    assert "\\x1b" not in err.getvalue()
+    assert "a comm of \\x01" in err.getvalue()
+
+
 def verb(command: str) -> Show:
     return lambda: main(command.split())
 

@@ -42,6 +42,17 @@ def duration(span_ns: int | float) -> str:
     return f"{span_ns:.0f} ns"
 
 
+def number(value: float, digits: int = 3) -> str:
+    """Write a number with so many digits, all of them from thousands on, and never an exponent.
+
+    >>> number(2.4857), number(1234.5), number(0.00001234)
+    ('2.49', '1,234', '0.0000123')
+    """
+    if abs(value) >= 10**digits - 0.5:
+        return f"{value:,.0f}"
+    return f"{Decimal(f'{value:.{digits}g}'):f}"
+
+
 def size(length: int) -> str:
     """Write bytes in the largest unit that leaves at most four digits.
 

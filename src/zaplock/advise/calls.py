@@ -25,6 +25,7 @@ from zaplock.trace.blame import Blame
 from zaplock.trace.calls import NO_CALL
 from zaplock.trace.events import RecordedTask
 from zaplock.trace.summary import NO_OPERATION, Summary, operation_name
+from zaplock.units import duration
 
 PIECE = 2 << 20
 """Pieces are no smaller than this: a shorter range is done in one."""
@@ -227,4 +228,4 @@ def _advice(key: tuple[int, str, str], site: _Site, costs: Costs, recognise: Rec
 def _note(site: _Site, seen: bool) -> str:
     if not seen:
         return "nobody waited this time"
-    return f"held it for {site.longest_ns / 1e6:.3g} ms" if site.longest_ns else ""
+    return f"held it for {duration(site.longest_ns)}" if site.longest_ns else ""

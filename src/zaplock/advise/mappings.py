@@ -20,6 +20,7 @@ from zaplock.advise.costs import Costs
 from zaplock.advise.kinds import BRK, MUNMAP
 from zaplock.advise.runtimes import Runtime, recognise
 from zaplock.errors import UserError
+from zaplock.units import duration, size
 
 FULL_SHARE = 0.8
 """Share of vm.max_map_count from which on it is worth a warning."""
@@ -106,7 +107,7 @@ def _advice(mapped: Mapped, present: int, costs: Costs, runtime: Runtime | None)
     if now_ns is None or mapped.access.startswith("---") or mapped.name == "[stack]":
         return None
     huge_ns = costs.of("munmap of huge pages", present)
-    small = f"; {huge_ns / 1e6:.3g} ms if huge pages" if huge_ns and mapped.anonymous else ""
+    small = f"; {duration(huge_ns)} if huge pages" if huge_ns and mapped.anonymous else ""
     name = mapped.name or "anonymous"
     return Advice(
         what=f"{mapped.start:#x} {name}",
@@ -115,7 +116,7 @@ def _advice(mapped: Mapped, present: int, costs: Costs, runtime: Runtime | None)
         now_ns=now_ns,
         then_ns=left(kind, costs),
         seen=False,
-        note=f"{present >> 20} MiB present at most{small}",
+        note=f"{size(present)} present at most{small}",
         runtime=runtime,
     )
 

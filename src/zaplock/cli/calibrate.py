@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from zaplock.cli._designs import parse_cpu_max
 from zaplock.cli._ending import next_step, options, wrote
 from zaplock.errors import UserError
-from zaplock.units import duration, format_size, parse_size, size
+from zaplock.units import duration, format_size, number, parse_size, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -191,7 +191,8 @@ def _show(profile: Profile, path: Path) -> None:
     for unit in UNITS:
         low, high = profile.spread.get(unit, (profile[unit], profile[unit]))
         note = "not measured" if _is_guess(profile, unit) else ""
-        rows.append((unit, f"{profile[unit]:.4g} ns", f"{low:.4g} to {high:.4g} ns", note))
+        spread = f"{number(low, 4)} to {number(high, 4)} ns"
+        rows.append((unit, f"{number(profile[unit], 4)} ns", spread, note))
     columns = (words("unit"), figure("cost"), figure("spread", rank=1), words("note", rank=2))
     Screen().print(Grid(columns, rows, f"{profile.name}: {profile.description}"))
     wrote(path)

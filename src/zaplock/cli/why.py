@@ -150,6 +150,7 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
 def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     from zaplock.trace.analysis import analyse
     from zaplock.trace.summary import summarise
+    from zaplock.units import duration
     from zaplock.views.live import why_json, why_lines
     from zaplock.views.report_json import report_json
     from zaplock.views.words import heading
@@ -158,17 +159,17 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     analysis = analyse(
         events, os.uname().release, span=span, stacks=recorder.stacks(), quotas=recorder.quotas()
     )
-    seconds = (span[1] - span[0]) / 1e9
     if args.json:
         about = {"ended": ended, **why_json(analysis)}
         print(json.dumps({**about, **report_json(analysis, top=args.top)}, indent=1))
     else:
         print(heading(analysis))
         if ended:
-            print(f"{spelt(args).strip()} ended after {seconds:.2g} s: this is until then.")
+            lasted = duration(span[1] - span[0])
+            print(f"{spelt(args).strip()} ended after {lasted}: this is until then.")
         print(
             "",
-            *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=seconds),
+            *why_lines(summarise(analysis, explain=_EXPLAINED), seconds=(span[1] - span[0]) / 1e9),
             sep="\n",
             flush=True,
         )

@@ -20,6 +20,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.experiment import BACKINGS
 from zaplock.strangers import read_text
+from zaplock.units import size
 
 TABLE_SPAN = 2 << 20
 LARGEST = 1 << 47
@@ -123,13 +124,6 @@ def room() -> int:
     return max(0, min(info["MemAvailable"], cgroup_room()) - reserve(info["MemTotal"]))
 
 
-def gib(length: int) -> str:
-    """Write a size in GiB for a message (or in TiB, from 1000 GiB)."""
-    if length >= 1000 << 30:
-        return f"{length / (1 << 40):.4g} TiB"
-    return f"{length / (1 << 30):.4g} GiB"
-
-
 def fits(length: int, backing: str) -> bool:
     """Say whether a populated mapping of this size and backing fits."""
     try:
@@ -151,42 +145,42 @@ def require(length: int, backing: str) -> None:
 
 def _refusal(length: int, backing: str, wanted: Need, available: int) -> str:
     text = (
-        f"{gib(length)} of {backing} backing needs {gib(wanted.total)} of memory "
-        f"(page tables {gib(wanted.tables)}), but {gib(available)} can be used now"
+        f"{size(length)} of {backing} backing needs {size(wanted.total)} of memory "
+        f"(page tables {size(wanted.tables)}), but {size(available)} can be used now"
     )
     tables = need(length, "zero").tables
     if backing != "zero" and tables <= available:
-        return f"{text}: use --backing zero, which needs only its page tables, {gib(tables)}"
+        return f"{text}: use --backing zero, which needs only its page tables, {size(tables)}"
     least = 1 if backing == "zero" else 513
     most = available * 512 // least // TABLE_SPAN * TABLE_SPAN
-    return f"{text}: choose a size of at most {gib(most)}"
+    return f"{text}: choose a size of at most {size(most)}"
 
 
 def _require_address_space(length: int) -> None:
     if length > LARGEST - (1 << 40):
-        raise UserError(f"{gib(length)} is more than a process can map: at most 127 TiB")
+        raise UserError(f"{size(length)} is more than a process can map: at most 127 TiB")
     soft = resource.getrlimit(resource.RLIMIT_AS)[0]
     if soft != resource.RLIM_INFINITY and length > soft - (1 << 30):
         raise UserError(
-            f"{gib(length)} is more than this shell's `ulimit -v` allows, {gib(soft)}: raise it"
+            f"{size(length)} is more than this shell's `ulimit -v` allows, {size(soft)}: raise it"
         )
     info = meminfo()
     left = info["CommitLimit"] - info["Committed_AS"]
     strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
     if strict and length > left:
         raise UserError(
-            f"{gib(length)} is more than vm.overcommit_memory=2 lets be committed, {gib(left)}: "
+            f"{size(length)} is more than vm.overcommit_memory=2 lets be committed, {size(left)}: "
             "choose a smaller size"
         )
 
 
 def _require_pool(length: int) -> None:
     info = meminfo()
-    size = info.get("Hugepagesize", 0)
+    span = info.get("Hugepagesize", 0)
     free = info.get("HugePages_Free", 0) - info.get("HugePages_Rsvd", 0)
     wanted, used = length // TABLE_SPAN, info.get("HugePages_Total", 0) - free
-    if size != TABLE_SPAN or free < wanted:
+    if span != TABLE_SPAN or free < wanted:
         raise UserError(
-            f"{gib(length)} of hugetlb backing needs {wanted} free huge pages of 2 MiB, "
+            f"{size(length)} of hugetlb backing needs {wanted} free huge pages of 2 MiB, "
             f"there are {free}: as root, sysctl vm.nr_hugepages={wanted + used}"
         )

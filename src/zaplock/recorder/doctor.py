@@ -60,15 +60,18 @@ class Finding:
 
 _SUDO = "sudo zaplock doctor"
 _NEWER = "boot Linux 5.11 or newer, or one with CONFIG_KPROBE_EVENTS"
+_SYS_PTRACE, _SYS_ADMIN, _PERFMON = 19, 21, 38
+"""Capabilities, by their numbers in linux/capability.h."""
 _LOOPS, _ROUNDS = 2_000, 5
 
 
 def examine() -> list[Finding]:
     """Look at everything that zaplock uses on this machine, the needed things first."""
-    found = [_kernel(), _root(), _namespace()]
+    about: list[Finding] = []
+    may_open = True
     try:
         with opened() as tracefs:
-            found += [
+            about = [
                 _tracefs(tracefs),
                 _lock_events(tracefs),
                 *_events(tracefs),
@@ -78,9 +81,9 @@ def examine() -> list[Finding]:
     except UserError as error:
         way_out = str(error).partition(": ")[2]
         way_out = way_out.replace("run the same command with sudo", _SUDO)
-        found.append(
-            Finding("tracefs", False, str(error).partition(":")[0], "record", way_out, True)
-        )
+        about = [Finding("tracefs", False, str(error).partition(":")[0], "record", way_out, True)]
+        may_open = False
+    found = [_kernel(), _rights(may_open), _namespace(), *about]
     return [*found, _locked_down(), _ptrace(), _memory()]
 
 
@@ -110,11 +113,20 @@ def _has_kprobes() -> bool:
         return False
 
 
-def _root() -> Finding:
-    capable = _effective_capabilities()
-    ok = bool(capable >> 21 & 1)
-    seen = f"user {os.geteuid()}, CAP_SYS_ADMIN {'held' if ok else 'missing'}"
-    return Finding("root", ok, seen, "open tracefs", "" if ok else _SUDO, True)
+def _rights(may_open: bool) -> Finding:
+    """Say what the user may; where tracefs can be opened all the same, only stacks need more."""
+    admin = _may(_SYS_ADMIN)
+    ok = admin or (may_open and _may(_PERFMON))
+    seen = f"user {os.geteuid()}, CAP_SYS_ADMIN {'held' if admin else 'missing'}"
+    use = "record --stacks" if may_open else "open tracefs"
+    return Finding("root", ok, seen, use, "" if ok else _given("SYS_ADMIN"), not may_open)
+
+
+def _given(capability: str) -> str:
+    """Return what gives us a capability: sudo is no help to a root who has been left few."""
+    if os.geteuid():
+        return _SUDO
+    return f"start the container with --privileged, or --cap-add {capability}"
 
 
 def _namespace() -> Finding:
@@ -126,11 +138,12 @@ def _namespace() -> Finding:
     return Finding("host's pids", True, "those of /proc", "name the tasks of a trace", needed=True)
 
 
-def _effective_capabilities() -> int:
+def _may(capability: int) -> bool:
+    """Say whether a capability is in our effective set."""
     for line in read_text("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+            return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
 
 
 def _tracefs(tracefs: Tracefs) -> Finding:
@@ -258,9 +271,10 @@ def _locked_down() -> Finding:
 
 def _ptrace() -> Finding:
     """To find a target's mm, its pagemap is opened; cmdline serves where that is forbidden."""
-    ok = bool(_effective_capabilities() >> 19 & 1)
+    ok = _may(_SYS_PTRACE)
     seen = f"CAP_SYS_PTRACE {'held' if ok else 'missing'}"
-    return Finding("ptrace", ok, seen, "other users' processes with -p", "" if ok else _SUDO)
+    mend = "" if ok else _given("SYS_PTRACE")
+    return Finding("ptrace", ok, seen, "other users' processes with -p", mend)
 
 
 def _memory() -> Finding:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Group, Summary
+from zaplock.units import number
 
 Array = NDArray[Any]
 Verdict = Literal["better", "worse", "fewer", "more", "alike", "not known"]
@@ -254,6 +255,6 @@ def _doubts(sides: Sequence[Summary], changes: Sequence[MeasureChange]) -> list[
     load = changes[-1]
     if load.verdict in ("fewer", "more") and load.before and load.after:
         times = load.after / load.before
-        more = f"{times:.3g} times as many" if times >= 1 else f"{100 * times:.0f} % of the"
+        more = f"{number(times)} times as many" if times >= 1 else f"{100 * times:.0f} % of the"
         said.append(f"the load was not the same: {more} recorded calls a second afterwards")
     return said

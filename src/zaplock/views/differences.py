@@ -13,7 +13,7 @@ from zaplock.trace.difference import (
     longest_wait,
 )
 from zaplock.trace.summary import Group, Summary
-from zaplock.units import duration
+from zaplock.units import duration, number
 from zaplock.views.grid import Grid, beyond, figure, words
 from zaplock.views.words import heading
 
@@ -72,17 +72,18 @@ def _between(low: float, high: float) -> str:
     if high <= 1:
         return f"{_percent(1 - high)} to {_percent(1 - low)} less"
     if low >= 1:
-        return f"{low:.3g} to {high:.3g} times as much"
-    return f"between {_percent(1 - low)} less and {high:.3g} times as much"
+        return f"{number(low)} to {number(high)} times as much"
+    return f"between {_percent(1 - low)} less and {number(high)} times as much"
 
 
 def _percent(part: float) -> str:
-    return f"{100 * part:.0f} %" if part < 0.99 or part == 1 else f"{100 * part:.4g} %"
+    return f"{100 * part:.0f} %" if part < 0.99 or part == 1 else f"{number(100 * part, 4)} %"
 
 
 def _often(one: MeasureChange) -> str:
     assert one.chance is not None
-    return f"{100 * one.chance:.2g} % of cases" if one.chance > 0.0005 else "under 0.05 % of cases"
+    share = number(100 * one.chance, 2)
+    return f"{share} % of cases" if one.chance > 0.0005 else "under 0.05 % of cases"
 
 
 def sides(found: RecordingDifference) -> Iterator[str]:

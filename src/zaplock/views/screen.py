@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
@@ -31,6 +31,22 @@ class Screen(Console):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
         if not self.is_terminal and "width" not in options and "COLUMNS" not in os.environ:
             self.width = UNBOUNDED
+
+    @property
+    def file(self) -> IO[str]:
+        """Return the stream beneath all that stand before it.
+
+        While a spinner turns, one of `rich`'s own stands before the guarded stream, and `rich`
+        looks behind one only: its control would be made visible, like a stranger's.
+        """
+        file: IO[str] = super().file
+        while (inner := getattr(file, "rich_proxied_file", file)) is not file:
+            file = inner
+        return file
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
         """Print as `rich` does, but leave a word that is wider than the screen whole."""

@@ -163,9 +163,12 @@ class HashMap(_Slots):
         self._values[where] = values
         self._held += len(keys)
 
-    def drop(self, mask: np.uint64, value: np.uint64) -> None:
-        """Take out the keys that are `value` under a mask."""
-        self._lay_out(self._bits, (self._slots != NOTHING) & (self._slots & mask != value))
+    def drop(self, mask: np.uint64, values: Words) -> None:
+        """Take out the keys that are one of some values under a mask."""
+        held = self._slots != NOTHING
+        kept = held & ~np.isin(self._slots & mask, values)
+        if np.count_nonzero(kept) < self._held:
+            self._lay_out(self._bits, kept)
 
     def _lay_out(self, bits: int, kept: Flags) -> None:
         keys, values = self._slots[kept], self._values[kept]

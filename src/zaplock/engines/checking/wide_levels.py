@@ -287,10 +287,13 @@ class WideLevels:
 
     def _drop_outdated(self) -> None:
         """Have steps run again that the table no longer remembers: it audits what it does."""
+        by_task: dict[int, list[int]] = {}
         for index, position in self.outdated:
+            by_task.setdefault(index, []).append(position << self.words.shifts[index])
+        for index, positions in by_task.items():
             width, shift = self.words.widths[index], self.words.shifts[index]
             mask = np.uint64(((1 << width) - 1) << shift)
-            self.memos[index].drop(mask, np.uint64(position << shift))
+            self.memos[index].drop(mask, np.array(positions, dtype=np.uint64))
         self.outdated.clear()
 
     def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:

@@ -19,6 +19,7 @@ from zaplock.measure.calibrate import Calibration
 from zaplock.measure.calibration.derive import PER_TABLE
 from zaplock.measure.guest.experiment import GuestPlan, run
 from zaplock.trace.quotas import CpuMax
+from zaplock.units import number
 
 SIZES = {"anonymous": (4096, 256 << 20), "zero": (4096, 1 << 30)}
 """The mappings that are unmapped, two of each backing: a page, and many."""
@@ -110,7 +111,7 @@ def units(
     notes = {
         unit: f"a part of a munmap in the guest, shared out as in {base_name}"
         if unit in ratios
-        else f"not measured in the guest: as in {base_name}, times {of_anon:.3g} as its pages"
+        else f"not measured in the guest: as in {base_name}, times {number(of_anon)} as its pages"
         for unit in base
     }
     return costs, notes
