@@ -61,6 +61,7 @@ ONLY_COMPUTE = {
     "test_import_forms",
     "test_kernel_stacks",
     "test_lab",
+    "test_leaps",
     "test_liveness",
     "test_lock_probes",
     "test_model_random",
