@@ -37,8 +37,9 @@ types: setup
 outside: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# What only computes runs beside what looks at this machine (tests/conftest.py).
-TESTERS := 2
+# What only computes runs beside what looks at this machine (tests/conftest.py), which often waits: on two
+# CPUs three are never idle.
+TESTERS := 3
 test: lint docs
 	$(BIN)/python -m pytest --numprocesses $(TESTERS)
 

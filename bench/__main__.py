@@ -4,7 +4,8 @@
     make bench ACCEPT="the lock has a queue now"  # keep a ratio that fell, with its reason
     make bench ROWS="lock check"                  # some rows only; nothing is kept
 
-Exit status 1: a ratio is a tenth lower than the last kept one of this machine, twice in a row.
+Exit status 1: a ratio is a tenth lower than the last kept one of this machine, twice in a row; or a
+row has failed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,27 +33,46 @@ from bench.figures import (
     fallen,
     keep,
     last_kept,
+    pace,
     read_runs,
+    slower_pythons,
     this_machine,
 )
 from bench.interpreters import MINORS, environment
-from bench.rows import ONLY_COMPUTE, ROWS
+from bench.rows import NOT_HERE, ONLY_COMPUTE, ROWS
 
 OWN = sys.version_info[1]
 
 
 class CannotMeasure(Exception):
-    """A row was not measured; says why."""
+    """A row can't be measured here; says why."""
+
+
+class RowFailed(Exception):
+    """A row ended with an error: (row, the error's last line)."""
 
 
 def measured(row: str, python: str) -> list[Figure]:
-    """Measure a row in a process of its own."""
+    """Measure a row in a process of its own, which ends with this one, and all that it started."""
     command = [python, "-m", "bench.rows", row]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CannotMeasure(told[-1] if told else f"exit status {done.returncode}")
-    return msgspec.json.decode(done.stdout.splitlines()[-1], type=list[Figure])
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=pipe, stderr=pipe, start_new_session=True
+    ) as process:
+        try:
+            printed, said = process.communicate()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+    if process.returncode:
+        told = said.decode(errors="replace").strip().splitlines()
+        why = told[-1] if told else f"exit status {process.returncode}"
+        raise CannotMeasure(why) if process.returncode == NOT_HERE else RowFailed(row, why)
+    return msgspec.json.decode(printed.splitlines()[-1], type=list[Figure])
 
 
 def measure_all(
@@ -110,15 +131,11 @@ def show(figures: list[Figure], before: dict[tuple[str, str, str], Figure]) -> N
                  f"{one.ratio:.2f}", f"{then.ratio:.2f}" if then else ""]  # fmt: skip
         for version in others:
             other = found.get((one.row, one.peer, version))
-            cells += ["", ""] if other is None else [f"{other.ratio:.2f}", pace(other, one)]
+            cells += (
+                ["", ""] if other is None else [f"{other.ratio:.2f}", f"{pace(other, one):.2f}"]
+            )
         table.add_row(*cells)
     Console(width=None if sys.stdout.isatty() else 170).print(table)
-
-
-def pace(other: Figure, own: Figure) -> str:
-    """Say how many times as fast zaplock is under another Python."""
-    times = own.ours / other.ours if own.unit == "s" else other.ours / own.ours
-    return f"{times:.2f}"
 
 
 def amount(value: float) -> str:
@@ -146,6 +163,8 @@ def main() -> int:
     found = measure_again(found, before, pythons)
     figures, left_out = [one for _, one in found], {**missing, **left_out}
     show(figures, before)
+    for told in slower_pythons(figures):
+        print(told)
     for what, why in left_out.items():
         print(f"not measured: {what}: {why}")
     fell = fallen(figures, before)
@@ -155,6 +174,8 @@ def main() -> int:
     commit, changed = commit_of_tree()
     if asked.rows:
         print("not kept: some rows only")
+    elif load > machine.cpus:
+        print(f"not kept: a load of {load:.1f} on {machine.cpus} CPUs before; once it is quiet")
     elif changed:
         print(f"not kept: {changed[0]} differs from commit {commit[:12]}; commit first")
     elif fell and not asked.accept:
@@ -169,7 +190,10 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
+    except RowFailed as error:
+        sys.exit("{} has failed: {}".format(*error.args))
     except KeyboardInterrupt:
         sys.exit(130)

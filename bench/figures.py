@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -74,6 +75,29 @@ class BenchRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     figures: tuple[Figure, ...]
     left_out: dict[str, str] = {}
     accepted: str = ""
+
+
+def pace(one: Figure, other: Figure) -> float:
+    """Return how many times as fast zaplock itself was in the first of two figures of one row."""
+    return other.ours / one.ours if one.unit == "s" else one.ours / other.ours
+
+
+def slower_pythons(figures: Iterable[Figure]) -> list[str]:
+    """Name the rows that another Python does a tenth slower than the oldest here."""
+    found: dict[tuple[str, str], Figure] = {}
+    oldest = {one.row: one for one in sorted(figures, key=_version, reverse=True)}
+    for one in figures:
+        if pace(one, oldest[one.row]) < 1 - FALL:
+            found.setdefault((one.row, one.python), one)
+    return [
+        f"{row} is {pace(one, oldest[row]):.2f} times as fast on Python {python} as on "
+        f"{oldest[row].python}"
+        for (row, python), one in found.items()
+    ]
+
+
+def _version(figure: Figure) -> list[int]:
+    return [int(part) for part in figure.python.split(".")]
 
 
 def this_machine() -> BenchMachine:

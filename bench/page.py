@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.figures import ROOT, BenchRun, read_runs
+from bench.figures import ROOT, BenchRun, read_runs, slower_pythons
 
 PAGE = ROOT / "docs" / "speed.md"
 DRAWING = PAGE.with_suffix(".svg")
@@ -23,10 +23,10 @@ measured on a machine is named below the table.
 
 A ratio says how many times as fast as the peer zaplock is. Both sides are timed in turns, so a
 ratio is worth more than the two figures that it is made of. A run is kept in `bench/results` (JSON,
-with commit and machine) if the tree is a commit's. Where a ratio is a tenth lower than the last
-kept one of the same machine, and again when it is measured once more, the run is not kept and the
-exit status is 1; `make bench ACCEPT="why"` keeps it with the reason. Another release of the kernel
-counts as another machine.
+with commit and machine) if the tree is a commit's and the machine was not busy before. Where a
+ratio is a tenth lower than the last kept one of the same machine, and again when it is measured
+once more, the run is not kept and the exit status is 1; `make bench ACCEPT="why"` keeps it with the
+reason. Another release of the kernel counts as another machine.
 
 This page is made from the kept runs by `python -m bench.page`.
 """
@@ -59,6 +59,7 @@ def _machine(runs: list[BenchRun]) -> list[str]:
         cells += [f"{one.ratio:.2f}" if one else "" for one in ratios]
         lines += ["| " + " | ".join(cells) + " |"]
     lines += [""]
+    lines += [f"- {told}." for told in slower_pythons(last.figures)]
     lines += [f"- Not measured: {what}: {why}" for what, why in last.left_out.items()]
     lines += [f"- {run.commit[:12]}, a ratio fell: {run.accepted}" for run in runs if run.accepted]
     return [*lines, ""]

@@ -29,6 +29,8 @@ from zaplock.errors import UserError
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 ROUNDS = 5
+NOT_HERE = 3
+"""The exit status where a row can't be measured on this machine; another one is an error."""
 
 
 class NotHere(Exception):
@@ -298,7 +300,7 @@ def main() -> None:
         print(msgspec.json.encode(ROWS[sys.argv[1]]()).decode())
     except NotHere as reason:
         print(reason, file=sys.stderr)
-        sys.exit(3)
+        sys.exit(NOT_HERE)
 
 
 if __name__ == "__main__":

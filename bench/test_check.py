@@ -23,9 +23,11 @@ import msgspec
 import pytest
 
 from zaplock.check.matrix import all_scenarios, matrix
+from zaplock.check.on_cluster import Asked, split_over
 from zaplock.check.scenarios import InitialMapping, TaskSpec
-from zaplock.check.verdicts import closed_system, find_design, find_scenario
+from zaplock.check.verdicts import check, closed_system, find_design, find_scenario
 from zaplock.engines.checking.exhaustive import Verdict, explore
+from zaplock.executors import cluster_at
 
 MODEL = Path(__file__).with_name("munmap_fault_gup.pml")
 SCENARIO = "munmap-fault-gup"
@@ -132,6 +134,48 @@ def test_ten_million_states_with_spin_beside_it(disk: bool, tmp_path: Path) -> N
     say(f"spin: {stored[1]} states, {spin_s:.1f} s of CPU, {spin_mib:.0f} MiB")
     say(f"zaplock{' on disk' if disk else ''}: {states} states, {our_s:.1f} s of CPU, "
         f"{states / our_s:,.0f}/s, {our_mib:.0f} MiB")  # fmt: skip
+
+
+CROWD = """
+import msgspec
+from zaplock.check.scenarios import InitialMapping, TaskSpec, shipped_scenarios
+base = shipped_scenarios()["munmap-fault-gup"]
+more = [("gup 512 -> old", f"gup {number}") for number in (2, 3, 4)]
+more += [("read 512 -> old", f"read {number}") for number in (1, 2)]
+CROWD = msgspec.structs.replace(
+    base, name="crowd", task=base.task + tuple(TaskSpec((do,), name) for do, name in more),
+    map=(*base.map, InitialMapping((600, 601))), cmdline=512,
+)
+"""
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_five_million_states_over_two_dask_workers(disk: bool, tmp_path: Path) -> None:
+    """The same verdict and number of states as one process has, in less memory each."""
+    import distributed
+
+    (tmp_path / "crowd.py").write_text(CROWD)
+    asked = Asked(f"{tmp_path}/crowd.py:CROWD", "linux-6.18", disk=tmp_path if disk else None)
+    command = [sys.executable, "-m", "zaplock", "check", asked.scenario, "--design", asked.design,
+               "--queue", "any", "--json"]  # fmt: skip
+    printed, _, alone_mib = measured(command, tmp_path)
+    one = json.loads(printed)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as dask,
+        cluster_at(dask.scheduler_address) as cluster,
+    ):
+        started = time.perf_counter()
+        split = check(
+            find_scenario(asked.scenario), find_design(asked.design), queue="any",
+            elsewhere=split_over(cluster, asked),
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+        status = [Path(f"/proc/{worker.pid}/status") for worker in dask.workers.values()]
+        peaks = [int(re.findall(r"VmHWM:\s+(\d+)", each.read_text())[0]) >> 10 for each in status]
+    say(f"{split.states} states: {alone_mib:.0f} MiB alone; two Dask workers"
+        f"{' on disk' if disk else ''}: {seconds:.1f} s, {peaks} MiB")  # fmt: skip
+    assert (split.verdict, split.states) == (one["verdict"], one["states"])
+    assert max(peaks) <= 0.6 * alone_mib
 
 
 def test_the_whole_matrix() -> None:

@@ -61,6 +61,7 @@ ONLY_COMPUTE = {
     "test_import_forms",
     "test_kernel_stacks",
     "test_lab",
+    "test_leaps",
     "test_liveness",
     "test_lock_probes",
     "test_model_random",
@@ -111,7 +112,19 @@ BUT_LOOK = {
     "test_this_machines_kernel_holds_the_lock_in_the_predicted_modes",
 }
 """Tests of those modules that do, all the same."""
-SHARE = {"test_guest", "test_oracle_guests"}
+SHARE = {
+    "test_check_split",
+    "test_compare",
+    "test_exhaustive",
+    "test_fleet",
+    "test_fuzz",
+    "test_guest",
+    "test_lab",
+    "test_oracle_guests",
+    "test_pages",
+    "test_patterns",
+    "test_transcripts",
+}
 """Those of them whose tests share what took long to make: they stay on one worker."""
 
 os.environ.pop("COLUMNS", None)  # what is read here has no width, as a file has none

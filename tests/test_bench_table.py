@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -45,6 +46,15 @@ def test_a_tenth_lower_than_the_last_kept_of_this_machine_has_fallen() -> None:
     assert figures.fallen(fell, before) == list(zip(fell, (RATE, TIME)))
     other = msgspec.structs.replace(fell[0], python="3.12")
     assert figures.fallen([other], before) == [], "another Python has no figure yet"
+
+
+def test_a_python_that_is_a_tenth_slower_than_the_oldest_is_named() -> None:
+    newer = [msgspec.structs.replace(RATE, python="3.12", ours=1.7e6),
+             msgspec.structs.replace(TIME, python="3.13", ours=0.043)]  # fmt: skip
+    assert figures.slower_pythons([newer[0], RATE, TIME, newer[1]]) == [
+        "check is 0.85 times as fast on Python 3.12 as on 3.11"
+    ]
+    assert figures.slower_pythons([newer[0]]) == [], "there is nothing to compare with"
 
 
 def test_another_release_of_the_kernel_is_another_machine() -> None:
@@ -135,6 +145,7 @@ def test_a_run_is_kept_unless_a_ratio_fell_twice_or_files_differ(
     made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = own(RATE, 2e6), own(RATE, 1e6)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 4.0))
     made_up.figures = [[good]]
     assert bench(monkeypatch) == 0
     assert [run.figures for run in made_up.runs()] == [(good,)]
@@ -151,12 +162,32 @@ def test_a_run_is_kept_unless_a_ratio_fell_twice_or_files_differ(
     assert len(made_up.runs()) == 1
 
     made_up.figures, made_up.changed = [[good]], []
+    monkeypatch.setattr(os, "getloadavg", lambda: (15.2, 9.0, 4.0))
+    assert bench(monkeypatch) == 0
+    assert "a load of 15.2 on 2 CPUs" in capsys.readouterr().out
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.4, 9.0, 4.0))
+    assert len(made_up.runs()) == 1
+
+    made_up.figures = [[good]]
     assert bench(monkeypatch, "lock") == 0
     assert "some rows only" in capsys.readouterr().out
 
     made_up.figures = [[bad], [bad]]
     assert bench(monkeypatch, "--accept", "it does more") == 0
     assert {run.accepted for run in made_up.runs()} >= {"it does more"}
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(rows.NOT_HERE, table.CannotMeasure), (1, table.RowFailed)]
+)
+def test_a_row_that_fails_is_not_one_that_is_not_to_be_had(
+    status: int, error: type[Exception], tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho the reason >&2\nexit {status}\n")
+    python.chmod(0o755)
+    with pytest.raises(error, match="the reason"):
+        table.measured("lock", str(python))
 
 
 def test_a_row_that_does_not_exist_is_refused_in_a_line() -> None:

@@ -163,6 +163,14 @@ def guest_took(anonymous: int, zero: int, call: int) -> dict[str, list[int]]:
     }
 
 
+def test_a_round_that_takes_too_long_says_what_there_is_to_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zaplock.measure.calibrate.ROUND_LIMIT_S", 0.0)
+    with pytest.raises(UserError, match=r"experiments of 16 MiB took over 0 s: .* --scale"):
+        calibrate(rounds=1, scale_mib=16)
+
+
 def test_a_guests_profile_makes_the_munmaps_that_it_was_made_of() -> None:
     base = load("e5-2680-rfc")
     costs, notes = units(guest_costs(guest_took(4000, 450, 50_000)), base.costs, base.name)

@@ -183,6 +183,11 @@ def test_kernels_that_cannot_be_had_are_told(capsys: pytest.CaptureFixture[str])
     assert "/no/such/vmlinuz left out: kernel /no/such/vmlinuz can't be read" in (
         capsys.readouterr().err
     )
+    huge = ["--teardowns", "hugetlb", "--host-size", "4T"]
+    assert main(["fidelity", "--kernels", "host", *huge]) == 2
+    assert "host left out: 4 TiB of hugetlb backing needs 2097152 free huge pages" in (
+        capsys.readouterr().err
+    )
     assert main(["fidelity", "--teardowns", "burn"]) == 2
     assert "no teardown 'burn'" in capsys.readouterr().err
 

@@ -322,3 +322,26 @@ def test_a_look_that_was_not_whole_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert not snapshot.look({os.getpid()}).whole
     monkeypatch.undo()
     assert snapshot.look({os.getpid()}).whole
+
+
+def test_a_call_that_takes_the_lock_again_and_again_has_its_name_though_events_came_first() -> None:
+    """MADV_COLLAPSE lets go and comes again; nothing tells of the call until it ends."""
+    log = Log()
+    for tid in (FREE, ALLOC):  # both before the look
+        log.asked(ON + MS, tid=tid, mm=MM, write=True)
+        log.acquired(ON + MS, tid=tid, mm=MM, write=True)
+        log.released(ON + MS + 1, tid=tid, mm=MM, write=True)
+    log.end(ON + MS + 2, tid=ALLOC, op="mmap")
+    events = log.events()
+    collapsing = task(FREE, "", "madvise", length=GIB, detail=25)
+    waiting = task(ALLOC, "waits", "mmap", exclusive=True, since_ns=ON - MS)
+    look = beginning(collapsing, waiting)
+    assert not look.found(dict(events.columns))
+    found = look.in_calls(dict(events.columns))
+    assert [(one.tid, one.operation, one.does) for one in found] == [(FREE, "madvise", "")]
+
+    operations = list(events.operations)
+    calling = rows(found, operations, calling={FREE: ON})
+    assert calling["kind"].tolist() == [EventKind.OP_BEGIN]
+    assert (calling["time_ns"][0], calling["detail"][0]) == (ON, 25)
+    assert not len(rows(found, operations)["kind"])  # nobody would tell of its end

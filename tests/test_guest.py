@@ -155,7 +155,7 @@ def test_the_guest_says_who_hangs_in_the_kernels_own_words() -> None:
 
 def test_function_graph_comes_in_the_layout_of_the_rfc(tmp_path: Path) -> None:
     needs("debian:6.12")
-    plan = GuestPlan(4 * MIB, bystanders=(), kernel="debian:6.12", exact=True, graph=True)
+    plan = GuestPlan(16 * MIB, bystanders=(), kernel="debian:6.12", exact=True, graph=True)
     target = tmp_path / "graph.txt"
     rows.measure(plan, graph=target)
     lines = target.read_text().splitlines()

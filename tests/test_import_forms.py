@@ -67,6 +67,7 @@ GRAPH = "mmap_lock_start_locking: mm=00000000a7d3f1c2 memcg_path= write=true */"
     [
         (f"  594.380146 |   8)  a_-15002  |           |  /* {GRAPH}", (15002, 8, 15002, "a_")),
         (f" 9.5 |   0)  a-b c-7   |  d..1. |               |    /* {GRAPH}", (7, 0, 7, "a-b c")),
+        (f"  3.239079 |   0)    zap-23    |  d.h.            |  /* {GRAPH}", (23, 0, 23, "zap")),
         (f"  594.380146 |    zap-42   |  /* {GRAPH}", (42, -1, 42, "zap")),
         (f"  594.380146 |   1)   <...>-42     |               |  /* {GRAPH}", (42, 1, 0, "")),
     ],
@@ -81,6 +82,27 @@ def test_function_graph_without_its_time_or_thread_names_the_options() -> None:
     for line in (f" 0)               |  /* {GRAPH}", f"  9.000001 |   0)        |  /* {GRAPH}"):
         with pytest.raises(UserError, match="echo 1 > options/funcgraph-abstime"):
             text.parse([line])
+
+
+def test_function_graph_with_latency_format_tells_flags_and_the_release() -> None:
+    waking = "sched_waking: comm=zap pid=23 prio=120 target_cpu=000 */"
+    trace = text.parse(
+        [
+            "# function_graph latency trace v1.1.5 on 4.9.0",
+            f"    3.239079 |   0)    <idle>-0    |  d.h.              |  /* {waking}",
+            f"   15.637386 |   0)     zap-88     |  d..5. |               |  /* {waking}",
+        ]
+    )
+    assert trace.kernel == "4.9.0"
+    assert trace.events["detail"].tolist() == [0, 88], "an interrupt woke it, then zap did"
+
+
+def test_an_mm_that_the_kernel_hid_is_said_to_be_hidden() -> None:
+    line = f"  9.000001 |   0)  zap-42  |  /* {GRAPH}".replace(
+        "00000000a7d3f1c2", "(____ptrval____)"
+    )
+    with pytest.raises(UserError, match="no_hash_pointers"):
+        text.parse([line])
 
 
 def test_function_graphs_calls_and_other_comments_are_passed_over() -> None:

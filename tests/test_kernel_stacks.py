@@ -132,10 +132,24 @@ def test_a_fault_that_waits_for_its_monitor_has_let_go() -> None:
         ("ptrace_stop < ptrace_do_notify < ptrace_notify < do_syscall_64", "stopped by its tracer"),
         ("do_freezer_trap < get_signal", "frozen with its cgroup"),
         ("__refrigerator < get_signal", "frozen with its cgroup"),
+        (
+            "do_exit < do_group_exit < get_signal < arch_do_signal_or_restart < do_syscall_64",
+            "kept until the core of its process is written",
+        ),
     ],
 )
 def test_a_task_that_is_halted_waits_for_no_lock(stack: str, is_: str) -> None:
     assert said(stack) == ("", "", is_)
+
+
+def test_what_a_signal_brings_after_a_fault_is_not_the_fault() -> None:
+    """A core is written on the way back to user mode, in the frame of the fault that ended it."""
+    back = "vfs_coredump < get_signal < irqentry_exit_to_user_mode < asm_exc_page_fault"
+    stack = f"__get_user_pages < get_dump_page < dump_user_range < elf_core_dump < {back}"
+    assert said(stack, asleep=False) == ("holds", "shared", "core dump")
+    ending = "unmap_page_range < exit_mmap < mmput < do_exit < do_group_exit < get_signal"
+    whole = f"{ending} < irqentry_exit_to_user_mode < asm_exc_page_fault"
+    assert said(whole, asleep=False) == ("holds", "shared", "exit")
 
 
 def test_a_populate_is_one_of_two() -> None:

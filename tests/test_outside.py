@@ -92,3 +92,31 @@ def test_a_stack_from_another_time_names_nothing() -> None:
     analysis = convoy(taken_at=500 * MS)
     names = {group.name for group in summarise(analysis).by_operation}
     assert names == {NO_OPERATION, "mmap"}
+
+
+def test_a_kernel_thread_is_named_by_itself_where_no_stack_was_taken() -> None:
+    """Which does nothing else; a program of that name has an address space of its own."""
+
+    def said(comm: str, *, own: bool = False) -> str:
+        log = Log()
+        log.task(1, "mapper", 1, "server")
+        log.task(9, comm, 9, "")
+        log.owner(7, 1)
+        if own:
+            log.owner(8, 9)
+        log.asked(1 * MS, tid=9, mm=7, write=True)
+        log.acquired(1 * MS + 500, tid=9, mm=7, write=True)
+        log.begin(2 * MS, tid=1, op="mmap", length=4096)
+        log.asked(2 * MS + 1, tid=1, mm=7, write=True)
+        log.released(3 * MS, tid=9, mm=7, write=True)
+        log.acquired(3 * MS + 100, tid=1, mm=7, write=True)
+        log.released(3 * MS + 200, tid=1, mm=7, write=True)
+        log.end(3 * MS + 300, tid=1, op="mmap")
+        analysis = analyse(log.events(), "6.18")
+        (blame, *_) = report_json(analysis, top=5)["waits"][0]["blame"]
+        return str(blame["operation"])
+
+    assert said("khugepaged") == "khugepaged"
+    assert said("kdamond.3") == "DAMON"
+    assert said("iou-wrk-1") == "io_uring"
+    assert said("khugepaged", own=True) == said("backup") == "None"

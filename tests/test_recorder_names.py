@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zaplock.recorder.decode import Fact
+from zaplock.recorder.decode import Columns, Fact
+from zaplock.recorder.layouts import Layouts, PageLayout
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
+from zaplock.recorder.stream import Stream
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace import file
 from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
@@ -54,6 +56,29 @@ def test_an_exec_renames_the_process_of_its_threads() -> None:
     names.learn([born(1, NONE, NONE + 1), born(2, NONE + 1, NONE + 2, CLONE_VM | CLONE_THREAD)])
     names.learn([Fact(3, RENAMED, NONE + 1, NONE + 1, "database")])
     assert names.tasks[NONE + 2].process == "database"
+
+
+def test_an_exec_by_another_thread_goes_on_under_the_first_ones_number() -> None:
+    """So what takes the old address space down is execve, not the exit of the first thread."""
+    first, other = NONE + 1, NONE + 2
+    names = TaskNames()
+    names.learn([born(1, NONE, first), born(2, first, other, CLONE_VM | CLONE_THREAD)])
+    stream = Stream(Layouts(PageLayout(4096, 8, 8, 16), ()), names)
+
+    def ended(columns: Columns) -> list[tuple[int, str, str]]:
+        rows = stream._exits(columns, [Fact(20, ENDED, first, first, "server")])
+        return [
+            (tid, EventKind(kind).name, TRACED_NAMES[op])
+            for tid, kind, op in zip(*(rows[name].tolist() for name in ("tid", "kind", "op")))
+        ]
+
+    assert ended(begins((10, other, "execve", 0xA))) == [
+        (other, "OP_END", "execve"),
+        (first, "OP_BEGIN", "execve"),
+    ]
+    killed = [(first, "OP_BEGIN", "exit")]
+    assert ended(begins((10, NONE + 3, "execve", 0xA))) == killed  # another process's
+    assert ended(begins((10, other, "madvise", 0xA), (30, other, "execve", 0xA))) == killed
 
 
 def test_an_mm_belongs_to_who_maps_in_it_not_to_who_visits_it() -> None:

@@ -196,7 +196,7 @@ static void *decays(void *unused)
 		memset(area, 1, 1 << 20);
 		if (!cured())
 			madvise(area, 1 << 20, MADV_DONTNEED);
-		usleep(1000);
+		usleep(100);
 	}
 	return unused;
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -137,6 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {lack}", file=sys.stderr)
         except Exception as error:
             return _own_code(name, error)
+        finally:
+            if own_process:  # its last collection would go through all that was imported
+                gc.freeze()
         return 2
 
 

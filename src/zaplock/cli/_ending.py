@@ -35,14 +35,14 @@ def next_step(command: str, why: str = "", *, aside: bool = False) -> None:
 
     On a narrow terminal the command is folded as a shell takes it.
     """
-    from zaplock.views.fold import fold_command
-
     out = sys.stderr if aside else sys.stdout
     line = f"next: {command}   ({why})" if why else f"next: {command}"
     width = shutil.get_terminal_size().columns if out.isatty() else len(line)
     if len(line) <= width:
         print(line, file=out)
         return
+    from zaplock.views.fold import fold_command
+
     print(*fold_command(command, width, prompt="next: "), sep="\n", file=out)
     if why:
         print(f"      ({why})", file=out)

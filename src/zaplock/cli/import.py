@@ -8,7 +8,8 @@
 
 A text may be packed with gzip. It takes the events mmap_lock:*, the memory system calls (syscalls:*
 or raw_syscalls:* of x86-64), sched_switch, sched_waking, sched_wakeup, sched_process_exit,
-page_fault_user and lock:contention_*; other lines are passed over. Who woke whom is known by
+page_fault_user and lock:contention_*, also as comments in function_graph's text (with its options
+funcgraph-abstime and funcgraph-proc); other lines are passed over. Who woke whom is known by
 sched_waking with ftrace's flags, which perf doesn't print. Most texts can't tell the process of a
 thread (perf script -F comm,pid,tid,cpu,time,event,trace does) nor a time finer than a microsecond:
 'zaplock record' tells both. Nor the kernel, which report and replay go by: perf script --header

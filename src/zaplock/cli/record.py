@@ -87,8 +87,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
-    # Before polars is imported: its threads would take the CPUs from the recorded.
-    os.environ.setdefault("POLARS_MAX_THREADS", "1")
     from zaplock.recorder.urgent import going_first
 
     with contextlib.ExitStack() as first:
@@ -128,8 +126,10 @@ def _record(
     running: Callable[[], bool],
 ) -> int:
     from zaplock.recorder.ahead import Ahead
+    from zaplock.recorder.urgent import import_numpy
 
     with Ahead(0 if args.buffer else 2 if pids else 1) as ahead:
+        import_numpy()
         return _record_with(ahead, args, pids, started, running)
 
 

@@ -70,10 +70,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, then tell."""
-    from zaplock.recorder.urgent import going_first
+    from zaplock.recorder.urgent import going_first, import_numpy
 
     with contextlib.ExitStack() as first:
         first.enter_context(going_first())
+        import_numpy()
         return _answer(args, first)
 
 

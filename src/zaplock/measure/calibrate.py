@@ -21,7 +21,7 @@ from zaplock.errors import UserError
 from zaplock.experiment import PAGE
 from zaplock.measure import memory
 from zaplock.measure.calibration import derive
-from zaplock.measure.children import Child
+from zaplock.measure.children import Child, ChildError
 from zaplock.measure.measure import measure
 from zaplock.measure.plan import most_vmas
 from zaplock.trace.outcome import TeardownOutcome
@@ -114,7 +114,15 @@ def _round(scale_mib: int, progress: Callable[[int], None]) -> dict[str, float]:
     deadline = time.monotonic() + ROUND_LIMIT_S
     with Child(WORKER, {"scale_mib": scale_mib}) as worker:
         for step in range(STEPS):
-            answer = worker.receive(deadline)
+            try:
+                answer = worker.receive(deadline)
+            except ChildError:
+                if time.monotonic() < deadline:
+                    raise
+                raise ChildError(
+                    f"a round of experiments of {scale_mib} MiB took over {ROUND_LIMIT_S:g} s: "
+                    "give a smaller --scale, or wait until this machine does less"
+                ) from None
             progress(step + 1)
     raw: dict[str, float] = answer["raw"]
     return raw

@@ -15,7 +15,7 @@ import threading
 from zaplock.errors import UserError
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import join_first, start_first
+from zaplock.recorder.urgent import join_first, sharing_python, start_first
 
 
 def chosen_buffer_kb() -> int:
@@ -44,7 +44,7 @@ class Ahead:
         where = mounted()  # a mount of our own would be another one
         if where is None:
             return
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(UserError, OSError), sharing_python():
             for _ in range(self._count):
                 instance = Instance(Tracefs(where, private=False), buffer_kb=chosen_buffer_kb())
                 self._made.append(instance)

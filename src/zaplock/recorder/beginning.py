@@ -4,7 +4,9 @@ A look at the tasks (`snapshot`) is made just after tracing came on. A task that
 for an mmap_lock, or having it, and of which no lock event came between the two, was so from the
 beginning: it gets an ASKED or an ACQUIRED, marked `IN_PART`, at the earliest time from which on
 that is known, and the OP_BEGIN of what it does. So holds, waits, blame and every view know of it.
-Of a task that did have an event the events know better, and the look is dropped.
+Of a task that did have an event the events know better, and the look is dropped, but for the call
+that it is in: of a call that takes the lock again and again (MADV_COLLAPSE) no event tells until it
+ends.
 
 Since when a running holder has the lock nothing tells but those who wait for it: whoever waits for
 an rwsem longer than 4 ms is handed it next (RWSEM_WAIT_TIMEOUT), and nobody who comes later gets it
@@ -47,17 +49,21 @@ class Beginning:
 
     def found(self, events: Columns) -> tuple[FoundTask, ...]:
         """Return what was so at the beginning; `events` are those until the look was over."""
-        locks = events["kind"] <= EventKind.RELEASED
-        told = dict[int, int]()
-        for tid, time_ns in zip(events["tid"][locks].tolist(), events["time_ns"][locks].tolist()):
-            told.setdefault(tid, time_ns)
-        kept = [
-            self._placed(one)
-            for one in self.look.seen
-            if told.get(one.task.tid, one.task.time_ns) >= one.task.time_ns
-        ]
+        told = _first_ns(events, events["kind"] <= EventKind.RELEASED)
+        kept = [self._placed(one) for one in self.look.seen if not _before(one.task, told)]
         since = self._waited_for(kept)
         return tuple(self._since(task, since) for task in kept)
+
+    def in_calls(self, events: Columns) -> tuple[FoundTask, ...]:
+        """Return the tasks of whose lock `events` know better, but not of the call they are in."""
+        kind = events["kind"]
+        locks = _first_ns(events, kind <= EventKind.RELEASED)
+        calls = _first_ns(events, (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END))
+        return tuple(
+            replace(task, does="", exclusive=False)
+            for task in (one.task for one in self.look.seen)
+            if _before(task, locks) and not _before(task, calls)
+        )
 
     def at_present(self) -> tuple[FoundTask, ...]:
         """Return the tasks as they were seen, for a look while a recording goes on."""
@@ -82,18 +88,40 @@ class Beginning:
         return replace(task, since_ns=min(first_ns or self.on_ns, self.on_ns))
 
 
-def rows(found: Iterable[FoundTask], operations: list[str], asked: Collection[int] = ()) -> Columns:
+def _first_ns(events: Columns, chosen: NDArray[np.bool_]) -> dict[int, int]:
+    """Say when each task had its first event of those chosen, which are in order of time."""
+    first = dict[int, int]()
+    for tid, time_ns in zip(events["tid"][chosen].tolist(), events["time_ns"][chosen].tolist()):
+        first.setdefault(tid, time_ns)
+    return first
+
+
+def _before(task: FoundTask, told: Mapping[int, int]) -> bool:
+    """Say whether an event had told of a task before it was looked at."""
+    return told.get(task.tid, task.time_ns) < task.time_ns
+
+
+def rows(
+    found: Iterable[FoundTask],
+    operations: list[str],
+    asked: Collection[int] = (),
+    calling: Mapping[int, int] | None = None,
+) -> Columns:
     """Make the rows of those that wait for a known lock or have it; `operations` may grow.
 
     `asked` are tasks that are already known to have asked, and when: only their call is new.
+    `calling` are tasks whose calls are recorded, and since when at least they are in the one that
+    they were found in: they have it, whatever they do about a lock.
     """
     parts = []
+    calling = calling or {}
     for task in found:
-        if not (task.does and task.mm):
+        in_lock = bool(task.does and task.mm)
+        if not in_lock and (task.tid not in calling or task.operation not in TRACED_NAMES):
             continue
         kind = EventKind.ASKED if task.does == "waits" else EventKind.ACQUIRED
         columns = {name: np.zeros(2, EVENT[name]) for name in EVENT.names or ()}
-        columns["time_ns"][:] = task.since_ns
+        columns["time_ns"][:] = task.since_ns if in_lock else calling[task.tid]
         columns["tid"][:] = task.tid
         columns["cpu"][:] = -1
         columns["result"][:] = IN_PART
@@ -104,7 +132,7 @@ def rows(found: Iterable[FoundTask], operations: list[str], asked: Collection[in
         columns["mm"][1] = task.mm
         columns["write"][1] = task.exclusive
         columns["success"][1] = kind == EventKind.ACQUIRED
-        chosen = slice(not task.operation, 1 if task.tid in asked else 2)
+        chosen = slice(not task.operation, 2 if in_lock and task.tid not in asked else 1)
         parts.append({name: column[chosen] for name, column in columns.items()})
     return merged(parts) if parts else nothing()
 

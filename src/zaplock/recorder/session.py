@@ -254,7 +254,7 @@ class _Session:
                 self._quotas.start()
             self._feeder.start()
             self._read_names()
-            with _stepping_aside():
+            with contextlib.nullcontext() if self._ends_shortly() else _stepping_aside():
                 while not (ended() or self._is_over()):
                     if drained := self._feeder.next(self._stop_at_ns):
                         self._take(*drained)
@@ -425,9 +425,12 @@ class _Session:
 
     def _read_names(self) -> None:
         """Read the kernel's names while there is time, where no module will come meanwhile."""
-        left_ns = (self._stop_at_ns or _END_OF_TIME) - time.monotonic_ns()
-        if self._keeper and left_ns < _SHORTLY_NS:
+        if self._keeper and self._ends_shortly():
             kernel_functions()
+
+    def _ends_shortly(self) -> bool:
+        """Say whether somebody waits for the end: on a busy machine it would come seconds late."""
+        return (self._stop_at_ns or _END_OF_TIME) - time.monotonic_ns() < _SHORTLY_NS
 
     def _name_frames(self) -> None:
         """Say what code the stacks are in: after the end, since it may read /proc/PID/maps."""

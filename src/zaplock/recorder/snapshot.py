@@ -127,7 +127,7 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
     """Look at one task; None where it is gone or there is nothing to tell of it."""
     path = f"/proc/{pid}/task/{tid}"
     state, cpu = _state(path)
-    if state not in ("D", "R") and not (every and state in ("S", "T", "t")):
+    if state not in ("D", "R") and not (every and state in ("S", "T", "t", "I")):
         return None
     stack = functions(_read(path, "stack"))
     for _ in range(_OFTEN if state == "R" and not stack else 0):
@@ -137,7 +137,7 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
             break
         state, cpu = _state(path)
     now_ns = time.monotonic_ns()
-    means = meaning(stack, asleep=state in "DS", kernel=kernel)
+    means = meaning(stack, asleep=state in "DSI", kernel=kernel)
     if not stack or not (means.does or state == "D" or means.operation):
         return None
     if not every and not means.does and state != "D":
@@ -148,7 +148,7 @@ def _seen(pid: int, tid: int, at: _Cpus, kernel: tuple[int, int], *, every: bool
     if name in ADVISING and not arguments:
         advice = advice_of(stack)
         ranged = (0, 0, NOT_SEEN if advice is None else advice)
-    since_ns = at.since(path, cpu) if state in "DSTt" and means.does != "holds" else 0
+    since_ns = at.since(path, cpu) if state in "DSTtI" and means.does != "holds" else 0
     exclusive = means.mode == WRITE or (not means.mode and name not in _SHARED_ADVICE)
     address, length, detail = ranged
     task = FoundTask(

@@ -2,10 +2,10 @@
 
 Always, where the kernel gives perf events: a clock samples whoever is on a cpu (its kernel stack),
 and whoever joins the queue of a rwsem gives its own. Neither costs a task anything that holds the
-lock for less than a tick. With the scheduling events also who goes to sleep, or has to leave its
-cpu to another, and with `--stacks` everybody who gets the lock, with the program's stack: these
-cost something each time (docs/recording.md). `stack_keeper` keeps those that tell of a hold or a
-wait.
+lock for less than a tick. With the scheduling events who goes to sleep, which is what one does in
+a queue, or has to leave its cpu to another, and with `--stacks` everybody who gets the lock, with
+the program's stack: these cost something each time (docs/recording.md). `stack_keeper` keeps those
+that tell of a hold or a wait.
 
 CPUs come and go meanwhile. The events of one that went are dead, also when it is back: it has new
 ones then.
@@ -100,10 +100,11 @@ def _sources(wanted: Wanted, cpus: int) -> Iterator[_Source]:
     flags = plain.flags | perf.EXCLUDE_IDLE
     clock = replace(plain, kind=perf.SOFTWARE, number=perf.CPU_CLOCK, period=tick_ns, flags=flags)
     yield _Source(StackReason.SAMPLED, clock)
-    if QUEUED in wanted.ids:
+    sleeps = wanted.sleeps and SLEEPS in wanted.ids
+    if QUEUED in wanted.ids and not sleeps:  # whoever queues goes to sleep there
         event = replace(plain, number=wanted.ids[QUEUED])
         yield _Source(StackReason.QUEUED, event, wanted.queue)
-    if wanted.sleeps and SLEEPS in wanted.ids:
+    if sleeps:
         event = replace(plain, number=wanted.ids[SLEEPS])
         yield _Source(StackReason.SLEEPS, event, _ASLEEP)
         yield _Source(StackReason.READY, event, _READY)

@@ -7,7 +7,7 @@ therefore in order, and complete up to its end: a consumer may take it as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -33,6 +33,7 @@ _PAGES = 2048
 _CLONE_OPS = [TRACED_NAMES.index(name) for name in sorted(CLONES)]
 _BRK = TRACED_NAMES.index("brk")
 _FOREIGN_OPS = [TRACED_NAMES.index(name) for name in FOREIGN]
+_EXEC_OPS = [TRACED_NAMES.index(name) for name in ("execve", "execveat")]
 _EXIT, _EXIT_GROUP = TRACED_NAMES.index("exit"), TRACED_NAMES.index("exit_group")
 
 
@@ -78,6 +79,8 @@ class Stream:
         self._brk: dict[int, int] = {}
         self._exiting: set[int] = set()
         """Tasks that called exit or exit_group and have not ended yet."""
+        self._execs: dict[int, tuple[int, int]] = {}
+        """Which exec a task was last seen to begin, and when; 0 after its end."""
 
     def begin(self, beginning: Beginning) -> None:
         """Begin with what a look found."""
@@ -133,7 +136,8 @@ class Stream:
         """Tell the exit of tasks that never called it: another thread or a signal ended them.
 
         From 6.16 on a task tells its end before it takes its address space down, which is what it
-        holds the lock for.
+        holds the lock for. Where another thread's exec ends the first thread of a process, that
+        other one goes on under the first one's number, and takes the old address space down.
         """
         calls = (columns["kind"] == EventKind.OP_BEGIN) & np.isin(
             columns["op"], [_EXIT, _EXIT_GROUP]
@@ -142,13 +146,30 @@ class Stream:
         ended = [fact for fact in facts if fact.event == NAMING[2]]
         killed = [fact for fact in ended if fact.tid not in self._exiting]
         self._exiting.difference_update(fact.tid for fact in ended)
-        rows: Columns = {name: np.zeros(len(killed), EVENT[name]) for name in EVENT.names or ()}
-        rows["time_ns"][:] = [fact.time_ns for fact in killed]
-        rows["tid"][:] = [fact.tid for fact in killed]
-        rows["kind"][:] = EventKind.OP_BEGIN
-        rows["op"][:] = _EXIT
-        rows["cpu"][:] = -1
-        return rows
+        execs = {**self._execs, **_execs_in(columns)} if killed else {}
+        rows = list[tuple[int, int, int, int]]()
+        for fact in killed:
+            by, op = self._exec_of_another(fact, execs)
+            if by:
+                rows.append((fact.time_ns, by, EventKind.OP_END, op))
+            rows.append((fact.time_ns, fact.tid, EventKind.OP_BEGIN, op))
+        made: Columns = {name: np.zeros(len(rows), EVENT[name]) for name in EVENT.names or ()}
+        for place, name in enumerate(("time_ns", "tid", "kind", "op")):
+            made[name][:] = [row[place] for row in rows]
+        made["cpu"][:] = -1
+        return made
+
+    def _exec_of_another(self, end: Fact, execs: Mapping[int, tuple[int, int]]) -> tuple[int, int]:
+        """Return the thread whose exec ended this first thread of a process, and its operation.
+
+        Where there is none, 0 and `exit`.
+        """
+        tasks = self.names.tasks
+        for tid, (op, since_ns) in execs.items():
+            mate = tid != end.tid and tid in tasks and tasks[tid].pid == end.tid
+            if mate and 0 < since_ns < end.time_ns:
+                return tid, op
+        return 0, _EXIT
 
     def _learn(self, facts: list[Fact]) -> None:
         self.names.learn(facts)
@@ -159,6 +180,8 @@ class Stream:
                     self.pids.add(fact.tid)
 
     def _finished(self, columns: Columns) -> Columns:
+        under_way = {**self._execs, **_execs_in(columns)}
+        self._execs = {tid: exec_ for tid, exec_ in under_way.items() if exec_[1]}
         if self.probes:
             columns = self.probes.paired(columns)
         if self._graph:
@@ -180,9 +203,13 @@ class Stream:
         if self._beginning is None:
             return columns
         early = columns["time_ns"] <= self._beginning.looked_ns
-        self.found = self._beginning.found({name: col[early] for name, col in columns.items()})
+        first = {name: col[early] for name, col in columns.items()}
+        self.found = self._beginning.found(first)
+        looked = (*self.found, *self._beginning.in_calls(first))
         self._beginning = None
-        begun = rows(self.found, self.operations)
+        known = self._recorded(looked) & self.names.tasks.keys()
+        calling = dict.fromkeys(known, self._on_ns)
+        begun = rows(looked, self.operations, calling=calling)
         self._expect_ends()
         return merged([begun, columns])
 
@@ -196,14 +223,17 @@ class Stream:
         self._hidden = list(hidden)
         self._expect_ends()
 
-    def _expect_ends(self) -> None:
+    def _recorded(self, found: Iterable[FoundTask]) -> set[int]:
+        """Return those of the found tasks whose calls are recorded."""
         everybody = not self.pids
-        recorded = {
+        return {
             task.tid
-            for task in self.found
+            for task in found
             if self._decoder.sees_calls and (everybody or self._is_ours(task.tid))
         }
-        self._endings.expect(self.found, recorded, self.operations)
+
+    def _expect_ends(self) -> None:
+        self._endings.expect(self.found, self._recorded(self.found), self.operations)
 
     def _narrowed(self, columns: Columns) -> Columns:
         """Keep the locks of the target's mms with all who ask for them, and the target's calls."""
@@ -248,6 +278,16 @@ class Stream:
                 moved = address - self._brk[pid]
                 columns["detail"][row], columns["length"][row] = moved, abs(moved)
         return columns
+
+
+def _execs_in(columns: Columns) -> dict[int, tuple[int, int]]:
+    """Return which exec each task began last, and when; 0 where that is over."""
+    chosen = np.flatnonzero(np.isin(columns["op"], _EXEC_OPS))
+    names = ("tid", "op", "kind", "time_ns")
+    return {
+        tid: (op, time_ns if kind == EventKind.OP_BEGIN else 0)
+        for tid, op, kind, time_ns in zip(*(columns[name][chosen].tolist() for name in names))
+    }
 
 
 def _joined(chunks: list[Chunk]) -> list[Chunk]:

@@ -146,9 +146,11 @@ class Instance:
             raise UserError(_why_no_instance(error)) from None
         try:
             self._lock = locked(self.path, wait=True)
-            self.write("tracing_on", "0")
-            self.write("trace_clock", "mono")
+            # Off last: the kernel checks a buffer that is off when its size changes, for which it
+            # waits for a grace period. No event is on, so nothing comes in.
             self.resize(buffer_kb)
+            self.write("trace_clock", "mono")
+            self.write("tracing_on", "0")
         except BaseException:
             self.remove()
             raise
@@ -229,6 +231,9 @@ class Instance:
 
     def _remove_once(self) -> None:
         with contextlib.suppress(FileNotFoundError):
+            # Before the pid filter goes: whose probes stand before and behind those of an event,
+            # and the kernel waits for a grace period where the first of several goes.
+            self._write_once("events/enable", "0")
             self.path.rmdir()
 
     def _leave(self, error: OSError) -> None:

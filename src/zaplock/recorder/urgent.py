@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -29,6 +30,38 @@ def going_first() -> Iterator[None]:
         yield
     finally:
         _set(before, 0)
+
+
+_BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
+
+def import_numpy() -> None:
+    """Import numpy without the threads of its BLAS, which nothing here has work for.
+
+    They spin for a twentieth of a second after the import, on the CPUs that are wanted for making
+    instances. Commands that are started later have the environment as it was.
+    """
+    given = os.environ.get(_BLAS_THREADS)
+    os.environ[_BLAS_THREADS] = given or "1"
+    try:
+        import numpy  # noqa: F401
+    finally:
+        if given is None:
+            del os.environ[_BLAS_THREADS]
+
+
+@contextlib.contextmanager
+def sharing_python() -> Iterator[None]:
+    """Let another thread, which waits for the kernel most of the time, go on at once when it can.
+
+    A thread that runs Python keeps it for 5 ms from one that comes back from a system call.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(usual / 20)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def start_first(thread: threading.Thread) -> None:

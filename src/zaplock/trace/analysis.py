@@ -17,7 +17,7 @@ from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
 from zaplock.trace.intervals import lock_lanes
-from zaplock.trace.outside import named_by_stack
+from zaplock.trace.outside import named_by_stack, named_by_worker
 from zaplock.trace.queue import queue_of
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of
@@ -179,7 +179,11 @@ def analyse(
         waited = replace(waited, operations=held.operations)
         waited = named_by_stack(waited, lambda row: _stack(events, stacks, waited, row).kernel)
         held = replace(held, operations=waited.operations)
-        in_calls = replace(in_calls, operations=waited.operations)
+    owners = set(events.mms.values())
+    held = named_by_worker(held, events.tasks, owners)
+    waited = named_by_worker(replace(waited, operations=held.operations), events.tasks, owners)
+    held = replace(held, operations=waited.operations)
+    in_calls = replace(in_calls, operations=waited.operations)
     slept = sleeps(events)
     locks = vma_locks(events, in_calls, held, slept)
     verdict = judge(held, waited, queue_of(kernel), locks, sleeps=slept, begin_ns=cut.begin_ns)

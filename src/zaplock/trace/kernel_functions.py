@@ -238,8 +238,19 @@ HALTED = {
     "do_signal_stop": "stopped by a signal",
     "ptrace_stop": "stopped by its tracer", "ptrace_signal": "stopped by its tracer",
     "do_freezer_trap": "frozen with its cgroup", "__refrigerator": "frozen with its cgroup",
+    "coredump_task_exit": "kept until the core of its process is written",
 }  # fmt: skip
 """What a task is that runs no program until somebody lets it, by what it sleeps in."""
+
+DUMPED = frozenset({"coredump_task_exit", "do_exit"})
+"""What a thread sleeps in while another one writes their core; the first is often inlined."""
+
+RETURNS = frozenset(
+    {"exit_to_user_mode_loop", "irqentry_exit_to_user_mode", "exit_to_user_mode_prepare",
+     "prepare_exit_to_usermode", "exit_to_usermode_loop", "arch_do_signal_or_restart", "do_signal",
+     "do_notify_resume", "get_signal"}
+)  # fmt: skip
+"""On the way back to user mode: what a task came for (a fault, a call) is done below these."""
 
 CALLS = {
     "vm_mmap_pgoff": "mmap", "ksys_mmap_pgoff": "mmap", "__vm_munmap": "munmap",

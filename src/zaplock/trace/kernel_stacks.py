@@ -33,6 +33,7 @@ from zaplock.trace.kernel_functions import (
     CALLERS,
     CALLS,
     DOWNGRADES,
+    DUMPED,
     FAULTS,
     GUARDS_UNDER_VMA_LOCK,
     HALTED,
@@ -41,6 +42,7 @@ from zaplock.trace.kernel_functions import (
     LETS_GO,
     OF_KERNEL_THREADS,
     READ,
+    RETURNS,
     UNTIL,
     USEREVENT,
     USERFAULT,
@@ -108,11 +110,14 @@ def meaning(stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int]) -> S
     >>> meaning(["unmap_vmas", "do_vmi_munmap", "__vm_munmap"], asleep=False, kernel=(6, 18))
     StackMeaning(does='holds', mode='shared', operation='munmap')
     """
+    stack = _since_return(stack)
     call = syscall_of(stack)
     slow = next((found for name in stack if (found := _RWSEM.match(name))), None)
     inner = [name for name in stack if not _SCHEDULER.match(name)]
     if not inner:
         return StackMeaning("", "", call)
+    if asleep and inner[0] in DUMPED:
+        return StackMeaning("", "", HALTED["coredump_task_exit"])
     if slow or asleep:
         asks = ASKS.get(inner[0])
         if asks:
@@ -120,6 +125,12 @@ def meaning(stack: Sequence[str], *, asleep: bool, kernel: tuple[int, int]) -> S
             operation = _work(inner, call) or _own(asks[1], call)
             return StackMeaning("waits", mode, _asked_for(operation, call))
     return _holder(inner, call, kernel)
+
+
+def _since_return(stack: Sequence[str]) -> Sequence[str]:
+    """Leave out what a task came for, where it is on its way back to user mode already."""
+    outermost = max((place for place, name in enumerate(stack) if name in RETURNS), default=None)
+    return stack if outermost is None else stack[:outermost]
 
 
 def _asked_for(operation: str, call: str) -> str:
@@ -213,7 +224,10 @@ def operation_of(stack: Sequence[str]) -> str:
     'read of smaps'
     >>> operation_of(["do_user_addr_fault", "exc_page_fault", "copyout", "ksys_read"])
     'read (kernel-mode fault)'
+    >>> operation_of(["get_dump_page", "vfs_coredump", "get_signal", "asm_exc_page_fault"])
+    'core dump'
     """
+    stack = _since_return(stack)
     call = syscall_of(stack)
     for place in range(len(stack) - 1, -1, -1):
         name = stack[place]

@@ -30,6 +30,15 @@ def advised(call: str, advice: int) -> str:
     return f"{call}({_TOLD.get(advice, OTHER)})"
 
 
+def with_advice(call: str, detail: int) -> str:
+    """Name a call as it is told: with its advice, if it has one that is known.
+
+    >>> with_advice("madvise", 21), with_advice("madvise", NOT_SEEN), with_advice("munmap", 0)
+    ('madvise(MADV_PAGEOUT)', 'madvise', 'munmap')
+    """
+    return advised(call, detail) if call in ADVISING and detail != NOT_SEEN else call
+
+
 def call_of(operation: str) -> str:
     """Return the call of an operation, without what is told of it in brackets.
 

@@ -127,12 +127,16 @@ class Stacks:
         return self._joined(pid, [*during, *taken], [*taken, *during])
 
     def of_wait(self, tid: int, pid: int, start_ns: int, end_ns: int) -> CallStack:
-        """Give the stack that tells of a wait: with which the task queued, or got the lock."""
+        """Give the stack that tells of a wait: with which the task queued, slept or got the lock.
+
+        Whoever spins in the place of sleeping has what the clock saw.
+        """
         queued = self._at(tid, StackReason.QUEUED, start_ns, end_ns)[:1]
         asleep = self._at(tid, StackReason.SLEEPS, start_ns, end_ns)[:1]
         got_in = self._at(tid, StackReason.LOCKED, end_ns, end_ns + PATIENCE_NS)[:1]
-        found = [*queued, *asleep, *got_in]
-        return self._joined(pid, found, [*got_in, *queued, *asleep])
+        spinning = self._at(tid, StackReason.SAMPLED, start_ns, end_ns)[:1]
+        found = [*queued, *asleep, *got_in, *spinning]
+        return self._joined(pid, found, [*got_in, *queued, *asleep, *spinning])
 
     def asleep(self, tid: int, time_ns: int) -> tuple[str, ...]:
         """Give the kernel stack with which a task fell asleep at that time."""

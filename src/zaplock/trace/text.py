@@ -43,7 +43,10 @@ _TIMES = 3
 """A task may be called "1.5: x": so many places are tried for the time."""
 _PERIOD = re.compile(r"\d{1,20}+\s++")
 """`perf script -F period` puts it before the event."""
-_RELEASE = re.compile(r"#\s{0,4}os release\s{0,8}:\s{0,4}(\S{1,100}+)")
+_RELEASE = re.compile(
+    r"#\s{0,4}(?:os release\s{0,8}:|\w{1,40}+ latency trace v\S{1,20} on)\s{0,4}(\S{1,100}+)"
+)
+"""perf's header, and ftrace's own with latency-format."""
 _WRITTEN = re.compile(r"entries-in-buffer/entries-written:\s{0,8}(\d{1,18}+)/(\d{1,18}+)")
 _STARTED = re.compile(r"#{2,8} CPU (\d{1,5}+) buffer started")
 _LOST = re.compile(
@@ -56,7 +59,7 @@ _GRAPH = re.compile(
     r"\s*+(?:(?P<seconds>\d{1,10}+)\.(?P<rest>\d{1,9}+) \|)?"  # funcgraph-abstime
     r"\s*+(?:(?P<cpu>\d{1,5}+)\))?"  # funcgraph-cpu
     r"\s*+(?:(?P<comm>.{0,16}?)-(?P<tid>\d{1,10}+)\s*+\|)?"  # funcgraph-proc
-    r"(?:\s*+(?P<flags>[\w.#-]{3,9}+) \|)?"  # latency-format
+    r"(?:\s*+(?P<flags>[\w.#-]{3,9}+)(?= ))?"  # latency-format
     r"[\s|]*+"  # where a duration stands
 )
 """What function_graph puts before an event; the options it is for (trace_functions_graph.c)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from zaplock.errors import UserError
 from zaplock.system_calls import BY_NUMBER, TRACED, TRACED_NAMES
 from zaplock.trace.events import EventKind
 
@@ -28,13 +29,16 @@ _RETURN = re.compile(r"sys_(\w++) -> (\S++)")
 _VALUE = re.compile(r"(?<!\w)(\w++)(?:=|: ?)(\([^)]{0,200}+\)|[^\s,]++)")
 _RAW_ENTER = re.compile(r"NR (-?\d{1,9}+) \(([^)]*+)\)")
 _RAW_EXIT = re.compile(r"NR (-?\d{1,9}+) = (-?\w{1,20}+)")
+_HIDDEN = "(____ptrval____)"
+"""What %p prints before the kernel has a key to hash addresses with."""
 _TASK = re.compile(r"(?<=:)(\d{1,10}+) \[-?\d{1,4}+\](?: (\S{1,4}+))?")
 
 
 def rows_of(said: str) -> list[Row]:
     """Read what stands after the time of a line; nothing for an event that zaplock doesn't use.
 
-    Raises KeyError, ValueError or IndexError where it is a known event and can't be read.
+    Raises KeyError, ValueError or IndexError where it is a known event and can't be read, UserError
+    where the kernel hid what it is about.
     """
     if call := _CALL.match(said):
         return _began(call[1], call[2])
@@ -92,6 +96,11 @@ def _raw(event: str, text: str) -> list[Row]:
 def _lock(kind: EventKind) -> Callable[[str], list[Row]]:
     def read(text: str) -> list[Row]:
         values = dict(_VALUE.findall(text))
+        if values["mm"] == _HIDDEN:
+            raise UserError(
+                f"mm={_HIDDEN} tells no mm: the kernel had no random numbers yet to hide addresses "
+                "by: trace later, or boot with no_hash_pointers"
+            )
         row = {"kind": int(kind), "mm": int(values["mm"], 16), "write": _flag(values["write"])}
         if kind == EventKind.ACQUIRED:
             row["success"] = _flag(values["success"])

@@ -8,6 +8,7 @@ from typing import Any
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_functions import HALTED, UNANSWERED
+from zaplock.trace.madvise import with_advice
 from zaplock.units import duration
 from zaplock.views.words import owner, what, who
 
@@ -40,7 +41,7 @@ def present_lines(analysis: Analysis, *, limit: int = 3) -> Iterator[str]:
     """Say where in the kernel those are that have a lock now, of a look that was just made."""
     tasks = [task for task in analysis.events.found if task.does == "holds" and task.stack]
     for task in tasks[:limit]:
-        name = what(task.operation, task.length)
+        name = what(with_advice(task.operation, task.detail), task.length)
         yield f"{who(analysis, task.tid)}, in {name}, is in {stack_line(task.stack)}"
     yield from _no_waits(analysis)
 
@@ -67,7 +68,7 @@ def _sentence(analysis: Analysis, task: FoundTask) -> str:
     mode = "exclusively" if task.exclusive else "shared"
     lock = f"the lock of {owner(analysis, task.mm)}" if task.mm else "an mmap_lock"
     verb = "waited for" if task.does == "waits" else "had"
-    doing = what(task.operation, task.length)
+    doing = what(with_advice(task.operation, task.detail), task.length)
     since_ns = analysis.recorded_ns - task.since_ns
     since = f", for at least {duration(since_ns)}" if task.since_ns and since_ns > 0 else ""
     return f"{who(analysis, task.tid)} {verb} {lock}, {mode}, in {doing}{since}"
@@ -126,6 +127,8 @@ _LET_GO = {
     "stopped by a signal": "kill -CONT lets them go on.",
     "stopped by its tracer": "Its tracer (TracerPid in /proc/PID/status) has to let it go on.",
     "frozen with its cgroup": "0 in cgroup.freeze lets them go on.",
+    "kept until the core of its process is written": "Then the process ends: ulimit -c, "
+    "/proc/PID/coredump_filter and MADV_DONTDUMP make a core smaller.",
 }
 
 
@@ -150,7 +153,7 @@ def found_json(analysis: Analysis) -> list[dict[str, Any]]:
             "does": task.does or None,
             "mode": ("exclusive" if task.exclusive else "shared") if task.does else None,
             "mm": f"{task.mm:#x}" if task.mm else None,
-            "operation": task.operation or None,
+            "operation": with_advice(task.operation, task.detail) or None,
             "address": task.address,
             "length": task.length,
             "since_ns": task.since_ns or None,

@@ -3,13 +3,14 @@
 trace-cmd   as `trace-cmd report` prints it, and as the RFC shows its munmap: an event a line, with
             the thread, its CPU and the time in seconds
 ftrace      as the kernel's own file `trace` does, by its default options (print_graph_duration
-            and its neighbours: the same in 4.9 and 4.20)
+            and its neighbours: the same from 4.9 to 7.3)
 
 A function is entered, and left with how long it took; one that calls none stands in one line. The
 marks before a duration are the kernel's: + over 10 us, ! 100 us, # 1 ms, * 10 ms, @ 100 ms, $ 1 s
 (Documentation/trace/ftrace.rst). Leaves are the model's steps.
 
-Not covered: interrupts; only the thread that unmaps is traced.
+Not covered: interrupts; only the thread that unmaps is traced; columns of options for what a
+simulation has not (latency-format's flags, funcgraph-retval, -args and -retaddr).
 """
 
 from __future__ import annotations

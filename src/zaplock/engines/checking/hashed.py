@@ -108,6 +108,11 @@ class HashSet(_Slots):
         for first in range(0, len(held), _BATCH):
             yield held[first : first + _BATCH]
 
+    def clear(self) -> None:
+        """Take all keys out; the slots stay."""
+        self._slots.fill(NOTHING)
+        self._held = 0
+
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace each key by another."""
         held = self.keys()

@@ -7,7 +7,7 @@ the runs all at once, in order, so the disk is read forwards; what stands there 
 fixed number of bytes: nothing rests on a hash here either. Runs are merged two by two as they
 become many, so that there are few to look into. A frontier that is large is on disk as well.
 
-numpy does the sorting, the look-ups and the merging.
+Wide levels go by words here as well (`divided_levels`): eight bytes a state in the runs.
 """
 
 from __future__ import annotations

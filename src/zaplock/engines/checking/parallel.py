@@ -1,9 +1,10 @@
 """The same search over several processes: same verdict, same number of distinct states.
 
-Each worker has what is known when it begins. A state belongs to the worker that its value hashes
-to; only its owner remembers it and expands it, so each is counted once, and each worker holds its
-part of them. Level by level, states that belong to others are handed over, and all violations of a
-level are met before the search stops: as in one process.
+Each worker has what is known when it begins. A state belongs to the worker that the contents of its
+store hash to; only its owner remembers it and expands it, so each is counted once, and each worker
+holds its part of them, of wide levels as words (`divided_levels`). Level by level, states that
+belong to others are handed over, and all violations of a level are met before the search stops: as
+in one process.
 
 The int of a state means the same everywhere because all numbers are given out in one place: a
 worker that meets a new container, cell, value or position asks the parent for its number, and hears

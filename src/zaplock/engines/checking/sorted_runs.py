@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from zaplock.engines.checking.hashed import Flags
 from zaplock.scratch import Scratch
 
 CHUNK: Final = 1 << 16
@@ -25,8 +26,6 @@ MOST_RUNS: Final = 6
 
 Bytes = np.ndarray[Any, np.dtype[Any]]
 """States as bytes of one width, or as 64-bit words."""
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 def encoded(states: list[int], width: int) -> Bytes:

@@ -24,8 +24,8 @@ from zaplock.engines.checking.sorted_runs import (
     neighbours,
 )
 
-RECENT: Final = 600_000
-"""So many words are in the hash set before they become a run: it has 8 MiB then."""
+RECENT: Final = 450_000
+"""So many words are in the hash set before they become a run: with a batch more it has 8 MiB."""
 
 _WORD: Final = 8
 
@@ -76,7 +76,7 @@ class VisitedWords:
         if len(self.recent) < self.fits:
             return
         words = self.recent.keys()
-        self.recent = HashSet()
+        self.recent.clear()
         words.sort()
         words = self._kept(words)
         if len(words):
@@ -115,13 +115,11 @@ class VisitedWords:
 
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace each word by another; their order stays."""
-        runs, recent = self.runs, self.recent
+        runs = self.runs
         self.runs = [self._run(map(moved, _cut(run.states))) for run in runs]
         for run in runs:
             run.remove()
-        self.recent = HashSet()
-        for part in _cut(recent.keys()):
-            self.recent.add(moved(part))
+        self.recent.move(moved)
 
     def bytes_to_come(self, more: int) -> int:
         """Return how many bytes more it takes at most while `more` words are put in."""
