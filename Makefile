@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup run test fuzz fuzz-guided bench lint style types outside docs coverage lock deb zipapp clean
+.PHONY: setup run test fuzz fuzz-guided bench bench-all lint style types outside docs coverage lock deb zipapp clean
 
 # What doesn't need each other runs side by side; `make clean test` is one after the other.
 ifeq ($(filter clean,$(MAKECMDGOALS)),)
@@ -37,8 +37,9 @@ types: setup
 outside: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# What only computes runs beside what looks at this machine (tests/conftest.py).
-TESTERS := 2
+# What only computes runs beside what looks at this machine (tests/conftest.py), which often waits: on two
+# CPUs three are never idle.
+TESTERS := 3
 test: lint docs
 	$(BIN)/python -m pytest --numprocesses $(TESTERS)
 
@@ -97,8 +98,13 @@ zipapp: setup .venv-pack/.ready
 lock:
 	.ci/lock
 
+# One table of ratios (docs/speed.md); `make bench-all` holds the same measurements against their bounds.
+ROWS :=
 bench: setup
+	$(BIN)/python -m bench $(ROWS) $(if $(ACCEPT),--accept "$(ACCEPT)")
+
+bench-all: setup
 	$(BIN)/python -m pytest bench
 
 clean:
-	rm -rf $(VENV) .venv-docs .venv-pack build dist out
+	rm -rf $(VENV) .venv-docs .venv-pack .venv-bench build dist out

@@ -103,7 +103,10 @@ int main(int argc, char **argv) {
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("subject")
+    return compiled(tmp_path_factory.mktemp("subject"))
+
+
+def compiled(folder: Path) -> Path:
     (folder / "subject.c").write_text(PROGRAM)
     subprocess.run(["gcc", "-O2", "-o", "subject", "subject.c"], cwd=folder, check=True)
     return folder / "subject"

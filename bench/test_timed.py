@@ -4,8 +4,10 @@ Both run the same threads with the same times and record the same three events o
 both must arrive at the same holds at the same times; what differs is who does it. The SimPy side
 is written three times: with SimPy's own `Container` of tokens (a reader takes one, a writer all),
 as a hand-made lock with an event for every request, and tuned, with an event for those only who
-have to wait. None of them knows of CPUs, which the timed engine goes on simulating. Both sides are
-timed in CPU seconds, the best of several rounds, since other programs only ever add to them.
+have to wait. None of them knows of CPUs, which the timed engine goes on simulating. Both sides'
+programs are generators that yield what they wait for; the protocols' way, coroutines that await
+steps, costs 0.1 us more a step and is told beside it. Both sides are timed in CPU seconds, the best
+of several rounds, since other programs only ever add to them.
 
     python -m pytest bench/test_timed.py -s
 """
@@ -31,13 +33,13 @@ from zaplock.model.rwsem import (
     downgrade_write,
     up_read,
 )
-from zaplock.model.step import SleepStep, Task, step
+from zaplock.model.step import SleepStep, Step, Task, step
 
 READERS, WRITERS = 28, 4
 ROUNDS_READER, ROUNDS_WRITER = 2000, 200
 FIFO = replace(RWSEM_4_9, name="FIFO", writer_spins="never")
 ROUNDS = 7
-LEAST_RATIO = {"its Container": 1.5, "a lock with events": 1.5, "a tuned lock": 1.0}
+LEAST_RATIO = {"its Container": 3.0, "a lock with events": 1.5, "a tuned lock": 1.1}
 TOKENS = 1 << 20
 
 
@@ -201,7 +203,33 @@ def work(machine: Machine, _task: Task, ns: int) -> None:
 LOCK = ("mmap_lock", 1)
 
 
-async def reader(number: int) -> None:
+Steps = Generator[Step[Any], Any, None]
+
+
+def reader(number: int) -> Steps:
+    hold_ns, pause_ns = reader_times(number)
+    down, hold, up, pause = down_read(LOCK), work(hold_ns), up_read(LOCK), SleepStep(pause_ns)
+    for _ in range(ROUNDS_READER):
+        yield down
+        yield hold
+        yield up
+        yield pause
+
+
+def writer(number: int) -> Steps:
+    exclusive_ns, shared_ns, pause_ns = writer_times(number)
+    down, up, pause = down_write(LOCK), up_read(LOCK), SleepStep(pause_ns)
+    exclusive, downgrade, shared = work(exclusive_ns), downgrade_write(LOCK), work(shared_ns)
+    for _ in range(ROUNDS_WRITER):
+        yield down
+        yield exclusive
+        yield downgrade
+        yield shared
+        yield up
+        yield pause
+
+
+async def awaiting_reader(number: int) -> None:
     hold_ns, pause_ns = reader_times(number)
     down, hold, up, pause = down_read(LOCK), work(hold_ns), up_read(LOCK), SleepStep(pause_ns)
     for _ in range(ROUNDS_READER):
@@ -211,7 +239,7 @@ async def reader(number: int) -> None:
         await pause
 
 
-async def writer(number: int) -> None:
+async def awaiting_writer(number: int) -> None:
     exclusive_ns, shared_ns, pause_ns = writer_times(number)
     down, up, pause = down_write(LOCK), up_read(LOCK), SleepStep(pause_ns)
     exclusive, downgrade, shared = work(exclusive_ns), downgrade_write(LOCK), work(shared_ns)
@@ -224,12 +252,13 @@ async def writer(number: int) -> None:
         await pause
 
 
-def run_zaplock() -> tuple[float, TimedEngine]:
+def run_zaplock(*, awaiting: bool = False) -> tuple[float, TimedEngine]:
     """Return how long the timed engine took, in seconds, and itself."""
+    reads, writes = (awaiting_reader, awaiting_writer) if awaiting else (reader, writer)
     threads = READERS + WRITERS
     engine = TimedEngine(Machine(), policy=FIFO, sched=Sched(cpus=threads))
     for number in range(threads):
-        program = reader(number) if number < READERS else writer(number - READERS)
+        program = reads(number) if number < READERS else writes(number - READERS)
         engine.spawn(Task(number + 1, 1), program, at_ns=number)
     start = process_time()
     engine.run()
@@ -254,18 +283,22 @@ def same_results(log: Log, engine: TimedEngine) -> None:
 
 @pytest.mark.parametrize("peer", LEAST_RATIO)
 def test_event_rate_is_above_that_of_simpy(peer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    simpy_s, zaplock_s = [], []
+    simpy_s, zaplock_s, awaiting_s = [], [], []
     for _ in range(ROUNDS):
         gc.collect()
         took_s, log = run_simpy(peer)
         simpy_s.append(took_s)
         gc.collect()
+        took_s, engine = run_zaplock(awaiting=True)
+        awaiting_s.append(took_s)
+        same_results(log, engine)
+        gc.collect()
         took_s, engine = run_zaplock()
         zaplock_s.append(took_s)
-    same_results(log, engine)
+        same_results(log, engine)
     simpy_rate, rate = len(log) / min(simpy_s), len(log) / min(zaplock_s)
-    ratio = rate / simpy_rate
+    ratio, awaiting = rate / simpy_rate, min(simpy_s) / min(awaiting_s)
     with capsys.disabled():
         print(f"\n  {len(log):,} events; SimPy, {peer}: {simpy_rate:,.0f}/s, zaplock {rate:,.0f}/s")
-        print(f"  ratio: {ratio:.2f} (each side's best of {ROUNDS})")
+        print(f"  ratio: {ratio:.2f}, awaiting {awaiting:.2f} (each side's best of {ROUNDS})")
     assert ratio >= LEAST_RATIO[peer], (simpy_s, zaplock_s)

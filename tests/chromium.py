@@ -78,7 +78,7 @@ class Page:
 
     async def until(self, expression: str) -> None:
         """Wait until an expression is true."""
-        for _ in range(300):
+        for _ in range(1200):
             if await self.ask(expression):
                 return
             await asyncio.sleep(0.05)
@@ -108,6 +108,12 @@ class Page:
         await self.click(selector)
         await self.ask(f"document.querySelector({json.dumps(selector)}).select()")
         await self.call("Input.insertText", text=text)
+
+    async def computed_s(self) -> float:
+        """Return the seconds of CPU time that the page's thread has worked."""
+        told = (await self.call("Performance.getMetrics"))["metrics"]
+        seconds: float = next(one["value"] for one in told if one["name"] == "TaskDuration")
+        return seconds
 
     async def screenshot(self, path: Path) -> None:
         shot = await self.call("Page.captureScreenshot", format="png")
@@ -150,6 +156,7 @@ async def _page(browser: subprocess.Popen[str], file: Path, ready: str) -> Page:
     page = Page(await websocket_connect(where, max_message_size=1 << 28))
     for domain in ("Page", "Network", "Runtime"):
         await page.call(f"{domain}.enable")
+    await page.call("Performance.enable", timeDomain="threadTicks")
     await page.call("Page.navigate", url=file.as_uri())
     await page.until(ready)
     return page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import io
 import json
 import os
@@ -23,51 +24,67 @@ from zaplock import cli
 
 ONLY_COMPUTE = {
     "test_actors",
+    "test_advice_followed",
     "test_arrows",
     "test_authors",
     "test_behind",
+    "test_bench_table",
     "test_recorded_kinds",
     "test_recipes",
     "test_blame",
     "test_blame_fast",
     "test_call_counts",
     "test_check",
+    "test_check_processes",
     "test_check_split",
+    "test_closed_loops",
+    "test_compare",
     "test_cost_units",
     "test_dependencies",
     "test_diff",
     "test_exhaustive",
-    "test_graph_calls",
+    "test_fidelity",
     "test_fleet",
     "test_fleet_store",
     "test_footprints",
     "test_found",
     "test_fuzz",
+    "test_graph_calls",
+    "test_guest",
     "test_hidden_state",
     "test_history",
     "test_holds",
     "test_holds_reference",
+    "test_html_page",
     "test_hung_task",
     "test_import",
     "test_import_forms",
     "test_kernel_stacks",
     "test_lab",
+    "test_leaps",
     "test_liveness",
+    "test_lock_probes",
     "test_model_random",
     "test_mutations",
     "test_names",
     "test_on_disk",
+    "test_oracle_guests",
     "test_outside",
     "test_pages",
+    "test_patterns",
     "test_perfetto",
     "test_profiles",
     "test_programs",
     "test_proposals",
-    "test_patterns",
     "test_protocols",
+    "test_quota",
+    "test_race",
     "test_recording_file",
     "test_release_interrupted",
+    "test_release_owners",
+    "test_release_queue",
     "test_release_recipes",
+    "test_release_stress",
     "test_report",
     "test_report_simulated",
     "test_rivals",
@@ -77,17 +94,38 @@ ONLY_COMPUTE = {
     "test_store",
     "test_strangers",
     "test_timed",
-    "test_closed_loops",
     "test_timed_locks",
     "test_timed_rwsem",
     "test_timeline",
     "test_told",
     "test_transcripts",
     "test_weak_memory",
-    "test_without_locks",
     "test_wide_levels",
+    "test_without_locks",
 }
 """Modules whose tests neither trace nor time anything, so that they can run beside the others."""
+BUT_LOOK = {
+    "test_the_kernel_at_hand_stands_in_the_last_row",
+    "test_the_next_command_has_the_costs_of_this_one",
+    "test_the_same_probe_runs_on_the_host_and_leaves_no_instance",
+    "test_this_kernels_munmap_under_a_tenth_of_a_cpu_takes_as_long_as_predicted",
+    "test_this_machines_kernel_holds_the_lock_in_the_predicted_modes",
+}
+"""Tests of those modules that do, all the same."""
+SHARE = {
+    "test_check_split",
+    "test_compare",
+    "test_exhaustive",
+    "test_fleet",
+    "test_fuzz",
+    "test_guest",
+    "test_lab",
+    "test_oracle_guests",
+    "test_pages",
+    "test_patterns",
+    "test_transcripts",
+}
+"""Those of them whose tests share what took long to make: they stay on one worker."""
 
 os.environ.pop("COLUMNS", None)  # what is read here has no width, as a file has none
 
@@ -102,8 +140,28 @@ class OneLooksAtTheMachine(LoadScopeScheduling):  # type: ignore[misc]
     """One worker gets everything that looks at this machine, one test after the other."""
 
     def _split_scope(self, nodeid: str) -> str:
-        module = Path(nodeid.split("::")[0]).stem
-        return nodeid if module in ONLY_COMPUTE else MACHINE
+        if not only_computes(nodeid):
+            return MACHINE
+        module, _ = parts_of(nodeid)
+        return module if module in SHARE else nodeid
+
+
+def parts_of(nodeid: str) -> tuple[str, str]:
+    """Return a test's module and its name, without its parameters."""
+    path, name, *_ = nodeid.split("::")
+    return Path(path).stem, name.partition("[")[0]
+
+
+def only_computes(nodeid: str) -> bool:
+    """Tell whether a test may run beside those that look at this machine."""
+    module, name = parts_of(nodeid)
+    return module in ONLY_COMPUTE and name not in BUT_LOOK
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection walk again over what lasts as long as the session: tests and modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -115,7 +173,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneLook
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Repeat what failed by chance, and log its last try; which ones were is told at the end."""
-    if item.path.stem in ONLY_COMPUTE and "PYTEST_XDIST_WORKER" in os.environ:
+    if only_computes(item.nodeid) and "PYTEST_XDIST_WORKER" in os.environ:
         give_way()
     if item.path.parent.name != "cases" and item.get_closest_marker("by_chance") is None:
         return None

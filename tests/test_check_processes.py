@@ -49,7 +49,7 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
-def wait_for(condition: object, seconds: float = 30.0) -> bool:
+def wait_for(condition: object, seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():  # type: ignore[operator]
@@ -73,7 +73,7 @@ def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -
     assert wait_for(lambda: len(processes_of(child.pid)) >= 3), "no workers"
     time.sleep(random.Random(int(number)).random() / 2)
     os.kill(child.pid, number)
-    said = child.communicate(timeout=30)[1]
+    said = child.communicate(timeout=60)[1]
     assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
     assert "Traceback" not in said, said
 
@@ -90,7 +90,7 @@ def test_nobody_is_left_whenever_it_is_killed(seed: int, tmp_path: Path) -> None
     )  # fmt: skip
     time.sleep(random.Random(seed).uniform(0.0, 6.0))
     child.terminate()
-    said = child.communicate(timeout=30)[1]
+    said = child.communicate(timeout=60)[1]
     assert wait_for(lambda: not processes_of(child.pid)), processes_of(child.pid)
     assert "Traceback" not in said, said
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toys import random_configuration, random_ranges
 
 from zaplock.check import on_cluster
 from zaplock.check.matrix import matrix
 from zaplock.check.on_cluster import Asked, split_over
 from zaplock.check.verdicts import CheckResult, check, closed_system, find_design, find_scenario
 from zaplock.cli import main
-from zaplock.engines.checking.exhaustive import explore
+from zaplock.engines.checking import divided_levels, exhaustive, wide_levels
+from zaplock.engines.checking.exhaustive import Verdict, explore
 from zaplock.engines.checking.on_disk import DiskLimits
 from zaplock.engines.checking.parallel import explore_split
 from zaplock.errors import UserError
@@ -58,6 +61,14 @@ def cluster(dask: Any) -> Iterator[Cluster]:
         yield found
 
 
+def found_by(verdict: Verdict) -> tuple[Any, ...]:
+    results = [sorted(map(repr, ends)) for ends in verdict.results]
+    return (
+        verdict.answer, verdict.states, verdict.transitions, verdict.depth, verdict.endings,
+        verdict.never, verdict.limit, verdict.loops, results, sorted(map(str, verdict.violations)),
+    )  # fmt: skip
+
+
 def told(found: CheckResult) -> tuple[CheckResult, list[str]]:
     texts = sorted(map(str, found.violations))
     alike = replace(found, seconds=0, audit=type(found.audit)(), violation=None, violations=())
@@ -93,7 +104,7 @@ def test_workers_keep_their_part_on_disk(cluster: Cluster, tmp_path: Path) -> No
 @pytest.mark.parametrize("in_memory", [1, 40])
 def test_forked_workers_keep_their_part_on_disk(in_memory: int, tmp_path: Path) -> None:
     """Each with files of its own, some of what the first process found among them."""
-    system = closed_system(find_scenario("munmap-file"), find_design("linux-6.1"), True)
+    system = closed_system(find_scenario("expand"), find_design("linux-4.18"), True)
     plain = explore(system, all_violations=True)
     split = explore_split(
         system, 3, all_violations=True, enough=5, disk=DiskLimits(tmp_path, in_memory)
@@ -104,9 +115,44 @@ def test_forked_workers_keep_their_part_on_disk(in_memory: int, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("bits", "worth", "size"), [(63, 1 << 60, 20_000), (17, 1 << 60, 7), (63, 30, 3)]
+)
+def test_workers_hand_words_over(
+    bits: int, worth: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each lays words out and numbers contents on its own, or goes on state by state."""
+    for name, value in (("WORD_BITS", bits), ("ENOUGH_SEEN", worth), ("BATCH", size)):
+        monkeypatch.setattr(wide_levels, name, value)
+    monkeypatch.setattr(divided_levels, "SLICE", size // 3)
+    handed_over = multiprocessing.Value("l", 0)
+    inner = divided_levels.DividedLevels.parcels
+
+    def parcels(part: divided_levels.DividedLevels) -> Any:
+        packed = inner(part)
+        with handed_over.get_lock():
+            handed_over.value += sum(parcel.many for _, parcel in packed)
+        return packed
+
+    monkeypatch.setattr(divided_levels.DividedLevels, "parcels", parcels)
+    for seed in (0, 1, 3, 4):
+        make = random_ranges if seed == 4 else random_configuration
+        fair, every = seed % 2 == 0, seed % 3 != 0
+        monkeypatch.setattr(exhaustive, "WIDE", 1 << 60)
+        plain = found_by(explore(make(seed, fair), all_violations=every))
+        monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
+        disk = DiskLimits(tmp_path, 1 + 4 * seed) if seed % 2 else None
+        split = explore_split(
+            make(seed, fair), 2 + seed % 2, all_violations=every, enough=1 + seed, disk=disk
+        )
+        assert found_by(split) == plain, seed
+    assert handed_over.value
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_process_explores_it_to_the_end() -> None:
     """However wide a level is: there is nobody to divide it among."""
-    system = closed_system(find_scenario("munmap-file"), find_design("linux-6.1"), True)
+    system = closed_system(find_scenario("expand"), find_design("linux-4.18"), True)
     assert explore_split(system, 1, enough=5).states == explore(system).states
 
 

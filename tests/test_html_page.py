@@ -92,7 +92,7 @@ def test_a_million_events_open_fast_zoom_and_are_searched(tmp_path: Path) -> Non
     assert file.stat().st_size < 15_000_000
 
     async def story(shown: Page) -> None:
-        assert await shown.ask("zaplock.ready") < 5_000  # ms since the navigation began
+        assert 0.05 < await shown.computed_s() < 5  # whatever else the machine does
         assert await shown.ask("zaplock.recording.holds.count") > 250_000
         await shown.type("#search", "worker-5 munmap")
         await shown.until(

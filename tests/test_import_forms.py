@@ -59,6 +59,40 @@ def test_the_thread_is_found_in_every_tools_line(
     assert first(line) == told
 
 
+GRAPH = "mmap_lock_start_locking: mm=00000000a7d3f1c2 memcg_path= write=true */"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"  594.380146 |   8)  a_-15002  |           |  /* {GRAPH}", (15002, 8, 15002, "a_")),
+        (f" 9.5 |   0)  a-b c-7   |  d..1. |               |    /* {GRAPH}", (7, 0, 7, "a-b c")),
+        (f"  594.380146 |    zap-42   |  /* {GRAPH}", (42, -1, 42, "zap")),
+        (f"  594.380146 |   1)   <...>-42     |               |  /* {GRAPH}", (42, 1, 0, "")),
+    ],
+)  # fmt: skip
+def test_an_event_among_function_graphs_calls_is_read(
+    line: str, told: tuple[int, int, int, str]
+) -> None:
+    assert first(line) == told
+
+
+def test_function_graph_without_its_time_or_thread_names_the_options() -> None:
+    for line in (f" 0)               |  /* {GRAPH}", f"  9.000001 |   0)        |  /* {GRAPH}"):
+        with pytest.raises(UserError, match="echo 1 > options/funcgraph-abstime"):
+            text.parse([line])
+
+
+def test_function_graphs_calls_and_other_comments_are_passed_over() -> None:
+    lines = (
+        "  9.000001 |   0)    zap-42    |               |  __x64_sys_munmap(regs=0xffff) {",
+        "  9.000002 |   0)    zap-42    |   0.541 us    |    up_read(); /* <-vm_munmap ret=0x0 */",
+        "  9.000003 |   0)    zap-42    | $ 1502232 us  |  } /* __x64_sys_munmap ret=0x0 */",
+        " 0)   zap-42    =>    bash-12 ",
+    )
+    assert not len(text.parse(lines).events)
+
+
 def test_every_call_that_record_knows_is_read() -> None:
     assert set(TRACED_NAMES) <= set(BY_NUMBER.values())
     for operation in TRACED:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from toys import random_configuration
 
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.cli import main
+from zaplock.engines.checking import divided_levels, exhaustive, wide_levels
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import SearchLimits, Verdict, explore
-from zaplock.engines.checking.on_disk import DiskLimits, StatesOnDisk, explore_on_disk
+from zaplock.engines.checking.on_disk import DiskLimits, SearchOnDisk, explore_on_disk
+from zaplock.engines.checking.sorted_runs import StatesOnDisk
+from zaplock.engines.checking.visited_words import VisitedWords
 
 SYSTEMS = [
     ("expand", "linux-4.20", False),
@@ -46,6 +52,62 @@ def test_both_find_the_same(
     if not plain.limit:
         assert same(plain, disk)
     assert plain.limit == disk.limit
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("fits", "worth"), [(1, 1 << 60), (9, 1 << 60), (5, 30)])
+def test_words_on_disk_are_explored_alike(
+    fits: int, worth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same order; where they are not worth it the states go on from there."""
+    monkeypatch.setattr(wide_levels, "ENOUGH_SEEN", worth)
+    monkeypatch.setattr(wide_levels, "BATCH", 7)
+    monkeypatch.setattr(divided_levels, "SLICE", 2)
+    monkeypatch.setattr(divided_levels, "CHUNK", 1 + fits // 2)
+    began: list[int] = []
+    inner = SearchOnDisk.begin_wide
+    monkeypatch.setattr(
+        SearchOnDisk, "begin_wide", lambda search, front: began.append(1) or inner(search, front)
+    )
+    for seed in range(8):
+        fair, every = seed % 2 == 0, seed % 3 != 0
+        monkeypatch.setattr(exhaustive, "WIDE", 1 << 60)
+        plain = explore(random_configuration(seed, fair), all_violations=every)
+        monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
+        system, disk = random_configuration(seed, fair), DiskLimits(tmp_path, fits)
+        words = explore_on_disk(system, disk, all_violations=every)
+        texts = [list(map(str, verdict.violations)) for verdict in (plain, words)]
+        assert same(plain, words), seed
+        assert texts[0] == texts[1], seed
+    assert began
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_visited_words_are_a_set(on_disk: bool, tmp_path: Path) -> None:
+    """However often its latest ones become a run, or all get another layout."""
+    rng = random.Random(5)
+    files = StatesOnDisk(tmp_path) if on_disk else None
+    words, held = VisitedWords(20, files, lambda keys: keys % np.uint64(3) != 0), set[int]()
+    shift = 0
+    for turn in range(60):
+        batch = [rng.randrange(900) for _ in range(rng.randrange(40))]
+        own = np.array([one << shift for one in batch if one % 3], dtype=np.uint64)
+        new = words.unseen(own[words.add(own)])
+        expected = [one for one in dict.fromkeys(batch) if one % 3 and one not in held]
+        assert [one >> shift for one in new.tolist()] == expected
+        held.update(expected)
+        words.add(np.array([one << shift for one in batch if not one % 3], dtype=np.uint64))
+        words.relieve()
+        assert len(words) == len(held)
+        if turn in (20, 40):
+            words.move(lambda old: old << np.uint64(2))
+            shift += 2
+    parts = [one >> shift for part in words.parts() for one in part.tolist()]
+    assert sorted(parts) == sorted(held)
+    assert words.runs
+    if files is not None:
+        files.close()
     assert not list(tmp_path.iterdir())
 
 

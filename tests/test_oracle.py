@@ -111,7 +111,7 @@ def test_a_broken_model_is_found_shrunk_and_told(
     assert any(line.startswith(("maps", "end")) for line in found.differences)
     text = script.write(found)
     ran = subprocess.run(
-        [sys.executable, "-c", text], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert f"op{found.at} {found.sequence[found.at]}" in ran.stdout

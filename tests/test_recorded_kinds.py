@@ -65,6 +65,29 @@ def test_mappings_of_one_policy_merge_and_of_two_do_not(tmp_path: Path) -> None:
     assert verdict.agrees, verdict
 
 
+def test_a_home_node_tells_policies_apart_and_needs_one(tmp_path: Path) -> None:
+    bind = "MPOL_BIND, [0x1], 64, 0) = 0\n"
+    both = f"100 {ONE}\n100 {TWO}\n100 mbind({RANGE}, {bind}100 mbind({NEXT}, {bind}"
+    home = f"100 set_mempolicy_home_node({RANGE}, 0, 0) = 0\n"
+    halves = "".join(
+        f"# end: {at} rw-p 00000000 00:00 0\n"
+        for at in ("7ffff7efc000-7ffff7efe000", "7ffff7efe000-7ffff7f00000")
+    )
+    ends = BEGIN.replace("begin", "end") + halves + "# anon: 7ffffffde000-7ffffffdf000\n"
+    assert replay(tmp_path, both + home + ends).agrees
+    assert not replay(tmp_path, both + ends).agrees
+    for arguments, result in (
+        (f"{RANGE}, 0, 0", "-1 ENOENT (x)"),
+        (f"{RANGE}, 1, 0", "-1 EINVAL (x)"),
+        (f"{RANGE}, 0, 1", "-1 EINVAL (x)"),
+    ):
+        call = f"100 {ONE}\n100 set_mempolicy_home_node({arguments}) = {result}\n"
+        assert ruled(tmp_path, call) == (2, 0, 0)
+    local = f"100 {ONE}\n100 mbind({RANGE}, MPOL_LOCAL, NULL, 0, 0) = 0\n"
+    unlike = f"100 set_mempolicy_home_node({RANGE}, 0, 0) = -1 EOPNOTSUPP (x)\n"
+    assert ruled(tmp_path, local + unlike) == (3, 0, 0)
+
+
 def test_a_memfd_of_huge_pages_lies_where_huge_pages_fit(tmp_path: Path) -> None:
     opened = '100 memfd_create("huge", MFD_HUGETLB) = 3</memfd:huge>\n'
     call = "100 mmap(NULL, 2097152, PROT_READ, MAP_SHARED, 3</memfd:huge>, 0) = 0x7ffff7"

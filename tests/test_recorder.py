@@ -189,7 +189,7 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
     path = tmp_path / "a.zaplock"
     first, then = tmp_path / "first.py", tmp_path / "then.py"
     then.write_text(
-        f"import mmap, time\nfor _ in range(500): mmap.mmap(-1, {SIZE}).close(); time.sleep(0.01)"
+        f"import mmap, time\nwhile True: mmap.mmap(-1, {SIZE}).close(); time.sleep(0.01)"
     )
     first.write_text(
         f"import os, sys\nsys.stdin.readline()\n"
@@ -197,11 +197,22 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
     )
     with subprocess.Popen([sys.executable, str(first)], stdin=subprocess.PIPE) as process:
         assert process.stdin
-        time.sleep(0.3)
-        recorder = started(path, "-p", str(process.pid), "-d", "3s")
+        recorder = started(path, "-p", str(process.pid))
+
+        def locked() -> int:
+            """Count what it is known to have asked of a lock for writing."""
+            with contextlib.suppress(UserError):  # no block is written yet
+                events = file.read(path).events
+                return len(rows(events, kind=EventKind.ASKED, write=1, tid=process.pid))
+            return 0
+
+        end = time.monotonic() + 60
         process.stdin.write(b"\n")
         process.stdin.flush()
-        assert recorder.wait(30) == 0
+        while locked() <= 100 and time.monotonic() < end:
+            time.sleep(0.1)
+        recorder.terminate()
+        assert recorder.wait(60) == 0
         process.kill()
     events = file.read(path).events
     mapped = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
@@ -273,7 +284,7 @@ def test_the_kernels_own_word_for_lost_reaches_the_recording(tmp_path: Path) -> 
     os.kill(recorder.pid, signal.SIGCONT)
     time.sleep(0.5)
     recorder.terminate()
-    assert recorder.wait(20) == 0
+    assert recorder.wait(60) == 0
     kill_the_rest(path)
     manifest = file.read_manifest(path)
     assert manifest.lost_events > 1000
@@ -329,13 +340,13 @@ def started(path: Path, *arguments: str) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=out,
         )
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and process.poll() is None:
         if path.exists() and any(tracing(name) for name in ours(process.pid)):
             return process
         time.sleep(0.02)
     process.kill()
-    pytest.fail(f"nothing is recorded after 20 s: {said.read_text()}")
+    pytest.fail(f"nothing is recorded after 60 s: {said.read_text()}")
 
 
 def tracing(instance: str) -> bool:
@@ -350,7 +361,7 @@ def test_a_signal_ends_a_recording_in_good_order(tmp_path: Path, number: int) ->
     process = started(path, "-p", str(ME))
     mmap.mmap(-1, SIZE).close()
     process.send_signal(number)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert path.with_suffix(".said").read_text().splitlines()[-1] == f"next: zaplock report {path}"
     assert ours(process.pid) == []
     recording = file.read(path)
@@ -443,25 +454,29 @@ def busiest(events: Events) -> list[tuple[object, ...]]:
     return told
 
 
+@pytest.mark.by_chance  # another hold of a program that waits for a CPU may be as long
 def test_the_flight_recorder_stops_at_a_long_hold_and_keeps_what_was_before(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.zaplock"
+    noticed = tmp_path / "noticed"
     script = f"""
-import mmap, time
+import mmap, os, sys, time
 def hold():
     big = mmap.mmap(-1, 4 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
     big.madvise(mmap.MADV_NOHUGEPAGE)
     big.madvise({22})  # MADV_POPULATE_READ: the zero page, 4 GiB of page tables' worth
     big.close()
-end = time.monotonic() + 4.5
-while time.monotonic() < end:
-    mmap.mmap(-1, 4096).close(); time.sleep(0.002)
-hold()
-time.sleep(60)
+for _ in range(6):  # on a busy machine the events of one hold may be lost
+    end = time.monotonic() + 4.5
+    while time.monotonic() < end:
+        mmap.mmap(-1, 4096).close(); time.sleep(0.002)
+        if os.path.exists({str(noticed)!r}): sys.exit()
+    hold()
 """
     arguments = ["--stop-after-hold", "60ms", "--keep", "1s", "--", sys.executable, "-c", script]
     assert main(["record", "-o", str(path), *arguments]) == 0
+    noticed.touch()
     assert re.search(r"stopped after python\d?.* hold of .* ms", capsys.readouterr().out)
     recording = file.read(path)
     assert recording.manifest.notes

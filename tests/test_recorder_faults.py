@@ -33,6 +33,7 @@ from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.closing import Closing
 from zaplock.recorder.decode import Decoder
+from zaplock.recorder.guard import Guard
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.options import Options
 from zaplock.recorder.session import _disk_trouble, record_to
@@ -96,8 +97,10 @@ def on_cpu_1(seconds: float) -> None:
     with contextlib.suppress(OSError):  # it is off
         os.sched_setaffinity(0, {1})
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while True:  # once, however late it gets there
         Path("/proc/self/smaps_rollup").read_bytes()
+        if time.monotonic() >= end:
+            return
 
 
 def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
@@ -208,7 +211,7 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
         nonlocal emptied
         if emptied < 2:
             emptied += 1
-            assert reader.done.wait(5)
+            assert reader.done.wait(60)
             for name in mine():
                 with opened() as tracefs:
                     (tracefs.path / "instances" / name / "trace").write_text("")
@@ -349,9 +352,20 @@ MEDDLING = {
 
 
 @pytest.mark.parametrize("how", MEDDLING)
-def test_what_others_switch_off_is_a_gap_and_on_again(how: str, tmp_path: Path) -> None:
+def test_what_others_switch_off_is_a_gap_and_on_again(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name, text, told = MEDDLING[how]
     state: dict[str, float] = {}
+    check = Guard.check
+
+    def noticed(guard: Guard, *, now: bool = False) -> tuple[int, int] | None:
+        gap = check(guard, now=now)
+        if gap:
+            state.setdefault("mended", time.monotonic())
+        return gap
+
+    monkeypatch.setattr(Guard, "check", noticed)
 
     def ended() -> bool:
         now = time.monotonic()
@@ -365,18 +379,18 @@ def test_what_others_switch_off_is_a_gap_and_on_again(how: str, tmp_path: Path) 
                     path = tracefs.path / "instances" / one / name
                     path.write_text(text)
             state["meddled"] = time.monotonic()
-        return now - begun > 2.6
+        return now - state.get("mended", now) > 0.3 or now - begun > 60
 
     progress = record_to(tmp_path / "a.zaplock", Options(pids=(ME,), buffer_kb=512), ended=ended)
     assert any(told in note for note in progress.notes), progress.notes
     recording = file.read(tmp_path / "a.zaplock")
     lost = np.flatnonzero(recording.events["kind"] == EventKind.LOST)
     assert len(lost), "no gap"
-    since_ns = int(recording.events["detail"][lost[0]])
-    until_ns = int(recording.events["time_ns"][lost[0]])
     meddled_ns = int(state["meddled"] * 1e9)
     gaps = [recording.events[name][lost].tolist() for name in ("detail", "time_ns")]
-    assert since_ns <= meddled_ns <= until_ns, (meddled_ns, gaps, progress.notes)
+    around = [until for since, until in zip(*gaps) if since <= meddled_ns <= until]
+    assert around, (meddled_ns, gaps, progress.notes)
+    until_ns = around[0]
     about = recording.manifest
     assert segments(recording.events, (about.started_ns, about.ended_ns)).lost_events
     after = recording.events["kind"][recording.events["time_ns"] > until_ns]

@@ -45,7 +45,31 @@ class Striker:
     """Counts the bytecodes of both rooms that threads execute, and raises at one of them."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.seen, self.over = at, 0, False
+        self.at, self.over = at, False
+        seen, last = 0, at + 1
+
+        def enter(frame: FrameType, _event: str, _argument: Any) -> Any:
+            if seen >= last or not frame.f_code.co_filename.startswith(ROOMS):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            return step
+
+        def step(_frame: FrameType, event: str, _argument: Any) -> Any:
+            nonlocal seen  # a variable of its own: this runs millions of times
+            if event == "opcode":
+                seen += 1
+                if seen == last:
+                    raise Struck
+            return step
+
+        def spare() -> int:
+            """Strike nobody from here on; return how many bytecodes were seen."""
+            nonlocal last
+            last = -1
+            return seen
+
+        self.enter, self.step, self.spare = enter, step, spare
 
     def __enter__(self) -> Striker:
         soon.get_ident = self.get_ident  # the worker's first call
@@ -55,8 +79,7 @@ class Striker:
     def __exit__(self, *_arguments: object) -> None:
         sys.settrace(None)
         soon.get_ident = _thread.get_ident
-        self.over = self.seen > self.at
-        self.at = sys.maxsize  # a thread that lives on is not struck later
+        self.over = self.spare() > self.at  # nor a thread that lives on
 
     def get_ident(self) -> int:
         """Have a new thread traced from here on, and its caller's frame as well."""
@@ -65,20 +88,6 @@ class Striker:
             caller = sys._getframe(1)
             caller.f_trace, caller.f_trace_opcodes = self.step, True
         return _thread.get_ident()
-
-    def enter(self, frame: FrameType, _event: str, _argument: Any) -> Any:
-        if self.seen > self.at or not frame.f_code.co_filename.startswith(ROOMS):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self.step
-
-    def step(self, _frame: FrameType, event: str, _argument: Any) -> Any:
-        if event == "opcode":
-            self.seen += 1
-            if self.seen == self.at + 1:
-                raise Struck
-        return self.step
 
 
 def private() -> mmap.mmap:

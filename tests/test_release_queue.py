@@ -65,7 +65,7 @@ def end(owner: Any) -> None:
     if isinstance(owner, mmap.mmap):
         owner.close()
     else:
-        owner += type(owner)(*["B"] * isinstance(owner, array.array), b"y" * 64 * MIB)
+        owner += type(owner)(*["B"] * isinstance(owner, array.array), b"y" * 8 * MIB)
 
 
 @pytest.mark.parametrize("kind", list(owners()))

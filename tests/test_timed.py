@@ -31,6 +31,25 @@ def test_a_step_happens_and_then_its_price_is_paid() -> None:
     assert thread.finished_ns == 157
 
 
+def test_a_program_may_yield_its_steps_instead_of_awaiting_them() -> None:
+    story = Story()
+
+    async def awaits() -> int:
+        await down_write(LOCK)
+        await work(100)
+        return await up_write(LOCK)
+
+    def yields():
+        yield down_write(LOCK)
+        yield work(100)
+        return (yield up_write(LOCK))
+
+    a, b = story.start("a", awaits()), story.start("b", yields())
+    story.run()
+    assert (a.finished_ns, b.finished_ns) == (100, 200)
+    assert a.value == b.value == 0
+
+
 def test_two_threads_work_at_once_on_two_cpus_and_share_one() -> None:
     async def program(story: Story) -> None:
         await work(10 * MS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,17 +44,26 @@ class Program:
 
 
 def built(name: str, folder: Path) -> Path:
-    """Compile tests/cases/NAME.c."""
+    """Put tests/cases/NAME.c, compiled, into a folder."""
+    program = folder / name
+    if not program.exists():
+        program.write_bytes(compiled(HERE / f"{name}.c"))
+        program.chmod(0o755)
+    return program
+
+
+@functools.cache
+def compiled(source: Path) -> bytes:
+    """Compile a program once for all tests."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("the cases need a C compiler (apt-get install gcc libc6-dev)")
-    program = folder / name
-    source = HERE / f"{name}.c"
-    if not program.exists():
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / source.stem
         subprocess.run(
             [compiler, "-O2", "-pthread", "-Wl,-z,now", "-o", program, source], check=True
         )
-    return program
+        return program.read_bytes()
 
 
 @contextmanager

@@ -5,8 +5,8 @@
  * The culprit does its work again until its victim has stood for long enough to be told of, by the
  * victim's own clock: others may compute just when the two should meet. With CURED in the
  * environment it does once what the advice for it says. On a busy machine all of it lasts longer than
- * SECONDS: the culprit does its work once, however late. The program prints how long the worst
- * operation of its victim took.
+ * SECONDS: the culprit does its work once, however late, and goes on until it was felt. The program
+ * prints how long the worst operation of its victim took.
  */
 #include "common.h"
 #include <spawn.h>
@@ -43,10 +43,10 @@ static int on(void)
 	return seconds() < until || (!over && seconds() < until + 20);
 }
 
-/* Whether the victim hasn't felt it yet, so that the work is done again. */
+/* Whether the victim hasn't felt it yet, so that the work is done again, however long that takes. */
 static int unfelt(void)
 {
-	return !cured() && worst < felt && seconds() < until;
+	return !cured() && worst < felt && seconds() < until + 20;
 }
 
 static int again(void)
@@ -77,14 +77,14 @@ static void *scans(void *unused)
 	slow("search");
 	do
 		mincore(area, sizeof(pages) * 4096, pages);
-	while (seconds() < until);
+	while (seconds() < until || unfelt());
 	return unused;
 }
 
 static void *script_fields(void *unused)
 {
 	named("script-field");
-	while (seconds() < until && !cured()) {
+	while (on() && !cured()) {
 		madvise(area, length, MADV_SEQUENTIAL);
 		madvise(area, length, MADV_NORMAL);
 		usleep(1000);
@@ -220,8 +220,11 @@ static void *is_looked_at(char *how, const char *file, char *text)
 	snprintf(path, sizeof(path), file, getpid());
 	snprintf(from, sizeof(from), "%#lx", (unsigned long)area);
 	snprintf(many, sizeof(many), "%#lx", (unsigned long)length);
-	if (!cured())
+	if (cured())
+		return 0;
+	do
 		run(strcmp(how, "vm") ? of_proc : memory);
+	while (unfelt());
 	return 0;
 }
 

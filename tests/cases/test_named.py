@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ import pytest
 from programs import Program, built, running
 from test_already_so import zaplock
 
+from zaplock.advise.costs import Costs
+from zaplock.cli import main
+
+Say = Callable[..., dict[str, Any]]
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 
@@ -32,10 +36,18 @@ def app(folder: Path) -> Iterator[Program]:
         yield program
 
 
-def recorded(command: list[object], file: Path) -> dict[str, Any]:
-    zaplock("record", *command, "-o", file)
-    said: dict[str, Any] = json.loads(zaplock("report", file, "--json", "--top", "50"))
-    return said
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """What a verb prints with --json; advice on who reads needs no costs of freeing."""
+    monkeypatch.setattr("zaplock.cli.advise._costs", lambda: Costs(1 << 28, {}))
+
+    def say(*arguments: object) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([*map(str, arguments), "--json"]) == 0
+        said: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return said
+
+    return say
 
 
 def operations(said: dict[str, Any], comm: str) -> list[str | None]:
@@ -67,7 +79,12 @@ def largest(pid: int) -> tuple[int, int]:
     ],
 )
 def test_a_reader_that_comes_while_it_is_recorded(
-    folder: Path, app: Program, tmp_path: Path, arguments: tuple[str, ...], operation: str
+    folder: Path,
+    app: Program,
+    tmp_path: Path,
+    say: Say,
+    arguments: tuple[str, ...],
+    operation: str,
 ) -> None:
     how, *rest = arguments
     what = (f"/proc/{app.pid}/{rest[0]}", *rest[1:]) if rest else (app.pid, *largest(app.pid))
@@ -77,8 +94,9 @@ def test_a_reader_that_comes_while_it_is_recorded(
     with subprocess.Popen(
         ["sh", "-c", again], stdout=subprocess.DEVNULL, start_new_session=True
     ) as readers:
-        said = recorded(["-p", app.pid, "-d", "1s"], file)
+        zaplock("record", "-p", app.pid, "-d", "1s", "-o", file)
         os.killpg(readers.pid, signal.SIGKILL)
+    said = say("report", file, "--top", "50")
     named = operations(said, "agent")
     assert named, f"nobody waited for the reader: {said['waits'][:2]}"
     # One that was found at it when the recording began is told with whose file it is.
@@ -87,15 +105,17 @@ def test_a_reader_that_comes_while_it_is_recorded(
     theirs = [blame for blame in blames if plain(blame["operation"] or "") == operation]
     stacks = [blame.get("stack") for blame in theirs if blame["comm"] == "agent"]
     assert any(stack and stack["kernel"] for stack in stacks), stacks[:5]
-    advice = json.loads(zaplock("advise", file, "--json"))["advice"]
+    advice = say("advise", file)["advice"]
     readers_told = [one for one in advice if one["means"] == "reader"]
     assert any(plain(one["what"]).startswith(operation) for one in readers_told)
 
 
-def test_a_fault_is_named_whoever_it_happens_to(folder: Path, tmp_path: Path) -> None:
+def test_a_fault_is_named_whoever_it_happens_to(folder: Path, tmp_path: Path, say: Say) -> None:
     """The thread faults in read(), or before that in its own code or on its way out of a sleep."""
+    file = tmp_path / "kfault.zaplock"
     with running(built("kfault", folder), 1, 0) as program:
-        said = recorded(["-p", program.pid, "-d", "1s"], tmp_path / "kfault.zaplock")
+        zaplock("record", "-p", program.pid, "-d", "1s", "-o", file)
+    said = say("report", file, "--top", "50")
     long = [wait for wait in said["waits"] if wait["wait_ns"] > 1_000_000]
     named = {wait["operation"] for wait in long if wait["comm"] == "io-read"}
     if not named:

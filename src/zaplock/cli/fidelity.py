@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 HOST = "host"
-FUNCTION_GRAPH = "function_graph"
 KERNELS = f"{HOST},debian:6.1,debian:6.12"
 _GUEST_PERIOD_NS, _HOST_PERIOD_NS = 1_000_000, 200_000
 _SHORTER_PERIODS_NS = {"hugetlb": 200_000}  # 64 huge pages are soon gone
@@ -52,8 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "beside a munmap among readers of maps, smaps, smaps_rollup and environ, a thread that "
         "starts others, and one that forks")  # fmt: skip
     add("--by", default="auto", choices=("auto", "tracepoints", "kprobes", "function_graph"),
-        help="how lock events are seen (auto: tracepoints where there are any, else kprobes, else, "
-        "in a guest, function_graph)")  # fmt: skip
+        help="how lock events are seen (auto: tracepoints where there are any, else kprobes, else "
+        "function_graph, which a host has from 6.13 on)")  # fmt: skip
     add("--guest-size", default="128M", metavar="SIZE", help="what a guest maps (128M)")
     add("--host-size", default="2G", metavar="SIZE", help="what this machine maps (2G)")
     add("--no-hung", action="store_true", help="leave the hung tasks out")
@@ -82,8 +81,6 @@ def run(args: argparse.Namespace) -> int:
     from zaplock.views.screen import Screen
 
     kernels, teardowns = _names(args)
-    if args.by == FUNCTION_GRAPH and any(kernel.name == HOST for kernel in kernels):
-        raise UserError(f"--by {FUNCTION_GRAPH} is a guest's: leave {HOST} out of --kernels")
     if args.waiters and args.teardowns:
         raise UserError(f"--teardowns {args.teardowns} has no place beside --waiters: leave one")
     found = _Survey()
@@ -136,8 +133,6 @@ def _survey(
     lacks: tuple[str, ...] = ()
     first = True
     for teardown, writer in _cases(teardowns):
-        if teardown == "hugetlb" and kernel.name == HOST:
-            continue  # a pool is the machine's, and not ours to make
         beside = "with a queued writer" if writer else "readers alone"
         tell(f"{kernel.name}: {teardown}, {beside}")
         try:

@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     events = imported.events
     if not len(events):
         raise UserError(
-            f"{args.text} has no event that zaplock knows: record mmap_lock:* "
-            "('trace-cmd record -e mmap_lock', 'perf record -e mmap_lock:*')"
+            f"{args.text} has no event that zaplock knows (function_graph's calls tell no lock): "
+            "record mmap_lock:* ('trace-cmd record -e mmap_lock', 'perf record -e mmap_lock:*')"
         )
     manifest = file.Manifest(
         source="import",

@@ -337,6 +337,11 @@ CHANGES: tuple[Change, ...] = (
         {"vma_lock_faults": "most"},
     ),
     Change(
+        "6.6", "fc71884a5f59", "mm: userfaultfd: add new UFFDIO_POISON ioctl",
+        "a userfaultfd can let pages be poisoned: whoever touches them dies",
+        {"uffd_poison": True},
+    ),
+    Change(
         "6.6", "1235ccd05b6d", "mm: handle swap page faults under per-VMA lock",
         "a fault on a swapped page does with the VMA lock",
     ),
@@ -386,6 +391,18 @@ CHANGES: tuple[Change, ...] = (
         "mm/madvise: make MADV_POPULATE_(READ|WRITE) handle VM_FAULT_RETRY properly",
         "MADV_POPULATE_READ and _WRITE stop at a hole; before, they went on behind it",
         {"populates_over_holes": False},
+    ),
+    Change(
+        "6.9", None, "(mempolicy: weighted interleaving)",
+        "mbind knows MPOL_WEIGHTED_INTERLEAVE",
+        {"interleaves_by_weight": True},
+        doubt="its id is not confirmed; 6.1 refuses the mode, 6.12 takes it",
+    ),
+    Change(
+        "6.10", None, "(numa_balancing: pages of MPOL_PREFERRED_MANY)",
+        "mbind takes MPOL_F_NUMA_BALANCING with MPOL_PREFERRED_MANY, too",
+        {"balances_preferred": True},
+        doubt="its id is not confirmed; 6.1 refuses the two together, 6.12 takes them",
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",

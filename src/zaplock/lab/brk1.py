@@ -20,8 +20,6 @@ from zaplock.protocols.brk import brk
 from zaplock.protocols.design import Cx, Design
 
 HEAP = 1 << 34
-SMALL = 64 << 10
-"""Up to which size an unmap is small: there a call's own cost and its locks are what counts."""
 ROUNDS = 200
 """How often each thread lets the heap grow and shrink."""
 

@@ -273,18 +273,23 @@ async def keep_doing(
     period_ns: int,
     look: Callable[[], Step[tuple[int, int]]],
     samples: SimulatedSamples,
+    leap: Callable[[], Step[int]] | None = None,
 ) -> int:
-    """Do a bystander's operation once a period for ever; note what each took."""
-    nth = 0
+    """Do a bystander's operation once a period for ever; note what each took.
+
+    `leap` passes over rounds that would be like the last ones: it notes them in the samples of all
+    bystanders and returns how long they last.
+    """
     while True:
+        nth = len(samples.begin_ns)
         begin_ns, stalled_ns = await look()
+        samples.begin_ns.append(begin_ns)
         await operation(cx, nth)
         end_ns, stalled_then_ns = await look()
-        samples.begin_ns.append(begin_ns)
         samples.end_ns.append(end_ns)
         samples.stall_ns.append(stalled_then_ns - stalled_ns)
-        await SleepStep(max(0, period_ns - (end_ns - begin_ns)))
-        nth += 1
+        leapt_ns = 0 if leap is None else await leap()
+        await SleepStep(max(0, period_ns - (end_ns - begin_ns)) + leapt_ns)
 
 
 def stopwatch(

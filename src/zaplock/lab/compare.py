@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from zaplock.extras import needed
-from zaplock.lab.brk1 import SMALL, Brk1, brk1
 from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
@@ -23,8 +22,12 @@ from zaplock.trace.outcome import TeardownOutcome
 if TYPE_CHECKING:
     import polars
 
+    from zaplock.lab.brk1 import Brk1
+
 BLOCKS = (("fault", "proc"), ("fault", "proc", "mmap"), ("mmap", "fork", "mprotect", "clone"))
 """Readers alone, readers with a writer among them, and writers alone."""
+SMALL = 64 << 10
+"""Up to which size an unmap is small: there a call's own cost and its locks are what counts."""
 
 Blocks = Sequence[Sequence[str]]
 
@@ -118,10 +121,18 @@ def compare(
         for design in designs:
             progress(design.name)
             runs.append(run(design, plan, profile, log_calls=log_calls))
-    small = experiment.length <= SMALL and experiment.backing == "anonymous"
-    seed, cpus = experiment.seed, experiment.cpus
-    brks = brk1(designs, profile, experiment.length, cpus=cpus, seed=seed) if small else ()
     return Comparison(
         experiment, profile, tuple(plan.bystanders for plan in plans), tuple(runs),
-        brk1=tuple(brks),
+        brk1=_brk1(designs, experiment, profile),
     )  # fmt: skip
+
+
+def _brk1(
+    designs: Sequence[Design], experiment: SimulatedExperiment, profile: Profile
+) -> tuple[Brk1, ...]:
+    if experiment.length > SMALL or experiment.backing != "anonymous":
+        return ()
+    from zaplock.lab.brk1 import brk1
+
+    seed, cpus = experiment.seed, experiment.cpus
+    return tuple(brk1(designs, profile, experiment.length, cpus=cpus, seed=seed))

@@ -17,6 +17,7 @@ from zaplock.lab import bystanders as by
 from zaplock.lab.call_log import CallLog
 from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.hold_clock import HoldClock
+from zaplock.lab.leaps import Leaps, can_leap
 from zaplock.lab.profiles import Profile
 from zaplock.lab.subject import MAPPING, MM, prepare
 from zaplock.model.filters import filtered
@@ -55,9 +56,18 @@ class Teardown:
 
 
 def run(
-    design: Design, experiment: SimulatedExperiment, profile: Profile, *, log_calls: bool = False
+    design: Design,
+    experiment: SimulatedExperiment,
+    profile: Profile,
+    *,
+    log_calls: bool = False,
+    leaps: bool = True,
 ) -> Teardown:
-    """Run a checked experiment under a design with a profile's costs; the same each time."""
+    """Run a checked experiment under a design with a profile's costs; the same each time.
+
+    Without `leaps` every round of every bystander is run, also where it is like the one before:
+    the same events at the same times, which the tests witness.
+    """
     inside = [name for name in experiment.bystanders if name not in FOREIGN]
     machine = Machine(remote_cpus=min(len(inside), experiment.cpus - 1))
     subject = Task(SUBJECT, MM, "munmap", 0)
@@ -82,7 +92,9 @@ def run(
     if held is not None:
         started = filtered(started, held)
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
-    samples = _spawn_bystanders(engine, design, experiment, period_ns, look)
+    may_leap = leaps and experiment.cpu_max is None and can_leap(design, experiment.bystanders)
+    leap = Leaps(engine) if may_leap else None
+    samples = _spawn_bystanders(engine, design, experiment, period_ns, look, leap)
     spawn_ticks(engine, design, MM, SUBJECT + len(samples) + 1)
     engine.run()
     (begin_ns, stalled_ns), (end_ns, stalled_then_ns) = called
@@ -145,6 +157,7 @@ def _spawn_bystanders(
     experiment: SimulatedExperiment,
     period_ns: int,
     look: Callable[[], Step[tuple[int, int]]],
+    leaps: Leaps | None,
 ) -> dict[str, by.SimulatedSamples]:
     random = Random(experiment.seed)
     samples = {}
@@ -152,8 +165,9 @@ def _spawn_bystanders(
         mm = tid if name in FOREIGN else MM
         task = Task(tid, mm, by.COMM.get(name, name), tid % experiment.cpus)
         samples[name] = by.SimulatedSamples()
+        leap = None if leaps is None else leaps.of(tid, name, samples[name])
         program = by.keep_doing(
-            Cx(design, task), by.OPERATIONS[name], period_ns, look, samples[name]
+            Cx(design, task), by.OPERATIONS[name], period_ns, look, samples[name], leap
         )
         begin_ns = 2 * period_ns if name == "fork" else 0
         program = under(design, program)
@@ -198,9 +212,9 @@ def _locks_of(design: Design) -> OutcomeDetail:
 
 def held_by_subject(events: Events, begin_ns: int, end_ns: int) -> tuple[int, int]:
     """Return how long the munmap held the mmap_lock exclusively and shared."""
-    found = holds(events)
-    own = (found["tid"] == SUBJECT) & (found["start_ns"] >= begin_ns)
-    own &= found["start_ns"] <= end_ns
+    own = events["tid"] == SUBJECT
+    found = holds(replace(events, columns={name: events[name][own] for name in events.columns}))
+    own = (found["start_ns"] >= begin_ns) & (found["start_ns"] <= end_ns)
     exclusive = found["exclusive"]
     held_ns = found["hold_ns"]
     return (

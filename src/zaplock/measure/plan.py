@@ -42,12 +42,16 @@ def choose_backing(length: int, wanted: str) -> str:
     return "anonymous" if memory.fits(length, "anonymous") else "zero"
 
 
+def most_vmas() -> int:
+    """Return how many VMAs this kernel lets a mapping be cut into, the process's own left apart."""
+    return int(Path("/proc/sys/vm/max_map_count").read_text()) - 1000
+
+
 def checked(plan: MeasurePlan) -> MeasurePlan:
     """Return the plan with its backing chosen; raise UserError if it can't or mustn't run."""
     between("timeout", plan.timeout_s, 0.1, 86400)
     chosen = replace(plan, backing=choose_backing(plan.length, plan.backing))
-    most_vmas = int(Path("/proc/sys/vm/max_map_count").read_text()) - 1000
-    check(chosen, HOST._replace(most_vmas=most_vmas))
+    check(chosen, HOST._replace(most_vmas=most_vmas()))
     if chosen.backing == "thp":
         _check_thp()
     if chosen.locked:

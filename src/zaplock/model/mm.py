@@ -44,9 +44,10 @@ class Pte(msgspec.Struct, frozen=True):
     """What the page-table entries of a run hold; equal for a whole run.
 
     kind: "anon", "zero", "file", "shmem", "thp", "zero_thp", "hugetlb", "pfn", "swap" (the page is
-    in a slot: model.swap) or a marker ("guard", "uffd_wp"). `delta` is page frame number less
-    virtual page number, so one value serves a run of consecutive frames; the zero page and markers
-    have delta 0. `no_access`: made unreachable by mprotect(PROT_NONE), though the page is there.
+    in a slot: model.swap) or a marker ("guard", "poison", "uffd_wp"). `delta` is page frame number
+    less virtual page number, so one value serves a run of consecutive frames; the zero page and
+    markers have delta 0. `no_access`: made unreachable by mprotect(PROT_NONE), though the page is
+    there.
     """
 
     kind: str

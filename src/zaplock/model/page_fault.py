@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.files import cached_frame
 from zaplock.model.flags import (
+    EHWPOISON,
     PAGE_SHIFT,
     PAGES_PER_PMD,
     PMD_SIZE,
@@ -132,6 +133,8 @@ def _present(
 ) -> int | PageCopy:
     if pte.kind == "guard":
         return -SIGSEGV
+    if pte.kind == "poison":
+        return -EHWPOISON
     if pte.kind == "swap":
         m.spend("fault_anon")
         swap_in(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))

@@ -35,7 +35,7 @@ RSS: dict[str, Counter] = {
 }
 """The counter that a kind of entry is in; zero pages and PFNs are in none."""
 
-ABSENT = frozenset({"guard", "uffd_wp", "swap"})
+ABSENT = frozenset({"guard", "poison", "uffd_wp", "swap"})
 """Kinds of entries that map no page."""
 
 UNITS = {
@@ -48,6 +48,7 @@ UNITS = {
     "hugetlb": ("zap_hugetlb", PAGES_PER_PMD),
     "pfn": ("zap_pfn", 1),
     "guard": ("zap_zero", 1),
+    "poison": ("zap_zero", 1),
     "swap": ("zap_zero", 1),
     "uffd_wp": ("zap_zero", 1),
 }
@@ -287,7 +288,7 @@ def protect(
     """Take permissions from the entries of a range; the one to write comes back with a fault."""
     for low, high, pte in space.ptes.overlapping(first, last):
         m.spend("protect_pte", high - low)
-        if pte.kind in ("guard", "swap"):
+        if pte.kind in ("guard", "poison", "swap"):
             continue
         new = Pte(pte.kind, pte.delta, pte.writable and writable and accessible, not accessible)
         if new != pte:

@@ -57,12 +57,20 @@ class Task:
 
 
 class StepWatch:
-    """The steps that were made and not awaited yet: what a forgotten `await` leaves behind."""
+    """The steps that were made and not awaited yet: what a forgotten `await` leaves behind.
+
+    Looking for a watch takes as long as awaiting a step, so steps do from the first watch of a
+    process on.
+    """
 
     __slots__ = ("pending",)
 
     def __init__(self) -> None:
         self.pending: dict[int, Step[Any]] = {}
+        if not watching.is_possible:
+            watching.is_possible = True
+            Step.__init__ = _init_watched  # type: ignore[method-assign, assignment]
+            Step.__await__ = _await_watched  # type: ignore[method-assign, assignment]
 
     def made(self, step: Step[Any]) -> None:
         """Note a new step."""
@@ -76,9 +84,10 @@ class StepWatch:
 class _Watching:
     """Who watches steps being made: the checker while it resumes a protocol, nobody else."""
 
-    __slots__ = ("watch",)
+    __slots__ = ("is_possible", "watch")
 
     def __init__(self) -> None:
+        self.is_possible = False
         self.watch: StepWatch | None = None
 
 
@@ -96,12 +105,8 @@ class Step(Generic[R_co]):
     def __init__(self, run: Callable[..., R_co], args: tuple[Any, ...] = ()) -> None:
         self.run = run
         self.args = args
-        if watching.watch is not None:
-            watching.watch.made(self)
 
     def __await__(self) -> Generator[Step[R_co], R_co, R_co]:
-        if watching.watch is not None:
-            watching.watch.awaited(self)
         return (yield self)
 
     @property
@@ -111,6 +116,19 @@ class Step(Generic[R_co]):
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(map(_show, self.args))})"
+
+
+def _init_watched(made: Step[R], run: Callable[..., R], args: tuple[Any, ...] = ()) -> None:
+    made.run = run
+    made.args = args
+    if watching.watch is not None:
+        watching.watch.made(made)
+
+
+def _await_watched(made: Step[R]) -> Generator[Step[R], R, R]:
+    if watching.watch is not None:
+        watching.watch.awaited(made)
+    return (yield made)
 
 
 def _show(value: object) -> str:

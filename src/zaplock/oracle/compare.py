@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import struct
 from collections.abc import Iterator, Sequence
@@ -68,7 +67,7 @@ def result_text(result: int) -> str:
     if caught:
         return f"{signal.Signals(caught[0]).name} (code {caught[1]})"
     if result < 0:
-        return errno.errorcode.get(-result, str(result))
+        return ops.ERRNO_NAMES.get(-result, str(result))
     return hex(result) if result > 9 else str(result)
 
 

@@ -7,7 +7,6 @@ report can say what never happened, which a count of operations can't.
 
 from __future__ import annotations
 
-import errno
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -83,11 +82,12 @@ def outcome_name(result: int) -> str:
     caught = ops.signalled(result)
     if caught:
         return f"{_SIGNALS.get(caught[0], caught[0])}/{_CODES.get(caught, caught[1])}"
-    return errno.errorcode.get(-result, str(-result))
+    return ops.ERRNO_NAMES.get(-result, str(-result))
 
 
 _SIGNALS = {11: "SIGSEGV", 7: "SIGBUS"}
-_CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "ADRERR"}
+_CODES = {(11, 1): "MAPERR", (11, 2): "ACCERR", (11, 128): "KERNEL", (7, 2): "ADRERR",
+          (7, 4): "MCEERR_AR"}  # fmt: skip
 
 
 def vma_at(vmas: tuple[ObservedVma, ...], address: int) -> ObservedVma | None:

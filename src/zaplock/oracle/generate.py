@@ -22,6 +22,7 @@ from zaplock.oracle.ops import Argument, Op, Ref
 PAGE, PMD = ring.PAGE, 1 << 21
 WINDOW = 0x1020_0000 - 16 * PAGE  # sixteen pages below a boundary of page-table pages
 WINDOW_PAGES = 28
+WATCHED_PAGES = 16  # from WINDOW on, in the theme of userfaultfd
 HUGE_WINDOW = 0x2000_0000  # where huge pages fit: four page-middle-directory entries
 PUD, PGD = 1 << 30, 1 << 39
 FAR_WINDOWS = (  # as WINDOW, below boundaries of page tables of every level, and one at its start
@@ -82,9 +83,11 @@ THEMES: dict[str, dict[str, int]] = {
                 "fork": 4, "mremap": 4, "mlock": 1},
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
-    "uffd": {**_COMMON, "uffd_register": 10, "uffd_unregister": 4, "uffd_copy": 10,
-             "uffd_zeropage": 6, "uffd_continue": 8, "mremap": 6, "madvise": 8, "fork": 1,
-             "mlock": 1, "ftruncate": 2},
+    "uffd": {**_COMMON, "uffd_register": 4, "uffd_unregister": 2, "uffd_copy": 10,
+             "uffd_zeropage": 6, "uffd_continue": 8, "uffd_poison": 6, "mremap": 6,
+             "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
+    "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
+               "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
@@ -176,10 +179,9 @@ class Generator:
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
         self._removes = self.chance(40)  # holes are punched into files in memory only
-        if self._is_huge and self.chance(75):
-            for op in _HUGE_PAGES:
-                self._remember(op)
-                self._made.append(op)
+        for op in self._beginning() if self.chance(75) else ():
+            self._remember(op)
+            self._made.append(op)
         for number in range(len(self._made), self.length):
             name = _FIRST.get(self._theme, "") if not number else ""
             name = name or pick.choice(names)
@@ -189,6 +191,21 @@ class Generator:
         if self.scope.spares_ring:
             self._made = [away_from_ring(op) for op in self._made]
         return (*self._made, *UNMAP_ALL)
+
+    def _beginning(self) -> tuple[Op, ...]:
+        """Make what three in four sequences of a theme begin with."""
+        if self._is_huge:
+            return _HUGE_PAGES
+        if self._theme != "uffd":
+            return ()
+        flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
+                                          (0x12, 0), (0x32, ops.NO_FILE)))  # fmt: skip
+        mode = self.random.choice((1, 1, 3, 5, 7, 2) if slot == 0 else (1, 1, 1, 3, 3, 2))
+        length = WATCHED_PAGES * PAGE
+        return (
+            Op("mmap", (WINDOW, length, 3, flags, slot, 0)),
+            Op("uffd_register", (WINDOW, length, mode)),
+        )
 
     def _choose_windows(self) -> tuple[int, ...]:
         """Choose where a sequence works: mostly in one place."""
@@ -385,6 +402,13 @@ def _range(g: Generator) -> tuple[Argument, int]:
     return g.address(), g.extent()
 
 
+def _watched(g: Generator) -> tuple[Argument, int]:
+    """Choose a range for a userfaultfd: mostly where one watches from the beginning on."""
+    if g.chance(20):
+        return _range(g)
+    return WINDOW + PAGE * g.random.randrange(WATCHED_PAGES), PAGE * g.random.choice((1, 1, 2, 4))
+
+
 def _page_and_length(g: Generator) -> tuple[Argument, int]:
     """Choose where a system call copies to or from: whole pages, and eight bytes of a last one.
 
@@ -410,6 +434,8 @@ def _advice(g: Generator) -> int:
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
         return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
+    if g._theme == "uffd" and g.chance(40):
+        return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, 102, 102, 103))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
@@ -426,12 +452,35 @@ def _madvise(g: Generator) -> tuple[Argument, ...]:
     if g._is_huge and g.chance(20):
         address, length = HUGE_WINDOW + PMD * g.random.randrange(3), PMD * g.random.randint(1, 2)
         chosen = g.random.choice((4, 4, 22, 24, chosen))
+    most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(chosen, 1 << 64)
+    length = _off_ring(g, address, length, most)
+    return address, length, chosen
+
+
+def _mbind(g: Generator) -> tuple[Argument, ...]:
+    """Choose a policy: few of them, so that neighbours have equal ones, and all that is refused."""
+    mode, nodes = g.random.choice(((2, 1), (2, 1), (5, 1), (1, 1), (3, 1), (4, 0), (0, 0), (0, 0)))
+    if g.chance(25):
+        mode = g.random.choice((*range(8), 9, -1))
+        nodes = g.random.choice((0, 1, 2, 3, 6))
+    if g.chance(20):
+        mode |= g.random.choice((1 << 13, 1 << 14, 1 << 15, 3 << 14, 1 << 12))
+    flags = g.flags_of((0, 0, 0, 1, 2, 3), (4, 6, 8))
+    return *_range_off_ring(g), mode, nodes, flags if nodes & 1 else flags & ~3
+
+
+def _range_off_ring(g: Generator) -> tuple[Argument, int]:
+    address, length = _range(g)
+    return address, _off_ring(g, address, length)
+
+
+def _off_ring(g: Generator, address: Argument, length: int, most: int = 1 << 64) -> int:
+    """Make a length short if it is at least `most`, or reaches the ring, where no seal helps."""
     reaches_ring = isinstance(address, Ref) or address + length >= ring.RING
     wraps = length > (1 << 64) - (1 << 40) and (isinstance(address, Ref) or address > 0)
-    most = {22: MOST_FILLED, 23: MOST_FILLED, 102: MOST_GUARDED}.get(chosen, 1 << 64)
     if length >= (min(most, BELOW_RING) if reaches_ring else most) and not wraps:
-        length = PAGE * g.random.randint(1, 8)
-    return address, length, chosen
+        return PAGE * g.random.randint(1, 8)
+    return length
 
 
 def _brk(g: Generator) -> tuple[Argument, ...]:
@@ -499,14 +548,20 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
-    "uffd_register": lambda g: (*_range(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8))),
-    "uffd_unregister": _range,
-    "uffd_copy": lambda g: (_range(g)[0], g.random.choice((0, 0, 0, 1, 4))),
-    "uffd_zeropage": lambda g: (*_range(g), g.random.choice((0, 0, 0, 1, 2))),
+    "uffd_register": lambda g: (*_watched(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8))),
+    "uffd_unregister": _watched,
+    "uffd_copy": lambda g: (_watched(g)[0], g.random.choice((0, 0, 0, 1, 4))),
+    "uffd_zeropage": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 1, 2))),
     "shmat": lambda g: (
         0 if g.chance(30) else g.address(),
         g.random.choice((0, 0, 0, _RDONLY, _RND, _REMAP, _REMAP, _SHM_EXEC, _RDONLY | _REMAP)),
     ),
     "shmdt": lambda g: (g.address(),),
-    "uffd_continue": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
+    "mbind": _mbind,
+    "set_mempolicy_home_node": lambda g: (
+        *_range_off_ring(g), g.random.choice((0, 0, 0, 0, 0, 0, 1, 1024, -1)),
+        g.random.choice((0, 0, 0, 0, 0, 0, 0, 1)),
+    ),
+    "uffd_poison": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2))),
+    "uffd_continue": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip

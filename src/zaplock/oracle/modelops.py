@@ -34,6 +34,7 @@ from zaplock.protocols import (
     fork,
     kernel_access,
     madvise,
+    mempolicy,
     mincore,
     mmap,
     mprotect,
@@ -51,7 +52,12 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
 )
 from zaplock.protocols.seals import add_seals
-from zaplock.protocols.userfaultfd import uffdio_continue, uffdio_fill
+from zaplock.protocols.userfaultfd import (
+    uffdio_continue,
+    uffdio_copy_page,
+    uffdio_poison,
+    uffdio_zeropage,
+)
 
 _MASK = (1 << 64) - 1
 
@@ -200,15 +206,33 @@ def _uffd_unregister(w: World, calls: Any, start: int, length: int) -> CallOutco
 
 
 def _uffd_copy(w: World, calls: Any, start: int, mode: int, tag: int) -> CallOutcome:
-    return w.syscall(uffdio_fill(w.cx, start, f.PAGE_SIZE, tag, mode), calls)
+    return w.syscall(uffdio_copy_page(w.cx, start, tag, mode), calls)
 
 
 def _uffd_zeropage(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
-    return w.syscall(uffdio_fill(w.cx, start, length, None, mode), calls)
+    return w.syscall(uffdio_zeropage(w.cx, start, length, mode), calls)
 
 
 def _uffd_continue(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
     return w.syscall(uffdio_continue(w.cx, start, length, mode), calls)
+
+
+def _uffd_poison(w: World, calls: Any, start: int, length: int, mode: int) -> CallOutcome:
+    return w.syscall(uffdio_poison(w.cx, start, length, mode), calls)
+
+
+def _mbind(
+    w: World, calls: Any, start: int, length: int, mode: int, nodes: int, flags: int
+) -> CallOutcome:
+    program = mempolicy.mbind(w.cx, w.policies, start, length, mode, nodes, flags)
+    return w.syscall(program, calls)
+
+
+def _set_home_node(
+    w: World, calls: Any, start: int, length: int, node: int, flags: int
+) -> CallOutcome:
+    program = mempolicy.set_mempolicy_home_node(w.cx, w.policies, start, length, node, flags)
+    return w.syscall(program, calls)
 
 
 def _shmat(w: World, calls: Any, address: int, flags: int) -> CallOutcome:
@@ -299,8 +323,11 @@ OPERATIONS: dict[str, Operation] = {
     "uffd_copy": _uffd_copy,
     "uffd_zeropage": _uffd_zeropage,
     "uffd_continue": _uffd_continue,
+    "uffd_poison": _uffd_poison,
     "shmat": _shmat,
     "shmdt": _shmdt,
+    "mbind": _mbind,
+    "set_mempolicy_home_node": _set_home_node,
     "load": _load,
     "store": _store,
     "setrlimit": _setrlimit,

@@ -34,7 +34,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 )  # fmt: skip
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
-    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "swap": 16, "hugetlb": 8 | 64,
+    "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "swap": 16, "hugetlb": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))

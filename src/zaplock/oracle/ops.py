@@ -7,11 +7,13 @@ that a kernel chooses need not be known beforehand.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from zaplock.model.flags import EHWPOISON
 from zaplock.system_calls import SYSTEM_CALLS
 
 
@@ -44,6 +46,7 @@ Sequence = tuple[Op, ...]
 
 _ORACLE_NAMES = {"pread64": "pread", "pwrite64": "pwrite"}
 _ORACLE_ARGUMENTS = {  # where they differ from the call's: the bare process adds what is missing
+    "mbind": ("addr", "length", "mode", "nodes", "flags"),
     "mincore": ("addr", "length"),
     "process_madvise": ("addr", "length", "advice"),
     "process_vm_readv": ("addr", "length"),
@@ -73,6 +76,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "uffd_copy": ("addr", "mode"),  # of one page
     "uffd_zeropage": ("addr", "length", "mode"),
     "uffd_continue": ("addr", "length", "mode"),
+    "uffd_poison": ("addr", "length", "mode"),
     "shmat": ("addr", "flags"),  # of the sequence's one segment of System V shared memory
     "shmdt": ("addr",),
 }
@@ -109,6 +113,9 @@ def store_tag(index: int) -> int:
 def is_crowded(sequence: Many[Op]) -> bool:
     """Return whether a sequence fills the address space with mappings."""
     return any(op.name == "crowd" for op in sequence)
+
+
+ERRNO_NAMES = {**errno.errorcode, EHWPOISON: "EHWPOISON"}
 
 
 def signalled(result: int) -> tuple[int, int] | None:
@@ -187,6 +194,7 @@ class Environment:
     """What the model has to know of the process it is compared with; sizes in bytes.
 
     limits: soft and hard, of each resource in `LIMITED`. has_keys: are there protection keys?
+    poison_code: the si_code of SIGBUS where a page is poisoned.
     """
 
     ring: int
@@ -203,6 +211,7 @@ class Environment:
     hugetlb_pages: int
     swap_pages: int
     has_keys: bool
+    poison_code: int
     baseline: Snapshot
 
 

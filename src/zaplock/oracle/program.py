@@ -26,7 +26,8 @@ MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a pl
 UFFD_FD = ring.FIRST_FILE_FD + len(ops.FILES)
 PID_FD = UFFD_FD + 1
 _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_UNREGISTER = 0xC018AA3F, 0xC020AA00, 0x8010AA01
-_UFFDIO_COPY, _UFFDIO_ZEROPAGE, _UFFDIO_CONTINUE = 0xC028AA03, 0xC020AA04, 0xC020AA07
+_UFFDIO_COPY = 0xC028AA03
+_FILLS = {"uffd_zeropage": 0xC020AA04, "uffd_continue": 0xC020AA07, "uffd_poison": 0xC020AA08}
 _UFFD_FEATURE_SIGBUS = 1 << 7
 _SHMGET, _SHMAT, _SHMCTL, _SHMDT = 29, 30, 31, 67
 _IPC_PRIVATE, _IPC_RMID = 0, 0
@@ -133,8 +134,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     build_into.add(ring.PRELUDE)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
-        "uffd_register", "uffd_unregister", "uffd_copy", "uffd_zeropage", "uffd_continue",
-        "process_madvise",
+        "uffd_register", "uffd_unregister", "uffd_copy", "process_madvise", *_FILLS,
     }:  # fmt: skip
         build_into.add(_open_files(names))
         pid = build_into.add(stub.syscall(_GETPID))
@@ -341,6 +341,15 @@ def _process_madvise(b: Builder, op: Op, arguments: list[int], results: list[int
     return b.add(stub.syscall(ops.CALLS[op.name][0], PID_FD, at, 1, advice, 0))
 
 
+def _mbind(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Append an mbind whose mask of nodes is one word."""
+    start, length, mode, nodes, flags = arguments
+    at = ring.RING + ring.SCRATCH
+    b.add(stub.entry(stub.STORE, at, nodes))
+    call = stub.syscall(ops.CALLS[op.name][0], start, length, mode, at, 64, flags)
+    return _with_refs(b, op, call, results)
+
+
 def _remote(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Copy between the process's memory, taken for another's, and a page, as often as it takes."""
     remote, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
@@ -373,7 +382,7 @@ def _userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
 
 
 def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE or _CONTINUE."""
+    """Answer a fault that nobody has had: UFFDIO_COPY of a page, _ZEROPAGE, _CONTINUE, _POISON."""
     at, page = ring.RING + ring.SCRATCH, ring.RING + ring.PATTERN
     store = Op("store", (at, op.args[0]))
     _with_refs(b, store, stub.entry(stub.STORE, at, arguments[0]), results)
@@ -381,8 +390,7 @@ def _fill_userfault(b: Builder, op: Op, arguments: list[int], results: list[int]
         rest, command = [page, ring.PAGE, arguments[1], 0], _UFFDIO_COPY
         b.add(stub.entry(stub.STORE, page, arguments[2]))
     else:
-        rest = [arguments[1], arguments[2], 0]
-        command = _UFFDIO_ZEROPAGE if op.name == "uffd_zeropage" else _UFFDIO_CONTINUE
+        rest, command = [arguments[1], arguments[2], 0], _FILLS[op.name]
     b.add(*(stub.entry(stub.STORE, at + 8 * k, value) for k, value in enumerate(rest, 1)))
     return b.add(stub.syscall(_IOCTL, UFFD_FD, command, at))
 
@@ -414,6 +422,7 @@ def _of_segment(b: Builder, op: Op, number: int, results: list[int]) -> int:
 
 _OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
 _COMPOSED = {
+    "mbind": _mbind,
     "setrlimit": _setrlimit,
     "process_madvise": _process_madvise,
     "process_vm_readv": _remote,
@@ -424,8 +433,7 @@ _COMPOSED = {
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
     "uffd_copy": _fill_userfault,
-    "uffd_zeropage": _fill_userfault,
-    "uffd_continue": _fill_userfault,
+    **dict.fromkeys(_FILLS, _fill_userfault),
     "shmat": _shmat,
     "shmdt": _shmdt,
 }

@@ -32,6 +32,14 @@ class ProcessFacts(NamedTuple):
     has_keys: bool
 
 
+_POISONED = (  # what a poisoned page does, if this kernel has that (6.6)
+    Op("mmap", (ring.PAGE << 16, ring.PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("uffd_register", (ring.PAGE << 16, ring.PAGE, 1)),
+    Op("uffd_poison", (ring.PAGE << 16, ring.PAGE, 0)),
+    Op("load", (ring.PAGE << 16,)),
+)
+
+
 class RealSide:
     """Run sequences on the kernel that this process runs on, each in a fresh bare process."""
 
@@ -72,7 +80,9 @@ class RealSide:
         self._run(built.code)
         baseline = self._snapshots(built)[0]
         brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
+        poisoned = self.run(_POISONED)[-1].outcome.result
         return Environment(
+            poison_code=(ops.signalled(poisoned) or (0, 0))[1],
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
             mmap_base=mapped + page,

@@ -129,6 +129,7 @@ def _body(sequence: Sequence[Op]) -> list[str]:
 _UFFD_COMMANDS = {
     "uffd_register": "0xC020AA00", "uffd_unregister": "0x8010AA01", "uffd_copy": "0xC028AA03",
     "uffd_zeropage": "0xC020AA04", "uffd_continue": "0xC020AA07",
+    "uffd_poison": "0xC020AA08",
 }  # fmt: skip
 _PRCTL = {"set_mdwe": 65, "set_thp_disable": 41}
 
@@ -190,6 +191,11 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         packed = f"struct.pack_into('<{inside.count(',') + 1}Q', vector, 0, {inside})"
         command = _UFFD_COMMANDS[op.name]
         return f"{before}{packed} or call(16, uffd, {command}, ctypes.addressof(vector))"
+    if op.name == "mbind":
+        start, length, mode, nodes, flags = arguments
+        packed = f"struct.pack_into('<Q', vector, 0, {nodes})"
+        inside = f"{start}, {length}, {mode}, ctypes.addressof(vector), 64, {flags}"
+        return f"{packed} or call(237, {inside})"
     if op.name == "shmat":
         return f"call(30, segment, {inside})"
     if op.name == "shmdt":

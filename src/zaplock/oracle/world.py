@@ -21,6 +21,7 @@ from zaplock.oracle.modelview import ModelView
 from zaplock.oracle.ops import CallOutcome, Environment
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.fault import access_error
+from zaplock.protocols.mempolicy import Policies
 
 MM = 1
 RING_FILE, SEGMENT_FILE = 99, 98
@@ -76,6 +77,7 @@ class World:
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
         self.machine.uffd_modes.put(UFFD, "sigbus")
+        self.policies = Policies()
         if uses_files:
             self._files()
         size = ops.SEGMENT_PAGES * f.PAGE_SIZE
@@ -130,7 +132,9 @@ class World:
     def signal_code(self, address: int, signal: int, write: bool) -> int:
         """Encode a fault as the real side does: which signal, with which si_code."""
         if signal == SIGBUS:
-            return -(SIGBUS << 16 | 2)
+            pte = self.space.ptes.at(address >> f.PAGE_SHIFT)
+            poisoned = pte is not None and pte.kind == "poison"
+            return -(SIGBUS << 16 | (self.environment.poison_code if poisoned else 2))
         canonical = address < _CANONICAL or address >= (1 << 64) - _CANONICAL
         if not canonical:
             return -(SIGSEGV << 16 | 128)

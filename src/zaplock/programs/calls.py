@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
-from zaplock.programs.policies import mbind
+from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import descriptor, field, file_of, number
@@ -208,6 +208,7 @@ CALLS: dict[str, Handler] = {
     "mmap": mmap_call,
     "mremap": _mremap,
     "mbind": mbind,
+    "set_mempolicy_home_node": home_node,
     "mprotect": _mprotect,
     "pkey_mprotect": _mprotect,
     "process_madvise": _process_madvise,

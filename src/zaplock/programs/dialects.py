@@ -34,6 +34,7 @@ _ORDER = {  # where perf's names are none of the catalogue's
     "madvise": ("start", "len_in", "behavior"),
     "brk": ("brk",),
     "mbind": ("start", "len", "mode", "nmask", "maxnode", "flags"),
+    "set_mempolicy_home_node": ("start", "len", "home_node", "flags"),
     "mincore": ("start", "len", "vec"),
     "pkey_mprotect": ("start", "len", "prot", "pkey"),
     "munmap": ("addr", "len"),

@@ -35,6 +35,7 @@ from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
 from zaplock.protocols.design import Cx
 from zaplock.protocols.fault import expand_stack
+from zaplock.protocols.mempolicy import Policies
 from zaplock.protocols.seals import OF_CODE
 
 LONG = 1 << 40
@@ -102,7 +103,7 @@ class StraceWorld:
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
-        self._policies: dict[tuple[int, ...], int] = {}
+        self.policies = Policies()
         self.machine.store.start_journal(hashes=False)
 
     def mark(self, live: LiveSpace) -> tuple[Any, Known, int]:
@@ -213,10 +214,6 @@ class StraceWorld:
         handle = len(self.machine.files) + 1
         name = f"SYSV{key:08x}"
         return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
-
-    def policy_number(self, policy: tuple[int, ...]) -> int:
-        """Return the number, from 1 on, by which a memory policy is known; equal ones have one."""
-        return self._policies.setdefault(policy, len(self._policies) + 1)
 
     def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
         """Note which mappings have an anon_vma from here on, and which stacks have grown."""

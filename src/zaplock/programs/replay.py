@@ -413,7 +413,7 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
 
 _OF_A_RANGE = frozenset({
     "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
-    "mbind", "pkey_mprotect", "remap_file_pages", "ioctl",
+    "mbind", "set_mempolicy_home_node", "pkey_mprotect", "remap_file_pages", "ioctl",
 })  # fmt: skip
 
 _HARMLESS = frozenset({

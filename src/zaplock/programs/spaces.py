@@ -179,7 +179,7 @@ class _Sorter:
     def _share(self, call: TracedCall, space: TracedSpace) -> None:
         """Let a new thread, or a child until its execve, run in its maker's space.
 
-        One whose id has been there before is behind the first that had it: nobody makes himself.
+        One whose id has been there before is behind the first that had it: no process makes itself.
         """
         is_new = call.result not in space.pids
         self._enter(call.result, space)

@@ -21,7 +21,7 @@ PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
     "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_setup", "io_destroy",
-    "map_shadow_stack", "fork", "vfork", "userfaultfd",
+    "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node",
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (

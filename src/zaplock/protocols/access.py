@@ -7,9 +7,10 @@ a VMA's own: x86 looks for that only if the fault came from user mode (do_user_a
 from __future__ import annotations
 
 from errno import ENOMEM
+from signal import SIGBUS
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT
+from zaplock.model.flags import EHWPOISON, PAGE_SHIFT
 from zaplock.model.frames import read_frame, write_frame
 from zaplock.model.pagetable import translate
 from zaplock.model.step import MarkStep, Task, step
@@ -67,5 +68,7 @@ async def user_fault(cx: Cx, address: int, write: bool, in_kernel: bool = False)
     handle = page_fault_mmap_lock if takes_mmap_lock else cx.design.page_fault
     result = await handle(cx, address, write)
     await MarkStep("fault_end", (result,))
+    if result == -EHWPOISON:
+        return -SIGBUS
     # After pagefault_out_of_memory the access comes again.
     return RETRY if result == -ENOMEM else result

@@ -124,7 +124,7 @@ def scan_pmd(m: Machine, task: Task, mm: int, address: int, passes_holes: bool) 
         hole = space.tables[2].at(first // PAGES_PER_PMD // PAGES_PER_PMD) is None
         return SKIPPED if hole or passes_holes else FAILED
     kinds = {pte.kind for _, _, pte in runs}
-    return SKIPPED if "uffd_wp" in kinds else FAILED if "guard" in kinds else FITS
+    return SKIPPED if "uffd_wp" in kinds else FAILED if kinds & {"guard", "poison"} else FITS
 
 
 @step

@@ -146,6 +146,10 @@ class Design:
     uffd_keeps_wp: bool = False
     uffd_below_minimum: bool = False
     uffd_beyond_end: Literal["EFAULT", "ENOMEM"] = "EFAULT"
+    uffd_poison: bool = False
+    uffd_fills_guards: bool = True
+    interleaves_by_weight: bool = False
+    balances_preferred: bool = False
     aligns_for_huge_pages: Literal["files", "memory", "devices"] = "files"
     populates_over_holes: bool = True
     prefaults_writes: bool = True

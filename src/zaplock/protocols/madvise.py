@@ -38,7 +38,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.folios import split_partly_covered
-from zaplock.model.mm import Pte
+from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
@@ -477,11 +477,19 @@ def gather_zap(mm: int, low: int, high: int) -> Step[int]:
     return tlb_gather_mmu(mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
 
 
+def drop_poison(space: Mm, first: int, last: int) -> None:
+    """Take the poison of virtual pages [first, last) away."""
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind == "poison":
+            space.ptes.clear(low, high)
+
+
 @step
 def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
-    What is in swap has no such mark, and is dropped at once.
+    What is in swap has no such mark, and is dropped at once, as is poison.
     """
+    drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))

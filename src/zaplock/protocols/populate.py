@@ -13,6 +13,7 @@ from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
+    EHWPOISON,
     PAGE_SHIFT,
     PAGES_PER_PMD,
     VM_ACCESS_FLAGS,
@@ -80,7 +81,11 @@ async def populate_vma_page_range(cx: Cx, handle: int, vma: Vma, low: int, high:
     if not vma.flags & VM_ACCESS_FLAGS:
         return -EFAULT
     error, _ = await populate_pages(cx, handle, vma, low, high, write)
-    return error
+    return -EFAULT if error == -EHWPOISON else error
+
+
+_ERRNO = {-SIGBUS: -EFAULT, -SIGSEGV: -EFAULT, -EHWPOISON: -EHWPOISON}
+"""What populating calls say of a fault's outcome; of others -ENOMEM."""
 
 
 async def populate_pages(
@@ -88,9 +93,9 @@ async def populate_pages(
 ) -> tuple[int, int]:
     """Fault in [low, high) of a VMA in steps of the grain.
 
-    Returns 0, -EFAULT or -ENOMEM, and how far it came: to `high`, or to a page that a write has
-    made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take long
-    (`dirty_fault_lets_go`). The VMA may be another one then.
+    Returns 0, -EFAULT, -EHWPOISON or -ENOMEM, and how far it came: to `high`, or to a page that a
+    write has made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take
+    long (`dirty_fault_lets_go`). The VMA may be another one then.
     """
     if write and not vma.flags & VM_SHARED and not vma.anon_vma:
         await anon_vma_prepare(handle)
@@ -107,7 +112,7 @@ async def populate_pages(
         alone = around and await fault_around(handle, at)
         error, came_to = await fault_range(handle, at, until, write, splits, copies, stops, alone)
         if error:
-            return -EFAULT if error in (-SIGBUS, -SIGSEGV) else -ENOMEM, came_to
+            return _ERRNO.get(error, -ENOMEM), came_to
         if came_to < until:
             await let_go_for_once(cx)
             return 0, came_to

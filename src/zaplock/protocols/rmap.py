@@ -46,7 +46,7 @@ async def truncate(cx: Cx, file: int, size: int) -> int:
 
 async def punch_hole(cx: Cx, file: int, first: int, last: int) -> None:
     """Take bytes [first, last) out of a file in memory; private copies of them stay."""
-    await unmap_mapping_range(cx, file, first, last, (*MARKERS, "anon", "thp", "swap"))
+    await unmap_mapping_range(cx, file, first, last, (*MARKERS, "poison", "anon", "thp", "swap"))
     await drop_cached(file, first, last)
 
 

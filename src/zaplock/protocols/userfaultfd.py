@@ -12,7 +12,7 @@ Sources: fs/userfaultfd.c; unmap events since 4.11 (897ab3e0c49e).
 from __future__ import annotations
 
 from errno import EAGAIN, EEXIST, EFAULT, EINVAL, ENOENT, ENOMEM
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from zaplock.model.files import cached_frame, fill_cache
 from zaplock.model.flags import (
@@ -176,28 +176,32 @@ def mcopy_atomic(m: Machine, task: Task, mm: int, address: int, tag: int) -> int
     vma = vma_of(m, task, handle)
     if vma.start > address or not vma.flags & VM_UFFD_MISSING:
         return -ENOENT
-    return fill_page(m, task, vma, address >> PAGE_SHIFT, tag)
+    return fill_page(m, task, vma, address >> PAGE_SHIFT, Fill("copy", tag))
 
 
-def fill_page(
-    m: Machine,
-    task: Task,
-    vma: Vma,
-    vpn: int,
-    tag: int | None,
-    finds_end: bool = True,
-    continues: bool = False,
-) -> int:
-    """Map a page that holds `tag`, or without one zeros: 0 or a negative errno.
+class Fill(NamedTuple):
+    """What a monitor puts into pages, and by which rules of its kernel's.
 
-    `continues`: map the page that the file has there (UFFDIO_CONTINUE); -EFAULT where it has none,
-    -EINVAL beyond its end.
+    kind: "copy" (pages that hold `tag`), "zeros", "continue" (what the file has there) or "poison".
+    protects: write-protected at once. finds_end: the end of a file is looked at with a page in hand
+    (see `fill_page`). over: the kinds of markers in whose place a page may be put.
+    """
 
-    Beyond the end of a file there is none: -ENOMEM, or -EFAULT from a kernel that `finds_end` only
-    when it has a page.
+    kind: Literal["copy", "zeros", "continue", "poison"]
+    tag: int = 0
+    protects: bool = False
+    finds_end: bool = True
+    over: tuple[str, ...] = ()
+
+
+def fill_page(m: Machine, task: Task, vma: Vma, vpn: int, fill: Fill) -> int:
+    """Fill a page of a watched VMA: 0 or a negative errno.
 
     In a private mapping that is a page of one's own or the zero page; in a shared one the file gets
-    it (mfill_atomic_pte, shmem_mfill_atomic_pte).
+    it (mfill_atomic_pte, shmem_mfill_atomic_pte). Beyond the end of a file there is none: -ENOMEM,
+    or -EFAULT from a kernel that `finds_end` only when it has a page. UFFDIO_CONTINUE maps the page
+    that the file has there: -EFAULT where it has none, -EINVAL beyond its end. Poison is put where
+    nothing is at all, not even a marker.
     """
     space, pte = m.mm(vma.mm), m.mm(vma.mm).ptes.at(vpn)
     if pte is not None and pte.kind in HUGE:
@@ -206,36 +210,41 @@ def fill_page(
     pgoff = vma.pgoff_of(vpn << PAGE_SHIFT)
     size = m.files[vma.file].size if vma.file else 0
     in_file = vma.flags & VM_SHARED
-    if continues:
-        return _continue_page(m, task, vma, vpn, pgoff)
+    taken = pte is not None and pte.kind not in fill.over
+    if fill.kind == "continue":
+        return _continue_page(m, task, vma, vpn, pgoff, taken)
     if (vma.file or vma.name) and pgoff >= -(-size >> PAGE_SHIFT):  # a device has no size
-        return -ENOMEM if in_file and not finds_end else -EFAULT
-    if pte is not None or (in_file and m.page_cache(vma.file).at(pgoff) is not None):
-        return -EEXIST
+        no_page = in_file and not fill.finds_end and fill.kind != "poison"
+        return -ENOMEM if no_page else -EFAULT
     writable, closed = bool(vma.flags & VM_WRITE), not vma.flags & VM_ACCESS_FLAGS
+    if fill.kind == "poison" or (fill.kind == "zeros" and not in_file):
+        if pte is not None:
+            return -EEXIST
+        kind = "poison" if fill.kind == "poison" else "zero"
+        install(m, task, space, vpn, vpn + 1, Pte(kind, 0, False, closed and kind == "zero"))
+        return 0
+    if taken or (in_file and m.page_cache(vma.file).at(pgoff) is not None):
+        return -EEXIST
     if in_file:
         pfn = fill_cache(m, task, vma.file, pgoff, pgoff + 1)
         change_frames(m, task, pfn, pfn + 1, refs=1)
         m.dirty.set(pfn, pfn + 1, True)
-    elif tag is None:
-        install(m, task, space, vpn, vpn + 1, Pte("zero", 0, False, closed))
-        return 0
     else:
         pfn = alloc_frames(m, task, "anon", 1)
-    if tag:
-        m.content.set(pfn, pfn + 1, tag)
+    if fill.tag:
+        m.content.set(pfn, pfn + 1, fill.tag)
     kind = "shmem" if in_file else "anon"
     install(m, task, space, vpn, vpn + 1, Pte(kind, pfn - vpn, writable, closed))
     return 0
 
 
-def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int) -> int:
+def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int, taken: bool) -> int:
     """Map a page of a file in memory, in a private mapping for reading only."""
     if pgoff >= -(-m.files[vma.file].size >> PAGE_SHIFT):
         return -EINVAL
     if m.page_cache(vma.file).at(pgoff) is None:
         return -EFAULT
-    if m.mm(vma.mm).ptes.at(vpn) is not None:
+    if taken:
         return -EEXIST
     pfn = cached_frame(m, task, vma.file, pgoff)
     change_frames(m, task, pfn, pfn + 1, refs=1)
@@ -248,22 +257,35 @@ def _continue_page(m: Machine, task: Task, vma: Vma, vpn: int, pgoff: int) -> in
 UFFDIO_DONTWAKE, UFFDIO_WP = 1, 2
 
 
+async def uffdio_copy_page(cx: Cx, start: int, tag: int, mode: int) -> int:
+    """UFFDIO_COPY of a page that holds `tag`, as of 6.9; 0 or an errno."""
+    return await _fill_range(cx, start, PAGE_SIZE, mode, UFFDIO_WP, Fill("copy", tag))
+
+
+async def uffdio_zeropage(cx: Cx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_ZEROPAGE; 0 or an errno."""
+    return await _fill_range(cx, start, length, mode, 0, Fill("zeros"))
+
+
 async def uffdio_continue(cx: Cx, start: int, length: int, mode: int) -> int:
     """UFFDIO_CONTINUE: map what a file in memory has already; 0 or an errno."""
-    return await uffdio_fill(cx, start, length, None, mode, continues=True)
+    return await _fill_range(cx, start, length, mode, UFFDIO_WP, Fill("continue"))
 
 
-async def uffdio_fill(
-    cx: Cx, start: int, length: int, tag: int | None, mode: int, continues: bool = False
-) -> int:
-    """UFFDIO_COPY of pages that hold `tag`, or without one UFFDIO_ZEROPAGE: 0 or an errno.
+async def uffdio_poison(cx: Cx, start: int, length: int, mode: int) -> int:
+    """UFFDIO_POISON: from now on whoever touches these pages dies; 0 or an errno."""
+    if not cx.design.uffd_poison:
+        return -EINVAL
+    return await _fill_range(cx, start, length, mode, 0, Fill("poison"))
+
+
+async def _fill_range(cx: Cx, start: int, length: int, mode: int, modes: int, fill: Fill) -> int:
+    """Fill a range; `modes`: what may be asked for besides UFFDIO_DONTWAKE. 0 or an errno.
 
     As of 6.9: under the VMA's lock, or where it first needs an anon_vma, under the mmap_lock, which
     comes before anybody asks whether it is watched. Where only a part could be filled: -EAGAIN.
     """
-    protecting = tag is not None or continues
-    known = UFFDIO_DONTWAKE | UFFDIO_WP if protecting else UFFDIO_DONTWAKE
-    if not is_range(cx, start, length) or mode & ~known:
+    if not is_range(cx, start, length) or mode & ~(UFFDIO_DONTWAKE | modes):
         return -EINVAL
     handle = await lock_vma_under_rcu(cx.mm, start)
     if handle and lacks_anon_vma(await read_vma(handle)):
@@ -275,12 +297,12 @@ async def uffdio_fill(
         handle = await vma_lookup(cx.mm, start)
         if handle and lacks_anon_vma(await read_vma(handle)):
             await anon_vma_prepare(handle)
-    protects, finds_end = bool(mode & UFFDIO_WP), cx.design.uffd_beyond_end == "EFAULT"
-    filled = (
-        await fill_range(handle, start, length, tag, protects, finds_end, continues)
-        if handle
-        else -ENOENT
+    by_rules = fill._replace(
+        protects=bool(mode & UFFDIO_WP),
+        finds_end=cx.design.uffd_beyond_end == "EFAULT",
+        over=("poison", "guard") if cx.design.uffd_fills_guards else ("poison",),
     )
+    filled = await fill_range(handle, start, length, by_rules) if handle else -ENOENT
     await (vma_end_read(handle) if by_vma else up_read(cx.mmap_lock))
     return 0 if filled == length else -EAGAIN if filled > 0 else filled
 
@@ -291,27 +313,17 @@ def lacks_anon_vma(vma: Vma) -> bool:
 
 
 @step
-def fill_range(
-    m: Machine,
-    task: Task,
-    handle: int,
-    start: int,
-    length: int,
-    tag: int | None,
-    protects: bool,
-    finds_end: bool,
-    continues: bool,
-) -> int:
+def fill_range(m: Machine, task: Task, handle: int, start: int, length: int, fill: Fill) -> int:
     """Fill pages of a watched VMA up to the first that can't be; bytes, or a negative errno."""
     vma = vma_of(m, task, handle)
     if start + length > vma.end or not vma.uffd:
         return -ENOENT
-    if protects and not vma.flags & VM_UFFD_WP:
+    if fill.protects and not vma.flags & VM_UFFD_WP:
         return -EINVAL
-    if continues and (not vma.file or m.files[vma.file].kind != "shmem"):
+    if fill.kind == "continue" and (not vma.file or m.files[vma.file].kind != "shmem"):
         return -EINVAL
     for done in range(0, length, PAGE_SIZE):
-        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, tag, finds_end, continues)
+        error = fill_page(m, task, vma, start + done >> PAGE_SHIFT, fill)
         if error:
             return done or error
     return length

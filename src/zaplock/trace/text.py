@@ -5,6 +5,10 @@ is the event (`text_events`); what stands before it ends, from right to left, in
 cpu in brackets, ftrace's "(tgid)", the thread's id (perf: "pid/tid"), and the rest is the name.
 perf leaves out what its -F does not name: the cpu, the name, and then the thread alone is known.
 
+ftrace's function_graph puts events among its calls as comments; its columns are options, of which
+two are needed, the time and the thread. Its calls don't tell whose lock they are about, so they are
+passed over.
+
 What text can't tell: times finer than it prints (a microsecond unless `perf script --ns`), the
 process of a thread where no pid is printed, and, with ftrace's own printing, the true `mm` (it is
 hashed, yet the same for the same mm, so holds and waits come out right). One line costs about as
@@ -47,6 +51,15 @@ _LOST = re.compile(
     r"|PERF_RECORD_LOST\D{0,80}+(\d{1,18}+)"
 )
 _UNNAMED = ("<...>", ":-1", "")
+_COMMENT = re.compile(r"/\* (.*+)")
+_GRAPH = re.compile(
+    r"\s*+(?:(?P<seconds>\d{1,10}+)\.(?P<rest>\d{1,9}+) \|)?"  # funcgraph-abstime
+    r"\s*+(?:(?P<cpu>\d{1,5}+)\))?"  # funcgraph-cpu
+    r"\s*+(?:(?P<comm>.{0,16}?)-(?P<tid>\d{1,10}+)\s*+\|)?"  # funcgraph-proc
+    r"(?:\s*+(?P<flags>[\w.#-]{3,9}+) \|)?"  # latency-format
+    r"[\s|]*+"  # where a duration stands
+)
+"""What function_graph puts before an event; the options it is for (trace_functions_graph.c)."""
 
 
 def parse(lines: Iterable[str]) -> ImportedTrace:
@@ -93,6 +106,7 @@ def _line(line: str, trace: TraceBuilder) -> None:
         if rows:
             break
     else:
+        _graph_line(line, trace)
         return
     before = line[: found.start()].rstrip()
     if instance := _INSTANCE.match(before):
@@ -101,17 +115,43 @@ def _line(line: str, trace: TraceBuilder) -> None:
         "time_ns": int(found[1]) * 1_000_000_000 + int(found[2].ljust(9, "0")),
         **_who(before, trace),
     }
+    flagged = _CPU.search(before, max(len(before) - _TAIL, 0))
+    _add(trace, head, rows, said, flagged[2] if flagged else None)
+
+
+def _add(trace: TraceBuilder, head: Row, rows: list[Row], said: str, flags: str | None) -> None:
+    """Add the rows of one line. Without flags (perf prints none) nobody knows who woke."""
+    sure = bool(flags) and not _IN_INTERRUPT.search(flags or "")
     for row in rows:
         whole = {**head, **row}
         if row["kind"] == EventKind.WAKEUP and said.startswith("sched_waking:"):
-            whole["detail"] = 0 if _perhaps_interrupted(before) else head["tid"]
+            whole["detail"] = head["tid"] if sure else 0
         trace.add(whole)
 
 
-def _perhaps_interrupted(head: str) -> bool:
-    """Say whether the thread on that CPU need not be who did it; perf prints no flags that tell."""
-    found = _CPU.search(head, max(len(head) - _TAIL, 0))
-    return found is None or not found[2] or _IN_INTERRUPT.search(found[2]) is not None
+def _graph_line(line: str, trace: TraceBuilder) -> None:
+    """Read an event among function_graph's calls: its columns, then a comment."""
+    comment = _COMMENT.search(line)
+    if comment is None:
+        return
+    said = comment[1].rstrip().removesuffix("*/").rstrip()
+    rows = rows_of(said)
+    if not rows:
+        return
+    found = _GRAPH.fullmatch(line[: comment.start()])
+    if found is None:
+        raise ValueError(line)
+    if found["seconds"] is None or found["tid"] is None:
+        raise UserError(
+            "function_graph tells no time or no thread here: as root, in tracefs, echo 1 > "
+            "options/funcgraph-abstime, echo 1 > options/funcgraph-proc, then read trace again"
+        )
+    tid, comm = int(found["tid"]), found["comm"].strip()
+    if comm not in _UNNAMED:
+        trace.name(tid, comm)
+    time_ns = int(found["seconds"]) * 1_000_000_000 + int(found["rest"].ljust(9, "0"))
+    head = {"time_ns": time_ns, "cpu": int(found["cpu"] or -1), "tid": tid}
+    _add(trace, head, rows, said, found["flags"])
 
 
 def _who(head: str, trace: TraceBuilder) -> Row:

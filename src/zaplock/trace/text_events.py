@@ -25,7 +25,7 @@ _ARGUMENTS = {call.name: call.shown for call in TRACED}
 _NAMED = re.compile(r"(?:\w++:(?=\w))?+(\w++): *+(.*+)$")
 _CALL = re.compile(r"sys_(\w++)\((.*)\)$")
 _RETURN = re.compile(r"sys_(\w++) -> (\S++)")
-_VALUE = re.compile(r"(?<!\w)(\w++)[=:] ?(\([^)]{0,200}+\)|[^\s,]++)")
+_VALUE = re.compile(r"(?<!\w)(\w++)(?:=|: ?)(\([^)]{0,200}+\)|[^\s,]++)")
 _RAW_ENTER = re.compile(r"NR (-?\d{1,9}+) \(([^)]*+)\)")
 _RAW_EXIT = re.compile(r"NR (-?\d{1,9}+) = (-?\w{1,20}+)")
 _TASK = re.compile(r"(?<=:)(\d{1,10}+) \[-?\d{1,4}+\](?: (\S{1,4}+))?")

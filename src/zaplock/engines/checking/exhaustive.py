@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, InvariantName, Violation
 
 if TYPE_CHECKING:
+    from zaplock.engines.checking.divided_levels import DividedLevels
     from zaplock.engines.checking.wide_levels import WideLevels
 
 SLICE = 20_000
@@ -152,7 +153,7 @@ class Search:
         while frontier:
             if may_be_wide and len(frontier) >= WIDE:
                 may_be_wide = False
-                frontier, found = self._wide_levels(frontier)
+                frontier, found = self.wide_levels(frontier)
                 if not frontier:
                     return []
             for first in range(0, len(frontier), SLICE):
@@ -169,18 +170,17 @@ class Search:
                 return frontier
         return []
 
-    def _wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
+    def wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
         """Go on with `wide_levels`, to the end or as long as that is worth it.
 
         Returns what is left to explore of a level, and what was found in it so far.
         """
-        from zaplock.engines.checking.wide_levels import Outgrown, WideLevels  # and numpy
+        from zaplock.engines.checking.wide_levels import Outgrown  # and numpy
 
         try:
-            wide = self.wide = WideLevels(self, frontier)
+            wide = self.begin_wide(frontier)
         except Outgrown:
             return frontier, []
-        self.visited = set()
         try:
             while wide.is_worth_it():
                 if not wide.level() or (self.found and not self.all_violations):
@@ -190,12 +190,43 @@ class Search:
                     return [], []
         except Outgrown:
             pass
+        return self.by_states(wide)
+
+    def by_states(self, wide: WideLevels) -> tuple[list[int], list[int]]:
+        """Give `wide` up, after levels or in the midst of one.
+
+        Returns what is left to explore of the level, and what was found in it so far; with a limit
+        set, where the memory doesn't hold all states.
+        """
         if resident_bytes() + wide.bytes_given_back() > self.memory:
             self.limit = f"{self.limits.memory >> 20} MiB"
             return [], []
+        left, found = wide.left()
         self.wide = None
-        self.visited, left, found = wide.given_back()
+        self.visited = set[int]().union(*wide.given_back())
         return left, found
+
+    def all_visited(self) -> Iterator[list[int]]:
+        """Give all states that were visited, some at a time."""
+        yield list(self.visited)
+
+    def begin_wide(self, frontier: list[int]) -> WideLevels:
+        """Go on with words; raises Outgrown."""
+        from zaplock.engines.checking.wide_levels import WideLevels
+
+        self.wide = WideLevels(self, frontier)
+        self.visited = set()
+        return self.wide
+
+    def divided(
+        self, frontier: list[int], number: int, jobs: int, look: Callable[[], None]
+    ) -> DividedLevels:
+        """Go on with the words that worker `number` of `jobs` has; raises Outgrown."""
+        from zaplock.engines.checking.divided_levels import DividedLevels
+
+        self.wide = wide = DividedLevels(self, frontier, number=number, jobs=jobs, look=look)
+        self.visited = set()
+        return wide
 
     def expand(self, frontier: list[int]) -> list[int]:
         """Return the new states one transition away from those given (and remember them)."""

@@ -8,6 +8,7 @@ to six in ten, once it has outgrown its first table.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -101,6 +102,20 @@ class HashSet(_Slots):
         held: Words = self._slots[self._slots != NOTHING]
         return held
 
+    def parts(self) -> Iterator[Words]:
+        """Give all keys, some at a time."""
+        held = self.keys()
+        for first in range(0, len(held), _BATCH):
+            yield held[first : first + _BATCH]
+
+    def move(self, moved: Callable[[Words], Words]) -> None:
+        """Replace each key by another."""
+        held = self.keys()
+        self._held = 0
+        self._resize(_FIRST_BITS)
+        for first in range(0, len(held), _BATCH):
+            self.add(moved(held[first : first + _BATCH]))
+
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
         bits = self._bits_for(self._held + len(keys))
@@ -148,9 +163,12 @@ class HashMap(_Slots):
         self._values[where] = values
         self._held += len(keys)
 
-    def drop(self, mask: np.uint64, value: np.uint64) -> None:
-        """Take out the keys that are `value` under a mask."""
-        self._lay_out(self._bits, (self._slots != NOTHING) & (self._slots & mask != value))
+    def drop(self, mask: np.uint64, values: Words) -> None:
+        """Take out the keys that are one of some values under a mask."""
+        held = self._slots != NOTHING
+        kept = held & ~np.isin(self._slots & mask, values)
+        if np.count_nonzero(kept) < self._held:
+            self._lay_out(self._bits, kept)
 
     def _lay_out(self, bits: int, kept: Flags) -> None:
         keys, values = self._slots[kept], self._values[kept]

@@ -2,7 +2,7 @@
 
 Each cell of the store has a field of bits in the int; the values that a cell was ever seen with are
 numbered, and the field holds the number (0: the cell isn't there). So equal ints are equal states
-and nothing is left to a hash; a state costs some 100 bytes; a transition is one XOR; "the cells
+and nothing is left to a hash; a state costs some 80 bytes; a transition is one XOR; "the cells
 that this step looks at" is one AND.
 
 New cells take new bits above the old ones and a field that runs out of numbers takes more bits, so
@@ -32,8 +32,9 @@ from zaplock.model.store import ABSENT, Cells, OrderedCells, Store
 KEYS: Final = "\0keys"
 """The name of the field that holds which keys a container has."""
 
-CHUNK = 6
-"""Bits that a field starts with and grows by."""
+CHUNK = 3
+"""Bits that a field starts with and grows by. Most cells have few values, and ints of fewer bits
+are masked, hashed and compared in less time."""
 
 
 class StateField:
@@ -100,8 +101,8 @@ class StateLayout:
 
     @property
     def bits(self) -> int:
-        """How many bits a state has so far."""
-        return self.reserved + CHUNK * len(self.owners)
+        """How many bits a state has so far. Of chunks in between another process may tell later."""
+        return self.reserved + CHUNK * (max(self.owners, default=-1) + 1)
 
     def take(self, field: StateField) -> int:
         """Give `field` the next free chunk and return its shift."""
@@ -140,6 +141,7 @@ class PackedStore:
         self.fields: dict[str, Fields] = {}
         self.key_fields: dict[str, StateField] = {}
         self.current = 0
+        self.written_mask = 0
         self.announce: Callable[[str], None] | None = None
         self.adopt()
 
@@ -205,20 +207,26 @@ class PackedStore:
         return mask
 
     def commit(self) -> int:
-        """Take in what was written since `begin`; return old XOR new. Raises NotFrozen."""
+        """Take in what was written since `begin`; return old XOR new. Raises NotFrozen.
+
+        `written_mask` has the bits of these cells then, and `writes` is for what comes after.
+        """
         before = after = self.current
+        written_mask = 0
         for field in self.writes:
             if field.is_keys:
                 value = self._keys_of(field.container)
             else:
                 value = self.cells[field.container].get(field.key, ABSENT)
             code = field.code(value)  # before the mask: it may grow
+            written_mask |= field.mask
             after = after & ~field.mask | code
-        self.current = after
+        self.current, self.written_mask = after, written_mask
+        self.writes.clear()
         return before ^ after
 
     def take_back(self, state: int) -> None:
-        """Bring what was written since `begin` back to what it is in `state`, uncommitted."""
+        """Bring what was written and not committed back to what it is in `state`."""
         for field in self.writes:
             self._set(field, field.values[state & field.mask])
 
@@ -226,16 +234,17 @@ class PackedStore:
         """Bring the store into `state`, touching only what differs."""
         state &= ~self.low_mask
         differs = self.current ^ state
-        owner = self.layout.owner
+        owners, first, cells = self.layout.owners, self.layout.reserved + 1, self.cells
         while differs:
-            field = owner(differs.bit_length() - 1)  # from the top, so that the rest gets smaller
+            # From the top, so that the rest gets smaller.
+            field = owners[(differs.bit_length() - first) // CHUNK]
             mask = field.mask
             differs ^= differs & mask
             value = field.values[state & mask]
             if field.is_keys or value is ABSENT:
                 self._set(field, value)
             else:
-                self.cells[field.container][field.key] = value
+                cells[field.container][field.key] = value
         self.current = state
 
     def completed(self, state: int, mask: int) -> int:

@@ -29,9 +29,17 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, NamedTuple, Protocol
 
+from zaplock.engines.checking import exhaustive
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.divided_levels import (
+    DividedLevels,
+    WordParcel,
+    owner_of,
+    pack,
+    unpack,
+)
 from zaplock.engines.checking.exhaustive import (
     SLICE,
     Search,
@@ -43,6 +51,7 @@ from zaplock.engines.checking.on_disk import DiskLimits, SearchOnDisk
 from zaplock.engines.checking.packed_states import StateField
 from zaplock.engines.checking.positions import Node
 from zaplock.engines.checking.transitions import TransitionTable
+from zaplock.engines.checking.wide_levels import Outgrown
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import exact
 from zaplock.model.violations import Invariant, Violation
@@ -63,12 +72,24 @@ News = tuple[Key, Any, int]
 Message = tuple[Any, ...]
 
 
+class StateParcel(NamedTuple):
+    """States for another worker, packed."""
+
+    many: int
+    states: bytes
+
+
+Parcel = StateParcel | WordParcel
+
+
 class PartCounts(NamedTuple):
     """How far a worker has come; `limit`: which one it has met, "" if none."""
 
     states: int = 0
     transitions: int = 0
     endings: int = 0
+    had_frontier: bool = False
+    """Were there own states to expand in this level?"""
     has_frontier: bool = False
     limit: str = ""
     occupied_bytes: int = 0
@@ -110,9 +131,10 @@ class Forked:
         context = multiprocessing.get_context("fork")
         self.connections: list[Connection] = []
         self.processes = []
+        stores = ~search.table.packed.low_mask
         for number in range(jobs):
             mine, theirs = context.Pipe()
-            own = [state for state in frontier if owner_of(state, jobs) == number]
+            own = [state for state in frontier if owner_of(state & stores, jobs) == number]
             process = context.Process(
                 target=_forked,
                 args=(theirs, [*self.connections, mine], search, own, number, jobs, os.getpid()),
@@ -222,20 +244,20 @@ class _Parent:
 
     def run(self) -> Verdict:
         search = self.search
-        boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
+        boxes: list[list[Parcel]] = [[] for _ in range(self.jobs)]
         counts = [PartCounts(has_frontier=True)] * self.jobs
         while any(count.has_frontier for count in counts) or any(boxes):
             self._send("level", boxes)
             boxes, counts = self._collect()
             self.occupied = sum(count.occupied_bytes for count in counts)
             states = self.base + sum(count.states for count in counts)
-            self._report(states, sum(len(blob) for box in boxes for blob in box))
+            self._report(states, sum(parcel.many for box in boxes for parcel in box))
             search.limit = search.limit or next((c.limit for c in counts if c.limit), "")
             if search.limit or (search.found and not search.all_violations):
                 self._send("absorb", boxes)
                 counts = self._collect()[1]
                 break
-            search.depth += 1
+            search.depth += any(count.had_frontier for count in counts)
         self._send("audit", [[] for _ in range(self.jobs)])
         self._collect()
         search.transitions += sum(count.transitions for count in counts)
@@ -254,7 +276,7 @@ class _Parent:
         elif resident_bytes() + self.occupied > search.limits.memory:
             search.limit = f"{search.limits.memory >> 20} MiB"
 
-    def _send(self, order: str, boxes: list[list[bytes]]) -> None:
+    def _send(self, order: str, boxes: list[list[Parcel]]) -> None:
         share = max(0, self.search.limits.memory - resident_bytes()) // self.jobs
         for number in range(self.jobs):
             news = self.log[self.told[number] :]
@@ -264,9 +286,9 @@ class _Parent:
             except OSError:
                 raise self.crew.lost(number) from None
 
-    def _collect(self) -> tuple[list[list[bytes]], list[PartCounts]]:
+    def _collect(self) -> tuple[list[list[Parcel]], list[PartCounts]]:
         """Answer questions until every worker has finished the level."""
-        boxes: list[list[bytes]] = [[] for _ in range(self.jobs)]
+        boxes: list[list[Parcel]] = [[] for _ in range(self.jobs)]
         counts: dict[int, PartCounts] = {}
         while len(counts) < self.jobs:
             for number, message in self.crew.answers():
@@ -280,8 +302,8 @@ class _Parent:
                 else:
                     _, outboxes, counts[number], found, sometimes = message
                     self._take(found, sometimes)
-                    for owner, blob in outboxes:
-                        boxes[owner].append(blob)
+                    for owner, parcel in outboxes:
+                        boxes[owner].append(parcel)
         return boxes, [counts[number] for number in range(self.jobs)]
 
     def _take(self, found: list[tuple[Invariant, str]], sometimes: set[str]) -> None:
@@ -358,7 +380,7 @@ def serve(wire: Wire, search: Search, frontier: list[int], number: int, jobs: in
 
 
 class _Worker:
-    """One part of the states, by the hash that is their value modulo the number of workers."""
+    """One part of the states, by the hash of what the store holds in them."""
 
     def __init__(
         self, wire: Wire, search: Search, frontier: list[int], number: int, jobs: int
@@ -372,7 +394,12 @@ class _Worker:
         self.base = search.states
         self.handed_over: Sequence[set[int]] = (set(), set())
         """Others' states that this level and the one before it have met: none is sent again."""
+        self.wide: DividedLevels | None = None
+        self.may_be_wide = True
+        self.stores_of: dict[int, dict[int, int]] = {}
+        """What the store holds, by who has sent that and its number there."""
         search.set_apart()
+        search.progress = None
         search.transitions = search.endings = 0
         search.found = {}
         table = search.table
@@ -417,7 +444,7 @@ class _Worker:
 
         return number
 
-    def obey(self, order: str, news: list[News], blobs: list[bytes], memory: int) -> None:
+    def obey(self, order: str, news: list[News], parcels: list[Parcel], memory: int) -> None:
         """Learn what others met, take in states, and for a "level" expand and hand over."""
         self.known.update((key, answer) for key, _, answer in news)
         for key, value, _ in news:
@@ -427,36 +454,106 @@ class _Worker:
         if order == "audit":
             self.wire.send(("audited", search.table.auditor.finish()))
             return
-        for blob in blobs:
-            self.frontier += search.take_in(unpack(blob))
-        self.handed_over = (self.handed_over[1], set())
-        found, limit = self._expand() if order == "level" else (self.frontier, "")
-        outboxes = self._outboxes()
-        self.frontier = found
+        for parcel in parcels:
+            self._take_in(parcel)
+        if self.wide is not None:
+            self.wide.settle(self.wide.ahead)
+        had_frontier, outboxes = self._has_frontier(), list[tuple[int, Parcel]]()
+        if order == "level" and not search.limit:
+            outboxes = self._level()
         counts = PartCounts(
             search.states - self.base,
             search.transitions,
             search.endings,
-            bool(self.frontier),
-            limit,
+            had_frontier,
+            self._has_frontier(),
+            search.limit,
             resident_bytes(),
         )
         self.wire.send(("done", outboxes, counts, list(search.found), search.table.seen_sometimes))
 
-    def _expand(self) -> tuple[list[int], str]:
-        """Expand the frontier in slices; return the own states found, and what has ended that."""
+    def _take_in(self, parcel: Parcel) -> None:
+        """Take in states that others have found."""
+        if isinstance(parcel, WordParcel):
+            parcel.add_to(self.stores_of.setdefault(parcel.sender, {}))
+        if self.wide is not None:
+            try:
+                if isinstance(parcel, WordParcel):
+                    self.wide.receive(parcel, self.stores_of[parcel.sender])
+                else:
+                    self.wide.receive_states(unpack(parcel.states))
+                return
+            except Outgrown:
+                found = self._by_states()  # of this level still, from the parcels before
+                self.frontier += found
+        if isinstance(parcel, WordParcel):
+            states = parcel.states(self.stores_of[parcel.sender])
+        else:
+            states = unpack(parcel.states)
+        self.frontier += self.search.take_in(states)
+
+    def _has_frontier(self) -> bool:
+        return bool(self.frontier) if self.wide is None else self.wide.has_frontier()
+
+    def _level(self) -> list[tuple[int, Parcel]]:
+        """Expand the own states of a level; return what is for others."""
+        parcels: list[tuple[int, Parcel]] = []
+        found: list[int] = []
+        if self.may_be_wide and len(self.frontier) * self.jobs >= exhaustive.WIDE:
+            self._begin_wide()
+        if self.wide is not None:
+            wide = self.wide
+            try:
+                wide.level()
+            except Outgrown:
+                parcels += wide.parcels()
+                found = self._by_states()
+            else:
+                parcels += wide.parcels()
+                if not self.search.limit and not wide.is_worth_it():
+                    self._by_states()
+                return parcels
+        self.handed_over = (self.handed_over[1], set())
+        self.frontier = found + self._expand()
+        return parcels + self._outboxes()
+
+    def _begin_wide(self) -> None:
+        self.may_be_wide = False
+        frontier, self.frontier = self.frontier, []
+        try:
+            self.wide = self.search.divided(frontier, self.number, self.jobs, self._look)
+        except Outgrown:
+            self.frontier = frontier
+
+    def _by_states(self) -> list[int]:
+        """Go on state by state; return what was found of the next level."""
+        assert self.wide is not None
+        search, wide = self.search, self.wide
+        self.frontier, found = search.by_states(wide)
+        if not search.limit:
+            self.wide = None
+            self.base += search.states - len(wide.visited)
+        return found
+
+    def _look(self) -> None:
+        if self.wire.poll():
+            raise EOFError("the parent is gone")
+
+    def _expand(self) -> list[int]:
+        """Expand the frontier in slices; return the own states found."""
         own: list[int] = []
         limits, search = self.search.limits, self.search
         for first in range(0, len(self.frontier), SLICE):
             if time.monotonic() - search.started > limits.seconds:
-                return own, f"{limits.seconds:g} s"
-            if search.memory_ahead() + self._to_hand_over() > search.memory:
-                return own, f"{limits.memory >> 20} MiB"
-            if self.wire.poll():
-                raise EOFError("the parent is gone")
+                search.limit = f"{limits.seconds:g} s"
+            elif search.memory_ahead() + self._to_hand_over() > search.memory:
+                search.limit = f"{limits.memory >> 20} MiB"
+            if search.limit:
+                break
+            self._look()
             found = search.expand(self.frontier[first : first + SLICE])
             own += search.settled(self._own(found))
-        return own, ""
+        return own
 
     def _to_hand_over(self) -> int:
         """Return what the states for others will take: a table that may double, and their bytes."""
@@ -465,37 +562,22 @@ class _Worker:
 
     def _own(self, found: list[int]) -> list[int]:
         """Return those of some new states that belong here; the others are to be handed over."""
-        number, jobs = self.number, self.jobs
+        number, jobs, stores = self.number, self.jobs, ~self.search.table.packed.low_mask
         own: list[int] = []
         others: list[int] = []
         for state in found:
-            (own if owner_of(state, jobs) == number else others).append(state)
+            (own if owner_of(state & stores, jobs) == number else others).append(state)
         self.search.visited.difference_update(others)
         before, now = self.handed_over
         now.update(state for state in others if state not in before)
         return own
 
-    def _outboxes(self) -> list[tuple[int, bytes]]:
+    def _outboxes(self) -> list[tuple[int, Parcel]]:
         """Pack what this level has found for each of the others."""
         by_owner: dict[int, list[int]] = {}
+        stores = ~self.search.table.packed.low_mask
         for state in self.handed_over[1]:
-            by_owner.setdefault(owner_of(state, self.jobs), []).append(state)
-        return [(owner, pack(states)) for owner, states in by_owner.items()]
-
-
-def owner_of(state: int, jobs: int) -> int:
-    """Return which worker a state belongs to; spread evenly, the same in every process."""
-    return (hash(state) * 0x9E3779B97F4A7C15 >> 40) % jobs
-
-
-def pack(states: list[int]) -> bytes:
-    """Write ints one after another, all as wide as the widest."""
-    width = (max(states).bit_length() + 7) // 8
-    body = b"".join([state.to_bytes(width, "little") for state in states])
-    return width.to_bytes(4, "little") + body
-
-
-def unpack(blob: bytes) -> list[int]:
-    """Read what `pack` wrote."""
-    width = int.from_bytes(blob[:4], "little")
-    return [int.from_bytes(blob[at : at + width], "little") for at in range(4, len(blob), width)]
+            by_owner.setdefault(owner_of(state & stores, self.jobs), []).append(state)
+        return [
+            (owner, StateParcel(len(states), pack(states))) for owner, states in by_owner.items()
+        ]

@@ -158,7 +158,7 @@ class TransitionTable:
                 everything = True
                 continue
             written = packed.commit()
-            row.written |= self._written_mask()
+            row.written |= packed.written_mask
             if outcome > 0 and (self.promises or self.sometimes):
                 violation = self._ask_promises(everything)
                 if self.adopt():
@@ -236,15 +236,9 @@ class TransitionTable:
         """Return the violation that a negative memo stands for."""
         return self.violations[-1 - memo]
 
-    def _written_mask(self) -> int:
-        mask = 0
-        for field in self.packed.writes:
-            mask |= field.mask
-        return mask
-
     def _ask_promises(self, everything: bool = False) -> Violation | None:
         """Ask what concerns the cells just written; the reads join the footprint of the step."""
-        written = self._written_mask()
+        written = self.packed.written_mask
         broken = None
         for promise in self.promises:
             if everything or written & promise.mask:

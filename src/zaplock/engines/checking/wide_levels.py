@@ -19,11 +19,12 @@ Cf. the tree compression of LTSmin (Laarman, van de Pol, Weber 2011), of which t
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from zaplock.engines.checking.hashed import NOTHING, HashMap, HashSet, Words
+from zaplock.engines.checking.hashed import NOTHING, Flags, HashMap, HashSet, Words
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.engines.checking.transitions import STAYS
 
@@ -49,6 +50,16 @@ _BREAKS: Final = _NO_CHANGE | 1 << 62
 
 _ODD: Final = np.uint64(_NO_CHANGE)
 _ZERO: Final = np.uint64(0)
+
+
+class Visited(Protocol):
+    """Words that were met."""
+
+    def __len__(self) -> int: ...
+    def add(self, keys: Words, /) -> Flags: ...
+    def parts(self) -> Iterator[Words]: ...
+    def move(self, moved: Callable[[Words], Words], /) -> None: ...
+    def bytes_to_come(self, more: int, /) -> int: ...
 
 
 class Outgrown(Exception):
@@ -114,6 +125,18 @@ class Words64:
             state |= (word >> shift & (1 << width) - 1) << POSITION_BITS * index
         return state
 
+    def laid_out(self, numbers: Words, words: Words, layout: Sequence[tuple[int, int]]) -> Words:
+        """Add to numbers in place the positions in words of another layout: (width, shift) each.
+
+        Raises Outgrown.
+        """
+        for (width, shift), mine, to in zip(layout, self.widths, self.shifts):
+            position = (words >> np.uint64(shift)) & np.uint64((1 << width) - 1)
+            if width > mine and len(position) and int(position.max()) >> mine:
+                raise Outgrown
+            numbers |= position << np.uint64(to)
+        return numbers
+
     def states(self, words: Words) -> list[int]:
         """Return the states that words stand for."""
         return [self.state(word) for word in words.tolist()]
@@ -122,12 +145,13 @@ class Words64:
 class WideLevels:
     """A search that was begun by `Search`, from a wide frontier on."""
 
-    def __init__(self, search: Search, frontier: list[int]) -> None:
+    def __init__(self, search: Search, frontier: list[int], visited: Visited | None = None) -> None:
         self.search = search
         self.table = search.table
         self.words = Words64(search.table)
-        self.visited = HashSet()
-        self.visited.add(self.words.words(list(search.visited)))
+        self.visited: Visited = HashSet() if visited is None else visited
+        for states in search.all_visited():
+            self.remember(states)
         self.frontier = self.words.words(frontier)
         self.found: list[Words] = []
         self.memos = [HashMap() for _ in self.table.tasks]
@@ -139,6 +163,10 @@ class WideLevels:
         self.asked = 0
         self.transitions = 0
 
+    def remember(self, states: list[int]) -> None:
+        """Take in states that were visited before."""
+        self.visited.add(self.words.words(states))
+
     def is_worth_it(self) -> bool:
         """Return whether few enough steps had to be asked of the transition table."""
         return self.transitions < ENOUGH_SEEN or self.asked * 2 < self.transitions
@@ -148,34 +176,41 @@ class WideLevels:
 
         Raises Outgrown; what is left can be given back.
         """
-        search = self.search
         while len(self.frontier):
-            if search.is_at_limit(len(self.frontier) + sum(map(len, self.found))):
+            if self.search.is_at_limit(len(self.frontier) + sum(map(len, self.found))):
                 return False
+            self.expand()
+        self.frontier, self.found = np.concatenate(self.found), []
+        return True
+
+    def expand(self) -> None:
+        """Explore a batch of the frontier; raises Outgrown as `level` does."""
+        while True:
             words = self.frontier[:BATCH]
             try:
                 columns = self._changes(words)
             except Outgrown:
-                self._lay_out_anew()
+                self.lay_out_anew()
                 continue
             self.found.append(self._take(words, columns))
             self.frontier = self.frontier[BATCH:]
             if sum(map(len, self.found)) >= BATCH:
                 self.table.auditor.look_in()
-        self.frontier, self.found = np.concatenate(self.found), []
-        return True
+            return
 
-    def given_back(self) -> tuple[set[int], list[int], list[int]]:
-        """Return all states, those left of the frontier, and those of the next that were found."""
+    def given_back(self) -> Iterator[list[int]]:
+        """Give all states that were visited, some at a time."""
+        for part in self.visited.parts():
+            yield self.words.states(part)
+
+    def left(self) -> tuple[list[int], list[int]]:
+        """Return the states left of this level, and those of the next that were found."""
         found = [state for part in self.found for state in self.words.states(part)]
-        visited, words = set[int](), self.visited.keys()
-        for first in range(0, len(words), BATCH):
-            visited.update(self.words.states(words[first : first + BATCH]))
-        return visited, self.words.states(self.frontier), found
+        return self.words.states(self.frontier), found
 
     def bytes_given_back(self) -> int:
-        """Return what `given_back` adds to what this process occupies."""
-        state = sys.getsizeof(self.words.state(int(self.frontier[0])))
+        """Return what the states of `given_back` occupy in a set."""
+        state = sys.getsizeof(self.words.stores[-1])
         return len(self.visited) * (state + SET_BYTES)
 
     def bytes_to_come(self) -> int:
@@ -183,26 +218,23 @@ class WideLevels:
         memos = sum(memo.bytes_to_come(BATCH) for memo in self.memos)
         return self.visited.bytes_to_come(len(self.memos) * BATCH) + memos
 
-    def _lay_out_anew(self) -> None:
+    def lay_out_anew(self) -> None:
         """Give numbers more bits, in all words that there are; raises Outgrown."""
         words, before = self.words, list(zip(self.words.widths, self.words.shifts))
         low = np.uint64(words.low)
         words.lay_out()
 
         def moved(old: Words) -> Words:
-            new: Words = (old >> low) << np.uint64(words.low)
-            for (width, shift), to in zip(before, words.shifts):
-                position = (old >> np.uint64(shift)) & np.uint64((1 << width) - 1)
-                new |= position << np.uint64(to)
-            return new
+            return words.laid_out((old >> low) << np.uint64(words.low), old, before)
 
-        visited = self.visited.keys()
-        self.visited = HashSet()
-        for first in range(0, len(visited), BATCH):
-            self.visited.add(moved(visited[first : first + BATCH]))
+        self.move(moved)
+        self.memos = [HashMap() for _ in self.memos]
+
+    def move(self, moved: Callable[[Words], Words]) -> None:
+        """Replace all words that there are."""
+        self.visited.move(moved)
         self.frontier = moved(self.frontier)
         self.found = [moved(part) for part in self.found]
-        self.memos = [HashMap() for _ in self.memos]
 
     def _take(self, words: Words, columns: list[Words]) -> Words:
         """Go where the changes lead; return the words that are new."""
@@ -255,10 +287,13 @@ class WideLevels:
 
     def _drop_outdated(self) -> None:
         """Have steps run again that the table no longer remembers: it audits what it does."""
+        by_task: dict[int, list[int]] = {}
         for index, position in self.outdated:
+            by_task.setdefault(index, []).append(position << self.words.shifts[index])
+        for index, positions in by_task.items():
             width, shift = self.words.widths[index], self.words.shifts[index]
             mask = np.uint64(((1 << width) - 1) << shift)
-            self.memos[index].drop(mask, np.uint64(position << shift))
+            self.memos[index].drop(mask, np.array(positions, dtype=np.uint64))
         self.outdated.clear()
 
     def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:

@@ -188,7 +188,7 @@ class TimedEngine:
         timer = heappop(heap)
         while True:
             thread = slots[timer & mask]
-            if thread.timer != timer:
+            if thread.timer is not timer:
                 timer = heappop(heap)
                 continue
             now = timer >> bits
@@ -205,6 +205,7 @@ class TimedEngine:
                         continue
             clock.now = now
             send, result = thread.send, thread.result
+            # From here to the next thread `timer` is this thread's slot at the time it is now.
             while True:
                 try:
                     step = send(result)
@@ -295,7 +296,7 @@ class TimedEngine:
                     thread.result = None
                     if len(fresh) > fresh_max:
                         self.recorder.pack()
-                    thread.timer = timer = now + step.ns + latency_ns << bits | thread.slot
+                    thread.timer = timer = timer + (step.ns + latency_ns << bits)
                     timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
@@ -317,10 +318,9 @@ class TimedEngine:
                         break
                     result, price, thread.left_ns = thread.result, thread.left_ns, 0
                 if price:
-                    end = now + price
-                    timer = end << bits | thread.slot
+                    timer += price << bits
                     if timer < heap[0]:
-                        clock.now = now = end
+                        clock.now = now = timer >> bits
                     else:
                         thread.result = result
                         thread.timer = timer

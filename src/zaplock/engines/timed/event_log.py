@@ -9,8 +9,9 @@ columns of `zaplock.trace.events` in numpy, without a loop over events.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,32 @@ def thread_code(tid: int, cpu: int) -> int:
     return tid << _TID | cpu << _CPU
 
 
+_ARGUMENTS = ("address", "length", "detail", "result")
+
 FRESH_MAX = 1 << 20
 """How many numbers the engine lets `fresh` grow to before it calls `pack`."""
+
+
+class EventRange(NamedTuple):
+    """A place in a log: so many events and so many address spaces were there."""
+
+    events: int
+    mms: int
+
+
+class EventPattern(NamedTuple):
+    """Events that came twice, and by how much the second time differs: (times, codes), arguments.
+
+    `rows` are those of the second time that have arguments, counted from its first.
+    """
+
+    last: NDArray[Any]
+    step: NDArray[Any]
+    rows: NDArray[Any]
+    last_arguments: NDArray[Any]
+    argument_step: NDArray[Any]
+    last_mms: tuple[int, ...]
+    mm_step: tuple[int, ...]
 
 
 class EventLog:
@@ -55,14 +80,13 @@ class EventLog:
         self._packed_length = 0
         self._rows = array("q")
         self._arguments: list[tuple[int, int, int, int]] = []
+        self._repeated: list[tuple[NDArray[Any], NDArray[Any]]] = []
         self._operations: dict[str, int] = {}
-        self._mms: list[int] = []
+        self._mms: dict[int, int] = {}
 
     def lock_code(self, mm: int) -> int:
         """Return the part of an event's code that names the mmap_lock of `mm`; never 0."""
-        if mm not in self._mms:
-            self._mms.append(mm)
-        return self._mms.index(mm) + 1 << _SUBJECT
+        return self._mms.setdefault(mm, len(self._mms) + 1) << _SUBJECT
 
     def mark(self, now_ns: int, code: int, mark: MarkStep) -> None:
         """Record that an operation or a fault begins or ends."""
@@ -109,6 +133,62 @@ class EventLog:
         self._packed_length += len(self.fresh)
         self.fresh.clear()
 
+    @property
+    def end(self) -> EventRange:
+        """Where the next event will stand."""
+        return EventRange(len(self), len(self._mms))
+
+    def pattern(self, first: EventRange, middle: EventRange, ns: int) -> EventPattern | None:
+        """Return what came between `first` and `middle` and again, `ns` later, since then.
+
+        None if the second time isn't like the first, or where the events are packed already. What
+        may differ are arguments, and which address space a lock belongs to, if each time has its
+        own ones.
+        """
+        packed, count = self._packed_length // 2, middle.events - first.events
+        new_mms = middle.mms - first.mms
+        if first.events < packed or len(self) - middle.events != count:
+            return None
+        if len(self._mms) - middle.mms != new_mms:
+            return None
+        both = np.array(self.fresh[2 * (first.events - packed) :], np.int64).reshape(-1, 2)
+        last, step = both[count:], both[count:] - both[:count]
+        moved = step[:, 1] != 0
+        on_lock = last[:, 1] & 15 <= EventKind.RELEASED
+        alike = (step[:, 0] == ns).all() and (step[moved, 1] == new_mms << _SUBJECT).all()
+        mms = list(self._mms)[first.mms :]
+        mm_step = {b - a for a, b in zip(mms, mms[new_mms:])}
+        begin, half = bisect_left(self._rows, first.events), bisect_left(self._rows, middle.events)
+        rows = np.array(self._rows[begin:], np.int64)
+        once, twice = rows[: half - begin] - first.events, rows[half - begin :] - middle.events
+        alike = alike and on_lock[moved].all() and len(mm_step) < 2 and np.array_equal(once, twice)
+        if not alike:
+            return None
+        arguments = np.array(self._arguments[begin:], np.int64).reshape(-1, 4)
+        now = arguments[len(once) :]
+        return EventPattern(
+            last, step, twice, now, now - arguments[: len(once)], tuple(mms[new_mms:]), (*mm_step,)
+        )
+
+    def repeat(self, pattern: EventPattern, times: int) -> None:
+        """Record so many more repetitions of a pattern, which ends with the newest event."""
+        self.pack()
+        nth = np.arange(1, times + 1)[:, None, None]
+        count = len(pattern.last)
+        first_rows = len(self) + (nth[:, :, 0] - 1) * count
+        self._repeated.append(
+            (
+                (first_rows + pattern.rows).ravel(),
+                (pattern.last_arguments + nth * pattern.argument_step).reshape(-1, 4),
+            )
+        )
+        self._packed.append((pattern.last + nth * pattern.step).ravel())
+        self._packed_length += 2 * count * times
+        for step_mm in pattern.mm_step:
+            for number in range(1, times + 1):
+                for mm in pattern.last_mms:
+                    self.lock_code(mm + number * step_mm)
+
     def __len__(self) -> int:
         return (self._packed_length + len(self.fresh)) // 2
 
@@ -139,8 +219,11 @@ class EventLog:
         columns["op"][:] = np.where(is_op, subject - 1, NO_OP)
         rows = np.array(self._rows, np.int64)
         arguments = list(zip(*self._arguments)) or [(), (), (), ()]
-        for name, values in zip(("address", "length", "detail", "result"), arguments):
+        for name, values in zip(_ARGUMENTS, arguments):
             columns[name][rows] = np.array(values, EVENT[name])
+        for rows, repeated in self._repeated:
+            for name, column in zip(_ARGUMENTS, repeated.T):
+                columns[name][rows] = column
         return columns
 
 

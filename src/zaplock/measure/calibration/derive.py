@@ -5,7 +5,8 @@ of it. So each unit is a raw figure less the units that it contains. The sum alw
 can't be told apart is shared out, never lost. A difference that noise made negative is 0.
 
 Pages: an unmap per page is zap + free + free_table / 512, where free_table comes from a mapping
-with one page in each table, and zap from an unmap while a forked child keeps the pages.
+with one page in each table, and zap from an unmap while a forked child keeps the pages. Of huge
+pages the raw figures are without the call already.
 """
 
 from __future__ import annotations

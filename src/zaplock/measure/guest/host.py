@@ -15,6 +15,7 @@ import subprocess
 from dataclasses import replace
 
 from zaplock.errors import UserError
+from zaplock.measure import memory
 from zaplock.measure.guest import build, capsule, qemu
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, arguments
 from zaplock.recorder import tracefs
@@ -26,8 +27,13 @@ _BUFFER_KB = 8192
 
 
 def run(plan: GuestPlan) -> GuestRun:
-    """Run a plan on this machine's kernel. Raises UserError without root, or if the probe fails."""
+    """Run a plan on this machine's kernel.
+
+    Raises UserError without root, where the mapping does not fit (huge pages: into the pool as it
+    is), or if the probe fails.
+    """
     plan = replace(plan, kernel=HOST, exact=False)
+    memory.require(plan.length, plan.backing)
     with (
         tracefs.opened() as root,
         tracefs.Instance(root, buffer_kb=_BUFFER_KB) as instance,

@@ -115,19 +115,26 @@ static int has_kprobes(void)
 	return probe_command("p:zaplock_try/down_read down_read\n") && probe_command("-:zaplock_try/down_read\n");
 }
 
-static int has_graph(void)
+static int offers_graph(const char *folder)
 {
 	char path[256];
 
-	snprintf(path, sizeof(path), "%s/available_tracers", tracefs);
-	return in_guest && file_has(path, "function_graph");
+	snprintf(path, sizeof(path), "%s/available_tracers", folder);
+	return file_has(path, "function_graph");
+}
+
+/* An instance has the tracer from 6.13 on. Before, it works at the top level, which is the guest's to
+ * use, never the host's. */
+static int has_graph(void)
+{
+	return offers_graph(instance) || (in_guest && offers_graph(tracefs));
 }
 
 enum { TRACEPOINTS = 1, KPROBES = 2, GRAPH = 4 };
 static int lock_ways;
 
 /* Choose where lock events come from: `way` is auto, tracepoints, kprobes, function_graph, all or
- * none. To be known before there is an instance: function_graph has none of its own. */
+ * none. An instance that lacks function_graph is left for the top level. */
 static void locks_choose(const char *way)
 {
 	if (!strcmp(way, "auto"))
@@ -138,6 +145,8 @@ static void locks_choose(const char *way)
 		lock_ways = has_tracepoints() ? TRACEPOINTS : 0;
 	else
 		lock_ways = !strcmp(way, "kprobes") ? KPROBES : !strcmp(way, "function_graph") && has_graph() ? GRAPH : 0;
+	if (lock_ways & GRAPH && !offers_graph(instance))
+		trace_at_the_top();
 }
 
 /* Switch the lock events on. */
@@ -178,9 +187,8 @@ static void locks_save(void)
 /* Say which features that a judgement can use this kernel has: lines of name=0 or 1. */
 static void features_save(void)
 {
-	char tracers[256], probes[256], calls[320], sched[320], faults[320];
+	char probes[256], calls[320], sched[320], faults[320];
 
-	snprintf(tracers, sizeof(tracers), "%s/available_tracers", tracefs);
 	snprintf(probes, sizeof(probes), "%s/kprobe_events", tracefs);
 	snprintf(calls, sizeof(calls), "%s/events/syscalls/sys_enter_munmap", tracefs);
 	snprintf(sched, sizeof(sched), "%s/events/sched/sched_switch", tracefs);
@@ -189,7 +197,7 @@ static void features_save(void)
 		"tracefs=%d\nmmap_lock=%d\nkprobe_events=%d\nkallsyms=%d\nfunction_graph=%d\n"
 		"syscalls=%d\nsched=%d\npage_fault_user=%d\nhung_task=%d\nhugetlb=%d\n",
 		has_tracefs(tracefs), has_tracepoints(), !access(probes, F_OK),
-		!access("/proc/kallsyms", F_OK), file_has(tracers, "function_graph"),
+		!access("/proc/kallsyms", F_OK), has_graph(),
 		!access(calls, F_OK), !access(sched, F_OK), !access(faults, F_OK),
 		!access("/proc/sys/kernel/hung_task_timeout_secs", F_OK),
 		!access("/proc/sys/vm/nr_hugepages", F_OK));

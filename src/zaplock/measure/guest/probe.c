@@ -262,9 +262,9 @@ int main(int argc, char **argv)
 	if (shared == MAP_FAILED)
 		die("cannot map %zu bytes", sizeof(*shared));
 	read_lanes(option("bystanders", ""));
-	locks_choose(trace && !graph ? option("locks", "auto") : "none");
 	if (trace)
 		trace_make(option("instance", "zaplock-probe"), number("buffer_kb", 8192));
+	locks_choose(trace && !graph ? option("locks", "auto") : "none");
 	capsule_phase(1);
 	pid = start();
 	trace_save_tasks();

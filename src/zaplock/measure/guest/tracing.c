@@ -96,23 +96,34 @@ static void trace_filter(const char *file, const char *functions)
 	}
 }
 
-#include "lockprobes.c"
+static long trace_buffer_kb;
 
-static void trace_make(const char *name, long buffer_kb)
+static void trace_set_up(void)
 {
 	char number[32];
 
-	if (lock_ways & GRAPH) {
-		snprintf(instance, sizeof(instance), "%s", tracefs);
-	} else {
-		snprintf(instance, sizeof(instance), "%s/instances/%s", tracefs, name);
-		if (mkdir(instance, 0700) && errno != EEXIST)
-			die("cannot make the trace instance %s", instance);
-	}
-	snprintf(number, sizeof(number), "%ld", buffer_kb);
+	snprintf(number, sizeof(number), "%ld", trace_buffer_kb);
 	if (!trace_set("trace_clock", "mono") || !trace_set("buffer_size_kb", number))
 		die("cannot set up the trace instance %s", instance);
 }
+
+static void trace_make(const char *name, long buffer_kb)
+{
+	snprintf(instance, sizeof(instance), "%s/instances/%s", tracefs, name);
+	if (mkdir(instance, 0700) && errno != EEXIST)
+		die("cannot make the trace instance %s", instance);
+	trace_buffer_kb = buffer_kb;
+	trace_set_up();
+}
+
+static void trace_at_the_top(void)
+{
+	rmdir(instance);
+	snprintf(instance, sizeof(instance), "%s", tracefs);
+	trace_set_up();
+}
+
+#include "lockprobes.c"
 
 /* Keep out what the rest of the machine does: on a busy host it would fill the buffers. Threads of
  * the target and the foreign readers are all there by now. What a stranger does to the target's lock
@@ -124,7 +135,7 @@ static void trace_only_ours(const struct lane *lanes, int nr_lanes, int target)
 
 	for (i = 0; i < nr_lanes; i++)
 		length += snprintf(pids + length, sizeof(pids) - length, " %d", lanes[i].tid);
-	if (!trace_set("set_event_pid", pids))
+	if (!trace_set("set_event_pid", pids) || (lock_ways & GRAPH && !trace_set("set_ftrace_pid", pids)))
 		die("cannot narrow the trace instance %s", instance);
 }
 
