@@ -1,5 +1,6 @@
 """The doctor tells what is there, and each missing thing with what mends it."""
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.recorder import ahead, doctor
-from zaplock.recorder.tracefs import Instance, opened
+from zaplock.recorder.tracefs import Instance, _why_not, opened
 
 pytestmark = pytest.mark.root
 
@@ -95,3 +96,12 @@ os.execv(sys.executable, [sys.executable, "-P", "-m", "zaplock", "doctor", "--js
     assert told["root"]["seen"] == "user 0, CAP_SYS_ADMIN missing"
     assert told["root"]["mend"].endswith("--cap-add SYS_ADMIN")
     assert told["ptrace"]["mend"].endswith("--cap-add SYS_PTRACE")
+
+
+def test_a_root_who_may_not_mount_is_told_how_to_start_the_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    denied = PermissionError(errno.EPERM, "no")
+    assert _why_not(denied).endswith("--privileged, or --cap-add SYS_ADMIN")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert _why_not(denied).endswith("with sudo")

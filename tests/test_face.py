@@ -88,6 +88,11 @@ def test_what_there_is_is_named_and_explained() -> None:
             assert one.__doc__, f"{name} has no docstring"
 
 
+def test_the_help_of_release_names_the_default_that_it_has() -> None:
+    bound = inspect.signature(release).parameters["max_stall_ns"].default
+    assert f"max_stall_ns={bound:_}," in inspect.getdoc(release).partition("\n")[0]  # type: ignore[union-attr]
+
+
 def test_a_project_outside_runs_as_it_is_typed(tmp_path: Path) -> None:
     project.frees()
     project.compares(tmp_path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +29,7 @@ from zaplock.fleet.report import CAUSE, FleetReport, changes_of, report
 from zaplock.fleet.simulate import Made, days_of, fleet_of, simulate_fleet
 from zaplock.fleet_store.store import FleetStore
 from zaplock.lab import profiles
-from zaplock.views.fleet_page import render
+from zaplock.views.fleet_page import charts, render
 
 HOSTS, SEED = 120, 4
 FEW = ["--kernel", "6.6", "--most", "1", "--to", "linux-6.18"]
@@ -173,6 +176,18 @@ def test_the_page_works_offline(found: FleetReport) -> None:
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("<script>") == 2, "its tables' own, which the policy names by their hashes"
     assert page.count("sha256-") == 2
+
+
+def test_a_unit_without_waits_under_a_kernel_has_its_square(found: FleetReport) -> None:
+    """Squares that aren't there would let the next ones stand in their place."""
+    drawn = next(chart for chart in charts(found) if "by unit and kernel" in chart.title).light
+    picture = base64.b64decode(drawn.partition(",")[2]).decode()
+    bars = re.findall(r'aria-label="waited at least: ([^;]+); waits: (\d+)', picture)
+    keys = [found.lengths[name].n_unique() for name in ("unit", "kernel", "from_ns")]
+    assert len(bars) == math.prod(keys)
+    waits = [int(count) for _, count in bars]
+    assert sum(waits) == found.lengths["waits"].sum()
+    assert 0 in waits
 
 
 def kill_the_first_worker(task: tuple[str, int]) -> int:

@@ -28,7 +28,7 @@ from zaplock.recorder.lock_events import (
 )
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.targets import check_namespace
-from zaplock.recorder.tracefs import Instance, Tracefs, left_over, mounted, opened
+from zaplock.recorder.tracefs import Instance, Tracefs, given, left_over, mounted, opened
 from zaplock.strangers import read_text
 
 
@@ -119,14 +119,11 @@ def _rights(may_open: bool) -> Finding:
     ok = admin or (may_open and _may(_PERFMON))
     seen = f"user {os.geteuid()}, CAP_SYS_ADMIN {'held' if admin else 'missing'}"
     use = "record --stacks" if may_open else "open tracefs"
-    return Finding("root", ok, seen, use, "" if ok else _given("SYS_ADMIN"), not may_open)
+    return Finding("root", ok, seen, use, "" if ok else _mend("SYS_ADMIN"), not may_open)
 
 
-def _given(capability: str) -> str:
-    """Return what gives us a capability: sudo is no help to a root who has been left few."""
-    if os.geteuid():
-        return _SUDO
-    return f"start the container with --privileged, or --cap-add {capability}"
+def _mend(capability: str) -> str:
+    return _SUDO if os.geteuid() else given(capability)
 
 
 def _namespace() -> Finding:
@@ -273,7 +270,7 @@ def _ptrace() -> Finding:
     """To find a target's mm, its pagemap is opened; cmdline serves where that is forbidden."""
     ok = _may(_SYS_PTRACE)
     seen = f"CAP_SYS_PTRACE {'held' if ok else 'missing'}"
-    mend = "" if ok else _given("SYS_PTRACE")
+    mend = "" if ok else _mend("SYS_PTRACE")
     return Finding("ptrace", ok, seen, "other users' processes with -p", mend)
 
 

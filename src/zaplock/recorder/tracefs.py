@@ -118,12 +118,19 @@ def _detached_mount() -> int:
 
 def _why_not(error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES):
-        return "tracefs can't be opened without root: run the same command with sudo"
+        if os.geteuid():
+            return "tracefs can't be opened without root: run the same command with sudo"
+        return f"tracefs can't be opened with the rights that root has here: {given('SYS_ADMIN')}"
     if error.errno == errno.ENODEV:
         return "this kernel has no tracefs (CONFIG_TRACING): boot a distribution's kernel"
     if error.errno == errno.ENOSYS:
         return "tracefs is not mounted: run 'sudo mount -t tracefs tracefs /sys/kernel/tracing'"
     return f"tracefs can't be mounted ({error.strerror}): run 'zaplock doctor'"
+
+
+def given(capability: str) -> str:
+    """Say what gives a capability to a root who has been left few: sudo is no help to them."""
+    return f"start the container with --privileged, or --cap-add {capability}"
 
 
 class Instance:

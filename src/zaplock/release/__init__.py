@@ -1,4 +1,4 @@
-"""`zaplock.release(buffer, length=None, *, max_stall_ns=10_000_000, unmap=True)` frees huge memory.
+"""`zaplock.release(buffer, length=None, *, max_stall_ns=5_000_000, unmap=True)` frees huge memory.
 
 Nobody in the process is stalled by it: pages go in paced pieces. `buffer` is a numpy array, a
 memoryview or another writable buffer, an `mmap.mmap`, a `SharedMemory`, or an address with its

@@ -42,11 +42,17 @@ def render(report: FleetReport) -> str:
         "fleet.html.j2",
         styles=["page.css"],
         scripts=["tables.js", "fleet.js"],
-        title=f"fleet {report.url}",
+        title=f"Who waited in the fleet {report.url}",
         answer=list(answer(report)),
-        charts=[*_lengths(report), *_days(report)],
+        charts=list(charts(report)),
         grids=list(report_tables(report, _ROWS)),
     )
+
+
+def charts(report: FleetReport) -> Iterator[Chart]:
+    """Draw how long the waits of each unit are, and how much it waited day by day."""
+    yield from _lengths(report)
+    yield from _days(report)
 
 
 def _lengths(report: FleetReport) -> Iterator[Chart]:
@@ -57,17 +63,22 @@ def _lengths(report: FleetReport) -> Iterator[Chart]:
     if rows.is_empty():
         return
     edges = [duration(edge) for edge in sorted(set(rows["from_ns"]))]
-    rows = rows.with_columns(
+    # An empty square must be there, too: without it the next ones would stand in its place.
+    keys = ["unit", "kernel", "from_ns"]
+    squares = rows.select("unit").unique().join(rows.select("kernel").unique(), how="cross")
+    every = squares.join(rows.select("from_ns").unique(), how="cross")
+    rows = every.join(rows, on=keys, how="left").with_columns(pl.col("waits").fill_null(0))
+    rows = rows.sort(keys).with_columns(
         pl.col("from_ns").map_elements(duration, return_dtype=pl.String).alias("from")
     )
     chart = (
         altair.Chart(rows.drop("from_ns"))
         .mark_bar()
         .encode(
-            x=altair.X("from:O", sort=edges, title=None),
+            x=altair.X("from:O", sort=edges, title="waited at least"),
             y=altair.Y("waits:Q", scale=altair.Scale(type="symlog"), title=None),
         )
-        .properties(width=150, height=60)
+        .properties(width=240, height=60)
         .facet(row=altair.Row("unit:N", sort=_first_units(report), title=None),
                column=altair.Column("kernel:N", title=None))
     )  # fmt: skip

@@ -45,6 +45,7 @@ def page(template: str, *, styles: Sequence[str], scripts: Sequence[str], **valu
     read = [_asset(name) for name in scripts]
     style = "".join(_asset(name) for name in ("base.css", *styles))
     found = _environment().get_template(template)
+    values = {"about": "", **values}
     return found.render(scripts=read, style=style, policy=policy(read), **values)
 
 

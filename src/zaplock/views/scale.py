@@ -11,6 +11,9 @@ from zaplock.views.grid import Grid, figure, words
 if TYPE_CHECKING:
     from zaplock.lab.scale import MachineOfTheirs, MeasuredPoint, Point
 
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#000000")
+"""Okabe and Ito's, which the colour-blind can tell apart."""
+
 Rates = dict[tuple[str, str, int], float]
 
 
@@ -98,9 +101,16 @@ def plot(points: Sequence[Point], path: Path) -> None:
     import altair
 
     rows = [one.to_json() for one in points]
-    axes = {"x": altair.X("cpus:Q", scale=altair.Scale(type="log", base=2), title="CPUs"),
+    counts = altair.Axis(values=sorted({one.cpus for one in points}), format="d")
+    axes = {"x": altair.X("cpus:Q", scale=altair.Scale(type="log", base=2), title="CPUs",
+                          axis=counts),
             "y": altair.Y("per_second:Q", scale=altair.Scale(type="log"),
                           title="operations a second")}  # fmt: skip
     drawn = altair.Chart(altair.InlineData(rows)).mark_line(point=True)
-    chart = drawn.encode(**axes, color="design:N").properties(width=360, height=280)
+    colour = altair.Color(
+        "design:N",
+        scale=altair.Scale(range=_COLOURS),
+        legend=altair.Legend(orient="top", title=None),
+    )
+    chart = drawn.encode(**axes, color=colour).properties(width=360, height=280)
     chart.facet(column=altair.Column("workload:N", title=None)).save(str(path))

@@ -143,11 +143,13 @@ def _chart(one: Panel, span_ns: int, unit_ns: int, *, axis: str) -> Any:
     domain = altair.Scale(domain=[0, span_ns / unit_ns], nice=False)
     lanes = altair.Scale(domain=list(one.lanes))
     colours = altair.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
+    # A browser's letters may be wider than those that the picture was laid out with.
+    legend = altair.Legend(title=None, orient="top", columnPadding=36)
     base = altair.Chart(altair.InlineData(rows)).encode(
         x=altair.X("from:Q", scale=domain, axis=below),
         x2="to:Q",
         y=altair.Y("lane:N", scale=lanes, title=None, axis=altair.Axis(labelLimit=140)),
-        color=altair.Color("what:N", scale=colours, legend=altair.Legend(title=None, orient="top")),
+        color=altair.Color("what:N", scale=colours, legend=legend),
         opacity=altair.Opacity("part:Q", scale=density, legend=None),
         stroke=altair.Stroke("what:N", scale=colours, legend=None),
         strokeWidth=altair.StrokeWidth("outline:Q", scale=None),

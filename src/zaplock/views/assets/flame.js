@@ -12,7 +12,11 @@ class Flame {
     if (section.hidden) return;
     section.addEventListener("change", event => this.show(this.tree(event.target.value)));
     section.querySelector("#whole").addEventListener("click", () => this.show(this.root));
-    this.show(this.tree("waited"));
+    const choices = [...section.querySelectorAll("input")];
+    for (const choice of choices) choice.disabled = !this.tree(choice.value).span;
+    const first = choices.find(choice => !choice.disabled) || choices[0];
+    first.checked = true;
+    this.show(this.tree(first.value));
   }
 
   // What each function and those that it called took, in nanoseconds.

@@ -1,7 +1,7 @@
 // Search all holds and waits, and list the longest that match.
 "use strict";
 
-const LISTED = 200;
+const LISTED = 200, LONG = 24;
 
 // A row matches if each word of the query is in its thread, process, operation, size, mode, kind or stack.
 function matching(recording, table, words) {
@@ -132,7 +132,7 @@ class List {
     texts.forEach((text, place) => {
       const cell = document.createElement(kind);
       cell.textContent = text;
-      if (place > 1) cell.className = "text";
+      if (place > 1) cell.className = String(text).length > LONG ? "text long" : "text";
       line.append(cell);
     });
     return line;

@@ -1,7 +1,7 @@
 // The timeline: a lane per thread on a canvas, bars for holds and waits, arrows from victim to culprit.
 "use strict";
 
-const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3, PALE = 0.3, TALLEST = 6000;
+const LANE = 20, AXIS = 26, NEAREST_NS = 20, FAINTEST = 0.3, PALE = 0.3, TALLEST = 6000, TALL = 420, LEAST_LANES = 4;
 const UNASKED = 0.12, LEAST = 1e-6;
 let LABEL = 230;
 const FONT = "12px system-ui, sans-serif";
@@ -12,8 +12,9 @@ class Timeline {
     Object.assign(this, { canvas, recording, chosen, top: 0, selected: null, match: null });
     this.paint();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { this.paint(); this.later(); });
-    // Pictures of many runs are as tall as they need to be: the page scrolls, not they.
-    if (recording.whole) canvas.style.height = `${Math.min(TALLEST, AXIS + recording.lanes.length * LANE + 4)}px`;
+    // As tall as its lanes; of many threads it shows some, of many runs all: there the page scrolls.
+    const most = recording.whole ? TALLEST : TALL;
+    canvas.style.height = `${Math.min(most, AXIS + Math.max(recording.lanes.length, LEAST_LANES) * LANE + 4)}px`;
     this.all = Math.max(recording.duration, 1);
     this.view = { start: 0, span: this.all };
     this.listen();
