@@ -84,15 +84,15 @@ def pace(one: Figure, other: Figure) -> float:
 
 def slower_pythons(figures: Iterable[Figure]) -> list[str]:
     """Name the rows that another Python does a tenth slower than the oldest here."""
-    found: dict[tuple[str, str], Figure] = {}
-    oldest = {one.row: one for one in sorted(figures, key=_version, reverse=True)}
+    found: dict[tuple[str, str], tuple[Figure, Figure]] = {}
+    oldest = {(one.row, one.peer): one for one in sorted(figures, key=_version, reverse=True)}
     for one in figures:
-        if pace(one, oldest[one.row]) < 1 - FALL:
-            found.setdefault((one.row, one.python), one)
+        first = oldest[one.row, one.peer]
+        if pace(one, first) < 1 - FALL:
+            found.setdefault((one.row, one.python), (one, first))
     return [
-        f"{row} is {pace(one, oldest[row]):.2f} times as fast on Python {python} as on "
-        f"{oldest[row].python}"
-        for (row, python), one in found.items()
+        f"{row} is {pace(one, first):.2f} times as fast on Python {python} as on {first.python}"
+        for (row, python), (one, first) in found.items()
     ]
 
 
