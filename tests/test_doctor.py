@@ -13,6 +13,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.recorder import ahead, doctor
+from zaplock.recorder.lock_events import without_any
 from zaplock.recorder.tracefs import Instance, _why_not, opened
 
 pytestmark = pytest.mark.root
@@ -73,6 +74,7 @@ def test_an_old_kernel_is_told_what_to_boot(monkeypatch: pytest.MonkeyPatch) -> 
         doctor.require("kernel")
     monkeypatch.undo()
     doctor.require("kernel")
+    assert "look for a mount" in without_any("6.18.44")  # not to boot what it is newer than
 
 
 def test_a_machine_with_little_memory_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,6 +159,8 @@ def test_losses_are_said_first_and_counted(
     out = capsys.readouterr().out
     assert "Missing events, the longest gaps" in out
     assert "400 lost" in out
+    assert "Nobody" not in out
+    assert "of what is missing that is not known" in out
 
 
 def test_an_empty_recording_is_said_to_be_quiet(

@@ -25,6 +25,7 @@ from zaplock.recorder.lock_events import (
     left_over_probes,
     probes,
     ways_here,
+    without_any,
 )
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.targets import check_namespace
@@ -59,7 +60,6 @@ class Finding:
 
 
 _SUDO = "sudo zaplock doctor"
-_NEWER = "boot Linux 5.11 or newer, or one with CONFIG_KPROBE_EVENTS"
 _SYS_PTRACE, _SYS_ADMIN, _PERFMON = 19, 21, 38
 """Capabilities, by their numbers in linux/capability.h."""
 _LOOPS, _ROUNDS = 2_000, 5
@@ -101,7 +101,7 @@ def _kernel() -> Finding:
     ok = platform.system() == "Linux" and (new or _has_kprobes())
     seen = f"{platform.system()} {release} on {platform.machine()}"
     use = "mmap_lock events (5.11), or kprobes"
-    return Finding("kernel", ok, seen, use, "" if ok else _NEWER, True)
+    return Finding("kernel", ok, seen, use, "" if ok else without_any(release), True)
 
 
 def _has_kprobes() -> bool:
@@ -153,7 +153,14 @@ def _lock_events(tracefs: Tracefs) -> Finding:
     use = "holds and waits: record --by"
     ways = ways_here(tracefs)
     if not ways:
-        return Finding("lock events", False, "neither tracepoints nor kprobes", use, _NEWER, True)
+        return Finding(
+            "lock events",
+            False,
+            "neither tracepoints nor kprobes",
+            use,
+            without_any(platform.release()),
+            True,
+        )
     other = f"; {ways[1]} as well" if ways[1:] else ""
     try:
         cost_us = max(0.0, lock_cost_ns(tracefs, ways[0]) / 1000)
@@ -195,7 +202,13 @@ def _reads_ns(file: int) -> int:
 def _events(tracefs: Tracefs) -> list[Finding]:
     tracepoints = TRACEPOINTS in ways_here(tracefs) or not ways_here(tracefs)
     asked = (
-        ("mmap_lock events", MMAP_LOCK, "the cheaper way, and --watch", _NEWER, tracepoints),
+        (
+            "mmap_lock events",
+            MMAP_LOCK,
+            "the cheaper way, and --watch",
+            without_any(platform.release()),
+            tracepoints,
+        ),
         (
             "system call events",
             SYSCALLS[:4],

@@ -75,6 +75,14 @@ def ways_here(tracefs: Tracefs) -> tuple[str, ...]:
     return (*found, *([KPROBES] if (tracefs.path / _FILE).exists() else []))
 
 
+def without_any(release: str) -> str:
+    """Return the way out where a kernel shows neither tracepoints nor kprobes."""
+    version = find(release)
+    if version is not None and version.carries("5.11"):
+        return "look for a mount over events/mmap_lock in tracefs, which this Linux has"
+    return "boot Linux 5.11 or newer, or one with CONFIG_KPROBE_EVENTS"
+
+
 def chosen_way(tracefs: Tracefs, wanted: str) -> str:
     """Return the way to be taken; raise UserError where this kernel doesn't have it."""
     if wanted not in WAYS:
@@ -91,7 +99,7 @@ def chosen_way(tracefs: Tracefs, wanted: str) -> str:
         KPROBES: "kprobe events (CONFIG_KPROBE_EVENTS)",
         AUTO: "mmap_lock events (5.11) and no kprobe events (CONFIG_KPROBE_EVENTS)",
     }[wanted]
-    way_out = f"leave out --by {wanted}" if here else "boot another one, or record --by none"
+    way_out = f"leave out --by {wanted}" if here else f"{without_any(release)}, or record --by none"
     raise UserError(f"Linux {release} has no {lacks}, {has}: {way_out}")
 
 

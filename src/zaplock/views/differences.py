@@ -36,6 +36,8 @@ def sentences(found: RecordingDifference) -> Iterator[str]:
 
 def _verdict(found: RecordingDifference, waited: MeasureChange) -> str:
     if not found.before.queued and not found.after.queued:
+        if found.doubts:
+            return "No wait for an mmap_lock was recorded in either, and not all was recorded."
         return "Nobody waited for an mmap_lock in either recording."
     if waited.verdict == "not known":
         return (
