@@ -52,6 +52,11 @@ class Analysis:
         )
 
     @property
+    def is_whole(self) -> bool:
+        """Whether nothing is known to be missing."""
+        return not self.segments.gaps and not self.caveats
+
+    @property
     def begin_ns(self) -> int:
         """The first instant of the recording, or the first wait that it knows of."""
         begin_ns = int(self.segments.begin_ns[0])

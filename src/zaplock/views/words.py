@@ -224,7 +224,7 @@ def _waits_in_one(summary: Summary) -> str:
     if not summary.analysis.sees_locks:
         return "Who waited for an mmap_lock is not known."
     if not summary.queued:
-        if summary.analysis.segments.gaps or summary.analysis.caveats:
+        if not summary.analysis.is_whole:
             return "No wait for an mmap_lock was recorded; of what is missing that is not known."
         return "Nobody waited for an mmap_lock in this recording."
     waited = summary.analysis.waits["wait_ns"]
