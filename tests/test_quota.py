@@ -25,7 +25,7 @@ from zaplock.measure.cpu_limit import limited
 from zaplock.measure.guest import recording
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 from zaplock.measure.guest.experiment import run as boot
-from zaplock.model.rwsem import down_read, down_write, up_read, up_write
+from zaplock.model.rwsem import RWSEM_4_9, RwsemPolicy, down_read, down_write, up_read, up_write
 from zaplock.model.step import MarkStep, SleepStep, Task
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.quotas import CpuMax, quotas
@@ -36,11 +36,17 @@ TENTH = CpuMax(10 * MS, 100 * MS)
 class Box(Story):
     """A stage whose threads share a quota, unless they are outside."""
 
-    def __init__(self, throttled_in: str = "kernel", limit: CpuMax = TENTH, **sched: int) -> None:
-        super().__init__(FIFO)
+    def __init__(
+        self,
+        throttled_in: str = "kernel",
+        limit: CpuMax = TENTH,
+        policy: RwsemPolicy = FIFO,
+        **sched: int,
+    ) -> None:
+        super().__init__(policy)
         sched.setdefault("cpus", 8)
         self.engine = TimedEngine(
-            self.machine, policy=FIFO, sched=Sched(**sched), cpu_max=limit,
+            self.machine, policy=policy, sched=Sched(**sched), cpu_max=limit,
             throttled_in=throttled_in,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -71,6 +77,15 @@ def test_to_6_17_a_holder_is_stopped_with_the_lock_in_hand() -> None:
     box = Box("kernel")
     box.start("a", call(box, 25 * MS))
     assert ends(box) == [(205, "a", "unlocked"), (205, "a", "returned")]
+
+
+def test_who_spins_on_a_holder_that_is_stopped_sleeps_and_goes_on_after_it() -> None:
+    """Both use up the 10 ms together, the spinner by spinning; a period's 10 ms end the hold."""
+    box = Box("kernel", policy=RWSEM_4_9)
+    box.start("a", call(box, 14 * MS))
+    box.start("b", call(box, 2 * MS), at_ns=1 * MS)
+    unlocked = [(at, who) for at, who, what in ends(box) if what == "unlocked"]
+    assert unlocked == [(108.5, "a"), (200.5, "b")]
 
 
 def test_from_6_18_on_it_is_stopped_on_its_way_back() -> None:

@@ -31,6 +31,21 @@ def test_a_step_happens_and_then_its_price_is_paid() -> None:
     assert thread.finished_ns == 157
 
 
+def test_a_day_and_a_nanosecond_are_told_apart() -> None:
+    day_ns = 86_400 * 1_000_000_000
+
+    async def program(story: Story) -> None:
+        await story.write(1)
+        await SleepStep(day_ns)
+        await story.write(1)
+
+    story = Story()
+    story.start("a", program(story), at_ns=7)
+    story.run()
+    events = story.engine.events()
+    assert events["time_ns"].tolist() == [7, 7, 8, day_ns + 8, day_ns + 8, day_ns + 9]
+
+
 def test_a_program_may_yield_its_steps_instead_of_awaiting_them() -> None:
     story = Story()
 

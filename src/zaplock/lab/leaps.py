@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from zaplock.engines.timed.cpus import SLOT_BITS
+from zaplock.engines.timed.clock import time_of
 from zaplock.engines.timed.event_log import EventPattern, EventRange
 from zaplock.engines.timed.threads import BLOCKED, DONE, RESTING, RUNNING, SLEEPING, Thread
 from zaplock.model.step import Step, Task, step
@@ -157,7 +157,7 @@ class Leaps:
     def _due_ns(self, tid: int) -> int:
         """Return when somebody who does no rounds goes on; one who waits does so for others."""
         thread = self._engine.threads[tid]
-        return thread.timer >> SLOT_BITS if thread.state != DONE and thread.timer else ENDLESS
+        return time_of(thread.timer) if thread.state != DONE and thread.timer else ENDLESS
 
     def _active(self, tid: int, first: _Mark) -> list[int]:
         """List the bystanders that do rounds; none where somebody is in the middle of something."""
@@ -217,6 +217,6 @@ class Leaps:
             samples.stall_ns += samples.stall_ns[-2:] * times
             if one != tid:
                 thread = engine.threads[one]
-                engine.clock.set((thread.timer >> SLOT_BITS) + times * window_ns, thread)
+                engine.clock.set(time_of(thread.timer) + times * window_ns, thread)
         for marks in self._marks.values():
             marks.clear()

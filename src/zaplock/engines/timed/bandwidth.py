@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zaplock.engines.timed.threads import READY, SPINNING, TICK, Thread
+from zaplock.engines.timed.clock import TICK
+from zaplock.engines.timed.threads import READY, SPINNING, Thread
 from zaplock.trace.quotas import CpuMax
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class Bandwidth:
             self._cpus.ready.remove(thread)
             self.park(thread)
         for thread in list(self._on):
+            if thread not in self._on:
+                continue  # it spun on one who has stopped, and sleeps now
             if thread.state == SPINNING:
                 if self._in_kernel:
                     self._cpus.stop_spinning(thread)

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-from zaplock.engines.timed.cpus import SLOT_BITS, Clock, Cpus
+from zaplock.engines.timed.clock import Clock, time_of
+from zaplock.engines.timed.cpus import Cpus
 from zaplock.engines.timed.event_log import ACQUIRED, NOT_ACQUIRED, WRITE, EventLog
 from zaplock.engines.timed.hung_tasks import LongWaits
 from zaplock.engines.timed.lines import CacheLines
@@ -117,7 +118,7 @@ class Contention:
 
     def _is_out_of_patience(self, thread: Thread, lock: TimedLock) -> bool:
         """Say whether the time for which a writer spins on readers is over."""
-        due_ns = thread.timer >> SLOT_BITS
+        due_ns = time_of(thread.timer)
         return lock.owner is None and 0 < due_ns <= self.clock.now
 
     def owner_left(self, owner: Thread) -> None:
@@ -260,4 +261,4 @@ class Contention:
     def _record(self, thread: Thread, lock: TimedLock, what: int, write: bool) -> None:
         if lock.code:
             mode = WRITE if write else 0
-            self.recorder.fresh += (self.clock.now, thread.code | lock.code | what | mode)
+            self.recorder.fresh += (self.clock.timer, thread.code | lock.code | what | mode)

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heappush
-from typing import Any
 
-from zaplock.engines.timed.bandwidth import Bandwidth, QuotaTick
+from zaplock.engines.timed.bandwidth import Bandwidth
+from zaplock.engines.timed.clock import Clock, Tick, time_of
 from zaplock.engines.timed.event_log import MAX_CPUS, EventLog
 from zaplock.engines.timed.threads import (
     DONE,
@@ -26,12 +25,9 @@ from zaplock.engines.timed.threads import (
     RUNNING,
     SLEEPING,
     SPINNING,
-    TICK,
     Thread,
 )
 from zaplock.trace.events import EventKind
-
-FOREVER = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +51,6 @@ class Sched:
     def __post_init__(self) -> None:
         assert 0 < self.cpus <= MAX_CPUS, self.cpus
         assert self.slice_ns > 0, self.slice_ns
-
-
-SLOT_BITS = 20
-SLOT = (1 << SLOT_BITS) - 1
-"""A timer is one number: when it is due, and in its low bits the slot of whose it is."""
-
-
-class Tick:
-    """The end of the time slice of one CPU, in the place of a thread among the timers."""
-
-    __slots__ = ("cpu", "slot", "state", "timer")
-
-    def __init__(self, cpu: int) -> None:
-        self.cpu = cpu
-        self.state = TICK
-        self.slot = 0
-        self.timer = 0
-
-
-class Clock:
-    """Virtual time in nanoseconds and the timers, in order of time and then of their slots.
-
-    A timer is a single integer, since comparing those is most of what a heap does. A timer counts
-    as long as its thread says that it is its own; others are stale.
-    """
-
-    __slots__ = ("heap", "now", "slots")
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.heap: list[int] = []
-        self.slots: list[Any] = []
-        # The last timer is never due: so the heap is never empty and needs no test for that.
-        end = Tick(0)
-        self.enter(end)
-        self.set(FOREVER, end)
-
-    def enter(self, thread: Thread | Tick | QuotaTick) -> None:
-        """Give a thread its slot among the timers."""
-        thread.slot = len(self.slots)
-        assert thread.slot <= SLOT, "too many threads"
-        self.slots.append(thread)
-
-    def set(self, time_ns: int, thread: Thread | Tick | QuotaTick) -> None:
-        """Set the timer of a thread; one set before no longer counts."""
-        thread.timer = time_ns << SLOT_BITS | thread.slot
-        heappush(self.heap, thread.timer)
 
 
 class Cpus:
@@ -204,7 +153,7 @@ class Cpus:
     def stop(self, thread: Thread) -> None:
         """Take a thread off its CPU in the middle of its work, which it will go on with."""
         assert thread.timer, thread
-        thread.left_ns = (thread.timer >> SLOT_BITS) - self.clock.now
+        thread.left_ns = time_of(thread.timer) - self.clock.now
         self.leave(thread, READY)
 
     def _enqueue(self, thread: Thread) -> None:

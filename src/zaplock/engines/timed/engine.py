@@ -24,8 +24,9 @@ from heapq import heappop, heappush, heappushpop
 from typing import Any, Literal
 
 from zaplock.engines.timed.bandwidth import Bandwidth, QuotaTick
+from zaplock.engines.timed.clock import FOREVER, TICKS_PER_NS, Clock, Tick
 from zaplock.engines.timed.contention import Contention
-from zaplock.engines.timed.cpus import FOREVER, SLOT, SLOT_BITS, Clock, Cpus, Sched, Tick
+from zaplock.engines.timed.cpus import Cpus, Sched
 from zaplock.engines.timed.event_log import (
     ACQUIRED,
     ASKED,
@@ -172,13 +173,14 @@ class TimedEngine:
         # One function on purpose: a call for each step would cost more than the step. What is used
         # at every step is a local variable, since an attribute costs as much as the work itself.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
-        heap, slots, bits, mask = clock.heap, clock.slots, SLOT_BITS, SLOT
+        heap, slots, tick = clock.heap, clock.slots, TICKS_PER_NS
         locks, woken, fresh = self._locks, machine.woken, self.recorder.fresh
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
         bandwidth, lines, records = cpus.bandwidth, self._lines, self._records
         unseen = not self.recorder.sched and bandwidth is None
+        end = FOREVER * tick
         which: Lock | None = None
         lock: TimedLock
         thread: Thread
@@ -187,23 +189,22 @@ class TimedEngine:
         machine.spent_ns = 0
         timer = heappop(heap)
         while True:
-            thread = slots[timer & mask]
+            thread = slots[timer % tick]
             if thread.timer is not timer:
                 timer = heappop(heap)
                 continue
-            now = timer >> bits
             if thread.state:
                 if thread.state == RESTING:
                     thread.state = RUNNING
-                elif now == FOREVER:
+                elif timer >= end:
                     heappush(heap, timer)
                     return
                 else:
-                    clock.now = now
+                    clock.timer = timer
                     if not self._due(thread):
                         timer = heappop(heap)
                         continue
-            clock.now = now
+            clock.timer = timer
             send, result = thread.send, thread.result
             # From here to the next thread `timer` is this thread's slot at the time it is now.
             while True:
@@ -216,10 +217,11 @@ class TimedEngine:
                 kind = step.__class__
                 if kind is a_step:
                     args = step.args
+                    run = step.run
                     if len(args) == 1:
-                        result = step.run(machine, thread.task, args[0])
+                        result = run(machine, thread.task, args[0])
                     else:
-                        result = step.run(machine, thread.task, *args)
+                        result = run(machine, thread.task, *args)
                     price = machine.spent_ns
                     if price:
                         machine.spent_ns = 0
@@ -234,38 +236,39 @@ class TimedEngine:
                     if thread.codes_of is not lock:
                         self._make_codes(thread, lock)
                     action, write, result = step.action, step.write, 0
-                    codes = thread.codes[write]
+                    codes = thread.write_codes if write else thread.read_codes
                     way = 0
                     if lines is not None:
-                        way = lines.touch(which, thread.tid, now, bool(lock.spinners))
+                        way = lines.touch(which, thread.tid, clock.now, bool(lock.spinners))
                     if action == "down":
                         price = lock_ns + way
-                        if (
-                            lock.owner is None
-                            and not lock.contended
-                            and not (write and lock.readers)
-                        ):
+                        readers = lock.readers
+                        if lock.owner is None and not lock.contended and not (write and readers):
                             if codes:
                                 asked, acquired, _ = codes
-                                fresh += (now, asked, now, acquired)
+                                fresh.append(timer)
+                                fresh.append(asked)
+                                fresh.append(timer)
+                                fresh.append(acquired)
                             if write:
                                 lock.owner, lock.no_readers_spin = thread, False
                                 if lines is not None:
-                                    price += lines.touch_under(which, thread.tid, now)
-                            elif thread in lock.readers:
-                                lock.readers[thread] += 1
+                                    price += lines.touch_under(which, thread.tid, clock.now)
+                            elif thread in readers:
+                                readers[thread] += 1
                             else:
-                                lock.readers[thread] = 1
+                                readers[thread] = 1
                         else:
                             if codes:
-                                fresh += (now, codes[0])
+                                fresh += (timer, codes[0])
                             if not contention.ask(thread, step, lock):
                                 timer = heappop(heap)
                                 break
                     elif action == "up":
                         price = unlock_ns + way
                         if codes:
-                            fresh += (now, codes[2])
+                            fresh.append(timer)
+                            fresh.append(codes[2])
                         if write:
                             if lock.owner is not thread:
                                 release(lock.value(), thread.tid, True)
@@ -296,31 +299,31 @@ class TimedEngine:
                     thread.result = None
                     if len(fresh) > fresh_max:
                         self.recorder.pack()
-                    thread.timer = timer = timer + (step.ns + latency_ns << bits)
+                    thread.timer = timer = timer + (step.ns + latency_ns) * tick
                     timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
                     if records:
-                        self.recorder.mark(now, thread.code, step)
+                        self.recorder.mark(clock.now, thread.code, step)
                     result, price = None, 0
                     if bandwidth is not None:
                         thread.inside += 1 if step.what.endswith("begin") else -1
                         if bandwidth.stops(thread):
-                            thread.result, thread.timer = None, now << bits | thread.slot
+                            thread.result, thread.timer = None, timer
                             cpus.stop(thread)
                             bandwidth.park(thread)
                             timer = heappop(heap)
                             break
                 else:
-                    thread.step, thread.asked_ns = step, now
+                    thread.step, thread.asked_ns = step, clock.now
                     if not self._attempt(thread):
                         timer = heappop(heap)
                         break
                     result, price, thread.left_ns = thread.result, thread.left_ns, 0
                 if price:
-                    timer += price << bits
+                    timer += price * tick
                     if timer < heap[0]:
-                        clock.now = now = timer >> bits
+                        clock.timer = timer
                     else:
                         thread.result = result
                         thread.timer = timer
@@ -352,13 +355,13 @@ class TimedEngine:
 
     def _make_codes(self, thread: Thread, lock: TimedLock) -> None:
         """Keep the codes of a thread's events on a lock, so that recording one makes no number."""
-        thread.codes_of, thread.codes = lock, (None, None)
+        thread.codes_of, thread.read_codes, thread.write_codes = lock, None, None
         if not lock.code:
             return
         common = thread.code | lock.code
         read = (common | ASKED, common | ACQUIRED, common | RELEASED)
-        write = (read[0] | WRITE, read[1] | WRITE, read[2] | WRITE)
-        thread.codes = read, write
+        thread.read_codes = read
+        thread.write_codes = (read[0] | WRITE, read[1] | WRITE, read[2] | WRITE)
 
     def _finish(self, thread: Thread, value: Any) -> None:
         thread.value = value
@@ -408,7 +411,7 @@ class TimedEngine:
 
     def _record(self, thread: Thread, lock: TimedLock, what: int) -> None:
         if lock.code:
-            self.recorder.fresh += (self.clock.now, thread.code | lock.code | what)
+            self.recorder.fresh += (self.clock.timer, thread.code | lock.code | what)
 
     def _attempt(self, thread: Thread) -> bool:
         """Take the wait step of `thread` if it is ready, or else let it sleep; say which."""
@@ -456,7 +459,7 @@ class TimedEngine:
             lock = self._locks.get(step.lock) or self._new_lock(step.lock)
             if lock.code:
                 mode = WRITE if step.write else 0
-                self.recorder.fresh += (self.clock.now, thread.code | lock.code | what | mode)
+                self.recorder.fresh += (self.clock.timer, thread.code | lock.code | what | mode)
 
     def _after_step(self) -> int:
         """Wake whom a step has woken or killed; return what that costs the waker."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.engines.timed.clock import TICKS_PER_NS
 from zaplock.model.step import MarkStep
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
@@ -125,11 +126,11 @@ class EventLog:
     ) -> None:
         self._rows.append(len(self))
         self._arguments.append((address, length, detail, result or 0))
-        self.fresh += (now_ns, code)
+        self.fresh += (now_ns * TICKS_PER_NS, code)
 
     def pack(self) -> None:
         """Move the fresh events, a list of time and code by turns, to where they take 16 bytes."""
-        self._packed.append(np.array(self.fresh, np.int64))
+        self._packed.append(_decoded(self.fresh))
         self._packed_length += len(self.fresh)
         self.fresh.clear()
 
@@ -151,7 +152,7 @@ class EventLog:
             return None
         if len(self._mms) - middle.mms != new_mms:
             return None
-        both = np.array(self.fresh[2 * (first.events - packed) :], np.int64).reshape(-1, 2)
+        both = _decoded(self.fresh[2 * (first.events - packed) :]).reshape(-1, 2)
         last, step = both[count:], both[count:] - both[:count]
         moved = step[:, 1] != 0
         on_lock = last[:, 1] & 15 <= EventKind.RELEASED
@@ -229,3 +230,15 @@ class EventLog:
 
 def _unordered(time_ns: NDArray[Any]) -> bool:
     return bool((time_ns[1:] < time_ns[:-1]).any())
+
+
+def _decoded(fresh: list[int]) -> NDArray[Any]:
+    """Return timers and codes by turns as times in nanoseconds and codes by turns."""
+    try:
+        columns = np.array(fresh, np.int64)
+        columns[::2] //= TICKS_PER_NS
+    except OverflowError:  # after two hours a timer takes more than 64 bits
+        columns = np.empty(len(fresh), np.int64)
+        columns[::2] = [timer // TICKS_PER_NS for timer in fresh[::2]]
+        columns[1::2] = fresh[1::2]
+    return columns

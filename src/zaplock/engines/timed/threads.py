@@ -36,8 +36,6 @@ SLEEPING = 5
 RESTING = 6
 """Asleep like SLEEPING, and nobody else has run on its CPU since."""
 DONE = 7
-TICK = 8
-"""Not a thread: the end of a time slice on a CPU."""
 
 
 class Thread:
@@ -55,7 +53,6 @@ class Thread:
         "asked_ns",
         "background",
         "code",
-        "codes",
         "codes_of",
         "cpu",
         "finished_ns",
@@ -65,6 +62,7 @@ class Thread:
         "left_ns",
         "lock",
         "program",
+        "read_codes",
         "result",
         "resume",
         "saw_no_spin",
@@ -80,6 +78,7 @@ class Thread:
         "timer",
         "value",
         "woken",
+        "write_codes",
     )
 
     def __init__(self, task: Task, program: Program, cpu: int, background: bool) -> None:
@@ -114,9 +113,10 @@ class Thread:
         """Note the CPU that it runs on, or ran on last."""
         self.cpu = cpu
         self.code = thread_code(self.tid, cpu)
-        # The whole codes of its lock events, by mode, for the lock that it used last.
+        # The whole codes of its events on the lock that it used last.
         self.codes_of: TimedLock | None = None
-        self.codes: tuple[LockCodes | None, LockCodes | None] = (None, None)
+        self.read_codes: LockCodes | None = None
+        self.write_codes: LockCodes | None = None
 
     @property
     def on_cpu(self) -> bool:
