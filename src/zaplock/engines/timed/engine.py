@@ -214,7 +214,7 @@ class TimedEngine:
                     self._finish(thread, stop.value)
                     timer = heappop(heap)
                     break
-                kind = step.__class__
+                kind = type(step)
                 if kind is a_step:
                     args = step.args
                     run = step.run
@@ -225,7 +225,7 @@ class TimedEngine:
                     price = machine.spent_ns
                     if price:
                         machine.spent_ns = 0
-                        if price.__class__ is not int:
+                        if type(price) is not int:
                             price = int(price + 0.5)
                     if woken:
                         price += self._after_step()
