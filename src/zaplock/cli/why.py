@@ -31,6 +31,7 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
+    from zaplock.recorder.ahead import Ahead
     from zaplock.recorder.in_memory import Recorder
 
 _SHORT = 1_000_000
@@ -70,18 +71,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, then tell."""
-    from zaplock.recorder.urgent import going_first, import_numpy
+    from zaplock.recorder.urgent import going_first
 
     with contextlib.ExitStack() as first:
         first.enter_context(going_first())
-        import_numpy()
-        return _answer(args, first)
+        return _run(args, first)
 
 
-def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
-    """Look, then tell; `first` ends our going before others."""
-    from zaplock.cli._busy import busy
-    from zaplock.recorder.in_memory import record_mm
+def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
+    """Answer what was asked; `first` ends our going before others."""
+    from zaplock.recorder.ahead import Ahead
+    from zaplock.recorder.urgent import import_numpy
     from zaplock.units import parse_duration
 
     if args.process is not None:
@@ -89,17 +89,37 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
     pids = targets(args)
     if not pids:
         raise UserError("why is about a process: give its PID, or --comm, --cgroup or --unit")
-    began_ns = _started_ns() if args.own_process else time.monotonic_ns()
-    due_ns = began_ns + parse_duration(args.duration) - _END_NS
-    seconds = parse_duration(args.duration) / 1e9
+    asked_ns, duration_ns = time.monotonic_ns(), parse_duration(args.duration)
+    with Ahead(2) as ahead:
+        import_numpy()
+        began_ns = _started_ns() if args.own_process else asked_ns
+        _answer(ahead, args, pids, duration_ns, began_ns + duration_ns - _END_NS, first)
+    if not next_for_stack_files(args):
+        next_step(f"zaplock record{spelt(args)} -d 30s -o why.zaplock", aside=args.json)
+    return 0
+
+
+def _answer(
+    ahead: Ahead,
+    args: argparse.Namespace,
+    pids: tuple[int, ...],
+    duration_ns: int,
+    due_ns: int,
+    first: contextlib.ExitStack,
+) -> None:
+    """Look until `due_ns`, then tell."""
+    from zaplock.cli._busy import busy
+    from zaplock.recorder.in_memory import record_mm
+
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
     who = " ".join(map(str, pids))
     looking = record_mm(
-        pids, events=groups, children=in_group(args), kernel_stacks=True, stacks=args.stacks
-    )
+        pids, events=groups, children=in_group(args), kernel_stacks=True, stacks=args.stacks,
+        ahead=ahead,
+    )  # fmt: skip
     with looking as recorder:
-        with busy(f"looking at {who} for {seconds:g} s"):
-            gone = _look(pids, due_ns, int(seconds * 1e9 * _LEAST))
+        with busy(f"looking at {who} for {duration_ns / 1e9:g} s"):
+            gone = _look(pids, due_ns, int(duration_ns * _LEAST))
         recorder.stop()
         if len(recorder.events()) > _SHORT:
             first.close()
@@ -107,9 +127,6 @@ def _answer(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
         _tell(args, recorder, ended=gone)
         for note in recorder.notes:
             print(f"note: {note}", file=sys.stderr if args.json else sys.stdout)
-    if not next_for_stack_files(args):
-        next_step(f"zaplock record{spelt(args)} -d 30s -o why.zaplock", aside=args.json)
-    return 0
 
 
 def _started_ns() -> int:
