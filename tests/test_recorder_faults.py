@@ -39,7 +39,7 @@ from zaplock.recorder.options import Options
 from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
-from zaplock.recorder.urgent import import_numpy
+from zaplock.recorder.urgent import going_first, import_numpy
 from zaplock.trace import file
 from zaplock.trace.events import EventKind
 from zaplock.trace.gaps import segments
@@ -295,6 +295,30 @@ def test_instances_made_ahead_are_taken_and_what_is_not_taken_is_gone() -> None:
         assert [instance.name for instance in capture.instances] == mine()
         assert len(mine()) == 2
     assert mine() == []
+
+
+def test_whoever_goes_first_does_not_while_instances_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel's workers on this CPU have a part in it, and are ordinary threads."""
+    me, policies = threading.get_native_id(), []
+
+    def made(*arguments: object, **more: object) -> Instance:
+        policies.append((os.sched_getscheduler(me), os.sched_getscheduler(0)))
+        return Instance(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("zaplock.recorder.ahead.Instance", made)
+    with going_first():
+        first = os.sched_getscheduler(0)
+        if first == os.SCHED_OTHER:
+            pytest.skip("real-time threads are not allowed here")
+        with Ahead(1) as ahead:
+            one = ahead.take()
+            assert one
+            one.remove()
+            assert os.sched_getscheduler(0) == first
+    assert policies == [(os.SCHED_OTHER, os.SCHED_RR)]
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 def test_what_is_set_while_we_get_ready_is_not_so_afterwards(

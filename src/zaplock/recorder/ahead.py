@@ -2,8 +2,9 @@
 
 The kernel takes a thirtieth of a second for each, in which Python has nothing to do; importing what
 records takes Python a fifth. So a verb that is in a hurry makes them beside its imports, and
-`capturing` takes them. Whatever goes wrong here is left to it: it makes what is missing, and says
-why that can't be.
+`capturing` takes them. Whoever goes first (`urgent`) does not while they are made: a worker of the
+kernel's on each CPU has a part in it. Whatever goes wrong here is left to `capturing`: it makes
+what is missing, and says why that can't be.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
 
 from zaplock.errors import UserError
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import join_first, sharing_python, start_first
+from zaplock.recorder.urgent import join_first, sharing_python, standing_back, start_first
 
 
 def chosen_buffer_kb() -> int:
@@ -38,7 +40,16 @@ class Ahead:
         """Say how many will be needed: two where there is a target, one where there is none."""
         self._count = count
         self._made: list[Instance] = []
-        self._thread = threading.Thread(target=self._make, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._may_begin = threading.Event()
+        self._go_first_again: Callable[[], None] = lambda: None
+
+    def _run(self) -> None:
+        self._may_begin.wait()
+        try:
+            self._make()
+        finally:
+            self._go_first_again()
 
     def _make(self) -> None:
         where = mounted()  # a mount of our own would be another one
@@ -56,6 +67,8 @@ class Ahead:
 
     def __enter__(self) -> Ahead:
         start_first(self._thread)
+        self._go_first_again = standing_back()
+        self._may_begin.set()
         return self
 
     def __exit__(self, *_: object) -> None:

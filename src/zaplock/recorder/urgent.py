@@ -13,7 +13,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _ORDINARY = (os.SCHED_OTHER, os.SCHED_BATCH)
 _FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK
@@ -30,6 +30,19 @@ def going_first() -> Iterator[None]:
         yield
     finally:
         _set(before, 0)
+
+
+def standing_back() -> Callable[[], None]:
+    """Give this CPU to the kernel's own workers; return what ends that, from any thread.
+
+    They are ordinary threads, and some stay on one CPU: whoever goes first there keeps off what
+    another thread waits for.
+    """
+    if os.sched_getscheduler(0) != _FIRST:
+        return lambda: None
+    thread = threading.get_native_id()
+    _set(os.SCHED_OTHER, 0)
+    return lambda: _set_of(thread, _FIRST, 1)
 
 
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS"
@@ -79,8 +92,7 @@ def start_first(thread: threading.Thread) -> None:
 def join_first(thread: threading.Thread) -> None:
     """Wait for a thread that is about to end; it goes first as well if this one does."""
     if os.sched_getscheduler(0) == _FIRST and thread.native_id is not None:
-        with contextlib.suppress(OSError):  # it has ended
-            os.sched_setscheduler(thread.native_id, os.SCHED_RR, os.sched_param(1))
+        _set_of(thread.native_id, os.SCHED_RR, 1)
     thread.join()
 
 
@@ -90,3 +102,8 @@ def _set(policy: int, priority: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _set_of(thread: int, policy: int, priority: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended
+        os.sched_setscheduler(thread, policy, os.sched_param(priority))
