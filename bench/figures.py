@@ -10,13 +10,19 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).with_name("results")
+LESS = ("s", "MiB")
+"""Units of which less is better."""
+START, WORK = ("python -c",), ("SimPy", "salabim")
+"""Peers that the Python runs which runs zaplock: what it loses on another one, they lose too."""
+NOISE = 0.05
+"""Two programs that lose as much differ by less than this."""
 FALL = 0.1
 """A ratio that is lower by this part than the last kept one has fallen."""
 
@@ -24,8 +30,8 @@ FALL = 0.1
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What zaplock and a peer were measured at, in one unit.
 
-    row: what is measured. unit: "s" (less is better), or something a second. python: of zaplock's
-    side, as "3.11".
+    row: what is measured. unit: "s" or "MiB" (less is better), or something a second. python: of
+    zaplock's side, as "3.11".
     """
 
     row: str
@@ -37,8 +43,8 @@ class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the peer zaplock is."""
-        return self.theirs / self.ours if self.unit == "s" else self.ours / self.theirs
+        """How many times as fast as the peer zaplock is, or how many times as small."""
+        return _times(self.unit, self.ours, self.theirs)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -79,11 +85,18 @@ class BenchRun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def pace(one: Figure, other: Figure) -> float:
     """Return how many times as fast zaplock itself was in the first of two figures of one row."""
-    return other.ours / one.ours if one.unit == "s" else one.ours / other.ours
+    return _times(one.unit, one.ours, other.ours)
 
 
-def slower_pythons(figures: Iterable[Figure]) -> list[str]:
-    """Name the rows that another Python does a tenth slower than the oldest here."""
+def _times(unit: str, this: float, that: float) -> float:
+    return that / this if unit in LESS else this / that
+
+
+def slower_pythons(figures: Sequence[Figure]) -> list[str]:
+    """Name the rows that another Python does a tenth slower than the oldest here, and why.
+
+    Where that Python runs another program as slowly, it is the interpreter.
+    """
     found: dict[tuple[str, str], tuple[Figure, Figure]] = {}
     oldest = {(one.row, one.peer): one for one in sorted(figures, key=_version, reverse=True)}
     for one in figures:
@@ -92,8 +105,27 @@ def slower_pythons(figures: Iterable[Figure]) -> list[str]:
             found.setdefault((one.row, one.python), (one, first))
     return [
         f"{row} is {pace(one, first):.2f} times as fast on Python {python} as on {first.python}"
+        f"{_reason(one, first, figures)}"
         for (row, python), (one, first) in found.items()
     ]
+
+
+def _reason(slow: Figure, first: Figure, figures: Sequence[Figure]) -> str:
+    """Say what else that Python runs so much slower than the oldest; "" if nothing is known."""
+    likes = START if slow.peer.startswith(START) else WORK
+    own = [one for one in figures if one.peer.startswith(likes)]
+    before = {(one.row, one.peer): one for one in own if one.python == first.python}
+    paces = [
+        (_times(one.unit, one.theirs, before[one.row, one.peer].theirs), one.peer)
+        for one in own
+        if one.python == slow.python and (one.row, one.peer) in before
+    ]
+    if not paces:
+        return ""
+    slowest, peer = min(paces)
+    if slowest <= pace(slow, first) + NOISE:
+        return f": the interpreter is slower ({peer}: {slowest:.2f})"
+    return f": more than anything else that it runs ({peer}: {slowest:.2f})"
 
 
 def _version(figure: Figure) -> list[int]:

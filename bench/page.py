@@ -17,16 +17,18 @@ HEAD = """# How fast it is
 beside [SimPy](https://simpy.readthedocs.io) and [salabim](https://www.salabim.org) on a
 reader/writer lock (the same events at the same times), the checker beside
 [Spin](https://spinroot.com) on the same protocol, the oracle beside ctypes and smaps, the recorder
-beside `perf trace` and strace, its decoder beside `trace_pipe` and a loop of struct, a report
-beside `perf script`, start-up beside Python's own. It takes some minutes on two CPUs; what can't be
-measured on a machine is named below the table.
+beside `perf trace` and strace, its memory beside `perf record`'s, its decoder beside `trace_pipe`
+and a loop of struct, a report beside `perf script`, start-up beside Python's own, and the time
+until `why` watches beside what the kernel alone needs for that. It takes some minutes on two CPUs;
+what can't be measured on a machine is named below the table.
 
-A ratio says how many times as fast as the peer zaplock is. Both sides are timed in turns, so a
-ratio is worth more than the two figures that it is made of. A run is kept in `bench/results` (JSON,
-with commit and machine) if the tree is a commit's and the machine was not busy before. Where a
-ratio is a tenth lower than the last kept one of the same machine, and again when it is measured
-once more, the run is not kept and the exit status is 1; `make bench ACCEPT="why"` keeps it with the
-reason. Another release of the kernel counts as another machine.
+A ratio says how many times as fast as the peer zaplock is; of memory, how many times as small. Both
+sides are timed in turns, so a ratio is worth more than the two figures that it is made of. A run is
+kept in `bench/results` (JSON, with commit and machine) if the tree is a commit's and the machine
+was not busy before. Where a ratio is a tenth lower than the last kept one of the same machine, and
+again when it is measured once more, the run is not kept and the exit status is 1;
+`make bench ACCEPT="why"` keeps it with the reason. Another release of the kernel counts as another
+machine.
 
 This page is made from the kept runs by `python -m bench.page`.
 """

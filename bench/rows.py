@@ -272,6 +272,41 @@ def start() -> list[Figure]:
     ]
 
 
+def ready() -> list[Figure]:
+    """From the start of `zaplock why` until it watches, beside the kernel's part; see readiness."""
+    from bench import readiness
+
+    if os.geteuid():
+        raise NotHere("recording needs root")
+    with subprocess.Popen(["sleep", "infinity"]) as target:
+        try:
+            ours, kernels = in_turns(
+                lambda: readiness.ready_s(target.pid), readiness.instances_s, rounds=7
+            )
+        finally:
+            target.kill()
+    return [figure("why, ready to watch", "its trace instances alone", "s", ours, kernels)]
+
+
+def memory() -> list[Figure]:
+    """What `zaplock record` holds under a storm of events, beside perf record; see readiness."""
+    from bench import readiness, test_recorder
+
+    if os.geteuid():
+        raise NotHere("recording needs root")
+    for needed in ("gcc", "perf"):
+        if not shutil.which(needed):
+            raise NotHere(f"{needed} is not installed")
+    with tempfile.TemporaryDirectory() as at:
+        subject = test_recorder.compiled(Path(at))
+        with test_recorder.waiting(subject, "map", str(1 << 40), "50000") as process:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+            ours, theirs = readiness.recorder_mib(process.pid), readiness.perf_mib(process.pid)
+    return [figure("memory while recording", "perf record", "MiB", ours, theirs)]
+
+
 def compare() -> list[Figure]:
     """`compare` as a whole process, beside SimPy's run of the lock (nobody else does its work)."""
     simpy = "from bench.test_timed import run_simpy; run_simpy('its Container')"
@@ -288,7 +323,8 @@ def compare() -> list[Figure]:
 
 
 ROWS: dict[str, Callable[[], list[Figure]]] = {
-    row.__name__: row for row in (lock, check, compare, start, oracle, decode, report, record)
+    row.__name__: row
+    for row in (lock, check, compare, start, ready, memory, oracle, decode, report, record)
 }
 ONLY_COMPUTE = ("lock", "check", "start")
 """Rows that are measured by each Python that is here."""

@@ -31,6 +31,7 @@ def run_of(*found: Figure, commit: str = "1" * 40, day: int = 1, **more: Any) ->
 
 def test_a_ratio_is_how_many_times_as_fast_as_the_peer() -> None:
     assert RATE.ratio == 2
+    assert msgspec.structs.replace(TIME, unit="MiB").ratio == 0.25
     assert TIME.ratio == 0.25
 
 
@@ -55,6 +56,13 @@ def test_a_python_that_is_a_tenth_slower_than_the_oldest_is_named() -> None:
         "check is 0.85 times as fast on Python 3.12 as on 3.11"
     ]
     assert figures.slower_pythons([newer[0]]) == [], "there is nothing to compare with"
+    simpy = Figure("lock", "SimPy", "events/s", 3e6, 1e6, "3.11")
+    there = msgspec.structs.replace(simpy, python="3.12", theirs=8e5)
+    (told,) = figures.slower_pythons([newer[0], RATE, simpy, there])
+    assert told.endswith("as on 3.11: the interpreter is slower (SimPy: 0.80)")
+    there = msgspec.structs.replace(there, theirs=9.1e5)
+    (told,) = figures.slower_pythons([newer[0], RATE, simpy, there])
+    assert told.endswith("as on 3.11: more than anything else that it runs (SimPy: 0.91)")
     beside_another = msgspec.structs.replace(RATE, peer="another", ours=9e6)
     assert figures.slower_pythons([RATE, beside_another]) == [], "both are 3.11's"
 
