@@ -339,6 +339,28 @@ def test_what_is_set_while_we_get_ready_is_not_so_afterwards(
         assert sys.getswitchinterval() == usual
 
 
+def test_an_interrupt_while_numpy_is_imported_comes_after_it() -> None:
+    """Broken off in its own code it would be an ImportError."""
+    program = """if True:
+        import importlib.abc, signal, sys
+        from zaplock.recorder.urgent import import_numpy
+
+        class Interrupting(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name == "datetime":
+                    signal.raise_signal(signal.SIGINT)
+
+        sys.modules.pop("datetime", None)
+        sys.meta_path.insert(0, Interrupting())
+        try:
+            import_numpy()
+        except KeyboardInterrupt:
+            print("interrupted with", sys.modules["numpy"].__name__)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted with numpy\n", "")
+
+
 def test_an_instance_that_cannot_be_made_ahead_is_told_by_who_needs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -184,9 +184,10 @@ def functions_in(kallsyms: bytes) -> SymbolTable:
     code = np.isin(text[lines + digits + 1], np.frombuffer(_CODE, np.uint8))
     lines, ends = lines[code], ends[code]
     names = lines + digits + 3
-    begun = text[np.minimum(names[:, None] + np.arange(len(_PREFIX)), len(text) - 1)]
-    plain = (begun != np.frombuffer(_PREFIX, np.uint8)).any(axis=1)
-    starts = _hexadecimal(text[lines[plain, None] + np.arange(max(digits, 0))])
+    plain = np.zeros(len(names), np.bool_)
+    for place, char in enumerate(_PREFIX):
+        plain |= text[np.minimum(names + place, len(text) - 1)] != char
+    starts = _hexadecimal(text, lines[plain], digits)
     order = np.argsort(starts, kind="stable")
     starts, first, last = starts[order], names[plain][order], ends[plain][order]
     if not len(starts) or starts[-1] == 0:
@@ -199,10 +200,17 @@ def functions_in(kallsyms: bytes) -> SymbolTable:
     return SymbolTable(starts, np.diff(starts, append=starts[-1] + np.uint64(1)), name)
 
 
-def _hexadecimal(digits: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Read numbers of equally many lower-case digits, a row each."""
-    numbers = np.zeros(len(digits), np.uint64)
-    for column in digits.T:
-        digit = np.where(column >= ord("a"), column - (ord("a") - 10), column - ord("0"))
-        numbers = numbers << np.uint64(4) | digit.astype(np.uint64)
+def _hexadecimal(
+    text: NDArray[np.uint8], begins: NDArray[np.int64], digits: int
+) -> NDArray[np.uint64]:
+    """Read numbers of so many lower-case digits, which begin at these places of a text.
+
+    One place after another: a table of all digits takes ten times as much memory.
+    """
+    numbers = np.zeros(len(begins), np.uint64)
+    for place in range(digits):
+        char = text[begins + place]
+        digit = np.where(char >= ord("a"), char - (ord("a") - 10), char - ord("0"))
+        numbers <<= np.uint64(4)
+        numbers |= digit
     return numbers

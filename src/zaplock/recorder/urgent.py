@@ -15,6 +15,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
+from zaplock.recorder.uninterrupted import uninterrupted
+
 _ORDINARY = (os.SCHED_OTHER, os.SCHED_BATCH)
 _FIRST = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 
@@ -53,11 +55,14 @@ def import_numpy() -> None:
 
     They spin for a twentieth of a second after the import, on the CPUs that are wanted for making
     instances. Commands that are started later have the environment as it was.
+
+    A signal waits: what an interrupt breaks off in numpy's own code comes out as an ImportError.
     """
     given = os.environ.get(_BLAS_THREADS)
     os.environ[_BLAS_THREADS] = given or "1"
     try:
-        import numpy  # noqa: F401
+        with uninterrupted():
+            import numpy  # noqa: F401
     finally:
         if given is None:
             del os.environ[_BLAS_THREADS]

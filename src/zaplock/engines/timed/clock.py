@@ -1,7 +1,7 @@
 """Virtual time and its timers.
 
-A timer is one integer: when it is due, times `TICKS_PER_NS`, and in what is left of that the slot
-of whose it is. So a heap compares integers and nothing else, and time passes by adding to one.
+A timer is one integer: when it is due, in nanoseconds, times `SLOTS`, plus the slot of whose it is.
+So a heap compares integers and nothing else, and time passes by adding to one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 FOREVER = 1 << 62
 """Later than anything that happens, in nanoseconds."""
-TICKS_PER_NS = 1 << 20
-"""How many slots there are."""
+SLOTS = 1 << 20
+"""How many may have a timer; and how much of a timer a nanosecond is."""
 TICK = 8
 """Not a thread's state (threads.py has those): the end of a time slice on a CPU."""
 
 
 def time_of(timer: int) -> int:
     """Return when a timer is due, in nanoseconds."""
-    return timer // TICKS_PER_NS
+    return timer // SLOTS
 
 
 class Tick:
@@ -59,15 +59,15 @@ class Clock:
     @property
     def now(self) -> int:
         """The time in nanoseconds."""
-        return self.timer // TICKS_PER_NS
+        return self.timer // SLOTS
 
     def enter(self, thread: Thread | Tick | QuotaTick) -> None:
         """Give a thread its slot among the timers."""
         thread.slot = len(self.slots)
-        assert thread.slot < TICKS_PER_NS, "too many threads"
+        assert thread.slot < SLOTS, "too many threads"
         self.slots.append(thread)
 
     def set(self, time_ns: int, thread: Thread | Tick | QuotaTick) -> None:
         """Set the timer of a thread; one set before no longer counts."""
-        thread.timer = time_ns * TICKS_PER_NS + thread.slot
+        thread.timer = time_ns * SLOTS + thread.slot
         heappush(self.heap, thread.timer)

@@ -24,7 +24,7 @@ from heapq import heappop, heappush, heappushpop
 from typing import Any, Literal
 
 from zaplock.engines.timed.bandwidth import Bandwidth, QuotaTick
-from zaplock.engines.timed.clock import FOREVER, TICKS_PER_NS, Clock, Tick
+from zaplock.engines.timed.clock import FOREVER, SLOTS, Clock, Tick
 from zaplock.engines.timed.contention import Contention
 from zaplock.engines.timed.cpus import Cpus, Sched
 from zaplock.engines.timed.event_log import (
@@ -173,14 +173,14 @@ class TimedEngine:
         # One function on purpose: a call for each step would cost more than the step. What is used
         # at every step is a local variable, since an attribute costs as much as the work itself.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
-        heap, slots, tick = clock.heap, clock.slots, TICKS_PER_NS
+        heap, slots, ns = clock.heap, clock.slots, SLOTS
         locks, woken, fresh = self._locks, machine.woken, self.recorder.fresh
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
         latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
         bandwidth, lines, records = cpus.bandwidth, self._lines, self._records
         unseen = not self.recorder.sched and bandwidth is None
-        end = FOREVER * tick
+        end = FOREVER * ns
         which: Lock | None = None
         lock: TimedLock
         thread: Thread
@@ -189,7 +189,7 @@ class TimedEngine:
         machine.spent_ns = 0
         timer = heappop(heap)
         while True:
-            thread = slots[timer % tick]
+            thread = slots[timer % ns]
             if thread.timer is not timer:
                 timer = heappop(heap)
                 continue
@@ -299,7 +299,7 @@ class TimedEngine:
                     thread.result = None
                     if len(fresh) > fresh_max:
                         self.recorder.pack()
-                    thread.timer = timer = timer + (step.ns + latency_ns) * tick
+                    thread.timer = timer = timer + (step.ns + latency_ns) * ns
                     timer = heappushpop(heap, timer)
                     break
                 elif kind is MarkStep:
@@ -321,7 +321,7 @@ class TimedEngine:
                         break
                     result, price, thread.left_ns = thread.result, thread.left_ns, 0
                 if price:
-                    timer += price * tick
+                    timer += price * ns
                     if timer < heap[0]:
                         clock.timer = timer
                     else:

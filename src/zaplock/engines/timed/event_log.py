@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.engines.timed.clock import TICKS_PER_NS
+from zaplock.engines.timed.clock import SLOTS
 from zaplock.model.step import MarkStep
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 
@@ -77,6 +77,7 @@ class EventLog:
         """Begin without events; `sched` asks for who runs where as well."""
         self.sched = sched
         self.fresh: list[int] = []
+        """By turns the timer that was due when something happened, and its code."""
         self._packed: list[NDArray[Any]] = []
         self._packed_length = 0
         self._rows = array("q")
@@ -126,10 +127,10 @@ class EventLog:
     ) -> None:
         self._rows.append(len(self))
         self._arguments.append((address, length, detail, result or 0))
-        self.fresh += (now_ns * TICKS_PER_NS, code)
+        self.fresh += (now_ns * SLOTS, code)
 
     def pack(self) -> None:
-        """Move the fresh events, a list of time and code by turns, to where they take 16 bytes."""
+        """Move the fresh events, a list of timer and code by turns, to where they take 16 bytes."""
         self._packed.append(_decoded(self.fresh))
         self._packed_length += len(self.fresh)
         self.fresh.clear()
@@ -236,9 +237,9 @@ def _decoded(fresh: list[int]) -> NDArray[Any]:
     """Return timers and codes by turns as times in nanoseconds and codes by turns."""
     try:
         columns = np.array(fresh, np.int64)
-        columns[::2] //= TICKS_PER_NS
+        columns[::2] //= SLOTS
     except OverflowError:  # after two hours a timer takes more than 64 bits
         columns = np.empty(len(fresh), np.int64)
-        columns[::2] = [timer // TICKS_PER_NS for timer in fresh[::2]]
+        columns[::2] = [timer // SLOTS for timer in fresh[::2]]
         columns[1::2] = fresh[1::2]
     return columns
