@@ -398,16 +398,16 @@ CHANGES: tuple[Change, ...] = (
         {"populates_over_holes": False},
     ),
     Change(
-        "6.9", None, "(mempolicy: weighted interleaving)",
+        "6.9", "fa3bea4e1f82",
+        "mm/mempolicy: introduce MPOL_WEIGHTED_INTERLEAVE for weighted interleaving",
         "mbind knows MPOL_WEIGHTED_INTERLEAVE",
         {"interleaves_by_weight": True},
-        doubt="its id is not confirmed; 6.1 refuses the mode, 6.12 takes it",
     ),
     Change(
-        "6.10", None, "(numa_balancing: pages of MPOL_PREFERRED_MANY)",
+        "6.10", "133d04b1eee9",
+        "mm/numa_balancing: allow migrate on protnone reference with MPOL_PREFERRED_MANY policy",
         "mbind takes MPOL_F_NUMA_BALANCING with MPOL_PREFERRED_MANY, too",
         {"balances_preferred": True},
-        doubt="its id is not confirmed; 6.1 refuses the two together, 6.12 takes them",
     ),
     Change(
         "6.10", "a373baed5a9d", "mm: delay the check for a NULL anon_vma",
@@ -626,17 +626,14 @@ CHANGES: tuple[Change, ...] = (
         {"dontunmap_unaccounts": False}, ("6.17.6",),
     ),
     Change(
-        "6.18", None, "/dev/zero: try to align PMD_SIZE for private mapping",
+        "6.18", "849d5cff4d48", "/dev/zero: try to align PMD_SIZE for private mapping",
         "private mappings of /dev/zero are placed so that huge pages fit, too",
         {"aligns_for_huge_pages": "devices"},
-        doubt="of some thirty ids in the records of pushes to kernel.org none is followed into "
-        "Linus Torvalds's tree, and the release is by its date; 6.12 does not, 6.18 does",
     ),
     Change(
-        "6.18", None, "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
+        "6.18", "d9d1c2d81797",
+        "fs/proc/task_mmu: execute PROCMAP_QUERY ioctl under per-vma locks",
         "the query of a mapping locks that VMA only",
-        doubt="of some thirty ids in the records of pushes to kernel.org none is followed into "
-        "Linus Torvalds's tree; the release is by its date",
     ),
     Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
@@ -653,18 +650,16 @@ CHANGES: tuple[Change, ...] = (
         "... in fork",
     ),
     Change(
-        "6.19", None, "mm/khugepaged: continue to collapse on SCAN_PMD_NONE",
+        "6.19", "f1040f889882", "mm/khugepaged: continue to collapse on SCAN_PMD_NONE",
         "MADV_COLLAPSE goes on behind 2 MiB that have no page table, but one of the level above; "
         "before, it ended there",
         {"collapse_passes_holes": True},
-        doubt="trees that carry the patch give it different ids; seen in 6.19.14, not in 6.18.44",
     ),
     Change(
-        "6.19", None, "mm: correctly handle UFFD PTE markers",
+        "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
         "UFFDIO_COPY puts no page in a guard's place any more (EEXIST); before, in that of any "
         "marker",
         {"uffd_fills_guards": False},
-        doubt="its id is not confirmed; 6.18.44 fills guards, 6.19.14 does not",
     ),
     Change(
         "7.0", "28f590f35da8", "mm/vma: clean up __vma_enter/exit_locked()",
@@ -756,14 +751,17 @@ CHANGES: tuple[Change, ...] = (
         "an mremap to a fixed place that shrinks no longer charges what it has cut off, nor is it "
         "refused for that",
         {"mremap_forgets_charge": False},
-        doubt="neither its id nor its subject is confirmed; 7.2.13 charges, 7.3.4 does not",
+        doubt="its id and subject are not known: looked for among the pushes to mm-stable and the "
+        "patches to mm/mremap.c of 2026; 7.2.13 charges, 7.3.4 does not",
     ),
     Change(
-        "7.3", None, "(userfaultfd: a registration keeps write protection)",
+        "7.3", "6eab8f2cc646",
+        "userfaultfd: add UFFDIO_REGISTER_MODE_RWP and UFFDIO_RWPROTECT plumbing",
         "userfaultfd refuses to register again, without write protection, what is registered with "
         "it (EBUSY)",
         {"uffd_keeps_wp": True},
-        doubt="neither its id nor its subject is confirmed; 7.2.13 does it, 7.3.4 refuses",
+        doubt="the release is by the push of 5 August 2026 that has it; 7.2.13 takes such a "
+        "registration, 7.3.4 refuses it",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""
