@@ -27,10 +27,10 @@ from zaplock.model.machine import Machine
 from zaplock.model.rwsem import LockStep
 from zaplock.model.spans import SpanEnd, SpanStep
 from zaplock.model.step import Task
-from zaplock.protocols.access import write_memory
 from zaplock.protocols.address_locks import holds_more, under
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.mmap import mmap
+from zaplock.protocols.user_access import write_memory
 from zaplock.units import duration
 
 PAGE = 4096

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from zaplock.recorder.ahead import chosen_buffer_kb
+from zaplock.recorder.instances_ahead import chosen_buffer_kb
 from zaplock.recorder.tracefs import Instance, opened
 
 INSTANCES = 2

@@ -30,7 +30,7 @@ from typing import Any
 import zaplock
 from zaplock.errors import UserError
 from zaplock.measure import memory
-from zaplock.measure.children import Child
+from zaplock.measure.json_children import Child
 from zaplock.measure.measure import stalls
 
 GIB = 1 << 30

@@ -19,7 +19,7 @@ from typing import Any
 from bench.release_neighbours import operation
 from zaplock.measure import mappings, syscalls, teardown
 from zaplock.measure.bystanders import BystanderOperation, MeasuredSamples, loop, own_range
-from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.json_children import die_with_parent, quiet_interpreter, read_orders, tell
 from zaplock.measure.mappings import StudiedMapping
 from zaplock.release import release
 from zaplock.release.fill import fill

@@ -200,7 +200,7 @@ WORK = "import mmap\nfor _ in range({}): mmap.mmap(-1, 4096).close()"
 
 def report() -> list[Figure]:
     """A recording's events to text, per event: `zaplock report` beside `perf script`."""
-    from zaplock.trace import file
+    from zaplock.trace import recording_file
 
     if not shutil.which("perf"):
         raise NotHere("perf is not installed")
@@ -216,7 +216,7 @@ def report() -> list[Figure]:
         printed = subprocess.run(
             ["perf", "script", "-i", str(data)], check=True, capture_output=True
         ).stdout.count(b"\n")
-        events = len(file.read(recording).events)
+        events = len(recording_file.read(recording).events)
         ours, theirs = in_turns(
             lambda: cpu_seconds([sys.executable, "-m", "zaplock", "report", str(recording)]),
             lambda: cpu_seconds(["perf", "script", "-i", str(data)]),

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from services import Services, free_port, missing, services
 from test_agent import agent, figures, log_of, stalling, until
 
-from zaplock.agent.watching import unit_of
+from zaplock.agent.target_watch import unit_of
 
 STALLS_SEEDED = int(os.environ.get("ZAPLOCK_AGENT_STALLS", "20"))
 SECONDS = 60 * float(os.environ.get("ZAPLOCK_AGENT_MINUTES", "5"))
@@ -224,7 +224,7 @@ def test_what_the_agent_does_not_load() -> None:
     program = (
         "import re, sys, time\n"
         "begin = time.process_time()\n"
-        "import zaplock.agent.watcher, zaplock.agent.metrics\n"
+        "import zaplock.agent.main_loop, zaplock.agent.metrics\n"
         "metrics = zaplock.agent.metrics.Metrics()\n"
         "heavy = [n for n in ('polars', 'altair', 'pyarrow', 'pandas') if n in sys.modules]\n"
         "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"

@@ -31,7 +31,7 @@ from zaplock.recorder.capturing import capturing
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.tracefs import opened, sweep
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -269,7 +269,7 @@ def test_no_loss_at_two_million_events_a_second(
         with recording_at(path, process.pid) as recorder:
             took_ns = round_ns(process) * count
         assert recorder.returncode == 0
-    manifest = file.read_manifest(path)
+    manifest = recording_file.read_manifest(path)
     blocks = [pl.scan_parquet(block) for block in sorted(path.glob("events-*.parquet"))]
     found = int(pl.concat(blocks).select(pl.len()).collect().item())
     rate = found / took_ns * 1e3
@@ -322,7 +322,7 @@ def test_twenty_kills_at_random_moments(
             recorder.wait()
         swept += len(instances_of(recorder.pid))
         if (path / "manifest.json").exists():
-            recording = file.read(path)
+            recording = recording_file.read(path)
             recording.events.check()
             assert not recording.manifest.complete
             assert not len(rows_of_loss(recording)), "a kill must not look like a loss"
@@ -346,5 +346,5 @@ def instances_of(pid: int) -> list[Path]:
         return list((tracefs.path / "instances").glob(f"zaplock-*-*-{pid}-*-*"))
 
 
-def rows_of_loss(recording: file.Recording) -> np.ndarray:  # type: ignore[type-arg]
+def rows_of_loss(recording: recording_file.Recording) -> np.ndarray:  # type: ignore[type-arg]
     return np.flatnonzero(recording.events["kind"] == EventKind.LOST)

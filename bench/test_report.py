@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from scenes import again, crowd, queue_of_writers
 
 from zaplock.trace.analysis import analyse
-from zaplock.trace.file import Manifest, write
+from zaplock.trace.recording_file import Manifest, write
 from zaplock.trace.summary import summarise
 
 MILLION = 1_000_000

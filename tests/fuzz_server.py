@@ -19,7 +19,7 @@ import traceback
 from typing import Any
 
 from zaplock.cli import SUMMARIES, main
-from zaplock.trace.apart import PARSER
+from zaplock.trace.separate_parser import PARSER
 
 LIBRARIES = (
     "zaplock.views.html", "zaplock.views.perfetto", "zaplock.views.replayed",
@@ -27,7 +27,8 @@ LIBRARIES = (
     "zaplock.views.report_text", "zaplock.views.outcomes", "zaplock.replay.replay",
     "zaplock.trace.foreign", "zaplock.trace.analysis", "zaplock.check.verdicts",
     "zaplock.views.counterexample", "zaplock.oracle.campaign", "zaplock.programs.replay",
-    "zaplock.lab.lab", "zaplock.advise.calls", "zaplock.recorder.session", "zaplock.trace.file",
+    "zaplock.lab.lab", "zaplock.advise.calls", "zaplock.recorder.session",
+    "zaplock.trace.recording_file",
 )  # fmt: skip
 ROOM = 6 << 30
 """Of address space: no fault of zaplock's shall take the machine down."""

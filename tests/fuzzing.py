@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from zaplock.errors import UserError
-from zaplock.trace import file
+from zaplock.trace import recording_file
 
 RUNS = int(os.environ.get("ZAPLOCK_FUZZ", "0"))
 LONGEST_S = 5.0
@@ -99,7 +99,9 @@ def written(name: str, content: bytes) -> Path:
 @functools.cache
 def good_recording() -> dict[str, bytes]:
     path = folder() / "good.zaplock"
-    file.write(path, scenes.database(), file.Manifest(source="simulation", kernel="6.18.44"))
+    recording_file.write(
+        path, scenes.database(), recording_file.Manifest(source="simulation", kernel="6.18.44")
+    )
     return {one.name: one.read_bytes() for one in sorted(path.iterdir())}
 
 

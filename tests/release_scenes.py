@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 
 from zaplock.measure import syscalls as kernel
-from zaplock.release import flush, soon
+from zaplock.release import flush, in_background
 from zaplock.release.claims import nothing_is_claimed
 
 PAGE = mmap.PAGESIZE
@@ -41,7 +41,7 @@ def mapped(length: int, address: int = 0) -> int:
 def new_worker() -> None:
     """Have a worker without a thread; the old one's ends."""
     flush()
-    before, soon._worker = soon._worker, soon._Worker(alone=False)
+    before, in_background._worker = in_background._worker, in_background._Worker(alone=False)
     before.pid = 0
     before.wake.put(None)
 
@@ -50,6 +50,6 @@ def new_worker() -> None:
 def nobody_works() -> Iterator[None]:
     """Leave every job in the queue, until the next flush."""
     new_worker()
-    with mock.patch.object(soon._Worker, "has_thread", return_value=True):
+    with mock.patch.object(in_background._Worker, "has_thread", return_value=True):
         yield
     assert not nothing_is_claimed()

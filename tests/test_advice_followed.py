@@ -16,9 +16,9 @@ import pytest
 
 import zaplock
 from zaplock.advise.advice import Advice
+from zaplock.advise.advice_by_kind import FREEING_ADVICE, Means
 from zaplock.advise.calls import from_recording
 from zaplock.advise.costs import Costs
-from zaplock.advise.kinds import FREEING_ADVICE, Means
 from zaplock.trace.analysis import analyse
 from zaplock.trace.handwritten import Log
 from zaplock.trace.madvise import ADVICE

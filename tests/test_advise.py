@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from zaplock.advise.advice import Advice
+from zaplock.advise.advice_by_kind import BRK, MUNMAP, Means, kind_of
 from zaplock.advise.calls import RecordedAdvice, from_recording
 from zaplock.advise.costs import Costs, measure_costs
-from zaplock.advise.kinds import BRK, MUNMAP, Means, kind_of
 from zaplock.advise.mappings import advise, from_process, parse_maps, parse_status, warnings
 from zaplock.cli import advise as verb
 from zaplock.cli import main
@@ -23,8 +23,8 @@ from zaplock.errors import UserError
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind
-from zaplock.trace.file import Manifest, Writer, write
 from zaplock.trace.handwritten import Log
+from zaplock.trace.recording_file import Manifest, Writer, write
 from zaplock.trace.summary import summarise
 
 MS = 1_000_000

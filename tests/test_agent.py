@@ -19,18 +19,18 @@ import pytest
 
 from zaplock.agent import spool
 from zaplock.agent.hooks import Hooks
+from zaplock.agent.main_loop import Agent
+from zaplock.agent.make_recording import alone, keep_within
 from zaplock.agent.metrics import MOST, MOST_SERIES, Bounded, Metrics
 from zaplock.agent.settings import Settings
-from zaplock.agent.ship import alone, keep_within
-from zaplock.agent.shipping import Shipping
-from zaplock.agent.watcher import Agent
-from zaplock.agent.watching import unit_of
+from zaplock.agent.spool_queue import Shipping
+from zaplock.agent.target_watch import unit_of
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import place_at
+from zaplock.fleet_store.object_names import place_at
 from zaplock.fleet_store.store import FleetStore, Recorded
 from zaplock.recorder.tracefs import Tracefs, opened, sweep
-from zaplock.trace.file import read
+from zaplock.trace.recording_file import read
 
 STALLS = """
 import mmap, sys, threading, time
@@ -290,7 +290,7 @@ def test_who_could_not_be_watched_is_tried_again_ever_more_rarely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_ns, pid = [0], os.getppid()
-    monkeypatch.setattr("zaplock.agent.watcher.time.monotonic_ns", lambda: now_ns[0])
+    monkeypatch.setattr("zaplock.agent.main_loop.time.monotonic_ns", lambda: now_ns[0])
     settings = Settings(str(tmp_path / "store"), tmp_path / "spool", "h")
     one = Agent(settings, lambda: [pid], Metrics(), ended=lambda: True, say=Said())
     tried = []
@@ -368,7 +368,7 @@ def test_a_hook_that_reads_nothing_has_not_failed() -> None:
 def test_what_no_child_can_read_keeps_nothing_else_from_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zaplock.agent.shipping._RETRY_NS", 0)
+    monkeypatch.setattr("zaplock.agent.spool_queue._RETRY_NS", 0)
     spooled, metrics, said = spool.Spool(tmp_path / "spool"), Metrics(), Said()
     for name in ("1", "2"):
         folder, pages = spooled.begin(name)
@@ -394,7 +394,7 @@ def waits_for_a_lock(pid: int) -> bool:
 
 def test_two_children_do_not_work_on_one_folder(tmp_path: Path) -> None:
     """The first may be that of an agent that was killed."""
-    command = [sys.executable, "-m", "zaplock.agent.ship", str(tmp_path)]
+    command = [sys.executable, "-m", "zaplock.agent.make_recording", str(tmp_path)]
     with alone(tmp_path):
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until(lambda: waits_for_a_lock(child.pid) or child.poll() is not None)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import zaplock.author as author
-from zaplock.check.own import OwnInvariant, OwnOperation
+from zaplock.check.own_operations import OwnInvariant, OwnOperation
 from zaplock.check.verdicts import check, find_design, find_scenario
 from zaplock.cli import main
 from zaplock.errors import UserError

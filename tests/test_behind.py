@@ -6,9 +6,9 @@ import pytest
 from scenes import GIB, MM, MS
 
 from zaplock.trace.analysis import analyse
-from zaplock.trace.behind import Behind, behind
 from zaplock.trace.events import EventKind
 from zaplock.trace.handwritten import Log
+from zaplock.trace.sleepers_behind import Behind, behind
 from zaplock.trace.sleeps import sleeps
 
 MAIN, PIN, MIDDLE = 1, 2, 3

@@ -18,7 +18,7 @@ from zaplock.trace.queue import FIFO, MODERN, SPINNING_READERS
 from zaplock.trace.summary import summarise
 from zaplock.trace.waits import WAIT, Waits
 from zaplock.units import parse_duration
-from zaplock.views.words import chain
+from zaplock.views.sentences import chain
 
 
 def assert_the_same(verdict: Judge, rows: list[int]) -> None:

@@ -15,7 +15,7 @@ from zaplock.measure import memory
 from zaplock.measure.calibrate import calibrate, merged
 from zaplock.measure.calibration import derive, pages
 from zaplock.measure.guest.calibration import CALL, SIZES, guest_costs, units
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.trace.teardown_outcome import TeardownOutcome
 
 GIB = 1 << 30
 

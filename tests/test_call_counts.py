@@ -14,7 +14,7 @@ from zaplock.trace.madvise import NOT_SEEN, advised
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import report_json
 from zaplock.views.report_text import report_text
-from zaplock.views.words import answer
+from zaplock.views.sentences import answer
 
 MS, MIB = 1_000_000, 1 << 20
 

@@ -7,10 +7,10 @@ from scenes import MS
 
 from zaplock.designs import SHIPPED
 from zaplock.lab import profiles
-from zaplock.replay.links import After, Link, let_begin, links_of
+from zaplock.replay.closed_loops import After, Link, let_begin, links_of
+from zaplock.replay.other_ways import Way
 from zaplock.replay.plan import plan_of
 from zaplock.replay.replay import Replay, replay
-from zaplock.replay.ways import Way
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind
 from zaplock.trace.handwritten import Log

@@ -17,7 +17,7 @@ from zaplock.lab.call_log import FunctionCall
 from zaplock.lab.compare import Comparison, compare
 from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.teardown import run
-from zaplock.trace.outcome import Stalls, TeardownOutcome
+from zaplock.trace.teardown_outcome import Stalls, TeardownOutcome
 from zaplock.views import function_graph, outcomes
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import analyse
 from zaplock.trace.difference import RecordingDifference, difference, spread
 from zaplock.trace.events import Events
@@ -19,7 +19,7 @@ from zaplock.views.differences import sentences
 
 MM = 0xFFFF888000001000
 MS = 1_000_000
-ABOUT = file.Manifest(source="test", kernel="6.18.0", clock="mono")
+ABOUT = recording_file.Manifest(source="test", kernel="6.18.0", clock="mono")
 
 
 def shop(held_ns: int, *, seed: int, seconds: float = 4, every_ns: int = 20 * MS) -> Events:
@@ -98,10 +98,10 @@ def test_nobody_waits_in_either(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """Of which "nobody" is said where all was recorded, however different the load was."""
 
     before = tmp_path / "before"
-    file.write(before, quiet(10**7).events(), ABOUT)
+    recording_file.write(before, quiet(10**7).events(), ABOUT)
 
     def said(name: str, after: Log) -> str:
-        file.write(tmp_path / name, after.events(), ABOUT)
+        recording_file.write(tmp_path / name, after.events(), ABOUT)
         assert main(["diff", str(before), str(tmp_path / name)]) == 0
         return capsys.readouterr().out
 
@@ -141,7 +141,7 @@ def test_the_command_line_says_it_first_and_can_fail(
 ) -> None:
     names = [str(tmp_path / name) for name in ("before.zaplock", "after.zaplock")]
     for name, held_ns in zip(names, (MS, 4 * MS)):
-        file.write(name, shop(held_ns, seed=held_ns), ABOUT)
+        recording_file.write(name, shop(held_ns, seed=held_ns), ABOUT)
     assert main(["diff", *names, "--fail-if-worse"]) == 1
     said = capsys.readouterr().out
     assert said.startswith("Worse: tasks waited for the lock ")

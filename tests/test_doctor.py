@@ -12,7 +12,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.recorder import ahead, doctor
+from zaplock.recorder import doctor, instances_ahead
 from zaplock.recorder.lock_events import without_any
 from zaplock.recorder.tracefs import Instance, _why_not, opened
 
@@ -78,7 +78,7 @@ def test_an_old_kernel_is_told_what_to_boot(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_machine_with_little_memory_is_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "chosen_buffer_kb", lambda: 1024)
+    monkeypatch.setattr(instances_ahead, "chosen_buffer_kb", lambda: 1024)
     (finding,) = [one for one in doctor.examine() if one.name == "buffers"]
     assert not finding.ok
     assert "--buffer" in finding.mend

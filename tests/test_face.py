@@ -25,7 +25,7 @@ from zaplock.cli._json_schemas import DOCUMENTS
 from zaplock.cli._overview import SUMMARIES, glossary
 from zaplock.errors import UserError
 from zaplock.lab.lab import Observation
-from zaplock.trace.outcome import OutcomeDetail, Stalls, TeardownOutcome
+from zaplock.trace.teardown_outcome import OutcomeDetail, Stalls, TeardownOutcome
 
 ROOT = Path(__file__).parent.parent
 SCREEN = 80 * 24
@@ -179,7 +179,7 @@ def test_the_core_imports_no_package_of_an_extra() -> None:
     code = (
         "import sys, zaplock.cli, zaplock.author, zaplock.notebook, zaplock.recorder.session\n"
         "import zaplock.trace.reading, zaplock.views.report_text, zaplock.replay.replay\n"
-        "import zaplock.agent.watcher, zaplock.advise.calls, zaplock.check.verdicts\n"
+        "import zaplock.agent.main_loop, zaplock.advise.calls, zaplock.check.verdicts\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -22,7 +22,7 @@ from zaplock.lab import fidelity
 from zaplock.lab.fidelity import READERS, WRITER, Agreement
 from zaplock.lab.forecast import TEARDOWNS, predict
 from zaplock.measure.guest import build, host, kernels, qemu
-from zaplock.measure.guest import verdict as guest_verdict
+from zaplock.measure.guest import finished_run as guest_verdict
 from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun
 

@@ -19,14 +19,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from zaplock.designs import load
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import ObjectName, Partition, parse, place_at
+from zaplock.fleet_store.object_names import ObjectName, Partition, parse, place_at
 from zaplock.fleet_store.store import FleetStore, Recorded, files_of
 from zaplock.fleet_store.waits import SCHEMA, WallClock, packed, unpacked, waits_of
 from zaplock.lab import profiles
 from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.teardown import run
 from zaplock.trace.analysis import analyse
-from zaplock.trace.file import Manifest, read, write
+from zaplock.trace.recording_file import Manifest, read, write
 from zaplock.trace.summary import summarise
 
 AT_NS = 1_795_000_000_123_456_789

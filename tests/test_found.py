@@ -12,19 +12,19 @@ from scenes import GIB, MM, MS, database
 
 from zaplock.cli import main
 from zaplock.recorder import snapshot
-from zaplock.recorder.beginning import AGAIN_NS, Beginning, Endings, rows, still_open
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged, nothing
-from zaplock.recorder.first_look import OUR_READ, first_look
+from zaplock.recorder.initial_look import OUR_READ, first_look
+from zaplock.recorder.initial_rows import AGAIN_NS, Beginning, Endings, rows, still_open
 from zaplock.recorder.layouts import Layouts, PageLayout
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.recorder.targets import LearnedMm
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events, FoundTask
-from zaplock.trace.file import Manifest, write
 from zaplock.trace.handwritten import Log
-from zaplock.views.found import found_lines
+from zaplock.trace.recording_file import Manifest, write
+from zaplock.views.initial_state import found_lines
 from zaplock.views.live import now
 
 ON = 10_000 * MS

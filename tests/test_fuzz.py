@@ -54,7 +54,7 @@ from zaplock.outputs import walk
 from zaplock.programs import recording as strace
 from zaplock.programs.replay import StraceReplay
 from zaplock.recorder import symbols
-from zaplock.trace import file, foreign, tables
+from zaplock.trace import foreign, recording_file, tables
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EVENT
 from zaplock.trace.summary import summarise
@@ -63,7 +63,7 @@ from zaplock.views.report_json import report_json
 
 def understood(path: Path) -> None:
     """Read a recording and work out everything that a report tells."""
-    found = file.read(path)
+    found = recording_file.read(path)
     found.events.check()
     about = found.manifest
     span = (about.started_ns, about.ended_ns) if about.ended_ns else None
@@ -82,7 +82,7 @@ def test_a_damaged_recording(which: int, changes: list[tuple[int, float, float, 
     files[name] = changed
     path = recording_with(files)
     with well_behaved():
-        found = file.read(path)
+        found = recording_file.read(path)
         assert same or name == "manifest.json" or found.caveats, "damage was believed"
         understood(path)
 
@@ -97,7 +97,7 @@ def test_no_bit_of_an_event_block_can_flip_unnoticed() -> None:
         damaged[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
         path = recording_with({**files, name: bytes(damaged)})
         with pytest.raises(UserError, match="is not what was written"):
-            file.read(path)
+            recording_file.read(path)
 
 
 @times(120)
@@ -276,8 +276,8 @@ def imported(path: Path) -> None:
     events.check()
     target = recording_with({})
     target.rmdir()
-    file.write(target, events, file.Manifest(source="import"))
-    caveats = " ".join(file.read(target).caveats)
+    recording_file.write(target, events, recording_file.Manifest(source="import"))
+    caveats = " ".join(recording_file.read(target).caveats)
     assert "missing" not in caveats
     assert "no end" not in caveats
 

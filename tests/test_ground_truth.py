@@ -19,7 +19,7 @@ import pytest
 from zaplock.recorder.in_memory import record_mm
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events
-from zaplock.views.words import chain, wait_sentence
+from zaplock.views.sentences import chain, wait_sentence
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 

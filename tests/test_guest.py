@@ -35,11 +35,11 @@ from zaplock.measure.guest import (
     recording,
     rows,
 )
-from zaplock.measure.guest import verdict as guest_verdict
+from zaplock.measure.guest import finished_run as guest_verdict
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, checked, run
 from zaplock.scratch import sweep
-from zaplock.trace import file
-from zaplock.trace.verdict import TeardownVerdict
+from zaplock.trace import recording_file
+from zaplock.trace.teardown_verdict import TeardownVerdict
 
 MIB = 1 << 20
 READERS = ("fault", "proc")
@@ -128,7 +128,7 @@ def test_two_exact_runs_write_identical_recordings(tmp_path: Path) -> None:
     recording.write(tmp_path / "second", second)
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
-    read = file.read(tmp_path / "first")
+    read = recording_file.read(tmp_path / "first")
     assert read.manifest.kernel.startswith("6.1.")
     assert {"zap", *CONVOY} <= {task.comm for task in read.events.tasks.values()}
 

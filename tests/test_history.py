@@ -20,8 +20,8 @@ from zaplock.designs.linux import (
     releases_that_differ,
     same_rules,
 )
-from zaplock.designs.observed import deciding, observe, rules_read
 from zaplock.designs.proposals import PROPOSALS
+from zaplock.designs.rules_read import deciding, observe, rules_read
 from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find, parse
 from zaplock.trace.queue import queue_of

@@ -9,7 +9,7 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.errors import UserError
-from zaplock.trace import file, foreign, text
+from zaplock.trace import foreign, recording_file, text
 from zaplock.trace.events import NO_OP, EventKind, Events
 
 FIXTURES = Path(__file__).parent / "fixtures" / "recorder"
@@ -83,9 +83,9 @@ def test_import_writes_a_recording_and_says_what_next(
     output = tmp_path / "a.zaplock"
     assert main(["import", str(FIXTURES / "ftrace-6.18.txt"), "-o", str(output), "--json"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["events"] == len(file.read(output).events)
+    assert json.loads(said.out)["events"] == len(recording_file.read(output).events)
     assert f"next: zaplock report {output}" in said.err
-    assert file.read_manifest(output).source == "import"
+    assert recording_file.read_manifest(output).source == "import"
 
 
 def test_a_text_without_events_is_refused(

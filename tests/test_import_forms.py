@@ -20,7 +20,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.system_calls import BY_NUMBER, TRACED, TRACED_NAMES
-from zaplock.trace import file, foreign, text
+from zaplock.trace import foreign, recording_file, text
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.text_events import operation_row
@@ -259,10 +259,10 @@ def test_a_bad_number_is_one_line(
     assert "line 2 can't be read" in said
 
 
-def imported(path: Path, tmp_path: Path) -> tuple[Events, file.Manifest]:
+def imported(path: Path, tmp_path: Path) -> tuple[Events, recording_file.Manifest]:
     output = tmp_path / "out.zaplock"
     assert main(["import", str(path), "-o", str(output), "--json"]) == 0
-    recording = file.read(output)
+    recording = recording_file.read(output)
     return recording.events, recording.manifest
 
 

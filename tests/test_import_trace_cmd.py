@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import analyse
 
 
@@ -44,7 +44,7 @@ def test_a_real_trace_dat_tells_names_and_the_kernel(tmp_path: Path) -> None:
             instance.rmdir()
     output = tmp_path / "out.zaplock"
     assert main(["import", str(data), "-o", str(output)]) == 0
-    recording = file.read(output)
+    recording = recording_file.read(output)
     events, manifest = recording.events, recording.manifest
     assert manifest.kernel == os.uname().release
     assert events.tasks[os.getpid()].comm == Path("/proc/self/comm").read_text().strip()

@@ -13,7 +13,7 @@ import pytest
 from zaplock.errors import UserError
 from zaplock.lab import fidelity
 from zaplock.measure.guest import build, features, kernels, qemu, recording
-from zaplock.measure.guest import verdict as guest_verdict
+from zaplock.measure.guest import finished_run as guest_verdict
 from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, run
 from zaplock.recorder import lock_events
@@ -22,7 +22,7 @@ from zaplock.recorder.rwsem_probes import FUNCTIONS, number_of, probed
 from zaplock.recorder.tracefs import Tracefs
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, EventKind, Events
-from zaplock.trace.verdict import TeardownVerdict
+from zaplock.trace.teardown_verdict import TeardownVerdict
 
 OURS, ANOTHER = 0xFFFF888001234500, 0xFFFF88800BADBAD0
 Row = tuple[int, str, int, int]

@@ -18,7 +18,7 @@ from zaplock.measure import memory, plan
 from zaplock.measure.bystanders import foreign
 from zaplock.measure.measure import measure, spread, stalls, summary
 from zaplock.measure.teardown import WAYS
-from zaplock.trace.outcome import Stalls, TeardownOutcome
+from zaplock.trace.teardown_outcome import Stalls, TeardownOutcome
 
 MIB = 1 << 20
 ROOT = os.geteuid() == 0

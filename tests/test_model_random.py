@@ -13,7 +13,6 @@ from zaplock.model.files import new_file
 from zaplock.model.machine import Machine
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.step import Task
-from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.brk import brk
 from zaplock.protocols.exit import exit_process
 from zaplock.protocols.fork import fork
@@ -23,6 +22,7 @@ from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
 from zaplock.protocols.mremap import mremap
 from zaplock.protocols.rmap import truncate
+from zaplock.protocols.user_access import read_memory, write_memory
 
 BASE = 0x1000_0000
 PAGES = 24

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from zaplock.advise.advice_by_kind import Means
 from zaplock.advise.calls import from_recording
 from zaplock.advise.costs import Costs
-from zaplock.advise.kinds import Means
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.handwritten import Log
 from zaplock.trace.kernel_stacks import operation_of
 from zaplock.trace.stacks import KERNEL, NamedAddress, StackReason, StackRow, in_order
 from zaplock.trace.summary import NO_OPERATION, summarise
 from zaplock.views.report_json import report_json
-from zaplock.views.words import chain
+from zaplock.views.sentences import chain
 
 MS = 1_000_000
 

@@ -106,9 +106,11 @@ def test_a_system_call(copy: Copy) -> None:
         "    await mmap_read_unlock(cx)\n"
         "    return 0 if handle else -12\n",
     )
-    copy.before("protocols/calls.py", '    "mmap": mmap.mmap,', '    "touch_vma": touch_vma,\n')
     copy.before(
-        "protocols/calls.py",
+        "protocols/served_calls.py", '    "mmap": mmap.mmap,', '    "touch_vma": touch_vma,\n'
+    )
+    copy.before(
+        "protocols/served_calls.py",
         "from zaplock.protocols.design",
         "from zaplock.protocols.touch_vma import touch_vma\n",
     )

@@ -27,7 +27,7 @@ from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.options import Options
 from zaplock.recorder.targets import learn_mm
 from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.holds import holds
 
@@ -147,7 +147,7 @@ def test_every_event_of_a_whole_command_finds_its_partner(tmp_path: Path) -> Non
     """Without losses each request is answered, each hold released, each call returns."""
     path = tmp_path / "a.zaplock"
     assert main(["record", "-o", str(path), "--", *churn(1.0)]) == 0
-    recording = file.read(path)
+    recording = recording_file.read(path)
     events = recording.events
     assert recording.manifest.complete
     assert recording.manifest.lost_events == 0
@@ -170,7 +170,7 @@ def test_a_command_is_not_mixed_up_with_others_whose_memory_it_gets(tmp_path: Pa
     finally:
         beside.kill()
         beside.wait()
-    events = file.read(path).events
+    events = recording_file.read(path).events
     locks = np.flatnonzero(events["kind"] <= EventKind.RELEASED)
     tids = {int(tid) for tid in events["tid"][locks]}
     assert {events.tasks[tid].comm for tid in tids}.isdisjoint({"stranger"})
@@ -202,7 +202,7 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
         def locked() -> int:
             """Count what it is known to have asked of a lock for writing."""
             with contextlib.suppress(UserError):  # no block is written yet
-                events = file.read(path).events
+                events = recording_file.read(path).events
                 return len(rows(events, kind=EventKind.ASKED, write=1, tid=process.pid))
             return 0
 
@@ -214,7 +214,7 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
         recorder.terminate()
         assert recorder.wait(60) == 0
         process.kill()
-    events = file.read(path).events
+    events = recording_file.read(path).events
     mapped = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
     locks = rows(events, kind=EventKind.ASKED, write=1, tid=process.pid)
     assert len(mapped) > 10
@@ -286,9 +286,9 @@ def test_the_kernels_own_word_for_lost_reaches_the_recording(tmp_path: Path) -> 
     recorder.terminate()
     assert recorder.wait(60) == 0
     kill_the_rest(path)
-    manifest = file.read_manifest(path)
+    manifest = recording_file.read_manifest(path)
     assert manifest.lost_events > 1000
-    events = file.read(path).events
+    events = recording_file.read(path).events
     lost = events["length"][events["kind"] == EventKind.LOST]
     assert int(lost[lost >= 0].sum()) == manifest.lost_events
     assert int((lost < 0).sum()) == manifest.unknown_losses
@@ -364,7 +364,7 @@ def test_a_signal_ends_a_recording_in_good_order(tmp_path: Path, number: int) ->
     assert process.wait(60) == 0
     assert path.with_suffix(".said").read_text().splitlines()[-1] == f"next: zaplock report {path}"
     assert ours(process.pid) == []
-    recording = file.read(path)
+    recording = recording_file.read(path)
     assert recording.manifest.complete
     assert SIZE in recording.events["length"][calls(recording.events, "munmap")]
 
@@ -386,7 +386,7 @@ def test_a_killed_recorder_leaves_whole_blocks_and_is_swept_up(tmp_path: Path) -
     process.wait()
     kill_the_rest(path)
     left = ours(process.pid)[0]
-    recording = file.read(path)
+    recording = recording_file.read(path)
     recording.events.check()
     assert not recording.manifest.complete
     assert len(recording.events) > 0
@@ -402,7 +402,7 @@ def wait_for_a_block(path: Path) -> None:
 
 def kill_the_rest(path: Path) -> None:
     """End the command that a killed recorder has left behind."""
-    tasks = file.read(path).events.tasks
+    tasks = recording_file.read(path).events.tasks
     for pid in {task.pid for task in tasks.values()}:
         with contextlib.suppress(OSError):
             if b"time.monotonic() + 30" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -435,7 +435,7 @@ def test_a_full_disk_ends_the_recording_with_what_fitted(
         assert main(["record", "-o", str(path), "--", *churn(20.0)]) == 2
         said = capsys.readouterr().err
         assert re.search(r"could not be written .*free some space.*zaplock report", said)
-        recording = file.read(path)
+        recording = recording_file.read(path)
         recording.events.check()
         assert len(recording.events) > 1000
     finally:
@@ -478,7 +478,7 @@ for _ in range(6):  # on a busy machine the events of one hold may be lost
     assert main(["record", "-o", str(path), *arguments]) == 0
     noticed.touch()
     assert re.search(r"stopped after python\d?.* hold of .* ms", capsys.readouterr().out)
-    recording = file.read(path)
+    recording = recording_file.read(path)
     assert recording.manifest.notes
     events = recording.events
     fired = [row for row in calls(events, "munmap") if events["length"][row] == 4 << 30]
@@ -522,7 +522,7 @@ def test_the_heap_tells_how_far_it_moved(tmp_path: Path) -> None:
         "    libc.syscall(11, ctypes.c_ulong(absurd), ctypes.c_ulong(absurd))\n"
     )
     assert main(["record", "-o", str(path), "--", sys.executable, str(program)]) == 0
-    events = file.read(path).events
+    events = recording_file.read(path).events
     moves = [int(events["detail"][row]) for row in calls(events, "brk")]
     assert 1 << 20 in moves
     assert -(1 << 19) in moves

@@ -28,19 +28,19 @@ from fuzzing import RUNS
 
 from zaplock.errors import UserError
 from zaplock.recorder import targets
-from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capturing import capturing
-from zaplock.recorder.closing import Closing
 from zaplock.recorder.decode import Decoder
-from zaplock.recorder.guard import Guard
 from zaplock.recorder.in_memory import record_mm
+from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.meddling import Guard
 from zaplock.recorder.options import Options
+from zaplock.recorder.scheduling import going_first, import_numpy
 from zaplock.recorder.session import _disk_trouble, record_to
 from zaplock.recorder.stack_sampler import StackSampler, Wanted
+from zaplock.recorder.switch_off import Closing
 from zaplock.recorder.tracefs import Instance, LeftOver, left_over, opened, sweep
-from zaplock.recorder.urgent import going_first, import_numpy
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind
 from zaplock.trace.gaps import segments
 
@@ -128,7 +128,7 @@ def test_a_cpu_may_go_in_the_middle_and_come_back(tmp_path: Path) -> None:
             record_to(path, Options(pids=(ME,), groups=("mmap_lock",)), ended=ended)
         finally:
             os.sched_setaffinity(0, before)
-    read = file.read(path)
+    read = recording_file.read(path)
     assert (read.caveats, read.manifest.lost_events, read.manifest.notes) == ((), 0, ())
     times = read.events["time_ns"][(read.events["cpu"] == 1) & (read.events["tid"] == ME)]
     assert (times < switched_ns[0]).any(), "what it had recorded before it went"
@@ -307,7 +307,7 @@ def test_whoever_goes_first_does_not_while_instances_are_made(
         policies.append((os.sched_getscheduler(me), os.sched_getscheduler(0)))
         return Instance(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("zaplock.recorder.ahead.Instance", made)
+    monkeypatch.setattr("zaplock.recorder.instances_ahead.Instance", made)
     with going_first():
         first = os.sched_getscheduler(0)
         if first == os.SCHED_OTHER:
@@ -343,7 +343,7 @@ def test_an_interrupt_while_numpy_is_imported_comes_after_it() -> None:
     """Broken off in its own code it would be an ImportError."""
     program = """if True:
         import importlib.abc, signal, sys
-        from zaplock.recorder.urgent import import_numpy
+        from zaplock.recorder.scheduling import import_numpy
 
         class Interrupting(importlib.abc.MetaPathFinder):
             def find_spec(self, name, path, target=None):
@@ -367,7 +367,7 @@ def test_an_instance_that_cannot_be_made_ahead_is_told_by_who_needs_it(
     def refused(*_: object, **__: object) -> None:
         raise UserError("the kernel has no memory for a trace instance")
 
-    monkeypatch.setattr("zaplock.recorder.ahead.Instance", refused)
+    monkeypatch.setattr("zaplock.recorder.instances_ahead.Instance", refused)
     with Ahead(2) as ahead, capturing(Options(groups=("mmap_lock",)), ahead) as capture:
         assert len(capture.instances) == 1
     assert mine() == []
@@ -392,7 +392,7 @@ def test_a_signal_as_the_taking_away_begins_leaves_nothing(monkeypatch: pytest.M
         time.sleep(0.2)
         gone.append("all")
 
-    monkeypatch.setattr("zaplock.recorder.closing.start_first", begins_late)
+    monkeypatch.setattr("zaplock.recorder.switch_off.start_first", begins_late)
 
     def closed() -> None:
         with Closing() as closing:
@@ -448,7 +448,7 @@ def test_what_others_switch_off_is_a_gap_and_on_again(
 
     progress = record_to(tmp_path / "a.zaplock", Options(pids=(ME,), buffer_kb=512), ended=ended)
     assert any(told in note for note in progress.notes), progress.notes
-    recording = file.read(tmp_path / "a.zaplock")
+    recording = recording_file.read(tmp_path / "a.zaplock")
     lost = np.flatnonzero(recording.events["kind"] == EventKind.LOST)
     assert len(lost), "no gap"
     meddled_ns = int(state["meddled"] * 1e9)
@@ -546,7 +546,7 @@ def test_recorders_on_the_host_and_in_containers_leave_each_other_whole(tmp_path
             said = recorder.communicate(timeout=60 + seconds)[0]
             assert recorder.returncode == 0, said
     for name in both:
-        kept = file.read(tmp_path / name)
+        kept = recording_file.read(tmp_path / name)
         about = kept.manifest
         assert about.complete, name
         assert (about.lost_events, about.unknown_losses) == (0, 0), name
@@ -649,12 +649,12 @@ def record_on(where: Path, limit: str) -> str:
         except UserError as error:
             told = str(error)
         if not told:
-            assert file.read(path).caveats == ()
+            assert recording_file.read(path).caveats == ()
             return "whole"
         assert "free some space" in told
         assert "\n" not in told
         if path.exists():
-            assert file.read(path).caveats
+            assert recording_file.read(path).caveats
             return "stopped"
         assert not list(disk.iterdir())
         return "refused at the start"
@@ -678,7 +678,7 @@ def test_few_descriptors_are_enough_or_told_in_one_line(files: int, tmp_path: Pa
     assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done.stderr
     assert done.returncode == 0 or "ulimit -n" in done.stderr
     if path.exists():
-        file.read(path)
+        recording_file.read(path)
 
 
 @pytest.mark.parametrize("mib", [150, 300, 500, 700])

@@ -14,7 +14,7 @@ from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, CLONE_VM, TaskNames
 from zaplock.recorder.stream import Stream
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EVENT, EventKind, Events, RecordedTask
 from zaplock.trace.summary import process_name, thread_name
 
@@ -141,8 +141,8 @@ def test_a_containers_task_has_the_numbers_that_it_has_there_too(tmp_path: Path)
     assert before.tasks[os.getpid()].inside == (0, 0)
     tasks = {tid: before.tasks[tid] for tid in (shell, sleeper, os.getpid())}
     columns = begins((1, sleeper, "mmap", 0xA))
-    file.write(tmp_path / "a.zaplock", Events(columns, TRACED_NAMES, tasks, {}))
-    read = file.read(tmp_path / "a.zaplock").events.tasks
+    recording_file.write(tmp_path / "a.zaplock", Events(columns, TRACED_NAMES, tasks, {}))
+    read = recording_file.read(tmp_path / "a.zaplock").events.tasks
     assert read == tasks
     assert thread_name(read, shell) == f"sh (tid {shell}, 1 in its container)"
     assert process_name(read, os.getpid()).endswith(f"(pid {os.getpid()})")

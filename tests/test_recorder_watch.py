@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.flight import Fired
+from zaplock.recorder.initial_rows import Beginning
 from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import Options
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.recorder.watch import Queued, WatchedQueue, noticed, watch
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, FoundTask
 from zaplock.trace.waits import WaitOutcome
@@ -70,7 +70,7 @@ def test_the_wait_that_woke_the_recorder_is_in_the_recording(tmp_path: Path) -> 
         process.stdin.flush()
         asked = ["record", "-p", str(process.pid), "--watch", "--stop-after-wait", "20ms"]
         assert main([*asked, "--after", "1s", "-d", "60s", "-o", str(path)]) == 0
-    recording = file.read(path)
+    recording = recording_file.read(path)
     manifest = recording.manifest
     assert "wait of" in manifest.notes[0]
     recording.events.check()
@@ -129,7 +129,7 @@ while True: mmap.mmap(-1, 4096).close()
         asked = ["record", "-p", str(process.pid), "--watch", "-d", "1s", "-o", str(path)]
         assert main(asked) == 0
     assert "nothing was recorded" in capsys.readouterr().out
-    assert len(file.read(path).events) == 0
+    assert len(recording_file.read(path).events) == 0
 
 
 def enabled(instance: Path) -> list[str]:

@@ -21,7 +21,7 @@ import pytest
 from zaplock.cli import main
 from zaplock.errors import UserError
 from zaplock.outputs import Folder, walk
-from zaplock.trace import apart, file, tables
+from zaplock.trace import recording_file, separate_parser, tables
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import segments
 from zaplock.trace.stacks import AddressKind, NamedAddress, StackReason, StackRow
@@ -49,8 +49,8 @@ def parquet(frame: pl.DataFrame) -> bytes:
 
 def test_every_column_comes_back(tmp_path: Path) -> None:
     written = events(1000)
-    file.write(tmp_path / "a.zaplock", written)
-    read = file.read(tmp_path / "a.zaplock")
+    recording_file.write(tmp_path / "a.zaplock", written)
+    read = recording_file.read(tmp_path / "a.zaplock")
     read.events.check()
     for name in EVENT.names or ():
         assert (read.events[name] == written[name]).all(), name
@@ -61,10 +61,12 @@ def test_every_column_comes_back(tmp_path: Path) -> None:
 
 
 def test_blocks_that_overlap_come_back_in_order(tmp_path: Path) -> None:
-    with file.Writer(tmp_path / "a.zaplock", file.Manifest(operations=("munmap",))) as writer:
+    with recording_file.Writer(
+        tmp_path / "a.zaplock", recording_file.Manifest(operations=("munmap",))
+    ) as writer:
         writer.append(events(10, start_ns=5).columns)
         writer.append(events(10, start_ns=0).columns)
-    read = file.read(tmp_path / "a.zaplock").events
+    read = recording_file.read(tmp_path / "a.zaplock").events
     read.check()
     assert read["time_ns"].tolist() == sorted([*range(5, 15), *range(10)])
 
@@ -73,22 +75,26 @@ def test_losses_are_counted_in_the_manifest(tmp_path: Path) -> None:
     lossy = events(3)
     lossy["kind"][:] = EventKind.LOST
     lossy["length"][:] = [40, -1, 2]
-    file.write(tmp_path / "a.zaplock", lossy)
-    manifest = file.read_manifest(tmp_path / "a.zaplock")
+    recording_file.write(tmp_path / "a.zaplock", lossy)
+    manifest = recording_file.read_manifest(tmp_path / "a.zaplock")
     assert (manifest.lost_events, manifest.unknown_losses) == (42, 1)
 
 
 def test_the_flight_recorder_forgets_old_blocks(tmp_path: Path) -> None:
-    with file.Writer(tmp_path / "a.zaplock", file.Manifest(operations=("munmap",))) as writer:
+    with recording_file.Writer(
+        tmp_path / "a.zaplock", recording_file.Manifest(operations=("munmap",))
+    ) as writer:
         for start_ns in (0, 100, 200):
             writer.append(events(100, start_ns).columns)
         assert writer.drop_before(150) == 1
-    assert file.read(tmp_path / "a.zaplock").events["time_ns"].tolist() == list(range(100, 300))
+    assert recording_file.read(tmp_path / "a.zaplock").events["time_ns"].tolist() == list(
+        range(100, 300)
+    )
 
 
 @pytest.mark.parametrize("reader", ["duckdb", "pandas", "polars"])
 def test_anybody_can_read_the_tables(tmp_path: Path, reader: str) -> None:
-    file.write(tmp_path / "a.zaplock", events(100))
+    recording_file.write(tmp_path / "a.zaplock", events(100))
     [blocks] = (tmp_path / "a.zaplock").glob("events-*.parquet")
     if reader == "duckdb":
         duckdb = pytest.importorskip("duckdb")
@@ -106,8 +112,9 @@ def test_a_killed_writer_leaves_whole_blocks(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys
         sys.path.insert(0, {os.path.dirname(__file__)!r})
-        from test_recording_file import events, file
-        writer = file.Writer({str(tmp_path / "a.zaplock")!r}, file.Manifest(operations=("munmap",)))
+        from test_recording_file import events, recording_file
+        manifest = recording_file.Manifest(operations=("munmap",))
+        writer = recording_file.Writer({str(tmp_path / "a.zaplock")!r}, manifest)
         for block in range(10_000):
             writer.append(events(1000, block * 1000).columns)
             print(block, flush=True)
@@ -122,7 +129,7 @@ def test_a_killed_writer_leaves_whole_blocks(tmp_path: Path) -> None:
     child.send_signal(signal.SIGKILL)
     written += len(child.stdout.readlines())
     child.wait()
-    read = file.read(tmp_path / "a.zaplock")
+    read = recording_file.read(tmp_path / "a.zaplock")
     assert len(read.events) % 1000 == 0
     assert written * 1000 <= len(read.events) <= (written + 1) * 1000
     assert not read.manifest.complete
@@ -130,22 +137,22 @@ def test_a_killed_writer_leaves_whole_blocks(tmp_path: Path) -> None:
 
 def test_what_is_no_recording_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no recording .* 'zaplock record'"):
-        file.read(tmp_path)
+        recording_file.read(tmp_path)
     with pytest.raises(UserError, match="is no recording"):
-        file.read(tmp_path / "nowhere")
-    file.write(tmp_path / "a.zaplock", events(1))
+        recording_file.read(tmp_path / "nowhere")
+    recording_file.write(tmp_path / "a.zaplock", events(1))
     with pytest.raises(UserError, match="already there"):
-        file.write(tmp_path / "a.zaplock", events(1))
+        recording_file.write(tmp_path / "a.zaplock", events(1))
     block(tmp_path / "a.zaplock").write_bytes(b"PAR1 but not really")
     with pytest.raises(UserError, match="can't be read"):
-        file.read(tmp_path / "a.zaplock")
+        recording_file.read(tmp_path / "a.zaplock")
     manifest = tmp_path / "a.zaplock" / "manifest.json"
     manifest.write_text('{"format": "zaplock recording", "version": 99}')
     with pytest.raises(UserError, match=r"version 99.*update zaplock"):
-        file.read(tmp_path / "a.zaplock")
+        recording_file.read(tmp_path / "a.zaplock")
     manifest.write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        file.read(tmp_path / "a.zaplock")
+        recording_file.read(tmp_path / "a.zaplock")
 
 
 # ---- a recording that isn't what was written is not told as one
@@ -157,8 +164,10 @@ def block(path: Path, number: int = 0, kind: str = "events") -> Path:
 
 
 def three_blocks(path: Path, start_ns: int = 1000) -> Path:
-    manifest = file.Manifest(operations=("munmap",), started_ns=start_ns, ended_ns=start_ns + 300)
-    with file.Writer(path, manifest) as writer:
+    manifest = recording_file.Manifest(
+        operations=("munmap",), started_ns=start_ns, ended_ns=start_ns + 300
+    )
+    with recording_file.Writer(path, manifest) as writer:
         for number in range(3):
             writer.append(events(100, start_ns + 100 * number).columns)
         writer.name({7: RecordedTask(7, "worker", 5, "db")}, {MM: 5})
@@ -175,10 +184,10 @@ def test_no_bit_of_a_block_can_flip_unnoticed(tmp_path: Path) -> None:
             damaged[chosen.randrange(len(whole))] ^= 1 << chosen.randrange(8)
             victim.write_bytes(damaged)
             with pytest.raises(UserError) as caught:
-                file.read(path)
+                recording_file.read(path)
             assert "\n" not in str(caught.value)
         victim.write_bytes(whole)
-    assert file.read(path).caveats == ()
+    assert recording_file.read(path).caveats == ()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +198,7 @@ def test_a_block_that_was_moved_away_is_a_gap(
 ) -> None:
     path = three_blocks(tmp_path / "a.zaplock")
     block(path, number).unlink()
-    read = file.read(path)
+    read = recording_file.read(path)
     assert read.caveats == ("A block is missing from this recording: a gap.",)
     [row] = np.flatnonzero(read.events["kind"] == EventKind.LOST).tolist()
     assert (int(read.events["detail"][row]), int(read.events["time_ns"][row])) == gap
@@ -202,9 +211,9 @@ def test_an_unfinished_recording_says_so_in_every_view(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.zaplock"
-    writer = file.Writer(path, file.Manifest(operations=("munmap",)))
+    writer = recording_file.Writer(path, recording_file.Manifest(operations=("munmap",)))
     writer.append(events(100, 1000).columns)
-    assert file.read(path).caveats == (
+    assert recording_file.read(path).caveats == (
         "This recording has no end: its recorder still runs, or was killed.",
     )
     shown = ([], ["--json"], ["--html", "page.html"], ["--perfetto", "p.pftrace"])
@@ -222,16 +231,18 @@ def _text(folder: Path, option: list[str]) -> str:
 
 
 def test_a_flight_recorder_that_was_killed_begins_where_it_kept(tmp_path: Path) -> None:
-    writer = file.Writer(tmp_path / "a.zaplock", file.Manifest(operations=("munmap",)))
+    writer = recording_file.Writer(
+        tmp_path / "a.zaplock", recording_file.Manifest(operations=("munmap",))
+    )
     for number in range(3):
         writer.append(events(100, 1000 + 100 * number).columns)
     writer.drop_before(1150)
-    read = file.read(tmp_path / "a.zaplock")
+    read = recording_file.read(tmp_path / "a.zaplock")
     assert read.manifest.started_ns == 1100
     assert not (read.events["kind"] == EventKind.LOST).any()
     writer.close()
-    assert file.read(tmp_path / "a.zaplock").manifest.started_ns == 1099
-    assert file.read(tmp_path / "a.zaplock").caveats[0].startswith("The table tasks")
+    assert recording_file.read(tmp_path / "a.zaplock").manifest.started_ns == 1099
+    assert recording_file.read(tmp_path / "a.zaplock").caveats[0].startswith("The table tasks")
 
 
 def test_a_recording_of_version_1_is_read_and_said_to_be_unchecked(tmp_path: Path) -> None:
@@ -243,14 +254,14 @@ def test_a_recording_of_version_1_is_read_and_said_to_be_unchecked(tmp_path: Pat
     old = {"format": "zaplock recording", "version": 1, "operations": ["munmap"],
            "started_ns": 1000, "ended_ns": 1300, "complete": True}  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(old))
-    read = file.read(path)
+    read = recording_file.read(path)
     assert len(read.events) == 300
     assert read.events.tasks[7].comm == "worker"
     assert read.caveats == (
         "This recording is from an earlier zaplock, without sums: damage isn't noticed.",
     )
     (path / "events-000001.parquet").unlink()
-    assert "A block is missing" in file.read(path).caveats[1]
+    assert "A block is missing" in recording_file.read(path).caveats[1]
 
 
 @pytest.mark.parametrize(
@@ -273,21 +284,21 @@ def test_numbers_that_mean_nothing_are_refused(
     frame = pl.DataFrame({name: events(10)[name] for name in EVENT.names or ()})
     frame = frame.drop(column) if values is None else frame.with_columns(values.alias(column))
     path = tmp_path / "a.zaplock"
-    file.write(path, events(10))
+    recording_file.write(path, events(10))
     block(path).unlink()
     with walk(path) as folder:
         tables.put(folder, "events", 0, parquet(frame))
     with pytest.raises(UserError, match=column) as caught:
-        file.read(path)
+        recording_file.read(path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_path_is_a_path(tmp_path: Path) -> None:
-    file.write(tmp_path / "run[1].zaplock", events(10))
-    file.write(tmp_path / "run1.zaplock", events(20))
-    assert len(file.read(tmp_path / "run[1].zaplock").events) == 10
-    file.write(tmp_path / "*.zaplock", events(30))
-    assert len(file.read(tmp_path / "*.zaplock").events) == 30
+    recording_file.write(tmp_path / "run[1].zaplock", events(10))
+    recording_file.write(tmp_path / "run1.zaplock", events(20))
+    assert len(recording_file.read(tmp_path / "run[1].zaplock").events) == 10
+    recording_file.write(tmp_path / "*.zaplock", events(30))
+    assert len(recording_file.read(tmp_path / "*.zaplock").events) == 30
 
 
 @pytest.mark.parametrize("victim", ["manifest.json", "events", "tasks"])
@@ -303,7 +314,7 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path, victim: str, k
     else:
         odd.symlink_to(kind)
     with pytest.raises(UserError, match=r"can't be read|no plain file"):
-        file.read(path)
+        recording_file.read(path)
 
 
 def test_a_bomb_is_refused_before_its_memory_is_taken(
@@ -315,11 +326,11 @@ def test_a_bomb_is_refused_before_its_memory_is_taken(
         tables.put(folder, "events", 3, parquet(frame))
     assert block(path, 3).stat().st_size < 1 << 20
     with pytest.raises(UserError, match="claims 8,388,608 rows"):
-        file.read(path)
+        recording_file.read(path)
     block(path, 3).unlink()
     monkeypatch.setattr(tables, "_available", lambda: 20_000)
     with pytest.raises(UserError, match=r"needs .* MiB of memory"):
-        file.read(path)
+        recording_file.read(path)
 
 
 def claiming(content: bytes, size: int) -> bytes:
@@ -349,7 +360,7 @@ def bomb(path: Path) -> Path:
     """Write a recording with right sums, of whose block a page claims two gigabytes."""
     written = events(2000)
     written["time_ns"][:] = np.sort(np.random.default_rng(1).integers(0, 1 << 60, 2000))
-    file.write(path, written)
+    recording_file.write(path, written)
     whole = block(path)
     content = claiming(whole.read_bytes(), (1 << 31) - 1)
     (path / f"events-000000-{hashlib.sha256(content).hexdigest()[:16]}.parquet").write_bytes(
@@ -364,41 +375,41 @@ def test_a_table_that_breaks_the_parser_breaks_nobody_else(
 ) -> None:
     path, good = bomb(tmp_path / "bomb.zaplock"), tmp_path / "good.zaplock"
     with pytest.raises(UserError, match=r"can't be read \(it breaks the parser\)"):
-        file.read(path)
+        recording_file.read(path)
     assert main(["report", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    file.write(good, events(10))
-    assert len(file.read(good).events) == 10
+    recording_file.write(good, events(10))
+    assert len(recording_file.read(good).events) == 10
 
 
 def test_a_parser_that_never_answers_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write(tmp_path / "a.zaplock", events(10))
-    file.read(tmp_path / "a.zaplock")
-    parser = apart.PARSER._process
+    recording_file.write(tmp_path / "a.zaplock", events(10))
+    recording_file.read(tmp_path / "a.zaplock")
+    parser = separate_parser.PARSER._process
     assert parser is not None
     parser.send_signal(signal.SIGSTOP)
-    monkeypatch.setattr(apart, "_WALL", 0.05)
+    monkeypatch.setattr(separate_parser, "_WALL", 0.05)
     with pytest.raises(UserError, match="reading it takes too long"):
-        file.read(tmp_path / "a.zaplock")
+        recording_file.read(tmp_path / "a.zaplock")
     assert parser.returncode == -signal.SIGKILL
     monkeypatch.undo()
-    assert len(file.read(tmp_path / "a.zaplock").events) == 10
+    assert len(recording_file.read(tmp_path / "a.zaplock").events) == 10
 
 
 def test_a_forked_child_has_a_parser_of_its_own(tmp_path: Path) -> None:
-    file.write(tmp_path / "a.zaplock", events(10))
+    recording_file.write(tmp_path / "a.zaplock", events(10))
     script = textwrap.dedent(f"""
         import os, pathlib
-        from zaplock.trace import apart
+        from zaplock.trace import separate_parser
         content = pathlib.Path({str(block(tmp_path / "a.zaplock"))!r}).read_bytes()
-        rows = lambda: apart.PARSER.look(content)[0]
+        rows = lambda: separate_parser.PARSER.look(content)[0]
         assert rows() == 10
-        ours = apart.PARSER._process.pid
+        ours = separate_parser.PARSER._process.pid
         child = os.fork()
         assert rows() == 10
-        assert (apart.PARSER._process.pid == ours) == (child > 0)
+        assert (separate_parser.PARSER._process.pid == ours) == (child > 0)
         if child:
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     """)
@@ -407,14 +418,14 @@ def test_a_forked_child_has_a_parser_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["RLIMIT_CPU, (3, 3)", "RLIMIT_AS, (5 << 29, 5 << 29)"])
 def test_a_user_who_has_limits_of_his_own_can_read(tmp_path: Path, what: str) -> None:
-    file.write(tmp_path / "a.zaplock", events(10))
+    recording_file.write(tmp_path / "a.zaplock", events(10))
     script = textwrap.dedent(f"""
         import pathlib, resource
-        from zaplock.trace import apart
+        from zaplock.trace import separate_parser
         content = pathlib.Path({str(block(tmp_path / "a.zaplock"))!r}).read_bytes()
         resource.setrlimit(resource.{what})
-        assert apart.PARSER.look(content)[0] == 10
-        assert apart.PARSER.parse(content, 1 << 22, ["tid"]).num_rows == 10
+        assert separate_parser.PARSER.look(content)[0] == 10
+        assert separate_parser.PARSER.parse(content, 1 << 22, ["tid"]).num_rows == 10
     """)
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
@@ -452,7 +463,7 @@ def test_the_parser_answers_what_a_table_holds_and_ends_with_who_asks() -> None:
 def test_a_table_that_lost_its_sum_is_said_to_be_unchecked(tmp_path: Path) -> None:
     path = three_blocks(tmp_path / "a.zaplock")
     block(path, 1).rename(path / "events-000001.parquet")
-    assert file.read(path).caveats == (
+    assert recording_file.read(path).caveats == (
         "A table of this recording has lost the sum in its name: damage isn't noticed.",
     )
 
@@ -468,8 +479,8 @@ def test_hashed_pointers_tell_only_which_are_the_same(tmp_path: Path) -> None:
     written["mm"][:] = [MM, MM + 0x5000, MM, 0]
     written["kind"][3] = EventKind.CONTENTION_BEGIN
     written["address"][3] = MM + 0x68
-    with file.Writer(
-        tmp_path / "a", file.Manifest(operations=("munmap",)), hash_pointers=True
+    with recording_file.Writer(
+        tmp_path / "a", recording_file.Manifest(operations=("munmap",)), hash_pointers=True
     ) as to:
         to.append(written.columns)
         to.name({}, {MM: 5, MM + 0x5000: 6})
@@ -488,9 +499,9 @@ def test_hashed_pointers_tell_only_which_are_the_same(tmp_path: Path) -> None:
     assert [row[2] for row in rows if row[0] == 5] == ["main"]
     assert TEXT not in [row[1] for row in rows]
     assert hex(TEXT + 9) not in [row[2] for row in rows]
-    stacks = file.read_stacks(tmp_path / "a")
+    stacks = recording_file.read_stacks(tmp_path / "a")
     assert stacks is not None
-    read = file.read(tmp_path / "a")
+    read = recording_file.read(tmp_path / "a")
     first, second, third, none = read.events["mm"].tolist()
     assert first == third != second
     assert none == 0
@@ -509,5 +520,5 @@ def test_a_full_disk_at_the_start_is_one_line_and_leaves_nothing(
 
     monkeypatch.setattr(Folder, "write", full)
     with pytest.raises(UserError, match=r"No space left on device.*free some space"):
-        file.Writer(tmp_path / "a.zaplock", file.Manifest())
+        recording_file.Writer(tmp_path / "a.zaplock", recording_file.Manifest())
     assert list(tmp_path.iterdir()) == []

@@ -374,10 +374,10 @@ def test_soon_hands_over_and_flush_waits() -> None:
 
 
 def test_a_full_queue_makes_the_caller_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zaplock.release import soon
+    from zaplock.release import in_background
 
     flush()
-    monkeypatch.setattr(soon, "BOUND", 0)
+    monkeypatch.setattr(in_background, "BOUND", 0)
     mapping = mmap.mmap(-1, MIB, flags=PRIVATE)
     assert release_soon(mapping).done()
     assert mapping.closed
@@ -403,10 +403,10 @@ def test_a_forked_child_releases_what_its_parent_had_queued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The child has the parent's mappings and queue but not its worker, and must not hang."""
-    from zaplock.release import soon
+    from zaplock.release import in_background
 
     flush()
-    monkeypatch.setattr(soon._Worker, "has_thread", lambda self: True)
+    monkeypatch.setattr(in_background._Worker, "has_thread", lambda self: True)
     mapping = mmap.mmap(-1, 2 * MIB, flags=PRIVATE)
     release_soon(mapping)
     assert pending() == 1

@@ -26,7 +26,7 @@ from release_scenes import mapped
 
 import zaplock
 from zaplock import buffers
-from zaplock.release import flush, pending, release, release_soon, soon
+from zaplock.release import flush, in_background, pending, release, release_soon
 from zaplock.release.claims import nothing_is_claimed
 from zaplock.release.pinned import address_of
 
@@ -72,13 +72,13 @@ class Striker:
         self.enter, self.step, self.spare = enter, step, spare
 
     def __enter__(self) -> Striker:
-        soon.get_ident = self.get_ident  # the worker's first call
+        in_background.get_ident = self.get_ident  # the worker's first call
         sys.settrace(self.enter)
         return self
 
     def __exit__(self, *_arguments: object) -> None:
         sys.settrace(None)
-        soon.get_ident = _thread.get_ident
+        in_background.get_ident = _thread.get_ident
         self.over = self.spare() > self.at  # nor a thread that lives on
 
     def get_ident(self) -> int:
@@ -99,7 +99,7 @@ def private() -> mmap.mmap:
 def new_worker() -> None:
     """Have a worker without a thread; the old one's ends."""
     flush()
-    before, soon._worker = soon._worker, soon._Worker(alone=False)
+    before, in_background._worker = in_background._worker, in_background._Worker(alone=False)
     before.pid = 0
     before.wake.put(None)
 
@@ -154,11 +154,11 @@ class Soon(Story):
 
 class SoonByTheCaller(Story):
     def act(self) -> None:
-        soon._worker.alone = True
+        in_background._worker.alone = True
         try:
             release_soon(self.thing).result(PATIENCE_S)
         finally:
-            soon._worker.alone = False
+            in_background._worker.alone = False
 
 
 class Flushed(Soon):

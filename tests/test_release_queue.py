@@ -31,10 +31,10 @@ from zaplock.release import (
     BusyError,
     ExportedError,
     flush,
+    in_background,
     pending,
     release,
     release_soon,
-    soon,
 )
 from zaplock.release.claims import nothing_is_claimed
 from zaplock.release.pinned import address_of
@@ -143,7 +143,7 @@ def test_a_job_whose_thread_cannot_start_is_not_left_behind(
     def start(_function: Callable[[], object], _arguments: tuple[()]) -> int:
         raise error
 
-    monkeypatch.setattr(soon, "start_new_thread", start)
+    monkeypatch.setattr(in_background, "start_new_thread", start)
     mapping = private()
     if isinstance(error, RuntimeError):
         assert release_soon(mapping).result(0).unmapped  # the caller did it
@@ -216,7 +216,7 @@ def test_a_child_leaves_alone_what_it_cannot_show_to_own() -> None:
 
         def story() -> bool:
             stranger = mapped(8 * MIB, start)  # lives where the child has a hole
-            soon._here().do_all()
+            in_background._here().do_all()
             told = [future.exception(30) for future in futures]
             return (
                 ctypes.string_at(stranger, 8 * MIB) == b"s" * 8 * MIB
@@ -235,11 +235,11 @@ def test_a_child_leaves_alone_what_it_cannot_show_to_own() -> None:
 RAW_FORK = """
 import ctypes, mmap, os
 from unittest import mock
-from zaplock.release import flush, pending, release_soon, soon
+from zaplock.release import flush, pending, release_soon, in_background
 from zaplock.release.claims import nothing_is_claimed
 mapping = mmap.mmap(-1, 1 << 22, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 mapping[:] = b"x" * len(mapping)
-with mock.patch.object(soon._Worker, "has_thread", return_value=True):
+with mock.patch.object(in_background._Worker, "has_thread", return_value=True):
     release_soon(mapping)
 child = ctypes.PyDLL(None).fork()
 if child == 0:

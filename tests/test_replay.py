@@ -20,12 +20,12 @@ from zaplock.errors import UserError
 from zaplock.lab import profiles
 from zaplock.lab.bystanders import system_call
 from zaplock.model.step import SleepStep
+from zaplock.replay.other_ways import Way
 from zaplock.replay.replay import Replay, recorded_design, replay
-from zaplock.replay.ways import Way
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
-from zaplock.trace.file import Manifest, Writer, write
 from zaplock.trace.handwritten import Log
+from zaplock.trace.recording_file import Manifest, Writer, write
 from zaplock.views import replayed as view
 
 PROFILE = profiles.load("e5-2680-rfc")

@@ -12,12 +12,12 @@ from scenes import GIB, MM, MS, crowd, database
 from zaplock.cli import main
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import Events
-from zaplock.trace.file import Manifest, write
 from zaplock.trace.handwritten import Log
+from zaplock.trace.recording_file import Manifest, write
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import longest, report_json
 from zaplock.views.report_text import report_text
-from zaplock.views.words import answer
+from zaplock.views.sentences import answer
 
 
 def recorded(path: Path, events: Events, kernel: str = "6.18.44") -> str:

@@ -11,7 +11,7 @@ from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.profiles import load
 from zaplock.lab.teardown import Teardown, run
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.file import Manifest, write
+from zaplock.trace.recording_file import Manifest, write
 
 GIB = 1 << 30
 """Of a mapping whose every page is mapped: 31 ms of zapping a GiB by the RFC's own figures."""

@@ -42,15 +42,15 @@ from zaplock.model.step import SleepStep, Step, Task
 from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, free, insert, overlapping, remove, unlink_rmap
-from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.address_locks import ROOT, covering, give, mapped_by, path_to, take, under
-from zaplock.protocols.cuts import CUT
+from zaplock.protocols.after_unlock import CUT
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
-from zaplock.protocols.ranged import munmap_ranged
+from zaplock.protocols.range_locked import munmap_ranged
 from zaplock.protocols.saved_vmas import save_vma
 from zaplock.protocols.shortage import no_memory
+from zaplock.protocols.user_access import read_memory, write_memory
 from zaplock.views.outcomes import block_sentences, sentences
 
 SCENARIOS = (

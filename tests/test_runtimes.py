@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.advise.advice import Advice
-from zaplock.advise.kinds import MUNMAP, Means, kind_of
+from zaplock.advise.advice_by_kind import MUNMAP, Means, kind_of
 from zaplock.advise.readers import READERS, reader
 from zaplock.advise.runtimes import GO, RUNTIMES, recognise, recognised
 

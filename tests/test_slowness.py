@@ -16,7 +16,7 @@ from scenes import MM, MS
 
 from zaplock.cli import main
 from zaplock.recorder import quota_watch
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.handwritten import Log
@@ -26,7 +26,7 @@ from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of
 from zaplock.trace.stacks import KERNEL, NamedAddress, StackReason, StackRow, in_order
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import report_json
-from zaplock.views.words import answer
+from zaplock.views.sentences import answer
 
 HOLDER, WAITER, DB = 101, 102, 100
 GONE, BACK, WOKEN = EventKind.SCHED_OUT, EventKind.SCHED_IN, EventKind.WAKEUP
@@ -225,8 +225,8 @@ def test_a_box_with_a_quota_is_told_with_every_hold_adding_up(
     with box(30_000) as folder:
         enter = f"echo $$ > {folder}/cgroup.procs; exec {tmp_path}/busy"
         assert main(["record", "-o", str(path), "--", "sh", "-c", enter]) == 0
-    recording = file.read(path)
-    told = file.read_quotas(path)
+    recording = recording_file.read(path)
+    told = recording_file.read_quotas(path)
     assert told is not None
     (name,) = told.accounts
     assert name == f"/{folder.name}"

@@ -29,7 +29,7 @@ from zaplock.recorder.stack_samples import (
     StackDecoder,
 )
 from zaplock.recorder.target_files import opened
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind
 from zaplock.trace.stacks import AddressKind, CallStack, StackReason
@@ -87,8 +87,10 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recorded(path: Path, *arguments: str) -> Analysis:
     assert main(["record", "-o", str(path), *arguments]) == 0
-    recording = file.read(path)
-    return analyse(recording.events, recording.manifest.kernel, stacks=file.read_stacks(path))
+    recording = recording_file.read(path)
+    return analyse(
+        recording.events, recording.manifest.kernel, stacks=recording_file.read_stacks(path)
+    )
 
 
 def longest_munmap(analysis: Analysis) -> CallStack:
@@ -108,7 +110,7 @@ def test_a_command_that_has_ended_still_has_all_its_names(
     names = [frame.partition(" (")[0] for frame in stack.user]
     assert names[:3] == ["munmap", "int cache::purge<int>(char*, unsigned long)", "freer(void*)"]
     assert "unmap_vmas" in stack.kernel
-    assert file.read_stacks(tmp_path / "a.zaplock")
+    assert recording_file.read_stacks(tmp_path / "a.zaplock")
     waits = analysis.waits
     worst = int(np.argmax(waits["wait_ns"]))
     victim = analysis.wait_stack(worst)
@@ -120,7 +122,7 @@ def test_a_command_that_has_ended_still_has_all_its_names(
 def test_only_the_targets_own_program_is_looked_into(program: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.zaplock"
     analysis = recorded(path, "--stacks", "--", str(program))
-    stacks = file.read_stacks(path)
+    stacks = recording_file.read_stacks(path)
     assert stacks is not None
     tasks = analysis.events.tasks
     with_program = {

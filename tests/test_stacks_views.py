@@ -17,7 +17,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace
 from scenes import MS, database
 
 from zaplock.cli import main
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.stacks import (
     KERNEL,
@@ -60,7 +60,9 @@ ROWS = [
 def recorded(path: Path) -> Path:
     """The database's recording with the stacks of whoever holds and waits."""
     events = database()
-    with file.Writer(path, file.Manifest(operations=events.operations)) as writer:
+    with recording_file.Writer(
+        path, recording_file.Manifest(operations=events.operations)
+    ) as writer:
         writer.append(events.columns)
         writer.append_stacks(ROWS)
         writer.name(events.tasks, events.mms)
@@ -75,7 +77,9 @@ def recording(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def analysis(recording: Path) -> Analysis:
-    return analyse(file.read(recording).events, "6.18", stacks=file.read_stacks(recording))
+    return analyse(
+        recording_file.read(recording).events, "6.18", stacks=recording_file.read_stacks(recording)
+    )
 
 
 def test_a_hold_has_the_commonest_sample_of_its_time_and_the_stack_it_was_taken_with(
@@ -232,7 +236,7 @@ def test_the_page_tells_both_stacks_and_finds_a_function(
 def test_without_stacks_a_file_of_stacks_is_refused(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file.write(tmp_path / "plain.zaplock", database())
+    recording_file.write(tmp_path / "plain.zaplock", database())
     command = ["report", str(tmp_path / "plain.zaplock"), option, str(tmp_path / "x")]
     assert main(command) == 2
     assert "no stacks" in capsys.readouterr().err
@@ -246,7 +250,7 @@ def test_a_recording_of_the_first_version_still_has_its_user_stacks(tmp_path: Pa
     schema = {"time_ns": pl.Int64, "tid": pl.Int32, **dict.fromkeys(frames, pl.UInt64)}
     table = pl.DataFrame({"time_ns": [1_900], "tid": [FREER], **frames}, schema)
     table.write_parquet(path / "stacks-000001.parquet")
-    stacks = file.read_stacks(path)
+    stacks = recording_file.read_stacks(path)
     assert stacks is not None
     assert stacks.of_hold(FREER, DB, 1_500, 5_000).user == ("cache::purge<int>() (db)", "main (db)")
 

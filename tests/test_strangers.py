@@ -22,12 +22,12 @@ from rich.text import Text
 from zaplock.cli import main
 from zaplock.cli._streams import guarded
 from zaplock.outputs import walk
-from zaplock.strangers import cell, name_of, visible
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.parquet import columns_of, packed
 from zaplock.trace.tables import TASKS, put
+from zaplock.untrusted_names import cell, name_of, visible
+from zaplock.views.console import Screen
 from zaplock.views.panels import Bar, Panel
-from zaplock.views.screen import Screen
 from zaplock.views.timeline import draw
 
 SOURCE = Path(__file__).parent.parent / "src" / "zaplock"
@@ -60,7 +60,9 @@ HOSTILE = (
 def recording_of(name: str, path: Path) -> None:
     """Write a recording whose tasks all have one name, as no recorder would."""
     events = scenes.database()
-    file.write(path, events, file.Manifest(source="simulation", kernel=name, target=name))
+    recording_file.write(
+        path, events, recording_file.Manifest(source="simulation", kernel=name, target=name)
+    )
     raw = name.encode("utf-8", "replace").decode()
     rows = [(task.tid, raw, task.pid, raw) for task in events.tasks.values()]
     [tasks] = path.glob("tasks-*")
@@ -106,7 +108,7 @@ def test_a_terminal_sees_only_the_consoles_own_controls(name: str) -> None:
 
 def test_no_other_console_is_made() -> None:
     for path in SOURCE.rglob("*.py"):
-        if path.name != "screen.py":
+        if path.name != "console.py":
             assert not re.search(r"\bConsole\(", path.read_text()), path
 
 

@@ -47,7 +47,7 @@ def root() -> None:
 def test_two_processes_of_one_name_are_recorded_and_others_are_not(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from zaplock.trace.file import read
+    from zaplock.trace.recording_file import read
 
     with sleeper() as one, sleeper() as other, sleeper("somebody-else") as third:
         file = tmp_path / "two.zaplock"

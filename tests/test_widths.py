@@ -27,7 +27,7 @@ from zaplock.cli import main
 from zaplock.cli._overview import SUMMARIES
 from zaplock.cli._streams import guarded
 from zaplock.designs import load
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.analysis import analyse
 from zaplock.trace.summary import summarise
 
@@ -85,9 +85,9 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("golden")
     here = Path.cwd()
     os.chdir(folder)
-    about = file.Manifest(source="test", kernel="6.18.0", clock="mono")
-    file.write("db.zaplock", database(), about)
-    file.write("crowd.zaplock", crowd(3000), about)
+    about = recording_file.Manifest(source="test", kernel="6.18.0", clock="mono")
+    recording_file.write("db.zaplock", database(), about)
+    recording_file.write("crowd.zaplock", crowd(3000), about)
     assert main(["fleet", "simulate", "store", "--hosts", "3", "--seed", "1"]) == 0
     yield folder
     os.chdir(here)
@@ -154,8 +154,8 @@ def of_why() -> None:
 
 
 def of_top() -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.report_text import live_screen
-    from zaplock.views.screen import Screen
 
     Screen().print(live_screen(summarise(analyse(crowd(2000), "6.18.0")), top=8))
 
@@ -173,8 +173,8 @@ def of_advice() -> None:
 
 def of_measure() -> None:
     from zaplock.cli.measure import headline, sentences, table
-    from zaplock.trace.outcome import Stalls, TeardownOutcome
-    from zaplock.views.screen import Screen
+    from zaplock.trace.teardown_outcome import Stalls, TeardownOutcome
+    from zaplock.views.console import Screen
 
     rows = []
     for times in (1, 3):
@@ -211,7 +211,7 @@ def of_fidelity() -> None:
     from test_fidelity import row
 
     from zaplock.cli import _fidelity_text as text
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     print(*text.sentences([row()], []), sep="\n")
     Screen().print(text.table([row()]))
@@ -239,8 +239,8 @@ def of_a_check() -> None:
 def of_the_matrix() -> None:
     from zaplock.check.matrix import Cell, Killed
     from zaplock.cli._check_all import _print_matrix
+    from zaplock.views.console import Screen
     from zaplock.views.matrix import mutation_table
-    from zaplock.views.screen import Screen
 
     designs = ["linux-4.9", "linux-4.18", "rfc-v6-posted", "linux-6.18-dying"]
     cells = [Cell("munmap-dontneed-fault", name, "proved", 1_234_567, 1.5) for name in designs]

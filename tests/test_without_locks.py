@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EVENT, EventKind, Events
 from zaplock.trace.manifest import Manifest
 
@@ -70,13 +70,13 @@ def test_the_other_views_do_not_either(
 def test_a_recording_that_would_have_seen_them_may_say_that_nobody_waited(
     without: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read = file.read(without)
+    read = recording_file.read(without)
     assert not read.sees_locks
     quiet = tmp_path / "quiet.zaplock"
     seen = Manifest(
         operations=read.events.operations, enabled=("zaplock:down_read", "zaplock:up_read")
     )
-    file.write(quiet, read.events, seen)
+    recording_file.write(quiet, read.events, seen)
     capsys.readouterr()
     assert main(["report", str(quiet)]) == 0
     assert "Nobody waited for an mmap_lock" in capsys.readouterr().out
@@ -84,9 +84,9 @@ def test_a_recording_that_would_have_seen_them_may_say_that_nobody_waited(
 
 def test_one_lock_event_is_enough() -> None:
     none = Events({name: column[:0] for name, column in _one().columns.items()}, ())
-    assert not file.sees_locks(none, Manifest(source="import"))
-    assert file.sees_locks(_one(), Manifest(source="import"))
-    assert file.sees_locks(none, Manifest(source="simulation"))
+    assert not recording_file.sees_locks(none, Manifest(source="import"))
+    assert recording_file.sees_locks(_one(), Manifest(source="import"))
+    assert recording_file.sees_locks(none, Manifest(source="simulation"))
 
 
 def _one() -> Events:

@@ -40,7 +40,7 @@ _HOMES = {
     "UserError": "zaplock.errors",
     "compare": "zaplock.notebook",
     "prove": "zaplock.notebook",
-    "load_ipython_extension": "zaplock.magic",
+    "load_ipython_extension": "zaplock.cell_magic",
     "report": "zaplock.notebook",
 }
 _MODULES = ("author", "buffers", "release")  # the last can be called

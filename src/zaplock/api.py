@@ -29,15 +29,15 @@ from zaplock.model.machine import Machine
 from zaplock.model.mm import COUNTERS, ResourceLimits
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma
-from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.brk import brk
-from zaplock.protocols.calls import SERVED
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock, munlock
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mprotect import mprotect
 from zaplock.protocols.mremap import mremap
+from zaplock.protocols.served_calls import SERVED
+from zaplock.protocols.user_access import read_memory, write_memory
 from zaplock.system_calls import SYSTEM_CALLS
 
 HEAP = 0x5555_5575_6000

@@ -61,7 +61,7 @@ from dataclasses import replace
 
 from zaplock.check.mutations import Mutation, Postpone, Skip, SkipLock
 from zaplock.check.operations import length_of
-from zaplock.check.own import OwnInvariant, OwnOperation
+from zaplock.check.own_operations import OwnInvariant, OwnOperation
 from zaplock.check.scenarios import (
     BASE_PAGE,
     InitialMapping,
@@ -94,7 +94,6 @@ from zaplock.model.spans import lock_range, unlock_range
 from zaplock.model.step import SleepStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import find_vma, read_vma
-from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.brk import brk
 from zaplock.protocols.fork import fork
 from zaplock.protocols.gup import get_user_pages, put_page
@@ -125,6 +124,7 @@ from zaplock.protocols.teardown import (
     remove_vma_list,
     unmap_region,
 )
+from zaplock.protocols.user_access import read_memory, write_memory
 from zaplock.protocols.userfaultfd import userfaultfd_unmap_complete
 
 __all__ = [

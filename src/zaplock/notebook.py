@@ -37,7 +37,7 @@ from zaplock.lab.experiment import SimulatedExperiment
 from zaplock.lab.lab import Laboratory as _Lab
 from zaplock.lab.lab import Observation
 from zaplock.scratch import Scratch
-from zaplock.trace.file import Manifest, write
+from zaplock.trace.recording_file import Manifest, write
 from zaplock.units import duration, parse_duration, parse_size
 from zaplock.views import outcomes
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from zaplock.check.verdicts import CheckResult
     from zaplock.trace.analysis import Analysis
-    from zaplock.trace.outcome import TeardownOutcome
     from zaplock.trace.summary import Summary
+    from zaplock.trace.teardown_outcome import TeardownOutcome
 
 Designs = Sequence["str | Design"]
 
@@ -261,7 +261,7 @@ def _summary(analysis: Analysis) -> Summary:
 
 
 def _sentences(analysis: Analysis) -> list[str]:
-    from zaplock.views.words import answer, heading
+    from zaplock.views.sentences import answer, heading
 
     return [heading(analysis), *answer(_summary(analysis))]
 
@@ -274,7 +274,7 @@ def _drawn(analysis: Analysis) -> str:
 
 def _as_html(drawn: RenderableType) -> str:
     """Draw as on a terminal, in the colours of the page around it."""
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     screen = Screen(record=True, file=io.StringIO(), width=HTML_WIDTH)
     screen.print(drawn)

@@ -147,7 +147,7 @@ def offenders(analysis: Analysis, limits: LockLimits) -> Iterator[str]:
 
 def _holds_over(analysis: Analysis, held: Any, over: Any, name: str, limit: int) -> Iterator[str]:
     from zaplock.units import duration
-    from zaplock.views.words import hold_sentence, wait_sentence
+    from zaplock.views.sentences import hold_sentence, wait_sentence
 
     rows = sorted(over.nonzero()[0].tolist(), key=lambda row: -int(held[row]))
     for row in rows[:SHOWN]:
@@ -171,7 +171,7 @@ def _victims(analysis: Analysis, row: int) -> list[int]:
 
 def _waits_over(analysis: Analysis, limit: int) -> Iterator[str]:
     from zaplock.units import duration
-    from zaplock.views.words import chain, wait_sentence
+    from zaplock.views.sentences import chain, wait_sentence
 
     waited = analysis.waits["wait_ns"]
     rows = sorted((waited > limit).nonzero()[0].tolist(), key=lambda row: -int(waited[row]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from zaplock.advise.advice_by_kind import Kind, Means
 from zaplock.advise.costs import Costs
-from zaplock.advise.kinds import Kind, Means
 from zaplock.advise.runtimes import Runtime
 
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zaplock.advise.advice import Advice, left
+from zaplock.advise.advice_by_kind import ASLEEP, NO_CPU, OTHER_REASON, QUEUED, Kind, Means, kind_of
 from zaplock.advise.costs import Costs
-from zaplock.advise.kinds import ASLEEP, NO_CPU, OTHER_REASON, QUEUED, Kind, Means, kind_of
 from zaplock.advise.readers import reader
 from zaplock.advise.runtimes import Runtime
 from zaplock.trace.analysis import Analysis

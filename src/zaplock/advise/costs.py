@@ -9,7 +9,7 @@ from typing import Final
 
 from zaplock.errors import UserError
 from zaplock.measure import memory
-from zaplock.measure.children import Child
+from zaplock.measure.json_children import Child
 
 LENGTHS: Final = (256 << 20, 64 << 20, 16 << 20)
 """Bytes to measure with: the first that fits."""
@@ -41,7 +41,7 @@ def measure_costs() -> Costs:
         raise UserError("not even 16M of memory is free to measure with: end something, try again")
     deadline = time.monotonic() + TIMEOUT_S
     took: dict[str, int] = {}
-    with Child("zaplock.advise.probe", {"length": length}) as child:
+    with Child("zaplock.advise.call_timing", {"length": length}) as child:
         while "done" not in (answer := child.receive(deadline)):
             took[answer["name"]] = answer["took_ns"]
     return Costs(length, took)

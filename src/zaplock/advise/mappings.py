@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.advise.advice import Advice, left
+from zaplock.advise.advice_by_kind import BRK, MUNMAP
 from zaplock.advise.costs import Costs
-from zaplock.advise.kinds import BRK, MUNMAP
 from zaplock.advise.runtimes import Runtime, recognise
 from zaplock.errors import UserError
 from zaplock.units import duration, size

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from zaplock.advise.kinds import Kind, Means
+from zaplock.advise.advice_by_kind import Kind, Means
 
 READERS: Final = (
     (r"process-exporte", "start process-exporter with -gather-smaps=false"),

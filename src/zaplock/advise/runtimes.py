@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zaplock.strangers import name_of
+from zaplock.untrusted_names import name_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
 from zaplock.check.mutations import as_mutated
 from zaplock.check.operations import HEAP_PAGE, READS_WORDS
-from zaplock.check.own import kinds_of as operations_of
-from zaplock.check.own import watched
+from zaplock.check.own_operations import kinds_of as operations_of
+from zaplock.check.own_operations import watched
 from zaplock.check.scenarios import (
     BASE_PAGE,
     NAMES,
@@ -31,8 +31,13 @@ from zaplock.check.scenarios import (
     parse_operation,
 )
 from zaplock.check.shortage import with_shortage
-from zaplock.check.watched import BoundedHold, DiskApart, ReturnMeansGone, leaving_no_trace
-from zaplock.designs.observed import observed_design
+from zaplock.check.watched_invariants import (
+    BoundedHold,
+    DiskApart,
+    ReturnMeansGone,
+    leaving_no_trace,
+)
+from zaplock.designs.rules_read import observed_design
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -47,8 +52,8 @@ from zaplock.model.step import Task
 from zaplock.model.vma import Vma, account
 from zaplock.protocols import tasks
 from zaplock.protocols.address_locks import under
+from zaplock.protocols.arch_hooks import hook_arch_unmap
 from zaplock.protocols.design import Cx, Design, Protocol
-from zaplock.protocols.hooks import hook_arch_unmap
 from zaplock.protocols.lazy_flush import ticks
 from zaplock.protocols.saved_vmas import save_vma
 from zaplock.protocols.tasks import beginning, settle_beginning

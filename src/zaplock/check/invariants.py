@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from zaplock.check.operations import KINDS, emptied
 from zaplock.check.outcomes import Outcome, parse_outcome
-from zaplock.check.own import kinds_of
+from zaplock.check.own_operations import kinds_of
 from zaplock.check.scenarios import (
     BASE_PAGE,
     PAGE_SHIFT,

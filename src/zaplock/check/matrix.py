@@ -38,7 +38,7 @@ from zaplock.check.verdicts import (
     with_liveness,
 )
 from zaplock.designs import SHIPPED, Design, load
-from zaplock.designs.observed import observe, observed_design, rules_read
+from zaplock.designs.rules_read import observe, observed_design, rules_read
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.exhaustive import SearchLimits, Verdict, explore
 

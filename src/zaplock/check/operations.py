@@ -33,7 +33,6 @@ from zaplock.model.flags import (
 )
 from zaplock.model.step import Step, Task
 from zaplock.protocols import (
-    access,
     brk,
     driver,
     exit,
@@ -49,9 +48,10 @@ from zaplock.protocols import (
     proc,
     rmap,
     uprobes,
+    user_access,
 )
-from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx, Protocol
+from zaplock.protocols.served_calls import SERVED
 from zaplock.protocols.tasks import clone_thread
 from zaplock.protocols.userfaultfd import monitor
 from zaplock.system_calls import SYSTEM_CALLS
@@ -109,8 +109,8 @@ async def _mmap_noreplace(cx: Cx, page: int, pages: int) -> int:
 
 
 async def _write_read(cx: Cx, page: int, tag: int) -> int:
-    written = await access.write_memory(cx, address_of(page), tag)
-    return await access.read_memory(cx, address_of(page)) if written >= 0 else written
+    written = await user_access.write_memory(cx, address_of(page), tag)
+    return await user_access.read_memory(cx, address_of(page)) if written >= 0 else written
 
 
 async def _mmap_anywhere(cx: Cx, pages: int) -> int:
@@ -120,7 +120,7 @@ async def _mmap_anywhere(cx: Cx, pages: int) -> int:
 
 
 async def _mmap_once_gone(cx: Cx, page: int, pages: int) -> int:
-    if await access.read_memory(cx, address_of(page)) >= 0:
+    if await user_access.read_memory(cx, address_of(page)) >= 0:
         return STILL_THERE
     return await _mmap_anywhere(cx, pages)
 
@@ -180,7 +180,7 @@ async def _fork_see(cx: Cx, child: int, page: int, pages: int) -> int:
     as_child = replace(cx, task=Task(cx.task.tid, child, cx.task.name, cx.task.cpu))
     seen = 0
     for at in range(page, page + pages):
-        seen += await access.read_memory(as_child, address_of(at)) >= 0
+        seen += await user_access.read_memory(as_child, address_of(at)) >= 0
     return seen
 
 
@@ -221,13 +221,13 @@ KINDS: dict[str, OperationKind] = {
         _mmap_device, ("page", "pages", "file"), "map a device, which may fail"
     ),
     "read": OperationKind(
-        lambda cx, page: access.read_memory(cx, address_of(page)),
+        lambda cx, page: user_access.read_memory(cx, address_of(page)),
         ("page",),
         "read memory as user code does, faulting where it must",
         signals=True,
     ),
     "write": OperationKind(
-        lambda cx, page, tag: access.write_memory(cx, address_of(page), tag),
+        lambda cx, page, tag: user_access.write_memory(cx, address_of(page), tag),
         ("page", "tag"),
         "write memory as user code does; below a stack this grows it",
         signals=True,

@@ -11,7 +11,7 @@ from zaplock.model.flags import PMD_SIZE
 from zaplock.model.machine import Machine
 from zaplock.model.step import Step, Task, step
 from zaplock.model.vma import vma_of
-from zaplock.protocols.cut import cut_tables
+from zaplock.protocols.cut_munmap import cut_tables
 from zaplock.protocols.design import Design
 from zaplock.protocols.placement import get_unmapped_area
 from zaplock.protocols.teardown import (

@@ -18,7 +18,7 @@ from zaplock.check.scenarios import Scenario
 from zaplock.check.verdicts import BROKEN, PROVED, CheckResult, check
 from zaplock.designs import Change
 from zaplock.designs.linux import linux
-from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.designs.rules_read import deciding, observe, rules_read
 from zaplock.protocols.design import Design
 
 _MOST_TOGETHER = 2

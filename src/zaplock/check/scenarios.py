@@ -41,7 +41,7 @@ import msgspec
 from zaplock.errors import UserError
 from zaplock.inputs import read_text
 from zaplock.model.words import MemoryModel
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 BASE_PAGE: Final = 1 << 18
 PAGE_SHIFT: Final = 12
@@ -133,8 +133,8 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shown_once: promise that a reader of maps shows nothing twice of what was there throughout.
     room: pages between which mmap looks for a gap.
     part: a part below the grain of the address space instead of a map (`check.below_the_grain`).
-    operations, invariants: of one's own (`check.own`); a scenario in Python has them, one in TOML
-        gets them by `--operation` and `--invariant`.
+    operations, invariants: of one's own (`check.own_operations`); a scenario in Python has them,
+        one in TOML gets them by `--operation` and `--invariant`.
     memory: what stands between a CPU and the words of `model.words`. words: the names of those that
         a design's own protocols use; a number in an operation stands for a word of its own.
     failing_allocations: how many allocations may fail, any of those that are made

@@ -18,7 +18,7 @@ import msgspec
 from zaplock import protocols
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant
-from zaplock.check.own import invariants_named, operations_named
+from zaplock.check.own_operations import invariants_named, operations_named
 from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
     Scenario,

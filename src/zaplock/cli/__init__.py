@@ -31,7 +31,7 @@ from zaplock.cli._overview import SUMMARIES, glossary, overview, questions
 from zaplock.cli._shortage import require_room, shortage
 from zaplock.cli._streams import guarded
 from zaplock.errors import ProtocolError, UserError, no_such, or_meant
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 from zaplock.version import __version__
 
 
@@ -39,7 +39,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Fold what is said of an argument as everything else is: between words, never in one."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        from zaplock.views.fold import fold
+        from zaplock.views.fold_lines import fold
 
         return fold(" ".join(text.split()), width, hanging=0)
 

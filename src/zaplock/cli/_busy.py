@@ -15,7 +15,7 @@ def busy(what: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     with Screen(stderr=True).status(Text(what)):
         yield

@@ -78,8 +78,8 @@ def _cell_json(cell: Cell) -> dict[str, Any]:
 
 
 def _print_matrix(cells: list[Cell], designs: list[str]) -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.matrix import MOST_COLUMNS, history, summary, table
-    from zaplock.views.screen import Screen
 
     drawn = table if len(designs) <= MOST_COLUMNS else history
     console = Screen()
@@ -101,8 +101,8 @@ def every_mutant(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([_killed_json(one) for one in found], indent=1))
     else:
+        from zaplock.views.console import Screen
         from zaplock.views.matrix import mutation_summary, mutation_table
-        from zaplock.views.screen import Screen
 
         print(f"{mutation_summary(found)}\n")
         Screen().print(mutation_table(found))

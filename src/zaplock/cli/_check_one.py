@@ -146,9 +146,9 @@ def _print_verdicts(
     *,
     sampled: bool,
 ) -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.counterexample import WIDTH, text
     from zaplock.views.grid import Grid, figure, words
-    from zaplock.views.screen import Screen
 
     columns = (
         words("design"),

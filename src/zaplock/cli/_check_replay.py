@@ -18,8 +18,8 @@ def replay(args: argparse.Namespace, added: Added) -> int:
     """Run the schedule of a token again, step by step or timed, and show it."""
     from zaplock.check.counterexample import tell
     from zaplock.check.tokens import read_token, replaying
+    from zaplock.views.console import Screen
     from zaplock.views.counterexample import WIDTH, steps, text
-    from zaplock.views.screen import Screen
 
     token = read_token(args.replay, args.design, args.scenario or "", added)
     again = replaying(args.replay, token.reference, token.scenario.name, added)

@@ -41,7 +41,7 @@ def next_step(command: str, why: str = "", *, aside: bool = False) -> None:
     if len(line) <= width:
         print(line, file=out)
         return
-    from zaplock.views.fold import fold_command
+    from zaplock.views.fold_lines import fold_command
 
     print(*fold_command(command, width, prompt="next: "), sep="\n", file=out)
     if why:

@@ -9,7 +9,7 @@ from zaplock.lab.fidelity import TOLERANCE, phases, waiting
 
 if TYPE_CHECKING:
     from zaplock.lab.fidelity import Agreement, HungTasks
-    from zaplock.trace.verdict import TeardownVerdict
+    from zaplock.trace.teardown_verdict import TeardownVerdict
     from zaplock.views.grid import Grid
 
 TEARDOWNS, WAITERS = "kernels beside their designs", "who waits beside a munmap"
@@ -156,7 +156,7 @@ def section(rows: Sequence[Agreement], hung: Sequence[HungTasks], skipped: Seque
         "",
         "Made by `zaplock fidelity` (root; QEMU for the guests). Read from lock events (the",
         "mmap_lock tracepoints, or kprobes where a kernel has none) and from the simulated events",
-        "by the same code (`zaplock.trace.verdict`).",
+        "by the same code (`zaplock.trace.teardown_verdict`).",
         "W: the lock is held exclusively, R: shared. The longest wait is a share of the teardown's",
         "holds, measured / predicted. Guests run in instruction-counted time: their figures are",
         "the same each time.",

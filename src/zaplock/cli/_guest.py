@@ -16,7 +16,7 @@ from zaplock.units import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from zaplock.measure.guest.experiment import GuestPlan
-    from zaplock.trace.outcome import TeardownOutcome
+    from zaplock.trace.teardown_outcome import TeardownOutcome
 
 _NEEDS_KERNEL = {
     "--exact": "exact",
@@ -91,7 +91,7 @@ def list_kernels(*, as_json: bool) -> None:
     from rich.text import Text
 
     from zaplock.measure.guest import debian
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     with Screen(stderr=True).status(Text("looking at Debian's package lists")):
         known = debian.known()
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace, bystanders: tuple[str, ...]) -> list[Teard
     from rich.text import Text
 
     from zaplock.measure.guest import rows
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     wanted = plan(args, bystanders)
     for path in (args.record, args.graph):

@@ -20,7 +20,7 @@ from zaplock.measure.guest.debian import DebianKernel
 from zaplock.trace.call_counts import CallCount
 from zaplock.trace.difference import MeasureChange, Pair
 from zaplock.trace.gaps import Gap
-from zaplock.trace.outcome import OutcomeDetail, Stalls
+from zaplock.trace.teardown_outcome import OutcomeDetail, Stalls
 
 VERSION: Final = 1
 DESCRIPTION: Final = (

@@ -20,7 +20,7 @@ class Window:
     """The events of the last `window_ns`, as they come in."""
 
     def __init__(self, capture: Any, stream: Any, window_ns: int) -> None:
-        from zaplock.recorder.guard import Guard
+        from zaplock.recorder.meddling import Guard
         from zaplock.recorder.quota_watch import QuotaWatch
         from zaplock.recorder.stack_keeper import StackKeeper
 
@@ -63,8 +63,8 @@ class Window:
 
     def _forget(self) -> None:
         """Drop blocks that left the window, but for what is not over; the newest one stays."""
-        from zaplock.recorder.beginning import still_open
         from zaplock.recorder.decode import merged
+        from zaplock.recorder.initial_rows import still_open
 
         while len(self._blocks) > 1 and (
             int(self._blocks[0]["time_ns"][-1]) < self.until_ns - self._window_ns
@@ -92,7 +92,7 @@ class Window:
     def _events(self) -> Events:
         import numpy as np
 
-        from zaplock.recorder.first_look import first_look
+        from zaplock.recorder.initial_look import first_look
         from zaplock.trace.events import EVENT, Events
 
         blocks = [self._open, *self._blocks] if self._open else self._blocks
@@ -109,7 +109,7 @@ class Window:
 def window(pids: tuple[int, ...], groups: tuple[str, ...], window_ns: int) -> Iterator[Window]:
     """Record into a window while the block runs; UserError where recording isn't allowed."""
     from zaplock.recorder.capturing import capturing
-    from zaplock.recorder.first_look import first_look
+    from zaplock.recorder.initial_look import first_look
     from zaplock.recorder.naming import TaskNames
     from zaplock.recorder.options import Options
     from zaplock.recorder.stream import Stream

@@ -69,8 +69,8 @@ def print_table(verdicts: Iterable[tuple[Path, StraceVerdict]], as_json: bool) -
         document = {name: dict(zip(keys, counts, strict=True)) for name, counts in rows}
         print(json.dumps(document, indent=1))
         return 0 if agrees else 1
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, figure, words
-    from zaplock.views.screen import Screen
 
     sums = [sum(counts) for counts in zip(*(counts for _, counts in rows), strict=True)]
     cells = [(name, *(f"{n:,}" for n in counts)) for name, counts in (*rows, ("all", sums))]
@@ -132,8 +132,8 @@ def _print_coverage(report: Report) -> None:
 
     coverage = Coverage()
     coverage.merge(report.coverage)
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
-    from zaplock.views.screen import Screen
 
     rows = [
         (name, ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(outcomes.items())))

@@ -23,7 +23,7 @@ def run_threads(args: argparse.Namespace) -> int:
 
     from zaplock.designs.linux import design_of
     from zaplock.oracle import thread_campaign
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     bench = thread_campaign.ThreadBench(design_of(platform.release()).design)
     report = thread_campaign.ThreadReport()

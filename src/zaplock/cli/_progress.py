@@ -32,7 +32,7 @@ def counter(what: str) -> Iterator[Show]:
     """
     from rich.text import Text
 
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     console = Screen(stderr=True)
     if not console.is_terminal:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     from zaplock.designs.linux import StandIn, design_of
     from zaplock.measure.guest import race
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     plan, told = _plan(args)
     with Screen(stderr=True).status(Text(f"{plan.kernel}: getting ready")) as status:

@@ -3,7 +3,7 @@
 Everything that a verb prints goes through here, whatever it is: what can't be printed comes out as
 its escape, and on a terminal lines are folded between words. Only `rich` may move the cursor and
 choose colours: its consoles write past this (by `rich_proxied_file`), and
-`zaplock.views.screen.Screen`, the only one that is used, applies the same rules to each piece of
+`zaplock.views.console.Screen`, the only one that is used, applies the same rules to each piece of
 text.
 """
 
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 _LAYOUT = "\n\t"
 
@@ -53,7 +53,7 @@ class _Guarded:
         self._stream.flush()
 
     def _write_lines(self, lines: list[str]) -> None:
-        from zaplock.views.fold import fold
+        from zaplock.views.fold_lines import fold
 
         width = shutil.get_terminal_size().columns
         for line in lines:

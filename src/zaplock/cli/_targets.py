@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from zaplock.errors import UserError
-from zaplock.strangers import name_of, read_text
+from zaplock.untrusted_names import name_of, read_text
 
 _COMM_LENGTH = 15
 """The kernel keeps so many bytes of a task's name."""

@@ -23,9 +23,10 @@ from textual.events import Resize
 from textual.message import Message
 from textual.widgets import DataTable, Footer, Input, Static
 
-from zaplock.strangers import visible
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import Summary
+from zaplock.untrusted_names import visible
+from zaplock.views.console import Said
 from zaplock.views.grid import Grid
 from zaplock.views.live import holding_now, waiting_now
 from zaplock.views.live_tables import (
@@ -38,8 +39,7 @@ from zaplock.views.live_tables import (
     spark,
     waiting,
 )
-from zaplock.views.screen import Said
-from zaplock.views.words import hold_sentence, wait_sentence
+from zaplock.views.sentences import hold_sentence, wait_sentence
 
 TABLES = ("waits", "holds", "threads", "operations", "processes")
 BINS = 60

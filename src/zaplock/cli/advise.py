@@ -101,7 +101,7 @@ def _from_pid(args: argparse.Namespace, costs: Costs, least_ns: int) -> Recorded
 def _print(
     args: argparse.Namespace, told: RecordedAdvice, found: list[Advice], costs: Costs
 ) -> None:
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     for line in said(told, found, args.top, args.least):
         print(f"- {line}")

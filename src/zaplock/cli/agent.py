@@ -48,9 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch until a signal."""
+    from zaplock.agent.main_loop import Agent
     from zaplock.agent.metrics import Metrics
     from zaplock.agent.settings import Settings
-    from zaplock.agent.watcher import Agent
     from zaplock.cli.record import Signals
     from zaplock.units import parse_duration, parse_size
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from zaplock.lab.profiles import Profile
     from zaplock.measure.calibrate import Calibration
-    from zaplock.trace.outcome import TeardownOutcome
     from zaplock.trace.quotas import CpuMax
+    from zaplock.trace.teardown_outcome import TeardownOutcome
 
 CHECKS = "anonymous:1G,2G,4G,8G zero:16G,80G,320G"
 """What --check measures by default: backing and sizes."""
@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _list_units(as_json: bool) -> int:
     from zaplock.lab.profiles import UNITS
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
-    from zaplock.views.screen import Screen
 
     if as_json:
         print(json.dumps({"units": UNITS}, indent=2))
@@ -102,7 +102,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from zaplock.lab import profiles
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     name = f"{args.kernel.replace(':', '-')}.toml" if args.kernel else "this-machine.toml"
     path = Path(args.output) if args.output else profiles.user_directory() / Path(name).name
@@ -184,8 +184,8 @@ def _plain(profile: Profile) -> dict[str, object]:
 
 def _show(profile: Profile, path: Path) -> None:
     from zaplock.lab.profiles import UNITS
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, figure, words
-    from zaplock.views.screen import Screen
 
     rows = []
     for unit in UNITS:
@@ -341,8 +341,8 @@ def predicted(
 
 
 def _show_checked(rows: Sequence[Checked]) -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, figure, words
-    from zaplock.views.screen import Screen
 
     columns = (
         words("backing"),

@@ -190,8 +190,8 @@ def _list(as_json: bool) -> int:
             )
         )
     else:
+        from zaplock.views.console import Screen
         from zaplock.views.grid import Grid, words
-        from zaplock.views.screen import Screen
 
         console = Screen()
         for kind, told in (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zaplock.lab.compare import Blocks, Comparison
     from zaplock.lab.experiment import SimulatedExperiment
     from zaplock.lab.teardown import Teardown
-    from zaplock.trace.outcome import TeardownOutcome
+    from zaplock.trace.teardown_outcome import TeardownOutcome
 
 
 MESSAGES_SHOWN = 3
@@ -234,7 +234,7 @@ def _measured_in_guest(
 
 def _print(comparison: Comparison) -> None:
     from zaplock.views import outcomes
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     console = Screen()
     print(outcomes.title(comparison))

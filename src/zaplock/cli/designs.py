@@ -69,8 +69,8 @@ def _list(as_json: bool) -> None:
         ]
         print(json.dumps(rows, indent=2))
         return
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
-    from zaplock.views.screen import Screen
 
     screen = Screen()
     columns = (words("design"), words("kernel", rank=1), words("what it does"))
@@ -105,8 +105,8 @@ def _rules(design: Design, other: Design) -> dict[str, dict[str, str]]:
 
 def _print_rules(design: Design, other: Design) -> None:
     from zaplock.designs import differences
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
-    from zaplock.views.screen import Screen
 
     rows = [
         (field, value, before, _set_by(field))

@@ -61,7 +61,7 @@ def _summary(file: str) -> Summary:
 
 def _print(found: RecordingDifference, top: int) -> None:
     from zaplock.views import differences as view
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     print(*view.sentences(found), "", *view.sides(found), "", sep="\n")
     console = Screen()

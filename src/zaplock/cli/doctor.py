@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(findings: list[Finding]) -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid, words
-    from zaplock.views.screen import Screen
 
     lacks = [one.name for one in findings if one.needed and not one.ok]
     print(f"zaplock can't record here: {', '.join(lacks)}" if lacks else "zaplock can record here")

@@ -78,7 +78,7 @@ class _Survey:
 def run(args: argparse.Namespace) -> int:
     """Measure, compare and print; 1 where a design disagrees with its kernel."""
     from zaplock.cli import _fidelity_text as text
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     kernels, teardowns = _names(args)
     if args.waiters and args.teardowns:
@@ -234,11 +234,11 @@ def _compared(
     kernel: _Judged, teardown: str, writer: bool, done: GuestRun, beside: tuple[str, ...] = ()
 ) -> Agreement:
     from zaplock.lab import fidelity
-    from zaplock.measure.guest import verdict
+    from zaplock.measure.guest import finished_run
 
     release = done.capsule.facts["release"]
     cpus = 8 if kernel.name == HOST else done.plan.nr_cpus
-    seen, period_ns = verdict.read(done), done.plan.period_ns
+    seen, period_ns = finished_run.read(done), done.plan.period_ns
     return fidelity.compare(
         release, kernel.shown(release), teardown, writer, seen, period_ns, kernel.design, cpus,
         beside,

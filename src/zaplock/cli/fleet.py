@@ -133,7 +133,7 @@ def _report(args: argparse.Namespace) -> str:
 def _ask(args: argparse.Namespace) -> str:
     from zaplock.cli._busy import busy
     from zaplock.fleet.ask import ask
-    from zaplock.strangers import cell
+    from zaplock.untrusted_names import cell
     from zaplock.views.grid import Grid, words
 
     with busy("asking"):
@@ -220,7 +220,7 @@ def _simulate(args: argparse.Namespace) -> str:
 
 
 def _print(lines: Iterable[str], tables: Iterable[Grid]) -> None:
-    from zaplock.views.screen import Said, Screen
+    from zaplock.views.console import Said, Screen
 
     out = Screen()
     for line in lines:

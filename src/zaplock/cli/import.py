@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from zaplock.trace import file
+    from zaplock.trace import recording_file
     from zaplock.trace.events import EventKind
     from zaplock.trace.foreign import read_foreign
     from zaplock.version import __version__
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.text} has no event that zaplock knows (function_graph's calls tell no lock): "
             "record mmap_lock:* ('trace-cmd record -e mmap_lock', 'perf record -e mmap_lock:*')"
         )
-    manifest = file.Manifest(
+    manifest = recording_file.Manifest(
         source="import",
         kernel=args.kernel or imported.kernel,
         clock="text",
@@ -66,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
         zaplock=__version__,
         notes=(f"imported from {Path(args.text).name}",),
     )
-    file.write(output, events, manifest)
+    recording_file.write(output, events, manifest)
     counts = np.bincount(events["kind"], minlength=len(EventKind))
     kinds = {kind.name: int(counts[kind]) for kind in EventKind if counts[kind]}
     if args.json:
         print(json.dumps({"file": output, "events": len(events), "kinds": kinds}))
     out = sys.stderr if args.json else sys.stdout
-    lost = file.read_manifest(output).lost_events
+    lost = recording_file.read_manifest(output).lost_events
     losses = f", at least {lost:,} lost" if lost else ""
     print(f"{len(events):,} events{losses}", file=out)
     wrote(output, aside=args.json)

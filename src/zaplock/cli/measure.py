@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zaplock.measure.measure import Progress
-    from zaplock.trace.outcome import TeardownOutcome
+    from zaplock.trace.teardown_outcome import TeardownOutcome
+    from zaplock.views.console import Screen
     from zaplock.views.grid import Grid
-    from zaplock.views.screen import Screen
 
 
 _SIZE = "1G"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(as_json(outcomes), indent=2))
     else:
-        from zaplock.views.screen import Screen
+        from zaplock.views.console import Screen
 
         print(headline(outcomes))
         for line in sentences(outcomes):
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 def _here(args: argparse.Namespace) -> list[TeardownOutcome]:
     """Measure on the kernel that runs."""
     from zaplock.measure.measure import measure
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     length, timeout_ns = parse_size(args.size), parse_duration(args.timeout)
     with _progress(Screen(stderr=True)) as progress:

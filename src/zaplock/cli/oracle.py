@@ -241,7 +241,7 @@ def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     from zaplock.oracle import campaign
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     report = campaign.Report()
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())

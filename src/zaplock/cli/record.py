@@ -33,7 +33,7 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.recorder.ahead import Ahead
+    from zaplock.recorder.instances_ahead import Ahead
     from zaplock.recorder.options import Options
     from zaplock.recorder.session import Flight, RecordingProgress
     from zaplock.trace.events import Events
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
-    from zaplock.recorder.urgent import going_first
+    from zaplock.recorder.scheduling import going_first
 
     with contextlib.ExitStack() as first:
         first.enter_context(going_first())
@@ -125,8 +125,8 @@ def _record(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
-    from zaplock.recorder.ahead import Ahead
-    from zaplock.recorder.urgent import import_numpy
+    from zaplock.recorder.instances_ahead import Ahead
+    from zaplock.recorder.scheduling import import_numpy
 
     with Ahead(0 if args.buffer else 2 if pids else 1) as ahead:
         import_numpy()
@@ -178,7 +178,7 @@ def _record_with(
 def _already(events: Events, span: tuple[int, int], *, aside: bool) -> list[dict[str, Any]]:
     """Say at once who was found to wait and who to hold; return it as plain values."""
     from zaplock.trace.analysis import analyse
-    from zaplock.views.found import found_json, found_lines
+    from zaplock.views.initial_state import found_json, found_lines
 
     analysis = analyse(events, os.uname().release, span=span)
     out = sys.stderr if aside else sys.stdout
@@ -315,7 +315,7 @@ class _Line:
     def __enter__(self) -> _Line:
         self._status = None
         if self._on:
-            from zaplock.views.screen import Screen
+            from zaplock.views.console import Screen
 
             self._status = Screen(stderr=True).status("preparing")
             self._status.start()

@@ -27,8 +27,8 @@ from zaplock.units import parse_size
 
 if TYPE_CHECKING:
     from zaplock.lab.profiles import Profile
+    from zaplock.replay.other_ways import Way
     from zaplock.replay.replay import Replay
-    from zaplock.replay.ways import Way
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ways(texts: list[str] | None) -> list[Way] | None:
-    from zaplock.replay.ways import WAYS, Way
+    from zaplock.replay.other_ways import WAYS, Way
 
     if texts is None:
         return None
@@ -126,7 +126,7 @@ def _profile(name: str | None) -> Profile:
 
 def _print(found: Replay) -> None:
     from zaplock.views import replayed as view
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     print(view.title(found))
     for line in view.answer(found):

@@ -76,15 +76,15 @@ def _summary(analysis: Analysis) -> Summary:
 
 
 def _print(args: argparse.Namespace, analysis: Analysis) -> None:
+    from zaplock.views.console import Screen
     from zaplock.views.report_text import report_text
-    from zaplock.views.screen import Screen
 
     Screen().print(report_text(_summary(analysis), top=args.top, made=_made(args.file)))
 
 
 def _made(file: str) -> str:
-    from zaplock.trace.file import read_manifest
-    from zaplock.views.words import made
+    from zaplock.trace.recording_file import read_manifest
+    from zaplock.views.sentences import made
 
     return made(read_manifest(file))
 

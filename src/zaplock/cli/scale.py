@@ -111,7 +111,7 @@ def _print(
     theirs: MachineOfTheirs,
 ) -> None:
     from zaplock.views import scale as view
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     print(view.inputs(theirs))
     console = Screen()

@@ -100,7 +100,7 @@ class _Looks:
 
 def _can_be_live() -> bool:
     """Say whether there is a terminal with a cursor, and `textual` to draw on it."""
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     out = Screen()
     if not out.is_terminal or out.is_dumb_terminal or not sys.stdin.isatty():
@@ -114,7 +114,7 @@ def _can_be_live() -> bool:
 def _live(looks: _Looks, about: str, span: str) -> int:
     """Show live tables until a key ends it; return the exit code."""
     from zaplock.cli._top_app import show
-    from zaplock.views.screen import Screen
+    from zaplock.views.console import Screen
 
     ascii_only = not Screen().encoding.startswith("utf")
     return show(looks.collect, f"{about}, the last {span}", ascii_only=ascii_only)
@@ -122,8 +122,8 @@ def _live(looks: _Looks, about: str, span: str) -> int:
 
 def _screens(looks: _Looks, args: argparse.Namespace, *, of_all: bool) -> None:
     """Print one screen below the other; Ctrl-C is the way to end that."""
+    from zaplock.views.console import Screen
     from zaplock.views.report_text import live_screen
-    from zaplock.views.screen import Screen
 
     out, shown = Screen(), 0
     try:

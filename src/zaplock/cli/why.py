@@ -31,8 +31,8 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
-    from zaplock.recorder.ahead import Ahead
     from zaplock.recorder.in_memory import Recorder
+    from zaplock.recorder.instances_ahead import Ahead
 
 _SHORT = 1_000_000
 """An answer from so many events takes a second or two, for which we go before others."""
@@ -71,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, then tell."""
-    from zaplock.recorder.urgent import going_first
+    from zaplock.recorder.scheduling import going_first
 
     with contextlib.ExitStack() as first:
         first.enter_context(going_first())
@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
     """Answer what was asked; `first` ends our going before others."""
-    from zaplock.recorder.ahead import Ahead
-    from zaplock.recorder.urgent import import_numpy
+    from zaplock.recorder.instances_ahead import Ahead
+    from zaplock.recorder.scheduling import import_numpy
     from zaplock.units import parse_duration
 
     if args.process is not None:
@@ -132,7 +132,7 @@ def _answer(
 def _started_ns() -> int:
     """When this process was started (CLOCK_MONOTONIC), to a hundredth of a second."""
     from zaplock.recorder.snapshot import born_ns
-    from zaplock.strangers import read_text
+    from zaplock.untrusted_names import read_text
 
     return born_ns(read_text("/proc/self/stat"))
 
@@ -149,7 +149,7 @@ def _look(pids: tuple[int, ...], due_ns: int, least_ns: int) -> bool:
     import zaplock.trace.summary
     import zaplock.views.live
     import zaplock.views.report_json
-    import zaplock.views.words  # noqa: F401
+    import zaplock.views.sentences  # noqa: F401
     from zaplock.recorder.symbols import kernel_functions
 
     kernel_functions()
@@ -171,7 +171,7 @@ def _tell(args: argparse.Namespace, recorder: Recorder, *, ended: bool) -> None:
     from zaplock.units import duration
     from zaplock.views.live import why_json, why_lines
     from zaplock.views.report_json import report_json
-    from zaplock.views.words import heading
+    from zaplock.views.sentences import heading
 
     events, span = recorder.events(), recorder.span
     analysis = analyse(

@@ -6,10 +6,10 @@ from dataclasses import fields
 
 from zaplock.designs.change import show
 from zaplock.designs.linux import NEWEST, OLDEST, linux
-from zaplock.designs.observed import NOT_RULES
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.designs.proposals import PROPOSALS, with_proposals
 from zaplock.designs.rivals import rivals
+from zaplock.designs.rules_read import NOT_RULES
 from zaplock.designs.shipped import SHIPPED
 from zaplock.errors import UserError, or_meant
 from zaplock.model.rwsem import RwsemPolicy

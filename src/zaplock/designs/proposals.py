@@ -11,7 +11,7 @@ from dataclasses import replace
 from zaplock.designs.proposals_2026 import PROPOSALS_2026
 from zaplock.errors import UserError
 from zaplock.linux_version import LinuxVersion, find
-from zaplock.protocols.cut import do_munmap_cut
+from zaplock.protocols.cut_munmap import do_munmap_cut
 from zaplock.protocols.design import Design
 from zaplock.protocols.dying import CHUNK, do_munmap_dying, vm_munmap_chunked
 

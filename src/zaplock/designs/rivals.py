@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from zaplock.designs.linux import NEWEST, linux
-from zaplock.protocols.deferred import do_munmap_deferred
+from zaplock.protocols.deferred_munmap import do_munmap_deferred
 from zaplock.protocols.design import Design
 from zaplock.protocols.dying import do_munmap_dying
 from zaplock.protocols.fault import page_fault_mmap_lock
@@ -24,7 +24,7 @@ from zaplock.protocols.lazy_flush import do_munmap_latr
 from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
 from zaplock.protocols.munmap import do_vmi_align_munmap
 from zaplock.protocols.object_fault import page_fault_zircon
-from zaplock.protocols.ranged import (
+from zaplock.protocols.range_locked import (
     do_munmap_ranged,
     mmap_ranged,
     munmap_ranged,

@@ -12,10 +12,10 @@ from typing import Any
 
 import polars as pl
 
-from zaplock.advise.kinds import Means, kind_of
+from zaplock.advise.advice_by_kind import Means, kind_of
 from zaplock.fleet.replaying import FleetReplay
 from zaplock.fleet.report import FleetReport
-from zaplock.replay.ways import Way
+from zaplock.replay.other_ways import Way
 from zaplock.trace.summary import NO_OPERATION
 
 AS_RECORDED = str(Way())

@@ -39,7 +39,7 @@ from zaplock.protocols.mprotect import mprotect
 from zaplock.scratch import Scratch
 from zaplock.trace.analysis import analyse
 from zaplock.trace.events import RecordedTask
-from zaplock.trace.file import Manifest, read_manifest, write
+from zaplock.trace.recording_file import Manifest, read_manifest, write
 from zaplock.trace.summary import QUEUED_NS, summarise
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -28,7 +28,7 @@ import polars as pl
 from zaplock.errors import UserError
 from zaplock.executors import Executor, divided, flat
 from zaplock.fleet.causes import CAUSES, SERVICES, Episode, Service, WantedEpisode, simulate
-from zaplock.fleet_store.names import Partition, recording_id
+from zaplock.fleet_store.object_names import Partition, recording_id
 from zaplock.fleet_store.store import TRUTH, FleetStore, Recorded
 from zaplock.fleet_store.waits import SCHEMA
 from zaplock.trace.manifest import FILE, encode

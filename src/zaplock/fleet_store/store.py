@@ -4,8 +4,8 @@
     recordings/day=D/host=H/unit=U/ID/...        the recording, as `zaplock report` reads it
     manifest/day=D/host=H/unit=U/NAME.json       that it is whole: its objects with their sums
 
-`names` says what a NAME tells, so that nothing must be opened to list the store. DuckDB and polars
-read it as it is: `SELECT * FROM 'STORE/waits/**/*.parquet'`.
+`object_names` says what a NAME tells, so that nothing must be opened to list the store. DuckDB
+and polars read it as it is: `SELECT * FROM 'STORE/waits/**/*.parquet'`.
 
 Nobody locks anything. A waits object is one put; a recording counts from its entry in the manifest
 on, which is put last and removed first. So a writer that is killed at any moment leaves whole
@@ -28,7 +28,14 @@ import polars as pl
 
 from zaplock import outputs
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import VERSION, ObjectName, Partition, host_folder, parse, sum_of
+from zaplock.fleet_store.object_names import (
+    VERSION,
+    ObjectName,
+    Partition,
+    host_folder,
+    parse,
+    sum_of,
+)
 from zaplock.fleet_store.objects import Objects
 from zaplock.fleet_store.waits import packed, unpacked
 

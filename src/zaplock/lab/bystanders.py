@@ -58,7 +58,6 @@ from zaplock.model.flags import (
 from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task, step
 from zaplock.model.vma import vma_of
-from zaplock.protocols.access import read_memory, write_memory
 from zaplock.protocols.design import Cx, Protocol
 from zaplock.protocols.exit import exit_process
 from zaplock.protocols.fork import fork
@@ -74,6 +73,7 @@ from zaplock.protocols.proc import (
     proc_pid_smaps,
     proc_pid_smaps_rollup,
 )
+from zaplock.protocols.user_access import read_memory, write_memory
 
 COLLAPSED = 1 << 33
 """Where the 2 MiB are that the collapse bystander uses."""

@@ -17,7 +17,7 @@ from zaplock.lab.experiment import SimulatedExperiment, beside, checked
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
 from zaplock.protocols.design import Design
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.trace.teardown_outcome import TeardownOutcome
 
 if TYPE_CHECKING:
     import polars

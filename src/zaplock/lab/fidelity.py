@@ -13,7 +13,7 @@ from itertools import groupby
 
 from zaplock.designs import Change, Design
 from zaplock.designs.linux import StandIn, design_of
-from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.designs.rules_read import deciding, observe, rules_read
 from zaplock.engines.timed.hung_tasks import LongWait
 from zaplock.lab.blocker import Blocker, blocker
 from zaplock.lab.experiment import SimulatedExperiment
@@ -23,7 +23,7 @@ from zaplock.lab.hung_task import in_between, message
 from zaplock.lab.profiles import DEFAULT, load
 from zaplock.lab.teardown import run
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.verdict import TeardownVerdict
+from zaplock.trace.teardown_verdict import TeardownVerdict
 
 READERS = ("fault", "proc")
 WRITER = "mmap"

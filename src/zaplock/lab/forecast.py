@@ -1,9 +1,10 @@
 """One teardown under a design, read as a real kernel's is: the prediction of `zaplock fidelity`.
 
 munmap, mmap over the range, munmap below a growing neighbour, a shrinking brk or mremap, or exit,
-beside bystanders; the simulated events are read by `zaplock.trace.verdict`. The simulated machine
-has CPUs enough for everybody, so that only the lock makes anybody wait. Beside an exit, threads die
-with their process, and a foreigner that comes later finds no mm (mmget_not_zero) and no lock.
+beside bystanders; the simulated events are read by `zaplock.trace.teardown_verdict`. The simulated
+machine has CPUs enough for everybody, so that only the lock makes anybody wait. Beside an exit,
+threads die with their process, and a foreigner that comes later finds no mm (mmget_not_zero) and
+no lock.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.exit import exit_process, mmget_not_zero
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.mremap import mremap
-from zaplock.trace import verdict
-from zaplock.trace.verdict import Subject, TeardownVerdict
+from zaplock.trace import teardown_verdict
+from zaplock.trace.teardown_verdict import Subject, TeardownVerdict
 
 TEARDOWNS = ("munmap", "fixed", "growsdown", "brk", "mremap", "exit")
 MAPPINGS: Mapping[str, Mapping[str, Any]] = {
@@ -114,7 +115,7 @@ def predict(
     end_ns = engine.now_ns if exits else window[1]
     pid = engine.events().mms.get(MM, _TID)
     about = Subject(_TID, pid, window[0], end_ns, tids, exits)
-    return verdict.read(engine.events(), about, design.kernel)
+    return teardown_verdict.read(engine.events(), about, design.kernel)
 
 
 def _prepared(machine: Machine, cx: Cx, teardown: str, length: int) -> Callable[[], Protocol]:

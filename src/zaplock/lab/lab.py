@@ -27,7 +27,7 @@ from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import Events
-from zaplock.trace.outcome import Stalls
+from zaplock.trace.teardown_outcome import Stalls
 
 if TYPE_CHECKING:
     import polars

@@ -28,7 +28,7 @@ from zaplock import outputs
 from zaplock.errors import UserError, no_such
 from zaplock.experiment import BACKINGS
 from zaplock.inputs import read_text
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 DEFAULT = "e5-2680-rfc"
 """The profile of a user who has not calibrated."""

@@ -45,13 +45,13 @@ from zaplock.model.flags import (
 )
 from zaplock.model.machine import Machine
 from zaplock.model.step import SleepStep, Step, Task
-from zaplock.protocols.access import write_memory
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.brk import brk
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mmap import mmap
 from zaplock.protocols.proc import proc_pid_maps
+from zaplock.protocols.user_access import write_memory
 
 MM = 1
 SETUP = 4095

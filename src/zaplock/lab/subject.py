@@ -34,12 +34,12 @@ from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.step import Task
-from zaplock.protocols.access import write_memory
 from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.mlock import mlock
 from zaplock.protocols.mmap import mmap
+from zaplock.protocols.user_access import write_memory
 
 MM = 1
 ARGUMENTS = 1 << 30

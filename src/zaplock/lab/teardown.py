@@ -27,10 +27,10 @@ from zaplock.protocols.address_locks import under
 from zaplock.protocols.design import Cx, Design
 from zaplock.protocols.lazy_flush import ticks
 from zaplock.protocols.lockless_fault import page_fault_bonsai, page_fault_speculative
-from zaplock.protocols.ranged import page_fault_ranged
+from zaplock.protocols.range_locked import page_fault_ranged
 from zaplock.trace.events import Events
 from zaplock.trace.holds import holds
-from zaplock.trace.outcome import OutcomeDetail, Stalls, TeardownOutcome
+from zaplock.trace.teardown_outcome import OutcomeDetail, Stalls, TeardownOutcome
 
 SUBJECT = 1
 """The thread that unmaps."""

@@ -21,10 +21,10 @@ from zaplock.errors import UserError
 from zaplock.experiment import PAGE
 from zaplock.measure import memory
 from zaplock.measure.calibration import derive
-from zaplock.measure.children import Child, ChildError
+from zaplock.measure.json_children import Child, ChildError
 from zaplock.measure.measure import measure
 from zaplock.measure.plan import most_vmas
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.trace.teardown_outcome import TeardownOutcome
 
 WORKER = "zaplock.measure.calibration.worker"
 ROUND_LIMIT_S = 120.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from zaplock.measure.bystanders import foreign, loop
-from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.json_children import die_with_parent, quiet_interpreter, read_orders, tell
 
 
 def main() -> None:

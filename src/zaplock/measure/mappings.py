@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from zaplock.experiment import page_of
 from zaplock.measure import syscalls as sys
-from zaplock.strangers import read_text
+from zaplock.untrusted_names import read_text
 
 CHUNK = 1 << 30
 _READ_WRITE = sys.PROT_READ | sys.PROT_WRITE

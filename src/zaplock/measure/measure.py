@@ -36,11 +36,11 @@ from typing import Any
 from zaplock.errors import UserError
 from zaplock.experiment import period_of
 from zaplock.measure import lock_holds
-from zaplock.measure.children import Child, ChildError
 from zaplock.measure.cpu_limit import limited
+from zaplock.measure.json_children import Child, ChildError
 from zaplock.measure.plan import MeasurePlan, checked
-from zaplock.trace.outcome import Stalls, TeardownOutcome
 from zaplock.trace.quotas import CpuMax
+from zaplock.trace.teardown_outcome import Stalls, TeardownOutcome
 
 SUBJECT = "zaplock.measure.subject"
 FOREIGN = "zaplock.measure.foreign_bystander"

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from zaplock.errors import UserError
 from zaplock.experiment import BACKINGS
-from zaplock.strangers import read_text
 from zaplock.units import size
+from zaplock.untrusted_names import read_text
 
 TABLE_SPAN = 2 << 20
 LARGEST = 1 << 47

@@ -13,7 +13,7 @@ from typing import Any
 
 from zaplock.measure import mappings, syscalls, teardown
 from zaplock.measure.bystanders import MeasuredSamples, inside, loop, own_range
-from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.json_children import die_with_parent, quiet_interpreter, read_orders, tell
 
 SETTLE_S = 0.02
 """How long the bystanders go on after the teardown."""

@@ -16,7 +16,7 @@ from zaplock.errors import UserError, no_such
 from zaplock.inputs import read_text
 from zaplock.oracle import ops, program
 from zaplock.oracle.ops import Argument, Op, Ref
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 MOST_OPERATIONS = 1000
 

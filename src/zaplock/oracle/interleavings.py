@@ -28,7 +28,7 @@ from zaplock.oracle.ops import Environment, Op
 from zaplock.oracle.program import uses_file
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
 from zaplock.oracle.world import MM, World, limits_of
-from zaplock.protocols import access
+from zaplock.protocols import user_access
 from zaplock.protocols.design import Cx, Design
 
 Answer = Literal["in order", "interleaved", "not allowed", "not known"]
@@ -38,7 +38,7 @@ Wrap = Callable[[Any], Any]
 
 SEARCH = SearchLimits(states=400_000, seconds=20.0, memory=2 << 30)
 _STARTS: dict[str, Callable[..., Any]] = {
-    **PROTOCOLS, "load": access.read_memory, "store": access.write_memory,
+    **PROTOCOLS, "load": user_access.read_memory, "store": user_access.write_memory,
 }  # fmt: skip
 OPERATIONS = frozenset(_STARTS)
 """What threads can do."""

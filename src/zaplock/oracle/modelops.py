@@ -29,7 +29,6 @@ from zaplock.oracle.world import (
     populate_ring,
 )
 from zaplock.protocols import (
-    access,
     exit,
     fork,
     kernel_access,
@@ -42,8 +41,8 @@ from zaplock.protocols import (
     rmap,
     shm,
     uffd_range,
+    user_access,
 )
-from zaplock.protocols.calls import SERVED
 from zaplock.protocols.design import Cx
 from zaplock.protocols.locking import (
     mmap_read_lock,
@@ -52,6 +51,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
 )
 from zaplock.protocols.seals import add_seals
+from zaplock.protocols.served_calls import SERVED
 from zaplock.protocols.uffd_move import uffdio_move
 from zaplock.protocols.userfaultfd import (
     uffdio_continue,
@@ -70,7 +70,7 @@ def _load(w: World, calls: Any, address: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return CallOutcome(w.signal_code(address, SIGSEGV, False))
-    result = run(w.machine, w.task, access.read_memory(w.cx, address), calls)
+    result = run(w.machine, w.task, user_access.read_memory(w.cx, address), calls)
     return CallOutcome(w.signal_code(address, -result, False) if result < 0 else result)
 
 
@@ -78,7 +78,7 @@ def _store(w: World, calls: Any, address: int, tag: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return CallOutcome(w.signal_code(address, SIGSEGV, True))
-    result = run(w.machine, w.task, access.write_memory(w.cx, address, tag), calls)
+    result = run(w.machine, w.task, user_access.write_memory(w.cx, address, tag), calls)
     return CallOutcome(w.signal_code(address, -result, True) if result < 0 else 0)
 
 

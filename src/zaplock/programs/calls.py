@@ -27,7 +27,7 @@ from zaplock.protocols import (
     prctl,
     shm,
 )
-from zaplock.protocols.calls import SERVED
+from zaplock.protocols.served_calls import SERVED
 from zaplock.system_calls import SYSTEM_CALLS
 
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zaplock.oracle import real, ring
-from zaplock.strangers import read_text
 from zaplock.system_calls import SYSTEM_CALLS
+from zaplock.untrusted_names import read_text
 
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",

@@ -34,8 +34,8 @@ from zaplock.model.vma import (
     tombstones_over,
     vma_of,
 )
+from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import commit
-from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,

@@ -22,8 +22,8 @@ from zaplock.model.step import Task, step
 from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.vma import read_vma, vma_of
 from zaplock.protocols.saved_vmas import saved_vma
+from zaplock.protocols.table_walk import vma_lookup
 from zaplock.protocols.teardown import tlb_finish_mmu, unmap_page_range
-from zaplock.protocols.walk import vma_lookup
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -2,7 +2,7 @@
 
 The fast walk runs with interrupts off: page tables can't go away under it, since who frees them
 must wait for it (an IPI, or RCU). Its walk is one step here, which says the same; the slow one is
-two (`protocols.walk`).
+two (`protocols.table_walk`).
 
 Source: mm/gup.c.
 """
@@ -18,7 +18,7 @@ from zaplock.model.pagetable import ABSENT
 from zaplock.model.rwsem import down_read, down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.protocols.fault import fixup_user_fault
-from zaplock.protocols.walk import FoundTable, entry_at, find_table
+from zaplock.protocols.table_walk import FoundTable, entry_at, find_table
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -33,10 +33,10 @@ from zaplock.model.frames import write_frame
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import overlapping, vma_of
-from zaplock.protocols.access import MUST_FAULT, load, read_memory, write_memory
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
 from zaplock.protocols.seals import sealed_against
+from zaplock.protocols.user_access import MUST_FAULT, load, read_memory, write_memory
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -67,8 +67,8 @@ from zaplock.model.vma import (
     remove,
     vma_of,
 )
+from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
-from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,

@@ -58,8 +58,8 @@ from zaplock.model.vma import (
     vma_of,
     write_vma,
 )
+from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import beyond_memory, commit
-from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.fault import is_mapped
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,

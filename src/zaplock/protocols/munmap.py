@@ -36,8 +36,8 @@ from zaplock.model.vma import (
     read_vma,
     vma_of,
 )
-from zaplock.protocols.cuts import unmap_complete
-from zaplock.protocols.hooks import arch_unmap
+from zaplock.protocols.after_unlock import unmap_complete
+from zaplock.protocols.arch_hooks import arch_unmap
 from zaplock.protocols.locking import (
     mmap_read_unlock,
     mmap_write_downgrade,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
-from zaplock.protocols.walk import (
+from zaplock.protocols.table_walk import (
     FoundTable,
     entry_at,
     find_table,

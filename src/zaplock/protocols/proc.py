@@ -21,7 +21,7 @@ from zaplock.model.step import Task, step
 from zaplock.model.vma import find_vma, lookup, read_vma
 from zaplock.protocols.fault import fixup_user_fault
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read, vma_start_read
-from zaplock.protocols.walk import (
+from zaplock.protocols.table_walk import (
     FoundTable,
     entry_at,
     find_table,

@@ -33,9 +33,9 @@ from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, anon_vma_prepare, read_vma, vma_of
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read, vma_start_read
+from zaplock.protocols.table_walk import vma_lookup
 from zaplock.protocols.uffd_range import is_range
 from zaplock.protocols.userfaultfd import UFFDIO_DONTWAKE, lacks_anon_vma
-from zaplock.protocols.walk import vma_lookup
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

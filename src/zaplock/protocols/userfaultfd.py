@@ -40,8 +40,8 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read
+from zaplock.protocols.table_walk import vma_lookup
 from zaplock.protocols.uffd_range import is_range, uffd_wp_range
-from zaplock.protocols.walk import vma_lookup
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

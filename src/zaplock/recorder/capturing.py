@@ -29,11 +29,10 @@ from dataclasses import replace
 
 from zaplock.errors import UserError
 from zaplock.recorder import perf
-from zaplock.recorder.ahead import Ahead, chosen_buffer_kb
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Capture, set_percent, wake_for_locks_alone
-from zaplock.recorder.closing import Closing
 from zaplock.recorder.filters import locked_of, locks_of, mms_of, queues_of
+from zaplock.recorder.instances_ahead import Ahead, chosen_buffer_kb
 from zaplock.recorder.layouts import Layouts, read_layouts
 from zaplock.recorder.lock_events import (
     BY_TRACEPOINTS,
@@ -49,6 +48,7 @@ from zaplock.recorder.lock_events import (
 from zaplock.recorder.meanings import CONTENTION, FOREIGN_CALLS, GROUPS, NAMING
 from zaplock.recorder.options import MOST_MMS, Options
 from zaplock.recorder.stack_sampler import LOCKED, SAMPLED_EVENTS, StackSampler, Wanted
+from zaplock.recorder.switch_off import Closing
 from zaplock.recorder.targets import (
     LearnedMm,
     check_namespace,

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 from zaplock.recorder import symbols
 from zaplock.recorder.code_reader import NEVER_NS, CodeArea, CodeReader, SeenAddress, areas_of
+from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.stack_samples import (
     CodeEvent,
     EndedProcess,
@@ -25,7 +26,6 @@ from zaplock.recorder.stack_samples import (
     Sample,
 )
 from zaplock.recorder.target_files import user_of
-from zaplock.recorder.urgent import start_first
 from zaplock.trace.stacks import KERNEL, NamedAddress
 
 _MOST_AREAS = 20_000

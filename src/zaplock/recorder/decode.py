@@ -16,8 +16,8 @@ from zaplock.recorder.layouts import EventField, EventLayout, Layouts
 from zaplock.recorder.meanings import NAMING, SCHED, meanings
 from zaplock.recorder.pages import walk
 from zaplock.recorder.rwsem_probes import FUNCTIONS
-from zaplock.strangers import name_of
 from zaplock.trace.events import EVENT, IN_INTERRUPT, NO_OP, EventKind
+from zaplock.untrusted_names import name_of
 
 Columns = dict[str, NDArray[Any]]
 

@@ -30,7 +30,7 @@ from zaplock.recorder.lock_events import (
 from zaplock.recorder.meanings import CONTENTION, FAULTS, MMAP_LOCK, SCHED, SYSCALLS
 from zaplock.recorder.targets import check_namespace
 from zaplock.recorder.tracefs import Instance, Tracefs, given, left_over, mounted, opened
-from zaplock.strangers import read_text
+from zaplock.untrusted_names import read_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ def _ptrace() -> Finding:
 
 
 def _memory() -> Finding:
-    from zaplock.recorder.ahead import chosen_buffer_kb
+    from zaplock.recorder.instances_ahead import chosen_buffer_kb
 
     size = chosen_buffer_kb()
     cpus = os.cpu_count() or 1

@@ -20,7 +20,7 @@ from itertools import count
 
 from zaplock.outputs import Folder
 from zaplock.recorder.buffers import Buffers, Chunk
-from zaplock.recorder.urgent import join_first
+from zaplock.recorder.scheduling import join_first
 
 QUEUE_BYTES = 128 << 20
 SPOOL_BYTES = 8 << 30

@@ -21,21 +21,21 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from zaplock.recorder.ahead import Ahead
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.decode import merged
-from zaplock.recorder.first_look import first_look
-from zaplock.recorder.guard import Guard
+from zaplock.recorder.initial_look import first_look
+from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.meddling import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.quota_watch import QuotaWatch
+from zaplock.recorder.scheduling import join_first
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import join_first
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import losses
 from zaplock.trace.quotas import Quotas

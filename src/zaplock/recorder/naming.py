@@ -21,9 +21,9 @@ import numpy as np
 from zaplock.recorder.decode import Columns, Fact
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.owners import Owners, calls_of_interest
-from zaplock.strangers import name_of, read_text
 from zaplock.system_calls import CLONES, FOREIGN, TRACED_NAMES
 from zaplock.trace.events import EventKind, RecordedTask
+from zaplock.untrusted_names import name_of, read_text
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63

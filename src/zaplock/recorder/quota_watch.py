@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from zaplock.recorder.urgent import join_first
+from zaplock.recorder.scheduling import join_first
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
 
 _PAUSE_S = 0.02

@@ -24,25 +24,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zaplock.errors import UserError
-from zaplock.recorder.ahead import Ahead
-from zaplock.recorder.beginning import still_open
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.feeder import Feeder
-from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired, Trigger
-from zaplock.recorder.guard import Guard
+from zaplock.recorder.initial_look import first_look
+from zaplock.recorder.initial_rows import still_open
+from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.meddling import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import Options
 from zaplock.recorder.quota_watch import QuotaWatch
+from zaplock.recorder.scheduling import going_first
 from zaplock.recorder.snapshot import NOT_WHOLE
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stream import MARGIN_NS, Stream
 from zaplock.recorder.symbols import kernel_functions
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EventKind, Events, FoundTask
@@ -52,7 +52,7 @@ from zaplock.trace.manifest import Manifest
 from zaplock.version import __version__
 
 if TYPE_CHECKING:
-    from zaplock.trace.writer import Writer
+    from zaplock.trace.recording_writer import Writer
 
 _NICE = 10
 SCHED = "sched"
@@ -131,7 +131,7 @@ def record_to(
         session = _Session(capture, options, duration_ns, flight, progress, found)
         session.begin()
         # What writes Parquet takes its time to import: events come in meanwhile.
-        from zaplock.trace.writer import Writer
+        from zaplock.trace.recording_writer import Writer
 
         writer = Writer(path, manifest, hash_pointers=hash_pointers)
         try:

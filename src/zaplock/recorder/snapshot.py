@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from zaplock.recorder.urgent import start_first
+from zaplock.recorder.scheduling import start_first
 from zaplock.system_calls import TRACED
 from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_functions import ON_OTHERS, WRITE

@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 
 from zaplock.recorder import perf
 from zaplock.recorder.perf import Event, Ring
+from zaplock.recorder.scheduling import join_first
 from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
-from zaplock.recorder.urgent import join_first
 from zaplock.trace.stacks import StackReason
 
 QUEUED, LOCKED, SLEEPS = (

@@ -23,10 +23,10 @@ from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.decode import Columns, Decoder, merged, nothing
 from zaplock.recorder.layouts import read_layouts
 from zaplock.recorder.lock_events import BY_TRACEPOINTS, LockEvents
+from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.tracefs import Instance, Tracefs
 from zaplock.recorder.uninterrupted import surely, uninterrupted
-from zaplock.recorder.urgent import start_first
-from zaplock.strangers import read_text
+from zaplock.untrusted_names import read_text
 
 _PATIENCE_S = 2.0
 _TRIES = 3

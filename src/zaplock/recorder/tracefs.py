@@ -36,7 +36,7 @@ from itertools import count
 from pathlib import Path
 
 from zaplock.errors import UserError
-from zaplock.strangers import read_text
+from zaplock.untrusted_names import read_text
 
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # one number on every architecture
 _CLOEXEC = 1

@@ -29,13 +29,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zaplock.recorder.beginning import rows
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.filters import LOCK_WITHIN
-from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
+from zaplock.recorder.initial_look import first_look
+from zaplock.recorder.initial_rows import rows
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream

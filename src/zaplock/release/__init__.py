@@ -29,9 +29,9 @@ import sys
 from types import ModuleType
 
 from zaplock.release.errors import BusyError, ExportedError, ReleaseError
-from zaplock.release.now import Released, release
+from zaplock.release.in_background import flush, pending, release_async, release_soon
+from zaplock.release.in_caller import Released, release
 from zaplock.release.pace import DEFAULT_BOUND_NS
-from zaplock.release.soon import flush, pending, release_async, release_soon
 
 __all__ = [
     "BusyError",

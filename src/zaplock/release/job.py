@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from zaplock.release.hold import MemoryHold
-from zaplock.release.now import Released, finish
+from zaplock.release.in_caller import Released, finish
 
 
 class _Lock(RLock):  # type: ignore[misc]

@@ -12,7 +12,7 @@ for. Everything else is `as recorded`: the same asks, the same holds.
 
 Not covered: what took no lock of this mm and is none of these (futexes, reads of /proc/PID/maps
 on kernels that walk it by VMA locks), killed waits and failed trylocks (counted in `left_out`).
-Who let a thread begin an operation is for `links`.
+Who let a thread begin an operation is for `closed_loops`.
 """
 
 from __future__ import annotations

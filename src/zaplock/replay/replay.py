@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zaplock.designs import SHIPPED, Change, Design
 from zaplock.designs.linux import StandIn, design_of, same_rules
-from zaplock.designs.observed import deciding, observe, rules_read
+from zaplock.designs.rules_read import deciding, observe, rules_read
 from zaplock.engines import sequential
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
@@ -34,7 +34,8 @@ from zaplock.linux_version import find
 from zaplock.model.machine import Machine
 from zaplock.model.step import Task
 from zaplock.protocols.design import Cx
-from zaplock.replay.links import Links, let_begin, links_of
+from zaplock.replay.closed_loops import Links, let_begin, links_of
+from zaplock.replay.other_ways import Way
 from zaplock.replay.plan import RecordedOperation, ReplayPlan, choose_mm, plan_of
 from zaplock.replay.threads import (
     FAULTED,
@@ -46,7 +47,6 @@ from zaplock.replay.threads import (
     lateness,
     put_mapping,
 )
-from zaplock.replay.ways import Way
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.events import Events
 from zaplock.trace.holds import holds

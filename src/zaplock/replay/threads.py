@@ -1,7 +1,8 @@
 """The threads of a replay: each recorded operation as a program for the timed engine.
 
 A thread begins an operation at its recorded time, or when its previous one has ended, whichever is
-later (an open loop); where another thread let it begin, when that one has come so far (`links`).
+later (an open loop); where another thread let it begin, when that one has come so far
+(`closed_loops`).
 
 What the design decides runs as the design's own protocol over a mapping of its own, which is there
 when the operation begins. Its price is the recorded one: what the operation did before it had found
@@ -46,9 +47,9 @@ from zaplock.protocols.fault import fault_entry
 from zaplock.protocols.locking import mmap_write_lock_killable, unlock_after_unmap
 from zaplock.protocols.madvise import madvise
 from zaplock.protocols.teardown import zap_pte_range
-from zaplock.replay.links import Link, Links
+from zaplock.replay.closed_loops import Link, Links
+from zaplock.replay.other_ways import Way
 from zaplock.replay.plan import HoldPhase, RecordedOperation
-from zaplock.replay.ways import Way
 from zaplock.trace.calls import PAGE_FAULT
 from zaplock.trace.summary import NO_OPERATION
 

@@ -17,7 +17,7 @@ from zaplock.trace.gaps import Segments, segments
 from zaplock.trace.hold_time import HoldTime, HoldWindow, hold_time, throttles_in_kernel
 from zaplock.trace.holds import Holds, holds
 from zaplock.trace.intervals import lock_lanes
-from zaplock.trace.outside import named_by_stack, named_by_worker
+from zaplock.trace.outside_calls import named_by_stack, named_by_worker
 from zaplock.trace.queue import queue_of
 from zaplock.trace.quotas import Quotas
 from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of

@@ -27,10 +27,10 @@ from typing import IO, Any, BinaryIO, Final, TextIO
 
 from zaplock.errors import UserError
 from zaplock.inputs import open_plain
-from zaplock.strangers import visible
 from zaplock.trace import pftrace
 from zaplock.trace.imported import ImportedTrace
 from zaplock.trace.text import parse
+from zaplock.untrusted_names import visible
 
 _GZIP: Final = b"\x1f\x8b"
 _LONGEST: Final = 1 << 20

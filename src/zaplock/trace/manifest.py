@@ -16,7 +16,7 @@ import msgspec
 
 from zaplock.errors import UserError
 from zaplock.inputs import read_plain
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 FORMAT = "zaplock recording"
 VERSION = 3

@@ -1,4 +1,4 @@
-"""Be the process that parses tables for another (`apart`): run as a script, with arro3 alone.
+"""Be the process that parses tables for another (`separate_parser`): a script, with arro3 alone.
 
 A request comes as JSON with the descriptor of a memory file, which holds a table as Parquet. The
 answer to {"ask": "look"} is what the table says of itself; after {"ask": "parse"} the memory file

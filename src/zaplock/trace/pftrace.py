@@ -18,7 +18,6 @@ from typing import IO, Any, Final
 
 from zaplock.errors import UserError
 from zaplock.extras import needed
-from zaplock.strangers import name_of
 from zaplock.system_calls import BY_NUMBER
 from zaplock.trace.events import IN_INTERRUPT, EventKind
 from zaplock.trace.imported import ImportedTrace, TraceBuilder
@@ -30,6 +29,7 @@ from zaplock.trace.text_events import (
     rows_of,
     switch_rows,
 )
+from zaplock.untrusted_names import name_of
 
 _PACKET: Final = 0x0A
 """A trace is a list of field 1 (packet), each with its length: this is how each begins."""

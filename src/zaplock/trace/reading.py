@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.file import read, read_quotas, read_stacks
+from zaplock.trace.recording_file import read, read_quotas, read_stacks
 
 
 def read_analysis(

@@ -8,8 +8,8 @@ replaced had no number.)
 
 Reading trusts nothing: only plain files are opened, and without waiting for anybody; a path is a
 path, whatever characters are in it; how much memory a table will take is bounded before any of it
-is taken; types are compared exactly. Tables are parsed by another process (`apart`), since a sum
-doesn't tell who wrote one and old ones have none.
+is taken; types are compared exactly. Tables are parsed by another process (`separate_parser`),
+since a sum doesn't tell who wrote one and old ones have none.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from numpy.typing import NDArray
 from zaplock.errors import UserError
 from zaplock.inputs import read_plain
 from zaplock.outputs import Folder
-from zaplock.strangers import read_text
-from zaplock.trace.apart import PARSER
 from zaplock.trace.events import EVENT
 from zaplock.trace.parquet import ColumnKind as Is
 from zaplock.trace.parquet import Schema, is_of
 from zaplock.trace.quotas import QuotaReading
+from zaplock.trace.separate_parser import PARSER
+from zaplock.untrusted_names import read_text
 
 _NAME = re.compile(r"([a-z]+)(?:-([0-9]{6,9}))?(?:-([0-9a-f]{16}))?\.parquet")
 _DIGITS = 16

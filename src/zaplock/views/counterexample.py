@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any, Final
 
 from zaplock.check.counterexample import Hold, StepRow, Story
-from zaplock.views.fold import fold
+from zaplock.views.fold_lines import fold
 
 LONG: Final = 13
 """From so many steps on a story gets a summary."""

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from zaplock.check.counterexample import StepRow, Story
-from zaplock.views.own_page import page as own_page
-from zaplock.views.own_page import safe_json
+from zaplock.views.self_contained_page import page as own_page
+from zaplock.views.self_contained_page import safe_json
 
 MOST_PAGES = 64
 """A page table's reach is 512 pages: what lies beyond the others is cut off the strips."""

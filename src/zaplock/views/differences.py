@@ -15,7 +15,7 @@ from zaplock.trace.difference import (
 from zaplock.trace.summary import Group, Summary
 from zaplock.units import duration, number
 from zaplock.views.grid import Grid, beyond, figure, words
-from zaplock.views.words import heading
+from zaplock.views.sentences import heading
 
 SAID = {
     "waited": "tasks waited for the lock",

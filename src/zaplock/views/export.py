@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from zaplock import outputs
 from zaplock.extras import needed
-from zaplock.strangers import cell
 from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import Summary
 from zaplock.trace.waits import Waits
+from zaplock.untrusted_names import cell
 from zaplock.views.stacks import columns
 
 if TYPE_CHECKING:

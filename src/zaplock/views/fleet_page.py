@@ -13,7 +13,7 @@ from zaplock import outputs
 from zaplock.fleet.report import FleetReport
 from zaplock.units import duration
 from zaplock.views.fleet_tables import answer, report_tables
-from zaplock.views.own_page import page
+from zaplock.views.self_contained_page import page
 
 _UNITS = 12
 _ROWS = 100

@@ -14,8 +14,8 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from zaplock.strangers import visible
-from zaplock.views.fold import fold, longest_word
+from zaplock.untrusted_names import visible
+from zaplock.views.fold_lines import fold, longest_word
 
 GAP = 2
 """Blanks between two columns."""

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.behind import Behind, behind
 from zaplock.trace.calls import NO_CALL
+from zaplock.trace.sleepers_behind import Behind, behind
 from zaplock.units import duration
-from zaplock.views.words import what, who
+from zaplock.views.sentences import what, who
 
 STOOD_NS = 10_000_000
 """From here on a caller that stands in its own operation is told of."""

@@ -15,9 +15,9 @@ from zaplock.trace.summary import Summary
 from zaplock.units import duration
 from zaplock.views.grid import Grid
 from zaplock.views.html_data import packed, page_data
-from zaplock.views.own_page import page, safe_json
 from zaplock.views.report_text import group_table
-from zaplock.views.words import answer, heading
+from zaplock.views.self_contained_page import page, safe_json
+from zaplock.views.sentences import answer, heading
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "flame.js", "page.js")
 

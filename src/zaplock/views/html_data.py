@@ -21,9 +21,9 @@ from zaplock.trace.blame import VMA, Blame
 from zaplock.trace.stacks import CallStack
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.views.report_json import longest
-from zaplock.views.slowness import why_slow
+from zaplock.views.sentences import blame_sentence, chain, owner
+from zaplock.views.slow_holds import why_slow
 from zaplock.views.stacks import telling
-from zaplock.views.words import blame_sentence, chain, owner
 
 Array = NDArray[Any]
 

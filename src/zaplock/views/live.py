@@ -16,12 +16,12 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
 from zaplock.units import duration
-from zaplock.views.found import found_lines
 from zaplock.views.headlines import headlines
+from zaplock.views.initial_state import found_lines
 from zaplock.views.report_json import longest
-from zaplock.views.slowness import of_culprit, plain_time, why_slow
+from zaplock.views.sentences import answer, chain, doing, hold_sentence, wait_sentence, who
+from zaplock.views.slow_holds import of_culprit, plain_time, why_slow
 from zaplock.views.stacks import of_wait, plain, sentence
-from zaplock.views.words import answer, chain, doing, hold_sentence, wait_sentence, who
 
 Array = NDArray[Any]
 

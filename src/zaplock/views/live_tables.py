@@ -28,8 +28,8 @@ from zaplock.units import duration
 from zaplock.views.grid import Column, figure, words
 from zaplock.views.live import holding_now
 from zaplock.views.report_json import longest
-from zaplock.views.slowness import of_culprit, why_slow
-from zaplock.views.words import chain, doing, hold_sentence, owner, wait_sentence, who
+from zaplock.views.sentences import chain, doing, hold_sentence, owner, wait_sentence, who
+from zaplock.views.slow_holds import of_culprit, why_slow
 
 MOST_ROWS = 200
 """A table has so many rows, the longest or heaviest."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.trace.teardown_outcome import TeardownOutcome
 from zaplock.units import duration, size
 
 if TYPE_CHECKING:

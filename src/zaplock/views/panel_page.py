@@ -20,8 +20,8 @@ from zaplock.views.html_data import (
     halves,
     packed,
 )
-from zaplock.views.own_page import page, safe_json
 from zaplock.views.panels import Bar, PageText, Panel
+from zaplock.views.self_contained_page import page, safe_json
 
 SCRIPTS = ("data.js", "timeline.js", "tables.js", "page.js")
 WAITED, STILL_WAITING = 0, 2

@@ -18,7 +18,7 @@ from zaplock.trace.blame import VMA
 from zaplock.trace.summary import QUEUED_NS
 from zaplock.trace.waits import WaitOutcome
 from zaplock.views.report_json import longest
-from zaplock.views.words import chain, doing
+from zaplock.views.sentences import chain, doing
 
 if TYPE_CHECKING:
     from zaplock.views.grid import Grid

@@ -26,7 +26,7 @@ from zaplock.trace.summary import QUEUED_NS, Summary
 from zaplock.trace.waits import WaitOutcome
 from zaplock.views.perfetto_samples import samples
 from zaplock.views.report_json import longest
-from zaplock.views.words import blame_sentence
+from zaplock.views.sentences import blame_sentence
 
 LIMIT = 200_000
 """So many of each kind; a packet costs about 10 us to write."""

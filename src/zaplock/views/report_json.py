@@ -22,9 +22,9 @@ from zaplock.trace.call_counts import CallCount, call_counts
 from zaplock.trace.events import NO_OP
 from zaplock.trace.summary import process_name
 from zaplock.trace.waits import WaitOutcome
-from zaplock.views.found import found_json
 from zaplock.views.headlines import headlines_json
-from zaplock.views.slowness import plain_time
+from zaplock.views.initial_state import found_json
+from zaplock.views.slow_holds import plain_time
 from zaplock.views.stacks import plain
 
 

@@ -14,15 +14,15 @@ from zaplock.trace.analysis import Analysis
 from zaplock.trace.holds import Holds
 from zaplock.trace.summary import Histogram, Summary, process_name
 from zaplock.units import duration, size
-from zaplock.views.found import found_lines, present_lines
+from zaplock.views.console import Said
 from zaplock.views.grid import Grid, beyond, figure, words
 from zaplock.views.headlines import headlines
+from zaplock.views.initial_state import found_lines, present_lines
 from zaplock.views.live import now
 from zaplock.views.report_json import longest
-from zaplock.views.screen import Said
-from zaplock.views.slowness import WORTH_NS, of_culprit, split
+from zaplock.views.sentences import answer, chain, doing, heading, owner, wait_sentence, who
+from zaplock.views.slow_holds import WORTH_NS, of_culprit, split
 from zaplock.views.stacks import of_wait, sentence
-from zaplock.views.words import answer, chain, doing, heading, owner, wait_sentence, who
 
 BAR = 40
 """Width of the longest bar of a histogram, in characters."""

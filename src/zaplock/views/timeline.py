@@ -17,7 +17,7 @@ from zaplock import outputs
 from zaplock.errors import UserError
 from zaplock.extras import needed
 from zaplock.trace.analysis import analyse
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.trace.teardown_outcome import TeardownOutcome
 from zaplock.units import duration
 from zaplock.views.panels import NO_TEXT, Bar, PageText, Panel, explained, panel
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zaplock.measure.calibration import calls, pages, tasks
-from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.json_children import die_with_parent, quiet_interpreter, read_orders, tell
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 SIZE = 64 << 20
 """Bytes of a capsule: 48 MiB of trace and the rest. A power of two, as a BAR must be."""

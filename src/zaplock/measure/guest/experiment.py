@@ -18,7 +18,7 @@ from zaplock import linux_version
 from zaplock.errors import UserError
 from zaplock.experiment import BACKINGS, GUEST, Experiment, between, check, one_of
 from zaplock.measure.guest import capsule, kernels, qemu
-from zaplock.trace.outcome import Stalls
+from zaplock.trace.teardown_outcome import Stalls
 
 LOCK_EVENTS = ("auto", "tracepoints", "kprobes", "function_graph", "all", "none")
 _BASE_MEMORY = 512 << 20
@@ -129,10 +129,12 @@ def arguments(plan: GuestPlan) -> list[str]:
     if plan.cpu_max:
         words["cpu_max"] = str(plan.cpu_max).replace("/", "_")
     if plan.graph:
-        from zaplock.measure.guest import graph
+        from zaplock.measure.guest import function_graph
 
-        words |= {"graph": 1, "graph_root": graph.root(plan.teardown)}
-        words |= {"graph_functions": f"{graph.root(plan.teardown)},{graph.FUNCTIONS}"}
+        words |= {"graph": 1, "graph_root": function_graph.root(plan.teardown)}
+        words |= {
+            "graph_functions": f"{function_graph.root(plan.teardown)},{function_graph.FUNCTIONS}"
+        }
     return [f"{name}={value}" for name, value in words.items()]
 
 

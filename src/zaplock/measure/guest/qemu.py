@@ -41,7 +41,7 @@ from zaplock.errors import UserError
 from zaplock.measure.guest import build, capsule, initramfs
 from zaplock.measure.guest.kernels import Kernel
 from zaplock.scratch import Scratch
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 PROGRAM = "qemu-system-x86_64"
 EXACT_SHIFT = 2

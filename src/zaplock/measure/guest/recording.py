@@ -19,11 +19,11 @@ from zaplock.recorder.layouts import Layouts, layouts_told
 from zaplock.recorder.lock_events import KPROBES, TRACEPOINTS
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.stream import Stream
-from zaplock.strangers import visible
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace import file
+from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind, Events, RecordedTask
 from zaplock.trace.quotas import QuotaReading, QuotaRows
+from zaplock.untrusted_names import visible
 
 _END_OF_TIME = 1 << 62
 _MOST_US = 1 << 50
@@ -131,7 +131,7 @@ def write(path: str | Path, run: GuestRun) -> None:
     """Write a run as a recording. Two exact runs of one plan write the same bytes."""
     require_told(run)
     happened = events(run.capsule)
-    file.write(path, happened, manifest(run, happened), quotas=quota_rows(run))
+    recording_file.write(path, happened, manifest(run, happened), quotas=quota_rows(run))
 
 
 def quota_rows(run: GuestRun) -> QuotaRows:
@@ -151,12 +151,12 @@ def quota_rows(run: GuestRun) -> QuotaRows:
     return readings, {run.capsule.fact("target_pid"): (group,)}
 
 
-def manifest(run: GuestRun, happened: Events) -> file.Manifest:
+def manifest(run: GuestRun, happened: Events) -> recording_file.Manifest:
     """Say where a recording comes from, without anything that changes from run to run."""
     lost = happened["length"][happened["kind"] == EventKind.LOST]
     facts = run.capsule.facts
     clock = "instruction-counted" if run.plan.exact else "emulated or virtual"
-    return file.Manifest(
+    return recording_file.Manifest(
         kernel=facts["release"],
         machine=f"QEMU guest, {facts['nr_cpus']} CPUs, {clock} time",
         cpus=int(facts["nr_cpus"]),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zaplock import outputs
-from zaplock.measure.guest import recording, verdict
+from zaplock.measure.guest import finished_run, recording
 from zaplock.measure.guest.experiment import GuestPlan, GuestRun, guest_name, run, stalls
-from zaplock.measure.guest.graph import rewrite
-from zaplock.trace.outcome import TeardownOutcome
+from zaplock.measure.guest.function_graph import rewrite
+from zaplock.trace.teardown_outcome import TeardownOutcome
 
 _MESSAGE = "blocked for more than"
 _OWNED = "blocked on an rw-semaphore"
@@ -50,7 +50,7 @@ def outcome(done: GuestRun) -> TeardownOutcome:
     """Sum up one run as a row."""
     plan, capsule = done.plan, done.capsule
     both = stalls(done)
-    seen = None if plan.graph else verdict.read(done)
+    seen = None if plan.graph else finished_run.read(done)
     messages = hung_task_messages(capsule.text("kernel_log"))
     clock = "instruction-counted time" if plan.exact else "emulated: compare within this row only"
     return TeardownOutcome(

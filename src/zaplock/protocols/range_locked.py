@@ -41,7 +41,7 @@ from zaplock.model.vma import (
     vma_of,
 )
 from zaplock.protocols.address_locks import ROOT, give, take
-from zaplock.protocols.cuts import unmap_complete
+from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.fault import (
     RETRY,
     access_error,
@@ -57,6 +57,7 @@ from zaplock.protocols.proc import read_arg_bounds, remote_entry
 from zaplock.protocols.seals import any_sealed
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.split import cut_at_edges
+from zaplock.protocols.table_walk import table_over
 from zaplock.protocols.teardown import (
     Handles,
     begin_unmap,
@@ -69,7 +70,6 @@ from zaplock.protocols.teardown import (
     vm_unacct_memory,
 )
 from zaplock.protocols.userfaultfd import handle_userfault, userfaultfd_unmap_prep
-from zaplock.protocols.walk import table_over
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine

@@ -14,7 +14,7 @@ from zaplock.trace.manifest import Manifest
 from zaplock.trace.summary import Summary, process_name, thread_name
 from zaplock.trace.waits import WaitOutcome, Waits
 from zaplock.units import duration, share, size
-from zaplock.views.slowness import of_culprit, why_slow
+from zaplock.views.slow_holds import of_culprit, why_slow
 from zaplock.views.stacks import of_wait, sentence
 
 LONG_WAIT_NS = 1_000_000

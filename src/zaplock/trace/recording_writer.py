@@ -1,4 +1,4 @@
-"""Write a recording, block by block (docs/recording.md; `file` tells the idea and reads it)."""
+"""Write a recording, block by block (docs/recording.md; `recording_file` has the idea)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from zaplock.errors import UserError
 from zaplock.outputs import place, unwritable
-from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.manifest import FILE, Manifest, encode
 from zaplock.trace.parquet import Schema, columns_of, packed
@@ -33,6 +32,7 @@ from zaplock.trace.tables import (
     Columns,
     put,
 )
+from zaplock.untrusted_names import visible
 
 AnyColumns = Mapping[str, Sequence[Any] | NDArray[Any]]
 

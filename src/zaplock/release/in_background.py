@@ -32,8 +32,8 @@ from typing import Any, Final
 from zaplock.errors import UserError
 from zaplock.release import claims
 from zaplock.release.errors import ReleaseError
+from zaplock.release.in_caller import Released
 from zaplock.release.job import Job
-from zaplock.release.now import Released
 from zaplock.release.pace import DEFAULT_BOUND_NS, Pace
 from zaplock.release.syscalls import HUGE
 from zaplock.release.vmas import require_mapped

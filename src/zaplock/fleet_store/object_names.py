@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
 from zaplock.errors import UserError
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 VERSION = 1
 """Of the schema of a table of waits (`waits.SCHEMA`) and of an entry of the manifest."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from zaplock.errors import UserError
-from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capture import Capture
+from zaplock.recorder.initial_rows import Beginning
 from zaplock.recorder.shared_mm import share_mm
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
 from zaplock.recorder.targets import LearnedMm

@@ -1,4 +1,4 @@
-"""The process in which calls are timed: `python -m zaplock.advise.probe`, started by `costs`.
+"""The process in which calls are timed: `python -m zaplock.advise.call_timing`, started by `costs`.
 
 Each call works on a fresh mapping of 4 KiB pages, all present; its duration is about what everybody
 else would wait, since all of them hold the mmap_lock (or, for MADV_DONTNEED on 6.18, the VMA's
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from statistics import median
 
 from zaplock.measure import mappings, syscalls, teardown
-from zaplock.measure.children import die_with_parent, quiet_interpreter, read_orders, tell
+from zaplock.measure.json_children import die_with_parent, quiet_interpreter, read_orders, tell
 from zaplock.measure.mappings import StudiedMapping
 from zaplock.release import release
 from zaplock.release.fill import fill

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import threading
 
+from zaplock.recorder.scheduling import going_first, join_first, start_first
 from zaplock.recorder.uninterrupted import surely, uninterrupted
-from zaplock.recorder.urgent import going_first, join_first, start_first
 
 
 class Closing:

@@ -10,7 +10,7 @@ from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.trace.madvise import with_advice
 from zaplock.units import duration
-from zaplock.views.words import owner, what, who
+from zaplock.views.sentences import owner, what, who
 
 FRAMES = 8
 """So many functions of a stack are shown; the rest is how every system call begins."""

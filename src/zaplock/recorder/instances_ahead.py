@@ -15,9 +15,9 @@ import threading
 from collections.abc import Callable
 
 from zaplock.errors import UserError
+from zaplock.recorder.scheduling import join_first, sharing_python, standing_back, start_first
 from zaplock.recorder.tracefs import Instance, Tracefs, mounted
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.urgent import join_first, sharing_python, standing_back, start_first
 
 
 def chosen_buffer_kb() -> int:

@@ -25,15 +25,15 @@ from zaplock.agent.spool import Trouble
 from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, Decoder, merged, nothing
-from zaplock.recorder.first_look import first_look
 from zaplock.recorder.flight import Fired
-from zaplock.recorder.guard import Guard
+from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.meanings import CONTENTION, RENAMED
+from zaplock.recorder.meddling import Guard
 from zaplock.recorder.naming import TaskNames
+from zaplock.recorder.scheduling import going_first
 from zaplock.recorder.snapshot import look
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.tracefs import start_time
-from zaplock.recorder.urgent import going_first
 from zaplock.recorder.watch import (
     MEMORY_NS,
     Lasted,
@@ -43,11 +43,11 @@ from zaplock.recorder.watch import (
     of_locks,
     rest,
 )
-from zaplock.strangers import read_text, visible
 from zaplock.trace.events import EventKind, FoundTask
+from zaplock.untrusted_names import read_text, visible
 
 if TYPE_CHECKING:
-    from zaplock.agent.watcher import Agent
+    from zaplock.agent.main_loop import Agent
 
 _IDLE_MS = 1_000
 _LOOK_AFTER_NS = SECOND

@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.text import Text
 
-from zaplock.strangers import visible
-from zaplock.views.fold import fold
+from zaplock.untrusted_names import visible
+from zaplock.views.fold_lines import fold
 
 UNBOUNDED = 100_000
 """The width of a file or a pipe, in cells: whatever a line needs."""

@@ -10,9 +10,9 @@ from zaplock.errors import UserError
 from zaplock.measure.guest import recording
 from zaplock.measure.guest.capsule import Capsule
 from zaplock.measure.guest.experiment import GuestRun, stalls
-from zaplock.trace import verdict
+from zaplock.trace import teardown_verdict
 from zaplock.trace.events import EventKind, Events
-from zaplock.trace.verdict import Subject, TeardownVerdict
+from zaplock.trace.teardown_verdict import Subject, TeardownVerdict
 
 
 def read(done: GuestRun, by: str = "") -> TeardownVerdict:
@@ -40,7 +40,7 @@ def read(done: GuestRun, by: str = "") -> TeardownVerdict:
         bystanders={lane.name: lane.tid for lane in capsule.lanes},
         exits=done.plan.teardown == "exit",
     )
-    seen = verdict.read(events, subject, capsule.facts["release"])
+    seen = teardown_verdict.read(events, subject, capsule.facts["release"])
     return replace(seen, arrivals_ns=_arrivals(capsule, events))
 
 

@@ -1,6 +1,6 @@
 """The agent's loop: choose whom to watch, watch them, and see to the agent's other duties.
 
-What happens on trouble is `watching`'s, what then becomes of it `shipping`'s and `hooks`'.
+What happens on trouble is `target_watch`'s, what then becomes of it `spool_queue`'s and `hooks`'.
 
 Every trouble of the agent's own is a figure and a line of the log: events that the kernel lost,
 tracing that others switched off, a store that can't be reached (what was recorded waits in the
@@ -27,9 +27,9 @@ from zaplock.agent.hooks import Hooks
 from zaplock.agent.log import Say, log_line
 from zaplock.agent.metrics import Metrics
 from zaplock.agent.settings import SECOND, Settings
-from zaplock.agent.shipping import Shipping
 from zaplock.agent.spool import Spool
-from zaplock.agent.watching import Watching
+from zaplock.agent.spool_queue import Shipping
+from zaplock.agent.target_watch import Watching
 from zaplock.errors import UserError
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.options import MOST_MMS, Options

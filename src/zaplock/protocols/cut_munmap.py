@@ -25,7 +25,7 @@ from zaplock.model.pagetable import cut_out, zap
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import note_range, tlb_gather_mmu
 from zaplock.model.vma import change
-from zaplock.protocols.cuts import CUT
+from zaplock.protocols.after_unlock import CUT
 from zaplock.protocols.munmap import (
     munmap_addr_sanity,
     settle_special_mapping,

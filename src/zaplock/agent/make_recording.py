@@ -1,6 +1,8 @@
 """The agent's child: make a recording of a spooled trouble, and put it into the store.
 
-    python -m zaplock.agent.ship FOLDER     settings as JSON on stdin, what was found as JSON out
+    python -m zaplock.agent.make_recording FOLDER
+
+Settings are JSON on stdin, what was found is JSON on stdout.
 
 Everything that needs polars happens here. Done twice it does the same: the recording's name follows
 from the host and the instant of the trouble.
@@ -24,14 +26,14 @@ import polars as pl
 from zaplock.agent import spool
 from zaplock.agent.spool import Trouble
 from zaplock.errors import UserError
-from zaplock.fleet_store.names import place_at, recording_id
+from zaplock.fleet_store.object_names import place_at, recording_id
 from zaplock.fleet_store.store import FleetStore, Recorded, files_of
 from zaplock.fleet_store.waits import NOT_KNOWN, SCHEMA, WallClock, joined, waits_of
 from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.stream import Stream
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.file import Manifest, Writer, read
 from zaplock.trace.gaps import losses, untold_losses
+from zaplock.trace.recording_file import Manifest, Writer, read
 from zaplock.trace.summary import QUEUED_NS, operation_name, summarise
 from zaplock.version import __version__
 

@@ -1,4 +1,4 @@
-"""What waits in the spool goes into the store: a child each (`ship`), one at a time.
+"""What waits in the spool goes into the store: a child each (`make_recording`), one at a time.
 
 Everything of zaplock that is heavy runs there, at a low priority. What a child found comes back as
 JSON: it is counted, logged and handed to the hooks. A folder that can't be put is tried again,
@@ -23,7 +23,7 @@ from zaplock.agent.log import Say
 from zaplock.agent.metrics import Metrics
 from zaplock.agent.settings import SECOND, Settings
 from zaplock.agent.spool import Spool
-from zaplock.strangers import visible
+from zaplock.untrusted_names import visible
 
 _PATIENCE_NS = 120 * SECOND
 _RETRY_NS = 30 * SECOND
@@ -75,7 +75,7 @@ class Shipping:
         settings = {**asdict(self._settings), "spool": str(self._settings.spool)}
         with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
             return begin(
-                [sys.executable, "-m", "zaplock.agent.ship", str(folder)],
+                [sys.executable, "-m", "zaplock.agent.make_recording", str(folder)],
                 settings,
                 stdout=out,
                 stderr=err,

@@ -32,12 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.errors import UserError
-from zaplock.strangers import visible
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.gaps import losses
 from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
 from zaplock.trace.parquet import Schema, numbers, rows_of
 from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.recording_writer import Writer, write
 from zaplock.trace.stacks import (
     AddressKind,
     NamedAddress,
@@ -67,7 +67,7 @@ from zaplock.trace.tables import (
     require_memory,
     tables_in,
 )
-from zaplock.trace.writer import Writer, write
+from zaplock.untrusted_names import visible
 
 __all__ = [
     "Manifest",
