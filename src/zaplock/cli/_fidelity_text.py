@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zaplock.lab.fidelity import TOLERANCE, phases, waiting
+from zaplock.units import duration
 
 if TYPE_CHECKING:
     from zaplock.lab.fidelity import Agreement, HungTasks
@@ -37,8 +38,12 @@ def cells(row: Agreement) -> tuple[str, ...]:
         _both(_modes(row.measured), _modes(row.predicted)),
         _both(_waits(row.measured) if row.seen else "not seen", _waits(row.predicted)),
         f"{_worst(row, row.measured):.3f} / {_worst(row, row.predicted):.3f}",
-        {True: "agree", False: "DIFFER", None: "not seen"}[row.agrees],
+        {True: "agree", False: "DIFFER", None: _unjudged(row)}[row.agrees],
     )
+
+
+def _unjudged(row: Agreement) -> str:
+    return "not seen" if row.timed else "not judged"
 
 
 def _both(measured: str, predicted: str) -> str:
@@ -77,7 +82,7 @@ def table(rows: Sequence[Agreement]) -> Grid:
 
 def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]:
     """Say in words how well they agree."""
-    looked = [row for row in rows if row.seen]
+    looked = [row for row in rows if row.seen and (row.timed or row.agrees is False)]
     said = []
     if looked:
         agreeing = sum(row.agrees is True for row in looked)
@@ -87,7 +92,8 @@ def sentences(rows: Sequence[Agreement], hung: Sequence[HungTasks]) -> list[str]
             f"in the share of the teardown that each waits within {TOLERANCE:.0%} (worst: "
             f"{worst:.1%})."
         )
-    said += _not_seen([row for row in rows if not row.seen])
+    said += _not_seen([row for row in rows if not row.seen and row.timed])
+    said += _too_short([row for row in rows if row.agrees is None and not row.timed])
     said += decided(rows)
     for one in hung:
         measured, predicted = (
@@ -112,6 +118,16 @@ def _not_seen(rows: Sequence[Agreement]) -> list[str]:
     return [
         f"{kernels}: the lock was not seen in {len(rows)} teardowns, so modes and waits are not "
         f"compared; in {alike} of them the bystanders stalled as predicted."
+    ]
+
+
+def _too_short(rows: Sequence[Agreement]) -> list[str]:
+    return [
+        f"{row.kernel}, {row.teardown}{' beside a queued writer' if row.queued_writer else ''}: "
+        f"it lasts {duration(row.measured.lasted_ns)} and a bystander comes every "
+        f"{duration(row.period_ns)} only, so who waits is not judged; try a larger --guest-size or "
+        "--host-size."
+        for row in rows
     ]
 
 

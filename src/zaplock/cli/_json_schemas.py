@@ -693,6 +693,7 @@ class AgreementJson(TypedDict):
     queued_writer: bool
     bystanders: list[str]
     agrees: bool | None
+    timed: bool
     seen: bool
     worst_difference: float
     measured: SeenKernelJson

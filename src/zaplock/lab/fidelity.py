@@ -1,8 +1,9 @@
 """A real kernel's teardown beside that of the design that stands for it: do they agree?
 
 Compared are the modes of the lock, who waits behind whom, and how long each waits as a share of the
-teardown, which is free of any machine's speed. And hung tasks: whom khungtaskd reports, in a guest
-and in the model.
+teardown, which is free of any machine's speed. A hold that is shorter than the time between two
+operations of a bystander may fall between them, so who waited for it is not judged. And hung
+tasks: whom khungtaskd reports, in a guest and in the model.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Agreement:
     """What is not known of the kernel."""
     beside: tuple[str, ...] = ()
     """Who was there beside the teardown, where it was not the usual readers and writer."""
+    period_ns: int = 0
+    """The time from one operation of a bystander to its next, 0 where they come with the hold."""
 
     @property
     def bystanders(self) -> tuple[str, ...]:
@@ -67,6 +70,11 @@ class Agreement:
     def seen(self) -> bool:
         """Whether the kernel showed its lock; else the bystanders' stalls alone are compared."""
         return self.measured.seen
+
+    @property
+    def timed(self) -> bool:
+        """Whether the teardown lasted long enough for each bystander to come while it did."""
+        return self.measured.lasted_ns >= self.period_ns
 
     @property
     def modes(self) -> bool:
@@ -91,13 +99,18 @@ class Agreement:
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the design does what the kernel does; None where that was not seen.
+        """Whether the design does what the kernel does; None where not seen or not judged.
 
-        A stall that no design of this kind predicts is a disagreement, seen lock or not.
+        A stall that no design of this kind predicts is a disagreement, seen lock or not; so are
+        other modes, however short the hold.
         """
+        if self.seen and not self.modes:
+            return False
+        if not self.timed:
+            return None
         if not self.seen:
             return None if self.ratios else False
-        return self.modes and self.waits and self.ratios
+        return self.waits and self.ratios
 
     def to_json(self) -> dict[str, object]:
         """Return the row as plain values."""
@@ -109,6 +122,7 @@ class Agreement:
             "bystanders": list(self.bystanders),
             "agrees": self.agrees,
             "seen": self.seen,
+            "timed": self.timed,
             "worst_difference": round(self.worst_difference, 4),
             "measured": _plain(self.measured, self.bystanders),
             "predicted": _plain(self.predicted, self.bystanders),
@@ -149,7 +163,8 @@ def compare(
 ) -> Agreement:
     """Lay a kernel's verdict beside that of the design which stands for its release.
 
-    `beside`: who was there, where it was not the usual readers (and writer).
+    `beside`: who was there from the teardown's begin on, where it was not the usual readers (and
+    writer), who come every `period_ns`.
 
     Predicted is what `cpus` CPUs do when bystanders come as they came to the kernel.
     `told` is the design instead: a release can't say which patches are in it.
@@ -157,7 +172,7 @@ def compare(
     stand_in = StandIn(told) if told else design_of(release)
     design = observe(stand_in.design)
     bystanders = beside or ((*READERS, WRITER) if queued_writer else READERS)
-    whole_ns = measured.took_ns or measured.hold_ns
+    whole_ns = measured.lasted_ns
     share = period_ns / whole_ns if whole_ns else 0.005
     arrivals = (
         {name: at / whole_ns for name, at in measured.arrivals_ns.items()} if whole_ns else {}
@@ -168,6 +183,7 @@ def compare(
     return Agreement(
         kernel, design.name, teardown, queued_writer, measured, predicted,
         tuple(deciding(stand_in.design, rules_read(design))), stand_in.note, beside,
+        0 if beside else period_ns,
     )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Invariant(Enum):
 
 
 class InvariantName(NamedTuple):
-    """An invariant of a user's own, as reports name it (see `check.own_operations.OwnInvariant`)."""
+    """An invariant of a user's own, as reports name it (`check.own_operations`)."""
 
     name: str
     value: str

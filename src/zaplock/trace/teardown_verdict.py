@@ -78,6 +78,11 @@ class TeardownVerdict:
         """How long the teardown held the lock, in any mode."""
         return sum(phase.hold_ns for phase in self.phases)
 
+    @property
+    def lasted_ns(self) -> int:
+        """How long it held the lock or, where that was not seen, how long its call took."""
+        return self.took_ns or self.hold_ns
+
     def held_ns(self, mode: str) -> int | None:
         """How long it held the lock in one mode; None where no hold was seen at all."""
         if not self.phases:
@@ -86,7 +91,7 @@ class TeardownVerdict:
 
     def ratio(self, bystander: str) -> float:
         """A bystander's longest wait, as a share of the teardown's holds."""
-        whole_ns = self.took_ns or self.hold_ns
+        whole_ns = self.lasted_ns
         return self.worst_wait_ns.get(bystander, 0) / whole_ns if whole_ns else 0.0
 
 
