@@ -254,3 +254,23 @@ def test_a_proposal_needs_what_it_stands_on(proposal: str) -> None:
         with pytest.raises(UserError, match=r"stand on linux-6\.18 or later"):
             load(f"{release}-{proposal}")
     assert load(f"linux-7.1-{proposal}").kernel.startswith("7.1 + ")
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("linux-6.1.0-37-amd64", "as a build it is judged as linux-6.1.y"),
+    ("linux-6.13-rc3", "as a build it is judged as linux-6.13"),
+    ("linux-4.18.0-348.7.1.el8_5.x86_64", "it is judged as linux-4.18.0-348.2.1.el8"),
+    ("v6.6", "did you mean linux-6.6?"),
+    ("6.6.30", "did you mean linux-6.6.30?"),
+    ("linux-6.6.999999", "'6.6.999999' is no Linux release such as 6.6, 6.6.30 or 6.6.y)"),
+    ("linux-٦.٦", "is no Linux release"),
+    ("linux-66666.6", "is no Linux release"),
+])  # fmt: skip
+def test_a_name_that_is_none_is_refused_with_the_one_that_was_meant(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        load(name)
+
+
+def test_a_vendors_build_can_be_named_as_reports_name_it() -> None:
+    for build in BUILDS:
+        assert load(f"linux-{build.release}") == design_of(f"{build.release}.x86_64").design

@@ -20,8 +20,10 @@ from functools import cache
 WHOLE_SERIES = 1 << 30
 """The patch level of "6.1.y": every stable release there is."""
 
-_RELEASE = re.compile(r"(?:linux-|v)?(\d+)\.(\d+)(?:\.(\d+|y)(?!\d))?(.*)", re.DOTALL)
-_OWN_NUMBER = re.compile(r"-(?!rc)\d+")
+_RELEASE = re.compile(
+    r"(?:linux-|v)?(\d{1,4})\.(\d{1,4})(?!\d)(?:\.(\d{1,5}|y)(?!\d))?(.*)", re.DOTALL | re.ASCII
+)
+_OWN_NUMBER = re.compile(r"-(?!rc)\d+", re.ASCII)
 _RED_HAT = re.compile(r"\.el\d")
 
 

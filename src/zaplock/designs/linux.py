@@ -6,6 +6,7 @@ is 4.18's, its bugs included.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +21,7 @@ from zaplock.protocols.design import Design
 from zaplock.protocols.fault import page_fault_mmap_lock
 from zaplock.protocols.munmap import do_munmap, vm_munmap, vm_munmap_zap_rlock
 from zaplock.protocols.proc import proc_pid_cmdline_read
-from zaplock.vendor_builds import Carried, carried
+from zaplock.vendor_builds import Carried, VendorBuild, carried
 
 OLDEST = LinuxVersion(4, 9)
 LAST_MINOR = {4: 20, 5: 19, 6: 19, 7: 3}
@@ -61,12 +62,21 @@ def version(text: str) -> LinuxVersion:
     try:
         found = parse(STANDS_FOR.get(text, text))
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error}{_release_of_build(text)}") from None
     if not is_covered(found):
         raise UserError(
             f"Linux {found} is not in the table of changes, which covers {OLDEST} to {NEWEST}"
         )
     return found
+
+
+def _release_of_build(text: str) -> str:
+    """Say by which name the release can be had that a build of it ("6.1.0-37-amd64") is judged as.
+
+    Not done by itself: what is not known of a build would go unsaid.
+    """
+    found = find(text) if re.match(r"[\d.]+[-+]", text) else None
+    return f"; as a build it is judged as {design_of(text).design.name}" if found else ""
 
 
 def is_covered(release: LinuxVersion) -> bool:
@@ -156,17 +166,26 @@ def design_of(release: str) -> StandIn:
     return StandIn(linux(plain))
 
 
-def _of_vendor(release: str, known: Carried) -> StandIn:
-    build = known.build
+def vendor_build(release: str) -> Design | None:
+    """Return the design of a vendor's build whose sources were read, by its whole name."""
+    found = carried(release)
+    return _of_build(found.build) if found and found.build.release == release else None
+
+
+def _of_build(build: VendorBuild) -> Design:
     design = LINUX_4_9
     for change in changes_in(build.release):
         design = applied(design, change)
-    named = replace(
+    return replace(
         design,
         name=f"linux-{build.release}",
         kernel=build.release,
         summary=f"{build.product}: {build.base} with {len(build.changes)} later changes",
     )
+
+
+def _of_vendor(release: str, known: Carried) -> StandIn:
+    build, named = known.build, _of_build(known.build)
     what = f"judged as {build.product}'s {build.release}, whose sources were read"
     if known.known:
         return StandIn(named, f"{release} is {what}")

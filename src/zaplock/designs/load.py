@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from zaplock.designs.change import show
-from zaplock.designs.linux import NEWEST, OLDEST, linux
+from zaplock.designs.linux import NEWEST, OLDEST, linux, vendor_build, version
 from zaplock.designs.own_files import is_reference, named_in_file
 from zaplock.designs.proposals import PROPOSALS, with_proposals
 from zaplock.designs.rivals import rivals
@@ -29,16 +29,25 @@ def load(name: str) -> Design:
         return _checked(named_in_file(name, Design, "a design"), name)
     why = ""
     if name.startswith("linux-"):
+        told = name.removeprefix("linux-")
         try:
-            release, _, proposed = name.removeprefix("linux-").partition("-")
+            release, _, proposed = told.partition("-")
             if proposed and all(one in PROPOSALS for one in proposed.split("+")):
                 return with_proposals(linux(release), proposed.split("+"))
-            return linux(name.removeprefix("linux-"))
+            return vendor_build(told) or linux(told)
         except UserError as error:
             why = f" ({error})"
     others = f"linux-RELEASE from {OLDEST} to {NEWEST} (linux-6.6.30), or FILE.py:NAME for your own"
-    meant = why or or_meant(name, SHIPPED)
+    meant = why or _release_meant(name) or or_meant(name, SHIPPED)
     raise UserError(f"no design {name!r}{meant}; there are {', '.join(SHIPPED)}, {others}")
+
+
+def _release_meant(name: str) -> str:
+    release = name.lower().removeprefix("linux-").removeprefix("v")
+    try:
+        return f" (did you mean linux-{version(release)}?)"
+    except UserError:
+        return ""
 
 
 def _checked(design: Design, name: str) -> Design:
