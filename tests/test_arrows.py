@@ -49,7 +49,7 @@ ROOMS = {
     "engines": {"errors", "model", "scratch", "trace", "workers"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols", "vendor_builds"},
     "protocols": {"advice", "errors", "linux_version", "model"},
-    "model": {"advice"},
+    "model": {"advice", "errors"},
     "trace": {"advice", "errors", "extras", "inputs", "linux_version", "outputs", "untrusted_names",
               "system_calls", "units", "vendor_builds"},
     "preload": {"compiled", "errors", "release"},

@@ -459,3 +459,66 @@ def test_a_file_imports_its_neighbour_and_another_file_another_one(tmp_path: Pat
     assert [one.verdict for one in found] == ["proved", "proved"]
     assert found[0].states < found[1].states
     assert not list(tmp_path.rglob("__pycache__"))
+
+
+MISSPELLED = {
+    "SkipLock('mmap_lok', write=True)": "no class of locks 'mmap_lok' (did you mean mmap_lock?)",
+    "Skip('zap_pte_rang')": "there is no step 'zap_pte_rang' (did you mean zap_pte_range?)",
+    "Postpone('zap_pte_range', 'zapp')": "there is no step 'zapp'",
+}
+
+
+@pytest.mark.parametrize("rule", MISSPELLED)
+def test_a_mutation_that_names_what_is_not_there_is_no_proof(
+    rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # It would leave out nothing, and so be "proved".
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from zaplock.author import *\n"
+        f"M = Mutation(name='m', summary='x', rule=lambda: {rule})\n"
+        "NOTHING = Mutation(name='m', summary='x')\n"
+    )
+    assert main(["check", "expand", "--design", f"linux-6.18/{file}:M"]) == 2
+    assert MISSPELLED[rule] in capsys.readouterr().err
+    assert main(["check", "expand", "--design", f"linux-6.18/{file}:NOTHING"]) == 2
+    assert "changes nothing; give it `changes` or a `rule`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("stack_growth='raed'", "stack_growth is 'raed' (did you mean read?); it has to be one of"),
+        ("vma_locks=1", "vma_locks is 1; it has to be one of False, True"),
+        ("rwsem=replace(linux('6.18').rwsem, wakes='some')", "wakes is 'some'; it has to be one"),
+    ],
+)
+def test_a_rule_that_is_misspelled_is_no_proof(
+    change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"from zaplock.author import *\nD = replace(linux('6.18'), {change})\n")
+    assert main(["check", "expand", "--design", f"{file}:D"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_text_is_no_lock_and_two_invariants_have_two_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from zaplock.author import *\n"
+        "async def take(cx):\n"
+        "    await down_read('mine')\n"
+        "    return 0\n"
+        "TAKE = OwnOperation(name='take', run=take, arguments=(), summary='x')\n"
+        "RULE = OwnInvariant(name='R', says='x', always=lambda m: None)\n"
+        "def scenario(*rules):\n"
+        "    return Scenario(summary='x', map=[], task=[TaskSpec(['take'])], operations=(TAKE,),\n"
+        "                    invariants=rules)\n"
+        "LOCKING, TWICE = scenario(), scenario(RULE, RULE)\n"
+    )
+    assert main(["check", f"{file}:LOCKING", "--design", "linux-6.18"]) == 4
+    assert "'mine' is no lock; make a class of locks" in capsys.readouterr().err
+    assert main(["check", f"{file}:TWICE", "--design", "linux-6.18"]) == 2
+    assert "has two invariants named 'R'" in capsys.readouterr().err

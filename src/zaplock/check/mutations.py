@@ -8,20 +8,22 @@ mutation is one line on the protocols as they are; no protocol is written twice.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from zaplock.designs import load
-from zaplock.designs.own_files import is_reference, named_in_file
-from zaplock.errors import UserError, or_meant
+from zaplock.designs.own_files import is_function, is_reference, named_in_file
+from zaplock.errors import UserError, no_such, or_meant
 from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
-from zaplock.model.step import Step
+from zaplock.model.step import STEP_NAMES, Step
 from zaplock.protocols.design import Cx, Design, Protocol
 from zaplock.protocols.madvise import madvise
+from zaplock.protocols.own_state import lock_classes
 
 _FILE: Final = re.compile(r".+\.py:\w++", re.DOTALL)
 _DESIGN: Final = re.compile(r"(?:linux-|rfc-)[^/:]*+")
@@ -92,6 +94,29 @@ def as_mutated(design: Design, protocol: Protocol, operation: str = "") -> Proto
     return protocol
 
 
+def require_known_names(design: Design) -> None:
+    """Raise UserError where a mutant's filter names a step or a lock that there is none of.
+
+    It would change nothing, and the verdict be that of the design as it was.
+    """
+    rule = design.new_rule() if isinstance(design, Mutant) and design.rule else None
+    if isinstance(rule, SkipLock) and rule.lock not in lock_classes():
+        raise no_such("class of locks", rule.lock, sorted(lock_classes()))
+    ours = rule is not None and type(rule).__module__ == __name__
+    names = [getattr(rule, field, None) for field in ("name", "after")] if ours else []
+    for name in filter(None, names):
+        if not (name in STEP_NAMES or is_function(name) or _is_ours(name)):
+            raise UserError(
+                f"{design.name}: there is no step {name!r}{or_meant(name, sorted(STEP_NAMES))}"
+            )
+
+
+def _is_ours(name: str) -> bool:
+    """Return whether a module of zaplock has a function of that name: a wait's, a lock's."""
+    modules = [one for key, one in sys.modules.items() if key.startswith("zaplock.")]
+    return any(hasattr(one, name) for one in modules)
+
+
 def filter_of(design: Design) -> tuple[Callable[[], Rule], tuple[str, ...]] | None:
     """Return what filters a design's tasks, and in which operations; None for none."""
     if isinstance(design, Mutant) and design.rule is not None:
@@ -147,6 +172,8 @@ def mutation_named(name: str, design: Design) -> Mutation:
             ) from error
         if not can_be_made:
             raise UserError(f"mutation {name!r} can't be made in {design.name}: its `where` says")
+        if own.changes is None and own.rule is None:
+            raise UserError(f"mutation {name!r} changes nothing; give it `changes` or a `rule`")
         return own
     known = mutations_of(design)
     if name not in known:

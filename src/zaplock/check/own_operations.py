@@ -151,9 +151,13 @@ def watched(system: Configuration, scenario: Scenario) -> Configuration:
     invariants = scenario.invariants
     if not invariants:
         return system
+    names: set[str] = set()
     for one in invariants:
         if not isinstance(one, OwnInvariant):
             raise UserError(f"scenario {scenario.name!r}: invariant {one!r} is no OwnInvariant")
+        if one.name in names:
+            raise UserError(f"scenario {scenario.name!r} has two invariants named {one.name!r}")
+        names.add(one.name)
     own = {
         field: tuple(
             partial(_ask, invariant, getattr(invariant, field))

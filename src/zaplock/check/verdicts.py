@@ -17,7 +17,7 @@ import msgspec
 
 from zaplock import protocols
 from zaplock.check.closed_system import configuration
-from zaplock.check.mutations import mutant
+from zaplock.check.mutations import mutant, require_known_names
 from zaplock.check.own_operations import invariants_named, operations_named
 from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
@@ -186,6 +186,7 @@ def find_design(name: str) -> Design:
 
 def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Configuration:
     """Make what the engines run, with the fair queue where asked for."""
+    require_known_names(design)
     if fair and not scenario.fair:
         scenario = msgspec.structs.replace(scenario, fair=True)
     return configuration(scenario, design)

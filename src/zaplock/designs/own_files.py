@@ -22,8 +22,8 @@ from zaplock.inputs import read_text
 
 T = TypeVar("T")
 
-_FILES: Final[set[str]] = set()
-"""The files that were run."""
+_FILES: Final[dict[str, str]] = {}
+"""The files that were run, and what was in them."""
 
 _REFERENCE: Final = re.compile(r"(?P<file>.+\.py):(?P<name>\w+)", re.DOTALL)
 
@@ -61,9 +61,9 @@ def _names_of(file: str, what: str) -> dict[str, Any]:
 
 
 @cache
-def _run(file: str, _text: str) -> dict[str, Any]:
-    """Run a file; `_text`, what is in it, tells when to run it anew."""
-    _FILES.add(file)
+def _run(file: str, text: str) -> dict[str, Any]:
+    """Run a file; `text`, what is in it, tells when to run it anew."""
+    _FILES[file] = text
     try:
         with _beside(Path(file).resolve().parent):
             return runpy.run_path(file)
@@ -90,6 +90,11 @@ def _beside(directory: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == directory:
                 del sys.modules[name]
+
+
+def is_function(name: str) -> bool:
+    """Return whether a file that was run has a function of that name."""
+    return any(f"def {name}(" in text for text in _FILES.values())
 
 
 def said_of_own_code(error: Exception) -> str:

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from zaplock.errors import ProtocolError
+from zaplock.model.choices import require_choices
 from zaplock.model.step import Step, Task, watching
 from zaplock.model.violations import Invariant, Violation
 
@@ -34,6 +36,11 @@ Lock = tuple[str, int]
 
 def lock_name(lock: Lock) -> str:
     """Write a lock: the first of its class by the class alone, others with their number."""
+    if type(lock) is not tuple or len(lock) != 2 or not isinstance(lock[0], str):
+        raise ProtocolError(
+            f"{lock!r} is no lock; make a class of locks, MINE = LockClass('mine'), and take "
+            "MINE(1), or ('mmap_lock', cx.mm)"
+        )
     name, number = lock
     return name if number == 1 else f"{name} {number}"
 
@@ -87,6 +94,9 @@ class RwsemPolicy:
     max_readers_woken: int = 256
     counts_first: bool = True
     del_waiter: Literal["right", "inverted", "late"] = "right"
+
+    def __post_init__(self) -> None:
+        require_choices(self)
 
     def __str__(self) -> str:
         return f"rwsem {self.name}"

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -135,6 +135,10 @@ def _show(value: object) -> str:
     return hex(value) if isinstance(value, int) and value >= 4096 else str(value)
 
 
+STEP_NAMES: Final[set[str]] = set()
+"""What the step functions are called that have been made so far."""
+
+
 class StepKind(Generic[P, R]):
     """A step function: calling it gives a step to await, `.run` is its body.
 
@@ -146,6 +150,7 @@ class StepKind(Generic[P, R]):
     def __init__(self, run: Callable[Concatenate[Machine, Task, P], R]) -> None:
         self.run = run
         update_wrapper(self, run)
+        STEP_NAMES.add(run.__name__)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Step[R]:
         assert not kwargs, "step arguments are positional"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from zaplock.model.choices import require_choices
 from zaplock.model.mm import ResourceLimits
 from zaplock.model.rwsem import Lock, RwsemPolicy
 from zaplock.model.step import Task
@@ -178,3 +179,6 @@ class Design:
     mmap: Callable[[Cx, int, int, int, int, int, int], Protocol] | None = None
     merges: bool = True
     mprotect_refines: bool = False
+
+    def __post_init__(self) -> None:
+        require_choices(self)

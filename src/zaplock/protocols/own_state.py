@@ -27,6 +27,14 @@ LOCK_CLASSES: Final = ("mmap_lock", "i_mmap")
 """The locks that zaplock's own protocols take."""
 
 
+_MADE: Final[set[str]] = set()
+
+
+def lock_classes() -> frozenset[str]:
+    """Name every class of locks that there is, a user's own that have been made included."""
+    return frozenset((*LOCK_CLASSES, *_MADE))
+
+
 @cache
 def _taken() -> frozenset[str]:
     return frozenset(cells.name for cells in Machine().store.containers())
@@ -128,6 +136,7 @@ class LockClass:
 
     def __post_init__(self) -> None:
         _named(self.name, LOCK_CLASSES, "lock class")
+        _MADE.add(self.name)
 
     def __call__(self, number: int = 1) -> Lock:
         """Return one lock of the class."""
