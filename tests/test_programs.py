@@ -15,8 +15,9 @@ from zaplock.errors import UserError
 from zaplock.programs import recording
 from zaplock.programs import text as strace_text
 from zaplock.programs.calls import CALLS
+from zaplock.programs.descriptors import DESCRIPTORS
 from zaplock.programs.recording import EXECS, MAKES_PROCESS
-from zaplock.programs.replay import _DESCRIPTORS, UNMODELLED, StraceReplay, StraceVerdict
+from zaplock.programs.replay import UNMODELLED, StraceReplay, StraceVerdict
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures" / "strace").glob("*.strace"))
 
@@ -106,7 +107,7 @@ def test_arguments_that_are_missing_or_can_not_be_read_are_no_reason_to_stop(
     )
     told = {
         f"{name}({', '.join([first, *[argument] * 5][:count])}) = {result}"
-        for name in (*CALLS, *_DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS)
+        for name in (*CALLS, *DESCRIPTORS, *UNMODELLED, *MAKES_PROCESS, *EXECS)
         for first in (argument, "0x7ffff7f00000")
         for count in range(7)
     }

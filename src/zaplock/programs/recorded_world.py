@@ -61,7 +61,8 @@ class Cloud:
 class Known:
     """What is known of a space beside the model's state; replaced as a whole, so kept with a mark.
 
-    `unknown`: why nothing can be compared any more, "" while it can. `heap`, `base`: is it known
+    `unknown`: why nothing can be compared any more, "" while it can. `doubt`: why what differs may
+    be the recording's fault. `heap`, `base`: is it known
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
     by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
@@ -74,6 +75,7 @@ class Known:
     base: bool = True
     clouds: tuple[Cloud, ...] = ()
     given: frozenset[str] = frozenset()
+    doubt: str = ""
     modes: tuple[tuple[int, int], ...] = ()
     files: tuple[tuple[int, int], ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
@@ -96,9 +98,13 @@ class LiveSpace:
 
 
 class StraceWorld:
-    """The machine, its files, and how to go back to where it was."""
+    """The machine, its files, and how to go back to where it was.
+
+    `sees_seals`: whether mseal would be in the recording.
+    """
 
     def __init__(self) -> None:
+        self.sees_seals = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}

@@ -33,7 +33,7 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
-from zaplock.programs.recording import StraceRecording, TracedCall
+from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -83,6 +83,29 @@ def _is_library(call: TracedCall) -> bool:
     return "PROT_EXEC" in prot and "MAP_FIXED" in flags.split("|") and call.arguments[4] != "-1"
 
 
+def selected(recording: StraceRecording) -> str:
+    """Return which calls strace was told to leave out by how they ended, "" for none (-z, -Z).
+
+    It writes a call when it has ended then, and not that it overlaps others: that of a child comes
+    before the call that made it.
+    """
+    results = [call.result for call in recording.calls if call.result != UNKNOWN]
+    if len(results) > 1 and max(results) < 0:
+        return "no call in it has succeeded: strace has left out those that did (-Z)"
+    gone = {(note.pid, note.line) for note in recording.notes if note.kind == "exit"}
+    last: dict[int, int] = {}
+    for call in recording.calls:
+        made = call.result if call.name in MAKES_PROCESS and call.line == call.end else 0
+        first = last.get(made, 0)
+        if first and not any(pid == made and first < line < call.line for pid, line in gone):
+            return (
+                f"process {made} calls before the call that made it: strace has left out which "
+                "calls overlap (-z or -e status)"
+            )
+        last[call.pid] = call.line
+    return ""
+
+
 def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     """Return which fact the recording lacks that would explain a result, "" for none."""
     if call.result == -ENOSYS:
@@ -123,6 +146,15 @@ def _of_protection(world: StraceWorld, live: LiveSpace, call: TracedCall, got: i
     if call.name == "pkey_mprotect":
         return "which protection keys are allocated is not in the recording"
     return ""
+
+
+def _of_seals(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.result != -EPERM or world.sees_seals or call.name not in _SEALED:
+        return ""
+    return "whether the mapping was sealed (mseal) is not in the recording"
+
+
+_SEALED = ("munmap", "mremap", "mprotect", "pkey_mprotect", "mmap", "madvise", "shmat", "shmdt")
 
 
 def _of_locking(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -188,7 +220,8 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _of_monitor, _written,
+    _of_file, _of_protection, _of_seals, _of_locking, _of_memory, _of_pages, _of_kernel,
+    _of_monitor, _written,
 )  # fmt: skip
 
 
