@@ -164,11 +164,10 @@ def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> 
         live.known = replace(live.known, given=live.known.given | {name})
 
 
-def forget_limit(world: StraceWorld, live: LiveSpace, resource: int) -> None:
-    """Take a limit for one that nobody has told."""
-    name = _RLIMITS[resource]
-    world.limit(live, **{name: 1 << 63})
-    live.known = replace(live.known, given=live.known.given - {name})
+def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
+    """Take all limits for what nobody has told: one of them was set."""
+    world.limit(live, **dict.fromkeys(_RLIMITS.values(), 1 << 63))
+    live.known = replace(live.known, given=live.known.given - {*_RLIMITS.values()})
 
 
 LIMITS = frozenset(_RLIMITS)
@@ -192,7 +191,6 @@ def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     if call.result == 0 and told not in ("NULL", "0", "0x0") and (at == 0 or is_own(call)):
         soft = field(told, "rlim_cur")
         if not soft:
-            forget_limit(world, live, resource)
             raise NotRecorded("which limit was set is not in the recording")
         set_limit(world, live, resource, number(soft))
     return call.result

@@ -100,11 +100,11 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`: whether mseal would be in the recording.
+    `sees_seals`, `sees_limits`: whether mseal and setrlimit would be in the recording.
     """
 
     def __init__(self) -> None:
-        self.sees_seals = False
+        self.sees_seals = self.sees_limits = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}

@@ -23,6 +23,7 @@ from zaplock.programs.calls import (
     LIMITS,
     MACHINES,
     NotRecorded,
+    forget_limits,
     limit_machine,
     mmap_call,
     numbers,
@@ -45,7 +46,7 @@ from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
 from zaplock.programs.text import number
 
 UNMODELLED = {
-    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality",
+    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -101,8 +102,13 @@ class StraceReplay:
     def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
         self.world = StraceWorld()
-        self.knows_writes = any(note.kind == "anon" for note in recording.notes)
-        self.world.sees_seals = self.knows_writes or any(c.name == "mseal" for c in recording.calls)
+        first = recording.calls[0].line
+        self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
+        names = {call.name for call in recording.calls}
+        self.world.sees_seals = self.knows_writes or "mseal" in names
+        links = any(map(unrecorded.is_library, recording.calls))
+        told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
+        self.world.sees_limits = told or not links  # every dynamic linker asks for one
         self.verdict = StraceVerdict()
         self._forked: dict[TracedSpace, LiveSpace] = {}
 
@@ -180,7 +186,7 @@ class StraceReplay:
             self.world.touch(live, note.areas)
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
-        elif note.kind == "limit":
+        elif note.kind == "limit" and self.world.sees_limits:
             names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
             set_limit(self.world, live, names.get(note.name, 0), note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
@@ -258,6 +264,8 @@ class StraceReplay:
             self.world.undo(live, mark)
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
+            if call.name in ("setrlimit", "prlimit64") and call.result == 0:
+                forget_limits(self.world, live)
             known = ranges_of(call) if call.name in _OF_A_RANGE else []
             if call.name == "mmap" and call.result >= 0:
                 known = self._stand_in(live, call)

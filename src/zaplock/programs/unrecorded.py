@@ -62,7 +62,7 @@ def left_out(recording: StraceRecording) -> str:
     there, or nothing can be said.
     """
     made = [call for call in recording.calls if not call.cut]
-    linked = [call for call in made if call.name == "mmap" and _is_library(call)]
+    linked = [call for call in made if call.name == "mmap" and is_library(call)]
     if not linked or linker_of(recording.begin) is None:
         return ""
     needed = ["mprotect", "brk"]
@@ -75,7 +75,7 @@ def left_out(recording: StraceRecording) -> str:
     return f"{told} (strace -e trace=%memory)" if missing else ""
 
 
-def _is_library(call: TracedCall) -> bool:
+def is_library(call: TracedCall) -> bool:
     """Return whether a call maps code of a file at a place that its caller has chosen."""
     if len(call.arguments) < 5:
         return False
@@ -243,7 +243,7 @@ def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Itera
     flags = numbers(call, 4)[3]
     if not flags & f.MAP_ANONYMOUS:
         yield lambda: _not_for_huge_pages(world, live, call)
-    if flags & f.MAP_32BIT and LOW <= call.result < LOW + RANDOM:
+    if flags & f.MAP_32BIT and LOW <= call.result < 2 * LOW:
         yield lambda: _anywhere_low(world, live, call)
     if call.result < live.known.limits.mmap_min_addr:
         yield lambda: _as_root(world, live, call)
@@ -264,14 +264,17 @@ LOW, RANDOM = 1 << 30, 1 << 25
 
 
 def _anywhere_low(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """The search for a place below 2 GiB begins at a random page, another one each time.
+    """The search for a place below 2 GiB goes up from a random page, another one each time.
 
     Source: arch/x86/kernel/sys_x86_64.c find_start_end.
     """
     length = f.page_align(numbers(call, 2)[1])
-    if any(v.start < call.result + length and call.result < v.end for v in world.vmas(live)):
-        return -22
-    return mmap_call(world, live, call, call.result)
+    first = min(call.result, LOW + RANDOM - f.PAGE_SIZE)
+    for vma in world.vmas(live):
+        if first + length <= vma.start:
+            break
+        first = max(first, vma.end)
+    return mmap_call(world, live, call, first) if first == call.result else -EINVAL
 
 
 def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
