@@ -166,6 +166,15 @@ def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
         recording.parse(tmp_path / "x.strace")
 
 
+def test_addresses_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    arm = BEGIN.replace("7ffff7f0", "ffff8c1d").replace("7fffffff", "ffffc7d1")
+    verdict = replay(tmp_path, f"100 {MAPPED} = 0xffff8c1ce000\n", arm)
+    assert (verdict.differing, verdict.agreeing) == ([], 0)
+    assert "more than 47 bits" in verdict.refused[0]
+    high = "100 mmap(0x800000000000, 4096, 1, 0x22, -1, 0) = 0x800000000000\n"
+    assert ruled(tmp_path, f"100 {ONE}\n{high}") == (1, 0, 1)
+
+
 @needs_kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
 def test_the_recorder_tells_of_32_bit_calls(

@@ -8,7 +8,7 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -135,7 +135,7 @@ class StraceWorld:
             legacy_base=f.TASK_SIZE_4_LEVELS // 3,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
-        known = Known(limits, traced.unknown, base=linker is not None)
+        known = Known(limits, traced.unknown or foreign(traced.begin), base=linker is not None)
         live = LiveSpace(traced, traced.number, known, stack)
         self.use(live)
         space, task = self.machine.mm(live.mm), Task(1, live.mm)
@@ -260,6 +260,15 @@ class StraceWorld:
             offset = vma.pgoff << f.PAGE_SHIFT if vma.file else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
+
+
+WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
+
+
+def foreign(areas: Iterable[Area]) -> str:
+    """Return why maps are none of a process that the model could be, "" where they may be."""
+    wide = any(a.end > f.TASK_SIZE_4_LEVELS and a.name != "[vsyscall]" for a in areas)
+    return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 
 
 def kind_of(path: str) -> str:

@@ -32,7 +32,7 @@ import msgspec
 from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
+from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, linker_of
 from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
@@ -110,6 +110,8 @@ def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> s
     """Return which fact the recording lacks that would explain a result, "" for none."""
     if call.result == -ENOSYS:
         return f"the recorded kernel has no {call.name}"
+    if f.TASK_SIZE_4_LEVELS <= call.result < UNKNOWN:
+        return WIDE
     if call.result == -EINTR:
         return "a signal ended the call"
     for rule in _RULES:
