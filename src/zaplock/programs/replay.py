@@ -41,7 +41,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.search import UNORDERED, Outcome, Ruling, Search, SeenMaps
+from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
 from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
 from zaplock.programs.text import number
 
@@ -129,7 +129,7 @@ class StraceReplay:
                 live.known = replace(live.known, doubt=UNORDERED)
             elif selected and not live.known.doubt:
                 live.known = replace(live.known, doubt=selected)
-            search = Search(self.world, live, recording.ordered, self._item, self._child)
+            search = OrderSearch(self.world, live, recording.ordered, self._item, self._child)
             for group in self._groups(traced):
                 self._add(search.take(group))
             self._add(search.settle())

@@ -68,7 +68,7 @@ class _Held(NamedTuple):
 
 
 @dataclass(slots=True)
-class Search:
+class OrderSearch:
     """Runs the groups of one space. `run` does one item; `child` gives what a fork has made."""
 
     world: StraceWorld
