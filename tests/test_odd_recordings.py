@@ -81,6 +81,11 @@ def test_a_child_that_is_written_before_its_maker_belongs_to_it(tmp_path: Path) 
     assert "-z or -e status" in verdict.refused[0]
 
 
+def test_without_ids_nothing_is_in_doubt(tmp_path: Path) -> None:
+    begin = BEGIN.replace("# pid: 100\n", "")
+    assert ruled(tmp_path, f"{ONE}\nfutex(0x1) = 0\n{WRONG}\n", begin) == (1, 1, 0)
+
+
 def test_where_only_failures_are_told_nothing_is_known(tmp_path: Path) -> None:
     failed = (
         "munmap(0x1, 4096) = -1 EINVAL (x)\nmprotect(0x7ffff7efe000, 4096, 1) = -1 EACCES (x)\n"

@@ -96,7 +96,7 @@ def selected(recording: StraceRecording) -> str:
     last: dict[int, int] = {}
     for call in recording.calls:
         made = call.result if call.name in MAKES_PROCESS and call.line == call.end else 0
-        first = last.get(made, 0)
+        first = last.get(made, 0) if made > 0 else 0
         if first and not any(pid == made and first < line < call.line for pid, line in gone):
             return (
                 f"process {made} calls before the call that made it: strace has left out which "
