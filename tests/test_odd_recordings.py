@@ -105,6 +105,17 @@ def test_a_file_of_which_only_the_descriptor_is_told_is_followed_and_refused(
     assert ruled(tmp_path, odd) == (1, 0, 0)
 
 
+def test_what_was_moved_out_of_a_cloud_is_in_the_way(tmp_path: Path) -> None:
+    """The model does not follow what nobody knows: a place that it chooses there is none."""
+    text = (
+        "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3, 0) = 0x7ffff7efe000\n"
+        "100 mremap(0x7ffff7efe000, 8192, 16384, MREMAP_MAYMOVE) = 0x7ffff7efa000\n"
+        "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7ffff7ef8000\n"
+    )
+    assert ruled(tmp_path, text) == (0, 0, 3)
+    assert ruled(tmp_path, text.replace("ef8000", "ef0000")) == (0, 0, 3)
+
+
 @pytest.mark.parametrize(
     ("flags", "mode"),
     [('open("f", O_RDONLY|O_CLOEXEC)', 0), ('open("f", 0x2)', 2), ('openat(-100, "f", 0x80000)', 0),

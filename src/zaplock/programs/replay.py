@@ -259,7 +259,7 @@ class StraceReplay:
                 if attempt() == call.result:
                     return Ruling("agrees", call)
                 self.world.undo(live, mark)
-            why = unrecorded.reason(self.world, live, call, got)
+            why = unrecorded.reason(self.world, live, call, got) or _why_hidden(live, call, got)
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
             told = str(error)
@@ -370,6 +370,16 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
     except (ValueError, IndexError):
         return []
     return []
+
+
+def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:
+    """Return why nothing is known of the place that the model has chosen, "" where it is known."""
+    if call.name not in ("mmap", "mremap", "shmat") or got <= 0:
+        return ""
+    at = {"mmap": 1, "mremap": 2}.get(call.name)
+    length = f.page_align(number(call.arguments[at])) if at else f.PAGE_SIZE
+    cloud = live.known.cloud_over(got, got + length)
+    return cloud.why if cloud else ""
 
 
 _OF_A_RANGE = frozenset({
