@@ -30,6 +30,7 @@ ONLY_COMPUTE = {
     "test_behind",
     "test_bench_table",
     "test_recorded_kinds",
+    "test_odd_recordings",
     "test_recipes",
     "test_blame",
     "test_blame_fast",
@@ -107,6 +108,7 @@ ONLY_COMPUTE = {
 BUT_LOOK = {
     "test_the_kernel_at_hand_stands_in_the_last_row",
     "test_the_next_command_has_the_costs_of_this_one",
+    "test_the_recorder_tells_of_32_bit_calls",
     "test_the_same_probe_runs_on_the_host_and_leaves_no_instance",
     "test_this_kernels_munmap_under_a_tenth_of_a_cpu_takes_as_long_as_predicted",
     "test_this_machines_kernel_holds_the_lock_in_the_predicted_modes",

@@ -116,6 +116,9 @@ def test_a_place_below_2_gib_is_looked_for_from_a_random_page_on(tmp_path: Path)
     assert ruled(tmp_path, f"{call}0x41437000\n{call}0x40ddf000\n") == (2, 0, 0)
     assert ruled(tmp_path, f"{call}0x41437000\n{call}0x41437000\n")[1] == 1
     assert ruled(tmp_path, f"{call}0x52000000\n")[1] == 1
+    full = "100 mmap(0x41fff000, 2097152, 0x1, 0x32, -1, 0) = 0x41fff000\n"
+    assert ruled(tmp_path, f"{full}{call}0x421ff000\n") == (2, 0, 0)  # behind what is in the way
+    assert ruled(tmp_path, f"{full}{call}0x42200000\n")[1] == 1
 
 
 def test_a_stack_has_grown_to_where_it_was_written(tmp_path: Path) -> None:

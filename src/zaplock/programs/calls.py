@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
+from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
@@ -52,11 +53,15 @@ def _by_its_numbers(name: str) -> Handler:
 
 
 def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """Return the file that an mmap maps, 0 for none."""
-    path = file_of(call.arguments[4])
-    known = dict(live.known.files).get(descriptor(call.arguments[4]))
+    """Return the file that an mmap maps, 0 where its descriptor stands for none."""
+    path, number_ = file_of(call.arguments[4]), descriptor(call.arguments[4])
+    known = dict(live.known.files).get(number_)
     if known is not None and (not path or label(path) == world.machine.files[known].name):
         return known
+    if not path and number_ >= 0 and call.result != -errno.EBADF:
+        if call.result >= 0:
+            raise NotRecorded("which file a descriptor stands for is not in the recording")
+        path = UNKNOWN_NAME
     return world.file(path) if path else 0
 
 
@@ -159,6 +164,13 @@ def set_limit(world: StraceWorld, live: LiveSpace, resource: int, soft: int) -> 
         live.known = replace(live.known, given=live.known.given | {name})
 
 
+def forget_limits(world: StraceWorld, live: LiveSpace) -> None:
+    """Take all limits for what nobody has told: one of them was set."""
+    world.limit(live, **dict.fromkeys(_RLIMITS.values(), 1 << 63))
+    live.known = replace(live.known, given=live.known.given - {*_RLIMITS.values()})
+
+
+LIMITS = frozenset(_RLIMITS)
 MACHINES = ("mappings", "memory", "huge_pages")
 
 
@@ -175,9 +187,12 @@ def limit_machine(world: StraceWorld, live: LiveSpace, name: str, value: int) ->
 
 def _setrlimit(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     at = 0 if call.name == "setrlimit" else 1
-    told = call.arguments[at + 1]
-    if call.result == 0 and told not in ("NULL", "0") and (at == 0 or is_own(call)):
-        set_limit(world, live, number(call.arguments[at]), number(field(told, "rlim_cur")))
+    told, resource = call.arguments[at + 1], number(call.arguments[at])
+    if call.result == 0 and told not in ("NULL", "0", "0x0") and (at == 0 or is_own(call)):
+        soft = field(told, "rlim_cur")
+        if not soft:
+            raise NotRecorded("which limit was set is not in the recording")
+        set_limit(world, live, resource, number(soft))
     return call.result
 
 

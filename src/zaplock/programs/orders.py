@@ -48,7 +48,14 @@ class ByTime:
     def candidates(self) -> list[Item]:
         """List what began before anything pending had ended."""
         horizon = min(map(end_of, self._pending))
-        return sorted((item for item in self._pending if item.line <= horizon), key=end_of)
+        began = (item for item in self._pending if item.line <= horizon and not self._is_last(item))
+        return sorted(began, key=end_of)
+
+    def _is_last(self, item: Item) -> bool:
+        """Return whether an item tells how it ended: behind calls in which somebody was killed."""
+        return _tells_end(item) and any(
+            other.line < item.line and end_of(other) >= NEVER for other in self._pending
+        )
 
     def take(self, item: Item) -> None:
         """Take a candidate away."""
@@ -139,7 +146,7 @@ def by_time(items: Sequence[Item]) -> Iterator[list[Item]]:
             yield group
             group, last = [], -1
         group.append(item)
-        last = max(last, min(end_of(item), 1 << 59))
+        last = max(last, min(end_of(item), NEVER))
     if group:
         yield group
 
@@ -152,6 +159,14 @@ def by_thread(items: Sequence[Item], threads: Threads) -> Iterator[list[Item]]:
     yield from ([item] for item in ordered[:alone])
     if ordered[alone:]:
         yield ordered[alone:]
+
+
+NEVER = 1 << 59
+"""Behind every line: where a call ends whose end is not in the recording."""
+
+
+def _tells_end(item: Item) -> bool:
+    return isinstance(item, Note) and item.kind == "end"
 
 
 def end_of(item: Item) -> int:

@@ -26,6 +26,8 @@ OPTIONS = (
 )
 SYSCALL_STOP = 0x80 | 5
 WALL = 0x4000_0000
+NARROW = 1
+"""The message of EVENT_SECCOMP for a 32-bit call, whose numbers are others; 0 for all others."""
 
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _NUMBER, _ARCHITECTURE, _SECOND_ARGUMENT = 0, 4, 24  # offsets in struct seccomp_data
@@ -72,11 +74,11 @@ def event_message(tid: int) -> int:
 
 
 def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
-    """Make the filter's lines: what is in neither list goes on at once."""
+    """Make the filter's lines: what is in neither list goes on at once, but for 32-bit calls."""
     rest = len(commands) + 3  # lines from the comparison with ioctl to the return that allows
     found = [
         struct.pack("<HBBI", _LOAD, 0, 0, _ARCHITECTURE),
-        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 1, _AUDIT_ARCH_X86_64),
+        struct.pack("<HBBI", _JUMP_EQUAL, 0, len(numbers) + rest + 3, _AUDIT_ARCH_X86_64),
         struct.pack("<HBBI", _LOAD, 0, 0, _NUMBER),
     ]
     for k, number in enumerate(numbers):
@@ -88,6 +90,7 @@ def filter_of(numbers: list[int], commands: list[int]) -> list[bytes]:
         found.append(struct.pack("<HBBI", _JUMP_EQUAL, len(commands) - k, 0, command))
     found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_ALLOW))
     found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE))
+    found.append(struct.pack("<HBBI", _RETURN, 0, 0, _RET_TRACE | NARROW))
     return found
 
 

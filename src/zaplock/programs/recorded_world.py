@@ -8,7 +8,7 @@ from where the dynamic linker ends. Where a result tells otherwise, that is lear
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,7 +61,8 @@ class Cloud:
 class Known:
     """What is known of a space beside the model's state; replaced as a whole, so kept with a mark.
 
-    `unknown`: why nothing can be compared any more, "" while it can. `heap`, `base`: is it known
+    `unknown`: why nothing can be compared any more, "" while it can. `doubt`: why what differs may
+    be the recording's fault. `heap`, `base`: is it known
     where the heap, and where mappings begin? `files`: the file behind each open descriptor.
     `modes`: how each file was opened (O_ACCMODE), where that was seen. `segments`: shared memory
     by id. `monitors`: whose address space each userfaultfd watches. `given`: which limits and
@@ -74,6 +75,7 @@ class Known:
     base: bool = True
     clouds: tuple[Cloud, ...] = ()
     given: frozenset[str] = frozenset()
+    doubt: str = ""
     modes: tuple[tuple[int, int], ...] = ()
     files: tuple[tuple[int, int], ...] = ()
     segments: tuple[tuple[int, int], ...] = ()
@@ -96,9 +98,13 @@ class LiveSpace:
 
 
 class StraceWorld:
-    """The machine, its files, and how to go back to where it was."""
+    """The machine, its files, and how to go back to where it was.
+
+    `sees_seals`, `sees_limits`: whether mseal and setrlimit would be in the recording.
+    """
 
     def __init__(self) -> None:
+        self.sees_seals = self.sees_limits = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
@@ -129,7 +135,7 @@ class StraceWorld:
             legacy_base=f.TASK_SIZE_4_LEVELS // 3,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
-        known = Known(limits, traced.unknown, base=linker is not None)
+        known = Known(limits, traced.unknown or foreign(traced.begin), base=linker is not None)
         live = LiveSpace(traced, traced.number, known, stack)
         self.use(live)
         space, task = self.machine.mm(live.mm), Task(1, live.mm)
@@ -254,6 +260,15 @@ class StraceWorld:
             offset = vma.pgoff << f.PAGE_SHIFT if vma.file else 0
             found.append(Area(vma.start, vma.end, perms(vma.flags), offset, name))
         return found
+
+
+WIDE = "its addresses have more than 47 bits (another architecture, or 5-level page tables)"
+
+
+def foreign(areas: Iterable[Area]) -> str:
+    """Return why maps are none of a process that the model could be, "" where they may be."""
+    wide = any(a.end > f.TASK_SIZE_4_LEVELS and a.name != "[vsyscall]" for a in areas)
+    return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 
 
 def kind_of(path: str) -> str:

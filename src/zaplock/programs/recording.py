@@ -137,6 +137,10 @@ _RESULT = re.compile(
 _UNFINISHED = re.compile(r"<unfinished \.\.\.>")
 _RESUMED = re.compile(r"^<\.\.\. (\w+) resumed>\s?(.*)$")
 _GONE = re.compile(r"^\+\+\+ (exited|killed|superseded by execve in pid (\d{1,10}))")
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")
+_STACK = re.compile(r"^ {1,8}> ")
+"""A line of what -k adds to a call."""
+_BITS = re.compile(r"^\[ Process PID=(\d{1,10}) runs in (32 bit|x32) mode\. \]")
 _SPEECH = ("---", "strace:", "Process ", "[ Process", "<... resuming", "/*")
 _NUMBERED = re.compile(r"syscall_(0x[0-9a-f]{1,8})")
 _DAY_S = 86_400.0
@@ -175,8 +179,9 @@ def parse(path: Path) -> StraceRecording:
         if line.startswith("# "):
             _comment(state, path, number, line)
             continue
-        _close_block(state)
-        _take(state, number, line)
+        if line.strip():
+            _close_block(state)
+            _take(state, number, line)
     if not whole.endswith("\n") and state.block[1] == "end":
         state.block, state.areas = (0, "", 0), []
         state.unreadable.append(f"line {number}: the recording is cut in the last maps")
@@ -184,6 +189,9 @@ def parse(path: Path) -> StraceRecording:
     for pid, (call, begun) in state.open.items():
         state.calls.append(_cut(pid, call, begun, NO_END))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
+    for note in state.notes if not calls else ():
+        if note.kind == "lost":
+            raise UserError(f"{path}: {note.name}: give a recording of a 64-bit program")
     if not calls:
         raise UserError(f"{path} has no line that is a system call: {HOW}")
     if not any(note.kind == "begin" for note in state.notes):
@@ -206,7 +214,8 @@ def _lines(path: Path) -> tuple[bool, list[tuple[str, str]]]:
             for line in _text(part):
                 if len(lines) >= _MOST_LINES:
                     raise UserError(f"{path} has over {_MOST_LINES:,} lines: {_SHORTER}")
-                lines.append((part.suffix[1:] if parts else "", line))
+                if not _STACK.match(line):
+                    lines.append((part.suffix[1:] if parts else "", line))
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise UserError(f"can't read {path}: {told}; give a recording of strace") from None
@@ -215,7 +224,12 @@ def _lines(path: Path) -> tuple[bool, list[tuple[str, str]]]:
 
 def _text(path: Path) -> Iterator[str]:
     with open_plain(path, "give a recording of strace") as file:
-        yield from TextIOWrapper(file, encoding="utf-8", errors="replace")
+        if file.read(4).startswith(_PACKED):
+            raise UserError(
+                f"{path} is compressed: unpack it (gunzip, xz -d, zstd -d) and give that"
+            )
+        file.seek(0)
+        yield from TextIOWrapper(file, encoding="utf-8-sig", errors="replace")
 
 
 def _rejoined(lines: Iterable[str]) -> Iterator[str]:
@@ -379,9 +393,11 @@ def _take(state: _State, number: int, line: str) -> None:
     state.names_pids |= bool(matched[1] or matched[2])
     pid = int(matched[1] or matched[2] or state.pid)
     text = line[matched.end() :]
-    gone = _GONE.match(text)
-    resumed = _RESUMED.match(text)
-    if gone:
+    gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
+    if narrow:
+        told = f"process {narrow[1]} runs in {narrow[2]} mode, which the model has not"
+        state.notes.append(Note(int(narrow[1]), number, "lost", (), told))
+    elif gone:
         _process_gone(state, number, pid, gone)
     elif resumed:
         begun = state.open.pop(pid, None)

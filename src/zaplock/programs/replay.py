@@ -11,26 +11,26 @@ their beginnings and ends allow are tried until one explains every result.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from zaplock.model import flags as f
-from zaplock.model.files import SEAL_EXEC, SEAL_SEAL
 from zaplock.oracle.compare import result_text
 from zaplock.programs import monitors, orders, unrecorded
 from zaplock.programs.calls import (
     CALLS,
+    LIMITS,
     MACHINES,
     NotRecorded,
+    forget_limits,
     limit_machine,
     mmap_call,
     numbers,
     set_limit,
 )
-from zaplock.programs.maps import MapsVerdict, compare_maps
-from zaplock.programs.orders import ByThread, ByTime, Order, end_of
+from zaplock.programs.descriptors import DESCRIPTORS, opened
+from zaplock.programs.maps import compare_maps
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
     DIED,
@@ -41,31 +41,14 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
+from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
 from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
-from zaplock.programs.text import CONSTANTS, descriptor, number
-
-ORDERS = 20_000  # steps of the search for an order that explains one group, beside its items
-
-UNORDERED = (
-    "which order its threads called in is not in the recording: record with -f, or -ff -tt -T"
-)
+from zaplock.programs.text import number
 
 UNMODELLED = {
-    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality",
+    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
-
-
-class Ruling(NamedTuple):
-    """What is said of one call: "agrees", "differs", "refused", or "silent" (no memory call)."""
-
-    kind: str
-    call: TracedCall
-    why: str = ""
-
-    def __str__(self) -> str:
-        told = f"line {self.call.line}: {self.call.name}({', '.join(self.call.arguments)})"
-        return f"{told}: {self.why}"
 
 
 @dataclass(slots=True)
@@ -101,6 +84,17 @@ class StraceVerdict:
             self.refused.append(str(ruling))
             self.reasons[ruling.why] += 1
 
+    def add_maps(self, seen: SeenMaps) -> None:
+        """Count what maps showed."""
+        at, found = f"line {seen.line}: ", seen.found
+        if found is None:
+            self.maps_not_compared.append(at + seen.why)
+            return
+        self.maps += found.compared
+        self.unknown_borders += found.borders
+        self.differing_maps += [at + text for text in found.differing]
+        self.maps_not_compared += [at + text for text in found.hidden]
+
 
 class StraceReplay:
     """The address spaces of a recording, one after another; forks come after what they left."""
@@ -108,10 +102,15 @@ class StraceReplay:
     def __init__(self, recording: StraceRecording) -> None:
         self.recording = recording
         self.world = StraceWorld()
-        self.knows_writes = any(note.kind == "anon" for note in recording.notes)
+        first = recording.calls[0].line
+        self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
+        names = {call.name for call in recording.calls}
+        self.world.sees_seals = self.knows_writes or "mseal" in names
+        links = any(map(unrecorded.is_library, recording.calls))
+        told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
+        self.world.sees_limits = told or not links  # every dynamic linker asks for one
         self.verdict = StraceVerdict()
         self._forked: dict[TracedSpace, LiveSpace] = {}
-        self._unordered: set[TracedSpace] = set()  # what they held depends on an order not known
 
     def play(self) -> StraceVerdict:
         """Run every call; compare every result and the maps."""
@@ -119,7 +118,7 @@ class StraceReplay:
         for text in self.recording.unreadable:
             self.verdict.maps_not_compared.append(text)
         recording = self.recording
-        filtered = unrecorded.left_out(recording)
+        filtered, selected = unrecorded.left_out(recording), unrecorded.selected(recording)
         for traced in spaces_of(recording):
             live = self._forked.pop(traced, None)
             if live is None:
@@ -127,11 +126,27 @@ class StraceReplay:
             if filtered and not live.known.unknown:
                 live.known = replace(live.known, unknown=filtered)
             if traced.threads.makers and not recording.ordered:
-                self._unordered.add(traced)
+                live.known = replace(live.known, doubt=UNORDERED)
+            elif selected and not live.known.doubt:
+                live.known = replace(live.known, doubt=selected)
+            search = OrderSearch(self.world, live, recording.ordered, self._item, self._child)
             for group in self._groups(traced):
-                self._group(live, group)
-                self.world.machine.store.forget_journal()
+                self._add(search.take(group))
+            self._add(search.settle())
         return self.verdict
+
+    def _child(self, fork: Fork) -> LiveSpace:
+        return self._forked[fork.child]
+
+    def _add(self, outcomes: Iterable[Outcome]) -> None:
+        """Count what was said; what differs in a space in doubt is refused."""
+        for outcome in outcomes:
+            if isinstance(outcome, SeenMaps):
+                self.verdict.add_maps(outcome)
+            elif outcome.kind == "differs" and outcome.doubt:
+                self.verdict.add(Ruling("refused", outcome.call, outcome.doubt))
+            else:
+                self.verdict.add(outcome)
 
     def _groups(self, traced: TracedSpace) -> Iterator[list[Item]]:
         if self.recording.ordered:
@@ -149,68 +164,18 @@ class StraceReplay:
         for segment, (size, key) in told.items():
             self.world.segments[segment] = self.world.new_segment(size, key & 0xFFFF_FFFF)
 
-    # Orders
-
-    def _group(self, live: LiveSpace, group: Sequence[Item]) -> None:
-        mark = self.world.mark(live)
-        rulings = self._search(live, group) if len(group) > 1 else None
-        if rulings is None:
-            self.world.undo(live, mark)
-            if len(group) > 1 and not self.recording.ordered:
-                live.known = replace(live.known, unknown=UNORDERED)
-            rulings = [self._item(live, item) for item in sorted(group, key=end_of)]
-        for ruling in rulings:
-            if ruling is not None:
-                told = ruling.kind == "differs" and live.traced in self._unordered
-                self.verdict.add(Ruling("refused", ruling.call, UNORDERED) if told else ruling)
-
-    def _search(self, live: LiveSpace, group: Sequence[Item]) -> list[Ruling | None] | None:
-        """Find an order in which every result is explained; None if there is none."""
-        left = ORDERS + len(group)
-        trail: list[tuple[Item, object, Ruling | None]] = []
-        order = self._order(live, group)
-        choices = [order.candidates()]
-        while not order.is_done:
-            if not choices[-1]:
-                while True:
-                    choices.pop()
-                    if not choices:
-                        return None
-                    item, mark, _ = trail.pop()
-                    order.give_back(item)
-                    if order.decides(item):
-                        break
-                self.world.undo(live, mark)  # type: ignore[arg-type]
-                continue
-            left -= 1
-            if left < 0:
-                return None
-            item = choices[-1].pop(0)
-            mark = self.world.mark(live)
-            ruling = self._item(live, item)
-            if ruling is not None and ruling.kind == "differs":
-                self.world.undo(live, mark)
-                continue
-            trail.append((item, mark, ruling))
-            order.take(item)
-            choices.append([] if order.is_done else order.candidates())
-        return [ruling for _, _, ruling in trail]
-
-    def _order(self, live: LiveSpace, group: Sequence[Item]) -> Order:
-        if self.recording.ordered:
-            return ByTime(group)
-        return ByThread(group, live.traced.threads)
-
-    def _item(self, live: LiveSpace, item: Item) -> Ruling | None:
+    def _item(self, live: LiveSpace, item: Item) -> Outcome | None:
         if isinstance(item, Note):
             self._note(live, item)
-            return None
+            return self._seen(live, item) if item.kind == "end" else None
         if isinstance(item, Fork):
             self._forked[item.child] = self.world.copy_space(live, item.child)
-            if live.traced in self._unordered:
-                self._unordered.add(item.child)
             return None
         ruling = self._judge(live, item)
+        guest = live.traced.guests.get(item.pid, "")
+        if guest and ruling.kind != "silent":
+            live.known = replace(live.known, doubt=live.known.doubt or guest)
+        ruling = ruling._replace(doubt=live.known.doubt)
         live.joints.update(vma.start for vma in self.world.vmas(live))
         return ruling
 
@@ -221,28 +186,22 @@ class StraceReplay:
             self.world.touch(live, note.areas)
         elif note.kind == "limit" and note.name in MACHINES:
             limit_machine(self.world, live, note.name, note.value)
-        elif note.kind == "limit":
+        elif note.kind == "limit" and self.world.sees_limits:
             names = {"as": 9, "data": 2, "memlock": 8, "stack": 3}
             set_limit(self.world, live, names.get(note.name, 0), note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
-        elif note.kind == "end":
-            self._compare_maps(live, note)
 
-    def _compare_maps(self, live: LiveSpace, note: Note) -> None:
+    def _seen(self, live: LiveSpace, note: Note) -> SeenMaps:
+        """Compare what a recorder saw of a space with what the model has of it."""
         if live.known.unknown:
-            self.verdict.maps_not_compared.append(f"line {note.line}: {live.known.unknown}")
-            return
-        found: MapsVerdict = compare_maps(self.world, live, note.areas, self.knows_writes)
-        if found.differing and live.traced in self._unordered:
-            self.verdict.maps_not_compared.append(f"line {note.line}: {UNORDERED}")
-            return
-        self.verdict.maps += found.compared
-        self.verdict.unknown_borders += found.borders
-        self.verdict.differing_maps += [f"line {note.line}: {text}" for text in found.differing]
-        self.verdict.maps_not_compared += [f"line {note.line}: {t}" for t in found.hidden]
+            return SeenMaps(note.line, None, live.known.unknown)
+        found = compare_maps(self.world, live, note.areas, self.knows_writes)
+        if found.differing and live.known.doubt:
+            return SeenMaps(note.line, None, live.known.doubt)
+        return SeenMaps(note.line, found)
 
     # One call
 
@@ -252,10 +211,10 @@ class StraceReplay:
         if call.name == "close":
             monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
-            _opened(self.world, live, call._replace(name="userfaultfd"))
+            opened(self.world, live, call._replace(name="userfaultfd"))
             return Ruling("silent", call)
-        if call.name in _DESCRIPTORS:
-            _DESCRIPTORS[call.name](self.world, live, call)
+        if call.name in DESCRIPTORS:
+            DESCRIPTORS[call.name](self.world, live, call)
             return Ruling("silent", call)
         if call.cut in ("", NO_END, DIED) and not is_about_memory(call):
             return Ruling("silent", call)
@@ -300,11 +259,13 @@ class StraceReplay:
                 if attempt() == call.result:
                     return Ruling("agrees", call)
                 self.world.undo(live, mark)
-            why = unrecorded.reason(self.world, live, call, got)
+            why = unrecorded.reason(self.world, live, call, got) or _why_hidden(live, call, got)
         except (ValueError, IndexError) as error:
             self.world.undo(live, mark)
             told = str(error)
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
+            if call.name in ("setrlimit", "prlimit64") and call.result == 0:
+                forget_limits(self.world, live)
             known = ranges_of(call) if call.name in _OF_A_RANGE else []
             if call.name == "mmap" and call.result >= 0:
                 known = self._stand_in(live, call)
@@ -411,6 +372,16 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
     return []
 
 
+def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:
+    """Return why nothing is known of the place that the model has chosen, "" where it is known."""
+    if call.name not in ("mmap", "mremap", "shmat") or got <= 0:
+        return ""
+    at = {"mmap": 1, "mremap": 2}.get(call.name)
+    length = f.page_align(number(call.arguments[at])) if at else f.PAGE_SIZE
+    cloud = live.known.cloud_over(got, got + length)
+    return cloud.why if cloud else ""
+
+
 _OF_A_RANGE = frozenset({
     "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
     "mbind", "set_mempolicy_home_node", "pkey_mprotect", "remap_file_pages", "ioctl",
@@ -434,85 +405,7 @@ def is_about_memory(call: TracedCall) -> bool:
     if call.name == "ioctl":
         return monitors.is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):
-        return any(name in ",".join(call.arguments) for name in
-                   ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK"))  # fmt: skip
+        with suppress(ValueError, IndexError):  # others have no number here
+            return number(call.arguments[call.name == "prlimit64"]) in LIMITS
+        return False
     return call.name in CALLS or call.name in UNMODELLED
-
-
-def _kind_of_opened(call: TracedCall) -> str:
-    """Return the kind of a file that the call alone tells, "" for none."""
-    with suppress(ValueError, IndexError):
-        if call.name == "memfd_create" and number(call.arguments[1]) & CONSTANTS["MFD_HUGETLB"]:
-            return "hugetlb"
-    return ""
-
-
-def _opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    """Remember what a new descriptor stands for, and how it was opened."""
-    if call.result < 0 or call.result == UNKNOWN:
-        return
-    name, arguments = call.name, call.arguments
-    path = {"memfd_create": 0, "openat": 1, "openat2": 1}.get(name, 0)
-    told = arguments[path].strip('"') if len(arguments) > path else ""
-    told = f"memfd:{told}" if name == "memfd_create" else told
-    told = monitors.NAME if name == "userfaultfd" else told
-    file = world.new_file(call.opened or told, kind=_kind_of_opened(call))
-    flags = " ".join(arguments)
-    mode = 1 if "O_WRONLY" in flags else 2 if "O_RDWR" in flags or name != "openat" else 0
-    if name == "memfd_create":
-        world.set_seals(file, _seals_of_new(call))
-    world.set_mode(file, mode)
-    files = {**dict(live.known.files), call.result: file}
-    modes = {**dict(live.known.modes), file: mode}
-    live.known = replace(live.known, files=tuple(files.items()), modes=tuple(modes.items()))
-    if name == "userfaultfd":
-        monitors.opened(live, file)
-
-
-def _seals_of_new(call: TracedCall) -> int:
-    """Return the seals of a memfd at its beginning."""
-    with suppress(ValueError, IndexError):
-        flags = number(call.arguments[1])
-        if flags & CONSTANTS["MFD_NOEXEC_SEAL"]:
-            return SEAL_EXEC
-        return 0 if flags & CONSTANTS["MFD_ALLOW_SEALING"] else SEAL_SEAL
-    return 0
-
-
-def _controlled(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    """Follow what fcntl does with a descriptor: another one for its file, or seals."""
-    with suppress(ValueError, IndexError):
-        command = number(call.arguments[1])
-        if command in (CONSTANTS["F_DUPFD"], CONSTANTS["F_DUPFD_CLOEXEC"]):
-            _duplicated(world, live, call)
-        elif command == CONSTANTS["F_ADD_SEALS"] and call.result == 0:
-            file = dict(live.known.files).get(descriptor(call.arguments[0]))
-            if file is not None:
-                world.add_seals(file, number(call.arguments[2]))
-
-
-def _duplicated(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    files = dict(live.known.files)
-    try:
-        old = files.get(descriptor(call.arguments[0]))
-    except (ValueError, IndexError):
-        return
-    if old is not None and 0 <= call.result < UNKNOWN:
-        files[call.result] = old
-        live.known = replace(live.known, files=tuple(files.items()))
-
-
-def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
-    files = dict(live.known.files)
-    try:
-        files.pop(descriptor(call.arguments[0]), None)
-    except (ValueError, IndexError):
-        return
-    live.known = replace(live.known, files=tuple(files.items()))
-
-
-_DESCRIPTORS = {
-    "open": _opened, "openat": _opened, "openat2": _opened, "creat": _opened,
-    "memfd_create": _opened, "userfaultfd": _opened, "dup": _duplicated, "dup2": _duplicated,
-    "dup3": _duplicated, "close": _closed, "fcntl": _controlled,
-}  # fmt: skip

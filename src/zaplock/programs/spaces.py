@@ -15,6 +15,7 @@ import posixpath
 import re
 from bisect import bisect
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from zaplock.programs.recording import (
     StraceRecording,
     TracedCall,
 )
-from zaplock.programs.text import CONSTANTS, number
+from zaplock.programs.text import CONSTANTS, number, without_comments
 
 
 class Fork(NamedTuple):
@@ -73,6 +74,7 @@ class TracedSpace:
 
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
     known, if they aren't. `pids`: all that ran in it. `threads`: who has made whom of them.
+    `guests`: who may belong elsewhere, and why that is not known.
     """
 
     number: int
@@ -82,6 +84,7 @@ class TracedSpace:
     items: list[Item] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     threads: Threads = field(default_factory=lambda: Threads({}, {}, {}))
+    guests: dict[int, str] = field(default_factory=dict)
 
 
 def spaces_of(recording: StraceRecording) -> list[TracedSpace]:
@@ -96,6 +99,11 @@ class _Sorter:
         self.at: dict[int, TracedSpace] = {}
         self.unborn: list[tuple[TracedCall, TracedSpace]] = []  # clones whose result is not known
         self._told = {call.pid for call in recording.calls} | {n.pid for n in recording.notes}
+        self._makers: dict[int, list[TracedCall]] = {}
+        self._placed: set[TracedCall] = set()  # calls whose child has been seen before them
+        for call in recording.calls:
+            if call.name in MAKES_PROCESS and 0 < call.result < UNKNOWN:
+                self._makers.setdefault(call.result, []).append(call)
 
     def sort(self) -> list[TracedSpace]:
         events: list[TracedCall | Note] = [*self.recording.calls, *self.recording.notes]
@@ -116,13 +124,18 @@ class _Sorter:
         self.at[pid] = space
         space.pids.add(pid)
 
-    def _space(self, pid: int) -> TracedSpace:
+    def _space(self, pid: int, line: int) -> TracedSpace:
         if pid not in self.at:
-            self._appear(pid)
+            self._appear(pid, line)
         return self.at[pid]
 
-    def _appear(self, pid: int) -> None:
+    def _appear(self, pid: int, line: int) -> None:
         """Place a process that no finished call has made."""
+        made = next((call for call in self._makers.get(pid, ()) if call.line > line), None)
+        if made is not None and made.pid in self.at:  # -z: it is written when it has ended
+            self._placed.add(made)
+            self._make_process(made, self.at[made.pid])
+            return
         if self.unborn:
             call, parent = self.unborn.pop(0)
             if shares_memory(call):
@@ -134,6 +147,8 @@ class _Sorter:
         if first is None:
             self._new(pid, unknown=f"the maps of process {pid} are not in the recording")
         else:
+            told = f"whether process {pid} is a thread of process {self.recording.pid} is not in"
+            first.guests[pid] = f"{told} the recording: trace clone and fork, too"
             self._enter(pid, first)
 
     def _note(self, note: Note) -> None:
@@ -146,12 +161,14 @@ class _Sorter:
             else:
                 self._new(note.pid, begin=note.areas)
         else:
-            self._space(note.pid).items.append(note)
+            self._space(note.pid, note.line).items.append(note)
 
     def _call(self, call: TracedCall) -> None:
-        space = self._space(call.pid)
+        space = self._space(call.pid, call.line)
         if call.cut == NOT_MADE:
             space.items.append(call)
+        elif call in self._placed:
+            self._placed.discard(call)
         elif call.name in MAKES_PROCESS:
             self._make_process(call, space)
         elif call.name in EXECS:
@@ -172,6 +189,9 @@ class _Sorter:
         if call.result == UNKNOWN:
             self.unborn.append((call, space))
         elif call.result > 0 and shares_memory(call):
+            if flags_of(call) is None and call.name == "clone3":
+                told = f"whether process {call.result} shares memory (flags of clone3)"
+                space.guests[call.result] = f"{told} is not in the recording"
             self._share(call, space)
         elif call.result > 0:
             space.items.append(Fork(call, self._new(call.result, is_copy=True)))
@@ -264,27 +284,26 @@ def shares_memory(call: TracedCall) -> bool:
     """
     if call.name == "vfork":
         return True
-    named = [re.search(r"\bflags=([^,}]+)", argument) for argument in call.arguments]
-    flags = next((found[1] for found in named if found), "")
-    if not flags and call.name == "clone3":
-        return True
-    if not flags and call.name == "clone":  # as numbers, without names
-        flags = next(iter(call.arguments), "")
-    try:
-        return bool(number(_known(flags)) & CONSTANTS["CLONE_VM"])
-    except ValueError:
-        return "CLONE_VM" in flags.split("|")
+    flags = flags_of(call)
+    return flags is None or bool(flags & CONSTANTS["CLONE_VM"])
+
+
+def flags_of(call: TracedCall) -> int | None:
+    """Return what is known by number of a clone's flags; None where none were seen."""
+    named = [re.search(r"\bflags=([^,}]+)", without_comments(a)) for a in call.arguments]
+    told = next((found[1] for found in named if found), "")
+    if not told and call.name == "clone":  # as numbers, without names
+        told = next(iter(call.arguments), "")
+    flags = 0
+    for part in without_comments(told).split("|"):  # SIGCHLD and most of CLONE_* don't matter
+        with suppress(ValueError):
+            flags |= number(part)
+    return flags if told or call.name != "clone3" else None
 
 
 def waits_for_child(call: TracedCall) -> bool:
     """Return whether the maker of a child waits until that calls exec."""
-    return call.name == "vfork" or any("CLONE_VFORK" in argument for argument in call.arguments)
-
-
-def _known(flags: str) -> str:
-    """Keep of flags what has a number here: SIGCHLD and most of CLONE_* don't matter."""
-    kept = [part for part in flags.split("|") if part.strip() == "CLONE_VM" or part[:1].isdigit()]
-    return "|".join(kept) or "0"
+    return call.name == "vfork" or bool((flags_of(call) or 0) & CONSTANTS["CLONE_VFORK"])
 
 
 def executed(call: TracedCall) -> str:

@@ -106,12 +106,13 @@ def number(text: str) -> int:
     Raises ValueError for what is none of these.
     """
     value = 0
-    for part in _without_comments(text).split("|"):
+    for part in without_comments(text).split("|"):
         value |= _term(part.strip())
     return value
 
 
-def _without_comments(text: str) -> str:
+def without_comments(text: str) -> str:
+    """Return a text without what stands in /* */, as -X verbose writes names beside numbers."""
     kept, begin = [], 0
     while (start := text.find("/*", begin)) >= 0 and (end := text.find("*/", start + 2)) >= 0:
         kept.append(text[begin:start])
@@ -147,7 +148,8 @@ def file_of(text: str) -> str:
 
 def descriptor(text: str) -> int:
     """Return the number of a descriptor argument. Raises ValueError where there is none."""
-    return int(re.split(r"[<\s]", text, maxsplit=1)[0], 0)
+    value = int(re.split(r"[<\s]", text, maxsplit=1)[0], 0)
+    return value - (1 << 32) if 1 << 31 <= value < 1 << 32 else value  # -e raw=all: 0xffffffff
 
 
 def field(text: str, name: str) -> str:

@@ -62,6 +62,7 @@ class Tracer:
     held: dict[int, deque[int]] = field(default_factory=dict)
     written: dict[int, RangeMap[bool]] = field(default_factory=dict)
     last_maps: dict[int, list[str]] = field(default_factory=dict)
+    narrow: set[int] = field(default_factory=set)
     recording: bool = False
     status: int = 0
     _mms: int = 0
@@ -107,6 +108,8 @@ class Tracer:
         thread = self.threads.get(tid)
         if thread is None:
             self.early.add(tid)  # its maker has not told of it yet
+        elif event == p.EVENT_SECCOMP and p.event_message(tid) == p.NARROW:
+            self._narrow(thread)
         elif event == p.EVENT_SECCOMP:
             self._enter(thread)
         elif number == p.SYSCALL_STOP:
@@ -129,6 +132,13 @@ class Tracer:
             self.held.setdefault(thread.mm, deque()).append(thread.tid)
         else:
             self._begin(thread)
+
+    def _narrow(self, thread: _Thread) -> None:
+        """Write, in strace's words, that what is done here is not recorded: 32-bit calls."""
+        if thread.mm not in self.narrow:
+            self.narrow.add(thread.mm)
+            self._write(f"[ Process PID={thread.tid} runs in 32 bit mode. ]")
+        p.ptrace(p.CONT, thread.tid)
 
     def _begin(self, thread: _Thread) -> None:
         regs = p.registers(thread.tid)

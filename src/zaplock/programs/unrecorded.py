@@ -32,8 +32,8 @@ import msgspec
 from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, linker_of
-from zaplock.programs.recording import StraceRecording, TracedCall
+from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, linker_of
+from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
 LIMITED = ("mmap", "mremap", "brk", "mprotect", "munmap", "madvise", "shmat", "mbind")
@@ -62,7 +62,7 @@ def left_out(recording: StraceRecording) -> str:
     there, or nothing can be said.
     """
     made = [call for call in recording.calls if not call.cut]
-    linked = [call for call in made if call.name == "mmap" and _is_library(call)]
+    linked = [call for call in made if call.name == "mmap" and is_library(call)]
     if not linked or linker_of(recording.begin) is None:
         return ""
     needed = ["mprotect", "brk"]
@@ -75,7 +75,7 @@ def left_out(recording: StraceRecording) -> str:
     return f"{told} (strace -e trace=%memory)" if missing else ""
 
 
-def _is_library(call: TracedCall) -> bool:
+def is_library(call: TracedCall) -> bool:
     """Return whether a call maps code of a file at a place that its caller has chosen."""
     if len(call.arguments) < 5:
         return False
@@ -83,10 +83,35 @@ def _is_library(call: TracedCall) -> bool:
     return "PROT_EXEC" in prot and "MAP_FIXED" in flags.split("|") and call.arguments[4] != "-1"
 
 
+def selected(recording: StraceRecording) -> str:
+    """Return which calls strace was told to leave out by how they ended, "" for none (-z, -Z).
+
+    It writes a call when it has ended then, and not that it overlaps others: that of a child comes
+    before the call that made it.
+    """
+    results = [call.result for call in recording.calls if call.result != UNKNOWN]
+    if len(results) > 1 and max(results) < 0:
+        return "no call in it has succeeded: strace has left out those that did (-Z)"
+    gone = {(note.pid, note.line) for note in recording.notes if note.kind == "exit"}
+    last: dict[int, int] = {}
+    for call in recording.calls:
+        made = call.result if call.name in MAKES_PROCESS and call.line == call.end else 0
+        first = last.get(made, 0) if made > 0 else 0
+        if first and not any(pid == made and first < line < call.line for pid, line in gone):
+            return (
+                f"process {made} calls before the call that made it: strace has left out which "
+                "calls overlap (-z or -e status)"
+            )
+        last[call.pid] = call.line
+    return ""
+
+
 def reason(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
     """Return which fact the recording lacks that would explain a result, "" for none."""
     if call.result == -ENOSYS:
         return f"the recorded kernel has no {call.name}"
+    if f.TASK_SIZE_4_LEVELS <= call.result < UNKNOWN:
+        return WIDE
     if call.result == -EINTR:
         return "a signal ended the call"
     for rule in _RULES:
@@ -123,6 +148,15 @@ def _of_protection(world: StraceWorld, live: LiveSpace, call: TracedCall, got: i
     if call.name == "pkey_mprotect":
         return "which protection keys are allocated is not in the recording"
     return ""
+
+
+def _of_seals(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.result != -EPERM or world.sees_seals or call.name not in _SEALED:
+        return ""
+    return "whether the mapping was sealed (mseal) is not in the recording"
+
+
+_SEALED = ("munmap", "mremap", "mprotect", "pkey_mprotect", "mmap", "madvise", "shmat", "shmdt")
 
 
 def _of_locking(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
@@ -188,7 +222,8 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
 
 
 _RULES = (
-    _of_file, _of_protection, _of_locking, _of_memory, _of_pages, _of_kernel, _of_monitor, _written,
+    _of_file, _of_protection, _of_seals, _of_locking, _of_memory, _of_pages, _of_kernel,
+    _of_monitor, _written,
 )  # fmt: skip
 
 
@@ -210,7 +245,7 @@ def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Itera
     flags = numbers(call, 4)[3]
     if not flags & f.MAP_ANONYMOUS:
         yield lambda: _not_for_huge_pages(world, live, call)
-    if flags & f.MAP_32BIT and LOW <= call.result < LOW + RANDOM:
+    if flags & f.MAP_32BIT and LOW <= call.result < 2 * LOW:
         yield lambda: _anywhere_low(world, live, call)
     if call.result < live.known.limits.mmap_min_addr:
         yield lambda: _as_root(world, live, call)
@@ -231,14 +266,17 @@ LOW, RANDOM = 1 << 30, 1 << 25
 
 
 def _anywhere_low(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
-    """The search for a place below 2 GiB begins at a random page, another one each time.
+    """The search for a place below 2 GiB goes up from a random page, another one each time.
 
     Source: arch/x86/kernel/sys_x86_64.c find_start_end.
     """
     length = f.page_align(numbers(call, 2)[1])
-    if any(v.start < call.result + length and call.result < v.end for v in world.vmas(live)):
-        return -22
-    return mmap_call(world, live, call, call.result)
+    first = min(call.result, LOW + RANDOM - f.PAGE_SIZE)
+    for vma in world.vmas(live):
+        if first + length <= vma.start:
+            break
+        first = max(first, vma.end)
+    return mmap_call(world, live, call, first) if first == call.result else -EINVAL
 
 
 def _as_root(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -1,0 +1,211 @@
+"""Recordings as people make them: what is left out is no difference, and no agreement either."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_oracle import needs_kernel
+from test_programs import BEGIN, END, MAPPED, ONE, TWO, UNCHANGED, WRONG, replay, ruled
+
+from zaplock.cli import main
+from zaplock.errors import UserError
+from zaplock.programs import recording
+from zaplock.programs.replay import StraceReplay
+
+FREE = "munmap(0x7ffff7efe000, 8192)"
+FORK = "clone(child_stack=NULL, flags=SIGCHLD"
+THREAD = "100 clone(flags=CLONE_VM|CLONE_THREAD) = 101\n"
+
+
+@pytest.mark.parametrize(("child", "differs"), [(ONE, 0), (TWO, 0), (WRONG, 1)])
+def test_a_fork_copies_what_was_there_at_its_moment(
+    tmp_path: Path, child: str, differs: int
+) -> None:
+    """Another thread unmaps beside the fork: the child has the mapping, or it has not."""
+    text = (
+        f"100 {ONE}\n{THREAD}101 {FORK} <unfinished ...>\n100 {FREE[:-1]} <unfinished ...>\n"
+        f"101 <... clone resumed>) = 102\n100 <... munmap resumed>) = 0\n102 {child}\n"
+    )
+    assert ruled(tmp_path, text)[1:] == (differs, 0)
+
+
+@pytest.mark.parametrize("result", ["0", "-1 ENOMEM (x)"])
+def test_a_later_call_tells_in_which_order_earlier_ones_came(tmp_path: Path, result: str) -> None:
+    """A thread maps what another one unmaps; whether it is mapped then tells who was last."""
+    maps = "mmap(0x10000000, 4096, PROT_NONE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS, -1, 0"
+    both = (
+        f"{THREAD}100 {maps} <unfinished ...>\n101 munmap(0x10000000, 4096 <unfinished ...>\n"
+        "100 <... mmap resumed>) = 0x10000000\n101 <... munmap resumed>) = 0\n"
+    )
+    asks = f"100 mincore(0x10000000, 4096, [0]) = {result}\n"
+    assert ruled(tmp_path, f"{both}100 {ONE}\n{asks}100 {TWO}\n") == (5, 0, 0)
+    assert ruled(tmp_path, f"{both}100 {ONE}\n{asks}100 {WRONG}\n") == (4, 1, 0)
+
+
+def test_maps_are_behind_the_call_in_which_their_process_was_killed(tmp_path: Path) -> None:
+    """It may have been done: what they show of it is not compared."""
+    killed = f"100 {ONE}\n100 {FREE[:-1]} <unfinished ...>\n# pid: 100\n{END}{UNCHANGED}"
+    verdict = replay(tmp_path, f"{killed}100 +++ killed by SIGKILL +++\n")
+    assert (verdict.maps, verdict.differing_maps, len(verdict.maps_not_compared)) == (0, [], 1)
+
+
+@pytest.mark.parametrize("flags", ["0x4100 /* CLONE_VM */", "CLONE_VM|0x4000", "0x4100"])
+def test_flags_of_clone_are_read_as_numbers_too(tmp_path: Path, flags: str) -> None:
+    made = f"100 clone3({{flags={flags}, exit_signal=17 /* SIGCHLD */}}, 88) = 101\n"
+    assert ruled(tmp_path, f"{made}101 {ONE}\n100 {TWO}\n") == (2, 0, 0)
+
+
+def test_a_clone3_that_nobody_has_read_may_be_a_fork(tmp_path: Path) -> None:
+    text = f"100 clone3(0x7ffff7000000, 0x58) = 101\n101 {ONE}\n100 {{}}\n"
+    assert ruled(tmp_path, text.format(TWO)) == (2, 0, 0)
+    assert ruled(tmp_path, text.format(ONE)) == (1, 0, 1)
+
+
+def test_who_appears_without_a_clone_may_be_a_child(tmp_path: Path) -> None:
+    assert ruled(tmp_path, f"100 {ONE}\n101 {TWO}\n") == (2, 0, 0)
+    assert ruled(tmp_path, f"100 {WRONG}\n101 futex(0x1) = 0\n")[1] == 1
+    verdict = replay(tmp_path, f"100 {ONE}\n101 {TWO}\n100 {TWO}\n")
+    assert "whether process 101 is a thread of process 100" in verdict.refused[0]
+
+
+def test_a_child_that_is_written_before_its_maker_belongs_to_it(tmp_path: Path) -> None:
+    """As strace -z writes: each call when it has ended, and not which of them overlap."""
+    text = f"100 {ONE}\n101 {TWO}\n100 fork() = 101\n100 {TWO}\n"
+    assert ruled(tmp_path, text) == (3, 0, 0)
+    verdict = replay(tmp_path, text + f"100 {WRONG}\n")
+    assert (verdict.agreeing, verdict.differing) == (3, [])
+    assert "-z or -e status" in verdict.refused[0]
+
+
+def test_without_ids_nothing_is_in_doubt(tmp_path: Path) -> None:
+    begin = BEGIN.replace("# pid: 100\n", "")
+    assert ruled(tmp_path, f"{ONE}\nfutex(0x1) = 0\n{WRONG}\n", begin) == (1, 1, 0)
+
+
+def test_where_only_failures_are_told_nothing_is_known(tmp_path: Path) -> None:
+    failed = (
+        "munmap(0x1, 4096) = -1 EINVAL (x)\nmprotect(0x7ffff7efe000, 4096, 1) = -1 EACCES (x)\n"
+    )
+    verdict = replay(tmp_path, failed)
+    assert (verdict.agreeing, verdict.differing) == (1, [])
+    assert "-Z" in verdict.refused[0]
+
+
+def test_a_file_of_which_only_the_descriptor_is_told_is_followed_and_refused(
+    tmp_path: Path,
+) -> None:
+    file = "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3, 0) = "
+    assert ruled(tmp_path, f"{file}0x7ffff7efe000\n100 {TWO}\n") == (1, 0, 1)
+    assert ruled(tmp_path, f"{file}-1 EBADF (x)\n") == (1, 0, 0)
+    odd = "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3, 0x1) = -1 EINVAL (x)\n"
+    assert ruled(tmp_path, odd) == (1, 0, 0)
+
+
+def test_what_was_moved_out_of_a_cloud_is_in_the_way(tmp_path: Path) -> None:
+    """The model does not follow what nobody knows: a place that it chooses there is none."""
+    text = (
+        "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE, 3, 0) = 0x7ffff7efe000\n"
+        "100 mremap(0x7ffff7efe000, 8192, 16384, MREMAP_MAYMOVE) = 0x7ffff7efa000\n"
+        "100 mmap(NULL, 8192, PROT_READ, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0) = 0x7ffff7ef8000\n"
+    )
+    assert ruled(tmp_path, text) == (0, 0, 3)
+    assert ruled(tmp_path, text.replace("ef8000", "ef0000")) == (0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [('open("f", O_RDONLY|O_CLOEXEC)', 0), ('open("f", 0x2)', 2), ('openat(-100, "f", 0x80000)', 0),
+     ('openat(-100, "f", 0x80002 /* O_RDWR|O_CLOEXEC */)', 2),
+     ('openat2(-100, "f", {flags=O_RDONLY, resolve=0}, 24)', 0)],
+)  # fmt: skip
+def test_how_a_file_was_opened_is_read_in_every_form(tmp_path: Path, flags: str, mode: int) -> None:
+    call = "mmap(NULL, 8192, PROT_WRITE, MAP_SHARED, 3, 0) = "
+    result = "-1 EACCES (x)" if mode == 0 else "0x7ffff7efe000"
+    assert ruled(tmp_path, f"100 {flags} = 3\n100 {call}{result}\n") == (1, 0, 0)
+
+
+def test_a_limit_that_nobody_has_read_is_an_excuse(tmp_path: Path) -> None:
+    limits = "".join(f"# limit: {name} unlimited\n" for name in ("as", "data", "memory"))
+    begin = f"{BEGIN}{limits}# limit: mappings 65530\n"
+    none = f"100 {MAPPED} = -1 ENOMEM (x)\n"
+    known = "100 prlimit64(0, RLIMIT_AS, NULL, 0x7fff) = 0\n"
+    library = "mmap(0x7ffff7000000, 4096, PROT_READ|PROT_EXEC, MAP_PRIVATE|MAP_FIXED, 3</lib/c>, 0)"
+    linked = (
+        f"100 {library} = 0x7ffff7000000\n100 brk(NULL) = 0x555555556000\n"
+        "100 mprotect(0x7ffff7f00000, 4096, PROT_READ) = 0\n"
+    )
+    assert ruled(tmp_path, none, begin) == (0, 1, 0)
+    assert ruled(tmp_path, linked + none, begin) == (3, 0, 1)
+    assert ruled(tmp_path, linked + known + none, begin) == (4, 1, 0)
+    for limit in ("prlimit64(0, RLIMIT_AS, 0x7fff, NULL)", "setrlimit(0x9, 0x7fff)"):
+        assert ruled(tmp_path, f"{known}100 {limit} = 0\n{none}", begin) == (1, 0, 2)
+
+
+def test_a_seal_that_was_not_traced_is_an_excuse(tmp_path: Path) -> None:
+    sealed = f"100 {ONE}\n100 {FREE} = -1 EPERM (x)\n"
+    assert ruled(tmp_path, sealed) == (1, 0, 1)
+    traced = "100 mseal(0x555555554000, 4096, 0) = 0\n"
+    assert ruled(tmp_path, traced + sealed) == (2, 1, 0)
+
+
+def test_stacks_of_k_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    stack = " > /usr/lib/libc.so.6(__mmap+0x25) [0x1012]\n"
+    (tmp_path / "t.100").write_text(
+        f"{BEGIN}\n12:00:01.000001 {ONE} <0.000001>\n{stack}"
+        f"12:00:01.000300 {TWO} <0.000010>\n{stack}"
+    )
+    (tmp_path / "t.101").write_text(f"12:00:01.000200 futex(0x1) = 0 <0.000010>\n{stack}")
+    verdict = StraceReplay(recording.parse(tmp_path / "t")).play()
+    assert (verdict.agreeing, verdict.differing, verdict.refused) == (2, [], [])
+    assert ruled(tmp_path, f"\n100 {ONE}\n", BEGIN.replace("\n", "\n\n")) == (1, 0, 0)
+
+
+def test_what_is_packed_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(BEGIN.encode()))
+    with pytest.raises(UserError, match="is compressed: unpack it"):
+        recording.parse(path)
+
+
+def test_32_bit_calls_are_not_followed(tmp_path: Path) -> None:
+    narrow = "[ Process PID=100 runs in 32 bit mode. ]\n"
+    verdict = replay(tmp_path, f"100 {ONE}\n{narrow}100 {WRONG}\n")
+    assert (verdict.agreeing, verdict.differing) == (1, [])
+    assert "runs in 32 bit mode" in verdict.refused[0]
+    assert ruled(tmp_path, f"100 mmap2(NULL, 4096, 3, 34, -1, 0) = 0xf7fc5000\n100 {ONE}\n")[1] == 0
+    (tmp_path / "x.strace").write_text(BEGIN + narrow)
+    with pytest.raises(UserError, match="give a recording of a 64-bit program"):
+        recording.parse(tmp_path / "x.strace")
+
+
+def test_addresses_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    arm = BEGIN.replace("7ffff7f0", "ffff8c1d").replace("7fffffff", "ffffc7d1")
+    verdict = replay(tmp_path, f"100 {MAPPED} = 0xffff8c1ce000\n", arm)
+    assert (verdict.differing, verdict.agreeing) == ([], 0)
+    assert "more than 47 bits" in verdict.refused[0]
+    high = "100 mmap(0x800000000000, 4096, 1, 0x22, -1, 0) = 0x800000000000\n"
+    assert ruled(tmp_path, f"100 {ONE}\n{high}") == (1, 0, 1)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="tracing with a filter is for root here")
+def test_the_recorder_tells_of_32_bit_calls(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A 64-bit program that unmaps by int 0x80, whose numbers are those of i386."""
+    source = tmp_path / "narrow.c"
+    source.write_text(
+        "#include <sys/mman.h>\n"
+        "int main(void) {\n"
+        "  long r; char *p = mmap((void *)0x10000000, 65536, 3, 0x32, -1, 0);\n"
+        '  __asm__ volatile("int $0x80" : "=a"(r) : "a"(91), "b"(p), "c"(8192) : "memory");\n'
+        "  return !r && madvise(p, 4096, MADV_DONTNEED) ? 0 : 1;\n}\n"
+    )
+    program = tmp_path / "narrow"
+    subprocess.run(["cc", "-o", program, source], check=True)
+    assert main(["oracle", "--trace", "--", str(program)]) == 0
+    assert "runs in 32 bit mode, which the model has not" in capsys.readouterr().out
