@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "swap")
+_CHANGES_MACHINE = ("hugetlb", "swap", "ksm")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -183,6 +183,10 @@ def _campaign(args: argparse.Namespace) -> Report:
             from zaplock.oracle.swap_file import swap_file
 
             lent.enter_context(swap_file())
+        if "ksm" in (args.theme or ()):
+            from zaplock.oracle.ksm import ksmd
+
+            lent.enter_context(ksmd())
         return _run_campaign(args)
 
 
@@ -191,11 +195,13 @@ def _checks_of_themes(args: argparse.Namespace) -> list[Callable[[], None]]:
     from functools import partial
 
     from zaplock.oracle.bare_process import check_io_uring, check_no_swap, check_root
+    from zaplock.oracle.ksm import check_ksm
 
     checks: dict[str, Callable[[], None]] = {
         "pageout": check_no_swap,
         "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
         "uring": check_io_uring,
+        "ksm": check_ksm,
     }
     return [check for theme, check in checks.items() if theme in (args.theme or ())]
 

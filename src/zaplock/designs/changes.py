@@ -275,6 +275,12 @@ CHANGES: tuple[Change, ...] = (
         {"page_fault": page_fault_vma_lock},
     ),
     Change(
+        "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
+        'PR_SET_MEMORY_MERGE makes all memory of a process mergeable; what it maps then is "late", '
+        "after a neighbour was looked for, so that no new mapping merges with one that is mergeable",
+        {"memory_merge": "late"},
+    ),
+    Change(
         "6.5", "c2508ec5a58d",
         "mm: introduce new 'lock_mm_and_find_vma()' page fault helper",
         "a fault that finds a stack to grow takes the lock for write",
@@ -612,6 +618,14 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd: correctly prevent registering VM_DROPPABLE regions",
         "userfaultfd refuses mappings of the kind MAP_DROPPABLE, as it was meant to from the first",
         {"watches_droppable": False},
+    ),
+    Change(
+        "6.17", None, "mm: prevent KSM from breaking VMA merging for new VMAs",
+        'what is mapped under PR_SET_MEMORY_MERGE is mergeable "early", before a neighbour is '
+        "looked for, and merges with one that is, too",
+        {"memory_merge": "early"},
+        doubt="of ten ids in the records of pushes to kernel.org none is followed into Linus "
+        "Torvalds's tree; the release is by its date; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",

@@ -29,7 +29,8 @@ OWN_FRAMES_SHIFT = 36
 class Frame(msgspec.Struct, frozen=True):
     """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
 
-    Or "swap": a page that is in swap instead (model.swap); `refs` counts who finds it there.
+    Or "ksm": an anonymous page that stands for several of equal content (model.ksm). Or "swap": a
+    page that is in swap instead (model.swap); `refs` counts who finds it there.
 
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
@@ -111,7 +112,10 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
     if frame.kind == "hugetlb":
         m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
-    m.spend(f"free_{frame.kind if frame.kind != 'shmem' else 'file'}", (high - low) // per_unit)
+    m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
+
+
+_COSTS_LIKE = {"shmem": "file", "ksm": "anon"}
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:

@@ -197,7 +197,7 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
         return _write_hugetlb(m, task, space, vpn, pte)
     pfn = vpn + pte.delta
     frame = m.frames.at(pfn)
-    if pte.kind == "anon" and frame is not None and frame.maps == 1:
+    if pte.kind == "anon" and frame is not None and frame.maps == 1 and frame.kind != "ksm":
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
         return 0
     return begin_copy(m, task, vpn, pte)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
+from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
@@ -130,7 +131,7 @@ class ModelView:
         tags: list[bytes] = []
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
-        overlapping = self._space.ptes.overlapping
+        overlapping, merged = self._space.ptes.overlapping, has_merged(self._machine)
         for start in tree.order:
             if start >= self.end:
                 break
@@ -148,6 +149,7 @@ class ModelView:
                     or seen.vma is not vma
                     or (runs and (written or vma.flags & f.VM_LOCKED))
                     or (self._swaps and vma.file)
+                    or (runs and merged)
                     or seen.runs != runs
                 ):
                     seen = known[handle] = self._see(vma, runs)
@@ -202,7 +204,8 @@ class ModelView:
             if kind == "thp":
                 huge += pages
         shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
-        return (*shown, pss >> 22)
+        merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
+        return (*shown, pss >> 22, merged * _KB)
 
     def _swap_pss(self, low: int, high: int, pte: Pte) -> int:
         slots = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)

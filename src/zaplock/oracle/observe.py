@@ -17,6 +17,9 @@ from typing import NamedTuple
 from zaplock.oracle import ring
 from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 
+NEW_FIGURES = ("KSM",)
+"""What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
+
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
 _VMLCK = COUNTERS.index("VmLck")
@@ -77,8 +80,9 @@ class _Fields:
         names = [line.split(b":")[0].decode() for line in text.splitlines()]
         if len(names) != count:
             raise ValueError(f"not one number a line: {text[:200]!r}")
-        sums = [tuple(map(names.index, parts)) for parts in self._sums.values()]
-        names += self._sums
+        absent: dict[str, tuple[str, ...]] = {one: () for one in NEW_FIGURES if one not in names}
+        sums = [tuple(map(names.index, parts)) for parts in (self._sums | absent).values()]
+        names += self._sums | absent
         learnt = self._picks[count] = (sums, itemgetter(*map(names.index, self._wanted)))
         return learnt
 

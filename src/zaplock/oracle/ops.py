@@ -70,6 +70,9 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_mdwe": ("bits",),
     "set_thp_disable": ("disable",),
     "fork": (),
+    "set_memory_merge": ("enable",),
+    "store_value": ("addr", "value"),  # what other pages may hold, too
+    "ksm_scan": (),  # ksmd merges pages until it finds no more
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
@@ -147,6 +150,7 @@ FIGURES = (
     "Swap",
     "SwapPss",
     "Locked",
+    "KSM",
 )
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",

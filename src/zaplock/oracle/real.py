@@ -13,6 +13,7 @@ from typing import NamedTuple
 from zaplock.oracle import ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
+from zaplock.oracle.ksm import KSM
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -201,11 +202,14 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             "disk": f"/proc/self/fd/{disk}",
             "zero": "/dev/zero",
             "meminfo": "/proc/meminfo",
+            "ksm_run": f"{KSM}/run",
+            "ksm_scans": f"{KSM}/full_scans",
         },
         ring.FILE_STRINGS,
     )
     files = tuple(where[name] for name in ops.FILES)
-    return program.ProgramNames(files, where["meminfo"], max_map_count), data
+    others = (where[name] for name in ("meminfo", "ksm_run", "ksm_scans"))
+    return program.ProgramNames(files, *others, max_map_count), data
 
 
 class _Reader:

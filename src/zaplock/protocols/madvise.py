@@ -46,6 +46,7 @@ from zaplock.model.swap import drop_swapped, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
+from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -142,6 +143,8 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
         flags = (vma.flags & ~cleared) | set_
         if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
             return 0
+        if not error and advice == f.MADV_UNMERGEABLE:
+            await unmerge_ksm_pages(vma, low, high)
         if error or flags == vma.flags:
             return error
         modified = await modify_vma(cx, handle, low, high, flags)
@@ -151,9 +154,6 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     await mmap_write_unlock(cx)
     return error or (-ENOMEM if holes else 0)
 
-
-UNMERGEABLE = f.VM_SHARED | f.VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | f.VM_DROPPABLE
-"""VMAs that MADV_MERGEABLE passes over without a word."""
 
 DISCARDS = (
     f.MADV_FREE, f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_REMOVE, f.MADV_DONTFORK,

@@ -61,6 +61,7 @@ from zaplock.model.vma import (
 from zaplock.protocols.commit import beyond_memory, commit
 from zaplock.protocols.cuts import unmap_complete
 from zaplock.protocols.fault import is_mapped
+from zaplock.protocols.ksm import unmerge_ksm_pages
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     start_write_merging,
@@ -495,6 +496,7 @@ async def move(
         if handle < 0:
             return MremapResult(handle)
         vma = await read_vma(handle)
+    await unmerge_ksm_pages(vma, r.address, r.address + r.old_length)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     if await no_memory(cx):
