@@ -226,6 +226,13 @@ CHANGES: tuple[Change, ...] = (
         backported=("5.18.16",),
     ),
     Change(
+        "5.19", "a7f226604170",
+        "mm/gup: trigger FAULT_FLAG_UNSHARE when R/O-pinning a possibly shared anonymous page",
+        "who pins an anonymous page to read it gets one that nobody shares: a page that KSM has "
+        "merged is copied",
+        {"pins_unshare": True},
+    ),
+    Change(
         "6.1", "763ecb035029", "mm: remove the vma linked list",
         "VMAs live in a maple tree alone, whose nodes are replaced and not changed in place",
         {"tree": "maple"},

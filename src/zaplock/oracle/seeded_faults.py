@@ -23,6 +23,8 @@ from zaplock.protocols import (
     brk,
     fault,
     fork,
+    kernel_access,
+    ksm,
     madvise,
     mincore,
     move_tables,
@@ -234,9 +236,23 @@ FAULTS: tuple[Fault, ...] = (
           lambda _original: lambda pte: pte),
     Fault("read-needs-no-anon-vma", "populating huge pages for reading gives an anon_vma",
           populate, "meets_huge_pages", _always(False)),
+    Fault("memory-merge-later", "what is mapped under PR_SET_MEMORY_MERGE is mergeable", ksm,
+          "mergeable_flags", lambda _original: lambda _space, flags, *_rest: flags),
     Fault("msync-locked", "MS_INVALIDATE of locked memory is EBUSY", msync, "MS_INVALIDATE",
           lambda _original: 0),
 )  # fmt: skip
+
+OF_THEMES: dict[str, tuple[Fault, ...]] = {
+    "ksm": (
+        Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",
+              lambda _original: lambda frame: frame.maps == 1),
+        Fault("moves-keep-merged", "what moves, and what is unmergeable, has pages of its own",
+              ksm.unmerge_ksm_pages, "run", _always(None)),
+        Fault("pins-keep-merged", "who pins a merged page gets a copy",
+              kernel_access.unshare_page, "run", _always(None)),
+    ),
+}  # fmt: skip
+"""Faults that only these themes, which have to be asked for, can find."""
 
 
 @contextmanager

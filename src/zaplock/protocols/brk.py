@@ -139,7 +139,7 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
         return False
     if commit(m, pages):
         return False
-    vma = Vma(mm, old_end, new_end, mergeable_flags(space, flags), old_end >> PAGE_SHIFT)
+    vma = Vma(mm, old_end, new_end, mergeable_flags(space, flags, ""), old_end >> PAGE_SHIFT)
     handle = insert(m, task, vma)
     account(space, flags, 0, pages)
     if flags & VM_LOCKED:

@@ -129,6 +129,7 @@ class Design:
     gathers_first: bool = False
     realigns_moves: bool = False
     moves_many: bool = False
+    pins_unshare: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
     collapse_passes_holes: bool = False

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LATE, EARLY = 1, 2
 """When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge)."""
+DEVICES = ("zero",)
 UNMERGEABLE = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
 """VMAs that KSM leaves alone, and MADV_MERGEABLE passes over without a word."""
 
@@ -96,19 +97,21 @@ def merge_pages(m: Machine, task: Task, mm: int) -> None:
     ksm.merge_equal(m, task, m.mm(mm))
 
 
-def mergeable_flags(space: Mm, vm_flags: int, when: int = EARLY) -> int:
+def mergeable_flags(space: Mm, vm_flags: int, name: str, when: int = EARLY) -> int:
     """Return the flags that a new mapping of an mm has as to KSM (ksm_vma_flags).
 
-    when: EARLY, before a neighbour to merge with is looked for, or LATE.
+    when: EARLY, before a neighbour to merge with is looked for, or LATE, as always where a device
+    (that of this `name`) might still change the mapping (can_set_ksm_flags_early).
     """
-    wanted = space.count("memory_merge") == when and not vm_flags & UNMERGEABLE
-    return vm_flags | VM_MERGEABLE if wanted else vm_flags
+    mode = space.count("memory_merge")
+    mode = LATE if mode and name in DEVICES else mode
+    return vm_flags | VM_MERGEABLE if mode == when and not vm_flags & UNMERGEABLE else vm_flags
 
 
 def become_mergeable(m: Machine, space: Mm, handle: int, start: int, end: int) -> None:
     """Let a new mapping that has merged with none be mergeable, where that comes LATE."""
     vma = m.vmas[handle]
     if isinstance(vma, Vma) and (vma.start, vma.end) == (start, end):
-        flags = mergeable_flags(space, vma.flags, LATE)
+        flags = mergeable_flags(space, vma.flags, vma.name, LATE)
         if flags != vma.flags:
             m.vmas.put(handle, change(vma, flags=flags))

@@ -332,7 +332,7 @@ def link_new_vma(
             )
         )
         m.files.put(file, backing)
-    vm_flags = mergeable_flags(m.mm(mm), vm_flags)
+    vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
     vma = Vma(mm, start, end, vm_flags, pgoff, file, name="" if file else name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
