@@ -34,6 +34,7 @@ def merge_equal(m: Machine, task: Task, space: Mm) -> None:
             continue
         shared = next((one for one in frames if _is_merged(m, one)), frames[0])
         frame = m.frames.at(shared)
+        assert frame is not None
         m.frames.set(shared, shared + 1, change(frame, kind="ksm"))
         for vpn, pte in pages:
             _map_instead(m, task, space, vpn, pte, shared, False)
@@ -42,7 +43,7 @@ def merge_equal(m: Machine, task: Task, space: Mm) -> None:
 
 def has_merged(m: Machine) -> bool:
     """Return whether pages were ever merged."""
-    return m.globals.get("ksm", 0) > 0
+    return bool(m.globals.get("ksm", 0))
 
 
 def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int) -> None:

@@ -320,6 +320,8 @@ class Generator:
             return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
         if r < 0.96:
             return PAGE * self.random.randint(1, 8) - self.random.randint(1, PAGE - 1)
+        if self._theme == "ksm":  # ksmd looks at every page that there might be, one by one
+            return self.random.choice([one for one in _WILD_LENGTHS if not PAGE < one < PGD << 8])
         if r < 0.97 and wild:
             return ring.TASK_SIZE
         return self.random.choice(_WILD_LENGTHS)

@@ -208,8 +208,9 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
         ring.FILE_STRINGS,
     )
     files = tuple(where[name] for name in ops.FILES)
-    others = (where[name] for name in ("meminfo", "ksm_run", "ksm_scans"))
-    return program.ProgramNames(files, *others, max_map_count), data
+    return program.ProgramNames(
+        files, where["meminfo"], where["ksm_run"], where["ksm_scans"], max_map_count
+    ), data
 
 
 class _Reader:
