@@ -383,6 +383,18 @@ def test_an_operation_that_the_model_lacks_is_one_clear_line(
 
 
 @needs_kernel
+@pytest.mark.skipif(has_swap(), reason="where there is swap nothing tells what is lazily free")
+def test_faults_in_what_is_lazily_free_are_found(bench: Bench) -> None:
+    kept, _ = corpus.load(CORPUS_AT / "no-swap" / "lazily-free.json")
+    assert bench.diverge(kept) is None
+    for fault in seeded_faults.OF_THEMES["lazyfree"]:
+        with seeded_faults.inject(fault):
+            found = bench.diverge(kept)
+        assert found is not None, fault.name
+        assert "LazyFree" in found.signature, fault.name
+
+
+@needs_kernel
 def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
     """ksmd runs where a sequence asks for it; each fault in what undoes its work is found."""
     try:

@@ -283,8 +283,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
-        'PR_SET_MEMORY_MERGE makes all memory of a process mergeable; what it maps then is so "late",'
-        " after a neighbour was looked for: no new mapping merges with one that is mergeable",
+        'PR_SET_MEMORY_MERGE makes all memory of a process mergeable; what it maps then is "late": '
+        "after a neighbour was looked for, so none that is mergeable merges with a new mapping",
         {"memory_merge": "late"},
     ),
     Change(

@@ -34,7 +34,8 @@ class Frame(msgspec.Struct, frozen=True):
 
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
-    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP).
+    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `lazy`: it may be
+    dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Frame(msgspec.Struct, frozen=True):
     maps: int
     freed_by: str = ""
     stays_locked: bool = False
+    lazy: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -76,7 +78,7 @@ def change_frames(
                 f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
-            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked)
+            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy)
             m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)
@@ -118,6 +120,18 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
 _COSTS_LIKE = {"shmem": "file", "ksm": "anon"}
 
 
+def keep_written(m: Machine, pfn: int) -> None:
+    """Let a page that is written to be lazily free no more."""
+    set_lazy(m, pfn, pfn + 1, False)
+
+
+def set_lazy(m: Machine, first: int, last: int, lazy: bool) -> None:
+    """Note that anonymous pages may be dropped, or that they may not any more."""
+    for low, high, frame in m.frames.overlapping(first, last):
+        if frame.lazy != lazy:
+            m.frames.set(low, high, msgspec.structs.replace(frame, lazy=lazy))
+
+
 def read_frame(m: Machine, task: Task, pfn: int) -> int:
     """Return what a frame holds: the tag last written to it, 0 if none was."""
     if pfn == ZERO_PFN:
@@ -128,7 +142,9 @@ def read_frame(m: Machine, task: Task, pfn: int) -> int:
 
 def write_frame(m: Machine, task: Task, pfn: int, tag: int) -> None:
     """Let a frame hold `tag`."""
-    _existing(m, task, pfn, pfn + 1)
+    ((_, _, frame),) = _existing(m, task, pfn, pfn + 1)
+    if frame.lazy:
+        keep_written(m, pfn)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     else:

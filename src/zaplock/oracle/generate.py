@@ -96,6 +96,9 @@ THEMES: dict[str, dict[str, int]] = {
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
+    "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
+                 "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
+                 "process_vm_writev": 4, "uffd_copy": 1, "ftruncate": 1},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
             "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
             "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
@@ -134,6 +137,12 @@ _TO_MOVE = (  # what three in four of the theme "uffd-move" do
 _TO_MERGE = (  # and of the theme "ksm"
     Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_MERGEABLE)),
+)
+
+_TO_FREE = (  # and of the theme "lazyfree"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_POPULATE_WRITE)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
 )
 
 ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "ksm", "swap")
@@ -226,6 +235,8 @@ class Generator:
             return _TO_MOVE
         if self._theme == "ksm":
             return _TO_MERGE
+        if self._theme == "lazyfree":
+            return _TO_FREE
         if self._theme != "uffd":
             return ()
         flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
@@ -477,10 +488,13 @@ def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
-        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
+        others: tuple[int, ...] = (4, 20, 22, 23, 102, *(() if g._theme == "swap" else (8, 8)))
+        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, *others))
     if g._theme == "uffd" and g.chance(40):
         guards = (4, 4) if g._protects else (102, 102)
         return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
+    if g._theme == "lazyfree" and g.chance(70):
+        return g.random.choice((*[advice.MADV_FREE] * 4, 22, 23, 4, 20, 102, 103))
     if g._theme == "ksm" and g.chance(75):
         return g.random.choice((*[advice.MADV_MERGEABLE] * 4, 13, 13, 23, 23, 4))
     if g._theme == "collapse" and g.chance(70):
@@ -492,8 +506,10 @@ def _advice(g: Generator) -> int:
         return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
     if g._theme == "ksm" and chosen == advice.MADV_HUGEPAGE:
         return advice.MADV_MERGEABLE
-    if g._pages_out and chosen == advice.MADV_FREE:
-        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
+    if g._theme in ("pageout", "lazyfree") and chosen == advice.MADV_HUGEPAGE:
+        return advice.MADV_FREE
+    if g._theme == "swap" and chosen == advice.MADV_FREE:
+        return advice.MADV_PAGEOUT  # whether that marks a page depends on what was written so far
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 

@@ -95,6 +95,7 @@ class ModelView:
         self._last = Snapshot((), b"", b"", ())
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
+        self.shows_lazyfree: bool = parent.shows_lazyfree if parent else False
         self.end = 1 << 63  # mappings from here on are left out
         self.shows_protection: bool = parent.shows_protection if parent else True  # of all mappings
 
@@ -131,7 +132,8 @@ class ModelView:
         tags: list[bytes] = []
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
-        overlapping, merged = self._space.ptes.overlapping, has_merged(self._machine)
+        overlapping = self._space.ptes.overlapping
+        marked = self.shows_lazyfree or has_merged(self._machine)  # pages, not their entries
         for start in tree.order:
             if start >= self.end:
                 break
@@ -149,7 +151,7 @@ class ModelView:
                     or seen.vma is not vma
                     or (runs and (written or vma.flags & f.VM_LOCKED))
                     or (self._swaps and vma.file)
-                    or (runs and merged)
+                    or (runs and marked)
                     or seen.runs != runs
                 ):
                     seen = known[handle] = self._see(vma, runs)
@@ -205,7 +207,19 @@ class ModelView:
                 huge += pages
         shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
         merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
-        return (*shown, pss >> 22, merged * _KB)
+        lazy = self._lazily_free(runs) if runs and self.shows_lazyfree else 0
+        return (*shown, pss >> 22, merged * _KB, lazy * _KB)
+
+    def _lazily_free(self, runs: list[tuple[int, int, Pte]]) -> int:
+        return sum(
+            end - start
+            for low, high, pte in runs
+            if pte.kind == "anon"
+            for start, end, frame in self._machine.frames.overlapping(
+                low + pte.delta, high + pte.delta
+            )
+            if frame.lazy
+        )
 
     def _swap_pss(self, low: int, high: int, pte: Pte) -> int:
         slots = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)

@@ -20,6 +20,7 @@ _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323,
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _RDWR_CREAT_TRUNC = 0o1102
+_SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
 OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41, "set_memory_merge": 67}
 """The options of prctl that are operations."""
@@ -68,7 +69,8 @@ class BareProgram(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
-    `settles`: there is swap, so pages go on being written after MADV_PAGEOUT has returned.
+    `cpu`: where a sequence runs whose lazily free pages are counted; -1: none are. `settles`: there
+    is swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
@@ -76,6 +78,7 @@ class ProgramNames(NamedTuple):
     ksm_run: int
     ksm_scans: int
     max_map_count: int
+    cpu: int = -1
     settles: bool = False
 
 
@@ -126,6 +129,8 @@ def address(offset: int) -> int:
 
 def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
+    if look is not OBSERVING or not ops.shows_lazyfree(sequence):
+        names = names._replace(cpu=-1)
     build_into = Builder()
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
@@ -144,6 +149,8 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
 def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
     """Append the set-up: the ring, and the files if an operation of the sequence needs them."""
     build_into.add(ring.PRELUDE)
+    if names.cpu >= 0:
+        _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
         "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
@@ -164,6 +171,18 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     if "ksm_scan" in used:
         _open_as(build_into, KSM_RUN_FD, names.ksm_run, 1)
         _open_as(build_into, KSM_SCANS_FD, names.ksm_scans, 0)
+
+
+def _stay_on(b: Builder, cpu: int) -> None:
+    """Append what keeps a process on one CPU: each has lists of its own of pages to work off."""
+    mask, words = ring.RING + ring.SCRATCH, cpu // 64 + 1
+    b.add(*(stub.entry(stub.STORE, mask + 8 * k, 0) for k in range(words - 1)))
+    b.add(stub.entry(stub.STORE, mask + 8 * (words - 1), 1 << cpu % 64))
+    b.add(stub.syscall(_SET_AFFINITY, 0, 8 * words, mask))
+
+
+DRAIN = ring.call("madvise", ring.RING + ring.SCRATCH, ring.PAGE, advice.MADV_COLD)
+"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows."""
 
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
@@ -252,6 +271,9 @@ def operation(
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
+    drains = names.cpu >= 0 and ops.frees_lazily(op)
+    if drains:
+        b.add(DRAIN)
     if op.name in _COMPOSED:
         result = _COMPOSED[op.name](b, op, arguments, results)
     else:
@@ -259,6 +281,8 @@ def operation(
             arguments.append(ring.RING + ring.SCRATCH)
         number = ops.CALLS[op.name][0]
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
+    if drains:
+        b.add(DRAIN)
     if names.settles and is_pageout(op):
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1

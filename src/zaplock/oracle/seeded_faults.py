@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, page_fault, vma
+from zaplock.model import files, folios, frames, page_fault, vma
 from zaplock.model import flags as f
 from zaplock.model.mm import change_limits
 from zaplock.model.step import StepKind
@@ -243,6 +243,14 @@ FAULTS: tuple[Fault, ...] = (
 )  # fmt: skip
 
 OF_THEMES: dict[str, tuple[Fault, ...]] = {
+    "lazyfree": (
+        Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",
+              madvise.mark_free, "run", _always(None)),
+        Fault("written-stays-free", "who writes to a page keeps it", frames, "keep_written",
+              _always(None)),
+        Fault("touched-stays-free", "populating to write keeps pages", populate, "keep_touched",
+              _always(None)),
+    ),
     "ksm": (
         Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",
               lambda _original: lambda frame: frame.maps == 1),
@@ -252,7 +260,7 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               kernel_access.unshare_page, "run", _always(None)),
     ),
 }  # fmt: skip
-"""Faults that only these themes, which have to be asked for, can find."""
+"""Faults that only these themes can find, on a machine that has what they need."""
 
 
 @contextmanager
