@@ -98,7 +98,7 @@ THEMES: dict[str, dict[str, int]] = {
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
-                 "process_vm_writev": 4, "uffd_copy": 1, "ftruncate": 1},
+                 "process_vm_writev": 4, "ftruncate": 1},
     "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
             "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
             "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},

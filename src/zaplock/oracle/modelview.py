@@ -113,8 +113,9 @@ class ModelView:
         """Read everything."""
         # Every copy is asked, so that none stays old.
         mapped = self._tree.is_old() | self._all_vmas.is_old()
-        paged = self._ptes.is_old() | self._frames.is_old()
-        written = self._content.is_old()
+        framed = self._frames.is_old()
+        paged = self._ptes.is_old() | framed
+        written = self._content.is_old() | (framed and self._shows_marks())
         if mapped or paged or written:
             self._look(paged or written, written)
         counters = tuple(map(sub, self._counters(), self._base))
@@ -122,10 +123,15 @@ class ModelView:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
         return Snapshot(*self._last[:3], counters)
 
+    def _shows_marks(self) -> bool:
+        """Return whether pages have marks that show, and that may change where no entry does."""
+        return self.shows_lazyfree or has_merged(self._machine)
+
     def _look(self, paged: bool, written: bool) -> None:
         """Walk the VMAs, and their page-table runs.
 
-        `paged`: pages have come, gone or been written to; `written`: contents have changed.
+        `paged`: pages have come, gone or been written to; `written`: contents or marks have
+        changed.
         """
         vmas: list[ObservedVma] = []
         regions: list[int] = []
@@ -133,7 +139,6 @@ class ModelView:
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
         overlapping = self._space.ptes.overlapping
-        marked = self.shows_lazyfree or has_merged(self._machine)  # pages, not their entries
         for start in tree.order:
             if start >= self.end:
                 break
@@ -151,7 +156,6 @@ class ModelView:
                     or seen.vma is not vma
                     or (runs and (written or vma.flags & f.VM_LOCKED))
                     or (self._swaps and vma.file)
-                    or (runs and marked)
                     or seen.runs != runs
                 ):
                     seen = known[handle] = self._see(vma, runs)
