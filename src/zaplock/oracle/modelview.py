@@ -107,6 +107,7 @@ class ModelView:
         """Return a view with the same baseline that remembers nothing, of another machine maybe."""
         view = ModelView(machine or self._machine, self._space.mm, self._ring)
         view._base, view.shows_protection = self._base, self.shows_protection
+        view.shows_lazyfree = self.shows_lazyfree
         return view
 
     def snapshot(self) -> Snapshot:
