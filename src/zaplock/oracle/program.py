@@ -171,6 +171,13 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
     if "ksm_scan" in used:
         _open_as(build_into, KSM_RUN_FD, names.ksm_run, 1)
         _open_as(build_into, KSM_SCANS_FD, names.ksm_scans, 0)
+        _set_ksmd(build_into, "0")  # also where whoever has started it was killed
+
+
+def _set_ksmd(b: Builder, run: str) -> None:
+    """Append what starts ksmd ("1") or stops it ("0")."""
+    switch = ring.RING + ring.SCRATCH + 24
+    b.add(stub.entry(stub.STORE, switch, ord(run)), stub.syscall(_PWRITE, KSM_RUN_FD, switch, 1, 0))
 
 
 def _stay_on(b: Builder, cpu: int) -> None:
@@ -470,11 +477,11 @@ def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
 
     The count is text of up to eight digits, compared in two halves with what it was before.
     """
-    text, other, before, switch, pause = (ring.RING + ring.SCRATCH + 8 * k for k in range(5))
+    text, other, before, _, pause = (ring.RING + ring.SCRATCH + 8 * k for k in range(5))
     b.add(stub.entry(stub.STORE, pause, 0), stub.entry(stub.STORE, pause + 8, PAUSE_NS))
     b.add(stub.entry(stub.STORE, before, 0))
     b.add(stub.syscall(_PREAD, KSM_SCANS_FD, before, 8, 0))
-    b.add(stub.entry(stub.STORE, switch, ord("1")), stub.syscall(_PWRITE, KSM_RUN_FD, switch, 1, 0))
+    _set_ksmd(b, "1")
     for _ in range(SCANS):
         loop = b.here + 2 * _E
         first, second = loop + 3 * _E, loop + 6 * _E
@@ -488,7 +495,7 @@ def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> i
         b.add(stub.syscall(_FUTEX, text + 4, _FUTEX_CMP_REQUEUE, 0, 0, other, 0))
         b.add(stub.entry(stub.JUMP_IF_ZERO, address(loop)))
         b.add(stub.entry(stub.PATCH, before, text, 0))
-    b.add(stub.entry(stub.STORE, switch, ord("0")), stub.syscall(_PWRITE, KSM_RUN_FD, switch, 1, 0))
+    _set_ksmd(b, "0")
     return b.add(stub.entry(stub.STORE, pause, 0))
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LATE, EARLY = 1, 2
 """When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge)."""
 DEVICES = ("zero",)
+"""Names of the devices that private mappings of this model may be of."""
 UNMERGEABLE = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
 """VMAs that KSM leaves alone, and MADV_MERGEABLE passes over without a word."""
 

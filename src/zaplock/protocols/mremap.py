@@ -30,6 +30,7 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_MAYSHARE,
+    VM_MERGEABLE,
     VM_PFNMAP,
     VM_SEALED,
     VM_SHARED,
@@ -496,7 +497,8 @@ async def move(
         if handle < 0:
             return MremapResult(handle)
         vma = await read_vma(handle)
-    await unmerge_ksm_pages(vma, r.address, r.address + r.old_length)
+    if vma.flags & VM_MERGEABLE:
+        await unmerge_ksm_pages(vma, r.address, r.address + r.old_length)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     if await no_memory(cx):
