@@ -24,7 +24,9 @@ from zaplock.oracle import (
     compare,
     corpus,
     huge_pool,
+    ksm,
     script,
+    seeded_faults,
     shrink,
     stub,
     swap_file,
@@ -378,6 +380,63 @@ def test_an_operation_that_the_model_lacks_is_one_clear_line(
     path.write_text('{"operations": [["pwrite", 0, 4096, 8, 0]]}')
     assert main(["oracle", "--replay", str(path)]) == 2
     assert "the model has no pwrite" in capsys.readouterr().err
+
+
+@needs_kernel
+@pytest.mark.skipif(has_swap(), reason="where there is swap nothing tells what is lazily free")
+def test_faults_in_what_is_lazily_free_are_found(bench: Bench) -> None:
+    kept, _ = corpus.load(CORPUS_AT / "no-swap" / "lazily-free.json")
+    assert bench.diverge(kept) is None
+    for fault in seeded_faults.OF_THEMES["lazyfree"]:
+        with seeded_faults.inject(fault):
+            found = bench.diverge(kept)
+        assert found is not None, fault.name
+        assert "LazyFree" in found.signature, fault.name
+
+
+@needs_kernel
+def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
+    """ksmd runs where a sequence asks for it; each fault in what undoes its work is found."""
+    try:
+        ksm.check_ksm()
+    except UserError as error:
+        pytest.skip(str(error))
+    names = ("run", "pages_shared", *ksm.SETTINGS)
+    before = [(ksm.KSM / name).read_text() for name in names]
+    kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "ksm").glob("*.json"))]
+    with ksm.ksmd():
+        both = Bench(model_side, replace(COVERED, themes=("ksm",)))
+        try:
+            found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+            report = both.slice(seed=5, sequences=6)
+            missed = []
+            for fault in seeded_faults.OF_THEMES["ksm"]:
+                with seeded_faults.inject(fault):
+                    if not any(map(both.diverge, kept)):
+                        missed.append(fault.name)
+        finally:
+            both.close()
+    assert found == [None] * 3
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert not missed
+    assert [(ksm.KSM / name).read_text() for name in names] == before
+
+
+def test_ksmd_is_not_taken_from_whoever_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("run", "1"), ("pages_shared", "0")):
+        (tmp_path / name).write_text(value)
+    monkeypatch.setattr(ksm, "KSM", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(UserError, match=r"run is 1 and theme ksm needs 0"):
+        ksm.check_ksm()
+    for options, why in (
+        (["--jobs", "2"], "leave --jobs out of theme ksm"),
+        (["--kernel", "debian:6.12"], "without --kernel"),
+    ):
+        assert main(["oracle", "--theme", "ksm", *options]) == 2
+        assert why in capsys.readouterr().err
 
 
 @needs_kernel

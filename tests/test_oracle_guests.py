@@ -97,6 +97,11 @@ DATED = {  # rule: a sequence that shows it
         Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
         Op("mremap", (PLACE, 0, PAGE, 3, OTHER)),
     ),
+    "memory_merge": (
+        Op("set_memory_merge", (1,)),
+        Op("mmap", (PLACE, PAGE, 3, 0x32, -1, 0)),
+        Op("mmap", (PLACE + PAGE, PAGE, 3, 0x32, -1, 0)),
+    ),
     "moves_many": (
         Op("mmap", (PLACE, 2 * PAGE, 3, 0x32, -1, 0)),
         Op("mprotect", (PLACE, PAGE, 1)),

@@ -153,6 +153,28 @@ def test_what_mdwe_has_no_use_for_must_be_zero(tmp_path: Path, rest: str) -> Non
     assert ruled(tmp_path, f"100 prctl(PR_SET_MDWE, 0x1, {rest}) = -1 EINVAL (x)\n") == (1, 0, 0)
 
 
+@pytest.mark.parametrize("option", ["PR_SET_MEMORY_MERGE", "0x43 /* PR_??? */"])
+def test_what_is_mapped_after_memory_merge_is_mergeable(tmp_path: Path, option: str) -> None:
+    """So MADV_UNMERGEABLE of a part of it splits it."""
+    calls = f"100 {ONE}\n100 madvise(0x7ffff7efe000, 4096, MADV_UNMERGEABLE) = 0\n"
+    rest = BEGIN.replace("begin", "end")
+    told, halves = (
+        "".join(f"# end: {at} rw-p 00000000 00:00 0\n" for at in places)
+        for places in (
+            ("7ffff7efe000-7ffff7f00000",),
+            ("7ffff7efe000-7ffff7eff000", "7ffff7eff000-7ffff7f00000"),
+        )
+    )
+    merge = f"100 prctl({option}, 0x1, 0, 0, 0) = 0\n"
+    anon = "# anon: 7ffffffde000-7ffffffdf000\n"
+    assert replay(tmp_path, f"{calls}{rest}{told}{anon}").agrees
+    assert replay(tmp_path, f"{merge}{calls}{rest}{halves}{anon}").agrees
+    assert not replay(tmp_path, f"{merge}{calls}{rest}{told}{anon}").agrees
+    assert ruled(tmp_path, merge.replace("0, 0, 0", "0, 0, 1").replace("= 0", "= -1 EINVAL (x)"))[
+        :2
+    ] == (1, 0)
+
+
 def test_limits_of_the_machine_leave_no_excuse(tmp_path: Path) -> None:
     limits = "".join(
         f"# limit: {name} {value}\n"

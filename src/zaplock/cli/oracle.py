@@ -15,7 +15,7 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seconds {args.seconds} is not between 0 and 86400: give such a number")
     if not 1 <= args.jobs <= 256:
         raise UserError(f"--jobs {args.jobs} is not between 1 and 256: give such a number")
+    if "ksm" in (args.theme or ()) and args.jobs != 1:
+        raise UserError("ksmd would merge what several jobs have: leave --jobs out of theme ksm")
     if args.cluster:
         _check_cluster(args)
     if args.threads:
@@ -98,10 +100,11 @@ def run(args: argparse.Namespace) -> int:
     elsewhere = args.jobs != 1 or args.against_itself or args.self_test
     if args.kernel and (elsewhere or args.locks or args.committed):
         raise UserError("--kernel runs one guest: leave --jobs and the other comparisons away")
-    if args.self_test:
-        return _self_test(args)
-    if args.locks or args.committed:
-        return _sampled(args, "locks" if args.locks else "committed")
+    if args.self_test or args.locks or args.committed:
+        with _lent(args.theme or ()):
+            if args.self_test:
+                return _self_test(args)
+            return _sampled(args, "locks" if args.locks else "committed")
     report = _campaign(args)
     if args.json:
         print_json(report, args.seed)
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "swap")
+_CHANGES_MACHINE = ("hugetlb", "swap", "ksm")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -172,32 +175,44 @@ def _campaign(args: argparse.Namespace) -> Report:
         return _cluster_campaign(args)
     check_machine()
     check_overcommit()
-    for check in _checks_of_themes(args):
-        check()
-    with ExitStack() as lent:
-        if "hugetlb" in (args.theme or ()):
-            from zaplock.oracle.huge_pool import huge_pages
-
-            lent.enter_context(huge_pages())
-        if "swap" in (args.theme or ()):
-            from zaplock.oracle.swap_file import swap_file
-
-            lent.enter_context(swap_file())
+    with _lent(args.theme or ()):
         return _run_campaign(args)
 
 
-def _checks_of_themes(args: argparse.Namespace) -> list[Callable[[], None]]:
-    """List what raises UserError on a machine that the themes that were asked for can't run on."""
+@contextmanager
+def _lent(themes: Collection[str]) -> Iterator[None]:
+    """Let the machine have what some themes need for as long as the block runs.
+
+    Raises UserError on a machine that can't run them.
+    """
+    from zaplock.oracle.huge_pool import huge_pages
+    from zaplock.oracle.ksm import ksmd
+    from zaplock.oracle.swap_file import swap_file
+
+    for check in _checks_of_themes(themes):
+        check()
+    lenders = {"hugetlb": huge_pages, "swap": swap_file, "ksm": ksmd}
+    with ExitStack() as lent:
+        for theme, lend in lenders.items():
+            if theme in themes:
+                lent.enter_context(lend())
+        yield
+
+
+def _checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
+    """List what raises UserError on a machine that some themes can't run on."""
     from functools import partial
 
     from zaplock.oracle.bare_process import check_io_uring, check_no_swap, check_root
+    from zaplock.oracle.ksm import check_ksm
 
     checks: dict[str, Callable[[], None]] = {
         "pageout": check_no_swap,
         "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
         "uring": check_io_uring,
+        "ksm": check_ksm,
     }
-    return [check for theme, check in checks.items() if theme in (args.theme or ())]
+    return [check for theme, check in checks.items() if theme in themes]
 
 
 def _run_campaign(args: argparse.Namespace) -> Report:
@@ -215,11 +230,17 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 
     other, scope = _other_side(args), _scope(args)
     with cluster_at(args.cluster, args.jobs) as cluster:
-        for check in _checks_of_themes(args):
+        for check in _checks_of_themes(args.theme or ()):
             cluster.each(check)
         return _watched(
             run_on(cluster, other, seconds=args.seconds, seed=args.seed, scope=scope), args
         )
+
+
+def _refuse_ksm_in_guests(kernel: str | None, themes: Collection[str]) -> None:
+    """Raise UserError where a guest would need a ksmd that does nothing until it is asked to."""
+    if kernel and "ksm" in themes:
+        raise UserError("theme ksm needs a ksmd that waits for it: run it here, without --kernel")
 
 
 def _guest_campaign(args: argparse.Namespace) -> Report:
@@ -229,6 +250,7 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
     from zaplock.oracle.guest_side import booted, guest_scope, run_in
 
     themes = _scope(args).themes
+    _refuse_ksm_in_guests(args.kernel, args.theme or ())
     with booted(args.kernel) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
         scope = guest_scope(side.release)
@@ -311,7 +333,9 @@ def _replay(args: argparse.Namespace) -> int:
             f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "
             "kernel with itself (--against-itself)"
         )
-    with _bench(args) as bench:
+    needed = ("ksm",) if any(op.name == "ksm_scan" for op in sequence) else ()
+    _refuse_ksm_in_guests(args.kernel, needed)
+    with _lent(needed), _bench(args) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:
@@ -378,9 +402,12 @@ def _self_test(args: argparse.Namespace) -> int:
     from zaplock.oracle.campaign import Bench
 
     bench = Bench(_other_side(args), _scope(args))
+    of_themes = [
+        one for theme in args.theme or () for one in seeded_faults.OF_THEMES.get(theme, ())
+    ]
     rows = []
     try:
-        for fault in seeded_faults.FAULTS:
+        for fault in of_themes or seeded_faults.FAULTS:
             found = seeded_faults.hunt(bench, fault, args.seed, args.seconds)
             told = found.signature or "NOT FOUND"
             text = (

@@ -226,6 +226,13 @@ CHANGES: tuple[Change, ...] = (
         backported=("5.18.16",),
     ),
     Change(
+        "5.19", "a7f226604170",
+        "mm/gup: trigger FAULT_FLAG_UNSHARE when R/O-pinning a possibly shared anonymous page",
+        "who pins an anonymous page to read it gets one that nobody shares: a page that KSM has "
+        "merged is copied",
+        {"pins_unshare": True},
+    ),
+    Change(
         "6.1", "763ecb035029", "mm: remove the vma linked list",
         "VMAs live in a maple tree alone, whose nodes are replaced and not changed in place",
         {"tree": "maple"},
@@ -273,6 +280,12 @@ CHANGES: tuple[Change, ...] = (
         "6.4", "0bff0aaea03e", "x86/mm: try VMA lock-based page fault handling first",
         "a fault takes that way first, and looks whether its VMA is detached",
         {"page_fault": page_fault_vma_lock},
+    ),
+    Change(
+        "6.4", "d7597f59d1d3", "mm: add new api to enable ksm per process",
+        'PR_SET_MEMORY_MERGE makes all memory of a process mergeable; what it maps then is "late": '
+        "after a neighbour was looked for, so none that is mergeable merges with a new mapping",
+        {"memory_merge": "late"},
     ),
     Change(
         "6.5", "c2508ec5a58d",
@@ -612,6 +625,14 @@ CHANGES: tuple[Change, ...] = (
         "userfaultfd: correctly prevent registering VM_DROPPABLE regions",
         "userfaultfd refuses mappings of the kind MAP_DROPPABLE, as it was meant to from the first",
         {"watches_droppable": False},
+    ),
+    Change(
+        "6.17", None, "mm: prevent KSM from breaking VMA merging for new VMAs",
+        'what is mapped under PR_SET_MEMORY_MERGE is mergeable "early", before a neighbour is '
+        "looked for, and merges with one that is, too",
+        {"memory_merge": "early"},
+        doubt="of ten ids in the records of pushes to kernel.org none is followed into Linus "
+        "Torvalds's tree; the release is by its date; 6.12 does not, 6.18 does",
     ),
     Change(
         "6.18", "e1fad12dcb66", "sched/fair: Switch to task based throttle model",

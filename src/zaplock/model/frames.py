@@ -29,11 +29,13 @@ OWN_FRAMES_SHIFT = 36
 class Frame(msgspec.Struct, frozen=True):
     """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
 
-    Or "swap": a page that is in swap instead (model.swap); `refs` counts who finds it there.
+    Or "ksm": an anonymous page that stands for several of equal content (model.ksm). Or "swap": a
+    page that is in swap instead (model.swap); `refs` counts who finds it there.
 
     `refs` counts all references (mappings, page cache, a gather's batch, pins), `maps` the page
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
-    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP).
+    in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `lazy`: it may be
+    dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Frame(msgspec.Struct, frozen=True):
     maps: int
     freed_by: str = ""
     stays_locked: bool = False
+    lazy: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -75,7 +78,7 @@ def change_frames(
                 f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
-            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked)
+            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy)
             m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)
@@ -111,7 +114,22 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
     if frame.kind == "hugetlb":
         m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
-    m.spend(f"free_{frame.kind if frame.kind != 'shmem' else 'file'}", (high - low) // per_unit)
+    m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
+
+
+_COSTS_LIKE = {"shmem": "file", "ksm": "anon"}
+
+
+def keep_written(m: Machine, pfn: int) -> None:
+    """Let a page that is written to be lazily free no more."""
+    set_lazy(m, pfn, pfn + 1, False)
+
+
+def set_lazy(m: Machine, first: int, last: int, lazy: bool) -> None:
+    """Note that anonymous pages may be dropped, or that they may not any more."""
+    for low, high, frame in m.frames.overlapping(first, last):
+        if frame.lazy != lazy:
+            m.frames.set(low, high, msgspec.structs.replace(frame, lazy=lazy))
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:
@@ -124,7 +142,9 @@ def read_frame(m: Machine, task: Task, pfn: int) -> int:
 
 def write_frame(m: Machine, task: Task, pfn: int, tag: int) -> None:
     """Let a frame hold `tag`."""
-    _existing(m, task, pfn, pfn + 1)
+    ((_, _, frame),) = _existing(m, task, pfn, pfn + 1)
+    if frame.lazy:
+        keep_written(m, pfn)
     if tag:
         m.content.set(pfn, pfn + 1, tag)
     else:

@@ -25,6 +25,8 @@ Figure = Literal[
     "committed_forgotten",  # of these: what is never given back, as a kernel does by mistake
     "hugetlb_free",  # huge pages in the pool
     "swap_free",  # pages that swap has room for
+    "lazyfree",  # whether pages were ever marked as lazily free
+    "ksm",  # whether pages of equal content were ever merged
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory
     "allocation_fails",  # whether the next allocation is to fail (protocols.shortage)

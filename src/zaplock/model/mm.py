@@ -74,7 +74,7 @@ Counter = Literal[
     "lock_seq",  # ends all VMA write locks when it moves
     # addresses and flags
     "brk", "start_brk", "arg_start", "def_flags", "mdwe",
-    "thp_disable", "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
+    "memory_merge", "thp_disable", "oom_skip", "oom_victim", "recalc_uprobes",  # 1 where set
 ]  # fmt: skip
 """What an address space counts. One that was never changed is 0."""
 COUNTERS: tuple[Counter, ...] = get_args(Counter)

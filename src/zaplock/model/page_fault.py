@@ -31,7 +31,7 @@ from zaplock.model.flags import (
     VM_UFFD_WP,
     VM_WRITE,
 )
-from zaplock.model.frames import alloc_frames, change_frames
+from zaplock.model.frames import Frame, alloc_frames, change_frames
 from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install
 from zaplock.model.step import Task
@@ -197,10 +197,18 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
         return _write_hugetlb(m, task, space, vpn, pte)
     pfn = vpn + pte.delta
     frame = m.frames.at(pfn)
-    if pte.kind == "anon" and frame is not None and frame.maps == 1:
+    if pte.kind == "anon" and frame is not None and is_own(frame):
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
         return 0
     return begin_copy(m, task, vpn, pte)
+
+
+def is_own(frame: Frame) -> bool:
+    """Return whether the one entry that maps an anonymous page may write to it.
+
+    (wp_can_reuse_anon_folio)
+    """
+    return frame.maps == 1 and frame.kind != "ksm"
 
 
 def finish_copy(m: Machine, task: Task, vma: Vma, address: int, copy: PageCopy, tag: int) -> None:

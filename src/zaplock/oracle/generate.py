@@ -81,8 +81,8 @@ THEMES: dict[str, dict[str, int]] = {
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
     "huge": {**_COMMON, "madvise": 30, "mremap": 6, "fork": 1, "mlock": 2},
     "seal": {**_COMMON, "mseal": 16, "mremap": 8, "madvise": 24, "mlock": 2, "brk": 2},
-    "process": {**_COMMON, "set_mdwe": 3, "set_thp_disable": 5, "madvise": 16, "mprotect": 24,
-                "fork": 4, "mremap": 4, "mlock": 1},
+    "process": {**_COMMON, "set_mdwe": 3, "set_thp_disable": 5, "set_memory_merge": 5,
+                "madvise": 16, "mprotect": 24, "brk": 2, "fork": 4, "mremap": 4, "mlock": 1},
     "memfd": {**_COMMON, "add_seals": 8, "ftruncate": 10, "pwrite": 8, "pread": 3, "madvise": 12,
               "mprotect": 16, "mremap": 8, "fork": 2, "mlock": 1, "remap_file_pages": 1},
     "uffd": {**_COMMON, "uffd_register": 4, "uffd_unregister": 2, "uffd_copy": 10,
@@ -96,6 +96,12 @@ THEMES: dict[str, dict[str, int]] = {
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
+    "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
+                 "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
+                 "process_vm_writev": 4, "ftruncate": 1},
+    "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
+            "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
+            "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
     "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
@@ -128,14 +134,25 @@ _TO_MOVE = (  # what three in four of the theme "uffd-move" do
     Op("madvise", (SOURCE, 6 * PAGE, 23)),
 )
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "swap")
+_TO_MERGE = (  # and of the theme "ksm"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_MERGEABLE)),
+)
+
+_TO_FREE = (  # and of the theme "lazyfree"
+    Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_POPULATE_WRITE)),
+    Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
+)
+
+ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "ksm", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
 the third needs free huge pages at every moment, the fourth needs a machine without swap, the fifth
 a namespace for System V shared memory, the sixth an io_uring, which not everybody may have; the
-last makes swap. What mincore says of pages in swap is
+seventh starts ksmd, and the last makes swap. What mincore says of pages in swap is
 not compared: it depends on what was written."""
 
-_LOCKING_THEMES = ("lock", "limits", "brk", "grow")  # there what is long would be faulted in
+_NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm")  # else what is long would be faulted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +233,10 @@ class Generator:
             return _HUGE_PAGES
         if self._theme == "uffd-move":
             return _TO_MOVE
+        if self._theme == "ksm":
+            return _TO_MERGE
+        if self._theme == "lazyfree":
+            return _TO_FREE
         if self._theme != "uffd":
             return ()
         flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
@@ -244,7 +265,7 @@ class Generator:
 
     @property
     def _goes_far(self) -> bool:
-        return len(self._windows) > 1 and self._theme not in _LOCKING_THEMES
+        return len(self._windows) > 1 and self._theme not in _NEAR_THEMES
 
     def _remember(self, op: Op) -> None:
         """Keep in mind where mappings may now be."""
@@ -310,6 +331,8 @@ class Generator:
             return PAGE * min(1 + int(self.random.expovariate(0.3)), WINDOW_PAGES)
         if r < 0.96:
             return PAGE * self.random.randint(1, 8) - self.random.randint(1, PAGE - 1)
+        if self._theme == "ksm":  # ksmd looks at every page that there might be, one by one
+            return self.random.choice([one for one in _WILD_LENGTHS if not PAGE < one < PGD << 8])
         if r < 0.97 and wild:
             return ring.TASK_SIZE
         return self.random.choice(_WILD_LENGTHS)
@@ -465,10 +488,15 @@ def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
-        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
+        others: tuple[int, ...] = (4, 20, 22, 23, 102, *(() if g._theme == "swap" else (8, 8)))
+        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, *others))
     if g._theme == "uffd" and g.chance(40):
         guards = (4, 4) if g._protects else (102, 102)
         return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
+    if g._theme == "lazyfree" and g.chance(70):
+        return g.random.choice((*[advice.MADV_FREE] * 4, 22, 23, 4, 20, 102, 103))
+    if g._theme == "ksm" and g.chance(75):
+        return g.random.choice((*[advice.MADV_MERGEABLE] * 4, 13, 13, 23, 23, 4))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
@@ -476,8 +504,12 @@ def _advice(g: Generator) -> int:
     chosen = g.random.choice(g.scope.advice)
     if g._protects and chosen == advice.MADV_GUARD_INSTALL:
         return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
-    if g._pages_out and chosen == advice.MADV_FREE:
-        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
+    if g._theme == "ksm" and chosen == advice.MADV_HUGEPAGE:
+        return advice.MADV_MERGEABLE
+    if g._theme in ("pageout", "lazyfree") and chosen == advice.MADV_HUGEPAGE:
+        return advice.MADV_FREE
+    if g._theme == "swap" and chosen == advice.MADV_FREE:
+        return advice.MADV_PAGEOUT  # whether that marks a page depends on what was written so far
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 
@@ -580,6 +612,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "process_vm_writev": _remote,
     "load": _access,
     "store": _access,
+    "store_value": lambda g: (*_access(g), g.random.choice((0, 7, 7, 8, 9))),
+    "ksm_scan": lambda g: (),
+    "set_memory_merge": lambda g: (g.random.choice((0, 1, 1, 1, 7)),),
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),

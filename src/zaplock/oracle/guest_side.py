@@ -147,7 +147,8 @@ class GuestSide(RealSide):
         self._child = self._guest_process  # type: ignore[assignment]
         facts = self._guest_process.await_boot()
         self.release = facts["release"]
-        self._names = self._names._replace(max_map_count=int(facts["max_map_count"]))
+        max_map_count = int(facts["max_map_count"])
+        self._names = self._names._replace(max_map_count=max_map_count, cpu=0)  # its only one
         self.hidden = hidden_by(self.release)
         if carries(self.release, "6.16"):
             self._guest_process.write(

@@ -32,6 +32,7 @@ from zaplock.protocols import (
     exit,
     fork,
     kernel_access,
+    ksm,
     madvise,
     mempolicy,
     mincore,
@@ -320,6 +321,8 @@ PROTOCOLS: dict[str, Callable[..., Any]] = {
     "ftruncate": _start_truncate,
     "set_mdwe": prctl.prctl_set_mdwe,
     "set_thp_disable": prctl.prctl_set_thp_disable,
+    "set_memory_merge": ksm.prctl_set_memory_merge,
+    "ksm_scan": ksm.ksm_scan,
 }
 """Operations that are one protocol and nothing else."""
 
@@ -349,6 +352,7 @@ OPERATIONS: dict[str, Operation] = {
     "set_mempolicy_home_node": _set_home_node,
     "load": _load,
     "store": _store,
+    "store_value": _store,
     "setrlimit": _setrlimit,
     "add_seals": _add_seals,
 }

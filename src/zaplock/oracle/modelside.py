@@ -58,6 +58,7 @@ class ModelSide:
         steps = []
         if self.committed is not None:
             self.committed.append(world.machine.globals.get("committed_as", 0))
+        world.view.shows_lazyfree = self.environment.shows_lazyfree and ops.shows_lazyfree(sequence)
         world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
         for index, op in enumerate(sequence):
             arguments = [

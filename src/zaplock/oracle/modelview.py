@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
+from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
@@ -94,6 +95,7 @@ class ModelView:
         self._last = Snapshot((), b"", b"", ())
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
+        self.shows_lazyfree: bool = parent.shows_lazyfree if parent else False
         self.end = 1 << 63  # mappings from here on are left out
         self.shows_protection: bool = parent.shows_protection if parent else True  # of all mappings
 
@@ -105,14 +107,16 @@ class ModelView:
         """Return a view with the same baseline that remembers nothing, of another machine maybe."""
         view = ModelView(machine or self._machine, self._space.mm, self._ring)
         view._base, view.shows_protection = self._base, self.shows_protection
+        view.shows_lazyfree = self.shows_lazyfree
         return view
 
     def snapshot(self) -> Snapshot:
         """Read everything."""
         # Every copy is asked, so that none stays old.
         mapped = self._tree.is_old() | self._all_vmas.is_old()
-        paged = self._ptes.is_old() | self._frames.is_old()
-        written = self._content.is_old()
+        framed = self._frames.is_old()
+        paged = self._ptes.is_old() | framed
+        written = self._content.is_old() | (framed and self._shows_marks())
         if mapped or paged or written:
             self._look(paged or written, written)
         counters = tuple(map(sub, self._counters(), self._base))
@@ -120,10 +124,15 @@ class ModelView:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
         return Snapshot(*self._last[:3], counters)
 
+    def _shows_marks(self) -> bool:
+        """Return whether pages have marks that show, and that may change where no entry does."""
+        return self.shows_lazyfree or has_merged(self._machine)
+
     def _look(self, paged: bool, written: bool) -> None:
         """Walk the VMAs, and their page-table runs.
 
-        `paged`: pages have come, gone or been written to; `written`: contents have changed.
+        `paged`: pages have come, gone or been written to; `written`: contents or marks have
+        changed.
         """
         vmas: list[ObservedVma] = []
         regions: list[int] = []
@@ -202,7 +211,20 @@ class ModelView:
             if kind == "thp":
                 huge += pages
         shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
-        return (*shown, pss >> 22)
+        merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
+        lazy = self._lazily_free(runs) if runs and self.shows_lazyfree else 0
+        return (*shown, pss >> 22, merged * _KB, lazy * _KB)
+
+    def _lazily_free(self, runs: list[tuple[int, int, Pte]]) -> int:
+        return sum(
+            end - start
+            for low, high, pte in runs
+            if pte.kind == "anon"
+            for start, end, frame in self._machine.frames.overlapping(
+                low + pte.delta, high + pte.delta
+            )
+            if frame.lazy
+        )
 
     def _swap_pss(self, low: int, high: int, pte: Pte) -> int:
         slots = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)

@@ -17,6 +17,10 @@ from typing import NamedTuple
 from zaplock.oracle import ring
 from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 
+NEW_FIGURES = ("KSM",)
+"""What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
+LAZYFREE = ("LazyFree",)
+
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
 _VMLCK = COUNTERS.index("VmLck")
@@ -58,9 +62,17 @@ class _Piece(NamedTuple):
 class _Fields:
     """Find some numbers in lines "Name: 12 kB" that always come in the same order."""
 
-    def __init__(self, wanted: tuple[str, ...], sums: dict[str, tuple[str, ...]]) -> None:
-        """Name what is `wanted`; `sums` says which of these are sums of several fields."""
-        self._wanted, self._sums = wanted, sums
+    def __init__(
+        self,
+        wanted: tuple[str, ...],
+        sums: dict[str, tuple[str, ...]],
+        hidden: tuple[str, ...] = (),
+    ) -> None:
+        """Name what is `wanted`; `sums` says which of these are sums of several fields.
+
+        `hidden`: those of which 0 is read whatever the text says.
+        """
+        self._wanted, self._sums, self._hidden = wanted, sums, hidden
         self._picks: dict[int, tuple[list[tuple[int, ...]], Callable[..., tuple[int, ...]]]] = {}
 
     def read(self, text: bytes) -> tuple[int, ...]:
@@ -77,8 +89,12 @@ class _Fields:
         names = [line.split(b":")[0].decode() for line in text.splitlines()]
         if len(names) != count:
             raise ValueError(f"not one number a line: {text[:200]!r}")
-        sums = [tuple(map(names.index, parts)) for parts in self._sums.values()]
-        names += self._sums
+        names = ["" if one in self._hidden else one for one in names]
+        absent: dict[str, tuple[str, ...]] = {
+            one: () for one in (*NEW_FIGURES, *self._hidden) if one not in names
+        }
+        sums = [tuple(map(names.index, parts)) for parts in (self._sums | absent).values()]
+        names += self._sums | absent
         learnt = self._picks[count] = (sums, itemgetter(*map(names.index, self._wanted)))
         return learnt
 
@@ -89,21 +105,27 @@ class Parser:
     def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
         """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
         self._has_scan = has_scan
-        self._bodies: dict[bytes, tuple[int, ...]] = {}
-        self._pieces: dict[bytes, _Piece] = {}
+        self._known: dict[bool, tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece]]]
+        self._known = {False: ({}, {}), True: ({}, {})}  # with and without LazyFree
+        self._fields = {hides: _Fields(FIGURES, {}, LAZYFREE * hides) for hides in (False, True)}
         self._spelled: dict[bytes, str] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
         self._shared: dict[bytes, str] = {}
         self._smaps: tuple[bytes, tuple[ObservedVma, ...]] = (b"", ())
         self._ring_locked = False
         self._end = ring.TASK_SIZE
-        self._body_fields = _Fields(FIGURES, {})
         self._status_fields = _Fields(COUNTERS, {"VmExec": ("VmExe", "VmLib")})
         self.baseline = baseline
+        self.begin()
 
-    def begin(self, end: int = ring.TASK_SIZE) -> None:
-        """Forget what belongs to one sequence only; mappings from `end` on are left out now."""
+    def begin(self, end: int = ring.TASK_SIZE, shows_lazyfree: bool = False) -> None:
+        """Forget what belongs to one sequence only; mappings from `end` on are left out now.
+
+        `shows_lazyfree`: LazyFree counts, which else is 0 whatever smaps says.
+        """
         self._end = end
+        self._bodies, self._pieces = self._known[shows_lazyfree]
+        self._body_fields = self._fields[not shows_lazyfree]
         self._shared.clear()
         self._smaps = (b"", ())
         for known in (self._bodies, self._pieces, self._counters):

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from zaplock import advice
 from zaplock.model.flags import EHWPOISON
 from zaplock.system_calls import SYSTEM_CALLS
 
@@ -70,6 +71,9 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_mdwe": ("bits",),
     "set_thp_disable": ("disable",),
     "fork": (),
+    "set_memory_merge": ("enable",),
+    "store_value": ("addr", "value"),  # what other pages may hold, too
+    "ksm_scan": (),  # ksmd merges pages until it finds no more
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
@@ -113,6 +117,29 @@ def store_tag(index: int) -> int:
     return 0x5A_0000 + index
 
 
+_CLOUDS_LAZYFREE = ("mlockall", "uring_register", "crowd")
+
+
+def frees_lazily(op: Op) -> bool:
+    """Return whether an operation is MADV_FREE."""
+    return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_FREE
+
+
+def shows_lazyfree(sequence: Many[Op]) -> bool:
+    """Return whether LazyFree of smaps is compared: it is not where there may be huge pages.
+
+    Nor where all is locked, as that keeps the bare process from working its lists of pages off.
+    """
+    return any(map(frees_lazily, sequence)) and not any(
+        op.name in _CLOUDS_LAZYFREE
+        or (op.name in ("madvise", "process_madvise") and op.args[2] in _MAKES_HUGE)
+        for op in sequence
+    )
+
+
+_MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
+
+
 def is_crowded(sequence: Many[Op]) -> bool:
     """Return whether a sequence fills the address space with mappings."""
     return any(op.name == "crowd" for op in sequence)
@@ -147,6 +174,8 @@ FIGURES = (
     "Swap",
     "SwapPss",
     "Locked",
+    "KSM",
+    "LazyFree",
 )
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
@@ -199,7 +228,7 @@ class Environment:
     limits: soft and hard, of each resource in `LIMITED`. has_keys: are there protection keys?
     poison_code: the si_code of SIGBUS where a page is poisoned. shows_protection: PAGEMAP_SCAN
     tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
-    writes one watches.
+    writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
     """
 
     ring: int
@@ -218,6 +247,7 @@ class Environment:
     has_keys: bool
     poison_code: int
     shows_protection: bool
+    shows_lazyfree: bool
     baseline: Snapshot
 
 

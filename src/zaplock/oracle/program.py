@@ -20,6 +20,10 @@ _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323,
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _RDWR_CREAT_TRUNC = 0o1102
+_SET_AFFINITY = 203
+_PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
+OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41, "set_memory_merge": 67}
+"""The options of prctl that are operations."""
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
 
@@ -65,12 +69,16 @@ class BareProgram(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
-    `settles`: there is swap, so pages go on being written after MADV_PAGEOUT has returned.
+    `cpu`: where a sequence runs whose lazily free pages are counted; -1: none are. `settles`: there
+    is swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
     meminfo: int
+    ksm_run: int
+    ksm_scans: int
     max_map_count: int
+    cpu: int = -1
     settles: bool = False
 
 
@@ -86,7 +94,10 @@ OBSERVING = Look(ring.OBSERVE, ring.OBSERVE)
 MARKING = Look(stub.syscall(_GETPID), MARK)
 """Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
 
-MEMINFO_FD = 60
+MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD = 60, 61, 62
+SCANS = 3
+"""How often ksmd scans: once for the checksums, once to merge, and once more to be sure."""
+PAUSE_NS = 200_000
 _MEMINFO = stub.entry(
     stub.READ, MEMINFO_FD, ring.BUFFER_SIZE, ring.RING + ring.BUFFER, ring.OUT_FD, 1
 )
@@ -118,6 +129,8 @@ def address(offset: int) -> int:
 
 def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
+    if look is not OBSERVING or not ops.shows_lazyfree(sequence):
+        names = names._replace(cpu=-1)
     build_into = Builder()
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
@@ -136,6 +149,8 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
 def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
     """Append the set-up: the ring, and the files if an operation of the sequence needs them."""
     build_into.add(ring.PRELUDE)
+    if names.cpu >= 0:
+        _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
     if any(map(uses_file, sequence)) or used & {
         "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
@@ -152,10 +167,37 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
         size = ops.SEGMENT_PAGES * ring.PAGE
         build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
     if look.needs_meminfo:
-        opened = build_into.add(stub.syscall(_OPEN, names.meminfo, 0))
-        target = address(opened + 2 * _E + 8)
-        build_into.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
-        build_into.add(stub.syscall(_DUP2, 0, MEMINFO_FD))
+        _open_as(build_into, MEMINFO_FD, names.meminfo, 0)
+    if "ksm_scan" in used:
+        _open_as(build_into, KSM_RUN_FD, names.ksm_run, 1)
+        _open_as(build_into, KSM_SCANS_FD, names.ksm_scans, 0)
+        _set_ksmd(build_into, "0")  # also where whoever has started it was killed
+
+
+def _set_ksmd(b: Builder, run: str) -> None:
+    """Append what starts ksmd ("1") or stops it ("0")."""
+    switch = ring.RING + ring.SCRATCH + 24
+    b.add(stub.entry(stub.STORE, switch, ord(run)), stub.syscall(_PWRITE, KSM_RUN_FD, switch, 1, 0))
+
+
+def _stay_on(b: Builder, cpu: int) -> None:
+    """Append what keeps a process on one CPU: each has lists of its own of pages to work off."""
+    mask, words = ring.RING + ring.SCRATCH, cpu // 64 + 1
+    b.add(*(stub.entry(stub.STORE, mask + 8 * k, 0) for k in range(words - 1)))
+    b.add(stub.entry(stub.STORE, mask + 8 * (words - 1), 1 << cpu % 64))
+    b.add(stub.syscall(_SET_AFFINITY, 0, 8 * words, mask))
+
+
+DRAIN = ring.call("madvise", ring.RING + ring.SCRATCH, ring.PAGE, advice.MADV_COLD)
+"""Has the CPU work off its lists of pages (lru_add_drain), and does nothing else that shows."""
+
+
+def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
+    """Append what opens a file under a number of one's own; the lowest free one stays open."""
+    opened = b.add(stub.syscall(_OPEN, name, flags))
+    target = address(opened + 2 * _E + 8)
+    b.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
+    b.add(stub.syscall(_DUP2, 0, fd))
 
 
 def arguments_of(name: str) -> tuple[str, ...]:
@@ -231,11 +273,14 @@ def operation(
         at = _TAKES_FILE[op.name]
         arguments[at] = _descriptor(op.args[at])
     arguments += [ops.store_tag(index)] if op.name in ops.WRITERS else []
-    if op.name in ("load", "store"):
+    if op.name in ("load", "store", "store_value"):
         handler = stub.TOUCH_LOAD if op.name == "load" else stub.TOUCH_STORE
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
+    drains = names.cpu >= 0 and ops.frees_lazily(op)
+    if drains:
+        b.add(DRAIN)
     if op.name in _COMPOSED:
         result = _COMPOSED[op.name](b, op, arguments, results)
     else:
@@ -243,6 +288,8 @@ def operation(
             arguments.append(ring.RING + ring.SCRATCH)
         number = ops.CALLS[op.name][0]
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
+    if drains:
+        b.add(DRAIN)
     if names.settles and is_pageout(op):
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
@@ -425,8 +472,35 @@ def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
 
 
+def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Let ksmd run until it has scanned everything SCANS times, which its count of scans tells.
+
+    The count is text of up to eight digits, compared in two halves with what it was before.
+    """
+    text, other, before, _, pause = (ring.RING + ring.SCRATCH + 8 * k for k in range(5))
+    b.add(stub.entry(stub.STORE, pause, 0), stub.entry(stub.STORE, pause + 8, PAUSE_NS))
+    b.add(stub.entry(stub.STORE, before, 0))
+    b.add(stub.syscall(_PREAD, KSM_SCANS_FD, before, 8, 0))
+    _set_ksmd(b, "1")
+    for _ in range(SCANS):
+        loop = b.here + 2 * _E
+        first, second = loop + 3 * _E, loop + 6 * _E
+        for compared, half in ((first, before), (second, before + 4)):
+            b.add(stub.entry(stub.PATCH, address(compared) + 48, half, 0))
+        b.add(stub.syscall(_NANOSLEEP, pause, 0), stub.entry(stub.STORE, text, 0))
+        b.add(stub.syscall(_PREAD, KSM_SCANS_FD, text, 8, 0))
+        b.add(stub.syscall(_FUTEX, text, _FUTEX_CMP_REQUEUE, 0, 0, other, 0))
+        b.add(stub.entry(stub.JUMP_IF_ZERO, address(second)))
+        b.add(stub.entry(stub.JUMP, address(second + 2 * _E)))
+        b.add(stub.syscall(_FUTEX, text + 4, _FUTEX_CMP_REQUEUE, 0, 0, other, 0))
+        b.add(stub.entry(stub.JUMP_IF_ZERO, address(loop)))
+        b.add(stub.entry(stub.PATCH, before, text, 0))
+    _set_ksmd(b, "0")
+    return b.add(stub.entry(stub.STORE, pause, 0))
+
+
 def _prctl(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    return b.add(stub.syscall(_PRCTL, _OPTIONS[op.name], arguments[0], 0, 0, 0))
+    return b.add(stub.syscall(_PRCTL, OPTIONS[op.name], arguments[0], 0, 0, 0))
 
 
 def _shmat(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
@@ -446,7 +520,6 @@ def _of_segment(b: Builder, op: Op, number: int, results: list[int]) -> int:
     return _with_refs(b, op, stub.syscall(number, *told), results)
 
 
-_OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41}
 _COMPOSED = {
     "mbind": _mbind,
     "uring_register": _uring_register,
@@ -457,6 +530,8 @@ _COMPOSED = {
     "add_seals": _add_seals,
     "set_mdwe": _prctl,
     "set_thp_disable": _prctl,
+    "set_memory_merge": _prctl,
+    "ksm_scan": _ksm_scan,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,
     "uffd_copy": _fill_userfault,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from zaplock.oracle import ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
+from zaplock.oracle.ksm import KSM
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -66,7 +67,8 @@ class RealSide:
         )
         if facts.swap_pages:
             _stay_on_one_cpu(self._child.pid)
-        self._names = self._names._replace(settles=facts.swap_pages > 0)
+        one_cpu = -1 if facts.swap_pages else max(os.sched_getaffinity(self._child.pid))
+        self._names = self._names._replace(settles=facts.swap_pages > 0, cpu=one_cpu)
         self.environment = self._explore(facts)
         self._parser = Parser(self.environment.baseline.counters)
 
@@ -87,6 +89,7 @@ class RealSide:
         ]  # of the one page that there is, if they are told
         return Environment(
             poison_code=(ops.signalled(steps[-1].outcome.result) or (0, 0))[1],
+            shows_lazyfree=self._names.cpu >= 0,
             shows_protection=bool(categories) and bool(categories[0] & ring.WRITTEN),
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
@@ -173,7 +176,8 @@ class RealSide:
         self._start()
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
-        self._parser.begin(ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE)
+        end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
+        self._parser.begin(end, self._names.cpu >= 0 and ops.shows_lazyfree(sequence))
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -201,11 +205,15 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             "disk": f"/proc/self/fd/{disk}",
             "zero": "/dev/zero",
             "meminfo": "/proc/meminfo",
+            "ksm_run": f"{KSM}/run",
+            "ksm_scans": f"{KSM}/full_scans",
         },
         ring.FILE_STRINGS,
     )
     files = tuple(where[name] for name in ops.FILES)
-    return program.ProgramNames(files, where["meminfo"], max_map_count), data
+    return program.ProgramNames(
+        files, where["meminfo"], where["ksm_run"], where["ksm_scans"], max_map_count
+    ), data
 
 
 class _Reader:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from zaplock.oracle import ops
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.program import OPTIONS
 
 # peek(address), poke(address, value), a handler that resumes at r13, and its restorer:
 #   push r13; lea r13,[rip+1f]; mov rax,[rdi]; 1: pop r13; ret
@@ -32,7 +33,7 @@ _HEAD = '''#!/usr/bin/env python3
 
 {differences}
 """
-import ctypes, errno, mmap, os, struct, sys
+import ctypes, errno, mmap, os, struct, sys, time
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
@@ -75,6 +76,17 @@ def remote(address, length, tag):
         struct.pack_into("<Q", vector, at, tag)
     where = ctypes.addressof(vector)
     return where + 16, 1, where, 1
+
+
+def merge():
+    scans, run = (open("/sys/kernel/mm/ksm/" + name, mode, 0) for name, mode in
+                  (("full_scans", "rb"), ("run", "wb")))
+    run.write(b"1")
+    last = int(os.pread(scans.fileno(), 20, 0)) + 3
+    while int(os.pread(scans.fileno(), 20, 0)) < last:
+        time.sleep(0.001)
+    run.write(b"0")
+    return 0
 
 
 def page(fd, number, tag):
@@ -134,7 +146,6 @@ _UFFD_COMMANDS = {
     "uffd_poison": "0xC020AA08",
     "uffd_writeprotect": "0xC018AA06", "uffd_move": "0xC028AA05",
 }  # fmt: skip
-_PRCTL = {"set_mdwe": 65, "set_thp_disable": 41}
 
 
 def _files() -> list[str]:
@@ -177,6 +188,10 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return f"peek({inside} & -4096)"
     if op.name == "store":
         return f"poke({inside} & -4096, {ops.store_tag(k):#x})"
+    if op.name == "store_value":
+        return f"poke({arguments[0]} & -4096, {arguments[1]})"
+    if op.name == "ksm_scan":
+        return "merge()"
     if op.name == "crowd":
         return "0  # fills the address space: see program._crowd"
     if op.name == "fork":
@@ -212,8 +227,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return f"call(67, {inside})"
     if op.name == "add_seals":
         return f"call(72, {arguments[0]}, 1033, {arguments[1]})"
-    if op.name in _PRCTL:
-        return f"call(157, {_PRCTL[op.name]}, {inside}, 0, 0, 0)"
+    if op.name in OPTIONS:
+        return f"call(157, {OPTIONS[op.name]}, {inside}, 0, 0, 0)"
     if op.name.startswith("process_vm"):
         packed = f"remote({inside}, {ops.store_tag(k):#x})"
         return f"call({ops.CALLS[op.name][0]}, os.getpid(), *{packed}, 0)"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, page_fault, vma
+from zaplock.model import files, folios, frames, page_fault, vma
 from zaplock.model import flags as f
 from zaplock.model.mm import change_limits
 from zaplock.model.step import StepKind
@@ -23,6 +23,8 @@ from zaplock.protocols import (
     brk,
     fault,
     fork,
+    kernel_access,
+    ksm,
     madvise,
     mincore,
     move_tables,
@@ -234,9 +236,31 @@ FAULTS: tuple[Fault, ...] = (
           lambda _original: lambda pte: pte),
     Fault("read-needs-no-anon-vma", "populating huge pages for reading gives an anon_vma",
           populate, "meets_huge_pages", _always(False)),
+    Fault("memory-merge-later", "what is mapped under PR_SET_MEMORY_MERGE is mergeable", ksm,
+          "mergeable_flags", lambda _original: lambda _space, flags, *_rest: flags),
     Fault("msync-locked", "MS_INVALIDATE of locked memory is EBUSY", msync, "MS_INVALIDATE",
           lambda _original: 0),
 )  # fmt: skip
+
+OF_THEMES: dict[str, tuple[Fault, ...]] = {
+    "lazyfree": (
+        Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",
+              madvise.mark_free, "run", _always(None)),
+        Fault("written-stays-free", "who writes to a page keeps it", frames, "keep_written",
+              _always(None)),
+        Fault("touched-stays-free", "populating to write keeps pages", populate, "keep_touched",
+              _always(None)),
+    ),
+    "ksm": (
+        Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",
+              lambda _original: lambda frame: frame.maps == 1),
+        Fault("moves-keep-merged", "what moves, and what is unmergeable, has pages of its own",
+              ksm.unmerge_ksm_pages, "run", _always(None)),
+        Fault("pins-keep-merged", "who pins a merged page gets a copy",
+              kernel_access.unshare_page, "run", _always(None)),
+    ),
+}  # fmt: skip
+"""Faults that only these themes can find, on a machine that has what they need."""
 
 
 @contextmanager

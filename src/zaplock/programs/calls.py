@@ -17,9 +17,10 @@ from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
-from zaplock.programs.text import descriptor, field, file_of, number
+from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number
 from zaplock.protocols import (
     brk,
+    ksm,
     madvise,
     mincore,
     mmap,
@@ -136,12 +137,19 @@ def _brk(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, brk.brk(world.cx(live), wanted))
 
 
+_OF_A_PROCESS = {
+    CONSTANTS["PR_SET_MDWE"]: prctl.prctl_set_mdwe,
+    CONSTANTS["PR_SET_MEMORY_MERGE"]: ksm.prctl_set_memory_merge,
+}
+
+
 def _prctl(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     option = number(call.arguments[0])
-    if option == 65:  # PR_SET_MDWE
+    if option in _OF_A_PROCESS:
         if any(map(number, call.arguments[2:5])):
             return -22
-        return world.run(live, prctl.prctl_set_mdwe(world.cx(live), number(call.arguments[1])))
+        asked = _OF_A_PROCESS[option](world.cx(live), number(call.arguments[1]))
+        return world.run(live, asked)
     if "no names" in live.known.given:
         return -22
     start, length = number(call.arguments[2]), number(call.arguments[3])

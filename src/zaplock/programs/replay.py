@@ -43,7 +43,7 @@ from zaplock.programs.recording import (
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
 from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
-from zaplock.programs.text import number
+from zaplock.programs.text import CONSTANTS, number
 
 UNMODELLED = {
     "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
@@ -393,15 +393,17 @@ _HARMLESS = frozenset({
 """Calls after which the maps are what they were, or nearly (locking is not in maps)."""
 
 
+_PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
+
+
 def is_about_memory(call: TracedCall) -> bool:
     """Return whether a call is about mappings at all."""
     if call.name == "prctl":
         try:
             option = number(call.arguments[0])
         except (ValueError, IndexError):
-            return any(a.startswith(("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MM")) for a in
-                       call.arguments[:1])  # fmt: skip
-        return option in (65, 0x53564D41)
+            return any(a.startswith((*_PRCTLS, "PR_SET_MM")) for a in call.arguments[:1])
+        return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
         return monitors.is_of_monitor(call)
     if call.name in ("setrlimit", "prlimit64"):

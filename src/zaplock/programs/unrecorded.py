@@ -202,7 +202,7 @@ def _of_kernel(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
     if call.result != -EINVAL or got != 0:
         return ""
     if call.name == "prctl":
-        return "the recorded kernel has no PR_SET_MDWE"
+        return "the recorded kernel has no such prctl"
     if call.name != "madvise":
         return ""
     advice = number(call.arguments[2])

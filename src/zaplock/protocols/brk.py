@@ -36,6 +36,7 @@ from zaplock.model.vma import (
 )
 from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import commit
+from zaplock.protocols.ksm import become_mergeable, mergeable_flags
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,
@@ -138,22 +139,28 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
         return False
     if commit(m, pages):
         return False
-    vma = Vma(mm, old_end, new_end, flags, old_end >> PAGE_SHIFT)
+    vma = Vma(mm, old_end, new_end, mergeable_flags(space, flags, ""), old_end >> PAGE_SHIFT)
     handle = insert(m, task, vma)
     account(space, flags, 0, pages)
     if flags & VM_LOCKED:
         space.add("locked_vm", pages)
-    merge_with_heap(m, task, space, handle)
+    if not merge_with_heap(m, task, space, handle):
+        become_mergeable(m, space, handle, old_end, new_end)
     space.counters.put("brk", wanted)
     return True
 
 
-def merge_with_heap(m: Machine, task: Task, space: Mm, handle: int) -> None:
-    """Let what the heap has grown by be one VMA with the heap, never with anything else."""
+def merge_with_heap(m: Machine, task: Task, space: Mm, handle: int) -> bool:
+    """Let what the heap has grown by be one VMA with the heap, never with anything else.
+
+    Returns whether it could be.
+    """
     vma = vma_of(m, task, handle)
     before = previous(space, vma.start)
     if not before:
-        return
+        return False
     heap = vma_of(m, task, before)
-    if heap.end > space.count("start_brk") and can_merge(m, heap, vma):
+    merges = heap.end > space.count("start_brk") and can_merge(m, heap, vma)
+    if merges:
         absorb(m, task, before, handle, paid=True)  # the heap grows, and is no second VMA before
+    return merges

@@ -69,7 +69,7 @@ class Design:
     mprotect for the lock (so in every kernel from 4.9 on).
     And no kernel has these: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
-    afterwards, protocols.cut), nor lazy_flush (other CPUs flush at their next tick, and the range
+    afterwards, protocols.cut_munmap), nor lazy_flush (other CPUs flush at their next tick, and the range
     stays occupied until then, protocols.lazy_flush).
     Nor these, which were proposed (`designs.proposals_2026`): major_fault (what a fault under the
     VMA lock does about a page that has to be read: give the lock back and retry under the
@@ -130,6 +130,8 @@ class Design:
     gathers_first: bool = False
     realigns_moves: bool = False
     moves_many: bool = False
+    pins_unshare: bool = False
+    memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
     collapse_passes_holes: bool = False
     mremap_forgets_charge: bool = False

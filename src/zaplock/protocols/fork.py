@@ -22,6 +22,7 @@ from zaplock.model.flags import (
     VM_WIPEONFORK,
 )
 from zaplock.model.frames import change_frames
+from zaplock.model.mm import Counter
 from zaplock.model.pagetable import COUNTED, alloc_tables, install
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -67,13 +68,18 @@ async def fork(cx: Cx, child: int) -> int:
     return result
 
 
+INHERITED: tuple[Counter, ...] = ("thp_disable", "memory_merge")
+"""Flags of an address space that a child has, too."""
+
+
 @step
 def inherit_counters(m: Machine, _task: Task, mm: int, child: int) -> None:
-    """Give the child its parent's heap."""
+    """Give the child its parent's heap and flags."""
     for counter in ("brk", "start_brk", "data_length"):
         m.mm(child).counters.put(counter, m.mm(mm).count(counter))
-    if m.mm(mm).count("thp_disable"):
-        m.mm(child).counters.put("thp_disable", 1)
+    for flag in INHERITED:
+        if m.mm(mm).count(flag):
+            m.mm(child).counters.put(flag, m.mm(mm).count(flag))
     mdwe = m.mm(mm).count("mdwe")
     if mdwe and not mdwe & MDWE_NO_INHERIT:
         m.mm(child).counters.put("mdwe", mdwe)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from errno import EFAULT, EINVAL, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
+from zaplock.model import ksm
 from zaplock.model.files import cached_frame, set_file_size
 from zaplock.model.flags import (
     PAGE_MASK,
@@ -32,7 +33,7 @@ from zaplock.model.flags import (
 from zaplock.model.frames import write_frame
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import overlapping, vma_of
+from zaplock.model.vma import lookup, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
 from zaplock.protocols.seals import sealed_against
@@ -245,11 +246,23 @@ async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
     walked = await populate_up_to(cx, start, end, write)
     frames: list[int] = []
     for page in range(start, walked.at, PAGE_SIZE):
+        if not write and cx.design.pins_unshare:
+            await unshare_page(cx.mm, page)
         frame = await follow_page(cx.mm, page, write)
         if not frame:
             break
         frames.append(frame)
     return frames
+
+
+@step
+def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
+    """Give an address a page of its own in place of a merged one, which is not pinned to be read.
+
+    (gup_must_unshare)
+    """
+    handle, vpn = lookup(m, m.mm(mm), address), address >> PAGE_SHIFT
+    ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1)
 
 
 @step

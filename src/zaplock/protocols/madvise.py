@@ -38,6 +38,7 @@ from zaplock.model.flags import (
     page_align,
 )
 from zaplock.model.folios import split_partly_covered
+from zaplock.model.frames import set_lazy
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
 from zaplock.model.rwsem import down_read, up_read
@@ -46,6 +47,7 @@ from zaplock.model.swap import drop_swapped, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
+from zaplock.protocols.ksm import UNMERGEABLE, unmerge_ksm_pages
 from zaplock.protocols.locking import (
     lock_vma_under_rcu,
     mmap_write_lock_killable,
@@ -142,6 +144,8 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
         flags = (vma.flags & ~cleared) | set_
         if advice == f.MADV_MERGEABLE and vma.flags & UNMERGEABLE:
             return 0
+        if not error and advice == f.MADV_UNMERGEABLE:
+            await unmerge_ksm_pages(vma, low, high)
         if error or flags == vma.flags:
             return error
         modified = await modify_vma(cx, handle, low, high, flags)
@@ -151,9 +155,6 @@ async def advise_flags(cx: Cx, start: int, end: int, advice: int) -> int:
     await mmap_write_unlock(cx)
     return error or (-ENOMEM if holes else 0)
 
-
-UNMERGEABLE = f.VM_SHARED | f.VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | f.VM_DROPPABLE
-"""VMAs that MADV_MERGEABLE passes over without a word."""
 
 DISCARDS = (
     f.MADV_FREE, f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED, f.MADV_REMOVE, f.MADV_DONTFORK,
@@ -302,8 +303,8 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
 
     Pages of files in memory are taken from their mapping before reclaim finds that they can go
     nowhere; so they stay in the file without swap, and those that nobody has ever written to are
-    dropped in any case. Anonymous memory it lets be without swap, but for what may be dropped.
-    What MADV_FREE has left there is not known here.
+    dropped in any case. Anonymous memory it lets be without swap, but for what may be dropped, as
+    what MADV_FREE was given for and nobody has written to since.
     Source: mm/madvise.c, mm/vmscan.c shrink_folio_list.
     """
     droppable = bool(vma.flags & VM_DROPPABLE)
@@ -313,6 +314,8 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
         await unmap_page_range(cx, gather, start, end)
         if not droppable:
             await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
+    for start, end in () if droppable else await mapped_once(cx.mm, low, high, ("anon",), True):
+        await unmap_page_range(cx, gather, start, end)
     await tlb_finish_mmu(cx, gather)
     for start, end in () if droppable else taken:
         await write_to_swap(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
@@ -329,9 +332,18 @@ def unmap_to_swap(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
 
 @step
 def mapped_once(
-    m: Machine, _task: Task, mm: int, low: int, high: int, kinds: tuple[str, ...]
+    m: Machine,
+    _task: Task,
+    mm: int,
+    low: int,
+    high: int,
+    kinds: tuple[str, ...],
+    lazy: bool = False,
 ) -> tuple[tuple[int, int], ...]:
-    """List the parts of a range that have pages of some kinds which only this maps, unlocked."""
+    """List the parts of a range that have pages of some kinds which only this maps, unlocked.
+
+    lazy: only those that are lazily free.
+    """
     found = []
     for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
         if pte.kind in kinds:
@@ -339,6 +351,7 @@ def mapped_once(
                 (start - pte.delta << PAGE_SHIFT, end - pte.delta << PAGE_SHIFT)
                 for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta)
                 if frame.maps == 1 and frame.refs == pinned_by(pte) and not frame.stays_locked
+                if frame.lazy or not lazy
             ]
     return tuple(found)
 
@@ -495,3 +508,11 @@ def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
     drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     m.spend("protect_pte", m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT))
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind not in ("anon", "thp"):
+            continue
+        for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
+            shared = frame.kind == "ksm" and frame.maps > 1  # dirty as a whole, so it is asked
+            if not shared and not frame.stays_locked:
+                set_lazy(m, start, end, True)
+                m.globals.put("lazyfree", 1)

@@ -69,6 +69,7 @@ from zaplock.model.vma import (
 )
 from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import charge_commit, may_commit, may_expand_vm, uncharge
+from zaplock.protocols.ksm import become_mergeable, mergeable_flags
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     mmap_write_unlock,
@@ -331,6 +332,7 @@ def link_new_vma(
             )
         )
         m.files.put(file, backing)
+    vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
     vma = Vma(mm, start, end, vm_flags, pgoff, file, name="" if file else name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
@@ -392,13 +394,15 @@ def finish_mmap(m: Machine, task: Task, handle: int, merges_anew: bool) -> int:
     if not count_locked_mmap.run(m, task, handle):
         return handle
     vma = vma_of(m, task, handle)
-    behind = following(m.mm(vma.mm), vma.end)
-    if merges_anew or not behind:
-        return merge_around(m, task, handle, new=True)
-    other, before = vma_of(m, task, behind), previous(m.mm(vma.mm), vma.start)
-    first = can_merge(m, vma, other) and other.anon_vma and before
-    apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
-    return merge_around(m, task, handle, apart, new=True)
+    space = m.mm(vma.mm)
+    behind, apart = following(space, vma.end), 0
+    if behind and not merges_anew:
+        other, before = vma_of(m, task, behind), previous(space, vma.start)
+        first = can_merge(m, vma, other) and other.anon_vma and before
+        apart = before if first and vma_of(m, task, before).anon_vma != other.anon_vma else 0
+    merged = merge_around(m, task, handle, apart, new=True)
+    become_mergeable(m, space, merged, vma.start, vma.end)
+    return merged
 
 
 @step

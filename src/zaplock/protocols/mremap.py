@@ -30,6 +30,7 @@ from zaplock.model.flags import (
     VM_LOCKED,
     VM_LOCKED_MASK,
     VM_MAYSHARE,
+    VM_MERGEABLE,
     VM_PFNMAP,
     VM_SEALED,
     VM_SHARED,
@@ -61,6 +62,7 @@ from zaplock.model.vma import (
 from zaplock.protocols.after_unlock import unmap_complete
 from zaplock.protocols.commit import beyond_memory, commit
 from zaplock.protocols.fault import is_mapped
+from zaplock.protocols.ksm import unmerge_ksm_pages
 from zaplock.protocols.locking import (
     mmap_write_lock_killable,
     start_write_merging,
@@ -495,6 +497,8 @@ async def move(
         if handle < 0:
             return MremapResult(handle)
         vma = await read_vma(handle)
+    if vma.flags & VM_MERGEABLE:
+        await unmerge_ksm_pages(vma, r.address, r.address + r.old_length)
     if await charge_move(cx.mm, vma, r.new_length):
         return MremapResult(-ENOMEM)
     if await no_memory(cx):

@@ -25,6 +25,8 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.frames import set_lazy
+from zaplock.model.mm import Mm
 from zaplock.model.page_fault import (
     ALONE,
     begin_copy,
@@ -34,7 +36,7 @@ from zaplock.model.page_fault import (
     meets_huge_pages,
     populate_range,
 )
-from zaplock.model.pagetable import alloc_tables, split_huge_zero
+from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
@@ -175,7 +177,23 @@ def fault_range(
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
-    return populate_range(m, task, vma, first, last, write, alone), high
+    error = populate_range(m, task, vma, first, last, write, alone)
+    if write and m.globals.get("lazyfree", 0):
+        keep_touched(m, m.mm(vma.mm), first, last, bool(error))
+    return error, high
+
+
+def keep_touched(m: Machine, space: Mm, first: int, last: int, failed: bool) -> None:
+    """Let the pages [first, last) be lazily free no more: to touch one to write makes it dirty.
+
+    failed: only those up to the first that is not there. (FOLL_TOUCH)
+    """
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if failed and (low > first or pte.kind in ABSENT):
+            return
+        first = high
+        if pte.kind in ("anon", "thp"):
+            set_lazy(m, low + pte.delta, high + pte.delta, False)
 
 
 def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:

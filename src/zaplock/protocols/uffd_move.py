@@ -152,7 +152,7 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
         return -EFAULT
     if pte.kind == "anon":
         frame = m.frames.at(at + pte.delta)
-        if frame is None or frame.refs != 1 or frame.maps != 1:
+        if frame is None or frame.refs != 1 or frame.maps != 1 or frame.kind == "ksm":
             return -EBUSY
     m.spend("copy_pte")
     space.ptes.clear(at, at + 1)

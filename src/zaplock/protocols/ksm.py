@@ -1,0 +1,118 @@
+"""What a process asks of KSM and has done to it: PR_SET_MEMORY_MERGE, ksmd's scans, the undoing.
+
+Source: mm/ksm.c ksm_enable_merge_any, ksm_disable_merge_any (6.4), ksm_vma_flags (6.17),
+unmerge_ksm_pages.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL
+from typing import TYPE_CHECKING
+
+from zaplock.model import ksm
+from zaplock.model.flags import (
+    PAGE_SHIFT,
+    VM_DROPPABLE,
+    VM_HUGETLB,
+    VM_MAYSHARE,
+    VM_MERGEABLE,
+    VM_SHARED,
+    VM_SPECIAL,
+)
+from zaplock.model.mm import Mm
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, change, find_vmas, read_vma, write_vma
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+LATE, EARLY = 1, 2
+"""When what is mapped under PR_SET_MEMORY_MERGE becomes mergeable (the counter memory_merge)."""
+DEVICES = ("zero",)
+"""Names of the devices that private mappings of this model may be of."""
+UNMERGEABLE = VM_SHARED | VM_MAYSHARE | VM_SPECIAL | VM_HUGETLB | VM_DROPPABLE
+"""VMAs that KSM leaves alone, and MADV_MERGEABLE passes over without a word."""
+
+
+async def prctl_set_memory_merge(cx: Cx, enable: int) -> int:
+    """PR_SET_MEMORY_MERGE: let all VMAs be mergeable, and those that come; or none of them.
+
+    Returns 0, -EINTR or, before 6.4, -EINVAL.
+    """
+    if cx.design.memory_merge == "no":
+        return -EINVAL
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    mode = 0 if not enable else EARLY if cx.design.memory_merge == "early" else LATE
+    if await set_memory_merge(cx.mm, mode):
+        for handle in await find_vmas(cx.mm, 0, 1 << 63):
+            await set_mergeable(cx, handle, enable != 0)
+    await mmap_write_unlock(cx)
+    return 0
+
+
+@step
+def set_memory_merge(m: Machine, _task: Task, mm: int, mode: int) -> bool:
+    """Note when what an mm maps becomes mergeable (0: never); False where that is so already."""
+    counters, was = m.mm(mm).counters, m.mm(mm).count("memory_merge")
+    counters.put("memory_merge", mode)
+    return was != mode
+
+
+async def set_mergeable(cx: Cx, handle: int, enable: bool) -> None:
+    """Make one VMA mergeable, or give it pages of its own again. It merges with no neighbour."""
+    vma = await read_vma(handle)
+    if enable and not vma.flags & (VM_MERGEABLE | UNMERGEABLE):
+        await change_flags(handle, vma.flags | VM_MERGEABLE)
+    elif not enable and vma.flags & VM_MERGEABLE:
+        await unmerge_ksm_pages(vma, vma.start, vma.end)
+        await change_flags(handle, vma.flags & ~VM_MERGEABLE)
+
+
+@step
+def change_flags(m: Machine, _task: Task, handle: int, flags: int) -> None:
+    """Set the flags of a VMA that stays as long as it is."""
+    vma = m.vmas[handle]
+    assert isinstance(vma, Vma)
+    write_vma(m, handle, change(vma, flags=flags))
+
+
+@step
+def unmerge_ksm_pages(m: Machine, task: Task, vma: Vma, low: int, high: int) -> None:
+    """Give addresses [low, high) of a mergeable VMA pages of their own again."""
+    if vma.flags & VM_MERGEABLE and vma.anon_vma:
+        ksm.unmerge(m, task, vma, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+
+
+async def ksm_scan(cx: Cx) -> int:
+    """Let ksmd scan an address space, which nobody changes meanwhile, until it merges no more."""
+    await merge_pages(cx.mm)
+    return 0
+
+
+@step
+def merge_pages(m: Machine, task: Task, mm: int) -> None:
+    """Merge the equal pages of an address space."""
+    ksm.merge_equal(m, task, m.mm(mm))
+
+
+def mergeable_flags(space: Mm, vm_flags: int, name: str, when: int = EARLY) -> int:
+    """Return the flags that a new mapping of an mm has as to KSM (ksm_vma_flags).
+
+    when: EARLY, before a neighbour to merge with is looked for, or LATE, as always where a device
+    (that of this `name`) might still change the mapping (can_set_ksm_flags_early).
+    """
+    mode = space.count("memory_merge")
+    mode = LATE if mode and name in DEVICES else mode
+    return vm_flags | VM_MERGEABLE if mode == when and not vm_flags & UNMERGEABLE else vm_flags
+
+
+def become_mergeable(m: Machine, space: Mm, handle: int, start: int, end: int) -> None:
+    """Let a new mapping that has merged with none be mergeable, where that comes LATE."""
+    vma = m.vmas[handle]
+    if isinstance(vma, Vma) and (vma.start, vma.end) == (start, end):
+        flags = mergeable_flags(space, vma.flags, vma.name, LATE)
+        if flags != vma.flags:
+            m.vmas.put(handle, change(vma, flags=flags))
