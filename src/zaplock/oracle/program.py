@@ -88,7 +88,7 @@ MARKING = Look(stub.syscall(_GETPID), MARK)
 
 MEMINFO_FD = 60
 _MEMINFO = stub.entry(
-    stub.READ, MEMINFO_FD, ring.BUFFER_SIZE, ring.RING + ring.BUFFER, ring.OUT_FD, 1
+    stub.READ, MEMINFO_FD, ring.BUFFER_ROOM, ring.RING + ring.BUFFER, ring.OUT_FD, 1
 )
 COMMITTED = Look(_MEMINFO, _MEMINFO, True)
 """The whole machine's /proc/meminfo, for Committed_AS."""
