@@ -19,7 +19,7 @@ _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
-_RDWR_CREAT_TRUNC = 0o1102
+_RDWR = 2
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
 
@@ -184,9 +184,11 @@ def _open_files(names: ProgramNames) -> bytes:
     for slot, name in enumerate(ops.FILES):
         at = names.files[slot]
         if name == "zero":
-            parts.append(stub.syscall(_OPEN, at, 2))
+            parts.append(stub.syscall(_OPEN, at, _RDWR))
         elif name == "disk":
-            parts.append(stub.syscall(_OPEN, at, _RDWR_CREAT_TRUNC, 0o600))
+            # Cut to a byte: ext4 writes a file that was cut to nothing to its disk when it closes.
+            parts.append(stub.syscall(_OPEN, at, _RDWR))
+            parts.append(stub.syscall(_FTRUNCATE, ring.FIRST_FILE_FD + slot, 1))
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
