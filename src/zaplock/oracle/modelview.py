@@ -91,7 +91,8 @@ class ModelView:
         self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
         self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
         self._content = _Copy(machine.content)
-        self._last = Snapshot((), b"", b"", ())
+        self._counts = _Copy(self._space.counters)
+        self._last: Snapshot | None = None
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
         self.end = 1 << 63  # mappings from here on are left out
@@ -113,15 +114,22 @@ class ModelView:
         mapped = self._tree.is_old() | self._all_vmas.is_old()
         paged = self._ptes.is_old() | self._frames.is_old()
         written = self._content.is_old()
-        if mapped or paged or written:
-            self._look(paged or written, written)
+        counted = self._counts.is_old()
+        last = self._last
+        if last is not None and not (mapped or paged or written or counted):
+            return last
+        if last is None or mapped or paged or written:
+            vmas, regions, tags = self._look(paged or written, written)
+        else:
+            vmas, regions, tags, _ = last
         counters = tuple(map(sub, self._counters(), self._base))
         if self._ring_locked:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
-        return Snapshot(*self._last[:3], counters)
+        self._last = Snapshot(vmas, regions, tags, counters)
+        return self._last
 
-    def _look(self, paged: bool, written: bool) -> None:
-        """Walk the VMAs, and their page-table runs.
+    def _look(self, paged: bool, written: bool) -> tuple[tuple[ObservedVma, ...], bytes, bytes]:
+        """Walk the VMAs, and their page-table runs; return what a snapshot tells of them.
 
         `paged`: pages have come, gone or been written to; `written`: contents have changed.
         """
@@ -156,7 +164,7 @@ class ModelView:
                 _append(regions, seen.regions)
                 tags.append(seen.tags)
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
-        self._last = Snapshot(tuple(vmas), packed, b"".join(tags), ())
+        return tuple(vmas), packed, b"".join(tags)
 
     def _ring_kb(self) -> int:
         ring = self._machine.vmas.data[self._space.tree.data[self._ring]]

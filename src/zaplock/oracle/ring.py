@@ -160,10 +160,7 @@ def prelude() -> bytes:
             call("mseal", RING, RING_SIZE, 0),
             call("lseek", OUT_FD, 0, 0),
             *(stub.entry(stub.STORE, RING + place, NOTHING_KEPT) for place, _ in KEPT.values()),
-            *(
-                stub.entry(stub.STORE, RING + place + 8, room - 24)
-                for place, room in KEPT.values()
-            ),
+            *(stub.entry(stub.STORE, RING + place + 8, room - 24) for place, room in KEPT.values()),
             open_proc(),
         ]
     )

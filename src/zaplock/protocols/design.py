@@ -8,7 +8,7 @@ way: `replace(LINUX_6_18, name="mine", munmap=my_munmap)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.mm import ResourceLimits
@@ -42,14 +42,12 @@ class Cx:
     grain: int = 0
     limits: ResourceLimits = LIMITS
     allocations_fail: bool = False
+    mm: int = field(init=False, repr=False, compare=False)
+    mmap_lock: Lock = field(init=False, repr=False, compare=False)
 
-    @property
-    def mm(self) -> int:
-        return self.task.mm
-
-    @property
-    def mmap_lock(self) -> Lock:
-        return ("mmap_lock", self.task.mm)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mm", self.task.mm)
+        object.__setattr__(self, "mmap_lock", ("mmap_lock", self.task.mm))
 
 
 @dataclass(frozen=True)
