@@ -15,7 +15,7 @@ from zaplock.model import vma as model_vma
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
-from zaplock.model.store import Cells
+from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import MAX_REGIONS, WRITTEN
@@ -70,6 +70,30 @@ class _Copy:
             return False
         self._copy = self._data.copy()
         return True
+
+
+class _Walk:
+    """The runs of a page table by VMA, as `overlapping` has them, in one go upwards."""
+
+    __slots__ = ("_at", "_data", "_order")
+
+    def __init__(self, ptes: RangeMap[Pte]) -> None:
+        self._order, self._data, self._at = ptes.order, ptes.data, 0
+
+    def within(self, low: int, high: int) -> list[tuple[int, int, Pte]]:
+        """List the runs inside [low, high), clipped to it; each time from further above."""
+        order, data, at = self._order, self._data, self._at
+        count = len(order)
+        found: list[tuple[int, int, Pte]] = []
+        while at < count and (start := order[at]) < high:
+            end, pte = data[start]
+            if end > low:
+                found.append((max(start, low), min(end, high), pte))
+                if end > high:
+                    break
+            at += 1
+        self._at = at
+        return found
 
 
 class ModelView:
@@ -138,7 +162,7 @@ class ModelView:
         tags: list[bytes] = []
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
-        overlapping = self._space.ptes.overlapping
+        page_runs = _Walk(self._space.ptes)
         for start in tree.order:
             if start >= self.end:
                 break
@@ -150,15 +174,13 @@ class ModelView:
                 continue
             seen = known.get(handle)
             if paged or seen is None or seen.vma is not vma:
-                runs = overlapping(start >> 12, vma.end >> 12)
-                if (
-                    seen is None
-                    or seen.vma is not vma
-                    or (runs and (written or vma.flags & f.VM_LOCKED))
-                    or (self._swaps and vma.file)
-                    or seen.runs != runs
-                ):
+                runs = page_runs.within(start >> 12, vma.end >> 12)
+                if seen is None or seen.vma is not vma or seen.runs != runs:
                     seen = known[handle] = self._see(vma, runs)
+                elif (runs and vma.flags & f.VM_LOCKED) or (self._swaps and vma.file):
+                    seen = known[handle] = self._see(vma, runs)
+                elif runs and written:
+                    seen = known[handle] = seen._replace(tags=self._all_tags(vma, runs))
             vmas.append(seen.shown)
             if seen.runs and start < self._ring:
                 _append(regions, seen.regions)
@@ -176,7 +198,7 @@ class ModelView:
         if runs or (self._swaps and vma.file):
             figures = self._figures(vma, runs)
         if runs:
-            readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
+            tags = self._all_tags(vma, runs)
             protection = self.shows_protection or vma.flags & f.VM_UFFD_WP
             for low, high, pte in runs:
                 category = _CATEGORIES[pte.kind]
@@ -185,8 +207,6 @@ class ModelView:
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
                 _append(regions, [low << 12, high << 12, category])
-                if pte.kind not in ABSENT:
-                    tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
         shown = ObservedVma(
             vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
@@ -240,6 +260,15 @@ class ModelView:
         frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
         return sum(
             (end - start) * (_PSS_PAGE // max(1, frame.maps)) for start, end, frame in frames
+        )
+
+    def _all_tags(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> bytes:
+        if not vma.flags & f.VM_ACCESS_FLAGS:
+            return b"".join(
+                [_UNREADABLE * (high - low) for low, high, pte in runs if pte.kind not in ABSENT]
+            )
+        return b"".join(
+            [self._tags(low, high, pte) for low, high, pte in runs if pte.kind not in ABSENT]
         )
 
     def _tags(self, low: int, high: int, pte: Pte) -> bytes:
