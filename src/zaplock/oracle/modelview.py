@@ -175,9 +175,13 @@ class ModelView:
             seen = known.get(handle)
             if paged or seen is None or seen.vma is not vma:
                 runs = page_runs.within(start >> 12, vma.end >> 12)
-                if seen is None or seen.vma is not vma or seen.runs != runs:
-                    seen = known[handle] = self._see(vma, runs)
-                elif (runs and vma.flags & f.VM_LOCKED) or (self._swaps and vma.file):
+                if (
+                    seen is None
+                    or seen.vma is not vma
+                    or seen.runs != runs
+                    or (runs and vma.flags & f.VM_LOCKED)
+                    or (self._swaps and vma.file)
+                ):
                     seen = known[handle] = self._see(vma, runs)
                 elif runs and written:
                     seen = known[handle] = seen._replace(tags=self._all_tags(vma, runs))
