@@ -20,7 +20,7 @@ import __future__
 import ast
 import inspect
 import linecache
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from types import CodeType, CoroutineType, FunctionType
 from typing import Any
 
@@ -109,15 +109,13 @@ class PlainForms(dict[Any, Plain]):
 
 
 class _Source:
-    """The protocols that a file has, each with the code that it compiles to."""
+    """The protocols that a file has."""
 
     def __init__(self, filename: str) -> None:
-        text = "".join(linecache.getlines(filename))
         try:
-            tree = ast.parse(text, filename)
-            self._codes = set(_codes(compile(tree, filename, "exec", dont_inherit=True)))
+            tree = ast.parse("".join(linecache.getlines(filename)), filename)
         except (SyntaxError, ValueError):  # it was changed since
-            tree, self._codes = ast.Module([], []), set()
+            tree = ast.Module([], [])
         self._nodes = {
             (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
             for node in ast.walk(tree)
@@ -126,16 +124,12 @@ class _Source:
 
     def of(self, code: CodeType) -> ast.AsyncFunctionDef | None:
         """Return the source of a function, None if what the file says now is something else."""
-        if code not in self._codes:
+        node = self._nodes.get((code.co_name, code.co_firstlineno))
+        if node is None:
             return None
-        return self._nodes.get((code.co_name, code.co_firstlineno))
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _codes(inner)
+        flags = code.co_flags & __future__.annotations.compiler_flag
+        module = compile(ast.Module([node], []), code.co_filename, "exec", flags, True)
+        return node if code in module.co_consts else None
 
 
 def _passed_over(_machine: Machine, _task: Task, *_args: Any) -> None:
