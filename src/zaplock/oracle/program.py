@@ -281,9 +281,9 @@ def _descriptor(slot: int | Ref) -> int:
 
 def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     """Append an entry, before it the patches that put earlier results into its arguments."""
-    refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
-    if not refs:
+    if Ref not in map(type, op.args):
         return b.add(entry)
+    refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)

@@ -39,8 +39,8 @@ KEPT = {"smaps": (0x11000, 0x6000), "pages": (0x17000, 0x1800), "status": (0x188
 MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them is not seen
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
 BUFFER_ROOM = BUFFER_SIZE - 8  # the stub ends what it compares with a word of zeros
-AS_BEFORE = -1
-NOTHING_KEPT = (1 << 64) - 1
+AS_BEFORE = -1  # the result of an entry that has observed the same again
+NOTHING_KEPT = (1 << 64) - 1  # no length
 PROGRAM = 0x19000
 RING_SIZE = 0x40000
 SCRATCH_SIZE = 0x1000
@@ -159,10 +159,18 @@ def prelude() -> bytes:
             POPULATE,
             call("mseal", RING, RING_SIZE, 0),
             call("lseek", OUT_FD, 0, 0),
-            *(stub.entry(stub.STORE, RING + place, NOTHING_KEPT) for place, _ in KEPT.values()),
-            *(stub.entry(stub.STORE, RING + place + 8, room - 24) for place, room in KEPT.values()),
+            keep_nothing(),
             open_proc(),
         ]
+    )
+
+
+def keep_nothing() -> bytes:
+    """Forget what was observed last: whatever comes next is written down."""
+    return b"".join(
+        stub.entry(stub.STORE, RING + place, NOTHING_KEPT)
+        + stub.entry(stub.STORE, RING + place + 8, room - 24)
+        for place, room in KEPT.values()
     )
 
 

@@ -59,4 +59,4 @@ def entry(handler: int, *arguments: int, number: int = 0) -> bytes:
 
 def syscall(number: int, *arguments: int) -> bytes:
     """Pack the entry of one system call."""
-    return entry(SYSCALL, *arguments, number=number)
+    return _PACK(SYSCALL, number, *arguments, *_PADDING[len(arguments)])
