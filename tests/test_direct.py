@@ -152,6 +152,20 @@ def test_a_file_that_was_changed_since_is_not_what_runs(
     del sys.modules["stories"]
 
 
+def test_a_file_that_was_loaded_again_has_its_own_names(forms: PlainForms, tmp_path: Path) -> None:
+    path = tmp_path / "stories.py"
+    own = "async def end(what):\n    return await twice(LAST)\n"
+    path.write_text(f"{SOURCE}LAST = 'old'\n{own}")
+    old = _imported(path)
+    assert _told(old, "end", "a") == (2, ["old", "old"])
+    path.write_text(path.read_text().replace("'old'", "'newer'"))
+    new = _imported(path)
+    assert _told(new, "end", "a") == (2, ["newer", "newer"])
+    assert _told(old, "end", "a") == (2, ["old", "old"])
+    assert _is_plain(forms, new, "end")
+    del sys.modules["stories"]
+
+
 def test_a_design_s_own_protocols_are_plain_too(forms: PlainForms) -> None:
     machine, results = Machine(), []
     cx = Cx(LINUX_6_18, T1)

@@ -34,7 +34,7 @@ Take = Callable[[Machine, Task, Any], Any]
 
 WORTH_AFTER = 20_000
 _MACHINE, _TASK, _PLAIN, _TAKE, _KIND = "_machine_", "_task_", "_plain_", "_take_", "_kind_"
-_NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With)
+_NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With, ast.GeneratorExp)
 _NOT_AT_ALL = (ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
 
 
@@ -50,18 +50,22 @@ class PlainForms(dict[Any, Plain]):
         self[MarkStep] = _passed_over
         self.runs_left = WORTH_AFTER
         self._take = take
-        self._by_code: dict[CodeType, Plain | None] = {}
+        self._codes: dict[CodeType, CodeType | None] = {}
+        self._begun: dict[tuple[CodeType, int], Plain | None] = {}
         self._sources: dict[str, _Source] = {}
 
     def __missing__(self, called: Any) -> Plain:
         if type(called) is StepKind:
             return called.run
+        take = self._take
         if isinstance(called, FunctionType) and inspect.iscoroutinefunction(called):
-            plain = self._by_code.get(called.__code__) or self._compiled(called)
+            plain = self._plain(called.__code__, called.__globals__)
             if plain is not None:
+                plain.__defaults__ = called.__defaults__
+                own = {_PLAIN: self, _TAKE: take, _KIND: StepKind}
+                plain.__kwdefaults__ = {**(called.__kwdefaults__ or {}), **own}
                 self[called] = plain
                 return plain
-        take = self._take
 
         def made_and_taken(machine: Machine, task: Task, *args: Any, **kwargs: Any) -> Any:
             return take(machine, task, called(*args, **kwargs))
@@ -75,37 +79,36 @@ class PlainForms(dict[Any, Plain]):
         if self.runs_left or type(program) is not CoroutineType:
             self.runs_left = max(self.runs_left - 1, 0)
             return None
-        code = program.cr_code
-        try:
-            plain = self._by_code[code]
-        except KeyError:
-            plain = self._by_code[code] = self._of_code(program)
-        frame = program.cr_frame
-        if plain is None or frame is None or program.cr_suspended:
+        code, frame = program.cr_code, program.cr_frame
+        if frame is None or program.cr_suspended:
             return None
-        return plain, frame.f_locals
+        # A file that was loaded again may have functions that are the same, and other names.
+        key = code, id(frame.f_globals)
+        try:
+            plain = self._begun[key]
+        except KeyError:
+            plain = self._begun[key] = self._plain(code, frame.f_globals)
+        return None if plain is None else (plain, dict(frame.f_locals))
 
-    def _of_code(self, program: CoroutineType[Any, Any, Any]) -> Plain | None:
-        """Find the function that a protocol is of, if it is one of a module."""
-        frame = program.cr_frame
-        found = frame.f_globals.get(program.__name__) if frame else None
-        if isinstance(found, FunctionType) and found.__code__ is program.cr_code:
-            return self._compiled(found)
-        return None
+    def _plain(self, code: CodeType, names: dict[str, Any]) -> FunctionType | None:
+        """Make the plain form of a function of a module, without its defaults."""
+        if code not in self._codes:
+            self._codes[code] = self._compiled(code, names)
+        compiled = self._codes[code]
+        if compiled is None:
+            return None
+        plain = FunctionType(compiled, names)
+        plain.__kwdefaults__ = {_PLAIN: self, _TAKE: self._take, _KIND: StepKind}
+        return plain
 
-    def _compiled(self, function: FunctionType) -> Plain | None:
-        code = function.__code__
-        self._by_code[code] = None
+    def _compiled(self, code: CodeType, names: dict[str, Any]) -> CodeType | None:
         if code.co_freevars or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
             return None
         source = self._sources.get(code.co_filename)
         if source is None:
             source = self._sources[code.co_filename] = _Source(code.co_filename)
         node = source.of(code)
-        if node is None or not _may_be_plain(node):
-            return None
-        plain = self._by_code[code] = _function(node, function, self, self._take)
-        return plain
+        return _plain_code(node, code, names) if node and _may_be_plain(node) else None
 
 
 class _Source:
@@ -140,7 +143,7 @@ def _may_be_plain(node: ast.AsyncFunctionDef) -> bool:
     """Tell whether calls may take the places of a protocol's awaits."""
     for statement in node.body:
         for inner in ast.walk(statement):
-            if isinstance(inner, _NOT_AT_ALL):
+            if isinstance(inner, _NOT_AT_ALL) or getattr(inner, "is_async", False):
                 return False
             if isinstance(inner, _NOT_AROUND_AWAITS) and any(
                 isinstance(part, ast.Await) for part in ast.walk(inner)
@@ -149,12 +152,9 @@ def _may_be_plain(node: ast.AsyncFunctionDef) -> bool:
     return True
 
 
-def _function(
-    node: ast.AsyncFunctionDef, function: FunctionType, forms: PlainForms, take: Take
-) -> Plain:
+def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any]) -> CodeType:
     """Compile a protocol's source with calls in the place of its awaits."""
-    calls = _Calls(function.__globals__)
-    arguments = node.args
+    calls, arguments = _Calls(names), node.args
     plain = ast.FunctionDef(
         name=node.name,
         args=ast.arguments(
@@ -173,17 +173,10 @@ def _function(
         body=[calls.visit(statement) for statement in node.body],
         decorator_list=[],
     )
-    module = ast.fix_missing_locations(ast.Module([ast.copy_location(plain, node)], []))
-    space: dict[str, Any] = {}
-    filename, flags = function.__code__.co_filename, __future__.annotations.compiler_flag
-    exec(compile(module, filename, "exec", flags, dont_inherit=True), space)
-    made = FunctionType(
-        space[node.name].__code__, function.__globals__, node.name, function.__defaults__
-    )
-    made.__kwdefaults__ = {
-        **(function.__kwdefaults__ or {}), _PLAIN: forms, _TAKE: take, _KIND: StepKind,
-    }  # fmt: skip
-    return made
+    tree = ast.fix_missing_locations(ast.Module([ast.copy_location(plain, node)], []))
+    flags = __future__.annotations.compiler_flag
+    module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
+    return next(inner for inner in module.co_consts if isinstance(inner, CodeType))
 
 
 class _Calls(ast.NodeTransformer):
