@@ -43,6 +43,7 @@ ONLY_COMPUTE = {
     "test_cost_units",
     "test_dependencies",
     "test_diff",
+    "test_direct",
     "test_exhaustive",
     "test_fidelity",
     "test_fleet",

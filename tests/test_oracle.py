@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
+import random
 import shlex
 import shutil
 import signal
@@ -17,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.engines import sequential
+from zaplock.engines.direct import PlainForms
 from zaplock.errors import UserError
 from zaplock.oracle import (
     bare_process,
@@ -25,6 +29,8 @@ from zaplock.oracle import (
     corpus,
     huge_pool,
     ksm,
+    ops,
+    ring,
     script,
     seeded_faults,
     shrink,
@@ -36,6 +42,7 @@ from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
 from zaplock.oracle.modelops import OPERATIONS
 from zaplock.oracle.modelside import COVERED, model_side
+from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 
 CORPUS_AT = Path(__file__).parent / "corpus"
@@ -69,6 +76,83 @@ def test_what_once_differed_agrees(bench: Bench, path: Path) -> None:
     sequence, _ = corpus.load(path)
     found = bench.diverge((*sequence, *UNMAP_ALL))
     assert found is None, found.differences
+
+
+@needs_kernel
+def test_the_model_says_the_same_as_plain_functions(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = Generator(8, COVERED)
+    sequences = [generator.sequence() for _ in range(24)]
+    forms = PlainForms(sequential._take)
+    monkeypatch.setattr(sequential, "PLAIN_FORMS", forms)
+    awaited = [bench.model.run(sequence) for sequence in sequences]
+    assert forms.runs_left
+    forms.runs_left = 0
+    assert [bench.model.run(sequence) for sequence in sequences] == awaited
+    assert len(forms) > 100
+
+
+@needs_kernel
+def test_what_is_observed_again_is_the_same_snapshot(bench: Bench) -> None:
+    page = ring.PAGE
+    steps = bench.real.run(
+        (
+            Op("mmap", (WINDOW, 2 * page, 3, 0x32, ops.NO_FILE, 0)),
+            Op("munmap", (WINDOW + 1, page)),  # EINVAL
+            Op("store", (WINDOW,)),
+            Op("store", (WINDOW,)),  # other content
+            Op("load", (WINDOW,)),
+            Op("fork"),
+            Op("munmap", (WINDOW, 2 * page)),
+        )
+    )
+    seen = [step.snapshot for step in steps]
+    same = [after is before for before, after in itertools.pairwise(seen)]
+    assert same == [True, False, False, True, False, False]
+    assert seen[3].vmas is seen[2].vmas
+    assert seen[3].tags != seen[2].tags
+    assert seen[5] == seen[4], "and the child's was read in between"
+    assert seen[6].vmas == ()
+
+
+def test_an_observation_that_is_as_before_needs_one_before() -> None:
+    parser = Parser()
+    with pytest.raises(ValueError, match="nothing before"):
+        parser.same_again()
+    with pytest.raises(ValueError, match="nothing before"):
+        parser.snapshot(None, bytes(16), None)
+
+
+def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
+    pick, kept = random.Random(5), Parser()
+    starts: list[int] = []
+    for _ in range(300):
+        if starts and pick.random() < 0.4:
+            starts.remove(pick.choice(starts))
+        else:
+            starts = sorted({*starts, pick.randrange(1, 30) * ring.PAGE})
+        locked = frozenset(pick.sample([*starts, ring.RING], pick.randint(0, 2)) if starts else ())
+        texts = [_smaps_of(start, start in locked) for start in (*starts, ring.RING)]
+        told = b"".join(texts), bytes(16), _STATUS
+        found, whole = kept.snapshot(*told), Parser().snapshot(*told)
+        assert found == whole
+        assert [vma.start for vma in found.vmas] == starts
+        assert (found.counters[2] < 0) == (ring.RING in locked)
+
+
+def _smaps_of(start: int, locked: bool) -> bytes:
+    figures = "".join(f"{name}: 4 kB\n" for name in ops.FIGURES)
+    flags = "rd wr lo" if locked else "rd wr"
+    return f"{start:x}-{start + ring.PAGE:x} rw-p 0 00:00 0\n{figures}VmFlags: {flags}\n".encode()
+
+
+_STATUS = (
+    "".join(
+        ["Name: x\n", *(f"{name}: 0 kB\n" for name in (*ops.COUNTERS, "VmExe", "VmLib"))]
+    ).encode()
+    + b"CoreDumping: 0\n"
+)
 
 
 @needs_kernel

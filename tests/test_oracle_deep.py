@@ -218,6 +218,8 @@ def test_a_fault_is_found_and_taken_out_again(bench: Bench, name: str) -> None:
 
 def test_there_are_thirty_faults_with_names_of_their_own() -> None:
     assert len({fault.name for fault in seeded_faults.FAULTS}) == len(seeded_faults.FAULTS) >= 30
+    for fault in seeded_faults.FAULTS:
+        assert hasattr(fault.where, fault.attribute), f"{fault.name} breaks what is not there"
 
 
 @needs_kernel

@@ -3,14 +3,16 @@
 This is the engine of the differential tests: a system call of the model gives its result and its
 state, the real kernel gives its own, and the two are compared. Nobody else runs, so a step that
 would have to wait can never go on: that is reported as `NO_DEADLOCK`. Time doesn't pass and notes
-to the engine are passed over.
+to the engine are passed over. A process that runs many protocols runs them as plain functions
+(`engines.direct`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
+from zaplock.engines.direct import PlainForms
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
 from zaplock.model.step import MarkStep, Step, Task, WaitStep
@@ -42,6 +44,11 @@ def run(
     Every lock operation is appended to `lock_calls` where that is given. Raises Violation where a
     step reports one, and (NO_DEADLOCK) where a step would have to wait.
     """
+    if lock_calls is None and (plain := PLAIN_FORMS.call_of(program)):
+        program.close()
+        call, arguments = plain
+        done: T = call(machine, task, **arguments)
+        return done
     send = program.send
     result: Any = None
     try:
@@ -62,6 +69,24 @@ def run(
                 result = _waited(machine, task, step)
     finally:
         program.close()
+
+
+def _take(machine: Machine, task: Task, awaited: Any) -> Any:
+    """Take one step, or run a protocol, and return its result."""
+    kind = type(awaited)
+    if kind is Step:
+        return awaited.run(machine, task, *awaited.args)
+    if isinstance(awaited, LockStep):
+        return _lock(machine, task, awaited, None)
+    if kind is MarkStep:
+        return None
+    if isinstance(awaited, Step):
+        return _waited(machine, task, awaited)
+    return run(machine, task, awaited)
+
+
+PLAIN_FORMS: Final = PlainForms(_take)
+"""Of the protocols that were run here so often that it is worth it."""
 
 
 def _waited(machine: Machine, task: Task, step: Step[Any]) -> Any:

@@ -131,7 +131,7 @@ class Machine:
 
     def mm(self, mm: int) -> Mm:
         """Return the address space `mm`; one that nobody used yet is empty."""
-        return self.mms[mm]
+        return self.mms.made.get(mm) or self.mms[mm]
 
     def page_cache(self, file: int) -> RangeMap[int]:
         """Return the page cache of a file: page offset -> frame number less page offset."""

@@ -300,11 +300,22 @@ class LockStep(Step[int]):
         return f"{self.name}({lock_name(self.lock)}{to})"
 
 
+@cache
+def _only_holder(tid: int, write: bool) -> Rwsem:
+    return acquire(FREE, tid, write)
+
+
 def _at_once(
     machine: Machine, task: Task, action: str, lock: Lock, write: bool, to: int = 0
 ) -> int:
     """Do a lock operation that cannot have to wait: the sequential engine's whole rwsem."""
     sem = machine.locks.get(lock, FREE)
+    if sem is FREE and (action == "down" or action == "try"):
+        machine.locks.put(lock, _only_holder(task.tid, write))
+        return 1 if action == "try" else 0
+    if action == "up" and sem is _only_holder(task.tid, write):
+        machine.locks.put(lock, FREE)
+        return 0
     if action == "down" or action == "try":
         if not is_free_for(sem, write):
             if action == "try":

@@ -224,12 +224,19 @@ class OrderedCells(Cells[int, V]):
         self.order = make(self.order)
 
     def put(self, key: int, value: V) -> None:
-        if key not in self.data:
+        data = self.data
+        if key not in data:
             insort(self.order, key)
-        super().put(key, value)
+        if self.store.journal is None:
+            data[key] = value
+        else:
+            super().put(key, value)
 
     def drop(self, key: int) -> V:
-        del self.order[bisect_left(self.order, key)]
+        order = self.order
+        del order[bisect_left(order, key)]
+        if self.store.journal is None:
+            return self.data.pop(key)
         return super().drop(key)
 
     def restore(self, key: int, old: V | _Absent) -> None:
@@ -395,7 +402,7 @@ class OnDemand(Generic[K, V]):
     can be told from who asked before.
     """
 
-    __slots__ = ("_family", "_is_empty", "_made", "_make", "_store")
+    __slots__ = ("_family", "_is_empty", "_make", "_store", "made")
 
     def __init__(
         self, store: Store, family: str, make: Callable[[K], V], is_empty: Callable[[V], bool]
@@ -404,22 +411,22 @@ class OnDemand(Generic[K, V]):
         self._family = family
         self._make = make
         self._is_empty = is_empty
-        self._made: dict[K, V] = {}
+        self.made: dict[K, V] = {}
         store.families[family] = self
 
     def __getitem__(self, key: K) -> V:
-        found = self._made.get(key)
+        found = self.made.get(key)
         if found is None:
             self._store.making = (self._family, key)
             try:
-                found = self._made[key] = self._make(key)
+                found = self.made[key] = self._make(key)
             finally:
                 self._store.making = None
         return found
 
     def items(self) -> list[tuple[K, V]]:
         """List those that hold something, in order of their keys."""
-        made = self._made
+        made = self.made
         # sorted() of what can't be compared would not do: all keys of a family are of one kind.
         return [(key, made[key]) for key in sorted(made) if not self._is_empty(made[key])]  # type: ignore[type-var]
 

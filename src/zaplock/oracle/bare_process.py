@@ -48,6 +48,7 @@ _ADDR_NO_RANDOMIZE = 0x0040000
 _CLONE_NEWIPC = 0x0800_0000
 _PR_SET_PDEATHSIG = 1
 HANG_S = 10.0
+OBSERVATIONS_MAPPED = 64 << 20  # bytes: what one program observes is far less, nearly always
 
 
 class Lost(Exception):
@@ -152,6 +153,8 @@ class BareProcess:
         self._memfd, self._out = _memfd("ring"), _memfd("observations")
         os.ftruncate(self._memfd, ring.RING_SIZE)
         self.memory = mmap.mmap(self._memfd, ring.RING_SIZE)
+        os.ftruncate(self._out, OBSERVATIONS_MAPPED)
+        self._observations = mmap.mmap(self._out, OBSERVATIONS_MAPPED, prot=mmap.PROT_READ)
         self._anchor = ctypes.c_char.from_buffer(self.memory)
         self._base = ctypes.addressof(self._anchor)
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -185,9 +188,15 @@ class BareProcess:
         value: int = struct.unpack_from("<q", self.memory, offset)[0]
         return value
 
-    def observed(self) -> bytes:
-        """Read what the last program observed (and, behind it, what longer ones left)."""
-        return os.pread(self._out, os.lseek(self._out, 0, os.SEEK_CUR), 0)
+    def observed(self) -> bytes | mmap.mmap:
+        """Show what the last program observed (and, behind it, what longer ones left).
+
+        It is what the next program writes to.
+        """
+        length = os.lseek(self._out, 0, os.SEEK_CUR)
+        if length <= OBSERVATIONS_MAPPED:
+            return self._observations
+        return os.pread(self._out, length, 0)
 
     def program(self, length: int) -> bytes:
         """Read the last program back, now with its results."""
@@ -209,8 +218,10 @@ class BareProcess:
     def _wait(self) -> None:
         deadline = time.monotonic() + HANG_S
         timeout = struct.pack("<qq", 0, 200_000_000)
-        while struct.unpack_from("<I", self.memory, ring.DONE)[0] == 0:
+        while True:
             self._futex(ring.DONE, _FUTEX_WAIT, 0, timeout)
+            if struct.unpack_from("<I", self.memory, ring.DONE)[0]:
+                return
             if self._process.poll() is not None:
                 raise Lost(f"the bare process ended with {self._process.returncode}")
             if time.monotonic() > deadline:
@@ -229,5 +240,6 @@ class BareProcess:
         self._process.wait()
         del self._anchor
         self.memory.close()
+        self._observations.close()
         os.close(self._memfd)
         os.close(self._out)

@@ -234,7 +234,7 @@ def _enter(make_model: SideMaker, scope: Scope, cpus: Queue[int]) -> None:
     _BENCH.append(Bench(make_model, scope))
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000)
 
 
 def _work(seed: int) -> Report:

@@ -35,12 +35,18 @@ def first_divergence(
     sequence: Sequence[Op], real: Sequence[OracleStep], model: Sequence[OracleStep]
 ) -> Divergence | None:
     """Return the first operation after which two runs differ, None if there is none."""
-    if list(real) == list(model):
-        return None
+    equal: tuple[Snapshot | None, Snapshot | None] = None, None
     for index, (ours, theirs) in enumerate(zip(real, model, strict=False)):
-        if ours != theirs:
+        if ours.outcome != theirs.outcome or (
+            # What both sides know to be as before was compared before.
+            (ours.snapshot is not equal[0] or theirs.snapshot is not equal[1])
+            and ours.snapshot != theirs.snapshot
+        ):
             told = tuple(differences(ours, theirs))[:MOST]
             return Divergence(tuple(sequence), index, told or ("unequal in no field",))
+        equal = ours.snapshot, theirs.snapshot
+    if len(real) == len(model):
+        return None
     return Divergence(tuple(sequence), min(len(real), len(model)), ("length of the runs",))
 
 

@@ -16,7 +16,7 @@ from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
-from zaplock.model.store import Cells
+from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
 from zaplock.oracle.ring import MAX_REGIONS, WRITTEN
@@ -73,6 +73,30 @@ class _Copy:
         return True
 
 
+class _Walk:
+    """The runs of a page table by VMA, as `overlapping` has them, in one go upwards."""
+
+    __slots__ = ("_at", "_data", "_order")
+
+    def __init__(self, ptes: RangeMap[Pte]) -> None:
+        self._order, self._data, self._at = ptes.order, ptes.data, 0
+
+    def within(self, low: int, high: int) -> list[tuple[int, int, Pte]]:
+        """List the runs inside [low, high), clipped to it; each time from further above."""
+        order, data, at = self._order, self._data, self._at
+        count = len(order)
+        found: list[tuple[int, int, Pte]] = []
+        while at < count and (start := order[at]) < high:
+            end, pte = data[start]
+            if end > low:
+                found.append((max(start, low), min(end, high), pte))
+                if end > high:
+                    break
+            at += 1
+        self._at = at
+        return found
+
+
 class ModelView:
     """What can be observed of one address space of a machine, the ring left out.
 
@@ -92,7 +116,8 @@ class ModelView:
         self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
         self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
         self._content = _Copy(machine.content)
-        self._last = Snapshot((), b"", b"", ())
+        self._counts = _Copy(self._space.counters)
+        self._last: Snapshot | None = None
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
         self.shows_lazyfree: bool = parent.shows_lazyfree if parent else False
@@ -116,30 +141,40 @@ class ModelView:
         mapped = self._tree.is_old() | self._all_vmas.is_old()
         framed = self._frames.is_old()
         paged = self._ptes.is_old() | framed
-        written = self._content.is_old() | (framed and self._shows_marks())
-        if mapped or paged or written:
-            self._look(paged or written, written)
+        written = self._content.is_old()
+        marked = framed and self._shows_marks()
+        counted = self._counts.is_old()
+        last = self._last
+        if last is not None and not (mapped or paged or written or counted):
+            return last
+        if last is None or mapped or paged or written:
+            vmas, regions, tags = self._look(paged or written, written, marked)
+        else:
+            vmas, regions, tags, _ = last
         counters = tuple(map(sub, self._counters(), self._base))
         if self._ring_locked:
             counters = (*counters[:2], counters[2] - self._ring_kb(), *counters[3:])
-        return Snapshot(*self._last[:3], counters)
+        self._last = Snapshot(vmas, regions, tags, counters)
+        return self._last
 
     def _shows_marks(self) -> bool:
         """Return whether pages have marks that show, and that may change where no entry does."""
-        return self.shows_lazyfree or has_merged(self._machine)
+        return self.shows_lazyfree or self._swaps or has_merged(self._machine)
 
-    def _look(self, paged: bool, written: bool) -> None:
-        """Walk the VMAs, and their page-table runs.
+    def _look(
+        self, paged: bool, written: bool, marked: bool
+    ) -> tuple[tuple[ObservedVma, ...], bytes, bytes]:
+        """Walk the VMAs, and their page-table runs; return what a snapshot tells of them.
 
-        `paged`: pages have come, gone or been written to; `written`: contents or marks have
-        changed.
+        `paged`: pages have come, gone or been written to; `written`: contents have changed;
+        `marked`: so may what figures tell of a page that is where it was.
         """
         vmas: list[ObservedVma] = []
         regions: list[int] = []
         tags: list[bytes] = []
         self._ring_locked = False
         tree, all_vmas, known = self._space.tree, self._machine.vmas.data, self._seen
-        overlapping = self._space.ptes.overlapping
+        page_runs = _Walk(self._space.ptes)
         for start in tree.order:
             if start >= self.end:
                 break
@@ -151,21 +186,23 @@ class ModelView:
                 continue
             seen = known.get(handle)
             if paged or seen is None or seen.vma is not vma:
-                runs = overlapping(start >> 12, vma.end >> 12)
+                runs = page_runs.within(start >> 12, vma.end >> 12)
                 if (
                     seen is None
                     or seen.vma is not vma
-                    or (runs and (written or vma.flags & f.VM_LOCKED))
-                    or (self._swaps and vma.file)
                     or seen.runs != runs
+                    or (runs and (marked or vma.flags & f.VM_LOCKED))
+                    or (self._swaps and vma.file)
                 ):
                     seen = known[handle] = self._see(vma, runs)
+                elif runs and written:
+                    seen = known[handle] = seen._replace(tags=self._all_tags(vma, runs))
             vmas.append(seen.shown)
             if seen.runs and start < self._ring:
                 _append(regions, seen.regions)
                 tags.append(seen.tags)
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
-        self._last = Snapshot(tuple(vmas), packed, b"".join(tags), ())
+        return tuple(vmas), packed, b"".join(tags)
 
     def _ring_kb(self) -> int:
         ring = self._machine.vmas.data[self._space.tree.data[self._ring]]
@@ -177,7 +214,7 @@ class ModelView:
         if runs or (self._swaps and vma.file):
             figures = self._figures(vma, runs)
         if runs:
-            readable = bool(vma.flags & f.VM_ACCESS_FLAGS)
+            tags = self._all_tags(vma, runs)
             protection = self.shows_protection or vma.flags & f.VM_UFFD_WP
             for low, high, pte in runs:
                 category = _CATEGORIES[pte.kind]
@@ -186,8 +223,6 @@ class ModelView:
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
                 _append(regions, [low << 12, high << 12, category])
-                if pte.kind not in ABSENT:
-                    tags += self._tags(low, high, pte) if readable else _UNREADABLE * (high - low)
         flags, perms = _spelled(vma.flags)
         shown = ObservedVma(
             vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
@@ -254,6 +289,15 @@ class ModelView:
         frames = self._machine.frames.overlapping(low + pte.delta, high + pte.delta)
         return sum(
             (end - start) * (_PSS_PAGE // max(1, frame.maps)) for start, end, frame in frames
+        )
+
+    def _all_tags(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> bytes:
+        if not vma.flags & f.VM_ACCESS_FLAGS:
+            return b"".join(
+                [_UNREADABLE * (high - low) for low, high, pte in runs if pte.kind not in ABSENT]
+            )
+        return b"".join(
+            [self._tags(low, high, pte) for low, high, pte in runs if pte.kind not in ABSENT]
         )
 
     def _tags(self, low: int, high: int, pte: Pte) -> bytes:

@@ -1,8 +1,9 @@
 """What the bare process wrote down, as snapshots: a parser that looks at nothing twice.
 
-Most of an address space is the same from one operation to the next, so every piece of text (the
-whole of smaps, a VMA, its figures, the counters) is parsed once and then found by its
-bytes. That makes a snapshot of ten VMAs cost about as much as splitting the text.
+Most of an address space is the same from one operation to the next. What is the same as a whole,
+byte for byte, the bare process has found out and not written down again; of the rest every piece of
+text (a VMA, its figures, the counters) is parsed once and then found by its bytes. That makes a
+snapshot of ten VMAs cost about as much as splitting the text.
 """
 
 from __future__ import annotations
@@ -111,7 +112,10 @@ class Parser:
         self._spelled: dict[bytes, str] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
         self._shared: dict[bytes, str] = {}
-        self._smaps: tuple[bytes, tuple[ObservedVma, ...]] = (b"", ())
+        self._texts: list[bytes] = []
+        self._shown: list[ObservedVma | None] = []
+        self._last: Snapshot | None = None
+        self._counted: tuple[int, ...] = ()
         self._ring_locked = False
         self._end = ring.TASK_SIZE
         self._status_fields = _Fields(COUNTERS, {"VmExec": ("VmExe", "VmLib")})
@@ -127,34 +131,72 @@ class Parser:
         self._bodies, self._pieces = self._known[shows_lazyfree]
         self._body_fields = self._fields[not shows_lazyfree]
         self._shared.clear()
-        self._smaps = (b"", ())
+        self._texts, self._shown, self._last = [], [], None
         for known in (self._bodies, self._pieces, self._counters):
             if len(known) > _CACHE_LIMIT:
                 known.clear()
 
-    def snapshot(self, smaps: bytes, scan: bytes, status: bytes) -> Snapshot:
-        """Parse one observation; raises ValueError on text that no known kernel writes."""
-        if smaps != self._smaps[0]:
-            self._smaps = (smaps, self._vmas(smaps))
-        regions, tags = self._pages(scan)
-        counters = self._status(status)
-        if self._ring_locked:
-            counters = _without_ring(counters)
-        return Snapshot(self._smaps[1], regions, tags, counters)
+    def snapshot(self, smaps: bytes | None, scan: bytes | None, status: bytes | None) -> Snapshot:
+        """Parse one observation; what is None is as at the last one of the sequence.
+
+        Raises ValueError on text that no known kernel writes.
+        """
+        if smaps is None or scan is None or status is None:
+            vmas, regions, tags, counters = self.same_again()
+        if smaps is not None:
+            vmas = self._vmas(smaps)
+        if scan is not None:
+            regions, tags = self._pages(scan)
+        if status is not None:
+            self._counted = self._status(status)
+        if smaps is not None or status is not None:
+            counters = _without_ring(self._counted) if self._ring_locked else self._counted
+        self._last = Snapshot(vmas, regions, tags, counters)
+        return self._last
+
+    def same_again(self) -> Snapshot:
+        """Return the last observation of the sequence, which is also the next one."""
+        if self._last is None:
+            raise ValueError("it is as before, and there was nothing before")
+        return self._last
 
     def _vmas(self, smaps: bytes) -> tuple[ObservedVma, ...]:
-        found = []
+        """Parse the VMAs between those at the beginning and at the end that are as before.
+
+        VMA k is told by the texts k and k + 1: its header and body, then its flags.
+        """
+        texts, old, shown = smaps.split(b"VmFlags: "), self._texts, self._shown
+        most = min(len(texts), len(old))
+        low = 0
+        while low < most and texts[low] == old[low]:
+            low += 1
+        high = 0
+        while high < most - low and texts[-1 - high] == old[-1 - high]:
+            high += 1
+        first, last = max(low - 1, 0), len(texts) - max(high, 1)
+        middle = self._between(texts[first : last + 1])
+        self._texts = texts
+        self._shown = shown[:first] + middle + shown[len(old) - max(high, 1) :]
+        return tuple([vma for vma in self._shown if vma is not None])
+
+    def _between(self, texts: list[bytes]) -> list[ObservedVma | None]:
+        """Parse neighbours; None stands for a VMA that is not compared."""
+        found: list[ObservedVma | None] = []
         known = self._pieces.get
         head: _Head | None = None
-        for text in smaps.split(b"VmFlags: "):
+        for number, text in enumerate(texts):
             flags, next_head = known(text) or self._piece(text)
-            if head is not None:
-                if head.start == ring.RING:
-                    self._ring_locked = "lo" in flags
-                elif head.start < self._end:
-                    found.append(head.known.get(flags) or self._vma(head, flags))
+            if number:
+                found.append(None if head is None else self._compared(head, flags))
             head = next_head
-        return tuple(found)
+        return found
+
+    def _compared(self, head: _Head, flags: str) -> ObservedVma | None:
+        if head.start == ring.RING:
+            self._ring_locked = "lo" in flags
+        elif head.start < self._end:
+            return head.known.get(flags) or self._vma(head, flags)
+        return None
 
     def _vma(self, head: _Head, flags: str) -> ObservedVma:
         if head.name == "shared":  # numbered in the order in which a sequence shows them

@@ -19,11 +19,11 @@ _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
-_RDWR_CREAT_TRUNC = 0o1102
 _SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
 OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41, "set_memory_merge": 67}
 """The options of prctl that are operations."""
+_RDWR = 2
 MAX_SEEN = ring.SCRATCH_SIZE
 MOST_COPIED = 8 * ring.PAGE  # bytes that process_vm_readv and _writev have a place for
 
@@ -99,7 +99,7 @@ SCANS = 3
 """How often ksmd scans: once for the checksums, once to merge, and once more to be sure."""
 PAUSE_NS = 200_000
 _MEMINFO = stub.entry(
-    stub.READ, MEMINFO_FD, ring.BUFFER_SIZE, ring.RING + ring.BUFFER, ring.OUT_FD, 1
+    stub.READ, MEMINFO_FD, ring.BUFFER_ROOM, ring.RING + ring.BUFFER, ring.OUT_FD, 1
 )
 COMMITTED = Look(_MEMINFO, _MEMINFO, True)
 """The whole machine's /proc/meminfo, for Committed_AS."""
@@ -226,9 +226,11 @@ def _open_files(names: ProgramNames) -> bytes:
     for slot, name in enumerate(ops.FILES):
         at = names.files[slot]
         if name == "zero":
-            parts.append(stub.syscall(_OPEN, at, 2))
+            parts.append(stub.syscall(_OPEN, at, _RDWR))
         elif name == "disk":
-            parts.append(stub.syscall(_OPEN, at, _RDWR_CREAT_TRUNC, 0o600))
+            # Cut to a byte: ext4 writes a file that was cut to nothing to its disk when it closes.
+            parts.append(stub.syscall(_OPEN, at, _RDWR))
+            parts.append(stub.syscall(_FTRUNCATE, ring.FIRST_FILE_FD + slot, 1))
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
@@ -326,9 +328,9 @@ def _descriptor(slot: int | Ref) -> int:
 
 def _with_refs(b: Builder, op: Op, entry: bytes, results: list[int]) -> int:
     """Append an entry, before it the patches that put earlier results into its arguments."""
-    refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
-    if not refs:
+    if Ref not in map(type, op.args):
         return b.add(entry)
+    refs = [(k, value) for k, value in enumerate(op.args) if isinstance(value, Ref)]
     target = b.here + len(refs) * _E
     for k, ref in refs:
         source = address(results[ref.op] + stub.RESULT)

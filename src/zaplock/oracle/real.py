@@ -233,12 +233,18 @@ class _Reader:
         return self._data[begin : self._at]
 
     def snapshot(self, entry: int) -> Snapshot:
-        words, data, begin = self._words, self._data, self._at
-        first = entry + stub.RESULT >> 3
-        scan = begin + words[first]
-        status = scan + max(words[first + 8], 0)
-        self._at = end = status + words[first + 16]
-        return self._parser.snapshot(data[begin:scan], data[scan:status], data[status:end])
+        words, first = self._words, entry + stub.RESULT >> 3
+        smaps, pages, status = words[first], words[first + 8], words[first + 16]
+        if smaps == pages == status == ring.AS_BEFORE:
+            return self._parser.same_again()
+        return self._parser.snapshot(self._next(smaps), self._next(pages), self._next(status))
+
+    def _next(self, length: int) -> bytes | None:
+        if length == ring.AS_BEFORE:
+            return None
+        begin = self._at
+        self._at = begin + length
+        return self._data[begin : self._at]
 
     def step(self, op: Op, place: program.Place) -> OracleStep:
         result = self._result(place.result)

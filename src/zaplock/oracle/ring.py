@@ -33,9 +33,14 @@ PATTERN = 0x4000  # one page: what is written to files and from buffers
 STACK = 0x5000  # of the signal handler
 STACK_SIZE = 0x4000
 BUFFER = 0x9000  # observations on their way out
-BUFFER_SIZE = 0x10000
+BUFFER_SIZE = 0x8000
+KEPT = {"smaps": (0x11000, 0x6000), "pages": (0x17000, 0x1800), "status": (0x18800, 0x800)}
+"""Where the last observation of each kind is kept, and the room: its length, its limit, itself."""
 MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them is not seen
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
+BUFFER_ROOM = BUFFER_SIZE - 8  # the stub ends what it compares with a word of zeros
+AS_BEFORE = -1  # the result of an entry that has observed the same again
+NOTHING_KEPT = (1 << 64) - 1  # no length
 PROGRAM = 0x19000
 RING_SIZE = 0x40000
 SCRATCH_SIZE = 0x1000
@@ -154,8 +159,18 @@ def prelude() -> bytes:
             POPULATE,
             call("mseal", RING, RING_SIZE, 0),
             call("lseek", OUT_FD, 0, 0),
+            keep_nothing(),
             open_proc(),
         ]
+    )
+
+
+def keep_nothing() -> bytes:
+    """Forget what was observed last: whatever comes next is written down."""
+    return b"".join(
+        stub.entry(stub.STORE, RING + place, NOTHING_KEPT)
+        + stub.entry(stub.STORE, RING + place + 8, room - 24)
+        for place, room in KEPT.values()
     )
 
 
@@ -165,13 +180,18 @@ def open_proc() -> bytes:
 
 
 def observe() -> bytes:
-    """Make the three entries that write down the address space: smaps, pages, counters."""
-    buffer, end = RING + BUFFER, RING + BUFFER + BUFFER_SIZE
+    """Make the three entries that write down the address space: smaps, pages, counters.
+
+    Only what is not the same, byte for byte, as at the last time is written; the result of an entry
+    is AS_BEFORE otherwise.
+    """
+    buffer, end = RING + BUFFER, RING + BUFFER + BUFFER_ROOM
+    smaps, pages, status = (RING + place for place, _ in KEPT.values())
     return b"".join(
         [
-            stub.entry(stub.READ, SMAPS_FD, BUFFER_SIZE, buffer, OUT_FD, SMAPS_LIMIT),
-            stub.entry(stub.SCAN, PAGEMAP_FD, RING + SCAN_ARG, buffer, OUT_FD, end),
-            stub.entry(stub.READ, STATUS_FD, BUFFER_SIZE, buffer, OUT_FD, 1),
+            stub.entry(stub.READ, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
+            stub.entry(stub.SCAN, PAGEMAP_FD, RING + SCAN_ARG, buffer, OUT_FD, end, pages),
+            stub.entry(stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status),
         ]
     )
 

@@ -76,35 +76,75 @@ op_jump_if_zero:                        # the same, if the last result was 0
         mov     rbx, [rbx+8]
         jmp     next
 
-op_read:                                # copy the file a0, through the buffer a2 of a1 bytes, to
-        mov     rdi, [rbx+8]            # the file a3, at least a4 bytes or all; result = bytes
-        xor     esi, esi
-        xor     edx, edx
-        mov     eax, 8
-        syscall
+op_read:                                # observe the file a0, at least a4 bytes or all, through
+        mov     r15, [rbx+24]           # the buffer a2 of a1 bytes: what is full is written out
+        xor     r14d, r14d
         xor     r12d, r12d
 1:      mov     rdi, [rbx+8]
-        mov     rsi, [rbx+24]
+        lea     rsi, [r15+r12]
         mov     rdx, [rbx+16]
-        xor     eax, eax
+        sub     rdx, r12
+        lea     r10, [r14+r12]
+        mov     eax, 17                 # pread64
         syscall
         test    rax, rax
-        jle     2f
+        jle     observed
         add     r12, rax
-        mov     rdx, rax
+        lea     rax, [r14+r12]
+        cmp     rax, [rbx+40]
+        jae     observed
+        cmp     r12, [rbx+16]
+        jb      1b
         mov     rdi, [rbx+32]
-        mov     rsi, [rbx+24]
+        mov     rsi, r15
+        mov     rdx, r12
         mov     eax, 1
         syscall
-        cmp     r12, [rbx+40]
-        jb      1b
-2:      mov     rax, r12
+        add     r14, r12
+        xor     r12d, r12d
+        jmp     1b
+
+observed:                               # r12 bytes at r15 are the rest, r14 are written out: write
+        mov     rdi, [rbx+48]           # them to the file a3, if they are all and not the same that
+        test    rdi, rdi                # are kept at a5 (their length, the room, themselves). Result
+        jz      6f                      # = bytes, -1 where they are the same
+        test    r14, r14
+        jnz     5f
+        mov     qword ptr [r15+r12], 0
+        lea     rcx, [r12+7]
+        shr     rcx, 3
+        cmp     [rdi], r12
+        jne     4f
+        xor     eax, eax
+2:      cmp     rax, rcx
+        je      3f
+        mov     rdx, [r15+rax*8]
+        cmp     rdx, [rdi+16+rax*8]
+        jne     4f
+        inc     rax
+        jmp     2b
+3:      mov     rax, -1
+        jmp     done
+4:      cmp     r12, [rdi+8]
+        ja      5f
+        mov     [rdi], r12
+        add     rdi, 16
+        mov     rsi, r15
+        rep movsq
+        jmp     6f
+5:      mov     qword ptr [rdi], -1
+6:      mov     rdi, [rbx+32]
+        mov     rsi, r15
+        mov     rdx, r12
+        mov     eax, 1
+        syscall
+        lea     rax, [r14+r12]
         jmp     done
 
-op_scan:                                # write to the file a3 what PAGEMAP_SCAN (fd a0, argument a1)
-        mov     rsi, [rbx+16]           # and the first qword of every present page tell: regions or
-        mov     r15, [rbx+24]           # errno, 0, regions, qwords. Buffer a2, no qword at or beyond
-        lea     rcx, [r15+16]           # a4: what is full is written out. Result = bytes
+op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argument a1) and the
+        mov     rsi, [rbx+16]           # first qword of every present page tell: regions or errno,
+        mov     r15, [rbx+24]           # 0, regions, qwords. Buffer a2, no qword at or beyond a4:
+        lea     rcx, [r15+16]           # what is full is written out
         mov     [rsi+40], rcx
         mov     rdi, [rbx+8]
         mov     rdx, rsi
@@ -112,6 +152,7 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
         mov     eax, 16
         syscall
         mov     [r15], rax
+        mov     qword ptr [r15+8], 0
         test    rax, rax
         jns     1f
         xor     eax, eax
@@ -151,15 +192,8 @@ op_scan:                                # write to the file a3 what PAGEMAP_SCAN
         jmp     3b
 4:      add     rsi, 24
         jmp     2b
-5:      mov     rdx, r12
-        sub     rdx, r15
-        add     r14, rdx
-        mov     rdi, [rbx+32]
-        mov     rsi, r15
-        mov     eax, 1
-        syscall
-        mov     rax, r14
-        jmp     done
+5:      sub     r12, r15
+        jmp     observed
 
 op_meet:                                # one less in the qword a0; wait until it is 0 or less (first
         mov     rdi, [rbx+8]            # turning round, then yielding the CPU); then turn round a1

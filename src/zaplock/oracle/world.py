@@ -100,7 +100,7 @@ class World:
             first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
             for page in written:
                 frame = first + page
-                self.machine.content.set(frame, frame + 1, disk_tag(slot + 1, page))
+                self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
             self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
 
     def _ring(self, environment: Environment) -> None:

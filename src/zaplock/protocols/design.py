@@ -8,7 +8,7 @@ way: `replace(LINUX_6_18, name="mine", munmap=my_munmap)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from zaplock.model.choices import require_choices
@@ -43,14 +43,12 @@ class Cx:
     grain: int = 0
     limits: ResourceLimits = LIMITS
     allocations_fail: bool = False
+    mm: int = field(init=False, repr=False, compare=False)
+    mmap_lock: Lock = field(init=False, repr=False, compare=False)
 
-    @property
-    def mm(self) -> int:
-        return self.task.mm
-
-    @property
-    def mmap_lock(self) -> Lock:
-        return ("mmap_lock", self.task.mm)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mm", self.task.mm)
+        object.__setattr__(self, "mmap_lock", ("mmap_lock", self.task.mm))
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,8 @@ class Design:
     mprotect for the lock (so in every kernel from 4.9 on).
     And no kernel has these: tombstones (munmap leaves one over the range and zaps it under no
     lock of the address space, protocols.dying) and cuts (it cuts page tables out and zaps them
-    afterwards, protocols.cut_munmap), nor lazy_flush (other CPUs flush at their next tick, and the range
-    stays occupied until then, protocols.lazy_flush).
+    afterwards, protocols.cut_munmap), nor lazy_flush (other CPUs flush at their next tick, and the
+    range stays occupied until then, protocols.lazy_flush).
     Nor these, which were proposed (`designs.proposals_2026`): major_fault (what a fault under the
     VMA lock does about a page that has to be read: give the lock back and retry under the
     "mmap"_lock, retry under the "vma" lock, or "hold" the VMA lock meanwhile), fork_locks (which

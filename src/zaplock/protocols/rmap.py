@@ -119,7 +119,7 @@ def zap_unless_cut(
 
 @step
 def cut_vmas(m: Machine, task: Task, file: int) -> bool:
-    """Return whether pages of a file are mapped by page tables that are cut out (protocols.cut_munmap)."""
+    """Return whether page tables that are cut out map pages of a file (protocols.cut_munmap)."""
     return not _none_is_cut(m, task, file)
 
 

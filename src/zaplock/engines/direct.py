@@ -1,0 +1,210 @@
+"""Protocols as plain functions: what a task that is alone need not pay for.
+
+A protocol is an `async def` so that an engine may stop at every step. The sequential engine never
+does, and then a third of its time goes into making steps and coroutines and into coming back
+through all of them at each step. So a protocol's own source is compiled once more with every
+`await f(...)` turned into a call: of a step's body with the machine and the task before its
+arguments, of another protocol's plain form, or of whatever makes steps, which are then taken. It is
+the same source, line by line, and names are looked up where the protocol looks them up, so what is
+replaced in a module is replaced here too.
+
+A protocol that awaits within `try` or `with` stays as it is (the engine's steps raise outside of
+it, a call would raise inside), as one does that is a closure, or whose source is not what it was
+compiled from. The awaiting form is the witness: tests run both and compare. Compiling takes as long
+as some 20,000 runs save, so it begins after as many.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import inspect
+import linecache
+from collections.abc import Callable, Coroutine
+from types import CodeType, CoroutineType, FunctionType
+from typing import Any
+
+from zaplock.model.machine import Machine
+from zaplock.model.step import MarkStep, StepKind, Task
+
+Plain = Callable[..., Any]
+"""(machine, task, *arguments) -> what the awaited would have given."""
+Take = Callable[[Machine, Task, Any], Any]
+"""Take one step, or run a protocol, and return its result."""
+
+WORTH_AFTER = 20_000
+_MACHINE, _TASK, _PLAIN, _TAKE, _KIND = "_machine_", "_task_", "_plain_", "_take_", "_kind_"
+_NOT_AROUND_AWAITS = (ast.Try, ast.TryStar, ast.With, ast.GeneratorExp)
+_NOT_AT_ALL = (ast.AsyncWith, ast.AsyncFor, ast.Yield, ast.YieldFrom)
+
+
+class PlainForms(dict[Any, Plain]):
+    """What to call in the place of awaiting a call, by what would have been called.
+
+    `runs_left`: so many protocols are run as they are before the first one is compiled.
+    """
+
+    def __init__(self, take: Take) -> None:
+        """Make forms as they are asked for; `take` serves whatever has none."""
+        super().__init__()
+        self[MarkStep] = _passed_over
+        self.runs_left = WORTH_AFTER
+        self._take = take
+        self._codes: dict[CodeType, CodeType | None] = {}
+        self._begun: dict[tuple[CodeType, int], Plain | None] = {}
+        self._sources: dict[str, _Source] = {}
+
+    def __missing__(self, called: Any) -> Plain:
+        if type(called) is StepKind:
+            return called.run
+        take = self._take
+        if isinstance(called, FunctionType) and inspect.iscoroutinefunction(called):
+            plain = self._plain(called.__code__, called.__globals__)
+            if plain is not None:
+                plain.__defaults__ = called.__defaults__
+                own = {_PLAIN: self, _TAKE: take, _KIND: StepKind}
+                plain.__kwdefaults__ = {**(called.__kwdefaults__ or {}), **own}
+                self[called] = plain
+                return plain
+
+        def made_and_taken(machine: Machine, task: Task, *args: Any, **kwargs: Any) -> Any:
+            return take(machine, task, called(*args, **kwargs))
+
+        if isinstance(called, FunctionType) and "<locals>" not in called.__qualname__:
+            self[called] = made_and_taken
+        return made_and_taken
+
+    def call_of(self, program: Coroutine[Any, Any, Any]) -> tuple[Plain, dict[str, Any]] | None:
+        """Return the plain form of a protocol that has not begun, and its arguments by name."""
+        if self.runs_left or type(program) is not CoroutineType:
+            self.runs_left = max(self.runs_left - 1, 0)
+            return None
+        code, frame = program.cr_code, program.cr_frame
+        if frame is None or program.cr_suspended:
+            return None
+        # A file that was loaded again may have functions that are the same, and other names.
+        key = code, id(frame.f_globals)
+        try:
+            plain = self._begun[key]
+        except KeyError:
+            plain = self._begun[key] = self._plain(code, frame.f_globals)
+        return None if plain is None else (plain, dict(frame.f_locals))
+
+    def _plain(self, code: CodeType, names: dict[str, Any]) -> FunctionType | None:
+        """Make the plain form of a function of a module, without its defaults."""
+        if code not in self._codes:
+            self._codes[code] = self._compiled(code, names)
+        compiled = self._codes[code]
+        if compiled is None:
+            return None
+        plain = FunctionType(compiled, names)
+        plain.__kwdefaults__ = {_PLAIN: self, _TAKE: self._take, _KIND: StepKind}
+        return plain
+
+    def _compiled(self, code: CodeType, names: dict[str, Any]) -> CodeType | None:
+        if code.co_freevars or code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS):
+            return None
+        source = self._sources.get(code.co_filename)
+        if source is None:
+            source = self._sources[code.co_filename] = _Source(code.co_filename)
+        node = source.of(code)
+        return _plain_code(node, code, names) if node and _may_be_plain(node) else None
+
+
+class _Source:
+    """The protocols that a file has."""
+
+    def __init__(self, filename: str) -> None:
+        try:
+            tree = ast.parse("".join(linecache.getlines(filename)), filename)
+        except (SyntaxError, ValueError):  # it was changed since
+            tree = ast.Module([], [])
+        self._nodes = {
+            (node.name, min([node.lineno, *(one.lineno for one in node.decorator_list)])): node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AsyncFunctionDef)
+        }
+
+    def of(self, code: CodeType) -> ast.AsyncFunctionDef | None:
+        """Return the source of a function, None if what the file says now is something else."""
+        node = self._nodes.get((code.co_name, code.co_firstlineno))
+        if node is None:
+            return None
+        flags = code.co_flags & __future__.annotations.compiler_flag
+        module = compile(ast.Module([node], []), code.co_filename, "exec", flags, True)
+        return node if code in module.co_consts else None
+
+
+def _passed_over(_machine: Machine, _task: Task, *_args: Any) -> None:
+    """Take a note to the engine."""
+
+
+def _may_be_plain(node: ast.AsyncFunctionDef) -> bool:
+    """Tell whether calls may take the places of a protocol's awaits."""
+    for statement in node.body:
+        for inner in ast.walk(statement):
+            if isinstance(inner, _NOT_AT_ALL) or getattr(inner, "is_async", False):
+                return False
+            if isinstance(inner, _NOT_AROUND_AWAITS) and any(
+                isinstance(part, ast.Await) for part in ast.walk(inner)
+            ):
+                return False
+    return True
+
+
+def _plain_code(node: ast.AsyncFunctionDef, code: CodeType, names: dict[str, Any]) -> CodeType:
+    """Compile a protocol's source with calls in the place of its awaits."""
+    calls, arguments = _Calls(names), node.args
+    plain = ast.FunctionDef(
+        name=node.name,
+        args=ast.arguments(
+            posonlyargs=[],
+            args=[
+                *(ast.arg(name) for name in (_MACHINE, _TASK)),
+                *(ast.arg(one.arg) for one in (*arguments.posonlyargs, *arguments.args)),
+            ],
+            kwonlyargs=[
+                *(ast.arg(one.arg) for one in arguments.kwonlyargs),
+                *(ast.arg(name) for name in (_PLAIN, _TAKE, _KIND)),
+            ],
+            kw_defaults=[None] * (len(arguments.kwonlyargs) + 3),
+            defaults=[],
+        ),
+        body=[calls.visit(statement) for statement in node.body],
+        decorator_list=[],
+    )
+    tree = ast.fix_missing_locations(ast.Module([ast.copy_location(plain, node)], []))
+    flags = __future__.annotations.compiler_flag
+    module = compile(tree, code.co_filename, "exec", flags, dont_inherit=True)
+    return next(inner for inner in module.co_consts if isinstance(inner, CodeType))
+
+
+class _Calls(ast.NodeTransformer):
+    """Turn `await f(a)` into a call of f's plain form, and `await x` into taking x."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names = names
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node  # a function within: whoever awaits it runs it as it is
+
+    def visit_Await(self, node: ast.Await) -> ast.expr:
+        self.generic_visit(node)
+        awaited = node.value
+        alone: list[ast.expr] = [_name(_MACHINE), _name(_TASK)]
+        if not isinstance(awaited, ast.Call):
+            return ast.copy_location(ast.Call(_name(_TAKE), [*alone, awaited], []), node)
+        call = ast.Call(self._plain(awaited.func), [*alone, *awaited.args], awaited.keywords)
+        return ast.copy_location(call, node)
+
+    def _plain(self, called: ast.expr) -> ast.expr:
+        """Name the plain form: of what is a step now, the body that the step has when it is run."""
+        form: ast.expr = ast.Subscript(_name(_PLAIN), called, ast.Load())
+        if isinstance(called, ast.Name) and type(self._names.get(called.id)) is StepKind:
+            is_step = ast.Compare(ast.Call(_name("type"), [called], []), [ast.Is()], [_name(_KIND)])
+            return ast.IfExp(is_step, ast.Attribute(called, "run", ast.Load()), form)
+        return form
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
