@@ -236,6 +236,9 @@ def operation(
         return _with_refs(b, op, stub.entry(handler, *arguments), results), -1, -1
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
+    settles = names.settles and is_pageout(op)
+    if settles:
+        b.add(DRAIN)
     if op.name in _COMPOSED:
         result = _COMPOSED[op.name](b, op, arguments, results)
     else:
@@ -243,7 +246,7 @@ def operation(
             arguments.append(ring.RING + ring.SCRATCH)
         number = ops.CALLS[op.name][0]
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
-    if names.settles and is_pageout(op):
+    if settles:
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
 
@@ -252,6 +255,13 @@ def is_pageout(op: Op) -> bool:
     """Tell whether an operation pages memory out."""
     return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_PAGEOUT
 
+
+DRAIN = stub.syscall(279, 0, 0, 0, ring.RING + ring.SCRATCH, ring.RING + ring.SCRATCH, 2)
+"""move_pages of no page: before anything else it empties the LRU batches of every CPU.
+
+A page whose writing has ended, on whichever CPU that was, is in a batch of that CPU's, which holds
+it: MADV_PAGEOUT, which empties its own CPU's batches only, would unmap such a page and keep it.
+"""
 
 SETTLING_NS = (200_000, 1_000_000, 4_000_000)
 """How long a paging out waits before each of its repetitions."""
@@ -265,7 +275,7 @@ def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> Non
     at = ring.RING + ring.SCRATCH
     for wait_ns in SETTLING_NS:
         b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
-        b.add(stub.syscall(_NANOSLEEP, at, 0))
+        b.add(stub.syscall(_NANOSLEEP, at, 0), DRAIN)
         if op.name in _COMPOSED:
             _COMPOSED[op.name](b, op, arguments, results)
         else:
