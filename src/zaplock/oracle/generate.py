@@ -91,7 +91,7 @@ THEMES: dict[str, dict[str, int]] = {
              "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
     "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
                   "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
-                  "mremap": 3, "madvise": 8, "mlock": 1},
+                  "fork": 3, "mremap": 3, "madvise": 8, "mlock": 1},
     "uring": {**_COMMON, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
@@ -568,7 +568,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     ),
     "mseal": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1))),
     "ftruncate": lambda g: (
-        g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
+        g.random.choice(
+            (0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.READ_ONLY_SLOT, ops.BAD_FILE)
+        ),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "set_mdwe": lambda g: (g.random.choice((0, 1, 1, 1, 3, 2, 4)),),

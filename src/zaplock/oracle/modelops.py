@@ -96,7 +96,7 @@ def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: i
 
 
 def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not 0 <= file < len(ops.FILES):
+    if not 0 <= file < len(ops.FILES) or file == ops.READ_ONLY_SLOT:
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
@@ -309,7 +309,7 @@ def _start_mmap(
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
     if not 0 <= file < len(ops.FILES):
         return -EBADF
-    if ops.FILES[file] == "zero":
+    if file in (ops.ZERO_SLOT, ops.READ_ONLY_SLOT):
         return -EINVAL
     return await rmap.truncate(cx, file + 1, length)
 

@@ -65,10 +65,12 @@ class BareProgram(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
+    `filled`: the name of the descriptor by which the read-only file is filled.
     `settles`: there is swap, so pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
+    filled: int
     meminfo: int
     max_map_count: int
     settles: bool = False
@@ -190,6 +192,12 @@ def _open_files(names: ProgramNames) -> bytes:
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
+    opened = ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT
+    parts += [  # again, for reading only, in its own place
+        stub.syscall(_OPEN, names.filled, 0),
+        stub.syscall(_DUP2, opened + 1, opened),
+        stub.syscall(_CLOSE, opened + 1),
+    ]
     api = ring.RING + ring.SCRATCH
     parts += [
         stub.syscall(_UFFD, 0o4000 | 1),  # O_NONBLOCK, UFFD_USER_MODE_ONLY
@@ -213,10 +221,9 @@ def _fill(slot: int) -> bytes:
         return b""
     fd, source = ring.FIRST_FILE_FD + slot, ring.RING + ring.PATTERN
     parts = [stub.syscall(_FTRUNCATE, fd, ops.FILE_PAGES[slot] * ring.PAGE)]
-    for page in range(ops.FILE_PAGES[slot]):
-        if page not in ops.HOLES[slot]:
-            parts.append(stub.entry(stub.STORE, source, ops.file_tag(slot, page)))
-            parts.append(stub.syscall(_PWRITE, fd, source, 8, page * ring.PAGE))
+    for page in ops.written_pages(slot):
+        parts.append(stub.entry(stub.STORE, source, ops.file_tag(slot, page)))
+        parts.append(stub.syscall(_PWRITE, fd, source, 8, page * ring.PAGE))
     return b"".join(parts)
 
 

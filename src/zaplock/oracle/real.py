@@ -200,12 +200,13 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             **dict(zip(ops.FILES, ops.FILES, strict=True)),
             "disk": f"/proc/self/fd/{disk}",
             "zero": "/dev/zero",
+            "filled": f"/proc/self/fd/{ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT}",
             "meminfo": "/proc/meminfo",
         },
         ring.FILE_STRINGS,
     )
     files = tuple(where[name] for name in ops.FILES)
-    return program.ProgramNames(files, where["meminfo"], max_map_count), data
+    return program.ProgramNames(files, where["filled"], where["meminfo"], max_map_count), data
 
 
 class _Reader:

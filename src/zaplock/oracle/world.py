@@ -93,8 +93,11 @@ class World:
             kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
             by_page = kind == "shmem"
             size = pages * f.PAGE_SIZE
-            new_file(self.machine, slot + 1, kind, size, name, charged_by_page=by_page)
-            written = [page for page in range(pages) if page not in ops.HOLES[slot]]
+            writable = slot != ops.READ_ONLY_SLOT
+            new_file(
+                self.machine, slot + 1, kind, size, name, charged_by_page=by_page, writable=writable
+            )
+            written = ops.written_pages(slot)
             if not written:
                 continue
             first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)

@@ -21,7 +21,7 @@ from zaplock.model.flags import (
     VM_UFFD_FLAGS,
     VM_WIPEONFORK,
 )
-from zaplock.model.frames import change_frames
+from zaplock.model.frames import change_frames, mark_forked
 from zaplock.model.pagetable import COUNTED, alloc_tables, install
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -158,6 +158,8 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
+        if private and pte.kind in ("anon", "thp"):
+            mark_forked(m, first + pte.delta, last + pte.delta, True)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
         install(m, task, space, first, last, change(shared, wp=False) if pte.wp else shared)
         if shared != pte:

@@ -1,8 +1,7 @@
 """userfaultfd: UFFDIO_MOVE takes pages of anonymous memory to where a userfaultfd watches (6.8).
 
-A page that somebody else maps, too, can't go (EBUSY). Not modelled: huge pages, pages in swap, and
-pages that a fork had shared and that are one's own again, which a kernel tells from others until
-they are written to.
+A page that somebody else maps, too, can't go (EBUSY), nor one that a fork had shared and that
+nobody has written to since. Not modelled: huge pages, pages in swap.
 
 Source: mm/userfaultfd.c move_pages, fs/userfaultfd.c (6.12 on).
 """
@@ -152,7 +151,7 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
         return -EFAULT
     if pte.kind == "anon":
         frame = m.frames.at(at + pte.delta)
-        if frame is None or frame.refs != 1 or frame.maps != 1:
+        if frame is None or frame.forked or frame.refs != 1 or frame.maps != 1:
             return -EBUSY
     m.spend("copy_pte")
     space.ptes.clear(at, at + 1)
