@@ -44,7 +44,7 @@ def swap_out(m: Machine, task: Task, space: Mm, first: int, last: int) -> None:
         if low >= high:
             return
         take_slots(m, high - low)
-        space.ptes.set(low, high, Pte("swap", pte.delta))
+        space.ptes.set(low, high, Pte("swap", pte.delta, wp=pte.wp))
         space.add("rss_anon", low - high)
         space.add("swap_ents", high - low)
         flush_tlb_range(m, space.mm, low, high, False)
@@ -67,7 +67,8 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
             m.content.set(page, page + 1, tag)
         change_frames(m, task, page, page + 1, maps=1)
         change_frames(m, task, slot, slot + 1, refs=-1)
-    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, writable and page == slot))
+    may_write = writable and page == slot and not pte.wp
+    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, may_write, wp=pte.wp))
     space.add("swap_ents", -1)
     space.add("rss_anon", 1)
 

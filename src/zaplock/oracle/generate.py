@@ -63,6 +63,8 @@ _EXTRA = {  # flag: how often it is added, in percent
 
 _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
 
+_WATCHING = {"uffd_register": 4, "uffd_unregister": 1, "uffd_copy": 4, "uffd_zeropage": 2,
+             "uffd_continue": 4, "uffd_poison": 2, "uffd_writeprotect": 6}  # fmt: skip
 _COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
 _WITHOUT_MINCORE = {name: weight for name, weight in _COMMON.items() if name != "mincore"}
 THEMES: dict[str, dict[str, int]] = {
@@ -99,10 +101,10 @@ THEMES: dict[str, dict[str, int]] = {
     "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
-                "ftruncate": 4, "pread": 3, "pwrite": 3},
+                "ftruncate": 4, "pread": 3, "pwrite": 3, **_WATCHING},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
              "mlock": 2, "mlock2": 1, "ftruncate": 4, "pread": 4, "pwrite": 4, "brk": 1,
-             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_register": 1},
+             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, **_WATCHING, "uffd_move": 4},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -114,6 +116,8 @@ THEMES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+_WATCHERS = ("uffd", "uffd-move")  # themes that are all about what a userfaultfd watches
+_TO_WATCHED = {*_WATCHING, "uffd_move"} - {"uffd_register", "uffd_unregister"}
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
 _HUGE_PAGES = (  # how three in four of the theme "huge" do
     Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
@@ -166,9 +170,11 @@ class Generator:
     length: int = 48
     random: random.Random = field(init=False)
     _mixes: dict[str, list[str]] = field(init=False)
+    _unwatched: dict[str, list[str]] = field(init=False)
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
     _removes: bool = field(init=False, default=False)
+    _watches: bool = field(init=False, default=False)
     _protects: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
@@ -178,6 +184,10 @@ class Generator:
         self.random = random.Random(self.seed)
         self._mixes = {
             theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES
+        }
+        self._unwatched = {
+            theme: [name for name in names if name not in _TO_WATCHED]
+            for theme, names in self._mixes.items()
         }
 
     def _mix(self, weights: dict[str, int]) -> list[str]:
@@ -192,10 +202,11 @@ class Generator:
         """Make the next sequence."""
         pick = self.random
         self._theme = pick.choice(self.scope.themes)
-        names = self._mixes[self._theme]
+        self._watches = self._theme in _WATCHERS or (self._pages_out and self.chance(30))
+        names = (self._mixes if self._watches else self._unwatched)[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
-        self._protects = self._theme in ("uffd", "uffd-move") and self.chance(60)
+        self._protects = self._watches and self.chance(60)
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for op in self._beginning() if self.chance(75) else ():
             self._remember(op)
@@ -214,9 +225,9 @@ class Generator:
         """Make what three in four sequences of a theme begin with."""
         if self._is_huge:
             return _HUGE_PAGES
-        if self._theme == "uffd-move":
-            return _TO_MOVE
-        if self._theme != "uffd":
+        if self._theme == "uffd-move" or (self._theme == "swap" and self.chance(30)):
+            return _TO_MOVE if self._watches else ()
+        if not self._watches:
             return ()
         flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
                                           (0x12, 0), (0x32, ops.NO_FILE)))  # fmt: skip
@@ -462,23 +473,27 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 
 
 def _advice(g: Generator) -> int:
+    """Choose an advice that may be given here (see `Generator`, and docs/fidelity.md)."""
+    chosen = _wanted_advice(g)
+    if chosen == advice.MADV_GUARD_INSTALL and g._protects:
+        return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
+    if chosen == advice.MADV_FREE and g._pages_out:
+        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
+    return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
+
+
+def _wanted_advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
         return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
     if g._theme == "uffd" and g.chance(40):
-        guards = (4, 4) if g._protects else (102, 102)
-        return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
+        return g.random.choice((4, 8, 9, 22, 23, 102, 102, 103))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
-    chosen = g.random.choice(g.scope.advice)
-    if g._protects and chosen == advice.MADV_GUARD_INSTALL:
-        return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
-    if g._pages_out and chosen == advice.MADV_FREE:
-        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
-    return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
+    return g.random.choice(g.scope.advice)
 
 
 def _madvise(g: Generator) -> tuple[Argument, ...]:
