@@ -158,7 +158,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
-        if private and pte.kind in ("anon", "thp"):
+        if private and pte.kind in ("anon", "thp", "swap"):
             mark_forked(m, first + pte.delta, last + pte.delta, True)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
         install(m, task, space, first, last, change(shared, wp=False) if pte.wp else shared)
