@@ -65,7 +65,8 @@ _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shm
 
 _WATCHING = {"uffd_register": 4, "uffd_unregister": 1, "uffd_copy": 4, "uffd_zeropage": 2,
              "uffd_continue": 4, "uffd_poison": 2, "uffd_writeprotect": 6}  # fmt: skip
-_COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+_STAYING = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+_COMMON = {**_STAYING, "into_child": 1}  # not where something belongs to the parent alone
 _WITHOUT_MINCORE = {name: weight for name, weight in _COMMON.items() if name != "mincore"}
 THEMES: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
@@ -77,7 +78,7 @@ THEMES: dict[str, dict[str, int]] = {
              "mremap": 6, "remap_file_pages": 6, "fork": 1},
     "kernel": {**_COMMON, "pread": 8, "pwrite": 8, "process_vm_readv": 10, "process_vm_writev": 12,
                "fork": 3, "madvise": 8, "mremap": 4, "mlock": 2, "ftruncate": 3, "mseal": 1},
-    "fork": {**_COMMON, "fork": 12, "madvise": 16, "mremap": 6, "mlock": 2},
+    "fork": {**_STAYING, "fork": 12, "into_child": 4, "madvise": 16, "mremap": 6, "mlock": 2},
     "brk": {**_COMMON, "brk": 30, "mlockall": 2, "madvise": 4, "mremap": 4, "setrlimit": 1},
     "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
@@ -94,17 +95,18 @@ THEMES: dict[str, dict[str, int]] = {
     "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
                   "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
                   "fork": 3, "mremap": 3, "madvise": 8, "mlock": 1},
-    "uring": {**_COMMON, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
+    "uring": {**_STAYING, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
-    "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
+    "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
                 "ftruncate": 4, "pread": 3, "pwrite": 3, **_WATCHING},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
              "mlock": 2, "mlock2": 1, "ftruncate": 4, "pread": 4, "pwrite": 4, "brk": 1,
-             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, **_WATCHING, "uffd_move": 4},
+             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_move": 4,
+             **_WATCHING},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -117,7 +119,8 @@ THEMES: dict[str, dict[str, int]] = {
 
 
 _WATCHERS = ("uffd", "uffd-move")  # themes that are all about what a userfaultfd watches
-_TO_WATCHED = {*_WATCHING, "uffd_move"} - {"uffd_register", "uffd_unregister"}
+_PAGING_OUT = ("pageout", "swap")  # themes in which it watches in three of ten sequences
+_TO_WATCHED = {*_WATCHING, "uffd_move"}
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
 _HUGE_PAGES = (  # how three in four of the theme "huge" do
     Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
@@ -169,7 +172,7 @@ class Generator:
     scope: Scope = EVERYTHING
     length: int = 48
     random: random.Random = field(init=False)
-    _mixes: dict[str, list[str]] = field(init=False)
+    _watching: dict[str, list[str]] = field(init=False)
     _unwatched: dict[str, list[str]] = field(init=False)
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
@@ -182,12 +185,14 @@ class Generator:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self._mixes = {
-            theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES
+        mixes = {theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES}
+        self._watching = {  # a userfaultfd watches the process that has made it, not its child
+            theme: [name for name in names if name != "into_child"]
+            for theme, names in mixes.items()
         }
         self._unwatched = {
-            theme: [name for name in names if name not in _TO_WATCHED]
-            for theme, names in self._mixes.items()
+            theme: [name for name in names if theme not in _PAGING_OUT or name not in _TO_WATCHED]
+            for theme, names in mixes.items()
         }
 
     def _mix(self, weights: dict[str, int]) -> list[str]:
@@ -203,7 +208,7 @@ class Generator:
         pick = self.random
         self._theme = pick.choice(self.scope.themes)
         self._watches = self._theme in _WATCHERS or (self._pages_out and self.chance(30))
-        names = (self._mixes if self._watches else self._unwatched)[self._theme]
+        names = (self._watching if self._watches else self._unwatched)[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
         self._protects = self._watches and self.chance(60)
@@ -251,7 +256,7 @@ class Generator:
 
     @property
     def _pages_out(self) -> bool:
-        return self._theme in ("pageout", "swap")
+        return self._theme in _PAGING_OUT
 
     @property
     def _goes_far(self) -> bool:
@@ -473,27 +478,25 @@ def _all_memory(g: Generator) -> tuple[Argument, int]:
 
 
 def _advice(g: Generator) -> int:
-    """Choose an advice that may be given here (see `Generator`, and docs/fidelity.md)."""
-    chosen = _wanted_advice(g)
-    if chosen == advice.MADV_GUARD_INSTALL and g._protects:
-        return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
-    if chosen == advice.MADV_FREE and g._pages_out:
-        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
-    return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
-
-
-def _wanted_advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
-        return g.random.choice((*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 102))
+        return g.random.choice(
+            (*[advice.MADV_PAGEOUT] * 4, 4, 20, 22, 23, 4 if g._protects else 102)
+        )
     if g._theme == "uffd" and g.chance(40):
-        return g.random.choice((4, 8, 9, 22, 23, 102, 102, 103))
+        guards = (4, 4) if g._protects else (102, 102)
+        return g.random.choice((4, 8, 9 if g._removes else 4, 22, 23, *guards, 103))
     if g._theme == "collapse" and g.chance(70):
         return g.random.choice((*[advice.MADV_COLLAPSE] * 4, 4, 14, 15, 102, 103, 22, 23))
     if g._is_huge and g.chance(60):
         return g.random.choice((14, 14, 14, 15, 4, 8, 20, 22, 23, 102, 103))
-    return g.random.choice(g.scope.advice)
+    chosen = g.random.choice(g.scope.advice)
+    if g._protects and chosen == advice.MADV_GUARD_INSTALL:
+        return advice.MADV_DONTNEED  # where a file is write-protected, it never ends
+    if g._pages_out and chosen == advice.MADV_FREE:
+        return advice.MADV_PAGEOUT  # what is lazily freed would be dropped, which is not modelled
+    return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
 
 
 def _madvise(g: Generator) -> tuple[Argument, ...]:
@@ -599,6 +602,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "store": _access,
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
+    "into_child": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
     "uffd_register": lambda g: (
         *_watched(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8)) & (~0 if g._protects else ~2),

@@ -286,6 +286,17 @@ def _fork(w: World, calls: Any) -> CallOutcome:
     return CallOutcome(0, b"", seen)
 
 
+def _into_child(w: World, calls: Any) -> CallOutcome:
+    """Fork, and go on as the child; the parent keeps what it has."""
+    child = w.next_child()
+    result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
+    if not result:
+        if environment_ring(w, child):
+            populate_ring(w.machine, w.task, child, w.environment)
+        w.become(child)
+    return CallOutcome(result)
+
+
 def apply(
     w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
@@ -333,6 +344,7 @@ OPERATIONS: dict[str, Operation] = {
     "process_vm_readv": _process_vm,
     "process_vm_writev": _process_vm,
     "fork": _fork,
+    "into_child": _into_child,
     "crowd": _crowd,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,

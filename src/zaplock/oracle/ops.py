@@ -70,6 +70,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_mdwe": ("bits",),
     "set_thp_disable": ("disable",),
     "fork": (),
+    "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
@@ -108,6 +109,8 @@ def file_tag(slot: int, page: int) -> int:
     """Return what page `page` of a file holds before anybody writes to it."""
     return (slot + 1) << 32 | (page + 1)
 
+
+FORKS = ("fork", "into_child")  # their result is 0 on either side
 
 WRITERS = ("store", "process_vm_writev", "uffd_copy")
 """Operations that write a tag of their own to the beginning of pages."""

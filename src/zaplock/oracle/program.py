@@ -144,10 +144,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
         "uring_register", *_FILLS,
     }:  # fmt: skip
         build_into.add(_open_files(names))
-        pid = build_into.add(stub.syscall(_GETPID))
-        target = address(pid + 2 * _E + 8)
-        build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
-        build_into.add(stub.syscall(_PIDFD, 0, 0))
+        _open_pidfd(build_into)
     if "uring_register" in used:
         build_into.add(_open_uring())
     if used & {"shmat", "shmdt"}:
@@ -233,6 +230,8 @@ def operation(
     """Append one operation; return the places of its result, vector and child (or -1)."""
     if op.name == "fork":
         return _fork(b)
+    if op.name == "into_child":
+        return _into_child(b), -1, -1
     arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
     if op.name in _TAKES_FILE:
         at = _TAKES_FILE[op.name]
@@ -318,13 +317,7 @@ def _seen(b: Builder, op: Op) -> int:
 
 def _fork(b: Builder) -> tuple[int, int, int]:
     """Append a fork whose child writes down its address space and exits; the parent waits."""
-    child_code = (
-        ring.POPULATE
-        + b"".join(ring.call("close", fd) for fd in ring.PROC_FDS)
-        + ring.open_proc()
-        + ring.OBSERVE
-        + ring.EXIT
-    )
+    child_code = _OF_CHILD + ring.OBSERVE + ring.EXIT
     clone = b.here
     child = clone + 4 * _E
     b.add(
@@ -335,6 +328,45 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         child_code,
     )
     return clone, -1, child + 7 * _E
+
+
+_OF_CHILD = b"".join(
+    [ring.POPULATE, *(ring.call("close", fd) for fd in ring.PROC_FDS), ring.open_proc()]
+)
+"""What a child begins with: its own page tables of the ring, its own files of /proc/self."""
+
+
+def _into_child(b: Builder) -> int:
+    """Append a fork whose child goes on; the parent waits for its end, and ends with 1 if it fails.
+
+    The child's own forks write the same word of the ring, but before that end.
+    """
+    status = ring.RING + ring.FORK_STATUS
+    b.add(stub.entry(stub.STORE, status, 1))
+    clone = b.here
+    child = clone + 7 * _E
+    b.add(
+        stub.syscall(_CLONE, 17),
+        stub.entry(stub.JUMP_IF_ZERO, address(child)),
+        stub.syscall(_WAIT4, _MASK, status, 0x4000_0000, 0),
+        stub.entry(stub.LOAD, status),
+        stub.entry(stub.JUMP_IF_ZERO, address(clone + 6 * _E)),
+        ring.call("exit_group", 1),
+        ring.EXIT,
+        ring.call("prctl", 1, 9),  # PR_SET_PDEATHSIG SIGKILL, which a fork does not inherit
+        _OF_CHILD,
+    )
+    b.add(ring.call("close", PID_FD))
+    _open_pidfd(b)
+    return clone
+
+
+def _open_pidfd(b: Builder) -> None:
+    """Open the process itself; with all files open, that is PID_FD."""
+    pid = b.add(stub.syscall(_GETPID))
+    target = address(pid + 2 * _E + 8)
+    b.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
+    b.add(stub.syscall(_PIDFD, 0, 0))
 
 
 def _crowd(b: Builder, count: int) -> int:

@@ -154,7 +154,7 @@ class RealSide:
         self._run(built.code)
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
-        forked = [op.name == "fork" for op in sequence]
+        forked = [op.name in ops.FORKS for op in sequence]
         return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
 
     def _run(self, code: bytes) -> None:
@@ -237,8 +237,8 @@ class _Reader:
         result = self._result(place.result)
         seen = self._take(place.seen) if place.seen >= 0 else b""
         child = None
+        result = min(result, 0) if op.name in ops.FORKS else result
         if op.name == "fork":
-            result = min(result, 0)
             child = self.snapshot(place.child) if result == 0 else None
         outcome = CallOutcome(result, seen if result == 0 else b"", child)
         return OracleStep(outcome, self.snapshot(place.after))

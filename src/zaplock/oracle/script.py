@@ -183,6 +183,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return "0  # fills the address space: see program._crowd"
     if op.name == "fork":
         return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
+    if op.name == "into_child":
+        return "(lambda pid: 0 if pid == 0 else os._exit(os.waitpid(pid, 0)[1] and 1))(os.fork())"
     if op.name == "setrlimit":
         return f"__import__('resource').prlimit(0, {arguments[0]}, ({arguments[1]}, -1)) and 0"
     if op.name == "mincore":

@@ -129,6 +129,15 @@ class World:
         change_limits(self.space, limits)
         self.cx = Cx(self.cx.design, self.task, limits=limits)
 
+    def become(self, mm: int) -> None:
+        """Go on as the process of another address space: operations are its, and it is seen."""
+        self.task = Task(self.task.tid + 2, mm, "child")
+        self.space = self.machine.mm(mm)
+        self.cx = Cx(self.cx.design, self.task, limits=self.cx.limits)
+        end = self.view.end
+        self.view = ModelView(self.machine, mm, self.environment.ring, self.view)
+        self.view.end = end
+
     def next_child(self) -> int:
         """Return a number for the address space of the next child."""
         return MM + 1 + sum(1 for mm in self.machine.mms if mm != MM)

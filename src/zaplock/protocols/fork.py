@@ -95,7 +95,10 @@ def needs_copy(vma: Vma) -> bool:
 
 @step
 def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
-    """Copy a VMA: charged, unlocked, no longer watched; the handle or -ENOMEM."""
+    """Copy a VMA: charged, unlocked, no longer watched; the handle or -ENOMEM.
+
+    It gets an anon_vma of its own, so it merges with none that had the same before (anon_vma_fork).
+    """
     vma = vma_of(m, task, handle)
     if vma.flags & VM_ACCOUNT and commit(m, vma.nr_pages):
         return -ENOMEM
@@ -107,7 +110,7 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
         mm=child,
         flags=vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_FLAGS),
         uffd=0,
-        anon_vma=0 if wiped else vma.anon_vma,
+        anon_vma=m.new_handle(task, "anon_vma") if vma.anon_vma and not wiped else 0,
         shared_anon_vma=bool(vma.anon_vma) and not wiped,
         lock_seq=-1,
     )
