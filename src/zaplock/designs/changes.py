@@ -231,6 +231,12 @@ CHANGES: tuple[Change, ...] = (
         "who pins an anonymous page to read it gets one that nobody shares: a page that KSM has "
         "merged is copied",
         {"pins_unshare": True},
+        "6.0", "64fe24a3e05e",
+        "mm/mprotect: try avoiding write faults for exclusive anonymous pages when changing "
+        "protection",
+        "mprotect that allows writing makes private pages of one's own writable at once; before, "
+        "the first write to each took a fault. Not told: of huge pages (6.2)",
+        {"mprotect_lets_write": True},
     ),
     Change(
         "6.1", "763ecb035029", "mm: remove the vma linked list",

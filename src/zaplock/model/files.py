@@ -143,7 +143,7 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
     """Change i_size: from now on accesses beyond it raise SIGBUS.
 
     A page that is cut in its middle is brought back from swap for that, and zeroes are what is
-    beyond; its tag is its first eight bytes.
+    beyond, which in memory makes it dirty (shmem_undo_range); its tag is its first eight bytes.
     """
     cut, kept = size >> PAGE_SHIFT, size % PAGE_SIZE
     if kept and size < m.files[file].size and m.page_cache(file).at(cut) is not None:
@@ -152,6 +152,8 @@ def set_file_size(m: Machine, task: Task, file: int, size: int) -> None:
         if tag and kept < TAG_BYTES:
             left = tag & (1 << 8 * kept) - 1
             m.content.set(pfn, pfn + 1, left) if left else m.content.clear(pfn, pfn + 1)
+        if m.files[file].kind == "shmem":
+            m.dirty.set(pfn, pfn + 1, True)
     m.files.put(file, msgspec.structs.replace(m.files[file], size=size))
 
 

@@ -68,7 +68,7 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
     for low, high, frame in m.frames.overlapping(head, tail):
         if not frame.freed_by:
             finds_zeros = finds_zeros and not frame.stays_locked
-            m.frames.set(low, high, Frame("anon", frame.refs, frame.maps))
+            m.frames.set(low, high, Frame("anon", frame.refs, frame.maps, forked=frame.forked))
     mapped = [
         (max(start, head - pte.delta), min(end, tail - pte.delta), pte)
         for start, (end, pte) in space.ptes.data.items()

@@ -36,6 +36,8 @@ class Frame(msgspec.Struct, frozen=True):
     tables that map it. `freed_by` names the task that gave it back. `stays_locked`: it was locked
     in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `lazy`: it may be
     dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
+    `forked`: a fork has let others map it, and no write has made it somebody's own since
+    (PageAnonExclusive is what it is not).
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Frame(msgspec.Struct, frozen=True):
     freed_by: str = ""
     stays_locked: bool = False
     lazy: bool = False
+    forked: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -78,10 +81,19 @@ def change_frames(
                 f"refs {new_refs}, maps {new_maps}",
             )
         if new_refs:
-            new = frame_of(frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy)
+            new = frame_of(
+                frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked
+            )
             m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)
+
+
+def mark_forked(m: Machine, first: int, last: int, forked: bool) -> None:
+    """Note that a fork shares the anonymous frames in [first, last), or that they are one's own."""
+    for low, high, frame in m.frames.overlapping(first, last):
+        if frame.forked != forked:
+            m.frames.set(low, high, msgspec.structs.replace(frame, forked=forked))
 
 
 def _existing(m: Machine, task: Task, first: int, last: int) -> list[tuple[int, int, Frame]]:

@@ -31,7 +31,7 @@ from zaplock.model.flags import (
     VM_UFFD_WP,
     VM_WRITE,
 )
-from zaplock.model.frames import Frame, alloc_frames, change_frames
+from zaplock.model.frames import Frame, alloc_frames, change_frames, mark_forked
 from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install
 from zaplock.model.step import Task
@@ -199,6 +199,7 @@ def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     frame = m.frames.at(pfn)
     if pte.kind == "anon" and frame is not None and is_own(frame):
         space.ptes.set(vpn, vpn + 1, Pte("anon", pte.delta, True, wp=pte.wp))
+        mark_forked(m, pfn, pfn + 1, False)
         return 0
     return begin_copy(m, task, vpn, pte)
 
@@ -238,6 +239,7 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
     frame = m.frames.at(vpn + pte.delta)
     if frame is not None and frame.maps == 1:
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
+        mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
         return 0
     small = Pte("anon", pte.delta, False, wp=pte.wp)
     space.ptes.set(low, low + PAGES_PER_PMD, small)

@@ -44,12 +44,13 @@ def swap_out(m: Machine, task: Task, space: Mm, first: int, last: int) -> None:
         if low >= high:
             return
         take_slots(m, high - low)
-        space.ptes.set(low, high, Pte("swap", pte.delta))
+        space.ptes.set(low, high, Pte("swap", pte.delta, wp=pte.wp))
         space.add("rss_anon", low - high)
         space.add("swap_ents", high - low)
         flush_tlb_range(m, space.mm, low, high, False)
         change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
-        m.frames.set(low + pte.delta, high + pte.delta, Frame("swap", 1, 0))
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
+            m.frames.set(start, end, Frame("swap", 1, 0, forked=frame.forked))
 
 
 def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
@@ -59,7 +60,7 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
     assert frame is not None
     if frame.refs == 1:
         page = slot
-        m.frames.set(page, page + 1, Frame("anon", 1, 1))
+        m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=frame.forked))
         take_slots(m, -1)
     else:
         page, tag = alloc_frames(m, task, "anon", 1), m.content.at(slot)
@@ -67,7 +68,8 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
             m.content.set(page, page + 1, tag)
         change_frames(m, task, page, page + 1, maps=1)
         change_frames(m, task, slot, slot + 1, refs=-1)
-    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, writable and page == slot))
+    may_write = writable and page == slot and not (frame.forked or pte.wp)
+    space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, may_write, wp=pte.wp))
     space.add("swap_ents", -1)
     space.add("rss_anon", 1)
 

@@ -63,7 +63,10 @@ _EXTRA = {  # flag: how often it is added, in percent
 
 _RDONLY, _RND, _REMAP, _SHM_EXEC = 0o10000, 0o20000, 0o40000, 0o100000  # of shmat
 
-_COMMON = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+_WATCHING = {"uffd_register": 4, "uffd_unregister": 1, "uffd_copy": 4, "uffd_zeropage": 2,
+             "uffd_continue": 4, "uffd_poison": 2, "uffd_writeprotect": 6}  # fmt: skip
+_STAYING = {"mmap": 24, "munmap": 7, "mprotect": 12, "load": 9, "store": 20, "mincore": 2}
+_COMMON = {**_STAYING, "into_child": 1}  # not where something belongs to the parent alone
 _WITHOUT_MINCORE = {name: weight for name, weight in _COMMON.items() if name != "mincore"}
 THEMES: dict[str, dict[str, int]] = {
     "plain": {**_COMMON, "mremap": 10, "madvise": 8, "msync": 2, "remap_file_pages": 1},
@@ -75,7 +78,7 @@ THEMES: dict[str, dict[str, int]] = {
              "mremap": 6, "remap_file_pages": 6, "fork": 1},
     "kernel": {**_COMMON, "pread": 8, "pwrite": 8, "process_vm_readv": 10, "process_vm_writev": 12,
                "fork": 3, "madvise": 8, "mremap": 4, "mlock": 2, "ftruncate": 3, "mseal": 1},
-    "fork": {**_COMMON, "fork": 12, "madvise": 16, "mremap": 6, "mlock": 2},
+    "fork": {**_STAYING, "fork": 12, "into_child": 4, "madvise": 16, "mremap": 6, "mlock": 2},
     "brk": {**_COMMON, "brk": 30, "mlockall": 2, "madvise": 4, "mremap": 4, "setrlimit": 1},
     "limits": {**_COMMON, "setrlimit": 12, "mlock": 6, "mlockall": 3, "mremap": 8, "brk": 8},
     "grow": {**_COMMON, "store": 30, "mremap": 4, "mlock": 3, "setrlimit": 1, "madvise": 3},
@@ -91,24 +94,25 @@ THEMES: dict[str, dict[str, int]] = {
              "madvise": 8, "fork": 1, "mlock": 1, "ftruncate": 2},
     "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
                   "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
-                  "mremap": 3, "madvise": 8, "mlock": 1},
-    "uring": {**_COMMON, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
+                  "fork": 3, "mremap": 3, "madvise": 8, "mlock": 1},
+    "uring": {**_STAYING, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
                "mlock": 2, "fork": 1, "brk": 2, "mseal": 1},
     "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
-    "ksm": {**_COMMON, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
+    "ksm": {**_STAYING, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
             "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
             "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
-    "shm": {**_COMMON, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
+    "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
-                "ftruncate": 4, "pread": 3, "pwrite": 3},
+                "ftruncate": 4, "pread": 3, "pwrite": 3, **_WATCHING},
     "swap": {**_WITHOUT_MINCORE, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 5,
              "mlock": 2, "mlock2": 1, "ftruncate": 4, "pread": 4, "pwrite": 4, "brk": 1,
-             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_register": 1},
+             "process_vm_readv": 3, "process_vm_writev": 3, "msync": 1, "uffd_move": 4,
+             **_WATCHING},
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
@@ -120,6 +124,9 @@ THEMES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
+_WATCHERS = ("uffd", "uffd-move")  # themes that are all about what a userfaultfd watches
+_PAGING_OUT = ("pageout", "swap")  # themes in which it watches in three of ten sequences
+_TO_WATCHED = {*_WATCHING, "uffd_move"}
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
 _HUGE_PAGES = (  # how three in four of the theme "huge" do
     Op("mmap", (HUGE_WINDOW, 3 * PMD, 3, 0x32, ops.NO_FILE, 0)),
@@ -182,10 +189,12 @@ class Generator:
     scope: Scope = EVERYTHING
     length: int = 48
     random: random.Random = field(init=False)
-    _mixes: dict[str, list[str]] = field(init=False)
+    _watching: dict[str, list[str]] = field(init=False)
+    _unwatched: dict[str, list[str]] = field(init=False)
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
     _removes: bool = field(init=False, default=False)
+    _watches: bool = field(init=False, default=False)
     _protects: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
     _chosen: list[int] = field(init=False, default_factory=list)
@@ -193,8 +202,14 @@ class Generator:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self._mixes = {
-            theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES
+        mixes = {theme: self._mix(THEMES[theme]) for theme in self.scope.themes if theme in THEMES}
+        self._watching = {  # a userfaultfd watches the process that has made it, not its child
+            theme: [name for name in names if name != "into_child"]
+            for theme, names in mixes.items()
+        }
+        self._unwatched = {
+            theme: [name for name in names if theme not in _PAGING_OUT or name not in _TO_WATCHED]
+            for theme, names in mixes.items()
         }
 
     def _mix(self, weights: dict[str, int]) -> list[str]:
@@ -209,10 +224,11 @@ class Generator:
         """Make the next sequence."""
         pick = self.random
         self._theme = pick.choice(self.scope.themes)
-        names = self._mixes[self._theme]
+        self._watches = self._theme in _WATCHERS or (self._pages_out and self.chance(30))
+        names = (self._watching if self._watches else self._unwatched)[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
-        self._protects = self._theme in ("uffd", "uffd-move") and self.chance(60)
+        self._protects = self._watches and self.chance(60)
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for op in self._beginning() if self.chance(75) else ():
             self._remember(op)
@@ -231,13 +247,13 @@ class Generator:
         """Make what three in four sequences of a theme begin with."""
         if self._is_huge:
             return _HUGE_PAGES
-        if self._theme == "uffd-move":
-            return _TO_MOVE
+        if self._theme == "uffd-move" or (self._theme == "swap" and self.chance(30)):
+            return _TO_MOVE if self._watches else ()
         if self._theme == "ksm":
             return _TO_MERGE
         if self._theme == "lazyfree":
             return _TO_FREE
-        if self._theme != "uffd":
+        if not self._watches:
             return ()
         flags, slot = self.random.choice(((0x32, ops.NO_FILE), (0x31, ops.NO_FILE), (0x11, 0),
                                           (0x12, 0), (0x32, ops.NO_FILE)))  # fmt: skip
@@ -261,7 +277,7 @@ class Generator:
 
     @property
     def _pages_out(self) -> bool:
-        return self._theme in ("pageout", "swap")
+        return self._theme in _PAGING_OUT
 
     @property
     def _goes_far(self) -> bool:
@@ -488,7 +504,8 @@ def _advice(g: Generator) -> int:
     if g.chance(3):
         return g.random.choice((5, 6, 7, 26, 99, 104, -1))
     if g._pages_out and g.chance(60):
-        others: tuple[int, ...] = (4, 20, 22, 23, 102, *(() if g._theme == "swap" else (8, 8)))
+        guard = 4 if g._protects else 102
+        others: tuple[int, ...] = (4, 20, 22, 23, guard, *(() if g._theme == "swap" else (8, 8)))
         return g.random.choice((*[advice.MADV_PAGEOUT] * 4, *others))
     if g._theme == "uffd" and g.chance(40):
         guards = (4, 4) if g._protects else (102, 102)
@@ -600,7 +617,9 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     ),
     "mseal": lambda g: (*_range(g), g.random.choice((0, 0, 0, 0, 1))),
     "ftruncate": lambda g: (
-        g.random.choice((0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.BAD_FILE)),  # disk: see fidelity.md
+        g.random.choice(
+            (0, 0, 0, 1, 1, 1, ops.ZERO_SLOT, ops.READ_ONLY_SLOT, ops.BAD_FILE)
+        ),  # disk: see fidelity.md
         PAGE * g.random.randrange(20) + (g.random.randrange(PAGE) if g.chance(20) else 0),
     ),
     "set_mdwe": lambda g: (g.random.choice((0, 1, 1, 1, 3, 2, 4)),),
@@ -617,6 +636,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "set_memory_merge": lambda g: (g.random.choice((0, 1, 1, 1, 7)),),
     "setrlimit": _setrlimit,
     "fork": lambda g: (),
+    "into_child": lambda g: (),
     "crowd": lambda g: (2 * g.random.randint(0, 6) + 1,),
     "uffd_register": lambda g: (
         *_watched(g), g.random.choice((1, 1, 2, 3, 4, 4, 5, 6, 0, 8)) & (~0 if g._protects else ~2),

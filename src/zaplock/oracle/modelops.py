@@ -97,7 +97,7 @@ def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: i
 
 
 def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not 0 <= file < len(ops.FILES):
+    if not 0 <= file < len(ops.FILES) or file == ops.READ_ONLY_SLOT:
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
@@ -287,6 +287,17 @@ def _fork(w: World, calls: Any) -> CallOutcome:
     return CallOutcome(0, b"", seen)
 
 
+def _into_child(w: World, calls: Any) -> CallOutcome:
+    """Fork, and go on as the child; the parent keeps what it has."""
+    child = w.next_child()
+    result = run(w.machine, w.task, fork.fork(w.cx, child), calls)
+    if not result:
+        if environment_ring(w, child):
+            populate_ring(w.machine, w.task, child, w.environment)
+        w.become(child)
+    return CallOutcome(result)
+
+
 def apply(
     w: World, index: int, name: str, arguments: list[int], calls: list[LockCall] | None = None
 ) -> CallOutcome:
@@ -310,7 +321,7 @@ def _start_mmap(
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
     if not 0 <= file < len(ops.FILES):
         return -EBADF
-    if ops.FILES[file] == "zero":
+    if file in (ops.ZERO_SLOT, ops.READ_ONLY_SLOT):
         return -EINVAL
     return await rmap.truncate(cx, file + 1, length)
 
@@ -336,6 +347,7 @@ OPERATIONS: dict[str, Operation] = {
     "process_vm_readv": _process_vm,
     "process_vm_writev": _process_vm,
     "fork": _fork,
+    "into_child": _into_child,
     "crowd": _crowd,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,

@@ -74,6 +74,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
     "ksm_scan": (),  # ksmd merges pages until it finds no more
+    "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
     "uffd_register": ("addr", "length", "mode"),
     "uffd_unregister": ("addr", "length"),
@@ -92,10 +93,10 @@ ACCESSES: dict[str, tuple[str, ...]] = {
 CROWD = 0x2_0000_0000
 """From here on lie the many mappings of `crowd`: maps are compared only below it then."""
 
-FILES = ("m0", "m1", "disk", "zero")
-FILE_PAGES = (16, 4, 16, 0)
-HOLES = {0: range(12, 16), 1: range(0), 2: range(0), 3: range(0)}  # pages never written
-ZERO_SLOT, DISK_SLOT = 3, 2
+FILES = ("m0", "m1", "disk", "zero", "ro")  # the last: in memory, open for reading only
+FILE_PAGES = (16, 4, 16, 0, 6)
+HOLES = {0: range(12, 16), 4: range(5, 6)}  # pages never written
+DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
 SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
 
@@ -103,10 +104,17 @@ RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9
 LIMITED = (RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS)
 
 
+def written_pages(slot: int) -> list[int]:
+    """List the pages of a file that are written before a sequence begins."""
+    return [page for page in range(FILE_PAGES[slot]) if page not in HOLES.get(slot, ())]
+
+
 def file_tag(slot: int, page: int) -> int:
     """Return what page `page` of a file holds before anybody writes to it."""
     return (slot + 1) << 32 | (page + 1)
 
+
+FORKS = ("fork", "into_child")  # their result is 0 on either side
 
 WRITERS = ("store", "process_vm_writev", "uffd_copy")
 """Operations that write a tag of their own to the beginning of pages."""

@@ -69,11 +69,13 @@ class BareProgram(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
-    `cpu`: where a sequence runs whose lazily free pages are counted; -1: none are. `settles`: there
-    is swap, so pages go on being written after MADV_PAGEOUT has returned.
+    `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
+    sequence runs whose lazily free pages are counted; -1: none are. `settles`: there is swap, so
+    pages go on being written after MADV_PAGEOUT has returned.
     """
 
     files: tuple[int, ...]
+    filled: int
     meminfo: int
     ksm_run: int
     ksm_scans: int
@@ -157,10 +159,7 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
         "uring_register", *_FILLS,
     }:  # fmt: skip
         build_into.add(_open_files(names))
-        pid = build_into.add(stub.syscall(_GETPID))
-        target = address(pid + 2 * _E + 8)
-        build_into.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
-        build_into.add(stub.syscall(_PIDFD, 0, 0))
+        _open_pidfd(build_into)
     if "uring_register" in used:
         build_into.add(_open_uring())
     if used & {"shmat", "shmdt"}:
@@ -234,6 +233,12 @@ def _open_files(names: ProgramNames) -> bytes:
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
         parts.append(_fill(slot))
+    opened = ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT
+    parts += [  # again, for reading only, in its own place
+        stub.syscall(_OPEN, names.filled, 0),
+        stub.syscall(_DUP2, opened + 1, opened),
+        stub.syscall(_CLOSE, opened + 1),
+    ]
     api = ring.RING + ring.SCRATCH
     parts += [
         stub.syscall(_UFFD, 0o4000 | 1),  # O_NONBLOCK, UFFD_USER_MODE_ONLY
@@ -257,10 +262,9 @@ def _fill(slot: int) -> bytes:
         return b""
     fd, source = ring.FIRST_FILE_FD + slot, ring.RING + ring.PATTERN
     parts = [stub.syscall(_FTRUNCATE, fd, ops.FILE_PAGES[slot] * ring.PAGE)]
-    for page in range(ops.FILE_PAGES[slot]):
-        if page not in ops.HOLES[slot]:
-            parts.append(stub.entry(stub.STORE, source, ops.file_tag(slot, page)))
-            parts.append(stub.syscall(_PWRITE, fd, source, 8, page * ring.PAGE))
+    for page in ops.written_pages(slot):
+        parts.append(stub.entry(stub.STORE, source, ops.file_tag(slot, page)))
+        parts.append(stub.syscall(_PWRITE, fd, source, 8, page * ring.PAGE))
     return b"".join(parts)
 
 
@@ -270,6 +274,8 @@ def operation(
     """Append one operation; return the places of its result, vector and child (or -1)."""
     if op.name == "fork":
         return _fork(b)
+    if op.name == "into_child":
+        return _into_child(b), -1, -1
     arguments = [value & _MASK if isinstance(value, int) else 0 for value in op.args]
     if op.name in _TAKES_FILE:
         at = _TAKES_FILE[op.name]
@@ -281,8 +287,11 @@ def operation(
     if op.name == "crowd":
         return _crowd(b, names.max_map_count - 1 - arguments[0]), -1, -1
     drains = names.cpu >= 0 and ops.frees_lazily(op)
+    settles = names.settles and is_pageout(op)
     if drains:
         b.add(DRAIN)
+    if settles:
+        b.add(DRAIN_ALL)
     if op.name in _COMPOSED:
         result = _COMPOSED[op.name](b, op, arguments, results)
     else:
@@ -292,7 +301,7 @@ def operation(
         result = _with_refs(b, op, stub.syscall(number, *arguments), results)
     if drains:
         b.add(DRAIN)
-    if names.settles and is_pageout(op):
+    if settles:
         _settle(b, op, arguments, results)
     return result, _seen(b, op), -1
 
@@ -301,6 +310,13 @@ def is_pageout(op: Op) -> bool:
     """Tell whether an operation pages memory out."""
     return op.name in ("madvise", "process_madvise") and op.args[2] == advice.MADV_PAGEOUT
 
+
+DRAIN_ALL = stub.syscall(279, 0, 0, 0, ring.RING + ring.SCRATCH, ring.RING + ring.SCRATCH, 2)
+"""move_pages of no page: before anything else it empties the LRU batches of every CPU.
+
+A page whose writing has ended, on whichever CPU that was, is in a batch of that CPU's, which holds
+it: MADV_PAGEOUT, which empties its own CPU's batches only, would unmap such a page and keep it.
+"""
 
 SETTLING_NS = (200_000, 1_000_000, 4_000_000)
 """How long a paging out waits before each of its repetitions."""
@@ -314,7 +330,7 @@ def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> Non
     at = ring.RING + ring.SCRATCH
     for wait_ns in SETTLING_NS:
         b.add(stub.entry(stub.STORE, at, 0), stub.entry(stub.STORE, at + 8, wait_ns))
-        b.add(stub.syscall(_NANOSLEEP, at, 0))
+        b.add(stub.syscall(_NANOSLEEP, at, 0), DRAIN_ALL)
         if op.name in _COMPOSED:
             _COMPOSED[op.name](b, op, arguments, results)
         else:
@@ -350,13 +366,7 @@ def _seen(b: Builder, op: Op) -> int:
 
 def _fork(b: Builder) -> tuple[int, int, int]:
     """Append a fork whose child writes down its address space and exits; the parent waits."""
-    child_code = (
-        ring.POPULATE
-        + b"".join(ring.call("close", fd) for fd in ring.PROC_FDS)
-        + ring.open_proc()
-        + ring.OBSERVE
-        + ring.EXIT
-    )
+    child_code = _OF_CHILD + ring.OBSERVE + ring.EXIT
     clone = b.here
     child = clone + 4 * _E
     b.add(
@@ -367,6 +377,45 @@ def _fork(b: Builder) -> tuple[int, int, int]:
         child_code,
     )
     return clone, -1, child + 7 * _E
+
+
+_OF_CHILD = b"".join(
+    [ring.POPULATE, *(ring.call("close", fd) for fd in ring.PROC_FDS), ring.open_proc()]
+)
+"""What a child begins with: its own page tables of the ring, its own files of /proc/self."""
+
+
+def _into_child(b: Builder) -> int:
+    """Append a fork whose child goes on; the parent waits for its end, and ends with 1 if it fails.
+
+    The child's own forks write the same word of the ring, but before that end.
+    """
+    status = ring.RING + ring.FORK_STATUS
+    b.add(stub.entry(stub.STORE, status, 1))
+    clone = b.here
+    child = clone + 7 * _E
+    b.add(
+        stub.syscall(_CLONE, 17),
+        stub.entry(stub.JUMP_IF_ZERO, address(child)),
+        stub.syscall(_WAIT4, _MASK, status, 0x4000_0000, 0),
+        stub.entry(stub.LOAD, status),
+        stub.entry(stub.JUMP_IF_ZERO, address(clone + 6 * _E)),
+        ring.call("exit_group", 1),
+        ring.EXIT,
+        ring.call("prctl", 1, 9),  # PR_SET_PDEATHSIG SIGKILL, which a fork does not inherit
+        _OF_CHILD,
+    )
+    b.add(ring.call("close", PID_FD))
+    _open_pidfd(b)
+    return clone
+
+
+def _open_pidfd(b: Builder) -> None:
+    """Open the process itself; with all files open, that is PID_FD."""
+    pid = b.add(stub.syscall(_GETPID))
+    target = address(pid + 2 * _E + 8)
+    b.add(stub.entry(stub.PATCH, target, address(pid + stub.RESULT), 0))
+    b.add(stub.syscall(_PIDFD, 0, 0))
 
 
 def _crowd(b: Builder, count: int) -> int:

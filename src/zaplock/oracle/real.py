@@ -157,7 +157,7 @@ class RealSide:
         self._run(built.code)
         words = memoryview(self._child.program(len(built.code))).cast("q")
         results = [words[place.result + stub.RESULT >> 3] for place in built.places]
-        forked = [op.name == "fork" for op in sequence]
+        forked = [op.name in ops.FORKS for op in sequence]
         return words, [min(r, 0) if f else r for r, f in zip(results, forked, strict=True)]
 
     def _run(self, code: bytes) -> None:
@@ -204,6 +204,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             **dict(zip(ops.FILES, ops.FILES, strict=True)),
             "disk": f"/proc/self/fd/{disk}",
             "zero": "/dev/zero",
+            "filled": f"/proc/self/fd/{ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT}",
             "meminfo": "/proc/meminfo",
             "ksm_run": f"{KSM}/run",
             "ksm_scans": f"{KSM}/full_scans",
@@ -212,7 +213,12 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
     )
     files = tuple(where[name] for name in ops.FILES)
     return program.ProgramNames(
-        files, where["meminfo"], where["ksm_run"], where["ksm_scans"], max_map_count
+        files,
+        where["filled"],
+        where["meminfo"],
+        where["ksm_run"],
+        where["ksm_scans"],
+        max_map_count,
     ), data
 
 
@@ -250,8 +256,8 @@ class _Reader:
         result = self._result(place.result)
         seen = self._take(place.seen) if place.seen >= 0 else b""
         child = None
+        result = min(result, 0) if op.name in ops.FORKS else result
         if op.name == "fork":
-            result = min(result, 0)
             child = self.snapshot(place.child) if result == 0 else None
         outcome = CallOutcome(result, seen if result == 0 else b"", child)
         return OracleStep(outcome, self.snapshot(place.after))

@@ -99,6 +99,7 @@ _OPEN = {
     "m1": 'os.memfd_create("m1", os.MFD_ALLOW_SEALING)',
     "disk": 'os.open("/var/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)',
     "zero": 'os.open("/dev/zero", os.O_RDWR)',
+    "ro": 'os.memfd_create("ro")',
 }
 
 _TAIL = """
@@ -154,10 +155,11 @@ def _files() -> list[str]:
         lines.append(f"files.append({_OPEN[name]})")
         pages = ops.FILE_PAGES[slot]
         if pages:
-            written = [n for n in range(pages) if n not in ops.HOLES[slot]]
+            written = ops.written_pages(slot)
             lines.append(f"os.ftruncate(files[-1], {pages * 4096})")
             lines.append(f"for n in {written}: page(files[-1], n, {slot + 1} << 32 | n + 1)")
     lines += [
+        f"files[{ops.READ_ONLY_SLOT}] = os.open('/proc/self/fd/%d' % files[-1], os.O_RDONLY)",
         "uffd = call(323, 0o4000 | 1)",
         "struct.pack_into('<QQQ', vector, 0, 0xAA, 1 << 7, 0)",
         "call(16, uffd, 0xC018AA3F, ctypes.addressof(vector))",
@@ -196,6 +198,8 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return "0  # fills the address space: see program._crowd"
     if op.name == "fork":
         return "(lambda pid: os._exit(0) if pid == 0 else os.waitpid(pid, 0)[1])(os.fork())"
+    if op.name == "into_child":
+        return "(lambda pid: 0 if pid == 0 else os._exit(os.waitpid(pid, 0)[1] and 1))(os.fork())"
     if op.name == "setrlimit":
         return f"__import__('resource').prlimit(0, {arguments[0]}, ({arguments[1]}, -1)) and 0"
     if op.name == "mincore":

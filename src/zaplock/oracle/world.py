@@ -93,8 +93,11 @@ class World:
             kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
             by_page = kind == "shmem"
             size = pages * f.PAGE_SIZE
-            new_file(self.machine, slot + 1, kind, size, name, charged_by_page=by_page)
-            written = [page for page in range(pages) if page not in ops.HOLES[slot]]
+            writable = slot != ops.READ_ONLY_SLOT
+            new_file(
+                self.machine, slot + 1, kind, size, name, charged_by_page=by_page, writable=writable
+            )
+            written = ops.written_pages(slot)
             if not written:
                 continue
             first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
@@ -125,6 +128,15 @@ class World:
         self.machine.limits = limits
         change_limits(self.space, limits)
         self.cx = Cx(self.cx.design, self.task, limits=limits)
+
+    def become(self, mm: int) -> None:
+        """Go on as the process of another address space: operations are its, and it is seen."""
+        self.task = Task(self.task.tid + 2, mm, "child")
+        self.space = self.machine.mm(mm)
+        self.cx = Cx(self.cx.design, self.task, limits=self.cx.limits)
+        end = self.view.end
+        self.view = ModelView(self.machine, mm, self.environment.ring, self.view)
+        self.view.end = end
 
     def next_child(self) -> int:
         """Return a number for the address space of the next child."""

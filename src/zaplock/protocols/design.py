@@ -160,6 +160,7 @@ class Design:
     seals_devices: bool = False
     replaces_huge_zero: bool = False
     reuses_large: bool = False
+    mprotect_lets_write: bool = False
     uncharges_untouched: bool = False
     stacks_nohugepage: bool = False
     guards: bool = False

@@ -21,7 +21,7 @@ from zaplock.model.flags import (
     VM_UFFD_FLAGS,
     VM_WIPEONFORK,
 )
-from zaplock.model.frames import change_frames
+from zaplock.model.frames import change_frames, mark_forked
 from zaplock.model.mm import Counter
 from zaplock.model.pagetable import COUNTED, alloc_tables, install
 from zaplock.model.step import Task, step
@@ -101,7 +101,10 @@ def needs_copy(vma: Vma) -> bool:
 
 @step
 def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
-    """Copy a VMA: charged, unlocked, no longer watched; the handle or -ENOMEM."""
+    """Copy a VMA: charged, unlocked, no longer watched; the handle or -ENOMEM.
+
+    It gets an anon_vma of its own, so it merges with none that had the same before (anon_vma_fork).
+    """
     vma = vma_of(m, task, handle)
     if vma.flags & VM_ACCOUNT and commit(m, vma.nr_pages):
         return -ENOMEM
@@ -113,7 +116,7 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
         mm=child,
         flags=vma.flags & ~(VM_LOCKED_MASK | VM_UFFD_FLAGS),
         uffd=0,
-        anon_vma=0 if wiped else vma.anon_vma,
+        anon_vma=m.new_handle(task, "anon_vma") if vma.anon_vma and not wiped else 0,
         shared_anon_vma=bool(vma.anon_vma) and not wiped,
         lock_seq=-1,
     )
@@ -164,6 +167,8 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
         shared = change(pte, writable=pte.writable and not private)
         if pte.kind in COUNTED or pte.kind == "swap":
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
+        if private and pte.kind in ("anon", "thp", "swap"):
+            mark_forked(m, first + pte.delta, last + pte.delta, True)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
         install(m, task, space, first, last, change(shared, wp=False) if pte.wp else shared)
         if shared != pte:

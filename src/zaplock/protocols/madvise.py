@@ -311,7 +311,7 @@ async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
     gather = await gather_zap(cx.mm, low, high)
     taken = await mapped_once(cx.mm, low, high, ("anon",) if droppable else ("shmem",))
     for start, end in taken:
-        await unmap_page_range(cx, gather, start, end)
+        await unmap_page_range(cx, gather, start, end, spares=watched_kinds(vma))
         if not droppable:
             await drop_clean(vma.file, vma.pgoff_of(start), vma.pgoff_of(end))
     for start, end in () if droppable else await mapped_once(cx.mm, low, high, ("anon",), True):

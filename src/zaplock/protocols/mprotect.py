@@ -33,9 +33,12 @@ from zaplock.model.flags import (
     VM_SEALED,
     VM_SHARED,
     VM_STICKY,
+    VM_UFFD_WP,
     VM_WRITE,
     page_align,
 )
+from zaplock.model.mm import Mm
+from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -247,7 +250,7 @@ async def mprotect_fixup(cx: Cx, handle: int, low: int, high: int, wanted: int, 
     if part < 0:
         await uncharge(charged, high - low)
         return part
-    await change_protection(cx.mm, low, high, flags, vma.flags)
+    await change_protection(cx.mm, low, high, flags, vma.flags, cx.design.mprotect_lets_write)
     if uncharged:
         await uncharge(VM_ACCOUNT, high - low)
     if vma.flags & (VM_WRITE | VM_SHARED | VM_LOCKED) == VM_LOCKED and flags & VM_WRITE:
@@ -373,18 +376,41 @@ def charge_writable(m: Machine, task: Task, mm: int, vma: Vma, flags: int, lengt
 
 @step
 def change_protection(
-    m: Machine, _task: Task, mm: int, low: int, high: int, flags: int, old_flags: int
+    m: Machine, _task: Task, mm: int, low: int, high: int, flags: int, old_flags: int, lets: bool
 ) -> None:
-    """Take write permission from the entries where needed, flush, and move the counters."""
+    """Take write permission from the entries where needed, flush, and move the counters.
+
+    Or give it: see `let_write`, and `lets`.
+    """
     space = m.mm(mm)
     accessible = bool(flags & VM_ACCESS_FLAGS)
     if not flags & VM_WRITE or not old_flags & VM_ACCESS_FLAGS:
         writable = bool(flags & VM_WRITE)
         protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, writable, accessible)
         flush_tlb_range(m, mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT, False)
+    if flags & VM_WRITE and (flags & VM_SHARED or lets):
+        let_write(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, flags)
     pages = high - low >> PAGE_SHIFT
     account_parts(space, old_flags, 0, -pages)
     account_parts(space, flags, 0, pages)
+
+
+def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:
+    """Make entries writable that need no fault for it: the first write is nobody's business.
+
+    Those of shared memory, unless a userfaultfd waits for writes; and of private memory (6.0) the
+    pages that nobody else has, nor had since they were last written to (can_change_pte_writable).
+    Not told: huge pages, and what an entry has made dirty of a file on a disk.
+    """
+    if flags & (VM_SHARED | VM_UFFD_WP) == VM_SHARED | VM_UFFD_WP:
+        return
+    kind = "shmem" if flags & VM_SHARED else "anon"
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind != kind or pte.writable or pte.no_access or pte.wp:
+            continue
+        for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
+            if kind == "shmem" or (is_own(frame) and not frame.forked):
+                space.ptes.set(start - pte.delta, end - pte.delta, change(pte, writable=True))
 
 
 async def apply_to_range(

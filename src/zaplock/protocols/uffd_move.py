@@ -1,8 +1,7 @@
 """userfaultfd: UFFDIO_MOVE takes pages of anonymous memory to where a userfaultfd watches (6.8).
 
-A page that somebody else maps, too, can't go (EBUSY). Not modelled: huge pages, pages in swap, and
-pages that a fork had shared and that are one's own again, which a kernel tells from others until
-they are written to.
+A page that somebody else maps, too, can't go (EBUSY), nor one that a fork had shared and that
+nobody has written to since. Not modelled: huge pages.
 
 Source: mm/userfaultfd.c move_pages, fs/userfaultfd.c (6.12 on).
 """
@@ -148,15 +147,20 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
         return -EEXIST
     if pte is None:
         return 0 if holes else -ENOENT
-    if pte.kind in ABSENT:
+    if pte.kind in ABSENT and pte.kind != "swap":
         return -EFAULT
-    if pte.kind == "anon":
-        frame = m.frames.at(at + pte.delta)
-        if frame is None or frame.refs != 1 or frame.maps != 1 or frame.kind == "ksm":
-            return -EBUSY
+    frame = m.frames.at(at + pte.delta) if pte.kind != "zero" else None
+    if frame is not None and (
+        frame.forked or frame.refs != 1 or frame.maps > 1 or frame.kind == "ksm"
+    ):
+        return -EBUSY
     m.spend("copy_pte")
     space.ptes.clear(at, at + 1)
-    mapped = Pte("anon", pte.delta + at - to, True) if pte.kind == "anon" else Pte("zero", 0)
-    space.ptes.set(to, to + 1, mapped)
+    delta = pte.delta + at - to
+    moved = {
+        "anon": Pte("anon", delta, True), "swap": Pte("swap", delta, wp=pte.wp),
+        "zero": Pte("zero", 0),
+    }  # fmt: skip
+    space.ptes.set(to, to + 1, moved[pte.kind])
     flush_tlb_range(m, space.mm, at, at + 1, False)
     return 0

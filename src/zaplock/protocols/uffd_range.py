@@ -2,7 +2,7 @@
 
 Only anonymous memory and files in memory can be watched. Registering splits and merges VMAs like
 any change of flags. Source: fs/userfaultfd.c, mm/userfaultfd.c (6.11 on). Not modelled: faults of
-hugetlb, write protection of what is in swap.
+hugetlb.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def uffd_wp_range(m: Machine, task: Task, vma: Vma, low: int, high: int, protect
         at = end
         if pte.kind == "uffd_wp" and not protects:
             space.ptes.clear(start, end)
-        if pte.kind not in ABSENT and pte.wp != protects:
+        if (pte.kind not in ABSENT or pte.kind == "swap") and pte.wp != protects:
             new = change(pte, writable=pte.writable and not protects, wp=protects)
             space.ptes.set(start, end, new)
     flush_tlb_range(m, vma.mm, first, last, False)
