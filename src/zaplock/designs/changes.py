@@ -231,6 +231,8 @@ CHANGES: tuple[Change, ...] = (
         "who pins an anonymous page to read it gets one that nobody shares: a page that KSM has "
         "merged is copied",
         {"pins_unshare": True},
+    ),
+    Change(
         "6.0", "64fe24a3e05e",
         "mm/mprotect: try avoiding write faults for exclusive anonymous pages when changing "
         "protection",
