@@ -37,7 +37,8 @@ class Frame(msgspec.Struct, frozen=True):
     in memory and is not marked as unlocked, though its VMA is (MREMAP_DONTUNMAP). `lazy`: it may be
     dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
     `forked`: a fork has let others map it, and no write has made it somebody's own since
-    (PageAnonExclusive is what it is not).
+    (PageAnonExclusive is what it is not). `dirty`: an anonymous page is as a whole, whatever the
+    entries that map it say (PG_dirty), so MADV_FREE asks who else maps it.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Frame(msgspec.Struct, frozen=True):
     stays_locked: bool = False
     lazy: bool = False
     forked: bool = False
+    dirty: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -82,8 +84,9 @@ def change_frames(
             )
         if new_refs:
             new = frame_of(
-                frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked
-            )
+                frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
+                frame.dirty,
+            )  # fmt: skip
             m.frames.set(low, high, new)
         else:
             _free(m, task, low, high, frame, new_maps)
@@ -137,11 +140,11 @@ def keep_written(m: Machine, pfn: int) -> None:
     set_lazy(m, pfn, pfn + 1, False)
 
 
-def set_lazy(m: Machine, first: int, last: int, lazy: bool) -> None:
-    """Note that anonymous pages may be dropped, or that they may not any more."""
+def set_lazy(m: Machine, first: int, last: int, lazy: bool, dirty: bool = False) -> None:
+    """Note that anonymous pages may be dropped, or that they may not any more, and are `dirty`."""
     for low, high, frame in m.frames.overlapping(first, last):
         if frame.lazy != lazy:
-            m.frames.set(low, high, msgspec.structs.replace(frame, lazy=lazy))
+            m.frames.set(low, high, msgspec.structs.replace(frame, lazy=lazy, dirty=dirty))
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:

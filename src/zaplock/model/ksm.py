@@ -35,7 +35,7 @@ def merge_equal(m: Machine, task: Task, space: Mm) -> None:
         shared = next((one for one in frames if _is_merged(m, one)), frames[0])
         frame = m.frames.at(shared)
         assert frame is not None
-        m.frames.set(shared, shared + 1, change(frame, kind="ksm"))
+        m.frames.set(shared, shared + 1, change(frame, kind="ksm", dirty=True))
         for vpn, pte in pages:
             _map_instead(m, task, space, vpn, pte, shared, False)
         m.globals.put("ksm", 1)
@@ -50,12 +50,17 @@ def unmerge(m: Machine, task: Task, vma: Vma, first: int, last: int) -> None:
     """Give virtual pages [first, last) of a VMA copies of their own of the merged pages there."""
     space = m.mm(vma.mm)
     for vpn, pte in merged_in(m, space, first, last):
-        copy = alloc_frames(m, task, "anon", 1, refs=0)
-        tag = m.content.at(vpn + pte.delta)
-        if tag:
-            m.content.set(copy, copy + 1, tag)
-        m.spend("fault_cow")
-        _map_instead(m, task, space, vpn, pte, copy, bool(vma.flags & VM_WRITE))
+        give_copy(m, task, space, vpn, pte, bool(vma.flags & VM_WRITE))
+
+
+def give_copy(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
+    """Let an entry map a copy of the anonymous page that it maps."""
+    copy = alloc_frames(m, task, "anon", 1, refs=0)
+    tag = m.content.at(vpn + pte.delta)
+    if tag:
+        m.content.set(copy, copy + 1, tag)
+    m.spend("fault_cow")
+    _map_instead(m, task, space, vpn, pte, copy, writable)
 
 
 def merged_in(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, Pte]]:

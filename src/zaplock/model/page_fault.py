@@ -241,9 +241,15 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
         mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
         return 0
+    return _copy_on_write(m, task, space, vpn, split_entry(space, vpn, pte))
+
+
+def split_entry(space: Mm, vpn: int, pte: Pte) -> Pte:
+    """Let small entries map what a huge one does, for reading only; return them."""
+    low = vpn - vpn % PAGES_PER_PMD
     small = Pte("anon", pte.delta, False, wp=pte.wp)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
-    return _copy_on_write(m, task, space, vpn, small)
+    return small
 
 
 def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:

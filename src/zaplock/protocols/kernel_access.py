@@ -26,14 +26,16 @@ from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
+    PAGES_PER_PMD,
     PMD_SIZE,
     VM_SHARED,
     page_align,
 )
-from zaplock.model.frames import write_frame
+from zaplock.model.frames import mark_forked, write_frame
+from zaplock.model.page_fault import is_own, split_entry
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import lookup, overlapping, vma_of
+from zaplock.model.vma import change, lookup, overlapping, vma_of
 from zaplock.protocols.gup import follow_page, put_page
 from zaplock.protocols.populate import populate_up_to
 from zaplock.protocols.seals import sealed_against
@@ -257,12 +259,28 @@ async def pin_pages(cx: Cx, start: int, end: int, write: bool) -> list[int]:
 
 @step
 def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
-    """Give an address a page of its own in place of a merged one, which is not pinned to be read.
+    """Give an address a page of its own where it shares one, which is not pinned to be read.
 
-    (gup_must_unshare)
+    So is a merged one, and one that a fork has shared; if nobody else maps it any more it is one's
+    own as it is. (gup_must_unshare, do_wp_page)
     """
-    handle, vpn = lookup(m, m.mm(mm), address), address >> PAGE_SHIFT
-    ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1)
+    space, vpn = m.mm(mm), address >> PAGE_SHIFT
+    pte = space.ptes.at(vpn)
+    if pte is None or pte.kind not in ("anon", "thp"):
+        return
+    frame = m.frames.at(vpn + pte.delta)
+    assert frame is not None
+    if frame.kind == "ksm":
+        handle = lookup(m, space, address)
+        ksm.unmerge(m, task, vma_of(m, task, handle), vpn, vpn + 1)
+    elif frame.forked and is_own(frame):
+        pages = PAGES_PER_PMD if pte.kind == "thp" else 1
+        first = vpn - vpn % pages + pte.delta
+        mark_forked(m, first, first + pages, False)
+    elif frame.forked:
+        if pte.kind == "thp":
+            pte = split_entry(space, vpn, pte)
+        ksm.give_copy(m, task, space, vpn, pte, False)
 
 
 @step
@@ -272,3 +290,5 @@ def write_pinned(m: Machine, task: Task, frame: int, tag: int) -> None:
     written = m.frames.at(frame)
     if written is not None and written.kind in ("file", "shmem"):
         m.dirty.set(frame, frame + 1, True)
+    elif written is not None and not written.dirty:
+        m.frames.set(frame, frame + 1, change(written, dirty=True))

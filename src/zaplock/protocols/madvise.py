@@ -512,7 +512,27 @@ def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
         if pte.kind not in ("anon", "thp"):
             continue
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            shared = frame.kind == "ksm" and frame.maps > 1  # dirty as a whole, so it is asked
-            if not shared and not frame.stays_locked:
-                set_lazy(m, start, end, True)
-                m.globals.put("lazyfree", 1)
+            if (frame.dirty and frame.maps > 1) or frame.stays_locked:
+                continue
+            m.globals.put("lazyfree", 1)
+            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if frame.maps > 1 else ():
+                set_lazy(m, start, low_pfn, True)
+                start = max(start, high_pfn)
+            set_lazy(m, start, end, True)
+
+
+def locked_by_others(m: Machine, mm: int, first: int, last: int) -> list[tuple[int, int]]:
+    """List which of some frames another address space has locked in memory, in order."""
+    found = []
+    for space in m.mms.values():
+        for start in space.tree.order if space.mm != mm else ():
+            vma = m.vmas[space.tree.data[start]]
+            if not isinstance(vma, Vma) or not vma.flags & VM_LOCKED:
+                continue
+            for low, high, pte in space.ptes.overlapping(
+                start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT
+            ):
+                part = max(low + pte.delta, first), min(high + pte.delta, last)
+                if pte.kind in ("anon", "thp") and part[0] < part[1]:
+                    found.append(part)
+    return sorted(found)

@@ -8,7 +8,9 @@ Source: mm/gup.c __mm_populate, populate_vma_page_range, faultin_page_range.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from errno import EFAULT, EINVAL, ENOMEM
+from itertools import takewhile
 from signal import SIGBUS, SIGSEGV
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +28,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import set_lazy
-from zaplock.model.mm import Mm
+from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_fault import (
     ALONE,
     begin_copy,
@@ -177,23 +179,40 @@ def fault_range(
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
+    touches = write and m.globals.get("lazyfree", 0)
+    before = m.mm(vma.mm).ptes.overlapping(first, last) if touches else []
     error = populate_range(m, task, vma, first, last, write, alone)
-    if write and m.globals.get("lazyfree", 0):
-        keep_touched(m, m.mm(vma.mm), first, last, bool(error))
+    if touches:
+        keep_touched(m, m.mm(vma.mm), first, last, before, bool(error))
     return error, high
 
 
-def keep_touched(m: Machine, space: Mm, first: int, last: int, failed: bool) -> None:
+def keep_touched(
+    m: Machine, space: Mm, first: int, last: int, before: list[tuple[int, int, Pte]], failed: bool
+) -> None:
     """Let the pages [first, last) be lazily free no more: to touch one to write makes it dirty.
 
-    failed: only those up to the first that is not there. (FOLL_TOUCH)
+    before: their entries before that; where one let write there was no fault to make the entry
+    dirty, so the page is made so. failed: only those up to the first that is not there.
+    (FOLL_TOUCH)
     """
-    for low, high, pte in space.ptes.overlapping(first, last):
-        if failed and (low > first or pte.kind in ABSENT):
+    there = space.ptes.overlapping(first, last)
+    if failed:
+        there = list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
+    end = there[-1][1] if there else first
+    for runs, dirty in ((before, True), (there, False)):
+        for low, high, pte in runs:
+            if pte.kind in ("anon", "thp") and low < end and (pte.writable or not dirty):
+                set_lazy(m, low + pte.delta, min(high, end) + pte.delta, False, dirty)
+
+
+def _adjoining(runs: list[tuple[int, int, Pte]], at: int) -> Iterator[tuple[int, int, Pte]]:
+    """Yield runs from `at` on up to the first gap."""
+    for run in runs:
+        if run[0] > at:
             return
-        first = high
-        if pte.kind in ("anon", "thp"):
-            set_lazy(m, low + pte.delta, high + pte.delta, False)
+        at = run[1]
+        yield run
 
 
 def makes_dirty(m: Machine, vma: Vma, vpn: int) -> bool:
