@@ -24,6 +24,7 @@ from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, InvariantName, Violation
 
 if TYPE_CHECKING:
+    from zaplock.engines.checking.compiled_levels import CompiledLevels
     from zaplock.engines.checking.divided_levels import DividedLevels
     from zaplock.engines.checking.wide_levels import WideLevels
 
@@ -36,11 +37,21 @@ WIDE = 2_000
 LOOK = 4_000
 """States to meet between two looks at the limits."""
 
+MANY = 200
+"""A search that has visited so many states goes on in C if it can (`compiled_levels`)."""
+
 SLOT = 16
 """Bytes of one slot of a set's table."""
 
+SET_BYTES = 80
+"""What a set has for each of its ints at most, while it outgrows its table."""
+
 Answer = Literal["proved", "broken", "not-exhausted", "vacuous", "failed"]
 """failed: the code of a step or protocol raised an error, and no rule was seen broken."""
+
+
+class Outgrown(Exception):
+    """A number has got more bits than a word has for it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,9 @@ class Search:
         self.all_violations = all_violations
         self.progress = progress
         self.visited = {table.initial}
-        self.wide: WideLevels | None = None
+        self.counted = 0
+        """How many of them `compiled_levels` knows of."""
+        self.wide: WideLevels | CompiledLevels | None = None
         self.transitions = 0
         self.depth = 0
         self.endings = 0
@@ -149,13 +162,16 @@ class Search:
             self.note(self.table.initial_violation)
             return []
         frontier, found = [self.table.initial], list[int]()
-        may_be_wide = enough is None
+        may_be_compiled = may_be_wide = enough is None
         while frontier:
-            if may_be_wide and len(frontier) >= WIDE:
+            if may_be_compiled and self.has_library():
+                may_be_compiled = False
+                frontier, found = self.by_levels(frontier, self.begin_compiled)
+            if may_be_wide and len(frontier) >= WIDE and not found:
                 may_be_wide = False
                 frontier, found = self.wide_levels(frontier)
-                if not frontier:
-                    return []
+            if not frontier:
+                return []
             for first in range(0, len(frontier), SLICE):
                 if self.is_at_limit(len(frontier) - first + len(found)):
                     return []
@@ -171,14 +187,18 @@ class Search:
         return []
 
     def wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
-        """Go on with `wide_levels`, to the end or as long as that is worth it.
+        """Go on with `wide_levels`; see `by_levels`."""
+        return self.by_levels(frontier, self.begin_wide)
+
+    def by_levels(
+        self, frontier: list[int], begin: Callable[[list[int]], WideLevels | CompiledLevels]
+    ) -> tuple[list[int], list[int]]:
+        """Go on with whole levels, to the end or as long as that is worth it.
 
         Returns what is left to explore of a level, and what was found in it so far.
         """
-        from zaplock.engines.checking.wide_levels import Outgrown  # and numpy
-
         try:
-            wide = self.begin_wide(frontier)
+            wide = begin(frontier)
         except Outgrown:
             return frontier, []
         try:
@@ -192,7 +212,7 @@ class Search:
             pass
         return self.by_states(wide)
 
-    def by_states(self, wide: WideLevels) -> tuple[list[int], list[int]]:
+    def by_states(self, wide: WideLevels | CompiledLevels) -> tuple[list[int], list[int]]:
         """Give `wide` up, after levels or in the midst of one.
 
         Returns what is left to explore of the level, and what was found in it so far; with a limit
@@ -209,6 +229,24 @@ class Search:
     def all_visited(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
         yield list(self.visited)
+
+    def has_library(self) -> bool:
+        """Return whether the search can go on in C, and is long enough for that."""
+        states = len(self.visited)
+        if states < MANY:
+            return False
+        from zaplock.engines.checking.compiled_levels import compiled  # and ctypes
+
+        more, self.counted = states - self.counted, states
+        return compiled.after(more) is not None
+
+    def begin_compiled(self, frontier: list[int]) -> CompiledLevels:
+        """Go on with levels in C; raises Outgrown."""
+        from zaplock.engines.checking.compiled_levels import CompiledLevels
+
+        self.wide = CompiledLevels(self, frontier)
+        self.visited = set()
+        return self.wide
 
     def begin_wide(self, frontier: list[int]) -> WideLevels:
         """Go on with words; raises Outgrown."""

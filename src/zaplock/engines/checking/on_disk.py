@@ -31,6 +31,7 @@ from zaplock.engines.checking.sorted_runs import CHUNK, Spooled, StatesOnDisk
 from zaplock.engines.checking.transitions import TransitionTable
 
 if TYPE_CHECKING:
+    from zaplock.engines.checking.compiled_levels import CompiledLevels
     from zaplock.engines.checking.divided_levels import DividedLevels
     from zaplock.engines.checking.wide_levels import WideLevels
 
@@ -123,7 +124,7 @@ class SearchOnDisk(Search):
         self.old.forget()
         return wide
 
-    def by_states(self, wide: WideLevels) -> tuple[list[int], list[int]]:
+    def by_states(self, wide: WideLevels | CompiledLevels) -> tuple[list[int], list[int]]:
         """Give `wide` up; its states are on disk then. See `Search.by_states`."""
         left, found = wide.left()
         self.wide = None

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from zaplock.engines.checking.exhaustive import SET_BYTES
+from zaplock.engines.checking.exhaustive import Outgrown as Outgrown
 from zaplock.engines.checking.hashed import NOTHING, Flags, HashMap, HashSet, Words
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.engines.checking.transitions import STAYS
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 WORD_BITS = 63
 BATCH = 20_000
 """States to expand in one go."""
-SET_BYTES = 80
-"""What a set has for each of its ints at most, while it outgrows its table."""
 ENOUGH_SEEN = 20_000
 """Transitions after which it is looked whether contents of the store repeat."""
 
@@ -60,10 +60,6 @@ class Visited(Protocol):
     def parts(self) -> Iterator[Words]: ...
     def move(self, moved: Callable[[Words], Words], /) -> None: ...
     def bytes_to_come(self, more: int, /) -> int: ...
-
-
-class Outgrown(Exception):
-    """A number has got more bits than a word has for it."""
 
 
 class Words64:

@@ -1,0 +1,338 @@
+"""Levels of a search in C: some 250 lines that keep states and what steps do, and ask for the rest.
+
+A state is a word, as in `wide_levels`: each task's position in some bits, above them the number of
+what the store holds. Words are in the order in which they were met, so a level is a part of them,
+and beside them stand slots of four bytes (open addressing). Contents of the store are limbs of 64
+bits, each once. What a step does is remembered as `transitions` does it, by those bits of a state
+that it looks at.
+
+C knows nothing of steps, rules or Python. It goes on until it needs what a step does in a state,
+meets one that breaks a rule or one in which nobody can go on, and returns; so all steps run in the
+order in which `Search.expand` runs them, and everything found is the same, in the same order.
+
+The library is compiled from source and kept (`zaplock.compiled`). It is looked for when a process
+has visited a few thousand states without it, compiled when it has visited so many that this took
+longer than compiling does, and without a compiler the search goes on in Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zaplock.compiled.build import already_built, built, compiler
+from zaplock.engines.checking.exhaustive import SET_BYTES, SLICE, Outgrown
+from zaplock.engines.checking.positions import POSITION_BITS
+from zaplock.errors import UserError
+
+if TYPE_CHECKING:
+    from zaplock.engines.checking.exhaustive import Search
+    from zaplock.engines.checking.transitions import Transition
+
+SOURCE: Final = Path(__file__).with_name("compiled_levels.c")
+FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC")
+
+LOOK_AFTER: Final = 2_000
+"""States that a process visits in Python before it looks whether the library is kept."""
+COMPILE_AFTER: Final = 300_000
+"""And before it compiles it: these took half a second, compiling takes a third of that."""
+
+LIMB: Final = 64
+SPARE: Final = 128
+"""Bits that contents of the store may grow by before there is another limb."""
+NUMBER_BITS: Final = 24
+"""What the numbers of contents get of a word, where positions leave as much."""
+
+_DONE, _ASK, _BREAKS, _STUCK, _FULL, _NO_MEMORY = range(6)
+
+
+class Compiled:
+    """The library, once it is there, and how many states this process has visited without it."""
+
+    def __init__(self) -> None:
+        self.library: ctypes.CDLL | None = None
+        self.visited = 0
+        self._next = LOOK_AFTER
+
+    def after(self, states: int) -> ctypes.CDLL | None:
+        """Return the library after so many more states without it, None while there is none."""
+        self.visited += states
+        if self.library is None and self.visited >= self._next:
+            may_compile = self.visited >= COMPILE_AFTER
+            self._next = sys.maxsize if may_compile else COMPILE_AFTER
+            self.load(may_compile)
+        return self.library
+
+    def there(self) -> ctypes.CDLL:
+        """Return the library that is there."""
+        assert self.library is not None
+        return self.library
+
+    def load(self, may_compile: bool) -> None:
+        """Load the library if it is kept or may be compiled; leave it where that can't be done."""
+        beside, kept = SOURCE.parent, "checking"
+        try:
+            path = already_built(SOURCE, FLAGS, beside=beside, kept=kept)
+            if path is None and may_compile and compiler() is not None:
+                path = built(SOURCE, FLAGS, beside=beside, kept=kept, named="the checker's levels")
+            if path is not None:
+                self.library = _declared(ctypes.CDLL(str(path)))
+        except (UserError, OSError):  # no cache, a compiler that can't, a library that doesn't load
+            return
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    handle, limbs, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64
+    widths = ctypes.POINTER(ctypes.c_uint32)
+    for name, result, arguments in (
+        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths)),
+        ("free", None, (handle,)),
+        ("forget", None, (handle,)),
+        ("forget_row", None, (handle, ctypes.c_uint32, ctypes.c_uint32)),
+        ("lay_out", ctypes.c_int, (handle, widths)),
+        ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
+        ("take", ctypes.c_int, (handle, limbs, number)),
+        ("begin", None, (handle, number)),
+        ("go", ctypes.c_int, (handle, number)),
+        ("look", None, (handle, limbs, ctypes.POINTER(number), ctypes.POINTER(ctypes.c_int64))),
+        ("ended", ctypes.c_int, (handle,)),
+        ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
+        ("show", None, (handle, number, number, limbs)),
+        ("bytes_to_come", number, (handle, number)),
+    ):
+        function = getattr(library, f"levels_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+compiled: Final = Compiled()
+
+
+class CompiledLevels:
+    """A search that was begun by `Search`, from a frontier on, its levels explored in C."""
+
+    def __init__(self, search: Search, frontier: list[int]) -> None:
+        self.search = search
+        self.table = search.table
+        library = self.library = compiled.there()
+        self.widths = self._widths_needed()
+        self.limbs = self._limbs_needed() + SPARE // LIMB
+        self.handle = library.levels_new(len(self.widths), self.limbs, _uint32s(self.widths))
+        if not self.handle:
+            raise MemoryError("for the levels of a search")
+        weakref.finalize(self, library.levels_free, self.handle)
+        self._numbers = (ctypes.c_uint64 * 5)()
+        self._code = ctypes.c_int64()
+        self._state = ctypes.create_string_buffer(8 * self.limbs)
+        self.forgotten, self.widened = self.table.forgotten, self.table.widened
+        self.masks: dict[Transition, tuple[int, int]] = {}
+        """Of the steps that C knows: whose each is, and the bits that it looks at."""
+        self.transitions = search.transitions
+        """Of states that were explored elsewhere."""
+        ahead = set(frontier)
+        for states in search.all_visited():
+            self._take(state for state in states if state not in ahead)
+        self._take(frontier)
+        self.met = self.end = len(search.visited)
+        self.at = self.met - len(frontier)
+        library.levels_begin(self.handle, self.at)
+
+    @property
+    def visited(self) -> range:
+        """The numbers of all states that were met."""
+        return range(self.met)
+
+    @property
+    def frontier(self) -> range:
+        """The numbers of the states of this level that are left to explore."""
+        return range(self.at, self.end)
+
+    def is_worth_it(self) -> bool:
+        """Return whether to go on like this."""
+        return True
+
+    def level(self) -> bool:
+        """Explore the frontier and make what it finds the next one; False where a limit ends that.
+
+        Raises Outgrown; what is left can be given back.
+        """
+        while self.at < self.end:
+            if self.search.is_at_limit(self.met - self.at):
+                return False
+            self._explore(min(self.at + SLICE, self.end))
+            if self.met - self.end >= SLICE:
+                self.table.auditor.look_in()
+        self.end = self.met
+        return True
+
+    def _explore(self, until: int) -> None:
+        library, search, event = self.library, self.search, -1
+        while event != _DONE:
+            self._forget_what_is_dropped()
+            event = library.levels_go(self.handle, until)
+            self._look()
+            if event == _ASK:
+                self._answer()
+            elif event == _BREAKS:
+                search.note(self.table.violation(self._code.value))
+            elif event == _STUCK:
+                search.nobody_can_go_on(self._state_of(self._state.raw))
+            elif event == _FULL:
+                self._lay_out_anew()
+            else:
+                _succeeded(event)
+
+    def _look(self) -> None:
+        numbers = self._numbers
+        self.library.levels_look(self.handle, self._state, numbers, self._code)
+        self.at, self.met = numbers[1], numbers[2]
+        self.search.transitions = self.transitions + numbers[3]
+
+    def _forget_what_is_dropped(self) -> None:
+        """Have asked again what the table has dropped, or would look up under another mask."""
+        table = self.table
+        if self.forgotten != table.forgotten:
+            self.forgotten = table.forgotten
+            self.masks.clear()
+            self.library.levels_forget(self.handle)
+        if self.widened != table.widened:
+            self.widened = table.widened
+            for row, (index, mask) in list(self.masks.items()):
+                if row.mask != mask:
+                    del self.masks[row]
+                    self.library.levels_forget_row(self.handle, index, row.node.id)
+
+    def _answer(self) -> None:
+        """Say what a step does that was asked for; raises Outgrown."""
+        table, index = self.table, self._numbers[0]
+        state = self._state_of(self._state.raw)
+        row = table.rows[index][state & table.position_masks[index]]
+        if row is None:
+            self.library.levels_ended(self.handle)
+            return
+        change = table.move(index, row, state)
+        if self._limbs_needed() > self.limbs:
+            self._widen()  # and is asked again
+            return
+        self._forget_what_is_dropped()
+        self.masks[row] = index, row.mask
+        mask = self._limbs(row.mask, self._mask_of_positions(row.mask))
+        if change <= 0:
+            _succeeded(self.library.levels_learn(self.handle, mask, change, mask))
+            return
+        try:
+            moved = self._limbs(change, self._positions(change))
+        except Outgrown:
+            self._lay_out_anew()
+            return
+        _succeeded(self.library.levels_learn(self.handle, mask, 1, moved))
+
+    def _widths_needed(self, of_number: int = 1) -> list[int]:
+        """Return how many bits each task's positions get, where the number needs so many at least.
+
+        Raises Outgrown.
+        """
+        widths = [max(trie.nodes).bit_length() + 1 for trie in self.table.tries]
+        left = LIMB - sum(widths)
+        if left < of_number:
+            raise Outgrown
+        spare = max(left - max(of_number, NUMBER_BITS), 0) // len(widths)
+        return [width + spare for width in widths]
+
+    def _limbs_needed(self) -> int:
+        packed = self.table.packed
+        bits = packed.layout.bits - packed.layout.reserved
+        return 1 + -(-bits // LIMB)
+
+    def _lay_out_anew(self) -> None:
+        """Give positions and numbers the bits that they need by now; raises Outgrown."""
+        self.widths = self._widths_needed(self._numbers[4].bit_length() + 1)
+        self.masks.clear()
+        _succeeded(self.library.levels_lay_out(self.handle, _uint32s(self.widths)))
+
+    def _widen(self) -> None:
+        self.limbs = self._limbs_needed() + SPARE // LIMB
+        self._state = ctypes.create_string_buffer(8 * self.limbs)
+        self.masks.clear()
+        _succeeded(self.library.levels_widen(self.handle, self.limbs))
+
+    def _limbs(self, bits: int, positions: int) -> bytes:
+        """Return bits of the store as C has them, behind positions as a word has them."""
+        store = bits >> self.table.packed.layout.reserved
+        return (store << LIMB | positions).to_bytes(8 * self.limbs, "little")
+
+    def _positions(self, state: int) -> int:
+        """Return the positions in a state, or their change, as a word has them; raises Outgrown."""
+        word = shift = 0
+        left = state & self.table.packed.low_mask
+        for width in self.widths:
+            position = left & (1 << POSITION_BITS) - 1
+            if position >> width:
+                raise Outgrown
+            word |= position << shift
+            left >>= POSITION_BITS
+            shift += width
+        return word
+
+    def _mask_of_positions(self, mask: int) -> int:
+        """Return which positions are under a mask, as a word has them: each is whole or not."""
+        word = shift = 0
+        for width, of_task in zip(self.widths, self.table.position_masks):
+            if mask & of_task:
+                word |= ((1 << width) - 1) << shift
+            shift += width
+        return word
+
+    def _state_of(self, limbs: bytes) -> int:
+        """Return the state that C wrote down."""
+        bits = int.from_bytes(limbs, "little")
+        state = bits >> LIMB << self.table.packed.layout.reserved
+        for index, width in enumerate(self.widths):
+            state |= (bits & (1 << width) - 1) << POSITION_BITS * index
+            bits >>= width
+        return state
+
+    def _take(self, states: Iterable[int]) -> None:
+        limbs = [self._limbs(state, self._positions(state)) for state in states]
+        event = self.library.levels_take(self.handle, b"".join(limbs), len(limbs))
+        if event == _FULL:
+            raise Outgrown
+        _succeeded(event)
+
+    def given_back(self) -> Iterator[list[int]]:
+        """Give all states that were visited, some at a time."""
+        for first in range(0, self.met, SLICE):
+            yield self._shown(first, min(first + SLICE, self.met))
+
+    def left(self) -> tuple[list[int], list[int]]:
+        """Return the states left of this level, and those of the next that were found."""
+        return self._shown(self.at, self.end), self._shown(self.end, self.met)
+
+    def _shown(self, first: int, last: int) -> list[int]:
+        size = 8 * self.limbs
+        shown = ctypes.create_string_buffer(max(last - first, 1) * size)
+        self.library.levels_show(self.handle, first, last, shown)
+        raw = shown.raw
+        return [self._state_of(raw[at : at + size]) for at in range(0, (last - first) * size, size)]
+
+    def bytes_given_back(self) -> int:
+        """Return what the states of `given_back` occupy in a set."""
+        return self.met * (sys.getsizeof(self.table.initial) + 8 * self.limbs + SET_BYTES)
+
+    def bytes_to_come(self) -> int:
+        """Return what the next slice may add to what this process occupies."""
+        most = SLICE * len(self.widths)
+        return int(self.library.levels_bytes_to_come(self.handle, most))
+
+
+def _uint32s(numbers: list[int]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * len(numbers))(*numbers)
+
+
+def _succeeded(event: int) -> None:
+    if event == _NO_MEMORY:
+        raise MemoryError("for the levels of a search")
