@@ -18,7 +18,6 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 
 #define NONE UINT32_MAX
 #define STAYS (-((int64_t)1 << 62))
-#define UNKNOWN INT64_MIN
 #define LATELY_BITS 12
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
@@ -44,16 +43,26 @@ struct lately {
 	limb at;		/* the word under the task's mask */
 	limb change;		/* old XOR new word, where it goes on */
 	int64_t does;
+	uint64_t since;		/* it holds if this is the task's */
 };
 
 struct task {
 	uint32_t shift, width, room;
 	limb mask;		/* its position, and the number */
+	uint64_t since;		/* how often what it did lately was forgotten, from 1 on */
 	struct row *rows;
 	struct lately *lately;
 };
 
 struct levels {
+	struct {		/* what the caller looks at when a call has returned */
+		limb *now;	/* the state at hand */
+		uint64_t index;	/* of the task at hand */
+		uint64_t at;	/* number of the state at hand, in the order of meeting */
+		uint64_t met, stores;
+		uint64_t before;	/* transitions of the states before the one at hand */
+		int64_t code;
+	} seen;
 	uint32_t tasks, limbs;	/* limbs of a state: one of positions, the others of the store */
 	uint32_t low;
 	struct task *task;
@@ -61,12 +70,9 @@ struct levels {
 	limb *changes;
 	uint8_t *stores_change;
 	uint32_t nr_changes, changes_room;
-	limb *now, *after, *key;
-	uint64_t at, transitions;
-	uint64_t before;	/* transitions of the states before the one at hand */
-	uint32_t index;
+	limb *after, *key;
+	uint64_t transitions;
 	int stuck;
-	int64_t code;
 };
 
 static inline limb hash(const limb *key, uint32_t width)
@@ -172,12 +178,6 @@ static void forget_row(struct row *row)
 	memset(row, 0, sizeof(*row));
 }
 
-static void forget_lately(struct task *task)
-{
-	for (uint32_t i = 0; i < 1 << LATELY_BITS; i++)
-		task->lately[i].does = UNKNOWN;
-}
-
 /* Forget what steps do: it is asked again. */
 void levels_forget(struct levels *all)
 {
@@ -186,7 +186,7 @@ void levels_forget(struct levels *all)
 
 		for (uint32_t at = 0; at < task->room; at++)
 			forget_row(task->rows + at);
-		forget_lately(task);
+		task->since++;
 	}
 	all->nr_changes = 0;
 }
@@ -198,7 +198,7 @@ void levels_forget_row(struct levels *all, uint32_t index, uint32_t position)
 
 	if (position < task->room)
 		forget_row(task->rows + position);
-	forget_lately(task);
+	task->since++;
 }
 
 void levels_free(struct levels *all)
@@ -218,7 +218,7 @@ void levels_free(struct levels *all)
 	empty(&all->stores);
 	free(all->changes);
 	free(all->stores_change);
-	free(all->now);
+	free(all->seen.now);
 	free(all->after);
 	free(all->key);
 	free(all);
@@ -226,7 +226,7 @@ void levels_free(struct levels *all)
 
 static int has_limbs(struct levels *all, uint32_t limbs)
 {
-	limb **scratch[] = { &all->now, &all->after, &all->key };
+	limb **scratch[] = { &all->seen.now, &all->after, &all->key };
 
 	for (int i = 0; i < 3; i++) {
 		limb *more = realloc(*scratch[i], sizeof(limb) * limbs);
@@ -269,12 +269,12 @@ struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths
 	for (uint32_t index = 0; index < tasks; index++) {
 		struct task *task = all->task + index;
 
-		task->lately = malloc(sizeof(*task->lately) << LATELY_BITS);
+		task->since = 1;
+		task->lately = calloc((size_t)1 << LATELY_BITS, sizeof(*task->lately));
 		if (!task->lately) {
 			levels_free(all);
 			return NULL;
 		}
-		forget_lately(task);
 	}
 	all->states.width = 1;
 	all->stores.width = limbs - 1;
@@ -373,7 +373,7 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 /* Of the states that were taken in, those before this one have been explored. */
 void levels_begin(struct levels *all, uint64_t at)
 {
-	all->at = at;
+	all->seen.at = at;
 }
 
 static struct row *row_of(struct levels *all, uint32_t index, limb position)
@@ -397,19 +397,19 @@ static struct row *row_now(struct levels *all, uint32_t index)
 {
 	const struct task *task = all->task + index;
 
-	return row_of(all, index, all->now[0] >> task->shift & (((limb)1 << task->width) - 1));
+	return row_of(all, index, all->seen.now[0] >> task->shift & (((limb)1 << task->width) - 1));
 }
 
 static void make_key(struct levels *all, const struct row *row)
 {
 	for (uint32_t i = 0; i < row->memo.width; i++)
-		all->key[i] = all->now[row->which[i]] & row->masks[i];
+		all->key[i] = all->seen.now[row->which[i]] & row->masks[i];
 }
 
 /* The task whose step was asked for has ended. */
 int levels_ended(struct levels *all)
 {
-	struct row *row = row_now(all, all->index);
+	struct row *row = row_now(all, all->seen.index);
 
 	row->known = row->ended = 1;
 	return DONE;
@@ -475,11 +475,12 @@ static int64_t new_change(struct levels *all, const limb *change)
  */
 int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb *change)
 {
-	struct row *row = row_now(all, all->index);
+	struct row *row = row_now(all, all->seen.index);
 	uint32_t at;
 
 	if (!row->known || !is_masked_by(all, row, mask)) {
-		forget_lately(all->task + all->index);
+		if (row->known)
+			all->task[all->seen.index].since++;
 		if (!set_mask(all, row, mask))
 			return NO_MEMORY;
 	}
@@ -509,14 +510,14 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 static int change_of_word(struct levels *all, int64_t does, limb *changed)
 {
 	const limb *change = all->changes + (size_t)(does - 1) * all->limbs;
-	limb word = all->states.keys[all->at];
+	limb word = all->states.keys[all->seen.at];
 	uint32_t store;
 
 	*changed = change[0];
 	if (!all->stores_change[does - 1])
 		return DONE;
 	for (uint32_t i = 1; i < all->limbs; i++)
-		all->after[i] = all->now[i] ^ change[i];
+		all->after[i] = all->seen.now[i] ^ change[i];
 	store = number(&all->stores, all->after + 1, all->limbs - 1);
 	if (store == NONE)
 		return NO_MEMORY;
@@ -529,7 +530,7 @@ static int change_of_word(struct levels *all, int64_t does, limb *changed)
 /* Look up what the task at hand does in the state at hand. */
 static int find_out(struct levels *all, struct lately *found)
 {
-	struct row *row = row_now(all, all->index);
+	struct row *row = row_now(all, all->seen.index);
 	uint32_t number;
 	int failed = DONE;
 
@@ -554,32 +555,29 @@ static int find_out(struct levels *all, struct lately *found)
 	return failed;
 }
 
-/*
- * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
- * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
- */
-int levels_go(struct levels *all, uint64_t until)
+static int go(struct levels *all, uint64_t until)
 {
-	while (all->at < until) {
-		limb word = all->states.keys[all->at];
+	while (all->seen.at < until) {
+		limb word = all->states.keys[all->seen.at];
 		int is_unpacked = 0;
 
-		for (; all->index < all->tasks; all->index++) {
-			struct task *task = all->task + all->index;
+		for (; all->seen.index < all->tasks; all->seen.index++) {
+			struct task *task = all->task + all->seen.index;
 			limb at = word & task->mask, after;
 			struct lately *lately = task->lately + (hash(&at, 1) >> (64 - LATELY_BITS));
 			struct lately found = *lately;
 
-			if (found.does == UNKNOWN || found.at != at) {
+			if (found.at != at || found.since != task->since) {
 				int failed;
 
 				if (!is_unpacked)
-					unpack(all, word, all->now);
+					unpack(all, word, all->seen.now);
 				is_unpacked = 1;
 				failed = find_out(all, &found);
 				if (failed && failed != ASIDE)
 					return failed;
 				found.at = at;
+				found.since = task->since;
 				if (!failed)
 					*lately = found;
 			}
@@ -592,18 +590,18 @@ int levels_go(struct levels *all, uint64_t until)
 			all->transitions++;
 			if (found.does < 0 && found.does != STAYS) {
 				if (!is_unpacked)
-					unpack(all, word, all->now);
-				all->code = found.does;
-				all->index++;
+					unpack(all, word, all->seen.now);
+				all->seen.code = found.does;
+				all->seen.index++;
 				return BREAKS;
 			}
 		}
-		all->at++;
-		all->index = 0;
-		all->before = all->transitions;
+		all->seen.at++;
+		all->seen.index = 0;
+		all->seen.before = all->transitions;
 		if (all->stuck) {
 			if (!is_unpacked)
-				unpack(all, word, all->now);
+				unpack(all, word, all->seen.now);
 			return STUCK;
 		}
 		all->stuck = 1;
@@ -611,16 +609,17 @@ int levels_go(struct levels *all, uint64_t until)
 	return DONE;
 }
 
-/* What Python looks at after a call: the state at hand, and numbers. */
-void levels_look(const struct levels *all, limb *state, uint64_t *numbers, int64_t *code)
+/*
+ * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
+ * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
+ */
+int levels_go(struct levels *all, uint64_t until)
 {
-	memcpy(state, all->now, sizeof(limb) * all->limbs);
-	numbers[0] = all->index;
-	numbers[1] = all->at;
-	numbers[2] = all->states.count;
-	numbers[3] = all->before;
-	numbers[4] = all->stores.count;
-	*code = all->code;
+	int event = go(all, until);
+
+	all->seen.met = all->states.count;
+	all->seen.stores = all->stores.count;
+	return event;
 }
 
 /* Write states down, those with the numbers `first` to `last` - 1, one after another. */

@@ -98,7 +98,6 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
         ("go", ctypes.c_int, (handle, number)),
-        ("look", None, (handle, limbs, ctypes.POINTER(number), ctypes.POINTER(ctypes.c_int64))),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
         ("show", None, (handle, number, number, limbs)),
@@ -112,6 +111,23 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 compiled: Final = Compiled()
 
 
+class _Seen(ctypes.Structure):
+    """The beginning of `struct levels`, which says what these are."""
+
+    now: int
+    index: int
+    at: int
+    met: int
+    stores: int
+    before: int
+    code: int
+    _fields_ = (
+        ("now", ctypes.c_void_p), ("index", ctypes.c_uint64), ("at", ctypes.c_uint64),
+        ("met", ctypes.c_uint64), ("stores", ctypes.c_uint64), ("before", ctypes.c_uint64),
+        ("code", ctypes.c_int64),
+    )  # fmt: skip
+
+
 class CompiledLevels:
     """A search that was begun by `Search`, from a frontier on, its levels explored in C."""
 
@@ -120,17 +136,15 @@ class CompiledLevels:
         self.table = search.table
         library = self.library = compiled.there()
         self.widths = self._widths_needed()
-        self.limbs = self._limbs_needed() + SPARE // LIMB
+        self.limbs = self._limbs_needed()
         self.handle = library.levels_new(len(self.widths), self.limbs, _uint32s(self.widths))
         if not self.handle:
             raise MemoryError("for the levels of a search")
         weakref.finalize(self, library.levels_free, self.handle)
-        self._numbers = (ctypes.c_uint64 * 5)()
-        self._code = ctypes.c_int64()
-        self._state = ctypes.create_string_buffer(8 * self.limbs)
+        self._seen = _Seen.from_address(self.handle)
         self.forgotten, self.widened = self.table.forgotten, self.table.widened
-        self.masks: dict[Transition, tuple[int, int]] = {}
-        """Of the steps that C knows: whose each is, and the bits that it looks at."""
+        self.masks: dict[Transition, tuple[int, int, bytes]] = {}
+        """Of the steps that C knows: whose each is, and what it looks at, as limbs too."""
         self.transitions = search.transitions
         """Of states that were explored elsewhere."""
         ahead = set(frontier)
@@ -171,26 +185,51 @@ class CompiledLevels:
 
     def _explore(self, until: int) -> None:
         library, search, event = self.library, self.search, -1
-        while event != _DONE:
-            self._forget_what_is_dropped()
-            event = library.levels_go(self.handle, until)
-            self._look()
-            if event == _ASK:
-                self._answer()
-            elif event == _BREAKS:
-                search.note(self.table.violation(self._code.value))
-            elif event == _STUCK:
-                search.nobody_can_go_on(self._state_of(self._state.raw))
-            elif event == _FULL:
-                self._lay_out_anew()
-            else:
-                _succeeded(event)
+        self._forget_what_is_dropped()
+        try:
+            while event != _DONE:
+                event = library.levels_go(self.handle, until)
+                if event == _ASK:
+                    self._answer()
+                elif event == _BREAKS:
+                    search.note(self.table.violation(self._seen.code))
+                elif event == _STUCK:
+                    search.nobody_can_go_on(self._state_at_hand())
+                elif event == _FULL:
+                    self._lay_out_anew()
+                else:
+                    _succeeded(event)
+        finally:
+            seen = self._seen
+            self.at, self.met = seen.at, seen.met
+            search.transitions = self.transitions + seen.before
 
-    def _look(self) -> None:
-        numbers = self._numbers
-        self.library.levels_look(self.handle, self._state, numbers, self._code)
-        self.at, self.met = numbers[1], numbers[2]
-        self.search.transitions = self.transitions + numbers[3]
+    def _answer(self) -> None:
+        """Say what a step does that was asked for; raises Outgrown."""
+        table, index, library = self.table, self._seen.index, self.library
+        state = self._state_at_hand()
+        row = table.rows[index][state & table.position_masks[index]]
+        if row is None:
+            library.levels_ended(self.handle)
+            return
+        change = table.move(index, row, state)
+        self._forget_what_is_dropped()
+        if table.packed.layout.bits > self.bits:
+            self._widen()  # and is asked again
+            return
+        known = self.masks.get(row)
+        if known is None or known[1] != row.mask:
+            limbs = self._limbs(row.mask, self._mask_of_positions(row.mask))
+            known = self.masks[row] = index, row.mask, limbs
+        if change <= 0:
+            _succeeded(library.levels_learn(self.handle, known[2], change, b""))
+            return
+        try:
+            limbs = self._limbs(change, self._positions(change))
+        except Outgrown:
+            self._lay_out_anew()
+            return
+        _succeeded(library.levels_learn(self.handle, known[2], 1, limbs))
 
     def _forget_what_is_dropped(self) -> None:
         """Have asked again what the table has dropped, or would look up under another mask."""
@@ -201,35 +240,10 @@ class CompiledLevels:
             self.library.levels_forget(self.handle)
         if self.widened != table.widened:
             self.widened = table.widened
-            for row, (index, mask) in list(self.masks.items()):
+            for row, (index, mask, _) in list(self.masks.items()):
                 if row.mask != mask:
                     del self.masks[row]
                     self.library.levels_forget_row(self.handle, index, row.node.id)
-
-    def _answer(self) -> None:
-        """Say what a step does that was asked for; raises Outgrown."""
-        table, index = self.table, self._numbers[0]
-        state = self._state_of(self._state.raw)
-        row = table.rows[index][state & table.position_masks[index]]
-        if row is None:
-            self.library.levels_ended(self.handle)
-            return
-        change = table.move(index, row, state)
-        if self._limbs_needed() > self.limbs:
-            self._widen()  # and is asked again
-            return
-        self._forget_what_is_dropped()
-        self.masks[row] = index, row.mask
-        mask = self._limbs(row.mask, self._mask_of_positions(row.mask))
-        if change <= 0:
-            _succeeded(self.library.levels_learn(self.handle, mask, change, mask))
-            return
-        try:
-            moved = self._limbs(change, self._positions(change))
-        except Outgrown:
-            self._lay_out_anew()
-            return
-        _succeeded(self.library.levels_learn(self.handle, mask, 1, moved))
 
     def _widths_needed(self, of_number: int = 1) -> list[int]:
         """Return how many bits each task's positions get, where the number needs so many at least.
@@ -244,21 +258,25 @@ class CompiledLevels:
         return [width + spare for width in widths]
 
     def _limbs_needed(self) -> int:
+        """Return how many limbs the positions and the store get."""
         packed = self.table.packed
-        bits = packed.layout.bits - packed.layout.reserved
-        return 1 + -(-bits // LIMB)
+        return 1 + -(-(packed.layout.bits - packed.layout.reserved + SPARE) // LIMB)
 
     def _lay_out_anew(self) -> None:
         """Give positions and numbers the bits that they need by now; raises Outgrown."""
-        self.widths = self._widths_needed(self._numbers[4].bit_length() + 1)
+        self.widths = self._widths_needed(self._seen.stores.bit_length() + 1)
         self.masks.clear()
         _succeeded(self.library.levels_lay_out(self.handle, _uint32s(self.widths)))
 
     def _widen(self) -> None:
-        self.limbs = self._limbs_needed() + SPARE // LIMB
-        self._state = ctypes.create_string_buffer(8 * self.limbs)
+        self.limbs = self._limbs_needed()
         self.masks.clear()
         _succeeded(self.library.levels_widen(self.handle, self.limbs))
+
+    @property
+    def bits(self) -> int:
+        """How many bits of a state there is room for."""
+        return self.table.packed.layout.reserved + LIMB * (self.limbs - 1)
 
     def _limbs(self, bits: int, positions: int) -> bytes:
         """Return bits of the store as C has them, behind positions as a word has them."""
@@ -286,6 +304,9 @@ class CompiledLevels:
                 word |= ((1 << width) - 1) << shift
             shift += width
         return word
+
+    def _state_at_hand(self) -> int:
+        return self._state_of(ctypes.string_at(self._seen.now, 8 * self.limbs))
 
     def _state_of(self, limbs: bytes) -> int:
         """Return the state that C wrote down."""

@@ -203,6 +203,8 @@ class Trie:
         self.ends: list[tuple[Node, Any, Node]] = []
         self._ended: dict[Any, Node] = {}
         self._halts: set[Halt] = set()
+        self._codes: set[tuple[int, ...]] = set()
+        """Of the frames that stood at once."""
         self._records: Records = {}
         self.failed: Violation | None = None
         live = LiveProtocol(program)
@@ -235,7 +237,10 @@ class Trie:
             node.halt = halt or self._halt(live, step)
             self._halts.add(node.halt)
             self.surroundings.add(step, step.name)
-            self.surroundings.add_frames(live.protocol)
+            codes = node.halt[0][::2]
+            if codes not in self._codes:
+                self._codes.add(codes)
+                self.surroundings.add_frames(live.protocol)
             node.captured = captured_by(step)
         return node
 

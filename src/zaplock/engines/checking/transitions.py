@@ -278,7 +278,7 @@ class TransitionTable:
 
     def widen(self) -> None:
         """Follow fields that took more bits: whoever looked at them looks at the new bits too."""
-        self.widened += 1
+        self.widened += bool(self.packed.layout.grown)
         for old, new in self.packed.layout.grown:
             for rows in self.rows:
                 for row in rows.values():
