@@ -19,6 +19,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define NONE UINT32_MAX
 #define STAYS (-((int64_t)1 << 62))
 #define LATELY_BITS 12
+#define AHEAD 16
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
 struct pool {
@@ -73,6 +74,8 @@ struct levels {
 	limb *after, *key;
 	uint64_t transitions;
 	int stuck;
+	limb ahead[AHEAD];	/* states that steps lead to, to be met in this order */
+	uint32_t nr_ahead;
 };
 
 static inline limb hash(const limb *key, uint32_t width)
@@ -555,6 +558,27 @@ static int find_out(struct levels *all, struct lately *found)
 	return failed;
 }
 
+/* Meet the states that steps have led to. By now their slots have come from memory. */
+static int meet(struct levels *all)
+{
+	uint32_t many = all->nr_ahead;
+
+	all->nr_ahead = 0;
+	for (uint32_t i = 0; i < many; i++)
+		if (number(&all->states, all->ahead + i, 1) == NONE)
+			return NO_MEMORY;
+	return DONE;
+}
+
+static int meet_later(struct levels *all, limb word)
+{
+	const struct pool *states = &all->states;
+
+	__builtin_prefetch(states->slots + (hash(&word, 1) >> (64 - states->bits)));
+	all->ahead[all->nr_ahead++] = word;
+	return all->nr_ahead == AHEAD ? meet(all) : DONE;
+}
+
 static int go(struct levels *all, uint64_t until)
 {
 	while (all->seen.at < until) {
@@ -563,7 +587,7 @@ static int go(struct levels *all, uint64_t until)
 
 		for (; all->seen.index < all->tasks; all->seen.index++) {
 			struct task *task = all->task + all->seen.index;
-			limb at = word & task->mask, after;
+			limb at = word & task->mask;
 			struct lately *lately = task->lately + (hash(&at, 1) >> (64 - LATELY_BITS));
 			struct lately found = *lately;
 
@@ -583,8 +607,7 @@ static int go(struct levels *all, uint64_t until)
 			}
 			if (!found.does)
 				continue;
-			after = word ^ found.change;
-			if (found.does > 0 && number(&all->states, &after, 1) == NONE)
+			if (found.does > 0 && meet_later(all, word ^ found.change))
 				return NO_MEMORY;
 			all->stuck = 0;
 			all->transitions++;
@@ -617,6 +640,8 @@ int levels_go(struct levels *all, uint64_t until)
 {
 	int event = go(all, until);
 
+	if (meet(all))
+		event = NO_MEMORY;
 	all->seen.met = all->states.count;
 	all->seen.stores = all->stores.count;
 	return event;
