@@ -1,4 +1,4 @@
-"""Levels of a search in C: some 250 lines that keep states and what steps do, and ask for the rest.
+"""Levels of a search in C, which keeps states and what steps do, and asks for the rest.
 
 A state is a word, as in `wide_levels`: each task's position in some bits, above them the number of
 what the store holds. Words are in the order in which they were met, so a level is a part of them,
@@ -10,9 +10,10 @@ C knows nothing of steps, rules or Python. It goes on until it needs what a step
 meets one that breaks a rule or one in which nobody can go on, and returns; so all steps run in the
 order in which `Search.expand` runs them, and everything found is the same, in the same order.
 
-The library is compiled from source and kept (`zaplock.compiled`). It is looked for when a process
-has visited a few thousand states without it, compiled when it has visited so many that this took
-longer than compiling does, and without a compiler the search goes on in Python.
+The library is compiled from source once and kept (`zaplock.compiled`). It is looked for when a
+process has visited a few thousand states without it. It is compiled, which takes a fifth of a
+second, where a frontier is so wide that many more states are ahead, or when a process has visited
+so many without it that this took longer. Without a compiler all searches go on in Python.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zaplock.compiled.build import already_built, built, compiler
+from zaplock.compiled.build import already_built, built
 from zaplock.engines.checking.exhaustive import SET_BYTES, SLICE, Outgrown
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import UserError
@@ -39,7 +40,7 @@ FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC")
 LOOK_AFTER: Final = 2_000
 """States that a process visits in Python before it looks whether the library is kept."""
 COMPILE_AFTER: Final = 300_000
-"""And before it compiles it: these took half a second, compiling takes a third of that."""
+"""And before it compiles it, if no frontier was wide."""
 
 LIMB: Final = 64
 SPARE: Final = 128
@@ -50,39 +51,48 @@ NUMBER_BITS: Final = 24
 _DONE, _ASK, _BREAKS, _STUCK, _FULL, _NO_MEMORY = range(6)
 
 
-class Compiled:
+class LevelsLibrary:
     """The library, once it is there, and how many states this process has visited without it."""
 
     def __init__(self) -> None:
-        self.library: ctypes.CDLL | None = None
+        self.loaded: ctypes.CDLL | None = None
         self.visited = 0
-        self._next = LOOK_AFTER
+        self._looks_at = LOOK_AFTER
+        self._may_compile = True
 
-    def after(self, states: int) -> ctypes.CDLL | None:
-        """Return the library after so many more states without it, None while there is none."""
+    def is_there(self, states: int, is_wide: bool) -> bool:
+        """Return whether the library is there after so many more states without it.
+
+        is_wide: so many states are ahead that it is worth compiling.
+        """
         self.visited += states
-        if self.library is None and self.visited >= self._next:
-            may_compile = self.visited >= COMPILE_AFTER
-            self._next = sys.maxsize if may_compile else COMPILE_AFTER
-            self.load(may_compile)
-        return self.library
-
-    def there(self) -> ctypes.CDLL:
-        """Return the library that is there."""
-        assert self.library is not None
-        return self.library
+        if self.loaded is not None:
+            return True
+        if self._may_compile and (is_wide or self.visited >= COMPILE_AFTER):
+            self._may_compile = False
+            self.load(may_compile=True)
+        elif self.visited >= self._looks_at:
+            self._looks_at = sys.maxsize
+            self.load(may_compile=False)
+        return self.loaded is not None
 
     def load(self, may_compile: bool) -> None:
-        """Load the library if it is kept or may be compiled; leave it where that can't be done."""
+        """Load the library if it is kept, or can be compiled and may be."""
         beside, kept = SOURCE.parent, "checking"
         try:
             path = already_built(SOURCE, FLAGS, beside=beside, kept=kept)
-            if path is None and may_compile and compiler() is not None:
+            if path is None and may_compile:
                 path = built(SOURCE, FLAGS, beside=beside, kept=kept, named="the checker's levels")
             if path is not None:
-                self.library = _declared(ctypes.CDLL(str(path)))
-        except (UserError, OSError):  # no cache, a compiler that can't, a library that doesn't load
-            return
+                self.loaded = _declared(ctypes.CDLL(str(path)))
+        except (UserError, OSError):
+            # No cache of ours, no compiler, or it can't: all searches go on in Python.
+            self._may_compile = False
+
+    def get(self) -> ctypes.CDLL:
+        """Return the library, which is there."""
+        assert self.loaded is not None
+        return self.loaded
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -108,7 +118,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-compiled: Final = Compiled()
+levels_library: Final = LevelsLibrary()
 
 
 class _Seen(ctypes.Structure):
@@ -134,9 +144,9 @@ class CompiledLevels:
     def __init__(self, search: Search, frontier: list[int]) -> None:
         self.search = search
         self.table = search.table
-        library = self.library = compiled.there()
+        library = self.library = levels_library.get()
         self.widths = self._widths_needed()
-        self.limbs = self._limbs_needed()
+        self.limbs, self.room = self._limbs_needed()
         self.handle = library.levels_new(len(self.widths), self.limbs, _uint32s(self.widths))
         if not self.handle:
             raise MemoryError("for the levels of a search")
@@ -214,7 +224,7 @@ class CompiledLevels:
             return
         change = table.move(index, row, state)
         self._forget_what_is_dropped()
-        if table.packed.layout.bits > self.bits:
+        if table.packed.layout.bits > self.room:
             self._widen()  # and is asked again
             return
         known = self.masks.get(row)
@@ -257,10 +267,11 @@ class CompiledLevels:
         spare = max(left - max(of_number, NUMBER_BITS), 0) // len(widths)
         return [width + spare for width in widths]
 
-    def _limbs_needed(self) -> int:
-        """Return how many limbs the positions and the store get."""
-        packed = self.table.packed
-        return 1 + -(-(packed.layout.bits - packed.layout.reserved + SPARE) // LIMB)
+    def _limbs_needed(self) -> tuple[int, int]:
+        """Return how many limbs the positions and the store get, and for which bits of a state."""
+        layout = self.table.packed.layout
+        limbs = (layout.bits - layout.reserved + SPARE) // LIMB
+        return 1 + limbs, layout.reserved + LIMB * limbs
 
     def _lay_out_anew(self) -> None:
         """Give positions and numbers the bits that they need by now; raises Outgrown."""
@@ -269,14 +280,9 @@ class CompiledLevels:
         _succeeded(self.library.levels_lay_out(self.handle, _uint32s(self.widths)))
 
     def _widen(self) -> None:
-        self.limbs = self._limbs_needed()
+        self.limbs, self.room = self._limbs_needed()
         self.masks.clear()
         _succeeded(self.library.levels_widen(self.handle, self.limbs))
-
-    @property
-    def bits(self) -> int:
-        """How many bits of a state there is room for."""
-        return self.table.packed.layout.reserved + LIMB * (self.limbs - 1)
 
     def _limbs(self, bits: int, positions: int) -> bytes:
         """Return bits of the store as C has them, behind positions as a word has them."""

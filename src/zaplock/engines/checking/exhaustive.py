@@ -164,7 +164,7 @@ class Search:
         frontier, found = [self.table.initial], list[int]()
         may_be_compiled = may_be_wide = enough is None
         while frontier:
-            if may_be_compiled and self.has_library():
+            if may_be_compiled and self.has_library(len(frontier)):
                 may_be_compiled = False
                 frontier, found = self.by_levels(frontier, self.begin_compiled)
             if may_be_wide and len(frontier) >= WIDE and not found:
@@ -230,15 +230,15 @@ class Search:
         """Give all states that were visited, some at a time."""
         yield list(self.visited)
 
-    def has_library(self) -> bool:
+    def has_library(self, frontier: int) -> bool:
         """Return whether the search can go on in C, and is long enough for that."""
         states = len(self.visited)
         if states < MANY:
             return False
-        from zaplock.engines.checking.compiled_levels import compiled  # and ctypes
+        from zaplock.engines.checking.compiled_levels import levels_library  # and ctypes
 
         more, self.counted = states - self.counted, states
-        return compiled.after(more) is not None
+        return levels_library.is_there(more, is_wide=frontier >= WIDE)
 
     def begin_compiled(self, frontier: list[int]) -> CompiledLevels:
         """Go on with levels in C; raises Outgrown."""
