@@ -18,6 +18,11 @@ from zaplock.engines.checking.hashed import NOTHING, HashMap, HashSet, Words
 from zaplock.model.step import Task, step
 
 
+@pytest.fixture(autouse=True)
+def _in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhaustive, "MANY", 1 << 60)
+
+
 def found(configuration: Configuration, all_violations: bool) -> tuple[Any, ...]:
     """Explore; give all that is found, violations in the order in which they were met."""
     verdict = explore(configuration, all_violations=all_violations)

@@ -370,6 +370,7 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 		if (number(&all->states, &word, 1) == NONE)
 			return NO_MEMORY;
 	}
+	all->seen.met = all->states.count;
 	return DONE;
 }
 

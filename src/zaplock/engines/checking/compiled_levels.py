@@ -43,6 +43,7 @@ COMPILE_AFTER: Final = 300_000
 """And before it compiles it, if no frontier was wide."""
 
 LIMB: Final = 64
+WORD_BITS: Final = 64
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
 NUMBER_BITS: Final = 24
@@ -157,11 +158,12 @@ class CompiledLevels:
         """Of the steps that C knows: whose each is, and what it looks at, as limbs too."""
         self.transitions = search.transitions
         """Of states that were explored elsewhere."""
+        self.met = 0
         ahead = set(frontier)
         for states in search.all_visited():
             self._take(state for state in states if state not in ahead)
         self._take(frontier)
-        self.met = self.end = len(search.visited)
+        self.end = self.met
         self.at = self.met - len(frontier)
         library.levels_begin(self.handle, self.at)
 
@@ -206,7 +208,7 @@ class CompiledLevels:
                 elif event == _STUCK:
                     search.nobody_can_go_on(self._state_at_hand())
                 elif event == _FULL:
-                    self._lay_out_anew()
+                    self.lay_out_anew()
                 else:
                     _succeeded(event)
         finally:
@@ -237,7 +239,7 @@ class CompiledLevels:
         try:
             limbs = self._limbs(change, self._positions(change))
         except Outgrown:
-            self._lay_out_anew()
+            self.lay_out_anew()
             return
         _succeeded(library.levels_learn(self.handle, known[2], 1, limbs))
 
@@ -261,7 +263,7 @@ class CompiledLevels:
         Raises Outgrown.
         """
         widths = [max(trie.nodes).bit_length() + 1 for trie in self.table.tries]
-        left = LIMB - sum(widths)
+        left = WORD_BITS - sum(widths)
         if left < of_number:
             raise Outgrown
         spare = max(left - max(of_number, NUMBER_BITS), 0) // len(widths)
@@ -270,10 +272,10 @@ class CompiledLevels:
     def _limbs_needed(self) -> tuple[int, int]:
         """Return how many limbs the positions and the store get, and for which bits of a state."""
         layout = self.table.packed.layout
-        limbs = (layout.bits - layout.reserved + SPARE) // LIMB
+        limbs = -(-(layout.bits - layout.reserved + SPARE) // LIMB)
         return 1 + limbs, layout.reserved + LIMB * limbs
 
-    def _lay_out_anew(self) -> None:
+    def lay_out_anew(self) -> None:
         """Give positions and numbers the bits that they need by now; raises Outgrown."""
         self.widths = self._widths_needed(self._seen.stores.bit_length() + 1)
         self.masks.clear()
@@ -325,10 +327,15 @@ class CompiledLevels:
 
     def _take(self, states: Iterable[int]) -> None:
         limbs = [self._limbs(state, self._positions(state)) for state in states]
-        event = self.library.levels_take(self.handle, b"".join(limbs), len(limbs))
+        self.take_limbs(b"".join(limbs), len(limbs))
+
+    def take_limbs(self, limbs: bytes, count: int) -> None:
+        """Take in states that were met before, one after another as C has them; raises Outgrown."""
+        event = self.library.levels_take(self.handle, limbs, count)
         if event == _FULL:
             raise Outgrown
         _succeeded(event)
+        self.met = self._seen.met
 
     def given_back(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
@@ -340,11 +347,14 @@ class CompiledLevels:
         return self._shown(self.at, self.end), self._shown(self.end, self.met)
 
     def _shown(self, first: int, last: int) -> list[int]:
-        size = 8 * self.limbs
-        shown = ctypes.create_string_buffer(max(last - first, 1) * size)
+        size, limbs = 8 * self.limbs, self.limbs_of(first, last)
+        return [self._state_of(limbs[at : at + size]) for at in range(0, len(limbs), size)]
+
+    def limbs_of(self, first: int, last: int) -> bytes:
+        """Return the states with the numbers from `first` up to `last`, as C has them."""
+        shown = ctypes.create_string_buffer((last - first) * 8 * self.limbs + 1)
         self.library.levels_show(self.handle, first, last, shown)
-        raw = shown.raw
-        return [self._state_of(raw[at : at + size]) for at in range(0, (last - first) * size, size)]
+        return shown.raw[:-1]
 
     def bytes_given_back(self) -> int:
         """Return what the states of `given_back` occupy in a set."""
