@@ -89,12 +89,15 @@ def check() -> list[Figure]:
         raise NotHere("spin and a C compiler are not installed")
     from bench import test_check
     from zaplock.check.verdicts import closed_system, find_design, find_scenario
+    from zaplock.engines.checking.compiled_levels import levels_library
     from zaplock.engines.checking.exhaustive import explore
 
     name = test_check.SCENARIO
     text = (resources.files("zaplock.check") / "scenario_files" / f"{name}.toml").read_text()
     gup = text[text.rindex("[[task]]") :]
     states: dict[str, int] = {}
+
+    levels_library.load(may_compile=True)  # once a machine, as Spin's `pan` is compiled before
 
     def explored(scenario: str, design: str) -> float:
         started = process_time()
