@@ -2,9 +2,9 @@
 
 The Promela model (munmap_fault_gup.pml) takes the same steps in the same order. Spin's time counts
 from the model's text: `spin -a`, the C compiler, `pan`; ours from the scenario's name: building the
-machine, filling the tables, visiting the states. Process start-up is left out on both sides (the
-interpreter's, and those of spin and cc are what they are), and so is what zaplock compiles once on a
-machine, whatever is checked.
+machine, filling the tables, visiting the states. Start-up is left out on both sides (the
+interpreter's, and those of spin and cc are what they are), and so is what zaplock compiles once
+on a machine, whatever is checked.
 """
 
 from __future__ import annotations
