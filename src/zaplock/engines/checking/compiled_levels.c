@@ -194,16 +194,6 @@ void levels_forget(struct levels *all)
 	all->nr_changes = 0;
 }
 
-/* Forget what the step at one position does: it is asked again. */
-void levels_forget_row(struct levels *all, uint32_t index, uint32_t position)
-{
-	struct task *task = all->task + index;
-
-	if (position < task->room)
-		forget_row(task->rows + position);
-	task->since++;
-}
-
 void levels_free(struct levels *all)
 {
 	if (!all)
@@ -325,7 +315,7 @@ int levels_lay_out(struct levels *all, const uint32_t *widths)
 	return !all->states.bits || spread(&all->states, all->states.bits) ? DONE : NO_MEMORY;
 }
 
-/* Give the store more limbs. The step that was asked for is asked again. */
+/* Give the store more limbs. All steps are asked for again. */
 int levels_widen(struct levels *all, uint32_t limbs)
 {
 	uint32_t before = all->limbs - 1, width = limbs - 1;
@@ -348,7 +338,11 @@ int levels_widen(struct levels *all, uint32_t limbs)
 	all->changes = NULL;
 	all->stores_change = NULL;
 	all->changes_room = 0;
-	return !stores->bits || spread(stores, stores->bits) ? DONE : NO_MEMORY;
+	if (stores->bits && !spread(stores, stores->bits))
+		return NO_MEMORY;
+	if (all->seen.at < all->states.count)
+		unpack(all, all->states.keys[all->seen.at], all->seen.now);
+	return DONE;
 }
 
 static int numbers_fit(const struct levels *all, uint32_t store)
@@ -446,6 +440,38 @@ static int set_mask(struct levels *all, struct row *row, const limb *mask)
 		}
 	row->known = 1;
 	return 1;
+}
+
+/*
+ * The step at a position looks at more bits, which were 0 until now in all states: what it did for
+ * their values it still does.
+ */
+int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, const limb *mask)
+{
+	struct row *row = all->task[index].rows + position, wider = { 0 };
+
+	if (!set_mask(all, &wider, mask))
+		return NO_MEMORY;
+	for (uint32_t at = 0; at < row->memo.count; at++) {
+		const limb *key = row->memo.keys + (size_t)at * row->memo.width;
+
+		for (uint32_t i = 0, old = 0; i < wider.memo.width; i++) {
+			int had = old < row->memo.width && row->which[old] == wider.which[i];
+
+			all->key[i] = had ? key[old] : 0;
+			old += had;
+		}
+		if (number(&wider.memo, all->key, wider.memo.width) == NONE) {
+			forget_row(&wider);
+			return NO_MEMORY;
+		}
+	}
+	wider.does = row->does;
+	wider.room = row->room;
+	row->does = NULL;
+	forget_row(row);
+	*row = wider;
+	return DONE;
 }
 
 static int64_t new_change(struct levels *all, const limb *change)

@@ -103,7 +103,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths)),
         ("free", None, (handle,)),
         ("forget", None, (handle,)),
-        ("forget_row", None, (handle, ctypes.c_uint32, ctypes.c_uint32)),
+        ("widen_row", ctypes.c_int, (handle, ctypes.c_uint32, ctypes.c_uint32, limbs)),
         ("lay_out", ctypes.c_int, (handle, widths)),
         ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
         ("take", ctypes.c_int, (handle, limbs, number)),
@@ -197,7 +197,7 @@ class CompiledLevels:
 
     def _explore(self, until: int) -> None:
         library, search, event = self.library, self.search, -1
-        self._forget_what_is_dropped()
+        self._follow_the_table()
         try:
             while event != _DONE:
                 event = library.levels_go(self.handle, until)
@@ -224,11 +224,11 @@ class CompiledLevels:
         if row is None:
             library.levels_ended(self.handle)
             return
+        mask = row.mask
         change = table.move(index, row, state)
-        self._forget_what_is_dropped()
-        if table.packed.layout.bits > self.room:
-            self._widen()  # and is asked again
-            return
+        if row.mask != mask:  # the table has dropped what the step did before
+            self.masks.pop(row, None)
+        self._follow_the_table()
         known = self.masks.get(row)
         if known is None or known[1] != row.mask:
             limbs = self._limbs(row.mask, self._mask_of_positions(row.mask))
@@ -243,19 +243,25 @@ class CompiledLevels:
             return
         _succeeded(library.levels_learn(self.handle, known[2], 1, limbs))
 
-    def _forget_what_is_dropped(self) -> None:
-        """Have asked again what the table has dropped, or would look up under another mask."""
+    def _follow_the_table(self) -> None:
+        """Have asked again what the table has dropped; look where it looks."""
         table = self.table
+        if table.packed.layout.bits > self.room:
+            self._widen()
         if self.forgotten != table.forgotten:
             self.forgotten = table.forgotten
             self.masks.clear()
             self.library.levels_forget(self.handle)
         if self.widened != table.widened:
             self.widened = table.widened
-            for row, (index, mask, _) in list(self.masks.items()):
+            for row, (index, mask, _) in self.masks.items():
                 if row.mask != mask:
-                    del self.masks[row]
-                    self.library.levels_forget_row(self.handle, index, row.node.id)
+                    self._widen_row(index, row)
+
+    def _widen_row(self, index: int, row: Transition) -> None:
+        limbs = self._limbs(row.mask, self._mask_of_positions(row.mask))
+        self.masks[row] = index, row.mask, limbs
+        _succeeded(self.library.levels_widen_row(self.handle, index, row.node.id, limbs))
 
     def _widths_needed(self, of_number: int = 1) -> list[int]:
         """Return how many bits each task's positions get, where the number needs so many at least.

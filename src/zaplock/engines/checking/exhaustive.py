@@ -9,9 +9,11 @@ Limits on states, time and memory end a search with the verdict "not-exhausted".
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +41,9 @@ LOOK = 4_000
 
 MANY = 200
 """A search that has visited so many states goes on in C if it can (`compiled_levels`)."""
+
+NEW_OBJECTS = 20_000
+"""Objects that are made before Python looks for cycles among them, while a search goes on."""
 
 SLOT = 16
 """Bytes of one slot of a set's table."""
@@ -110,13 +115,24 @@ def explore(
 ) -> Verdict:
     """Visit every reachable state once, or stop at the first violation or at a limit."""
     own = table is None
-    with no_forgotten_await():
+    with no_forgotten_await(), rare_collections():
         table = table or TransitionTable(configuration)
         try:
             return Search(table, limits, all_violations, progress).run()
         finally:
             if own:
                 table.close()
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Have cycles looked for less often: nearly all that a search makes lasts as long as it."""
+    before = gc.get_threshold()
+    gc.set_threshold(before[0] and max(before[0], NEW_OBJECTS), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class Search:
