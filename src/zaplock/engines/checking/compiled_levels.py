@@ -19,6 +19,7 @@ so many without it that this took longer. Without a compiler all searches go on 
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
@@ -79,6 +80,8 @@ class LevelsLibrary:
 
     def load(self, may_compile: bool) -> None:
         """Load the library if it is kept, or can be compiled and may be."""
+        if sys.byteorder != "little":  # as limbs are written here
+            return
         beside, kept = SOURCE.parent, "checking"
         try:
             path = already_built(SOURCE, FLAGS, beside=beside, kept=kept)
@@ -86,7 +89,7 @@ class LevelsLibrary:
                 path = built(SOURCE, FLAGS, beside=beside, kept=kept, named="the checker's levels")
             if path is not None:
                 self.loaded = _declared(ctypes.CDLL(str(path)))
-        except (UserError, OSError):
+        except (UserError, OSError, subprocess.SubprocessError):
             # No cache of ours, no compiler, or it can't: all searches go on in Python.
             self._may_compile = False
 
