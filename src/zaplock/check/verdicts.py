@@ -42,7 +42,6 @@ from zaplock.engines.checking.exhaustive import (
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
 from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell
@@ -231,16 +230,14 @@ def check(
             verdict = elsewhere(fair, left, all_violations, progress)
         elif exact:
             verdict = explore_plainly(system, left, exact=True)
-        elif jobs > 1:
-            verdict = explore_split(
-                system, jobs, left, all_violations=all_violations, progress=progress, disk=on_disk
-            )
         elif on_disk is not None:
             verdict = explore_on_disk(
-                system, on_disk, left, all_violations=all_violations, progress=progress
+                system, on_disk, left, all_violations=all_violations, progress=progress, jobs=jobs
             )
         else:
-            verdict = explore(system, left, all_violations=all_violations, progress=progress)
+            verdict = explore(
+                system, left, all_violations=all_violations, progress=progress, jobs=jobs
+            )
         verdict, lasso = with_liveness(system, verdict, left)
         verdicts.append((fair, verdict))
         if lasso is not None and not all_violations:

@@ -8,7 +8,7 @@ to six in ten, once it has outgrown its first table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,13 @@ _CLAIM: Final = np.uint64(1 << 63)
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _ONE: Final = np.uint64(1)
 _FIRST_BITS: Final = 10
-_BATCH: Final = 1 << 16
+_PART: Final = 1 << 16
+
+
+def cut(words: Words) -> Iterator[Words]:
+    """Give words some at a time."""
+    for first in range(0, len(words), _PART):
+        yield words[first : first + _PART]
 
 
 class _Slots:
@@ -102,24 +108,10 @@ class HashSet(_Slots):
         held: Words = self._slots[self._slots != NOTHING]
         return held
 
-    def parts(self) -> Iterator[Words]:
-        """Give all keys, some at a time."""
-        held = self.keys()
-        for first in range(0, len(held), _BATCH):
-            yield held[first : first + _BATCH]
-
     def clear(self) -> None:
         """Take all keys out; the slots stay."""
         self._slots.fill(NOTHING)
         self._held = 0
-
-    def move(self, moved: Callable[[Words], Words]) -> None:
-        """Replace each key by another."""
-        held = self.keys()
-        self._held = 0
-        self._resize(_FIRST_BITS)
-        for first in range(0, len(held), _BATCH):
-            self.add(moved(held[first : first + _BATCH]))
 
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
@@ -127,9 +119,8 @@ class HashSet(_Slots):
         if bits > self._bits:
             held = self.keys()
             self._resize(bits)
-            for first in range(0, len(held), _BATCH):
-                batch = held[first : first + _BATCH]
-                self._settle(batch, np.zeros(len(batch), dtype=bool))
+            for part in cut(held):
+                self._settle(part, np.zeros(len(part), dtype=bool))
         is_new = np.zeros(len(keys), dtype=bool)
         self._settle(keys, is_new)
         self._held += int(np.count_nonzero(is_new))
