@@ -5,6 +5,7 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -215,9 +216,11 @@ def check(
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
     the search for the easiest counterexample included. disk: a directory for states that don't fit
-    into memory. elsewhere: explores the states in place of this process. unreached: look which
-    lines of the protocols nothing runs, too.
+    into memory. jobs: how many cores expand wide levels, if there are as many. elsewhere: explores
+    the states in place of this process. unreached: look which lines of the protocols nothing runs,
+    too.
     """
+    jobs = min(jobs, len(os.sched_getaffinity(0)))
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
     for fair in rules_of(scenario, queue):

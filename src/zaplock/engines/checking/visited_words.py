@@ -66,16 +66,23 @@ class VisitedWords:
     def unseen(self, words: Words) -> Words:
         """Return those of some words that `add` called new that are in no run, in their order."""
         if self.runs and len(words):
-            order = np.argsort(words)
-            words = words[np.sort(order[~self._are_in_runs(words[order])])]
+            words = words[~self._are_in_runs(words)]
         self.counted += len(words)
         return words
 
     def _are_in_runs(self, words: Words) -> Flags:
-        known = np.zeros(len(words), dtype=bool)
-        for run in self.runs:
-            known |= run.holds(words)
-        return known
+        """Tell which of some words are in a run; each core looks a span of them up, in order."""
+        spans = self.cores.spans(len(words))
+
+        def are_in_runs(number: int) -> Flags:
+            own = words[spans[number]]
+            order = np.argsort(own)
+            keys, known = own[order], np.zeros(len(own), dtype=bool)
+            for run in self.runs:
+                known[order] |= run.holds(keys)
+            return known
+
+        return np.concatenate(self.cores.each(are_in_runs))
 
     def relieve(self) -> None:
         """Let a full set become a run. Nothing that it called new may wait for `unseen`."""
@@ -95,7 +102,7 @@ class VisitedWords:
             right.remove()
 
     def _kept(self, words: Words) -> Words:
-        """Return those of some words, in order, that are kept here and in no run yet."""
+        """Return those of some words that are kept here and in no run yet."""
         if self.is_own is not None:
             words = words[self.is_own(words)]
         return words[~self._are_in_runs(words)]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 WORD_BITS = 63
 BATCH = 20_000
 """States that a core expands in one go."""
+_CHANGE_BYTES: Final = 40
+"""What a change of a batch occupies while it is explored: itself, that of the batch after it, the
+word that it leads to, where that goes."""
 SET_BYTES = 80
 """What a set has for each of its ints at most, while it outgrows its table."""
 ENOUGH_SEEN = 20_000
@@ -158,6 +162,8 @@ class WideLevels:
             self.remember(states)
         self.frontier = self.words.words(frontier)
         self.found: list[Words] = []
+        self.ready: Words | None = None
+        """The changes of the frontier's first batch, if they were asked for ahead."""
         self.memos = [HashMap() for _ in self.table.tasks]
         self.forgotten = self.table.forgotten
         """How often the table had dropped memos when these were begun."""
@@ -192,7 +198,7 @@ class WideLevels:
         while True:
             words = self.frontier[: self.batch]
             try:
-                changes = self._changes(words)
+                changes = self._changes(words) if self.ready is None else self.ready
             except Outgrown:
                 self.lay_out_anew()
                 continue
@@ -218,7 +224,8 @@ class WideLevels:
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
         memos = sum(memo.bytes_to_come(self.batch) for memo in self.memos)
-        return self.visited.bytes_to_come(len(self.memos) * self.batch) + memos
+        changes = len(self.memos) * self.batch
+        return self.visited.bytes_to_come(changes) + memos + _CHANGE_BYTES * changes
 
     def lay_out_anew(self) -> None:
         """Give numbers more bits, in all words that there are; raises Outgrown."""
@@ -234,6 +241,7 @@ class WideLevels:
 
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace all words that there are."""
+        self.ready = None
         self.visited.move(moved)
         self.frontier = moved(self.frontier)
         self.found = [moved(part) for part in self.found]
@@ -251,13 +259,19 @@ class WideLevels:
             self.transitions += part.count
             self.search.transitions += part.count
         after = np.concatenate([part.after for part in parts])
-        found: Words = after[self.visited.add(after, self._look_in)]
+        found: Words = after[self.visited.add(after, self._meanwhile)]
         return found
 
-    def _look_in(self) -> None:
-        """Audit some steps while the cores are at work; in levels that take long."""
+    def _meanwhile(self) -> None:
+        """Do what is Python's while the cores add: an audit in levels that take long, and asking
+        what the next batch needs."""
+        self.ready = None
         if sum(map(len, self.found)) + len(self.frontier) >= BATCH:
             self.table.auditor.look_in()
+        following = self.frontier[self.batch : 2 * self.batch]
+        if len(following):
+            with suppress(Outgrown):  # raised again when it is that batch's turn
+                self.ready = self._changes(following)
 
     def _tell(self, went: _Went) -> None:
         """Note violations and ends, in the order of the states."""
