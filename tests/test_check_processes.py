@@ -129,12 +129,12 @@ def test_an_error_in_the_code_of_a_design_is_told_with_line_and_schedule(tmp_pat
     assert not done.stderr
 
 
-def test_a_limit_on_memory_is_for_all_processes_together(tmp_path: Path) -> None:
+def test_a_limit_on_memory_is_for_all_cores_together(tmp_path: Path) -> None:
     scenario = tmp_path / "big.toml"
     scenario.write_text(BIG)
     most = 0
     command = ["check", str(scenario), "--design", "linux-6.18", "--jobs", "2", "--queue", "any",
-               "--max-memory", "330"]  # fmt: skip
+               "--max-memory", "150"]  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-m", "zaplock", *command], start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -143,10 +143,10 @@ def test_a_limit_on_memory_is_for_all_processes_together(tmp_path: Path) -> None
         most = max(most, sum(map(resident, processes_of(child.pid))))
         time.sleep(0.05)
     assert child.stdout is not None
-    assert "330 MiB" in child.stdout.read()
+    assert "150 MiB" in child.stdout.read()
     child.stdout.close()
     assert child.returncode == 3
-    assert most < 330 * 1.1
+    assert most < 150 * 1.1
 
 
 def resident(pid: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from zaplock.engines.checking import exhaustive, wide_levels
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.cores import Cores
 from zaplock.engines.checking.exhaustive import explore
-from zaplock.engines.checking.hashed import NOTHING, HashMap, Words
+from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, HashMap, HashSet, Words
 from zaplock.engines.checking.shards import ShardedSet
 from zaplock.model.step import Task, step
 
@@ -57,6 +58,26 @@ def test_a_set_of_shards_is_a_set(most: int, jobs: int) -> None:
         assert len(keys) == len(held)
         keys.clear()
         assert not len(keys.keys())
+
+
+@pytest.mark.parametrize("kind", [HashSet, HashMap])
+def test_what_is_to_come_is_told_before(kind: type[HashSet | HashMap]) -> None:
+    """In bytes, at most; told by what numpy then allocates."""
+    rng, held, many = np.random.default_rng(1), kind(), 20_000
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            keys = np.unique(rng.integers(0, 1 << 62, many, dtype=np.uint64))
+            tracemalloc.reset_peak()
+            before, told = tracemalloc.get_traced_memory()[0], held.bytes_to_come(many)
+            if isinstance(held, HashSet):
+                held.add(keys)
+            else:
+                held.put(keys, keys)
+            taken = tracemalloc.get_traced_memory()[1] - before
+            assert taken < told + many * SETTLED_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_goes_wrong_on_a_core_is_raised_when_none_works_any_more() -> None:

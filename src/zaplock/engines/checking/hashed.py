@@ -26,6 +26,9 @@ _ONE: Final = np.uint64(1)
 _FIRST_BITS: Final = 10
 _PART: Final = 1 << 16
 
+SETTLED_BYTES: Final = 88
+"""What a key occupies at most while it is put in, beside its slot."""
+
 
 def cut(words: Words) -> Iterator[Words]:
     """Give words some at a time."""
@@ -41,6 +44,8 @@ class _Slots:
     SLOT = 8
     """Bytes of a slot."""
 
+    _slots: Words
+
     def __init__(self) -> None:
         self._held = 0
         self._resize(_FIRST_BITS)
@@ -50,7 +55,8 @@ class _Slots:
 
     def _resize(self, bits: int) -> None:
         self._bits = bits
-        self._slots: Words = np.full(1 << bits, NOTHING)
+        self._slots = np.zeros(0, dtype=np.uint64)  # both tables at once would be the most it takes
+        self._slots = np.full(1 << bits, NOTHING)
         self._shift = np.uint64(64 - bits)
         self._last = (1 << bits) - 1
 
@@ -63,7 +69,8 @@ class _Slots:
     def bytes_to_come(self, more: int) -> int:
         """Return how many bytes more it takes at most while `more` keys are put in."""
         bits = self._bits_for(self._held + more)
-        return self.SLOT * ((1 << bits) + self._held) if bits > self._bits else 0
+        added = (1 << bits) - (1 << self._bits) + self._held
+        return self.SLOT * added + SETTLED_BYTES * _PART if bits > self._bits else 0
 
     def _begin(self, keys: Words) -> tuple[Places, Places]:
         """Return where each key is looked for first, and its stride."""
@@ -133,9 +140,12 @@ class HashMap(_Slots):
     FULL = 2
     SLOT = 16
 
+    _values: Words
+
     def _resize(self, bits: int) -> None:
+        self._values = np.zeros(0, dtype=np.uint64)
         super()._resize(bits)
-        self._values: Words = np.full(1 << bits, NOTHING)
+        self._values = np.full(1 << bits, NOTHING)
 
     def get(self, keys: Words) -> Words:
         """Return what each key is mapped to, or NOTHING."""
@@ -170,4 +180,5 @@ class HashMap(_Slots):
         keys, values = self._slots[kept], self._values[kept]
         self._resize(bits)
         self._held = 0
-        self.put(keys, values)
+        for part, mapped in zip(cut(keys), cut(values)):
+            self.put(part, mapped)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from zaplock.engines.checking.hashed import NOTHING, Flags, HashMap, Places, Words
+from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, Flags, HashMap, Places, Words
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.engines.checking.shards import ShardedSet
 from zaplock.engines.checking.transitions import STAYS
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 WORD_BITS = 63
 BATCH = 20_000
 """States that a core expands in one go."""
-_CHANGE_BYTES: Final = 40
-"""What a change of a batch occupies while it is explored: itself, that of the batch after it, the
-word that it leads to, where that goes."""
+_CHANGE_BYTES: Final = 24 + SETTLED_BYTES
+"""What a change of a batch occupies at most: itself, one of the batch after it, the word that it
+leads to while that is put in."""
 SET_BYTES = 80
 """What a set has for each of its ints at most, while it outgrows its table."""
 ENOUGH_SEEN = 20_000
