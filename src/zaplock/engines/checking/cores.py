@@ -8,10 +8,12 @@ is Python's own stays in one thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
-from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+    from types import TracebackType
 
 Result = TypeVar("Result")
 
@@ -21,7 +23,11 @@ class Cores:
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "core") if count > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
+        if count > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._pool = ThreadPoolExecutor(count, "core")
 
     def __enter__(self) -> Cores:
         return self
@@ -48,6 +54,8 @@ class Cores:
             if meanwhile is not None:
                 meanwhile()
             return [given]
+        from concurrent.futures import wait
+
         others = [
             self._pool.submit(piece, number) for number in range(int(meanwhile is None), self.count)
         ]

@@ -1,6 +1,6 @@
 """The same search over several machines: same verdict, same number of distinct states.
 
-Each worker has what is known when it begins. A state belongs to the worker that the contents of its
+Each worker begins with the same table. A state belongs to the worker that the contents of its
 store hash to; only its owner remembers it and expands it, so each is counted once, and each worker
 holds its part of them, of wide levels as words (`divided_levels`). Level by level, states that
 belong to others are handed over, and all violations of a level are met before the search stops: as
