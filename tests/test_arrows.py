@@ -47,7 +47,7 @@ ROOMS = {
     "recorder": {"errors", "linux_version", "outputs", "strangers", "system_calls", "trace",
                  "version"},
     "api": {"designs", "engines", "model", "protocols", "system_calls"},
-    "engines": {"compiled", "errors", "model", "scratch", "trace", "workers"},
+    "engines": {"compiled", "errors", "model", "scratch", "trace"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols", "vendor_builds"},
     "protocols": {"advice", "errors", "linux_version", "model"},
     "model": {"advice"},

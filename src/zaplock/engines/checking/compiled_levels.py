@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zaplock.compiled.build import already_built, built
+from zaplock.engines.checking import exhaustive
 from zaplock.engines.checking.exhaustive import SET_BYTES, SLICE, Outgrown
 from zaplock.engines.checking.positions import POSITION_BITS
 from zaplock.errors import UserError
@@ -181,8 +182,8 @@ class CompiledLevels:
         return range(self.at, self.end)
 
     def is_worth_it(self) -> bool:
-        """Return whether to go on like this."""
-        return True
+        """Return whether to go on like this: one core does, several take wide levels themselves."""
+        return self.search.cores.count == 1 or len(self.frontier) < exhaustive.WIDE
 
     def level(self) -> bool:
         """Explore the frontier and make what it finds the next one; False where a limit ends that.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.cores import ONE_CORE, Cores
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
@@ -112,13 +113,17 @@ def explore(
     all_violations: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
     table: TransitionTable | None = None,
+    jobs: int = 1,
 ) -> Verdict:
-    """Visit every reachable state once, or stop at the first violation or at a limit."""
+    """Visit every reachable state once, or stop at the first violation or at a limit.
+
+    jobs: how many cores expand wide levels.
+    """
     own = table is None
-    with no_forgotten_await(), rare_collections():
+    with no_forgotten_await(), rare_collections(), Cores(jobs) as cores:
         table = table or TransitionTable(configuration)
         try:
-            return Search(table, limits, all_violations, progress).run()
+            return Search(table, limits, all_violations, progress, cores).run()
         finally:
             if own:
                 table.close()
@@ -144,8 +149,10 @@ class Search:
         limits: SearchLimits,
         all_violations: bool,
         progress: Callable[[SearchProgress], None] | None,
+        cores: Cores = ONE_CORE,
     ) -> None:
         self.table = table
+        self.cores = cores
         self.limits = limits
         self.memory = limits.memory
         """What this process may occupy; less than the limit where several share it."""
@@ -165,20 +172,17 @@ class Search:
 
     def run(self) -> Verdict:
         """Explore to the end, to a violation or to a limit, and audit what was remembered."""
-        self.until(None)
+        self.search()
         self.table.auditor.finish()
         return self.verdict()
 
-    def until(self, enough: int | None) -> list[int]:
-        """Explore level by level until a frontier has `enough` states; return that frontier.
-
-        It is empty when the search has come to its end, a violation or a limit.
-        """
+    def search(self) -> None:
+        """Explore level by level to the end, to a violation or to a limit."""
         if self.table.initial_violation is not None:
             self.note(self.table.initial_violation)
-            return []
+            return
         frontier, found = [self.table.initial], list[int]()
-        may_be_compiled = may_be_wide = enough is None
+        may_be_compiled = may_be_wide = True
         while frontier:
             if may_be_compiled and self.has_library(len(frontier)):
                 may_be_compiled = False
@@ -187,20 +191,17 @@ class Search:
                 may_be_wide = False
                 frontier, found = self.wide_levels(frontier)
             if not frontier:
-                return []
+                return
             for first in range(0, len(frontier), SLICE):
                 if self.is_at_limit(len(frontier) - first + len(found)):
-                    return []
+                    return
                 found += self.expand(frontier[first : first + SLICE])
                 if len(found) >= SLICE:
                     self.table.auditor.look_in()
             frontier, found = found, []
             if self.found and not self.all_violations:
-                return []
+                return
             self.depth += 1
-            if enough is not None and len(frontier) >= enough:
-                return frontier
-        return []
 
     def wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
         """Go on with `wide_levels`; see `by_levels`."""
@@ -331,9 +332,6 @@ class Search:
                 self.visited.add(state)
                 found.append(state)
         return self.settled(found)
-
-    def set_apart(self) -> None:
-        """Become the part of one worker of several, which began with this."""
 
     def close(self) -> None:
         """Remove what is not in memory."""
