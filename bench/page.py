@@ -16,11 +16,11 @@ HEAD = """# How fast it is
 `make bench` measures zaplock beside others in the same run and prints one table: the timed engine
 beside [SimPy](https://simpy.readthedocs.io) and [salabim](https://www.salabim.org) on a
 reader/writer lock (the same events at the same times), the checker beside
-[Spin](https://spinroot.com) on the same protocol, the oracle beside ctypes and smaps, the recorder
-beside `perf trace` and strace, its memory beside `perf record`'s, its decoder beside `trace_pipe`
-and a loop of struct, a report beside `perf script`, start-up beside Python's own, and the time
-until `why` watches beside what the kernel alone needs for that. It takes some minutes on two CPUs;
-what can't be measured on a machine is named below the table.
+[Spin](https://spinroot.com) on the same protocol and on two cores beside one, the oracle beside
+ctypes and smaps, the recorder beside `perf trace` and strace, its memory beside `perf record`'s,
+its decoder beside `trace_pipe` and a loop of struct, a report beside `perf script`, start-up beside
+Python's own, and the time until `why` watches beside what the kernel alone needs for that. It takes
+some minutes on two CPUs; what can't be measured on a machine is named below the table.
 
 A ratio says how many times as fast as the peer zaplock is; of memory, how many times as small. Both
 sides are timed in turns, so a ratio is worth more than the two figures that it is made of. A run is

@@ -40,6 +40,7 @@ ONLY_COMPUTE = {
     "test_check_split",
     "test_closed_loops",
     "test_compare",
+    "test_compiled_levels",
     "test_cost_units",
     "test_dependencies",
     "test_diff",
@@ -118,6 +119,7 @@ BUT_LOOK = {
 SHARE = {
     "test_check_split",
     "test_compare",
+    "test_compiled_levels",
     "test_exhaustive",
     "test_fleet",
     "test_fuzz",

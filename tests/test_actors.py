@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from crews import explore_split
 
 from zaplock.author import (
     OwnCells,
@@ -32,7 +33,6 @@ from zaplock.check.scenarios import InitialMapping, Scenario, TaskSpec
 from zaplock.check.verdicts import Added, check, closed_system, find_design, find_scenario
 from zaplock.designs import SHIPPED
 from zaplock.engines.checking.exhaustive import explore
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.schedule import replay
 from zaplock.errors import ProtocolError, UserError
@@ -154,7 +154,7 @@ def test_a_child_of_a_fork_that_fails_never_begins() -> None:
 def test_every_engine_agrees_on_tasks_that_are_created() -> None:
     system = closed_system(find_scenario("fork-child"), LINUX)
     plain, exact = explore(system), explore_plainly(system, exact=True)
-    split = explore_split(system, 2, enough=50)
+    split = explore_split(system, 2)
     assert (plain.answer, plain.states) == (exact.answer, exact.states) == ("proved", split.states)
 
 

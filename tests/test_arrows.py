@@ -46,7 +46,7 @@ ROOMS = {
     "recorder": {"errors", "linux_version", "outputs", "untrusted_names", "system_calls", "trace",
                  "version"},
     "api": {"designs", "engines", "model", "protocols", "system_calls"},
-    "engines": {"errors", "model", "scratch", "trace", "workers"},
+    "engines": {"compiled", "errors", "model", "scratch", "trace"},
     "designs": {"errors", "inputs", "linux_version", "model", "protocols", "vendor_builds"},
     "protocols": {"advice", "errors", "linux_version", "model"},
     "model": {"advice", "errors"},

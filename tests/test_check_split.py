@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crews import explore_split
 from toys import random_configuration, random_ranges
 
 from zaplock.check import on_cluster
@@ -21,7 +22,6 @@ from zaplock.cli import main
 from zaplock.engines.checking import divided_levels, exhaustive, wide_levels
 from zaplock.engines.checking.exhaustive import Verdict, explore
 from zaplock.engines.checking.on_disk import DiskLimits
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.errors import UserError
 from zaplock.executors import Cluster, cluster_at
 from zaplock.oracle.bare_process import check_machine
@@ -102,13 +102,11 @@ def test_workers_keep_their_part_on_disk(cluster: Cluster, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("in_memory", [1, 40])
-def test_forked_workers_keep_their_part_on_disk(in_memory: int, tmp_path: Path) -> None:
-    """Each with files of its own, some of what the first process found among them."""
+def test_every_worker_keeps_its_part_on_disk(in_memory: int, tmp_path: Path) -> None:
+    """Each with files of its own."""
     system = closed_system(find_scenario("expand"), find_design("linux-4.18"), True)
     plain = explore(system, all_violations=True)
-    split = explore_split(
-        system, 3, all_violations=True, enough=5, disk=DiskLimits(tmp_path, in_memory)
-    )
+    split = explore_split(system, 3, all_violations=True, disk=DiskLimits(tmp_path, in_memory))
     assert (split.answer, split.states, split.transitions, split.endings) == (
         plain.answer, plain.states, plain.transitions, plain.endings,
     )  # fmt: skip
@@ -142,18 +140,10 @@ def test_workers_hand_words_over(
         plain = found_by(explore(make(seed, fair), all_violations=every))
         monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
         disk = DiskLimits(tmp_path, 1 + 4 * seed) if seed % 2 else None
-        split = explore_split(
-            make(seed, fair), 2 + seed % 2, all_violations=every, enough=1 + seed, disk=disk
-        )
+        split = explore_split(make(seed, fair), 2 + seed % 2, all_violations=every, disk=disk)
         assert found_by(split) == plain, seed
     assert handed_over.value
     assert not list(tmp_path.iterdir())
-
-
-def test_one_process_explores_it_to_the_end() -> None:
-    """However wide a level is: there is nobody to divide it among."""
-    system = closed_system(find_scenario("expand"), find_design("linux-4.18"), True)
-    assert explore_split(system, 1, enough=5).states == explore(system).states
 
 
 def test_a_worker_that_dies_is_no_loss(

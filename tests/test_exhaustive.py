@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from crews import explore_split
 from toys import (
     LOCKS,
     Toy,
@@ -31,7 +32,6 @@ from zaplock.engines.checking.exhaustive import (
     explore,
     explore_merged,
 )
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell, unspell
@@ -117,7 +117,7 @@ def test_every_search_agrees_where_ranges_are_locked(fair: bool) -> None:
         fast = explore(configuration, all_violations=True)
         assert brief(fast) == brief(explore_plainly(configuration, exact=True)), seed
         if seed % 10 == 0:
-            split = explore_split(configuration, 2, all_violations=True, enough=3)
+            split = explore_split(configuration, 2, all_violations=True)
             assert brief(split) == brief(fast), seed
         merged = explore_merged(configuration, LOCKS)
         rules = [{one.invariant for one in verdict.violations} for verdict in (fast, merged)]
@@ -419,5 +419,5 @@ def test_several_processes_find_the_same_and_count_the_same(all_violations: bool
     for seed in range(0, 40, 2):
         configuration = random_configuration(seed, seed % 4 == 0)
         alone = explore(configuration, all_violations=all_violations)
-        split = explore_split(configuration, 3, all_violations=all_violations, enough=3)
+        split = explore_split(configuration, 3, all_violations=all_violations)
         assert counted(alone) == counted(split), seed

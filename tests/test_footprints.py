@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, MappingView
 from typing import Any
 
 import pytest
+from crews import explore_split
 from toys import Toy, insert, tasks
 
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.packed_states import PackedStore
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.model.step import Task, step
 from zaplock.model.store import Cells, OrderedCells, RangeMap, Store
@@ -171,7 +171,7 @@ def test_a_container_that_comes_late_makes_what_was_remembered_void(late_first: 
     configuration = Configuration(Toy, tasks(*bodies))
     assert explore(configuration).answer == "broken"
     assert explore_plainly(configuration, exact=True).answer == "broken"
-    assert explore_split(configuration, 2, enough=2).answer == "broken"
+    assert explore_split(configuration, 2).answer == "broken"
 
 
 def test_processes_share_containers_that_only_one_of_them_makes() -> None:
@@ -192,7 +192,7 @@ def test_processes_share_containers_that_only_one_of_them_makes() -> None:
 
     configuration = Configuration(Toy, tasks(one, other, one))
     alone = explore(configuration, all_violations=True)
-    split = explore_split(configuration, 3, all_violations=True, enough=2)
+    split = explore_split(configuration, 3, all_violations=True)
     assert (alone.answer, alone.states, alone.transitions, alone.endings) == (
         split.answer, split.states, split.transitions, split.endings,
     )  # fmt: skip

@@ -6,12 +6,12 @@ import random
 from typing import Any, NamedTuple
 
 import pytest
+from crews import explore_split
 from hidden_designs import WAYS, draw, outcome
 from toys import Toy, add, load, store, tasks
 
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.exhaustive import explore
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.errors import ProtocolError
@@ -22,7 +22,7 @@ from zaplock.model.violations import Invariant, Violation
 ENGINES = [
     explore,
     lambda configuration: explore_plainly(configuration, exact=True),
-    lambda configuration: explore_split(configuration, 2, enough=2),
+    lambda configuration: explore_split(configuration, 2),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from crews import explore_split
 from toys import Toy, add, load, tasks
 
 from zaplock.check.verdicts import check, find_design, find_scenario
@@ -14,7 +15,6 @@ from zaplock.cli import main
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.liveness import find_livelock
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.schedule import replay, spell, unspell
 from zaplock.model import rwsem
@@ -79,7 +79,7 @@ def test_a_spin_on_a_trylock_is_finite_and_ends(fair: bool) -> None:
     configuration = Configuration(Toy, tasks(spin, write, write), Rules(fair))
     verdicts = [
         explore(configuration), explore_plainly(configuration, exact=True),
-        explore_split(configuration, 2, enough=3),
+        explore_split(configuration, 2),
     ]  # fmt: skip
     assert {one.answer for one in verdicts} == {"proved"}
     assert len({one.states for one in verdicts}) == 1

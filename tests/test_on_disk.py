@@ -75,7 +75,7 @@ def test_words_on_disk_are_explored_alike(
         plain = explore(random_configuration(seed, fair), all_violations=every)
         monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
         system, disk = random_configuration(seed, fair), DiskLimits(tmp_path, fits)
-        words = explore_on_disk(system, disk, all_violations=every)
+        words = explore_on_disk(system, disk, all_violations=every, jobs=1 + seed % 3)
         texts = [list(map(str, verdict.violations)) for verdict in (plain, words)]
         assert same(plain, words), seed
         assert texts[0] == texts[1], seed
@@ -88,7 +88,8 @@ def test_visited_words_are_a_set(on_disk: bool, tmp_path: Path) -> None:
     """However often its latest ones become a run, or all get another layout."""
     rng = random.Random(5)
     files = StatesOnDisk(tmp_path) if on_disk else None
-    words, held = VisitedWords(20, files, lambda keys: keys % np.uint64(3) != 0), set[int]()
+    held = set[int]()
+    words = VisitedWords(fits=20, files=files, is_own=lambda keys: keys % np.uint64(3) != 0)
     shift = 0
     for turn in range(60):
         batch = [rng.randrange(900) for _ in range(rng.randrange(40))]

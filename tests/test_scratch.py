@@ -40,8 +40,9 @@ def test_what_a_killed_owner_left_goes_when_its_last_worker_is_gone(tmp_path: Pa
         assert sweep("states", tmp_path) == [], "its worker has it still"
         owner.stdin.close()  # which ends the worker
         assert owner.stdout.read() == ""
-    with Scratch("states", tmp_path, sweeps=False) as kept:
-        assert left.exists()
+    assert left.exists()
+    with Scratch("states", tmp_path) as kept:
+        assert not left.exists()
         with Scratch("states", tmp_path) as mine:
             assert sorted(tmp_path.iterdir()) == sorted([kept, mine])
     assert not list(tmp_path.iterdir())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
+import time
+import tracemalloc
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,19 +16,40 @@ from toys import Toy, add, load, random_configuration, random_ranges, store, tas
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.engines.checking import exhaustive, wide_levels
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.cores import Cores
 from zaplock.engines.checking.exhaustive import explore
-from zaplock.engines.checking.hashed import NOTHING, HashMap, HashSet, Words
+from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, HashMap, HashSet, Words
+from zaplock.engines.checking.shards import ShardedSet
 from zaplock.model.step import Task, step
 
 
-def found(configuration: Configuration, all_violations: bool) -> tuple[Any, ...]:
+@pytest.fixture(autouse=True)
+def _in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhaustive, "MANY", 1 << 60)
+
+
+def found(configuration: Configuration, all_violations: bool, jobs: int = 1) -> tuple[Any, ...]:
     """Explore; give all that is found, violations in the order in which they were met."""
-    verdict = explore(configuration, all_violations=all_violations)
+    verdict = explore(configuration, all_violations=all_violations, jobs=jobs)
     results = [sorted(map(repr, ends)) for ends in verdict.results]
     return (
         verdict.answer, verdict.states, verdict.transitions, verdict.depth, verdict.endings,
         verdict.never, verdict.limit, verdict.loops, results, [str(v) for v in verdict.violations],
     )  # fmt: skip
+
+
+def drawn(seed: int, fair: bool) -> Configuration:
+    """Draw a small system."""
+    return (random_ranges if seed % 5 == 4 else random_configuration)(seed, fair)
+
+
+@cache
+def by_states(seed: int, fair: bool) -> tuple[Any, ...]:
+    """Explore a small system state by state, once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exhaustive, "WIDE", 1 << 60)
+        patched.setattr(exhaustive, "MANY", 1 << 60)
+        return found(drawn(seed, fair), all_violations=seed % 2 == 0)
 
 
 def batches(rng: random.Random, most: int) -> list[Words]:
@@ -35,16 +59,68 @@ def batches(rng: random.Random, most: int) -> list[Words]:
 
 
 @pytest.mark.parametrize("most", [30, 3_000, 1 << 62])
-def test_a_hash_set_is_a_set(most: int) -> None:
-    keys, held = HashSet(), set[int]()
-    for batch in batches(random.Random(most), most):
-        expected = []
-        for key in batch.tolist():
-            expected.append(key not in held)
-            held.add(key)
-        assert keys.add(batch).tolist() == expected
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_a_set_of_shards_is_a_set(most: int, jobs: int) -> None:
+    held, meanwhile = set[int](), []
+    with Cores(jobs) as cores:
+        keys = ShardedSet(cores)
+        for number, batch in enumerate(batches(random.Random(most), most)):
+            expected = []
+            for key in batch.tolist():
+                expected.append(key not in held)
+                held.add(key)
+            assert keys.add(batch, lambda: meanwhile.append(1)).tolist() == expected
+            assert len(meanwhile) == number + 1
+            assert len(keys) == len(held)
+        assert set(keys.keys().tolist()) == held
+        keys.move(lambda old: old + np.uint64(most))
+        assert {key + most for key in held} == {k for part in keys.parts() for k in part.tolist()}
         assert len(keys) == len(held)
-    assert set(keys.keys().tolist()) == held
+        keys.clear()
+        assert not len(keys.keys())
+
+
+@pytest.mark.parametrize("kind", [HashSet, HashMap])
+def test_what_is_to_come_is_told_before(kind: type[HashSet | HashMap]) -> None:
+    """In bytes, at most; told by what numpy then allocates."""
+    rng, held, many = np.random.default_rng(1), kind(), 20_000
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            keys = np.unique(rng.integers(0, 1 << 62, many, dtype=np.uint64))
+            tracemalloc.reset_peak()
+            before, told = tracemalloc.get_traced_memory()[0], held.bytes_to_come(many)
+            if isinstance(held, HashSet):
+                held.add(keys)
+            else:
+                held.put(keys, keys)
+            taken = tracemalloc.get_traced_memory()[1] - before
+            assert taken < told + many * SETTLED_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_goes_wrong_on_a_core_is_raised_when_none_works_any_more() -> None:
+    ended = []
+
+    def piece(number: int) -> int:
+        time.sleep(0.01 * number)
+        ended.append(number)
+        if number == 1:
+            raise ValueError("on the second core")
+        return number
+
+    def wrong() -> None:
+        raise KeyError("in this thread")
+
+    with Cores(3) as cores:
+        with pytest.raises(ValueError, match="second"):
+            cores.each(piece)
+        assert sorted(ended) == [0, 1, 2]
+        with pytest.raises(KeyError):
+            cores.each(piece, wrong)
+        assert sorted(ended) == [0, 0, 1, 1, 2, 2]
+        assert cores.spans(7) == [slice(0, 2), slice(2, 4), slice(4, 7)]
 
 
 @pytest.mark.parametrize("most", [3_000, 1 << 62])
@@ -78,22 +154,21 @@ def test_levels_are_explored_alike(
     inner = wide_levels.WideLevels.level
     monkeypatch.setattr(wide_levels.WideLevels, "level", lambda w: went_on.append(1) or inner(w))
     for seed in range(14):
-        make = random_ranges if seed % 5 == 4 else random_configuration
+        monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
         for fair in (False, True):
-            both = []
-            for wide in (1 << 60, 1 + seed % 3):
-                monkeypatch.setattr(exhaustive, "WIDE", wide)
-                both.append(found(make(seed, fair), all_violations=seed % 2 == 0))
-            assert both[0] == both[1], (seed, fair)
+            cores = [] if fair == seed % 2 else [2 + seed % 3 // 2]
+            for jobs in (1, *cores):
+                at_once = found(drawn(seed, fair), seed % 2 == 0, jobs)
+                assert at_once == by_states(seed, fair), (seed, fair, jobs)
     assert went_on
 
 
 def test_a_shipped_scenario_is_explored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     both = []
-    for wide in (1 << 60, 100):
+    for wide, jobs in ((1 << 60, 1), (100, 2)):
         monkeypatch.setattr(exhaustive, "WIDE", wide)
         scenario, design = find_scenario("munmap-fault-gup"), find_design("linux-4.20")
-        both.append(found(closed_system(scenario, design, fair=True), all_violations=True))
+        both.append(found(closed_system(scenario, design, fair=True), True, jobs))
     assert both[0] == both[1]
 
 

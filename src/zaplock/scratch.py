@@ -22,12 +22,9 @@ class Scratch:
     `with` gives its path. Raises OSError where it can't be made.
     """
 
-    def __init__(
-        self, kind: str, directory: str | os.PathLike[str] | None = None, *, sweeps: bool = True
-    ) -> None:
+    def __init__(self, kind: str, directory: str | os.PathLike[str] | None = None) -> None:
         place = Path(directory or tempfile.gettempdir())
-        if sweeps:
-            sweep(kind, place)
+        sweep(kind, place)
         self.path, self._lock = _made(kind, place)
 
     def close(self) -> None:

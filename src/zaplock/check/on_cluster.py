@@ -29,7 +29,8 @@ from zaplock.designs.own_files import is_reference
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.exhaustive import SearchLimits, SearchProgress, Verdict
 from zaplock.engines.checking.on_disk import DiskLimits
-from zaplock.engines.checking.parallel import Message, explored_by, search_of, serve
+from zaplock.engines.checking.parallel import Message, explored_by, search_of
+from zaplock.engines.checking.part_of_search import serve
 from zaplock.engines.checking.transitions import TransitionTable
 from zaplock.errors import UserError
 from zaplock.executors import Cluster

@@ -5,6 +5,7 @@ A token names all that it takes to see a counterexample again: `expand@linux-4.2
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,7 +43,6 @@ from zaplock.engines.checking.exhaustive import (
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
 from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
-from zaplock.engines.checking.parallel import explore_split
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell
@@ -217,9 +217,11 @@ def check(
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
     the search for the easiest counterexample included. disk: a directory for states that don't fit
-    into memory. elsewhere: explores the states in place of this process. unreached: look which
-    lines of the protocols nothing runs, too.
+    into memory. jobs: how many cores expand wide levels, if there are as many. elsewhere: explores
+    the states in place of this process. unreached: look which lines of the protocols nothing runs,
+    too.
     """
+    jobs = min(jobs, len(os.sched_getaffinity(0)))
     deadline = time.monotonic() + limits.seconds
     verdicts: list[tuple[bool, Verdict]] = []
     for fair in rules_of(scenario, queue):
@@ -232,16 +234,14 @@ def check(
             verdict = elsewhere(fair, left, all_violations, progress)
         elif exact:
             verdict = explore_plainly(system, left, exact=True)
-        elif jobs > 1:
-            verdict = explore_split(
-                system, jobs, left, all_violations=all_violations, progress=progress, disk=on_disk
-            )
         elif on_disk is not None:
             verdict = explore_on_disk(
-                system, on_disk, left, all_violations=all_violations, progress=progress
+                system, on_disk, left, all_violations=all_violations, progress=progress, jobs=jobs
             )
         else:
-            verdict = explore(system, left, all_violations=all_violations, progress=progress)
+            verdict = explore(
+                system, left, all_violations=all_violations, progress=progress, jobs=jobs
+            )
         verdict, lasso = with_liveness(system, verdict, left)
         verdicts.append((fair, verdict))
         if lasso is not None and not all_violations:

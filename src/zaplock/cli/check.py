@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="with --replay: the same schedule in the timed engine")  # fmt: skip
     parser.add_argument("--html", metavar="FILE", help="draw the counterexample as a page")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="use N processes")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="use N cores")
     parser.add_argument("--cluster", default="", metavar="ADDRESS",
                         help="work on the cluster of this Dask scheduler")  # fmt: skip
     parser.add_argument("--sample", type=int, metavar="RUNS", help="try random runs instead")

@@ -31,10 +31,23 @@ def built(main: Path, flags: tuple[str, ...], *, beside: Path, kept: str, named:
     It may include the C files of the folder `beside`; `kept` is the cache's folder, `named` what it
     is in a message. Raises UserError without a compiler.
     """
-    program = cache.folder(kept) / f"{main.stem}-{_fingerprint(main, flags, beside)}"
+    program = _place_of(main, flags, beside, kept)
     if not _is_whole(program):
         _compile(main, flags, beside, program, named)
     return program
+
+
+def already_built(main: Path, flags: tuple[str, ...], *, beside: Path, kept: str) -> Path | None:
+    """Return what `built` would, if that has been made before, else None; compile nothing.
+
+    Raises UserError where the cache can't be used.
+    """
+    program = _place_of(main, flags, beside, kept)
+    return program if _is_whole(program) else None
+
+
+def _place_of(main: Path, flags: tuple[str, ...], beside: Path, kept: str) -> Path:
+    return cache.folder(kept) / f"{main.stem}-{_fingerprint(main, flags, beside)}"
 
 
 def _is_whole(program: Path) -> bool:

@@ -99,7 +99,7 @@ class DividedLevels(WideLevels):
         """Which numbers have been sent with what they stand for."""
         self.numbers_of: dict[int, Words] = {}
         """Own numbers by those of a sender."""
-        self.kept = VisitedWords(fits, files, self._are_own if jobs > 1 else None)
+        self.kept = VisitedWords(search.cores, fits, files, self._are_own if jobs > 1 else None)
         super().__init__(search, frontier, self.kept)
         self.kept.counted = search.states
 
@@ -188,9 +188,9 @@ class DividedLevels(WideLevels):
         """Return what the next slice, and sending what is for others, may take at most."""
         return super().bytes_to_come() + 3 * sum(part.nbytes for part in self.away)
 
-    def _take(self, words: Words, columns: list[Words]) -> Words:
+    def _take(self, words: Words, changes: Words) -> Words:
         """Go where the changes lead; return the words kept here that may be new."""
-        found = super()._take(words, columns)
+        found = super()._take(words, changes)
         if self.jobs == 1:
             return found
         own = self._are_own(found)

@@ -9,21 +9,25 @@ Limits on states, time and memory end a search with the verdict "not-exhausted".
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.cores import ONE_CORE, Cores
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, InvariantName, Violation
 
 if TYPE_CHECKING:
+    from zaplock.engines.checking.compiled_levels import CompiledLevels
     from zaplock.engines.checking.divided_levels import DividedLevels
     from zaplock.engines.checking.wide_levels import WideLevels
 
@@ -36,11 +40,24 @@ WIDE = 2_000
 LOOK = 4_000
 """States to meet between two looks at the limits."""
 
+MANY = 200
+"""A search that has visited so many states goes on in C if it can (`compiled_levels`)."""
+
+NEW_OBJECTS = 20_000
+"""Objects that are made before Python looks for cycles among them, while a search goes on."""
+
 SLOT = 16
 """Bytes of one slot of a set's table."""
 
+SET_BYTES = 80
+"""What a set has for each of its ints at most, while it outgrows its table."""
+
 Answer = Literal["proved", "broken", "not-exhausted", "vacuous", "failed"]
 """failed: the code of a step or protocol raised an error, and no rule was seen broken."""
+
+
+class Outgrown(Exception):
+    """A number has got more bits than a word has for it."""
 
 
 @dataclass(frozen=True)
@@ -96,16 +113,31 @@ def explore(
     all_violations: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
     table: TransitionTable | None = None,
+    jobs: int = 1,
 ) -> Verdict:
-    """Visit every reachable state once, or stop at the first violation or at a limit."""
+    """Visit every reachable state once, or stop at the first violation or at a limit.
+
+    jobs: how many cores expand wide levels.
+    """
     own = table is None
-    with no_forgotten_await():
+    with no_forgotten_await(), rare_collections(), Cores(jobs) as cores:
         table = table or TransitionTable(configuration)
         try:
-            return Search(table, limits, all_violations, progress).run()
+            return Search(table, limits, all_violations, progress, cores).run()
         finally:
             if own:
                 table.close()
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Have cycles looked for less often: nearly all that a search makes lasts as long as it."""
+    before = gc.get_threshold()
+    gc.set_threshold(before[0] and max(before[0], NEW_OBJECTS), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 class Search:
@@ -117,15 +149,19 @@ class Search:
         limits: SearchLimits,
         all_violations: bool,
         progress: Callable[[SearchProgress], None] | None,
+        cores: Cores = ONE_CORE,
     ) -> None:
         self.table = table
+        self.cores = cores
         self.limits = limits
         self.memory = limits.memory
         """What this process may occupy; less than the limit where several share it."""
         self.all_violations = all_violations
         self.progress = progress
         self.visited = {table.initial}
-        self.wide: WideLevels | None = None
+        self.counted = 0
+        """How many of them `compiled_levels` knows of."""
+        self.wide: WideLevels | CompiledLevels | None = None
         self.transitions = 0
         self.depth = 0
         self.endings = 0
@@ -136,49 +172,50 @@ class Search:
 
     def run(self) -> Verdict:
         """Explore to the end, to a violation or to a limit, and audit what was remembered."""
-        self.until(None)
+        self.search()
         self.table.auditor.finish()
         return self.verdict()
 
-    def until(self, enough: int | None) -> list[int]:
-        """Explore level by level until a frontier has `enough` states; return that frontier.
-
-        It is empty when the search has come to its end, a violation or a limit.
-        """
+    def search(self) -> None:
+        """Explore level by level to the end, to a violation or to a limit."""
         if self.table.initial_violation is not None:
             self.note(self.table.initial_violation)
-            return []
+            return
         frontier, found = [self.table.initial], list[int]()
-        may_be_wide = enough is None
+        may_be_compiled = may_be_wide = True
         while frontier:
-            if may_be_wide and len(frontier) >= WIDE:
+            if may_be_compiled and self.has_library(len(frontier)):
+                may_be_compiled = False
+                frontier, found = self.by_levels(frontier, self.begin_compiled)
+            if may_be_wide and len(frontier) >= WIDE and not found:
                 may_be_wide = False
                 frontier, found = self.wide_levels(frontier)
-                if not frontier:
-                    return []
+            if not frontier:
+                return
             for first in range(0, len(frontier), SLICE):
                 if self.is_at_limit(len(frontier) - first + len(found)):
-                    return []
+                    return
                 found += self.expand(frontier[first : first + SLICE])
                 if len(found) >= SLICE:
                     self.table.auditor.look_in()
             frontier, found = found, []
             if self.found and not self.all_violations:
-                return []
+                return
             self.depth += 1
-            if enough is not None and len(frontier) >= enough:
-                return frontier
-        return []
 
     def wide_levels(self, frontier: list[int]) -> tuple[list[int], list[int]]:
-        """Go on with `wide_levels`, to the end or as long as that is worth it.
+        """Go on with `wide_levels`; see `by_levels`."""
+        return self.by_levels(frontier, self.begin_wide)
+
+    def by_levels(
+        self, frontier: list[int], begin: Callable[[list[int]], WideLevels | CompiledLevels]
+    ) -> tuple[list[int], list[int]]:
+        """Go on with whole levels, to the end or as long as that is worth it.
 
         Returns what is left to explore of a level, and what was found in it so far.
         """
-        from zaplock.engines.checking.wide_levels import Outgrown  # and numpy
-
         try:
-            wide = self.begin_wide(frontier)
+            wide = begin(frontier)
         except Outgrown:
             return frontier, []
         try:
@@ -192,7 +229,7 @@ class Search:
             pass
         return self.by_states(wide)
 
-    def by_states(self, wide: WideLevels) -> tuple[list[int], list[int]]:
+    def by_states(self, wide: WideLevels | CompiledLevels) -> tuple[list[int], list[int]]:
         """Give `wide` up, after levels or in the midst of one.
 
         Returns what is left to explore of the level, and what was found in it so far; with a limit
@@ -209,6 +246,24 @@ class Search:
     def all_visited(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
         yield list(self.visited)
+
+    def has_library(self, frontier: int) -> bool:
+        """Return whether the search can go on in C, and is long enough for that."""
+        states = len(self.visited)
+        if states < MANY:
+            return False
+        from zaplock.engines.checking.compiled_levels import levels_library  # and ctypes
+
+        more, self.counted = states - self.counted, states
+        return levels_library.is_there(more, is_wide=frontier >= WIDE)
+
+    def begin_compiled(self, frontier: list[int]) -> CompiledLevels:
+        """Go on with levels in C; raises Outgrown."""
+        from zaplock.engines.checking.compiled_levels import CompiledLevels
+
+        self.wide = CompiledLevels(self, frontier)
+        self.visited = set()
+        return self.wide
 
     def begin_wide(self, frontier: list[int]) -> WideLevels:
         """Go on with words; raises Outgrown."""
@@ -277,9 +332,6 @@ class Search:
                 self.visited.add(state)
                 found.append(state)
         return self.settled(found)
-
-    def set_apart(self) -> None:
-        """Become the part of one worker of several, which began with this."""
 
     def close(self) -> None:
         """Remove what is not in memory."""

@@ -8,7 +8,7 @@ to six in ten, once it has outgrown its first table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -24,7 +24,16 @@ _CLAIM: Final = np.uint64(1 << 63)
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 _ONE: Final = np.uint64(1)
 _FIRST_BITS: Final = 10
-_BATCH: Final = 1 << 16
+_PART: Final = 1 << 16
+
+SETTLED_BYTES: Final = 88
+"""What a key occupies at most while it is put in, beside its slot."""
+
+
+def cut(words: Words) -> Iterator[Words]:
+    """Give words some at a time."""
+    for first in range(0, len(words), _PART):
+        yield words[first : first + _PART]
 
 
 class _Slots:
@@ -35,6 +44,8 @@ class _Slots:
     SLOT = 8
     """Bytes of a slot."""
 
+    _slots: Words
+
     def __init__(self) -> None:
         self._held = 0
         self._resize(_FIRST_BITS)
@@ -44,7 +55,8 @@ class _Slots:
 
     def _resize(self, bits: int) -> None:
         self._bits = bits
-        self._slots: Words = np.full(1 << bits, NOTHING)
+        self._slots = np.zeros(0, dtype=np.uint64)  # both tables at once would be the most it takes
+        self._slots = np.full(1 << bits, NOTHING)
         self._shift = np.uint64(64 - bits)
         self._last = (1 << bits) - 1
 
@@ -57,7 +69,8 @@ class _Slots:
     def bytes_to_come(self, more: int) -> int:
         """Return how many bytes more it takes at most while `more` keys are put in."""
         bits = self._bits_for(self._held + more)
-        return self.SLOT * ((1 << bits) + self._held) if bits > self._bits else 0
+        added = (1 << bits) - (1 << self._bits) + self._held
+        return self.SLOT * added + SETTLED_BYTES * _PART if bits > self._bits else 0
 
     def _begin(self, keys: Words) -> tuple[Places, Places]:
         """Return where each key is looked for first, and its stride."""
@@ -102,24 +115,10 @@ class HashSet(_Slots):
         held: Words = self._slots[self._slots != NOTHING]
         return held
 
-    def parts(self) -> Iterator[Words]:
-        """Give all keys, some at a time."""
-        held = self.keys()
-        for first in range(0, len(held), _BATCH):
-            yield held[first : first + _BATCH]
-
     def clear(self) -> None:
         """Take all keys out; the slots stay."""
         self._slots.fill(NOTHING)
         self._held = 0
-
-    def move(self, moved: Callable[[Words], Words]) -> None:
-        """Replace each key by another."""
-        held = self.keys()
-        self._held = 0
-        self._resize(_FIRST_BITS)
-        for first in range(0, len(held), _BATCH):
-            self.add(moved(held[first : first + _BATCH]))
 
     def add(self, keys: Words) -> Flags:
         """Put keys in; tell of each whether it is new: not there before, nor earlier in `keys`."""
@@ -127,9 +126,8 @@ class HashSet(_Slots):
         if bits > self._bits:
             held = self.keys()
             self._resize(bits)
-            for first in range(0, len(held), _BATCH):
-                batch = held[first : first + _BATCH]
-                self._settle(batch, np.zeros(len(batch), dtype=bool))
+            for part in cut(held):
+                self._settle(part, np.zeros(len(part), dtype=bool))
         is_new = np.zeros(len(keys), dtype=bool)
         self._settle(keys, is_new)
         self._held += int(np.count_nonzero(is_new))
@@ -142,9 +140,12 @@ class HashMap(_Slots):
     FULL = 2
     SLOT = 16
 
+    _values: Words
+
     def _resize(self, bits: int) -> None:
+        self._values = np.zeros(0, dtype=np.uint64)
         super()._resize(bits)
-        self._values: Words = np.full(1 << bits, NOTHING)
+        self._values = np.full(1 << bits, NOTHING)
 
     def get(self, keys: Words) -> Words:
         """Return what each key is mapped to, or NOTHING."""
@@ -179,4 +180,5 @@ class HashMap(_Slots):
         keys, values = self._slots[kept], self._values[kept]
         self._resize(bits)
         self._held = 0
-        self.put(keys, values)
+        for part, mapped in zip(cut(keys), cut(values)):
+            self.put(part, mapped)

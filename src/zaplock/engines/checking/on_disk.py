@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from zaplock.engines.checking import exhaustive
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.configuration import Configuration
+from zaplock.engines.checking.cores import ONE_CORE, Cores
 from zaplock.engines.checking.exhaustive import (
     SLICE,
     Search,
@@ -31,6 +32,7 @@ from zaplock.engines.checking.sorted_runs import CHUNK, Spooled, StatesOnDisk
 from zaplock.engines.checking.transitions import TransitionTable
 
 if TYPE_CHECKING:
+    from zaplock.engines.checking.compiled_levels import CompiledLevels
     from zaplock.engines.checking.divided_levels import DividedLevels
     from zaplock.engines.checking.wide_levels import WideLevels
 
@@ -62,8 +64,9 @@ class SearchOnDisk(Search):
         all_violations: bool,
         progress: Callable[[SearchProgress], None] | None,
         disk: DiskLimits,
+        cores: Cores = ONE_CORE,
     ) -> None:
-        super().__init__(table, limits, all_violations, progress)
+        super().__init__(table, limits, all_violations, progress, cores)
         self.disk = disk
         self.old = StatesOnDisk(disk.directory)
         self.fits = disk.in_memory
@@ -73,31 +76,25 @@ class SearchOnDisk(Search):
         """How many states were visited."""
         return len(self.old) + len(self.visited) if self.wide is None else len(self.wide.visited)
 
-    def until(self, enough: int | None) -> list[int]:
-        """Explore level by level until a frontier has `enough` states; return that frontier.
-
-        It is empty when the search has come to its end, a violation or a limit.
-        """
+    def search(self) -> None:
+        """Explore level by level to the end, to a violation or to a limit."""
         if self.table.initial_violation is not None:
             self.note(self.table.initial_violation)
-            return []
+            return
         frontier: list[list[int] | Spooled] = [[self.table.initial]]
         level: list[list[int] | Spooled] = []
-        may_be_wide = enough is None
+        may_be_wide = True
         while frontier:
             if may_be_wide and sum(map(len, frontier)) >= exhaustive.WIDE:
                 may_be_wide = False
                 left, found = self.wide_levels(_all(frontier))
                 if not left and not found:
-                    return []
+                    return
                 frontier, level = [left], [found] if found else []
             frontier, level = self._next_level(frontier, level), []
             if self.limit or (self.found and not self.all_violations):
-                return []
+                return
             self.depth += 1
-            if enough is not None and sum(map(len, frontier)) >= enough:
-                return _all(frontier)
-        return []
 
     def all_visited(self) -> Iterator[list[int]]:
         """Give all states that were visited, some at a time."""
@@ -123,7 +120,7 @@ class SearchOnDisk(Search):
         self.old.forget()
         return wide
 
-    def by_states(self, wide: WideLevels) -> tuple[list[int], list[int]]:
+    def by_states(self, wide: WideLevels | CompiledLevels) -> tuple[list[int], list[int]]:
         """Give `wide` up; its states are on disk then. See `Search.by_states`."""
         left, found = wide.left()
         self.wide = None
@@ -147,10 +144,6 @@ class SearchOnDisk(Search):
                     found = []
         self._settle(found, level)
         return level
-
-    def set_apart(self) -> None:
-        """Write own runs from now on; those that there are can be read by every worker."""
-        self.old = self.old.apart()
 
     def close(self) -> None:
         """Remove everything from the disk."""
@@ -205,11 +198,12 @@ def explore_on_disk(
     *,
     all_violations: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
+    jobs: int = 1,
 ) -> Verdict:
     """Explore as `exhaustive.explore` does, with the states that don't fit into memory on disk."""
-    with no_forgotten_await():
+    with no_forgotten_await(), Cores(jobs) as cores:
         table = TransitionTable(configuration)
-        search = SearchOnDisk(table, limits, all_violations, progress, disk)
+        search = SearchOnDisk(table, limits, all_violations, progress, disk, cores)
         try:
             return search.run()
         finally:

@@ -40,11 +40,17 @@ are masked, hashed and compared in less time."""
 class StateField:
     """The bits of one cell and the numbering of its values."""
 
-    __slots__ = ("_layout", "codes", "container", "is_keys", "key", "mask", "shifts", "values")
+    __slots__ = (
+        "_layout", "cells", "codes", "container", "is_keys", "key", "mask", "shifts", "values",
+    )  # fmt: skip
 
-    def __init__(self, layout: StateLayout, container: str, key: Hashable) -> None:
+    def __init__(
+        self, layout: StateLayout, container: str, cells: dict[Any, Any], key: Hashable
+    ) -> None:
         self._layout = layout
         self.container = container
+        self.cells = cells
+        """All cells of the container."""
         self.key = key
         self.is_keys = isinstance(key, str) and key == KEYS
         self.codes: dict[Any, int] = {ABSENT: 0}
@@ -97,22 +103,20 @@ class StateLayout:
     def __init__(self, reserved: int) -> None:
         self.owners: dict[int, StateField] = {}
         self.reserved = reserved
-        self.grown: list[tuple[int, int]] = []
-
-    @property
-    def bits(self) -> int:
+        self.bits = reserved
         """How many bits a state has so far. Of chunks in between another process may tell later."""
-        return self.reserved + CHUNK * (max(self.owners, default=-1) + 1)
+        self.grown: list[tuple[int, int]] = []
 
     def take(self, field: StateField) -> int:
         """Give `field` the next free chunk and return its shift."""
-        chunk = len(self.owners)
-        self.owners[chunk] = field
-        return self.reserved + CHUNK * chunk
+        shift = self.reserved + CHUNK * len(self.owners)
+        self.own(shift, field)
+        return shift
 
     def own(self, shift: int, field: StateField) -> None:
         """Note whose chunk begins at `shift`, where somebody else has given it out."""
         self.owners[(shift - self.reserved) // CHUNK] = field
+        self.bits = max(self.bits, shift + CHUNK)
 
     def number(self, field: StateField, value: Any) -> int:
         """Number a value that `field` has not had before."""
@@ -166,11 +170,11 @@ class PackedStore:
 
     def _record(self, container: Cells[Any, Any]) -> None:
         name, layout = container.name, self.layout
-        keys = self.key_fields[name] = StateField(layout, name, KEYS)
-        fields = self.fields[name] = Fields(lambda key: StateField(layout, name, key))
+        cells = self.cells[name] = container.data
+        keys = self.key_fields[name] = StateField(layout, name, cells, KEYS)
+        fields = self.fields[name] = Fields(lambda key: StateField(layout, name, cells, key))
 
         def back(cells: dict[Any, Any]) -> dict[Any, Any]:
-            self.cells[name] = cells
             recording = RecordingDict(cells, fields, keys, self.reads, self.writes)
             return cast("dict[Any, Any]", recording)
 
@@ -217,7 +221,7 @@ class PackedStore:
             if field.is_keys:
                 value = self._keys_of(field.container)
             else:
-                value = self.cells[field.container].get(field.key, ABSENT)
+                value = field.cells.get(field.key, ABSENT)
             code = field.code(value)  # before the mask: it may grow
             written_mask |= field.mask
             after = after & ~field.mask | code
@@ -234,7 +238,7 @@ class PackedStore:
         """Bring the store into `state`, touching only what differs."""
         state &= ~self.low_mask
         differs = self.current ^ state
-        owners, first, cells = self.layout.owners, self.layout.reserved + 1, self.cells
+        owners, first = self.layout.owners, self.layout.reserved + 1
         while differs:
             # From the top, so that the rest gets smaller.
             field = owners[(differs.bit_length() - first) // CHUNK]
@@ -244,7 +248,7 @@ class PackedStore:
             if field.is_keys or value is ABSENT:
                 self._set(field, value)
             else:
-                cells[field.container][field.key] = value
+                field.cells[field.key] = value
         self.current = state
 
     def completed(self, state: int, mask: int) -> int:
@@ -268,6 +272,6 @@ class PackedStore:
             if order is not None:
                 order[:] = () if value is ABSENT else value
         elif value is ABSENT:
-            self.cells[field.container].pop(field.key, None)
+            field.cells.pop(field.key, None)
         else:
-            self.cells[field.container][field.key] = value
+            field.cells[field.key] = value

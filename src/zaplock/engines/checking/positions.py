@@ -35,7 +35,7 @@ from zaplock.engines.checking.depicting import (
 from zaplock.engines.checking.faults import guarded
 from zaplock.engines.checking.purity import Surroundings
 from zaplock.errors import ProtocolError
-from zaplock.model.frozen import NotFrozen, exact, same
+from zaplock.model.frozen import ATOMS, NotFrozen, exact, same
 from zaplock.model.step import MarkStep, SleepStep, Step, StepWatch, Task, watching
 from zaplock.model.violations import Violation
 
@@ -141,13 +141,17 @@ class LiveProtocol:
         before, chain = self.chain, list[tuple[Any, int]]()
         self.chain = chain
         known = len(before)
-        level, since, at = 0, 0, self.protocol
+        level, since = 0, 0
+        at: Any = self.protocol
         while at is not None:
             # A frame that awaits what it awaited before has not moved; since when stands one below.
             if level:
                 stays = level < known and before[level][0] is at
                 since = before[level][1] if stays else self.received
-            frame, inner = _frame_of(at)
+            if type(at) is types.CoroutineType:
+                frame, inner = at.cr_frame, at.cr_await
+            else:
+                frame, inner = _frame_of(at)
             if frame is None:
                 break
             chain.append((at, since))
@@ -177,9 +181,7 @@ class LiveProtocol:
 
 
 def _frame_of(at: Any) -> tuple[Any, Any]:
-    """Return the frame of a coroutine or generator and what that awaits; (None, None) of others."""
-    if type(at) is types.CoroutineType:
-        return at.cr_frame, at.cr_await
+    """Return the frame of a generator and what that awaits; (None, None) of others."""
     if isinstance(at, types.GeneratorType) and at.gi_frame is not None:
         # A filter of steps (check.mutations) drives the protocol that it calls `inner`.
         return at.gi_frame, at.gi_yieldfrom or at.gi_frame.f_locals.get("inner")
@@ -203,6 +205,8 @@ class Trie:
         self.ends: list[tuple[Node, Any, Node]] = []
         self._ended: dict[Any, Node] = {}
         self._halts: set[Halt] = set()
+        self._codes: set[tuple[int, ...]] = set()
+        """Of the frames that stood at once."""
         self._records: Records = {}
         self.failed: Violation | None = None
         live = LiveProtocol(program)
@@ -235,7 +239,10 @@ class Trie:
             node.halt = halt or self._halt(live, step)
             self._halts.add(node.halt)
             self.surroundings.add(step, step.name)
-            self.surroundings.add_frames(live.protocol)
+            codes = node.halt[0][::2]
+            if codes not in self._codes:
+                self._codes.add(codes)
+                self.surroundings.add_frames(live.protocol)
             node.captured = captured_by(step)
         return node
 
@@ -258,7 +265,7 @@ class Trie:
             assert node.parent is not None
             return self.child(node.parent, result)
         # True equals 1, but a protocol may tell them apart.
-        key = self._exact(result, node)
+        key = result if type(result) in ATOMS else self._exact(result, node)
         found = node.children.get(key)
         if found is None:
             found = node.children[key] = self._grow(node, result, key)

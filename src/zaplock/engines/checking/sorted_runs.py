@@ -87,9 +87,9 @@ class Run:
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def remove(self) -> None:
-        """Remove its file, if another worker that has merged it hasn't yet."""
+        """Remove its file."""
         if self.path is not None:
-            self.path.unlink(missing_ok=True)
+            self.path.unlink()
 
 
 def neighbours(runs: list[Run]) -> int:
@@ -101,9 +101,8 @@ def neighbours(runs: list[Run]) -> int:
 class StatesOnDisk:
     """All runs of one search, in a directory of their own that goes with it."""
 
-    def __init__(self, directory: Path, *, apart: bool = False) -> None:
-        # What a worker that died has put apart, others may still read: it goes with the whole.
-        self._scratch = Scratch("states", directory, sweeps=not apart)
+    def __init__(self, directory: Path) -> None:
+        self._scratch = Scratch("states", directory)
         self.directory = self._scratch.path
         self.runs: list[Run] = []
         self.files = 0
@@ -114,12 +113,6 @@ class StatesOnDisk:
     def close(self) -> None:
         """Remove everything."""
         self._scratch.close()
-
-    def apart(self) -> StatesOnDisk:
-        """Return the same runs with a directory below for those to come; it goes with this one."""
-        part = StatesOnDisk(self.directory, apart=True)
-        part.runs = list(self.runs)
-        return part
 
     def new_path(self) -> Path:
         """Return the path of a file that isn't there yet."""

@@ -93,6 +93,8 @@ class TransitionTable:
         self.misses = 0
         self.forgotten = 0
         """How often all memos of some steps were dropped that may not have been right."""
+        self.widened = 0
+        """How often fields took more bits, so that masks did."""
         positions = [self.enter(index, trie.root) for index, trie in enumerate(self.tries)]
         self.initial = self.packed.current | sum(positions)
         self.packed.begin()
@@ -276,6 +278,7 @@ class TransitionTable:
 
     def widen(self) -> None:
         """Follow fields that took more bits: whoever looked at them looks at the new bits too."""
+        self.widened += bool(self.packed.layout.grown)
         for old, new in self.packed.layout.grown:
             for rows in self.rows:
                 for row in rows.values():

@@ -14,9 +14,10 @@ from typing import Final
 
 import numpy as np
 
-from zaplock.engines.checking.hashed import Flags, HashSet, Words
+from zaplock.engines.checking.cores import ONE_CORE, Cores
+from zaplock.engines.checking.hashed import Flags, Words, cut
+from zaplock.engines.checking.shards import ShardedSet
 from zaplock.engines.checking.sorted_runs import (
-    CHUNK,
     MOST_RUNS,
     Run,
     StatesOnDisk,
@@ -33,43 +34,55 @@ _WORD: Final = 8
 class VisitedWords:
     """A set of words. What `add` calls new may be in a run; `unseen` tells, and counts.
 
-    is_own: tells which words are kept here; others are forgotten with the set. files: where runs
-    are written to, None for memory.
+    fits: how many words the set has before they become a run. is_own: tells which words are kept
+    here; others are forgotten with the set. files: where runs are written to, None for memory.
     """
 
     def __init__(
         self,
+        cores: Cores = ONE_CORE,
         fits: int = RECENT,
         files: StatesOnDisk | None = None,
         is_own: Callable[[Words], Flags] | None = None,
     ) -> None:
+        self.cores = cores
         self.fits = fits
         self.files = files
         self.is_own = is_own
-        self.recent = HashSet()
+        self.recent = ShardedSet(cores)
         self.runs: list[Run] = []
         self.counted = 0
 
     def __len__(self) -> int:
         return self.counted
 
-    def add(self, words: Words) -> Flags:
-        """Put words in; tell of each whether the set didn't have it, nor an earlier one here."""
-        return self.recent.add(words)
+    def add(self, words: Words, meanwhile: Callable[[], None] | None = None) -> Flags:
+        """Put words in; tell of each whether the set didn't have it, nor an earlier one here.
+
+        meanwhile: see `ShardedSet.add`.
+        """
+        return self.recent.add(words, meanwhile)
 
     def unseen(self, words: Words) -> Words:
         """Return those of some words that `add` called new that are in no run, in their order."""
         if self.runs and len(words):
-            order = np.argsort(words)
-            words = words[np.sort(order[~self._are_in_runs(words[order])])]
+            words = words[~self._are_in_runs(words)]
         self.counted += len(words)
         return words
 
     def _are_in_runs(self, words: Words) -> Flags:
-        known = np.zeros(len(words), dtype=bool)
-        for run in self.runs:
-            known |= run.holds(words)
-        return known
+        """Tell which of some words are in a run; each core looks a span of them up, in order."""
+        spans = self.cores.spans(len(words))
+
+        def are_in_runs(number: int) -> Flags:
+            own = words[spans[number]]
+            order = np.argsort(own)
+            keys, known = own[order], np.zeros(len(own), dtype=bool)
+            for run in self.runs:
+                known[order] |= run.holds(keys)
+            return known
+
+        return np.concatenate(self.cores.each(are_in_runs))
 
     def relieve(self) -> None:
         """Let a full set become a run. Nothing that it called new may wait for `unseen`."""
@@ -89,7 +102,7 @@ class VisitedWords:
             right.remove()
 
     def _kept(self, words: Words) -> Words:
-        """Return those of some words, in order, that are kept here and in no run yet."""
+        """Return those of some words that are kept here and in no run yet."""
         if self.is_own is not None:
             words = words[self.is_own(words)]
         return words[~self._are_in_runs(words)]
@@ -106,9 +119,9 @@ class VisitedWords:
     def parts(self) -> Iterator[Words]:
         """Give all words that are kept here, some at a time, each once."""
         for run in self.runs:
-            yield from _cut(run.states)
+            yield from cut(run.states)
             run.let_go()
-        for part in _cut(np.sort(self.recent.keys())):
+        for part in cut(np.sort(self.recent.keys())):
             kept = self._kept(part)
             if len(kept):
                 yield kept
@@ -116,7 +129,7 @@ class VisitedWords:
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace each word by another; their order stays."""
         runs = self.runs
-        self.runs = [self._run(map(moved, _cut(run.states))) for run in runs]
+        self.runs = [self._run(map(moved, cut(run.states))) for run in runs]
         for run in runs:
             run.remove()
         self.recent.move(moved)
@@ -128,8 +141,3 @@ class VisitedWords:
             at = neighbours(self.runs)
             kept += 2 * sum(map(len, self.runs[at : at + 2]))
         return self.recent.bytes_to_come(more) + _WORD * kept
-
-
-def _cut(words: Words) -> Iterator[Words]:
-    for first in range(0, len(words), CHUNK):
-        yield words[first : first + CHUNK]

@@ -20,12 +20,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from zaplock.engines.checking.hashed import NOTHING, Flags, HashMap, HashSet, Words
+from zaplock.engines.checking.exhaustive import SET_BYTES
+from zaplock.engines.checking.exhaustive import Outgrown as Outgrown
+from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, Flags, HashMap, Places, Words
 from zaplock.engines.checking.positions import POSITION_BITS
+from zaplock.engines.checking.shards import ShardedSet
 from zaplock.engines.checking.transitions import STAYS
 
 if TYPE_CHECKING:
@@ -34,9 +38,10 @@ if TYPE_CHECKING:
 
 WORD_BITS = 63
 BATCH = 20_000
-"""States to expand in one go."""
-SET_BYTES = 80
-"""What a set has for each of its ints at most, while it outgrows its table."""
+"""States that a core expands in one go."""
+_CHANGE_BYTES: Final = 24 + SETTLED_BYTES
+"""What a change of a batch occupies at most: itself, one of the batch after it, the word that it
+leads to while that is put in."""
 ENOUGH_SEEN = 20_000
 """Transitions after which it is looked whether contents of the store repeat."""
 
@@ -49,21 +54,17 @@ _BREAKS: Final = _NO_CHANGE | 1 << 62
 """Added to which violation it is."""
 
 _ODD: Final = np.uint64(_NO_CHANGE)
-_ZERO: Final = np.uint64(0)
+_ONE: Final = np.uint64(1)
 
 
 class Visited(Protocol):
     """Words that were met."""
 
     def __len__(self) -> int: ...
-    def add(self, keys: Words, /) -> Flags: ...
+    def add(self, keys: Words, meanwhile: Callable[[], None] | None = None, /) -> Flags: ...
     def parts(self) -> Iterator[Words]: ...
     def move(self, moved: Callable[[Words], Words], /) -> None: ...
     def bytes_to_come(self, more: int, /) -> int: ...
-
-
-class Outgrown(Exception):
-    """A number has got more bits than a word has for it."""
 
 
 class Words64:
@@ -149,11 +150,16 @@ class WideLevels:
         self.search = search
         self.table = search.table
         self.words = Words64(search.table)
-        self.visited: Visited = HashSet() if visited is None else visited
+        self.cores = search.cores
+        self.batch = BATCH * self.cores.count
+        """States to expand in one go."""
+        self.visited: Visited = ShardedSet(self.cores) if visited is None else visited
         for states in search.all_visited():
             self.remember(states)
         self.frontier = self.words.words(frontier)
         self.found: list[Words] = []
+        self.ready: Words | None = None
+        """The changes of the frontier's first batch, if they were asked for ahead."""
         self.memos = [HashMap() for _ in self.table.tasks]
         self.forgotten = self.table.forgotten
         """How often the table had dropped memos when these were begun."""
@@ -186,16 +192,14 @@ class WideLevels:
     def expand(self) -> None:
         """Explore a batch of the frontier; raises Outgrown as `level` does."""
         while True:
-            words = self.frontier[:BATCH]
+            words = self.frontier[: self.batch]
             try:
-                columns = self._changes(words)
+                changes = self._changes(words) if self.ready is None else self.ready
             except Outgrown:
                 self.lay_out_anew()
                 continue
-            self.found.append(self._take(words, columns))
-            self.frontier = self.frontier[BATCH:]
-            if sum(map(len, self.found)) >= BATCH:
-                self.table.auditor.look_in()
+            self.found.append(self._take(words, changes))
+            self.frontier = self.frontier[self.batch :]
             return
 
     def given_back(self) -> Iterator[list[int]]:
@@ -215,8 +219,9 @@ class WideLevels:
 
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
-        memos = sum(memo.bytes_to_come(BATCH) for memo in self.memos)
-        return self.visited.bytes_to_come(len(self.memos) * BATCH) + memos
+        memos = sum(memo.bytes_to_come(self.batch) for memo in self.memos)
+        changes = len(self.memos) * self.batch
+        return self.visited.bytes_to_come(changes) + memos + _CHANGE_BYTES * changes
 
     def lay_out_anew(self) -> None:
         """Give numbers more bits, in all words that there are; raises Outgrown."""
@@ -232,58 +237,81 @@ class WideLevels:
 
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace all words that there are."""
+        self.ready = None
         self.visited.move(moved)
         self.frontier = moved(self.frontier)
         self.found = [moved(part) for part in self.found]
 
-    def _take(self, words: Words, columns: list[Words]) -> Words:
+    def _take(self, words: Words, changes: Words) -> Words:
         """Go where the changes lead; return the words that are new."""
-        changes = np.stack(columns, axis=1)
-        goes = changes != _ZERO
-        odd = changes >= _ODD
-        self._tell(words, changes, odd, ~goes.any(axis=1))
-        changes[odd] = _ZERO
-        count = int(np.count_nonzero(goes))
-        self.transitions += count
-        self.search.transitions += count
-        after = (words[:, None] ^ changes)[goes & ~odd]
-        found: Words = after[self.visited.add(after)]
+        spans = self.cores.spans(len(words))
+
+        def went(number: int) -> _Went:
+            return _Went(words[spans[number]], changes[spans[number]])
+
+        parts = self.cores.each(went)
+        for part in parts:
+            self._tell(part)
+            self.transitions += part.count
+            self.search.transitions += part.count
+        after = np.concatenate([part.after for part in parts])
+        found: Words = after[self.visited.add(after, self._meanwhile)]
         return found
 
-    def _tell(self, words: Words, changes: Words, odd: np.ndarray, stuck: np.ndarray) -> None:
+    def _meanwhile(self) -> None:
+        """Do what is Python's while the cores add: an audit in levels that take long, and asking
+        what the next batch needs."""
+        self.ready = None
+        if sum(map(len, self.found)) + len(self.frontier) >= BATCH:
+            self.table.auditor.look_in()
+        following = self.frontier[self.batch : 2 * self.batch]
+        if len(following):
+            with suppress(Outgrown):  # raised again when it is that batch's turn
+                self.ready = self._changes(following)
+
+    def _tell(self, went: _Went) -> None:
         """Note violations and ends, in the order of the states."""
         events: list[tuple[int, int, int | None]]
-        events = [(at, 1, None) for at in np.flatnonzero(stuck).tolist()]
-        if odd.any():
-            breaks = np.argwhere(odd & (changes >= np.uint64(_BREAKS)))
-            events += [(at, 0, int(changes[at, index]) - _BREAKS) for at, index in breaks.tolist()]
-            events.sort(key=lambda event: event[:2])
+        events = [(at, 1, None) for at in np.flatnonzero(went.stuck).tolist()]
+        events += [(at, 0, violation) for at, violation in went.broken()]
+        events.sort(key=lambda event: event[:2])
         for at, _, violation in events:
             if violation is None:
-                self.search.nobody_can_go_on(self.words.state(int(words[at])))
+                self.search.nobody_can_go_on(self.words.state(int(went.words[at])))
             else:
                 self.search.note(self.table.violations[violation])
 
-    def _changes(self, words: Words) -> list[Words]:
-        """Return what each task does in each state; raises Outgrown."""
+    def _changes(self, words: Words) -> Words:
+        """Return what each task does in each state: a row a state; raises Outgrown."""
         while True:
             if self.forgotten != self.table.forgotten:
                 self.forgotten = self.table.forgotten
                 self.memos = [HashMap() for _ in self.memos]
             self._drop_outdated()
-            columns = []
-            unknown: list[_Unknown] = []
-            for index, memo in enumerate(self.memos):
-                keys = words & self.words.masks[index]
-                changes = memo.get(keys)
-                columns.append(changes)
-                at = np.flatnonzero(changes == NOTHING)
-                if len(at):
-                    unknown.append(_Unknown(index, keys[at], at))
-            self._ask_for(words, columns, unknown)
-            self._ask_each(words, columns)
+            changes = np.empty((len(words), len(self.memos)), dtype=np.uint64)
+            self._ask_for(words, changes, self._look_up(words, changes))
+            self._ask_each(words, changes)
             if self.forgotten == self.table.forgotten:
-                return columns
+                return changes
+
+    def _look_up(self, words: Words, changes: Words) -> list[_Unknown]:
+        """Fill in what is in the maps; return what is not."""
+        spans = self.cores.spans(len(words))
+
+        def not_there(number: int) -> list[Places]:
+            span, places = spans[number], []
+            for index, memo in enumerate(self.memos):
+                column = memo.get(words[span] & self.words.masks[index])
+                changes[span, index] = column
+                places.append(np.flatnonzero(column == NOTHING) + span.start)
+            return places
+
+        unknown = []
+        for index, places in enumerate(zip(*self.cores.each(not_there))):
+            at = np.concatenate(places)
+            if len(at):
+                unknown.append(_Unknown(index, words.take(at) & self.words.masks[index], at))
+        return unknown
 
     def _drop_outdated(self) -> None:
         """Have steps run again that the table no longer remembers: it audits what it does."""
@@ -296,7 +324,7 @@ class WideLevels:
             self.memos[index].drop(mask, np.array(positions, dtype=np.uint64))
         self.outdated.clear()
 
-    def _ask_for(self, words: Words, columns: list[Words], unknown: list[_Unknown]) -> None:
+    def _ask_for(self, words: Words, changes: Words, unknown: list[_Unknown]) -> None:
         """Fill in what is not in the maps yet; steps run in the order in which states need it."""
         to_run: list[tuple[int, int, int]] = []
         answers = []
@@ -309,9 +337,9 @@ class WideLevels:
         for at, which, number in sorted(to_run):
             answers[which][number] = self._run(unknown[which].index, int(words[at]))
         for one, answer in zip(unknown, answers):
-            changes = np.array(answer, dtype=np.uint64)
-            columns[one.index][one.at] = changes[one.which]
-            self.memos[one.index].put(one.keys, changes)
+            learnt = np.array(answer, dtype=np.uint64)
+            changes[one.at, one.index] = learnt[one.which]
+            self.memos[one.index].put(one.keys, learnt)
 
     def _remembered(self, index: int, words: list[int]) -> list[int | None]:
         """Return what a task does in some states as far as the transition table knows it."""
@@ -347,13 +375,13 @@ class WideLevels:
                 answers.append(self._change(word, change) if change else change)
         return answers
 
-    def _ask_each(self, words: Words, columns: list[Words]) -> None:
+    def _ask_each(self, words: Words, changes: Words) -> None:
         """Ask for each state where a step goes by the positions of others."""
-        for index, changes in enumerate(columns):
-            for at in np.flatnonzero(changes == np.uint64(_ASK)).tolist():
+        for index, column in enumerate(changes.T):
+            for at in np.flatnonzero(column == np.uint64(_ASK)).tolist():
                 self.asked += 1
                 word = int(words[at])
-                changes[at] = self._change(word, self._move(index, word)[1])
+                column[at] = self._change(word, self._move(index, word)[1])
 
     def _run(self, index: int, word: int) -> int:
         """Return what a task does in a state, or that others' positions count."""
@@ -395,10 +423,35 @@ class WideLevels:
         return changed
 
 
+class _Went:
+    """What became of some states: the words that follow, by state and task, and how many steps.
+
+    stuck: where no task could go on. odd: where a step is no change, None if nowhere.
+    """
+
+    def __init__(self, words: Words, changes: Words) -> None:
+        self.words = words
+        self.changes = changes
+        moves = changes - _ONE < _ODD - _ONE
+        self.after: Words = (words[:, None] ^ changes)[moves]
+        odd = changes >= _ODD
+        self.odd = odd if odd.any() else None
+        goes = moves if self.odd is None else moves | odd
+        self.stuck: Flags = ~np.any(goes, axis=1)
+        self.count = int(np.count_nonzero(goes))
+
+    def broken(self) -> list[tuple[int, int]]:
+        """Return where rules are broken: which state, which violation."""
+        if self.odd is None:
+            return []
+        breaks = np.argwhere(self.odd & (self.changes >= np.uint64(_BREAKS)))
+        return [(at, int(self.changes[at, index]) - _BREAKS) for at, index in breaks.tolist()]
+
+
 class _Unknown:
     """What a task does is not in its map yet: the keys, and which state has which."""
 
-    def __init__(self, index: int, keys: Words, at: np.ndarray[Any, np.dtype[np.intp]]) -> None:
+    def __init__(self, index: int, keys: Words, at: Places) -> None:
         self.index = index
         self.at = at
         self.keys, first, self.which = np.unique(keys, return_index=True, return_inverse=True)
