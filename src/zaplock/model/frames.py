@@ -26,7 +26,7 @@ ZERO_PFN = 1
 OWN_FRAMES_SHIFT = 36
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
 
     Or "ksm": an anonymous page that stands for several of equal content (model.ksm). Or "swap": a
