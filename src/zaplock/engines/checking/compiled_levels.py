@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zaplock.engines.checking.transitions import Transition
 
 SOURCE: Final = Path(__file__).with_name("compiled_levels.c")
-FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC")
+FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC", "-pthread")
 
 LOOK_AFTER: Final = 2_000
 """States that a process visits in Python before it looks whether the library is kept."""
@@ -104,8 +104,9 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     handle, limbs, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64
     widths = ctypes.POINTER(ctypes.c_uint32)
     for name, result, arguments in (
-        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths)),
+        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths, *[ctypes.c_uint32] * 2)),
         ("free", None, (handle,)),
+        ("settle", None, (handle,)),
         ("forget", None, (handle,)),
         ("widen_row", ctypes.c_int, (handle, ctypes.c_uint32, ctypes.c_uint32, limbs)),
         ("lay_out", ctypes.c_int, (handle, widths)),
@@ -152,7 +153,10 @@ class CompiledLevels:
         library = self.library = levels_library.get()
         self.widths = self._widths_needed()
         self.limbs, self.room = self._limbs_needed()
-        self.handle = library.levels_new(len(self.widths), self.limbs, _uint32s(self.widths))
+        self.handle = library.levels_new(
+            len(self.widths), self.limbs, _uint32s(self.widths), search.cores.count,
+            exhaustive.WIDE,
+        )  # fmt: skip
         if not self.handle:
             raise MemoryError("for the levels of a search")
         weakref.finalize(self, library.levels_free, self.handle)
@@ -183,7 +187,7 @@ class CompiledLevels:
 
     def is_worth_it(self) -> bool:
         """Return whether to go on like this: one core does, several take wide levels themselves."""
-        return self.search.cores.count == 1 or len(self.frontier) < exhaustive.WIDE
+        return True
 
     def level(self) -> bool:
         """Explore the frontier and make what it finds the next one; False where a limit ends that.
@@ -216,6 +220,7 @@ class CompiledLevels:
                 else:
                     _succeeded(event)
         finally:
+            library.levels_settle(self.handle)
             seen = self._seen
             self.at, self.met = seen.at, seen.met
             search.transitions = self.transitions + seen.before
