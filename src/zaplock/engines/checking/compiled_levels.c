@@ -29,7 +29,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define NONE UINT32_MAX
 #define STAYS (-((int64_t)1 << 62))
 #define LATELY_BITS 12
-#define LISTED_BITS 14
+#define RECENT_BITS 14
 #define AHEAD 16
 #define BLOCK 512		/* states that a core takes at a time, at most */
 
@@ -72,9 +72,10 @@ struct levels;
 struct core {
 	limb *now, *after, *key;
 	struct lately *lately;	/* those of the first task, of the second, ... */
-	limb *listed;		/* words that steps were lately seen to lead to in the chunk */
+	limb *recent;		/* words that steps lately led to: met, or listed before */
 	struct levels *all;
-	void (*piece)(struct core *);
+	pthread_t thread;
+	int is_apart;		/* in that thread; the caller's does what else there is */
 	int spills;		/* words out of its span of the table */
 };
 
@@ -130,6 +131,7 @@ struct levels {
 	uint32_t cores;
 	uint32_t wide;		/* so many states are worth threads */
 	struct core *core;
+	void (*piece)(struct core *);	/* what they do until `wait_for_all` */
 	struct chunk chunk;
 	uint64_t alone_until;	/* a chunk had so many gaps that one core goes on */
 	uint64_t transitions;
@@ -238,6 +240,8 @@ static void empty(struct pool *pool)
 	memset(pool, 0, sizeof(*pool));
 }
 
+static void wait_for_each(struct levels *all);
+
 static void forget_row(struct row *row)
 {
 	free(row->which);
@@ -267,6 +271,7 @@ void levels_free(struct levels *all)
 {
 	if (!all)
 		return;
+	wait_for_each(all);
 	for (uint32_t index = 0; all->task && index < all->tasks; index++) {
 		struct task *task = all->task + index;
 
@@ -279,7 +284,7 @@ void levels_free(struct levels *all)
 		free(all->core[i].after);
 		free(all->core[i].key);
 		free(all->core[i].lately);
-		free(all->core[i].listed);
+		free(all->core[i].recent);
 	}
 	free(all->core);
 	free(all->chunk.block);
@@ -313,11 +318,28 @@ static int has_limbs(struct levels *all, uint32_t limbs)
 	return 1;
 }
 
-static int has_lately(const struct levels *all, struct core *core)
+/* A word in all places of `recent`, so that none stands there which was not met. */
+static void forget_recent(const struct levels *all, struct core *core)
+{
+	for (uint32_t i = 0; all->states.count && core->recent && i < 1 << RECENT_BITS; i++)
+		core->recent[i] = all->states.keys[0];
+}
+
+static void forget_all_recent(const struct levels *all)
+{
+	for (uint32_t i = 0; i < all->cores; i++)
+		forget_recent(all, all->core + i);
+}
+
+static int has_memory(struct levels *all, struct core *core)
 {
 	if (!core->lately)
 		core->lately = calloc((size_t)all->tasks << LATELY_BITS, sizeof(*core->lately));
-	return core->lately != NULL;
+	if (!core->recent) {
+		core->recent = malloc(sizeof(limb) << RECENT_BITS);
+		forget_recent(all, core);
+	}
+	return core->lately && core->recent;
 }
 
 static void lay_out(struct levels *all, const uint32_t *widths)
@@ -347,7 +369,7 @@ struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths
 	all->wide = wide;
 	all->task = calloc(tasks, sizeof(*all->task));
 	all->core = calloc(cores, sizeof(*all->core));
-	if (!all->task || !all->core || !has_limbs(all, limbs) || !has_lately(all, all->core)) {
+	if (!all->task || !all->core || !has_limbs(all, limbs) || !has_memory(all, all->core)) {
 		levels_free(all);
 		return NULL;
 	}
@@ -398,6 +420,7 @@ int levels_lay_out(struct levels *all, const uint32_t *widths)
 		all->states.keys[at] = moved;
 	}
 	free(old);
+	forget_all_recent(all);
 	return !all->states.bits || spread(&all->states, all->states.bits) ? DONE : NO_MEMORY;
 }
 
@@ -459,6 +482,7 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 void levels_begin(struct levels *all, uint64_t at)
 {
 	all->seen.at = at;
+	forget_recent(all, all->core);
 }
 
 static struct row *row_of(struct levels *all, uint32_t index, limb position)
@@ -537,6 +561,7 @@ int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, cons
 {
 	struct row *row = all->task[index].rows + position, wider = { 0 };
 
+	wait_for_each(all);
 	if (!set_mask(all, &wider, mask))
 		return NO_MEMORY;
 	for (uint32_t at = 0; at < row->memo.count; at++) {
@@ -709,11 +734,6 @@ static inline int look_up(struct levels *all, struct core *core, limb word, uint
 	return DONE;
 }
 
-static limb slot_at(const struct pool *states, limb word)
-{
-	return hash(&word, 1) >> (64 - states->bits);
-}
-
 /* Meet the states that steps have led to. By now their slots have come from memory. */
 static int meet(struct levels *all)
 {
@@ -726,9 +746,22 @@ static int meet(struct levels *all)
 	return DONE;
 }
 
+/* Have the slot of a word come from memory; tell whether it was led to lately. */
+static inline int is_recent(const struct levels *all, const struct core *core, limb word)
+{
+	limb mixed = hash(&word, 1), *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
+
+	if (*recent == word)
+		return 1;
+	*recent = word;
+	__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
+	return 0;
+}
+
 static int meet_later(struct levels *all, limb word)
 {
-	__builtin_prefetch(all->states.slots + slot_at(&all->states, word));
+	if (is_recent(all, all->core, word))
+		return DONE;
 	all->ahead[all->nr_ahead++] = word;
 	return all->nr_ahead == AHEAD ? meet(all) : DONE;
 }
@@ -793,31 +826,43 @@ static int go(struct levels *all, uint64_t until)
 
 static void *work(void *core)
 {
-	((struct core *)core)->piece(core);
+	((struct core *)core)->all->piece(core);
 	return NULL;
 }
 
-/* Have each core do a piece; return once all are done. Signals are for the caller's thread. */
-static void each(struct levels *all, void (*piece)(struct core *))
+/* Have all cores but the caller's begin with their pieces. Signals are for the caller's thread. */
+static void begin_each(struct levels *all, void (*piece)(struct core *))
 {
-	pthread_t threads[all->cores];
-	int is_there[all->cores];
 	sigset_t every, before;
 
+	all->piece = piece;
 	sigfillset(&every);
 	pthread_sigmask(SIG_SETMASK, &every, &before);
-	for (uint32_t i = 1; i < all->cores; i++) {
-		all->core[i].piece = piece;
-		is_there[i] = !pthread_create(threads + i, NULL, work, all->core + i);
-	}
+	for (struct core *core = all->core + 1; core < all->core + all->cores; core++)
+		core->is_apart = !pthread_create(&core->thread, NULL, work, core);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	piece(all->core);
-	for (uint32_t i = 1; i < all->cores; i++) {
-		if (is_there[i])
-			pthread_join(threads[i], NULL);
-		else
+}
+
+/* Do the caller's piece, and those for which there is no thread; return once all are done. */
+static void wait_for_each(struct levels *all)
+{
+	void (*piece)(struct core *) = all->piece;
+
+	if (!piece)
+		return;
+	for (uint32_t i = 0; i < all->cores; i++)
+		if (!all->core[i].is_apart)
 			piece(all->core + i);
-	}
+	for (uint32_t i = 0; i < all->cores; i++)
+		if (all->core[i].is_apart)
+			pthread_join(all->core[i].thread, NULL);
+	all->piece = NULL;
+}
+
+static void each(struct levels *all, void (*piece)(struct core *))
+{
+	begin_each(all, piece);
+	wait_for_each(all);
 }
 
 static void explore_block(struct core *core, uint32_t number)
@@ -842,7 +887,7 @@ static void explore_block(struct core *core, uint32_t number)
 
 		for (index = 0; index < all->tasks; index++) {
 			struct lately found;
-			limb after, mixed, *listed;
+			limb after;
 
 			is_gap = look_up(all, core, word, index, 0, &is_unpacked, &found) ||
 				 (found.does < 0 && found.does != STAYS);
@@ -855,13 +900,10 @@ static void explore_block(struct core *core, uint32_t number)
 			if (found.does < 0)
 				continue;
 			after = word ^ found.change;
-			mixed = hash(&after, 1);
-			listed = core->listed + (mixed & ((1 << LISTED_BITS) - 1));
-			if (*listed == after)
+			if (is_recent(all, core, after))
 				continue;
-			*listed = ahead[nr_ahead] = after;
-			__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
-			if (++nr_ahead == AHEAD)
+			ahead[nr_ahead++] = after;
+			if (nr_ahead == AHEAD)
 				for (; nr_ahead; nr_ahead--)
 					at = list(all, ahead[AHEAD - nr_ahead], at);
 		}
@@ -892,12 +934,8 @@ static void explore_blocks(struct core *core)
 	struct chunk *chunk = &core->all->chunk;
 	uint32_t number;
 
-	if (!core->listed)
-		core->listed = malloc(sizeof(limb) << LISTED_BITS);
-	if (!core->listed || !has_lately(core->all, core))
-		return;		/* without memory: the others do it */
-	for (uint32_t i = 0; i < 1 << LISTED_BITS; i++)
-		core->listed[i] = core->all->states.keys[0];	/* which was met */
+	if (!has_memory(core->all, core))
+		return;		/* the others do it */
 	while ((number = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks)
 		explore_block(core, number);
 }
@@ -1024,7 +1062,10 @@ void levels_settle(struct levels *all)
 
 	if (!chunk->is_open)
 		return;
+	wait_for_each(all);
 	chunk->is_open = 0;
+	if (!chunk->is_begun)
+		return forget_all_recent(all);
 	gap = chunk->gap + chunk->block[chunk->block_at].first_gap + chunk->gap_at;
 	end = gap->at + all->tasks - gap->index;
 	transitions = gap->before;
@@ -1038,6 +1079,7 @@ void levels_settle(struct levels *all)
 		if (i < chunk->block_at)
 			transitions += block->transitions;
 	}
+	forget_all_recent(all);
 	all->transitions += transitions;
 	all->seen.before += transitions;
 	all->seen.met = all->states.count;
@@ -1110,7 +1152,7 @@ static int open_chunk(struct levels *all, uint64_t until)
 	chunk->taken = chunk->block_at = chunk->gap_at = 0;
 	chunk->is_begun = 0;
 	chunk->is_open = 1;
-	each(all, explore_blocks);
+	begin_each(all, explore_blocks);
 	return DONE;
 }
 
@@ -1129,6 +1171,7 @@ static int go_some(struct levels *all, uint64_t until)
 	int event = DONE;
 
 	if (all->chunk.is_open) {
+		wait_for_each(all);
 		event = fill_gaps(all);
 		if (!event)
 			close_chunk(all);
@@ -1137,6 +1180,12 @@ static int go_some(struct levels *all, uint64_t until)
 	if (all->seen.index)
 		return go(all, all->seen.at + 1);
 	return is_for_all_cores(all, until) ? open_chunk(all, until) : go(all, until);
+}
+
+/* Have the other cores begin with the states up to `until`, which `levels_go` goes on with. */
+int levels_ahead(struct levels *all, uint64_t until)
+{
+	return is_for_all_cores(all, until) ? open_chunk(all, until) : DONE;
 }
 
 /*

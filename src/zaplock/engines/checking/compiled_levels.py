@@ -113,6 +113,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
+        ("ahead", ctypes.c_int, (handle, number)),
         ("go", ctypes.c_int, (handle, number)),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
@@ -167,6 +168,8 @@ class CompiledLevels:
         self.transitions = search.transitions
         """Of states that were explored elsewhere."""
         self.met = 0
+        self.is_audit_due = False
+        """Other cores explore the next slice meanwhile."""
         ahead = set(frontier)
         for states in search.all_visited():
             self._take(state for state in states if state not in ahead)
@@ -196,12 +199,23 @@ class CompiledLevels:
         """
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
+                self._audit()
                 return False
-            self._explore(min(self.at + SLICE, self.end))
-            if self.met - self.end >= SLICE:
-                self.table.auditor.look_in()
+            until = min(self.at + SLICE, self.end)
+            if self.is_audit_due:
+                _succeeded(self.library.levels_ahead(self.handle, until))
+                self._audit()
+            self._explore(until)
+            self.is_audit_due = self.met - self.end >= SLICE
         self.end = self.met
+        if self.at == self.end or self.search.found:
+            self._audit()
         return True
+
+    def _audit(self) -> None:
+        if self.is_audit_due:
+            self.is_audit_due = False
+            self.table.auditor.look_in()
 
     def _explore(self, until: int) -> None:
         library, search, event = self.library, self.search, -1
