@@ -31,6 +31,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define LATELY_BITS 12
 #define RECENT_BITS 14
 #define AHEAD 16
+#define SPILLED 64
 #define BLOCK 512		/* states that a core takes at a time, at most */
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
@@ -76,7 +77,8 @@ struct core {
 	struct levels *all;
 	pthread_t thread;
 	int is_apart;		/* in that thread; the caller's does what else there is */
-	int spills;		/* words out of its span of the table */
+	int spills;		/* something out of its span of the table */
+	uint32_t spilled[SPILLED], nr_spilled;
 };
 
 /* A state that one thread goes on with: what others have found out, and where the rest goes. */
@@ -192,26 +194,31 @@ static uint32_t bits_for(const struct pool *pool, uint64_t count)
 	return bits;
 }
 
-static int has_room_for(struct pool *pool, uint64_t more)
+static int holds(struct pool *pool, uint64_t count)
 {
-	uint64_t count = pool->count + more;
-	uint32_t bits = bits_for(pool, count);
+	uint64_t room = pool->room ? pool->room * (uint64_t)2 : 8;
+	limb *keys;
 
-	if (count > pool->room) {
-		uint64_t room = pool->room ? pool->room * (uint64_t)2 : 8;
-		limb *keys;
+	if (count <= pool->room)
+		return 1;
+	if (room < count)
+		room = count;
+	if (room > NONE)
+		room = NONE;
+	keys = realloc(pool->keys, sizeof(limb) * (room * pool->width + 1));
+	if (!keys || count > room)
+		return 0;
+	pool->keys = keys;
+	pool->room = room;
+	return 1;
+}
 
-		if (room < count)
-			room = count;
-		if (room > NONE)
-			room = NONE;
-		keys = realloc(pool->keys, sizeof(limb) * (room * pool->width + 1));
-		if (!keys || count > room)
-			return 0;
-		pool->keys = keys;
-		pool->room = room;
-	}
-	return bits == pool->bits || spread(pool, bits);
+static int has_room(struct pool *pool)
+{
+	uint32_t bits = bits_for(pool, (uint64_t)pool->count + 1);
+
+	return holds(pool, (uint64_t)pool->count + 1) &&
+	       (bits == pool->bits || spread(pool, bits));
 }
 
 /* Number a key; NONE without memory. A new one has the number that `count` had before. */
@@ -224,7 +231,7 @@ static inline uint32_t number(struct pool *pool, const limb *key, uint32_t width
 		if (*slot != NONE)
 			return *slot;
 	}
-	if (!has_room_for(pool, 1))
+	if (!has_room(pool))
 		return NONE;
 	slot = slot_of(pool, key, width);
 	for (uint32_t i = 0; i < width; i++)
@@ -865,6 +872,64 @@ static void each(struct levels *all, void (*piece)(struct core *))
 	wait_for_each(all);
 }
 
+static limb span_of(const struct levels *all, const struct core *core)
+{
+	return ((limb)(core - all->core) << all->states.bits) / all->cores;
+}
+
+/* Put the numbers of states whose slots are in this core's span into a new table. */
+static void spread_span(struct core *core)
+{
+	const struct pool *states = &core->all->states;
+	limb first = span_of(core->all, core), end = span_of(core->all, core + 1);
+
+	core->nr_spilled = 0;
+	memset(states->slots + first, 0xff, sizeof(uint32_t) * (end - first));
+	for (uint32_t number = 0; number < states->count; number++) {
+		limb slot = hash(states->keys + number, 1) >> (64 - states->bits);
+
+		if (slot < first || slot >= end)
+			continue;
+		while (slot < end && states->slots[slot] != NONE)
+			slot++;
+		if (slot < end)
+			states->slots[slot] = number;
+		else if (core->nr_spilled < SPILLED)
+			core->spilled[core->nr_spilled++] = number;
+		else
+			core->spills = 1;
+	}
+}
+
+/* As `spread`, by all cores. */
+static int spread_states(struct levels *all, uint32_t bits)
+{
+	struct pool *states = &all->states;
+	int spills = 0;
+
+	free(states->slots);
+	states->slots = malloc(sizeof(uint32_t) << bits);
+	states->bits = states->slots ? bits : 0;
+	if (!states->slots)
+		return 0;
+	each(all, spread_span);
+	for (struct core *core = all->core; core < all->core + all->cores; core++) {
+		for (uint32_t i = 0; i < core->nr_spilled; i++)
+			*slot_of(states, states->keys + core->spilled[i], 1) = core->spilled[i];
+		spills |= core->spills;
+		core->spills = 0;
+	}
+	return !spills || spread(states, bits);
+}
+
+static int has_room_for_chunk(struct levels *all, uint64_t count)
+{
+	uint32_t bits = bits_for(&all->states, count);
+
+	return holds(&all->states, count) &&
+	       (bits == all->states.bits || spread_states(all, bits));
+}
+
 static void explore_block(struct core *core, uint32_t number)
 {
 	struct levels *all = core->all;
@@ -938,11 +1003,6 @@ static void explore_blocks(struct core *core)
 		return;		/* the others do it */
 	while ((number = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks)
 		explore_block(core, number);
-}
-
-static limb span_of(const struct levels *all, const struct core *core)
-{
-	return ((limb)(core - all->core) << all->states.bits) / all->cores;
 }
 
 /* Put a word into the first free slot before `end`; GONE: it was there. */
@@ -1141,7 +1201,7 @@ static int open_chunk(struct levels *all, uint64_t until)
 	uint32_t states = until - all->seen.at;
 
 	if (meet(all) || !has_chunk(chunk, states, all->tasks) ||
-	    !has_room_for(&all->states, (uint64_t)states * all->tasks))
+	    !has_room_for_chunk(all, all->states.count + (uint64_t)states * all->tasks))
 		return NO_MEMORY;
 	chunk->first = all->seen.at;
 	chunk->states = states;
