@@ -155,7 +155,7 @@ class CompiledLevels:
         self.widths = self._widths_needed()
         self.limbs, self.room = self._limbs_needed()
         self.handle = library.levels_new(
-            len(self.widths), self.limbs, _uint32s(self.widths), search.cores.count,
+            len(self.widths), self.limbs, _uint32s(self.widths), search.cores,
             exhaustive.WIDE,
         )  # fmt: skip
         if not self.handle:
@@ -189,7 +189,7 @@ class CompiledLevels:
         return range(self.at, self.end)
 
     def is_worth_it(self) -> bool:
-        """Return whether to go on like this: one core does, several take wide levels themselves."""
+        """Return whether to go on like this: it always is."""
         return True
 
     def level(self) -> bool:
