@@ -12,7 +12,7 @@
  * end) leaves a gap in the list of its block. Then one thread fills the gaps, in the order of the
  * states, and asks as it does alone. Then each thread puts the words in whose slots lie in its span
  * of the table, in the order of the lists; and last the new ones get the numbers that they have
- * with one core. No thread outlives a call.
+ * with one core. Threads that one call begins with are joined in the next one at the latest.
  *
  * compiled_levels.py is the caller and says what must hold.
  */
