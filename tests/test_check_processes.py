@@ -66,7 +66,7 @@ def wait_for(condition: object, seconds: float = 60.0) -> bool:
 @pytest.mark.parametrize("what", ["big.toml", "--all", "--mutations", "fleet"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -> None:
-    """Two threads beside the first search one scenario; two processes do the rest."""
+    """A thread beside the first searches one scenario, on and off; two processes do the rest."""
     scenario = tmp_path / "big.toml"
     scenario.write_text(BIG)
     one = [str(scenario), "--design", "linux-6.18", "--queue", "any"]
@@ -78,7 +78,7 @@ def test_no_worker_outlives_its_parent(number: int, what: str, tmp_path: Path) -
         env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
     if what == scenario.name:
-        assert wait_for(lambda: threads_of(child.pid) >= 3), "no threads"
+        assert wait_for(lambda: threads_of(child.pid) >= 2), "no threads"
     else:
         assert wait_for(lambda: len(processes_of(child.pid)) >= 3), "no workers"
     time.sleep(random.Random(int(number)).random() / 2)

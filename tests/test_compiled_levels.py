@@ -50,6 +50,7 @@ def test_levels_are_explored_alike(
     monkeypatch.setattr(compiled_levels, "WORD_BITS", word)
     monkeypatch.setattr(compiled_levels, "NUMBER_BITS", number)
     monkeypatch.setattr(compiled_levels, "SPARE", spare)
+    monkeypatch.setattr(exhaustive, "WIDE", 3)
     kept = begun(monkeypatch)
     laid_out: list[int] = []
     inner = CompiledLevels.lay_out_anew
@@ -59,8 +60,9 @@ def test_levels_are_explored_alike(
     for seed in (*range(4, 14), 1_022, 1_144):
         monkeypatch.setattr(exhaustive, "MANY", 1 + seed % 3)
         fair = seed % 4 < 2
-        in_c = found(drawn(seed, fair), all_violations=seed % 2 == 0)
-        assert in_c == by_states(seed, fair), seed
+        for jobs in (1, 2, 3):
+            in_c = found(drawn(seed, fair), all_violations=seed % 2 == 0, jobs=jobs)
+            assert in_c == by_states(seed, fair), (seed, jobs)
     assert kept
     assert bool(laid_out) == ((word, number) != (64, 24))
 
@@ -68,12 +70,13 @@ def test_levels_are_explored_alike(
 def test_a_shipped_scenario_is_explored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     both, steps = [], []
     system = closed_system(find_scenario("munmap-fault-gup"), find_design("linux-4.20"), fair=True)
-    for many in (NEVER, 500):
+    monkeypatch.setattr(exhaustive, "WIDE", 30)
+    for many, jobs in ((NEVER, 1), (500, 1), (200, 2), (500, 3)):
         monkeypatch.setattr(exhaustive, "MANY", many)
-        both.append(found(system, all_violations=True))
-        steps.append(explore(system).steps_run)
-    assert both[0] == both[1]
-    assert steps[0] == steps[1]
+        both.append(found(system, all_violations=True, jobs=jobs))
+        steps.append(explore(system, jobs=jobs).steps_run)
+    assert both[1:] == both[:1] * 3
+    assert steps[1:] == steps[:1] * 3
 
 
 def test_limits_end_a_search_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def test_words_on_disk_are_explored_alike(
         plain = explore(random_configuration(seed, fair), all_violations=every)
         monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
         system, disk = random_configuration(seed, fair), DiskLimits(tmp_path, fits)
-        words = explore_on_disk(system, disk, all_violations=every, jobs=1 + seed % 3)
+        words = explore_on_disk(system, disk, all_violations=every)
         texts = [list(map(str, verdict.violations)) for verdict in (plain, words)]
         assert same(plain, words), seed
         assert texts[0] == texts[1], seed

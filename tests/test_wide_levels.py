@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 import tracemalloc
 from functools import cache
 from typing import Any
@@ -16,10 +15,8 @@ from toys import Toy, add, load, random_configuration, random_ranges, store, tas
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
 from zaplock.engines.checking import exhaustive, wide_levels
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.cores import Cores
 from zaplock.engines.checking.exhaustive import explore
 from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, HashMap, HashSet, Words
-from zaplock.engines.checking.shards import ShardedSet
 from zaplock.model.step import Task, step
 
 
@@ -59,25 +56,21 @@ def batches(rng: random.Random, most: int) -> list[Words]:
 
 
 @pytest.mark.parametrize("most", [30, 3_000, 1 << 62])
-@pytest.mark.parametrize("jobs", [1, 2, 3])
-def test_a_set_of_shards_is_a_set(most: int, jobs: int) -> None:
-    held, meanwhile = set[int](), []
-    with Cores(jobs) as cores:
-        keys = ShardedSet(cores)
-        for number, batch in enumerate(batches(random.Random(most), most)):
-            expected = []
-            for key in batch.tolist():
-                expected.append(key not in held)
-                held.add(key)
-            assert keys.add(batch, lambda: meanwhile.append(1)).tolist() == expected
-            assert len(meanwhile) == number + 1
-            assert len(keys) == len(held)
-        assert set(keys.keys().tolist()) == held
-        keys.move(lambda old: old + np.uint64(most))
-        assert {key + most for key in held} == {k for part in keys.parts() for k in part.tolist()}
+def test_a_hash_set_is_a_set(most: int) -> None:
+    keys, held = HashSet(), set[int]()
+    for batch in batches(random.Random(most), most):
+        expected = []
+        for key in batch.tolist():
+            expected.append(key not in held)
+            held.add(key)
+        assert keys.add(batch).tolist() == expected
         assert len(keys) == len(held)
-        keys.clear()
-        assert not len(keys.keys())
+    assert set(keys.keys().tolist()) == held
+    keys.move(lambda old: old + np.uint64(most))
+    assert {key + most for key in held} == {k for part in keys.parts() for k in part.tolist()}
+    assert len(keys) == len(held)
+    keys.clear()
+    assert not len(keys.keys())
 
 
 @pytest.mark.parametrize("kind", [HashSet, HashMap])
@@ -98,29 +91,6 @@ def test_what_is_to_come_is_told_before(kind: type[HashSet | HashMap]) -> None:
             assert taken < told + many * SETTLED_BYTES
     finally:
         tracemalloc.stop()
-
-
-def test_what_goes_wrong_on_a_core_is_raised_when_none_works_any_more() -> None:
-    ended = []
-
-    def piece(number: int) -> int:
-        time.sleep(0.01 * number)
-        ended.append(number)
-        if number == 1:
-            raise ValueError("on the second core")
-        return number
-
-    def wrong() -> None:
-        raise KeyError("in this thread")
-
-    with Cores(3) as cores:
-        with pytest.raises(ValueError, match="second"):
-            cores.each(piece)
-        assert sorted(ended) == [0, 1, 2]
-        with pytest.raises(KeyError):
-            cores.each(piece, wrong)
-        assert sorted(ended) == [0, 0, 1, 1, 2, 2]
-        assert cores.spans(7) == [slice(0, 2), slice(2, 4), slice(4, 7)]
 
 
 @pytest.mark.parametrize("most", [3_000, 1 << 62])
@@ -156,19 +126,17 @@ def test_levels_are_explored_alike(
     for seed in range(14):
         monkeypatch.setattr(exhaustive, "WIDE", 1 + seed % 3)
         for fair in (False, True):
-            cores = [] if fair == seed % 2 else [2 + seed % 3 // 2]
-            for jobs in (1, *cores):
-                at_once = found(drawn(seed, fair), seed % 2 == 0, jobs)
-                assert at_once == by_states(seed, fair), (seed, fair, jobs)
+            at_once = found(drawn(seed, fair), seed % 2 == 0)
+            assert at_once == by_states(seed, fair), (seed, fair)
     assert went_on
 
 
 def test_a_shipped_scenario_is_explored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     both = []
-    for wide, jobs in ((1 << 60, 1), (100, 2)):
+    for wide in (1 << 60, 100):
         monkeypatch.setattr(exhaustive, "WIDE", wide)
         scenario, design = find_scenario("munmap-fault-gup"), find_design("linux-4.20")
-        both.append(found(closed_system(scenario, design, fair=True), True, jobs))
+        both.append(found(closed_system(scenario, design, fair=True), True))
     assert both[0] == both[1]
 
 

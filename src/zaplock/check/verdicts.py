@@ -217,9 +217,9 @@ def check(
 
     Under the fair queue too, unless `queue` says otherwise. The limits are for everything together,
     the search for the easiest counterexample included. disk: a directory for states that don't fit
-    into memory. jobs: how many cores expand wide levels, if there are as many. elsewhere: explores
-    the states in place of this process. unreached: look which lines of the protocols nothing runs,
-    too.
+    into memory. jobs: how many cores explore wide levels in memory, if there are as many.
+    elsewhere: explores the states in place of this process. unreached: look which lines of the
+    protocols nothing runs, too.
     """
     jobs = min(jobs, len(os.sched_getaffinity(0)))
     deadline = time.monotonic() + limits.seconds
@@ -236,7 +236,7 @@ def check(
             verdict = explore_plainly(system, left, exact=True)
         elif on_disk is not None:
             verdict = explore_on_disk(
-                system, on_disk, left, all_violations=all_violations, progress=progress, jobs=jobs
+                system, on_disk, left, all_violations=all_violations, progress=progress
             )
         else:
             verdict = explore(

@@ -6,8 +6,18 @@
  * not remembered is asked of the caller, in the order in which the states need it; so are
  * violations, and states in which nobody can go on.
  *
+ * With several cores, threads share a wide level, a chunk after another. First each takes blocks of
+ * the chunk's states, which it only reads, and lists the words that steps lead to, without those
+ * met before. What needs more than that (something not remembered or not numbered, a violation, an
+ * end) leaves a gap in the list of its block. Then one thread fills the gaps, in the order of the
+ * states, and asks as it does alone. Then each thread puts the words in whose slots lie in its span
+ * of the table, in the order of the lists; and last the new ones get the numbers that they have
+ * with one core. Threads that one call begins with are joined in the next one at the latest.
+ *
  * compiled_levels.py is the caller and says what must hold.
  */
+#include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +29,10 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define NONE UINT32_MAX
 #define STAYS (-((int64_t)1 << 62))
 #define LATELY_BITS 12
+#define RECENT_BITS 14
 #define AHEAD 16
+#define SPILLED 64
+#define BLOCK 512		/* states that a core takes at a time, at most */
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
 struct pool {
@@ -52,7 +65,53 @@ struct task {
 	limb mask;		/* its position, and the number */
 	uint64_t since;		/* how often what it did lately was forgotten, from 1 on */
 	struct row *rows;
-	struct lately *lately;
+};
+
+struct levels;
+
+/* A core at work: what it looks at, and what tasks were lately seen to do. */
+struct core {
+	limb *now, *after, *key;
+	struct lately *lately;	/* those of the first task, of the second, ... */
+	limb *recent;		/* words that steps lately led to: met, or listed before */
+	struct levels *all;
+	pthread_t thread;
+	int is_apart;		/* in that thread; the caller's does what else there is */
+	int spills;		/* something out of its span of the table */
+	uint32_t spilled[SPILLED], nr_spilled;
+};
+
+/* A state that one thread goes on with: what others have found out, and where the rest goes. */
+struct gap {
+	uint32_t state, index, at;
+	uint32_t own;		/* transitions of this state so far */
+	uint64_t before;	/* and of those before it in the block */
+	int stuck;
+};
+
+struct block {
+	uint32_t first, count;	/* of what its states lead to, in the lists */
+	uint32_t first_gap, gaps;
+	uint32_t number;	/* of the first new state among them */
+	uint64_t transitions;
+};
+
+enum { GONE, LED_TO, SPILLS };
+
+/* States that all cores explore at once. */
+struct chunk {
+	int is_open;
+	uint64_t first;		/* number of its first state */
+	uint32_t states, room, blocks, of_block;
+	uint32_t taken;		/* blocks that a core has begun with */
+	struct block *block;
+	struct gap *gap;
+	limb *words;		/* what steps lead to, and for each */
+	uint32_t *slot;		/* where it goes in the table */
+	uint8_t *kind;		/* and whether it does */
+	uint32_t block_at, gap_at;	/* the gap at hand, and whether it is begun */
+	int is_begun;
+	uint32_t put;		/* where its next word goes */
 };
 
 struct levels {
@@ -71,7 +130,12 @@ struct levels {
 	limb *changes;
 	uint8_t *stores_change;
 	uint32_t nr_changes, changes_room;
-	limb *after, *key;
+	uint32_t cores;
+	uint32_t wide;		/* so many states are worth threads */
+	struct core *core;
+	void (*piece)(struct core *);	/* what they do until `wait_for_all` */
+	struct chunk chunk;
+	uint64_t alone_until;	/* a chunk had so many gaps that one core goes on */
 	uint64_t transitions;
 	int stuck;
 	limb ahead[AHEAD];	/* states that steps lead to, to be met in this order */
@@ -130,20 +194,31 @@ static uint32_t bits_for(const struct pool *pool, uint64_t count)
 	return bits;
 }
 
+static int holds(struct pool *pool, uint64_t count)
+{
+	uint64_t room = pool->room ? pool->room * (uint64_t)2 : 8;
+	limb *keys;
+
+	if (count <= pool->room)
+		return 1;
+	if (room < count)
+		room = count;
+	if (room > NONE)
+		room = NONE;
+	keys = realloc(pool->keys, sizeof(limb) * (room * pool->width + 1));
+	if (!keys || count > room)
+		return 0;
+	pool->keys = keys;
+	pool->room = room;
+	return 1;
+}
+
 static int has_room(struct pool *pool)
 {
 	uint32_t bits = bits_for(pool, (uint64_t)pool->count + 1);
 
-	if (pool->count == pool->room) {
-		uint32_t room = pool->room > NONE / 2 ? NONE : pool->room ? pool->room * 2 : 8;
-		limb *keys = realloc(pool->keys, sizeof(limb) * (room * (size_t)pool->width + 1));
-
-		if (!keys || room == pool->room)
-			return 0;
-		pool->keys = keys;
-		pool->room = room;
-	}
-	return bits == pool->bits || spread(pool, bits);
+	return holds(pool, (uint64_t)pool->count + 1) &&
+	       (bits == pool->bits || spread(pool, bits));
 }
 
 /* Number a key; NONE without memory. A new one has the number that `count` had before. */
@@ -172,6 +247,8 @@ static void empty(struct pool *pool)
 	memset(pool, 0, sizeof(*pool));
 }
 
+static void wait_for_each(struct levels *all);
+
 static void forget_row(struct row *row)
 {
 	free(row->which);
@@ -181,9 +258,12 @@ static void forget_row(struct row *row)
 	memset(row, 0, sizeof(*row));
 }
 
+void levels_settle(struct levels *all);
+
 /* Forget what steps do: it is asked again. */
 void levels_forget(struct levels *all)
 {
+	levels_settle(all);
 	for (uint32_t index = 0; index < all->tasks; index++) {
 		struct task *task = all->task + index;
 
@@ -198,38 +278,75 @@ void levels_free(struct levels *all)
 {
 	if (!all)
 		return;
+	wait_for_each(all);
 	for (uint32_t index = 0; all->task && index < all->tasks; index++) {
 		struct task *task = all->task + index;
 
 		for (uint32_t at = 0; at < task->room; at++)
 			forget_row(task->rows + at);
 		free(task->rows);
-		free(task->lately);
 	}
+	for (uint32_t i = 0; all->core && i < all->cores; i++) {
+		free(all->core[i].now);
+		free(all->core[i].after);
+		free(all->core[i].key);
+		free(all->core[i].lately);
+		free(all->core[i].recent);
+	}
+	free(all->core);
+	free(all->chunk.block);
+	free(all->chunk.gap);
+	free(all->chunk.words);
+	free(all->chunk.slot);
+	free(all->chunk.kind);
 	free(all->task);
 	empty(&all->states);
 	empty(&all->stores);
 	free(all->changes);
 	free(all->stores_change);
-	free(all->seen.now);
-	free(all->after);
-	free(all->key);
 	free(all);
 }
 
 static int has_limbs(struct levels *all, uint32_t limbs)
 {
-	limb **scratch[] = { &all->seen.now, &all->after, &all->key };
+	for (struct core *core = all->core; core < all->core + all->cores; core++) {
+		limb **scratch[] = { &core->now, &core->after, &core->key };
 
-	for (int i = 0; i < 3; i++) {
-		limb *more = realloc(*scratch[i], sizeof(limb) * limbs);
+		for (int i = 0; i < 3; i++) {
+			limb *more = realloc(*scratch[i], sizeof(limb) * limbs);
 
-		if (!more)
-			return 0;
-		*scratch[i] = more;
+			if (!more)
+				return 0;
+			*scratch[i] = more;
+		}
 	}
+	all->seen.now = all->core->now;
 	all->limbs = limbs;
 	return 1;
+}
+
+/* A word in all places of `recent`, so that none stands there which was not met. */
+static void forget_recent(const struct levels *all, struct core *core)
+{
+	for (uint32_t i = 0; all->states.count && core->recent && i < 1 << RECENT_BITS; i++)
+		core->recent[i] = all->states.keys[0];
+}
+
+static void forget_all_recent(const struct levels *all)
+{
+	for (uint32_t i = 0; i < all->cores; i++)
+		forget_recent(all, all->core + i);
+}
+
+static int has_memory(struct levels *all, struct core *core)
+{
+	if (!core->lately)
+		core->lately = calloc((size_t)all->tasks << LATELY_BITS, sizeof(*core->lately));
+	if (!core->recent) {
+		core->recent = malloc(sizeof(limb) << RECENT_BITS);
+		forget_recent(all, core);
+	}
+	return core->lately && core->recent;
 }
 
 static void lay_out(struct levels *all, const uint32_t *widths)
@@ -247,28 +364,26 @@ static void lay_out(struct levels *all, const uint32_t *widths)
 	}
 }
 
-struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths)
+struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths, uint32_t cores,
+			  uint32_t wide)
 {
 	struct levels *all = calloc(1, sizeof(*all));
 
 	if (!all)
 		return NULL;
 	all->tasks = tasks;
+	all->cores = cores;
+	all->wide = wide;
 	all->task = calloc(tasks, sizeof(*all->task));
-	if (!all->task || !has_limbs(all, limbs)) {
+	all->core = calloc(cores, sizeof(*all->core));
+	if (!all->task || !all->core || !has_limbs(all, limbs) || !has_memory(all, all->core)) {
 		levels_free(all);
 		return NULL;
 	}
-	for (uint32_t index = 0; index < tasks; index++) {
-		struct task *task = all->task + index;
-
-		task->since = 1;
-		task->lately = calloc((size_t)1 << LATELY_BITS, sizeof(*task->lately));
-		if (!task->lately) {
-			levels_free(all);
-			return NULL;
-		}
-	}
+	for (uint32_t i = 0; i < cores; i++)
+		all->core[i].all = all;
+	for (uint32_t index = 0; index < tasks; index++)
+		all->task[index].since = 1;
 	all->states.width = 1;
 	all->stores.width = limbs - 1;
 	all->stuck = 1;
@@ -292,17 +407,17 @@ static void unpack(const struct levels *all, limb word, limb *state)
 /* Give positions other widths in all states. The step that was asked for is asked again. */
 int levels_lay_out(struct levels *all, const uint32_t *widths)
 {
-	struct levels before = *all;
+	uint32_t low = all->low;
 	struct task *old = malloc(sizeof(*old) * all->tasks);
 
 	if (!old)
 		return NO_MEMORY;
+	levels_forget(all);
 	memcpy(old, all->task, sizeof(*old) * all->tasks);
 	lay_out(all, widths);
-	levels_forget(all);
 	for (uint32_t at = 0; at < all->states.count; at++) {
 		limb word = all->states.keys[at];
-		limb moved = (word >> before.low) << all->low;
+		limb moved = (word >> low) << all->low;
 
 		for (uint32_t index = 0; index < all->tasks; index++) {
 			limb mask = ((limb)1 << old[index].width) - 1;
@@ -312,6 +427,7 @@ int levels_lay_out(struct levels *all, const uint32_t *widths)
 		all->states.keys[at] = moved;
 	}
 	free(old);
+	forget_all_recent(all);
 	return !all->states.bits || spread(&all->states, all->states.bits) ? DONE : NO_MEMORY;
 }
 
@@ -322,6 +438,7 @@ int levels_widen(struct levels *all, uint32_t limbs)
 	struct pool *stores = &all->stores;
 	limb *keys = calloc(stores->room * (size_t)width + 1, sizeof(limb));
 
+	levels_settle(all);
 	if (!keys || !has_limbs(all, limbs)) {
 		free(keys);
 		return NO_MEMORY;
@@ -372,6 +489,7 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 void levels_begin(struct levels *all, uint64_t at)
 {
 	all->seen.at = at;
+	forget_recent(all, all->core);
 }
 
 static struct row *row_of(struct levels *all, uint32_t index, limb position)
@@ -398,10 +516,10 @@ static struct row *row_now(struct levels *all, uint32_t index)
 	return row_of(all, index, all->seen.now[0] >> task->shift & (((limb)1 << task->width) - 1));
 }
 
-static void make_key(struct levels *all, const struct row *row)
+static void make_key(const struct core *core, const struct row *row)
 {
 	for (uint32_t i = 0; i < row->memo.width; i++)
-		all->key[i] = all->seen.now[row->which[i]] & row->masks[i];
+		core->key[i] = core->now[row->which[i]] & row->masks[i];
 }
 
 /* The task whose step was asked for has ended. */
@@ -450,6 +568,7 @@ int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, cons
 {
 	struct row *row = all->task[index].rows + position, wider = { 0 };
 
+	wait_for_each(all);
 	if (!set_mask(all, &wider, mask))
 		return NO_MEMORY;
 	for (uint32_t at = 0; at < row->memo.count; at++) {
@@ -458,10 +577,10 @@ int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, cons
 		for (uint32_t i = 0, old = 0; i < wider.memo.width; i++) {
 			int had = old < row->memo.width && row->which[old] == wider.which[i];
 
-			all->key[i] = had ? key[old] : 0;
+			all->core->key[i] = had ? key[old] : 0;
 			old += had;
 		}
-		if (number(&wider.memo, all->key, wider.memo.width) == NONE) {
+		if (number(&wider.memo, all->core->key, wider.memo.width) == NONE) {
 			forget_row(&wider);
 			return NO_MEMORY;
 		}
@@ -509,8 +628,10 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	uint32_t at;
 
 	if (!row->known || !is_masked_by(all, row, mask)) {
-		if (row->known)
+		if (row->known) {
+			levels_settle(all);
 			all->task[all->seen.index].since++;
+		}
 		if (!set_mask(all, row, mask))
 			return NO_MEMORY;
 	}
@@ -519,8 +640,8 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 		if (!code)
 			return NO_MEMORY;
 	}
-	make_key(all, row);
-	at = number(&row->memo, all->key, row->memo.width);
+	make_key(all->core, row);
+	at = number(&row->memo, all->core->key, row->memo.width);
 	if (at == NONE)
 		return NO_MEMORY;
 	if (at >= row->room) {
@@ -536,36 +657,45 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	return DONE;
 }
 
-/* Find out where a change leads from the state at hand: old XOR new word. */
-static int change_of_word(struct levels *all, int64_t does, limb *changed)
+/* Find out where a change leads from the state that a core looks at: old XOR new word. */
+static int change_of_word(struct levels *all, struct core *core, limb word, int64_t does,
+			  int may_number, limb *changed)
 {
 	const limb *change = all->changes + (size_t)(does - 1) * all->limbs;
-	limb word = all->states.keys[all->seen.at];
 	uint32_t store;
 
 	*changed = change[0];
 	if (!all->stores_change[does - 1])
 		return DONE;
 	for (uint32_t i = 1; i < all->limbs; i++)
-		all->after[i] = all->seen.now[i] ^ change[i];
-	store = number(&all->stores, all->after + 1, all->limbs - 1);
-	if (store == NONE)
-		return NO_MEMORY;
-	if (!numbers_fit(all, store))
-		return FULL;
+		core->after[i] = core->now[i] ^ change[i];
+	if (!may_number) {
+		store = *slot_of(&all->stores, core->after + 1, all->limbs - 1);
+		if (store == NONE)
+			return ASK;
+	} else {
+		store = number(&all->stores, core->after + 1, all->limbs - 1);
+		if (store == NONE)
+			return NO_MEMORY;
+		if (!numbers_fit(all, store))
+			return FULL;
+	}
 	*changed |= (word >> all->low ^ store) << all->low;
 	return DONE;
 }
 
-/* Look up what the task at hand does in the state at hand. */
-static int find_out(struct levels *all, struct lately *found)
+/* Look up what a task does in the state that a core looks at. */
+static int find_out(struct levels *all, struct core *core, limb word, uint32_t index,
+		    int may_number, struct lately *found)
 {
-	struct row *row = row_now(all, all->seen.index);
+	const struct task *task = all->task + index;
+	limb position = word >> task->shift & (((limb)1 << task->width) - 1);
+	const struct row *row = task->rows + position;
 	uint32_t number;
 	int failed = DONE;
 
-	if (!row)
-		return NO_MEMORY;
+	if (position >= task->room)
+		return ASK;
 	found->change = 0;
 	if (row->ended) {
 		found->does = 0;
@@ -573,16 +703,42 @@ static int find_out(struct levels *all, struct lately *found)
 	}
 	if (!row->known)
 		return ASK;
-	make_key(all, row);
-	number = row->memo.bits ? *slot_of(&row->memo, all->key, row->memo.width) : NONE;
+	make_key(core, row);
+	number = row->memo.bits ? *slot_of(&row->memo, core->key, row->memo.width) : NONE;
 	if (number == NONE)
 		return ASK;
 	found->does = row->does[number];
 	if (found->does > 0)
-		failed = change_of_word(all, found->does, &found->change);
+		failed = change_of_word(all, core, word, found->does, may_number, &found->change);
 	if (!failed && row->memo.width && !row->which[0])
 		return ASIDE;	/* it goes by where others stand */
 	return failed;
+}
+
+/* What a task does in a state: as seen lately, or as remembered. */
+static inline int look_up(struct levels *all, struct core *core, limb word, uint32_t index,
+			  int may_number, int *is_unpacked, struct lately *found)
+{
+	const struct task *task = all->task + index;
+	limb at = word & task->mask;
+	struct lately *lately = core->lately + ((size_t)index << LATELY_BITS);
+	int failed;
+
+	lately += hash(&at, 1) >> (64 - LATELY_BITS);
+	*found = *lately;
+	if (found->at == at && found->since == task->since)
+		return DONE;
+	if (!*is_unpacked)
+		unpack(all, word, core->now);
+	*is_unpacked = 1;
+	failed = find_out(all, core, word, index, may_number, found);
+	if (failed && failed != ASIDE)
+		return failed;
+	found->at = at;
+	found->since = task->since;
+	if (!failed)
+		*lately = *found;
+	return DONE;
 }
 
 /* Meet the states that steps have led to. By now their slots have come from memory. */
@@ -597,50 +753,66 @@ static int meet(struct levels *all)
 	return DONE;
 }
 
+/* Have the slot of a word come from memory; tell whether it was led to lately. */
+static inline int is_recent(const struct levels *all, const struct core *core, limb word)
+{
+	limb mixed = hash(&word, 1), *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
+
+	if (*recent == word)
+		return 1;
+	*recent = word;
+	__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
+	return 0;
+}
+
 static int meet_later(struct levels *all, limb word)
 {
-	const struct pool *states = &all->states;
-
-	__builtin_prefetch(states->slots + (hash(&word, 1) >> (64 - states->bits)));
+	if (is_recent(all, all->core, word))
+		return DONE;
 	all->ahead[all->nr_ahead++] = word;
 	return all->nr_ahead == AHEAD ? meet(all) : DONE;
 }
 
+/* List a word that was not met before the chunk, with the free slot to which that has led. */
+static uint32_t list(struct levels *all, limb word, uint32_t at)
+{
+	const uint32_t *slot = slot_of(&all->states, &word, 1);
+
+	if (*slot != NONE)
+		return at;
+	all->chunk.words[at] = word;
+	all->chunk.slot[at] = slot - all->states.slots;
+	all->chunk.kind[at] = LED_TO;
+	return at + 1;
+}
+
 static int go(struct levels *all, uint64_t until)
 {
+	struct core *core = all->core;
+
 	while (all->seen.at < until) {
 		limb word = all->states.keys[all->seen.at];
 		int is_unpacked = 0;
 
 		for (; all->seen.index < all->tasks; all->seen.index++) {
-			struct task *task = all->task + all->seen.index;
-			limb at = word & task->mask;
-			struct lately *lately = task->lately + (hash(&at, 1) >> (64 - LATELY_BITS));
-			struct lately found = *lately;
+			struct lately found;
+			int failed = look_up(all, core, word, all->seen.index, 1, &is_unpacked, &found);
 
-			if (found.at != at || found.since != task->since) {
-				int failed;
-
-				if (!is_unpacked)
-					unpack(all, word, all->seen.now);
-				is_unpacked = 1;
-				failed = find_out(all, &found);
-				if (failed && failed != ASIDE)
-					return failed;
-				found.at = at;
-				found.since = task->since;
-				if (!failed)
-					*lately = found;
-			}
+			if (failed)
+				return failed;
 			if (!found.does)
 				continue;
-			if (found.does > 0 && meet_later(all, word ^ found.change))
-				return NO_MEMORY;
+			if (found.does > 0) {
+				if (all->chunk.is_open)
+					all->chunk.put = list(all, word ^ found.change, all->chunk.put);
+				else if (meet_later(all, word ^ found.change))
+					return NO_MEMORY;
+			}
 			all->stuck = 0;
 			all->transitions++;
 			if (found.does < 0 && found.does != STAYS) {
 				if (!is_unpacked)
-					unpack(all, word, all->seen.now);
+					unpack(all, word, core->now);
 				all->seen.code = found.does;
 				all->seen.index++;
 				return BREAKS;
@@ -651,12 +823,429 @@ static int go(struct levels *all, uint64_t until)
 		all->seen.before = all->transitions;
 		if (all->stuck) {
 			if (!is_unpacked)
-				unpack(all, word, all->seen.now);
+				unpack(all, word, core->now);
 			return STUCK;
 		}
 		all->stuck = 1;
 	}
 	return DONE;
+}
+
+static void *work(void *core)
+{
+	((struct core *)core)->all->piece(core);
+	return NULL;
+}
+
+/* Have all cores but the caller's begin with their pieces. Signals are for the caller's thread. */
+static void begin_each(struct levels *all, void (*piece)(struct core *))
+{
+	sigset_t every, before;
+
+	all->piece = piece;
+	sigfillset(&every);
+	pthread_sigmask(SIG_SETMASK, &every, &before);
+	for (struct core *core = all->core + 1; core < all->core + all->cores; core++)
+		core->is_apart = !pthread_create(&core->thread, NULL, work, core);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Do the caller's piece, and those for which there is no thread; return once all are done. */
+static void wait_for_each(struct levels *all)
+{
+	void (*piece)(struct core *) = all->piece;
+
+	if (!piece)
+		return;
+	for (uint32_t i = 0; i < all->cores; i++)
+		if (!all->core[i].is_apart)
+			piece(all->core + i);
+	for (uint32_t i = 0; i < all->cores; i++)
+		if (all->core[i].is_apart)
+			pthread_join(all->core[i].thread, NULL);
+	all->piece = NULL;
+}
+
+static void each(struct levels *all, void (*piece)(struct core *))
+{
+	begin_each(all, piece);
+	wait_for_each(all);
+}
+
+static limb span_of(const struct levels *all, const struct core *core)
+{
+	return ((limb)(core - all->core) << all->states.bits) / all->cores;
+}
+
+/* Put the numbers of states whose slots are in this core's span into a new table. */
+static void spread_span(struct core *core)
+{
+	const struct pool *states = &core->all->states;
+	limb first = span_of(core->all, core), end = span_of(core->all, core + 1);
+
+	core->nr_spilled = 0;
+	memset(states->slots + first, 0xff, sizeof(uint32_t) * (end - first));
+	for (uint32_t number = 0; number < states->count; number++) {
+		limb slot = hash(states->keys + number, 1) >> (64 - states->bits);
+
+		if (slot < first || slot >= end)
+			continue;
+		while (slot < end && states->slots[slot] != NONE)
+			slot++;
+		if (slot < end)
+			states->slots[slot] = number;
+		else if (core->nr_spilled < SPILLED)
+			core->spilled[core->nr_spilled++] = number;
+		else
+			core->spills = 1;
+	}
+}
+
+/* As `spread`, by all cores. */
+static int spread_states(struct levels *all, uint32_t bits)
+{
+	struct pool *states = &all->states;
+	int spills = 0;
+
+	free(states->slots);
+	states->slots = malloc(sizeof(uint32_t) << bits);
+	states->bits = states->slots ? bits : 0;
+	if (!states->slots)
+		return 0;
+	each(all, spread_span);
+	for (struct core *core = all->core; core < all->core + all->cores; core++) {
+		for (uint32_t i = 0; i < core->nr_spilled; i++)
+			*slot_of(states, states->keys + core->spilled[i], 1) = core->spilled[i];
+		spills |= core->spills;
+		core->spills = 0;
+	}
+	return !spills || spread(states, bits);
+}
+
+static int has_room_for_chunk(struct levels *all, uint64_t count)
+{
+	uint32_t bits = bits_for(&all->states, count);
+
+	return holds(&all->states, count) &&
+	       (bits == all->states.bits || spread_states(all, bits));
+}
+
+static void explore_block(struct core *core, uint32_t number)
+{
+	struct levels *all = core->all;
+	struct chunk *chunk = &all->chunk;
+	struct block *block = chunk->block + number;
+	uint32_t state = number * chunk->of_block, end = state + chunk->of_block, nr_ahead = 0;
+	uint32_t at = state * all->tasks;
+	uint64_t transitions = 0;
+	limb ahead[AHEAD];
+
+	if (end > chunk->states)
+		end = chunk->states;
+	block->first = at;
+	block->first_gap = state;
+	block->gaps = 0;
+	for (; state < end; state++) {
+		limb word = all->states.keys[chunk->first + state];
+		int is_unpacked = 0, is_gap = 0, stuck = 1;
+		uint32_t index, own = 0;
+
+		for (index = 0; index < all->tasks; index++) {
+			struct lately found;
+			limb after;
+
+			is_gap = look_up(all, core, word, index, 0, &is_unpacked, &found) ||
+				 (found.does < 0 && found.does != STAYS);
+			if (is_gap)
+				break;
+			if (!found.does)
+				continue;
+			stuck = 0;
+			own++;
+			if (found.does < 0)
+				continue;
+			after = word ^ found.change;
+			if (is_recent(all, core, after))
+				continue;
+			ahead[nr_ahead++] = after;
+			if (nr_ahead == AHEAD)
+				for (; nr_ahead; nr_ahead--)
+					at = list(all, ahead[AHEAD - nr_ahead], at);
+		}
+		if (is_gap || stuck) {
+			for (uint32_t i = 0; i < nr_ahead; i++)
+				at = list(all, ahead[i], at);
+			nr_ahead = 0;
+			chunk->gap[block->first_gap + block->gaps++] = (struct gap){
+				.state = state, .index = index, .at = at, .own = own,
+				.before = transitions, .stuck = stuck,
+			};
+			for (; index < all->tasks; index++, at++) {
+				chunk->kind[at] = GONE;
+				chunk->slot[at] = 0;
+			}
+		} else {
+			transitions += own;
+		}
+	}
+	for (uint32_t i = 0; i < nr_ahead; i++)
+		at = list(all, ahead[i], at);
+	block->count = at - block->first;
+	block->transitions = transitions;
+}
+
+static void explore_blocks(struct core *core)
+{
+	struct chunk *chunk = &core->all->chunk;
+	uint32_t number;
+
+	if (!has_memory(core->all, core))
+		return;		/* the others do it */
+	while ((number = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks)
+		explore_block(core, number);
+}
+
+/* Put a word into the first free slot before `end`; GONE: it was there. */
+static uint8_t put_in(struct levels *all, uint32_t at, limb end)
+{
+	struct chunk *chunk = &all->chunk;
+	limb last = ((limb)1 << all->states.bits) - 1;
+
+	for (limb slot = chunk->slot[at]; slot < end; slot++) {
+		uint32_t *there = all->states.slots + (slot & last);
+
+		if (*there == NONE) {
+			*there = all->states.count + at;
+			__atomic_store_n(chunk->slot + at, slot & last, __ATOMIC_RELAXED);
+			return LED_TO;
+		}
+		if (*there >= all->states.count &&
+		    chunk->words[*there - all->states.count] == chunk->words[at])
+			return GONE;
+	}
+	return SPILLS;
+}
+
+/* Put the words in whose slots are in this core's span. Those that spill out of it come later. */
+static void put_in_span(struct core *core)
+{
+	struct levels *all = core->all;
+	struct chunk *chunk = &all->chunk;
+	limb first = span_of(all, core), end = span_of(all, core + 1);
+
+	for (uint32_t i = 0; i < chunk->blocks; i++) {
+		const struct block *block = chunk->block + i;
+
+		for (uint32_t at = block->first; at < block->first + block->count; at++) {
+			uint32_t slot = __atomic_load_n(chunk->slot + at, __ATOMIC_RELAXED);
+
+			if (slot < first || slot >= end || chunk->kind[at] == GONE)
+				continue;
+			chunk->kind[at] = put_in(all, at, end);
+			core->spills |= chunk->kind[at] == SPILLS;
+		}
+	}
+}
+
+static void put_in_spilled(struct levels *all)
+{
+	struct chunk *chunk = &all->chunk;
+	int spills = 0;
+
+	for (uint32_t i = 0; i < all->cores; i++) {
+		spills |= all->core[i].spills;
+		all->core[i].spills = 0;
+	}
+	for (uint32_t i = 0; spills && i < chunk->blocks; i++) {
+		const struct block *block = chunk->block + i;
+
+		for (uint32_t at = block->first; at < block->first + block->count; at++)
+			if (chunk->kind[at] == SPILLS)
+				chunk->kind[at] = put_in(all, at, (limb)2 << all->states.bits);
+	}
+}
+
+/* Give new words the numbers that they have in the order of meeting. */
+static void number_blocks(struct core *core)
+{
+	struct levels *all = core->all;
+	struct chunk *chunk = &all->chunk;
+	uint32_t i;
+
+	while ((i = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks) {
+		const struct block *block = chunk->block + i;
+		uint32_t number = block->number;
+
+		for (uint32_t at = block->first; at < block->first + block->count; at++)
+			if (chunk->kind[at] == LED_TO) {
+				all->states.keys[number] = chunk->words[at];
+				all->states.slots[chunk->slot[at]] = number++;
+			}
+	}
+}
+
+static void close_chunk(struct levels *all)
+{
+	struct chunk *chunk = &all->chunk;
+	uint32_t number = all->states.count, gaps = 0;
+
+	each(all, put_in_span);
+	put_in_spilled(all);
+	for (uint32_t i = 0; i < chunk->blocks; i++) {
+		struct block *block = chunk->block + i;
+
+		block->number = number;
+		for (uint32_t at = block->first; at < block->first + block->count; at++)
+			number += chunk->kind[at] == LED_TO;
+		all->transitions += block->transitions;
+		gaps += block->gaps;
+	}
+	chunk->taken = 0;
+	each(all, number_blocks);
+	all->states.count = number;
+	all->seen.at = chunk->first + chunk->states;
+	all->seen.before = all->transitions;
+	all->alone_until = all->seen.at + (gaps * 4 > chunk->states ? 8 * chunk->states : 0);
+	chunk->is_open = 0;
+}
+
+/*
+ * Meet what the states before the one at hand lead to, if a chunk is open. The states after it are
+ * explored once more.
+ */
+void levels_settle(struct levels *all)
+{
+	struct chunk *chunk = &all->chunk;
+	const struct gap *gap;
+	uint32_t end;
+	uint64_t transitions;
+
+	if (!chunk->is_open)
+		return;
+	wait_for_each(all);
+	chunk->is_open = 0;
+	if (!chunk->is_begun)
+		return forget_all_recent(all);
+	gap = chunk->gap + chunk->block[chunk->block_at].first_gap + chunk->gap_at;
+	end = gap->at + all->tasks - gap->index;
+	transitions = gap->before;
+	for (uint32_t i = 0; i <= chunk->block_at; i++) {
+		const struct block *block = chunk->block + i;
+		uint32_t last = i == chunk->block_at ? end : block->first + block->count;
+
+		for (uint32_t at = block->first; at < last; at++)
+			if (chunk->kind[at] == LED_TO)
+				number(&all->states, chunk->words + at, 1);
+		if (i < chunk->block_at)
+			transitions += block->transitions;
+	}
+	forget_all_recent(all);
+	all->transitions += transitions;
+	all->seen.before += transitions;
+	all->seen.met = all->states.count;
+}
+
+/* Go on with the states that need one thread. */
+static int fill_gaps(struct levels *all)
+{
+	struct chunk *chunk = &all->chunk;
+
+	for (; chunk->block_at < chunk->blocks; chunk->block_at++, chunk->gap_at = 0) {
+		const struct block *block = chunk->block + chunk->block_at;
+
+		for (; chunk->gap_at < block->gaps; chunk->gap_at++) {
+			const struct gap *gap = chunk->gap + block->first_gap + chunk->gap_at;
+			uint64_t state = chunk->first + gap->state;
+			int event;
+
+			if (!chunk->is_begun) {
+				all->seen.at = state;
+				all->seen.index = gap->index;
+				all->stuck = gap->stuck;
+				all->transitions += gap->own;
+				chunk->put = gap->at;
+				chunk->is_begun = 1;
+			}
+			event = go(all, state + 1);
+			if (event)
+				return event;
+			chunk->is_begun = 0;
+		}
+	}
+	return DONE;
+}
+
+static int has_chunk(struct chunk *chunk, uint32_t states, uint32_t tasks)
+{
+	size_t room = (size_t)states * tasks;
+
+	if (states <= chunk->room)
+		return 1;
+	free(chunk->block);
+	free(chunk->gap);
+	free(chunk->words);
+	free(chunk->slot);
+	free(chunk->kind);
+	chunk->block = malloc(sizeof(*chunk->block) * states);
+	chunk->gap = malloc(sizeof(*chunk->gap) * states);
+	chunk->words = malloc(sizeof(*chunk->words) * room);
+	chunk->slot = malloc(sizeof(*chunk->slot) * room);
+	chunk->kind = malloc(room);
+	chunk->room = states;
+	return chunk->block && chunk->gap && chunk->words && chunk->slot && chunk->kind;
+}
+
+static int open_chunk(struct levels *all, uint64_t until)
+{
+	struct chunk *chunk = &all->chunk;
+	uint32_t states = until - all->seen.at;
+
+	if (meet(all) || !has_chunk(chunk, states, all->tasks) ||
+	    !has_room_for_chunk(all, all->states.count + (uint64_t)states * all->tasks))
+		return NO_MEMORY;
+	chunk->first = all->seen.at;
+	chunk->states = states;
+	chunk->of_block = states / (8 * all->cores) + 1;
+	if (chunk->of_block > BLOCK)
+		chunk->of_block = BLOCK;
+	chunk->blocks = (states + chunk->of_block - 1) / chunk->of_block;
+	chunk->taken = chunk->block_at = chunk->gap_at = 0;
+	chunk->is_begun = 0;
+	chunk->is_open = 1;
+	begin_each(all, explore_blocks);
+	return DONE;
+}
+
+/* Return whether threads are worth it, and slots and numbers are wide enough for a chunk. */
+static int is_for_all_cores(const struct levels *all, uint64_t until)
+{
+	uint64_t states = until - all->seen.at;
+	uint64_t most = all->states.count + states * all->tasks;
+
+	return all->cores > 1 && states >= all->wide && all->seen.at >= all->alone_until &&
+	       most < NONE && bits_for(&all->states, most) <= 32;
+}
+
+static int go_some(struct levels *all, uint64_t until)
+{
+	int event = DONE;
+
+	if (all->chunk.is_open) {
+		wait_for_each(all);
+		event = fill_gaps(all);
+		if (!event)
+			close_chunk(all);
+		return event;
+	}
+	if (all->seen.index)
+		return go(all, all->seen.at + 1);
+	return is_for_all_cores(all, until) ? open_chunk(all, until) : go(all, until);
+}
+
+/* Have the other cores begin with the states up to `until`, which `levels_go` goes on with. */
+int levels_ahead(struct levels *all, uint64_t until)
+{
+	return is_for_all_cores(all, until) ? open_chunk(all, until) : DONE;
 }
 
 /*
@@ -665,8 +1254,11 @@ static int go(struct levels *all, uint64_t until)
  */
 int levels_go(struct levels *all, uint64_t until)
 {
-	int event = go(all, until);
+	int event;
 
+	do
+		event = go_some(all, until);
+	while (!event && (all->chunk.is_open || all->seen.at < until));
 	if (meet(all))
 		event = NO_MEMORY;
 	all->seen.met = all->states.count;
@@ -693,6 +1285,11 @@ uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 		bytes += more * pools[i]->width * sizeof(limb);
 		if (bits > pools[i]->bits)
 			bytes += sizeof(uint32_t) << bits;
+	}
+	if (all->cores > 1 && !all->chunk.room) {
+		bytes += more * (sizeof(limb) + sizeof(uint32_t) + 1);
+		bytes += more / all->tasks * (sizeof(struct gap) + sizeof(struct block));
+		bytes += (uint64_t)(all->cores - 1) * all->tasks * sizeof(struct lately) << LATELY_BITS;
 	}
 	return bytes;
 }

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from zaplock.engines.checking.transitions import Transition
 
 SOURCE: Final = Path(__file__).with_name("compiled_levels.c")
-FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC")
+FLAGS: Final = ("-O2", "-Wall", "-shared", "-fPIC", "-pthread")
 
 LOOK_AFTER: Final = 2_000
 """States that a process visits in Python before it looks whether the library is kept."""
@@ -104,14 +104,16 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     handle, limbs, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64
     widths = ctypes.POINTER(ctypes.c_uint32)
     for name, result, arguments in (
-        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths)),
+        ("new", handle, (ctypes.c_uint32, ctypes.c_uint32, widths, *[ctypes.c_uint32] * 2)),
         ("free", None, (handle,)),
+        ("settle", None, (handle,)),
         ("forget", None, (handle,)),
         ("widen_row", ctypes.c_int, (handle, ctypes.c_uint32, ctypes.c_uint32, limbs)),
         ("lay_out", ctypes.c_int, (handle, widths)),
         ("widen", ctypes.c_int, (handle, ctypes.c_uint32)),
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
+        ("ahead", ctypes.c_int, (handle, number)),
         ("go", ctypes.c_int, (handle, number)),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
@@ -152,7 +154,10 @@ class CompiledLevels:
         library = self.library = levels_library.get()
         self.widths = self._widths_needed()
         self.limbs, self.room = self._limbs_needed()
-        self.handle = library.levels_new(len(self.widths), self.limbs, _uint32s(self.widths))
+        self.handle = library.levels_new(
+            len(self.widths), self.limbs, _uint32s(self.widths), search.cores,
+            exhaustive.WIDE,
+        )  # fmt: skip
         if not self.handle:
             raise MemoryError("for the levels of a search")
         weakref.finalize(self, library.levels_free, self.handle)
@@ -163,6 +168,8 @@ class CompiledLevels:
         self.transitions = search.transitions
         """Of states that were explored elsewhere."""
         self.met = 0
+        self.is_audit_due = False
+        """Other cores explore the next slice meanwhile."""
         ahead = set(frontier)
         for states in search.all_visited():
             self._take(state for state in states if state not in ahead)
@@ -182,8 +189,8 @@ class CompiledLevels:
         return range(self.at, self.end)
 
     def is_worth_it(self) -> bool:
-        """Return whether to go on like this: one core does, several take wide levels themselves."""
-        return self.search.cores.count == 1 or len(self.frontier) < exhaustive.WIDE
+        """Return whether to go on like this: it always is."""
+        return True
 
     def level(self) -> bool:
         """Explore the frontier and make what it finds the next one; False where a limit ends that.
@@ -192,12 +199,23 @@ class CompiledLevels:
         """
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
+                self._audit()
                 return False
-            self._explore(min(self.at + SLICE, self.end))
-            if self.met - self.end >= SLICE:
-                self.table.auditor.look_in()
+            until = min(self.at + SLICE, self.end)
+            if self.is_audit_due:
+                _succeeded(self.library.levels_ahead(self.handle, until))
+                self._audit()
+            self._explore(until)
+            self.is_audit_due = self.met - self.end >= SLICE
         self.end = self.met
+        if self.at == self.end or self.search.found:
+            self._audit()
         return True
+
+    def _audit(self) -> None:
+        if self.is_audit_due:
+            self.is_audit_due = False
+            self.table.auditor.look_in()
 
     def _explore(self, until: int) -> None:
         library, search, event = self.library, self.search, -1
@@ -216,6 +234,7 @@ class CompiledLevels:
                 else:
                     _succeeded(event)
         finally:
+            library.levels_settle(self.handle)
             seen = self._seen
             self.at, self.met = seen.at, seen.met
             search.transitions = self.transitions + seen.before

@@ -99,7 +99,7 @@ class DividedLevels(WideLevels):
         """Which numbers have been sent with what they stand for."""
         self.numbers_of: dict[int, Words] = {}
         """Own numbers by those of a sender."""
-        self.kept = VisitedWords(search.cores, fits, files, self._are_own if jobs > 1 else None)
+        self.kept = VisitedWords(fits, files, self._are_own if jobs > 1 else None)
         super().__init__(search, frontier, self.kept)
         self.kept.counted = search.states
 

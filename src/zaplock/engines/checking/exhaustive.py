@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.cores import ONE_CORE, Cores
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
 from zaplock.model.rwsem import Lock
@@ -35,7 +34,8 @@ SLICE = 20_000
 """States to expand in one go."""
 
 WIDE = 2_000
-"""A frontier of so many states is explored all at once (`wide_levels`)."""
+"""A frontier of so many states is explored by all cores (`compiled_levels`), or all at once
+(`wide_levels`)."""
 
 LOOK = 4_000
 """States to meet between two looks at the limits."""
@@ -117,13 +117,13 @@ def explore(
 ) -> Verdict:
     """Visit every reachable state once, or stop at the first violation or at a limit.
 
-    jobs: how many cores expand wide levels.
+    jobs: how many cores explore wide levels, where the search goes on in C.
     """
     own = table is None
-    with no_forgotten_await(), rare_collections(), Cores(jobs) as cores:
+    with no_forgotten_await(), rare_collections():
         table = table or TransitionTable(configuration)
         try:
-            return Search(table, limits, all_violations, progress, cores).run()
+            return Search(table, limits, all_violations, progress, jobs).run()
         finally:
             if own:
                 table.close()
@@ -149,7 +149,7 @@ class Search:
         limits: SearchLimits,
         all_violations: bool,
         progress: Callable[[SearchProgress], None] | None,
-        cores: Cores = ONE_CORE,
+        cores: int = 1,
     ) -> None:
         self.table = table
         self.cores = cores

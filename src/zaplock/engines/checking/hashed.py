@@ -8,7 +8,7 @@ to six in ten, once it has outgrown its first table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -114,6 +114,18 @@ class HashSet(_Slots):
         """Return all keys, in no order."""
         held: Words = self._slots[self._slots != NOTHING]
         return held
+
+    def parts(self) -> Iterator[Words]:
+        """Give all keys, some at a time."""
+        yield from cut(self.keys())
+
+    def move(self, moved: Callable[[Words], Words]) -> None:
+        """Replace each key by another."""
+        held = self.keys()
+        self._held = 0
+        self._resize(_FIRST_BITS)
+        for part in cut(held):
+            self.add(moved(part))
 
     def clear(self) -> None:
         """Take all keys out; the slots stay."""

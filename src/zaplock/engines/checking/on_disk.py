@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from zaplock.engines.checking import exhaustive
 from zaplock.engines.checking.audit import no_forgotten_await
 from zaplock.engines.checking.configuration import Configuration
-from zaplock.engines.checking.cores import ONE_CORE, Cores
 from zaplock.engines.checking.exhaustive import (
     SLICE,
     Search,
@@ -64,9 +63,8 @@ class SearchOnDisk(Search):
         all_violations: bool,
         progress: Callable[[SearchProgress], None] | None,
         disk: DiskLimits,
-        cores: Cores = ONE_CORE,
     ) -> None:
-        super().__init__(table, limits, all_violations, progress, cores)
+        super().__init__(table, limits, all_violations, progress)
         self.disk = disk
         self.old = StatesOnDisk(disk.directory)
         self.fits = disk.in_memory
@@ -198,12 +196,11 @@ def explore_on_disk(
     *,
     all_violations: bool = False,
     progress: Callable[[SearchProgress], None] | None = None,
-    jobs: int = 1,
 ) -> Verdict:
     """Explore as `exhaustive.explore` does, with the states that don't fit into memory on disk."""
-    with no_forgotten_await(), Cores(jobs) as cores:
+    with no_forgotten_await():
         table = TransitionTable(configuration)
-        search = SearchOnDisk(table, limits, all_violations, progress, disk, cores)
+        search = SearchOnDisk(table, limits, all_violations, progress, disk)
         try:
             return search.run()
         finally:

@@ -12,7 +12,8 @@ of those that others met before it gets their states. Such questions become rare
 are those of values, not of states.
 
 Who the workers (`part_of_search`) are is a `Crew`'s to say: those of a cluster make the same table
-from the same scenario (`check.on_cluster`). The cores of one machine share one search (`cores`).
+from the same scenario (`check.on_cluster`). The cores of one machine share one search
+(`compiled_levels`).
 
 The limit on memory is for all workers in sum.
 """

@@ -14,9 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from zaplock.engines.checking.cores import ONE_CORE, Cores
-from zaplock.engines.checking.hashed import Flags, Words, cut
-from zaplock.engines.checking.shards import ShardedSet
+from zaplock.engines.checking.hashed import Flags, HashSet, Words, cut
 from zaplock.engines.checking.sorted_runs import (
     MOST_RUNS,
     Run,
@@ -40,28 +38,23 @@ class VisitedWords:
 
     def __init__(
         self,
-        cores: Cores = ONE_CORE,
         fits: int = RECENT,
         files: StatesOnDisk | None = None,
         is_own: Callable[[Words], Flags] | None = None,
     ) -> None:
-        self.cores = cores
         self.fits = fits
         self.files = files
         self.is_own = is_own
-        self.recent = ShardedSet(cores)
+        self.recent = HashSet()
         self.runs: list[Run] = []
         self.counted = 0
 
     def __len__(self) -> int:
         return self.counted
 
-    def add(self, words: Words, meanwhile: Callable[[], None] | None = None) -> Flags:
-        """Put words in; tell of each whether the set didn't have it, nor an earlier one here.
-
-        meanwhile: see `ShardedSet.add`.
-        """
-        return self.recent.add(words, meanwhile)
+    def add(self, words: Words) -> Flags:
+        """Put words in; tell of each whether the set didn't have it, nor an earlier one here."""
+        return self.recent.add(words)
 
     def unseen(self, words: Words) -> Words:
         """Return those of some words that `add` called new that are in no run, in their order."""
@@ -71,18 +64,12 @@ class VisitedWords:
         return words
 
     def _are_in_runs(self, words: Words) -> Flags:
-        """Tell which of some words are in a run; each core looks a span of them up, in order."""
-        spans = self.cores.spans(len(words))
-
-        def are_in_runs(number: int) -> Flags:
-            own = words[spans[number]]
-            order = np.argsort(own)
-            keys, known = own[order], np.zeros(len(own), dtype=bool)
-            for run in self.runs:
-                known[order] |= run.holds(keys)
-            return known
-
-        return np.concatenate(self.cores.each(are_in_runs))
+        """Tell which of some words are in a run; they are looked up in order."""
+        order = np.argsort(words)
+        keys, known = words[order], np.zeros(len(words), dtype=bool)
+        for run in self.runs:
+            known[order] |= run.holds(keys)
+        return known
 
     def relieve(self) -> None:
         """Let a full set become a run. Nothing that it called new may wait for `unseen`."""

@@ -20,16 +20,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
 from zaplock.engines.checking.exhaustive import SET_BYTES
 from zaplock.engines.checking.exhaustive import Outgrown as Outgrown
-from zaplock.engines.checking.hashed import NOTHING, SETTLED_BYTES, Flags, HashMap, Places, Words
+from zaplock.engines.checking.hashed import (
+    NOTHING,
+    SETTLED_BYTES,
+    Flags,
+    HashMap,
+    HashSet,
+    Places,
+    Words,
+)
 from zaplock.engines.checking.positions import POSITION_BITS
-from zaplock.engines.checking.shards import ShardedSet
 from zaplock.engines.checking.transitions import STAYS
 
 if TYPE_CHECKING:
@@ -38,10 +44,10 @@ if TYPE_CHECKING:
 
 WORD_BITS = 63
 BATCH = 20_000
-"""States that a core expands in one go."""
-_CHANGE_BYTES: Final = 24 + SETTLED_BYTES
-"""What a change of a batch occupies at most: itself, one of the batch after it, the word that it
-leads to while that is put in."""
+"""States to expand in one go."""
+_CHANGE_BYTES: Final = 16 + SETTLED_BYTES
+"""What a change of a batch occupies at most: itself, the word that it leads to while that is put
+in."""
 ENOUGH_SEEN = 20_000
 """Transitions after which it is looked whether contents of the store repeat."""
 
@@ -61,7 +67,7 @@ class Visited(Protocol):
     """Words that were met."""
 
     def __len__(self) -> int: ...
-    def add(self, keys: Words, meanwhile: Callable[[], None] | None = None, /) -> Flags: ...
+    def add(self, keys: Words, /) -> Flags: ...
     def parts(self) -> Iterator[Words]: ...
     def move(self, moved: Callable[[Words], Words], /) -> None: ...
     def bytes_to_come(self, more: int, /) -> int: ...
@@ -150,16 +156,11 @@ class WideLevels:
         self.search = search
         self.table = search.table
         self.words = Words64(search.table)
-        self.cores = search.cores
-        self.batch = BATCH * self.cores.count
-        """States to expand in one go."""
-        self.visited: Visited = ShardedSet(self.cores) if visited is None else visited
+        self.visited: Visited = HashSet() if visited is None else visited
         for states in search.all_visited():
             self.remember(states)
         self.frontier = self.words.words(frontier)
         self.found: list[Words] = []
-        self.ready: Words | None = None
-        """The changes of the frontier's first batch, if they were asked for ahead."""
         self.memos = [HashMap() for _ in self.table.tasks]
         self.forgotten = self.table.forgotten
         """How often the table had dropped memos when these were begun."""
@@ -192,14 +193,16 @@ class WideLevels:
     def expand(self) -> None:
         """Explore a batch of the frontier; raises Outgrown as `level` does."""
         while True:
-            words = self.frontier[: self.batch]
+            words = self.frontier[:BATCH]
             try:
-                changes = self._changes(words) if self.ready is None else self.ready
+                changes = self._changes(words)
             except Outgrown:
                 self.lay_out_anew()
                 continue
             self.found.append(self._take(words, changes))
-            self.frontier = self.frontier[self.batch :]
+            self.frontier = self.frontier[BATCH:]
+            if sum(map(len, self.found)) >= BATCH:
+                self.table.auditor.look_in()
             return
 
     def given_back(self) -> Iterator[list[int]]:
@@ -219,8 +222,8 @@ class WideLevels:
 
     def bytes_to_come(self) -> int:
         """Return what the next slice may add to what this process occupies."""
-        memos = sum(memo.bytes_to_come(self.batch) for memo in self.memos)
-        changes = len(self.memos) * self.batch
+        memos = sum(memo.bytes_to_come(BATCH) for memo in self.memos)
+        changes = len(self.memos) * BATCH
         return self.visited.bytes_to_come(changes) + memos + _CHANGE_BYTES * changes
 
     def lay_out_anew(self) -> None:
@@ -237,37 +240,18 @@ class WideLevels:
 
     def move(self, moved: Callable[[Words], Words]) -> None:
         """Replace all words that there are."""
-        self.ready = None
         self.visited.move(moved)
         self.frontier = moved(self.frontier)
         self.found = [moved(part) for part in self.found]
 
     def _take(self, words: Words, changes: Words) -> Words:
         """Go where the changes lead; return the words that are new."""
-        spans = self.cores.spans(len(words))
-
-        def went(number: int) -> _Went:
-            return _Went(words[spans[number]], changes[spans[number]])
-
-        parts = self.cores.each(went)
-        for part in parts:
-            self._tell(part)
-            self.transitions += part.count
-            self.search.transitions += part.count
-        after = np.concatenate([part.after for part in parts])
-        found: Words = after[self.visited.add(after, self._meanwhile)]
+        went = _Went(words, changes)
+        self._tell(went)
+        self.transitions += went.count
+        self.search.transitions += went.count
+        found: Words = went.after[self.visited.add(went.after)]
         return found
-
-    def _meanwhile(self) -> None:
-        """Do what is Python's while the cores add: an audit in levels that take long, and asking
-        what the next batch needs."""
-        self.ready = None
-        if sum(map(len, self.found)) + len(self.frontier) >= BATCH:
-            self.table.auditor.look_in()
-        following = self.frontier[self.batch : 2 * self.batch]
-        if len(following):
-            with suppress(Outgrown):  # raised again when it is that batch's turn
-                self.ready = self._changes(following)
 
     def _tell(self, went: _Went) -> None:
         """Note violations and ends, in the order of the states."""
@@ -296,21 +280,13 @@ class WideLevels:
 
     def _look_up(self, words: Words, changes: Words) -> list[_Unknown]:
         """Fill in what is in the maps; return what is not."""
-        spans = self.cores.spans(len(words))
-
-        def not_there(number: int) -> list[Places]:
-            span, places = spans[number], []
-            for index, memo in enumerate(self.memos):
-                column = memo.get(words[span] & self.words.masks[index])
-                changes[span, index] = column
-                places.append(np.flatnonzero(column == NOTHING) + span.start)
-            return places
-
         unknown = []
-        for index, places in enumerate(zip(*self.cores.each(not_there))):
-            at = np.concatenate(places)
+        for index, memo in enumerate(self.memos):
+            keys = words & self.words.masks[index]
+            column = changes[:, index] = memo.get(keys)
+            at = np.flatnonzero(column == NOTHING)
             if len(at):
-                unknown.append(_Unknown(index, words.take(at) & self.words.masks[index], at))
+                unknown.append(_Unknown(index, keys.take(at), at))
         return unknown
 
     def _drop_outdated(self) -> None:
