@@ -14,6 +14,7 @@ from zaplock.errors import UserError
 from zaplock.oracle.kept import kept
 
 POOL = Path("/proc/sys/vm/nr_hugepages")
+MEMINFO = Path("/proc/meminfo")
 PAGES = 256
 """More than a sequence of the generator can use: what an empty pool does is not in the model."""
 
@@ -30,9 +31,25 @@ keep(lambda: add(pages), lambda got: add(-got))
 """
 
 
+def owed_pages() -> int:
+    """Count the pages that others use or have reserved beyond what the pool was given.
+
+    A reservation that the kernel has lost is one, too: it stays until the machine is booted.
+    """
+    figures = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    total, free, reserved = (
+        int(figures[f"HugePages_{name}"]) for name in ("Total", "Free", "Rsvd")
+    )
+    return max(0, total - free + reserved - int(POOL.read_text()))
+
+
 @contextmanager
 def huge_pages(pages: int = PAGES) -> Iterator[None]:
-    """Let the pool have so many free pages of 2 MiB more. Raises UserError where it can't."""
+    """Let the pool have so many pages of 2 MiB more that nobody has reserved.
+
+    Raises UserError where it can't.
+    """
+    pages += owed_pages()
     with kept(_ADD, POOL, pages) as got:
         if got < 0:
             raise UserError(
