@@ -498,6 +498,10 @@ def populate_range(
         run = space.ptes.run_at(vpn)
         if run is None:
             raise Violation(Invariant.BOOKS_BALANCE, f"a fault at page {vpn:#x} mapped nothing")
+        if write and run[2].wp and not run[2].writable:  # mapped now, and a write is still watched
+            result = fault_at_once(m, task, vma, vpn << PAGE_SHIFT, write, alone)
+            if result:
+                return result
         vpn = run[1] if not write or run[2].writable else vpn + 1
     return 0
 
