@@ -2,8 +2,9 @@
 
 The program does the sequence in forked children, each of which unmaps everything it has mapped and
 ends. It prints what a child has in huge pages when it is through, VmLck of a child when nothing is
-mapped any more, and by how much Committed_AS of the machine has grown when all are gone. The last
-two would be 0. A child that uses up a second of CPU time is killed, and is the last.
+mapped any more, and by how much Committed_AS of the machine has grown when all are gone (and
+HugePages_Rsvd, where it maps huge pages of the pool). All but the first would be 0. A child that
+uses up a second of CPU time is killed, and is the last.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ static long field(const char *path, const char *name)
 int main(void)
 {{
 	long before = field("/proc/meminfo", "Committed_AS");
-
+{before}
 	for (int round = 0, status = 0; round < {rounds} && !status; round++) {{
 		if (!fork()) {{
 			struct rlimit second = {{ 1, 1 }};
@@ -94,8 +95,16 @@ int main(void)
 	}}
 	printf("Committed_AS after {rounds} rounds: %+ld kB\\n",
 		field("/proc/meminfo", "Committed_AS") - before);
-	return 0;
+{after}	return 0;
 }}
+"""
+
+_RESERVED_BEFORE = """\
+	long reserved = field("/proc/meminfo", "HugePages_Rsvd");
+"""
+_RESERVED_AFTER = """\
+	printf("HugePages_Rsvd when all are gone: %+ld\\n",
+		field("/proc/meminfo", "HugePages_Rsvd") - reserved);
 """
 
 
@@ -140,13 +149,21 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
     files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
     files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
     watches = any(op.name.startswith("uffd") for op in sequence)
+    reserves = any(op.name == "mmap" and _flags_of(op) & f.MAP_HUGETLB for op in sequence)
     return _PROGRAM.format(
         why=why, name=name, count=len(sequence), body=body, rounds=ROUNDS,
         files=files + (_UFFD_OPENED if watches else ""),
         includes=_UFFD_INCLUDES if watches else "",
         helpers=_UFFD_HELPERS if watches else "",
         unmaps="\n".join(_unmaps(sequence)),
+        before=_RESERVED_BEFORE if reserves else "",
+        after=_RESERVED_AFTER if reserves else "",
     )  # fmt: skip
+
+
+def _flags_of(op: Op) -> int:
+    flags = op.args[3]
+    return flags if isinstance(flags, int) else 0
 
 
 def _call(op: Op) -> str:
