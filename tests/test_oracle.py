@@ -357,7 +357,8 @@ def test_the_stub_is_what_its_source_says(tmp_path: Path) -> None:
 def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
     before = huge_pool.POOL.read_text()
     with huge_pool.huge_pages():
-        assert _unreserved() >= huge_pool.PAGES  # whatever the kernel has lost before
+        _, free, reserved = huge_pool.pool_figures()
+        assert free - reserved >= huge_pool.PAGES  # whatever the kernel has lost before
         both = Bench(model_side, replace(COVERED, themes=("hugetlb",)))
         try:
             report = both.slice(seed=31, sequences=30)
@@ -370,11 +371,6 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
     assert huge_pool.POOL.read_text() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
-
-
-def _unreserved() -> int:
-    figures = dict(line.split(":") for line in huge_pool.MEMINFO.read_text().splitlines())
-    return int(figures["HugePages_Free"]) - int(figures["HugePages_Rsvd"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")

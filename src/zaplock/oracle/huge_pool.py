@@ -36,11 +36,17 @@ def owed_pages() -> int:
 
     A reservation that the kernel has lost is one, too: it stays until the machine is booted.
     """
+    total, free, reserved = pool_figures()
+    return max(0, total - free + reserved - int(POOL.read_text()))
+
+
+def pool_figures() -> tuple[int, int, int]:
+    """Return how many huge pages there are, how many nobody uses, and how many are reserved."""
     figures = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     total, free, reserved = (
         int(figures[f"HugePages_{name}"]) for name in ("Total", "Free", "Rsvd")
     )
-    return max(0, total - free + reserved - int(POOL.read_text()))
+    return total, free, reserved
 
 
 @contextmanager
