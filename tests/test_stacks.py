@@ -32,7 +32,8 @@ from zaplock.recorder.target_files import opened
 from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind
-from zaplock.trace.stacks import AddressKind, CallStack, StackReason
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import AddressKind, CallStack
 
 ME = os.getpid()
 

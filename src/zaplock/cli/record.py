@@ -234,7 +234,7 @@ def _flight(args: argparse.Namespace) -> Flight | None:
 
 
 def _target(args: argparse.Namespace, pids: tuple[int, ...]) -> str:
-    from zaplock.recorder.naming import of_process
+    from zaplock.recorder.living_tasks import of_process
 
     if not pids:
         return "everybody"

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from zaplock.recorder import symbols
-from zaplock.recorder.code_reader import NEVER_NS, CodeArea, CodeReader, SeenAddress, areas_of
+from zaplock.recorder.code_areas import NEVER_NS, CodeArea, areas_of
+from zaplock.recorder.code_reader import CodeReader, SeenAddress
 from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.stack_samples import (
     CodeEvent,

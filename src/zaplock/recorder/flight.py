@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns
-from zaplock.trace.events import EventKind
+from zaplock.trace.event_kinds import EventKind
 
 _USED = ("time_ns", "kind", "write", "success", "tid", "mm")
 

@@ -38,7 +38,7 @@ from zaplock.recorder.stream import Stream
 from zaplock.recorder.uninterrupted import surely
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.gaps import losses
-from zaplock.trace.quotas import Quotas
+from zaplock.trace.quotas import Quotas, quotas
 from zaplock.trace.stacks import Stacks, in_order
 
 _WAKE_MS = 500
@@ -126,7 +126,8 @@ class Recorder:
 
     def quotas(self) -> Quotas | None:
         """Give what the cgroups' accounts said, None where none has a quota. After the block."""
-        return self._quotas.found() if self._quotas else None
+        readings, groups = self._quotas.rows() if self._quotas else ([], {})
+        return quotas(readings, groups) if readings else None
 
     def stacks(self) -> Stacks | None:
         """Give the stacks that were taken, None where none could be. After the block only."""

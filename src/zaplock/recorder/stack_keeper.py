@@ -19,8 +19,9 @@ from zaplock.recorder.code_names import CodeNames
 from zaplock.recorder.decode import Columns
 from zaplock.recorder.stack_sampler import StackSampler
 from zaplock.recorder.stack_samples import Sample
-from zaplock.trace.events import EventKind
-from zaplock.trace.stacks import Names, StackReason, StackRow
+from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import Names, StackRow
 
 Array = NDArray[np.int64]
 

@@ -27,7 +27,7 @@ from zaplock.recorder import perf
 from zaplock.recorder.perf import Event, Ring
 from zaplock.recorder.scheduling import join_first
 from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
-from zaplock.trace.stacks import StackReason
+from zaplock.trace.stack_reasons import StackReason
 
 QUEUED, LOCKED, SLEEPS = (
     "lock:contention_begin",

@@ -36,17 +36,11 @@ from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTa
 from zaplock.trace.gaps import losses
 from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
 from zaplock.trace.parquet import Schema, numbers, rows_of
-from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.quota_readings import QuotaReading
+from zaplock.trace.quotas import Quotas, quotas
 from zaplock.trace.recording_writer import Writer, write
-from zaplock.trace.stacks import (
-    AddressKind,
-    NamedAddress,
-    Names,
-    StackReason,
-    StackRow,
-    Stacks,
-    in_order,
-)
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import AddressKind, NamedAddress, Names, StackRow, Stacks, in_order
 from zaplock.trace.tables import (
     EVENTS,
     FOUND,

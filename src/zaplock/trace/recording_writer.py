@@ -16,7 +16,7 @@ from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTa
 from zaplock.trace.manifest import FILE, Manifest, encode
 from zaplock.trace.parquet import Schema, columns_of, packed
 from zaplock.trace.pointers import Pointers
-from zaplock.trace.quotas import QuotaReading, QuotaRows
+from zaplock.trace.quota_readings import QuotaReading, QuotaRows
 from zaplock.trace.stacks import Names, StackRow
 from zaplock.trace.tables import (
     EVENTS,
