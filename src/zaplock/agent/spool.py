@@ -21,7 +21,7 @@ from typing import BinaryIO
 from zaplock.errors import UserError
 from zaplock.outputs import unwritable
 from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.flight import Fired
+from zaplock.recorder.flight_limits import Fired
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.watch import Noticed

@@ -25,7 +25,7 @@ from zaplock.agent.spool import Trouble
 from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, Decoder, merged, nothing
-from zaplock.recorder.flight import Fired
+from zaplock.recorder.flight_limits import Fired
 from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.meanings import CONTENTION, RENAMED
 from zaplock.recorder.meddling import Guard

@@ -77,6 +77,8 @@ class Window:
 
     def quotas(self) -> Quotas | None:
         """Give what the cgroups' accounts said, None where none has a quota."""
+        from zaplock.trace.quotas import quotas
+
         readings, groups = self._watch.rows()
         return quotas(readings, groups) if readings else None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.trace.recorded_tasks import FoundTask
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zaplock.recorder.decode import Columns
+
+_WORTH_NS = 10_000_000
+"""What is told at once has been so for this long; locks are asked for all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,12 @@ class Beginning:
             if _before(task, locks) and not _before(task, calls)
         )
 
+    def suspects(self) -> tuple[FoundTask, ...]:
+        """Return what was so if no event knows better."""
+        kept = [self._placed(one) for one in self.look.seen]
+        since = self._waited_for(kept)
+        return tuple(self._since(task, since) for task in kept)
+
     def at_present(self) -> tuple[FoundTask, ...]:
         """Return the tasks as they were seen, for a look while a recording goes on."""
         return tuple(self._placed(one) for one in self.look.seen)
@@ -79,6 +89,12 @@ class Beginning:
             return task
         first_ns = task.since_ns or (since.get(task.mm, 0) if task.does == "holds" else 0)
         return replace(task, since_ns=min(first_ns or self.on_ns, self.on_ns))
+
+
+def is_trouble(task: FoundTask, on_ns: int) -> bool:
+    """Say whether a task waits for a lock or has it for long, or goes on no further otherwise."""
+    long = task.does and task.since_ns < on_ns - _WORTH_NS
+    return bool(long) or task.operation in (*UNANSWERED, *HALTED.values())
 
 
 def _first_ns(events: Columns, chosen: NDArray[np.bool_]) -> dict[int, int]:

@@ -41,7 +41,9 @@ one that has ended (an exit is told of everybody, `Stream._exits`, and after the
 class TaskNames:
     """Names of tasks and owners of mms, learned while a recording goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, living: bool = True) -> None:
+        """Say whether those that are recorded may still be `living`, so that /proc names them."""
+        self._living = living
         self.tasks: dict[int, RecordedTask] = {}
         self.mms: dict[int, int] = {}
         """The process of each address space, by its name in the recording (`owners`)."""
@@ -72,6 +74,8 @@ class TaskNames:
 
     def look_inside(self) -> None:
         """Learn what those that were born since call themselves, as far as they still live."""
+        if not self._living:
+            return
         lives = [task for tid, task in self.tasks.items() if tid not in self._ended]
         contained = {pid for pid in {task.pid for task in lives} if is_contained(pid)}
         for task in lives:
@@ -145,7 +149,7 @@ class TaskNames:
         # Of a container's children it is asked at once: they may not live for long.
         contained = parent is not None and any(parent.inside)
         pid = parent.pid if fact.flags & CLONE_THREAD and parent else fact.tid
-        inside = numbers_inside(pid, fact.tid) if contained else (0, 0)
+        inside = numbers_inside(pid, fact.tid) if contained and self._living else (0, 0)
         if fact.flags & CLONE_THREAD and parent:
             self._add(RecordedTask(fact.tid, fact.comm, pid, parent.process, inside))
         else:
@@ -169,7 +173,7 @@ class TaskNames:
         """
         self._own(columns)
         for tid in np.unique(columns["tid"]).tolist():
-            if tid > 0 and tid not in self.tasks and (task := of_thread(tid)):
+            if tid > 0 and tid not in self.tasks and self._living and (task := of_thread(tid)):
                 self._add(task)
 
     def _own(self, columns: Columns) -> None:
