@@ -17,8 +17,9 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.recorder import symbols
+from zaplock.recorder.code_areas import areas_of
 from zaplock.recorder.code_names import CodeNames
-from zaplock.recorder.code_reader import areas_of, kind_of
+from zaplock.recorder.code_reader import kind_of
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stack_samples import (
     EndedProcess,
