@@ -233,11 +233,6 @@ def columns_of(raw: dict[str, bytes]) -> Columns:
     return columns
 
 
-def bytes_of(columns: Columns) -> dict[str, bytes]:
-    """Write columns as bytes."""
-    return {name: np.ascontiguousarray(column).tobytes() for name, column in columns.items()}
-
-
 class RecordingMaker:
     """Write what a spool's decoder gives as a recording, block by block."""
 

@@ -53,7 +53,7 @@ from zaplock.recorder.spooled import (
     Ended,
     LearnedLater,
     NotedGap,
-    NoticedWait,
+    noticed_wait,
     packed,
     this_boot,
 )
@@ -379,10 +379,7 @@ class _Session:
             return
         names.snapshot()
         self._spool.add(EntryKind.TASKS, packed(tuple(names.tasks.values())))
-        first = {name: column.tobytes() for name, column in noticed.first.items()}
-        told = NoticedWait(noticed.fired, first, noticed.on_ns, noticed.found, noticed.hidden,
-                           tuple(operations))  # fmt: skip
-        self._spool.add(EntryKind.NOTICED, packed(told))
+        self._spool.add(EntryKind.NOTICED, packed(noticed_wait(noticed, operations)))
         self.progress.fired = noticed.fired
         self._began_ns = time.monotonic_ns()
         self._stop_after_trigger()

@@ -7,7 +7,7 @@ it is code (a pickle would be).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ from zaplock.recorder.flight_limits import Fired, Flight
 from zaplock.recorder.layouts import Layouts
 from zaplock.trace.quota_readings import QuotaReading
 from zaplock.trace.recorded_tasks import FoundTask, RecordedTask
+
+if TYPE_CHECKING:
+    from zaplock.recorder.watch import Noticed
 
 _LARGEST_PAGE = 1 << 20
 
@@ -99,6 +102,13 @@ Found = tuple[FoundTask, ...]
 Code = tuple[CodeOfProcess, ...]
 Reasons = dict[int, int]
 """Why the event of a perf number takes its samples (`StackReason`)."""
+
+
+def noticed_wait(noticed: Noticed, operations: list[str]) -> NoticedWait:
+    """Write what a watch noticed; `operations` are what its rows count."""
+    first = {name: column.tobytes() for name, column in noticed.first.items()}
+    names = tuple(operations)
+    return NoticedWait(noticed.fired, first, noticed.on_ns, noticed.found, noticed.hidden, names)
 
 
 def packed(value: Any) -> bytes:

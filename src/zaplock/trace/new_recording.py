@@ -21,18 +21,23 @@ def begin_recording(path: str | os.PathLike[str], manifest: Manifest) -> Folder:
     Raises UserError where something is already there, or no room.
     """
     try:
-        with place(path, make_parents=True) as where:
-            folder = where.folder.make(where.name)
+        return begin_anywhere(path, manifest)
     except FileExistsError:
         raise UserError(f"{path} is already there: remove it or name another file") from None
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+def begin_anywhere(path: str | os.PathLike[str], manifest: Manifest) -> Folder:
+    """Do the same, and raise the OSError that says why it can't be."""
+    with place(path, make_parents=True) as where:
+        folder = where.folder.make(where.name)
     try:
         folder.write(FILE, encode(manifest))
-    except OSError as error:
+    except OSError:
         folder.close()
         remove_recording(path)
-        raise unwritable(path, error) from None
+        raise
     return folder
 
 
