@@ -405,7 +405,7 @@ def test_a_killed_recorder_leaves_a_spool_and_is_swept_up(
         "This recording has no end: its recorder still runs, or was killed.",
     )
     assert len(calls(recording.events, "munmap")) > 100
-    assert unmatched(recording.events) == []
+    assert {row for _, row in unmatched(recording.events)} <= {-1}, "only the end is cut off"
     assert main(["record", "--finish", str(path)]) == 2
     assert "nothing that is to be decoded" in capsys.readouterr().err
     with opened() as tracefs:

@@ -31,7 +31,7 @@ from zaplock.recorder.flight import Trigger
 from zaplock.recorder.flight_limits import Fired, Flight
 from zaplock.recorder.initial_rows import still_open
 from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.spool import Entry, EntryKind, SpoolReader
+from zaplock.recorder.spool import EntryKind, SpoolEntry, SpoolReader
 from zaplock.recorder.spooled import (
     Begun,
     Code,
@@ -65,7 +65,7 @@ _TOLD_NS = 100_000_000
 
 
 @dataclass
-class Decoded:
+class DecodingState:
     """How far the decoding is."""
 
     events: int = 0
@@ -121,7 +121,7 @@ class SpoolDecoder:
     def __init__(
         self,
         begun: Begun,
-        head: Iterable[Entry],
+        head: Iterable[SpoolEntry],
         *,
         living: bool = True,
         behind: WrittenBefore | None = None,
@@ -161,7 +161,7 @@ class SpoolDecoder:
             self.names.know(behind.tasks)
             self.names.mms.update(behind.mms)
 
-    def take(self, entry: Entry) -> Columns | None:
+    def take(self, entry: SpoolEntry) -> Columns | None:
         """Take the next entry; give the events that are complete by it, where it ends a drain."""
         content = entry.content
         match entry.kind:
@@ -215,13 +215,6 @@ class SpoolDecoder:
         self.fired = fired
         self.notes.append(_what_fired(fired, self.names))
 
-    def rest(self) -> Columns:
-        """Give what is left at the end."""
-        if self._chunks:  # a drain that was cut off
-            parts = [self._fed(_END_OF_TIME), self.stream.rest()]
-            return merged(parts)
-        return self.stream.rest()
-
 
 def columns_of(raw: dict[str, bytes]) -> Columns:
     """Make columns of their bytes. Raises ValueError where they are none."""
@@ -243,7 +236,7 @@ class RecordingMaker:
         reader: SpoolReader,
         behind: WrittenBefore | None = None,
     ) -> None:
-        self.state = Decoded(lost_events=behind.manifest.lost_events if behind else 0)
+        self.state = DecodingState(lost_events=behind.manifest.lost_events if behind else 0)
         self._decoder, self._writer, self._reader = decoder, writer, reader
         self._flight = decoder.begun.flight
         flight = self._flight or Flight(keep_ns=0)
@@ -259,7 +252,7 @@ class RecordingMaker:
         self._block_events = 0
         self._wrote_ns = decoder.begun.on_ns
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: SpoolEntry) -> None:
         """Take the next entry of the spool."""
         columns = self._decoder.take(entry)
         if columns is None:
@@ -282,7 +275,8 @@ class RecordingMaker:
     def finish(self) -> None:
         """Write what is left, and say how it ended."""
         decoder, writer, ended = self._decoder, self._writer, self._decoder.ended
-        self._add(decoder.rest())
+        if ended:  # else it is complete up to the last drain, and what came later is in part
+            self._add(decoder.stream.rest())
         decoder.names.look_inside()
         if ended:
             told = self.state.lost_events
@@ -384,9 +378,9 @@ def decode(
     folder: Folder,
     *,
     more: Callable[[], bool] = lambda: False,
-    tell: Callable[[Decoded], None] = lambda decoded: None,
+    tell: Callable[[DecodingState], None] = lambda decoded: None,
     living: bool = True,
-) -> Decoded:
+) -> DecodingState:
     """Decode the spool in a recording's folder into it, and remove it.
 
     `more` is asked at the end of what is there: whether to look again. `tell` is told how far it is
@@ -406,9 +400,9 @@ def _decoded(
     folder: Folder,
     reader: SpoolReader,
     more: Callable[[], bool],
-    tell: Callable[[Decoded], None],
+    tell: Callable[[DecodingState], None],
     living: bool,
-) -> Decoded:
+) -> DecodingState:
     here = Path(f"/proc/self/fd/{folder.descriptor}")
     begun, head = _head(reader)
     behind = _written_before(here, hashed=bool(begun.pointer_key))
@@ -436,7 +430,7 @@ def _decoded(
     return maker.state
 
 
-def _head(reader: SpoolReader) -> tuple[Begun, list[Entry]]:
+def _head(reader: SpoolReader) -> tuple[Begun, list[SpoolEntry]]:
     """Read a spool's beginning. Raises ValueError where it has none."""
     head = reader.head()
     if not head or head[0].kind is not EntryKind.BEGUN:

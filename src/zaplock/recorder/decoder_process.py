@@ -99,9 +99,9 @@ def _follow(folder: Folder) -> None:
     soon = spool.size_of(folder) < _LITTLE
     with going_first() if soon else contextlib.nullcontext():
         import_numpy()
-        from zaplock.recorder.decode_spool import Decoded, decode
+        from zaplock.recorder.decode_spool import DecodingState, decode
 
-        def tell(decoded: Decoded, *, done: bool = False) -> None:
+        def tell(decoded: DecodingState, *, done: bool = False) -> None:
             _tell(
                 DecoderWord(
                     decoded.events,

@@ -270,10 +270,11 @@ class _Session:
             full = error
         finally:
             surely(self._stop)
-        try:
-            self._spool_the_rest()
-        except OSError as error:
-            full = full or error
+        if full is None:
+            try:
+                self._spool_the_rest()
+            except OSError as error:
+                full = error
         self._decode(report, full)
 
     def _take_turn(self) -> None:

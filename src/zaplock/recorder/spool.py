@@ -34,6 +34,8 @@ PIECE_BYTES = 64 << 20
 _PIECE = re.compile(r"spool-([0-9]{6,9})\.raw")
 _HEADER = struct.Struct("<iiqQ")
 """Kind, CPU, time (ns), how many bytes follow."""
+_DECODED_SHARE = 4
+"""A recording takes at most this part of its spool, mostly a sixth."""
 _MOST = 1 << 30
 """More bytes no entry has."""
 
@@ -56,7 +58,7 @@ class EntryKind(IntEnum):
     ENDED = 13
 
 
-class Entry(NamedTuple):
+class SpoolEntry(NamedTuple):
     """One entry: `cpu` and `time_ns` mean something of pages and drains."""
 
     kind: EntryKind
@@ -96,9 +98,16 @@ class SpoolWriter:
     def drained(self, before_ns: int) -> None:
         """Say that all pages until an instant have been added; maybe begin another piece."""
         self.add(EntryKind.DRAINED, time_ns=before_ns)
+        self._refuse_to_fill()
         if self._size >= PIECE_BYTES and self._file:
             self._file.close()
             self._file = None
+
+    def _refuse_to_fill(self) -> None:
+        """Raise OSError before there is no room left to decode it."""
+        room = os.fstatvfs(self._begin.fileno())
+        if room.f_bavail * room.f_frsize < self.size // _DECODED_SHARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @property
     def lock(self) -> int:
@@ -203,12 +212,12 @@ class SpoolReader:
         self._read: list[int] = []
         """The pieces that were read to their end, and not removed yet."""
 
-    def head(self) -> list[Entry]:
+    def head(self) -> list[SpoolEntry]:
         """Give what is needed from the beginning, as far as it is there."""
         with self._folder.read(UNDECODED) as file:
             return list(_entries(file, self._folder))
 
-    def entries(self, more: Callable[[], bool]) -> Iterator[Entry]:
+    def entries(self, more: Callable[[], bool]) -> Iterator[SpoolEntry]:
         """Give entry after entry; at the end of what is there, ask whether there is `more`."""
         done = -1
         while True:
@@ -220,7 +229,7 @@ class SpoolReader:
             elif not more():
                 return
 
-    def _piece(self, number: int, more: Callable[[], bool]) -> Iterator[Entry]:
+    def _piece(self, number: int, more: Callable[[], bool]) -> Iterator[SpoolEntry]:
         with self._folder.read(_name(number)) as file:
             while True:
                 # What comes after it was begun when it was whole.
@@ -236,7 +245,7 @@ class SpoolReader:
         self._read.clear()
 
 
-def _entries(file: BinaryIO, folder: Folder) -> Iterator[Entry]:
+def _entries(file: BinaryIO, folder: Folder) -> Iterator[SpoolEntry]:
     """Give the entries that are whole, from where a file stands."""
     while True:
         at = file.tell()
@@ -247,7 +256,7 @@ def _entries(file: BinaryIO, folder: Folder) -> Iterator[Entry]:
                 raise damaged(folder, f"an entry of kind {kind} and {size:,} bytes")
             content = file.read(size)
             if len(content) == size:
-                yield Entry(EntryKind(kind), cpu, time_ns, content)
+                yield SpoolEntry(EntryKind(kind), cpu, time_ns, content)
                 continue
         file.seek(at)
         return
