@@ -196,11 +196,11 @@ def left_behind(folder: Folder) -> Iterator[None]:
 
 
 def _refuse_strangers(folder: Folder, file: BinaryIO) -> None:
-    owner = os.fstat(file.fileno()).st_uid
-    if owner != os.geteuid():
+    owners = {os.fstat(one).st_uid for one in (folder.descriptor, file.fileno())}
+    if strangers := owners - {os.geteuid()}:
         raise UserError(
-            f"{folder.path} was recorded by user {owner}, and only its recorder's user decodes it: "
-            "run the same command as that user"
+            f"{folder.path} was recorded by user {min(strangers)}, and only its recorder's user "
+            "decodes it: run the same command as that user"
         )
 
 
