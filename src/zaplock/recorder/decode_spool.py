@@ -72,6 +72,10 @@ class DecodingState:
     lost_events: int = 0
     fired: Fired | None = None
     ended_ns: int = 0
+    """When the recording ended, 0 where its recorder was killed."""
+    complete_ns: int = 0
+    """Up to when it has everything."""
+    on_ns: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -287,6 +291,8 @@ class RecordingMaker:
         if ended:
             writer.write_quotas(ended.readings, ended.groups)
             self.state.ended_ns = ended.off_ns
+        self.state.on_ns = decoder.on_ns
+        self.state.complete_ns = self.state.ended_ns or max(decoder.complete_ns, decoder.on_ns)
         self.state.fired, self.state.notes = decoder.fired, decoder.notes
         writer.change(
             ended_ns=self.state.ended_ns,

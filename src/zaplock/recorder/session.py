@@ -166,7 +166,10 @@ def decode_left(path: str | os.PathLike[str]) -> RecordingProgress:
     except OSError as error:
         raise unwritable(path, error) from None
     return RecordingProgress(
-        events=decoded.events, lost_events=decoded.lost_events, notes=decoded.notes
+        seconds=(decoded.complete_ns - decoded.on_ns) / _SECOND,
+        events=decoded.events,
+        lost_events=decoded.lost_events,
+        notes=decoded.notes,
     )
 
 
