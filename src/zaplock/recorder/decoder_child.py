@@ -50,6 +50,11 @@ class DecoderChild:
         self._in, self._out = self._process.stdin, self._process.stdout
         os.set_blocking(self._in.fileno(), False)
 
+    def set_nice(self, nice: int) -> None:
+        """Let it step aside for the recorded, or no longer."""
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
+
     def wake(self) -> None:
         """Say that there is more."""
         with contextlib.suppress(OSError):  # it has enough to do, or has ended

@@ -1,13 +1,14 @@
 """Be the process that decodes what a recorder spools: a child of its, or what goes on after it.
 
-    -m zaplock.recorder.decoder_process follow|glance FOLDER LOCK PATH
+    -m zaplock.recorder.decoder_process follow|rest|glance FOLDER LOCK PATH
 
 FOLDER and LOCK are descriptors: the recording's directory, and the file that says that somebody is
 at work on its spool. A byte on stdin says that there is more; its end that nobody writes any more.
 Answers are lines of JSON on stdout (`DecoderWord`).
 
-`follow` decodes to the end of the spool. `glance` only says, as soon as that is settled, who was
-found to wait or to hold when the recording began, and changes nothing.
+`follow` decodes to the end of the spool while that is written, `rest` what is there. `glance` only
+says, as soon as that is settled, who was found to wait or to hold when the recording began, and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def serve(found: TellFound | None = None, said: Callable[[BaseException], str] =
     what, descriptor, _, path = sys.argv[1:]
     try:
         folder = Folder(int(descriptor), Path(path))
-        if what == "follow":
-            _follow(folder)
+        if what != "glance":
+            _decode(folder, over=what == "rest")
         elif found is not None:
             _glance(folder, found)
     except UserError as error:
@@ -92,11 +93,11 @@ class _More:
         return True
 
 
-def _follow(folder: Folder) -> None:
+def _decode(folder: Folder, *, over: bool) -> None:
     from zaplock.recorder import spool
     from zaplock.recorder.scheduling import going_first, import_numpy
 
-    soon = spool.size_of(folder) < _LITTLE
+    soon = over and spool.size_of(folder) < _LITTLE
     with going_first() if soon else contextlib.nullcontext():
         import_numpy()
         from zaplock.recorder.decode_spool import DecodingState, decode

@@ -77,7 +77,7 @@ _DRAIN_NS = 200_000_000
 """Buffers that don't fill up are emptied so often."""
 _LOOK_NS = 500_000_000
 """So often the kernel's counters, the target's children and the spool are looked at."""
-_NICE = -10
+_NICE, _NICE_BESIDE = -10, 10
 
 
 @dataclass
@@ -329,8 +329,10 @@ class _Session:
             self._pids |= descendants_of(self._pids)
 
     def _decode_beside(self) -> None:
+        """Begin to decode while it is recorded; the recorded go first."""
         assert self._folder
         self._child = DecoderChild("follow", self._folder, self._spool.lock, self._module)
+        self._child.set_nice(_NICE_BESIDE)
 
     def _hear(self) -> None:
         """Take what the children say."""
@@ -434,7 +436,8 @@ class _Session:
         self._hear_the_glance()
         assert self._folder
         if self._child is None:
-            self._child = DecoderChild("follow", self._folder, self._spool.lock, self._module)
+            self._child = DecoderChild("rest", self._folder, self._spool.lock, self._module)
+        self._child.set_nice(os.getpriority(os.PRIO_PROCESS, 0))
         self._child.no_more()
         said: list[DecoderWord] = []
         self.progress.decoding = True
