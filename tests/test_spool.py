@@ -18,7 +18,7 @@ import pytest
 
 from zaplock.errors import UserError
 from zaplock.outputs import walk
-from zaplock.recorder import decode_spool, spool
+from zaplock.recorder import decode_spool, session, spool
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.exec_watch import ExecWatch
 from zaplock.recorder.few_events import events_of, numbers_of
@@ -293,3 +293,57 @@ def test_an_exec_is_noticed_and_an_end_is_none() -> None:
             assert watch.changed() == set()
         finally:
             watch.close()
+
+
+class Storm:
+    """Ends a recording when it has mapped and unmapped for so many turns."""
+
+    def __init__(self, turns: int) -> None:
+        self._left = turns
+
+    def __call__(self) -> bool:
+        for _ in range(500):
+            mmap.mmap(-1, 4096).close()
+        self._left -= 1
+        return self._left < 0
+
+
+@pytest.mark.root
+@needs_root
+def test_a_large_spool_is_decoded_beside_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "BESIDE_BYTES", 1 << 18)
+    monkeypatch.setattr(session, "_LOOK_NS", 10_000_000)
+    path, storm, seen = tmp_path / "a.zaplock", Storm(40), list[bool]()
+
+    def ended() -> bool:
+        """Go on until a block was written beside, for a minute at most."""
+        over = storm()
+        seen.append(bool(list(path.glob("events-*.parquet"))))
+        return over and (seen[-1] or len(seen) > 1_000)
+
+    options = Options(pids=(ME,), groups=("mmap_lock", "syscalls"))
+    progress = record_to(path, options, ended=ended)
+    assert seen[-1], "nothing was decoded while it was recorded"
+    recording = recording_file.read(path)
+    assert recording.caveats == ()
+    assert (progress.lost_events, progress.events) == (0, len(recording.events))
+    own = recording.events["tid"] == ME
+    for kind in (EventKind.ACQUIRED, EventKind.RELEASED):
+        assert (own & (recording.events["kind"] == kind)).sum() > 500 * len(seen)
+    assert not list(path.glob("spool-*"))
+
+
+@pytest.mark.root
+@needs_root
+def test_beyond_its_limit_a_spool_takes_nothing_and_the_loss_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "SPOOL_BYTES", 1 << 17)
+    monkeypatch.setattr(session, "_LOOK_NS", 10_000_000)
+    options = Options(pids=(ME,), groups=("mmap_lock", "syscalls"), buffer_kb=64)
+    progress = record_to(tmp_path / "a.zaplock", options, ended=Storm(40))
+    recording = recording_file.read(tmp_path / "a.zaplock")
+    assert progress.lost_events == recording.manifest.lost_events > 0
+    assert (recording.events["kind"] == EventKind.LOST).any()
