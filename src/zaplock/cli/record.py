@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import signal
 import sys
@@ -167,21 +168,25 @@ def _record_with(
         def ended() -> bool:
             return signals.asked or not running() or _gone(watched)
 
-        progress = record_to(
-            path,
-            _options(args, pids),
-            ended=ended,
-            duration_ns=duration_ns,
-            flight=flight,
-            ahead=ahead,
-            started=started,
-            found=found,
-            report=line.show,
-            command_line=tuple(sys.argv),
-            target=_target(args, pids),
-            hash_pointers=args.hash_pointers,
-            decoder="zaplock.cli._decoding",
-        )
+        try:
+            progress = record_to(
+                path,
+                _options(args, pids),
+                ended=ended,
+                duration_ns=duration_ns,
+                flight=flight,
+                ahead=ahead,
+                started=started,
+                found=found,
+                report=line.show,
+                command_line=tuple(sys.argv),
+                target=_target(args, pids),
+                hash_pointers=args.hash_pointers,
+                decoder="zaplock.cli._decoding",
+            )
+        except KeyboardInterrupt:
+            _say_what_waits(path)
+            raise
     _say(args, path, progress, flight, already)
     return 0
 
@@ -194,6 +199,15 @@ def _finish(args: argparse.Namespace) -> int:
         raise UserError(f"--finish {args.finish} decodes what was recorded: give nothing else")
     _say(args, args.finish, decode_left(args.finish), None, [])
     return 0
+
+
+def _say_what_waits(path: str) -> None:
+    """Say how to decode what a second signal did not wait for."""
+    from zaplock.trace.new_recording import UNDECODED
+
+    if os.path.exists(f"{path}/{UNDECODED}"):
+        way = f"zaplock record --finish {shlex.quote(path)}"
+        print(f"what was recorded waits to be decoded: {way}", file=sys.stderr)
 
 
 def _gone(pids: tuple[int, ...]) -> bool:

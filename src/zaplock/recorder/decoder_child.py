@@ -42,6 +42,7 @@ class DecoderChild:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,
                 pass_fds=(folder.descriptor, lock),
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )

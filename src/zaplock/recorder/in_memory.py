@@ -6,7 +6,7 @@
 
 A thread takes the pages out of the kernel's buffers while the block runs; nothing is decoded before
 `events()` is called, so the block is disturbed as little as can be. On leaving the block everything
-is switched off. `zaplock record` uses `zaplock.recorder.session`, which writes a file meanwhile.
+is switched off. `zaplock record` uses `zaplock.recorder.session`, which spools to a file.
 
 Root is needed; UserError says so in one line. What is recorded is a process's lock with all who
 ask for it (`pid`, one or several), that of its children too (`children`), or every lock of the

@@ -106,7 +106,8 @@ class SpoolWriter:
     def _refuse_to_fill(self) -> None:
         """Raise OSError before there is no room left to decode it."""
         room = os.fstatvfs(self._begin.fileno())
-        if room.f_bavail * room.f_frsize < self.size // _DECODED_SHARE:
+        counted = room.f_blocks > 0  # a ramfs counts nothing
+        if counted and room.f_bavail * room.f_frsize < self.size // _DECODED_SHARE:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     @property
