@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from zaplock.errors import UserError
-from zaplock.outputs import unwritable
+from zaplock.outputs import unwritable, walk
 from zaplock.recorder.flight_limits import Fired
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -44,6 +44,7 @@ class Spool:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            walk(path).close()  # as each recording in it will be reached
             found = path.stat()
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 raise UserError(f"{path} can be written by others: give --spool a folder of your "
