@@ -33,7 +33,7 @@ from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.scheduling import import_numpy, join_first
 from zaplock.recorder.snapshot import NOT_WHOLE
-from zaplock.recorder.uninterrupted import surely
+from zaplock.recorder.uninterrupted import surely, uninterrupted
 from zaplock.trace.event_kinds import EventKind
 
 if TYPE_CHECKING:
@@ -170,10 +170,11 @@ class Recorder:
 
     def _prepare(self) -> None:
         """Import what decodes, while events come in."""
-        import_numpy()
-        from zaplock.recorder.naming import TaskNames
-        from zaplock.recorder.stack_keeper import StackKeeper
-        from zaplock.recorder.stream import Stream
+        with uninterrupted():
+            import_numpy()
+            from zaplock.recorder.naming import TaskNames
+            from zaplock.recorder.stack_keeper import StackKeeper
+            from zaplock.recorder.stream import Stream
 
         capture, names = self._capture, TaskNames()
         names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
