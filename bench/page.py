@@ -22,6 +22,8 @@ its decoder beside `trace_pipe` and a loop of struct, a report beside `perf scri
 Python's own, and the time until `why` watches beside what the kernel alone needs for that. It takes
 some minutes on two CPUs; what can't be measured on a machine is named below the table.
 
+While it records, the recorder may hold 40 MiB; with more its row fails.
+
 A ratio says how many times as fast as the peer zaplock is; of memory, how many times as small. Both
 sides are timed in turns, so a ratio is worth more than the two figures that it is made of. A run is
 kept in `bench/results` (JSON, with commit and machine) if the tree is a commit's and the machine

@@ -2,7 +2,9 @@
 
 Ready is when all its trace instances let events in, seen from outside. What of that the kernel
 takes for the instances, whoever makes them, is measured beside it. Memory is what the recorder and
-its children have in RAM (VmRSS), at most, while one thread maps and unmaps as fast as it can.
+its children have in RAM (VmRSS), at most, while one thread maps and unmaps as fast as it can: until
+events are off again, and afterwards, when a child decodes them. The kernel's own buffers are not
+in it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from zaplock.recorder.tracefs import Instance, opened
 INSTANCES = 2
 """Who looks at a process has one for locks and one for calls."""
 STORM_S = 4
+MOST_MIB = 40
+"""So much a recorder may hold while it records."""
 _LOOK_S = 0.001
 
 
@@ -57,12 +61,19 @@ def instances_s() -> float:
         return time.monotonic() - began
 
 
-def recorder_mib(pid: int) -> float:
-    """Return what `zaplock record` held at most while it recorded a process."""
-    with tempfile.TemporaryDirectory() as at:
+def recorder_mib(pid: int) -> tuple[float, float]:
+    """Return what `zaplock record` held at most while it recorded a process, and until its end."""
+    with tempfile.TemporaryDirectory() as at, opened() as tracefs:
         out = str(Path(at) / "a.zaplock")
         record = [sys.executable, "-m", "zaplock", "record", "-p", str(pid), "-o", out]
-        return _most_mib([*record, "-d", f"{STORM_S}s"])
+        while_on, afterwards, was_on = 0.0, 0.0, False
+        for owner, held in _held_mib([*record, "-d", f"{STORM_S}s"]):
+            is_on = _is_ready(tracefs.path / "instances", owner)
+            if is_on or not was_on:
+                while_on = max(while_on, held)
+            was_on, afterwards = was_on or is_on, max(afterwards, held)
+        assert was_on, "it never recorded"
+        return while_on, afterwards
 
 
 def perf_mib(pid: int) -> float:
@@ -70,18 +81,19 @@ def perf_mib(pid: int) -> float:
     with tempfile.TemporaryDirectory() as at:
         out = str(Path(at) / "perf.data")
         perf = ["perf", "record", "-q", "-m", "16M", "-e", "mmap_lock:*", "-p", str(pid)]
-        return _most_mib([*perf, "-o", out, "--", "sleep", str(STORM_S)])
+        command = [*perf, "-o", out, "--", "sleep", str(STORM_S)]
+        return max(held for _, held in _held_mib(command))
 
 
-def _most_mib(command: list[str]) -> float:
-    quiet, most = subprocess.DEVNULL, 0
+def _held_mib(command: list[str]) -> Iterator[tuple[int, float]]:
+    """Run a command; give its number and what it holds, a hundred times a second."""
+    quiet = subprocess.DEVNULL
     with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
         while process.poll() is None:
-            most = max(most, sum(map(_resident_kb, _family(process.pid))))
+            yield process.pid, sum(map(_resident_kb, _family(process.pid))) / 1024
             time.sleep(10 * _LOOK_S)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return most / 1024
 
 
 def _family(pid: int) -> Iterator[int]:

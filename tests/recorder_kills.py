@@ -4,8 +4,9 @@
 
 Each recorder is a forked process of its own (nothing is imported again); it gets one of KILL, TERM,
 HUP, INT, two INTs, or STOP and CONT, while it prepares, records, writes or ends. Afterwards its
-recording is read by `zaplock report`; of a recorder that was not killed no trace instance may be
-left, and of one that was, none after the next one has started.
+recording is read by `zaplock report`, and what was left of it undecoded is decoded; of a recorder
+that was not killed no trace instance may be left, and of one that was, none after the next one has
+started.
 """
 
 from __future__ import annotations
@@ -99,11 +100,28 @@ def read(path: Path) -> str:
         return "nothing was begun"
     told: dict[str, Any] = run(["report", str(path)], 20)
     assert "Traceback" not in told["err"], told["err"]
+    if "is not decoded" in told["err"]:
+        return finished(path)
     if told["code"] == 0:
         return "opens, and has no end" if "has no end" in told["err"] else "opens, whole"
     assert told["code"] == 2, told
     assert told["err"].count("\n") == 1, told["err"]
     return f"refused: {told['err'].split(': ', 1)[1].partition(' ')[2].strip()}"
+
+
+def finished(path: Path) -> str:
+    """Decode what a recorder left, unless its child still does; it opens in the end."""
+    end = time.monotonic() + LONGEST_S
+    while (told := run(["record", "--finish", str(path)], 20))["code"] and time.monotonic() < end:
+        assert told["err"].count("\n") == 1, told["err"]
+        if "nothing that is to be decoded" in told["err"]:
+            break
+        assert "is being recorded" in told["err"], told["err"]
+        time.sleep(0.1)
+    told = run(["report", str(path)], 20)
+    assert told["code"] == 0, told["err"]
+    assert "is not decoded" not in told["err"], told["err"]
+    return "opens, once what was spooled is decoded"
 
 
 def kill(count: int, seed: int) -> Counter[str]:

@@ -273,7 +273,7 @@ def test_an_exec_during_the_recorded_seconds_is_followed(tmp_path: Path) -> None
     more = ("--after", "1s", "--rescan", "1000s")
     with stalling(EXECS) as victim, agent(tmp_path, victim.pid, *more) as (process, port):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/pages.raw")))
+        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         assert victim.process.stdin
         assert victim.process.stdout
         victim.process.stdin.write("exec\n")
@@ -315,7 +315,7 @@ def test_events_that_the_kernel_lost_are_counted_once(tmp_path: Path) -> None:
         agent(tmp_path, victim.pid, *more) as (process, port),
     ):
         until(lambda: figures(port).get("zaplock_watched_processes") == 1)
-        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/pages.raw")))
+        until(lambda: victim.stall() and list((tmp_path / "spool").glob("*/*/spool-0*.raw")))
         process.send_signal(signal.SIGSTOP)
         time.sleep(1)
         process.send_signal(signal.SIGCONT)
@@ -371,9 +371,7 @@ def test_what_no_child_can_read_keeps_nothing_else_from_the_store(
     monkeypatch.setattr("zaplock.agent.spool_queue._RETRY_NS", 0)
     spooled, metrics, said = spool.Spool(tmp_path / "spool"), Metrics(), Said()
     for name in ("1", "2"):
-        folder, pages = spooled.begin(name)
-        pages.close()
-        (folder / "trouble.pickle").write_bytes(b"no pickle")
+        (spooled.begin(name) / "trouble.json").write_bytes(b"no trouble")
     shipping = Shipping(
         Settings(str(tmp_path / "store"), spooled.path, "h"), spooled, metrics,
         Hooks("", metrics, said), said,

@@ -12,11 +12,12 @@ from scenes import GIB, MM, MS, database
 
 from zaplock.cli import main
 from zaplock.recorder import snapshot
+from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.initial_look import OUR_READ, first_look
-from zaplock.recorder.initial_rows import AGAIN_NS, Beginning, Endings, rows, still_open
+from zaplock.recorder.initial_rows import AGAIN_NS, Endings, rows, still_open
 from zaplock.recorder.layouts import Layouts, PageLayout
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.recorder.targets import LearnedMm

@@ -10,7 +10,8 @@ from zaplock.advise.costs import Costs
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.handwritten import Log
 from zaplock.trace.kernel_stacks import operation_of
-from zaplock.trace.stacks import KERNEL, NamedAddress, StackReason, StackRow, in_order
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import KERNEL, NamedAddress, StackRow, in_order
 from zaplock.trace.summary import NO_OPERATION, summarise
 from zaplock.views.report_json import report_json
 from zaplock.views.sentences import chain

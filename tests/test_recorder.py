@@ -199,21 +199,25 @@ def test_a_process_that_calls_exec_is_followed_into_its_new_address_space(tmp_pa
         assert process.stdin
         recorder = started(path, "-p", str(process.pid))
 
-        def locked() -> int:
-            """Count what it is known to have asked of a lock for writing."""
-            with contextlib.suppress(UserError):  # no block is written yet
-                events = recording_file.read(path).events
-                return len(rows(events, kind=EventKind.ASKED, write=1, tid=process.pid))
-            return 0
+        instances = ours(recorder.pid)
 
-        end = time.monotonic() + 60
-        process.stdin.write(b"\n")
-        process.stdin.flush()
-        while locked() <= 100 and time.monotonic() < end:
-            time.sleep(0.1)
-        recorder.terminate()
-        assert recorder.wait(60) == 0
-        process.kill()
+        def filters() -> list[str]:
+            """Which address spaces' lock events are let in."""
+            file = "events/mmap_lock/mmap_lock_acquire_returned/filter"
+            with opened() as tracefs:
+                return [(tracefs.path / "instances" / one / file).read_text() for one in instances]
+
+        try:
+            end, before = time.monotonic() + 60, filters()
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            while filters() == before and time.monotonic() < end:
+                time.sleep(0.1)
+            time.sleep(1)
+            recorder.terminate()
+            assert recorder.wait(60) == 0
+        finally:
+            process.kill()
     events = recording_file.read(path).events
     mapped = [row for row in calls(events, "munmap") if events["length"][row] == SIZE]
     locks = rows(events, kind=EventKind.ASKED, write=1, tid=process.pid)
@@ -378,25 +382,40 @@ def test_a_second_signal_does_not_wait() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_killed_recorder_leaves_whole_blocks_and_is_swept_up(tmp_path: Path) -> None:
+def test_a_killed_recorder_leaves_a_spool_and_is_swept_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.zaplock"
     process = started(path, "--", *churn(30))
-    wait_for_a_block(path)
+    wait_for_events(path)
+    assert main(["record", "--finish", str(path)]) == 2
+    assert "is being recorded: end its recorder" in capsys.readouterr().err
     process.kill()
     process.wait()
+    waiting = recording_file.read(path)
+    assert f"zaplock record --finish {path}" in waiting.caveats[0]
+    assert main(["record", "--finish", str(path)]) == 0
+    assert f"zaplock report {path}" in capsys.readouterr().out
     kill_the_rest(path)
     left = ours(process.pid)[0]
     recording = recording_file.read(path)
     recording.events.check()
     assert not recording.manifest.complete
-    assert len(recording.events) > 0
+    assert recording.caveats == (
+        "This recording has no end: its recorder still runs, or was killed.",
+    )
+    assert len(calls(recording.events, "munmap")) > 100
+    assert {row for _, row in unmatched(recording.events)} <= {-1}, "only the end is cut off"
+    assert main(["record", "--finish", str(path)]) == 2
+    assert "nothing that is to be decoded" in capsys.readouterr().err
     with opened() as tracefs:
         assert left in sweep(tracefs)
     assert ours(process.pid) == []
 
 
-def wait_for_a_block(path: Path) -> None:
-    while not (list(path.glob("events-*.parquet")) and list(path.glob("tasks-*.parquet"))):
+def wait_for_events(path: Path) -> None:
+    """Wait until a recorder has spooled a good many of them."""
+    while sum(one.stat().st_size for one in path.glob("spool-0*.raw")) < 1 << 20:
         time.sleep(0.02)
 
 

@@ -30,9 +30,9 @@ from zaplock.errors import UserError
 from zaplock.recorder import targets
 from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capturing import capturing
-from zaplock.recorder.decode import Decoder
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meddling import Guard
 from zaplock.recorder.options import Options
 from zaplock.recorder.scheduling import going_first, import_numpy
@@ -208,7 +208,9 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
     """Whoever opens free_buffer and closes it, or writes to trace, takes what stands there."""
     seen_soon, emptied = targets._seen_soon, 0
 
-    def late(buffers: Buffers, decoder: Decoder, reader: targets._Reader) -> dict[int, int]:
+    def late(
+        buffers: Buffers, layouts: Layouts, reader: targets._Reader, field: str
+    ) -> dict[int, int]:
         nonlocal emptied
         if emptied < 2:
             emptied += 1
@@ -216,7 +218,7 @@ def test_a_buffer_that_somebody_empties_at_once_is_asked_again(
             for name in mine():
                 with opened() as tracefs:
                     (tracefs.path / "instances" / name / "trace").write_text("")
-        return seen_soon(buffers, decoder, reader)
+        return seen_soon(buffers, layouts, reader, field)
 
     with opened() as tracefs:
         known = targets.learn_mm(tracefs, ME).mm

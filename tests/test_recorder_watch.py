@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from zaplock.cli import main
+from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capturing import capturing
-from zaplock.recorder.flight import Fired
-from zaplock.recorder.initial_rows import Beginning
+from zaplock.recorder.flight_limits import Fired
 from zaplock.recorder.meanings import CONTENTION, MMAP_LOCK, NAMING
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import Options

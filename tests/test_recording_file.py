@@ -24,7 +24,8 @@ from zaplock.outputs import Folder, walk
 from zaplock.trace import recording_file, separate_parser, tables
 from zaplock.trace.events import EVENT, NO_OP, EventKind, Events, RecordedTask
 from zaplock.trace.gaps import segments
-from zaplock.trace.stacks import AddressKind, NamedAddress, StackReason, StackRow
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import AddressKind, NamedAddress, StackRow
 
 MM = 0xFFFF_8880_0000_1000
 TEXT = 0xFFFF_FFFF_8123_4560

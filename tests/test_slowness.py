@@ -21,9 +21,11 @@ from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind, Events
 from zaplock.trace.handwritten import Log
 from zaplock.trace.hold_time import HoldTime
-from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.quota_readings import QuotaReading
+from zaplock.trace.quotas import Quotas, quotas
 from zaplock.trace.sleep_reasons import NOT_KNOWN, VMA_LOCK, reason_of
-from zaplock.trace.stacks import KERNEL, NamedAddress, StackReason, StackRow, in_order
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import KERNEL, NamedAddress, StackRow, in_order
 from zaplock.trace.summary import summarise
 from zaplock.views.report_json import report_json
 from zaplock.views.sentences import answer

@@ -17,8 +17,9 @@ import pytest
 
 from zaplock.cli import main
 from zaplock.recorder import symbols
+from zaplock.recorder.code_areas import areas_of
 from zaplock.recorder.code_names import CodeNames
-from zaplock.recorder.code_reader import areas_of, kind_of
+from zaplock.recorder.code_reader import kind_of
 from zaplock.recorder.stack_keeper import StackKeeper
 from zaplock.recorder.stack_samples import (
     EndedProcess,
@@ -32,7 +33,8 @@ from zaplock.recorder.target_files import opened
 from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
 from zaplock.trace.events import EventKind
-from zaplock.trace.stacks import AddressKind, CallStack, StackReason
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import AddressKind, CallStack
 
 ME = os.getpid()
 

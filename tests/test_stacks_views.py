@@ -19,11 +19,11 @@ from scenes import MS, database
 from zaplock.cli import main
 from zaplock.trace import recording_file
 from zaplock.trace.analysis import Analysis, analyse
+from zaplock.trace.stack_reasons import StackReason
 from zaplock.trace.stacks import (
     KERNEL,
     AddressKind,
     NamedAddress,
-    StackReason,
     StackRow,
     in_order,
     program_stack,

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from zaplock.advice import ADVICE
-from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.madvise import ADVISING, advised, call_of
 
 MAP_FIXED, MAP_POPULATE, CLONE_VM = 0x10, 0x8000, 0x100

@@ -20,13 +20,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from zaplock.agent import spool
 from zaplock.agent.hooks import Hooks
 from zaplock.agent.log import Say, log_line
 from zaplock.agent.metrics import Metrics
-from zaplock.agent.settings import SECOND, Settings
+from zaplock.agent.settings import SECOND, Settings, clock_offset_ns
 from zaplock.agent.spool import Spool
 from zaplock.agent.spool_queue import Shipping
 from zaplock.agent.target_watch import Watching
@@ -73,7 +72,7 @@ class Agent:
         self._hooks = Hooks(settings.hook, metrics, say)
         self._shipping = Shipping(settings, self._spool, metrics, self._hooks, say)
         self._recent: deque[int] = deque()
-        self._offset_ns = _clock_offset_ns()
+        self._offset_ns = clock_offset_ns()
         self._refused: dict[int, _Refusal] = {}
         self._serial = 0
 
@@ -158,8 +157,8 @@ class Agent:
         self._recent.append(now_ns)
         return True
 
-    def begin_spool(self) -> tuple[Path, BinaryIO] | None:
-        """Begin a folder for pages; None where the disk has no room, which is told."""
+    def begin_spool(self) -> Path | None:
+        """Begin a folder for a trouble; None where the disk has no room, which is told."""
         self._serial += 1
         try:
             return self._spool.begin(f"{time.time_ns():020d}-{os.getpid()}-{self._serial}")
@@ -175,7 +174,7 @@ class Agent:
 
     def look_after(self) -> None:
         """See to the clock, the hooks and the child."""
-        offset_ns = _clock_offset_ns()
+        offset_ns = clock_offset_ns()
         if abs(offset_ns - self._offset_ns) > _JUMP_NS:
             self.metrics.jumps.inc()
             self.say("clock jumped", by_ns=offset_ns - self._offset_ns)
@@ -192,8 +191,3 @@ class Agent:
             time.sleep(0.1)
         self._shipping.stop()
         self._hooks.stop()
-
-
-def _clock_offset_ns() -> int:
-    """Return what has to be added to the monotonic clock to get the wall clock."""
-    return time.time_ns() - time.monotonic_ns()

@@ -29,13 +29,12 @@ from zaplock.errors import UserError
 from zaplock.fleet_store.object_names import place_at, recording_id
 from zaplock.fleet_store.store import FleetStore, Recorded, files_of
 from zaplock.fleet_store.waits import NOT_KNOWN, SCHEMA, WallClock, joined, waits_of
-from zaplock.recorder.decode import Columns, merged
-from zaplock.recorder.stream import Stream
+from zaplock.outputs import unwritable, walk
+from zaplock.recorder.decode_spool import decode
 from zaplock.trace.analysis import Analysis, analyse
-from zaplock.trace.gaps import losses, untold_losses
-from zaplock.trace.recording_file import Manifest, Writer, read
+from zaplock.trace.new_recording import UNDECODED
+from zaplock.trace.recording_file import read
 from zaplock.trace.summary import QUEUED_NS, operation_name, summarise
-from zaplock.version import __version__
 
 _NICE = 10
 _MOST_TOLD = 2_000
@@ -48,10 +47,8 @@ _DAY_NS = 86_400 * 10**9
 
 def ship(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Make a recording of a spooled trouble, put it, and tell what is in it."""
-    trouble, drains = spool.read(folder)
-    path = folder / "one.zaplock"
-    spool.discard(path)
-    _write(trouble, drains, path)
+    trouble, path = spool.read(folder), spool.recording_in(folder)
+    _decode(path)
     recording = read(path)
     about = recording.manifest
     analysis = analyse(
@@ -74,40 +71,14 @@ def ship(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(trouble: Trouble, drains: Iterator[tuple[int, list[Any]]], path: Path) -> None:
-    """Decode the pages and write them as a recording like any other."""
-    pids = trouble.units.keys()
-    stream = Stream(trouble.layouts, trouble.names, pids=pids)
-    stream.operations = list(trouble.operations)
-    stream.resume(trouble.noticed.found, trouble.noticed.hidden)
-    manifest = Manifest(
-        kernel=os.uname().release,
-        host=os.uname().nodename,
-        cpus=os.cpu_count() or 0,
-        target=", ".join(sorted(set(trouble.units.values()))),
-        enabled=trouble.enabled,
-        operations=trouble.operations,
-        started_at=trouble.started_at,
-        started_ns=trouble.noticed.on_ns,
-        zaplock=__version__,
-    )
-    with Writer(path, manifest) as writer:
-        writer.append(merged([losses(list(trouble.gaps)), trouble.noticed.first]))
-        stream.end(trouble.ended_ns)
-        for before_ns, chunks in drains:
-            _append(writer, stream.feed(chunks, before_ns))
-        _append(writer, stream.rest())
-        told = writer.manifest.lost_events
-        _append(writer, untold_losses(trouble.lost_events, told, trouble.ended_ns))
-        writer.name(trouble.names.tasks, trouble.names.mms)
-        if trouble.noticed.found:
-            writer.find(trouble.noticed.found)
-        writer.change(operations=tuple(stream.operations), ended_ns=trouble.ended_ns)
-
-
-def _append(writer: Writer, columns: Columns) -> None:
-    if len(columns["time_ns"]):
-        writer.append(columns)
+def _decode(path: Path) -> None:
+    """Decode what was spooled, unless a child did so that could not put it into the store."""
+    if (path / UNDECODED).exists():
+        try:
+            with walk(path) as folder:
+                decode(folder)
+        except OSError as error:
+            raise unwritable(path, error) from None
 
 
 def _put(
@@ -130,7 +101,7 @@ def _put(
     for unit, mms in sorted(owners.items()):
         frame = waits_of(summary, name, clock, QUEUED_NS, mms)
         if unit == trouble.units.get(trouble.pid) and not _has(frame, trouble, at_ns):
-            frame = joined([_as_noticed(trouble, name, analysis.kernel, at_ns), frame])
+            frame = joined([_as_noticed(trouble, name, analysis, at_ns), frame])
         if frame.is_empty():
             continue
         rows = [{**row, "unit": unit} for row in frame.drop("time").to_dicts()]
@@ -174,19 +145,20 @@ def _has(frame: pl.DataFrame, trouble: Trouble, at_ns: int) -> bool:
     return not own.is_empty()
 
 
-def _as_noticed(trouble: Trouble, name: str, kernel: str, at_ns: int) -> pl.DataFrame:
+def _as_noticed(trouble: Trouble, name: str, analysis: Analysis, at_ns: int) -> pl.DataFrame:
     """Make the row of a wait that was over before all events were on, from the first look.
 
     It lasted so long or longer; who had the lock then is to blame, if one task was seen to.
     """
-    tasks, fired = trouble.names.tasks, trouble.fired
+    fired = trouble.fired
+    tasks = analysis.events.tasks
     who = tasks.get(fired.tid)
     holder = trouble.holders[0] if len(trouble.holders) == 1 else None
     blamed = tasks.get(holder.tid) if holder else None
     row = dict.fromkeys(SCHEMA, NOT_KNOWN) | {
         "time": at_ns,
         "recording": name,
-        "kernel": kernel,
+        "kernel": analysis.kernel,
         "process": (who.process or who.comm) if who else NOT_KNOWN,
         "task": who.comm if who else NOT_KNOWN,
         "exclusive": fired.write,

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from zaplock.errors import UserError
 
 SECOND = 10**9
+
+
+def clock_offset_ns() -> int:
+    """Return what has to be added to the monotonic clock to get the wall clock."""
+    return time.time_ns() - time.monotonic_ns()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,66 +1,40 @@
 """A trouble on disk, between the agent that saw it and the child that makes a recording of it.
 
 The agent only moves pages: decoding and writing Parquet needs libraries that would make it three
-times as large. A spool folder has the raw pages and, once they are all there, what is needed to
-read them. A folder without that is of an agent that was killed meanwhile: it is told and removed.
-The folder is the agent's own (0700): what is read back is pickled.
+times as large. A folder of the spool has a recording that is begun and not decoded
+(`recorder.spool`) and, once all of it is there, what the store and the log have to know. A folder
+without that is of an agent that was killed meanwhile: it is told and removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import shutil
-import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+
+import msgspec
 
 from zaplock.errors import UserError
-from zaplock.outputs import unwritable
-from zaplock.recorder.buffers import Chunk
-from zaplock.recorder.flight import Fired
-from zaplock.recorder.layouts import Layouts
-from zaplock.recorder.naming import TaskNames
-from zaplock.recorder.watch import Noticed
-from zaplock.trace.events import FoundTask
+from zaplock.outputs import unwritable, walk
+from zaplock.recorder.flight_limits import Fired
+from zaplock.trace.recorded_tasks import FoundTask
 
-_PAGES, _WHOLE = "pages.raw", "trouble.pickle"
-_HEADER = struct.Struct("<qiq")
-"""Before each piece: up to when the drain is complete (ns), the CPU, how many bytes follow."""
+_RECORDING, _WHOLE = "one.zaplock", "trouble.json"
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """What a child needs to make a recording: all but the pages."""
+class Trouble(msgspec.Struct, frozen=True):
+    """What a child needs to know of a trouble beside its recording."""
 
-    layouts: Layouts
-    names: TaskNames
-    noticed: Noticed
-    operations: tuple[str, ...]
+    fired: Fired
+    """The wait that was noticed."""
+    pid: int
+    """The process whose lock was waited for."""
     units: dict[int, str]
     """The unit of each watched process."""
-    started_at: str
     clock_offset_ns: int
-    ended_ns: int
-    gaps: tuple[tuple[int, int], ...]
-    lost_events: int
-    """How many the kernel says that it lost meanwhile."""
     holders: tuple[FoundTask, ...]
     """Who of the targets had the lock when the wait was noticed, before anything else was done."""
-    enabled: tuple[str, ...]
-
-    @property
-    def fired(self) -> Fired:
-        """The wait that was noticed."""
-        return self.noticed.fired
-
-    @property
-    def pid(self) -> int:
-        """The process whose lock was waited for."""
-        return self.names.mms.get(self.fired.mm, 0)
 
 
 class Spool:
@@ -70,6 +44,7 @@ class Spool:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            walk(path).close()  # as each recording in it will be reached
             found = path.stat()
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 raise UserError(f"{path} can be written by others: give --spool a folder of your "
@@ -77,15 +52,11 @@ class Spool:
         except OSError as error:
             raise unwritable(path, error) from None
 
-    def begin(self, name: str) -> tuple[Path, BinaryIO]:
-        """Begin a folder; give it and the file for its pages."""
+    def begin(self, name: str) -> Path:
+        """Begin a folder."""
         folder = self.path / name
         folder.mkdir(mode=0o700)
-        try:
-            return folder, open(folder / _PAGES, "wb")
-        except OSError:
-            discard(folder)
-            raise
+        return folder
 
     def waiting(self) -> list[Path]:
         """List the folders that are whole, the oldest first."""
@@ -105,44 +76,32 @@ class Spool:
     @property
     def size(self) -> int:
         """How many bytes wait here."""
-        files = (file for folder in self._folders() for file in folder.glob("*"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        total = 0
+        for folder in self._folders():
+            for file in folder.rglob("*"):
+                with contextlib.suppress(FileNotFoundError):  # the child has just decoded it
+                    total += file.stat().st_size if file.is_file() else 0
+        return total
 
 
-def add(pages: BinaryIO, before_ns: int, chunks: list[Chunk]) -> None:
-    """Write what a drain brought."""
-    pages.write(_HEADER.pack(before_ns, -1, 0))
-    for cpu, content in chunks:
-        pages.write(_HEADER.pack(before_ns, cpu, len(content)))
-        pages.write(content)
+def recording_in(folder: Path) -> Path:
+    """Return where the recording of a folder is."""
+    return folder / _RECORDING
 
 
 def finish(folder: Path, trouble: Trouble) -> None:
     """Say that a folder is whole."""
     part = folder / f"{_WHOLE}.part"
-    part.write_bytes(pickle.dumps(trouble))
+    part.write_bytes(msgspec.json.encode(trouble))
     part.rename(folder / _WHOLE)
 
 
-def read(folder: Path) -> tuple[Trouble, Iterator[tuple[int, list[Chunk]]]]:
-    """Read a whole folder: what was seen, and drain by drain the pages."""
-    trouble: Trouble = pickle.loads((folder / _WHOLE).read_bytes())
-    return trouble, _drains(folder / _PAGES)
-
-
-def _drains(path: Path) -> Iterator[tuple[int, list[Chunk]]]:
-    before_ns, chunks = 0, list[Chunk]()
-    with open(path, "rb") as file:
-        while header := file.read(_HEADER.size):
-            at_ns, cpu, size = _HEADER.unpack(header)
-            if cpu < 0:
-                if chunks:
-                    yield before_ns, chunks
-                before_ns, chunks = at_ns, []
-            else:
-                chunks.append((cpu, file.read(size)))
-    if chunks:
-        yield before_ns, chunks
+def read(folder: Path) -> Trouble:
+    """Read what a whole folder is about. Raises UserError where that makes no sense."""
+    try:
+        return msgspec.json.decode((folder / _WHOLE).read_bytes(), type=Trouble)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UserError(f"{folder} has no trouble in it ({error}): remove it") from None
 
 
 def discard(folder: Path) -> None:

@@ -13,25 +13,28 @@ Losses are counted by the kernel's own word, whether they were of a recording or
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from zaplock.agent import spool
-from zaplock.agent.settings import SECOND
+from zaplock.agent.settings import SECOND, clock_offset_ns
 from zaplock.agent.spool import Trouble
 from zaplock.recorder.buffers import Chunk, per_cpu
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, Decoder, merged, nothing
-from zaplock.recorder.flight import Fired
+from zaplock.recorder.flight_limits import Fired
 from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.meanings import CONTENTION, RENAMED
 from zaplock.recorder.meddling import Guard
 from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.scheduling import going_first
 from zaplock.recorder.snapshot import look
+from zaplock.recorder.spool import EntryKind, SpoolWriter
+from zaplock.recorder.spooled import Begun, Ended, NotedGap, noticed_wait, packed, this_boot
 from zaplock.recorder.stream import Stream
 from zaplock.recorder.tracefs import start_time
 from zaplock.recorder.watch import (
@@ -44,7 +47,10 @@ from zaplock.recorder.watch import (
     rest,
 )
 from zaplock.trace.events import EventKind, FoundTask
+from zaplock.trace.manifest import Manifest
+from zaplock.trace.new_recording import begin_anywhere
 from zaplock.untrusted_names import read_text, visible
+from zaplock.version import __version__
 
 if TYPE_CHECKING:
     from zaplock.agent.main_loop import Agent
@@ -224,62 +230,90 @@ class Watching:
         began = agent.begin_spool()
         try:
             if began:
-                self._keep(seen, holders, *began)
+                self._keep(seen, holders, began)
         finally:
             self._capture.narrow()
             self._guard.expect()
-            self._follow(self._capture.buffers.drain())
+            for chunk in self._capture.buffers.pieces():
+                self._follow(chunk)
             self._take_meanwhile(time.monotonic_ns())
 
-    def _keep(
-        self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path, pages: BinaryIO
-    ) -> None:
-        capture, agent, gaps = self._capture, self._agent, list[tuple[int, int]]()
-        end_ns = time.monotonic_ns() + agent.settings.after_ns
+    def _keep(self, seen: Noticed, holders: tuple[FoundTask, ...], folder: Path) -> None:
+        agent, offset_ns = self._agent, clock_offset_ns()
         try:
-            with pages, going_first():  # or the buffers run over on a busy machine
-                while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
-                    capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
-                    before_ns = time.monotonic_ns()
-                    self._spool(pages, before_ns)
-                    if gap := self._check_tracing():
-                        gaps.append(gap)
-                ended_ns = time.monotonic_ns()
-                self._spool(pages, ended_ns + SECOND)
-            offset_ns = time.time_ns() - time.monotonic_ns()
-            at = datetime.fromtimestamp((seen.on_ns + offset_ns) / 1e9, UTC)
-            trouble = Trouble(
-                capture.layouts,
-                self._names,
-                seen,
-                tuple(self._stream.operations),
-                dict(self._units),
-                at.isoformat(timespec="seconds"),
-                offset_ns,
-                ended_ns,
-                tuple(gaps),
-                self._tell_losses(),
-                holders,
-                tuple(layout.event for layout in capture.layouts.events),
-            )
-            spool.finish(folder, trouble)
+            manifest = self._manifest(seen, offset_ns)
+            with begin_anywhere(spool.recording_in(folder), manifest) as recording:
+                pages = SpoolWriter(recording)
+                try:
+                    self._spool_all(pages, seen)
+                finally:
+                    pages.close()
+            fired = seen.fired
+            pid = self._names.mms.get(fired.mm, 0)
+            units = dict(self._units)
+            spool.finish(folder, Trouble(fired, pid, units, offset_ns, holders))
         except OSError as error:
             spool.discard(folder)
             agent.not_recorded(error)
 
-    def _spool(self, pages: BinaryIO, before_ns: int) -> None:
-        """Move what the buffers hold to the spool."""
-        chunks = self._capture.buffers.drain()
-        spool.add(pages, before_ns, chunks)
-        self._follow(chunks)
+    def _manifest(self, seen: Noticed, offset_ns: int) -> Manifest:
+        kernel = os.uname()
+        at = datetime.fromtimestamp((seen.on_ns + offset_ns) / 1e9, UTC)
+        return Manifest(
+            kernel=kernel.release,
+            host=kernel.nodename,
+            cpus=os.cpu_count() or 0,
+            target=", ".join(sorted(set(self._units.values()))),
+            enabled=tuple(layout.event for layout in self._capture.layouts.events),
+            operations=tuple(self._stream.operations),
+            started_at=at.isoformat(timespec="seconds"),
+            started_ns=seen.on_ns,
+            zaplock=__version__,
+        )
 
-    def _follow(self, chunks: list[Chunk]) -> None:
+    def _spool_all(self, pages: SpoolWriter, seen: Noticed) -> None:
+        """Spool what is known by now, and what comes in the seconds that are recorded."""
+        capture, agent = self._capture, self._agent
+        begun = Begun(
+            layouts=capture.layouts,
+            pids=tuple(self._units),
+            children=False,
+            mms=self._names.mms,
+            semaphores=(),
+            on_ns=seen.on_ns,
+            boot=this_boot(),
+        )
+        pages.head(EntryKind.BEGUN, packed(begun))
+        pages.head(EntryKind.TASKS, packed(tuple(self._names.tasks.values())))
+        pages.add(EntryKind.NOTICED, packed(noticed_wait(seen, self._stream.operations)))
+        end_ns = time.monotonic_ns() + agent.settings.after_ns
+        with going_first():  # or the buffers run over on a busy machine
+            while (now_ns := time.monotonic_ns()) < end_ns and not agent.ended():
+                capture.buffers.wait(min(100, (end_ns - now_ns) // 1_000_000 + 1))
+                self._spool(pages)
+                if gap := self._check_tracing():
+                    noted = NotedGap(*gap, self._guard.notes[-1])
+                    pages.add(EntryKind.GAP, packed(noted))
+            ended_ns = time.monotonic_ns()
+            pages.add(EntryKind.OFF, time_ns=ended_ns)
+            self._spool(pages)
+        pages.add(EntryKind.ENDED, packed(Ended(ended_ns, self._tell_losses())))
+
+    def _spool(self, pages: SpoolWriter) -> None:
+        """Move what the buffers hold to the spool."""
+        before_ns = time.monotonic_ns()
+        for chunk in self._capture.buffers.pieces():  # one by one: this process is to stay small
+            pages.add(EntryKind.PAGES, chunk[1], chunk[0])
+            self._follow(chunk)
+        pages.drained(before_ns)
+
+    def _follow(self, chunk: Chunk) -> None:
         """Take what the watch itself needs of pages that are otherwise for the child to read."""
-        for cpu, pages in chunks:  # one by one: this process is to stay small
-            decoded = self._light.decode(pages, cpu)
-            self._names.renamed.update(fact.tid for fact in decoded.facts)
-            if len(decoded.columns["time_ns"]):
-                self._meanwhile.append(decoded.columns)
+        cpu, pages = chunk
+        decoded = self._light.decode(pages, cpu)
+        self._names.renamed.update(fact.tid for fact in decoded.facts)
+        if len(decoded.columns["time_ns"]):
+            self._meanwhile.append(decoded.columns)
 
     def _take_meanwhile(self, now_ns: int) -> None:
         """Count the waits that ended in the recorded seconds; those that go on are told now."""

@@ -77,7 +77,10 @@ class Window:
 
     def quotas(self) -> Quotas | None:
         """Give what the cgroups' accounts said, None where none has a quota."""
-        return self._watch.found()
+        from zaplock.trace.quotas import quotas
+
+        readings, groups = self._watch.rows()
+        return quotas(readings, groups) if readings else None
 
     def close(self) -> None:
         """End what reads the accounts."""

@@ -33,10 +33,10 @@ from zaplock.cli._targets import add_targets, in_group, spelt, targets
 from zaplock.errors import UserError
 
 if TYPE_CHECKING:
+    from zaplock.recorder.flight_limits import Flight
     from zaplock.recorder.instances_ahead import Ahead
     from zaplock.recorder.options import Options
-    from zaplock.recorder.session import Flight, RecordingProgress
-    from zaplock.trace.events import Events
+    from zaplock.recorder.session import RecordingProgress
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -81,12 +81,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with -p: record nothing until a wait of --stop-after-wait (default 10ms)",
     )
+    parser.add_argument(
+        "--finish", metavar="FILE", help="decode what a recorder left that was killed"
+    )
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
 
 
 def run(args: argparse.Namespace) -> int:
     """Record, then say what to do next."""
+    if args.finish:
+        return _finish(args)
     from zaplock.recorder.scheduling import going_first
 
     with contextlib.ExitStack() as first:
@@ -129,7 +134,8 @@ def _record(
     from zaplock.recorder.scheduling import import_numpy
 
     with Ahead(0 if args.buffer else 2 if pids else 1) as ahead:
-        import_numpy()
+        if args.watch:
+            import_numpy()
         return _record_with(ahead, args, pids, started, running)
 
 
@@ -140,7 +146,11 @@ def _record_with(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
-    from zaplock.recorder.session import record_to
+    from zaplock.recorder.uninterrupted import uninterrupted
+
+    # What breaks off the making of a dataclass ends Python by that signal, whoever catches it.
+    with uninterrupted():
+        from zaplock.recorder.session import record_to
     from zaplock.units import parse_duration
 
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")
@@ -150,41 +160,58 @@ def _record_with(
     watched = pids if not args.command else ()
     with Signals() as signals, _Line(path, quiet=args.json, watching=args.watch) as line:
 
-        def found(events: Events, span: tuple[int, int]) -> None:
-            with line.aside():
-                already.extend(_already(events, span, aside=args.json))
+        def found(told: dict[str, Any]) -> None:
+            already.extend(told["rows"])
+            out = sys.stderr if args.json else sys.stdout
+            with (
+                line.aside(),
+                contextlib.suppress(BrokenPipeError),
+            ):
+                print(*told["lines"], sep="\n", file=out, flush=True)
 
         def ended() -> bool:
             return signals.asked or not running() or _gone(watched)
 
-        progress = record_to(
-            path,
-            _options(args, pids),
-            ended=ended,
-            duration_ns=duration_ns,
-            flight=flight,
-            ahead=ahead,
-            started=started,
-            found=found,
-            report=line.show,
-            command_line=tuple(sys.argv),
-            target=_target(args, pids),
-            hash_pointers=args.hash_pointers,
-        )
+        try:
+            progress = record_to(
+                path,
+                _options(args, pids),
+                ended=ended,
+                duration_ns=duration_ns,
+                flight=flight,
+                ahead=ahead,
+                started=started,
+                found=found,
+                report=line.show,
+                command_line=tuple(sys.argv),
+                target=_target(args, pids),
+                hash_pointers=args.hash_pointers,
+                decoder="zaplock.cli._decoding",
+            )
+        except KeyboardInterrupt:
+            _say_what_waits(path)
+            raise
     _say(args, path, progress, flight, already)
     return 0
 
 
-def _already(events: Events, span: tuple[int, int], *, aside: bool) -> list[dict[str, Any]]:
-    """Say at once who was found to wait and who to hold; return it as plain values."""
-    from zaplock.trace.analysis import analyse
-    from zaplock.views.initial_state import found_json, found_lines
+def _finish(args: argparse.Namespace) -> int:
+    """Decode what a killed recorder left."""
+    from zaplock.recorder.session import decode_left
 
-    analysis = analyse(events, os.uname().release, span=span)
-    out = sys.stderr if aside else sys.stdout
-    with contextlib.suppress(BrokenPipeError):  # whoever stopped reading still wants the recording
-        print(*found_lines(analysis), sep="\n", file=out, flush=True)
-    return found_json(analysis)
+    if args.command or targets(args) or args.output:
+        raise UserError(f"--finish {args.finish} decodes what was recorded: give nothing else")
+    _say(args, args.finish, decode_left(args.finish), None, [])
+    return 0
+
+
+def _say_what_waits(path: str) -> None:
+    """Say how to decode what a second signal did not wait for."""
+    from zaplock.trace.new_recording import UNDECODED
+
+    if os.path.exists(f"{path}/{UNDECODED}"):
+        way = f"zaplock record --finish {shlex.quote(path)}"
+        print(f"what was recorded waits to be decoded: {way}", file=sys.stderr)
 
 
 def _gone(pids: tuple[int, ...]) -> bool:
@@ -217,7 +244,7 @@ def _options(args: argparse.Namespace, pids: tuple[int, ...]) -> Options:
 
 
 def _flight(args: argparse.Namespace) -> Flight | None:
-    from zaplock.recorder.session import Flight
+    from zaplock.recorder.flight_limits import Flight
     from zaplock.units import parse_duration
 
     if not (args.stop_after_hold or args.stop_after_wait or args.watch):
@@ -234,7 +261,7 @@ def _flight(args: argparse.Namespace) -> Flight | None:
 
 
 def _target(args: argparse.Namespace, pids: tuple[int, ...]) -> str:
-    from zaplock.recorder.naming import of_process
+    from zaplock.recorder.living_tasks import of_process
 
     if not pids:
         return "everybody"
@@ -282,7 +309,7 @@ def _say(
 class Signals:
     """Turn Ctrl-C, SIGTERM and SIGHUP into a wish to end in good order.
 
-    The second one doesn't wait for what is still to be decoded; the file is whole up to there.
+    The second one doesn't wait for what is still to be decoded; `record --finish` does it later.
     """
 
     _WHICH = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -336,15 +363,16 @@ class _Line:
         if self._status:
             from rich.text import Text
 
-            if progress.waiting_bytes:
-                self._status.update(f"writing: {progress.waiting_bytes >> 20} MiB to decode")
+            if progress.decoding:
+                self._status.update(f"writing: {progress.spool_bytes >> 20} MiB to decode")
                 return
             if self._watching and not progress.fired:
                 self._status.update(f"watching for {progress.seconds:.0f} s (Ctrl-C ends it)")
                 return
             told = (
                 f"recording to {self._path}: {progress.seconds:.0f} s, {progress.events:,} events, "
-                f"{progress.lost_events:,} lost (Ctrl-C ends it)"
+                f"{progress.lost_events:,} lost, {progress.spool_bytes >> 20} MiB to decode "
+                "(Ctrl-C ends it)"
             )
             self._status.update(Text(told))
 

@@ -81,7 +81,6 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
     """Answer what was asked; `first` ends our going before others."""
     from zaplock.recorder.instances_ahead import Ahead
-    from zaplock.recorder.scheduling import import_numpy
     from zaplock.units import parse_duration
 
     if args.process is not None:
@@ -91,7 +90,6 @@ def _run(args: argparse.Namespace, first: contextlib.ExitStack) -> int:
         raise UserError("why is about a process: give its PID, or --comm, --cgroup or --unit")
     asked_ns, duration_ns = time.monotonic_ns(), parse_duration(args.duration)
     with Ahead(2) as ahead:
-        import_numpy()
         began_ns = _started_ns() if args.own_process else asked_ns
         _answer(ahead, args, pids, duration_ns, began_ns + duration_ns - _END_NS, first)
     if not next_for_stack_files(args):
@@ -109,7 +107,11 @@ def _answer(
 ) -> None:
     """Look until `due_ns`, then tell."""
     from zaplock.cli._busy import busy
-    from zaplock.recorder.in_memory import record_mm
+    from zaplock.recorder.uninterrupted import uninterrupted
+
+    # What breaks off the making of a dataclass ends Python by that signal, whoever catches it.
+    with uninterrupted():
+        from zaplock.recorder.in_memory import record_mm
 
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
     who = " ".join(map(str, pids))

@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from zaplock.recorder.tracefs import Instance, patiently
@@ -72,9 +72,9 @@ class Buffers:
             self._poll.register(file, select.POLLIN)
         self._closed = still
 
-    def wait(self, timeout_ms: int) -> None:
-        """Sleep until a buffer fills up, `wake` is called or the time is over."""
-        self._poll.poll(timeout_ms)
+    def wait(self, timeout_ms: int) -> bool:
+        """Sleep until a buffer fills up, `wake` is called or the time is over; False: the last."""
+        return bool(self._poll.poll(timeout_ms))
 
     def wake(self) -> None:
         """End a `wait` of another thread, and every later one."""
@@ -82,16 +82,19 @@ class Buffers:
 
     def drain(self) -> list[Chunk]:
         """Take everything that the buffers hold now."""
-        chunks: list[Chunk] = []
+        return list(self.pieces())
+
+    def pieces(self) -> Iterator[Chunk]:
+        """Take everything that the buffers hold now, at most `_PIPE` bytes at a time."""
         if self._closed:
             self._open()
         for cpu, file in self._files:
-            chunks += ((cpu, pages) for pages in self._whole_pages(file))
-            chunks += ((cpu, page) for page in self._last_page(file))
-        return chunks
+            for pages in self._whole_pages(file):
+                yield cpu, pages
+            for page in self._last_page(file):
+                yield cpu, page
 
-    def _whole_pages(self, file: int) -> list[bytes]:
-        taken = []
+    def _whole_pages(self, file: int) -> Iterator[bytes]:
         # A writer may be faster than this loop: what comes in meanwhile is for the next drain.
         for _ in range(64):
             try:
@@ -100,8 +103,7 @@ class Buffers:
                 break
             if count == 0:
                 break
-            taken.append(self._from_pipe(count))
-        return taken
+            yield self._from_pipe(count)
 
     def _from_pipe(self, count: int) -> bytes:
         pages = os.read(self._out, count)
@@ -144,7 +146,16 @@ def per_cpu(path: Path) -> list[tuple[int, Path]]:
 
 def lost_in_kernel(instance: Instance) -> int:
     """Count the events that the kernel says it lost, over all CPUs."""
-    lost = 0
+    return _counted(instance, ("overrun", "dropped events", "commit overrun"))
+
+
+def seen_in_kernel(instance: Instance) -> int:
+    """Count the events that the kernel has written, over all CPUs."""
+    return _counted(instance, ("entries", "read events"))
+
+
+def _counted(instance: Instance, names: Sequence[str]) -> int:
+    counted = 0
     for _, cpu in per_cpu(instance.path):
         try:
             lines = (cpu / "stats").read_text().splitlines()
@@ -152,6 +163,6 @@ def lost_in_kernel(instance: Instance) -> int:
             continue
         for line in lines:
             name, _, value = line.partition(":")
-            if name in ("overrun", "dropped events", "commit overrun"):
-                lost += int(value)
-    return lost
+            if name in names:
+                counted += int(value)
+    return counted

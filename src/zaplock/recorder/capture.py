@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zaplock.errors import UserError
-from zaplock.recorder.buffers import Buffers, lost_in_kernel
+from zaplock.recorder.buffers import Buffers, lost_in_kernel, seen_in_kernel
 from zaplock.recorder.filters import locked_of, mms_of, queues_of
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.lock_events import BY_TRACEPOINTS, LockEvents
@@ -145,6 +145,10 @@ class Capture:
             instance.stop()
         if self.sampler:
             self.sampler.stop()
+
+    def seen_in_kernel(self) -> int:
+        """Count the events that the kernel's own statistics have, names of tasks among them."""
+        return sum(seen_in_kernel(instance) for instance in self.instances)
 
     def lost_in_kernel(self) -> int:
         """Count the events that the kernel's own statistics call lost."""

@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from zaplock.recorder import symbols
-from zaplock.recorder.code_reader import NEVER_NS, CodeArea, CodeReader, SeenAddress, areas_of
+from zaplock.recorder.code_areas import NEVER_NS, CodeArea, areas_of
+from zaplock.recorder.code_reader import CodeReader, SeenAddress
 from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.stack_samples import (
     CodeEvent,
@@ -29,8 +30,6 @@ from zaplock.recorder.target_files import user_of
 from zaplock.trace.stacks import KERNEL, NamedAddress
 
 _MOST_AREAS = 20_000
-PATIENCE_S = 2.0
-"""So long a process's maps are waited for: its lock may be held for minutes."""
 NAMING_PATIENCE_S = 60.0
 
 
@@ -49,7 +48,12 @@ class _Process:
 class CodeNames:
     """The code of the processes of a recording."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, living: bool = True, same_kernel: bool = True) -> None:
+        """Say whether those that were recorded may still be `living`, and under the same kernel.
+
+        Else nothing is asked of /proc: other processes have their numbers by now.
+        """
+        self._living, self._same_kernel = living, same_kernel
         self._processes: dict[int, _Process] = {}
         self._kernel: dict[int, SeenAddress] = {}
         self.nameless: set[int] = set()
@@ -57,16 +61,9 @@ class CodeNames:
         self.unwalked: set[int] = set()
         """Processes whose runtime wrote a map, but no stack got as far as one of its functions."""
 
-    def snapshot(self, pids: Iterable[int]) -> None:
-        """Ask for what these processes have mapped now; those that don't answer soon stay out."""
-        wanted = list(pids)
-        asker = threading.Thread(target=self._ask, args=(wanted,), daemon=True)
-        asker.start()
-        asker.join(PATIENCE_S)
-
-    def _ask(self, pids: list[int]) -> None:
-        for pid in pids:
-            self._processes[pid] = _Process(areas_of(pid), user_of(pid))
+    def know(self, pid: int, user: int | None, areas: Iterable[CodeArea]) -> None:
+        """Take what a process had mapped, and whose it is, from whoever has asked."""
+        self._processes[pid] = _Process(list(areas), user)
 
     def learn(self, events: Iterable[CodeEvent]) -> None:
         """Learn from the kernel's records of some time, in any order."""
@@ -101,7 +98,7 @@ class CodeNames:
             _note(self._kernel, kernel, sample.time_ns)
             if user:
                 process = self._processes.setdefault(sample.pid, _Process())
-                if process.user is None and process.ended_ns == NEVER_NS:
+                if process.user is None and process.ended_ns == NEVER_NS and self._living:
                     process.user = user_of(sample.pid)
                 _note(process.addresses, user, sample.time_ns)
                 if sample.top:
@@ -124,7 +121,7 @@ class CodeNames:
         (NAMING_PATIENCE_S): the rest stays without a name.
         """
         found: dict[tuple[int, int], NamedAddress] = {}
-        if self._kernel:
+        if self._kernel and self._same_kernel:
             symbols.kernel_functions()  # nobody can keep us from these, so they have their time
         namer = threading.Thread(target=self._name, args=(found,), daemon=True)
         start_first(namer)
@@ -142,13 +139,13 @@ class CodeNames:
         return []
 
     def _name(self, found: dict[tuple[int, int], NamedAddress]) -> None:
-        if self._kernel:
+        if self._kernel and self._same_kernel:
             functions = symbols.kernel_functions()
             for address, seen in self._kernel.items():
                 if name := functions.find(address - (not seen.exact)):
                     found[KERNEL, address] = NamedAddress(symbols.readable(name))
         for pid, process in self._processes.items():
-            if process.addresses:
+            if process.addresses and self._living:
                 areas = [*self._mapped_now(pid), *process.areas]
                 if not areas:
                     self.nameless.add(pid)

@@ -11,23 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from zaplock.recorder import symbols
+from zaplock.recorder.code_areas import CodeArea
 from zaplock.recorder.target_files import opened, part, user_of
 from zaplock.trace.stacks import AddressKind, NamedAddress
-
-ALWAYS_NS, NEVER_NS = -(1 << 62), 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class CodeArea:
-    """Mapped code: where, of which file from which offset on, and when the process had it."""
-
-    start: int
-    end: int
-    offset: int
-    path: str
-    inode: int
-    since_ns: int = ALWAYS_NS
-    until_ns: int = NEVER_NS
 
 
 @dataclass(slots=True)
@@ -36,22 +22,6 @@ class SeenAddress:
 
     time_ns: int
     exact: bool
-
-
-def areas_of(pid: int) -> list[CodeArea]:
-    """Read what code a process has mapped now; nothing of one that has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        bounds, rights, offset, _, inode, *path = line.split(maxsplit=5)
-        if "x" in rights:
-            start, end = (int(bound, 16) for bound in bounds.split("-"))
-            name = path[0].removesuffix(" (deleted)") if path else ""
-            found.append(CodeArea(start, end, int(offset, 16), name, int(inode)))
-    return found
 
 
 class CodeReader:

@@ -8,27 +8,14 @@ nothing is carried: a hold is not made up across a gap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns
-from zaplock.trace.events import EventKind
+from zaplock.recorder.flight_limits import Fired
+from zaplock.trace.event_kinds import EventKind
 
 _USED = ("time_ns", "kind", "write", "success", "tid", "mm")
-
-
-@dataclass(frozen=True, slots=True)
-class Fired:
-    """What pulled the trigger: `what` is "hold" or "wait", begun at `start_ns`."""
-
-    what: str
-    tid: int
-    mm: int
-    start_ns: int
-    lasted_ns: int
-    write: bool
 
 
 class Trigger:

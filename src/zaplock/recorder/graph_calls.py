@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns
 from zaplock.recorder.rwsem_probes import FUNCTIONS, ProbedFunction
-from zaplock.trace.events import EventKind
+from zaplock.trace.event_kinds import EventKind
 
 FUNCTION_GRAPH = "function_graph"
 """The way's name."""

@@ -6,7 +6,7 @@
 
 A thread takes the pages out of the kernel's buffers while the block runs; nothing is decoded before
 `events()` is called, so the block is disturbed as little as can be. On leaving the block everything
-is switched off. `zaplock record` uses `zaplock.recorder.session`, which writes a file meanwhile.
+is switched off. `zaplock record` uses `zaplock.recorder.session`, which spools to a file.
 
 Root is needed; UserError says so in one line. What is recorded is a process's lock with all who
 ask for it (`pid`, one or several), that of its children too (`children`), or every lock of the
@@ -20,26 +20,27 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.capturing import capturing
-from zaplock.recorder.decode import merged
 from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.living_tasks import of_everybody
 from zaplock.recorder.meddling import Guard
-from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import DEFAULT_GROUPS, Options
 from zaplock.recorder.quota_watch import QuotaWatch
-from zaplock.recorder.scheduling import join_first
+from zaplock.recorder.scheduling import import_numpy, join_first
 from zaplock.recorder.snapshot import NOT_WHOLE
-from zaplock.recorder.stack_keeper import StackKeeper
-from zaplock.recorder.stream import Stream
-from zaplock.recorder.uninterrupted import surely
-from zaplock.trace.events import EventKind, Events
-from zaplock.trace.gaps import losses
-from zaplock.trace.quotas import Quotas
-from zaplock.trace.stacks import Stacks, in_order
+from zaplock.recorder.uninterrupted import surely, uninterrupted
+from zaplock.trace.event_kinds import EventKind
+
+if TYPE_CHECKING:
+    from zaplock.recorder.stack_keeper import StackKeeper
+    from zaplock.trace.events import Events
+    from zaplock.trace.quotas import Quotas
+    from zaplock.trace.stacks import Stacks
 
 _WAKE_MS = 500
 _NAMING_PATIENCE_S = 1.0
@@ -56,25 +57,16 @@ class Recorder:
         self._chunks: list[Chunk] = []
         self._bytes = 0
         self._ended = threading.Event()
-        names = TaskNames()
-        names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
-        self._stream = Stream(
-            capture.layouts,
-            names,
-            pids=capture.pids,
-            children=options.children,
-            semaphores=capture.semaphores,
-        )
+        self._children = options.children
+        self._pids = set(capture.pids)
+        """The target's processes, as far as they are known."""
         self._guard = Guard(capture.instances, capture.locks)
         self._gaps: list[tuple[int, int]] = []
         self._looking, self._looks = threading.Lock(), True
         self._events: Events | None = None
-        sampler = capture.sampler
-        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
+        self._keeper: StackKeeper | None = None
         self._found: Stacks | None = None
-        self._quotas = (
-            QuotaWatch(lambda: list(self._stream.pids)) if "sched" in options.groups else None
-        )
+        self._quotas = QuotaWatch(lambda: list(self._pids)) if "sched" in options.groups else None
         self._thread = threading.Thread(target=self._collect, daemon=True)
 
     @property
@@ -107,6 +99,12 @@ class Recorder:
         if not self._ended.is_set():
             raise RuntimeError("the recording still runs: stop it, or leave the with block first")
         if self._events is None:
+            from zaplock.recorder.decode import merged
+            from zaplock.trace.events import Events
+            from zaplock.trace.gaps import losses
+            from zaplock.trace.stacks import in_order
+
+            self._stream.end(self.span[1])
             columns = self._stream.feed(self._chunks, time.monotonic_ns() + (1 << 40))
             self._chunks = []
             columns = merged([losses(self._gaps), columns])
@@ -126,7 +124,10 @@ class Recorder:
 
     def quotas(self) -> Quotas | None:
         """Give what the cgroups' accounts said, None where none has a quota. After the block."""
-        return self._quotas.found() if self._quotas else None
+        from zaplock.trace.quotas import quotas
+
+        readings, groups = self._quotas.rows() if self._quotas else ([], {})
+        return quotas(readings, groups) if readings else None
 
     def stacks(self) -> Stacks | None:
         """Give the stacks that were taken, None where none could be. After the block only."""
@@ -160,9 +161,33 @@ class Recorder:
         self._thread.start()
         if self._quotas:
             self._quotas.start()
-        self._stream.begin(first_look(self._capture))
+        look = first_look(self._capture)
         # After the start: a task that is born later is told by its own event.
-        self._stream.names.snapshot()
+        tasks = list(of_everybody())
+        self._prepare()
+        self._stream.begin(look)
+        self._stream.names.know(tasks)
+
+    def _prepare(self) -> None:
+        """Import what decodes, while events come in."""
+        with uninterrupted():
+            import_numpy()
+            from zaplock.recorder.naming import TaskNames
+            from zaplock.recorder.stack_keeper import StackKeeper
+            from zaplock.recorder.stream import Stream
+
+        capture, names = self._capture, TaskNames()
+        names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
+        self._stream = Stream(
+            capture.layouts,
+            names,
+            pids=capture.pids,
+            children=self._children,
+            semaphores=capture.semaphores,
+        )
+        self._pids = self._stream.pids
+        if capture.sampler:
+            self._keeper = StackKeeper(capture.sampler, self._stream.keeps)
 
     def stop(self) -> None:
         """End the recording before the block ends: its events can be read, the rest takes a while.
@@ -175,7 +200,6 @@ class Recorder:
         self._capture.stop()
         if self._quotas:
             self._quotas.stop()
-        self._stream.end(self.span[1])
         self._ended.set()
         self._capture.buffers.wake()
         if self._thread.is_alive():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from zaplock.errors import UserError
+from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.capture import Capture
-from zaplock.recorder.initial_rows import Beginning
 from zaplock.recorder.shared_mm import share_mm
 from zaplock.recorder.snapshot import Seen, TaskSnapshot, look
 from zaplock.recorder.targets import LearnedMm
-from zaplock.trace.events import FoundTask
+from zaplock.trace.recorded_tasks import FoundTask
 
 MOST_PROCESSES = 8
 """Of a whole system so many processes in trouble are looked up, the earliest first."""

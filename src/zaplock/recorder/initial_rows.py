@@ -16,89 +16,13 @@ before it. So those who have it now have had it since the first one went to slee
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.decode import Columns, merged, nothing
-from zaplock.recorder.snapshot import Seen, TaskSnapshot
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, IN_PART, EventKind, FoundTask
-
-
-@dataclass(frozen=True, slots=True)
-class Beginning:
-    """A look, and when tracing had come on before it (CLOCK_MONOTONIC).
-
-    `mms` are the address spaces of the processes, as far as they are known. `asked_ns` is when a
-    read of ours asked for the lock of one of them and was kept waiting, by mm. `hidden` are threads
-    of ours that nobody wants to hear of.
-    """
-
-    look: TaskSnapshot
-    on_ns: int
-    mms: Mapping[int, int]
-    asked_ns: Mapping[int, int]
-    hidden: tuple[int, ...] = ()
-
-    @property
-    def looked_ns(self) -> int:
-        """When the last task was looked at."""
-        return max((one.task.time_ns for one in self.look.seen), default=self.on_ns)
-
-    def found(self, events: Columns) -> tuple[FoundTask, ...]:
-        """Return what was so at the beginning; `events` are those until the look was over."""
-        told = _first_ns(events, events["kind"] <= EventKind.RELEASED)
-        kept = [self._placed(one) for one in self.look.seen if not _before(one.task, told)]
-        since = self._waited_for(kept)
-        return tuple(self._since(task, since) for task in kept)
-
-    def in_calls(self, events: Columns) -> tuple[FoundTask, ...]:
-        """Return the tasks of whose lock `events` know better, but not of the call they are in."""
-        kind = events["kind"]
-        locks = _first_ns(events, kind <= EventKind.RELEASED)
-        calls = _first_ns(events, (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END))
-        return tuple(
-            replace(task, does="", exclusive=False)
-            for task in (one.task for one in self.look.seen)
-            if _before(task, locks) and not _before(task, calls)
-        )
-
-    def at_present(self) -> tuple[FoundTask, ...]:
-        """Return the tasks as they were seen, for a look while a recording goes on."""
-        return tuple(self._placed(one) for one in self.look.seen)
-
-    def _placed(self, one: Seen) -> FoundTask:
-        mm = self.mms.get(one.subject, 0) if one.task.does else 0
-        return replace(one.task, mm=mm)
-
-    def _waited_for(self, tasks: Iterable[FoundTask]) -> dict[int, int]:
-        """Return since when somebody waits for each mm's lock."""
-        since = dict(self.asked_ns)
-        for task in tasks:
-            if task.does == "waits" and task.since_ns:
-                since[task.mm] = min(task.since_ns, since.get(task.mm, task.since_ns))
-        return since
-
-    def _since(self, task: FoundTask, since: Mapping[int, int]) -> FoundTask:
-        if not task.does:
-            return task
-        first_ns = task.since_ns or (since.get(task.mm, 0) if task.does == "holds" else 0)
-        return replace(task, since_ns=min(first_ns or self.on_ns, self.on_ns))
-
-
-def _first_ns(events: Columns, chosen: NDArray[np.bool_]) -> dict[int, int]:
-    """Say when each task had its first event of those chosen, which are in order of time."""
-    first = dict[int, int]()
-    for tid, time_ns in zip(events["tid"][chosen].tolist(), events["time_ns"][chosen].tolist()):
-        first.setdefault(tid, time_ns)
-    return first
-
-
-def _before(task: FoundTask, told: Mapping[int, int]) -> bool:
-    """Say whether an event had told of a task before it was looked at."""
-    return told.get(task.tid, task.time_ns) < task.time_ns
 
 
 def rows(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from zaplock.recorder.layouts import EventField, EventLayout
 from zaplock.recorder.rwsem_probes import number_of, probed
 from zaplock.system_calls import FOREIGN, TRACED, TRACED_NAMES, SystemCall
-from zaplock.trace.events import NO_OP, EventKind
+from zaplock.trace.event_kinds import NO_OP, EventKind
 
 MMAP_LOCK = (
     "mmap_lock:mmap_lock_start_locking",

@@ -2,28 +2,32 @@
 
 Learned from a snapshot of /proc and from the kernel's own events.
 
-`/proc/TID/comm` and `/proc/TID/status` take no mmap_lock on any kernel (`cmdline` does, so it is
-never read). What is born, renamed or ends while recording tells its name by task_newtask,
+What is born, renamed or ends while recording tells its name by task_newtask,
 task_rename and sched_process_exit, so a name survives its task. A thread id that the kernel used
 twice in one recording has the name of its last user.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from zaplock.recorder.decode import Columns, Fact
+from zaplock.recorder.living_tasks import (
+    is_contained,
+    numbers_inside,
+    of_everybody,
+    of_process,
+    of_thread,
+)
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.owners import Owners, calls_of_interest
 from zaplock.system_calls import CLONES, FOREIGN, TRACED_NAMES
-from zaplock.trace.events import EventKind, RecordedTask
-from zaplock.untrusted_names import name_of, read_text
+from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.recorded_tasks import RecordedTask
 
 CLONE_VM, CLONE_THREAD = 0x100, 0x0001_0000
 _NEVER = 1 << 63
@@ -37,7 +41,9 @@ one that has ended (an exit is told of everybody, `Stream._exits`, and after the
 class TaskNames:
     """Names of tasks and owners of mms, learned while a recording goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, living: bool = True) -> None:
+        """Say whether those that are recorded may still be `living`, so that /proc names them."""
+        self._living = living
         self.tasks: dict[int, RecordedTask] = {}
         self.mms: dict[int, int] = {}
         """The process of each address space, by its name in the recording (`owners`)."""
@@ -54,21 +60,27 @@ class TaskNames:
 
     def snapshot(self) -> None:
         """Learn every task that exists now."""
-        self.of(int(process.name) for process in os.scandir("/proc") if process.name.isdigit())
+        self.know(of_everybody())
 
     def of(self, pids: Iterable[int]) -> None:
         """Learn the tasks of some processes."""
         for pid in pids:
-            for task in of_process(pid):
-                self._add(task)
+            self.know(of_process(pid))
+
+    def know(self, tasks: Iterable[RecordedTask]) -> None:
+        """Learn tasks that were looked up."""
+        for task in tasks:
+            self._add(task)
 
     def look_inside(self) -> None:
         """Learn what those that were born since call themselves, as far as they still live."""
+        if not self._living:
+            return
         lives = [task for tid, task in self.tasks.items() if tid not in self._ended]
-        contained = {pid for pid in {task.pid for task in lives} if _is_contained(pid)}
+        contained = {pid for pid in {task.pid for task in lives} if is_contained(pid)}
         for task in lives:
             if task.pid in contained and not any(task.inside):
-                self.tasks[task.tid] = replace(task, inside=_inside(task.pid, task.tid))
+                self.tasks[task.tid] = replace(task, inside=numbers_inside(task.pid, task.tid))
 
     def _add(self, task: RecordedTask) -> None:
         self.tasks[task.tid] = task
@@ -137,7 +149,7 @@ class TaskNames:
         # Of a container's children it is asked at once: they may not live for long.
         contained = parent is not None and any(parent.inside)
         pid = parent.pid if fact.flags & CLONE_THREAD and parent else fact.tid
-        inside = _inside(pid, fact.tid) if contained else (0, 0)
+        inside = numbers_inside(pid, fact.tid) if contained and self._living else (0, 0)
         if fact.flags & CLONE_THREAD and parent:
             self._add(RecordedTask(fact.tid, fact.comm, pid, parent.process, inside))
         else:
@@ -161,7 +173,7 @@ class TaskNames:
         """
         self._own(columns)
         for tid in np.unique(columns["tid"]).tolist():
-            if tid > 0 and tid not in self.tasks and (task := of_thread(tid)):
+            if tid > 0 and tid not in self.tasks and self._living and (task := of_thread(tid)):
                 self._add(task)
 
     def _own(self, columns: Columns) -> None:
@@ -218,69 +230,3 @@ def _asked_inside(columns: Columns) -> list[list[int]]:
     times = columns["time_ns"][after][first].astype(np.uint64)
     rows_of: list[list[int]] = np.column_stack([times, unique]).tolist()
     return sorted(rows_of)
-
-
-def of_process(pid: int) -> list[RecordedTask]:
-    """Name the threads of a process that exists now; none where it is gone."""
-    try:
-        threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
-    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
-        return []
-    process, contained = _comm(pid), _is_contained(pid)
-    named = [(tid, _comm_of(pid, tid)) for tid in threads]
-    return [
-        RecordedTask(tid, comm, pid, process or comm, _inside(pid, tid) if contained else (0, 0))
-        for tid, comm in named
-        if comm
-    ]
-
-
-def of_thread(tid: int) -> RecordedTask | None:
-    """Name one thread that exists now, or None where it is gone."""
-    try:
-        status = read_text(f"/proc/{tid}/status")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Tgid"))
-    comm, inside = _comm(tid), _numbers(status)
-    return RecordedTask(tid, comm, pid, _comm(pid) or comm, inside) if comm else None
-
-
-def _is_contained(pid: int) -> bool:
-    """Say whether a process is in another PID namespace than this one."""
-    try:
-        return os.readlink(f"/proc/{pid}/ns/pid") != os.readlink("/proc/self/ns/pid")
-    except OSError:  # it has ended, or is a stranger's
-        return False
-
-
-def _inside(pid: int, tid: int) -> tuple[int, int]:
-    """Return the numbers of a thread and its process in their own PID namespace, (0, 0): unknown.
-
-    `/proc/TID/status` takes no mmap_lock.
-    """
-    try:
-        return _numbers(read_text(f"/proc/{pid}/task/{tid}/status"))
-    except (FileNotFoundError, ProcessLookupError):
-        return 0, 0
-
-
-def _numbers(status: str) -> tuple[int, int]:
-    lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-    own, process = lines.get("NSpid", "").split(), lines.get("NStgid", "").split()
-    return (int(own[-1]), int(process[-1])) if len(own) > 1 and process else (0, 0)
-
-
-def _comm(pid: int) -> str:
-    return _line(f"/proc/{pid}/comm")
-
-
-def _comm_of(pid: int, tid: int) -> str:
-    return _line(f"/proc/{pid}/task/{tid}/comm")
-
-
-def _line(path: str) -> str:
-    try:
-        return name_of(Path(path).read_bytes().removesuffix(b"\n"))
-    except (FileNotFoundError, ProcessLookupError):
-        return ""

@@ -20,7 +20,8 @@ import numpy as np
 
 from zaplock.recorder.decode import Columns
 from zaplock.system_calls import CLONES, TRACED_NAMES
-from zaplock.trace.events import EventKind, RecordedTask
+from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.recorded_tasks import RecordedTask
 
 _SHIFT = 48
 _MOST = (1 << 15) - 1

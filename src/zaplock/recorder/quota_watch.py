@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from zaplock.recorder.scheduling import join_first
-from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.quota_readings import QuotaReading
 
 _PAUSE_S = 0.02
 _LOOK_AGAIN = 25
@@ -149,11 +149,6 @@ class QuotaWatch(threading.Thread):
         if self.is_alive():
             join_first(self)
         self._read(list(self._newest))
-
-    def found(self) -> Quotas | None:
-        """Give what was read; None where no group has a quota."""
-        readings, groups = self.rows()
-        return quotas(readings, groups) if readings else None
 
     def rows(self) -> tuple[list[QuotaReading], dict[int, tuple[str, ...]]]:
         """Give the readings, in order of time, and the groups of the processes."""

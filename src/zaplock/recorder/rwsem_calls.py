@@ -19,7 +19,7 @@ import numpy as np
 from zaplock.recorder.decode import Columns, merged
 from zaplock.recorder.rwsem_probes import FUNCTIONS, succeeded
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EventKind
+from zaplock.trace.event_kinds import EventKind
 from zaplock.trace.gaps import losses
 
 _INNERMOST = 16

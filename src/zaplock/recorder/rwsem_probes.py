@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zaplock.trace.events import EventKind
+from zaplock.trace.event_kinds import EventKind
 
 GROUP = "zaplock"
 """The probes' events are in a system of this name, or one that begins so."""

@@ -1,12 +1,17 @@
-"""Record to a file: one thread empties the kernel's buffers, this one decodes and writes.
+"""Record to a file: here what the kernel tells is moved to a spool, afterwards a child decodes it.
 
-See `feeder` for what stands between the two, so that a slow writer loses nothing.
+This process moves raw pages (`spool`) and imports neither numpy nor arro3, so it stays small under
+any storm, and no decoding makes it late. When the recording is over, a child makes Parquet of the
+spool (`decode_spool`). It is started before, and works beside this one, where that can't wait: a
+trigger has to be looked for (the flight recorder), or the spool is larger than `BESIDE_BYTES`.
+Beyond `SPOOL_BYTES` nothing is taken any more until the child has caught up: then the kernel's
+buffers fill up, it counts what it loses, and the recording tells it.
 
-A block is written every second at first and at longer intervals (to ten seconds) as the recording
-grows, or when it has a million events; so a recorder that is killed loses at most that.
+A recorder that is killed leaves a spool: whoever reads the recording is told, and `decode_left`
+(`record --finish`) decodes it.
 
-The flight recorder deletes blocks that are older than `keep_ns`, until its trigger fires. With
-`Options.watch` nothing is recorded until a wait of `wait_ns` is noticed (`watch`).
+With `Options.watch` nothing is recorded until a wait of `wait_ns` is noticed (`watch`, which needs
+numpy).
 """
 
 from __future__ import annotations
@@ -14,67 +19,65 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from zaplock.errors import UserError
-from zaplock.recorder.buffers import Chunk
+from zaplock.outputs import Folder, unwritable, walk
+from zaplock.recorder.beginning import Beginning, is_trouble
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.capturing import capturing
-from zaplock.recorder.decode import Columns, merged, nothing
-from zaplock.recorder.feeder import Feeder
-from zaplock.recorder.flight import Fired, Trigger
+from zaplock.recorder.code_areas import code_of
+from zaplock.recorder.decoder_child import DECODER, DecoderChild
+from zaplock.recorder.decoder_process import DecoderWord
+from zaplock.recorder.exec_watch import ExecWatch
+from zaplock.recorder.flight_limits import Fired, Flight
 from zaplock.recorder.initial_look import first_look
-from zaplock.recorder.initial_rows import still_open
 from zaplock.recorder.instances_ahead import Ahead
+from zaplock.recorder.living_tasks import of_everybody
 from zaplock.recorder.meddling import Guard
-from zaplock.recorder.naming import TaskNames
 from zaplock.recorder.options import Options
 from zaplock.recorder.quota_watch import QuotaWatch
 from zaplock.recorder.scheduling import going_first
 from zaplock.recorder.snapshot import NOT_WHOLE
-from zaplock.recorder.stack_keeper import StackKeeper
-from zaplock.recorder.stream import MARGIN_NS, Stream
-from zaplock.recorder.symbols import kernel_functions
+from zaplock.recorder.spool import EntryKind, SpoolWriter, left_behind
+from zaplock.recorder.spooled import (
+    Begun,
+    CodeOfProcess,
+    Ended,
+    LearnedLater,
+    NotedGap,
+    noticed_wait,
+    packed,
+    this_boot,
+)
+from zaplock.recorder.targets import descendants_of
 from zaplock.recorder.uninterrupted import surely
-from zaplock.recorder.watch import watch
 from zaplock.system_calls import TRACED_NAMES
-from zaplock.trace.events import EventKind, Events, FoundTask
-from zaplock.trace.gaps import losses, untold_losses
-from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.trace.manifest import Manifest
+from zaplock.trace.new_recording import begin_recording, remove_recording
+from zaplock.trace.recorded_tasks import FoundTask, RecordedTask
 from zaplock.version import __version__
 
-if TYPE_CHECKING:
-    from zaplock.trace.recording_writer import Writer
-
-_NICE = 10
 SCHED = "sched"
-_BLOCK_EVENTS = 1_000_000
-_LITTLE = 4 << 20
-"""What is written in a moment, for which we go before others."""
-_SETTLING_MS = 2
-_WORTH_NS = 10_000_000
-"""What is told at once has been so for this long; locks are asked for all the time."""
+BESIDE_BYTES = 1 << 30
+"""A spool that has grown to this is decoded while it goes on growing."""
+SPOOL_BYTES = 8 << 30
+"""A spool never has more."""
 _SECOND = 1_000_000_000
-_SHORTLY_NS = 10 * _SECOND
-_END_OF_TIME = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Flight:
-    """When to stop: a hold or wait of that length; what to keep before and record after it."""
-
-    hold_ns: int = 0
-    wait_ns: int = 0
-    keep_ns: int = 10 * _SECOND
-    after_ns: int = _SECOND
+_PATIENCE_NS = 50_000_000
+"""So often it is asked whether it is over."""
+_DRAIN_NS = 200_000_000
+"""Buffers that don't fill up are emptied so often."""
+_LOOK_NS = 500_000_000
+"""So often the kernel's counters, the target's children and the spool are looked at."""
+_NICE, _NICE_BESIDE = -10, 10
 
 
 @dataclass
@@ -83,14 +86,17 @@ class RecordingProgress:
 
     seconds: float = 0.0
     events: int = 0
+    """While it goes on: what the kernel has counted, names of tasks among them."""
     lost_events: int = 0
-    waiting_bytes: int = 0
-    """Pages that were recorded but not yet decoded, after the end of the recording."""
+    spool_bytes: int = 0
+    """What was recorded and not yet decoded."""
+    decoding: bool = False
+    """Whether it is over, and only that is left."""
     fired: Fired | None = None
     notes: list[str] = field(default_factory=list)
 
 
-Found = Callable[[Events, tuple[int, int]], None]
+Found = Callable[[dict[str, Any]], None]
 
 
 def record_to(
@@ -102,50 +108,69 @@ def record_to(
     flight: Flight | None = None,
     ahead: Ahead | None = None,
     started: Callable[[], None] = lambda: None,
-    found: Found = lambda events, span: None,
+    found: Found = lambda told: None,
     report: Callable[[RecordingProgress], None] = lambda progress: None,
     command_line: tuple[str, ...] = (),
     target: str = "everybody",
     hash_pointers: bool = False,
+    decoder: str = DECODER,
 ) -> RecordingProgress:
     """Record until `ended()` says so (asked about twenty times a second) or the trigger fires.
 
     It ends `duration_ns` after events came on, too. `ahead` are instances to be taken.
 
-    `started` is called when events are recorded and there is a place for them. `found` is called at
-    once where somebody was found to wait for a lock or to have one since 10 ms or more, with what
-    was found (`Events.found`, the names) and from when until when was recorded so far.
+    `started` is called when events are recorded and there is a place for them. `decoder` is the
+    module that decodes (`decoder_process.serve`); where somebody was found to wait for a lock or to
+    have one since 10 ms or more, `found` is called while it is recorded with what that module tells
+    of it.
 
     Raises UserError where the kernel, the rights or the target don't allow it, the place is taken
-    or the disk is full; whatever happens, tracing is off afterwards and the file whole up to its
-    last block.
+    or the disk is full; whatever happens, tracing is off afterwards, and what was recorded is
+    decoded or said to be left.
     """
     if options.watch and (len(options.pids) != 1 or options.children):
         raise UserError("one process at a time can be watched: give -p PID, without --children")
-    progress = RecordingProgress()
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(contextlib.ExitStack())
         first.enter_context(going_first())
         capture = stack.enter_context(capturing(options, ahead))
-        manifest = _manifest(options, capture, command_line, target)
-        session = _Session(capture, options, duration_ns, flight, progress, found)
+        session = _Session(capture, options, duration_ns, flight, found, decoder)
+        stack.callback(session.discard)
         session.begin()
-        # What writes Parquet takes its time to import: events come in meanwhile.
-        from zaplock.trace.recording_writer import Writer
-
-        writer = Writer(path, manifest, hash_pointers=hash_pointers)
+        folder = begin_recording(path, _manifest(options, capture, command_line, target))
         try:
-            session.write_to(writer)
+            session.spool_to(folder, hash_pointers=hash_pointers)
             first.close()
-            session.run(started, ended, report)
-        except UserError:
-            writer.remove()  # nothing was recorded: the command could not be run
-            raise
+            started()
         except OSError as error:
-            raise UserError(_disk_trouble(Path(path), error)) from None
-        finally:
-            session.discard()
-    return progress
+            remove_recording(path)
+            raise unwritable(path, error) from None
+        except UserError:
+            remove_recording(path)  # nothing was recorded: the command could not be run
+            raise
+        session.run(ended, report)
+    return session.progress
+
+
+def decode_left(path: str | os.PathLike[str]) -> RecordingProgress:
+    """Decode what a killed recorder left of a recording; that it has no end stays said.
+
+    Raises UserError where nothing is left, it is a stranger's, its recorder still runs, or there is
+    no room.
+    """
+    from zaplock.recorder.decode_spool import decode
+
+    try:
+        with walk(path) as folder, left_behind(folder):
+            decoded = decode(folder, living=False)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    return RecordingProgress(
+        seconds=(decoded.complete_ns - decoded.on_ns) / _SECOND,
+        events=decoded.events,
+        lost_events=decoded.lost_events,
+        notes=decoded.notes,
+    )
 
 
 class _Session:
@@ -155,312 +180,326 @@ class _Session:
         options: Options,
         duration_ns: int | None,
         flight: Flight | None,
-        progress: RecordingProgress,
         tell: Found,
+        decoder: str,
     ) -> None:
-        self._capture = capture
-        self._options = options
-        self._flight = flight
-        self._progress = progress
-        self._tell = tell
-        self._names = TaskNames()
-        self._stream = Stream(
-            capture.layouts,
-            self._names,
-            pids=capture.pids,
-            children=options.children,
-            semaphores=capture.semaphores,
-        )
-        self._names.mms.update({one.mm: pid for pid, one in capture.learned.items()})
-        self._trigger = Trigger(
-            hold_ns=flight.hold_ns if flight else 0, wait_ns=flight.wait_ns if flight else 0
-        )
-        self._limit_ns = flight.wait_ns if flight else 0
-        self._guard = Guard(capture.instances, capture.locks)
-        sampler = capture.sampler
-        self._keeper = StackKeeper(sampler, self._stream.keeps) if sampler else None
-        self._quotas = QuotaWatch(lambda: list(self._stream.pids))
-        self._complete_ns = 0
-        """Up to here all events have been taken."""
-        self._open = nothing()
-        """What was not over when the oldest block that is kept began."""
-        self._ends: deque[tuple[int, Columns]] = deque()
-        """When each block that is kept ended, and what was not over then."""
-        self._told: tuple[FoundTask, ...] = ()
-        self._block: list[Columns] = []
-        self._block_events = 0
-        self._began = time.monotonic()
-        self._wrote = self._began
+        self.progress = RecordingProgress(notes=list(capture.notes))
+        self._capture, self._options, self._flight = capture, options, flight
+        self._tell, self._module = tell, decoder
         self._duration_ns = duration_ns
+        self._guard = Guard(capture.instances, capture.locks)
+        self._quotas = QuotaWatch(lambda: list(self._pids))
+        self._execs = ExecWatch(capture.learned)
+        self._pids = set(capture.pids)
+        self._look: Beginning | None = None
+        self._reasons: dict[int, int] = {}
+        self._child: DecoderChild | None = None
+        self._glance: DecoderChild | None = None
+        self._folder: Folder | None = None
+        self._began_ns = time.monotonic_ns()
+        self._drained_ns = self._looked_ns = 0
+        self._seen_before = 0
         self._stop_at_ns: int | None = None
         """When it is over, where that is known."""
-        self._ended_at: int | None = None
-        self._lost = 0
-        """What the kernel counts as lost."""
 
     def begin(self) -> None:
-        """Let events in, look at what is so already, and tell it."""
-        self._progress.notes += self._capture.notes
-        if self._keeper and self._options.stacks:
-            self._keeper.code.snapshot(self._capture.pids)
-        self._capture.start()
-        self._began = self._capture.on_ns / _SECOND
+        """Let events in, and look at what is so already."""
+        options, capture = self._options, self._capture
+        sampler = capture.sampler
+        asked = code_of(capture.pids) if sampler and options.stacks else []
+        self._code = tuple(CodeOfProcess(pid, user, tuple(areas)) for pid, user, areas in asked)
+        self._seen_before = capture.seen_in_kernel()
+        capture.start()
+        self._began_ns = capture.on_ns
         if self._duration_ns is not None:
-            self._stop_at_ns = self._capture.on_ns + self._duration_ns
+            self._stop_at_ns = capture.on_ns + self._duration_ns
         self._guard.expect()
-        if self._options.watch:
-            self._names.of(self._capture.pids)
-            return
-        self._stream.begin(first_look(self._capture))
-        self._progress.notes += [] if self._stream.looked_at_all else [NOT_WHOLE]
-        self._names.snapshot()
-        self._settle()
+        self._tasks: tuple[RecordedTask, ...] = ()
+        if not options.watch:
+            self._look = first_look(capture)
+            self.progress.notes += [] if self._look.look.whole else [NOT_WHOLE]
+            self._tasks = tuple(of_everybody())
 
-    def _settle(self) -> None:
-        """Take the first events, which may know better than the look, and tell what is left."""
-        while not self._stream.begun:
-            self._capture.buffers.wait(_SETTLING_MS)
-            before_ns = time.monotonic_ns()
-            self._add(self._stream.feed(self._capture.buffers.drain(), before_ns))
-        self._tell_what_was_found(self._capture.on_ns)
+    def spool_to(self, folder: Folder, *, hash_pointers: bool) -> None:
+        """Begin the spool; before `run`. Raises OSError where there is no room."""
+        self._folder = folder
+        capture, watch = self._capture, self._options.watch
+        self._spool = SpoolWriter(folder)
+        begun = Begun(
+            layouts=capture.layouts,
+            pids=tuple(capture.pids),
+            children=self._options.children,
+            mms={one.mm: pid for pid, one in capture.learned.items()},
+            semaphores=tuple(capture.semaphores),
+            on_ns=capture.on_ns,
+            look=self._look,
+            stacks=capture.sampler is not None,
+            callers=bool(capture.sampler and capture.sampler.callers),
+            flight=None if watch else self._flight,
+            pointer_key=secrets.token_bytes(32) if hash_pointers else b"",
+            boot=this_boot(),
+            notes=tuple(self.progress.notes),
+        )
+        self._spool.head(EntryKind.BEGUN, packed(begun))
+        self._spool.head(EntryKind.TASKS, packed(self._tasks))
+        self._spool.head(EntryKind.CODE, packed(self._code))
+        self._tasks = ()
+        if self._look and any(is_trouble(one, capture.on_ns) for one in self._look.suspects()):
+            self._tell_what_was_found()
 
-    def _tell_what_was_found(self, on_ns: int) -> None:
-        found, names = self._stream.found, self._names
-        if any(_is_trouble(task, on_ns) for task in found):
-            operations = tuple(self._stream.operations)
-            events = Events(nothing(), operations, dict(names.tasks), dict(names.mms), found)
-            self._tell(events, (on_ns, time.monotonic_ns()))
+    def _tell_what_was_found(self) -> None:
+        """Let a child say who was found; it is over as soon as it has said so."""
+        self._collect()
+        assert self._folder
+        self._glance = DecoderChild("glance", self._folder, self._spool.lock, self._module)
 
-    def write_to(self, writer: Writer) -> None:
-        """Take what this is written to; before `run`."""
-        self._writer = writer
-        self._feeder = Feeder(self._capture.buffers, writer.folder)
-        if not self._options.watch:
-            writer.change(started_ns=self._capture.on_ns)
-
-    def run(
-        self,
-        started: Callable[[], None],
-        ended: Callable[[], bool],
-        report: Callable[[RecordingProgress], None],
-    ) -> None:
-        """Record until it is over, and write what was recorded."""
+    def run(self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]) -> None:
+        """Record until it is over, and have it decoded."""
+        full: OSError | None = None
         try:
-            started()
             if self._options.watch:
                 self._wait_for_a_wait(ended, report)
                 self._guard.expect()
+            elif self._flight:
+                self._decode_beside()
             if SCHED in self._options.groups:
                 self._quotas.start()
-            self._feeder.start()
-            self._read_names()
-            with contextlib.nullcontext() if self._ends_shortly() else _stepping_aside():
+            with _hastening():
                 while not (ended() or self._is_over()):
-                    if drained := self._feeder.next(self._stop_at_ns):
-                        self._take(*drained)
-                    self._follow_exec()
-                    self._look_after()
-                    report(self._progress)
+                    self._take_turn()
+                    report(self.progress)
             self._look_after(now=True)
+        except OSError as error:
+            full = error
         finally:
             surely(self._stop)
-        with going_first():
-            self._lost = self._capture.lost_in_kernel()
-            self._capture.clear()
-        self._ended_at = self._capture.off_ns or time.monotonic_ns()
-        self._progress.seconds = self._ended_at / _SECOND - self._began
-        self._stream.end(self._ended_at)
-        with going_first() if self._feeder.waiting_bytes < _LITTLE else contextlib.nullcontext():
-            self._write_the_rest(report)
-        report(self._progress)
+        if full is None:
+            try:
+                self._spool_the_rest()
+            except OSError as error:
+                full = error
+        self._decode(report, full)
 
-    def _write_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
-        self._take_the_rest(report)
-        self._add(self._stream.rest())
-        self._names.look_inside()
-        told = self._progress.lost_events
-        self._add(untold_losses(self._lost, told, self._ended_at or 0))
-        self._flush()
-        self._writer.append(self._open)
-        self._name_frames()
-        self._writer.write_quotas(*self._quotas.rows())
-        self._writer.change(ended_ns=self._ended_at, notes=tuple(self._progress.notes))
-        self._writer.close()
+    def _take_turn(self) -> None:
+        now_ns = time.monotonic_ns()
+        until_ns = min(now_ns + _PATIENCE_NS, self._stop_at_ns or now_ns + _PATIENCE_NS)
+        ready = self._capture.buffers.wait(max(0, (until_ns - now_ns) // 1_000_000))
+        now_ns = time.monotonic_ns()
+        if ready or now_ns - self._drained_ns >= _DRAIN_NS:
+            self._collect()
+        for pid in self._execs.changed():
+            self._follow_exec(pid)
+        self._look_after()
+        self._hear()
+        self.progress.seconds = (now_ns - self._began_ns) / _SECOND
+        if now_ns - self._looked_ns >= _LOOK_NS:
+            self._look_round(now_ns)
 
-    def _stop(self) -> None:
-        with going_first():
-            self._capture.stop()
-            self._quotas.stop()
-            self._feeder.stop()
+    def _collect(self) -> None:
+        """Move what the kernel has to the spool."""
+        if self.progress.spool_bytes >= SPOOL_BYTES:
+            time.sleep(_PATIENCE_NS / _SECOND)
+            return
+        spool, before_ns = self._spool, time.monotonic_ns()
+        for cpu, pages in self._capture.buffers.pieces():
+            spool.add(EntryKind.PAGES, pages, cpu)
+        if sampler := self._capture.sampler:
+            taken = sampler.take_raw()
+            reasons = {number: int(why) for number, why in sampler.reasons.items()}
+            if reasons != self._reasons:
+                self._reasons = reasons
+                spool.add(EntryKind.REASONS, packed(reasons))
+            for raw in filter(None, taken):
+                spool.add(EntryKind.SAMPLES, raw)
+        spool.drained(before_ns)
+        self._drained_ns = before_ns
+        for child in (self._child, self._glance):
+            if child:
+                child.wake()
+
+    def _look_round(self, now_ns: int) -> None:
+        """Count what there is by now, and who belongs to the target."""
+        self._looked_ns, progress = now_ns, self.progress
+        progress.events = max(0, self._capture.seen_in_kernel() - self._seen_before)
+        progress.lost_events = self._capture.lost_in_kernel()
+        progress.spool_bytes = self._spool.size
+        if progress.spool_bytes >= BESIDE_BYTES and self._child is None:
+            self._decode_beside()
+        if self._options.children:
+            self._pids |= descendants_of(self._pids)
+
+    def _decode_beside(self) -> None:
+        """Begin to decode while it is recorded; the recorded go first."""
+        assert self._folder
+        self._child = DecoderChild("follow", self._folder, self._spool.lock, self._module)
+        self._child.set_nice(_NICE_BESIDE)
+
+    def _hear(self) -> None:
+        """Take what the children say."""
+        if self._glance:
+            words = self._glance.hear()
+            for word in words or ():
+                if word.found:
+                    self._tell(word.found)
+            if words is None:
+                self._glance.end()
+                self._glance = None
+        if self._child and (words := self._child.hear()) != []:
+            if words is None or any(word.error for word in words):
+                raise self._not_decoded(words or [])
+            self._heard(words)
+
+    def _heard(self, words: list[DecoderWord]) -> None:
+        word = words[-1]
+        if word.fired and self.progress.fired is None:
+            self._fire(word.fired)
+
+    def _fire(self, fired: Fired) -> None:
+        self.progress.fired = fired
+        looked = tuple(first_look(self._capture).at_present())
+        self._spool.add(EntryKind.LOOKED, packed(looked))
+        self._stop_after_trigger()
+
+    def _stop_after_trigger(self) -> None:
+        end_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
+        self._stop_at_ns = min(end_ns, self._stop_at_ns or end_ns)
 
     def _wait_for_a_wait(
         self, ended: Callable[[], bool], report: Callable[[RecordingProgress], None]
     ) -> None:
         """Let the detector look; what it notices is the recording's beginning."""
+        from zaplock.recorder.naming import TaskNames
+        from zaplock.recorder.watch import watch
 
         def over() -> bool:
-            self._progress.seconds = time.monotonic() - self._began
-            report(self._progress)
+            self.progress.seconds = (time.monotonic_ns() - self._began_ns) / _SECOND
+            report(self.progress)
             return ended() or self._is_over()
 
+        names, operations = TaskNames(), list(TRACED_NAMES)
+        names.of(self._capture.pids)
+        limit_ns = self._flight.wait_ns if self._flight else 0
         with going_first():  # it does little, and on a busy machine a stall is soon over
-            operations = self._stream.operations
-            noticed = watch(self._capture, self._names, self._limit_ns, over, operations)
-        if noticed:
-            self._names.snapshot()
-            self._fire(noticed.fired)
-            self._began = time.monotonic()
-            self._writer.change(started_ns=noticed.on_ns)
-            self._stream.resume(noticed.found, noticed.hidden)
-            self._add(noticed.first)
-            self._tell_what_was_found(noticed.on_ns)
+            noticed = watch(self._capture, names, limit_ns, over, operations)
+        if not noticed:
+            return
+        names.snapshot()
+        self._spool.add(EntryKind.TASKS, packed(tuple(names.tasks.values())))
+        self._spool.add(EntryKind.NOTICED, packed(noticed_wait(noticed, operations)))
+        self.progress.fired = noticed.fired
+        self._began_ns = time.monotonic_ns()
+        self._stop_after_trigger()
+        if _any_trouble(noticed.found, noticed.on_ns):
+            self._tell_what_was_found()
+
+    def _follow_exec(self, pid: int) -> None:
+        """Go with a process that is recorded into the address space that its exec made."""
+        mm = self._capture.follow_exec(pid)
+        self._execs.again(pid)
+        if mm is not None:
+            self._spool.add(EntryKind.LEARNED, packed(LearnedLater(pid, mm)))
+            self._guard.expect()
 
     def _look_after(self, *, now: bool = False) -> None:
         """Enter a gap where somebody else has switched something off."""
         if gap := self._guard.check(now=now):
-            self._add(losses([gap]))
-            self._progress.notes.append(self._guard.notes[-1])
-
-    def discard(self) -> None:
-        """Delete what was spooled and could not be written; let go of the folder."""
-        self._feeder.discard()
-        self._writer.folder.close()
-
-    def _follow_exec(self) -> None:
-        """Go with a process that is recorded into the address space that its exec made."""
-        for pid in self._names.renamed & self._capture.learned.keys():
-            mm = self._capture.follow_exec(pid)
-            if mm is not None:
-                self._names.mms[mm] = pid
-                self._guard.expect()
-        self._names.renamed.clear()
-
-    def _take_the_rest(self, report: Callable[[RecordingProgress], None]) -> None:
-        while self._feeder.waiting_bytes:
-            if drained := self._feeder.next():
-                self._take(*drained)
-            self._progress.waiting_bytes = self._feeder.waiting_bytes
-            report(self._progress)
-
-    def _take(self, before_ns: int, chunks: list[Chunk]) -> None:
-        columns = self._stream.feed(chunks, before_ns)
-        self._add(columns)
-        self._complete_ns = before_ns - MARGIN_NS
-        if self._flight and self._progress.fired is None:
-            self._watch(columns, before_ns)
-        if self._due():
-            self._flush()
-            if self._flight and self._progress.fired is None:
-                self._forget(before_ns - self._flight.keep_ns)
-
-    def _forget(self, before_ns: int) -> None:
-        """Forget the blocks before an instant, but for what they began and did not end."""
-        self._writer.drop_before(before_ns)
-        self._names.forget(before_ns)
-        while self._ends and self._ends[0][0] < before_ns:
-            from_ns, self._open = self._ends.popleft()
-            self._writer.change(started_ns=from_ns)
-
-    def _add(self, columns: Columns) -> None:
-        count = len(columns["time_ns"])
-        if count:
-            if self._keeper:
-                self._keeper.add(columns)
-            self._block.append(columns)
-            self._block_events += count
-        progress = self._progress
-        progress.events += count
-        if self._ended_at is None:
-            progress.seconds = time.monotonic() - self._began
-        lost = columns["length"][columns["kind"] == EventKind.LOST]
-        progress.lost_events += int(lost[lost > 0].sum())
-
-    def _watch(self, columns: Columns, now_ns: int) -> None:
-        fired = self._trigger.check(columns, now_ns)
-        if fired:
-            self._fire(fired)
-
-    def _fire(self, fired: Fired) -> None:
-        self._progress.fired = fired
-        self._progress.notes.append(_what_fired(fired, self._names))
-        if not self._options.watch:  # which has looked already
-            looked = first_look(self._capture).at_present()
-            self._stream.found += tuple(task for task in looked if task.does)
-        end_ns = time.monotonic_ns() + (self._flight or Flight()).after_ns
-        self._stop_at_ns = min(end_ns, self._stop_at_ns or end_ns)
+            noted = NotedGap(*gap, self._guard.notes[-1])
+            self._spool.add(EntryKind.GAP, packed(noted))
+            self.progress.notes.append(noted.note)
 
     def _is_over(self) -> bool:
         return self._stop_at_ns is not None and time.monotonic_ns() >= self._stop_at_ns
 
-    def _due(self) -> bool:
-        age = time.monotonic() - self._wrote
-        patience = min(max(1.0, self._progress.seconds / 100), 10.0)
-        return self._block_events >= _BLOCK_EVENTS or (age >= patience and bool(self._block))
+    def _stop(self) -> None:
+        with going_first():
+            self._capture.stop()
+            self._quotas.stop()
 
-    def _flush(self) -> None:
-        if self._block:
-            block = merged(self._block)
-            self._writer.append(block)
-            if self._flight:
-                before = self._ends[-1][1] if self._ends else self._open
-                left = still_open(merged([before, block]))
-                self._ends.append((int(block["time_ns"].max()), left))
-        self._writer.name(self._names.tasks, self._names.mms)
-        self._tell_the_beginning()
-        self._flush_stacks(self._complete_ns)
-        self._block, self._block_events = [], 0
-        self._wrote = time.monotonic()
+    def _spool_the_rest(self) -> None:
+        """Move what is left to the spool, and say that this was all."""
+        capture = self._capture
+        with going_first():
+            off_ns = capture.off_ns or time.monotonic_ns()
+            self.progress.seconds = (off_ns - self._began_ns) / _SECOND
+            lost, sampler = capture.lost_in_kernel(), capture.sampler
+            self._spool.add(EntryKind.OFF, time_ns=off_ns)
+            self.progress.spool_bytes = 0  # what is left is taken in any case
+            self._collect()
+            capture.clear()
+        readings, groups = self._quotas.rows()
+        lost_stacks = sampler.lost if sampler else 0
+        ended = Ended(off_ns, lost, lost_stacks, tuple(readings), groups)
+        self._spool.add(EntryKind.ENDED, packed(ended))
 
-    def _tell_the_beginning(self) -> None:
-        """Write what was found at the beginning, once it is settled."""
-        found, operations = self._stream.found, tuple(self._stream.operations)
-        if found and found != self._told:
-            self._writer.find(found)
-            self._writer.change(operations=operations)
-            self._told = found
+    def _decode(self, report: Callable[[RecordingProgress], None], full: OSError | None) -> None:
+        """Have all of it decoded, and take over what comes of it."""
+        self._hear_the_glance()
+        assert self._folder
+        if self._child is None:
+            self._child = DecoderChild("rest", self._folder, self._spool.lock, self._module)
+        self._child.set_nice(os.getpriority(os.PRIO_PROCESS, 0))
+        self._child.no_more()
+        said: list[DecoderWord] = []
+        self.progress.decoding = True
+        while (words := self._child.hear(_PATIENCE_NS / _SECOND)) is not None:
+            said = words or said
+            if words:
+                self.progress.spool_bytes = words[-1].left_bytes
+            report(self.progress)
+        if full:
+            raise UserError(_disk_trouble(self._folder.path, full)) from None
+        if not said or not said[-1].done:
+            raise self._not_decoded(said)
+        word, progress = said[-1], self.progress
+        progress.events, progress.lost_events = word.events, word.lost_events
+        progress.notes, progress.spool_bytes = list(word.notes), 0
 
-    def _flush_stacks(self, horizon_ns: int) -> None:
-        if self._keeper:
-            self._writer.append_stacks(self._keeper.ready(horizon_ns))
+    def _hear_the_glance(self) -> None:
+        """Wait for what was found at the beginning, where it has not been told yet."""
+        while self._glance:
+            self._glance.no_more()
+            if (words := self._glance.hear(_PATIENCE_NS / _SECOND)) is None:
+                self._glance.end()
+                self._glance = None
+            for word in words or ():
+                if word.found:
+                    self._tell(word.found)
 
-    def _read_names(self) -> None:
-        """Read the kernel's names while there is time, where no module will come meanwhile."""
-        if self._keeper and self._ends_shortly():
-            kernel_functions()
+    def _not_decoded(self, words: list[DecoderWord]) -> UserError:
+        """Say why what was recorded is not decoded, and how to do it."""
+        assert self._child
+        assert self._folder
+        error = next((word for word in words if word.error), None)
+        if error and error.number:
+            return UserError(
+                _disk_trouble(self._folder.path, OSError(error.number, os.strerror(error.number)))
+            )
+        why = error.error if error else f"the decoder ended with {self._child.code}"
+        return UserError(f"{why}; what was recorded waits for {_finishing(self._folder.path)}")
 
-    def _ends_shortly(self) -> bool:
-        """Say whether somebody waits for the end: on a busy machine it would come seconds late."""
-        return (self._stop_at_ns or _END_OF_TIME) - time.monotonic_ns() < _SHORTLY_NS
-
-    def _name_frames(self) -> None:
-        """Say what code the stacks are in: after the end, since it may read /proc/PID/maps."""
-        keeper = self._keeper
-        if keeper is None:
-            return
-        self._flush_stacks(_END_OF_TIME)
-        names = keeper.names()
-        if names:
-            self._writer.name_frames(names)
-        self._progress.notes += keeper.notes()
+    def discard(self) -> None:
+        """Let go of everything."""
+        self._execs.close()
+        for child in (self._child, self._glance):
+            if child:
+                child.end()
+        if self._folder:
+            self._spool.close()
+            self._folder.close()
 
 
-def _is_trouble(task: FoundTask, on_ns: int) -> bool:
-    """Say whether a task waits for a lock or has it for long, or goes on no further otherwise."""
-    long = task.does and task.since_ns < on_ns - _WORTH_NS
-    return bool(long) or task.operation in (*UNANSWERED, *HALTED.values())
+def _any_trouble(found: tuple[FoundTask, ...], on_ns: int) -> bool:
+    return any(is_trouble(task, on_ns) for task in found)
 
 
 @contextlib.contextmanager
-def _stepping_aside() -> Iterator[None]:
-    """Let the recorded go first: decoding and writing can wait, the queue is there for that.
-
-    Only this thread; the feeder has a priority of its own.
-    """
+def _hastening() -> Iterator[None]:
+    """Let this thread go before others: it has little to do, but on a busy machine soon."""
     thread = threading.get_native_id()
     usual = os.getpriority(os.PRIO_PROCESS, thread)
     try:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, max(usual, _NICE))
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -481,16 +520,14 @@ def _manifest(
         enabled=tuple(layout.event for layout in capture.layouts.events),
         operations=TRACED_NAMES,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        started_ns=time.monotonic_ns(),
+        started_ns=capture.on_ns,
+        notes=capture.notes,
         zaplock=__version__,
     )
 
 
-def _what_fired(fired: Fired, names: TaskNames) -> str:
-    task = names.tasks.get(fired.tid)
-    who = f"{task.comm} ({fired.tid})" if task else f"task {fired.tid}"
-    mode = "exclusive" if fired.write else "shared"
-    return f"stopped after {who}'s {mode} {fired.what} of {fired.lasted_ns / 1e6:.1f} ms or more"
+def _finishing(path: Path) -> str:
+    return f"'zaplock record --finish {path}'"
 
 
 def _disk_trouble(path: Path, error: BaseException) -> str:

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 from zaplock.recorder.scheduling import start_first
 from zaplock.system_calls import TRACED
-from zaplock.trace.events import FoundTask
 from zaplock.trace.kernel_functions import ON_OTHERS, WRITE
 from zaplock.trace.kernel_stacks import advice_of, functions, meaning
 from zaplock.trace.madvise import ADVISING, NOT_SEEN
+from zaplock.trace.recorded_tasks import FoundTask
 
 FOREIGN_PATIENCE_S = 0.25
 """Other processes are looked at for so long; then the rest of them is left out, and told."""

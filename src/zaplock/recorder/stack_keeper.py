@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.recorder.code_names import CodeNames
 from zaplock.recorder.decode import Columns
-from zaplock.recorder.stack_sampler import StackSampler
-from zaplock.recorder.stack_samples import Sample
-from zaplock.trace.events import EventKind
-from zaplock.trace.stacks import Names, StackReason, StackRow
+from zaplock.recorder.stack_samples import CodeEvent, Sample
+from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import Names, StackRow
 
 Array = NDArray[np.int64]
 
@@ -31,17 +32,31 @@ _SLACK_NS = 20_000
 """A sample and the lock event that it belongs to are not of the same nanosecond."""
 
 
+class SampleSource(Protocol):
+    """What gives samples: a sampler, or what it has spooled."""
+
+    lost: int
+
+    def take(self) -> tuple[list[Sample], list[CodeEvent]]:
+        """Give what came in since."""
+
+
 class StackKeeper:
     """What becomes of the samples of one recording. `is_ours` tells the target's processes."""
 
-    def __init__(self, sampler: StackSampler, is_ours: Callable[[int], bool]) -> None:
+    def __init__(
+        self,
+        sampler: SampleSource,
+        is_ours: Callable[[int], bool],
+        code: CodeNames | None = None,
+    ) -> None:
         self._sampler = sampler
         self._is_ours = is_ours
         self._pending: list[Sample] = []
         self._locks: list[Columns] = []
         self._open: set[tuple[int, int]] = set()
         """Each (tid, mm) whose lock was asked for or had, after the last judged events."""
-        self.code = CodeNames()
+        self.code = code or CodeNames()
 
     @property
     def lost(self) -> int:

@@ -27,7 +27,7 @@ from zaplock.recorder import perf
 from zaplock.recorder.perf import Event, Ring
 from zaplock.recorder.scheduling import join_first
 from zaplock.recorder.stack_samples import CodeEvent, Sample, StackDecoder
-from zaplock.trace.stacks import StackReason
+from zaplock.trace.stack_reasons import StackReason
 
 QUEUED, LOCKED, SLEEPS = (
     "lock:contention_begin",
@@ -137,7 +137,7 @@ class StackSampler:
         except BaseException:
             self.close()
             raise
-        self._decoder = StackDecoder(self._reasons, wanted.user and perf.caller_can_be_had())
+        self._decoder = StackDecoder(self._reasons, self.callers)
 
     def _open(self) -> None:
         perf.allow_many_files()
@@ -220,13 +220,27 @@ class StackSampler:
             else:
                 self.lost += 1
 
-    def take(self) -> tuple[list[Sample], list[CodeEvent]]:
-        """Give the samples that came in since, and what processes did to their code."""
+    def take_raw(self) -> list[bytes]:
+        """Give what came in since, as the kernel wrote it."""
         with self._mutex:
             raw, self._raw, self._size = self._raw, [], 0
+        return raw
+
+    @property
+    def reasons(self) -> dict[int, StackReason]:
+        """Why the event of each number takes its samples; it grows."""
+        return dict(self._reasons)
+
+    @property
+    def callers(self) -> bool:
+        """Whether a sample has the word at the program's stack pointer."""
+        return self._wanted.user and perf.caller_can_be_had()
+
+    def take(self) -> tuple[list[Sample], list[CodeEvent]]:
+        """Give the samples that came in since, and what processes did to their code."""
         samples: list[Sample] = []
         code: list[CodeEvent] = []
-        for part in raw:
+        for part in self.take_raw():
             decoded = self._decoder.decode(part)
             samples += decoded.samples
             code += decoded.code

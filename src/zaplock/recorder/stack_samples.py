@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from zaplock.trace.stacks import Chain, StackReason
+from zaplock.trace.stack_reasons import Chain, StackReason
 
 _LOST, _COMM, _EXIT, _FORK, _SAMPLE, _MMAP2 = 2, 3, 4, 7, 9, 10
 _COMM_EXEC = 1 << 13

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from zaplock.recorder.beginning import Beginning
 from zaplock.recorder.buffers import Chunk
 from zaplock.recorder.decode import Columns, Decoder, Fact, merged, nothing
 from zaplock.recorder.graph_calls import GraphCalls
-from zaplock.recorder.initial_rows import Beginning, Endings, rows
+from zaplock.recorder.initial_rows import Endings, rows
 from zaplock.recorder.layouts import Layouts
 from zaplock.recorder.meanings import NAMING
 from zaplock.recorder.naming import CLONE_THREAD, TaskNames

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from zaplock.errors import UserError
 from zaplock.recorder.buffers import Buffers
-from zaplock.recorder.decode import Columns, Decoder, merged, nothing
-from zaplock.recorder.layouts import read_layouts
+from zaplock.recorder.few_events import numbers_of
+from zaplock.recorder.layouts import Layouts, read_layouts
 from zaplock.recorder.lock_events import BY_TRACEPOINTS, LockEvents
 from zaplock.recorder.scheduling import start_first
 from zaplock.recorder.tracefs import Instance, Tracefs
@@ -224,22 +224,20 @@ def _asked(
             instance.enable(event, f"common_pid == {reader.tid}")
         instance.start()
         reader.go()
-        return _seen_soon(buffers, Decoder(layouts), reader)
+        return _seen_soon(buffers, layouts, reader, locks.field)
     finally:
         surely(end)
 
 
-def _seen_soon(buffers: Buffers, decoder: Decoder, reader: _Reader) -> dict[int, int]:
+def _seen_soon(buffers: Buffers, layouts: Layouts, reader: _Reader, field: str) -> dict[int, int]:
     """Collect until the reader is through, or has asked for every lock and waits."""
     enough = 1 if reader.pid == os.getpid() else 2
-    parts: list[Columns] = []
-    seen = dict[int, int]()
+    told, seen = list[tuple[int, int]](), dict[int, int]()
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
         finished = reader.settled()
-        parts += [decoder.decode(pages, cpu).columns for cpu, pages in buffers.drain()]
-        columns = merged(parts) if parts else nothing()
-        for mm, time_ns in zip(columns["mm"].tolist(), columns["time_ns"].tolist()):
+        told += [one for _, pages in buffers.drain() for one in numbers_of(pages, layouts, field)]
+        for mm, time_ns in sorted(told, key=lambda one: one[1]):
             seen.setdefault(mm, time_ns)
         if finished or len(seen) >= enough:
             break

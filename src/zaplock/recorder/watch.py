@@ -33,7 +33,7 @@ from zaplock.recorder.buffers import Buffers
 from zaplock.recorder.capture import Capture
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.recorder.filters import LOCK_WITHIN
-from zaplock.recorder.flight import Fired
+from zaplock.recorder.flight_limits import Fired
 from zaplock.recorder.initial_look import first_look
 from zaplock.recorder.initial_rows import rows
 from zaplock.recorder.naming import TaskNames

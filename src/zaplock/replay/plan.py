@@ -28,7 +28,8 @@ from zaplock.errors import UserError
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.protocols.design import Design
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.calls import NO_CALL, PAGE_FAULT
+from zaplock.trace.calls import NO_CALL
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.events import RecordedTask
 from zaplock.trace.madvise import advised
 from zaplock.trace.summary import NO_OPERATION

@@ -50,7 +50,7 @@ from zaplock.protocols.teardown import zap_pte_range
 from zaplock.replay.closed_loops import Link, Links
 from zaplock.replay.other_ways import Way
 from zaplock.replay.plan import HoldPhase, RecordedOperation
-from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.summary import NO_OPERATION
 
 MM = 1

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.calls import NO_CALL, PAGE_FAULT
+from zaplock.trace.calls import NO_CALL
+from zaplock.trace.event_kinds import PAGE_FAULT
 
 ENDLESS: Final = (PAGE_FAULT, "exit", "exit_group")
 LARGEST: Final = 1 << 47

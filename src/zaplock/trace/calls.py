@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.advice import ADVICE
-from zaplock.trace.events import NO_OP, EventKind, Events
+from zaplock.trace.event_kinds import NO_OP, PAGE_FAULT, EventKind
+from zaplock.trace.events import Events
 from zaplock.trace.gaps import Segments
 from zaplock.trace.lanes import lanes
 from zaplock.trace.madvise import ADVISING, NOT_SEEN, POPULATES, advised
 
 Array = NDArray[Any]
-
-PAGE_FAULT = "page fault"
-"""The name under which a fault stands among the operations."""
 
 NO_CALL = -1
 """The call of a lock event whose task was in none that was recorded."""

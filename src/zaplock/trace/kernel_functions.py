@@ -7,7 +7,7 @@ no harm. What a whole stack says by them is in `kernel_stacks`.
 from __future__ import annotations
 
 from zaplock import advice
-from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.madvise import POPULATES
 
 READ, WRITE, EITHER = "shared", "exclusive", ""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from zaplock import advice
-from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.kernel_functions import (
     ADVICE,
     ADVISED_ZAPS,

@@ -25,8 +25,9 @@ _BITS = 36
 class Pointers:
     """Hashes under one key."""
 
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
+    def __init__(self, key: bytes = b"") -> None:
+        """Take a key, or make one."""
+        self._key = key or secrets.token_bytes(32)
         self._pages: dict[int, int] = {}
 
     def hide(self, pointer: int) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from zaplock.trace.quota_readings import QuotaReading
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +29,6 @@ class CpuMax:
 
     def __str__(self) -> str:
         return f"{self.quota_ns // 1000}/{self.period_ns // 1000}"
-
-
-class QuotaReading(NamedTuple):
-    """What a group's account said at an instant: `quota_ns` of each `period_ns`, all so far."""
-
-    time_ns: int
-    group: str
-    quota_ns: int
-    period_ns: int
-    throttled_ns: int
-    throttled: int
-    """How often it was throttled so far."""
-
-
-QuotaRows = tuple[Sequence[QuotaReading], Mapping[int, tuple[str, ...]]]
-"""Readings in order of time, and the groups that each process is in, innermost first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,18 +35,13 @@ from zaplock.errors import UserError
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.gaps import losses
 from zaplock.trace.manifest import CHECKED, LOCK_SYSTEMS, Manifest, read_manifest
+from zaplock.trace.new_recording import UNDECODED
 from zaplock.trace.parquet import Schema, numbers, rows_of
-from zaplock.trace.quotas import QuotaReading, Quotas, quotas
+from zaplock.trace.quota_readings import QuotaReading
+from zaplock.trace.quotas import Quotas, quotas
 from zaplock.trace.recording_writer import Writer, write
-from zaplock.trace.stacks import (
-    AddressKind,
-    NamedAddress,
-    Names,
-    StackReason,
-    StackRow,
-    Stacks,
-    in_order,
-)
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import AddressKind, NamedAddress, Names, StackRow, Stacks, in_order
 from zaplock.trace.tables import (
     EVENTS,
     FOUND,
@@ -146,7 +141,7 @@ def _read_frames(path: Path) -> Names:
     schema = FRAMES if told else {name: FRAMES[name] for name in ("pid", "address", "text")}
     known = set(AddressKind)
     names = {}
-    for pid, address, text, *kind in _newest(path, "frames", schema):
+    for pid, address, text, *kind in newest_rows(path, "frames", schema):
         chosen = AddressKind(kind[0]) if kind and kind[0] in known else AddressKind.OTHER
         names[pid, address] = NamedAddress(visible(text), chosen)
     return names
@@ -159,18 +154,18 @@ def read_quotas(path: str | os.PathLike[str]) -> Quotas | None:
         return None
     rows = [
         QuotaReading(time_ns, visible(group), *figures)
-        for time_ns, group, *figures in _newest(here, "quotas", QUOTAS)
+        for time_ns, group, *figures in newest_rows(here, "quotas", QUOTAS)
     ]
     chains = {
         pid: tuple(visible(group) for group in chain)
-        for pid, chain in _newest(here, "groups", GROUPS)
+        for pid, chain in newest_rows(here, "groups", GROUPS)
     }
     return quotas(rows, chains)
 
 
 def _read_found(path: Path) -> tuple[FoundTask, ...]:
     return tuple(
-        FoundTask(*(_shown(value) for value in row)) for row in _newest(path, "found", FOUND)
+        FoundTask(*(_shown(value) for value in row)) for row in newest_rows(path, "found", FOUND)
     )
 
 
@@ -195,9 +190,9 @@ def read(path: str | os.PathLike[str]) -> Recording:
     if files and not manifest.complete and files[0].number > manifest.blocks.get("events", (0,))[0]:
         manifest = msgspec.structs.replace(manifest, started_ns=edges[0][0])  # a flight recorder
     columns = _in_order(_with_losses(columns, holes))
-    inside = {tid: (own, process) for tid, own, process in _newest(where, "inside", INSIDE)}
-    tasks = {row[0]: _task(row, inside) for row in _newest(where, "tasks", TASKS)}
-    mms = dict(_newest(where, "mms", MMS))
+    inside = {tid: (own, process) for tid, own, process in newest_rows(where, "inside", INSIDE)}
+    tasks = {row[0]: _task(row, inside) for row in newest_rows(where, "tasks", TASKS)}
+    mms = dict(newest_rows(where, "mms", MMS))
     events = Events(columns, manifest.operations, tasks, mms, _read_found(where))
     caveats = list(_caveats(where, manifest, len(holes)))
     if not sees_locks(events, manifest):
@@ -215,7 +210,7 @@ def _of_kind(path: Path, kind: str) -> list[TableFile]:
     return files
 
 
-def _newest(path: Path, kind: str, schema: Schema) -> list[tuple[Any, ...]]:
+def newest_rows(path: Path, kind: str, schema: Schema) -> list[tuple[Any, ...]]:
     """Read the rows of a table that is replaced: the last that was written."""
     files = _of_kind(path, kind)
     if not files:
@@ -304,6 +299,11 @@ def _with_losses(
 
 
 def _caveats(path: Path, manifest: Manifest, nr_holes: int) -> Iterator[str]:
+    if (path / UNDECODED).exists():
+        yield (
+            "Part of this recording is not decoded: its recorder still runs, or was killed (then "
+            f"'zaplock record --finish {path}' decodes it)."
+        )
     if not manifest.complete:
         yield "This recording has no end: its recorder still runs, or was killed."
     if manifest.version < CHECKED:

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from zaplock.errors import UserError
-from zaplock.outputs import place, unwritable
+from zaplock.outputs import Folder
 from zaplock.trace.events import EVENT, EventKind, Events, FoundTask, RecordedTask
 from zaplock.trace.manifest import FILE, Manifest, encode
+from zaplock.trace.new_recording import begin_recording
 from zaplock.trace.parquet import Schema, columns_of, packed
 from zaplock.trace.pointers import Pointers
-from zaplock.trace.quotas import QuotaReading, QuotaRows
+from zaplock.trace.quota_readings import QuotaReading, QuotaRows
 from zaplock.trace.stacks import Names, StackRow
 from zaplock.trace.tables import (
     EVENTS,
@@ -31,8 +31,12 @@ from zaplock.trace.tables import (
     TASKS,
     Columns,
     put,
+    tables_in,
 )
 from zaplock.untrusted_names import visible
+
+_IN_BLOCKS = ("events", "stacks")
+"""Kinds of tables of which each block stays; of the others the last one stands."""
 
 AnyColumns = Mapping[str, Sequence[Any] | NDArray[Any]]
 
@@ -53,33 +57,34 @@ class Writer:
         manifest: Manifest,
         *,
         hash_pointers: bool = False,
+        pointer_key: bytes = b"",
+        folder: Folder | None = None,
     ) -> None:
-        """Make the directory. Raises UserError where something is already there, or no room."""
+        """Make the directory, or go on in the `folder` of a recording that was begun.
+
+        Raises UserError where something is already there, or no room.
+        """
         self.path = Path(path)
         self.manifest = msgspec.structs.replace(manifest, hashed_pointers=hash_pointers)
-        self._pointers = Pointers() if hash_pointers else None
+        self._pointers = Pointers(pointer_key) if hash_pointers else None
         self._numbers: dict[str, int] = {}
         self._blocks: dict[str, list[tuple[str, int]]] = {}
         self._files: dict[str, str] = {}
         """Of each table that is replaced: the file that stands now."""
-        try:
-            with place(path, make_parents=True) as where:
-                self.folder = where.folder.make(where.name)
-        except FileExistsError:
-            raise UserError(f"{path} is already there: remove it or name another file") from None
-        except OSError as error:
-            raise unwritable(path, error) from None
-        try:
-            self._replace_manifest()
-        except OSError as error:
-            self.remove()
-            raise unwritable(path, error) from None
+        self.folder = folder or begin_recording(path, self.manifest)
+        if folder is not None:
+            self._go_on()
 
-    def remove(self) -> None:
-        """Remove the recording: nothing is in it."""
-        self.folder.close()
-        with place(self.path) as where:
-            where.folder.remove_tree(where.name)
+    def _go_on(self) -> None:
+        """Count what is in the recording already, so that what comes is written behind it."""
+        for table in tables_in(Path(f"/proc/self/fd/{self.folder.descriptor}")):
+            if table.number < 0:
+                continue
+            self._numbers[table.kind] = table.number + 1
+            if table.kind in _IN_BLOCKS:
+                self._blocks.setdefault(table.kind, []).append((table.path.name, 0))
+            else:
+                self._files[table.kind] = table.path.name
 
     def append(self, columns: Columns) -> None:
         """Write one block; no event is in the recording before this returns, all are after.

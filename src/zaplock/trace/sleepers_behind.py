@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.calls import PAGE_FAULT
+from zaplock.trace.event_kinds import PAGE_FAULT
 from zaplock.trace.events import EventKind
 
 Array = NDArray[Any]

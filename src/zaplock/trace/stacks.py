@@ -26,24 +26,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.trace.stack_reasons import Chain, StackReason
+
 PATIENCE_NS = 100_000
 """The stack of a lock event is taken just beside it: within this time."""
 
 KERNEL = 0
 """Stands in the place of a process id where a text is about an address of the kernel."""
-
-Chain = tuple[tuple[int, ...], tuple[int, ...]]
-"""The addresses of a kernel stack and of a user stack, innermost first."""
-
-
-class StackReason(IntEnum):
-    """Why a stack was taken."""
-
-    LOCKED = 0
-    SAMPLED = 1
-    QUEUED = 2
-    SLEEPS = 3
-    READY = 4
 
 
 class AddressKind(IntEnum):

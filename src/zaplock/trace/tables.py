@@ -33,7 +33,7 @@ from zaplock.outputs import Folder
 from zaplock.trace.events import EVENT
 from zaplock.trace.parquet import ColumnKind as Is
 from zaplock.trace.parquet import Schema, is_of
-from zaplock.trace.quotas import QuotaReading
+from zaplock.trace.quota_readings import QuotaReading
 from zaplock.trace.separate_parser import PARSER
 from zaplock.untrusted_names import read_text
 

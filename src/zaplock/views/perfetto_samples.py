@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from zaplock.trace.analysis import Analysis
-from zaplock.trace.stacks import CallStack, StackReason
+from zaplock.trace.stack_reasons import StackReason
+from zaplock.trace.stacks import CallStack
 from zaplock.views.stacks import placed, telling
 
 LIMIT = 200_000

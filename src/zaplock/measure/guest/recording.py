@@ -22,7 +22,7 @@ from zaplock.recorder.stream import Stream
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind, Events, RecordedTask
-from zaplock.trace.quotas import QuotaReading, QuotaRows
+from zaplock.trace.quota_readings import QuotaReading, QuotaRows
 from zaplock.untrusted_names import visible
 
 _END_OF_TIME = 1 << 62
