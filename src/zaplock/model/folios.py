@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
 from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
+from zaplock.model.pagetable import small_entry
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import change, overlapping, vma_of
@@ -75,7 +76,7 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
     for low, high, pte in mapped:
-        space.ptes.set(low, high, Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp))
+        space.ptes.set(low, high, small_entry(pte))
         if finds_zeros:
             for start, end in _zeros(m, task, space, low, high, pte.delta):
                 _map_zero_page(m, task, space, start, end, pte)

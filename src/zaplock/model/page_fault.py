@@ -247,7 +247,7 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
 def split_entry(space: Mm, vpn: int, pte: Pte) -> Pte:
     """Let small entries map what a huge one does, for reading only; return them."""
     low = vpn - vpn % PAGES_PER_PMD
-    small = Pte("anon", pte.delta, False, wp=pte.wp)
+    small = Pte("anon", pte.delta, False, wp=pte.wp, old=pte.old)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
 

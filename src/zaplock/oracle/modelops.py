@@ -29,6 +29,7 @@ from zaplock.oracle.world import (
     populate_ring,
 )
 from zaplock.protocols import (
+    clear_refs,
     exit,
     fork,
     kernel_access,
@@ -260,6 +261,14 @@ def _shmdt(w: World, calls: Any, address: int) -> CallOutcome:
     return w.syscall(shm.shmdt(w.cx, address), calls)
 
 
+def _clear_refs(w: World, calls: Any, kind: int) -> CallOutcome:
+    """Write a number, and a 4 behind one that clears accessed bits, as the bare process does."""
+    outcome = w.syscall(clear_refs.clear_refs(w.cx, kind), calls)
+    if kind in clear_refs.REFERENCED_BITS:
+        w.syscall(clear_refs.clear_refs(w.cx, clear_refs.SOFT_DIRTY), calls)
+    return outcome
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -349,6 +358,7 @@ OPERATIONS: dict[str, Operation] = {
     "fork": _fork,
     "into_child": _into_child,
     "crowd": _crowd,
+    "clear_refs": _clear_refs,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,
     "uffd_copy": _uffd_copy,

@@ -53,7 +53,15 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = World(self.environment, self.design, any(map(uses_file, sequence)))
+        references = self.environment.shows_lazyfree and ops.shows_references(sequence)
+        world = World(
+            self.environment,
+            self.design,
+            any(map(uses_file, sequence)),
+            follows_references=references,
+        )
+        world.view.shows_references = references
+        world.view.untouched = ops.shows_references(sequence)
         results: list[int] = []
         steps = []
         if self.committed is not None:

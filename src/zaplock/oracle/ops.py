@@ -73,6 +73,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "fork": (),
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
+    "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
@@ -145,6 +146,20 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
     )
 
 
+def shows_references(sequence: Many[Op]) -> bool:
+    """Return whether Referenced of smaps is compared.
+
+    Looking at contents uses every page; they are seen by loads only then.
+    """
+    return any(op.name == "clear_refs" for op in sequence)
+
+
+def shown_marks(sequence: Many[Op]) -> tuple[str, ...]:
+    """Name the figures of smaps that are compared only in some sequences."""
+    lazy, used = shows_lazyfree(sequence), shows_references(sequence)
+    return ("LazyFree",) * lazy + ("Referenced",) * used
+
+
 _MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
 
 
@@ -184,6 +199,7 @@ FIGURES = (
     "Locked",
     "KSM",
     "LazyFree",
+    "Referenced",
 )
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",

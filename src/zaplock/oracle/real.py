@@ -177,7 +177,7 @@ class RealSide:
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, self._names.cpu >= 0 and ops.shows_lazyfree(sequence))
+        self._parser.begin(end, ops.shown_marks(sequence) if self._names.cpu >= 0 else ())
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:

@@ -14,6 +14,7 @@ from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte, ResourceLimits, change_limits
 from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.references import mark_accessed
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
@@ -65,6 +66,7 @@ class World:
         design: Design,
         uses_files: bool,
         tracks_tlbs: bool = False,
+        follows_references: bool = False,
     ) -> None:
         self.environment = environment
         self.machine = Machine(limits=limits_of(environment), tracks_tlbs=tracks_tlbs)
@@ -76,6 +78,7 @@ class World:
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
+        self.machine.globals.put("references", int(follows_references))
         self.machine.uffd_modes.put(UFFD, "sigbus")
         self.policies = Policies()
         if uses_files:
@@ -105,6 +108,7 @@ class World:
                 frame = first + page
                 self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
             self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
+            mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""

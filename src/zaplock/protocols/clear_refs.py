@@ -1,0 +1,62 @@
+"""Writes to /proc/PID/clear_refs: the whole address space walked under the exclusive lock.
+
+1, 2 and 3 clear the accessed bits of all memory, of anonymous memory and of files (model.references),
+4 the soft-dirty bits, 5 the peak of resident memory. All of them take the lock for write (from 5.11
+on: before, 1 to 4 walked under read), and from 6.6 on each VMA that is walked is locked for its page
+tables' sake (49b0638502da).
+
+Source: fs/proc/task_mmu.c clear_refs_write, clear_refs_test_walk. Not covered: soft-dirty bits
+themselves, which shared memory and files have as well, and the peak, which the kernel keeps in
+counters that it does not add up.
+"""
+
+from __future__ import annotations
+
+from errno import EINTR, EINVAL
+from typing import TYPE_CHECKING
+
+from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP
+from zaplock.model.references import follows, forget_entries
+from zaplock.model.step import Task, step
+from zaplock.model.vma import Vma, find_vmas, read_vma
+from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
+
+if TYPE_CHECKING:
+    from zaplock.model.machine import Machine
+    from zaplock.protocols.design import Cx
+
+ALL, ANONYMOUS, MAPPED, SOFT_DIRTY, PEAK = 1, 2, 3, 4, 5
+REFERENCED_BITS = (ALL, ANONYMOUS, MAPPED)
+
+
+async def clear_refs(cx: Cx, kind: int) -> int:
+    """Write a number to one's own clear_refs: how many bytes were written, -EINVAL or -EINTR."""
+    if not ALL <= kind <= PEAK:
+        return -EINVAL
+    if await mmap_write_lock_killable(cx):
+        return -EINTR
+    if kind != PEAK:
+        for handle in await find_vmas(cx.mm, 0, 1 << 63):
+            vma = await read_vma(handle)
+            if walks(vma, kind):
+                if cx.design.vma_locks:
+                    await vma_start_write(handle)
+                if kind in REFERENCED_BITS:
+                    await clear_young(vma)
+    await mmap_write_unlock(cx)
+    return len(str(kind))
+
+
+def walks(vma: Vma, kind: int) -> bool:
+    """Return whether a VMA is walked: by whether it has a file, not by what its pages are."""
+    if vma.flags & VM_PFNMAP:
+        return False
+    return kind not in (ANONYMOUS, MAPPED) or (kind == MAPPED) == bool(vma.file or vma.name)
+
+
+@step
+def clear_young(m: Machine, _task: Task, vma: Vma) -> None:
+    """Let the entries of a VMA be old. Huge pages of hugetlb are not walked."""
+    m.spend("protect_pte", m.mm(vma.mm).ptes.total(vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT))
+    if follows(m) and not vma.flags & VM_HUGETLB:
+        forget_entries(m, m.mm(vma.mm), vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
