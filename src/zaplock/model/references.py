@@ -17,6 +17,7 @@ Not covered: what reclaim does to these bits, the idle-page bitmap, VM_RAND_READ
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm, Pte
 
+FOLLOWED, IN_BATCHES = 1, 2
+"""Values of `globals["references"]`."""
 REFERENCED, ACTIVE = 1, 2
 """Bits of what is noted of a page (PG_referenced, PG_active)."""
 
@@ -37,6 +40,52 @@ _HUGE = ("thp",)
 def follows(m: Machine) -> bool:
     """Return whether accessed bits are followed."""
     return bool(m.globals.get("references", 0))
+
+
+def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
+    """Let the small entries of a huge page in [first, last) that are alike all be young if one is.
+
+    That is what becomes of them where mprotect takes them out and puts them back together (rule
+    `batches_entries`, modify_prot_start_ptes; mremap does so on arm64 only).
+    """
+    if m.globals.get("references", 0) < IN_BATCHES:
+        return
+    batch: list[tuple[int, int, Pte]] = []
+    for run in (*_small_of_folios(m, space, first, last), None):
+        if batch and (run is None or not _goes_on(batch[-1], run)):
+            if any(not pte.old for _, _, pte in batch):
+                for low, high, pte in batch:
+                    space.ptes.set(low, high, msgspec.structs.replace(pte, old=False))
+            batch = []
+        batch += [run] if run is not None else []
+
+
+def _small_of_folios(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, int, Pte]]:
+    """List small entries of huge pages, cut where a huge page or a page table ends."""
+    found = []
+    for low, high, pte in space.ptes.overlapping(first, last):
+        if pte.kind != "anon":
+            continue
+        cuts = {low, high, *_multiples(low, high, 0), *_multiples(low, high, pte.delta)}
+        for start, end in pairwise(sorted(cuts)):
+            frame = m.frames.at(start + pte.delta)
+            if frame is not None and frame.kind == "thp":
+                found.append((start, end, pte))
+    return found
+
+
+def _multiples(low: int, high: int, delta: int) -> range:
+    """Return the places in [low, high) that are a multiple of a huge page, moved by `delta`."""
+    return range(low + -(low + delta) % PAGES_PER_PMD, high, PAGES_PER_PMD)
+
+
+def _goes_on(run: tuple[int, int, Pte], after: tuple[int, int, Pte]) -> bool:
+    """Return whether a run of entries goes on with another: but for their age they are alike."""
+    (_, end, pte), (low, _, other) = run, after
+    alike = msgspec.structs.replace(pte, old=other.old) == other
+    return (
+        end == low and alike and low % PAGES_PER_PMD != 0 and (low + pte.delta) % PAGES_PER_PMD != 0
+    )
 
 
 def use_entry(space: Mm, vpn: int, pte: Pte) -> None:
@@ -83,10 +132,21 @@ def forget_marks(m: Machine, first: int, last: int) -> None:
 
 
 def mark_accessed(m: Machine, first: int, last: int) -> None:
-    """Note that the frames in [first, last) were used (folio_mark_accessed)."""
-    if not follows(m):
-        return
-    first, last = _whole_folios(m, first, last)
+    """Note that the frames in [first, last) were used (folio_mark_accessed).
+
+    A huge page is marked as a whole, once for each of its pages.
+    """
+    for low, high, frame in m.frames.overlapping(first, last) if follows(m) else ():
+        if frame.kind != "thp":
+            _mark_once(m, low, high)
+            continue
+        for head in range(low - low % PAGES_PER_PMD, high, PAGES_PER_PMD):
+            pages = min(high, head + PAGES_PER_PMD) - max(low, head)
+            for _ in range(min(pages, len(_NEXT) - 1)):
+                _mark_once(m, head, head + PAGES_PER_PMD)
+
+
+def _mark_once(m: Machine, first: int, last: int) -> None:
     at = first
     for low, high, noted in [*m.aging.overlapping(first, last), (last, last, 0)]:
         if at < low:

@@ -538,7 +538,10 @@ def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) ->
     4 is written as well, for its flush of everything.
     """
     (kind,) = op.args
-    text, opened = ring.RING + ring.SCRATCH, b.add(stub.syscall(_OPEN, ring.PROC_AT["clear_refs"], 1))
+    text, opened = (
+        ring.RING + ring.SCRATCH,
+        b.add(stub.syscall(_OPEN, ring.PROC_AT["clear_refs"], 1)),
+    )
     b.add(stub.entry(stub.PATCH, address(opened + 2 * _E + 8), address(opened + stub.RESULT), 0))
     b.add(stub.syscall(_DUP2, 0, CLEAR_REFS_FD))
     b.add(stub.entry(stub.PATCH, address(opened + 4 * _E + 8), address(opened + stub.RESULT), 0))

@@ -100,8 +100,8 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)
     caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
     for offset, data in (
-        (SCAN_ARG, scan), (UNTOUCHED_SCAN_ARG, untouched), (SIGACTION, action), (SIGSTACK, stack), (CAPS, caps),
-        (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
+        (SCAN_ARG, scan), (UNTOUCHED_SCAN_ARG, untouched), (SIGACTION, action), (SIGSTACK, stack),
+        (CAPS, caps), (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
     ):  # fmt: skip
         page[offset - CONTROL : offset - CONTROL + len(data)] = data
     return bytes(page)

@@ -9,12 +9,12 @@ import msgspec
 
 from zaplock.engines.sequential import LockCall, run
 from zaplock.model import flags as f
+from zaplock.model import references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte, ResourceLimits, change_limits
 from zaplock.model.pagetable import alloc_tables, install
-from zaplock.model.references import mark_accessed
 from zaplock.model.step import Task
 from zaplock.model.vma import Vma, insert, lookup
 from zaplock.oracle import ops
@@ -78,7 +78,9 @@ class World:
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
-        self.machine.globals.put("references", int(follows_references))
+        if follows_references:
+            followed = references.IN_BATCHES if design.batches_entries else references.FOLLOWED
+            self.machine.globals.put("references", followed)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         self.policies = Policies()
         if uses_files:
@@ -108,7 +110,7 @@ class World:
                 frame = first + page
                 self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
             self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
-            mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
+            references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""

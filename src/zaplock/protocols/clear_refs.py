@@ -1,9 +1,9 @@
 """Writes to /proc/PID/clear_refs: the whole address space walked under the exclusive lock.
 
-1, 2 and 3 clear the accessed bits of all memory, of anonymous memory and of files (model.references),
-4 the soft-dirty bits, 5 the peak of resident memory. All of them take the lock for write (from 5.11
-on: before, 1 to 4 walked under read), and from 6.6 on each VMA that is walked is locked for its page
-tables' sake (49b0638502da).
+1, 2 and 3 clear the accessed bits of all memory, of anonymous memory and of files
+(model.references), 4 the soft-dirty bits, 5 the peak of resident memory. All of them take the lock
+for write (rule `clear_refs_lock`), and from 6.6 on each VMA that is walked is locked as well
+(`walks_lock_vmas`).
 
 Source: fs/proc/task_mmu.c clear_refs_write, clear_refs_test_walk. Not covered: soft-dirty bits
 themselves, which shared memory and files have as well, and the peak, which the kernel keeps in
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP
 from zaplock.model.references import follows, forget_entries
+from zaplock.model.rwsem import down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, find_vmas, read_vma
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
@@ -33,17 +34,17 @@ async def clear_refs(cx: Cx, kind: int) -> int:
     """Write a number to one's own clear_refs: how many bytes were written, -EINVAL or -EINTR."""
     if not ALL <= kind <= PEAK:
         return -EINVAL
-    if await mmap_write_lock_killable(cx):
+    writes = cx.design.clear_refs_lock == "write" or kind == PEAK
+    if await (mmap_write_lock_killable(cx) if writes else down_read_killable(cx.mmap_lock)):
         return -EINTR
-    if kind != PEAK:
-        for handle in await find_vmas(cx.mm, 0, 1 << 63):
-            vma = await read_vma(handle)
-            if walks(vma, kind):
-                if cx.design.vma_locks:
-                    await vma_start_write(handle)
-                if kind in REFERENCED_BITS:
-                    await clear_young(vma)
-    await mmap_write_unlock(cx)
+    for handle in await find_vmas(cx.mm, 0, 1 << 63) if kind != PEAK else ():
+        vma = await read_vma(handle)
+        if walks(vma, kind):
+            if cx.design.walks_lock_vmas:
+                await vma_start_write(handle)
+            if kind in REFERENCED_BITS:
+                await clear_young(vma)
+    await (mmap_write_unlock(cx) if writes else up_read(cx.mmap_lock))
     return len(str(kind))
 
 

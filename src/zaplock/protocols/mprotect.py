@@ -40,6 +40,7 @@ from zaplock.model.flags import (
 from zaplock.model.mm import Mm
 from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
+from zaplock.model.references import use_batches
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -384,6 +385,7 @@ def change_protection(
     """
     space = m.mm(mm)
     accessible = bool(flags & VM_ACCESS_FLAGS)
+    use_batches(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     if not flags & VM_WRITE or not old_flags & VM_ACCESS_FLAGS:
         writable = bool(flags & VM_WRITE)
         protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, writable, accessible)
