@@ -481,6 +481,20 @@ def test_faults_in_what_is_lazily_free_are_found(bench: Bench) -> None:
 
 
 @needs_kernel
+@pytest.mark.skipif(has_swap(), reason="where there is swap pages age on every CPU")
+def test_faults_in_which_pages_were_used_are_found(bench: Bench) -> None:
+    """Each rule of accessed bits and marks shows in smaps after a write to clear_refs."""
+    kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "references").glob("*.json"))]
+    assert len(kept) == 2
+    assert [bench.diverge(sequence) for sequence in kept] == [None, None]
+    for fault in seeded_faults.OF_THEMES["references"]:
+        with seeded_faults.inject(fault):
+            found = [one.signature for one in map(bench.diverge, kept) if one is not None]
+        assert found, fault.name
+        assert all("Referenced" in signature for signature in found), (fault.name, found)
+
+
+@needs_kernel
 def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
     """ksmd runs where a sequence asks for it; each fault in what undoes its work is found."""
     try:

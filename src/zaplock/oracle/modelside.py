@@ -53,7 +53,7 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        references = self.environment.shows_lazyfree and ops.shows_references(sequence)
+        references = self.environment.shows_references and ops.shows_references(sequence)
         world = World(
             self.environment,
             self.design,

@@ -154,12 +154,6 @@ def shows_references(sequence: Many[Op]) -> bool:
     return any(op.name == "clear_refs" for op in sequence)
 
 
-def shown_marks(sequence: Many[Op]) -> tuple[str, ...]:
-    """Name the figures of smaps that are compared only in some sequences."""
-    lazy, used = shows_lazyfree(sequence), shows_references(sequence)
-    return ("LazyFree",) * lazy + ("Referenced",) * used
-
-
 _MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
 
 
@@ -253,6 +247,7 @@ class Environment:
     poison_code: the si_code of SIGBUS where a page is poisoned. shows_protection: PAGEMAP_SCAN
     tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
     writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
+    shows_references: and those that were used (`shows_references`)?
     """
 
     ring: int
@@ -272,6 +267,7 @@ class Environment:
     poison_code: int
     shows_protection: bool
     shows_lazyfree: bool
+    shows_references: bool
     baseline: Snapshot
 
 

@@ -90,6 +90,7 @@ class RealSide:
         return Environment(
             poison_code=(ops.signalled(steps[-1].outcome.result) or (0, 0))[1],
             shows_lazyfree=self._names.cpu >= 0,
+            shows_references=self._tells_who_was_used(),
             shows_protection=bool(categories) and bool(categories[0] & ring.WRITTEN),
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
@@ -177,7 +178,7 @@ class RealSide:
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, ops.shown_marks(sequence) if self._names.cpu >= 0 else ())
+        self._parser.begin(end, self._shown(sequence))
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -186,6 +187,16 @@ class RealSide:
             return [reader.step(op, place) for op, place in pairs]
         except (ValueError, struct.error) as error:
             raise Lost(f"the runner's observations can't be read: {error}") from None
+
+    def _shown(self, sequence: Sequence[Op]) -> tuple[str, ...]:
+        """Name the figures that are compared in a sequence, beyond those that always are."""
+        lazy = self._names.cpu >= 0 and ops.shows_lazyfree(sequence)
+        used = self._tells_who_was_used() and ops.shows_references(sequence)
+        return ("LazyFree",) * lazy + ("Referenced",) * used
+
+    def _tells_who_was_used(self) -> bool:
+        """Return whether Referenced of smaps can be known: on one CPU, with classic LRU lists."""
+        return self._names.cpu >= 0 and not has_generations()
 
     def _snapshots(self, built: program.BareProgram) -> list[Snapshot]:
         code = self._child.program(len(built.code))
@@ -311,6 +322,14 @@ def _data_length(pid: int) -> int:
     """Return how long the data segment of a process's program is; RLIMIT_DATA counts it to brk."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[43]) - int(fields[42])
+
+
+def has_generations() -> bool:
+    """Return whether this kernel ages pages in generations (MGLRU), which marks them otherwise."""
+    try:
+        return int(Path("/sys/kernel/mm/lru_gen/enabled").read_text(), 16) != 0
+    except FileNotFoundError:
+        return False
 
 
 def free_huge_pages() -> int:
