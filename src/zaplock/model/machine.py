@@ -27,6 +27,7 @@ Figure = Literal[
     "swap_free",  # pages that swap has room for
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # accessed bits: 0 nobody asks, 1 followed, 2 small entries of a folio together
+    "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.flags import PAGES_PER_PMD
+from zaplock.model.flags import PAGES_PER_PMD, VM_SOFTDIRTY
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
@@ -40,6 +40,11 @@ _HUGE = ("thp",)
 def follows(m: Machine) -> bool:
     """Return whether accessed bits are followed."""
     return bool(m.globals.get("references", 0))
+
+
+def born_dirty(m: Machine, flags: int) -> int:
+    """Return the flags of a new mapping: it is soft-dirty where the kernel tracks that."""
+    return flags | VM_SOFTDIRTY if m.globals.get("soft_dirty", 0) else flags
 
 
 def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:

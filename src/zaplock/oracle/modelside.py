@@ -60,6 +60,8 @@ class ModelSide:
             any(map(uses_file, sequence)),
             follows_references=references,
         )
+        if self.environment.shows_soft_dirty and ops.shows_references(sequence):
+            world.machine.globals.put("soft_dirty", 1)
         world.view.shows_references = references
         world.view.untouched = ops.shows_references(sequence)
         results: list[int] = []

@@ -20,6 +20,7 @@ from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 
 NEW_FIGURES = ("KSM",)
 """What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
+SOFT_DIRTY = "sd"
 MARKS = ("LazyFree", "Referenced")
 """What some sequences make no use of, where whoever else works on the machine may change it."""
 
@@ -101,16 +102,18 @@ class _Fields:
         return learnt
 
 
+_Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece], dict[bytes, str]]
+"""By their text: bodies, pieces and flags."""
+
+
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
     def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
         """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
         self._has_scan = has_scan
-        self._known: dict[tuple[str, ...], tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece]]]
-        self._known = {}  # by what is hidden
+        self._known: dict[tuple[str, ...], _Known] = {}  # by what is hidden
         self._fields: dict[tuple[str, ...], _Fields] = {}
-        self._spelled: dict[bytes, str] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
         self._shared: dict[bytes, str] = {}
         self._texts: list[bytes] = []
@@ -130,7 +133,9 @@ class Parser:
         """
         self._end = end
         hidden = tuple(name for name in MARKS if name not in shows)
-        self._bodies, self._pieces = self._known.setdefault(hidden, ({}, {}))
+        self._unnamed = ("??",) if SOFT_DIRTY in shows else ("??", SOFT_DIRTY)
+        texts = self._known.setdefault((*hidden, *self._unnamed), ({}, {}, {}))
+        self._bodies, self._pieces, self._spelled = texts
         self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, {}, hidden))
         self._shared.clear()
         self._texts, self._shown, self._last = [], [], None
@@ -231,7 +236,7 @@ class Parser:
         # a flag that a kernel has no name for.
         spelled = self._spelled.get(flags)
         if spelled is None:
-            shown = (flag for flag in flags.decode().split() if flag not in ("sd", "??"))
+            shown = (flag for flag in flags.decode().split() if flag not in self._unnamed)
             spelled = self._spelled[flags] = " ".join(sorted(shown))
         return spelled
 

@@ -247,7 +247,8 @@ class Environment:
     poison_code: the si_code of SIGBUS where a page is poisoned. shows_protection: PAGEMAP_SCAN
     tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
     writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
-    shows_references: and those that were used (`shows_references`)?
+    shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
+    same sequences, compared which mappings are soft-dirty?
     """
 
     ring: int
@@ -268,6 +269,7 @@ class Environment:
     shows_protection: bool
     shows_lazyfree: bool
     shows_references: bool
+    shows_soft_dirty: bool
     baseline: Snapshot
 
 

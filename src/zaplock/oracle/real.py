@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from zaplock.oracle import ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
-from zaplock.oracle.observe import Parser
+from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
@@ -82,6 +83,7 @@ class RealSide:
         built = program.build((), self._names)
         self._run(built.code)
         baseline = self._snapshots(built)[0]
+        self._tracks_soft_dirty = self._names_soft_dirty()
         brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
         steps = self.run(_POISONED)
         categories = steps[1].snapshot.regions[
@@ -91,6 +93,7 @@ class RealSide:
             poison_code=(ops.signalled(steps[-1].outcome.result) or (0, 0))[1],
             shows_lazyfree=self._names.cpu >= 0,
             shows_references=self._tells_who_was_used(),
+            shows_soft_dirty=self._tracks_soft_dirty,
             shows_protection=bool(categories) and bool(categories[0] & ring.WRITTEN),
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
@@ -192,7 +195,14 @@ class RealSide:
         """Name the figures that are compared in a sequence, beyond those that always are."""
         lazy = self._names.cpu >= 0 and ops.shows_lazyfree(sequence)
         used = self._tells_who_was_used() and ops.shows_references(sequence)
-        return ("LazyFree",) * lazy + ("Referenced",) * used
+        soft = self._tracks_soft_dirty and ops.shows_references(sequence)
+        return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
+
+    _tracks_soft_dirty = False
+
+    def _names_soft_dirty(self) -> bool:
+        """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
+        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:4096])))
 
     def _tells_who_was_used(self) -> bool:
         """Return whether Referenced of smaps can be known: on one CPU, with classic LRU lists."""

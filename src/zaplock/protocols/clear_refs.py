@@ -15,11 +15,11 @@ from __future__ import annotations
 from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
 
-from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP
+from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY
 from zaplock.model.references import follows, forget_entries
 from zaplock.model.rwsem import down_read_killable, up_read
 from zaplock.model.step import Task, step
-from zaplock.model.vma import Vma, find_vmas, read_vma
+from zaplock.model.vma import Vma, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.locking import mmap_write_lock_killable, mmap_write_unlock, vma_start_write
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ async def clear_refs(cx: Cx, kind: int) -> int:
     writes = cx.design.clear_refs_lock == "write" or kind == PEAK
     if await (mmap_write_lock_killable(cx) if writes else down_read_killable(cx.mmap_lock)):
         return -EINTR
+    for handle in await find_vmas(cx.mm, 0, 1 << 63) if kind == SOFT_DIRTY else ():
+        await clear_soft_dirty(handle)
     for handle in await find_vmas(cx.mm, 0, 1 << 63) if kind != PEAK else ():
         vma = await read_vma(handle)
         if walks(vma, kind):
@@ -53,6 +55,14 @@ def walks(vma: Vma, kind: int) -> bool:
     if vma.flags & VM_PFNMAP:
         return False
     return kind not in (ANONYMOUS, MAPPED) or (kind == MAPPED) == bool(vma.file or vma.name)
+
+
+@step
+def clear_soft_dirty(m: Machine, task: Task, handle: int) -> None:
+    """Let a VMA be soft-dirty no more."""
+    vma = vma_of(m, task, handle)
+    if vma.flags & VM_SOFTDIRTY:
+        m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_SOFTDIRTY))
 
 
 @step
