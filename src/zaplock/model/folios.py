@@ -138,7 +138,9 @@ def _zeros(
 
 
 def _map_zero_page(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pte) -> None:
-    space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access, pte.wp))
+    space.ptes.set(
+        low, high, Pte("zero", 0, False, pte.no_access, pte.wp, soft_clean=pte.soft_clean)
+    )
     space.add("rss_anon", low - high)
     flush_tlb_range(m, space.mm, low, high, False)
     change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)

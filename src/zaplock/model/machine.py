@@ -26,7 +26,8 @@ Figure = Literal[
     "hugetlb_free",  # huge pages in the pool
     "swap_free",  # pages that swap has room for
     "lazyfree",  # whether pages were ever marked as lazily free
-    "references",  # accessed bits: 0 nobody asks, 1 followed, 2 small entries of a folio together
+    "references",  # whether accessed bits are followed (model.references)
+    "batches",  # whether entries of a huge page that change together get each other's bits
     "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always

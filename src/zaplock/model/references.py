@@ -1,13 +1,16 @@
 """Which pages were used of late: accessed bits of entries, and what the kernel notes of pages.
 
-/proc/PID/clear_refs clears both for whole address spaces, and smaps counts as `Referenced` what has
+Soft-dirty bits, too: what was written to since 4 went to clear_refs (`Pte.soft_clean` says that it
+was not), and mappings that are as a whole, since they are new (VM_SOFTDIRTY).
+
+/proc/PID/clear_refs clears them for whole address spaces, and smaps counts as `Referenced` what has
 either. An entry is old (`Pte.old`) from then on until a CPU uses it; it begins as young, but for
 those that a fork gives to a child. A page is marked where the kernel looks at it on behalf of
 somebody: populating, pinning, and the end of a young entry of a file's page. A second mark makes it
 active, which takes the first one away (classic LRU lists; the multi-generational LRU keeps it).
 
-Followed only where `globals["references"]` is set: nothing else depends on them, and states that
-differ by them alone would be told apart.
+Followed only where `globals["references"]` and `globals["soft_dirty"]` are set: nothing else depends
+on them, and states that differ by them alone would be told apart.
 
 Sources: fs/proc/task_mmu.c (clear_refs_pte_range, smaps_account), mm/swap.c folio_mark_accessed,
 mm/memory.c (zap_present_folio_ptes, __copy_present_ptes), mm/madvise.c.
@@ -28,8 +31,6 @@ if TYPE_CHECKING:
     from zaplock.model.machine import Machine
     from zaplock.model.mm import Mm, Pte
 
-FOLLOWED, IN_BATCHES = 1, 2
-"""Values of `globals["references"]`."""
 REFERENCED, ACTIVE = 1, 2
 """Bits of what is noted of a page (PG_referenced, PG_active)."""
 
@@ -44,25 +45,61 @@ def follows(m: Machine) -> bool:
 
 def born_dirty(m: Machine, flags: int) -> int:
     """Return the flags of a new mapping: it is soft-dirty where the kernel tracks that."""
-    return flags | VM_SOFTDIRTY if m.globals.get("soft_dirty", 0) else flags
+    return flags | VM_SOFTDIRTY if tracks_writes(m) else flags
+
+
+def tracks_writes(m: Machine) -> bool:
+    """Return whether soft-dirty bits are followed."""
+    return bool(m.globals.get("soft_dirty", 0))
+
+
+def watches_writes(m: Machine, flags: int) -> bool:
+    """Return whether a mapping with these flags is told of writes (vma_soft_dirty_enabled)."""
+    return tracks_writes(m) and not flags & VM_SOFTDIRTY
+
+
+def read_only(m: Machine, pte: Pte) -> Pte:
+    """Return an entry as a read makes it: nobody has written through it."""
+    return msgspec.structs.replace(pte, soft_clean=True) if tracks_writes(m) else pte
+
+
+def clean_entries(m: Machine, space: Mm, first: int, last: int) -> None:
+    """Let the entries of virtual pages [first, last) tell of the next write through them."""
+    for low, high, pte in space.ptes.overlapping(first, last) if tracks_writes(m) else ():
+        cleaned = msgspec.structs.replace(pte, writable=False, soft_clean=True)
+        space.ptes.set(low, high, cleaned)
+
+
+def soft_dirty(pte: Pte) -> Pte:
+    """Return an entry that counts as written through."""
+    return msgspec.structs.replace(pte, soft_clean=False) if pte.soft_clean else pte
 
 
 def use_batches(m: Machine, space: Mm, first: int, last: int) -> None:
-    """Let the small entries of a huge page in [first, last) that are alike all be young if one is.
+    """Let the small entries of a huge page in [first, last) that are alike share their bits.
 
-    That is what becomes of them where mprotect takes them out and puts them back together (rule
-    `batches_entries`, modify_prot_start_ptes; mremap does so on arm64 only).
+    All are young if one is, and dirty if one is, which makes them soft-dirty. That is what becomes
+    of them where mprotect takes them out and puts them back together (rule `batches_entries`,
+    modify_prot_start_ptes; mremap does so on arm64 only).
     """
-    if m.globals.get("references", 0) < IN_BATCHES:
+    if not m.globals.get("batches", 0):
         return
     batch: list[tuple[int, int, Pte]] = []
     for run in (*_small_of_folios(m, space, first, last), None):
         if batch and (run is None or not _goes_on(batch[-1], run)):
-            if any(not pte.old for _, _, pte in batch):
-                for low, high, pte in batch:
-                    space.ptes.set(low, high, msgspec.structs.replace(pte, old=False))
+            if sum(high - low for low, high, _ in batch) > 1:
+                _share_bits(m, space, batch)
             batch = []
         batch += [run] if run is not None else []
+
+
+def _share_bits(m: Machine, space: Mm, batch: list[tuple[int, int, Pte]]) -> None:
+    """Give the entries of a batch each other's bits."""
+    old = all(pte.old for _, _, pte in batch)
+    for low, high, pte in batch:
+        frame = m.frames.at(low + pte.delta)
+        clean = pte.soft_clean and frame is not None and frame.lazy
+        space.ptes.set(low, high, msgspec.structs.replace(pte, old=old, soft_clean=clean))
 
 
 def _small_of_folios(m: Machine, space: Mm, first: int, last: int) -> list[tuple[int, int, Pte]]:

@@ -62,6 +62,8 @@ class ModelSide:
         )
         if self.environment.shows_soft_dirty and ops.shows_references(sequence):
             world.machine.globals.put("soft_dirty", 1)
+        if ops.shows_references(sequence) and self.design.batches_entries:
+            world.machine.globals.put("batches", 1)
         world.view.shows_references = references
         world.view.untouched = ops.shows_references(sequence)
         results: list[int] = []

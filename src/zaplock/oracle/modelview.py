@@ -16,11 +16,11 @@ from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
-from zaplock.model.references import count_referenced
+from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
-from zaplock.oracle.ring import MAX_REGIONS, PRESENT, WRITTEN
+from zaplock.oracle.ring import MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
@@ -29,7 +29,8 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_LOCKED, "lo"), (f.VM_IO, "io"),
     (f.VM_SEQ_READ, "sr"), (f.VM_RAND_READ, "rr"), (f.VM_DONTCOPY, "dc"),
     (f.VM_DONTEXPAND, "de"), (f.VM_LOCKONFAULT, "lf"), (f.VM_ACCOUNT, "ac"),
-    (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"), (f.VM_SOFTDIRTY, "sd"),
+    (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"),
+    (f.VM_SOFTDIRTY, "sd"),
     (f.VM_DONTDUMP, "dd"), (f.VM_MIXEDMAP, "mm"), (f.VM_HUGEPAGE, "hg"),
     (f.VM_NOHUGEPAGE, "nh"), (f.VM_MERGEABLE, "mg"), (f.VM_UFFD_MISSING, "um"),
     (f.VM_UFFD_WP, "uw"), (f.VM_UFFD_MINOR, "ui"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
@@ -227,6 +228,8 @@ class ModelView:
                 category = _CATEGORIES[pte.kind]
                 if protection and not pte.wp and pte.kind != "uffd_wp":
                     category |= WRITTEN
+                if self._is_soft_dirty(vma, pte):
+                    category |= SOFT_DIRTY
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
                 if self.untouched:
@@ -237,6 +240,11 @@ class ModelView:
             vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
         )
         return _Seen(vma, runs, shown, regions, tags)
+
+    def _is_soft_dirty(self, vma: model_vma.Vma, pte: Pte) -> bool:
+        if not self.untouched or not tracks_writes(self._machine):
+            return False
+        return bool(vma.flags & f.VM_SOFTDIRTY) or not pte.soft_clean
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
         rss = anonymous = huge = pss = swap_pss = 0

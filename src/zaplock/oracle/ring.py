@@ -55,7 +55,7 @@ OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
 # Categories of PAGEMAP_SCAN (include/uapi/linux/fs.h).
 WRITTEN, PRESENT, SWAPPED, GUARD = 1 << 1, 1 << 3, 1 << 4, 1 << 8
 """WRITTEN is what no userfaultfd has write-protected, written to or not."""
-FILE, ZERO, HUGE = 1 << 2, 1 << 5, 1 << 6
+FILE, ZERO, HUGE, SOFT_DIRTY = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 REPORTED = WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | GUARD
 
 _SYS = {
@@ -94,7 +94,8 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     any_of = mask & (PRESENT | SWAPPED | GUARD)
     told = (96, 0, 0, RING, 0, 0, MAX_REGIONS, 0, 0, 0, any_of)
     scan = struct.pack("<12Q", *told, mask)
-    untouched = struct.pack("<12Q", *told, mask & ~PRESENT)  # the stub reads what is PRESENT
+    shown = mask & ~PRESENT | SOFT_DIRTY  # the stub reads what is PRESENT
+    untouched = struct.pack("<12Q", *told, shown)
     flags = 0x4 | 0x0800_0000 | 0x0400_0000 | 0x4000_0000  # SIGINFO, ONSTACK, RESTORER, NODEFER
     action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, RING + stub.RESTORER, 0)
     stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)

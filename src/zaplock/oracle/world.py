@@ -79,8 +79,7 @@ class World:
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
         if follows_references:
-            followed = references.IN_BATCHES if design.batches_entries else references.FOLLOWED
-            self.machine.globals.put("references", followed)
+            self.machine.globals.put("references", 1)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         self.policies = Policies()
         if uses_files:

@@ -16,7 +16,7 @@ from errno import EINTR, EINVAL
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import PAGE_SHIFT, VM_HUGETLB, VM_PFNMAP, VM_SOFTDIRTY
-from zaplock.model.references import follows, forget_entries
+from zaplock.model.references import clean_entries, follows, forget_entries
 from zaplock.model.rwsem import down_read_killable, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, change, find_vmas, read_vma, vma_of
@@ -46,6 +46,8 @@ async def clear_refs(cx: Cx, kind: int) -> int:
                 await vma_start_write(handle)
             if kind in REFERENCED_BITS:
                 await clear_young(vma)
+            else:
+                await clear_written(vma)
     await (mmap_write_unlock(cx) if writes else up_read(cx.mmap_lock))
     return len(str(kind))
 
@@ -63,6 +65,14 @@ def clear_soft_dirty(m: Machine, task: Task, handle: int) -> None:
     vma = vma_of(m, task, handle)
     if vma.flags & VM_SOFTDIRTY:
         m.vmas.put(handle, change(vma, flags=vma.flags & ~VM_SOFTDIRTY))
+
+
+@step
+def clear_written(m: Machine, _task: Task, vma: Vma) -> None:
+    """Let the entries of a VMA be soft-dirty no more: the next write to them faults."""
+    m.spend("protect_pte", m.mm(vma.mm).ptes.total(vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT))
+    if not vma.flags & VM_HUGETLB:
+        clean_entries(m, m.mm(vma.mm), vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
 
 
 @step

@@ -41,7 +41,7 @@ from zaplock.model.folios import split_partly_covered
 from zaplock.model.frames import set_lazy
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
-from zaplock.model.references import age_entries, deactivate_pages, follows
+from zaplock.model.references import age_entries, deactivate_pages, follows, read_only
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.swap import drop_swapped, swap_out
@@ -452,7 +452,7 @@ def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> bool
     if any(pte.kind != "guard" for _, _, pte in space.ptes.overlapping(first, last)):
         return False
     alloc_tables(m, task, space, first, last)
-    install(m, task, space, first, last, Pte("guard", 0))
+    install(m, task, space, first, last, read_only(m, Pte("guard", 0)))
     return True
 
 
