@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "swap", "ksm")
+_CHANGES_MACHINE = ("hugetlb", "swap", "ksm", "group")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -187,11 +187,14 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
     """
     from zaplock.oracle.huge_pool import huge_pages
     from zaplock.oracle.ksm import ksmd
+    from zaplock.oracle.memory_group import memory_group
     from zaplock.oracle.swap_file import swap_file
 
     for check in _checks_of_themes(themes):
         check()
-    lenders = {"hugetlb": huge_pages, "swap": swap_file, "ksm": ksmd}
+    lenders: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "hugetlb": huge_pages, "swap": swap_file, "ksm": ksmd, "group": memory_group,
+    }  # fmt: skip
     with ExitStack() as lent:
         for theme, lend in lenders.items():
             if theme in themes:
@@ -205,12 +208,14 @@ def _checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
 
     from zaplock.oracle.bare_process import check_io_uring, check_no_swap, check_root
     from zaplock.oracle.ksm import check_ksm
+    from zaplock.oracle.memory_group import check_group
 
     checks: dict[str, Callable[[], None]] = {
         "pageout": check_no_swap,
         "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
         "uring": check_io_uring,
         "ksm": check_ksm,
+        "group": check_group,
     }
     return [check for theme, check in checks.items() if theme in themes]
 

@@ -9,7 +9,7 @@ those that a fork gives to a child. A page is marked where the kernel looks at i
 somebody: populating, pinning, and the end of a young entry of a file's page. A second mark makes it
 active, which takes the first one away (classic LRU lists; the multi-generational LRU keeps it).
 
-Followed only where `globals["references"]` and `globals["soft_dirty"]` are set: nothing else depends
+Followed only where `globals["references"]` and `["soft_dirty"]` are set: nothing else depends
 on them, and states that differ by them alone would be told apart.
 
 Sources: fs/proc/task_mmu.c (clear_refs_pte_range, smaps_account), mm/swap.c folio_mark_accessed,

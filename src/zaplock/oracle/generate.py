@@ -107,6 +107,8 @@ THEMES: dict[str, dict[str, int]] = {
     "ksm": {**_STAYING, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
             "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
             "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
+    "group": {**_COMMON, "fill_memory": 6, "fork": 3, "madvise": 16, "mremap": 6, "mlock": 2,
+              "ftruncate": 2, "brk": 2},
     "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
@@ -154,14 +156,21 @@ _TO_FREE = (  # and of the theme "lazyfree"
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
 )
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "ksm", "swap")
+ASKED_FOR = ("crowd", "hugetlb", "group", "collapse", "pageout", "shm", "uring", "ksm", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
-the third needs free huge pages at every moment, the fourth needs a machine without swap, the fifth
-a namespace for System V shared memory, the sixth an io_uring, which not everybody may have; the
-seventh starts ksmd, and the last makes swap. What mincore says of pages in swap is
-not compared: it depends on what was written."""
+the third a memory cgroup, the fourth free huge pages at every moment, the fifth a machine without
+swap, the sixth a namespace for System V shared memory, the seventh an io_uring, which not everybody
+may have; the next starts ksmd, and the last makes swap. What mincore says of pages in swap is not
+compared: it depends on what was written."""
 
-_NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm")  # else what is long would be faulted in
+_NEAR_THEMES = (
+    "lock",
+    "limits",
+    "brk",
+    "grow",
+    "ksm",
+    "group",
+)  # else what is long would be faulted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +377,7 @@ class Generator:
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
-        keeps_off = self._removes or self._pages_out or self._theme == "references"
+        keeps_off = self._removes or self._pages_out or self._theme in ("references", "group")
         return 0 if slot == ops.DISK_SLOT and keeps_off else slot
 
     def memory_slot(self) -> int:
@@ -414,8 +423,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
         kind = g.random.choice((0, _VALIDATE, _DROPPABLE, 4))
-    if kind == _DROPPABLE and _DROPPABLE not in g.scope.mmap_flags:
-        kind = _PRIVATE
+    if kind == _DROPPABLE and (_DROPPABLE not in g.scope.mmap_flags or g._theme == "group"):
+        kind = _PRIVATE  # what a group at its limit drops is up to its lists
     flags = kind | (_ANON if anonymous else 0)
     flags |= _FIXED if g.chance(60) else 0
     for flag, percent in _EXTRA.items():
@@ -534,6 +543,8 @@ def _advice(g: Generator) -> int:
         return advice.MADV_FREE
     if g._theme == "references" and chosen in (advice.MADV_RANDOM, advice.MADV_SEQUENTIAL):
         return advice.MADV_COLD  # what is read so is not noted when it is unmapped
+    if g._theme == "group" and chosen == advice.MADV_FREE:
+        return advice.MADV_DONTNEED
     if g._theme == "swap" and chosen == advice.MADV_FREE:
         return advice.MADV_PAGEOUT  # whether that marks a page depends on what was written so far
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
@@ -641,6 +652,7 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "load": _access,
     "store": _access,
     "store_value": lambda g: (*_access(g), g.random.choice((0, 7, 7, 8, 9))),
+    "fill_memory": lambda g: (g.random.choice((ops.LITTLE, ops.MUCH)), g.random.choice((0, 1, 2))),
     "clear_refs": lambda g: (g.flags_of((1, 1, 1, 2, 2, 3, 3, 4, 5), (0, 6, -1)),),
     "ksm_scan": lambda g: (),
     "set_memory_merge": lambda g: (g.random.choice((0, 1, 1, 1, 7)),),

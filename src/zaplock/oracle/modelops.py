@@ -35,6 +35,7 @@ from zaplock.protocols import (
     kernel_access,
     ksm,
     madvise,
+    memory_group,
     mempolicy,
     mincore,
     mmap,
@@ -269,6 +270,19 @@ def _clear_refs(w: World, calls: Any, kind: int) -> CallOutcome:
     return outcome
 
 
+def _fill_memory(w: World, calls: Any, size: int, how: int) -> CallOutcome:
+    """Fork, let the child fill memory, and return how it ended."""
+    child = w.next_child()
+    if result := run(w.machine, w.task, fork.fork(w.cx, child), calls):
+        return CallOutcome(result)
+    task = Task(2, child, "child")
+    cx = Cx(w.cx.design, task, limits=w.cx.limits)
+    program = memory_group.fill_memory(cx, size, how, w.environment.group_pages)
+    signal = run(w.machine, task, program)
+    run(w.machine, task, exit.exit_process(cx))
+    return CallOutcome(signal)
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -358,6 +372,7 @@ OPERATIONS: dict[str, Operation] = {
     "fork": _fork,
     "into_child": _into_child,
     "crowd": _crowd,
+    "fill_memory": _fill_memory,
     "clear_refs": _clear_refs,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,

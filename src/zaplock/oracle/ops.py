@@ -74,6 +74,7 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
     "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
+    "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
@@ -114,6 +115,9 @@ def file_tag(slot: int, page: int) -> int:
     """Return what page `page` of a file holds before anybody writes to it."""
     return (slot + 1) << 32 | (page + 1)
 
+
+LITTLE, MUCH = 16 << 20, 128 << 20
+"""Bytes for `fill_memory`: within and beyond what a group may charge (memory_group.LIMIT)."""
 
 FORKS = ("fork", "into_child")  # their result is 0 on either side
 
@@ -248,7 +252,8 @@ class Environment:
     tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
     writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
     shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
-    same sequences, compared which mappings are soft-dirty?
+    same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
+    cgroup of the process may charge, 0 for one that is not the oracle's.
     """
 
     ring: int
@@ -264,6 +269,7 @@ class Environment:
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    group_pages: int
     has_keys: bool
     poison_code: int
     shows_protection: bool

@@ -12,11 +12,13 @@ from typing import NamedTuple
 from zaplock import advice
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Ref
+from zaplock.protocols.memory_group import BY_ADVICE, BY_MMAP
 
 _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
+_MMAP = 9
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _SET_AFFINITY = 203
@@ -556,6 +558,31 @@ def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) ->
     return result
 
 
+def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Append a fork whose child fills memory; the parent waits for its end, which is the result."""
+    size, how = arguments
+    status = ring.RING + ring.FORK_STATUS
+    flags = 0x22 | (0x8000 if how == BY_MMAP else 0)
+    advice_given = {BY_ADVICE: (advice.MADV_POPULATE_WRITE,), BY_MMAP: ()}.get(
+        how, (advice.MADV_HUGEPAGE, advice.MADV_POPULATE_WRITE)
+    )
+    child = Builder()
+    first = b.here + 4 * _E  # behind the parent's entries
+    mapped = child.add(ring.call("prctl", 1, 9), stub.syscall(_MMAP, 0, size, 3, flags, _MASK, 0))
+    for given in advice_given:
+        target = address(first + _E + child.here + _E + 8)
+        child.add(
+            stub.entry(stub.PATCH, target, address(first + _E + mapped + _E + stub.RESULT), 0)
+        )
+        child.add(ring.call("madvise", 0, size, given))
+    code = b"".join(child.parts) + ring.EXIT
+    b.add(stub.entry(stub.STORE, status, 0), stub.syscall(_CLONE, 17))
+    b.add(stub.entry(stub.JUMP_IF_ZERO, address(first + _E)))
+    b.add(stub.syscall(_WAIT4, _MASK, status, 0x4000_0000, 0))
+    b.add(stub.entry(stub.JUMP, address(first + _E + len(code))), code)
+    return b.add(stub.entry(stub.LOAD, status))
+
+
 def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Let ksmd run until it has scanned everything SCANS times, which its count of scans tells.
 
@@ -616,6 +643,7 @@ _COMPOSED = {
     "set_thp_disable": _prctl,
     "set_memory_merge": _prctl,
     "clear_refs": _clear_refs,
+    "fill_memory": _fill_memory,
     "ksm_scan": _ksm_scan,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.oracle import ops, program, ring, stub
+from zaplock.oracle import memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
@@ -31,6 +31,7 @@ class ProcessFacts(NamedTuple):
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    group_pages: int
     has_keys: bool
 
 
@@ -55,6 +56,8 @@ class RealSide:
     def _start(self) -> None:
         self._child = BareProcess(self._disk)
         self._child.write(ring.FILE_STRINGS, self._strings)
+        if group := memory_group.joined():
+            (group / "cgroup.procs").write_text(str(self._child.pid))
         self._parser = Parser()
         facts = ProcessFacts(
             data_length=_data_length(self._child.pid),
@@ -64,6 +67,7 @@ class RealSide:
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(),
             swap_pages=free_swap_pages(),
+            group_pages=memory_group.limit_pages(),
             has_keys=_has_keys(),
         )
         if facts.swap_pages:
