@@ -559,7 +559,10 @@ def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) ->
 
 
 def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
-    """Append a fork whose child fills memory; the parent waits for its end, which is the result."""
+    """Append a fork whose child fills memory; the parent waits for its end, which is the result.
+
+    The child offers itself to the OOM killer, before all others of its group.
+    """
     size, how = arguments
     status = ring.RING + ring.FORK_STATUS
     flags = 0x22 | (0x8000 if how == BY_MMAP else 0)
@@ -568,13 +571,20 @@ def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -
     )
     child = Builder()
     first = b.here + 4 * _E  # behind the parent's entries
-    mapped = child.add(ring.call("prctl", 1, 9), stub.syscall(_MMAP, 0, size, 3, flags, _MASK, 0))
-    for given in advice_given:
+
+    def with_result(of: int, entry: bytes) -> None:
+        """Append an entry whose first argument is the result of an earlier one."""
         target = address(first + _E + child.here + _E + 8)
-        child.add(
-            stub.entry(stub.PATCH, target, address(first + _E + mapped + _E + stub.RESULT), 0)
-        )
-        child.add(ring.call("madvise", 0, size, given))
+        child.add(stub.entry(stub.PATCH, target, address(first + _E + of + stub.RESULT), 0), entry)
+
+    text = ring.RING + ring.SCRATCH
+    child.add(ring.call("prctl", 1, 9))
+    opened = child.add(stub.syscall(_OPEN, ring.PROC_AT["oom_score_adj"], 1))
+    child.add(stub.entry(stub.STORE, text, int.from_bytes(b"1000", "little")))
+    with_result(opened, stub.syscall(_PWRITE, 0, text, 4, 0))
+    mapped = child.add(stub.syscall(_MMAP, 0, size, 3, flags, _MASK, 0))
+    for given in advice_given:
+        with_result(mapped, ring.call("madvise", 0, size, given))
     code = b"".join(child.parts) + ring.EXIT
     b.add(stub.entry(stub.STORE, status, 0), stub.syscall(_CLONE, 17))
     b.add(stub.entry(stub.JUMP_IF_ZERO, address(first + _E)))

@@ -58,6 +58,7 @@ class RealSide:
         self._child.write(ring.FILE_STRINGS, self._strings)
         if group := memory_group.joined():
             (group / "cgroup.procs").write_text(str(self._child.pid))
+            Path(f"/proc/{self._child.pid}/oom_score_adj").write_text("0")  # see _fill_memory
         self._parser = Parser()
         facts = ProcessFacts(
             data_length=_data_length(self._child.pid),

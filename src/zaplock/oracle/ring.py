@@ -81,7 +81,7 @@ def strings(texts: dict[str, str], offset: int) -> tuple[bytes, dict[str, int]]:
 
 PROC = {
     "smaps": "/proc/self/smaps", "pagemap": "/proc/self/pagemap", "status": "/proc/self/status",
-    "clear_refs": "/proc/self/clear_refs",
+    "clear_refs": "/proc/self/clear_refs", "oom_score_adj": "/proc/self/oom_score_adj",
 }  # fmt: skip
 PROC_STRINGS, PROC_AT = strings(PROC, STRINGS)
 FILE_STRINGS = (STRINGS + len(PROC_STRINGS) + 63) & ~63
