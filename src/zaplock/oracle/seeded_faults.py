@@ -27,6 +27,7 @@ from zaplock.protocols import (
     kernel_access,
     ksm,
     madvise,
+    memory_group,
     mincore,
     move_tables,
     mprotect,
@@ -263,6 +264,10 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               pagetable, "mark_accessed", _always(None)),
         Fault("one-by-one", "mprotect changes the small entries of a huge page together", mprotect,
               "use_batches", _always(None)),
+    ),
+    "group": (
+        Fault("nobody-is-killed", "who outgrows a memory cgroup is killed",
+              memory_group.charged_pages, "run", _always(-(1 << 40))),
     ),
     "ksm": (
         Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",
