@@ -188,8 +188,8 @@ class GuestSide(RealSide):
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
     def _names_soft_dirty(self) -> bool:
-        """From 7.0 on a merge keeps the mark; what it did before is not known here."""
-        return carries(self.release, "7.0") and super()._names_soft_dirty()
+        """Older kernels lose the mark in merges, 7.0 and 7.1 where they split what is closed."""
+        return carries(self.release, "7.2") and super()._names_soft_dirty()
 
     def _tells_who_was_used(self) -> bool:
         """Debian's kernels age pages in generations, and mark them otherwise than is known here."""
