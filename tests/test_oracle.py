@@ -9,6 +9,7 @@ import random
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
+from zaplock.designs.linux import design_of
 from zaplock.engines import sequential
 from zaplock.engines.direct import PlainForms
 from zaplock.errors import UserError
@@ -29,6 +31,7 @@ from zaplock.oracle import (
     corpus,
     huge_pool,
     ksm,
+    memory_group,
     ops,
     ring,
     script,
@@ -41,7 +44,7 @@ from zaplock.oracle.bare_process import check_machine, has_swap
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.generate import MOST_FILLED, THEMES, UNMAP_ALL, Generator
 from zaplock.oracle.modelops import OPERATIONS
-from zaplock.oracle.modelside import COVERED, model_side
+from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import Op, Ref
 
@@ -478,6 +481,132 @@ def test_faults_in_what_is_lazily_free_are_found(bench: Bench) -> None:
             found = bench.diverge(kept)
         assert found is not None, fault.name
         assert "LazyFree" in found.signature, fault.name
+
+
+@needs_kernel
+@pytest.mark.skipif(has_swap(), reason="where there is swap pages age on every CPU")
+def test_faults_in_which_pages_were_used_are_found(bench: Bench) -> None:
+    """Each rule of accessed bits and marks shows in smaps after a write to clear_refs."""
+    kept = [corpus.load(path)[0] for path in sorted((CORPUS_AT / "references").glob("*.json"))]
+    assert len(kept) == 2
+    assert [bench.diverge(sequence) for sequence in kept] == [None, None]
+    for fault in seeded_faults.OF_THEMES["references"]:
+        with seeded_faults.inject(fault):
+            found = [one.signature for one in map(bench.diverge, kept) if one is not None]
+        assert found, fault.name
+        assert all("Referenced" in signature for signature in found), (fault.name, found)
+
+
+@needs_kernel
+def test_soft_dirty_marks_follow_who_writes_and_what_moves(bench: Bench) -> None:
+    """What Linux 7.3 (debian:7.3) showed after each of these, in VmFlags and by PAGEMAP_SCAN."""
+    page, at, far = 4096, WINDOW, WINDOW + (64 << 20)
+    environment = replace(bench.real.environment, shows_soft_dirty=True, shows_references=False)
+    model = ModelSide(environment, design_of("7.3").design)
+    sequence = (
+        Op("mmap", (at, 3 * page, 3, 0x32, -1, 0)),
+        Op("store", (at,)),
+        Op("store", (at + page,)),
+        Op("clear_refs", (4,)),
+        Op("store", (at,)),  # marks the page, not the mapping
+        Op("load", (at + 2 * page,)),
+        Op("mremap", (at + page, page, page, 3, far)),  # what has moved counts as written
+        Op("mmap", (at + 3 * page, page, 3, 0x32, -1, 0)),  # what merges is marked as a whole
+    )
+    steps = model.run(sequence)
+
+    def marked(index: int) -> tuple[list[bool], list[bool]]:
+        shown = steps[index].snapshot
+        regions = struct.iter_unpack("<3Q", shown.regions)
+        pages = [
+            bool(categories & ring.SOFT_DIRTY)
+            for start, end, categories in regions
+            for _ in range((end - start) // page)
+        ]
+        return ["sd" in vma.flags for vma in shown.vmas], pages
+
+    assert marked(2) == ([True], [True, True])
+    assert marked(3) == ([False], [False, False])
+    assert marked(4) == ([False], [True, False])
+    assert marked(5) == ([False], [True, False, False])
+    assert marked(6) == ([False, False, False], [True, False, True])
+    assert marked(7)[0] == [False, True, False]
+
+
+@needs_kernel
+def test_who_outgrows_a_memory_cgroup_is_killed_and_the_group_goes() -> None:
+    """A child within the limit ends by itself, one beyond it by SIGKILL; its parent goes on."""
+    try:
+        memory_group.check_group()
+    except UserError as error:
+        pytest.skip(str(error))
+    fills = tuple(
+        Op("fill_memory", (size, how)) for size in (ops.LITTLE, ops.MUCH) for how in (0, 1, 2)
+    )
+    sequence = (
+        Op("mmap", (WINDOW, 8192, 3, 0x32, -1, 0)),
+        Op("store", (WINDOW,)),
+        *fills,
+        Op("store", (WINDOW,)),
+        *UNMAP_ALL,
+    )
+    with memory_group.memory_group() as group:
+        both = Bench(model_side, replace(COVERED, themes=("group",)))
+        try:
+            assert both.real.environment.group_pages == memory_group.LIMIT // 4096
+            found = both.diverge(sequence)
+            results = [step.outcome.result for step in both.real.run(sequence)[2:8]]
+            unlimited = ModelSide(replace(both.real.environment, group_pages=0))
+            differs = compare.first_divergence(
+                sequence, both.real.run(sequence), unlimited.run(sequence)
+            )
+        finally:
+            both.close()
+    assert found is None, found.differences
+    assert results == [0, 0, 0, 9, 9, 9]
+    assert differs is not None  # a model without the limit is found out
+    assert differs.at == 5
+    assert not group.exists()
+
+
+_LENDS_A_GROUP = """
+import os, signal
+from zaplock.oracle.memory_group import memory_group
+with memory_group() as path:
+    print(path, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_memory_cgroup_goes_when_whoever_made_it_is_killed() -> None:
+    try:
+        memory_group.check_group()
+    except UserError as error:
+        pytest.skip(str(error))
+    killed = subprocess.run(
+        [sys.executable, "-c", _LENDS_A_GROUP], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    group, deadline = Path(killed.stdout.strip()), time.monotonic() + 30
+    while group.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not group.exists()
+
+
+def test_a_machine_without_memory_cgroups_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("proc /proc proc rw 0 0\n")
+    assert memory_group.hierarchy(mounts) is None
+    mounts.write_text("cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n")
+    assert memory_group.hierarchy(mounts) == Path("/sys/fs/cgroup/memory")
+    (tmp_path / "cgroup.subtree_control").write_text("cpu memory pids\n")
+    mounts.write_text(f"cgroup2 {tmp_path} cgroup2 rw 0 0\n")
+    assert memory_group.hierarchy(mounts) == tmp_path
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UserError, match="theme group makes a memory cgroup"):
+        memory_group.check_group()
 
 
 @needs_kernel

@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.agrees else 1
 
 
-_CHANGES_MACHINE = ("hugetlb", "swap", "ksm")
+_CHANGES_MACHINE = ("hugetlb", "swap", "ksm", "group")
 
 
 def _check_cluster(args: argparse.Namespace) -> None:
@@ -187,11 +187,14 @@ def _lent(themes: Collection[str]) -> Iterator[None]:
     """
     from zaplock.oracle.huge_pool import huge_pages
     from zaplock.oracle.ksm import ksmd
+    from zaplock.oracle.memory_group import memory_group
     from zaplock.oracle.swap_file import swap_file
 
     for check in _checks_of_themes(themes):
         check()
-    lenders = {"hugetlb": huge_pages, "swap": swap_file, "ksm": ksmd}
+    lenders: dict[str, Callable[[], AbstractContextManager[object]]] = {
+        "hugetlb": huge_pages, "swap": swap_file, "ksm": ksmd, "group": memory_group,
+    }  # fmt: skip
     with ExitStack() as lent:
         for theme, lend in lenders.items():
             if theme in themes:
@@ -205,12 +208,14 @@ def _checks_of_themes(themes: Collection[str]) -> list[Callable[[], None]]:
 
     from zaplock.oracle.bare_process import check_io_uring, check_no_swap, check_root
     from zaplock.oracle.ksm import check_ksm
+    from zaplock.oracle.memory_group import check_group
 
     checks: dict[str, Callable[[], None]] = {
         "pageout": check_no_swap,
         "shm": partial(check_root, "shm", "a namespace of its own for System V shared memory"),
         "uring": check_io_uring,
         "ksm": check_ksm,
+        "group": check_group,
     }
     return [check for theme, check in checks.items() if theme in themes]
 
@@ -237,10 +242,17 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
         )
 
 
-def _refuse_ksm_in_guests(kernel: str | None, themes: Collection[str]) -> None:
-    """Raise UserError where a guest would need a ksmd that does nothing until it is asked to."""
-    if kernel and "ksm" in themes:
-        raise UserError("theme ksm needs a ksmd that waits for it: run it here, without --kernel")
+_NOT_IN_GUESTS = {
+    "ksm": "a ksmd that waits for it",
+    "group": "a memory cgroup of the oracle's",
+}
+
+
+def _refuse_in_guests(kernel: str | None, themes: Collection[str]) -> None:
+    """Raise UserError where a guest would need what only this machine is made to have."""
+    for theme, what in _NOT_IN_GUESTS.items():
+        if kernel and theme in themes:
+            raise UserError(f"theme {theme} needs {what}: run it here, without --kernel")
 
 
 def _guest_campaign(args: argparse.Namespace) -> Report:
@@ -250,7 +262,7 @@ def _guest_campaign(args: argparse.Namespace) -> Report:
     from zaplock.oracle.guest_side import booted, guest_scope, run_in
 
     themes = _scope(args).themes
-    _refuse_ksm_in_guests(args.kernel, args.theme or ())
+    _refuse_in_guests(args.kernel, args.theme or ())
     with booted(args.kernel) as side:
         print(f"{args.kernel} is {side.release}", file=sys.stderr)
         scope = guest_scope(side.release)
@@ -319,6 +331,10 @@ def _sides(args: argparse.Namespace) -> str:
     return f"{kernel} --against-itself" if args.against_itself else kernel
 
 
+_NEEDS_THEME = {"ksm_scan": "ksm", "fill_memory": "group"}
+"""Operations that need what is lent to the sequences of a theme."""
+
+
 def _replay(args: argparse.Namespace) -> int:
     from zaplock.oracle import compare, corpus, script
     from zaplock.oracle.bare_process import Lost
@@ -333,8 +349,8 @@ def _replay(args: argparse.Namespace) -> int:
             f"{args.replay}: the model has no {', '.join(unknown)}: leave it out, or compare the "
             "kernel with itself (--against-itself)"
         )
-    needed = ("ksm",) if any(op.name == "ksm_scan" for op in sequence) else ()
-    _refuse_ksm_in_guests(args.kernel, needed)
+    needed = {_NEEDS_THEME[op.name] for op in sequence if op.name in _NEEDS_THEME}
+    _refuse_in_guests(args.kernel, needed)
     with _lent(needed), _bench(args) as bench:
         try:
             real = bench.real.run(sequence)

@@ -160,6 +160,12 @@ CHANGES: tuple[Change, ...] = (
         {"rollup_lets_go": True},
     ),
     Change(
+        "5.11", "29a951dfb3c3", "mm: fix clear_refs_write locking",
+        'whatever is written to /proc/PID/clear_refs, the pages are walked under "write"; before, '
+        'under "read", but for the peak',
+        {"clear_refs_lock": "write"}, ("5.10.9",),
+    ),
+    Change(
         "5.11", "617f3ef95177", "locking/rwsem: Remove reader optimistic spinning",
         "readers no longer spin",
         {"rwsem": {"reader_steals": "never"}},
@@ -350,7 +356,7 @@ CHANGES: tuple[Change, ...] = (
     Change(
         "6.6", "49b0638502da", "mm: enable page walking API to lock vmas during the walk",
         "who walks page tables to change them write-locks the VMAs",
-        backported=("6.4.13",),
+        {"walks_lock_vmas": True}, ("6.4.13",),
     ),
     Change(
         "6.6", "350f6bbca1de", "mm: allow per-VMA locks on file-backed VMAs",
@@ -587,6 +593,12 @@ CHANGES: tuple[Change, ...] = (
         "by mistake Committed_AS keeps what was charged for a mapping that its file system then "
         "refuses",
         {"mmap_forgets_charge": True},
+    ),
+    Change(
+        "6.17", "cac1db8c3aad", "mm: optimize mprotect() by PTE batching",
+        "mprotect changes the small entries of a huge page together: where one was used, all those "
+        "that were alike count as used",
+        {"batches_entries": True},
     ),
     Change(
         "6.17", "a6fde7add78d", "mm: use per_vma lock for MADV_DONTNEED",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import PAGE_SHIFT, PAGES_PER_PMD, VM_LOCKED
 from zaplock.model.frames import Frame, change_frames
 from zaplock.model.mm import Pte
+from zaplock.model.pagetable import small_entry
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import change, overlapping, vma_of
@@ -75,7 +76,7 @@ def split_folio(m: Machine, task: Task, space: Mm, head: int, finds_zeros: bool)
         if pte.kind in ("thp", "anon") and start + pte.delta < tail and head < end + pte.delta
     ]
     for low, high, pte in mapped:
-        space.ptes.set(low, high, Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp))
+        space.ptes.set(low, high, small_entry(pte))
         if finds_zeros:
             for start, end in _zeros(m, task, space, low, high, pte.delta):
                 _map_zero_page(m, task, space, start, end, pte)
@@ -137,7 +138,9 @@ def _zeros(
 
 
 def _map_zero_page(m: Machine, task: Task, space: Mm, low: int, high: int, pte: Pte) -> None:
-    space.ptes.set(low, high, Pte("zero", 0, False, pte.no_access, pte.wp))
+    space.ptes.set(
+        low, high, Pte("zero", 0, False, pte.no_access, pte.wp, soft_clean=pte.soft_clean)
+    )
     space.add("rss_anon", low - high)
     flush_tlb_range(m, space.mm, low, high, False)
     change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1, maps=-1)

@@ -26,6 +26,9 @@ Figure = Literal[
     "hugetlb_free",  # huge pages in the pool
     "swap_free",  # pages that swap has room for
     "lazyfree",  # whether pages were ever marked as lazily free
+    "references",  # whether accessed bits are followed (model.references)
+    "batches",  # whether entries of a huge page that change together get each other's bits
+    "soft_dirty",  # whether what is mapped or written to is marked as that
     "ksm",  # whether pages of equal content were ever merged
     "thp",  # transparent huge pages: 0 never, 1 madvise, 2 always
     "overcommit",  # vm.overcommit_memory
@@ -85,6 +88,7 @@ class Machine:
         self.frames: RangeMap[Frame] = RangeMap(self.store, "frames")
         self.content: RangeMap[int] = RangeMap(self.store, "content")
         self.dirty: RangeMap[bool] = RangeMap(self.store, "dirty")
+        self.aging: RangeMap[int] = RangeMap(self.store, "aging")  # see model.references
         self.gathers: Cells[int, Gather] = Cells(self.store, "gathers")
         self.pins: Cells[int, int] = Cells(self.store, "pins")
         self.files: Cells[int, File] = Cells(self.store, "files")

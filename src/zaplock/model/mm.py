@@ -47,7 +47,9 @@ class Pte(msgspec.Struct, frozen=True):
     in a slot: model.swap) or a marker ("guard", "poison", "uffd_wp"). `delta` is page frame number
     less virtual page number, so one value serves a run of consecutive frames; the zero page and
     markers have delta 0. `no_access`: made unreachable by mprotect(PROT_NONE), though the page is
-    there. `wp`: a userfaultfd has it write-protected (UFFDIO_WRITEPROTECT).
+    there. `wp`: a userfaultfd has it write-protected (UFFDIO_WRITEPROTECT). `old`: nobody has used
+    the entry since its accessed bit was cleared, followed where a machine asks (model.references).
+    `soft_clean`: nobody has written through it since its soft-dirty bit was cleared, or ever.
     """
 
     kind: str
@@ -55,6 +57,8 @@ class Pte(msgspec.Struct, frozen=True):
     writable: bool = False
     no_access: bool = False
     wp: bool = False
+    old: bool = False
+    soft_clean: bool = False
 
 
 pte_of = lru_cache(maxsize=1024, typed=True)(Pte)

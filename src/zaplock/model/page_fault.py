@@ -33,7 +33,8 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import Frame, alloc_frames, change_frames, mark_forked
 from zaplock.model.mm import Mm, Pte, pte_of
-from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install
+from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install, split_entries
+from zaplock.model.references import read_only, watches_writes
 from zaplock.model.step import Task
 from zaplock.model.swap import is_swapped, swap_in
 from zaplock.model.tlb import flush_tlb_range
@@ -241,13 +242,13 @@ def _write_huge(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | 
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("thp", pte.delta, True, wp=pte.wp))
         mark_forked(m, low + pte.delta, low + pte.delta + PAGES_PER_PMD, False)
         return 0
-    return _copy_on_write(m, task, space, vpn, split_entry(space, vpn, pte))
+    return _copy_on_write(m, task, space, vpn, split_entry(m, space, vpn, pte))
 
 
-def split_entry(space: Mm, vpn: int, pte: Pte) -> Pte:
+def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     """Let small entries map what a huge one does, for reading only; return them."""
     low = vpn - vpn % PAGES_PER_PMD
-    small = Pte("anon", pte.delta, False, wp=pte.wp)
+    small = change(split_entries(m, low, pte), writable=False)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
 
@@ -278,14 +279,14 @@ def _anonymous(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: boo
         if write:
             _map_huge(m, task, space, huge)
         else:
-            install(m, task, space, huge, huge + PAGES_PER_PMD, Pte("zero_thp", 0))
+            install(m, task, space, huge, huge + PAGES_PER_PMD, read_only(m, Pte("zero_thp", 0)))
         return 0
     if write:
         m.spend("fault_anon")
         _map_new(m, task, space, vpn)
     else:
         m.spend("fault_zero")
-        install(m, task, space, vpn, vpn + 1, Pte("zero", 0))
+        install(m, task, space, vpn, vpn + 1, read_only(m, Pte("zero", 0)))
     return 0
 
 
@@ -396,18 +397,22 @@ def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) ->
         return 0
     change_frames(m, task, pfn, pfn + 1, refs=1)
     kind = "shmem" if file.kind == "shmem" else "file"
-    writable = shared and (write or stays_writable(vma, kind))
-    install(m, task, space, vpn, vpn + 1, pte_of(kind, pfn - vpn, writable))
+    writable = shared and (write or stays_writable(m, vma, kind))
+    mapped = pte_of(kind, pfn - vpn, writable)
+    install(m, task, space, vpn, vpn + 1, mapped if write else read_only(m, mapped))
     if write:
         m.dirty.set(pfn, pfn + 1, True)
     return 0
 
 
-def stays_writable(vma: Vma, kind: str) -> bool:
+def stays_writable(m: Machine, vma: Vma, kind: str) -> bool:
     """Return whether even a read fault makes an entry that can be written through.
 
-    So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory.
+    So it is where nobody has to be told of the first write (vma_wants_writenotify): in memory, and
+    not where that would make it soft-dirty.
     """
+    if watches_writes(m, vma.flags):
+        return False
     return kind == "shmem" and vma.flags & (VM_SHARED | VM_WRITE) == VM_SHARED | VM_WRITE
 
 
@@ -446,8 +451,9 @@ def _map_cached(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int) -> None:
             if space.ptes.at(at) is None and not is_swapped(m, pgoff + delta):
                 alloc_tables(m, task, space, at, at + 1)
                 change_frames(m, task, pgoff + delta, pgoff + delta + 1, refs=1)
-                writable = stays_writable(vma, kind)
-                install(m, task, space, at, at + 1, Pte(kind, delta - shift, writable))
+                writable = stays_writable(m, vma, kind)
+                mapped = read_only(m, Pte(kind, delta - shift, writable))
+                install(m, task, space, at, at + 1, mapped)
 
 
 def fault_at_once(
@@ -513,4 +519,4 @@ def _populate_run(m: Machine, task: Task, space: Mm, first: int, last: int, writ
         install(m, task, space, first, last, Pte("anon", pfn - first, True))
     else:
         m.spend("fault_zero", last - first)
-        install(m, task, space, first, last, Pte("zero", 0))
+        install(m, task, space, first, last, read_only(m, Pte("zero", 0)))

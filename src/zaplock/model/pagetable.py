@@ -18,6 +18,7 @@ from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
 from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
+from zaplock.model.references import mark_accessed, soft_dirty, use_entry
 from zaplock.model.step import Task
 from zaplock.model.tlb import Translation
 from zaplock.model.violations import Invariant, Violation
@@ -40,7 +41,10 @@ REARM = "rearm"
 
 UFFD_WP_MARKER = Pte("uffd_wp", 0)
 
-ABSENT = frozenset({"guard", "poison", "uffd_wp", "swap"})
+MARKERS = frozenset({"guard", "poison", "uffd_wp"})
+"""Kinds of entries that stand for no page."""
+
+ABSENT = MARKERS | {"swap"}
 """Kinds of entries that map no page."""
 
 UNITS = {
@@ -163,6 +167,8 @@ def give_up(m: Machine, task: Task, space: Mm, gather: int, low: int, high: int,
         space.add(RSS[kind], -pages)
     if counted:
         change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
+        if kind in ("file", "shmem") and not pte.old:
+            mark_accessed(m, low + pte.delta, high + pte.delta)
     elif kind == "swap":
         change_frames(m, task, low + pte.delta, high + pte.delta, refs=-1)
     tlb.gather_pages(m, gather, low, high, counted, pte.delta)
@@ -226,7 +232,18 @@ def split_huge_at(m: Machine, task: Task, space: Mm, vpn: int) -> None:
     if run is None or run[2].kind not in ("thp", "zero_thp"):
         return
     low = vpn - vpn % PAGES_PER_PMD
-    space.ptes.set(low, low + PAGES_PER_PMD, small_entry(run[2]))
+    space.ptes.set(low, low + PAGES_PER_PMD, split_entries(m, low, run[2]))
+
+
+def split_entries(m: Machine, low: int, pte: Pte) -> Pte:
+    """Return the small entries that a huge one is split into, which begins at page `low`.
+
+    They are made dirty as that is, where the page isn't lazily free, and so soft-dirty (pte_mkdirty
+    on x86), as if somebody had written through them.
+    """
+    frame = m.frames.at(low + pte.delta) if pte.kind == "thp" else None
+    written = frame is not None and not frame.lazy
+    return soft_dirty(small_entry(pte)) if written else small_entry(pte)
 
 
 def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
@@ -239,8 +256,14 @@ def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
 def small_entry(pte: Pte) -> Pte:
     """Return what maps the same pages as an entry does, but by small entries."""
     if pte.kind == "thp":
-        return Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp)
-    return Pte("zero", 0, False, pte.no_access, pte.wp) if pte.kind == "zero_thp" else pte
+        return Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp, *_bits(pte))
+    if pte.kind == "zero_thp":
+        return Pte("zero", 0, False, pte.no_access, pte.wp, *_bits(pte))
+    return pte
+
+
+def _bits(pte: Pte) -> tuple[bool, bool]:
+    return pte.old, pte.soft_clean
 
 
 def clear_present(
@@ -299,7 +322,7 @@ def protect(
         if pte.kind in ABSENT:
             continue
         may_write = pte.writable and writable and accessible
-        new = Pte(pte.kind, pte.delta, may_write, not accessible, pte.wp)
+        new = Pte(pte.kind, pte.delta, may_write, not accessible, pte.wp, *_bits(pte))
         if new != pte:
             space.ptes.set(low, high, new)
 
@@ -311,7 +334,10 @@ def translate(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     """
     if not m.tracks_tlbs:
         pte = space.ptes.at(vpn)
-        return _frame(pte, vpn, write)
+        frame = _frame(pte, vpn, write)
+        if frame and pte is not None and pte.old:
+            use_entry(space, vpn, pte)
+        return frame
     entry = m.tlb(task.cpu).at(vpn)
     if entry is not None and entry.mm == space.mm and (entry.writable or not write):
         return vpn + entry.delta
@@ -340,6 +366,8 @@ def _walk(m: Machine, task: Task, space: Mm, vpn: int, write: bool) -> int:
     if table is not None:
         m.walk_cache(task.cpu).set(index, index + 1, (space.mm, table))
     if frame and pte is not None:
+        if pte.old:
+            use_entry(space, vpn, pte)
         entry = Translation(space.mm, frame - vpn, pte.writable)
         m.tlb(task.cpu).set(vpn, vpn + 1, entry)
     return frame

@@ -53,7 +53,8 @@ UNMAP_ALL = (  # how every sequence ends
     Op("munmap", (PAGE, ring.RING - PAGE)),
 )
 
-_FILLING = 0x2000 | 0x8000  # MAP_LOCKED, MAP_POPULATE
+_MAP_LOCKED = 0x2000
+_FILLING = _MAP_LOCKED | 0x8000  # and MAP_POPULATE
 _FIXED, _ANON, _NOREPLACE = 0x10, 0x20, 0x10_0000
 _SHARED, _PRIVATE, _VALIDATE, _DROPPABLE = 1, 2, 3, 8
 _EXTRA = {  # flag: how often it is added, in percent
@@ -102,9 +103,12 @@ THEMES: dict[str, dict[str, int]] = {
     "lazyfree": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 8, "fork": 6, "mlock": 4,
                  "mlock2": 1, "munlock": 3, "pread": 3, "pwrite": 2, "process_vm_readv": 2,
                  "process_vm_writev": 4, "ftruncate": 1},
+    "references": {**_COMMON, "clear_refs": 14, "mremap": 6, "madvise": 14, "fork": 5, "load": 16},
     "ksm": {**_STAYING, "store_value": 24, "madvise": 24, "ksm_scan": 10, "mremap": 8, "fork": 4,
             "mlock": 3, "mlock2": 1, "munlock": 1, "set_memory_merge": 2, "brk": 2, "mseal": 1,
             "process_vm_readv": 1, "process_vm_writev": 2, "ftruncate": 1},
+    "group": {**_COMMON, "fill_memory": 6, "fork": 3, "madvise": 16, "mremap": 6, "mlock": 2,
+              "ftruncate": 2, "brk": 2},
     "shm": {**_STAYING, "shmat": 20, "shmdt": 10, "mremap": 8, "madvise": 10, "fork": 3, "mlock": 2,
             "uffd_register": 2, "uffd_copy": 1, "msync": 1, "mseal": 1},
     "pageout": {**_COMMON, "madvise": 40, "process_madvise": 4, "mremap": 6, "fork": 4, "mlock": 2,
@@ -152,14 +156,21 @@ _TO_FREE = (  # and of the theme "lazyfree"
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
 )
 
-ASKED_FOR = ("crowd", "hugetlb", "collapse", "pageout", "shm", "uring", "ksm", "swap")
+ASKED_FOR = ("crowd", "hugetlb", "group", "collapse", "pageout", "shm", "uring", "ksm", "swap")
 """Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
-the third needs free huge pages at every moment, the fourth needs a machine without swap, the fifth
-a namespace for System V shared memory, the sixth an io_uring, which not everybody may have; the
-seventh starts ksmd, and the last makes swap. What mincore says of pages in swap is
-not compared: it depends on what was written."""
+the third a memory cgroup, the fourth free huge pages at every moment, the fifth a machine without
+swap, the sixth a namespace for System V shared memory, the seventh an io_uring, which not everybody
+may have; the next starts ksmd, and the last makes swap. What mincore says of pages in swap is not
+compared: it depends on what was written."""
 
-_NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm")  # else what is long would be faulted in
+_NEAR_THEMES = (
+    "lock",
+    "limits",
+    "brk",
+    "grow",
+    "ksm",
+    "group",
+)  # else what is long would be faulted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +205,7 @@ class Generator:
     _theme: str = field(init=False, default="plain")
     _fixed: list[tuple[int, int]] = field(init=False, default_factory=list)
     _removes: bool = field(init=False, default=False)
+    _huge_too: bool = field(init=False, default=False)
     _watches: bool = field(init=False, default=False)
     _protects: bool = field(init=False, default=False)
     _made: list[Op] = field(init=False, default_factory=list)
@@ -228,6 +240,7 @@ class Generator:
         names = (self._watching if self._watches else self._unwatched)[self._theme]
         self._made, self._chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
+        self._huge_too = self._theme == "references" and self.chance(30)
         self._protects = self._watches and self.chance(60)
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for op in self._beginning() if self.chance(75) else ():
@@ -273,7 +286,7 @@ class Generator:
 
     @property
     def _is_huge(self) -> bool:
-        return self._theme in ("huge", "collapse", "process")
+        return self._theme in ("huge", "collapse", "process") or self._huge_too
 
     @property
     def _pages_out(self) -> bool:
@@ -364,7 +377,8 @@ class Generator:
         if self.chance(2):
             return ops.BAD_FILE
         slot = self.random.choice(self.scope.slots)
-        return 0 if slot == ops.DISK_SLOT and (self._removes or self._pages_out) else slot
+        keeps_off = self._removes or self._pages_out or self._theme in ("references", "group")
+        return 0 if slot == ops.DISK_SLOT and keeps_off else slot
 
     def memory_slot(self) -> int:
         """Choose a file that is not on a disk: what is written there waits for the disk."""
@@ -409,8 +423,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
     kind = _PRIVATE if g._theme == "collapse" else kind
     if g.chance(3):
         kind = g.random.choice((0, _VALIDATE, _DROPPABLE, 4))
-    if kind == _DROPPABLE and _DROPPABLE not in g.scope.mmap_flags:
-        kind = _PRIVATE
+    if kind == _DROPPABLE and (_DROPPABLE not in g.scope.mmap_flags or g._theme == "group"):
+        kind = _PRIVATE  # what a group at its limit drops is up to its lists
     flags = kind | (_ANON if anonymous else 0)
     flags |= _FIXED if g.chance(60) else 0
     for flag, percent in _EXTRA.items():
@@ -426,6 +440,8 @@ def _mmap(g: Generator) -> tuple[Argument, ...]:
         length = g.extent()
     if length >= MOST_FILLED:
         flags &= ~_FILLING
+    if g._theme == "references":
+        flags &= ~_MAP_LOCKED
     address = 0 if not flags & _FIXED and g.chance(60) else g.address()
     slot = g.slot() if not anonymous else (ops.NO_FILE if g.chance(98) else 0)
     offset = g.offset() if not anonymous or g.chance(3) else 0
@@ -525,6 +541,10 @@ def _advice(g: Generator) -> int:
         return advice.MADV_MERGEABLE
     if g._theme in ("pageout", "lazyfree") and chosen == advice.MADV_HUGEPAGE:
         return advice.MADV_FREE
+    if g._theme == "references" and chosen in (advice.MADV_RANDOM, advice.MADV_SEQUENTIAL):
+        return advice.MADV_COLD  # what is read so is not noted when it is unmapped
+    if g._theme == "group" and chosen == advice.MADV_FREE:
+        return advice.MADV_DONTNEED
     if g._theme == "swap" and chosen == advice.MADV_FREE:
         return advice.MADV_PAGEOUT  # whether that marks a page depends on what was written so far
     return chosen if chosen != advice.MADV_REMOVE or g._removes else advice.MADV_DONTNEED
@@ -632,6 +652,8 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "load": _access,
     "store": _access,
     "store_value": lambda g: (*_access(g), g.random.choice((0, 7, 7, 8, 9))),
+    "fill_memory": lambda g: (g.random.choice((ops.LITTLE, ops.MUCH)), g.random.choice((0, 1, 2))),
+    "clear_refs": lambda g: (g.flags_of((1, 1, 1, 2, 2, 3, 3, 4, 5), (0, 6, -1)),),
     "ksm_scan": lambda g: (),
     "set_memory_merge": lambda g: (g.random.choice((0, 1, 1, 1, 7)),),
     "setrlimit": _setrlimit,

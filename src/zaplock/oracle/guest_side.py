@@ -165,6 +165,7 @@ class GuestSide(RealSide):
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
             swap_pages=0,
+            group_pages=0,
             has_keys=facts["has_keys"] == "1",
         )
         self.environment = self._explore(self._facts)
@@ -185,6 +186,14 @@ class GuestSide(RealSide):
     def _run_shown(self, sequence: Sequence[Op]) -> list[OracleStep]:
         steps = super().run(sequence)
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
+
+    def _names_soft_dirty(self) -> bool:
+        """Older kernels lose the mark in merges, 7.0 and 7.1 where they split what is closed."""
+        return carries(self.release, "7.2") and super()._names_soft_dirty()
+
+    def _tells_who_was_used(self) -> bool:
+        """Debian's kernels age pages in generations, and mark them otherwise than is known here."""
+        return False
 
     def restart(self) -> None:
         """Replace the bare process."""

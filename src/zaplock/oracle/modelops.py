@@ -29,11 +29,13 @@ from zaplock.oracle.world import (
     populate_ring,
 )
 from zaplock.protocols import (
+    clear_refs,
     exit,
     fork,
     kernel_access,
     ksm,
     madvise,
+    memory_group,
     mempolicy,
     mincore,
     mmap,
@@ -260,6 +262,27 @@ def _shmdt(w: World, calls: Any, address: int) -> CallOutcome:
     return w.syscall(shm.shmdt(w.cx, address), calls)
 
 
+def _clear_refs(w: World, calls: Any, kind: int) -> CallOutcome:
+    """Write a number, and a 4 behind one that clears accessed bits, as the bare process does."""
+    outcome = w.syscall(clear_refs.clear_refs(w.cx, kind), calls)
+    if kind in clear_refs.REFERENCED_BITS:
+        w.syscall(clear_refs.clear_refs(w.cx, clear_refs.SOFT_DIRTY), calls)
+    return outcome
+
+
+def _fill_memory(w: World, calls: Any, size: int, how: int) -> CallOutcome:
+    """Fork, let the child fill memory, and return how it ended."""
+    child = w.next_child()
+    if result := run(w.machine, w.task, fork.fork(w.cx, child), calls):
+        return CallOutcome(result)
+    task = Task(2, child, "child")
+    cx = Cx(w.cx.design, task, limits=w.cx.limits)
+    program = memory_group.fill_memory(cx, size, how, w.environment.group_pages)
+    signal = run(w.machine, task, program)
+    run(w.machine, task, exit.exit_process(cx))
+    return CallOutcome(signal)
+
+
 def _crowd(w: World, calls: Any, room: int) -> CallOutcome:
     """Fill the address space with mappings, as the bare process does."""
     count = w.environment.max_map_count - 1 - room
@@ -349,6 +372,8 @@ OPERATIONS: dict[str, Operation] = {
     "fork": _fork,
     "into_child": _into_child,
     "crowd": _crowd,
+    "fill_memory": _fill_memory,
+    "clear_refs": _clear_refs,
     "uffd_register": _uffd,
     "uffd_unregister": _uffd_unregister,
     "uffd_copy": _uffd_copy,

@@ -53,7 +53,19 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = World(self.environment, self.design, any(map(uses_file, sequence)))
+        references = self.environment.shows_references and ops.shows_references(sequence)
+        world = World(
+            self.environment,
+            self.design,
+            any(map(uses_file, sequence)),
+            follows_references=references,
+        )
+        if self.environment.shows_soft_dirty and ops.shows_references(sequence):
+            world.machine.globals.put("soft_dirty", 1)
+        if ops.shows_references(sequence) and self.design.batches_entries:
+            world.machine.globals.put("batches", 1)
+        world.view.shows_references = references
+        world.view.untouched = ops.shows_references(sequence)
         results: list[int] = []
         steps = []
         if self.committed is not None:

@@ -16,10 +16,11 @@ from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import ABSENT
+from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
-from zaplock.oracle.ring import MAX_REGIONS, WRITTEN
+from zaplock.oracle.ring import MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
@@ -29,6 +30,7 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_SEQ_READ, "sr"), (f.VM_RAND_READ, "rr"), (f.VM_DONTCOPY, "dc"),
     (f.VM_DONTEXPAND, "de"), (f.VM_LOCKONFAULT, "lf"), (f.VM_ACCOUNT, "ac"),
     (f.VM_NORESERVE, "nr"), (f.VM_HUGETLB, "ht"), (f.VM_SYNC, "sf"), (f.VM_WIPEONFORK, "wf"),
+    (f.VM_SOFTDIRTY, "sd"),
     (f.VM_DONTDUMP, "dd"), (f.VM_MIXEDMAP, "mm"), (f.VM_HUGEPAGE, "hg"),
     (f.VM_NOHUGEPAGE, "nh"), (f.VM_MERGEABLE, "mg"), (f.VM_UFFD_MISSING, "um"),
     (f.VM_UFFD_WP, "uw"), (f.VM_UFFD_MINOR, "ui"), (f.VM_DROPPABLE, "dp"), (f.VM_SEALED, "sl"),
@@ -115,12 +117,14 @@ class ModelView:
         self._seen: dict[int, _Seen] = {}
         self._tree, self._all_vmas = _Copy(self._space.tree), _Copy(machine.vmas)
         self._ptes, self._frames = _Copy(self._space.ptes), _Copy(machine.frames)
-        self._content = _Copy(machine.content)
+        self._content, self._aging = _Copy(machine.content), _Copy(machine.aging)
         self._counts = _Copy(self._space.counters)
         self._last: Snapshot | None = None
         self._ring_locked = False
         self._swaps = machine.globals.get("swap_free", 0) > 0
         self.shows_lazyfree: bool = parent.shows_lazyfree if parent else False
+        self.shows_references: bool = parent.shows_references if parent else False
+        self.untouched: bool = parent.untouched if parent else False  # no content is shown
         self.end = 1 << 63  # mappings from here on are left out
         self.shows_protection: bool = parent.shows_protection if parent else True  # of all mappings
 
@@ -133,6 +137,7 @@ class ModelView:
         view = ModelView(machine or self._machine, self._space.mm, self._ring)
         view._base, view.shows_protection = self._base, self.shows_protection
         view.shows_lazyfree = self.shows_lazyfree
+        view.shows_references, view.untouched = self.shows_references, self.untouched
         return view
 
     def snapshot(self) -> Snapshot:
@@ -142,7 +147,9 @@ class ModelView:
         framed = self._frames.is_old()
         paged = self._ptes.is_old() | framed
         written = self._content.is_old()
-        marked = framed and self._shows_marks()
+        aged = self.shows_references and self._aging.is_old()
+        marked = (framed or aged) and self._shows_marks()
+        paged |= aged
         counted = self._counts.is_old()
         last = self._last
         if last is not None and not (mapped or paged or written or counted):
@@ -159,7 +166,8 @@ class ModelView:
 
     def _shows_marks(self) -> bool:
         """Return whether pages have marks that show, and that may change where no entry does."""
-        return self.shows_lazyfree or self._swaps or has_merged(self._machine)
+        shows = self.shows_lazyfree or self.shows_references or self._swaps
+        return shows or has_merged(self._machine)
 
     def _look(
         self, paged: bool, written: bool, marked: bool
@@ -220,14 +228,23 @@ class ModelView:
                 category = _CATEGORIES[pte.kind]
                 if protection and not pte.wp and pte.kind != "uffd_wp":
                     category |= WRITTEN
+                if self._is_soft_dirty(vma, pte):
+                    category |= SOFT_DIRTY
                 if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
                     category |= 4
+                if self.untouched:
+                    category &= ~PRESENT
                 _append(regions, [low << 12, high << 12, category])
         flags, perms = _spelled(vma.flags)
         shown = ObservedVma(
             vma.start, vma.end, perms, self._offset(vma), self._name(vma), flags, figures
         )
         return _Seen(vma, runs, shown, regions, tags)
+
+    def _is_soft_dirty(self, vma: model_vma.Vma, pte: Pte) -> bool:
+        if not self.untouched or not tracks_writes(self._machine):
+            return False
+        return bool(vma.flags & f.VM_SOFTDIRTY) or not pte.soft_clean
 
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
         rss = anonymous = huge = pss = swap_pss = 0
@@ -248,7 +265,12 @@ class ModelView:
         shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
         merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
         lazy = self._lazily_free(runs) if runs and self.shows_lazyfree else 0
-        return (*shown, pss >> 22, merged * _KB, lazy * _KB)
+        used = self._referenced(runs) if self.shows_references else 0
+        return (*shown, pss >> 22, merged * _KB, lazy * _KB, used * _KB)
+
+    def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:
+        resident = [run for run in runs if run[2].kind in _RESIDENT]
+        return sum(count_referenced(self._machine, *run) for run in resident)
 
     def _lazily_free(self, runs: list[tuple[int, int, Pte]]) -> int:
         return sum(
@@ -292,6 +314,8 @@ class ModelView:
         )
 
     def _all_tags(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> bytes:
+        if self.untouched:
+            return b""
         if not vma.flags & f.VM_ACCESS_FLAGS:
             return b"".join(
                 [_UNREADABLE * (high - low) for low, high, pte in runs if pte.kind not in ABSENT]

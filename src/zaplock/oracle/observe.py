@@ -20,7 +20,9 @@ from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
 
 NEW_FIGURES = ("KSM",)
 """What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
-LAZYFREE = ("LazyFree",)
+SOFT_DIRTY = "sd"
+MARKS = ("LazyFree", "Referenced")
+"""What some sequences make no use of, where whoever else works on the machine may change it."""
 
 _COUNT = struct.Struct("<q").unpack_from
 _CACHE_LIMIT = 200_000
@@ -100,16 +102,18 @@ class _Fields:
         return learnt
 
 
+_Known = tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece], dict[bytes, str]]
+"""By their text: bodies, pieces and flags."""
+
+
 class Parser:
     """Turn observations into snapshots. One per child; `begin` starts a sequence."""
 
     def __init__(self, baseline: tuple[int, ...] | None = None, has_scan: bool = True) -> None:
         """Count from a baseline on; without PAGEMAP_SCAN no page is seen."""
         self._has_scan = has_scan
-        self._known: dict[bool, tuple[dict[bytes, tuple[int, ...]], dict[bytes, _Piece]]]
-        self._known = {False: ({}, {}), True: ({}, {})}  # with and without LazyFree
-        self._fields = {hides: _Fields(FIGURES, {}, LAZYFREE * hides) for hides in (False, True)}
-        self._spelled: dict[bytes, str] = {}
+        self._known: dict[tuple[str, ...], _Known] = {}  # by what is hidden
+        self._fields: dict[tuple[str, ...], _Fields] = {}
         self._counters: dict[bytes, tuple[int, ...]] = {}
         self._shared: dict[bytes, str] = {}
         self._texts: list[bytes] = []
@@ -122,14 +126,17 @@ class Parser:
         self.baseline = baseline
         self.begin()
 
-    def begin(self, end: int = ring.TASK_SIZE, shows_lazyfree: bool = False) -> None:
+    def begin(self, end: int = ring.TASK_SIZE, shows: tuple[str, ...] = ()) -> None:
         """Forget what belongs to one sequence only; mappings from `end` on are left out now.
 
-        `shows_lazyfree`: LazyFree counts, which else is 0 whatever smaps says.
+        `shows`: those of MARKS that count, which else are 0 whatever smaps says.
         """
         self._end = end
-        self._bodies, self._pieces = self._known[shows_lazyfree]
-        self._body_fields = self._fields[not shows_lazyfree]
+        hidden = tuple(name for name in MARKS if name not in shows)
+        self._unnamed = ("??",) if SOFT_DIRTY in shows else ("??", SOFT_DIRTY)
+        texts = self._known.setdefault((*hidden, *self._unnamed), ({}, {}, {}))
+        self._bodies, self._pieces, self._spelled = texts
+        self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, {}, hidden))
         self._shared.clear()
         self._texts, self._shown, self._last = [], [], None
         for known in (self._bodies, self._pieces, self._counters):
@@ -229,7 +236,7 @@ class Parser:
         # a flag that a kernel has no name for.
         spelled = self._spelled.get(flags)
         if spelled is None:
-            shown = (flag for flag in flags.decode().split() if flag not in ("sd", "??"))
+            shown = (flag for flag in flags.decode().split() if flag not in self._unnamed)
             spelled = self._spelled[flags] = " ".join(sorted(shown))
         return spelled
 

@@ -73,6 +73,8 @@ ACCESSES: dict[str, tuple[str, ...]] = {
     "fork": (),
     "set_memory_merge": ("enable",),
     "store_value": ("addr", "value"),  # what other pages may hold, too
+    "clear_refs": ("kind",),  # a number written to /proc/self/clear_refs
+    "fill_memory": ("size", "how"),  # in a forked child; which signal has ended that, 0: none
     "ksm_scan": (),  # ksmd merges pages until it finds no more
     "into_child": (),  # a fork, after which the child goes on and the parent waits for its end
     "crowd": ("room",),  # mappings until only so many more may be made
@@ -114,6 +116,9 @@ def file_tag(slot: int, page: int) -> int:
     return (slot + 1) << 32 | (page + 1)
 
 
+LITTLE, MUCH = 16 << 20, 128 << 20
+"""Bytes for `fill_memory`: within and beyond what a group may charge (memory_group.LIMIT)."""
+
 FORKS = ("fork", "into_child")  # their result is 0 on either side
 
 WRITERS = ("store", "process_vm_writev", "uffd_copy")
@@ -143,6 +148,14 @@ def shows_lazyfree(sequence: Many[Op]) -> bool:
         or (op.name in ("madvise", "process_madvise") and op.args[2] in _MAKES_HUGE)
         for op in sequence
     )
+
+
+def shows_references(sequence: Many[Op]) -> bool:
+    """Return whether Referenced of smaps is compared.
+
+    Looking at contents uses every page; they are seen by loads only then.
+    """
+    return any(op.name == "clear_refs" for op in sequence)
 
 
 _MAKES_HUGE = (advice.MADV_HUGEPAGE, advice.MADV_COLLAPSE)
@@ -184,6 +197,7 @@ FIGURES = (
     "Locked",
     "KSM",
     "LazyFree",
+    "Referenced",
 )
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
@@ -237,6 +251,9 @@ class Environment:
     poison_code: the si_code of SIGBUS where a page is poisoned. shows_protection: PAGEMAP_SCAN
     tells of all mappings which pages are not write-protected by a userfaultfd; else of those whose
     writes one watches. shows_lazyfree: are lazily free pages counted (`shows_lazyfree`)?
+    shows_references: and those that were used (`shows_references`)? shows_soft_dirty: is it, in the
+    same sequences, compared which mappings are soft-dirty? group_pages: how many pages the memory
+    cgroup of the process may charge, 0 for one that is not the oracle's.
     """
 
     ring: int
@@ -252,10 +269,13 @@ class Environment:
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    group_pages: int
     has_keys: bool
     poison_code: int
     shows_protection: bool
     shows_lazyfree: bool
+    shows_references: bool
+    shows_soft_dirty: bool
     baseline: Snapshot
 
 

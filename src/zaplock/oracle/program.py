@@ -12,11 +12,13 @@ from typing import NamedTuple
 from zaplock import advice
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Ref
+from zaplock.protocols.memory_group import BY_ADVICE, BY_MMAP
 
 _E = stub.ENTRY
 _MASK = (1 << 64) - 1
 _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
+_MMAP = 9
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
 _F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
 _SET_AFFINITY = 203
@@ -93,10 +95,12 @@ class Look(NamedTuple):
 
 
 OBSERVING = Look(ring.OBSERVE, ring.OBSERVE)
+UNTOUCHED = Look(ring.OBSERVE_UNTOUCHED, ring.OBSERVE_UNTOUCHED)
+"""As OBSERVING, where it is compared which pages were used."""
 MARKING = Look(stub.syscall(_GETPID), MARK)
 """Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
 
-MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD = 60, 61, 62
+MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = 60, 61, 62, 63
 SCANS = 3
 """How often ksmd scans: once for the checksums, once to merge, and once more to be sure."""
 PAUSE_NS = 200_000
@@ -114,6 +118,7 @@ class Builder:
         self.parts: list[bytes] = []
         self.here = 0
         self.segment = -1  # the entry that has made System V shared memory, if one has
+        self.observes = ring.OBSERVE  # how a forked child looks at itself
 
     def add(self, *entries: bytes) -> int:
         """Append entries (each a multiple of an entry long); return where the first one is."""
@@ -131,15 +136,20 @@ def address(offset: int) -> int:
 
 def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -> BareProgram:
     """Make the program of a sequence: set-up, operations, each looked at, and the exit."""
-    if look is not OBSERVING or not ops.shows_lazyfree(sequence):
+    references = ops.shows_references(sequence)
+    if look is not OBSERVING or not (references or ops.shows_lazyfree(sequence)):
         names = names._replace(cpu=-1)
     build_into = Builder()
+    if look is OBSERVING and references:
+        look, build_into.observes = UNTOUCHED, ring.OBSERVE_UNTOUCHED
     begin(build_into, sequence, names, look)
     baseline = build_into.add(look.before)
     results: list[int] = []
     places = []
     for index, op in enumerate(sequence):
         result, seen, child = operation(build_into, index, op, results, names)
+        if references and names.cpu >= 0:
+            build_into.add(DRAIN)
         results.append(result)
         places.append(Place(result, seen, child, build_into.add(look.after)))
     if build_into.segment >= 0:
@@ -366,7 +376,7 @@ def _seen(b: Builder, op: Op) -> int:
 
 def _fork(b: Builder) -> tuple[int, int, int]:
     """Append a fork whose child writes down its address space and exits; the parent waits."""
-    child_code = _OF_CHILD + ring.OBSERVE + ring.EXIT
+    child_code = _OF_CHILD + b.observes + ring.EXIT
     clone = b.here
     child = clone + 4 * _E
     b.add(
@@ -523,6 +533,66 @@ def _add_seals(b: Builder, op: Op, arguments: list[int], results: list[int]) -> 
     return b.add(stub.syscall(_FCNTL, arguments[0], _F_ADD_SEALS, arguments[1]))
 
 
+def _clear_refs(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Write to clear_refs, which the process opens for that: a forked one has its own.
+
+    Clearing accessed bits flushes no TLB, and what a CPU has in there it does not note again. So a
+    4 is written as well, for its flush of everything.
+    """
+    (kind,) = op.args
+    text, opened = (
+        ring.RING + ring.SCRATCH,
+        b.add(stub.syscall(_OPEN, ring.PROC_AT["clear_refs"], 1)),
+    )
+    b.add(stub.entry(stub.PATCH, address(opened + 2 * _E + 8), address(opened + stub.RESULT), 0))
+    b.add(stub.syscall(_DUP2, 0, CLEAR_REFS_FD))
+    b.add(stub.entry(stub.PATCH, address(opened + 4 * _E + 8), address(opened + stub.RESULT), 0))
+    b.add(stub.syscall(_CLOSE, 0))
+    written = b""
+    result = -1
+    for number in (kind, 4) if kind in (1, 2, 3) else (kind,):
+        written = str(number).encode()
+        b.add(stub.entry(stub.STORE, text, int.from_bytes(written, "little")))
+        at = b.add(stub.syscall(_PWRITE, CLEAR_REFS_FD, text, len(written), 0))
+        result = at if result < 0 else result
+    return result
+
+
+def _fill_memory(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
+    """Append a fork whose child fills memory; the parent waits for its end, which is the result.
+
+    The child offers itself to the OOM killer, before all others of its group.
+    """
+    size, how = arguments
+    status = ring.RING + ring.FORK_STATUS
+    flags = 0x22 | (0x8000 if how == BY_MMAP else 0)
+    advice_given = {BY_ADVICE: (advice.MADV_POPULATE_WRITE,), BY_MMAP: ()}.get(
+        how, (advice.MADV_HUGEPAGE, advice.MADV_POPULATE_WRITE)
+    )
+    child = Builder()
+    first = b.here + 4 * _E  # behind the parent's entries
+
+    def with_result(of: int, entry: bytes) -> None:
+        """Append an entry whose first argument is the result of an earlier one."""
+        target = address(first + _E + child.here + _E + 8)
+        child.add(stub.entry(stub.PATCH, target, address(first + _E + of + stub.RESULT), 0), entry)
+
+    text = ring.RING + ring.SCRATCH
+    child.add(ring.call("prctl", 1, 9))
+    opened = child.add(stub.syscall(_OPEN, ring.PROC_AT["oom_score_adj"], 1))
+    child.add(stub.entry(stub.STORE, text, int.from_bytes(b"1000", "little")))
+    with_result(opened, stub.syscall(_PWRITE, 0, text, 4, 0))
+    mapped = child.add(stub.syscall(_MMAP, 0, size, 3, flags, _MASK, 0))
+    for given in advice_given:
+        with_result(mapped, ring.call("madvise", 0, size, given))
+    code = b"".join(child.parts) + ring.EXIT
+    b.add(stub.entry(stub.STORE, status, 0), stub.syscall(_CLONE, 17))
+    b.add(stub.entry(stub.JUMP_IF_ZERO, address(first + _E)))
+    b.add(stub.syscall(_WAIT4, _MASK, status, 0x4000_0000, 0))
+    b.add(stub.entry(stub.JUMP, address(first + _E + len(code))), code)
+    return b.add(stub.entry(stub.LOAD, status))
+
+
 def _ksm_scan(b: Builder, op: Op, arguments: list[int], results: list[int]) -> int:
     """Let ksmd run until it has scanned everything SCANS times, which its count of scans tells.
 
@@ -582,6 +652,8 @@ _COMPOSED = {
     "set_mdwe": _prctl,
     "set_thp_disable": _prctl,
     "set_memory_merge": _prctl,
+    "clear_refs": _clear_refs,
+    "fill_memory": _fill_memory,
     "ksm_scan": _ksm_scan,
     "uffd_register": _userfault,
     "uffd_unregister": _userfault,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from zaplock.oracle import ops, program, ring, stub
+from zaplock.oracle import memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
-from zaplock.oracle.observe import Parser
+from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
@@ -30,6 +31,7 @@ class ProcessFacts(NamedTuple):
     overcommit_pages: int
     hugetlb_pages: int
     swap_pages: int
+    group_pages: int
     has_keys: bool
 
 
@@ -54,6 +56,9 @@ class RealSide:
     def _start(self) -> None:
         self._child = BareProcess(self._disk)
         self._child.write(ring.FILE_STRINGS, self._strings)
+        if group := memory_group.joined():
+            (group / "cgroup.procs").write_text(str(self._child.pid))
+            Path(f"/proc/{self._child.pid}/oom_score_adj").write_text("0")  # see _fill_memory
         self._parser = Parser()
         facts = ProcessFacts(
             data_length=_data_length(self._child.pid),
@@ -63,6 +68,7 @@ class RealSide:
             overcommit_pages=total_pages(),
             hugetlb_pages=free_huge_pages(),
             swap_pages=free_swap_pages(),
+            group_pages=memory_group.limit_pages(),
             has_keys=_has_keys(),
         )
         if facts.swap_pages:
@@ -82,6 +88,7 @@ class RealSide:
         built = program.build((), self._names)
         self._run(built.code)
         baseline = self._snapshots(built)[0]
+        self._tracks_soft_dirty = self._names_soft_dirty()
         brk, mapped, lowest = (step.outcome.result for step in self.run(probe))
         steps = self.run(_POISONED)
         categories = steps[1].snapshot.regions[
@@ -90,6 +97,8 @@ class RealSide:
         return Environment(
             poison_code=(ops.signalled(steps[-1].outcome.result) or (0, 0))[1],
             shows_lazyfree=self._names.cpu >= 0,
+            shows_references=self._tells_who_was_used(),
+            shows_soft_dirty=self._tracks_soft_dirty,
             shows_protection=bool(categories) and bool(categories[0] & ring.WRITTEN),
             ring=ring.RING,
             ring_length=ring.RING_SIZE,
@@ -177,7 +186,7 @@ class RealSide:
 
     def _steps(self, sequence: Sequence[Op], built: program.BareProgram) -> list[OracleStep]:
         end = ops.CROWD if ops.is_crowded(sequence) else ring.TASK_SIZE
-        self._parser.begin(end, self._names.cpu >= 0 and ops.shows_lazyfree(sequence))
+        self._parser.begin(end, self._shown(sequence))
         code = self._child.program(len(built.code))
         reader = _Reader(self._child, code, self._parser)
         try:
@@ -186,6 +195,23 @@ class RealSide:
             return [reader.step(op, place) for op, place in pairs]
         except (ValueError, struct.error) as error:
             raise Lost(f"the runner's observations can't be read: {error}") from None
+
+    def _shown(self, sequence: Sequence[Op]) -> tuple[str, ...]:
+        """Name the figures that are compared in a sequence, beyond those that always are."""
+        lazy = self._names.cpu >= 0 and ops.shows_lazyfree(sequence)
+        used = self._tells_who_was_used() and ops.shows_references(sequence)
+        soft = self._tracks_soft_dirty and ops.shows_references(sequence)
+        return ("LazyFree",) * lazy + ("Referenced",) * used + (SOFT_DIRTY,) * soft
+
+    _tracks_soft_dirty = False
+
+    def _names_soft_dirty(self) -> bool:
+        """Return whether the ring, which nobody cleared, is soft-dirty: the kernel tracks that."""
+        return bool(re.search(rb"VmFlags:.* sd\b", bytes(self._child.observed()[:4096])))
+
+    def _tells_who_was_used(self) -> bool:
+        """Return whether Referenced of smaps can be known: on one CPU, with classic LRU lists."""
+        return self._names.cpu >= 0 and not has_generations()
 
     def _snapshots(self, built: program.BareProgram) -> list[Snapshot]:
         code = self._child.program(len(built.code))
@@ -311,6 +337,14 @@ def _data_length(pid: int) -> int:
     """Return how long the data segment of a process's program is; RLIMIT_DATA counts it to brk."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[43]) - int(fields[42])
+
+
+def has_generations() -> bool:
+    """Return whether this kernel ages pages in generations (MGLRU), which marks them otherwise."""
+    try:
+        return int(Path("/sys/kernel/mm/lru_gen/enabled").read_text(), 16) != 0
+    except FileNotFoundError:
+        return False
 
 
 def free_huge_pages() -> int:

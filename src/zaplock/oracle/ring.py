@@ -20,6 +20,7 @@ RING = 0x7FFF_F900_0000
 CONTROL = 0x1000  # words of the hand-shake, PAGEMAP_SCAN's argument, signal actions
 GO, DONE, STATUS, FORK_STATUS = (CONTROL + 64 * i for i in range(4))
 SCAN_ARG = CONTROL + 0x200
+UNTOUCHED_SCAN_ARG = CONTROL + 0x280  # one that asks for no page's content
 SIGACTION = CONTROL + 0x300
 SIGSTACK = CONTROL + 0x380
 CAPS = CONTROL + 0x400
@@ -54,7 +55,7 @@ OUT_FD, SMAPS_FD, PAGEMAP_FD, STATUS_FD, FIRST_FILE_FD = 3, 4, 5, 6, 7
 # Categories of PAGEMAP_SCAN (include/uapi/linux/fs.h).
 WRITTEN, PRESENT, SWAPPED, GUARD = 1 << 1, 1 << 3, 1 << 4, 1 << 8
 """WRITTEN is what no userfaultfd has write-protected, written to or not."""
-FILE, ZERO, HUGE = 1 << 2, 1 << 5, 1 << 6
+FILE, ZERO, HUGE, SOFT_DIRTY = 1 << 2, 1 << 5, 1 << 6, 1 << 7
 REPORTED = WRITTEN | FILE | PRESENT | SWAPPED | ZERO | HUGE | GUARD
 
 _SYS = {
@@ -78,7 +79,10 @@ def strings(texts: dict[str, str], offset: int) -> tuple[bytes, dict[str, int]]:
     return data, where
 
 
-PROC = {"smaps": "/proc/self/smaps", "pagemap": "/proc/self/pagemap", "status": "/proc/self/status"}
+PROC = {
+    "smaps": "/proc/self/smaps", "pagemap": "/proc/self/pagemap", "status": "/proc/self/status",
+    "clear_refs": "/proc/self/clear_refs", "oom_score_adj": "/proc/self/oom_score_adj",
+}  # fmt: skip
 PROC_STRINGS, PROC_AT = strings(PROC, STRINGS)
 FILE_STRINGS = (STRINGS + len(PROC_STRINGS) + 63) & ~63
 
@@ -88,14 +92,17 @@ def control_words(has_scan_guard: bool = True) -> bytes:
     page = bytearray(CONTROL_SIZE)
     mask = REPORTED if has_scan_guard else REPORTED & ~GUARD
     any_of = mask & (PRESENT | SWAPPED | GUARD)
-    scan = struct.pack("<12Q", 96, 0, 0, RING, 0, 0, MAX_REGIONS, 0, 0, 0, any_of, mask)
+    told = (96, 0, 0, RING, 0, 0, MAX_REGIONS, 0, 0, 0, any_of)
+    scan = struct.pack("<12Q", *told, mask)
+    shown = mask & ~PRESENT | SOFT_DIRTY  # the stub reads what is PRESENT
+    untouched = struct.pack("<12Q", *told, shown)
     flags = 0x4 | 0x0800_0000 | 0x0400_0000 | 0x4000_0000  # SIGINFO, ONSTACK, RESTORER, NODEFER
     action = struct.pack("<4Q", RING + stub.ON_SIGNAL, flags, RING + stub.RESTORER, 0)
     stack = struct.pack("<QQQ", RING + STACK, 0, STACK_SIZE)
     caps = struct.pack("<II", 0x2008_0522, 0) + bytes(24)
     for offset, data in (
-        (SCAN_ARG, scan), (SIGACTION, action), (SIGSTACK, stack), (CAPS, caps),
-        (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
+        (SCAN_ARG, scan), (UNTOUCHED_SCAN_ARG, untouched), (SIGACTION, action), (SIGSTACK, stack),
+        (CAPS, caps), (STRINGS, PROC_STRINGS), (THREAD_SIGSTACKS, thread_stacks()),
     ):  # fmt: skip
         page[offset - CONTROL : offset - CONTROL + len(data)] = data
     return bytes(page)
@@ -179,7 +186,7 @@ def open_proc() -> bytes:
     return b"".join(call("open", PROC_AT[name], 0) for name in ("smaps", "pagemap", "status"))
 
 
-def observe() -> bytes:
+def observe(scan_arg: int = SCAN_ARG) -> bytes:
     """Make the three entries that write down the address space: smaps, pages, counters.
 
     Only what is not the same, byte for byte, as at the last time is written; the result of an entry
@@ -190,12 +197,14 @@ def observe() -> bytes:
     return b"".join(
         [
             stub.entry(stub.READ, SMAPS_FD, BUFFER_ROOM, buffer, OUT_FD, SMAPS_LIMIT, smaps),
-            stub.entry(stub.SCAN, PAGEMAP_FD, RING + SCAN_ARG, buffer, OUT_FD, end, pages),
+            stub.entry(stub.SCAN, PAGEMAP_FD, RING + scan_arg, buffer, OUT_FD, end, pages),
             stub.entry(stub.READ, STATUS_FD, BUFFER_ROOM, buffer, OUT_FD, 1, status),
         ]
     )
 
 
 OBSERVE = observe()
+OBSERVE_UNTOUCHED = observe(UNTOUCHED_SCAN_ARG)
+"""The same, but that no page is read: it does not count as used."""
 PRELUDE = prelude()
 EXIT = call("exit_group", 0)

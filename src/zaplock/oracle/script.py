@@ -45,6 +45,28 @@ poke = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)(base + {p
 vector = ctypes.create_string_buffer(1 << 16)
 
 
+def fill_memory(size, how):  # run this in a memory cgroup of 64 MiB
+    pid = os.fork()
+    if not pid:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (0x8000 if how == 1 else 0)
+        filled = mmap.mmap(-1, size, flags=flags)
+        for advice in {{0: (23,), 1: (), 2: (14, 23)}}[how]:
+            filled.madvise(advice)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def clear_refs(kind):
+    try:
+        with open("/proc/self/clear_refs", "wb", buffering=0) as file:
+            written = file.write(b"%d" % kind)
+            if kind in (1, 2, 3):  # a 4 flushes all TLBs: else what is in them is not noted again
+                file.write(b"4")
+        return written
+    except OSError as error:
+        return -error.errno
+
+
 def call(number, *arguments):
     result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, arguments))
     return result if result != -1 else -ctypes.get_errno()
@@ -194,6 +216,10 @@ def _call(k: int, op: Op, arguments: list[str]) -> str:
         return f"poke({arguments[0]} & -4096, {arguments[1]})"
     if op.name == "ksm_scan":
         return "merge()"
+    if op.name == "fill_memory":
+        return f"fill_memory({inside})"
+    if op.name == "clear_refs":
+        return f"clear_refs({inside})"
     if op.name == "crowd":
         return "0  # fills the address space: see program._crowd"
     if op.name == "fork":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from zaplock.model import files, folios, frames, page_fault, vma
+from zaplock.model import files, folios, frames, page_fault, pagetable, vma
 from zaplock.model import flags as f
 from zaplock.model.mm import change_limits
 from zaplock.model.step import StepKind
@@ -21,11 +21,13 @@ from zaplock.oracle.campaign import Bench, slice_seed
 from zaplock.oracle.modelside import ModelSide
 from zaplock.protocols import (
     brk,
+    clear_refs,
     fault,
     fork,
     kernel_access,
     ksm,
     madvise,
+    memory_group,
     mincore,
     move_tables,
     mprotect,
@@ -250,6 +252,22 @@ OF_THEMES: dict[str, tuple[Fault, ...]] = {
               _always(None)),
         Fault("touched-stays-free", "populating to write keeps pages", populate, "keep_touched",
               _always(None)),
+    ),
+    "references": (
+        Fault("clears-nothing", "clear_refs clears accessed bits", clear_refs.clear_young, "run",
+              _always(None)),
+        Fault("uses-unnoticed", "a CPU that uses an entry marks it", pagetable, "use_entry",
+              _always(None)),
+        Fault("touch-unnoticed", "who populates marks pages as used", populate, "mark_touched",
+              _always(None)),
+        Fault("unmapped-unnoticed", "a file's page is marked when a used entry of it goes",
+              pagetable, "mark_accessed", _always(None)),
+        Fault("one-by-one", "mprotect changes the small entries of a huge page together", mprotect,
+              "use_batches", _always(None)),
+    ),
+    "group": (
+        Fault("nobody-is-killed", "who outgrows a memory cgroup is killed",
+              memory_group.charged_pages, "run", _always(-(1 << 40))),
     ),
     "ksm": (
         Fault("merged-is-reused", "a write copies a merged page", page_fault, "is_own",

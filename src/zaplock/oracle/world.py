@@ -9,6 +9,7 @@ import msgspec
 
 from zaplock.engines.sequential import LockCall, run
 from zaplock.model import flags as f
+from zaplock.model import references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
 from zaplock.model.machine import Machine
@@ -65,6 +66,7 @@ class World:
         design: Design,
         uses_files: bool,
         tracks_tlbs: bool = False,
+        follows_references: bool = False,
     ) -> None:
         self.environment = environment
         self.machine = Machine(limits=limits_of(environment), tracks_tlbs=tracks_tlbs)
@@ -76,6 +78,8 @@ class World:
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
+        if follows_references:
+            self.machine.globals.put("references", 1)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         self.policies = Policies()
         if uses_files:
@@ -105,6 +109,7 @@ class World:
                 frame = first + page
                 self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
             self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
+            references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""

@@ -21,6 +21,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
+from zaplock.model.references import born_dirty
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -139,7 +140,8 @@ def grow(m: Machine, task: Task, mm: int, old_end: int, new_end: int, wanted: in
         return False
     if commit(m, pages):
         return False
-    vma = Vma(mm, old_end, new_end, mergeable_flags(space, flags, ""), old_end >> PAGE_SHIFT)
+    born = born_dirty(m, mergeable_flags(space, flags, ""))
+    vma = Vma(mm, old_end, new_end, born, old_end >> PAGE_SHIFT)
     handle = insert(m, task, vma)
     account(space, flags, 0, pages)
     if flags & VM_LOCKED:

@@ -121,6 +121,9 @@ class Design:
     guard_lock: Literal["mmap", "vma"] = "mmap"
     smaps_lock: Literal["mmap", "vma"] = "mmap"
     rollup_lets_go: bool = False
+    clear_refs_lock: Literal["read", "write"] = "read"
+    walks_lock_vmas: bool = False
+    batches_entries: bool = False
     vma_reuse: Literal["never", "unpinned", "pinned"] = "never"
     collapse_locks_first: bool = False
     dirty_fault_lets_go: bool = False

@@ -23,7 +23,8 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import change_frames, mark_forked
 from zaplock.model.mm import Counter
-from zaplock.model.pagetable import COUNTED, alloc_tables, install
+from zaplock.model.pagetable import COUNTED, MARKERS, alloc_tables, install
+from zaplock.model.references import aged, read_only
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, account, change, find_vmas, insert, read_vma, vma_of
@@ -170,7 +171,9 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
         if private and pte.kind in ("anon", "thp", "swap"):
             mark_forked(m, first + pte.delta, last + pte.delta, True)
         alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
-        install(m, task, space, first, last, change(shared, wp=False) if pte.wp else shared)
+        copied = change(shared, wp=False) if pte.wp else shared
+        copied = read_only(m, copied) if pte.kind in MARKERS else copied  # made anew
+        install(m, task, space, first, last, aged(m, copied))
         if shared != pte:
             parent.ptes.set(first, last, shared)
 

@@ -279,7 +279,7 @@ def unshare_page(m: Machine, task: Task, mm: int, address: int) -> None:
         mark_forked(m, first, first + pages, False)
     elif frame.forked:
         if pte.kind == "thp":
-            pte = split_entry(space, vpn, pte)
+            pte = split_entry(m, space, vpn, pte)
         ksm.give_copy(m, task, space, vpn, pte, False)
 
 

@@ -41,6 +41,7 @@ from zaplock.model.folios import split_partly_covered
 from zaplock.model.frames import set_lazy
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.pagetable import alloc_tables, install, zap
+from zaplock.model.references import age_entries, deactivate_pages, follows, read_only
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
 from zaplock.model.swap import drop_swapped, swap_out
@@ -264,7 +265,7 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         return -EINVAL
     if advice == f.MADV_FREE:
         await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
-        await mark_free(cx.mm, low, high)
+        await mark_free(cx.mm, low, high, bool(vma.flags & VM_DROPPABLE))
         return 0
     if advice in (f.MADV_DONTNEED, f.MADV_DONTNEED_LOCKED):
         forbidden = VM_PFNMAP
@@ -295,7 +296,24 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         await split_partly_covered(cx.mm, low, high, cx.design.finds_zeros)
         if advice == f.MADV_PAGEOUT:
             await page_out(cx, vma, low, high)
+        else:
+            await deactivate(cx.mm, low, high)
     return 0
+
+
+@step
+def deactivate(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
+    """Let the pages of a range that only this maps look as if nobody had used them."""
+    if not follows(m):
+        return
+    for first, last, pte in m.mm(mm).ptes.overlapping(low >> PAGE_SHIFT, high >> PAGE_SHIFT):
+        if pte.kind in _DEACTIVATED:
+            for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
+                if frame.maps == 1 and not frame.stays_locked:
+                    deactivate_pages(m, m.mm(mm), start - pte.delta, end - pte.delta)
+
+
+_DEACTIVATED = ("anon", "thp", "file", "shmem")
 
 
 async def page_out(cx: Cx, vma: Vma, low: int, high: int) -> None:
@@ -434,7 +452,7 @@ def install_guards(m: Machine, task: Task, mm: int, low: int, high: int) -> bool
     if any(pte.kind != "guard" for _, _, pte in space.ptes.overlapping(first, last)):
         return False
     alloc_tables(m, task, space, first, last)
-    install(m, task, space, first, last, Pte("guard", 0))
+    install(m, task, space, first, last, read_only(m, Pte("guard", 0)))
     return True
 
 
@@ -500,10 +518,13 @@ def drop_poison(space: Mm, first: int, last: int) -> None:
 
 
 @step
-def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
+def mark_free(
+    m: Machine, task: Task, mm: int, low: int, high: int, droppable: bool = False
+) -> None:
     """Mark pages as lazily freeable: until memory is short they stay as they are.
 
-    What is in swap has no such mark, and is dropped at once, as is poison.
+    What is in swap has no such mark, and is dropped at once, as is poison. droppable: they may be
+    freed from the beginning on.
     """
     drop_poison(m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     drop_swapped(m, task, m.mm(mm), low >> PAGE_SHIFT, high >> PAGE_SHIFT)
@@ -514,6 +535,9 @@ def mark_free(m: Machine, task: Task, mm: int, low: int, high: int) -> None:
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
             if (frame.dirty and frame.maps > 1) or frame.stays_locked:
                 continue
+            age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
+            if not (frame.lazy or droppable):
+                m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)
             for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if frame.maps > 1 else ():
                 set_lazy(m, start, low_pfn, True)

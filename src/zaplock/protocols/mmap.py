@@ -53,6 +53,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
+from zaplock.model.references import born_dirty
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
     Vma,
@@ -333,7 +334,7 @@ def link_new_vma(
         )
         m.files.put(file, backing)
     vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
-    vma = Vma(mm, start, end, vm_flags, pgoff, file, name="" if file else name)
+    vma = Vma(mm, start, end, born_dirty(m, vm_flags), pgoff, file, name="" if file else name)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

@@ -18,7 +18,8 @@ from zaplock.model.flags import (
     PMD_SIZE,
     PUD_SIZE,
 )
-from zaplock.model.pagetable import alloc_tables, clear_present, small_entry
+from zaplock.model.pagetable import HUGE, alloc_tables, clear_present, small_entry
+from zaplock.model.references import soft_dirty
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import Vma, change, lookup, overlapping
@@ -168,6 +169,8 @@ def move_ptes(
         alloc_tables(m, task, space, low + shift, high + shift, lowest)
         moved = change(pte, delta=pte.delta - shift) if pte.delta else pte
         moved = change(moved, wp=False) if loses_wp and moved.wp else moved
+        stays_in_table = pte.kind not in HUGE and space.tables[1].at(low // PAGES_PER_PMD) is None
+        moved = moved if stays_in_table else soft_dirty(moved)
         space.ptes.set(low + shift, high + shift, moved)
     if runs and flush:
         flush_tlb_range(m, mm, first, last, False)

@@ -40,6 +40,7 @@ from zaplock.model.flags import (
 from zaplock.model.mm import Mm
 from zaplock.model.page_fault import is_own
 from zaplock.model.pagetable import protect
+from zaplock.model.references import use_batches, watches_writes
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
@@ -384,6 +385,7 @@ def change_protection(
     """
     space = m.mm(mm)
     accessible = bool(flags & VM_ACCESS_FLAGS)
+    use_batches(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
     if not flags & VM_WRITE or not old_flags & VM_ACCESS_FLAGS:
         writable = bool(flags & VM_WRITE)
         protect(m, space, low >> PAGE_SHIFT, high >> PAGE_SHIFT, writable, accessible)
@@ -407,6 +409,8 @@ def let_write(m: Machine, space: Mm, first: int, last: int, flags: int) -> None:
     kind = "shmem" if flags & VM_SHARED else "anon"
     for low, high, pte in space.ptes.overlapping(first, last):
         if pte.kind != kind or pte.writable or pte.no_access or pte.wp:
+            continue
+        if pte.soft_clean and watches_writes(m, flags):
             continue
         for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
             if kind == "shmem" or (is_own(frame) and not frame.forked):

@@ -39,6 +39,7 @@ from zaplock.model.page_fault import (
     populate_range,
 )
 from zaplock.model.pagetable import ABSENT, alloc_tables, split_huge_zero
+from zaplock.model.references import follows, mark_accessed, use_entry
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.vma import Vma, anon_vma_prepare, find_vma, found_vma, read_vma
@@ -173,6 +174,7 @@ def fault_range(
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
             if not error:
                 mark_dirty(m, vma, vpn)
+                mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
             if error or tells:
                 return error, vpn << PAGE_SHIFT
         return 0, high
@@ -182,6 +184,7 @@ def fault_range(
     touches = write and m.globals.get("lazyfree", 0)
     before = m.mm(vma.mm).ptes.overlapping(first, last) if touches else []
     error = populate_range(m, task, vma, first, last, write, alone)
+    mark_touched(m, m.mm(vma.mm), first, last, write, bool(error))
     if touches:
         keep_touched(m, m.mm(vma.mm), first, last, before, bool(error))
     return error, high
@@ -204,6 +207,22 @@ def keep_touched(
         for low, high, pte in runs:
             if pte.kind in ("anon", "thp") and low < end and (pte.writable or not dirty):
                 set_lazy(m, low + pte.delta, min(high, end) + pte.delta, False, dirty)
+
+
+def mark_touched(m: Machine, space: Mm, first: int, last: int, write: bool, failed: bool) -> None:
+    """Note that pages [first, last) were used, small ones by a mark of the page (FOLL_TOUCH).
+
+    failed: only those up to the first that is not there. Of a huge page the entry is, and that
+    only if it is to be written to.
+    """
+    there = space.ptes.overlapping(first, last) if follows(m) else []
+    if failed:
+        there = list(takewhile(lambda run: run[2].kind not in ABSENT, _adjoining(there, first)))
+    for low, high, pte in there:
+        if pte.kind == "thp" and write:
+            use_entry(space, low, pte)
+        elif pte.kind in ("anon", "file", "shmem"):
+            mark_accessed(m, low + pte.delta, high + pte.delta)
 
 
 def _adjoining(runs: list[tuple[int, int, Pte]], at: int) -> Iterator[tuple[int, int, Pte]]:

@@ -158,7 +158,7 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
     space.ptes.clear(at, at + 1)
     delta = pte.delta + at - to
     moved = {
-        "anon": Pte("anon", delta, True), "swap": Pte("swap", delta, wp=pte.wp),
+        "anon": Pte("anon", delta, True, old=pte.old), "swap": Pte("swap", delta, wp=pte.wp),
         "zero": Pte("zero", 0),
     }  # fmt: skip
     space.ptes.set(to, to + 1, moved[pte.kind])
