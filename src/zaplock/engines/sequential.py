@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from zaplock.engines.direct import PlainForms
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
+from zaplock.model.rwsem import EINTR_RESULT, LockStep, ends_wait
 from zaplock.model.step import MarkStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 
@@ -99,7 +99,7 @@ def _waited(machine: Machine, task: Task, step: Step[Any]) -> Any:
 
 
 def _lock(machine: Machine, task: Task, step: LockStep, lock_calls: list[LockCall] | None) -> int:
-    if _is_killed_wait(machine, task, step):
+    if step.killable and ends_wait(machine, task, step.lock, step.write):
         result = EINTR_RESULT
     else:
         result = step.run(machine, task, *step.args)
@@ -108,10 +108,3 @@ def _lock(machine: Machine, task: Task, step: LockStep, lock_calls: list[LockCal
         action = "failed" if failed else step.action
         lock_calls.append(LockCall(action, step.write, step.lock[0]))
     return int(result)
-
-
-def _is_killed_wait(machine: Machine, task: Task, step: LockStep) -> bool:
-    # A free lock is taken even by a task that is being killed: only a wait looks at signals.
-    if not (step.killable and machine.has_fatal_signal(task.tid)):
-        return False
-    return not is_free_for(machine.locks.get(step.lock, FREE), step.write)
