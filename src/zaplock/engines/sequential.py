@@ -9,7 +9,7 @@ to the engine are passed over. A process that runs many protocols runs them as p
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
 from zaplock.engines.direct import PlainForms
@@ -69,6 +69,17 @@ def run(
                 result = _waited(machine, task, step)
     finally:
         program.close()
+
+
+def call(
+    machine: Machine, task: Task, make: Callable[..., Coroutine[Step[Any], Any, T]], *arguments: Any
+) -> T:
+    """Run the protocol that `make(*arguments)` is, as `run` does: as a plain function at once."""
+    forms = PLAIN_FORMS
+    if forms.runs_left:
+        return run(machine, task, make(*arguments))
+    done: T = forms[make](machine, task, *arguments)
+    return done
 
 
 def _take(machine: Machine, task: Task, awaited: Any) -> Any:

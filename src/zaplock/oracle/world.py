@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from signal import SIGBUS, SIGSEGV
 from typing import Any
 
 import msgspec
 
-from zaplock.engines.sequential import LockCall, run
+from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
 from zaplock.model.frames import change_frames
@@ -117,6 +118,12 @@ class World:
         fill_cache(self.machine, self.task, RING_FILE, 0, vma.nr_pages)
         self.space.add("total_vm", vma.nr_pages)
         populate_ring(self.machine, self.task, MM, environment)
+
+    def run(self, calls: list[LockCall] | None, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Run the protocol that `make(cx, *arguments)` is; return its result."""
+        if calls is None:
+            return call(self.machine, self.task, make, self.cx, *arguments)
+        return run(self.machine, self.task, make(self.cx, *arguments), calls)
 
     def syscall(self, program: Any, calls: list[LockCall] | None) -> CallOutcome:
         """Run a protocol."""
