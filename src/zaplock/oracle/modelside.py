@@ -18,7 +18,7 @@ from zaplock.oracle import ops
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Ref, Snapshot
-from zaplock.oracle.program import uses_file
+from zaplock.oracle.program import slots_used
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.world import World
 from zaplock.protocols.design import Design
@@ -53,7 +53,7 @@ class ModelSide:
 
     def run(self, sequence: Sequence[Op]) -> list[OracleStep]:
         """Run a sequence in a fresh address space; return every operation's step."""
-        world = World(self.environment, self.design, any(map(uses_file, sequence)))
+        world = World(self.environment, self.design, slots_used(sequence))
         results: list[int] = []
         steps = []
         if self.committed is not None:
