@@ -25,7 +25,7 @@ from types import CodeType, CoroutineType, FunctionType
 from typing import Any
 
 from zaplock.model.machine import Machine
-from zaplock.model.step import MarkStep, StepKind, Task
+from zaplock.model.step import TAKEN_ALONE, MarkStep, StepKind, Task
 
 Plain = Callable[..., Any]
 """(machine, task, *arguments) -> what the awaited would have given."""
@@ -57,6 +57,9 @@ class PlainForms(dict[Any, Plain]):
     def __missing__(self, called: Any) -> Plain:
         if type(called) is StepKind:
             return called.run
+        if (alone := TAKEN_ALONE.get(called)) is not None:
+            self[called] = alone
+            return alone
         take = self._take
         if isinstance(called, FunctionType) and inspect.iscoroutinefunction(called):
             plain = self._plain(called.__code__, called.__globals__)

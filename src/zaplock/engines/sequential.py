@@ -9,12 +9,12 @@ to the engine are passed over. A process that runs many protocols runs them as p
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
 from zaplock.engines.direct import PlainForms
 from zaplock.model.machine import Machine
-from zaplock.model.rwsem import EINTR_RESULT, FREE, LockStep, is_free_for
+from zaplock.model.rwsem import EINTR_RESULT, LockStep, ends_wait
 from zaplock.model.step import MarkStep, Step, Task, WaitStep
 from zaplock.model.violations import Invariant, Violation
 
@@ -71,6 +71,17 @@ def run(
         program.close()
 
 
+def call(
+    machine: Machine, task: Task, make: Callable[..., Coroutine[Step[Any], Any, T]], *arguments: Any
+) -> T:
+    """Run the protocol that `make(*arguments)` is, as `run` does: as a plain function at once."""
+    forms = PLAIN_FORMS
+    if forms.runs_left:
+        return run(machine, task, make(*arguments))
+    done: T = forms[make](machine, task, *arguments)
+    return done
+
+
 def _take(machine: Machine, task: Task, awaited: Any) -> Any:
     """Take one step, or run a protocol, and return its result."""
     kind = type(awaited)
@@ -99,7 +110,7 @@ def _waited(machine: Machine, task: Task, step: Step[Any]) -> Any:
 
 
 def _lock(machine: Machine, task: Task, step: LockStep, lock_calls: list[LockCall] | None) -> int:
-    if _is_killed_wait(machine, task, step):
+    if step.killable and ends_wait(machine, task, step.lock, step.write):
         result = EINTR_RESULT
     else:
         result = step.run(machine, task, *step.args)
@@ -108,10 +119,3 @@ def _lock(machine: Machine, task: Task, step: LockStep, lock_calls: list[LockCal
         action = "failed" if failed else step.action
         lock_calls.append(LockCall(action, step.write, step.lock[0]))
     return int(result)
-
-
-def _is_killed_wait(machine: Machine, task: Task, step: LockStep) -> bool:
-    # A free lock is taken even by a task that is being killed: only a wait looks at signals.
-    if not (step.killable and machine.has_fatal_signal(task.tid)):
-        return False
-    return not is_free_for(machine.locks.get(step.lock, FREE), step.write)

@@ -82,6 +82,7 @@ Counter = Literal[
 ]  # fmt: skip
 """What an address space counts. One that was never changed is 0."""
 COUNTERS: tuple[Counter, ...] = get_args(Counter)
+_NAMES = frozenset[str](COUNTERS)
 
 
 class Cut(msgspec.Struct, frozen=True):
@@ -181,7 +182,7 @@ class Mm:
         value: int | None = self.counters.get(counter)
         if value is not None:
             return value
-        if counter not in COUNTERS:
+        if counter not in _NAMES:
             raise KeyError(f"an mm has no counter {counter!r}; it has {', '.join(COUNTERS)}")
         return 0
 

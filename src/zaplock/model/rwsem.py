@@ -24,7 +24,7 @@ import msgspec
 
 from zaplock.errors import ProtocolError
 from zaplock.model.choices import require_choices
-from zaplock.model.step import Step, Task, watching
+from zaplock.model.step import TAKEN_ALONE, Step, Task, watching
 from zaplock.model.violations import Invariant, Violation
 
 if TYPE_CHECKING:
@@ -336,14 +336,34 @@ def _at_once(
 
 
 def _kept(make: Callable[[Lock], LockStep]) -> Callable[[Lock], LockStep]:
-    """Make each lock's step once, except for whoever watches steps being made."""
-    kept = cache(make)
+    """Make each lock's step once, except for whoever watches steps being made.
+
+    One that is alone needs no step at all.
+    """
+    kept, one = cache(make), make(("any", 0))
+    action, write, killable = one.action, one.write, one.killable
+
+    def at_once(machine: Machine, task: Task, lock: Lock) -> int:
+        if killable and ends_wait(machine, task, lock, write):
+            return EINTR_RESULT
+        return _at_once(machine, task, action, lock, write)
 
     @wraps(make)
     def step_of(lock: Lock) -> LockStep:
         return kept(lock) if watching.watch is None else make(lock)
 
+    TAKEN_ALONE[step_of] = at_once
     return step_of
+
+
+def ends_wait(machine: Machine, task: Task, lock: Lock, write: bool) -> bool:
+    """Return whether a fatal signal ends a killable wait at once.
+
+    A free lock is taken even by a task that is being killed: only a wait looks at signals.
+    """
+    if not machine.has_fatal_signal(task.tid):
+        return False
+    return not is_free_for(machine.locks.get(lock, FREE), write)
 
 
 @_kept

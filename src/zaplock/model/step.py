@@ -135,6 +135,10 @@ def _show(value: object) -> str:
     return hex(value) if isinstance(value, int) and value >= 4096 else str(value)
 
 
+TAKEN_ALONE: Final[dict[Callable[..., Any], Callable[..., Any]]] = {}
+"""How a task that is alone takes what a function makes, by that function: (machine, task, *its
+arguments) -> the step's result, as the sequential engine would come to it."""
+
 STEP_NAMES: Final[set[str]] = set()
 """What the step functions are called that have been made so far."""
 

@@ -25,7 +25,7 @@ from zaplock.model.violations import Violation
 from zaplock.oracle import ops
 from zaplock.oracle.modelops import PROTOCOLS, apply
 from zaplock.oracle.ops import Environment, Op
-from zaplock.oracle.program import uses_file
+from zaplock.oracle.program import slots_used
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram, number_of
 from zaplock.oracle.world import MM, World, limits_of
 from zaplock.protocols import user_access
@@ -158,8 +158,7 @@ class Interleavings:
     def _world(self, tracks_tlbs: bool = False) -> World:
         """Make the machine as the set-up leaves it."""
         everything = [*self.threaded.setup, *(op for part in self.threaded.threads for op in part)]
-        files = any(map(uses_file, everything))
-        world = World(self.environment, self.design, files, tracks_tlbs)
+        world = World(self.environment, self.design, slots_used(everything), tracks_tlbs)
         for index, op in enumerate(self.threaded.setup):
             apply(world, index, op.name, _numbers(op))
         self._view = world.view

@@ -73,7 +73,7 @@ def _load(w: World, calls: Any, address: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return CallOutcome(w.signal_code(address, SIGSEGV, False))
-    result = run(w.machine, w.task, user_access.read_memory(w.cx, address), calls)
+    result = w.run(calls, user_access.read_memory, address)
     return CallOutcome(w.signal_code(address, -result, False) if result < 0 else result)
 
 
@@ -81,7 +81,7 @@ def _store(w: World, calls: Any, address: int, tag: int) -> CallOutcome:
     address &= f.PAGE_MASK
     if address >= f.TASK_SIZE_4_LEVELS:
         return CallOutcome(w.signal_code(address, SIGSEGV, True))
-    result = run(w.machine, w.task, user_access.write_memory(w.cx, address, tag), calls)
+    result = w.run(calls, user_access.write_memory, address, tag)
     return CallOutcome(w.signal_code(address, -result, True) if result < 0 else 0)
 
 
@@ -331,14 +331,18 @@ def apply(
 
 
 def _simple(make: Callable[..., Any]) -> Operation:
-    return lambda w, calls, *arguments: w.syscall(make(w.cx, *arguments), calls)
+    return lambda w, calls, *arguments: CallOutcome(w.run(calls, make, *arguments))
 
 
-def _start_mmap(
+async def _start_mmap(
     cx: Cx, addr: int, length: int, prot: int, flags: int, file: int, offset: int
-) -> Any:
+) -> int:
     slot = file + 1 if 0 <= file < len(ops.FILES) else 0
-    return mmap.mmap(cx, addr, length, prot, flags, slot, offset)
+    return await mmap.mmap(cx, addr, length, prot, flags, slot, offset)
+
+
+async def _start_munmap(cx: Cx, start: int, length: int) -> int:
+    return await cx.design.munmap(cx, start, length)
 
 
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
@@ -352,6 +356,7 @@ async def _start_truncate(cx: Cx, file: int, length: int) -> int:
 PROTOCOLS: dict[str, Callable[..., Any]] = {
     **SERVED,
     "mmap": _start_mmap,
+    "munmap": _start_munmap,
     "ftruncate": _start_truncate,
     "set_mdwe": prctl.prctl_set_mdwe,
     "set_thp_disable": prctl.prctl_set_thp_disable,

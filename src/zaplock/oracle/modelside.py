@@ -18,7 +18,7 @@ from zaplock.oracle import ops
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Ref, Snapshot
-from zaplock.oracle.program import uses_file
+from zaplock.oracle.program import slots_used
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.world import World
 from zaplock.protocols.design import Design
@@ -57,7 +57,7 @@ class ModelSide:
         world = World(
             self.environment,
             self.design,
-            any(map(uses_file, sequence)),
+            slots_used(sequence),
             follows_references=references,
         )
         if self.environment.shows_soft_dirty and ops.shows_references(sequence):

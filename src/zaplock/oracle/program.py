@@ -7,6 +7,7 @@ The places of all results are known when the program is built, so reading them i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 from zaplock import advice
@@ -159,16 +160,21 @@ def build(sequence: Sequence[Op], names: ProgramNames, look: Look = OBSERVING) -
 
 
 def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look: Look) -> None:
-    """Append the set-up: the ring, and the files if an operation of the sequence needs them."""
+    """Append the set-up: the ring, and the files if an operation of the sequence needs them.
+
+    Every file is opened then, so that descriptors are always the same, and those are filled that an
+    operation names.
+    """
     build_into.add(ring.PRELUDE)
     if names.cpu >= 0:
         _stay_on(build_into, names.cpu)
     used = {op.name for op in sequence}
-    if any(map(uses_file, sequence)) or used & {
+    filled = slots_used(sequence)
+    if filled or used & {
         "uffd_register", "uffd_unregister", "uffd_copy", "uffd_move", "process_madvise",
         "uring_register", *_FILLS,
     }:  # fmt: skip
-        build_into.add(_open_files(names))
+        build_into.add(_open_files(names.files, names.filled, filled))
         _open_pidfd(build_into)
     if "uring_register" in used:
         build_into.add(_open_uring())
@@ -221,19 +227,25 @@ _TAKES_FILE = {
 }
 
 
-def uses_file(op: Op) -> bool:
-    """Tell whether an operation needs the files to be open."""
-    if op.name not in _TAKES_FILE:
-        return False
-    slot = op.args[_TAKES_FILE[op.name]]
-    return isinstance(slot, int) and 0 <= slot < len(ops.FILES)
+def slots_used(sequence: Sequence[Op]) -> frozenset[int]:
+    """Return the slots of the files that operations name: of what can be mapped, and no others."""
+    named = (op.args[_TAKES_FILE[op.name]] for op in sequence if op.name in _TAKES_FILE)
+    return frozenset(slot for slot in named if slot in _SLOTS and isinstance(slot, int))
 
 
-def _open_files(names: ProgramNames) -> bytes:
-    """Open and fill the files, a userfaultfd and a pidfd; all become known descriptors."""
+_SLOTS = range(len(ops.FILES))
+
+
+@cache
+def _open_files(names: tuple[int, ...], writable: int, filled: frozenset[int]) -> bytes:
+    """Open the files, fill some, and open a userfaultfd; all become known descriptors.
+
+    `names`: where each one's name is; `writable`: and that of the descriptor by which the read-only
+    one is filled.
+    """
     parts = []
     for slot, name in enumerate(ops.FILES):
-        at = names.files[slot]
+        at = names[slot]
         if name == "zero":
             parts.append(stub.syscall(_OPEN, at, _RDWR))
         elif name == "disk":
@@ -242,10 +254,11 @@ def _open_files(names: ProgramNames) -> bytes:
             parts.append(stub.syscall(_FTRUNCATE, ring.FIRST_FILE_FD + slot, 1))
         else:
             parts.append(stub.syscall(_MEMFD, at, _MFD_ALLOW_SEALING))
-        parts.append(_fill(slot))
+        if slot in filled:
+            parts.append(_fill(slot))
     opened = ring.FIRST_FILE_FD + ops.READ_ONLY_SLOT
     parts += [  # again, for reading only, in its own place
-        stub.syscall(_OPEN, names.filled, 0),
+        stub.syscall(_OPEN, writable, 0),
         stub.syscall(_DUP2, opened + 1, opened),
         stub.syscall(_CLOSE, opened + 1),
     ]

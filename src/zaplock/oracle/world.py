@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from signal import SIGBUS, SIGSEGV
 from typing import Any
 
 import msgspec
 
-from zaplock.engines.sequential import LockCall, run
+from zaplock.engines.sequential import LockCall, call, run
 from zaplock.model import flags as f
 from zaplock.model import references
 from zaplock.model.files import cached_frame, disk_tag, fill_cache, new_file
@@ -64,7 +65,7 @@ class World:
         self,
         environment: Environment,
         design: Design,
-        uses_files: bool,
+        slots: Iterable[int],
         tracks_tlbs: bool = False,
         follows_references: bool = False,
     ) -> None:
@@ -82,8 +83,8 @@ class World:
             self.machine.globals.put("references", 1)
         self.machine.uffd_modes.put(UFFD, "sigbus")
         self.policies = Policies()
-        if uses_files:
-            self._files()
+        for slot in sorted(slots):
+            self._file(slot)
         size = ops.SEGMENT_PAGES * f.PAGE_SIZE
         new_file(self.machine, SEGMENT_FILE, "shmem", size, "SYSV00000000", counts_mappings=True)
         self._ring(environment)
@@ -91,25 +92,25 @@ class World:
         self.view.shows_protection = environment.shows_protection
         self.view.set_baseline()
 
-    def _files(self) -> None:
-        for slot, name in enumerate(ops.FILES):
-            pages = ops.FILE_PAGES[slot]
-            kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
-            by_page = kind == "shmem"
-            size = pages * f.PAGE_SIZE
-            writable = slot != ops.READ_ONLY_SLOT
-            new_file(
-                self.machine, slot + 1, kind, size, name, charged_by_page=by_page, writable=writable
-            )
-            written = ops.written_pages(slot)
-            if not written:
-                continue
-            first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
-            for page in written:
-                frame = first + page
-                self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
-            self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
-            references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
+    def _file(self, slot: int) -> None:
+        """Make a file and fill it, as the bare process does those that a sequence names."""
+        name = ops.FILES[slot]
+        kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
+        by_page = kind == "shmem"
+        size = ops.FILE_PAGES[slot] * f.PAGE_SIZE
+        writable = slot != ops.READ_ONLY_SLOT
+        new_file(
+            self.machine, slot + 1, kind, size, name, charged_by_page=by_page, writable=writable
+        )
+        written = ops.written_pages(slot)
+        if not written:
+            return
+        first = fill_cache(self.machine, self.task, slot + 1, written[0], written[-1] + 1)
+        for page in written:
+            frame = first + page
+            self.machine.content.put(frame, (frame + 1, disk_tag(slot + 1, page)))
+        self.machine.dirty.set(first + written[0], first + written[-1] + 1, True)
+        references.mark_accessed(self.machine, first + written[0], first + written[-1] + 1)
 
     def _ring(self, environment: Environment) -> None:
         """Map and populate the ring as the bare process has it."""
@@ -122,6 +123,12 @@ class World:
         fill_cache(self.machine, self.task, RING_FILE, 0, vma.nr_pages)
         self.space.add("total_vm", vma.nr_pages)
         populate_ring(self.machine, self.task, MM, environment)
+
+    def run(self, calls: list[LockCall] | None, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Run the protocol that `make(cx, *arguments)` is; return its result."""
+        if calls is None:
+            return call(self.machine, self.task, make, self.cx, *arguments)
+        return run(self.machine, self.task, make(self.cx, *arguments), calls)
 
     def syscall(self, program: Any, calls: list[LockCall] | None) -> CallOutcome:
         """Run a protocol."""

@@ -18,7 +18,7 @@ from zaplock.model.rwsem import (
     up_read,
     up_write,
 )
-from zaplock.model.step import MarkStep, Step, Task, WaitStep, step
+from zaplock.model.step import TAKEN_ALONE, MarkStep, Step, Task, WaitStep, step
 from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import FreedVma, Vma, change, following, lookup, previous, vma_of
 from zaplock.protocols.address_locks import holds
@@ -110,8 +110,23 @@ def _no_other_reader(m: Machine, task: Task, handle: int) -> bool:
 def vma_start_write(handle: int) -> Step[None]:
     """Write-lock a VMA: keep new readers out, and wait for those who are in it."""
     return WaitStep(
-        _start_write, (handle,), _no_other_reader, ("vma_readers", handle), announce=_start_write
+        _start_write, (handle,), _no_other_reader, _readers_of(handle), announce=_start_write
     )
+
+
+def _readers_of(handle: int) -> tuple[str, int]:
+    return "vma_readers", handle
+
+
+def _start_write_alone(m: Machine, task: Task, handle: int) -> None:
+    if not _no_other_reader(m, task, handle):
+        raise Violation(
+            Invariant.NO_DEADLOCK, f"{task} waits for {_readers_of(handle)}, and nobody reads on"
+        )
+    _start_write(m, task, handle)
+
+
+TAKEN_ALONE[vma_start_write] = _start_write_alone
 
 
 async def start_write_merging(cx: Cx, handle: int, start: int, end: int) -> None:
