@@ -35,6 +35,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define AHEAD 16
 #define BLOCK 128		/* states that a core takes at a time, at most */
 #define SPREAD 4096		/* and states whose numbers it puts into another table */
+#define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
 #define PENDING ((uint32_t)1 << 31)	/* in a slot: where a word stands that has no number yet */
 
@@ -154,7 +155,8 @@ struct levels {
 	struct chunk chunks[2];
 	struct chunk *chunk, *next;	/* the one at hand, and the one that is begun with */
 	uint32_t explored;	/* which one cores explore */
-	uint64_t alone_until;	/* a chunk had so many gaps that one core goes on */
+	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
+	uint32_t in_a_row;	/* such chunks, 3 at most */
 	uint64_t transitions;
 	int stuck;
 	limb ahead[AHEAD];	/* states that steps lead to, to be met in this order */
@@ -1455,8 +1457,17 @@ static int is_for_all_cores(const struct levels *all, uint64_t first, uint64_t u
 	       (!all->team.process || all->team.process == getpid());
 }
 
+/* Return where a chunk from `first` on ends: of states up to `until` it gets an even part. */
+static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t until)
+{
+	uint64_t most = 3 * (uint64_t)all->wide, left = until - first;
+	uint64_t parts = (left + most - 1) / most;
+
+	return parts ? first + (left + parts - 1) / parts : until;
+}
+
 /* Wait until the chunk at hand is explored, and begin with the next, if that is worth it. */
-static int finish_exploring(struct levels *all, uint64_t next)
+static int finish_exploring(struct levels *all, uint64_t until, uint64_t next)
 {
 	struct chunk *chunk = all->chunk;
 	uint64_t end = chunk->first + chunk->states;
@@ -1466,8 +1477,13 @@ static int finish_exploring(struct levels *all, uint64_t next)
 	chunk->is_explored = 1;
 	for (uint32_t i = 0; i < chunk->blocks; i++)
 		gaps += chunk->block[i].gaps;
-	if ((uint64_t)gaps * 4 > chunk->states)
-		all->alone_until = end + 8 * (uint64_t)chunk->states;
+	if ((uint64_t)gaps * 4 > chunk->states) {
+		all->alone_until = end + ALONE(all->in_a_row) * chunk->states;
+		all->in_a_row += all->in_a_row < 3;
+		return DONE;
+	}
+	all->in_a_row = 0;
+	next = end_of_chunk(all, end, end < until ? until : next);
 	return is_for_all_cores(all, end, next) ? open_chunk(all, end, next) : DONE;
 }
 
@@ -1477,7 +1493,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 
 	if (all->chunk) {
 		if (!all->chunk->is_explored)
-			event = finish_exploring(all, next);
+			event = finish_exploring(all, until, next);
 		if (event)
 			return event;
 		hold_others(all);
@@ -1489,6 +1505,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 	}
 	if (all->seen.index)
 		return go(all, all->seen.at + 1);
+	until = end_of_chunk(all, all->seen.at, until);
 	return is_for_all_cores(all, all->seen.at, until) ? open_chunk(all, all->seen.at, until) :
 							    go(all, until);
 }
@@ -1496,6 +1513,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 /* Have the other cores begin with the states up to `until`, which `levels_go` goes on with. */
 int levels_ahead(struct levels *all, uint64_t until)
 {
+	until = end_of_chunk(all, all->seen.at, until);
 	if (all->chunk || !is_for_all_cores(all, all->seen.at, until))
 		return DONE;
 	return open_chunk(all, all->seen.at, until);
