@@ -73,7 +73,8 @@ coverage: setup
 FUZZ := 20000
 fuzz: setup
 	ZAPLOCK_FUZZ=$(FUZZ) $(BIN)/python -m pytest --timeout 0 \
-	  tests/test_fuzz.py tests/test_fuzz_cli.py tests/test_recorder_faults.py
+	  tests/test_fuzz.py tests/test_fuzz_cli.py tests/test_recorder_faults.py \
+	  tests/test_compiled_levels.py
 
 # One kind (tests/fuzz_guided.py has their names), led by what each input reaches in the code.
 KIND := strace

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fuzzing import RUNS
+from random_systems import states_alike
 from test_wide_levels import by_states, drawn, found
 from toys import random_configuration
 
@@ -65,6 +68,13 @@ def test_levels_are_explored_alike(
             assert in_c == by_states(seed, fair), (seed, jobs)
     assert kept
     assert bool(laid_out) == ((word, number) != (64, 24))
+
+
+def test_random_systems_are_explored_alike() -> None:
+    """By one core, by several and by the loop; as many as ZAPLOCK_FUZZ says, others each time."""
+    first = time.time_ns() if RUNS else 30_000
+    differ = [seed for seed in range(first, first + (RUNS or 30)) if states_alike(seed) < 0]
+    assert not differ, differ
 
 
 def test_a_shipped_scenario_is_explored_alike(monkeypatch: pytest.MonkeyPatch) -> None:

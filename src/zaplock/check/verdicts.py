@@ -42,7 +42,6 @@ from zaplock.engines.checking.exhaustive import (
     explore,
 )
 from zaplock.engines.checking.liveness import Lasso, find_livelock
-from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk
 from zaplock.engines.checking.reference import explore_plainly
 from zaplock.engines.checking.sampled import sample
 from zaplock.engines.checking.schedule import replay, spell
@@ -229,14 +228,15 @@ def check(
         if unreached:
             system = replace(system, covers=PROTOCOLS)
         left = what_is_left(limits, verdicts, deadline)
-        on_disk = DiskLimits(disk) if disk is not None else None
         if elsewhere is not None:
             verdict = elsewhere(fair, left, all_violations, progress)
         elif exact:
             verdict = explore_plainly(system, left, exact=True)
-        elif on_disk is not None:
+        elif disk is not None:
+            from zaplock.engines.checking.on_disk import DiskLimits, explore_on_disk  # and numpy
+
             verdict = explore_on_disk(
-                system, on_disk, left, all_violations=all_violations, progress=progress
+                system, DiskLimits(disk), left, all_violations=all_violations, progress=progress
             )
         else:
             verdict = explore(

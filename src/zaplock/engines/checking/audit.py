@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zaplock.engines.checking.coverage import NO_LINES, LineCoverage, Lines
 from zaplock.engines.checking.depicting import depict
 from zaplock.engines.checking.positions import POSITION_BITS
+from zaplock.engines.checking.while_any import WhileAny
 from zaplock.errors import ProtocolError
 from zaplock.model.frozen import NotFrozen, exact
 
@@ -197,12 +198,32 @@ def walk_again(tries: Sequence[Trie], whole: bool) -> int:
 
 
 @contextmanager
-def no_forgotten_await() -> Iterator[None]:
-    """Raise ProtocolError at the end if a protocol was called on the way and never awaited."""
+def _warnings_caught() -> Iterator[list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
+        yield caught
     for one in caught:
-        if issubclass(one.category, RuntimeWarning) and "was never awaited" in str(one.message):
+        if not _is_of_forgotten_await(one):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+
+
+_all_caught: Final = WhileAny(_warnings_caught)
+
+
+def _is_of_forgotten_await(one: warnings.WarningMessage) -> bool:
+    return issubclass(one.category, RuntimeWarning) and "was never awaited" in str(one.message)
+
+
+@contextmanager
+def no_forgotten_await() -> Iterator[None]:
+    """Raise ProtocolError at the end if a protocol was called on the way and never awaited.
+
+    Python tells that wherever it finds out, so each of several searches at once raises it.
+    """
+    with _all_caught() as caught:
+        first = len(caught)
+        yield
+        new = caught[first:]
+    for one in new:
+        if _is_of_forgotten_await(one):
             raise ProtocolError(f"{one.message}: write `await` before the call")
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)

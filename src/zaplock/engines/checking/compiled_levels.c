@@ -6,13 +6,14 @@
  * not remembered is asked of the caller, in the order in which the states need it; so are
  * violations, and states in which nobody can go on.
  *
- * With several cores, threads share a wide level, a chunk after another. First each takes blocks of
- * the chunk's states, which it only reads, and lists the words that steps lead to, without those
- * met before. What needs more than that (something not remembered or not numbered, a violation, an
- * end) leaves a gap in the list of its block. Then one thread fills the gaps, in the order of the
- * states, and asks as it does alone. Then each thread puts the words in whose slots lie in its span
- * of the table, in the order of the lists; and last the new ones get the numbers that they have
- * with one core. Threads that one call begins with are joined in the next one at the latest.
+ * With several cores, threads share a wide level, a chunk after another. They take blocks of the
+ * chunk's states and put the words that steps lead to into the table, each with its place in the
+ * order of meeting; of two that are equal the earlier stays. What needs more than that (something
+ * not remembered or not numbered, a violation, an end) leaves a gap. When all blocks are done the
+ * other cores begin with the next chunk of the level, while the caller's thread fills the gaps, in
+ * the order of the states, and asks as it does alone; then it numbers the new words as one core
+ * does, and helps with the next chunk. While it changes what the others look at they pause.
+ * Threads wait for work until `levels_free`.
  *
  * compiled_levels.py is the caller and says what must hold.
  */
@@ -21,6 +22,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef uint64_t limb;
 
@@ -31,8 +33,11 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
 #define LATELY_BITS 12
 #define RECENT_BITS 14
 #define AHEAD 16
-#define SPILLED 64
-#define BLOCK 512		/* states that a core takes at a time, at most */
+#define BLOCK 128		/* states that a core takes at a time, at most */
+#define SPREAD 4096		/* and states whose numbers it puts into another table */
+#define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
+#define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
+#define PENDING ((uint32_t)1 << 31)	/* in a slot: where a word stands that has no number yet */
 
 /* Keys of a fixed number of limbs, each once, numbered from 0 as they are met. */
 struct pool {
@@ -77,8 +82,8 @@ struct core {
 	struct levels *all;
 	pthread_t thread;
 	int is_apart;		/* in that thread; the caller's does what else there is */
-	int spills;		/* something out of its span of the table */
-	uint32_t spilled[SPILLED], nr_spilled;
+	uint64_t rounds;	/* of the team, when it began */
+	pthread_mutex_t at_work;	/* others don't change what it looks at */
 };
 
 /* A state that one thread goes on with: what others have found out, and where the rest goes. */
@@ -96,11 +101,11 @@ struct block {
 	uint64_t transitions;
 };
 
-enum { GONE, LED_TO, SPILLS };
+enum { GONE, LED_TO };
 
 /* States that all cores explore at once. */
 struct chunk {
-	int is_open;
+	uint32_t base, size;	/* places of its words in the order of meeting */
 	uint64_t first;		/* number of its first state */
 	uint32_t states, room, blocks, of_block;
 	uint32_t taken;		/* blocks that a core has begun with */
@@ -110,8 +115,21 @@ struct chunk {
 	uint32_t *slot;		/* where it goes in the table */
 	uint8_t *kind;		/* and whether it does */
 	uint32_t block_at, gap_at;	/* the gap at hand, and whether it is begun */
-	int is_begun;
+	int is_begun, is_explored;
 	uint32_t put;		/* where its next word goes */
+};
+
+/* The threads of all cores but the caller's. */
+struct team {
+	pthread_mutex_t lock;
+	pthread_cond_t begun, done;
+	pid_t process;		/* they are in this one */
+	uint64_t rounds;	/* pieces that were begun with */
+	uint32_t busy;		/* cores that are not done with the last */
+	void (*piece)(struct core *);	/* what they do until `wait_for_each`; NULL: end */
+	uint32_t taken;		/* parts of it that a core has begun with */
+	int is_at_work;
+	int pauses, is_held;	/* to let the caller's core change what they look at */
 };
 
 struct levels {
@@ -133,9 +151,12 @@ struct levels {
 	uint32_t cores;
 	uint32_t wide;		/* so many states are worth threads */
 	struct core *core;
-	void (*piece)(struct core *);	/* what they do until `wait_for_all` */
-	struct chunk chunk;
-	uint64_t alone_until;	/* a chunk had so many gaps that one core goes on */
+	struct team team;
+	struct chunk chunks[2];
+	struct chunk *chunk, *next;	/* the one at hand, and the one that is begun with */
+	uint32_t explored;	/* which one cores explore */
+	uint64_t alone_until;	/* chunks had so many gaps that one core goes on */
+	uint32_t in_a_row;	/* such chunks, 3 at most */
 	uint64_t transitions;
 	int stuck;
 	limb ahead[AHEAD];	/* states that steps lead to, to be met in this order */
@@ -247,8 +268,6 @@ static void empty(struct pool *pool)
 	memset(pool, 0, sizeof(*pool));
 }
 
-static void wait_for_each(struct levels *all);
-
 static void forget_row(struct row *row)
 {
 	free(row->which);
@@ -258,6 +277,9 @@ static void forget_row(struct row *row)
 	memset(row, 0, sizeof(*row));
 }
 
+static void end_threads(struct levels *all);
+static void hold_others(struct levels *all);
+static void let_go(struct levels *all);
 void levels_settle(struct levels *all);
 
 /* Forget what steps do: it is asked again. */
@@ -274,11 +296,21 @@ void levels_forget(struct levels *all)
 	all->nr_changes = 0;
 }
 
+static void forget_chunk(struct chunk *chunk)
+{
+	free(chunk->block);
+	free(chunk->gap);
+	free(chunk->words);
+	free(chunk->slot);
+	free(chunk->kind);
+	memset(chunk, 0, sizeof(*chunk));
+}
+
 void levels_free(struct levels *all)
 {
 	if (!all)
 		return;
-	wait_for_each(all);
+	end_threads(all);
 	for (uint32_t index = 0; all->task && index < all->tasks; index++) {
 		struct task *task = all->task + index;
 
@@ -294,11 +326,8 @@ void levels_free(struct levels *all)
 		free(all->core[i].recent);
 	}
 	free(all->core);
-	free(all->chunk.block);
-	free(all->chunk.gap);
-	free(all->chunk.words);
-	free(all->chunk.slot);
-	free(all->chunk.kind);
+	for (struct chunk *chunk = all->chunks; chunk < all->chunks + 2; chunk++)
+		forget_chunk(chunk);
 	free(all->task);
 	empty(&all->states);
 	empty(&all->stores);
@@ -525,10 +554,14 @@ static void make_key(const struct core *core, const struct row *row)
 /* The task whose step was asked for has ended. */
 int levels_ended(struct levels *all)
 {
-	struct row *row = row_now(all, all->seen.index);
+	struct row *row;
 
-	row->known = row->ended = 1;
-	return DONE;
+	hold_others(all);
+	row = row_now(all, all->seen.index);
+	if (row)
+		row->known = row->ended = 1;
+	let_go(all);
+	return row ? DONE : NO_MEMORY;
 }
 
 static int is_masked_by(const struct levels *all, const struct row *row, const limb *mask)
@@ -568,7 +601,6 @@ int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, cons
 {
 	struct row *row = all->task[index].rows + position, wider = { 0 };
 
-	wait_for_each(all);
 	if (!set_mask(all, &wider, mask))
 		return NO_MEMORY;
 	for (uint32_t at = 0; at < row->memo.count; at++) {
@@ -585,11 +617,13 @@ int levels_widen_row(struct levels *all, uint32_t index, uint32_t position, cons
 			return NO_MEMORY;
 		}
 	}
+	hold_others(all);
 	wider.does = row->does;
 	wider.room = row->room;
 	row->does = NULL;
 	forget_row(row);
 	*row = wider;
+	let_go(all);
 	return DONE;
 }
 
@@ -618,11 +652,7 @@ static int64_t new_change(struct levels *all, const limb *change)
 	return ++all->nr_changes;
 }
 
-/*
- * Remember what the step that was asked for does: `code` if that is not positive, else `change`, as
- * old XOR new state. `mask` has the bits that it looks at.
- */
-int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb *change)
+static int learn(struct levels *all, const limb *mask, int64_t code, const limb *change)
 {
 	struct row *row = row_now(all, all->seen.index);
 	uint32_t at;
@@ -655,6 +685,20 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	}
 	row->does[at] = code;
 	return DONE;
+}
+
+/*
+ * Remember what the step that was asked for does: `code` if that is not positive, else `change`, as
+ * old XOR new state. `mask` has the bits that it looks at.
+ */
+int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb *change)
+{
+	int failed;
+
+	hold_others(all);
+	failed = learn(all, mask, code, change);
+	let_go(all);
+	return failed;
 }
 
 /* Find out where a change leads from the state that a core looks at: old XOR new word. */
@@ -773,17 +817,50 @@ static int meet_later(struct levels *all, limb word)
 	return all->nr_ahead == AHEAD ? meet(all) : DONE;
 }
 
-/* List a word that was not met before the chunk, with the free slot to which that has led. */
-static uint32_t list(struct levels *all, limb word, uint32_t at)
+static struct chunk *chunk_of(struct levels *all, uint32_t place)
 {
-	const uint32_t *slot = slot_of(&all->states, &word, 1);
+	return all->chunks + (place - all->chunks->base >= all->chunks->size);
+}
 
-	if (*slot != NONE)
-		return at;
-	all->chunk.words[at] = word;
-	all->chunk.slot[at] = slot - all->states.slots;
-	all->chunk.kind[at] = LED_TO;
-	return at + 1;
+static inline limb word_of(struct levels *all, uint32_t value)
+{
+	const struct chunk *chunk;
+
+	if (!(value & PENDING))
+		return all->states.keys[value];
+	value -= PENDING;
+	chunk = chunk_of(all, value);
+	return chunk->words[value - chunk->base];
+}
+
+/* List a word that was not met before, or later than here; return where the next one goes. */
+static uint32_t list(struct levels *all, struct chunk *chunk, limb word, uint32_t at)
+{
+	limb last = ((limb)1 << all->states.bits) - 1;
+	limb slot = hash(&word, 1) >> (64 - all->states.bits);
+	uint32_t mine = PENDING + chunk->base + at;
+
+	for (;; slot = (slot + 1) & last) {
+		uint32_t *there = all->states.slots + slot;
+		uint32_t value = __atomic_load_n(there, __ATOMIC_ACQUIRE);
+
+		while (value == NONE || word_of(all, value) == word) {
+			if (value < mine)
+				return at;	/* numbers are less than PENDING */
+			chunk->words[at] = word;
+			chunk->slot[at] = slot;
+			chunk->kind[at] = LED_TO;
+			if (!__atomic_compare_exchange_n(there, &value, mine, 0, __ATOMIC_ACQ_REL,
+							 __ATOMIC_ACQUIRE))
+				continue;
+			if (value != NONE) {
+				struct chunk *other = chunk_of(all, value - PENDING);
+
+				other->kind[value - PENDING - other->base] = GONE;
+			}
+			return at + 1;
+		}
+	}
 }
 
 static int go(struct levels *all, uint64_t until)
@@ -803,8 +880,9 @@ static int go(struct levels *all, uint64_t until)
 			if (!found.does)
 				continue;
 			if (found.does > 0) {
-				if (all->chunk.is_open)
-					all->chunk.put = list(all, word ^ found.change, all->chunk.put);
+				if (all->chunk)
+					all->chunk->put = list(all, all->chunk, word ^ found.change,
+							       all->chunk->put);
 				else if (meet_later(all, word ^ found.change))
 					return NO_MEMORY;
 			}
@@ -831,39 +909,105 @@ static int go(struct levels *all, uint64_t until)
 	return DONE;
 }
 
-static void *work(void *core)
+static inline void wait_a_moment(void)
 {
-	((struct core *)core)->all->piece(core);
-	return NULL;
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ __volatile__("yield");
+#endif
 }
 
-/* Have all cores but the caller's begin with their pieces. Signals are for the caller's thread. */
-static void begin_each(struct levels *all, void (*piece)(struct core *))
+/* A thread: do its part of each piece. */
+static void *work(void *at)
 {
+	struct core *core = at;
+	struct team *team = &core->all->team;
+	uint64_t rounds = core->rounds;
+
+	for (;; rounds++) {
+		for (int i = 0; i < SPINS; i++) {
+			if (__atomic_load_n(&team->rounds, __ATOMIC_ACQUIRE) != rounds)
+				break;
+			wait_a_moment();
+		}
+		if (__atomic_load_n(&team->rounds, __ATOMIC_ACQUIRE) == rounds) {
+			pthread_mutex_lock(&team->lock);
+			while (team->rounds == rounds)
+				pthread_cond_wait(&team->begun, &team->lock);
+			pthread_mutex_unlock(&team->lock);
+		}
+		if (!team->piece)
+			return NULL;
+		pthread_mutex_lock(&core->at_work);
+		team->piece(core);
+		pthread_mutex_unlock(&core->at_work);
+		if (__atomic_sub_fetch(&team->busy, 1, __ATOMIC_ACQ_REL))
+			continue;
+		pthread_mutex_lock(&team->lock);
+		pthread_cond_signal(&team->done);
+		pthread_mutex_unlock(&team->lock);
+	}
+}
+
+/* Have the threads of all cores wait for work. Signals are for the caller's thread. */
+static void begin_threads(struct levels *all)
+{
+	struct team *team = &all->team;
 	sigset_t every, before;
 
-	all->piece = piece;
+	if (team->process)
+		return;
+	pthread_mutex_init(&team->lock, NULL);
+	pthread_cond_init(&team->begun, NULL);
+	pthread_cond_init(&team->done, NULL);
+	team->process = getpid();
 	sigfillset(&every);
 	pthread_sigmask(SIG_SETMASK, &every, &before);
-	for (struct core *core = all->core + 1; core < all->core + all->cores; core++)
+	for (struct core *core = all->core + 1; core < all->core + all->cores; core++) {
+		if (!has_memory(all, core))
+			continue;
+		pthread_mutex_init(&core->at_work, NULL);
+		core->rounds = team->rounds;
 		core->is_apart = !pthread_create(&core->thread, NULL, work, core);
+	}
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Do the caller's piece, and those for which there is no thread; return once all are done. */
+/* Have the threads begin with a piece, which cores take parts of until there are no more. */
+static void begin_each(struct levels *all, void (*piece)(struct core *))
+{
+	struct team *team = &all->team;
+
+	team->piece = piece;
+	team->taken = 0;
+	team->busy = 0;
+	for (uint32_t i = 0; i < all->cores; i++)
+		team->busy += all->core[i].is_apart;
+	team->is_at_work = 1;
+	pthread_mutex_lock(&team->lock);
+	__atomic_store_n(&team->rounds, team->rounds + 1, __ATOMIC_RELEASE);
+	pthread_cond_broadcast(&team->begun);
+	pthread_mutex_unlock(&team->lock);
+}
+
+/* Take parts as well; return once all are done. */
 static void wait_for_each(struct levels *all)
 {
-	void (*piece)(struct core *) = all->piece;
+	struct team *team = &all->team;
 
-	if (!piece)
+	if (!team->is_at_work)
 		return;
-	for (uint32_t i = 0; i < all->cores; i++)
-		if (!all->core[i].is_apart)
-			piece(all->core + i);
-	for (uint32_t i = 0; i < all->cores; i++)
-		if (all->core[i].is_apart)
-			pthread_join(all->core[i].thread, NULL);
-	all->piece = NULL;
+	team->piece(all->core);
+	for (int i = 0; i < SPINS && __atomic_load_n(&team->busy, __ATOMIC_ACQUIRE); i++)
+		wait_a_moment();
+	if (__atomic_load_n(&team->busy, __ATOMIC_ACQUIRE)) {
+		pthread_mutex_lock(&team->lock);
+		while (__atomic_load_n(&team->busy, __ATOMIC_ACQUIRE))
+			pthread_cond_wait(&team->done, &team->lock);
+		pthread_mutex_unlock(&team->lock);
+	}
+	team->is_at_work = 0;
 }
 
 static void each(struct levels *all, void (*piece)(struct core *))
@@ -872,68 +1016,154 @@ static void each(struct levels *all, void (*piece)(struct core *))
 	wait_for_each(all);
 }
 
-static limb span_of(const struct levels *all, const struct core *core)
+/* Take a part of what all cores do. */
+static inline uint32_t take(struct levels *all)
 {
-	return ((limb)(core - all->core) << all->states.bits) / all->cores;
+	return __atomic_fetch_add(&all->team.taken, 1, __ATOMIC_RELAXED);
 }
 
-/* Put the numbers of states whose slots are in this core's span into a new table. */
-static void spread_span(struct core *core)
+/* Let no other core go on until `let_go`. */
+static void hold_others(struct levels *all)
+{
+	if (!all->team.is_at_work || all->team.is_held)
+		return;
+	__atomic_store_n(&all->team.pauses, 1, __ATOMIC_RELAXED);
+	for (struct core *core = all->core; core < all->core + all->cores; core++) {
+		int spins = 0;
+
+		if (!core->is_apart)
+			continue;
+		while (spins < SPINS && pthread_mutex_trylock(&core->at_work)) {
+			spins++;
+			wait_a_moment();
+		}
+		if (spins == SPINS)
+			pthread_mutex_lock(&core->at_work);
+	}
+	all->team.is_held = 1;
+}
+
+static void let_go(struct levels *all)
+{
+	if (!all->team.is_held)
+		return;
+	all->team.is_held = 0;
+	__atomic_store_n(&all->team.pauses, 0, __ATOMIC_RELAXED);
+	for (struct core *core = all->core; core < all->core + all->cores; core++)
+		if (core->is_apart)
+			pthread_mutex_unlock(&core->at_work);
+}
+
+/* Pause, if the caller's core wants that. */
+static inline void give_way(struct core *core)
+{
+	const int *pauses = &core->all->team.pauses;
+
+	if (!__atomic_load_n(pauses, __ATOMIC_RELAXED) || !core->is_apart)
+		return;
+	pthread_mutex_unlock(&core->at_work);
+	for (int i = 0; i < SPINS && __atomic_load_n(pauses, __ATOMIC_RELAXED); i++)
+		wait_a_moment();
+	pthread_mutex_lock(&core->at_work);
+}
+
+/* Have cores take no more of the blocks that they explore, and wait until those begun are done. */
+static void stop_exploring(struct levels *all)
+{
+	let_go(all);
+	__atomic_store_n(&all->team.taken, PENDING, __ATOMIC_RELAXED);
+	wait_for_each(all);
+}
+
+static void end_threads(struct levels *all)
+{
+	struct team *team = &all->team;
+
+	if (!team->process || team->process != getpid())
+		return;		/* a forked process has none of them */
+	stop_exploring(all);
+	begin_each(all, NULL);
+	for (struct core *core = all->core; core < all->core + all->cores; core++)
+		if (core->is_apart) {
+			pthread_join(core->thread, NULL);
+			pthread_mutex_destroy(&core->at_work);
+		}
+	pthread_mutex_destroy(&team->lock);
+	pthread_cond_destroy(&team->begun);
+	pthread_cond_destroy(&team->done);
+}
+
+static void clear_slots(struct core *core)
 {
 	const struct pool *states = &core->all->states;
-	limb first = span_of(core->all, core), end = span_of(core->all, core + 1);
+	limb slots = (limb)1 << states->bits, first;
 
-	core->nr_spilled = 0;
-	memset(states->slots + first, 0xff, sizeof(uint32_t) * (end - first));
-	for (uint32_t number = 0; number < states->count; number++) {
-		limb slot = hash(states->keys + number, 1) >> (64 - states->bits);
+	while ((first = (limb)take(core->all) * 16 * SPREAD) < slots) {
+		limb count = slots - first < 16 * SPREAD ? slots - first : 16 * SPREAD;
 
-		if (slot < first || slot >= end)
-			continue;
-		while (slot < end && states->slots[slot] != NONE)
-			slot++;
-		if (slot < end)
-			states->slots[slot] = number;
-		else if (core->nr_spilled < SPILLED)
-			core->spilled[core->nr_spilled++] = number;
-		else
-			core->spills = 1;
+		memset(states->slots + first, 0xff, sizeof(uint32_t) * count);
 	}
 }
 
-/* As `spread`, by all cores. */
+static void put_into_slots(struct core *core)
+{
+	struct levels *all = core->all;
+	const struct pool *states = &all->states;
+	limb last = ((limb)1 << states->bits) - 1, slot[AHEAD];
+	uint64_t number;
+
+	while ((number = (uint64_t)take(all) * SPREAD) < states->count) {
+		uint64_t end = number + SPREAD < states->count ? number + SPREAD : states->count;
+
+		while (number < end) {
+			uint32_t many = end - number < AHEAD ? end - number : AHEAD;
+
+			for (uint32_t i = 0; i < many; i++) {
+				slot[i] = hash(states->keys + number + i, 1) >> (64 - states->bits);
+				__builtin_prefetch(states->slots + slot[i], 1);
+			}
+			for (uint32_t i = 0; i < many; i++, number++)
+				for (uint32_t none = NONE;
+				     !__atomic_compare_exchange_n(states->slots + slot[i], &none, number, 0,
+								  __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+				     none = NONE)
+					slot[i] = (slot[i] + 1) & last;
+		}
+	}
+}
+
+/* As `spread`, by all cores, with the words of the chunk at hand. */
 static int spread_states(struct levels *all, uint32_t bits)
 {
 	struct pool *states = &all->states;
-	int spills = 0;
+	struct chunk *chunk = all->chunk;
 
 	free(states->slots);
 	states->slots = malloc(sizeof(uint32_t) << bits);
 	states->bits = states->slots ? bits : 0;
 	if (!states->slots)
 		return 0;
-	each(all, spread_span);
-	for (struct core *core = all->core; core < all->core + all->cores; core++) {
-		for (uint32_t i = 0; i < core->nr_spilled; i++)
-			*slot_of(states, states->keys + core->spilled[i], 1) = core->spilled[i];
-		spills |= core->spills;
-		core->spills = 0;
+	each(all, clear_slots);
+	each(all, put_into_slots);
+	for (uint32_t i = 0; chunk && i < chunk->blocks; i++) {
+		const struct block *block = chunk->block + i;
+
+		for (uint32_t at = block->first; at < block->first + block->count; at++)
+			if (chunk->kind[at] == LED_TO) {
+				limb slot = hash(chunk->words + at, 1) >> (64 - bits);
+
+				while (states->slots[slot] != NONE)
+					slot = (slot + 1) & (((limb)1 << bits) - 1);
+				states->slots[slot] = PENDING + chunk->base + at;
+				chunk->slot[at] = slot;
+			}
 	}
-	return !spills || spread(states, bits);
+	return 1;
 }
 
-static int has_room_for_chunk(struct levels *all, uint64_t count)
-{
-	uint32_t bits = bits_for(&all->states, count);
-
-	return holds(&all->states, count) &&
-	       (bits == all->states.bits || spread_states(all, bits));
-}
-
-static void explore_block(struct core *core, uint32_t number)
+static void explore_block(struct core *core, struct chunk *chunk, uint32_t number)
 {
 	struct levels *all = core->all;
-	struct chunk *chunk = &all->chunk;
 	struct block *block = chunk->block + number;
 	uint32_t state = number * chunk->of_block, end = state + chunk->of_block, nr_ahead = 0;
 	uint32_t at = state * all->tasks;
@@ -944,12 +1174,12 @@ static void explore_block(struct core *core, uint32_t number)
 		end = chunk->states;
 	block->first = at;
 	block->first_gap = state;
-	block->gaps = 0;
 	for (; state < end; state++) {
 		limb word = all->states.keys[chunk->first + state];
 		int is_unpacked = 0, is_gap = 0, stuck = 1;
 		uint32_t index, own = 0;
 
+		give_way(core);
 		for (index = 0; index < all->tasks; index++) {
 			struct lately found;
 			limb after;
@@ -970,127 +1200,70 @@ static void explore_block(struct core *core, uint32_t number)
 			ahead[nr_ahead++] = after;
 			if (nr_ahead == AHEAD)
 				for (; nr_ahead; nr_ahead--)
-					at = list(all, ahead[AHEAD - nr_ahead], at);
+					at = list(all, chunk, ahead[AHEAD - nr_ahead], at);
 		}
 		if (is_gap || stuck) {
 			for (uint32_t i = 0; i < nr_ahead; i++)
-				at = list(all, ahead[i], at);
+				at = list(all, chunk, ahead[i], at);
 			nr_ahead = 0;
 			chunk->gap[block->first_gap + block->gaps++] = (struct gap){
 				.state = state, .index = index, .at = at, .own = own,
 				.before = transitions, .stuck = stuck,
 			};
-			for (; index < all->tasks; index++, at++) {
+			for (; index < all->tasks; index++, at++)
 				chunk->kind[at] = GONE;
-				chunk->slot[at] = 0;
-			}
 		} else {
 			transitions += own;
 		}
 	}
 	for (uint32_t i = 0; i < nr_ahead; i++)
-		at = list(all, ahead[i], at);
+		at = list(all, chunk, ahead[i], at);
 	block->count = at - block->first;
 	block->transitions = transitions;
 }
 
 static void explore_blocks(struct core *core)
 {
-	struct chunk *chunk = &core->all->chunk;
+	struct levels *all = core->all;
+	struct chunk *chunk = all->chunks + all->explored;
 	uint32_t number;
 
-	if (!has_memory(core->all, core))
-		return;		/* the others do it */
-	while ((number = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks)
-		explore_block(core, number);
+	while ((number = take(all)) < chunk->blocks)
+		explore_block(core, chunk, number);
 }
 
-/* Put a word into the first free slot before `end`; GONE: it was there. */
-static uint8_t put_in(struct levels *all, uint32_t at, limb end)
+/* Give a new word its number. */
+static inline void put_number(struct levels *all, const struct chunk *chunk, uint32_t at,
+			      uint32_t number)
 {
-	struct chunk *chunk = &all->chunk;
-	limb last = ((limb)1 << all->states.bits) - 1;
-
-	for (limb slot = chunk->slot[at]; slot < end; slot++) {
-		uint32_t *there = all->states.slots + (slot & last);
-
-		if (*there == NONE) {
-			*there = all->states.count + at;
-			__atomic_store_n(chunk->slot + at, slot & last, __ATOMIC_RELAXED);
-			return LED_TO;
-		}
-		if (*there >= all->states.count &&
-		    chunk->words[*there - all->states.count] == chunk->words[at])
-			return GONE;
-	}
-	return SPILLS;
+	all->states.keys[number] = chunk->words[at];
+	__atomic_store_n(all->states.slots + chunk->slot[at], number, __ATOMIC_RELEASE);
 }
 
-/* Put the words in whose slots are in this core's span. Those that spill out of it come later. */
-static void put_in_span(struct core *core)
+static void number_block(struct levels *all, const struct chunk *chunk, const struct block *block)
 {
-	struct levels *all = core->all;
-	struct chunk *chunk = &all->chunk;
-	limb first = span_of(all, core), end = span_of(all, core + 1);
+	uint32_t number = block->number;
 
-	for (uint32_t i = 0; i < chunk->blocks; i++) {
-		const struct block *block = chunk->block + i;
-
-		for (uint32_t at = block->first; at < block->first + block->count; at++) {
-			uint32_t slot = __atomic_load_n(chunk->slot + at, __ATOMIC_RELAXED);
-
-			if (slot < first || slot >= end || chunk->kind[at] == GONE)
-				continue;
-			chunk->kind[at] = put_in(all, at, end);
-			core->spills |= chunk->kind[at] == SPILLS;
-		}
-	}
+	for (uint32_t at = block->first; at < block->first + block->count; at++)
+		if (chunk->kind[at] == LED_TO)
+			put_number(all, chunk, at, number++);
 }
 
-static void put_in_spilled(struct levels *all)
-{
-	struct chunk *chunk = &all->chunk;
-	int spills = 0;
-
-	for (uint32_t i = 0; i < all->cores; i++) {
-		spills |= all->core[i].spills;
-		all->core[i].spills = 0;
-	}
-	for (uint32_t i = 0; spills && i < chunk->blocks; i++) {
-		const struct block *block = chunk->block + i;
-
-		for (uint32_t at = block->first; at < block->first + block->count; at++)
-			if (chunk->kind[at] == SPILLS)
-				chunk->kind[at] = put_in(all, at, (limb)2 << all->states.bits);
-	}
-}
-
-/* Give new words the numbers that they have in the order of meeting. */
 static void number_blocks(struct core *core)
 {
-	struct levels *all = core->all;
-	struct chunk *chunk = &all->chunk;
+	const struct chunk *chunk = core->all->chunk;
 	uint32_t i;
 
-	while ((i = __atomic_fetch_add(&chunk->taken, 1, __ATOMIC_RELAXED)) < chunk->blocks) {
-		const struct block *block = chunk->block + i;
-		uint32_t number = block->number;
-
-		for (uint32_t at = block->first; at < block->first + block->count; at++)
-			if (chunk->kind[at] == LED_TO) {
-				all->states.keys[number] = chunk->words[at];
-				all->states.slots[chunk->slot[at]] = number++;
-			}
-	}
+	while ((i = take(core->all)) < chunk->blocks)
+		number_block(core->all, chunk, chunk->block + i);
 }
 
+/* Number new words in the order of meeting. */
 static void close_chunk(struct levels *all)
 {
-	struct chunk *chunk = &all->chunk;
-	uint32_t number = all->states.count, gaps = 0;
+	struct chunk *chunk = all->chunk;
+	uint32_t number = all->states.count;
 
-	each(all, put_in_span);
-	put_in_spilled(all);
 	for (uint32_t i = 0; i < chunk->blocks; i++) {
 		struct block *block = chunk->block + i;
 
@@ -1098,15 +1271,81 @@ static void close_chunk(struct levels *all)
 		for (uint32_t at = block->first; at < block->first + block->count; at++)
 			number += chunk->kind[at] == LED_TO;
 		all->transitions += block->transitions;
-		gaps += block->gaps;
 	}
-	chunk->taken = 0;
-	each(all, number_blocks);
+	if (all->next)
+		for (uint32_t i = 0; i < chunk->blocks; i++)
+			number_block(all, chunk, chunk->block + i);
+	else
+		each(all, number_blocks);
 	all->states.count = number;
 	all->seen.at = chunk->first + chunk->states;
 	all->seen.before = all->transitions;
-	all->alone_until = all->seen.at + (gaps * 4 > chunk->states ? 8 * chunk->states : 0);
-	chunk->is_open = 0;
+	all->chunk = all->next;
+	all->next = NULL;
+}
+
+/* Take a word that has no number out of the table; those behind it move up. */
+static void take_out(struct levels *all, limb slot)
+{
+	uint32_t *slots = all->states.slots;
+	limb last = ((limb)1 << all->states.bits) - 1, behind = slot;
+
+	for (;;) {
+		uint32_t value;
+		limb word, home;
+
+		behind = (behind + 1) & last;
+		value = slots[behind];
+		if (value == NONE)
+			break;
+		word = word_of(all, value);
+		home = hash(&word, 1) >> (64 - all->states.bits);
+		if (((behind - home) & last) < ((behind - slot) & last))
+			continue;
+		slots[slot] = value;
+		if (value & PENDING) {
+			struct chunk *chunk = chunk_of(all, value - PENDING);
+
+			chunk->slot[value - PENDING - chunk->base] = slot;
+		}
+		slot = behind;
+	}
+	slots[slot] = NONE;
+}
+
+/* Forget what a chunk's states from a place on lead to. */
+static void forget_words(struct levels *all, struct chunk *chunk, uint32_t from)
+{
+	for (uint32_t i = 0; all->states.slots && i < chunk->blocks; i++) {
+		const struct block *block = chunk->block + i;
+
+		for (uint32_t at = block->first; at < block->first + block->count; at++)
+			if (at >= from && chunk->kind[at] == LED_TO)
+				take_out(all, chunk->slot[at]);
+	}
+}
+
+/* Number what the states before the gap at hand lead to; return where the rest begins. */
+static uint32_t settle_first(struct levels *all, struct chunk *chunk)
+{
+	const struct gap *gap = chunk->gap + chunk->block[chunk->block_at].first_gap + chunk->gap_at;
+	uint32_t end = gap->at + all->tasks - gap->index;
+	uint64_t transitions = gap->before;
+
+	for (uint32_t i = 0; i <= chunk->block_at; i++) {
+		const struct block *block = chunk->block + i;
+		uint32_t last = i == chunk->block_at ? end : block->first + block->count;
+
+		for (uint32_t at = block->first; at < last; at++)
+			if (chunk->kind[at] == LED_TO)
+				put_number(all, chunk, at, all->states.count++);
+		if (i < chunk->block_at)
+			transitions += block->transitions;
+	}
+	all->transitions += transitions;
+	all->seen.before += transitions;
+	all->seen.met = all->states.count;
+	return end;
 }
 
 /*
@@ -1115,40 +1354,23 @@ static void close_chunk(struct levels *all)
  */
 void levels_settle(struct levels *all)
 {
-	struct chunk *chunk = &all->chunk;
-	const struct gap *gap;
-	uint32_t end;
-	uint64_t transitions;
+	struct chunk *chunk = all->chunk;
 
-	if (!chunk->is_open)
+	if (!chunk)
 		return;
-	wait_for_each(all);
-	chunk->is_open = 0;
-	if (!chunk->is_begun)
-		return forget_all_recent(all);
-	gap = chunk->gap + chunk->block[chunk->block_at].first_gap + chunk->gap_at;
-	end = gap->at + all->tasks - gap->index;
-	transitions = gap->before;
-	for (uint32_t i = 0; i <= chunk->block_at; i++) {
-		const struct block *block = chunk->block + i;
-		uint32_t last = i == chunk->block_at ? end : block->first + block->count;
-
-		for (uint32_t at = block->first; at < last; at++)
-			if (chunk->kind[at] == LED_TO)
-				number(&all->states, chunk->words + at, 1);
-		if (i < chunk->block_at)
-			transitions += block->transitions;
-	}
+	stop_exploring(all);
+	if (all->states.slots)
+		forget_words(all, chunk, chunk->is_begun ? settle_first(all, chunk) : 0);
+	if (all->next)
+		forget_words(all, all->next, 0);
+	all->chunk = all->next = NULL;
 	forget_all_recent(all);
-	all->transitions += transitions;
-	all->seen.before += transitions;
-	all->seen.met = all->states.count;
 }
 
 /* Go on with the states that need one thread. */
 static int fill_gaps(struct levels *all)
 {
-	struct chunk *chunk = &all->chunk;
+	struct chunk *chunk = all->chunk;
 
 	for (; chunk->block_at < chunk->blocks; chunk->block_at++, chunk->gap_at = 0) {
 		const struct block *block = chunk->block + chunk->block_at;
@@ -1181,84 +1403,134 @@ static int has_chunk(struct chunk *chunk, uint32_t states, uint32_t tasks)
 
 	if (states <= chunk->room)
 		return 1;
-	free(chunk->block);
-	free(chunk->gap);
-	free(chunk->words);
-	free(chunk->slot);
-	free(chunk->kind);
+	forget_chunk(chunk);
 	chunk->block = malloc(sizeof(*chunk->block) * states);
 	chunk->gap = malloc(sizeof(*chunk->gap) * states);
 	chunk->words = malloc(sizeof(*chunk->words) * room);
 	chunk->slot = malloc(sizeof(*chunk->slot) * room);
 	chunk->kind = malloc(room);
+	if (!chunk->block || !chunk->gap || !chunk->words || !chunk->slot || !chunk->kind)
+		return 0;
 	chunk->room = states;
-	return chunk->block && chunk->gap && chunk->words && chunk->slot && chunk->kind;
+	return 1;
 }
 
-static int open_chunk(struct levels *all, uint64_t until)
+/* Have the threads explore the states from `first` up to `until`. */
+static int open_chunk(struct levels *all, uint64_t first, uint64_t until)
 {
-	struct chunk *chunk = &all->chunk;
-	uint32_t states = until - all->seen.at;
+	const struct chunk *before = all->chunk;
+	uint32_t states = until - first, is_second = before == all->chunks;
+	struct chunk *chunk = all->chunks + is_second;
+	uint64_t most = all->states.count + (until - (before ? before->first : first)) * all->tasks;
+	uint32_t bits = bits_for(&all->states, most);
 
-	if (meet(all) || !has_chunk(chunk, states, all->tasks) ||
-	    !has_room_for_chunk(all, all->states.count + (uint64_t)states * all->tasks))
+	begin_threads(all);
+	if (meet(all) || !has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
+	    (bits != all->states.bits && !spread_states(all, bits)))
 		return NO_MEMORY;
-	chunk->first = all->seen.at;
+	chunk->base = before ? before->base + before->size : 0;
+	chunk->size = states * all->tasks;
+	chunk->first = first;
 	chunk->states = states;
-	chunk->of_block = states / (8 * all->cores) + 1;
+	chunk->of_block = states / (16 * all->cores) + 1;
 	if (chunk->of_block > BLOCK)
 		chunk->of_block = BLOCK;
 	chunk->blocks = (states + chunk->of_block - 1) / chunk->of_block;
-	chunk->taken = chunk->block_at = chunk->gap_at = 0;
-	chunk->is_begun = 0;
-	chunk->is_open = 1;
+	memset(chunk->block, 0, sizeof(*chunk->block) * chunk->blocks);
+	chunk->block_at = chunk->gap_at = 0;
+	chunk->is_begun = chunk->is_explored = 0;
+	*(before ? &all->next : &all->chunk) = chunk;
+	all->explored = is_second;
 	begin_each(all, explore_blocks);
 	return DONE;
 }
 
 /* Return whether threads are worth it, and slots and numbers are wide enough for a chunk. */
-static int is_for_all_cores(const struct levels *all, uint64_t until)
+static int is_for_all_cores(const struct levels *all, uint64_t first, uint64_t until)
 {
-	uint64_t states = until - all->seen.at;
-	uint64_t most = all->states.count + states * all->tasks;
+	uint64_t most = all->states.count + (until - all->seen.at) * all->tasks;
+	uint64_t place = all->chunk ? (uint64_t)all->chunk->base + all->chunk->size : 0;
 
-	return all->cores > 1 && states >= all->wide && all->seen.at >= all->alone_until &&
-	       most < NONE && bits_for(&all->states, most) <= 32;
+	return all->cores > 1 && until >= first + all->wide && first >= all->alone_until &&
+	       most < PENDING && bits_for(&all->states, most) <= 32 &&
+	       place + (until - first) * all->tasks < PENDING - 1 &&
+	       (!all->team.process || all->team.process == getpid());
 }
 
-static int go_some(struct levels *all, uint64_t until)
+/* Return where a chunk from `first` on ends: of states up to `until` it gets an even part. */
+static uint64_t end_of_chunk(const struct levels *all, uint64_t first, uint64_t until)
+{
+	uint64_t most = 3 * (uint64_t)all->wide, left = until - first;
+	uint64_t parts = (left + most - 1) / most;
+
+	return parts ? first + (left + parts - 1) / parts : until;
+}
+
+/* Wait until the chunk at hand is explored, and begin with the next, if that is worth it. */
+static int finish_exploring(struct levels *all, uint64_t until, uint64_t next)
+{
+	struct chunk *chunk = all->chunk;
+	uint64_t end = chunk->first + chunk->states;
+	uint32_t gaps = 0;
+
+	wait_for_each(all);
+	chunk->is_explored = 1;
+	for (uint32_t i = 0; i < chunk->blocks; i++)
+		gaps += chunk->block[i].gaps;
+	if ((uint64_t)gaps * 4 > chunk->states) {
+		all->alone_until = end + ALONE(all->in_a_row) * chunk->states;
+		all->in_a_row += all->in_a_row < 3;
+		return DONE;
+	}
+	all->in_a_row = 0;
+	next = end_of_chunk(all, end, end < until ? until : next);
+	return is_for_all_cores(all, end, next) ? open_chunk(all, end, next) : DONE;
+}
+
+static int go_some(struct levels *all, uint64_t until, uint64_t next)
 {
 	int event = DONE;
 
-	if (all->chunk.is_open) {
-		wait_for_each(all);
+	if (all->chunk) {
+		if (!all->chunk->is_explored)
+			event = finish_exploring(all, until, next);
+		if (event)
+			return event;
+		hold_others(all);
 		event = fill_gaps(all);
+		let_go(all);
 		if (!event)
 			close_chunk(all);
 		return event;
 	}
 	if (all->seen.index)
 		return go(all, all->seen.at + 1);
-	return is_for_all_cores(all, until) ? open_chunk(all, until) : go(all, until);
+	until = end_of_chunk(all, all->seen.at, until);
+	return is_for_all_cores(all, all->seen.at, until) ? open_chunk(all, all->seen.at, until) :
+							    go(all, until);
 }
 
 /* Have the other cores begin with the states up to `until`, which `levels_go` goes on with. */
 int levels_ahead(struct levels *all, uint64_t until)
 {
-	return is_for_all_cores(all, until) ? open_chunk(all, until) : DONE;
+	until = end_of_chunk(all, all->seen.at, until);
+	if (all->chunk || !is_for_all_cores(all, all->seen.at, until))
+		return DONE;
+	return open_chunk(all, all->seen.at, until);
 }
 
 /*
  * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
  * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
+ * From `until` up to `next` is what the next call will be for; that may be begun with.
  */
-int levels_go(struct levels *all, uint64_t until)
+int levels_go(struct levels *all, uint64_t until, uint64_t next)
 {
 	int event;
 
 	do
-		event = go_some(all, until);
-	while (!event && (all->chunk.is_open || all->seen.at < until));
+		event = go_some(all, until, next);
+	while (!event && all->seen.at < until);
 	if (meet(all))
 		event = NO_MEMORY;
 	all->seen.met = all->states.count;
@@ -1277,7 +1549,9 @@ void levels_show(const struct levels *all, uint64_t first, uint64_t last, limb *
 uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 {
 	const struct pool *pools[] = { &all->states, &all->stores };
-	uint64_t bytes = 0;
+	uint64_t chunks = all->cores > 1 ? 2 : 1, bytes = 0;
+
+	more *= chunks;		/* the second is begun with while the first is at hand */
 
 	for (int i = 0; i < 2; i++) {
 		uint32_t bits = bits_for(pools[i], pools[i]->count + more);
@@ -1286,7 +1560,7 @@ uint64_t levels_bytes_to_come(const struct levels *all, uint64_t more)
 		if (bits > pools[i]->bits)
 			bytes += sizeof(uint32_t) << bits;
 	}
-	if (all->cores > 1 && !all->chunk.room) {
+	if (all->cores > 1 && !all->chunks[1].room) {
 		bytes += more * (sizeof(limb) + sizeof(uint32_t) + 1);
 		bytes += more / all->tasks * (sizeof(struct gap) + sizeof(struct block));
 		bytes += (uint64_t)(all->cores - 1) * all->tasks * sizeof(struct lately) << LATELY_BITS;

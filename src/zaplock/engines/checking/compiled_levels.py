@@ -114,7 +114,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         ("take", ctypes.c_int, (handle, limbs, number)),
         ("begin", None, (handle, number)),
         ("ahead", ctypes.c_int, (handle, number)),
-        ("go", ctypes.c_int, (handle, number)),
+        ("go", ctypes.c_int, (handle, number, number)),
         ("ended", ctypes.c_int, (handle,)),
         ("learn", ctypes.c_int, (handle, limbs, ctypes.c_int64, limbs)),
         ("show", None, (handle, number, number, limbs)),
@@ -199,13 +199,14 @@ class CompiledLevels:
         """
         while self.at < self.end:
             if self.search.is_at_limit(self.met - self.at):
+                self.library.levels_settle(self.handle)
                 self._audit()
                 return False
             until = min(self.at + SLICE, self.end)
             if self.is_audit_due:
                 _succeeded(self.library.levels_ahead(self.handle, until))
                 self._audit()
-            self._explore(until)
+            self._explore(until, min(until + SLICE, self.end))
             self.is_audit_due = self.met - self.end >= SLICE
         self.end = self.met
         if self.at == self.end or self.search.found:
@@ -217,12 +218,12 @@ class CompiledLevels:
             self.is_audit_due = False
             self.table.auditor.look_in()
 
-    def _explore(self, until: int) -> None:
+    def _explore(self, until: int, ahead: int) -> None:
         library, search, event = self.library, self.search, -1
         self._follow_the_table()
         try:
             while event != _DONE:
-                event = library.levels_go(self.handle, until)
+                event = library.levels_go(self.handle, until, ahead)
                 if event == _ASK:
                     self._answer()
                 elif event == _BREAKS:
@@ -233,8 +234,10 @@ class CompiledLevels:
                     self.lay_out_anew()
                 else:
                     _succeeded(event)
-        finally:
+        except BaseException:
             library.levels_settle(self.handle)
+            raise
+        finally:
             seen = self._seen
             self.at, self.met = seen.at, seen.met
             search.transitions = self.transitions + seen.before

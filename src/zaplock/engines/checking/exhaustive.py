@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
 from zaplock.engines.checking.children import resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
+from zaplock.engines.checking.while_any import WhileAny
 from zaplock.model.rwsem import Lock
 from zaplock.model.violations import Invariant, InvariantName, Violation
 
@@ -130,14 +131,19 @@ def explore(
 
 
 @contextmanager
-def rare_collections() -> Iterator[None]:
-    """Have cycles looked for less often: nearly all that a search makes lasts as long as it."""
+def _rare_collections() -> Iterator[None]:
     before = gc.get_threshold()
     gc.set_threshold(before[0] and max(before[0], NEW_OBJECTS), *before[1:])
+    ours = gc.get_threshold()
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        if gc.get_threshold() == ours:
+            gc.set_threshold(*before)
+
+
+rare_collections: Final = WhileAny(_rare_collections)
+"""Has cycles looked for less often: nearly all that a search makes lasts as long as it."""
 
 
 class Search:
