@@ -5,6 +5,8 @@ each call, which mappings have got pages of their own. Calls on one address spac
 one at a time, so their order is the order in which they took effect; one that waits for another
 thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
 
+A signal that is to end us ends the programs, and what was recorded is kept (see `ending`).
+
 The file is text as strace writes it (see `recording`).
 """
 
@@ -27,6 +29,7 @@ from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
+from zaplock.programs.ending import handing_on
 from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0
@@ -72,6 +75,12 @@ class Tracer:
         first = start(command)
         self.threads[first] = _Thread(first, first, self._new_mm())
         p.ptrace(p.CONT, first)
+        with handing_on(lambda: {thread.pid for thread in list(self.threads.values())}):
+            self._follow(first)
+        return self.status
+
+    def _follow(self, first: int) -> None:
+        """Take what happens to the threads, one by one, until none is left."""
         last = time.monotonic()
         while self.threads or self.early:
             waiting = any(self.held.values())
@@ -88,7 +97,6 @@ class Tracer:
                 last = time.monotonic()
             else:
                 time.sleep(0.0005)
-        return self.status
 
     def _new_mm(self) -> int:
         self._mms += 1
