@@ -482,9 +482,9 @@ def test_a_program_is_recorded_and_agrees(
 @pytest.mark.parametrize(
     ("script", "sent", "ended"),
     [
-        ("echo ready; sleep 90; true", [signal.SIGINT], -signal.SIGINT),
-        ("echo ready; sleep 90; true", [signal.SIGTERM], -signal.SIGTERM),
-        ("trap '' HUP; echo ready; sleep 90; true", [signal.SIGHUP] * 2, -signal.SIGKILL),
+        ("sleep 90 & echo ready; wait", [signal.SIGINT], -signal.SIGINT),
+        ("sleep 90 & echo ready; wait", [signal.SIGTERM], -signal.SIGTERM),
+        ("trap '' HUP; sleep 90 & echo ready; wait", [signal.SIGHUP] * 2, -signal.SIGKILL),
     ],
 )
 def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
@@ -505,7 +505,7 @@ def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
         for number in sent:
             zaplock.send_signal(number)
             time.sleep(0.2)  # two of a kind that come at once are one
-        told, errors = zaplock.communicate(timeout=60)
+        told, errors = zaplock.communicate(timeout=80)
     assert zaplock.returncode == 0
     assert f"sh ended with {ended}" in errors
     assert "0 differences" in told
