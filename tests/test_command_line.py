@@ -123,3 +123,23 @@ def test_a_closed_output_is_said_in_one_line() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "zaplock: standard output is closed: open it, or send it to a file\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        (["report", ""], "'report'"),
+        (["replay", "", "--json"], "'replay'"),
+        (["oracle", "--strace", ""], "'--strace'"),
+        (["compare", "1G", "--design", ""], "'--design'"),
+        (["record", "--output=", "--", "true"], "'--output'"),
+    ],
+)
+def test_an_empty_argument_is_no_directory_but_a_variable_that_is_not_set(
+    capsys: pytest.CaptureFixture[str], typed: list[str], named: str
+) -> None:
+    """zaplock report "$FILE" without FILE must not speak of the directory one is in."""
+    assert main(typed) == 2
+    told = capsys.readouterr().err
+    assert f"the argument after {named} is empty" in told
+    assert len(told.splitlines()) == 1

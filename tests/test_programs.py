@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -473,6 +476,51 @@ def test_a_program_is_recorded_and_agrees(
     assert verdict.maps > 100
     assert not verdict.refused
     assert "ended with 0" in told.err
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    ("script", "sent", "ended"),
+    [
+        ("echo ready; exec sleep 90", [signal.SIGINT], -signal.SIGINT),
+        ("echo ready; exec sleep 90", [signal.SIGTERM], -signal.SIGTERM),
+        ("trap '' HUP; echo ready; exec sleep 90", [signal.SIGHUP] * 2, -signal.SIGKILL),
+    ],
+)
+def test_a_signal_ends_the_recorded_program_and_keeps_the_recording(
+    tmp_path: Path, script: str, sent: list[signal.Signals], ended: int
+) -> None:
+    """A server has no end of its own: Ctrl-C ends its recording, a second kills what ignores it."""
+    path = tmp_path / "server.trace"
+    tracing = [sys.executable, "-m", "zaplock", "oracle", "--trace", str(path)]
+    with subprocess.Popen(
+        [*tracing, "--", "sh", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as zaplock:
+        assert zaplock.stdout is not None
+        assert zaplock.stdout.readline() == "ready\n"
+        for number in sent:
+            zaplock.send_signal(number)
+            time.sleep(0.2)  # two of a kind that come at once are one
+        told, errors = zaplock.communicate(timeout=80)
+    assert zaplock.returncode == 0
+    assert f"sh ended with {ended}" in errors
+    assert "0 differences" in told
+    verdict = StraceReplay(recording.parse(path)).play()
+    assert verdict.calls > 10
+    assert verdict.maps > 0
+
+
+@needs_kernel
+def test_an_empty_argument_of_a_recorded_program_is_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty.trace"
+    assert main(["oracle", "--trace", str(path), "--", "sh", "-c", "exit $#", "sh", ""]) == 0
+    assert "sh ended with 1" in capfd.readouterr().err
 
 
 def test_a_program_that_is_not_there_is_one_clear_line(

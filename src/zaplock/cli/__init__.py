@@ -241,6 +241,20 @@ def _warn(name: str, message: Warning | str, *_: object) -> None:
 
 
 def _run(verb: str, arguments: list[str], *, own_process: bool) -> int:
+    _refuse_empty(verb, arguments)
     module, parser = _load(verb), parser_of(verb)
     parser.set_defaults(own_process=own_process)
     return int(module.run(parser.parse_all(arguments)))
+
+
+def _refuse_empty(verb: str, arguments: list[str]) -> None:
+    """Refuse what a shell makes of a variable that is not set; behind `--` it is a program's own.
+
+    As a path it would be the directory that one is in. Raises UserError.
+    """
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for before, argument in zip([verb, *own], own, strict=False):
+        option, is_given, value = argument.partition("=")
+        if not argument or (option.startswith("--") and is_given and not value):
+            after = f"the argument after {option or before!r} is empty"
+            raise UserError(f"{after}: is a variable of the shell not set?")

@@ -371,7 +371,7 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
             state.unreadable.append(f"line {number}: {error}")
     elif key in ("limit", "capable"):
         _close_block(state)
-        name, _, told = value.partition(" ")
+        name, _, told = value.rstrip().partition(" ")
         amount = {"yes": 1, "no": 0, "unlimited": (1 << 64) - 1}.get(told)
         if amount is None and not _DIGITS.fullmatch(told):
             raise UserError(f"{path}, line {number}: {told!r} is no limit: give bytes or unlimited")

@@ -5,6 +5,8 @@ each call, which mappings have got pages of their own. Calls on one address spac
 one at a time, so their order is the order in which they took effect; one that waits for another
 thread (a userfaultfd monitor, say) is overtaken after `PATIENCE_S` and shown as unfinished.
 
+A signal that is to end us ends the programs, and what was recorded is kept (see `ending`).
+
 The file is text as strace writes it (see `recording`).
 """
 
@@ -27,6 +29,8 @@ from zaplock.oracle import ring
 from zaplock.outputs import place
 from zaplock.programs import ptrace as p
 from zaplock.programs import spelling as text
+from zaplock.programs.ending import handing_on, send
+from zaplock.programs.recording import MAKES_PROCESS
 from zaplock.system_calls import BY_NUMBER
 
 PATIENCE_S = 1.0
@@ -63,6 +67,7 @@ class Tracer:
     written: dict[int, RangeMap[bool]] = field(default_factory=dict)
     last_maps: dict[int, list[str]] = field(default_factory=dict)
     narrow: set[int] = field(default_factory=set)
+    owed: dict[int, int] = field(default_factory=dict)
     recording: bool = False
     status: int = 0
     _mms: int = 0
@@ -72,6 +77,19 @@ class Tracer:
         first = start(command)
         self.threads[first] = _Thread(first, first, self._new_mm())
         p.ptrace(p.CONT, first)
+        with handing_on(self._hand_on):
+            self._follow(first)
+        return self.status
+
+    def _hand_on(self, number: int) -> None:
+        """Send every process a signal; what is being made just now gets it when it is there."""
+        threads = list(self.threads.values())
+        self.owed = {thread.tid: number for thread in threads if thread.name in MAKES_PROCESS}
+        for pid in {thread.pid for thread in threads}:
+            send(pid, number)
+
+    def _follow(self, first: int) -> None:
+        """Take what happens to the threads, one by one, until none is left."""
         last = time.monotonic()
         while self.threads or self.early:
             waiting = any(self.held.values())
@@ -88,7 +106,6 @@ class Tracer:
                 last = time.monotonic()
             else:
                 time.sleep(0.0005)
-        return self.status
 
     def _new_mm(self) -> int:
         self._mms += 1
@@ -179,6 +196,7 @@ class Tracer:
 
     def _leave(self, thread: _Thread) -> None:
         self.last_maps.pop(thread.mm, None)
+        self.owed.pop(thread.tid, None)
         result = p.registers(thread.tid).result
         if thread.name not in _QUIET:
             self._forget_written(thread, result)
@@ -228,6 +246,8 @@ class Tracer:
         self.threads[child] = _Thread(child, pid, mm)
         self._write(f"{thread.tid} {thread.told} = {child}")
         self._done(thread)
+        if signal_owed := self.owed.pop(thread.tid, 0):
+            send(child, signal_owed)
         p.ptrace(p.SYSCALL, thread.tid)
         if child in self.early:
             self.early.discard(child)
