@@ -183,7 +183,7 @@ def require_known_names(design: Design, operations: Iterable[str]) -> None:
     for name in mutated.only if isinstance(mutated, Mutant) else ():
         if name not in operations:
             raise UserError(
-                f"{design.name}: `only` names the operation {name!r}, and no task can do one of that "
+                f"{design.name}: `only` names the operation {name!r}, and there is none of that "
                 f"name{or_meant(name, operations)}"
             )
     rule = mutated.new_rule() if isinstance(mutated, Mutant) and mutated.rule else None
