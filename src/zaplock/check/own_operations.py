@@ -163,7 +163,7 @@ def watched(system: Configuration, scenario: Scenario) -> Configuration:
     for invariant in invariants:
         for field, when in _WHEN.items():
             if (function := getattr(invariant, field)) is not None:
-                asked = Asked()
+                asked = WasAsked()
                 own[field].append(partial(_ask, invariant, function, asked))
                 happens[f"{when} for {invariant.name} to judge"] = asked.was
     sometimes = {
@@ -184,7 +184,7 @@ def watched(system: Configuration, scenario: Scenario) -> Configuration:
 _WHEN: Final = {"always": "a state", "at_task_end": "the end of a task", "at_end": "an end"}
 
 
-class Asked:
+class WasAsked:
     """Whether an invariant was asked at all, in a whole search; nothing looks at it meanwhile."""
 
     __slots__ = ("seen",)
@@ -198,7 +198,7 @@ class Asked:
         return self.seen
 
 
-def _ask(invariant: OwnInvariant, function: Callable[..., Wrong], asked: Asked, *args: Any) -> None:
+def _ask(invariant: OwnInvariant, function: Callable[..., Wrong], asked: WasAsked, *args: Any) -> None:
     asked.seen = True
     said = function(*args)
     if said is None:
