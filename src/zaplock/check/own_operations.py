@@ -198,7 +198,9 @@ class WasAsked:
         return self.seen
 
 
-def _ask(invariant: OwnInvariant, function: Callable[..., Wrong], asked: WasAsked, *args: Any) -> None:
+def _ask(
+    invariant: OwnInvariant, function: Callable[..., Wrong], asked: WasAsked, *args: Any
+) -> None:
     asked.seen = True
     said = function(*args)
     if said is None:
