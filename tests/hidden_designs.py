@@ -154,6 +154,48 @@ WAYS: dict[str, Way] = {
         "m.things.put(ALIKE[VALUE % 3], 0)",
         "sum(told(m.things.drop(k)) for k in list(m.things))",
     ),
+    "a member of an enum": Way(
+        "import enum\nclass Colour(enum.Enum):\n    RED = 1\nRED = Colour.RED\nRED.kept = [0]",
+        "RED.kept[0] = VALUE",
+        "RED.kept[0]",
+    ),
+    "an attribute by name": Way(
+        "def box():\n    pass", "setattr(box, 'v', VALUE)", "getattr(box, 'v', 0)"
+    ),
+    "a function of a library": Way(  # which lasts, and is not made anew with the next world
+        "from zaplock.model.vma import find_vma",
+        "pass",
+        "setattr(find_vma, 'hidden', 1) or 1",
+        random=True,
+    ),
+    "a module of a library": Way(
+        "from zaplock.model import flags",
+        "pass",
+        "flags.__dict__.setdefault('hidden', 1)",
+        random=True,
+    ),
+    "a cache": Way(
+        "from functools import lru_cache\n@lru_cache\ndef box():\n    return [0]",
+        "box().append(VALUE)",
+        "box()[-1]",
+        random=True,
+    ),
+    "a context variable": Way(
+        "from contextvars import ContextVar\nbox = ContextVar('box', default=0)",
+        "box.set(VALUE)",
+        "box.get()",
+        random=True,
+    ),
+    "a function by type": Way(
+        "from functools import singledispatch\n@singledispatch\ndef box(n):\n    return 0",
+        "box.register(int, lambda n: VALUE)",
+        "box(1)",
+    ),
+    "an object that says it is constant": Way(
+        "class Box:\n    is_constant = True\n    value = 0\nbox = Box()",
+        "box.value = VALUE",
+        "box.value",
+    ),
     "random": Way("", "pass", "random.randrange(2)", random=True),
     "random by name": Way("from random import choice", "pass", "choice([0, 1, 2])", random=True),
     "a random generator": Way("rng = random.Random(5)", "pass", "rng.randrange(3)", random=True),

@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -522,3 +523,73 @@ def test_a_text_is_no_lock_and_two_invariants_have_two_names(
     assert "'mine' is no lock; make a class of locks" in capsys.readouterr().err
     assert main(["check", f"{file}:TWICE", "--design", "linux-6.18"]) == 2
     assert "has two invariants named 'R'" in capsys.readouterr().err
+
+
+UNASKED = """
+from zaplock.author import *
+
+ONE, TWO = OwnCells("kept", 0), OwnCells("kept", 5)
+
+async def both(cx):
+    await ONE.write(1, 1)
+    return await TWO.read(2)
+
+async def add(cx):
+    return await ONE.add(1, 1)
+
+BOTH = OwnOperation(name="both", run=both, arguments=(), summary="x")
+ADD = OwnOperation(name="add", run=add, arguments=(), summary="x")
+
+def scenario(does, *invariants, **fields):
+    return Scenario(summary="x", task=(TaskSpec((does,), **fields),), operations=(BOTH, ADD),
+                    invariants=invariants)
+
+TWICE = scenario("both")
+ONE_IS_0 = OwnInvariant(name="R", says="x", always=lambda m: "1" if ONE.get(m, 1) else None)
+LATE = scenario("add", ONE_IS_0)
+AT_END = OwnInvariant(name="R", says="x", at_end=lambda m, results: "wrong")
+AT_TASK_END = OwnInvariant(name="R", says="x", at_task_end=lambda m, task, results: "wrong")
+NO_BOOL = scenario("add", OwnInvariant(name="R", says="x", sometimes=lambda m: 1))
+NO_END, NO_TASK_END = (scenario("peek 1 0", one, again=True) for one in (AT_END, AT_TASK_END))
+JUDGED = scenario("peek 1 0 -> 7", again=True)
+FORBIDDEN = Scenario(summary="x", task=(TaskSpec(("peek 1 0",), again=True),),
+                     forbidden=("A.1 == 0",))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("TWICE", 2, "cells 'kept' are made with two defaults, 0 and 5"),
+        ("LATE", 1, "R: 1"),
+        ("NO_BOOL", 4, "sometimes returned 1; return True or False"),
+        ("NO_END", 3, "never: an end for R to judge"),
+        ("NO_TASK_END", 3, "never: the end of a task for R to judge"),
+        ("JUDGED", 2, "is done again and again"),
+        ("FORBIDDEN", 3, "never: an end to judge"),
+    ],
+)
+def test_what_was_never_asked_is_no_proof(
+    name: str, code: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(UNASKED)
+    found, out, err = run(capsys, f"{file}:{name}", "--design", "linux-6.18")
+    assert (found, said in out + err) == (code, True), out + err
+
+
+def test_a_default_is_frozen_and_an_operation_that_is_added_is_done(
+    mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"their default .* is a list"):
+        author.OwnCells("kept", [])
+    code, _, err = run(capsys, "munmap+fault", "--operation", f"{mine}:REGISTER")
+    assert (code, "no task of 'munmap+fault' does 'register'" in err) == (2, True)
+
+
+def test_who_stops_reading_a_verdict_gets_its_exit_code() -> None:
+    command = [sys.executable, "-m", "zaplock", "check", "expand", "--design", "linux-4.20"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as checking:
+        assert checking.stdout is not None
+        checking.stdout.close()
+        assert checking.wait() == 1

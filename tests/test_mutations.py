@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from zaplock.check.matrix import acts_in, try_mutant, try_mutation
-from zaplock.check.mutations import mutate, mutations_of
+from zaplock.check.matrix import Killed, acts_in, try_mutant, try_mutation
+from zaplock.check.mutations import Mutation, mutate, mutations_of
 from zaplock.check.shipped_mutations import MUTATIONS
 from zaplock.check.verdicts import closed_system, find_design, find_scenario
+from zaplock.cli import main
 from zaplock.designs import SHIPPED, load
 from zaplock.designs.linux import releases_that_differ
 from zaplock.engines.checking.exhaustive import explore
+from zaplock.errors import UserError
 
 BETWEEN = ("linux-4.14", "linux-5.4", "linux-5.18", "linux-6.1.36", "linux-6.4", "linux-7.3")
 """Releases between the shipped ones, in which other steps protect."""
@@ -51,7 +56,84 @@ def test_where_a_mutant_does_not_act_it_is_its_design(
     stock, mutant = (
         explore(closed_system(scenario, each)) for each in (design, mutate(design, one))
     )
-    assert (stock.answer, stock.states) == (mutant.answer, mutant.states)
+    assert (stock.answer, mutant.answer) == ("proved", "vacuous")
+    assert stock.states == mutant.states
+
+
+OWN = """
+from zaplock.author import *
+
+class Never(Rule):
+    def __call__(self, step):
+        return None if step.name == "split_vma" else (yield step)
+
+class NoSteps(Rule):
+    def __call__(self, step):
+        return [step]
+
+def mutation(**fields):
+    return Mutation(name="own", summary="x", **fields)
+
+RULE = mutation(rule=Never)
+CHANGE = mutation(changes=lambda design: {"fork_locks_vma": True})
+IN_FORK = mutation(rule=lambda: Skip("zap_pte_range", False), only=("fork",))
+ACTS = mutation(rule=lambda: Skip("zap_pte_range", False), only=["munmap"])
+MISSPELLED = mutation(rule=lambda: Skip("zap_pte_range", False), only=("munmapp",))
+SAME = mutation(changes=lambda design: {"vma_locks": design.vma_locks})
+NO_STEPS = mutation(rule=NoSteps)
+"""
+
+
+@pytest.mark.parametrize("how", [[], ["--exact"], ["--jobs", "2"], ["--queue", "fair"]])
+@pytest.mark.parametrize("name", ["RULE", "CHANGE", "IN_FORK"])
+def test_a_mutation_of_ones_own_that_a_scenario_never_comes_to_is_vacuous(
+    name: str, how: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    check = ["check", "munmap+fault", "--json", "--design", f"linux-4.18/{file}:{name}", *how]
+    assert main(check) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "vacuous"
+    assert found["why"] == "never: a step or a rule that linux-4.18/own has changed"
+
+
+def test_one_that_acts_is_broken_and_one_that_is_written_wrongly_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    for name, code, said in (
+        ("ACTS", 1, ""),
+        ("MISSPELLED", 2, "`only` names the operation 'munmapp'"),
+        ("SAME", 2, "changes nothing; give it `changes` or a `rule`"),
+        ("NO_STEPS", 4, "the rule NoSteps gave"),
+    ):
+        assert main(["check", "munmap+fault", "--design", f"linux-4.18/{file}:{name}"]) == code
+        assert said in capsys.readouterr().err
+    one = ["--design", f"linux-4.18/{file}:MISSPELLED"]
+    assert main(["check", "--all", *one]) == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"only": "munmap"}, "only is 'munmap'; give names in a tuple"),
+        ({"breaks": "expand"}, "breaks is 'expand'; give names in a tuple"),
+        ({"rule": 3}, "rule is 3 and can't be called"),
+        ({"where": None}, "where is None and can't be called"),
+    ],
+)
+def test_fields_of_a_mutation_are_what_they_have_to_be(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        Mutation(name="own", summary="x", **fields)
+
+
+def test_an_equivalent_mutation_that_nothing_comes_to_is_not_right() -> None:
+    equivalent = {"equivalent": "it breaks nothing"}
+    assert Killed("linux-6.18", "own", "x", **equivalent).is_right
+    assert not Killed("linux-6.18", "own", "x", acted=False, **equivalent).is_right
 
 
 def test_every_mutation_can_be_made_somewhere_and_is_named_once_in_a_design() -> None:

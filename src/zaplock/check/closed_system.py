@@ -13,7 +13,7 @@ import msgspec
 from zaplock.check import operations
 from zaplock.check.invariants import Promises
 from zaplock.check.maps_snapshot import NotesForReaders, SnapshotPerVma
-from zaplock.check.mutations import as_mutated
+from zaplock.check.mutations import Acts, Mutant, as_mutated
 from zaplock.check.operations import HEAP_PAGE, READS_WORDS
 from zaplock.check.own_operations import kinds_of as operations_of
 from zaplock.check.own_operations import watched
@@ -37,7 +37,7 @@ from zaplock.check.watched_invariants import (
     ReturnMeansGone,
     leaving_no_trace,
 )
-from zaplock.designs.rules_read import observed_design
+from zaplock.designs.rules_read import observe, observed_design, rules_read
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -88,16 +88,39 @@ SLOW_KINDS = ("slow-file", "served-file")
 
 
 def configuration(scenario: Scenario, design: Design) -> Configuration:
-    """Make what the engines explore of a scenario under a design."""
+    """Make what the engines explore of a scenario under a design.
+
+    A mutant that never does or asks for what was changed in it makes the check vacuous.
+    """
+    acts, running = Acts(), observe(design)
+    mutated = observed_design(design)
+    if not isinstance(mutated, Mutant):
+        return _as_designed(scenario, design, design, acts)
+    system = _as_designed(scenario, design, running, acts)
+    name = f"a step or a rule that {mutated.name} has changed"
+    return replace(system, happens={name: partial(_shows, mutated, running, acts)})
+
+
+ASKED_BY_ENGINES = frozenset({"rwsem", "lazy_flush"})
+"""The rules that are in force without a protocol that asks for them."""
+
+
+def _shows(mutated: Mutant, running: Design, acts: Acts) -> bool:
+    """Return whether a mutant's filter has done anything, or a rule was asked for that is other."""
+    return acts.seen or not {*mutated.changed}.isdisjoint(rules_read(running) | ASKED_BY_ENGINES)
+
+
+def _as_designed(scenario: Scenario, design: Design, running: Design, acts: Acts) -> Configuration:
+    """Make the system; its protocols run under `running`, which is the design or stands for it."""
     if scenario.part:
         from zaplock.check.below_the_grain import part_configuration
 
-        return watched(part_configuration(scenario, design), scenario)
+        return watched(part_configuration(scenario, running), scenario)
     if not scenario.task:
         raise UserError(f"scenario {scenario.name!r} has no tasks; give it some [[task]]")
     limits = limits_of(scenario)
     programs = tuple(
-        _program(number, spec, design, scenario, limits)
+        _program(number, spec, running, scenario, limits, acts)
         for number, spec in enumerate(scenario.task)
     )
     build = partial(build_machine, scenario, limits)
@@ -162,7 +185,12 @@ def limits_of(scenario: Scenario) -> ResourceLimits:
 
 
 def _program(
-    number: int, spec: TaskSpec, design: Design, scenario: Scenario, limits: ResourceLimits
+    number: int,
+    spec: TaskSpec,
+    design: Design,
+    scenario: Scenario,
+    limits: ResourceLimits,
+    acts: Acts,
 ) -> TaskProgram:
     name = spec.name or NAMES[number]
     task = Task(number + 1, spec.mm, name, cpu=number + 1)
@@ -178,7 +206,7 @@ def _program(
         operations.check(operation, kind, files, spaces)
 
     def start(operation: ScenarioOperation, kind: operations.OperationKind) -> Protocol:
-        return watched_protocol(cx, operation, kind, scenario)
+        return watched_protocol(cx, operation, kind, scenario, acts)
 
     created = creators(scenario)
 
@@ -203,12 +231,16 @@ def _program(
 
 
 def watched_protocol(
-    cx: Cx, operation: ScenarioOperation, kind: operations.OperationKind, scenario: Scenario
+    cx: Cx,
+    operation: ScenarioOperation,
+    kind: operations.OperationKind,
+    scenario: Scenario,
+    acts: Acts,
 ) -> Protocol:
     """Start an operation, with what its design does wrong and what watches it on its way."""
     design, task = cx.design, cx.task
     protocol = under(design, kind.start(cx, operation.numbers))
-    protocol = as_mutated(observed_design(design), protocol, operation.name)
+    protocol = as_mutated(observed_design(design), protocol, operation.name, acts)
     if scenario.bounded_hold:
         protocol = filtered(protocol, BoundedHold(task))
     if scenario.disk_apart:

@@ -28,6 +28,7 @@ from zaplock.check.verdicts import (
     BROKEN,
     NOT_EXHAUSTED,
     PROVED,
+    VACUOUS,
     Added,
     Queue,
     closed_system,
@@ -186,7 +187,10 @@ def _each(
 
 @dataclass(frozen=True)
 class Killed:
-    """What became of a mutant: the scenario and invariant that broke it, or why none had to."""
+    """What became of a mutant: the scenario and invariant that broke it, or why none had to.
+
+    acted: whether what it has changed was done or asked for in a scenario.
+    """
 
     design: str
     mutation: str
@@ -194,11 +198,12 @@ class Killed:
     scenario: str = ""
     invariant: str = ""
     equivalent: str = ""
+    acted: bool = True
 
     @property
     def is_right(self) -> bool:
-        """Whether it was broken, or is equivalent and was not."""
-        return bool(self.scenario) != bool(self.equivalent)
+        """Whether it was broken, or is equivalent, did something somewhere and was not."""
+        return bool(self.scenario) != bool(self.equivalent) and self.acted
 
 
 def mutants(designs: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -233,6 +238,7 @@ def try_mutation(name: str, designs: Sequence[str]) -> list[Killed]:
 def _killed(base: Design, name: str, searched: dict[str, _Verdicts[Verdict]]) -> Killed:
     one = mutation_named(name, base)
     mutated = mutate(base, one)
+    acted = False
     for scenario in _trials(one, base):
         verdict = searched[scenario].of(mutated)
         if verdict is None:
@@ -240,10 +246,11 @@ def _killed(base: Design, name: str, searched: dict[str, _Verdicts[Verdict]]) ->
             verdict = explore(closed_system(find_scenario(scenario), observed), QUICK)
             if verdict.answer != NOT_EXHAUSTED:
                 searched[scenario].add(observed, verdict)
+        acted = acted or verdict.answer != VACUOUS
         if verdict.answer == BROKEN:
             rule = verdict.violations[0].invariant.name
             return Killed(base.name, name, one.summary, scenario, rule, one.equivalent)
-    return Killed(base.name, name, one.summary, equivalent=one.equivalent)
+    return Killed(base.name, name, one.summary, equivalent=one.equivalent, acted=acted)
 
 
 def _trials(mutation: Mutation, design: Design) -> Iterable[str]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from zaplock.designs import load
 from zaplock.designs.own_files import is_function, is_reference, named_in_file
-from zaplock.errors import UserError, no_such, or_meant
+from zaplock.designs.rules_read import observed_design
+from zaplock.errors import ProtocolError, UserError, no_such, or_meant
 from zaplock.model.filters import Rule, Steps, filtered
 from zaplock.model.flags import MADV_DONTNEED
 from zaplock.model.rwsem import LockStep, downgrade_write, up_read, up_write
@@ -40,6 +41,8 @@ class Mutation:
     it breaks nothing, where it is no mutation at all; a mutation that is one in some designs only
     stands twice, with different `where`. only: the operations of a scenario that are filtered, ()
     for all.
+
+    Raises UserError where a field is none of what it has to be.
     """
 
     name: str
@@ -51,13 +54,33 @@ class Mutation:
     equivalent: str = ""
     only: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _MUTATION.fullmatch(self.name):
+            raise UserError(f"mutation {self.name!r}: its name has to be letters, digits, - and _")
+        for field in ("where", "changes", "rule"):
+            value = getattr(self, field)
+            if not callable(value) and (value is not None or field == "where"):
+                raise UserError(f"mutation {self.name!r}: {field} is {value!r} and can't be called")
+        for field in ("breaks", "only"):
+            value = getattr(self, field)
+            is_list = isinstance(value, (tuple, list))
+            if not is_list or not all(isinstance(one, str) for one in value):
+                raise UserError(
+                    f"mutation {self.name!r}: {field} is {value!r}; give names in a tuple: (..., )"
+                )
+            object.__setattr__(self, field, tuple(value))
+
 
 @dataclass(frozen=True)
 class Mutant(Design):
-    """A design whose tasks run under a filter."""
+    """A design with a mutation in it.
+
+    rule: what its tasks run under, in the operations `only`. changed: the fields that are others.
+    """
 
     rule: Callable[[], Rule] | None = None
     only: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
 
     def filters(self, operation: str) -> bool:
         """Return whether the steps of an operation, "" for any, go through the rule."""
@@ -69,37 +92,101 @@ class Mutant(Design):
         return self.rule()
 
 
-def mutate(design: Design, mutation: Mutation) -> Design:
+def mutate(design: Design, mutation: Mutation) -> Mutant:
     """Return the design with the mutation in it; it is named DESIGN/MUTATION."""
     changes = mutation.changes(design) if mutation.changes else {}
     name = f"{design.name}/{mutation.name}"
-    changed = replace(design, name=name, summary=mutation.summary, **changes)
-    if mutation.rule is None:
-        return changed
-    if not isinstance(mutation.rule(), Rule):
-        raise UserError(
-            f"mutation {mutation.name!r}: its `rule` makes {mutation.rule()!r}, no Rule"
-        )
-    fields = {key: getattr(changed, key) for key in changed.__dataclass_fields__}
-    return Mutant(**fields, rule=mutation.rule, only=mutation.only)
+    made = replace(design, name=name, summary=mutation.summary, **changes)
+    rule = mutation.rule
+    if rule is not None and not isinstance(rule(), Rule):
+        raise UserError(f"mutation {mutation.name!r}: its `rule` makes {rule()!r}, no Rule")
+    fields = {key: getattr(made, key) for key in Design.__dataclass_fields__}
+    changed = tuple(key for key in changes if fields[key] != getattr(design, key))
+    return Mutant(**fields, rule=rule, only=mutation.only, changed=changed)
 
 
-def as_mutated(design: Design, protocol: Protocol, operation: str = "") -> Protocol:
+class Acts:
+    """Whether a filter has done anything else than the steps that it was given, in any run.
+
+    It is about a whole search and no state of it, so nothing looks at it meanwhile.
+    """
+
+    __slots__ = ("seen",)
+    is_constant = True
+
+    def __init__(self) -> None:
+        self.seen = False
+
+
+class _Noting(Rule):
+    """Run another rule, and note when it does anything."""
+
+    def __init__(self, rule: Rule, acts: Acts) -> None:
+        self.rule = rule
+        self.acts = acts
+
+    def __call__(self, step: Step[Any]) -> Steps:
+        inner = self._started(self.rule(step))
+        result, done = None, False
+        while True:
+            try:
+                made = inner.send(result)
+            except StopIteration as end:
+                if not done or end.value is not result:
+                    self.acts.seen = True
+                return end.value
+            if done or made is not step:
+                self.acts.seen = True
+            result, done = (yield made), True
+
+    def at_end(self) -> Steps:
+        inner = self._started(self.rule.at_end())
+        result = None
+        while True:
+            try:
+                made = inner.send(result)
+            except StopIteration as end:
+                return end.value
+            self.acts.seen = True
+            result = yield made
+
+    def _started(self, steps: Any) -> Steps:
+        if not isinstance(steps, Generator):
+            raise ProtocolError(
+                f"the rule {type(self.rule).__name__} gave {steps!r} and no steps: `yield` what is "
+                "to be done, `return (yield step)` for the step as it is"
+            )
+        return steps
+
+
+def as_mutated(
+    design: Design, protocol: Protocol, operation: str = "", acts: Acts | None = None
+) -> Protocol:
     """Let a protocol run as its design does it: a mutant's through its filter.
 
-    operation: whose it is, for a mutant that filters some only.
+    operation: whose it is, for a mutant that filters some only. acts: is told when that does
+    anything.
     """
     if isinstance(design, Mutant) and design.filters(operation):
-        return filtered(protocol, design.new_rule())
+        rule = design.new_rule()
+        return filtered(protocol, rule if acts is None else _Noting(rule, acts))
     return protocol
 
 
-def require_known_names(design: Design) -> None:
-    """Raise UserError where a mutant's filter names a step or a lock that there is none of.
+def require_known_names(design: Design, operations: Iterable[str]) -> None:
+    """Raise UserError where a mutant's filter names a step, a lock, an operation that isn't there.
 
-    It would change nothing, and the verdict be that of the design as it was.
+    It would change nothing, and the verdict be that of the design as it was. operations: those that
+    the tasks of a scenario could do.
     """
-    rule = design.new_rule() if isinstance(design, Mutant) and design.rule else None
+    mutated = observed_design(design)
+    for name in mutated.only if isinstance(mutated, Mutant) else ():
+        if name not in operations:
+            raise UserError(
+                f"{design.name}: `only` names the operation {name!r}, and there is none of that "
+                f"name{or_meant(name, operations)}"
+            )
+    rule = mutated.new_rule() if isinstance(mutated, Mutant) and mutated.rule else None
     if isinstance(rule, SkipLock) and rule.lock not in lock_classes():
         raise no_such("class of locks", rule.lock, sorted(lock_classes()))
     ours = rule is not None and type(rule).__module__ == __name__
@@ -165,14 +252,14 @@ def mutation_named(name: str, design: Design) -> Mutation:
         own = named_in_file(name, Mutation, "a Mutation")
         try:
             can_be_made = own.where(design)
-            mutate(design, own)
+            mutated = mutate(design, own)
         except Exception as error:
             raise UserError(
                 f"mutation {name!r} fails with {type(error).__name__}: {error}"
             ) from error
         if not can_be_made:
             raise UserError(f"mutation {name!r} can't be made in {design.name}: its `where` says")
-        if own.changes is None and own.rule is None:
+        if own.rule is None and not mutated.changed:
             raise UserError(f"mutation {name!r} changes nothing; give it `changes` or a `rule`")
         return own
     known = mutations_of(design)

@@ -158,14 +158,14 @@ def watched(system: Configuration, scenario: Scenario) -> Configuration:
         if one.name in names:
             raise UserError(f"scenario {scenario.name!r} has two invariants named {one.name!r}")
         names.add(one.name)
-    own = {
-        field: tuple(
-            partial(_ask, invariant, getattr(invariant, field))
-            for invariant in invariants
-            if getattr(invariant, field) is not None
-        )
-        for field in ("always", "at_task_end", "at_end")
-    }
+    own: dict[str, list[Callable[..., None]]] = {field: [] for field in _WHEN}
+    happens: dict[str, Callable[[], bool]] = {}
+    for invariant in invariants:
+        for field, when in _WHEN.items():
+            if (function := getattr(invariant, field)) is not None:
+                asked = WasAsked()
+                own[field].append(partial(_ask, invariant, function, asked))
+                happens[f"{when} for {invariant.name} to judge"] = asked.was
     sometimes = {
         f"something for {invariant.name} to watch": partial(_is_there, invariant)
         for invariant in invariants
@@ -177,10 +177,31 @@ def watched(system: Configuration, scenario: Scenario) -> Configuration:
         at_task_end=(*system.at_task_end, *own["at_task_end"]),
         at_end=(*system.at_end, *own["at_end"]),
         sometimes={**system.sometimes, **sometimes},
+        happens={**system.happens, **happens},
     )
 
 
-def _ask(invariant: OwnInvariant, function: Callable[..., Wrong], *args: Any) -> None:
+_WHEN: Final = {"always": "a state", "at_task_end": "the end of a task", "at_end": "an end"}
+
+
+class WasAsked:
+    """Whether an invariant was asked at all, in a whole search; nothing looks at it meanwhile."""
+
+    __slots__ = ("seen",)
+    is_constant = True
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def was(self) -> bool:
+        """Return whether it was."""
+        return self.seen
+
+
+def _ask(
+    invariant: OwnInvariant, function: Callable[..., Wrong], asked: WasAsked, *args: Any
+) -> None:
+    asked.seen = True
     said = function(*args)
     if said is None:
         return
@@ -195,8 +216,13 @@ def _ask(invariant: OwnInvariant, function: Callable[..., Wrong], *args: Any) ->
 def _is_there(invariant: OwnInvariant, m: Machine) -> bool:
     assert invariant.sometimes is not None
     try:
-        return bool(guarded(invariant.sometimes, m))
+        said = guarded(invariant.sometimes, m)
     except Violation as violation:
         raise ProtocolError(
             f"invariant {invariant.name}: sometimes fails: {violation.message}"
         ) from None
+    if not isinstance(said, bool):
+        raise ProtocolError(
+            f"invariant {invariant.name}: sometimes returned {said!r}; return True or False"
+        )
+    return said

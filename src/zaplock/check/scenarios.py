@@ -269,8 +269,14 @@ def check(scenario: Scenario) -> None:
         for page in task.cached:
             _bounded("a cached page", page, 0)
         for text in task.do:
-            for number in parse_operation(text).numbers:
+            operation = parse_operation(text)
+            for number in operation.numbers:
                 _bounded(f"a number of {text!a}", number, -1)
+            if task.again and operation.expected:
+                raise UserError(
+                    f"operation {text!a} is done again and again, and results are judged where a "
+                    "task ends: leave `again` or what stands behind -> out"
+                )
 
 
 WHEN_STARTED: Final = "when started"

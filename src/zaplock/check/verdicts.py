@@ -19,12 +19,14 @@ import msgspec
 from zaplock import protocols
 from zaplock.check.closed_system import configuration
 from zaplock.check.mutations import mutant, require_known_names
-from zaplock.check.own_operations import invariants_named, operations_named
+from zaplock.check.operations import KINDS
+from zaplock.check.own_operations import invariants_named, kinds_of, operations_named
 from zaplock.check.pairs import SIDES, pair, pair_names
 from zaplock.check.scenarios import (
     Scenario,
     expected_results,
     litmus_tests,
+    parse_operation,
     read_scenario,
     shipped_scenarios,
     validated,
@@ -151,9 +153,17 @@ def find_scenario(name: str, added: Added = Added(), memory: MemoryModel | None 
         found = msgspec.structs.replace(found, failing_allocations=added.failing)
     if not added.operations and not added.invariants:
         return found
+    operations = operations_named(added.operations)
+    done = {parse_operation(text).name for spec in found.task for text in spec.do}
+    for reference, one in zip(added.operations, operations):
+        if one.name not in done:
+            raise UserError(
+                f"--operation {reference}: no task of {name!r} does {one.name!r}; write it into "
+                "the scenario, or leave the option out"
+            )
     return msgspec.structs.replace(
         found,
-        operations=(*found.operations, *operations_named(added.operations)),
+        operations=(*found.operations, *operations),
         invariants=(*found.invariants, *invariants_named(added.invariants)),
     )
 
@@ -185,7 +195,7 @@ def find_design(name: str) -> Design:
 
 def closed_system(scenario: Scenario, design: Design, fair: bool = False) -> Configuration:
     """Make what the engines run, with the fair queue where asked for."""
-    require_known_names(design)
+    require_known_names(design, KINDS if scenario.part else kinds_of(scenario))
     if fair and not scenario.fair:
         scenario = msgspec.structs.replace(scenario, fair=True)
     return configuration(scenario, design)

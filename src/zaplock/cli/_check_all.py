@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from zaplock.cli._ending import next_step
+from zaplock.cli._ending import next_step, while_read
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -37,14 +37,15 @@ def every_scenario(args: argparse.Namespace, added: Added) -> int:
             executor, designs=designs, queue=args.queue, limits=limits, added=added,
             progress=lambda done, total: show(f"{done} of {total} scenarios", done / total),
         )  # fmt: skip
-    if args.json:
-        print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
-    else:
-        _print_matrix(cells, designs)
     strange = unexpected(cells)
     one = (strange or cells)[0]
     design = ["--design", one.design] if args.design else []
-    next_step(shlex.join(["zaplock", "check", one.scenario, *design]), aside=args.json)
+    with while_read():
+        if args.json:
+            print(json.dumps([_cell_json(cell) for cell in cells], indent=1))
+        else:
+            _print_matrix(cells, designs)
+        next_step(shlex.join(["zaplock", "check", one.scenario, *design]), aside=args.json)
     verdicts = {cell.verdict for cell in strange}
     if "broken" in verdicts:
         return 1
@@ -98,24 +99,25 @@ def every_mutant(args: argparse.Namespace) -> int:
             args.design,
             lambda done, total: show(f"{done} of {total} mutants", done / total),
         )
-    if args.json:
-        print(json.dumps([_killed_json(one) for one in found], indent=1))
-    else:
-        from zaplock.views.console import Screen
-        from zaplock.views.matrix import mutation_summary, mutation_table
+    with while_read():
+        if args.json:
+            print(json.dumps([_killed_json(one) for one in found], indent=1))
+        else:
+            from zaplock.views.console import Screen
+            from zaplock.views.matrix import mutation_summary, mutation_table
 
-        print(f"{mutation_summary(found)}\n")
-        Screen().print(mutation_table(found))
-    wrong = [one for one in found if not one.is_right]
-    next_step(
-        "zaplock check munmap-fault-gup --design linux-6.18/no-detached-recheck", aside=args.json
-    )
-    return 1 if wrong else 0
+            print(f"{mutation_summary(found)}\n")
+            Screen().print(mutation_table(found))
+        next_step(
+            "zaplock check munmap-fault-gup --design linux-6.18/no-detached-recheck",
+            aside=args.json,
+        )
+    return 0 if all(one.is_right for one in found) else 1
 
 
 def _killed_json(one: Killed) -> dict[str, Any]:
     return {
         "design": one.design, "mutation": one.mutation, "summary": one.summary,
         "scenario": one.scenario or None, "invariant": one.invariant or None,
-        "equivalent": one.equivalent or None,
+        "equivalent": one.equivalent or None, "acted": one.acted,
     }  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, while_read, wrote
 
 if TYPE_CHECKING:
     from zaplock.check.counterexample import Story
@@ -45,16 +45,17 @@ def one_scenario(args: argparse.Namespace, added: Added) -> int:
         ]
     stories = [_story(scenario, design, one) for design, one in zip(designs, found)]
     again = [replaying(one.token, one.reference, args.scenario, added) for one in found]
-    _write_html(args, found, stories, again)
-    if args.json:
-        objects = [_as_json(one, story) for one, story in zip(found, stories)]
-        print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
-    else:
-        _print_verdicts(scenario, found, stories, sampled=args.sample is not None)
-    next_step(
-        next((a for a, one in zip(again, found) if one.token), "zaplock check --all"),
-        aside=args.json,
-    )
+    with while_read():
+        _write_html(args, found, stories, again)
+        if args.json:
+            objects = [_as_json(one, story) for one, story in zip(found, stories)]
+            print(json.dumps(objects[0] if len(objects) == 1 else objects, indent=2))
+        else:
+            _print_verdicts(scenario, found, stories, sampled=args.sample is not None)
+        next_step(
+            next((a for a, one in zip(again, found) if one.token), "zaplock check --all"),
+            aside=args.json,
+        )
     verdicts = {one.verdict for one in found}
     return 1 if "broken" in verdicts else max(EXIT_CODES[verdict] for verdict in verdicts)
 

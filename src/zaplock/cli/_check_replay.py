@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zaplock import outputs
-from zaplock.cli._ending import next_step, wrote
+from zaplock.cli._ending import next_step, while_read, wrote
 
 if TYPE_CHECKING:
     from zaplock.check.tokens import Token
@@ -26,24 +27,25 @@ def replay(args: argparse.Namespace, added: Added) -> int:
     does = ["; ".join(spec.do) for spec in token.scenario.task]
     story = tell(token.system(), token.schedule, does, token.groups, token.cycle)
     title = f"{token.scenario.name} under {token.design.name}, replayed"
-    if args.html:
-        from zaplock.views.counterexample_html import page
+    with while_read():
+        if args.html:
+            from zaplock.views.counterexample_html import page
 
-        outputs.write(args.html, page(story, title, again))
-        wrote(args.html, aside=args.json)
-    if args.timed:
-        return _replay_timed(args, token)
-    if args.json:
-        told = {
-            "token": args.replay,
-            "invariant": story.invariant or None,
-            "message": story.message or None,
-            "steps": steps(story),
-        }
-        print(json.dumps(told, indent=2))
-    else:
-        print(text(story, title, min(WIDTH, Screen().width)))
-    next_step(f"{again} --html story.html", aside=args.json)
+            outputs.write(args.html, page(story, title, again))
+            wrote(args.html, aside=args.json)
+        if args.timed:
+            return _replay_timed(args, token)
+        if args.json:
+            told = {
+                "token": args.replay,
+                "invariant": story.invariant or None,
+                "message": story.message or None,
+                "steps": steps(story),
+            }
+            print(json.dumps(told, indent=2))
+        else:
+            print(text(story, title, min(WIDTH, Screen().width)))
+        next_step(f"{again} --html story.html", aside=args.json)
     return exit_code_of(story.invariant)
 
 
@@ -56,6 +58,14 @@ def _replay_timed(args: argparse.Namespace, token: Token) -> int:
     from zaplock.check.timed_schedule import replay_timed
 
     lines, violation = replay_timed(token)
+    with while_read():
+        _print_timed(args, token, lines, violation)
+    return 1 if violation else 0
+
+
+def _print_timed(
+    args: argparse.Namespace, token: Token, lines: Sequence[tuple[int, str, str]], violation: str
+) -> None:
     if args.json:
         rows = [{"at_ns": at, "task": task, "step": step} for at, task, step in lines]
         print(json.dumps({"token": args.replay, "violation": violation or None, "steps": rows}))
@@ -64,4 +74,3 @@ def _replay_timed(args: argparse.Namespace, token: Token) -> int:
             print(f"{at:>12} ns  {task:<16} {step}")
         print(violation or "no rule is broken")
     next_step(f"zaplock compare --design {token.design.name.partition('/')[0]}", aside=args.json)
-    return 1 if violation else 0

@@ -445,6 +445,7 @@ class MutantJson(TypedDict):
     scenario: str | None
     invariant: str | None
     equivalent: str | None
+    acted: bool
 
 
 class ReplayedTokenJson(TypedDict):

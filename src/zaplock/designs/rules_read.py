@@ -22,10 +22,10 @@ class _Observed:
     """Stands before a design. What was read once is kept, so that only the first read costs."""
 
     def __init__(self, design: Design) -> None:
-        self.__dict__["_design"] = design
+        self.__dict__["__wrapped__"] = design  # so that who reads code finds what is behind it
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self.__dict__["_design"], name)
+        value = getattr(self.__dict__["__wrapped__"], name)
         self.__dict__[name] = value
         return value
 
@@ -37,12 +37,14 @@ def observe(design: Design) -> Design:
 
 def observed_design(design: Design) -> Design:
     """Return the design that a stand-in stands before; any other design is itself."""
-    return cast(Design, design.__dict__["_design"]) if isinstance(design, _Observed) else design
+    while isinstance(design, _Observed):
+        design = design.__dict__["__wrapped__"]
+    return design
 
 
 def rules_read(observed: Design) -> frozenset[str]:
     """Name the rules that were read of a stand-in."""
-    return frozenset(vars(observed)) - NOT_RULES - {"_design"}
+    return frozenset(vars(observed)) - NOT_RULES - {"__wrapped__"}
 
 
 def deciding(design: Design, rules: Iterable[str]) -> list[Change]:

@@ -31,7 +31,7 @@ V = TypeVar("V")
 D = TypeVar("D", bound=dict[Any, Any])
 
 
-class _Absent:
+class Absent:
     """The value of a cell that is not there."""
 
     __slots__ = ()
@@ -40,7 +40,7 @@ class _Absent:
         return "ABSENT"
 
 
-ABSENT: Final = _Absent()
+ABSENT: Final = Absent()
 Mark = tuple[int, int]
 
 
@@ -152,13 +152,17 @@ class Store:
 
 
 class Cells(Generic[K, V]):
-    """A named mapping whose writes go through the store."""
+    """A named mapping whose writes go through the store.
 
-    __slots__ = ("data", "name", "store")
+    `default` is what stands for a cell that is not there, where whoever uses the cells says so.
+    """
+
+    __slots__ = ("data", "default", "name", "store")
 
     def __init__(self, store: Store, name: str) -> None:
         self.store = store
         self.name = name
+        self.default: V | Absent = ABSENT
         self.data: dict[K, V] = {}
         store.register(self)
 
@@ -202,9 +206,9 @@ class Cells(Generic[K, V]):
             self.store.note(self, key, self.data[key], ABSENT)
         return self.data.pop(key)
 
-    def restore(self, key: K, old: V | _Absent) -> None:
+    def restore(self, key: K, old: V | Absent) -> None:
         """Put back what a journaled write replaced."""
-        if isinstance(old, _Absent):
+        if isinstance(old, Absent):
             del self.data[key]
         else:
             self.data[key] = old
@@ -239,8 +243,8 @@ class OrderedCells(Cells[int, V]):
             return self.data.pop(key)
         return super().drop(key)
 
-    def restore(self, key: int, old: V | _Absent) -> None:
-        if isinstance(old, _Absent):
+    def restore(self, key: int, old: V | Absent) -> None:
+        if isinstance(old, Absent):
             del self.order[bisect_left(self.order, key)]
         elif key not in self.data:
             insort(self.order, key)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, Generic, TypeVar
 
-from zaplock.model.frozen import same
+from zaplock.errors import UserError
+from zaplock.model.frozen import NotFrozen, exact, same
 from zaplock.model.machine import Machine
 from zaplock.model.rwsem import Lock
 from zaplock.model.step import Step, Task, WaitStep, step
-from zaplock.model.store import Cells
+from zaplock.model.store import Absent, Cells
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -52,7 +53,8 @@ class OwnCells(Generic[K, V]):
     """Cells of one's own, by key; one that was never written holds `default`.
 
     A counter of an address space is `OwnCells("pinned_vm", 0)` with the number of the mm as key.
-    Keys and values must be frozen: numbers, strings, tuples, frozen dataclasses.
+    Keys and values must be frozen: numbers, strings, tuples, frozen dataclasses. Cells of one name
+    are the same cells wherever they are made, so they have one default.
     """
 
     name: str
@@ -60,10 +62,22 @@ class OwnCells(Generic[K, V]):
 
     def __post_init__(self) -> None:
         _named(self.name, _taken(), "cells")
+        try:
+            exact(self.default)
+        except NotFrozen as error:
+            raise UserError(f"cells {self.name!r}: their default {error}") from None
 
     def of(self, m: Machine) -> Cells[K, V]:
         """Return the cells of a machine, for the body of a step or for an invariant."""
-        return m.cells(self.name)
+        cells = m.cells(self.name)
+        if not same(cells.default, self.default):
+            if not isinstance(cells.default, Absent):
+                raise UserError(
+                    f"cells {self.name!r} are made with two defaults, {cells.default!r} and "
+                    f"{self.default!r}: make them once, or give one of them another name"
+                )
+            cells.default = self.default
+        return cells
 
     def get(self, m: Machine, key: K) -> V:
         """Return what a cell holds, in the body of a step or in an invariant."""

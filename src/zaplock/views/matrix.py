@@ -104,10 +104,24 @@ def summary(cells: Sequence[Cell]) -> list[str]:
         "time"
     )
     strange = unexpected(cells)
-    for cell in strange:
-        what = ", ".join(cell.invariants) or cell.why
-        lines.append(f"? {cell.scenario} under {cell.design}: {cell.verdict} {what}")
+    lines += _strange(strange)
     lines.append("history agrees everywhere" if not strange else f"{len(strange)} need a look (?)")
+    return lines
+
+
+def _strange(cells: Sequence[Cell]) -> list[str]:
+    """Tell of each cell in a line; of a mutant's scenarios that it does nothing in, in one."""
+    lines: list[str] = []
+    idle: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        what = ", ".join(cell.invariants) or cell.why
+        if cell.verdict == "vacuous":
+            idle.setdefault((cell.design, what), []).append(cell.scenario)
+        else:
+            lines.append(f"? {cell.scenario} under {cell.design}: {cell.verdict} {what}")
+    for (design, what), names in idle.items():
+        others = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"? {', '.join(names[:3])}{others} under {design}: vacuous {what}")
     return lines
 
 
@@ -117,7 +131,10 @@ def mutation_table(found: Sequence[Killed]) -> Grid:
     for one in found:
         outcome = f"equivalent: {one.equivalent}" if one.equivalent else one.invariant
         if not one.is_right:
-            outcome = "NOT FOUND" if not one.scenario else f"breaks: {one.invariant}"
+            missed = (
+                "NOT FOUND" if one.acted else "NEVER TRIED: no scenario comes to what it changes"
+            )
+            outcome = missed if not one.scenario else f"breaks: {one.invariant}"
         key = (one.mutation, one.summary, one.scenario, outcome)
         rows.setdefault(key, []).append(one.design)
     columns = (words("mutation"), words("what it does wrong", rank=2), words("designs", rank=1))

@@ -6,7 +6,7 @@ and a schedule found by one of them can be replayed by another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,8 @@ class Configuration:
     at_end: asked in every state in which all tasks have ended, with their results in order.
     sometimes: name -> predicate that has to be true in some state, or the check is vacuous.
     sometimes_at_end: the same for ends, asked with the results.
+    happens: name -> has it happened by now, wherever a task has come: like `sometimes`, for what
+        no state shows.
     covers: a directory: which lines of the functions there that are entered does nothing run?
     """
 
@@ -71,7 +73,18 @@ class Configuration:
     sometimes_at_end: dict[str, Callable[[Machine, tuple[Any, ...]], bool]] = field(
         default_factory=dict
     )
+    happens: dict[str, Callable[[], bool]] = field(default_factory=dict)
     covers: str = ""
+
+    def never(self, seen: Iterable[str]) -> tuple[str, ...]:
+        """Name what had to happen and did not, if `seen` was seen of it."""
+        wanted = (*self.sometimes, *self.sometimes_at_end, *self.happens)
+        there = {*seen, *self.happened()}
+        return tuple(name for name in wanted if name not in there)
+
+    def happened(self) -> set[str]:
+        """Name what has happened in this process of what no state shows."""
+        return {name for name, has_happened in self.happens.items() if has_happened()}
 
     def observers(self) -> tuple[Callable[..., Any], ...]:
         """List everything that looks at states and is no task."""

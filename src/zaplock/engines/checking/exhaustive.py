@@ -395,9 +395,7 @@ class Search:
 
     def verdict(self, states: int | None = None) -> Verdict:
         """Sum up; `states` where others have visited some, too."""
-        configuration, seen = self.table.configuration, self.table.seen_sometimes
-        wanted = (*configuration.sometimes, *configuration.sometimes_at_end)
-        never = tuple(name for name in wanted if name not in seen)
+        never = self.table.configuration.never(self.table.seen_sometimes)
         answer: Answer = "proved"
         if self.found:
             answer = answer_of(self.found.values())

@@ -161,7 +161,8 @@ class _Worker:
             search.limit,
             resident_bytes(),
         )
-        self.wire.send(("done", outboxes, counts, list(search.found), search.table.seen_sometimes))
+        seen = search.table.seen_sometimes | search.table.configuration.happened()
+        self.wire.send(("done", outboxes, counts, list(search.found), seen))
 
     def _take_in(self, parcel: Parcel) -> None:
         """Take in states that others have found."""

@@ -21,7 +21,8 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from enum import Enum
+from functools import _lru_cache_wrapper, cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,14 +32,24 @@ from zaplock.errors import ProtocolError
 from zaplock.model.step import Step, StepKind, WaitStep
 
 FORBIDDEN: Final = frozenset({
-    "_datetime", "_random", "asyncio", "datetime", "gc", "nt", "numpy.random", "os", "posix",
-    "random", "secrets", "select", "socket", "subprocess", "sys", "tempfile", "threading",
-    "_thread", "time", "uuid", "weakref", "_weakref",
+    "_contextvars", "_ctypes", "_datetime", "_decimal", "_io", "_queue", "_random", "_signal",
+    "_thread", "_warnings", "_weakref", "asyncio", "atexit", "concurrent.futures",
+    "contextvars", "ctypes", "datetime", "decimal", "gc", "importlib", "inspect", "io", "linecache",
+    "locale", "logging", "multiprocessing", "nt", "numpy.random", "os", "pathlib", "posix", "queue",
+    "random", "secrets", "select", "shelve", "signal", "socket", "sqlite3", "subprocess", "sys",
+    "tempfile", "threading", "time", "tracemalloc", "uuid", "warnings", "weakref",
 })  # fmt: skip
+"""What looks beyond the program, or keeps state that nobody can depict."""
 FORBIDDEN_BUILTINS: Final = frozenset({
     "id", "hash", "input", "open", "globals", "locals", "vars", "eval", "exec", "__import__",
-    "breakpoint", "object",
+    "breakpoint", "object", "setattr", "delattr",
 })  # fmt: skip
+FORBIDDEN_ATTRIBUTES: Final = frozenset({
+    "__builtins__", "__closure__", "__code__", "__defaults__", "__delattr__", "__dict__",
+    "__globals__", "__kwdefaults__", "__setattr__",
+})  # fmt: skip
+"""What reaches around the language, but where an object is made."""
+MAKERS: Final = ("__init__", "__new__", "__post_init__", "__setattr__", "__delattr__")
 
 _HOME: Final = str(Path(__file__).parents[2])
 _LIBRARIES: Final = tuple({
@@ -141,6 +152,10 @@ class Surroundings:
         for name, value in captured.items():
             self.add(value, name)
         if not is_users(code.co_filename):
+            if not code.co_filename.startswith(_HOME):  # what a library has made for the user
+                for name, value in captured.items():
+                    self._look(f"{name}, which {function.__qualname__} captures",
+                               _Cell(function, name), value)  # fmt: skip
             return
         label = f"{function.__qualname__} ({_where(code)})"
         for name, value in captured.items():
@@ -261,6 +276,8 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _data_of(kind: type) -> dict[str, Any]:
+    if issubclass(kind, Enum):
+        return {str(member): dict(vars(member)) for member in kind} | {"class": sorted(vars(kind))}
     hidden = ("__dict__", "__weakref__", "__doc__", "__annotations__")
     descriptors = (types.GetSetDescriptorType, types.MemberDescriptorType)
     return {
@@ -328,6 +345,8 @@ def refuse_forbidden(code: types.CodeType, names: dict[str, Any]) -> None:
 def _forbidden_source(name: str, found: Any, is_global: bool) -> str:
     if found is None:
         return ""
+    if isinstance(found, _lru_cache_wrapper):
+        return f"{name}, whose results are kept where the checker can't see them"
     if isinstance(found, types.ModuleType):
         return f"the module {found.__name__}" if found.__name__ in FORBIDDEN else ""
     if not is_global:
@@ -351,10 +370,23 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @cache
 def _problem(code: types.CodeType) -> str:
+    is_global = False
     for one in dis.get_instructions(code):
         if one.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
             return (f"writes the global {one.argval}: the checker can't see it; keep it in a cell "
                     "of the machine")  # fmt: skip
         if one.opname == "IMPORT_NAME" and str(one.argval).partition(".")[0] in FORBIDDEN:
             return f"imports {one.argval}: a step and a protocol may look at nothing but cells"
+        reaches = one.opname in _OF_ATTRIBUTES and one.argval in FORBIDDEN_ATTRIBUTES
+        if reaches and code.co_name not in MAKERS:
+            return f"reaches around the language by {one.argval}; {_CELLS}"
+        if one.opname in ("STORE_ATTR", "DELETE_ATTR") and is_global:
+            return f"writes the attribute {one.argval} of a global, unseen; {_CELLS}"
+        is_global = one.opname == "LOAD_GLOBAL" or (is_global and one.opname in _ON_THE_WAY)
     return ""
+
+
+_CELLS: Final = "keep what changes in a cell of the machine"
+_OF_ATTRIBUTES: Final = ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR")
+_ON_THE_WAY: Final = ("LOAD_ATTR", "CACHE", "EXTENDED_ARG", "BINARY_SUBSCR", "LOAD_CONST")
+"""What stands between a global and the attribute of a part of it."""

@@ -236,8 +236,7 @@ class _PlainSearch:
         return ""
 
     def _verdict(self, limit: str, audit: Audit) -> Verdict:
-        wanted = (*self.configuration.sometimes, *self.configuration.sometimes_at_end)
-        never = tuple(name for name in wanted if name not in self.seen_sometimes)
+        never = self.configuration.never(self.seen_sometimes)
         answer: Answer = "proved"
         if self.found:
             answer = answer_of(self.found.values())

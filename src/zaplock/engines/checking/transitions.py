@@ -100,7 +100,8 @@ class TransitionTable:
         self.packed.begin()
         failed = [trie.failed for trie in self.tries if trie.failed is not None]
         self.initial_violation = failed[0] if failed else self._ask_promises(everything=True)
-        self.packed.adopt()
+        while self.packed.adopt():  # what a promise has made it has looked into, and nobody saw it
+            self._ask_promises(everything=True)
         self.auditor = Auditor(self)
 
     def enter(self, index: int, node: Node) -> int:
@@ -302,6 +303,8 @@ class TransitionTable:
                 guarded(check, self.machine, results)
         except Violation as violation:
             return violation
+        finally:
+            self.adopt()
         return None
 
     def close(self) -> None:
