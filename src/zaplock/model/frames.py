@@ -121,7 +121,8 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
             f"{task} returns {frame.kind} frame {low:#x} while CPU {cpu} "
             f"still translates {vpn << 12:#x} to it",
         )
-    m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name))
+    forked = frame.forked and frame.kind == "thp"  # the first page's says it of a whole huge page
+    m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name, forked=forked))
     m.content.clear(low, high)
     if frame.kind == "swap":
         m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
