@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model.huge_pool import give_back
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 
@@ -128,7 +129,7 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
         m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
         return
     if frame.kind == "hugetlb":
-        m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
+        give_back(m, high - low)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
     m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
 
