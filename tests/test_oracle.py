@@ -610,6 +610,17 @@ def test_a_machine_without_memory_cgroups_is_told_so(
 
 
 @needs_kernel
+def test_faults_in_how_a_userfaultfd_moves_huge_pages_are_found(bench: Bench) -> None:
+    kept, _ = corpus.load(CORPUS_AT / "huge-pages-that-a-userfaultfd-moves.json")
+    assert bench.diverge(kept) is None
+    for fault in seeded_faults.OF_THEMES["uffd-huge"]:
+        with seeded_faults.inject(fault):
+            found = bench.diverge(kept)
+        assert found is not None, fault.name
+        assert found.signature.startswith(("uffd_move", "load")), (fault.name, found.signature)
+
+
+@needs_kernel
 def test_equal_pages_become_one_and_ksmd_is_given_back() -> None:
     """ksmd runs where a sequence asks for it; each fault in what undoes its work is found."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -11,13 +12,22 @@ from dataclasses import replace
 import pytest
 from test_oracle import WINDOW, needs_kernel
 
+from zaplock.designs.linux import LINUX_6_18
+from zaplock.engines import sequential
 from zaplock.engines.sequential import LockCall
-from zaplock.oracle import committed, lock_sequences, manual, seeded_faults
+from zaplock.model.machine import Machine
+from zaplock.model.step import Task
+from zaplock.oracle import committed, huge_pool, lock_sequences, manual, seeded_faults
 from zaplock.oracle.campaign import Bench
 from zaplock.oracle.compare import result_text
 from zaplock.oracle.coverage import Coverage
 from zaplock.oracle.modelside import COVERED, ModelSide, model_side
 from zaplock.oracle.ops import Op
+from zaplock.oracle.real import RealSide
+from zaplock.protocols.design import Cx
+from zaplock.protocols.mmap import mmap
+from zaplock.protocols.mremap import mremap
+from zaplock.protocols.teardown import restore_reserve
 
 PAGE = 4096
 QUICK = ("merge-nothing", "no-sync", "munmap-keeps-locked", "page-tables-leak", "msync-locked")
@@ -142,7 +152,7 @@ def test_memory_is_promised_as_the_kernel_does_it(
     model = ModelSide(bench.real.environment)
     ended = (*sequence, Op("munmap", (WINDOW, 32 * PAGE)))
     assert any(committed.compare(bench.real, model, ended) is None for _ in range(5)), rule
-    figures, _ = bench.real.run_committed(ended)
+    figures, _ = bench.real.run_promised(ended)
     assert len(set(figures)) > 1, rule
 
 
@@ -292,3 +302,59 @@ def test_the_callers_limits_are_the_models(limits: dict[int, tuple[int, int]]) -
         preexec_fn=limit, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.stdout.strip(), done.stderr) == ("[] []", "")
+
+
+HUGE_PLACE, HUGE_PAGE = 0x2000_0000, 2 << 20
+OWNED = (  # mapped, shared with a child and written, given up in part, moved whole, punched
+    Op("mmap", (HUGE_PLACE, 3 * HUGE_PAGE, 3, 0x4_0032, -1, 0)),
+    Op("store", (HUGE_PLACE,)),
+    Op("load", (HUGE_PLACE + HUGE_PAGE,)),
+    Op("fork", ()),
+    Op("store", (HUGE_PLACE + HUGE_PAGE,)),
+    Op("madvise", (HUGE_PLACE, HUGE_PAGE, 4)),
+    Op("munmap", (HUGE_PLACE + 2 * HUGE_PAGE, HUGE_PAGE)),
+    Op("mremap", (HUGE_PLACE, 2 * HUGE_PAGE, 2 * HUGE_PAGE, 3, HUGE_PLACE + 8 * HUGE_PAGE)),
+    Op("store", (HUGE_PLACE + 8 * HUGE_PAGE,)),
+    Op("mmap", (HUGE_PLACE, 2 * HUGE_PAGE, 3, 0x4_0031, -1, 0)),
+    Op("store", (HUGE_PLACE,)),
+    Op("madvise", (HUGE_PLACE, HUGE_PAGE, 9)),
+    Op("load", (HUGE_PLACE,)),
+    Op("mmap", (HUGE_PLACE + 4 * HUGE_PAGE, HUGE_PAGE, 3, 0x4_4032, -1, 0)),
+    Op("store", (HUGE_PLACE + 4 * HUGE_PAGE,)),
+    Op("munmap", (HUGE_PLACE, 16 * HUGE_PAGE)),
+)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
+def test_huge_pages_are_promised_as_the_kernel_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others use the pool, too: one run of five must agree, and none where a zap promises none."""
+    with huge_pool.huge_pages(16):
+        real = RealSide()
+        try:
+            model = ModelSide(real.environment)
+            assert any(committed.compare(real, model, OWNED) is None for _ in range(5))
+            monkeypatch.setattr(restore_reserve, "run", lambda *_args: None)
+            found = [committed.compare(real, model, OWNED) for _ in range(3)]
+        finally:
+            real.close()
+    assert all(one is not None and one.at <= 5 for one in found), found
+
+
+def test_an_mremap_of_a_part_loses_what_the_rest_had_reserved() -> None:
+    """Found in a kernel: whoever moves a part keeps only that, and nobody gives the rest back."""
+    machine = Machine()
+    machine.globals.put("hugetlb_free", 8)
+    cx = Cx(LINUX_6_18, Task(1, 1, "mover"))
+
+    def reserved() -> int:
+        return int(machine.globals.get("hugetlb_reserved", 0))
+
+    length, target = 4 * HUGE_PAGE, HUGE_PLACE + 16 * HUGE_PAGE
+    assert sequential.run(machine, cx.task, mmap(cx, HUGE_PLACE, length, 3, 0x4_0032)) > 0
+    assert reserved() == 4
+    moved = mremap(cx, HUGE_PLACE, HUGE_PAGE, HUGE_PAGE, 3, target)
+    assert sequential.run(machine, cx.task, moved) == target
+    for start in (HUGE_PLACE, target):
+        assert sequential.run(machine, cx.task, cx.design.munmap(cx, start, length)) == 0
+    assert (machine.globals.get("hugetlb_free"), reserved()) == (8, 3)

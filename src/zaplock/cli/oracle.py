@@ -63,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--locks", action="store_true", help="compare lock sequences (root)")
     parser.add_argument(
-        "--committed", action="store_true", help="compare Committed_AS, on a quiet machine"
+        "--committed",
+        action="store_true",
+        help="compare Committed_AS (and of huge pages those free and reserved), on a quiet machine",
     )
     parser.add_argument("--self-test", action="store_true", help="put faults in: are they found?")
     parser.add_argument("--coverage", action="store_true", help="print every outcome's count")

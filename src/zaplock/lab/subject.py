@@ -124,3 +124,4 @@ def populate(machine: Machine, task: Task, length: int, backing: str) -> None:
         kind = "anon" if backing == "anonymous" else backing
         pte = Pte(kind, alloc_frames(machine, task, kind, last - first) - first, True)
     install(machine, task, space, first, last, pte)
+    machine.globals.put("hugetlb_reserved", 0)  # all that was is mapped

@@ -8,6 +8,7 @@ import msgspec
 
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
+from zaplock.model.huge_pool import promise
 from zaplock.model.step import Task, step
 from zaplock.model.swap import swap_in_cached, swap_out_cached
 
@@ -32,7 +33,8 @@ class File(msgspec.Struct, frozen=True):
     segment of System V shared memory) keeps every one of them apart. `read_ns`: how long a fault
     that finds a page missing in the cache waits for it, which then is a major fault; 0: pages come
     at once. `served`: the page comes from a process (FUSE) that has to answer. `saved` is the VMA
-    that a device's driver remembers from mmap to the VMA's close(), 0 for none.
+    that a device's driver remembers from mmap to the VMA's close(), 0 for none. `promised`: the
+    huge pages that its mapping has reserved and nobody has faulted in, by their number in it.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class File(msgspec.Struct, frozen=True):
     read_ns: int = 0
     served: bool = False
     saved: int = 0
+    promised: tuple[int, ...] = ()
 
     @property
     def is_write_sealed(self) -> bool:
@@ -169,6 +172,7 @@ def put_file(m: Machine, task: Task, file: int) -> None:
     if backing.refs > 1 or backing.kind == "disk":
         return
     truncate_pagecache.run(m, task, file, 0)
+    promise(m, -len(backing.promised))
     if backing.charged:
         m.commit(-backing.charged)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from zaplock.model.huge_pool import give_back
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 
@@ -121,13 +122,14 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
             f"{task} returns {frame.kind} frame {low:#x} while CPU {cpu} "
             f"still translates {vpn << 12:#x} to it",
         )
-    m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name))
+    forked = frame.forked and frame.kind == "thp"  # the first page's says it of a whole huge page
+    m.frames.set(low, high, Frame(frame.kind, 0, 0, freed_by=task.name, forked=forked))
     m.content.clear(low, high)
     if frame.kind == "swap":
         m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
         return
     if frame.kind == "hugetlb":
-        m.globals.put("hugetlb_free", m.globals.get("hugetlb_free", 0) + (high - low) // 512)
+        give_back(m, high - low)
     per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
     m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
 

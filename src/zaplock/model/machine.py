@@ -24,6 +24,7 @@ Figure = Literal[
     "committed_as",  # pages that are promised
     "committed_forgotten",  # of these: what is never given back, as a kernel does by mistake
     "hugetlb_free",  # huge pages in the pool
+    "hugetlb_reserved",  # of these: what is promised (model.huge_pool)
     "swap_free",  # pages that swap has room for
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # whether accessed bits are followed (model.references)

@@ -32,6 +32,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import Frame, alloc_frames, change_frames, mark_forked
+from zaplock.model.huge_pool import take
 from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install, split_entries
 from zaplock.model.references import read_only, watches_writes
@@ -259,7 +260,7 @@ def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int
     if frame is not None and frame.kind == "hugetlb" and frame.refs == frame.maps == 1:
         space.ptes.set(low, low + PAGES_PER_PMD, Pte("hugetlb", pte.delta, True))
         return 0
-    if not take_hugetlb_page(m):
+    if not take(m, False):  # what is its own was promised before the fork, and taken
         return -SIGBUS
     held = m.content.overlapping(low + pte.delta, low + pte.delta + PAGES_PER_PMD)
     space.ptes.clear(low, low + PAGES_PER_PMD)
@@ -339,7 +340,7 @@ def _hugetlb(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool)
     m.spend("fault_hugetlb")
     if vma.file and vma.flags & VM_SHARED:
         return _hugetlb_shared(m, task, vma, space, low)
-    if not take_hugetlb_page(m):
+    if not take(m, vma.reserves):
         return -SIGBUS
     pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
     writable = bool(vma.flags & VM_WRITE)
@@ -354,8 +355,11 @@ def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: Mm, low: int) -> in
     if pgoff << PAGE_SHIFT >= m.files[vma.file].size:
         return -SIGBUS
     if delta is None:
-        if not take_hugetlb_page(m):
+        file, number = m.files[vma.file], pgoff // PAGES_PER_PMD
+        if not take(m, number in file.promised):
             return -SIGBUS
+        left = tuple(one for one in file.promised if one != number)
+        m.files.put(vma.file, change(file, promised=left))
         pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
         delta = pfn - pgoff
         cache.set(pgoff, pgoff + PAGES_PER_PMD, delta)
@@ -364,14 +368,6 @@ def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: Mm, low: int) -> in
     writable = bool(vma.flags & VM_WRITE)
     install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", pfn - low, writable))
     return 0
-
-
-def take_hugetlb_page(m: Machine) -> bool:
-    """Take a page from the hugetlb pool; False if it is empty."""
-    left: int = m.globals.get("hugetlb_free", 0)
-    if left > 0:
-        m.globals.put("hugetlb_free", left - 1)
-    return left > 0
 
 
 def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
@@ -490,7 +486,7 @@ def populate_range(
     grain = PAGES_PER_PMD if plain and allows_huge_pages(m, vma) else last
     vpn = first
     while vpn < last:
-        may_be_huge = plain and huge_range(m, vma, space, vpn) is not None
+        may_be_huge = not vma.file and huge_range(m, vma, space, vpn) is not None
         end = min(last, (vpn // grain + 1) * grain)
         if plain and not may_be_huge and not space.ptes.any_in(vpn, end):
             alloc_tables(m, task, space, vpn, end)

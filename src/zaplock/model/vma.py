@@ -18,6 +18,7 @@ import msgspec
 from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PAGES_PER_PMD,
     PMD_SIZE,
     VM_ACCESS_FLAGS,
     VM_EXEC,
@@ -30,6 +31,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     names,
 )
+from zaplock.model.huge_pool import promise
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
@@ -47,6 +49,7 @@ class Vma(msgspec.Struct, frozen=True):
     `attached`: in the tree, so a lookup finds it. `lock_seq`: write-locked while it equals the
     mm's. `leaving`: who read-locked it when it was taken out of the tree, where an unmap does not
     wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
+    `reserves`: the huge pages that it has not mapped are promised to it (model.huge_pool).
     `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     """
 
@@ -65,6 +68,7 @@ class Vma(msgspec.Struct, frozen=True):
     cut: bool = False
     name: str = ""
     anon_name: str = ""
+    reserves: bool = False
 
     @property
     def length(self) -> int:
@@ -244,6 +248,8 @@ def free(m: Machine, task: Task, handle: int) -> None:
     if vma.file and m.files[vma.file].saved == handle:
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma} without its close()")
     m.spend("vma_free")
+    if vma.reserves:
+        promise(m, -(vma.nr_pages // PAGES_PER_PMD))
     if vma.file:
         put_file(m, task, vma.file)
     m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))

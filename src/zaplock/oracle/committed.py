@@ -1,17 +1,20 @@
 """Committed_AS after every operation, by difference: what mappings promise and give back.
 
-It is one figure for the whole machine, so everybody else's mappings change it too. That is why it
-is compared apart, on a quiet machine, and a difference counts only if it comes again, and again.
+And of a sequence that maps huge pages of the pool, how many of those are free and reserved. These
+are figures of the whole machine, so everybody else's mappings change them too. That is why they are
+compared apart, on a quiet machine, and a difference counts only if it comes again, and again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from zaplock.model.flags import MAP_HUGETLB
 from zaplock.oracle.generate import Generator, Scope
 from zaplock.oracle.lock_sequences import BATCH, Difference
 from zaplock.oracle.modelside import ModelSide
-from zaplock.oracle.ops import Op
+from zaplock.oracle.ops import Op, Promised
 from zaplock.oracle.real import RealSide
 
 RUNS = 3  # in which a difference must show
@@ -38,14 +41,29 @@ def sample(real: RealSide, model: ModelSide, seed: int, scope: Scope) -> Committ
 
 def compare(real: RealSide, model: ModelSide, sequence: tuple[Op, ...]) -> Difference | None:
     """Run a sequence on both sides; None where they agree, or where the results differ already."""
-    figures, results = real.run_committed(sequence)
-    model.committed = []
+    figures, results = real.run_promised(sequence)
+    model.promised = []
     steps = model.run(sequence)
-    pages, model.committed = model.committed, None
+    pages, model.promised = model.promised, None
+    shown = Promised._fields if any(map(maps_huge_pages, sequence)) else ("committed",)
     if [step.outcome.result for step in steps] != results:
         return None  # that is the whole comparison's to report
     for at in range(len(sequence)):
-        kernel, ours = (figures[at + 1] - figures[at]) // 4, pages[at + 1] - pages[at]
+        kernel, ours = (
+            [getattr(side[at + 1], name) - getattr(side[at], name) for name in shown]
+            for side in (figures, pages)
+        )
         if kernel != ours:
-            return Difference(sequence, at, f"{kernel:+} pages", f"{ours:+} pages")
+            return Difference(sequence, at, told(kernel), told(ours))
     return None
+
+
+def told(changes: Sequence[int]) -> str:
+    """Tell by how many pages each figure has changed."""
+    names = ("pages", "huge pages free", "reserved")
+    return ", ".join(f"{change:+} {name}" for change, name in zip(changes, names, strict=False))
+
+
+def maps_huge_pages(op: Op) -> bool:
+    """Return whether an operation maps huge pages of the pool."""
+    return op.name == "mmap" and isinstance(op.args[3], int) and bool(op.args[3] & MAP_HUGETLB)

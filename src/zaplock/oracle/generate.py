@@ -96,6 +96,9 @@ THEMES: dict[str, dict[str, int]] = {
     "uffd-move": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 4,
                   "uffd_zeropage": 4, "uffd_poison": 2, "uffd_writeprotect": 3, "uffd_move": 30,
                   "fork": 3, "mremap": 3, "madvise": 8, "mlock": 1},
+    "uffd-huge": {**_COMMON, "uffd_register": 3, "uffd_unregister": 1, "uffd_copy": 2,
+                  "uffd_zeropage": 2, "uffd_writeprotect": 4, "uffd_move": 36, "fork": 4,
+                  "mremap": 4, "madvise": 14, "mlock": 1},
     "uring": {**_STAYING, "uring_register": 30, "mremap": 4, "madvise": 12, "fork": 4, "mlock": 2,
               "ftruncate": 4, "mseal": 1},
     "policy": {**_COMMON, "mbind": 40, "set_mempolicy_home_node": 12, "mremap": 10, "madvise": 6,
@@ -128,7 +131,11 @@ THEMES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-_WATCHERS = ("uffd", "uffd-move")  # themes that are all about what a userfaultfd watches
+_WATCHERS = (
+    "uffd",
+    "uffd-move",
+    "uffd-huge",
+)  # themes that are all about what a userfaultfd watches
 _PAGING_OUT = ("pageout", "swap")  # themes in which it watches in three of ten sequences
 _TO_WATCHED = {*_WATCHING, "uffd_move"}
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
@@ -145,6 +152,16 @@ _TO_MOVE = (  # what three in four of the theme "uffd-move" do
     Op("madvise", (SOURCE, 6 * PAGE, 23)),
 )
 
+_HUGE_SOURCE = HUGE_WINDOW + 2 * PMD
+_HUGE_TO_MOVE = (  # and of the theme "uffd-huge"
+    Op("mmap", (HUGE_WINDOW, 2 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("uffd_register", (HUGE_WINDOW, 2 * PMD, 3)),
+    Op("mmap", (_HUGE_SOURCE, 2 * PMD, 3, 0x32, ops.NO_FILE, 0)),
+    Op("madvise", (_HUGE_SOURCE, 2 * PMD, advice.MADV_HUGEPAGE)),
+    Op("store", (_HUGE_SOURCE,)),
+    Op("store", (_HUGE_SOURCE + PMD + 7 * PAGE,)),
+)
+
 _TO_MERGE = (  # and of the theme "ksm"
     Op("mmap", (WINDOW, WATCHED_PAGES * PAGE, 3, 0x32, ops.NO_FILE, 0)),
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_MERGEABLE)),
@@ -156,12 +173,14 @@ _TO_FREE = (  # and of the theme "lazyfree"
     Op("madvise", (WINDOW, WATCHED_PAGES * PAGE, advice.MADV_FREE)),
 )
 
-ASKED_FOR = ("crowd", "hugetlb", "group", "collapse", "pageout", "shm", "uring", "ksm", "swap")
-"""Themes that run only when asked for: the first is slow, the second needs a pool of huge pages,
-the third a memory cgroup, the fourth free huge pages at every moment, the fifth a machine without
-swap, the sixth a namespace for System V shared memory, the seventh an io_uring, which not everybody
-may have; the next starts ksmd, and the last makes swap. What mincore says of pages in swap is not
-compared: it depends on what was written."""
+ASKED_FOR = (
+    "crowd", "hugetlb", "group", "collapse", "uffd-huge", "pageout", "shm", "uring", "ksm", "swap",
+)  # fmt: skip
+"""Themes that run only when asked for: "crowd" is slow, "hugetlb" needs a pool of huge pages,
+"group" a memory cgroup, "collapse" and "uffd-huge" free huge pages at every moment, "pageout" a
+machine without swap, "shm" a namespace for System V shared memory, "uring" an io_uring, which not
+everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages in swap is
+not compared: it depends on what was written."""
 
 _NEAR_THEMES = (
     "lock",
@@ -258,6 +277,8 @@ class Generator:
 
     def _beginning(self) -> tuple[Op, ...]:
         """Make what three in four sequences of a theme begin with."""
+        if self._theme == "uffd-huge":
+            return _HUGE_TO_MOVE
         if self._is_huge:
             return _HUGE_PAGES
         if self._theme == "uffd-move" or (self._theme == "swap" and self.chance(30)):
@@ -286,7 +307,7 @@ class Generator:
 
     @property
     def _is_huge(self) -> bool:
-        return self._theme in ("huge", "collapse", "process") or self._huge_too
+        return self._theme in ("huge", "collapse", "process", "uffd-huge") or self._huge_too
 
     @property
     def _pages_out(self) -> bool:
@@ -480,7 +501,7 @@ def _range(g: Generator) -> tuple[Argument, int]:
 
 def _watched(g: Generator) -> tuple[Argument, int]:
     """Choose a range for a userfaultfd: mostly where one watches from the beginning on."""
-    if g.chance(20):
+    if g.chance(20) or g._theme == "uffd-huge":
         return _range(g)
     return WINDOW + PAGE * g.random.randrange(WATCHED_PAGES), PAGE * g.random.choice((1, 1, 2, 4))
 
@@ -492,8 +513,24 @@ def _to_register(g: Generator) -> tuple[Argument, int]:
 
 
 def _move_pages(g: Generator) -> tuple[Argument, ...]:
+    if g._theme == "uffd-huge":
+        return _move_huge_pages(g)
     source = g._page() if g.chance(20) else SOURCE + PAGE * g.random.randrange(8)
     return *_watched(g), source, g.random.choice((0, 0, 0, 2, 2, 1, 4))
+
+
+def _move_huge_pages(g: Generator) -> tuple[Argument, ...]:
+    """Choose pages to move: whole huge pages, parts of them, and there and back again."""
+    target = HUGE_WINDOW + PMD * g.random.randrange(2)
+    source = _HUGE_SOURCE + PMD * g.random.randrange(2)
+    if g.chance(15):
+        target, source = source, target
+    length = g.random.choice((PMD, PMD, PMD, PAGE, 4 * PAGE, PMD - PAGE, PMD + PAGE, 2 * PMD))
+    if g.chance(40):
+        target += PAGE * g.random.choice((1, 7, 511, g.random.randrange(512)))
+    if g.chance(40):
+        source += PAGE * g.random.choice((1, 7, 511, g.random.randrange(512)))
+    return target, length, source, g.random.choice((0, 0, 0, 2, 2, 2, 1, 4))
 
 
 def _page_and_length(g: Generator) -> tuple[Argument, int]:

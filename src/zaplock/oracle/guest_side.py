@@ -313,7 +313,8 @@ def guest_scope(release: str) -> Scope:
     slots = tuple(slot for slot in range(len(ops.FILES)) if slot != ops.DISK_SLOT)
     themes = COVERED.themes
     if not carries(release, "6.12"):  # registering merged otherwise; some prctls are younger
-        themes = tuple(theme for theme in themes if theme not in ("uffd", "uffd-move", "process"))
+        younger = ("uffd", "uffd-move", "uffd-huge", "process")
+        themes = tuple(theme for theme in themes if theme not in younger)
     if not carries(release, "6.12"):  # file seals are judged from there on
         themes = tuple(theme for theme in themes if theme != "memfd")
     spares_ring = not carries(release, "6.10")

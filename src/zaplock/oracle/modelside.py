@@ -17,7 +17,15 @@ from zaplock.engines.sequential import LockCall
 from zaplock.oracle import ops
 from zaplock.oracle.generate import Scope
 from zaplock.oracle.modelops import apply
-from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Ref, Snapshot
+from zaplock.oracle.ops import (
+    CallOutcome,
+    Environment,
+    Op,
+    OracleStep,
+    Promised,
+    Ref,
+    Snapshot,
+)
 from zaplock.oracle.program import slots_used
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.world import World
@@ -45,7 +53,7 @@ class ModelSide:
         self.environment = environment
         self.design = design or design_of(platform.release()).design
         self.lock_calls: list[list[LockCall]] | None = None
-        self.committed: list[int] | None = None
+        self.promised: list[Promised] | None = None
         self.limit_s = 0.0
 
     def close(self) -> None:
@@ -68,8 +76,8 @@ class ModelSide:
         world.view.untouched = ops.shows_references(sequence)
         results: list[int] = []
         steps = []
-        if self.committed is not None:
-            self.committed.append(world.machine.globals.get("committed_as", 0))
+        if self.promised is not None:
+            self.promised.append(_promised(world))
         world.view.shows_lazyfree = self.environment.shows_lazyfree and ops.shows_lazyfree(sequence)
         world.view.end = ops.CROWD if ops.is_crowded(sequence) else 1 << 63
         for index, op in enumerate(sequence):
@@ -89,11 +97,19 @@ class ModelSide:
                 return steps
             if self.lock_calls is not None and calls is not None:
                 self.lock_calls.append(calls)
-            if self.committed is not None:
-                self.committed.append(world.machine.globals.get("committed_as", 0))
+            if self.promised is not None:
+                self.promised.append(_promised(world))
             results.append(outcome.result)
             steps.append(OracleStep(outcome, world.view.snapshot()))
         return steps
+
+
+def _promised(world: World) -> Promised:
+    """Return what the model's machine has promised so far."""
+    figure = world.machine.globals.get
+    return Promised(
+        figure("committed_as", 0), figure("hugetlb_free", 0), figure("hugetlb_reserved", 0)
+    )
 
 
 @contextmanager

@@ -225,6 +225,14 @@ BROKEN = 1 << 62
 """The result of an operation in which the model broke a rule of its own; `seen` says which."""
 
 
+class Promised(NamedTuple):
+    """What a machine has promised: pages of memory; huge pages that are free, and reserved."""
+
+    committed: int
+    huge_free: int
+    huge_reserved: int
+
+
 class CallOutcome(NamedTuple):
     """What an operation returned: a value or minus errno (a signal for accesses).
 

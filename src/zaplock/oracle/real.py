@@ -16,7 +16,7 @@ from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
-from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
+from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
 from zaplock.scratch import Scratch
 
@@ -128,8 +128,8 @@ class RealSide:
         words, results = self._results(sequence, built)
         return words[built.baseline + stub.RESULT >> 3], results
 
-    def run_committed(self, sequence: Sequence[Op]) -> tuple[list[int], list[int]]:
-        """Run a sequence: the machine's Committed_AS (kB) before and after each operation, results.
+    def run_promised(self, sequence: Sequence[Op]) -> tuple[list[Promised], list[int]]:
+        """Run a sequence: what the machine has promised, before and after each operation; results.
 
         Whoever else runs on the machine changes it too.
         """
@@ -141,7 +141,11 @@ class RealSide:
             looks += [place.child + k * stub.ENTRY for k in range(3)] if place.child >= 0 else []
             for look in (*looks, place.after):
                 begin, at = at, at + max(words[look + stub.RESULT >> 3], 0)
-            figures.append(int(data[begin:at].partition(b"Committed_AS:")[2].split(None, 1)[0]))
+            committed, *huge = (
+                int(data[begin:at].partition(name)[2].split(None, 1)[0])
+                for name in (b"Committed_AS:", b"HugePages_Free:", b"HugePages_Rsvd:")
+            )
+            figures.append(Promised(committed * 1024 // ring.PAGE, *huge))
         return figures, results
 
     def run_threads(

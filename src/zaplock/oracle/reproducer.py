@@ -3,7 +3,8 @@
 The program does the sequence in forked children, each of which unmaps everything it has mapped and
 ends. It prints what a child has in huge pages when it is through, VmLck of a child when nothing is
 mapped any more, and by how much Committed_AS of the machine has grown when all are gone (and
-HugePages_Rsvd, where it maps huge pages of the pool). All but the first would be 0. A child that
+HugePages_Rsvd, where it maps huge pages of the pool). All but the first would be 0. Where a
+userfaultfd moves pages, it says of each whether it is still write-protected there. A child that
 uses up a second of CPU time is killed, and is the last.
 """
 
@@ -24,7 +25,7 @@ _FLAGS = {
 _REMAPS = {1: "MREMAP_MAYMOVE", 2: "MREMAP_FIXED", 4: "MREMAP_DONTUNMAP"}
 _KNOWN = (
     "mmap", "munmap", "mprotect", "mremap", "madvise", "mlock", "munlock", "store", "load",
-    "uffd_register", "uffd_writeprotect",
+    "uffd_register", "uffd_writeprotect", "uffd_move",
 )  # fmt: skip
 
 _PROGRAM = """\
@@ -67,7 +68,7 @@ static long field(const char *path, const char *name)
 {files}
 {body}
 
-	if (tells)
+{moved}	if (tells)
 		printf("AnonHugePages in the end: %ld kB\\n",
 			field("/proc/self/smaps_rollup", "AnonHugePages"));
 {unmaps}
@@ -131,6 +132,39 @@ static long uffd_writeprotect(char *start, unsigned long length, unsigned long m
 }
 
 """
+_MOVE_INCLUDES = """\
+#ifndef UFFDIO_MOVE
+struct uffdio_move {
+	__u64 dst, src, len, mode;
+	__s64 move;
+};
+#define UFFDIO_MOVE _IOWR(UFFDIO, 5, struct uffdio_move)
+#endif
+"""
+_MOVE_HELPERS = """\
+static long uffd_move(char *start, unsigned long length, unsigned long source, unsigned long mode)
+{
+	struct uffdio_move range = { (unsigned long)start, source, length, mode, 0 };
+
+	return ioctl(uffd, UFFDIO_MOVE, &range);
+}
+
+static void tell_moved(char *start, unsigned long length)
+{
+	int pagemap = open("/proc/self/pagemap", O_RDONLY);
+	__u64 entry;
+
+	for (char *page = start; page < start + length; page += 4096) {
+		if (pread(pagemap, &entry, sizeof(entry), (unsigned long)page / 4096 * 8) != 8)
+			break;
+		printf("%p is %s and %swrite-protected\\n", page,
+			entry >> 62 & 1 ? "in swap" : entry >> 63 ? "present" : "empty",
+			entry >> 57 & 1 ? "" : "not ");
+	}
+	close(pagemap);
+}
+
+"""
 _UFFD_OPENED = """\
 	struct uffdio_api api = { UFFD_API, UFFD_FEATURE_SIGBUS, 0 };
 
@@ -149,12 +183,14 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
     files = '\tint file = open("/var/tmp", O_RDWR | O_TMPFILE, 0600);\n' if uses_file else ""
     files += "\tftruncate(file, 64 * 4096);\n" if uses_file else ""
     watches = any(op.name.startswith("uffd") for op in sequence)
+    moves = [op for op in sequence if op.name == "uffd_move"]
     reserves = any(op.name == "mmap" and _flags_of(op) & f.MAP_HUGETLB for op in sequence)
     return _PROGRAM.format(
         why=why, name=name, count=len(sequence), body=body, rounds=ROUNDS,
         files=files + (_UFFD_OPENED if watches else ""),
-        includes=_UFFD_INCLUDES if watches else "",
-        helpers=_UFFD_HELPERS if watches else "",
+        includes=(_UFFD_INCLUDES if watches else "") + (_MOVE_INCLUDES if moves else ""),
+        helpers=(_UFFD_HELPERS if watches else "") + (_MOVE_HELPERS if moves else ""),
+        moved="".join(map(_tell_moved, moves)),
         unmaps="\n".join(_unmaps(sequence)),
         before=_RESERVED_BEFORE if reserves else "",
         after=_RESERVED_AFTER if reserves else "",
@@ -181,6 +217,11 @@ def _call(op: Op) -> str:
     if op.name == "load":
         return f"*(volatile char *){a[0]}"
     return f"{op.name}((void *){', '.join(a)})"
+
+
+def _tell_moved(op: Op) -> str:
+    start, length = (_value(value) for value in op.args[:2])
+    return f"\tif (tells)\n\t\ttell_moved((void *){start}, {length});\n"
 
 
 def _unmaps(sequence: Sequence[Op]) -> list[str]:

@@ -39,6 +39,7 @@ from zaplock.protocols import (
     populate,
     seals,
     teardown,
+    uffd_move,
     vm_flags,
 )
 
@@ -245,6 +246,14 @@ FAULTS: tuple[Fault, ...] = (
 )  # fmt: skip
 
 OF_THEMES: dict[str, tuple[Fault, ...]] = {
+    "uffd-huge": (
+        Fault("shared-pages-move", "what a fork has shared can't be moved", uffd_move, "may_leave",
+              _always(True)),
+        Fault("folio-moves-in-parts", "a huge page is split with the first page that is moved",
+              uffd_move, "is_in_folio", _always(False)),
+        Fault("small-move-of-huge", "a huge page moves whole onto no page table", uffd_move,
+              "move_huge", _always(512)),
+    ),
     "lazyfree": (
         Fault("free-does-nothing", "what MADV_FREE was given for is lazily free",
               madvise.mark_free, "run", _always(None)),

@@ -119,6 +119,7 @@ def copy_one(m: Machine, task: Task, handle: int, child: int) -> int:
         uffd=0,
         anon_vma=m.new_handle(task, "anon_vma") if vma.anon_vma and not wiped else 0,
         shared_anon_vma=bool(vma.anon_vma) and not wiped,
+        reserves=False,
         lock_seq=-1,
     )
     account(m.mm(child), copy.flags, copy.file, copy.nr_pages)

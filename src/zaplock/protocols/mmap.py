@@ -51,6 +51,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
+from zaplock.model.huge_pool import promise, unpromised
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.references import born_dirty
@@ -150,8 +151,8 @@ def hugetlb_error(m: Machine, _task: Task, length: int, vm_flags: int, pgoff: in
     """
     if pgoff % PAGES_PER_PMD:
         return -EINVAL
-    free = m.globals.get("hugetlb_free")
-    fits = free is None or vm_flags & VM_NORESERVE or length <= free * PMD_SIZE
+    left = unpromised(m)
+    fits = left is None or vm_flags & VM_NORESERVE or length <= left * PMD_SIZE
     return 0 if fits else -ENOMEM
 
 
@@ -307,12 +308,19 @@ def link_new_vma(
     A private mapping of /dev/zero is anonymous memory that keeps its file: that `name` keeps it
     apart from its neighbours.
     """
+    pages = end - start >> PMD_SHIFT if vm_flags & VM_HUGETLB else 0
+    reserves = bool(pages) and not vm_flags & VM_NORESERVE and unpromised(m) is not None
+    reserves = reserves and not (file and vm_flags & VM_SHARED)
+    promise(m, pages * reserves)
     if not file and vm_flags & VM_SHARED:
         name = name if vm_flags & VM_HUGETLB else ""
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
         huge = vm_flags & VM_HUGETLB
         charged = 0 if huge else charged
+        first = pgoff // PAGES_PER_PMD
+        promised = tuple(range(first, first + pages)) if reserves else ()
+        reserves = False  # the file does, for all who map it
         backing = (
             File(
                 "hugetlb",
@@ -321,6 +329,7 @@ def link_new_vma(
                 name,
                 refs=0,
                 counts_mappings=True,
+                promised=promised,
             )
             if huge
             else File(
@@ -334,7 +343,9 @@ def link_new_vma(
         )
         m.files.put(file, backing)
     vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
-    vma = Vma(mm, start, end, born_dirty(m, vm_flags), pgoff, file, name="" if file else name)
+    name = "" if file else name
+    born = born_dirty(m, vm_flags)
+    vma = Vma(mm, start, end, born, pgoff, file, name=name, reserves=reserves)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle

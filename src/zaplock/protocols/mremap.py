@@ -517,6 +517,8 @@ async def move(
         await cx.design.do_munmap(cx, target, r.new_length, events, False)
         await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
         return MremapResult(-ENOMEM)
+    if vma.reserves:
+        await clear_reserve(handle)
     if keeps_old:
         resets, unaccounts = cx.design.dontunmap_resets_offset, cx.design.dontunmap_unaccounts
         await keep_empty(cx.mm, new, r.address, r.old_length, leaks, resets, unaccounts)
@@ -524,6 +526,15 @@ async def move(
         await cx.design.do_munmap(cx, r.address, r.old_length, events, False)
     await write_counter(cx.mm, "hiwater_vm", hiwater_vm)
     return MremapResult(target, 0, populate_range(vma, r, target))
+
+
+@step
+def clear_reserve(m: Machine, task: Task, handle: int) -> None:
+    """Take the reserve from a VMA: the part that has moved owns it (clear_vma_resv_huge_pages).
+
+    The pages that were promised to the rest, and are not mapped, stay so with nobody to claim them.
+    """
+    m.vmas.put(handle, change(vma_of(m, task, handle), reserves=False))
 
 
 async def split_off(cx: Cx, handle: int, vma: Vma, r: Request) -> int:

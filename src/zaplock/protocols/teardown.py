@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import i_mmap_lock
 from zaplock.model.flags import (
     PAGE_SHIFT,
+    PAGES_PER_PMD,
     VM_ACCOUNT,
     VM_HUGETLB,
     VM_LOCKED,
@@ -23,6 +24,7 @@ from zaplock.model.flags import (
     VM_PAT,
     VM_PFNMAP,
 )
+from zaplock.model.huge_pool import promise
 from zaplock.model.mm import Counter
 from zaplock.model.pagetable import free_tables, zap
 from zaplock.model.rwsem import down_write, up_write
@@ -137,11 +139,19 @@ async def unmap_hugepages(
         final = skip_vm_flags
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
+    if vma.reserves:
+        await restore_reserve(cx.mm, low, high)
     await unmap_page_range(cx, gather, low, high)
     if final and cx.design.clears_mayshare:
         await clear_mayshare(handle)
     if vma.file:
         await up_write(i_mmap_lock(vma.file))
+
+
+@step
+def restore_reserve(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
+    """Promise the owner of a reserve those pages again that a zap is to take (6.9)."""
+    promise(m, m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT) // PAGES_PER_PMD)
 
 
 async def unmap_page_range(

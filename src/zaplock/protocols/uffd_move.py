@@ -1,19 +1,25 @@
 """userfaultfd: UFFDIO_MOVE takes pages of anonymous memory to where a userfaultfd watches (6.8).
 
 A page that somebody else maps, too, can't go (EBUSY), nor one that a fork had shared and that
-nobody has written to since. Not modelled: huge pages.
+nobody has written to since. A huge page goes as one where it is asked for whole and its new place
+has no page table; else its entry is split, and its folio with the first page that goes.
 
-Source: mm/userfaultfd.c move_pages, fs/userfaultfd.c (6.12 on).
+A page that is there loses the write protection of a userfaultfd as it goes, as with mremap; one in
+swap keeps it (docs/findings/moved-out-of-swap-protected).
+
+Source: mm/userfaultfd.c (move_pages, move_pages_huge_pmd, move_pages_ptes), fs/userfaultfd.c, both
+of 6.12 on.
+Not covered: huge pages of hugetlb are refused, as there.
 """
 
 from __future__ import annotations
 
 from errno import EAGAIN, EBUSY, EEXIST, EFAULT, EINVAL, ENOENT
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     PAGE_SHIFT,
-    PAGE_SIZE,
+    PAGES_PER_PMD,
     VM_ACCESS_FLAGS,
     VM_HUGETLB,
     VM_IO,
@@ -24,12 +30,12 @@ from zaplock.model.flags import (
     VM_SHARED,
     VM_WRITE,
 )
+from zaplock.model.folios import split_folio
 from zaplock.model.mm import Mm, Pte
-from zaplock.model.pagetable import ABSENT, HUGE, alloc_tables
+from zaplock.model.pagetable import ABSENT, HUGE, alloc_tables, small_entry
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
-from zaplock.model.violations import Invariant, Violation
 from zaplock.model.vma import Vma, anon_vma_prepare, read_vma, vma_of
 from zaplock.protocols.locking import lock_vma_under_rcu, vma_end_read, vma_start_read
 from zaplock.protocols.table_walk import vma_lookup
@@ -42,6 +48,13 @@ if TYPE_CHECKING:
 
 ALLOW_SRC_HOLES = 2
 _IMMOVABLE = VM_PFNMAP | VM_IO | VM_HUGETLB | VM_MIXEDMAP
+
+
+class MoveRules(NamedTuple):
+    """Whether what is not there is no error, and whether a split gives pages of zeros back."""
+
+    holes: bool
+    finds_zeros: bool
 
 
 async def uffdio_move(cx: Cx, context: int, start: int, length: int, source: int, mode: int) -> int:
@@ -64,8 +77,8 @@ async def uffdio_move(cx: Cx, context: int, start: int, length: int, source: int
         await down_read(cx.mmap_lock)
         await up_read(cx.mmap_lock)
         return -ENOENT
-    holes = bool(mode & ALLOW_SRC_HOLES)
-    moved = await move_pages(target, origin, context, start, source, length, holes)
+    by_rules = MoveRules(bool(mode & ALLOW_SRC_HOLES), cx.design.finds_zeros)
+    moved = await move_pages(target, origin, context, start, source, length, by_rules)
     if origin != target:
         await vma_end_read(origin)
     await vma_end_read(target)
@@ -99,21 +112,25 @@ def move_pages(
     start: int,
     source: int,
     length: int,
-    holes: bool,
+    rules: MoveRules,
 ) -> int:
-    """Move page after page up to the first that can't go; bytes, or a negative errno."""
+    """Move page after page, huge ones as one, up to the first that can't go.
+
+    Returns bytes, or a negative errno.
+    """
     into, out_of = vma_of(m, task, target), vma_of(m, task, origin)
     if source + length > out_of.end or start + length > into.end:
         return -EINVAL
     if not may_move(out_of, into) or into.uffd != context:
         return -EINVAL
     space = m.mm(into.mm)
-    for done in range(0, length, PAGE_SIZE):
-        error = move_page(
-            m, task, space, start + done >> PAGE_SHIFT, source + done >> PAGE_SHIFT, holes
-        )
-        if error:
-            return done or error
+    to, at, last = start >> PAGE_SHIFT, source >> PAGE_SHIFT, source + length >> PAGE_SHIFT
+    offset = to - at
+    while at < last:
+        moved = move_next(m, task, space, at + offset, at, last, rules)
+        if moved < 0:
+            return (at << PAGE_SHIFT) - source or moved
+        at += moved
     return length
 
 
@@ -127,10 +144,15 @@ def may_move(out_of: Vma, into: Vma) -> bool:
     return not (out_of.flags | into.flags) & (_IMMOVABLE | VM_SHARED)
 
 
-def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) -> int:
-    """Move the page at virtual page `at`: 0 or a negative errno. Page tables come as it goes on."""
+def move_next(
+    m: Machine, task: Task, space: Mm, to: int, at: int, last: int, rules: MoveRules
+) -> int:
+    """Move what is at virtual page `at`, of [at, last): pages moved, or a negative errno.
+
+    Page tables come as it goes on.
+    """
     if space.tables[2].at(at >> 18) is None:
-        if not holes:
+        if not rules.holes:
             return -ENOENT
         alloc_tables(m, task, space, at, at + 1, 2)
     alloc_tables(m, task, space, to, to + 1, 2)
@@ -138,21 +160,61 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
     if there is not None and there.kind in HUGE:
         return -EEXIST
     if pte is not None and pte.kind in HUGE:
-        raise Violation(Invariant.BOOKS_BALANCE, "UFFDIO_MOVE of huge pages is not modelled")
-    if space.tables[1].at(at >> 9) is None and not holes:
+        whole = not (at % PAGES_PER_PMD or to % PAGES_PER_PMD) and last - at >= PAGES_PER_PMD
+        if pte.kind == "thp" and not may_leave(m, at + pte.delta):
+            return -EBUSY
+        if whole and space.tables[1].at(to // PAGES_PER_PMD) is None:
+            return move_huge(m, space, to, at, pte)
+        low = at - at % PAGES_PER_PMD
+        space.ptes.set(low, low + PAGES_PER_PMD, small_entry(pte))
+    if space.tables[1].at(at >> 9) is None and not rules.holes:
         return -ENOENT
     alloc_tables(m, task, space, at, at + 1)
     alloc_tables(m, task, space, to, to + 1)
-    if there is not None:
+    return move_page(m, task, space, to, at, rules) or 1
+
+
+def may_leave(m: Machine, pfn: int) -> bool:
+    """Return whether a page is one process's own and nobody holds it (PageAnonExclusive)."""
+    frame = m.frames.at(pfn)
+    if frame is None:
+        return True
+    return not frame.forked and frame.refs == 1 and frame.maps <= 1 and frame.kind != "ksm"
+
+
+def move_huge(m: Machine, space: Mm, to: int, at: int, pte: Pte) -> int:
+    """Move a huge page, or the huge zero page, with the page table that is set aside for it."""
+    tables = space.tables[1]
+    table = tables.at(at // PAGES_PER_PMD)
+    tables.clear(at // PAGES_PER_PMD, at // PAGES_PER_PMD + 1)
+    assert table is not None, "a huge page without a page table set aside"
+    tables.set(to // PAGES_PER_PMD, to // PAGES_PER_PMD + 1, table)
+    m.spend("copy_pte")
+    space.ptes.clear(at, at + PAGES_PER_PMD)
+    is_page = pte.kind == "thp"
+    moved = Pte(pte.kind, pte.delta + at - to if is_page else 0, is_page)
+    space.ptes.set(to, to + PAGES_PER_PMD, moved)
+    flush_tlb_range(m, space.mm, at, at + PAGES_PER_PMD, False)
+    return PAGES_PER_PMD
+
+
+def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, rules: MoveRules) -> int:
+    """Move a page that a small entry maps: 0 or a negative errno."""
+    if space.ptes.at(to) is not None:
         return -EEXIST
+    pte = space.ptes.at(at)
     if pte is None:
-        return 0 if holes else -ENOENT
+        return 0 if rules.holes else -ENOENT
     if pte.kind in ABSENT and pte.kind != "swap":
         return -EFAULT
-    frame = m.frames.at(at + pte.delta) if pte.kind != "zero" else None
-    if frame is not None and (
-        frame.forked or frame.refs != 1 or frame.maps > 1 or frame.kind == "ksm"
-    ):
+    if pte.kind == "anon" and is_in_folio(m, at + pte.delta):
+        head = at + pte.delta & -PAGES_PER_PMD
+        first = m.frames.at(head)
+        if first is not None and first.forked:
+            return -EBUSY  # the first page is asked for all of them, even if it is gone
+        split_folio(m, task, space, head, rules.finds_zeros)
+        pte = space.ptes.at(at) or pte
+    if pte.kind != "zero" and not may_leave(m, at + pte.delta):
         return -EBUSY
     m.spend("copy_pte")
     space.ptes.clear(at, at + 1)
@@ -164,3 +226,9 @@ def move_page(m: Machine, task: Task, space: Mm, to: int, at: int, holes: bool) 
     space.ptes.set(to, to + 1, moved[pte.kind])
     flush_tlb_range(m, space.mm, at, at + 1, False)
     return 0
+
+
+def is_in_folio(m: Machine, pfn: int) -> bool:
+    """Return whether a page is part of a huge page that small entries map."""
+    frame = m.frames.at(pfn)
+    return frame is not None and frame.kind == "thp"
