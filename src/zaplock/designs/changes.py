@@ -792,5 +792,20 @@ CHANGES: tuple[Change, ...] = (
         doubt="the release is by the push of 5 August 2026 that has it; 7.2.13 takes such a "
         "registration, 7.3.4 refuses it",
     ),
+    Change(
+        "7.3", None, "(mremap: what a userfaultfd watches does not merge where it moves to)",
+        "an mremap of what a userfaultfd watches, without its event for that, merges the copy with "
+        "nothing; before, the copy could become one with watched neighbours, even with what it was "
+        "cut from, and all of that was watched no more",
+        {"moves_watched_apart": True},
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+    ),
+    Change(
+        "7.3", None, "(mm: anonymous pages of a file's private mapping have offsets of their own)",
+        "a private mapping of a file that has moved since it got anonymous pages merges only with "
+        "what has moved as far",
+        {"counts_anonymous_apart": True},
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+    ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

@@ -136,6 +136,8 @@ class Design:
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
     dontunmap_resets_offset: bool = False
+    moves_watched_apart: bool = False
+    counts_anonymous_apart: bool = False
     mremap_checks_first: bool = False
     mremap_aligned_first: bool = False
     dontunmap_unaccounts: bool = False
