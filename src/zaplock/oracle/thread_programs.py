@@ -19,6 +19,7 @@ PAGES = 8
 WINDOW = 0x1020_0000 - 4 * PAGE
 ELSEWHERE = 0x1040_0000
 MOST_OPERATIONS = 6  # of all threads together
+_PREPARING = ("mprotect", "mlock", "madvise", "mseal")  # what is done with what is mapped
 
 _MIX = {
     "load": 14, "store": 22, "munmap": 10, "mmap": 10, "mprotect": 12, "madvise": 16, "mremap": 8,
@@ -33,14 +34,16 @@ class ThreadedGenerator:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self._contended = -1  # the page, counted from WINDOW; -1 where there is none
         self._names = [name for name, weight in _MIX.items() for _ in range(weight)]
 
     def program(self) -> ThreadedProgram:
         """Make the next program."""
+        self._contended = self.random.randrange(PAGES) if self._one_in(2) else -1
         setup = [self._mapping() for _ in range(self.random.randint(1, 3))]
         setup += [self._operation("store") for _ in range(self.random.randint(1, 4))]
         if self._one_in(4):
-            setup.append(self._operation(self.random.choice(("mprotect", "mlock", "madvise"))))
+            setup.append(self._operation(self.random.choice(_PREPARING)))
         count = self.random.choice((2, 2, 2, 3, 3, 4))
         most = max(1, MOST_OPERATIONS // count)
         threads = tuple(
@@ -64,7 +67,10 @@ class ThreadedGenerator:
         return self.random.randrange(number) == 0
 
     def _page(self) -> int:
-        return WINDOW + PAGE * self.random.randrange(PAGES)
+        page = self.random.randrange(PAGES)
+        if self._contended >= 0 and self._one_in(3):
+            page = self._contended
+        return WINDOW + PAGE * page
 
     def _range(self) -> tuple[int, int]:
         return self._page(), PAGE * self.random.randint(1, 4)
