@@ -14,6 +14,7 @@ from zaplock.oracle import ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
+from zaplock.oracle.machine_settings import Settings, read_settings
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -106,6 +107,10 @@ class RealSide:
         built = program.build(sequence, self._names)
         self._run(built.code)
         return self._steps(sequence, built)
+
+    def settings(self) -> Settings:
+        """Read what others may change on this machine meanwhile."""
+        return read_settings()
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Take note of what is to run next: nothing here, where the model is on the same CPU."""
