@@ -756,6 +756,13 @@ CHANGES: tuple[Change, ...] = (
         {"smaps_lock": "vma"},
     ),
     Change(
+        "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
+        "MADV_COLLAPSE of a range that ends before the first 2 MiB that begins in it is 0; before, "
+        "EINVAL",
+        {"collapses_nothing": True},
+        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
+    ),
+    Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
         "what was charged for a mapping that its file system refuses is given back",
         {"mmap_forgets_charge": False}, ("7.2.8",),

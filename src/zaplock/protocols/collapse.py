@@ -4,7 +4,8 @@ Each aligned range of 2 MiB is looked at under the lock held for read, which is 
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
 look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
 its pages are there. Where there is no page table, but one of the level above, the call ends there
-before 6.19 (`collapse_passes_holes`).
+before 6.19 (`collapse_passes_holes`). A range that ends before the first 2 MiB that begins in it is
+refused, until it counts as nothing to do (`collapses_nothing`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
@@ -49,6 +50,8 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
     start, end = -(-vma.start // PMD_SIZE) * PMD_SIZE, vma.end & -PMD_SIZE
     if not can_collapse(vma) or start >= end or await has_no_huge_pages(cx.mm):
         return -EINVAL
+    if cx.design.collapses_nothing and first >= last:
+        return 0
     at, done = first, 0
     while at < last:
         found = await scan_pmd(cx.mm, at, cx.design.collapse_passes_holes)
