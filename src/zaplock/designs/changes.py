@@ -665,6 +665,14 @@ CHANGES: tuple[Change, ...] = (
         "the query of a mapping locks that VMA only",
     ),
     Change(
+        "6.18", None, "(khugepaged: what may not be written to can be collapsed)",
+        "MADV_COLLAPSE no longer needs one page at least that is mapped so that it can be written "
+        "to, so what a fork has shared and page tables without pages are collapsed, too",
+        {"collapse_needs_writable": False},
+        doubt="its id and subject are not known: 6.12.117, 6.16.12 and 6.17.13 refuse, 6.18.44 "
+        "does not",
+    ),
+    Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
         'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
         "anon_vma has to be made",

@@ -133,6 +133,7 @@ class Design:
     finds_zeros: bool = False
     collapse_passes_holes: bool = False
     collapses_nothing: bool = False
+    collapse_needs_writable: bool = True
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
