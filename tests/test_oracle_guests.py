@@ -127,6 +127,12 @@ DATED = {  # rule: a sequence that shows it
         Op("mremap", (OTHER, 4 * PAGE, 4 * PAGE, 7, 2 * OTHER)),
         Op("mmap", (OTHER - PAGE, PAGE, 3, 0x32, -1, 0)),
     ),
+    "collapse_needs_writable": (
+        Op("mmap", (0x4000_0000, 0x20_0000, 3, 0x22, -1, 0)),
+        Op("store", (0x4000_0000,)),
+        Op("mprotect", (0x4000_0000, 0x20_0000, 1)),
+        Op("madvise", (0x4000_0000, 0x20_0000, 25)),
+    ),
     "write_piece": ACROSS_THE_END,
     "seal_exec_asks_writers": (
         Op("mmap", (PLACE, PAGE, 0, 1, 1, 0)),
@@ -188,6 +194,43 @@ def test_rules_that_newer_kernels_have_shown(real: RealSide) -> None:
     huge = FIGURES.index("AnonHugePages")
     assert old.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 0
     assert new.run(behind_a_hole)[-1].snapshot.vmas[0].figures[huge] == 2048
+
+
+def test_a_collapse_of_no_whole_huge_page_is_none_from_7_2_on(real: RealSide) -> None:
+    """As guests of 7.1.13, 7.2.13 and 7.3.4 did."""
+    in_the_last = (
+        Op("mmap", (0x4000_0000, 0x40_0000, 3, 0x32, -1, 0)),
+        Op("store", (0x4000_0000,)),
+        Op("madvise", (0x4030_0000, PAGE, 25)),
+    )
+    given = [
+        ModelSide(real.environment, linux(release)).run(in_the_last)[-1].outcome.result
+        for release in ("7.1.13", "7.2.13", "7.3.4")
+    ]
+    assert given == [-EINVAL, 0, 0]
+
+
+def test_what_moves_on_7_3_merges_less(real: RealSide) -> None:
+    """As 7.3.4 did in a guest, where 7.2.13 did as before: two rules that a campaign found."""
+    all_watched = (
+        Op("mmap", (OTHER, 16 * PAGE, 0, 0x22, -1, 0)),
+        Op("uffd_register", (OTHER, 16 * PAGE, 1)),
+        Op("mremap", (OTHER + 6 * PAGE, PAGE, PAGE, 3, OTHER + 10 * PAGE)),
+    )
+    written_to = (
+        Op("mmap", (OTHER, 8 * PAGE, 3, 0x8002, 0, 15 * PAGE)),
+        Op("mremap", (OTHER + 6 * PAGE, PAGE, 2 * PAGE, 1, 0)),
+        Op("mmap", (0, 9 * PAGE, 3, 2, 0, 12 * PAGE)),
+    )
+    old, new = (ModelSide(real.environment, linux(release)) for release in ("7.2.13", "7.3"))
+    before, after = (side.run(all_watched)[-1].snapshot.vmas for side in (old, new))
+    assert ["um" in vma.flags for vma in before] == [False, False]
+    assert ["um" in vma.flags for vma in after] == [True, True, False, True]
+    lengths = [
+        [vma.end - vma.start >> 12 for vma in side.run(written_to)[-1].snapshot.vmas][-2:]
+        for side in (old, new)
+    ]
+    assert lengths == [[1, 11], [9, 2]]
 
 
 BEYOND_THE_END = (

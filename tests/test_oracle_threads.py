@@ -19,6 +19,7 @@ from zaplock.check.mutations import as_mutated, mutate, mutations_of
 from zaplock.cli import main
 from zaplock.designs.linux import design_of
 from zaplock.engines.sequential import run
+from zaplock.model.violations import Invariant
 from zaplock.oracle.interleavings import OPERATIONS, Interleavings, start
 from zaplock.oracle.modelops import apply
 from zaplock.oracle.ops import Op
@@ -171,7 +172,27 @@ def test_a_fault_that_gives_way_leaves_its_tables(bench: ThreadBench) -> None:
     assert tables == {0, 8, 12}  # nothing touched; the upper tables; the whole path
 
 
-MUTATIONS = ("no-mmap-lock", "downgrade-before-detach", "no-vma-write-lock")
+@needs_kernel
+def test_a_load_gives_what_it_gives_in_some_order_of_whole_operations(bench: ThreadBench) -> None:
+    """The kernel can't tell of a model that allows too much: its own rule does."""
+    program = ThreadedProgram(
+        (mapping(), Op("store", (WINDOW,))),
+        ((Op("munmap", (WINDOW, PAGE)),), (Op("load", (WINDOW,)),)),
+    )
+    model = Interleavings(bench.real.environment, bench.design, program)
+    written = {outcome.results[1][0] for outcome in model.explored()} - {SIGSEGV}
+    assert len(written) == 1
+    assert model.accesses_in_order() == {(1, 0): {SIGSEGV, *written}}
+    assert not model.violations
+    mutant = mutate(bench.design, mutations_of(bench.design)["zap-before-detach"])
+    zaps = Interleavings(bench.real.environment, mutant, program, wrap=partial(as_mutated, mutant))
+    assert {outcome.results[1][0] for outcome in zaps.explored()} == {SIGSEGV, 0, *written}
+    assert [one.invariant for one in zaps.violations] == [Invariant.OLD_CONTENT_OR_SIGSEGV]
+
+
+MUTATIONS = (
+    "no-mmap-lock", "downgrade-before-detach", "no-vma-write-lock", "zap-before-detach",
+)  # fmt: skip
 
 
 @needs_kernel

@@ -745,6 +745,8 @@ class OracleJson(TypedDict):
     kernel_faults: list[DivergenceJson]
     unrepeatable: list[str]
     lost: list[str]
+    unsettled: dict[str, int]
+    set_aside: int
     outcomes: dict[str, dict[str, int]]
     kinds: int
 

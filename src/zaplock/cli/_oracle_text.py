@@ -95,6 +95,8 @@ def progress(report: Report) -> str:
 
 def print_report(report: Report, with_coverage: bool) -> None:
     print(_summary(report))
+    if report.unsettled:
+        print(_unsettled(report))
     for found in report.divergences:
         _print_divergence("DIVERGENCE", found, report.signatures[found.signature])
     for found in report.kernel_faults:
@@ -115,6 +117,15 @@ def _summary(report: Report) -> str:
         f"{len(report.signatures)} kinds, "
         f"{len(report.unrepeatable)} that did not repeat, {len(report.lost)} lost sequences, "
         f"{sum(report.kernel_signatures.values())} faults of the kernel's own accounting"
+    )
+
+
+def _unsettled(report: Report) -> str:
+    """Say what was changed under the run, and what is not counted for that."""
+    return (
+        f"NOT COUNTED: {sum(report.unsettled.values()):,} operations, "
+        f"{report.set_aside:,} sequences that differed: "
+        f"{'; '.join(report.unsettled)} meanwhile: run it again with nobody beside"
     )
 
 
@@ -163,6 +174,8 @@ def print_json(report: Report, seed: int) -> None:
         ],
         "unrepeatable": report.unrepeatable,
         "lost": report.lost,
+        "unsettled": dict(report.unsettled),
+        "set_aside": report.set_aside,
         "outcomes": outcomes,
         "kinds": len(report.coverage),
     }

@@ -677,6 +677,14 @@ CHANGES: tuple[Change, ...] = (
         "the query of a mapping locks that VMA only",
     ),
     Change(
+        "6.18", None, "(khugepaged: what may not be written to can be collapsed)",
+        "MADV_COLLAPSE no longer needs one page at least that is mapped so that it can be written "
+        "to, so what a fork has shared and page tables without pages are collapsed, too",
+        {"collapse_needs_writable": False},
+        doubt="its id and subject are not known: 6.12.117, 6.16.12 and 6.17.13 refuse, 6.18.44 "
+        "does not",
+    ),
+    Change(
         "6.19", "2ab7f1bbafc9", "mm/madvise: allow guard page install/remove under VMA lock",
         'guards are put and taken under the "vma" lock, no longer the "mmap" lock, unless an '
         "anon_vma has to be made",
@@ -768,6 +776,13 @@ CHANGES: tuple[Change, ...] = (
         {"smaps_lock": "vma"},
     ),
     Change(
+        "7.2", None, "(MADV_COLLAPSE of a range with no whole 2 MiB in it has nothing to do)",
+        "MADV_COLLAPSE of a range that ends before the first 2 MiB that begins in it is 0; before, "
+        "EINVAL",
+        {"collapses_nothing": True},
+        doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
+    ),
+    Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
         "what was charged for a mapping that its file system refuses is given back",
         {"mmap_forgets_charge": False}, ("7.2.8",),
@@ -803,6 +818,21 @@ CHANGES: tuple[Change, ...] = (
         {"uffd_keeps_wp": True},
         doubt="the release is by the push of 5 August 2026 that has it; 7.2.13 takes such a "
         "registration, 7.3.4 refuses it",
+    ),
+    Change(
+        "7.3", None, "(mremap: what a userfaultfd watches does not merge where it moves to)",
+        "an mremap of what a userfaultfd watches, without its event for that, merges the copy with "
+        "nothing; before, the copy could become one with watched neighbours, even with what it was "
+        "cut from, and all of that was watched no more",
+        {"moves_watched_apart": True},
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
+    ),
+    Change(
+        "7.3", None, "(mm: anonymous pages of a file's private mapping have offsets of their own)",
+        "a private mapping of a file that has moved since it got anonymous pages merges only with "
+        "what has moved as far",
+        {"counts_anonymous_apart": True},
+        doubt="its id and subject are not known: 7.2.13 merges, 7.3.4 (mm/vma.c) does not",
     ),
 )  # fmt: skip
 """In the order of the releases; a row's rules override those of the rows before it."""

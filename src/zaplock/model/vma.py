@@ -51,6 +51,8 @@ class Vma(msgspec.Struct, frozen=True):
     wait for them. `cut`: out of the tree, its pages not zapped yet and not found by address.
     `reserves`: the huge pages that it has not mapped are promised to it (model.huge_pool).
     `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
+    `anon_shift`: by how many pages the anonymous pages of a private mapping of a file that has
+    moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
     """
 
     mm: int
@@ -69,6 +71,7 @@ class Vma(msgspec.Struct, frozen=True):
     name: str = ""
     anon_name: str = ""
     reserves: bool = False
+    anon_shift: int = 0
 
     @property
     def length(self) -> int:
@@ -344,6 +347,7 @@ def are_alike(left: Vma, right: Vma) -> bool:
         and left.name == right.name
         and left.anon_name == right.anon_name
         and left.pgoff + left.nr_pages == right.pgoff
+        and left.anon_shift == right.anon_shift
         and anon_vmas_agree(left, right)
         and not left.flags & VM_SPECIAL
     )
@@ -470,6 +474,7 @@ def reusable_anon_vma(m: Machine, space: Mm, vma: Vma) -> int:
             and left.file == right.file
             and not (left.flags ^ right.flags) & ~(VM_ACCESS_FLAGS | VM_STICKY)
             and left.pgoff + left.nr_pages == right.pgoff
+            and left.anon_shift == right.anon_shift
         ):
             return other.anon_vma
     return 0

@@ -4,7 +4,8 @@ A slice is a number of sequences whose seed follows from the run's seed and the 
 alone, so a run repeats exactly, whatever the number of jobs, and whether they are processes of this
 machine or of a cluster, whose kernel is judged then. A divergence counts only if it comes
 again: the sequence is run afresh, and what does not repeat (an asynchronous khugepaged, say) is
-reported apart. Then it is shrunk.
+reported apart. Then it is shrunk. What runs while somebody changes the machine's settings (of huge
+pages, of KSM) is not counted at all, and neither is what differs then.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from zaplock.oracle.bare_process import Lost
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.coverage import Coverage, Key
 from zaplock.oracle.generate import EVERYTHING, Generator, Scope
+from zaplock.oracle.machine_settings import changes
 from zaplock.oracle.ops import Op, OracleStep, Side
 from zaplock.oracle.real import RealSide
 from zaplock.oracle.shrink import shrink
@@ -40,7 +42,11 @@ SideMaker = Callable[[RealSide], Side]
 
 @dataclass(slots=True)
 class Report:
-    """What a run, or a slice of it, found. `seconds` is time at work, summed over jobs."""
+    """What a run, or a slice of it, found. `seconds` is time at work, summed over jobs.
+
+    `unsettled`: what was changed under the run, and how many operations ran meanwhile, which are
+    not counted as `operations`; `set_aside`: sequences that differed then.
+    """
 
     operations: int = 0
     sequences: int = 0
@@ -51,6 +57,8 @@ class Report:
     kernel_signatures: Counter[str] = field(default_factory=Counter)
     unrepeatable: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    unsettled: Counter[str] = field(default_factory=Counter)
+    set_aside: int = 0
     coverage: Counter[Key] = field(default_factory=Counter)
 
     def merge(self, other: Report) -> None:
@@ -64,12 +72,18 @@ class Report:
         self.kernel_signatures.update(other.kernel_signatures)
         self.unrepeatable += other.unrepeatable
         self.lost += other.lost
+        self.unsettled.update(other.unsettled)
+        self.set_aside += other.set_aside
         self.coverage.update(other.coverage)
 
     @property
     def agrees(self) -> bool:
-        """Tell whether the sides never differed; the kernel's own faults are not counted here."""
-        return not (self.signatures or self.lost)
+        """Tell whether the sides never differed; the kernel's own faults are not counted here.
+
+        They don't where all was set aside, since the machine's settings had changed.
+        """
+        nothing_counts = bool(self.unsettled) and not self.operations
+        return not (self.signatures or self.lost or nothing_counts)
 
 
 def _add_new(known: list[Divergence], found: list[Divergence]) -> None:
@@ -91,6 +105,7 @@ class Bench:
         self.real = real or RealSide()
         self.model = make_model(self.real)
         self.scope = scope
+        self._settings = self.real.settings()
         self._told: set[str] = set()  # signatures of what has been shrunk
 
     def close(self) -> None:
@@ -100,13 +115,16 @@ class Bench:
 
     def slice(self, seed: int, sequences: int = SLICE, shrinking: bool = True) -> Report:
         """Run some sequences of a seed. What was shrunk once is only counted from then on."""
-        report, coverage = Report(), Coverage()
+        report, coverage, changed = Report(), Coverage(), self._changed()
         generator = Generator(seed, self.scope)
         began = time.monotonic()
         made = [generator.sequence() for _ in range(sequences)]
         for sequence, later in zip_longest(made, made[1:]):
             self._one(sequence, later, report, coverage, shrinking)
         report.seconds = time.monotonic() - began
+        if changed := changed or self._changed():
+            report.unsettled[changed] = report.operations
+            report.operations = report.sequences = 0
         report.coverage = coverage.counts
         return report
 
@@ -155,12 +173,19 @@ class Bench:
         if again is None:
             report.unrepeatable.append(f"{found.signature}; {found.differences[0]}")
             return
+        if self._changed():
+            report.set_aside += 1
+            return
         report.signatures[found.signature] += 1
         if self._is_told(found, report.divergences, shrinking):
             return
         if shrinking and len(self._told) <= MAX_SHRUNK:
             again = self.shrink(again, [step.outcome.result for step in real])
         report.divergences.append(again)
+
+    def _changed(self) -> str:
+        """Say what the machine's settings were when both sides began and are no more, or ""."""
+        return changes(self._settings, self.real.settings())
 
     def _is_told(self, found: Divergence, reported: list[Divergence], shrinking: bool) -> bool:
         if shrinking:

@@ -32,6 +32,7 @@ from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.bare_process import Lost, check_machine
 from zaplock.oracle.campaign import Bench, Report, slice_seed
 from zaplock.oracle.generate import Scope
+from zaplock.oracle.machine_settings import Settings
 from zaplock.oracle.modelside import COVERED, ModelSide
 from zaplock.oracle.observe import Parser
 from zaplock.oracle.ops import LIMITED, ObservedVma, Op, OracleStep, Snapshot
@@ -170,6 +171,10 @@ class GuestSide(RealSide):
         )
         self.environment = self._explore(self._facts)
         self._parser = Parser(self.environment.baseline.counters, not self.hidden.pages)
+
+    def settings(self) -> Settings:
+        """Read nothing: in a guest nobody else is there to change anything."""
+        return {}
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Let the guest begin with a sequence that is to run next, while others work here."""

@@ -15,6 +15,7 @@ from zaplock.oracle import memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
 from zaplock.oracle.ksm import KSM
+from zaplock.oracle.machine_settings import Settings, read_settings
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
 from zaplock.oracle.ops import CallOutcome, Environment, Op, OracleStep, Promised, Snapshot
 from zaplock.oracle.threaded import ThreadedOutcome, ThreadedProgram
@@ -115,6 +116,10 @@ class RealSide:
         built = program.build(sequence, self._names)
         self._run(built.code)
         return self._steps(sequence, built)
+
+    def settings(self) -> Settings:
+        """Read what others may change on this machine meanwhile."""
+        return read_settings()
 
     def begin(self, sequence: Sequence[Op]) -> None:
         """Take note of what is to run next: nothing here, where the model is on the same CPU."""

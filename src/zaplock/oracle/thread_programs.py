@@ -2,7 +2,9 @@
 
 A set-up maps two or three ranges and writes to some of their pages; then each thread does up to
 three operations. All that they can hit lies in one window across a boundary of page tables, small
-enough that most operations concern what others work on.
+enough that most operations concern what others work on; in half of the programs one page is
+written to first and half of the operations begin there, so that what one thread takes away another
+looks at meanwhile. Some mappings grow down: a store below them makes them longer.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ PAGES = 8
 WINDOW = 0x1020_0000 - 4 * PAGE
 ELSEWHERE = 0x1040_0000
 MOST_OPERATIONS = 6  # of all threads together
+_GROWSDOWN = 0x100
+_PREPARING = ("mprotect", "mlock", "madvise", "mseal")  # what is done with what is mapped
 
 _MIX = {
     "load": 14, "store": 22, "munmap": 10, "mmap": 10, "mprotect": 12, "madvise": 16, "mremap": 8,
-    "mlock": 5, "mlock2": 2, "munlock": 3, "msync": 1, "ftruncate": 2, "mseal": 1,
+    "mlock": 5, "mlock2": 2, "munlock": 3, "msync": 1, "ftruncate": 4, "mseal": 1,
 }  # fmt: skip
 _ADVICE = (4, 4, 4, 4, 8, 8, 20, 22, 23, 23, 102, 102, 103, 3, 16, 18, 9)
 _FILES = (0, 1)
@@ -33,14 +37,18 @@ class ThreadedGenerator:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self._contended = -1  # the page, counted from WINDOW; -1 where there is none
         self._names = [name for name, weight in _MIX.items() for _ in range(weight)]
 
     def program(self) -> ThreadedProgram:
         """Make the next program."""
+        self._contended = self.random.randrange(PAGES) if self._one_in(2) else -1
         setup = [self._mapping() for _ in range(self.random.randint(1, 3))]
+        if self._contended >= 0:
+            setup.append(Op("store", (WINDOW + PAGE * self._contended,)))
         setup += [self._operation("store") for _ in range(self.random.randint(1, 4))]
         if self._one_in(4):
-            setup.append(self._operation(self.random.choice(("mprotect", "mlock", "madvise"))))
+            setup.append(self._operation(self.random.choice(_PREPARING)))
         count = self.random.choice((2, 2, 2, 3, 3, 4))
         most = max(1, MOST_OPERATIONS // count)
         threads = tuple(
@@ -64,7 +72,10 @@ class ThreadedGenerator:
         return self.random.randrange(number) == 0
 
     def _page(self) -> int:
-        return WINDOW + PAGE * self.random.randrange(PAGES)
+        page = self.random.randrange(PAGES)
+        if self._contended >= 0 and self._one_in(2):
+            page = self._contended
+        return WINDOW + PAGE * page
 
     def _range(self) -> tuple[int, int]:
         return self._page(), PAGE * self.random.randint(1, 4)
@@ -81,6 +92,7 @@ class ThreadedGenerator:
             slot = self.random.choice(_FILES)
         else:
             flags |= 0x20
+            flags |= _GROWSDOWN if flags & 2 and self._one_in(8) else 0
         offset = PAGE * self.random.randrange(3) if slot >= 0 else 0
         return Op("mmap", (start, length, self.random.choice((3, 3, 3, 1, 0)), flags, slot, offset))
 

@@ -4,7 +4,9 @@ Each aligned range of 2 MiB is looked at under the lock held for read, which is 
 huge page is allocated, and copied under the lock held for write. Whoever takes the lock again must
 look for the VMA again. What has no page table yet is not collapsed; what has one is, however few of
 its pages are there. Where there is no page table, but one of the level above, the call ends there
-before 6.19 (`collapse_passes_holes`).
+before 6.19 (`collapse_passes_holes`). A range that ends before the first 2 MiB that begins in it is
+refused, until it counts as nothing to do (`collapses_nothing`). Before 6.18 one page at least must
+be mapped so that it can be written to (`collapse_needs_writable`).
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
@@ -49,9 +51,11 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
     start, end = -(-vma.start // PMD_SIZE) * PMD_SIZE, vma.end & -PMD_SIZE
     if not can_collapse(vma) or start >= end or await has_no_huge_pages(cx.mm):
         return -EINVAL
+    if cx.design.collapses_nothing and first >= last:
+        return 0
     at, done = first, 0
     while at < last:
-        found = await scan_pmd(cx.mm, at, cx.design.collapse_passes_holes)
+        found = await look(cx, at)
         let_go = found == FITS
         if let_go:
             await up_read(cx.mmap_lock)
@@ -72,8 +76,7 @@ async def collapse(cx: Cx, vma: Vma, low: int, high: int) -> int:
 async def collapse_unlocked(cx: Cx, at: int) -> int:
     """Collapse 2 MiB, no lock held before and after: DONE or FAILED."""
     await down_read(cx.mmap_lock)  # the huge page was allocated meanwhile
-    passes = cx.design.collapse_passes_holes
-    there = await revalidate(cx.mm, at) and await scan_pmd(cx.mm, at, passes) == FITS
+    there = await revalidate(cx.mm, at) and await look(cx, at) == FITS
     await up_read(cx.mmap_lock)
     if not there:
         return FAILED
@@ -81,7 +84,7 @@ async def collapse_unlocked(cx: Cx, at: int) -> int:
     handle = await revalidate(cx.mm, at)
     if handle and cx.design.vma_locks and cx.design.collapse_locks_first:
         await vma_start_write(handle)
-    there = bool(handle) and await scan_pmd(cx.mm, at, passes) == FITS
+    there = bool(handle) and await look(cx, at) == FITS
     if there:
         if cx.design.vma_locks and not cx.design.collapse_locks_first:
             await vma_start_write(handle)
@@ -113,8 +116,17 @@ def revalidate(m: Machine, task: Task, mm: int, address: int) -> int:
     return handle if covers and can_collapse(vma) else 0
 
 
+async def look(cx: Cx, address: int) -> int:
+    """Tell what a collapse of 2 MiB comes to under the design's rules (scan_pmd)."""
+    design = cx.design
+    passes, writable = design.collapse_passes_holes, design.collapse_needs_writable
+    return await scan_pmd(cx.mm, address, passes, writable)
+
+
 @step
-def scan_pmd(m: Machine, task: Task, mm: int, address: int, passes_holes: bool) -> int:
+def scan_pmd(
+    m: Machine, task: Task, mm: int, address: int, passes_holes: bool, needs_writable: bool
+) -> int:
     """Tell whether 2 MiB can become a huge page: DONE, FITS, SKIPPED (no table) or FAILED."""
     space, first = m.mm(mm), address >> PAGE_SHIFT
     runs = space.ptes.overlapping(first, first + PAGES_PER_PMD)
@@ -126,6 +138,8 @@ def scan_pmd(m: Machine, task: Task, mm: int, address: int, passes_holes: bool) 
     kinds = {pte.kind for _, _, pte in runs}
     if "uffd_wp" in kinds or any(pte.wp for _, _, pte in runs):
         return SKIPPED
+    if needs_writable and not any(pte.writable for _, _, pte in runs):
+        return FAILED
     return FAILED if kinds & {"guard", "poison"} else FITS
 
 

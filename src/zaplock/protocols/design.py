@@ -135,10 +135,14 @@ class Design:
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
     collapse_passes_holes: bool = False
+    collapses_nothing: bool = False
+    collapse_needs_writable: bool = True
     mremap_forgets_charge: bool = False
     mmap_forgets_charge: bool = False
     dontunmap_leaks_locked: bool = True
     dontunmap_resets_offset: bool = False
+    moves_watched_apart: bool = False
+    counts_anonymous_apart: bool = False
     mremap_checks_first: bool = False
     mremap_aligned_first: bool = False
     dontunmap_unaccounts: bool = False

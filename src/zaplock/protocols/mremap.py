@@ -507,7 +507,10 @@ async def move(
     await start_write_merging(cx, handle, target, target + r.new_length)
     merges, untouched = leaks or not keeps_old, cx.design.merges_untouched
     parts = "with all" if merges else "apart" if cx.design.merges_anew else "elsewhere"
-    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched)
+    if vma.uffd and cx.design.moves_watched_apart:
+        parts = "with none"
+    counts = cx.design.counts_anonymous_apart
+    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched, counts)
     length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
     moved = await move_page_tables(cx, r.address, target, length, huge)
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
@@ -570,20 +573,25 @@ def copy_vma(
     length: int,
     merges: str,
     untouched: bool,
+    counts_apart: bool,
 ) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
-    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, or only
-    "elsewhere", not beside it.
+    merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, only
+    "elsewhere", not beside it, or "with none". `counts_apart`: the anonymous pages of a file's
+    private mapping keep the offsets that they had.
     """
     vma = vma_of(m, task, handle)
     never_touched = not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB
     pgoff = target >> PAGE_SHIFT if never_touched else vma.pgoff_of(address)
-    new = change(vma, start=target, end=target + length, pgoff=pgoff, lock_seq=-1)
+    keeps_offsets = counts_apart and vma.file and vma.anon_vma
+    shift = vma.anon_shift + (address - target >> PAGE_SHIFT) if keeps_offsets else 0
+    end = target + length
+    new = change(vma, start=target, end=end, pgoff=pgoff, anon_shift=shift, lock_seq=-1)
     copy = insert(m, task, new)
-    beside = target == vma.end or target + length == vma.start
-    if merges != "elsewhere" or not (beside and never_touched):
+    beside = target == vma.end or end == vma.start
+    if merges != "with none" and (merges != "elsewhere" or not (beside and never_touched)):
         copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
     forget_monitor(m, task, copy)
     return copy
@@ -646,5 +654,8 @@ def keep_empty(
     pgoff = vma.pgoff
     if resets and alone and not vma.file and not vma.name:  # /dev/zero has a file
         pgoff = vma.start >> PAGE_SHIFT
-    kept = change(vma, flags=flags, pgoff=pgoff, anon_vma=anon_vma, shared_anon_vma=shared)
+    shift = 0 if alone else vma.anon_shift
+    kept = change(
+        vma, flags=flags, pgoff=pgoff, anon_vma=anon_vma, shared_anon_vma=shared, anon_shift=shift
+    )
     m.vmas.put(handle, kept)
