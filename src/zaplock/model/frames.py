@@ -39,7 +39,8 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     dropped when memory is short, since MADV_FREE was given and nobody has written to it since.
     `forked`: a fork has let others map it, and no write has made it somebody's own since
     (PageAnonExclusive is what it is not). `dirty`: an anonymous page is as a whole, whatever the
-    entries that map it say (PG_dirty), so MADV_FREE asks who else maps it.
+    entries that map it say (PG_dirty), so MADV_FREE asks who else maps it. `unbacked`: MADV_FREE
+    has taken its place in swap away, which a write alone does not give back (no PG_swapbacked).
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     lazy: bool = False
     forked: bool = False
     dirty: bool = False
+    unbacked: bool = False
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -86,7 +88,7 @@ def change_frames(
         if new_refs:
             new = frame_of(
                 frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
-                frame.dirty,
+                frame.dirty, frame.unbacked,
             )  # fmt: skip
             m.frames.set(low, high, new)
         else:
@@ -146,7 +148,9 @@ def set_lazy(m: Machine, first: int, last: int, lazy: bool, dirty: bool = False)
     """Note that anonymous pages may be dropped, or that they may not any more, and are `dirty`."""
     for low, high, frame in m.frames.overlapping(first, last):
         if frame.lazy != lazy:
-            m.frames.set(low, high, msgspec.structs.replace(frame, lazy=lazy, dirty=dirty))
+            unbacked = lazy or frame.unbacked
+            new = msgspec.structs.replace(frame, lazy=lazy, dirty=dirty, unbacked=unbacked)
+            m.frames.set(low, high, new)
 
 
 def read_frame(m: Machine, task: Task, pfn: int) -> int:

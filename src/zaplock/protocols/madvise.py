@@ -539,7 +539,8 @@ def mark_free(
             if not (frame.lazy or droppable):
                 m.aging.clear(start, end)
             m.globals.put("lazyfree", 1)
-            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if frame.maps > 1 else ():
+            asks = frame.maps > 1 and not frame.unbacked
+            for low_pfn, high_pfn in locked_by_others(m, mm, start, end) if asks else ():
                 set_lazy(m, start, low_pfn, True)
                 start = max(start, high_pfn)
             set_lazy(m, start, end, True)

@@ -174,9 +174,9 @@ def fault_range(
             error = populate_range(m, task, vma, vpn, vpn + 1, True)
             if not error:
                 mark_dirty(m, vma, vpn)
-                mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
             if error or tells:
-                return error, vpn << PAGE_SHIFT
+                return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
+            mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high
     needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
