@@ -18,7 +18,7 @@ def _already(events: Events, span: tuple[int, int]) -> dict[str, Any]:
     from zaplock.views.initial_state import found_json, found_lines
 
     analysis = analyse(events, os.uname().release, span=span)
-    return {"lines": found_lines(analysis), "rows": found_json(analysis)}
+    return {"lines": list(found_lines(analysis)), "rows": found_json(analysis)}
 
 
 def _said(error: BaseException) -> str:

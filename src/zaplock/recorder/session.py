@@ -195,6 +195,7 @@ class _Session:
         self._reasons: dict[int, int] = {}
         self._child: DecoderChild | None = None
         self._glance: DecoderChild | None = None
+        self._untold = list[str]()
         self._folder: Folder | None = None
         self._began_ns = time.monotonic_ns()
         self._drained_ns = self._looked_ns = 0
@@ -336,14 +337,7 @@ class _Session:
 
     def _hear(self) -> None:
         """Take what the children say."""
-        if self._glance:
-            words = self._glance.hear()
-            for word in words or ():
-                if word.found:
-                    self._tell(word.found)
-            if words is None:
-                self._glance.end()
-                self._glance = None
+        self._hear_the_glance()
         if self._child and (words := self._child.hear()) != []:
             if words is None or any(word.error for word in words):
                 raise self._not_decoded(words or [])
@@ -433,7 +427,9 @@ class _Session:
 
     def _decode(self, report: Callable[[RecordingProgress], None], full: OSError | None) -> None:
         """Have all of it decoded, and take over what comes of it."""
-        self._hear_the_glance()
+        while self._glance:  # what was found at the beginning has not been told yet
+            self._glance.no_more()
+            self._hear_the_glance(_PATIENCE_NS / _SECOND)
         assert self._folder
         if self._child is None:
             self._child = DecoderChild("rest", self._folder, self._spool.lock, self._module)
@@ -452,18 +448,21 @@ class _Session:
             raise self._not_decoded(said)
         word, progress = said[-1], self.progress
         progress.events, progress.lost_events = word.events, word.lost_events
-        progress.notes, progress.spool_bytes = list(word.notes), 0
+        progress.notes, progress.spool_bytes = [*word.notes, *self._untold], 0
 
-    def _hear_the_glance(self) -> None:
-        """Wait for what was found at the beginning, where it has not been told yet."""
-        while self._glance:
-            self._glance.no_more()
-            if (words := self._glance.hear(_PATIENCE_NS / _SECOND)) is None:
-                self._glance.end()
-                self._glance = None
-            for word in words or ():
-                if word.found:
-                    self._tell(word.found)
+    def _hear_the_glance(self, timeout_s: float = 0.0) -> None:
+        """Tell what was found at the beginning, as soon as it is known."""
+        if not self._glance:
+            return
+        words = self._glance.hear(timeout_s)
+        for word in words or ():
+            if word.found:
+                self._tell(word.found)
+            if word.error:
+                self._untold.append(f"what was so at the beginning was not told: {word.error}")
+        if words is None:
+            self._glance.end()
+            self._glance = None
 
     def _not_decoded(self, words: list[DecoderWord]) -> UserError:
         """Say why what was recorded is not decoded, and how to do it."""
