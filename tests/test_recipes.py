@@ -220,7 +220,9 @@ def test_a_backing(copy: Copy) -> None:
 
 
 def test_a_tracepoint(copy: Copy) -> None:
-    copy.before("trace/events.py", "    # Events of cpu", "    SHRUNK = 13  # mm_shrunk: length\n")
+    copy.before(
+        "trace/event_kinds.py", "    # Events of cpu", "    SHRUNK = 13  # mm_shrunk: length\n"
+    )
     copy.before(
         "recorder/meanings.py",
         "    FAULTS[0]: (EventKind.F",
