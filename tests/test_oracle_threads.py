@@ -46,11 +46,14 @@ def mapping(flags: int = 0x32, pages: int = 4, prot: int = 3) -> Op:
 
 @needs_kernel
 def test_every_outcome_of_random_programs_is_allowed(bench: ThreadBench) -> None:
-    report = ThreadReport()
-    bench.slice(20_19, report, programs=40)
+    report, slices = ThreadReport(), 0
+    while slices < 8 and report.outcomes["in order"] <= report.programs:
+        # On a busy machine threads may run one after the other, each time in the same order.
+        bench.slice(20_19 + slices, report, programs=40)
+        slices += 1
     assert report.agrees, report.divergences
-    assert report.programs == 40
-    assert report.outcomes["in order"] > 40
+    assert report.programs == 40 * slices
+    assert report.outcomes["in order"] > report.programs
 
 
 @needs_kernel

@@ -60,3 +60,40 @@ def test_a_look_that_is_ended_leaves_nothing_on(number: signal.Signals) -> None:
         _, said = look.communicate(timeout=60)
         assert (look.returncode, said) == (128 + number, "zaplock why: interrupted\n")
         assert list(tracefs.path.glob(name)) == []
+
+
+_ENDED_WHILE = """
+import os, signal, sys, time
+from zaplock import cli
+
+class Goes:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})  # what that raises here, Python forgets
+
+def about(arguments):
+    {does}
+    time.sleep(60)
+
+cli._about = about
+sys.exit(cli.main(["help"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    "does", ["Goes()", "exec('os.kill(os.getpid(), signal.{name})')"], ids=["destructor", "exec"]
+)
+def test_a_signal_at_any_place_in_python_ends_it_with_its_own_code(
+    name: str, does: str, tmp_path: Path
+) -> None:
+    program = _ENDED_WHILE.format(name=name, does=does.format(name=name))
+    (tmp_path / "ended_while.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-m", "ended_while"],
+        env={**os.environ, "PYTHONPATH": f"{SOURCE}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    code = 128 + getattr(signal, name)
+    assert (done.returncode, done.stderr) == (code, "zaplock: interrupted\n")

@@ -129,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {visible(str(error))}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt as signalled:
+            exec("")  # or an exec that was broken off ends Python by SIGINT (run_eval_code_obj)
             print(f"{name}: interrupted", file=sys.stderr)
             return 128 + (signalled.number if isinstance(signalled, _Ended) else signal.SIGINT)
         except (OSError, MemoryError, RuntimeError, ImportError) as error:
@@ -199,6 +200,9 @@ def _own_code(name: str, error: Exception) -> int:
     return ProtocolError.exit_code
 
 
+_AGAIN_S = 0.01
+
+
 class _Ended(KeyboardInterrupt):
     """A signal that ends a program, as Ctrl-C does."""
 
@@ -211,7 +215,9 @@ class _Ended(KeyboardInterrupt):
 def _in_good_order() -> Iterator[None]:
     """Let TERM and HUP end a verb as Ctrl-C does, so that its clean-up runs.
 
-    A worker that was forked meanwhile ends at once: it has nothing of its own.
+    What a signal raises in a destructor or a callback (of an import, say) Python tells and forgets:
+    it comes again a moment later. A worker that was forked meanwhile ends at once: it has nothing
+    of its own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -224,13 +230,25 @@ def _in_good_order() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+        lost = unraisable.exc_value
+        if os.getpid() != owner or not isinstance(lost, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        number = lost.number if isinstance(lost, _Ended) else signal.SIGINT
+        signal.signal(signal.SIGALRM, lambda _number, _frame: signal.raise_signal(number))
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+
+    hook, sys.unraisablehook = sys.unraisablehook, swallowed
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     for one, handler in before.items():
-        if handler is signal.SIG_DFL:
+        if handler is signal.SIG_DFL and one != signal.SIGALRM:
             signal.signal(one, end)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for one, handler in before.items():
             signal.signal(one, handler)
 

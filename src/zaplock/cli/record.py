@@ -146,11 +146,7 @@ def _record_with(
     started: Callable[[], None],
     running: Callable[[], bool],
 ) -> int:
-    from zaplock.recorder.uninterrupted import uninterrupted
-
-    # What breaks off the making of a dataclass ends Python by that signal, whoever catches it.
-    with uninterrupted():
-        from zaplock.recorder.session import record_to
+    from zaplock.recorder.session import record_to
     from zaplock.units import parse_duration
 
     path = args.output or time.strftime("zaplock-%Y%m%d-%H%M%S.zaplock")

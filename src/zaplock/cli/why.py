@@ -107,11 +107,7 @@ def _answer(
 ) -> None:
     """Look until `due_ns`, then tell."""
     from zaplock.cli._busy import busy
-    from zaplock.recorder.uninterrupted import uninterrupted
-
-    # What breaks off the making of a dataclass ends Python by that signal, whoever catches it.
-    with uninterrupted():
-        from zaplock.recorder.in_memory import record_mm
+    from zaplock.recorder.in_memory import record_mm
 
     groups = ("mmap_lock", "syscalls", *(() if args.no_sched else ("sched",)))
     who = " ".join(map(str, pids))
