@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
@@ -256,14 +258,10 @@ def split_huge_zero(m: Machine, task: Task, space: Mm, vpn: int) -> None:
 def small_entry(pte: Pte) -> Pte:
     """Return what maps the same pages as an entry does, but by small entries."""
     if pte.kind == "thp":
-        return Pte("anon", pte.delta, pte.writable, pte.no_access, pte.wp, *_bits(pte))
+        return msgspec.structs.replace(pte, kind="anon")
     if pte.kind == "zero_thp":
-        return Pte("zero", 0, False, pte.no_access, pte.wp, *_bits(pte))
+        return msgspec.structs.replace(pte, kind="zero", delta=0, writable=False)
     return pte
-
-
-def _bits(pte: Pte) -> tuple[bool, bool]:
-    return pte.old, pte.soft_clean
 
 
 def clear_present(
@@ -322,7 +320,7 @@ def protect(
         if pte.kind in ABSENT:
             continue
         may_write = pte.writable and writable and accessible
-        new = Pte(pte.kind, pte.delta, may_write, not accessible, pte.wp, *_bits(pte))
+        new = msgspec.structs.replace(pte, writable=may_write, no_access=not accessible)
         if new != pte:
             space.ptes.set(low, high, new)
 

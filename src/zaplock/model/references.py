@@ -35,7 +35,6 @@ REFERENCED, ACTIVE = 1, 2
 """Bits of what is noted of a page (PG_referenced, PG_active)."""
 
 _MAPPED = ("anon", "thp", "file", "shmem")
-_HUGE = ("thp",)
 
 
 def follows(m: Machine) -> bool:
@@ -132,7 +131,7 @@ def _goes_on(run: tuple[int, int, Pte], after: tuple[int, int, Pte]) -> bool:
 
 def use_entry(space: Mm, vpn: int, pte: Pte) -> None:
     """Let the entry of a page be young: a CPU has used it."""
-    pages = PAGES_PER_PMD if pte.kind in _HUGE else 1
+    pages = PAGES_PER_PMD if pte.kind == "thp" else 1
     first = vpn - vpn % pages
     space.ptes.set(first, first + pages, msgspec.structs.replace(pte, old=False))
 

@@ -131,11 +131,8 @@ THEMES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-_WATCHERS = (
-    "uffd",
-    "uffd-move",
-    "uffd-huge",
-)  # themes that are all about what a userfaultfd watches
+_WATCHERS = ("uffd", "uffd-move", "uffd-huge")
+"""Themes that are all about what a userfaultfd watches."""
 _PAGING_OUT = ("pageout", "swap")  # themes in which it watches in three of ten sequences
 _TO_WATCHED = {*_WATCHING, "uffd_move"}
 _FIRST = {"brk": "brk", "crowd": "crowd"}  # how a theme's sequences begin
@@ -182,14 +179,8 @@ machine without swap, "shm" a namespace for System V shared memory, "uring" an i
 everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages in swap is
 not compared: it depends on what was written."""
 
-_NEAR_THEMES = (
-    "lock",
-    "limits",
-    "brk",
-    "grow",
-    "ksm",
-    "group",
-)  # else what is long would be faulted in
+_NEAR_THEMES = ("lock", "limits", "brk", "grow", "ksm", "group")
+"""Themes whose mappings are short: else what is long would be faulted in."""
 
 
 @dataclass(frozen=True, slots=True)
