@@ -89,15 +89,12 @@ def is_covered(release: LinuxVersion) -> bool:
 def _fold(release: LinuxVersion) -> Design:
     carried = [change for change in CHANGES if change.is_in(release)]
     kernel = f"{release}.0" if str(release) in STANDS_FOR else str(release)
-    design = replace(
-        LINUX_4_9,
+    return replace(
+        applied(LINUX_4_9, *carried),
         name=f"linux-{kernel}",
         kernel=kernel,
         summary=_summary(carried),
     )
-    for change in carried:
-        design = applied(design, change)
-    return design
 
 
 def _policy(policy: RwsemPolicy, since: str) -> RwsemPolicy:
@@ -114,11 +111,14 @@ def _summary(carried: list[Change]) -> str:
     return f"4.9 with {len(carried)} later changes, the last: {carried[-1].subject}"
 
 
-def applied(design: Design, change: Change) -> Design:
-    """Return a design with the rules of a change; of the semaphore a row may name parts only."""
-    rules: dict[str, Any] = dict(change.rules)
-    if isinstance(rules.get("rwsem"), dict):
-        rules["rwsem"] = _policy(replace(design.rwsem, **rules["rwsem"]), change.since)
+def applied(design: Design, *changes: Change) -> Design:
+    """Return a design with the rules of changes; of the semaphore a row may name parts only."""
+    rules: dict[str, Any] = {}
+    for change in changes:
+        policy = rules.get("rwsem", design.rwsem)
+        rules |= change.rules
+        if isinstance(parts := rules.get("rwsem"), dict):
+            rules["rwsem"] = _policy(replace(policy, **parts), change.since)
     return replace(design, **rules)
 
 
@@ -173,11 +173,8 @@ def vendor_build(release: str) -> Design | None:
 
 
 def _of_build(build: VendorBuild) -> Design:
-    design = LINUX_4_9
-    for change in changes_in(build.release):
-        design = applied(design, change)
     return replace(
-        design,
+        applied(LINUX_4_9, *changes_in(build.release)),
         name=f"linux-{build.release}",
         kernel=build.release,
         summary=f"{build.product}: {build.base} with {len(build.changes)} later changes",

@@ -41,7 +41,10 @@ TWICE: Final = 256
 """Steps that are run again a second time, where there is code that is not zaplock's."""
 
 AT_ONCE: Final = 16
-"""Steps that are run again between two slices of a search."""
+"""Steps that are run again in the middle of a search."""
+
+PART: Final = 16
+"""Until the next of them a search grows by one part in so many."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Auditor:
         self.report = Audit()
         self._rng = random.Random(0)
         self._attributes = depict(vars(table.machine))
+        self._due = 0
 
     def finish(self) -> Audit:
         """Do the audit at the end of a search; raises ProtocolError."""
@@ -99,8 +103,15 @@ class Auditor:
         )
         return self.report
 
-    def look_in(self) -> None:
-        """Run a few steps again in the middle of a search; raises ProtocolError."""
+    def is_due(self, states: int) -> bool:
+        """Return whether a search that has met so many states is to be looked into."""
+        return states >= self._due
+
+    def look_in(self, states: int) -> None:
+        """Run a few steps again in the middle of a search, if it is due; raises ProtocolError."""
+        if not self.is_due(states):
+            return
+        self._due = states + states // PART
         started = time.perf_counter()
         for _ in range(AT_ONCE):
             index = self._rng.randrange(len(self.table.rows))

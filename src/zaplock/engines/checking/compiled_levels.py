@@ -207,7 +207,8 @@ class CompiledLevels:
                 _succeeded(self.library.levels_ahead(self.handle, until))
                 self._audit()
             self._explore(until, min(until + SLICE, self.end))
-            self.is_audit_due = self.met - self.end >= SLICE
+            is_more = self.met - self.end >= SLICE
+            self.is_audit_due = is_more and self.table.auditor.is_due(self.met)
         self.end = self.met
         if self.at == self.end or self.search.found:
             self._audit()
@@ -216,7 +217,7 @@ class CompiledLevels:
     def _audit(self) -> None:
         if self.is_audit_due:
             self.is_audit_due = False
-            self.table.auditor.look_in()
+            self.table.auditor.look_in(self.met)
 
     def _explore(self, until: int, ahead: int) -> None:
         library, search, event = self.library, self.search, -1

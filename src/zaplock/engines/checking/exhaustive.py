@@ -203,7 +203,7 @@ class Search:
                     return
                 found += self.expand(frontier[first : first + SLICE])
                 if len(found) >= SLICE:
-                    self.table.auditor.look_in()
+                    self.table.auditor.look_in(self.states)
             frontier, found = found, []
             if self.found and not self.all_violations:
                 return

@@ -156,7 +156,7 @@ class SearchOnDisk(Search):
         if self._is_full():
             self.old.take(self.visited, self._width)
             self.visited.clear()
-            self.table.auditor.look_in()
+            self.table.auditor.look_in(self.states)
         return found
 
     def _settle(self, found: list[int], level: list[list[int] | Spooled]) -> None:

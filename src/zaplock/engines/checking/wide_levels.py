@@ -202,7 +202,7 @@ class WideLevels:
             self.found.append(self._take(words, changes))
             self.frontier = self.frontier[BATCH:]
             if sum(map(len, self.found)) >= BATCH:
-                self.table.auditor.look_in()
+                self.table.auditor.look_in(self.search.states)
             return
 
     def given_back(self) -> Iterator[list[int]]:
