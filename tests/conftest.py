@@ -20,7 +20,13 @@ from _pytest.runner import runtestprotocol
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from zaplock import cli
+WRITES_NO_BYTECODE = sys.dont_write_bytecode
+sys.dont_write_bytecode = False
+"""Pytest writes the asserts of each module anew that it imports, zaplock's own among them: a worker
+that may not keep them takes 10 s of CPU time for that. While tests run it is as it was before: they
+write modules that others soon replace.
+"""
+from zaplock import cli  # noqa: E402
 
 ONLY_COMPUTE = {
     "test_actors",
@@ -165,6 +171,7 @@ def only_computes(nodeid: str) -> bool:
 
 def pytest_collection_finish() -> None:
     """Let no collection walk again over what lasts as long as the session: tests and modules."""
+    sys.dont_write_bytecode = WRITES_NO_BYTECODE
     gc.collect()
     gc.freeze()
 

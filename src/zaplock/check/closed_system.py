@@ -37,7 +37,7 @@ from zaplock.check.watched_invariants import (
     ReturnMeansGone,
     leaving_no_trace,
 )
-from zaplock.designs.rules_read import observe, observed_design, rules_read
+from zaplock.designs.rules_read import observe, observed_design, observed_rwsem, rules_read
 from zaplock.engines.checking.configuration import Configuration, Rules, TaskProgram
 from zaplock.engines.checking.memory import with_memory
 from zaplock.errors import UserError
@@ -129,7 +129,7 @@ def _as_designed(scenario: Scenario, design: Design, running: Design, acts: Acts
     system = Configuration(
         build,
         programs,
-        Rules(scenario.fair, design.rwsem),
+        Rules(scenario.fair, observed_rwsem(design)),
         always=promises.always(),
         at_task_end=promises.at_task_end(),
         at_end=promises.at_end(),

@@ -39,7 +39,7 @@ from zaplock.check.verdicts import (
     with_liveness,
 )
 from zaplock.designs import SHIPPED, Design, load
-from zaplock.designs.rules_read import observe, observed_design, rules_read
+from zaplock.designs.rules_read import agrees, observe, observed_design, values_read
 from zaplock.engines.checking.audit import Audit
 from zaplock.engines.checking.exhaustive import SearchLimits, Verdict, explore
 
@@ -120,16 +120,14 @@ class _Verdicts(Generic[T]):
 
     def add(self, observed: Design, found: T) -> None:
         """Remember what was found under a design that was observed meanwhile."""
-        rules = {rule: getattr(observed, rule) for rule in rules_read(observed)}
-        self._found.append((filter_of(observed_design(observed)), rules, found))
+        by = filter_of(observed_design(observed))
+        self._found.append((by, values_read(observed), found))
 
     def of(self, design: Design) -> T | None:
         """Return what holds for a design, too; None where it differs in something that counted."""
         filtered = filter_of(design)
         for by, rules, found in self._found:
-            if by == filtered and all(
-                getattr(design, name) == rule for name, rule in rules.items()
-            ):
+            if by == filtered and agrees(design, rules):
                 return found
         return None
 

@@ -13,15 +13,17 @@ from zaplock.designs.change import Change
 from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import changes_in, design_of
 from zaplock.linux_version import find
+from zaplock.model.rwsem import RwsemPolicy
 from zaplock.protocols.design import Design
 
-NOT_RULES = frozenset({"name", "kernel", "summary"})
+PARTS = "parts of rwsem"
+NOT_RULES = frozenset({"name", "kernel", "summary", "__wrapped__", PARTS})
 
 
 class _Observed:
     """Stands before a design. What was read once is kept, so that only the first read costs."""
 
-    def __init__(self, design: Design) -> None:
+    def __init__(self, design: Design | RwsemPolicy) -> None:
         self.__dict__["__wrapped__"] = design  # so that who reads code finds what is behind it
 
     def __getattr__(self, name: str) -> Any:
@@ -44,7 +46,34 @@ def observed_design(design: Design) -> Design:
 
 def rules_read(observed: Design) -> frozenset[str]:
     """Name the rules that were read of a stand-in."""
-    return frozenset(vars(observed)) - NOT_RULES - {"__wrapped__"}
+    return frozenset(vars(observed)) - NOT_RULES | ({"rwsem"} if PARTS in vars(observed) else set())
+
+
+def observed_rwsem(design: Design) -> RwsemPolicy:
+    """Return the policy of a design's semaphore; a stand-in's remembers which parts were read."""
+    if not isinstance(design, _Observed):
+        return design.rwsem
+    kept = design.__dict__
+    if PARTS not in kept:
+        kept[PARTS] = _Observed(observed_rwsem(kept["__wrapped__"]))
+    return cast(RwsemPolicy, kept[PARTS])
+
+
+def values_read(observed: Design | RwsemPolicy) -> dict[str, Any]:
+    """Return the rules that were read of a stand-in with their values, and those of its PARTS."""
+    kept = vars(observed)
+    values = {name: value for name, value in kept.items() if name not in NOT_RULES}
+    return {**values, PARTS: values_read(kept[PARTS])} if PARTS in kept else values
+
+
+def agrees(design: Design | RwsemPolicy, values: Mapping[str, Any]) -> bool:
+    """Return whether a design has all the values that were read of another."""
+    return all(
+        agrees(cast(Design, design).rwsem, value)
+        if name == PARTS
+        else getattr(design, name) == value
+        for name, value in values.items()
+    )
 
 
 def deciding(design: Design, rules: Iterable[str]) -> list[Change]:

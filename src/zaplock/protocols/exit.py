@@ -211,11 +211,12 @@ async def reap(cx: Cx, mm: int) -> int:
     """
     if await is_oom_skip(mm):
         return 0
-    spared = VM_HUGETLB | VM_PFNMAP | (VM_LOCKED if cx.design.munlock_pass else 0)
     for handle in await find_vmas(mm, 0, ALL):
         vma = await read_vma(handle)
         private = not vma.file or not vma.flags & VM_SHARED
-        if vma.flags & spared or not private:
+        if vma.flags & (VM_HUGETLB | VM_PFNMAP) or not private:
+            continue
+        if vma.flags & VM_LOCKED and cx.design.munlock_pass:
             continue
         gather = await tlb_gather_mmu(mm, vma.start >> PAGE_SHIFT, vma.end >> PAGE_SHIFT)
         await unmap_page_range(cx, gather, vma.start, vma.end, mm)

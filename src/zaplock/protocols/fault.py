@@ -151,7 +151,7 @@ async def page_fault_vma_lock(cx: Cx, address: int, write: bool) -> int:
     if not handle:
         return await page_fault_mmap_lock(cx, address, write)
     vma = await read_vma(handle)
-    if cx.design.vma_lock_faults == "anonymous" and not is_plain_anonymous(vma):
+    if not is_plain_anonymous(vma) and cx.design.vma_lock_faults == "anonymous":
         await vma_end_read(handle)
         return await page_fault_mmap_lock(cx, address, write)
     if access_error(vma, write):

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import File
 from zaplock.model.flags import (
     MAP_ANONYMOUS,
+    MAP_DROPPABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_NONBLOCK,
     MAP_POPULATE,
+    MAP_STACK,
+    MAP_TYPE,
     PAGE_MASK,
     PAGE_SHIFT,
     PAGES_PER_PMD,
@@ -194,7 +197,10 @@ async def do_mmap(
     placed = await find_place(cx, address, length, flags, file, pgoff)
     if placed < 0:
         return placed, False
-    rules = cx.design.stacks_nohugepage, cx.design.droppable
+    rules = (
+        bool(flags & MAP_STACK) and cx.design.stacks_nohugepage,
+        flags & MAP_TYPE == MAP_DROPPABLE and cx.design.droppable,
+    )
     vm_flags = await mmap_flags(cx.mm, placed, length, prot, flags, file, pgoff, *rules)
     if vm_flags < 0:
         return vm_flags, False

@@ -121,7 +121,7 @@ async def unmap_single_vma(
     else:
         munlocks = bool(vma.flags & VM_LOCKED) and not cx.design.munlock_pass
         await unmap_page_range(cx, gather, low, high, munlocks=munlocks)
-    if cx.design.flush_before_rmap and vma.flags & VM_PFNMAP:
+    if vma.flags & VM_PFNMAP and cx.design.flush_before_rmap:
         await tlb_flush_mmu_tlbonly(gather)
 
 
