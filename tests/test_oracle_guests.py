@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EPERM
+from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from pathlib import Path
 
 import pytest
@@ -239,15 +239,20 @@ BEYOND_THE_END = (
     Op("uffd_copy", (OTHER + 3 * PAGE, 0)),
 )
 NO_PAGE_S_ADDRESS = (Op("mremap", (OTHER, PAGE, PAGE, 3, PLACE + 1)),)
+A_TERABYTE = (
+    Op("mmap", (OTHER, PAGE, 3, 0x32, -1, 0)),
+    Op("uring_register", (OTHER, 1 << 40)),
+)
 SHOWN = {  # release: what each sequence's last operation gave in a guest (the host's is 6.18)
-    "6.1": (2 * PAGE, -EFAULT, -EINVAL, -EFAULT),
-    "6.12": (-EPERM, -EFAULT, -EINVAL, -EFAULT),
-    "6.12.117": (-EPERM, -EFAULT, 0, -EFAULT),
-    "6.16.12": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
-    "6.19.14": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
-    "7.0.13": (2 * PAGE, -EFAULT, 0, -EINVAL),
-    "7.1.13": (2 * PAGE, -ENOMEM, 0, -EINVAL),
-    "7.3.4": (-EPERM, -ENOMEM, 0, -EINVAL),
+    "6.1": (2 * PAGE, -EFAULT, -EINVAL, -EFAULT, -EFAULT),
+    "6.12": (-EPERM, -EFAULT, -EINVAL, -EFAULT, -EFAULT),
+    "6.12.117": (-EPERM, -EFAULT, 0, -EFAULT, -EFAULT),
+    "6.16.12": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL, -EFAULT),
+    "6.19.14": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL, -EFAULT),
+    "7.0.13": (2 * PAGE, -EFAULT, 0, -EINVAL, -EFAULT),
+    "7.1.13": (2 * PAGE, -ENOMEM, 0, -EINVAL, -EFAULT),
+    "7.2.13": (-EPERM, -ENOMEM, 0, -EINVAL, -EOVERFLOW),
+    "7.3.4": (-EPERM, -ENOMEM, 0, -EINVAL, -EOVERFLOW),
 }
 
 
@@ -259,7 +264,7 @@ def test_errors_that_have_changed_are_those_of_each_release(real: RealSide, rele
         Op("uffd_register", (least - PAGE, 2 * PAGE, 1)),
     )
     model = ModelSide(real.environment, linux(release))
-    sequences = (ACROSS_THE_END, BEYOND_THE_END, below_the_least, NO_PAGE_S_ADDRESS)
+    sequences = (ACROSS_THE_END, BEYOND_THE_END, below_the_least, NO_PAGE_S_ADDRESS, A_TERABYTE)
     assert tuple(model.run(one)[-1].outcome.result for one in sequences) == SHOWN[release]
 
 

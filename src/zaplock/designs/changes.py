@@ -783,6 +783,14 @@ CHANGES: tuple[Change, ...] = (
         doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
     ),
     Change(
+        "7.2", None, "(io_uring: fixed buffers of more than 1 GiB)",
+        "an io_uring takes fixed buffers of almost 1 TiB, and refuses longer ones in other words "
+        "(1 TiB: EOVERFLOW; more: EINVAL); before, what is longer than 1 GiB was EFAULT",
+        {"registers_terabytes": True},
+        doubt="its id and subject are not known: 6.19.14, 7.0.13 and 7.1.13 (EFAULT) are without "
+        "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
+    ),
+    Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
         "what was charged for a mapping that its file system refuses is given back",
         {"mmap_forgets_charge": False}, ("7.2.8",),

@@ -132,6 +132,7 @@ class Design:
     realigns_moves: bool = False
     moves_many: bool = False
     pins_unshare: bool = False
+    registers_terabytes: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
     collapse_passes_holes: bool = False
