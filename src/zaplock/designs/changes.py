@@ -705,6 +705,14 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
+        "6.19", None, "mm: propagate VM_SOFTDIRTY on merge",
+        "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
+        "flags were written last, or the neighbour that took it over",
+        {"merges_keep_mark": True},
+        doubt="its id was not looked up; the release is by guests: 6.12.117, 6.16.12 and 6.17.13 "
+        "lose marks, 6.19.14, 7.0.13 and 7.1.13 do not",
+    ),
+    Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
         "UFFDIO_COPY puts no page in a guard's place any more (EEXIST); before, in that of any "
         "marker",

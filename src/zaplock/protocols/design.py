@@ -149,6 +149,7 @@ class Design:
     dontunmap_unaccounts: bool = False
     merges_untouched: bool = False
     merges_anew: bool = False
+    merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     droppable: bool = False
     watches_droppable: bool = True

@@ -235,9 +235,9 @@ async def register_buffer(cx: Cx, address: int, length: int) -> int:
 def refused_buffer(cx: Cx, address: int, length: int) -> int:
     """Check the range of a fixed buffer: 0 or a negative errno.
 
-    1 GiB at most, and from 7.2 on (`registers_terabytes`) 1 TiB less a page, whose array of pointers
-    has to be allocated: one larger than all memory is -ENOMEM. Smaller ones that can't be had are
-    not covered. (io_uring/rsrc.c, io_pin_pages)
+    1 GiB at most, and from 7.2 on (`registers_terabytes`) 1 TiB less a page, for which an array of
+    pointers has to be allocated: one larger than all memory is -ENOMEM. Smaller ones that can't be
+    had are not covered. (io_uring/rsrc.c, io_pin_pages)
     """
     if not address or not length:
         return -EFAULT
