@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from zaplock.measure.guest import kernels, qemu
 from zaplock.oracle import compare, corpus
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
-from zaplock.oracle.guest_side import GuestModel, GuestSide, booted, guest_scope, hidden_by
+from zaplock.oracle.guest_side import (
+    GuestModel,
+    GuestSide,
+    booted,
+    forgets_dirty,
+    guest_scope,
+    hidden_by,
+)
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
@@ -155,6 +163,41 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     newer = GuestModel(guest)
     newer.design = linux("6.18")
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
+
+
+MERGED_AS_CHANGED = (  # what was mapped first has lost its mark, what came later has one
+    Op("mmap", (0x1010_0000, 14 * PAGE, 3, 0x22, -1, 0)),
+    Op("store", (0x1010_5000,)),
+    Op("clear_refs", (1,)),
+    Op("mmap", (0x100F_7000, 12 * PAGE, 0, 0x32, -1, 0)),
+    Op("mprotect", (0x1010_0000, 6 * PAGE, 2)),
+)
+MERGED_AS_TAKEN_OVER = (
+    Op("mmap", (0x1020_3000, 14 * PAGE, 1, 0x22, -1, 0)),
+    Op("clear_refs", (1,)),
+    Op("mmap", (0, 10 * PAGE, 1, 0x22, -1, 0)),
+    Op("mremap", (Ref(2, 5 * PAGE), 1, 1, 3, 0x1020_9000)),
+)
+
+
+@pytest.mark.parametrize("merged", [MERGED_AS_CHANGED, MERGED_AS_TAKEN_OVER])
+def test_soft_dirty_marks_get_lost_in_merges_before_6_19(
+    guest: GuestSide, merged: tuple[Op, ...]
+) -> None:
+    """6.19.14 and 7.0.13 kept them; 6.1.192, 6.16.12 and 6.17.13 did as 6.12.117 does."""
+    real = guest.run(merged)
+    assert compare.first_divergence(merged, real, GuestModel(guest).run(merged)) is None
+    newer = GuestModel(guest)
+    newer.design = replace(newer.design, merges_keep_mark=True)
+    found = compare.first_divergence(merged, real, newer.run(merged))
+    assert found is not None
+    assert "flags" in found.signature
+
+
+def test_soft_dirty_is_left_out_where_mprotect_forgets_that_huge_pages_are_dirty() -> None:
+    kernels_seen = ("6.1.0-56", "6.12.117+deb12", "6.16.12", "6.19.14", "7.1.13", "7.2.13", "7.3.4")
+    seen = [forgets_dirty(release) for release in kernels_seen]
+    assert seen == [False, False, True, True, True, False, False]
 
 
 CONTINUED_BEYOND = (

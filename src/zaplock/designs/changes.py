@@ -799,6 +799,14 @@ CHANGES: tuple[Change, ...] = (
         "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
     ),
     Change(
+        "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",
+        "mprotect no longer loses the dirty bit of a huge page (it did from 6.6 on), so that what "
+        "was written after MADV_FREE is not thrown away by reclaim",
+        backported=("6.12.117", "6.18.44", "7.2.13"),
+        doubt="which stable releases were the first to take it is not confirmed: these were seen "
+        "with it; 6.16.12, 6.17.13, 6.19.14, 7.0.13 and 7.1.13 without",
+    ),
+    Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",
         "what was charged for a mapping that its file system refuses is given back",
         {"mmap_forgets_charge": False}, ("7.2.8",),

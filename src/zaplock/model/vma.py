@@ -396,8 +396,8 @@ def absorb(m: Machine, task: Task, left: int, right: int, paid: bool = False) ->
 
 
 MergedMark = Literal["any", "own", "neighbour"]
-"""Whose soft-dirty mark (VM_SOFTDIRTY) a VMA has that came of several: that of "any" of them, of the
-one that was changed, or of the neighbour that took that over."""
+"""Whose soft-dirty mark (VM_SOFTDIRTY) a VMA has that came of several: that of "any" of them, its
+"own" if that was changed, or that of the "neighbour" that took it over."""
 
 
 def merge_around(
