@@ -165,12 +165,11 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
 
 
-MERGED_AS_CHANGED = (  # what was mapped first has lost its mark, what came later has one
-    Op("mmap", (0x1010_0000, 14 * PAGE, 3, 0x22, -1, 0)),
-    Op("store", (0x1010_5000,)),
+MERGED_AS_CHANGED = (  # with what is new, and so marked, by what has lost its mark
+    Op("mmap", (0, 12 * PAGE, 0, 0x22, -1, 0)),
     Op("clear_refs", (1,)),
-    Op("mmap", (0x100F_7000, 12 * PAGE, 0, 0x32, -1, 0)),
-    Op("mprotect", (0x1010_0000, 6 * PAGE, 2)),
+    Op("mmap", (Ref(0, PAGE), 4 * PAGE, 7, 0x32, -1, 0)),
+    Op("mprotect", (Ref(0, 5 * PAGE), 1, 7)),
 )
 MERGED_AS_TAKEN_OVER = (
     Op("mmap", (0x1020_3000, 14 * PAGE, 1, 0x22, -1, 0)),
