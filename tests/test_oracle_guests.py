@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EPERM
+from dataclasses import replace
+from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,14 @@ from zaplock.measure.guest import kernels, qemu
 from zaplock.oracle import compare, corpus
 from zaplock.oracle.campaign import Bench, Report
 from zaplock.oracle.generate import BELOW_RING, UNMAP_ALL, Generator, away_from_ring
-from zaplock.oracle.guest_side import GuestModel, GuestSide, booted, guest_scope, hidden_by
+from zaplock.oracle.guest_side import (
+    GuestModel,
+    GuestSide,
+    booted,
+    forgets_dirty,
+    guest_scope,
+    hidden_by,
+)
 from zaplock.oracle.modelside import ModelSide
 from zaplock.oracle.ops import FIGURES, Op, Ref
 from zaplock.oracle.real import RealSide
@@ -157,6 +165,40 @@ def test_a_dated_rule_is_seen_on_both_sides_of_its_date(guest: GuestSide, rule: 
     assert compare.first_divergence(sequence, real, newer.run(sequence)) is not None
 
 
+MERGED_AS_CHANGED = (  # with what is new, and so marked, by what has lost its mark
+    Op("mmap", (0, 12 * PAGE, 0, 0x22, -1, 0)),
+    Op("clear_refs", (1,)),
+    Op("mmap", (Ref(0, PAGE), 4 * PAGE, 7, 0x32, -1, 0)),
+    Op("mprotect", (Ref(0, 5 * PAGE), 1, 7)),
+)
+MERGED_AS_TAKEN_OVER = (
+    Op("mmap", (0x1020_3000, 14 * PAGE, 1, 0x22, -1, 0)),
+    Op("clear_refs", (1,)),
+    Op("mmap", (0, 10 * PAGE, 1, 0x22, -1, 0)),
+    Op("mremap", (Ref(2, 5 * PAGE), 1, 1, 3, 0x1020_9000)),
+)
+
+
+@pytest.mark.parametrize("merged", [MERGED_AS_CHANGED, MERGED_AS_TAKEN_OVER])
+def test_soft_dirty_marks_get_lost_in_merges_before_6_19(
+    guest: GuestSide, merged: tuple[Op, ...]
+) -> None:
+    """6.19.14 and 7.0.13 kept them; 6.1.192, 6.16.12 and 6.17.13 did as 6.12.117 does."""
+    real = guest.run(merged)
+    assert compare.first_divergence(merged, real, GuestModel(guest).run(merged)) is None
+    newer = GuestModel(guest)
+    newer.design = replace(newer.design, merges_keep_mark=True)
+    found = compare.first_divergence(merged, real, newer.run(merged))
+    assert found is not None
+    assert "flags" in found.signature
+
+
+def test_soft_dirty_is_left_out_where_mprotect_forgets_that_huge_pages_are_dirty() -> None:
+    kernels_seen = ("6.1.0-56", "6.12.117+deb12", "6.16.12", "6.19.14", "7.1.13", "7.2.13", "7.3.4")
+    seen = [forgets_dirty(release) for release in kernels_seen]
+    assert seen == [False, False, True, True, True, False, False]
+
+
 CONTINUED_BEYOND = (
     Op("mmap", (OTHER, 4 * PAGE, 3, 0x11, 0, 14 * PAGE)),
     Op("uffd_register", (OTHER, 4 * PAGE, 4)),
@@ -239,15 +281,20 @@ BEYOND_THE_END = (
     Op("uffd_copy", (OTHER + 3 * PAGE, 0)),
 )
 NO_PAGE_S_ADDRESS = (Op("mremap", (OTHER, PAGE, PAGE, 3, PLACE + 1)),)
+A_TERABYTE = (
+    Op("mmap", (OTHER, PAGE, 3, 0x32, -1, 0)),
+    Op("uring_register", (OTHER, 1 << 40)),
+)
 SHOWN = {  # release: what each sequence's last operation gave in a guest (the host's is 6.18)
-    "6.1": (2 * PAGE, -EFAULT, -EINVAL, -EFAULT),
-    "6.12": (-EPERM, -EFAULT, -EINVAL, -EFAULT),
-    "6.12.117": (-EPERM, -EFAULT, 0, -EFAULT),
-    "6.16.12": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
-    "6.19.14": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL),
-    "7.0.13": (2 * PAGE, -EFAULT, 0, -EINVAL),
-    "7.1.13": (2 * PAGE, -ENOMEM, 0, -EINVAL),
-    "7.3.4": (-EPERM, -ENOMEM, 0, -EINVAL),
+    "6.1": (2 * PAGE, -EFAULT, -EINVAL, -EFAULT, -EFAULT),
+    "6.12": (-EPERM, -EFAULT, -EINVAL, -EFAULT, -EFAULT),
+    "6.12.117": (-EPERM, -EFAULT, 0, -EFAULT, -EFAULT),
+    "6.16.12": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL, -EFAULT),
+    "6.19.14": (2 * PAGE, -EFAULT, -EINVAL, -EINVAL, -EFAULT),
+    "7.0.13": (2 * PAGE, -EFAULT, 0, -EINVAL, -EFAULT),
+    "7.1.13": (2 * PAGE, -ENOMEM, 0, -EINVAL, -EFAULT),
+    "7.2.13": (-EPERM, -ENOMEM, 0, -EINVAL, -EOVERFLOW),
+    "7.3.4": (-EPERM, -ENOMEM, 0, -EINVAL, -EOVERFLOW),
 }
 
 
@@ -259,7 +306,7 @@ def test_errors_that_have_changed_are_those_of_each_release(real: RealSide, rele
         Op("uffd_register", (least - PAGE, 2 * PAGE, 1)),
     )
     model = ModelSide(real.environment, linux(release))
-    sequences = (ACROSS_THE_END, BEYOND_THE_END, below_the_least, NO_PAGE_S_ADDRESS)
+    sequences = (ACROSS_THE_END, BEYOND_THE_END, below_the_least, NO_PAGE_S_ADDRESS, A_TERABYTE)
     assert tuple(model.run(one)[-1].outcome.result for one in sequences) == SHOWN[release]
 
 

@@ -705,6 +705,14 @@ CHANGES: tuple[Change, ...] = (
         {"collapse_passes_holes": True},
     ),
     Change(
+        "6.19", None, "mm: propagate VM_SOFTDIRTY on merge",
+        "what has merged is soft-dirty if any of its parts was; before, if the part was whose "
+        "flags were written last, or the neighbour that took it over",
+        {"merges_keep_mark": True},
+        doubt="its id was not looked up; the release is by guests: 6.12.117, 6.16.12 and 6.17.13 "
+        "lose marks, 6.19.14, 7.0.13 and 7.1.13 do not",
+    ),
+    Change(
         "6.19", "c093cf451094", "mm: correctly handle UFFD PTE markers",
         "UFFDIO_COPY puts no page in a guard's place any more (EEXIST); before, in that of any "
         "marker",
@@ -781,6 +789,22 @@ CHANGES: tuple[Change, ...] = (
         "EINVAL",
         {"collapses_nothing": True},
         doubt="its id and subject are not known: 7.1.13 refuses, 7.2.13 and 7.3.4 do not",
+    ),
+    Change(
+        "7.2", None, "(io_uring: fixed buffers of more than 1 GiB)",
+        "an io_uring takes fixed buffers of almost 1 TiB, and refuses longer ones in other words "
+        "(1 TiB: EOVERFLOW; more: EINVAL); before, what is longer than 1 GiB was EFAULT",
+        {"registers_terabytes": True},
+        doubt="its id and subject are not known: 6.19.14, 7.0.13 and 7.1.13 (EFAULT) are without "
+        "it, 7.2.13 and 7.3.4 (io_validate_user_buf_range) have it",
+    ),
+    Change(
+        "7.3", "f7491d7c81db", "x86/mm: Fix user-space data loss with MADV_FREE and THP",
+        "mprotect no longer loses the dirty bit of a huge page (it did from 6.6 on), so that what "
+        "was written after MADV_FREE is not thrown away by reclaim",
+        backported=("6.12.117", "6.18.44", "7.2.13"),
+        doubt="which stable releases were the first to take it is not confirmed: these were seen "
+        "with it; 6.16.12, 6.17.13, 6.19.14, 7.0.13 and 7.1.13 without",
     ),
     Change(
         "7.3", "6cc27d821963", "mm/vma: correctly unaccount on mmap_prepare() failure",

@@ -11,7 +11,7 @@ sees the difference (the one bug that lives below that grain, CVE-2023-3269, has
 from __future__ import annotations
 
 from errno import EINVAL, ENOMEM
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ from zaplock.model.flags import (
     VM_GROWSUP,
     VM_HUGETLB,
     VM_SHARED,
+    VM_SOFTDIRTY,
     VM_SPECIAL,
     VM_STICKY,
     VM_WRITE,
@@ -394,12 +395,23 @@ def absorb(m: Machine, task: Task, left: int, right: int, paid: bool = False) ->
     return left
 
 
+MergedMark = Literal["any", "own", "neighbour"]
+"""Whose soft-dirty mark (VM_SOFTDIRTY) a VMA has that came of several: that of "any" of them, its
+"own" if that was changed, or that of the "neighbour" that took it over."""
+
+
 def merge_around(
-    m: Machine, task: Task, handle: int, apart: int = 0, untouched: bool = True, new: bool = False
+    m: Machine,
+    task: Task,
+    handle: int,
+    apart: int = 0,
+    untouched: bool = True,
+    new: bool = False,
+    mark: MergedMark = "any",
 ) -> int:
     """Merge a VMA with its neighbours where it can; return the handle of what it is now.
 
-    A `new` one has `paid` for its first merge (absorb).
+    A `new` one has `paid` for its first merge (absorb). Of two neighbours the left one takes over.
     It does not merge with the VMA `apart`, nor, having an anon_vma, with one that has none unless
     they merge with the `untouched` too (6.16).
     """
@@ -411,14 +423,26 @@ def merge_around(
 
     vma = vma_of(m, task, handle)
     space = m.mm(vma.mm)
+    neighbour = None
     left = previous(space, vma.start)
     if left and joins(left) and can_merge(m, vma_of(m, task, left), vma):
+        neighbour = vma_of(m, task, left)
         handle = absorb(m, task, left, handle, new)
         vma, new = vma_of(m, task, handle), False
     right = following(space, vma.end)
     if right and joins(right) and can_merge(m, vma, vma_of(m, task, right)):
+        neighbour = neighbour or vma_of(m, task, right)
         handle = absorb(m, task, handle, right, new)
+    if neighbour and mark != "any":
+        keep_mark(m, task, handle, neighbour if mark == "neighbour" else original)
     return handle
+
+
+def keep_mark(m: Machine, task: Task, handle: int, of: Vma) -> None:
+    """Mark what has merged as soft-dirty if, and only if, one of its parts was."""
+    vma = vma_of(m, task, handle)
+    if (vma.flags ^ of.flags) & VM_SOFTDIRTY:
+        m.vmas.put(handle, change(vma, flags=vma.flags ^ VM_SOFTDIRTY))
 
 
 # Accounting

@@ -193,8 +193,8 @@ class GuestSide(RealSide):
         return list(map(self.hidden.step, steps)) if any(self.hidden) else steps
 
     def _names_soft_dirty(self) -> bool:
-        """Older kernels lose the mark in merges, 7.0 and 7.1 where they split what is closed."""
-        return carries(self.release, "7.2") and super()._names_soft_dirty()
+        """It is left out where mprotect forgets that a huge page is dirty."""
+        return not forgets_dirty(self.release) and super()._names_soft_dirty()
 
     def _tells_who_was_used(self) -> bool:
         """Debian's kernels age pages in generations, and mark them otherwise than is known here."""
@@ -240,6 +240,16 @@ def carries(release: str, since: str) -> bool:
     """Return whether a release has what came with another one."""
     version = find(release)
     return version is not None and version.carries(since)
+
+
+def forgets_dirty(release: str) -> bool:
+    """Return whether mprotect loses the dirty bit of huge pages (docs/findings).
+
+    From 6.6 on; f7491d7c81db (7.3) ended it, and these stable releases were seen with that.
+    """
+    version = find(release)
+    mended = ("6.12.117", "6.18.44", "7.2.13")
+    return version is not None and version.carries("6.6") and not version.carries("7.3", mended)
 
 
 class Hidden(NamedTuple):

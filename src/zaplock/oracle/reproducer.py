@@ -190,7 +190,7 @@ def write(sequence: Sequence[Op], why: str, name: str) -> str:
         files=files + (_UFFD_OPENED if watches else ""),
         includes=(_UFFD_INCLUDES if watches else "") + (_MOVE_INCLUDES if moves else ""),
         helpers=(_UFFD_HELPERS if watches else "") + (_MOVE_HELPERS if moves else ""),
-        moved="".join(map(_tell_moved, moves)),
+        moved="".join(map(_tell_moved, moves)) + _tell_loaded(sequence),
         unmaps="\n".join(_unmaps(sequence)),
         before=_RESERVED_BEFORE if reserves else "",
         after=_RESERVED_AFTER if reserves else "",
@@ -222,6 +222,15 @@ def _call(op: Op) -> str:
 def _tell_moved(op: Op) -> str:
     start, length = (_value(value) for value in op.args[:2])
     return f"\tif (tells)\n\t\ttell_moved((void *){start}, {length});\n"
+
+
+def _tell_loaded(sequence: Sequence[Op]) -> str:
+    return "".join(
+        f'\tif (tells)\n\t\tprintf("a load of %p gives %ld\\n", (void *){_value(op.args[0])}, '
+        f"(long)r[{k}]);\n"
+        for k, op in enumerate(sequence)
+        if op.name == "load"
+    )
 
 
 def _unmaps(sequence: Sequence[Op]) -> list[str]:

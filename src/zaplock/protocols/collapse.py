@@ -6,7 +6,8 @@ look for the VMA again. What has no page table yet is not collapsed; what has on
 its pages are there. Where there is no page table, but one of the level above, the call ends there
 before 6.19 (`collapse_passes_holes`). A range that ends before the first 2 MiB that begins in it is
 refused, until it counts as nothing to do (`collapses_nothing`). Before 6.18 one page at least must
-be mapped so that it can be written to (`collapse_needs_writable`).
+be mapped so that it can be written to (`collapse_needs_writable`); where none is, the call goes on
+behind these 2 MiB. It ends where a userfaultfd watches and a page is missing.
 
 Source: mm/khugepaged.c madvise_collapse, hpage_collapse_scan_pmd, collapse_huge_page,
 hugepage_vma_revalidate (6.1 and 6.18); the order of the last two: 366a4532d96f (6.17). Not covered:
@@ -26,6 +27,7 @@ from zaplock.model.flags import (
     VM_HUGETLB,
     VM_NOHUGEPAGE,
     VM_SPECIAL,
+    VM_UFFD_FLAGS,
     VM_WRITE,
 )
 from zaplock.model.frames import alloc_frames, change_frames
@@ -127,7 +129,7 @@ async def look(cx: Cx, address: int) -> int:
 def scan_pmd(
     m: Machine, task: Task, mm: int, address: int, passes_holes: bool, needs_writable: bool
 ) -> int:
-    """Tell whether 2 MiB can become a huge page: DONE, FITS, SKIPPED (no table) or FAILED."""
+    """Tell whether 2 MiB can become a huge page: DONE, FITS, SKIPPED or FAILED."""
     space, first = m.mm(mm), address >> PAGE_SHIFT
     runs = space.ptes.overlapping(first, first + PAGES_PER_PMD)
     if runs and runs[0][2].kind in ("thp", "zero_thp"):
@@ -135,12 +137,24 @@ def scan_pmd(
     if space.tables[1].at(first // PAGES_PER_PMD) is None:
         hole = space.tables[2].at(first // PAGES_PER_PMD // PAGES_PER_PMD) is None
         return SKIPPED if hole or passes_holes else FAILED
-    kinds = {pte.kind for _, _, pte in runs}
-    if "uffd_wp" in kinds or any(pte.wp for _, _, pte in runs):
-        return SKIPPED
-    if needs_writable and not any(pte.writable for _, _, pte in runs):
+    handle = lookup(m, space, address)
+    watched = bool(handle) and bool(vma_of(m, task, handle).flags & VM_UFFD_FLAGS)
+    at, writable, marked = first, False, False
+    for low, high, pte in runs:
+        if watched and (low > at or pte.kind == "zero"):
+            return FAILED  # before what comes behind it
+        at = high
+        if pte.kind == "zero":
+            continue
+        if pte.wp or pte.kind == "uffd_wp":
+            return SKIPPED
+        writable |= pte.writable
+        marked |= pte.kind in ("guard", "poison")
+    if watched and at < first + PAGES_PER_PMD:
         return FAILED
-    return FAILED if kinds & {"guard", "poison"} else FITS
+    if needs_writable and not writable:
+        return SKIPPED
+    return FAILED if marked else FITS
 
 
 @step

@@ -132,6 +132,7 @@ class Design:
     realigns_moves: bool = False
     moves_many: bool = False
     pins_unshare: bool = False
+    registers_terabytes: bool = False
     memory_merge: Literal["no", "late", "early"] = "no"
     finds_zeros: bool = False
     collapse_passes_holes: bool = False
@@ -148,6 +149,7 @@ class Design:
     dontunmap_unaccounts: bool = False
     merges_untouched: bool = False
     merges_anew: bool = False
+    merges_keep_mark: bool = False
     advises_itself: Literal["no", "some", "all"] = "no"
     droppable: bool = False
     watches_droppable: bool = True

@@ -17,7 +17,7 @@ mm/process_vm_access.c.
 
 from __future__ import annotations
 
-from errno import EFAULT, EINVAL, EOVERFLOW, EPERM
+from errno import EFAULT, EINVAL, ENOMEM, EOVERFLOW, EPERM
 from typing import TYPE_CHECKING
 
 from zaplock.model import ksm
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 MAX_RW_COUNT = 0x7FFF_F000
 PINNED_AT_ONCE = 1024  # pages
 LARGEST_OFFSET = (1 << 63) - 1
-MOST_REGISTERED = 1 << 30  # bytes of a fixed buffer
+MOST_REGISTERED, MOST_SINCE_7_2 = 1 << 30, 1 << 40  # bytes of a fixed buffer
+POINTER_SIZE = 8
+MOST_POINTERS = ((1 << 31) - 1) // POINTER_SIZE
 
 
 def refused(cx: Cx, address: int, length: int, offset: int) -> int:
@@ -209,12 +211,9 @@ async def register_buffer(cx: Cx, address: int, length: int) -> int:
         return -EINVAL
     if not address and not length:
         return 0  # an empty place
-    if not length or length > MOST_REGISTERED:
-        return -EFAULT
-    if address + length + PAGE_SIZE - 1 >> 64:
-        return -EOVERFLOW
-    if address + length > cx.limits.task_size:
-        return -EFAULT
+    error = refused_buffer(cx, address, length)
+    if error:
+        return error
     start, end = address & PAGE_MASK, page_align(address + length)
     until = await first_not_to_be_pinned(cx.mm, start, end)
     frames: list[int] = []
@@ -231,6 +230,29 @@ async def register_buffer(cx: Cx, address: int, length: int) -> int:
     for frame in frames:
         await put_page(frame)
     return 0 if len(frames) == end - start >> PAGE_SHIFT else -EFAULT
+
+
+def refused_buffer(cx: Cx, address: int, length: int) -> int:
+    """Check the range of a fixed buffer: 0 or a negative errno.
+
+    1 GiB at most, and from 7.2 on (`registers_terabytes`) 1 TiB less a page, for which an array of
+    pointers has to be allocated: one larger than all memory is -ENOMEM. Smaller ones that can't be
+    had are not covered. (io_uring/rsrc.c, io_pin_pages)
+    """
+    if not address or not length:
+        return -EFAULT
+    most, beyond = MOST_REGISTERED, -EFAULT
+    if cx.design.registers_terabytes:
+        most, beyond = MOST_SINCE_7_2, -EINVAL
+    if length > most:
+        return beyond
+    end = address + length + PAGE_SIZE - 1
+    pages = (end >> PAGE_SHIFT) - (address >> PAGE_SHIFT)
+    if end >> 64 or pages > MOST_POINTERS:
+        return -EOVERFLOW
+    if page_align(pages * POINTER_SIZE) >> PAGE_SHIFT > cx.limits.overcommit_pages:
+        return -ENOMEM
+    return -EFAULT if address + length > cx.limits.task_size else 0
 
 
 @step

@@ -165,7 +165,8 @@ async def _replace(cx: Cx, handle: int, vma: Vma, low: int, high: int, bits: int
     """Give part of a VMA another policy (mbind_range); 0 or an errno."""
     if vma.flags & _EVERY_POLICY == bits:
         return 0
-    return min(0, await modify_vma(cx, handle, low, high, vma.flags & ~_EVERY_POLICY | bits))
+    flags = vma.flags & ~_EVERY_POLICY | bits
+    return min(0, await modify_vma(cx, handle, low, high, flags, sets_all=False))
 
 
 async def set_mempolicy_home_node(

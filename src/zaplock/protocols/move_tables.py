@@ -9,6 +9,8 @@ Source: mm/mremap.c move_page_tables, move_ptes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from zaplock.model.flags import (
@@ -27,7 +29,7 @@ from zaplock.protocols.shortage import no_memory
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
-    from zaplock.model.mm import Mm
+    from zaplock.model.mm import Mm, Pte
     from zaplock.protocols.design import Cx
 
 
@@ -161,7 +163,7 @@ def move_ptes(
     runs = clear_present(m, task, space, first, last)
     if shift % PAGES_PER_PMD:
         runs = [(low, high, small_entry(pte)) for low, high, pte in runs]
-    for low, high, pte in runs:
+    for low, high, pte in by_table(runs):
         m.spend("copy_pte", high - low)
         if loses_wp and pte.kind == "uffd_wp":
             continue
@@ -174,6 +176,16 @@ def move_ptes(
         space.ptes.set(low + shift, high + shift, moved)
     if runs and flush:
         flush_tlb_range(m, mm, first, last, False)
+
+
+def by_table(runs: list[tuple[int, int, Pte]]) -> Iterator[tuple[int, int, Pte]]:
+    """Cut runs of entries where a page table ends, if it may matter which of them goes along."""
+    for low, high, pte in runs:
+        cuts = [low, high]
+        if pte.soft_clean:
+            cuts[1:1] = range(low - low % PAGES_PER_PMD + PAGES_PER_PMD, high, PAGES_PER_PMD)
+        for start, end in pairwise(cuts):
+            yield start, end, pte
 
 
 @step

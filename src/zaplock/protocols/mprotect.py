@@ -44,6 +44,7 @@ from zaplock.model.references import use_batches, watches_writes
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
 from zaplock.model.vma import (
+    MergedMark,
     Vma,
     accepts,
     account_parts,
@@ -53,6 +54,7 @@ from zaplock.model.vma import (
     find_vma,
     fits_limits,
     following,
+    keep_mark,
     lookup,
     merge_around,
     previous,
@@ -267,10 +269,13 @@ async def modify_vma(
     flags: int,
     uffd: int | None = None,
     anon_name: str | None = None,
+    sets_all: bool = True,
 ) -> int:
     """Give [low, high) of a VMA other flags: split it off, set them, merge; the handle or -ENOMEM.
 
-    `uffd` is a userfaultfd context, `anon_name` a name, that the part gets too.
+    `uffd` is a userfaultfd context, `anon_name` a name, that the part gets too. `sets_all`: once
+    they have merged, all flags are written, not only those that change (a soft-dirty mark before
+    7.0 is then the part's own).
 
     Merging comes last here, while Linux merges instead of splitting where it can; the map is the
     same, and the split's limit is asked only where no merge can save it.
@@ -281,8 +286,13 @@ async def modify_vma(
     uffd = vma.uffd if uffd is None else uffd
     anon_name = vma.anon_name if anon_name is None else anon_name
     untouched = cx.design.merges_untouched
+    mark: MergedMark = "any"
+    if not cx.design.merges_keep_mark:
+        mark = "own" if sets_all else "neighbour"
     if cx.design.merges:
-        merged = await merge_with_neighbour(handle, low, high, flags, uffd, anon_name, untouched)
+        merged = await merge_with_neighbour(
+            handle, low, high, flags, uffd, anon_name, untouched, mark
+        )
         if merged:
             return merged
     if low > vma.start:
@@ -297,7 +307,7 @@ async def modify_vma(
     if not cx.design.merges:
         return handle
     await start_write_merging(cx, handle, max(low, vma.start), min(high, vma.end))
-    return await merge(handle, untouched)
+    return await merge(handle, untouched, mark)
 
 
 @step
@@ -311,6 +321,7 @@ def merge_with_neighbour(
     uffd: int,
     anon_name: str,
     untouched: bool,
+    mark: MergedMark,
 ) -> int:
     """Move the border to a neighbour that the changed part fits to; its handle, or 0.
 
@@ -344,6 +355,8 @@ def merge_with_neighbour(
     else:
         write_vma(m, handle, change(vma, end=low))
         write_vma(m, neighbour, change(other, start=low, pgoff=part.pgoff, **links))
+    if mark != "any":
+        keep_mark(m, task, neighbour, part if mark == "own" else other)
     return neighbour
 
 
@@ -357,9 +370,9 @@ def set_flags(m: Machine, task: Task, handle: int, flags: int, uffd: int, anon_n
 
 
 @step
-def merge(m: Machine, task: Task, handle: int, untouched: bool) -> int:
+def merge(m: Machine, task: Task, handle: int, untouched: bool, mark: MergedMark) -> int:
     """Merge a VMA with its neighbours where it can be; return what it is now."""
-    return merge_around(m, task, handle, 0, untouched)
+    return merge_around(m, task, handle, 0, untouched, mark=mark)
 
 
 @step

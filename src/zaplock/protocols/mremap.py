@@ -40,6 +40,7 @@ from zaplock.model.flags import (
 from zaplock.model.folios import keep_locked
 from zaplock.model.step import Task, step
 from zaplock.model.vma import (
+    MergedMark,
     Vma,
     absorb,
     accepts,
@@ -51,6 +52,7 @@ from zaplock.model.vma import (
     fits_limits,
     following,
     insert,
+    keep_mark,
     lookup,
     merge_around,
     overlapping,
@@ -351,7 +353,8 @@ async def expand_vma(
     if await no_memory(cx):
         return MremapResult(-ENOMEM)
     untouched = cx.design.merges_untouched
-    grown = await expand(handle, r.address, r.old_length, r.new_length, untouched)
+    keeps_mark = cx.design.merges_keep_mark
+    grown = await expand(handle, r.address, r.old_length, r.new_length, untouched, keeps_mark)
     if grown < 0:
         return MremapResult(grown)
     if grown:
@@ -377,6 +380,7 @@ def expand(
     old_length: int,
     new_length: int,
     untouched: bool,
+    keeps_mark: bool,
 ) -> int:
     """Move the end of a VMA on: 1, 0 where there is no room, -ENOMEM where it can't be charged."""
     vma = vma_of(m, task, handle)
@@ -393,11 +397,11 @@ def expand(
     if vma.flags & VM_LOCKED:
         space.add("locked_vm", pages)
     write_vma(m, handle, change(vma, end=new_end))
-    merge_with_next(m, task, handle, untouched)
+    merge_with_next(m, task, handle, untouched, keeps_mark)
     return 1
 
 
-def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool) -> None:
+def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool, keeps_mark: bool) -> None:
     """Merge a grown VMA with the one that it has come to touch, never with the one before it."""
     vma = vma_of(m, task, handle)
     behind = following(m.mm(vma.mm), vma.end)
@@ -406,6 +410,8 @@ def merge_with_next(m: Machine, task: Task, handle: int, untouched: bool) -> Non
     other = vma_of(m, task, behind)
     if can_merge(m, vma, other) and (untouched or accepts(vma, other)):
         absorb(m, task, handle, behind)
+        if not keeps_mark:
+            keep_mark(m, task, handle, vma)
 
 
 async def mremap_to(cx: Cx, r: Request, events: UnmapEvents) -> MremapResult:
@@ -510,7 +516,8 @@ async def move(
     if vma.uffd and cx.design.moves_watched_apart:
         parts = "with none"
     counts = cx.design.counts_anonymous_apart
-    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched, counts)
+    mark: MergedMark = "any" if cx.design.merges_keep_mark else "neighbour"
+    new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched, counts, mark)
     length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
     moved = await move_page_tables(cx, r.address, target, length, huge)
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
@@ -574,13 +581,14 @@ def copy_vma(
     merges: str,
     untouched: bool,
     counts_apart: bool,
+    mark: MergedMark,
 ) -> int:
     """Put a copy of a VMA's part at `target`, merged with its neighbours where it can be.
 
     Memory that was never faulted in takes the page offset of its new place; then the copy may even
     merge with what it is a copy of. `merges`: "with all" neighbours, "apart" from that, only
     "elsewhere", not beside it, or "with none". `counts_apart`: the anonymous pages of a file's
-    private mapping keep the offsets that they had.
+    private mapping keep the offsets that they had. `mark`: whose soft-dirty mark stays.
     """
     vma = vma_of(m, task, handle)
     never_touched = not vma.file and not vma.anon_vma and not vma.flags & VM_HUGETLB
@@ -592,7 +600,8 @@ def copy_vma(
     copy = insert(m, task, new)
     beside = target == vma.end or end == vma.start
     if merges != "with none" and (merges != "elsewhere" or not (beside and never_touched)):
-        copy = merge_around(m, task, copy, handle if merges == "apart" else 0, untouched)
+        apart = handle if merges == "apart" else 0
+        copy = merge_around(m, task, copy, apart, untouched, mark=mark)
     forget_monitor(m, task, copy)
     return copy
 

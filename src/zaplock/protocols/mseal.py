@@ -51,7 +51,8 @@ async def seal_range(cx: Cx, start: int, end: int) -> int:
     async def visit(handle: int, vma: Vma, low: int, high: int) -> int:
         if vma.flags & VM_SEALED:
             return 0
-        return min(0, await modify_vma(cx, handle, low, high, vma.flags | VM_SEALED))
+        flags = vma.flags | VM_SEALED
+        return min(0, await modify_vma(cx, handle, low, high, flags, sets_all=False))
 
     error, _ = await apply_to_range(cx, start, end, visit)
     return error
