@@ -358,7 +358,7 @@ def test_the_stub_is_what_its_source_says(tmp_path: Path) -> None:
 @needs_kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
 def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
-    before = huge_pool.POOL.read_text()
+    before = huge_pool.given_pages()
     with huge_pool.huge_pages():
         _, free, reserved = huge_pool.pool_figures()
         assert free - reserved >= huge_pool.PAGES  # whatever the kernel has lost before
@@ -371,14 +371,45 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
             both.close()
     assert kept
     assert found == [None] * len(kept)
-    assert huge_pool.POOL.read_text() == before
+    assert huge_pool.given_pages() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
 
 
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
+def test_pages_of_a_gigabyte_agree_and_are_given_back() -> None:
+    sizes = (huge_pool.SIZE, huge_pool.GIGANTIC)
+    before = [huge_pool.given_pages(size) for size in sizes]
+    try:
+        with huge_pool.pages_of_both_sizes():
+            both = Bench(model_side, replace(COVERED, themes=("gigantic",)))
+            try:
+                report = both.slice(seed=4, sequences=6)
+                kept = [corpus.load(path)[0] for path in (CORPUS_AT / "gigantic").glob("*.json")]
+                found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+            finally:
+                both.close()
+    except UserError as error:
+        pytest.skip(str(error))
+    assert found == [None] * 6
+    assert [huge_pool.given_pages(size) for size in sizes] == before
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
+
+
+def test_a_theme_whose_pages_no_kernel_has_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huge_pool, "POOLS", tmp_path)
+    assert main(["oracle", "--theme", "gigantic"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the theme gigantic needs huge pages of 1024 MiB" in line
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
 def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
-    before, owed = int(huge_pool.POOL.read_text()), huge_pool.owed_pages()
+    before, owed = huge_pool.given_pages(), huge_pool.owed_pages()
     borrower = (
         "import time; from zaplock.oracle.huge_pool import huge_pages\n"
         "with huge_pages(2): print('has them', flush=True); time.sleep(99)"
@@ -386,12 +417,12 @@ def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", borrower], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
-        during = int(huge_pool.POOL.read_text())
+        during = huge_pool.given_pages()
         process.kill()
     assert said == b"has them\n"
     assert during == before + owed + 2
     deadline = time.monotonic() + 60
-    while int(huge_pool.POOL.read_text()) != before:
+    while huge_pool.given_pages() != before:
         assert time.monotonic() < deadline, "the pool still has what the dead one borrowed"
         time.sleep(0.01)
 
@@ -451,13 +482,20 @@ def is_alive(pid: int) -> bool:
 
 
 def test_no_sequence_fills_gigabytes() -> None:
-    """What an operation may fault in is bounded, in every theme and however far it reaches."""
+    """What an operation may fault in is bounded, in every theme and however far it reaches.
+
+    Of huge pages the pool bounds it, and there is little else in the theme "gigantic".
+    """
     for theme in THEMES:
         generator = Generator(8, replace(COVERED, themes=(theme,)))
         for op in (op for _ in range(20) for op in generator.sequence()):
             if op.name == "mmap" and isinstance(op.args[1], int) and op.args[1] < 1 << 63:
-                assert op.args[1] < MOST_FILLED or not int(str(op.args[3])) & 0xA000, op
-            if op.name == "madvise" and op.args[2] in (22, 23):
+                pooled = int(str(op.args[3])) & 0x4_0000 or op.args[4] in ops.HUGE_FILES
+                filled = int(str(op.args[3])) & 0xA000 and not (theme == "gigantic" and pooled)
+                assert op.args[1] < MOST_FILLED or not filled, op
+                if theme == "gigantic" and not pooled:
+                    assert op.args[1] < MOST_FILLED, op
+            if op.name == "madvise" and op.args[2] in (22, 23) and theme != "gigantic":
                 assert int(str(op.args[1])) < MOST_FILLED or int(str(op.args[1])) > 1 << 40, op
 
 

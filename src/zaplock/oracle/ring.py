@@ -38,6 +38,7 @@ BUFFER_SIZE = 0x8000
 KEPT = {"smaps": (0x11000, 0x6000), "pages": (0x17000, 0x1800), "status": (0x18800, 0x800)}
 """Where the last observation of each kind is kept, and the room: its length, its limit, itself."""
 MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them is not seen
+LONG_REGION = 1 << 30  # bytes from which on a region is read by the first page of each 2 MiB only
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
 BUFFER_ROOM = BUFFER_SIZE - 8  # the stub ends what it compares with a word of zeros
 AS_BEFORE = -1  # the result of an entry that has observed the same again

@@ -28,6 +28,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import set_lazy
+from zaplock.model.huge_fault import own_huge_page
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_fault import (
     ALONE,
@@ -178,7 +179,9 @@ def fault_range(
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high
-    needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
+    makes = vma.flags & VM_HUGETLB and own_huge_page(m, vma, low, write)
+    private = not vma.flags & VM_SHARED and not vma.anon_vma
+    needs = not write and private and (not vma.file or makes)
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
     touches = write and m.globals.get("lazyfree", 0)
