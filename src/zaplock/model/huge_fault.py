@@ -100,6 +100,16 @@ def own_huge_page(m: Machine, vma: Vma, address: int, write: bool) -> bool:
     return write if huge_page_of_file(m, vma, low) >= 0 else not is_beyond_file(m, vma, low)
 
 
+def reaches_own_page(m: Machine, vma: Vma, low: int, high: int, write: bool) -> bool:
+    """Return whether faults of bytes [low, high), one by one, come to a page of a mapping's own."""
+    for address in range(low & -vma.huge_size, high, vma.huge_size):
+        if own_huge_page(m, vma, address, write):
+            return True
+        if huge_page_of_file(m, vma, address >> PAGE_SHIFT) < 0:
+            return False  # that is a SIGBUS
+    return False
+
+
 def own_pages(m: Machine, space: Mm, low: int, high: int, size: int) -> int:
     """Count the huge pages mapped in bytes [low, high) that no file has."""
     return sum(
