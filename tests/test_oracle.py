@@ -392,7 +392,7 @@ def test_pages_of_a_gigabyte_agree_and_are_given_back() -> None:
                 both.close()
     except UserError as error:
         pytest.skip(str(error))
-    assert found == [None] * 6
+    assert found == [None] * 7
     assert [huge_pool.given_pages(size) for size in sizes] == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
@@ -424,6 +424,65 @@ def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
     deadline = time.monotonic() + 60
     while huge_pool.given_pages() != before:
         assert time.monotonic() < deadline, "the pool still has what the dead one borrowed"
+        time.sleep(0.01)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="ksmd is for root to start")
+def test_ksmd_is_at_rest_again_after_a_campaign_was_killed(tmp_path: Path) -> None:
+    """Also where ksmd was working just then, or a sequence about to start it."""
+    try:
+        ksm.check_ksm()
+    except UserError as error:
+        pytest.skip(str(error))
+    before = ksm_settings()
+    for _ in range(3):
+        command = [sys.executable, "-P", "-m", "zaplock", "oracle", "--theme", "ksm"]
+        source = str(Path(campaign.__file__).parents[2])
+        with subprocess.Popen(
+            [*command, "--seconds", "99"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": source},
+        ) as oracle:
+            deadline = time.monotonic() + 60
+            while (ksm.KSM / "run").read_text() != "1\n":
+                assert time.monotonic() < deadline, "ksmd was never started"
+            oracle.kill()
+        deadline = time.monotonic() + 60
+        while ksm_settings() != before:
+            assert time.monotonic() < deadline, "ksmd is not as it was"
+            time.sleep(0.01)
+    time.sleep(0.5)
+    assert ksm_settings() == before
+
+
+def ksm_settings() -> list[str]:
+    return [(ksm.KSM / name).read_text() for name in ("run", *ksm.SETTINGS)]
+
+
+def test_what_is_lent_is_given_back_when_the_last_user_is_gone(tmp_path: Path) -> None:
+    """The one who asked for it is killed; a process that uses it lives on for a while."""
+    asks = (
+        "import subprocess, sys, time; from zaplock.oracle import kept\n"
+        'note = \'keep(lambda: open(sys.argv[1], "w").close() or 1, '
+        'lambda _: __import__("os").unlink(sys.argv[1]))\'\n'
+        "with kept.kept(note, sys.argv[1]):\n"
+        "    user = subprocess.Popen(['sleep', '99'], pass_fds=kept.ends())\n"
+        "    print(user.pid, flush=True); time.sleep(99)"
+    )
+    taken = tmp_path / "taken"
+    command = [sys.executable, "-c", asks, str(taken)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        user = int(process.stdout.readline())
+        process.kill()
+    time.sleep(0.5)
+    assert taken.exists(), "given back under whoever uses it"
+    os.kill(user, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while taken.exists():
+        assert time.monotonic() < deadline, "never given back"
         time.sleep(0.01)
 
 

@@ -63,7 +63,7 @@ class GuestProcess:
         self._restarts = False
         self.write(0, bytes(ring.RING_SIZE))
         self.write(0, stub.CODE)
-        self.write(ring.BOOT, ring.boot(_KEPT))
+        self.write(ring.BOOT, ring.boot((_KEPT,)))
 
     pid = -1
 
