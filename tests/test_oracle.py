@@ -145,7 +145,8 @@ def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
 
 
 def _smaps_of(start: int, locked: bool) -> bytes:
-    figures = "".join(f"{name}: 4 kB\n" for name in ops.FIGURES)
+    names = [*(name for name in ops.FIGURES if name != "Hugetlb"), *ops.HUGETLB_OF_SMAPS]
+    figures = "".join(f"{name}: 4 kB\n" for name in names)
     flags = "rd wr lo" if locked else "rd wr"
     return f"{start:x}-{start + ring.PAGE:x} rw-p 0 00:00 0\n{figures}VmFlags: {flags}\n".encode()
 

@@ -16,11 +16,11 @@ from operator import itemgetter, sub
 from typing import NamedTuple
 
 from zaplock.oracle import ring
-from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
+from zaplock.oracle.ops import COUNTERS, FIGURES, HUGETLB_OF_SMAPS, ObservedVma, Snapshot
 
 NEW_FIGURES = ("KSM",)
 """What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
-_SUMS: dict[str, tuple[str, ...]] = {"Hugetlb": ("Shared_Hugetlb", "Private_Hugetlb")}
+_SUMS: dict[str, tuple[str, ...]] = {"Hugetlb": HUGETLB_OF_SMAPS}
 SOFT_DIRTY = "sd"
 MARKS = ("LazyFree", "Referenced")
 """What some sequences make no use of, where whoever else works on the machine may change it."""

@@ -208,9 +208,10 @@ FIGURES = (
     "Hugetlb",
     "KernelPageSize",
 )
-"""Of smaps, in kB. Hugetlb is Shared_ and Private_Hugetlb: in which of them a page of 1 GiB is, is
-left to what its page table's page had held before (hugetlb_pmd_shared asks a count of it that only
-the tables of 2 MiB pages have)."""
+"""Of smaps, in kB; Hugetlb is the sum of HUGETLB_OF_SMAPS."""
+HUGETLB_OF_SMAPS = ("Shared_Hugetlb", "Private_Hugetlb")
+"""In which of them a page of 1 GiB is, is left to what its page table's page had held before: a
+count is asked that only the tables of 2 MiB pages have (hugetlb_pmd_shared)."""
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
