@@ -145,7 +145,8 @@ def test_what_is_parsed_by_its_changes_is_what_is_parsed_whole() -> None:
 
 
 def _smaps_of(start: int, locked: bool) -> bytes:
-    figures = "".join(f"{name}: 4 kB\n" for name in ops.FIGURES)
+    names = [*(name for name in ops.FIGURES if name != "Hugetlb"), *ops.HUGETLB_OF_SMAPS]
+    figures = "".join(f"{name}: 4 kB\n" for name in names)
     flags = "rd wr lo" if locked else "rd wr"
     return f"{start:x}-{start + ring.PAGE:x} rw-p 0 00:00 0\n{figures}VmFlags: {flags}\n".encode()
 
@@ -358,7 +359,7 @@ def test_the_stub_is_what_its_source_says(tmp_path: Path) -> None:
 @needs_kernel
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
 def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
-    before = huge_pool.POOL.read_text()
+    before = huge_pool.given_pages()
     with huge_pool.huge_pages():
         _, free, reserved = huge_pool.pool_figures()
         assert free - reserved >= huge_pool.PAGES  # whatever the kernel has lost before
@@ -371,14 +372,45 @@ def test_huge_pages_from_a_pool_agree_and_are_given_back() -> None:
             both.close()
     assert kept
     assert found == [None] * len(kept)
-    assert huge_pool.POOL.read_text() == before
+    assert huge_pool.given_pages() == before
     assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
     assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
 
 
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
+def test_pages_of_a_gigabyte_agree_and_are_given_back() -> None:
+    sizes = (huge_pool.SIZE, huge_pool.GIGANTIC)
+    before = [huge_pool.given_pages(size) for size in sizes]
+    try:
+        with huge_pool.pages_of_both_sizes():
+            both = Bench(model_side, replace(COVERED, themes=("gigantic",)))
+            try:
+                report = both.slice(seed=4, sequences=6)
+                kept = [corpus.load(path)[0] for path in (CORPUS_AT / "gigantic").glob("*.json")]
+                found = [both.diverge((*sequence, *UNMAP_ALL)) for sequence in kept]
+            finally:
+                both.close()
+    except UserError as error:
+        pytest.skip(str(error))
+    assert found == [None] * 7
+    assert [huge_pool.given_pages(size) for size in sizes] == before
+    assert not report.divergences, [(d.sequence, d.differences) for d in report.divergences]
+    assert any(key[1] == "ok" and key[0] == "store" for key in report.coverage)
+
+
+def test_a_theme_whose_pages_no_kernel_has_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huge_pool, "POOLS", tmp_path)
+    assert main(["oracle", "--theme", "gigantic"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the theme gigantic needs huge pages of 1024 MiB" in line
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pool of huge pages is for root to make")
 def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
-    before, owed = int(huge_pool.POOL.read_text()), huge_pool.owed_pages()
+    before, owed = huge_pool.given_pages(), huge_pool.owed_pages()
     borrower = (
         "import time; from zaplock.oracle.huge_pool import huge_pages\n"
         "with huge_pages(2): print('has them', flush=True); time.sleep(99)"
@@ -386,13 +418,72 @@ def test_a_pool_of_huge_pages_is_given_back_by_whoever_is_killed() -> None:
     with subprocess.Popen([sys.executable, "-c", borrower], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
-        during = int(huge_pool.POOL.read_text())
+        during = huge_pool.given_pages()
         process.kill()
     assert said == b"has them\n"
     assert during == before + owed + 2
     deadline = time.monotonic() + 60
-    while int(huge_pool.POOL.read_text()) != before:
+    while huge_pool.given_pages() != before:
         assert time.monotonic() < deadline, "the pool still has what the dead one borrowed"
+        time.sleep(0.01)
+
+
+@needs_kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="ksmd is for root to start")
+def test_ksmd_is_at_rest_again_after_a_campaign_was_killed(tmp_path: Path) -> None:
+    """Also where ksmd was working just then, or a sequence about to start it."""
+    try:
+        ksm.check_ksm()
+    except UserError as error:
+        pytest.skip(str(error))
+    before = ksm_settings()
+    for _ in range(3):
+        command = [sys.executable, "-P", "-m", "zaplock", "oracle", "--theme", "ksm"]
+        source = str(Path(campaign.__file__).parents[2])
+        with subprocess.Popen(
+            [*command, "--seconds", "99"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": source},
+        ) as oracle:
+            deadline = time.monotonic() + 60
+            while (ksm.KSM / "run").read_text() != "1\n":
+                assert time.monotonic() < deadline, "ksmd was never started"
+            oracle.kill()
+        deadline = time.monotonic() + 60
+        while ksm_settings() != before:
+            assert time.monotonic() < deadline, "ksmd is not as it was"
+            time.sleep(0.01)
+    time.sleep(0.5)
+    assert ksm_settings() == before
+
+
+def ksm_settings() -> list[str]:
+    return [(ksm.KSM / name).read_text() for name in ("run", *ksm.SETTINGS)]
+
+
+def test_what_is_lent_is_given_back_when_the_last_user_is_gone(tmp_path: Path) -> None:
+    """The one who asked for it is killed; a process that uses it lives on for a while."""
+    asks = (
+        "import subprocess, sys, time; from zaplock.oracle import kept\n"
+        'note = \'keep(lambda: open(sys.argv[1], "w").close() or 1, '
+        'lambda _: __import__("os").unlink(sys.argv[1]))\'\n'
+        "with kept.kept(note, sys.argv[1]):\n"
+        "    user = subprocess.Popen(['sleep', '99'], pass_fds=kept.ends())\n"
+        "    print(user.pid, flush=True); time.sleep(99)"
+    )
+    taken = tmp_path / "taken"
+    command = [sys.executable, "-c", asks, str(taken)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        user = int(process.stdout.readline())
+        process.kill()
+    time.sleep(0.5)
+    assert taken.exists(), "given back under whoever uses it"
+    os.kill(user, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while taken.exists():
+        assert time.monotonic() < deadline, "never given back"
         time.sleep(0.01)
 
 
@@ -451,13 +542,20 @@ def is_alive(pid: int) -> bool:
 
 
 def test_no_sequence_fills_gigabytes() -> None:
-    """What an operation may fault in is bounded, in every theme and however far it reaches."""
+    """What an operation may fault in is bounded, in every theme and however far it reaches.
+
+    Of huge pages the pool bounds it, and there is little else in the theme "gigantic".
+    """
     for theme in THEMES:
         generator = Generator(8, replace(COVERED, themes=(theme,)))
         for op in (op for _ in range(20) for op in generator.sequence()):
             if op.name == "mmap" and isinstance(op.args[1], int) and op.args[1] < 1 << 63:
-                assert op.args[1] < MOST_FILLED or not int(str(op.args[3])) & 0xA000, op
-            if op.name == "madvise" and op.args[2] in (22, 23):
+                pooled = int(str(op.args[3])) & 0x4_0000 or op.args[4] in ops.HUGE_FILES
+                filled = int(str(op.args[3])) & 0xA000 and not (theme == "gigantic" and pooled)
+                assert op.args[1] < MOST_FILLED or not filled, op
+                if theme == "gigantic" and not pooled:
+                    assert op.args[1] < MOST_FILLED, op
+            if op.name == "madvise" and op.args[2] in (22, 23) and theme != "gigantic":
                 assert int(str(op.args[1])) < MOST_FILLED or int(str(op.args[1])) > 1 << 40, op
 
 

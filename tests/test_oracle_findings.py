@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from zaplock.cli import main
-from zaplock.oracle import corpus, reproducer
+from zaplock.oracle import corpus, huge_pool, reproducer
 
 FINDINGS = Path(__file__).parents[1] / "docs" / "findings"
 SEQUENCES = sorted(FINDINGS.glob("*.json"))
+LOSE_HUGE_PAGES = ("half-moved-huge-pages", "moved-elsewhere")
 RELEASE = tuple(int(part) for part in platform.release().split(".")[:2])
 
 
@@ -37,6 +38,9 @@ def test_the_program_compiles_and_runs(path: Path, tmp_path: Path) -> None:
     program = tmp_path / "reproducer"
     source = path.with_suffix(".c")
     subprocess.run(["gcc", "-Wall", "-Werror", "-o", program, source], check=True)
+    _, free, reserved = huge_pool.pool_figures()
+    if path.stem in LOSE_HUGE_PAGES and free > reserved:
+        pytest.skip("it would cost this machine huge pages until it is booted")
     told = subprocess.run([program], check=True, capture_output=True, text=True, timeout=60).stdout
     assert "VmLck with nothing mapped: " in told
     if path.stem == "dontunmap-of-locked-memory" and (5, 7) <= RELEASE < (7, 2):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 from zaplock.model.frames import alloc_frames, change_frames
 from zaplock.model.huge_pool import promise
 from zaplock.model.step import Task, step
@@ -34,7 +34,8 @@ class File(msgspec.Struct, frozen=True):
     that finds a page missing in the cache waits for it, which then is a major fault; 0: pages come
     at once. `served`: the page comes from a process (FUSE) that has to answer. `saved` is the VMA
     that a device's driver remembers from mmap to the VMA's close(), 0 for none. `promised`: the
-    huge pages that its mapping has reserved and nobody has faulted in, by their number in it.
+    huge pages that its mappings have reserved and nobody has faulted in, by their number in it;
+    `huge_size`: how many bytes one of "hugetlb" has.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class File(msgspec.Struct, frozen=True):
     served: bool = False
     saved: int = 0
     promised: tuple[int, ...] = ()
+    huge_size: int = PMD_SIZE
 
     @property
     def is_write_sealed(self) -> bool:
@@ -139,6 +141,16 @@ def disk_tag(file: int, pgoff: int) -> int:
 def truncate_pagecache(m: Machine, task: Task, file: int, size: int) -> None:
     """Drop the pages of a file from `size` on out of its page cache."""
     drop_pages(m, task, file, (size + (1 << PAGE_SHIFT) - 1) >> PAGE_SHIFT, 1 << 52)
+    if m.files[file].promised:
+        unreserve(m, file, size)
+
+
+def unreserve(m: Machine, file: int, size: int) -> None:
+    """Give back what a file of huge pages was promised from byte `size` on."""
+    backing = m.files[file]
+    left = tuple(page for page in backing.promised if page * backing.huge_size < size)
+    promise(m, backing.huge_size, len(left) - len(backing.promised))
+    m.files.put(file, msgspec.structs.replace(backing, promised=left))
 
 
 @step
@@ -172,7 +184,6 @@ def put_file(m: Machine, task: Task, file: int) -> None:
     if backing.refs > 1 or backing.kind == "disk":
         return
     truncate_pagecache.run(m, task, file, 0)
-    promise(m, -len(backing.promised))
     if backing.charged:
         m.commit(-backing.charged)
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zaplock.model.huge_pool import give_back
+from zaplock.model.flags import PAGES_PER_PMD, PAGES_PER_PUD
+from zaplock.model.huge_pool import POOLED, give_back
 from zaplock.model.step import Task
 from zaplock.model.violations import Invariant, Violation
 
@@ -28,7 +29,7 @@ OWN_FRAMES_SHIFT = 36
 
 
 class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    """A physical page: "anon", "file", "shmem", "thp", "hugetlb" or "pfn" (not ours to count).
+    """A physical page: "anon", "file", "shmem", "thp", "hugetlb", "gigantic" or "pfn".
 
     Or "ksm": an anonymous page that stands for several of equal content (model.ksm). Or "swap": a
     page that is in swap instead (model.swap); `refs` counts who finds it there.
@@ -130,13 +131,14 @@ def _free(m: Machine, task: Task, low: int, high: int, frame: Frame, maps: int) 
     if frame.kind == "swap":
         m.globals.put("swap_free", m.globals.get("swap_free", 0) + high - low)
         return
-    if frame.kind == "hugetlb":
-        give_back(m, high - low)
-    per_unit = 512 if frame.kind in ("thp", "hugetlb") else 1
+    if frame.kind in POOLED:
+        give_back(m, frame.kind, high - low)
+    per_unit = _PAGES_OF.get(frame.kind, 1)
     m.spend(f"free_{_COSTS_LIKE.get(frame.kind, frame.kind)}", (high - low) // per_unit)
 
 
-_COSTS_LIKE = {"shmem": "file", "ksm": "anon"}
+_COSTS_LIKE = {"shmem": "file", "ksm": "anon", "gigantic": "hugetlb"}
+_PAGES_OF = {"thp": PAGES_PER_PMD, "hugetlb": PAGES_PER_PMD, "gigantic": PAGES_PER_PUD}
 
 
 def keep_written(m: Machine, pfn: int) -> None:

@@ -25,6 +25,8 @@ Figure = Literal[
     "committed_forgotten",  # of these: what is never given back, as a kernel does by mistake
     "hugetlb_free",  # huge pages in the pool
     "hugetlb_reserved",  # of these: what is promised (model.huge_pool)
+    "gigantic_free",  # and of 1 GiB each, in a pool of their own
+    "gigantic_reserved",
     "swap_free",  # pages that swap has room for
     "lazyfree",  # whether pages were ever marked as lazily free
     "references",  # whether accessed bits are followed (model.references)

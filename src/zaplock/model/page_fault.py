@@ -6,7 +6,7 @@ outside that lock (wp_page_copy): `fault_page` then returns what to copy, with a
 and `finish_copy` sets the new entry, if the old one is still there.
 
 Sources: mm/memory.c (do_anonymous_page, do_read_fault, do_cow_fault, do_shared_fault, do_wp_page,
-do_fault_around), mm/huge_memory.c, mm/hugetlb.c.
+do_fault_around), mm/huge_memory.c.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import Frame, alloc_frames, change_frames, mark_forked
-from zaplock.model.huge_pool import take
+from zaplock.model.huge_fault import map_huge_page, write_huge_page
+from zaplock.model.huge_pool import POOLED
 from zaplock.model.mm import Mm, Pte, pte_of
 from zaplock.model.pagetable import RSS, UFFD_WP_MARKER, alloc_tables, install, split_entries
 from zaplock.model.references import read_only, watches_writes
@@ -113,7 +114,7 @@ def _missing(
     if vma.flags & VM_UFFD_MISSING and not vma.flags & VM_PFNMAP and not vma.file:
         return ask_monitor(m, vma)
     if vma.flags & VM_HUGETLB:
-        return _hugetlb(m, task, vma, space, vpn, write)
+        return map_huge_page(m, task, vma, vpn, write)
     if vma.file:
         if not (write or alone) and maps_around(m, vma):
             return _around(m, task, vma, space, vpn)
@@ -172,6 +173,8 @@ def _present(
         return ask_monitor(m, vma)
     if pte.kind in ("zero", "zero_thp"):
         return _copy_zero(m, task, vma, space, vpn, pte)
+    if pte.kind in POOLED:
+        return write_huge_page(m, task, vma, vpn, pte)
     if vma.flags & VM_SHARED:
         space.ptes.set(vpn, vpn + 1, Pte(pte.kind, pte.delta, True, wp=pte.wp))
         m.dirty.set(vpn + pte.delta, vpn + pte.delta + 1, True)
@@ -195,8 +198,6 @@ def _copy_zero(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, pte: Pte) 
 def _copy_on_write(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int | PageCopy:
     if pte.kind == "thp":
         return _write_huge(m, task, space, vpn, pte)
-    if pte.kind == "hugetlb":
-        return _write_hugetlb(m, task, space, vpn, pte)
     pfn = vpn + pte.delta
     frame = m.frames.at(pfn)
     if pte.kind == "anon" and frame is not None and is_own(frame):
@@ -252,25 +253,6 @@ def split_entry(m: Machine, space: Mm, vpn: int, pte: Pte) -> Pte:
     small = change(split_entries(m, low, pte), writable=False)
     space.ptes.set(low, low + PAGES_PER_PMD, small)
     return small
-
-
-def _write_hugetlb(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte) -> int:
-    low = vpn - vpn % PAGES_PER_PMD
-    frame = m.frames.at(low + pte.delta)
-    if frame is not None and frame.kind == "hugetlb" and frame.refs == frame.maps == 1:
-        space.ptes.set(low, low + PAGES_PER_PMD, Pte("hugetlb", pte.delta, True))
-        return 0
-    if not take(m, False):  # what is its own was promised before the fork, and taken
-        return -SIGBUS
-    held = m.content.overlapping(low + pte.delta, low + pte.delta + PAGES_PER_PMD)
-    space.ptes.clear(low, low + PAGES_PER_PMD)
-    space.add(RSS["hugetlb"], -PAGES_PER_PMD)
-    change_frames(m, task, low + pte.delta, low + pte.delta + PAGES_PER_PMD, refs=-1, maps=-1)
-    new = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
-    for start, end, tag in held:
-        m.content.set(start - low - pte.delta + new, end - low - pte.delta + new, tag)
-    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", new - low, True))
-    return 0
 
 
 def _anonymous(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
@@ -333,41 +315,6 @@ def _map_huge(m: Machine, task: Task, space: Mm, low: int) -> None:
     m.spend("fault_thp")
     pfn = alloc_frames(m, task, "thp", PAGES_PER_PMD, align=PAGES_PER_PMD)
     install(m, task, space, low, low + PAGES_PER_PMD, Pte("thp", pfn - low, True))
-
-
-def _hugetlb(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
-    low = vpn - vpn % PAGES_PER_PMD
-    m.spend("fault_hugetlb")
-    if vma.file and vma.flags & VM_SHARED:
-        return _hugetlb_shared(m, task, vma, space, low)
-    if not take(m, vma.reserves):
-        return -SIGBUS
-    pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
-    writable = bool(vma.flags & VM_WRITE)
-    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", pfn - low, writable))
-    return 0
-
-
-def _hugetlb_shared(m: Machine, task: Task, vma: Vma, space: Mm, low: int) -> int:
-    pgoff = vma.pgoff_of(low << PAGE_SHIFT)
-    cache = m.page_cache(vma.file)
-    delta = cache.at(pgoff)
-    if pgoff << PAGE_SHIFT >= m.files[vma.file].size:
-        return -SIGBUS
-    if delta is None:
-        file, number = m.files[vma.file], pgoff // PAGES_PER_PMD
-        if not take(m, number in file.promised):
-            return -SIGBUS
-        left = tuple(one for one in file.promised if one != number)
-        m.files.put(vma.file, change(file, promised=left))
-        pfn = alloc_frames(m, task, "hugetlb", PAGES_PER_PMD)
-        delta = pfn - pgoff
-        cache.set(pgoff, pgoff + PAGES_PER_PMD, delta)
-    pfn = pgoff + delta
-    change_frames(m, task, pfn, pfn + PAGES_PER_PMD, refs=1)
-    writable = bool(vma.flags & VM_WRITE)
-    install(m, task, space, low, low + PAGES_PER_PMD, Pte("hugetlb", pfn - low, writable))
-    return 0
 
 
 def _file(m: Machine, task: Task, vma: Vma, space: Mm, vpn: int, write: bool) -> int:
@@ -481,7 +428,7 @@ def populate_range(
     go page by page. Returns 0 or the first fault's error.
     """
     space = m.mm(vma.mm)
-    lowest = 2 if vma.flags & VM_HUGETLB or vma.file else 1
+    lowest = vma.huge_level if vma.flags & VM_HUGETLB else 2 if vma.file else 1
     plain = not vma.file and not vma.flags & (VM_HUGETLB | VM_UFFD_MISSING | VM_PFNMAP)
     grain = PAGES_PER_PMD if plain and allows_huge_pages(m, vma) else last
     vpn = first

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zaplock.model import tlb
-from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PMD_SHIFT
+from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PAGES_PER_PUD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
+from zaplock.model.huge_pool import POOLED
 from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.references import mark_accessed, soft_dirty, use_entry
 from zaplock.model.step import Task
@@ -34,6 +35,7 @@ RSS: dict[str, Counter] = {
     "file": "rss_file",
     "shmem": "rss_shmem",
     "hugetlb": "hugetlb_usage",
+    "gigantic": "hugetlb_usage",
     "swap": "swap_ents",
 }
 """The counter that a kind of entry is in; zero pages and PFNs are in none."""
@@ -57,6 +59,7 @@ UNITS = {
     "thp": ("zap_thp", PAGES_PER_PMD),
     "zero_thp": ("zap_thp", PAGES_PER_PMD),
     "hugetlb": ("zap_hugetlb", PAGES_PER_PMD),
+    "gigantic": ("zap_hugetlb", PAGES_PER_PUD),
     "pfn": ("zap_pfn", 1),
     "guard": ("zap_zero", 1),
     "poison": ("zap_zero", 1),
@@ -65,11 +68,17 @@ UNITS = {
 }
 """What zapping one entry of a kind costs, and how many 4 KiB pages one entry maps."""
 
-COUNTED = frozenset({"anon", "thp", "file", "shmem", "hugetlb"})
+COUNTED = frozenset({"anon", "thp", "file", "shmem", "hugetlb", "gigantic"})
 """Kinds whose frames count their mappings."""
 
-HUGE = frozenset({"thp", "zero_thp", "hugetlb"})
-FIRST_LEVEL_OF = {"thp": 1, "zero_thp": 1, "hugetlb": 2}
+HUGE = frozenset({"thp", "zero_thp", "hugetlb", "gigantic"})
+FIRST_LEVEL_OF = {"thp": 1, "zero_thp": 1, "hugetlb": 2, "gigantic": 3}
+"""The lowest level of tables that must be there for an entry of a kind, where it is not 1."""
+
+
+def lowest_above(pte: Pte) -> int:
+    """Return the lowest level of page tables that an entry needs, but for what is set aside."""
+    return FIRST_LEVEL_OF[pte.kind] if pte.kind in POOLED else 1
 
 
 def alloc_tables(m: Machine, task: Task, space: Mm, first: int, last: int, lowest: int = 1) -> None:

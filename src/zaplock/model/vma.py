@@ -18,8 +18,8 @@ import msgspec
 from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
-    PAGES_PER_PMD,
     PMD_SIZE,
+    PUD_SIZE,
     VM_ACCESS_FLAGS,
     VM_EXEC,
     VM_GROWSDOWN,
@@ -54,6 +54,7 @@ class Vma(msgspec.Struct, frozen=True):
     `name` keeps private mappings of /dev/zero apart; `anon_name`: PR_SET_VMA_ANON_NAME.
     `anon_shift`: by how many pages the anonymous pages of a private mapping of a file that has
     moved count from another place than where it is (0 unless the kernel counts them apart, 7.3).
+    `huge_size`: how many bytes a page has where VM_HUGETLB is set.
     """
 
     mm: int
@@ -73,6 +74,7 @@ class Vma(msgspec.Struct, frozen=True):
     anon_name: str = ""
     reserves: bool = False
     anon_shift: int = 0
+    huge_size: int = PMD_SIZE
 
     @property
     def length(self) -> int:
@@ -81,6 +83,11 @@ class Vma(msgspec.Struct, frozen=True):
     @property
     def nr_pages(self) -> int:
         return self.end - self.start >> PAGE_SHIFT
+
+    @property
+    def huge_level(self) -> int:
+        """The level of page tables whose entries map its huge pages."""
+        return 3 if self.huge_size == PUD_SIZE else 2
 
     def pgoff_of(self, address: int) -> int:
         """Return the page offset of an address."""
@@ -253,7 +260,7 @@ def free(m: Machine, task: Task, handle: int) -> None:
         raise Violation(Invariant.TEARDOWN_ORDER, f"{task} frees {vma} without its close()")
     m.spend("vma_free")
     if vma.reserves:
-        promise(m, -(vma.nr_pages // PAGES_PER_PMD))
+        promise(m, vma.huge_size, -(vma.length // vma.huge_size))
     if vma.file:
         put_file(m, task, vma.file)
     m.vmas.put(handle, FreedVma(vma.start, vma.end, task.name))
@@ -284,7 +291,7 @@ def split_unlimited(m: Machine, task: Task, handle: int, address: int, new_below
     -EINVAL inside a huge page of hugetlb (hugetlb_vm_op_split).
     """
     vma = vma_of(m, task, handle)
-    if vma.flags & VM_HUGETLB and address % PMD_SIZE:
+    if vma.flags & VM_HUGETLB and address % vma.huge_size:
         return -EINVAL
     assert vma.start < address < vma.end, (vma, hex(address))
     space = m.mm(vma.mm)

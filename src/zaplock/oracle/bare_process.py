@@ -23,6 +23,7 @@ from pathlib import Path
 from zaplock.errors import UserError
 from zaplock.linux_version import find
 from zaplock.oracle import ring, stub
+from zaplock.oracle.kept import ends
 
 _BECOME_BARE = """
 import ctypes, os, sys
@@ -145,9 +146,10 @@ class BareProcess:
     def __init__(self, inherited: int) -> None:
         """Start the process and wait until it is bare; raise UserError where it can't be had.
 
-        It has the `inherited` descriptor (not one of the small ones) too, under the same number.
+        It has the `inherited` descriptor (not one of the small ones) too, under the same number,
+        and those of what the machine has lent (kept.ends).
         """
-        self._inherited = inherited
+        self._inherited = (inherited, *ends())
         check_machine()
         check_overcommit()
         self._memfd, self._out = _memfd("ring"), _memfd("observations")
@@ -160,14 +162,14 @@ class BareProcess:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self.write(0, stub.CODE)
         self.write(ring.CONTROL, ring.control_words())
-        self.write(ring.BOOT, ring.boot(inherited))
+        self.write(ring.BOOT, ring.boot(self._inherited))
         self._start()
 
     def _start(self) -> None:
         arguments = (self._memfd, self._out, ring.RING, ring.RING_SIZE, ring.RING + ring.BOOT)
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BECOME_BARE, *map(str, arguments)],
-            pass_fds=[self._memfd, self._out, self._inherited],
+            pass_fds=[self._memfd, self._out, *self._inherited],
             preexec_fn=_preparation(),
             env={**os.environ, "GLIBC_TUNABLES": "glibc.pthread.rseq=0"},
             stdin=subprocess.DEVNULL,

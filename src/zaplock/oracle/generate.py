@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from zaplock import advice
-from zaplock.oracle import ops, ring
+from zaplock.oracle import gigantic, ops, ring
 from zaplock.oracle.ops import Argument, Op, Ref
 
 PAGE, PMD = ring.PAGE, 1 << 21
@@ -123,6 +123,7 @@ THEMES: dict[str, dict[str, int]] = {
     "collapse": {**_COMMON, "madvise": 40, "mremap": 4, "fork": 1, "mlock": 1},
     "hugetlb": {"mmap": 24, "munmap": 8, "mprotect": 8, "load": 8, "store": 14, "mremap": 8,
                 "madvise": 14, "mlock": 2, "mincore": 2, "fork": 2, "msync": 1, "mseal": 1},
+    "gigantic": gigantic.WEIGHTS,
     "crowd": {"mmap": 24, "munmap": 14, "mprotect": 24, "mremap": 14, "madvise": 14, "mlock": 8,
               "munlock": 4, "mseal": 2, "brk": 3, "store": 6, "load": 3},
     "wild": {**_COMMON, "mremap": 10, "madvise": 10, "mlock": 5, "mlock2": 5, "munlock": 4,
@@ -171,9 +172,10 @@ _TO_FREE = (  # and of the theme "lazyfree"
 )
 
 ASKED_FOR = (
-    "crowd", "hugetlb", "group", "collapse", "uffd-huge", "pageout", "shm", "uring", "ksm", "swap",
+    "crowd", "hugetlb", "gigantic", "group", "collapse", "uffd-huge", "pageout", "shm", "uring",
+    "ksm", "swap",
 )  # fmt: skip
-"""Themes that run only when asked for: "crowd" is slow, "hugetlb" needs a pool of huge pages,
+"""Themes that run only when asked for: "crowd" is slow, "hugetlb" and "gigantic" need pools,
 "group" a memory cgroup, "collapse" and "uffd-huge" free huge pages at every moment, "pageout" a
 machine without swap, "shm" a namespace for System V shared memory, "uring" an io_uring, which not
 everybody may have; "ksm" starts ksmd, and "swap" makes swap. What mincore says of pages in swap is
@@ -218,8 +220,10 @@ class Generator:
     _huge_too: bool = field(init=False, default=False)
     _watches: bool = field(init=False, default=False)
     _protects: bool = field(init=False, default=False)
-    _made: list[Op] = field(init=False, default_factory=list)
-    _chosen: list[int] = field(init=False, default_factory=list)
+    made: list[Op] = field(init=False, default_factory=list)
+    chosen: list[int] = field(init=False, default_factory=list)
+    moves: bool = field(init=False, default=False)
+    forks: bool = field(init=False, default=True)
     _windows: tuple[int, ...] = field(init=False, default=(WINDOW,))
 
     def __post_init__(self) -> None:
@@ -247,24 +251,28 @@ class Generator:
         pick = self.random
         self._theme = pick.choice(self.scope.themes)
         self._watches = self._theme in _WATCHERS or (self._pages_out and self.chance(30))
+        makers = _THEME_MAKERS.get(self._theme, {})
+        self.moves = self._theme == "gigantic" and self.chance(50)
+        self.forks = self._theme != "gigantic" or self.chance(40)
         names = (self._watching if self._watches else self._unwatched)[self._theme]
-        self._made, self._chosen, self._fixed = [], [], []
+        names = names if self.forks else [name for name in names if name not in ops.FORKS]
+        self.made, self.chosen, self._fixed = [], [], []
         self._windows = self._choose_windows()
         self._huge_too = self._theme == "references" and self.chance(30)
         self._protects = self._watches and self.chance(60)
         self._removes = self.chance(40)  # holes are punched into files in memory only
         for op in self._beginning() if self.chance(75) else ():
             self._remember(op)
-            self._made.append(op)
-        for number in range(len(self._made), self.length):
+            self.made.append(op)
+        for number in range(len(self.made), self.length):
             name = _FIRST.get(self._theme, "") if not number else ""
             name = name or pick.choice(names)
-            op = Op(name, _MAKERS[name](self))
+            op = Op(name, (makers.get(name) or _MAKERS[name])(self))
             self._remember(op)
-            self._made.append(op)
+            self.made.append(op)
         if self.scope.spares_ring:
-            self._made = [away_from_ring(op) for op in self._made]
-        return (*self._made, *UNMAP_ALL)
+            self.made = [away_from_ring(op) for op in self.made]
+        return (*self.made, *UNMAP_ALL)
 
     def _beginning(self) -> tuple[Op, ...]:
         """Make what three in four sequences of a theme begin with."""
@@ -317,7 +325,7 @@ class Generator:
             if PAGE <= length < 1 << 31 and not start % PAGE and start < 1 << 40:
                 self._fixed.append((start, length // PAGE))
         else:
-            self._chosen.append(len(self._made))
+            self.chosen.append(len(self.made))
 
     # Numbers
 
@@ -328,15 +336,15 @@ class Generator:
     def address(self) -> Argument:
         """Choose an address: in the window, near an earlier result, or wrong."""
         r = self.random.random()
-        if self._theme == "brk" and r < 0.15 and self._chosen and self._made[0].name == "brk":
+        if self._theme == "brk" and r < 0.15 and self.chosen and self.made[0].name == "brk":
             return Ref(0, PAGE * self.random.randint(-4, 2))  # beside the heap
         if r < 0.35 and self._fixed:
             start, pages = self.random.choice(self._fixed[-8:])
             return start + PAGE * self._page_of(pages)
         if r < 0.70:
             return self._page()
-        if r < 0.92 and self._chosen:
-            return Ref(self.random.choice(self._chosen[-6:]), PAGE * self.random.randint(-1, 6))
+        if r < 0.92 and self.chosen:
+            return Ref(self.random.choice(self.chosen[-6:]), PAGE * self.random.randint(-1, 6))
         if r < 0.96:
             return self._page()
         if r < 0.98:
@@ -426,7 +434,7 @@ def away_from_ring(op: Op) -> Op:
 
 
 def _mmap(g: Generator) -> tuple[Argument, ...]:
-    if g._theme == "brk" and g._made and g._made[0].name == "brk" and g.chance(25):
+    if g._theme == "brk" and g.made and g.made[0].name == "brk" and g.chance(25):
         start = Ref(0, PAGE * g.random.randint(-3, 8))  # before the heap, or where it may grow to
         return start, PAGE * g.random.randint(1, 4), 3, _PRIVATE | _ANON | _FIXED, ops.NO_FILE, 0
     with_files = g._theme in ("file", "memfd") or g._pages_out
@@ -616,9 +624,9 @@ def _off_ring(g: Generator, address: Argument, length: int, most: int = 1 << 64)
 
 
 def _brk(g: Generator) -> tuple[Argument, ...]:
-    if not g._chosen or g.chance(25):
+    if not g.chosen or g.chance(25):
         return (0,)
-    earlier = [k for k in g._chosen if g._made[k].name == "brk"]
+    earlier = [k for k in g.chosen if g.made[k].name == "brk"]
     if earlier and g.chance(90):
         return (Ref(g.random.choice(earlier), PAGE * g.random.randint(-6, 10)
                     + (g.random.randrange(PAGE) if g.chance(15) else 0)),)  # fmt: skip
@@ -639,7 +647,7 @@ def _access(g: Generator) -> tuple[Argument, ...]:
     """Choose where to read or write: the beginning of a page, since that is where tags are."""
     where = g.address()
     if isinstance(where, Ref):
-        return (where if g._made[where.op].name != "brk" else g._page(),)
+        return (where if g.made[where.op].name != "brk" else g._page(),)
     return (where & -PAGE,)
 
 
@@ -712,3 +720,6 @@ _MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
     "uffd_poison": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2))),
     "uffd_continue": lambda g: (*_watched(g), g.random.choice((0, 0, 0, 0, 1, 2, 4))),
 }  # fmt: skip
+
+_THEME_MAKERS = {"gigantic": gigantic.MAKERS}
+"""Makers of a theme's own, by theme; what they lack is in _MAKERS."""

@@ -63,7 +63,7 @@ class GuestProcess:
         self._restarts = False
         self.write(0, bytes(ring.RING_SIZE))
         self.write(0, stub.CODE)
-        self.write(ring.BOOT, ring.boot(_KEPT))
+        self.write(ring.BOOT, ring.boot((_KEPT,)))
 
     pid = -1
 
@@ -165,6 +165,7 @@ class GuestSide(RealSide):
             },
             overcommit_pages=int(facts["total_kb"]) // 4,
             hugetlb_pages=0,
+            gigantic_pages=0,
             swap_pages=0,
             group_pages=0,
             has_keys=facts["has_keys"] == "1",

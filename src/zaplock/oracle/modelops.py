@@ -93,19 +93,19 @@ def _setrlimit(w: World, calls: Any, resource: int, soft: int) -> CallOutcome:
 
 
 def _pread(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not 0 <= file < len(ops.FILES):
+    if not ops.is_slot(file):
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pread(w.cx, file + 1, address, length, offset), calls)
 
 
 def _pwrite(w: World, calls: Any, file: int, address: int, length: int, offset: int) -> CallOutcome:
-    if not 0 <= file < len(ops.FILES) or file == ops.READ_ONLY_SLOT:
+    if not ops.is_slot(file) or file == ops.READ_ONLY_SLOT:
         return CallOutcome(-EINVAL if offset >> 63 else -EBADF)
     return w.syscall(kernel_access.pwrite(w.cx, file + 1, address, length, offset), calls)
 
 
 def _add_seals(w: World, calls: Any, file: int, seals: int) -> CallOutcome:
-    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    slot = file + 1 if ops.is_slot(file) else 0
     return w.syscall(add_seals(w.cx, slot, seals), calls)
 
 
@@ -337,7 +337,9 @@ def _simple(make: Callable[..., Any]) -> Operation:
 async def _start_mmap(
     cx: Cx, addr: int, length: int, prot: int, flags: int, file: int, offset: int
 ) -> int:
-    slot = file + 1 if 0 <= file < len(ops.FILES) else 0
+    slot = file + 1 if ops.is_slot(file) else 0
+    if file in ops.HUGE_FILES and not flags & f.MAP_ANONYMOUS:
+        flags |= f.MAP_HUGETLB  # what it maps are huge pages, said or not
     return await mmap.mmap(cx, addr, length, prot, flags, slot, offset)
 
 
@@ -346,9 +348,11 @@ async def _start_munmap(cx: Cx, start: int, length: int) -> int:
 
 
 async def _start_truncate(cx: Cx, file: int, length: int) -> int:
-    if not 0 <= file < len(ops.FILES):
+    if not ops.is_slot(file):
         return -EBADF
     if file in (ops.ZERO_SLOT, ops.READ_ONLY_SLOT):
+        return -EINVAL
+    if file in ops.HUGE_FILES and length % ops.HUGE_FILES[file][1]:
         return -EINVAL
     return await rmap.truncate(cx, file + 1, length)
 

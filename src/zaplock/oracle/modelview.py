@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from zaplock.model import flags as f
 from zaplock.model import vma as model_vma
+from zaplock.model.huge_pool import POOLED
 from zaplock.model.ksm import has_merged, merged_in
 from zaplock.model.machine import Machine
 from zaplock.model.mm import Pte
@@ -20,7 +21,7 @@ from zaplock.model.references import count_referenced, tracks_writes
 from zaplock.model.store import Cells, RangeMap
 from zaplock.model.swap import swapped_pages
 from zaplock.oracle.ops import FIGURES, ObservedVma, Snapshot
-from zaplock.oracle.ring import MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
+from zaplock.oracle.ring import FILE, LONG_REGION, MAX_REGIONS, PRESENT, SOFT_DIRTY, WRITTEN
 
 _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
     (f.VM_READ, "rd"), (f.VM_WRITE, "wr"), (f.VM_EXEC, "ex"), (f.VM_SHARED, "sh"),
@@ -38,14 +39,17 @@ _VMFLAGS = (  # fs/proc/task_mmu.c show_smap_vma_flags
 _CATEGORIES = {
     "anon": 8, "thp": 8 | 64, "file": 4 | 8, "shmem": 4 | 8, "zero": 8 | 32,
     "zero_thp": 8 | 32 | 64, "guard": 16 | 256, "poison": 16, "uffd_wp": 16, "swap": 16,
-    "hugetlb": 8 | 64,
+    "hugetlb": 8 | 64, "gigantic": 8 | 64,
 }  # fmt: skip
 _QWORD = struct.Struct("<q").pack
 _UNREADABLE = _QWORD(-(SIGSEGV << 16 | 2))
 _KB = 4
 _SPELLED: dict[int, tuple[str, str]] = {}
 _RESIDENT = frozenset({"anon", "thp", "file", "shmem"})
-_NO_FIGURES = (0,) * len(FIGURES)
+_NO_FIGURES = {
+    size >> 10: (*(0,) * (len(FIGURES) - 1), size >> 10)
+    for size in (f.PAGE_SIZE, f.PMD_SIZE, f.PUD_SIZE)
+}
 _PSS_PAGE = 4096 << 12
 
 
@@ -209,8 +213,28 @@ class ModelView:
             if seen.runs and start < self._ring:
                 _append(regions, seen.regions)
                 tags.append(seen.tags)
+        if any(map(_is_long, regions[::3], regions[1::3])):
+            tags = [self._sampled(regions)]
         packed = struct.pack(f"<{len(regions)}Q", *regions)[: 24 * MAX_REGIONS]
         return tuple(vmas), packed, b"".join(tags)
+
+    def _sampled(self, regions: list[int]) -> bytes:
+        """Read the present pages of all regions: of a long one the first of each 2 MiB."""
+        tags = []
+        for start, end, categories in zip(*[iter(regions)] * 3, strict=True):
+            stride = f.PMD_SIZE if _is_long(start, end) else f.PAGE_SIZE
+            if categories & PRESENT:
+                tags += [self._tag_at(address) for address in range(start, end, stride)]
+        return b"".join(tags)
+
+    def _tag_at(self, address: int) -> bytes:
+        handle = model_vma.lookup(self._machine, self._space, address)
+        vma, pte = self._machine.vmas[handle], self._space.ptes.at(address >> 12)
+        assert isinstance(vma, model_vma.Vma)
+        assert pte is not None
+        if not vma.flags & f.VM_ACCESS_FLAGS:
+            return _UNREADABLE
+        return self._tags(address >> 12, (address >> 12) + 1, pte)
 
     def _ring_kb(self) -> int:
         ring = self._machine.vmas.data[self._space.tree.data[self._ring]]
@@ -218,7 +242,7 @@ class ModelView:
         return ring.length >> 10
 
     def _see(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> _Seen:
-        figures, regions, tags = _NO_FIGURES, list[int](), b""
+        figures, regions, tags = _NO_FIGURES[_page_kb(vma)], list[int](), b""
         if runs or (self._swaps and vma.file):
             figures = self._figures(vma, runs)
         if runs:
@@ -230,8 +254,8 @@ class ModelView:
                     category |= WRITTEN
                 if self._is_soft_dirty(vma, pte):
                     category |= SOFT_DIRTY
-                if pte.kind == "hugetlb" and vma.flags & f.VM_MAYSHARE:
-                    category |= 4
+                if pte.kind in POOLED and self._is_of_file(vma, low, pte):
+                    category |= FILE
                 if self.untouched:
                     category &= ~PRESENT
                 _append(regions, [low << 12, high << 12, category])
@@ -246,8 +270,12 @@ class ModelView:
             return False
         return bool(vma.flags & f.VM_SOFTDIRTY) or not pte.soft_clean
 
+    def _is_of_file(self, vma: model_vma.Vma, low: int, pte: Pte) -> bool:
+        frame = self._machine.frames.at(low + pte.delta)
+        return bool(vma.flags & f.VM_MAYSHARE) or (frame is not None and frame.refs > frame.maps)
+
     def _figures(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> tuple[int, ...]:
-        rss = anonymous = huge = pss = swap_pss = 0
+        rss = anonymous = huge = pss = swap_pss = pooled = 0
         swap = self._swapped_cache(vma, runs) if self._swaps and vma.file else 0
         for low, high, pte in runs:
             pages, kind = high - low, pte.kind
@@ -262,11 +290,14 @@ class ModelView:
                 anonymous += pages
             if kind == "thp":
                 huge += pages
+            if kind in POOLED:
+                pooled += pages
         shown = (rss * _KB, anonymous * _KB, huge * _KB, 0, 0, swap * _KB, swap_pss >> 22)
         merged = len(merged_in(self._machine, self._space, runs[0][0], runs[-1][1])) if runs else 0
         lazy = self._lazily_free(runs) if runs and self.shows_lazyfree else 0
         used = self._referenced(runs) if self.shows_references else 0
-        return (*shown, pss >> 22, merged * _KB, lazy * _KB, used * _KB)
+        of_pool = (pooled * _KB, _page_kb(vma))
+        return (*shown, pss >> 22, merged * _KB, lazy * _KB, used * _KB, *of_pool)
 
     def _referenced(self, runs: list[tuple[int, int, Pte]]) -> int:
         resident = [run for run in runs if run[2].kind in _RESIDENT]
@@ -314,8 +345,8 @@ class ModelView:
         )
 
     def _all_tags(self, vma: model_vma.Vma, runs: list[tuple[int, int, Pte]]) -> bytes:
-        if self.untouched:
-            return b""
+        if self.untouched or (vma.flags & f.VM_HUGETLB and vma.huge_size >= LONG_REGION):
+            return b""  # of long regions: see _sampled
         if not vma.flags & f.VM_ACCESS_FLAGS:
             return b"".join(
                 [_UNREADABLE * (high - low) for low, high, pte in runs if pte.kind not in ABSENT]
@@ -352,6 +383,14 @@ class ModelView:
             get("swap_ents", 0) * _KB,
             get("hugetlb_usage", 0) * _KB,
         )  # fmt: skip
+
+
+def _is_long(start: int, end: int) -> bool:
+    return end - start >= LONG_REGION
+
+
+def _page_kb(vma: model_vma.Vma) -> int:
+    return vma.huge_size >> 10 if vma.flags & f.VM_HUGETLB else _KB
 
 
 def _spelled(flags: int) -> tuple[str, str]:

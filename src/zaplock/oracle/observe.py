@@ -16,10 +16,11 @@ from operator import itemgetter, sub
 from typing import NamedTuple
 
 from zaplock.oracle import ring
-from zaplock.oracle.ops import COUNTERS, FIGURES, ObservedVma, Snapshot
+from zaplock.oracle.ops import COUNTERS, FIGURES, HUGETLB_OF_SMAPS, ObservedVma, Snapshot
 
 NEW_FIGURES = ("KSM",)
 """What older kernels have no line for, and is 0 in what is compared with them (KSM: to 6.5)."""
+_SUMS: dict[str, tuple[str, ...]] = {"Hugetlb": HUGETLB_OF_SMAPS}
 SOFT_DIRTY = "sd"
 MARKS = ("LazyFree", "Referenced")
 """What some sequences make no use of, where whoever else works on the machine may change it."""
@@ -136,7 +137,7 @@ class Parser:
         self._unnamed = ("??",) if SOFT_DIRTY in shows else ("??", SOFT_DIRTY)
         texts = self._known.setdefault((*hidden, *self._unnamed), ({}, {}, {}))
         self._bodies, self._pieces, self._spelled = texts
-        self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, {}, hidden))
+        self._body_fields = self._fields.setdefault(hidden, _Fields(FIGURES, _SUMS, hidden))
         self._shared.clear()
         self._texts, self._shown, self._last = [], [], None
         for known in (self._bodies, self._pieces, self._counters):

@@ -98,12 +98,19 @@ CROWD = 0x2_0000_0000
 FILES = ("m0", "m1", "disk", "zero", "ro")  # the last: in memory, open for reading only
 FILE_PAGES = (16, 4, 16, 0, 6)
 HOLES = {0: range(12, 16), 4: range(5, 6)}  # pages never written
+HUGE_FILES = {5: ("huge", 1 << 21), 6: ("gigantic", 1 << 30)}
+"""By slot: memfds of huge pages, empty at first, their names and the bytes of a page of theirs."""
 DISK_SLOT, ZERO_SLOT, READ_ONLY_SLOT = 2, 3, 4
 SEGMENT_PAGES = 4
 NO_FILE, BAD_FILE = -1, 40
 
 RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 8, 9
 LIMITED = (RLIMIT_DATA, RLIMIT_STACK, RLIMIT_MEMLOCK, RLIMIT_AS)
+
+
+def is_slot(file: int) -> bool:
+    """Return whether there is a file in a slot."""
+    return 0 <= file < len(FILES) or file in HUGE_FILES
 
 
 def written_pages(slot: int) -> list[int]:
@@ -198,7 +205,13 @@ FIGURES = (
     "KSM",
     "LazyFree",
     "Referenced",
+    "Hugetlb",
+    "KernelPageSize",
 )
+"""Of smaps, in kB; Hugetlb is the sum of HUGETLB_OF_SMAPS."""
+HUGETLB_OF_SMAPS = ("Shared_Hugetlb", "Private_Hugetlb")
+"""In which of them a page of 1 GiB is, is left to what its page table's page had held before: a
+count is asked that only the tables of 2 MiB pages have (hugetlb_pmd_shared)."""
 COUNTERS = (
     "VmPeak", "VmSize", "VmLck", "VmPin", "VmRSS", "RssAnon", "RssFile", "RssShmem",
     "VmData", "VmStk", "VmExec", "VmPTE", "VmSwap", "HugetlbPages",
@@ -276,6 +289,7 @@ class Environment:
     task_size: int
     overcommit_pages: int
     hugetlb_pages: int
+    gigantic_pages: int
     swap_pages: int
     group_pages: int
     has_keys: bool

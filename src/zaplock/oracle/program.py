@@ -11,6 +11,7 @@ from functools import cache
 from typing import NamedTuple
 
 from zaplock import advice
+from zaplock.model.flags import MAP_HUGE_SHIFT
 from zaplock.oracle import ops, ring, stub
 from zaplock.oracle.ops import Op, Ref
 from zaplock.protocols.memory_group import BY_ADVICE, BY_MMAP
@@ -21,7 +22,7 @@ _OPEN, _CLOSE, _MEMFD, _PWRITE, _FTRUNCATE, _WRITE = 2, 3, 319, 18, 77, 1
 _CLONE, _WAIT4, _PRLIMIT, _IOCTL, _UFFD, _PIDFD, _GETPID = 56, 61, 302, 16, 323, 434, 39
 _MMAP = 9
 _DUP2, _NANOSLEEP, _FCNTL, _PRCTL = 33, 35, 72, 157
-_F_ADD_SEALS, _MFD_ALLOW_SEALING = 1033, 2
+_F_ADD_SEALS, _MFD_ALLOW_SEALING, _MFD_HUGETLB = 1033, 2, 4
 _SET_AFFINITY = 203
 _PREAD, _FUTEX, _FUTEX_CMP_REQUEUE = 17, 202, 4
 OPTIONS = {"set_mdwe": 65, "set_thp_disable": 41, "set_memory_merge": 67}
@@ -72,6 +73,7 @@ class BareProgram(NamedTuple):
 class ProgramNames(NamedTuple):
     """What programs must know: where in the ring the files' names are, and max_map_count.
 
+    `huge_files`: the names of those of huge pages, by slot.
     `filled`: the name of the descriptor by which the read-only file is filled. `cpu`: where a
     sequence runs whose lazily free pages are counted; -1: none are. `settles`: there is swap, so
     pages go on being written after MADV_PAGEOUT has returned.
@@ -83,6 +85,7 @@ class ProgramNames(NamedTuple):
     ksm_run: int
     ksm_scans: int
     max_map_count: int
+    huge_files: dict[int, int]
     cpu: int = -1
     settles: bool = False
 
@@ -101,6 +104,7 @@ UNTOUCHED = Look(ring.OBSERVE_UNTOUCHED, ring.OBSERVE_UNTOUCHED)
 MARKING = Look(stub.syscall(_GETPID), MARK)
 """Nothing but the operations takes the mmap_lock, except that MARK after each shows its end."""
 
+HUGE_FILE_FDS = 50  # and the slot
 MEMINFO_FD, KSM_RUN_FD, KSM_SCANS_FD, CLEAR_REFS_FD = 60, 61, 62, 63
 SCANS = 3
 """How often ksmd scans: once for the checksums, once to merge, and once more to be sure."""
@@ -178,6 +182,10 @@ def begin(build_into: Builder, sequence: Sequence[Op], names: ProgramNames, look
         _open_pidfd(build_into)
     if "uring_register" in used:
         build_into.add(_open_uring())
+    for slot in sorted(filled & ops.HUGE_FILES.keys()):
+        flags = _MFD_HUGETLB | ops.HUGE_FILES[slot][1].bit_length() - 1 << MAP_HUGE_SHIFT
+        opened = build_into.add(stub.syscall(_MEMFD, names.huge_files[slot], flags))
+        _number_as(build_into, opened, HUGE_FILE_FDS + slot)
     if used & {"shmat", "shmdt"}:
         size = ops.SEGMENT_PAGES * ring.PAGE
         build_into.segment = build_into.add(stub.syscall(_SHMGET, _IPC_PRIVATE, size, 0o700))
@@ -209,8 +217,12 @@ DRAIN = ring.call("madvise", ring.RING + ring.SCRATCH, ring.PAGE, advice.MADV_CO
 
 def _open_as(b: Builder, fd: int, name: int, flags: int) -> None:
     """Append what opens a file under a number of one's own; the lowest free one stays open."""
-    opened = b.add(stub.syscall(_OPEN, name, flags))
-    target = address(opened + 2 * _E + 8)
+    _number_as(b, b.add(stub.syscall(_OPEN, name, flags)), fd)
+
+
+def _number_as(b: Builder, opened: int, fd: int) -> None:
+    """Append what gives the descriptor that the entry `opened` is to return another number, too."""
+    target = address(b.here + _E + 8)
     b.add(stub.entry(stub.PATCH, target, address(opened + stub.RESULT), 0))
     b.add(stub.syscall(_DUP2, 0, fd))
 
@@ -233,7 +245,7 @@ def slots_used(sequence: Sequence[Op]) -> frozenset[int]:
     return frozenset(slot for slot in named if slot in _SLOTS and isinstance(slot, int))
 
 
-_SLOTS = range(len(ops.FILES))
+_SLOTS = {*range(len(ops.FILES)), *ops.HUGE_FILES}
 
 
 @cache
@@ -362,6 +374,8 @@ def _settle(b: Builder, op: Op, arguments: list[int], results: list[int]) -> Non
 
 def _descriptor(slot: int | Ref) -> int:
     assert isinstance(slot, int), slot
+    if slot in ops.HUGE_FILES:
+        return HUGE_FILE_FDS + slot
     return slot & _MASK if slot < 0 else ring.FIRST_FILE_FD + slot
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from zaplock.oracle import memory_group, ops, program, ring, stub
 from zaplock.oracle import threaded as threads
 from zaplock.oracle.bare_process import BareProcess, Lost
+from zaplock.oracle.huge_pool import pool_figures
 from zaplock.oracle.ksm import KSM
 from zaplock.oracle.machine_settings import Settings, read_settings
 from zaplock.oracle.observe import SOFT_DIRTY, Parser
@@ -31,6 +32,7 @@ class ProcessFacts(NamedTuple):
     limits: Mapping[int, tuple[int, int]]
     overcommit_pages: int
     hugetlb_pages: int
+    gigantic_pages: int
     swap_pages: int
     group_pages: int
     has_keys: bool
@@ -67,7 +69,8 @@ class RealSide:
             mmap_min_addr=_sysctl("mmap_min_addr"),
             limits=_own_limits(),
             overcommit_pages=total_pages(),
-            hugetlb_pages=free_huge_pages(),
+            hugetlb_pages=free_huge_pages(1 << 21),
+            gigantic_pages=free_huge_pages(1 << 30),
             swap_pages=free_swap_pages(),
             group_pages=memory_group.limit_pages(),
             has_keys=_has_keys(),
@@ -243,6 +246,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
             "meminfo": "/proc/meminfo",
             "ksm_run": f"{KSM}/run",
             "ksm_scans": f"{KSM}/full_scans",
+            **{name: name for name, _ in ops.HUGE_FILES.values()},
         },
         ring.FILE_STRINGS,
     )
@@ -254,6 +258,7 @@ def file_names(disk: int, max_map_count: int) -> tuple[program.ProgramNames, byt
         where["ksm_run"],
         where["ksm_scans"],
         max_map_count,
+        {slot: where[name] for slot, (name, _) in ops.HUGE_FILES.items()},
     ), data
 
 
@@ -356,15 +361,13 @@ def has_generations() -> bool:
         return False
 
 
-def free_huge_pages() -> int:
-    """Return how many huge pages of 2 MiB the pool has that nobody uses or has reserved."""
-    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+def free_huge_pages(size: int) -> int:
+    """Return how many huge pages of so many bytes nobody uses or has reserved; 0 without a pool."""
     try:
-        return int((pool / "free_hugepages").read_text()) - int(
-            (pool / "resv_hugepages").read_text()
-        )
+        _, free, reserved = pool_figures(size)
     except OSError:
         return 0
+    return free - reserved
 
 
 def total_pages() -> int:

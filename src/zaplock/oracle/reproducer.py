@@ -16,6 +16,7 @@ from zaplock.errors import UserError
 from zaplock.model import flags as f
 from zaplock.oracle import ops
 from zaplock.oracle.ops import Argument, Op, Ref
+from zaplock.oracle.program import slots_used
 
 ROUNDS = 16
 _FLAGS = {
@@ -176,6 +177,8 @@ _UFFD_OPENED = """\
 def write(sequence: Sequence[Op], why: str, name: str) -> str:
     """Return the program of a sequence. Raises UserError where it has an operation C lacks here."""
     strange = sorted({op.name for op in sequence} - set(_KNOWN))
+    if slots_used(sequence) & ops.HUGE_FILES.keys():
+        strange.append("files of huge pages")
     if strange:
         raise UserError(f"{name}: {', '.join(strange)} can't be written in C; use the .py script")
     body = "\n".join(f"\tr[{k}] = (char *)(long){_call(op)};" for k, op in enumerate(sequence))

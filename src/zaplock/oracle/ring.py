@@ -10,6 +10,8 @@ sawing off the branch that it sits on.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from itertools import pairwise
 
 from zaplock.oracle import stub
 
@@ -38,6 +40,7 @@ BUFFER_SIZE = 0x8000
 KEPT = {"smaps": (0x11000, 0x6000), "pages": (0x17000, 0x1800), "status": (0x18800, 0x800)}
 """Where the last observation of each kind is kept, and the room: its length, its limit, itself."""
 MAX_REGIONS = 1000  # of PAGEMAP_SCAN in one observation; what comes after them is not seen
+LONG_REGION = 1 << 30  # bytes from which on a region is read by the first page of each 2 MiB only
 SMAPS_LIMIT = 0x40000  # bytes, about 340 VMAs; the mappings above those are not compared
 BUFFER_ROOM = BUFFER_SIZE - 8  # the stub ends what it compares with a word of zeros
 AS_BEFORE = -1  # the result of an entry that has observed the same again
@@ -114,12 +117,12 @@ def thread_stacks() -> bytes:
     return b"".join(struct.pack("<QQQ", place, 0, STACK_SIZE) for place in places)
 
 
-def boot(kept: int) -> bytes:
+def boot(kept: Sequence[int]) -> bytes:
     """Make the program that turns a Python process into a bare one that runs what it is told.
 
     It installs the handler of SIGSEGV and SIGBUS, unmaps everything but the ring, gives up all
     capabilities (RLIMIT_MEMLOCK counts only then), and forks one runner per program. Of its
-    descriptors beyond the small ones only `kept` stays open.
+    descriptors beyond the small ones only those in `kept` stay open.
     """
     futex_wait, futex_wake, wall = 0, 1, 0x4000_0000
     before = [
@@ -128,8 +131,11 @@ def boot(kept: int) -> bytes:
         call("sigaltstack", RING + SIGSTACK, 0),
         call("rt_sigaction", 11, RING + SIGACTION, 0, 8),
         call("rt_sigaction", 7, RING + SIGACTION, 0, 8),
-        call("close_range", SMAPS_FD, kept - 1, 0),
-        call("close_range", kept + 1, 0xFFFF_FFFF, 0),
+        *(
+            call("close_range", low + 1, high - 1, 0)
+            for low, high in pairwise((SMAPS_FD - 1, *sorted(kept), 1 << 32))
+            if low + 1 < high
+        ),
         call("munmap", 0, RING),
         call("munmap", RING + RING_SIZE, TASK_SIZE - RING - RING_SIZE),
         call("capset", RING + CAPS, RING + CAPS + 8),
@@ -151,7 +157,9 @@ def boot(kept: int) -> bytes:
         call("futex", RING + DONE, futex_wake, 1, 0, 0, 0),
         stub.entry(stub.JUMP, at(0)),
     ]
-    return b"".join(before + loop)
+    program = b"".join(before + loop)
+    assert len(program) <= MEETING - BOOT, "too many descriptors stay open"
+    return program
 
 
 POPULATE = call("madvise", RING, RING_SIZE, 23)  # MADV_POPULATE_WRITE

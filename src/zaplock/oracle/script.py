@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from zaplock.oracle import ops
 from zaplock.oracle.compare import Divergence
 from zaplock.oracle.ops import Argument, Op, Ref
-from zaplock.oracle.program import OPTIONS
+from zaplock.oracle.program import OPTIONS, slots_used
 
 # peek(address), poke(address, value), a handler that resumes at r13, and its restorer:
 #   push r13; lea r13,[rip+1f]; mov rax,[rdi]; 1: pop r13; ret
@@ -155,6 +155,10 @@ def _body(sequence: Sequence[Op]) -> list[str]:
     lines = ["files = []", "stack = catch_faults()"]
     if any(op.name in _UFFD_COMMANDS or "file" in _names(op) for op in sequence):
         lines += _files()
+    if slots_used(sequence) & ops.HUGE_FILES.keys():
+        for name, size in ops.HUGE_FILES.values():
+            flags = f"4 | {size.bit_length() - 1} << 26"
+            lines.append(f'files.append(os.memfd_create("{name}", {flags}))')
     if any(op.name == "uring_register" for op in sequence):
         lines.append("uring = call(425, 1, ctypes.addressof(ctypes.create_string_buffer(120)))")
     if any(op.name in ("shmat", "shmdt") for op in sequence):
@@ -201,7 +205,7 @@ def _line(k: int, op: Op) -> str:
 def _text(name: str, value: Argument) -> str:
     if isinstance(value, Ref):
         return f"r{value.op} + {value.delta:#x}"
-    if name == "file" and 0 <= value < len(ops.FILES):
+    if name == "file" and ops.is_slot(value):
         return f"files[{value}]"
     return hex(value) if value > 9 else str(value)
 

@@ -189,6 +189,11 @@ op_scan:                                # observe what PAGEMAP_SCAN (fd a0, argu
 6:      mov     [r12], rax
         add     r12, 8
         add     rdi, 4096
+        mov     rax, r9
+        sub     rax, [rsi]
+        cmp     rax, 0x40000000         # of a region of 1 GiB only the first of each 2 MiB is read
+        jb      3b
+        add     rdi, 0x1ff000
         jmp     3b
 4:      add     rsi, 24
         jmp     2b

@@ -78,6 +78,7 @@ class World:
         self.space.counters.put("start_brk", environment.start_brk)
         self.space.counters.put("data_length", environment.data_length)
         self.machine.globals.put("hugetlb_free", environment.hugetlb_pages)
+        self.machine.globals.put("gigantic_free", environment.gigantic_pages)
         self.machine.globals.put("swap_free", environment.swap_pages)
         if follows_references:
             self.machine.globals.put("references", 1)
@@ -94,6 +95,10 @@ class World:
 
     def _file(self, slot: int) -> None:
         """Make a file and fill it, as the bare process does those that a sequence names."""
+        if slot in ops.HUGE_FILES:
+            name, huge_size = ops.HUGE_FILES[slot]
+            new_file(self.machine, slot + 1, "hugetlb", 0, name, huge_size=huge_size)
+            return
         name = ops.FILES[slot]
         kind = {"disk": "disk", "zero": "zero"}.get(name, "shmem")
         by_page = kind == "shmem"

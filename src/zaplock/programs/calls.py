@@ -74,8 +74,6 @@ def mmap_call(world: StraceWorld, live: LiveSpace, call: TracedCall, at: int | N
     anonymous = flags & f.MAP_ANONYMOUS and not flags & f.MAP_HUGETLB
     file = 0 if anonymous else mapped_file(world, live, call)
     if file and not flags & f.MAP_HUGETLB and world.machine.files[file].kind == "hugetlb":
-        if length % f.PMD_SIZE:
-            return -22
         flags |= f.MAP_HUGETLB
     offset = number(call.arguments[5]) & _MASK
     return world.run(live, mmap.mmap(world.cx(live), address, length, prot, flags, file, offset))

@@ -117,7 +117,7 @@ def machine_limits() -> list[str]:
     if mode != 2:  # then it depends on what others have
         memory = real.total_pages() << 12 if mode == 0 else "unlimited"
         found.append(f"# limit: memory {memory}")
-    return [*found, f"# limit: huge_pages {real.free_huge_pages() << 21}"]
+    return [*found, f"# limit: huge_pages {real.free_huge_pages(1 << 21) << 21}"]
 
 
 def _sysctl(name: str) -> int:

@@ -29,6 +29,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import change_frames
+from zaplock.model.huge_fault import own_huge_page
 from zaplock.model.page_fault import (
     ALONE,
     MAJOR,
@@ -194,7 +195,7 @@ async def needs_anon_vma(cx: Cx, handle: int, vma: Vma, address: int, write: boo
     if vma.flags & VM_SHARED or vma.anon_vma:
         return False
     if vma.flags & VM_HUGETLB:
-        return True
+        return not vma.file or await makes_huge_page(handle, address, write)
     if not write and (vma.file or not await fits_huge_page(handle, address)):
         return False
     return not await guarded(cx, vma, address)
@@ -260,6 +261,12 @@ def is_guarded(m: Machine, _task: Task, mm: int, address: int) -> bool:
 
 
 @step
+def makes_huge_page(m: Machine, task: Task, handle: int, address: int, write: bool) -> bool:
+    """Return whether a fault in a private mapping of a file makes a huge page of its own."""
+    return own_huge_page(m, found_vma(m, task, handle), address, write)
+
+
+@step
 def fits_huge_page(m: Machine, task: Task, handle: int, address: int) -> bool:
     """Return whether a fault may map a huge page, for which even a read needs an anon_vma."""
     vma = found_vma(m, task, handle)
@@ -287,7 +294,7 @@ def fault_entry(
     vma = walked_vma(m, task, handle, address)
     vpn = address >> PAGE_SHIFT
     if vma.flags & VM_HUGETLB:
-        alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, 2)
+        alloc_tables(m, task, m.mm(vma.mm), vpn, vpn + 1, vma.huge_level)
     elif tables_go and not vma.file and lacks_table(m, vma, vpn):
         return 0
     if write and not replaces_huge_zero:

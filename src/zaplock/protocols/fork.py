@@ -23,7 +23,7 @@ from zaplock.model.flags import (
 )
 from zaplock.model.frames import change_frames, mark_forked
 from zaplock.model.mm import Counter
-from zaplock.model.pagetable import COUNTED, MARKERS, alloc_tables, install
+from zaplock.model.pagetable import COUNTED, MARKERS, alloc_tables, install, lowest_above
 from zaplock.model.references import aged, read_only
 from zaplock.model.step import Task, step
 from zaplock.model.tlb import flush_tlb_range
@@ -150,7 +150,7 @@ def copy_tables(m: Machine, task: Task, vma: Vma, child: int) -> None:
     first, last = vma.start >> PAGE_SHIFT, vma.end - 1 >> PAGE_SHIFT
     for level, tables in parent.tables.items():
         shift = 9 * level
-        if vma.flags & VM_HUGETLB and level != 2:
+        if vma.flags & VM_HUGETLB and level != vma.huge_level:
             continue
         for low, high, _ in tables.overlapping(first >> shift, (last >> shift) + 1):
             begin = max(low << shift, first)
@@ -171,7 +171,7 @@ def copy_ptes(m: Machine, task: Task, vma: Vma, child: int, low: int, high: int)
             change_frames(m, task, first + pte.delta, last + pte.delta, refs=1)
         if private and pte.kind in ("anon", "thp", "swap"):
             mark_forked(m, first + pte.delta, last + pte.delta, True)
-        alloc_tables(m, task, space, first, last, 2 if pte.kind == "hugetlb" else 1)
+        alloc_tables(m, task, space, first, last, lowest_above(pte))
         copied = change(shared, wp=False) if pte.wp else shared
         copied = read_only(m, copied) if pte.kind in MARKERS else copied  # made anew
         install(m, task, space, first, last, aged(m, copied))

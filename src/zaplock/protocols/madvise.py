@@ -23,7 +23,6 @@ from zaplock.model.flags import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PMD_SHIFT,
-    PMD_SIZE,
     VM_DONTCOPY,
     VM_DROPPABLE,
     VM_HUGEPAGE,
@@ -274,9 +273,9 @@ async def advise_vma(cx: Cx, handle: int, vma: Vma, low: int, high: int, advice:
         if vma.flags & forbidden:
             return -EINVAL
         if vma.flags & VM_HUGETLB:
-            if low % PMD_SIZE:
+            if low % vma.huge_size:
                 return -EINVAL
-            high -= high % PMD_SIZE
+            high -= high % vma.huge_size
             if low >= high:
                 return 0
         await zap_page_range_single(cx, handle, vma, low, high)
@@ -393,7 +392,7 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
         error = -EPERM
     if not error and vma.flags & VM_HUGETLB:
         await zero_parts(vma.file, first, last)
-        first, last = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+        first, last = (first + vma.huge_size - 1) & -vma.huge_size, last & -vma.huge_size
     if not error and first < last:
         await punch_hole(cx, vma.file, first, last)
     await down_read(cx.mmap_lock)
@@ -403,7 +402,8 @@ async def remove_pages(cx: Cx, vma: Vma, low: int, high: int) -> int:
 @step
 def zero_parts(m: Machine, _task: Task, file: int, first: int, last: int) -> None:
     """Zero what a hole covers of huge pages that it does not cover whole (hugetlbfs_punch_hole)."""
-    whole, end = (first + PMD_SIZE - 1) & -PMD_SIZE, last & -PMD_SIZE
+    size = m.files[file].huge_size
+    whole, end = (first + size - 1) & -size, last & -size
     parts = [(first, min(last, whole))] if first < whole else []
     parts += [(end, last)] if last > end and last > whole else []
     for low, high in parts:

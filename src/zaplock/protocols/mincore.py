@@ -110,12 +110,18 @@ def do_mincore(m: Machine, task: Task, mm: int, start: int, pages: int) -> bytes
 
 
 def is_at_hand(m: Machine, vma: Vma, vpn: int) -> bool:
-    """Return whether a page is mapped, or at least cached."""
-    pte = m.mm(vma.mm).ptes.at(vpn)
+    """Return whether a page is mapped, or at least cached.
+
+    What is cached of huge pages of hugetlb is asked only where no page table is, whose entries
+    would map them (walk_hugetlb_range).
+    """
+    space = m.mm(vma.mm)
+    pte = space.ptes.at(vpn)
     if pte is not None and pte.kind not in ABSENT:
         return True
+    table = vma.huge_level
     if (
-        vma.flags & VM_HUGETLB
+        (vma.flags & VM_HUGETLB and space.tables[table].at(vpn >> 9 * table) is not None)
         or not vma.file
         or (m.files[vma.file].kind == "zero" and not vma.flags & VM_SHARED)
     ):

@@ -19,12 +19,13 @@ from errno import (
 )
 from typing import TYPE_CHECKING
 
-from zaplock.model.files import File
+from zaplock.model.files import File, get_file, put_file
 from zaplock.model.flags import (
     MAP_ANONYMOUS,
     MAP_DROPPABLE,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGE_MASK,
     MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_NONBLOCK,
@@ -33,10 +34,8 @@ from zaplock.model.flags import (
     MAP_TYPE,
     PAGE_MASK,
     PAGE_SHIFT,
-    PAGES_PER_PMD,
-    PMD_SHIFT,
     PMD_SIZE,
-    PUD_SHIFT,
+    PUD_SIZE,
     VM_ACCOUNT,
     VM_DONTDUMP,
     VM_DONTEXPAND,
@@ -54,7 +53,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     page_align,
 )
-from zaplock.model.huge_pool import promise, unpromised
+from zaplock.model.huge_pool import KIND_OF, promise, unpromised
 from zaplock.model.mm import Pte
 from zaplock.model.pagetable import alloc_tables, install
 from zaplock.model.references import born_dirty
@@ -64,6 +63,7 @@ from zaplock.model.vma import (
     account,
     can_merge,
     change,
+    find_vmas,
     following,
     insert,
     merge_around,
@@ -80,7 +80,7 @@ from zaplock.protocols.locking import (
     mmap_write_unlock,
     start_write_merging,
 )
-from zaplock.protocols.placement import get_unmapped_area
+from zaplock.protocols.placement import get_unmapped_area, huge_flags, huge_size_of
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.saved_vmas import close, save_vma
 from zaplock.protocols.shortage import no_memory
@@ -101,16 +101,19 @@ async def mmap(
     if error:
         return error
     if flags & MAP_HUGETLB:
-        if not flags & MAP_ANONYMOUS and not await is_huge_file(file):
+        size = 0 if flags & MAP_ANONYMOUS else await size_of_huge_file(file)
+        if not size and not flags & MAP_ANONYMOUS:
             return -EINVAL
-        length = (length + PMD_SIZE - 1 & -PMD_SIZE) % (1 << 64)
-        error = huge_page_size(flags)
-        if error:
-            return error
+        size = size or huge_size_of(flags)
+        if size not in KIND_OF:
+            return -EINVAL
+        length = (length + size - 1 & -size) % (1 << 64)
+        flags = flags & ~(MAP_HUGE_MASK << MAP_HUGE_SHIFT) | huge_flags(size)
         file = 0 if flags & MAP_ANONYMOUS else file
     if cx.design.mmap is not None:
         return await cx.design.mmap(cx, address, length, prot, flags, file, offset)
     events: UnmapEvents = []
+    held: tuple[int, ...] = ()
     while True:
         if await mmap_write_lock_killable(cx):
             return -EINTR
@@ -119,10 +122,15 @@ async def mmap(
             await gave_way(cx, address, address + page_align(length), unmaps=True) if fixed else 0
         )
         if not waited:
+            if flags & MAP_HUGETLB and fixed:
+                held = await hold_huge_files(cx.mm, address, address + length)
             placed, populate = await do_mmap(
                 cx, address, length, prot, flags, file, offset >> PAGE_SHIFT, events
             )
             waited = await gave_way(cx) if placed == -ENOMEM else 0
+        if waited and held:
+            await let_go_of_files(held)
+            held = ()
         if waited < 0:
             return waited
         if not waited:
@@ -131,32 +139,80 @@ async def mmap(
     await unmap_complete(cx, events)
     if populate and placed >= 0:
         await mm_populate(cx, placed, placed + page_align(length))
+    if held:
+        await let_go_of_files(held)
     return placed
 
 
-def huge_page_size(flags: int) -> int:
-    """Return 0 for huge pages of 2 MiB, -ENOMEM for 1 GiB (no pool of them), else -EINVAL."""
-    size = flags >> MAP_HUGE_SHIFT & 0x3F
-    return 0 if size in (0, PMD_SHIFT) else -ENOMEM if size == PUD_SHIFT else -EINVAL
+@step
+def size_of_huge_file(m: Machine, _task: Task, file: int) -> int:
+    """Return how many bytes a page of a file of hugetlbfs has, 0 for any other file."""
+    return m.files[file].huge_size if m.files[file].kind == "hugetlb" else 0
 
 
 @step
-def is_huge_file(m: Machine, _task: Task, file: int) -> bool:
-    """Return whether a file is one of hugetlbfs."""
-    return m.files[file].kind == "hugetlb"
+def reserve_huge_pages(
+    m: Machine, _task: Task, length: int, vm_flags: int, file: int, pgoff: int, size: int
+) -> int:
+    """Reserve what a mapping of huge pages may need, or return why hugetlbfs refuses it.
 
-
-@step
-def hugetlb_error(m: Machine, _task: Task, length: int, vm_flags: int, pgoff: int) -> int:
-    """Return why hugetlbfs refuses a mapping (hugetlbfs_file_mmap): its offset, or its pool.
-
-    A machine without a pool has plenty.
+    That is its offset, or its pool; a machine without a pool has plenty of 2 MiB pages and none of
+    1 GiB. A private mapping reserves when it is made (link_new_vma), one of a new file with it.
     """
-    if pgoff % PAGES_PER_PMD:
+    if (pgoff << PAGE_SHIFT) % size:
         return -EINVAL
-    left = unpromised(m)
-    fits = left is None or vm_flags & VM_NORESERVE or length <= left * PMD_SIZE
-    return 0 if fits else -ENOMEM
+    if vm_flags & VM_NORESERVE:
+        return 0
+    left = unpromised(m, size)
+    left = 0 if left is None and size == PUD_SIZE else left
+    if left is None:
+        return 0
+    wanted = length // size
+    if not (file and vm_flags & VM_SHARED):
+        return 0 if wanted <= left else -ENOMEM
+    backing = m.files[file]
+    has = len(backing.promised) + m.page_cache(file).total(0, 1 << 52) // (size >> PAGE_SHIFT)
+    if wanted > left + has:
+        return -ENOMEM
+    lacking = lacking_pages(m, file, pgoff, length)
+    if len(lacking) > left:
+        return -ENOMEM
+    promise(m, size, len(lacking))
+    m.files.put(file, change(backing, promised=(*backing.promised, *lacking)))
+    return 0
+
+
+def lacking_pages(m: Machine, file: int, pgoff: int, length: int) -> list[int]:
+    """List the huge pages in a range of a file that it neither has nor was promised."""
+    backing = m.files[file]
+    pages = backing.huge_size >> PAGE_SHIFT
+    first, promised = pgoff // pages, frozenset(backing.promised)
+    return [
+        number
+        for number in range(first, first + length // backing.huge_size)
+        if number not in promised and m.page_cache(file).at(number * pages) is None
+    ]
+
+
+@step
+def hold_huge_files(m: Machine, task: Task, mm: int, start: int, end: int) -> tuple[int, ...]:
+    """Keep the files of huge pages that are mapped in a range, and what they have of their pool.
+
+    A file that loses its last mapping goes when the system call returns (fput is a work of the
+    task), so what it had is not there yet for the mapping in its place.
+    """
+    vmas = (vma_of(m, task, handle) for handle in find_vmas.run(m, task, mm, start, end))
+    files = tuple(vma.file for vma in vmas if vma.flags & VM_HUGETLB and vma.file)
+    for one in files:
+        get_file(m, one)
+    return files
+
+
+@step
+def let_go_of_files(m: Machine, task: Task, files: tuple[int, ...]) -> None:
+    """Let files go as far as nobody else has them."""
+    for one in files:
+        put_file(m, task, one)
 
 
 def mmap_arguments(flags: int, file: int, offset: int) -> int:
@@ -212,7 +268,8 @@ async def do_mmap(
         file = 0
     if vm_flags & VM_HUGETLB and not file:
         name = "anon_hugepage"
-    result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name)
+    size = huge_size_of(flags) if vm_flags & VM_HUGETLB else PMD_SIZE
+    result = await mmap_region(cx, placed, length, vm_flags, file, pgoff, events, name, size)
     if result < 0:
         return result, False
     wanted = flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
@@ -240,6 +297,7 @@ async def mmap_region(
     pgoff: int,
     events: UnmapEvents,
     name: str = "",
+    huge_size: int = PMD_SIZE,
 ) -> int:
     """Clear the range, account for the new mapping and put it into the tree."""
     end = start + length
@@ -263,10 +321,12 @@ async def mmap_region(
         await (forget_charge if cx.design.mmap_forgets_charge else uncharge)(charged, length)
         return -EOPNOTSUPP  # only DAX can promise it; what was there before is gone by now
     if vm_flags & VM_HUGETLB:
-        error = await hugetlb_error(length, vm_flags, pgoff)
+        error = await reserve_huge_pages(length, vm_flags, file, pgoff, huge_size)
         if error:
             return error
-    handle = await link_new_vma(cx.mm, start, end, vm_flags | charged, file, pgoff, name)
+    gigantic = (huge_size,) if huge_size != PMD_SIZE else ()  # said only where: a schedule shows it
+    area = (start, end, vm_flags | charged, file, pgoff, name, *gigantic)
+    handle = await link_new_vma(cx.mm, *area)
     if file:
         error = await call_mmap(handle)
         if error:
@@ -308,23 +368,26 @@ def link_new_vma(
     file: int,
     pgoff: int,
     name: str,
+    huge_size: int = PMD_SIZE,
 ) -> int:
     """Put a new VMA into the tree, counted; shared anonymous memory gets a file of its own.
 
     A private mapping of /dev/zero is anonymous memory that keeps its file: that `name` keeps it
     apart from its neighbours.
     """
-    pages = end - start >> PMD_SHIFT if vm_flags & VM_HUGETLB else 0
-    reserves = bool(pages) and not vm_flags & VM_NORESERVE and unpromised(m) is not None
+    pages = (end - start) // huge_size if vm_flags & VM_HUGETLB else 0
+    reserves = bool(pages) and not vm_flags & VM_NORESERVE and unpromised(m, huge_size) is not None
     reserves = reserves and not (file and vm_flags & VM_SHARED)
-    promise(m, pages * reserves)
+    promise(m, huge_size, pages * reserves)
+    if pages and file and vm_flags & VM_WRITE:
+        lengthen(m, file, (pgoff << PAGE_SHIFT) + end - start)
     if not file and vm_flags & VM_SHARED:
         name = name if vm_flags & VM_HUGETLB else ""
         file = m.new_handle(task, "file")
         charged = 0 if vm_flags & VM_NORESERVE else end - start >> PAGE_SHIFT
         huge = vm_flags & VM_HUGETLB
         charged = 0 if huge else charged
-        first = pgoff // PAGES_PER_PMD
+        first = (pgoff << PAGE_SHIFT) // huge_size
         promised = tuple(range(first, first + pages)) if reserves else ()
         reserves = False  # the file does, for all who map it
         backing = (
@@ -336,6 +399,7 @@ def link_new_vma(
                 refs=0,
                 counts_mappings=True,
                 promised=promised,
+                huge_size=huge_size,
             )
             if huge
             else File(
@@ -351,10 +415,16 @@ def link_new_vma(
     vm_flags = mergeable_flags(m.mm(mm), vm_flags, "" if file else name)
     name = "" if file else name
     born = born_dirty(m, vm_flags)
-    vma = Vma(mm, start, end, born, pgoff, file, name=name, reserves=reserves)
+    vma = Vma(mm, start, end, born, pgoff, file, name=name, reserves=reserves, huge_size=huge_size)
     handle = insert(m, task, vma)
     account(m.mm(mm), vm_flags, file, vma.nr_pages)
     return handle
+
+
+def lengthen(m: Machine, file: int, size: int) -> None:
+    """Let a file have as many bytes as a mapping that may be written needs of it."""
+    if m.files[file].size < size:
+        m.files.put(file, change(m.files[file], size=size))
 
 
 @step

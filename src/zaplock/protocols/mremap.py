@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from zaplock.model.flags import (
     MAP_FIXED,
-    MAP_HUGETLB,
     MAP_SHARED,
     MREMAP_DONTUNMAP,
     MREMAP_FIXED,
     MREMAP_MAYMOVE,
     PAGE_MASK,
     PAGE_SHIFT,
-    PMD_SIZE,
+    PUD_SIZE,
     VM_ACCOUNT,
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -71,8 +70,8 @@ from zaplock.protocols.locking import (
     unlock_after_unmap,
     vma_start_write,
 )
-from zaplock.protocols.move_tables import move_back, move_page_tables
-from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area
+from zaplock.protocols.move_tables import move_back, move_page_tables, told_as_moved
+from zaplock.protocols.placement import ZERO_DEVICE, get_unmapped_area, huge_flags
 from zaplock.protocols.populate import mm_populate
 from zaplock.protocols.shortage import no_memory
 from zaplock.protocols.split import cut_at
@@ -250,14 +249,16 @@ def align_hugetlb(vma: Vma, r: Request) -> Request:
     """Round the lengths to huge pages where a mapping has such; the largest one to 0."""
     if not vma.flags & VM_HUGETLB:
         return r
-    rounded = ((length + PMD_SIZE - 1) & -PMD_SIZE for length in (r.old_length, r.new_length))
+    rounded = (
+        (length + vma.huge_size - 1) & -vma.huge_size for length in (r.old_length, r.new_length)
+    )
     old, new = (length % (1 << 64) for length in rounded)
     return r._replace(old_length=old, new_length=new)
 
 
-def is_aligned_for_hugetlb(r: Request) -> bool:
+def is_aligned_for_hugetlb(vma: Vma, r: Request) -> bool:
     """Return whether huge pages can be remapped so; they can't grow, for want of reservations."""
-    unaligned = (r.address | r.new_address) % PMD_SIZE
+    unaligned = (r.address | r.new_address) % vma.huge_size
     return not unaligned and r.new_length <= r.old_length
 
 
@@ -306,7 +307,7 @@ async def check_prep_vma(cx: Cx, vma: Vma, r: Request) -> int:
     """Return the errno for a mapping that can't be remapped so, 0 if this one can."""
     if cx.design.mseal != "no" and vma.flags & VM_SEALED:
         return -EPERM
-    if vma.flags & VM_HUGETLB and not is_aligned_for_hugetlb(r):
+    if vma.flags & VM_HUGETLB and not is_aligned_for_hugetlb(vma, r):
         return -EINVAL
     if r.new_length <= r.old_length and not r.implies_move:
         return 0
@@ -449,7 +450,7 @@ async def set_new_address_and_move(
     """
     map_flags = MAP_FIXED if r.flags & MREMAP_FIXED else 0
     map_flags |= MAP_SHARED if vma.flags & VM_MAYSHARE else 0
-    map_flags |= MAP_HUGETLB if vma.flags & VM_HUGETLB else 0
+    map_flags |= huge_flags(vma.huge_size) if vma.flags & VM_HUGETLB else 0
     hint = r.new_address if r.implies_move else 0
     pgoff = vma.pgoff_of(r.address)
     file = ZERO_DEVICE if vma.name == "zero" else vma.file
@@ -519,7 +520,10 @@ async def move(
     mark: MergedMark = "any" if cx.design.merges_keep_mark else "neighbour"
     new = await copy_vma(handle, r.address, target, r.new_length, parts, untouched, counts, mark)
     length, huge = min(r.old_length, r.new_length), bool(vma.flags & VM_HUGETLB)
-    moved = await move_page_tables(cx, r.address, target, length, huge)
+    told = length
+    if huge and (length >= 1 << 31 or vma.huge_size == PUD_SIZE):
+        told = await told_as_moved(cx.mm, r.address, length, vma.huge_size)
+    moved = min(told, await move_page_tables(cx, r.address, target, length, huge))
     hiwater_vm = await read_counter(cx.mm, "hiwater_vm")
     await account_copy(new, r.new_length)
     if moved < length:  # no memory for page tables

@@ -17,11 +17,14 @@ from zaplock.model.flags import (
     MAP_32BIT,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
+    MAP_HUGE_MASK,
+    MAP_HUGE_SHIFT,
     MAP_HUGETLB,
     MAP_SHARED,
     PAGE_MASK,
     PAGE_SHIFT,
     PAGE_SIZE,
+    PMD_SHIFT,
     PMD_SIZE,
     VM_GROWSDOWN,
 )
@@ -38,6 +41,16 @@ from zaplock.model.vma import (
 
 if TYPE_CHECKING:
     from zaplock.model.machine import Machine
+
+
+def huge_flags(size: int) -> int:
+    """Return the flags of mmap for huge pages of so many bytes."""
+    return MAP_HUGETLB | size.bit_length() - 1 << MAP_HUGE_SHIFT
+
+
+def huge_size_of(flags: int) -> int:
+    """Return how many bytes the huge pages have that flags of mmap ask for."""
+    return 1 << (flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK or PMD_SHIFT)
 
 
 ZERO_DEVICE = -1
@@ -68,13 +81,14 @@ def get_unmapped_area(
     if space.count("map_count") > limits.max_map_count or length > limits.task_size:
         return -ENOMEM
     huge = flags & MAP_HUGETLB
-    if huge and (length % PMD_SIZE or (flags & MAP_FIXED and address % PMD_SIZE)):
+    size = huge_size_of(flags)
+    if huge and (length % size or (flags & MAP_FIXED and address % size)):
         return -EINVAL
     if flags & MAP_FIXED:
         return fixed_area(m, space, address, length, flags)
     address &= PAGE_MASK
     if huge:
-        return huge_area(m, space, address, length, flags)
+        return huge_area(m, space, address, length, flags, size)
     if wants_huge_alignment(m, address, length, flags, file, pgoff, aligns):
         padded = unaligned_area(m, space, address, length + PMD_SIZE, flags)
         if padded == address and address:
@@ -119,23 +133,23 @@ def unaligned_area(m: Machine, space: Mm, address: int, length: int, flags: int)
     return lowest_gap(m, space, length, limits.legacy_base, top)
 
 
-def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int) -> int:
+def huge_area(m: Machine, space: Mm, address: int, length: int, flags: int, size: int) -> int:
     """Return where huge pages of hugetlb go: at the hint, rounded up, or aligned in a gap."""
-    hint = (address + PMD_SIZE - 1) & -PMD_SIZE
+    hint = (address + size - 1) & -size
     top = 0x8000_0000 if flags & MAP_32BIT else space.limits.task_size
     if length > top:
         return -ENOMEM
     if hint and hint <= top - length and is_clear(m, space, hint, length):
         return hint
-    padding = PMD_SIZE - PAGE_SIZE
+    padding = size - PAGE_SIZE
     if flags & MAP_32BIT:
         found = lowest_gap(m, space, length + padding, 0x4000_0000, top)
-        return (found + padding) & -PMD_SIZE if found >= 0 else found
+        return (found + padding) & -size if found >= 0 else found
     padded = highest_gap(m, space, length + padding, space.limits.mmap_base)
     if padded < 0:
         return padded
     found = padded + padding
-    return found - found % PMD_SIZE
+    return found - found % size
 
 
 def lowest_gap(m: Machine, space: Mm, length: int, at: int, top: int) -> int:

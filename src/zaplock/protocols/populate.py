@@ -28,6 +28,7 @@ from zaplock.model.flags import (
     VM_WRITE,
 )
 from zaplock.model.frames import set_lazy
+from zaplock.model.huge_fault import reaches_own_page
 from zaplock.model.mm import Mm, Pte
 from zaplock.model.page_fault import (
     ALONE,
@@ -102,7 +103,8 @@ async def populate_pages(
     write has made dirty, after which the mmap_lock was let go, since balance_dirty_pages may take
     long (`dirty_fault_lets_go`). The VMA may be another one then.
     """
-    if write and not vma.flags & VM_SHARED and not vma.anon_vma:
+    looks_first = vma.file and vma.flags & VM_HUGETLB  # whether its file ends before (fault_range)
+    if write and not vma.flags & VM_SHARED and not vma.anon_vma and not looks_first:
         await anon_vma_prepare(handle)
     grain = (cx.grain << PAGE_SHIFT) or high - low
     stops = write and cx.design.dirty_fault_lets_go
@@ -178,7 +180,9 @@ def fault_range(
                 return error, vpn << PAGE_SHIFT  # who tells looks once more, and touches it then
             mark_touched(m, m.mm(vma.mm), vpn, vpn + 1, write, False)
         return 0, high
-    needs = not write and not vma.file and not vma.flags & VM_SHARED and not vma.anon_vma
+    makes = vma.flags & VM_HUGETLB and vma.file and reaches_own_page(m, vma, low, high, write)
+    private = not vma.flags & VM_SHARED and not vma.anon_vma
+    needs = private and (makes if vma.file else not write)
     if needs and (vma.flags & VM_HUGETLB or meets_huge_pages(m, vma, first, last)):
         anon_vma_prepare.run(m, task, handle)
     touches = write and m.globals.get("lazyfree", 0)

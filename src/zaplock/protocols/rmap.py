@@ -20,6 +20,7 @@ from zaplock.model.tlb import tlb_gather_mmu
 from zaplock.model.vma import Vma, read_vma, vma_of
 from zaplock.protocols.seals import sealed_size
 from zaplock.protocols.teardown import (
+    restore_reserve,
     tlb_finish_mmu,
     tlb_flush_mmu,
     unmap_page_range,
@@ -95,6 +96,8 @@ async def zap_in(
 ) -> None:
     """Zap a part of another address space, as far as its VMA's page tables are not cut out."""
     gather = await tlb_gather_mmu(vma.mm, low >> PAGE_SHIFT, high >> PAGE_SHIFT)
+    if vma.reserves:
+        await restore_reserve(vma, low, high)
     if cx.design.cuts:
         grain = (cx.grain << PAGE_SHIFT) or high - low
         for at in range(low, high, grain):

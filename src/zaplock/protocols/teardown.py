@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from zaplock.model.files import i_mmap_lock
 from zaplock.model.flags import (
     PAGE_SHIFT,
-    PAGES_PER_PMD,
     VM_ACCOUNT,
     VM_HUGETLB,
     VM_LOCKED,
@@ -24,6 +23,7 @@ from zaplock.model.flags import (
     VM_PAT,
     VM_PFNMAP,
 )
+from zaplock.model.huge_fault import own_pages
 from zaplock.model.huge_pool import promise
 from zaplock.model.mm import Counter
 from zaplock.model.pagetable import free_tables, zap
@@ -140,7 +140,7 @@ async def unmap_hugepages(
     if vma.file:
         await down_write(i_mmap_lock(vma.file))
     if vma.reserves:
-        await restore_reserve(cx.mm, low, high)
+        await restore_reserve(vma, low, high)
     await unmap_page_range(cx, gather, low, high)
     if final and cx.design.clears_mayshare:
         await clear_mayshare(handle)
@@ -149,9 +149,9 @@ async def unmap_hugepages(
 
 
 @step
-def restore_reserve(m: Machine, _task: Task, mm: int, low: int, high: int) -> None:
-    """Promise the owner of a reserve those pages again that a zap is to take (6.9)."""
-    promise(m, m.mm(mm).ptes.total(low >> PAGE_SHIFT, high >> PAGE_SHIFT) // PAGES_PER_PMD)
+def restore_reserve(m: Machine, _task: Task, vma: Vma, low: int, high: int) -> None:
+    """Promise the owner of a reserve those of its pages again that a zap is to take (6.9)."""
+    promise(m, vma.huge_size, own_pages(m, m.mm(vma.mm), low, high, vma.huge_size))
 
 
 async def unmap_page_range(

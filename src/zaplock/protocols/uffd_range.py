@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from zaplock.model.flags import (
     PAGE_MASK,
     PAGE_SHIFT,
-    PMD_SIZE,
     VM_DROPPABLE,
     VM_HUGETLB,
     VM_MAYWRITE,
@@ -150,7 +149,7 @@ def refused(
         in_memory = not vma.file or m.files[vma.file].kind in ("shmem", "hugetlb")
         if vma.file and m.files[vma.file].kind == "shmem" and m.files[vma.file].counts_mappings:
             in_memory = False  # a segment of System V shared memory
-        if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % PMD_SIZE:
+        if vma.flags & VM_HUGETLB and (max(start, vma.start) | min(end, vma.end)) % vma.huge_size:
             return -EINVAL
         if vma.flags & VM_DROPPABLE and not droppable:
             return -EINVAL

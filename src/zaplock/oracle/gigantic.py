@@ -1,0 +1,180 @@
+"""Sequences about huge pages of 1 GiB beside those of 2 MiB (the theme "gigantic").
+
+They work in four gigabytes above a boundary of 512 GiB. Most lengths and addresses are whole
+gigabytes, one in three is not. The pool has two such pages, so it is often empty. Each page that is
+touched costs up to a third of a second, so few operations touch some. What is written is mostly at
+the beginning of 2 MiB, as the comparison reads no more of a gigabyte (`ring.LONG_REGION`).
+
+Nothing that may move crosses a boundary of 512 GiB, nor one of 1 GiB where its pages have 2 MiB: a
+kernel may move pages to where nothing is mapped then, and lose them (see
+docs/findings/moved-elsewhere).
+Where there are children pages of 1 GiB are shared: whether fork copies private ones (6.18.44) is up
+to what the page of the child's page table held before (copy_hugetlb_page_range asks as if it were a
+table of 2 MiB pages how many share it, and that is not set in others).
+
+In half of the sequences mappings may move, and private ones reserve nothing then: a kernel loses
+for good what the rest of a moved mapping had reserved (docs/findings/half-moved-huge-pages), and
+that would be a gigabyte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from zaplock import advice
+from zaplock.model import flags as f
+from zaplock.oracle import ops
+from zaplock.oracle.ops import Argument, Ref
+
+if TYPE_CHECKING:
+    from zaplock.oracle.generate import Generator
+
+PAGE, PMD, PUD = 1 << 12, 1 << 21, 1 << 30
+PLACES = 4
+WINDOW = 1 << 39
+WEIGHTS = {"mmap": 26, "munmap": 7, "mprotect": 8, "load": 5, "store": 7, "mremap": 8,
+           "madvise": 12, "ftruncate": 4, "mlock": 1, "munlock": 1, "mincore": 2, "fork": 3,
+           "into_child": 2, "msync": 1, "mseal": 1}  # fmt: skip
+_SIZES = (0, f.PMD_SHIFT, f.PUD_SHIFT, f.PUD_SHIFT, 16, 31, 34)
+_ADVICE = (
+    *[advice.MADV_DONTNEED] * 4, *[advice.MADV_REMOVE] * 4, 22, 23, advice.MADV_FREE, 20, 102, 103,
+    24, advice.MADV_COLLAPSE, 3, 10, 11, 14, 15, 16, 17, 18, 19, 12, 13, 1, 2, 99,
+)  # fmt: skip
+_POPULATES = (22, 23)
+
+
+def _address(g: Generator) -> Argument:
+    """Choose an address: mostly of a whole gigabyte, else of 2 MiB, of a page, or of neither."""
+    r = g.random.random()
+    place = WINDOW + PUD * g.random.randrange(PLACES)
+    if r < 0.60:
+        return place
+    if r < 0.75:
+        far = 3 if g.moves else 511
+        return place + PMD * g.random.choice((1, 2, 3, far, g.random.randint(1, far)))
+    if r < 0.82:
+        return place + PAGE * g.random.randrange((4 * PMD if g.moves else PUD) // PAGE)
+    if r < 0.97 and g.chosen:
+        return Ref(
+            g.random.choice(g.chosen[-6:]),
+            g.random.choice((0, 0, 0, PUD, PMD, 0 if g.moves else -PUD)),
+        )
+    return place + g.random.choice((0, 1, PAGE - 1))
+
+
+def _length(g: Generator) -> int:
+    r = g.random.random()
+    if r < 0.62:
+        return PUD
+    if r < 0.74:
+        return PUD * g.random.randint(2, 3)
+    if r < 0.90:
+        return PMD * g.random.choice((1, 1, 2, 3, 4))
+    return g.random.choice((PAGE, PUD - PAGE, PUD + PAGE, PUD - PMD, PUD + PMD, 0, 1 << 40))
+
+
+def _small(g: Generator) -> int:
+    """Choose a length of which nothing is filled that isn't huge."""
+    return PMD * g.random.choice((1, 1, 2, 3, 4)) - PAGE * g.chance(15)
+
+
+def _range(g: Generator) -> tuple[Argument, int]:
+    return _address(g), _length(g)
+
+
+def _mmap(g: Generator) -> tuple[Argument, ...]:
+    shared = g.chance(40)
+    flags = (f.MAP_SHARED if shared else f.MAP_PRIVATE) | (f.MAP_FIXED if g.chance(55) else 0)
+    for flag, percent in ((f.MAP_POPULATE, 4), (f.MAP_LOCKED, 3), (f.MAP_32BIT, 3), (0x10_0000, 4),
+                          (f.MAP_GROWSDOWN, 1), (f.MAP_STACK, 2)):  # fmt: skip
+        flags |= flag if g.chance(percent) else 0
+    if g.chance(3):
+        flags = flags & ~3 | g.random.choice((0, 3, 8))
+    if g.chance(35) or (g.moves and not shared):
+        flags |= f.MAP_NORESERVE
+    slot, offset, r = ops.NO_FILE, 0, g.random.random()
+    if r < 0.45:
+        flags |= f.MAP_ANONYMOUS | f.MAP_HUGETLB | f.PUD_SHIFT << f.MAP_HUGE_SHIFT
+        if g.forks and flags & f.MAP_PRIVATE:
+            flags ^= f.MAP_PRIVATE | f.MAP_SHARED
+        length = _length(g)
+    elif r < 0.58:
+        flags |= f.MAP_ANONYMOUS | f.MAP_HUGETLB | g.random.choice((0, 21)) << f.MAP_HUGE_SHIFT
+        length = _small(g)
+    elif r < 0.62:
+        sizes = _SIZES[4:] if g.forks else _SIZES
+        flags |= f.MAP_ANONYMOUS | f.MAP_HUGETLB | g.random.choice(sizes) << f.MAP_HUGE_SHIFT
+        length = _small(g)
+    elif r < 0.68:
+        flags |= f.MAP_ANONYMOUS
+        length = PAGE * g.random.randint(1, 4)
+    else:
+        slot = g.random.choice((5, 6, 6, 6))
+        flags |= f.MAP_HUGETLB if g.chance(20) else 0
+        grain = ops.HUGE_FILES[slot][1]
+        if slot == 6 and g.forks and flags & f.MAP_PRIVATE:
+            flags ^= f.MAP_PRIVATE | f.MAP_SHARED
+        length = _length(g) if slot == 6 else _small(g)
+        offset = grain * g.random.choice((0, 0, 0, 1, 1, 2)) + (PMD if g.chance(5) else 0)
+    address = 0 if not flags & f.MAP_FIXED and g.chance(50) else _address(g)
+    return address, length, g.prot(), flags, slot, offset
+
+
+def _mremap(g: Generator) -> tuple[Argument, ...]:
+    if not g.moves:  # in its place
+        return _address(g), _length(g), _length(g), 0, 0
+    flags = g.random.choice((0, 1, 1, 3, 3, 3, 5, 7, 2))
+    old, new = _length(g), _length(g)
+    new = old if g.chance(50) else new
+    return _address(g), old, new, flags, _address(g) if flags & 6 else 0
+
+
+def _madvise(g: Generator) -> tuple[Argument, ...]:
+    chosen = g.random.choice(_ADVICE)
+    length = g.random.choice((PAGE, PMD, PUD)) if chosen in _POPULATES else _length(g)
+    address = _address(g)
+    if isinstance(address, Ref) and not _is_gigantic(g, address):
+        length = min(length, 3 * PMD)  # above may lie the ring, which no seal keeps from advice
+    return address, min(length, PUD) if isinstance(address, Ref) else length, chosen
+
+
+def _is_gigantic(g: Generator, address: Ref) -> bool:
+    """Return whether an earlier result is where a mapping of 1 GiB pages begins."""
+    op = g.made[address.op]
+    flags = op.args[3] if op.name == "mmap" and not address.delta else 0
+    return isinstance(flags, int) and flags >> f.MAP_HUGE_SHIFT & f.MAP_HUGE_MASK == f.PUD_SHIFT
+
+
+def _truncate(g: Generator) -> tuple[Argument, ...]:
+    slot = g.random.choice((5, 6, 6))
+    grain = ops.HUGE_FILES[slot][1]
+    return slot, grain * g.random.choice((0, 0, 1, 1, 2, 3)) + (PAGE if g.chance(8) else 0)
+
+
+def _touch(g: Generator) -> tuple[Argument, ...]:
+    """Choose where to read or write: where the comparison looks, or anywhere at a page."""
+    place = WINDOW + PUD * g.random.randrange(PLACES)
+    if g.chance(20) and g.chosen:
+        return (Ref(g.random.choice(g.chosen[-6:]), g.random.choice((0, 0, PMD))),)
+    if g.chance(50):
+        return (place,)
+    return (place + (PMD if g.chance(70) else PAGE) * g.random.randrange(512),)
+
+
+MAKERS: dict[str, Callable[[Generator], tuple[Argument, ...]]] = {
+    "mmap": _mmap,
+    "mremap": _mremap,
+    "munmap": _range,
+    "mprotect": lambda g: (*_range(g), g.prot()),
+    "madvise": _madvise,
+    "ftruncate": _truncate,
+    "mlock": lambda g: (_address(g), _small(g)),
+    "munlock": _range,
+    "mincore": lambda g: (_address(g), g.random.choice((PAGE, 64 * PAGE, 4000 * PAGE, PUD))),
+    "msync": lambda g: (*_range(g), g.random.choice((1, 2, 4))),
+    "mseal": lambda g: (*_range(g), 0),
+    "load": _touch,
+    "store": _touch,
+}
+"""How arguments are chosen; operations that are not here have none."""
