@@ -135,7 +135,12 @@ class StraceWorld:
             legacy_base=f.TASK_SIZE_4_LEVELS // 3,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
-        known = Known(limits, traced.unknown or foreign(traced.begin), base=linker is not None)
+        known = Known(
+            limits,
+            traced.unknown or foreign(traced.begin),
+            base=linker is not None,
+            doubt=traced.doubt,
+        )
         live = LiveSpace(traced, traced.number, known, stack)
         self.use(live)
         space, task = self.machine.mm(live.mm), Task(1, live.mm)

@@ -148,6 +148,21 @@ _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
 
+class _Block(NamedTuple):
+    """Maps of a process of which more lines may come: other processes' lines may stand between."""
+
+    kind: str
+    line: int
+    areas: list[Area]
+
+    def goes_on(self, kind: str, item: Area) -> bool:
+        """Return whether a line belongs to these maps: what overlaps begins other ones."""
+        is_above = item.start >= self.areas[-1].end if self.areas else True
+        return kind == self.kind and (
+            is_above or all(item.end <= a.start or a.end <= item.start for a in self.areas)
+        )
+
+
 @dataclass(slots=True)
 class _State:
     pid: int = 0
@@ -155,8 +170,7 @@ class _State:
     notes: list[Note] = field(default_factory=list)
     open: dict[int, tuple[str, int]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
-    block: tuple[int, str, int] = (0, "", 0)
-    areas: list[Area] = field(default_factory=list)
+    blocks: dict[int, _Block] = field(default_factory=dict)
     names_pids: bool = False
 
 
@@ -180,12 +194,13 @@ def parse(path: Path) -> StraceRecording:
             _comment(state, path, number, line)
             continue
         if line.strip():
-            _close_block(state)
             _take(state, number, line)
-    if not whole.endswith("\n") and state.block[1] == "end":
-        state.block, state.areas = (0, "", 0), []
+    last = state.blocks.get(state.pid)
+    if not whole.endswith("\n") and whole.startswith("# end") and last:
+        del state.blocks[state.pid]
         state.unreadable.append(f"line {number}: the recording is cut in the last maps")
-    _close_block(state)
+    for pid in tuple(state.blocks):
+        _close_block(state, pid)
     for pid, (call, begun) in state.open.items():
         state.calls.append(_cut(pid, call, begun, NO_END))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
@@ -357,20 +372,16 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
     """Read one of the recorder's own lines."""
     key, _, value = line[2:].partition(": ")
     if key == "pid":
-        _close_block(state)
         state.pid = int(value) if _DIGITS.fullmatch(value) else 0
     elif key in ("begin", "end", "anon"):
-        if state.block[1] != key:
-            _close_block(state)
-            state.block = (state.pid, key, number)
         try:
-            state.areas.append(_range(value) if key == "anon" else area(value))
+            _mapped(state, number, key, _range(value) if key == "anon" else area(value))
         except ValueError as error:
             if key == "begin":
                 raise UserError(f"{path}, line {number}: {error}: give it as maps has it") from None
             state.unreadable.append(f"line {number}: {error}")
     elif key in ("limit", "capable"):
-        _close_block(state)
+        _close_block(state, state.pid)
         name, _, told = value.rstrip().partition(" ")
         amount = {"yes": 1, "no": 0, "unlimited": (1 << 64) - 1}.get(told)
         if amount is None and not _DIGITS.fullmatch(told):
@@ -379,11 +390,19 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
         state.notes.append(Note(state.pid, number, key, (), name, amount))
 
 
-def _close_block(state: _State) -> None:
-    pid, kind, number = state.block
-    if kind:
-        state.notes.append(Note(pid, number, kind, tuple(state.areas)))
-        state.block, state.areas = (0, "", 0), []
+def _mapped(state: _State, number: int, kind: str, item: Area) -> None:
+    """Put a line of maps to those that came before it."""
+    block = state.blocks.get(state.pid)
+    if block is None or not block.goes_on(kind, item):
+        _close_block(state, state.pid)
+        block = state.blocks[state.pid] = _Block(kind, number, [])
+    block.areas.append(item)
+
+
+def _close_block(state: _State, pid: int) -> None:
+    block = state.blocks.pop(pid, None)
+    if block is not None:
+        state.notes.append(Note(pid, block.line, block.kind, tuple(block.areas)))
 
 
 def _take(state: _State, number: int, line: str) -> None:
@@ -392,6 +411,8 @@ def _take(state: _State, number: int, line: str) -> None:
     assert matched is not None
     state.names_pids |= bool(matched[1] or matched[2])
     pid = int(matched[1] or matched[2] or state.pid)
+    _close_block(state, pid)
+    _close_block(state, 0)
     text = line[matched.end() :]
     gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
     if narrow:
