@@ -46,6 +46,8 @@ UNKNOWN = 1 << 70
 NO_END, DIED = "its end is not in the recording", "the process ended in it"
 """What is wrong with a call that can be read as far as it goes."""
 NOT_MADE = "strace gave it its result (-e inject): the kernel has never seen it"
+FILTERED = "a seccomp filter has stopped it: the kernel has never done it"
+NEVER_MADE = (NOT_MADE, FILTERED)
 
 HOW = (
     "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
@@ -414,6 +416,8 @@ def _take(state: _State, number: int, line: str) -> None:
     _close_block(state, pid)
     _close_block(state, 0)
     text = line[matched.end() :]
+    if filtered := _FILTERED.match(text):
+        _filtered(state, pid, filtered[1])
     gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
     if narrow:
         told = f"process {narrow[1]} runs in {narrow[2]} mode, which the model has not"
@@ -436,6 +440,22 @@ def _take(state: _State, number: int, line: str) -> None:
         state.calls.append(_cut(pid, text, number, "the line can't be read"))
 
 
+_FILTERED = re.compile(r"^--- SIGSYS \{.*si_code=SYS_SECCOMP.*si_syscall=__NR_(\w+)")
+
+
+def _filtered(state: _State, pid: int, name: str) -> None:
+    """A signal stands for the call before it: what that returned is none of its results.
+
+    The process may be killed without one (no name): then it has the call's number.
+    """
+    at = next((k for k, call in enumerate(reversed(state.calls), 1) if call.pid == pid), None)
+    if at is None:
+        return
+    call = state.calls[-at]
+    if call.name == (name or BY_NUMBER.get(call.result, "")):
+        state.calls[-at] = call._replace(cut=FILTERED)
+
+
 _PLAIN = re.compile(r"\\x([0-9a-f]{2})")
 
 
@@ -451,6 +471,8 @@ def _process_gone(state: _State, number: int, pid: int, gone: re.Match[str]) -> 
         if int(gone[2]) in state.open:
             state.open[pid] = state.open.pop(int(gone[2]))
         return
+    if "killed by SIGSYS" in gone.string:
+        _filtered(state, pid, "")
     begun = state.open.pop(pid, None)
     if begun is not None:
         state.calls.append(_cut(pid, begun[0], begun[1], DIED))

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from zaplock.programs.recording import (
     EXECS,
     MAKES_PROCESS,
-    NOT_MADE,
+    NEVER_MADE,
     UNKNOWN,
     Area,
     Note,
@@ -73,7 +73,8 @@ class TracedSpace:
     """One address space of a recording.
 
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
-    known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran in it. `threads`: who has made whom of them.
+    known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran
+    in it. `threads`: who has made whom of them.
     `guests`: who may belong elsewhere, and why that is not known.
     """
 
@@ -167,7 +168,7 @@ class _Sorter:
 
     def _call(self, call: TracedCall) -> None:
         space = self._space(call.pid, call.line)
-        if call.cut == NOT_MADE:
+        if call.cut in NEVER_MADE:
             space.items.append(call)
         elif call in self._placed:
             self._placed.discard(call)
