@@ -53,6 +53,32 @@ def test_maps_are_behind_the_call_in_which_their_process_was_killed(tmp_path: Pa
     assert (verdict.maps, verdict.differing_maps, len(verdict.maps_not_compared)) == (0, [], 1)
 
 
+def test_two_recordings_may_be_mixed_line_by_line(tmp_path: Path) -> None:
+    """Whose a line is its context tells, also in the middle of maps."""
+
+    def lines(pid: int) -> list[str]:
+        told = f"{BEGIN}{ONE}\n{TWO}\n{END}{UNCHANGED.replace('7ffff7efe000', '7ffff7efc000')}"
+        return [f"# pid: {pid}\n{line}\n" for line in told.splitlines()[1:]]
+
+    for ahead in range(len(lines(100))):
+        one, two = lines(100), lines(200)
+        mixed = [*one[:ahead], *(x for pair in zip(one[ahead:], two, strict=False) for x in pair)]
+        verdict = replay(tmp_path, "".join([*mixed, *two[len(one) - ahead :]]), "")
+        assert (verdict.calls, verdict.differing, verdict.refused) == (4, [], []), ahead
+        assert (verdict.maps, verdict.differing_maps) == (8, []), ahead
+
+
+def test_a_process_that_begins_twice_is_in_doubt(tmp_path: Path) -> None:
+    """Two recordings of one id, one behind the other or mixed."""
+    behind = f"100 {ONE}\n{BEGIN}100 {ONE}\n"
+    assert ruled(tmp_path, behind) == (2, 0, 0)
+    verdict = replay(tmp_path, f"{behind}100 {WRONG}\n")
+    assert (verdict.agreeing, verdict.differing) == (2, [])
+    assert "process 100 begins again without an execve" in verdict.refused[0]
+    ended = f"100 {ONE}\n100 +++ exited with 0 +++\n{BEGIN}100 {WRONG}\n"
+    assert ruled(tmp_path, ended) == (1, 1, 0)
+
+
 @pytest.mark.parametrize("flags", ["0x4100 /* CLONE_VM */", "CLONE_VM|0x4000", "0x4100"])
 def test_flags_of_clone_are_read_as_numbers_too(tmp_path: Path, flags: str) -> None:
     made = f"100 clone3({{flags={flags}, exit_signal=17 /* SIGCHLD */}}, 88) = 101\n"

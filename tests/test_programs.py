@@ -245,7 +245,7 @@ def test_what_a_cut_line_did_is_not_known(tmp_path: Path, line: str) -> None:
         ("mlock(0x555555554000, 4096) = -1 ENOMEM (x)", "RLIMIT_MEMLOCK"),
         ("madvise(0x555555554000, 4096, MADV_COLLAPSE) = -1 EAGAIN (x)", "depends on pages"),
         ("munmap(0x555555554000, 4096) = -1 ENOSYS (x)", "no munmap"),
-        ("io_setup(128, [0x7ffff7000000]) = 0", "the model has no io_setup"),
+        ("map_shadow_stack(NULL, 4096, 0) = 0x7ffff7000000", "the model has no map_shadow_stack"),
     ],
 )
 def test_what_a_trace_does_not_tell_is_refused(tmp_path: Path, call: str, why: str) -> None:

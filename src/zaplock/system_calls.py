@@ -157,6 +157,7 @@ _CALLS = (
           }),
     _call("creat", 85, "path mode", traced=False),
     _call("setrlimit", 160, "resource limit", traced=False),
+    _call("personality", 135, "persona", traced=False),
     _call("io_setup", 206, "nr_events context", traced=False),
     _call("io_destroy", 207, "context", traced=False),
     _call("get_mempolicy", 239, "mode nodemask maxnode where flags", traced=False),

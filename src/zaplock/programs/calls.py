@@ -15,7 +15,7 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.policies import home_node, mbind
-from zaplock.programs.recorded_world import LiveSpace, StraceWorld, label
+from zaplock.programs.recorded_world import RING, LiveSpace, StraceWorld, label
 from zaplock.programs.recording import TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, field, file_of, number
 from zaplock.protocols import (
@@ -59,6 +59,9 @@ def mapped_file(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     known = dict(live.known.files).get(number_)
     if known is not None and (not path or label(path) == world.machine.files[known].name):
         return known
+    if known is not None and path and world.sees_closes:
+        world.rename(known, path)
+        return known
     if not path and number_ >= 0 and call.result != -errno.EBADF:
         if call.result >= 0:
             raise NotRecorded("which file a descriptor stands for is not in the recording")
@@ -98,19 +101,85 @@ def _mprotect(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     return world.run(live, mprotect.mprotect(world.cx(live), start, length, prot, key))
 
 
+_REMOTE = (f.MADV_COLD, f.MADV_PAGEOUT, f.MADV_WILLNEED, f.MADV_COLLAPSE)
+_SELVES = (-10000, -10001, -10002)
+_MOST_RANGES = 1024
+
+
 def _process_madvise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """Advise range by range, and return how many bytes were done."""
     advice, done = number(call.arguments[3]), 0
     ranges = re.findall(r"iov_base=(\w+), iov_len=(\d+)", call.arguments[1])
-    if not ranges:
-        raise ValueError("no range can be read")
-    for base, told in ranges:
-        start, length = number(base), int(told)
+    count = number(call.arguments[2])
+    if number(call.arguments[4]) or count > _MOST_RANGES:
+        return -errno.EINVAL
+    if len(ranges) != count:
+        raise NotRecorded("not every range of its vector is in the recording")
+    spans = [(number(base), int(told)) for base, told in ranges]
+    if any(start + length >= f.TASK_SIZE_4_LEVELS for start, length in spans):
+        return -errno.EFAULT
+    fd = descriptor(call.arguments[0])
+    if fd < 0 and fd not in _SELVES:
+        return -errno.EBADF
+    owner = pidfd_owner(world, live, call)
+    if owner and owner not in live.traced.pids:
+        if advice not in _REMOTE and call.result == -errno.EINVAL:
+            return -errno.EINVAL
+        raise NotRecorded("it advises another process")
+    for start, length in spans:
         result = world.run(live, madvise.madvise(world.cx(live), start, length, advice))
         if result:
             return done or result
         done += length
     return done
+
+
+def pidfd_owner(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """Return whose process a pidfd stands for, 0 where that is not known."""
+    file = dict(live.known.files).get(descriptor(call.arguments[0]))
+    told = file_of(call.arguments[0]), world.machine.files[file].name if file else ""
+    found = (path.removeprefix("pid:") for path in told if path.startswith("pid:"))
+    return next((int(pid) for pid in found if pid.isdigit()), 0)
+
+
+def _io_setup(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """The kernel maps a ring whose size hangs on the CPUs: it fills its hole, as all is placed.
+
+    Source: fs/aio.c aio_setup_ring.
+    """
+    if call.result:
+        raise NotRecorded("which contexts of io_setup there may be is not in the recording")
+    if not call.arguments[1].startswith("["):
+        raise NotRecorded("where the ring of io_setup lies is not in the recording")
+    at = number(call.arguments[1].strip("[]"))
+    length = hole_above(world, live, at)
+    if length <= 0:
+        return -errno.ENOMEM
+    file = world.new_ring()
+    flags, prot = f.MAP_SHARED, f.PROT_READ | f.PROT_WRITE
+    got = world.run(live, mmap.mmap(world.cx(live), 0, length, prot, flags, file, 0))
+    return 0 if got == at else -errno.ENOMEM
+
+
+def _io_destroy(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    (at,) = numbers(call, 1)
+    for vma in world.vmas(live):
+        if vma.start == at and vma.file and world.machine.files[vma.file].name == RING:
+            return world.run(live, SERVED["munmap"](world.cx(live), at, vma.end - at))
+    return -errno.EINVAL
+
+
+def hole_above(world: StraceWorld, live: LiveSpace, at: int) -> int:
+    """Return how many bytes there are from an address up to the next mapping."""
+    above = [vma.start for vma in world.vmas(live) if vma.end > at]
+    return min([*above, live.known.limits.mmap_base]) - at
+
+
+def huge_size(flags: int) -> int:
+    """Return the size of the huge pages that the flags of an mmap ask for, else of a page."""
+    if not flags & f.MAP_HUGETLB:
+        return f.PAGE_SIZE
+    return 1 << (flags >> 26 & 63 or 21)
 
 
 def _mincore(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
@@ -234,6 +303,8 @@ CALLS: dict[str, Handler] = {
     "pkey_mprotect": _mprotect,
     "process_madvise": _process_madvise,
     "brk": _brk,
+    "io_setup": _io_setup,
+    "io_destroy": _io_destroy,
     "mincore": _mincore,
     "ioctl": monitors.ioctl,
     "shmat": shmat_call,

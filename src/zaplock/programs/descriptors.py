@@ -10,7 +10,7 @@ from zaplock.programs import monitors
 from zaplock.programs.dialects import UNKNOWN_NAME
 from zaplock.programs.recorded_world import LiveSpace, StraceWorld
 from zaplock.programs.recording import UNKNOWN, TracedCall
-from zaplock.programs.text import CONSTANTS, descriptor, field, number, without_comments
+from zaplock.programs.text import CONSTANTS, descriptor, field, number, unescaped, without_comments
 
 
 def _kind_of_opened(call: TracedCall) -> str:
@@ -26,7 +26,7 @@ def opened(world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
     if call.result < 0 or call.result == UNKNOWN:
         return
     name = call.name
-    told = call.opened or _path_of(call)
+    told = _path_of(call) if name == "pidfd_open" else call.opened or _path_of(call)
     file = world.new_file(told, kind=_kind_of_opened(call))
     mode = _mode_of(call)
     if name == "memfd_create":
@@ -45,10 +45,14 @@ _FLAGS = {"open": 1, "openat": 2, "openat2": 2}
 
 def _path_of(call: TracedCall) -> str:
     """Return the path that a call names; that of memory begins with memfd:."""
+    if call.name == "pidfd_open":
+        return f"pid:{''.join(call.arguments[:1]).split('<')[0]}"
     if call.name not in _PATHS:
         return monitors.NAME
     told = "".join(call.arguments[_PATHS[call.name] :][:1])
-    path = told.strip('"') if told.startswith('"') else UNKNOWN_NAME  # -e raw: where it lies
+    path = (
+        unescaped(told.strip('"')) if told.startswith('"') else UNKNOWN_NAME
+    )  # -e raw: where it lies
     return f"memfd:{path}" if call.name == "memfd_create" else path
 
 
@@ -109,7 +113,7 @@ def _closed(_world: StraceWorld, live: LiveSpace, call: TracedCall) -> None:
 
 
 DESCRIPTORS = {
-    "open": opened, "openat": opened, "openat2": opened, "creat": opened,
+    "pidfd_open": opened, "open": opened, "openat": opened, "openat2": opened, "creat": opened,
     "memfd_create": opened, "userfaultfd": opened, "dup": _duplicated, "dup2": _duplicated,
     "dup3": _duplicated, "close": _closed, "fcntl": _controlled,
 }  # fmt: skip

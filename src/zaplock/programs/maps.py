@@ -42,6 +42,12 @@ def compare_maps(
         for a in model
     ]
     hidden: list[str] = []
+    moved = renamed(world, kernel, model)
+    if moved:
+        told = f"{len(moved)} mappings: their file has another name now, and who gave it that"
+        hidden.append(f"{told} is not in the recording (rename)")
+        kernel = [a for a in kernel if a._replace(name="") not in moved]
+        model = [a for a in model if a._replace(name="") not in moved]
     for cloud in live.known.clouds:
         before = len(kernel)
         kernel = [a for a in kernel if not cloud.meets(a.start, a.end)]
@@ -57,10 +63,29 @@ def compare_maps(
     return MapsVerdict(len(kernel), differing, borders, hidden)
 
 
+def renamed(world: StraceWorld, kernel: list[Area], model: list[Area]) -> set[Area]:
+    """List, without names, mappings that are equal but for the name of a file that nobody opened.
+
+    A file may get another name while it is mapped; one in memory keeps that of its making.
+    """
+    names = {world.machine.files[file].name for file in world.machine.files}
+    places = {a._replace(name=""): a.name for a in kernel}
+    found = ((a, places.get(a._replace(name=""), a.name)) for a in model if a.name)
+    return {
+        a._replace(name="")
+        for a, name in found
+        if name not in ("", a.name, *names) and not name.startswith(_KEPT)
+    }
+
+
+_KEPT = ("memfd:", "SYSV", "[")
+
+
 def _plain(item: Area, stack: int) -> Area:
     """Leave out the kernel's own names, and where the stack begins."""
     kept = item.name.startswith(("[anon:", "[anon_shmem:"))
-    name = item.name if kept else "" if item.name.startswith("[") else label(item.name)
+    name = item.name if kept else label(item.name)
+    name = "" if name.startswith("[") and not kept else name
     if item.end == stack:
         return Area(-1, item.end, item.perms, 0, "[stack]")
     return Area(item.start, item.end, item.perms, item.offset, name)

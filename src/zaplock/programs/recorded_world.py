@@ -39,6 +39,7 @@ from zaplock.protocols.mempolicy import Policies
 from zaplock.protocols.seals import OF_CODE
 
 LONG = 1 << 40
+RING = "[aio]"
 SPECIAL = ("[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]")
 LINKERS = ("ld-", "ld.so", "ld64.so", "ld-linux")
 _PLENTY = 1 << 30
@@ -100,15 +101,20 @@ class LiveSpace:
 class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
-    `sees_seals`, `sees_limits`: whether mseal and setrlimit would be in the recording.
+    `sees_seals`, `sees_limits`, `sees_closes`: whether mseal, setrlimit and close would be in the
+    recording. `drivers`:
+    files whose mappings their drivers decide about. `filtered_from`: the line of the first seccomp
+    filter.
     """
 
     def __init__(self) -> None:
-        self.sees_seals = self.sees_limits = False
+        self.sees_seals = self.sees_limits = self.sees_closes = False
         self.machine = Machine(limits=ResourceLimits())
         self.machine.globals.put("hugetlb_free", _PLENTY)
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
+        self.drivers: set[int] = set()
+        self.filtered_from = 1 << 60
         self.policies = Policies()
         self.machine.store.start_journal(hashes=False)
 
@@ -135,7 +141,12 @@ class StraceWorld:
             legacy_base=f.TASK_SIZE_4_LEVELS // 3,
         )
         stack = next((a.end for a in traced.begin if a.name == "[stack]"), 0)
-        known = Known(limits, traced.unknown or foreign(traced.begin), base=linker is not None)
+        known = Known(
+            limits,
+            traced.unknown or foreign(traced.begin),
+            base=linker is not None,
+            doubt=traced.doubt,
+        )
         live = LiveSpace(traced, traced.number, known, stack)
         self.use(live)
         space, task = self.machine.mm(live.mm), Task(1, live.mm)
@@ -163,7 +174,12 @@ class StraceWorld:
         mm, task = traced.number, Task(1, parent.mm)
         self.use(parent)
         run_protocol(self.machine, task, fork.fork(self.cx(parent), mm))
-        known = replace(parent.known, limits=parent.known.limits)
+        hidden = (
+            Cloud(vma.start, vma.end, "whether a fork copies a driver's mapping is not recorded")
+            for vma in self.vmas(parent)
+            if vma.file in self.drivers
+        )
+        known = replace(parent.known, clouds=(*parent.known.clouds, *hidden))
         return LiveSpace(traced, mm, known, parent.stack_end, set(parent.joints))
 
     def use(self, live: LiveSpace) -> None:
@@ -196,7 +212,13 @@ class StraceWorld:
     def new_file(self, path: str, size: int = LONG, kind: str = "") -> int:
         """Open a file anew: what is opened twice does not merge."""
         handle = len(self.machine.files) + 1
+        (self.drivers.add if is_driver(path) else self.drivers.discard)(handle)
         return new_file(self.machine, handle, kind or kind_of(path), size, label(path))
+
+    def rename(self, file: int, path: str) -> None:
+        """Give a file that is open its new name, in all mappings of it."""
+        backing = self.machine.files[file]
+        self.machine.files.put(file, msgspec.structs.replace(backing, name=label(path)))
 
     def set_mode(self, file: int, mode: int) -> None:
         """Note how a file was opened (O_ACCMODE)."""
@@ -220,6 +242,12 @@ class StraceWorld:
         handle = len(self.machine.files) + 1
         name = f"SYSV{key:08x}"
         return new_file(self.machine, handle, "shmem", size, name, counts_mappings=True)
+
+    def new_ring(self) -> int:
+        """Make the file of an io_setup's ring."""
+        handle = len(self.machine.files) + 1
+        self.drivers.discard(handle)
+        return new_file(self.machine, handle, "shmem", LONG, RING)
 
     def touch(self, live: LiveSpace, areas: tuple[Area, ...]) -> None:
         """Note which mappings have an anon_vma from here on, and which stacks have grown."""
@@ -271,13 +299,24 @@ def foreign(areas: Iterable[Area]) -> str:
     return f"{WIDE}: the model is x86-64 with 4 levels" if wide else ""
 
 
+def is_driver(path: str) -> bool:
+    """Return whether what can be done with mappings of a path is its driver's to say."""
+    if path in ("/dev/zero", "anon_inode:[secretmem]") or path.startswith(_IN_MEMORY):
+        return False
+    return path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/", "/dmabuf:", *_SOCKETS))
+
+
+_IN_MEMORY = ("/dev/shm/", "/dev/hugepages/")
+_SOCKETS = ("socket:", "TCP", "UDP", "UNIX", "NETLINK", "PACKET")
+
+
 def kind_of(path: str) -> str:
     """Tell from its path what a file is, as far as mappings differ by it."""
     if label(path) == "zero":
         return "zero"
     if path.startswith(("/memfd:", "memfd:", "/dev/shm/", "/SYSV", "SYSV")):
         return "shmem"
-    if path.startswith(("pipe:", "socket:", "TCP", "UDP", "UNIX", "NETLINK")):
+    if path.startswith(("pipe:", *_SOCKETS)):
         return "none"
     return "shmem" if path.startswith(("/dev/", "anon_inode:", "/proc/", "/sys/")) else "disk"
 

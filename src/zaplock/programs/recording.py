@@ -46,6 +46,8 @@ UNKNOWN = 1 << 70
 NO_END, DIED = "its end is not in the recording", "the process ended in it"
 """What is wrong with a call that can be read as far as it goes."""
 NOT_MADE = "strace gave it its result (-e inject): the kernel has never seen it"
+FILTERED = "a seccomp filter has stopped it: the kernel has never done it"
+NEVER_MADE = (NOT_MADE, FILTERED)
 
 HOW = (
     "zaplock oracle --trace FILE -- PROGRAM records what is needed; with strace it is -f -y "
@@ -148,6 +150,21 @@ _DIGITS = re.compile(r"[0-9]{1,20}")
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+)$")
 
 
+class _Block(NamedTuple):
+    """Maps of a process of which more lines may come: other processes' lines may stand between."""
+
+    kind: str
+    line: int
+    areas: list[Area]
+
+    def goes_on(self, kind: str, item: Area) -> bool:
+        """Return whether a line belongs to these maps: what overlaps begins other ones."""
+        is_above = item.start >= self.areas[-1].end if self.areas else True
+        return kind == self.kind and (
+            is_above or all(item.end <= a.start or a.end <= item.start for a in self.areas)
+        )
+
+
 @dataclass(slots=True)
 class _State:
     pid: int = 0
@@ -155,8 +172,7 @@ class _State:
     notes: list[Note] = field(default_factory=list)
     open: dict[int, tuple[str, int]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
-    block: tuple[int, str, int] = (0, "", 0)
-    areas: list[Area] = field(default_factory=list)
+    blocks: dict[int, _Block] = field(default_factory=dict)
     names_pids: bool = False
 
 
@@ -180,12 +196,13 @@ def parse(path: Path) -> StraceRecording:
             _comment(state, path, number, line)
             continue
         if line.strip():
-            _close_block(state)
             _take(state, number, line)
-    if not whole.endswith("\n") and state.block[1] == "end":
-        state.block, state.areas = (0, "", 0), []
+    last = state.blocks.get(state.pid)
+    if not whole.endswith("\n") and whole.startswith("# end") and last:
+        del state.blocks[state.pid]
         state.unreadable.append(f"line {number}: the recording is cut in the last maps")
-    _close_block(state)
+    for pid in tuple(state.blocks):
+        _close_block(state, pid)
     for pid, (call, begun) in state.open.items():
         state.calls.append(_cut(pid, call, begun, NO_END))
     calls = tuple(sorted(state.calls, key=lambda call: call.line))
@@ -357,20 +374,16 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
     """Read one of the recorder's own lines."""
     key, _, value = line[2:].partition(": ")
     if key == "pid":
-        _close_block(state)
         state.pid = int(value) if _DIGITS.fullmatch(value) else 0
     elif key in ("begin", "end", "anon"):
-        if state.block[1] != key:
-            _close_block(state)
-            state.block = (state.pid, key, number)
         try:
-            state.areas.append(_range(value) if key == "anon" else area(value))
+            _mapped(state, number, key, _range(value) if key == "anon" else area(value))
         except ValueError as error:
             if key == "begin":
                 raise UserError(f"{path}, line {number}: {error}: give it as maps has it") from None
             state.unreadable.append(f"line {number}: {error}")
     elif key in ("limit", "capable"):
-        _close_block(state)
+        _close_block(state, state.pid)
         name, _, told = value.rstrip().partition(" ")
         amount = {"yes": 1, "no": 0, "unlimited": (1 << 64) - 1}.get(told)
         if amount is None and not _DIGITS.fullmatch(told):
@@ -379,11 +392,19 @@ def _comment(state: _State, path: Path, number: int, line: str) -> None:
         state.notes.append(Note(state.pid, number, key, (), name, amount))
 
 
-def _close_block(state: _State) -> None:
-    pid, kind, number = state.block
-    if kind:
-        state.notes.append(Note(pid, number, kind, tuple(state.areas)))
-        state.block, state.areas = (0, "", 0), []
+def _mapped(state: _State, number: int, kind: str, item: Area) -> None:
+    """Put a line of maps to those that came before it."""
+    block = state.blocks.get(state.pid)
+    if block is None or not block.goes_on(kind, item):
+        _close_block(state, state.pid)
+        block = state.blocks[state.pid] = _Block(kind, number, [])
+    block.areas.append(item)
+
+
+def _close_block(state: _State, pid: int) -> None:
+    block = state.blocks.pop(pid, None)
+    if block is not None:
+        state.notes.append(Note(pid, block.line, block.kind, tuple(block.areas)))
 
 
 def _take(state: _State, number: int, line: str) -> None:
@@ -392,7 +413,11 @@ def _take(state: _State, number: int, line: str) -> None:
     assert matched is not None
     state.names_pids |= bool(matched[1] or matched[2])
     pid = int(matched[1] or matched[2] or state.pid)
+    _close_block(state, pid)
+    _close_block(state, 0)
     text = line[matched.end() :]
+    if filtered := _FILTERED.match(text):
+        _filtered(state, pid, filtered[1])
     gone, resumed, narrow = _GONE.match(text), _RESUMED.match(text), _BITS.match(text)
     if narrow:
         told = f"process {narrow[1]} runs in {narrow[2]} mode, which the model has not"
@@ -415,6 +440,22 @@ def _take(state: _State, number: int, line: str) -> None:
         state.calls.append(_cut(pid, text, number, "the line can't be read"))
 
 
+_FILTERED = re.compile(r"^--- SIGSYS \{.*si_code=SYS_SECCOMP.*si_syscall=__NR_(\w+)")
+
+
+def _filtered(state: _State, pid: int, name: str) -> None:
+    """A signal stands for the call before it: what that returned is none of its results.
+
+    The process may be killed without one (no name): then it has the call's number.
+    """
+    at = next((k for k, call in enumerate(reversed(state.calls), 1) if call.pid == pid), None)
+    if at is None:
+        return
+    call = state.calls[-at]
+    if call.name == (name or BY_NUMBER.get(call.result, "")):
+        state.calls[-at] = call._replace(cut=FILTERED)
+
+
 _PLAIN = re.compile(r"\\x([0-9a-f]{2})")
 
 
@@ -430,6 +471,8 @@ def _process_gone(state: _State, number: int, pid: int, gone: re.Match[str]) -> 
         if int(gone[2]) in state.open:
             state.open[pid] = state.open.pop(int(gone[2]))
         return
+    if "killed by SIGSYS" in gone.string:
+        _filtered(state, pid, "")
     begun = state.open.pop(pid, None)
     if begun is not None:
         state.calls.append(_cut(pid, begun[0], begun[1], DIED))

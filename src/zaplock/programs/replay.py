@@ -31,11 +31,12 @@ from zaplock.programs.calls import (
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
 from zaplock.programs.maps import compare_maps
+from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
 from zaplock.programs.recording import (
     DIED,
+    NEVER_MADE,
     NO_END,
-    NOT_MADE,
     UNKNOWN,
     Note,
     StraceRecording,
@@ -43,10 +44,10 @@ from zaplock.programs.recording import (
 )
 from zaplock.programs.search import UNORDERED, OrderSearch, Outcome, Ruling, SeenMaps
 from zaplock.programs.spaces import Fork, Item, TracedSpace, spaces_of
-from zaplock.programs.text import CONSTANTS, number
+from zaplock.programs.text import CONSTANTS, READ_IMPLIES_EXEC, number
 
 UNMODELLED = {
-    "io_setup", "io_destroy", "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
+    "map_shadow_stack", "uselib", "personality", "mmap2", "old_mmap",
 }  # fmt: skip
 """Calls that change mappings, or what can be done with them, and that the model lacks."""
 
@@ -106,6 +107,9 @@ class StraceReplay:
         self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
         names = {call.name for call in recording.calls}
         self.world.sees_seals = self.knows_writes or "mseal" in names
+        filters = (call.line for call in recording.calls if unrecorded.is_filter(call))
+        self.world.filtered_from = next(filters, 1 << 60)
+        self.world.sees_closes = "close" in names
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})
         self.world.sees_limits = told or not links  # every dynamic linker asks for one
@@ -191,6 +195,8 @@ class StraceReplay:
             set_limit(self.world, live, names.get(note.name, 0), note.value)
         elif note.kind == "capable" and note.name == "ipc_lock":
             self.world.limit(live, can_ipc_lock=bool(note.value))
+        elif note.kind == "capable" and note.name == "read_implies_exec" and note.value:
+            live.known = replace(live.known, unknown=IMPLIES_EXEC)
         elif note.kind == "capable" and note.name == "sys_rawio" and note.value:
             self.world.limit(live, mmap_min_addr=0)
 
@@ -206,8 +212,8 @@ class StraceReplay:
     # One call
 
     def _judge(self, live: LiveSpace, call: TracedCall) -> Ruling:
-        if call.cut == NOT_MADE:
-            return Ruling("refused", call, NOT_MADE)
+        if call.cut in NEVER_MADE:
+            return Ruling("refused", call, call.cut)
         if call.name == "close":
             monitors.release(self.world, live, call)
         if call.name == "ioctl" and call.arguments[1:2] == (monitors.NEW,):
@@ -266,7 +272,7 @@ class StraceReplay:
             why = told if isinstance(error, NotRecorded) else f"an argument can't be read ({told})"
             if call.name in ("setrlimit", "prlimit64") and call.result == 0:
                 forget_limits(self.world, live)
-            known = ranges_of(call) if call.name in _OF_A_RANGE else []
+            known = ranges_of(call) if call.name in OF_A_RANGE else []
             if call.name == "mmap" and call.result >= 0:
                 known = self._stand_in(live, call)
             if call.result >= 0 and known:
@@ -346,32 +352,6 @@ class StraceReplay:
         live.known = replace(live.known, clouds=(*live.known.clouds, Cloud(low, high, why)))
 
 
-def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
-    """List the addresses that a call names or was given; empty where they can't be read."""
-    try:
-        if call.name == "mmap":
-            address, length, _, flags = numbers(call, 4)
-            at = call.result if call.result >= 0 else address
-            return [(at, at + f.page_align(length))] if call.result >= 0 or flags & 16 else []
-        if call.name == "mremap":
-            address, old, new = numbers(call, 3)
-            found = [(address, address + f.page_align(old))]
-            return found + ([(call.result, call.result + new)] if call.result >= 0 else [])
-        if call.name == "ioctl":
-            return [monitors.range_of(call)]
-        if call.name in _OF_A_RANGE:
-            start, length = numbers(call, 2)
-            return [(start, start + f.page_align(length))]
-        if call.name in ("mlockall", "munlockall"):
-            return [(0, f.TASK_SIZE_4_LEVELS)]
-        if call.name == "shmdt":
-            (start,) = numbers(call, 1)
-            return [(start, start + 1)]
-    except (ValueError, IndexError):
-        return []
-    return []
-
-
 def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:
     """Return why nothing is known of the place that the model has chosen, "" where it is known."""
     if call.name not in ("mmap", "mremap", "shmat") or got <= 0:
@@ -382,11 +362,6 @@ def _why_hidden(live: LiveSpace, call: TracedCall, got: int) -> str:
     return cloud.why if cloud else ""
 
 
-_OF_A_RANGE = frozenset({
-    "munmap", "mprotect", "madvise", "mlock", "mlock2", "munlock", "msync", "mincore", "mseal",
-    "mbind", "set_mempolicy_home_node", "pkey_mprotect", "remap_file_pages", "ioctl",
-})  # fmt: skip
-
 _HARMLESS = frozenset({
     "msync", "mincore", "mlock", "munlock", "process_madvise", "prctl", "setrlimit", "prlimit64",
 })  # fmt: skip
@@ -394,6 +369,19 @@ _HARMLESS = frozenset({
 
 
 _PRCTLS = ("PR_SET_VMA", "PR_SET_MDWE", "PR_SET_MEMORY_MERGE")
+
+
+IMPLIES_EXEC = "reading implies executing (personality READ_IMPLIES_EXEC): not in the model"
+
+
+def implies_exec(call: TracedCall) -> bool:
+    """Return whether a personality lets what can be read be executed; others change nothing yet."""
+    told = "".join(call.arguments[:1])
+    if "READ_IMPLIES_EXEC" in told:
+        return True
+    with suppress(ValueError):
+        return number(told) != 0xFFFF_FFFF and bool(number(told) & READ_IMPLIES_EXEC)
+    return False
 
 
 def is_about_memory(call: TracedCall) -> bool:
@@ -406,6 +394,8 @@ def is_about_memory(call: TracedCall) -> bool:
         return option in map(CONSTANTS.get, _PRCTLS)
     if call.name == "ioctl":
         return monitors.is_of_monitor(call)
+    if call.name == "personality":
+        return implies_exec(call)
     if call.name in ("setrlimit", "prlimit64"):
         with suppress(ValueError, IndexError):  # others have no number here
             return number(call.arguments[call.name == "prlimit64"]) in LIMITS

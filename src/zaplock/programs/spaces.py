@@ -22,7 +22,7 @@ from typing import NamedTuple
 from zaplock.programs.recording import (
     EXECS,
     MAKES_PROCESS,
-    NOT_MADE,
+    NEVER_MADE,
     UNKNOWN,
     Area,
     Note,
@@ -73,13 +73,15 @@ class TracedSpace:
     """One address space of a recording.
 
     `begin`: its maps at its beginning (empty for a forked one); `unknown` says why they are not
-    known, if they aren't. `pids`: all that ran in it. `threads`: who has made whom of them.
+    known, if they aren't; `doubt` why its calls may be another's. `pids`: all that ran
+    in it. `threads`: who has made whom of them.
     `guests`: who may belong elsewhere, and why that is not known.
     """
 
     number: int
     begin: tuple[Area, ...] = ()
     unknown: str = ""
+    doubt: str = ""
     is_copy: bool = False
     items: list[Item] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
@@ -159,13 +161,14 @@ class _Sorter:
             if space is not None and space.unknown and not space.items:
                 space.begin, space.unknown = note.areas, ""
             else:
-                self._new(note.pid, begin=note.areas)
+                doubt = "" if space is None else _twice(note)
+                self._new(note.pid, begin=note.areas, doubt=doubt)
         else:
             self._space(note.pid, note.line).items.append(note)
 
     def _call(self, call: TracedCall) -> None:
         space = self._space(call.pid, call.line)
-        if call.cut == NOT_MADE:
+        if call.cut in NEVER_MADE:
             space.items.append(call)
         elif call in self._placed:
             self._placed.discard(call)
@@ -225,6 +228,13 @@ class _Sorter:
         told = posixpath.basename(program) or "a program"
         unknown = f"line {call.line}: the maps of {told} after its execve are not in the recording"
         self._new(call.pid, unknown=unknown)
+
+
+def _twice(note: Note) -> str:
+    return (
+        f"line {note.line}: process {note.pid} begins again without an execve: are these two "
+        "recordings in one?"
+    )
 
 
 def _works_on_memory(item: Item) -> bool:

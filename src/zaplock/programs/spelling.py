@@ -9,24 +9,26 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 from zaplock.oracle import real, ring
+from zaplock.programs.text import READ_IMPLIES_EXEC
 from zaplock.system_calls import SYSTEM_CALLS
 from zaplock.untrusted_names import read_text
 
 PLAIN = (
     "mmap", "mprotect", "munmap", "brk", "mremap", "msync", "mincore", "madvise", "shmget", "shmat",
     "shmdt", "dup", "dup2", "dup3", "close", "mlock", "munlock", "mlockall", "munlockall",
-    "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_setup", "io_destroy",
+    "remap_file_pages", "mlock2", "pkey_mprotect", "mseal", "io_destroy", "personality",
     "map_shadow_stack", "fork", "vfork", "userfaultfd", "set_mempolicy_home_node",
 )  # fmt: skip
 """Calls that the replay reads as plain numbers."""
 SPELLED = (
-    "clone", "clone3", "execve", "execveat", "mbind", "open", "openat", "creat", "memfd_create",
-    "prctl", "setrlimit", "prlimit64", "process_madvise",
+    "clone", "clone3", "io_setup", "execve", "execveat", "mbind", "open", "openat", "creat",
+    "memfd_create", "prctl", "setrlimit", "prlimit64", "process_madvise",
 )  # fmt: skip
 COMMANDS = {
     0xAA00: "USERFAULTFD_IOC_NEW", 0xC020_AA00: "UFFDIO_REGISTER", 0x8010_AA01: "UFFDIO_UNREGISTER",
@@ -107,6 +109,8 @@ def privileges(tid: int) -> list[str]:
     held = int(status.partition("CapEff:")[2].split()[0], 16)
     for name, bit in _CAPABILITIES.items():
         found.append(f"# capable: {name} {'yes' if held >> bit & 1 else 'no'}")
+    if int(read_text(f"/proc/{tid}/personality"), 16) & READ_IMPLIES_EXEC:
+        found.append("# capable: read_implies_exec yes")
     return found + machine_limits()
 
 
@@ -129,9 +133,20 @@ def _descriptor(tid: int, fd: int) -> str:
     if number < 0:
         return str(number)
     try:
-        return f"{number}<{os.readlink(f'/proc/{tid}/fd/{number}')}>"
+        path = os.readlink(f"/proc/{tid}/fd/{number}")
+        if path == "anon_inode:[pidfd]":  # as strace -yy has it
+            told = read_text(f"/proc/{tid}/fdinfo/{number}").partition("\nPid:")[2].split()[:1]
+            path = f"pid:{told[0]}" if told else path
+        return f"{number}<{_UNCLEAR.sub(_octal, path)}>"
     except OSError:
         return str(number)
+
+
+_UNCLEAR = re.compile(r'[\x00-\x1f\\<>"]')
+
+
+def _octal(character: re.Match[str]) -> str:
+    return f"\\{ord(character[0]):03o}"
 
 
 def _read(tid: int, address: int, length: int) -> bytes:
@@ -153,6 +168,13 @@ def _string(tid: int, address: int) -> str:
         text += part
     shown = text.partition(b"\0")[0].decode(errors="replace")
     return '"' + shown.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+
+def _io_setup(tid: int, a: tuple[int, ...]) -> list[str]:
+    """Write a new context, which is where its ring is mapped; before the call it is 0."""
+    held = _read(tid, a[1], 8)
+    context = f"[{struct.unpack('<Q', held)[0]:#x}]" if len(held) == 8 else hex(a[1])
+    return [str(a[0]), context]
 
 
 def _clone(tid: int, a: tuple[int, ...]) -> list[str]:
@@ -195,7 +217,7 @@ def _prlimit64(tid: int, a: tuple[int, ...]) -> list[str]:
 
 
 def _process_madvise(tid: int, a: tuple[int, ...]) -> list[str]:
-    count = min(a[2], 64)
+    count = min(a[2], 1024)
     held = _read(tid, a[1], 16 * count)
     pairs = struct.iter_unpack("<QQ", held[: len(held) // 16 * 16])
     told = ", ".join(f"{{iov_base={base:#x}, iov_len={length}}}" for base, length in pairs)
@@ -233,6 +255,7 @@ def _mbind(tid: int, a: tuple[int, ...]) -> list[str]:
 _SPELL: dict[str, Callable[[int, tuple[int, ...]], list[str]]] = {
     "clone": _clone,
     "clone3": _clone3,
+    "io_setup": _io_setup,
     "execve": lambda tid, a: [_string(tid, a[0])],
     "execveat": lambda tid, a: [hex(a[0]), _string(tid, a[1])],
     "open": lambda tid, a: [_string(tid, a[0]), _ACCESS[a[1] & 3]],

@@ -41,6 +41,9 @@ CONSTANTS = {
 }  # fmt: skip
 """The names that strace writes for the numbers that the replay asks for."""
 
+READ_IMPLIES_EXEC = 0x40_0000
+"""The personality in which what can be read can be executed."""
+
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -114,11 +117,14 @@ def number(text: str) -> int:
 
 def without_comments(text: str) -> str:
     """Return a text without what stands in /* */, as -X verbose writes names beside numbers."""
-    kept, begin = [], 0
-    while (start := text.find("/*", begin)) >= 0 and (end := text.find("*/", start + 2)) >= 0:
-        kept.append(text[begin:start])
-        begin = end + 2
-    return "".join(kept) + text[begin:]
+    before = ""
+    while before != text:  # 0x28 /* 0x8 /* MAP_??? */|MAP_ANONYMOUS */
+        before, text = text, _COMMENT.sub("", text)
+    return text
+
+
+_COMMENT = re.compile(r"/\*(?:(?!/\*).)*?\*/")
+"""One that has no other in it."""
 
 
 def _term(part: str) -> int:
@@ -144,7 +150,26 @@ def file_of(text: str) -> str:
         return ""
     path = matched[1]
     path = path.split("<", 1)[0] if path.endswith(">") else path  # -yy: </dev/null<char 1:3>>
-    return path.removesuffix(" (deleted)").removesuffix("(deleted)")
+    return unescaped(path.removesuffix(" (deleted)").removesuffix("(deleted)"))
+
+
+def unescaped(path: str) -> str:
+    """Return a path that is written as a string of C as maps writes it, where only lines are."""
+    if "\\" not in path:
+        return path
+    told = _ESCAPE.sub(_character, path.encode(errors="replace")).decode(errors="replace")
+    return told.replace("\n", "\\012")
+
+
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|x[0-9a-f]{2}|.)")
+_LETTERS = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"v": b"\v", b"f": b"\f"}
+
+
+def _character(escaped: re.Match[bytes]) -> bytes:
+    told = escaped[1]
+    if told[:1].isdigit():
+        return bytes([int(told, 8) & 0xFF])
+    return bytes([int(told[1:], 16)]) if len(told) == 3 else _LETTERS.get(told, told)
 
 
 def descriptor(text: str) -> int:

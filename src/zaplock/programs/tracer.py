@@ -202,6 +202,8 @@ class Tracer:
             self._forget_written(thread, result)
         if thread.name and thread.told:
             shown = text.result_text(thread.tid, thread.name, result)
+            if thread.name == "io_setup" and not thread.is_written:  # it tells now what it made
+                thread.told = text.call_text(thread.tid, thread.name, thread.arguments)
             if thread.is_written:
                 self._write(f"{thread.tid} <... {thread.name} resumed>) = {shown}")
             else:

@@ -31,8 +31,17 @@ import msgspec
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
-from zaplock.programs.calls import mapped_file, mmap_call, numbers, shmat_call
-from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, linker_of
+from zaplock.programs.calls import (
+    hole_above,
+    huge_size,
+    mapped_file,
+    mmap_call,
+    numbers,
+    pidfd_owner,
+    shmat_call,
+)
+from zaplock.programs.ranges import ranges_of
+from zaplock.programs.recorded_world import WIDE, LiveSpace, StraceWorld, is_driver, linker_of
 from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, StraceRecording, TracedCall
 from zaplock.programs.text import CONSTANTS, descriptor, file_of, number
 
@@ -92,6 +101,10 @@ def selected(recording: StraceRecording) -> str:
     results = [call.result for call in recording.calls if call.result != UNKNOWN]
     if len(results) > 1 and max(results) < 0:
         return "no call in it has succeeded: strace has left out those that did (-Z)"
+    names = {call.name for call in recording.calls}
+    told = (argument for call in recording.calls for argument in call.arguments)
+    if "io_setup" not in names and any("libaio.so" in argument for argument in told):
+        return "libaio is loaded, and whether it has called io_setup is not in the recording"
     gone = {(note.pid, note.line) for note in recording.notes if note.kind == "exit"}
     last: dict[int, int] = {}
     for call in recording.calls:
@@ -131,7 +144,7 @@ def _of_file(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
         return ""
     path = file_of(call.arguments[4])
     mode = dict(live.known.modes).get(dict(live.known.files).get(descriptor(call.arguments[4]), 0))
-    if mode is not None and call.result == -EACCES:
+    if mode is not None and call.result == -EACCES and not is_driver(path):
         return ""
     told = path or "the file"
     return f"what {told} allows (how it was opened, its seals, its driver) is not recorded"
@@ -221,9 +234,45 @@ def _written(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) ->
     return ""
 
 
+def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    """Mappings of devices, rings and sockets may not be cut, moved or protected as others are."""
+    ranges = ranges_of(call)
+    for vma in world.vmas(live):
+        meets = any(low < vma.end and vma.start < high for low, high in ranges)
+        if meets and vma.file in world.drivers:
+            name = world.machine.files[vma.file].name
+            return f"what the driver of {name} lets be done with its mappings is not recorded"
+    return ""
+
+
+def _of_filter(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.result >= 0 or call.line < world.filtered_from:
+        return ""
+    return "a seccomp filter may have forbidden it: what it forbids is not recorded"
+
+
+def is_filter(call: TracedCall) -> bool:
+    """Return whether a call sets a seccomp filter."""
+    if call.name == "prctl":
+        return call.arguments[:1] in (("PR_SET_SECCOMP",), ("0x16",), ("22",)) and not call.result
+    return call.name == "seccomp" and 0 <= call.result < UNKNOWN
+
+
+def _of_process(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name != "process_madvise" or pidfd_owner(world, live, call):
+        return ""
+    return "whose memory it advises is not in the recording (pidfd_open)"
+
+
+def _of_size(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
+    if call.name == "mmap" and huge_size(numbers(call, 4)[3]) not in (f.PAGE_SIZE, f.PMD_SIZE):
+        return NO_POOL
+    return ""
+
+
 _RULES = (
     _of_file, _of_protection, _of_seals, _of_locking, _of_memory, _of_pages, _of_kernel,
-    _of_monitor, _written,
+    _of_monitor, _written, _of_driver, _of_filter, _of_process, _of_size,
 )  # fmt: skip
 
 
@@ -244,6 +293,7 @@ def otherwise(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator
 def _other_mmaps(world: StraceWorld, live: LiveSpace, call: TracedCall) -> Iterator[Attempt]:
     flags = numbers(call, 4)[3]
     if not flags & f.MAP_ANONYMOUS:
+        yield lambda: _of_a_socket(world, live, call)
         yield lambda: _not_for_huge_pages(world, live, call)
     if flags & f.MAP_32BIT and LOW <= call.result < 2 * LOW:
         yield lambda: _anywhere_low(world, live, call)
@@ -258,6 +308,15 @@ def _not_for_huge_pages(world: StraceWorld, live: LiveSpace, call: TracedCall) -
     file = mapped_file(world, live, call)
     backing = world.machine.files.get(file)
     if backing is not None and backing.kind == "disk":
+        world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
+    return mmap_call(world, live, call)
+
+
+def _of_a_socket(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
+    """A socket maps its ring, if it has one."""
+    file = mapped_file(world, live, call)
+    backing = world.machine.files.get(file)
+    if backing is not None and backing.kind == "none" and file in world.drivers:
         world.machine.files.put(file, msgspec.structs.replace(backing, kind="shmem"))
     return mmap_call(world, live, call)
 
@@ -311,11 +370,8 @@ def _without_privilege(world: StraceWorld, live: LiveSpace, call: TracedCall) ->
 
 def _fills_its_hole(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:
     """A segment of unknown size that the kernel placed fills the hole up to the next mapping."""
-    above = [vma.start for vma in world.vmas(live) if vma.start > call.result]
-    end = min([*above, live.known.limits.mmap_base])
-    if end <= call.result:
-        return -EINVAL
-    return shmat_call(world, live, call, end - call.result)
+    length = hole_above(world, live, call.result)
+    return shmat_call(world, live, call, length) if length > 0 else -EINVAL
 
 
 def take_base(live: LiveSpace, call: TracedCall) -> bool:
