@@ -25,7 +25,7 @@ from zaplock.recorder import tracefs as tracefs_module
 from zaplock.recorder.capturing import capturing
 from zaplock.recorder.in_memory import record_mm
 from zaplock.recorder.options import Options
-from zaplock.recorder.targets import learn_mm
+from zaplock.recorder.targets import check_process, learn_mm
 from zaplock.recorder.tracefs import Instance, opened, start_time, sweep
 from zaplock.trace import recording_file
 from zaplock.trace.events import EventKind, Events
@@ -312,6 +312,46 @@ def test_tracefs_is_opened_privately_where_it_is_not_mounted(
     with record_mm(ME) as recorder:
         mmap.mmap(-1, SIZE).close()
     assert calls(recorder.events(), "munmap")
+
+
+def test_a_process_at_its_end_is_no_kernel_thread() -> None:
+    """Whoever asks why a killed server with much memory doesn't go away is told what it does."""
+    filled = "kept = bytearray(1 << 29); print('go', flush=True); import time; time.sleep(99)"
+    told = set[str]()
+    with subprocess.Popen([sys.executable, "-c", filled], stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        assert server.stdout.readline() == b"go\n"
+        check_process(server.pid)
+        server.kill()
+        while not any("a zombie" in words for words in told):
+            told.add(refusal(server.pid))
+    assert any(words.startswith(f"process {server.pid} is ending: ") for words in told)
+    assert not any("kernel thread" in words for words in told)
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_said_to_have_ended() -> None:
+    leaves = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(99,)).start()\n"
+        "ctypes.CDLL(None).syscall({'x86_64': 60}.get(__import__('os').uname().machine, 93))"
+    )
+    with subprocess.Popen([sys.executable, "-c", leaves]) as process:
+        try:
+            while "State:\tZ" not in Path(f"/proc/{process.pid}/status").read_text():
+                time.sleep(0.01)
+            words = refusal(process.pid)
+        finally:
+            process.kill()
+    assert words.startswith(f"the first thread of process {process.pid} has ended and others live")
+
+
+def refusal(pid: int) -> str:
+    """Say why a process can't be looked at; "" where it can."""
+    try:
+        check_process(pid)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_an_mm_can_be_learned_and_only_of_a_process() -> None:

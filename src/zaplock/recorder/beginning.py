@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zaplock.recorder.snapshot import Seen, TaskSnapshot
-from zaplock.trace.event_kinds import EventKind
+from zaplock.trace.event_kinds import PAGE_FAULT, EventKind
 from zaplock.trace.kernel_functions import HALTED, UNANSWERED
 from zaplock.trace.recorded_tasks import FoundTask
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zaplock.recorder.decode import Columns
+
+AGAIN_NS = 1_000_000
+"""Who asks for the lock so soon after letting go of it goes on with the same (a reader of smaps
+gives way to a writer now and then)."""
+
+FAULT_ENDINGS = (PAGE_FAULT, "(kernel-mode fault)")
+"""What is over as soon as it lets go of the lock."""
 
 _WORTH_NS = 10_000_000
 """What is told at once has been so for this long; locks are asked for all the time."""
@@ -52,15 +59,24 @@ class Beginning:
         return tuple(self._since(task, since) for task in kept)
 
     def in_calls(self, events: Columns) -> tuple[FoundTask, ...]:
-        """Return the tasks of whose lock `events` know better, but not of the call they are in."""
+        """Return the tasks of whose lock `events` know better, but not of the call they are in.
+
+        Where the call is one that takes the lock again and again and has no event of its own (a
+        read of smaps), the task has the `mm`, and `since_ns` is when it first came for its lock.
+        """
         kind = events["kind"]
         locks = _first_ns(events, kind <= EventKind.RELEASED)
         calls = _first_ns(events, (kind == EventKind.OP_BEGIN) | (kind == EventKind.OP_END))
-        return tuple(
-            replace(task, does="", exclusive=False)
-            for task in (one.task for one in self.look.seen)
-            if _before(task, locks) and not _before(task, calls)
-        )
+        known = [one for one in self.look.seen if _before(one.task, locks)]
+        return tuple(self._in_call(one, events) for one in known if not _before(one.task, calls))
+
+    def _in_call(self, one: Seen, events: Columns) -> FoundTask:
+        task = replace(one.task, does="", exclusive=False)
+        if not one.task.does or task.operation.endswith(FAULT_ENDINGS):
+            return task
+        mm = self.mms.get(one.subject, 0)
+        since_ns = _came_ns(events, task, mm)
+        return replace(task, mm=mm, since_ns=since_ns) if since_ns else task
 
     def suspects(self) -> tuple[FoundTask, ...]:
         """Return what was so if no event knows better."""
@@ -103,6 +119,19 @@ def _first_ns(events: Columns, chosen: NDArray[np.bool_]) -> dict[int, int]:
     for tid, time_ns in zip(events["tid"][chosen].tolist(), events["time_ns"][chosen].tolist()):
         first.setdefault(tid, time_ns)
     return first
+
+
+def _came_ns(events: Columns, task: FoundTask, mm: int) -> int:
+    """Say since when a task came for this lock again and again until its look; 0: it hadn't."""
+    chosen = (events["kind"] <= EventKind.RELEASED) & (events["tid"] == task.tid)
+    chosen &= (events["mm"] == mm) & (events["time_ns"] <= task.time_ns)
+    came_ns, released_ns = 0, 0
+    for kind, time_ns in zip(events["kind"][chosen].tolist(), events["time_ns"][chosen].tolist()):
+        if not came_ns or (released_ns and time_ns - released_ns > AGAIN_NS):
+            came_ns = time_ns
+        released_ns = time_ns if kind == EventKind.RELEASED else 0
+    over = released_ns and task.time_ns - released_ns > AGAIN_NS
+    return 0 if over else came_ns
 
 
 def _before(task: FoundTask, told: Mapping[int, int]) -> bool:

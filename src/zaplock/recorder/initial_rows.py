@@ -6,7 +6,7 @@ beginning: it gets an ASKED or an ACQUIRED, marked `IN_PART`, at the earliest ti
 that is known, and the OP_BEGIN of what it does. So holds, waits, blame and every view know of it.
 Of a task that did have an event the events know better, and the look is dropped, but for the call
 that it is in: of a call that takes the lock again and again (MADV_COLLAPSE) no event tells until it
-ends.
+ends, and none ever of a read of smaps. Such a task has the `mm`, and `does` nothing.
 
 Since when a running holder has the lock nothing tells but those who wait for it: whoever waits for
 an rwsem longer than 4 ms is handed it next (RWSEM_WAIT_TIMEOUT), and nobody who comes later gets it
@@ -20,6 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from zaplock.recorder.beginning import AGAIN_NS
 from zaplock.recorder.decode import Columns, merged, nothing
 from zaplock.system_calls import TRACED_NAMES
 from zaplock.trace.events import EVENT, IN_PART, EventKind, FoundTask
@@ -35,17 +36,20 @@ def rows(
 
     `asked` are tasks that are already known to have asked, and when: only their call is new.
     `calling` are tasks whose calls are recorded, and since when at least they are in the one that
-    they were found in: they have it, whatever they do about a lock.
+    they were found in: they have it, whatever they do about a lock. A task that has an `mm` and
+    `does` nothing is in a call about that mm since `since_ns`; of its lock events tell.
     """
     parts = []
     calling = calling or {}
     for task in found:
         in_lock = bool(task.does and task.mm)
-        if not in_lock and (task.tid not in calling or task.operation not in TRACED_NAMES):
+        recorded = task.tid in calling and task.operation in TRACED_NAMES
+        if not recorded and not task.mm:
             continue
         kind = EventKind.ASKED if task.does == "waits" else EventKind.ACQUIRED
         columns = {name: np.zeros(2, EVENT[name]) for name in EVENT.names or ()}
-        columns["time_ns"][:] = task.since_ns if in_lock else calling[task.tid]
+        since_told = in_lock or not recorded
+        columns["time_ns"][:] = task.since_ns if since_told else calling[task.tid]
         columns["tid"][:] = task.tid
         columns["cpu"][:] = -1
         columns["result"][:] = IN_PART
@@ -67,11 +71,6 @@ def _number(operation: str, operations: list[str]) -> int:
     return operations.index(operation) if operation else -1
 
 
-AGAIN_NS = 1_000_000
-"""Who asks for the lock so soon after letting go of it goes on with the same (a reader of smaps
-gives way to a writer now and then)."""
-
-
 class Endings:
     """End the operations that no event will end, when their task comes for the lock anew.
 
@@ -86,7 +85,7 @@ class Endings:
         """Note the tasks whose call has no end of its own; `recorded` are those whose calls are."""
         for task in found:
             known = task.operation in TRACED_NAMES and task.tid in recorded
-            if task.does and task.mm and task.operation and not known:
+            if task.mm and task.operation and not known:
                 self._open[task.tid] = operations.index(task.operation)
 
     def added(self, columns: Columns) -> Columns:

@@ -205,8 +205,9 @@ class Stream:
             return columns
         early = columns["time_ns"] <= self._beginning.looked_ns
         first = {name: col[early] for name, col in columns.items()}
-        self.found = self._beginning.found(first)
-        looked = (*self.found, *self._beginning.in_calls(first))
+        found, calls = self._beginning.found(first), self._beginning.in_calls(first)
+        self.found = (*found, *(task for task in calls if task.mm))
+        looked = (*found, *calls)
         self._beginning = None
         known = self._recorded(looked) & self.names.tasks.keys()
         calling = dict.fromkeys(known, self._on_ns)

@@ -54,6 +54,9 @@ def check_namespace() -> None:
         )
 
 
+_PF_KTHREAD = 0x0020_0000
+
+
 def check_process(pid: int) -> None:
     """Raise UserError unless this is a process with an address space that we may look at."""
     try:
@@ -63,10 +66,30 @@ def check_process(pid: int) -> None:
     tgid = re.search(r"^Tgid:\s+(\d+)", status, re.MULTILINE)
     if tgid and int(tgid[1]) != pid:
         raise UserError(f"{pid} is a thread of process {tgid[1]}: give -p {tgid[1]}")
+    if re.search(r"^VmSize:", status, re.MULTILINE):
+        return
+    if _is_kernel_thread(pid):
+        raise UserError(f"{pid} is a kernel thread: it has no address space to lock")
+    if threads_of(pid) - {pid}:
+        raise UserError(
+            f"the first thread of process {pid} has ended and others live: their address space "
+            "can't be found by it, so record the whole system ('zaplock record -d 30s')"
+        )
     if re.search(r"^State:\s+[ZX]", status, re.MULTILINE):
         raise UserError(f"process {pid} has ended (a zombie): it has no address space any more")
-    if not re.search(r"^VmSize:", status, re.MULTILINE):
-        raise UserError(f"{pid} is a kernel thread: it has no address space to lock")
+    raise UserError(
+        f"process {pid} is ending: its memory may still be freed, but nobody comes for its lock "
+        "any more ('zaplock record' of the whole system tells what its end holds up)"
+    )
+
+
+def _is_kernel_thread(pid: int) -> bool:
+    """Say so by the flags in /proc/PID/stat; a process at its end has no address space either."""
+    try:
+        fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return len(fields) > 6 and bool(int(fields[6]) & _PF_KTHREAD)
 
 
 def threads_of(pid: int) -> set[int]:
