@@ -17,6 +17,8 @@ from zaplock.programs.text import file_of, without_comments
 MAP = "mmap(NULL, 8192, PROT_READ|PROT_WRITE, MAP_SHARED, {}, 0)"
 AT = "0x7ffff7efe000"
 NO = "-1 EINVAL (Invalid argument)"
+FILTER = "prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, {len=6, filter=0x7ffe}) = 0"
+DENIED = f"mprotect({AT}, 4096, PROT_READ) = -1 EACCES (Permission denied)"
 
 
 def test_comments_may_stand_in_comments() -> None:
@@ -84,10 +86,8 @@ def test_libaio_without_io_setup_is_a_doubt(tmp_path: Path) -> None:
 
 
 def test_what_a_seccomp_filter_stops_was_never_done(tmp_path: Path) -> None:
-    filters = "100 prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, {len=6, filter=0x7ffe}) = 0\n"
-    denied = "100 mprotect(0x7ffff7efe000, 4096, PROT_READ) = -1 EACCES (Permission denied)\n"
-    assert ruled(tmp_path, f"100 {ONE}\n{denied}")[1] == 1
-    verdict = replay(tmp_path, f"100 {ONE}\n{filters}{denied}100 {TWO}\n")
+    assert ruled(tmp_path, f"100 {ONE}\n100 {DENIED}\n")[1] == 1
+    verdict = replay(tmp_path, f"100 {ONE}\n100 {FILTER}\n100 {DENIED}\n100 {TWO}\n")
     assert (verdict.agreeing, verdict.differing) == (2, [])
     assert "seccomp filter may have forbidden it" in verdict.refused[0]
     told = (
@@ -195,3 +195,23 @@ def test_the_recorder_writes_names_and_rings_that_can_be_read(
     assert (verdict.differing, verdict.refused, verdict.differing_maps) == ([], [], [])
     assert verdict.calls > 15
     assert "/[aio]" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "100 fork() = 101",
+        "100 clone(child_stack=0x7f00, flags=CLONE_VM|CLONE_THREAD|CLONE_SIGHAND) = 101",
+        f"101 {ONE}",  # who has made it was not recorded
+    ],
+)
+def test_a_filter_holds_for_what_its_process_makes_later(tmp_path: Path, made: str) -> None:
+    text = f"100 {ONE}\n100 {FILTER}\n{made}\n101 {DENIED}\n"
+    assert ruled(tmp_path, text)[1] == 0
+
+
+def test_a_childs_filter_is_none_of_its_parents(tmp_path: Path) -> None:
+    text = f"100 {ONE}\n100 fork() = 101\n101 {FILTER}\n101 {DENIED}\n100 {DENIED}\n"
+    verdict = replay(tmp_path, text)
+    assert len(verdict.differing) == 1
+    assert "seccomp filter may have forbidden it" in verdict.refused[0]

@@ -30,6 +30,7 @@ from zaplock.model.vma import (
     overlapping,
     vma_of,
 )
+from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.recording import Area
 from zaplock.programs.spaces import TracedSpace
 from zaplock.protocols import fork
@@ -102,9 +103,8 @@ class StraceWorld:
     """The machine, its files, and how to go back to where it was.
 
     `sees_seals`, `sees_limits`, `sees_closes`: whether mseal, setrlimit and close would be in the
-    recording. `drivers`:
-    files whose mappings their drivers decide about. `filtered_from`: the line of the first seccomp
-    filter.
+    recording. `drivers`: files whose mappings their drivers decide about. `filters`: what may
+    forbid calls.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class StraceWorld:
         self.files: dict[str, int] = {}
         self.segments: dict[int, int] = {}
         self.drivers: set[int] = set()
-        self.filtered_from = 1 << 60
+        self.filters = SeccompFilters(())
         self.policies = Policies()
         self.machine.store.start_journal(hashes=False)
 

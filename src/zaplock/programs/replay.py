@@ -30,6 +30,7 @@ from zaplock.programs.calls import (
     set_limit,
 )
 from zaplock.programs.descriptors import DESCRIPTORS, opened
+from zaplock.programs.filters import SeccompFilters
 from zaplock.programs.maps import compare_maps
 from zaplock.programs.ranges import OF_A_RANGE, ranges_of
 from zaplock.programs.recorded_world import Cloud, LiveSpace, StraceWorld
@@ -107,8 +108,7 @@ class StraceReplay:
         self.knows_writes = any(n.kind == "anon" and n.line > first for n in recording.notes)
         names = {call.name for call in recording.calls}
         self.world.sees_seals = self.knows_writes or "mseal" in names
-        filters = (call.line for call in recording.calls if unrecorded.is_filter(call))
-        self.world.filtered_from = next(filters, 1 << 60)
+        self.world.filters = SeccompFilters(recording.calls)
         self.world.sees_closes = "close" in names
         links = any(map(unrecorded.is_library, recording.calls))
         told = self.knows_writes or bool(names & {"setrlimit", "prlimit64"})

@@ -246,16 +246,9 @@ def _of_driver(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) 
 
 
 def _of_filter(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
-    if call.result >= 0 or call.line < world.filtered_from:
+    if call.result >= 0 or not world.filters.may_forbid(live.traced.pids, call.line):
         return ""
     return "a seccomp filter may have forbidden it: what it forbids is not recorded"
-
-
-def is_filter(call: TracedCall) -> bool:
-    """Return whether a call sets a seccomp filter."""
-    if call.name == "prctl":
-        return call.arguments[:1] in (("PR_SET_SECCOMP",), ("0x16",), ("22",)) and not call.result
-    return call.name == "seccomp" and 0 <= call.result < UNKNOWN
 
 
 def _of_process(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:

@@ -1,0 +1,51 @@
+"""Which processes of a recording have a seccomp filter: what it forbids no recording tells.
+
+A filter holds for the threads that it is set for, for what they make, and over an execve; with
+SECCOMP_FILTER_FLAG_TSYNC for all threads of a process. Source: seccomp(2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from zaplock.programs.recording import UNKNOWN, TracedCall
+
+NEVER = 1 << 60
+_MAKES = ("fork", "vfork", "clone", "clone3")
+
+
+class SeccompFilters:
+    """From which line of a recording on calls of a process may be forbidden."""
+
+    def __init__(self, calls: Sequence[TracedCall]) -> None:
+        self._leaders: dict[int, int] = {}
+        """Of the threads that were made in the recording, and of the first process."""
+        self._from: dict[int, int] = {}
+        if calls:
+            self._leaders[calls[0].pid] = calls[0].pid
+        for call in calls:
+            self._see(call)
+
+    def _see(self, call: TracedCall) -> None:
+        leader = self._leaders.get(call.pid, call.pid)
+        if is_filter(call):
+            self._from.setdefault(leader, call.line)
+        elif call.name in _MAKES and 0 < call.result < UNKNOWN:
+            is_thread = any("CLONE_THREAD" in argument for argument in call.arguments)
+            self._leaders[call.result] = leader if is_thread else call.result
+            if not is_thread and leader in self._from:
+                self._from.setdefault(call.result, call.line)
+
+    def may_forbid(self, pids: Collection[int], line: int) -> bool:
+        """Return whether one of these may have one in a line; whose maker is unknown may, too."""
+        first = min(self._from.values(), default=NEVER)
+        leaders = (self._leaders.get(pid) for pid in pids)
+        lines = (first if one is None else self._from.get(one, NEVER) for one in leaders)
+        return line >= min(lines, default=first)
+
+
+def is_filter(call: TracedCall) -> bool:
+    """Return whether a call sets a seccomp filter."""
+    if call.name == "prctl":
+        return call.arguments[:1] in (("PR_SET_SECCOMP",), ("0x16",), ("22",)) and not call.result
+    return call.name == "seccomp" and 0 <= call.result < UNKNOWN
