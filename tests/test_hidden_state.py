@@ -128,6 +128,23 @@ def test_a_global_and_a_clock_are_named_with_file_and_line() -> None:
     refused(draws, r"draws \(test_hidden_state.py:\d+\) uses the module random")
 
 
+def test_what_was_read_of_code_holds_as_long_as_its_names_are_no_other_sets() -> None:
+    """Code is read once for uses of a set's order; which of its names are sets is asked anew."""
+
+    def walking(letters: Any) -> Any:
+        async def body() -> None:
+            for letter in letters:
+                if letter == "a":
+                    await add("x", 1)
+
+        return body
+
+    ordered, unordered = walking(("a", "b")), walking({"a", "b"})
+    for _ in range(2):
+        assert explore(Configuration(Toy, tasks(ordered, quiet))).answer == "proved"
+        refused(unordered, r"body \(test_hidden_state.py:\d+\) goes by the order of a set", quiet)
+
+
 class Queued(NamedTuple):
     n: int
 

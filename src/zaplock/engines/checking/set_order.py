@@ -35,21 +35,33 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 def look_at_set_order(code: types.CodeType, names: dict[str, Any]) -> None:
     """Raise ProtocolError where a function goes by the order of a set."""
-    found = _functions(code.co_filename).get(code.co_firstlineno, ())
-    if not found:
+    sets = frozenset(name for name, value in names.items() if isinstance(value, (set, frozenset)))
+    line = _line_by_order(code.co_filename, code.co_firstlineno, sets)
+    if line is None:
         if _may_make_a_set(code):
             raise ProtocolError(
                 f"{code.co_qualname} makes a set and has no source to see how its order is used; "
                 "use a sorted tuple"
             )
         return
-    for function in found:
-        line = _Reader(function, names).problem()
-        if line:
-            raise ProtocolError(
-                f"{code.co_qualname} ({Path(code.co_filename).name}:{line}) goes by the order of a "
-                "set, which differs from run to run; walk sorted(...) of it"
-            )
+    if line:
+        raise ProtocolError(
+            f"{code.co_qualname} ({Path(code.co_filename).name}:{line}) goes by the order of a "
+            "set, which differs from run to run; walk sorted(...) of it"
+        )
+
+
+@lru_cache(maxsize=4096)
+def _line_by_order(file: str, first_line: int, sets: frozenset[str]) -> int | None:
+    """Return the line that goes by order in what begins at a line; 0: there is none, None: no code.
+
+    sets: the names from outside that are sets. A search reads its code anew; this is done once.
+    """
+    found = _functions(file).get(first_line)
+    if found is None:
+        return None
+    lines = (_Reader(function, sets).problem() for function in found)
+    return next((line for line in lines if line), 0)
 
 
 @lru_cache(maxsize=256)
@@ -79,15 +91,13 @@ def _may_make_a_set(code: types.CodeType) -> bool:
 class _Reader:
     """One function: which of its expressions are sets, and what is done with them."""
 
-    def __init__(self, function: Function, names: dict[str, Any]) -> None:
+    def __init__(self, function: Function, sets: frozenset[str]) -> None:
         self.function = function
         self.parents: dict[ast.AST, ast.AST] = {}
         for node in ast.walk(function):
             for child in ast.iter_child_nodes(node):
                 self.parents[child] = node
-        self.sets: set[str] = {
-            name for name, value in names.items() if isinstance(value, (set, frozenset))
-        } - self._assigned()
+        self.sets: set[str] = set(sets - self._assigned())
         before = -1
         while before != len(self.sets):
             before = len(self.sets)
