@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import contextlib
+import functools
 import json
 import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ FLAGS = (
     "--remote-allow-origins=*",
     "--window-size=1400,1000",
 )
+SIZE = {"width": 1400, "height": 1000}
 
 
 def find() -> str:
@@ -122,41 +126,53 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def opened(file: Path, *, still: bool = False) -> AsyncIterator[Page]:
-    """Start a browser, open a file in it, and end that browser afterwards.
+    """Open a file in a window that shares nothing with another's, and close that afterwards.
 
     A `still` page has no script of its own that says when it is ready.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [find(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        browser = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        try:
-            yield await _page(browser, file, _LOADED if still else _READY)
-        finally:
-            browser.kill()
-            browser.wait()
+    address = _browser()
+    whole = Page(await websocket_connect(address, max_message_size=1 << 28))
+    apart = {
+        "browserContextId": (await whole.call("Target.createBrowserContext"))["browserContextId"]
+    }
+    try:
+        target = await whole.call("Target.createTarget", url="about:blank", **SIZE, **apart)
+        where = f"{address.partition('devtools/')[0]}devtools/page/{target['targetId']}"
+        page = Page(await websocket_connect(where, max_message_size=1 << 28))
+        for domain in ("Page", "Network", "Runtime"):
+            await page.call(f"{domain}.enable")
+        await page.call("Performance.enable", timeDomain="threadTicks")
+        await page.call("Page.navigate", url=file.as_uri())
+        await page.until(_LOADED if still else _READY)
+        yield page
+        page.socket.close()
+    finally:
+        await whole.call("Target.disposeBrowserContext", **apart)
+        whole.socket.close()
 
 
 _READY = "document.body && document.body.dataset.ready === '1'"
 _LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
 
 
-async def _page(browser: subprocess.Popen[str], file: Path, ready: str) -> Page:
-    assert browser.stderr is not None
-    for line in browser.stderr:
-        found = re.search(r"ws://[^/]+/", line)
+@functools.cache
+def _browser() -> str:
+    """Start the one browser of this process, which ends with it; return its address."""
+    profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    command = [find(), *FLAGS, f"--user-data-dir={profile.name}", "about:blank"]
+    with open(Path(profile.name, "log"), "w") as log:
+        browser = subprocess.Popen(command, stderr=log)
+    atexit.register(_end, browser, profile)
+    for _ in range(600):
+        found = re.search(r"ws://\S+", Path(profile.name, "log").read_text())
         if found:
-            break
-    else:
-        raise AssertionError("Chromium ended before it could be driven")
-    address = re.search(r"ws://\S+", line)
-    assert address is not None
-    whole = Page(await websocket_connect(address[0], max_message_size=1 << 28))
-    target = await whole.call("Target.createTarget", url="about:blank")
-    where = f"{found[0]}devtools/page/{target['targetId']}"
-    page = Page(await websocket_connect(where, max_message_size=1 << 28))
-    for domain in ("Page", "Network", "Runtime"):
-        await page.call(f"{domain}.enable")
-    await page.call("Performance.enable", timeDomain="threadTicks")
-    await page.call("Page.navigate", url=file.as_uri())
-    await page.until(ready)
-    return page
+            return found[0]
+        assert browser.poll() is None, "Chromium ended before it could be driven"
+        time.sleep(0.05)
+    raise AssertionError("Chromium says no address")
+
+
+def _end(browser: subprocess.Popen[bytes], profile: tempfile.TemporaryDirectory[str]) -> None:
+    browser.kill()
+    browser.wait()
+    profile.cleanup()

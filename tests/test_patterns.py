@@ -68,11 +68,16 @@ def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
     """Give the calls of functions of `re`; with the name of the variable, where there is one."""
     names = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Call):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and is_of_re(node.value):
             target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
             names[node.value] = ast.unparse(target)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re."):
+        if isinstance(node, ast.Call) and is_of_re(node):
             yield node, names.get(node, "")
+
+
+def is_of_re(node: ast.expr | None) -> bool:
+    """Tell whether it calls a function of `re`; quick, as it is asked of every call there is."""
+    return isinstance(node, ast.Call) and is_flag(node.func)
 
 
 @functools.cache
@@ -101,7 +106,14 @@ def patterns() -> Iterator[Pattern]:
 
 
 def is_flag(node: ast.expr) -> bool:
-    return isinstance(node, ast.Attribute) and ast.unparse(node).startswith("re.")
+    return isinstance(node, ast.Attribute) and ast.unparse(begin(node)) == "re"
+
+
+def begin(node: ast.expr) -> ast.expr:
+    """Return what stands before the first dot."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node
 
 
 def evaluated(path: Path, node: ast.expr) -> str | bytes:

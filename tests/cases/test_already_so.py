@@ -7,6 +7,7 @@ The program that holds the lock shares its cpu with another, so that what takes 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from typing import Any, TypeVar
 
 import pytest
 from programs import Program, built, running
+
+from zaplock.cli import main
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -35,10 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def zaplock(*arguments: object) -> str:
-    command = [sys.executable, "-m", "zaplock", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Return what a command prints; it runs in this process, which has imported it already."""
+    said, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+        code = main([*map(str, arguments)])
+    assert code == 0, errors.getvalue()
+    return said.getvalue()
 
 
 def why(pid: int) -> dict[str, Any]:

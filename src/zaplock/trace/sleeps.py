@@ -7,6 +7,7 @@ WAKEUP, which another task writes) shows it running.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +46,17 @@ class Sleeps:
         rows: Array = self.order[first:last]
         return rows
 
+    def _between(self, rows: Array, start_ns: int, end_ns: int) -> tuple[int, int]:
+        """Say which of a task's rows are in [start_ns, end_ns), without a look at all of them."""
+        time_ns = self.events["time_ns"]
+        first = bisect_left(rows, start_ns, key=time_ns.__getitem__)
+        return first, bisect_left(rows, end_ns, key=time_ns.__getitem__)
+
     def story(self, tid: int, start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
         """List (kind, time_ns, detail) of a task's events inside (start_ns, end_ns)."""
-        rows = self._rows(tid)
-        time_ns = self.events["time_ns"][rows]
-        first = np.searchsorted(time_ns, start_ns, side="right")
-        inside = rows[first : np.searchsorted(time_ns, end_ns)]
+        rows, time_ns = self._rows(tid), self.events["time_ns"]
+        first = bisect_right(rows, start_ns, key=time_ns.__getitem__)
+        inside = rows[first : bisect_left(rows, end_ns, key=time_ns.__getitem__)]
         columns = (self.events[name][inside].tolist() for name in ("kind", "time_ns", "detail"))
         return list(zip(*columns))
 
@@ -58,7 +64,7 @@ class Sleeps:
         """Return the sleeps that a task began in [start_ns, end_ns)."""
         rows = self._rows(tid)
         kind, time_ns = self.events["kind"], self.events["time_ns"]
-        first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
+        first, last = self._between(rows, start_ns, end_ns)
         slept = kind[rows[first:last]] == EventKind.SCHED_OUT
         slept &= self.events["detail"][rows[first:last]] != 0
         out = first + np.flatnonzero(slept)
@@ -81,7 +87,7 @@ class Sleeps:
         """
         rows = self._rows(tid)
         time_ns, kind = self.events["time_ns"], self.events["kind"]
-        first, last = np.searchsorted(time_ns[rows], [start_ns, end_ns])
+        first, last = self._between(rows, start_ns, end_ns)
         inside = rows[first:last]
         queued = inside[kind[inside] == EventKind.CONTENTION_BEGIN]
         if len(queued):
@@ -97,16 +103,17 @@ class Sleeps:
     def running_ns(self, tid: int, start_ns: int, end_ns: int) -> int:
         """Return how much of [start_ns, end_ns) a task was on a cpu."""
         rows = self._rows(tid)
-        rows = rows[self.events["kind"][rows] != EventKind.WAKEUP]
-        time_ns = self.events["time_ns"][rows]
-        first, last = np.searchsorted(time_ns, [start_ns, end_ns], side="right")
-        begin = np.clip(np.append(start_ns, time_ns[first:last]), start_ns, end_ns)
+        kind, time_ns = self.events["kind"], self.events["time_ns"]
+        first = bisect_right(rows, start_ns, key=time_ns.__getitem__)
+        inside = rows[first : bisect_right(rows, end_ns, key=time_ns.__getitem__)]
+        inside = inside[kind[inside] != EventKind.WAKEUP]
+        before = first - 1
+        while before >= 0 and kind[rows[before]] == EventKind.WAKEUP:
+            before -= 1
+        ran = before < 0 or kind[rows[before]] != EventKind.SCHED_OUT
+        begin = np.clip(np.append(start_ns, time_ns[inside]), start_ns, end_ns)
         span = np.diff(np.append(begin, end_ns))
-        before = rows[max(first - 1, 0) : last]
-        on_cpu = self.events["kind"][before] != EventKind.SCHED_OUT
-        if first == 0:
-            on_cpu = np.append(True, on_cpu)[: len(span)]
-        return int(span[on_cpu].sum())
+        return int(span[np.append(ran, kind[inside] != EventKind.SCHED_OUT)].sum())
 
     def ran_since(self, tid: int, end_ns: int, cpu_ns: int) -> int:
         """Return the instant from which a task was on a cpu for `cpu_ns` until `end_ns`.
