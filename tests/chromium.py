@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from zaplock.measure.guest.qemu import die_with_parent
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
     "--headless=new",
@@ -130,7 +132,9 @@ async def opened(file: Path, *, still: bool = False) -> AsyncIterator[Page]:
 
     A `still` page has no script of its own that says when it is ready.
     """
-    address = _browser()
+    if _browser()[0].poll() is not None:  # it crashed, maybe, or was out of memory
+        _browser.cache_clear()
+    address = _browser()[1]
     whole = Page(await websocket_connect(address, max_message_size=1 << 28))
     apart = {
         "browserContextId": (await whole.call("Target.createBrowserContext"))["browserContextId"]
@@ -156,17 +160,17 @@ _LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
 
 
 @functools.cache
-def _browser() -> str:
-    """Start the one browser of this process, which ends with it; return its address."""
+def _browser() -> tuple[subprocess.Popen[bytes], str]:
+    """Start the one browser of this process, which ends with it; return it and its address."""
     profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     command = [find(), *FLAGS, f"--user-data-dir={profile.name}", "about:blank"]
     with open(Path(profile.name, "log"), "w") as log:
-        browser = subprocess.Popen(command, stderr=log)
+        browser = subprocess.Popen(command, stderr=log, preexec_fn=die_with_parent)
     atexit.register(_end, browser, profile)
     for _ in range(600):
         found = re.search(r"ws://\S+", Path(profile.name, "log").read_text())
         if found:
-            return found[0]
+            return browser, found[0]
         assert browser.poll() is None, "Chromium ended before it could be driven"
         time.sleep(0.05)
     raise AssertionError("Chromium says no address")
