@@ -242,6 +242,7 @@ int main(int argc, char **argv)
 	in_guest = supervisor_pid == 1;
 	if (in_guest)
 		guest_boot();
+	guest_hurry(1);
 	capsule_open(in_guest ? guest_capsule() : option("capsule", "capsule"), 0);
 	if (option("race", NULL)) {
 		race_run(option("race", NULL));
@@ -277,10 +278,12 @@ int main(int argc, char **argv)
 		trace_events();
 		locks_enable();
 	}
+	guest_hurry(0);
 	trace_set("tracing_on", trace ? "1" : "0");
 	capsule_phase(2);
 	run(pid);
 	capsule_phase(3);
+	guest_hurry(1);
 	trace_set("tracing_on", "0");
 	save_results();
 	features_save();
@@ -290,7 +293,7 @@ int main(int argc, char **argv)
 		trace_save_formats();
 		trace_save_pages(sysconf(_SC_NPROCESSORS_CONF));
 	}
-	if (trace && !graph)
+	if (trace && !in_guest) /* a guest takes its instances with it */
 		trace_remove();
 	capsule_close();
 	leave(0);
