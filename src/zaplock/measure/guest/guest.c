@@ -40,14 +40,6 @@ static const char *guest_capsule(void)
 	die("there is no ivshmem device%s", "");
 }
 
-/* Have RCU's grace periods end at once: switching traces on and off waits for many of them, and an
- * emulated CPU that waits costs what a busy one costs. What is measured runs without. */
-static void guest_hurry(int on)
-{
-	if (in_guest)
-		write_file("/sys/kernel/rcu_expedited", on ? "1" : "0");
-}
-
 /* Have the kernel report tasks that sleep uninterruptibly for so long, and look every second. */
 static void guest_hung_task(const char *seconds)
 {
