@@ -250,13 +250,13 @@ int main(int argc, char **argv)
 	in_guest = supervisor_pid == 1;
 	if (in_guest)
 		guest_boot();
-	hurry(1);
 	capsule_open(in_guest ? guest_capsule() : option("capsule", "capsule"), 0);
 	if (option("race", NULL)) {
 		race_run(option("race", NULL));
 		capsule_close();
 		leave(0);
 	}
+	hurry(1);
 	trace = number("trace", 1) && has_tracefs(option("tracefs", "/sys/kernel/tracing"));
 	graph = in_guest && number("graph", 0);
 	tracefs = option("tracefs", "/sys/kernel/tracing");
