@@ -231,7 +231,6 @@ static void trace_save_graph(void)
 
 	snprintf(path, sizeof(path), "%s/trace", instance);
 	capsule_file("function_graph", path, 65536);
-	trace_set("current_tracer", "nop");
 }
 
 static void trace_remove(void)
