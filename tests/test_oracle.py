@@ -306,6 +306,13 @@ def test_sequences_survive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "sequence.json"
     path.write_text(corpus.dump(sequence, "why not"))
     assert corpus.load(path) == (sequence, "why not")
+    assert corpus.themes_of(path) == frozenset()
+    path.write_text(corpus.dump(sequence, "why not", {"swap", "huge"}))
+    assert corpus.load(path) == (sequence, "why not")
+    assert corpus.themes_of(path) == {"huge", "swap"}
+    path.write_text(corpus.dump(sequence, "why not", {"swop"}))
+    with pytest.raises(UserError, match=r"no theme 'swop' \(did you mean swap\?\)"):
+        corpus.themes_of(path)
 
 
 @pytest.mark.parametrize(

@@ -287,11 +287,12 @@ def _watched(reports: Iterator[Report], args: argparse.Namespace) -> Report:
         for report in reports:
             progress.update(task, description=progress_text(report))
     if args.save:
-        _save(report, Path(args.save), aside=args.json)
+        lent = {theme for theme in args.theme or () if theme in _CHANGES_MACHINE}
+        _save(report, Path(args.save), lent, aside=args.json)
     return report
 
 
-def _save(report: Report, directory: Path, *, aside: bool) -> None:
+def _save(report: Report, directory: Path, lent: Collection[str], *, aside: bool) -> None:
     from zaplock.oracle import corpus, script
 
     try:
@@ -299,7 +300,7 @@ def _save(report: Report, directory: Path, *, aside: bool) -> None:
             for number, found in enumerate([*report.divergences, *report.kernel_faults]):
                 name = _saved_as(found, number)
                 sequence = found.sequence[: found.at + 1]
-                text = corpus.dump(sequence, "; ".join(found.differences))
+                text = corpus.dump(sequence, "; ".join(found.differences), lent)
                 folder.write(f"{name}.json", text.encode(), 0o666)
                 folder.write(f"{name}.py", script.write(found).encode(), 0o666)
                 for kind in ("json", "py"):
@@ -353,8 +354,9 @@ def _replay(args: argparse.Namespace) -> int:
             "kernel with itself (--against-itself)"
         )
     needed = {_NEEDS_THEME[op.name] for op in sequence if op.name in _NEEDS_THEME}
+    needed |= corpus.themes_of(Path(args.replay)) | set(_scope(args).themes if args.theme else ())
     _refuse_in_guests(args.kernel, needed)
-    with _lent(needed), _bench(args) as bench:
+    with _lent(() if args.kernel else needed), _bench(args) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:

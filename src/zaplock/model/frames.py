@@ -42,6 +42,8 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     (PageAnonExclusive is what it is not). `dirty`: an anonymous page is as a whole, whatever the
     entries that map it say (PG_dirty), so MADV_FREE asks who else maps it. `unbacked`: MADV_FREE
     has taken its place in swap away, which a write alone does not give back (no PG_swapbacked).
+    `slot`: where it has come back from and what others still find there, until a write makes it
+    one's own; of what is in swap, the page that has come back so (the swap cache).
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Frame(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     forked: bool = False
     dirty: bool = False
     unbacked: bool = False
+    slot: int = 0
 
 
 frame_of = lru_cache(maxsize=1024, typed=True)(Frame)
@@ -89,7 +92,7 @@ def change_frames(
         if new_refs:
             new = frame_of(
                 frame.kind, new_refs, new_maps, "", frame.stays_locked, frame.lazy, frame.forked,
-                frame.dirty, frame.unbacked,
+                frame.dirty, frame.unbacked, frame.slot,
             )  # fmt: skip
             m.frames.set(low, high, new)
         else:
@@ -100,7 +103,8 @@ def mark_forked(m: Machine, first: int, last: int, forked: bool) -> None:
     """Note that a fork shares the anonymous frames in [first, last), or that they are one's own."""
     for low, high, frame in m.frames.overlapping(first, last):
         if frame.forked != forked:
-            m.frames.set(low, high, msgspec.structs.replace(frame, forked=forked))
+            slot = frame.slot if forked else 0
+            m.frames.set(low, high, msgspec.structs.replace(frame, forked=forked, slot=slot))
 
 
 def _existing(m: Machine, task: Task, first: int, last: int) -> list[tuple[int, int, Frame]]:

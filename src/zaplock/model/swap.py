@@ -8,9 +8,9 @@ back is the same frame again; else the page that comes back is a new one, and th
 How many slots are free is `globals["swap_free"]`, in pages; without any nothing goes to swap.
 
 Sources: mm/vmscan.c shrink_folio_list, mm/swapfile.c, mm/memory.c do_swap_page, mm/shmem.c
-shmem_writeout and shmem_swapin_folio. Not covered: the swap cache (a page that came back and has
-not changed since keeps its slot for a while; no counter of a process shows that), and what mincore
-says of pages in it.
+shmem_writeout and shmem_swapin_folio. Of the swap cache (what came back and has not changed since
+keeps its slot for a while) only that is covered which counters show: where others refer to the
+slot, too. Not covered is what mincore says of pages in it.
 """
 
 from __future__ import annotations
@@ -38,27 +38,55 @@ def take_slots(m: Machine, pages: int) -> None:
 
 
 def swap_out(m: Machine, task: Task, space: Mm, first: int, last: int) -> None:
-    """Move anonymous pages [first, last) that one entry each maps to swap, if it has room."""
+    """Move anonymous pages [first, last) that one entry each maps to swap, if it has room.
+
+    One that still has a slot goes back there, and is not written again.
+    """
     for low, high, pte in space.ptes.overlapping(first, last):
-        high = min(high, low + free_slots(m))
-        if low >= high:
-            return
-        take_slots(m, high - low)
-        space.ptes.set(low, high, Pte("swap", pte.delta, wp=pte.wp))
-        space.add("rss_anon", low - high)
-        space.add("swap_ents", high - low)
-        flush_tlb_range(m, space.mm, low, high, False)
-        change_frames(m, task, low + pte.delta, high + pte.delta, maps=-1)
         for start, end, frame in m.frames.overlapping(low + pte.delta, high + pte.delta):
-            m.frames.set(start, end, Frame("swap", 1, 0, forked=frame.forked))
+            slot, at = kept_slot(m, frame), start - pte.delta
+            end = end if slot else min(end, start + free_slots(m))
+            pages = end - start
+            if pages <= 0:
+                continue
+            space.ptes.set(at, at + pages, Pte("swap", (slot or start) - at, wp=pte.wp))
+            space.add("rss_anon", -pages)
+            space.add("swap_ents", pages)
+            flush_tlb_range(m, space.mm, at, at + pages, False)
+            if slot:
+                change_frames(m, task, slot, slot + 1, refs=1)
+                change_frames(m, task, start, end, refs=-1, maps=-1)
+            else:
+                take_slots(m, pages)
+                change_frames(m, task, start, end, maps=-1)
+                m.frames.set(start, end, Frame("swap", 1, 0, forked=frame.forked))
+
+
+def kept_slot(m: Machine, frame: Frame) -> int:
+    """Return the slot that a page has come back from and others still refer to, 0 for none."""
+    slot = m.frames.at(frame.slot) if frame.slot else None
+    return frame.slot if slot is not None and slot.kind == "swap" and slot.refs else 0
+
+
+def page_of(m: Machine, slot: int, frame: Frame) -> int:
+    """Return the page that has come back from a slot and still has it, 0 for none."""
+    page = m.frames.at(frame.slot) if frame.slot else None
+    return frame.slot if page is not None and page.refs and page.slot == slot else 0
 
 
 def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: bool) -> None:
-    """Bring the page of a swap entry back and map it; what others still refer to is copied."""
+    """Bring the page of a swap entry back and map it; what others still refer to is copied.
+
+    Whoever comes for the slot later gets the same page.
+    """
     slot = vpn + pte.delta
     frame = m.frames.at(slot)
     assert frame is not None
-    if frame.refs == 1:
+    page = page_of(m, slot, frame)
+    if page:
+        change_frames(m, task, page, page + 1, refs=1, maps=1)
+        change_frames(m, task, slot, slot + 1, refs=-1)
+    elif frame.refs == 1:
         page = slot
         m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=frame.forked))
         take_slots(m, -1)
@@ -66,8 +94,8 @@ def swap_in(m: Machine, task: Task, space: Mm, vpn: int, pte: Pte, writable: boo
         page, tag = alloc_frames(m, task, "anon", 1), m.content.at(slot)
         if tag:
             m.content.set(page, page + 1, tag)
-        change_frames(m, task, page, page + 1, maps=1)
-        change_frames(m, task, slot, slot + 1, refs=-1)
+        m.frames.set(page, page + 1, Frame("anon", 1, 1, forked=True, slot=slot))
+        m.frames.set(slot, slot + 1, Frame("swap", frame.refs - 1, 0, forked=True, slot=page))
     may_write = writable and page == slot and not (frame.forked or pte.wp)
     space.ptes.set(vpn, vpn + 1, Pte("anon", page - vpn, may_write, wp=pte.wp))
     space.add("swap_ents", -1)

@@ -1,13 +1,14 @@
 """Sequences as JSON: the corpus of past divergences and the files of `--replay`.
 
 One file holds one sequence: {"why": text, "operations": [["mmap", 268435456, 4096, 3, 50, -1, 0],
-["store", {"op": 0, "delta": 8}]]}.
+["store", {"op": 0, "delta": 8}]]}. "themes" names those that need what the machine is lent for
+their sequences, such as swap.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from zaplock.errors import UserError, no_such
 from zaplock.inputs import read_text
 from zaplock.oracle import ops, program
+from zaplock.oracle.generate import THEMES
 from zaplock.oracle.ops import Argument, Op, Ref
 from zaplock.untrusted_names import visible
 
@@ -29,12 +31,14 @@ class _Reference(msgspec.Struct, forbid_unknown_fields=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     operations: list[list[str | int | _Reference]]
     why: str = ""
+    themes: list[str] = []
 
 
-def dump(sequence: Sequence[Op], why: str) -> str:
+def dump(sequence: Sequence[Op], why: str, themes: Collection[str] = ()) -> str:
     """Write a sequence as the text of a file, one operation a line."""
     lines = ",\n  ".join(json.dumps([op.name, *map(_plain, op.args)]) for op in sequence)
-    return f'{{"why": {json.dumps(why)},\n "operations": [\n  {lines}\n ]}}\n'
+    needs = f' "themes": {json.dumps(sorted(themes))},\n' if themes else ""
+    return f'{{"why": {json.dumps(why)},\n{needs} "operations": [\n  {lines}\n ]}}\n'
 
 
 def _plain(argument: Argument) -> object:
@@ -43,11 +47,7 @@ def _plain(argument: Argument) -> object:
 
 def load(path: Path) -> tuple[tuple[Op, ...], str]:
     """Read a file; return its sequence and why it was kept. Raises UserError on any fault of it."""
-    try:
-        raw = msgspec.json.decode(read_text(path, "a file of --save"), type=_File)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        reason = visible(str(error))
-        raise UserError(f"{path} is not a sequence of operations: {reason}") from None
+    raw = _read(path)
     if len(raw.operations) > MOST_OPERATIONS:
         raise UserError(
             f"{path} has {len(raw.operations)} operations, and at most {MOST_OPERATIONS} are run"
@@ -56,6 +56,22 @@ def load(path: Path) -> tuple[tuple[Op, ...], str]:
     for line in raw.operations:
         made.append(_operation(path, line, len(made)))
     return tuple(made), raw.why
+
+
+def themes_of(path: Path) -> frozenset[str]:
+    """Return the themes that a file names. Raises UserError where there is none of that name."""
+    themes = _read(path).themes
+    if unknown := next((theme for theme in themes if theme not in THEMES), None):
+        raise UserError(f"{path}: {no_such('theme', unknown, THEMES)}")
+    return frozenset(themes)
+
+
+def _read(path: Path) -> _File:
+    try:
+        return msgspec.json.decode(read_text(path, "a file of --save"), type=_File)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        reason = visible(str(error))
+        raise UserError(f"{path} is not a sequence of operations: {reason}") from None
 
 
 def _operation(path: Path, line: list[str | int | _Reference], index: int) -> Op:

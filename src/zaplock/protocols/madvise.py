@@ -43,7 +43,7 @@ from zaplock.model.pagetable import alloc_tables, install, zap
 from zaplock.model.references import age_entries, deactivate_pages, follows, read_only
 from zaplock.model.rwsem import down_read, up_read
 from zaplock.model.step import Step, Task, step
-from zaplock.model.swap import drop_swapped, swap_out
+from zaplock.model.swap import drop_swapped, kept_slot, swap_out
 from zaplock.model.tlb import gather_tables, tlb_gather_mmu
 from zaplock.model.vma import Vma, anon_vma_prepare, change, find_vmas, read_vma, vma_of
 from zaplock.protocols.collapse import collapse
@@ -533,8 +533,8 @@ def mark_free(
         if pte.kind not in ("anon", "thp"):
             continue
         for start, end, frame in m.frames.overlapping(first + pte.delta, last + pte.delta):
-            if (frame.dirty and frame.maps > 1) or frame.stays_locked:
-                continue
+            if (frame.dirty and frame.maps > 1) or frame.stays_locked or kept_slot(m, frame):
+                continue  # others find it in swap, too (folio_free_swap)
             age_entries(m, m.mm(mm), start - pte.delta, end - pte.delta)
             if not (frame.lazy or droppable):
                 m.aging.clear(start, end)

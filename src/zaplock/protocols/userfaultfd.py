@@ -259,6 +259,7 @@ def _continue_page(
         return -EEXIST
     pfn = cached_frame(m, task, vma.file, pgoff)
     change_frames(m, task, pfn, pfn + 1, refs=1)
+    m.dirty.set(pfn, pfn + 1, True)  # the entry is, so reclaim writes it (mfill_atomic_install_pte)
     writable = vma.flags & (VM_WRITE | VM_SHARED) == VM_WRITE | VM_SHARED
     closed = not vma.flags & VM_ACCESS_FLAGS
     pte = Pte("shmem", pfn - vpn, writable and not fill.protects, closed, fill.protects)
