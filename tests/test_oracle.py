@@ -778,6 +778,7 @@ def test_swap_agrees_and_is_given_back() -> None:
         pytest.skip("needs root, and a machine that does not swap")
     before = Path("/proc/swaps").read_text()
     page, place, other = 4096, 0x1020_0000, 0x3000_0000
+    os.sync()  # a fresh installation, say
     try:
         with swap_file.swap_file(4 << 20):
             bench = Bench(model_side)
