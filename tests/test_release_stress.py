@@ -57,11 +57,15 @@ except AssertionError as error:
 def caught(fault: str, kinds: str) -> str:
     """Seed a fault in a process of its own, whose memory it may destroy; return what was said.
 
-    The fault may end that process before anything looks, so other lives are tried, too.
+    The fault may end that process before anything looks, or let it hang in a heap that it has
+    destroyed, so other lives are tried, too.
     """
     for seed in range(3, 13):
         command = [sys.executable, "-c", fault + LIVES, str(HERE), str(seed), kinds]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except subprocess.TimeoutExpired:
+            continue
         if ended.returncode == 3:
             return ended.stdout
     return ""
