@@ -248,6 +248,9 @@ def _cluster_campaign(args: argparse.Namespace) -> Report:
 _NOT_IN_GUESTS = {
     "ksm": "a ksmd that waits for it",
     "group": "a memory cgroup of the oracle's",
+    "swap": "a swap file",
+    "hugetlb": "a pool of huge pages",
+    "gigantic": "pools of huge pages",
 }
 
 
@@ -356,7 +359,7 @@ def _replay(args: argparse.Namespace) -> int:
     needed = {_NEEDS_THEME[op.name] for op in sequence if op.name in _NEEDS_THEME}
     needed |= corpus.themes_of(Path(args.replay)) | set(_scope(args).themes if args.theme else ())
     _refuse_in_guests(args.kernel, needed)
-    with _lent(() if args.kernel else needed), _bench(args) as bench:
+    with _lent(needed), _bench(args) as bench:
         try:
             real = bench.real.run(sequence)
         except Lost as error:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 KIND_OF: dict[int, str] = {PMD_SIZE: "hugetlb", PUD_SIZE: "gigantic"}
 """What the pages of a size are called, as entries and as frames."""
+LEVEL_OF = {PMD_SIZE: 2, PUD_SIZE: 3}
+"""The level of the page tables whose entries map pages of a size."""
 SIZE_OF = {kind: size for size, kind in KIND_OF.items()}
 POOLED = frozenset(SIZE_OF)
 """Kinds of entries, and of frames, that come from a pool."""

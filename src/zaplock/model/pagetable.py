@@ -19,7 +19,7 @@ import msgspec
 from zaplock.model import tlb
 from zaplock.model.flags import PAGE_SHIFT, PAGE_SIZE, PAGES_PER_PMD, PAGES_PER_PUD, PMD_SHIFT
 from zaplock.model.frames import ZERO_PFN, change_frames
-from zaplock.model.huge_pool import POOLED
+from zaplock.model.huge_pool import LEVEL_OF, POOLED, SIZE_OF
 from zaplock.model.mm import CUT_SHIFT, Counter, Mm, Pte
 from zaplock.model.references import mark_accessed, soft_dirty, use_entry
 from zaplock.model.step import Task
@@ -72,7 +72,9 @@ COUNTED = frozenset({"anon", "thp", "file", "shmem", "hugetlb", "gigantic"})
 """Kinds whose frames count their mappings."""
 
 HUGE = frozenset({"thp", "zero_thp", "hugetlb", "gigantic"})
-FIRST_LEVEL_OF = {"thp": 1, "zero_thp": 1, "hugetlb": 2, "gigantic": 3}
+FIRST_LEVEL_OF = {
+    "thp": 1, "zero_thp": 1, **{kind: LEVEL_OF[size] for kind, size in SIZE_OF.items()},
+}  # fmt: skip
 """The lowest level of tables that must be there for an entry of a kind, where it is not 1."""
 
 

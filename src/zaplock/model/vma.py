@@ -19,7 +19,6 @@ from zaplock.model.files import get_file, link_vma, put_file, unlink_vma
 from zaplock.model.flags import (
     PAGE_SHIFT,
     PMD_SIZE,
-    PUD_SIZE,
     VM_ACCESS_FLAGS,
     VM_EXEC,
     VM_GROWSDOWN,
@@ -32,7 +31,7 @@ from zaplock.model.flags import (
     VM_WRITE,
     names,
 )
-from zaplock.model.huge_pool import promise
+from zaplock.model.huge_pool import LEVEL_OF, promise
 from zaplock.model.step import Task, step
 from zaplock.model.violations import Invariant, Violation
 
@@ -87,7 +86,7 @@ class Vma(msgspec.Struct, frozen=True):
     @property
     def huge_level(self) -> int:
         """The level of page tables whose entries map its huge pages."""
-        return 3 if self.huge_size == PUD_SIZE else 2
+        return LEVEL_OF[self.huge_size]
 
     def pgoff_of(self, address: int) -> int:
         """Return the page offset of an address."""

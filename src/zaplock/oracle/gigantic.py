@@ -30,7 +30,7 @@ from zaplock.oracle.ops import Argument, Ref
 if TYPE_CHECKING:
     from zaplock.oracle.generate import Generator
 
-PAGE, PMD, PUD = 1 << 12, 1 << 21, 1 << 30
+PAGE, PMD, PUD = f.PAGE_SIZE, f.PMD_SIZE, f.PUD_SIZE
 PLACES = 4
 WINDOW = 1 << 39
 WEIGHTS = {"mmap": 26, "munmap": 7, "mprotect": 8, "load": 5, "store": 7, "mremap": 8,
@@ -86,8 +86,9 @@ def _range(g: Generator) -> tuple[Argument, int]:
 def _mmap(g: Generator) -> tuple[Argument, ...]:
     shared = g.chance(40)
     flags = (f.MAP_SHARED if shared else f.MAP_PRIVATE) | (f.MAP_FIXED if g.chance(55) else 0)
-    for flag, percent in ((f.MAP_POPULATE, 4), (f.MAP_LOCKED, 3), (f.MAP_32BIT, 3), (0x10_0000, 4),
-                          (f.MAP_GROWSDOWN, 1), (f.MAP_STACK, 2)):  # fmt: skip
+    for flag, percent in ((f.MAP_POPULATE, 4), (f.MAP_LOCKED, 3), (f.MAP_32BIT, 3),
+                          (f.MAP_FIXED_NOREPLACE, 4), (f.MAP_GROWSDOWN, 1),
+                          (f.MAP_STACK, 2)):  # fmt: skip
         flags |= flag if g.chance(percent) else 0
     if g.chance(3):
         flags = flags & ~3 | g.random.choice((0, 3, 8))

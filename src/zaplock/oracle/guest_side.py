@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from zaplock.designs.changes import CHANGES
 from zaplock.designs.linux import design_of
 from zaplock.errors import UserError
 from zaplock.linux_version import find
@@ -246,11 +247,13 @@ def carries(release: str, since: str) -> bool:
 def forgets_dirty(release: str) -> bool:
     """Return whether mprotect loses the dirty bit of huge pages (docs/findings).
 
-    From 6.6 on; f7491d7c81db (7.3) ended it, and these stable releases were seen with that.
+    From 6.6 on, until a change of 7.3 that stable releases have taken.
     """
     version = find(release)
-    mended = ("6.12.117", "6.18.44", "7.2.13")
-    return version is not None and version.carries("6.6") and not version.carries("7.3", mended)
+    return version is not None and version.carries("6.6") and not _KEEPS_DIRTY.is_in(version)
+
+
+_KEEPS_DIRTY = next(change for change in CHANGES if change.commit == "f7491d7c81db")
 
 
 class Hidden(NamedTuple):

@@ -29,6 +29,7 @@ from zaplock.protocols import (
     prctl,
     shm,
 )
+from zaplock.protocols.placement import huge_size_of
 from zaplock.protocols.served_calls import SERVED
 from zaplock.system_calls import SYSTEM_CALLS
 
@@ -175,11 +176,9 @@ def hole_above(world: StraceWorld, live: LiveSpace, at: int) -> int:
     return min([*above, live.known.limits.mmap_base]) - at
 
 
-def huge_size(flags: int) -> int:
-    """Return the size of the huge pages that the flags of an mmap ask for, else of a page."""
-    if not flags & f.MAP_HUGETLB:
-        return f.PAGE_SIZE
-    return 1 << (flags >> 26 & 63 or 21)
+def page_size(flags: int) -> int:
+    """Return how many bytes the pages have that the flags of an mmap ask for."""
+    return huge_size_of(flags) if flags & f.MAP_HUGETLB else f.PAGE_SIZE
 
 
 def _mincore(world: StraceWorld, live: LiveSpace, call: TracedCall) -> int:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from zaplock.programs.recording import UNKNOWN, TracedCall
+from zaplock.programs.recording import MAKES_PROCESS, UNKNOWN, TracedCall
 
-NEVER = 1 << 60
-_MAKES = ("fork", "vfork", "clone", "clone3")
+_NEVER = 1 << 60
 
 
 class SeccompFilters:
@@ -30,7 +29,7 @@ class SeccompFilters:
         leader = self._leaders.get(call.pid, call.pid)
         if is_filter(call):
             self._from.setdefault(leader, call.line)
-        elif call.name in _MAKES and 0 < call.result < UNKNOWN:
+        elif call.name in MAKES_PROCESS and 0 < call.result < UNKNOWN:
             is_thread = any("CLONE_THREAD" in argument for argument in call.arguments)
             self._leaders[call.result] = leader if is_thread else call.result
             if not is_thread and leader in self._from:
@@ -38,9 +37,9 @@ class SeccompFilters:
 
     def may_forbid(self, pids: Collection[int], line: int) -> bool:
         """Return whether one of these may have one in a line; whose maker is unknown may, too."""
-        first = min(self._from.values(), default=NEVER)
+        first = min(self._from.values(), default=_NEVER)
         leaders = (self._leaders.get(pid) for pid in pids)
-        lines = (first if one is None else self._from.get(one, NEVER) for one in leaders)
+        lines = (first if one is None else self._from.get(one, _NEVER) for one in leaders)
         return line >= min(lines, default=first)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zaplock.model import flags as f
 from zaplock.programs import monitors
-from zaplock.programs.calls import huge_size, numbers
+from zaplock.programs.calls import numbers, page_size
 from zaplock.programs.recording import TracedCall
 
 OF_A_RANGE = frozenset({
@@ -18,7 +18,7 @@ def ranges_of(call: TracedCall) -> list[tuple[int, int]]:
     try:
         if call.name == "mmap":
             address, length, _, flags = numbers(call, 4)
-            length += -length % huge_size(flags)
+            length += -length % page_size(flags)
             at = call.result if call.result >= 0 else address
             return [(at, at + f.page_align(length))] if call.result >= 0 or flags & 16 else []
         if call.name == "mremap":

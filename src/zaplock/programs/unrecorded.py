@@ -33,10 +33,10 @@ from zaplock.model import flags as f
 from zaplock.programs import monitors
 from zaplock.programs.calls import (
     hole_above,
-    huge_size,
     mapped_file,
     mmap_call,
     numbers,
+    page_size,
     pidfd_owner,
     shmat_call,
 )
@@ -258,7 +258,7 @@ def _of_process(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int)
 
 
 def _of_size(world: StraceWorld, live: LiveSpace, call: TracedCall, got: int) -> str:
-    if call.name == "mmap" and huge_size(numbers(call, 4)[3]) not in (f.PAGE_SIZE, f.PMD_SIZE):
+    if call.name == "mmap" and page_size(numbers(call, 4)[3]) not in (f.PAGE_SIZE, f.PMD_SIZE):
         return NO_POOL
     return ""
 

@@ -20,6 +20,7 @@ from zaplock.model.flags import (
     PMD_SIZE,
     PUD_SIZE,
 )
+from zaplock.model.huge_pool import LEVEL_OF
 from zaplock.model.pagetable import HUGE, alloc_tables, clear_present, lowest_above, small_entry
 from zaplock.model.references import soft_dirty
 from zaplock.model.step import Task, step
@@ -53,7 +54,7 @@ def told_as_moved(m: Machine, _task: Task, mm: int, old: int, length: int, huge_
     (docs/findings/four-gigabytes-moved).
     """
     space, end, at = m.mm(mm), old + length, old
-    level = 3 if huge_size == PUD_SIZE else 2
+    level = LEVEL_OF[huge_size]
     extent = PAGE_SIZE << 9 * level  # of a table of entries
     while at < end:
         if space.tables[level].at(at // extent) is None:
