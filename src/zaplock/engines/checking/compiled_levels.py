@@ -45,7 +45,7 @@ COMPILE_AFTER: Final = 300_000
 """And before it compiles it, if no frontier was wide."""
 
 LIMB: Final = 64
-WORD_BITS: Final = 64
+WORD_BITS: Final = 63
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
 NUMBER_BITS: Final = 24
