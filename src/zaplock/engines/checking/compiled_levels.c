@@ -22,6 +22,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 typedef uint64_t limb;
@@ -38,6 +39,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define BLOCK 128		/* states that a core takes at a time, at most */
 #define SPREAD 4096		/* and states whose numbers it puts into another table */
 #define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
+#define LARGE_PAGE ((size_t)2 << 20)
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
 #define PENDING ((uint32_t)1 << 31)	/* in a slot: where a word stands that has no number yet */
 
@@ -73,7 +75,7 @@ struct task {
 
 struct levels;
 
-/* A core at work: what it looks at, and what tasks were lately seen to do. */
+/* A core at work: what it looks at, and what tasks were lately seen to do. No other writes there. */
 struct core {
 	limb *now, *after, *key;
 	struct lately *lately;	/* those of the first task, of the second, ... */
@@ -194,16 +196,62 @@ static inline uint32_t *slot_of(const struct pool *pool, const limb *key, uint32
 	}
 }
 
-static int spread(struct pool *pool, uint32_t bits)
+/* Get memory; what is large comes in large pages, if the kernel has some. */
+static void *memory(size_t size)
+{
+	void *there;
+
+	if (size < 2 * LARGE_PAGE)
+		return malloc(size);
+	if (posix_memalign(&there, LARGE_PAGE, size))
+		return NULL;
+	madvise(there, size, MADV_HUGEPAGE);
+	return there;
+}
+
+static int has_slots(struct pool *pool, uint32_t bits)
 {
 	free(pool->slots);
-	pool->slots = malloc(sizeof(uint32_t) << bits);
+	pool->slots = memory(sizeof(uint32_t) << bits);
 	pool->bits = pool->slots ? bits : 0;
-	if (!pool->slots)
+	return pool->slots != NULL;
+}
+
+/* Put the numbers from `first` up to `end` into slots; with other cores, which put others in. */
+static inline void put_in(const struct pool *pool, uint64_t first, uint64_t end, int is_shared)
+{
+	limb last = ((limb)1 << pool->bits) - 1, slot[AHEAD];
+	uint32_t width = pool->width;
+
+	while (first < end) {
+		uint32_t many = end - first < AHEAD ? end - first : AHEAD;
+
+		for (uint32_t i = 0; i < many; i++) {
+			slot[i] = hash(pool->keys + (first + i) * width, width) >> (64 - pool->bits);
+			__builtin_prefetch(pool->slots + slot[i], 1);
+		}
+		for (uint32_t i = 0; i < many; i++, first++)
+			for (limb at = slot[i];; at = (at + 1) & last) {
+				uint32_t none = NONE;
+
+				if (!is_shared && pool->slots[at] == NONE) {
+					pool->slots[at] = first;
+					break;
+				}
+				if (is_shared &&
+				    __atomic_compare_exchange_n(pool->slots + at, &none, first, 0,
+								__ATOMIC_RELAXED, __ATOMIC_RELAXED))
+					break;
+			}
+	}
+}
+
+static int spread(struct pool *pool, uint32_t bits)
+{
+	if (!has_slots(pool, bits))
 		return 0;
 	memset(pool->slots, 0xff, sizeof(uint32_t) << bits);
-	for (uint32_t number = 0; number < pool->count; number++)
-		*slot_of(pool, pool->keys + (size_t)number * pool->width, pool->width) = number;
+	put_in(pool, 0, pool->count, 0);
 	return 1;
 }
 
@@ -227,9 +275,12 @@ static int holds(struct pool *pool, uint64_t count)
 		room = count;
 	if (room > NONE)
 		room = NONE;
-	keys = realloc(pool->keys, sizeof(limb) * (room * pool->width + 1));
-	if (!keys || count > room)
+	keys = count > room ? NULL : memory(sizeof(limb) * (room * pool->width + 1));
+	if (!keys)
 		return 0;
+	if (pool->count)
+		memcpy(keys, pool->keys, sizeof(limb) * pool->count * pool->width);
+	free(pool->keys);
 	pool->keys = keys;
 	pool->room = room;
 	return 1;
@@ -785,11 +836,10 @@ static inline limb look_up(struct levels *all, struct core *core, limb word, uin
 	return find_out(all, core, word, index, may_number, lately);
 }
 
-/* Keep those words, from `first` to `last`, that steps have not led to lately; fetch their slots. */
-static inline void keep_fresh(const struct levels *all, struct core *core, uint32_t first,
-			      uint32_t last)
+/* Keep those words from `first` on that steps have not led to lately; fetch their slots. */
+static inline void keep_fresh(const struct levels *all, struct core *core, uint32_t first)
 {
-	for (uint32_t i = first; i < last; i++) {
+	for (uint32_t i = first; i < core->nr_ahead; i++) {
 		limb word = core->ahead[i], mixed = hash(&word, 1);
 		limb *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
 
@@ -808,7 +858,7 @@ static inline void keep_fresh(const struct levels *all, struct core *core, uint3
 static inline int expand(struct levels *all, struct core *core, limb word, uint32_t *index,
 			 uint32_t *can, int may_number)
 {
-	uint32_t first = core->nr_ahead, last = first;
+	uint32_t last = core->nr_ahead;
 	limb change = 0;
 
 	core->is_unpacked = 0;
@@ -820,7 +870,7 @@ static inline int expand(struct levels *all, struct core *core, limb word, uint3
 		core->ahead[last] = word ^ change;
 		last += change - 1 < ODD - 1;
 	}
-	keep_fresh(all, core, first, last);
+	core->nr_ahead = last;
 	return change > ODD ? (int)(change & ~ODD) : DONE;
 }
 
@@ -914,16 +964,21 @@ static uint32_t list_all(struct levels *all, struct core *core, struct chunk *ch
 	return at;
 }
 
+/*
+ * Go on up to `until`; all words that steps led to are met or listed then. In a gap of a chunk all
+ * are listed, since those led to lately may be of later states.
+ */
 static int go(struct levels *all, uint64_t until)
 {
 	struct core *core = all->core;
 	struct chunk *chunk = all->chunk;
+	int event = DONE;
 
-	while (all->seen.at < until) {
+	while (all->seen.at < until && !event) {
 		limb word = all->states.keys[all->seen.at];
-		uint32_t index = all->seen.index, can;
-		int event = expand(all, core, word, &index, &can, 1);
+		uint32_t index = all->seen.index, first = core->nr_ahead, can;
 
+		event = expand(all, core, word, &index, &can, 1);
 		if (event == BREAKS) {
 			all->seen.code = core->code;
 			index++;
@@ -931,10 +986,13 @@ static int go(struct levels *all, uint64_t until)
 		}
 		all->transitions += can;
 		all->stuck &= !can;
-		if (chunk)
+		if (chunk) {
 			chunk->put = list_all(all, core, chunk, chunk->put);
-		else if (core->nr_ahead >= AHEAD && meet(all))
-			return NO_MEMORY;
+		} else {
+			keep_fresh(all, core, first);
+			if (core->nr_ahead >= AHEAD && meet(all))
+				return NO_MEMORY;
+		}
 		if (!event) {
 			all->seen.at++;
 			index = 0;
@@ -943,12 +1001,10 @@ static int go(struct levels *all, uint64_t until)
 			all->stuck = 1;
 		}
 		all->seen.index = index;
-		if (event) {
+		if (event)
 			unpack_once(all, core, word);
-			return event;
-		}
 	}
-	return DONE;
+	return core->nr_ahead && meet(all) ? NO_MEMORY : event;
 }
 
 static inline void wait_a_moment(void)
@@ -1149,29 +1205,12 @@ static void clear_slots(struct core *core)
 
 static void put_into_slots(struct core *core)
 {
-	struct levels *all = core->all;
-	const struct pool *states = &all->states;
-	limb last = ((limb)1 << states->bits) - 1, slot[AHEAD];
-	uint64_t number;
+	const struct pool *states = &core->all->states;
+	uint64_t first;
 
-	while ((number = (uint64_t)take(all) * SPREAD) < states->count) {
-		uint64_t end = number + SPREAD < states->count ? number + SPREAD : states->count;
-
-		while (number < end) {
-			uint32_t many = end - number < AHEAD ? end - number : AHEAD;
-
-			for (uint32_t i = 0; i < many; i++) {
-				slot[i] = hash(states->keys + number + i, 1) >> (64 - states->bits);
-				__builtin_prefetch(states->slots + slot[i], 1);
-			}
-			for (uint32_t i = 0; i < many; i++, number++)
-				for (uint32_t none = NONE;
-				     !__atomic_compare_exchange_n(states->slots + slot[i], &none, number, 0,
-								  __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-				     none = NONE)
-					slot[i] = (slot[i] + 1) & last;
-		}
-	}
+	while ((first = (uint64_t)take(core->all) * SPREAD) < states->count)
+		put_in(states, first,
+		       first + SPREAD < states->count ? first + SPREAD : states->count, 1);
 }
 
 /* As `spread`, by all cores, with the words of the chunk at hand. */
@@ -1180,10 +1219,7 @@ static int spread_states(struct levels *all, uint32_t bits)
 	struct pool *states = &all->states;
 	struct chunk *chunk = all->chunk;
 
-	free(states->slots);
-	states->slots = malloc(sizeof(uint32_t) << bits);
-	states->bits = states->slots ? bits : 0;
-	if (!states->slots)
+	if (!has_slots(states, bits))
 		return 0;
 	each(all, clear_slots);
 	each(all, put_into_slots);
@@ -1216,11 +1252,12 @@ static void explore_block(struct core *core, struct chunk *chunk, uint32_t numbe
 	block->first_gap = state;
 	for (; state < end; state++) {
 		limb word = all->states.keys[chunk->first + state];
-		uint32_t index = 0, can;
+		uint32_t index = 0, first = core->nr_ahead, can;
 		int event;
 
 		give_way(core);
 		event = expand(all, core, word, &index, &can, 0);
+		keep_fresh(all, core, first);
 		if (core->nr_ahead >= AHEAD || event || !can)
 			at = list_all(all, core, chunk, at);
 		if (!event && can) {
@@ -1440,7 +1477,7 @@ static int open_chunk(struct levels *all, uint64_t first, uint64_t until)
 	uint32_t bits = bits_for(&all->states, most);
 
 	begin_threads(all);
-	if (meet(all) || !has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
+	if (!has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
 	    (bits != all->states.bits && !spread_states(all, bits)))
 		return NO_MEMORY;
 	chunk->base = before ? before->base + before->size : 0;
@@ -1498,7 +1535,11 @@ static int finish_exploring(struct levels *all, uint64_t until, uint64_t next)
 		return DONE;
 	}
 	all->in_a_row = 0;
-	next = end_of_chunk(all, end, end < until ? until : next);
+	if (end < until)
+		next = until;
+	else if (next > all->states.count)
+		next = all->states.count;
+	next = end_of_chunk(all, end, next);
 	return is_for_all_cores(all, end, next) ? open_chunk(all, end, next) : DONE;
 }
 
@@ -1537,7 +1578,8 @@ int levels_ahead(struct levels *all, uint64_t until)
 /*
  * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
  * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
- * From `until` up to `next` is what the next call will be for; that may be begun with.
+ * From `until` up to `next` is what the next call will be for, as far as there are such states by
+ * then; those that have been met may be begun with.
  */
 int levels_go(struct levels *all, uint64_t until, uint64_t next)
 {
@@ -1546,8 +1588,6 @@ int levels_go(struct levels *all, uint64_t until, uint64_t next)
 	do
 		event = go_some(all, until, next);
 	while (!event && all->seen.at < until);
-	if (meet(all))
-		event = NO_MEMORY;
 	all->seen.met = all->states.count;
 	all->seen.stores = all->stores.count;
 	return event;
