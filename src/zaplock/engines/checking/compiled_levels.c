@@ -196,25 +196,22 @@ static inline uint32_t *slot_of(const struct pool *pool, const limb *key, uint32
 	}
 }
 
-/* Get memory; what is large comes in large pages, if the kernel has some. */
-static void *memory(size_t size)
-{
-	void *there;
-
-	if (size < 2 * LARGE_PAGE)
-		return malloc(size);
-	if (posix_memalign(&there, LARGE_PAGE, size))
-		return NULL;
-	madvise(there, size, MADV_HUGEPAGE);
-	return there;
-}
-
+/* Get slots for `spread` to put numbers in; many come in large pages, if the kernel has some. */
 static int has_slots(struct pool *pool, uint32_t bits)
 {
+	const size_t size = sizeof(uint32_t) << bits;
+	void *slots;
+
 	free(pool->slots);
-	pool->slots = memory(sizeof(uint32_t) << bits);
-	pool->bits = pool->slots ? bits : 0;
-	return pool->slots != NULL;
+	pool->slots = NULL;
+	pool->bits = 0;
+	if (posix_memalign(&slots, size < LARGE_PAGE ? sizeof(limb) : LARGE_PAGE, size))
+		return 0;
+	if (size >= LARGE_PAGE)
+		madvise(slots, size, MADV_HUGEPAGE);
+	pool->slots = slots;
+	pool->bits = bits;
+	return 1;
 }
 
 /* Put the numbers from `first` up to `end` into slots; with other cores, which put others in. */
@@ -275,12 +272,9 @@ static int holds(struct pool *pool, uint64_t count)
 		room = count;
 	if (room > NONE)
 		room = NONE;
-	keys = count > room ? NULL : memory(sizeof(limb) * (room * pool->width + 1));
-	if (!keys)
+	keys = realloc(pool->keys, sizeof(limb) * (room * pool->width + 1));
+	if (!keys || count > room)
 		return 0;
-	if (pool->count)
-		memcpy(keys, pool->keys, sizeof(limb) * pool->count * pool->width);
-	free(pool->keys);
 	pool->keys = keys;
 	pool->room = room;
 	return 1;
