@@ -2,17 +2,18 @@
  * Levels of a breadth-first search: which states were met, and what steps do in them.
  *
  * A state is a word: the positions of the tasks in its low bits, above them the number of what the
- * store holds; the highest bit is 0. What a step does is remembered by those limbs of the state that it looks at. What is
- * not remembered is asked of the caller, in the order in which the states need it; so are
- * violations, and states in which nobody can go on.
+ * store holds; the highest bit is 0. What a step does is remembered by those limbs of the state
+ * that it looks at. What is not remembered is asked of the caller, in the order in which the states
+ * need it; so are violations, and states in which nobody can go on.
  *
  * With several cores, threads share a wide level, a chunk after another. They take blocks of the
  * chunk's states and put the words that steps lead to into the table, each with its place in the
  * order of meeting; of two that are equal the earlier stays. What needs more than that (something
  * not remembered or not numbered, a violation, an end) leaves a gap. When all blocks are done the
- * other cores begin with the next chunk of the level, while the caller's thread fills the gaps, in
- * the order of the states, and asks as it does alone; then it numbers the new words as one core
- * does, and helps with the next chunk. While it changes what the others look at they pause.
+ * other cores begin with the next chunk, of this level or of what is met of the next, while the
+ * caller's thread fills the gaps, in the order of the states, and asks as it does alone; then it
+ * numbers the new words as one core does, and helps with the next chunk. Others pause only while it
+ * changes what they look at.
  * Threads wait for work until `levels_free`.
  *
  * compiled_levels.py is the caller and says what must hold.
@@ -33,7 +34,7 @@ enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 #define STAYS (-((int64_t)1 << 62))
 #define WORD_BITS 63
 #define ODD ((limb)1 << WORD_BITS)	/* no change: an event, or DONE where a step stays */
-#define LATELY_BITS 12
+#define LATELY_BITS 11
 #define RECENT_BITS 14
 #define AHEAD 32		/* words to meet at once; memory is as far away as that */
 #define BLOCK 128		/* states that a core takes at a time, at most */
@@ -772,17 +773,18 @@ static limb change_of_word(struct levels *all, struct core *core, limb word, int
 		return change[0];
 	for (uint32_t i = 1; i < all->limbs; i++)
 		core->after[i] = core->now[i] ^ change[i];
-	if (!may_number) {
-		store = *slot_of(&all->stores, core->after + 1, all->limbs - 1);
-		if (store == NONE)
+	store = *slot_of(&all->stores, core->after + 1, all->limbs - 1);
+	if (store == NONE) {
+		if (!may_number)
 			return ODD | ASK;
-	} else {
+		hold_others(all);
 		store = number(&all->stores, core->after + 1, all->limbs - 1);
+		let_go(all);
 		if (store == NONE)
 			return ODD | NO_MEMORY;
-		if (!numbers_fit(all, store))
-			return ODD | FULL;
 	}
+	if (!numbers_fit(all, store))
+		return ODD | (may_number ? FULL : ASK);
 	return change[0] | (word >> all->low ^ store) << all->low;
 }
 
@@ -1546,9 +1548,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 			event = finish_exploring(all, until, next);
 		if (event)
 			return event;
-		hold_others(all);
 		event = fill_gaps(all);
-		let_go(all);
 		if (!event)
 			close_chunk(all);
 		return event;
