@@ -46,6 +46,7 @@ COMPILE_AFTER: Final = 300_000
 
 LIMB: Final = 64
 WORD_BITS: Final = 63
+"""The highest bit of a limb tells C what is no word."""
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
 NUMBER_BITS: Final = 24

@@ -376,10 +376,10 @@ class Search:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
-        if most_resident_bytes() + self.bytes_to_come() > self.memory:
-            # Perhaps: some of the most may have been given back.
-            if self.memory_ahead() > self.memory:
-                return f"{self.limits.memory >> 20} MiB"
+        # What it occupies now is asked only where the most so far would be too much.
+        most = most_resident_bytes() + self.bytes_to_come()
+        if most > self.memory and self.memory_ahead() > self.memory:
+            return f"{self.limits.memory >> 20} MiB"
         return ""
 
     def memory_ahead(self) -> int:
