@@ -571,7 +571,6 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 void levels_begin(struct levels *all, uint64_t at)
 {
 	all->seen.at = at;
-	forget_recent(all);
 }
 
 static struct row *row_of(struct levels *all, uint32_t index, limb position)
