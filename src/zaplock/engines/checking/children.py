@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 
 def resident_bytes(pid: int | str = "self") -> int:
@@ -12,3 +13,8 @@ def resident_bytes(pid: int | str = "self") -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
     except OSError:
         return 0
+
+
+def most_resident_bytes() -> int:
+    """Return the most that this process has occupied so far: asked in a tenth of the time."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -2,17 +2,18 @@
  * Levels of a breadth-first search: which states were met, and what steps do in them.
  *
  * A state is a word: the positions of the tasks in its low bits, above them the number of what the
- * store holds. What a step does is remembered by those limbs of the state that it looks at. What is
- * not remembered is asked of the caller, in the order in which the states need it; so are
- * violations, and states in which nobody can go on.
+ * store holds; the highest bit is 0. What a step does is remembered by those limbs of the state
+ * that it looks at. What is not remembered is asked of the caller, in the order in which the states
+ * need it; so are violations, and states in which nobody can go on.
  *
  * With several cores, threads share a wide level, a chunk after another. They take blocks of the
  * chunk's states and put the words that steps lead to into the table, each with its place in the
  * order of meeting; of two that are equal the earlier stays. What needs more than that (something
  * not remembered or not numbered, a violation, an end) leaves a gap. When all blocks are done the
- * other cores begin with the next chunk of the level, while the caller's thread fills the gaps, in
- * the order of the states, and asks as it does alone; then it numbers the new words as one core
- * does, and helps with the next chunk. While it changes what the others look at they pause.
+ * other cores begin with the next chunk, of this level or of what is met of the next, while the
+ * caller's thread fills the gaps, in the order of the states, and asks as it does alone; then it
+ * numbers the new words as one core does, and helps with the next chunk. Others pause only while it
+ * changes what they look at.
  * Threads wait for work until `levels_free`.
  *
  * compiled_levels.py is the caller and says what must hold.
@@ -22,20 +23,24 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 typedef uint64_t limb;
 
-enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY, ASIDE };
+enum { DONE, ASK, BREAKS, STUCK, FULL, NO_MEMORY };
 
 #define NONE UINT32_MAX
 #define STAYS (-((int64_t)1 << 62))
-#define LATELY_BITS 12
+#define WORD_BITS 63
+#define ODD ((limb)1 << WORD_BITS)	/* no change: an event, or DONE where a step stays */
+#define LATELY_BITS 11
 #define RECENT_BITS 14
-#define AHEAD 16
+#define AHEAD 32		/* words to meet at once; memory is as far away as that */
 #define BLOCK 128		/* states that a core takes at a time, at most */
 #define SPREAD 4096		/* and states whose numbers it puts into another table */
 #define ALONE(chunks) (((uint64_t)1 << (chunks)) - 1)	/* so many, after others in a row */
+#define LARGE_PAGE ((size_t)2 << 20)
 #define SPINS 2000		/* looks at whether there is work, before a thread sleeps */
 #define PENDING ((uint32_t)1 << 31)	/* in a slot: where a word stands that has no number yet */
 
@@ -59,26 +64,27 @@ struct row {
 
 /* What a task was last seen to do at a position with some contents of the store. */
 struct lately {
-	limb at;		/* the word under the task's mask */
-	limb change;		/* old XOR new word, where it goes on */
-	int64_t does;
-	uint64_t since;		/* it holds if this is the task's */
+	limb at;		/* the word under the task's mask, or ODD bits: nothing */
+	limb change;		/* old XOR new word, 0 where it waits; or ODD */
 };
 
 struct task {
 	uint32_t shift, width, room;
 	limb mask;		/* its position, and the number */
-	uint64_t since;		/* how often what it did lately was forgotten, from 1 on */
 	struct row *rows;
 };
 
 struct levels;
 
-/* A core at work: what it looks at, and what tasks were lately seen to do. */
+/* A core at work: what it looks at, and what tasks were lately seen to do. No other writes there. */
 struct core {
 	limb *now, *after, *key;
 	struct lately *lately;	/* those of the first task, of the second, ... */
 	limb *recent;		/* words that steps lately led to: met, or listed before */
+	limb *ahead;		/* those to be met or listed, in this order */
+	uint32_t nr_ahead;
+	int is_unpacked;	/* the state at hand, into `now` */
+	int64_t code;		/* of the rule that a step breaks */
 	struct levels *all;
 	pthread_t thread;
 	int is_apart;		/* in that thread; the caller's does what else there is */
@@ -159,8 +165,6 @@ struct levels {
 	uint32_t in_a_row;	/* such chunks, 3 at most */
 	uint64_t transitions;
 	int stuck;
-	limb ahead[AHEAD];	/* states that steps lead to, to be met in this order */
-	uint32_t nr_ahead;
 };
 
 static inline limb hash(const limb *key, uint32_t width)
@@ -193,16 +197,59 @@ static inline uint32_t *slot_of(const struct pool *pool, const limb *key, uint32
 	}
 }
 
+/* Get slots for `spread` to put numbers in; many come in large pages, if the kernel has some. */
+static int has_slots(struct pool *pool, uint32_t bits)
+{
+	const size_t size = sizeof(uint32_t) << bits;
+	void *slots;
+
+	free(pool->slots);
+	pool->slots = NULL;
+	pool->bits = 0;
+	if (posix_memalign(&slots, size < LARGE_PAGE ? sizeof(limb) : LARGE_PAGE, size))
+		return 0;
+	if (size >= LARGE_PAGE)
+		madvise(slots, size, MADV_HUGEPAGE);
+	pool->slots = slots;
+	pool->bits = bits;
+	return 1;
+}
+
+/* Put the numbers from `first` up to `end` into slots; with other cores, which put others in. */
+static inline void put_in(const struct pool *pool, uint64_t first, uint64_t end, int is_shared)
+{
+	limb last = ((limb)1 << pool->bits) - 1, slot[AHEAD];
+	uint32_t width = pool->width;
+
+	while (first < end) {
+		uint32_t many = end - first < AHEAD ? end - first : AHEAD;
+
+		for (uint32_t i = 0; i < many; i++) {
+			slot[i] = hash(pool->keys + (first + i) * width, width) >> (64 - pool->bits);
+			__builtin_prefetch(pool->slots + slot[i], 1);
+		}
+		for (uint32_t i = 0; i < many; i++, first++)
+			for (limb at = slot[i];; at = (at + 1) & last) {
+				uint32_t none = NONE;
+
+				if (!is_shared && pool->slots[at] == NONE) {
+					pool->slots[at] = first;
+					break;
+				}
+				if (is_shared &&
+				    __atomic_compare_exchange_n(pool->slots + at, &none, first, 0,
+								__ATOMIC_RELAXED, __ATOMIC_RELAXED))
+					break;
+			}
+	}
+}
+
 static int spread(struct pool *pool, uint32_t bits)
 {
-	free(pool->slots);
-	pool->slots = malloc(sizeof(uint32_t) << bits);
-	pool->bits = pool->slots ? bits : 0;
-	if (!pool->slots)
+	if (!has_slots(pool, bits))
 		return 0;
 	memset(pool->slots, 0xff, sizeof(uint32_t) << bits);
-	for (uint32_t number = 0; number < pool->count; number++)
-		*slot_of(pool, pool->keys + (size_t)number * pool->width, pool->width) = number;
+	put_in(pool, 0, pool->count, 0);
 	return 1;
 }
 
@@ -234,12 +281,12 @@ static int holds(struct pool *pool, uint64_t count)
 	return 1;
 }
 
-static int has_room(struct pool *pool)
+static int has_room(struct pool *pool, uint32_t more)
 {
-	uint32_t bits = bits_for(pool, (uint64_t)pool->count + 1);
+	uint64_t count = (uint64_t)pool->count + more;
+	uint32_t bits = bits_for(pool, count);
 
-	return holds(pool, (uint64_t)pool->count + 1) &&
-	       (bits == pool->bits || spread(pool, bits));
+	return holds(pool, count) && (bits == pool->bits || spread(pool, bits));
 }
 
 /* Number a key; NONE without memory. A new one has the number that `count` had before. */
@@ -252,7 +299,7 @@ static inline uint32_t number(struct pool *pool, const limb *key, uint32_t width
 		if (*slot != NONE)
 			return *slot;
 	}
-	if (!has_room(pool))
+	if (!has_room(pool, 1))
 		return NONE;
 	slot = slot_of(pool, key, width);
 	for (uint32_t i = 0; i < width; i++)
@@ -282,6 +329,16 @@ static void hold_others(struct levels *all);
 static void let_go(struct levels *all);
 void levels_settle(struct levels *all);
 
+/* Forget what a task was lately seen to do. */
+static void forget_lately(const struct levels *all, uint32_t index)
+{
+	const size_t size = sizeof(struct lately) << LATELY_BITS;
+
+	for (struct core *core = all->core; core < all->core + all->cores; core++)
+		if (core->lately)
+			memset(core->lately + ((size_t)index << LATELY_BITS), 0xff, size);
+}
+
 /* Forget what steps do: it is asked again. */
 void levels_forget(struct levels *all)
 {
@@ -291,7 +348,7 @@ void levels_forget(struct levels *all)
 
 		for (uint32_t at = 0; at < task->room; at++)
 			forget_row(task->rows + at);
-		task->since++;
+		forget_lately(all, index);
 	}
 	all->nr_changes = 0;
 }
@@ -324,6 +381,7 @@ void levels_free(struct levels *all)
 		free(all->core[i].key);
 		free(all->core[i].lately);
 		free(all->core[i].recent);
+		free(all->core[i].ahead);
 	}
 	free(all->core);
 	for (struct chunk *chunk = all->chunks; chunk < all->chunks + 2; chunk++)
@@ -354,28 +412,25 @@ static int has_limbs(struct levels *all, uint32_t limbs)
 	return 1;
 }
 
-/* A word in all places of `recent`, so that none stands there which was not met. */
-static void forget_recent(const struct levels *all, struct core *core)
+static void forget_recent(const struct levels *all)
 {
-	for (uint32_t i = 0; all->states.count && core->recent && i < 1 << RECENT_BITS; i++)
-		core->recent[i] = all->states.keys[0];
-}
-
-static void forget_all_recent(const struct levels *all)
-{
-	for (uint32_t i = 0; i < all->cores; i++)
-		forget_recent(all, all->core + i);
+	for (struct core *core = all->core; core < all->core + all->cores; core++)
+		if (core->recent)
+			memset(core->recent, 0xff, sizeof(limb) << RECENT_BITS);
 }
 
 static int has_memory(struct levels *all, struct core *core)
 {
-	if (!core->lately)
-		core->lately = calloc((size_t)all->tasks << LATELY_BITS, sizeof(*core->lately));
-	if (!core->recent) {
-		core->recent = malloc(sizeof(limb) << RECENT_BITS);
-		forget_recent(all, core);
-	}
-	return core->lately && core->recent;
+	size_t size = (all->tasks * sizeof(*core->lately)) << LATELY_BITS;
+
+	core->lately = malloc(size);
+	core->recent = malloc(sizeof(limb) << RECENT_BITS);
+	core->ahead = malloc(sizeof(limb) * (AHEAD + all->tasks));
+	if (!core->lately || !core->recent || !core->ahead)
+		return 0;
+	memset(core->lately, 0xff, size);
+	memset(core->recent, 0xff, sizeof(limb) << RECENT_BITS);
+	return 1;
 }
 
 static void lay_out(struct levels *all, const uint32_t *widths)
@@ -411,8 +466,6 @@ struct levels *levels_new(uint32_t tasks, uint32_t limbs, const uint32_t *widths
 	}
 	for (uint32_t i = 0; i < cores; i++)
 		all->core[i].all = all;
-	for (uint32_t index = 0; index < tasks; index++)
-		all->task[index].since = 1;
 	all->states.width = 1;
 	all->stores.width = limbs - 1;
 	all->stuck = 1;
@@ -456,7 +509,7 @@ int levels_lay_out(struct levels *all, const uint32_t *widths)
 		all->states.keys[at] = moved;
 	}
 	free(old);
-	forget_all_recent(all);
+	forget_recent(all);
 	return !all->states.bits || spread(&all->states, all->states.bits) ? DONE : NO_MEMORY;
 }
 
@@ -493,7 +546,7 @@ int levels_widen(struct levels *all, uint32_t limbs)
 
 static int numbers_fit(const struct levels *all, uint32_t store)
 {
-	return !((uint64_t)store >> (64 - all->low));
+	return !((uint64_t)store >> (WORD_BITS - all->low));
 }
 
 /* Take states in that were met before, one after another. */
@@ -518,7 +571,6 @@ int levels_take(struct levels *all, const limb *state, uint64_t count)
 void levels_begin(struct levels *all, uint64_t at)
 {
 	all->seen.at = at;
-	forget_recent(all, all->core);
 }
 
 static struct row *row_of(struct levels *all, uint32_t index, limb position)
@@ -660,7 +712,7 @@ static int learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	if (!row->known || !is_masked_by(all, row, mask)) {
 		if (row->known) {
 			levels_settle(all);
-			all->task[all->seen.index].since++;
+			forget_lately(all, all->seen.index);
 		}
 		if (!set_mask(all, row, mask))
 			return NO_MEMORY;
@@ -701,120 +753,154 @@ int levels_learn(struct levels *all, const limb *mask, int64_t code, const limb 
 	return failed;
 }
 
-/* Find out where a change leads from the state that a core looks at: old XOR new word. */
-static int change_of_word(struct levels *all, struct core *core, limb word, int64_t does,
-			  int may_number, limb *changed)
+/* Have the state that a core looks at in limbs, too. */
+static inline void unpack_once(const struct levels *all, struct core *core, limb word)
+{
+	if (!core->is_unpacked)
+		unpack(all, word, core->now);
+	core->is_unpacked = 1;
+}
+
+/* Find out where a change leads from the state that a core looks at: old XOR new word, or ODD. */
+static limb change_of_word(struct levels *all, struct core *core, limb word, int64_t does,
+			   int may_number)
 {
 	const limb *change = all->changes + (size_t)(does - 1) * all->limbs;
 	uint32_t store;
 
-	*changed = change[0];
 	if (!all->stores_change[does - 1])
-		return DONE;
+		return change[0];
 	for (uint32_t i = 1; i < all->limbs; i++)
 		core->after[i] = core->now[i] ^ change[i];
-	if (!may_number) {
-		store = *slot_of(&all->stores, core->after + 1, all->limbs - 1);
-		if (store == NONE)
-			return ASK;
-	} else {
+	store = *slot_of(&all->stores, core->after + 1, all->limbs - 1);
+	if (store == NONE) {
+		if (!may_number)
+			return ODD | ASK;
+		hold_others(all);
 		store = number(&all->stores, core->after + 1, all->limbs - 1);
+		let_go(all);
 		if (store == NONE)
-			return NO_MEMORY;
-		if (!numbers_fit(all, store))
-			return FULL;
+			return ODD | NO_MEMORY;
 	}
-	*changed |= (word >> all->low ^ store) << all->low;
-	return DONE;
+	if (!numbers_fit(all, store))
+		return ODD | (may_number ? FULL : ASK);
+	return change[0] | (word >> all->low ^ store) << all->low;
 }
 
-/* Look up what a task does in the state that a core looks at. */
-static int find_out(struct levels *all, struct core *core, limb word, uint32_t index,
-		    int may_number, struct lately *found)
+/* Look up what a task does in the state that a core looks at, and remember that if it may be. */
+static limb find_out(struct levels *all, struct core *core, limb word, uint32_t index,
+		     int may_number, struct lately *lately)
 {
 	const struct task *task = all->task + index;
-	limb position = word >> task->shift & (((limb)1 << task->width) - 1);
+	limb position = word >> task->shift & (((limb)1 << task->width) - 1), change = 0;
 	const struct row *row = task->rows + position;
 	uint32_t number;
-	int failed = DONE;
 
-	if (position >= task->room)
-		return ASK;
-	found->change = 0;
-	if (row->ended) {
-		found->does = 0;
-		return DONE;
+	if (position >= task->room || !row->known)
+		return ODD | ASK;
+	if (!row->ended) {
+		unpack_once(all, core, word);
+		make_key(core, row);
+		number = row->memo.bits ? *slot_of(&row->memo, core->key, row->memo.width) : NONE;
+		if (number == NONE)
+			return ODD | ASK;
+		core->code = row->does[number];
+		if (core->code > 0)
+			change = change_of_word(all, core, word, core->code, may_number);
+		else if (core->code)
+			change = ODD | (core->code == STAYS ? DONE : BREAKS);
+		if (change > ODD)
+			return change;
+		if (row->memo.width && !row->which[0])
+			return change;	/* it goes by where others stand */
 	}
-	if (!row->known)
-		return ASK;
-	make_key(core, row);
-	number = row->memo.bits ? *slot_of(&row->memo, core->key, row->memo.width) : NONE;
-	if (number == NONE)
-		return ASK;
-	found->does = row->does[number];
-	if (found->does > 0)
-		failed = change_of_word(all, core, word, found->does, may_number, &found->change);
-	if (!failed && row->memo.width && !row->which[0])
-		return ASIDE;	/* it goes by where others stand */
-	return failed;
+	*lately = (struct lately){ word & task->mask, change };
+	return change;
 }
 
 /* What a task does in a state: as seen lately, or as remembered. */
-static inline int look_up(struct levels *all, struct core *core, limb word, uint32_t index,
-			  int may_number, int *is_unpacked, struct lately *found)
+static inline limb look_up(struct levels *all, struct core *core, limb word, uint32_t index,
+			   int may_number)
 {
-	const struct task *task = all->task + index;
-	limb at = word & task->mask;
+	limb at = word & all->task[index].mask;
 	struct lately *lately = core->lately + ((size_t)index << LATELY_BITS);
-	int failed;
 
-	lately += hash(&at, 1) >> (64 - LATELY_BITS);
-	*found = *lately;
-	if (found->at == at && found->since == task->since)
-		return DONE;
-	if (!*is_unpacked)
-		unpack(all, word, core->now);
-	*is_unpacked = 1;
-	failed = find_out(all, core, word, index, may_number, found);
-	if (failed && failed != ASIDE)
-		return failed;
-	found->at = at;
-	found->since = task->since;
-	if (!failed)
-		*lately = *found;
-	return DONE;
+	lately += at * 0x9E3779B97F4A7C15 >> (64 - LATELY_BITS);
+	if (lately->at == at)
+		return lately->change;
+	return find_out(all, core, word, index, may_number, lately);
+}
+
+/* Keep those words from `first` on that steps have not led to lately; fetch their slots. */
+static inline void keep_fresh(const struct levels *all, struct core *core, uint32_t first)
+{
+	for (uint32_t i = first; i < core->nr_ahead; i++) {
+		limb word = core->ahead[i], mixed = hash(&word, 1);
+		limb *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
+
+		__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
+		core->ahead[first] = word;
+		first += *recent != word;
+		*recent = word;
+	}
+	core->nr_ahead = first;
+}
+
+/*
+ * Put what the tasks from `*index` on lead to behind `ahead`; `*can` of them can go on. Returns an
+ * event of the task `*index`, or DONE.
+ */
+static inline int expand(struct levels *all, struct core *core, limb word, uint32_t *index,
+			 uint32_t *can, int may_number)
+{
+	uint32_t last = core->nr_ahead;
+	limb change = 0;
+
+	core->is_unpacked = 0;
+	for (*can = 0; *index < all->tasks; ++*index) {
+		change = look_up(all, core, word, *index, may_number);
+		if (change > ODD)
+			break;
+		*can += change != 0;
+		core->ahead[last] = word ^ change;
+		last += change - 1 < ODD - 1;
+	}
+	core->nr_ahead = last;
+	return change > ODD ? (int)(change & ~ODD) : DONE;
+}
+
+/* Have the keys come from memory that stand in the slots of the words ahead. */
+static inline void fetch_keys(const struct levels *all, const struct core *core)
+{
+	const struct pool *states = &all->states;
+
+	for (uint32_t i = 0; i < core->nr_ahead; i++) {
+		limb slot = hash(core->ahead + i, 1) >> (64 - states->bits);
+		uint32_t number = __atomic_load_n(states->slots + slot, __ATOMIC_RELAXED);
+
+		__builtin_prefetch(states->keys + (number & PENDING ? 0 : number));
+	}
 }
 
 /* Meet the states that steps have led to. By now their slots have come from memory. */
 static int meet(struct levels *all)
 {
-	uint32_t many = all->nr_ahead;
+	struct core *core = all->core;
+	struct pool *states = &all->states;
 
-	all->nr_ahead = 0;
-	for (uint32_t i = 0; i < many; i++)
-		if (number(&all->states, all->ahead + i, 1) == NONE)
-			return NO_MEMORY;
+	if (!has_room(states, core->nr_ahead))
+		return NO_MEMORY;
+	fetch_keys(all, core);
+	for (uint32_t i = 0; i < core->nr_ahead; i++) {
+		uint32_t *slot = slot_of(states, core->ahead + i, 1);
+
+		if (*slot != NONE)
+			continue;
+		states->keys[states->count] = core->ahead[i];
+		*slot = states->count++;
+	}
+	core->nr_ahead = 0;
 	return DONE;
-}
-
-/* Have the slot of a word come from memory; tell whether it was led to lately. */
-static inline int is_recent(const struct levels *all, const struct core *core, limb word)
-{
-	limb mixed = hash(&word, 1), *recent = core->recent + (mixed & ((1 << RECENT_BITS) - 1));
-
-	if (*recent == word)
-		return 1;
-	*recent = word;
-	__builtin_prefetch(all->states.slots + (mixed >> (64 - all->states.bits)));
-	return 0;
-}
-
-static int meet_later(struct levels *all, limb word)
-{
-	if (is_recent(all, all->core, word))
-		return DONE;
-	all->ahead[all->nr_ahead++] = word;
-	return all->nr_ahead == AHEAD ? meet(all) : DONE;
 }
 
 static struct chunk *chunk_of(struct levels *all, uint32_t place)
@@ -863,50 +949,57 @@ static uint32_t list(struct levels *all, struct chunk *chunk, limb word, uint32_
 	}
 }
 
+/* List what steps have led to; return where the next word goes. */
+static uint32_t list_all(struct levels *all, struct core *core, struct chunk *chunk, uint32_t at)
+{
+	fetch_keys(all, core);
+	for (uint32_t i = 0; i < core->nr_ahead; i++)
+		at = list(all, chunk, core->ahead[i], at);
+	core->nr_ahead = 0;
+	return at;
+}
+
+/*
+ * Go on up to `until`; all words that steps led to are met or listed then. In a gap of a chunk all
+ * are listed, since those led to lately may be of later states.
+ */
 static int go(struct levels *all, uint64_t until)
 {
 	struct core *core = all->core;
+	struct chunk *chunk = all->chunk;
+	int event = DONE;
 
-	while (all->seen.at < until) {
+	while (all->seen.at < until && !event) {
 		limb word = all->states.keys[all->seen.at];
-		int is_unpacked = 0;
+		uint32_t index = all->seen.index, first = core->nr_ahead, can;
 
-		for (; all->seen.index < all->tasks; all->seen.index++) {
-			struct lately found;
-			int failed = look_up(all, core, word, all->seen.index, 1, &is_unpacked, &found);
-
-			if (failed)
-				return failed;
-			if (!found.does)
-				continue;
-			if (found.does > 0) {
-				if (all->chunk)
-					all->chunk->put = list(all, all->chunk, word ^ found.change,
-							       all->chunk->put);
-				else if (meet_later(all, word ^ found.change))
-					return NO_MEMORY;
-			}
-			all->stuck = 0;
-			all->transitions++;
-			if (found.does < 0 && found.does != STAYS) {
-				if (!is_unpacked)
-					unpack(all, word, core->now);
-				all->seen.code = found.does;
-				all->seen.index++;
-				return BREAKS;
-			}
+		event = expand(all, core, word, &index, &can, 1);
+		if (event == BREAKS) {
+			all->seen.code = core->code;
+			index++;
+			can++;
 		}
-		all->seen.at++;
-		all->seen.index = 0;
-		all->seen.before = all->transitions;
-		if (all->stuck) {
-			if (!is_unpacked)
-				unpack(all, word, core->now);
-			return STUCK;
+		all->transitions += can;
+		all->stuck &= !can;
+		if (chunk) {
+			chunk->put = list_all(all, core, chunk, chunk->put);
+		} else {
+			keep_fresh(all, core, first);
+			if (core->nr_ahead >= AHEAD && meet(all))
+				return NO_MEMORY;
 		}
-		all->stuck = 1;
+		if (!event) {
+			all->seen.at++;
+			index = 0;
+			all->seen.before = all->transitions;
+			event = all->stuck ? STUCK : DONE;
+			all->stuck = 1;
+		}
+		all->seen.index = index;
+		if (event)
+			unpack_once(all, core, word);
 	}
-	return DONE;
+	return core->nr_ahead && meet(all) ? NO_MEMORY : event;
 }
 
 static inline void wait_a_moment(void)
@@ -1107,29 +1200,12 @@ static void clear_slots(struct core *core)
 
 static void put_into_slots(struct core *core)
 {
-	struct levels *all = core->all;
-	const struct pool *states = &all->states;
-	limb last = ((limb)1 << states->bits) - 1, slot[AHEAD];
-	uint64_t number;
+	const struct pool *states = &core->all->states;
+	uint64_t first;
 
-	while ((number = (uint64_t)take(all) * SPREAD) < states->count) {
-		uint64_t end = number + SPREAD < states->count ? number + SPREAD : states->count;
-
-		while (number < end) {
-			uint32_t many = end - number < AHEAD ? end - number : AHEAD;
-
-			for (uint32_t i = 0; i < many; i++) {
-				slot[i] = hash(states->keys + number + i, 1) >> (64 - states->bits);
-				__builtin_prefetch(states->slots + slot[i], 1);
-			}
-			for (uint32_t i = 0; i < many; i++, number++)
-				for (uint32_t none = NONE;
-				     !__atomic_compare_exchange_n(states->slots + slot[i], &none, number, 0,
-								  __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-				     none = NONE)
-					slot[i] = (slot[i] + 1) & last;
-		}
-	}
+	while ((first = (uint64_t)take(core->all) * SPREAD) < states->count)
+		put_in(states, first,
+		       first + SPREAD < states->count ? first + SPREAD : states->count, 1);
 }
 
 /* As `spread`, by all cores, with the words of the chunk at hand. */
@@ -1138,10 +1214,7 @@ static int spread_states(struct levels *all, uint32_t bits)
 	struct pool *states = &all->states;
 	struct chunk *chunk = all->chunk;
 
-	free(states->slots);
-	states->slots = malloc(sizeof(uint32_t) << bits);
-	states->bits = states->slots ? bits : 0;
-	if (!states->slots)
+	if (!has_slots(states, bits))
 		return 0;
 	each(all, clear_slots);
 	each(all, put_into_slots);
@@ -1165,10 +1238,8 @@ static void explore_block(struct core *core, struct chunk *chunk, uint32_t numbe
 {
 	struct levels *all = core->all;
 	struct block *block = chunk->block + number;
-	uint32_t state = number * chunk->of_block, end = state + chunk->of_block, nr_ahead = 0;
+	uint32_t state = number * chunk->of_block, end = state + chunk->of_block;
 	uint32_t at = state * all->tasks;
-	uint64_t transitions = 0;
-	limb ahead[AHEAD];
 
 	if (end > chunk->states)
 		end = chunk->states;
@@ -1176,50 +1247,26 @@ static void explore_block(struct core *core, struct chunk *chunk, uint32_t numbe
 	block->first_gap = state;
 	for (; state < end; state++) {
 		limb word = all->states.keys[chunk->first + state];
-		int is_unpacked = 0, is_gap = 0, stuck = 1;
-		uint32_t index, own = 0;
+		uint32_t index = 0, first = core->nr_ahead, can;
+		int event;
 
 		give_way(core);
-		for (index = 0; index < all->tasks; index++) {
-			struct lately found;
-			limb after;
-
-			is_gap = look_up(all, core, word, index, 0, &is_unpacked, &found) ||
-				 (found.does < 0 && found.does != STAYS);
-			if (is_gap)
-				break;
-			if (!found.does)
-				continue;
-			stuck = 0;
-			own++;
-			if (found.does < 0)
-				continue;
-			after = word ^ found.change;
-			if (is_recent(all, core, after))
-				continue;
-			ahead[nr_ahead++] = after;
-			if (nr_ahead == AHEAD)
-				for (; nr_ahead; nr_ahead--)
-					at = list(all, chunk, ahead[AHEAD - nr_ahead], at);
+		event = expand(all, core, word, &index, &can, 0);
+		keep_fresh(all, core, first);
+		if (core->nr_ahead >= AHEAD || event || !can)
+			at = list_all(all, core, chunk, at);
+		if (!event && can) {
+			block->transitions += can;
+			continue;
 		}
-		if (is_gap || stuck) {
-			for (uint32_t i = 0; i < nr_ahead; i++)
-				at = list(all, chunk, ahead[i], at);
-			nr_ahead = 0;
-			chunk->gap[block->first_gap + block->gaps++] = (struct gap){
-				.state = state, .index = index, .at = at, .own = own,
-				.before = transitions, .stuck = stuck,
-			};
-			for (; index < all->tasks; index++, at++)
-				chunk->kind[at] = GONE;
-		} else {
-			transitions += own;
-		}
+		chunk->gap[block->first_gap + block->gaps++] = (struct gap){
+			.state = state, .index = index, .at = at, .own = can,
+			.before = block->transitions, .stuck = !can,
+		};
+		for (; index < all->tasks; index++, at++)
+			chunk->kind[at] = GONE;
 	}
-	for (uint32_t i = 0; i < nr_ahead; i++)
-		at = list(all, chunk, ahead[i], at);
-	block->count = at - block->first;
-	block->transitions = transitions;
+	block->count = list_all(all, core, chunk, at) - block->first;
 }
 
 static void explore_blocks(struct core *core)
@@ -1364,7 +1411,7 @@ void levels_settle(struct levels *all)
 	if (all->next)
 		forget_words(all, all->next, 0);
 	all->chunk = all->next = NULL;
-	forget_all_recent(all);
+	forget_recent(all);
 }
 
 /* Go on with the states that need one thread. */
@@ -1425,7 +1472,7 @@ static int open_chunk(struct levels *all, uint64_t first, uint64_t until)
 	uint32_t bits = bits_for(&all->states, most);
 
 	begin_threads(all);
-	if (meet(all) || !has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
+	if (!has_chunk(chunk, states, all->tasks) || !holds(&all->states, most) ||
 	    (bits != all->states.bits && !spread_states(all, bits)))
 		return NO_MEMORY;
 	chunk->base = before ? before->base + before->size : 0;
@@ -1483,7 +1530,11 @@ static int finish_exploring(struct levels *all, uint64_t until, uint64_t next)
 		return DONE;
 	}
 	all->in_a_row = 0;
-	next = end_of_chunk(all, end, end < until ? until : next);
+	if (end < until)
+		next = until;
+	else if (next > all->states.count)
+		next = all->states.count;
+	next = end_of_chunk(all, end, next);
 	return is_for_all_cores(all, end, next) ? open_chunk(all, end, next) : DONE;
 }
 
@@ -1496,9 +1547,7 @@ static int go_some(struct levels *all, uint64_t until, uint64_t next)
 			event = finish_exploring(all, until, next);
 		if (event)
 			return event;
-		hold_others(all);
 		event = fill_gaps(all);
-		let_go(all);
 		if (!event)
 			close_chunk(all);
 		return event;
@@ -1522,7 +1571,8 @@ int levels_ahead(struct levels *all, uint64_t until)
 /*
  * Explore the states from where it stopped up to `until`. DONE: all; ASK: what the task `index`
  * does in the state at hand; BREAKS: it breaks the rule `code`; STUCK: nobody can go on there.
- * From `until` up to `next` is what the next call will be for; that may be begun with.
+ * From `until` up to `next` is what the next call will be for, as far as there are such states by
+ * then; those that have been met may be begun with.
  */
 int levels_go(struct levels *all, uint64_t until, uint64_t next)
 {
@@ -1531,8 +1581,6 @@ int levels_go(struct levels *all, uint64_t until, uint64_t next)
 	do
 		event = go_some(all, until, next);
 	while (!event && all->seen.at < until);
-	if (meet(all))
-		event = NO_MEMORY;
 	all->seen.met = all->states.count;
 	all->seen.stores = all->stores.count;
 	return event;

@@ -45,7 +45,8 @@ COMPILE_AFTER: Final = 300_000
 """And before it compiles it, if no frontier was wide."""
 
 LIMB: Final = 64
-WORD_BITS: Final = 64
+WORD_BITS: Final = 63
+"""The highest bit of a limb tells C what is no word."""
 SPARE: Final = 128
 """Bits that contents of the store may grow by before there is another limb."""
 NUMBER_BITS: Final = 24
@@ -206,7 +207,9 @@ class CompiledLevels:
             if self.is_audit_due:
                 _succeeded(self.library.levels_ahead(self.handle, until))
                 self._audit()
-            self._explore(until, min(until + SLICE, self.end))
+            # After this level's states come those of the next that are met by then.
+            is_last = until == self.end
+            self._explore(until, until + SLICE if is_last else min(until + SLICE, self.end))
             is_more = self.met - self.end >= SLICE
             self.is_audit_due = is_more and self.table.auditor.is_due(self.met)
         self.end = self.met
@@ -329,6 +332,8 @@ class CompiledLevels:
         word = shift = 0
         left = state & self.table.packed.low_mask
         for width in self.widths:
+            if not left:
+                break
             position = left & (1 << POSITION_BITS) - 1
             if position >> width:
                 raise Outgrown
@@ -351,12 +356,14 @@ class CompiledLevels:
 
     def _state_of(self, limbs: bytes) -> int:
         """Return the state that C wrote down."""
-        bits = int.from_bytes(limbs, "little")
-        state = bits >> LIMB << self.table.packed.layout.reserved
-        for index, width in enumerate(self.widths):
-            state |= (bits & (1 << width) - 1) << POSITION_BITS * index
-            bits >>= width
-        return state
+        word = int.from_bytes(limbs[: LIMB // 8], "little")
+        positions = shift = 0
+        for width in self.widths:
+            positions |= (word & (1 << width) - 1) << shift
+            word >>= width
+            shift += POSITION_BITS
+        store = int.from_bytes(limbs[LIMB // 8 :], "little")
+        return positions | store << self.table.packed.layout.reserved
 
     def _take(self, states: Iterable[int]) -> None:
         limbs = [self._limbs(state, self._positions(state)) for state in states]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from zaplock.engines.checking.audit import Audit, no_forgotten_await
-from zaplock.engines.checking.children import resident_bytes
+from zaplock.engines.checking.children import most_resident_bytes, resident_bytes
 from zaplock.engines.checking.configuration import Configuration
 from zaplock.engines.checking.reductions import Merged, until_sound
 from zaplock.engines.checking.transitions import STAYS, TransitionTable
@@ -376,22 +376,27 @@ class Search:
             return f"{self.limits.states} states"
         if seconds > self.limits.seconds:
             return f"{self.limits.seconds:g} s"
-        if self.memory_ahead() > self.memory:
+        # What it occupies now is asked only where the most so far would be too much.
+        most = most_resident_bytes() + self.bytes_to_come()
+        if most > self.memory and self.memory_ahead() > self.memory:
             return f"{self.limits.memory >> 20} MiB"
         return ""
 
     def memory_ahead(self) -> int:
-        """Return what this process will occupy after the next slice, in bytes.
+        """Return what this process will occupy after the next slice, in bytes."""
+        return resident_bytes() + self.bytes_to_come()
+
+    def bytes_to_come(self) -> int:
+        """Return what the next slice may add to what this process occupies.
 
         A set that outgrows its table is copied into one of at least twice the size: no small step.
         """
-        occupied = resident_bytes()
         if self.wide is not None:
-            return occupied + self.wide.bytes_to_come()
+            return self.wide.bytes_to_come()
         table = sys.getsizeof(self.visited)
         slots = table // SLOT
         is_near = (len(self.visited) + 4 * SLICE) * 5 > slots * 3
-        return occupied + (2 * table if is_near and slots > SLICE else 0)
+        return 2 * table if is_near and slots > SLICE else 0
 
     def verdict(self, states: int | None = None) -> Verdict:
         """Sum up; `states` where others have visited some, too."""
