@@ -171,8 +171,8 @@ class TimedEngine:
 
     def _run(self) -> None:
         # One function on purpose: a call for each step would cost more than the step. What is used
-        # at every step is a local variable, since an attribute costs as much as the work itself; what
-        # is rare is a method, since CPython 3.11 compares slowly before a jump over more than 255 units.
+        # at every step is a local variable, since an attribute costs as much as the work itself.
+        # What is rare is a method: CPython 3.11 compares slowly before a jump of more than 255 units.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
         heap, slots, ns = clock.heap, clock.slots, SLOTS
         woken, fresh = machine.woken, self.recorder.fresh
@@ -401,7 +401,7 @@ class TimedEngine:
         lock.drop_reader(thread)
 
     def _try(self, thread: Thread, lock: TimedLock, write: bool) -> tuple[int, int]:
-        """Take a lock if nobody holds it in the way and nobody queues; return 1 or 0, and the price."""
+        """Take a lock if nobody holds it in the way or queues; return 1 or 0, and the price."""
         mode, price_ns = WRITE if write else 0, self.sched.lock_ns + self._way(thread, lock)
         self._record(thread, lock, ASKED | mode)
         if lock.queue or not lock.is_free_for(write):
