@@ -172,7 +172,7 @@ class TimedEngine:
     def _run(self) -> None:
         # One function on purpose: a call for each step would cost more than the step. What is used
         # at every step is a local variable, since an attribute costs as much as the work itself.
-        # What is rare is a method: CPython 3.11 compares slowly before a jump of more than 255 units.
+        # What is rare is a method: CPython 3.11 compares slowly before a jump over 255 units.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
         heap, slots, ns = clock.heap, clock.slots, SLOTS
         woken, fresh = machine.woken, self.recorder.fresh
