@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from msgspec import structs
 
@@ -17,6 +18,7 @@ from zaplock.lab.call_log import FunctionCall
 from zaplock.lab.compare import Comparison, compare
 from zaplock.lab.experiment import SimulatedExperiment, checked
 from zaplock.lab.teardown import run
+from zaplock.protocols.design import Cx
 from zaplock.trace.teardown_outcome import Stalls, TeardownOutcome
 from zaplock.views import function_graph, outcomes
 
@@ -121,6 +123,29 @@ def test_the_same_experiment_gives_the_same_run() -> None:
     assert first.outcome == second.outcome
     for name in first.events.columns:
         assert (first.events[name] == second.events[name]).all()
+
+
+def test_a_design_that_decides_alike_has_the_run_of_the_one_before(at_80g: Comparison) -> None:
+    made = {id(one.events): one.design.name for one in reversed(at_80g.runs)}
+    assert len(made) < len(at_80g.runs), "the RFC as posted and as meant differ for hugetlb only"
+    for one in at_80g.runs:
+        if made[id(one.events)] != one.design.name:
+            alone = run(one.design, one.experiment, RFC)
+            assert one.outcome == alone.outcome, one.design.name
+            for name, column in alone.events.columns.items():
+                assert np.array_equal(one.events[name], column), (one.design.name, name)
+
+
+def test_a_design_of_ones_own_is_run_itself_since_it_may_ask_for_more_than_rules() -> None:
+    run_as: list[str] = []
+
+    async def munmap(cx: Cx, start: int, length: int) -> int:
+        run_as.append(cx.design.name)
+        return await SHIPPED["linux-6.18"].munmap(cx, start, length)
+
+    mine = [replace(SHIPPED["linux-6.18"], name=name, munmap=munmap) for name in ("one", "other")]
+    found = compare(mine, SimulatedExperiment(GIB), RFC, blocks=[("fault",)])
+    assert run_as == ["one", "other"] == [row.design for row in found.rows]
 
 
 def test_on_one_cpu_everybody_waits_for_the_munmap_to_be_preempted() -> None:

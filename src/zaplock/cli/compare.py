@@ -263,14 +263,16 @@ def _hung_tasks(comparison: Comparison) -> list[str]:
 
 def _logged(run: Teardown, timeout_ns: int) -> list[str]:
     """Write what a kernel logs in one run, and zaplock's own sentence of who stands between."""
+    if not run.long_waits:
+        return []
     from zaplock.lab.blocker import blocker
     from zaplock.lab.hung_task import in_between, message
     from zaplock.trace.analysis import analyse
 
     kernel, texts = run.design.kernel, []
-    seen = analyse(run.events, kernel) if run.long_waits else None
+    seen = analyse(run.events, kernel)
     for wait in run.long_waits:
-        found = blocker(seen, wait.tid, wait.asked_ns + timeout_ns) if seen else None
+        found = blocker(seen, wait.tid, wait.asked_ns + timeout_ns)
         text = message(wait, timeout_ns, kernel, blocker=found)
         own = in_between(wait, found) if found else ""
         texts.append(f"{text}\n{own}" if own else text)

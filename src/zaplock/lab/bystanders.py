@@ -27,6 +27,7 @@ was being woken or had no CPU. The engine knows that exactly, no idle phase is n
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,9 +103,9 @@ class SimulatedSamples:
     stall_ns: list[int] = field(default_factory=list)
 
     def during(self, begin_ns: int, end_ns: int) -> list[int]:
-        """List the stalls of the operations that overlap an interval."""
-        rows = zip(self.begin_ns, self.end_ns, self.stall_ns)
-        return [stall for begin, end, stall in rows if end > begin_ns and begin < end_ns]
+        """List the stalls of the operations that overlap an interval; one comes after the other."""
+        first, last = bisect_right(self.end_ns, begin_ns), bisect_left(self.begin_ns, end_ns)
+        return self.stall_ns[first:last]
 
 
 @step

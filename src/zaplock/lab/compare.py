@@ -8,12 +8,14 @@ changes the address space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from zaplock.designs.rules_read import agrees, observe, values_read
 from zaplock.extras import needed
 from zaplock.lab.experiment import SimulatedExperiment, beside, checked
+from zaplock.lab.leaps import is_ours
 from zaplock.lab.profiles import Profile
 from zaplock.lab.teardown import Teardown, run
 from zaplock.protocols.design import Design
@@ -113,14 +115,24 @@ def compare(
 ) -> Comparison:
     """Run an experiment under each design beside each block of bystanders.
 
-    `progress` is told the design that is run next. Raises UserError where the experiment can't be.
+    A run is a function of the rules that it asked for, so a design that has the same ones as
+    another has the other's run, under its own name; not so one with protocols of somebody's own,
+    which may ask for more than rules. `progress` is told the design that is run next. Raises
+    UserError where the experiment can't be.
     """
     plans = [checked(beside(experiment, block)) for block in blocks]
-    runs = []
+    runs: list[Teardown] = []
     for plan in plans:
+        found: list[tuple[Mapping[str, Any], Teardown]] = []
         for design in designs:
             progress(design.name)
-            runs.append(run(design, plan, profile, log_calls=log_calls))
+            alike = next((one for rules, one in found if agrees(design, rules)), None)
+            if alike is not None and is_ours(design):
+                runs.append(alike.named(design))
+                continue
+            observed = observe(design)
+            runs.append(run(observed, plan, profile, log_calls=log_calls))
+            found.append((values_read(observed), runs[-1]))
     return Comparison(
         experiment, profile, tuple(plan.bystanders for plan in plans), tuple(runs),
         brk1=_brk1(designs, experiment, profile),

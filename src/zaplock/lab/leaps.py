@@ -70,13 +70,15 @@ def can_leap(design: Design, bystanders: tuple[str, ...]) -> bool:
     """
     if not all(name in ALIKE for name in bystanders) or {"fault", "fork"} <= set(bystanders):
         return False
+    return is_ours(design)
+
+
+def is_ours(design: Design) -> bool:
+    """Say whether all protocols of a design are zaplock's."""
     rules = [getattr(design, rule.name) for rule in fields(design)]
-    return all(_is_ours(rule) for rule in rules if callable(rule))
-
-
-def _is_ours(protocol: Callable[..., object]) -> bool:
-    # Its globals, since a wrapper may bear the module of what it wraps.
-    return str(getattr(protocol, "__globals__", {}).get("__name__")).startswith("zaplock.")
+    # By its globals, since a wrapper may bear the module of what it wraps.
+    named = [getattr(rule, "__globals__", {}).get("__name__") for rule in rules if callable(rule)]
+    return all(str(name).startswith("zaplock.") for name in named)
 
 
 class _Mark(NamedTuple):
@@ -212,8 +214,10 @@ class Leaps:
         for one in active:
             samples = self._samples[one]
             for times_ns in (samples.begin_ns, samples.end_ns):
-                last = times_ns[-2:]
-                times_ns += [at + nth * window_ns for nth in range(1, times + 1) for at in last]
+                told = [0] * (2 * times)
+                for k, at in enumerate(times_ns[-2:]):
+                    told[k::2] = range(at + window_ns, at + times * window_ns + 1, window_ns)
+                times_ns += told
             samples.stall_ns += samples.stall_ns[-2:] * times
             if one != tid:
                 thread = engine.threads[one]

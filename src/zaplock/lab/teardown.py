@@ -8,6 +8,7 @@ from random import Random
 
 import numpy as np
 
+from zaplock.designs.rules_read import observed_design, observed_rwsem
 from zaplock.engines.timed.cpus import Sched
 from zaplock.engines.timed.engine import TimedEngine
 from zaplock.engines.timed.hung_tasks import LongWait
@@ -54,6 +55,10 @@ class Teardown:
     end_ns: int
     calls: CallLog | None = None
 
+    def named(self, design: Design) -> Teardown:
+        """Return the same run as one under another design."""
+        return replace(self, design=design, outcome=replace(self.outcome, design=design.name))
+
 
 def run(
     design: Design,
@@ -64,6 +69,8 @@ def run(
     leaps: bool = True,
 ) -> Teardown:
     """Run a checked experiment under a design with a profile's costs; the same each time.
+
+    The design may be a stand-in that remembers which rules were read (`designs.rules_read`).
 
     Without `leaps` every round of every bystander is run, also where it is like the one before:
     the same events at the same times, which the tests witness.
@@ -76,7 +83,7 @@ def run(
     machine.costs = profile.costs
     engine = TimedEngine(
         machine,
-        policy=design.rwsem,
+        policy=observed_rwsem(design),
         sched=sched_of(profile, experiment.cpus),
         hung_task_timeout_ns=experiment.hung_task_timeout_ns,
         cpu_max=experiment.cpu_max,
@@ -92,7 +99,8 @@ def run(
     if held is not None:
         started = filtered(started, held)
     engine.spawn(subject, started, at_ns=2 * period_ns, limited=True)
-    may_leap = leaps and experiment.cpu_max is None and can_leap(design, experiment.bystanders)
+    plain = observed_design(design)
+    may_leap = leaps and experiment.cpu_max is None and can_leap(plain, experiment.bystanders)
     leap = Leaps(engine) if may_leap else None
     samples = _spawn_bystanders(engine, design, experiment, period_ns, look, leap)
     spawn_ticks(engine, design, MM, SUBJECT + len(samples) + 1)
@@ -104,7 +112,7 @@ def run(
     if held is not None:
         outcome = replace(outcome, exclusive_hold_ns=held.exclusive_ns, shared_hold_ns=0)
     return Teardown(
-        design,
+        plain,
         experiment,
         subject,
         outcome,

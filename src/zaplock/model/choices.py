@@ -18,17 +18,22 @@ def require_choices(record: Any) -> None:
     kind: Any = type(record)
     for name, choices in _choices(kind):
         value = getattr(record, name)
-        if not any(type(value) is type(one) and value == one for one in choices):
-            meant = or_meant(value, choices) if isinstance(value, str) else ""
-            said = ", ".join(map(repr, choices))
+        if (type(value), value) not in choices:
+            known = [one for _, one in choices]
+            meant = or_meant(value, known) if isinstance(value, str) else ""
+            said = ", ".join(map(repr, known))
             raise UserError(
                 f"{type(record).__name__}: {name} is {value!r}{meant}; it has to be one of {said}"
             )
 
 
 @cache
-def _choices(kind: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+def _choices(kind: Any) -> tuple[tuple[str, tuple[tuple[type, Any], ...]], ...]:
+    """List the fields that hold one of some choices, each with its type: True is not 1."""
     hints = get_type_hints(kind)
     listed = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     flags = {name: (False, True) for name, hint in hints.items() if hint is bool}
-    return tuple({**listed, **flags}.items())
+    return tuple(
+        (name, tuple((type(one), one) for one in choices))
+        for name, choices in {**listed, **flags}.items()
+    )

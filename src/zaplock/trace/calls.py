@@ -115,7 +115,10 @@ def _with_advice(table: Calls, known: Array) -> Calls:
     """Give every kind of advice that occurs an operation of its own."""
     operations, op = list(table.operations), table.op.copy()
     for call in ADVISING:
-        advised_rows = known & np.isin(table.op, _places(table.operations, call))
+        places = _places(table.operations, call)
+        if not places:
+            continue
+        advised_rows = known & np.isin(table.op, places)
         rows = np.flatnonzero(advised_rows & (table.detail != NOT_SEEN))
         advice = np.where(np.isin(table.detail[rows], [*ADVICE, POPULATES]), table.detail[rows], -1)
         for number in np.unique(advice).tolist():

@@ -72,7 +72,7 @@ def _gap_ranges(events: Events) -> list[tuple[int, int]]:
     ends = lost[named]
     ranges = [(min(start, end - 1), end) for start, end in zip(starts.tolist(), ends.tolist())]
     lost = lost[~named]
-    for cpu in np.unique(cpus[lost]):
+    for cpu in sorted(set(cpus[lost].tolist())):
         on_cpu = np.flatnonzero(cpus == cpu)
         for end in lost[cpus[lost] == cpu]:
             before = int(np.searchsorted(on_cpu, end)) - 1

@@ -36,7 +36,7 @@ from zaplock.trace.intervals import (
     hold_unseen,
     lock_lanes,
 )
-from zaplock.trace.lanes import Lanes
+from zaplock.trace.lanes import Lanes, dense
 
 HOLD = np.dtype(
     [
@@ -137,8 +137,8 @@ def holds(
     # By event, not by time: a hold that begins in the nanosecond in which another ends is later.
     opening = np.where(open_start, cut.first[edges.segment], edges.index)[chosen]
     before = np.flatnonzero(turned[chosen])
-    columns = {name: np.append(column, column[before]) for name, column in columns.items()}
     if len(before):
+        columns = {name: np.append(column, column[before]) for name, column in columns.items()}
         segment = edges.segment[chosen][before]
         opening = np.append(opening * 2, cut.first[segment] * 2 - 1)  # before the first of them
         columns["hold_ns"][-len(before) :] = columns["start_ns"][before] - cut.begin_ns[segment]
@@ -165,7 +165,7 @@ def _edges(events: Events, rows: Lanes) -> tuple[Lanes, Array]:
 def _clipped(columns: Mapping[str, Array]) -> Array:
     """End each hold where one begins that excludes it (kernels before 5.16, and torn clocks)."""
     mm, start_ns, hold_ns = columns["mm"], columns["start_ns"], columns["hold_ns"].copy()
-    order = np.argsort(np.searchsorted(np.unique(mm), mm).astype(np.int32), kind="stable")
+    order = np.argsort(dense(mm)[0], kind="stable")
     by_mm, start, exclusive = mm[order], start_ns[order], columns["exclusive"][order]
     never = np.iinfo(np.int64).max
     position = np.arange(len(order))

@@ -54,6 +54,8 @@ class Lanes:
 
 def dense(values: Array) -> tuple[Array, int]:
     """Number the distinct values 0, 1, ... in rising order; return the numbers and how many."""
+    if not len(values) or bool((values == values[0]).all()):  # as of one process, or one thread
+        return np.zeros(len(values), np.uint8), min(len(values), 1)
     distinct = np.unique(values)
     codes = np.searchsorted(distinct, values)
     return codes.astype(np.min_scalar_type(max(len(distinct) - 1, 0))), len(distinct)

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-import numpy as np
-
 
 @dataclass(frozen=True, slots=True)
 class Stalls:
@@ -24,11 +22,12 @@ class Stalls:
 
     @classmethod
     def of(cls, stall_ns: Sequence[int]) -> Stalls:
-        """Sum up a list of stalls; all figures are 0 where there was none."""
+        """Sum up a list of stalls, of two in a percentile's place by the greater; 0 without any."""
         if len(stall_ns) == 0:
             return cls(0, 0, 0, 0)
-        p50, p99 = np.percentile(np.asarray(stall_ns), [50, 99], method="higher")
-        return cls(len(stall_ns), int(p50), int(p99), int(max(stall_ns)))
+        ordered, last = sorted(stall_ns), len(stall_ns) - 1
+        p50_ns, p99_ns = (ordered[-(-last * percent // 100)] for percent in (50, 99))
+        return cls(len(stall_ns), p50_ns, p99_ns, ordered[-1])
 
     def to_json(self) -> dict[str, int]:
         return {

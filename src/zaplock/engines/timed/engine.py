@@ -19,7 +19,7 @@ touching the heap.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sized
 from heapq import heappop, heappush, heappushpop
 from typing import Any, Literal
 
@@ -172,17 +172,19 @@ class TimedEngine:
     def _run(self) -> None:
         # One function on purpose: a call for each step would cost more than the step. What is used
         # at every step is a local variable, since an attribute costs as much as the work itself.
+        # What is rare is a method: CPython 3.11 compares slowly before a jump over 255 units.
         machine, clock, cpus, contention = self.machine, self.clock, self.cpus, self._contention
         heap, slots, ns = clock.heap, clock.slots, SLOTS
-        locks, woken, fresh = self._locks, machine.woken, self.recorder.fresh
+        woken, fresh = machine.woken, self.recorder.fresh
         lock_ns, unlock_ns = self.sched.lock_ns, self.sched.unlock_ns
-        latency_ns, ready = self.sched.wakeup_latency_ns, cpus.ready
+        latency_ns = self.sched.wakeup_latency_ns
         a_step, a_lock_step, a_sleep, fresh_max = Step, LockStep, SleepStep, FRESH_MAX
         bandwidth, lines, records = cpus.bandwidth, self._lines, self._records
+        # Whoever sleeps leaves its CPU if somebody waits for one, or if anybody looks who has it.
         unseen = not self.recorder.sched and bandwidth is None
+        leaves: Sized = cpus.ready if unseen else (True,)
         end = FOREVER * ns
-        which: Lock | None = None
-        lock: TimedLock
+        lock: Any
         thread: Thread
         step: Any
         price: Any
@@ -230,30 +232,21 @@ class TimedEngine:
                     if woken:
                         price += self._after_step()
                 elif kind is a_lock_step:
-                    if step.lock is not which:
-                        which = step.lock
-                        lock = locks.get(which) or self._new_lock(which)
-                    if thread.codes_of is not lock:
-                        self._make_codes(thread, lock)
+                    if step.lock is not thread.last_which:
+                        self._turn_to(thread, step.lock)
+                    lock = thread.last_lock
                     action, write, result = step.action, step.write, 0
                     codes = thread.write_codes if write else thread.read_codes
-                    way = 0
-                    if lines is not None:
-                        way = lines.touch(which, thread.tid, clock.now, bool(lock.spinners))
                     if action == "down":
-                        price = lock_ns + way
+                        price = lock_ns if lines is None else lock_ns + self._way(thread, lock)
                         readers = lock.readers
                         if lock.owner is None and not lock.contended and not (write and readers):
                             if codes:
-                                asked, acquired, _ = codes
-                                fresh.append(timer)
-                                fresh.append(asked)
-                                fresh.append(timer)
-                                fresh.append(acquired)
+                                fresh += (timer, codes[0], timer, codes[1])
                             if write:
                                 lock.owner, lock.no_readers_spin = thread, False
                                 if lines is not None:
-                                    price += lines.touch_under(which, thread.tid, clock.now)
+                                    price += lines.touch_under(lock.which, thread.tid, clock.now)
                             elif thread in readers:
                                 readers[thread] += 1
                             else:
@@ -265,7 +258,7 @@ class TimedEngine:
                                 timer = heappop(heap)
                                 break
                     elif action == "up":
-                        price = unlock_ns + way
+                        price = unlock_ns if lines is None else unlock_ns + self._way(thread, lock)
                         if codes:
                             fresh.append(timer)
                             fresh.append(codes[2])
@@ -278,10 +271,9 @@ class TimedEngine:
                         if lock.contended:
                             price += contention.let_in(lock)
                     elif action == "downgrade":
-                        price = self._downgrade(thread, lock) + way
+                        price = self._downgrade(thread, lock)
                     elif action == "try":
-                        result = self._try(thread, lock, write)
-                        price = lock_ns + way
+                        result, price = self._try(thread, lock, write)
                     else:
                         raise UserError(
                             f"{thread} hands a hold of {step.lock[0]} over: in virtual time a hold "
@@ -292,7 +284,7 @@ class TimedEngine:
                         self._finish(thread, None)
                         timer = heappop(heap)
                         break
-                    if ready or thread.spun or not unseen:
+                    if leaves or thread.spun:
                         cpus.leave(thread, SLEEPING)
                     else:
                         thread.state = RESTING
@@ -322,12 +314,13 @@ class TimedEngine:
                     result, price, thread.left_ns = thread.result, thread.left_ns, 0
                 if price:
                     timer += price * ns
-                    if timer < heap[0]:
+                    due = heappushpop(heap, timer)
+                    if due is timer:
                         clock.timer = timer
                     else:
                         thread.result = result
                         thread.timer = timer
-                        timer = heappushpop(heap, timer)
+                        timer = due
                         break
 
     def _due(self, thread: Thread | Tick | QuotaTick) -> bool:
@@ -353,9 +346,11 @@ class TimedEngine:
             self.cpus.make_ready(thread)
         return False
 
-    def _make_codes(self, thread: Thread, lock: TimedLock) -> None:
-        """Keep the codes of a thread's events on a lock, so that recording one makes no number."""
-        thread.codes_of, thread.read_codes, thread.write_codes = lock, None, None
+    def _turn_to(self, thread: Thread, which: Lock) -> None:
+        """Keep the lock that a thread uses now, and the codes of its events on it."""
+        lock = self._locks.get(which) or self._new_lock(which)
+        thread.last_which, thread.last_lock = which, lock
+        thread.read_codes, thread.write_codes = None, None
         if not lock.code:
             return
         common = thread.code | lock.code
@@ -384,12 +379,19 @@ class TimedEngine:
         lock = self._locks[which] = TimedLock(which, self.policy, code)
         return lock
 
+    def _way(self, thread: Thread, lock: TimedLock) -> int:
+        """Return what the way of a lock's cache line costs, in ns; nothing where none are told."""
+        if self._lines is None:
+            return 0
+        return self._lines.touch(lock.which, thread.tid, self.clock.now, bool(lock.spinners))
+
     def _downgrade(self, thread: Thread, lock: TimedLock) -> int:
         if lock.owner is not thread:
             downgrade(lock.value(), thread.tid)
+        way_ns = self._way(thread, lock)
         lock.downgrade(thread)
         self._record(thread, lock, DOWNGRADED)
-        return self.sched.downgrade_ns + self._contention.let_in(lock)
+        return self.sched.downgrade_ns + self._contention.let_in(lock) + way_ns
 
     def _drop_reader(self, thread: Thread, lock: TimedLock, holds: int) -> None:
         """End a shared hold that isn't the thread's only one, or came by a downgrade."""
@@ -398,16 +400,16 @@ class TimedEngine:
         lock.readers[thread] = holds
         lock.drop_reader(thread)
 
-    def _try(self, thread: Thread, lock: TimedLock, write: bool) -> int:
-        """Take a lock only if nobody holds it in the way and nobody queues."""
-        mode = WRITE if write else 0
+    def _try(self, thread: Thread, lock: TimedLock, write: bool) -> tuple[int, int]:
+        """Take a lock if nobody holds it in the way or queues; return 1 or 0, and the price."""
+        mode, price_ns = WRITE if write else 0, self.sched.lock_ns + self._way(thread, lock)
         self._record(thread, lock, ASKED | mode)
         if lock.queue or not lock.is_free_for(write):
             self._record(thread, lock, NOT_ACQUIRED | mode)
-            return 0
+            return 0, price_ns
         lock.grant(thread, write)
         self._record(thread, lock, ACQUIRED | mode)
-        return 1
+        return 1, price_ns
 
     def _record(self, thread: Thread, lock: TimedLock, what: int) -> None:
         if lock.code:

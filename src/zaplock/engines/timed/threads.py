@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 from zaplock.engines.timed.event_log import thread_code
+from zaplock.model.rwsem import Lock
 from zaplock.model.step import Step, Task
 
 if TYPE_CHECKING:
@@ -53,11 +54,12 @@ class Thread:
         "asked_ns",
         "background",
         "code",
-        "codes_of",
         "cpu",
         "finished_ns",
         "in_queue",
         "inside",
+        "last_lock",
+        "last_which",
         "late_ns",
         "left_ns",
         "lock",
@@ -113,8 +115,9 @@ class Thread:
         """Note the CPU that it runs on, or ran on last."""
         self.cpu = cpu
         self.code = thread_code(self.tid, cpu)
-        # The whole codes of its events on the lock that it used last.
-        self.codes_of: TimedLock | None = None
+        # The lock that it used last, and the whole codes of its events on that.
+        self.last_which: Lock | None = None
+        self.last_lock: TimedLock | None = None
         self.read_codes: LockCodes | None = None
         self.write_codes: LockCodes | None = None
 
