@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hung(folder: Path, way: str, function: str) -> dict[str, Any]:
     """Ask why a process hangs while one is in a function of the kernel, and still is afterwards."""
-    for gib in (0.5, 2.0, 4.0):
+    for gib in (1.0, 4.0):
         with running(built("hidden", folder), gib, SLOW, way) as program:
             outsider = number_before_go(program, 10)
             until(stack_has(outsider or program.pid, function))
